@@ -1,0 +1,1 @@
+"""3-D hand pose networks and their hyper-parameter search."""

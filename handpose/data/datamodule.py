@@ -1,0 +1,264 @@
+"""Batches of hands for Lightning: one gather from the packed images a batch, in an order that seed and epoch decide.
+
+Nothing is asked of the Trainer: the samplers share the images among the processes themselves, and because they are
+DistributedSamplers, Lightning leaves them as they are.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from handpose.data.pack import PackedImages, pack
+from handpose.data.sample import Annotations, HandBatch, Splits
+from handpose.errors import UserError
+from handpose.skeleton import NUM_JOINTS
+
+
+class Source(Protocol):
+    """A reader of a data set."""
+
+    name: str
+
+    def splits(self) -> Splits: ...
+
+
+class HandDataModule(pl.LightningDataModule):
+    """The three splits of a data set as batches of uint8 images.
+
+    source: reader of the data set. image_size: side in pixels that images are packed at, None for that of the files.
+    batch_size: images a step on one device; training drops the rest of the epoch's last batch, the other splits drop
+    nothing. pack_folder: where the packed images lie. seed: of the order of training. num_workers: processes that
+    gather; 0 is fast unless the disk is slow. progress: show packing on stderr.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        image_size: int | None,
+        batch_size: int,
+        pack_folder: str,
+        seed: int,
+        num_workers: int = 0,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size={batch_size} must be at least 1")
+        self.source = source
+        self.batch_size = batch_size
+        self.pack_folder = Path(pack_folder).expanduser().absolute()
+        self.seed = seed
+        self.num_workers = num_workers
+        self._requested_size = image_size
+        self._progress = progress
+        self._stores: dict[str, PackedImages] = {}
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The annotations, read on first use."""
+        return self.source.splits()
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images in a batch; packs them if need be."""
+        return self._store("training").image_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what is trained and tested on: names and sizes of images, labels, splits; alike on all machines."""
+        state = hashlib.sha256(f"{self._store('training').contents} {self._store('test').contents}".encode())
+        for split in (self.splits.train, self.splits.val, self.splits.test):
+            for array in (split.pose, split.intrinsics, split.xyz_m, split.scale_m):
+                state.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+        return state.hexdigest()[:16]
+
+    def prepare_data(self) -> None:
+        """Make what lies on the disk: once a node, in one process. Without a Trainer, for every stage."""
+        stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
+        self.setup(stage)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the packed images of a stage ("fit", "validate", "test", "predict"), or of all."""
+        if stage in (None, "fit", "validate"):
+            self._store("training")
+        if stage in (None, "test", "predict"):
+            self._store("test")
+
+    def train_dataloader(self) -> DataLoader[HandBatch]:
+        num_train = len(self.splits.train)
+        rank, num_replicas = _rank_and_replicas()
+        if self.batch_size * num_replicas > num_train:
+            raise UserError(
+                f"data.batch_size={self.batch_size} on {num_replicas} device(s) is more than the {num_train} images of "
+                f"the training split; choose at most {num_train // num_replicas}"
+            )
+        dataset = self._dataset("train")
+        batches = ShuffledBatches(
+            dataset, batch_size=self.batch_size, seed=self.seed, rank=rank, num_replicas=num_replicas
+        )
+        return self._loader(dataset, batches)
+
+    def val_dataloader(self) -> DataLoader[HandBatch]:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[HandBatch]:
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[HandBatch]:
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: Literal["val", "test"]) -> DataLoader[HandBatch]:
+        dataset = self._dataset(split)
+        rank, num_replicas = _rank_and_replicas()
+        return self._loader(
+            dataset, OrderedBatches(dataset, batch_size=self.batch_size, rank=rank, num_replicas=num_replicas)
+        )
+
+    def _loader(self, dataset: "PackedHands", batches: "ShuffledBatches | OrderedBatches") -> DataLoader[HandBatch]:
+        return DataLoader(
+            dataset,
+            batch_size=None,  # the sampler yields whole batches
+            sampler=batches,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _dataset(self, split: Literal["train", "val", "test"]) -> "PackedHands":
+        if split == "test":
+            return PackedHands(self.splits.test, self._store("test"), np.arange(len(self.splits.test)))
+        rows, _ = self._training_images
+        train, val = np.split(rows, [len(self.splits.train)])
+        if split == "train":
+            return PackedHands(self.splits.train, self._store("training"), train)
+        return PackedHands(self.splits.val, self._store("training"), val)
+
+    @cached_property
+    def _training_images(self) -> tuple[NDArray[np.int64], Annotations]:
+        return _in_file_order(self.splits)
+
+    def _store(self, which: Literal["training", "test"]) -> PackedImages:
+        if which not in self._stores:
+            annotations = self.splits.test if which == "test" else self._training_images[1]
+            self._stores[which] = pack(
+                annotations, image_size=self._requested_size, folder=self.pack_folder, progress=self._progress
+            )
+        sizes = {name: store.image_size for name, store in self._stores.items()}
+        if len(set(sizes.values())) > 1:
+            raise UserError(
+                f"training images have {sizes['training']} px but test images {sizes['test']} px; set data.image_size"
+            )
+        return self._stores[which]
+
+
+class PackedHands(Dataset[HandBatch]):
+    """One split; an item is a whole batch, gathered at once.
+
+    rows: (N,) position in the store of each image of the split.
+    """
+
+    def __init__(self, annotations: Annotations, packed: PackedImages, rows: NDArray[np.int64]) -> None:
+        num_images = len(annotations)
+        self.packed = packed
+        self.rows = rows
+        self.intrinsics = torch.from_numpy(packed.intrinsics[rows])
+        self.xyz_m = _or_nan(annotations.xyz_m, (num_images, NUM_JOINTS, 3))
+        self.scale_m = _or_nan(annotations.scale_m, (num_images,))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, images: NDArray[np.int64]) -> HandBatch:
+        """The given images (positions in the split), in the given order; channels last in memory."""
+        index = torch.as_tensor(images)
+        gathered = np.take(self.packed.images, self.rows[images], axis=0)  # (B, H, W, 3)
+        return HandBatch(
+            image=torch.from_numpy(gathered).permute(0, 3, 1, 2),
+            intrinsics=self.intrinsics[index],
+            xyz_m=self.xyz_m[index],
+            scale_m=self.scale_m[index],
+            index=index,
+        )
+
+
+class ShuffledBatches(DistributedSampler[Any]):
+    """Batches of an order that is a function of (seed, epoch) alone, so that a resumed run goes on with the same order.
+
+    All processes draw the same order and cut it into steps of num_replicas batches, of which each takes its own. What
+    does not fill a step is left out of the epoch. Yields (batch_size,) positions in the split.
+    """
+
+    def __init__(
+        self, dataset: PackedHands, *, batch_size: int, seed: int, rank: int = 0, num_replicas: int = 1
+    ) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.dataset) // (self.batch_size * self.num_replicas)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.dataset))  # type: ignore[arg-type]
+        steps = order[: len(self) * self.num_replicas * self.batch_size]
+        return iter(steps.reshape(len(self), self.num_replicas, self.batch_size)[:, self.rank])
+
+
+class OrderedBatches(DistributedSampler[Any]):
+    """Every image once, in order. Yields positions in the split, at most batch_size at a time.
+
+    Process r takes images r, r + R, ... None is repeated to make the shares equal, which would bend the metrics;
+    instead all processes cut their share into the same number of batches, so that none waits for another.
+    """
+
+    def __init__(self, dataset: PackedHands, *, batch_size: int, rank: int = 0, num_replicas: int = 1) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        largest_share = -(-len(self.dataset) // self.num_replicas)  # type: ignore[arg-type]
+        return -(-largest_share // self.batch_size)
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        share = np.arange(self.rank, len(self.dataset), self.num_replicas)  # type: ignore[arg-type]
+        return iter(np.array_split(share, len(self)))
+
+
+def _in_file_order(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
+    """Training and validation images in the order of their files, so that another split finds the same store.
+
+    Returns the row of each training, then of each validation image, and what `pack` needs.
+    """
+    files = (*splits.train.files, *splits.val.files)
+    order = np.array(sorted(range(len(files)), key=[str(file) for file in files].__getitem__))
+    rows = np.empty_like(order)
+    rows[order] = np.arange(len(order))
+    both = Annotations(
+        files=files,
+        intrinsics=np.concatenate([splits.train.intrinsics, splits.val.intrinsics]),
+        xyz_m=None,
+        scale_m=None,
+        pose=np.concatenate([splits.train.pose, splits.val.pose]),
+    )
+    return rows, both.select(order)
+
+
+def _or_nan(values: NDArray[np.float64] | None, shape: tuple[int, ...]) -> torch.Tensor:
+    if values is None:
+        return torch.full(shape, torch.nan)
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _rank_and_replicas() -> tuple[int, int]:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

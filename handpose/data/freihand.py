@@ -1,0 +1,283 @@
+"""FreiHAND_pub_v2 as it is published: one hand an image, its camera and its 21 joints in metres.
+
+Zimmermann et al., "FreiHAND: A Dataset for Markerless Capture of Hand Pose and Shape from Single RGB Images", 2019.
+The JSON files have one entry a pose. A pose is shown by one image or by four, which differ in the background only:
+image id = pose + num_poses * variant. A split that separates images instead of poses would show the network the
+validation hands, so the validation set is made of poses.
+
+Pixels: the published toolbox draws K xyz over `imshow`, so pixel centres lie at integer coordinates, here as there.
+"""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handpose.data.sample import Annotations, Splits
+from handpose.errors import UserError
+from handpose.skeleton import NUM_JOINTS, REFERENCE_BONE
+
+URL = "https://lmb.informatik.uni-freiburg.de/projects/freihand"
+IMAGES_PER_POSE = (1, 4)
+_LAYOUT = f"data.root must be the folder that FreiHAND_pub_v2 is unpacked to ({URL})"
+_REFERENCE_BONE_LIMITS_M = (0.005, 0.2)
+_SCALE_TOLERANCE = 0.05
+
+
+class FreiHand:
+    """Reader of the FreiHAND_pub_v2 layout.
+
+    val_fraction: share of the training poses that is kept for validation. split: "blocks" takes `num_blocks` runs of
+    neighbouring poses spread over the sequence (the frames are video, so neighbours look alike), "random" takes single
+    poses. split_seed places the blocks or draws the poses.
+    """
+
+    name = "freihand"
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        val_fraction: float,
+        split: Literal["blocks", "random"],
+        num_blocks: int,
+        split_seed: int,
+    ) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.val_fraction = val_fraction
+        self.split = split
+        self.num_blocks = num_blocks
+        self.split_seed = split_seed
+
+    def splits(self) -> Splits:
+        """Read the annotations and list the images; no image is opened.
+
+        Raises UserError when a folder or file is missing, broken or does not agree with the others, and when the
+        split would leave no pose for training or for validation.
+        """
+        _check_root(self.root)
+        training = read_annotations(self.root / "training/rgb", self.root, "training", _LAYOUT, xyz="required")
+        test = read_annotations(self.root / "evaluation/rgb", self.root, "evaluation", _LAYOUT, xyz="optional")
+        num_poses = int(training.pose.max()) + 1
+        in_val = validation_poses(
+            num_poses,
+            val_fraction=self.val_fraction,
+            split=self.split,
+            num_blocks=self.num_blocks,
+            split_seed=self.split_seed,
+        )[training.pose]
+        return Splits(
+            train=training.select(np.flatnonzero(~in_val)),
+            val=training.select(np.flatnonzero(in_val)),
+            test=replace(test, pose=test.pose + num_poses),
+        )
+
+
+def validation_poses(
+    num_poses: int, *, val_fraction: float, split: Literal["blocks", "random"], num_blocks: int, split_seed: int
+) -> NDArray[np.bool_]:
+    """Which poses are kept for validation: (num_poses,) bool.
+
+    The sequence is cut into `num_blocks` stretches of equal length; each gives one block, placed in it by the seed.
+    Raises UserError when either side would be empty or there are fewer validation poses than blocks.
+    """
+    if split not in ("blocks", "random"):
+        raise UserError(f"data.split={split} is unknown; it is blocks or random")
+    num_val = round(val_fraction * num_poses)
+    if not 0 < num_val < num_poses:
+        side = "validation" if num_val <= 0 else "training"
+        raise UserError(
+            f"data.val_fraction={val_fraction} of {num_poses} poses leaves no pose for {side}; "
+            "choose a fraction between 0 and 1 that leaves at least one pose on each side"
+        )
+    generator = np.random.default_rng(split_seed)
+    chosen = np.zeros(num_poses, dtype=np.bool_)
+    if split == "random":
+        chosen[generator.permutation(num_poses)[:num_val]] = True
+        return chosen
+    if not 1 <= num_blocks <= num_val:
+        raise UserError(
+            f"data.num_blocks={num_blocks} does not fit the {num_val} validation poses "
+            f"(data.val_fraction={val_fraction} of {num_poses}); choose 1 to {num_val} blocks"
+        )
+    stretches = _edges(num_poses, num_blocks)
+    lengths = np.minimum(np.diff(_edges(num_val, num_blocks)), np.diff(stretches))
+    starts = stretches[:-1] + generator.integers(0, np.diff(stretches) - lengths, endpoint=True)
+    for start, length in zip(starts, lengths, strict=True):
+        chosen[start : start + length] = True
+    return chosen
+
+
+def read_annotations(
+    images: Path, root: Path, prefix: str, layout: str, *, xyz: Literal["required", "optional"]
+) -> Annotations:
+    """One split: the images of a folder and `root/{prefix}_{K,xyz,scale}.json`, one entry for one image or for four.
+
+    A scale file that is absent is made up for from xyz. layout: the remedy of a missing file. Raises UserError.
+    """
+    files = image_files(images, layout)
+    camera_path, xyz_path, scale_path = (root / f"{prefix}_{what}.json" for what in ("K", "xyz", "scale"))
+    intrinsics = read_intrinsics(camera_path, layout)
+    xyz_m = read_xyz_m(xyz_path, layout) if xyz == "required" or xyz_path.exists() else None
+    scale_m = _read_scale_m(scale_path, layout) if scale_path.exists() else None
+    for path, entries in ((xyz_path, xyz_m), (scale_path, scale_m)):
+        if entries is not None and len(entries) != len(intrinsics):
+            raise UserError(
+                f"{camera_path} has {len(intrinsics)} entries but {path.name} has {len(entries)}; "
+                "they must come from the same release of the data set"
+            )
+    _check_images_per_pose(len(files), images, len(intrinsics), camera_path)
+    if xyz_m is not None:
+        scale_m = _agreeing_scale_m(scale_m, scale_path, xyz_m, xyz_path)
+    pose = np.arange(len(files)) % len(intrinsics)
+    return Annotations(
+        files=files,
+        intrinsics=intrinsics[pose],
+        xyz_m=None if xyz_m is None else xyz_m[pose],
+        scale_m=None if scale_m is None else scale_m[pose],
+        pose=pose,
+    )
+
+
+def image_files(folder: Path, layout: str) -> tuple[Path, ...]:
+    """The files `%08d.jpg` of a folder in the order of their number, which must run from 0 without a gap."""
+    if not folder.is_dir():
+        raise UserError(f"the folder {folder} does not exist; {layout}")
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if len(entry.name) == 12 and entry.name.endswith(".jpg"))
+    if not names:
+        raise UserError(f"{folder} has no image named like 00000000.jpg; {layout}")
+    for number, name in enumerate(names):
+        if name != f"{number:08d}.jpg":
+            raise UserError(
+                f"{folder / f'{number:08d}.jpg'} is missing, though {names[-1]} is there; unpack the data set again"
+            )
+    return tuple(folder / name for name in names)
+
+
+def read_intrinsics(path: Path, layout: str) -> NDArray[np.float64]:
+    """The camera matrices of a JSON file: (N, 3, 3) in pixels, upper triangular, last row 0 0 1."""
+    intrinsics = _read_entries(path, (3, 3), layout)
+    _check_entries(path, intrinsics[:, 0, 0] > 0, "K with a focal length that is not positive", intrinsics[:, 0, 0])
+    _check_entries(path, intrinsics[:, 1, 1] > 0, "K with a focal length that is not positive", intrinsics[:, 1, 1])
+    lower = intrinsics[:, [1, 2, 2, 2], [0, 0, 1, 2]]
+    upper_triangular = (lower == (0.0, 0.0, 0.0, 1.0)).all(axis=1)
+    _check_entries(path, upper_triangular, "K that is not upper triangular with the last row 0 0 1", intrinsics)
+    return intrinsics
+
+
+def read_xyz_m(path: Path, layout: str) -> NDArray[np.float64]:
+    """The joints of a JSON file: (N, K, 3) metres, FreiHAND order, camera frame, all in front of the camera."""
+    xyz_m = _read_entries(path, (NUM_JOINTS, 3), layout)
+    depth = xyz_m[..., 2].min(axis=1)
+    _check_entries(path, depth > 0, "a joint that is not in front of the camera, depth", depth)
+    length = _reference_bone_m(xyz_m)
+    _check_entries(
+        path, length > 0, f"joints {REFERENCE_BONE[0]} and {REFERENCE_BONE[1]} in one place, distance", length
+    )
+    median = float(np.median(length))
+    if not _REFERENCE_BONE_LIMITS_M[0] < median < _REFERENCE_BONE_LIMITS_M[1]:
+        raise UserError(
+            f"{path}: the bone between joints {REFERENCE_BONE[0]} and {REFERENCE_BONE[1]} is {median:.4g} long in the "
+            "median; xyz must be in metres (not millimetres) and in FreiHAND's order of joints"
+        )
+    return xyz_m
+
+
+def _check_root(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"data.root={root} does not exist; download FreiHAND_pub_v2 from {URL} and unpack it there")
+    if (root / "training").is_dir():
+        return
+    for inner in sorted(root.iterdir()):
+        if (inner / "training" / "rgb").is_dir():
+            raise UserError(
+                f"data.root={root} has no folder training, but {inner.name} in it has; use data.root={inner}"
+            )
+
+
+def _check_images_per_pose(num_images: int, folder: Path, num_poses: int, path: Path) -> None:
+    if num_images not in [num_poses * variants for variants in IMAGES_PER_POSE]:
+        raise UserError(
+            f"{path.name} has {num_poses} poses but {folder} has {num_images} images; there must be 1 or 4 images a "
+            f"pose ({num_poses} or {4 * num_poses}), so unpack the data set again"
+        )
+
+
+def _read_scale_m(path: Path, layout: str) -> NDArray[np.float64]:
+    scale_m = _read_entries(path, (), layout)
+    _check_entries(path, scale_m > 0, "a scale that is not positive", scale_m)
+    return scale_m
+
+
+def _agreeing_scale_m(
+    scale_m: NDArray[np.float64] | None, scale_path: Path, xyz_m: NDArray[np.float64], xyz_path: Path
+) -> NDArray[np.float64]:
+    """The published scale if it is the length of the reference bone; that length if there is none.
+
+    The median decides: a scale in another unit or of another bone is a mistake, a single noisy pose is not.
+    """
+    length_m = _reference_bone_m(xyz_m)
+    if scale_m is None:
+        return length_m
+    ratio = float(np.median(scale_m) / np.median(length_m))
+    if abs(ratio - 1) > _SCALE_TOLERANCE:
+        raise UserError(
+            f"{scale_path} is {ratio:.3g} times the bone between joints {REFERENCE_BONE[0]} and {REFERENCE_BONE[1]} of "
+            f"{xyz_path.name} in the median; remove it, and that bone's length is used"
+        )
+    return scale_m
+
+
+def _reference_bone_m(xyz_m: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.linalg.norm(xyz_m[:, REFERENCE_BONE[0]] - xyz_m[:, REFERENCE_BONE[1]], axis=-1)
+
+
+def _read_entries(path: Path, shape: tuple[int, ...], layout: str) -> NDArray[np.float64]:
+    """A JSON list of N arrays of one shape, all finite: (N, *shape)."""
+    try:
+        entries = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; {layout}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); unpack the data set again") from None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} must hold a list with one entry a pose; unpack the data set again")
+    try:
+        array = np.array(entries, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        array = np.empty(0)
+    if array.shape != (len(entries), *shape):
+        wanted = " x ".join(map(str, shape)) + " numbers" if shape else "one number"
+        bad = next((i for i, entry in enumerate(entries) if not _has_shape(entry, shape)), 0)
+        raise UserError(f"{path}: entry {bad} is not {wanted}; unpack the data set again")
+    finite = np.logical_and.reduce(np.isfinite(array.reshape(len(array), -1)), axis=1)
+    _check_entries(path, finite, "a value that is not finite", array)
+    return array
+
+
+def _has_shape(entry: Any, shape: tuple[int, ...]) -> bool:
+    try:
+        return np.array(entry, dtype=np.float64).shape == shape
+    except (ValueError, TypeError, OverflowError):
+        return False
+
+
+def _check_entries(path: Path, good: NDArray[np.bool_], problem: str, values: NDArray[np.float64]) -> None:
+    """good: (N,). Raises UserError with the first entry that is not, and its values."""
+    if good.all():
+        return
+    bad = int(np.argmin(good))
+    value = np.array2string(values[bad], precision=4, threshold=9).replace("\n", "")
+    raise UserError(f"{path}: entry {bad} has {problem}: {value}; correct or remove that pose")
+
+
+def _edges(total: int, parts: int) -> NDArray[np.int64]:
+    """Cut 0..total into parts whose lengths differ by at most one: (parts + 1,) cut points."""
+    return np.arange(parts + 1) * total // parts

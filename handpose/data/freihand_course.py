@@ -1,0 +1,45 @@
+"""The course variant of FreiHAND, `freihand_dataset_MP`: folders train, val and test cut from FreiHAND's training set.
+
+One JSON entry serves four images: image i belongs to entry i % n. Its files are in metres and FreiHAND's order of
+joints; millimetres and the AIT order are what its submission wants. The test split comes without joints, and no split
+has a scale.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from handpose.data.freihand import URL, read_annotations
+from handpose.data.sample import Splits
+from handpose.errors import UserError
+
+_LAYOUT = "data.root must be the course's freihand_dataset_MP with train/, val/, test/ and their JSON files"
+
+
+class FreiHandCourse:
+    """Reader of the course's layout."""
+
+    name = "freihand_course"
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    def splits(self) -> Splits:
+        """Read the annotations and list the images; no image is opened.
+
+        Raises UserError when a folder or file is missing, broken or does not agree with the others.
+        """
+        if not self.root.is_dir():
+            raise UserError(
+                f"data.root={self.root} does not exist; set it (or MP_DATA) to the course's freihand_dataset_MP, which "
+                f"its teachers hand out, or use data=freihand with the public FreiHAND_pub_v2 ({URL})"
+            )
+        train = read_annotations(self.root / "train", self.root, "train", _LAYOUT, xyz="required")
+        val = read_annotations(self.root / "val", self.root, "val", _LAYOUT, xyz="required")
+        test = read_annotations(self.root / "test", self.root, "test", _LAYOUT, xyz="optional")
+        after_train = int(train.pose.max()) + 1
+        after_val = after_train + int(val.pose.max()) + 1
+        return Splits(
+            train=train,
+            val=replace(val, pose=val.pose + after_train),
+            test=replace(test, pose=test.pose + after_val),
+        )

@@ -1,0 +1,106 @@
+"""A process that draws its share of the synthetic pictures, and the way to start one.
+
+It is started as `python -m handpose.data.hand_drawing` and not by `multiprocessing`, whose children import the caller's
+main script again: that takes seconds when the script imports torch, and runs it twice when it has no main guard.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+import handpose
+from handpose.data import hand_scene
+from handpose.errors import UserError
+
+Row = dict[str, Any]
+"""Annotation of a picture: split, index, and K, xyz (metres) and scale as FreiHAND's JSON has them."""
+
+SPLITS = ("training", "evaluation")
+JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all processes of a data set draw together."""
+
+    folder: str  # with the folders <split>/rgb
+    counts: tuple[int, ...]  # pictures of each of SPLITS
+    image_size: int
+    seed: int
+    difficulty: hand_scene.Difficulty
+
+
+def draw_share(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
+    """Draw every num_workers-th picture and write it; yields the annotations."""
+    pictures = [(split, index) for split, count in enumerate(order.counts) for index in range(count)]
+    for split, index in pictures[worker::num_workers]:
+        picture = hand_scene.draw_picture(order.seed, split, index, order.image_size, order.difficulty)
+        jpeg = simplejpeg.encode_jpeg(picture.image, JPEG_QUALITY, colorsubsampling="420")
+        (Path(order.folder) / SPLITS[split] / "rgb" / f"{index:08d}.jpg").write_bytes(jpeg)
+        yield {
+            "split": SPLITS[split],
+            "index": index,
+            "K": np.round(picture.intrinsics, 6).tolist(),
+            "xyz": np.round(picture.xyz_m, 8).tolist(),
+            "scale": round(picture.scale_m, 8),
+        }
+
+
+def in_process(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
+    """`draw_share` in a process of its own, which ends with this iterator.
+
+    Raises UserError when the disk is full, RuntimeError when the process fails otherwise.
+    """
+    package_parent = str(Path(handpose.__file__).resolve().parents[1])
+    environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
+    request = json.dumps({"order": asdict(order), "worker": worker, "num_workers": num_workers})
+    with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+") as stderr:
+        stdin.write(request)
+        stdin.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "handpose.data.hand_drawing"],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                yield json.loads(line)
+            if process.wait() != 0:
+                stderr.seek(0)
+                _raise_failure(stderr.read(), order.folder)
+        finally:
+            process.kill()
+            process.stdout.close()
+            process.wait()
+
+
+def _raise_failure(stderr: str, folder: str) -> None:
+    if "No space left on device" in stderr:
+        raise UserError(f"the disk of {folder} is full; free some space or choose another data.root")
+    raise RuntimeError(f"a process that draws synthetic hands failed:\n{stderr[-2000:]}")
+
+
+def _main() -> None:
+    request = json.load(sys.stdin)
+    difficulty = hand_scene.Difficulty(**request["order"].pop("difficulty"))
+    order = Order(**request["order"], difficulty=difficulty)
+    for row in draw_share(order, request["worker"], request["num_workers"]):
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,290 @@
+"""One synthetic picture: a hand before a camera and a background, a pure function of (seed, split, index).
+
+Only NumPy is imported here, so that the processes that draw start quickly.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handpose import skeleton
+from handpose.data import hand_kinematics, hand_renderer, hand_shading
+from handpose.data.hand_renderer import Pixels
+
+Floats = NDArray[np.float64]
+SUPERSAMPLING = 2
+_LEAST_EXTENT_MM = 140.0
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """What makes the pictures harder. Angles in degrees, probabilities a picture, pairs are (low, high)."""
+
+    roll_deg: float
+    tilt_deg: float
+    back_probability: float
+    pose_variety: float
+    focal: tuple[float, float]  # in picture sizes
+    fill: tuple[float, float]  # longer side of the joints' box in picture sizes
+    cutoff_probability: float
+    occluder_probability: float
+    blur_probability: float
+    noise: float  # standard deviation in grey levels at most
+    clutter: float  # 0 plain, 1 busy backgrounds
+
+
+class Picture(NamedTuple):
+    """A picture and what is known of it."""
+
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    mask: NDArray[np.bool_]  # (H, W) the hand, before anything covers it
+    intrinsics: Floats  # (3, 3) px
+    xyz_m: Floats  # (K, 3) metres, camera frame
+
+    @property
+    def uv(self) -> Floats:
+        """(K, 2) px, where the joints are on the picture."""
+        uvw = self.xyz_m @ self.intrinsics.T
+        return uvw[:, :2] / uvw[:, 2:]
+
+    @property
+    def scale_m(self) -> float:
+        """Length of the reference bone, metres."""
+        start, end = skeleton.REFERENCE_BONE
+        return float(np.linalg.norm(self.xyz_m[end] - self.xyz_m[start]))
+
+
+class View(NamedTuple):
+    """Where the hand stands before the camera."""
+
+    rotation: Floats  # (3, 3) hand's frame to camera frame
+    translation: Floats  # (3,) mm
+    intrinsics: Floats  # (3, 3) px
+
+
+def draw_picture(seed: int, split: int, index: int, image_size: int, difficulty: Difficulty) -> Picture:
+    """Picture `index` of a split, the same on every machine and in every process."""
+    rng = np.random.default_rng([seed, split, index])
+    shape = hand_kinematics.draw_shape(rng)
+    pose = hand_kinematics.draw_pose(rng, shape, difficulty.pose_variety)
+    hand = hand_kinematics.pose_hand(shape, pose)
+    view = draw_view(rng, hand.joints, image_size, difficulty)
+    forearm = _draw_forearm(rng)
+    sleeve_mm = rng.uniform(35, 120) if rng.random() < 0.45 else None
+    flesh = hand_renderer.clothe(shape, hand, forearm, sleeve_mm).moved(view.rotation, view.translation)
+    skin, light = hand_shading.draw_skin(rng), hand_shading.draw_light(rng)
+    image = draw_background(rng, image_size, difficulty.clutter)
+    mask = _paint_hand(image, flesh, skin, light, view.intrinsics)
+    if rng.random() < difficulty.occluder_probability:
+        _paint_occluder(rng, image, mask)
+    pixels = _expose(rng, image, difficulty)
+    xyz_m = (hand.joints @ view.rotation.T + view.translation) / 1000
+    return Picture(pixels, mask > 0.5, view.intrinsics, xyz_m)
+
+
+def draw_view(rng: np.random.Generator, joints: Floats, image_size: int, difficulty: Difficulty) -> View:
+    """Turn the hand, choose a camera, and put the hand so far away that it fills the wanted part of the picture."""
+    rotation = _draw_rotation(rng, difficulty)
+    focal = image_size * math.exp(rng.uniform(*np.log(difficulty.focal)))
+    principal = (image_size - 1) / 2 + rng.normal(0, 0.02 * image_size, 2)
+    intrinsics = np.array([[focal, 0, principal[0]], [0, focal, principal[1]], [0, 0, 1.0]])
+    turned = joints @ rotation.T
+    turned -= (turned.min(0) + turned.max(0)) / 2
+    side = image_size * rng.uniform(*difficulty.fill)
+    wanted = _draw_centre(rng, turned, side, image_size, rng.random() < difficulty.cutoff_probability)
+    # A fist is small: it may fill less, or it would be seen from so near that perspective tears it apart.
+    side *= min(1.0, np.ptp(turned[:, :2], axis=0).max() / _LEAST_EXTENT_MM)
+    offset = np.array([0.0, 0.0, focal * np.ptp(turned[:, :2], axis=0).max() / side])
+    for _ in range(4):  # perspective makes the box depend on the place a little: a few rounds settle it
+        placed = turned + offset
+        uv = placed[:, :2] / placed[:, 2:] * focal + principal
+        box = np.stack([uv.min(0), uv.max(0)])
+        offset[2] *= np.ptp(box, axis=0).max() / side
+        offset[:2] += (wanted - box.mean(0)) * offset[2] / focal
+    translation = (turned + offset - joints @ rotation.T)[0]
+    return View(rotation, translation, intrinsics)
+
+
+def _draw_rotation(rng: np.random.Generator, difficulty: Difficulty) -> Floats:
+    """Fingers up and the palm (or the back) to the camera, then turned about the axes of the picture."""
+    facing = math.pi * (rng.random() < difficulty.back_probability)
+    x, y = np.radians(rng.uniform(-difficulty.tilt_deg, difficulty.tilt_deg, 2))
+    roll = math.radians(rng.uniform(-difficulty.roll_deg, difficulty.roll_deg))
+    return _about(2, roll) @ _about(0, x) @ _about(1, y + facing) @ np.diag([1.0, -1.0, -1.0])
+
+
+def _about(axis: int, angle: float) -> Floats:
+    first, second = (axis + 1) % 3, (axis + 2) % 3
+    rotation = np.eye(3)
+    rotation[first, first] = rotation[second, second] = math.cos(angle)
+    rotation[second, first] = math.sin(angle)
+    rotation[first, second] = -rotation[second, first]
+    return rotation
+
+
+def _draw_centre(rng: np.random.Generator, turned: Floats, side: float, image_size: int, cut_off: bool) -> Floats:
+    """Where the middle of the joints' box comes to lie, px: inside the picture, or over a border by up to a third."""
+    extent = np.ptp(turned[:, :2], axis=0)
+    half = side * extent / extent.max() / 2
+    margin = 0.04 * image_size
+    slack = np.maximum(image_size / 2 - half - margin, 0)
+    centre = image_size / 2 + slack * rng.uniform(-1, 1, 2) * 0.9
+    if cut_off:
+        axis, sign = int(rng.integers(2)), rng.choice([-1.0, 1.0])
+        centre[axis] = image_size / 2 + sign * (image_size / 2 - half[axis] * rng.uniform(0.4, 0.85))
+    return centre
+
+
+def _draw_forearm(rng: np.random.Generator) -> Floats:
+    """Direction from the wrist to the elbow, hand's frame: the wrist bends both ways."""
+    bend, lean = math.radians(rng.normal(0, 14)), math.radians(np.clip(rng.normal(0, 9), -20, 20))
+    return np.array([math.sin(lean), -math.cos(lean) * math.cos(bend), math.cos(lean) * math.sin(bend)])
+
+
+def _paint_hand(
+    image: Pixels,
+    flesh: hand_renderer.Flesh,
+    skin: hand_shading.Skin,
+    light: hand_shading.Light,
+    intrinsics: Floats,
+) -> Pixels:
+    """Put the hand over the background, in place; returns how much of each pixel it covers, (H, W)."""
+    size, ss = image.shape[0], SUPERSAMPLING
+    cover = np.zeros((size, size), np.float32)
+    surface = hand_renderer.trace(flesh, intrinsics, size, ss)
+    if surface is None:
+        return cover
+    px_per_mm = intrinsics[0, 0] / float(flesh.start[:, 2].mean())
+    colour = hand_shading.shade(surface, flesh, skin, light, px_per_mm, ss)
+    top, bottom, left, right = surface.box
+    view = (slice(top // ss, bottom // ss), slice(left // ss, right // ss))
+    height, width = surface.depth.shape
+    layer = np.zeros((4, height * width), np.float32)
+    layer[:3, surface.pixels] = colour
+    layer[3, surface.pixels] = 1
+    blocks = layer.reshape(4, height // ss, ss, width // ss, ss)
+    layer = np.sum([blocks[:, :, i, :, j] for i in range(ss) for j in range(ss)], axis=0) / np.float32(ss**2)
+    image[view] *= (1 - layer[3])[..., None]
+    image[view] += np.moveaxis(layer[:3], 0, -1)
+    cover[view] = layer[3]
+    return cover
+
+
+def draw_background(rng: np.random.Generator, size: int, clutter: float) -> Pixels:
+    """(H, W, 3) linear: a smooth wall of some colour, shapes before it, and a texture of several scales."""
+    image = np.broadcast_to(_draw_colour(rng), (size, size, 3)).copy()
+    image *= 1 + _smooth_noise(rng, size, 3, rng.uniform(0.1, 0.4), 0.15)
+    for _ in range(rng.poisson(4 * clutter)):
+        _paint_shape(rng, image, rng.uniform(0, size, 2), size * rng.uniform(0.04, 0.45, 2))
+    if rng.random() < 0.35 * clutter:
+        image *= 1 + _stripes(rng, size)[..., None]
+    if rng.random() < 0.7 * clutter:
+        knots, amplitude, hue = int(rng.integers(5, 12)), rng.uniform(0.05, 0.3), rng.uniform(0, 0.3)
+        for octave in range(3):
+            image *= 1 + _smooth_noise(rng, size, knots * 2**octave + octave, amplitude / 1.5**octave, hue)
+    return np.maximum(image, 0)
+
+
+def _draw_colour(rng: np.random.Generator) -> Pixels:
+    """(3,) linear; most things in rooms are dull, a few are colourful."""
+    brightness, saturation = rng.uniform(0.12, 0.95) ** 2.2, rng.beta(1.2, 2.5)
+    hue = rng.uniform(0, 1, 3) ** 2
+    return (brightness * (1 - saturation + saturation * hue / hue.max())).astype(np.float32)
+
+
+@lru_cache(maxsize=128)
+def _interpolation(size: int, knots: int) -> Pixels:
+    """(size, knots) weights that spread a row of knots over a row of pixels, smoothly."""
+    at = np.linspace(0, knots - 1, size)
+    low = np.minimum(at.astype(int), knots - 2)
+    share = at - low
+    share = share * share * (3 - 2 * share)
+    weights = np.zeros((size, knots), np.float32)
+    weights[np.arange(size), low] = 1 - share
+    weights[np.arange(size), low + 1] = share
+    return weights
+
+
+def _smooth_noise(rng: np.random.Generator, size: int, knots: int, amplitude: float, hue: float) -> Pixels:
+    """(H, W, 3) noise; hue is the part of the amplitude that differs between the channels."""
+    values = rng.standard_normal((knots, knots, 1), np.float32) + np.float32(hue) * rng.standard_normal(
+        (knots, knots, 3), np.float32
+    )
+    weights = _interpolation(size, knots)
+    rows = weights @ (values * np.float32(amplitude)).reshape(knots, -1)
+    return np.matmul(weights, rows.reshape(size, knots, 3))
+
+
+@lru_cache(maxsize=4)
+def _grid(size: int) -> tuple[Pixels, Pixels]:
+    at = np.arange(size, dtype=np.float32)
+    return at[None, :], at[:, None]
+
+
+def _stripes(rng: np.random.Generator, size: int) -> Pixels:
+    """Stripes or a weave, relative to 1."""
+    x, y = _grid(size)
+    waves = []
+    for _ in range(2):
+        angle, period = rng.uniform(0, math.pi), size * rng.uniform(0.04, 0.25)
+        kx, ky = 2 * math.pi / period * math.cos(angle), 2 * math.pi / period * math.sin(angle)
+        waves.append(np.sin(x * np.float32(kx) + (y * np.float32(ky) + np.float32(rng.uniform(0, 6.3)))))
+    strength = np.float32(rng.uniform(0.08, 0.3))
+    return strength * (waves[0] * waves[1] if rng.random() < 0.5 else waves[0])
+
+
+def _paint_shape(rng: np.random.Generator, image: Pixels, centre: Floats, half: Floats) -> None:
+    """Put a turned ellipse or rectangle with soft edges over the picture, in place. centre, half sides: (2,) px."""
+    size = image.shape[0]
+    angle, is_ellipse, colour = rng.uniform(0, math.pi), rng.random() < 0.5, _draw_colour(rng)
+    slope = rng.uniform(-0.8, 0.8, 2) / size  # of the brightness, so that a shape is not flat
+    cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
+    reach = np.array([cosine * half[0] + sine * half[1], sine * half[0] + cosine * half[1]]) + 1
+    (left, top), (right, bottom) = np.clip([centre - reach, centre + reach + 1], 0, size).astype(int)
+    dx = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(centre[0])
+    dy = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(centre[1])
+    cosine, sine = math.cos(angle), math.sin(angle)
+    along = np.abs(dx * (cosine / half[0]) + dy * (sine / half[0]))
+    across = np.abs(dy * (cosine / half[1]) - dx * (sine / half[1]))
+    inside = 1 - (np.sqrt(along * along + across * across) if is_ellipse else np.maximum(along, across))
+    cover = np.clip(inside * float(half.min() / 1.5) + 0.5, 0, 1)[..., None]
+    brightness = (1 + dx * float(slope[0]) + dy * float(slope[1]))[..., None]
+    part = image[top:bottom, left:right]
+    part += cover * (np.maximum(brightness, 0) * colour - part)
+
+
+def _paint_occluder(rng: np.random.Generator, image: Pixels, mask: Pixels) -> None:
+    """A shape over a part of the hand, in place."""
+    rows, columns = np.nonzero(mask > 0.5)
+    if rows.size == 0:
+        return
+    pick = int(rng.integers(rows.size))
+    half = image.shape[0] * rng.uniform([0.05, 0.04], [0.22, 0.10])
+    _paint_shape(rng, image, np.array([columns[pick], rows[pick]], float), half)
+
+
+def _expose(rng: np.random.Generator, image: Pixels, difficulty: Difficulty) -> NDArray[np.uint8]:
+    """Blur now and then, brightness, sensor noise, gamma."""
+    if rng.random() < difficulty.blur_probability:
+        share = np.float32(rng.uniform(0.1, 0.3))
+        for axis in (0, 1):
+            image = (1 - 2 * share) * image + share * (_shift(image, 1, axis) + _shift(image, -1, axis))
+    pixels = hand_shading.to_srgb(image * np.float32(math.exp(rng.normal(0, 0.15)))).astype(np.float32)
+    level = np.float32(rng.uniform(0, difficulty.noise))
+    pixels += level * rng.standard_normal(pixels.shape, np.float32)
+    return np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+
+
+def _shift(image: Pixels, step: int, axis: int) -> Pixels:
+    rolled = np.roll(image, step, axis)
+    edge, copied = (0, 0) if step > 0 else (-1, -1)
+    index: list[slice | int] = [slice(None)] * image.ndim
+    index[axis] = edge
+    source: list[slice | int] = [slice(None)] * image.ndim
+    source[axis] = copied
+    rolled[tuple(index)] = image[tuple(source)]
+    return rolled

@@ -1,0 +1,184 @@
+"""Colours of a traced hand: skin with a lighter palm, nails and lines, a light with soft shadows, ambient light.
+
+All colours are linear; `to_srgb` turns them into bytes at the very end.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handpose.data.hand_renderer import MIDDLE, PALM, SLEEVE, TIP, Flesh, Pixels, Surface
+
+Floats = NDArray[np.float64]
+
+# sRGB tones of the back of the hand from light to dark, measured skin ranges after the Monk skin tone scale.
+_SKIN_TONES = np.array(
+    [
+        [240, 208, 190],
+        [231, 190, 168],
+        [222, 176, 148],
+        [208, 156, 124],
+        [190, 136, 102],
+        [164, 112, 80],
+        [136, 88, 62],
+        [106, 68, 48],
+        [78, 50, 38],
+    ],
+    dtype=float,
+)
+
+
+# Light that has gone through the skin is red: the red of the terminator reaches further round than the blue.
+_WRAP = (0.40, 0.22, 0.16)
+
+# Centre, radius and the range of x of the thenar line, the head line and the heart line, mm of the mean hand.
+_PALM_LINES = ((39.0, 26.0, 37.0, -1.0, 26.0), (34.0, 128.0, 66.0, -22.0, 24.0), (-24.0, 122.0, 54.0, -40.0, 12.0))
+
+_SHADOW_STEPS_MM = (5.0, 9.0, 14.0, 20.0, 28.0)
+_SKY_STEPS_MM = ((7, 0), (0, 7), (-7, 0), (0, -7), (10, 10), (-10, 10), (10, -10), (-10, -10))
+
+
+class Light(NamedTuple):
+    """One distant light and the light from everywhere."""
+
+    direction: Floats  # (3,) unit vector from the hand to the light, camera frame
+    colour: Floats  # (3,) linear
+    ambient: Floats  # (3,) linear
+
+
+class Skin(NamedTuple):
+    """Linear colours of one person's hand and of what is worn on the arm."""
+
+    back: Floats  # (3,)
+    palm: Floats  # (3,)
+    nail: Floats  # (3,)
+    sleeve: Floats  # (3,)
+    gloss: float
+
+
+def to_linear(srgb: Floats) -> Floats:
+    """Bytes of sRGB to linear 0..1 (the gamma of 2.2 in place of the standard's piecewise curve)."""
+    return (np.asarray(srgb, float) / 255) ** 2.2
+
+
+_STEPS = 4095
+_SRGB = np.round(255 * (np.arange(_STEPS + 1) / _STEPS) ** (1 / 2.2)).astype(np.uint8)
+
+
+def to_srgb(linear: Pixels) -> NDArray[np.uint8]:
+    """Linear 0..1, cut there, to bytes of sRGB."""
+    return _SRGB[(np.clip(linear, 0, 1) * _STEPS + 0.5).astype(np.uint16)]
+
+
+def draw_skin(rng: np.random.Generator) -> Skin:
+    """Any tone from light to dark with a little hue of its own; palms differ less from person to person."""
+    at = rng.uniform(0, len(_SKIN_TONES) - 1)
+    low = min(int(at), len(_SKIN_TONES) - 2)
+    tone = _SKIN_TONES[low] + (at - low) * (_SKIN_TONES[low + 1] - _SKIN_TONES[low])
+    tone = tone * rng.normal(1, [0.02, 0.025, 0.04])
+    back = to_linear(np.clip(tone, 20, 250))
+    palm = back ** np.array([0.72, 0.80, 0.82]) * np.array([0.98, 0.90, 0.88])
+    nail = back ** np.array([0.70, 0.78, 0.76])
+    return Skin(back, palm, nail, to_linear(rng.uniform(15, 235, 3)), float(rng.uniform(0.02, 0.12)))
+
+
+def draw_light(rng: np.random.Generator) -> Light:
+    """A light on the camera's side of the hand, above it more often than below."""
+    direction = np.array([rng.uniform(-1, 1), rng.uniform(-1.1, 0.5), -rng.uniform(0.35, 1.1)])
+    warmth = rng.normal(0, 0.06)
+    colour = rng.uniform(0.75, 1.15) * np.array([1 + warmth, 1.0, 1 - warmth])
+    ambient = rng.uniform(0.20, 0.45) * np.array([1 - warmth, 1.0, 1 + warmth])
+    return Light(direction / np.linalg.norm(direction), colour, ambient)
+
+
+def shade(surface: Surface, flesh: Flesh, skin: Skin, light: Light, px_per_mm: float, supersampling: int) -> Pixels:
+    """Linear colour of the P covered pixels, (3, P).
+
+    px_per_mm: pixels of the final picture a mm at the hand, the scale of the shadows.
+    """
+    normal = surface.normal
+    lit, open_sky = _shadows(surface, light, px_per_mm, supersampling)
+    facing = light.direction.astype(np.float32) @ normal
+    half = light.direction - np.array([0.0, 0.0, 1.0])
+    shine = np.maximum((half / np.linalg.norm(half)).astype(np.float32) @ normal, 0)
+    for _ in range(4):
+        shine *= shine  # to the power of 16
+    shine *= lit * np.float32(skin.gloss)
+    open_sky *= np.float32(0.8) - np.float32(0.2) * normal[1]
+    colour = _albedo(surface, flesh, skin)
+    for channel, wrap in enumerate(_WRAP):
+        light_in = facing * (1 / (1 + wrap)) + wrap / (1 + wrap)
+        np.maximum(light_in, 0, out=light_in)
+        light_in *= lit * np.float32(light.colour[channel])
+        light_in += open_sky * np.float32(light.ambient[channel])
+        colour[channel] *= light_in
+        colour[channel] += shine
+    return colour
+
+
+def _albedo(surface: Surface, flesh: Flesh, skin: Skin) -> Pixels:
+    """(3, P) colour under white light."""
+    cone, along, normal = surface.cone, surface.along, surface.normal
+    kind = flesh.kind[cone]
+    x, y, z = flesh.palmar.T.astype(np.float32)[:, cone]
+    towards_palm = normal[0] * x + normal[1] * y + normal[2] * z
+    share = np.clip(np.float32(1.1) * towards_palm + np.float32(0.5), 0, 1)
+    at_joint = (along < 0.2) & ((kind == MIDDLE) | (kind == TIP))
+    bright = np.ones_like(along)
+    pad = towards_palm[at_joint]
+    bright[at_joint] -= np.exp(-((along[at_joint] / 0.07) ** 2)) * np.where(pad > 0, 0.22 * pad, -0.10 * pad)
+    palm = np.flatnonzero((kind == PALM) & (towards_palm > 0.2))
+    bright[palm] *= _palm_lines(surface.points[:, palm], flesh)
+    nail = (kind == TIP) & (along > 0.5) & (towards_palm < -0.62)
+    sleeve = kind == SLEEVE
+    albedo = np.empty((3, along.size), np.float32)
+    for channel in range(3):
+        back, front = float(skin.back[channel]), float(skin.palm[channel])
+        albedo[channel] = (share * (front - back) + back) * bright
+        albedo[channel, nail] = skin.nail[channel]
+        albedo[channel, sleeve] = skin.sleeve[channel]
+    return albedo
+
+
+def _palm_lines(points: Pixels, flesh: Flesh) -> Pixels:
+    """Brightness of the palm at points on it, (P,): darker along the lines, which are arcs about points beside them."""
+    x, y, _ = (flesh.frame / flesh.girth).astype(np.float32) @ (points - flesh.origin.astype(np.float32)[:, None])
+    bright = np.ones_like(x)
+    for centre_x, centre_y, radius, low, high in _PALM_LINES:
+        off = np.hypot(x - np.float32(centre_x), y - np.float32(centre_y)) - np.float32(radius)
+        bright -= np.float32(0.2) * np.exp(-np.square(off / np.float32(0.9))) * ((x > low) & (x < high) & (y > 18))
+    return bright
+
+
+def _shadows(surface: Surface, light: Light, px_per_mm: float, supersampling: int) -> tuple[Pixels, Pixels]:
+    """How much of the light and of the sky each covered pixel sees, (P,) each, from the depth buffer alone.
+
+    One value a pixel of the final picture: steps towards the light that pass under a nearer surface are shadow, and
+    neighbours that stand out towards the camera take some of the sky.
+    """
+    depth = surface.depth[::supersampling, ::supersampling]
+    far = np.float32(1e9)
+    reach = int(30 * px_per_mm) + 1
+    padded = np.pad(np.where(np.isfinite(depth), depth, far), reach, constant_values=far)
+    height, width = depth.shape
+
+    def over(dx_mm: float, dy_mm: float) -> Pixels:
+        """How much nearer to the camera the surface is at this offset, mm."""
+        top, left = reach + round(dy_mm * px_per_mm), reach + round(dx_mm * px_per_mm)
+        return here - padded[top : top + height, left : left + width]
+
+    here = padded[reach : reach + height, reach : reach + width]
+    lit = np.ones(depth.shape, np.float32)
+    for step in _SHADOW_STEPS_MM:
+        dx, dy, dz = light.direction * step
+        gap = over(dx, dy) + np.float32(dz)
+        lit -= np.float32(0.3) * np.clip(gap / 3 - np.float32(0.3), 0, 1) * (gap < 30)
+    sky = np.ones(depth.shape, np.float32)
+    for dx, dy in _SKY_STEPS_MM:
+        gap, distance = over(dx, dy), np.float32(math.hypot(dx, dy))
+        sky -= np.float32(0.2) * np.clip(gap / distance - np.float32(0.3), 0, 1) * (gap < 60)
+    rows, columns = np.divmod(surface.pixels, surface.depth.shape[1])
+    cell = rows // supersampling * width + columns // supersampling
+    return np.maximum(lit, 0.25).ravel()[cell], np.maximum(sky, 0.25).ravel()[cell]

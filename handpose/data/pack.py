@@ -1,0 +1,306 @@
+"""Images decoded once into a memory-mapped store that all trials of a node share.
+
+A store is a folder `<fingerprint>/` with images.npy (N, S, S, 3) uint8, sides.npy (the side of each file in pixels) and
+manifest.json. The fingerprint comes from the files' names, sizes and times of change, the image size and the version of
+the store, so a changed data set gets a store of its own. Labels are not in it.
+
+Pixels: centres lie at integer coordinates (the top left pixel's centre is (0, 0), its corner (-0.5, -0.5)). Resizing by
+s keeps the corners, so u' = (u + 0.5) s - 0.5, and the principal point moves alike.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from handpose.data.sample import Annotations
+from handpose.errors import UserError
+
+_VERSION = 1
+_CHUNK = 64  # images a task: 10 MB at 224 px, so few tasks and little memory
+_STAT_THREADS = 16  # a network disk answers many questions at a time; a local one does not mind
+
+
+@dataclass(frozen=True)
+class PackedImages:
+    """An opened store.
+
+    store: its folder. images: (N, S, S, 3) uint8, RGB, memory-mapped and read-only. intrinsics: (N, 3, 3) in pixels of
+    `images`. contents: hash of the files' names and sizes, the same on every machine that holds a copy of them.
+    """
+
+    store: Path
+    images: NDArray[np.uint8]
+    intrinsics: NDArray[np.float32]
+    contents: str
+
+    @property
+    def image_size(self) -> int:
+        return self.images.shape[1]
+
+    def __reduce__(self) -> tuple[Callable[..., "PackedImages"], tuple[Any, ...]]:
+        """Travel to another process as a path: a pickled memory map would carry all its images."""
+        return _reopen, (self.store, self.intrinsics, self.contents)
+
+
+def pack(
+    annotations: Annotations,
+    *,
+    image_size: int | None,
+    folder: Path,
+    workers: int | None = None,
+    progress: bool = True,
+) -> PackedImages:
+    """Open the store of these images under `folder`, after making it if it is not there or not whole.
+
+    image_size: side S in pixels that images are resized to; None keeps the files' size, which must then be the same in
+    all. workers: threads that decode, all cores when None. progress: a bar on stderr while packing, or one line where
+    stderr is no terminal. Any number of processes may call this at once; one makes the store.
+
+    Raises UserError when a file is missing, no JPEG, cut short or not square, when sizes differ without an
+    `image_size`, and when `folder` cannot be written or has too little space.
+    """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"data.image_size={image_size} must be positive, or null for the size of the files")
+    files = _Files.of(annotations.files)
+    key = files.fingerprint(image_size)
+    store = folder.expanduser().absolute() / key
+    opened = _open(store, len(annotations))
+    if opened is None:
+        with _locked(store, progress):
+            opened = _open(store, len(annotations))  # another process may have made it meanwhile
+            if opened is None:
+                _make(store, files, image_size, workers or os.cpu_count() or 1, progress)
+                opened = _open(store, len(annotations))
+    assert opened is not None, f"{store} was made and cannot be opened"
+    images, sides = opened
+    intrinsics = resize_intrinsics(annotations.intrinsics, images.shape[1] / sides)
+    return PackedImages(store, images, intrinsics.astype(np.float32), files.contents)
+
+
+def resize_intrinsics(intrinsics: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Camera matrices of images resized by `scale`, pixel centres at integer coordinates.
+
+    intrinsics: (N, 3, 3). scale: (N,), new side / old side.
+    """
+    resize = np.zeros_like(intrinsics)
+    resize[:, 0, 0] = resize[:, 1, 1] = scale
+    resize[:, 0, 2] = resize[:, 1, 2] = 0.5 * scale - 0.5
+    resize[:, 2, 2] = 1.0
+    return resize @ intrinsics
+
+
+class _Files(NamedTuple):
+    """The image files with what tells one state of them from another.
+
+    source: the folder that holds all of them. contents: hash of names and sizes. changed: hash of the times of change.
+    """
+
+    paths: list[str]
+    source: str
+    contents: str
+    changed: str
+
+    @classmethod
+    def of(cls, files: Sequence[Path]) -> "_Files":
+        paths = [os.fspath(file) for file in files]
+        chunks = [paths[i : i + 1024] for i in range(0, len(paths), 1024)]
+        with ThreadPoolExecutor(_STAT_THREADS) as pool:
+            stats = np.concatenate(list(pool.map(_size_and_mtime, chunks)))
+        source = os.path.commonpath({os.path.dirname(path) for path in paths})
+        names = "\0".join(path.removeprefix(source) for path in paths)
+        return cls(paths, source, _hash(os.fsencode(names) + stats[:, 0].tobytes()), _hash(stats[:, 1].tobytes()))
+
+    def fingerprint(self, image_size: int | None) -> str:
+        return _hash(f"{_VERSION} {image_size} {self.contents} {self.changed}".encode())
+
+
+def _hash(state: bytes) -> str:
+    return hashlib.sha256(state).hexdigest()[:16]
+
+
+def _size_and_mtime(paths: list[str]) -> NDArray[np.int64]:
+    stats = np.empty((len(paths), 2), dtype=np.int64)
+    for row, path in enumerate(paths):
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise UserError(f"the image {path} cannot be read ({error.strerror}); unpack the data set again") from None
+        stats[row] = stat.st_size, stat.st_mtime_ns
+    return stats
+
+
+def _open(store: Path, num_images: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]] | None:
+    """Images and sides of a store, or None when it is absent or not whole."""
+    try:
+        manifest = json.loads((store / "manifest.json").read_bytes())
+        if (store / "images.npy").stat().st_size != manifest["num_bytes"]:
+            return None
+        images, sides = _map(store), np.load(store / "sides.npy")
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    whole = images.shape[0] == num_images and images.shape[3:] == (3,) and sides.shape == (num_images,)
+    return (images, sides) if whole and images.dtype == np.uint8 else None
+
+
+def _map(store: Path) -> NDArray[np.uint8]:
+    # A plain array over the map: np.memmap's own indexing is slower and keeps the type in every slice.
+    return np.asarray(np.load(store / "images.npy", mmap_mode="r"))
+
+
+def _reopen(store: Path, intrinsics: NDArray[np.float32], contents: str) -> PackedImages:
+    return PackedImages(store, _map(store), intrinsics, contents)
+
+
+@contextmanager
+def _locked(store: Path, progress: bool) -> Iterator[None]:
+    """Hold the store's lock; several trials of a node may start at the same moment."""
+    folder = store.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / f"{store.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            if progress:
+                print(f"Waiting for another process that packs the images in {store}", file=sys.stderr)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise _unwritable(folder, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(folder: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(
+        f"images cannot be packed in {folder} ({reason}); set data.pack_folder to a folder on a local disk"
+    )
+
+
+def _make(store: Path, files: _Files, image_size: int | None, workers: int, progress: bool) -> None:
+    """Decode all files into a folder beside `store` and move it there when it is whole. The lock is held."""
+    partial = store.with_name(f".{store.name}.partial")
+    start = time.monotonic()
+    try:
+        for remains in (partial, store):  # of a process that was killed, or of a disk that lost something
+            if remains.exists():
+                shutil.rmtree(remains)
+        size = image_size or _side(files.paths[0], _decode(files.paths[0]))
+        _check_space(store.parent, len(files.paths), size)
+        partial.mkdir()
+        try:
+            _write_images(partial, files.paths, size, resize=image_size is not None, workers=workers, progress=progress)
+            _write_manifest(partial, files, image_size)
+            partial.rename(store)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise _unwritable(store.parent, error) from None
+    if progress:
+        seconds = time.monotonic() - start
+        print(f"Packed {len(files.paths)} images of {size} px in {store} in {seconds:.1f} s", file=sys.stderr)
+
+
+def _check_space(folder: Path, num_images: int, size: int) -> None:
+    needed, free = num_images * size * size * 3, shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"packing {num_images} images of {size} px needs {needed / 1e9:.2f} GB but {folder} has "
+            f"{free / 1e9:.2f} GB free; set data.pack_folder to a larger disk, or a smaller data.image_size"
+        )
+
+
+def _write_images(folder: Path, paths: list[str], size: int, *, resize: bool, workers: int, progress: bool) -> None:
+    target = folder / "images.npy"
+    images = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=(len(paths), size, size, 3))
+    header = target.stat().st_size - images.nbytes
+    del images
+
+    def write_chunk(start: int) -> NDArray[np.int32]:
+        """Through a file, not the map: on a full disk a file raises OSError, a map kills the process."""
+        decoded = [_decode(path) for path in paths[start : start + _CHUNK]]
+        sides = [_side(path, image) for path, image in zip(paths[start:], decoded, strict=False)]
+        if not resize:
+            _check_same_side(paths, start, sides, size)
+        with open(target, "r+b") as file:
+            file.seek(header + start * size * size * 3)
+            file.write(np.stack([_resize(image, size) for image in decoded]).data)
+        return np.array(sides, dtype=np.int32)
+
+    sides = []
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not (progress and console.is_terminal))
+    with bar, ThreadPoolExecutor(workers) as pool:
+        task = bar.add_task(f"Packing {len(paths)} images", total=len(paths))
+        for chunk in pool.map(write_chunk, range(0, len(paths), _CHUNK)):
+            sides.append(chunk)
+            bar.advance(task, len(chunk))
+    np.save(folder / "sides.npy", np.concatenate(sides))
+
+
+def _write_manifest(folder: Path, files: _Files, image_size: int | None) -> None:
+    images = folder / "images.npy"
+    with open(images, "rb") as file:
+        os.fsync(file.fileno())  # a store that is named as whole must survive a power cut
+    manifest = {
+        "version": _VERSION,
+        "source": files.source,
+        "contents": files.contents,
+        "image_size": image_size,
+        "num_images": len(files.paths),
+        "num_bytes": images.stat().st_size,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _decode(path: str) -> NDArray[np.uint8]:
+    """An RGB image (H, W, 3). Strict: a file that is cut short is an error, not an image that ends in grey."""
+    try:
+        with open(path, "rb") as file:
+            return simplejpeg.decode_jpeg(file.read(), colorspace="rgb", strict=True)
+    except OSError as error:
+        raise UserError(f"the image {path} cannot be read ({error.strerror}); unpack the data set again") from None
+    except ValueError as error:
+        raise UserError(f"{path} cannot be decoded as a JPEG ({error}); unpack the data set again") from None
+
+
+def _side(path: str, image: NDArray[np.uint8]) -> int:
+    height, width = image.shape[:2]
+    if height != width:
+        raise UserError(f"{path} is {width} x {height} pixels, but images must be square; crop it and move K alike")
+    return height
+
+
+def _check_same_side(paths: list[str], start: int, sides: list[int], size: int) -> None:
+    for path, side in zip(paths[start:], sides, strict=False):
+        if side != size:
+            raise UserError(
+                f"{paths[0]} is {size} x {size} pixels but {path} is {side} x {side}; "
+                "set data.image_size to bring all to one size"
+            )
+
+
+def _resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    if image.shape[0] == size:
+        return image
+    # Pillow widens the kernel when it shrinks, so nothing aliases.
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))

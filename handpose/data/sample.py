@@ -1,0 +1,61 @@
+"""What travels from the data sets to the network: annotations of a split, and a batch.
+
+Letters: N images of a split, B batch, K = 21 joints (FreiHAND order), H height, W width. The camera frame has x to the
+right, y down, z away from the camera.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class HandBatch(NamedTuple):
+    """A batch as the loader hands it over; absent values are NaN, so that a batch always has one type."""
+
+    image: Tensor  # (B, 3, H, W) uint8, RGB
+    intrinsics: Tensor  # (B, 3, 3) float32, pixels of `image`
+    xyz_m: Tensor  # (B, K, 3) float32, metres, camera frame; NaN where the data set has none
+    scale_m: Tensor  # (B,) float32, length of the reference bone in metres; NaN where unknown
+    index: Tensor  # (B,) int64, position of the image in its split
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The images of one split and what is known of each.
+
+    files: N JPEG paths. intrinsics: (N, 3, 3) in pixels of the file as it is. xyz_m: (N, K, 3) metres in the camera
+    frame, or None. scale_m: (N,) reference bone in metres, or None. pose: (N,) id of the pose each image shows; images
+    that share it show the same hand before another background.
+    """
+
+    files: tuple[Path, ...]
+    intrinsics: NDArray[np.float64]
+    xyz_m: NDArray[np.float64] | None
+    scale_m: NDArray[np.float64] | None
+    pose: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def select(self, images: NDArray[np.int64]) -> "Annotations":
+        """The given images (positions in this split), in the given order."""
+        return Annotations(
+            files=tuple(self.files[i] for i in images),
+            intrinsics=self.intrinsics[images],
+            xyz_m=None if self.xyz_m is None else self.xyz_m[images],
+            scale_m=None if self.scale_m is None else self.scale_m[images],
+            pose=self.pose[images],
+        )
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits of a data set. No pose is in two of them."""
+
+    train: Annotations
+    val: Annotations
+    test: Annotations

@@ -1,0 +1,369 @@
+"""Rendered hands in the FreiHAND_pub_v2 layout: the data set that needs no download.
+
+The pictures are drawn once by `num_workers` processes into root/<fingerprint of the parameters>/ and read back by the
+reader of the real data set. `python -m handpose.data.synthetic --sheet FILE` draws a contact sheet to look at.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from handpose import skeleton
+from handpose.data import hand_drawing, hand_scene
+from handpose.data.freihand import FreiHand
+from handpose.data.hand_scene import Difficulty
+from handpose.data.sample import Splits
+from handpose.errors import UserError
+
+GENERATOR_VERSION = 3
+"""Raise it whenever the pictures change: sets of another version are not read."""
+
+_KEYS = ("K", "xyz", "scale")  # of FreiHAND's JSON files
+_LEAST_IMAGE_SIZE = 32
+_BYTES_PER_PIXEL = 1.0  # of a noisy picture as JPEG and its annotation, with a margin
+_FINGER_COLOURS = ((255, 70, 60), (255, 190, 0), (60, 220, 70), (60, 160, 255), (225, 90, 255))
+
+
+class Synthetic:
+    """The rendered data set; `splits` draws it first where that has not been done."""
+
+    name = "synthetic"
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        num_train: int,
+        num_eval: int,
+        image_size: int,
+        seed: int,
+        roll_deg: float,
+        tilt_deg: float,
+        back_probability: float,
+        pose_variety: float,
+        focal: Sequence[float],
+        fill: Sequence[float],
+        cutoff_probability: float,
+        occluder_probability: float,
+        blur_probability: float,
+        noise: float,
+        clutter: float,
+        val_fraction: float,
+        split: Literal["blocks", "random"],
+        num_blocks: int,
+        split_seed: int,
+        num_workers: int | None = None,
+    ) -> None:
+        """Check the parameters; nothing is drawn yet.
+
+        root: folder of all synthetic sets. num_train, num_eval: pictures of training (validation included) and
+        evaluation. image_size: px. roll_deg, tilt_deg: the hand turns by up to +- this in the picture and out of it.
+        back_probability: of the back of the hand facing the camera rather than the palm. pose_variety: factor on the
+        postural synergies. focal: (least, most) focal length in picture sizes. fill: (least, most) longer side of the
+        joints' box in picture sizes. cutoff_, occluder_, blur_probability: of a hand over the border, of a shape before
+        it, of a blurred picture. noise: most sensor noise, grey levels. clutter: 0 for plain backgrounds, 1 for busy
+        ones. val_fraction, split, num_blocks, split_seed: as in `FreiHand`. num_workers: processes that draw; None for
+        one a core.
+
+        Raises UserError for a value out of its range.
+        """
+        _check_count("num_train", num_train, 2)
+        _check_count("num_eval", num_eval, 1)
+        _check_count("image_size", image_size, _LEAST_IMAGE_SIZE)
+        _check_count("seed", seed, 0)
+        if num_workers is not None:
+            _check_count("num_workers", num_workers, 1)
+        self.root = Path(root).expanduser().absolute()
+        self.counts = {"training": num_train, "evaluation": num_eval}
+        self.image_size = image_size
+        self.seed = seed
+        self.difficulty = _checked_difficulty(
+            roll_deg=roll_deg,
+            tilt_deg=tilt_deg,
+            back_probability=back_probability,
+            pose_variety=pose_variety,
+            focal=focal,
+            fill=fill,
+            cutoff_probability=cutoff_probability,
+            occluder_probability=occluder_probability,
+            blur_probability=blur_probability,
+            noise=noise,
+            clutter=clutter,
+        )
+        self.num_workers = num_workers
+        self._reader: dict[str, Any] = {
+            "val_fraction": val_fraction,
+            "split": split,
+            "num_blocks": num_blocks,
+            "split_seed": split_seed,
+        }
+
+    def splits(self) -> Splits:
+        """The splits as `FreiHand` reads them, drawn first if need be.
+
+        Raises UserError when the folder cannot be written or the disk is too small.
+        """
+        return FreiHand(str(self.generate()), **self._reader).splits()
+
+    @property
+    def folder(self) -> Path:
+        """Where the set of these parameters lies; the name is a fingerprint of all that decides its pixels."""
+        text = json.dumps(self._description(), sort_keys=True)
+        return self.root / f"hands-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "generator_version": GENERATOR_VERSION,
+            "counts": self.counts,
+            "image_size": self.image_size,
+            "seed": self.seed,
+            "difficulty": asdict(self.difficulty),
+        }
+
+    def generate(self) -> Path:
+        """Draw the set unless it is there, and return its folder. Of several processes one draws, the others wait."""
+        if not self._is_whole():
+            with _locked(self.folder):
+                if not self._is_whole():
+                    self._draw_all()
+        return self.folder
+
+    def _is_whole(self) -> bool:
+        """Whether the folder has all it was made with; a file may have been lost since."""
+        try:
+            images = {split: len(os.listdir(self.folder / split / "rgb")) for split in hand_drawing.SPLITS}
+        except OSError:
+            return False
+        annotations = [self.folder / f"{split}_{key}.json" for split in hand_drawing.SPLITS for key in _KEYS]
+        return images == self.counts and all(path.is_file() for path in annotations)
+
+    def _draw_all(self) -> None:
+        """Draw into a folder beside the final one and rename it last: what has the name is whole. The lock is held."""
+        partial = self.folder.with_name(f".{self.folder.name}.partial")
+        start = time.monotonic()
+        try:
+            for remains in (partial, self.folder):  # of a run that was killed, or of a set that has lost a file
+                if remains.exists():
+                    shutil.rmtree(remains)
+            _check_space(self.root, sum(self.counts.values()) * self.image_size**2 * _BYTES_PER_PIXEL)
+            for split in hand_drawing.SPLITS:
+                (partial / split / "rgb").mkdir(parents=True)
+            try:
+                self._write_annotations(partial, self._run_workers(partial))
+                partial.rename(self.folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        except OSError as error:
+            raise _unwritable(self.root, error) from None
+        seconds = time.monotonic() - start
+        print(f"Drew {sum(self.counts.values())} hands in {self.folder} in {seconds:.1f} s", file=sys.stderr)
+
+    def _write_annotations(self, folder: Path, rows: dict[str, list[hand_drawing.Row]]) -> None:
+        for split, pictures in rows.items():
+            for key in _KEYS:
+                (folder / f"{split}_{key}.json").write_text(json.dumps([row[key] for row in pictures]))
+        (folder / "synthetic.json").write_text(json.dumps(self._description(), indent=2) + "\n")
+
+    def _run_workers(self, folder: Path) -> dict[str, list[hand_drawing.Row]]:
+        """Share the pictures out to processes; returns the annotations of each split in order."""
+        total = sum(self.counts.values())
+        num_workers = min(self.num_workers or _num_cores(), total)
+        order = hand_drawing.Order(
+            str(folder), tuple(self.counts.values()), self.image_size, self.seed, self.difficulty
+        )
+        rows: dict[tuple[str, int], hand_drawing.Row] = {}
+        stop = threading.Event()
+
+        def work(worker: int, advance: Callable[[], None]) -> None:
+            for row in hand_drawing.in_process(order, worker, num_workers):
+                rows[row["split"], row["index"]] = row
+                advance()
+                if stop.is_set():
+                    break
+
+        with _progress(total) as advance, ThreadPoolExecutor(num_workers) as pool:
+            try:
+                for done in [pool.submit(work, worker, advance) for worker in range(num_workers)]:
+                    done.result()
+            finally:
+                stop.set()
+        return {split: [rows[split, i] for i in range(count)] for split, count in self.counts.items()}
+
+
+_RANGES = {
+    "roll_deg": (0, 180),
+    "tilt_deg": (0, 90),
+    "back_probability": (0, 1),
+    "pose_variety": (0, 2),
+    "focal": (0.8, 10),
+    "fill": (0.1, 1),
+    "cutoff_probability": (0, 1),
+    "occluder_probability": (0, 1),
+    "blur_probability": (0, 1),
+    "noise": (0, 50),
+    "clutter": (0, 1),
+}
+
+
+def _checked_difficulty(**values: Any) -> Difficulty:
+    """Raises UserError for a value out of _RANGES."""
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        check = _pair if name in ("focal", "fill") else _in_range
+        checked[name] = check(name, value, *_RANGES[name])
+    return Difficulty(**checked)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"data.{name} must be a whole number of at least {least}, but got {value!r}")
+
+
+def _in_range(name: str, value: object, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise UserError(f"data.{name} must be a number from {low:g} to {high:g}, but got {value!r}")
+    return float(value)
+
+
+def _pair(name: str, values: object, low: float, high: float) -> tuple[float, float]:
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 2:
+        raise UserError(f"data.{name} must be a pair [low, high], but got {values!r}")
+    first, last = (_in_range(name, value, low, high) for value in values)
+    if first > last:
+        raise UserError(f"data.{name} must be a pair [low, high] with low <= high, but got [{first:g}, {last:g}]")
+    return first, last
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is to be made; the lock file lies beside it."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder.with_name(folder.name + ".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            print(f"Waiting for another process that draws {folder}", file=sys.stderr)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise _unwritable(folder.parent, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(root: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"the synthetic hands cannot be written to data.root={root} ({reason}); choose another folder")
+
+
+def _check_space(root: Path, needed_bytes: float) -> None:
+    free = shutil.disk_usage(root).free
+    if free < needed_bytes:
+        raise UserError(
+            f"the synthetic set needs up to {needed_bytes / 1e6:.0f} MB, but data.root={root} has {free / 1e6:.0f} MB "
+            "free; choose another folder, or a smaller data.num_train or data.image_size"
+        )
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """What to call after each picture: it moves a bar on stderr. One line instead where that is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(f"Drawing {total} synthetic hands; this happens once", file=sys.stderr, flush=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Drawing synthetic hands (once)", total=total)
+        yield lambda: bar.advance(task)
+
+
+def draw_sheet(path: Path, *, num: int, seed: int, image_size: int, difficulty: Difficulty) -> None:
+    """Write a contact sheet of the first training pictures: plain, and below with the joints and bones drawn in.
+
+    Raises UserError when the file cannot be written.
+    """
+    zoom = max(1, round(256 / image_size))
+    tile, columns = image_size * zoom, min(num, 6)
+    sheet = Image.new("RGB", (columns * tile, -(-num // columns) * 2 * tile))
+    for index in range(num):
+        picture = hand_scene.draw_picture(seed, 0, index, image_size, difficulty)
+        plain = Image.fromarray(picture.image).resize((tile, tile), Image.Resampling.BICUBIC)
+        row, column = divmod(index, columns)
+        sheet.paste(plain, (column * tile, 2 * row * tile))
+        _draw_skeleton(plain, (picture.uv + 0.5) * zoom - 0.5)
+        sheet.paste(plain, (column * tile, (2 * row + 1) * tile))
+    try:
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the sheet cannot be written to {path} ({error}); give a file like sheet.png") from None
+
+
+def _draw_skeleton(image: Image.Image, uv: NDArray[np.float64]) -> None:
+    draw = ImageDraw.Draw(image)
+    for parent, child in skeleton.BONES:
+        ends = [tuple(uv[parent].tolist()), tuple(uv[child].tolist())]
+        draw.line(ends, fill=_FINGER_COLOURS[(child - 1) // 4], width=2)
+    for u, v in uv.tolist():
+        draw.ellipse((u - 2, v - 2, u + 2, v + 2), fill=(255, 255, 255))
+
+
+def default_difficulty() -> Difficulty:
+    """The difficulty of configs/data/synthetic.yaml, where its defaults stand."""
+    path = Path(__file__).resolve().parents[2] / "configs" / "data" / "synthetic.yaml"
+    source = yaml.safe_load(path.read_text())["source"]
+    return _checked_difficulty(**{field.name: source[field.name] for field in fields(Difficulty)})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m handpose.data.synthetic --sheet FILE`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m handpose.data.synthetic", description="Look at synthetic hands.")
+    parser.add_argument("--sheet", type=Path, required=True, metavar="FILE", help="picture file to write")
+    parser.add_argument("--num", type=int, default=24, help="hands on the sheet")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data set")
+    parser.add_argument("--image-size", type=int, default=128, metavar="PX", help="side of a picture")
+    options = parser.parse_args(arguments)
+    try:
+        _check_count("num", options.num, 1)
+        _check_count("seed", options.seed, 0)
+        _check_count("image_size", options.image_size, _LEAST_IMAGE_SIZE)
+        draw_sheet(
+            options.sheet,
+            num=options.num,
+            seed=options.seed,
+            image_size=options.image_size,
+            difficulty=default_difficulty(),
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {options.num} hands to {options.sheet}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The two files of test predictions: the course's `test_preds.json.gz`, and `pred.json` in a zip for FreiHAND's server.
+
+Both are read back by the function beside the one that writes them. In the project predictions are metres in FreiHAND
+order; only the course's file is in millimetres and AIT order. A file appears under its name when it is whole, and the
+same predictions give the same bytes.
+"""
+
+import gzip
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handpose.errors import UserError
+from handpose.skeleton import AIT_FROM_FREIHAND, FREIHAND_FROM_AIT, NUM_JOINTS
+
+COURSE_DECIMALS_MM = 4
+OFFICIAL_DECIMALS_M = 7
+NUM_VERTICES = 778
+_MM_PER_M = 1000.0
+_PRED_JSON = "pred.json"
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def write_course(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
+    """Write the course's file: a gzipped JSON list (N, 21, 3) in mm and AIT order, to 1e-4 mm.
+
+    xyz_m: (N, 21, 3) in metres, camera frame, FreiHAND order. Raises UserError when a prediction is not finite.
+    """
+    ait_mm = _checked(xyz_m, f"predictions for {path}")[:, AIT_FROM_FREIHAND] * _MM_PER_M
+    text = _to_json(ait_mm.round(COURSE_DECIMALS_MM).tolist())
+    with _whole_file(Path(path)) as part:
+        part.write_bytes(gzip.compress(text.encode(), compresslevel=6, mtime=0))
+
+
+def read_course(path: str | Path) -> NDArray[np.float64]:
+    """Read the course's file: (N, 21, 3) in metres, FreiHAND order. Raises UserError for any other file."""
+    try:
+        text = gzip.decompress(_read_bytes(path))
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a whole gzip file ({error}); it is cut off or another file") from error
+    return _checked(_from_json(text, path), path)[:, FREIHAND_FROM_AIT] / _MM_PER_M
+
+
+def write_official(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
+    """Write the file for the FreiHAND server: a zip holding `pred.json`, [xyz_list, verts_list], to 1e-7 m.
+
+    path: the zip. xyz_m: (N, 21, 3) in metres, camera frame, FreiHAND order. The vertices are 778 zeros a hand, as a
+    method without a mesh takes part. Raises UserError when a prediction is not finite.
+    """
+    xyz = _to_json(_checked(xyz_m, f"predictions for {path}").round(OFFICIAL_DECIMALS_M).tolist())
+    no_mesh = _to_json([[0.0] * 3] * NUM_VERTICES)
+    text = f"[{xyz},[{','.join([no_mesh] * len(xyz_m))}]]"
+    entry = zipfile.ZipInfo(_PRED_JSON, date_time=_ZIP_EPOCH)
+    entry.external_attr = 0o644 << 16
+    with _whole_file(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:
+        archive.writestr(entry, text, compress_type=zipfile.ZIP_DEFLATED)
+
+
+def read_official(path: str | Path) -> NDArray[np.float64]:
+    """Read the keypoints of the server's file: (N, 21, 3) in metres, FreiHAND order. UserError for any other file."""
+    try:
+        with zipfile.ZipFile(_existing(path)) as archive:
+            text = archive.read(_PRED_JSON)
+    except (zipfile.BadZipFile, KeyError, zlib.error) as error:
+        raise UserError(f"{path} is not a zip with {_PRED_JSON} in it ({error})") from error
+    content = _from_json(text, path)
+    if not isinstance(content, list) or len(content) != 2 or not all(isinstance(part, list) for part in content):
+        raise UserError(f"{_PRED_JSON} in {path} must be the two lists [xyz_list, verts_list]")
+    xyz, vertices = content
+    if len(xyz) != len(vertices):
+        raise UserError(f"{_PRED_JSON} in {path} has {len(xyz)} hands but {len(vertices)} meshes; they must agree")
+    return _checked(xyz, path)
+
+
+def _checked(xyz: object, source: str | Path) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(xyz, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{source} must hold N x {NUM_JOINTS} x 3 numbers, but it is uneven or holds more") from error
+    if array.ndim != 3 or array.shape[1:] != (NUM_JOINTS, 3):
+        raise UserError(f"{source} must have the shape (N, {NUM_JOINTS}, 3), but it is {array.shape}")
+    finite = np.isfinite(array).all(axis=(1, 2))
+    if not finite.all():
+        raise UserError(
+            f"{source}: {np.count_nonzero(~finite)} of {len(array)} hands are not finite, the first is number "
+            f"{int(np.argmin(finite))}; the network that predicted them has diverged (a smaller optimizer.lr helps)"
+        )
+    return array
+
+
+def _to_json(values: list[object]) -> str:
+    return json.dumps(values, separators=(",", ":"), allow_nan=False)
+
+
+def _from_json(text: bytes, path: str | Path) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:  # also when the bytes are not UTF-8
+        raise UserError(f"{path} does not hold JSON ({error})") from error
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist; predictions are written at the end of a training run")
+    return Path(path)
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    return _existing(path).read_bytes()
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, that is moved to `path` at the end and removed after an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,163 @@
+"""Keypoints <-> heatmaps: the one place that knows how coordinates become bins and bins become coordinates.
+
+A network gives each joint three one-dimensional heatmaps, one along each axis (logits over bins). An axis runs over [0, 1];
+bin i of n has its centre at (i + 0.5) / n, and `sigma` is a fraction of the axis, so that neither the depth of a decoder nor
+the number of bins changes what is asked of the network. What the axes mean is a choice: `ImageAxes` (u, v and relative depth,
+metric through the intrinsics; Iqbal et al. 2018) or `CameraAxes` (fixed ranges of millimetres, as the original design had).
+
+Letters: B batch, K keypoints, W, H, D bins along the axes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from handpose import geometry
+from handpose.errors import UserError
+from handpose.skeleton import BONES, REFERENCE_BONE, ROOT
+
+
+class AxisLogits(NamedTuple):
+    """What every decoder gives: unnormalised log-probabilities of each joint along the three axes."""
+
+    u: Tensor  # (B, K, W)
+    v: Tensor  # (B, K, H)
+    depth: Tensor  # (B, K, D)
+
+
+def bin_centers(bins: int, *, like: Tensor) -> Tensor:
+    """Centres of the bins of an axis, (bins,) in [0, 1]."""
+    return (torch.arange(bins, device=like.device, dtype=like.dtype) + 0.5) / bins
+
+
+def gaussian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
+    """Draw a normalised Gaussian round each coordinate.
+
+    coordinates: (...) in units of the axis. Returns (..., bins) that sum to one, also where the coordinate lies outside
+    the axis (there the nearest bins hold the mass).
+    """
+    distance = (bin_centers(bins, like=coordinates) - coordinates.unsqueeze(-1)) / sigma
+    return torch.softmax(-0.5 * distance.square(), dim=-1)
+
+
+def soft_argmax(logits: Tensor) -> Tensor:
+    """Expected coordinate of each heatmap, (..., bins) -> (...) in [0, 1]."""
+    return torch.softmax(logits, dim=-1) @ bin_centers(logits.shape[-1], like=logits)
+
+
+def read_out(logits: AxisLogits) -> Tensor:
+    """Coordinates of all joints along the three axes, (B, K, 3) in [0, 1], in float32 whatever the logits' type."""
+    return torch.stack([soft_argmax(axis.float()) for axis in logits], dim=-1)
+
+
+def _check_sigma(sigma: float) -> None:
+    if not 0.0 < sigma < 1.0:
+        raise UserError(f"heatmap.sigma must be a fraction of the axis between 0 and 1, but it is {sigma}")
+
+
+class ImageAxes(nn.Module):
+    """Axes u, v in pixels and depth relative to the root joint, in lengths of the reference bone.
+
+    sigma: of the target heatmaps, a fraction of each axis. `fit` takes from the training set what turns relative into
+    metric depth: the range of the depth axis, the hand's mean proportions and its mean size; they travel in the checkpoint.
+    """
+
+    depth_range: Tensor  # ()
+    bone_lengths: Tensor  # (20,), in lengths of the reference bone
+    scale_m: Tensor  # ()
+    extent: Tensor  # (3,)
+
+    def __init__(self, *, sigma: float) -> None:
+        _check_sigma(sigma)
+        super().__init__()
+        self.sigma = sigma
+        self.register_buffer("depth_range", torch.tensor(1.0))
+        self.register_buffer("bone_lengths", torch.ones(len(BONES)))
+        self.register_buffer("scale_m", torch.tensor(0.03))
+        self.register_buffer("extent", torch.ones(3), persistent=False)
+
+    def fit(self, xyz_m: Tensor) -> None:
+        """Take range, proportions and size from the training set's joints, (N, K, 3) in metres, camera frame."""
+        lengths = geometry.bone_lengths(xyz_m)
+        scale = lengths[:, BONES.index(REFERENCE_BONE)]
+        relative = (xyz_m[..., 2] - xyz_m[:, ROOT, None, 2]) / scale[:, None]
+        self.depth_range.copy_(1.1 * relative.abs().max())  # a tenth to spare, for hands the training set does not hold
+        self.bone_lengths.copy_((lengths / scale[:, None]).mean(0))
+        self.scale_m.copy_(scale.mean())
+
+    def encode(self, xyz_m: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
+        """Coordinates along the axes, (B, K, 3), of joints in metres; size is (H, W) of the picture.
+
+        Outside [0, 1] where a joint lies outside the picture.
+        """
+        height, width = size
+        uv = geometry.project(xyz_m, intrinsics)
+        scale = geometry.bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)]
+        relative = (xyz_m[..., 2] - xyz_m[:, ROOT, None, 2]) / scale[:, None]
+        return torch.stack(
+            [
+                (uv[..., 0] + 0.5) / width,
+                (uv[..., 1] + 0.5) / height,
+                0.5 + 0.5 * relative / self.depth_range,
+            ],
+            dim=-1,
+        )
+
+    def decode(self, coordinates: Tensor, intrinsics: Tensor, size: tuple[int, int], scale_m: Tensor) -> Tensor:
+        """Joints in metres in the camera frame, (B, K, 3); scale_m (B,) is NaN where the hand's size is unknown.
+
+        The root's depth comes in closed form from the intrinsics and the lengths of the bones.
+        """
+        height, width = size
+        uv = torch.stack([coordinates[..., 0] * width - 0.5, coordinates[..., 1] * height - 0.5], dim=-1)
+        relative = (coordinates[..., 2] - 0.5) * 2.0 * self.depth_range
+        relative = relative - relative[:, ROOT, None]
+        points = geometry.normalized_image_points(uv, intrinsics)
+        depth = geometry.root_depth(points, relative, self.bone_lengths)[:, None] + relative
+        scale = torch.where(scale_m.isfinite(), scale_m, self.scale_m)
+        return geometry.back_project(uv, depth * scale[:, None], intrinsics)
+
+
+class CameraAxes(nn.Module):
+    """Axes x, y, z of the camera frame over fixed ranges of millimetres: the original design, which knows no intrinsics.
+
+    x_mm, y_mm, z_mm: (low, high) of each axis. sigma as in ImageAxes.
+    """
+
+    low_m: Tensor  # (3,)
+    extent: Tensor  # (3,), mm
+
+    def __init__(self, *, sigma: float, x_mm: Sequence[float], y_mm: Sequence[float], z_mm: Sequence[float]) -> None:
+        _check_sigma(sigma)
+        for name, pair in (("x_mm", x_mm), ("y_mm", y_mm), ("z_mm", z_mm)):
+            if len(pair) != 2 or not pair[0] < pair[1]:
+                raise UserError(f"heatmap.{name} must be [low, high] with low < high, but it is {list(pair)}")
+        super().__init__()
+        self.sigma = sigma
+        ranges = torch.tensor([list(x_mm), list(y_mm), list(z_mm)], dtype=torch.float32)
+        self.register_buffer("low_m", ranges[:, 0] / 1000.0)
+        self.register_buffer("extent", ranges[:, 1] - ranges[:, 0])
+
+    def fit(self, xyz_m: Tensor) -> None:
+        """Check that the ranges hold the training set's joints, (N, K, 3) in metres; a share outside is refused."""
+        outside = ((self.encode(xyz_m, xyz_m, (1, 1)) - 0.5).abs() > 0.5).float().mean().item()
+        if outside > 0.01:
+            low, high = (1000 * xyz_m.amin((0, 1))).tolist(), (1000 * xyz_m.amax((0, 1))).tolist()
+            raise UserError(
+                f"{outside:.0%} of the training coordinates lie outside heatmap.x_mm, y_mm, z_mm; the joints span "
+                f"{[round(x) for x in low]} to {[round(x) for x in high]} mm, so widen the ranges"
+            )
+
+    def encode(self, xyz_m: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
+        """Coordinates along the axes, (B, K, 3); intrinsics and size play no part."""
+        return (xyz_m - self.low_m) / (self.extent / 1000.0)
+
+    def decode(self, coordinates: Tensor, intrinsics: Tensor, size: tuple[int, int], scale_m: Tensor) -> Tensor:
+        """Joints in metres in the camera frame, (B, K, 3); only the coordinates play a part."""
+        return self.low_m + coordinates * (self.extent / 1000.0)
+
+
+Axes = ImageAxes | CameraAxes
+

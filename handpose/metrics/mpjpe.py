@@ -1,0 +1,80 @@
+"""Mean joint errors: after Procrustes alignment, relative to the root, and in the image.
+
+States are sums over samples in float64 on the device of the metric, so that a data set in uneven batches, or over
+several processes, gives the mean over its images and not a mean of batch means. A prediction that is not finite makes
+the value NaN.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from handpose.geometry import procrustes_align, root_relative
+from handpose.skeleton import ROOT
+
+MM_PER_M = 1000.0
+
+
+class _MeanDistance(Metric):
+    """Mean over samples of the mean distance over joints."""
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        """The mean over all samples since the last reset, () float64; NaN before the first."""
+        return self.total / self.count
+
+    def _add(self, predicted: Tensor, target: Tensor) -> None:
+        distances = torch.linalg.vector_norm(predicted - target, dim=-1)  # (B, K)
+        # Not in place: a network in bf16 casts the states of its metrics, and a sum in place would stay in bf16.
+        self.total = self.total + distances.mean(dim=-1).sum()
+        self.count = self.count + len(distances)
+
+
+class PaMpjpe(_MeanDistance):
+    """PA-MPJPE in mm: mean joint error after the best similarity transform of each prediction.
+
+    reflection: whether a mirrored hand may be aligned too, as FreiHAND's own evaluation does. Papers do not.
+    """
+
+    def __init__(self, *, reflection: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.reflection = reflection
+
+    def update(self, predicted_m: Tensor, target_m: Tensor) -> None:
+        """Add B samples; both (B, K, 3) in metres."""
+        predicted, target = predicted_m.double(), target_m.double()
+        aligned = procrustes_align(predicted, target, reflection=self.reflection)
+        self._add(MM_PER_M * aligned, MM_PER_M * target)
+
+
+class RootRelativeMpjpe(_MeanDistance):
+    """Mean joint error in mm when the root joints coincide; the root itself counts among the joints."""
+
+    def __init__(self, *, root: int = ROOT, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = root
+
+    def update(self, predicted_m: Tensor, target_m: Tensor) -> None:
+        """Add B samples; both (B, K, 3) in metres."""
+        predicted, target = (root_relative(xyz.double(), self.root) for xyz in (predicted_m, target_m))
+        self._add(MM_PER_M * predicted, MM_PER_M * target)
+
+
+class KeypointErrorPx(_MeanDistance):
+    """Mean distance of the keypoints in the image, in the pixels of the coordinates it is given."""
+
+    def update(self, predicted_uv: Tensor, target_uv: Tensor) -> None:
+        """Add B samples; both (B, K, 2) in pixels."""
+        self._add(predicted_uv.double(), target_uv.double())

@@ -1,0 +1,112 @@
+"""The table of a sweep's trials: what each was, how far it came, how it ended. Kept while the sweep runs, written as trials.csv.
+
+One row a trial; its metrics are those of the last epoch it reported, so that value and epoch always belong together.
+"""
+
+import csv
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["running", "complete", "stopped", "diverged", "failed", "interrupted"]
+"""complete: trained to the last epoch. stopped: ended before, by the scheduler or the time budget. diverged: its metric was
+not finite. failed: raised an error. interrupted: was running when the sweep was ended by hand."""
+
+STATES: tuple[State, ...] = ("running", "complete", "stopped", "diverged", "failed", "interrupted")
+
+
+@dataclass
+class TrialRow:
+    """One trial. params: configuration key -> value. metrics: of epoch `epochs`. seconds: since it started. error: the last line
+    of what it raised. command: the command line that trains it again, alone."""
+
+    number: int
+    params: Mapping[str, Any]
+    state: State = "running"
+    epochs: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    node: str = ""
+    error: str = ""
+    command: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        return self.state != "running"
+
+
+@dataclass
+class TrialTable:
+    """The trials of one sweep. metric: what is optimised; mode: min or max; num_trials, max_epochs: as planned."""
+
+    metric: str
+    mode: Literal["min", "max"]
+    num_trials: int
+    max_epochs: int
+    rows: dict[int, TrialRow] = field(default_factory=dict)
+
+    def value(self, row: TrialRow) -> float:
+        """The row's metric at its last epoch; NaN where it has none."""
+        return row.metrics.get(self.metric, math.nan)
+
+    def count(self) -> Counter[State]:
+        """How many trials are in each state."""
+        return Counter(row.state for row in self.rows.values())
+
+    def ranked(self, rows: Iterable[TrialRow] | None = None) -> list[TrialRow]:
+        """Rows with a finite metric, the most trained first and among equals the best: values of different epochs are never
+        compared. Ties go to the smaller number."""
+        sign = 1 if self.mode == "min" else -1
+        finite = [row for row in (self.rows.values() if rows is None else rows) if math.isfinite(self.value(row))]
+        return sorted(finite, key=lambda row: (-row.epochs, sign * self.value(row), row.number))
+
+    def write_csv(self, path: Path) -> None:
+        """Write all rows, sorted by number. Atomic: a reader finds the old table or the new one."""
+        rows = [self.rows[number] for number in sorted(self.rows)]
+        columns = _columns(rows)
+        part = path.with_name(f".{path.name}.part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(_cells(row, columns) for row in rows)
+        os.replace(part, path)
+
+
+_BEFORE = ("number", "state", "epochs", "seconds")
+_AFTER = ("node", "error", "command")
+
+
+def _columns(rows: Sequence[TrialRow]) -> list[str]:
+    metrics = dict.fromkeys(name for row in rows for name in row.metrics)
+    params = dict.fromkeys(key for row in rows for key in row.params)
+    return [*_BEFORE, *metrics, *params, *_AFTER]
+
+
+def _cells(row: TrialRow, columns: Sequence[str]) -> list[Any]:
+    own = {name: getattr(row, name) for name in (*_BEFORE, *_AFTER)} | {"seconds": round(row.seconds, 2)}
+    values = {**row.metrics, **row.params, **own}
+    return [_cell(values[column]) if column in values else "" for column in columns]
+
+
+def _cell(value: Any) -> Any:
+    """Numbers so that they are read back exactly; null is a word, as an empty cell is a parameter the trial does not have."""
+    if value is None:
+        return "null"
+    return repr(value) if isinstance(value, float) else value
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The shortest ending of each dotted key that tells it from the others: model.decoder.depth -> depth."""
+    keys = list(dict.fromkeys(keys))
+    parts = {key: key.replace("/", ".").split(".") for key in keys}
+    names: dict[str, str] = {}
+    for key in keys:
+        lengths = range(1, len(parts[key]) + 1)
+        endings = (".".join(parts[key][-length:]) for length in lengths)
+        taken = {".".join(parts[other][-length:]) for other in keys if other != key for length in lengths}
+        names[key] = next((ending for ending in endings if ending not in taken), key)
+    return names

@@ -1,0 +1,309 @@
+"""A sweep in the terminal: a live table while it runs, one line a trial where the output is no terminal, a summary at the end."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from handpose.report.table import STATES, State, TrialRow, TrialTable, short_names
+
+_REFRESH_EVERY_S = 0.5
+_MAX_ROWS = 12
+_MAX_RUNNING = 4
+_COLOURS: dict[State, str] = {
+    "running": "cyan",
+    "complete": "green",
+    "stopped": "yellow",
+    "diverged": "magenta",
+    "failed": "red",
+    "interrupted": "red",
+}
+
+
+class SweepView(Protocol):
+    """Shows a table of trials while it fills."""
+
+    def refresh(self, table: TrialTable, *, at_once: bool = False) -> None:
+        """Show the table as it is now; may be called far more often than the view changes."""
+
+    def ended(self, table: TrialTable, row: TrialRow) -> None:
+        """A trial has ended."""
+
+    def close(self) -> None:
+        """Leave the last picture standing."""
+
+
+def sweep_view(title: str, *, num_slots: int, time_budget_s: float | None = None) -> SweepView:
+    """A live view in a terminal, else plain lines. num_slots: trials at a time, for the time left."""
+    console = Console()
+    clock = Clock(num_slots=num_slots, time_budget_s=time_budget_s)
+    return LiveView(title, console, clock) if console.is_terminal else PlainView(title, clock)
+
+
+class Clock:
+    """Time used, and an estimate of the time left."""
+
+    def __init__(self, *, num_slots: int, time_budget_s: float | None) -> None:
+        self._num_slots = num_slots
+        self._time_budget_s = time_budget_s
+        self._started = time.monotonic()
+
+    def used_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def left_s(self, table: TrialTable) -> float:
+        """Seconds left if the trials to come take as long as those before; NaN while nothing is known."""
+        left = _work_left(table) / self._num_slots
+        if self._time_budget_s is not None:
+            left = min(left, self._time_budget_s - self.used_s()) if math.isfinite(left) else self._time_budget_s
+        return max(left, 0.0) if math.isfinite(left) else math.nan
+
+
+def _work_left(table: TrialTable) -> float:
+    """Slot-seconds: mean length of the ended trials times those to come, less what the running ones have done."""
+    rows = list(table.rows.values())
+    ended = [row.seconds for row in rows if row.is_over and row.epochs]
+    running = [row for row in rows if not row.is_over]
+    to_come = table.num_trials - len(rows)
+    if ended:
+        mean_s = sum(ended) / len(ended)
+        return to_come * mean_s + sum(max(mean_s - row.seconds, 0.0) for row in running)
+    paces = [row.seconds / row.epochs for row in running if row.epochs]
+    if not paces:
+        return math.nan
+    whole_s = table.max_epochs * sum(paces) / len(paces)
+    return to_come * whole_s + sum(max(whole_s - row.seconds, 0.0) for row in running)
+
+
+class PlainView:
+    """One line for each trial that has ended."""
+
+    def __init__(self, title: str, clock: Clock) -> None:
+        self._clock = clock
+        print(title, flush=True)
+
+    def refresh(self, table: TrialTable, *, at_once: bool = False) -> None:
+        pass
+
+    def ended(self, table: TrialTable, row: TrialRow) -> None:
+        print(trial_line(table, row, self._clock), flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def trial_line(table: TrialTable, row: TrialRow, clock: Clock) -> str:
+    """A trial that has ended, in one line."""
+    num_ended = sum(other.is_over for other in table.rows.values())
+    value = table.value(row)
+    shown = f"{metric_label(table.metric)} {value:.2f}" if math.isfinite(value) else row.error or "no value"
+    best = " *" if _is_best(table, row) else ""
+    parts = [
+        f"[{num_ended}/{table.num_trials}] trial {row.number} {row.state}",
+        f"epoch {row.epochs}/{table.max_epochs}",
+        shown + best,
+        params_text(row.params),
+        f"{duration(clock.used_s())} used" + _left_text(clock, table),
+    ]
+    return "  ".join(parts)
+
+
+def _left_text(clock: Clock, table: TrialTable) -> str:
+    left = clock.left_s(table)
+    return f", about {duration(left, rough=True)} left" if math.isfinite(left) and left > 0 else ""
+
+
+def _is_best(table: TrialTable, row: TrialRow) -> bool:
+    ranked = table.ranked()
+    return bool(ranked) and ranked[0].number == row.number
+
+
+class LiveView:
+    """Head line, progress, the best so far, and a table of at most a dozen trials, redrawn in place."""
+
+    def __init__(self, title: str, console: Console, clock: Clock) -> None:
+        self._title = title
+        self._clock = clock
+        self._drawn = -math.inf
+        self._live = Live(console=console, auto_refresh=False)
+        self._live.start()
+
+    def refresh(self, table: TrialTable, *, at_once: bool = False) -> None:
+        if at_once or time.monotonic() - self._drawn >= _REFRESH_EVERY_S:
+            self._drawn = time.monotonic()
+            self._live.update(picture(self._title, table, self._clock), refresh=True)
+
+    def ended(self, table: TrialTable, row: TrialRow) -> None:
+        self.refresh(table, at_once=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def picture(title: str, table: TrialTable, clock: Clock) -> RenderableType:
+    """What the live view shows."""
+    return Group(_head(title, table, clock), _counts(table), _best(table), Text(), _trials(table))
+
+
+def _head(title: str, table: TrialTable, clock: Clock) -> RenderableType:
+    line = Table.grid(expand=True)
+    line.add_column(no_wrap=True, overflow="ellipsis")
+    line.add_column(justify="right", no_wrap=True)
+    used = f"{duration(clock.used_s())} used{_left_text(clock, table)}"
+    line.add_row(Text(title, style="bold"), Text(used, style="dim"))
+    return line
+
+
+def _counts(table: TrialTable) -> RenderableType:
+    counts = table.count()
+    num_ended = sum(number for state, number in counts.items() if state != "running")
+    text = Text(f" {num_ended}/{table.num_trials} trials", style="bold")
+    for state in STATES:
+        if counts[state]:
+            text.append("  ·  ", style="dim").append(f"{counts[state]} {state}", style=_COLOURS[state])
+    line = Table.grid()
+    line.add_row(ProgressBar(total=table.num_trials, completed=num_ended, width=24), text)
+    return line
+
+
+def _best(table: TrialTable) -> RenderableType:
+    ranked = table.ranked()
+    if not ranked:
+        return Text("best  none yet", style="dim")
+    best = ranked[0]
+    text = Text("best  ").append(f"{metric_label(table.metric)} {table.value(best):.2f}", style="bold green")
+    return text.append(f"  trial {best.number} at epoch {best.epochs}/{table.max_epochs}  ").append(
+        params_text(best.params)
+    )
+
+
+def _trials(table: TrialTable) -> RenderableType:
+    rows, num_hidden = _shown(table)
+    names = short_names(key for row in table.rows.values() for key in row.params)
+    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", caption_justify="left", caption_style="dim")
+    shown.add_column("trial", justify="right")
+    shown.add_column("state", no_wrap=True)
+    shown.add_column("epoch", justify="right", no_wrap=True)
+    shown.add_column(metric_label(table.metric), justify="right", no_wrap=True)
+    for name in names.values():
+        shown.add_column(name, justify="right", no_wrap=True, overflow="ellipsis")
+    shown.add_column("time", justify="right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*_cells(table, row, list(names)))
+    if num_hidden:
+        shown.caption = f"and {num_hidden} more in trials.csv"
+    return shown
+
+
+def _cells(table: TrialTable, row: TrialRow, keys: Sequence[str]) -> list[RenderableType]:
+    value = table.value(row)
+    return [
+        str(row.number),
+        Text(row.state, style=_COLOURS[row.state]),
+        f"{row.epochs}/{table.max_epochs}",
+        Text(f"{value:.2f}" if row.epochs else "-", style="bold" if _is_best(table, row) else ""),
+        *(value_text(row.params[key]) if key in row.params else "" for key in keys),
+        duration(row.seconds),
+    ]
+
+
+def _shown(table: TrialTable) -> tuple[list[TrialRow], int]:
+    """The best of the ended trials, those that gave nothing, and below them some that run; how many are not shown."""
+    running = sorted((row for row in table.rows.values() if not row.is_over), key=lambda row: row.number)
+    over = [row for row in table.rows.values() if row.is_over]
+    ranked = table.ranked(over)
+    numbers = {row.number for row in ranked}
+    ended = ranked + sorted((row for row in over if row.number not in numbers), key=lambda row: row.number)
+    num_running = min(len(running), max(_MAX_RUNNING, _MAX_ROWS - len(ended)))
+    rows = ended[: _MAX_ROWS - num_running] + running[:num_running]
+    return rows, len(table.rows) - len(rows)
+
+
+# --- the end ------------------------------------------------------------------------------------------------------------
+
+
+def summary(
+    *,
+    table: TrialTable,
+    winner: TrialRow,
+    defaults: Mapping[str, Any],
+    retrained: Mapping[str, float] | None,
+    files: Mapping[str, Path],
+    commands: Mapping[str, str],
+) -> str:
+    """What a sweep found, for a person.
+
+    defaults: of the keys that were searched. retrained: metrics of the winner after its retraining, with test/ and baseline/
+    in them where they were measured. files: what was written, by name. commands: what to type next, by purpose.
+    """
+    counts = table.count()
+    ends = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    lines = [f"winner      trial {winner.number}: {_validated(table, winner)}; {ends}"]
+    lines += _changes(winner, defaults)
+    if retrained:
+        lines += _figures(retrained)
+    lines += [f"{name:<11} {path}" for name, path in files.items()]
+    lines += [f"{purpose:<11} {command}" for purpose, command in commands.items()]
+    return "\n".join(lines)
+
+
+def _validated(table: TrialTable, winner: TrialRow) -> str:
+    return f"validation {metric_label(table.metric)} {table.value(winner):.2f} after {winner.epochs} epochs"
+
+
+def _changes(winner: TrialRow, defaults: Mapping[str, Any]) -> list[str]:
+    changed = {key: value for key, value in winner.params.items() if defaults.get(key) != value}
+    if not changed:
+        return ["changed     nothing: the default configuration won"]
+    texts = [
+        f"{key} {value_text(defaults[key]) + ' -> ' if key in defaults else ''}{value_text(value)}"
+        for key, value in changed.items()
+    ]
+    return ["changed     " + ", ".join(texts)]
+
+
+def _figures(metrics: Mapping[str, float]) -> list[str]:
+    lines = []
+    for stage, title in (("val", "validation"), ("test", "test")):
+        key = f"{stage}/pa_mpjpe_mm"
+        if key in metrics:
+            lines.append(f"{title:<11} {metric_label(key)} {metrics[key]:.2f}")
+    if lines and "baseline/pa_mpjpe_mm" in metrics:
+        mean_pose = metrics["baseline/pa_mpjpe_mm"]
+        ratio = metrics.get("test/pa_mpjpe_mm", math.nan) / mean_pose
+        lines[-1] += f"; the mean pose {mean_pose:.2f}" + (f", ratio {ratio:.2f}" if math.isfinite(ratio) else "")
+    return lines
+
+
+def metric_label(metric: str) -> str:
+    """A metric as a person writes it: val/pa_mpjpe_mm -> PA-MPJPE mm."""
+    words = metric.rpartition("/")[2].split("_")
+    unit = f" {words.pop()}" if words[-1] in ("mm", "px", "s") else ""
+    return "-".join(words).upper() + unit
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """Parameters in a row: depth 3, sigma 0.012, lr 0.00081."""
+    names = short_names(params)
+    return ", ".join(f"{names[key]} {value_text(value)}" for key, value in params.items())
+
+
+def value_text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float, *, rough: bool = False) -> str:
+    """0:41, 12:05, 1:02:03; rough: 40 s, 12 min, 1.5 h."""
+    if rough:
+        if seconds < 90:
+            return f"{max(10, round(seconds / 10) * 10)} s"
+        return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -1,0 +1,90 @@
+"""What can be known to go wrong before a sweep, so that no slot is paid for it: raises UserError, in one sentence."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from handpose.config import compose, quote_override
+from handpose.errors import UserError
+from handpose.sweep.settings import RaySettings, SweepSettings
+from handpose.sweep.space import Space, probes
+
+
+def check_sweep(sweep: SweepSettings, ray: RaySettings) -> None:
+    """Numbers, slots and the folder."""
+    _check_numbers(sweep, ray)
+    if ray.address is None:
+        _check_machine(sweep, ray)
+    _check_folder(sweep)
+
+
+def check_space(space: Space, overrides: Sequence[str], *, compose: Callable[[list[str]], Any] | None = None) -> None:
+    """Compose the space's corners and some points within: a key that does not exist, or a value that it cannot have, shows.
+
+    overrides: the user's, for train.py. compose: of the configuration "train", unless a test brings another.
+    """
+    compose = compose or _compose
+    for params in probes(space):
+        try:
+            compose([*overrides, *(quote_override(key, value) for key, value in params.items())])
+        except UserError as error:
+            raise UserError(f"{space.file}: {error}") from error
+
+
+def _compose(overrides: list[str]) -> Any:
+    return compose("train", overrides)
+
+
+def _check_numbers(sweep: SweepSettings, ray: RaySettings) -> None:
+    at_least_one = {
+        "sweep.num_trials": sweep.num_trials,
+        "sweep.max_epochs": sweep.max_epochs,
+        "sweep.cpus_per_trial": sweep.cpus_per_trial,
+        "sweep.max_concurrent": sweep.max_concurrent,
+        "sweep.checkpoint_every_epochs": sweep.checkpoint_every_epochs,
+        "ray.num_cpus": ray.num_cpus,
+    }
+    for key, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise UserError(f"{key} must be at least 1, but it is {value}")
+    if sweep.time_budget_s is not None and sweep.time_budget_s <= 0:
+        raise UserError(f"sweep.time_budget_s must be above 0, but it is {sweep.time_budget_s:g}")
+    gpus = sweep.gpus_per_trial
+    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+        raise UserError(f"sweep.gpus_per_trial must be a whole number or a part of one GPU, but it is {gpus:g}")
+    if not sweep.metric.startswith("val/"):
+        raise UserError(f"sweep.metric={sweep.metric} is no validation metric; those begin with val/")
+
+
+def _check_machine(sweep: SweepSettings, ray: RaySettings) -> None:
+    num_cpus = ray.num_cpus or num_cores()
+    if sweep.cpus_per_trial > num_cpus:
+        raise UserError(f"sweep.cpus_per_trial={sweep.cpus_per_trial}, but this machine has {num_cpus} for trials")
+    num_gpus = torch.cuda.device_count()
+    if (sweep.gpus_per_trial or 0) > num_gpus:
+        found = f"{num_gpus} GPU{'' if num_gpus == 1 else 's'}" if num_gpus else "no GPU"
+        raise UserError(f"sweep.gpus_per_trial={sweep.gpus_per_trial:g}, but this machine has {found}")
+
+
+def num_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_folder(sweep: SweepSettings) -> None:
+    if not re.fullmatch(r"[\w.,=+-]+", sweep.name) or sweep.name.strip(".") == "":
+        raise UserError(f"sweep.name={sweep.name} must be the name of a folder: letters, digits and any of _.,=+-")
+    folder = sweep.path
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"there is a sweep in {folder} already; choose another sweep.name, or remove that folder")
+    try:
+        (folder / "study").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"the folder {folder} cannot be made ({reason}); set DIR_SCRATCH to one that can") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"the folder {folder} cannot be written to; set DIR_SCRATCH to one that can")
+

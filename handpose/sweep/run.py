@@ -1,0 +1,257 @@
+"""Runs a sweep: Ray is started, Tune asks the searcher for trials and obeys the scheduler, the recorder writes it all down."""
+
+import contextlib
+import logging
+import math
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+
+from handpose.report.table import TrialTable
+from handpose.report.terminal import sweep_view
+from handpose.sweep.preflight import num_cores
+from handpose.sweep.recorder import Recorder, run_name
+from handpose.sweep.scheduler import PopulationBasedTraining, build_scheduler
+from handpose.sweep.searcher import OptunaSearcher
+from handpose.sweep.settings import RaySettings, SweepSettings
+from handpose.sweep.space import Params, Space, default_point
+from handpose.sweep.trial import Objective, make_trainable
+
+_OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels; Ray's own choice is a third of the memory
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints its own table, and every error, at any verbosity
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files beside ours
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they stand in trials.csv
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the trials with a state
+    "TUNE_WARN_THRESHOLD_S": "10",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
+}
+"""What Ray takes from the environment of the driver only."""
+
+_WORKER_ENVIRONMENT = {
+    # A trial that was stopped gets this long to leave its epoch, before the worker is given to the next; Ray's 2 s are not enough
+    # for a Lightning loop, and the next trial fails then.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+class SweepInterruptedError(Exception):
+    """The sweep was ended by hand (SIGINT or SIGTERM); its trials are told and written down."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Trials at a time, and what each of them holds."""
+
+    num_slots: int
+    cpus: int
+    gpus: float
+
+
+def run_sweep(
+    *,
+    sweep: SweepSettings,
+    cluster: RaySettings,
+    space: Space,
+    searcher: Callable[..., OptunaSearcher],
+    scheduler: partial[TrialScheduler],
+    objective: Objective,
+    command: Callable[[Params], str] = lambda params: "",
+    defaults: Mapping[str, Any] | None = None,
+) -> TrialTable:
+    """Try configurations from the space until all trials are done or the budget is spent, and return the table of trials.
+
+    searcher, scheduler: as configured, still without the space. objective: what a trial runs. command: the command line that
+    trains parameters again. defaults: configuration key -> value of the default configuration, which is tried first where it
+    lies in the space. Ray is started and shut down, unless it runs already. Raises SweepInterruptedError.
+    """
+    folder = sweep.path
+    first = default_point(space, defaults or {})
+    asked = searcher(
+        space=space,
+        folder=folder / "study",
+        name=sweep.name,
+        metric=sweep.metric,
+        mode=sweep.mode,
+        max_epochs=sweep.max_epochs,
+        seed=sweep.seed,
+        first=[first] if first else [],
+    )
+    decides = build_scheduler(scheduler, space)
+    num_trials = min(sweep.num_trials, asked.num_points or sweep.num_trials)
+    table = TrialTable(sweep.metric, sweep.mode, num_trials, sweep.max_epochs)
+    with _environment(), ray_runtime(_limited(cluster, sweep)), _Interruption() as interruption:
+        slots = _slots(sweep)
+        view = sweep_view(
+            f"sweep {sweep.name}  ·  {space.name}", num_slots=slots.num_slots, time_budget_s=sweep.time_budget_s
+        )
+        recorder = Recorder(
+            table,
+            folder=folder,
+            number=asked.numbers.__getitem__,
+            command=command,
+            view=view,
+            is_interrupted=interruption.is_requested,
+        )
+        try:
+            _tuner(sweep, slots, num_trials, asked, decides, objective, recorder, interruption).fit()
+        finally:
+            asked.close()
+            view.close()
+        if interruption.is_requested():
+            raise SweepInterruptedError(f"the sweep was interrupted; what it found lies in {folder}")
+    return table
+
+
+def _tuner(
+    sweep: SweepSettings,
+    slots: Slots,
+    num_trials: int,
+    searcher: OptunaSearcher,
+    scheduler: TrialScheduler,
+    objective: Objective,
+    recorder: Recorder,
+    interruption: "_Interruption",
+) -> tune.Tuner:
+    # A population trains side by side, taking turns; every other sweep holds as many trials as there are slots.
+    num_live = num_trials if isinstance(scheduler, PopulationBasedTraining) else slots.num_slots
+    resources = {"cpu": slots.cpus, "gpu": slots.gpus}
+    random.seed(sweep.seed)  # Ray's schedulers draw from the global generators: ASHA its brackets, PBT its parents
+    np.random.seed(sweep.seed)
+    numbers = searcher.numbers
+
+    def name(trial: Trial) -> str:  # Ray copies it for every trial, so that it must not hold the searcher
+        return run_name(numbers[trial.trial_id])
+
+    return tune.Tuner(
+        tune.with_resources(make_trainable(objective), resources),
+        tune_config=tune.TuneConfig(
+            metric=sweep.metric,
+            mode=sweep.mode,
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=num_trials,
+            max_concurrent_trials=num_live,
+            time_budget_s=sweep.time_budget_s,
+            reuse_actors=True,  # the larger part of a short trial is a fresh process importing torch
+            trial_name_creator=name,
+            trial_dirname_creator=name,
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(sweep.path),
+            stop=interruption.stopper,
+            callbacks=[recorder],
+            verbose=0,
+        ),
+    )
+
+
+def _slots(sweep: SweepSettings) -> Slots:
+    """How many trials fit into what Ray has."""
+    resources = ray.cluster_resources()
+    gpus = sweep.gpus_per_trial if sweep.gpus_per_trial is not None else float(resources.get("GPU", 0) >= 1)
+    num_slots = int(resources.get("CPU", 0) // sweep.cpus_per_trial)
+    if gpus:
+        num_slots = min(num_slots, _gpu_slots(resources.get("GPU", 0), gpus))
+    limit = sweep.max_concurrent if sweep.max_concurrent is not None else math.inf
+    return Slots(int(max(1, min(num_slots, limit))), sweep.cpus_per_trial, gpus)
+
+
+def _gpu_slots(num_gpus: float, per_trial: float) -> int:
+    return int(num_gpus * int(1 / per_trial) if per_trial < 1 else num_gpus // per_trial)
+
+
+@contextlib.contextmanager
+def ray_runtime(cluster: RaySettings) -> Iterator[None]:
+    """Ray, without its noise, for the length of a block; one that runs already is used, and left running."""
+    if ray.is_initialized():
+        yield
+        return
+    settings: dict[str, Any] = {"address": cluster.address}
+    if cluster.address is None:
+        num_cpus = cluster.num_cpus or num_cores()
+        settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+        settings["object_store_memory"] = _OBJECT_STORE_BYTES
+    ray.init(
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+        **settings,
+    )
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _limited(cluster: RaySettings, sweep: SweepSettings) -> RaySettings:
+    """Alone on a machine max_concurrent limits the cores too: a population's scheduler, not the searcher, chooses what runs."""
+    if cluster.address is not None or sweep.max_concurrent is None:
+        return cluster
+    num_cpus = min(cluster.num_cpus or num_cores(), sweep.max_concurrent * sweep.cpus_per_trial)
+    return replace(cluster, num_cpus=num_cpus)
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """Ray's switches, set for the length of a sweep; what the user has set counts before them."""
+    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+class _Stop(tune.Stopper):
+    """Ends the experiment at the next step once it is asked to."""
+
+    def __init__(self) -> None:
+        self.is_requested = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.is_requested
+
+
+class _Interruption:
+    """SIGINT and SIGTERM end the sweep in good order; a second one acts as it always does."""
+
+    def __init__(self) -> None:
+        self.stopper = _Stop()
+        self._before: dict[int, Any] = {}
+
+    def is_requested(self) -> bool:
+        return self.stopper.is_requested
+
+    def __enter__(self) -> "_Interruption":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.stopper.is_requested = True
+        self.__exit__()

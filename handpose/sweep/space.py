@@ -1,0 +1,350 @@
+"""Search spaces: which configuration keys are searched, and over what.
+
+A space is a file under search_spaces/. In YAML it maps keys to Hydra's own sweep expressions, so that there is no syntax to
+learn beside the one of the command line (https://hydra.cc/docs/advanced/override_grammar/extended):
+
+    model.decoder.depth: range(1, 6)                       # 1, 2, 3, 4, 5: the end is not in it
+    optimizer.lr: tag(log, interval(5e-5, 3e-3))
+    data.batch_size: tag(int, log, interval(16, 256))      # whole numbers; both ends count, as in Hydra's Optuna sweeper
+    model/decoder: choice(pyramid, effpose)                # a configuration group
+    trainer.precision: 16-mixed                            # a plain value is set in every trial
+
+A Python file gives `space(trial: optuna.Trial) -> dict[str, object]` instead (define by run), whose keys may depend on what
+was drawn before. Hydra's parser is imported here and not in handpose/config.py, because a space is no part of a configuration.
+"""
+
+import difflib
+import importlib.util
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import optuna
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.errors import HydraException
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from handpose.errors import UserError
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study on stderr
+
+SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
+
+Params: TypeAlias = dict[str, Any]
+"""Configuration key -> value of one trial; values are scalars or lists of scalars."""
+
+
+@dataclass(frozen=True)
+class ListedSpace:
+    """A space from YAML: every parameter is known beforehand.
+
+    parameters: key -> distribution, in the file's order. fixed: keys that every trial sets to one value. expressions: key ->
+    the text of the file, for messages.
+    """
+
+    file: Path
+    parameters: Mapping[str, BaseDistribution]
+    fixed: Mapping[str, Any]
+    expressions: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Params:
+        """Draw every parameter from the trial."""
+        return {key: self._value(trial, key) for key in self.expressions}
+
+    def _value(self, trial: optuna.trial.BaseTrial, key: str) -> Any:
+        if key in self.fixed:
+            return self.fixed[key]
+        return from_label(_draw(trial, key, self.parameters[key]))
+
+
+@dataclass(frozen=True)
+class PythonSpace:
+    """A space from a Python file, which draws what it needs as it goes (define by run)."""
+
+    file: Path
+    function: Callable[[optuna.trial.BaseTrial], Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Params:
+        """Call the file's function. Raises UserError when it fails or gives something else than a mapping of plain values."""
+        try:
+            params = self.function(trial)
+        except Exception as error:
+            raise UserError(f"{self.file}: space(trial) raised {type(error).__name__}: {error}") from error
+        if not isinstance(params, Mapping):
+            raise UserError(f"{self.file}: space(trial) must return a dict of configuration keys, but gave {params!r}")
+        for key, value in params.items():
+            if not isinstance(key, str) or not _is_plain(value):
+                raise UserError(
+                    f"{self.file}: space(trial) gave {key!r}: {value!r}; values are numbers, text or lists of them"
+                )
+        return dict(params)
+
+
+Space: TypeAlias = ListedSpace | PythonSpace
+
+
+def load_space(name: str, *, folder: Path = SPACES) -> Space:
+    """The search space of that name in `folder`, or at that path.
+
+    Raises UserError where there is none (with the nearest names) and for everything in the file that cannot be searched.
+    """
+    file = find_space(name, folder=folder)
+    return _load_python(file) if file.suffix == ".py" else _load_yaml(file)
+
+
+def find_space(name: str, *, folder: Path = SPACES) -> Path:
+    """The file of a search space, given by name or path."""
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml", ".py") or len(path.parts) > 1:
+        if path.is_file():
+            return path.resolve()
+        raise UserError(f"search_space={name}: there is no such file")
+    files = {file.stem: file for file in sorted(folder.glob("*")) if file.suffix in (".yaml", ".yml", ".py")}
+    if name in files:
+        return files[name]
+    near = difflib.get_close_matches(name, files, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"search_space={name}: {hint}{folder.name}/ has {', '.join(files) or 'no spaces'}")
+
+
+def default_point(space: Space, defaults: Mapping[str, Any]) -> Params | None:
+    """The draws that lead to the default configuration, by name, or None where it does not lie in the space.
+
+    defaults: configuration key -> value of the composed configuration; for a group (`model/decoder`) the option chosen. A
+    define-by-run space is asked as well, and has the default in it when it draws each parameter under its configuration key.
+    """
+    trial = optuna.trial.FixedTrial({key: label(value) for key, value in defaults.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # FixedTrial takes a value out of range with a warning
+        try:
+            space.suggest(trial)
+        except (ValueError, Warning):
+            return None
+    return dict(trial.params)
+
+
+def probes(space: Space, *, num_random: int = 3, seed: int = 0) -> Iterator[Params]:
+    """Points that show what a space holds: all parameters at their lower end, all at their upper end, every option of every
+    choice, and some at random."""
+    yield _probe(space, _Extremes(upper=False, option=0))
+    yield _probe(space, _Extremes(upper=True, option=-1))
+    for option in range(1, 100):
+        sampler = _Extremes(upper=bool(option % 2), option=option)
+        params = _probe(space, sampler)
+        if option >= sampler.num_options - 1:  # the last one was drawn above
+            break
+        yield params
+    random = optuna.samplers.RandomSampler(seed=seed)
+    yield from (_probe(space, random) for _ in range(num_random))
+
+
+def grid_points(space: Space) -> list[Params]:
+    """Every point of the space, as draws by name. Raises UserError where that cannot be listed."""
+    if isinstance(space, PythonSpace):
+        raise UserError(f"searcher=grid cannot list the points of {space.file}; use searcher=optuna or random")
+    names, values = [], []
+    for key, distribution in space.parameters.items():
+        names.append(key)
+        values.append(_grid_values(space, key, distribution))
+    return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------
+
+
+def _load_yaml(file: Path) -> ListedSpace:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{file} must map configuration keys to ranges, as in `optimizer.lr: interval(0.0001, 0.01)`")
+    parameters: dict[str, BaseDistribution] = {}
+    fixed: dict[str, Any] = {}
+    for key, value in content.items():
+        parsed = _parse(file, str(key), value) if isinstance(value, str) else None
+        if parsed is not None and parsed.is_sweep_override():
+            parameters[str(key)] = _distribution(file, parsed)
+        else:
+            fixed[str(key)] = value if parsed is None else parsed.value()
+    if not parameters:
+        raise UserError(
+            f"{file} searches nothing: every key has one value; give at least one interval, range or choice"
+        )
+    return ListedSpace(file, parameters, fixed, {str(key): str(value) for key, value in content.items()})
+
+
+def _load_python(file: Path) -> PythonSpace:
+    spec = importlib.util.spec_from_file_location(f"search_space_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+    function = getattr(module, "space", None)
+    if not callable(function):
+        raise UserError(f"{file} must define a function space(trial) that returns a dict of configuration keys")
+    return PythonSpace(file, function)
+
+
+def _parse(file: Path, key: str, expression: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(f"{key}={expression}")
+    except HydraException as error:
+        cause = error.__cause__  # of a grammar error it is the parser's, which says nothing
+        reason = str(cause if isinstance(cause, (HydraException, TypeError, ValueError)) else error)
+        raise UserError(f"{file}: cannot read {key}: {expression} ({' '.join(reason.split())})") from error
+
+
+def _distribution(file: Path, override: Override) -> BaseDistribution:
+    key = override.get_key_element()
+    where = f"{file}: {key}: {override.get_value_string()}"
+    sweep = override.value()
+    if isinstance(sweep, IntervalSweep):
+        return _interval(where, sweep)
+    try:
+        values = [label(_unquoted(value)) for value in override.sweep_iterator()]
+    except (HydraException, ValueError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+    if not values:
+        raise UserError(f"{where} is empty: a range runs from its start up to, but not including, its end")
+    if isinstance(sweep, RangeSweep):
+        return _range(where, sweep, values)
+    return CategoricalDistribution(tuple(dict.fromkeys(values)))
+
+
+def _unquoted(value: Any) -> Any:
+    if isinstance(value, QuotedString):
+        return value.text
+    return [_unquoted(item) for item in value] if isinstance(value, list) else value
+
+
+def _interval(where: str, sweep: IntervalSweep) -> BaseDistribution:
+    low, high = sweep.start, sweep.end
+    log = _is_log(where, sweep.tags)
+    assert low is not None
+    assert high is not None
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError(f"{where} must have finite ends")
+    if low > high:
+        raise UserError(f"{where} is upside down: its low end {low:g} is above its high end {high:g}")
+    whole = "int" in sweep.tags or (isinstance(low, int) and isinstance(high, int))
+    if log and (low <= 0 or (whole and low < 1)):
+        raise UserError(
+            f"{where} is logarithmic, so its low end must be {'at least 1' if whole else 'above 0'}, not {low:g}"
+        )
+    if not whole:
+        return FloatDistribution(float(low), float(high), log=log)
+    if low != int(low) or high != int(high):
+        raise UserError(f"{where} is for whole numbers, but its ends are {low:g} and {high:g}")
+    return IntDistribution(int(low), int(high), log=log)
+
+
+def _range(where: str, sweep: RangeSweep, values: list[Any]) -> BaseDistribution:
+    low, high, step = min(values), max(values), abs(sweep.step)
+    if _is_log(where, sweep.tags):
+        if not isinstance(low, int) or low < 1 or step != 1:
+            raise UserError(f"{where} is logarithmic, so it must be of whole numbers from 1 on, in steps of 1")
+        return IntDistribution(low, high, log=True)
+    if isinstance(low, int) and isinstance(step, int):
+        return IntDistribution(low, high, step=step)
+    return FloatDistribution(low, high, step=float(step))
+
+
+def _is_log(where: str, tags: set[str]) -> bool:
+    unknown = sorted(tags - {"log", "int"})
+    if unknown:
+        raise UserError(f"{where}: tag {unknown[0]} is not known; there are log and int")
+    return "log" in tags
+
+
+# --- drawing ------------------------------------------------------------------------------------------------------------
+
+_LABEL = "list "
+"""Optuna stores scalars only, so that a list among the choices goes by its JSON text after this mark."""
+
+
+def label(value: Any) -> Any:
+    return _LABEL + json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def from_label(value: Any) -> Any:
+    return json.loads(value.removeprefix(_LABEL)) if isinstance(value, str) and value.startswith(_LABEL) else value
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        value is None
+        or isinstance(value, (bool, int, float, str))
+        or (isinstance(value, list) and all(map(_is_plain, value)))
+    )
+
+
+def _draw(trial: optuna.trial.BaseTrial, key: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, FloatDistribution):
+        return trial.suggest_float(
+            key, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    assert isinstance(distribution, CategoricalDistribution)
+    return trial.suggest_categorical(key, distribution.choices)
+
+
+def _grid_values(space: ListedSpace, key: str, distribution: BaseDistribution) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return list(range(distribution.low, distribution.high + 1, distribution.step))
+    assert isinstance(distribution, FloatDistribution)
+    if distribution.step is None:
+        raise UserError(
+            f"searcher=grid needs a list of values, but {space.file} has {key}: {space.expressions[key]}; "
+            "write range(...) or choice(...), or use searcher=optuna or random"
+        )
+    num_steps = round((distribution.high - distribution.low) / distribution.step)
+    return [distribution.low + i * distribution.step for i in range(num_steps + 1)]
+
+
+def _probe(space: Space, sampler: optuna.samplers.BaseSampler) -> Params:
+    return space.suggest(optuna.create_study(sampler=sampler).ask())
+
+
+class _Extremes(optuna.samplers.BaseSampler):
+    """Draws the lower or upper end of every range, and one option of every choice."""
+
+    def __init__(self, *, upper: bool, option: int) -> None:
+        self.upper = upper
+        self.option = option
+        self.num_options = 0  # of the longest choice that was drawn from
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
+        if isinstance(param_distribution, CategoricalDistribution):
+            choices = param_distribution.choices
+            self.num_options = max(self.num_options, len(choices))
+            return choices[self.option % len(choices)]
+        assert isinstance(param_distribution, (FloatDistribution, IntDistribution))
+        return param_distribution.high if self.upper else param_distribution.low

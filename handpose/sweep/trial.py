@@ -1,0 +1,167 @@
+"""One trial of a sweep: the configuration that the searcher suggests, trained by the function that train.py uses.
+
+A trial is composed in the worker, from overrides that train.py takes as well, and nothing in it depends on what the worker did
+before. So each trial can be trained again alone: `TrialRecipe.command`.
+"""
+
+import math
+import shlex
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+from ray import tune
+
+from handpose.config import compose, quote_override
+from handpose.errors import UserError
+from handpose.sweep.searcher import PARAMS
+from handpose.sweep.space import Params
+from handpose.training.fit import RunFolders, fit
+
+_CHECKPOINT = "trial.ckpt"
+_SILENT = ("logger=none", "checkpoints.enabled=false")
+"""What trials leave out; none of it touches a metric."""
+
+
+@dataclass(frozen=True)
+class TrialRecipe:
+    """How trials are composed from parameters.
+
+    overrides: the user's, as train.py takes them. locations: overrides that lead a worker to the driver's paths. max_epochs:
+    of the schedule. num_threads: of torch, the slot's cores, since sums depend on how many threads share them.
+    """
+
+    overrides: Sequence[str]
+    locations: Sequence[str]
+    max_epochs: int
+    num_threads: int
+
+    def training(self, params: Mapping[str, Any]) -> list[str]:
+        """Overrides of the trial with these parameters, for train.py."""
+        return [
+            *self.overrides,
+            *(quote_override(key, value) for key, value in params.items()),
+            quote_override("trainer.max_epochs", self.max_epochs),
+            quote_override("num_threads", self.num_threads),
+        ]
+
+    def in_worker(self, params: Mapping[str, Any]) -> list[str]:
+        """The same for a worker, which has a folder of its own and leaves no files."""
+        return [*self.locations, *self.training(params), *_SILENT]
+
+    def command(self, params: Mapping[str, Any]) -> str:
+        """The command line that trains the trial again, alone, with the same metrics on the same machine."""
+        return shlex.join(["python", "train.py", *self.training(params)])
+
+
+class Objective(Protocol):
+    """What a trial runs: trains the parameters and reports each epoch to Tune by `report`. Tests have a cheap one."""
+
+    def __call__(self, params: Params, /) -> None: ...
+
+
+def make_trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
+    """The function that Tune calls in a worker with the searcher's configuration."""
+
+    def trial(config: dict[str, Any]) -> None:
+        objective(config[PARAMS])
+
+    return trial
+
+
+@dataclass(frozen=True)
+class TrainingObjective:
+    """Trains a trial's network. metric: what the sweep optimises. checkpoint_every_epochs: None where no scheduler needs them."""
+
+    recipe: TrialRecipe
+    metric: str
+    checkpoint_every_epochs: int | None
+
+    def __call__(self, params: Params, /) -> None:
+        config = compose("train", self.recipe.in_worker(params))
+        folder = Path(tune.get_context().get_trial_dir() or ".")
+        callbacks: list[pl.Callback] = [TuneReport(self.metric, self.checkpoint_every_epochs), FreshHyperparameters()]
+        checkpoint = tune.get_checkpoint()
+        if checkpoint is None:
+            fit(config, RunFolders(folder, folder, folder), callbacks=callbacks, quiet=True)
+            return
+        with checkpoint.as_directory() as directory:
+            resume_from = Path(directory) / _CHECKPOINT
+            fit(config, RunFolders(folder, folder, folder), callbacks=callbacks, quiet=True, resume_from=resume_from)
+
+
+class TuneReport(pl.Callback):
+    """Reports the validation metrics of each epoch to Tune, and ends the trial when its metric is no number any more.
+
+    ASHA never stops a trial whose metric is NaN, which would hold its slot to the last epoch. Unlike Ray's own callback, which
+    warns, this one raises UserError when the metric is missing.
+    """
+
+    def __init__(self, metric: str, checkpoint_every_epochs: int | None) -> None:
+        self.metric = metric
+        self.checkpoint_every_epochs = checkpoint_every_epochs
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if self.metric not in metrics:
+            raise UserError(f"sweep.metric={self.metric} is not validated; there are {', '.join(sorted(metrics))}")
+        epoch = trainer.current_epoch + 1
+        every = self.checkpoint_every_epochs
+        if every is not None and epoch % every == 0:
+            with tempfile.TemporaryDirectory() as directory:
+                trainer.save_checkpoint(Path(directory) / _CHECKPOINT)
+                report(epoch, metrics, checkpoint=tune.Checkpoint.from_directory(directory))
+        else:
+            report(epoch, metrics)
+        if not math.isfinite(metrics[self.metric]):
+            trainer.should_stop = True
+
+
+def report(epoch: int, metrics: Mapping[str, float], *, checkpoint: Any = None) -> None:
+    """Tell Tune the metrics after an epoch, counted from 1. Does not return when the scheduler ends the trial."""
+    tune.report({**metrics, "epoch": epoch}, checkpoint=checkpoint)
+
+
+class FreshHyperparameters(pl.Callback):
+    """Lets the configuration's optimiser settings win over those of a checkpoint that the trial goes on from.
+
+    A checkpoint restores the learning rate it was written with, so that what population based training changed would be lost.
+    """
+
+    def __init__(self) -> None:
+        self._fresh: list[list[dict[str, Any]]] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fresh = [[_settings(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if tune.get_checkpoint() is None:
+            return
+        for optimizer, groups in zip(trainer.optimizers, self._fresh, strict=True):
+            for group, fresh in zip(optimizer.param_groups, groups, strict=True):
+                scale = fresh["initial_lr"] / group["initial_lr"]
+                group.update(fresh, lr=group["lr"] * scale)
+        for config in trainer.lr_scheduler_configs:
+            config.scheduler.base_lrs = [group["initial_lr"] for group in config.scheduler.optimizer.param_groups]
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {"initial_lr": group["lr"]} | {name: value for name, value in group.items() if name != "params"}
+
+
+def training_overrides(overrides: Iterable[str]) -> list[str]:
+    """Of the overrides of tune.py's command line those that train.py knows too."""
+    return [item for item in overrides if _group(item) not in _SWEEP_GROUPS]
+
+
+_SWEEP_GROUPS = ("sweep", "scheduler", "searcher", "ray", "search_space", "hydra")
+
+
+def _group(override: str) -> str:
+    key = override.partition("=")[0].lstrip("+~")
+    return key.replace("/", ".").replace("@", ".").partition(".")[0]

@@ -1,0 +1,107 @@
+"""The LightningModule: one step of training, and the metrics of validation and test."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MetricCollection
+
+from handpose import geometry
+from handpose.data.augment import Augment, View, unchanged
+from handpose.data.sample import HandBatch
+from handpose.heatmaps import Axes, AxisLogits, read_out
+from handpose.metrics.mpjpe import KeypointErrorPx, PaMpjpe, RootRelativeMpjpe
+from handpose.metrics.pck import PckAuc
+
+
+class HandPose(pl.LightningModule):
+    """A network with what it takes to train it.
+
+    net: pictures -> AxisLogits. axes: what the logits' axes mean. loss: called with logits, coordinates and axes, gives
+    its terms. augment: random views of a batch. optimizer: called with parameter groups. lr_schedule: called with the
+    optimizer, num_steps and steps_per_epoch. seed: of the augmentation, whose draws depend on it and on the step alone,
+    so that a resumed run goes on as it would have.
+
+    Logs train/loss and its terms, and val/pa_mpjpe_mm, val/rr_mpjpe_mm, val/keypoint_error_px and val/pck_auc, each over
+    all pictures.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        axes: Axes,
+        loss: nn.Module,
+        augment: Augment,
+        optimizer: Callable[..., Optimizer],
+        lr_schedule: Callable[..., LRScheduler],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.axes = axes
+        self.loss = loss
+        self.augment = augment
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.seed = seed
+        self.val_metrics = MetricCollection(
+            {"val/pa_mpjpe_mm": PaMpjpe(), "val/rr_mpjpe_mm": RootRelativeMpjpe(), "val/pck_auc": PckAuc()},
+            compute_groups=False,
+        )
+        self.val_pixels = KeypointErrorPx()
+
+    def forward(self, view: View) -> AxisLogits:
+        return self.net(view.image)
+
+    def predict_xyz_m(self, view: View, scale_m: Tensor) -> Tensor:
+        """Joints in metres in the camera frame of the view, (B, K, 3); scale_m (B,) may be NaN."""
+        coordinates = read_out(self(view))  # (B, K, 3)
+        return self.axes.decode(coordinates, view.intrinsics, _size(view), scale_m)
+
+    def training_step(self, batch: HandBatch, batch_idx: int) -> Tensor:
+        view = self.augment(batch, self._generator())
+        coordinates = self.axes.encode(view.xyz_m, view.intrinsics, _size(view))  # (B, K, 3)
+        terms = self.loss(self(view), coordinates, self.axes)
+        loss = torch.stack(list(terms.values())).sum()
+        # Sums over an epoch stay on the device: logging a value every step would wait for the GPU every step.
+        logged = {"train/loss": loss.detach()} | {f"train/{name}_loss": term.detach() for name, term in terms.items()}
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch.image))
+        return loss
+
+    def validation_step(self, batch: HandBatch, batch_idx: int) -> None:
+        predicted_m = self.predict_xyz_m(unchanged(batch), batch.scale_m)
+        self.val_metrics.update(predicted_m, batch.xyz_m)
+        self.val_pixels.update(
+            geometry.project(predicted_m, batch.intrinsics), geometry.project(batch.xyz_m, batch.intrinsics)
+        )
+        # Metrics are handed over as objects: Lightning computes them once, from their sums over all pictures.
+        metrics = dict(self.val_metrics.items()) | {"val/keypoint_error_px": self.val_pixels}
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch.image))
+
+    def configure_optimizers(self) -> Any:
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        steps_per_epoch = max(1, num_steps // max(1, self.trainer.max_epochs or 1))
+        optimizer = self.optimizer(parameter_groups(self.net))
+        schedule = self.lr_schedule(optimizer, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+
+
+def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
+    """Weights, which decay, and norms and biases, which do not (RTMPose, Jiang et al. 2023)."""
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _size(view: View) -> tuple[int, int]:
+    return view.image.shape[-2], view.image.shape[-1]
