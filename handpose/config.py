@@ -1,4 +1,4 @@
-"""The only road from Hydra overrides to a composed configuration, for the scripts, the workers of a sweep and the tests.
+"""The only road from Hydra overrides to a composed configuration: for scripts, workers of a sweep and tests.
 
 A configuration that comes out of `compose` is checked: keys exist, values have the types of the constructors they are
 meant for, paths are absolute. What is wrong raises UserError, in one sentence that names the key and the remedy.
@@ -104,8 +104,8 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
 def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     """Run a script's main on the composed command line.
 
-    A user's mistake is one sentence on stderr and status 2. Reads a .env file in the working directory or above it first; what is set in the
-    environment counts before it.
+    A user's mistake is one sentence on stderr and status 2; Ctrl-C leaves with 130. A .env file in the working folder
+    or above it is read first; what the environment sets already counts before it.
     """
     load_dotenv(find_dotenv(usecwd=True))
     flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
@@ -122,20 +122,21 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
 
 
 class _told:  # noqa: N801 - reads as a word in a with statement
-    """Turns a user's mistake into a sentence and status 2."""
+    """Turns a user's mistake, and Ctrl-C, into a sentence and a status."""
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, UserError):
-            _leave(str(error))
+            _leave(f"error: {error}", 2)
+        if isinstance(error, KeyboardInterrupt):
+            _leave(f"interrupted{'' if not str(error) else f': {error}'}", 130)
 
 
-def _leave(sentence: str) -> NoReturn:
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.stderr.flush()
-    raise SystemExit(2)
+def _leave(sentence: str, status: int) -> NoReturn:
+    print(sentence, file=sys.stderr, flush=True)
+    raise SystemExit(status)
 
 
 def task_overrides() -> list[str]:
@@ -229,7 +230,7 @@ def _is_group(key: str) -> bool:
     return (CONFIGS / key).is_dir()
 
 
-# --- what is wrong, in one sentence ---------------------------------------------------------------------------------------
+# What is wrong, in one sentence.
 
 
 def _explained(config_name: ConfigName, overrides: list[str], error: Exception) -> str:
@@ -239,7 +240,9 @@ def _explained(config_name: ConfigName, overrides: list[str], error: Exception) 
         try:
             parsed.append(parser.parse_override(item))
         except HydraException:
-            return f"cannot read {item!r} on the command line; write key=value, and quote values with special characters"
+            return (
+                f"cannot read {item!r} on the command line; write key=value, and quote values with special characters"
+            )
     sweeps = [item for item in parsed if item.is_sweep_override()]
     if sweeps:
         return f"{sweeps[0].input_line} is a search range; it belongs in a file under search_spaces/"
@@ -350,7 +353,8 @@ def _check_arguments(values: dict[str, Any], *, prefix: str) -> None:
 def _check_type(key: str, value: Any, kind: Any) -> None:
     value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     try:
-        # Strict, because "3" or 2.0 for a number of blocks is a mistake; JSON mode, because YAML has lists and no tuples.
+        # Strict, because "3" or 2.0 for a number of blocks is a mistake; JSON mode, because YAML has lists and no
+        # tuples.
         adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
     except Exception:  # not a type that a value of YAML could have
         return

@@ -1,9 +1,10 @@
 """Keypoints <-> heatmaps: the one place that knows how coordinates become bins and bins become coordinates.
 
-A network gives each joint three one-dimensional heatmaps, one along each axis (logits over bins). An axis runs over [0, 1];
-bin i of n has its centre at (i + 0.5) / n, and `sigma` is a fraction of the axis, so that neither the depth of a decoder nor
-the number of bins changes what is asked of the network. What the axes mean is a choice: `ImageAxes` (u, v and relative depth,
-metric through the intrinsics; Iqbal et al. 2018) or `CameraAxes` (fixed ranges of millimetres, as the original design had).
+A network gives each joint three one-dimensional heatmaps, one along each axis (logits over bins). An axis runs over
+[0, 1]; bin i of n has its centre at (i + 0.5) / n, and `sigma` is a fraction of the axis, so that neither the depth
+of a decoder nor the number of bins changes what is asked of the network. What the axes mean is a choice: `ImageAxes`
+(u, v and relative depth, metric through the intrinsics; Iqbal et al. 2018) or `CameraAxes` (fixed ranges of
+millimetres, as the original design had).
 
 Letters: B batch, K keypoints, W, H, D bins along the axes.
 """
@@ -61,7 +62,8 @@ class ImageAxes(nn.Module):
     """Axes u, v in pixels and depth relative to the root joint, in lengths of the reference bone.
 
     sigma: of the target heatmaps, a fraction of each axis. `fit` takes from the training set what turns relative into
-    metric depth: the range of the depth axis, the hand's mean proportions and its mean size; they travel in the checkpoint.
+    metric depth: the range of the depth axis, the hand's mean proportions and its mean size; they travel in the
+    checkpoint.
     """
 
     depth_range: Tensor  # ()
@@ -160,4 +162,3 @@ class CameraAxes(nn.Module):
 
 
 Axes = ImageAxes | CameraAxes
-

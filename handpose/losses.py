@@ -1,8 +1,8 @@
 """What a network is trained on: its heatmaps against the true coordinates along the axes.
 
-Every loss is called with the logits, the coordinates (B, K, 3) in units of the axes, and the axes themselves, and returns
-the terms it is made of; their sum is the loss. A joint outside the picture has no place on the heatmap: its coordinate
-along that axis is left out.
+Every loss is called with the logits, the coordinates (B, K, 3) in units of the axes, and the axes themselves, and
+returns the terms it is made of; their sum is the loss. A joint outside the picture has no place on the heatmap: its
+coordinate along that axis is left out.
 """
 
 import torch
@@ -25,8 +25,8 @@ class HeatmapLoss(nn.Module):
     """KL divergence to a Gaussian heatmap plus L1 of the soft-argmax coordinate.
 
     The heatmap term is SimCC's (Li et al. 2022), the coordinate term integral regression's (Sun et al. 2018).
-    heatmap_weight, coordinate_weight: of the two terms (coordinates count in tenths of the axis, so that the two are of one size). depth_weight: of the
-    depth axis beside u and v.
+    heatmap_weight, coordinate_weight: of the two terms (coordinates count in tenths of the axis, so that the two are
+    of one size). depth_weight: of the depth axis beside u and v.
     """
 
     def __init__(self, *, heatmap_weight: float, coordinate_weight: float, depth_weight: float) -> None:

@@ -1,8 +1,8 @@
 """The hand's 21 joints: names, the two orders in use, and the bones between them.
 
-FreiHAND order (Zimmermann et al. 2019): wrist, then thumb, index, middle, ring and little finger, four joints each from
-base to tip. AIT order (the course variant): wrist, the five mcp, the five pip, the five dip, the five tips, thumb first.
-Everything inside the project is in FreiHAND order; AIT exists only in the course's files.
+FreiHAND order (Zimmermann et al. 2019): wrist, then thumb, index, middle, ring and little finger, four joints each
+from base to tip. AIT order (the course variant): wrist, the five mcp, the five pip, the five dip, the five tips,
+thumb first. Everything inside the project is in FreiHAND order; AIT exists only in the course's files.
 """
 
 FINGERS = ("thumb", "index", "middle", "ring", "little")

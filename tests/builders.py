@@ -22,10 +22,9 @@ def hands(num_poses: int, seed: int = 0) -> NDArray[np.float64]:
             way = np.stack([np.sin(spread), -np.cos(spread) * np.cos(pitch), -np.cos(spread) * np.sin(pitch)], axis=-1)
             before = xyz_m[:, 0 if segment == 0 else 4 * finger + segment]
             xyz_m[:, 1 + 4 * finger + segment] = before + length * way
-    turns, upper = np.linalg.qr(generator.normal(size=(num_poses, 3, 3)))
+    turns, _ = np.linalg.qr(generator.normal(size=(num_poses, 3, 3)))
     xyz_m = (xyz_m - xyz_m.mean(axis=1, keepdims=True)) @ (turns * np.sign(np.linalg.det(turns))[:, None, None])
-    assert upper.shape == turns.shape
-    return xyz_m + [0, 0, 0.6]
+    return xyz_m + np.array([0, 0, 0.6])
 
 
 def cameras(num_poses: int, size: int = IMAGE_SIZE, seed: int = 0) -> NDArray[np.float64]:

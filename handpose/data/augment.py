@@ -47,7 +47,7 @@ def rotation_about_center(angle: Tensor, intrinsics: Tensor, size: tuple[int, in
 
 
 def zoomed(intrinsics: Tensor, zoom: Tensor, shift_px: Tensor, size: tuple[int, int]) -> Tensor:
-    """Intrinsics of a camera whose picture is enlarged by zoom (B,) about its centre, then shifted by shift_px (B, 2)."""
+    """Intrinsics of a camera whose picture is enlarged by zoom (B,) about its centre, then moved by shift_px (B, 2)."""
     height, width = size
     center = intrinsics.new_tensor([(width - 1) / 2.0, (height - 1) / 2.0])
     result = intrinsics.clone()
@@ -57,7 +57,7 @@ def zoomed(intrinsics: Tensor, zoom: Tensor, shift_px: Tensor, size: tuple[int, 
 
 
 def warp(image: Tensor, homography: Tensor, *, interpolation: Interpolation) -> Tensor:
-    """Warp pictures (B, 3, H, W) in floating point by homographies (B, 3, 3) from old to new pixels; outside is black."""
+    """Warp pictures (B, 3, H, W), floating point, by homographies (B, 3, 3) from old to new pixels; outside is black."""
     batch, _, height, width = image.shape
     v, u = torch.meshgrid(
         torch.arange(height, device=image.device, dtype=image.dtype),
@@ -92,8 +92,8 @@ class Augment(nn.Module):
     """Random views of a batch, drawn from a generator, so that a step is the same whenever it is repeated.
 
     rotation_deg: turned by up to this to either side. scale: zoomed by a factor in [1 - scale, 1 / (1 - scale)],
-    log-uniform. shift: moved by up to this fraction of the picture. brightness, contrast: factors in [1 - x, 1 + x]; color:
-    the same for each channel alone.
+    log-uniform. shift: moved by up to this fraction of the picture. brightness, contrast: factors in [1 - x, 1 + x];
+    color: the same for each channel alone.
     """
 
     def __init__(
@@ -142,7 +142,9 @@ class Augment(nn.Module):
         if not (self.brightness or self.contrast or self.color):
             return image
         count = len(image)
-        gain = 1.0 + self.brightness * _symmetric((count, 1), generator) + self.color * _symmetric((count, 3), generator)
+        gain = (
+            1.0 + self.brightness * _symmetric((count, 1), generator) + self.color * _symmetric((count, 3), generator)
+        )
         contrast = 1.0 + self.contrast * _symmetric((count, 1, 1, 1), generator).to(image)
         mean = image.mean(dim=(1, 2, 3), keepdim=True)
         return (((image - mean) * contrast + mean) * gain[:, :, None, None].to(image)).clamp(0.0, 1.0)

@@ -106,6 +106,10 @@ class HandDataModule(pl.LightningDataModule):
         batches = ShuffledBatches(
             dataset, batch_size=self.batch_size, seed=self.seed, rank=rank, num_replicas=num_replicas
         )
+        if self.trainer is not None:
+            # Lightning 2.6 draws the first epoch's batches before it calls set_epoch, so a resumed run would start with
+            # the order of epoch 0.
+            batches.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         return self._loader(dataset, batches)
 
     def val_dataloader(self) -> DataLoader[HandBatch]:

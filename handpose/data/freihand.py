@@ -24,6 +24,7 @@ from handpose.skeleton import NUM_JOINTS, REFERENCE_BONE
 URL = "https://lmb.informatik.uni-freiburg.de/projects/freihand"
 IMAGES_PER_POSE = (1, 4)
 _LAYOUT = f"data.root must be the folder that FreiHAND_pub_v2 is unpacked to ({URL})"
+_CORRECT = "correct it, or unpack the data set again"
 _REFERENCE_BONE_LIMITS_M = (0.005, 0.2)
 _SCALE_TOLERANCE = 0.05
 
@@ -86,12 +87,12 @@ def validation_poses(
     Raises UserError when either side would be empty or there are fewer validation poses than blocks.
     """
     if split not in ("blocks", "random"):
-        raise UserError(f"data.split={split} is unknown; it is blocks or random")
+        raise UserError(f"data.source.split={split} is unknown; it is blocks or random")
     num_val = round(val_fraction * num_poses)
     if not 0 < num_val < num_poses:
         side = "validation" if num_val <= 0 else "training"
         raise UserError(
-            f"data.val_fraction={val_fraction} of {num_poses} poses leaves no pose for {side}; "
+            f"data.source.val_fraction={val_fraction} of {num_poses} poses leaves no pose for {side}; "
             "choose a fraction between 0 and 1 that leaves at least one pose on each side"
         )
     generator = np.random.default_rng(split_seed)
@@ -101,8 +102,8 @@ def validation_poses(
         return chosen
     if not 1 <= num_blocks <= num_val:
         raise UserError(
-            f"data.num_blocks={num_blocks} does not fit the {num_val} validation poses "
-            f"(data.val_fraction={val_fraction} of {num_poses}); choose 1 to {num_val} blocks"
+            f"data.source.num_blocks={num_blocks} does not fit the {num_val} validation poses "
+            f"(data.source.val_fraction={val_fraction} of {num_poses}); choose 1 to {num_val} blocks"
         )
     stretches = _edges(num_poses, num_blocks)
     lengths = np.minimum(np.diff(_edges(num_val, num_blocks)), np.diff(stretches))
@@ -257,8 +258,12 @@ def _read_entries(path: Path, shape: tuple[int, ...], layout: str) -> NDArray[np
         wanted = " x ".join(map(str, shape)) + " numbers" if shape else "one number"
         bad = next((i for i, entry in enumerate(entries) if not _has_shape(entry, shape)), 0)
         raise UserError(f"{path}: entry {bad} is not {wanted}; unpack the data set again")
-    finite = np.logical_and.reduce(np.isfinite(array.reshape(len(array), -1)), axis=1)
-    _check_entries(path, finite, "a value that is not finite", array)
+    if not np.isfinite(array).all():
+        bad, *place = np.argwhere(~np.isfinite(array))[0]
+        value = array[(bad, *place)]
+        raise UserError(
+            f"{path}: entry {bad} has a value that is not finite: {value} at {[int(i) for i in place]}; {_CORRECT}"
+        )
     return array
 
 
@@ -275,7 +280,7 @@ def _check_entries(path: Path, good: NDArray[np.bool_], problem: str, values: ND
         return
     bad = int(np.argmin(good))
     value = np.array2string(values[bad], precision=4, threshold=9).replace("\n", "")
-    raise UserError(f"{path}: entry {bad} has {problem}: {value}; correct or remove that pose")
+    raise UserError(f"{path}: entry {bad} has {problem}: {value}; {_CORRECT}")
 
 
 def _edges(total: int, parts: int) -> NDArray[np.int64]:

@@ -19,7 +19,6 @@ Pixels = NDArray[np.float32]
 PALM, PROXIMAL, MIDDLE, TIP, SLEEVE = range(5)
 """What a cone belongs to: decides creases, nails, colour, and where cones are blended into one skin."""
 
-_FOREARM_MM = 240.0
 _BLEND_MM = 4.5  # half the width over which the normals of the palm's cones are averaged
 
 
@@ -82,8 +81,8 @@ class _Cone(NamedTuple):
 def clothe(shape: HandShape, hand: PosedHand, forearm: Floats, sleeve_mm: float | None) -> Flesh:
     """Round cones for the fingers, the palm with its pads, the web of the thumb and the forearm; hand's frame.
 
-    forearm: (3,) unit vector from the wrist to the elbow, hand's frame. sleeve_mm: from this distance to the wrist on
-    the forearm is dressed; None for a bare one.
+    forearm: (3,) mm from the wrist to the elbow. sleeve_mm: from this distance to the wrist on the forearm is dressed;
+    None for a bare one.
     """
     girth = shape.girth
     cones = [*_fingers(hand, girth), *_palm(hand, girth), *_thumb_base(hand, girth)]
@@ -145,17 +144,16 @@ def _thumb_base(hand: PosedHand, girth: float) -> list[_Cone]:
     ]
 
 
-def _forearm(direction: Floats, girth: float, sleeve_mm: float | None) -> list[_Cone]:
+def _forearm(forearm: Floats, girth: float, sleeve_mm: float | None) -> list[_Cone]:
     """Three cones side by side, wider than thick, and as many around them for the sleeve."""
-    side = np.cross(_OUT, direction)
-    side /= np.linalg.norm(side)
+    side = girth * np.cross(_OUT, forearm)
+    side /= np.linalg.norm(np.cross(_OUT, forearm))
     cones = []
     for sign, thicker in ((-1.0, 0.0), (0.0, 1.5), (1.0, 0.0)):
-        wrist = girth * 9.5 * sign * side
-        elbow = girth * (14 * sign * side + _FOREARM_MM * direction)
+        wrist, elbow = 9.5 * sign * side, 14 * sign * side + forearm
         cones.append(_Cone(wrist, elbow, 14 + thicker, 26 + thicker))
         if sleeve_mm is not None:
-            share = sleeve_mm / _FOREARM_MM
+            share = min(sleeve_mm / float(np.linalg.norm(forearm)), 0.9)
             cuff = wrist + share * (elbow - wrist)
             cones.append(_Cone(cuff, elbow, 19.5 + 10.5 * share + thicker, 32 + thicker, kind=SLEEVE))
     return cones
@@ -340,7 +338,7 @@ def _blend_normals(
     rows, columns = np.divmod(pixels, shape[1])
     height, width = shape[0] // supersampling, shape[1] // supersampling
     cell = rows // supersampling * width + columns // supersampling
-    down, across = _smoothing(height, reach), _smoothing(width, reach)
+    down, across = smoothing_weights(height, reach), smoothing_weights(width, reach)
     smooth = np.empty_like(normal)
     for axis in range(3):
         total = np.bincount(cell, weights=normal[axis] * blend, minlength=height * width).astype(np.float32)
@@ -350,7 +348,7 @@ def _blend_normals(
 
 
 @lru_cache(maxsize=256)
-def _smoothing(count: int, reach: int) -> Pixels:
+def smoothing_weights(count: int, reach: int) -> Pixels:
     """(count, count) symmetric weights of a triangular window of half width 2 reach."""
     at = np.arange(count)
     return np.maximum(2 * reach + 1 - np.abs(at[:, None] - at), 0).astype(np.float32)

@@ -18,6 +18,8 @@ from handpose.data.hand_renderer import Pixels
 Floats = NDArray[np.float64]
 SUPERSAMPLING = 2
 _LEAST_EXTENT_MM = 140.0
+_NEAREST_MM = 150.0  # of a joint to the camera; the flesh around it stays well in front
+_FOREARM_MM = 240.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def draw_picture(seed: int, split: int, index: int, image_size: int, difficulty:
     pose = hand_kinematics.draw_pose(rng, shape, difficulty.pose_variety)
     hand = hand_kinematics.pose_hand(shape, pose)
     view = draw_view(rng, hand.joints, image_size, difficulty)
-    forearm = _draw_forearm(rng)
+    forearm = _draw_forearm(rng, view)
     sleeve_mm = rng.uniform(35, 120) if rng.random() < 0.45 else None
     flesh = hand_renderer.clothe(shape, hand, forearm, sleeve_mm).moved(view.rotation, view.translation)
     skin, light = hand_shading.draw_skin(rng), hand_shading.draw_light(rng)
@@ -98,12 +100,12 @@ def draw_view(rng: np.random.Generator, joints: Floats, image_size: int, difficu
     wanted = _draw_centre(rng, turned, side, image_size, rng.random() < difficulty.cutoff_probability)
     # A fist is small: it may fill less, or it would be seen from so near that perspective tears it apart.
     side *= min(1.0, np.ptp(turned[:, :2], axis=0).max() / _LEAST_EXTENT_MM)
-    offset = np.array([0.0, 0.0, focal * np.ptp(turned[:, :2], axis=0).max() / side])
+    offset = np.array([0.0, 0.0, focal * np.ptp(turned[:, :2], axis=0).max() / side - 2 * turned[:, 2].min()])
     for _ in range(4):  # perspective makes the box depend on the place a little: a few rounds settle it
         placed = turned + offset
         uv = placed[:, :2] / placed[:, 2:] * focal + principal
         box = np.stack([uv.min(0), uv.max(0)])
-        offset[2] *= np.ptp(box, axis=0).max() / side
+        offset[2] = max(offset[2] * np.ptp(box, axis=0).max() / side, _NEAREST_MM - turned[:, 2].min())
         offset[:2] += (wanted - box.mean(0)) * offset[2] / focal
     translation = (turned + offset - joints @ rotation.T)[0]
     return View(rotation, translation, intrinsics)
@@ -139,10 +141,13 @@ def _draw_centre(rng: np.random.Generator, turned: Floats, side: float, image_si
     return centre
 
 
-def _draw_forearm(rng: np.random.Generator) -> Floats:
-    """Direction from the wrist to the elbow, hand's frame: the wrist bends both ways."""
+def _draw_forearm(rng: np.random.Generator, view: View) -> Floats:
+    """(3,) mm from the wrist to the elbow, hand's frame: the wrist bends both ways. It ends before the camera."""
     bend, lean = math.radians(rng.normal(0, 14)), math.radians(np.clip(rng.normal(0, 9), -20, 20))
-    return np.array([math.sin(lean), -math.cos(lean) * math.cos(bend), math.cos(lean) * math.sin(bend)])
+    direction = np.array([math.sin(lean), -math.cos(lean) * math.cos(bend), math.cos(lean) * math.sin(bend)])
+    approach = -float(view.rotation[2] @ direction)
+    room = float(view.translation[2]) - _NEAREST_MM / 2
+    return direction * min(_FOREARM_MM, room / max(approach, 1e-9))
 
 
 def _paint_hand(
@@ -177,7 +182,7 @@ def _paint_hand(
 def draw_background(rng: np.random.Generator, size: int, clutter: float) -> Pixels:
     """(H, W, 3) linear: a smooth wall of some colour, shapes before it, and a texture of several scales."""
     image = np.broadcast_to(_draw_colour(rng), (size, size, 3)).copy()
-    image *= 1 + _smooth_noise(rng, size, 3, rng.uniform(0.1, 0.4), 0.15)
+    image *= _smooth_noise(rng, size, 3, rng.uniform(0.1, 0.4), 0.15)
     for _ in range(rng.poisson(4 * clutter)):
         _paint_shape(rng, image, rng.uniform(0, size, 2), size * rng.uniform(0.04, 0.45, 2))
     if rng.random() < 0.35 * clutter:
@@ -185,8 +190,8 @@ def draw_background(rng: np.random.Generator, size: int, clutter: float) -> Pixe
     if rng.random() < 0.7 * clutter:
         knots, amplitude, hue = int(rng.integers(5, 12)), rng.uniform(0.05, 0.3), rng.uniform(0, 0.3)
         for octave in range(3):
-            image *= 1 + _smooth_noise(rng, size, knots * 2**octave + octave, amplitude / 1.5**octave, hue)
-    return np.maximum(image, 0)
+            image *= _smooth_noise(rng, size, knots * 2**octave + octave, amplitude / 1.5**octave, hue)
+    return image
 
 
 def _draw_colour(rng: np.random.Generator) -> Pixels:
@@ -210,13 +215,13 @@ def _interpolation(size: int, knots: int) -> Pixels:
 
 
 def _smooth_noise(rng: np.random.Generator, size: int, knots: int, amplitude: float, hue: float) -> Pixels:
-    """(H, W, 3) noise; hue is the part of the amplitude that differs between the channels."""
+    """(H, W, 3) brightness about 1; hue is the part of the amplitude that differs between the channels."""
     values = rng.standard_normal((knots, knots, 1), np.float32) + np.float32(hue) * rng.standard_normal(
         (knots, knots, 3), np.float32
     )
     weights = _interpolation(size, knots)
     rows = weights @ (values * np.float32(amplitude)).reshape(knots, -1)
-    return np.matmul(weights, rows.reshape(size, knots, 3))
+    return np.maximum(1 + np.matmul(weights, rows.reshape(size, knots, 3)), 0.15)
 
 
 @lru_cache(maxsize=4)
@@ -273,7 +278,7 @@ def _expose(rng: np.random.Generator, image: Pixels, difficulty: Difficulty) -> 
         share = np.float32(rng.uniform(0.1, 0.3))
         for axis in (0, 1):
             image = (1 - 2 * share) * image + share * (_shift(image, 1, axis) + _shift(image, -1, axis))
-    pixels = hand_shading.to_srgb(image * np.float32(math.exp(rng.normal(0, 0.15)))).astype(np.float32)
+    pixels = hand_shading.to_srgb(image * np.float32(math.exp(rng.normal(0, 0.12)))).astype(np.float32)
     level = np.float32(rng.uniform(0, difficulty.noise))
     pixels += level * rng.standard_normal(pixels.shape, np.float32)
     return np.clip(pixels + 0.5, 0, 255).astype(np.uint8)

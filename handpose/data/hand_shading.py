@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handpose.data.hand_renderer import MIDDLE, PALM, SLEEVE, TIP, Flesh, Pixels, Surface
+from handpose.data.hand_renderer import MIDDLE, PALM, SLEEVE, TIP, Flesh, Pixels, Surface, smoothing_weights
 
 Floats = NDArray[np.float64]
 
@@ -88,8 +88,8 @@ def draw_light(rng: np.random.Generator) -> Light:
     """A light on the camera's side of the hand, above it more often than below."""
     direction = np.array([rng.uniform(-1, 1), rng.uniform(-1.1, 0.5), -rng.uniform(0.35, 1.1)])
     warmth = rng.normal(0, 0.06)
-    colour = rng.uniform(0.75, 1.15) * np.array([1 + warmth, 1.0, 1 - warmth])
-    ambient = rng.uniform(0.20, 0.45) * np.array([1 - warmth, 1.0, 1 + warmth])
+    colour = rng.uniform(0.65, 1.05) * np.array([1 + warmth, 1.0, 1 - warmth])
+    ambient = rng.uniform(0.18, 0.42) * np.array([1 - warmth, 1.0, 1 + warmth])
     return Light(direction / np.linalg.norm(direction), colour, ambient)
 
 
@@ -152,6 +152,15 @@ def _palm_lines(points: Pixels, flesh: Flesh) -> Pixels:
     return bright
 
 
+def _soften(values: Pixels, inside: NDArray[np.bool_]) -> Pixels:
+    """Average over the nearest pixels that are inside: a penumbra."""
+    down, across = smoothing_weights(values.shape[0], 1), smoothing_weights(values.shape[1], 1)
+    weights = inside.astype(np.float32)
+    softened: Pixels = down @ (values * weights) @ across
+    softened /= np.maximum(down @ weights @ across, 1)
+    return softened
+
+
 def _shadows(surface: Surface, light: Light, px_per_mm: float, supersampling: int) -> tuple[Pixels, Pixels]:
     """How much of the light and of the sky each covered pixel sees, (P,) each, from the depth buffer alone.
 
@@ -175,10 +184,11 @@ def _shadows(surface: Surface, light: Light, px_per_mm: float, supersampling: in
         dx, dy, dz = light.direction * step
         gap = over(dx, dy) + np.float32(dz)
         lit -= np.float32(0.3) * np.clip(gap / 3 - np.float32(0.3), 0, 1) * (gap < 30)
+    lit = _soften(np.maximum(lit, 0.25), here < far)
     sky = np.ones(depth.shape, np.float32)
     for dx, dy in _SKY_STEPS_MM:
         gap, distance = over(dx, dy), np.float32(math.hypot(dx, dy))
         sky -= np.float32(0.2) * np.clip(gap / distance - np.float32(0.3), 0, 1) * (gap < 60)
     rows, columns = np.divmod(surface.pixels, surface.depth.shape[1])
     cell = rows // supersampling * width + columns // supersampling
-    return np.maximum(lit, 0.25).ravel()[cell], np.maximum(sky, 0.25).ravel()[cell]
+    return lit.ravel()[cell], np.maximum(sky, 0.25).ravel()[cell]

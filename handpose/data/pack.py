@@ -191,9 +191,7 @@ def _locked(store: Path, progress: bool) -> Iterator[None]:
 
 def _unwritable(folder: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or error
-    return UserError(
-        f"images cannot be packed in {folder} ({reason}); set data.pack_folder to a folder on a local disk"
-    )
+    return UserError(f"images cannot be packed in {folder} ({reason}); set paths.packed to a folder on a local disk")
 
 
 def _make(store: Path, files: _Files, image_size: int | None, workers: int, progress: bool) -> None:
@@ -225,7 +223,7 @@ def _check_space(folder: Path, num_images: int, size: int) -> None:
     if needed > free:
         raise UserError(
             f"packing {num_images} images of {size} px needs {needed / 1e9:.2f} GB but {folder} has "
-            f"{free / 1e9:.2f} GB free; set data.pack_folder to a larger disk, or a smaller data.image_size"
+            f"{free / 1e9:.2f} GB free; set paths.packed to a larger disk, or a smaller data.image_size"
         )
 
 

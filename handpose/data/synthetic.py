@@ -34,7 +34,7 @@ from handpose.data.hand_scene import Difficulty
 from handpose.data.sample import Splits
 from handpose.errors import UserError
 
-GENERATOR_VERSION = 3
+GENERATOR_VERSION = 4
 """Raise it whenever the pictures change: sets of another version are not read."""
 
 _KEYS = ("K", "xyz", "scale")  # of FreiHAND's JSON files

@@ -37,7 +37,9 @@ class Predictor(pl.LightningModule):
         view = unchanged(batch)
         if self.test_time == "none":
             return self.module.predict_xyz_m(view, batch.scale_m)
-        predictions = [self._turned(view, 2.0 * math.pi * i / self.num_rotations, batch) for i in range(self.num_rotations)]
+        predictions = [
+            self._turned(view, 2.0 * math.pi * i / self.num_rotations, batch) for i in range(self.num_rotations)
+        ]
         return torch.stack(predictions).mean(0)
 
     def _turned(self, view: View, angle: float, batch: HandBatch) -> Tensor:
@@ -57,9 +59,12 @@ def measure(
 ) -> dict[str, float]:
     """Errors of predictions: pa_mpjpe_mm, rr_mpjpe_mm, pck_auc and keypoint_error_px.
 
-    predicted_m, target_m: (N, K, 3) in metres, camera frame; intrinsics: (N, 3, 3) of the pictures as the network saw them.
+    predicted_m, target_m: (N, K, 3) in metres, camera frame; intrinsics: (N, 3, 3) of the pictures as the network saw
+    them.
     """
-    predicted, target, camera = (torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m, intrinsics))
+    predicted, target, camera = (
+        torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m, intrinsics)
+    )
     errors = {"pa_mpjpe_mm": PaMpjpe(), "rr_mpjpe_mm": RootRelativeMpjpe(), "pck_auc": PckAuc()}
     for metric in errors.values():
         metric.update(predicted, target)

@@ -39,7 +39,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image: (B, 3, H, W) in [0, 1]. Returns the pyramid, map i of shape (B, channels[i], H / reductions[i], ...)."""
+        """image: (B, 3, H, W) in [0, 1]. Returns the pyramid; map i is (B, channels[i], H / reductions[i], ...)."""
         return self.pyramid((image - self.mean) / self.std)
 
 

@@ -1,6 +1,7 @@
 """A sweep in the terminal: a live table while it runs, one line a trial where the output is no terminal, a summary at the end."""
 
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -235,22 +236,21 @@ def summary(
     winner: TrialRow,
     defaults: Mapping[str, Any],
     retrained: Mapping[str, float] | None,
-    files: Mapping[str, Path],
-    commands: Mapping[str, str],
+    folder: Path,
 ) -> str:
     """What a sweep found, for a person.
 
-    defaults: of the keys that were searched. retrained: metrics of the winner after its retraining, with test/ and baseline/
-    in them where they were measured. files: what was written, by name. commands: what to type next, by purpose.
+    defaults: of the keys that were searched. retrained: metrics of the winner after its retraining, with test/ and
+    baseline/ in them where they were measured. folder: of the sweep.
     """
-    counts = table.count()
-    ends = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    lines = [f"winner      trial {winner.number}: {_validated(table, winner)}; {ends}"]
-    lines += _changes(winner, defaults)
+    lines = [f"winner      trial {winner.number}: {_validated(table, winner)}", _changes(winner, defaults)]
     if retrained:
-        lines += _figures(retrained)
-    lines += [f"{name:<11} {path}" for name, path in files.items()]
-    lines += [f"{purpose:<11} {command}" for purpose, command in commands.items()]
+        lines.append(_retrained(retrained))
+    lines.append(f"files       {folder}: best.yaml, trials.csv, sweep.yaml, study/, tensorboard/")
+    if retrained:
+        lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")
+    lines.append(f"look at it  tensorboard --logdir {shlex.quote(str(folder))}")
+    lines.append("again       " + shlex.join(["python", "train.py", f"best={folder / 'best.yaml'}"]))
     return "\n".join(lines)
 
 
@@ -258,28 +258,24 @@ def _validated(table: TrialTable, winner: TrialRow) -> str:
     return f"validation {metric_label(table.metric)} {table.value(winner):.2f} after {winner.epochs} epochs"
 
 
-def _changes(winner: TrialRow, defaults: Mapping[str, Any]) -> list[str]:
+def _changes(winner: TrialRow, defaults: Mapping[str, Any]) -> str:
     changed = {key: value for key, value in winner.params.items() if defaults.get(key) != value}
     if not changed:
-        return ["changed     nothing: the default configuration won"]
-    texts = [
-        f"{key} {value_text(defaults[key]) + ' -> ' if key in defaults else ''}{value_text(value)}"
-        for key, value in changed.items()
-    ]
-    return ["changed     " + ", ".join(texts)]
+        return "changed     nothing: the default configuration won"
+    texts = [f"{key} {_before(key, defaults)}{value_text(value)}" for key, value in changed.items()]
+    return "changed     " + ", ".join(texts)
 
 
-def _figures(metrics: Mapping[str, float]) -> list[str]:
-    lines = []
-    for stage, title in (("val", "validation"), ("test", "test")):
-        key = f"{stage}/pa_mpjpe_mm"
-        if key in metrics:
-            lines.append(f"{title:<11} {metric_label(key)} {metrics[key]:.2f}")
-    if lines and "baseline/pa_mpjpe_mm" in metrics:
-        mean_pose = metrics["baseline/pa_mpjpe_mm"]
-        ratio = metrics.get("test/pa_mpjpe_mm", math.nan) / mean_pose
-        lines[-1] += f"; the mean pose {mean_pose:.2f}" + (f", ratio {ratio:.2f}" if math.isfinite(ratio) else "")
-    return lines
+def _before(key: str, defaults: Mapping[str, Any]) -> str:
+    return f"{value_text(defaults[key])} -> " if key in defaults else ""
+
+
+def _retrained(metrics: Mapping[str, float]) -> str:
+    """The retrained winner beside the mean pose, on the test split where that has joints."""
+    stage = "test" if "test/pa_mpjpe_mm" in metrics else "val"
+    value, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics["baseline/pa_mpjpe_mm"]
+    named = "test" if stage == "test" else "validation (the test split has no joints)"
+    return f"retrained   {named} PA-MPJPE {value:.2f} mm, mean pose {mean_pose:.2f} mm, ratio {value / mean_pose:.2f}"
 
 
 def metric_label(metric: str) -> str:

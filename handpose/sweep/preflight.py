@@ -2,15 +2,17 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from handpose.config import compose, quote_override
+from handpose.config import compose
 from handpose.errors import UserError
 from handpose.sweep.settings import RaySettings, SweepSettings
-from handpose.sweep.space import Space, probes
+from handpose.sweep.space import Space, grid_points, probes
+from handpose.sweep.trial import with_params
+from handpose.training.fit import build
 
 
 def check_sweep(sweep: SweepSettings, ray: RaySettings) -> None:
@@ -21,21 +23,29 @@ def check_sweep(sweep: SweepSettings, ray: RaySettings) -> None:
     _check_folder(sweep)
 
 
-def check_space(space: Space, overrides: Sequence[str], *, compose: Callable[[list[str]], Any] | None = None) -> None:
+def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False) -> None:
     """Compose the space's corners and some points within: a key that does not exist, or a value that it cannot have, shows.
 
-    overrides: the user's, for train.py. compose: of the configuration "train", unless a test brings another.
+    overrides: the user's, for train.py. is_grid: every point is to be listed.
     """
-    compose = compose or _compose
+    if is_grid:
+        grid_points(space)
     for params in probes(space):
         try:
-            compose([*overrides, *(quote_override(key, value) for key, value in params.items())])
+            compose("train", with_params(overrides, params))
         except UserError as error:
             raise UserError(f"{space.file}: {error}") from error
 
 
-def _compose(overrides: list[str]) -> Any:
-    return compose("train", overrides)
+def prepare_data(config: Any) -> str:
+    """Build the default network and make its data ready, once for all trials; returns the data's fingerprint.
+
+    config: composed. Data that is missing or broken shows here, before Ray is started.
+    """
+    _, data = build(config)
+    data.prepare_data()
+    data.setup("fit")
+    return data.fingerprint
 
 
 def _check_numbers(sweep: SweepSettings, ray: RaySettings) -> None:
@@ -81,7 +91,7 @@ def _check_folder(sweep: SweepSettings) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"there is a sweep in {folder} already; choose another sweep.name, or remove that folder")
     try:
-        (folder / "study").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"the folder {folder} cannot be made ({reason}); set DIR_SCRATCH to one that can") from error

@@ -8,7 +8,6 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -21,8 +20,9 @@ from ray.tune.schedulers import TrialScheduler
 from handpose.report.table import TrialTable
 from handpose.report.terminal import sweep_view
 from handpose.sweep.preflight import num_cores
+from handpose.sweep.provenance import write_yaml
 from handpose.sweep.recorder import Recorder, run_name
-from handpose.sweep.scheduler import PopulationBasedTraining, build_scheduler
+from handpose.sweep.scheduler import PopulationBasedTraining
 from handpose.sweep.searcher import OptunaSearcher
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.space import Params, Space, default_point
@@ -68,19 +68,21 @@ def run_sweep(
     cluster: RaySettings,
     space: Space,
     searcher: Callable[..., OptunaSearcher],
-    scheduler: partial[TrialScheduler],
+    scheduler: TrialScheduler,
     objective: Objective,
-    command: Callable[[Params], str] = lambda params: "",
-    defaults: Mapping[str, Any] | None = None,
+    command: Callable[[Params], str],
+    defaults: Mapping[str, Any],
+    description: Mapping[str, Any],
 ) -> TrialTable:
     """Try configurations from the space until all trials are done or the budget is spent, and return the table of trials.
 
-    searcher, scheduler: as configured, still without the space. objective: what a trial runs. command: the command line that
-    trains parameters again. defaults: configuration key -> value of the default configuration, which is tried first where it
-    lies in the space. Ray is started and shut down, unless it runs already. Raises SweepInterruptedError.
+    searcher: as configured, still without the space. objective: what a trial runs. command: the command line that trains
+    parameters again. defaults: configuration key -> value of the default configuration, which is tried first where it lies in
+    the space. description: kept as sweep.yaml. Ray is started and shut down, unless it runs already. Raises
+    SweepInterruptedError.
     """
     folder = sweep.path
-    first = default_point(space, defaults or {})
+    first = default_point(space, defaults)
     asked = searcher(
         space=space,
         folder=folder / "study",
@@ -91,7 +93,7 @@ def run_sweep(
         seed=sweep.seed,
         first=[first] if first else [],
     )
-    decides = build_scheduler(scheduler, space)
+    write_yaml(folder / "sweep.yaml", description)
     num_trials = min(sweep.num_trials, asked.num_points or sweep.num_trials)
     table = TrialTable(sweep.metric, sweep.mode, num_trials, sweep.max_epochs)
     with _environment(), ray_runtime(_limited(cluster, sweep)), _Interruption() as interruption:
@@ -108,7 +110,7 @@ def run_sweep(
             is_interrupted=interruption.is_requested,
         )
         try:
-            _tuner(sweep, slots, num_trials, asked, decides, objective, recorder, interruption).fit()
+            _tuner(sweep, slots, num_trials, asked, scheduler, objective, recorder, interruption).fit()
         finally:
             asked.close()
             view.close()

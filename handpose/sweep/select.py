@@ -1,5 +1,6 @@
 """Which trial has won, and what is kept of it: best.yaml."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 from handpose.report.table import TrialRow, TrialTable
 from handpose.sweep.provenance import write_yaml
 from handpose.sweep.recorder import run_name
+from handpose.sweep.settings import SweepSettings
 
 
 class NoWinnerError(RuntimeError):
     """No trial of a sweep gave a finite value."""
 
 
-def winner(table: TrialTable, *, folder: Path) -> TrialRow:
+def select_winner(table: TrialTable, *, folder: Path) -> TrialRow:
     """The best of the trials that were trained longest; values of different epochs are never compared.
 
     Of two epochs a trial's last one counts, not its best one: the minimum over an epoch's noise flatters whoever was measured
@@ -43,19 +45,21 @@ def write_best(
     table: TrialTable,
     row: TrialRow,
     overrides: Sequence[str],
+    sweep: SweepSettings,
     origin: Mapping[str, Any],
 ) -> None:
     """Write best.yaml, which `best=PATH` of train.py reads.
 
-    overrides: the user's and the winner's, for train.py with its full schedule. origin: of the sweep, as `provenance` gives it.
+    overrides: the user's and the winner's, for train.py with its full schedule. origin: as `provenance` gives it.
     """
     content = {
         "overrides": list(overrides),
-        "command": f"python train.py best={path}",
+        "command": shlex.join(["python", "train.py", f"best={path}"]),
         "params": dict(row.params),
         "metric": {"name": table.metric, "mode": table.mode, "value": table.value(row)},
         "fidelity": {"epochs": row.epochs, "max_epochs": table.max_epochs},
         "trial": row.number,
+        "sweep": {"name": sweep.name, "seed": sweep.seed, "num_trials": len(table.rows)},
         **origin,
     }
     write_yaml(path, content)

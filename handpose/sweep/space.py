@@ -138,6 +138,14 @@ def default_point(space: Space, defaults: Mapping[str, Any]) -> Params | None:
     return dict(trial.params)
 
 
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested configuration as dotted key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def probes(space: Space, *, num_random: int = 3, seed: int = 0) -> Iterator[Params]:
     """Points that show what a space holds: all parameters at their lower end, all at their upper end, every option of every
     choice, and some at random."""

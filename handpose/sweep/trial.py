@@ -41,12 +41,8 @@ class TrialRecipe:
 
     def training(self, params: Mapping[str, Any]) -> list[str]:
         """Overrides of the trial with these parameters, for train.py."""
-        return [
-            *self.overrides,
-            *(quote_override(key, value) for key, value in params.items()),
-            quote_override("trainer.max_epochs", self.max_epochs),
-            quote_override("num_threads", self.num_threads),
-        ]
+        slot = {"trainer.max_epochs": self.max_epochs, "num_threads": self.num_threads}
+        return with_params(self.overrides, {**params, **slot})
 
     def in_worker(self, params: Mapping[str, Any]) -> list[str]:
         """The same for a worker, which has a folder of its own and leaves no files."""
@@ -156,12 +152,21 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
 
 def training_overrides(overrides: Iterable[str]) -> list[str]:
     """Of the overrides of tune.py's command line those that train.py knows too."""
-    return [item for item in overrides if _group(item) not in _SWEEP_GROUPS]
+    return [item for item in overrides if _group(_key(item)) not in _SWEEP_GROUPS]
+
+
+def with_params(overrides: Iterable[str], params: Mapping[str, Any]) -> list[str]:
+    """The overrides with these values in place of what they say of the same keys: Hydra takes a group only once."""
+    kept = [item for item in overrides if _key(item) not in params]
+    return [*kept, *(quote_override(key, value) for key, value in params.items())]
 
 
 _SWEEP_GROUPS = ("sweep", "scheduler", "searcher", "ray", "search_space", "hydra")
 
 
-def _group(override: str) -> str:
-    key = override.partition("=")[0].lstrip("+~")
-    return key.replace("/", ".").replace("@", ".").partition(".")[0]
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def _group(key: str) -> str:
+    return key.lstrip("+~").replace("/", ".").replace("@", ".").partition(".")[0]

@@ -59,7 +59,8 @@ class Pictures(pl.Callback):
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, pl_module)
+        if trainer.global_step % self.every_n_steps:
+            self._draw(trainer, pl_module)
 
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         loader = trainer.val_dataloaders

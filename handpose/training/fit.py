@@ -4,9 +4,12 @@ The one road for train.py, for a sweep's trials and for its retraining. Below th
 """
 
 import json
+import logging
 import pickle
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +72,11 @@ class RunResult:
             lines.append(_figures("test", "test", self.test_metrics))
         elif self.checkpoint:
             lines.append("test        no joints in this split: predictions only")
-        lines += [f"checkpoint  {self.checkpoint}", f"predictions {self.folders.predictions}", f"log         {self.folders.logs}"]
+        lines += [
+            f"checkpoint  {self.checkpoint}",
+            f"predictions {self.folders.predictions}",
+            f"log         {self.folders.logs}",
+        ]
         return "\n".join(lines)
 
 
@@ -102,10 +109,12 @@ def fit(
     train_xyz_m = _xyz_m(data.splits.train.xyz_m)
     if checkpoint is None:
         module.axes.fit(torch.from_numpy(train_xyz_m).float())
-    trainer = _trainer(config, folders, callbacks=callbacks, quiet=quiet)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with _calm():
+        trainer = _trainer(config, folders, callbacks=callbacks, quiet=quiet)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as error:  # Lightning leaves with status 1 after Ctrl-C
+            raise KeyboardInterrupt from error
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     saver = trainer.checkpoint_callback if config.checkpoints.enabled else None
     return TrainingResult(
@@ -138,10 +147,15 @@ def test(config: DictConfig, folders: RunFolders, checkpoint: Path) -> dict[str,
 def predict(module: HandPose, data: HandDataModule, config: DictConfig) -> np.ndarray:
     """Joints of the whole test split in metres in the camera frame, (N, K, 3)."""
     predictor = Predictor(module, test_time=config.test_time, num_rotations=config.num_rotations)
-    trainer = hydra.utils.instantiate(
-        config.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False, plugins=[LightningEnvironment()]
-    )
-    batches = trainer.predict(predictor, dataloaders=data.test_dataloader())
+    with _calm():
+        trainer = hydra.utils.instantiate(
+            config.trainer,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            plugins=[LightningEnvironment()],
+        )
+        batches = trainer.predict(predictor, dataloaders=data.test_dataloader())
     return torch.cat(batches).double().cpu().numpy()
 
 
@@ -178,8 +192,8 @@ def build(config: DictConfig, *, checkpoint: Path | None = None) -> tuple[HandPo
 def read_checkpoint(config: DictConfig, path: Path) -> dict[str, Any]:
     """Read a checkpoint as data, never as code, and hold its architecture against the configuration's.
 
-    Raises UserError when the file is missing, is no checkpoint, holds more than tensors and plain values, or was written
-    by another network.
+    Raises UserError when the file is missing, is no checkpoint, holds more than tensors and plain values, or was
+    written by another network.
     """
     if not path.is_file():
         raise UserError(f"model.checkpoint_path: there is no file {path}")
@@ -187,7 +201,7 @@ def read_checkpoint(config: DictConfig, path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         theirs = checkpoint["config"]
         checkpoint["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
     ours = plain(config)
     for key, mine in _architecture(ours).items():
@@ -234,9 +248,7 @@ def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
-def _trainer(
-    config: DictConfig, folders: RunFolders, *, callbacks: Sequence[pl.Callback], quiet: bool
-) -> pl.Trainer:
+def _trainer(config: DictConfig, folders: RunFolders, *, callbacks: Sequence[pl.Callback], quiet: bool) -> pl.Trainer:
     every = [*callbacks, ConfigInCheckpoint(plain(config))]
     if config.checkpoints.enabled:
         saving = config.checkpoints
@@ -248,7 +260,7 @@ def _trainer(
     logger = _logger(config, folders)
     if logger and config.pictures.every_n_steps > 0:
         every.append(Pictures(every_n_steps=config.pictures.every_n_steps, num_hands=config.pictures.num_hands))
-    silence = {"enable_progress_bar": False, "enable_model_summary": False} if quiet else {}
+    silence = {"enable_progress_bar": False} if quiet else {}
     return hydra.utils.instantiate(
         config.trainer,
         callbacks=every,
@@ -258,8 +270,32 @@ def _trainer(
         use_distributed_sampler=False,  # the loader's own sampler shares the batches out
         plugins=[LightningEnvironment()],  # Lightning's Slurm detection goes wrong inside a trial (lightning #6389)
         num_sanity_val_steps=0,
+        enable_model_summary=False,
         **silence,
     )
+
+
+_NOT_FOR_USERS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6.6 on torch 2.15
+    r".*does not have many workers",  # a batch is one gather
+    r".*is smaller than the logging interval",
+    r".*exists and is not empty",  # a retraining's checkpoints lie beside its log
+)
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Keep back what libraries tell that a user can do nothing with: hints, hardware that is not there, deprecations."""
+    log = logging.getLogger("pytorch_lightning")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _NOT_FOR_USERS:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _logger(config: DictConfig, folders: RunFolders) -> Logger | bool:

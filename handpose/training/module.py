@@ -26,8 +26,8 @@ class HandPose(pl.LightningModule):
     optimizer, num_steps and steps_per_epoch. seed: of the augmentation, whose draws depend on it and on the step alone,
     so that a resumed run goes on as it would have.
 
-    Logs train/loss and its terms, and val/pa_mpjpe_mm, val/rr_mpjpe_mm, val/keypoint_error_px and val/pck_auc, each over
-    all pictures.
+    Logs train/loss and its terms, and val/pa_mpjpe_mm, val/rr_mpjpe_mm, val/keypoint_error_px and val/pck_auc, each
+    over all pictures.
     """
 
     def __init__(
@@ -62,6 +62,12 @@ class HandPose(pl.LightningModule):
         """Joints in metres in the camera frame of the view, (B, K, 3); scale_m (B,) may be NaN."""
         coordinates = read_out(self(view))  # (B, K, 3)
         return self.axes.decode(coordinates, view.intrinsics, _size(view), scale_m)
+
+    def on_train_epoch_start(self) -> None:
+        # Lightning 2.6.6 tells the sampler epoch 0 once more when it resumes from a checkpoint of a validation's end.
+        loader = self.trainer.train_dataloader
+        if loader is not None and hasattr(loader.sampler, "set_epoch"):
+            loader.sampler.set_epoch(self.current_epoch)
 
     def training_step(self, batch: HandBatch, batch_idx: int) -> Tensor:
         view = self.augment(batch, self._generator())

@@ -1,7 +1,7 @@
 """Learning-rate schedules whose horizon is the run's own: a trial of 8 epochs decays within 8 epochs.
 
-Each is called with the optimizer, the steps of the whole run and the steps of an epoch, and gives a scheduler that Lightning
-steps after every batch.
+Each is called with the optimizer, the steps of the whole run and the steps of an epoch, and gives a scheduler that
+Lightning steps after every batch.
 """
 
 import math

@@ -8,7 +8,9 @@ from tests.builders import cameras, hands, write_course, write_json
 
 @pytest.mark.parametrize("images_per_entry", [1, 4])
 def test_image_i_has_the_labels_of_entry_i_modulo_n(tmp_path, images_per_entry):
-    splits = FreiHandCourse(str(write_course(tmp_path / "set", num_poses=4, images_per_entry=images_per_entry))).splits()
+    splits = FreiHandCourse(
+        str(write_course(tmp_path / "set", num_poses=4, images_per_entry=images_per_entry))
+    ).splits()
     for seed, split in enumerate((splits.train, splits.val, splits.test)):
         numbers = np.array([int(file.stem) for file in split.files])
         np.testing.assert_array_equal(numbers, np.arange(4 * images_per_entry))
@@ -52,7 +54,7 @@ def test_what_is_missing_is_named(tmp_path):
 def test_counts_that_do_not_agree_are_told(tmp_path):
     root = write_course(tmp_path / "set")
     (root / "test/00000015.jpg").unlink()
-    with pytest.raises(UserError, match="test_K.json has 4 poses but .*test has 15 images"):
+    with pytest.raises(UserError, match=r"test_K.json has 4 poses but .*test has 15 images"):
         FreiHandCourse(str(root)).splits()
 
 

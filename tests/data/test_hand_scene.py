@@ -76,7 +76,7 @@ def test_with_cutoff_some_joints_leave_the_picture():
 
 def test_hands_are_at_arms_length(pictures):
     depth = np.array([picture.xyz_m[:, 2] for picture in pictures])
-    assert 0.2 < depth.min()
+    assert depth.min() > 0.2
     assert depth.max() < 2.0
 
 
@@ -138,10 +138,21 @@ def test_harder_pictures_differ_from_plain_ones():
 
 def test_pictures_are_neither_empty_nor_burnt_out(pictures):
     brightness = np.array([picture.image.mean() for picture in pictures])
-    assert 20 < brightness.min()
+    assert brightness.min() > 20
     assert brightness.max() < 245
     on_hand = np.array([picture.image[picture.mask].std() for picture in pictures])
     assert np.median(on_hand) > 15  # shading, not a silhouette
     share = np.array([picture.mask.mean() for picture in pictures])
-    assert 0.05 < share.min()
+    assert share.min() > 0.05
     assert share.max() < 0.7
+
+
+def test_the_hardest_cameras_and_turns_leave_the_hand_in_front_of_the_camera():
+    extreme = replace(PLAIN, roll_deg=180, tilt_deg=90, focal=(0.8, 0.8), fill=(1, 1), pose_variety=2)
+    for i in range(40):
+        picture = hand_scene.draw_picture(0, 0, i, 192, extreme)
+        assert picture.xyz_m[:, 2].min() > 0.1
+        inside = ((picture.uv >= 0) & (picture.uv <= 191)).all(axis=1)
+        u, v = np.rint(picture.uv[inside]).astype(int).T
+        assert inside.sum() > 10
+        assert picture.mask[v, u].all()

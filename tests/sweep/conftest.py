@@ -11,8 +11,7 @@ from handpose.sweep.run import ray_runtime, run_sweep
 from handpose.sweep.searcher import OptunaSearcher
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.space import load_space
-
-METRIC = "val/pa_mpjpe_mm"
+from tests.sweep.objectives import METRIC
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +54,7 @@ def make_settings(folder, **changes):
 
 
 def asha(max_epochs):
-    return partial(AsyncHyperBandScheduler, time_attr="epoch", max_t=max_epochs, grace_period=1, reduction_factor=2)
+    return AsyncHyperBandScheduler(time_attr="epoch", max_t=max_epochs, grace_period=1, reduction_factor=2)
 
 
 def tpe(seed=0):
@@ -80,7 +79,8 @@ def start(settings, space, objective, *, searcher=None, scheduler=None, defaults
         scheduler=scheduler or asha(settings.max_epochs),
         objective=objective,
         command=lambda params: f"python train.py {params}",
-        defaults=defaults,
+        defaults=defaults or {},
+        description={"name": "test"},
     )
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,36 +16,16 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from handpose.report.table import TrialTable
 from handpose.sweep.run import SweepInterruptedError
 from handpose.sweep.space import load_space
 from tests.report.test_tensorboard import hparams_tab
-from tests.sweep.conftest import METRIC, grid, make_settings, start, tpe
+from tests.sweep.conftest import grid, make_settings, start, tpe
+from tests.sweep.objectives import METRIC, curve, endless, fails_or_diverges
 
 SPACE = "optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel.decoder.depth: range(1, 4)\nheatmap.sigma: 0.02\n"
-FIFO = partial(FIFOScheduler)
-
-
-def curve(params):
-    """Falls with the epochs towards a value that is least at lr 1e-3 and depth 1."""
-    for epoch in range(1, 5):
-        end = abs(math.log10(params["optimizer.lr"]) + 3) + params["model.decoder.depth"]
-        tune.report({"epoch": epoch, METRIC: end + 4 / epoch, "val/pck_auc": 0.5})
-
-
-def fails_or_diverges(params):
-    """Depth 1 diverges at epoch 2, depth 2 raises at epoch 2, depth 3 is trained."""
-    tune.report({"epoch": 1, METRIC: 3.0})
-    if params["model.decoder.depth"] == 2:
-        raise FloatingPointError("no gradient at all")
-    value = math.nan if params["model.decoder.depth"] == 1 else 1.0
-    tune.report({"epoch": 2, METRIC: value})
-    if math.isfinite(value):
-        for epoch in (3, 4):
-            tune.report({"epoch": epoch, METRIC: 1.0 / epoch})
 
 
 def study_of(folder):
@@ -114,7 +93,7 @@ def test_output_without_a_terminal_is_one_line_a_trial(finished):
 
 
 def test_diverged_and_crashed_trials_fail_in_the_study_and_the_sweep_goes_on(sweep, write_space):
-    table, folder = sweep(write_space("model.decoder.depth: range(1, 4)"), fails_or_diverges, searcher=grid(), scheduler=FIFO)
+    table, folder = sweep(write_space("model.decoder.depth: range(1, 4)"), fails_or_diverges, searcher=grid(), scheduler=FIFOScheduler())
     ends = {row.params["model.decoder.depth"]: (row.state, row.epochs) for row in table.rows.values()}
     assert ends == {1: ("diverged", 2), 2: ("failed", 1), 3: ("complete", 4)}
     states = {trial.params["model.decoder.depth"]: trial.state for trial in study_of(folder).trials}
@@ -137,22 +116,16 @@ def test_the_same_seed_gives_the_same_sweep_with_one_trial_at_a_time(sweep, writ
 def test_a_grid_is_tried_whole_and_each_point_once(sweep, write_space):
     space = write_space("model.decoder.depth: range(1, 4)\noptimizer.lr: choice(1e-3, 1e-2)")
     defaults = {"optimizer.lr": 1e-2, "model.decoder.depth": 2}
-    table, folder = sweep(space, curve, searcher=grid(), scheduler=FIFO, num_trials=50, defaults=defaults)
+    table, folder = sweep(space, curve, searcher=grid(), scheduler=FIFOScheduler(), num_trials=50, defaults=defaults)
     points = [(row.params["model.decoder.depth"], row.params["optimizer.lr"]) for row in table.rows.values()]
     assert sorted(points) == [(depth, lr) for depth in (1, 2, 3) for lr in (1e-3, 1e-2)]
-    assert points[0] == (2, 1e-2)
+    assert table.rows[0].params == {"model.decoder.depth": 2, "optimizer.lr": 1e-2}
     assert all(trial.state == TrialState.COMPLETE for trial in study_of(folder).trials)
-
-
-def endless(params):
-    for epoch in range(1, 10_000):
-        time.sleep(0.05)
-        tune.report({"epoch": epoch, METRIC: 1.0 / epoch})
 
 
 def test_a_spent_time_budget_leaves_no_trial_running(sweep, write_space):
     table, folder = sweep(
-        write_space(SPACE), endless, scheduler=FIFO, num_trials=5, max_epochs=10_000, time_budget_s=2.0
+        write_space(SPACE), endless, scheduler=FIFOScheduler(), num_trials=5, max_epochs=10_000, time_budget_s=2.0
     )
     assert {row.state for row in table.rows.values()} == {"stopped"}
     assert all(trial.state in (TrialState.PRUNED, TrialState.FAIL) for trial in study_of(folder).trials)
@@ -162,14 +135,13 @@ def test_an_interrupt_ends_the_sweep_in_good_order(sweep, write_space, tmp_path)
     folder = tmp_path / "sweep"
 
     def interrupt():
-        while not (folder / "trials.csv").is_file() or ",1," not in (folder / "trials.csv").read_text():
+        while not (folder / "trials.csv").is_file() or pd.read_csv(folder / "trials.csv")["epochs"].max() < 1:
             time.sleep(0.05)
-        time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(SweepInterruptedError, match=str(folder)):
-        sweep(write_space(SPACE), endless, scheduler=FIFO, max_epochs=10_000)
+        sweep(write_space(SPACE), endless, scheduler=FIFOScheduler(), max_epochs=10_000)
     assert set(pd.read_csv(folder / "trials.csv")["state"]) == {"interrupted"}
     assert all(trial.state != TrialState.RUNNING for trial in study_of(folder).trials)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,8 +1,9 @@
 """The original design: two branches of transposed convolutions on the encoder's last map, means over rows and columns.
 
-One branch serves x and y, the other z. In each, stride-2 transposed convolutions (4 x 4, as in Simple Baselines, Xiao et al.
-2018) double the map `depth` times, the first dense, the others depthwise separable (Howard et al. 2017). The mean over rows
-or columns leaves one line of features an axis, and a 1 x 1 convolution makes the joints' one-dimensional heatmaps of it.
+One branch serves x and y, the other z. In each, stride-2 transposed convolutions (4 x 4, as in Simple Baselines, Xiao
+et al. 2018) double the map `depth` times, the first dense, the others depthwise separable (Howard et al. 2017). The
+mean over rows or columns leaves one line of features an axis, and a 1 x 1 convolution makes the joints'
+one-dimensional heatmaps of it.
 """
 
 from collections.abc import Sequence

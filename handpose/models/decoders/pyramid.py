@@ -1,9 +1,9 @@
 """Our decoder: a top-down pyramid with skips, two-dimensional heatmaps read along their axes, depth read at the joints.
 
-`depth` blocks double the encoder's last map, each adding the encoder's map of that size where there is one (Lin et al. 2017).
-The joints' two-dimensional logits are summed over rows and columns in probability, so the one-dimensional heatmaps are the
-marginals of one distribution (Sun et al. 2018). Relative depth is a matter of the whole hand: each joint's features are
-gathered under its own heatmap, and one small network sees all joints and the whole picture.
+`depth` blocks double the encoder's last map, each adding the encoder's map of that size where there is one (Lin et
+al. 2017). The joints' two-dimensional logits are summed over rows and columns in probability, so the one-dimensional
+heatmaps are the marginals of one distribution (Sun et al. 2018). Relative depth is a matter of the whole hand: each
+joint's features are gathered under its own heatmap, and one small network sees all joints and the whole picture.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from handpose.report.plots import (
+from handpose.drawing import (
     FINGER_COLOURS,
     JOINT_COLOURS,
     heatmaps_along_axes,

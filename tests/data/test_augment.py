@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from handpose import geometry
+from handpose.data.augment import Augment, View, mirrored, rotation_about_center, turned, unchanged, warp, zoomed
+from handpose.data.sample import HandBatch
+from handpose.errors import UserError
+from tests.builders import cameras, hands
+
+SIZE = (64, 64)
+OFF = {"rotation_deg": 0.0, "scale": 0.0, "shift": 0.0, "brightness": 0.0, "contrast": 0.0, "color": 0.0}
+
+
+def augment(**values):
+    return Augment(**(OFF | {"interpolation": "bilinear"} | values))
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return HandBatch(
+        image=torch.randint(0, 256, (8, 3, *SIZE), dtype=torch.uint8, generator=generator),
+        intrinsics=torch.from_numpy(cameras(8, size=64)).float(),
+        xyz_m=torch.from_numpy(hands(8)).float(),
+        scale_m=torch.full((8,), 0.04),
+        index=torch.arange(8),
+    )
+
+
+def double(view):
+    return View(*(field.double() for field in view))
+
+
+def test_a_turned_camera_sees_the_warped_keypoints(batch):
+    """Projecting the turned joints with the new K is the homography of the projected joints, to 1e-4 px."""
+    view = double(unchanged(batch))
+    angle = torch.linspace(-3, 3, 8, dtype=torch.float64)
+    rotation = rotation_about_center(angle, view.intrinsics, SIZE)
+    intrinsics = zoomed(view.intrinsics, torch.linspace(0.6, 1.6, 8).double(), torch.full((8, 2), 3.0).double(), SIZE)
+    seen = turned(view, rotation, intrinsics)
+    uv = geometry.project(view.xyz_m, view.intrinsics)
+    homography = intrinsics @ rotation @ torch.linalg.inv(view.intrinsics)
+    moved = torch.cat([uv, torch.ones_like(uv[..., :1])], -1) @ homography.mT
+    assert torch.allclose(geometry.project(seen.xyz_m, seen.intrinsics), moved[..., :2] / moved[..., 2:], atol=1e-4)
+
+
+def test_the_warp_moves_a_dot_to_where_its_joint_projects(batch):
+    """Independent of the algebra: a bright dot painted at a joint is found again at the joint's new projection."""
+    view = double(unchanged(batch))
+    uv = geometry.project(view.xyz_m, view.intrinsics)[:, 9]  # (B, 2)
+    v, u = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    dots = torch.exp(-((u - uv[:, 0, None, None]) ** 2 + (v - uv[:, 1, None, None]) ** 2) / 8)
+    view = view._replace(image=dots[:, None].expand(-1, 3, -1, -1).double())
+    rotation = rotation_about_center(torch.linspace(-0.6, 0.6, 8).double(), view.intrinsics, SIZE)
+    seen = turned(view, rotation, zoomed(view.intrinsics, torch.full((8,), 1.1).double(), torch.zeros(8, 2).double(), SIZE))
+    weight = seen.image[:, 0] / seen.image[:, 0].sum((1, 2), keepdim=True)
+    found = torch.stack([(weight * u).sum((1, 2)), (weight * v).sum((1, 2))], -1)
+    assert torch.allclose(found, geometry.project(seen.xyz_m, seen.intrinsics)[:, 9], atol=0.1)
+
+
+def test_the_camera_turns_about_the_centre_of_the_picture(batch):
+    intrinsics = batch.intrinsics.double()
+    rotation = rotation_about_center(torch.full((8,), 0.7).double(), intrinsics, SIZE)
+    ray = torch.linalg.inv(intrinsics) @ torch.tensor([31.5, 31.5, 1.0]).double()
+    expected = Rotation.from_rotvec(0.7 * (ray / ray.norm(dim=-1, keepdim=True)).numpy()).as_matrix()
+    assert np.allclose(rotation.numpy(), expected)
+
+
+def test_turned_views_keep_the_pose(batch):
+    seen = augment(rotation_deg=180.0, scale=0.3, shift=0.1)(batch, torch.Generator().manual_seed(1))
+    lengths = geometry.bone_lengths(batch.xyz_m)
+    assert torch.allclose(geometry.bone_lengths(seen.xyz_m), lengths, atol=1e-6)
+    assert not torch.allclose(seen.xyz_m, batch.xyz_m.to(seen.xyz_m), atol=1e-3)
+
+
+def test_no_augmentation_is_the_picture_itself(batch):
+    seen = augment()(batch, torch.Generator())
+    assert torch.equal(seen.image, batch.image / 255.0)
+    assert torch.equal(seen.xyz_m, batch.xyz_m)
+
+
+def test_the_identity_homography_warps_nothing(batch):
+    image = batch.image / 255.0
+    identity = torch.eye(3).expand(8, 3, 3)
+    for interpolation in ("bilinear", "nearest"):
+        assert torch.allclose(warp(image, identity, interpolation=interpolation), image, atol=1e-4)
+
+
+def test_a_quarter_turn_is_rot90(batch):
+    """With the principal point in the centre a quarter turn is a permutation of the pixels: NumPy's, clockwise."""
+    intrinsics = torch.tensor([[100.0, 0, 31.5], [0, 100.0, 31.5], [0, 0, 1]]).expand(8, 3, 3)
+    view = View(batch.image / 255.0, intrinsics, batch.xyz_m.float())
+    rotation = rotation_about_center(torch.full((8,), torch.pi / 2), intrinsics, SIZE)
+    seen = turned(view, rotation, intrinsics, interpolation="nearest")
+    assert np.allclose(seen.image.numpy(), np.rot90(view.image.numpy(), k=-1, axes=(2, 3)), atol=1e-6)
+
+
+def test_a_mirrored_view_projects_to_the_mirrored_pixels(batch):
+    view = double(unchanged(batch))
+    seen = mirrored(view)
+    uv, flipped = geometry.project(view.xyz_m, view.intrinsics), geometry.project(seen.xyz_m, seen.intrinsics)
+    assert torch.allclose(flipped[..., 0], 63 - uv[..., 0])
+    assert torch.allclose(flipped[..., 1], uv[..., 1])
+    assert torch.equal(seen.image, view.image.flip(-1))
+
+
+def test_the_same_generator_draws_the_same_view(batch):
+    module = augment(rotation_deg=30.0, scale=0.2, shift=0.1, brightness=0.2, contrast=0.2, color=0.1)
+    first, again, other = (module(batch, torch.Generator().manual_seed(seed)).image for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_rotations_keep_to_their_limit(batch):
+    seen = augment(rotation_deg=20.0)(batch, torch.Generator().manual_seed(0))
+    turn = torch.linalg.lstsq(batch.xyz_m.double(), seen.xyz_m.double()).solution.mT
+    angles = Rotation.from_matrix(turn.numpy()).magnitude()
+    assert (angles < np.deg2rad(20.0) + 1e-6).all()
+    assert angles.max() > np.deg2rad(5.0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rotation_deg", 181.0), ("scale", 1.0), ("shift", -0.1), ("color", 2.0)])
+def test_a_value_out_of_range_is_named(name, value):
+    with pytest.raises(UserError, match=rf"augment\.{name}.*{value}"):
+        augment(**{name: value})

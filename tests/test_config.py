@@ -1,0 +1,119 @@
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from handpose.config import CONFIGS, compose, leaf_keys, location_overrides, plain, quote_override
+from handpose.errors import UserError
+
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+GROUPS = sorted(
+    f"{path.parent.relative_to(CONFIGS).as_posix()}={path.stem}"
+    for path in CONFIGS.glob("*/**/*.yaml")
+    if path.parent.name not in ("experiment", "sweep", "scheduler", "searcher", "ray")
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name):
+    assert compose("train", [f"experiment={name}"]).trainer.max_epochs == 145
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_choice_of_every_group_composes(choice):
+    compose("train", [choice])
+
+
+def test_tune_has_all_keys_of_train_with_the_same_defaults():
+    train, tune = plain(compose("train", [])), plain(compose("tune", []))
+    train["paths"].pop("time"), tune["paths"].pop("time")
+    for name in ("logs", "checkpoints", "predictions"):
+        train["paths"].pop(name), tune["paths"].pop(name)
+    assert {key: tune[key] for key in train} == train
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optimzer.lr=1", r"no configuration key optimzer\.lr; did you mean optimizer\.lr"),
+        ("lr=1", r"did you mean optimizer\.lr"),
+        ("trainer.precison=16", r"did you mean trainer\.precision"),
+        ("+trainer.precison=16-true", r"did you mean trainer\.precision"),
+        ("data=freihnad", "data=freihnad: no such choice; did you mean freihand"),
+        ("model/decoder=efpose", "did you mean effpose"),
+        ("experiment=exp_submision", "did you mean exp_submission"),
+        ("optimizer.lr=fast", r"optimizer\.lr=fast: input should be a valid number"),
+        ("model.decoder.depth=2.5", r"model\.decoder\.depth=2\.5: input should be a valid integer"),
+        ("model.decoder.depth=-1", r"model\.decoder\.depth must be at least 0, but it is -1"),
+        ("model.decoder.skips=sum", r"model\.decoder\.skips=sum: input should be 'none' or 'add'"),
+        ("trainer.max_epochs=0", r"trainer\.max_epochs must be at least 1"),
+        ("seed=one", "seed=one: input should be a valid integer"),
+        ("test_time=mirror", "test_time=mirror: input should be 'none', 'rotations' or 'rotations_mirror'"),
+        ("optimizer.lr=interval(1,2)", "is a search range; it belongs in a file under search_spaces/"),
+        ("optimizer.lr", r"cannot read 'optimizer\.lr'"),
+        ("best=nowhere.yaml", r"best=nowhere\.yaml: there is no such file"),
+    ],
+)
+def test_a_mistake_is_one_sentence(override, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        compose("train", [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["two words", 1e-4, 3, True, None, "a=b", "true", "1e3", "null", [1, 2], ["a b", None], "it's", "C:\\x", "ünï", ""],
+)
+def test_a_quoted_override_is_read_back_as_the_same_value(value):
+    config = compose("train", ["+anything=0", quote_override("anything", value).replace("anything", "++anything", 1)])
+    assert OmegaConf.to_container(config)["anything"] == value
+
+
+def test_relative_paths_start_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MP_DATA", raising=False)
+    monkeypatch.delenv("DIR_SCRATCH", raising=False)
+    config = compose("train", [])
+    assert config.paths.data == str(tmp_path / "data")
+    assert Path(config.paths.logs).is_relative_to(tmp_path / "outputs/logs/runs")
+
+
+def test_paths_come_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MP_DATA", str(tmp_path / "hands"))
+    monkeypatch.setenv("DIR_SCRATCH", str(tmp_path / "scratch"))
+    config = compose("train", ["data=freihand_course"])
+    assert config.data.root == str(tmp_path / "hands")
+    assert Path(config.paths.checkpoints).is_relative_to(tmp_path / "scratch/logs/ckpts")
+
+
+def test_another_process_elsewhere_composes_the_same_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MP_DATA", "hands")
+    overrides = ["data=freihand", "data.root=here"]
+    config = compose("train", overrides)
+    locations = location_overrides(config)
+    monkeypatch.delenv("MP_DATA")
+    monkeypatch.chdir("/")
+    there = compose("train", [*locations, *overrides])
+    assert there.data.root == config.data.root == str(tmp_path / "here")
+    assert there.paths.data == config.paths.data == str(tmp_path / "hands")
+    assert os.getcwd() == "/"
+
+
+def test_the_best_of_a_sweep_comes_before_the_command_line(tmp_path):
+    path = tmp_path / "best.yaml"
+    path.write_text(yaml.safe_dump({"overrides": ["model.decoder.depth=2", "optimizer.lr=0.5"]}))
+    config = compose("train", [f"best={path}", "optimizer.lr=0.25"])
+    assert (config.model.decoder.depth, config.optimizer.lr) == (2, 0.25)
+
+
+def test_a_file_that_is_no_best_yaml_is_refused(tmp_path):
+    (tmp_path / "best.yaml").write_text("winner: 3")
+    with pytest.raises(UserError, match="is not the best.yaml of a sweep"):
+        compose("train", [f"best={tmp_path / 'best.yaml'}"])
+
+
+def test_leaf_keys_are_dotted():
+    assert list(leaf_keys({"a": {"b": 1, "c": {"d": 2}}, "e": {}})) == ["a.b", "a.c.d", "e"]

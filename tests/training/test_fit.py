@@ -1,0 +1,171 @@
+import gzip
+import json
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from handpose.config import plain
+from handpose.errors import UserError
+from handpose.evaluation.submission import read_course, read_official
+from handpose.training.fit import fit, prepare_folders, read_checkpoint, train_and_test
+from handpose.training.fit import test as run_test
+
+QUIET = ["pictures.every_n_steps=0", "logger=none"]
+
+
+@pytest.fixture
+def trained(configure, folders):
+    config = configure(*QUIET)
+    return config, fit(config, folders, quiet=True), folders
+
+
+def test_the_best_checkpoint_has_its_value_in_its_name_and_last_stands_beside_it(trained):
+    _, result, folders = trained
+    best = result.metrics["val/pa_mpjpe_mm"]
+    names = {path.name for path in folders.checkpoints.iterdir()}
+    assert result.last_checkpoint.name == "last.ckpt"
+    assert names == {result.best_checkpoint.name, "last.ckpt"}
+    value = float(result.best_checkpoint.stem.partition("pa_mpjpe_mm")[2])
+    assert value <= best + 5e-4
+
+
+def test_a_checkpoint_is_plain_data_and_carries_the_configuration(trained):
+    config, result, _ = trained
+    checkpoint = torch.load(result.best_checkpoint, weights_only=True)
+    assert checkpoint["config"] == plain(config)
+
+
+def test_the_mean_pose_is_reported_beside_the_validation(trained):
+    _, result, _ = trained
+    assert 1.0 < result.metrics["baseline/pa_mpjpe_mm"] < 30.0
+    assert result.epochs == 2
+
+
+class Losses(pl.Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append(float(outputs["loss"]))
+
+
+def losses(config, folders, **options):
+    recorded = Losses()
+    fit(config, folders, callbacks=[recorded], quiet=True, **options)
+    return recorded.values
+
+
+def test_the_same_seed_trains_the_same_network(configure, folders):
+    config = configure(*QUIET, "checkpoints.enabled=false")
+    first, again = losses(config, folders), losses(config, folders)
+    assert first == again
+    assert first != losses(configure(*QUIET, "checkpoints.enabled=false", "seed=1"), folders)
+
+
+def test_a_resumed_run_goes_on_as_the_whole_one_would_have(configure, folders, tmp_path):
+    """Stopped after an epoch of two and resumed: the losses of the second epoch are those of the uninterrupted run."""
+    whole = losses(configure(*QUIET), folders)
+
+    class Stop(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    config = configure(*QUIET)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, folders, callbacks=[Stop()], quiet=True)
+    resumed = losses(config, folders, resume_from=folders.checkpoints / "last.ckpt")
+    assert resumed == pytest.approx(whole[len(whole) // 2 :], rel=1e-5)
+
+
+def test_the_test_writes_both_submissions_and_its_metrics(trained):
+    config, result, folders = trained
+    metrics = run_test(config, folders, result.best_checkpoint)
+    course, official = (
+        read_course(folders.predictions / "test_preds.json.gz"),
+        read_official(folders.predictions / "pred.zip"),
+    )
+    assert course.shape == (6, 21, 3)
+    assert np.allclose(course, official, atol=1e-6)
+    with gzip.open(folders.predictions / "test_preds.json.gz") as file:
+        assert np.shape(json.load(file)) == (6, 21, 3)
+    assert zipfile.ZipFile(folders.predictions / "pred.zip").namelist() == ["pred.json"]
+    assert json.loads((folders.predictions / "metrics.json").read_text())["metrics"] == metrics
+    assert {"test/pa_mpjpe_mm", "test/keypoint_error_px", "baseline/pa_mpjpe_mm"} <= set(metrics)
+
+
+def test_pictures_and_scalars_are_in_the_log(configure, folders):
+    fit(configure("pictures.every_n_steps=2"), folders, quiet=True)
+    log = EventAccumulator(str(folders.logs / "tensorboard"), size_guidance={"images": 0}).Reload()
+    assert {f"val_pictures/{name}" for name in ("keypoints", "skeletons", "heatmaps")} <= set(log.Tags()["images"])
+    assert [event.step for event in log.Images("val_pictures/keypoints")] == [2, 4]
+    assert {"val/pa_mpjpe_mm", "train/loss"} <= set(log.Tags()["scalars"])
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("model.encoder.name=mobilenetv3_small_075", "model.encoder.name=mobilenetv3_small_050"),
+        ("model.decoder.depth=3", "model.decoder.depth=2"),
+        ("model/decoder=effpose", r"model\.decoder\._target_"),
+        ("heatmap=camera_axes", r"heatmap\._target_"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_refused(trained, configure, override, key):
+    _, result, _ = trained
+    keep = [] if "depth" in override or "decoder" in override else ["model.decoder.depth=2"]
+    config = configure(*keep, override)
+    with pytest.raises(UserError, match=key):
+        read_checkpoint(config, result.best_checkpoint)
+
+
+class Malice:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('a checkpoint ran code')",))
+
+
+@pytest.mark.parametrize("content", ["malice", "text", "half", "other"])
+def test_a_file_that_is_no_checkpoint_is_refused_and_runs_no_code(trained, content):
+    config, result, folders = trained
+    path = folders.checkpoints / "foreign.ckpt"
+    if content == "malice":
+        torch.save({"state_dict": {}, "config": Malice()}, path)
+    elif content == "text":
+        path.write_text("not a checkpoint")
+    elif content == "half":
+        path.write_bytes(result.best_checkpoint.read_bytes()[:5000])
+    else:
+        torch.save({"weights": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match=r"foreign\.ckpt is not a checkpoint of this project"):
+        read_checkpoint(config, path)
+
+
+def test_a_missing_checkpoint_is_named(configure, folders):
+    with pytest.raises(UserError, match=r"there is no file /nowhere/last\.ckpt"):
+        fit(configure("model.checkpoint_path=/nowhere/last.ckpt"), folders)
+
+
+@pytest.mark.parametrize("override", ["test=true", "resume=true"])
+def test_a_checkpoint_must_be_given_where_one_is_needed(configure, folders, override):
+    with pytest.raises(UserError, match=r"give model\.checkpoint_path=FILE"):
+        train_and_test(configure(override), folders)
+
+
+def test_wandb_that_is_missing_is_a_sentence(configure, folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        fit(configure("logger=wandb"), folders, quiet=True)
+
+
+def test_two_runs_of_one_second_have_folders_of_their_own(configure):
+    config = configure()
+    first, second = prepare_folders(config.copy()), prepare_folders(config.copy())
+    assert first.logs != second.logs
+    assert first.checkpoints != second.checkpoints
+    assert (first.logs / "config.yaml").is_file()
+    assert (second.logs / "config.yaml").is_file()

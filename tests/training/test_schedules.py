@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from handpose.training.schedules import constant, multistep, warmup_cosine
+
+
+def rates(schedule, steps, **options):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = schedule(optimizer, num_steps=steps, **options)
+    values = []
+    for _ in range(steps):
+        values.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return values
+
+
+def test_warmup_rises_to_the_rate_and_the_cosine_ends_at_its_final_fraction():
+    values = rates(warmup_cosine, 100, steps_per_epoch=10, warmup=0.1, final=0.01)
+    assert values[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert max(values) == pytest.approx(2.0)
+    assert values[55] == pytest.approx(0.01 * 2 + 0.99 * 1.0, rel=1e-6)  # half-way through the cosine
+    assert values[-1] == pytest.approx(0.02, rel=0.05)
+
+
+def test_the_horizon_is_the_runs_own():
+    short, long = (rates(warmup_cosine, n, steps_per_epoch=10, warmup=0.05, final=0.0) for n in (50, 500))
+    assert short[-1] < 0.05
+    assert long[49] > 1.9
+
+
+def test_multistep_is_the_originals():
+    values = rates(multistep, 145, steps_per_epoch=1, milestones=[100, 140], gamma=0.1)
+    assert values[99] == pytest.approx(2.0)
+    assert values[100] == pytest.approx(0.2)
+    assert values[139] == pytest.approx(0.2)
+    assert values[140] == pytest.approx(0.02)
+
+
+def test_constant_stays():
+    assert rates(constant, 5, steps_per_epoch=1) == [2.0] * 5
