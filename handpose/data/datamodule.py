@@ -184,14 +184,14 @@ class PackedHands(Dataset[HandBatch]):
 
     def __getitem__(self, images: NDArray[np.int64]) -> HandBatch:
         """The given images (positions in the split), in the given order; channels last in memory."""
-        index = torch.as_tensor(images)
+        position = torch.as_tensor(images)
         gathered = np.take(self.packed.images, self.rows[images], axis=0)  # (B, H, W, 3)
         return HandBatch(
             image=torch.from_numpy(gathered).permute(0, 3, 1, 2),
-            intrinsics=self.intrinsics[index],
-            xyz_m=self.xyz_m[index],
-            scale_m=self.scale_m[index],
-            index=index,
+            intrinsics=self.intrinsics[position],
+            xyz_m=self.xyz_m[position],
+            scale_m=self.scale_m[position],
+            position=position,
         )
 
 

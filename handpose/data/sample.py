@@ -20,7 +20,7 @@ class HandBatch(NamedTuple):
     intrinsics: Tensor  # (B, 3, 3) float32, pixels of `image`
     xyz_m: Tensor  # (B, K, 3) float32, metres, camera frame; NaN where the data set has none
     scale_m: Tensor  # (B,) float32, length of the reference bone in metres; NaN where unknown
-    index: Tensor  # (B,) int64, position of the image in its split
+    position: Tensor  # (B,) int64, position of the image in its split
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,16 @@ class TrialRow:
 
 @dataclass
 class TrialTable:
-    """The trials of one sweep. metric: what is optimised; mode: min or max; num_trials, max_epochs: as planned."""
+    """The trials of one sweep.
+
+    metric: what is optimised; mode: min or max. num_trials, max_epochs: as planned. num_slots: trials at a time.
+    """
 
     metric: str
     mode: Literal["min", "max"]
     num_trials: int
     max_epochs: int
+    num_slots: int = 1
     rows: dict[int, TrialRow] = field(default_factory=dict)
 
     def value(self, row: TrialRow) -> float:

@@ -41,18 +41,17 @@ class SweepView(Protocol):
         """Leave the last picture standing."""
 
 
-def sweep_view(title: str, *, num_slots: int, time_budget_s: float | None = None) -> SweepView:
-    """A live view in a terminal, else plain lines. num_slots: trials at a time, for the time left."""
+def sweep_view(title: str, *, time_budget_s: float | None = None) -> SweepView:
+    """A live view in a terminal, else plain lines."""
     console = Console()
-    clock = Clock(num_slots=num_slots, time_budget_s=time_budget_s)
+    clock = Clock(time_budget_s=time_budget_s)
     return LiveView(title, console, clock) if console.is_terminal else PlainView(title, clock)
 
 
 class Clock:
     """Time used, and an estimate of the time left."""
 
-    def __init__(self, *, num_slots: int, time_budget_s: float | None) -> None:
-        self._num_slots = num_slots
+    def __init__(self, *, time_budget_s: float | None) -> None:
         self._time_budget_s = time_budget_s
         self._started = time.monotonic()
 
@@ -61,7 +60,7 @@ class Clock:
 
     def left_s(self, table: TrialTable) -> float:
         """Seconds left if the trials to come take as long as those before; NaN while nothing is known."""
-        left = _work_left(table) / self._num_slots
+        left = _work_left(table) / table.num_slots
         if self._time_budget_s is not None:
             left = min(left, self._time_budget_s - self.used_s()) if math.isfinite(left) else self._time_budget_s
         return max(left, 0.0) if math.isfinite(left) else math.nan
@@ -150,7 +149,7 @@ class LiveView:
 
 def picture(title: str, table: TrialTable, clock: Clock) -> RenderableType:
     """What the live view shows."""
-    return Group(_head(title, table, clock), _counts(table), _best(table), Text(), _trials(table))
+    return Group(_head(title, table, clock), _counts(table), _best(table), Text(), _trials(table), _last_error(table))
 
 
 def _head(title: str, table: TrialTable, clock: Clock) -> RenderableType:
@@ -177,7 +176,7 @@ def _counts(table: TrialTable) -> RenderableType:
 def _best(table: TrialTable) -> RenderableType:
     ranked = table.ranked()
     if not ranked:
-        return Text("best  none yet", style="dim")
+        return Text("best  none yet" if table.rows else "starting workers", style="dim")
     best = ranked[0]
     text = Text("best  ").append(f"{metric_label(table.metric)} {table.value(best):.2f}", style="bold green")
     return text.append(f"  trial {best.number} at epoch {best.epochs}/{table.max_epochs}  ").append(
@@ -201,6 +200,14 @@ def _trials(table: TrialTable) -> RenderableType:
     if num_hidden:
         shown.caption = f"and {num_hidden} more in trials.csv"
     return shown
+
+
+def _last_error(table: TrialTable) -> RenderableType:
+    failed = [row for row in table.rows.values() if row.error]
+    if not failed:
+        return Text()
+    row = max(failed, key=lambda row: row.number)
+    return Text(f"trial {row.number} failed: {row.error}", style="red", no_wrap=True, overflow="ellipsis")
 
 
 def _cells(table: TrialTable, row: TrialRow, keys: Sequence[str]) -> list[RenderableType]:

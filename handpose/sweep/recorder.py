@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _CSV_EVERY_S = 1.0
 class Recorder(tune.Callback):
     """Keeps the table of trials, and with it trials.csv, a TensorBoard run a trial, and the view in the terminal.
 
-    table: to fill. folder: of the sweep. number: of a trial's Tune id. command: that trains parameters again. view: shown while
+    table: to fill. folder: of the sweep. numbers: of Tune's trials, by id. command: that trains parameters again. view: shown while
     the sweep runs. is_interrupted: whether the sweep is being ended by hand.
     """
 
@@ -30,14 +30,14 @@ class Recorder(tune.Callback):
         table: TrialTable,
         *,
         folder: Path,
-        number: Callable[[str], int],
+        numbers: Mapping[str, int],
         command: Callable[[Params], str],
         view: SweepView,
         is_interrupted: Callable[[], bool],
     ) -> None:
         self.table = table
         self._folder = folder
-        self._number = number
+        self._numbers = numbers
         self._command = command
         self._view = view
         self._is_interrupted = is_interrupted
@@ -49,7 +49,7 @@ class Recorder(tune.Callback):
         return {}  # Tune pickles callbacks with an experiment's settings; open files do not travel
 
     def on_trial_start(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
-        number = self._number(trial.trial_id)
+        number = self._numbers[trial.trial_id]
         if number in self.table.rows:  # goes on after a pause
             return
         params = dict(trial.config[PARAMS])
@@ -65,7 +65,7 @@ class Recorder(tune.Callback):
         self, iteration: int, trials: Sequence[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         row = self._row(trial)
-        params = dict(trial.config[PARAMS])
+        params = dict(result["config"][PARAMS])  # that it ran with; the trial's may be those of its next stretch already
         if params != row.params:  # changed by population based training: no command line leads there
             row.params, row.command = params, ""
         row.metrics = {name: value for name, value in result.items() if "/" in name}
@@ -95,7 +95,7 @@ class Recorder(tune.Callback):
         self._view.refresh(self.table, at_once=True)
 
     def _row(self, trial: Trial) -> TrialRow:
-        number = self._number(trial.trial_id)
+        number = self._numbers[trial.trial_id]
         if number not in self.table.rows:  # suggested, but never started
             params = dict(trial.config[PARAMS])
             self.table.rows[number] = TrialRow(number, params, command=self._command(params))

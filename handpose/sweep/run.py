@@ -96,26 +96,23 @@ def run_sweep(
     write_yaml(folder / "sweep.yaml", description)
     num_trials = min(sweep.num_trials, asked.num_points or sweep.num_trials)
     table = TrialTable(sweep.metric, sweep.mode, num_trials, sweep.max_epochs)
-    with _environment(), ray_runtime(_limited(cluster, sweep)), _Interruption() as interruption:
-        slots = _slots(sweep)
-        view = sweep_view(
-            f"sweep {sweep.name}  ·  {space.name}", num_slots=slots.num_slots, time_budget_s=sweep.time_budget_s
-        )
+    view = sweep_view(f"sweep {sweep.name}  ·  {space.name}", time_budget_s=sweep.time_budget_s)
+    view.refresh(table)
+    with contextlib.closing(view), contextlib.closing(asked), _interruptible() as stop:
         recorder = Recorder(
             table,
             folder=folder,
-            number=asked.numbers.__getitem__,
+            numbers=asked.numbers,
             command=command,
             view=view,
-            is_interrupted=interruption.is_requested,
+            is_interrupted=lambda: stop.is_requested,
         )
-        try:
-            _tuner(sweep, slots, num_trials, asked, scheduler, objective, recorder, interruption).fit()
-        finally:
-            asked.close()
-            view.close()
-        if interruption.is_requested():
-            raise SweepInterruptedError(f"the sweep was interrupted; what it found lies in {folder}")
+        with _environment(), ray_runtime(_limited(cluster, sweep)):
+            slots = _slots(sweep)
+            table.num_slots = slots.num_slots
+            _tuner(sweep, slots, num_trials, asked, scheduler, objective, recorder, stop).fit()
+    if stop.is_requested:
+        raise SweepInterruptedError(f"the sweep was interrupted; what it found lies in {folder}")
     return table
 
 
@@ -127,7 +124,7 @@ def _tuner(
     scheduler: TrialScheduler,
     objective: Objective,
     recorder: Recorder,
-    interruption: "_Interruption",
+    stopper: tune.Stopper,
 ) -> tune.Tuner:
     # A population trains side by side, taking turns; every other sweep holds as many trials as there are slots.
     num_live = num_trials if isinstance(scheduler, PopulationBasedTraining) else slots.num_slots
@@ -156,7 +153,7 @@ def _tuner(
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(sweep.path),
-            stop=interruption.stopper,
+            stop=stopper,
             callbacks=[recorder],
             verbose=0,
         ),
@@ -235,25 +232,23 @@ class _Stop(tune.Stopper):
         return self.is_requested
 
 
-class _Interruption:
+@contextlib.contextmanager
+def _interruptible() -> Iterator[_Stop]:
     """SIGINT and SIGTERM end the sweep in good order; a second one acts as it always does."""
+    stop = _Stop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def __init__(self) -> None:
-        self.stopper = _Stop()
-        self._before: dict[int, Any] = {}
-
-    def is_requested(self) -> bool:
-        return self.stopper.is_requested
-
-    def __enter__(self) -> "_Interruption":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+    def restore() -> None:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.stopper.is_requested = True
-        self.__exit__()
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.is_requested = True
+        restore()
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        restore()

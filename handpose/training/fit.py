@@ -103,7 +103,7 @@ def fit(
     """
     started = time.monotonic()
     checkpoint = resume_from or _checkpoint_path(config)
-    module, data = build(config, checkpoint=checkpoint)
+    module, data = build(config, checkpoint=checkpoint, quiet=quiet)
     data.prepare_data()
     data.setup("fit")
     train_xyz_m = _xyz_m(data.splits.train.xyz_m)
@@ -159,7 +159,9 @@ def predict(module: HandPose, data: HandDataModule, config: DictConfig) -> np.nd
     return torch.cat(batches).double().cpu().numpy()
 
 
-def build(config: DictConfig, *, checkpoint: Path | None = None) -> tuple[HandPose, HandDataModule]:
+def build(
+    config: DictConfig, *, checkpoint: Path | None = None, quiet: bool = False
+) -> tuple[HandPose, HandDataModule]:
     """Make the module and the data module of a configuration, seeded; no data is read yet.
 
     With a checkpoint no pretrained weights are fetched, since the checkpoint brings its own.
@@ -185,6 +187,7 @@ def build(config: DictConfig, *, checkpoint: Path | None = None) -> tuple[HandPo
         pack_folder=config.paths.packed,
         seed=config.seed,
         num_workers=config.data.num_workers,
+        progress=not quiet,
     )
     return module, data
 

@@ -1,5 +1,6 @@
 """The LightningModule: one step of training, and the metrics of validation and test."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -63,12 +64,6 @@ class HandPose(pl.LightningModule):
         coordinates = read_out(self(view))  # (B, K, 3)
         return self.axes.decode(coordinates, view.intrinsics, _size(view), scale_m)
 
-    def on_train_epoch_start(self) -> None:
-        # Lightning 2.6.6 tells the sampler epoch 0 once more when it resumes from a checkpoint of a validation's end.
-        loader = self.trainer.train_dataloader
-        if loader is not None and hasattr(loader.sampler, "set_epoch"):
-            loader.sampler.set_epoch(self.current_epoch)
-
     def training_step(self, batch: HandBatch, batch_idx: int) -> Tensor:
         view = self.augment(batch, self._generator())
         coordinates = self.axes.encode(view.xyz_m, view.intrinsics, _size(view))  # (B, K, 3)
@@ -90,11 +85,19 @@ class HandPose(pl.LightningModule):
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch.image))
 
     def configure_optimizers(self) -> Any:
-        num_steps = int(self.trainer.estimated_stepping_batches)
-        steps_per_epoch = max(1, num_steps // max(1, self.trainer.max_epochs or 1))
+        steps_per_epoch = self._steps_per_epoch()
+        num_steps = steps_per_epoch * (self.trainer.max_epochs or 1)
         optimizer = self.optimizer(parameter_groups(self.net))
         schedule = self.lr_schedule(optimizer, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _steps_per_epoch(self) -> int:
+        """Of the optimizer. Trainer.estimated_stepping_batches would open the loader before a resumed run knows its
+        epoch, and the run would begin with the order of epoch 0 (Lightning 2.6.6)."""
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        limit = self.trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)

@@ -25,7 +25,7 @@ def batch():
         intrinsics=torch.from_numpy(cameras(8, size=64)).float(),
         xyz_m=torch.from_numpy(hands(8)).float(),
         scale_m=torch.full((8,), 0.04),
-        index=torch.arange(8),
+        position=torch.arange(8),
     )
 
 

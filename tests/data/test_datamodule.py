@@ -59,15 +59,15 @@ def test_a_batch_is_uint8_with_channels_last_in_memory(root):
     assert batch.image.dtype == torch.uint8
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
     assert [value.dtype for value in batch[1:4]] == [torch.float32] * 3
-    assert batch.index.dtype == torch.int64
+    assert batch.position.dtype == torch.int64
 
 
 def test_training_drops_the_rest_and_evaluation_nothing(root):
     data = datamodule(root)
-    train = torch.cat([batch.index for batch in data.train_dataloader()])
+    train = torch.cat([batch.position for batch in data.train_dataloader()])
     assert len(train) == len(set(train.tolist())) == 30  # of 32, in batches of 6
     for loader, count in ((data.val_dataloader(), 8), (data.test_dataloader(), 5), (data.predict_dataloader(), 5)):
-        assert torch.cat([batch.index for batch in loader]).tolist() == list(range(count))
+        assert torch.cat([batch.position for batch in loader]).tolist() == list(range(count))
         assert sum(1 for _ in loader) == len(loader)
 
 
@@ -200,7 +200,7 @@ def test_each_process_of_a_distributed_run_takes_its_share(root, monkeypatch):
         monkeypatch.setattr(datamodule_module, "_rank_and_replicas", lambda rank=rank: (rank, 2))
         data = datamodule(root)
         seen.append(
-            [torch.cat([batch.index for batch in loader()]) for loader in (data.train_dataloader, data.val_dataloader)]
+            [torch.cat([batch.position for batch in loader()]) for loader in (data.train_dataloader, data.val_dataloader)]
         )
         assert isinstance(data.train_dataloader().sampler, DistributedSampler)  # so that Lightning adds none
         assert isinstance(data.val_dataloader().sampler, DistributedSampler)
@@ -218,17 +218,17 @@ class Recorder(pl.LightningModule):
         self.evaluated: dict[str, list[int]] = {"val": [], "test": []}
 
     def training_step(self, batch, batch_idx):
-        self.train_order.setdefault(self.current_epoch, []).extend(batch.index.tolist())
+        self.train_order.setdefault(self.current_epoch, []).extend(batch.position.tolist())
         return self.weight * batch.scale_m.sum()
 
     def validation_step(self, batch, batch_idx):
-        self.evaluated["val"].extend(batch.index.tolist())
+        self.evaluated["val"].extend(batch.position.tolist())
 
     def test_step(self, batch, batch_idx):
-        self.evaluated["test"].extend(batch.index.tolist())
+        self.evaluated["test"].extend(batch.position.tolist())
 
     def predict_step(self, batch, batch_idx):
-        return batch.index
+        return batch.position
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
