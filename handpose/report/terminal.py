@@ -103,7 +103,7 @@ def trial_line(table: TrialTable, row: TrialRow, clock: Clock) -> str:
     """A trial that has ended, in one line."""
     num_ended = sum(other.is_over for other in table.rows.values())
     value = table.value(row)
-    shown = f"{metric_label(table.metric)} {value:.2f}" if math.isfinite(value) else row.error or "no value"
+    shown = metric_text(table.metric, value) if math.isfinite(value) else row.error or "no value"
     best = " *" if _is_best(table, row) else ""
     parts = [
         f"[{num_ended}/{table.num_trials}] trial {row.number} {row.state}",
@@ -138,7 +138,8 @@ class LiveView:
     def refresh(self, table: TrialTable, *, at_once: bool = False) -> None:
         if at_once or time.monotonic() - self._drawn >= _REFRESH_EVERY_S:
             self._drawn = time.monotonic()
-            self._live.update(picture(self._title, table, self._clock), refresh=True)
+            shown = picture(self._title, table, self._clock, width=self._live.console.width)
+            self._live.update(shown, refresh=True)
 
     def ended(self, table: TrialTable, row: TrialRow) -> None:
         self.refresh(table, at_once=True)
@@ -147,9 +148,16 @@ class LiveView:
         self._live.stop()
 
 
-def picture(title: str, table: TrialTable, clock: Clock) -> RenderableType:
-    """What the live view shows."""
-    return Group(_head(title, table, clock), _counts(table), _best(table), Text(), _trials(table), _last_error(table))
+def picture(title: str, table: TrialTable, clock: Clock, *, width: int) -> RenderableType:
+    """What the live view shows in a terminal that is `width` columns wide."""
+    return Group(
+        _head(title, table, clock),
+        _counts(table, width),
+        _best(table),
+        Text(),
+        _trials(table, width),
+        *_last_error(table),
+    )
 
 
 def _head(title: str, table: TrialTable, clock: Clock) -> RenderableType:
@@ -161,7 +169,7 @@ def _head(title: str, table: TrialTable, clock: Clock) -> RenderableType:
     return line
 
 
-def _counts(table: TrialTable) -> RenderableType:
+def _counts(table: TrialTable, width: int) -> RenderableType:
     counts = table.count()
     num_ended = sum(number for state, number in counts.items() if state != "running")
     text = Text(f" {num_ended}/{table.num_trials} trials", style="bold")
@@ -169,7 +177,9 @@ def _counts(table: TrialTable) -> RenderableType:
         if counts[state]:
             text.append("  ·  ", style="dim").append(f"{counts[state]} {state}", style=_COLOURS[state])
     line = Table.grid()
-    line.add_row(ProgressBar(total=table.num_trials, completed=num_ended, width=24), text)
+    line.add_column(no_wrap=True)
+    line.add_column(no_wrap=True, overflow="ellipsis")
+    line.add_row(ProgressBar(total=table.num_trials, completed=num_ended, width=24 if width > 100 else 10), text)
     return line
 
 
@@ -178,22 +188,29 @@ def _best(table: TrialTable) -> RenderableType:
     if not ranked:
         return Text("best  none yet" if table.rows else "starting workers", style="dim")
     best = ranked[0]
-    text = Text("best  ").append(f"{metric_label(table.metric)} {table.value(best):.2f}", style="bold green")
-    return text.append(f"  trial {best.number} at epoch {best.epochs}/{table.max_epochs}  ").append(
-        params_text(best.params)
-    )
+    searched = {key: value for key, value in best.params.items() if key in _searched(table)}
+    text = Text("best  ", no_wrap=True, overflow="ellipsis")
+    text.append(metric_text(table.metric, table.value(best)), style="bold green")
+    return text.append(f"  trial {best.number} at epoch {best.epochs}/{table.max_epochs}  {params_text(searched)}")
 
 
-def _trials(table: TrialTable) -> RenderableType:
+def _searched(table: TrialTable) -> list[str]:
+    """Keys in which the trials so far differ; all while there is but one trial."""
+    rows = list(table.rows.values())
+    keys = dict.fromkeys(key for row in rows for key in row.params)
+    return [key for key in keys if len(rows) == 1 or len({str(row.params.get(key, "")) for row in rows}) > 1]
+
+
+def _trials(table: TrialTable, width: int) -> RenderableType:
     rows, num_hidden = _shown(table)
-    names = short_names(key for row in table.rows.values() for key in row.params)
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", caption_justify="left", caption_style="dim")
-    shown.add_column("trial", justify="right")
+    shown.add_column("trial", justify="right", no_wrap=True)
     shown.add_column("state", no_wrap=True)
     shown.add_column("epoch", justify="right", no_wrap=True)
     shown.add_column(metric_label(table.metric), justify="right", no_wrap=True)
+    names = _fitting(table, rows, width - 46)
     for name in names.values():
-        shown.add_column(name, justify="right", no_wrap=True, overflow="ellipsis")
+        shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("time", justify="right", no_wrap=True)
     for row in rows:
         shown.add_row(*_cells(table, row, list(names)))
@@ -202,12 +219,25 @@ def _trials(table: TrialTable) -> RenderableType:
     return shown
 
 
-def _last_error(table: TrialTable) -> RenderableType:
+def _fitting(table: TrialTable, rows: Sequence[TrialRow], width: int) -> dict[str, str]:
+    """Parameters, with their short names, whose columns fit side by side."""
+    names = short_names(_searched(table))
+    fitting: dict[str, str] = {}
+    for key, name in names.items():
+        longest = max(len(value_text(row.params[key])) if key in row.params else 0 for row in rows)
+        width -= max(len(name), longest) + 2
+        if width < 0:
+            break
+        fitting[key] = name
+    return fitting
+
+
+def _last_error(table: TrialTable) -> list[RenderableType]:
     failed = [row for row in table.rows.values() if row.error]
     if not failed:
-        return Text()
+        return []
     row = max(failed, key=lambda row: row.number)
-    return Text(f"trial {row.number} failed: {row.error}", style="red", no_wrap=True, overflow="ellipsis")
+    return [Text(f"trial {row.number} failed: {row.error}", style="red", no_wrap=True, overflow="ellipsis")]
 
 
 def _cells(table: TrialTable, row: TrialRow, keys: Sequence[str]) -> list[RenderableType]:
@@ -262,7 +292,7 @@ def summary(
 
 
 def _validated(table: TrialTable, winner: TrialRow) -> str:
-    return f"validation {metric_label(table.metric)} {table.value(winner):.2f} after {winner.epochs} epochs"
+    return f"validation {metric_text(table.metric, table.value(winner))} after {winner.epochs} epochs"
 
 
 def _changes(winner: TrialRow, defaults: Mapping[str, Any]) -> str:
@@ -287,9 +317,19 @@ def _retrained(metrics: Mapping[str, float]) -> str:
 
 def metric_label(metric: str) -> str:
     """A metric as a person writes it: val/pa_mpjpe_mm -> PA-MPJPE mm."""
+    return " ".join(_name_and_unit(metric)).strip()
+
+
+def metric_text(metric: str, value: float) -> str:
+    """A metric with its value: PA-MPJPE 12.34 mm."""
+    name, unit = _name_and_unit(metric)
+    return f"{name} {value:.2f} {unit}".strip()
+
+
+def _name_and_unit(metric: str) -> tuple[str, str]:
     words = metric.rpartition("/")[2].split("_")
-    unit = f" {words.pop()}" if words[-1] in ("mm", "px", "s") else ""
-    return "-".join(words).upper() + unit
+    unit = words.pop() if words[-1] in ("mm", "px", "s") else ""
+    return "-".join(words).upper(), unit
 
 
 def params_text(params: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from handpose.sweep.searcher import PARAMS
 from handpose.sweep.space import Params
 from handpose.training.fit import RunFolders, fit
 
-_CHECKPOINT = "trial.ckpt"
+CHECKPOINT = "trial.ckpt"
 _SILENT = ("logger=none", "checkpoints.enabled=false")
 """What trials leave out; none of it touches a metric."""
 
@@ -79,13 +79,14 @@ class TrainingObjective:
     def __call__(self, params: Params, /) -> None:
         config = compose("train", self.recipe.in_worker(params))
         folder = Path(tune.get_context().get_trial_dir() or ".")
-        callbacks: list[pl.Callback] = [TuneReport(self.metric, self.checkpoint_every_epochs), FreshHyperparameters()]
+        callbacks: list[pl.Callback] = [TuneReport(self.metric, self.checkpoint_every_epochs)]
         checkpoint = tune.get_checkpoint()
         if checkpoint is None:
             fit(config, RunFolders(folder, folder, folder), callbacks=callbacks, quiet=True)
             return
+        callbacks.append(FreshHyperparameters())
         with checkpoint.as_directory() as directory:
-            resume_from = Path(directory) / _CHECKPOINT
+            resume_from = Path(directory) / CHECKPOINT
             fit(config, RunFolders(folder, folder, folder), callbacks=callbacks, quiet=True, resume_from=resume_from)
 
 
@@ -110,7 +111,7 @@ class TuneReport(pl.Callback):
         every = self.checkpoint_every_epochs
         if every is not None and epoch % every == 0:
             with tempfile.TemporaryDirectory() as directory:
-                trainer.save_checkpoint(Path(directory) / _CHECKPOINT)
+                trainer.save_checkpoint(Path(directory) / CHECKPOINT)
                 report(epoch, metrics, checkpoint=tune.Checkpoint.from_directory(directory))
         else:
             report(epoch, metrics)
@@ -136,8 +137,6 @@ class FreshHyperparameters(pl.Callback):
         self._fresh = [[_settings(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if tune.get_checkpoint() is None:
-            return
         for optimizer, groups in zip(trainer.optimizers, self._fresh, strict=True):
             for group, fresh in zip(optimizer.param_groups, groups, strict=True):
                 scale = fresh["initial_lr"] / group["initial_lr"]

@@ -7,6 +7,7 @@ joint's features are gathered under its own heatmap, and one small network sees 
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -22,7 +23,8 @@ class Pyramid(nn.Module):
     """Feature pyramid -> AxisLogits.
 
     channels, reductions: of the encoder's pyramid, finest first. depth: number of up-sampling blocks, 0 for none.
-    width: channels of every block. skips: "add" the encoder's maps, or "none". depth_bins: along the depth axis.
+    width: channels of the first three blocks; each further one, at four times the cells, has half as many, at least 16.
+    skips: "add" the encoder's maps, or "none". depth_bins: along the depth axis. depth_hidden: width of its network.
     """
 
     def __init__(
@@ -39,18 +41,20 @@ class Pyramid(nn.Module):
         if depth < 0:
             raise UserError(f"model.decoder.depth must be 0 or more, but it is {depth}")
         super().__init__()
+        widths = [max(min(16, width), width // 2 ** max(0, i - 2)) for i in range(depth)]
         self.stem = _convolution(channels[-1], width, kernel_size=1)
-        self.blocks = nn.ModuleList(_separable(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(_separable(a, b) for a, b in pairwise([width, *widths]))
         self.skips = nn.ModuleDict()
         if skips == "add":
-            for i in range(depth):
+            for i, before in enumerate([width, *widths][:depth]):
                 reduction = reductions[-1] // 2 ** (i + 1)
                 if reduction in reductions:
                     source = channels[list(reductions).index(reduction)]
-                    self.skips[str(i)] = nn.Conv2d(source, width, kernel_size=1, bias=False)
+                    self.skips[str(i)] = nn.Conv2d(source, before, kernel_size=1, bias=False)
         self.reductions = list(reductions)
-        self.heatmaps = nn.Conv2d(width, NUM_JOINTS, kernel_size=1)
-        self.depth_head = _DepthHead(width, channels[-1], bins=depth_bins, hidden=depth_hidden)
+        features = widths[-1] if widths else width
+        self.heatmaps = nn.Conv2d(features, NUM_JOINTS, kernel_size=1)
+        self.depth_head = _DepthHead(features, channels[-1], bins=depth_bins, hidden=depth_hidden)
 
     def forward(self, pyramid: Sequence[Tensor]) -> AxisLogits:
         x = self.stem(pyramid[-1])  # (B, C, h, w)
@@ -99,6 +103,6 @@ def _convolution(channels: int, width: int, *, kernel_size: int) -> nn.Sequentia
     )
 
 
-def _separable(width: int) -> nn.Sequential:
-    depthwise = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width, bias=False)
-    return nn.Sequential(depthwise, *_convolution(width, width, kernel_size=1))
+def _separable(before: int, width: int) -> nn.Sequential:
+    depthwise = nn.Conv2d(before, before, kernel_size=3, padding=1, groups=before, bias=False)
+    return nn.Sequential(depthwise, *_convolution(before, width, kernel_size=1))
