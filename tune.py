@@ -46,7 +46,9 @@ def main(config: DictConfig) -> None:
     # The finalists are not confirmed over seeds yet; it belongs here, between the table and the winner.
     winner = select_winner(table, folder=sweep.path)
     best = sweep.path / "best.yaml"
-    write_best(best, table=table, row=winner, overrides=with_params(overrides, winner.params), sweep=sweep, origin=origin)
+    write_best(
+        best, table=table, row=winner, overrides=with_params(overrides, winner.params), sweep=sweep, origin=origin
+    )
     retrained = retrain(sweep.path) if sweep.retrain else None
     print(summary(table=table, winner=winner, defaults=defaults, retrained=retrained, folder=sweep.path))
 

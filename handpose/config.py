@@ -6,12 +6,14 @@ meant for, paths are absolute. What is wrong raises UserError, in one sentence t
 
 import difflib
 import inspect
+import math
 import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import hydra
 import yaml
@@ -20,10 +22,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from handpose.errors import UserError
 
@@ -31,6 +33,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"
 
 ConfigName = Literal["train", "tune"]
+
+# ValueError: what Hydra 1.3 raises for a group that is set to null.
+_HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
 _PATH_KEYS = (
     "paths.data",
@@ -43,46 +48,70 @@ _PATH_KEYS = (
     "model.checkpoint_path",
     "model.encoder.weights",
 )
-_SCALARS: dict[str, Any] = {
-    "seed": int,
+_FRACTION = Annotated[float, Field(ge=0, le=1)]
+_SHARE = Annotated[float, Field(gt=0, lt=1)]
+_WEIGHT = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_COUNT = Annotated[int, Field(ge=1)]
+_TYPES: dict[str, Any] = {
+    "seed": Annotated[int, Field(ge=0, lt=2**32)],
     "test": bool,
     "resume": bool,
     "best": str | None,
     "test_time": Literal["none", "rotations", "rotations_mirror"],
-    "num_rotations": int,
-    "num_threads": int | None,
+    "num_rotations": _COUNT,
+    "num_threads": _COUNT | None,
     "data.root": str,
-    "data.image_size": int | None,
-    "data.batch_size": int,
-    "data.num_workers": int,
+    "data.image_size": Annotated[int, Field(ge=32)] | None,
+    "data.batch_size": _COUNT,
+    "data.num_workers": Annotated[int, Field(ge=0)],
+    "data.source.val_fraction": _SHARE,
+    "data.source.num_blocks": _COUNT,
+    "data.source.split_seed": Annotated[int, Field(ge=0)],
+    "model.encoder.drop_path": Annotated[float, Field(ge=0, lt=1)],
+    "model.decoder.depth": Annotated[int, Field(ge=0, le=8)],
+    "model.decoder.width": _COUNT,
+    "model.decoder.depth_bins": Annotated[int, Field(ge=2)],
+    "model.decoder.depth_hidden": _COUNT,
+    "heatmap.sigma": _SHARE,
+    "loss.heatmap_weight": _WEIGHT,
+    "loss.coordinate_weight": _WEIGHT,
+    "loss.depth_weight": _WEIGHT,
+    "optimizer.lr": Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    "optimizer.weight_decay": _WEIGHT,
+    "lr_schedule.warmup": _FRACTION,
+    "lr_schedule.final": _FRACTION,
+    "lr_schedule.gamma": _FRACTION,
+    "trainer.max_epochs": _COUNT,
+    "trainer.precision": Literal["32-true", "bf16-mixed", "16-mixed"],
+    "trainer.check_val_every_n_epoch": _COUNT,
+    "trainer.limit_train_batches": Annotated[int | float, Field(gt=0)],
+    "trainer.limit_val_batches": Annotated[int | float, Field(gt=0)],
     "checkpoints.enabled": bool,
     "checkpoints.metric": str,
     "checkpoints.mode": Literal["min", "max"],
-    "checkpoints.every_n_epochs": int,
-    "pictures.every_n_steps": int,
-    "pictures.num_hands": int,
+    "checkpoints.every_n_epochs": _COUNT,
+    "pictures.every_n_steps": Annotated[int, Field(ge=0)],
+    "pictures.num_hands": _COUNT,
     "logger.name": Literal["tensorboard", "wandb", "none"],
     "logger.project": str,
     "logger.run_name": str | None,
 }
-"""Types of the keys that no constructor's signature gives."""
+"""Types and ranges of the keys that no constructor's signature gives; corners of search spaces are held to them too."""
 
-_AT_LEAST = {
-    "seed": 0,
-    "num_rotations": 1,
-    "num_threads": 1,
-    "data.image_size": 32,
-    "data.batch_size": 1,
-    "data.num_workers": 0,
-    "checkpoints.every_n_epochs": 1,
-    "pictures.every_n_steps": 0,
-    "pictures.num_hands": 1,
-    "trainer.max_epochs": 1,
-    "trainer.check_val_every_n_epoch": 1,
-    "model.decoder.depth": 0,
-    "model.decoder.width": 1,
-    "model.decoder.depth_bins": 2,
-}
+_NEEDED = (
+    "data",
+    "model",
+    "heatmap",
+    "loss",
+    "augment",
+    "optimizer",
+    "lr_schedule",
+    "trainer",
+    "checkpoints",
+    "pictures",
+    "logger",
+)
+"""Groups without which there is no run."""
 
 
 def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
@@ -94,11 +123,32 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     overrides = _with_best(list(overrides))
     try:
         config = _composed(config_name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except _HYDRA_ERRORS as error:
         raise UserError(_explained(config_name, overrides, error)) from error
-    _make_paths_absolute(config)
-    _check(config)
+    try:
+        _make_paths_absolute(config)
+        _check(config)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise UserError(_one_line(error)) from error
     return config
+
+
+def instantiated(config: DictConfig, key: str, **arguments: Any) -> Any:
+    """What the `_target_` under a key makes; arguments come on top of the configuration's.
+
+    Raises UserError for a value that its constructor refuses.
+    """
+    try:
+        return hydra.utils.instantiate(OmegaConf.select(config, key), **arguments)
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, (ValueError, TypeError)):
+            raise UserError(f"{key}: {_one_line(cause)}") from error
+        raise
 
 
 def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
@@ -107,36 +157,58 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     A user's mistake is one sentence on stderr and status 2; Ctrl-C leaves with 130. A .env file in the working folder
     or above it is read first; what the environment sets already counts before it.
     """
-    load_dotenv(find_dotenv(usecwd=True))
-    flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
-    if not flags:  # --help, --cfg and --multirun are Hydra's own business
-        with _told():
-            compose(config_name, sys.argv[1:])
+    with _told():
+        _load_environment()
+        _check_command_line(config_name, sys.argv[1:])
 
     @hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")
     def entry(_: DictConfig) -> None:
         with _told():
-            main(compose(config_name, list(HydraConfig.get().overrides.task)))
+            main(compose(config_name, task_overrides()))
 
     entry()
 
 
-class _told:  # noqa: N801 - reads as a word in a with statement
-    """Turns a user's mistake, and Ctrl-C, into a sentence and a status."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, UserError):
-            _leave(f"error: {error}", 2)
-        if isinstance(error, KeyboardInterrupt):
-            _leave(f"interrupted{'' if not str(error) else f': {error}'}", 130)
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn a user's mistake, and Ctrl-C, into a sentence and a status."""
+    try:
+        yield
+    except UserError as error:
+        _leave(f"error: {_one_line(error)}", 2)
+    except KeyboardInterrupt as error:
+        _leave(str(error) or "interrupted", 130)
 
 
 def _leave(sentence: str, status: int) -> NoReturn:
     print(sentence, file=sys.stderr, flush=True)
     raise SystemExit(status)
+
+
+def _load_environment() -> None:
+    path = find_dotenv(usecwd=True)
+    try:
+        load_dotenv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({_one_line(error)}); it must hold lines like MP_DATA=DIR") from error
+
+
+def _check_command_line(config_name: ConfigName, arguments: Sequence[str]) -> None:
+    """Compose before Hydra does, whose own messages are many lines; of a multirun (-m) the first run."""
+    flags = [item for item in arguments if item.startswith("-")]
+    overrides = [item for item in arguments if "=" in item and item not in flags] if flags else arguments
+    if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
+        compose(config_name, [_first_run(item) for item in overrides] if flags else overrides)
+
+
+def _first_run(override: str) -> str:
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return override  # composing it tells what is wrong
+    if not parsed.is_discrete_sweep():
+        return override
+    return f"{parsed.get_key_element()}={next(parsed.sweep_string_iterator())}"
 
 
 def task_overrides() -> list[str]:
@@ -166,8 +238,11 @@ def _quoted(value: object) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(_quoted(item) for item in value) + "]"
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'") if _needs_quotes(str(value)) else str(value)
-    return f"'{text}'" if _needs_quotes(str(value)) else text
+    text = str(value)
+    if not _needs_quotes(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _needs_quotes(text: str) -> bool:
@@ -207,19 +282,25 @@ def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
 
 
 def _with_best(overrides: list[str]) -> list[str]:
-    path = next((item.partition("=")[2] for item in reversed(overrides) if item.startswith("best=")), "null")
-    path = path.strip("'\"")
+    given = [item for item in overrides if _key(item) == "best"]
+    path = given[-1].partition("=")[2].strip("'\"") if given else "null"
     if path in ("null", ""):
         return overrides
-    if not Path(path).is_file():
+    groups = {_key(item) for item in overrides if _is_group(_key(item))}
+    return [item for item in _best(path) if _key(item) not in groups] + overrides
+
+
+def _best(path: str) -> list[str]:
+    """The overrides of a sweep's best.yaml."""
+    if not Path(path).expanduser().is_file():
         raise UserError(f"best={path}: there is no such file; a finished sweep leaves one at sweeps/NAME/best.yaml")
     try:
-        content = yaml.safe_load(Path(path).read_text())
-        best = [str(item) for item in content["overrides"]]
-    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
+        overrides = yaml.safe_load(Path(path).expanduser().read_text())["overrides"]
+        if not isinstance(overrides, list):
+            raise TypeError("overrides must be a list")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
         raise UserError(f"best={path} is not the best.yaml of a sweep: it has no list `overrides`") from error
-    groups = {_key(item) for item in overrides if _is_group(_key(item))}
-    return [item for item in best if _key(item) not in groups] + overrides
+    return [str(item) for item in overrides]
 
 
 def _key(override: str) -> str:
@@ -233,29 +314,38 @@ def _is_group(key: str) -> bool:
 # What is wrong, in one sentence.
 
 
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
 def _explained(config_name: ConfigName, overrides: list[str], error: Exception) -> str:
-    parser = OverridesParser.create()
-    parsed: list[Override] = []
-    for item in overrides:
-        try:
-            parsed.append(parser.parse_override(item))
-        except HydraException:
-            return (
-                f"cannot read {item!r} on the command line; write key=value, and quote values with special characters"
-            )
-    sweeps = [item for item in parsed if item.is_sweep_override()]
-    if sweeps:
-        return f"{sweeps[0].input_line} is a search range; it belongs in a file under search_spaces/"
-    for item in parsed:
-        if _is_group(item.key_or_group) and not item.is_delete():
-            wrong = _wrong_choice(item)
-            if wrong:
-                return wrong
-    known = _known_keys(config_name, parsed)
+    """Why a configuration could not be composed: the first of what may be wrong with an override, or Hydra's words."""
+    try:
+        parsed = [_parsed(item) for item in overrides]
+    except UserError as unreadable:
+        return str(unreadable)
+    groups = [item for item in parsed if _is_group(item.key_or_group) and not item.is_delete()]
+    wrong = [sentence for item in groups if (sentence := _wrong_choice(item))]
+    if wrong:
+        return wrong[0]
+    known = _known_keys(config_name, groups)
     for item in parsed:
         if not _is_group(item.key_or_group) and not item.is_add() and item.key_or_group not in known:
             return unknown_key(item.key_or_group, known)
-    return " ".join(str(error.__cause__ or error).split())
+    return _one_line(error.__cause__ or error)
+
+
+def _parsed(override: str) -> Override:
+    """Raises UserError for what is no override, or one of many values."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise UserError(
+            f"cannot read {override!r} on the command line; write key=value, and quote values with special characters"
+        ) from error
+    if parsed.is_sweep_override():
+        raise UserError(f"{override} is a search range; it belongs in a file under search_spaces/")
+    return parsed
 
 
 def unknown_key(key: str, known: set[str]) -> str:
@@ -267,24 +357,26 @@ def unknown_key(key: str, known: set[str]) -> str:
     return f"there is no configuration key {key}{hint}"
 
 
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
 def _wrong_choice(item: Override) -> str | None:
-    choice = item.value()
-    choices = sorted(path.stem for path in (CONFIGS / item.key_or_group).glob("*.yaml"))
-    if choice is None or not choices or str(choice) in choices:
+    group, choice = item.key_or_group, item.value()
+    choices = _choices(group)
+    if str(choice) in choices or (choice is None and group not in _NEEDED):
         return None
     near = difflib.get_close_matches(str(choice), choices, n=1)
-    hint = f"did you mean {near[0]}?" if near else "there is"
-    return f"{item.key_or_group}={choice}: no such choice; {hint} {'' if near else ', '.join(choices)}".rstrip()
+    hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(choices)}"
+    return f"{group}={'null' if choice is None else choice}: no such choice; {hint}"
 
 
-def _known_keys(config_name: ConfigName, parsed: Sequence[Override]) -> set[str]:
-    groups = [item.input_line for item in parsed if _is_group(item.key_or_group) and item.input_line is not None]
+def _known_keys(config_name: ConfigName, groups: Sequence[Override]) -> set[str]:
     try:
-        config = _composed(config_name, groups)
-    except (HydraException, OmegaConfBaseException):
+        config = _composed(config_name, [item.input_line for item in groups if item.input_line is not None])
+    except _HYDRA_ERRORS:
         config = _composed(config_name, [])
-    values = OmegaConf.to_container(config, resolve=False)
-    leaves = set(leaf_keys(values))
+    leaves = set(leaf_keys(OmegaConf.to_container(config, resolve=False)))
     inner = {key.rsplit(".", i)[0] for key in leaves for i in range(1, key.count(".") + 1)}
     return leaves | inner
 
@@ -298,19 +390,29 @@ def _make_paths_absolute(config: DictConfig) -> None:
 
 
 def _check(config: DictConfig) -> None:
-    try:
-        values = plain(config)
-    except OmegaConfBaseException as error:
-        raise UserError(" ".join(str(error).split())) from error
-    for key, kind in _SCALARS.items():
+    values = plain(config)
+    for group in _NEEDED:
+        if values.get(group) is None:
+            raise UserError(f"there is no {group}; give {group}=one of {', '.join(_choices(group))}")
+    for key, kind in _TYPES.items():
         node = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
         if node is not None and key.rpartition(".")[2] in node:
             _check_type(key, OmegaConf.select(config, key), kind)
-    for key, low in _AT_LEAST.items():
-        value = OmegaConf.select(config, key)
-        if value is not None and value < low:
-            raise UserError(f"{key} must be at least {low}, but it is {value}")
     _check_targets(values, prefix="")
+    _check_epochs(config)
+
+
+def _check_epochs(config: DictConfig) -> None:
+    every, epochs = config.trainer.check_val_every_n_epoch, config.trainer.max_epochs
+    if every > epochs:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={every} would validate nothing within trainer.max_epochs={epochs}"
+        )
+    if config.checkpoints.enabled and math.lcm(every, config.checkpoints.every_n_epochs) > epochs:
+        raise UserError(
+            f"checkpoints.every_n_epochs={config.checkpoints.every_n_epochs} would save nothing within "
+            f"trainer.max_epochs={epochs}; make it smaller, or give checkpoints.enabled=false"
+        )
 
 
 def _check_targets(values: Any, *, prefix: str) -> None:
@@ -353,21 +455,32 @@ def _check_arguments(values: dict[str, Any], *, prefix: str) -> None:
 def _check_type(key: str, value: Any, kind: Any) -> None:
     value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     try:
-        # Strict, because "3" or 2.0 for a number of blocks is a mistake; JSON mode, because YAML has lists and no
-        # tuples.
         adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
     except Exception:  # not a type that a value of YAML could have
         return
     try:
-        adapter.validate_python(value, strict=True)
+        adapter.validate_python(value, strict=True)  # strict, because "3" or 2.0 for a number of blocks is a mistake
     except ValidationError as error:
-        reasons = [item["msg"] for item in error.errors() if not _may_be_made(item)]
-        if not reasons:
-            return
-        reason = reasons[0]
-        raise UserError(f"{key}={value}: {reason[0].lower()}{reason[1:]}") from error
+        refusals = [item for item in error.errors() if not _may_be_made(item)]
+        if refusals:
+            raise UserError(_refusal(key, value, refusals[0])) from error
 
 
 def _may_be_made(item: Any) -> bool:
     """Whether the refusal is of a type that YAML cannot hold, as a Tensor, and not of a list or a scalar."""
     return item["type"] == "is_instance_of" and item["ctx"]["class"] != "Sequence"
+
+
+_BOUNDS = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "above {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "below {lt:g}",
+}
+
+
+def _refusal(key: str, value: Any, item: Any) -> str:
+    if item["type"] in _BOUNDS:
+        return f"{key} must be {_BOUNDS[item['type']].format(**item['ctx'])}, but it is {value}"
+    reason = item["msg"]
+    return f"{key}={value}: {reason[0].lower()}{reason[1:]}"

@@ -1,6 +1,8 @@
-"""Which family of decoder, and within it what it alone has: a space that depends on what was drawn before (define by run).
+"""Which family of decoder, and within it what it alone has: a space that depends on what was drawn before (define by
+run).
 
-Parameters are drawn under their configuration keys, so that the default configuration is found in the space and tried first.
+Parameters are drawn under their configuration keys, so that the default configuration is found in the space and tried
+first.
 """
 
 import optuna

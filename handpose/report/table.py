@@ -1,4 +1,4 @@
-"""The table of a sweep's trials: what each was, how far it came, how it ended. Kept while the sweep runs, written as trials.csv.
+"""The table of a sweep's trials, kept while it runs: what each was, how far it came, how it ended; and trials.csv.
 
 One row a trial; its metrics are those of the last epoch it reported, so that value and epoch always belong together.
 """
@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 State = Literal["running", "complete", "stopped", "diverged", "failed", "interrupted"]
-"""complete: trained to the last epoch. stopped: ended before, by the scheduler or the time budget. diverged: its metric was
-not finite. failed: raised an error. interrupted: was running when the sweep was ended by hand."""
+"""complete: trained to the last epoch. stopped: ended before, by the scheduler or the time budget. diverged: its
+metric was not finite. failed: raised an error. interrupted: was running when the sweep was ended by hand."""
 
 STATES: tuple[State, ...] = ("running", "complete", "stopped", "diverged", "failed", "interrupted")
 
 
 @dataclass
 class TrialRow:
-    """One trial. params: configuration key -> value. metrics: of epoch `epochs`. seconds: since it started. error: the last line
-    of what it raised. command: the command line that trains it again, alone."""
+    """One trial.
+
+    params: configuration key -> value. metrics: of epoch `epochs`. seconds: since it started. error: the last line of
+    what it raised. command: the command line that trains it again, alone.
+    """
 
     number: int
     params: Mapping[str, Any]
@@ -61,11 +64,14 @@ class TrialTable:
         """How many trials are in each state."""
         return Counter(row.state for row in self.rows.values())
 
-    def ranked(self, rows: Iterable[TrialRow] | None = None) -> list[TrialRow]:
-        """Rows with a finite metric, the most trained first and among equals the best: values of different epochs are never
-        compared. Ties go to the smaller number."""
+    def ranked(self) -> list[TrialRow]:
+        """Trials that neither failed nor diverged, the most trained first and among equals the best.
+
+        Values of different epochs are never compared. Ties go to the smaller number.
+        """
         sign = 1 if self.mode == "min" else -1
-        finite = [row for row in (self.rows.values() if rows is None else rows) if math.isfinite(self.value(row))]
+        sound = [row for row in self.rows.values() if row.state not in ("failed", "diverged")]
+        finite = [row for row in sound if math.isfinite(self.value(row))]
         return sorted(finite, key=lambda row: (-row.epochs, sign * self.value(row), row.number))
 
     def write_csv(self, path: Path) -> None:
@@ -97,7 +103,7 @@ def _cells(row: TrialRow, columns: Sequence[str]) -> list[Any]:
 
 
 def _cell(value: Any) -> Any:
-    """Numbers so that they are read back exactly; null is a word, as an empty cell is a parameter the trial does not have."""
+    """Numbers so that they are read back exactly; null as a word, since an empty cell is a parameter not there."""
     if value is None:
         return "null"
     return repr(value) if isinstance(value, float) else value

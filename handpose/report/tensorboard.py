@@ -1,8 +1,8 @@
 """A sweep in TensorBoard: one run a trial, scalars by epoch, hyper-parameters in the HParams tab.
 
-No experiment summary is written, unlike `SummaryWriter.add_hparams`, which puts one into every run: the HParams tab takes the first
-that it finds for the whole sweep, so that parameters which only some trials have would get no column. Without one it joins the
-parameters and metrics of all runs (tensorboard/plugins/hparams/backend_context.py).
+No experiment summary is written, unlike `SummaryWriter.add_hparams`, which puts one into every run: the HParams tab
+takes the first that it finds for the whole sweep, so that parameters which only some trials have would get no column.
+Without one it joins the parameters and metrics of all runs (tensorboard/plugins/hparams/backend_context.py).
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 class TrialLog:
     """The event file of one trial.
 
-    folder: of the run. name: how the HParams tab calls it. params: configuration key -> value. started_s: time since the epoch.
+    folder: of the run. name: how the HParams tab calls it. params: configuration key -> value. started_s: time since
+    the epoch.
     """
 
     def __init__(self, folder: Path, *, name: str, params: Mapping[str, Any], started_s: float) -> None:
@@ -48,7 +49,8 @@ class TrialLog:
 
 
 def _set(start: SessionStartInfo, key: str, value: Any) -> None:
-    """Set a parameter with its type. None is left out: the tab hides runs whose parameter has none (tensorboard #2942)."""
+    """Set a parameter with its type. None is left out: the tab hides runs whose parameter has none (tensorboard
+    #2942)."""
     if value is None:
         return
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""A sweep in the terminal: a live table while it runs, one line a trial where the output is no terminal, a summary at the end."""
+"""A sweep in the terminal: a live table, or one line a trial where there is no terminal, and a summary at the end."""
 
 import math
 import shlex
@@ -54,16 +54,23 @@ class Clock:
     def __init__(self, *, time_budget_s: float | None) -> None:
         self._time_budget_s = time_budget_s
         self._started = time.monotonic()
+        self._ended: float | None = None
+
+    def end(self) -> None:
+        """Stop the clock; nothing is left from now on."""
+        self._ended = time.monotonic()
 
     def used_s(self) -> float:
-        return time.monotonic() - self._started
+        return (time.monotonic() if self._ended is None else self._ended) - self._started
 
     def left_s(self, table: TrialTable) -> float:
         """Seconds left if the trials to come take as long as those before; NaN while nothing is known."""
+        if self._ended is not None:
+            return 0.0
         left = _work_left(table) / table.num_slots
         if self._time_budget_s is not None:
-            left = min(left, self._time_budget_s - self.used_s()) if math.isfinite(left) else self._time_budget_s
-        return max(left, 0.0) if math.isfinite(left) else math.nan
+            left = min(self._time_budget_s - self.used_s(), left)  # the first where the other is NaN
+        return max(0.0, left) if math.isfinite(left) else math.nan
 
 
 def _work_left(table: TrialTable) -> float:
@@ -103,8 +110,8 @@ def trial_line(table: TrialTable, row: TrialRow, clock: Clock) -> str:
     """A trial that has ended, in one line."""
     num_ended = sum(other.is_over for other in table.rows.values())
     value = table.value(row)
-    shown = metric_text(table.metric, value) if math.isfinite(value) else row.error or "no value"
-    best = " *" if _is_best(table, row) else ""
+    shown = row.error or (metric_text(table.metric, value) if math.isfinite(value) else "no value")
+    best = " *" if row in table.ranked()[:1] else ""
     parts = [
         f"[{num_ended}/{table.num_trials}] trial {row.number} {row.state}",
         f"epoch {row.epochs}/{table.max_epochs}",
@@ -120,32 +127,37 @@ def _left_text(clock: Clock, table: TrialTable) -> str:
     return f", about {duration(left, rough=True)} left" if math.isfinite(left) and left > 0 else ""
 
 
-def _is_best(table: TrialTable, row: TrialRow) -> bool:
-    ranked = table.ranked()
-    return bool(ranked) and ranked[0].number == row.number
-
-
 class LiveView:
     """Head line, progress, the best so far, and a table of at most a dozen trials, redrawn in place."""
 
     def __init__(self, title: str, console: Console, clock: Clock) -> None:
         self._title = title
         self._clock = clock
-        self._drawn = -math.inf
+        self._table: TrialTable | None = None
+        self._next_draw = -math.inf
         self._live = Live(console=console, auto_refresh=False)
         self._live.start()
 
     def refresh(self, table: TrialTable, *, at_once: bool = False) -> None:
-        if at_once or time.monotonic() - self._drawn >= _REFRESH_EVERY_S:
-            self._drawn = time.monotonic()
-            shown = picture(self._title, table, self._clock, width=self._live.console.width)
-            self._live.update(shown, refresh=True)
+        self._table = table
+        if at_once or time.monotonic() >= self._next_draw:
+            self._draw(table)
 
     def ended(self, table: TrialTable, row: TrialRow) -> None:
         self.refresh(table, at_once=True)
 
     def close(self) -> None:
+        self._clock.end()
+        if self._table is not None:
+            self._draw(self._table)
         self._live.stop()
+
+    def _draw(self, table: TrialTable) -> None:
+        began = time.monotonic()
+        shown = picture(self._title, table, self._clock, width=self._live.console.width)
+        self._live.update(shown, refresh=True)
+        # However many trials there are, drawing takes at most a twentieth of the time.
+        self._next_draw = began + max(_REFRESH_EVERY_S, 20 * (time.monotonic() - began))
 
 
 def picture(title: str, table: TrialTable, clock: Clock, *, width: int) -> RenderableType:
@@ -212,8 +224,9 @@ def _trials(table: TrialTable, width: int) -> RenderableType:
     for name in names.values():
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("time", justify="right", no_wrap=True)
+    best = table.ranked()[:1]
     for row in rows:
-        shown.add_row(*_cells(table, row, list(names)))
+        shown.add_row(*_cells(table, row, list(names), is_best=row in best))
     if num_hidden:
         shown.caption = f"and {num_hidden} more in trials.csv"
     return shown
@@ -240,31 +253,30 @@ def _last_error(table: TrialTable) -> list[RenderableType]:
     return [Text(f"trial {row.number} failed: {row.error}", style="red", no_wrap=True, overflow="ellipsis")]
 
 
-def _cells(table: TrialTable, row: TrialRow, keys: Sequence[str]) -> list[RenderableType]:
+def _cells(table: TrialTable, row: TrialRow, keys: Sequence[str], *, is_best: bool) -> list[RenderableType]:
     value = table.value(row)
     return [
         str(row.number),
         Text(row.state, style=_COLOURS[row.state]),
         f"{row.epochs}/{table.max_epochs}",
-        Text(f"{value:.2f}" if row.epochs else "-", style="bold" if _is_best(table, row) else ""),
+        Text(f"{value:.2f}" if row.epochs else "-", style="bold" if is_best else ""),
         *(value_text(row.params[key]) if key in row.params else "" for key in keys),
         duration(row.seconds),
     ]
 
 
 def _shown(table: TrialTable) -> tuple[list[TrialRow], int]:
-    """The best of the ended trials, those that gave nothing, and below them some that run; how many are not shown."""
+    """The best of the ended trials, those that came to nothing, below them some that run; and how many are left out."""
     running = sorted((row for row in table.rows.values() if not row.is_over), key=lambda row: row.number)
-    over = [row for row in table.rows.values() if row.is_over]
-    ranked = table.ranked(over)
-    numbers = {row.number for row in ranked}
-    ended = ranked + sorted((row for row in over if row.number not in numbers), key=lambda row: row.number)
+    ranked = [row for row in table.ranked() if row.is_over]
+    sound = {row.number for row in ranked}
+    ended = ranked + [row for number, row in sorted(table.rows.items()) if row.is_over and number not in sound]
     num_running = min(len(running), max(_MAX_RUNNING, _MAX_ROWS - len(ended)))
     rows = ended[: _MAX_ROWS - num_running] + running[:num_running]
     return rows, len(table.rows) - len(rows)
 
 
-# --- the end ------------------------------------------------------------------------------------------------------------
+# --- the end ----------------------------------------------------------------------------------------------------------
 
 
 def summary(

@@ -24,7 +24,7 @@ def check_sweep(sweep: SweepSettings, ray: RaySettings) -> None:
 
 
 def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False) -> None:
-    """Compose the space's corners and some points within: a key that does not exist, or a value that it cannot have, shows.
+    """Compose the space's corners and some points within, which shows keys that do not exist and impossible values.
 
     overrides: the user's, for train.py. is_grid: every point is to be listed.
     """
@@ -97,4 +97,3 @@ def _check_folder(sweep: SweepSettings) -> None:
         raise UserError(f"the folder {folder} cannot be made ({reason}); set DIR_SCRATCH to one that can") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"the folder {folder} cannot be written to; set DIR_SCRATCH to one that can")
-

@@ -1,4 +1,4 @@
-"""Writes down what happens to a sweep's trials while it runs: table, TensorBoard and terminal, from Tune's callbacks."""
+"""Writes down what happens to the trials while a sweep runs: table, TensorBoard and terminal, from Tune's callbacks."""
 
 import math
 import time
@@ -21,8 +21,8 @@ _CSV_EVERY_S = 1.0
 class Recorder(tune.Callback):
     """Keeps the table of trials, and with it trials.csv, a TensorBoard run a trial, and the view in the terminal.
 
-    table: to fill. folder: of the sweep. numbers: of Tune's trials, by id. command: that trains parameters again. view: shown while
-    the sweep runs. is_interrupted: whether the sweep is being ended by hand.
+    table: to fill. folder: of the sweep. numbers: of Tune's trials, by id. command: that trains parameters again.
+    view: shown while the sweep runs. is_interrupted: whether the sweep is being ended by hand.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ class Recorder(tune.Callback):
         self._is_interrupted = is_interrupted
         self._logs: dict[int, TrialLog] = {}
         self._started: dict[int, float] = {}
-        self._written = -math.inf
+        self._is_behind = False  # trials.csv, of the table
+        self._next_write = -math.inf
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks with an experiment's settings; open files do not travel
@@ -59,31 +60,33 @@ class Recorder(tune.Callback):
         self._logs[number] = TrialLog(
             self._folder / "tensorboard" / name, name=name, params=params, started_s=self._started[number]
         )
-        self._write()
+        self._is_behind = True
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         row = self._row(trial)
-        params = dict(result["config"][PARAMS])  # that it ran with; the trial's may be those of its next stretch already
+        params = dict(result["config"][PARAMS])  # it ran with these; trial.config may be of its next stretch already
         if params != row.params:  # changed by population based training: no command line leads there
             row.params, row.command = params, ""
         row.metrics = {name: value for name, value in result.items() if "/" in name}
         row.epochs = result["epoch"]
         row.node = result.get("hostname", "")
         self._logs[row.number].report(row.epochs, row.metrics)
-        self._write()
+        self._is_behind = True
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         self._end(trial, self._state(self._row(trial)))
 
     def on_trial_error(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         row = self._row(trial)
-        row.error = last_line(_text(trial.error_file))
+        row.error = cause(_text(trial.error_file))
         self._end(trial, "failed")
 
     def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
         self._tick()
+        if self._is_behind and time.monotonic() >= self._next_write:
+            self._write()
         self._view.refresh(self.table)
 
     def on_experiment_end(self, trials: Sequence[Trial], **info: Any) -> None:
@@ -91,7 +94,7 @@ class Recorder(tune.Callback):
         for trial in trials:
             if not self._row(trial).is_over:
                 self._end(trial, self._state(self._row(trial)))
-        self._write(at_once=True)
+        self._write()
         self._view.refresh(self.table, at_once=True)
 
     def _row(self, trial: Trial) -> TrialRow:
@@ -115,19 +118,20 @@ class Recorder(tune.Callback):
         log = self._logs.pop(row.number, None)
         if log is not None:
             log.close(failed=state in ("diverged", "failed"), ended_s=time.time())
-        self._write(at_once=True)
+        self._started.pop(row.number, None)
+        self._is_behind = True
         self._view.ended(self.table, row)
 
     def _tick(self) -> None:
         for number, started in self._started.items():
-            row = self.table.rows[number]
-            if not row.is_over:
-                row.seconds = time.time() - started
+            self.table.rows[number].seconds = time.time() - started
 
-    def _write(self, *, at_once: bool = False) -> None:
-        if at_once or time.monotonic() - self._written >= _CSV_EVERY_S:
-            self._written = time.monotonic()
-            self.table.write_csv(self._folder / "trials.csv")
+    def _write(self) -> None:
+        began = time.monotonic()
+        self.table.write_csv(self._folder / "trials.csv")
+        self._is_behind = False
+        # However long the table grows, writing it takes at most a twentieth of the time.
+        self._next_write = began + max(_CSV_EVERY_S, 20 * (time.monotonic() - began))
 
 
 def run_name(number: int) -> str:
@@ -142,7 +146,9 @@ def _text(file: str | None) -> str:
         return ""
 
 
-def last_line(text: str) -> str:
-    """The last line of a traceback that says something."""
+def cause(text: str) -> str:
+    """What a trial's error.txt says, in a line: the end of a traceback, or that the worker is gone."""
+    if "The actor died unexpectedly" in text:
+        return "the worker process died: it was killed, ran out of memory or crashed"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no message"

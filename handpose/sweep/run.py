@@ -1,10 +1,10 @@
-"""Runs a sweep: Ray is started, Tune asks the searcher for trials and obeys the scheduler, the recorder writes it all down."""
+"""Runs a sweep: Tune asks the searcher for trials and obeys the scheduler, the recorder writes it all down."""
 
 import contextlib
 import logging
-import math
 import os
 import random
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import ray
 from ray import tune
+from ray._private.ray_logging import stdout_deduplicator
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
+from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.report.terminal import sweep_view
 from handpose.sweep.preflight import num_cores
@@ -36,14 +38,12 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files beside ours
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they stand in trials.csv
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the trials with a state
-    "TUNE_WARN_THRESHOLD_S": "10",
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
 }
 """What Ray takes from the environment of the driver only."""
 
 _WORKER_ENVIRONMENT = {
-    # A trial that was stopped gets this long to leave its epoch, before the worker is given to the next; Ray's 2 s are not enough
-    # for a Lightning loop, and the next trial fails then.
+    # A trial that was stopped gets this long to leave its epoch, before the worker is given to the next; Ray's 2 s
+    # are not enough for a Lightning loop, and the next trial fails then.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -74,12 +74,12 @@ def run_sweep(
     defaults: Mapping[str, Any],
     description: Mapping[str, Any],
 ) -> TrialTable:
-    """Try configurations from the space until all trials are done or the budget is spent, and return the table of trials.
+    """Try configurations from the space until all trials are done or the budget is spent; returns the table of trials.
 
-    searcher: as configured, still without the space. objective: what a trial runs. command: the command line that trains
-    parameters again. defaults: configuration key -> value of the default configuration, which is tried first where it lies in
-    the space. description: kept as sweep.yaml. Ray is started and shut down, unless it runs already. Raises
-    SweepInterruptedError.
+    searcher: as configured, still without the space. objective: what a trial runs. command: the command line that
+    trains parameters again. defaults: configuration key -> value of the default configuration, which is tried first
+    where it lies in the space. description: kept as sweep.yaml. Ray is started and shut down, unless it runs already.
+    Raises UserError where a trial does not fit into what Ray has, and SweepInterruptedError.
     """
     folder = sweep.path
     first = default_point(space, defaults)
@@ -167,8 +167,13 @@ def _slots(sweep: SweepSettings) -> Slots:
     num_slots = int(resources.get("CPU", 0) // sweep.cpus_per_trial)
     if gpus:
         num_slots = min(num_slots, _gpu_slots(resources.get("GPU", 0), gpus))
-    limit = sweep.max_concurrent if sweep.max_concurrent is not None else math.inf
-    return Slots(int(max(1, min(num_slots, limit))), sweep.cpus_per_trial, gpus)
+    if num_slots < 1:
+        raise UserError(
+            f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}, but Ray "
+            f"has {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs"
+        )
+    num_slots = num_slots if sweep.max_concurrent is None else min(num_slots, sweep.max_concurrent)
+    return Slots(num_slots, sweep.cpus_per_trial, gpus)
 
 
 def _gpu_slots(num_gpus: float, per_trial: float) -> int:
@@ -193,6 +198,8 @@ def ray_runtime(cluster: RaySettings) -> Iterator[None]:
         **settings,
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # What became of a worker stands in trials.csv. Ray's switch for it, RAY_DEDUP_LOGS_SKIP_REGEX, is read on import.
+    stdout_deduplicator.skip_re = re.compile("A worker died or was killed")
     try:
         yield
     finally:
@@ -200,7 +207,7 @@ def ray_runtime(cluster: RaySettings) -> Iterator[None]:
 
 
 def _limited(cluster: RaySettings, sweep: SweepSettings) -> RaySettings:
-    """Alone on a machine max_concurrent limits the cores too: a population's scheduler, not the searcher, chooses what runs."""
+    """Alone on a machine max_concurrent limits the cores too: what runs of a population its scheduler chooses."""
     if cluster.address is not None or sweep.max_concurrent is None:
         return cluster
     num_cpus = min(cluster.num_cpus or num_cores(), sweep.max_concurrent * sweep.cpus_per_trial)

@@ -1,4 +1,4 @@
-"""What decides which trial goes on. Schedulers are Ray's, named in configs/scheduler; here is only what they need to be right."""
+"""What decides which trial goes on: Ray's schedulers, as configs/scheduler names them, and what they lack."""
 
 import inspect
 import math
@@ -32,7 +32,7 @@ def build_scheduler(scheduler: partial[TrialScheduler], space: Space) -> TrialSc
 
 
 def median_stopping(*, grace_period: int, min_samples_required: int) -> MedianStoppingRule:
-    """Ray's median stopping rule, which never pauses a trial: without a checkpoint that would start it from scratch again."""
+    """Ray's median stopping rule; it never pauses a trial, which without a checkpoint would begin from scratch."""
     return MedianStoppingRule(
         time_attr="epoch",
         grace_period=grace_period,
@@ -44,9 +44,10 @@ def median_stopping(*, grace_period: int, min_samples_required: int) -> MedianSt
 class PopulationBasedTraining(schedulers.PopulationBasedTraining):
     """Ray's population based training, started from the searcher's suggestions.
 
-    space: what the parameters range over. mutate: keys of it that change when a trial goes on from another's weights; the others
-    come with the weights, so that the network still fits them. Changed values stay in their range, unlike Ray's own.
-    perturbation_interval: epochs. seed: of the changes. Raises UserError when `mutate` does not fit the space.
+    space: what the parameters range over. mutate: keys of it that change when a trial goes on from another's weights;
+    the others come with the weights, so that the network still fits them. Changed values stay in their range, unlike
+    Ray's own. perturbation_interval: epochs. seed: of the changes. Raises UserError when `mutate` does not fit the
+    space.
     """
 
     def __init__(
@@ -68,8 +69,11 @@ class PopulationBasedTraining(schedulers.PopulationBasedTraining):
         )
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Ray refuses searchers here, because they would be told values that their parameters did not earn; ours is not: it
-        hears of no value after the first change (`OptunaSearcher.on_trial_result`)."""
+        """Add a trial that a searcher suggested.
+
+        Ray refuses searchers, because they would be told values that their parameters did not earn. Ours is not: it
+        hears of no value after the first change (`OptunaSearcher.on_trial_result`).
+        """
         super().on_trial_add(SimpleNamespace(search_alg=None), trial)  # type: ignore[arg-type]
 
 

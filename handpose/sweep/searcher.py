@@ -1,9 +1,9 @@
 """What proposes the next configuration: an Optuna study behind Tune's Searcher.
 
-Tune brings an OptunaSearch of its own, which tells the study half-truths (seen on Ray 2.60 with Optuna 5.0): a trial that the
-scheduler stopped at epoch 1 is COMPLETE with its value there, so that a sampler mixes fidelities; a trial that reports NaN stays
-RUNNING for ever, since `tell` raises and is swallowed; keys with slashes are refused. Here every report reaches the study with its
-epoch, and every trial ends in the state it deserves:
+Tune brings an OptunaSearch of its own, which tells the study half-truths (seen on Ray 2.60 with Optuna 5.0): a trial
+that the scheduler stopped at epoch 1 is COMPLETE with its value there, so that a sampler mixes fidelities; a trial
+that reports NaN stays RUNNING for ever, since `tell` raises and is swallowed; keys with slashes are refused. Here
+every report reaches the study with its epoch, and every trial ends in the state it deserves:
 
     COMPLETE  trained to sweep.max_epochs
     PRUNED    stopped before; Optuna ranks it by (epoch, value)
@@ -50,10 +50,10 @@ class _Asked:
 class OptunaSearcher(Searcher):
     """Asks an Optuna study for configurations and tells it what becomes of them.
 
-    space: what is drawn. folder: where the study is kept, as journal.log, which optuna-dashboard can open while the sweep runs.
-    name: of the study. metric, mode: what is optimised. max_epochs: full fidelity. seed: of the order of a grid. first: draws to
-    try before all others, by parameter name. sampler: makes the sampler; without one every point of the space is tried once.
-    Raises UserError when there is no sampler and the points cannot be listed.
+    space: what is drawn. folder: where the study is kept, as journal.log, which optuna-dashboard can open while the
+    sweep runs. name: of the study. metric, mode: what is optimised. max_epochs: full fidelity. seed: of the order of
+    a grid. first: draws to try before all others, by parameter name. sampler: makes the sampler; without one every
+    point of the space is tried once. Raises UserError when there is no sampler and the points cannot be listed.
 
     `numbers` has the number in the study of each of Tune's trials, by id.
     """
@@ -116,7 +116,7 @@ class OptunaSearcher(Searcher):
         self._end(self._asked[trial_id], error=error)
 
     def close(self) -> None:
-        """Tell the study of the trials that ended without a word: Tune leaves out those that a budget or a signal cut off."""
+        """Tell the study of the trials that ended without a word: of those that a budget or a signal cut off."""
         for asked in self._asked.values():
             self._end(asked, error=False)
 
@@ -139,7 +139,8 @@ def _params_of(result: dict[str, Any]) -> Params:
 def _grid(space: Space, first: list[Params], seed: int) -> list[Params]:
     """Every point once, those to be tried first at the head, the others in an order drawn from the seed.
 
-    Optuna's GridSampler is not used: told of the last point but one outside Study.optimize it calls Study.stop, which raises there.
+    Optuna's GridSampler is not used: told of the last point but one outside Study.optimize it calls Study.stop, which
+    raises there.
     """
     points = [point for point in grid_points(space) if point not in first]
     random.Random(seed).shuffle(points)

@@ -18,11 +18,10 @@ class NoWinnerError(RuntimeError):
 def select_winner(table: TrialTable, *, folder: Path) -> TrialRow:
     """The best of the trials that were trained longest; values of different epochs are never compared.
 
-    Of two epochs a trial's last one counts, not its best one: the minimum over an epoch's noise flatters whoever was measured
-    most often. Trials that failed or diverged cannot win. Raises NoWinnerError, with the first error and its file, when there is none.
+    Of two epochs a trial's last one counts, not its best one: the minimum over an epoch's noise flatters whoever was
+    measured most often. Raises NoWinnerError, with the first error and its file, when there is none.
     """
-    sound = [row for row in table.rows.values() if row.state not in ("failed", "diverged")]
-    ranked = table.ranked(sound)
+    ranked = table.ranked()
     if not ranked:
         raise NoWinnerError(_why_none(table, folder))
     return ranked[0]
@@ -36,7 +35,8 @@ def _why_none(table: TrialTable, folder: Path) -> str:
         return f"no trial gave a finite {table.metric} ({ends or 'none was started'})"
     first = min(failed, key=lambda row: row.number)
     traceback = folder / "trials" / run_name(first.number) / "error.txt"
-    return f"no trial gave a finite {table.metric} ({ends}); trial {first.number} ended with: {first.error} (traceback: {traceback})"
+    said = f"trial {first.number} ended with: {first.error} (traceback: {traceback})"
+    return f"no trial gave a finite {table.metric} ({ends}); {said}"
 
 
 def write_best(

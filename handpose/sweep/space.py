@@ -1,16 +1,17 @@
 """Search spaces: which configuration keys are searched, and over what.
 
-A space is a file under search_spaces/. In YAML it maps keys to Hydra's own sweep expressions, so that there is no syntax to
-learn beside the one of the command line (https://hydra.cc/docs/advanced/override_grammar/extended):
+A space is a file under search_spaces/. In YAML it maps keys to Hydra's own sweep expressions, so that there is no
+syntax to learn beside the one of the command line (https://hydra.cc/docs/advanced/override_grammar/extended):
 
-    model.decoder.depth: range(1, 6)                       # 1, 2, 3, 4, 5: the end is not in it
+    model.decoder.depth: range(1, 6)                    # 1, 2, 3, 4, 5: the end is not in it
     optimizer.lr: tag(log, interval(5e-5, 3e-3))
-    data.batch_size: tag(int, log, interval(16, 256))      # whole numbers; both ends count, as in Hydra's Optuna sweeper
-    model/decoder: choice(pyramid, effpose)                # a configuration group
-    trainer.precision: 16-mixed                            # a plain value is set in every trial
+    data.batch_size: tag(int, log, interval(16, 256))   # whole numbers; both ends count, as in Hydra's Optuna sweeper
+    model/decoder: choice(pyramid, effpose)             # a configuration group
+    trainer.precision: 16-mixed                         # a plain value is set in every trial
 
-A Python file gives `space(trial: optuna.Trial) -> dict[str, object]` instead (define by run), whose keys may depend on what
-was drawn before. Hydra's parser is imported here and not in handpose/config.py, because a space is no part of a configuration.
+A Python file gives `space(trial: optuna.Trial) -> dict[str, object]` instead (define by run), whose keys may depend
+on what was drawn before. Hydra's parser is imported here and not in handpose/config.py, because a space is no part of
+a configuration.
 """
 
 import difflib
@@ -45,8 +46,8 @@ Params: TypeAlias = dict[str, Any]
 class ListedSpace:
     """A space from YAML: every parameter is known beforehand.
 
-    parameters: key -> distribution, in the file's order. fixed: keys that every trial sets to one value. expressions: key ->
-    the text of the file, for messages.
+    parameters: key -> distribution, in the file's order. fixed: keys that every trial sets to one value. expressions:
+    key -> the text of the file, for messages.
     """
 
     file: Path
@@ -80,7 +81,7 @@ class PythonSpace:
         return self.file.stem
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Params:
-        """Call the file's function. Raises UserError when it fails or gives something else than a mapping of plain values."""
+        """Call the file's function. Raises UserError when it fails, or gives no mapping of plain values."""
         try:
             params = self.function(trial)
         except Exception as error:
@@ -101,7 +102,7 @@ Space: TypeAlias = ListedSpace | PythonSpace
 def load_space(name: str, *, folder: Path = SPACES) -> Space:
     """The search space of that name in `folder`, or at that path.
 
-    Raises UserError where there is none (with the nearest names) and for everything in the file that cannot be searched.
+    Raises UserError where there is none, with the nearest name, and for all in the file that cannot be searched.
     """
     file = find_space(name, folder=folder)
     return _load_python(file) if file.suffix == ".py" else _load_yaml(file)
@@ -125,8 +126,9 @@ def find_space(name: str, *, folder: Path = SPACES) -> Path:
 def default_point(space: Space, defaults: Mapping[str, Any]) -> Params | None:
     """The draws that lead to the default configuration, by name, or None where it does not lie in the space.
 
-    defaults: configuration key -> value of the composed configuration; for a group (`model/decoder`) the option chosen. A
-    define-by-run space is asked as well, and has the default in it when it draws each parameter under its configuration key.
+    defaults: configuration key -> value of the composed configuration; for a group (`model/decoder`) the option
+    chosen. A define-by-run space is asked as well, and has the default in it when it draws each parameter under its
+    configuration key.
     """
     trial = optuna.trial.FixedTrial({key: label(value) for key, value in defaults.items()})
     with warnings.catch_warnings():
@@ -147,8 +149,10 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def probes(space: Space, *, num_random: int = 3, seed: int = 0) -> Iterator[Params]:
-    """Points that show what a space holds: all parameters at their lower end, all at their upper end, every option of every
-    choice, and some at random."""
+    """Points that show what a space holds.
+
+    All parameters at their lower end, all at their upper end, every option of every choice, and some at random.
+    """
     yield _probe(space, _Extremes(upper=False, option=0))
     yield _probe(space, _Extremes(upper=True, option=-1))
     for option in range(1, 100):
@@ -172,7 +176,7 @@ def grid_points(space: Space) -> list[Params]:
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def _load_yaml(file: Path) -> ListedSpace:
@@ -235,7 +239,7 @@ def _distribution(file: Path, override: Override) -> BaseDistribution:
         raise UserError(f"{where} is empty: a range runs from its start up to, but not including, its end")
     if isinstance(sweep, RangeSweep):
         return _range(where, sweep, values)
-    return CategoricalDistribution(tuple(dict.fromkeys(values)))
+    return CategoricalDistribution(tuple({(type(value), value): value for value in values}.values()))
 
 
 def _unquoted(value: Any) -> Any:
@@ -283,17 +287,19 @@ def _is_log(where: str, tags: set[str]) -> bool:
     return "log" in tags
 
 
-# --- drawing ------------------------------------------------------------------------------------------------------------
+# --- drawing ----------------------------------------------------------------------------------------------------------
 
 _LABEL = "list "
 """Optuna stores scalars only, so that a list among the choices goes by its JSON text after this mark."""
 
 
 def label(value: Any) -> Any:
+    """What stands for a value in the study."""
     return _LABEL + json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
 def from_label(value: Any) -> Any:
+    """The value that a label stands for."""
     return json.loads(value.removeprefix(_LABEL)) if isinstance(value, str) and value.startswith(_LABEL) else value
 
 

@@ -1,7 +1,7 @@
 """One trial of a sweep: the configuration that the searcher suggests, trained by the function that train.py uses.
 
-A trial is composed in the worker, from overrides that train.py takes as well, and nothing in it depends on what the worker did
-before. So each trial can be trained again alone: `TrialRecipe.command`.
+A trial is composed in the worker, from overrides that train.py takes as well, and nothing in it depends on what the
+worker did before. So each trial can be trained again alone: `TrialRecipe.command`.
 """
 
 import math
@@ -30,8 +30,9 @@ _SILENT = ("logger=none", "checkpoints.enabled=false")
 class TrialRecipe:
     """How trials are composed from parameters.
 
-    overrides: the user's, as train.py takes them. locations: overrides that lead a worker to the driver's paths. max_epochs:
-    of the schedule. num_threads: of torch, the slot's cores, since sums depend on how many threads share them.
+    overrides: the user's, as train.py takes them. locations: overrides that lead a worker to the driver's paths.
+    max_epochs: of the schedule. num_threads: of torch, the slot's cores, since sums depend on how many threads share
+    them.
     """
 
     overrides: Sequence[str]
@@ -54,7 +55,7 @@ class TrialRecipe:
 
 
 class Objective(Protocol):
-    """What a trial runs: trains the parameters and reports each epoch to Tune by `report`. Tests have a cheap one."""
+    """What a trial runs: it trains the parameters and reports each epoch to Tune. Tests have cheap ones."""
 
     def __call__(self, params: Params, /) -> None: ...
 
@@ -70,7 +71,10 @@ def make_trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
 
 @dataclass(frozen=True)
 class TrainingObjective:
-    """Trains a trial's network. metric: what the sweep optimises. checkpoint_every_epochs: None where no scheduler needs them."""
+    """Trains a trial's network.
+
+    metric: what the sweep optimises. checkpoint_every_epochs: None where no scheduler needs checkpoints.
+    """
 
     recipe: TrialRecipe
     metric: str
@@ -93,8 +97,8 @@ class TrainingObjective:
 class TuneReport(pl.Callback):
     """Reports the validation metrics of each epoch to Tune, and ends the trial when its metric is no number any more.
 
-    ASHA never stops a trial whose metric is NaN, which would hold its slot to the last epoch. Unlike Ray's own callback, which
-    warns, this one raises UserError when the metric is missing.
+    ASHA never stops a trial whose metric is NaN, which would hold its slot to the last epoch. Unlike Ray's own
+    callback, which warns, this one raises UserError when the metric is missing.
     """
 
     def __init__(self, metric: str, checkpoint_every_epochs: int | None) -> None:
@@ -127,7 +131,8 @@ def report(epoch: int, metrics: Mapping[str, float], *, checkpoint: Any = None) 
 class FreshHyperparameters(pl.Callback):
     """Lets the configuration's optimiser settings win over those of a checkpoint that the trial goes on from.
 
-    A checkpoint restores the learning rate it was written with, so that what population based training changed would be lost.
+    A checkpoint restores the learning rate it was written with, so that what population based training changed would
+    be lost.
     """
 
     def __init__(self) -> None:

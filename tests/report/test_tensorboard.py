@@ -13,9 +13,15 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 from handpose.report.tensorboard import TrialLog
 
 TRIALS = {
-    "trial_0000": ({"optimizer.lr": 1e-3, "model.decoder.depth": 3, "model/decoder": "pyramid", "skips": None}, [20.0, 15.5]),
+    "trial_0000": (
+        {"optimizer.lr": 1e-3, "model.decoder.depth": 3, "model/decoder": "pyramid", "skips": None},
+        [20.0, 15.5],
+    ),
     "trial_0001": ({"optimizer.lr": 1e-4, "model/decoder": "effpose", "flag": True, "milestones": [1, 2]}, [19.0]),
-    "trial_0002": ({"optimizer.lr": 1.0, "model.decoder.depth": 1, "model/decoder": "pyramid", "skips": "add"}, [math.nan]),
+    "trial_0002": (
+        {"optimizer.lr": 1.0, "model.decoder.depth": 1, "model/decoder": "pyramid", "skips": "add"},
+        [math.nan],
+    ),
 }
 
 
@@ -41,9 +47,14 @@ def hparams_tab(folder):
         request, content[0], True, metadata, backend.hparams_from_data_provider(request, content[0], limit=100)
     )
     ask = api_pb2.ListSessionGroupsRequest(
-        start_index=0, slice_size=100, include_metrics=True, col_params=[api_pb2.ColParams(metric=m.name) for m in experiment.metric_infos]
+        start_index=0,
+        slice_size=100,
+        include_metrics=True,
+        col_params=[api_pb2.ColParams(metric=m.name) for m in experiment.metric_infos],
     )
-    ask.allowed_statuses.extend([api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE, api_pb2.STATUS_RUNNING, api_pb2.STATUS_UNKNOWN])
+    ask.allowed_statuses.extend(
+        [api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE, api_pb2.STATUS_RUNNING, api_pb2.STATUS_UNKNOWN]
+    )
     answer = list_session_groups.Handler(request, backend, content[0], ask).run()
     return experiment, {group.name: group for group in answer.session_groups}
 
@@ -70,7 +81,8 @@ def test_hparams_tab_shows_the_last_value_of_the_metric(folder):
     experiment, groups = hparams_tab(folder)
     assert {info.name.tag for info in experiment.metric_infos} == {"val/pa_mpjpe_mm", "val/pck_auc"}
     values = {
-        name: next(value for value in group.metric_values if value.name.tag == "val/pa_mpjpe_mm") for name, group in groups.items()
+        name: next(value for value in group.metric_values if value.name.tag == "val/pa_mpjpe_mm")
+        for name, group in groups.items()
     }
     assert (values["trial_0000"].value, values["trial_0000"].training_step) == (15.5, 2)
     assert values["trial_0001"].value == 19.0

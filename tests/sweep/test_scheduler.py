@@ -16,7 +16,12 @@ SPACE = "optimizer.lr: tag(log, interval(0.01, 1.0))\nmodel.decoder.depth: choic
 
 
 def pbt(space, **changes):
-    values = {"mutate": ["optimizer.lr"], "perturbation_interval": 2, "quantile_fraction": 0.5, "resample_probability": 0.0}
+    values = {
+        "mutate": ["optimizer.lr"],
+        "perturbation_interval": 2,
+        "quantile_fraction": 0.5,
+        "resample_probability": 0.0,
+    }
     return PopulationBasedTraining(space=space, seed=0, **values | changes)
 
 
@@ -39,17 +44,19 @@ def test_a_population_goes_on_from_its_best_and_stays_in_the_range(sweep, write_
 
 def test_the_study_hears_of_no_value_that_a_suggestion_did_not_earn(sweep, write_space):
     space = write_space(SPACE)
-    table, folder = sweep(space, population, scheduler=pbt(space), num_trials=4, max_epochs=8)
+    _, folder = sweep(space, population, scheduler=pbt(space), num_trials=4, max_epochs=8)
     for trial in study_of(folder).trials:
         rate = trial.params["optimizer.lr"] / trial.params["model.decoder.depth"]
-        assert trial.intermediate_values == pytest.approx({epoch: 10.0 - epoch * rate for epoch in trial.intermediate_values})
+        earned = {epoch: 10.0 - epoch * rate for epoch in range(1, trial.last_step + 1)}
+        assert trial.intermediate_values == pytest.approx(earned)
         assert trial.state == (TrialState.COMPLETE if trial.last_step == 8 else TrialState.PRUNED)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_changed_parameters_are_values_of_the_space(write_space, seed):
     space = write_space(
-        "a: tag(log, interval(0.1, 1))\nb: range(0, 10, 3)\nc: choice(x, y)\nd: range(0.0, 1.0, 0.25)\ne: choice([1],[2])"
+        "a: tag(log, interval(0.1, 1))\nb: range(0, 10, 3)\nc: choice(x, y)\n"
+        "d: range(0.0, 1.0, 0.25)\ne: choice([1], [2])\n"
     )
     explore = pbt(space, mutate=list("abcde"), resample_probability=0.5)._custom_explore_fn
     explore._rng = random.Random(seed)

@@ -108,7 +108,9 @@ def test_a_metric_that_is_not_validated_is_told_with_those_that_are(train):
 
 def test_a_diverged_trial_ends_itself_after_the_report(train, monkeypatch):
     reports = []
-    monkeypatch.setattr(trial, "report", lambda epoch, metrics, checkpoint=None: reports.append((epoch, metrics[METRIC])))
+    monkeypatch.setattr(
+        trial, "report", lambda epoch, metrics, checkpoint=None: reports.append((epoch, metrics[METRIC]))
+    )
     train("trainer.max_epochs=4", "optimizer.lr=1e30", "lr_schedule=constant", callbacks=[TuneReport(METRIC, None)])
     assert not math.isfinite(reports[-1][1])
     assert all(math.isfinite(value) for _, value in reports[:-1])

@@ -1,0 +1,159 @@
+"""Checkpoints: plain data that carries its configuration, written whole, and read while another run goes on writing."""
+
+import math
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
+
+from handpose.errors import UserError
+
+
+class ConfigInCheckpoint(pl.Callback):
+    """Puts the composed configuration, as plain values, into every checkpoint under `config`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["config"] = self.config
+
+
+class BestAndLast(Checkpoint):
+    """Keeps the best epoch by a validation metric, with its value in the file name, and every last one as last.ckpt.
+
+    mode: "min" or "max". every_n_epochs: between checkpoints. Lightning's ModelCheckpoint writes last.ckpt only when the
+    epoch is a best one (2.6.6), and forgets the best of the run that it goes on from; here that one is taken along.
+    """
+
+    def __init__(self, folder: Path, *, metric: str, mode: str, every_n_epochs: int) -> None:
+        self.folder = folder
+        self.metric = metric
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.every_n_epochs = every_n_epochs
+        self.best: Path | None = None
+        self.best_value = math.inf  # times sign
+        self.last: Path | None = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epochs = trainer.current_epoch + 1
+        if trainer.state.fn != "fit" or trainer.sanity_checking or epochs % self.every_n_epochs:
+            return
+        value = float(trainer.callback_metrics[self.metric])
+        if self.sign * value < self.best_value:
+            self._save_best(trainer, epochs, value)
+        self.last = self.folder / "last.ckpt"
+        trainer.save_checkpoint(self.last)
+
+    def _save_best(self, trainer: pl.Trainer, epochs: int, value: float) -> None:
+        before = self.best
+        # Set before it is saved, since they are part of what is saved.
+        self.best_value = self.sign * value
+        self.best = self.folder / f"best-epoch{epochs:03d}-{self.metric.rpartition('/')[2]}{value:.3f}.ckpt"
+        trainer.save_checkpoint(self.best)
+        if before is not None and before != self.best and trainer.is_global_zero:
+            before.unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": str(self.best) if self.best else None, "best_value": self.best_value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best of the run before along, as a copy, because that run may still be going on."""
+        if state_dict["best"] is None:
+            return
+        before = Path(state_dict["best"])
+        copy = self.folder / before.name
+        try:
+            if copy != before:
+                _copy(before, copy)
+        except OSError:  # it has been replaced by a better one, or moved: the best of this run then
+            return
+        self.best, self.best_value = copy, state_dict["best_value"]
+
+
+@rank_zero_only
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there, so that a reader sees the one before or the new one.
+
+    Lightning writes to the system's temporary folder instead, and from there to another disk the move is a copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(checkpoint, part)
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch
+            raise UserError(f"the checkpoint {path} cannot be written ({error})") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint as data, never as code, at once and as a whole: the run that wrote it may replace or delete it.
+
+    Raises UserError when the file is missing, is no checkpoint, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        others = sorted(other.name for other in path.parent.glob("*.ckpt"))
+        there = f"; there is {' and '.join(others)}" if others else ""
+        raise UserError(f"model.checkpoint_path: there is no file {path}{there}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        architecture(checkpoint["config"])
+        checkpoint["state_dict"], checkpoint["epoch"]
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
+    return checkpoint
+
+
+def check_architecture(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError, with the overrides that mend it, where a checkpoint was written by another network.
+
+    config: composed, as plain values.
+    """
+    theirs, ours = architecture(checkpoint["config"]), architecture(config)
+    wrong = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    if wrong:
+        written = " ".join(f"{key}={theirs[key]}" for key in wrong if key in theirs)
+        said = " ".join(f"{key}={ours[key]}" for key in wrong if key in ours)
+        raise UserError(f"{path} was trained with {written}, but the configuration says {said}")
+
+
+def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a configuration what the shapes of the weights, and their meaning, depend on: key -> value."""
+    encoder, decoder, heatmap = config["model"]["encoder"], config["model"]["decoder"], config["heatmap"]
+    return (
+        {f"model.encoder.{key}": encoder[key] for key in ("name", "normalize")}
+        | {f"model.decoder.{key}": value for key, value in decoder.items()}
+        | {f"heatmap.{key}": value for key, value in heatmap.items() if key != "sigma"}
+    )
+
+
+def load_weights(module: pl.LightningModule, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Give a module the weights of a checkpoint; raises UserError when they are not of its shapes."""
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the weights in {path} do not fit the configured network: {reason}") from error

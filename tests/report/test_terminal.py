@@ -1,0 +1,142 @@
+"""What is shown of a sweep: nothing is cut off, the best is the best, the time left is plausible."""
+
+import io
+import math
+import random
+
+import pytest
+from rich.console import Console
+
+from handpose.report import terminal
+from handpose.report.table import STATES, TrialRow, TrialTable
+from handpose.report.terminal import Clock, duration, metric_text, picture, summary, trial_line
+
+METRIC = "val/pa_mpjpe_mm"
+
+
+def make_table(num_rows, *, num_trials=400, num_slots=1):
+    table = TrialTable(METRIC, "min", num_trials, max_epochs=27, num_slots=num_slots)
+    rng = random.Random(0)
+    for number in range(num_rows):
+        state = rng.choice(STATES)
+        params = {"model/decoder": rng.choice(["pyramid", "effpose"]), "model.encoder.name": "mobilenetv3_small_050"}
+        params |= {f"loss.weight_{i}": rng.random() for i in range(8)}
+        value = math.nan if state == "diverged" else rng.uniform(10, 30)
+        error = "FloatingPointError: " + "long " * 60 if state == "failed" else ""
+        table.rows[number] = TrialRow(number, params, state, rng.randint(1, 27), {METRIC: value}, 60.0, "", error)
+    return table
+
+
+def shown(table, width):
+    output = io.StringIO()
+    console = Console(width=width, file=output, force_terminal=True, color_system=None)
+    console.print(picture("sweep big  ·  everything", table, Clock(time_budget_s=None), width=width))
+    return output.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("num_rows", [0, 1, 4, 400])
+def test_the_picture_is_calm_at_any_size(width, num_rows):
+    lines = shown(make_table(num_rows), width)
+    assert len(lines) <= 19
+    assert max(map(len, lines)) <= width
+    columns = next((line.split() for line in lines if line.split()[:1] == ["trial"]), [])
+    assert columns[:5] == ["trial", "state", "epoch", "PA-MPJPE", "mm"]
+    assert columns[-1] == "time"
+    assert not any("…" in column for column in columns)
+
+
+def test_the_best_trial_is_named_with_what_was_searched():
+    table = make_table(0)
+    table.rows[0] = TrialRow(0, {"optimizer.lr": 0.1, "fixed": 1}, "stopped", 3, {METRIC: 2.0})
+    table.rows[1] = TrialRow(1, {"optimizer.lr": 0.02, "fixed": 1}, "complete", 27, {METRIC: 12.345})
+    best = next(line for line in shown(table, 120) if line.startswith("best"))
+    assert best.split() == ["best", "PA-MPJPE", "12.35", "mm", "trial", "1", "at", "epoch", "27/27", "lr", "0.02"]
+
+
+def test_a_trial_that_has_ended_is_one_line():
+    table = make_table(0, num_trials=3)
+    table.rows[0] = TrialRow(0, {"optimizer.lr": 0.1}, "complete", 27, {METRIC: 2.0}, 10.0)
+    table.rows[1] = TrialRow(1, {"optimizer.lr": 0.2}, "failed", error="ValueError: no")
+    clock = Clock(time_budget_s=None)
+    assert trial_line(table, table.rows[0], clock).startswith(
+        "[2/3] trial 0 complete  epoch 27/27  PA-MPJPE 2.00 mm *  lr 0.1"
+    )
+    assert "trial 1 failed  epoch 0/27  ValueError: no  lr 0.2" in trial_line(table, table.rows[1], clock)
+
+
+@pytest.fixture
+def at(monkeypatch):
+    """Sets the clock."""
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, seconds)
+
+
+def test_time_left_is_what_the_trials_to_come_will_take(at):
+    at(0.0)
+    clock = Clock(time_budget_s=None)
+    table = TrialTable(METRIC, "min", num_trials=10, max_epochs=4, num_slots=2)
+    assert math.isnan(clock.left_s(table))
+    table.rows[0] = TrialRow(0, {}, "running", 2, {METRIC: 1.0}, seconds=20.0)
+    assert clock.left_s(table) == pytest.approx((9 * 40 + 20) / 2)  # 10 s an epoch
+    table.rows[0] = TrialRow(0, {}, "complete", 4, {METRIC: 1.0}, seconds=30.0)
+    table.rows[1] = TrialRow(1, {}, "running", 1, {METRIC: 1.0}, seconds=12.0)
+    assert clock.left_s(table) == pytest.approx((8 * 30 + 18) / 2)
+
+
+def test_time_left_is_never_more_than_the_budget(at):
+    at(0.0)
+    clock = Clock(time_budget_s=100.0)
+    table = TrialTable(METRIC, "min", num_trials=1000, max_epochs=4)
+    table.rows[0] = TrialRow(0, {}, "complete", 4, {METRIC: 1.0}, seconds=30.0)
+    at(70.0)
+    assert clock.left_s(table) == pytest.approx(30.0)
+    at(170.0)
+    assert clock.left_s(table) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "exact", "rough"),
+    [(3.9, "0:03", "10 s"), (75, "1:15", "80 s"), (725, "12:05", "12 min"), (7384, "2:03:04", "2.1 h")],
+)
+def test_durations_read_well(seconds, exact, rough):
+    assert duration(seconds) == exact
+    assert duration(seconds, rough=True) == rough
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        (METRIC, "PA-MPJPE 12.35 mm"),
+        ("val/keypoint_error_px", "KEYPOINT-ERROR 12.35 px"),
+        ("val/pck_auc", "PCK-AUC 12.35"),
+    ],
+)
+def test_metrics_are_written_as_people_write_them(metric, text):
+    assert metric_text(metric, 12.345678) == text
+
+
+def test_the_summary_tells_winner_changes_and_the_test_beside_the_mean_pose(tmp_path):
+    table = make_table(0)
+    winner = TrialRow(
+        7, {"optimizer.lr": 0.002, "heatmap.sigma": 0.0123, "model.decoder.skips": "add"}, "complete", 27, {METRIC: 9.5}
+    )
+    defaults = {"optimizer.lr": 0.001, "heatmap.sigma": 0.0123}
+    retrained = {"val/pa_mpjpe_mm": 8.0, "test/pa_mpjpe_mm": 9.0, "baseline/pa_mpjpe_mm": 18.0}
+    text = summary(table=table, winner=winner, defaults=defaults, retrained=retrained, folder=tmp_path)
+    assert "winner      trial 7: validation PA-MPJPE 9.50 mm after 27 epochs" in text
+    assert "changed     optimizer.lr 0.001 -> 0.002, model.decoder.skips add\n" in text
+    assert "test PA-MPJPE 9.00 mm, mean pose 18.00 mm, ratio 0.50" in text
+    assert f"tensorboard --logdir {tmp_path}" in text
+    assert f"python train.py best={tmp_path}/best.yaml" in text
+
+
+def test_the_summary_says_when_the_default_won_and_when_there_is_no_truth(tmp_path):
+    winner = TrialRow(0, {"optimizer.lr": 0.002}, "complete", 27, {METRIC: 9.5})
+    retrained = {"val/pa_mpjpe_mm": 8.0, "baseline/pa_mpjpe_mm": 16.0}
+    text = summary(
+        table=make_table(0), winner=winner, defaults={"optimizer.lr": 0.002}, retrained=retrained, folder=tmp_path
+    )
+    assert "the default configuration won" in text
+    assert "validation (the test split has no joints) PA-MPJPE 8.00 mm, mean pose 16.00 mm, ratio 0.50" in text

@@ -1,0 +1,78 @@
+"""Every file in configs/scheduler and configs/searcher makes what it names; a sweep with it composes."""
+
+import warnings
+
+import pytest
+from hydra.utils import instantiate
+from ray.tune.schedulers import TrialScheduler
+
+from handpose.config import CONFIGS, compose
+from handpose.errors import UserError
+from handpose.sweep.scheduler import build_scheduler
+from handpose.sweep.searcher import OptunaSearcher
+from handpose.sweep.settings import RaySettings, SweepSettings
+from handpose.sweep.space import load_space
+from tests.sweep.objectives import METRIC
+
+
+def names(group):
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", names("scheduler"))
+def test_every_scheduler_can_be_made(name):
+    config = compose("tune", [f"scheduler={name}"])
+    assert isinstance(build_scheduler(instantiate(config.scheduler), load_space("default")), TrialScheduler)
+
+
+@pytest.mark.parametrize("name", names("searcher"))
+def test_every_searcher_can_be_made(name, tmp_path, write_space):
+    config = compose("tune", [f"searcher={name}"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        searcher = instantiate(config.searcher)(
+            space=write_space("optimizer.lr: choice(0.1, 0.2)"),
+            folder=tmp_path,
+            name="test",
+            metric=METRIC,
+            mode="min",
+            max_epochs=2,
+            seed=0,
+        )
+    assert isinstance(searcher, OptunaSearcher)
+    assert searcher.suggest("id")["params"]["optimizer.lr"] in (0.1, 0.2)
+
+
+@pytest.mark.parametrize("name", names("ray"))
+def test_settings_are_those_of_the_configuration(name):
+    config = compose("tune", [f"ray={name}", "sweep.name=mine", "sweep.num_trials=3"])
+    assert isinstance(instantiate(config.ray), RaySettings)
+    sweep = instantiate(config.sweep)
+    assert isinstance(sweep, SweepSettings)
+    assert sweep.path.is_absolute()
+    assert sweep.path.parts[-2:] == ("sweeps", "mine")
+
+
+def test_only_a_population_needs_checkpoints():
+    every = {name: compose("tune", [f"scheduler={name}"]).sweep.checkpoint_every_epochs for name in names("scheduler")}
+    assert every.pop("pbt") == compose("tune", ["scheduler=pbt"]).scheduler.perturbation_interval
+    assert set(every.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("sweep.num_trails=3", "there is no configuration key sweep.num_trails; did you mean sweep.num_trials"),
+        ("sweep.num_trials=many", "sweep.num_trials=many: .*integer"),
+        ("sweep.mode=least", "sweep.mode=least: .*'min' or 'max'"),
+        ("scheduler=ahsa", "scheduler=ahsa: no such choice; did you mean asha"),
+        (
+            "searcher.sampler.n_startup=3",
+            "there is no configuration key searcher.sampler.n_startup; .*n_startup_trials",
+        ),
+        ("scheduler.grace_periodd=1", "there is no configuration key scheduler.grace_periodd"),
+    ],
+)
+def test_a_wrong_key_or_value_is_told(override, reason):
+    with pytest.raises(UserError, match=reason):
+        compose("tune", [override])

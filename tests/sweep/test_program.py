@@ -1,0 +1,86 @@
+"""tune.py as a user starts it, on a data set written on the fly."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from handpose.config import REPOSITORY
+from handpose.evaluation.submission import read_course, read_official
+from tests.builders import write_freihand
+from tests.report.test_tensorboard import hparams_tab
+from tests.sweep.test_trial import SMALL
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts tune.py in a folder of its own, with a data set beside it."""
+    folder = tmp_path_factory.mktemp("user")
+    write_freihand(folder / "freihand", num_poses=24, variants=1, num_test=6, size=64)
+
+    def started(*overrides):
+        command = [sys.executable, str(REPOSITORY / "tune.py"), *SMALL, "data.root=freihand", *overrides]
+        return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    started.folder = folder
+    return started
+
+
+@pytest.fixture(scope="module")
+def swept(start):
+    process = start(
+        "sweep.name=first",
+        "sweep.num_trials=3",
+        "sweep.max_epochs=2",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "sweep.gpus_per_trial=0",
+    )
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return start.folder / "outputs" / "sweeps" / "first", out, err
+
+
+def test_a_sweep_ends_in_a_winner_and_its_predictions_without_noise(swept):
+    folder, out, err = swept
+    assert [line for line in err.splitlines() if not line.startswith("Packed ")] == []
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    trials = pd.read_csv(folder / "trials.csv").set_index("number")
+    assert len(trials) == 3
+    assert best["metric"]["value"] == trials.loc[best["trial"], "val/pa_mpjpe_mm"]
+    assert "data.root=freihand" in best["overrides"]
+    assert len(read_course(folder / "retrain" / "test_preds.json.gz")) == 6
+    assert np.isfinite(read_official(folder / "retrain" / "pred.zip")).all()
+    assert f"winner      trial {best['trial']}" in out
+    assert "mean pose" in out
+
+
+def test_a_sweep_says_what_it_was(swept):
+    folder, _, _ = swept
+    sweep = yaml.safe_load((folder / "sweep.yaml").read_text())
+    assert sweep["config"]["sweep"]["num_trials"] == 3
+    assert "sweep.name=first" in sweep["command_line"]
+    assert sweep["versions"]["ray"]
+    assert sweep["data_fingerprint"] == yaml.safe_load((folder / "best.yaml").read_text())["data_fingerprint"]
+
+
+def test_tensorboard_shows_the_trials_with_the_retraining_beside_them(swept):
+    _, groups = hparams_tab(swept[0])
+    assert set(groups) == {"trial_0000", "trial_0001", "trial_0002"}
+
+
+def test_mistakes_are_one_sentence_and_status_2(swept, start):
+    mistakes = {
+        "there is a sweep in": ["sweep.name=first"],
+        "grace_period must be <= max_t": ["scheduler.grace_period=9", "sweep.max_epochs=3"],
+    }
+    processes = {reason: start(*overrides) for reason, overrides in mistakes.items()}
+    for reason, process in processes.items():
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 2
+        assert err.startswith("error: ")
+        assert reason in err
+        assert err.count("\n") == 1
