@@ -5,15 +5,14 @@ meant for, paths are absolute. What is wrong raises UserError, in one sentence t
 """
 
 import difflib
-import inspect
-import math
+import itertools
 import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import hydra
 import yaml
@@ -25,9 +24,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from handpose.errors import UserError
+from handpose.schema import check, parameters, unknown_key
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"
@@ -48,56 +47,6 @@ _PATH_KEYS = (
     "model.checkpoint_path",
     "model.encoder.weights",
 )
-_FRACTION = Annotated[float, Field(ge=0, le=1)]
-_SHARE = Annotated[float, Field(gt=0, lt=1)]
-_WEIGHT = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_COUNT = Annotated[int, Field(ge=1)]
-_TYPES: dict[str, Any] = {
-    "seed": Annotated[int, Field(ge=0, lt=2**32)],
-    "test": bool,
-    "resume": bool,
-    "best": str | None,
-    "test_time": Literal["none", "rotations", "rotations_mirror"],
-    "num_rotations": _COUNT,
-    "num_threads": _COUNT | None,
-    "data.root": str,
-    "data.image_size": Annotated[int, Field(ge=32)] | None,
-    "data.batch_size": _COUNT,
-    "data.num_workers": Annotated[int, Field(ge=0)],
-    "data.source.val_fraction": _SHARE,
-    "data.source.num_blocks": _COUNT,
-    "data.source.split_seed": Annotated[int, Field(ge=0)],
-    "model.encoder.drop_path": Annotated[float, Field(ge=0, lt=1)],
-    "model.decoder.depth": Annotated[int, Field(ge=0, le=8)],
-    "model.decoder.width": _COUNT,
-    "model.decoder.depth_bins": Annotated[int, Field(ge=2)],
-    "model.decoder.depth_hidden": _COUNT,
-    "heatmap.sigma": _SHARE,
-    "loss.heatmap_weight": _WEIGHT,
-    "loss.coordinate_weight": _WEIGHT,
-    "loss.depth_weight": _WEIGHT,
-    "optimizer.lr": Annotated[float, Field(gt=0, allow_inf_nan=False)],
-    "optimizer.weight_decay": _WEIGHT,
-    "lr_schedule.warmup": _FRACTION,
-    "lr_schedule.final": _FRACTION,
-    "lr_schedule.gamma": _FRACTION,
-    "trainer.max_epochs": _COUNT,
-    "trainer.precision": Literal["32-true", "bf16-mixed", "16-mixed"],
-    "trainer.check_val_every_n_epoch": _COUNT,
-    "trainer.limit_train_batches": Annotated[int | float, Field(gt=0)],
-    "trainer.limit_val_batches": Annotated[int | float, Field(gt=0)],
-    "checkpoints.enabled": bool,
-    "checkpoints.metric": str,
-    "checkpoints.mode": Literal["min", "max"],
-    "checkpoints.every_n_epochs": _COUNT,
-    "pictures.every_n_steps": Annotated[int, Field(ge=0)],
-    "pictures.num_hands": _COUNT,
-    "logger.name": Literal["tensorboard", "wandb", "none"],
-    "logger.project": str,
-    "logger.run_name": str | None,
-}
-"""Types and ranges of the keys that no constructor's signature gives; corners of search spaces are held to them too."""
-
 _NEEDED = (
     "data",
     "model",
@@ -125,9 +74,11 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
         config = _composed(config_name, overrides)
     except _HYDRA_ERRORS as error:
         raise UserError(_explained(config_name, overrides, error)) from error
+    _check_added(config_name, config, overrides)
     try:
+        _check_groups(config)
         _make_paths_absolute(config)
-        _check(config)
+        check(plain(config))
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise UserError(_one_line(error)) from error
     return config
@@ -159,7 +110,11 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     """
     with _told():
         _load_environment()
-        _check_command_line(config_name, sys.argv[1:])
+        flags, overrides = _command_line()
+        if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
+            for run in _runs(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
+                compose(config_name, run)  # before Hydra does, whose own messages are many lines
+        sys.argv[1:] = [*flags, *overrides]  # Hydra takes no flag between two overrides
 
     @hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")
     def entry(_: DictConfig) -> None:
@@ -193,22 +148,28 @@ def _load_environment() -> None:
         raise UserError(f"{path} cannot be read ({_one_line(error)}); it must hold lines like MP_DATA=DIR") from error
 
 
-def _check_command_line(config_name: ConfigName, arguments: Sequence[str]) -> None:
-    """Compose before Hydra does, whose own messages are many lines; of a multirun (-m) the first run."""
-    flags = [item for item in arguments if item.startswith("-")]
-    overrides = [item for item in arguments if "=" in item and item not in flags] if flags else arguments
-    if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
-        compose(config_name, [_first_run(item) for item in overrides] if flags else overrides)
+def _command_line() -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, as in `--cfg job`, and the overrides."""
+    arguments = sys.argv[1:]
+    if not any(item.startswith("-") for item in arguments):
+        return [], arguments
+    overrides = [item for item in arguments if "=" in item and not item.startswith("-")]
+    return [item for item in arguments if item not in overrides], overrides
 
 
-def _first_run(override: str) -> str:
+def _runs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every run of a multirun: one value each of `seed=0,1`."""
+    return [list(run) for run in itertools.product(*(_single_values(item) for item in overrides))]
+
+
+def _single_values(override: str) -> list[str]:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
-        return override  # composing it tells what is wrong
+        return [override]  # composing it tells what is wrong
     if not parsed.is_discrete_sweep():
-        return override
-    return f"{parsed.get_key_element()}={next(parsed.sweep_string_iterator())}"
+        return [override]
+    return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
 
 
 def task_overrides() -> list[str]:
@@ -263,6 +224,12 @@ def save(config: DictConfig, path: Path) -> None:
     """Write the configuration as YAML."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+
+
+def choice_of(group: str, target: str) -> str:
+    """The choice of a group that makes a target, as pyramid of model/decoder; the target itself where there is none."""
+    targets = {yaml.safe_load(path.read_text()).get("_target_"): path.stem for path in (CONFIGS / group).glob("*.yaml")}
+    return targets.get(target, target)
 
 
 def leaf_keys(values: object, prefix: str = "") -> Iterator[str]:
@@ -330,8 +297,9 @@ def _explained(config_name: ConfigName, overrides: list[str], error: Exception) 
         return wrong[0]
     known = _known_keys(config_name, groups)
     for item in parsed:
-        if not _is_group(item.key_or_group) and not item.is_add() and item.key_or_group not in known:
-            return unknown_key(item.key_or_group, known)
+        key = item.key_or_group
+        if not _is_group(key) and not item.is_add() and key not in known:
+            return unknown_key(key, known) + _how_to_add(config_name, groups, key)
     return _one_line(error.__cause__ or error)
 
 
@@ -348,13 +316,29 @@ def _parsed(override: str) -> Override:
     return parsed
 
 
-def unknown_key(key: str, known: set[str]) -> str:
-    """The sentence for a key that is not there, with the nearest that are."""
-    # The right last word comes first, as optimizer.lr for lr.
-    near = sorted(name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2])[:2]
-    near = near or difflib.get_close_matches(key, known, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; `--cfg job` prints all keys"
-    return f"there is no configuration key {key}{hint}"
+def _check_added(config_name: ConfigName, config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse `+key=value` where nothing reads the key; what has a `_target_` is held against its signature later."""
+    added = [item for item in map(_parsed, overrides) if item.is_add() and not _is_group(item.key_or_group)]
+    if not added:
+        return
+    known = _known_keys(config_name, [_parsed(item) for item in overrides if _is_group(_key(item))])
+    for item in added:
+        if item.key_or_group not in known and not _has_target(config, item.key_or_group):
+            raise UserError(unknown_key(item.key_or_group, known))
+
+
+def _has_target(config: DictConfig, key: str) -> bool:
+    parents = [key.rsplit(".", i)[0] for i in range(1, key.count(".") + 1)]
+    return any("_target_" in (OmegaConf.select(config, parent) or {}) for parent in parents)
+
+
+def _how_to_add(config_name: ConfigName, groups: Sequence[Override], key: str) -> str:
+    """A hint where the key is an argument of what its parent makes, and has no value in the configuration yet."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(_of_groups(config_name, groups), parent) if parent else None
+    if node is None or "_target_" not in node or name not in parameters(node["_target_"]):
+        return ""
+    return f"; to set what has no value yet, write +{key}=..."
 
 
 def _choices(group: str) -> list[str]:
@@ -372,13 +356,17 @@ def _wrong_choice(item: Override) -> str | None:
 
 
 def _known_keys(config_name: ConfigName, groups: Sequence[Override]) -> set[str]:
-    try:
-        config = _composed(config_name, [item.input_line for item in groups if item.input_line is not None])
-    except _HYDRA_ERRORS:
-        config = _composed(config_name, [])
-    leaves = set(leaf_keys(OmegaConf.to_container(config, resolve=False)))
+    leaves = set(leaf_keys(OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)))
     inner = {key.rsplit(".", i)[0] for key in leaves for i in range(1, key.count(".") + 1)}
     return leaves | inner
+
+
+def _of_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfig:
+    """The configuration with these choices and nothing else."""
+    try:
+        return _composed(config_name, [item.input_line for item in groups if item.input_line is not None])
+    except _HYDRA_ERRORS:
+        return _composed(config_name, [])
 
 
 def _make_paths_absolute(config: DictConfig) -> None:
@@ -389,98 +377,7 @@ def _make_paths_absolute(config: DictConfig) -> None:
             OmegaConf.update(config, key, str(base / Path(str(value)).expanduser()))
 
 
-def _check(config: DictConfig) -> None:
-    values = plain(config)
+def _check_groups(config: DictConfig) -> None:
     for group in _NEEDED:
-        if values.get(group) is None:
+        if config.get(group) is None:
             raise UserError(f"there is no {group}; give {group}=one of {', '.join(_choices(group))}")
-    for key, kind in _TYPES.items():
-        node = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-        if node is not None and key.rpartition(".")[2] in node:
-            _check_type(key, OmegaConf.select(config, key), kind)
-    _check_targets(values, prefix="")
-    _check_epochs(config)
-
-
-def _check_epochs(config: DictConfig) -> None:
-    every, epochs = config.trainer.check_val_every_n_epoch, config.trainer.max_epochs
-    if every > epochs:
-        raise UserError(
-            f"trainer.check_val_every_n_epoch={every} would validate nothing within trainer.max_epochs={epochs}"
-        )
-    if config.checkpoints.enabled and math.lcm(every, config.checkpoints.every_n_epochs) > epochs:
-        raise UserError(
-            f"checkpoints.every_n_epochs={config.checkpoints.every_n_epochs} would save nothing within "
-            f"trainer.max_epochs={epochs}; make it smaller, or give checkpoints.enabled=false"
-        )
-
-
-def _check_targets(values: Any, *, prefix: str) -> None:
-    """Hold every `_target_` in the configuration against the signature of what it names."""
-    if isinstance(values, list):
-        for i, item in enumerate(values):
-            _check_targets(item, prefix=f"{prefix}{i}.")
-    if not isinstance(values, dict):
-        return
-    if isinstance(values.get("_target_"), str):
-        _check_arguments(values, prefix=prefix)
-    for key, value in values.items():
-        _check_targets(value, prefix=f"{prefix}{key}.")
-
-
-_NOT_ARGUMENTS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
-_ELSEWHERE = {"model.checkpoint_path"}
-
-
-def _check_arguments(values: dict[str, Any], *, prefix: str) -> None:
-    try:
-        target = hydra.utils.get_object(values["_target_"])
-    except Exception as error:
-        raise UserError(f"{prefix}_target_: there is no {values['_target_']}") from error
-    callable_ = target.__init__ if inspect.isclass(target) else target
-    parameters = inspect.signature(callable_).parameters
-    try:
-        hints = typing.get_type_hints(callable_)
-    except Exception:  # annotations of a library that only its type checker can resolve
-        hints = {}
-    for name, value in values.items():
-        if name in _NOT_ARGUMENTS or f"{prefix}{name}" in _ELSEWHERE:
-            continue
-        if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            raise UserError(unknown_key(f"{prefix}{name}", {f"{prefix}{known}" for known in parameters}))
-        if name in hints and not isinstance(value, dict):
-            _check_type(f"{prefix}{name}", value, hints[name])
-
-
-def _check_type(key: str, value: Any, kind: Any) -> None:
-    value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    try:
-        adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
-    except Exception:  # not a type that a value of YAML could have
-        return
-    try:
-        adapter.validate_python(value, strict=True)  # strict, because "3" or 2.0 for a number of blocks is a mistake
-    except ValidationError as error:
-        refusals = [item for item in error.errors() if not _may_be_made(item)]
-        if refusals:
-            raise UserError(_refusal(key, value, refusals[0])) from error
-
-
-def _may_be_made(item: Any) -> bool:
-    """Whether the refusal is of a type that YAML cannot hold, as a Tensor, and not of a list or a scalar."""
-    return item["type"] == "is_instance_of" and item["ctx"]["class"] != "Sequence"
-
-
-_BOUNDS = {
-    "greater_than_equal": "at least {ge:g}",
-    "greater_than": "above {gt:g}",
-    "less_than_equal": "at most {le:g}",
-    "less_than": "below {lt:g}",
-}
-
-
-def _refusal(key: str, value: Any, item: Any) -> str:
-    if item["type"] in _BOUNDS:
-        return f"{key} must be {_BOUNDS[item['type']].format(**item['ctx'])}, but it is {value}"
-    reason = item["msg"]
-    return f"{key}={value}: {reason[0].lower()}{reason[1:]}"

@@ -1,8 +1,6 @@
-"""Which family of decoder, and within it what it alone has: a space that depends on what was drawn before (define by
-run).
+"""Which family of decoder, and what that family alone has: parameters that depend on what was drawn before.
 
-Parameters are drawn under their configuration keys, so that the default configuration is found in the space and tried
-first.
+Each is drawn under its configuration key, so that the default configuration is found in the space and tried first.
 """
 
 import optuna
@@ -13,8 +11,8 @@ def space(trial: optuna.Trial) -> dict[str, object]:
     decoder = trial.suggest_categorical("model/decoder", ["pyramid", "effpose"])
     params: dict[str, object] = {
         "model/decoder": decoder,
-        "optimizer.lr": trial.suggest_float("optimizer.lr", 5e-5, 3e-3, log=True),
-        "heatmap.sigma": trial.suggest_float("heatmap.sigma", 0.006, 0.05, log=True),
+        "optimizer.lr": trial.suggest_float("optimizer.lr", 2e-4, 1e-2, log=True),
+        "heatmap.sigma": trial.suggest_float("heatmap.sigma", 0.01, 0.08, log=True),
     }
     if decoder == "pyramid":
         params["model.decoder.depth"] = trial.suggest_int("model.decoder.depth", 1, 5)

@@ -16,6 +16,7 @@ LAYERS = [
     {"geometry", "drawing"},
     {"heatmaps"},
     {"losses", "data", "models", "metrics"},
+    {"schema"},
     {"config"},
     {"training", "evaluation"},
     {"sweep", "report"},

@@ -191,7 +191,8 @@ def read_xyz_m(path: Path, layout: str) -> NDArray[np.float64]:
 
 def _check_root(root: Path) -> None:
     if not root.is_dir():
-        raise UserError(f"data.root={root} does not exist; download FreiHAND_pub_v2 from {URL} and unpack it there")
+        problem = "is no folder" if root.exists() else "does not exist"
+        raise UserError(f"data.root={root} {problem}; download FreiHAND_pub_v2 from {URL} and unpack it there")
     if (root / "training").is_dir():
         return
     for inner in sorted(root.iterdir()):

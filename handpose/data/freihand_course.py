@@ -29,8 +29,9 @@ class FreiHandCourse:
         Raises UserError when a folder or file is missing, broken or does not agree with the others.
         """
         if not self.root.is_dir():
+            problem = "is no folder" if self.root.exists() else "does not exist"
             raise UserError(
-                f"data.root={self.root} does not exist; set it (or MP_DATA) to the course's freihand_dataset_MP, which "
+                f"data.root={self.root} {problem}; set it (or MP_DATA) to the course's freihand_dataset_MP, which "
                 f"its teachers hand out, or use data=freihand with the public FreiHAND_pub_v2 ({URL})"
             )
         train = read_annotations(self.root / "train", self.root, "train", _LAYOUT, xyz="required")

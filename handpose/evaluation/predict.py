@@ -32,15 +32,13 @@ class Predictor(pl.LightningModule):
         self.test_time = test_time
         self.num_rotations = num_rotations
 
-    def predict_step(self, batch: HandBatch, batch_idx: int) -> Tensor:
-        """Joints in metres in the batch's camera frame, (B, K, 3)."""
+    def predict_step(self, batch: HandBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Position in the split, (B,), and joints in metres in the batch's camera frame, (B, K, 3), of each image."""
         view = unchanged(batch)
         if self.test_time == "none":
-            return self.module.predict_xyz_m(view, batch.scale_m)
-        predictions = [
-            self._turned(view, 2.0 * math.pi * i / self.num_rotations, batch) for i in range(self.num_rotations)
-        ]
-        return torch.stack(predictions).mean(0)
+            return batch.position, self.module.predict_xyz_m(view, batch.scale_m)
+        angles = [2.0 * math.pi * i / self.num_rotations for i in range(self.num_rotations)]
+        return batch.position, torch.stack([self._turned(view, angle, batch) for angle in angles]).mean(0)
 
     def _turned(self, view: View, angle: float, batch: HandBatch) -> Tensor:
         size = (view.image.shape[-2], view.image.shape[-1])

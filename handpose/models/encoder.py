@@ -4,10 +4,13 @@
 """
 
 import difflib
+import math
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handpose.errors import UserError
@@ -30,8 +33,9 @@ class Encoder(nn.Module):
     def __init__(self, *, name: str, pretrained: bool, weights: str | None, normalize: bool, drop_path: float) -> None:
         super().__init__()
         self.pyramid = _create(name, pretrained=pretrained, weights=weights, drop_path=drop_path)
-        self.channels: list[int] = self.pyramid.feature_info.channels()
-        self.reductions: list[int] = self.pyramid.feature_info.reduction()
+        info: Any = self.pyramid.feature_info
+        self.channels: list[int] = info.channels()
+        self.reductions: list[int] = info.reduction()
         config = timm.get_pretrained_cfg(name, allow_unregistered=False)
         identity = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         mean, std = (config.mean, config.std) if normalize and config is not None else identity
@@ -39,7 +43,15 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image: (B, 3, H, W) in [0, 1]. Returns the pyramid; map i is (B, channels[i], H / reductions[i], ...)."""
+        """image: (B, 3, H, W) in [0, 1]. Returns the pyramid; map i is (B, channels[i], H / reductions[i], ...).
+
+        A picture whose sides are no multiples of the coarsest reduction is enlarged to the next ones: then the cells of
+        every map tile the picture, and a place is the same fraction of each.
+        """
+        coarsest = self.reductions[-1]
+        size = [math.ceil(side / coarsest) * coarsest for side in image.shape[-2:]]
+        if size != list(image.shape[-2:]):
+            image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
         return self.pyramid((image - self.mean) / self.std)
 
 
@@ -50,7 +62,7 @@ def _create(name: str, *, pretrained: bool, weights: str | None, drop_path: floa
         if not Path(weights).is_file():
             raise UserError(f"model.encoder.weights: there is no file {weights}")
         overlay = {"file": weights}
-    options = {"drop_path_rate": drop_path} if drop_path > 0.0 else {}
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path > 0.0 else {}
     try:
         return timm.create_model(
             name,

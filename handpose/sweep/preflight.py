@@ -90,10 +90,8 @@ def _check_folder(sweep: SweepSettings) -> None:
     folder = sweep.path
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"there is a sweep in {folder} already; choose another sweep.name, or remove that folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"the folder {folder} cannot be made ({reason}); set DIR_SCRATCH to one that can") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"the folder {folder} cannot be written to; set DIR_SCRATCH to one that can")
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(
+            f"the folder {folder} cannot be made in {place}; set DIR_SCRATCH to a folder that can be written"
+        )

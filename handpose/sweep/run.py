@@ -30,6 +30,7 @@ from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.space import Params, Space, default_point
 from handpose.sweep.trial import Objective, make_trainable
 
+_CHECKPOINTS_A_TRIAL = 4  # Ray keeps all; a population may still go on from one that is a few steps old
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels; Ray's own choice is a third of the memory
 
 _ENVIRONMENT = {
@@ -98,7 +99,8 @@ def run_sweep(
     table = TrialTable(sweep.metric, sweep.mode, num_trials, sweep.max_epochs)
     view = sweep_view(f"sweep {sweep.name}  ·  {space.name}", time_budget_s=sweep.time_budget_s)
     view.refresh(table)
-    with contextlib.closing(view), contextlib.closing(asked), _interruptible() as stop:
+    stop = _Stop(sweep.max_epochs)
+    with contextlib.closing(view), contextlib.closing(asked), _interruptible(stop):
         recorder = Recorder(
             table,
             folder=folder,
@@ -108,7 +110,7 @@ def run_sweep(
             is_interrupted=lambda: stop.is_requested,
         )
         with _environment(), ray_runtime(_limited(cluster, sweep)):
-            slots = _slots(sweep)
+            slots = count_slots(sweep, ray.cluster_resources())
             table.num_slots = slots.num_slots
             _tuner(sweep, slots, num_trials, asked, scheduler, objective, recorder, stop).fit()
     if stop.is_requested:
@@ -155,14 +157,14 @@ def _tuner(
             storage_path=str(sweep.path),
             stop=stopper,
             callbacks=[recorder],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=_CHECKPOINTS_A_TRIAL),
             verbose=0,
         ),
     )
 
 
-def _slots(sweep: SweepSettings) -> Slots:
-    """How many trials fit into what Ray has."""
-    resources = ray.cluster_resources()
+def count_slots(sweep: SweepSettings, resources: Mapping[str, float]) -> Slots:
+    """How many trials fit into what Ray has; raises UserError where none does."""
     gpus = sweep.gpus_per_trial if sweep.gpus_per_trial is not None else float(resources.get("GPU", 0) >= 1)
     num_slots = int(resources.get("CPU", 0) // sweep.cpus_per_trial)
     if gpus:
@@ -227,22 +229,25 @@ def _environment() -> Iterator[None]:
 
 
 class _Stop(tune.Stopper):
-    """Ends the experiment at the next step once it is asked to."""
+    """Ends a trial at its last epoch, and the experiment at the next step once it is asked to.
 
-    def __init__(self) -> None:
+    A population would pause a trial there, and then send it on with nothing left to train.
+    """
+
+    def __init__(self, max_epochs: int) -> None:
+        self._max_epochs = max_epochs
         self.is_requested = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+        return result["epoch"] >= self._max_epochs
 
     def stop_all(self) -> bool:
         return self.is_requested
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[_Stop]:
+def _interruptible(stop: _Stop) -> Iterator[None]:
     """SIGINT and SIGTERM end the sweep in good order; a second one acts as it always does."""
-    stop = _Stop()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
@@ -256,6 +261,6 @@ def _interruptible() -> Iterator[_Stop]:
     for number in before:
         signal.signal(number, request)
     try:
-        yield stop
+        yield
     finally:
         restore()

@@ -1,48 +1,49 @@
-"""What happens beside the training: checkpoints that know their configuration, and pictures in the log."""
+"""What happens beside the training: settings of a resumed run, and pictures in the log."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
-
+from handpose import drawing, geometry
 from handpose.data.augment import unchanged
 from handpose.data.sample import HandBatch
 from handpose.heatmaps import read_out
-from handpose import drawing, geometry
 from handpose.training.module import HandPose
 
 
-class ConfigInCheckpoint(pl.Callback):
-    """Puts the composed configuration, as plain values, into every checkpoint under `config`."""
+class ConfiguredOptimizer(pl.Callback):
+    """Lets the configuration's optimizer settings and schedule win over the checkpoint's that a run goes on from.
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+    A checkpoint restores the learning rate that it was written with, and another one would be ignored without a word.
+    """
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["config"] = self.config
+    def __init__(self) -> None:
+        self._configured: list[list[dict[str, Any]]] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._configured = [[_settings(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer, configured in zip(trainer.optimizers, self._configured, strict=True):
+            for group, settings in zip(optimizer.param_groups, configured, strict=True):
+                group.update(settings)
+        for config in trainer.lr_scheduler_configs:
+            _resume(config.scheduler)
 
 
-def best_checkpoint(folder: Path, *, metric: str, mode: str, every_n_epochs: int) -> ModelCheckpoint:
-    """The best by a validation metric, with its value in the file name, and last.ckpt."""
-    name = metric.rpartition("/")[2]
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename=f"best-epoch{{epoch:03d}}-{name}{{{metric}:.3f}}",
-        auto_insert_metric_name=False,
-        monitor=metric,
-        mode=mode,
-        save_last=True,
-        every_n_epochs=every_n_epochs,
-        enable_version_counter=False,
-    )
+def _resume(schedule: Any) -> None:
+    """Put a schedule of ours, a LambdaLR, where its step count says, whatever the one before it was."""
+    for i, (group, factor) in enumerate(zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True)):
+        schedule.base_lrs[i] = group["initial_lr"]
+        group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {"initial_lr": group["lr"]} | {name: value for name, value in group.items() if name != "params"}
 
 
 class Pictures(pl.Callback):

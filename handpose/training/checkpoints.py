@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
+from handpose.config import choice_of, quote_override
 from handpose.errors import UserError
 
 
@@ -32,8 +33,8 @@ class ConfigInCheckpoint(pl.Callback):
 class BestAndLast(Checkpoint):
     """Keeps the best epoch by a validation metric, with its value in the file name, and every last one as last.ckpt.
 
-    mode: "min" or "max". every_n_epochs: between checkpoints. Lightning's ModelCheckpoint writes last.ckpt only when the
-    epoch is a best one (2.6.6), and forgets the best of the run that it goes on from; here that one is taken along.
+    mode: "min" or "max". every_n_epochs: between checkpoints. Lightning's ModelCheckpoint (2.6.6) writes last.ckpt only
+    after an epoch that is a best one, and forgets the best of the run that it goes on from, which here is taken along.
     """
 
     def __init__(self, folder: Path, *, metric: str, mode: str, every_n_epochs: int) -> None:
@@ -98,12 +99,13 @@ class WholeFiles(TorchCheckpointIO):
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(checkpoint, part)
-            os.replace(part, path)
+            try:
+                torch.save(checkpoint, part)
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch
             raise UserError(f"the checkpoint {path} cannot be written ({error})") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return read_checkpoint(Path(path))
@@ -114,14 +116,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises UserError when the file is missing, is no checkpoint, or holds more than tensors and plain values.
     """
-    if not path.is_file():
-        others = sorted(other.name for other in path.parent.glob("*.ckpt"))
-        there = f"; there is {' and '.join(others)}" if others else ""
-        raise UserError(f"model.checkpoint_path: there is no file {path}{there}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         architecture(checkpoint["config"])
         checkpoint["state_dict"], checkpoint["epoch"]
+    except FileNotFoundError as error:
+        others = sorted(other.name for other in path.parent.glob("*.ckpt"))
+        hint = f"; its folder has {' and '.join(others)}" if others else ""
+        raise UserError(f"model.checkpoint_path: there is no file {path}{hint}") from error
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
     return checkpoint
@@ -135,19 +137,23 @@ def check_architecture(checkpoint: Mapping[str, Any], config: Mapping[str, Any],
     theirs, ours = architecture(checkpoint["config"]), architecture(config)
     wrong = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     if wrong:
-        written = " ".join(f"{key}={theirs[key]}" for key in wrong if key in theirs)
-        said = " ".join(f"{key}={ours[key]}" for key in wrong if key in ours)
-        raise UserError(f"{path} was trained with {written}, but the configuration says {said}")
+        said, give = (" ".join(quote_override(key, of[key]) for key in wrong if key in of) for of in (ours, theirs))
+        raise UserError(f"{path} was trained with another network than {said}; give {give}")
 
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a configuration what the shapes of the weights, and their meaning, depend on: key -> value."""
-    encoder, decoder, heatmap = config["model"]["encoder"], config["model"]["decoder"], config["heatmap"]
-    return (
-        {f"model.encoder.{key}": encoder[key] for key in ("name", "normalize")}
-        | {f"model.decoder.{key}": value for key, value in decoder.items()}
-        | {f"heatmap.{key}": value for key, value in heatmap.items() if key != "sigma"}
-    )
+    """Of a configuration the overrides that the shapes of the weights, and their meaning, depend on: key -> value."""
+    model = config["model"]
+    return {
+        **{f"model.encoder.{key}": model["encoder"][key] for key in ("name", "normalize")},
+        **_choice_and_values("model/decoder", model["decoder"]),
+        **_choice_and_values("heatmap", {key: value for key, value in config["heatmap"].items() if key != "sigma"}),
+    }
+
+
+def _choice_and_values(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    own = {f"{group.replace('/', '.')}.{key}": value for key, value in values.items() if not key.startswith("_")}
+    return {group: choice_of(group, values["_target_"]), **own}
 
 
 def load_weights(module: pl.LightningModule, checkpoint: Mapping[str, Any], path: Path) -> None:

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
 from handpose import geometry
@@ -39,7 +39,7 @@ class HandPose(pl.LightningModule):
         loss: nn.Module,
         augment: Augment,
         optimizer: Callable[..., Optimizer],
-        lr_schedule: Callable[..., LRScheduler],
+        lr_schedule: Callable[..., LambdaLR],
         seed: int,
     ) -> None:
         super().__init__()
@@ -56,6 +56,11 @@ class HandPose(pl.LightningModule):
         )
         self.val_pixels = KeypointErrorPx()
 
+    @property
+    def metric_names(self) -> list[str]:
+        """What a validation logs."""
+        return [*self.val_metrics, "val/keypoint_error_px"]
+
     def forward(self, view: View) -> AxisLogits:
         return self.net(view.image)
 
@@ -71,7 +76,7 @@ class HandPose(pl.LightningModule):
         loss = torch.stack(list(terms.values())).sum()
         # Sums over an epoch stay on the device: logging a value every step would wait for the GPU every step.
         logged = {"train/loss": loss.detach()} | {f"train/{name}_loss": term.detach() for name, term in terms.items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch.image))
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch.image), sync_dist=True)
         return loss
 
     def validation_step(self, batch: HandBatch, batch_idx: int) -> None:

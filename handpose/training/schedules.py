@@ -8,12 +8,12 @@ import math
 from collections.abc import Sequence
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 
 def warmup_cosine(
     optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int, warmup: float, final: float
-) -> LRScheduler:
+) -> LambdaLR:
     """Linear warm-up over the first `warmup` of the run, then a half cosine down to `final` of the learning rate."""
     warmup_steps = max(1, round(warmup * num_steps))
 
@@ -28,7 +28,7 @@ def warmup_cosine(
 
 def multistep(
     optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int, milestones: Sequence[int], gamma: float
-) -> LRScheduler:
+) -> LambdaLR:
     """The learning rate times gamma at the beginning of each of the given epochs (counted from 0)."""
 
     def factor(step: int) -> float:
@@ -37,6 +37,6 @@ def multistep(
     return LambdaLR(optimizer, factor)
 
 
-def constant(optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int) -> LRScheduler:
+def constant(optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int) -> LambdaLR:
     """The learning rate as it is."""
     return LambdaLR(optimizer, lambda step: 1.0)

@@ -29,6 +29,18 @@ def test_pictures_are_normalised_as_the_weights_expect():
     assert torch.allclose(module(grey)[-1], plain(torch.zeros(1, 3, 64, 64))[-1], atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [72, 100])
+def test_the_maps_of_a_picture_of_any_size_tile_it(size):
+    """Sides that are no multiple of 32 are enlarged, so that a cell is the same fraction of the picture in each map."""
+    module = encoder().eval()
+    image = torch.rand(1, 3, size, size)
+    enlarged = 32 * -(-size // 32)
+    maps = module(image)
+    assert [x.shape[-1] * reduction for x, reduction in zip(maps, module.reductions, strict=True)] == [enlarged] * 5
+    resized = torch.nn.functional.interpolate(image, size=enlarged, mode="bilinear", align_corners=False)
+    assert all(torch.equal(a, b) for a, b in zip(maps, module(resized), strict=True))
+
+
 def test_the_original_does_not_normalise():
     module = encoder(normalize=False).eval()
     image = torch.rand(1, 3, 64, 64)

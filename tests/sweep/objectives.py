@@ -44,6 +44,7 @@ def population(params):
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             weight, epoch = json.loads((Path(directory) / "state.json").read_text())
+        assert epoch < 8, "a trial that is whole must not be sent on"
     while epoch < 8:
         epoch += 1
         weight += params["optimizer.lr"] / params["model.decoder.depth"]

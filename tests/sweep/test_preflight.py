@@ -48,6 +48,8 @@ def test_a_sweep_is_never_written_over_another(tmp_path):
     settings = make_settings(tmp_path / "sweep")
     check_sweep(settings, ALONE)
     check_sweep(settings, ALONE)  # nothing was written yet
+    (tmp_path / "sweep").mkdir()
+    check_sweep(settings, ALONE)
     (tmp_path / "sweep" / "trials.csv").write_text("number\n")
     with pytest.raises(UserError, match=r"^there is a sweep in .* already; choose another sweep.name"):
         check_sweep(settings, ALONE)
@@ -55,7 +57,7 @@ def test_a_sweep_is_never_written_over_another(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be made .* set DIR_SCRATCH"):
+    with pytest.raises(UserError, match=r"sweep cannot be made in .*/file; set DIR_SCRATCH"):
         check_sweep(make_settings(tmp_path / "file" / "sweep"), ALONE)
 
 

@@ -18,8 +18,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler
 
+from handpose.errors import UserError
 from handpose.report.table import TrialTable
-from handpose.sweep.run import SweepInterruptedError
+from handpose.sweep.run import Slots, SweepInterruptedError, count_slots
 from handpose.sweep.space import load_space
 from tests.report.test_tensorboard import hparams_tab
 from tests.sweep.conftest import grid, make_settings, start, tpe
@@ -152,3 +153,24 @@ def test_an_interrupt_ends_the_sweep_in_good_order(sweep, write_space, tmp_path)
     assert set(pd.read_csv(folder / "trials.csv")["state"]) == {"interrupted"}
     assert all(trial.state != TrialState.RUNNING for trial in study_of(folder).trials)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("has", "asked", "slots"),
+    [
+        ({"CPU": 8}, {"cpus_per_trial": 2}, Slots(4, 2, 0.0)),
+        ({"CPU": 8}, {"cpus_per_trial": 2, "max_concurrent": 3}, Slots(3, 2, 0.0)),
+        ({"CPU": 64, "GPU": 2}, {}, Slots(2, 1, 1.0)),
+        ({"CPU": 64, "GPU": 2}, {"gpus_per_trial": 0.25}, Slots(8, 1, 0.25)),
+        ({"CPU": 64, "GPU": 2}, {"gpus_per_trial": 0.3}, Slots(6, 1, 0.3)),
+        ({"CPU": 64, "GPU": 8}, {"gpus_per_trial": 4}, Slots(2, 1, 4)),
+        ({"CPU": 4, "GPU": 8}, {"gpus_per_trial": 0}, Slots(4, 1, 0)),
+    ],
+)
+def test_there_are_as_many_slots_as_cores_and_gpus_hold(has, asked, slots, tmp_path):
+    assert count_slots(make_settings(tmp_path, **asked), has) == slots
+
+
+def test_a_trial_that_fits_nowhere_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no trial fits: sweep.cpus_per_trial=8 .* Ray has 4 cores and 0 GPUs"):
+        count_slots(make_settings(tmp_path, cpus_per_trial=8), {"CPU": 4})

@@ -1,0 +1,183 @@
+"""What values a configuration may have: types and ranges, before anything is made of them.
+
+The schema of what a `_target_` takes is its constructor's signature; the table holds the rest.
+"""
+
+import difflib
+import inspect
+import json
+import math
+import pkgutil
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from handpose.errors import UserError
+
+Values = Mapping[str, Any]
+
+_FRACTION = Annotated[float, Field(ge=0, le=1)]
+_SHARE = Annotated[float, Field(gt=0, lt=1)]
+_WEIGHT = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_COUNT = Annotated[int, Field(ge=1)]
+_TYPES: dict[str, Any] = {
+    "seed": Annotated[int, Field(ge=0, lt=2**32)],
+    "test": bool,
+    "resume": bool,
+    "best": str | None,
+    "test_time": Literal["none", "rotations", "rotations_mirror"],
+    "num_rotations": _COUNT,
+    "num_threads": _COUNT | None,
+    "data.root": str,
+    "data.image_size": Annotated[int, Field(ge=32)] | None,
+    "data.batch_size": _COUNT,
+    "data.num_workers": Annotated[int, Field(ge=0)],
+    "data.source.val_fraction": _SHARE,
+    "data.source.num_blocks": _COUNT,
+    "data.source.split_seed": Annotated[int, Field(ge=0)],
+    "model.encoder.drop_path": Annotated[float, Field(ge=0, lt=1)],
+    "model.decoder.depth": Annotated[int, Field(ge=0, le=8)],
+    "model.decoder.width": _COUNT,
+    "model.decoder.depth_bins": Annotated[int, Field(ge=2)],
+    "model.decoder.depth_hidden": _COUNT,
+    "heatmap.sigma": _SHARE,
+    "loss.heatmap_weight": _WEIGHT,
+    "loss.coordinate_weight": _WEIGHT,
+    "loss.depth_weight": _WEIGHT,
+    "optimizer.lr": Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    "optimizer.weight_decay": _WEIGHT,
+    "lr_schedule.warmup": _FRACTION,
+    "lr_schedule.final": _FRACTION,
+    "lr_schedule.gamma": _FRACTION,
+    "trainer.max_epochs": _COUNT,
+    "trainer.precision": Literal["32-true", "bf16-mixed", "16-mixed"],
+    "trainer.check_val_every_n_epoch": _COUNT,
+    "trainer.limit_train_batches": Annotated[int | float, Field(gt=0)],
+    "trainer.limit_val_batches": Annotated[int | float, Field(gt=0)],
+    "checkpoints.enabled": bool,
+    "checkpoints.metric": str,
+    "checkpoints.mode": Literal["min", "max"],
+    "checkpoints.every_n_epochs": _COUNT,
+    "pictures.every_n_steps": Annotated[int, Field(ge=0)],
+    "pictures.num_hands": _COUNT,
+    "logger.name": Literal["tensorboard", "wandb", "none"],
+    "logger.project": str,
+    "logger.run_name": str | None,
+}
+"""Types and ranges of the keys that no constructor's signature gives; corners of search spaces are held to them too."""
+
+
+def check(values: Values) -> None:
+    """Hold a whole configuration, as plain values, against the table and the constructors; raises UserError."""
+    for key, kind in _TYPES.items():
+        for value in _at(values, key):
+            _check_type(key, value, kind)
+    _check_targets(values, prefix="")
+    _check_epochs(values)
+
+
+def _at(values: Values, key: str) -> Iterator[Any]:
+    """The value under a dotted key, if it is there."""
+    node: Any = values
+    for name in key.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            return
+        node = node[name]
+    yield node
+
+
+def _check_epochs(values: Values) -> None:
+    trainer, saving = values["trainer"], values["checkpoints"]
+    every, epochs = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
+    if every > epochs:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={every} would validate nothing within trainer.max_epochs={epochs}"
+        )
+    if saving["enabled"] and math.lcm(every, saving["every_n_epochs"]) > epochs:
+        raise UserError(
+            f"checkpoints.every_n_epochs={saving['every_n_epochs']} would save nothing within "
+            f"trainer.max_epochs={epochs}; make it smaller, or give checkpoints.enabled=false"
+        )
+
+
+def _check_targets(values: Any, *, prefix: str) -> None:
+    """Hold every `_target_` in the configuration against the signature of what it names."""
+    if isinstance(values, Mapping) and isinstance(values.get("_target_"), str):
+        _check_arguments(values, prefix=prefix)
+    inner = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in inner:
+        _check_targets(value, prefix=f"{prefix}{key}.")
+
+
+_NOT_ARGUMENTS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+
+
+def _check_arguments(values: Values, *, prefix: str) -> None:
+    try:
+        target = pkgutil.resolve_name(values["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{prefix}_target_: there is no {values['_target_']}") from error
+    known, hints = inspect.signature(target).parameters, _type_hints(target)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    for name in (name for name in values if name not in _NOT_ARGUMENTS):
+        if name not in known and not takes_all:
+            raise UserError(unknown_key(f"{prefix}{name}", {f"{prefix}{parameter}" for parameter in known}))
+        if name in hints and not isinstance(values[name], Mapping):
+            _check_type(f"{prefix}{name}", values[name], hints[name])
+
+
+def _type_hints(target: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # annotations of a library that only its type checker can resolve
+        return {}
+
+
+def _check_type(key: str, value: Any, kind: Any) -> None:
+    try:
+        adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    except Exception:  # not a type that a value of YAML could have
+        return
+    try:
+        # Strict, because "3" or 2.0 for a number of blocks is a mistake; JSON, because like YAML it has no tuples.
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        refusals = [item for item in error.errors() if not _may_be_made(item)]
+        if refusals:
+            raise UserError(_refusal(key, value, refusals[0])) from error
+
+
+def _may_be_made(item: Any) -> bool:
+    """Whether the refusal is of a type that YAML cannot hold, as a Tensor, and not of a list or a scalar."""
+    return item["type"] == "is_instance_of" and item["ctx"]["class"] != "Sequence"
+
+
+_BOUNDS = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "above {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "below {lt:g}",
+}
+
+
+def _refusal(key: str, value: Any, item: Any) -> str:
+    if item["type"] in _BOUNDS:
+        return f"{key} must be {_BOUNDS[item['type']].format(**item['ctx'])}, but it is {value}"
+    reason = item["msg"]
+    return f"{key}={value}: {reason[0].lower()}{reason[1:]}"
+
+
+def parameters(target: str) -> set[str]:
+    """Names of the arguments of what a `_target_` names."""
+    return set(inspect.signature(pkgutil.resolve_name(target)).parameters)
+
+
+def unknown_key(key: str, known: set[str]) -> str:
+    """The sentence for a key that is not there, with the nearest that are."""
+    # The right last word comes first, as optimizer.lr for lr.
+    near = sorted(name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2])[:2]
+    near = near or difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; `--cfg job` prints all keys"
+    return f"there is no configuration key {key}{hint}"

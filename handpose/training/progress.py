@@ -1,0 +1,74 @@
+"""How far a run is: one line an epoch, and on a terminal a bar of what is going on."""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress(pl.Callback):
+    """Writes to stderr; a log file gets the lines alone."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task: TaskID | None = None
+        self.epoch_started = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epoch_started = time.monotonic()
+        self._begin(trainer, _epoch(trainer), trainer.num_training_batches)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._advance()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.task is not None:
+            self.bar.update(self.task, description=f"{_epoch(trainer)}, validating")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.task is not None:  # a resumed run ends the epoch of its checkpoint again
+            self._end()
+            seconds = time.monotonic() - self.epoch_started
+            print(f"{_epoch(trainer)}: {_figures(trainer)} ({seconds:.0f} s)", file=self.bar.console.file, flush=True)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(trainer, "predicting the test split", trainer.num_predict_batches[0])
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._advance()
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    def _begin(self, trainer: pl.Trainer, description: str, total: float) -> None:
+        if trainer.is_global_zero:
+            self.bar.start()
+            self.task = self.bar.add_task(description, total=total)
+
+    def _advance(self) -> None:
+        if self.task is not None:
+            self.bar.advance(self.task)
+
+    def _end(self) -> None:
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+            self.bar.stop()
+        self.task = None
+
+
+def _epoch(trainer: pl.Trainer) -> str:
+    return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+
+
+def _figures(trainer: pl.Trainer) -> str:
+    metrics = trainer.callback_metrics
+    texts = {"train/loss": "loss {:.3f}", "val/pa_mpjpe_mm": "PA-MPJPE {:.2f} mm"}
+    return ", ".join(text.format(float(metrics[name])) for name, text in texts.items() if name in metrics)

@@ -1,0 +1,127 @@
+"""What a run leaves: its folders, and the figures that describe it."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
+
+from handpose.config import save
+from handpose.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """Where a run leaves its log, its checkpoints and its predictions."""
+
+    logs: Path
+    checkpoints: Path
+    predictions: Path
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a fit ended with.
+
+    metrics: of the last validation, and the mean pose's on the validation split under baseline/. Checkpoints are None
+    where none were asked for.
+    """
+
+    metrics: dict[str, float]
+    best_checkpoint: Path | None
+    last_checkpoint: Path | None
+    epochs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A training, or none, and the test of a checkpoint; `test_metrics` is empty where the test split has no joints."""
+
+    folders: RunFolders
+    training: TrainingResult | None
+    checkpoint: Path | None
+    test_metrics: dict[str, float]
+
+    def summary(self) -> str:
+        """What came out, and where it lies, for a person."""
+        lines = [_figures("validation", "val", self.training.metrics)] if self.training else []
+        if self.checkpoint is None:
+            lines.append("test        nothing to predict with: checkpoints.enabled=false")
+        else:
+            lines.append(_figures("test", "test", self.test_metrics))
+            lines.append(f"checkpoint  {self.checkpoint}")
+            lines.append(f"predictions {self.folders.predictions}")
+        return "\n".join([*lines, f"log         {self.folders.logs}"])
+
+
+def _figures(title: str, stage: str, metrics: dict[str, float]) -> str:
+    if f"{stage}/pa_mpjpe_mm" not in metrics:
+        reason = "no joints in this split: predictions only" if stage == "test" else "not reached"
+        return f"{title:<11} {reason}"
+    pa, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics["baseline/pa_mpjpe_mm"]
+    return (
+        f"{title:<11} PA-MPJPE {pa:.2f} mm (mean pose {mean_pose:.2f}, ratio {pa / mean_pose:.2f}), root-relative "
+        f"{metrics[f'{stage}/rr_mpjpe_mm']:.2f} mm, {metrics[f'{stage}/keypoint_error_px']:.2f} px, "
+        f"AUC {metrics[f'{stage}/pck_auc']:.3f}"
+    )
+
+
+def check_folders(config: DictConfig) -> None:
+    """Raise UserError where the folders of a run cannot be made; nothing is made yet."""
+    logs = Path(config.paths.logs)
+    there = next(folder for folder in logs.parents if folder.exists())
+    if not there.is_dir():
+        raise _unwritable(logs, f"{there} is a file")
+    if not os.access(there, os.W_OK):
+        raise _unwritable(logs, f"{there} cannot be written to")
+
+
+def _unwritable(folder: Path, reason: str | None) -> UserError:
+    return UserError(f"the folder {folder} cannot be made ({reason}); set DIR_SCRATCH to a folder that can")
+
+
+def prepare_folders(config: DictConfig) -> RunFolders:
+    """Make the dated folders of a run, its own even when two start in one second, and save its configuration there.
+
+    Raises UserError when they cannot be made.
+    """
+    folders = _folders(config)
+    if getattr(rank_zero_only, "rank", 0) != 0:  # of several processes the first one's are used
+        return folders
+    while not _made(folders):
+        if folders.logs.name != config.paths.time:
+            raise UserError(f"paths.logs={folders.logs} is there already; choose another, or remove it")
+        time.sleep(0.2)
+        _stamp_again(config)
+        folders = _folders(config)
+    save(config, folders.logs / "config.yaml")
+    return folders
+
+
+def _folders(config: DictConfig) -> RunFolders:
+    paths = config.paths
+    return RunFolders(Path(paths.logs), Path(paths.checkpoints), Path(paths.predictions))
+
+
+def _made(folders: RunFolders) -> bool:
+    """Make the folders; False where there is a log already."""
+    try:
+        folders.logs.mkdir(parents=True)
+        folders.checkpoints.mkdir(parents=True, exist_ok=True)
+        folders.predictions.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _unwritable(folders.logs, error.strerror) from error
+    return True
+
+
+def _stamp_again(config: DictConfig) -> None:
+    before, config.paths.time = config.paths.time, time.strftime("%H-%M-%S")
+    for name in ("logs", "checkpoints", "predictions"):
+        path = Path(config.paths[name])
+        if path.name == before:
+            config.paths[name] = str(path.with_name(config.paths.time))

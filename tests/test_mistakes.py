@@ -1,0 +1,250 @@
+"""What a user gets wrong: one sentence, status 2, before work starts and without a trace on the disk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from handpose.config import compose, script
+from handpose.training.fit import fit, prepare
+from handpose.training.results import RunFolders
+from tests.builders import write_course, write_freihand
+from train import main
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL = [
+    "data=freihand",
+    "data.batch_size=8",
+    "data.image_size=64",
+    "data.source.val_fraction=0.25",
+    "data.source.num_blocks=2",
+    "model.encoder.name=lcnet_035",
+    "model.encoder.pretrained=false",
+    "model.decoder.depth=2",
+    "trainer.max_epochs=2",
+    "num_threads=1",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A data set that is packed already, so that a mistake is all there is to tell, and a checkpoint of two epochs."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    write_freihand(folder / "data", num_poses=24, variants=1, num_test=6, size=64)
+    config = compose(
+        "train", [*SMALL, f"data.root={folder / 'data'}", f"paths.packed={folder / 'packed'}", "logger=none"]
+    )
+    prepare(config, stage=None, quiet=True)
+    folders = RunFolders(folder / "run", folder / "run", folder / "run")
+    fit(config, folders, quiet=True)
+    whole = (folder / "run/last.ckpt").read_bytes()
+    (folder / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.ckpt").write_text("weights")
+    torch.save({"model": torch.zeros(3)}, folder / "other.ckpt")
+    (folder / "file").write_text("")
+    return folder
+
+
+@pytest.fixture
+def told(place, tmp_path, monkeypatch, capsys):
+    """The sentence that `python train.py` ends with in an empty folder, after all that must hold for every mistake."""
+
+    def run(*overrides: str, base=SMALL) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("DIR_SCRATCH", "outputs")
+        monkeypatch.delenv("MP_DATA", raising=False)
+        before = set(tmp_path.rglob("*"))
+        monkeypatch.setattr(sys, "argv", ["train.py", *base, *locations(place), *overrides])
+        with pytest.raises(SystemExit) as left:
+            script("train", main)
+        output = capsys.readouterr()
+        assert left.value.code == 2
+        assert output.out == ""
+        lines = [line for line in output.err.splitlines() if not line.startswith("Packed ")]
+        assert len(lines) == 1, output.err
+        assert lines[0].startswith("error: ")
+        assert not any(word in lines[0] for word in ("Traceback", "Ray", "Error(", "Exception"))
+        made = [path.relative_to(tmp_path).as_posix() for path in set(tmp_path.rglob("*")) - before]
+        assert [name for name in made if not f"{name}/".startswith("outputs/packed/")] in ([], ["outputs"])
+        return lines[0]
+
+    return run
+
+
+def locations(place: Path) -> list[str]:
+    return [f"data.root={place / 'data'}", f"paths.packed={place / 'packed'}"]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        # Keys and choices
+        ("optimzer.lr=1", "there is no configuration key optimzer.lr; did you mean optimizer.lr?"),
+        ("+optimzer.lr=1", "there is no configuration key optimzer.lr; did you mean optimizer.lr?"),
+        ("+trainer.max_epoch=1", "did you mean trainer.max_epochs"),
+        ("experiment=exp_submision", "did you mean exp_submission?"),
+        ("logger=null", "logger=null: no such choice"),
+        ("~logger", "there is no logger; give logger=one of none, tensorboard, wandb"),
+        ("optimizer.lr", "cannot read 'optimizer.lr' on the command line; write key=value"),
+        ("paths.data=${oc.env:NOT_SET}", "Environment variable 'NOT_SET' not found"),
+        # Types and ranges
+        ("optimizer.lr=fast", "optimizer.lr=fast: input should be a valid number"),
+        ("optimizer.lr=-1", "optimizer.lr must be above 0, but it is -1"),
+        ("optimizer.lr=0", "optimizer.lr must be above 0, but it is 0"),
+        ("optimizer.lr=nan", "optimizer.lr=nan: input should be a finite number"),
+        ("optimizer.weight_decay=-0.1", "optimizer.weight_decay must be at least 0, but it is -0.1"),
+        ("+optimizer.betas=[0.9,2]", "optimizer, lr_schedule: Invalid beta parameter"),
+        ("heatmap.sigma=2", "heatmap.sigma must be below 1, but it is 2"),
+        ("heatmap.sigma=0", "heatmap.sigma must be above 0, but it is 0"),
+        ("model.encoder.drop_path=1.5", "model.encoder.drop_path must be below 1, but it is 1.5"),
+        ("model.decoder.depth=2.5", "model.decoder.depth=2.5: input should be a valid integer"),
+        ("data.image_size=16", "data.image_size must be at least 32, but it is 16"),
+        ("data.batch_size=0", "data.batch_size must be at least 1"),
+        ("data.source.val_fraction=1.5", "data.source.val_fraction must be below 1, but it is 1.5"),
+        ("data.source.val_fraction=nan", "data.source.val_fraction"),
+        ("trainer.max_epochs=0", "trainer.max_epochs must be at least 1"),
+        ("trainer.precision=nonsense", "trainer.precision=nonsense: input should be '32-true'"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches must be above 0"),
+        ("trainer.check_val_every_n_epoch=3", "would validate nothing within trainer.max_epochs=2"),
+        ("checkpoints.every_n_epochs=3", "would save nothing within trainer.max_epochs=2"),
+        ("checkpoints.metric=val/loss", "checkpoints.metric=val/loss is not measured; there are val/pa_mpjpe_mm"),
+        ("num_rotations=0", "num_rotations must be at least 1"),
+        ("seed=-1", "seed must be at least 0"),
+        # The machine
+        ("trainer.accelerator=nonsense", "trainer: You selected an invalid accelerator name"),
+        ("logger=wandb", "logger=wandb needs the package wandb, which is not installed: pip install wandb"),
+        ("experiment=exp_submission_wandb", "pip install wandb"),
+        # Splits
+        ("data.batch_size=100", "is more than the 18 images of the training split; choose at most 18"),
+        ("data.source.val_fraction=0.01", "leaves no pose for validation"),
+        # The network
+        ("model.encoder.name=eficientnet_b4", "is no timm model; did you mean efficientnet_b4"),
+        ("model.encoder.name=vit_tiny_patch16_224", "does not take 2 images of 64 px (Input height (64)"),
+        ("model.encoder.weights=HERE/nowhere.pth", "model.encoder.weights: there is no file"),
+        ("best=HERE/nowhere.yaml", "best=HERE/nowhere.yaml: there is no such file"),
+        ("best=HERE/file", "is not the best.yaml of a sweep"),
+        # Checkpoints
+        ("test=true", "give model.checkpoint_path=FILE"),
+        ("resume=true", "give model.checkpoint_path=FILE"),
+        ("model.checkpoint_path=HERE/nowhere.ckpt", "there is no file"),
+        ("model.checkpoint_path=HERE/run/gone.ckpt", "run/gone.ckpt; its folder has best-epoch"),
+        ("model.checkpoint_path=HERE/half.ckpt", "half.ckpt is not a checkpoint of this project, or not a whole one"),
+        ("model.checkpoint_path=HERE/text.ckpt", "text.ckpt is not a checkpoint of this project"),
+        ("model.checkpoint_path=HERE/other.ckpt", "other.ckpt is not a checkpoint of this project"),
+        ("model.checkpoint_path=HERE/run", "run is not a checkpoint of this project"),
+        ("model.checkpoint_path=HERE/run/last.ckpt", "2 epochs behind it and trainer.max_epochs=2; give a larger"),
+        # Folders
+        ("paths.output=HERE/file", "file is a file); set DIR_SCRATCH"),
+        ("paths.packed=HERE/file", "set paths.packed to a folder on a local disk"),
+        ("data.root=HERE/nowhere", "nowhere does not exist; download FreiHAND_pub_v2 from https://"),
+        ("data.root=HERE/file", "file is no folder; download FreiHAND_pub_v2 from https://"),
+    ],
+)
+def test_a_mistake_is_one_sentence(place, told, override, sentence):
+    assert sentence.replace("HERE", str(place)) in told(override.replace("HERE", str(place)))
+
+
+def test_a_checkpoint_of_another_architecture_says_what_to_give(place, told):
+    path = f"model.checkpoint_path={place / 'run/last.ckpt'}"
+    assert "give model.decoder.depth=2" in told("test=true", "model.decoder.depth=3", path)
+    assert "give model/decoder=pyramid" in told("test=true", "model/decoder=effpose", path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
+@pytest.mark.parametrize("override", ["trainer.accelerator=gpu", "trainer.devices=2"])
+def test_gpus_that_are_not_there_are_not_trained_on(told, override):
+    assert f"{override}, but this machine has no GPU" in told(override)
+
+
+def test_a_small_picture_alone_leaves_nothing_to_normalise(told):
+    assert "does not take 1 images of 32 px" in told(
+        "data.image_size=32", "data.batch_size=1", "paths.packed=outputs/packed"
+    )
+
+
+def test_ranges_that_do_not_hold_the_hands_are_told_with_what_does(told):
+    assert "the joints span [" in told("heatmap=camera_axes", "heatmap.x_mm=[1, 2]")
+    assert "heatmap.x_mm must be [low, high]" in told("heatmap=camera_axes", "heatmap.x_mm=[4, 2]")
+
+
+def remove(path: str):
+    return lambda root: (root / path).unlink()
+
+
+def edit(name: str, change):
+    """Change the entries of a JSON file: a function of the list, that gives the new one."""
+
+    def edited(root: Path) -> None:
+        path = root / name
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+    return edited
+
+
+def cut_short(path: str):
+    return lambda root: (root / path).write_bytes((root / path).read_bytes()[:400])
+
+
+def with_nan(entries):
+    entries[3][5][1] = float("nan")
+    return entries
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (remove("training_K.json"), "training_K.json does not exist; data.root must be the folder"),
+        (remove("training/rgb/00000005.jpg"), "00000005.jpg is missing, though 00000011.jpg is there"),
+        (remove("training/rgb/00000011.jpg"), "12 poses but"),
+        (edit("training_xyz.json", lambda entries: entries[:-1]), "has 12 entries but training_xyz.json has 11"),
+        (edit("training_xyz.json", lambda entries: [entry[:-1] for entry in entries]), "entry 0 is not 21 x 3 numbers"),
+        (edit("training_xyz.json", with_nan), "entry 3 has a value that is not finite"),
+        (edit("training_xyz.json", lambda entries: (1000 * np.array(entries)).tolist()), "must be in metres"),
+        (edit("evaluation_K.json", lambda entries: [[1, 2, 3]] * len(entries)), "entry 0 is not 3 x 3 numbers"),
+        (edit("training_xyz.json", lambda entries: {}), "must hold a list"),
+        (cut_short("training/rgb/00000007.jpg"), "training/rgb/00000007.jpg cannot be decoded as a JPEG"),
+        (cut_short("evaluation/rgb/00000001.jpg"), "evaluation/rgb/00000001.jpg cannot be decoded as a JPEG"),
+    ],
+)
+def test_a_damaged_data_set_is_told_with_the_file(tmp_path, told, damage, sentence):
+    root = write_freihand(tmp_path / "set", num_poses=12, variants=1, num_test=3, size=64)
+    damage(root)
+    sentence_told = told(f"data.root={root}", "paths.packed=outputs/packed")
+    assert sentence in sentence_told
+    assert str(root) in sentence_told
+
+
+def test_a_data_set_in_place_of_another_is_told(tmp_path, told):
+    root = write_course(tmp_path / "course")
+    assert "training/rgb does not exist" in told(f"data.root={root}")
+    assert "set it (or MP_DATA) to the course's" in told("data.root=nowhere", base=["data=freihand_course"])
+
+
+def test_a_env_file_that_cannot_be_read_is_named(tmp_path, told):
+    (tmp_path / ".env").write_bytes(b"MP_DATA=\xff\xfe")
+    assert f"{tmp_path / '.env'} cannot be read" in told()
+
+
+def test_every_run_of_a_multirun_is_checked_before_the_first(told):
+    assert "seed=x: input should be a valid integer" in told("-m", "seed=0,x")
+    assert "did you mean optimizer.lr?" in told("-m", "seed=0,1", "lr=1")
+
+
+@pytest.fixture(scope="module")
+def from_a_shell(tmp_path_factory):
+    """The same as a user's process, once: nothing else on the terminal, and a status that a script can see."""
+    folder = tmp_path_factory.mktemp("shell")
+    command = [sys.executable, str(REPOSITORY / "train.py"), "data=freihand", "data.root=nowhere"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120), folder
+
+
+def test_a_mistake_in_a_shell_is_a_sentence_and_a_status(from_a_shell):
+    run, folder = from_a_shell
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(f"error: data.root={folder / 'nowhere'} does not exist; download FreiHAND_pub_v2 from")
+    assert run.stderr.count("\n") == 1
+    assert list(folder.iterdir()) == []

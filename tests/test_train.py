@@ -1,0 +1,242 @@
+"""`python train.py` as a user starts it, in a folder of his own: what it prints, what it leaves, how it goes on."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from handpose.evaluation.submission import read_course, read_official
+from tests.builders import write_course, write_freihand
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL = ["data.image_size=64", "model.encoder.name=lcnet_035", "model.encoder.pretrained=false", "num_threads=1"]
+FREIHAND = [
+    *SMALL,
+    "data=freihand",
+    "data.root=hands",
+    "data.batch_size=8",
+    "data.source.val_fraction=0.25",
+    "data.source.num_blocks=2",
+]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(REPOSITORY / "train.py"), *arguments]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    mine = {key: value for key, value in os.environ.items() if key not in ("MP_DATA", "DIR_SCRATCH")}
+    return mine | {"OMP_NUM_THREADS": "1"} | variables
+
+
+def train(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=folder, env=environment(**variables), capture_output=True, text=True, timeout=200
+    )
+
+
+def one(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
+DATED = "[0-9]" * 4 + "-[0-9][0-9]" * 2 + "/" + "-".join(["[0-9][0-9]"] * 3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    write_freihand(folder / "hands", num_poses=24, variants=1, num_test=6, size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    return train(folder, *FREIHAND, "trainer.max_epochs=2", DIR_SCRATCH="scratch")
+
+
+def test_a_run_tells_what_came_out_and_nothing_else(trained):
+    assert trained.returncode == 0, trained.stderr
+    figures = r"PA-MPJPE \d+\.\d\d mm \(mean pose \d+\.\d\d, ratio \d+\.\d\d\), root-relative .* mm, .* px, AUC 0\.\d+"
+    places = [r"checkpoint  .*/best-epoch.*\.ckpt", r"predictions .*/logs/preds/.*", r"log         .*/logs/runs/.*"]
+    expected = [f"validation  {figures}", f"test        {figures}", *places]
+    told = trained.stdout.splitlines()
+    assert len(told) == len(expected), trained.stdout
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, told, strict=True)), trained.stdout
+
+
+def test_a_log_file_gets_a_line_an_epoch_and_no_word_of_the_libraries(trained):
+    told = [re.sub(r"\d+\.\d+|\(\d+ s\)|(?<= )/\S+", "_", line) for line in trained.stderr.splitlines()]
+    assert told == [
+        "Packed 24 images of 64 px in _ in _ s",
+        "Packed 6 images of 64 px in _ in _ s",
+        "epoch 1/2: loss _, PA-MPJPE _ mm _",
+        "epoch 2/2: loss _, PA-MPJPE _ mm _",
+    ]
+
+
+def test_a_run_leaves_dated_folders_under_the_scratch_folder(folder, trained):
+    logs, checkpoints, predictions = (
+        one(folder, f"scratch/logs/{name}/{DATED}") for name in ("runs", "ckpts", "preds")
+    )
+    assert logs.parts[-2:] == checkpoints.parts[-2:] == predictions.parts[-2:]
+    assert {path.name for path in logs.iterdir()} == {"config.yaml", "tensorboard"}
+    assert {path.name for path in predictions.iterdir()} == {"test_preds.json.gz", "pred.zip", "metrics.json"}
+    assert {path.name for path in folder.iterdir()} == {"hands", "scratch"}
+
+
+def test_the_best_checkpoint_has_its_value_in_its_name(folder, trained):
+    checkpoints = one(folder, f"scratch/logs/ckpts/{DATED}")
+    best = one(checkpoints, "best-*.ckpt")
+    assert {path.name for path in checkpoints.iterdir()} == {best.name, "last.ckpt"}
+    epoch, value = re.fullmatch(r"best-epoch(\d{3})-pa_mpjpe_mm(\d+\.\d{3})\.ckpt", best.name).groups()
+    assert f"epoch {int(epoch)}/2: loss" in trained.stderr
+    line = next(line for line in trained.stderr.splitlines() if line.startswith(f"epoch {int(epoch)}/"))
+    assert float(re.search(r"PA-MPJPE (\S+) mm", line)[1]) == pytest.approx(float(value), abs=0.006)
+    assert (
+        yaml.safe_load(one(folder, f"scratch/logs/runs/{DATED}/config.yaml").read_text())
+        == (torch.load(best, weights_only=True)["config"])
+    )
+
+
+def test_both_submissions_hold_the_same_predictions(folder, trained):
+    predictions = one(folder, f"scratch/logs/preds/{DATED}")
+    course, official = read_course(predictions / "test_preds.json.gz"), read_official(predictions / "pred.zip")
+    assert course.shape == (6, 21, 3)
+    assert np.allclose(course, official, atol=1e-6)
+    assert "test/pa_mpjpe_mm" in json.loads((predictions / "metrics.json").read_text())["metrics"]
+
+
+def test_the_winner_of_a_sweep_is_trained_and_predicts_as_the_mean_over_views(folder):
+    (folder / "best.yaml").write_text(
+        yaml.safe_dump({"overrides": [*FREIHAND, "model/decoder=effpose", "optimizer.lr=0.003"], "params": {}})
+    )
+    views = ["test_time=rotations_mirror", "num_rotations=2"]
+    run = train(folder, "best=best.yaml", "trainer.max_epochs=1", "data.image_size=72", *views, DIR_SCRATCH="winner")
+    assert run.returncode == 0, run.stderr
+    config = yaml.safe_load(one(folder, f"winner/logs/runs/{DATED}/config.yaml").read_text())
+    assert config["model"]["decoder"]["_target_"].endswith("EffPose")
+    assert (config["optimizer"]["lr"], config["trainer"]["max_epochs"]) == (0.003, 1)
+    metrics = json.loads(one(folder, f"winner/logs/preds/{DATED}/metrics.json").read_text())
+    assert metrics["test_time"] == "rotations_mirror"
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory) -> Path:
+    """A folder with the course's data set, which a .env file leads to."""
+    folder = tmp_path_factory.mktemp("course")
+    write_course(folder / "course_data", num_poses=8)
+    (folder / ".env").write_text("MP_DATA=course_data\nDIR_SCRATCH='scratch'\n")
+    return folder
+
+
+def test_the_run_this_project_starts_from(course):
+    """EfficientNet-B4 and the data set of the environment, which comes before the .env file's."""
+    elsewhere = course.parent / "elsewhere"
+    run = train(
+        course,
+        *["experiment=exp_submission", "model.encoder.pretrained=false", "data.image_size=64", "trainer.max_epochs=1"],
+        "num_threads=1",
+        MP_DATA=str(course / "course_data"),
+        DIR_SCRATCH=str(elsewhere),
+    )
+    assert run.returncode == 0, run.stderr
+    assert "test        no joints in this split: predictions only" in run.stdout
+    assert read_course(one(elsewhere, f"logs/preds/{DATED}/test_preds.json.gz")).shape == (32, 21, 3)
+    config = yaml.safe_load(one(elsewhere, f"logs/runs/{DATED}/config.yaml").read_text())
+    assert config["model"]["encoder"]["name"] == "efficientnet_b4"
+    assert not (course / "scratch").exists()
+
+
+@contextlib.contextmanager
+def running(folder: Path, *arguments: str, until: str):
+    """A run that has got as far as the file `until`; ended by its process id, if it has not ended by itself."""
+    with open(folder / "stderr.txt", "w") as stderr:
+        process = subprocess.Popen(command(*arguments), cwd=folder, env=environment(), stderr=stderr)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(folder.glob(until)):
+            assert process.poll() is None, (folder / "stderr.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_run_is_tested_while_it_goes_on_then_interrupted_and_resumed(course):
+    submission = [*SMALL, "data.batch_size=8"]
+    last = f"scratch/logs/ckpts/{DATED}/last.ckpt"
+    with running(course, "experiment=exp_submission", *submission, "trainer.max_epochs=9999", until=last) as writer:
+        checkpoint = f"+model.checkpoint_path={one(course, last)}"
+        tested = train(course, "experiment=test_submission", checkpoint, *submission, "test=true", DIR_SCRATCH="tested")
+        assert writer.poll() is None
+        writer.send_signal(signal.SIGINT)
+        assert writer.wait(60) == 130
+    assert tested.returncode == 0, tested.stderr
+    assert read_course(one(course, f"tested/logs/preds/{DATED}/test_preds.json.gz")).shape == (32, 21, 3)
+    assert not list(course.glob(f"tested/logs/ckpts/{DATED}/*"))
+
+    told = (course / "stderr.txt").read_text().splitlines()
+    sentence = f"interrupted; to go on, give the same command and model.checkpoint_path={one(course, last)}"
+    assert told[-1] == sentence
+    assert not any("Traceback" in line for line in told)
+
+    epochs = torch.load(one(course, last), weights_only=True)["epoch"] + 1
+    target = f"trainer.max_epochs={epochs + 1}"
+    resumed = train(course, "experiment=test_submission", checkpoint, *submission, target, DIR_SCRATCH="resumed")
+    assert resumed.returncode == 0, resumed.stderr
+    lines = [line for line in resumed.stderr.splitlines() if not line.startswith("Packed ")]
+    assert [line.partition(":")[0] for line in lines] == [f"epoch {epochs + 1}/{epochs + 1}"]
+
+
+def test_a_multirun_is_one_run_after_the_other(folder):
+    run = train(folder, *FREIHAND, "-m", "seed=0,1", "trainer.max_epochs=1", DIR_SCRATCH="multi")
+    assert run.returncode == 0, run.stderr
+    configs = sorted(folder.glob(f"multi/logs/runs/{DATED}/config.yaml"))
+    assert [yaml.safe_load(path.read_text())["seed"] for path in configs] == [0, 1]
+    assert len(list(folder.glob(f"multi/logs/preds/{DATED}/pred.zip"))) == 2
+    assert run.stdout.count("PA-MPJPE") == 4
+
+
+def test_help_says_what_can_be_given(tmp_path):
+    run = train(tmp_path, "--help")
+    assert run.returncode == 0
+    assert "python train.py best=" in run.stdout
+    assert "experiment: exp_submission, exp_submission_wandb, test_submission" in run.stdout
+    assert (run.stderr, list(tmp_path.iterdir())) == ("", [])
+
+
+def test_the_whole_configuration_can_be_printed(tmp_path):
+    run = train(tmp_path, "--cfg", "job", "experiment=exp_submission")
+    config = yaml.safe_load(run.stdout)
+    assert (config["trainer"]["max_epochs"], config["model"]["encoder"]["name"]) == (145, "efficientnet_b4")
+    assert (run.returncode, run.stderr, list(tmp_path.iterdir())) == (0, "", [])
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network_and_share_the_prediction(folder):
+    run = train(
+        folder, *FREIHAND, "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1", DIR_SCRATCH="two"
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("PA-MPJPE") == 2
+    predictions = one(folder, f"two/logs/preds/{DATED}")
+    checkpoint = json.loads((predictions / "metrics.json").read_text())["checkpoint"]
+    alone = train(folder, *FREIHAND, "test=true", f"model.checkpoint_path={checkpoint}", DIR_SCRATCH="alone")
+    assert alone.returncode == 0, alone.stderr
+    shared, whole = (
+        read_course(one(folder, f"{name}/logs/preds/{DATED}/test_preds.json.gz")) for name in ("two", "alone")
+    )
+    assert np.allclose(shared, whole, atol=1e-4)  # metres; two hands lie centimetres apart

@@ -1,0 +1,165 @@
+"""Checkpoints: which are kept, how they are written, and what a resumed run takes along."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from handpose.errors import UserError
+from handpose.training.checkpoints import BestAndLast, WholeFiles, read_checkpoint
+from handpose.training.fit import fit
+from handpose.training.results import RunFolders
+
+QUIET = ["pictures.every_n_steps=0", "logger=none"]
+
+
+class FakeTrainer:
+    """What BestAndLast asks of a Trainer, with metrics at will."""
+
+    is_global_zero = True
+    sanity_checking = False
+
+    class state:  # noqa: N801
+        fn = "fit"
+
+    def __init__(self):
+        self.current_epoch = -1
+        self.callback_metrics = {}
+
+    def save_checkpoint(self, path):
+        path.write_text(f"after {self.current_epoch + 1} epochs")
+
+    def validate(self, saver, *values):
+        for value in values:
+            self.current_epoch += 1
+            self.callback_metrics = {"val/pa_mpjpe_mm": torch.tensor(value)}
+            saver.on_validation_end(self, None)
+
+
+def saver_in(folder, **options):
+    return BestAndLast(folder, **{"metric": "val/pa_mpjpe_mm", "mode": "min", "every_n_epochs": 1, **options})
+
+
+def test_the_best_and_the_last_are_kept_and_no_other(tmp_path):
+    saver = saver_in(tmp_path)
+    FakeTrainer().validate(saver, 3.0, 1.25, 2.0, 1.5)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "best-epoch002-pa_mpjpe_mm1.250.ckpt": "after 2 epochs",
+        "last.ckpt": "after 4 epochs",
+    }
+    assert (saver.best.name, saver.last.name) == ("best-epoch002-pa_mpjpe_mm1.250.ckpt", "last.ckpt")
+
+
+def test_the_best_can_be_the_largest(tmp_path):
+    saver = saver_in(tmp_path, mode="max")
+    FakeTrainer().validate(saver, 0.25, 0.75, 0.5)
+    assert saver.best.name == "best-epoch002-pa_mpjpe_mm0.750.ckpt"
+
+
+def test_an_epoch_that_diverged_is_never_the_best(tmp_path):
+    saver = saver_in(tmp_path)
+    FakeTrainer().validate(saver, float("nan"), 2.0, float("nan"))
+    assert saver.best.name == "best-epoch002-pa_mpjpe_mm2.000.ckpt"
+
+
+def test_every_so_many_epochs_are_saved(tmp_path):
+    FakeTrainer().validate(saver_in(tmp_path, every_n_epochs=2), 1.0, 4.0, 2.0)
+    assert (tmp_path / "last.ckpt").read_text() == "after 2 epochs"
+
+
+def test_a_resumed_run_takes_the_best_of_the_run_before_along(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    before, after = saver_in(first), saver_in(second)
+    trainer = FakeTrainer()
+    trainer.validate(before, 1.0, 2.0)
+    after.load_state_dict(before.state_dict())
+    trainer.validate(after, 1.5)
+    assert after.best == second / "best-epoch001-pa_mpjpe_mm1.000.ckpt"
+    assert after.best.read_text() == "after 1 epochs"
+    trainer.validate(after, 0.5)
+    assert {path.name for path in second.iterdir()} == {"best-epoch004-pa_mpjpe_mm0.500.ckpt", "last.ckpt"}
+    assert before.best.is_file()  # that run may still be going on
+
+
+def test_a_resumed_run_starts_afresh_where_the_best_is_gone(tmp_path):
+    before, after = saver_in(tmp_path), saver_in(tmp_path / "second")
+    FakeTrainer().validate(before, 1.0)
+    before.best.unlink()
+    after.load_state_dict(before.state_dict())
+    assert (after.best, after.best_value) == (None, float("inf"))
+
+
+def test_a_reader_sees_one_whole_checkpoint_however_often_it_is_written(tmp_path):
+    """An opened file stays the one before: a new one takes its place, it is not written over."""
+    path = tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint({"weights": torch.zeros(1000)}, path)
+    with open(path, "rb") as opened:
+        WholeFiles().save_checkpoint({"weights": torch.ones(1000)}, path)
+        assert torch.load(opened, weights_only=True)["weights"].sum() == 0
+    assert torch.load(path, weights_only=True)["weights"].sum() == 1000
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/last\.ckpt cannot be written"):
+        WholeFiles().save_checkpoint({}, tmp_path / "file/last.ckpt")
+
+
+def test_training_on_keeps_the_best_and_counts_on(configure, tmp_path):
+    first = fit(configure(*QUIET), folder_of(tmp_path / "first"), quiet=True)
+    config = configure(*QUIET, "trainer.max_epochs=3")
+    second = fit(config, folder_of(tmp_path / "second"), quiet=True, resume_from=first.last_checkpoint)
+    assert (first.epochs, second.epochs) == (2, 3)
+    assert read_checkpoint(second.last_checkpoint)["epoch"] == 2
+    assert second.best_checkpoint.parent == tmp_path / "second"
+    assert value_of(second.best_checkpoint) <= value_of(first.best_checkpoint)
+
+
+def folder_of(folder):
+    return RunFolders(folder, folder, folder)
+
+
+def value_of(path):
+    return float(path.stem.partition("mm")[2])
+
+
+def test_a_checkpoint_that_vanishes_before_it_is_read_is_told_with_those_beside_it(tmp_path):
+    (tmp_path / "last.ckpt").write_text("")
+    with pytest.raises(UserError, match=r"there is no file .*best\.ckpt; its folder has last\.ckpt"):
+        read_checkpoint(tmp_path / "best.ckpt")
+
+
+def test_a_run_that_diverges_from_the_start_has_no_best(configure, folders):
+    result = fit(configure(*QUIET, "optimizer.lr=1e30", "trainer.max_epochs=1"), folders, quiet=True)
+    assert result.best_checkpoint is None
+    assert result.last_checkpoint.is_file()
+
+
+class Rates(pl.Callback):
+    """The learning rate of every step."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.values.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_a_resumed_run_has_the_learning_rate_that_is_asked_for(configure, folders):
+    first = fit(configure(*QUIET, "trainer.max_epochs=1"), folders, quiet=True)
+
+    def rates(*overrides):
+        recorded = Rates()
+        config = configure(*QUIET, "checkpoints.enabled=false", *overrides)
+        fit(config, folders, callbacks=[recorded], quiet=True, resume_from=first.last_checkpoint)
+        return recorded.values
+
+    assert rates("lr_schedule=constant", "optimizer.lr=0.25") == [0.25, 0.25]
+    assert rates("optimizer.lr=0.5") == pytest.approx([2 * rate for rate in rates("optimizer.lr=0.25")])
+
+
+def test_a_run_can_go_on_with_another_optimizer(configure, folders):
+    first = fit(configure(*QUIET, "trainer.max_epochs=1"), folders, quiet=True)
+    config = configure(*QUIET, "optimizer._target_=torch.optim.SGD")
+    assert fit(config, folders, quiet=True, resume_from=first.last_checkpoint).epochs == 2

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+
+from handpose.data.augment import unchanged
+from handpose.evaluation.predict import measure
+from handpose.training.fit import build
+from handpose.training.module import parameter_groups
+
+
+@pytest.fixture
+def built(configure):
+    module, data = build(configure(), quiet=True)
+    data.prepare_data()
+    module.axes.fit(torch.from_numpy(data.splits.train.xyz_m).float())
+    return module.eval(), data
+
+
+class Logged(dict):
+    def __call__(self, values, **_):
+        self.update(values)
+
+
+def test_validation_is_the_error_over_all_pictures_however_they_are_batched(built, monkeypatch):
+    module, data = built
+    logged = Logged()
+    monkeypatch.setattr(module, "log_dict", logged)
+    batches = list(data.val_dataloader())
+    halves = [
+        type(batch)(*(field[part] for field in batch)) for batch in batches for part in (slice(0, 1), slice(1, None))
+    ]
+    with torch.no_grad():
+        for i, batch in enumerate(halves):
+            module.validation_step(batch, i)
+        predicted = torch.cat([module.predict_xyz_m(unchanged(batch), batch.scale_m) for batch in batches])
+    truth, intrinsics = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("xyz_m", "intrinsics"))
+    expected = measure(predicted.numpy(), truth.numpy(), intrinsics.numpy())
+    assert {key.removeprefix("val/"): float(metric.compute()) for key, metric in logged.items()} == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
+def test_a_network_that_is_right_scores_zero(built):
+    truth = np.asarray(built[1].splits.val.xyz_m)
+    scores = measure(truth, truth, built[1].splits.val.intrinsics)
+    assert scores == pytest.approx({"pa_mpjpe_mm": 0, "rr_mpjpe_mm": 0, "keypoint_error_px": 0, "pck_auc": 1}, abs=1e-2)
+
+
+def test_a_few_steps_on_one_batch_lower_its_loss(built, monkeypatch):
+    module, data = built
+    monkeypatch.setattr(module, "log_dict", Logged())
+    module.train()
+    batch = next(iter(data.train_dataloader()))
+    optimizer = torch.optim.AdamW(parameter_groups(module.net), lr=3e-3)
+    losses = []
+    for _ in range(15):
+        loss = module.training_step(batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_weights_decay_and_norms_and_biases_do_not(built):
+    decayed, kept = parameter_groups(built[0].net)
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert all(parameter.ndim <= 1 for parameter in kept["params"])
+    assert kept["weight_decay"] == 0.0
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(built[0].net.parameters()))

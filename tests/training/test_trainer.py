@@ -1,0 +1,81 @@
+"""The Trainer as a configuration wants it: loggers, and what the machine has not."""
+
+import importlib.machinery
+import operator
+import sys
+import warnings
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from handpose.config import plain
+from handpose.errors import UserError
+from handpose.training.fit import fit
+from handpose.training.trainer import calm, check_trainer, training_trainer
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for the package, which is optional; what is asked of it is recorded."""
+    package = MagicMock(run=None, __spec__=importlib.machinery.ModuleSpec("wandb", loader=None))
+    package.sdk.lib.RunDisabled = package.wandb_run.Run = type("Run", (), {})
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    for name in ("sdk", "sdk.lib", "wandb_run"):
+        monkeypatch.setitem(sys.modules, f"wandb.{name}", operator.attrgetter(name)(package))
+    monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", True)
+    return package
+
+
+def test_a_run_is_logged_to_wandb_with_its_configuration_metrics_and_pictures(wandb, configure, folders):
+    config = configure("logger=wandb", "logger.project=hands", "logger.run_name=first", "pictures.every_n_steps=2")
+    fit(config, folders, quiet=True)
+    options = wandb.init.call_args.kwargs
+    assert (options["project"], options["name"], options["dir"]) == ("hands", "first", str(folders.logs))
+    assert options["config"] == plain(config)
+    logged = {name for call in wandb.init.return_value.log.call_args_list for name in call.args[0]}
+    assert {"val/pa_mpjpe_mm", "train/loss", "val_pictures/keypoints"} <= logged
+
+
+def test_wandb_that_is_missing_is_a_sentence(configure, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        check_trainer(configure("logger=wandb"))
+
+
+@pytest.mark.parametrize(("override", "kinds"), [("logger=tensorboard", [TensorBoardLogger]), ("logger=none", [])])
+def test_the_logger_is_the_one_asked_for(configure, folders, override, kinds):
+    with calm():
+        trainer = training_trainer(configure(override), folders, quiet=True)
+    assert [type(logger) for logger in trainer.loggers] == kinds
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "overrides", "sentence"),
+    [
+        (0, ["trainer.accelerator=gpu"], "no GPU that torch can use"),
+        (0, ["trainer.devices=2"], "trainer.devices=2, but this machine has no GPU"),
+        (1, ["trainer.devices=2"], "trainer.devices=2, but this machine has 1 GPU$"),
+        (2, ["trainer.devices=4", "trainer.accelerator=cuda"], "trainer.devices=4, but this machine has 2 GPUs"),
+    ],
+)
+def test_more_gpus_than_there_are_is_a_sentence(configure, monkeypatch, num_gpus, overrides, sentence):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    with pytest.raises(UserError, match=sentence):
+        check_trainer(configure(*overrides))
+
+
+def test_a_quiet_run_shows_no_progress(configure, folders, capfd):
+    with calm():
+        trainer = training_trainer(configure("logger=none"), folders, quiet=True)
+    assert trainer.progress_bar_callback is None
+    assert "Progress" not in {type(callback).__name__ for callback in trainer.callbacks}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_calm_keeps_back_only_what_a_user_can_do_nothing_with():
+    with calm():
+        warnings.warn("The 'train_dataloader' does not have many workers", stacklevel=1)
+        with pytest.warns(UserWarning, match="a disk is failing"):
+            warnings.warn("a disk is failing", stacklevel=1)
