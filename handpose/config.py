@@ -119,7 +119,7 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     @hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")
     def entry(_: DictConfig) -> None:
         with _told():
-            main(compose(config_name, task_overrides()))
+            main(compose(config_name, list(HydraConfig.get().overrides.task)))
 
     entry()
 
@@ -173,8 +173,9 @@ def _single_values(override: str) -> list[str]:
 
 
 def task_overrides() -> list[str]:
-    """The overrides of the running script's command line, as Hydra took them."""
-    return list(HydraConfig.get().overrides.task)
+    """The overrides of the running script's command line, those of best=FILE in its place."""
+    overrides = _with_best(list(HydraConfig.get().overrides.task))
+    return [item for item in overrides if _key(item) != "best"]
 
 
 def location_overrides(config: DictConfig) -> list[str]:

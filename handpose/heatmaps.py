@@ -123,7 +123,7 @@ class ImageAxes(nn.Module):
 
 
 class CameraAxes(nn.Module):
-    """Axes x, y, z of the camera frame over fixed ranges of millimetres: the original design, which knows no intrinsics.
+    """Axes x, y, z of the camera frame over fixed ranges of millimetres: the original design, without intrinsics.
 
     x_mm, y_mm, z_mm: (low, high) of each axis. sigma as in ImageAxes.
     """

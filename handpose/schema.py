@@ -130,7 +130,7 @@ def _check_arguments(values: Values, *, prefix: str) -> None:
 
 def _type_hints(target: Any) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        return typing.get_type_hints(inspect.unwrap(target.__init__ if inspect.isclass(target) else target))
     except Exception:  # annotations of a library that only its type checker can resolve
         return {}
 

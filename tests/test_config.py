@@ -117,7 +117,7 @@ def test_the_best_of_a_sweep_comes_before_the_command_line(tmp_path):
 
 def test_a_file_that_is_no_best_yaml_is_refused(tmp_path):
     (tmp_path / "best.yaml").write_text("winner: 3")
-    with pytest.raises(UserError, match="is not the best.yaml of a sweep"):
+    with pytest.raises(UserError, match=r"is not the best\.yaml of a sweep"):
         compose("train", [f"best={tmp_path / 'best.yaml'}"])
 
 

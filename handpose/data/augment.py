@@ -57,7 +57,7 @@ def zoomed(intrinsics: Tensor, zoom: Tensor, shift_px: Tensor, size: tuple[int, 
 
 
 def warp(image: Tensor, homography: Tensor, *, interpolation: Interpolation) -> Tensor:
-    """Warp pictures (B, 3, H, W), floating point, by homographies (B, 3, 3) from old to new pixels; outside is black."""
+    """Warp pictures (B, 3, H, W), floating point, by homographies (B, 3, 3) from old to new pixels, black outside."""
     batch, _, height, width = image.shape
     v, u = torch.meshgrid(
         torch.arange(height, device=image.device, dtype=image.dtype),

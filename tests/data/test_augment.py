@@ -54,7 +54,9 @@ def test_the_warp_moves_a_dot_to_where_its_joint_projects(batch):
     dots = torch.exp(-((u - uv[:, 0, None, None]) ** 2 + (v - uv[:, 1, None, None]) ** 2) / 8)
     view = view._replace(image=dots[:, None].expand(-1, 3, -1, -1).double())
     rotation = rotation_about_center(torch.linspace(-0.6, 0.6, 8).double(), view.intrinsics, SIZE)
-    seen = turned(view, rotation, zoomed(view.intrinsics, torch.full((8,), 1.1).double(), torch.zeros(8, 2).double(), SIZE))
+    seen = turned(
+        view, rotation, zoomed(view.intrinsics, torch.full((8,), 1.1).double(), torch.zeros(8, 2).double(), SIZE)
+    )
     weight = seen.image[:, 0] / seen.image[:, 0].sum((1, 2), keepdim=True)
     found = torch.stack([(weight * u).sum((1, 2)), (weight * v).sum((1, 2))], -1)
     assert torch.allclose(found, geometry.project(seen.xyz_m, seen.intrinsics)[:, 9], atol=0.1)

@@ -200,7 +200,10 @@ def test_each_process_of_a_distributed_run_takes_its_share(root, monkeypatch):
         monkeypatch.setattr(datamodule_module, "_rank_and_replicas", lambda rank=rank: (rank, 2))
         data = datamodule(root)
         seen.append(
-            [torch.cat([batch.position for batch in loader()]) for loader in (data.train_dataloader, data.val_dataloader)]
+            [
+                torch.cat([batch.position for batch in loader()])
+                for loader in (data.train_dataloader, data.val_dataloader)
+            ]
         )
         assert isinstance(data.train_dataloader().sampler, DistributedSampler)  # so that Lightning adds none
         assert isinstance(data.val_dataloader().sampler, DistributedSampler)
