@@ -12,7 +12,7 @@ from handpose.errors import UserError
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.space import Space, grid_points, probes
 from handpose.sweep.trial import with_params
-from handpose.training.fit import build
+from handpose.training.fit import prepare
 
 
 def check_sweep(sweep: SweepSettings, ray: RaySettings) -> None:
@@ -38,14 +38,12 @@ def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False
 
 
 def prepare_data(config: Any) -> str:
-    """Build the default network and make its data ready, once for all trials; returns the data's fingerprint.
+    """Make the default network and the data of all trials ready, as a run would; returns the data's fingerprint.
 
-    config: composed. Data that is missing or broken shows here, before Ray is started.
+    config: composed. Data that is missing or broken, and pictures that the network does not take, show here, before Ray
+    is started.
     """
-    _, data = build(config)
-    data.prepare_data()
-    data.setup("fit")
-    return data.fingerprint
+    return prepare(config, stage=None).data.fingerprint
 
 
 def _check_numbers(sweep: SweepSettings, ray: RaySettings) -> None:

@@ -88,7 +88,6 @@ class TrainingObjective:
         if checkpoint is None:
             fit(config, RunFolders(folder, folder, folder), callbacks=callbacks, quiet=True)
             return
-        callbacks.append(FreshHyperparameters())
         with checkpoint.as_directory() as directory:
             resume_from = Path(directory) / CHECKPOINT
             fit(config, RunFolders(folder, folder, folder), callbacks=callbacks, quiet=True, resume_from=resume_from)
@@ -126,32 +125,6 @@ class TuneReport(pl.Callback):
 def report(epoch: int, metrics: Mapping[str, float], *, checkpoint: Any = None) -> None:
     """Tell Tune the metrics after an epoch, counted from 1. Does not return when the scheduler ends the trial."""
     tune.report({**metrics, "epoch": epoch}, checkpoint=checkpoint)
-
-
-class FreshHyperparameters(pl.Callback):
-    """Lets the configuration's optimiser settings win over those of a checkpoint that the trial goes on from.
-
-    A checkpoint restores the learning rate it was written with, so that what population based training changed would
-    be lost.
-    """
-
-    def __init__(self) -> None:
-        self._fresh: list[list[dict[str, Any]]] = []
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._fresh = [[_settings(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for optimizer, groups in zip(trainer.optimizers, self._fresh, strict=True):
-            for group, fresh in zip(optimizer.param_groups, groups, strict=True):
-                scale = fresh["initial_lr"] / group["initial_lr"]
-                group.update(fresh, lr=group["lr"] * scale)
-        for config in trainer.lr_scheduler_configs:
-            config.scheduler.base_lrs = [group["initial_lr"] for group in config.scheduler.optimizer.param_groups]
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {"initial_lr": group["lr"]} | {name: value for name, value in group.items() if name != "params"}
 
 
 def training_overrides(overrides: Iterable[str]) -> list[str]:

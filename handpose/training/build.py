@@ -46,7 +46,7 @@ def _net(config: DictConfig, *, pretrained: bool) -> PoseNet:
     net = PoseNet(
         encoder=instantiated(config, "model.encoder", **without), decoder=instantiated(config, "model.decoder")
     )
-    return net.to(memory_format=torch.channels_last)  # measured on two cores: 1.4 times the images a second
+    return net.to(memory_format=torch.channels_last)  # the layout that the loader's pictures come in
 
 
 def _check_optimizer(module: HandPose) -> None:

@@ -15,7 +15,6 @@ from handpose.sweep.run import run_sweep
 from handpose.sweep.settings import RaySettings
 from handpose.sweep.trial import (
     CHECKPOINT,
-    FreshHyperparameters,
     TrainingObjective,
     TrialRecipe,
     TuneReport,
@@ -135,10 +134,10 @@ def test_a_trial_goes_on_from_a_checkpoint_with_the_new_learning_rate(train, mon
     monkeypatch.setattr(trial, "report", keep)
     old, new = ["trainer.max_epochs=3", "optimizer.lr=1e-3"], ["trainer.max_epochs=3", "optimizer.lr=2e-4"]
     whole = train(*old, callbacks=[TuneReport(METRIC, 2)])  # leaves the checkpoint of epoch 2
-    again = train(*old, callbacks=[FreshHyperparameters()], resume_from=tmp_path / CHECKPOINT)
+    again = train(*old, resume_from=tmp_path / CHECKPOINT)
     assert again[METRIC] == whole[METRIC]
     fresh, gone_on = Rates(), Rates()
     train(*new, callbacks=[fresh])
-    train(*new, callbacks=[FreshHyperparameters(), gone_on], resume_from=tmp_path / CHECKPOINT)
+    train(*new, callbacks=[gone_on], resume_from=tmp_path / CHECKPOINT)
     assert min(gone_on.values) > 0
     assert gone_on.values == pytest.approx({step: fresh.values[step] for step in gone_on.values})
