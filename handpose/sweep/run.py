@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -82,6 +83,22 @@ def run_sweep(
     where it lies in the space. description: kept as sweep.yaml. Ray is started and shut down, unless it runs already.
     Raises UserError where a trial does not fit into what Ray has, and SweepInterruptedError.
     """
+    with _environment(), ray_runtime(_limited(cluster, sweep)):  # before any file is made: it may not answer
+        slots = count_slots(sweep, ray.cluster_resources())
+        return _sweep(sweep, slots, space, searcher, scheduler, objective, command, defaults, description)
+
+
+def _sweep(
+    sweep: SweepSettings,
+    slots: Slots,
+    space: Space,
+    searcher: Callable[..., OptunaSearcher],
+    scheduler: TrialScheduler,
+    objective: Objective,
+    command: Callable[[Params], str],
+    defaults: Mapping[str, Any],
+    description: Mapping[str, Any],
+) -> TrialTable:
     folder = sweep.path
     first = default_point(space, defaults)
     asked = searcher(
@@ -98,6 +115,7 @@ def run_sweep(
     num_trials = min(sweep.num_trials, asked.num_points or sweep.num_trials)
     table = TrialTable(sweep.metric, sweep.mode, num_trials, sweep.max_epochs)
     view = sweep_view(f"sweep {sweep.name}  ·  {space.name}", time_budget_s=sweep.time_budget_s)
+    table.num_slots = slots.num_slots
     view.refresh(table)
     stop = _Stop(sweep.max_epochs)
     with contextlib.closing(view), contextlib.closing(asked), _interruptible(stop):
@@ -109,10 +127,7 @@ def run_sweep(
             view=view,
             is_interrupted=lambda: stop.is_requested,
         )
-        with _environment(), ray_runtime(_limited(cluster, sweep)):
-            slots = count_slots(sweep, ray.cluster_resources())
-            table.num_slots = slots.num_slots
-            _tuner(sweep, slots, num_trials, asked, scheduler, objective, recorder, stop).fit()
+        _tuner(sweep, slots, num_trials, asked, scheduler, objective, recorder, stop).fit()
     if stop.is_requested:
         raise SweepInterruptedError(f"the sweep was interrupted; what it found lies in {folder}")
     return table
@@ -193,12 +208,21 @@ def ray_runtime(cluster: RaySettings) -> Iterator[None]:
         num_cpus = cluster.num_cpus or num_cores()
         settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
         settings["object_store_memory"] = _OBJECT_STORE_BYTES
-    ray.init(
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": _WORKER_ENVIRONMENT},
-        **settings,
-    )
+    try:
+        _check_answers(cluster.address)
+        ray.init(
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+            **settings,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        if cluster.address is None:
+            raise
+        raise UserError(
+            f"ray.address={cluster.address}: no Ray cluster answers there; `ray start --head` begins one, and without "
+            "ray.address the sweep runs on this machine"
+        ) from error
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # What became of a worker stands in trials.csv. Ray's switch for it, RAY_DEDUP_LOGS_SKIP_REGEX, is read on import.
     stdout_deduplicator.skip_re = re.compile("A worker died or was killed")
@@ -206,6 +230,13 @@ def ray_runtime(cluster: RaySettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Ray itself tries an address that nobody listens on for minutes, and tells each try; raises OSError."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _limited(cluster: RaySettings, sweep: SweepSettings) -> RaySettings:

@@ -20,7 +20,8 @@ from ray.tune.schedulers import FIFOScheduler
 
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
-from handpose.sweep.run import Slots, SweepInterruptedError, count_slots
+from handpose.sweep.run import Slots, SweepInterruptedError, count_slots, ray_runtime
+from handpose.sweep.settings import RaySettings
 from handpose.sweep.space import load_space
 from tests.report.test_tensorboard import hparams_tab
 from tests.sweep.conftest import grid, make_settings, start, tpe
@@ -174,3 +175,9 @@ def test_there_are_as_many_slots_as_cores_and_gpus_hold(has, asked, slots, tmp_p
 def test_a_trial_that_fits_nowhere_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no trial fits: sweep.cpus_per_trial=8 .* Ray has 4 cores and 0 GPUs"):
         count_slots(make_settings(tmp_path, cpus_per_trial=8), {"CPU": 4})
+
+
+def test_a_cluster_that_does_not_answer_is_a_sentence_at_once(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(UserError, match=r"ray\.address=127\.0\.0\.1:1: no Ray cluster answers there"):
+        ray_runtime(RaySettings(address="127.0.0.1:1", num_cpus=None)).__enter__()
