@@ -60,7 +60,16 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
             raise UserError(f"no epoch gave a finite {config.checkpoints.metric}; a smaller optimizer.lr may help")
         return RunResult(folders, training, None, {})
     load_weights(prepared.module, read_checkpoint(best), best)
-    return RunResult(folders, training, best, _test(config, prepared._replace(checkpoint=best), folders, quiet=quiet))
+    metrics = _test(config, prepared._replace(checkpoint=best), folders, quiet=quiet)
+    _part()
+    return RunResult(folders, training, best, metrics)
+
+
+def _part() -> None:
+    """Let the processes of a run go at one moment: gloo's threads abort the one that another left behind (seen)."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def fit(
