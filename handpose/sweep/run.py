@@ -85,52 +85,38 @@ def run_sweep(
     """
     with _environment(), ray_runtime(_limited(cluster, sweep)):  # before any file is made: it may not answer
         slots = count_slots(sweep, ray.cluster_resources())
-        return _sweep(sweep, slots, space, searcher, scheduler, objective, command, defaults, description)
-
-
-def _sweep(
-    sweep: SweepSettings,
-    slots: Slots,
-    space: Space,
-    searcher: Callable[..., OptunaSearcher],
-    scheduler: TrialScheduler,
-    objective: Objective,
-    command: Callable[[Params], str],
-    defaults: Mapping[str, Any],
-    description: Mapping[str, Any],
-) -> TrialTable:
-    folder = sweep.path
-    first = default_point(space, defaults)
-    asked = searcher(
-        space=space,
-        folder=folder / "study",
-        name=sweep.name,
-        metric=sweep.metric,
-        mode=sweep.mode,
-        max_epochs=sweep.max_epochs,
-        seed=sweep.seed,
-        first=[first] if first else [],
-    )
-    write_yaml(folder / "sweep.yaml", description)
-    num_trials = min(sweep.num_trials, asked.num_points or sweep.num_trials)
-    table = TrialTable(sweep.metric, sweep.mode, num_trials, sweep.max_epochs)
-    view = sweep_view(f"sweep {sweep.name}  ·  {space.name}", time_budget_s=sweep.time_budget_s)
-    table.num_slots = slots.num_slots
-    view.refresh(table)
-    stop = _Stop(sweep.max_epochs)
-    with contextlib.closing(view), contextlib.closing(asked), _interruptible(stop):
-        recorder = Recorder(
-            table,
-            folder=folder,
-            numbers=asked.numbers,
-            command=command,
-            view=view,
-            is_interrupted=lambda: stop.is_requested,
+        folder = sweep.path
+        first = default_point(space, defaults)
+        asked = searcher(
+            space=space,
+            folder=folder / "study",
+            name=sweep.name,
+            metric=sweep.metric,
+            mode=sweep.mode,
+            max_epochs=sweep.max_epochs,
+            seed=sweep.seed,
+            first=[first] if first else [],
         )
-        _tuner(sweep, slots, num_trials, asked, scheduler, objective, recorder, stop).fit()
-    if stop.is_requested:
-        raise SweepInterruptedError(f"the sweep was interrupted; what it found lies in {folder}")
-    return table
+        write_yaml(folder / "sweep.yaml", description)
+        num_trials = min(sweep.num_trials, asked.num_points or sweep.num_trials)
+        table = TrialTable(sweep.metric, sweep.mode, num_trials, sweep.max_epochs)
+        view = sweep_view(f"sweep {sweep.name}  ·  {space.name}", time_budget_s=sweep.time_budget_s)
+        table.num_slots = slots.num_slots
+        view.refresh(table)
+        stop = _Stop(sweep.max_epochs)
+        with contextlib.closing(view), contextlib.closing(asked), _interruptible(stop):
+            recorder = Recorder(
+                table,
+                folder=folder,
+                numbers=asked.numbers,
+                command=command,
+                view=view,
+                is_interrupted=lambda: stop.is_requested,
+            )
+            _tuner(sweep, slots, num_trials, asked, scheduler, objective, recorder, stop).fit()
+        if stop.is_requested:
+            raise SweepInterruptedError(f"the sweep was interrupted; what it found lies in {folder}")
+        return table
 
 
 def _tuner(
