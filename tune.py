@@ -1,46 +1,56 @@
 """Sweep, retrain the winner, predict the test split: `python tune.py`, with any configuration key as key=value."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from handpose.config import compose, location_overrides, plain, quote_override, script, task_overrides
+from handpose.config import script, task_overrides
 from handpose.report.terminal import summary
-from handpose.sweep.preflight import check_space, check_sweep, prepare_data
+from handpose.sweep.preflight import check_space, check_sweep, preflight, prepare_data
 from handpose.sweep.provenance import provenance
-from handpose.sweep.run import SweepInterruptedError, run_sweep
-from handpose.sweep.scheduler import build_scheduler
+from handpose.sweep.resume import check_data, description, new_task, recorded_task
+from handpose.sweep.retrain import retrain
+from handpose.sweep.run import INTERRUPTED, SweepHaltedError, SweepInterruptedError, run_sweep, try_out
+from handpose.sweep.scheduler import rule_maker
 from handpose.sweep.select import NoWinnerError, select_winner, write_best
-from handpose.sweep.space import flattened, load_space
 from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides, with_params
-from handpose.training.fit import prepare_folders, train_and_test
 
 
 def main(config: DictConfig) -> None:
-    """Sweep, retrain, test, and print what came out."""
+    """Sweep, retrain, test, and print what came out; or go on with that."""
+    folder = config.sweep.resume
+    task = recorded_task(Path(folder).expanduser().resolve(), task_overrides()) if folder else new_task(config)
+    config, space = task.config, task.space
     sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
-    overrides = training_overrides(task_overrides())
-    space = load_space(config.search_space)
+    overrides = training_overrides(task.overrides)
     check_sweep(sweep, cluster)
     check_space(space, overrides, is_grid=config.searcher.sampler is None)
-    scheduler = build_scheduler(instantiate(config.scheduler), space)
-    origin = provenance(data=prepare_data(config))
-    defaults = flattened(plain(config)) | dict(HydraConfig.get().runtime.choices)
-    recipe = TrialRecipe(overrides, location_overrides(config), sweep.max_epochs, sweep.cpus_per_trial)
+    fresh_rule = rule_maker(instantiate(config.scheduler), sweep, space)
+    fingerprint = prepare_data(config)
+    check_data(task, fingerprint)
+    origin = task.origin or description(task, provenance(data=fingerprint))
+    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial)
+    searcher = instantiate(config.searcher)
+    tried = partial(
+        preflight, sweep=sweep, space=space, recipe=recipe, make_rule=fresh_rule, config=config, defaults=task.defaults
+    )
+    if sweep.preflight == "only":
+        try_out(sweep, cluster, tried)
+        return
 
     table = run_sweep(
         sweep=sweep,
         cluster=cluster,
         space=space,
-        searcher=instantiate(config.searcher),
-        scheduler=scheduler,
-        objective=TrainingObjective(recipe, sweep.metric, sweep.checkpoint_every_epochs),
+        searcher=partial(searcher, defaults=task.defaults, fingerprint=fingerprint),
+        rule=fresh_rule,
+        objective=TrainingObjective.of(recipe, sweep, fresh_rule(), measures=bool(config.searcher.constraints)),
         command=recipe.command,
-        defaults=defaults,
-        description={"config": plain(config), **origin},
+        description=None if task.origin else origin,
+        preflight=tried,
     )
 
     # The finalists are not confirmed over seeds yet; it belongs here, between the table and the winner.
@@ -50,27 +60,18 @@ def main(config: DictConfig) -> None:
         best, table=table, row=winner, overrides=with_params(overrides, winner.params), sweep=sweep, origin=origin
     )
     retrained = retrain(sweep.path) if sweep.retrain else None
-    print(summary(table=table, winner=winner, defaults=defaults, retrained=retrained, folder=sweep.path))
-
-
-def retrain(folder: Path) -> dict[str, float]:
-    """Train best.yaml of the sweep in that folder as train.py would, with its full schedule, and test it."""
-    places = {"logs": "retrain", "checkpoints": "retrain/checkpoints", "predictions": "retrain"}
-    overrides = [quote_override(f"paths.{name}", str(folder / place)) for name, place in places.items()]
-    config = compose("train", [quote_override("best", str(folder / "best.yaml")), *overrides])
-    result = train_and_test(config, prepare_folders(config))
-    return (result.training.metrics if result.training else {}) | result.test_metrics
+    print(summary(table=table, winner=winner, defaults=task.defaults, retrained=retrained, folder=sweep.path))
 
 
 def guarded(config: DictConfig) -> None:
     """Leave with a sentence and a status of its own where the sweep came to nothing or was ended by hand."""
     try:
         main(config)
-    except NoWinnerError as error:
+    except (NoWinnerError, SweepHaltedError) as error:
         sys.exit(f"error: {error}")
     except (SweepInterruptedError, KeyboardInterrupt) as error:
         print(str(error) or "interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

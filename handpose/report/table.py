@@ -12,19 +12,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-State = Literal["running", "complete", "stopped", "diverged", "failed", "interrupted"]
-"""complete: trained to the last epoch. stopped: ended before, by the scheduler or the time budget. diverged: its
-metric was not finite. failed: raised an error. interrupted: was running when the sweep was ended by hand."""
+State = Literal["running", "waiting", "paused", "complete", "stopped", "diverged", "infeasible", "failed"]
+"""waiting: to be tried again, or for the sweep to go on. paused: at a rung, to be promoted. complete: trained to the
+last epoch. stopped: ended before, by the scheduler or a budget. diverged: its metric was not finite, or exploded.
+infeasible: it costs more than the constraints allow. failed: raised an error."""
 
-STATES: tuple[State, ...] = ("running", "complete", "stopped", "diverged", "failed", "interrupted")
+STATES: tuple[State, ...] = (
+    "running",
+    "waiting",
+    "paused",
+    "complete",
+    "stopped",
+    "diverged",
+    "infeasible",
+    "failed",
+)
+_OVER = ("complete", "stopped", "diverged", "infeasible", "failed")
 
 
 @dataclass
 class TrialRow:
     """One trial.
 
-    params: configuration key -> value. metrics: of epoch `epochs`. seconds: since it started. error: the last line of
-    what it raised. command: the command line that trains it again, alone.
+    params: configuration key -> value. metrics: of epoch `epochs`. seconds: in its slot. error: why it failed, in a
+    line, with the traceback. command: the command line that trains it again, alone.
     """
 
     number: int
@@ -35,11 +46,12 @@ class TrialRow:
     seconds: float = 0.0
     node: str = ""
     error: str = ""
+    traceback: str = ""
     command: str = ""
 
     @property
     def is_over(self) -> bool:
-        return self.state != "running"
+        return self.state in _OVER
 
 
 @dataclass
@@ -47,6 +59,7 @@ class TrialTable:
     """The trials of one sweep.
 
     metric: what is optimised; mode: min or max. num_trials, max_epochs: as planned. num_slots: trials at a time.
+    checkpoint_bytes: on the disk, of a budget.
     """
 
     metric: str
@@ -54,6 +67,8 @@ class TrialTable:
     num_trials: int
     max_epochs: int
     num_slots: int = 1
+    checkpoint_bytes: int = 0
+    checkpoint_budget_bytes: float = math.inf
     rows: dict[int, TrialRow] = field(default_factory=dict)
 
     def value(self, row: TrialRow) -> float:
@@ -70,7 +85,7 @@ class TrialTable:
         Values of different epochs are never compared. Ties go to the smaller number.
         """
         sign = 1 if self.mode == "min" else -1
-        sound = [row for row in self.rows.values() if row.state not in ("failed", "diverged")]
+        sound = [row for row in self.rows.values() if row.state not in ("failed", "diverged", "infeasible")]
         finite = [row for row in sound if math.isfinite(self.value(row))]
         return sorted(finite, key=lambda row: (-row.epochs, sign * self.value(row), row.number))
 
@@ -87,7 +102,7 @@ class TrialTable:
 
 
 _BEFORE = ("number", "state", "epochs", "seconds")
-_AFTER = ("node", "error", "command")
+_AFTER = ("node", "error", "command", "traceback")
 
 
 def _columns(rows: Sequence[TrialRow]) -> list[str]:

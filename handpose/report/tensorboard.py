@@ -18,12 +18,15 @@ from torch.utils.tensorboard import SummaryWriter
 class TrialLog:
     """The event file of one trial.
 
-    folder: of the run. name: how the HParams tab calls it. params: configuration key -> value. started_s: time since
-    the epoch.
+    folder: of the run; one that has event files already is gone on with. name: how the HParams tab calls it. params:
+    configuration key -> value. started_s: time since the epoch.
     """
 
     def __init__(self, folder: Path, *, name: str, params: Mapping[str, Any], started_s: float) -> None:
+        goes_on = any(folder.glob("events.*"))
         self._writer = SummaryWriter(str(folder))
+        if goes_on:
+            return
         start = SessionStartInfo(group_name=name, start_time_secs=started_s)
         for key, value in params.items():
             _set(start, key, value)
@@ -41,6 +44,10 @@ class TrialLog:
         status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
         end = SessionEndInfo(status=status, end_time_secs=ended_s)
         self._add(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
+        self._writer.close()
+
+    def pause(self) -> None:
+        """Close the file; the trial may go on."""
         self._writer.close()
 
     def _add(self, tag: str, data: HParamsPluginData) -> None:

@@ -20,11 +20,13 @@ _MAX_ROWS = 12
 _MAX_RUNNING = 4
 _COLOURS: dict[State, str] = {
     "running": "cyan",
+    "waiting": "blue",
+    "paused": "blue",
     "complete": "green",
     "stopped": "yellow",
     "diverged": "magenta",
+    "infeasible": "magenta",
     "failed": "red",
-    "interrupted": "red",
 }
 
 
@@ -41,19 +43,19 @@ class SweepView(Protocol):
         """Leave the last picture standing."""
 
 
-def sweep_view(title: str, *, time_budget_s: float | None = None) -> SweepView:
-    """A live view in a terminal, else plain lines."""
+def sweep_view(title: str, *, time_budget_s: float | None = None, used_s: float = 0.0) -> SweepView:
+    """A live view in a terminal, else plain lines. used_s: before, by a sweep that goes on."""
     console = Console()
-    clock = Clock(time_budget_s=time_budget_s)
+    clock = Clock(time_budget_s=time_budget_s, used_s=used_s)
     return LiveView(title, console, clock) if console.is_terminal else PlainView(title, clock)
 
 
 class Clock:
     """Time used, and an estimate of the time left."""
 
-    def __init__(self, *, time_budget_s: float | None) -> None:
+    def __init__(self, *, time_budget_s: float | None, used_s: float = 0.0) -> None:
         self._time_budget_s = time_budget_s
-        self._started = time.monotonic()
+        self._started = time.monotonic() - used_s
         self._ended: float | None = None
 
     def end(self) -> None:
@@ -183,11 +185,14 @@ def _head(title: str, table: TrialTable, clock: Clock) -> RenderableType:
 
 def _counts(table: TrialTable, width: int) -> RenderableType:
     counts = table.count()
-    num_ended = sum(number for state, number in counts.items() if state != "running")
+    num_ended = sum(row.is_over for row in table.rows.values())
     text = Text(f" {num_ended}/{table.num_trials} trials", style="bold")
     for state in STATES:
         if counts[state]:
             text.append("  ·  ", style="dim").append(f"{counts[state]} {state}", style=_COLOURS[state])
+    if table.checkpoint_bytes:
+        held, budget = table.checkpoint_bytes / 1e9, table.checkpoint_budget_bytes / 1e9
+        text.append(f"  ·  checkpoints {held:.1f} of {budget:g} GB", style="dim")
     line = Table.grid()
     line.add_column(no_wrap=True)
     line.add_column(no_wrap=True, overflow="ellipsis")

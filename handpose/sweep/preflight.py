@@ -1,18 +1,42 @@
-"""What can be known to go wrong before a sweep, so that no slot is paid for it: raises UserError, in one sentence."""
+"""What can be known to go wrong before a sweep, so that no slot is paid for it: raises UserError, in one sentence.
 
+First what needs no Ray: numbers, space, data, plan. Then, with Ray, `preflight`: points of the space are trained for a
+few steps in a slot, which also tells what the sweep will cost.
+"""
+
+import difflib
+import math
 import os
 import re
-from collections.abc import Sequence
-from typing import Any
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import optuna
 import torch
+from ray import cloudpickle
 
 from handpose.config import compose
 from handpose.errors import UserError
+from handpose.report.preflight import PointRow, Work, disk_line, points_table, sweep_line, trial_line
+from handpose.report.terminal import params_text
+from handpose.sweep.forecast import Forecast, forecast
+from handpose.sweep.probing import Bench, Probed, points_of, probe, without_effect
+from handpose.sweep.retention import KEPT_A_TRIAL
+from handpose.sweep.rules import Fifo, Rule
 from handpose.sweep.settings import RaySettings, SweepSettings
-from handpose.sweep.space import Space, grid_points, probes
-from handpose.sweep.trial import with_params
+from handpose.sweep.space import Params, Space, default_point, grid_points, probes
+from handpose.sweep.stretch import Objective, make_trainable
+from handpose.sweep.trial import TrialRecipe, with_params
+from handpose.sweep.trial_cost import DataSize
 from handpose.training.fit import prepare
+
+if TYPE_CHECKING:
+    from handpose.sweep.run import Slots
 
 
 def check_sweep(sweep: SweepSettings, ray: RaySettings) -> None:
@@ -37,13 +61,56 @@ def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False
             raise UserError(f"{space.file}: {error}") from error
 
 
-def prepare_data(config: Any) -> str:
-    """Make the default network and the data of all trials ready, as a run would; returns the data's fingerprint.
+class Survey(NamedTuple):
+    """What the default configuration's data and network are. fingerprint: of the data. metric_names: validated ones."""
+
+    fingerprint: str
+    size: DataSize
+    metric_names: tuple[str, ...]
+
+
+def survey(config: Any) -> Survey:
+    """Make the default network and the data of all trials ready, as a run would, and look at them.
 
     config: composed. Data that is missing or broken, and pictures that the network does not take, show here, before Ray
     is started.
     """
-    return prepare(config, stage=None).data.fingerprint
+    module, data, _ = prepare(config, stage=None)
+    size = DataSize(data.image_size, len(data.splits.train), len(data.splits.val))
+    return Survey(data.fingerprint, size, tuple(module.metric_names))
+
+
+def prepare_data(config: Any) -> str:
+    """The fingerprint of the data, which is made ready with the default network: `survey`."""
+    return survey(config).fingerprint
+
+
+def check_plan(sweep: SweepSettings, rule: Rule, *, validates_every: int, metric_names: Sequence[str]) -> None:
+    """See that what the sweep decides by is validated, and when it decides.
+
+    rule: that stops trials. validates_every: trainer.check_val_every_n_epoch.
+    """
+    if sweep.metric not in metric_names:
+        near = difflib.get_close_matches(sweep.metric, metric_names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(metric_names)}"
+        raise UserError(f"sweep.metric={sweep.metric} is not validated; {hint}")
+    _check_rungs(sweep, rule, validates_every)
+
+
+def _check_rungs(sweep: SweepSettings, rule: Rule, validates_every: int) -> None:
+    interval = f"trainer.check_val_every_n_epoch={validates_every}"
+    if sweep.max_epochs % validates_every:
+        raise UserError(
+            f"sweep.max_epochs={sweep.max_epochs} must be a multiple of {interval}, or its last epoch is not validated"
+        )
+    missed = [epoch for epoch in rule.rungs if epoch % validates_every]
+    if missed:
+        rungs = ", ".join(map(str, rule.rungs))
+        raise UserError(
+            f"{interval} validates no trial at epoch {missed[0]}, where the scheduler compares them (it does at "
+            f"{rungs}); give trainer.check_val_every_n_epoch=1, or make scheduler.grace_period (of pbt: "
+            "scheduler.perturbation_interval) a multiple of it"
+        )
 
 
 def _check_numbers(sweep: SweepSettings, ray: RaySettings) -> None:
@@ -53,13 +120,21 @@ def _check_numbers(sweep: SweepSettings, ray: RaySettings) -> None:
         "sweep.cpus_per_trial": sweep.cpus_per_trial,
         "sweep.max_concurrent": sweep.max_concurrent,
         "sweep.checkpoint_every_epochs": sweep.checkpoint_every_epochs,
+        "sweep.stop_after_failures": sweep.stop_after_failures,
         "ray.num_cpus": ray.num_cpus,
     }
     for key, value in at_least_one.items():
         if value is not None and value < 1:
             raise UserError(f"{key} must be at least 1, but it is {value}")
-    if sweep.time_budget_s is not None and sweep.time_budget_s <= 0:
-        raise UserError(f"sweep.time_budget_s must be above 0, but it is {sweep.time_budget_s:g}")
+    above_zero = {"sweep.time_budget_s": sweep.time_budget_s, "sweep.checkpoint_budget_gb": sweep.checkpoint_budget_gb}
+    for key, amount in above_zero.items():
+        if amount is not None and amount <= 0:
+            raise UserError(f"{key} must be above 0, but it is {amount:g}")
+    for key, least in {"sweep.max_retries": sweep.max_retries, "sweep.retry_delay_s": sweep.retry_delay_s}.items():
+        if least < 0:
+            raise UserError(f"{key} must be at least 0, but it is {least:g}")
+    if sweep.explosion_factor is not None and sweep.explosion_factor <= 1:
+        raise UserError(f"sweep.explosion_factor must be above 1, but it is {sweep.explosion_factor:g}")
     gpus = sweep.gpus_per_trial
     if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
         raise UserError(f"sweep.gpus_per_trial must be a whole number or a part of one GPU, but it is {gpus:g}")
@@ -86,10 +161,202 @@ def _check_folder(sweep: SweepSettings) -> None:
     if not re.fullmatch(r"[\w.,=+-]+", sweep.name) or sweep.name.strip(".") == "":
         raise UserError(f"sweep.name={sweep.name} must be the name of a folder: letters, digits and any of _.,=+-")
     folder = sweep.path
-    if folder.exists() and any(folder.iterdir()):
+    if sweep.resume is None and folder.exists() and any(folder.iterdir()):
         raise UserError(f"there is a sweep in {folder} already; choose another sweep.name, or remove that folder")
-    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
+    place = _nearest(folder)
+    try:  # os.access is not asked: a network file system says yes, and refuses then
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".writable-") as file:
+            file.write(b"0")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
         raise UserError(
-            f"the folder {folder} cannot be made in {place}; set DIR_SCRATCH to a folder that can be written"
+            f"the folder {folder} cannot be made in {place}; set DIR_SCRATCH to a folder that can be written "
+            f"({error.strerror})"
+        ) from error
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above that is there."""
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+# --- with Ray ---------------------------------------------------------------------------------------------------------
+
+_MOST_PICKLED_BYTES = 50_000_000
+_BRIEF_S = 60.0
+
+
+def preflight(
+    slots: "Slots",
+    *,
+    sweep: SweepSettings,
+    space: Space,
+    recipe: TrialRecipe,
+    objective: Objective,
+    make_rule: Callable[[], Rule],
+    data: DataSize,
+    defaults: Mapping[str, Any],
+    say: Callable[[str], None] = print,
+) -> None:
+    """Train points of the space for a few steps, each as trials are, and say what a trial and the sweep will cost.
+
+    Within a running Ray. slots: that trials will have. objective: what they run. data: of the default configuration.
+    defaults: as `default_point` takes them. sweep.preflight: `brief` tries the space's ends, two points at random and
+    every option of every choice; `only` more, for longer, pretrained weights included; `off` nothing. Raises UserError,
+    which names the parameters, where a point cannot be trained, and where objective, disk or GPU are not up to it.
+    """
+    if sweep.preflight == "off":
+        return
+    is_brief, rule, default = sweep.preflight == "brief", make_rule(), _default(space, defaults)
+    with Bench(cpus=slots.cpus, gpus=slots.gpus, recipe=recipe, data=data) as bench:
+        check_pickles(objective)  # while the worker imports what it needs
+        probed = probe(
+            bench,
+            points_of(space, num_random=2 if is_brief else 8),
+            space=space,
+            default=default,
+            num_steps=3 if is_brief else 8,
+            weights=not is_brief,
+            time_s=_BRIEF_S if is_brief else math.inf,
         )
+        idle = [] if is_brief else list(without_effect(bench, probed, default or probed.points[0].params))
+    for cost in probed.costs:
+        _check_rungs(sweep, rule, cost.validates_every)
+    disk, *warnings = _check_disk(sweep, slots, rule, probed)
+    warnings += [*_check_gpu_share(slots, probed), *_warnings(space, probed, idle)]
+    if not is_brief:
+        say(points_table(_rows(probed)) + "\n")
+    lines = [_trial(probed), _sweep(sweep, slots, probed, make_rule), disk]
+    say("\n".join([*lines, *(f"note        {warning}" for warning in warnings)]))
+
+
+def check_pickles(objective: Objective) -> None:
+    """See that what trials run reaches a worker, whole and not as a heavy load; raises UserError."""
+    name = type(objective).__name__ if is_dataclass(objective) else getattr(objective, "__qualname__", repr(objective))
+    try:
+        pickled = cloudpickle.dumps(make_trainable(objective))
+        cloudpickle.loads(pickled)
+        copied = cloudpickle.loads(cloudpickle.dumps(objective))
+    except Exception as error:  # pickle raises whatever the objects in it do
+        raise UserError(f"{name} cannot be sent to a worker: {type(error).__name__}: {error}") from error
+    if len(pickled) > _MOST_PICKLED_BYTES:
+        raise UserError(
+            f"{name} has {len(pickled) / 1e6:.0f} MB, which would be sent to every worker; let it read what it needs "
+            "there instead of carrying it"
+        )
+    if is_dataclass(objective) and copied != objective:
+        raise UserError(f"{name} does not arrive at a worker as it was sent: it is {copied}, not {objective}")
+
+
+def _default(space: Space, defaults: Mapping[str, Any]) -> Params | None:
+    """Parameters of the default configuration, where it lies in the space."""
+    draws = default_point(space, defaults)
+    return None if draws is None else space.suggest(optuna.trial.FixedTrial(draws))
+
+
+def _check_disk(sweep: SweepSettings, slots: "Slots", rule: Rule, probed: Probed) -> list[str]:
+    """What the disk has for checkpoints, and warnings; raises UserError where it has too little for any sweep."""
+    place = _nearest(sweep.path)
+    free_gb = shutil.disk_usage(place).free / 1e9
+    largest_gb = max(cost.checkpoint_mb for cost in probed.costs) / 1e3
+    running_gb = slots.num_slots * KEPT_A_TRIAL * largest_gb
+    waiting_gb = sweep.num_trials * largest_gb if rule.needs_checkpoints else 0.0
+    needed_gb, budget = running_gb + waiting_gb, f"sweep.checkpoint_budget_gb={sweep.checkpoint_budget_gb:g}"
+    if free_gb < min(needed_gb, sweep.checkpoint_budget_gb):
+        raise UserError(
+            f"{place} has {free_gb:.3g} GB free, but the sweep's checkpoints need {needed_gb:.3g} GB ({largest_gb:.2g} "
+            f"GB each) within {budget}; make room, or set DIR_SCRATCH to a folder on another disk"
+        )
+    line = disk_line(
+        checkpoint_mb=1e3 * largest_gb,
+        needed_gb=needed_gb,
+        budget_gb=sweep.checkpoint_budget_gb,
+        free_gb=free_gb,
+        folder=str(place),
+    )
+    if sweep.checkpoint_budget_gb >= needed_gb:
+        return [line]
+    begin = "trials that wait at a rung begin anew" if rule.needs_checkpoints else "a damaged checkpoint has no other"
+    return [line, f"{budget} may be too small: the sweep may hold {needed_gb:.3g} GB, without which {begin}"]
+
+
+def _check_gpu_share(slots: "Slots", probed: Probed) -> list[str]:
+    """Warnings where trials that share a GPU do not fit beside each other; raises UserError where none does."""
+    num_sharing = int(1 / slots.gpus) if 0 < slots.gpus < 1 else 1
+    shares = sorted(cost.memory_share for cost in probed.costs if cost.gpu)
+    if num_sharing == 1 or not shares or shares[-1] * num_sharing <= 1:
+        return []
+    told = (
+        f"sweep.gpus_per_trial={slots.gpus:g} puts {num_sharing} trials on a GPU, but one takes up to "
+        f"{shares[-1]:.0%} of its memory; a larger sweep.gpus_per_trial or a smaller data.batch_size fits"
+    )
+    if shares[0] * num_sharing > 1:
+        raise UserError(told)
+    return [told]
+
+
+def _warnings(space: Space, probed: Probed, idle: Sequence[str]) -> Iterator[str]:
+    if probed.num_left_out:
+        yield f"{probed.num_left_out} more points were not tried, to be brief; sweep.preflight=only tries them all"
+    for key in dict.fromkeys(key for cost in probed.costs for key in cost.ignored):
+        yield f"{space.name}: {key} has no effect, because every trial has the sweep's own value"
+    for key in idle:
+        yield f"{space.name}: {key} made no difference to the first steps of the default configuration"
+    for point, cost in zip(probed.points, probed.costs, strict=True):
+        if not all(map(math.isfinite, cost.trace)):
+            yield f"{space.name}: within a few steps of random pictures this is not finite: {params_text(point.params)}"
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+def _trial(probed: Probed) -> str:
+    typical = fmean(cost.trial_s for cost in probed.typical)
+    return trial_line(_rows(probed), typical_s=typical, gpu=probed.costs[0].gpu)
+
+
+def _sweep(sweep: SweepSettings, slots: "Slots", probed: Probed, make_rule: Callable[[], Rule]) -> str:
+    def work(rule: Callable[[], Rule]) -> Work:
+        plan = forecast(
+            rule,
+            num_trials=sweep.num_trials,
+            max_epochs=sweep.max_epochs,
+            num_slots=slots.num_slots,
+            validates_every=min(cost.validates_every for cost in probed.costs),
+            params=[point.params for point in probed.points],
+        )
+        return _work(plan, probed, slots.num_slots)
+
+    return sweep_line(
+        num_trials=sweep.num_trials,
+        num_slots=slots.num_slots,
+        whole=work(Fifo),
+        expected=work(make_rule),
+        time_budget_s=sweep.time_budget_s,
+    )
+
+
+def _work(plan: Forecast, probed: Probed, num_slots: int) -> Work:
+    epoch_s, start_s = (fmean(values) for values in zip(*((c.epoch_s, c.start_s) for c in probed.typical), strict=True))
+    return Work(
+        slot_s=plan.epochs * epoch_s + plan.stretches * start_s,
+        wall_s=plan.rounds * epoch_s + plan.stretches * start_s / num_slots,
+    )
+
+
+def _rows(probed: Probed) -> list[PointRow]:
+    return [
+        PointRow(
+            label=point.label,
+            params=point.params,
+            num_parameters=cost.num_parameters,
+            step_s=cost.step_s,
+            trial_s=cost.trial_s,
+            memory_mb=cost.memory_mb,
+            process_mb=cost.process_mb,
+            latency_ms=cost.latency_ms,
+            checkpoint_mb=cost.checkpoint_mb,
+        )
+        for point, cost in zip(probed.points, probed.costs, strict=True)
+    ]

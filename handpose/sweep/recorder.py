@@ -1,154 +1,104 @@
-"""Writes down what happens to the trials while a sweep runs: table, TensorBoard and terminal, from Tune's callbacks."""
+"""Writes down what happens to the trials while a sweep runs: trials.csv, TensorBoard and the view in the terminal."""
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
 
-from handpose.report.table import State, TrialRow, TrialTable
+from handpose.report.table import TrialRow, TrialTable
 from handpose.report.tensorboard import TrialLog
 from handpose.report.terminal import SweepView
-from handpose.sweep.searcher import PARAMS
-from handpose.sweep.space import Params
+from handpose.sweep.events import Begun, Closed, Event, Failed, Reported
+from handpose.sweep.retention import CheckpointShelf
+from handpose.sweep.stretch import run_name
 
 _CSV_EVERY_S = 1.0
 
 
 class Recorder(tune.Callback):
-    """Keeps the table of trials, and with it trials.csv, a TensorBoard run a trial, and the view in the terminal.
+    """Keeps trials.csv, a TensorBoard run a trial, and the view in the terminal, as events come.
 
-    table: to fill. folder: of the sweep. numbers: of Tune's trials, by id. command: that trains parameters again.
-    view: shown while the sweep runs. is_interrupted: whether the sweep is being ended by hand.
+    table: of the trials, kept by others. folder: of the sweep. shelf: of checkpoints. tick: lets rows of running trials
+    show their time. view: shown while the sweep runs.
     """
 
     def __init__(
-        self,
-        table: TrialTable,
-        *,
-        folder: Path,
-        numbers: Mapping[str, int],
-        command: Callable[[Params], str],
-        view: SweepView,
-        is_interrupted: Callable[[], bool],
+        self, table: TrialTable, *, folder: Path, shelf: CheckpointShelf, tick: Callable[[], None], view: SweepView
     ) -> None:
-        self.table = table
+        self._table = table
         self._folder = folder
-        self._numbers = numbers
-        self._command = command
+        self._shelf = shelf
+        self._tick = tick
         self._view = view
-        self._is_interrupted = is_interrupted
         self._logs: dict[int, TrialLog] = {}
-        self._started: dict[int, float] = {}
-        self._is_behind = False  # trials.csv, of the table
-        self._next_write = -math.inf
+        self._is_behind = True  # trials.csv, of the table
+        self._next_write = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks with an experiment's settings; open files do not travel
 
-    def on_trial_start(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
-        number = self._numbers[trial.trial_id]
-        if number in self.table.rows:  # goes on after a pause
+    def catch_up(self, last: Event | None) -> None:
+        """After a crash: log the last event, which may have come to the disk alone."""
+        if isinstance(last, Reported):
+            row = self._table.rows[last.trial]
+            self._log(row).report(last.epoch, last.metrics)
+            if row.state != "waiting":
+                self._close_log(row)
+        self._write()
+
+    def happened(self, event: Event, row: TrialRow | None, /) -> None:
+        """Write an event down; row: of the trial that it is about."""
+        self._is_behind = True
+        if row is None:
+            if isinstance(event, Closed):
+                self._close()
             return
-        params = dict(trial.config[PARAMS])
-        self.table.rows[number] = TrialRow(number, params, command=self._command(params))
-        self._started[number] = time.time()
-        name = run_name(number)
-        self._logs[number] = TrialLog(
-            self._folder / "tensorboard" / name, name=name, params=params, started_s=self._started[number]
-        )
-        self._is_behind = True
-
-    def on_trial_result(
-        self, iteration: int, trials: Sequence[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        row = self._row(trial)
-        params = dict(result["config"][PARAMS])  # it ran with these; trial.config may be of its next stretch already
-        if params != row.params:  # changed by population based training: no command line leads there
-            row.params, row.command = params, ""
-        row.metrics = {name: value for name, value in result.items() if "/" in name}
-        row.epochs = result["epoch"]
-        row.node = result.get("hostname", "")
-        self._logs[row.number].report(row.epochs, row.metrics)
-        self._is_behind = True
-
-    def on_trial_complete(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
-        self._end(trial, self._state(self._row(trial)))
-
-    def on_trial_error(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
-        row = self._row(trial)
-        row.error = cause(_text(trial.error_file))
-        self._end(trial, "failed")
+        if isinstance(event, Begun):
+            self._log(row)
+        elif isinstance(event, Reported):
+            self._log(row).report(event.epoch, event.metrics)
+        if row.state not in ("running", "waiting") or (row.state == "waiting" and isinstance(event, Failed)):
+            self._close_log(row)
+        if row.is_over:
+            self._view.ended(self._table, row)
 
     def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
+        """Called by Tune several times a second."""
         self._tick()
+        self._table.checkpoint_bytes = self._shelf.total_bytes
         if self._is_behind and time.monotonic() >= self._next_write:
             self._write()
-        self._view.refresh(self.table)
+        self._view.refresh(self._table)
 
-    def on_experiment_end(self, trials: Sequence[Trial], **info: Any) -> None:
-        """Tune ends trials without a word when the budget is spent or the sweep is interrupted."""
-        for trial in trials:
-            if not self._row(trial).is_over:
-                self._end(trial, self._state(self._row(trial)))
+    def _close(self) -> None:
+        for number in list(self._logs):
+            self._close_log(self._table.rows[number])
         self._write()
-        self._view.refresh(self.table, at_once=True)
+        self._view.refresh(self._table, at_once=True)
 
-    def _row(self, trial: Trial) -> TrialRow:
-        number = self._numbers[trial.trial_id]
-        if number not in self.table.rows:  # suggested, but never started
-            params = dict(trial.config[PARAMS])
-            self.table.rows[number] = TrialRow(number, params, command=self._command(params))
-        return self.table.rows[number]
+    def _log(self, row: TrialRow) -> TrialLog:
+        if row.number not in self._logs:
+            name = run_name(row.number)
+            self._logs[row.number] = TrialLog(
+                self._folder / "tensorboard" / name, name=name, params=row.params, started_s=time.time()
+            )
+        return self._logs[row.number]
 
-    def _state(self, row: TrialRow) -> State:
-        if row.epochs and not math.isfinite(self.table.value(row)):
-            return "diverged"
-        if row.epochs >= self.table.max_epochs:
-            return "complete"
-        return "interrupted" if self._is_interrupted() else "stopped"
-
-    def _end(self, trial: Trial, state: State) -> None:
-        row = self._row(trial)
-        self._tick()
-        row.state = state
+    def _close_log(self, row: TrialRow) -> None:
         log = self._logs.pop(row.number, None)
-        if log is not None:
-            log.close(failed=state in ("diverged", "failed"), ended_s=time.time())
-        self._started.pop(row.number, None)
-        self._is_behind = True
-        self._view.ended(self.table, row)
-
-    def _tick(self) -> None:
-        for number, started in self._started.items():
-            self.table.rows[number].seconds = time.time() - started
+        if row.is_over:
+            log = log or self._log(row)
+            self._logs.pop(row.number, None)
+            log.close(failed=row.state in ("diverged", "failed"), ended_s=time.time())
+        elif log is not None:
+            log.pause()
 
     def _write(self) -> None:
         began = time.monotonic()
-        self.table.write_csv(self._folder / "trials.csv")
+        self._table.write_csv(self._folder / "trials.csv")
         self._is_behind = False
         # However long the table grows, writing it takes at most a twentieth of the time.
         self._next_write = began + max(_CSV_EVERY_S, 20 * (time.monotonic() - began))
-
-
-def run_name(number: int) -> str:
-    """Name of a trial's folder and TensorBoard run."""
-    return f"trial_{number:04d}"
-
-
-def _text(file: str | None) -> str:
-    try:
-        return Path(file).read_text() if file else ""
-    except OSError:
-        return ""
-
-
-def cause(text: str) -> str:
-    """What a trial's error.txt says, in a line: the end of a traceback, or that the worker is gone."""
-    if "The actor died unexpectedly" in text:
-        return "the worker process died: it was killed, ran out of memory or crashed"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"

@@ -3,35 +3,44 @@
 import contextlib
 import logging
 import os
-import random
 import re
+import shlex
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import ray
+from filelock import FileLock, Timeout
 from ray import tune
 from ray._private.ray_logging import stdout_deduplicator
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import TrialScheduler
 
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.report.terminal import sweep_view
+from handpose.sweep.events import Closed, EventLog, read_events
+from handpose.sweep.history import History
 from handpose.sweep.preflight import num_cores
 from handpose.sweep.provenance import write_yaml
-from handpose.sweep.recorder import Recorder, run_name
-from handpose.sweep.scheduler import PopulationBasedTraining
+from handpose.sweep.recorder import Recorder
+from handpose.sweep.resume import keep_space
+from handpose.sweep.rules import Rule
 from handpose.sweep.searcher import OptunaSearcher
 from handpose.sweep.settings import RaySettings, SweepSettings
-from handpose.sweep.space import Params, Space, default_point
-from handpose.sweep.trial import Objective, make_trainable
+from handpose.sweep.space import Params, Space
+from handpose.sweep.state import SweepState
+from handpose.sweep.stretch import STRETCH, Objective, make_trainable
+from handpose.sweep.tuning import Conductor, StateScheduler, StateSearcher, StateStopper, stretch_of
 
-_CHECKPOINTS_A_TRIAL = 4  # Ray keeps all; a population may still go on from one that is a few steps old
+INTERRUPTED = 75
+"""Exit status of a sweep that was ended by hand and can go on; sysexits.h calls it a temporary failure."""
+
+EVENTS = "events.jsonl"
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels; Ray's own choice is a third of the memory
 
 _ENVIRONMENT = {
@@ -40,6 +49,9 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files beside ours
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they stand in trials.csv
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the trials with a state
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # what a trial costs is reported before it has a metric
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # nothing is restored from Tune's snapshots
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune would start the trial again by itself
 }
 """What Ray takes from the environment of the driver only."""
 
@@ -52,7 +64,11 @@ _WORKER_ENVIRONMENT = {
 
 
 class SweepInterruptedError(Exception):
-    """The sweep was ended by hand (SIGINT or SIGTERM); its trials are told and written down."""
+    """The sweep was ended by hand (SIGINT or SIGTERM); what it knows is kept, and it can go on."""
+
+
+class SweepHaltedError(Exception):
+    """The sweep gave up, since the first trials all failed; it can go on when that is mended."""
 
 
 @dataclass(frozen=True)
@@ -70,85 +86,138 @@ def run_sweep(
     cluster: RaySettings,
     space: Space,
     searcher: Callable[..., OptunaSearcher],
-    scheduler: TrialScheduler,
+    rule: Callable[[], Rule],
     objective: Objective,
     command: Callable[[Params], str],
-    defaults: Mapping[str, Any],
-    description: Mapping[str, Any],
+    description: Mapping[str, Any] | None,
+    preflight: Callable[[Slots], None] = lambda slots: None,
 ) -> TrialTable:
     """Try configurations from the space until all trials are done or the budget is spent; returns the table of trials.
 
-    searcher: as configured, still without the space. objective: what a trial runs. command: the command line that
-    trains parameters again. defaults: configuration key -> value of the default configuration, which is tried first
-    where it lies in the space. description: kept as sweep.yaml. Ray is started and shut down, unless it runs already.
-    Raises UserError where a trial does not fit into what Ray has, and SweepInterruptedError.
+    searcher: as configured, still without what the sweep knows. rule: makes a fresh one. objective: what a trial runs.
+    command: the command line that trains parameters again. description: kept as sweep.yaml; None: the sweep in the
+    folder goes on, and one that is finished is only read. preflight: what is tried before the first trial. Ray is
+    started and shut down, unless it runs already. Raises UserError where a trial does not fit into what Ray has or the
+    sweep runs already, SweepInterruptedError and SweepHaltedError.
     """
-    with _environment(), ray_runtime(_limited(cluster, sweep)):  # before any file is made: it may not answer
+    folder, is_resumed = sweep.path, description is None
+
+    def history() -> History:
+        table = TrialTable(sweep.metric, sweep.mode, sweep.num_trials, sweep.max_epochs)
+        return History(sweep, rule=rule(), table=table, command=command)
+
+    if is_resumed and (finished := finished_table(folder, history())):
+        return finished
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_environment())
+        stack.enter_context(ray_runtime(_limited(cluster, sweep)))  # before any file is made: it may not answer
         slots = count_slots(sweep, ray.cluster_resources())
-        folder = sweep.path
-        first = default_point(space, defaults)
-        asked = searcher(
-            space=space,
-            folder=folder / "study",
-            name=sweep.name,
-            metric=sweep.metric,
-            mode=sweep.mode,
-            max_epochs=sweep.max_epochs,
-            seed=sweep.seed,
-            first=[first] if first else [],
-        )
-        write_yaml(folder / "sweep.yaml", description)
-        num_trials = min(sweep.num_trials, asked.num_points or sweep.num_trials)
-        table = TrialTable(sweep.metric, sweep.mode, num_trials, sweep.max_epochs)
-        view = sweep_view(f"sweep {sweep.name}  ·  {space.name}", time_budget_s=sweep.time_budget_s)
-        table.num_slots = slots.num_slots
-        view.refresh(table)
-        stop = _Stop(sweep.max_epochs)
-        with contextlib.closing(view), contextlib.closing(asked), _interruptible(stop):
-            recorder = Recorder(
-                table,
-                folder=folder,
-                numbers=asked.numbers,
-                command=command,
-                view=view,
-                is_interrupted=lambda: stop.is_requested,
+        preflight(slots)
+        stack.enter_context(_alone(folder))
+        if description is not None:
+            keep_space(space, folder)
+            write_yaml(folder / "sweep.yaml", description)
+        asked = stack.enter_context(
+            contextlib.closing(
+                searcher(
+                    space=space,
+                    folder=folder / "study",
+                    name=sweep.name,
+                    metric=sweep.metric,
+                    mode=sweep.mode,
+                    max_epochs=sweep.max_epochs,
+                    seed=sweep.seed,
+                    resume=is_resumed,
+                )
             )
-            _tuner(sweep, slots, num_trials, asked, scheduler, objective, recorder, stop).fit()
-        if stop.is_requested:
-            raise SweepInterruptedError(f"the sweep was interrupted; what it found lies in {folder}")
-        return table
+        )
+        log = stack.enter_context(contextlib.closing(EventLog(folder / EVENTS)))
+        state = SweepState(sweep, log=log, history=history(), searcher=asked)
+        _run(sweep, slots, space, state, objective)
+        return state.history.table
+
+
+def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], None]) -> None:
+    """Only the preflight of a sweep, with Ray as the sweep would have it; no file is made."""
+    with _environment(), ray_runtime(_limited(cluster, sweep)):
+        preflight(count_slots(sweep, ray.cluster_resources()))
+
+
+def finished_table(folder: Path, history: History) -> TrialTable | None:
+    """The table of a sweep that came to its end, when no more trials have been asked for since; else None.
+
+    history: empty. Raises UserError where its events are damaged.
+    """
+    events = read_events(folder / EVENTS)
+    num_trials = history.num_trials
+    for event in events:
+        history.apply(event)
+    is_finished = bool(events) and isinstance(events[-1], Closed) and events[-1].reason == "finished"
+    return history.table if is_finished and num_trials <= history.num_trials else None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no other process run the same sweep; the lock of a process that was killed is free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"the sweep in {folder} is running already, in another process") from error
+
+
+def _run(sweep: SweepSettings, slots: Slots, space: Space, state: SweepState, objective: Objective) -> None:
+    table, shelf = state.history.table, state.history.shelf
+    table.num_slots = slots.num_slots
+    table.checkpoint_budget_bytes = shelf.budget_bytes
+    title = f"sweep {sweep.name}  ·  {space.name}" + ("  ·  goes on" if state.last_event else "")
+    view = sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
+    with contextlib.closing(view), _interruptible(sweep) as is_interrupted:
+        recorder = Recorder(table, folder=sweep.path, shelf=shelf, tick=state.tick, view=view)
+        recorder.catch_up(state.last_event)
+        state.open(num_slots=slots.num_slots, gpus=slots.gpus, listener=recorder)
+        table.num_trials = state.history.num_trials
+        view.refresh(table)
+        conductor = Conductor(state, time_budget_s=sweep.time_budget_s, is_interrupted=is_interrupted)
+        _tuner(sweep, slots, conductor, objective, recorder).fit()
+        if conductor.error is not None:
+            raise conductor.error
+        if not is_interrupted():
+            state.close("finished")
+    if is_interrupted():
+        raise SweepInterruptedError(f"the sweep was interrupted; to go on: {resume_command(sweep)}")
+    if state.halted_by is not None:
+        raise SweepHaltedError(
+            f"the first {sweep.stop_after_failures} trials failed before any had reported an epoch, the last one with: "
+            f"{state.halted_by.cause} (traceback: {sweep.path / 'trials.csv'}); when that is mended, go on with "
+            f"{resume_command(sweep)}"
+        )
+
+
+def resume_command(sweep: SweepSettings) -> str:
+    """The command line that goes on with a sweep."""
+    return shlex.join(["python", "tune.py", f"sweep.resume={sweep.path}"])
 
 
 def _tuner(
-    sweep: SweepSettings,
-    slots: Slots,
-    num_trials: int,
-    searcher: OptunaSearcher,
-    scheduler: TrialScheduler,
-    objective: Objective,
-    recorder: Recorder,
-    stopper: tune.Stopper,
+    sweep: SweepSettings, slots: Slots, conductor: Conductor, objective: Objective, recorder: Recorder
 ) -> tune.Tuner:
-    # A population trains side by side, taking turns; every other sweep holds as many trials as there are slots.
-    num_live = num_trials if isinstance(scheduler, PopulationBasedTraining) else slots.num_slots
-    resources = {"cpu": slots.cpus, "gpu": slots.gpus}
-    random.seed(sweep.seed)  # Ray's schedulers draw from the global generators: ASHA its brackets, PBT its parents
-    np.random.seed(sweep.seed)
-    numbers = searcher.numbers
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        gpus = config[STRETCH][0].gpus
+        return tune.PlacementGroupFactory([{"CPU": slots.cpus, "GPU": slots.gpus if gpus is None else gpus}])
 
-    def name(trial: Trial) -> str:  # Ray copies it for every trial, so that it must not hold the searcher
-        return run_name(numbers[trial.trial_id])
+    def name(trial: Trial) -> str:  # Ray copies it for every trial, so that it must hold nothing
+        return stretch_of(trial).name
 
     return tune.Tuner(
         tune.with_resources(make_trainable(objective), resources),
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode=sweep.mode,
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=num_trials,
-            max_concurrent_trials=num_live,
-            time_budget_s=sweep.time_budget_s,
+            search_alg=StateSearcher(conductor, metric=sweep.metric, mode=sweep.mode),
+            scheduler=StateScheduler(conductor),
+            num_samples=-1,  # the searcher says when it is over
             reuse_actors=True,  # the larger part of a short trial is a fresh process importing torch
             trial_name_creator=name,
             trial_dirname_creator=name,
@@ -156,9 +225,8 @@ def _tuner(
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(sweep.path),
-            stop=stopper,
+            stop=StateStopper(conductor),
             callbacks=[recorder],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=_CHECKPOINTS_A_TRIAL),
             verbose=0,
         ),
     )
@@ -245,39 +313,27 @@ def _environment() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-class _Stop(tune.Stopper):
-    """Ends a trial at its last epoch, and the experiment at the next step once it is asked to.
-
-    A population would pause a trial there, and then send it on with nothing left to train.
-    """
-
-    def __init__(self, max_epochs: int) -> None:
-        self._max_epochs = max_epochs
-        self.is_requested = False
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return result["epoch"] >= self._max_epochs
-
-    def stop_all(self) -> bool:
-        return self.is_requested
-
-
 @contextlib.contextmanager
-def _interruptible(stop: _Stop) -> Iterator[None]:
-    """SIGINT and SIGTERM end the sweep in good order; a second one acts as it always does."""
+def _interruptible(sweep: SweepSettings) -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM end the sweep in good order, which takes some seconds; a second one leaves at once.
+
+    Yields whether there was one. Whatever is lost by leaving at once is lost by a SIGKILL too: nothing that was
+    reported.
+    """
+    is_requested = False
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def request(number: int, frame: FrameType | None) -> None:
-        stop.is_requested = True
-        restore()
+        nonlocal is_requested
+        if is_requested:
+            os.write(sys.stderr.fileno(), f"\nleft at once; to go on: {resume_command(sweep)}\n".encode())
+            os._exit(INTERRUPTED)
+        is_requested = True
 
     for number in before:
         signal.signal(number, request)
     try:
-        yield
+        yield lambda: is_requested
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)

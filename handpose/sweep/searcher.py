@@ -1,61 +1,90 @@
-"""What proposes the next configuration: an Optuna study behind Tune's Searcher.
+"""What proposes the next configuration, and the truthful record of what became of it: an Optuna study.
 
-Tune brings an OptunaSearch of its own, which tells the study half-truths (seen on Ray 2.60 with Optuna 5.0): a trial
-that the scheduler stopped at epoch 1 is COMPLETE with its value there, so that a sampler mixes fidelities; a trial
-that reports NaN stays RUNNING for ever, since `tell` raises and is swallowed; keys with slashes are refused. Here
-every report reaches the study with its epoch, and every trial ends in the state it deserves:
+What a trial reports reaches the study with its epoch, and each trial stands there in the state it deserves:
 
+    RUNNING   a stretch of it runs
+    WAITING   it waits at a rung, for a retry, or for the sweep to go on
     COMPLETE  trained to sweep.max_epochs
-    PRUNED    stopped before; Optuna ranks it by (epoch, value)
-    FAIL      diverged, crashed or never ran; no sampler learns from it
+    PRUNED    stopped before, which Optuna ranks by (epoch, value); or it costs more than the constraints allow
+    FAIL      diverged, failed for good, or ended before it reported anything; no sampler learns from it
+
+A proposal is a pure function of the sweep's seed, the trial's number and what the study holds: each one has a sampler
+of its own. So no generator's state has to be saved, and a sweep that was killed proposes what it would have proposed.
 """
 
 import math
 import random
+import uuid
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
-from ray.tune.search import Searcher
+from optuna.samplers import BaseGASampler, BaseSampler, GPSampler, QMCSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from handpose.sweep.space import Params, Space, grid_points
+from handpose.errors import UserError
+from handpose.sweep.space import Params, Space, from_label, grid_points, label
+from handpose.sweep.study import (
+    COSTS,
+    PARAMS,
+    PENDING,
+    SamplerView,
+    close_storage,
+    create_study,
+    excess,
+    find_study,
+    open_storage,
+    params_of,
+    pending_trial,
+)
+from handpose.sweep.warm_start import Beginning, Conditions, begin, place
 
-PARAMS = "params"
-"""Key of Tune's configuration that holds a trial's parameters; nothing else is in it, so that no name can clash."""
+EndState = Literal["complete", "stopped", "diverged", "failed", "infeasible"]
 
-_REPORTED = f"config/{PARAMS}/"
+_ENDED: Mapping[str, TrialState] = {
+    "complete": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "infeasible": TrialState.PRUNED,
+    "diverged": TrialState.FAIL,
+    "failed": TrialState.FAIL,
+}
+_PLAN = "plan"
 
 
-@dataclass
-class _Asked:
-    """A trial of the study that Tune is running: what it was begun with, and what was last told of it."""
+class Known(NamedTuple):
+    """What the sweep's events say of a trial.
 
-    trial: optuna.Trial
+    state: of the table. params: as they were asked. values: epoch -> metric. costs: as they were measured.
+    """
+
+    number: int
+    state: str
     params: Params
-    epoch: int = 0
-    value: float = math.nan
-    is_perturbed: bool = False
-    is_over: bool = False
+    values: Mapping[int, float]
+    costs: Mapping[str, float] = {}
 
 
-class OptunaSearcher(Searcher):
-    """Asks an Optuna study for configurations and tells it what becomes of them.
+class OptunaSearcher:
+    """Proposes configurations, and keeps the study of what became of them. Every call can be repeated.
 
-    space: what is drawn. folder: where the study is kept, as journal.log, which optuna-dashboard can open while the
-    sweep runs. name: of the study. metric, mode: what is optimised. max_epochs: full fidelity. seed: of the order of
-    a grid. first: draws to try before all others, by parameter name. sampler: makes the sampler; without one every
-    point of the space is tried once. Raises UserError when there is no sampler and the points cannot be listed.
+    space: what is drawn. folder: of the study, which is journal.log in it unless there is a `storage`, the URL of a
+    database. name: of the study. metric, mode: what is optimised. max_epochs: full fidelity. seed: of all that is
+    drawn. defaults: configuration key -> value of the default configuration, which is tried first where it lies in the
+    space; where the space leaves a key alone, it holds for all trials. fingerprint: of the data. resume: the study is
+    there, unless the sweep was killed before it was whole.
 
-    `numbers` has the number in the study of each of Tune's trials, by id.
+    sampler: makes a sampler from a seed; without one every point of the space is tried once. first: configurations to
+    try next after the default; what they leave out is the default's. warm_start: folders of earlier sweeps, and
+    warm_start_points: how many of one's best to try first when their values cannot be brought in. constraints: cost ->
+    upper limit, or None.
+
+    `num_points` is that of a grid. Trials before `first_number` were brought in from earlier sweeps, and `warm_start`
+    says of each of those what became of it. `constraints` are those with a limit. Raises UserError for a mistake in
+    any of it.
     """
 
     def __init__(
@@ -68,93 +97,282 @@ class OptunaSearcher(Searcher):
         mode: Literal["min", "max"],
         max_epochs: int,
         seed: int,
-        first: list[Params] | None = None,
-        sampler: Callable[[], BaseSampler] | None = None,
+        defaults: Mapping[str, Any],
+        fingerprint: str | None = None,
+        resume: bool = False,
+        sampler: Callable[..., BaseSampler] | None = None,
+        storage: str | None = None,
+        first: list[dict[str, Any]] | None = None,
+        warm_start: list[str] | None = None,
+        warm_start_points: int = 0,
+        constraints: dict[str, float | None] | None = None,
     ) -> None:
-        super().__init__(metric=metric, mode=mode)
-        self._space = space
-        self._max_epochs = max_epochs
-        self._is_grid = sampler is None
-        self._planned = list(first or []) if sampler else _grid(space, first or [], seed)
-        self.num_points = len(self._planned) if self._is_grid else None
-        self.study = _create_study(folder, name, metric, mode, sampler or RandomSampler)
-        self.numbers: dict[str, int] = {}
-        self._asked: dict[str, _Asked] = {}
+        self._space, self._name, self._seed = space, name, seed
+        self.constraints = _limits(constraints or {})
+        self._make_sampler = sampler
+        # These two learn what is infeasible from complete trials only, and what is never trained is never complete.
+        self._completes_infeasible = isinstance(self._sampler(0), (GPSampler, BaseGASampler))
+        grid = grid_points(space) if sampler is None else None
+        self.num_points = None if grid is None else len(grid)
+        if grid is not None and warm_start:
+            raise UserError("searcher=grid tries every point once; leave out searcher.warm_start")
 
-    def suggest(self, trial_id: str) -> Any:
-        """The next configuration, or FINISHED at the end of a grid."""
-        if self._planned:
-            self.study.enqueue_trial(self._planned.pop(0))
-        elif self._is_grid:
-            return Searcher.FINISHED
-        trial = self.study.ask()
-        try:
-            params = self._space.suggest(trial)
-        except Exception:
-            self.study.tell(trial, state=TrialState.FAIL)
-            raise
-        self._asked[trial_id] = _Asked(trial, params)
-        self.numbers[trial_id] = trial.number
-        return {PARAMS: params}
+        def beginning() -> Beginning:
+            return begin(
+                space,
+                Conditions(metric, mode, max_epochs, fingerprint, defaults),
+                first=first or [],
+                warm_start=warm_start or [],
+                num_points=warm_start_points,
+                limits=self.constraints,
+            )
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tell the study a value and the epoch it belongs to."""
-        asked = self._asked[trial_id]
-        if asked.is_perturbed or result["epoch"] <= asked.epoch:
-            return  # a trial that ends by itself repeats its last report
-        if _params_of(result) != asked.params:
-            # Population based training changes parameters on the way: from here on the values belong to other ones.
-            asked.is_perturbed = True
-            return
-        asked.epoch, asked.value = result["epoch"], float(result[self.metric])
-        asked.trial.report(asked.value, step=asked.epoch)
+        begins_with = None if resume else beginning()  # a mistake in it shows before there is any file
+        self._storage = open_storage(storage, folder)
+        found = find_study(self._storage, name) if resume else None
+        if found is None or _PLAN not in self._storage.get_study_user_attrs(found):
+            found = self._create(found, metric, mode, begins_with or beginning(), storage)
+        self._study_id = found
+        attributes = self._storage.get_study_user_attrs(found)
+        self.warm_start: list[dict[str, Any]] = attributes["warm_start"]
+        self.first_number: int = attributes[_PLAN]["first_number"]
+        points = attributes[_PLAN]["points"]
+        self._planned: Sequence[Params] = points if grid is None else _in_order(grid, points, seed)
+        trials = self._storage.get_all_trials(found, deepcopy=False)
+        self._ids = [trial._trial_id for trial in trials]  # by number
+        self._num_known = None if resume else self.first_number
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study how a trial ended; result is its last report."""
-        if result and not self._asked[trial_id].is_over:
-            self.on_trial_result(trial_id, result)
-        self._end(self._asked[trial_id], error=error)
+    @property
+    def study(self) -> optuna.Study:
+        """The study as it is now."""
+        return optuna.load_study(study_name=self._name, storage=self._storage)
+
+    def ask(self, number: int) -> Params | None:
+        """The parameters of the trial with the next number, counted from `first_number`; None: a grid has no more.
+
+        One that was asked for before a crash is given again. Raises UserError where the space fails; then nothing is
+        kept, and the number is still the next.
+        """
+        assert number >= self.first_number
+        if number < len(self._ids):
+            params = self._again(number)
+        else:
+            place = number - self.first_number
+            point = self._planned[place] if place < len(self._planned) else None
+            if point is None and self._make_sampler is None:
+                return None
+            trial, params = self._proposal(number, point)
+            self._add(number, trial)
+        self._num_known = max(self._num_known or 0, number + 1)
+        return params
+
+    def began(self, number: int) -> None:
+        """A stretch of the trial runs."""
+        self._move(self._trial(number), TrialState.RUNNING)
+
+    def waits(self, number: int) -> None:
+        """The trial does not run, and may go on later."""
+        self._move(self._trial(number), TrialState.WAITING)
+
+    def reported(self, number: int, epoch: int, value: float) -> None:
+        """The metric after an epoch. One that is not finite is not kept: such a trial fails, and teaches nothing."""
+        self._report(self._trial(number), {epoch: value})
+
+    def measured(self, number: int, costs: Mapping[str, float]) -> None:
+        """What the trial costs; kept with how far it is over each limit, as a part of the limit."""
+        self._measure(self._trial(number), costs)
+
+    def ended(self, number: int, state: EndState) -> None:
+        """How the trial ended. Its value is the one that was reported last."""
+        self._end(self._trial(number), state)
+
+    def align(self, trials: Iterable[Known]) -> None:
+        """Make the study agree with the sweep's events, where a crash came between the two.
+
+        What the study lacks is added. A trial that the events do not know fails, unless it is the next to be asked for.
+        """
+        stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        known = {trial.number: trial for trial in sorted(trials, key=lambda trial: trial.number)}
+        for number, trial in known.items():
+            if number < len(stored):
+                self._amend(stored[number], trial)
+            else:
+                self._add(number, self._recorded(trial))
+        self._num_known = max(known, default=self.first_number - 1) + 1
+        self._fail_unknown(stored, {*known, self._num_known})
 
     def close(self) -> None:
-        """Tell the study of the trials that ended without a word: of those that a budget or a signal cut off."""
-        for asked in self._asked.values():
-            self._end(asked, error=False)
+        """Leave no trial running in the study, and close it."""
+        if self._num_known is not None:  # otherwise it was never told what runs
+            stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
+            for trial in stored[: self._num_known]:
+                if trial.state == TrialState.RUNNING:
+                    self._move(trial, TrialState.WAITING)
+            self._fail_unknown(stored, range(self._num_known))
+        close_storage(self._storage)
 
-    def _end(self, asked: _Asked, *, error: bool) -> None:
-        if asked.is_over:
-            return
-        asked.is_over = True
-        if error or not math.isfinite(asked.value):
-            self.study.tell(asked.trial, state=TrialState.FAIL)
-        elif asked.epoch >= self._max_epochs:
-            self.study.tell(asked.trial, asked.value)
-        else:
-            self.study.tell(asked.trial, state=TrialState.PRUNED)
+    # --- proposals ----------------------------------------------------------------------------------------------------
+
+    def _proposal(self, number: int, point: Params | None) -> tuple[FrozenTrial, Params]:
+        """A new trial with all its draws, as it is to be stored. point: draws that are decided."""
+        pending = pending_trial(number, point)
+        view = SamplerView(
+            self._storage,
+            self._study_id,
+            pending,
+            constraints=self.constraints,
+            completes_infeasible=self._completes_infeasible,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study = optuna.load_study(study_name=self._name, storage=view, sampler=self._sampler(number))
+            params = self._space.suggest(optuna.Trial(study, PENDING))
+        if params != {name: from_label(value) for name, value in pending.params.items()}:
+            pending.set_user_attr(PARAMS, params)
+        return pending, params
+
+    def _sampler(self, number: int) -> BaseSampler:
+        if self._seed < 0:
+            raise UserError(f"sweep.seed must be at least 0, but it is {self._seed}")
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        if self._make_sampler is None:
+            return RandomSampler(seed=seed)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                sampler = self._make_sampler(seed=seed)
+                if isinstance(sampler, QMCSampler):  # the trials are points of one sequence
+                    sampler = self._make_sampler(seed=self._seed, independent_sampler=RandomSampler(seed=seed))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"searcher.sampler: {' '.join(str(error).split())}") from error
+        return sampler
+
+    def _again(self, number: int) -> Params:
+        trial = self._trial(number)
+        if trial.state.is_finished():
+            raise RuntimeError(f"trial {number} of the study {self._name} has ended, but the sweep's events lack it")
+        return params_of(trial)
+
+    # --- the record ---------------------------------------------------------------------------------------------------
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self._storage.get_trial(self._ids[number])
+
+    def _add(self, number: int, trial: FrozenTrial) -> None:
+        """Store a trial under its number; numbers that were left out fail."""
+        while len(self._ids) < number:
+            self._ids.append(self._storage.create_new_trial(self._study_id, create_trial(state=TrialState.FAIL)))
+        self._ids.append(self._storage.create_new_trial(self._study_id, trial))
+
+    def _move(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
+        if trial.state != state and not trial.state.is_finished():
+            values = None if value is None else [value]
+            self._storage.set_trial_state_values(trial._trial_id, state, values)
+
+    def _report(self, trial: FrozenTrial, values: Mapping[int, float]) -> None:
+        if not trial.state.is_finished():
+            for epoch in _finite(values).keys() - trial.intermediate_values.keys():
+                self._storage.set_trial_intermediate_value(trial._trial_id, epoch, float(values[epoch]))
+
+    def _measure(self, trial: FrozenTrial, costs: Mapping[str, float]) -> None:
+        if not trial.state.is_finished():
+            costs = _finite(costs)
+            for name in costs.keys() - trial.user_attrs.keys():
+                self._storage.set_trial_user_attr(trial._trial_id, name, float(costs[name]))
+            for key, value in excess(costs, self.constraints).items():
+                if key not in trial.system_attrs:
+                    self._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+    def _end(self, trial: FrozenTrial, state: str) -> None:
+        self._move(trial, *_outcome(state, trial.intermediate_values))
+
+    def _amend(self, trial: FrozenTrial, known: Known) -> None:
+        self._measure(trial, known.costs)
+        self._report(trial, known.values)
+        self._move(trial, *_outcome(known.state, _finite(known.values)))
+
+    def _recorded(self, known: Known) -> FrozenTrial:
+        """A trial that the study lost, as far as the events have it."""
+        placed = place(self._space, {key: label(value) for key, value in known.params.items()})
+        is_whole = placed.params == known.params
+        values, costs = _finite(known.values), _finite(known.costs)
+        state, value = _outcome(known.state, values)
+        return create_trial(
+            state=state,
+            value=value,
+            params=placed.point if is_whole else {},
+            distributions=placed.distributions if is_whole else {},
+            user_attrs={**costs, PARAMS: known.params},
+            system_attrs=excess(costs, self.constraints),
+            intermediate_values=values,
+        )
+
+    def _fail_unknown(self, stored: Sequence[FrozenTrial], known: Iterable[int]) -> None:
+        known = set(known)
+        for trial in stored[self.first_number :]:
+            if trial.number not in known:
+                self._move(trial, TrialState.FAIL)
+
+    def _create(self, half_made: int | None, metric: str, mode: str, beginning: Beginning, storage: str | None) -> int:
+        if half_made is not None:
+            self._storage.delete_study(half_made)
+        study_id = create_study(self._storage, self._name, metric, mode, url=storage)
+        self._storage.set_study_user_attr(study_id, "id", uuid.uuid4().hex)
+        self._storage.set_study_user_attr(study_id, "warm_start", beginning.account)
+        for trial in beginning.trials:
+            self._storage.create_new_trial(study_id, trial)
+        plan = {"first_number": len(beginning.trials), "points": beginning.points}
+        self._storage.set_study_user_attr(study_id, _PLAN, plan)  # the last: with it the study is whole
+        return study_id
 
 
-def _params_of(result: dict[str, Any]) -> Params:
-    return {key.removeprefix(_REPORTED): value for key, value in result.items() if key.startswith(_REPORTED)}
+def _outcome(state: str, values: Mapping[int, float]) -> tuple[TrialState, float | None]:
+    """The state and value in the study for a state of the table and the values that were reported."""
+    if state == "running":
+        return TrialState.RUNNING, None
+    if state not in _ENDED:
+        return TrialState.WAITING, None
+    value = values[max(values)] if values else None
+    if _ENDED[state] == TrialState.FAIL or (value is None and state != "infeasible"):
+        return TrialState.FAIL, None
+    return _ENDED[state], value
 
 
-def _grid(space: Space, first: list[Params], seed: int) -> list[Params]:
+def _finite(values: Mapping[Any, float]) -> dict[Any, float]:
+    return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def _limits(constraints: Mapping[str, float | None]) -> dict[str, float]:
+    """The constraints that have a limit, checked and in one order."""
+    for name, limit in constraints.items():
+        if name not in COSTS:
+            raise UserError(f"searcher.constraints.{name}: a trial is measured for {', '.join(COSTS)} only")
+        if limit is not None and not (_is_number(limit) and 0 < limit < math.inf):
+            raise UserError(f"searcher.constraints.{name} must be a number above 0, or null, but it is {limit}")
+    return {name: float(limit) for name in COSTS if (limit := constraints.get(name)) is not None}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _in_order(grid: Sequence[Params], first: Sequence[Params], seed: int) -> list[Params]:
     """Every point once, those to be tried first at the head, the others in an order drawn from the seed.
 
     Optuna's GridSampler is not used: told of the last point but one outside Study.optimize it calls Study.stop, which
     raises there.
     """
-    points = [point for point in grid_points(space) if point not in first]
+    points = list(grid)
     random.Random(seed).shuffle(points)
-    return [*first, *points]
+    return sorted(points, key=lambda point: _place_among(first, point))
 
 
-def _create_study(
-    folder: Path, name: str, metric: str, mode: Literal["min", "max"], sampler: Callable[[], BaseSampler]
-) -> optuna.Study:
-    folder.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # of TPE's `group` and of the name of the metric
-        study = optuna.create_study(storage=storage, sampler=sampler(), study_name=name, direction=direction)
-        study.set_metric_names([metric])
-    return study
+def _place_among(first: Sequence[Params], point: Params) -> int:
+    return next((i for i, one in enumerate(first) if _agrees(point, one)), len(first))
+
+
+def _agrees(point: Params, one: Params) -> bool:
+    return all(
+        math.isclose(point[name], value) if _is_number(value) and _is_number(point[name]) else point[name] == value
+        for name, value in one.items()
+    )

@@ -9,15 +9,20 @@ from typing import Literal
 class SweepSettings:
     """The group `sweep`.
 
-    folder: all that the sweep leaves behind lies in it. num_trials: configurations tried. max_epochs: of a trial at
-    full fidelity. cpus_per_trial, gpus_per_trial: a slot; a part of a GPU is a share of its trials, no limit of
-    memory; None: one GPU where there is one. max_concurrent: trials at a time; None: as many as there are slots.
-    time_budget_s: the sweep ends then. seed: of searcher and scheduler. checkpoint_every_epochs: of a trial; None:
-    never. retrain: the winner, with the full schedule.
+    folder: all that the sweep leaves behind lies in it. resume: folder of a sweep to go on with; nothing else is read
+    then. num_trials: configurations tried. max_epochs: of a trial at full fidelity. cpus_per_trial, gpus_per_trial: a
+    slot; a part of a GPU is a share of its trials, no limit of memory; None: one GPU where there is one.
+    max_concurrent: trials at a time; None: as many as there are slots. time_budget_s: the sweep ends then. seed: of
+    searcher and scheduler. explosion_factor: a trial ends when its metric is worse than its best by this factor; None:
+    only when it is not finite. checkpoint_every_epochs: of a trial; None: only at rungs where it may pause.
+    checkpoint_budget_gb: of all trials together, in 1e9 bytes. max_retries: of a trial that failed; retry_delay_s:
+    before the first, doubled for each. stop_after_failures: trials that fail before any has reported end the sweep.
+    preflight: what is tried out before it. retrain: the winner, with the full schedule.
     """
 
     name: str
     folder: str
+    resume: str | None
     num_trials: int
     max_epochs: int
     cpus_per_trial: int
@@ -27,7 +32,13 @@ class SweepSettings:
     seed: int
     metric: str
     mode: Literal["min", "max"]
+    explosion_factor: float | None
     checkpoint_every_epochs: int | None
+    checkpoint_budget_gb: float
+    max_retries: int
+    retry_delay_s: float
+    stop_after_failures: int
+    preflight: Literal["brief", "only", "off"]
     retrain: bool
 
     @property

@@ -6,22 +6,26 @@ worker did before. So each trial can be trained again alone: `TrialRecipe.comman
 
 import math
 import shlex
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from ray import tune
 
 from handpose.config import compose, quote_override
 from handpose.errors import UserError
-from handpose.sweep.searcher import PARAMS
-from handpose.sweep.space import Params
+from handpose.sweep.events import Saved
+from handpose.sweep.retention import newest_whole, saved
+from handpose.sweep.rules import Rule
+from handpose.sweep.settings import SweepSettings
+from handpose.sweep.stretch import Stretch, measured, report
+from handpose.sweep.trial_cost import costs
 from handpose.training.fit import RunFolders, fit
 
-CHECKPOINT = "trial.ckpt"
+_LOOK_EVERY_STEPS = 20
 _SILENT = ("logger=none", "checkpoints.enabled=false")
 """What trials leave out; none of it touches a metric."""
 
@@ -54,77 +58,86 @@ class TrialRecipe:
         return shlex.join(["python", "train.py", *self.training(params)])
 
 
-class Objective(Protocol):
-    """What a trial runs: it trains the parameters and reports each epoch to Tune. Tests have cheap ones."""
-
-    def __call__(self, params: Params, /) -> None: ...
-
-
-def make_trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
-    """The function that Tune calls in a worker with the searcher's configuration."""
-
-    def trial(config: dict[str, Any]) -> None:
-        objective(config[PARAMS])
-
-    return trial
-
-
 @dataclass(frozen=True)
 class TrainingObjective:
     """Trains a trial's network.
 
-    metric: what the sweep optimises. checkpoint_every_epochs: None where no scheduler needs checkpoints.
+    metric: what the sweep optimises. checkpoint_every_epochs: None: only after `rungs`, epochs at which a trial may
+    pause. measures: costs (`trial_cost.costs`) that constraints need.
     """
 
     recipe: TrialRecipe
     metric: str
     checkpoint_every_epochs: int | None
+    rungs: Sequence[int] = ()
+    measures: bool = False
 
-    def __call__(self, params: Params, /) -> None:
-        config = compose("train", self.recipe.in_worker(params))
+    @classmethod
+    def of(cls, recipe: TrialRecipe, sweep: SweepSettings, rule: Rule, *, measures: bool) -> "TrainingObjective":
+        """As a sweep and its scheduler need it."""
+        rungs = rule.rungs if rule.needs_checkpoints else ()
+        return cls(recipe, sweep.metric, sweep.checkpoint_every_epochs, rungs, measures)
+
+    def __call__(self, stretch: Stretch, /) -> None:
+        config = compose("train", self.recipe.in_worker(stretch.params))
         folder = Path(tune.get_context().get_trial_dir() or ".")
-        callbacks: list[pl.Callback] = [TuneReport(self.metric, self.checkpoint_every_epochs)]
-        checkpoint = tune.get_checkpoint()
-        if checkpoint is None:
-            fit(config, RunFolders(folder, folder, folder), callbacks=callbacks, quiet=True)
-            return
-        with checkpoint.as_directory() as directory:
-            resume_from = Path(directory) / CHECKPOINT
-            fit(config, RunFolders(folder, folder, folder), callbacks=callbacks, quiet=True, resume_from=resume_from)
+        newest = newest_whole(stretch.checkpoints, Path(stretch.folder))
+        callback = TuneReport(stretch, self, resumed_from=newest.epoch if newest else 0)
+        resume_from = Path(stretch.folder) / newest.file if newest else None
+        fit(config, RunFolders(folder, folder, folder), callbacks=[callback], quiet=True, resume_from=resume_from)
+
+    def saves(self, epoch: int) -> bool:
+        """Whether a checkpoint is due after this epoch, the last one of all not being asked."""
+        every = self.checkpoint_every_epochs
+        return epoch in self.rungs or (every is not None and epoch % every == 0)
 
 
 class TuneReport(pl.Callback):
-    """Reports the validation metrics of each epoch to Tune, and ends the trial when its metric is no number any more.
+    """Reports the validation metrics of each epoch to Tune, with a checkpoint where one is due.
 
-    ASHA never stops a trial whose metric is NaN, which would hold its slot to the last epoch. Unlike Ray's own
-    callback, which warns, this one raises UserError when the metric is missing.
+    Training that leaves the numbers is reported at once, not at the end of its epoch. Unlike Ray's own callback, which
+    saves at every validation and only warns when the metric is missing, this one raises UserError then.
     """
 
-    def __init__(self, metric: str, checkpoint_every_epochs: int | None) -> None:
-        self.metric = metric
-        self.checkpoint_every_epochs = checkpoint_every_epochs
+    def __init__(self, stretch: Stretch, objective: TrainingObjective, *, resumed_from: int) -> None:
+        self.stretch = stretch
+        self.objective = objective
+        self.resumed_from = resumed_from
+        self._is_finite: torch.Tensor | None = None
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        if self.metric not in metrics:
-            raise UserError(f"sweep.metric={self.metric} is not validated; there are {', '.join(sorted(metrics))}")
-        epoch = trainer.current_epoch + 1
-        every = self.checkpoint_every_epochs
-        if every is not None and epoch % every == 0:
-            with tempfile.TemporaryDirectory() as directory:
-                trainer.save_checkpoint(Path(directory) / CHECKPOINT)
-                report(epoch, metrics, checkpoint=tune.Checkpoint.from_directory(directory))
-        else:
-            report(epoch, metrics)
-        if not math.isfinite(metrics[self.metric]):
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.objective.measures and not self.resumed_from:
+            measured(costs(pl_module))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Added up on the device, and looked at now and then only: reading it waits for the GPU.
+        is_finite = torch.isfinite(outputs["loss"].detach()).all()
+        self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
+        if (batch_idx + 1) % _LOOK_EVERY_STEPS == 0 and not self._is_finite:
+            self._report(trainer.current_epoch + 1, {self.objective.metric: math.nan})
             trainer.should_stop = True
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.should_stop:
+            return
+        metric = self.objective.metric
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if metric not in metrics:
+            raise UserError(f"sweep.metric={metric} is not validated; there are {', '.join(sorted(metrics))}")
+        epoch = trainer.current_epoch + 1
+        checkpoint = None
+        if math.isfinite(metrics[metric]) and epoch < (trainer.max_epochs or 0) and self.objective.saves(epoch):
+            file = self.stretch.checkpoint_file(epoch)
+            trainer.save_checkpoint(file)
+            checkpoint = saved(file, folder=Path(self.stretch.folder), epoch=epoch)
+        self._report(epoch, metrics, checkpoint)
+        if not math.isfinite(metrics[metric]):
+            trainer.should_stop = True
 
-def report(epoch: int, metrics: Mapping[str, float], *, checkpoint: Any = None) -> None:
-    """Tell Tune the metrics after an epoch, counted from 1. Does not return when the scheduler ends the trial."""
-    tune.report({**metrics, "epoch": epoch}, checkpoint=checkpoint)
+    def _report(self, epoch: int, metrics: Mapping[str, float], checkpoint: Saved | None = None) -> None:
+        report(epoch, metrics, resumed_from=self.resumed_from, checkpoint=checkpoint)
 
 
 def training_overrides(overrides: Iterable[str]) -> list[str]:

@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 from optuna.samplers import RandomSampler, TPESampler
-from ray.tune.schedulers import AsyncHyperBandScheduler
 
+from handpose.sweep.rules import Asha
 from handpose.sweep.run import ray_runtime, run_sweep
 from handpose.sweep.searcher import OptunaSearcher
 from handpose.sweep.settings import RaySettings, SweepSettings
@@ -38,6 +38,7 @@ def make_settings(folder, **changes):
     values = {
         "name": "test",
         "folder": str(folder),
+        "resume": None,
         "num_trials": 6,
         "max_epochs": 4,
         "cpus_per_trial": 1,
@@ -47,40 +48,38 @@ def make_settings(folder, **changes):
         "seed": 0,
         "metric": METRIC,
         "mode": "min",
+        "explosion_factor": 10.0,
         "checkpoint_every_epochs": None,
+        "checkpoint_budget_gb": 1.0,
+        "max_retries": 2,
+        "retry_delay_s": 0.0,
+        "stop_after_failures": 3,
+        "preflight": "off",
         "retrain": True,
     }
     return SweepSettings(**values | changes)
 
 
-def asha(max_epochs):
-    return AsyncHyperBandScheduler(time_attr="epoch", max_t=max_epochs, grace_period=1, reduction_factor=2)
+def asha(max_epochs, **changes):
+    values = {"mode": "stop", "grace_period": 1, "reduction_factor": 2, "brackets": 1, "seed": 0}
+    return lambda: Asha(max_epochs=max_epochs, **values | changes)
 
 
-def tpe(seed=0):
-    return partial(OptunaSearcher, sampler=partial(TPESampler, seed=seed, n_startup_trials=4))
+def tpe():
+    return partial(TPESampler, n_startup_trials=4)
 
 
-def random(seed=0):
-    return partial(OptunaSearcher, sampler=partial(RandomSampler, seed=seed))
-
-
-def grid():
-    return partial(OptunaSearcher, sampler=None)
-
-
-def start(settings, space, objective, *, searcher=None, scheduler=None, defaults=None):
-    """Run a sweep; returns its table."""
+def start(settings, space, objective, *, sampler=RandomSampler, rule=None, defaults=None, resume=False, **searcher):
+    """Run a sweep; returns its table. sampler: None for a grid."""
     return run_sweep(
         sweep=settings,
         cluster=RaySettings(address=None, num_cpus=2),
         space=space,
-        searcher=searcher or random(),
-        scheduler=scheduler or asha(settings.max_epochs),
+        searcher=partial(OptunaSearcher, sampler=sampler, defaults=defaults or {}, **searcher),
+        rule=rule or asha(settings.max_epochs),
         objective=objective,
         command=lambda params: f"python train.py {params}",
-        defaults=defaults or {},
-        description={"name": "test"},
+        description=None if resume else {"name": "test"},
     )
 
 
@@ -88,9 +87,9 @@ def start(settings, space, objective, *, searcher=None, scheduler=None, defaults
 def sweep(ray_started, tmp_path):
     """Runs a sweep over a cheap objective; returns its table and its folder."""
 
-    def run(space, objective, *, searcher=None, scheduler=None, defaults=None, name="sweep", **changes):
+    def run(space, objective, *, name="sweep", sampler=RandomSampler, rule=None, defaults=None, **changes):
         folder = tmp_path / name
         settings = make_settings(folder, **changes)
-        return start(settings, space, objective, searcher=searcher, scheduler=scheduler, defaults=defaults), folder
+        return start(settings, space, objective, sampler=sampler, rule=rule, defaults=defaults), folder
 
     return run

@@ -2,54 +2,88 @@
 
 import json
 import math
-import tempfile
+import os
+import signal
 import time
 from pathlib import Path
 
-from ray import tune
+from handpose.errors import UserError
+from handpose.sweep.retention import newest_whole, saved
+from handpose.sweep.stretch import measured, report
 
 METRIC = "val/pa_mpjpe_mm"
 
 
-def curve(params):
+def curve(stretch):
     """Falls with the epochs towards a value that is least at lr 1e-3 and depth 1."""
+    params = stretch.params
     for epoch in range(1, 5):
         end = abs(math.log10(params["optimizer.lr"]) + 3) + params["model.decoder.depth"]
-        tune.report({"epoch": epoch, METRIC: end + 4 / epoch, "val/pck_auc": 0.5})
+        report(epoch, {METRIC: end + 4 / epoch, "val/pck_auc": 0.5})
 
 
-def fails_or_diverges(params):
+def fails_or_diverges(stretch):
     """Depth 1 diverges at epoch 2, depth 2 raises at epoch 2, depth 3 is trained."""
-    tune.report({"epoch": 1, METRIC: 3.0})
-    if params["model.decoder.depth"] == 2:
+    depth = stretch.params["model.decoder.depth"]
+    report(1, {METRIC: 3.0})
+    if depth == 2:
         raise FloatingPointError("no gradient at all")
-    value = math.nan if params["model.decoder.depth"] == 1 else 1.0
-    tune.report({"epoch": 2, METRIC: value})
-    if math.isfinite(value):
-        for epoch in (3, 4):
-            tune.report({"epoch": epoch, METRIC: 1.0 / epoch})
+    report(2, {METRIC: math.nan if depth == 1 else 1.0})
+    for epoch in (3, 4):
+        report(epoch, {METRIC: 1.0 / epoch})
 
 
-def endless(params):
+def always_fails(stretch):
+    """A bug of the user's."""
+    raise KeyError("no_such_layer")
+
+
+def is_a_mistake(stretch):
+    """Depth 2 cannot be trained, and that is said in a sentence; the others take a while."""
+    report(1, {METRIC: 3.0})
+    if stretch.params["model.decoder.depth"] == 2:
+        raise UserError("model.decoder.depth=2 does not fit")
+    for epoch in (2, 3, 4):
+        report(epoch, {METRIC: 1.0 / epoch})
+
+
+def costs_by_depth(stretch):
+    """Says what it costs before it begins."""
+    measured({"num_parameters": 1e6 * stretch.params["model.decoder.depth"], "latency_ms": 1.0, "memory_mb": 1.0})
+    curve(stretch)
+
+
+def endless(stretch):
     """Half a minute, or until it is ended."""
     for epoch in range(1, 600):
         time.sleep(0.05)
-        tune.report({"epoch": epoch, METRIC: 1.0 / epoch})
+        report(epoch, {METRIC: 1.0 / epoch})
 
 
-def population(params):
-    """A weight that grows by the learning rate each epoch and travels in the checkpoint; the further, the better."""
+def grown(stretch, *, seconds=0.05, dies=False):
+    """A weight that grows by the learning rate each epoch and travels in the checkpoint; the further, the better.
+
+    dies: each trial's first worker is killed after epoch 3.
+    """
     weight, epoch = 0.0, 0
-    checkpoint = tune.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            weight, epoch = json.loads((Path(directory) / "state.json").read_text())
-        assert epoch < 8, "a trial that is whole must not be sent on"
+    newest = newest_whole(stretch.checkpoints, Path(stretch.folder))
+    if newest is not None:
+        weight, epoch = json.loads((Path(stretch.folder) / newest.file).read_text())
+    assert epoch < 8, "a trial that is whole must not be sent on"
+    resumed_from = epoch
     while epoch < 8:
         epoch += 1
-        weight += params["optimizer.lr"] / params["model.decoder.depth"]
-        time.sleep(0.05)
-        with tempfile.TemporaryDirectory() as directory:
-            (Path(directory) / "state.json").write_text(json.dumps([weight, epoch]))
-            saved = tune.Checkpoint.from_directory(directory)
-            tune.report({"epoch": epoch, METRIC: 10.0 - weight}, checkpoint=saved)
+        weight += stretch.params["optimizer.lr"] / stretch.params["model.decoder.depth"]
+        time.sleep(seconds)
+        file = stretch.checkpoint_file(epoch)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps([weight, epoch]))
+        checkpoint = saved(file, folder=Path(stretch.folder), epoch=epoch)
+        report(epoch, {METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
+        if dies and stretch.stretch == 1 and epoch == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_once(stretch):
+    """The same, from a worker that is killed once a trial."""
+    grown(stretch, seconds=0.0, dies=True)

@@ -13,19 +13,31 @@ from typing import NamedTuple
 import optuna
 import pandas as pd
 import pytest
+from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from ray.tune.schedulers import FIFOScheduler
 
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
-from handpose.sweep.run import Slots, SweepInterruptedError, count_slots, ray_runtime
+from handpose.sweep.events import Begun, Failed, read_events
+from handpose.sweep.rules import Fifo
+from handpose.sweep.run import Slots, SweepHaltedError, SweepInterruptedError, count_slots, ray_runtime
 from handpose.sweep.settings import RaySettings
 from handpose.sweep.space import load_space
 from tests.report.test_tensorboard import hparams_tab
-from tests.sweep.conftest import grid, make_settings, start, tpe
-from tests.sweep.objectives import METRIC, curve, endless, fails_or_diverges
+from tests.sweep.conftest import asha, make_settings, start, tpe
+from tests.sweep.objectives import (
+    METRIC,
+    always_fails,
+    costs_by_depth,
+    curve,
+    dies_once,
+    endless,
+    fails_or_diverges,
+    grown,
+    is_a_mistake,
+)
 
 SPACE = "optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel.decoder.depth: range(1, 4)\nheatmap.sigma: 0.02\n"
 
@@ -57,7 +69,7 @@ def finished(ray_started, tmp_path_factory):
             make_settings(folder / "sweep", num_trials=8),
             load_space(str(file)),
             curve,
-            searcher=tpe(),
+            sampler=tpe(),
             defaults=DEFAULTS,
         )
     return Finished(table, folder / "sweep", output.getvalue())
@@ -99,23 +111,20 @@ def test_output_without_a_terminal_is_one_line_a_trial(finished):
 
 
 def test_diverged_and_crashed_trials_fail_in_the_study_and_the_sweep_goes_on(sweep, write_space):
-    table, folder = sweep(
-        write_space("model.decoder.depth: range(1, 4)"), fails_or_diverges, searcher=grid(), scheduler=FIFOScheduler()
-    )
+    table, folder = sweep(write_space("model.decoder.depth: range(1, 4)"), fails_or_diverges, sampler=None, rule=Fifo)
     ends = {row.params["model.decoder.depth"]: (row.state, row.epochs) for row in table.rows.values()}
     assert ends == {1: ("diverged", 2), 2: ("failed", 1), 3: ("complete", 4)}
     states = {trial.params["model.decoder.depth"]: trial.state for trial in study_of(folder).trials}
     assert states == {1: TrialState.FAIL, 2: TrialState.FAIL, 3: TrialState.COMPLETE}
     csv = pd.read_csv(folder / "trials.csv").set_index("model.decoder.depth")
     assert csv.loc[2, "error"] == "FloatingPointError: no gradient at all"
+    assert "raise FloatingPointError" in csv.loc[2, "traceback"]
     assert math.isnan(csv.loc[1, METRIC])
-    failed = next(row for row in table.rows.values() if row.state == "failed")
-    assert "no gradient at all" in (folder / "trials" / f"trial_{failed.number:04d}" / "error.txt").read_text()
 
 
 def test_the_same_seed_gives_the_same_sweep_with_one_trial_at_a_time(sweep, write_space):
     tables = [
-        sweep(write_space(SPACE), curve, searcher=tpe(3), name=name, num_trials=7, max_concurrent=1)[0]
+        sweep(write_space(SPACE), curve, sampler=tpe(), seed=3, name=name, num_trials=7, max_concurrent=1)[0]
         for name in ("a", "b")
     ]
     first, second = ([(row.params, row.state, row.metrics) for row in table.rows.values()] for table in tables)
@@ -125,7 +134,7 @@ def test_the_same_seed_gives_the_same_sweep_with_one_trial_at_a_time(sweep, writ
 def test_a_grid_is_tried_whole_and_each_point_once(sweep, write_space):
     space = write_space("model.decoder.depth: range(1, 4)\noptimizer.lr: choice(1e-3, 1e-2)")
     defaults = {"optimizer.lr": 1e-2, "model.decoder.depth": 2}
-    table, folder = sweep(space, curve, searcher=grid(), scheduler=FIFOScheduler(), num_trials=50, defaults=defaults)
+    table, folder = sweep(space, curve, sampler=None, rule=Fifo, num_trials=50, defaults=defaults)
     points = [(row.params["model.decoder.depth"], row.params["optimizer.lr"]) for row in table.rows.values()]
     assert sorted(points) == [(depth, lr) for depth in (1, 2, 3) for lr in (1e-3, 1e-2)]
     assert table.rows[0].params == {"model.decoder.depth": 2, "optimizer.lr": 1e-2}
@@ -133,27 +142,137 @@ def test_a_grid_is_tried_whole_and_each_point_once(sweep, write_space):
 
 
 def test_a_spent_time_budget_leaves_no_trial_running(sweep, write_space):
-    table, folder = sweep(
-        write_space(SPACE), endless, scheduler=FIFOScheduler(), num_trials=5, max_epochs=10_000, time_budget_s=2.0
-    )
+    table, folder = sweep(write_space(SPACE), endless, rule=Fifo, num_trials=5, max_epochs=10_000, time_budget_s=2.0)
     assert {row.state for row in table.rows.values()} == {"stopped"}
     assert all(trial.state in (TrialState.PRUNED, TrialState.FAIL) for trial in study_of(folder).trials)
 
 
-def test_an_interrupt_ends_the_sweep_in_good_order(sweep, write_space, tmp_path):
-    folder = tmp_path / "sweep"
+def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sweep, write_space, tmp_path):
+    folder, space = tmp_path / "sweep", write_space(GROWING)
 
     def interrupt():
-        while not (folder / "trials.csv").is_file() or pd.read_csv(folder / "trials.csv")["epochs"].max() < 1:
+        while not (folder / "trials.csv").is_file() or not pd.read_csv(folder / "trials.csv")["epochs"].max() >= 3:
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
+    handler = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(SweepInterruptedError, match=str(folder)):
-        sweep(write_space(SPACE), endless, scheduler=FIFOScheduler(), max_epochs=10_000)
-    assert set(pd.read_csv(folder / "trials.csv")["state"]) == {"interrupted"}
+    with pytest.raises(SweepInterruptedError, match=f"to go on: python tune.py sweep.resume={folder}"):
+        sweep(space, grown, rule=Fifo, max_epochs=8, num_trials=3)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    before = pd.read_csv(folder / "trials.csv").set_index("number")
+    assert set(before["state"]) <= {"waiting", "complete"}
     assert all(trial.state != TrialState.RUNNING for trial in study_of(folder).trials)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    settings = make_settings(folder, max_epochs=8, num_trials=3)
+    table = start(settings, space, grown, rule=Fifo, resume=True)
+    assert {row.state for row in table.rows.values()} == {"complete"}
+    for number in before.index:
+        row, params = table.rows[number], before.loc[number]
+        assert row.params["optimizer.lr"] == params["optimizer.lr"]
+    for row in table.rows.values():  # the weight of all eight epochs has come along
+        assert row.metrics[METRIC] == pytest.approx(
+            10 - 8 * row.params["optimizer.lr"] / row.params["model.decoder.depth"]
+        )
+    assert [trial.state for trial in study_of(folder).trials] == [TrialState.COMPLETE] * 3
+    resumed = [
+        event for event in read_events(folder / "events.jsonl") if isinstance(event, Begun) and event.stretch > 1
+    ]
+    assert resumed
+    assert all(event.epoch > 0 for event in resumed)
+    again = start(settings, space, grown, rule=Fifo, resume=True)  # it is finished: read, not run
+    assert {number: row.metrics for number, row in again.rows.items()} == {
+        number: row.metrics for number, row in table.rows.items()
+    }
+
+
+GROWING = "optimizer.lr: tag(log, interval(0.01, 1.0))\nmodel.decoder.depth: choice(1, 2, 4)\n"
+
+
+def test_a_killed_worker_costs_the_work_since_its_checkpoint_and_no_more(sweep, write_space):
+    table, folder = sweep(write_space(GROWING), dies_once, rule=Fifo, max_epochs=8, num_trials=3)
+    assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 8)}
+    for row in table.rows.values():
+        assert row.metrics[METRIC] == pytest.approx(
+            10 - 8 * row.params["optimizer.lr"] / row.params["model.decoder.depth"]
+        )
+    failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
+    assert {(event.kind, event.cause[:18]) for event in failures} == {("killed", "the worker process")}
+    begun = [event.epoch for event in read_events(folder / "events.jsonl") if isinstance(event, Begun)]
+    assert sorted(begun) == [0, 0, 0, 3, 3, 3]
+
+
+def test_paused_trials_are_promoted_from_their_checkpoints(sweep, write_space):
+    rule = asha(8, mode="promote", reduction_factor=2)
+    table, folder = sweep(write_space(GROWING), grown, rule=rule, max_epochs=8, num_trials=6)
+    reached = sorted(row.epochs for row in table.rows.values())
+    assert reached[-1] == 8
+    assert set(reached) <= {1, 2, 4, 8}
+    best = min(table.rows.values(), key=lambda row: 10 - row.params["optimizer.lr"] / row.params["model.decoder.depth"])
+    assert best.epochs == 8
+    for row in table.rows.values():
+        grown_by = row.epochs * row.params["optimizer.lr"] / row.params["model.decoder.depth"]
+        assert row.metrics[METRIC] == pytest.approx(10 - grown_by)
+    states = {trial.number: trial.state for trial in study_of(folder).trials}
+    assert states == {
+        row.number: TrialState.COMPLETE if row.epochs == 8 else TrialState.PRUNED for row in table.rows.values()
+    }
+
+
+def test_a_bug_in_every_trial_ends_the_sweep_after_a_few_with_one_sentence(sweep, write_space, tmp_path):
+    with pytest.raises(
+        SweepHaltedError, match=r"the first 3 trials failed before any .* with: KeyError: 'no_such_layer'"
+    ):
+        sweep(write_space(SPACE), always_fails, num_trials=50, retry_delay_s=30.0)
+    csv = pd.read_csv(tmp_path / "sweep" / "trials.csv")
+    assert len(csv) <= 4
+    assert all("KeyError" in text for text in csv["traceback"].dropna())
+    assert all(trial.state != TrialState.RUNNING for trial in study_of(tmp_path / "sweep").trials)
+
+
+def test_a_mistake_in_one_configuration_is_not_tried_again(sweep, write_space):
+    table, folder = sweep(write_space("model.decoder.depth: range(1, 4)"), is_a_mistake, sampler=None, rule=Fifo)
+    states = {row.params["model.decoder.depth"]: row.state for row in table.rows.values()}
+    assert states == {1: "complete", 2: "failed", 3: "complete"}
+    failures = [event.kind for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
+    assert failures == ["mistake"]
+
+
+def test_what_costs_too_much_is_told_the_sampler_and_not_trained(ray_started, write_space, tmp_path):
+    settings = make_settings(tmp_path / "sweep", num_trials=6)
+    limits = {"num_parameters": 2.5e6}
+    space = write_space("model.decoder.depth: range(1, 5)\noptimizer.lr: choice(1e-3, 1e-2)")
+    table = start(settings, space, costs_by_depth, rule=Fifo, constraints=limits)
+    for trial in study_of(tmp_path / "sweep").trials:
+        row = table.rows[trial.number]
+        is_feasible = row.params["model.decoder.depth"] <= 2
+        assert row.state == ("complete" if is_feasible else "infeasible")
+        assert (max(trial.constraints.values()) <= 0) == is_feasible
+
+
+def test_two_processes_cannot_run_one_sweep(sweep, write_space, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    with FileLock(tmp_path / "sweep" / ".lock"), pytest.raises(UserError, match="is running already"):
+        sweep(write_space(SPACE), curve)
+
+
+def test_a_full_disk_is_a_sentence_and_the_sweep_can_go_on(sweep, write_space, tmp_path, monkeypatch):
+    written = []
+
+    def full(file, data, place):
+        if len(written) == 12:
+            raise OSError(28, "No space left on device")
+        written.append(1)
+        return pwrite(file, data, place)
+
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", full)
+    space = write_space(GROWING)
+    with pytest.raises(UserError, match=r"events.jsonl cannot be written \(.*No space left on device\)"):
+        sweep(space, grown, rule=Fifo, max_epochs=8, num_trials=3)
+    monkeypatch.undo()
+    table = start(make_settings(tmp_path / "sweep", max_epochs=8, num_trials=3), space, grown, rule=Fifo, resume=True)
+    assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 8)}
 
 
 @pytest.mark.parametrize(

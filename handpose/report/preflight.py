@@ -1,0 +1,104 @@
+"""What a sweep will cost, told before it begins: a few lines, and on request a table of the points that were tried."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from handpose.report.table import short_names
+from handpose.report.terminal import duration, value_text
+
+
+class PointRow(NamedTuple):
+    """A point of the search space that was tried. process_mb: NaN where it is not known."""
+
+    label: str
+    params: Mapping[str, Any]
+    num_parameters: int
+    step_s: float
+    trial_s: float
+    memory_mb: float
+    process_mb: float
+    latency_ms: float
+    checkpoint_mb: float
+
+
+class Work(NamedTuple):
+    """What a sweep takes: of slots together, and until it is done, in seconds."""
+
+    slot_s: float
+    wall_s: float
+
+
+def trial_line(rows: Sequence[PointRow], *, typical_s: float, gpu: str) -> str:
+    """What one trial takes. typical_s: on average. gpu: its name, or nothing."""
+    seconds, memory, parameters = zip(*((row.trial_s, row.memory_mb, row.num_parameters) for row in rows), strict=True)
+    parts = [
+        f"about {duration(typical_s, rough=True)} ({_span(seconds, _rough)} over the space)",
+        f"{_span([number / 1e6 for number in parameters], '{:.2g}'.format)} million parameters",
+        f"{_span(memory, '{:.0f}'.format)} MB at the peak of a step" + (f" on {gpu}" if gpu else ""),
+    ]
+    process_mb = max(row.process_mb for row in rows)
+    if math.isfinite(process_mb):
+        parts.append(f"a process of {process_mb / 1e3:.1f} GB")
+    return "a trial     " + ", ".join(parts)
+
+
+def sweep_line(*, num_trials: int, num_slots: int, whole: Work, expected: Work, time_budget_s: float | None) -> str:
+    """What all trials take, trained to the end (whole), and as early stopping usually ends them (expected)."""
+    slots = f"{num_slots} slot{'' if num_slots == 1 else 's'}"
+    line = f"the sweep   {num_trials} trials in {slots}: {_work(whole)} without early stopping"
+    if expected.slot_s < 0.99 * whole.slot_s:
+        line += f", about {_work(expected)} with it"
+    if time_budget_s is not None and time_budget_s < expected.wall_s:
+        line += f"; sweep.time_budget_s ends it after {_rough(time_budget_s)}"
+    return line
+
+
+def disk_line(*, checkpoint_mb: float, needed_gb: float, budget_gb: float, free_gb: float, folder: str) -> str:
+    """What checkpoints take. needed_gb: at the least."""
+    return (
+        f"the disk    {checkpoint_mb:.0f} MB a checkpoint, {needed_gb:.2g} GB of them at the least, "
+        f"{budget_gb:g} GB at the most; {free_gb:.0f} GB are free in {folder}"
+    )
+
+
+def points_table(rows: Sequence[PointRow], *, width: int = 120) -> str:
+    """One line a point."""
+    names = short_names(list(dict.fromkeys(key for row in rows for key in row.params)))
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    shown.add_column("point", no_wrap=True)
+    for name in names.values():
+        shown.add_column(name, justify="right", no_wrap=True)
+    for title in ("parameters", "step ms", "trial", "memory MB", "latency ms", "checkpoint MB"):
+        shown.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        shown.add_row(
+            row.label,
+            *(value_text(row.params[key]) if key in row.params else "" for key in names),
+            f"{row.num_parameters:,}",
+            f"{1e3 * row.step_s:.3g}",
+            duration(row.trial_s),
+            f"{row.memory_mb:.0f}",
+            f"{row.latency_ms:.3g}",
+            f"{row.checkpoint_mb:.1f}",
+        )
+    console = Console(width=max(width, 40), color_system=None)
+    with console.capture() as capture:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _work(work: Work) -> str:
+    return f"{work.slot_s / 3600:.2g} slot-hours, {_rough(work.wall_s)}"
+
+
+def _rough(seconds: float) -> str:
+    return duration(seconds, rough=True)
+
+
+def _span(values: Sequence[float], shown: Any) -> str:
+    least, most = shown(min(values)), shown(max(values))
+    return least if least == most else f"{least} to {most}"

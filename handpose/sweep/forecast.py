@@ -1,0 +1,125 @@
+"""How much of a sweep's work a rule will let happen, by rehearsing the sweep with trials that only have a rank."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from handpose.sweep.rules import Rule
+from handpose.sweep.space import Params
+
+_MOST_TRIALS = 5000
+_REPORTS_ENOUGH = 4000
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one sweep, as means over several rehearsals.
+
+    epochs: trained by all trials together. rounds: epochs that pass while all slots work side by side. stretches: how
+    often a trial begins or goes on. most_paused: trials that wait with a checkpoint at one time.
+    """
+
+    epochs: float
+    rounds: float
+    stretches: float
+    most_paused: float
+
+    def times(self, factor: float) -> "Forecast":
+        """Of a sweep with so many times the trials."""
+        return Forecast(*(factor * value for value in (self.epochs, self.rounds, self.stretches, self.most_paused)))
+
+
+def forecast(
+    make_rule: Callable[[], Rule],
+    *,
+    num_trials: int,
+    max_epochs: int,
+    num_slots: int,
+    validates_every: int,
+    params: Sequence[Params],
+) -> Forecast:
+    """Rehearse a sweep: every trial has a random rank, which it keeps at all epochs, and all train equally fast.
+
+    That is kind to rules of early stopping: curves that cross cost them more. params: of the trials, taken in turn,
+    for rules that change them. A sweep of very many trials is rehearsed with fewer.
+    """
+    rehearsed = min(num_trials, max(_MOST_TRIALS, num_slots))
+    repeats = max(1, min(20, _REPORTS_ENOUGH // (rehearsed * max_epochs)))
+    rehearsals = []
+    for seed in range(repeats):
+        stage = _Stage(make_rule(), rehearsed, max_epochs, validates_every, params, random.Random(seed))
+        rehearsals.append(stage.play(num_slots))
+    columns = zip(*((each.epochs, each.rounds, each.stretches, each.most_paused) for each in rehearsals), strict=True)
+    return Forecast(*map(fmean, columns)).times(num_trials / rehearsed)
+
+
+class _Stage:
+    """One rehearsal: in each round every running trial trains an epoch, and free slots are filled as in a sweep."""
+
+    def __init__(
+        self,
+        rule: Rule,
+        num_trials: int,
+        max_epochs: int,
+        validates_every: int,
+        params: Sequence[Params],
+        rng: random.Random,
+    ) -> None:
+        self._rule = rule
+        self._losses = [rng.random() for _ in range(num_trials)]
+        self._max_epochs = max_epochs
+        self._validates_every = validates_every
+        self._params = params
+        self._epochs = [0] * num_trials
+        self._saved = [0] * num_trials
+        self._running: list[int] = []
+        self._num_begun = 0
+        self._num_stretches = 0
+        self._num_paused = 0
+
+    def play(self, num_slots: int) -> Forecast:
+        trained, rounds, most_paused = 0, 0, 0
+        worst = 4 * len(self._losses) * self._max_epochs  # of a rule that sends trials back for ever
+        while trained < worst:
+            while len(self._running) < num_slots and self._fill():
+                pass
+            if not self._running:
+                break
+            trained += len(self._running)
+            rounds += 1
+            self._running = [trial for trial in self._running if self._train(trial)]
+            most_paused = max(most_paused, self._num_paused)
+        return Forecast(trained, rounds, self._num_stretches, most_paused)
+
+    def _fill(self) -> bool:
+        """Send a trial on, or begin one; False where there is none."""
+        can_begin = self._num_begun < len(self._losses)
+        continuation = self._rule.promoted(can_begin=can_begin)
+        if continuation is not None:
+            source = continuation.trial if continuation.source is None else continuation.source
+            self._epochs[continuation.trial] = self._saved[continuation.trial] = self._saved[source]
+            self._rule.resumed(continuation)
+            self._run(continuation.trial)
+            self._num_paused -= 1
+        elif can_begin:
+            self._rule.begun(self._num_begun, dict(self._params[self._num_begun % len(self._params)]))
+            self._run(self._num_begun)
+            self._num_begun += 1
+        return continuation is not None or can_begin
+
+    def _run(self, trial: int) -> None:
+        self._running.append(trial)
+        self._num_stretches += 1
+
+    def _train(self, trial: int) -> bool:
+        """Train an epoch; True if the trial goes on at once."""
+        epoch = self._epochs[trial] = self._epochs[trial] + 1
+        if epoch in self._rule.rungs:
+            self._saved[trial] = epoch
+        if epoch % self._validates_every and epoch < self._max_epochs:
+            return True
+        verdict = self._rule.reported(trial, epoch, self._losses[trial])
+        if epoch < self._max_epochs and verdict == "pause":
+            self._num_paused += 1
+        return epoch < self._max_epochs and verdict == "continue"

@@ -1,0 +1,285 @@
+"""A sweep's trials as its events tell of them: how far each came, what waits, what may be tried again.
+
+Applying the same events in the same order gives the same history and the same decisions; nothing here runs anything.
+"""
+
+import math
+from bisect import insort
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from handpose.errors import UserError
+from handpose.report.table import State, TrialRow, TrialTable
+from handpose.sweep.events import (
+    Asked,
+    Begun,
+    Closed,
+    Decision,
+    Ended,
+    Event,
+    Failed,
+    FailureKind,
+    Measured,
+    Opened,
+    Reported,
+)
+from handpose.sweep.retention import CheckpointShelf, Need
+from handpose.sweep.rules import Continuation, Rule
+from handpose.sweep.settings import SweepSettings
+from handpose.sweep.space import Params
+
+_NUM_FINALISTS = 3
+_AFTER: Mapping[Decision, State] = {
+    "continue": "running",
+    "pause": "paused",
+    "stop": "stopped",
+    "complete": "complete",
+    "diverged": "diverged",
+    "infeasible": "infeasible",
+}
+
+
+@dataclass
+class TrialHistory:
+    """What is known of a trial beside its row in the table.
+
+    values: the sweep's metric by epoch, as long as they belong to the parameters that the searcher proposed. gpus: its
+    share, where it is not that of all. not_before: when it may be tried again, in the sweep's time.
+    """
+
+    row: TrialRow
+    values: dict[int, float] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+    best_value: float = math.nan
+    num_stretches: int = 0
+    num_failures: int = 0
+    not_before: float = 0.0
+    gpus: float | None = None
+    is_perturbed: bool = False
+    _began_at: float = 0.0
+    _seconds_before: float = 0.0
+
+    def begin(self, at: float) -> None:
+        self._began_at, self._seconds_before = at, self.row.seconds
+
+    def spend(self, now: float) -> None:
+        """Count the time of the stretch that runs."""
+        self.row.seconds = self._seconds_before + now - self._began_at
+
+
+class History:
+    """All trials of a sweep, kept by `apply`.
+
+    rule: decides; it is told what happens. table: is filled. command: the command line that trains parameters again.
+    `gpus` is the share of each trial, where the sweep runs.
+    """
+
+    def __init__(
+        self,
+        settings: SweepSettings,
+        *,
+        rule: Rule,
+        table: TrialTable,
+        command: Callable[[Params], str] = lambda params: "",
+    ) -> None:
+        self.trials: dict[int, TrialHistory] = {}
+        self.table = table
+        self.num_trials = settings.num_trials
+        self.num_reports = 0
+        self.at = 0.0
+        self.live: dict[State, set[int]] = {"running": set(), "waiting": set(), "paused": set()}
+        self.shelf = CheckpointShelf(
+            settings.path,
+            settings.checkpoint_budget_gb * 1e9,
+            need=self._need,
+            loss=lambda trial: self._sign * self.table.value(self.table.rows[trial]),
+            is_running=lambda trial: self.table.rows[trial].state in ("running", "waiting"),
+        )
+        self._settings = settings
+        self._rule = rule
+        self.gpus = 0.0
+        self._command = command
+        self._finalists: list[tuple[float, int]] = []
+        self._failed_first: set[int] = set()
+        self._sign = 1.0 if settings.mode == "min" else -1.0
+
+    # --- decisions ----------------------------------------------------------------------------------------------------
+
+    def decide(self, number: int, epoch: int, value: float) -> Decision:
+        """What becomes of a trial that has reported. To be asked once a report: the rule learns it."""
+        if not math.isfinite(value) or self._explodes(number, value):
+            return "diverged"
+        verdict = self._rule.reported(number, epoch, self._sign * value)
+        return "complete" if epoch >= self._settings.max_epochs else verdict
+
+    def chance(self, number: int, kind: FailureKind) -> tuple[bool, float | None]:
+        """Whether a trial that failed is tried again, and its share of a GPU then.
+
+        A mistake comes again, so that it ends the trial; but while no trial has reported it may be a bug that the
+        sweep stops for, and then the trial is tried again after it is mended.
+        """
+        trial = self.trials[number]
+        if kind == "preempted":
+            return True, trial.gpus
+        if kind == "gpu_memory":
+            share = self.gpus if trial.gpus is None else trial.gpus
+            return (True, min(1.0, 2 * share)) if 0 < share < 1 else (False, trial.gpus)
+        if kind == "mistake" and self.num_reports:
+            return False, trial.gpus
+        return trial.num_failures < self._settings.max_retries, trial.gpus
+
+    def is_hopeless(self, number: int, kind: FailureKind) -> bool:
+        """Whether with this failure so many different trials have failed, and none ever reported, that it is a bug."""
+        if self.num_reports or kind == "preempted":
+            return False
+        return len(self._failed_first | {number}) >= self._settings.stop_after_failures
+
+    def promoted(self) -> Continuation | None:
+        return self._rule.promoted(can_begin=self.can_begin)
+
+    @property
+    def can_begin(self) -> bool:
+        return len(self.trials) < self.num_trials
+
+    def ready(self, now: float) -> int | None:
+        """The trial to be tried again first."""
+        return next((each for each in sorted(self.live["waiting"]) if self.trials[each].not_before <= now), None)
+
+    def _explodes(self, number: int, value: float) -> bool:
+        factor, best = self._settings.explosion_factor, self.trials[number].best_value
+        if factor is None or not best > 0:
+            return False
+        return value > factor * best if self._sign > 0 else value < best / factor
+
+    def _need(self, number: int) -> Need:
+        row = self.table.rows[number]
+        if not row.is_over:
+            return "resumable"
+        return "finalist" if any(number == finalist for _, finalist in self._finalists) else "none"
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def check(self, event: Event, *, line: int) -> None:
+        """Decide an event of the past again, before it is applied. Raises UserError where it was decided otherwise."""
+        ours, theirs, about = self._again(event)
+        if ours != theirs:
+            raise UserError(
+                f"{self._settings.path / 'events.jsonl'}: line {line} decides {about} as {theirs}, where this version "
+                f"of the project decides {ours}; go on with the revision that sweep.yaml names"
+            )
+
+    def _again(self, event: Event) -> tuple[Any, Any, str]:
+        """What is decided about an event, what it says was decided, and about what."""
+        if isinstance(event, Reported):
+            ours = self.decide(event.trial, event.epoch, event.metrics[self._settings.metric])
+            return ours, event.decision, f"epoch {event.epoch} of trial {event.trial}"
+        if isinstance(event, Begun) and self.table.rows[event.trial].state == "paused":
+            promoted = self.promoted()
+            return promoted, Continuation(event.trial, event.source, event.params), "which trial is promoted"
+        return None, None, ""
+
+    def apply(self, event: Event) -> None:
+        """Change what the event changes."""
+        self.at = event.at
+        match event:
+            case Opened():
+                self._open(event)
+            case Asked():
+                row = TrialRow(event.trial, event.params, state="waiting", command=self._command(event.params))
+                self.table.rows[event.trial] = row
+                self.trials[event.trial] = TrialHistory(row)
+                self.live["waiting"].add(event.trial)
+                self._rule.begun(event.trial, event.params)
+            case Begun():
+                self._begin(event)
+            case Measured():
+                self.trials[event.trial].costs = event.costs
+                self._go(event.trial, _AFTER[event.decision])
+            case Reported():
+                self._report(event)
+            case Failed():
+                self._fail(event)
+            case Ended():
+                self._end(event)
+            case Closed():
+                self._close(event)
+
+    def _open(self, event: Opened) -> None:
+        """Whatever ran when the process before was killed or left waits to go on."""
+        self.num_trials = event.num_trials
+        for number in sorted(self.live["running"]):
+            self._go(number, "waiting")
+        for trial in self.trials.values():
+            trial.not_before = 0.0
+
+    def _begin(self, event: Begun) -> None:
+        trial = self.trials[event.trial]
+        if trial.row.state == "paused":
+            self._rule.resumed(Continuation(event.trial, event.source, event.params))
+        if event.checkpoint is not None:
+            self.shelf.put(event.trial, event.checkpoint)
+            trial.row.epochs = event.epoch
+        if event.params is not None and event.params != trial.row.params:
+            # Population based training: the values from here on belong to other parameters than the searcher proposed.
+            trial.row.params, trial.row.command, trial.is_perturbed = event.params, "", True
+        trial.num_stretches = event.stretch
+        trial.begin(event.at)
+        self._go(event.trial, "running")
+
+    def _report(self, event: Reported) -> None:
+        trial = self.trials[event.trial]
+        row, value = trial.row, event.metrics[self._settings.metric]
+        row.epochs, row.metrics, row.node, row.error = event.epoch, event.metrics, event.node, ""
+        trial.spend(event.at)
+        self.num_reports += 1
+        if not trial.is_perturbed:
+            trial.values[event.epoch] = value
+        if not self._sign * value >= self._sign * trial.best_value:
+            trial.best_value = value
+        if event.checkpoint is not None:
+            self.shelf.put(event.trial, event.checkpoint)
+        if event.decision == "complete":
+            insort(self._finalists, (self._sign * value, event.trial))
+            del self._finalists[_NUM_FINALISTS:]
+        self._go(event.trial, _AFTER[event.decision])
+
+    def _fail(self, event: Failed) -> None:
+        trial = self.trials[event.trial]
+        trial.spend(event.at)
+        trial.row.error, trial.row.traceback, trial.gpus = event.cause, event.traceback, event.gpus
+        if not self.num_reports and event.kind != "preempted":
+            self._failed_first.add(event.trial)
+        if event.kind in ("error", "mistake", "killed"):
+            delay_s = self._settings.retry_delay_s * 2**trial.num_failures
+            trial.num_failures += 1
+            trial.not_before = event.at + delay_s
+        self._go(event.trial, "waiting" if event.retry else "failed")
+
+    def _end(self, event: Ended) -> None:
+        trial = self.trials[event.trial]
+        if trial.row.state == "running":
+            trial.spend(event.at)
+        trial.row.error = event.cause
+        self._go(event.trial, event.state)
+        self._rule.ended(event.trial)
+
+    def _close(self, event: Closed) -> None:
+        for number in sorted(self.live["running"]):
+            self.trials[number].spend(event.at)
+            self._go(number, "waiting")
+        if event.reason != "halted":
+            return
+        self._failed_first.clear()  # after a person has looked, all are given their chances again
+        for trial in self.trials.values():
+            trial.num_failures = 0
+
+    def _go(self, number: int, state: State) -> None:
+        row = self.trials[number].row
+        if row.state in self.live:
+            self.live[row.state].discard(number)
+        if state in self.live:
+            self.live[state].add(number)
+        if state in ("diverged", "infeasible", "failed"):
+            self._rule.ended(number)
+        row.state = state

@@ -1,0 +1,246 @@
+"""Points of a search space, tried on a worker as trials have them, and which parameter is to blame where one fails."""
+
+import contextlib
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+
+from handpose.config import quote_override
+from handpose.errors import UserError
+from handpose.sweep.space import Params, Space, probes
+from handpose.sweep.trial import TrialRecipe
+from handpose.sweep.trial_cost import FEWEST_STEPS, DataSize, TrialCost, measure
+
+_START_PATIENCE_S = 300.0
+_PATIENCE_S = 600.0
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad allocation")
+
+LOWER, UPPER, OPTION, RANDOM = "lower end", "upper end", "option", "random"
+"""Labels of points."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a space. label: which one it is."""
+
+    label: str
+    params: Params
+
+
+class Refusal(NamedTuple):
+    """Why a point cannot be trained.
+
+    kind: value: a UserError; memory: too little; error: an exception; killed: its worker is gone; time: no end of it.
+    """
+
+    kind: Literal["value", "memory", "error", "killed", "time"]
+    reason: str
+
+
+Outcome: TypeAlias = TrialCost | Refusal
+
+
+@dataclass
+class Probed:
+    """Points that were tried, and what each costs. num_left_out: those for which there was no time."""
+
+    points: list[Point] = field(default_factory=list)
+    costs: list[TrialCost] = field(default_factory=list)
+    num_left_out: int = 0
+
+    @property
+    def typical(self) -> list[TrialCost]:
+        """Of points drawn at random, as trials are; of all where none were."""
+        drawn = [cost for point, cost in zip(self.points, self.costs, strict=True) if point.label == RANDOM]
+        return drawn or self.costs
+
+
+def points_of(space: Space, *, num_random: int) -> list[Point]:
+    """The space's ends, some points at random as trials are, then every option of every choice; none twice."""
+    corners = list(probes(space, num_random=0))
+    drawn = list(probes(space, num_random=num_random))[len(corners) :]
+    labelled = [
+        *zip((LOWER, UPPER), corners, strict=False),
+        *((RANDOM, params) for params in drawn),
+        *((OPTION, params) for params in corners[2:]),
+    ]
+    points: list[Point] = []
+    for label, params in labelled:
+        if all(params != point.params for point in points):
+            points.append(Point(label, params))
+    return points
+
+
+class Bench:
+    """Measures configurations on one worker with a slot's resources, which imports only once.
+
+    A context manager, which ends the worker; one that a point has killed is replaced. Raises UserError where no worker
+    can be had.
+    """
+
+    def __init__(self, *, cpus: int, gpus: float, recipe: TrialRecipe, data: DataSize) -> None:
+        self.gpus = gpus
+        self._cpus = cpus
+        self._recipe = recipe
+        self._data = data
+        self._worker: Any = None
+        self._is_ready = False
+
+    def __enter__(self) -> "Bench":
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def outcome(self, params: Params, *, num_steps: int = FEWEST_STEPS, weights: bool = False) -> Outcome:
+        """Measure the trial with these parameters; num_steps, weights: as `measure` takes them."""
+        self._ensure_ready()
+        overrides = self._recipe.in_worker(params)
+        call = self._worker.measure.remote(overrides, params, self._data, num_steps=num_steps, weights=weights)
+        try:
+            return ray.get(call, timeout=_PATIENCE_S)
+        except GetTimeoutError:
+            refusal = Refusal("time", f"a few steps of it take more than {_PATIENCE_S / 60:.0f} minutes")
+        except OutOfMemoryError:
+            refusal = Refusal("memory", "the machine's memory was full")
+        except RayActorError:
+            refusal = Refusal("killed", "its worker was killed, most likely because the machine's memory was full")
+        self._stop()
+        return refusal
+
+    def _ensure_ready(self) -> None:
+        if self._worker is None:
+            self._start()
+        if self._is_ready:
+            return
+        try:
+            ray.get(self._worker.ready.remote(), timeout=_START_PATIENCE_S)
+        except GetTimeoutError as error:
+            raise UserError(
+                f"no slot (sweep.cpus_per_trial={self._cpus}, sweep.gpus_per_trial={self.gpus:g}) was free for "
+                f"{_START_PATIENCE_S / 60:.0f} minutes: others hold what Ray has; try again when they are done"
+            ) from error
+        except RayError as error:
+            raise UserError(f"no worker can be started: {_first_line(error)}") from error
+        self._is_ready = True
+
+    def _start(self) -> None:
+        self._worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus)(_Worker).remote()
+        self._is_ready = False
+
+    def _stop(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            with contextlib.suppress(RayError):
+                ray.kill(worker)
+
+
+class _Worker:
+    """Lives in a slot."""
+
+    def ready(self) -> None:
+        """Answers when everything is imported."""
+
+    def measure(self, *args: Any, **kwargs: Any) -> Outcome:
+        """As `trial_cost.measure`, but every failure is an answer."""
+        try:
+            return measure(*args, **kwargs)
+        except UserError as error:
+            return Refusal("value", str(error))
+        except Exception as error:
+            is_memory = isinstance(error, MemoryError) or any(words in str(error) for words in _MEMORY_WORDS)
+            return Refusal("memory" if is_memory else "error", f"{type(error).__name__}: {_first_line(error)}")
+        finally:
+            gc.collect()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def probe(
+    bench: Bench,
+    points: Sequence[Point],
+    *,
+    space: Space,
+    default: Params | None,
+    num_steps: int,
+    weights: bool,
+    time_s: float,
+) -> Probed:
+    """Measure points of a space, the first three whatever they take, the others while there is time.
+
+    default: parameters of the default configuration, where it lies in the space. num_steps, weights: as `measure` takes
+    them. Raises UserError where a point cannot be trained, which names the parameters that are to blame.
+    """
+    began = time.monotonic()
+    probed = Probed()
+    for number, point in enumerate(points):
+        if number >= 3 and time.monotonic() - began > time_s:
+            probed.num_left_out = len(points) - number
+            break
+        outcome = bench.outcome(point.params, num_steps=num_steps, weights=weights)
+        if isinstance(outcome, Refusal):
+            others = [good.params for good in (*probed.points, *points[number + 1 :])]
+            candidates = others if default is None else [default, *others]
+            raise UserError(f"{space.file}: {_explained(bench, point.params, outcome, candidates)}")
+        probed.points.append(point)
+        probed.costs.append(outcome)
+    return probed
+
+
+def _explained(bench: Bench, params: Params, refusal: Refusal, candidates: Sequence[Params]) -> str:
+    if refusal.kind == "value" and any(key in refusal.reason for key in params):
+        return refusal.reason
+    sound = next((other for other in candidates if isinstance(bench.outcome(other), TrialCost)), {})
+    guilty = " ".join(quote_override(key, value) for key, value in _to_blame(bench, params, refusal, sound).items())
+    if refusal.kind not in ("memory", "killed"):
+        return f"{guilty} cannot be trained: {refusal.reason}"
+    remedy = "a larger sweep.gpus_per_trial" if bench.gpus else "fewer trials at a time (sweep.max_concurrent)"
+    return (
+        f"{guilty} cannot be trained, for want of memory: {refusal.reason}; a smaller data.batch_size, {remedy} or a "
+        "narrower range may help"
+    )
+
+
+def _to_blame(bench: Bench, params: Params, refusal: Refusal, sound: Params) -> Params:
+    """The least part of a point that fails alike when all the rest is as in a point that is sound.
+
+    Parameters are put back one by one; those that cannot be put back without mending the point remain.
+    """
+    guilty = [key for key, value in params.items() if key not in sound or sound[key] != value]
+    for key in list(guilty):
+        rest = [other for other in guilty if other != key]
+        outcome = bench.outcome({**sound, **{other: params[other] for other in rest}}) if rest else None
+        if isinstance(outcome, Refusal) and outcome.kind == refusal.kind:
+            guilty = rest
+    return {key: params[key] for key in guilty}
+
+
+_AT_EVERY_STEP = ("model", "heatmap", "loss", "augment", "optimizer")
+
+
+def without_effect(bench: Bench, probed: Probed, start: Params) -> Iterator[str]:
+    """Parameters that, moved alone from `start`, leave the first steps of training as they were, bit for bit.
+
+    Only of parts that act at every step: what a schedule does may come later.
+    """
+    before = bench.outcome(start)
+    for key in start:
+        others = [point.params[key] for point in probed.points if key in point.params]
+        moved = [value for value in others if value != start[key]]
+        if not moved or key.replace("/", ".").partition(".")[0] not in _AT_EVERY_STEP:
+            continue
+        after = bench.outcome({**start, key: moved[0]})
+        if isinstance(before, TrialCost) and isinstance(after, TrialCost) and before.trace == after.trace:
+            yield key

@@ -1,0 +1,153 @@
+"""Going on with a sweep: its configuration comes from its own folder, not from the command line.
+
+A sweep that was killed may be gone on with days later, by another working folder, after its search space was edited
+for the next one. So the space is copied into the folder, and the configuration is composed again and compared.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+
+from handpose.config import compose, location_overrides, plain, quote_override, task_overrides
+from handpose.errors import UserError
+from handpose.sweep.space import Space, flattened, load_space
+
+_CHANGEABLE = (
+    "sweep.resume",
+    "sweep.num_trials",
+    "sweep.max_concurrent",
+    "sweep.time_budget_s",
+    "sweep.checkpoint_budget_gb",
+    "sweep.max_retries",
+    "sweep.retry_delay_s",
+    "sweep.stop_after_failures",
+    "sweep.preflight",
+    "sweep.retrain",
+    "ray.address",
+    "ray.num_cpus",
+)
+"""What may be given anew: none of it touches what a trial is, or how it is judged."""
+
+_ELSEWHERE = ("paths.", "search_space", "sweep.folder")
+"""What may differ between two machines or days and is the same sweep."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What tune.py is asked to do.
+
+    overrides: as on the command line of the sweep's first day. locations: lead another process to its paths. choices:
+    of configuration groups. origin: as `provenance` gives it; None for a new sweep.
+    """
+
+    config: Any
+    overrides: Sequence[str]
+    locations: Sequence[str]
+    choices: Mapping[str, str]
+    space: Space
+    origin: Mapping[str, Any] | None = None
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Configuration key -> value of the default configuration; for a group the option chosen."""
+        return flattened(plain(self.config)) | dict(self.choices)
+
+
+def new_task(config: Any) -> Task:
+    """The task of the command line as it stands."""
+    choices = dict(HydraConfig.get().runtime.choices)
+    return Task(config, task_overrides(), location_overrides(config), choices, load_space(config.search_space))
+
+
+def description(task: Task, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What sweep.yaml keeps of a new sweep."""
+    return {
+        "config": plain(task.config),
+        **origin,
+        "overrides": list(task.overrides),
+        "locations": list(task.locations),
+        "choices": dict(task.choices),
+    }
+
+
+def keep_space(space: Space, folder: Path) -> None:
+    """Copy a search space into the folder of a sweep."""
+    place = folder / "search_space"
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(space.file, place / space.file.name)
+
+
+def recorded_task(folder: Path, given: Sequence[str]) -> Task:
+    """The task of the sweep in a folder. given: overrides of this command line, which may change little.
+
+    Raises UserError where there is no sweep, or where what it was cannot be had any more.
+    """
+    record = _record(folder)
+    _check_changes(given)
+    kept = [item for item in record["overrides"] if _key(item) not in {_key(each) for each in given}]
+    place = {"sweep.name": record["config"]["sweep"]["name"], "sweep.folder": str(folder)}
+    kept = [item for item in kept if _key(item) not in place]
+    overrides = [*kept, *(item for item in given if _key(item) != "sweep.resume")]
+    own = [quote_override(key, value) for key, value in place.items()]
+    config = compose("tune", [*overrides, *record["locations"], *own])
+    _check_config(record["config"], plain(config), folder, given)
+    files = sorted((folder / "search_space").glob("*"))
+    if len(files) != 1:
+        raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
+    return Task(config, overrides, record["locations"], record["choices"], load_space(str(files[0])), record)
+
+
+def check_data(task: Task, fingerprint: str) -> None:
+    """Raise UserError where a sweep would go on with other data."""
+    before = (task.origin or {}).get("data_fingerprint", fingerprint)
+    if fingerprint != before:
+        raise UserError(
+            f"{task.config.sweep.folder} was begun with other data (fingerprint {before}, and now {fingerprint}): "
+            "bring the data back, or begin a new sweep with searcher.warm_start"
+        )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    file = folder / "sweep.yaml"
+    try:
+        record = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"sweep.resume={folder}: there is no {file}, so that there is no sweep to go on with"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is damaged ({' '.join(str(error).split())})") from error
+    missing = [key for key in ("config", "overrides", "locations", "choices") if key not in (record or {})]
+    if missing:
+        raise UserError(f"{file} lacks {', '.join(missing)}: it is not of a sweep that can go on")
+    return dict(record)
+
+
+def _check_changes(given: Sequence[str]) -> None:
+    fixed = [item for item in given if _key(item) not in _CHANGEABLE]
+    if fixed:
+        raise UserError(
+            f"{fixed[0]}: a sweep that goes on keeps its configuration; beside sweep.resume there may be "
+            f"{', '.join(key for key in _CHANGEABLE if key != 'sweep.resume')}"
+        )
+
+
+def _check_config(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, given: Sequence[str]) -> None:
+    """The project's own defaults may have been edited since."""
+    free = (*_CHANGEABLE, *_ELSEWHERE)
+    ours, theirs = flattened(now), flattened(before)
+    for key in {**theirs, **ours}:
+        if ours.get(key) != theirs.get(key) and not key.startswith(free):
+            raise UserError(
+                f"{folder / 'sweep.yaml'} has {key}={theirs.get(key)}, but configs/ now gives {ours.get(key)}: the "
+                "rest of the sweep would not compare with what it has; put configs/ back, or begin a new sweep"
+            )
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")

@@ -1,0 +1,40 @@
+"""The winner of a sweep once more, with its full schedule, by the road of train.py; it goes on where it was cut off."""
+
+import json
+from pathlib import Path
+
+from handpose.config import compose, quote_override
+from handpose.errors import UserError
+from handpose.training.checkpoints import read_checkpoint
+from handpose.training.fit import RunFolders, prepare_folders, train_and_test
+
+
+def retrain(folder: Path) -> dict[str, float]:
+    """Train best.yaml of the sweep in that folder as train.py would, and test it; returns metrics of both.
+
+    A retraining that was cut off goes on from its last checkpoint; of one that was finished the figures are read.
+    """
+    place = folder / "retrain"
+    if (place / "metrics.json").is_file():
+        metrics: dict[str, float] = json.loads((place / "metrics.json").read_text())["metrics"]
+        return metrics
+    places = {"logs": place, "checkpoints": place / "checkpoints", "predictions": place}
+    overrides = [quote_override(f"paths.{name}", str(path)) for name, path in places.items()]
+    best = quote_override("best", str(folder / "best.yaml"))
+    config = compose("train", [best, *overrides])
+    config = compose("train", [best, *overrides, *_where_it_was(place / "checkpoints", config.trainer.max_epochs)])
+    folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
+    result = train_and_test(config, folders)
+    return (result.training.metrics if result.training else {}) | result.test_metrics
+
+
+def _where_it_was(checkpoints: Path, max_epochs: int) -> list[str]:
+    """Overrides that go on from the last checkpoint, or only test the best one when all epochs are done."""
+    try:
+        epochs = read_checkpoint(checkpoints / "last.ckpt")["epoch"] + 1
+    except UserError:  # none yet, or not a whole one
+        return []
+    if epochs < max_epochs:
+        return [quote_override("model.checkpoint_path", str(checkpoints / "last.ckpt"))]
+    best = max(checkpoints.glob("best-*.ckpt"), key=lambda file: file.stat().st_mtime)
+    return [quote_override("model.checkpoint_path", str(best)), "test=true"]

@@ -1,0 +1,323 @@
+"""Which trial goes on: the rules of early stopping, as configs/scheduler names them.
+
+A rule hears of everything that happens in a sweep, in order, and what it answers depends on nothing else: no clock, no
+generator that others draw from. So a sweep that was killed is brought back by telling a fresh rule the same things
+again. Rules know nothing of Ray; population based training has a file of its own, population.py.
+"""
+
+import math
+import random
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from handpose.errors import UserError
+from handpose.sweep.space import Params
+
+Verdict: TypeAlias = Literal["continue", "stop", "pause"]
+
+
+class Continuation(NamedTuple):
+    """A paused trial that goes on.
+
+    From its own checkpoint; in a population from the newest checkpoint of trial `source`, with these complete `params`.
+    """
+
+    trial: int
+    source: int | None = None
+    params: Params | None = None
+
+
+class Rule(Protocol):
+    """Decides about trials, which are numbered in the order in which they begin; numbers may be missing.
+
+    rungs: epochs at which trials are compared, ascending; empty where it compares at no fixed ones. needs_checkpoints:
+    a trial must save a checkpoint at every rung, since it may pause there.
+    """
+
+    rungs: tuple[int, ...]
+    needs_checkpoints: bool
+
+    def begun(self, trial: int, params: Params) -> None:
+        """A new trial runs, with all its parameters."""
+
+    def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
+        """What becomes of a trial after `epoch`, counted from 1; its epochs ascend, and may have gaps.
+
+        loss: finite, smaller is better. The rule takes it that its answer is followed.
+        """
+
+    def promoted(self, *, can_begin: bool) -> Continuation | None:
+        """The paused trial that should run before a new one begins; a question that changes nothing.
+
+        can_begin: there are new trials left to begin.
+        """
+
+    def resumed(self, continuation: Continuation) -> None:
+        """That one runs again."""
+
+    def ended(self, trial: int) -> None:
+        """A trial has diverged, failed for good or been cut off: it never runs again, and nobody goes on from it.
+
+        What it reported still counts.
+        """
+
+
+class Fifo:
+    """Trains every trial to its end; the other rules begin from this one."""
+
+    rungs: tuple[int, ...] = ()
+    needs_checkpoints = False
+
+    def begun(self, trial: int, params: Params) -> None:
+        """Nothing to note."""
+
+    def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
+        """Go on."""
+        return "continue"
+
+    def promoted(self, *, can_begin: bool) -> Continuation | None:
+        """Nobody pauses."""
+        return None
+
+    def resumed(self, continuation: Continuation) -> None:
+        """Nobody pauses."""
+
+    def ended(self, trial: int) -> None:
+        """Nothing to note."""
+
+
+class Asha(Fifo):
+    """Asynchronous successive halving (Li et al. 2018, arXiv:1810.05934).
+
+    Trials are compared at the rungs, epochs grace_period * reduction_factor^k below max_epochs, rounded up. Only a
+    report of exactly that epoch counts: one that comes later belongs to another fidelity. brackets: so many kinds of
+    trial, of which kind s has no rung below grace_period * reduction_factor^s; the kind is drawn for each trial, with
+    Ray's odds (those with more rungs more often, by exp), from the seed and its number alone.
+
+    mode `stop`: the rule of Ray's AsyncHyperBandScheduler. A trial goes on at once unless it is below the
+    1 - 1 / reduction_factor quantile of those that were there before it; so no checkpoint is needed, but the first ones
+    pass whatever they are worth.
+    mode `promote`: Algorithm 2 of the paper. A trial pauses at a rung, and goes on when it is among the best
+    floor(n / reduction_factor) of the n that have reported there, at once or however late. Beyond the paper, which
+    never runs out of new trials: when nothing runs, nothing may begin and no trial has reached max_epochs, the best of
+    the highest rung goes on, so that a short sweep has a winner too.
+
+    Raises UserError when the values do not go together.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: Literal["stop", "promote"],
+        grace_period: int,
+        reduction_factor: float,
+        brackets: int,
+        max_epochs: int,
+        seed: int,
+    ) -> None:
+        _check_asha(mode, grace_period, reduction_factor, brackets, max_epochs)
+        self.needs_checkpoints = mode == "promote"
+        self._max_epochs = max_epochs
+        self._seed = seed
+        all_epochs = list(_rung_epochs(grace_period, reduction_factor, max_epochs))
+        self._brackets = [
+            {math.ceil(epoch - _ROUNDING): _Rung(reduction_factor) for epoch in all_epochs[skipped:]}
+            for skipped in range(brackets)
+        ]
+        self.rungs = tuple(sorted(set().union(*self._brackets)))
+        self._from_the_top = [
+            bracket[epoch] for epoch in reversed(self.rungs) for bracket in self._brackets if epoch in bracket
+        ]
+        most = max(map(len, self._brackets))
+        self._odds = [math.exp(len(bracket) - most) for bracket in self._brackets]
+        self._bracket_of: dict[int, dict[int, _Rung]] = {}
+        self._running: set[int] = set()
+        self._paused: dict[int, _Rung] = {}
+        self._any_complete = False
+
+    def begun(self, trial: int, params: Params) -> None:
+        """Draw the trial's bracket."""
+        self._bracket_of[trial] = self._brackets[0]
+        if len(self._brackets) > 1:
+            rng = random.Random(f"bracket {self._seed} {trial}")  # text is hashed the same way in every process
+            self._bracket_of[trial] = rng.choices(self._brackets, self._odds)[0]
+        self._running.add(trial)
+
+    def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
+        """At a rung: go on, stop or pause, as the mode says; anywhere else: go on."""
+        if epoch >= self._max_epochs:
+            self._any_complete = True
+            self._running.discard(trial)
+            return "continue"
+        rung = self._bracket_of[trial].get(epoch)
+        if rung is None:
+            return "continue"
+        decide = self._pause_or_continue if self.needs_checkpoints else self._stop_or_continue
+        return decide(rung, trial, loss)
+
+    def _stop_or_continue(self, rung: "_Rung", trial: int, loss: float) -> Verdict:
+        cutoff = rung.cutoff()
+        rung.record(trial, loss)
+        return "stop" if cutoff is not None and loss > cutoff else "continue"
+
+    def _pause_or_continue(self, rung: "_Rung", trial: int, loss: float) -> Verdict:
+        rung.record(trial, loss)
+        rung.wait(trial)
+        if self._promotable() == trial:
+            rung.leave(trial)
+            return "continue"
+        self._paused[trial] = rung
+        self._running.remove(trial)
+        return "pause"
+
+    def promoted(self, *, can_begin: bool) -> Continuation | None:
+        """From the top rung down, the best trial waiting that is among its rung's best 1 / reduction_factor."""
+        trial = self._promotable()
+        if trial is None and not (can_begin or self._running or self._any_complete):
+            trial = next((rung.first() for rung in self._from_the_top if rung.first() is not None), None)
+        return None if trial is None else Continuation(trial)
+
+    def _promotable(self) -> int | None:
+        return next((trial for rung in self._from_the_top if (trial := rung.promotable()) is not None), None)
+
+    def resumed(self, continuation: Continuation) -> None:
+        """It has been promoted from the rung that it waited on."""
+        self._paused.pop(continuation.trial).leave(continuation.trial)
+        self._running.add(continuation.trial)
+
+    def ended(self, trial: int) -> None:
+        """It is not promoted; its place in the rung stays taken."""
+        self._running.discard(trial)
+        if trial in self._paused:
+            self._paused.pop(trial).leave(trial)
+
+
+class _Rung:
+    """What trials have reported at one epoch, and which of them wait there; (loss, trial) pairs, best first."""
+
+    def __init__(self, reduction_factor: float) -> None:
+        self._reduction_factor = reduction_factor
+        self._recorded: list[tuple[float, int]] = []
+        self._waiting: list[tuple[float, int]] = []
+        self._losses: dict[int, float] = {}
+
+    def record(self, trial: int, loss: float) -> None:
+        insort(self._recorded, (loss, trial))
+        self._losses[trial] = loss
+
+    def cutoff(self) -> float | None:
+        """The loss above which a trial stops, None where nobody has been.
+
+        numpy's percentile (linear) of the negated losses, step by step as numpy computes it, since Ray stops by it; but
+        on a list that is sorted already.
+        """
+        last = len(self._recorded) - 1
+        if last < 0:
+            return None
+        place = last * ((1 - 1 / self._reduction_factor) * 100 / 100)
+        below = math.floor(place)
+        low, high = (-self._recorded[max(last - i, 0)][0] for i in (below, below + 1))
+        part = place - below
+        return -(low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part))
+
+    def wait(self, trial: int) -> None:
+        insort(self._waiting, (self._losses[trial], trial))
+
+    def leave(self, trial: int) -> None:
+        del self._waiting[bisect_left(self._waiting, (self._losses[trial], trial))]
+
+    def first(self) -> int | None:
+        """The best that waits."""
+        return self._waiting[0][1] if self._waiting else None
+
+    def promotable(self) -> int | None:
+        """The best that waits, when it is among the best 1 / reduction_factor of all that have been here."""
+        if not self._waiting:
+            return None
+        num_promotable = math.floor(len(self._recorded) / self._reduction_factor)
+        return self.first() if bisect_left(self._recorded, self._waiting[0]) < num_promotable else None
+
+
+_ROUNDING = 1e-9
+"""100 * 1.1 is a little above 110 in floating point, and is epoch 110 all the same."""
+
+
+def _rung_epochs(grace_period: int, reduction_factor: float, max_epochs: int) -> Iterator[float]:
+    epoch = float(grace_period)
+    while math.ceil(epoch - _ROUNDING) < max_epochs:
+        yield epoch
+        epoch *= reduction_factor
+
+
+def _check_asha(mode: str, grace_period: int, reduction_factor: float, brackets: int, max_epochs: int) -> None:
+    if mode not in ("stop", "promote"):
+        raise UserError(f"scheduler.mode={mode} is not known: configs/scheduler/asha.yaml takes stop or promote")
+    if not 1 <= grace_period <= max_epochs:
+        raise UserError(
+            f"scheduler.grace_period={grace_period} must be at least 1 and at most sweep.max_epochs={max_epochs}: "
+            "it is the first epoch at which configs/scheduler/asha.yaml compares trials"
+        )
+    if not reduction_factor > 1:
+        raise UserError(
+            f"scheduler.reduction_factor={reduction_factor:g} must be above 1: with configs/scheduler/asha.yaml one "
+            "trial in so many goes on at each rung"
+        )
+    if brackets < 1:
+        raise UserError(f"scheduler.brackets={brackets} must be at least 1 (configs/scheduler/asha.yaml)")
+
+
+class MedianStopping(Fifo):
+    """The median stopping rule (Golovin et al. 2017, Google Vizier), as Ray's MedianStoppingRule has it.
+
+    From grace_period on a trial stops at an epoch when its best loss so far is above the median of what the others
+    had on average from grace_period to that epoch; of them those count that have been trained as far, and there must be
+    min_samples_required. Raises UserError for values that make no sense.
+    """
+
+    def __init__(self, *, grace_period: int, min_samples_required: int) -> None:
+        for name, value in (("grace_period", grace_period), ("min_samples_required", min_samples_required)):
+            if value < 1:
+                raise UserError(f"scheduler.{name}={value} must be at least 1 (configs/scheduler/median.yaml)")
+        self._grace_period = grace_period
+        self._min_samples_required = min_samples_required
+        self._histories: dict[int, _History] = {}
+        self._means: defaultdict[int, list[float]] = defaultdict(list)  # epoch -> ascending, of all trained that far
+
+    def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
+        """Stop, or go on."""
+        before = self._histories.get(trial, _History())
+        history = before.extended(epoch, loss, counts=epoch >= self._grace_period)
+        self._histories[trial] = history
+        if before.num_counted:
+            for unreported in range(before.epoch + 1, epoch):
+                insort(self._means[unreported], before.mean)
+        if epoch < self._grace_period:
+            return "continue"
+        others = self._means[epoch]
+        is_worse = len(others) >= self._min_samples_required and history.best > _median(others)
+        insort(others, history.mean)
+        return "stop" if is_worse else "continue"
+
+
+class _History(NamedTuple):
+    """A trial so far: its best loss, and the sum of those that count in its mean."""
+
+    epoch: int = 0
+    best: float = math.inf
+    total: float = 0.0
+    num_counted: int = 0
+
+    def extended(self, epoch: int, loss: float, *, counts: bool) -> "_History":
+        total, num_counted = (self.total + loss, self.num_counted + 1) if counts else (self.total, self.num_counted)
+        return _History(epoch, min(self.best, loss), total, num_counted)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.num_counted
+
+
+def _median(ascending: list[float]) -> float:
+    middle = len(ascending) // 2
+    return (ascending[middle] + ascending[-1 - middle]) / 2

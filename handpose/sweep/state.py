@@ -1,0 +1,263 @@
+"""A sweep while it runs: which trial is next, what becomes of a report, what a failure costs. Nothing here knows Ray.
+
+Every change is an event (events.py): written first, then applied (history.py), then told to the searcher and to those
+who listen. So a sweep that was killed goes on with the rungs, the searcher, the retries and the budgets that it had.
+
+A trial is trained in stretches: from its beginning or from its newest checkpoint, until it ends, pauses at a rung,
+fails, or the sweep is interrupted.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, cast
+
+from handpose.report.table import TrialRow
+from handpose.sweep.events import (
+    Asked,
+    Begun,
+    Closed,
+    Decision,
+    Ended,
+    Event,
+    EventLog,
+    Failed,
+    FailureKind,
+    Measured,
+    Opened,
+    Reported,
+    Saved,
+)
+from handpose.sweep.history import History, TrialHistory
+from handpose.sweep.retention import FOLDER, newest_whole
+from handpose.sweep.rules import Continuation
+from handpose.sweep.searcher import EndState, Known, OptunaSearcher
+from handpose.sweep.settings import SweepSettings
+from handpose.sweep.stretch import Stretch, run_name
+
+
+class Failure(NamedTuple):
+    """Why a stretch failed. cause: in a line. traceback: all that is known."""
+
+    kind: FailureKind
+    cause: str
+    traceback: str
+
+
+class Listener(Protocol):
+    """Is told of each event after it has been applied; row: of the trial that it is about."""
+
+    def happened(self, event: Event, row: TrialRow | None, /) -> None: ...
+
+
+class SweepState:
+    """Runs a sweep's history on.
+
+    log: of its events; those in it are checked and applied. history: empty. searcher: proposes, and keeps the study.
+    clock: in seconds. Raises UserError where the log was decided by other rules.
+
+    `halted_by` is the failure that the sweep gave up for, since no trial works.
+    """
+
+    def __init__(
+        self,
+        settings: SweepSettings,
+        *,
+        log: EventLog,
+        history: History,
+        searcher: OptunaSearcher,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.history = history
+        self.halted_by: Failed | None = None
+        self.is_closed = False
+        self._settings = settings
+        self._log = log
+        self._searcher = searcher
+        self._num_slots = 0
+        self._clock = clock
+        self._listener: Listener | None = None
+        self.last_event = log.events[-1] if log.events else None
+        for line, event in enumerate(log.events, start=1):
+            history.check(event, line=line)
+            history.apply(event)
+        self._base = history.at
+        self._opened = clock()
+
+    def open(self, *, num_slots: int, gpus: float = 0.0, listener: Listener | None = None) -> None:
+        """Go on from here.
+
+        num_slots: trials at a time. gpus: the share of each. listener: is told what happens from now on.
+        """
+        self._num_slots, self.history.gpus = num_slots, gpus
+        num_points = self._searcher.num_points
+        num_trials = self._settings.num_trials if num_points is None else min(self._settings.num_trials, num_points)
+        self._happened(Opened(self.elapsed_s(), num_trials))
+        self._searcher.align([_known(trial) for trial in self.history.trials.values()])
+        self.history.shelf.settle()
+        self._listener = listener
+
+    # --- what is next -------------------------------------------------------------------------------------------------
+
+    def next(self) -> Stretch | None:
+        """The stretch to run now, or None when all slots are taken or nothing can be run at the moment."""
+        history = self.history
+        if self.is_closed or len(history.live["running"]) >= self._num_slots:
+            return None
+        ready = history.ready(self.elapsed_s())
+        if ready is not None:
+            return self._begin(Continuation(ready))
+        continuation = history.promoted()
+        if continuation is not None:
+            return self._begin(continuation)
+        return self._begin(Continuation(self._ask())) if history.can_begin else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs, and nothing will."""
+        history = self.history
+        if self.is_closed:
+            return True
+        if history.live["running"] or history.live["waiting"] or history.can_begin:
+            return False
+        return history.promoted() is None
+
+    def elapsed_s(self) -> float:
+        """The sweep's own time: of all processes that ran it, together."""
+        return round(self._base + self._clock() - self._opened, 3)
+
+    def tick(self) -> None:
+        """Let the rows of running trials show the time."""
+        now = self.elapsed_s()
+        for number in self.history.live["running"]:
+            self.history.trials[number].spend(now)
+
+    def _ask(self) -> int:
+        number = self._searcher.first_number + len(self.history.trials)
+        params = self._searcher.ask(number)
+        assert params is not None, "a grid has as many points as trials are asked for"
+        self._happened(Asked(self.elapsed_s(), number, params))
+        return number
+
+    def _begin(self, continuation: Continuation) -> Stretch:
+        number, source, params = continuation
+        trial, shelf = self.history.trials[number], self.history.shelf
+        taken = None if source is None else self._taken_over(number, source)
+        held = [taken] if taken else list(shelf.of(number))
+        epoch = held[-1].epoch if held else 0
+        stretch = trial.num_stretches + 1
+        self._happened(Begun(self.elapsed_s(), number, stretch, epoch, trial.gpus, source, taken, params))
+        self._searcher.began(number)
+        return Stretch(number, stretch, dict(trial.row.params), epoch, held, self._settings.folder, trial.gpus)
+
+    def _taken_over(self, number: int, source: int) -> Saved | None:
+        """The newest checkpoint of another trial, in a place of its own, since that trial goes on and tidies up."""
+        folder = self._settings.path
+        newest = newest_whole(self.history.shelf.of(source), folder)
+        if newest is None:
+            return None
+        file = Path(FOLDER) / run_name(number) / f"epoch_{newest.epoch:04d}_of_{source}.ckpt"
+        part = folder / file.with_suffix(".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / newest.file, part)
+        os.replace(part, folder / file)
+        return replace(newest, file=str(file))
+
+    # --- what came back -----------------------------------------------------------------------------------------------
+
+    def measured(self, number: int, costs: Mapping[str, float]) -> bool:
+        """A trial has been built, and this is what it costs; returns whether it is to be trained."""
+        trial = self.history.trials[number]
+        if self._runs(trial) and not trial.costs:
+            limits = self._searcher.constraints
+            decision: Decision = "continue" if all(costs[name] <= limits[name] for name in limits) else "infeasible"
+            self._happened(Measured(self.elapsed_s(), number, dict(costs), decision))
+            self._searcher.measured(number, costs)
+            self._settle(trial)
+        return self._runs(trial)
+
+    def reported(
+        self,
+        number: int,
+        epoch: int,
+        metrics: Mapping[str, float],
+        *,
+        node: str = "",
+        resumed_from: int = 0,
+        checkpoint: Saved | None = None,
+    ) -> bool:
+        """A trial has been trained to that epoch; returns whether its stretch goes on.
+
+        An epoch that was reported before, as after a retry, changes nothing.
+        """
+        trial = self.history.trials[number]
+        if self._runs(trial) and epoch > trial.row.epochs:
+            decision = self.history.decide(number, epoch, metrics[self._settings.metric])
+            at = self.elapsed_s()
+            self._happened(Reported(at, number, epoch, dict(metrics), node, resumed_from, checkpoint, decision))
+            if epoch in trial.values:
+                self._searcher.reported(number, epoch, trial.values[epoch])
+            self._settle(trial)
+            self.history.shelf.tidy(number)
+        return self._runs(trial)
+
+    def failed(self, number: int, failure: Failure) -> None:
+        """A stretch of the trial failed: it is tried again, or given up, or the sweep is."""
+        trial = self.history.trials[number]
+        if not self._runs(trial):
+            return
+        halts = self.history.is_hopeless(number, failure.kind)
+        retry, gpus = self.history.chance(number, failure.kind)
+        event = Failed(self.elapsed_s(), number, *failure, retry=retry or halts, gpus=gpus)
+        self._happened(event)
+        self._settle(trial)
+        if halts:
+            self.halted_by = event
+            self.close("halted")
+
+    def returned(self, number: int) -> None:
+        """A stretch of the trial came back before the end, without a failure."""
+        trial = self.history.trials[number]
+        if self._runs(trial):
+            self._end(trial, "" if trial.row.epochs else "it came back without a report")
+
+    def close(self, reason: Literal["finished", "interrupted", "halted"]) -> None:
+        """No more is run. finished: what has not ended is stopped; else it waits for the sweep to go on."""
+        if self.is_closed:
+            return
+        for trial in [trial for trial in self.history.trials.values() if not trial.row.is_over]:
+            if reason == "finished":
+                self._end(trial)
+            else:
+                self._searcher.waits(trial.row.number)
+        self.is_closed = True
+        self._happened(Closed(self.elapsed_s(), reason))
+
+    def _runs(self, trial: TrialHistory) -> bool:
+        return not self.is_closed and trial.row.state == "running"
+
+    def _end(self, trial: TrialHistory, cause: str = "") -> None:
+        self._happened(Ended(self.elapsed_s(), trial.row.number, "failed" if cause else "stopped", cause))
+        self._settle(trial)
+
+    def _settle(self, trial: TrialHistory) -> None:
+        """Tell the study where the trial stands now."""
+        number, state = trial.row.number, trial.row.state
+        if trial.row.is_over:
+            self._searcher.ended(number, cast(EndState, state))
+        elif state != "running":
+            self._searcher.waits(number)
+
+    def _happened(self, event: Event) -> None:
+        self._log.append(event)
+        self.history.apply(event)
+        if self._listener is not None:
+            about = None if isinstance(event, (Opened, Closed)) else self.history.trials[event.trial].row
+            self._listener.happened(event, about)
+
+
+def _known(trial: TrialHistory) -> Known:
+    return Known(trial.row.number, trial.row.state, trial.row.params, dict(trial.values), dict(trial.costs))

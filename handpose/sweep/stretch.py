@@ -1,0 +1,74 @@
+"""What the driver tells a worker to train, and what the worker tells back. Imports no torch, for quick tests."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from ray import tune
+
+from handpose.sweep.events import Saved
+from handpose.sweep.retention import FOLDER
+
+if TYPE_CHECKING:
+    from handpose.sweep.space import Params
+
+STRETCH, CHECKPOINT, COSTS = "stretch", "checkpoint", "costs"
+"""Keys of Tune's configuration and results. Their values lie in a list each, which Tune does not take apart."""
+
+
+class Stretch(NamedTuple):
+    """A part of a trial that one worker trains without a break.
+
+    epoch: trained before. checkpoints: to go on from, oldest first; the newest that is whole counts. folder: of the
+    sweep. gpus: its share, where it is not that of all.
+    """
+
+    trial: int
+    stretch: int
+    params: "Params"
+    epoch: int
+    checkpoints: Sequence[Saved]
+    folder: str
+    gpus: float | None
+
+    @property
+    def name(self) -> str:
+        """Of Tune's folder for it."""
+        return run_name(self.trial) + (f"_{self.stretch}" if self.stretch > 1 else "")
+
+    def checkpoint_file(self, epoch: int) -> Path:
+        """Where to save after an epoch: a name that no other stretch of the trial uses."""
+        return Path(self.folder) / FOLDER / run_name(self.trial) / f"epoch_{epoch:04d}_stretch_{self.stretch}.ckpt"
+
+
+class Objective(Protocol):
+    """What a worker runs: it trains the stretch and reports each epoch. Tests have cheap ones."""
+
+    def __call__(self, stretch: Stretch, /) -> None: ...
+
+
+def make_trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
+    """The function that Tune calls in a worker, with the configuration that the driver made."""
+
+    def trial(config: dict[str, Any]) -> None:
+        objective(config[STRETCH][0])
+
+    return trial
+
+
+def report(epoch: int, metrics: Mapping[str, float], *, resumed_from: int = 0, checkpoint: Saved | None = None) -> None:
+    """Tell Tune the metrics after an epoch, counted from 1. Does not return when the stretch ends here.
+
+    resumed_from: epoch of the checkpoint that the stretch went on from. checkpoint: saved after this epoch.
+    """
+    tune.report({**metrics, "epoch": epoch, "resumed_from": resumed_from, CHECKPOINT: [checkpoint]})
+
+
+def measured(costs: Mapping[str, float]) -> None:
+    """Tell Tune what the trial costs, before it is trained. Does not return when that is too much."""
+    tune.report({"epoch": 0, COSTS: [dict(costs)]})
+
+
+def run_name(number: int) -> str:
+    """Name of a trial's folders and TensorBoard run."""
+    return f"trial_{number:04d}"

@@ -1,0 +1,256 @@
+"""What a trial costs: its network, trained for a few steps on random pictures, on the trial's device, as a trial is.
+
+Runs in a worker. No data set is read, and nothing is left behind. Memory is what torch holds at the peak of a training
+step, counted by its allocator on a GPU and from the profiler's events on the CPU: unlike the size of the process it
+does not depend on what ran there before.
+"""
+
+import copy
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader
+
+from handpose.config import compose
+from handpose.data.augment import unchanged
+from handpose.data.sample import HandBatch
+from handpose.errors import UserError
+from handpose.skeleton import NUM_JOINTS
+from handpose.training.build import build
+from handpose.training.results import RunFolders
+from handpose.training.trainer import calm, check_trainer, training_trainer
+
+_MB = 1e6
+_NUM_COUNTED = 2
+"""Steps whose memory is counted: at the second one the optimizer has its state. The others are timed."""
+FEWEST_STEPS = _NUM_COUNTED + 1
+_LATENCY_REPEATS = 7
+
+
+class DataSize(NamedTuple):
+    """Of the default configuration's data: side of the pictures in pixels, pictures to train and to validate on."""
+
+    image_size: int
+    num_train: int
+    num_val: int
+
+
+class TrialCost(NamedTuple):
+    """What was measured of one configuration.
+
+    start_s: until the first step, without imports. step_s: a training step, the loop round it included.
+    validation_batch_s: of a batch of the same size. memory_mb: that torch holds at the peak of a step, in 1e6 bytes;
+    process_mb: of the whole process so far. gpu: its name, memory_share the part of it that the process took at most;
+    empty and 0 on a CPU. trace: of the loss and the metrics; configurations that train alike have the same. ignored:
+    parameters whose value did not reach the configuration.
+    """
+
+    num_parameters: int
+    start_s: float
+    step_s: float
+    validation_batch_s: float
+    steps_per_epoch: int
+    batches_per_validation: int
+    max_epochs: int
+    validates_every: int
+    memory_mb: float
+    process_mb: float
+    latency_ms: float
+    checkpoint_mb: float
+    gpu: str
+    memory_share: float
+    trace: tuple[float, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def epoch_s(self) -> float:
+        """Of training, with its share of the validations."""
+        return self.steps_per_epoch * self.step_s + (
+            self.batches_per_validation * self.validation_batch_s / self.validates_every
+        )
+
+    @property
+    def trial_s(self) -> float:
+        """Of a trial that is trained to the last epoch."""
+        return self.start_s + self.max_epochs * self.epoch_s
+
+
+def measure(
+    overrides: Sequence[str], params: Mapping[str, Any], data: DataSize, *, num_steps: int, weights: bool
+) -> TrialCost:
+    """Measure a configuration in this process.
+
+    overrides: for train.py, as a worker gets them, params included. num_steps: training steps, of which two prepare.
+    weights: fetch pretrained ones, which changes no cost, but can go wrong. Raises UserError for what the
+    configuration gets wrong, and whatever torch raises for what cannot be computed.
+    """
+    assert num_steps >= FEWEST_STEPS
+    began = time.perf_counter()
+    config = compose("train", list(overrides))
+    check_trainer(config)
+    _check_weights(config)
+    steps, batches = _num_batches(config, data)
+    with calm():
+        module, _ = build(config, pretrained=weights, quiet=True)
+    hands = random_hands(config.data.batch_size, config.data.image_size or data.image_size)
+    module.axes.fit(hands.xyz_m)
+    watch = _Watch(checkpoint=True)
+    with tempfile.TemporaryDirectory() as folder, calm():
+        trainer = training_trainer(_shortened(config), RunFolders(*[Path(folder)] * 3), callbacks=[watch], quiet=True)
+        trainer.fit(module, datamodule=_RandomHands(hands, num_steps))
+    return TrialCost(
+        num_parameters=num_parameters(module),
+        start_s=watch.steps_s[0] - began,
+        step_s=watch.step_s,
+        validation_batch_s=watch.validation_batch_s,
+        steps_per_epoch=steps,
+        batches_per_validation=batches,
+        max_epochs=config.trainer.max_epochs,
+        validates_every=config.trainer.check_val_every_n_epoch,
+        memory_mb=watch.memory_mb,
+        process_mb=_process_mb(),
+        latency_ms=watch.latency_ms,
+        checkpoint_mb=watch.checkpoint_mb,
+        gpu=watch.gpu,
+        memory_share=watch.memory_share,
+        trace=tuple(float(value) for _, value in sorted(trainer.callback_metrics.items())),
+        ignored=tuple(key for key, value in params.items() if _is_ignored(config, key, value)),
+    )
+
+
+def costs(module: pl.LightningModule) -> dict[str, float]:
+    """What `searcher.constraints` can limit, of a module that a Trainer is about to fit.
+
+    num_parameters: of the network. latency_ms: median of one picture through it, in evaluation. memory_mb: that torch
+    holds at the peak of a training step. A copy is measured, and neither the module nor any generator of random numbers
+    is changed by it, so that the training that follows is the same as without.
+    """
+    trainer, data = module.trainer, module.trainer.datamodule  # type: ignore[attr-defined]
+    device = trainer.strategy.root_device
+    watch = _Watch(checkpoint=False)
+    with isolate_rng(), calm():
+        copied = copy.deepcopy(module).cpu()
+        rehearsal = pl.Trainer(
+            max_epochs=1,
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
+            precision=trainer.precision,
+            gradient_clip_val=trainer.gradient_clip_val,
+            callbacks=[watch],
+            plugins=[LightningEnvironment()],
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        rehearsal.fit(copied, datamodule=_RandomHands(random_hands(data.batch_size, data.image_size), _NUM_COUNTED))
+    return {
+        "num_parameters": float(num_parameters(module)),
+        "latency_ms": watch.latency_ms,
+        "memory_mb": watch.memory_mb,
+    }
+
+
+def num_parameters(module: pl.LightningModule) -> int:
+    """Of the network; nothing else in a module has any."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def random_hands(batch_size: int, image_size: int) -> HandBatch:
+    """Noise for pictures, and before the camera joints at random: as a loader hands a batch over, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
+    xyz_m = 0.05 * torch.randn(batch_size, NUM_JOINTS, 3, generator=generator) + torch.tensor([0.0, 0.0, 0.6])
+    focal, center = 2.0 * image_size, image_size / 2.0
+    intrinsics = torch.tensor([[focal, 0.0, center], [0.0, focal, center], [0.0, 0.0, 1.0]])
+    return HandBatch(
+        image=pictures.permute(0, 3, 1, 2),
+        intrinsics=intrinsics.repeat(batch_size, 1, 1),
+        xyz_m=xyz_m,
+        scale_m=torch.full((batch_size,), 0.03),
+        position=torch.arange(batch_size),
+    )
+
+
+class _RandomHands(pl.LightningDataModule):
+    """The same batch again and again."""
+
+    def __init__(self, hands: HandBatch, num_steps: int) -> None:
+        super().__init__()
+        self.hands = hands
+        self.num_steps = num_steps
+
+    def train_dataloader(self) -> DataLoader[HandBatch]:
+        return self._loader(self.num_steps)
+
+    def val_dataloader(self) -> DataLoader[HandBatch]:
+        return self._loader(2)
+
+    def _loader(self, num_batches: int) -> DataLoader[HandBatch]:
+        batches: Any = [self.hands] * num_batches
+        return DataLoader(batches, batch_size=None, pin_memory=torch.cuda.is_available())
+
+
+def _process_mb() -> float:
+    """The most memory that this process had; NaN where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / _MB if sys.platform == "darwin" else peak * 1024 / _MB
+
+
+def _shortened(config: DictConfig) -> DictConfig:
+    """One epoch, whatever is asked for; the rest of the Trainer as it is."""
+    config = copy.deepcopy(config)
+    once = {"max_epochs": 1, "check_val_every_n_epoch": 1, "limit_train_batches": 1.0, "limit_val_batches": 1.0}
+    for key, value in once.items():
+        OmegaConf.update(config, f"trainer.{key}", value)
+    return config
+
+
+def _check_weights(config: DictConfig) -> None:
+    """The network is built without its weights, which cost no time, but must be there."""
+    weights = config.model.encoder.weights
+    if weights is not None and not Path(weights).is_file():
+        raise UserError(f"model.encoder.weights: there is no file {weights}")
+
+
+def _num_batches(config: DictConfig, data: DataSize) -> tuple[int, int]:
+    """Of an epoch, and of a validation."""
+    devices = config.trainer.devices
+    batch_size = config.data.batch_size * (devices if isinstance(devices, int) and devices > 0 else 1)
+    steps = data.num_train // batch_size
+    if not steps:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} is more than the {data.num_train} images of the training split"
+        )
+    batches = math.ceil(data.num_val / batch_size)
+    return _limited(steps, config.trainer.limit_train_batches), _limited(batches, config.trainer.limit_val_batches)
+
+
+def _limited(num_batches: int, limit: float) -> int:
+    """As Lightning does: a whole number is a number of batches, any other a part."""
+    return max(1, min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit))
+
+
+def _is_ignored(config: DictConfig, key: str, value: Any) -> bool:
+    """Whether the configuration has another value than the parameter; a group's choice is not looked up."""
+    if "/" in key or "@" in key:
+        return False
+    found = OmegaConf.select(config, key)
+    return bool(not OmegaConf.is_config(found) and isinstance(value, (bool, int, float)) and found != value)

@@ -1,0 +1,153 @@
+"""A sweep without Ray, Optuna or networks: what is left is the order of events, and what is decided from it."""
+
+import hashlib
+import random
+from dataclasses import replace
+
+from handpose.report.table import TrialTable
+from handpose.sweep.events import Asked, Ended, EventLog, Measured, Reported, read_events
+from handpose.sweep.history import History
+from handpose.sweep.retention import newest_whole, saved
+from handpose.sweep.state import SweepState
+from tests.sweep.objectives import METRIC
+
+
+class Proposer:
+    """Stands in for the searcher: its proposals depend on the number alone; what it is told is written down."""
+
+    first_number = 0
+    num_points = None
+    constraints: dict = {}  # noqa: RUF012
+
+    def __init__(self):
+        self.told = {}
+
+    def ask(self, number):
+        generator = random.Random(number)
+        return {"optimizer.lr": 10 ** generator.uniform(-4, -1), "model.decoder.depth": generator.randrange(1, 6)}
+
+    def began(self, number):
+        self.told[number] = "running"
+
+    def reported(self, number, epoch, value):
+        pass
+
+    def measured(self, number, costs):
+        pass
+
+    def waits(self, number):
+        self.told[number] = "waits"
+
+    def ended(self, number, state):
+        self.told[number] = state
+
+    def align(self, trials):
+        for trial in trials:
+            over = trial.state not in ("running", "waiting", "paused")
+            self.told[trial.number] = trial.state if over else "waits"
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Simulation:
+    """A sweep whose process can be killed at any moment.
+
+    loss: of (trial, params, epoch). rule: makes a fresh one. Which of the running trials reports next depends only on
+    how many reports there were, so that two sweeps that are killed at different moments hear the same.
+    """
+
+    def __init__(self, settings, rule, loss, *, num_slots=3, every=1, seed=0):
+        self.settings, self.rule, self.loss, self.num_slots, self.every = settings, rule, loss, num_slots, every
+        self.seed = seed
+        self.clock = Clock()
+        self.opened = 0
+        self.start()
+
+    @property
+    def file(self):
+        return self.settings.path / "events.jsonl"
+
+    def start(self):
+        """A new process."""
+        table = TrialTable(METRIC, self.settings.mode, self.settings.num_trials, self.settings.max_epochs)
+        self.log = EventLog(self.file)
+        self.proposer = Proposer()
+        history = History(self.settings, rule=self.rule(), table=table)
+        self.state = SweepState(self.settings, log=self.log, history=history, searcher=self.proposer, clock=self.clock)
+        self.state.open(num_slots=self.num_slots)
+        self.stretches, self.epochs = {}, {}
+        self.opened += 1
+
+    def kill(self):
+        """The process is gone, with all that it had in memory."""
+        self.log.close()
+
+    def fill(self):
+        """Give every slot something to do."""
+        while (stretch := self.state.next()) is not None:
+            whole = newest_whole(stretch.checkpoints, self.settings.path)
+            assert stretch.epoch == (whole.epoch if whole else 0)
+            self.stretches[stretch.trial], self.epochs[stretch.trial] = stretch, stretch.epoch
+
+    def step(self):
+        """One report; those of before, which a trial repeats after a kill, change nothing and do not count."""
+        self.clock.now += 1.0
+        number = self._next_to_report()
+        stretch = self.stretches[number]
+        row = self.state.history.table.rows[number]
+        while True:
+            self.epochs[number] = epoch = self.epochs[number] + 1
+            is_new = epoch > row.epochs
+            checkpoint = self._save(stretch, epoch) if epoch % self.every == 0 else None
+            metrics = {METRIC: self.loss(number, stretch.params, epoch)}
+            goes_on = self.state.reported(number, epoch, metrics, resumed_from=stretch.epoch, checkpoint=checkpoint)
+            if is_new or not goes_on:
+                break
+        if not goes_on:
+            del self.stretches[number]
+
+    def _next_to_report(self):
+        running = sorted(self.stretches)
+        text = f"{self.seed} {self.state.history.num_reports}"
+        return running[int(hashlib.sha256(text.encode()).hexdigest(), 16) % len(running)]
+
+    def _save(self, stretch, epoch):
+        file = stretch.checkpoint_file(epoch)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"trial {stretch.trial} epoch {epoch}")
+        return saved(file, folder=self.settings.path, epoch=epoch)
+
+    def run(self, *, kill_when=lambda num_reports: False):
+        """To the end; kill_when: whether the process is killed after so many reports."""
+        killed_after = set()
+        while True:
+            self.fill()
+            if self.state.is_over:
+                break
+            self.step()
+            num_reports = self.state.history.num_reports
+            if num_reports not in killed_after and kill_when(num_reports):
+                killed_after.add(num_reports)
+                self.kill()
+                self.start()
+        self.state.close("finished")
+        self.log.close()
+        return self
+
+    def decisions(self):
+        """The log of what was decided, without times and without how often the process began."""
+        kept = [event for event in read_events(self.file) if isinstance(event, (Asked, Measured, Reported, Ended))]
+        return [replace(event, at=0.0, **_forgotten(event)) for event in kept]
+
+
+def _forgotten(event):
+    """Which stretch wrote a checkpoint, and where it had begun, is no decision."""
+    return {"checkpoint": None, "resumed_from": 0} if isinstance(event, Reported) else {}

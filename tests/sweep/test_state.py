@@ -1,0 +1,324 @@
+"""Decisions, failures and crashes, without Ray: what a sweep that was killed knows and does."""
+
+import math
+import random
+
+import pytest
+
+from handpose.errors import UserError
+from handpose.sweep.events import Begun, Reported, read_events
+from handpose.sweep.population import PopulationBased
+from handpose.sweep.retention import newest_whole
+from handpose.sweep.rules import Asha, Fifo, MedianStopping
+from handpose.sweep.state import Failure
+from tests.sweep.conftest import make_settings
+from tests.sweep.simulation import Simulation
+
+SPACE = "optimizer.lr: tag(log, interval(1e-4, 1e-1))\nmodel.decoder.depth: range(1, 6)\n"
+
+
+def falling(number, params, epoch):
+    """Falls with the epochs towards a value of the trial's own; every ninth trial diverges on the way."""
+    if number % 9 == 8 and epoch == 3:
+        return math.nan
+    generator = random.Random(f"{number} {epoch}")
+    return 1.0 + abs(math.log10(params["optimizer.lr"]) + 3) + 4.0 / epoch + generator.gauss(0, 0.2)
+
+
+def rules(space):
+    asha = {"grace_period": 1, "reduction_factor": 3, "max_epochs": 9, "seed": 5}
+    return {
+        "fifo": Fifo,
+        "stop": lambda: Asha(mode="stop", brackets=2, **asha),
+        "promote": lambda: Asha(mode="promote", brackets=1, **asha),
+        "median": lambda: MedianStopping(grace_period=2, min_samples_required=3),
+        "population": lambda: PopulationBased(
+            space=space,
+            mutate=["optimizer.lr"],
+            perturbation_interval=2,
+            quantile_fraction=0.25,
+            resample_probability=0.25,
+            population_size=12,
+            max_epochs=9,
+            seed=5,
+        ),
+    }
+
+
+@pytest.fixture
+def simulate(tmp_path, write_space):
+    """Makes a simulated sweep of 12 trials of 9 epochs."""
+    count = iter(range(100))
+
+    def made(kind, *, loss=falling, num_slots=3, every=1, seed=0, **changes):
+        folder = tmp_path / f"sweep_{next(count)}"
+        settings = make_settings(folder, **{"num_trials": 12, "max_epochs": 9, **changes})
+        rule = rules(write_space(SPACE))[kind]
+        return Simulation(settings, rule, loss, num_slots=num_slots, every=every, seed=seed)
+
+    return made
+
+
+KINDS = ["fifo", "stop", "promote", "median", "population"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_sweep_decides_what_an_uninterrupted_one_decides_from_the_same_reports(simulate, kind, seed):
+    whole = simulate(kind, seed=seed).run()
+    generator = random.Random(seed)
+    killed = simulate(kind, seed=seed).run(kill_when=lambda num_reports: generator.random() < 0.3)
+    assert killed.opened > 5
+    assert killed.decisions() == whole.decisions()
+    assert killed.proposer.told == whole.proposer.told
+
+
+def test_a_trial_that_saves_seldom_is_trained_again_from_there_and_nothing_is_reported_twice(simulate):
+    whole = simulate("promote", every=3).run()
+    killed = simulate("promote", every=3).run(kill_when=lambda num_reports: num_reports % 4 == 0)
+    reports = [(event.trial, event.epoch) for event in read_events(killed.file) if isinstance(event, Reported)]
+    assert len(reports) == len(set(reports))
+    assert killed.decisions() == whole.decisions()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_finished_trial_is_begun_again(simulate, kind):
+    killed = simulate(kind).run(kill_when=lambda num_reports: num_reports % 3 == 0)
+    over = set()
+    for event in read_events(killed.file):
+        if isinstance(event, Begun):
+            assert event.trial not in over
+        if isinstance(event, Reported) and event.decision in ("complete", "stop", "diverged"):
+            over.add(event.trial)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_trial_is_left_running_in_study_or_table(simulate, kind):
+    done = simulate(kind).run()
+    states = {number: row.state for number, row in done.state.history.table.rows.items()}
+    assert done.proposer.told == states
+    assert all(row.is_over for row in done.state.history.table.rows.values())
+    assert kind not in ("fifo", "median") or states[8] == "diverged"
+
+
+def test_an_interrupted_sweep_leaves_its_trials_waiting_and_goes_on(simulate):
+    swept = simulate("promote")
+    for _ in range(10):
+        swept.fill()
+        swept.step()
+    swept.fill()
+    swept.state.close("interrupted")
+    assert swept.state.is_over
+    assert swept.state.next() is None
+    assert "running" not in swept.proposer.told.values()
+    states = {row.state for row in swept.state.history.table.rows.values()}
+    assert "waiting" in states
+    assert "running" not in states
+    swept.log.close()
+    swept.start()
+    assert swept.run().decisions() == simulate("promote").run().decisions()
+
+
+def test_a_sweep_that_is_finished_can_be_given_more_trials(simulate):
+    short = simulate("stop", num_trials=6).run()
+    short.settings = make_settings(short.settings.path, num_trials=12, max_epochs=9)
+    short.start()
+    assert len(short.run().state.history.table.rows) == 12
+
+
+def test_rules_that_decide_otherwise_than_the_log_are_refused(simulate):
+    swept = simulate("stop").run()
+    swept.rule = Fifo
+    with pytest.raises(UserError, match=r"events\.jsonl: line \d+ decides epoch \d of trial \d+ as stop, where this"):
+        swept.start()
+
+
+def test_the_time_of_all_processes_counts(simulate):
+    swept = simulate("fifo", num_trials=3)
+    for _ in range(5):
+        swept.fill()
+        swept.step()
+    swept.kill()
+    swept.clock.now += 1000  # nobody runs it
+    swept.start()
+    assert swept.state.elapsed_s() == 5.0
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def failure(kind="error", cause="ValueError: no"):
+    return Failure(kind, cause, f"Traceback ...\n{cause}")
+
+
+def test_a_failed_trial_is_tried_again_from_its_newest_checkpoint_after_a_while(simulate):
+    swept = simulate("fifo", num_slots=1, max_retries=2, retry_delay_s=10.0, num_trials=1)
+    swept.fill()
+    swept.step()
+    swept.step()
+    swept.state.failed(0, failure())
+    assert swept.state.history.table.rows[0].state == "waiting"
+    assert swept.proposer.told[0] == "waits"
+    assert swept.state.next() is None
+    swept.clock.now += 10
+    stretch = swept.state.next()
+    assert (stretch.trial, stretch.stretch, stretch.epoch) == (0, 2, 2)
+    swept.state.failed(0, failure())
+    swept.clock.now += 19
+    assert swept.state.next() is None  # the second time it waits twice as long
+    swept.clock.now += 1
+    assert swept.state.next().stretch == 3
+
+
+def test_a_slot_is_not_kept_for_a_trial_that_waits_to_be_tried_again(simulate):
+    swept = simulate("fifo", num_slots=1, retry_delay_s=10.0)
+    swept.fill()
+    swept.step()
+    swept.state.failed(0, failure())
+    assert swept.state.next().trial == 1
+
+
+def test_a_trial_that_keeps_failing_is_given_up_with_its_traceback(simulate):
+    swept = simulate("fifo", num_slots=2, max_retries=1, retry_delay_s=0.0)
+    swept.fill()
+    swept.step()
+    swept.step()
+    for _ in range(2):
+        swept.state.failed(0, failure())
+        swept.fill()
+    row = swept.state.history.table.rows[0]
+    assert (row.state, row.error, row.traceback) == ("failed", "ValueError: no", "Traceback ...\nValueError: no")
+    assert swept.proposer.told[0] == "failed"
+    assert not swept.state.is_over
+
+
+def test_failures_count_after_a_kill_too(simulate):
+    swept = simulate("fifo", num_slots=1, max_retries=1, retry_delay_s=0.0, num_trials=1)
+    swept.fill()
+    swept.step()
+    swept.state.failed(0, failure())
+    swept.kill()
+    swept.start()
+    swept.fill()
+    swept.state.failed(0, failure())
+    assert swept.state.history.table.rows[0].state == "failed"
+
+
+def test_out_of_gpu_memory_is_tried_again_with_twice_the_share_until_that_is_a_whole_gpu(simulate):
+    swept = simulate("fifo", num_slots=1, max_retries=0, num_trials=1)
+    swept.state.history.gpus = 0.3
+    swept.fill()
+    shares = []
+    for _ in range(3):
+        swept.state.failed(0, failure("gpu_memory"))
+        stretch = swept.state.next()
+        shares.append(stretch and stretch.gpus)
+    assert shares == [0.6, 1.0, None]
+    assert swept.state.history.table.rows[0].state == "failed"
+
+
+def test_preemption_is_nobodys_fault(simulate):
+    swept = simulate("fifo", num_slots=1, max_retries=0, num_trials=1)
+    for stretch in range(1, 8):
+        assert swept.state.next().stretch == stretch
+        swept.state.failed(0, failure("preempted"))
+    assert swept.state.history.table.rows[0].state == "waiting"
+
+
+def test_a_mistake_is_not_tried_again_once_trials_work(simulate):
+    swept = simulate("fifo", num_slots=2, max_retries=5)
+    swept.fill()
+    swept.step()
+    swept.state.failed(1, failure("mistake"))
+    assert swept.state.history.table.rows[1].state == "failed"
+
+
+@pytest.mark.parametrize("kind", ["error", "killed", "mistake"])
+def test_a_bug_that_fails_every_first_trial_ends_the_sweep_and_nothing_is_given_up(simulate, kind):
+    changes = {"max_retries": 0 if kind == "killed" else 2, "retry_delay_s": 10.0}
+    swept = simulate("fifo", num_slots=2, stop_after_failures=3, **changes)
+    for number in range(3):
+        swept.fill()
+        assert swept.state.halted_by is None
+        swept.state.failed(number, failure(kind))
+    assert swept.state.halted_by.cause == "ValueError: no"
+    assert swept.state.next() is None
+    swept.log.close()
+    swept.start()
+    numbers = [swept.state.next().trial for _ in range(2)]
+    assert numbers == ([2, 3] if kind == "killed" else [0, 1])  # without retries the first were given up at once
+
+
+def test_one_report_shows_that_it_is_no_bug(simulate):
+    swept = simulate("fifo", num_slots=1, stop_after_failures=2, max_retries=0)
+    swept.fill()
+    swept.step()
+    for number in range(5):
+        swept.state.failed(number, failure())
+        swept.fill()
+    assert swept.state.halted_by is None
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "values"), [("min", [5.0, 4.0, 39.0, 41.0]), ("max", [0.5, 0.6, 0.07, 0.05])])
+def test_a_trial_that_explodes_ends_at_once(simulate, mode, values):
+    swept = simulate("fifo", loss=lambda number, params, epoch: values[epoch - 1], mode=mode, num_trials=1)
+    swept.run()
+    row = swept.state.history.table.rows[0]
+    assert (row.state, row.epochs) == ("diverged", 4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_trial_that_is_no_number_any_more_ends_at_once(simulate, value):
+    swept = simulate("stop", loss=lambda number, params, epoch: value if epoch == 2 else 1.0, num_trials=4)
+    swept.run()
+    assert {(row.state, row.epochs) for row in swept.state.history.table.rows.values()} <= {
+        ("diverged", 2),
+        ("stopped", 1),
+    }
+
+
+def test_what_is_too_expensive_is_not_trained(simulate):
+    swept = simulate("fifo", num_slots=1, num_trials=2)
+    swept.proposer.constraints = {"num_parameters": 1e6}
+    swept.fill()
+    assert not swept.state.measured(0, {"num_parameters": 2e6})
+    assert swept.proposer.told[0] == "infeasible"
+    assert swept.state.next().trial == 1
+    assert swept.state.measured(1, {"num_parameters": 1e6})
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_leads_to_the_one_before_it(simulate):
+    swept = simulate("fifo", num_slots=1, num_trials=1, retry_delay_s=0.0)
+    swept.fill()
+    for _ in range(3):
+        swept.step()
+    newest = swept.settings.path / swept.state.history.shelf.of(0)[-1].file
+    newest.write_text("")
+    swept.kill()
+    swept.start()
+    stretch = swept.state.next()
+    assert newest_whole(stretch.checkpoints, swept.settings.path).epoch == 2
+
+
+def test_all_checkpoints_fit_into_the_budget_and_what_can_go_on_is_kept_longest(simulate):
+    size_bytes = len("trial 0 epoch 1")
+    swept = simulate("promote", checkpoint_budget_gb=9 * size_bytes / 1e9, num_trials=12)
+    done = set()
+    while True:
+        swept.fill()
+        if swept.state.is_over:
+            break
+        swept.step()
+        files = list((swept.settings.path / "checkpoints").glob("*/*"))
+        assert sum(file.stat().st_size for file in files) == swept.state.history.shelf.total_bytes <= 10 * size_bytes
+        held = {int(file.parent.name.removeprefix("trial_")) for file in files}
+        rows = swept.state.history.table.rows
+        assert {number for number, row in rows.items() if row.state == "running" and row.epochs} <= held
+        done |= {row.state for number, row in rows.items() if number in held}
+    assert "paused" in done
