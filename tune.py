@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from handpose.config import script, task_overrides
 from handpose.report.terminal import summary
-from handpose.sweep.preflight import check_space, check_sweep, preflight, prepare_data
+from handpose.sweep.preflight import check_plan, check_space, check_sweep, preflight, survey
 from handpose.sweep.provenance import provenance
 from handpose.sweep.resume import check_data, description, new_task, recorded_task
 from handpose.sweep.retrain import retrain
@@ -29,13 +29,26 @@ def main(config: DictConfig) -> None:
     check_sweep(sweep, cluster)
     check_space(space, overrides, is_grid=config.searcher.sampler is None)
     fresh_rule = rule_maker(instantiate(config.scheduler), sweep, space)
-    fingerprint = prepare_data(config)
-    check_data(task, fingerprint)
-    origin = task.origin or description(task, provenance(data=fingerprint))
+    data = survey(config)
+    check_data(task, data.fingerprint)
+    check_plan(
+        sweep,
+        fresh_rule(),
+        validates_every=config.trainer.check_val_every_n_epoch,
+        metric_names=data.metric_names,
+    )
+    origin = task.origin or provenance(data=data.fingerprint)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial)
-    searcher = instantiate(config.searcher)
+    objective = TrainingObjective.of(recipe, sweep, fresh_rule(), measures=any(config.searcher.constraints.values()))
     tried = partial(
-        preflight, sweep=sweep, space=space, recipe=recipe, make_rule=fresh_rule, config=config, defaults=task.defaults
+        preflight,
+        sweep=sweep,
+        space=space,
+        recipe=recipe,
+        objective=objective,
+        make_rule=fresh_rule,
+        data=data.size,
+        defaults=task.defaults,
     )
     if sweep.preflight == "only":
         try_out(sweep, cluster, tried)
@@ -45,11 +58,11 @@ def main(config: DictConfig) -> None:
         sweep=sweep,
         cluster=cluster,
         space=space,
-        searcher=partial(searcher, defaults=task.defaults, fingerprint=fingerprint),
+        searcher=partial(instantiate(config.searcher), defaults=task.defaults, fingerprint=data.fingerprint),
         rule=fresh_rule,
-        objective=TrainingObjective.of(recipe, sweep, fresh_rule(), measures=bool(config.searcher.constraints)),
+        objective=objective,
         command=recipe.command,
-        description=None if task.origin else origin,
+        description=None if task.origin else description(task, origin),
         preflight=tried,
     )
 
@@ -69,8 +82,8 @@ def guarded(config: DictConfig) -> None:
         main(config)
     except (NoWinnerError, SweepHaltedError) as error:
         sys.exit(f"error: {error}")
-    except (SweepInterruptedError, KeyboardInterrupt) as error:
-        print(str(error) or "interrupted", file=sys.stderr)
+    except SweepInterruptedError as error:
+        print(error, file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

@@ -1,11 +1,17 @@
-"""How much of a sweep's work a rule will let happen, by rehearsing the sweep with trials that only have a rank."""
+"""What a sweep will cost: what its trials cost, times as many epochs as its rule will let them train.
+
+How many those are is found by rehearsing the sweep with trials that have nothing but a rank.
+"""
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from handpose.sweep.rules import Rule
+from handpose.report.preflight import PointRow, Work, sweep_line, trial_line
+from handpose.sweep.probing import Probed
+from handpose.sweep.rules import Fifo, Rule
+from handpose.sweep.settings import SweepSettings
 from handpose.sweep.space import Params
 
 _MOST_TRIALS = 5000
@@ -123,3 +129,57 @@ class _Stage:
         if epoch < self._max_epochs and verdict == "pause":
             self._num_paused += 1
         return epoch < self._max_epochs and verdict == "continue"
+
+
+def cost_lines(sweep: SweepSettings, probed: Probed, make_rule: Callable[[], Rule], *, num_slots: int) -> list[str]:
+    """What a trial costs, and what the sweep does, in a line each."""
+
+    def work(rule: Callable[[], Rule]) -> Work:
+        plan = forecast(
+            rule,
+            num_trials=sweep.num_trials,
+            max_epochs=sweep.max_epochs,
+            num_slots=num_slots,
+            validates_every=min(cost.validates_every for cost in probed.costs),
+            params=[point.params for point in probed.points],
+        )
+        return _work(plan, probed, num_slots)
+
+    typical_s = fmean(cost.trial_s for cost in probed.typical)
+    return [
+        trial_line(table_rows(probed), typical_s=typical_s, gpu=probed.costs[0].gpu),
+        sweep_line(
+            num_trials=sweep.num_trials,
+            num_slots=num_slots,
+            whole=work(Fifo),
+            expected=work(make_rule),
+            time_budget_s=sweep.time_budget_s,
+        ),
+    ]
+
+
+def _work(plan: Forecast, probed: Probed, num_slots: int) -> Work:
+    epoch_s = fmean(cost.epoch_s for cost in probed.typical)
+    start_s = fmean(cost.start_s for cost in probed.typical)
+    return Work(
+        slot_s=plan.epochs * epoch_s + plan.stretches * start_s,
+        wall_s=plan.rounds * epoch_s + plan.stretches * start_s / num_slots,
+    )
+
+
+def table_rows(probed: Probed) -> list[PointRow]:
+    """The points that were tried, for a table."""
+    return [
+        PointRow(
+            label=point.label,
+            params=point.params,
+            num_parameters=cost.num_parameters,
+            step_s=cost.step_s,
+            trial_s=cost.trial_s,
+            memory_mb=cost.memory_mb,
+            process_mb=cost.process_mb,
+            latency_ms=cost.latency_ms,
+            checkpoint_mb=cost.checkpoint_mb,
+        )
+        for point, cost in zip(probed.points, probed.costs, strict=True)
+    ]

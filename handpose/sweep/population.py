@@ -97,7 +97,6 @@ class PopulationBased(Fifo):
         assert continuation.params is not None
         source = self._members[continuation.source]
         assert source.loss is not None
-        member.epoch = source.checkpoint
         member.params = continuation.params
         self._rank(member, source.loss, checkpoint=0)
 
@@ -141,8 +140,8 @@ class PopulationBased(Fifo):
 class _Member:
     """A trial of the population, and the parameters that its weights are trained with now.
 
-    epoch: to which its weights are trained. loss: at its last interval. checkpoint: epoch of the newest one that it has
-    saved with these parameters; 0 where it has none.
+    epoch: that it reported last. loss: at its last interval. checkpoint: epoch of the newest one that it has saved with
+    these parameters; 0 where it has none.
     """
 
     trial: int

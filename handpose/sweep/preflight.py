@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
@@ -22,12 +21,12 @@ from ray import cloudpickle
 
 from handpose.config import compose
 from handpose.errors import UserError
-from handpose.report.preflight import PointRow, Work, disk_line, points_table, sweep_line, trial_line
+from handpose.report.preflight import disk_line, points_table
 from handpose.report.terminal import params_text
-from handpose.sweep.forecast import Forecast, forecast
+from handpose.sweep.forecast import cost_lines, table_rows
 from handpose.sweep.probing import Bench, Probed, points_of, probe, without_effect
 from handpose.sweep.retention import KEPT_A_TRIAL
-from handpose.sweep.rules import Fifo, Rule
+from handpose.sweep.rules import Rule
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.space import Params, Space, default_point, grid_points, probes
 from handpose.sweep.stretch import Objective, make_trainable
@@ -226,8 +225,8 @@ def preflight(
     disk, *warnings = _check_disk(sweep, slots, rule, probed)
     warnings += [*_check_gpu_share(slots, probed), *_warnings(space, probed, idle)]
     if not is_brief:
-        say(points_table(_rows(probed)) + "\n")
-    lines = [_trial(probed), _sweep(sweep, slots, probed, make_rule), disk]
+        say(points_table(table_rows(probed)) + "\n")
+    lines = [*cost_lines(sweep, probed, make_rule, num_slots=slots.num_slots), disk]
     say("\n".join([*lines, *(f"note        {warning}" for warning in warnings)]))
 
 
@@ -306,57 +305,3 @@ def _warnings(space: Space, probed: Probed, idle: Sequence[str]) -> Iterator[str
     for point, cost in zip(probed.points, probed.costs, strict=True):
         if not all(map(math.isfinite, cost.trace)):
             yield f"{space.name}: within a few steps of random pictures this is not finite: {params_text(point.params)}"
-
-
-# --- what it costs ----------------------------------------------------------------------------------------------------
-
-
-def _trial(probed: Probed) -> str:
-    typical = fmean(cost.trial_s for cost in probed.typical)
-    return trial_line(_rows(probed), typical_s=typical, gpu=probed.costs[0].gpu)
-
-
-def _sweep(sweep: SweepSettings, slots: "Slots", probed: Probed, make_rule: Callable[[], Rule]) -> str:
-    def work(rule: Callable[[], Rule]) -> Work:
-        plan = forecast(
-            rule,
-            num_trials=sweep.num_trials,
-            max_epochs=sweep.max_epochs,
-            num_slots=slots.num_slots,
-            validates_every=min(cost.validates_every for cost in probed.costs),
-            params=[point.params for point in probed.points],
-        )
-        return _work(plan, probed, slots.num_slots)
-
-    return sweep_line(
-        num_trials=sweep.num_trials,
-        num_slots=slots.num_slots,
-        whole=work(Fifo),
-        expected=work(make_rule),
-        time_budget_s=sweep.time_budget_s,
-    )
-
-
-def _work(plan: Forecast, probed: Probed, num_slots: int) -> Work:
-    epoch_s, start_s = (fmean(values) for values in zip(*((c.epoch_s, c.start_s) for c in probed.typical), strict=True))
-    return Work(
-        slot_s=plan.epochs * epoch_s + plan.stretches * start_s,
-        wall_s=plan.rounds * epoch_s + plan.stretches * start_s / num_slots,
-    )
-
-
-def _rows(probed: Probed) -> list[PointRow]:
-    return [
-        PointRow(
-            label=point.label,
-            params=point.params,
-            num_parameters=cost.num_parameters,
-            step_s=cost.step_s,
-            trial_s=cost.trial_s,
-            memory_mb=cost.memory_mb,
-            process_mb=cost.process_mb,
-            latency_ms=cost.latency_ms,
-            checkpoint_mb=cost.checkpoint_mb,
-        )
-        for point, cost in zip(probed.points, probed.costs, strict=True)
-    ]

@@ -1,25 +1,24 @@
 """Points of a search space, tried on a worker as trials have them, and which parameter is to blame where one fails."""
 
 import contextlib
-import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any
 
 import ray
-import torch
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
 from handpose.config import quote_override
 from handpose.errors import UserError
 from handpose.sweep.space import Params, Space, probes
 from handpose.sweep.trial import TrialRecipe
-from handpose.sweep.trial_cost import FEWEST_STEPS, DataSize, TrialCost, measure
+from handpose.sweep.trial_cost import FEWEST_STEPS, DataSize, Gauge, Refusal, TrialCost, first_line
 
 _START_PATIENCE_S = 300.0
 _PATIENCE_S = 600.0
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad allocation")
+
+_MOST_CANDIDATES = 4
 
 LOWER, UPPER, OPTION, RANDOM = "lower end", "upper end", "option", "random"
 """Labels of points."""
@@ -31,19 +30,6 @@ class Point:
 
     label: str
     params: Params
-
-
-class Refusal(NamedTuple):
-    """Why a point cannot be trained.
-
-    kind: value: a UserError; memory: too little; error: an exception; killed: its worker is gone; time: no end of it.
-    """
-
-    kind: Literal["value", "memory", "error", "killed", "time"]
-    reason: str
-
-
-Outcome: TypeAlias = TrialCost | Refusal
 
 
 @dataclass
@@ -99,7 +85,7 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def outcome(self, params: Params, *, num_steps: int = FEWEST_STEPS, weights: bool = False) -> Outcome:
+    def outcome(self, params: Params, *, num_steps: int = FEWEST_STEPS, weights: bool = False) -> TrialCost | Refusal:
         """Measure the trial with these parameters; num_steps, weights: as `measure` takes them."""
         self._ensure_ready()
         overrides = self._recipe.in_worker(params)
@@ -128,11 +114,11 @@ class Bench:
                 f"{_START_PATIENCE_S / 60:.0f} minutes: others hold what Ray has; try again when they are done"
             ) from error
         except RayError as error:
-            raise UserError(f"no worker can be started: {_first_line(error)}") from error
+            raise UserError(f"no worker can be started: {first_line(error)}") from error
         self._is_ready = True
 
     def _start(self) -> None:
-        self._worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus)(_Worker).remote()
+        self._worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus)(Gauge).remote()
         self._is_ready = False
 
     def _stop(self) -> None:
@@ -140,32 +126,6 @@ class Bench:
         if worker is not None:
             with contextlib.suppress(RayError):
                 ray.kill(worker)
-
-
-class _Worker:
-    """Lives in a slot."""
-
-    def ready(self) -> None:
-        """Answers when everything is imported."""
-
-    def measure(self, *args: Any, **kwargs: Any) -> Outcome:
-        """As `trial_cost.measure`, but every failure is an answer."""
-        try:
-            return measure(*args, **kwargs)
-        except UserError as error:
-            return Refusal("value", str(error))
-        except Exception as error:
-            is_memory = isinstance(error, MemoryError) or any(words in str(error) for words in _MEMORY_WORDS)
-            return Refusal("memory" if is_memory else "error", f"{type(error).__name__}: {_first_line(error)}")
-        finally:
-            gc.collect()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def probe(
@@ -191,7 +151,7 @@ def probe(
             break
         outcome = bench.outcome(point.params, num_steps=num_steps, weights=weights)
         if isinstance(outcome, Refusal):
-            others = [good.params for good in (*probed.points, *points[number + 1 :])]
+            others = [other.params for other in (*probed.points, *points[number + 1 :])][:_MOST_CANDIDATES]
             candidates = others if default is None else [default, *others]
             raise UserError(f"{space.file}: {_explained(bench, point.params, outcome, candidates)}")
         probed.points.append(point)
@@ -200,17 +160,24 @@ def probe(
 
 
 def _explained(bench: Bench, params: Params, refusal: Refusal, candidates: Sequence[Params]) -> str:
-    if refusal.kind == "value" and any(key in refusal.reason for key in params):
-        return refusal.reason
-    sound = next((other for other in candidates if isinstance(bench.outcome(other), TrialCost)), {})
-    guilty = " ".join(quote_override(key, value) for key, value in _to_blame(bench, params, refusal, sound).items())
+    if refusal.kind == "value":  # these tell what to mend
+        is_named = any(key in refusal.reason for key in params)
+        return refusal.reason if is_named else f"{refusal.reason} (tried with {_text(params)})"
+    sound = next((other for other in candidates if isinstance(bench.outcome(other), TrialCost)), None)
+    if sound is None:
+        what = "no point that was tried can be trained"
+    else:
+        what = f"{_text(_to_blame(bench, params, refusal, sound))} cannot be trained"
     if refusal.kind not in ("memory", "killed"):
-        return f"{guilty} cannot be trained: {refusal.reason}"
-    remedy = "a larger sweep.gpus_per_trial" if bench.gpus else "fewer trials at a time (sweep.max_concurrent)"
+        return f"{what}: {refusal.reason}"
+    more = "a larger sweep.gpus_per_trial" if bench.gpus else "fewer trials at a time (sweep.max_concurrent)"
     return (
-        f"{guilty} cannot be trained, for want of memory: {refusal.reason}; a smaller data.batch_size, {remedy} or a "
-        "narrower range may help"
+        f"{what}, for want of memory: {refusal.reason}; a narrower range, a smaller data.batch_size or {more} may help"
     )
+
+
+def _text(params: Params) -> str:
+    return " ".join(quote_override(key, value) for key, value in params.items())
 
 
 def _to_blame(bench: Bench, params: Params, refusal: Refusal, sound: Params) -> Params:

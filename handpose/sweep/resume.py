@@ -30,11 +30,15 @@ _CHANGEABLE = (
     "sweep.retrain",
     "ray.address",
     "ray.num_cpus",
+    "data.root",
 )
-"""What may be given anew: none of it touches what a trial is, or how it is judged."""
+"""What may be given anew: none of it touches what a trial is, or how it is judged. Data are held by their fingerprint."""
 
-_ELSEWHERE = ("paths.", "search_space", "sweep.folder")
-"""What may differ between two machines or days and is the same sweep."""
+_OF_TASK = ("config", "overrides", "locations", "choices")
+"""What sweep.yaml has beside the provenance."""
+
+_ELSEWHERE = ("paths.", "search_space", "sweep.folder", "data.source.root", "scheduler.population_size")
+"""What differs between two places or days of the same sweep."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +93,21 @@ def recorded_task(folder: Path, given: Sequence[str]) -> Task:
     """
     record = _record(folder)
     _check_changes(given)
-    kept = [item for item in record["overrides"] if _key(item) not in {_key(each) for each in given}]
-    place = {"sweep.name": record["config"]["sweep"]["name"], "sweep.folder": str(folder)}
-    kept = [item for item in kept if _key(item) not in place]
-    overrides = [*kept, *(item for item in given if _key(item) != "sweep.resume")]
-    own = [quote_override(key, value) for key, value in place.items()]
-    config = compose("tune", [*overrides, *record["locations"], *own])
-    _check_config(record["config"], plain(config), folder, given)
+    new = [item for item in given if _key(item) != "sweep.resume"]
+    place = {"sweep.name": record["config"]["sweep"]["name"], "sweep.folder": folder, "sweep.resume": folder}
+    replaced = {*place, *(_key(item) for item in new)}
+    kept = [item for item in record["overrides"] if _key(item) not in replaced]
+    locations = [item for item in record["locations"] if _key(item) not in replaced] + [
+        quote_override(key, str(value)) for key, value in place.items()
+    ]
+    config = compose("tune", [*kept, *locations, *new])
+    _check_config(record["config"], plain(config), folder)
     files = sorted((folder / "search_space").glob("*"))
     if len(files) != 1:
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
-    return Task(config, overrides, record["locations"], record["choices"], load_space(str(files[0])), record)
+    locations = [item for item in locations if _key(item) not in place]
+    origin = {name: value for name, value in record.items() if name not in _OF_TASK}
+    return Task(config, [*kept, *new], locations, record["choices"], load_space(str(files[0])), origin)
 
 
 def check_data(task: Task, fingerprint: str) -> None:
@@ -122,7 +130,7 @@ def _record(folder: Path) -> dict[str, Any]:
         ) from error
     except yaml.YAMLError as error:
         raise UserError(f"{file} is damaged ({' '.join(str(error).split())})") from error
-    missing = [key for key in ("config", "overrides", "locations", "choices") if key not in (record or {})]
+    missing = [key for key in _OF_TASK if key not in (record or {})]
     if missing:
         raise UserError(f"{file} lacks {', '.join(missing)}: it is not of a sweep that can go on")
     return dict(record)
@@ -137,7 +145,7 @@ def _check_changes(given: Sequence[str]) -> None:
         )
 
 
-def _check_config(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, given: Sequence[str]) -> None:
+def _check_config(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """The project's own defaults may have been edited since."""
     free = (*_CHANGEABLE, *_ELSEWHERE)
     ours, theirs = flattened(now), flattened(before)

@@ -1,10 +1,15 @@
 """The winner of a sweep once more, with its full schedule, by the road of train.py; it goes on where it was cut off."""
 
+import contextlib
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from handpose.config import compose, quote_override
 from handpose.errors import UserError
+from handpose.sweep.run import SweepInterruptedError, resume_command
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
 
@@ -24,8 +29,26 @@ def retrain(folder: Path) -> dict[str, float]:
     config = compose("train", [best, *overrides])
     config = compose("train", [best, *overrides, *_where_it_was(place / "checkpoints", config.trainer.max_epochs)])
     folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
-    result = train_and_test(config, folders)
+    try:
+        with _terminable():
+            result = train_and_test(config, folders)
+    except KeyboardInterrupt as error:
+        raise SweepInterruptedError(f"the retraining was interrupted; to go on: {resume_command(folder)}") from error
     return (result.training.metrics if result.training else {}) | result.test_metrics
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM acts as Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _where_it_was(checkpoints: Path, max_epochs: int) -> list[str]:

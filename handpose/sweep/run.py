@@ -112,7 +112,8 @@ def run_sweep(
         stack.enter_context(_environment())
         stack.enter_context(ray_runtime(_limited(cluster, sweep)))  # before any file is made: it may not answer
         slots = count_slots(sweep, ray.cluster_resources())
-        preflight(slots)
+        if not is_resumed:
+            preflight(slots)
         stack.enter_context(_alone(folder))
         if description is not None:
             keep_space(space, folder)
@@ -180,24 +181,26 @@ def _run(sweep: SweepSettings, slots: Slots, space: Space, state: SweepState, ob
         table.num_trials = state.history.num_trials
         view.refresh(table)
         conductor = Conductor(state, time_budget_s=sweep.time_budget_s, is_interrupted=is_interrupted)
-        _tuner(sweep, slots, conductor, objective, recorder).fit()
+        # Tune asks a searcher of ours for one trial, and for the next when that one has a worker.
+        with _environment(TUNE_MAX_PENDING_TRIALS_PG=str(slots.num_slots)):
+            _tuner(sweep, slots, conductor, objective, recorder).fit()
         if conductor.error is not None:
             raise conductor.error
         if not is_interrupted():
             state.close("finished")
     if is_interrupted():
-        raise SweepInterruptedError(f"the sweep was interrupted; to go on: {resume_command(sweep)}")
+        raise SweepInterruptedError(f"the sweep was interrupted; to go on: {resume_command(sweep.path)}")
     if state.halted_by is not None:
         raise SweepHaltedError(
             f"the first {sweep.stop_after_failures} trials failed before any had reported an epoch, the last one with: "
             f"{state.halted_by.cause} (traceback: {sweep.path / 'trials.csv'}); when that is mended, go on with "
-            f"{resume_command(sweep)}"
+            f"{resume_command(sweep.path)}"
         )
 
 
-def resume_command(sweep: SweepSettings) -> str:
-    """The command line that goes on with a sweep."""
-    return shlex.join(["python", "tune.py", f"sweep.resume={sweep.path}"])
+def resume_command(folder: Path) -> str:
+    """The command line that goes on with the sweep in a folder."""
+    return shlex.join(["python", "tune.py", f"sweep.resume={folder}"])
 
 
 def _tuner(
@@ -302,9 +305,9 @@ def _limited(cluster: RaySettings, sweep: SweepSettings) -> RaySettings:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def _environment(**more: str) -> Iterator[None]:
     """Ray's switches, set for the length of a sweep; what the user has set counts before them."""
-    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    added = {name: value for name, value in (_ENVIRONMENT | more).items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield
@@ -326,7 +329,7 @@ def _interruptible(sweep: SweepSettings) -> Iterator[Callable[[], bool]]:
     def request(number: int, frame: FrameType | None) -> None:
         nonlocal is_requested
         if is_requested:
-            os.write(sys.stderr.fileno(), f"\nleft at once; to go on: {resume_command(sweep)}\n".encode())
+            os.write(sys.stderr.fileno(), f"\nleft at once; to go on: {resume_command(sweep.path)}\n".encode())
             os._exit(INTERRUPTED)
         is_requested = True
 

@@ -13,10 +13,9 @@ of its own. So no generator's state has to be saved, and a sweep that was killed
 """
 
 import math
-import random
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,21 +26,20 @@ from optuna.samplers import BaseGASampler, BaseSampler, GPSampler, QMCSampler, R
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.errors import UserError
-from handpose.sweep.space import Params, Space, from_label, grid_points, label
+from handpose.sweep.points import draw, grid_in_order, place
+from handpose.sweep.sampler_view import PENDING, SamplerView, pending_trial
+from handpose.sweep.space import Params, Space, from_label, grid_points
 from handpose.sweep.study import (
-    COSTS,
     PARAMS,
-    PENDING,
-    SamplerView,
     close_storage,
     create_study,
     excess,
     find_study,
+    limits_of,
     open_storage,
     params_of,
-    pending_trial,
 )
-from handpose.sweep.warm_start import Beginning, Conditions, begin, place
+from handpose.sweep.warm_start import Beginning, Conditions, begin
 
 EndState = Literal["complete", "stopped", "diverged", "failed", "infeasible"]
 
@@ -53,6 +51,8 @@ _ENDED: Mapping[str, TrialState] = {
     "failed": TrialState.FAIL,
 }
 _PLAN = "plan"
+_WARM_START = "warm_start"
+"""User attributes of the study: what is tried first and where the sweep's own trials begin; of the earlier sweeps."""
 
 
 class Known(NamedTuple):
@@ -107,39 +107,32 @@ class OptunaSearcher:
         warm_start_points: int = 0,
         constraints: dict[str, float | None] | None = None,
     ) -> None:
-        self._space, self._name, self._seed = space, name, seed
-        self.constraints = _limits(constraints or {})
-        self._make_sampler = sampler
-        # These two learn what is infeasible from complete trials only, and what is never trained is never complete.
-        self._completes_infeasible = isinstance(self._sampler(0), (GPSampler, BaseGASampler))
-        grid = grid_points(space) if sampler is None else None
-        self.num_points = None if grid is None else len(grid)
-        if grid is not None and warm_start:
-            raise UserError("searcher=grid tries every point once; leave out searcher.warm_start")
-
-        def beginning() -> Beginning:
-            return begin(
-                space,
-                Conditions(metric, mode, max_epochs, fingerprint, defaults),
-                first=first or [],
-                warm_start=warm_start or [],
-                num_points=warm_start_points,
-                limits=self.constraints,
-            )
-
-        begins_with = None if resume else beginning()  # a mistake in it shows before there is any file
+        self.constraints = limits_of(constraints or {})
+        self._space, self._name, self._seed, self._make_sampler = space, name, seed, sampler
+        self._check_sampler(warm_start or [])
+        begins_with = partial(
+            begin,
+            space,
+            Conditions(metric, mode, max_epochs, fingerprint, defaults),
+            first=first or [],
+            warm_start=warm_start or [],
+            num_points=warm_start_points,
+            limits=self.constraints,
+        )
+        beginning = None if resume else begins_with()  # a mistake in it shows before there is any file
         self._storage = open_storage(storage, folder)
         found = find_study(self._storage, name) if resume else None
         if found is None or _PLAN not in self._storage.get_study_user_attrs(found):
-            found = self._create(found, metric, mode, begins_with or beginning(), storage)
+            found = self._create(found, metric, mode, beginning or begins_with(), storage)
         self._study_id = found
         attributes = self._storage.get_study_user_attrs(found)
-        self.warm_start: list[dict[str, Any]] = attributes["warm_start"]
+        self.warm_start: list[dict[str, Any]] = attributes[_WARM_START]
         self.first_number: int = attributes[_PLAN]["first_number"]
-        points = attributes[_PLAN]["points"]
-        self._planned: Sequence[Params] = points if grid is None else _in_order(grid, points, seed)
-        trials = self._storage.get_all_trials(found, deepcopy=False)
-        self._ids = [trial._trial_id for trial in trials]  # by number
+        points: list[Params] = attributes[_PLAN]["points"]
+        self._planned = grid_in_order(space, points, seed) if sampler is None else points
+        self.num_points = len(self._planned) if sampler is None else None
+        stored = self._storage.get_all_trials(found, deepcopy=False)
+        self._ids = [trial._trial_id for trial in stored]  # by number
         self._num_known = None if resume else self.first_number
 
     @property
@@ -157,8 +150,8 @@ class OptunaSearcher:
         if number < len(self._ids):
             params = self._again(number)
         else:
-            place = number - self.first_number
-            point = self._planned[place] if place < len(self._planned) else None
+            planned = self._planned[number - self.first_number :][:1]
+            point = planned[0] if planned else None
             if point is None and self._make_sampler is None:
                 return None
             trial, params = self._proposal(number, point)
@@ -209,6 +202,7 @@ class OptunaSearcher:
                 if trial.state == TrialState.RUNNING:
                     self._move(trial, TrialState.WAITING)
             self._fail_unknown(stored, range(self._num_known))
+            self._num_known = None
         close_storage(self._storage)
 
     # --- proposals ----------------------------------------------------------------------------------------------------
@@ -244,8 +238,25 @@ class OptunaSearcher:
                 if isinstance(sampler, QMCSampler):  # the trials are points of one sequence
                     sampler = self._make_sampler(seed=self._seed, independent_sampler=RandomSampler(seed=seed))
         except (TypeError, ValueError) as error:
-            raise UserError(f"searcher.sampler: {' '.join(str(error).split())}") from error
+            raise _refused(error) from error
         return sampler
+
+    def _check_sampler(self, warm_start: Sequence[str]) -> None:
+        """Draw once; raises UserError for values that the sampler does not take."""
+        # These two learn what is infeasible from complete trials only, and what is never trained is never complete.
+        self._completes_infeasible = isinstance(self._sampler(0), (GPSampler, BaseGASampler))
+        if self._make_sampler is None:
+            grid_points(self._space)
+            if warm_start:
+                raise UserError(
+                    "searcher=grid tries every point once, whatever is known: leave out searcher.warm_start"
+                )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                draw(self._space, self._sampler(0))
+        except TypeError as error:
+            raise _refused(error) from error
 
     def _again(self, number: int) -> Params:
         trial = self._trial(number)
@@ -293,14 +304,14 @@ class OptunaSearcher:
 
     def _recorded(self, known: Known) -> FrozenTrial:
         """A trial that the study lost, as far as the events have it."""
-        placed = place(self._space, {key: label(value) for key, value in known.params.items()})
+        placed = place(self._space, known.params)
         is_whole = placed.params == known.params
         values, costs = _finite(known.values), _finite(known.costs)
         state, value = _outcome(known.state, values)
         return create_trial(
             state=state,
             value=value,
-            params=placed.point if is_whole else {},
+            params=placed.draws if is_whole else {},
             distributions=placed.distributions if is_whole else {},
             user_attrs={**costs, PARAMS: known.params},
             system_attrs=excess(costs, self.constraints),
@@ -317,13 +328,16 @@ class OptunaSearcher:
         if half_made is not None:
             self._storage.delete_study(half_made)
         study_id = create_study(self._storage, self._name, metric, mode, url=storage)
-        self._storage.set_study_user_attr(study_id, "id", uuid.uuid4().hex)
-        self._storage.set_study_user_attr(study_id, "warm_start", beginning.account)
+        self._storage.set_study_user_attr(study_id, _WARM_START, beginning.account)
         for trial in beginning.trials:
             self._storage.create_new_trial(study_id, trial)
         plan = {"first_number": len(beginning.trials), "points": beginning.points}
         self._storage.set_study_user_attr(study_id, _PLAN, plan)  # the last: with it the study is whole
         return study_id
+
+
+def _refused(error: Exception) -> UserError:
+    return UserError(f"searcher.sampler: {' '.join(str(error).split())} (its values stand in configs/searcher/)")
 
 
 def _outcome(state: str, values: Mapping[int, float]) -> tuple[TrialState, float | None]:
@@ -340,39 +354,3 @@ def _outcome(state: str, values: Mapping[int, float]) -> tuple[TrialState, float
 
 def _finite(values: Mapping[Any, float]) -> dict[Any, float]:
     return {key: value for key, value in values.items() if math.isfinite(value)}
-
-
-def _limits(constraints: Mapping[str, float | None]) -> dict[str, float]:
-    """The constraints that have a limit, checked and in one order."""
-    for name, limit in constraints.items():
-        if name not in COSTS:
-            raise UserError(f"searcher.constraints.{name}: a trial is measured for {', '.join(COSTS)} only")
-        if limit is not None and not (_is_number(limit) and 0 < limit < math.inf):
-            raise UserError(f"searcher.constraints.{name} must be a number above 0, or null, but it is {limit}")
-    return {name: float(limit) for name in COSTS if (limit := constraints.get(name)) is not None}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _in_order(grid: Sequence[Params], first: Sequence[Params], seed: int) -> list[Params]:
-    """Every point once, those to be tried first at the head, the others in an order drawn from the seed.
-
-    Optuna's GridSampler is not used: told of the last point but one outside Study.optimize it calls Study.stop, which
-    raises there.
-    """
-    points = list(grid)
-    random.Random(seed).shuffle(points)
-    return sorted(points, key=lambda point: _place_among(first, point))
-
-
-def _place_among(first: Sequence[Params], point: Params) -> int:
-    return next((i for i, one in enumerate(first) if _agrees(point, one)), len(first))
-
-
-def _agrees(point: Params, one: Params) -> bool:
-    return all(
-        math.isclose(point[name], value) if _is_number(value) and _is_number(point[name]) else point[name] == value
-        for name, value in one.items()
-    )

@@ -1,20 +1,17 @@
 """What a trial costs: its network, trained for a few steps on random pictures, on the trial's device, as a trial is.
 
-Runs in a worker. No data set is read, and nothing is left behind. Memory is what torch holds at the peak of a training
-step, counted by its allocator on a GPU and from the profiler's events on the CPU: unlike the size of the process it
-does not depend on what ran there before.
+Runs in a worker, whose imports it keeps few. No data set is read, and nothing is left behind.
 """
 
 import copy
+import gc
 import math
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -24,19 +21,17 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from handpose.config import compose
-from handpose.data.augment import unchanged
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 from handpose.skeleton import NUM_JOINTS
+from handpose.sweep.cost_watch import NUM_COUNTED, NUM_VALIDATED, CostWatch
 from handpose.training.build import build
 from handpose.training.results import RunFolders
 from handpose.training.trainer import calm, check_trainer, training_trainer
 
-_MB = 1e6
-_NUM_COUNTED = 2
-"""Steps whose memory is counted: at the second one the optimizer has its state. The others are timed."""
-FEWEST_STEPS = _NUM_COUNTED + 1
-_LATENCY_REPEATS = 7
+FEWEST_STEPS = NUM_COUNTED + 1
+
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad allocation")
 
 
 class DataSize(NamedTuple):
@@ -50,10 +45,9 @@ class DataSize(NamedTuple):
 class TrialCost(NamedTuple):
     """What was measured of one configuration.
 
-    start_s: until the first step, without imports. step_s: a training step, the loop round it included.
-    validation_batch_s: of a batch of the same size. memory_mb: that torch holds at the peak of a step, in 1e6 bytes;
-    process_mb: of the whole process so far. gpu: its name, memory_share the part of it that the process took at most;
-    empty and 0 on a CPU. trace: of the loss and the metrics; configurations that train alike have the same. ignored:
+    start_s: until the first step, without imports. step_s: a training step. validation_batch_s: a batch of the same
+    size. memory_mb, memory_share, gpu, latency_ms, checkpoint_mb: as CostWatch has them. process_mb: the most memory
+    that the process had so far. trace: loss and metrics; configurations that train alike have the same. ignored:
     parameters whose value did not reach the configuration.
     """
 
@@ -66,25 +60,61 @@ class TrialCost(NamedTuple):
     max_epochs: int
     validates_every: int
     memory_mb: float
+    memory_share: float
     process_mb: float
+    gpu: str
     latency_ms: float
     checkpoint_mb: float
-    gpu: str
-    memory_share: float
     trace: tuple[float, ...]
     ignored: tuple[str, ...]
 
     @property
     def epoch_s(self) -> float:
-        """Of training, with its share of the validations."""
-        return self.steps_per_epoch * self.step_s + (
-            self.batches_per_validation * self.validation_batch_s / self.validates_every
-        )
+        """Seconds of an epoch of training, with its part of the validations."""
+        validation_s = self.batches_per_validation * self.validation_batch_s
+        return self.steps_per_epoch * self.step_s + validation_s / self.validates_every
 
     @property
     def trial_s(self) -> float:
-        """Of a trial that is trained to the last epoch."""
+        """Seconds of a trial that is trained to its last epoch."""
         return self.start_s + self.max_epochs * self.epoch_s
+
+
+class Refusal(NamedTuple):
+    """Why a configuration cannot be trained.
+
+    kind: value: a UserError; memory: too little; error: an exception; killed: its worker is gone; time: no end of it.
+    """
+
+    kind: Literal["value", "memory", "error", "killed", "time"]
+    reason: str
+
+
+class Gauge:
+    """Measures in a worker; every failure is an answer."""
+
+    def ready(self) -> None:
+        """Answers when everything is imported."""
+
+    def measure(self, *args: Any, **kwargs: Any) -> TrialCost | Refusal:
+        """As the function `measure`."""
+        try:
+            return measure(*args, **kwargs)
+        except UserError as error:
+            return Refusal("value", str(error))
+        except Exception as error:
+            is_memory = isinstance(error, MemoryError) or any(words in str(error) for words in _MEMORY_WORDS)
+            return Refusal("memory" if is_memory else "error", f"{type(error).__name__}: {first_line(error)}")
+        finally:
+            gc.collect()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in brief."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def measure(
@@ -92,7 +122,7 @@ def measure(
 ) -> TrialCost:
     """Measure a configuration in this process.
 
-    overrides: for train.py, as a worker gets them, params included. num_steps: training steps, of which two prepare.
+    overrides: for train.py, as a worker gets them, params included. num_steps: of training, FEWEST_STEPS or more.
     weights: fetch pretrained ones, which changes no cost, but can go wrong. Raises UserError for what the
     configuration gets wrong, and whatever torch raises for what cannot be computed.
     """
@@ -106,13 +136,13 @@ def measure(
         module, _ = build(config, pretrained=weights, quiet=True)
     hands = random_hands(config.data.batch_size, config.data.image_size or data.image_size)
     module.axes.fit(hands.xyz_m)
-    watch = _Watch(checkpoint=True)
+    watch = CostWatch(saves=True)
     with tempfile.TemporaryDirectory() as folder, calm():
         trainer = training_trainer(_shortened(config), RunFolders(*[Path(folder)] * 3), callbacks=[watch], quiet=True)
-        trainer.fit(module, datamodule=_RandomHands(hands, num_steps))
+        trainer.fit(module, datamodule=_Repeated(hands, num_steps))
     return TrialCost(
         num_parameters=num_parameters(module),
-        start_s=watch.steps_s[0] - began,
+        start_s=watch.began_s - began,
         step_s=watch.step_s,
         validation_batch_s=watch.validation_batch_s,
         steps_per_epoch=steps,
@@ -120,28 +150,26 @@ def measure(
         max_epochs=config.trainer.max_epochs,
         validates_every=config.trainer.check_val_every_n_epoch,
         memory_mb=watch.memory_mb,
+        memory_share=watch.memory_share,
         process_mb=_process_mb(),
+        gpu=watch.gpu,
         latency_ms=watch.latency_ms,
         checkpoint_mb=watch.checkpoint_mb,
-        gpu=watch.gpu,
-        memory_share=watch.memory_share,
         trace=tuple(float(value) for _, value in sorted(trainer.callback_metrics.items())),
         ignored=tuple(key for key, value in params.items() if _is_ignored(config, key, value)),
     )
 
 
 def costs(module: pl.LightningModule) -> dict[str, float]:
-    """What `searcher.constraints` can limit, of a module that a Trainer is about to fit.
+    """What `searcher.constraints` can limit, of a module that a Trainer is about to fit; to be called on_fit_start.
 
     num_parameters: of the network. latency_ms: median of one picture through it, in evaluation. memory_mb: that torch
     holds at the peak of a training step. A copy is measured, and neither the module nor any generator of random numbers
-    is changed by it, so that the training that follows is the same as without.
+    is changed by it: the training that follows is the same as without, bit for bit.
     """
-    trainer, data = module.trainer, module.trainer.datamodule  # type: ignore[attr-defined]
-    device = trainer.strategy.root_device
-    watch = _Watch(checkpoint=False)
+    trainer: Any = module.trainer
+    device, data, watch = trainer.strategy.root_device, trainer.datamodule, CostWatch(saves=False)
     with isolate_rng(), calm():
-        copied = copy.deepcopy(module).cpu()
         rehearsal = pl.Trainer(
             max_epochs=1,
             accelerator=device.type,
@@ -156,7 +184,8 @@ def costs(module: pl.LightningModule) -> dict[str, float]:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        rehearsal.fit(copied, datamodule=_RandomHands(random_hands(data.batch_size, data.image_size), _NUM_COUNTED))
+        hands = random_hands(data.batch_size, data.image_size)
+        rehearsal.fit(copy.deepcopy(module).cpu(), datamodule=_Repeated(hands, NUM_COUNTED))
     return {
         "num_parameters": float(num_parameters(module)),
         "latency_ms": watch.latency_ms,
@@ -170,7 +199,7 @@ def num_parameters(module: pl.LightningModule) -> int:
 
 
 def random_hands(batch_size: int, image_size: int) -> HandBatch:
-    """Noise for pictures, and before the camera joints at random: as a loader hands a batch over, always the same."""
+    """Noise for pictures, and joints at random before the camera: as a loader hands a batch over, always the same."""
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
     xyz_m = 0.05 * torch.randn(batch_size, NUM_JOINTS, 3, generator=generator) + torch.tensor([0.0, 0.0, 0.6])
@@ -185,7 +214,7 @@ def random_hands(batch_size: int, image_size: int) -> HandBatch:
     )
 
 
-class _RandomHands(pl.LightningDataModule):
+class _Repeated(pl.LightningDataModule):
     """The same batch again and again."""
 
     def __init__(self, hands: HandBatch, num_steps: int) -> None:
@@ -197,7 +226,7 @@ class _RandomHands(pl.LightningDataModule):
         return self._loader(self.num_steps)
 
     def val_dataloader(self) -> DataLoader[HandBatch]:
-        return self._loader(2)
+        return self._loader(NUM_VALIDATED)
 
     def _loader(self, num_batches: int) -> DataLoader[HandBatch]:
         batches: Any = [self.hands] * num_batches
@@ -211,7 +240,7 @@ def _process_mb() -> float:
     except ImportError:  # Windows
         return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / _MB if sys.platform == "darwin" else peak * 1024 / _MB
+    return (peak if sys.platform == "darwin" else 1024 * peak) / 1e6
 
 
 def _shortened(config: DictConfig) -> DictConfig:
@@ -224,7 +253,7 @@ def _shortened(config: DictConfig) -> DictConfig:
 
 
 def _check_weights(config: DictConfig) -> None:
-    """The network is built without its weights, which cost no time, but must be there."""
+    """A network that is built without its weights costs the same, but they must be there."""
     weights = config.model.encoder.weights
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"model.encoder.weights: there is no file {weights}")
@@ -234,23 +263,24 @@ def _num_batches(config: DictConfig, data: DataSize) -> tuple[int, int]:
     """Of an epoch, and of a validation."""
     devices = config.trainer.devices
     batch_size = config.data.batch_size * (devices if isinstance(devices, int) and devices > 0 else 1)
-    steps = data.num_train // batch_size
-    if not steps:
+    if batch_size > data.num_train:
         raise UserError(
             f"data.batch_size={config.data.batch_size} is more than the {data.num_train} images of the training split"
         )
-    batches = math.ceil(data.num_val / batch_size)
-    return _limited(steps, config.trainer.limit_train_batches), _limited(batches, config.trainer.limit_val_batches)
+    trainer, validation = config.trainer, math.ceil(data.num_val / batch_size)
+    return _limited(data.num_train // batch_size, trainer.limit_train_batches), _limited(
+        validation, trainer.limit_val_batches
+    )
 
 
 def _limited(num_batches: int, limit: float) -> int:
-    """As Lightning does: a whole number is a number of batches, any other a part."""
+    """As Lightning does: a whole number is a number of batches, any other a part of them."""
     return max(1, min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit))
 
 
 def _is_ignored(config: DictConfig, key: str, value: Any) -> bool:
-    """Whether the configuration has another value than the parameter; a group's choice is not looked up."""
-    if "/" in key or "@" in key:
+    """Whether the configuration has another number than the parameter."""
+    if not isinstance(value, (bool, int, float)) or "/" in key or "@" in key:
         return False
     found = OmegaConf.select(config, key)
-    return bool(not OmegaConf.is_config(found) and isinstance(value, (bool, int, float)) and found != value)
+    return isinstance(found, (bool, int, float)) and found != value

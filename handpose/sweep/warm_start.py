@@ -1,49 +1,69 @@
 """What a sweep begins with: configurations to try first, and the results of earlier sweeps.
 
-An earlier result counts as the sweep's own only where it would have been the same here: the same metric, on the same
-data, of the same schedule, and with the same value under every configuration key. Of what does not compare the best
+A result counts as the new sweep's own only where it would have been the same there: the same metric, on the same data,
+of the same schedule, and with the same value under every configuration key. Of what does not compare, the best
 configurations are tried first instead.
 """
 
-import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import optuna
 import yaml
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler
-from optuna.storages import InMemoryStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.errors import UserError
-from handpose.schema import nearest
-from handpose.sweep.space import ListedSpace, Params, Space, default_point, flattened, from_label, label
+from handpose.sweep.points import Placed, equal, first_points, place
+from handpose.sweep.space import Params, Space, flattened
 from handpose.sweep.study import (
     COSTS,
+    ID,
     PARAMS,
-    PENDING,
-    SamplerView,
     close_storage,
     excess,
     find_study,
     last_value,
     params_of,
-    pending_trial,
     read_storage,
 )
 
-ID = "id"
-"""User attribute of a study: tells it from others of the same name."""
-
 LINEAGE = "lineage"
 """User attribute of a trial from an earlier sweep: which one's it was, and under `from` where that had it from."""
+
+_NO_MATTER = {
+    *(
+        "best",
+        "checkpoints",
+        "experiment",
+        "hydra",
+        "logger",
+        "num_rotations",
+        "num_threads",
+        "paths",
+        "pictures",
+        "ray",
+    ),
+    *("resume", "scheduler", "search_space", "searcher", "seed", "sweep", "test", "test_time"),
+}
+"""Groups and keys that do not change what a configuration is worth; `seed` only draws another sample of that."""
+
+_NO_MATTER_EITHER = (
+    "data.num_workers",
+    "data.root",  # the data are known by their fingerprint
+    "data.source.num_workers",
+    "data.source.root",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.max_epochs",  # a sweep has its own
+)
+
+_ABSENT = object()
 
 
 class Conditions(NamedTuple):
@@ -59,149 +79,19 @@ class Conditions(NamedTuple):
     settings: Mapping[str, Any]
 
 
-class Beginning(NamedTuple):
-    """points: draws by name, to try first. trials: from earlier sweeps, for the study. account: of each such sweep."""
+@dataclass
+class Beginning:
+    """What a sweep begins with.
 
-    points: list[Params]
-    trials: list[FrozenTrial]
-    account: list[dict[str, Any]]
-
-
-def begin(
-    space: Space,
-    conditions: Conditions,
-    *,
-    first: Sequence[Mapping[str, Any]],
-    warm_start: Sequence[str],
-    num_points: int,
-    limits: Mapping[str, float],
-) -> Beginning:
-    """What a sweep under these conditions begins with: the default configuration, `first`, and the earlier sweeps.
-
-    num_points: tried first of each sweep that does not compare. limits: of the constraints. Raises UserError for an
-    entry of `first` that does not lie in the space, and a folder that is no sweep.
-    """
-    default = default_point(space, conditions.settings)
-    points = [default] if default else []
-    points += [_first_point(space, entry, conditions.settings) for entry in first]
-    here, known = _Here(space, conditions, limits), set[tuple[str, int]]()
-    trials, account = [], []
-    for name in warm_start:
-        found = _sort_out(_read_sweep(name), here, known)
-        best = list(_best(found, here, num_points))
-        points += best
-        trials += found.brought
-        account.append(found.account(num_points=len(best)))
-    return Beginning([point for i, point in enumerate(points) if point not in points[:i]], trials, account)
-
-
-# --- points from elsewhere --------------------------------------------------------------------------------------------
-
-
-class Placed(NamedTuple):
-    """Values from elsewhere, put into a space.
-
-    draws: by name. params: configuration keys and values that the space makes of them. distributions: of the draws.
-    outside: draws whose value is out of range; missing: draws that there was no value for. Both have another one.
+    points: draws by name, to try first. trials: from earlier sweeps, for the study. account: of each earlier sweep, in
+    plain values, what became of its trials: how many were brought in, how many lie out of range and for which
+    parameter, how many do not compare and why, how many had failed, had no value, or had come with another sweep
+    already, and how many of its points are tried first.
     """
 
-    draws: Params
-    params: Params
-    distributions: dict[str, BaseDistribution]
-    outside: tuple[str, ...]
-    missing: tuple[str, ...]
-
-    def without(self, names: Collection[str]) -> Params:
-        """The other draws."""
-        return {name: value for name, value in self.draws.items() if name not in names}
-
-
-def place(space: Space, values: Mapping[str, Any]) -> Placed:
-    """Put values into a space, by the names of the draws. Values are labels where they are lists."""
-    storage = InMemoryStorage()
-    study_id = storage.create_new_study([StudyDirection.MINIMIZE], "")
-    pending = pending_trial(0, None)
-    study = optuna.Study("", SamplerView(storage, study_id, pending), sampler=_Given(values))
-    params = space.suggest(optuna.Trial(study, PENDING))
-    draws, distributions = pending.params, pending.distributions
-    outside = tuple(name for name in draws if name in values and not _equal(values[name], draws[name]))
-    missing = tuple(name for name in draws if name not in values and not distributions[name].single())
-    return Placed(draws, params, distributions, outside, missing)
-
-
-def _first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Params:
-    """The draws of an entry of searcher.first; what it leaves out is the default's, or else the sampler's."""
-    given = {key: label(value) for key, value in entry.items()}
-    placed = place(space, _labels(defaults) | given)
-    for key in given:
-        if key in placed.outside:
-            raise UserError(
-                f"searcher.first: {key}={entry[key]} is out of range; search_space={space.name} has "
-                f"{_range(space, key, placed.distributions[key])}"
-            )
-        if key not in placed.draws and not (key in placed.params and _equal(placed.params[key], entry[key])):
-            raise UserError(f"searcher.first: search_space={space.name} does not search {key}{_hint(key, placed)}")
-    return placed.without([*placed.outside, *placed.missing])
-
-
-def _hint(key: str, placed: Placed) -> str:
-    near = nearest(key, set(placed.draws))
-    return f"; did you mean {' or '.join(near)}?" if near else f" there, but {', '.join(placed.draws)}"
-
-
-def _range(space: Space, key: str, distribution: BaseDistribution) -> str:
-    if isinstance(space, ListedSpace):
-        return f"{key}: {space.expressions[key]}"
-    if isinstance(distribution, CategoricalDistribution):
-        return " or ".join(str(from_label(choice)) for choice in distribution.choices)
-    assert isinstance(distribution, (FloatDistribution, IntDistribution))
-    return f"{distribution.low:g} to {distribution.high:g}"
-
-
-class _Given(BaseSampler):
-    """Draws the values it is given, and any other where there is none that fits."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
-        with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
-            return _fitted(self._values[param_name], param_distribution)
-        if isinstance(param_distribution, CategoricalDistribution):
-            return param_distribution.choices[0]
-        assert isinstance(param_distribution, (FloatDistribution, IntDistribution))
-        return param_distribution.low
-
-
-def _fitted(value: Any, distribution: BaseDistribution) -> Any:
-    """The value as the distribution has it. Raises ValueError where it is out of range."""
-    if isinstance(distribution, CategoricalDistribution):
-        options = [choice for choice in distribution.choices if _equal(choice, value)]
-    else:
-        assert isinstance(distribution, (FloatDistribution, IntDistribution))
-        number = int(value) if isinstance(distribution, IntDistribution) else float(value)
-        options = [number] if _equal(number, value) and distribution._contains(number) else []
-    if not options:
-        raise ValueError(f"{value} is not of {distribution}")
-    return options[0]
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Python has True == 1."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
-
-
-def _labels(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: label(value) for key, value in values.items()}
-
-
-# --- earlier sweeps ---------------------------------------------------------------------------------------------------
+    points: list[Params] = field(default_factory=list)
+    trials: list[FrozenTrial] = field(default_factory=list)
+    account: list[dict[str, Any]] = field(default_factory=list)
 
 
 class _Sweep(NamedTuple):
@@ -213,36 +103,229 @@ class _Sweep(NamedTuple):
     trials: list[FrozenTrial]
 
 
-def _read_sweep(given: str) -> _Sweep:
+def begin(
+    space: Space,
+    here: Conditions,
+    *,
+    first: Sequence[Mapping[str, Any]],
+    warm_start: Sequence[str],
+    num_points: int,
+    limits: Mapping[str, float],
+) -> Beginning:
+    """What a sweep over this space begins with.
+
+    here: the conditions of the sweep. first: configurations to try. warm_start: folders of earlier sweeps; of each the
+    best num_points are tried first among the trials that do not compare. limits: of the constraints. Raises UserError
+    for a configuration that does not lie in the space, and for a folder that is no sweep.
+    """
+    beginning = Beginning(first_points(space, first, here.settings))
+    known: set[tuple[str, int]] = set()
+    for folder in warm_start:
+        _Importer(_read(folder), space, here, limits, known).bring_into(beginning, num_points)
+    points = beginning.points
+    beginning.points = [point for i, point in enumerate(points) if point not in points[:i]]
+    return beginning
+
+
+class _Importer:
+    """Sorts out the trials of one earlier sweep. known: (study, number) where each was first, of those met before."""
+
+    def __init__(
+        self,
+        sweep: _Sweep,
+        space: Space,
+        here: Conditions,
+        limits: Mapping[str, float],
+        known: set[tuple[str, int]],
+    ) -> None:
+        self._sweep, self._space, self._limits, self._known = sweep, space, limits, known
+        self._there, self._here = sweep.conditions.settings, here.settings
+        self._obstacle = _obstacle(sweep.conditions, here)
+        self._differing = {key for key in {**self._there, **self._here} if _matters(key) and self._differs(key)}
+        self._counts: Counter[str] = Counter()
+        self._outside: Counter[str] = Counter()
+        self._incomparable: Counter[str] = Counter()
+
+    def bring_into(self, beginning: Beginning, num_points: int) -> None:
+        others = []
+        for trial in self._sweep.trials:
+            refusal = self._refusal(trial)
+            if refusal:
+                self._counts[refusal] += 1
+                continue
+            placed = place(self._space, {**self._there, **trial.params, **params_of(trial)})
+            reason = self._obstacle or self._foreign(trial, placed)
+            if reason:
+                self._incomparable[reason] += 1
+                others.append(trial)
+            elif name := self._out_of_range(trial, placed):
+                self._outside[name] += 1
+            else:
+                self._counts["brought"] += 1
+                beginning.trials.append(self._record(trial, placed))
+        points = list(self._best(others, num_points))
+        beginning.points += points
+        beginning.account.append(self._account(len(points)))
+
+    def _refusal(self, trial: FrozenTrial) -> str:
+        """Why nothing can be had of a trial."""
+        origin = _origin(self._lineage(trial))
+        if origin in self._known:
+            return "known"
+        self._known.add(origin)
+        if trial.state == TrialState.FAIL:
+            return "failed"
+        value = last_value(trial)
+        return "" if value is not None and math.isfinite(value) else "without_value"
+
+    def _foreign(self, trial: FrozenTrial, placed: Placed) -> str:
+        """What kept the trial's value from being measured here, that neither of the two searches."""
+        for key in sorted(self._differing - params_of(trial).keys() - placed.params.keys()):
+            return f"{key} was {self._there.get(key, 'not there')} and is {self._here.get(key, 'not there')}"
+        lacking = [name for name in self._limits if name not in trial.user_attrs]
+        return f"{lacking[0]} was not measured" if lacking else ""
+
+    def _out_of_range(self, trial: FrozenTrial, placed: Placed) -> str:
+        """A parameter that cannot have the trial's value here."""
+        for name in (*placed.outside, *placed.missing):
+            return name
+        params = params_of(trial)
+        there, here = {**self._there, **params}, {**self._here, **placed.params}
+        for key in {**params, **placed.params}:
+            if not equal(there.get(key, _ABSENT), here.get(key, _ABSENT)):
+                return key
+        return ""
+
+    def _best(self, trials: Sequence[FrozenTrial], num_points: int) -> Iterator[Params]:
+        """Points of the best trials, the most trained first, as far as they lie in the space."""
+        sign = 1 if self._sweep.conditions.mode == "min" else -1
+
+        def rank(trial: FrozenTrial) -> tuple[float, float, int]:
+            value = last_value(trial)
+            assert value is not None
+            return -(trial.last_step or 0), sign * value, trial.number
+
+        for trial in sorted(trials, key=rank):
+            if num_points <= 0:
+                return
+            params = params_of(trial)
+            placed = place(self._space, {**self._there, **trial.params, **params})
+            own = [name for name in placed.outside if name in params or name in trial.params]
+            if own:
+                self._outside[own[0]] += 1
+            elif not any(cost > 0 for cost in excess(_costs(trial), self._limits).values()):
+                num_points -= 1
+                yield placed.without([*placed.outside, *placed.missing])
+
+    def _record(self, trial: FrozenTrial, placed: Placed) -> FrozenTrial:
+        """The trial as one of the new study. One that has not ended counts as stopped where it is."""
+        is_complete, costs = trial.state == TrialState.COMPLETE, _costs(trial)
+        record = create_trial(
+            state=TrialState.COMPLETE if is_complete else TrialState.PRUNED,
+            value=last_value(trial),
+            params=placed.draws,
+            distributions=placed.distributions,
+            user_attrs={**costs, PARAMS: placed.params, LINEAGE: self._lineage(trial)},
+            system_attrs=excess(costs, self._limits),
+            intermediate_values=trial.intermediate_values,
+        )
+        record.datetime_start = trial.datetime_start or record.datetime_start
+        record.datetime_complete = trial.datetime_complete or record.datetime_complete
+        return record
+
+    def _lineage(self, trial: FrozenTrial) -> dict[str, Any]:
+        sweep = self._sweep
+        lineage = {
+            "sweep": sweep.name,
+            "study": sweep.study,
+            "number": trial.number,
+            "data": sweep.conditions.fingerprint,
+            "revision": sweep.revision,
+            "folder": str(sweep.folder),
+        }
+        before = trial.user_attrs.get(LINEAGE)
+        return {**lineage, "from": before} if before else lineage
+
+    def _account(self, num_points: int) -> dict[str, Any]:
+        return {
+            "folder": str(self._sweep.folder),
+            "sweep": self._sweep.name,
+            "brought": self._counts["brought"],
+            "dropped_out_of_range": dict(self._outside),
+            "not_comparable": dict(self._incomparable),
+            "tried_first": num_points,
+            **{name: self._counts[name] for name in ("failed", "without_value", "known")},
+        }
+
+    def _differs(self, key: str) -> bool:
+        return not equal(self._there.get(key, _ABSENT), self._here.get(key, _ABSENT))
+
+
+def _obstacle(there: Conditions, here: Conditions) -> str:
+    """Why no value of a sweep compares with those of another, if so."""
+    if (there.metric, there.mode) != (here.metric, here.mode):
+        return f"it was judged by {there.metric} ({there.mode})"
+    if there.max_epochs != here.max_epochs:
+        return f"its schedule ends at epoch {there.max_epochs}"
+    if there.fingerprint is None or there.fingerprint != here.fingerprint:
+        return "it was trained on other data"
+    return ""
+
+
+def _matters(key: str) -> bool:
+    return re.split(r"[./]", key)[0] not in _NO_MATTER and key not in _NO_MATTER_EITHER
+
+
+def _costs(trial: FrozenTrial) -> dict[str, float]:
+    return {name: trial.user_attrs[name] for name in COSTS if name in trial.user_attrs}
+
+
+def _origin(lineage: Mapping[str, Any]) -> tuple[str, int]:
+    """The study and the number under which a trial was trained."""
+    while "from" in lineage:
+        lineage = lineage["from"]
+    return lineage["study"], lineage["number"]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read(given: str) -> _Sweep:
+    """The sweep in a folder. Raises UserError where there is none that can be read."""
     folder = Path(given).expanduser().resolve()
     file = folder / "sweep.yaml"
     if not file.is_file():
-        raise UserError(f"searcher.warm_start: {given} is no folder of a sweep, as there is no {file}")
+        raise UserError(f"searcher.warm_start={given} is not the folder of a sweep: there is no {file}")
     try:
         record = yaml.safe_load(file.read_text(encoding="utf-8"))
         config, sweep = record["config"], record["config"]["sweep"]
-        settings = flattened(config) | record.get("choices", {})
-        fingerprint = record["data_fingerprint"]
-        conditions = Conditions(sweep["metric"], sweep["mode"], sweep["max_epochs"], fingerprint, settings)
-        name, url = sweep["name"], config["searcher"].get("storage")
+        conditions = Conditions(
+            sweep["metric"],
+            sweep["mode"],
+            sweep["max_epochs"],
+            record["data_fingerprint"],
+            {**flattened(config), **record.get("choices", {})},
+        )
         revision = (record.get("git") or {}).get("revision")
+        url, base = config["searcher"].get("storage"), record.get("folder", ".")
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"searcher.warm_start: {file} is damaged ({type(error).__name__}: {error})") from error
-    study, trials = _read_study(url, folder, name, relative_to=record.get("folder"))
-    return _Sweep(folder, name, study or str(folder), revision, conditions, trials)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"searcher.warm_start: {file} is not that of a sweep, or damaged ({reason})") from error
+    study, trials = _read_study(url, folder, sweep["name"], base=Path(base))
+    return _Sweep(folder, sweep["name"], study, revision, conditions, trials)
 
 
-def _read_study(
-    url: str | None, folder: Path, name: str, *, relative_to: str | None
-) -> tuple[str | None, list[FrozenTrial]]:
-    """Its identity, if it has one, and its trials."""
+def _read_study(url: str | None, folder: Path, name: str, *, base: Path) -> tuple[str, list[FrozenTrial]]:
+    """What tells the study from others, and its trials."""
     try:
-        storage = read_storage(url, folder / "study", relative_to=relative_to)
-        with contextlib.closing(storage):
-            found = find_study(storage.storage, name)
+        storage = read_storage(url, folder / "study", base=base)
+        try:
+            found = find_study(storage, name)
             if found is None:
-                raise UserError(f"its study has no {name}")
-            attributes = storage.storage.get_study_user_attrs(found)
-            return attributes.get(ID), storage.storage.get_all_trials(found, deepcopy=False)
-    except (UserError, ValueError) as error:  # ValueError: of a journal with a broken line
-        raise UserError(f"searcher.warm_start: the study of {folder} cannot be read ({error})") from error
+                raise UserError(f"there is no study {name} in it")
+            attributes = storage.get_study_user_attrs(found)
+            return attributes.get(ID, str(folder)), storage.get_all_trials(found, deepcopy=False)
+        finally:
+            close_storage(storage)
+    except (OSError, ValueError, KeyError, AssertionError) as error:  # what Optuna raises for a damaged journal
+        raise UserError(f"searcher.warm_start: the study of {folder} cannot be read: {error}") from error

@@ -69,7 +69,18 @@ def tpe():
     return partial(TPESampler, n_startup_trials=4)
 
 
-def start(settings, space, objective, *, sampler=RandomSampler, rule=None, defaults=None, resume=False, **searcher):
+def start(
+    settings,
+    space,
+    objective,
+    *,
+    sampler=RandomSampler,
+    rule=None,
+    defaults=None,
+    resume=False,
+    command=lambda params: f"python train.py {params}",
+    **searcher,
+):
     """Run a sweep; returns its table. sampler: None for a grid."""
     return run_sweep(
         sweep=settings,
@@ -78,7 +89,7 @@ def start(settings, space, objective, *, sampler=RandomSampler, rule=None, defau
         searcher=partial(OptunaSearcher, sampler=sampler, defaults=defaults or {}, **searcher),
         rule=rule or asha(settings.max_epochs),
         objective=objective,
-        command=lambda params: f"python train.py {params}",
+        command=command,
         description=None if resume else {"name": "test"},
     )
 

@@ -47,7 +47,7 @@ def begin(rule, num_trials=4):
 
 
 def test_the_worst_go_on_from_the_best_with_other_parameters_of_the_kind_that_may_change(space):
-    rule = population(space)
+    rule = population(space, resample_probability=0)
     begin(rule)
     losses = {1: 0.1, 0: 0.05, 2: 0.9, 3: 0.3}
     assert {trial: rule.reported(trial, 2, loss) for trial, loss in losses.items()} == {
@@ -58,7 +58,7 @@ def test_the_worst_go_on_from_the_best_with_other_parameters_of_the_kind_that_ma
     }
     trial, source, changed = rule.promoted(can_begin=False)
     assert (trial, source) == (2, 0)
-    assert changed["optimizer.lr"] != params(0)["optimizer.lr"]
+    assert changed["optimizer.lr"] / params(0)["optimizer.lr"] in (0.8, 1.25)
     assert changed["model.decoder.depth"] == 2
 
 
@@ -99,6 +99,7 @@ def test_nobody_goes_on_from_what_is_trained_less_far_or_complete_or_ended_or_a_
     rule.reported(1, 3, 0.2)
     assert rule.reported(1, 4, 0.2) == "continue"  # trial 0 is at epoch 2
     rule = fresh()
+    rule.reported(0, 6, 0.1)
     rule.reported(0, 8, 0.1)
     assert rule.reported(1, 2, 0.2) == "continue"
     rule = fresh()
@@ -111,18 +112,6 @@ def test_nobody_goes_on_from_what_is_trained_less_far_or_complete_or_ended_or_a_
     rule.resumed(rule.promoted(can_begin=False))  # 1 is a copy of 0 at epoch 4
     assert rule.reported(0, 6, 0.3) == "continue"  # the worst now, but 1 has no checkpoint of its own
     assert rule.reported(1, 6, 0.4) == "pause"
-
-
-def test_a_copy_goes_on_from_the_epoch_of_its_source(space):
-    rule = population(space, quantile_fraction=0.5, population_size=3)
-    begin(rule, 3)
-    rule.reported(0, 6, 0.1)
-    assert rule.reported(1, 2, 0.2) == "pause"
-    rule.resumed(rule.promoted(can_begin=False))  # 1 is at epoch 6 now
-    assert rule.reported(2, 4, 0.9) == "pause"
-    rule.resumed(Continuation(2))
-    assert rule.reported(1, 7, 0.2) == "continue"
-    assert rule.reported(1, 8, 0.2) == "continue"
 
 
 def test_a_population_larger_than_the_slots_begins_whole_and_stays_together(space):

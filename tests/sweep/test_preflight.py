@@ -1,13 +1,38 @@
-"""What is refused before Ray starts."""
+"""What is refused before Ray starts, and what a few steps of training tell before the first trial."""
+
+import errno
+import os
+import shutil
+import threading
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from handpose.config import compose
 from handpose.errors import UserError
-from handpose.sweep.preflight import check_space, check_sweep, num_cores, prepare_data
+from handpose.sweep import preflight as module
+from handpose.sweep.preflight import (
+    check_pickles,
+    check_plan,
+    check_space,
+    check_sweep,
+    num_cores,
+    preflight,
+    prepare_data,
+    survey,
+)
+from handpose.sweep.rules import Fifo
 from handpose.sweep.settings import RaySettings
 from handpose.sweep.space import SPACES, load_space
-from tests.sweep.conftest import make_settings
+from handpose.sweep.trial import TrialRecipe
+from handpose.sweep.trial_cost import DataSize
+from tests.builders import write_freihand
+from tests.sweep.conftest import asha, make_settings
+from tests.sweep.objectives import METRIC, curve
+from tests.sweep.test_probing import COST, PaperBench
+from tests.sweep.test_trial import SMALL
 
 ALONE = RaySettings(address=None, num_cpus=None)
 
@@ -18,6 +43,11 @@ ALONE = RaySettings(address=None, num_cpus=None)
         ({"num_trials": 0}, "sweep.num_trials must be at least 1, but it is 0"),
         ({"max_epochs": 0}, "sweep.max_epochs must be at least 1"),
         ({"max_concurrent": 0}, "sweep.max_concurrent must be at least 1"),
+        ({"stop_after_failures": 0}, "sweep.stop_after_failures must be at least 1, but it is 0"),
+        ({"checkpoint_budget_gb": 0.0}, "sweep.checkpoint_budget_gb must be above 0, but it is 0"),
+        ({"max_retries": -1}, "sweep.max_retries must be at least 0, but it is -1"),
+        ({"retry_delay_s": -0.5}, "sweep.retry_delay_s must be at least 0, but it is -0.5"),
+        ({"explosion_factor": 1.0}, "sweep.explosion_factor must be above 1, but it is 1"),
         ({"time_budget_s": -1.0}, "sweep.time_budget_s must be above 0, but it is -1"),
         ({"gpus_per_trial": 1.5}, "sweep.gpus_per_trial must be a whole number or a part of one GPU, but it is 1.5"),
         ({"gpus_per_trial": 99}, "sweep.gpus_per_trial=99, but this machine has"),
@@ -61,6 +91,23 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
         check_sweep(make_settings(tmp_path / "file" / "sweep"), ALONE)
 
 
+def test_a_folder_that_says_it_can_be_written_to_is_tried(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    check_sweep(make_settings(tmp_path / "new" / "sweep"), ALONE)
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(UserError, match=rf"sweep cannot be made in {tmp_path}; set DIR_SCRATCH.*Read-only file system"):
+        check_sweep(make_settings(tmp_path / "new" / "sweep"), ALONE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_that_goes_on_has_its_folder(tmp_path):
+    (tmp_path / "trials.csv").write_text("number\n")
+    check_sweep(make_settings(tmp_path, resume=str(tmp_path)), ALONE)
+
+
 @pytest.mark.parametrize("file", sorted(SPACES.iterdir()), ids=lambda file: file.name)
 def test_every_shipped_space_composes(file):
     if file.suffix in (".yaml", ".py"):
@@ -87,7 +134,276 @@ def test_a_grid_over_an_interval_is_refused(write_space):
 
 
 def test_a_missing_data_set_is_told_before_ray_starts(tmp_path):
-    from handpose.config import compose
-
     with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
         prepare_data(compose("train", ["data=freihand", f"data.root={tmp_path / 'nowhere'}"]))
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def rule(*rungs, needs_checkpoints=False):
+    """Stops nobody, but says that it compares at these epochs."""
+    made = Fifo()
+    made.rungs, made.needs_checkpoints = rungs, needs_checkpoints
+    return made
+
+
+NAMES = ("val/pa_mpjpe_mm", "val/rr_mpjpe_mm", "val/pck_auc")
+
+
+def test_a_plan_that_is_validated_is_sound(tmp_path):
+    settings = make_settings(tmp_path, max_epochs=6)
+    check_plan(settings, rule(), validates_every=1, metric_names=NAMES)
+    check_plan(settings, rule(2, 4), validates_every=2, metric_names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rungs", "every", "reason"),
+    [
+        (
+            {"metric": "val/pa_mpjpe"},
+            (),
+            1,
+            r"^sweep.metric=val/pa_mpjpe is not validated; did you mean val/pa_mpjpe_mm",
+        ),
+        ({"metric": "val/x"}, (), 1, r"^sweep.metric=val/x is not validated; there are val/pa_mpjpe_mm, val/rr_"),
+        (
+            {},
+            (1, 3),
+            2,
+            r"^trainer.check_val_every_n_epoch=2 validates no trial at epoch 1, .* 1, 3.*scheduler.grace",
+        ),
+        ({}, (2, 5), 2, r"^trainer.check_val_every_n_epoch=2 validates no trial at epoch 5, "),
+        ({"max_epochs": 5}, (2, 4), 2, r"^sweep.max_epochs=5 must be a multiple of trainer.check_val_every_n_epoch=2"),
+    ],
+)
+def test_a_plan_that_is_not_validated_is_refused(tmp_path, changes, rungs, every, reason):
+    settings = make_settings(tmp_path, **{"max_epochs": 6} | changes)
+    with pytest.raises(UserError, match=reason):
+        check_plan(settings, rule(*rungs), validates_every=every, metric_names=NAMES)
+
+
+# --- what is sent to workers ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Locked:
+    lock: object = field(default_factory=threading.Lock)
+
+    def __call__(self, stretch):
+        pass
+
+
+@dataclass
+class Forgetful:
+    kept: int = 1
+
+    def __call__(self, stretch):
+        pass
+
+    def __getstate__(self):
+        return {"kept": 0}
+
+
+@dataclass
+class Heavy:
+    load: bytes
+
+    def __call__(self, stretch):
+        pass
+
+
+def test_what_can_be_sent_is_sent():
+    check_pickles(curve)
+    check_pickles(Heavy(b"1"))
+
+
+@pytest.mark.parametrize(
+    ("objective", "reason"),
+    [
+        (Locked(), r"^Locked cannot be sent to a worker: TypeError: cannot pickle"),
+        (Heavy(bytes(51_000_000)), r"^Heavy has 51 MB, which would be sent to every worker"),
+        (Forgetful(), r"^Forgetful does not arrive at a worker as it was sent"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_sent_is_named(objective, reason):
+    with pytest.raises(UserError, match=reason):
+        check_pickles(objective)
+
+
+# --- what the measurements tell, on paper -----------------------------------------------------------------------------
+
+SLOTS = SimpleNamespace(num_slots=2, cpus=1, gpus=0.0)
+
+
+@pytest.fixture
+def on_paper(tmp_path, write_space, monkeypatch):
+    """A preflight whose measurements are made up; returns what it says."""
+
+    def done(
+        measured=lambda params: COST, *, slots=SLOTS, rule=rule, text="optimizer.lr: interval(0.1, 0.9)", **changes
+    ):
+        class Bench(PaperBench):
+            def __init__(self, *, cpus, gpus, recipe, data):
+                super().__init__(measured, gpus=gpus)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                pass
+
+        monkeypatch.setattr(module, "Bench", Bench)
+        said = []
+        preflight(
+            slots,
+            sweep=make_settings(tmp_path / "sweep", **{"num_trials": 8, "preflight": "brief"} | changes),
+            space=write_space("optimizer.lr: interval(0.1, 0.9)"),
+            recipe=TrialRecipe([], [], max_epochs=4, num_threads=1),
+            objective=curve,
+            make_rule=rule,
+            data=DataSize(32, 10, 5),
+            defaults={"optimizer.lr": 0.5},
+            say=said.append,
+        )
+        return "\n".join(said)
+
+    return done
+
+
+def test_a_preflight_that_is_off_says_nothing(on_paper):
+    assert on_paper(lambda params: 1 / 0, preflight="off") == ""
+
+
+def test_the_costs_of_a_sweep_are_sums_that_can_be_checked(on_paper):
+    # A trial: 1 s to start, 4 epochs of 10 * 9 s + 2 * 4.5 s. Eight of them in two slots.
+    cost = COST._replace(step_s=9.0, validation_batch_s=4.5)
+    told = on_paper(lambda params: cost)
+    assert "a trial     about 7 min" in told  # 397 s
+    assert f"8 trials in 2 slots: {8 * 397 / 3600:.2g} slot-hours, {4 * 397 / 60:.0f} min without early" in told
+    assert "with it" not in told
+    halved = on_paper(lambda params: cost, rule=asha(4, grace_period=1, reduction_factor=100))
+    assert "min with it" in halved
+
+
+def test_a_time_budget_that_ends_the_sweep_is_told(on_paper):
+    assert "sweep.time_budget_s ends it after 10 s" in on_paper(time_budget_s=10.0)
+    assert "sweep.time_budget_s" not in on_paper(time_budget_s=1000.0)
+
+
+def test_a_searched_interval_that_misses_a_rung_is_refused(on_paper):
+    every = {0.1: 1, 0.9: 3}
+    with pytest.raises(UserError, match=r"sweep.max_epochs=4 must be a multiple of trainer.check_val_every_n_epoch=3"):
+        on_paper(lambda params: COST._replace(validates_every=every.get(params["optimizer.lr"], 1)))
+
+
+def test_a_disk_that_is_too_small_is_refused(on_paper, monkeypatch):
+    free = SimpleNamespace(free=0.07e9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(UserError, match=r"has 0.07 GB free, but the sweep's checkpoints need 0.08 GB .0.02 GB each"):
+        on_paper()
+    on_paper(checkpoint_budget_gb=0.06)  # never holds more than that
+    free.free = 0.2e9
+    on_paper()
+    with pytest.raises(UserError, match=r"need 0.24 GB"):  # 2 slots * 2, and 8 that may wait
+        on_paper(rule=lambda: rule(1, 2, needs_checkpoints=True))
+
+
+def test_a_budget_that_cannot_hold_all_that_wait_is_told(on_paper):
+    pausing = {"rule": lambda: rule(1, 2, needs_checkpoints=True)}
+    assert "sweep.checkpoint_budget_gb=0.1 may be too small" in on_paper(**pausing, checkpoint_budget_gb=0.1)
+    assert "too small" not in on_paper(**pausing, checkpoint_budget_gb=0.3)
+
+
+@pytest.mark.parametrize(("gpus", "largest", "outcome"), [(0.5, 0.4, ""), (0.5, 0.6, "note"), (1.0, 0.9, "")])
+def test_trials_that_share_a_gpu_are_held_against_its_memory(on_paper, gpus, largest, outcome):
+    slots = SimpleNamespace(num_slots=2, cpus=1, gpus=gpus)
+    shares = {0.9: largest}
+    told = on_paper(
+        lambda params: COST._replace(gpu="A100", memory_share=shares.get(params["optimizer.lr"], 0.3)), slots=slots
+    )
+    assert "on A100" in told
+    assert ("sweep.gpus_per_trial=0.5 puts 2 trials on a GPU, but one takes up to 60%" in told) is bool(outcome)
+
+
+def test_a_share_of_a_gpu_that_no_trial_fits_into_is_refused(on_paper):
+    slots = SimpleNamespace(num_slots=4, cpus=1, gpus=0.25)
+    with pytest.raises(UserError, match=r"^sweep.gpus_per_trial=0.25 puts 4 trials on a GPU, but one takes up to 30%"):
+        on_paper(lambda params: COST._replace(gpu="A100", memory_share=0.3), slots=slots)
+
+
+def test_what_is_odd_is_noted(on_paper):
+    told = on_paper(lambda params: COST._replace(ignored=("trainer.max_epochs",), trace=(float("nan"),)))
+    assert "note        space: trainer.max_epochs has no effect, because every trial has the sweep's own value" in told
+    assert "within a few steps of random pictures this is not finite: lr 0.1" in told
+
+
+def test_a_thorough_preflight_has_a_table_of_its_points(on_paper):
+    lines = on_paper(lambda params: COST._replace(trace=(params["optimizer.lr"],)), preflight="only").splitlines()
+    assert lines[0].split()[:4] == ["point", "lr", "parameters", "step"]
+    assert lines[1].split() == ["lower", "end", "0.1", "1,000,000", "100", "0:05", "100", "5", "20.0"]
+    assert [line.startswith("random") for line in lines[3:11]] == [True] * 8
+    assert lines[11] == ""
+    assert lines[12].startswith("a trial")
+
+
+def test_only_the_thorough_preflight_looks_for_parameters_that_do_nothing(on_paper):
+    assert "no difference" not in on_paper()
+    assert "note        space: optimizer.lr made no difference to the first steps" in on_paper(preflight="only")
+
+
+# --- and in a worker --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    root = write_freihand(tmp_path_factory.mktemp("freihand"), num_poses=24, variants=1, num_test=6, size=64)
+    return [
+        *SMALL,
+        f"data.root={root}",
+        f"paths.output={tmp_path_factory.mktemp('outputs')}",
+        "trainer.accelerator=cpu",
+    ]
+
+
+@pytest.fixture
+def in_a_worker(ray_started, small, tmp_path, write_space):
+    def done(text, **changes):
+        said = []
+        preflight(
+            SLOTS,
+            sweep=make_settings(tmp_path / "sweep", **changes),
+            space=write_space(text),
+            recipe=TrialRecipe(small, [], max_epochs=4, num_threads=1),
+            objective=curve,
+            make_rule=asha(4),
+            data=survey(compose("train", small)).size,
+            defaults={"optimizer.lr": 0.005, "model.decoder.width": 48},
+            say=said.append,
+        )
+        assert not (tmp_path / "sweep").exists()
+        return "\n".join(said)
+
+    return done
+
+
+def test_the_data_is_surveyed_as_it_is_trained_on(small):
+    found = survey(compose("train", small))
+    assert found.size == DataSize(image_size=64, num_train=18, num_val=6)
+    assert METRIC in found.metric_names
+    assert found.fingerprint == prepare_data(compose("train", small))
+
+
+def test_real_networks_are_measured(in_a_worker):
+    told = in_a_worker("optimizer.lr: interval(0.001, 0.01)\nmodel.decoder.width: range(16, 65, 16)", preflight="brief")
+    assert [line[:12] for line in told.splitlines()] == ["a trial     ", "the sweep   ", "the disk    "]
+    assert "6 trials in 2 slots:" in told
+    assert " with it" in told
+
+
+def test_the_parameter_that_cannot_be_trained_is_named(in_a_worker):
+    text = "optimizer.lr: interval(0.001, 0.01)\nmodel.decoder.width: choice(48, 1000000000000)"
+    named = r"space.yaml: model.decoder.width=1000000000000 cannot be trained, for want of memory"
+    with pytest.raises(UserError, match=named):
+        in_a_worker(text, preflight="brief")

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hydra.utils import instantiate
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 
 from handpose.config import CONFIGS, compose
 from handpose.errors import UserError
-from handpose.sweep.rules import Asha, Continuation, Fifo, MedianStopping
+from handpose.sweep.rules import Asha, Continuation, Fifo, MedianStopping, _Rung
 from handpose.sweep.space import load_space
 
 PARAMS = {"optimizer.lr": 1e-3, "heatmap.sigma": 0.05, "model.decoder.depth": 3}
@@ -67,7 +68,7 @@ def drive(rule, *, seed, num_trials=8, num_slots=3, max_epochs=9, gaps=0.0, fail
 
     saved, paused = {}, set()
     while True:
-        while len(epochs) < num_slots:
+        while len(epochs) < num_slots and not (epochs and rng.random() < 0.3):  # a free slot may wait a while
             continuation = call("promoted", can_begin=num_begun < num_trials)
             if continuation is not None:
                 trial, source, _ = continuation
@@ -203,6 +204,19 @@ def test_mode_stop_decides_as_ray_when_every_epoch_is_reported(reduction_factor,
         below_the_end = [report for report in reports(calls) if report[1] < 20]
         assert [verdict for *_, verdict in below_the_end] == [rays.reported(*report[:3]) for report in below_the_end]
         assert {verdict for *_, verdict in below_the_end} == {"continue", "stop"}
+
+
+@settings(deadline=None)
+@given(
+    losses=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60),
+    reduction_factor=st.sampled_from([1.1, 1.7, 2, 2.5, 3, 4, 10]),
+)
+def test_the_cutoff_is_numpys_percentile_to_the_last_bit(losses, reduction_factor):
+    rung = _Rung(reduction_factor)
+    assert rung.cutoff() is None
+    for trial, loss in enumerate(losses):
+        rung.record(trial, loss)
+    assert -rung.cutoff() == np.nanpercentile([-loss for loss in losses], (1 - 1 / reduction_factor) * 100)
 
 
 def test_a_report_that_comes_after_a_rung_is_not_recorded_there():
@@ -343,8 +357,8 @@ def test_a_trial_that_ended_is_not_promoted_and_keeps_its_place():
 
 
 def test_at_the_end_of_a_short_sweep_the_best_goes_on_once_nothing_else_runs():
-    rule = asha(mode="promote")
-    for trial, loss in enumerate([0.5, 0.4]):
+    rule = asha(mode="promote", reduction_factor=4)
+    for trial, loss in enumerate([0.5, 0.4, 0.6]):
         rule.begun(trial, PARAMS)
         assert rule.promoted(can_begin=False) is None
         rule.reported(trial, 1, loss)
@@ -355,7 +369,7 @@ def test_at_the_end_of_a_short_sweep_the_best_goes_on_once_nothing_else_runs():
     rule.ended(1)
     assert rule.promoted(can_begin=False) == Continuation(0)
     rule.resumed(Continuation(0))
-    assert rule.reported(0, 3, 0.4) == "pause"
+    assert rule.reported(0, 4, 0.4) == "pause"
     rule.resumed(rule.promoted(can_begin=False))
     assert rule.reported(0, 27, 0.3) == "continue"
     assert rule.promoted(can_begin=False) is None

@@ -6,24 +6,16 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
-from ray.tune.schedulers import FIFOScheduler
 
 from handpose.config import compose
 from handpose.errors import UserError
 from handpose.sweep import trial
-from handpose.sweep.run import run_sweep
-from handpose.sweep.settings import RaySettings
-from handpose.sweep.trial import (
-    CHECKPOINT,
-    TrainingObjective,
-    TrialRecipe,
-    TuneReport,
-    training_overrides,
-    with_params,
-)
+from handpose.sweep.events import Begun, Measured, Reported, read_events
+from handpose.sweep.stretch import Stretch
+from handpose.sweep.trial import TrainingObjective, TrialRecipe, TuneReport, training_overrides, with_params
 from handpose.training.fit import RunFolders, fit
 from tests.builders import write_freihand
-from tests.sweep.conftest import make_settings, random
+from tests.sweep.conftest import asha, make_settings, start
 from tests.sweep.objectives import METRIC
 
 SMALL = [
@@ -56,24 +48,50 @@ def train(overrides, tmp_path):
     return fitted
 
 
+def reproduced(row, tmp_path):
+    """Metrics of the row's command, trained in this process as far as the row says."""
+    config = compose("train", [*shlex.split(row.command)[2:], *SILENT])
+    epochs = Epochs(row.epochs)
+    fit(config, RunFolders(tmp_path, tmp_path, tmp_path), quiet=True, callbacks=[epochs])
+    return {name: epochs.metrics[name] for name in row.metrics}
+
+
+class Epochs(pl.Callback):
+    """Keeps the metrics of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_validation_end(self, trainer, pl_module):
+        if trainer.current_epoch + 1 == self.epoch:
+            self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+SPACE = "optimizer.lr: tag(log, interval(1e-4, 1e-2))\nmodel.decoder.skips: choice(none, add)"
+
+
 def test_each_trial_of_two_at_a_time_is_reproduced_alone_from_its_row(ray_started, overrides, write_space, tmp_path):
-    recipe = TrialRecipe(overrides, [], max_epochs=2, num_threads=1)
-    table = run_sweep(
-        sweep=make_settings(tmp_path / "sweep", num_trials=3, max_epochs=2),
-        cluster=RaySettings(address=None, num_cpus=2),
-        space=write_space("optimizer.lr: tag(log, interval(1e-4, 1e-2))\nmodel.decoder.skips: choice(none, add)"),
-        searcher=random(),
-        scheduler=FIFOScheduler(),
-        objective=TrainingObjective(recipe, METRIC, None),
+    """Paused at every rung, and promoted from its checkpoint in another worker; constraints are measured before."""
+    recipe = TrialRecipe(overrides, [], max_epochs=4, num_threads=1)
+    settings = make_settings(tmp_path / "sweep", num_trials=4, max_epochs=4)
+    rule = asha(4, mode="promote", reduction_factor=2)
+    objective = TrainingObjective.of(recipe, settings, rule(), measures=True)
+    table = start(
+        settings,
+        write_space(SPACE),
+        objective,
+        rule=rule,
         command=recipe.command,
-        defaults={},
-        description={},
+        constraints={"num_parameters": 1e9},
     )
-    assert [row.state for row in table.rows.values()] == ["complete"] * 3
+    events = read_events(tmp_path / "sweep" / "events.jsonl")
+    assert sorted(row.epochs for row in table.rows.values()) == [1, 1, 2, 4]
+    assert any(event.stretch > 1 and event.epoch > 0 for event in events if isinstance(event, Begun))
     for row in table.rows.values():
-        config = compose("train", [*shlex.split(row.command)[2:], *SILENT])
-        metrics = fit(config, RunFolders(tmp_path, tmp_path, tmp_path), quiet=True).metrics
-        assert {name: metrics[name] for name in row.metrics} == row.metrics
+        assert reproduced(row, tmp_path) == row.metrics
+    assert {event.costs["num_parameters"] > 1e5 for event in events if isinstance(event, Measured)} == {True}
+    saved = {event.epoch: event.checkpoint is not None for event in events if isinstance(event, Reported)}
+    assert saved == {1: True, 2: True, 3: False, 4: False}  # at rungs, where a trial may pause
 
 
 def test_a_commands_values_take_the_place_of_the_users():
@@ -100,20 +118,33 @@ def test_params_replace_overrides_of_the_same_key():
     assert with_params(["a=1", "b=2"], {"a": 3, "c": [1, 2]}) == ["b=2", "a=3", "c=[1,2]"]
 
 
-def test_a_metric_that_is_not_validated_is_told_with_those_that_are(train):
+@pytest.fixture
+def told(overrides, tmp_path):
+    """Makes the callback of a trial, which writes its checkpoints in the folder of a sweep."""
+
+    def made(metric=METRIC, every=None):
+        stretch = Stretch(0, 1, {}, 0, [], str(tmp_path), None)
+        return TuneReport(stretch, TrainingObjective(TrialRecipe([], [], 4, 1), metric, every), resumed_from=0)
+
+    return made
+
+
+def test_a_metric_that_is_not_validated_is_told_with_those_that_are(train, told):
     with pytest.raises(UserError, match=r"sweep.metric=val/nothing is not validated; there are .*val/pa_mpjpe_mm"):
-        train("trainer.max_epochs=1", callbacks=[TuneReport("val/nothing", None)])
+        train("trainer.max_epochs=1", callbacks=[told("val/nothing")])
 
 
-def test_a_diverged_trial_ends_itself_after_the_report(train, monkeypatch):
+@pytest.mark.parametrize("look_every", [1, 20])
+def test_a_diverged_trial_ends_itself_after_the_report(train, told, monkeypatch, look_every):
+    """Within the epoch where it looks often enough, else after it."""
     reports = []
-    monkeypatch.setattr(
-        trial, "report", lambda epoch, metrics, checkpoint=None: reports.append((epoch, metrics[METRIC]))
-    )
-    train("trainer.max_epochs=4", "optimizer.lr=1e30", "lr_schedule=constant", callbacks=[TuneReport(METRIC, None)])
-    assert not math.isfinite(reports[-1][1])
-    assert all(math.isfinite(value) for _, value in reports[:-1])
+    monkeypatch.setattr(trial, "_LOOK_EVERY_STEPS", look_every)
+    monkeypatch.setattr(trial, "report", lambda epoch, metrics, **_: reports.append((epoch, metrics)))
+    train("trainer.max_epochs=4", "optimizer.lr=1e30", "lr_schedule=constant", callbacks=[told()])
+    assert not math.isfinite(reports[-1][1][METRIC])
+    assert all(math.isfinite(metrics[METRIC]) for _, metrics in reports[:-1])
     assert len(reports) < 4
+    assert (len(reports[-1][1]) == 1) == (look_every == 1)
 
 
 class Rates(pl.Callback):
@@ -126,18 +157,15 @@ class Rates(pl.Callback):
         self.values[trainer.global_step] = trainer.optimizers[0].param_groups[0]["lr"]
 
 
-def test_a_trial_goes_on_from_a_checkpoint_with_the_new_learning_rate(train, monkeypatch, tmp_path):
-    def keep(epoch, metrics, checkpoint=None):
-        if checkpoint is not None:
-            (tmp_path / CHECKPOINT).write_bytes((Path(checkpoint.path) / CHECKPOINT).read_bytes())
-
-    monkeypatch.setattr(trial, "report", keep)
+def test_a_trial_goes_on_from_a_checkpoint_with_the_new_learning_rate(train, told, monkeypatch, tmp_path):
+    monkeypatch.setattr(trial, "report", lambda epoch, metrics, **_: None)
     old, new = ["trainer.max_epochs=3", "optimizer.lr=1e-3"], ["trainer.max_epochs=3", "optimizer.lr=2e-4"]
-    whole = train(*old, callbacks=[TuneReport(METRIC, 2)])  # leaves the checkpoint of epoch 2
-    again = train(*old, resume_from=tmp_path / CHECKPOINT)
+    whole = train(*old, callbacks=[told(every=2)])
+    checkpoint = tmp_path / "checkpoints" / "trial_0000" / "epoch_0002_stretch_1.ckpt"
+    again = train(*old, resume_from=checkpoint)
     assert again[METRIC] == whole[METRIC]
     fresh, gone_on = Rates(), Rates()
     train(*new, callbacks=[fresh])
-    train(*new, callbacks=[gone_on], resume_from=tmp_path / CHECKPOINT)
+    train(*new, callbacks=[gone_on], resume_from=checkpoint)
     assert min(gone_on.values) > 0
     assert gone_on.values == pytest.approx({step: fresh.values[step] for step in gone_on.values})

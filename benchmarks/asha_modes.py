@@ -1,0 +1,350 @@
+"""Compares the two modes of ASHA, and random search without early stopping, on recorded learning curves of our network.
+
+    python benchmarks/asha_modes.py --output asha_modes.json
+    python benchmarks/asha_modes.py --slots 4 --start-seconds 10 --reduction-factor 2
+
+A sweep is replayed with the rules of handpose/sweep/rules.py on a clock that nobody waits for: slots train
+configurations whose loss after every epoch is known. Each seed draws a part of the recorded configurations, in an order
+of its own, and all rules get the same ones. Cost is in slot-seconds: what the clock says times the number of slots,
+busy or not. An epoch costs what it took while recording, on the quickest trial of the same decoder depth, since the
+machine that recorded did other work too. Every stretch of training, a new trial's first one as well as one that goes on
+from a checkpoint, costs --start-seconds before its first epoch: to compose, build the network and read the checkpoint
+in a worker that is warm, measured at 1 s for this network.
+
+Regret is that of the pick: of the configuration that a sweep ended at this cost would retrain (the best of those
+trained longest), what it gives at the full budget minus what the best of all that could be drawn gives there. Intervals
+are 95 % of the mean over seeds (bootstrap), of the geometric mean for ratios. They say how much the order of the
+configurations matters, not how another network or another data set would fare.
+
+    python benchmarks/asha_modes.py --record FOLDER_OF_A_SWEEP
+
+turns a finished sweep (scheduler=fifo searcher=random) into benchmarks/curves/decoder_27_epochs.json, whose head says
+which command recorded it.
+"""
+
+import argparse
+import csv
+import heapq
+import json
+import random
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optuna
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from handpose.sweep.rules import Asha, Fifo, Rule  # noqa: E402
+from handpose.sweep.space import Params, find_space  # noqa: E402
+
+CURVES = REPOSITORY / "benchmarks" / "curves" / "decoder_27_epochs.json"
+_BUDGETS = (125, 250, 500, 1000, 2000, 4000)
+_REGRETS_MM = (1.0, 0.5, 0.25)
+_DEPTH = "model.decoder.depth"
+
+
+class Curve(NamedTuple):
+    """A recorded trial: its loss after each epoch, as far as it was finite, and what an epoch costs in seconds."""
+
+    params: Params
+    losses: tuple[float, ...]
+    epoch_s: float
+
+
+class Step(NamedTuple):
+    """A report of a replayed sweep, and the pick after it. is_complete: some trial has been trained to the end."""
+
+    slot_s: float
+    trial: int
+    epoch: int
+    pick: int
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A sweep that has run out of configurations. regrets_mm: of each trial, at the full budget."""
+
+    steps: Sequence[Step]
+    num_stretches: int
+    regrets_mm: Sequence[float]
+    max_epochs: int
+
+    def regret_at(self, slot_s: float) -> float:
+        """Regret of the pick at this cost; of a trial at random where nothing has been reported yet."""
+        picks = [step.pick for step in self.steps if step.slot_s <= slot_s]
+        return self.regrets_mm[picks[-1]] if picks else float(np.mean(self.regrets_mm))
+
+    def cost_of(self, regret_mm: float) -> float | None:
+        """Slot-seconds until a trial at most so far from the best has been trained to the end."""
+        return next(
+            (
+                step.slot_s
+                for step in self.steps
+                if step.epoch == self.max_epochs and self.regrets_mm[step.trial] <= regret_mm
+            ),
+            None,
+        )
+
+
+def main() -> None:
+    """Record curves, or replay recorded ones and print what the modes cost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path, metavar="SWEEP_FOLDER", help="write --curves from this sweep and stop")
+    parser.add_argument("--curves", type=Path, default=CURVES)
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--share", type=float, default=0.75, help="of the recorded configurations in each seed's sweep")
+    parser.add_argument("--start-seconds", type=float, default=1.0, help="before the first epoch of each stretch")
+    parser.add_argument("--grace-period", type=int, default=1)
+    parser.add_argument("--reduction-factor", type=float, default=3)
+    parser.add_argument("--brackets", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="write all figures there, as JSON")
+    given = parser.parse_args()
+    if given.record:
+        print(f"{record(given.record, given.curves)} curves in {given.curves}")
+        return
+    curves, max_epochs = read_curves(given.curves)
+    halving = {name: getattr(given, name) for name in ("grace_period", "reduction_factor", "brackets")}
+    results = {}
+    for num_slots in given.slots:
+        replays = {
+            name: [
+                replay(
+                    make(seed),
+                    drawn(curves, seed, given.share),
+                    num_slots=num_slots,
+                    start_s=given.start_seconds,
+                    max_epochs=max_epochs,
+                )
+                for seed in range(given.seeds)
+            ]
+            for name, make in _rules(max_epochs, halving).items()
+        }
+        results[num_slots] = summary(replays)
+        print(table(num_slots, results[num_slots]), flush=True)
+    if given.output:
+        settings = {name: value for name, value in vars(given).items() if name not in ("record", "curves", "output")}
+        content = {"curves": given.curves.name, "num_curves": len(curves), "settings": settings, "slots": results}
+        given.output.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _rules(max_epochs: int, halving: Mapping[str, Any]) -> dict[str, Callable[[int], Rule]]:
+    def asha(mode: Any, seed: int) -> Rule:
+        return Asha(mode=mode, max_epochs=max_epochs, seed=seed, **halving)
+
+    return {"stop": partial(asha, "stop"), "promote": partial(asha, "promote"), "no stopping": lambda seed: Fifo()}
+
+
+def drawn(curves: Sequence[Curve], seed: int, share: float) -> list[Curve]:
+    """That part of the curves, in an order of the seed's own."""
+    return random.Random(seed).sample(curves, round(share * len(curves)))
+
+
+# --- the replayed sweep -----------------------------------------------------------------------------------------------
+
+
+def replay(rule: Rule, curves: Sequence[Curve], *, num_slots: int, start_s: float, max_epochs: int) -> Replay:
+    """Run a sweep over the curves, in their order, until none is left to begin and none goes on."""
+    clock, num_begun, num_stretches, num_free = 0.0, 0, 0, num_slots
+    trained: defaultdict[int, int] = defaultdict(int)
+    running: list[tuple[float, int]] = []  # (end of its epoch, trial)
+    ranks: dict[int, tuple[int, float, int]] = {}
+    steps: list[Step] = []
+    while True:
+        while num_free:
+            continuation = rule.promoted(can_begin=num_begun < len(curves))
+            if continuation is not None:
+                trial = continuation.trial
+                rule.resumed(continuation)
+            elif num_begun < len(curves):
+                trial = num_begun
+                rule.begun(trial, curves[trial].params)
+                num_begun += 1
+            else:
+                break
+            num_free -= 1
+            num_stretches += 1
+            heapq.heappush(running, (clock + start_s + curves[trial].epoch_s, trial))
+        if not running:
+            return Replay(steps, num_stretches, _regrets(curves, max_epochs), max_epochs)
+        clock, trial = heapq.heappop(running)
+        if trained[trial] == len(curves[trial].losses):  # it diverged in this epoch
+            rule.ended(trial)
+            ranks.pop(trial, None)
+            num_free += 1
+            continue
+        loss = curves[trial].losses[trained[trial]]
+        trained[trial] += 1
+        ranks[trial] = (-trained[trial], loss, trial)  # as select_winner ranks: the most trained first, then the best
+        steps.append(Step(clock * num_slots, trial, trained[trial], min(ranks.values())[-1]))
+        if rule.reported(trial, trained[trial], loss) == "continue" and trained[trial] < max_epochs:
+            heapq.heappush(running, (clock + curves[trial].epoch_s, trial))
+        else:
+            num_free += 1
+
+
+def _regrets(curves: Sequence[Curve], max_epochs: int) -> list[float]:
+    """Of each curve at the full budget; one that diverges is as bad as the worst that does not."""
+    finals = [curve.losses[-1] if len(curve.losses) == max_epochs else None for curve in curves]
+    known = [final for final in finals if final is not None]
+    return [(max(known) if final is None else final) - min(known) for final in finals]
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def summary(replays: Mapping[str, Sequence[Replay]]) -> dict[str, Any]:
+    """Regret by cost, cost by regret, and what the whole sweep costs, for each rule; costs relative to `stop`."""
+    return {
+        "regret_mm": {
+            name: {budget: mean_of([each.regret_at(budget) for each in runs]) for budget in _BUDGETS}
+            for name, runs in replays.items()
+        },
+        "cost_slot_s": {
+            name: {regret: _cost(runs, replays["stop"], regret) for regret in _REGRETS_MM}
+            for name, runs in replays.items()
+        },
+        "whole_sweep": {
+            name: {
+                "slot_s": mean_of([each.steps[-1].slot_s for each in runs]),
+                "epochs": mean_of([len(each.steps) for each in runs]),
+                "complete": mean_of([sum(step.epoch == each.max_epochs for step in each.steps) for each in runs]),
+                "stretches": mean_of([each.num_stretches for each in runs]),
+                "regret_mm": mean_of([each.regrets_mm[each.steps[-1].pick] for each in runs]),
+            }
+            for name, runs in replays.items()
+        },
+    }
+
+
+def _cost(runs: Sequence[Replay], reference: Sequence[Replay], regret_mm: float) -> dict[str, Any]:
+    pairs = [(run.cost_of(regret_mm), other.cost_of(regret_mm)) for run, other in zip(runs, reference, strict=True)]
+    reached = [cost for cost, _ in pairs if cost is not None]
+    both = np.array([(cost, other) for cost, other in pairs if cost is not None and other is not None])
+    return {
+        "reached": len(reached) / len(pairs),
+        "slot_s": mean_of(reached),
+        "over_stop": mean_of(np.log(both[:, 0] / both[:, 1]), transform=np.exp) if len(both) else None,
+    }
+
+
+def mean_of(
+    values: Sequence[float] | np.ndarray, *, transform: Callable[[Any], Any] = float
+) -> tuple[float, float, float] | None:
+    """Mean and its 95 % bootstrap interval (mean, low, high), None of nothing."""
+    if not len(values):
+        return None
+    sample = np.asarray(values, dtype=float)
+    means = np.random.default_rng(0).choice(sample, (2000, len(sample))).mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return tuple(round(float(transform(each)), 4) for each in (sample.mean(), low, high))  # type: ignore[return-value]
+
+
+def table(num_slots: int, figures: Mapping[str, Any]) -> str:
+    """The figures of one number of slots, to read."""
+    lines = [f"{num_slots} slot(s)", "", _row("regret of the pick, mm, at slot-seconds", map(str, _BUDGETS))]
+    for name, by_budget in figures["regret_mm"].items():
+        lines.append(_row(name, (_cell(by_budget[budget], 2) for budget in _BUDGETS)))
+    lines += ["", _row("slot-seconds to a trained trial within", (f"{regret:g} mm" for regret in _REGRETS_MM))]
+    for name, by_regret in figures["cost_slot_s"].items():
+        lines.append(_row(name, (_cell(by_regret[regret]["slot_s"], 0) for regret in _REGRETS_MM)))
+        lines.append(_row("  reached in", (f"{by_regret[regret]['reached']:.0%}" for regret in _REGRETS_MM)))
+        if name != "stop":
+            cells = (_cell(by_regret[regret]["over_stop"], 2) for regret in _REGRETS_MM)
+            lines.append(_row("  times the cost of stop, where both do", cells))
+    columns = ("slot_s", "epochs", "complete", "stretches", "regret_mm")
+    lines += ["", _row("the whole sweep", columns)]
+    for name, whole in figures["whole_sweep"].items():
+        lines.append(_row(name, (_cell(whole[column], 2 if column == "regret_mm" else 0) for column in columns)))
+    return "\n".join(lines) + "\n"
+
+
+def _row(head: str, cells: Any) -> str:
+    return f"{head:41}" + "".join(f"{cell:>19}" for cell in cells)
+
+
+def _cell(figure: tuple[float, float, float] | None, digits: int) -> str:
+    if figure is None:
+        return "-"
+    mean, low, high = (f"{each:.{digits}f}" for each in figure)
+    return f"{mean} [{low}, {high}]"
+
+
+# --- recorded curves --------------------------------------------------------------------------------------------------
+
+
+def read_curves(file: Path) -> tuple[list[Curve], int]:
+    """The recorded trials, and the epochs of those that were trained to the end."""
+    content = json.loads(file.read_text())
+    trials, max_epochs = content["trials"], content["max_epochs"]
+    cheapest: dict[Any, float] = {}
+    for trial in trials:
+        if len(trial["losses"]) == max_epochs:
+            depth = trial["params"][_DEPTH]
+            cheapest[depth] = min(cheapest.get(depth, float("inf")), trial["seconds"] / max_epochs)
+    return [
+        Curve(each["params"], tuple(each["losses"]), cheapest[each["params"][_DEPTH]]) for each in trials
+    ], max_epochs
+
+
+def record(sweep: Path, file: Path) -> int:
+    """Write the trials of a sweep without early stopping as curves; returns how many.
+
+    Trials that were neither trained to the end nor diverged are left out.
+    """
+    description = yaml.safe_load((sweep / "sweep.yaml").read_text())
+    overrides = dict(item.partition("=")[::2] for item in shlex.split(description["command_line"])[2:])
+    space = find_space(overrides["search_space"])
+    with (sweep / "trials.csv").open(newline="") as rows:
+        by_number = {int(row["number"]): row for row in csv.DictReader(rows)}
+    storage = JournalStorage(JournalFileBackend(str(sweep / "study" / "journal.log")))
+    study = optuna.load_study(study_name=None, storage=storage)
+    trials = [
+        {
+            "params": trial.params,
+            "seconds": float(by_number[trial.number]["seconds"]),
+            "losses": _finite_prefix(trial.intermediate_values),
+        }
+        for trial in study.trials
+        if trial.number in by_number and by_number[trial.number]["state"] in ("complete", "diverged")
+    ]
+    head = {
+        "command": shlex.join(["python", "tune.py", *_without_folder(overrides, space)]),
+        "search_space": yaml.safe_load(space.read_text()),
+        "metric": study.metric_names[0] if study.metric_names else "",
+        "versions": description["versions"],
+        "data_fingerprint": description["data_fingerprint"],
+        "seconds": "of the whole trial; the machine was shared, so that they vary with what else ran",
+        "max_epochs": int(overrides["sweep.max_epochs"]),
+    }
+    lines = ",\n".join(json.dumps(trial) for trial in trials)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(head, indent=1)[:-2] + f',\n "trials": [\n{lines}\n]}}\n')
+    return len(trials)
+
+
+def _finite_prefix(values: Mapping[int, float]) -> list[float]:
+    losses: list[float] = []
+    while np.isfinite(value := values.get(len(losses) + 1, np.nan)):
+        losses.append(round(value, 4))
+    return losses
+
+
+def _without_folder(overrides: Mapping[str, str], space: Path) -> list[str]:
+    named = {**overrides, "search_space": space.name}
+    return [f"{key}={value}" for key, value in named.items()]
+
+
+if __name__ == "__main__":
+    main()

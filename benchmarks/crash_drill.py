@@ -1,0 +1,224 @@
+"""Kills sweeps of real trials at random moments, goes on with them, and counts what was lost, repeated or decided wrongly.
+
+    python benchmarks/crash_drill.py --driver-kills 20 --worker-kills 20 --output crash_drill.json
+
+Each round is one sweep of real networks on synthetic hands: its driver (`python tune.py`) and its workers are ended by
+SIGKILL after random times, the driver at any moment from its first import on, and each time it is started again with
+sweep.resume. Rounds with one trial at a time are compared, report by report and to the last digit, with the same
+sweep left alone; every round is audited (handpose/sweep/audit.py): events, rules applied again, study, trials.csv.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from handpose.sweep.audit import audit  # noqa: E402
+from handpose.sweep.events import Asked, Ended, Reported, read_events  # noqa: E402
+
+_SMALL = (
+    "data.source.num_train=240",
+    "data.source.num_eval=20",
+    "data.image_size=64",
+    "trainer.max_epochs=6",
+    "sweep.num_trials=8",
+    "sweep.max_epochs=9",
+    "sweep.preflight=off",
+    "sweep.max_retries=1000",
+    "sweep.retry_delay_s=0",
+    "trainer.accelerator=cpu",
+    "sweep.gpus_per_trial=0",
+)
+_ROUNDS = (
+    ("stop", 1, ("scheduler=asha", "scheduler.mode=stop")),
+    ("promote", 1, ("scheduler=asha", "scheduler.mode=promote")),
+    ("promote", 2, ("scheduler=asha", "scheduler.mode=promote")),
+    ("stop", 2, ("scheduler=asha", "scheduler.mode=stop", "scheduler.brackets=2")),
+)
+_GAP_S = (2.0, 20.0)
+_LIMIT_S = 900.0
+
+
+@dataclass
+class Round:
+    """One sweep. values_differ: reports or decisions other than those of the same sweep left alone."""
+
+    mode: str
+    num_slots: int
+    seed: int
+    driver_kills: int = 0
+    worker_kills: int = 0
+    reports: int = 0
+    lost: int = 0
+    repeated: int = 0
+    wrong: int = 0
+    values_differ: int | None = None
+    seconds: float = 0.0
+    seconds_alone: float | None = None
+
+
+def main() -> None:
+    """Run rounds until there have been as many kills as asked for; status 1 where anything was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--driver-kills", type=int, default=20)
+    parser.add_argument("--worker-kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    generator = random.Random(given.seed)
+    rounds: list[Round] = []
+    with tempfile.TemporaryDirectory() as folder:
+        while (
+            _total(rounds, "driver_kills") < given.driver_kills or _total(rounds, "worker_kills") < given.worker_kills
+        ):
+            left = (
+                given.driver_kills - _total(rounds, "driver_kills"),
+                given.worker_kills - _total(rounds, "worker_kills"),
+            )
+            rounds.append(_round(Path(folder), len(rounds), generator, left))
+            print(_line(rounds[-1]), flush=True)
+    totals = {name: _total(rounds, name) for name in ("driver_kills", "worker_kills", "lost", "repeated", "wrong")}
+    totals["values_differ"] = _total(rounds, "values_differ")
+    print("\n" + "  ".join(f"{name} {value}" for name, value in totals.items()))
+    if given.output:
+        content = {"date": time.strftime("%Y-%m-%d"), "totals": totals, "rounds": [asdict(each) for each in rounds]}
+        given.output.write_text(json.dumps(content, indent=1) + "\n")
+    sys.exit(1 if any(totals[name] for name in ("lost", "repeated", "wrong", "values_differ")) else 0)
+
+
+def _total(rounds: Sequence[Round], name: str) -> int:
+    return sum(getattr(each, name) or 0 for each in rounds)
+
+
+def _line(done: Round) -> str:
+    compared = "not compared" if done.values_differ is None else f"differing {done.values_differ}"
+    alone = "" if done.seconds_alone is None else f" ({done.seconds_alone:.0f} s alone)"
+    return (
+        f"{done.mode:8} {done.num_slots} slot(s)  driver kills {done.driver_kills:2}  worker kills {done.worker_kills:2}  "
+        f"{done.reports} reports  lost {done.lost}  repeated {done.repeated}  wrong {done.wrong}  {compared}  "
+        f"{done.seconds:.0f} s{alone}"
+    )
+
+
+def _round(folder: Path, number: int, generator: random.Random, left: tuple[int, int]) -> Round:
+    mode, num_slots, overrides = _ROUNDS[number % len(_ROUNDS)]
+    done = Round(mode, num_slots, seed=number // len(_ROUNDS))
+    common = [*_SMALL, *overrides, f"sweep.max_concurrent={num_slots}", f"sweep.seed={done.seed}"]
+    if num_slots == 1:
+        began = time.monotonic()
+        alone = _sweep(folder, f"alone_{number}", common, None, Round("", 0, 0), (0, 0))
+        done.seconds_alone = time.monotonic() - began
+    began = time.monotonic()
+    killed = _sweep(folder, f"killed_{number}", common, generator, done, left)
+    done.seconds = time.monotonic() - began
+    found = audit(killed)
+    done.lost, done.repeated, done.wrong = (len(sentences) for sentences in found)
+    for sentence in (*found.lost, *found.repeated, *found.wrong):
+        print(f"  {sentence}")
+    decisions = _decisions(killed)
+    done.reports = sum("epoch" in each for each in decisions)
+    if num_slots == 1:
+        reference = _decisions(alone)
+        done.values_differ = abs(len(reference) - len(decisions)) + sum(
+            one != other for one, other in zip(reference, decisions, strict=False)
+        )
+    if not (killed / "retrain" / "metrics.json").is_file():
+        done.lost += 1
+    return done
+
+
+def _decisions(folder: Path) -> list[dict[str, object]]:
+    """Proposals, reports and decisions, without the time, the place and the stretch."""
+    kept = [event for event in read_events(folder / "events.jsonl") if isinstance(event, (Asked, Reported, Ended))]
+    forgotten = ("at", "node", "resumed_from", "checkpoint")
+    return [{name: value for name, value in asdict(event).items() if name not in forgotten} for event in kept]
+
+
+def _sweep(
+    folder: Path,
+    name: str,
+    overrides: Sequence[str],
+    generator: random.Random | None,
+    done: Round,
+    left: tuple[int, int],
+) -> Path:
+    """Run a sweep to its end, with kills by the generator; returns its folder."""
+    place = folder / "outputs" / "sweeps" / name
+    limit = time.monotonic() + _LIMIT_S
+    while True:
+        is_there = (place / "sweep.yaml").is_file()
+        if not is_there and place.exists():
+            subprocess.run(["rm", "-r", str(place)], check=True)  # killed before there was a sweep
+        command = [sys.executable, str(REPOSITORY / "tune.py")]
+        command += [f"sweep.resume={place}"] if is_there else [f"sweep.name={name}", *overrides]
+        with (folder / f"{name}.log").open("a") as log:
+            driver = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        status = _watch(driver, generator, done, left)
+        if status == 0:
+            return place
+        if status != -signal.SIGKILL or time.monotonic() > limit:
+            sys.exit(f"{' '.join(command)} ended with {status}:\n{(folder / f'{name}.log').read_text()[-3000:]}")
+
+
+def _watch(
+    driver: "subprocess.Popen[bytes]", generator: random.Random | None, done: Round, left: tuple[int, int]
+) -> int:
+    """Kill the driver and its workers now and then; returns the driver's exit status."""
+    while True:
+        gap_s = generator.uniform(*_GAP_S) if generator else _LIMIT_S
+        try:
+            return driver.wait(timeout=gap_s)
+        except subprocess.TimeoutExpired:
+            if generator is None:
+                driver.kill()
+                continue
+        workers = _workers(driver.pid)
+        if workers and done.worker_kills < left[1] and (generator.random() < 0.5 or done.driver_kills >= left[0]):
+            _kill(generator.choice(workers))
+            done.worker_kills += 1
+        elif done.driver_kills < left[0] and driver.poll() is None:
+            driver.kill()
+            done.driver_kills += 1
+
+
+def _workers(driver: int) -> list[int]:
+    """Processes below the driver that run a trial."""
+    parents: dict[int, int] = {}
+    trials: list[int] = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
+            parents[int(place.name)] = int(fields[1])
+            if (place / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc"):
+                trials.append(int(place.name))
+        except OSError:  # it has ended
+            continue
+    return sorted(pid for pid in trials if _is_below(pid, driver, parents))
+
+
+def _is_below(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
+    while pid in parents and pid != ancestor:
+        pid = parents[pid]
+    return pid == ancestor
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Points of a search space that are not drawn but given: what is tried first, the points of a grid, earlier results."""
+
+import contextlib
+import difflib
+import math
+import random
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+
+from handpose.errors import UserError
+from handpose.sweep.sampler_view import PENDING, SamplerView, pending_trial
+from handpose.sweep.space import ListedSpace, Params, Space, default_point, from_label, grid_points, label
+
+
+class Placed(NamedTuple):
+    """Values from elsewhere, put into a space.
+
+    draws: by name. params: configuration keys and values that the space makes of them. distributions: of the draws.
+    outside: draws whose value is out of range; missing: draws that there was no value for. Both have another one.
+    """
+
+    draws: Params
+    params: Params
+    distributions: dict[str, BaseDistribution]
+    outside: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def without(self, names: Collection[str]) -> Params:
+        """The other draws."""
+        return {name: value for name, value in self.draws.items() if name not in names}
+
+
+def draw(space: Space, sampler: BaseSampler) -> tuple[FrozenTrial, Params]:
+    """A first trial, of no study, and its parameters."""
+    storage = InMemoryStorage()
+    study_id = storage.create_new_study([StudyDirection.MINIMIZE], "")
+    pending = pending_trial(0, None)
+    study = optuna.Study("", SamplerView(storage, study_id, pending), sampler=sampler)
+    return pending, space.suggest(optuna.Trial(study, PENDING))
+
+
+def place(space: Space, values: Mapping[str, Any]) -> Placed:
+    """Put values into a space, by the names of the draws."""
+    given = {name: label(value) for name, value in values.items()}
+    pending, params = draw(space, _Given(given))
+    draws, distributions = pending.params, pending.distributions
+    outside = tuple(name for name in draws if name in given and not equal(given[name], draws[name]))
+    missing = tuple(name for name in draws if name not in given and not distributions[name].single())
+    return Placed(draws, params, distributions, outside, missing)
+
+
+def first_points(space: Space, first: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[Params]:
+    """The draws to try first, by name: the default configuration, where it lies in the space, and what `first` has.
+
+    What an entry leaves out is the default's, or the sampler's where that is out of range. defaults: configuration key
+    -> value. Raises UserError for an entry that does not lie in the space.
+    """
+    default = default_point(space, defaults)
+    return [*([default] if default else []), *(_first_point(space, entry, defaults) for entry in first)]
+
+
+def grid_in_order(space: Space, first: Sequence[Params], seed: int) -> list[Params]:
+    """Every point once, those that agree with one of `first` at the head, the others in an order drawn from the seed.
+
+    Optuna's GridSampler is not used: told of the last point but one outside Study.optimize it calls Study.stop, which
+    raises there. Raises UserError where the points cannot be listed.
+    """
+    points = grid_points(space)
+    random.Random(seed).shuffle(points)
+
+    def place_among_first(point: Params) -> int:
+        return next((i for i, one in enumerate(first) if _agrees(point, one)), len(first))
+
+    return sorted(points, key=place_among_first)
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two values are the same; for Python True == 1."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _agrees(point: Params, one: Params) -> bool:
+    return all(
+        math.isclose(point[name], value) if isinstance(value, float) else equal(point[name], value)
+        for name, value in one.items()
+    )
+
+
+def _first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Params:
+    placed = place(space, {**defaults, **entry})
+    for key, value in entry.items():
+        if key in placed.outside:
+            raise UserError(
+                f"searcher.first: {key}={value} is out of range; {space.file} has "
+                f"{_range(space, key, placed.distributions[key])}"
+            )
+        if key not in placed.draws and not (key in placed.params and equal(placed.params[key], value)):
+            raise UserError(f"searcher.first: {space.file} does not search {key}{_hint(key, placed.draws)}")
+    return placed.without([*placed.outside, *placed.missing])
+
+
+def _hint(key: str, draws: Params) -> str:
+    near = [name for name in draws if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = near or difflib.get_close_matches(key, draws, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; it searches {', '.join(draws)} there"
+
+
+def _range(space: Space, key: str, distribution: BaseDistribution) -> str:
+    if isinstance(space, ListedSpace):
+        return f"{key}: {space.expressions[key]}"
+    if isinstance(distribution, CategoricalDistribution):
+        return " or ".join(str(from_label(choice)) for choice in distribution.choices)
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    return f"{distribution.low:g} to {distribution.high:g}"
+
+
+class _Given(BaseSampler):
+    """Draws the values it is given, and any other where there is none that fits."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
+        with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
+            return _fitted(self._values[param_name], param_distribution)
+        if isinstance(param_distribution, CategoricalDistribution):
+            return param_distribution.choices[0]
+        assert isinstance(param_distribution, (FloatDistribution, IntDistribution))
+        return param_distribution.low
+
+
+def _fitted(value: Any, distribution: BaseDistribution) -> Any:
+    """The value as the distribution has it. Raises ValueError where it is out of range."""
+    if isinstance(distribution, CategoricalDistribution):
+        options = [choice for choice in distribution.choices if equal(choice, value)]
+    else:
+        assert isinstance(distribution, (FloatDistribution, IntDistribution))
+        number = int(value) if isinstance(distribution, IntDistribution) else float(value)
+        options = [number] if equal(number, value) and distribution._contains(number) else []
+    if not options:
+        raise ValueError(f"{value} is not of {distribution}")
+    return options[0]
