@@ -290,12 +290,11 @@ def read_curves(file: Path) -> tuple[list[Curve], int]:
     trials, max_epochs = content["trials"], content["max_epochs"]
     cheapest: dict[Any, float] = {}
     for trial in trials:
-        if len(trial["losses"]) == max_epochs:
-            depth = trial["params"][_DEPTH]
-            cheapest[depth] = min(cheapest.get(depth, float("inf")), trial["seconds"] / max_epochs)
-    return [
-        Curve(each["params"], tuple(each["losses"]), cheapest[each["params"][_DEPTH]]) for each in trials
-    ], max_epochs
+        depth = trial["params"][_DEPTH]
+        num_epochs = min(len(trial["losses"]) + 1, max_epochs)  # one that diverged was in the next epoch
+        cheapest[depth] = min(cheapest.get(depth, float("inf")), trial["seconds"] / num_epochs)
+    curves = [Curve(each["params"], tuple(each["losses"]), cheapest[each["params"][_DEPTH]]) for each in trials]
+    return curves, max_epochs
 
 
 def record(sweep: Path, file: Path) -> int:

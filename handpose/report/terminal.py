@@ -301,6 +301,9 @@ def summary(
     if retrained:
         lines.append(_retrained(retrained))
     lines.append(f"files       {folder}: best.yaml, trials.csv, sweep.yaml, study/, tensorboard/")
+    if table.checkpoint_bytes:
+        held, budget = table.checkpoint_bytes / 1e9, table.checkpoint_budget_bytes / 1e9
+        lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; they may be removed now")
     if retrained:
         lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")
     lines.append(f"look at it  tensorboard --logdir {shlex.quote(str(folder))}")

@@ -8,7 +8,7 @@ The events are held against themselves, decided again by fresh rules, and compar
 import csv
 import math
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +63,7 @@ def audit(folder: Path) -> Findings:
         except UserError as error:
             wrong.append(str(error))
         history.apply(event)
-    lost, repeated = _in_events(events, history)
+    lost, repeated = audit_events(events, history)
     lost += _in_csv(folder / "trials.csv", table)
     with _study(task) as study:
         found = _in_study(study.get_trials(deepcopy=False), history)
@@ -81,39 +81,41 @@ def _study(task: Task) -> Iterator[optuna.Study]:
         close_storage(storage)
 
 
-def _in_events(events: list[Event], history: History) -> tuple[list[str], list[str]]:
-    lost, repeated = [], []
+def audit_events(events: Sequence[Event], history: History) -> tuple[list[str], list[str]]:
+    """What was lost and what was done twice, by the events alone. history: that they lead to."""
     asked = [event.trial for event in events if isinstance(event, Asked)]
-    repeated += [f"trial {number} was asked for twice" for number in sorted(set(asked)) if asked.count(number) > 1]
-    if asked:
-        missing = sorted(set(range(asked[0], asked[0] + history.num_trials)) - set(asked))
-        lost += [f"trial {number} was never asked for" for number in missing]
+    expected = range(asked[0], asked[0] + history.num_trials) if asked else range(0)
+    lost = [f"trial {number} was never asked for" for number in expected if number not in set(asked)]
     lost += [f"trial {number} has no end" for number, trial in history.trials.items() if not trial.row.is_over]
-    epochs: dict[int, int] = defaultdict(int)
-    newest: dict[int, int] = defaultdict(int)
-    over: set[int] = set()
+    repeated = [f"trial {number} was asked for twice" for number, times in Counter(asked).items() if times > 1]
+    by_trial: dict[int, list[Begun | Reported]] = defaultdict(list)
+    for event in events:
+        if isinstance(event, (Begun, Reported)):
+            by_trial[event.trial].append(event)
+    for number, own in sorted(by_trial.items()):
+        for kind, sentence in _in_trial(number, own):
+            (lost if kind == "lost" else repeated).append(sentence)
+    return lost, repeated
+
+
+def _in_trial(number: int, events: Sequence[Begun | Reported]) -> Iterator[tuple[str, str]]:
+    epoch, newest, begun_from, is_over = 0, 0, 0, False
     for event in events:
         if isinstance(event, Begun):
-            if event.trial in over:
-                repeated.append(f"trial {event.trial} was begun again after its end")
-            if event.source is None and event.epoch < newest[event.trial]:
-                repeated.append(
-                    f"trial {event.trial} went on from epoch {event.epoch}, though epoch {newest[event.trial]} was saved"
-                )
-        if isinstance(event, Reported):
-            number = event.trial
-            if event.epoch <= epochs[number]:
-                repeated.append(f"epoch {event.epoch} of trial {number} was reported twice")
-            if event.epoch > epochs[number] + 1:
-                lost.append(f"trial {number} has no epoch between {epochs[number]} and {event.epoch}")
-            if event.resumed_from < newest[number] and event.epoch == event.resumed_from + 1:
-                repeated.append(f"trial {number} was trained again from epoch {event.resumed_from}")
-            epochs[number] = event.epoch
-            if event.checkpoint is not None:
-                newest[number] = event.epoch
-            if event.decision not in ("continue", "pause"):
-                over.add(number)
-    return lost, repeated
+            if is_over:
+                yield "repeated", f"trial {number} was begun again after its end"
+            if event.source is not None:  # goes on from another one's epoch
+                epoch = newest = event.epoch
+            begun_from = newest
+            continue
+        if event.epoch <= epoch:
+            yield "repeated", f"epoch {event.epoch} of trial {number} was reported twice"
+        if event.epoch > epoch + 1:
+            yield "lost", f"trial {number} has nothing between the epochs {epoch} and {event.epoch}"
+        if event.resumed_from < begun_from:
+            yield "repeated", f"trial {number} went on from epoch {event.resumed_from}, though {begun_from} was saved"
+        epoch, is_over = event.epoch, event.decision not in ("continue", "pause")
+        newest = epoch if event.checkpoint is not None else newest
 
 
 def _in_csv(file: Path, table: TrialTable) -> list[str]:

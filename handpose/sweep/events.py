@@ -1,12 +1,13 @@
 """What happened in a sweep, in the order it happened: `events.jsonl`, the one truth that a sweep is resumed from.
 
-An event is written, whole and to the disk, before anything else is done about it. Applied again in the same order, the
-events lead to the same state and the same decisions. Ray's own snapshots cannot serve: they are at least 10 s apart
+An event is written before anything else is done about it. Applied again in the same order, the events lead to the same
+state and the same decisions. Ray's own snapshots cannot serve: they are at least 10 s apart
 and leave the scheduler's rungs out (seen on Ray 2.60).
 """
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,6 +131,7 @@ class Closed:
 
 Event: TypeAlias = Opened | Asked | Begun | Measured | Reported | Failed | Ended | Closed
 
+_SYNC_EVERY_S = 1.0
 _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind for kind in (Opened, Asked, Begun, Measured, Reported, Failed, Ended, Closed)
 }
@@ -138,8 +140,9 @@ _KINDS: dict[str, type[Any]] = {
 class EventLog:
     """The file of events: read once, then only added to.
 
-    `events` are those that were in it. What a killed writer left of a last line is cut off. Raises UserError where a
-    line before the last is damaged, or the file cannot be written.
+    `events` are those that were in it. What a killed writer left of a last line is cut off. An event that was added
+    outlives the process; a machine that loses its power loses the last second, and those epochs are trained again.
+    Raises UserError where a line before the last is damaged, or the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -153,21 +156,25 @@ class EventLog:
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error})") from error
         self._size = whole
+        self._next_sync = 0.0
 
     def append(self, event: Event) -> None:
-        """Write an event to the disk. Raises UserError, with nothing added, where that cannot be done."""
+        """Write an event. Raises UserError, with nothing added, where that cannot be done."""
         line = (json.dumps({"event": type(event).__name__.lower(), **asdict(event)}) + "\n").encode()
         try:
             written = 0
             while written < len(line):
                 written += os.pwrite(self._file, line[written:], self._size + written)
-            os.fsync(self._file)
+            if time.monotonic() >= self._next_sync:  # takes milliseconds, while a worker waits for its decision
+                os.fsync(self._file)
+                self._next_sync = time.monotonic() + _SYNC_EVERY_S
         except OSError as error:  # such as a full disk, in the middle of the line
             os.ftruncate(self._file, self._size)
             raise UserError(f"{self.path} cannot be written ({error}); nothing that it holds is lost") from error
         self._size += len(line)
 
     def close(self) -> None:
+        os.fsync(self._file)
         os.close(self._file)
 
 

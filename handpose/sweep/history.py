@@ -5,7 +5,7 @@ Applying the same events in the same order gives the same history and the same d
 
 import math
 from bisect import insort
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,8 +160,17 @@ class History:
 
     # --- events -------------------------------------------------------------------------------------------------------
 
+    def replay(self, events: Iterable[Event]) -> None:
+        """Check and apply events of the past. Raises UserError where this version would have decided otherwise."""
+        for line, event in enumerate(events, start=1):
+            self.check(event, line=line)
+            self.apply(event)
+
     def check(self, event: Event, *, line: int) -> None:
-        """Decide an event of the past again, before it is applied. Raises UserError where it was decided otherwise."""
+        """Decide an event of the past again, as has to be done before it is applied: the rule learns it.
+
+        Raises UserError where it was decided otherwise.
+        """
         ours, theirs, about = self._again(event)
         if ours != theirs:
             raise UserError(

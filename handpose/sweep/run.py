@@ -147,12 +147,11 @@ def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slo
 def finished_table(folder: Path, history: History) -> TrialTable | None:
     """The table of a sweep that came to its end, when no more trials have been asked for since; else None.
 
-    history: empty. Raises UserError where its events are damaged.
+    history: empty. Raises UserError where its events are damaged or were decided by other rules.
     """
     events = read_events(folder / EVENTS)
     num_trials = history.num_trials
-    for event in events:
-        history.apply(event)
+    history.replay(events)
     is_finished = bool(events) and isinstance(events[-1], Closed) and events[-1].reason == "finished"
     return history.table if is_finished and num_trials <= history.num_trials else None
 

@@ -81,9 +81,7 @@ class SweepState:
         self._clock = clock
         self._listener: Listener | None = None
         self.last_event = log.events[-1] if log.events else None
-        for line, event in enumerate(log.events, start=1):
-            history.check(event, line=line)
-            history.apply(event)
+        history.replay(log.events)
         self._base = history.at
         self._opened = clock()
 
@@ -260,4 +258,4 @@ class SweepState:
 
 
 def _known(trial: TrialHistory) -> Known:
-    return Known(trial.row.number, trial.row.state, trial.row.params, dict(trial.values), dict(trial.costs))
+    return Known(trial.row.number, trial.row.state, dict(trial.row.params), dict(trial.values), dict(trial.costs))

@@ -18,7 +18,7 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from handpose.errors import UserError
 from handpose.sweep.space import Params, from_label
@@ -97,10 +97,10 @@ def mend_journal(file: Path) -> None:
 
 
 class _Journal(BaseJournalBackend):
-    """Optuna's journal file, flushed to the disk with each new trial and not with each line.
+    """Optuna's journal file, flushed to the disk with each proposal and not with each line.
 
     A killed process loses nothing by that; what a power failure may take is in the sweep's events, and is told again
-    when it goes on. An fsync takes milliseconds, for a line that is written while a worker waits.
+    when it goes on. An fsync takes milliseconds, and a worker waits while its report is written.
     """
 
     def __init__(self, file: Path) -> None:
@@ -120,7 +120,7 @@ class _Journal(BaseJournalBackend):
                 if file.write(lines) != len(lines):
                     os.truncate(self._file, size)  # the disk is full: nothing may be written behind half a line
                     raise OSError(f"{self._file} cannot be written: is the disk full?")
-                if any("datetime_start" in log for log in logs):
+                if any("params" in log and log["state"] == TrialState.RUNNING for log in logs):
                     os.fsync(file.fileno())
         finally:
             self._lock.release()

@@ -479,8 +479,9 @@ class Sweep:
             yield Known(number, state, params, values, self.costs(number) if measured else {})
 
 
-@pytest.mark.parametrize("how", ["before", "within", "after"])
-@pytest.mark.parametrize("name", [*SAMPLERS, "grid"])
+@pytest.mark.parametrize(
+    ("name", "how"), [*((name, "within") for name in [*SAMPLERS, "grid"]), ("tpe", "before"), ("tpe", "after")]
+)
 def test_a_sweep_that_is_killed_again_and_again_proposes_and_records_the_same(
     make, write_space, monkeypatch, name, how
 ):

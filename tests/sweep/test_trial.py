@@ -2,7 +2,6 @@
 
 import math
 import shlex
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl

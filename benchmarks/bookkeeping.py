@@ -1,0 +1,166 @@
+"""What our own code costs a sweep, as its history grows: seconds to restore it, milliseconds a report.
+
+    python benchmarks/bookkeeping.py --trials 10000 --output bookkeeping.json
+
+A sweep without workers: the events, the study (random proposals), trials.csv and TensorBoard are all really written,
+with ASHA and curves from a formula. Every so often the process is taken to be killed, and the sweep is restored.
+Goals: 10,000 trials in at most 30 s, and a report in at most 5 ms.
+"""
+
+import argparse
+import json
+import math
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from optuna.samplers import RandomSampler
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from hydra.utils import instantiate  # noqa: E402
+
+from handpose.config import compose, quote_override  # noqa: E402
+from handpose.report.table import TrialTable  # noqa: E402
+from handpose.report.terminal import PlainView, Clock  # noqa: E402
+from handpose.sweep.events import EventLog  # noqa: E402
+from handpose.sweep.history import History  # noqa: E402
+from handpose.sweep.recorder import Recorder  # noqa: E402
+from handpose.sweep.rules import Asha  # noqa: E402
+from handpose.sweep.searcher import OptunaSearcher  # noqa: E402
+from handpose.sweep.settings import SweepSettings  # noqa: E402
+from handpose.sweep.space import load_space  # noqa: E402
+from handpose.sweep.state import SweepState  # noqa: E402
+from handpose.sweep.stretch import Stretch  # noqa: E402
+
+_EPOCHS = 27
+_SLOTS = 16
+_METRIC = "val/pa_mpjpe_mm"
+
+
+class Silent(PlainView):
+    """Shows nothing."""
+
+    def __init__(self) -> None:
+        self._clock = Clock(time_budget_s=None)
+
+    def ended(self, table: TrialTable, row: object) -> None:
+        pass
+
+
+class Sweep:
+    """One sweep of which only the bookkeeping is real."""
+
+    def __init__(self, folder: Path, num_trials: int) -> None:
+        config = compose(
+            "tune",
+            [
+                quote_override("sweep.folder", str(folder)),
+                f"sweep.num_trials={num_trials}",
+                f"sweep.max_epochs={_EPOCHS}",
+                "sweep.name=bookkeeping",
+            ],
+        )
+        self.settings: SweepSettings = instantiate(config.sweep)
+        self.stack: list[Callable[[], None]] = []
+
+    def open(self, *, resume: bool) -> None:
+        """As run_sweep does it, but for Ray."""
+        settings = self.settings
+        self.searcher = OptunaSearcher(
+            space=load_space("default"),
+            folder=settings.path / "study",
+            name=settings.name,
+            metric=settings.metric,
+            mode=settings.mode,
+            max_epochs=settings.max_epochs,
+            seed=0,
+            defaults={},
+            resume=resume,
+            sampler=partial(RandomSampler),
+        )
+        self.log = EventLog(settings.path / "events.jsonl")
+        rule = Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=_EPOCHS, seed=0)
+        table = TrialTable(settings.metric, settings.mode, settings.num_trials, settings.max_epochs)
+        history = History(settings, rule=rule, table=table)
+        self.state = SweepState(settings, log=self.log, history=history, searcher=self.searcher)
+        recorder = Recorder(
+            table, folder=settings.path, shelf=history.shelf, tick=self.state.tick, view=Silent()
+        )
+        recorder.catch_up(self.state.last_event)
+        self.state.open(num_slots=_SLOTS, listener=recorder)
+        self.recorder = recorder
+
+    def close(self) -> None:
+        """As a killed process: nothing is told."""
+        self.searcher.close()
+        self.log.close()
+
+    def grow(self, num_trials: int) -> list[float]:
+        """Run until so many trials have been begun; returns what each report cost, in milliseconds."""
+        costs: list[float] = []
+        running: list[tuple[Stretch, int]] = []
+        while True:
+            while len(self.state.history.trials) < num_trials and (stretch := self.state.next()):
+                running.append((stretch, stretch.epoch))
+            if not running:
+                return costs
+            stretch, epoch = running.pop(0)
+            metrics = {_METRIC: _loss(stretch, epoch + 1), "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
+            began = time.perf_counter()
+            goes_on = self.state.reported(stretch.trial, epoch + 1, metrics, node="node")
+            costs.append((time.perf_counter() - began) * 1e3)
+            if goes_on:
+                running.append((stretch, epoch + 1))
+
+
+def _loss(stretch: Stretch, epoch: int) -> float:
+    noise = random.Random(stretch.trial * 100 + epoch).gauss(0, 0.3)
+    return 15 + abs(math.log10(stretch.params["optimizer.lr"]) + 2.5) * 4 + 10 / epoch + noise
+
+
+def main() -> None:
+    """Print a table of trials, restore time and report cost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    rows = []
+    print(f"{'trials':>8}{'reports':>9}{'restored in s':>15}{'report ms, median':>19}{'99 %':>8}{'most':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = Sweep(Path(folder) / "sweep", given.trials + 100)
+        for number, size in enumerate((given.trials // 100, given.trials // 10, given.trials)):
+            sweep.open(resume=number > 0)
+            sweep.grow(size - 50)
+            sweep.close()
+            began = time.perf_counter()
+            sweep.open(resume=True)
+            restored_s = time.perf_counter() - began
+            costs = sorted(sweep.grow(size))
+            row = {
+                "trials": size,
+                "reports": sweep.state.history.num_reports,
+                "restored_s": round(restored_s, 2),
+                "report_ms_median": round(statistics.median(costs), 2),
+                "report_ms_99": round(costs[int(len(costs) * 0.99)], 2),
+                "report_ms_most": round(costs[-1], 2),
+            }
+            rows.append(row)
+            print(
+                f"{row['trials']:8}{row['reports']:9}{row['restored_s']:15.2f}{row['report_ms_median']:19.2f}"
+                f"{row['report_ms_99']:8.2f}{row['report_ms_most']:8.2f}",
+                flush=True,
+            )
+            sweep.close()
+    if given.output:
+        given.output.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
