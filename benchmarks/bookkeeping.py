@@ -28,7 +28,7 @@ from hydra.utils import instantiate  # noqa: E402
 
 from handpose.config import compose, quote_override  # noqa: E402
 from handpose.report.table import TrialTable  # noqa: E402
-from handpose.report.terminal import PlainView, Clock  # noqa: E402
+from handpose.report.terminal import Clock, PlainView  # noqa: E402
 from handpose.sweep.events import EventLog  # noqa: E402
 from handpose.sweep.history import History  # noqa: E402
 from handpose.sweep.recorder import Recorder  # noqa: E402
@@ -90,9 +90,7 @@ class Sweep:
         table = TrialTable(settings.metric, settings.mode, settings.num_trials, settings.max_epochs)
         history = History(settings, rule=rule, table=table)
         self.state = SweepState(settings, log=self.log, history=history, searcher=self.searcher)
-        recorder = Recorder(
-            table, folder=settings.path, shelf=history.shelf, tick=self.state.tick, view=Silent()
-        )
+        recorder = Recorder(table, folder=settings.path, shelf=history.shelf, tick=self.state.tick, view=Silent())
         recorder.catch_up(self.state.last_event)
         self.state.open(num_slots=_SLOTS, listener=recorder)
         self.recorder = recorder

@@ -1,4 +1,4 @@
-"""Kills sweeps of real trials at random moments, goes on with them, and counts what was lost, repeated or decided wrongly.
+"""Kills sweeps of real trials at random moments, goes on with them, and counts what was lost, repeated or wrong.
 
     python benchmarks/crash_drill.py --driver-kills 20 --worker-kills 20 --output crash_drill.json
 
@@ -105,7 +105,7 @@ def _line(done: Round) -> str:
     compared = "not compared" if done.values_differ is None else f"differing {done.values_differ}"
     alone = "" if done.seconds_alone is None else f" ({done.seconds_alone:.0f} s alone)"
     return (
-        f"{done.mode:8} {done.num_slots} slot(s)  driver kills {done.driver_kills:2}  worker kills {done.worker_kills:2}  "
+        f"{done.mode:8} {done.num_slots} slot(s)  killed: driver {done.driver_kills:2}  workers {done.worker_kills:2}  "
         f"{done.reports} reports  lost {done.lost}  repeated {done.repeated}  wrong {done.wrong}  {compared}  "
         f"{done.seconds:.0f} s{alone}"
     )

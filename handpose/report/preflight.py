@@ -33,16 +33,16 @@ class Work(NamedTuple):
 
 
 def trial_line(rows: Sequence[PointRow], *, typical_s: float, gpu: str) -> str:
-    """What one trial takes. typical_s: on average. gpu: its name, or nothing."""
+    """What one trial takes: on average (typical_s), and over the points. gpu: its name, or nothing."""
     seconds, memory, parameters = zip(*((row.trial_s, row.memory_mb, row.num_parameters) for row in rows), strict=True)
     parts = [
-        f"about {duration(typical_s, rough=True)} ({_span(seconds, _rough)} over the space)",
+        f"about {_rough(typical_s)} ({_span(seconds, _rough)})",
         f"{_span([number / 1e6 for number in parameters], '{:.2g}'.format)} million parameters",
         f"{_span(memory, '{:.0f}'.format)} MB at the peak of a step" + (f" on {gpu}" if gpu else ""),
     ]
     process_mb = max(row.process_mb for row in rows)
     if math.isfinite(process_mb):
-        parts.append(f"a process of {process_mb / 1e3:.1f} GB")
+        parts.append(f"{process_mb / 1e3:.1f} GB a process")
     return "a trial     " + ", ".join(parts)
 
 
@@ -65,8 +65,8 @@ def disk_line(*, checkpoint_mb: float, needed_gb: float, budget_gb: float, free_
     )
 
 
-def points_table(rows: Sequence[PointRow], *, width: int = 120) -> str:
-    """One line a point."""
+def points_table(rows: Sequence[PointRow]) -> str:
+    """One line a point; nothing is cut off, however wide the terminal is."""
     names = short_names(list(dict.fromkeys(key for row in rows for key in row.params)))
     shown = Table(box=None, padding=(0, 2, 0, 0))
     shown.add_column("point", no_wrap=True)
@@ -85,7 +85,7 @@ def points_table(rows: Sequence[PointRow], *, width: int = 120) -> str:
             f"{row.latency_ms:.3g}",
             f"{row.checkpoint_mb:.1f}",
         )
-    console = Console(width=max(width, 40), color_system=None)
+    console = Console(width=10_000, color_system=None)
     with console.capture() as capture:
         console.print(shown)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

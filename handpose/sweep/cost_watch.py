@@ -113,6 +113,8 @@ class CostWatch(pl.Callback):
             self.memory_mb = (torch.cuda.max_memory_allocated(device) - self._before_bytes) / _MB
             whole = torch.cuda.get_device_properties(device).total_memory
             self.memory_share = (torch.cuda.max_memory_reserved(device) + _CONTEXT_BYTES) / whole
+        elif device.type == "mps":
+            self.memory_mb = torch.mps.driver_allocated_memory() / _MB  # what is there now: it does not tell the peak
         if self._saves:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "trial.ckpt"

@@ -208,11 +208,14 @@ def preflight(
     if sweep.preflight == "off":
         return
     is_brief, rule, default = sweep.preflight == "brief", make_rule(), _default(space, defaults)
+    points = points_of(space, num_random=2 if is_brief else 8)
+    if not is_brief:
+        say(f"trying {len(points)} points of {space.name} on a worker\n")
     with Bench(cpus=slots.cpus, gpus=slots.gpus, recipe=recipe, data=data) as bench:
         check_pickles(objective)  # while the worker imports what it needs
         probed = probe(
             bench,
-            points_of(space, num_random=2 if is_brief else 8),
+            points,
             space=space,
             default=default,
             num_steps=3 if is_brief else 8,
@@ -299,9 +302,10 @@ def _warnings(space: Space, probed: Probed, idle: Sequence[str]) -> Iterator[str
     if probed.num_left_out:
         yield f"{probed.num_left_out} more points were not tried, to be brief; sweep.preflight=only tries them all"
     for key in dict.fromkeys(key for cost in probed.costs for key in cost.ignored):
-        yield f"{space.name}: {key} has no effect, because every trial has the sweep's own value"
+        yield f"search_space={space.name}: {key} has no effect, because every trial has the sweep's own value"
     for key in idle:
-        yield f"{space.name}: {key} made no difference to the first steps of the default configuration"
+        yield f"search_space={space.name}: {key} made no difference to the first steps of the default configuration"
     for point, cost in zip(probed.points, probed.costs, strict=True):
         if not all(map(math.isfinite, cost.trace)):
-            yield f"{space.name}: within a few steps of random pictures this is not finite: {params_text(point.params)}"
+            where = params_text(point.params)
+            yield f"search_space={space.name}: within a few steps of random pictures this is not finite: {where}"

@@ -32,7 +32,7 @@ _CHANGEABLE = (
     "ray.num_cpus",
     "data.root",
 )
-"""What may be given anew: none of it touches what a trial is, or how it is judged. Data are held by their fingerprint."""
+"""What may be given anew: none of it touches what a trial is, or how it is judged. Data have their fingerprint."""
 
 _OF_TASK = ("config", "overrides", "locations", "choices")
 """What sweep.yaml has beside the provenance."""

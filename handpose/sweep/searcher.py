@@ -12,6 +12,7 @@ A proposal is a pure function of the sweep's seed, the trial's number and what t
 of its own. So no generator's state has to be saved, and a sweep that was killed proposes what it would have proposed.
 """
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseGASampler, BaseSampler, GPSampler, QMCSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -150,8 +152,8 @@ class OptunaSearcher:
         if number < len(self._ids):
             params = self._again(number)
         else:
-            planned = self._planned[number - self.first_number :][:1]
-            point = planned[0] if planned else None
+            index = number - self.first_number
+            point = self._planned[index] if index < len(self._planned) else None
             if point is None and self._make_sampler is None:
                 return None
             trial, params = self._proposal(number, point)
@@ -177,7 +179,8 @@ class OptunaSearcher:
 
     def ended(self, number: int, state: EndState) -> None:
         """How the trial ended. Its value is the one that was reported last."""
-        self._end(self._trial(number), state)
+        trial = self._trial(number)
+        self._move(trial, *_outcome(state, trial.intermediate_values))
 
     def align(self, trials: Iterable[Known]) -> None:
         """Make the study agree with the sweep's events, where a crash came between the two.
@@ -185,12 +188,12 @@ class OptunaSearcher:
         What the study lacks is added. A trial that the events do not know fails, unless it is the next to be asked for.
         """
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        known = {trial.number: trial for trial in sorted(trials, key=lambda trial: trial.number)}
-        for number, trial in known.items():
+        known = {trial.number: trial for trial in trials}
+        for number in sorted(known):
             if number < len(stored):
-                self._amend(stored[number], trial)
+                self._amend(stored[number], known[number])
             else:
-                self._add(number, self._recorded(trial))
+                self._add(number, self._recorded(known[number]))
         self._num_known = max(known, default=self.first_number - 1) + 1
         self._fail_unknown(stored, {*known, self._num_known})
 
@@ -282,20 +285,19 @@ class OptunaSearcher:
 
     def _report(self, trial: FrozenTrial, values: Mapping[int, float]) -> None:
         if not trial.state.is_finished():
-            for epoch in _finite(values).keys() - trial.intermediate_values.keys():
-                self._storage.set_trial_intermediate_value(trial._trial_id, epoch, float(values[epoch]))
+            for epoch, value in _finite(values).items():
+                if epoch not in trial.intermediate_values:
+                    self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
 
     def _measure(self, trial: FrozenTrial, costs: Mapping[str, float]) -> None:
         if not trial.state.is_finished():
             costs = _finite(costs)
-            for name in costs.keys() - trial.user_attrs.keys():
-                self._storage.set_trial_user_attr(trial._trial_id, name, float(costs[name]))
-            for key, value in excess(costs, self.constraints).items():
+            for name, cost in costs.items():
+                if name not in trial.user_attrs:
+                    self._storage.set_trial_user_attr(trial._trial_id, name, cost)
+            for key, part in excess(costs, self.constraints).items():
                 if key not in trial.system_attrs:
-                    self._storage.set_trial_system_attr(trial._trial_id, key, value)
-
-    def _end(self, trial: FrozenTrial, state: str) -> None:
-        self._move(trial, *_outcome(state, trial.intermediate_values))
+                    self._storage.set_trial_system_attr(trial._trial_id, key, part)
 
     def _amend(self, trial: FrozenTrial, known: Known) -> None:
         self._measure(trial, known.costs)
@@ -304,19 +306,26 @@ class OptunaSearcher:
 
     def _recorded(self, known: Known) -> FrozenTrial:
         """A trial that the study lost, as far as the events have it."""
-        placed = place(self._space, known.params)
-        is_whole = placed.params == known.params
+        draws, distributions = self._draws(known.params)
         values, costs = _finite(known.values), _finite(known.costs)
         state, value = _outcome(known.state, values)
         return create_trial(
             state=state,
             value=value,
-            params=placed.draws if is_whole else {},
-            distributions=placed.distributions if is_whole else {},
+            params=draws,
+            distributions=distributions,
             user_attrs={**costs, PARAMS: known.params},
             system_attrs=excess(costs, self.constraints),
             intermediate_values=values,
         )
+
+    def _draws(self, params: Params) -> tuple[Params, dict[str, BaseDistribution]]:
+        """The draws that led to these parameters, with their ranges; none where they cannot be told from them."""
+        with contextlib.suppress(UserError):
+            placed = place(self._space, params)
+            if placed.params == params:
+                return placed.draws, placed.distributions
+        return {}, {}
 
     def _fail_unknown(self, stored: Sequence[FrozenTrial], known: Iterable[int]) -> None:
         known = set(known)
@@ -353,4 +362,4 @@ def _outcome(state: str, values: Mapping[int, float]) -> tuple[TrialState, float
 
 
 def _finite(values: Mapping[Any, float]) -> dict[Any, float]:
-    return {key: value for key, value in values.items() if math.isfinite(value)}
+    return {key: float(value) for key, value in values.items() if math.isfinite(value)}

@@ -7,7 +7,6 @@ from typing import Any
 
 from handpose.report.table import TrialRow, TrialTable
 from handpose.sweep.provenance import write_yaml
-from handpose.sweep.recorder import run_name
 from handpose.sweep.settings import SweepSettings
 
 
@@ -34,8 +33,7 @@ def _why_none(table: TrialTable, folder: Path) -> str:
     if not failed:
         return f"no trial gave a finite {table.metric} ({ends or 'none was started'})"
     first = min(failed, key=lambda row: row.number)
-    traceback = folder / "trials" / run_name(first.number) / "error.txt"
-    said = f"trial {first.number} ended with: {first.error} (traceback: {traceback})"
+    said = f"trial {first.number} ended with: {first.error} (traceback: {folder / 'trials.csv'})"
     return f"no trial gave a finite {table.metric} ({ends}); {said}"
 
 

@@ -81,8 +81,7 @@ def mend_journal(file: Path) -> None:
 
     The next line would be written behind it, and Optuna cannot read past a broken line.
     """
-    lock = Path(f"{file}.lock")
-    if lock.is_symlink():
+    for lock in file.parent.glob(f"{file.name}.lock*"):
         lock.unlink()
     if not file.exists():
         return

@@ -4,11 +4,10 @@ import warnings
 
 import pytest
 from hydra.utils import instantiate
-from ray.tune.schedulers import TrialScheduler
 
 from handpose.config import CONFIGS, compose
 from handpose.errors import UserError
-from handpose.sweep.scheduler import build_scheduler
+from handpose.sweep.scheduler import rule_maker
 from handpose.sweep.searcher import OptunaSearcher
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.space import load_space
@@ -20,9 +19,21 @@ def names(group):
 
 
 @pytest.mark.parametrize("name", names("scheduler"))
-def test_every_scheduler_can_be_made(name):
+def test_every_scheduler_makes_fresh_rules(name):
     config = compose("tune", [f"scheduler={name}"])
-    assert isinstance(build_scheduler(instantiate(config.scheduler), load_space("default")), TrialScheduler)
+    fresh = rule_maker(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
+    one, other = fresh(), fresh()
+    assert one is not other
+    for rule in (one, other):
+        rule.begun(0, {"optimizer.lr": 0.005, "heatmap.sigma": 0.04, "model.decoder.depth": 3})
+        assert rule.reported(0, 1, 20.0) == "continue"
+
+
+@pytest.mark.parametrize("override", ["grace_period=0", "reduction_factor=1", "mode=halve", "grace_period=99"])
+def test_values_of_a_scheduler_that_do_not_go_together_are_a_sentence(override):
+    config = compose("tune", [f"scheduler.{override}"])
+    with pytest.raises(UserError, match=f"scheduler.{override.partition('=')[0]}"):
+        rule_maker(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
 
 
 @pytest.mark.parametrize("name", names("searcher"))
@@ -38,9 +49,11 @@ def test_every_searcher_can_be_made(name, tmp_path, write_space):
             mode="min",
             max_epochs=2,
             seed=0,
+            defaults={},
         )
     assert isinstance(searcher, OptunaSearcher)
-    assert searcher.suggest("id")["params"]["optimizer.lr"] in (0.1, 0.2)
+    assert searcher.ask(0)["optimizer.lr"] in (0.1, 0.2)
+    searcher.close()
 
 
 @pytest.mark.parametrize("name", names("ray"))
@@ -51,12 +64,6 @@ def test_settings_are_those_of_the_configuration(name):
     assert isinstance(sweep, SweepSettings)
     assert sweep.path.is_absolute()
     assert sweep.path.parts[-2:] == ("sweeps", "mine")
-
-
-def test_only_a_population_needs_checkpoints():
-    every = {name: compose("tune", [f"scheduler={name}"]).sweep.checkpoint_every_epochs for name in names("scheduler")}
-    assert every.pop("pbt") == compose("tune", ["scheduler=pbt"]).scheduler.perturbation_interval
-    assert set(every.values()) == {None}
 
 
 @pytest.mark.parametrize(

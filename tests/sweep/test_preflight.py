@@ -335,12 +335,14 @@ def test_a_share_of_a_gpu_that_no_trial_fits_into_is_refused(on_paper):
 
 def test_what_is_odd_is_noted(on_paper):
     told = on_paper(lambda params: COST._replace(ignored=("trainer.max_epochs",), trace=(float("nan"),)))
-    assert "note        space: trainer.max_epochs has no effect, because every trial has the sweep's own value" in told
+    assert "note        search_space=space: trainer.max_epochs has no effect, because every trial" in told
     assert "within a few steps of random pictures this is not finite: lr 0.1" in told
 
 
 def test_a_thorough_preflight_has_a_table_of_its_points(on_paper):
     lines = on_paper(lambda params: COST._replace(trace=(params["optimizer.lr"],)), preflight="only").splitlines()
+    assert lines[:2] == ["trying 10 points of space on a worker", ""]
+    lines = lines[2:]
     assert lines[0].split()[:4] == ["point", "lr", "parameters", "step"]
     assert lines[1].split() == ["lower", "end", "0.1", "1,000,000", "100", "0:05", "100", "5", "20.0"]
     assert [line.startswith("random") for line in lines[3:11]] == [True] * 8
@@ -350,7 +352,9 @@ def test_a_thorough_preflight_has_a_table_of_its_points(on_paper):
 
 def test_only_the_thorough_preflight_looks_for_parameters_that_do_nothing(on_paper):
     assert "no difference" not in on_paper()
-    assert "note        space: optimizer.lr made no difference to the first steps" in on_paper(preflight="only")
+    assert "note        search_space=space: optimizer.lr made no difference to the first steps" in on_paper(
+        preflight="only"
+    )
 
 
 # --- and in a worker --------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """tune.py as a user starts it, on a data set written on the fly."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ import yaml
 
 from handpose.config import REPOSITORY
 from handpose.evaluation.submission import read_course, read_official
+from handpose.sweep.audit import audit
 from tests.builders import write_freihand
 from tests.report.test_tensorboard import hparams_tab
 from tests.sweep.test_trial import SMALL
@@ -77,3 +80,53 @@ def test_a_mistake_is_one_sentence_and_status_2(swept, start):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert err == f"error: there is a sweep in {swept[0]} already; choose another sweep.name, or remove that folder\n"
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(start):
+    """SIGTERM in the sweep, SIGKILL in the sweep, Ctrl-C in the retraining; one trial at a time, like one left alone."""
+    common = ["sweep.num_trials=3", "sweep.max_epochs=4", "trainer.max_epochs=30", "sweep.max_concurrent=1"]
+    common += ["sweep.preflight=off", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "scheduler.mode=promote"]
+    alone = start("sweep.name=alone", *common)
+    _, err = alone.communicate(timeout=300)
+    assert alone.returncode == 0, err
+    sweeps = start.folder / "outputs" / "sweeps"
+    events = sweeps / "cut" / "events.jsonl"
+
+    process = start("sweep.name=cut", *common)
+    _wait(lambda: events.is_file() and '"epoch": 1, ' in events.read_text())
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    go_on = f"python tune.py sweep.resume={sweeps / 'cut'}"
+    assert (process.returncode, err.splitlines()[-1]) == (75, f"the sweep was interrupted; to go on: {go_on}")
+
+    def resumed():
+        command = [sys.executable, str(REPOSITORY / "tune.py"), f"sweep.resume={sweeps / 'cut'}"]
+        return subprocess.Popen(command, cwd=start.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    process, size = resumed(), events.stat().st_size
+    _wait(lambda: events.stat().st_size > size + 1500)
+    process.kill()
+    process.communicate()
+
+    process = resumed()
+    _wait((sweeps / "cut" / "retrain" / "checkpoints" / "last.ckpt").is_file)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err.splitlines()[-1]) == (75, f"the retraining was interrupted; to go on: {go_on}")
+
+    process = resumed()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert not audit(sweeps / "cut")
+    whole, cut = (pd.read_csv(sweeps / name / "trials.csv") for name in ("alone", "cut"))
+    pd.testing.assert_frame_equal(whole.drop(columns=["seconds", "node"]), cut.drop(columns=["seconds", "node"]))
+    predictions = [read_course(sweeps / name / "retrain" / "test_preds.json.gz") for name in ("alone", "cut")]
+    assert np.array_equal(*predictions)
+
+
+def _wait(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

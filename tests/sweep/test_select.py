@@ -30,7 +30,7 @@ def table(*trials, mode="min"):
         ([("diverged", 9, math.nan), ("complete", 9, 30.0)], "min", 1),
         ([("failed", 9, 1.0), ("stopped", 3, 30.0)], "min", 1),
         ([("complete", 9, 2.0), ("complete", 9, 2.0)], "min", 0),
-        ([("failed", 0, 0.0), ("interrupted", 2, 3.0)], "min", 1),
+        ([("failed", 0, 0.0), ("waiting", 2, 3.0)], "min", 1),
     ],
 )
 def test_the_best_of_those_trained_longest_wins(trials, mode, number, tmp_path):
@@ -44,7 +44,7 @@ def test_without_a_winner_the_first_error_and_its_file_are_told(tmp_path):
         NoWinnerError, match=r"1 diverged, 2 failed.* trial 1 ended with: RuntimeError: no memory"
     ) as told:
         select_winner(failed, folder=tmp_path)
-    assert str(tmp_path / "trials" / "trial_0001" / "error.txt") in str(told.value)
+    assert str(tmp_path / "trials.csv") in str(told.value)
 
 
 def test_without_trials_it_is_told(tmp_path):
