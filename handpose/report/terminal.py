@@ -50,6 +50,16 @@ def sweep_view(title: str, *, time_budget_s: float | None = None, used_s: float 
     return LiveView(title, console, clock) if console.is_terminal else PlainView(title, clock)
 
 
+def warm_start_line(account: Mapping[str, Any]) -> str:
+    """What became of the trials of one earlier sweep. account: as the study keeps it under `warm_start`."""
+    parts = [f"{account['brought']} trials brought in"]
+    parts += [f"{number} left out ({reason})" for reason, number in account["not_comparable"].items()]
+    parts += [f"{number} out of the range of {key}" for key, number in account["dropped_out_of_range"].items()]
+    if account["tried_first"]:
+        parts.append(f"its best {account['tried_first']} are tried first")
+    return f"warm start  {account['sweep']}: " + ", ".join(parts)
+
+
 class Clock:
     """Time used, and an estimate of the time left."""
 
@@ -255,7 +265,7 @@ def _last_error(table: TrialTable) -> list[RenderableType]:
     if not failed:
         return []
     row = max(failed, key=lambda row: row.number)
-    return [Text(f"trial {row.number} failed: {row.error}", style="red", no_wrap=True, overflow="ellipsis")]
+    return [Text(f"trial {row.number}: {row.error}", style="red", no_wrap=True, overflow="ellipsis")]
 
 
 def _cells(table: TrialTable, row: TrialRow, keys: Sequence[str], *, is_best: bool) -> list[RenderableType]:

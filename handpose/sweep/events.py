@@ -86,7 +86,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Reported:
-    """A trial reported an epoch. resumed_from: the epoch of the checkpoint that its stretch began with."""
+    """A trial reported an epoch.
+
+    resumed_from: the epoch of the checkpoint that its stretch began with. note: what went wrong without ending it.
+    """
 
     at: float
     trial: int
@@ -96,6 +99,7 @@ class Reported:
     resumed_from: int
     checkpoint: Saved | None
     decision: Decision
+    note: str = ""
 
 
 @dataclass(frozen=True)

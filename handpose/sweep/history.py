@@ -239,7 +239,7 @@ class History:
     def _report(self, event: Reported) -> None:
         trial = self.trials[event.trial]
         row, value = trial.row, event.metrics[self._settings.metric]
-        row.epochs, row.metrics, row.node, row.error = event.epoch, event.metrics, event.node, ""
+        row.epochs, row.metrics, row.node, row.error = event.epoch, event.metrics, event.node, event.note
         trial.spend(event.at)
         self.num_reports += 1
         if not trial.is_perturbed:

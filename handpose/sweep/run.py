@@ -8,8 +8,10 @@ import shlex
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +24,7 @@ from ray.tune.experiment import Trial
 
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
-from handpose.report.terminal import sweep_view
+from handpose.report.terminal import sweep_view, warm_start_line
 from handpose.sweep.events import Closed, EventLog, read_events
 from handpose.sweep.history import History
 from handpose.sweep.preflight import num_cores
@@ -106,36 +108,42 @@ def run_sweep(
         table = TrialTable(sweep.metric, sweep.mode, sweep.num_trials, sweep.max_epochs)
         return History(sweep, rule=rule(), table=table, command=command)
 
-    if is_resumed and (finished := finished_table(folder, history())):
+    asked_for = partial(
+        searcher,
+        space=space,
+        name=sweep.name,
+        metric=sweep.metric,
+        mode=sweep.mode,
+        max_epochs=sweep.max_epochs,
+        seed=sweep.seed,
+    )
+    if not is_resumed:
+        _rehearse(asked_for)
+    elif finished := finished_table(folder, history()):
         return finished
     with contextlib.ExitStack() as stack:
+        if is_resumed:
+            stack.enter_context(_alone(folder))
         stack.enter_context(_environment())
         stack.enter_context(ray_runtime(_limited(cluster, sweep)))  # before any file is made: it may not answer
         slots = count_slots(sweep, ray.cluster_resources())
-        if not is_resumed:
-            preflight(slots)
-        stack.enter_context(_alone(folder))
         if description is not None:
+            preflight(slots)
+            stack.enter_context(_alone(folder))
             keep_space(space, folder)
             write_yaml(folder / "sweep.yaml", description)
-        asked = stack.enter_context(
-            contextlib.closing(
-                searcher(
-                    space=space,
-                    folder=folder / "study",
-                    name=sweep.name,
-                    metric=sweep.metric,
-                    mode=sweep.mode,
-                    max_epochs=sweep.max_epochs,
-                    seed=sweep.seed,
-                    resume=is_resumed,
-                )
-            )
-        )
+        asked = stack.enter_context(contextlib.closing(asked_for(folder=folder / "study", resume=is_resumed)))
+        print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
         log = stack.enter_context(contextlib.closing(EventLog(folder / EVENTS)))
         state = SweepState(sweep, log=log, history=history(), searcher=asked)
         _run(sweep, slots, space, state, objective)
         return state.history.table
+
+
+def _rehearse(searcher: Callable[..., OptunaSearcher]) -> None:
+    """Begin a study that nobody keeps, so that mistakes in first points and warm starts show before Ray is started."""
+    with tempfile.TemporaryDirectory() as folder:
+        searcher(folder=Path(folder), storage=None).close()
 
 
 def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], None]) -> None:

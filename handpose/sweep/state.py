@@ -186,6 +186,7 @@ class SweepState:
         node: str = "",
         resumed_from: int = 0,
         checkpoint: Saved | None = None,
+        note: str = "",
     ) -> bool:
         """A trial has been trained to that epoch; returns whether its stretch goes on.
 
@@ -195,7 +196,7 @@ class SweepState:
         if self._runs(trial) and epoch > trial.row.epochs:
             decision = self.history.decide(number, epoch, metrics[self._settings.metric])
             at = self.elapsed_s()
-            self._happened(Reported(at, number, epoch, dict(metrics), node, resumed_from, checkpoint, decision))
+            self._happened(Reported(at, number, epoch, dict(metrics), node, resumed_from, checkpoint, decision, note))
             if epoch in trial.values:
                 self._searcher.reported(number, epoch, trial.values[epoch])
             self._settle(trial)

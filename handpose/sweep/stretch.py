@@ -56,12 +56,21 @@ def make_trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
     return trial
 
 
-def report(epoch: int, metrics: Mapping[str, float], *, resumed_from: int = 0, checkpoint: Saved | None = None) -> None:
+def report(
+    epoch: int,
+    metrics: Mapping[str, float],
+    *,
+    resumed_from: int = 0,
+    checkpoint: Saved | None = None,
+    note: str = "",
+) -> None:
     """Tell Tune the metrics after an epoch, counted from 1. Does not return when the stretch ends here.
 
-    resumed_from: epoch of the checkpoint that the stretch went on from. checkpoint: saved after this epoch.
+    resumed_from: epoch of the checkpoint that the stretch went on from. checkpoint: saved after this epoch. note: what
+    went wrong without ending the stretch.
     """
-    tune.report({**metrics, "epoch": epoch, "resumed_from": resumed_from, CHECKPOINT: [checkpoint]})
+    told = {"epoch": epoch, "resumed_from": resumed_from, CHECKPOINT: [checkpoint], "note": note}
+    tune.report({**metrics, **told})
 
 
 def measured(costs: Mapping[str, float]) -> None:

@@ -116,7 +116,7 @@ class TuneReport(pl.Callback):
         is_finite = torch.isfinite(outputs["loss"].detach()).all()
         self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
         if (batch_idx + 1) % _LOOK_EVERY_STEPS == 0 and not self._is_finite:
-            self._report(trainer.current_epoch + 1, {self.objective.metric: math.nan})
+            report(trainer.current_epoch + 1, {self.objective.metric: math.nan}, resumed_from=self.resumed_from)
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -127,17 +127,20 @@ class TuneReport(pl.Callback):
         if metric not in metrics:
             raise UserError(f"sweep.metric={metric} is not validated; there are {', '.join(sorted(metrics))}")
         epoch = trainer.current_epoch + 1
-        checkpoint = None
+        checkpoint, note = None, ""
         if math.isfinite(metrics[metric]) and epoch < (trainer.max_epochs or 0) and self.objective.saves(epoch):
-            file = self.stretch.checkpoint_file(epoch)
-            trainer.save_checkpoint(file)
-            checkpoint = saved(file, folder=Path(self.stretch.folder), epoch=epoch)
-        self._report(epoch, metrics, checkpoint)
+            try:
+                checkpoint = self._save(trainer, epoch)
+            except UserError as error:  # as of a full disk: until there is another, the one before is gone on from
+                note = str(error)
+        report(epoch, metrics, resumed_from=self.resumed_from, checkpoint=checkpoint, note=note)
         if not math.isfinite(metrics[metric]):
             trainer.should_stop = True
 
-    def _report(self, epoch: int, metrics: Mapping[str, float], checkpoint: Saved | None = None) -> None:
-        report(epoch, metrics, resumed_from=self.resumed_from, checkpoint=checkpoint)
+    def _save(self, trainer: pl.Trainer, epoch: int) -> Saved:
+        file = self.stretch.checkpoint_file(epoch)
+        trainer.save_checkpoint(file)
+        return saved(file, folder=Path(self.stretch.folder), epoch=epoch)
 
 
 def training_overrides(overrides: Iterable[str]) -> list[str]:

@@ -105,6 +105,7 @@ class StateScheduler(FIFOScheduler):
             node=result.get("hostname", ""),
             resumed_from=result.get("resumed_from", 0),
             checkpoint=result.get(CHECKPOINT, [None])[0],
+            note=result.get("note", ""),
         )
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def test_columns_are_the_same_in_every_row_and_nothing_else_is_left(table, tmp_p
     columns = list(pd.read_csv(tmp_path / "trials.csv").columns)
     assert columns[:4] == ["number", "state", "epochs", "seconds"]
     assert columns[-4:] == ["node", "error", "command", "traceback"]
-    assert set(columns[4:-3]) == {METRIC, "val/x", "optimizer.lr", "weights", "skips", "milestones", "flag"}
+    assert set(columns[4:-4]) == {METRIC, "val/x", "optimizer.lr", "weights", "skips", "milestones", "flag"}
     assert [file.name for file in tmp_path.iterdir()] == ["trials.csv"]
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from handpose.report import terminal
 from handpose.report.table import STATES, TrialRow, TrialTable
-from handpose.report.terminal import Clock, duration, metric_text, picture, summary, trial_line
+from handpose.report.terminal import Clock, duration, metric_text, picture, summary, trial_line, warm_start_line
 
 METRIC = "val/pa_mpjpe_mm"
 
@@ -140,3 +140,17 @@ def test_the_summary_says_when_the_default_won_and_when_there_is_no_truth(tmp_pa
     )
     assert "the default configuration won" in text
     assert "validation (the test split has no joints) PA-MPJPE 8.00 mm, mean pose 16.00 mm, ratio 0.50" in text
+
+
+def test_a_warm_start_is_told_in_a_line():
+    account = {
+        "sweep": "first",
+        "brought": 5,
+        "not_comparable": {"its schedule ends at epoch 4": 3},
+        "dropped_out_of_range": {"optimizer.lr": 2},
+        "tried_first": 3,
+    }
+    assert warm_start_line(account) == (
+        "warm start  first: 5 trials brought in, 3 left out (its schedule ends at epoch 4), "
+        "2 out of the range of optimizer.lr, its best 3 are tried first"
+    )

@@ -84,7 +84,7 @@ def test_a_mistake_is_one_sentence_and_status_2(swept, start):
 
 @pytest.mark.slow
 def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(start):
-    """SIGTERM in the sweep, SIGKILL in the sweep, Ctrl-C in the retraining; one trial at a time, like one left alone."""
+    """SIGTERM and SIGKILL in the sweep, Ctrl-C in the retraining; with one trial at a time like one left alone."""
     common = ["sweep.num_trials=3", "sweep.max_epochs=4", "trainer.max_epochs=30", "sweep.max_concurrent=1"]
     common += ["sweep.preflight=off", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "scheduler.mode=promote"]
     alone = start("sweep.name=alone", *common)
@@ -116,7 +116,7 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(start):
     assert (process.returncode, err.splitlines()[-1]) == (75, f"the retraining was interrupted; to go on: {go_on}")
 
     process = resumed()
-    out, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert not audit(sweeps / "cut")
     whole, cut = (pd.read_csv(sweeps / name / "trials.csv") for name in ("alone", "cut"))

@@ -583,8 +583,10 @@ def test_what_a_damaged_file_lost_is_taken_from_the_events(make, write_space, tm
     assert searcher.ask(8)
 
 
-def test_lost_trials_of_a_space_that_names_its_draws_otherwise_keep_their_values(make, write_space, tmp_path):
-    text = "def space(trial):\n    x = trial.suggest_float('log_lr', -5, -1)\n    return {'optimizer.lr': 10**x}\n"
+@pytest.mark.parametrize("also", ["pass", "assert x > -5"])  # which fails for a draw that is not known
+def test_lost_trials_of_a_space_that_names_its_draws_otherwise_keep_their_values(make, write_space, tmp_path, also):
+    draw = "x = trial.suggest_float('log_lr', -5, -1)"
+    text = f"def space(trial):\n    {draw}\n    {also}\n    return {{'optimizer.lr': 10**x}}\n"
     searcher = make(write_space(text, ".py"))
     params = searcher.ask(0)
     searcher.close()

@@ -146,6 +146,16 @@ def test_a_diverged_trial_ends_itself_after_the_report(train, told, monkeypatch,
     assert (len(reports[-1][1]) == 1) == (look_every == 1)
 
 
+def test_a_checkpoint_that_cannot_be_written_is_noted_and_training_goes_on(train, told, monkeypatch, tmp_path):
+    reports = []
+    monkeypatch.setattr(trial, "report", lambda epoch, metrics, **more: reports.append((epoch, more)))
+    (tmp_path / "checkpoints").write_text("in the way of a folder")
+    metrics = train("trainer.max_epochs=2", callbacks=[told(every=1)])
+    assert [(epoch, more["checkpoint"]) for epoch, more in reports] == [(1, None), (2, None)]
+    assert "epoch_0001_stretch_1.ckpt cannot be written" in reports[0][1]["note"]
+    assert metrics[METRIC] == train("trainer.max_epochs=2")[METRIC]
+
+
 class Rates(pl.Callback):
     """Learning rate of every step."""
 
