@@ -275,8 +275,10 @@ def test_lists_and_fixed_values_can_be_tried_first(make, write_space):
     assert make(space, resume=True).ask(0) == first
 
 
-def test_a_grid_gives_each_point_once_and_then_ends(make, write_space):
-    searcher = make(write_space(GRID), None, first=[{"model/decoder": "b"}], defaults={"optimizer.lr": 0.01})
+@pytest.mark.parametrize("seed", range(3))
+def test_a_grid_gives_each_point_once_and_then_ends(make, write_space, seed):
+    first = [{"model/decoder": "b"}]
+    searcher = make(write_space(GRID), None, first=first, defaults={"optimizer.lr": 0.01}, seed=seed)
     assert searcher.num_points == 6
     points = [tuple(params.values()) for params in run_alone(searcher, 6)]
     assert points[0] == (0.01, "b")
@@ -556,6 +558,7 @@ def damaged(how, file):
         file.write_bytes(
             {
                 "half a line": content[:-20],
+                "no end of a line": content[:-1],
                 "zeros": content + bytes(4096),
                 "zeros in place of lines": b"".join(lines[:-6]) + bytes(sum(map(len, lines[-6:]))),
                 "half the lines": b"".join(lines[: len(lines) // 2]) + b'{"op_code":6,\n',
@@ -566,7 +569,16 @@ def damaged(how, file):
 
 @pytest.mark.parametrize(
     "how",
-    ["half a line", "zeros", "zeros in place of lines", "half the lines", "a line in the middle", "empty", "gone"],
+    [
+        "half a line",
+        "no end of a line",
+        "zeros",
+        "zeros in place of lines",
+        "half the lines",
+        "a line in the middle",
+        "empty",
+        "gone",
+    ],
 )
 def test_what_a_damaged_file_lost_is_taken_from_the_events(make, write_space, tmp_path, how):
     space = write_space(NUMBERS)
