@@ -320,6 +320,7 @@ def record(sweep: Path, file: Path) -> int:
     ]
     head = {
         "command": shlex.join(["python", "tune.py", *_without_folder(overrides, space)]),
+        "recorded": f"{len(trials)} of {overrides.get('sweep.num_trials', 'the')} trials",
         "search_space": yaml.safe_load(space.read_text()),
         "metric": study.metric_names[0] if study.metric_names else "",
         "versions": description["versions"],

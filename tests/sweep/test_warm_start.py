@@ -267,6 +267,12 @@ def test_values_under_other_conditions_are_not_brought_but_the_best_points_are_t
     assert [searcher.ask(number) for number in range(4)] == expected[:4]
 
 
+def test_data_that_nobody_knows_compare_with_nothing(sweeps):
+    path = sweeps.run("before", ["complete"] * 2, fingerprint=None)
+    after = sweeps.begin("after", warm_start=[path], fingerprint=None)
+    assert account(after) == {"not_comparable": {"it was trained on other data": 2}}
+
+
 @pytest.mark.parametrize(
     "config",
     [
