@@ -73,8 +73,7 @@ def audit(folder: Path) -> Findings:
 @contextmanager
 def _study(task: Task) -> Iterator[optuna.Study]:
     """The study of a sweep, to be read."""
-    folder, base = Path(task.config.sweep.folder), Path((task.origin or {}).get("folder", "."))
-    storage = read_storage(task.config.searcher.storage, folder / "study", base=base)
+    storage = read_storage(task.config.searcher.storage, Path(task.config.sweep.folder) / "study")
     try:
         yield optuna.load_study(study_name=task.config.sweep.name, storage=storage)
     finally:

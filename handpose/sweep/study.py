@@ -54,18 +54,12 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     return JournalStorage(_Journal(file))
 
 
-def read_storage(url: str | None, folder: Path, *, base: Path) -> BaseStorage:
-    """The same for reading: nothing is mended or made. base: that a relative URL of SQLite starts from.
-
-    Raises UserError where there is none.
-    """
-    sqlite = re.fullmatch(r"sqlite:///([^?]+)(.*)", url or "")
-    if url is not None and sqlite is None:
-        return _open_database(url)
-    file = base / sqlite[1] if sqlite else folder / JOURNAL
-    if not file.is_file():
+def read_storage(url: str | None, folder: Path) -> BaseStorage:
+    """The same for reading: nothing is mended or made. Raises UserError where there is none."""
+    file = folder / JOURNAL if url is None else _sqlite_file(url)
+    if file is not None and not file.is_file():
         raise UserError(f"there is no {file}")
-    return _open_database(f"sqlite:///{file}{sqlite[2]}") if sqlite else JournalStorage(JournalFileBackend(str(file)))
+    return JournalStorage(JournalFileBackend(str(file))) if url is None else _open_database(url)
 
 
 def close_storage(storage: BaseStorage) -> None:
@@ -133,7 +127,17 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
+def _sqlite_file(url: str) -> Path | None:
+    found = re.fullmatch(r"sqlite(?:\+\w+)?://(?:/([^?]*).*)?", url)
+    return Path(found[1] or "") if found else None
+
+
 def _open_database(url: str) -> BaseStorage:
+    file = _sqlite_file(url)
+    if file is not None and not file.is_absolute():  # a sweep may go on from another folder, and needs it then
+        raise UserError(
+            f"searcher.storage={url} must name a file from the root on, with four slashes: sqlite:////folder/study.db"
+        )
     try:
         return optuna.storages.get_storage(RDBStorage(url))
     except Exception as error:  # of SQLAlchemy, of the database's driver, or that there is no driver

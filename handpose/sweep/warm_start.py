@@ -307,18 +307,18 @@ def _read(given: str) -> _Sweep:
             {**flattened(config), **record.get("choices", {})},
         )
         revision = (record.get("git") or {}).get("revision")
-        url, base = config["searcher"].get("storage"), record.get("folder", ".")
+        url = config["searcher"].get("storage")
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"searcher.warm_start: {file} is not that of a sweep, or damaged ({reason})") from error
-    study, trials = _read_study(url, folder, sweep["name"], base=Path(base))
+    study, trials = _read_study(url, folder, sweep["name"])
     return _Sweep(folder, sweep["name"], study, revision, conditions, trials)
 
 
-def _read_study(url: str | None, folder: Path, name: str, *, base: Path) -> tuple[str, list[FrozenTrial]]:
+def _read_study(url: str | None, folder: Path, name: str) -> tuple[str, list[FrozenTrial]]:
     """What tells the study from others, and its trials."""
     try:
-        storage = read_storage(url, folder / "study", base=base)
+        storage = read_storage(url, folder / "study")
         try:
             found = find_study(storage, name)
             if found is None:

@@ -29,7 +29,7 @@ def test_every_scheduler_makes_fresh_rules(name):
         assert rule.reported(0, 1, 20.0) == "continue"
 
 
-@pytest.mark.parametrize("override", ["grace_period=0", "reduction_factor=1", "mode=halve", "grace_period=99"])
+@pytest.mark.parametrize("override", ["grace_period=0", "reduction_factor=1", "grace_period=99"])
 def test_values_of_a_scheduler_that_do_not_go_together_are_a_sentence(override):
     config = compose("tune", [f"scheduler.{override}"])
     with pytest.raises(UserError, match=f"scheduler.{override.partition('=')[0]}"):

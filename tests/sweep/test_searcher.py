@@ -766,6 +766,8 @@ def test_of_a_trial_that_was_not_measured_nothing_is_learnt_where_there_is_a_lim
         ({"constraints": {"latency_ms": 0}}, "constraints.latency_ms must be a number above 0, or null, but it is 0"),
         ({"constraints": {"latency_ms": "fast"}}, "constraints.latency_ms must be a number above 0"),
         ({"storage": "sqlite:////nowhere/at/all.db"}, "searcher.storage=sqlite:////nowhere/at/all.db cannot be opened"),
+        ({"storage": "sqlite:///study.db"}, "searcher.storage=sqlite:///study.db must name a file from the root on"),
+        ({"storage": "sqlite://"}, "searcher.storage=sqlite:// must name a file from the root on"),
         ({"storage": "study.db"}, "searcher.storage=study.db cannot be opened"),
         ({"storage": "nonsense://me:secret@host/db"}, r"searcher.storage=nonsense://me:\*\*\*@host/db cannot be"),
         ({"seed": -1}, "sweep.seed must be at least 0, but it is -1"),

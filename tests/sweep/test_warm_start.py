@@ -331,11 +331,8 @@ def test_constraints_are_judged_anew(sweeps):
 # --- where it is read from --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("url", ["sqlite:///{folder}/studies.db", "sqlite:///studies.db"])
-def test_a_study_in_a_database_is_found(sweeps, url, monkeypatch, tmp_path_factory):
-    monkeypatch.chdir(sweeps.folder)
-    path = sweeps.run("before", ["complete"] * 2, storage=url.format(folder=sweeps.folder))
-    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+def test_a_study_in_a_database_is_found(sweeps):
+    path = sweeps.run("before", ["complete"] * 2, storage=f"sqlite:///{sweeps.folder}/studies.db")
     assert account(sweeps.begin("after", warm_start=[path])) == {"brought": 2}
 
 
