@@ -48,6 +48,7 @@ _ROUNDS = (
 )
 _GAP_S = (2.0, 20.0)
 _LIMIT_S = 900.0
+_MOST_A_ROUND = 5  # of each kind
 
 
 @dataclass
@@ -83,8 +84,8 @@ def main() -> None:
             _total(rounds, "driver_kills") < given.driver_kills or _total(rounds, "worker_kills") < given.worker_kills
         ):
             left = (
-                given.driver_kills - _total(rounds, "driver_kills"),
-                given.worker_kills - _total(rounds, "worker_kills"),
+                min(_MOST_A_ROUND, given.driver_kills - _total(rounds, "driver_kills")),
+                min(_MOST_A_ROUND, given.worker_kills - _total(rounds, "worker_kills")),
             )
             rounds.append(_round(Path(folder), len(rounds), generator, left))
             print(_line(rounds[-1]), flush=True)

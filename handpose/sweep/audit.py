@@ -147,7 +147,7 @@ def _in_study(trials: Sequence[FrozenTrial], history: History) -> Findings:
     for number, trial in history.trials.items():
         if number not in stored:
             continue
-        if stored[number].state != _STUDY_STATE[trial.row.state]:
+        if not trial.is_perturbed and stored[number].state != _STUDY_STATE[trial.row.state]:
             wrong.append(f"trial {number} is {trial.row.state}, but {stored[number].state.name} in the study")
         finite = {epoch: value for epoch, value in trial.values.items() if math.isfinite(value)}
         if {epoch: stored[number].intermediate_values.get(epoch) for epoch in finite} != finite:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, cast
 
-from handpose.report.table import TrialRow
+from handpose.report.table import State, TrialRow
 from handpose.sweep.events import (
     Asked,
     Begun,
@@ -244,11 +244,10 @@ class SweepState:
 
     def _settle(self, trial: TrialHistory) -> None:
         """Tell the study where the trial stands now."""
-        number, state = trial.row.number, trial.row.state
         if trial.row.is_over:
-            self._searcher.ended(number, cast(EndState, state))
-        elif state != "running":
-            self._searcher.waits(number)
+            self._searcher.ended(trial.row.number, cast(EndState, _earned(trial)))
+        elif trial.row.state != "running":
+            self._searcher.waits(trial.row.number)
 
     def _happened(self, event: Event) -> None:
         self._log.append(event)
@@ -258,5 +257,10 @@ class SweepState:
             self._listener.happened(event, about)
 
 
+def _earned(trial: TrialHistory) -> State:
+    """The state for the study: what a trial reached with other parameters than were proposed, these did not earn."""
+    return "stopped" if trial.is_perturbed and trial.row.state == "complete" else trial.row.state
+
+
 def _known(trial: TrialHistory) -> Known:
-    return Known(trial.row.number, trial.row.state, dict(trial.row.params), dict(trial.values), dict(trial.costs))
+    return Known(trial.row.number, _earned(trial), dict(trial.row.params), dict(trial.values), dict(trial.costs))

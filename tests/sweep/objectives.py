@@ -87,3 +87,8 @@ def grown(stretch, *, seconds=0.05, dies=False):
 def dies_once(stretch):
     """The same, from a worker that is killed once a trial."""
     grown(stretch, seconds=0.0, dies=True)
+
+
+def grows_slowly(stretch):
+    """The same, with time to be interrupted."""
+    grown(stretch, seconds=0.3)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from optuna.trial import TrialState
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.sweep.events import Begun, Failed, read_events
+from handpose.sweep.population import PopulationBased
 from handpose.sweep.rules import Fifo
 from handpose.sweep.run import Slots, SweepHaltedError, SweepInterruptedError, count_slots, ray_runtime
 from handpose.sweep.settings import RaySettings
@@ -36,10 +38,12 @@ from tests.sweep.objectives import (
     endless,
     fails_or_diverges,
     grown,
+    grows_slowly,
     is_a_mistake,
 )
 
 SPACE = "optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel.decoder.depth: range(1, 4)\nheatmap.sigma: 0.02\n"
+GROWING = "optimizer.lr: tag(log, interval(0.01, 1.0))\nmodel.decoder.depth: choice(1, 2, 4)\n"
 
 
 def study_of(folder):
@@ -158,14 +162,14 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sw
     handler = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(SweepInterruptedError, match=f"to go on: python tune.py sweep.resume={folder}"):
-        sweep(space, grown, rule=Fifo, max_epochs=8, num_trials=3)
+        sweep(space, grows_slowly, rule=Fifo, max_epochs=8, num_trials=3)
     assert signal.getsignal(signal.SIGTERM) is handler
     before = pd.read_csv(folder / "trials.csv").set_index("number")
     assert set(before["state"]) <= {"waiting", "complete"}
     assert all(trial.state != TrialState.RUNNING for trial in study_of(folder).trials)
 
     settings = make_settings(folder, max_epochs=8, num_trials=3)
-    table = start(settings, space, grown, rule=Fifo, resume=True)
+    table = start(settings, space, grows_slowly, rule=Fifo, resume=True)
     assert {row.state for row in table.rows.values()} == {"complete"}
     for number in before.index:
         row, params = table.rows[number], before.loc[number]
@@ -180,13 +184,10 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sw
     ]
     assert resumed
     assert all(event.epoch > 0 for event in resumed)
-    again = start(settings, space, grown, rule=Fifo, resume=True)  # it is finished: read, not run
+    again = start(settings, space, grows_slowly, rule=Fifo, resume=True)  # it is finished: read, not run
     assert {number: row.metrics for number, row in again.rows.items()} == {
         number: row.metrics for number, row in table.rows.items()
     }
-
-
-GROWING = "optimizer.lr: tag(log, interval(0.01, 1.0))\nmodel.decoder.depth: choice(1, 2, 4)\n"
 
 
 def test_a_killed_worker_costs_the_work_since_its_checkpoint_and_no_more(sweep, write_space):
@@ -217,6 +218,39 @@ def test_paused_trials_are_promoted_from_their_checkpoints(sweep, write_space):
     assert states == {
         row.number: TrialState.COMPLETE if row.epochs == 8 else TrialState.PRUNED for row in table.rows.values()
     }
+
+
+@pytest.fixture(scope="module")
+def population(ray_started, tmp_path_factory):
+    """A population of four on two slots, its first learning rates proposed: its table, and its study's trials."""
+    folder = tmp_path_factory.mktemp("population")
+    (folder / "space.yaml").write_text(GROWING)
+    space = load_space(str(folder / "space.yaml"))
+    values = {"perturbation_interval": 2, "quantile_fraction": 0.5, "resample_probability": 0.0, "population_size": 4}
+    rule = partial(PopulationBased, space=space, mutate=["optimizer.lr"], max_epochs=8, seed=0, **values)
+    settings = make_settings(folder / "sweep", num_trials=4, max_epochs=8)
+    table = start(settings, space, grown, rule=rule)
+    return table, {trial.number: trial for trial in study_of(folder / "sweep").trials}
+
+
+def test_a_population_goes_on_from_its_best(population):
+    table, trials = population
+    assert all((row.state, row.epochs) == ("complete", 8) for row in table.rows.values())
+    changed = [row for row in table.rows.values() if row.params != trials[row.number].params]
+    assert changed
+    for row in changed:
+        first = trials[row.number].params
+        alone = 10.0 - 8 * first["optimizer.lr"] / first["model.decoder.depth"]
+        assert row.metrics[METRIC] != pytest.approx(alone)
+        assert row.command == ""
+
+
+def test_the_study_hears_of_no_value_that_a_proposal_did_not_earn(population):
+    for trial in population[1].values():
+        rate = trial.params["optimizer.lr"] / trial.params["model.decoder.depth"]
+        earned = {epoch: 10.0 - epoch * rate for epoch in range(1, trial.last_step + 1)}
+        assert trial.intermediate_values == pytest.approx(earned)
+        assert trial.state == (TrialState.COMPLETE if trial.last_step == 8 else TrialState.PRUNED)
 
 
 def test_a_bug_in_every_trial_ends_the_sweep_after_a_few_with_one_sentence(sweep, write_space, tmp_path):
