@@ -12,7 +12,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml
 GROUPS = sorted(
     f"{path.parent.relative_to(CONFIGS).as_posix()}={path.stem}"
     for path in CONFIGS.glob("*/**/*.yaml")
-    if path.parent.name not in ("experiment", "sweep", "scheduler", "searcher", "ray")
+    if not {"experiment", "sweep", "scheduler", "searcher", "ray"} & set(path.relative_to(CONFIGS).parts)
 )
 
 

@@ -27,6 +27,7 @@ from ray.tune.search.optuna import OptunaSearch
 from handpose.sweep.events import Begun, Reported, read_events
 from handpose.sweep.rules import Asha, Fifo
 from handpose.sweep.select import select_winner
+from handpose.sweep.stretch import report
 from tests.sweep.conftest import asha, make_settings, start
 from tests.sweep.objectives import METRIC, grown
 from tests.sweep.simulation import Simulation
@@ -82,6 +83,7 @@ def test_a_trial_without_a_number_holds_its_slot_in_plain_asha_and_not_in_ours(s
     assert (rows[8].state, rows[8].epochs) == ("diverged", 1)
 
 
+@pytest.mark.slow
 def test_plain_search_leaves_a_diverged_trial_running_for_ever_and_ours_fails_it(sweep, write_space):
     plain = plain_searcher()
     plain.suggest("a")
@@ -92,12 +94,11 @@ def test_plain_search_leaves_a_diverged_trial_running_for_ever_and_ours_fails_it
 
 
 def diverges(stretch):
-    from handpose.sweep.stretch import report
-
     report(1, {METRIC: 1.0})
     report(2, {METRIC: math.nan})
 
 
+@pytest.mark.slow
 def test_plain_search_takes_a_stopped_trial_for_a_complete_one_and_ours_knows_its_fidelity(sweep, write_space):
     plain = plain_searcher()
     plain.suggest("a")
@@ -157,26 +158,34 @@ def test_a_plain_searcher_is_asked_for_one_trial_at_a_time_and_ours_for_all_slot
 
 
 def slow_start(stretch):
-    from handpose.sweep.stretch import report
-
     time.sleep(1.0)
     for epoch in range(1, 5):
         report(epoch, {METRIC: 1.0})
 
 
-def test_the_plain_best_result_compares_fidelities_and_our_winner_does_not(sweep, write_space):
-    """At lr 1 the first epoch looks best; only what was trained to the end can win."""
-    table, folder = sweep(write_space("optimizer.lr: choice(0.1, 1.0)"), flatters, sampler=None, max_epochs=4)
-    assert {row.params["optimizer.lr"]: row.epochs for row in table.rows.values()} == {0.1: 4, 1.0: 4}
-    values = {row.params["optimizer.lr"]: row.metrics[METRIC] for row in table.rows.values()}
-    assert select_winner(table, folder=folder).params["optimizer.lr"] == min(values, key=values.get)
+@pytest.mark.slow
+def test_the_plain_best_result_compares_fidelities_and_our_winner_does_not(sweep, write_space, tmp_path):
+    """At lr 1 the one epoch that was trained looks better than all four at lr 2."""
+    run_config = tune.RunConfig(name="plain", storage_path=str(tmp_path), verbose=0)
+    space = {"lr": tune.grid_search([1.0, 2.0])}
+    best = tune.Tuner(plain_flatters, param_space=space, run_config=run_config).fit().get_best_result(METRIC, "min")
+    assert best.metrics["epoch"] == 1
+    table, folder = sweep(
+        write_space("optimizer.lr: choice(1.0, 2.0)"), flatters, sampler=None, rule=Fifo, max_epochs=4
+    )
+    assert {row.params["optimizer.lr"]: row.epochs for row in table.rows.values()} == {1.0: 1, 2.0: 4}
+    assert select_winner(table, folder=folder).params["optimizer.lr"] == 2.0
+
+
+def plain_flatters(config):
+    for epoch in range(1, 5 if config["lr"] == 2.0 else 2):
+        tune.report({"epoch": epoch, METRIC: config["lr"]})
 
 
 def flatters(stretch):
-    from handpose.sweep.stretch import report
-
-    for epoch in range(1, 5):
-        report(epoch, {METRIC: epoch * stretch.params["optimizer.lr"]})
+    lr = stretch.params["optimizer.lr"]
+    for epoch in range(1, 5 if lr == 2.0 else 2):
+        report(epoch, {METRIC: lr})
 
 
 PLAIN = """

@@ -140,6 +140,7 @@ def bench(ray_started):
             yield bench
 
 
+@pytest.mark.slow
 def test_a_point_that_kills_its_worker_is_told_and_the_next_one_has_another(bench):
     first, overrides, _ = bench.outcome({"a": 1})
     assert bench.outcome({"a": 2})[0] == first

@@ -115,7 +115,9 @@ def test_output_without_a_terminal_is_one_line_a_trial(finished):
 
 
 def test_diverged_and_crashed_trials_fail_in_the_study_and_the_sweep_goes_on(sweep, write_space):
-    table, folder = sweep(write_space("model.decoder.depth: range(1, 4)"), fails_or_diverges, sampler=None, rule=Fifo)
+    table, folder = sweep(
+        write_space("model.decoder.depth: range(1, 4)"), fails_or_diverges, sampler=None, rule=Fifo, max_retries=0
+    )
     ends = {row.params["model.decoder.depth"]: (row.state, row.epochs) for row in table.rows.values()}
     assert ends == {1: ("diverged", 2), 2: ("failed", 1), 3: ("complete", 4)}
     states = {trial.params["model.decoder.depth"]: trial.state for trial in study_of(folder).trials}
@@ -190,6 +192,7 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sw
     }
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_the_work_since_its_checkpoint_and_no_more(sweep, write_space):
     table, folder = sweep(write_space(GROWING), dies_once, rule=Fifo, max_epochs=8, num_trials=3)
     assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 8)}
@@ -233,6 +236,7 @@ def population(ray_started, tmp_path_factory):
     return table, {trial.number: trial for trial in study_of(folder / "sweep").trials}
 
 
+@pytest.mark.slow
 def test_a_population_goes_on_from_its_best(population):
     table, trials = population
     assert all((row.state, row.epochs) == ("complete", 8) for row in table.rows.values())
@@ -245,6 +249,7 @@ def test_a_population_goes_on_from_its_best(population):
         assert row.command == ""
 
 
+@pytest.mark.slow
 def test_the_study_hears_of_no_value_that_a_proposal_did_not_earn(population):
     for trial in population[1].values():
         rate = trial.params["optimizer.lr"] / trial.params["model.decoder.depth"]
@@ -253,6 +258,7 @@ def test_the_study_hears_of_no_value_that_a_proposal_did_not_earn(population):
         assert trial.state == (TrialState.COMPLETE if trial.last_step == 8 else TrialState.PRUNED)
 
 
+@pytest.mark.slow
 def test_a_bug_in_every_trial_ends_the_sweep_after_a_few_with_one_sentence(sweep, write_space, tmp_path):
     with pytest.raises(
         SweepHaltedError, match=r"the first 3 trials failed before any .* with: KeyError: 'no_such_layer'"
@@ -264,6 +270,7 @@ def test_a_bug_in_every_trial_ends_the_sweep_after_a_few_with_one_sentence(sweep
     assert all(trial.state != TrialState.RUNNING for trial in study_of(tmp_path / "sweep").trials)
 
 
+@pytest.mark.slow
 def test_a_mistake_in_one_configuration_is_not_tried_again(sweep, write_space):
     table, folder = sweep(write_space("model.decoder.depth: range(1, 4)"), is_a_mistake, sampler=None, rule=Fifo)
     states = {row.params["model.decoder.depth"]: row.state for row in table.rows.values()}
@@ -290,6 +297,7 @@ def test_two_processes_cannot_run_one_sweep(sweep, write_space, tmp_path):
         sweep(write_space(SPACE), curve)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_sentence_and_the_sweep_can_go_on(sweep, write_space, tmp_path, monkeypatch):
     written = []
 
