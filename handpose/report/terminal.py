@@ -122,7 +122,8 @@ def trial_line(table: TrialTable, row: TrialRow, clock: Clock) -> str:
     """A trial that has ended, in one line."""
     num_ended = sum(other.is_over for other in table.rows.values())
     value = table.value(row)
-    shown = row.error or (metric_text(table.metric, value) if math.isfinite(value) else "no value")
+    reached = metric_text(table.metric, value) if math.isfinite(value) else "no value"
+    shown = row.error or reached if row.state == "failed" else reached
     best = " *" if row in table.ranked()[:1] else ""
     parts = [
         f"[{num_ended}/{table.num_trials}] trial {row.number} {row.state}",

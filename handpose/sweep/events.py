@@ -174,7 +174,7 @@ class EventLog:
                 self._next_sync = time.monotonic() + _SYNC_EVERY_S
         except OSError as error:  # such as a full disk, in the middle of the line
             os.ftruncate(self._file, self._size)
-            raise UserError(f"{self.path} cannot be written ({error}); nothing that it holds is lost") from error
+            raise UserError(f"{self.path} cannot be written ({error})") from error
         self._size += len(line)
 
     def close(self) -> None:

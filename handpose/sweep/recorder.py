@@ -1,5 +1,6 @@
 """Writes down what happens to the trials while a sweep runs: trials.csv, TensorBoard and the view in the terminal."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +71,8 @@ class Recorder(tune.Callback):
         self._tick()
         self._table.checkpoint_bytes = self._shelf.total_bytes
         if self._is_behind and time.monotonic() >= self._next_write:
-            self._write()
+            with contextlib.suppress(OSError):  # it is made of the events, and is written again
+                self._write()
         self._view.refresh(self._table)
 
     def _close(self) -> None:

@@ -191,6 +191,8 @@ def _run(sweep: SweepSettings, slots: Slots, space: Space, state: SweepState, ob
         # Tune asks a searcher of ours for one trial, and for the next when that one has a worker.
         with _environment(TUNE_MAX_PENDING_TRIALS_PG=str(slots.num_slots)):
             _tuner(sweep, slots, conductor, objective, recorder).fit()
+        if isinstance(conductor.error, (UserError, OSError)):  # as of a full disk
+            raise UserError(f"{conductor.error}; to go on: {resume_command(sweep.path)}") from conductor.error
         if conductor.error is not None:
             raise conductor.error
         if not is_interrupted():

@@ -310,7 +310,7 @@ def test_a_full_disk_is_a_sentence_and_the_sweep_can_go_on(sweep, write_space, t
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", full)
     space = write_space(GROWING)
-    with pytest.raises(UserError, match=r"events.jsonl cannot be written \(.*No space left on device\)"):
+    with pytest.raises(UserError, match=r"events.jsonl cannot be written \(.*No space left on device\); to go on: "):
         sweep(space, grown, rule=Fifo, max_epochs=8, num_trials=3)
     monkeypatch.undo()
     table = start(make_settings(tmp_path / "sweep", max_epochs=8, num_trials=3), space, grown, rule=Fifo, resume=True)
