@@ -338,7 +338,9 @@ def _interruptible(sweep: SweepSettings) -> Iterator[Callable[[], bool]]:
     def request(number: int, frame: FrameType | None) -> None:
         nonlocal is_requested
         if is_requested:
-            os.write(sys.stderr.fileno(), f"\nleft at once; to go on: {resume_command(sweep.path)}\n".encode())
+            cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the live view has hidden it
+            told = f"{cursor}\nleft at once; to go on: {resume_command(sweep.path)}\n"
+            os.write(sys.stderr.fileno(), told.encode())
             os._exit(INTERRUPTED)
         is_requested = True
 
