@@ -102,3 +102,9 @@ def test_everything_imported_is_in_requirements():
     }
     third_party = used - set(sys.stdlib_module_names) - {"handpose", "tests", "train", "tune", "wandb"}
     assert {DISTRIBUTIONS.get(item, item) for item in third_party} <= required
+
+
+def test_the_map_of_the_sweep_package_names_every_module():
+    described = ast.get_docstring(ast.parse((REPOSITORY / "handpose/sweep/__init__.py").read_text()))
+    named = set(re.findall(r"`(\w+)`", described))
+    assert named == {path.stem for path in MODULES if path.parent.name == "sweep"}

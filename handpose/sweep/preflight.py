@@ -35,7 +35,7 @@ from handpose.sweep.trial_cost import DataSize
 from handpose.training.fit import prepare
 
 if TYPE_CHECKING:
-    from handpose.sweep.run import Slots
+    from handpose.sweep.runtime import Slots
 
 
 def check_sweep(sweep: SweepSettings, ray: RaySettings) -> None:

@@ -1,16 +1,12 @@
 """Runs a sweep: Tune asks the searcher for trials and obeys the scheduler, the recorder writes it all down."""
 
 import contextlib
-import logging
 import os
-import re
 import shlex
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -19,7 +15,6 @@ from typing import Any
 import ray
 from filelock import FileLock, Timeout
 from ray import tune
-from ray._private.ray_logging import stdout_deduplicator
 from ray.tune.experiment import Trial
 
 from handpose.errors import UserError
@@ -27,11 +22,11 @@ from handpose.report.table import TrialTable
 from handpose.report.terminal import sweep_view, warm_start_line
 from handpose.sweep.events import Closed, EventLog, read_events
 from handpose.sweep.history import History
-from handpose.sweep.preflight import num_cores
 from handpose.sweep.provenance import write_yaml
 from handpose.sweep.recorder import Recorder
 from handpose.sweep.resume import keep_space
 from handpose.sweep.rules import Rule
+from handpose.sweep.runtime import Slots, count_slots, environment, limited, ray_runtime
 from handpose.sweep.searcher import OptunaSearcher
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.space import Params, Space
@@ -43,26 +38,6 @@ INTERRUPTED = 75
 """Exit status of a sweep that was ended by hand and can go on; sysexits.h calls it a temporary failure."""
 
 EVENTS = "events.jsonl"
-_OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels; Ray's own choice is a third of the memory
-
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints its own table, and every error, at any verbosity
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files beside ours
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they stand in trials.csv
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the trials with a state
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # what a trial costs is reported before it has a metric
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # nothing is restored from Tune's snapshots
-    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune would start the trial again by itself
-}
-"""What Ray takes from the environment of the driver only."""
-
-_WORKER_ENVIRONMENT = {
-    # A trial that was stopped gets this long to leave its epoch, before the worker is given to the next; Ray's 2 s
-    # are not enough for a Lightning loop, and the next trial fails then.
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
 
 class SweepInterruptedError(Exception):
@@ -71,15 +46,6 @@ class SweepInterruptedError(Exception):
 
 class SweepHaltedError(Exception):
     """The sweep gave up, since the first trials all failed; it can go on when that is mended."""
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Trials at a time, and what each of them holds."""
-
-    num_slots: int
-    cpus: int
-    gpus: float
 
 
 def run_sweep(
@@ -124,8 +90,8 @@ def run_sweep(
     with contextlib.ExitStack() as stack:
         if is_resumed:
             stack.enter_context(_alone(folder))
-        stack.enter_context(_environment())
-        stack.enter_context(ray_runtime(_limited(cluster, sweep)))  # before any file is made: it may not answer
+        stack.enter_context(environment())
+        stack.enter_context(ray_runtime(limited(cluster, sweep)))  # before any file is made: it may not answer
         slots = count_slots(sweep, ray.cluster_resources())
         if description is not None:
             preflight(slots)
@@ -148,7 +114,7 @@ def _rehearse(searcher: Callable[..., OptunaSearcher]) -> None:
 
 def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], None]) -> None:
     """Only the preflight of a sweep, with Ray as the sweep would have it; no file is made."""
-    with _environment(), ray_runtime(_limited(cluster, sweep)):
+    with environment(), ray_runtime(limited(cluster, sweep)):
         preflight(count_slots(sweep, ray.cluster_resources()))
 
 
@@ -189,7 +155,7 @@ def _run(sweep: SweepSettings, slots: Slots, space: Space, state: SweepState, ob
         view.refresh(table)
         conductor = Conductor(state, time_budget_s=sweep.time_budget_s, is_interrupted=is_interrupted)
         # Tune asks a searcher of ours for one trial, and for the next when that one has a worker.
-        with _environment(TUNE_MAX_PENDING_TRIALS_PG=str(slots.num_slots)):
+        with environment(TUNE_MAX_PENDING_TRIALS_PG=str(slots.num_slots)):
             _tuner(sweep, slots, conductor, objective, recorder).fit()
         if isinstance(conductor.error, (UserError, OSError)):  # as of a full disk
             raise UserError(f"{conductor.error}; to go on: {resume_command(sweep.path)}") from conductor.error
@@ -242,87 +208,6 @@ def _tuner(
             verbose=0,
         ),
     )
-
-
-def count_slots(sweep: SweepSettings, resources: Mapping[str, float]) -> Slots:
-    """How many trials fit into what Ray has; raises UserError where none does."""
-    gpus = sweep.gpus_per_trial if sweep.gpus_per_trial is not None else float(resources.get("GPU", 0) >= 1)
-    num_slots = int(resources.get("CPU", 0) // sweep.cpus_per_trial)
-    if gpus:
-        num_slots = min(num_slots, _gpu_slots(resources.get("GPU", 0), gpus))
-    if num_slots < 1:
-        raise UserError(
-            f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}, but Ray "
-            f"has {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs"
-        )
-    num_slots = num_slots if sweep.max_concurrent is None else min(num_slots, sweep.max_concurrent)
-    return Slots(num_slots, sweep.cpus_per_trial, gpus)
-
-
-def _gpu_slots(num_gpus: float, per_trial: float) -> int:
-    return int(num_gpus * int(1 / per_trial) if per_trial < 1 else num_gpus // per_trial)
-
-
-@contextlib.contextmanager
-def ray_runtime(cluster: RaySettings) -> Iterator[None]:
-    """Ray, without its noise, for the length of a block; one that runs already is used, and left running."""
-    if ray.is_initialized():
-        yield
-        return
-    settings: dict[str, Any] = {"address": cluster.address}
-    if cluster.address is None:
-        num_cpus = cluster.num_cpus or num_cores()
-        settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
-        settings["object_store_memory"] = _OBJECT_STORE_BYTES
-    try:
-        _check_answers(cluster.address)
-        ray.init(
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
-            **settings,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        if cluster.address is None:
-            raise
-        raise UserError(
-            f"ray.address={cluster.address}: no Ray cluster answers there; `ray start --head` begins one, and without "
-            "ray.address the sweep runs on this machine"
-        ) from error
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # What became of a worker stands in trials.csv. Ray's switch for it, RAY_DEDUP_LOGS_SKIP_REGEX, is read on import.
-    stdout_deduplicator.skip_re = re.compile("A worker died or was killed")
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_answers(address: str | None) -> None:
-    """Ray itself tries an address that nobody listens on for minutes, and tells each try; raises OSError."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def _limited(cluster: RaySettings, sweep: SweepSettings) -> RaySettings:
-    """Alone on a machine max_concurrent limits the cores too: what runs of a population its scheduler chooses."""
-    if cluster.address is not None or sweep.max_concurrent is None:
-        return cluster
-    num_cpus = min(cluster.num_cpus or num_cores(), sweep.max_concurrent * sweep.cpus_per_trial)
-    return replace(cluster, num_cpus=num_cpus)
-
-
-@contextlib.contextmanager
-def _environment(**more: str) -> Iterator[None]:
-    """Ray's switches, set for the length of a sweep; what the user has set counts before them."""
-    added = {name: value for name, value in (_ENVIRONMENT | more).items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ import pytest
 from optuna.samplers import RandomSampler, TPESampler
 
 from handpose.sweep.rules import Asha
-from handpose.sweep.run import ray_runtime, run_sweep
+from handpose.sweep.run import run_sweep
+from handpose.sweep.runtime import ray_runtime
 from handpose.sweep.searcher import OptunaSearcher
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.space import load_space

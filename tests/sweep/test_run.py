@@ -24,7 +24,8 @@ from handpose.report.table import TrialTable
 from handpose.sweep.events import Begun, Failed, read_events
 from handpose.sweep.population import PopulationBased
 from handpose.sweep.rules import Fifo
-from handpose.sweep.run import Slots, SweepHaltedError, SweepInterruptedError, count_slots, ray_runtime
+from handpose.sweep.run import SweepHaltedError, SweepInterruptedError
+from handpose.sweep.runtime import Slots, count_slots, ray_runtime
 from handpose.sweep.settings import RaySettings
 from handpose.sweep.space import load_space
 from tests.report.test_tensorboard import hparams_tab

@@ -1,0 +1,128 @@
+"""Ray as a sweep needs it: quiet, sized, with the switches that it reads from the environment."""
+
+import contextlib
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray._private.ray_logging import stdout_deduplicator
+
+from handpose.errors import UserError
+from handpose.sweep.preflight import num_cores
+from handpose.sweep.settings import RaySettings, SweepSettings
+
+_OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels; Ray's own choice is a third of the memory
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints its own table, and every error, at any verbosity
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files beside ours
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they stand in trials.csv
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the trials with a state
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # what a trial costs is reported before it has a metric
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # nothing is restored from Tune's snapshots
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune would start the trial again by itself
+}
+"""What Ray takes from the environment of the driver only."""
+
+_WORKER_ENVIRONMENT = {
+    # A trial that was stopped gets this long to leave its epoch, before the worker is given to the next; Ray's 2 s
+    # are not enough for a Lightning loop, and the next trial fails then.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Trials at a time, and what each of them holds."""
+
+    num_slots: int
+    cpus: int
+    gpus: float
+
+
+def count_slots(sweep: SweepSettings, resources: Mapping[str, float]) -> Slots:
+    """How many trials fit into what Ray has; raises UserError where none does."""
+    gpus = sweep.gpus_per_trial if sweep.gpus_per_trial is not None else float(resources.get("GPU", 0) >= 1)
+    num_slots = int(resources.get("CPU", 0) // sweep.cpus_per_trial)
+    if gpus:
+        num_slots = min(num_slots, _gpu_slots(resources.get("GPU", 0), gpus))
+    if num_slots < 1:
+        raise UserError(
+            f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}, but Ray "
+            f"has {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs"
+        )
+    num_slots = num_slots if sweep.max_concurrent is None else min(num_slots, sweep.max_concurrent)
+    return Slots(num_slots, sweep.cpus_per_trial, gpus)
+
+
+def _gpu_slots(num_gpus: float, per_trial: float) -> int:
+    return int(num_gpus * int(1 / per_trial) if per_trial < 1 else num_gpus // per_trial)
+
+
+@contextlib.contextmanager
+def ray_runtime(cluster: RaySettings) -> Iterator[None]:
+    """Ray, without its noise, for the length of a block; one that runs already is used, and left running."""
+    if ray.is_initialized():
+        yield
+        return
+    settings: dict[str, Any] = {"address": cluster.address}
+    if cluster.address is None:
+        num_cpus = cluster.num_cpus or num_cores()
+        settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+        settings["object_store_memory"] = _OBJECT_STORE_BYTES
+    try:
+        _check_answers(cluster.address)
+        ray.init(
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+            **settings,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        if cluster.address is None:
+            raise
+        raise UserError(
+            f"ray.address={cluster.address}: no Ray cluster answers there; `ray start --head` begins one, and without "
+            "ray.address the sweep runs on this machine"
+        ) from error
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # What became of a worker stands in trials.csv. Ray's switch for it, RAY_DEDUP_LOGS_SKIP_REGEX, is read on import.
+    stdout_deduplicator.skip_re = re.compile("A worker died or was killed")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Ray itself tries an address that nobody listens on for minutes, and tells each try; raises OSError."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def limited(cluster: RaySettings, sweep: SweepSettings) -> RaySettings:
+    """Alone on a machine max_concurrent limits the cores too: what runs of a population its scheduler chooses."""
+    if cluster.address is not None or sweep.max_concurrent is None:
+        return cluster
+    num_cpus = min(cluster.num_cpus or num_cores(), sweep.max_concurrent * sweep.cpus_per_trial)
+    return replace(cluster, num_cpus=num_cpus)
+
+
+@contextlib.contextmanager
+def environment(**more: str) -> Iterator[None]:
+    """Ray's switches, set for the length of a sweep; what the user has set counts before them."""
+    added = {name: value for name, value in (_ENVIRONMENT | more).items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
