@@ -1,0 +1,20 @@
+"""The crash drill itself, short: it finds nothing, and would say so."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from handpose.config import REPOSITORY
+
+
+@pytest.mark.slow
+def test_a_short_drill_loses_nothing(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "crash_drill.py"), "--driver-kills", "1"]
+    command += ["--worker-kills", "1", "--output", str(tmp_path / "drill.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    totals = json.loads((tmp_path / "drill.json").read_text())["totals"]
+    assert (totals["driver_kills"], totals["worker_kills"]) == (1, 1)
+    assert totals["lost"] == totals["repeated"] == totals["wrong"] == totals["values_differ"] == 0
