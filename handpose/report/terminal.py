@@ -37,7 +37,7 @@ class SweepView(Protocol):
         """Show the table as it is now; may be called far more often than the view changes."""
 
     def ended(self, table: TrialTable, row: TrialRow) -> None:
-        """A trial has ended."""
+        """A trial has ended, or does not run for a while."""
 
     def close(self) -> None:
         """Leave the last picture standing."""
@@ -102,7 +102,7 @@ def _work_left(table: TrialTable) -> float:
 
 
 class PlainView:
-    """One line for each trial that has ended."""
+    """One line for each trial that has ended, paused or failed."""
 
     def __init__(self, title: str, clock: Clock) -> None:
         self._clock = clock
@@ -123,7 +123,7 @@ def trial_line(table: TrialTable, row: TrialRow, clock: Clock) -> str:
     num_ended = sum(other.is_over for other in table.rows.values())
     value = table.value(row)
     reached = metric_text(table.metric, value) if math.isfinite(value) else "no value"
-    shown = row.error or reached if row.state == "failed" else reached
+    shown = row.error or reached if row.state in ("failed", "waiting") else reached
     best = " *" if row in table.ranked()[:1] else ""
     parts = [
         f"[{num_ended}/{table.num_trials}] trial {row.number} {row.state}",
@@ -282,14 +282,19 @@ def _cells(table: TrialTable, row: TrialRow, keys: Sequence[str], *, is_best: bo
 
 
 def _shown(table: TrialTable) -> tuple[list[TrialRow], int]:
-    """The best of the ended trials, those that came to nothing, below them some that run; and how many are left out."""
-    running = sorted((row for row in table.rows.values() if not row.is_over), key=lambda row: row.number)
-    ranked = [row for row in table.ranked() if row.is_over]
+    """The best of all, those that came to nothing, below them some that run; and how many are left out."""
+    running = sorted((row for row in table.rows.values() if _is_live(row)), key=lambda row: row.number)
+    ranked = [row for row in table.ranked() if not _is_live(row)]
     sound = {row.number for row in ranked}
-    ended = ranked + [row for number, row in sorted(table.rows.items()) if row.is_over and number not in sound]
+    ended = ranked + [row for number, row in sorted(table.rows.items()) if not _is_live(row) and number not in sound]
     num_running = min(len(running), max(_MAX_RUNNING, _MAX_ROWS - len(ended)))
     rows = ended[: _MAX_ROWS - num_running] + running[:num_running]
     return rows, len(table.rows) - len(rows)
+
+
+def _is_live(row: TrialRow) -> bool:
+    """Whether it runs or will; one that is paused may never."""
+    return row.state in ("running", "waiting")
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ray.tune.experiment import Trial
 from handpose.report.table import TrialRow, TrialTable
 from handpose.report.tensorboard import TrialLog
 from handpose.report.terminal import SweepView
-from handpose.sweep.events import Begun, Closed, Event, Failed, Reported
+from handpose.sweep.events import Begun, Closed, Ended, Event, Failed, Reported
 from handpose.sweep.retention import CheckpointShelf
 from handpose.sweep.stretch import run_name
 
@@ -35,6 +35,7 @@ class Recorder(tune.Callback):
         self._tick = tick
         self._view = view
         self._logs: dict[int, TrialLog] = {}
+        self._told: set[tuple[int, int]] = set()
         self._is_behind = True  # trials.csv, of the table
         self._next_write = 0.0
 
@@ -63,8 +64,8 @@ class Recorder(tune.Callback):
             self._log(row).report(event.epoch, event.metrics)
         if row.state not in ("running", "waiting") or (row.state == "waiting" and isinstance(event, Failed)):
             self._close_log(row)
-        if row.is_over:
-            self._view.ended(self._table, row)
+        if row.is_over or row.state == "paused" or isinstance(event, Failed):
+            self._tell(event, row)
 
     def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
         """Called by Tune several times a second."""
@@ -74,6 +75,12 @@ class Recorder(tune.Callback):
             with contextlib.suppress(OSError):  # it is made of the events, and is written again
                 self._write()
         self._view.refresh(self._table)
+
+    def _tell(self, event: Event, row: TrialRow) -> None:
+        """Show how a trial stands; one that paused and is never promoted has been told already."""
+        if not isinstance(event, Ended) or (row.number, row.epochs) not in self._told:
+            self._view.ended(self._table, row)
+        self._told.add((row.number, row.epochs))
 
     def _close(self) -> None:
         for number in list(self._logs):
