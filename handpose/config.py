@@ -142,10 +142,19 @@ def _leave(sentence: str, status: int) -> NoReturn:
 
 def _load_environment() -> None:
     path = find_dotenv(usecwd=True)
+    _drop_empty_folders()
     try:
         load_dotenv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({_one_line(error)}); it must hold lines like MP_DATA=DIR") from error
+    _drop_empty_folders()
+
+
+def _drop_empty_folders() -> None:
+    """A folder that is set to nothing is not set: written into the working folder itself, results would litter it."""
+    for name in ("MP_DATA", "DIR_SCRATCH"):
+        if os.environ.get(name) == "":
+            del os.environ[name]
 
 
 def _command_line() -> tuple[list[str], list[str]]:
