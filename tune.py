@@ -72,7 +72,7 @@ def main(config: DictConfig) -> None:
     write_best(
         best, table=table, row=winner, overrides=with_params(overrides, winner.params), sweep=sweep, origin=origin
     )
-    retrained = retrain(sweep.path) if sweep.retrain else None
+    retrained = retrain(sweep.path, devices=sweep.retrain_devices) if sweep.retrain else None
     print(summary(table=table, winner=winner, defaults=task.defaults, retrained=retrained, folder=sweep.path))
 
 

@@ -26,7 +26,7 @@ NUM_VALIDATED = 2
 
 _LATENCY_REPEATS = 7
 _LATENCY_WARM_UP = 2
-_CONTEXT_BYTES = 500e6
+CONTEXT_BYTES = 500e6
 """What a process takes of a GPU beside its tensors: kernels, the work spaces of cuDNN and cuBLAS. Rough."""
 _MB = 1e6
 
@@ -112,7 +112,7 @@ class CostWatch(pl.Callback):
             self.gpu = torch.cuda.get_device_name(device)
             self.memory_mb = (torch.cuda.max_memory_allocated(device) - self._before_bytes) / _MB
             whole = torch.cuda.get_device_properties(device).total_memory
-            self.memory_share = (torch.cuda.max_memory_reserved(device) + _CONTEXT_BYTES) / whole
+            self.memory_share = (torch.cuda.max_memory_reserved(device) + CONTEXT_BYTES) / whole
         elif device.type == "mps":
             self.memory_mb = torch.mps.driver_allocated_memory() / _MB  # what is there now: it does not tell the peak
         if self._saves:

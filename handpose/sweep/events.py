@@ -40,11 +40,13 @@ class Saved:
 class Opened:
     """A process began to run the sweep, or went on with it.
 
-    at: seconds of the sweep's own time, as in all events. num_trials: that it is to run, which may grow.
+    at: seconds of the sweep's own time, as in all events. num_trials: that it is to run, which may grow. gpus: of each
+    trial, where nothing else is said.
     """
 
     at: float
     num_trials: int
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True)

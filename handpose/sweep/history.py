@@ -216,7 +216,7 @@ class History:
 
     def _open(self, event: Opened) -> None:
         """Whatever ran when the process before was killed or left waits to go on."""
-        self.num_trials = event.num_trials
+        self.num_trials, self.gpus = event.num_trials, event.gpus
         for number in sorted(self.live["running"]):
             self._go(number, "waiting")
         for trial in self.trials.values():

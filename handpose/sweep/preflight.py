@@ -13,9 +13,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
+import ray
 import torch
 from ray import cloudpickle
 
@@ -24,25 +25,24 @@ from handpose.errors import UserError
 from handpose.report.preflight import disk_line, points_table
 from handpose.report.terminal import params_text
 from handpose.sweep.forecast import cost_lines, table_rows
-from handpose.sweep.probing import Bench, Probed, points_of, probe, without_effect
+from handpose.sweep.gpu_share import Neighbours, choose, cores_a_gpu
+from handpose.sweep.probing import RANDOM, Bench, Probed, points_of, probe, without_effect
 from handpose.sweep.retention import KEPT_A_TRIAL
 from handpose.sweep.rules import Rule
 from handpose.sweep.settings import RaySettings, SweepSettings
+from handpose.sweep.slots import Slots, count_slots, num_cores
 from handpose.sweep.space import Params, Space, default_point, grid_points, probes
 from handpose.sweep.stretch import Objective, make_trainable
 from handpose.sweep.trial import TrialRecipe, with_params
 from handpose.sweep.trial_cost import DataSize
 from handpose.training.fit import prepare
 
-if TYPE_CHECKING:
-    from handpose.sweep.runtime import Slots
 
-
-def check_sweep(sweep: SweepSettings, ray: RaySettings) -> None:
+def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
     """Numbers, slots and the folder."""
-    _check_numbers(sweep, ray)
-    if ray.address is None:
-        _check_machine(sweep, ray)
+    _check_numbers(sweep, cluster)
+    if cluster.address is None:
+        _check_machine(sweep, cluster)
     _check_folder(sweep)
 
 
@@ -112,7 +112,7 @@ def _check_rungs(sweep: SweepSettings, rule: Rule, validates_every: int) -> None
         )
 
 
-def _check_numbers(sweep: SweepSettings, ray: RaySettings) -> None:
+def _check_numbers(sweep: SweepSettings, cluster: RaySettings) -> None:
     at_least_one = {
         "sweep.num_trials": sweep.num_trials,
         "sweep.max_epochs": sweep.max_epochs,
@@ -120,7 +120,7 @@ def _check_numbers(sweep: SweepSettings, ray: RaySettings) -> None:
         "sweep.max_concurrent": sweep.max_concurrent,
         "sweep.checkpoint_every_epochs": sweep.checkpoint_every_epochs,
         "sweep.stop_after_failures": sweep.stop_after_failures,
-        "ray.num_cpus": ray.num_cpus,
+        "ray.num_cpus": cluster.num_cpus,
     }
     for key, value in at_least_one.items():
         if value is not None and value < 1:
@@ -135,25 +135,25 @@ def _check_numbers(sweep: SweepSettings, ray: RaySettings) -> None:
     if sweep.explosion_factor is not None and sweep.explosion_factor <= 1:
         raise UserError(f"sweep.explosion_factor must be above 1, but it is {sweep.explosion_factor:g}")
     gpus = sweep.gpus_per_trial
-    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+    if gpus == "auto":
+        if sweep.preflight == "off" and sweep.resume is None:
+            raise UserError(
+                "sweep.gpus_per_trial=auto is found out by the preflight; with sweep.preflight=off give a number"
+            )
+    elif gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
         raise UserError(f"sweep.gpus_per_trial must be a whole number or a part of one GPU, but it is {gpus:g}")
     if not sweep.metric.startswith("val/"):
         raise UserError(f"sweep.metric={sweep.metric} is no validation metric; those begin with val/")
 
 
-def _check_machine(sweep: SweepSettings, ray: RaySettings) -> None:
-    num_cpus = ray.num_cpus or num_cores()
+def _check_machine(sweep: SweepSettings, cluster: RaySettings) -> None:
+    num_cpus = cluster.num_cpus or num_cores()
     if sweep.cpus_per_trial > num_cpus:
         raise UserError(f"sweep.cpus_per_trial={sweep.cpus_per_trial}, but this machine has {num_cpus} for trials")
-    num_gpus = torch.cuda.device_count()
-    if (sweep.gpus_per_trial or 0) > num_gpus:
+    gpus, num_gpus = sweep.gpus_per_trial, torch.cuda.device_count()
+    if gpus is not None and gpus != "auto" and gpus > num_gpus:
         found = f"{num_gpus} GPU{'' if num_gpus == 1 else 's'}" if num_gpus else "no GPU"
-        raise UserError(f"sweep.gpus_per_trial={sweep.gpus_per_trial:g}, but this machine has {found}")
-
-
-def num_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        raise UserError(f"sweep.gpus_per_trial={gpus:g}, but this machine has {found}")
 
 
 def _check_folder(sweep: SweepSettings) -> None:
@@ -187,7 +187,7 @@ _BRIEF_S = 60.0
 
 
 def preflight(
-    slots: "Slots",
+    slots: Slots,
     *,
     sweep: SweepSettings,
     space: Space,
@@ -197,16 +197,17 @@ def preflight(
     data: DataSize,
     defaults: Mapping[str, Any],
     say: Callable[[str], None] = print,
-) -> None:
+) -> Slots:
     """Train points of the space for a few steps, each as trials are, and say what a trial and the sweep will cost.
 
     Within a running Ray. slots: that trials will have. objective: what they run. data: of the default configuration.
     defaults: as `default_point` takes them. sweep.preflight: `brief` tries the space's ends, two points at random and
-    every option of every choice; `only` more, for longer, pretrained weights included; `off` nothing. Raises UserError,
-    which names the parameters, where a point cannot be trained, and where objective, disk or GPU are not up to it.
+    every option of every choice; `only` more, for longer, pretrained weights included; `off` nothing. Returns the
+    slots, which are others where it has found out the share of a GPU. Raises UserError, which names the parameters,
+    where a point cannot be trained, and where objective, disk or GPU are not up to it.
     """
     if sweep.preflight == "off":
-        return
+        return slots
     is_brief, rule, default = sweep.preflight == "brief", make_rule(), _default(space, defaults)
     points = points_of(space, num_random=2 if is_brief else 8)
     if not is_brief:
@@ -225,12 +226,30 @@ def preflight(
         idle = [] if is_brief else list(without_effect(bench, probed, default or probed.points[0].params))
     for cost in probed.costs:
         _check_rungs(sweep, rule, cost.validates_every)
+    lines = []
+    if sweep.gpus_per_trial == "auto" and slots.gpus:
+        slots, line = _sharing(sweep, recipe, data, probed)
+        lines.append(line)
     disk, *warnings = _check_disk(sweep, slots, rule, probed)
     warnings += [*_check_gpu_share(slots, probed), *_warnings(space, probed, idle)]
     if not is_brief:
         say(points_table(table_rows(probed)) + "\n")
-    lines = [*cost_lines(sweep, probed, make_rule, num_slots=slots.num_slots), disk]
+    lines += [*cost_lines(sweep, probed, make_rule, num_slots=slots.num_slots), disk]
     say("\n".join([*lines, *(f"note        {warning}" for warning in warnings)]))
+    return slots
+
+
+def _sharing(sweep: SweepSettings, recipe: TrialRecipe, data: DataSize, probed: Probed) -> tuple[Slots, str]:
+    """Slots with the share of a GPU that pays best, and what was measured, in a line."""
+    resources = ray.cluster_resources()
+    typical = min(probed.points, key=lambda point: point.label != RANDOM)
+    neighbours = Neighbours(cpus=sweep.cpus_per_trial, recipe=recipe, data=data, params=typical.params)
+    choice = choose(
+        max(cost.memory_share for cost in probed.costs),
+        most=cores_a_gpu(resources, cpus_per_trial=sweep.cpus_per_trial),
+        steps_per_s=neighbours.steps_per_s,
+    )
+    return count_slots(sweep, resources, gpus=choice.gpus_per_trial), choice.line()
 
 
 def check_pickles(objective: Objective) -> None:
@@ -257,7 +276,7 @@ def _default(space: Space, defaults: Mapping[str, Any]) -> Params | None:
     return None if draws is None else space.suggest(optuna.trial.FixedTrial(draws))
 
 
-def _check_disk(sweep: SweepSettings, slots: "Slots", rule: Rule, probed: Probed) -> list[str]:
+def _check_disk(sweep: SweepSettings, slots: Slots, rule: Rule, probed: Probed) -> list[str]:
     """What the disk has for checkpoints, and warnings; raises UserError where it has too little for any sweep."""
     place = _nearest(sweep.path)
     free_gb = shutil.disk_usage(place).free / 1e9
@@ -283,7 +302,7 @@ def _check_disk(sweep: SweepSettings, slots: "Slots", rule: Rule, probed: Probed
     return [line, f"{budget} may be too small: the sweep may hold {needed_gb:.3g} GB, without which {begin}"]
 
 
-def _check_gpu_share(slots: "Slots", probed: Probed) -> list[str]:
+def _check_gpu_share(slots: Slots, probed: Probed) -> list[str]:
     """Warnings where trials that share a GPU do not fit beside each other; raises UserError where none does."""
     num_sharing = int(1 / slots.gpus) if 0 < slots.gpus < 1 else 1
     shares = sorted(cost.memory_share for cost in probed.costs if cost.gpu)

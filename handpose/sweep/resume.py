@@ -26,6 +26,7 @@ _CHANGEABLE = (
     "sweep.max_retries",
     "sweep.retry_delay_s",
     "sweep.stop_after_failures",
+    "sweep.retrain_devices",
     "sweep.preflight",
     "sweep.retrain",
     "ray.address",

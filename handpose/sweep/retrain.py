@@ -1,18 +1,29 @@
-"""The winner of a sweep once more, with its full schedule, by the road of train.py; it goes on where it was cut off."""
+"""The winner of a sweep once more, with its full schedule, by the road of train.py; it goes on where it was cut off.
+
+Several GPUs share its batches: then it runs as a program of its own, `python -m handpose.sweep.retrain FOLDER DEVICES`,
+which Lightning starts once for each of them.
+"""
 
 import contextlib
 import itertools
 import json
+import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+import torch
 import yaml
+from omegaconf import DictConfig
 
 from handpose.config import compose, quote_override
 from handpose.errors import UserError
-from handpose.sweep.run import SweepInterruptedError, resume_command
+from handpose.sweep.run import INTERRUPTED, SweepInterruptedError, resume_command
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
 
@@ -20,31 +31,92 @@ _WINNER = "overrides.json"
 """Of the configuration that is retrained."""
 
 
-def retrain(folder: Path) -> dict[str, float]:
+def retrain(folder: Path, *, devices: int | None = None) -> dict[str, float]:
     """Train best.yaml of the sweep in that folder as train.py would, and test it; returns metrics of both.
 
+    devices: that share each batch; None: all GPUs of this machine, where best.yaml does not say which. Their number is
+    lowered until it divides data.batch_size, so that the steps remain those of the trials.
+
     A retraining that was cut off goes on from its last checkpoint; of one that was finished the figures are read. One
-    of another winner is put aside, as retrain_1.
+    of another winner is put aside, as retrain_1. Raises UserError, and SweepInterruptedError.
     """
     place = folder / "retrain"
     winner = yaml.safe_load((folder / "best.yaml").read_text())["overrides"]
     _put_aside(place, winner)
     if (place / "metrics.json").is_file():
-        metrics: dict[str, float] = json.loads((place / "metrics.json").read_text())["metrics"]
-        return metrics
+        return _figures(place)
+    config = compose("train", [_best(folder)])
+    number = _dividing(devices or _num_gpus(config, winner), config.data.batch_size)
+    if number == 1:
+        return _retrain(folder, winner, devices=1)
+    _run_apart(folder, number)
+    return _figures(place)
+
+
+def _figures(place: Path) -> dict[str, float]:
+    metrics: dict[str, float] = json.loads((place / "metrics.json").read_text())["metrics"]
+    return metrics
+
+
+def _best(folder: Path) -> str:
+    return quote_override("best", str(folder / "best.yaml"))
+
+
+def _num_gpus(config: DictConfig, winner: list[str]) -> int:
+    is_said = any(item.partition("=")[0].lstrip("+") == "trainer.devices" for item in winner)
+    return 1 if is_said or config.trainer.accelerator == "cpu" else max(1, torch.cuda.device_count())
+
+
+def _dividing(most: int, batch_size: int) -> int:
+    return next(number for number in range(most, 0, -1) if batch_size % number == 0)
+
+
+def _retrain(folder: Path, winner: list[str], *, devices: int) -> dict[str, float]:
+    """In this process, which is one of several where there are several devices."""
+    place = folder / "retrain"
     places = {"logs": place, "checkpoints": place / "checkpoints", "predictions": place}
-    overrides = [quote_override(f"paths.{name}", str(path)) for name, path in places.items()]
-    best = quote_override("best", str(folder / "best.yaml"))
-    config = compose("train", [best, *overrides])
-    config = compose("train", [best, *overrides, *_where_it_was(place / "checkpoints", config.trainer.max_epochs)])
+    overrides = [_best(folder), *(quote_override(f"paths.{name}", str(path)) for name, path in places.items())]
+    config = compose("train", overrides)
+    if devices > 1:
+        shared = {"trainer.devices": devices, "data.batch_size": config.data.batch_size // devices}
+        overrides += [quote_override(key, value) for key, value in shared.items()]
+        if config.trainer.accelerator != "cpu":  # torch has it for GPUs only
+            overrides += ["+trainer.sync_batchnorm=true"]  # the statistics of the whole batch, as in the trials
+    config = compose("train", [*overrides, *_where_it_was(place / "checkpoints", config.trainer.max_epochs)])
     folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
     (place / _WINNER).write_text(json.dumps(winner))
     try:
         with _terminable():
             result = train_and_test(config, folders)
     except KeyboardInterrupt as error:
-        raise SweepInterruptedError(f"the retraining was interrupted; to go on: {resume_command(folder)}") from error
+        raise _interrupted(folder) from error
     return (result.training.metrics if result.training else {}) | result.test_metrics
+
+
+def _interrupted(folder: Path) -> SweepInterruptedError:
+    return SweepInterruptedError(f"the retraining was interrupted; to go on: {resume_command(folder)}")
+
+
+def _run_apart(folder: Path, devices: int) -> None:
+    """As a program of its own, since Lightning starts for each device what began this process.
+
+    It hears of Ctrl-C from here only, once.
+    """
+    command = [sys.executable, "-m", __name__, str(folder), str(devices)]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        with _terminable():
+            status = process.wait()
+    except KeyboardInterrupt as error:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise _interrupted(folder) from error
+    if status == INTERRUPTED:
+        raise _interrupted(folder)
+    if status:
+        raise UserError(
+            f"the retraining on {devices} devices ended with status {status}; {resume_command(folder)} goes on"
+        )
 
 
 def _put_aside(place: Path, winner: list[str]) -> None:
@@ -81,3 +153,30 @@ def _where_it_was(checkpoints: Path, max_epochs: int) -> list[str]:
         return [quote_override("model.checkpoint_path", str(checkpoints / "last.ckpt"))]
     best = max(checkpoints.glob("best-*.ckpt"), key=lambda file: file.stat().st_mtime)
     return [quote_override("model.checkpoint_path", str(best)), "test=true"]
+
+
+def _end_with(parent: int) -> None:
+    """Interrupt this process when the one that started it is gone, and might start another."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _main() -> None:
+    folder, devices = Path(sys.argv[1]), int(sys.argv[2])
+    _end_with(os.getppid())
+    winner = yaml.safe_load((folder / "best.yaml").read_text())["overrides"]
+    try:
+        _retrain(folder, winner, devices=devices)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except SweepInterruptedError:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    _main()

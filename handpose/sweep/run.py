@@ -26,9 +26,10 @@ from handpose.sweep.provenance import write_yaml
 from handpose.sweep.recorder import Recorder
 from handpose.sweep.resume import keep_space
 from handpose.sweep.rules import Rule
-from handpose.sweep.runtime import Slots, count_slots, environment, limited, ray_runtime
+from handpose.sweep.runtime import environment, limited, ray_runtime
 from handpose.sweep.searcher import OptunaSearcher
 from handpose.sweep.settings import RaySettings, SweepSettings
+from handpose.sweep.slots import Slots, count_slots
 from handpose.sweep.space import Params, Space
 from handpose.sweep.state import SweepState
 from handpose.sweep.stretch import STRETCH, Objective, make_trainable
@@ -58,7 +59,7 @@ def run_sweep(
     objective: Objective,
     command: Callable[[Params], str],
     description: Mapping[str, Any] | None,
-    preflight: Callable[[Slots], None] = lambda slots: None,
+    preflight: Callable[[Slots], Slots] = lambda slots: slots,
 ) -> TrialTable:
     """Try configurations from the space until all trials are done or the budget is spent; returns the table of trials.
 
@@ -92,9 +93,10 @@ def run_sweep(
             stack.enter_context(_alone(folder))
         stack.enter_context(environment())
         stack.enter_context(ray_runtime(limited(cluster, sweep)))  # before any file is made: it may not answer
-        slots = count_slots(sweep, ray.cluster_resources())
+        resources = ray.cluster_resources()
+        slots = count_slots(sweep, resources)
         if description is not None:
-            preflight(slots)
+            slots = preflight(slots)
             stack.enter_context(_alone(folder))
             keep_space(space, folder)
             write_yaml(folder / "sweep.yaml", description)
@@ -102,6 +104,8 @@ def run_sweep(
         print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
         log = stack.enter_context(contextlib.closing(EventLog(folder / EVENTS)))
         state = SweepState(sweep, log=log, history=history(), searcher=asked)
+        if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
+            slots = count_slots(sweep, resources, gpus=state.history.gpus)
         _run(sweep, slots, space, state, objective)
         return state.history.table
 
@@ -112,7 +116,7 @@ def _rehearse(searcher: Callable[..., OptunaSearcher]) -> None:
         searcher(folder=Path(folder), storage=None).close()
 
 
-def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], None]) -> None:
+def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], Slots]) -> None:
     """Only the preflight of a sweep, with Ray as the sweep would have it; no file is made."""
     with environment(), ray_runtime(limited(cluster, sweep)):
         preflight(count_slots(sweep, ray.cluster_resources()))

@@ -5,16 +5,16 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray._private.ray_logging import stdout_deduplicator
 
 from handpose.errors import UserError
-from handpose.sweep.preflight import num_cores
 from handpose.sweep.settings import RaySettings, SweepSettings
+from handpose.sweep.slots import num_cores
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels; Ray's own choice is a third of the memory
 
@@ -36,34 +36,6 @@ _WORKER_ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Trials at a time, and what each of them holds."""
-
-    num_slots: int
-    cpus: int
-    gpus: float
-
-
-def count_slots(sweep: SweepSettings, resources: Mapping[str, float]) -> Slots:
-    """How many trials fit into what Ray has; raises UserError where none does."""
-    gpus = sweep.gpus_per_trial if sweep.gpus_per_trial is not None else float(resources.get("GPU", 0) >= 1)
-    num_slots = int(resources.get("CPU", 0) // sweep.cpus_per_trial)
-    if gpus:
-        num_slots = min(num_slots, _gpu_slots(resources.get("GPU", 0), gpus))
-    if num_slots < 1:
-        raise UserError(
-            f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}, but Ray "
-            f"has {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs"
-        )
-    num_slots = num_slots if sweep.max_concurrent is None else min(num_slots, sweep.max_concurrent)
-    return Slots(num_slots, sweep.cpus_per_trial, gpus)
-
-
-def _gpu_slots(num_gpus: float, per_trial: float) -> int:
-    return int(num_gpus * int(1 / per_trial) if per_trial < 1 else num_gpus // per_trial)
 
 
 @contextlib.contextmanager

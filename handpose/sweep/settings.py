@@ -11,13 +11,15 @@ class SweepSettings:
 
     folder: all that the sweep leaves behind lies in it. resume: folder of a sweep to go on with; nothing else is read
     then. num_trials: configurations tried. max_epochs: of a trial at full fidelity. cpus_per_trial, gpus_per_trial: a
-    slot; a part of a GPU is a share of its trials, no limit of memory; None: one GPU where there is one.
+    slot; a part of a GPU is a share of its trials and of its memory; auto: the share that trains most in all; None: one
+    GPU where there is one.
     max_concurrent: trials at a time; None: as many as there are slots. time_budget_s: the sweep ends then. seed: of
     searcher and scheduler. explosion_factor: a trial ends when its metric is worse than its best by this factor; None:
     only when it is not finite. checkpoint_every_epochs: of a trial; None: only at rungs where it may pause.
     checkpoint_budget_gb: of all trials together, in 1e9 bytes. max_retries: of a trial that failed; retry_delay_s:
     before the first, doubled for each. stop_after_failures: trials that fail before any has reported end the sweep.
-    preflight: what is tried out before it. retrain: the winner, with the full schedule.
+    preflight: what is tried out before it. retrain: the winner, with the full schedule, on retrain_devices; None: on
+    all GPUs of the driver's machine.
     """
 
     name: str
@@ -26,7 +28,7 @@ class SweepSettings:
     num_trials: int
     max_epochs: int
     cpus_per_trial: int
-    gpus_per_trial: float | None
+    gpus_per_trial: float | Literal["auto"] | None
     max_concurrent: int | None
     time_budget_s: float | None
     seed: int
@@ -40,6 +42,7 @@ class SweepSettings:
     stop_after_failures: int
     preflight: Literal["brief", "only", "off"]
     retrain: bool
+    retrain_devices: int | None
 
     @property
     def path(self) -> Path:

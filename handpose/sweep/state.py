@@ -90,10 +90,10 @@ class SweepState:
 
         num_slots: trials at a time. gpus: the share of each. listener: is told what happens from now on.
         """
-        self._num_slots, self.history.gpus = num_slots, gpus
+        self._num_slots = num_slots
         num_points = self._searcher.num_points
         num_trials = self._settings.num_trials if num_points is None else min(self._settings.num_trials, num_points)
-        self._happened(Opened(self.elapsed_s(), num_trials))
+        self._happened(Opened(self.elapsed_s(), num_trials, gpus))
         self._searcher.align([_known(trial) for trial in self.history.trials.values()])
         self.history.shelf.settle()
         self._listener = listener

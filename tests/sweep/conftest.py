@@ -57,6 +57,7 @@ def make_settings(folder, **changes):
         "stop_after_failures": 3,
         "preflight": "off",
         "retrain": True,
+        "retrain_devices": None,
     }
     return SweepSettings(**values | changes)
 

@@ -25,7 +25,7 @@ from handpose.sweep.events import Begun, Failed, read_events
 from handpose.sweep.population import PopulationBased
 from handpose.sweep.rules import Fifo
 from handpose.sweep.run import SweepHaltedError, SweepInterruptedError
-from handpose.sweep.runtime import Slots, count_slots, ray_runtime
+from handpose.sweep.runtime import ray_runtime
 from handpose.sweep.settings import RaySettings
 from handpose.sweep.space import load_space
 from tests.report.test_tensorboard import hparams_tab
@@ -316,27 +316,6 @@ def test_a_full_disk_is_a_sentence_and_the_sweep_can_go_on(sweep, write_space, t
     monkeypatch.undo()
     table = start(make_settings(tmp_path / "sweep", max_epochs=8, num_trials=3), space, grown, rule=Fifo, resume=True)
     assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 8)}
-
-
-@pytest.mark.parametrize(
-    ("has", "asked", "slots"),
-    [
-        ({"CPU": 8}, {"cpus_per_trial": 2}, Slots(4, 2, 0.0)),
-        ({"CPU": 8}, {"cpus_per_trial": 2, "max_concurrent": 3}, Slots(3, 2, 0.0)),
-        ({"CPU": 64, "GPU": 2}, {}, Slots(2, 1, 1.0)),
-        ({"CPU": 64, "GPU": 2}, {"gpus_per_trial": 0.25}, Slots(8, 1, 0.25)),
-        ({"CPU": 64, "GPU": 2}, {"gpus_per_trial": 0.3}, Slots(6, 1, 0.3)),
-        ({"CPU": 64, "GPU": 8}, {"gpus_per_trial": 4}, Slots(2, 1, 4)),
-        ({"CPU": 4, "GPU": 8}, {"gpus_per_trial": 0}, Slots(4, 1, 0)),
-    ],
-)
-def test_there_are_as_many_slots_as_cores_and_gpus_hold(has, asked, slots, tmp_path):
-    assert count_slots(make_settings(tmp_path, **asked), has) == slots
-
-
-def test_a_trial_that_fits_nowhere_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no trial fits: sweep.cpus_per_trial=8 .* Ray has 4 cores and 0 GPUs"):
-        count_slots(make_settings(tmp_path, cpus_per_trial=8), {"CPU": 4})
 
 
 def test_a_cluster_that_does_not_answer_is_a_sentence_at_once(monkeypatch):

@@ -1,0 +1,35 @@
+"""How many trials run at a time."""
+
+import pytest
+
+from handpose.errors import UserError
+from handpose.sweep.slots import Slots, count_slots
+from tests.sweep.conftest import make_settings
+
+
+@pytest.mark.parametrize(
+    ("has", "asked", "slots"),
+    [
+        ({"CPU": 8}, {"cpus_per_trial": 2}, Slots(4, 2, 0.0)),
+        ({"CPU": 8}, {"cpus_per_trial": 2, "max_concurrent": 3}, Slots(3, 2, 0.0)),
+        ({"CPU": 64, "GPU": 2}, {}, Slots(2, 1, 1.0)),
+        ({"CPU": 64, "GPU": 2}, {"gpus_per_trial": 0.25}, Slots(8, 1, 0.25)),
+        ({"CPU": 64, "GPU": 2}, {"gpus_per_trial": 0.3}, Slots(6, 1, 0.3)),
+        ({"CPU": 64, "GPU": 8}, {"gpus_per_trial": 4}, Slots(2, 1, 4)),
+        ({"CPU": 4, "GPU": 8}, {"gpus_per_trial": 0}, Slots(4, 1, 0)),
+        ({"CPU": 64, "GPU": 2}, {"gpus_per_trial": "auto"}, Slots(2, 1, 1.0)),
+        ({"CPU": 64}, {"gpus_per_trial": "auto"}, Slots(64, 1, 0.0)),
+    ],
+)
+def test_there_are_as_many_slots_as_cores_and_gpus_hold(has, asked, slots, tmp_path):
+    assert count_slots(make_settings(tmp_path, **asked), has) == slots
+
+
+def test_a_trial_that_fits_nowhere_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no trial fits: sweep.cpus_per_trial=8 .* Ray has 4 cores and 0 GPUs"):
+        count_slots(make_settings(tmp_path, cpus_per_trial=8), {"CPU": 4})
+
+
+def test_a_share_that_was_found_out_counts_before_the_settings(tmp_path):
+    settings = make_settings(tmp_path, gpus_per_trial="auto")
+    assert count_slots(settings, {"CPU": 64, "GPU": 2}, gpus=0.3333) == Slots(6, 1, 0.3333)
