@@ -19,6 +19,11 @@ _PARENT = [parent for parent, _ in BONES]
 _CHILD = [child for _, child in BONES]
 
 
+def exactly(like: Tensor) -> torch.autocast:
+    """A context in which mixed precision leaves matrix products alone: it would round a camera or a joint to 8 bits."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def project(xyz: Tensor, intrinsics: Tensor) -> Tensor:
     """Project points to the image: (..., K, 3) and (..., 3, 3) -> (..., K, 2) in pixels.
 

@@ -37,6 +37,7 @@ _TYPES: dict[str, Any] = {
     "data.source.val_fraction": _SHARE,
     "data.source.num_blocks": _COUNT,
     "data.source.split_seed": Annotated[int, Field(ge=0)],
+    "model.compile": Literal["default", "reduce-overhead", "max-autotune"] | None,
     "model.encoder.drop_path": Annotated[float, Field(ge=0, lt=1)],
     "model.decoder.depth": Annotated[int, Field(ge=0, le=8)],
     "model.decoder.width": _COUNT,

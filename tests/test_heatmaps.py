@@ -97,3 +97,10 @@ def test_camera_axes_refuse_a_training_set_outside_their_ranges(batch):
 def test_sigma_outside_the_axis_is_refused(sigma):
     with pytest.raises(UserError, match=rf"heatmap\.sigma.*{sigma}"):
         ImageAxes(sigma=sigma)
+
+
+def test_mixed_precision_does_not_round_what_is_read_out():
+    logits = torch.randn(2, 21, 64, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = soft_argmax(logits)
+    assert torch.equal(mixed, soft_argmax(logits))

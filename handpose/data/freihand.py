@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from handpose.data.sample import Annotations, Splits
+from handpose.data.sample import Annotations, ImageFiles, Splits
 from handpose.errors import UserError
 from handpose.skeleton import NUM_JOINTS, REFERENCE_BONE
 
@@ -144,7 +144,7 @@ def read_annotations(
     )
 
 
-def image_files(folder: Path, layout: str) -> tuple[Path, ...]:
+def image_files(folder: Path, layout: str) -> ImageFiles:
     """The files `%08d.jpg` of a folder in the order of their number, which must run from 0 without a gap."""
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist; {layout}")
@@ -157,7 +157,7 @@ def image_files(folder: Path, layout: str) -> tuple[Path, ...]:
             raise UserError(
                 f"{folder / f'{number:08d}.jpg'} is missing, though {names[-1]} is there; unpack the data set again"
             )
-    return tuple(folder / name for name in names)
+    return ImageFiles.of(folder / name for name in names)
 
 
 def read_intrinsics(path: Path, layout: str) -> NDArray[np.float64]:

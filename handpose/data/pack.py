@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from handpose.data.sample import Annotations
+from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError
 
 _VERSION = 1
@@ -118,8 +118,8 @@ class _Files(NamedTuple):
     changed: str
 
     @classmethod
-    def of(cls, files: Sequence[Path]) -> "_Files":
-        paths = [os.fspath(file) for file in files]
+    def of(cls, files: ImageFiles) -> "_Files":
+        paths = [os.fsdecode(path) for path in files.paths]
         chunks = [paths[i : i + 1024] for i in range(0, len(paths), 1024)]
         with ThreadPoolExecutor(_STAT_THREADS) as pool:
             stats = np.concatenate(list(pool.map(_size_and_mtime, chunks)))

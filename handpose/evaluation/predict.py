@@ -11,7 +11,7 @@ from torch import Tensor
 
 from handpose.data.augment import View, mirrored, rotation_about_center, turned, unchanged
 from handpose.data.sample import HandBatch
-from handpose.geometry import project
+from handpose.geometry import exactly, project
 from handpose.metrics.mpjpe import KeypointErrorPx, PaMpjpe, RootRelativeMpjpe
 from handpose.metrics.pck import PckAuc
 from handpose.training.module import HandPose
@@ -49,7 +49,8 @@ class Predictor(pl.LightningModule):
         if self.test_time == "rotations_mirror":
             reflected = self.module.predict_xyz_m(mirrored(seen), batch.scale_m)
             predicted_m = (predicted_m + reflected * reflected.new_tensor([-1.0, 1.0, 1.0])) / 2.0
-        return predicted_m @ rotation  # the inverse of the rotation that `turned` applied
+        with exactly(rotation):
+            return predicted_m @ rotation  # the inverse of the rotation that `turned` applied
 
 
 def measure(

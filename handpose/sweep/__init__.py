@@ -5,9 +5,10 @@ is tried first, what earlier sweeps teach), `study` and `sampler_view` (where Op
 Who goes on: `scheduler` (the configured one), `rules` (ASHA, median, none), `population`.
 What happened: `events` (the file), `history` (what they lead to), `state` (a sweep while it runs), `retention` (its
 checkpoints), `audit` (whether all of it agrees).
-How it runs: `run` (a sweep), `slots` (how many at a time), `runtime` (Ray, started), `tuning` (Tune asks the state),
-`stretch` (what a worker is told), `trial` (what it trains), `recorder` (trials.csv, TensorBoard, terminal), `resume`
-(going on), `settings`.
+How it runs: `run` (a sweep), `slots` (how many at a time), `runtime` (Ray, started), `warm_up` (its workers, started
+ahead), `tuning` (Tune asks the state), `stretch` (what a worker is told), `trial` (what it trains), `saving` (its
+checkpoints), `worker` (which it leaves as it was), `recorder` (trials.csv, TensorBoard, terminal), `resume` (going on),
+`settings`.
 Before it: `preflight`, `probing` (points tried on a worker), `trial_cost` and `cost_watch` (what a trial costs),
 `forecast` (what the sweep costs), `gpu_share` (how many trials a GPU takes).
 After it: `select` (the winner), `retrain`, `provenance`.

@@ -114,7 +114,7 @@ def _in_trial(number: int, events: Sequence[Begun | Reported]) -> Iterator[tuple
         if event.resumed_from < begun_from:
             yield "repeated", f"trial {number} went on from epoch {event.resumed_from}, though {begun_from} was saved"
         epoch, is_over = event.epoch, event.decision not in ("continue", "pause")
-        newest = epoch if event.checkpoint is not None else newest
+        newest = newest if event.checkpoint is None else event.checkpoint.epoch
 
 
 def _in_csv(file: Path, table: TrialTable) -> list[str]:

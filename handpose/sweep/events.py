@@ -21,9 +21,10 @@ if TYPE_CHECKING:  # workers read events without Optuna and Hydra
 Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasible"]
 """What becomes of a trial after a report. stop: by the scheduler. complete: it has reached sweep.max_epochs."""
 
-FailureKind = Literal["error", "mistake", "killed", "gpu_memory", "preempted"]
+FailureKind = Literal["error", "mistake", "killed", "gpu_memory", "preempted", "worn"]
 """error: it raised. mistake: it raised a UserError, which comes again. killed: its process is gone. gpu_memory: there
-was not enough. preempted: the cluster took the machine away, which is nobody's fault."""
+was not enough. preempted: the cluster took the machine away. worn: a trial before it left the worker unfit.
+These two are not the trial's fault."""
 
 
 @dataclass(frozen=True)

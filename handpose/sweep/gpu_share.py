@@ -5,7 +5,7 @@ A part of a GPU in Ray is a count and limits nothing, so the memory of a worker 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 import torch
@@ -15,8 +15,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from handpose.errors import UserError
 from handpose.sweep.cost_watch import CONTEXT_BYTES
-from handpose.sweep.trial import TrialRecipe
 from handpose.sweep.trial_cost import DataSize, Gauge, Refusal
+
+if TYPE_CHECKING:
+    from handpose.sweep.trial import TrialRecipe
 
 _USABLE = 0.95
 """Of a GPU's memory; what trials take at their peaks is never quite what a few steps took."""
@@ -91,7 +93,7 @@ class Neighbours:
     params: of the trial. Raises UserError where there is no free GPU.
     """
 
-    def __init__(self, *, cpus: int, recipe: TrialRecipe, data: DataSize, params: Mapping[str, Any]) -> None:
+    def __init__(self, *, cpus: int, recipe: "TrialRecipe", data: DataSize, params: Mapping[str, Any]) -> None:
         self._cpus = cpus
         self._recipe = recipe
         self._data = data

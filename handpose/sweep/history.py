@@ -30,6 +30,7 @@ from handpose.sweep.settings import SweepSettings
 from handpose.sweep.space import Params
 
 _NUM_FINALISTS = 3
+_NOT_ITS_FAULT: tuple[FailureKind, ...] = ("preempted", "worn")
 _AFTER: Mapping[Decision, State] = {
     "continue": "running",
     "pause": "paused",
@@ -120,7 +121,7 @@ class History:
         sweep stops for, and then the trial is tried again after it is mended.
         """
         trial = self.trials[number]
-        if kind == "preempted":
+        if kind in _NOT_ITS_FAULT:
             return True, trial.gpus
         if kind == "gpu_memory":
             share = self.gpus if trial.gpus is None else trial.gpus
@@ -131,7 +132,7 @@ class History:
 
     def is_hopeless(self, number: int, kind: FailureKind) -> bool:
         """Whether with this failure so many different trials have failed, and none ever reported, that it is a bug."""
-        if self.num_reports or kind == "preempted":
+        if self.num_reports or kind in _NOT_ITS_FAULT:
             return False
         return len(self._failed_first | {number}) >= self._settings.stop_after_failures
 
@@ -257,7 +258,7 @@ class History:
         trial = self.trials[event.trial]
         trial.spend(event.at)
         trial.row.error, trial.row.traceback, trial.gpus = event.cause, event.traceback, event.gpus
-        if not self.num_reports and event.kind != "preempted":
+        if not self.num_reports and event.kind not in _NOT_ITS_FAULT:
             self._failed_first.add(event.trial)
         if event.kind in ("error", "mistake", "killed"):
             delay_s = self._settings.retry_delay_s * 2**trial.num_failures

@@ -14,6 +14,7 @@ from handpose.errors import UserError
 from handpose.sweep.space import Params, Space, probes
 from handpose.sweep.trial import TrialRecipe
 from handpose.sweep.trial_cost import FEWEST_STEPS, DataSize, Gauge, Refusal, TrialCost, first_line
+from handpose.sweep.warm_up import worker_environment
 
 _START_PATIENCE_S = 300.0
 _PATIENCE_S = 600.0
@@ -118,7 +119,8 @@ class Bench:
         self._is_ready = True
 
     def _start(self) -> None:
-        self._worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus)(Gauge).remote()
+        worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus, runtime_env=worker_environment())(Gauge)
+        self._worker = worker.remote()
         self._is_ready = False
 
     def _stop(self) -> None:

@@ -34,6 +34,7 @@ from handpose.sweep.space import Params, Space
 from handpose.sweep.state import SweepState
 from handpose.sweep.stretch import STRETCH, Objective, make_trainable
 from handpose.sweep.tuning import Conductor, StateScheduler, StateSearcher, StateStopper, stretch_of
+from handpose.sweep.warm_up import warm_up
 
 INTERRUPTED = 75
 """Exit status of a sweep that was ended by hand and can go on; sysexits.h calls it a temporary failure."""
@@ -92,11 +93,17 @@ def run_sweep(
         if is_resumed:
             stack.enter_context(_alone(folder))
         stack.enter_context(environment())
-        stack.enter_context(ray_runtime(limited(cluster, sweep)))  # before any file is made: it may not answer
+        warm = stack.enter_context(warm_up(objective, num_threads=sweep.cpus_per_trial))
+        # Before any file is made: it may not answer.
+        stack.enter_context(ray_runtime(limited(cluster, sweep), hook=warm.hook))
         resources = ray.cluster_resources()
         slots = count_slots(sweep, resources)
+        warm.begin(slots)
         if description is not None:
+            if sweep.preflight != "off":
+                warm.wait(num_more=1)  # for the preflight, which measures time, and ends its worker
             slots = preflight(slots)
+            warm.begin(slots)
             stack.enter_context(_alone(folder))
             keep_space(space, folder)
             write_yaml(folder / "sweep.yaml", description)

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -39,8 +39,11 @@ _WORKER_ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def ray_runtime(cluster: RaySettings) -> Iterator[None]:
-    """Ray, without its noise, for the length of a block; one that runs already is used, and left running."""
+def ray_runtime(cluster: RaySettings, *, hook: Callable[[], None] | None = None) -> Iterator[None]:
+    """Ray, without its noise, for the length of a block; one that runs already is used, and left running.
+
+    hook: what every worker does first, where Ray is started here or joined.
+    """
     if ray.is_initialized():
         yield
         return
@@ -49,14 +52,12 @@ def ray_runtime(cluster: RaySettings) -> Iterator[None]:
         num_cpus = cluster.num_cpus or num_cores()
         settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
         settings["object_store_memory"] = _OBJECT_STORE_BYTES
+    runtime_env: dict[str, Any] = {"env_vars": dict(_WORKER_ENVIRONMENT)}  # Ray adds to it
+    if hook is not None and not (cluster.address or "").startswith("ray://"):  # Ray's client takes no hooks
+        runtime_env["worker_process_setup_hook"] = hook
     try:
         _check_answers(cluster.address)
-        ray.init(
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
-            **settings,
-        )
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env, **settings)
     except (OSError, RuntimeError, ValueError) as error:
         if cluster.address is None:
             raise

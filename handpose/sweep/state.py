@@ -32,7 +32,7 @@ from handpose.sweep.events import (
     Saved,
 )
 from handpose.sweep.history import History, TrialHistory
-from handpose.sweep.retention import FOLDER, newest_whole
+from handpose.sweep.retention import FOLDER, newest_whole, saved
 from handpose.sweep.rules import Continuation
 from handpose.sweep.searcher import EndState, Known, OptunaSearcher
 from handpose.sweep.settings import SweepSettings
@@ -95,6 +95,8 @@ class SweepState:
         num_trials = self._settings.num_trials if num_points is None else min(self._settings.num_trials, num_points)
         self._happened(Opened(self.elapsed_s(), num_trials, gpus))
         self._searcher.align([_known(trial) for trial in self.history.trials.values()])
+        for number in self.history.live["waiting"]:
+            self._adopt(number)
         self.history.shelf.settle()
         self._listener = listener
 
@@ -143,6 +145,7 @@ class SweepState:
     def _begin(self, continuation: Continuation) -> Stretch:
         number, source, params = continuation
         trial, shelf = self.history.trials[number], self.history.shelf
+        self._adopt(number)
         taken = None if source is None else self._taken_over(number, source)
         held = [taken] if taken else list(shelf.of(number))
         epoch = held[-1].epoch if held else 0
@@ -150,6 +153,17 @@ class SweepState:
         self._happened(Begun(self.elapsed_s(), number, stretch, epoch, trial.gpus, source, taken, params))
         self._searcher.began(number)
         return Stretch(number, stretch, dict(trial.row.params), epoch, held, self._settings.folder, trial.gpus)
+
+    def _adopt(self, number: int) -> None:
+        """Take in what the last stretch saved and did not come to tell: it is told with the report of the next epoch.
+
+        The file is whole, since it got its name when it was. Of an epoch that was never reported there is none.
+        """
+        trial, shelf, folder = self.history.trials[number], self.history.shelf, self._settings.path
+        known = max((checkpoint.epoch for checkpoint in shelf.of(number)), default=0)
+        for epoch, file in Stretch.saved_epochs(folder, number, trial.num_stretches).items():
+            if known < epoch <= trial.row.epochs:
+                shelf.put(number, saved(file, folder=folder, epoch=epoch))
 
     def _taken_over(self, number: int, source: int) -> Saved | None:
         """The newest checkpoint of another trial, in a place of its own, since that trial goes on and tidies up."""

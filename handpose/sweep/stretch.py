@@ -40,11 +40,21 @@ class Stretch(NamedTuple):
         """Where to save after an epoch: a name that no other stretch of the trial uses."""
         return Path(self.folder) / FOLDER / run_name(self.trial) / f"epoch_{epoch:04d}_stretch_{self.stretch}.ckpt"
 
+    @staticmethod
+    def saved_epochs(folder: Path, trial: int, stretch: int) -> dict[int, Path]:
+        """The checkpoint files of a stretch that there are, by epoch, ascending."""
+        files = sorted((folder / FOLDER / run_name(trial)).glob(f"epoch_*_stretch_{stretch}.ckpt"))
+        return {int(file.name.split("_")[1]): file for file in files}
+
 
 class Objective(Protocol):
     """What a worker runs: it trains the stretch and reports each epoch. Tests have cheap ones."""
 
     def __call__(self, stretch: Stretch, /) -> None: ...
+
+
+class WornWorkerError(Exception):
+    """The worker's process is unfit for another trial, which begins again in a new one without losing a try."""
 
 
 def make_trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:

@@ -17,12 +17,14 @@ from ray import tune
 
 from handpose.config import compose, quote_override
 from handpose.errors import UserError
-from handpose.sweep.events import Saved
-from handpose.sweep.retention import newest_whole, saved
+from handpose.sweep.gpu_share import cap_gpu_memory
+from handpose.sweep.retention import newest_whole
 from handpose.sweep.rules import Rule
+from handpose.sweep.saving import BackgroundFiles
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.stretch import Stretch, measured, report
 from handpose.sweep.trial_cost import costs
+from handpose.sweep.worker import clean_process
 from handpose.training.fit import RunFolders, fit
 
 _LOOK_EVERY_STEPS = 20
@@ -79,12 +81,27 @@ class TrainingObjective:
         return cls(recipe, sweep.metric, sweep.checkpoint_every_epochs, rungs, measures)
 
     def __call__(self, stretch: Stretch, /) -> None:
+        with clean_process():
+            self._train(stretch)
+
+    def _train(self, stretch: Stretch) -> None:
+        cap_gpu_memory(_gpus())
         config = compose("train", self.recipe.in_worker(stretch.params))
         folder = Path(tune.get_context().get_trial_dir() or ".")
         newest = newest_whole(stretch.checkpoints, Path(stretch.folder))
         callback = TuneReport(stretch, self, resumed_from=newest.epoch if newest else 0)
         resume_from = Path(stretch.folder) / newest.file if newest else None
-        fit(config, RunFolders(folder, folder, folder), callbacks=[callback], quiet=True, resume_from=resume_from)
+        try:
+            fit(
+                config,
+                RunFolders(folder, folder, folder),
+                callbacks=[callback],
+                quiet=True,
+                resume_from=resume_from,
+                keep_open=True,
+            )
+        finally:
+            callback.close()
 
     def saves(self, epoch: int) -> bool:
         """Whether a checkpoint is due after this epoch, the last one of all not being asked."""
@@ -92,8 +109,17 @@ class TrainingObjective:
         return epoch in self.rungs or (every is not None and epoch % every == 0)
 
 
+def _gpus() -> float:
+    """The share of this trial."""
+    resources = tune.get_context().get_trial_resources()
+    return float(resources.required_resources.get("GPU", 0)) if resources else 0.0
+
+
 class TuneReport(pl.Callback):
-    """Reports the validation metrics of each epoch to Tune, with a checkpoint where one is due.
+    """Reports the validation metrics of each epoch to Tune, and saves a checkpoint where one is due.
+
+    A checkpoint is written while the next epoch is trained, and told with its report; only where the trial may pause
+    it is waited for, and told at once.
 
     Training that leaves the numbers is reported at once, not at the end of its epoch. Unlike Ray's own callback, which
     saves at every validation and only warns when the metric is missing, this one raises UserError then.
@@ -103,7 +129,15 @@ class TuneReport(pl.Callback):
         self.stretch = stretch
         self.objective = objective
         self.resumed_from = resumed_from
+        self._files = BackgroundFiles(Path(stretch.folder))
         self._is_finite: torch.Tensor | None = None
+
+    def close(self) -> None:
+        """Wait for the last checkpoint."""
+        self._files.close()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = self._files
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.objective.measures and not self.resumed_from:
@@ -116,7 +150,7 @@ class TuneReport(pl.Callback):
         is_finite = torch.isfinite(outputs["loss"].detach()).all()
         self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
         if (batch_idx + 1) % _LOOK_EVERY_STEPS == 0 and not self._is_finite:
-            report(trainer.current_epoch + 1, {self.objective.metric: math.nan}, resumed_from=self.resumed_from)
+            self._report(trainer.current_epoch + 1, {self.objective.metric: math.nan})
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -126,21 +160,20 @@ class TuneReport(pl.Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if metric not in metrics:
             raise UserError(f"sweep.metric={metric} is not validated; there are {', '.join(sorted(metrics))}")
-        epoch = trainer.current_epoch + 1
-        checkpoint, note = None, ""
-        if math.isfinite(metrics[metric]) and epoch < (trainer.max_epochs or 0) and self.objective.saves(epoch):
-            try:
-                checkpoint = self._save(trainer, epoch)
-            except UserError as error:  # as of a full disk: until there is another, the one before is gone on from
-                note = str(error)
-        report(epoch, metrics, resumed_from=self.resumed_from, checkpoint=checkpoint, note=note)
-        if not math.isfinite(metrics[metric]):
+        epoch, is_finite = trainer.current_epoch + 1, math.isfinite(metrics[metric])
+        is_due = is_finite and epoch < (trainer.max_epochs or 0) and self.objective.saves(epoch)
+        may_pause = epoch in self.objective.rungs
+        if is_due and may_pause:
+            trainer.save_checkpoint(self.stretch.checkpoint_file(epoch))
+        self._report(epoch, metrics)
+        if not is_finite:
             trainer.should_stop = True
+        elif is_due and not may_pause:  # not before: a trial that has just been stopped needs none
+            trainer.save_checkpoint(self.stretch.checkpoint_file(epoch))
 
-    def _save(self, trainer: pl.Trainer, epoch: int) -> Saved:
-        file = self.stretch.checkpoint_file(epoch)
-        trainer.save_checkpoint(file)
-        return saved(file, folder=Path(self.stretch.folder), epoch=epoch)
+    def _report(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        checkpoint, note = self._files.written()
+        report(epoch, metrics, resumed_from=self.resumed_from, checkpoint=checkpoint, note=note)
 
 
 def training_overrides(overrides: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from handpose.errors import UserError
 from handpose.sweep.events import FailureKind
 from handpose.sweep.state import Failure, SweepState
-from handpose.sweep.stretch import CHECKPOINT, COSTS, STRETCH, Stretch
+from handpose.sweep.stretch import CHECKPOINT, COSTS, STRETCH, Stretch, WornWorkerError
 
 _TRACEBACK_CHARACTERS = 20_000
 _GPU_MEMORY = ("CUDA out of memory", "torch.OutOfMemoryError", "CUBLAS_STATUS_ALLOC_FAILED", "HIP out of memory")
@@ -157,7 +157,10 @@ def _content(file: str | None) -> bytes:
 def _kind(error: Exception | None, text: str) -> FailureKind:
     if isinstance(error, RayActorError):
         return "preempted" if error.preempted else "killed"
-    if isinstance(getattr(error, "cause", error), UserError):
+    raised = getattr(error, "cause", error)
+    if isinstance(raised, WornWorkerError):
+        return "worn"
+    if isinstance(raised, UserError):
         return "mistake"
     return "gpu_memory" if any(said in text for said in _GPU_MEMORY) else "error"
 

@@ -1,30 +1,38 @@
 """A configuration made into the things that are trained. Below this file there are typed arguments only."""
 
+import copy
+import json
 import sys
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from handpose.config import instantiated
+from handpose.allocation import keep_freed_memory
+from handpose.config import instantiated, plain
 from handpose.data.datamodule import HandDataModule
 from handpose.errors import UserError
+from handpose.models.compilation import compile_in_place
 from handpose.models.pose_net import PoseNet
 from handpose.training.module import HandPose
 
 
-def build(config: DictConfig, *, pretrained: bool = True, quiet: bool = False) -> tuple[HandPose, HandDataModule]:
+def build(
+    config: DictConfig, *, pretrained: bool = True, quiet: bool = False, keep_open: bool = False
+) -> tuple[HandPose, HandDataModule]:
     """Make the module and the data module of a configuration, seeded; no data is read yet.
 
-    pretrained: False where a checkpoint brings the weights, so that none are fetched. Raises UserError for a value that
-    its constructor refuses.
+    pretrained: False where a checkpoint brings the weights, so that none are fetched. keep_open: read the training data
+    now, unless the call before this one did, and keep them in memory for the next one; they must not change meanwhile.
+    Raises UserError for a value that its constructor refuses.
     """
+    keep_freed_memory()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     if pretrained and config.model.encoder.pretrained and not quiet:
         print(f"Getting the pretrained weights of {config.model.encoder.name}", file=sys.stderr, flush=True)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    return _module(config, pretrained=pretrained), _data(config, quiet=quiet)
+    return _module(config, pretrained=pretrained), _data(config, quiet=quiet, keep_open=keep_open)
 
 
 def _module(config: DictConfig, *, pretrained: bool) -> HandPose:
@@ -46,7 +54,10 @@ def _net(config: DictConfig, *, pretrained: bool) -> PoseNet:
     net = PoseNet(
         encoder=instantiated(config, "model.encoder", **without), decoder=instantiated(config, "model.decoder")
     )
-    return net.to(memory_format=torch.channels_last)  # the layout that the loader's pictures come in
+    net = net.to(memory_format=torch.channels_last)  # the layout that the loader's pictures come in
+    if config.model.compile is not None:
+        compile_in_place(net, config.model.compile)
+    return net
 
 
 def _check_optimizer(module: HandPose) -> None:
@@ -54,12 +65,12 @@ def _check_optimizer(module: HandPose) -> None:
     parameters = [{"params": [torch.nn.Parameter(torch.zeros(1))]}]
     try:
         module.lr_schedule(module.optimizer(parameters), num_steps=2, steps_per_epoch=1)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: foreach and fused together
         raise UserError(f"optimizer, lr_schedule: {error}") from error
 
 
-def _data(config: DictConfig, *, quiet: bool) -> HandDataModule:
-    return HandDataModule(
+def _data(config: DictConfig, *, quiet: bool, keep_open: bool) -> HandDataModule:
+    data = HandDataModule(
         instantiated(config, "data.source"),
         image_size=config.data.image_size,
         batch_size=config.data.batch_size,
@@ -68,3 +79,24 @@ def _data(config: DictConfig, *, quiet: bool) -> HandDataModule:
         num_workers=config.data.num_workers,
         progress=not quiet,
     )
+    return _with_open_data(data, config) if keep_open else data
+
+
+_open_data: dict[str, HandDataModule] = {}
+"""The data set that was opened last, by what decides what is in it; no Trainer ever has this data module."""
+
+
+def _with_open_data(data: HandDataModule, config: DictConfig) -> HandDataModule:
+    """The data module with annotations and packed images that an earlier one of the same data set has opened.
+
+    Reading FreiHAND's annotations and looking at all its files takes a second or more, which is a step's time twenty
+    times over.
+    """
+    key = json.dumps([plain(config.data)["source"], config.data.image_size, config.paths.packed])
+    if key not in _open_data:
+        _open_data.clear()
+        data.setup("fit")
+        _open_data[key] = data
+    shared = copy.copy(_open_data[key])
+    shared.batch_size, shared.seed, shared.num_workers = data.batch_size, data.seed, data.num_workers
+    return shared

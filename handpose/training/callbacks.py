@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import Tensor
+from torch.optim import Optimizer
 
 from handpose import drawing, geometry
 from handpose.data.augment import unchanged
@@ -31,8 +32,20 @@ class ConfiguredOptimizer(pl.Callback):
         for optimizer, configured in zip(trainer.optimizers, self._configured, strict=True):
             for group, settings in zip(optimizer.param_groups, configured, strict=True):
                 group.update(settings)
+            _place_step_counts(optimizer)
         for config in trainer.lr_scheduler_configs:
             _resume(config.scheduler)
+
+
+def _place_step_counts(optimizer: Optimizer) -> None:
+    """Step counts lie with the weights where the optimizer is fused, else on the CPU; the checkpoint's was another."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].to(
+                    parameter.device if group.get("fused") or group.get("capturable") else "cpu"
+                )
 
 
 def _resume(schedule: Any) -> None:

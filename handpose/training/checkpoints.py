@@ -92,7 +92,11 @@ class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there, so that a reader sees the one before or the new one.
 
     Lightning writes to the system's temporary folder instead, and from there to another disk the move is a copy.
+    is_durable: only move it when it is on the disk, so that what is there is whole after a loss of power too.
     """
+
+    def __init__(self, *, is_durable: bool = False) -> None:
+        self._is_durable = is_durable
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
@@ -100,7 +104,11 @@ class WholeFiles(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                torch.save(checkpoint, part)
+                with part.open("wb") as file:
+                    torch.save(checkpoint, file)
+                    if self._is_durable:
+                        file.flush()
+                        os.fsync(file.fileno())
                 os.replace(part, path)
             finally:
                 part.unlink(missing_ok=True)

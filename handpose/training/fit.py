@@ -79,12 +79,15 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     quiet: bool = False,
     resume_from: Path | None = None,
+    keep_open: bool = False,
 ) -> TrainingResult:
     """Train the configuration; `model.checkpoint_path` or resume_from goes on from a checkpoint.
 
-    quiet: nothing on the terminal. Raises UserError where machine, data, model or checkpoint do not fit.
+    quiet: nothing on the terminal. keep_open: as `build` takes it, for a process that trains many. Raises UserError
+    where machine, data, model or checkpoint do not fit.
     """
-    prepared = prepare(config, stage="fit", checkpoint=resume_from or _checkpoint_path(config), quiet=quiet)
+    checkpoint = resume_from or _checkpoint_path(config)
+    prepared = prepare(config, stage="fit", checkpoint=checkpoint, quiet=quiet, keep_open=keep_open)
     return _fit(config, prepared, folders, callbacks=callbacks, quiet=quiet)
 
 
@@ -97,7 +100,12 @@ def test(config: DictConfig, folders: RunFolders, checkpoint: Path) -> dict[str,
 
 
 def prepare(
-    config: DictConfig, *, stage: Literal["fit", "test"] | None, checkpoint: Path | None = None, quiet: bool = False
+    config: DictConfig,
+    *,
+    stage: Literal["fit", "test"] | None,
+    checkpoint: Path | None = None,
+    quiet: bool = False,
+    keep_open: bool = False,
 ) -> Prepared:
     """Build the network, load the checkpoint's weights, make the data of a stage (None: of both) ready, and check them.
 
@@ -106,7 +114,7 @@ def prepare(
     check_trainer(config)
     weights = _weights(config, stage, checkpoint) if checkpoint else None
     with calm():
-        module, data = build(config, pretrained=weights is None, quiet=quiet)
+        module, data = build(config, pretrained=weights is None, quiet=quiet, keep_open=keep_open)
     _check_metric(config, module)
     if weights is not None and checkpoint is not None:
         load_weights(module, weights, checkpoint)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from handpose import geometry
@@ -127,3 +128,52 @@ def test_rotations_keep_to_their_limit(batch):
 def test_a_value_out_of_range_is_named(name, value):
     with pytest.raises(UserError, match=rf"augment\.{name}.*{value}"):
         augment(**{name: value})
+
+
+FULL = {"rotation_deg": 30.0, "scale": 0.2, "shift": 0.1, "brightness": 0.2, "contrast": 0.2, "color": 0.1}
+
+
+def test_a_picture_is_sampled_where_the_homography_says(batch):
+    """Against SciPy's interpolation of the old picture at the new pixels' places, one coordinate at a time."""
+    image = (batch.image[:1] / 255.0).double()
+    homography = torch.tensor([[[1.1, 0.2, -5.0], [-0.1, 0.9, 4.0], [1e-3, -5e-4, 1.0]]]).double()
+    v, u = np.mgrid[:64, :64]
+    old = np.linalg.inv(homography[0].numpy()) @ np.stack([u.ravel(), v.ravel(), np.ones(64 * 64)])
+    places = [old[1] / old[2], old[0] / old[2]]
+    expected = [ndimage.map_coordinates(channel, places, order=1, cval=0.0) for channel in image[0].numpy()]
+    inside = ((places[0] > 0) & (places[0] < 63) & (places[1] > 0) & (places[1] < 63)).reshape(64, 64)
+    seen = warp(image, homography, interpolation="bilinear")[0].numpy()
+    assert inside.mean() > 0.5
+    assert np.allclose(seen[:, inside], np.reshape(expected, (3, 64, 64))[:, inside], atol=1e-9)
+
+
+def test_contrast_is_about_the_pictures_mean_and_gains_come_after_it(batch):
+    module = augment(brightness=0.2, contrast=0.3, color=0.1)
+    seen = module(batch, torch.Generator().manual_seed(5)).image
+    generator = torch.Generator().manual_seed(5)
+    brightness, color, contrast = (2 * torch.rand(shape, generator=generator) - 1 for shape in ((8, 1), (8, 3), (8, 1)))
+    image = (batch.image / 255.0).double()
+    mean = image.mean((1, 2, 3), keepdim=True)
+    sharper = mean + (1 + 0.3 * contrast)[..., None, None] * (image - mean)
+    expected = (sharper * (1 + 0.2 * brightness + 0.1 * color)[..., None, None]).clamp(0, 1)
+    assert torch.allclose(seen.double(), expected, atol=1e-6)
+
+
+def test_pictures_are_the_same_however_many_are_made_at_a_time(batch, monkeypatch):
+    whole = augment(**FULL)(batch, torch.Generator().manual_seed(1))
+    monkeypatch.setattr("handpose.data.augment._CACHED_PIXELS", 3 * 64 * 64)
+    parts = augment(**FULL)(batch, torch.Generator().manual_seed(1))
+    assert torch.allclose(whole.image, parts.image, atol=1e-6)
+
+
+def test_the_batch_is_left_as_it_was(batch):
+    before = [field.clone() for field in batch]
+    augment(**FULL)(batch, torch.Generator().manual_seed(1))
+    assert all(torch.equal(field, old) for field, old in zip(batch, before, strict=True))
+
+
+def test_mixed_precision_rounds_neither_camera_nor_joints_nor_pixels(batch):
+    exact = augment(**FULL)(batch, torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = augment(**FULL)(batch, torch.Generator().manual_seed(1))
+    assert all(torch.equal(one, other) for one, other in zip(exact, mixed, strict=True))

@@ -12,9 +12,11 @@ from PIL import Image
 from torch.utils.data import DistributedSampler
 
 from handpose.data import datamodule as datamodule_module
-from handpose.data.datamodule import HandDataModule, OrderedBatches, ShuffledBatches
+from handpose.data.datamodule import HandDataModule, LoaderAhead, OrderedBatches, PackedHands, ShuffledBatches
 from handpose.data.freihand import FreiHand
 from handpose.data.freihand_course import FreiHandCourse
+from handpose.data.pack import PackedImages, _map
+from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError
 from tests.builders import hands, write_course, write_freihand
 
@@ -289,3 +291,37 @@ def test_lightning_tests_and_predicts_every_image_in_order(root, tmp_path):
     predictions = trainer(tmp_path, 1).predict(model, datamodule=datamodule(root, batch_size=2))
     assert torch.cat(predictions).tolist() == list(range(5))
     assert len(list((root.parent / "packed").glob("*/images.npy"))) == 1  # the training images were not asked for
+
+
+def test_batches_gathered_ahead_are_the_same_batches(root):
+    data = datamodule(root)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    ahead = LoaderAhead(loader.dataset, batch_size=None, sampler=loader.sampler)
+    for plain, other in zip(loader, ahead, strict=True):
+        assert all(torch.equal(one, two) for one, two in zip(plain, other, strict=True))
+
+
+def test_an_error_of_a_batch_gathered_ahead_is_raised():
+    with pytest.raises(IndexError):
+        list(LoaderAhead([0, 1], batch_size=None, sampler=[0, 1, 2]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="counts memory as Linux does")
+def test_reading_a_whole_store_takes_no_memory_of_its_own(tmp_path):
+    """300 MB go by; what they would take, if they were kept, is anonymous memory."""
+    images = np.lib.format.open_memmap(tmp_path / "images.npy", mode="w+", dtype=np.uint8, shape=(2000, 224, 224, 3))
+    packed = PackedImages(tmp_path, _map(tmp_path), np.zeros((2000, 3, 3), np.float32), "")
+    files = ImageFiles(np.zeros(2000, "S1"))
+    nothing = Annotations(files, np.zeros((2000, 3, 3)), None, None, np.arange(2000))
+    dataset = PackedHands(nothing, packed, np.arange(2000))
+    before = anonymous_mb()
+    for start in range(0, 2000, 50):
+        assert dataset[np.arange(start, start + 50)].image.shape == (50, 3, 224, 224)
+    assert anonymous_mb() - before < 60
+    assert images.nbytes > 300e6
+
+
+def anonymous_mb():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("Anonymous:"))

@@ -12,13 +12,13 @@ from PIL import Image
 
 from handpose.data import pack as pack_module
 from handpose.data.pack import PackedImages, pack, resize_intrinsics
-from handpose.data.sample import Annotations
+from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError
 from tests.builders import cameras, write_images, write_jpeg
 
 
 def annotate(images: Path, intrinsics: np.ndarray | None = None) -> Annotations:
-    files = tuple(sorted(images.glob("*.jpg")))
+    files = ImageFiles.of(sorted(images.glob("*.jpg")))
     intrinsics = cameras(len(files)) if intrinsics is None else intrinsics
     return Annotations(files, intrinsics, None, None, np.arange(len(files)))
 

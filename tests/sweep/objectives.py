@@ -9,7 +9,7 @@ from pathlib import Path
 
 from handpose.errors import UserError
 from handpose.sweep.retention import newest_whole, saved
-from handpose.sweep.stretch import measured, report
+from handpose.sweep.stretch import WornWorkerError, measured, report
 
 METRIC = "val/pa_mpjpe_mm"
 
@@ -58,6 +58,18 @@ def endless(stretch):
     for epoch in range(1, 600):
         time.sleep(0.05)
         report(epoch, {METRIC: 1.0 / epoch})
+
+
+used = []
+"""Of this process: trials that it has trained."""
+
+
+def wears_its_worker_out(stretch):
+    """A worker is good for one trial."""
+    if used:
+        raise WornWorkerError(f"trial {used[0]} has left its memory taken")
+    used.append(stretch.trial)
+    curve(stretch)
 
 
 def grown(stretch, *, seconds=0.05, dies=False):

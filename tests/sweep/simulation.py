@@ -60,13 +60,17 @@ class Clock:
 class Simulation:
     """A sweep whose process can be killed at any moment.
 
+    is_late: a checkpoint is written after its epoch's report and told with the next one's, but for those at rungs.
+
     loss: of (trial, params, epoch). rule: makes a fresh one. Which of the running trials reports next depends only on
     how many reports there were, so that two sweeps that are killed at different moments hear the same.
     """
 
-    def __init__(self, settings, rule, loss, *, num_slots=3, every=1, seed=0):
+    def __init__(self, settings, rule, loss, *, num_slots=3, every=1, seed=0, is_late=False):
         self.settings, self.rule, self.loss, self.num_slots, self.every = settings, rule, loss, num_slots, every
         self.seed = seed
+        self.is_late = is_late
+        self.rungs = rule().rungs if rule().needs_checkpoints else ()
         self.clock = Clock()
         self.opened = 0
         self.start()
@@ -83,7 +87,7 @@ class Simulation:
         history = History(self.settings, rule=self.rule(), table=table)
         self.state = SweepState(self.settings, log=self.log, history=history, searcher=self.proposer, clock=self.clock)
         self.state.open(num_slots=self.num_slots)
-        self.stretches, self.epochs = {}, {}
+        self.stretches, self.epochs, self.untold = {}, {}, {}
         self.opened += 1
 
     def kill(self):
@@ -106,9 +110,14 @@ class Simulation:
         while True:
             self.epochs[number] = epoch = self.epochs[number] + 1
             is_new = epoch > row.epochs
-            checkpoint = self._save(stretch, epoch) if epoch % self.every == 0 else None
+            is_due, is_late = epoch % self.every == 0, self.is_late and epoch not in self.rungs
+            checkpoint = self.untold.pop(number, None)
+            if is_due and not is_late:
+                checkpoint = self._save(stretch, epoch)
             metrics = {METRIC: self.loss(number, stretch.params, epoch)}
             goes_on = self.state.reported(number, epoch, metrics, resumed_from=stretch.epoch, checkpoint=checkpoint)
+            if is_due and is_late and goes_on:
+                self.untold[number] = self._save(stretch, epoch)
             if is_new or not goes_on:
                 break
         if not goes_on:

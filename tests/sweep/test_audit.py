@@ -80,3 +80,13 @@ def test_a_newest_checkpoint_that_was_never_saved_is_no_repetition(found):
     ]
     again = [Begun(3, 0, 2, 1), Reported(4, 0, 3, {}, "", 1, None, "complete")]
     assert not found(begun + reports + again)[1]
+
+
+def test_a_checkpoint_that_is_told_an_epoch_later_counts_as_of_its_own_epoch(found):
+    begun = [Asked(0, 0, {}), Begun(0, 0, 1, 0)]
+    reports = [
+        Reported(1, 0, 1, {}, "", 0, None, "continue"),
+        Reported(2, 0, 2, {}, "", 0, Saved("a", 1, 1, 1), "continue"),
+    ]
+    again = [Begun(3, 0, 2, 1), Reported(4, 0, 3, {}, "", 1, None, "complete")]
+    assert not found(begun + reports + again)[1]

@@ -41,6 +41,7 @@ from tests.sweep.objectives import (
     grown,
     grows_slowly,
     is_a_mistake,
+    wears_its_worker_out,
 )
 
 SPACE = "optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel.decoder.depth: range(1, 4)\nheatmap.sigma: 0.02\n"
@@ -278,6 +279,14 @@ def test_a_mistake_in_one_configuration_is_not_tried_again(sweep, write_space):
     assert states == {1: "complete", 2: "failed", 3: "complete"}
     failures = [event.kind for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
     assert failures == ["mistake"]
+
+
+@pytest.mark.slow
+def test_a_trial_that_gets_an_unfit_worker_gets_another_without_losing_a_try(sweep, write_space):
+    table, folder = sweep(write_space(SPACE), wears_its_worker_out, rule=Fifo, num_trials=4, max_retries=0)
+    assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 4)}
+    failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
+    assert {event.kind for event in failures} == {"worn"}
 
 
 def test_what_costs_too_much_is_told_the_sampler_and_not_trained(ray_started, write_space, tmp_path):

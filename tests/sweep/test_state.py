@@ -50,11 +50,11 @@ def simulate(tmp_path, write_space):
     """Makes a simulated sweep of 12 trials of 9 epochs."""
     count = iter(range(100))
 
-    def made(kind, *, loss=falling, num_slots=3, every=1, seed=0, **changes):
+    def made(kind, *, loss=falling, num_slots=3, every=1, seed=0, is_late=False, **changes):
         folder = tmp_path / f"sweep_{next(count)}"
         settings = make_settings(folder, **{"num_trials": 12, "max_epochs": 9, **changes})
         rule = rules(write_space(SPACE))[kind]
-        return Simulation(settings, rule, loss, num_slots=num_slots, every=every, seed=seed)
+        return Simulation(settings, rule, loss, num_slots=num_slots, every=every, seed=seed, is_late=is_late)
 
     return made
 
@@ -71,6 +71,77 @@ def test_a_killed_sweep_decides_what_an_uninterrupted_one_decides_from_the_same_
     assert killed.opened > 5
     assert killed.decisions() == whole.decisions()
     assert killed.proposer.told == whole.proposer.told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(2))
+def test_checkpoints_that_are_told_an_epoch_later_change_no_decision(simulate, kind, seed):
+    whole = simulate(kind, seed=seed).run()
+    generator = random.Random(seed)
+    killed = simulate(kind, seed=seed, is_late=True).run(kill_when=lambda num_reports: generator.random() < 0.3)
+    assert killed.opened > 5
+    assert killed.decisions() == whole.decisions()
+
+
+def resumed(swept):
+    """Epoch from which trial 0 goes on."""
+    return swept.state.next().epoch
+
+
+def reported_twice(simulate, *, then):
+    """Trial 0 after its second report, whose checkpoint is written but not told; then: what happens to the sweep."""
+    swept = simulate("fifo", num_slots=1, is_late=True)
+    swept.fill()
+    swept.step()
+    swept.step()
+    assert [event.checkpoint and event.checkpoint.epoch for event in reports_of(swept)] == [None, 1]
+    then(swept)
+    return swept
+
+
+def reports_of(swept):
+    return [event for event in read_events(swept.file) if isinstance(event, Reported)]
+
+
+def restart(swept):
+    swept.kill()
+    swept.start()
+
+
+def fail(swept):
+    swept.state.failed(0, failure("killed"))
+
+
+@pytest.mark.parametrize("then", [restart, fail])
+def test_a_checkpoint_that_was_written_but_not_told_is_gone_on_from(simulate, then):
+    swept = reported_twice(simulate, then=then)
+    assert resumed(swept) == 2
+    assert swept.state.history.shelf.total_bytes == sum(
+        file.stat().st_size for file in (swept.settings.path / "checkpoints").glob("*/*")
+    )
+
+
+@pytest.mark.parametrize("then", [restart, fail])
+def test_where_it_was_not_written_the_one_before_is_gone_on_from_and_the_epoch_is_told_once(simulate, then):
+    def lose_and(swept):
+        (swept.settings.path / swept.untold[0].file).unlink()
+        then(swept)
+
+    swept = reported_twice(simulate, then=lose_and)
+    swept.untold.clear()
+    swept.fill()
+    assert swept.epochs[0] == 1
+    swept.step()
+    assert [event.epoch for event in reports_of(swept)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("then", [restart, fail])
+def test_a_checkpoint_of_an_epoch_that_was_never_reported_is_not_gone_on_from(simulate, then):
+    def save_one_more_and(swept):
+        swept._save(swept.stretches[0], 3)
+        then(swept)
+
+    assert resumed(reported_twice(simulate, then=save_one_more_and)) == 2
 
 
 def test_a_trial_that_saves_seldom_is_trained_again_from_there_and_nothing_is_reported_twice(simulate):
@@ -221,11 +292,12 @@ def test_out_of_gpu_memory_is_tried_again_with_twice_the_share_until_that_is_a_w
     assert swept.state.history.table.rows[0].state == "failed"
 
 
-def test_preemption_is_nobodys_fault(simulate):
+@pytest.mark.parametrize("kind", ["preempted", "worn"])
+def test_what_is_not_the_trials_fault_costs_it_no_try(simulate, kind):
     swept = simulate("fifo", num_slots=1, max_retries=0, num_trials=1)
     for stretch in range(1, 8):
         assert swept.state.next().stretch == stretch
-        swept.state.failed(0, failure("preempted"))
+        swept.state.failed(0, failure(kind))
     assert swept.state.history.table.rows[0].state == "waiting"
 
 

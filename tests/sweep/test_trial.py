@@ -121,11 +121,17 @@ def test_params_replace_overrides_of_the_same_key():
 def told(overrides, tmp_path):
     """Makes the callback of a trial, which writes its checkpoints in the folder of a sweep."""
 
-    def made(metric=METRIC, every=None):
-        stretch = Stretch(0, 1, {}, 0, [], str(tmp_path), None)
-        return TuneReport(stretch, TrainingObjective(TrialRecipe([], [], 4, 1), metric, every), resumed_from=0)
+    callbacks = []
 
-    return made
+    def made(metric=METRIC, every=None, rungs=()):
+        stretch = Stretch(0, 1, {}, 0, [], str(tmp_path), None)
+        objective = TrainingObjective(TrialRecipe([], [], 4, 1), metric, every, rungs)
+        callbacks.append(TuneReport(stretch, objective, resumed_from=0))
+        return callbacks[-1]
+
+    yield made
+    for callback in callbacks:
+        callback.close()
 
 
 def test_a_metric_that_is_not_validated_is_told_with_those_that_are(train, told):
@@ -152,8 +158,29 @@ def test_a_checkpoint_that_cannot_be_written_is_noted_and_training_goes_on(train
     (tmp_path / "checkpoints").write_text("in the way of a folder")
     metrics = train("trainer.max_epochs=2", callbacks=[told(every=1)])
     assert [(epoch, more["checkpoint"]) for epoch, more in reports] == [(1, None), (2, None)]
-    assert "epoch_0001_stretch_1.ckpt cannot be written" in reports[0][1]["note"]
+    assert "epoch_0001_stretch_1.ckpt cannot be written" in reports[1][1]["note"]
     assert metrics[METRIC] == train("trainer.max_epochs=2")[METRIC]
+
+
+def test_a_checkpoint_is_told_with_the_next_epoch_and_at_a_rung_at_once(train, told, monkeypatch):
+    reports = []
+    monkeypatch.setattr(trial, "report", lambda epoch, metrics, checkpoint, **_: reports.append(checkpoint))
+    train("trainer.max_epochs=4", callbacks=[told(every=1)])
+    assert [checkpoint and checkpoint.epoch for checkpoint in reports] == [None, 1, 2, 3]
+    reports.clear()
+    train("trainer.max_epochs=4", callbacks=[told(every=1, rungs=(2,))])
+    assert [checkpoint and checkpoint.epoch for checkpoint in reports] == [None, 2, None, 3]
+
+
+def test_a_trial_that_is_stopped_saves_no_more(train, told, monkeypatch, tmp_path):
+    def stop_at_two(epoch, metrics, **_):
+        if epoch == 2:
+            raise SystemExit(0)  # as Ray ends a stretch
+
+    monkeypatch.setattr(trial, "report", stop_at_two)
+    with pytest.raises(KeyboardInterrupt):
+        train("trainer.max_epochs=4", callbacks=[told(every=1)])
+    assert [file.name for file in tmp_path.glob("checkpoints/*/*")] == ["epoch_0001_stretch_1.ckpt"]
 
 
 class Rates(pl.Callback):

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from handpose.config import plain
 from handpose.errors import UserError
 from handpose.evaluation.submission import read_course, read_official
+from handpose.training.build import build
 from handpose.training.checkpoints import check_architecture, read_checkpoint
 from handpose.training.fit import fit, prepare_folders, train_and_test
 from handpose.training.fit import test as run_test
@@ -66,6 +67,24 @@ def test_the_same_seed_trains_the_same_network(configure, folders):
     first, again = losses(config, folders), losses(config, folders)
     assert first == again
     assert first != losses(configure(*QUIET, "checkpoints.enabled=false", "seed=1"), folders)
+
+
+def test_data_that_are_kept_open_change_no_loss_and_are_shared_by_trainings_of_one_data_set(configure, folders):
+    silent = [*QUIET, "checkpoints.enabled=false"]
+    config, other = configure(*silent), configure(*silent, "data.batch_size=4", "seed=3")
+    plainly = [losses(each, folders) for each in (config, other)]
+    assert [losses(each, folders, keep_open=True) for each in (config, other, config)] == [*plainly, plainly[0]]
+
+
+def test_only_the_data_set_that_was_opened_last_is_kept(configure):
+    def opened(*overrides):
+        return build(configure(*overrides), quiet=True, keep_open=True)[1]
+
+    first, same, smaller = opened(), opened("data.batch_size=4", "seed=1"), opened("data.image_size=32")
+    assert same.splits is first.splits
+    assert (same.batch_size, same.seed, first.batch_size) == (4, 1, 8)
+    assert smaller.image_size == 32
+    assert opened().splits is not first.splits
 
 
 def test_a_resumed_run_goes_on_as_the_whole_one_would_have(configure, folders, tmp_path):
@@ -164,3 +183,22 @@ def test_two_runs_of_one_second_have_folders_of_their_own(configure):
     assert first.checkpoints != second.checkpoints
     assert (first.logs / "config.yaml").is_file()
     assert (second.logs / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_mixed_precision_trains_like_full_precision(configure, folders, fused):
+    """With gradient clipping, which Lightning refuses for fused optimizers; bfloat16 keeps 8 bits."""
+    given = [*QUIET, "checkpoints.enabled=false", f"optimizer.fused={fused}"]
+    full = losses(configure(*given), folders)
+    mixed = losses(configure(*given, "trainer.precision=bf16-mixed"), folders)
+    assert mixed == pytest.approx(full, rel=0.05)
+    assert mixed != full
+
+
+def test_the_logged_loss_is_the_mean_over_the_steps_of_its_epoch(configure, folders):
+    recorded = Losses()
+    result = fit(configure(*QUIET, "checkpoints.enabled=false"), folders, callbacks=[recorded], quiet=True)
+    last_epoch = recorded.values[len(recorded.values) // 2 :]
+    assert result.metrics["train/loss"] == pytest.approx(np.mean(last_epoch), rel=1e-5)
+    terms = result.metrics["train/heatmap_loss"] + result.metrics["train/coordinate_loss"]
+    assert terms == pytest.approx(result.metrics["train/loss"], rel=1e-5)

@@ -64,7 +64,7 @@ class Pyramid(nn.Module):
                 source = self.reductions.index(self.reductions[-1] // 2 ** (i + 1))
                 x = x + self.skips[str(i)](pyramid[source])
             x = block(x)  # (B, C, 2h, 2w)
-        heatmaps = self.heatmaps(x)  # (B, K, H, W)
+        heatmaps = self.heatmaps(x).float()  # (B, K, H, W); sums of bfloat16 would keep 8 bits
         return AxisLogits(
             u=torch.logsumexp(heatmaps, dim=2),  # (B, K, W)
             v=torch.logsumexp(heatmaps, dim=3),  # (B, K, H)

@@ -1,0 +1,140 @@
+"""What a worker of a measured sweep runs: a trial of ours, or one of plain Tune's, with a clock on its steps.
+
+Apart from benchmarks/sweeps.py, so that workers of neither side import what only a driver needs.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytorch_lightning as pl
+import torch
+from ray import tune
+from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
+
+from handpose.config import compose
+from handpose.sweep.stretch import Stretch
+from handpose.sweep.trial import TrainingObjective, TrialRecipe
+from handpose.training.build import build
+from handpose.training.module import HandPose
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trial as it was clocked, or one stretch of it.
+
+    first_step, last: when its first step began and its last step or validation ended, in seconds since 1970. train_s,
+    val_s: spent in steps and in validations. values: (when it was known, epoch, metric) of each validation.
+    """
+
+    params: Mapping[str, Any]
+    first_step: float
+    last: float
+    train_s: float
+    val_s: float
+    values: Sequence[tuple[float, int, float]]
+
+
+@dataclass(frozen=True)
+class ClockedObjective(TrainingObjective):
+    """Trains as a sweep's trials do, and clocks the steps. clocks: folder of what was clocked."""
+
+    clocks: str = ""
+
+    def __call__(self, stretch: Stretch, /) -> None:
+        with clocked(Path(self.clocks) / f"{stretch.name}.json", stretch.params, self.metric):
+            super().__call__(stretch)
+
+
+def plain_trainable(
+    recipe: TrialRecipe, *, metric: str, reported_as: str, clocks: str
+) -> Callable[[dict[str, Any]], None]:
+    """The function that plain Tune runs: the trial that our recipe composes, under a Trainer as the user would make it.
+
+    metric: of Lightning; reported_as: its name for Tune.
+    """
+
+    def train(config: dict[str, Any]) -> None:
+        params = config.get("params", config)
+        composed = compose("train", recipe.in_worker(params))
+        module, data = build(composed)
+        data.setup("fit")
+        module.axes.fit(torch.from_numpy(data.splits.train.xyz_m).float())
+        training = {name: value for name, value in composed.trainer.items() if name in _OF_TRAINING}
+        trainer = pl.Trainer(
+            **training,
+            enable_progress_bar=False,
+            callbacks=[TuneReportCheckpointCallback({reported_as: metric}, on="validation_end")],
+        )
+        with clocked(Path(clocks) / f"{tune.get_context().get_trial_id()}.json", params, metric):
+            trainer.fit(module, datamodule=data)
+
+    return train
+
+
+_OF_TRAINING = (
+    "max_epochs",
+    "accelerator",
+    "devices",
+    "precision",
+    "gradient_clip_val",
+    "check_val_every_n_epoch",
+    "limit_train_batches",
+    "limit_val_batches",
+)
+"""Of the configuration's Trainer that which changes what is trained."""
+
+
+@contextlib.contextmanager
+def clocked(file: Path, params: Mapping[str, Any], metric: str) -> Iterator[None]:
+    """Clock the Trainer that fits our module within the block; the module hands Lightning the callback."""
+    clock = StepClock(file, params, metric)
+    with mock.patch.object(HandPose, "configure_callbacks", return_value=[clock]):
+        yield
+
+
+class StepClock(pl.Callback):
+    """Clocks training steps and validations; writes what it has after every validation, since a trial may end there.
+
+    A step goes from on_train_batch_start to on_train_batch_end, on the CPU. A sanity check is no validation, and what
+    other callbacks do when one has ended, as reporting it and saving a checkpoint, is not in it.
+    """
+
+    def __init__(self, file: Path, params: Mapping[str, Any], metric: str) -> None:
+        self._file, self._params, self._metric = file, params, metric
+        self._train_s = self._val_s = self._began = 0.0
+        self._first_step: float | None = None
+        self._values: list[tuple[float, int, float]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Before all others, so that its hooks are called first.
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        self._began = time.perf_counter()
+        self._first_step = self._first_step or time.time()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        self._train_s += time.perf_counter() - self._began
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._val_s += time.perf_counter() - self._began
+        value = float(trainer.callback_metrics[self._metric])
+        self._values.append((time.time(), trainer.current_epoch + 1, value))
+        self._write()
+
+    def _write(self) -> None:
+        first_step = self._first_step or self._values[0][0]
+        done = Trained(self._params, first_step, self._values[-1][0], self._train_s, self._val_s, self._values)
+        self._file.write_text(json.dumps(asdict(done)))

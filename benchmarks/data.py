@@ -1,0 +1,359 @@
+"""What a batch of hands costs: the packed loader beside loaders that decode and turn one image at a time, and memory.
+
+    python benchmarks/data.py
+    python benchmarks/data.py --root FOLDER                 FreiHAND_pub_v2's layout, instead of drawn hands
+    python benchmarks/data.py --parts memory --copies 512   the annotations of 130,000 images
+
+All loaders read the same JPEG files, on one core, in an order drawn anew for each run; the runs of the loaders take
+turns. "turned": the packed loader's whole augmentation (virtual camera and colour, bilinear) beside a rotation by up to
+half a circle with the nearest pixel of the others. Batches are floating-point numbers in [0, 1] in all rows but the
+first, whose images stay bytes until they are on the trial's device.
+
+Memory: processes one after the other open the packed training set, go through all of it once, and stay. What each has
+then, less what it had after its imports and one batch of another set: private (in no other process) and proportional
+(shared pages divided among those that have them).
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from omegaconf import DictConfig  # noqa: E402
+
+from handpose.config import compose, instantiated, quote_override  # noqa: E402
+from handpose.data.datamodule import HandDataModule  # noqa: E402
+from handpose.data.sample import Annotations  # noqa: E402
+
+cv2: Any = importlib.import_module("cv2") if importlib.util.find_spec("cv2") else None  # only compared with
+
+_GOAL_MB = 50
+Pixels = NDArray[np.uint8]
+
+
+def decode_pil(path: Path) -> Pixels:
+    """An RGB image (H, W, 3)."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def decode_opencv(path: Path) -> Pixels:
+    """An RGB image (H, W, 3)."""
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+def decode_simplejpeg(path: Path) -> Pixels:
+    """An RGB image (H, W, 3)."""
+    return simplejpeg.decode_jpeg(path.read_bytes(), colorspace="rgb")
+
+
+def rotate_pil(image: Pixels, angle_deg: float) -> Pixels:
+    """Turn (H, W, 3) about its centre, counterclockwise as seen, nearest pixels."""
+    return np.asarray(Image.fromarray(image).rotate(angle_deg, Image.Resampling.NEAREST))
+
+
+def rotate_opencv(image: Pixels, angle_deg: float) -> Pixels:
+    """Turn (H, W, 3) about its centre, counterclockwise as seen, nearest pixels."""
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle_deg, 1.0)
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_NEAREST)
+
+
+class PerImage(Dataset[tuple[Tensor, Tensor]]):
+    """One image at a time, as most loaders do it: decode the file, turn image and joints, make tensors.
+
+    An item is an image (3, H, W) in [0, 1] and its joints (K, 3) in metres.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        decode: Callable[[Path], Pixels],
+        rotate: Callable[[Pixels, float], Pixels] | None = None,
+    ) -> None:
+        assert annotations.xyz_m is not None, "training images have joints"
+        self.files = annotations.files
+        self.xyz_m = torch.from_numpy(annotations.xyz_m.astype(np.float32))
+        self.decode = decode
+        self.rotate = rotate
+        self.generator = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, xyz_m = self.decode(self.files[index]), self.xyz_m[index]
+        if self.rotate is not None:
+            angle_deg = self.generator.uniform(-180.0, 180.0)
+            image, xyz_m = self.rotate(image, angle_deg), xyz_m @ _about_z(-angle_deg).T
+        return torch.tensor(image).permute(2, 0, 1).contiguous().float().div(255.0), xyz_m
+
+
+def _about_z(angle_deg: float) -> Tensor:
+    """Rotation of the camera frame by which what is seen turns clockwise, (3, 3)."""
+    cosine, sine = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
+    return torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+
+
+def configured(folder: Path, *, image_size: int, num_images: int, overrides: Iterable[str] = ()) -> DictConfig:
+    """Drawn hands under `folder`: about num_images for training and for validation a tenth of that, as one core trains
+    them in a sweep."""
+    return compose(
+        "train",
+        [
+            quote_override("paths.data", str(folder / "data")),
+            quote_override("paths.output", str(folder / "outputs")),
+            f"data.image_size={image_size}",
+            f"data.source.num_train={math.ceil(num_images / 0.9)}",
+            "data.source.num_eval=10",
+            "data.source.num_blocks=1",
+            "logger=none",
+            "checkpoints.enabled=false",
+            *overrides,
+        ],
+    )
+
+
+def repeated(root: Path, folder: Path, copies: int) -> Path:
+    """A data set with every image of another one `copies` times, under other names; the files are shared."""
+    for split in ("training", "evaluation"):
+        (folder / split / "rgb").mkdir(parents=True)
+        files = sorted((root / split / "rgb").glob("*.jpg"))
+        for number in range(copies * len(files)):
+            target = folder / split / "rgb" / f"{number:08d}.jpg"
+            os.symlink(files[number % len(files)].resolve(), target)
+        for name in ("K", "xyz", "scale"):
+            entries = root / f"{split}_{name}.json"
+            if entries.exists():
+                (folder / entries.name).write_text(json.dumps(json.loads(entries.read_text()) * copies))
+    return folder
+
+
+def machine() -> str:
+    """The processor, its cores and the GPU, if there is one."""
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+            break
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {os.cpu_count()} cores{gpu}"
+
+
+def write_results(path: Path | None, results: dict[str, Any]) -> None:
+    """JSON with the date and the machine beside the results."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "torch": torch.__version__}
+    path.write_text(json.dumps(head | results, indent=1) + "\n")
+
+
+class Loader(NamedTuple):
+    """A row of the table: batches without end, and what is done to each."""
+
+    name: str
+    batches: Iterable[Any]
+    work: Callable[[Any], Any]
+
+
+def loaders(config: DictConfig, data: HandDataModule) -> list[Loader]:
+    """All loaders of the table, over the training split."""
+    augment, images = instantiated(config, "augment"), data.splits.train
+    per_image = {"PIL": (decode_pil, rotate_pil), "simplejpeg, turned by PIL": (decode_simplejpeg, rotate_pil)}
+    if cv2 is not None:
+        per_image["OpenCV"] = (decode_opencv, rotate_opencv)
+    rows = [
+        Loader("packed, bytes", data.train_dataloader(), lambda batch: batch),
+        Loader("packed", data.train_dataloader(), lambda batch: batch.image.float() / 255.0),
+        Loader("packed, turned", data.train_dataloader(), lambda batch: augment(batch, _generator())),
+    ]
+    for name, (decode, rotate) in per_image.items():
+        for label, turn in ((name.partition(",")[0], None), (f"{name}, turned".replace(", turned by", " by"), rotate)):
+            dataset = PerImage(images, decode, turn)
+            rows.append(Loader(label, DataLoader(dataset, data.batch_size, shuffle=True, drop_last=True), lambda b: b))
+    return rows
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(int(time.monotonic_ns()) % 2**31)
+
+
+def images_per_s(loader: Loader, *, num_batches: int, batch_size: int) -> float:
+    """Of one run."""
+    batches = _endless(loader.batches)
+    loader.work(next(batches))
+    began = time.perf_counter()
+    for batch in islice(batches, num_batches):
+        loader.work(batch)
+    return num_batches * batch_size / (time.perf_counter() - began)
+
+
+def _endless(batches: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from batches
+
+
+def compare_loaders(config: DictConfig, data: HandDataModule, *, repeats: int, num_batches: int) -> dict[str, Any]:
+    """Print and return images/s of each loader, the medians of interleaved runs."""
+    rows = loaders(config, data)
+    runs: dict[str, list[float]] = {row.name: [] for row in rows}
+    for _ in range(repeats):
+        for row in rows:
+            runs[row.name].append(images_per_s(row, num_batches=num_batches, batch_size=data.batch_size))
+    size_kb = statistics.mean(path.stat().st_size for path in data.splits.train.files[:256]) / 1e3
+    print(f"{data.image_size} px, JPEGs of {size_kb:.1f} kB, batches of {data.batch_size}, one core")
+    print(f"{'loader':28}{'images/s':>10}")
+    for name, values in runs.items():
+        print(f"{name:28}{statistics.median(values):10.0f}")
+    if cv2 is None:
+        print("OpenCV is left out: opencv-python-headless is not installed")
+    medians = {name: round(statistics.median(values)) for name, values in runs.items()}
+    return {"image_size": data.image_size, "jpeg_kb": round(size_kb, 1), "images_per_s": medians}
+
+
+class Memory(NamedTuple):
+    """Of a process, in MB. mapped: of files, shared or not, which the kernel takes back when it needs them."""
+
+    private: float
+    proportional: float
+    mapped: float
+
+    @classmethod
+    def now(cls) -> "Memory":
+        """This process's, as Linux counts it."""
+        fields = dict(_kb(line) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+        private = fields["Private_Clean"] + fields["Private_Dirty"]
+        return cls(private / 1e3, fields["Pss"] / 1e3, (fields["Rss"] - fields["Anonymous"]) / 1e3)
+
+
+def _kb(line: str) -> tuple[str, int]:
+    name, value = line.split()[:2]
+    return name.rstrip(":"), int(value)
+
+
+def _iterate(connection: Connection, config: DictConfig, other: DictConfig) -> None:
+    """In a process of its own: what opening the data and going through them once takes, then wait."""
+    torch.set_num_threads(1)
+    next(iter(opened(other).train_dataloader()))  # what a first batch loads and allocates, whatever the data set
+    before = Memory.now()
+    data = opened(config)
+    for _ in data.train_dataloader():
+        pass
+    after = Memory.now()
+    connection.send(Memory(*(b - a for a, b in zip(before, after, strict=True))))
+    connection.recv()
+    del data
+
+
+def opened(config: DictConfig) -> HandDataModule:
+    """The data module of a configuration, ready to train."""
+    data = HandDataModule(
+        instantiated(config, "data.source"),
+        image_size=config.data.image_size,
+        batch_size=config.data.batch_size,
+        pack_folder=config.paths.packed,
+        seed=config.seed,
+        progress=False,
+    )
+    data.setup("fit")
+    return data
+
+
+def measure_memory(config: DictConfig, other: DictConfig, *, processes: int) -> list[Memory]:
+    """What each of several processes takes for the data, the others being there; MB."""
+    context = multiprocessing.get_context("spawn")
+    taken, waiting = [], []
+    for _ in range(processes):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_iterate, args=(theirs, config, other))
+        process.start()
+        theirs.close()
+        waiting.append((process, ours))
+        taken.append(ours.recv())
+    for process, connection in waiting:
+        connection.send(None)
+        process.join()
+    return taken
+
+
+def compare_memory(config: DictConfig, other: DictConfig, *, processes: int) -> dict[str, Any]:
+    """Print and return what each process takes for the data."""
+    data = opened(config)
+    num_images, size = len(data.splits.train), data.image_size
+    store_mb = num_images * size**2 * 3 / 1e6
+    rows = measure_memory(config, other, processes=processes)
+    print(f"memory for {num_images} training images, {store_mb:.0f} MB packed; goal under {_GOAL_MB} MB private")
+    print(f"{'process':>8}{'private MB':>12}{'proportional MB':>17}{'mapped MB':>11}")
+    for number, row in enumerate(rows, start=1):
+        print(f"{number:8}{row.private:12.1f}{row.proportional:17.1f}{row.mapped:11.1f}")
+    figures = [{name: round(value, 1) for name, value in row._asdict().items()} for row in rows]
+    return {"images": num_images, "packed_mb": round(store_mb), "goal_mb": _GOAL_MB, "processes": figures}
+
+
+def _with_root(config: DictConfig, root: Path, folder: Path) -> DictConfig:
+    """The same run on a data set in FreiHAND's layout."""
+    paths = [quote_override("data.root", str(root)), quote_override("paths.output", str(folder / "outputs"))]
+    sizes = [f"data.image_size={config.data.image_size}", f"data.batch_size={config.data.batch_size}"]
+    return compose("train", ["data=freihand", *paths, *sizes, "data.source.num_blocks=1"])
+
+
+def main() -> None:
+    """Print both tables and write them as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image-size", type=int, nargs="+", default=[224])
+    parser.add_argument("--images", type=int, default=256, help="drawn hands for training")
+    parser.add_argument("--root", type=Path, help="a data set in FreiHAND_pub_v2's layout, instead of drawn hands")
+    parser.add_argument("--copies", type=int, default=16, help="of every image, where memory is measured")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=20, help="of a run")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--parts", nargs="+", choices=["loaders", "memory"], default=["loaders", "memory"])
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "results" / "data.json")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {"repeats": given.repeats, "batch_size": given.batch_size, "loaders": [], "memory": []}
+    print(machine())
+    for size in given.image_size:
+        with tempfile.TemporaryDirectory() as name:
+            folder, batch = Path(name), [f"data.batch_size={given.batch_size}"]
+            config = configured(folder, image_size=size, num_images=given.images, overrides=batch)
+            source = instantiated(config, "data.source")
+            root = given.root or source.generate()
+            config = _with_root(config, root, folder)
+            if "loaders" in given.parts:
+                data = opened(config)
+                rows = compare_loaders(config, data, repeats=given.repeats, num_batches=given.batches)
+                results["loaders"].append(rows)
+            if "memory" in given.parts:
+                many = _with_root(config, repeated(root, folder / "repeated", given.copies), folder)
+                results["memory"].append(compare_memory(many, config, processes=given.processes))
+    write_results(given.output, results)
+
+
+if __name__ == "__main__":
+    main()

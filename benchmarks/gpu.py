@@ -1,0 +1,148 @@
+"""Training images/s on a GPU: our Trainer, a bare loop, the encoder alone, and several processes that share the GPU.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --encoder mobilenetv3_small_100 --processes 1 2 --batch-size 128
+
+On drawn hands of 224 px in bfloat16. `bare` is a loop on one augmented batch that stays on the GPU, `encoder` the same
+with the sum of the encoder's maps for a loss; the runs take turns, and the table holds their medians. Of several
+processes, each trains as a trial does, with its share of the memory, and all begin together: the table holds the sum of
+their images/s, one run each.
+
+Needs a GPU that torch can use; --rehearse runs a tiny version of everything on the CPU, to see that it works.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.data import configured, machine, write_results  # noqa: E402
+from benchmarks.throughput import Run, bare, timed, trainer  # noqa: E402
+from handpose.config import plain  # noqa: E402
+
+
+def encoder_alone(run: Run) -> float:
+    """Seconds a step of the encoder, forward, backward and optimizer, on a resident batch."""
+    module = run.module.to(run.device).train()
+    image = module.augment(run.resident(), torch.Generator().manual_seed(0)).image
+    optimizer = torch.optim.AdamW(module.net.encoder.parameters(), lr=1e-4, fused=True)  # type: ignore[union-attr]
+
+    def step() -> None:
+        with run.autocast():
+            loss = torch.stack([level.float().mean() for level in module.net.encoder(image)]).sum()  # type: ignore[operator]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return timed(step, run)
+
+
+def one_process(config: DictConfig, *, steps: int, repeats: int, folder: Path) -> dict[str, float]:
+    """Images/s of the three, the medians of interleaved runs."""
+    run = Run.of(config, steps=steps)
+    sides = {
+        "encoder": lambda: encoder_alone(run),
+        "bare": lambda: bare(run, augmented=False),
+        "trainer": lambda: trainer(run, folder),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            seconds[name].append(side())
+    return {name: round(run.batch_size / statistics.median(values), 1) for name, values in seconds.items()}
+
+
+def _share(config: DictConfig, steps: int, fraction: float, folder: Path, start: Barrier, rates: Any) -> None:
+    """One of several processes on the GPU; where one fails, the others do not wait for it."""
+    try:
+        if config.trainer.accelerator != "cpu":
+            torch.cuda.set_per_process_memory_fraction(fraction)
+        run = Run.of(config, steps=steps)
+        trainer(run, folder)  # what is slow once: kernels are chosen, memory is taken
+        start.wait()
+        rates.put(run.batch_size / trainer(run, folder))
+    except BaseException:
+        start.abort()
+        raise
+
+
+def several_processes(config: DictConfig, number: int, *, steps: int, folder: Path) -> float | None:
+    """Images/s of all processes together; None where one of them failed, as for want of memory."""
+    context = multiprocessing.get_context("spawn")
+    config = OmegaConf.create(plain(config))  # what Hydra resolves is resolved here
+    start, rates = context.Barrier(number, timeout=600), context.Queue()
+    processes = [
+        context.Process(target=_share, args=(config, steps, 1 / number, folder / str(i), start, rates))
+        for i in range(number)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        return None
+    return round(sum(rates.get() for _ in processes), 1)
+
+
+def measure(config: DictConfig, *, processes: Sequence[int], steps: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """A row of the results."""
+    rates = one_process(config, steps=steps, repeats=repeats, folder=folder)
+    shared = {str(number): several_processes(config, number, steps=steps, folder=folder) for number in processes}
+    return {
+        "encoder": config.model.encoder.name,
+        "batch_size": config.data.batch_size,
+        "images_per_s": rates,
+        "trainer_over_bare": round(rates["trainer"] / rates["bare"], 3),
+        "processes_images_per_s": shared,
+    }
+
+
+def main() -> None:
+    """Print a table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", nargs="+", default=["efficientnet_b4", "mobilenetv3_small_100"])
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--steps", type=int, default=30, help="of a run")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "results" / "gpu.json")
+    given = parser.parse_args()
+    if not (given.rehearse or torch.cuda.is_available()):
+        sys.exit("benchmarks/gpu.py needs a GPU that torch can use, and this machine has none; --rehearse runs without")
+    size, accelerator = (64, "cpu") if given.rehearse else (224, "gpu")
+    print(f"{machine()}; bf16-mixed, {size} px, batches of {given.batch_size}; images/s")
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for encoder in given.encoder:
+            overrides = [
+                f"data.batch_size={given.batch_size}",
+                f"model.encoder.name={encoder}",
+                f"trainer.accelerator={accelerator}",
+                "trainer.precision=bf16-mixed",
+            ]
+            num_images = (given.steps + 5) * given.batch_size
+            config = configured(Path(name), image_size=size, num_images=num_images, overrides=overrides)
+            row = measure(
+                config, processes=given.processes, steps=given.steps, repeats=given.repeats, folder=Path(name) / "run"
+            )
+            rows.append(row)
+            print(f"{encoder}: " + ", ".join(f"{side} {rate}" for side, rate in row["images_per_s"].items()))
+            for number, rate in row["processes_images_per_s"].items():
+                print(f"    {number} process(es): {'failed' if rate is None else rate}", flush=True)
+    write_results(given.output, {"steps": given.steps, "repeats": given.repeats, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

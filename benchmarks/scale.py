@@ -1,0 +1,350 @@
+"""What a sweep's driver costs as the sweep grows: of stub trials, 10 to 10,000 of them.
+
+    python benchmarks/scale.py --output benchmarks/results/scale.json
+
+driver: the real events, study (random proposals), trials.csv and TensorBoard under ASHA, without Ray and without
+workers, each size in a process of its own. `trial` and `report` are milliseconds of the last tenth of the trials, so
+that growth shows; `memory` is what the process grew by; `restored` is how long a new state takes to read it all.
+
+sampler: milliseconds of one proposal of Optuna's TPE when a study has so many trials, as configured and with options of
+its own changed; beside it random proposals, which cost what our own code and the study do.
+
+ray: run_sweep with Ray and two slots, and Tune with its defaults (new actors, its loggers) under its ASHA, over a stub
+that reports up to nine epochs at once. `wall` and `cpu`, of the driver's process, are milliseconds a trial, from the
+beginning of one to that of the next in the second half of the sweep.
+
+Goal: flat for each trial.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from hydra.utils import instantiate  # noqa: E402
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler  # noqa: E402
+
+from benchmarks.bookkeeping import Sweep  # noqa: E402
+from benchmarks.sweeps import in_fresh_process, write_results  # noqa: E402
+from handpose.config import compose, quote_override  # noqa: E402
+from handpose.sweep.scheduler import rule_maker  # noqa: E402
+from handpose.sweep.searcher import Known, OptunaSearcher  # noqa: E402
+from handpose.sweep.space import Params, load_space  # noqa: E402
+from handpose.sweep.stretch import Stretch, report  # noqa: E402
+
+_METRIC = "val/pa_mpjpe_mm"
+_EPOCHS = 9
+_ASKS = 15
+
+
+def main() -> None:
+    """Measure the parts and print a table of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=list(_PARTS), default=list(_PARTS))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000, 10_000], help="of driver and sampler")
+    parser.add_argument("--ray-sizes", type=int, nargs="+", default=[10, 100, 1000], help="10000 takes long")
+    parser.add_argument("--plain-sizes", type=int, nargs="+", default=[10, 100], help="1000 takes half an hour")
+    parser.add_argument("--slots", type=int, default=2, help="of Ray")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    results = {}
+    for part in given.parts:
+        results[part] = _PARTS[part](given)
+        print(table(part, results[part]), flush=True)
+    settings = {name: value for name, value in vars(given).items() if name != "output"}
+    write_results(given.output, {"settings": settings, "parts": results})
+
+
+def _driver_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
+    return [_medians(given.repeats, driver, num_trials=size) for size in given.sizes]
+
+
+def _sampler_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
+    return [_medians(given.repeats, proposals_ms, num_trials=size) for size in given.sizes]
+
+
+def _ray_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    for side, function, sizes in (("ours", ray_ours, given.ray_sizes), ("plain", ray_plain, given.plain_sizes)):
+        for size in sizes:
+            row = _medians(given.repeats, function, num_trials=size, num_slots=given.slots)
+            rows.append({"side": side, **row})
+    return rows
+
+
+_PARTS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+    "driver": _driver_rows,
+    "sampler": _sampler_rows,
+    "ray": _ray_rows,
+}
+
+
+def _medians(repeats: int, function: Callable[..., dict[str, float]], **arguments: Any) -> dict[str, float]:
+    runs = [in_fresh_process(function, **arguments) for _ in range(repeats)]
+    return {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
+
+
+def table(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of a part, to read."""
+    heads = list(rows[0])
+    widths = {head: max(10, len(head) + 2) for head in heads}
+    lines = [part, "".join(f"{head:>{widths[head]}}" for head in heads)]
+    lines += ["".join(f"{row[head]:>{widths[head]}}" for head in heads) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def loss(params: Params, number: int, epoch: int) -> float:
+    """A curve that falls, best at a learning rate of 3e-3, with noise of the trial's own."""
+    noise = random.Random(number * 100 + epoch).gauss(0, 0.3)
+    return 15 + abs(math.log10(params["optimizer.lr"]) + 2.5) * 4 + 10 / epoch + noise
+
+
+def rss_mb() -> float:
+    """Memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+# --- the driver without Ray -------------------------------------------------------------------------------------------
+
+
+def driver(num_trials: int) -> dict[str, float]:
+    """A sweep of which only the bookkeeping is real, from its first trial to its last, and restored."""
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = Sweep(Path(folder) / "sweep", num_trials)
+        sweep.open(resume=False)
+        before_mb = rss_mb()
+        first = num_trials - max(1, num_trials // 10)
+        grow(sweep, first)
+        began = time.perf_counter()
+        reports_ms = grow(sweep, num_trials)
+        trial_ms = (time.perf_counter() - began) * 1e3 / (num_trials - first)
+        memory_mb = rss_mb() - before_mb
+        table_ms = _timed_ms(lambda: sweep.state.history.table.write_csv(Path(folder) / "trials.csv"))
+        num_reports = sweep.state.history.num_reports
+        sweep.close()
+        restored_ms = _timed_ms(lambda: sweep.open(resume=True))
+        sweep.close()
+    return {
+        "trials": num_trials,
+        "reports": num_reports,
+        "trial_ms": trial_ms,
+        "report_ms": statistics.median(reports_ms),
+        "trials_csv_ms": table_ms,
+        "memory_mb": memory_mb,
+        "memory_kb_a_trial": memory_mb * 1e3 / num_trials,
+        "restored_s": restored_ms / 1e3,
+        "restored_ms_a_trial": restored_ms / num_trials,
+    }
+
+
+def grow(sweep: Sweep, num_trials: int) -> list[float]:
+    """Run until so many trials have been begun and all have ended; returns what each report cost, in ms."""
+    costs: list[float] = []
+    running: list[tuple[Stretch, int]] = []
+    state = sweep.state
+    while True:
+        while len(state.history.trials) < num_trials and (stretch := state.next()):
+            running.append((stretch, stretch.epoch))
+        if not running:
+            return costs
+        stretch, epoch = running.pop(0)
+        value = loss(stretch.params, stretch.trial, epoch + 1)
+        metrics = {_METRIC: value, "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
+        began = time.perf_counter()
+        goes_on = state.reported(stretch.trial, epoch + 1, metrics, node="node")
+        costs.append((time.perf_counter() - began) * 1e3)
+        if goes_on:
+            running.append((stretch, epoch + 1))
+
+
+def _timed_ms(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return (time.perf_counter() - began) * 1e3
+
+
+# --- the sampler ------------------------------------------------------------------------------------------------------
+
+
+def _configured() -> Callable[..., BaseSampler]:
+    sampler: Callable[..., BaseSampler] = instantiate(compose("tune", ["searcher=optuna"]).searcher.sampler)
+    return sampler
+
+
+_tpe = partial(TPESampler, n_startup_trials=5, constant_liar=True)
+
+SAMPLERS: Mapping[str, Callable[[], Callable[..., BaseSampler]]] = {
+    "random": lambda: RandomSampler,
+    "configured": _configured,
+    "no group": lambda: partial(_tpe, multivariate=True),
+    "no multivariate": lambda: _tpe,
+    "8 candidates": lambda: partial(_tpe, multivariate=True, group=True, n_ei_candidates=8),
+    "no liar": lambda: partial(_tpe, multivariate=True, group=True, constant_liar=False),
+}
+"""As configured; without conditional parameters modelled apart; without parameters modelled together; ..."""
+
+
+def proposals_ms(num_trials: int) -> dict[str, float]:
+    """Milliseconds of a proposal of each sampler, when so many trials have ended under ASHA."""
+    return {"trials": num_trials, **{name: _proposal_ms(make(), num_trials) for name, make in SAMPLERS.items()}}
+
+
+def _proposal_ms(sampler: Callable[..., BaseSampler], num_trials: int) -> float:
+    space = load_space("default")
+    generator = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        searcher = OptunaSearcher(
+            space=space,
+            folder=Path(folder),
+            name="scale",
+            metric=_METRIC,
+            mode="min",
+            max_epochs=_EPOCHS,
+            seed=0,
+            defaults={},
+            sampler=sampler,
+        )
+        with contextlib.closing(searcher):
+            searcher.align(_ended(number, generator) for number in range(num_trials))
+            costs = []
+            for number in range(num_trials, num_trials + _ASKS):
+                began = time.perf_counter()
+                params = searcher.ask(number)
+                costs.append((time.perf_counter() - began) * 1e3)
+                assert params is not None
+                searcher.reported(number, 1, loss(params, number, 1))
+                searcher.ended(number, "stopped")
+    return statistics.median(costs)
+
+
+def _ended(number: int, generator: random.Random) -> Known:
+    """Of nine trials six end at epoch 1, two at epoch 3, and one at the end."""
+    params = {
+        "model.decoder.depth": generator.randrange(1, 6),
+        "heatmap.sigma": 10 ** generator.uniform(-2, math.log10(0.08)),
+        "optimizer.lr": 10 ** generator.uniform(math.log10(2e-4), -2),
+    }
+    epochs = (1, 1, 1, 1, 1, 1, 3, 3, _EPOCHS)[number % 9]
+    values = {epoch: loss(params, number, epoch) for epoch in range(1, epochs + 1)}
+    return Known(number, "complete" if epochs == _EPOCHS else "stopped", params, values)
+
+
+# --- with Ray ---------------------------------------------------------------------------------------------------------
+
+
+def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
+    """A sweep of ours over the stub."""
+    from ray import cloudpickle
+
+    from handpose.sweep.run import run_sweep
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else a worker imports all that this file does
+    moments: list[tuple[float, float]] = []
+
+    class Counted(OptunaSearcher):
+        def ask(self, number: int) -> Params | None:
+            moments.append(_moment())
+            return super().ask(number)
+
+    def stub(stretch: Stretch) -> None:
+        for epoch in range(1, _EPOCHS + 1):
+            report(epoch, {_METRIC: loss(stretch.params, stretch.trial, epoch)})
+
+    stub.__module__ = (
+        report.__module__
+    )  # what workers import ahead of the first trial; this file is more than they need
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [quote_override("sweep.folder", folder), "sweep.name=scale", "sweep.gpus_per_trial=0"]
+        overrides += [f"sweep.num_trials={num_trials}", f"sweep.max_epochs={_EPOCHS}", f"ray.num_cpus={num_slots}"]
+        config, space = compose("tune", overrides), load_space("default")
+        sweep = instantiate(config.sweep)
+        began = _moment()
+        run_sweep(
+            sweep=sweep,
+            cluster=instantiate(config.ray),
+            space=space,
+            searcher=partial(Counted, sampler=RandomSampler, defaults={}),
+            rule=rule_maker(instantiate(config.scheduler), sweep, space),
+            objective=stub,
+            command=str,
+            description={"name": "scale"},
+        )
+    return _of_moments(num_trials, began, moments)
+
+
+def ray_plain(num_trials: int, num_slots: int) -> dict[str, float]:
+    """Tune, with its defaults, over the same stub."""
+    import ray
+    from ray import cloudpickle, tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else a worker imports all that this file does
+    moments: list[tuple[float, float]] = []
+
+    class Counter(tune.Callback):
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            moments.append(_moment())
+
+    def stub(config: dict[str, Any]) -> None:
+        number = int(config["number"])
+        for epoch in range(1, _EPOCHS + 1):
+            tune.report({"loss": loss(config, number, epoch)})
+
+    space = {
+        "model.decoder.depth": tune.randint(1, 6),
+        "heatmap.sigma": tune.loguniform(0.01, 0.08),
+        "optimizer.lr": tune.loguniform(2e-4, 1e-2),
+        "number": tune.randint(0, 10**6),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        began = _moment()
+        ray.init(num_cpus=num_slots)
+        tune.Tuner(
+            tune.with_resources(stub, {"cpu": 1}),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric="loss",
+                mode="min",
+                num_samples=num_trials,
+                scheduler=ASHAScheduler(max_t=_EPOCHS, grace_period=1, reduction_factor=3),
+            ),
+            run_config=tune.RunConfig(name="plain", storage_path=folder, callbacks=[Counter()]),
+        ).fit()
+        ray.shutdown()
+    return _of_moments(num_trials, began, moments)
+
+
+def _moment() -> tuple[float, float]:
+    """Seconds of the clock and of this process's CPU."""
+    return time.perf_counter(), time.process_time()
+
+
+def _of_moments(num_trials: int, began: Sequence[float], moments: Sequence[Sequence[float]]) -> dict[str, float]:
+    """What a trial of the second half took, from one beginning to the next."""
+    first, last = (num_trials - 1) // 2, num_trials - 1
+    wall, cpu = ((moments[last][i] - moments[first][i]) * 1e3 / (last - first) for i in (0, 1))
+    return {
+        "trials": num_trials,
+        "wall_ms": wall,
+        "cpu_ms": cpu,
+        "whole_s": _moment()[0] - began[0],
+        "memory_mb": rss_mb(),
+    }
+
+
+if __name__ == "__main__":
+    main()

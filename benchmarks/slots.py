@@ -1,0 +1,199 @@
+"""How much of what a sweep's slots cost is training: ours against Ray Tune's documented Lightning recipe.
+
+    python benchmarks/slots.py [OVERRIDES OF tune.py] --output benchmarks/results/slots.json
+
+Both sides train the same short trials on the same slots: same proposals, network, data, epochs, seed and threads (one);
+the plain side (benchmarks/sweeps.py) keeps the defaults of Tune and Lightning. Each sweep runs in a process of its own
+with a fresh Ray, the sides take turns, and the figures are medians. The clock runs from the moment that the sweep is
+asked for, before Ray is started and our own checks are made, until its last trial has ended; the driver's imports are
+on neither side, the workers' on both. Under `fifo` every trial is trained to its end; under `asha` trials are stopped,
+by our rule and by Ray's, which may stop others.
+
+    slot-s       slots x that time
+    efficiency   seconds in training steps and validations, over slot-s
+    starts       from the moment that a slot is free to the first step of its next trial; the first on each slot begin
+                 when the sweep is asked for, so that Ray's own start and the workers' are in them
+    between      within a trial but in no step: reports, checkpoints, loops
+    at the end   slots that have nothing to do any more, and the sweep's end
+
+Goals: ours at least 0.90, and at least 2.5 times fewer slot-s than plain.
+"""
+
+import argparse
+import contextlib
+import heapq
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from hydra.utils import instantiate  # noqa: E402
+
+from benchmarks.sweeps import (  # noqa: E402
+    ON_CPU,
+    Measured,
+    Side,
+    make_data,
+    measure,
+    write_results,
+)
+from handpose.config import compose, plain  # noqa: E402
+from handpose.sweep.preflight import num_cores  # noqa: E402
+from handpose.sweep.space import Params, flattened, load_space  # noqa: E402
+
+_SIDES: tuple[Side, ...] = get_args(Side)
+
+
+class Account(NamedTuple):
+    """Where the slot-seconds of a sweep went; see above. start_s: the median of the later starts."""
+
+    slot_s: float
+    efficiency: float
+    train_s: float
+    val_s: float
+    first_starts_s: float
+    later_starts_s: float
+    between_s: float
+    at_end_s: float
+    start_s: float
+    epochs: int
+
+
+def main() -> None:
+    """Measure both sides in turns, and print where their slot-seconds went."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-trials", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=15, help="of an epoch")
+    parser.add_argument("--slots", type=int, default=num_cores(), help="trials at a time, one core each")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--schedulers", nargs="+", choices=["fifo", "asha"], default=["fifo", "asha"])
+    parser.add_argument("--preflight", choices=["off", "brief"], default="off", help="of our side")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("overrides", nargs="*", help="of tune.py, for both sides: key=value")
+    given = parser.parse_args()
+    shared = [
+        *ON_CPU,
+        "searcher=random",
+        f"sweep.num_trials={given.num_trials}",
+        f"sweep.max_epochs={given.epochs}",
+        f"sweep.preflight={given.preflight}",
+        f"trainer.limit_train_batches={given.batches}",
+        f"ray.num_cpus={given.slots}",
+        *given.overrides,
+    ]
+    make_data(shared)
+    points = proposals(shared)
+    results = {}
+    for scheduler in given.schedulers:
+        runs: dict[Side, list[Measured]] = {side: [] for side in _SIDES}
+        for repeat in range(given.repeats):
+            for side in _SIDES if repeat % 2 == 0 else _SIDES[::-1]:
+                runs[side].append(measure(side, [*shared, f"scheduler={scheduler}"], points))
+        results[scheduler] = summary(runs)
+        print(table(scheduler, results[scheduler]), flush=True)
+    settings = {name: value for name, value in vars(given).items() if name != "output"}
+    write_results(given.output, {"settings": settings, "schedulers": results})
+
+
+def proposals(overrides: Sequence[str]) -> list[Params]:
+    """What our searcher proposes when it learns nothing, as with searcher=random."""
+    config = compose("tune", overrides)
+    sweep = instantiate(config.sweep)
+    with tempfile.TemporaryDirectory() as folder:
+        searcher = instantiate(config.searcher)(
+            space=load_space(config.search_space),
+            folder=Path(folder),
+            name=sweep.name,
+            metric=sweep.metric,
+            mode=sweep.mode,
+            max_epochs=sweep.max_epochs,
+            seed=sweep.seed,
+            defaults=flattened(plain(config)),
+        )
+        with contextlib.closing(searcher):
+            return [searcher.ask(number) for number in range(sweep.num_trials)]
+
+
+def account(sweep: Measured) -> Account:
+    """Where the slot-seconds of a sweep went. The trial that begins next takes the slot that is free longest."""
+    free = [sweep.began] * sweep.num_slots
+    starts = []
+    for trial in sweep.trials:
+        starts.append(trial.first_step - heapq.heapreplace(free, trial.last))
+    train_s = sum(trial.train_s for trial in sweep.trials)
+    val_s = sum(trial.val_s for trial in sweep.trials)
+    later = starts[sweep.num_slots :]
+    return Account(
+        slot_s=sweep.slot_s,
+        efficiency=(train_s + val_s) / sweep.slot_s,
+        train_s=train_s,
+        val_s=val_s,
+        first_starts_s=sum(starts[: sweep.num_slots]),
+        later_starts_s=sum(later),
+        between_s=sum(trial.last - trial.first_step for trial in sweep.trials) - train_s - val_s,
+        at_end_s=sum(sweep.ended - each for each in free),
+        start_s=statistics.median(later) if later else 0.0,
+        epochs=sum(len(trial.values) for trial in sweep.trials),
+    )
+
+
+def summary(runs: Mapping[Side, Sequence[Measured]]) -> dict[str, Any]:
+    """Medians of each side, how many times the slot-seconds of ours plain costs, and whether both trained the same."""
+    accounts = {side: [account(sweep) for sweep in runs[side]] for side in _SIDES}
+    medians = {
+        side: {name: statistics.median(getattr(each, name) for each in accounts[side]) for name in Account._fields}
+        for side in _SIDES
+    }
+    ratios = [theirs.slot_s / ours.slot_s for ours, theirs in zip(accounts["ours"], accounts["plain"], strict=True)]
+    return {
+        "medians": medians,
+        "plain_over_ours": statistics.median(ratios),
+        "ratios": ratios,
+        "runs": {side: [each._asdict() for each in accounts[side]] for side in _SIDES},
+        "trials": {side: [len(sweep.trials) for sweep in runs[side]] for side in _SIDES},
+        "largest_difference": largest_difference(runs["ours"][0], runs["plain"][0]),
+    }
+
+
+def largest_difference(one: Measured, other: Measured) -> float:
+    """Between what the same parameters gave at the same epoch on both sides, where both have it."""
+    first, second = _values(one), _values(other)
+    return max((abs(first[key] - second[key]) for key in first.keys() & second.keys()), default=0.0)
+
+
+def _values(sweep: Measured) -> dict[tuple[str, int], float]:
+    """(parameters, epoch) -> metric."""
+    keyed = [(repr(sorted(trial.params.items())), trial.values) for trial in sweep.trials]
+    return {(params, epoch): value for params, values in keyed for _, epoch, value in values}
+
+
+def table(scheduler: str, figures: Mapping[str, Any]) -> str:
+    """The figures of one scheduler, to read."""
+    lines = [f"{scheduler:34}" + "".join(f"{side:>12}" for side in _SIDES)]
+    rows = (
+        ("slot-s", "slot_s", 1),
+        ("  in training steps", "train_s", 1),
+        ("  in validations", "val_s", 1),
+        ("  first starts", "first_starts_s", 1),
+        ("  later starts", "later_starts_s", 1),
+        ("  between", "between_s", 1),
+        ("  at the end", "at_end_s", 1),
+        ("efficiency", "efficiency", 3),
+        ("a later start, median", "start_s", 2),
+        ("epochs trained", "epochs", 0),
+    )
+    for head, name, digits in rows:
+        lines.append(f"{head:34}" + "".join(f"{figures['medians'][side][name]:12.{digits}f}" for side in _SIDES))
+    lines.append(f"{'plain over ours, slot-s':34}{figures['plain_over_ours']:12.2f}")
+    lines.append(f"{'largest difference of a value':34}{figures['largest_difference']:12.2g}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

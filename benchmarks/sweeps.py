@@ -1,0 +1,234 @@
+"""A sweep of real trials, measured: ours as tune.py runs it, or Ray Tune's documented recipe for Lightning.
+
+Each sweep has a process of its own with a fresh Ray. On both sides a callback clocks the training steps and validations
+of each trial, and the same configuration makes the network, the data and the training of a trial. The plain side is
+what Tune's documentation shows for Lightning: a function that builds module and Trainer, with
+TuneReportCheckpointCallback among its callbacks, under Tuner, ASHAScheduler and OptunaSearch. What it leaves to the
+defaults of Tune and Lightning is left to them, except for the progress bar, which it turns off too.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from hydra.utils import instantiate
+from optuna.distributions import BaseDistribution
+
+from benchmarks.clock import ClockedObjective, Trained, plain_trainable
+from handpose.config import REPOSITORY, compose, location_overrides, quote_override
+from handpose.errors import UserError
+from handpose.sweep.preflight import check_sweep, num_cores, preflight, survey
+from handpose.sweep.provenance import provenance
+from handpose.sweep.resume import Task, description
+from handpose.sweep.run import EVENTS, run_sweep
+from handpose.sweep.scheduler import rule_maker
+from handpose.sweep.space import Params, Space, load_space
+from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides
+
+Side = Literal["ours", "plain"]
+
+ON_CPU = ("trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.cpus_per_trial=1", "sweep.retrain=false")
+"""One core and one thread a trial, on both sides."""
+
+_LIMIT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A sweep as it was clocked: asked for at `began`, its last trial ended at `ended`."""
+
+    began: float
+    ended: float
+    num_slots: int
+    trials: Sequence[Trained]
+
+    @property
+    def slot_s(self) -> float:
+        return self.num_slots * (self.ended - self.began)
+
+
+# --- from the outside -------------------------------------------------------------------------------------------------
+
+
+def measure(side: Side, overrides: Sequence[str], proposals: Sequence[Params] | None = None) -> Measured:
+    """Run a sweep in a process of its own. overrides: of tune.py. proposals: what the plain side is to train, in order;
+    without any its OptunaSearch proposes, with the seed of the sweep. Ours proposes itself, as configured.
+    """
+    record = in_fresh_process(run_measured, side=side, overrides=list(overrides), proposals=proposals)
+    trials = [Trained(**trial | {"values": [tuple(each) for each in trial["values"]]}) for trial in record["trials"]]
+    return Measured(**record | {"trials": trials})
+
+
+def in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
+    """What a function of a module of ours answers in a process of its own; arguments and answer travel as JSON.
+
+    Its output is shown only when it fails, which ends this process too.
+    """
+    module, name = function.__module__, function.__name__
+    with tempfile.TemporaryDirectory() as folder:
+        answer, log = Path(folder) / "answer.json", Path(folder) / "log.txt"
+        # The module is imported, not run: what workers are sent must not come from a __main__ that they lack.
+        code = (
+            f"import json, pathlib, sys; from {module.replace('__main__', _script())} import {name}; "
+            f"pathlib.Path({str(answer)!r}).write_text(json.dumps({name}(**json.load(sys.stdin))))"
+        )
+        with log.open("w") as output:
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                input=json.dumps(arguments),
+                text=True,
+                stdout=output,
+                stderr=output,
+                cwd=REPOSITORY,
+                env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore"},
+                timeout=_LIMIT_S,
+            )
+        if done.returncode:
+            sys.exit(f"{name}({arguments}) ended with {done.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
+        return json.loads(answer.read_text())
+
+
+def _script() -> str:
+    return f"benchmarks.{Path(sys.argv[0]).stem}"
+
+
+def make_data(overrides: Sequence[str]) -> None:
+    """Draw and pack the data of a sweep, so that no side has to; a mistake in the overrides ends the process."""
+    try:
+        survey(compose("tune", overrides))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    packages = ("ray", "torch", "pytorch-lightning", "optuna")
+    return {
+        "processor": found[0].partition(":")[2].strip() if found else platform.processor(),
+        "cores": num_cores(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def write_results(file: Path | None, content: Mapping[str, Any]) -> None:
+    """Write figures as JSON, with the day and the machine; nothing without a file."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        head = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        file.write_text(json.dumps({**head, **content}, indent=1) + "\n")
+
+
+# --- in the process of a sweep ----------------------------------------------------------------------------------------
+
+
+def run_measured(side: Side, overrides: Sequence[str], proposals: Sequence[Params] | None) -> dict[str, Any]:
+    """Run a sweep here; returns the fields of `Measured`, trials in the order of their first steps."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "clocks").mkdir()
+        began = time.time()
+        place_overrides = (quote_override("sweep.folder", str(folder / "sweep")), "sweep.name=measured")
+        config = compose("tune", [*overrides, *place_overrides])
+        if side == "ours":
+            ended = _run_ours(config, overrides, folder)
+        else:
+            ended = _run_plain(config, overrides, folder, proposals)
+        trials = [json.loads(file.read_text()) for file in (folder / "clocks").glob("*.json")]
+    return {
+        "began": began,
+        "ended": ended,
+        "num_slots": config.ray.num_cpus or num_cores(),
+        "trials": sorted(trials, key=lambda trial: trial["first_step"]),
+    }
+
+
+def _run_ours(config: Any, given: Sequence[str], folder: Path) -> float:
+    """As tune.py has it, up to the winner; returns when the last trial had ended."""
+    task = Task(config, given, location_overrides(config), {}, load_space(config.search_space))
+    sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
+    overrides = training_overrides(given)
+    check_sweep(sweep, cluster)
+    fresh_rule = rule_maker(instantiate(config.scheduler), sweep, task.space)
+    data = survey(config)
+    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial)
+    trained = TrainingObjective.of(recipe, sweep, fresh_rule(), measures=any(config.searcher.constraints.values()))
+    objective = ClockedObjective(**vars(trained), clocks=str(folder / "clocks"))
+    run_sweep(
+        sweep=sweep,
+        cluster=cluster,
+        space=task.space,
+        searcher=partial(instantiate(config.searcher), defaults=task.defaults, fingerprint=data.fingerprint),
+        rule=fresh_rule,
+        objective=objective,
+        command=recipe.command,
+        description=description(task, provenance(data=data.fingerprint)),
+        preflight=partial(
+            preflight,
+            sweep=sweep,
+            space=task.space,
+            recipe=recipe,
+            objective=objective,
+            make_rule=fresh_rule,
+            data=data.size,
+            defaults=task.defaults,
+        ),
+    )
+    return (sweep.path / EVENTS).stat().st_mtime  # its last event says that all trials have ended; Ray still shut down
+
+
+def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence[Params] | None) -> float:
+    """As Tune's documentation has it; returns when the last trial had ended."""
+    import ray
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    sweep, rule, space = config.sweep, config.scheduler, load_space(config.search_space)
+    recipe = TrialRecipe(training_overrides(given), location_overrides(config), sweep.max_epochs, sweep.cpus_per_trial)
+    name = sweep.metric.partition("/")[2]  # OptunaSearch takes no slashes
+    train = plain_trainable(recipe, metric=sweep.metric, reported_as=name, clocks=str(folder / "clocks"))
+    scheduler = (
+        ASHAScheduler(max_t=sweep.max_epochs, grace_period=rule.grace_period, reduction_factor=rule.reduction_factor)
+        if "reduction_factor" in rule
+        else None
+    )
+    searcher = (
+        OptunaSearch(distributions(space), metric=name, mode=sweep.mode, seed=sweep.seed) if points is None else None
+    )
+    ray.init(num_cpus=config.ray.num_cpus or num_cores())
+    tune.Tuner(
+        tune.with_resources(train, {"cpu": sweep.cpus_per_trial}),
+        param_space=None if points is None else {"params": tune.grid_search(list(points))},
+        tune_config=tune.TuneConfig(
+            metric=name,
+            mode=sweep.mode,
+            scheduler=scheduler,
+            search_alg=searcher,
+            num_samples=sweep.num_trials if points is None else 1,
+        ),
+        run_config=tune.RunConfig(name="plain", storage_path=str(folder / "sweep")),
+    ).fit()
+    ended = time.time()
+    ray.shutdown()
+    return ended
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """What OptunaSearch takes for a space without conditions; it pickles it, so that a function would not do."""
+    trial = optuna.create_study().ask()
+    space.suggest(trial)
+    return trial.distributions

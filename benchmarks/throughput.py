@@ -1,0 +1,322 @@
+"""Training images/s of our Trainer, of a bare PyTorch loop, and of the pipeline that this project started from.
+
+    python benchmarks/throughput.py
+    python benchmarks/throughput.py --image-size 224 --encoder mobilenetv3_small_100 efficientnet_lite0
+    python benchmarks/throughput.py --precision bf16-mixed --compile default
+
+All with the same network, batch size and number of threads (one, as a slot of a sweep has), on drawn hands; the runs
+take turns, and the table holds their medians.
+
+    bare        a loop on one batch that is already augmented: network, loss, backward, clipping, optimizer, schedule
+    augmented   the same with our augmentation of that batch in each step
+    trainer     `training_trainer` and `HandDataModule` as a trial of a sweep has them: loading, augmentation, the check
+                that every loss is finite, what the Trainer does between steps. Goal: 0.95 of bare on a CPU
+    original    each image decoded by PIL, turned by up to half a circle (nearest pixel) with its joints, made a tensor
+                and collated in the training process; soft-argmax and squared error in mm, Adam, the loss and the mean
+                joint error read as Python numbers in each step, pictures and weights in PyTorch's own layout. Goal:
+                ours at least 3 times as fast
+
+Beside them, in milliseconds a step: what decoding, turning and collating take of the original's step, and what ours
+takes for loading and for augmentation.
+"""
+
+import argparse
+import copy
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.data import PerImage, configured, decode_pil, machine, rotate_pil, write_results  # noqa: E402
+from handpose.data.augment import View  # noqa: E402
+from handpose.data.datamodule import HandDataModule  # noqa: E402
+from handpose.data.sample import HandBatch  # noqa: E402
+from handpose.heatmaps import CameraAxes, read_out  # noqa: E402
+from handpose.losses import CoordinateMse  # noqa: E402
+from handpose.training.fit import prepare  # noqa: E402
+from handpose.training.module import HandPose, parameter_groups  # noqa: E402
+from handpose.training.results import RunFolders  # noqa: E402
+from handpose.training.trainer import calm, training_trainer  # noqa: E402
+
+_WARM_UP = 4  # steps of each run that are not counted
+_RANGES_MM = {"x_mm": (-400.0, 400.0), "y_mm": (-400.0, 400.0), "z_mm": (0.0, 3000.0)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration, ready to train; steps: of a run, after the warm-up."""
+
+    config: DictConfig
+    module: HandPose
+    data: HandDataModule
+    device: torch.device
+    steps: int
+
+    @classmethod
+    def of(cls, config: DictConfig, *, steps: int) -> "Run":
+        prepared = prepare(config, stage="fit", quiet=True)
+        on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+        device = torch.device("cuda" if on_gpu else "cpu")
+        return cls(config, prepared.module, prepared.data, device, steps)
+
+    @property
+    def batch_size(self) -> int:
+        return self.data.batch_size
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of the configured precision."""
+        if self.config.trainer.precision == "32-true":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def resident(self) -> HandBatch:
+        """A training batch on the device."""
+        return HandBatch(*(field.to(self.device) for field in next(iter(self.data.train_dataloader()))))
+
+
+def timed(step: Callable[[], object], run: Run) -> float:
+    """Mean seconds of a step, after the warm-up."""
+    for _ in range(_WARM_UP):
+        step()
+    _wait(run.device)
+    began = time.perf_counter()
+    for _ in range(run.steps):
+        step()
+    _wait(run.device)
+    return (time.perf_counter() - began) / run.steps
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def bare(run: Run, *, augmented: bool) -> float:
+    """Seconds a step of a plain loop on one resident batch."""
+    module = run.module.to(run.device).train()
+    optimizer = module.optimizer(parameter_groups(module.net))
+    schedule = module.lr_schedule(optimizer, num_steps=1000, steps_per_epoch=100)
+    batch = run.resident()
+    view = module.augment(batch, torch.Generator().manual_seed(0))
+    view = view._replace(image=view.image.contiguous(memory_format=torch.channels_last))
+    parameters = list(module.net.parameters())
+
+    def step() -> None:
+        seen: View = module.augment(batch, torch.Generator().manual_seed(0)) if augmented else view
+        size = (seen.image.shape[-2], seen.image.shape[-1])
+        with run.autocast():
+            coordinates = module.axes.encode(seen.xyz_m, seen.intrinsics, size)
+            terms = module.loss(module.net(seen.image), coordinates, module.axes)
+            loss = torch.stack(list(terms.values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, run.config.trainer.gradient_clip_val)
+        optimizer.step()
+        schedule.step()
+
+    return timed(step, run)
+
+
+class StepClock(pl.Callback):
+    """Times the steps of a Trainer, and looks at every loss as a trial of a sweep does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.began, self.steps_s = 0.0, 0.0
+        self.num_steps = 0
+        self.is_finite: Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        is_finite = torch.isfinite(outputs["loss"].detach()).all()
+        self.is_finite = is_finite if self.is_finite is None else self.is_finite & is_finite
+        self.num_steps += 1
+        if self.num_steps == _WARM_UP:
+            _wait(self.device)
+            self.began = time.perf_counter()
+        if self.num_steps == trainer.limit_train_batches:
+            _wait(self.device)
+            self.steps_s = (time.perf_counter() - self.began) / (self.num_steps - _WARM_UP)
+
+
+def trainer(run: Run, folder: Path) -> float:
+    """Seconds a step of our Trainer, loader and augmentation."""
+    clock = StepClock(run.device)
+    config = run.config.copy()
+    config.trainer.max_epochs = 1
+    config.trainer.limit_train_batches = _WARM_UP + run.steps
+    config.trainer.limit_val_batches = 1
+    with calm():
+        training_trainer(config, RunFolders(folder, folder, folder), callbacks=[clock], quiet=True).fit(
+            run.module, datamodule=run.data
+        )
+    return clock.steps_s
+
+
+class Original:
+    """The pipeline that this project started from, rebuilt from its description, around a network of ours."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.net = copy.deepcopy(run.module.net).to(memory_format=torch.contiguous_format).to(run.device)
+        self.axes = CameraAxes(sigma=0.02, **_RANGES_MM).to(run.device)
+        self.loss = CoordinateMse()
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4)
+
+    def loader(self) -> Iterator[list[Tensor]]:
+        """Batches without end."""
+        dataset = PerImage(self.run.data.splits.train, decode_pil, rotate_pil)
+        while True:
+            yield from DataLoader(dataset, self.run.batch_size, shuffle=True, drop_last=True, num_workers=0)
+
+    def train(self) -> float:
+        """Seconds a step."""
+        batches = self.loader()
+        self.net.train()
+
+        def step() -> float:
+            image, xyz_m = (field.to(self.run.device) for field in next(batches))
+            target = self.axes.encode(xyz_m, xyz_m, (1, 1))
+            with self.run.autocast():
+                logits = self.net(image)
+            loss = self.loss(logits, target, self.axes)["coordinate"]
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            predicted_m = self.axes.decode(read_out(logits).detach(), xyz_m, (1, 1), xyz_m)
+            return loss.item() + 1000 * torch.linalg.vector_norm(predicted_m - xyz_m, dim=-1).mean().item()
+
+        return timed(step, self.run)
+
+    def parts(self) -> dict[str, float]:
+        """Milliseconds a step of what comes before the network."""
+        images, count = self.run.data.splits.train, self.run.batch_size
+        files, batches = list(images.files[:count]), self.loader()
+        pixels = [decode_pil(path) for path in files]
+        seconds = {
+            "original: decoding": timed(lambda: [decode_pil(path) for path in files], self.run),
+            "original: turning": timed(lambda: [rotate_pil(image, 100.0) for image in pixels], self.run),
+            "original: decoding, turning, tensors, collating": timed(lambda: next(batches), self.run),
+        }
+        return {name: round(1e3 * value, 2) for name, value in seconds.items()}
+
+
+def our_parts(run: Run) -> dict[str, float]:
+    """Milliseconds a step of loading and of augmentation."""
+    batches, batch = _endless(run.data), run.resident()
+    seconds = {
+        "ours: loading": timed(lambda: next(batches), run),
+        "ours: augmentation": timed(lambda: run.module.augment(batch, torch.Generator().manual_seed(0)), run),
+    }
+    return {name: round(1e3 * value, 2) for name, value in seconds.items()}
+
+
+def _endless(data: HandDataModule) -> Iterator[HandBatch]:
+    while True:
+        yield from data.train_dataloader()
+
+
+def measure(config: DictConfig, *, steps: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """Images/s of all four, the medians of interleaved runs, and what parts of a step take."""
+    run = Run.of(config, steps=steps)
+    original = Original(run)
+    sides: dict[str, Callable[[], float]] = {
+        "bare": lambda: bare(run, augmented=False),
+        "augmented": lambda: bare(run, augmented=True),
+        "trainer": lambda: trainer(run, folder),
+        "original": original.train,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            seconds[name].append(side())
+    rates = {name: run.batch_size / statistics.median(values) for name, values in seconds.items()}
+    return {
+        "encoder": config.model.encoder.name,
+        "image_size": config.data.image_size,
+        "precision": config.trainer.precision,
+        "compile": config.model.compile,
+        "images_per_s": {name: round(rate, 1) for name, rate in rates.items()},
+        "runs": {name: [round(run.batch_size / value, 1) for value in values] for name, values in seconds.items()},
+        "trainer_over_bare": round(rates["trainer"] / rates["bare"], 3),
+        "trainer_over_original": round(rates["trainer"] / rates["original"], 2),
+        "parts_ms": original.parts() | our_parts(run),
+    }
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print a row of the results, with its parts."""
+    rates = row["images_per_s"]
+    print(
+        f"{row['encoder'][:26]:26}{row['image_size']:6}{row['precision']:>12}{row['compile'] or '-':>17}"
+        f"{rates['bare']:8.1f}{rates['augmented']:11.1f}{rates['trainer']:9.1f}{rates['original']:10.1f}"
+        f"{row['trainer_over_bare']:14.3f}{row['trainer_over_original']:12.2f}"
+    )
+    for name, value in row["parts_ms"].items():
+        print(f"    {name}: {value:.2f} ms of a step")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Print a table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", nargs="+", default=["mobilenetv3_small_100"])
+    parser.add_argument("--image-size", type=int, nargs="+", default=[96, 224])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--precision", nargs="+", choices=["32-true", "bf16-mixed"], default=["32-true"])
+    parser.add_argument("--compile", nargs="+", default=["null"], help="values of model.compile")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=15, help="of a run")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--override", nargs="*", default=[], help="of the configuration, KEY=VALUE")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "results" / "throughput.json")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    print(f"{machine()}; {given.threads} thread(s), batches of {given.batch_size}; images/s")
+    print(
+        f"{'encoder':26}{'px':>6}{'precision':>12}{'compile':>17}{'bare':>8}{'augmented':>11}{'trainer':>9}"
+        f"{'original':>10}{'trainer/bare':>14}{'/original':>12}"
+    )
+    rows = []
+    for size in given.image_size:
+        with tempfile.TemporaryDirectory() as name:
+            for encoder, precision, mode in (
+                (encoder, precision, mode)
+                for encoder in given.encoder
+                for precision in given.precision
+                for mode in given.compile
+            ):
+                overrides = [
+                    f"data.batch_size={given.batch_size}",
+                    f"num_threads={given.threads}",
+                    f"model.encoder.name={encoder}",
+                    f"trainer.precision={precision}",
+                    f"model.compile={mode}",
+                    *given.override,
+                ]
+                num_images = (_WARM_UP + given.steps + 1) * given.batch_size
+                config = configured(Path(name), image_size=size, num_images=num_images, overrides=overrides)
+                row = measure(config, steps=given.steps, repeats=given.repeats, folder=Path(name) / "run")
+                rows.append(row)
+                show(row)
+    settings = {name: getattr(given, name) for name in ("threads", "batch_size", "steps", "repeats", "override")}
+    write_results(given.output, settings | {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+"""What it costs to find a network as good as random search finds: slot-seconds until its best PA-MPJPE is reached.
+
+    python benchmarks/time_to_quality.py --output benchmarks/results/time_to_quality.json             real training
+    python benchmarks/time_to_quality.py --replay --output benchmarks/results/time_to_quality_replay.json
+
+Random search trains its trials to the end; its best validation PA-MPJPE, at any epoch, is the target of a seed. Of each
+method the cost is slots x seconds from the beginning of its sweep until a trial, at whatever epoch, first reports a
+value at least as good. A method that never does is counted with its whole cost, so that its figure is then a lower
+limit; the table says how many reached it. For random search itself it is the moment when it finds its best, which it
+cannot know; what it costs as a whole is in the table too.
+
+Methods: ASHA over the proposals of random search and more of them; ASHA with Optuna's TPE as tune.py has them (mode
+`stop`, the default, and `promote`), which begin with the default configuration; Ray's ASHAScheduler and OptunaSearch,
+plain (benchmarks/sweeps.py), with our grace period and reduction factor.
+
+Real training is of a small version of the real task: synthetic hands of 64 px, few batches an epoch, nine epochs, the
+space in benchmarks/spaces/small.yaml. The clock of each sweep begins before Ray is started.
+
+--replay trains nothing: slots go through 57 recorded learning curves (benchmarks/curves) as asha_modes.py replays them,
+with many seeds. Random search draws --random-trials of them, ASHA without a model all of them in the same order. A
+model's proposal is taken to the nearest recorded configuration that has not been tried yet (depth, sigma and learning
+rate each in parts of its range, the latter two by their logarithms), and the model is told that configuration's values
+for what it had proposed. So models are at a disadvantage: what they learn is blurred, and what they ask for may be far
+away. All methods pay the same --start-seconds a stretch there, so that only the searching is compared.
+
+Goals: ours at most a third of random search, and not worse than plain.
+"""
+
+import argparse
+import contextlib
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.asha_modes import CURVES, Curve, drawn, mean_of, read_curves, replay  # noqa: E402
+from benchmarks.sweeps import ON_CPU, Side, distributions, make_data, measure, write_results  # noqa: E402
+from handpose.config import compose, plain, quote_override  # noqa: E402
+from handpose.sweep.preflight import num_cores  # noqa: E402
+from handpose.sweep.rules import Asha, Continuation, Fifo, Rule, Verdict  # noqa: E402
+from handpose.sweep.searcher import OptunaSearcher  # noqa: E402
+from handpose.sweep.space import Params, flattened, load_space  # noqa: E402
+
+RANDOM, PLAIN = "random search", "Ray's ASHA + OptunaSearch"
+METHODS: Mapping[str, tuple[Side, Sequence[str]]] = {
+    RANDOM: ("ours", ("scheduler=fifo", "searcher=random")),
+    "ASHA + random": ("ours", ("scheduler=asha", "searcher=random")),
+    "ASHA + TPE, ours": ("ours", ("scheduler=asha", "searcher=optuna")),
+    "the same, promote": ("ours", ("scheduler=asha", "scheduler.mode=promote", "searcher=optuna")),
+    PLAIN: ("plain", ("scheduler=asha", "searcher=optuna")),
+}
+
+_METRIC = "val/pa_mpjpe_mm"
+_SPACE = REPOSITORY / "benchmarks" / "spaces" / "curves.yaml"
+_SMALL = (
+    "data.source.num_train=800",
+    "data.source.num_eval=60",
+    "data.image_size=64",
+    "data.batch_size=16",
+    "sweep.preflight=off",
+    quote_override("search_space", str(REPOSITORY / "benchmarks" / "spaces" / "small.yaml")),
+)
+
+
+class Course(NamedTuple):
+    """A sweep: (slot-seconds, metric) of each report, in order, and what it cost as a whole."""
+
+    reports: Sequence[tuple[float, float]]
+    slot_s: float
+
+    @property
+    def best(self) -> float:
+        return min(value for _, value in self.reports)
+
+    def cost_of(self, target: float) -> tuple[float, bool]:
+        """Slot-seconds until the target was reached, or of the whole sweep; and whether it was."""
+        reached = (slot_s for slot_s, value in self.reports if value <= target)
+        cost = next(reached, None)
+        return (self.slot_s, False) if cost is None else (cost, True)
+
+
+def main() -> None:
+    """Run every method with every seed, for real or on recorded curves, and print what the target cost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--replay", action="store_true", help="recorded learning curves instead of training")
+    parser.add_argument("--seeds", type=int, help="default: 5, or 100 replayed")
+    parser.add_argument("--slots", type=int, help="default: one a core, or 4 replayed")
+    parser.add_argument("--random-trials", type=int, help="default: 16, or 32 replayed")
+    parser.add_argument("--num-trials", type=int, default=24, help="of the other methods; replayed: all there are")
+    parser.add_argument("--epochs", type=int, default=9, help="replayed: as recorded")
+    parser.add_argument("--batches", type=int, default=14, help="of an epoch")
+    parser.add_argument(
+        "--start-seconds", type=float, default=1.0, help="replayed: before the first epoch of a stretch"
+    )
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("overrides", nargs="*", help="of tune.py, for all methods: key=value")
+    given = parser.parse_args()
+    given.seeds = given.seeds or (100 if given.replay else 5)
+    given.random_trials = given.random_trials or (32 if given.replay else 16)
+    given.slots = given.slots or (4 if given.replay else num_cores())
+    courses = replayed(given) if given.replay else trained(given)
+    results = summary(courses)
+    print(table(results, given.seeds))
+    settings = {name: value for name, value in vars(given).items() if name != "output"}
+    write_results(given.output, {"settings": settings, **results})
+
+
+# --- real training ----------------------------------------------------------------------------------------------------
+
+
+def trained(given: argparse.Namespace) -> dict[str, list[Course]]:
+    """Courses of real sweeps, each method's in the order of the seeds; the methods take turns at being first."""
+    courses: dict[str, list[Course]] = {name: [] for name in METHODS}
+    with tempfile.TemporaryDirectory() as folder:
+        shared = [
+            *ON_CPU,
+            *_SMALL,
+            quote_override("paths.data", f"{folder}/data"),
+            quote_override("paths.packed", f"{folder}/packed"),
+            f"sweep.max_epochs={given.epochs}",
+            f"trainer.limit_train_batches={given.batches}",
+            f"ray.num_cpus={given.slots}",
+            *given.overrides,
+        ]
+        make_data(shared)
+        for seed in range(given.seeds):
+            names = list(METHODS)
+            for name in names[seed % len(names) :] + names[: seed % len(names)]:
+                num_trials = given.random_trials if name == RANDOM else given.num_trials
+                side, own = METHODS[name]
+                courses[name].append(_course(side, [*shared, *own, f"sweep.num_trials={num_trials}"], seed))
+                print(f"seed {seed}  {name}: best {courses[name][-1].best:.2f} mm", file=sys.stderr, flush=True)
+    return courses
+
+
+def _course(side: Side, overrides: Sequence[str], seed: int) -> Course:
+    sweep = measure(side, [*overrides, f"sweep.seed={seed}"])
+    values = sorted((at, value) for trial in sweep.trials for at, _, value in trial.values)
+    finite = [(sweep.num_slots * (at - sweep.began), value) for at, value in values if math.isfinite(value)]
+    return Course(finite, sweep.slot_s)
+
+
+# --- recorded curves --------------------------------------------------------------------------------------------------
+
+
+def replayed(given: argparse.Namespace) -> dict[str, list[Course]]:
+    """Courses of replayed sweeps."""
+    pool, max_epochs = read_curves(CURVES)
+    slots = {"num_slots": given.slots, "start_s": given.start_seconds, "max_epochs": max_epochs}
+    methods: dict[str, Callable[[int], Course]] = {
+        RANDOM: lambda seed: _replayed(Fifo(), drawn(pool, seed, 1.0)[: given.random_trials], **slots),
+        "ASHA + random": lambda seed: _replayed(_asha("stop", seed, max_epochs), drawn(pool, seed, 1.0), **slots),
+        "ASHA + TPE, ours": lambda seed: _modelled(Ours, pool, "stop", seed, **slots),
+        "the same, promote": lambda seed: _modelled(Ours, pool, "promote", seed, **slots),
+        PLAIN: lambda seed: _modelled(Plain, pool, "stop", seed, **slots),
+    }
+    return {name: [run(seed) for seed in range(given.seeds)] for name, run in methods.items()}
+
+
+def _asha(mode: Any, seed: int, max_epochs: int) -> Asha:
+    return Asha(mode=mode, grace_period=1, reduction_factor=3, brackets=1, max_epochs=max_epochs, seed=seed)
+
+
+def _replayed(rule: Rule, curves: Sequence[Curve], **slots: Any) -> Course:
+    steps = replay(rule, curves, **slots).steps
+    return Course([(step.slot_s, curves[step.trial].losses[step.epoch - 1]) for step in steps], steps[-1].slot_s)
+
+
+def _modelled(
+    searcher: "type[Ours] | type[Plain]", pool: Sequence[Curve], mode: str, seed: int, **slots: Any
+) -> Course:
+    with contextlib.closing(searcher(seed, slots["max_epochs"])) as asked:
+        rule = Told(_asha(mode, seed, slots["max_epochs"]), asked, slots["max_epochs"])
+        return _replayed(rule, Nearest(pool, asked.ask), **slots)
+
+
+class Ours:
+    """Our searcher, as configured."""
+
+    def __init__(self, seed: int, max_epochs: int) -> None:
+        from hydra.utils import instantiate
+
+        config = compose("tune", ["searcher=optuna"])
+        self._folder = tempfile.TemporaryDirectory()
+        self._searcher: OptunaSearcher = instantiate(config.searcher)(
+            space=load_space(str(_SPACE)),
+            folder=Path(self._folder.name),
+            name="replay",
+            metric=_METRIC,
+            mode="min",
+            max_epochs=max_epochs,
+            seed=seed,
+            defaults=flattened(plain(config)),
+        )
+        self.began, self.reported = self._searcher.began, self._searcher.reported
+        self.waits, self.ended = self._searcher.waits, self._searcher.ended
+
+    def ask(self, number: int) -> Params:
+        params = self._searcher.ask(number)
+        assert params is not None, "only a grid has an end"
+        return params
+
+    def close(self) -> None:
+        self._searcher.close()
+        self._folder.cleanup()
+
+
+class Plain:
+    """Ray's OptunaSearch with its defaults, told what Tune tells it: a trial that is stopped is complete, too."""
+
+    def __init__(self, seed: int, max_epochs: int) -> None:
+        from ray.tune.search.optuna import OptunaSearch
+
+        space = distributions(load_space(str(_SPACE)))
+        self._searcher = OptunaSearch(space, metric=_METRIC, mode="min", seed=seed)
+        self._last: dict[int, dict[str, Any]] = {}
+
+    def ask(self, number: int) -> Params:
+        params = self._searcher.suggest(str(number))
+        assert params is not None, "it proposes as often as it is asked"
+        return params
+
+    def began(self, number: int) -> None:
+        """It is not told."""
+
+    def reported(self, number: int, epoch: int, value: float) -> None:
+        self._last[number] = {_METRIC: value, "training_iteration": epoch}
+        self._searcher.on_trial_result(str(number), self._last[number])
+
+    def waits(self, number: int) -> None:
+        """Nobody pauses."""
+
+    def ended(self, number: int, state: Any) -> None:
+        self._searcher.on_trial_complete(str(number), self._last.get(number))
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+class Told:
+    """A rule that lets a searcher hear of everything."""
+
+    def __init__(self, rule: Rule, searcher: Ours | Plain, max_epochs: int) -> None:
+        self.rungs, self.needs_checkpoints = rule.rungs, rule.needs_checkpoints
+        self._rule, self._searcher, self._max_epochs = rule, searcher, max_epochs
+
+    def begun(self, trial: int, params: Params) -> None:
+        self._searcher.began(trial)
+        self._rule.begun(trial, params)
+
+    def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
+        verdict = self._rule.reported(trial, epoch, loss)
+        self._searcher.reported(trial, epoch, loss)
+        if epoch == self._max_epochs or verdict == "stop":
+            self._searcher.ended(trial, "complete" if epoch == self._max_epochs else "stopped")
+        elif verdict == "pause":
+            self._searcher.waits(trial)
+        return verdict
+
+    def promoted(self, *, can_begin: bool) -> Continuation | None:
+        return self._rule.promoted(can_begin=can_begin)
+
+    def resumed(self, continuation: Continuation) -> None:
+        self._searcher.began(continuation.trial)
+        self._rule.resumed(continuation)
+
+    def ended(self, trial: int) -> None:
+        self._searcher.ended(trial, "diverged")
+        self._rule.ended(trial)
+
+
+class Nearest(Sequence[Curve]):
+    """The curves of a pool in the order in which a searcher asks for them: the nearest that is left.
+
+    A curve is chosen when it is first looked up, which the replay does when a slot is free.
+    """
+
+    def __init__(self, pool: Sequence[Curve], ask: Callable[[int], Params]) -> None:
+        self._left, self._size, self._ask = list(pool), len(pool), ask
+        self._chosen: list[Curve] = []
+        extent = np.ptp([_place(curve.params) for curve in pool], axis=0)
+        self._range = np.where(extent > 0, extent, 1.0)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, number: Any) -> Any:
+        if number >= self._size:
+            raise IndexError(number)
+        while number >= len(self._chosen):
+            place = _place(self._ask(len(self._chosen)))
+            distances = [np.linalg.norm((_place(curve.params) - place) / self._range) for curve in self._left]
+            self._chosen.append(self._left.pop(int(np.argmin(distances))))
+        return self._chosen[number]
+
+
+def _place(params: Params) -> np.ndarray:
+    """Where a configuration lies: depth, and the orders of magnitude of sigma and learning rate."""
+    logarithms = [math.log10(params[name]) for name in ("heatmap.sigma", "optimizer.lr")]
+    return np.array([params["model.decoder.depth"], *logarithms])
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def summary(courses: Mapping[str, Sequence[Course]]) -> dict[str, Any]:
+    """Of each method: how often the target was reached, what that cost, and that over random search's and plain's."""
+    targets = [course.best for course in courses[RANDOM]]
+    costs = {
+        name: [course.cost_of(target) for course, target in zip(runs, targets, strict=True)]
+        for name, runs in courses.items()
+    }
+    return {
+        "targets_mm": targets,
+        "methods": {
+            name: {
+                "reached": sum(is_reached for _, is_reached in paid),
+                "slot_s": statistics.median(cost for cost, _ in paid),
+                "over_random": _ratio(paid, costs[RANDOM]),
+                "over_plain": _ratio(paid, costs[PLAIN]),
+                "whole_slot_s": statistics.median(course.slot_s for course in courses[name]),
+                "best_mm": statistics.mean(course.best for course in courses[name]),
+                "costs": paid,
+            }
+            for name, paid in costs.items()
+        },
+    }
+
+
+def _ratio(
+    paid: Sequence[tuple[float, bool]], other: Sequence[tuple[float, bool]]
+) -> tuple[float, float, float] | None:
+    """Geometric mean over the seeds of how many times as much one paid, with its 95 % interval."""
+    logs = [math.log(cost / cost_of_other) for (cost, _), (cost_of_other, _) in zip(paid, other, strict=True)]
+    return mean_of(logs, transform=np.exp)
+
+
+def table(results: Mapping[str, Any], num_seeds: int) -> str:
+    """The figures, to read."""
+    heads = ("reached", "slot-s, median", "x random search", "x plain", "whole, slot-s", "best, mm")
+    lines = [f"{f'{num_seeds} seeds':28}" + "".join(f"{head:>19}" for head in heads)]
+    for name, row in results["methods"].items():
+        cells = (
+            f"{row['reached']}/{num_seeds}",
+            f"{row['slot_s']:.0f}",
+            _interval(row["over_random"]),
+            _interval(row["over_plain"]),
+            f"{row['whole_slot_s']:.0f}",
+            f"{row['best_mm']:.2f}",
+        )
+        lines.append(f"{name:28}" + "".join(f"{cell:>19}" for cell in cells))
+    return "\n".join(lines) + "\n"
+
+
+def _interval(ratio: tuple[float, float, float] | None) -> str:
+    return "-" if ratio is None else f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]"
+
+
+if __name__ == "__main__":
+    main()

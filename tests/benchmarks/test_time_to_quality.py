@@ -1,0 +1,85 @@
+"""What a target costs, counted by hand; what searchers are told in a replay; and both roads, tiny."""
+
+import importlib
+import json
+
+import pytest
+from optuna.trial import TrialState
+
+from handpose.sweep.rules import Asha
+
+quality = importlib.import_module("benchmarks.time_to_quality")
+asha_modes = importlib.import_module("benchmarks.asha_modes")
+
+
+def curve(lr, *losses):
+    params = {"model.decoder.depth": 2, "heatmap.sigma": 0.04, "optimizer.lr": lr}
+    return asha_modes.Curve(params, losses, 1.0)
+
+
+def test_a_target_costs_what_passed_until_it_was_reached_else_everything():
+    course = quality.Course([(4.0, 9.0), (6.0, 7.0), (8.0, 6.0)], 10.0)
+    assert course.best == 6.0
+    assert course.cost_of(7.0) == (6.0, True)
+    assert course.cost_of(5.0) == (10.0, False)
+
+
+def test_the_nearest_curve_that_is_left_is_trained_once():
+    pool = [curve(1e-4, 1), curve(1e-3, 2), curve(1e-2, 3)]
+    asked = [1.1e-3, 0.9e-3, 1e-3]
+    chosen = quality.Nearest(pool, lambda number: curve(asked[number]).params)
+    assert [chosen[number].losses for number in range(3)] == [(2,), (1,), (3,)]
+    with pytest.raises(IndexError):
+        chosen[3]
+
+
+def replayed(searcher):
+    rule = Asha(mode="stop", grace_period=1, reduction_factor=2, brackets=1, max_epochs=2, seed=0)
+    pool = [curve(1e-3, 5, 4), curve(1e-2, 9, 8), curve(2e-3, 3, 2)]
+    for number in range(len(pool)):
+        searcher.ask(number)
+    asha_modes.replay(quality.Told(rule, searcher, 2), pool, num_slots=1, start_s=0.0, max_epochs=2)
+    return searcher._searcher
+
+
+def test_our_study_is_told_where_a_trial_was_stopped():
+    searcher = quality.Ours(0, 2)
+    study = replayed(searcher).study
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
+    assert study.trials[1].intermediate_values == {1: 9}
+    searcher.close()
+
+
+def test_the_plain_study_takes_a_stopped_trial_for_a_complete_one():
+    study = replayed(quality.Plain(0, 2))._ot_study
+    assert [(trial.state, trial.value) for trial in study.trials] == [
+        (TrialState.COMPLETE, 4),
+        (TrialState.COMPLETE, 9),
+        (TrialState.COMPLETE, 2),
+    ]
+
+
+def test_every_method_is_replayed_on_the_shipped_curves(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "q.json"
+    monkeypatch.setattr("sys.argv", ["time_to_quality.py", "--replay", "--seeds", "2", "--output", str(output)])
+    quality.main()
+    found = json.loads(output.read_text())
+    assert found["methods"].keys() == quality.METHODS.keys()
+    own = found["methods"][quality.RANDOM]
+    assert own["reached"] == 2
+    assert own["over_random"] == [1, 1, 1]
+    assert "2 seeds" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_random_search_and_plain_are_really_trained(tmp_path, monkeypatch):
+    methods = {name: quality.METHODS[name] for name in (quality.RANDOM, quality.PLAIN)}
+    monkeypatch.setattr(quality, "METHODS", methods)
+    output = tmp_path / "q.json"
+    arguments = ["--seeds", "1", "--slots", "2", "--random-trials", "2", "--num-trials", "3", "--epochs", "2"]
+    arguments += ["--batches", "2", "data.source.num_train=120", "data.source.num_eval=8", "--output", str(output)]
+    monkeypatch.setattr("sys.argv", ["time_to_quality.py", *arguments])
+    quality.main()
+    found = json.loads(output.read_text())
+    assert found["methods"].keys() == methods.keys()
+    assert found["methods"][quality.RANDOM]["reached"] == 1

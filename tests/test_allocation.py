@@ -1,0 +1,33 @@
+"""What glibc does with freed memory, counted in page faults by processes of their own."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, sys
+import torch
+from handpose.allocation import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def work():
+    for _ in range(20):
+        [torch.ones(4, 2**20) for _ in range(4)]
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how):
+    done = subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_memory_that_is_kept_is_not_cleared_by_the_kernel_again():
+    assert faults("keep") < 100
+    assert faults("default") > 1000
