@@ -45,7 +45,7 @@ class WarmUp:
 
     def begin(self, slots: "Slots") -> None:
         """Have a worker started for every slot that has none yet, on each node for as many as fit into it."""
-        if "worker_process_setup_hook" not in ray.get_runtime_context().runtime_env:
+        if "worker_process_setup_hook" not in getattr(ray.get_runtime_context(), "runtime_env", {}):
             return
         for node in filter(itemgetter("Alive"), ray.nodes()):
             self._ask(node, _num_fitting(slots, node["Resources"]) - self._asked[node["NodeID"]])
@@ -56,9 +56,9 @@ class WarmUp:
         num_more: beyond those of the slots, for what ends before the first trial. They are asked for apart, since Ray
         starts no more at a time than it has cores, and forgets the others.
         """
-        here = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
-        if not self._asked[here["NodeID"]]:
+        if not self._asked:
             return
+        here = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
         for num in (0, num_more):
             self._ask(here, num)
             _until(lambda: len(self._told("started")) >= self._asked[here["NodeID"]], _START_PATIENCE_S)

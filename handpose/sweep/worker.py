@@ -38,7 +38,7 @@ def clean_process() -> Iterator[None]:
     Memory that an earlier block left behind is freed first. Raises WornWorkerError, at once, where that is impossible.
     """
     _free_memory()
-    before = [(setting, setting.read()) for setting in _settings()]
+    before = list(_readable())
     # What these two undo has no value that could be read.
     with warnings.catch_warnings(), torch.inference_mode(False):
         try:
@@ -91,6 +91,13 @@ class Setting(NamedTuple):
             is_changed = True
         if is_changed:
             self.write(value)
+
+
+def _readable() -> Iterator[tuple[Setting, Any]]:
+    """Settings with their values: not those that this torch lacks, or that contradict each other already."""
+    for setting in _settings():
+        with contextlib.suppress(AttributeError, RuntimeError, OSError):
+            yield setting, setting.read()
 
 
 def _settings() -> Iterator[Setting]:

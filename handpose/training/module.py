@@ -135,7 +135,8 @@ class HandPose(pl.LightningModule):
         return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        step = self.seed * 1_000_003 + self.global_step
+        return torch.Generator().manual_seed(step + (self.global_rank << 53))  # the part of each process its own
 
 
 def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:

@@ -1,13 +1,14 @@
 """How many trials are put on one GPU, by throughput laws with a known answer, and the cap on what each may take."""
 
-import pytest
-import ray
+import json
+import subprocess
+import sys
 
+import pytest
+
+from handpose.config import REPOSITORY
 from handpose.sweep import gpu_share
-from handpose.sweep.gpu_share import Neighbours, choose, cores_a_gpu, memory_fraction, share_of
-from handpose.sweep.trial import TrialRecipe
-from handpose.sweep.trial_cost import DataSize
-from tests.sweep.gauges import SteadyGauge
+from handpose.sweep.gpu_share import choose, cores_a_gpu, memory_fraction, share_of
 
 
 def saturating(limit):
@@ -80,17 +81,10 @@ def test_each_gpu_has_its_part_of_the_cores():
     assert cores_a_gpu({"CPU": 4.0, "GPU": 8.0}, cpus_per_trial=1) == 1
 
 
-@pytest.fixture
-def one_gpu():
-    """Ray believes in a GPU that is not there."""
-    ray.init(num_cpus=3, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.slow
-def test_neighbours_share_one_gpu_and_their_steps_add_up(one_gpu, monkeypatch):
-    monkeypatch.setattr(gpu_share, "Gauge", SteadyGauge)
-    slot = {"cpus": 1, "recipe": TrialRecipe((), (), 4, 1), "data": DataSize(64, 8, 4)}
-    assert [Neighbours(params={}, **slot).steps_per_s(number) for number in (1, 3)] == [2.0, 6.0]
-    assert Neighbours(params={"kills": True}, **slot).steps_per_s(2) == 0.0
+def test_neighbours_share_one_gpu_and_their_steps_add_up():
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.sweep.neighbours"], cwd=REPOSITORY, capture_output=True, text=True, timeout=200
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1]) == {"alone": 2.0, "three": 6.0, "killed": 0.0}

@@ -46,6 +46,14 @@ def test_what_nobody_has_set_is_not_set_afterwards(monkeypatch):
         pass
 
 
+def test_what_cannot_be_read_at_the_beginning_is_left_alone():
+    with clean_process():
+        DIRT["contradicting precisions"][0]()
+        with clean_process():
+            torch.set_default_dtype(torch.float64)
+        assert torch.get_default_dtype() == torch.float32
+
+
 def test_a_training_in_a_used_process_is_that_of_a_fresh_one_bit_for_bit(tmp_path):
     data = write_freihand(tmp_path / "freihand", num_poses=24, variants=1, num_test=6, size=64)
     started = [

@@ -1,0 +1,28 @@
+"""Neighbours on a GPU that Ray believes in and that is not there; apart, since Ray is started once in a process."""
+
+import json
+
+import ray
+
+from handpose.sweep import gpu_share
+from handpose.sweep.gpu_share import Neighbours
+from handpose.sweep.trial import TrialRecipe
+from handpose.sweep.trial_cost import DataSize
+from tests.sweep.gauges import SteadyGauge
+
+
+def main() -> None:
+    """Print what was measured of one, of three, and of workers that die; and what is free afterwards."""
+    ray.init(num_cpus=3, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    vars(gpu_share)["Gauge"] = SteadyGauge
+
+    def steps_per_s(number: int, **params: bool) -> float:
+        slot = {"cpus": 1, "recipe": TrialRecipe((), (), 4, 1), "data": DataSize(64, 8, 4)}
+        return Neighbours(params=params, **slot).steps_per_s(number)
+
+    told = {"alone": steps_per_s(1), "three": steps_per_s(3), "killed": steps_per_s(2, kills=True)}
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
