@@ -251,6 +251,8 @@ def measure(config: DictConfig, *, steps: int, repeats: int, folder: Path) -> di
         "image_size": config.data.image_size,
         "precision": config.trainer.precision,
         "compile": config.model.compile,
+        "steps": steps,
+        "repeats": repeats,
         "images_per_s": {name: round(rate, 1) for name, rate in rates.items()},
         "runs": {name: [round(run.batch_size / value, 1) for value in values] for name, values in seconds.items()},
         "trainer_over_bare": round(rates["trainer"] / rates["bare"], 3),
@@ -281,8 +283,8 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=["32-true", "bf16-mixed"], default=["32-true"])
     parser.add_argument("--compile", nargs="+", default=["null"], help="values of model.compile")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=15, help="of a run")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=25, help="of a run")
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--override", nargs="*", default=[], help="of the configuration, KEY=VALUE")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "results" / "throughput.json")
     given = parser.parse_args()
@@ -314,7 +316,7 @@ def main() -> None:
                 row = measure(config, steps=given.steps, repeats=given.repeats, folder=Path(name) / "run")
                 rows.append(row)
                 show(row)
-    settings = {name: getattr(given, name) for name in ("threads", "batch_size", "steps", "repeats", "override")}
+    settings = {name: getattr(given, name) for name in ("threads", "batch_size", "override")}
     write_results(given.output, settings | {"rows": rows})
 
 
