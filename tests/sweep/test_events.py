@@ -72,6 +72,8 @@ def test_a_file_cut_anywhere_gives_the_events_before_and_can_be_gone_on_with(tmp
     log.close()
     cut = data.draw(st.integers(0, ends[-1]))
     tail = data.draw(st.sampled_from([b"", b"\0" * 50, b"{", b'{"event": "ask', b"\n"]))
+    # A line that lacks nothing but its end is made whole by a line end, and so is told.
+    ends = [end - 1 if tail == b"\n" and cut == end - 1 else end for end in ends]
     os.truncate(file, cut)
     with file.open("ab") as stream:
         stream.write(tail)
