@@ -20,7 +20,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -44,6 +43,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from omegaconf import DictConfig  # noqa: E402
 
+from benchmarks.record import machine_line, write_results  # noqa: E402
 from handpose.config import compose, instantiated, quote_override  # noqa: E402
 from handpose.data.datamodule import HandDataModule  # noqa: E402
 from handpose.data.sample import Annotations  # noqa: E402
@@ -150,26 +150,6 @@ def repeated(root: Path, folder: Path, copies: int) -> Path:
             if entries.exists():
                 (folder / entries.name).write_text(json.dumps(json.loads(entries.read_text()) * copies))
     return folder
-
-
-def machine() -> str:
-    """The processor, its cores and the GPU, if there is one."""
-    name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            name = line.partition(":")[2].strip()
-            break
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {os.cpu_count()} cores{gpu}"
-
-
-def write_results(path: Path | None, results: dict[str, Any]) -> None:
-    """JSON with the date and the machine beside the results."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "torch": torch.__version__}
-    path.write_text(json.dumps(head | results, indent=1) + "\n")
 
 
 class Loader(NamedTuple):
@@ -337,7 +317,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {"repeats": given.repeats, "batch_size": given.batch_size, "loaders": [], "memory": []}
-    print(machine())
+    print(machine_line())
     for size in given.image_size:
         with tempfile.TemporaryDirectory() as name:
             folder, batch = Path(name), [f"data.batch_size={given.batch_size}"]

@@ -27,7 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.data import configured, machine, write_results  # noqa: E402
+from benchmarks.data import configured  # noqa: E402
+from benchmarks.record import machine_line, write_results  # noqa: E402
 from benchmarks.throughput import Run, bare, timed, trainer  # noqa: E402
 from handpose.config import plain  # noqa: E402
 
@@ -122,7 +123,7 @@ def main() -> None:
     if not (given.rehearse or torch.cuda.is_available()):
         sys.exit("benchmarks/gpu.py needs a GPU that torch can use, and this machine has none; --rehearse runs without")
     size, accelerator = (64, "cpu") if given.rehearse else (224, "gpu")
-    print(f"{machine()}; bf16-mixed, {size} px, batches of {given.batch_size}; images/s")
+    print(f"{machine_line()}; bf16-mixed, {size} px, batches of {given.batch_size}; images/s")
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for encoder in given.encoder:

@@ -37,7 +37,8 @@ from hydra.utils import instantiate  # noqa: E402
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler  # noqa: E402
 
 from benchmarks.bookkeeping import Sweep  # noqa: E402
-from benchmarks.sweeps import in_fresh_process, write_results  # noqa: E402
+from benchmarks.record import write_results  # noqa: E402
+from benchmarks.sweeps import in_fresh_process  # noqa: E402
 from handpose.config import compose, quote_override  # noqa: E402
 from handpose.sweep.scheduler import rule_maker  # noqa: E402
 from handpose.sweep.searcher import Known, OptunaSearcher  # noqa: E402

@@ -34,14 +34,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from hydra.utils import instantiate  # noqa: E402
 
-from benchmarks.sweeps import (  # noqa: E402
-    ON_CPU,
-    Measured,
-    Side,
-    make_data,
-    measure,
-    write_results,
-)
+from benchmarks.record import write_results  # noqa: E402
+from benchmarks.sweeps import ON_CPU, Measured, Side, make_data, measure  # noqa: E402
 from handpose.config import compose, plain  # noqa: E402
 from handpose.sweep.preflight import num_cores  # noqa: E402
 from handpose.sweep.space import Params, flattened, load_space  # noqa: E402

@@ -9,15 +9,13 @@ defaults of Tune and Lightning is left to them, except for the progress bar, whi
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,27 +107,6 @@ def make_data(overrides: Sequence[str]) -> None:
         survey(compose("tune", overrides))
     except UserError as error:
         sys.exit(f"error: {error}")
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    packages = ("ray", "torch", "pytorch-lightning", "optuna")
-    return {
-        "processor": found[0].partition(":")[2].strip() if found else platform.processor(),
-        "cores": num_cores(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-    }
-
-
-def write_results(file: Path | None, content: Mapping[str, Any]) -> None:
-    """Write figures as JSON, with the day and the machine; nothing without a file."""
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        head = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
-        file.write_text(json.dumps({**head, **content}, indent=1) + "\n")
 
 
 # --- in the process of a sweep ----------------------------------------------------------------------------------------

@@ -41,7 +41,8 @@ from torch.utils.data import DataLoader
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.data import PerImage, configured, decode_pil, machine, rotate_pil, write_results  # noqa: E402
+from benchmarks.data import PerImage, configured, decode_pil, rotate_pil  # noqa: E402
+from benchmarks.record import machine_line, write_results  # noqa: E402
 from handpose.data.augment import View  # noqa: E402
 from handpose.data.datamodule import HandDataModule  # noqa: E402
 from handpose.data.sample import HandBatch  # noqa: E402
@@ -289,7 +290,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "results" / "throughput.json")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    print(f"{machine()}; {given.threads} thread(s), batches of {given.batch_size}; images/s")
+    print(f"{machine_line()}; {given.threads} thread(s), batches of {given.batch_size}; images/s")
     print(
         f"{'encoder':26}{'px':>6}{'precision':>12}{'compile':>17}{'bare':>8}{'augmented':>11}{'trainer':>9}"
         f"{'original':>10}{'trainer/bare':>14}{'/original':>12}"

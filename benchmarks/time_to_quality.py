@@ -42,7 +42,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.asha_modes import CURVES, Curve, drawn, mean_of, read_curves, replay  # noqa: E402
-from benchmarks.sweeps import ON_CPU, Side, distributions, make_data, measure, write_results  # noqa: E402
+from benchmarks.record import write_results  # noqa: E402
+from benchmarks.sweeps import ON_CPU, Side, distributions, make_data, measure  # noqa: E402
 from handpose.config import compose, plain, quote_override  # noqa: E402
 from handpose.sweep.preflight import num_cores  # noqa: E402
 from handpose.sweep.rules import Asha, Continuation, Fifo, Rule, Verdict  # noqa: E402

@@ -1,6 +1,8 @@
 """What a sampler is shown of a sweep's study while it proposes a trial."""
 
 import copy
+import heapq
+import math
 import statistics
 from collections.abc import Collection, Container, Iterator, Sequence
 from datetime import datetime
@@ -30,7 +32,8 @@ class SamplerView(BaseStorage):
     pending: takes what is drawn. A trial that waits counts with the values it has reported, like one that was stopped
     there; before it has any, it counts as running. constraints: names; of a trial that has not been measured against
     all of them nothing is learnt. completes_infeasible: one that is over a limit appears complete, with a value that
-    says nothing, the median.
+    says nothing, the median. max_ended: so many ended trials are shown at most, a tenth of them the best ones, the
+    others the newest.
     """
 
     def __init__(
@@ -41,17 +44,22 @@ class SamplerView(BaseStorage):
         *,
         constraints: Collection[str] = (),
         completes_infeasible: bool = False,
+        max_ended: int | None = None,
     ) -> None:
         self._storage = storage
         self._study_id = study_id
         self._pending = pending
         self._constraints = frozenset(constraints)
         self._completes_infeasible = completes_infeasible
+        self._max_ended = max_ended
 
     @cached_property
     def _trials(self) -> list[FrozenTrial]:
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        shown = _shown(stored, self._constraints, completes_infeasible=self._completes_infeasible)
+        shown = list(_shown(stored, self._constraints, completes_infeasible=self._completes_infeasible))
+        if self._max_ended is not None:
+            minimizes = self._storage.get_study_directions(self._study_id)[0] == StudyDirection.MINIMIZE
+            shown = _bounded(shown, self._max_ended, sign=1.0 if minimizes else -1.0)
         return [*shown, self._pending]
 
     # What it answers differently from the storage.
@@ -163,6 +171,24 @@ def _shown(
             elif completes_infeasible and values and any(excess > 0 for excess in trial.constraints.values()):
                 state, value = TrialState.COMPLETE, statistics.median(values)
         yield trial if (state, value) == (trial.state, trial.value) else _with(trial, state, value)
+
+
+def _bounded(trials: list[FrozenTrial], limit: int, *, sign: float) -> list[FrozenTrial]:
+    """Without the ended trials that are neither among the best nor among the newest; sign: 1.0 where less is better."""
+    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    if len(ended) <= limit:
+        return trials
+
+    def rank(trial: FrozenTrial) -> tuple[float, float, float]:
+        """As TPE ranks: what is allowed before what is not, then what was trained further, then the better."""
+        over = sum(excess for excess in trial.constraints.values() if excess > 0)
+        epochs = math.inf if trial.state == TrialState.COMPLETE else trial.last_step or -1
+        return over, -epochs, math.inf if trial.value is None else sign * trial.value
+
+    best = {trial.number for trial in heapq.nsmallest(limit // 10, ended, key=rank)}
+    others = [trial.number for trial in ended if trial.number not in best]
+    left_out = set(others[: len(ended) - limit])
+    return [trial for trial in trials if trial.number not in left_out]
 
 
 def _with(trial: FrozenTrial, state: TrialState, value: float | None) -> FrozenTrial:

@@ -1,0 +1,56 @@
+"""How figures are kept: as JSON, with the day and the machine that they were measured on."""
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("ray", "torch", "pytorch-lightning", "optuna")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and GPU, and the versions of what does the work."""
+    described = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "python": platform.python_version(),
+        "versions": _versions(),
+    }
+    return described | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def machine_line() -> str:
+    """The machine in a few words."""
+    found = machine()
+    return f"{found['processor']}, {found['cores']} cores{', ' + found['gpu'] if 'gpu' in found else ''}"
+
+
+def write_results(file: Path | None, content: Mapping[str, Any]) -> None:
+    """Write figures as JSON, with the day and the machine; nothing without a file."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        head = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        file.write_text(json.dumps({**head, **content}, indent=1) + "\n")
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = [line for line in lines if line.startswith("model name")]
+    return found[0].partition(":")[2].strip() if found else platform.processor()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # a machine with a GPU may be lent without Ray
+            found[name] = version(name)
+    return found
