@@ -59,7 +59,8 @@ class SamplerView(BaseStorage):
         shown = list(_shown(stored, self._constraints, completes_infeasible=self._completes_infeasible))
         if self._max_ended is not None:
             minimizes = self._storage.get_study_directions(self._study_id)[0] == StudyDirection.MINIMIZE
-            shown = _bounded(shown, self._max_ended, sign=1.0 if minimizes else -1.0)
+            limited = bool(self._constraints)
+            shown = _bounded(shown, self._max_ended, sign=1.0 if minimizes else -1.0, limited=limited)
         return [*shown, self._pending]
 
     # What it answers differently from the storage.
@@ -173,17 +174,20 @@ def _shown(
         yield trial if (state, value) == (trial.state, trial.value) else _with(trial, state, value)
 
 
-def _bounded(trials: list[FrozenTrial], limit: int, *, sign: float) -> list[FrozenTrial]:
-    """Without the ended trials that are neither among the best nor among the newest; sign: 1.0 where less is better."""
+def _bounded(trials: list[FrozenTrial], limit: int, *, sign: float, limited: bool) -> list[FrozenTrial]:
+    """Without the ended trials that are neither among the best nor among the newest.
+
+    sign: 1.0 where less is better. limited: whether there are constraints.
+    """
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(ended) <= limit:
         return trials
 
     def rank(trial: FrozenTrial) -> tuple[float, float, float]:
         """As TPE ranks: what is allowed before what is not, then what was trained further, then the better."""
-        over = sum(excess for excess in trial.constraints.values() if excess > 0)
-        epochs = math.inf if trial.state == TrialState.COMPLETE else trial.last_step or -1
-        return over, -epochs, math.inf if trial.value is None else sign * trial.value
+        over = sum(excess for excess in trial.constraints.values() if excess > 0) if limited else 0.0
+        epochs = math.inf if trial.state == TrialState.COMPLETE else max(trial.intermediate_values, default=-1)
+        return over, -epochs, sign * trial.values[0] if trial.values else math.inf
 
     best = {trial.number for trial in heapq.nsmallest(limit // 10, ended, key=rank)}
     others = [trial.number for trial in ended if trial.number not in best]

@@ -21,7 +21,7 @@ def trial(number, *, over):
         params={"x": number / 1000},
         distributions=RANGE,
         intermediate_values=steps,
-        system_attrs={"constraints:memory_mb": 0.1 * kind} if over and kind in (1, 4) else {},
+        system_attrs={"constraints:memory_mb": 0.1 * kind if kind in (1, 4) else -0.1} if over else {},
     )
 
 
@@ -34,7 +34,13 @@ def study(request):
 
 
 def shown(study, max_ended):
-    view = SamplerView(study._storage, study._study_id, pending_trial(900, None), max_ended=max_ended)
+    view = SamplerView(
+        study._storage,
+        study._study_id,
+        pending_trial(900, None),
+        constraints=study.trials[0].constraints,
+        max_ended=max_ended,
+    )
     return [each for each in view.get_all_trials(study._study_id) if each.number < 900]
 
 
