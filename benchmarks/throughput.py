@@ -46,7 +46,7 @@ from benchmarks.record import machine_line, write_results  # noqa: E402
 from handpose.data.augment import View  # noqa: E402
 from handpose.data.datamodule import HandDataModule  # noqa: E402
 from handpose.data.sample import HandBatch  # noqa: E402
-from handpose.heatmaps import CameraAxes, read_out  # noqa: E402
+from handpose.heatmaps import CameraAxes, Truth  # noqa: E402
 from handpose.losses import CoordinateMse  # noqa: E402
 from handpose.training.fit import prepare  # noqa: E402
 from handpose.training.module import HandPose, parameter_groups  # noqa: E402
@@ -121,7 +121,8 @@ def bare(run: Run, *, augmented: bool) -> float:
         size = (seen.image.shape[-2], seen.image.shape[-1])
         with run.autocast():
             coordinates = module.axes.encode(seen.xyz_m, seen.intrinsics, size)
-            terms = module.loss(module.net(seen.image), coordinates, module.axes)
+            truth = Truth(coordinates, seen.xyz_m, seen.intrinsics, size)
+            terms = module.loss(module.net(seen.image), truth, module.axes)
             loss = torch.stack(list(terms.values())).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -175,7 +176,7 @@ class Original:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.net = copy.deepcopy(run.module.net).to(memory_format=torch.contiguous_format).to(run.device)
-        self.axes = CameraAxes(sigma=0.02, **_RANGES_MM).to(run.device)
+        self.axes = CameraAxes(sigma=0.02, target="gaussian", read_out="soft_argmax", **_RANGES_MM).to(run.device)
         self.loss = CoordinateMse()
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4)
 
@@ -195,11 +196,11 @@ class Original:
             target = self.axes.encode(xyz_m, xyz_m, (1, 1))
             with self.run.autocast():
                 logits = self.net(image)
-            loss = self.loss(logits, target, self.axes)["coordinate"]
+            loss = self.loss(logits, Truth(target, xyz_m, xyz_m, (1, 1)), self.axes)["coordinate"]
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            predicted_m = self.axes.decode(read_out(logits).detach(), xyz_m, (1, 1), xyz_m)
+            predicted_m = self.axes.decode(self.axes.read_out(logits).detach(), xyz_m, (1, 1), xyz_m)
             return loss.item() + 1000 * torch.linalg.vector_norm(predicted_m - xyz_m, dim=-1).mean().item()
 
         return timed(step, self.run)

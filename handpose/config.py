@@ -45,7 +45,9 @@ _PATH_KEYS = (
     "paths.predictions",
     "data.root",
     "model.checkpoint_path",
+    "model.weights",
     "model.encoder.weights",
+    "augment.background_folder",
 )
 _NEEDED = (
     "data",
@@ -55,6 +57,7 @@ _NEEDED = (
     "augment",
     "optimizer",
     "lr_schedule",
+    "test_time",
     "trainer",
     "checkpoints",
     "pictures",
@@ -108,8 +111,8 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     A user's mistake is one sentence on stderr and status 2; Ctrl-C leaves with 130. A .env file in the working folder
     or above it is read first; what the environment sets already counts before it.
     """
-    with _told():
-        _load_environment()
+    with told():
+        load_environment()
         flags, overrides = _command_line()
         if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
             for run in _runs(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
@@ -118,14 +121,14 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
 
     @hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")
     def entry(_: DictConfig) -> None:
-        with _told():
+        with told():
             main(compose(config_name, list(HydraConfig.get().overrides.task)))
 
     entry()
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Turn a user's mistake, and Ctrl-C, into a sentence and a status."""
     try:
         yield
@@ -140,7 +143,8 @@ def _leave(sentence: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
-def _load_environment() -> None:
+def load_environment() -> None:
+    """Read a .env file of the working folder or above it; what the environment sets already counts before it."""
     path = find_dotenv(usecwd=True)
     _drop_empty_folders()
     try:
@@ -383,7 +387,7 @@ def _make_paths_absolute(config: DictConfig) -> None:
     base = Path(OmegaConf.select(config, "paths.base") or os.getcwd())
     for key in _PATH_KEYS:
         value = OmegaConf.select(config, key)
-        if value is not None:
+        if value is not None and not str(value).startswith("package:"):  # which model.encoder.weights may name
             OmegaConf.update(config, key, str(base / Path(str(value)).expanduser()))
 
 

@@ -161,6 +161,23 @@ def heatmaps_along_axes(
     return _rendered(axes)
 
 
+def hand_over_photograph(photograph: Pixels, uv: Values) -> Pixels:
+    """A predicted skeleton over a picture of any size, at that size; lines are as thick as the picture is large.
+
+    photograph: (H, W, 3) uint8; uv: (K, 2) in its pixels. A skeleton with a coordinate that is not finite is left out.
+    """
+    height, width = photograph.shape[:2]
+    dpi = _DPI * max(1.0, max(height, width) / 400)
+    figure = Figure(figsize=((width + 0.01) / dpi, (height + 0.01) / dpi), dpi=dpi)  # Matplotlib rounds pixels down
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.axis("off")
+    box = _Box(0, 0, width, height)
+    _show(axes, box, photograph)
+    _skeleton(axes, box, uv + 0.5)
+    return _rendered(axes)
+
+
 @dataclass(frozen=True)
 class _Box:
     """A rectangle of the picture, in pixels from its upper left corner."""

@@ -4,13 +4,15 @@ A network gives each joint three one-dimensional heatmaps, one along each axis (
 [0, 1]; bin i of n has its centre at (i + 0.5) / n, and `sigma` is a fraction of the axis, so that neither the depth
 of a decoder nor the number of bins changes what is asked of the network. What the axes mean is a choice: `ImageAxes`
 (u, v and relative depth, metric through the intrinsics; Iqbal et al. 2018) or `CameraAxes` (fixed ranges of
-millimetres, as the original design had).
+millimetres, as the original design had). So are the shape of the heatmaps that are drawn as targets, and how predicted
+ones are read out when a network is used; in training they are read out by the soft-argmax, which has a gradient.
 
 Letters: B batch, K keypoints, W, H, D bins along the axes.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,12 @@ from handpose import geometry
 from handpose.errors import UserError
 from handpose.skeleton import BONES, REFERENCE_BONE, ROOT
 
+HeatmapShape = Literal["gaussian", "laplacian"]
+ReadOut = Literal["soft_argmax", "debiased"]
+
+_CURVE_POINTS = 513
+"""Coordinates for which the debiased read-out knows the mean of the target; it is linear between them."""
+
 
 class AxisLogits(NamedTuple):
     """What every decoder gives: unnormalised log-probabilities of each joint along the three axes."""
@@ -26,6 +34,15 @@ class AxisLogits(NamedTuple):
     u: Tensor  # (B, K, W)
     v: Tensor  # (B, K, H)
     depth: Tensor  # (B, K, D)
+
+
+class Truth(NamedTuple):
+    """What is known of the hands in a batch of views; a loss takes of it what it needs."""
+
+    coordinates: Tensor  # (B, K, 3), along the axes, as `encode` gives them
+    xyz_m: Tensor  # (B, K, 3), metres, camera frame
+    intrinsics: Tensor  # (B, 3, 3), px
+    size: tuple[int, int]  # (H, W) of the pictures
 
 
 def bin_centers(bins: int, *, like: Tensor) -> Tensor:
@@ -43,39 +60,95 @@ def gaussian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor
     return torch.softmax(-0.5 * distance.square(), dim=-1)
 
 
+def laplacian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
+    """Draw a normalised Laplacian round each coordinate: a sharper peak and longer tails than the Gaussian's.
+
+    sigma: its standard deviation, sqrt(2) times its scale. Otherwise as `gaussian_heatmaps`.
+    """
+    distance = (bin_centers(bins, like=coordinates) - coordinates.unsqueeze(-1)) / sigma
+    return torch.softmax(-math.sqrt(2.0) * distance.abs(), dim=-1)
+
+
+_DRAWN: dict[HeatmapShape, Callable[..., Tensor]] = {"gaussian": gaussian_heatmaps, "laplacian": laplacian_heatmaps}
+
+
 def soft_argmax(logits: Tensor) -> Tensor:
-    """Expected coordinate of each heatmap, (..., bins) -> (...) in [0, 1]."""
+    """Expected coordinate of each heatmap, (..., bins) -> (...) in [0, 1].
+
+    Near the borders of the axis, and with mass spread over it, it is pulled towards the middle (Gu et al. 2021).
+    """
     # Written out, because mixed precision rounds a matrix product to 8 bits: a third of a pixel of 96.
     return (torch.softmax(logits, dim=-1) * bin_centers(logits.shape[-1], like=logits)).sum(dim=-1)
 
 
-def read_out(logits: AxisLogits) -> Tensor:
-    """Coordinates of all joints along the three axes, (B, K, 3) in [0, 1], in float32 whatever the logits' type."""
+def debiased_argmax(logits: Tensor, *, sigma: float, target: HeatmapShape) -> Tensor:
+    """The coordinate whose target heatmap has the mean of the given one, (..., bins) -> (...) in [0, 1].
+
+    sigma, target: of the heatmaps the network was trained on. What the soft-argmax makes of each coordinate's own
+    target is known, and is undone here: like Gu et al. 2021 it compensates the pull towards the middle, that of a
+    target cut off by the border and that of mass that lies evenly over the axis. Exact for targets; inside the axis it
+    is the soft-argmax, which is the best guess of a network that is not sure, as the place of the mode is not.
+    """
+    coordinates = torch.linspace(0.0, 1.0, _CURVE_POINTS, device=logits.device, dtype=logits.dtype)
+    curve = _mean_above_least(_DRAWN[target](coordinates, bins=logits.shape[-1], sigma=sigma))  # rises
+    mean = _mean_above_least(torch.softmax(logits, dim=-1)).clamp(curve[0], curve[-1]).unsqueeze(-1)
+    above = (curve[1:-1] <= mean).sum(dim=-1)  # the piece of the curve, (...)
+    low, high = curve[above], curve[above + 1]
+    share = (mean.squeeze(-1) - low) / (high - low).clamp_min(torch.finfo(low.dtype).tiny)
+    return (above + share.clamp(0.0, 1.0)) / (_CURVE_POINTS - 1)
+
+
+def _mean_above_least(heatmaps: Tensor) -> Tensor:
+    """Mean coordinate, (..., bins) -> (...), of what rises above the least bin; of an even heatmap the middle."""
+    mass = heatmaps - heatmaps.amin(dim=-1, keepdim=True) + torch.finfo(heatmaps.dtype).tiny
+    return (mass * bin_centers(heatmaps.shape[-1], like=heatmaps)).sum(dim=-1) / mass.sum(dim=-1)
+
+
+def expected_coordinates(logits: AxisLogits) -> Tensor:
+    """Soft-argmax of all joints along the three axes, (B, K, 3) in [0, 1], in float32 whatever the logits' type."""
     return torch.stack([soft_argmax(axis.float()) for axis in logits], dim=-1)
 
 
-def _check_sigma(sigma: float) -> None:
-    if not 0.0 < sigma < 1.0:
-        raise UserError(f"heatmap.sigma must be a fraction of the axis between 0 and 1, but it is {sigma}")
+class _Axes(nn.Module):
+    """What all axes share: the heatmaps that are drawn along them, and how they are read out."""
+
+    extent: Tensor  # (3,), length of the axes in the unit of an error along them
+
+    def __init__(self, *, sigma: float, target: HeatmapShape, read_out: ReadOut) -> None:
+        if not 0.0 < sigma < 1.0:
+            raise UserError(f"heatmap.sigma must be a fraction of the axis between 0 and 1, but it is {sigma}")
+        super().__init__()
+        self.sigma = sigma
+        self.target = target
+        self.kind = read_out
+
+    def heatmaps(self, coordinates: Tensor, *, bins: int) -> Tensor:
+        """The heatmaps that a network is to give for coordinates (...) along one axis, (..., bins), of sum one."""
+        return _DRAWN[self.target](coordinates, bins=bins, sigma=self.sigma)
+
+    def read_out(self, logits: AxisLogits) -> Tensor:
+        """Coordinates of all joints along the axes, (B, K, 3) in [0, 1], in float32: those a network is judged by."""
+        if self.kind == "soft_argmax":
+            return expected_coordinates(logits)
+        return torch.stack(
+            [debiased_argmax(axis.float(), sigma=self.sigma, target=self.target) for axis in logits], dim=-1
+        )
 
 
-class ImageAxes(nn.Module):
+class ImageAxes(_Axes):
     """Axes u, v in pixels and depth relative to the root joint, in lengths of the reference bone.
 
-    sigma: of the target heatmaps, a fraction of each axis. `fit` takes from the training set what turns relative into
-    metric depth: the range of the depth axis, the hand's mean proportions and its mean size; they travel in the
-    checkpoint.
+    sigma, target: standard deviation, as a fraction of each axis, and shape of the target heatmaps. read_out: of
+    predictions. `fit` takes from the training set what turns relative into metric depth: the range of the depth axis,
+    the hand's mean proportions and its mean size; they travel in the checkpoint.
     """
 
     depth_range: Tensor  # ()
     bone_lengths: Tensor  # (20,), in lengths of the reference bone
     scale_m: Tensor  # ()
-    extent: Tensor  # (3,)
 
-    def __init__(self, *, sigma: float) -> None:
-        _check_sigma(sigma)
-        super().__init__()
-        self.sigma = sigma
+    def __init__(self, *, sigma: float, target: HeatmapShape, read_out: ReadOut) -> None:
+        super().__init__(sigma=sigma, target=target, read_out=read_out)
         self.register_buffer("depth_range", torch.tensor(1.0))
         self.register_buffer("bone_lengths", torch.ones(len(BONES)))
         self.register_buffer("scale_m", torch.tensor(0.03))
@@ -97,8 +170,7 @@ class ImageAxes(nn.Module):
         """
         height, width = size
         uv = geometry.project(xyz_m, intrinsics)
-        scale = geometry.bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)]
-        relative = (xyz_m[..., 2] - xyz_m[:, ROOT, None, 2]) / scale[:, None]
+        relative = (xyz_m[..., 2] - xyz_m[:, ROOT, None, 2]) / _reference_length(xyz_m)[:, None]
         return torch.stack(
             [
                 (uv[..., 0] + 0.5) / width,
@@ -113,32 +185,51 @@ class ImageAxes(nn.Module):
 
         The root's depth comes in closed form from the intrinsics and the lengths of the bones.
         """
-        height, width = size
-        uv = torch.stack([coordinates[..., 0] * width - 0.5, coordinates[..., 1] * height - 0.5], dim=-1)
-        relative = (coordinates[..., 2] - 0.5) * 2.0 * self.depth_range
-        relative = relative - relative[:, ROOT, None]
+        uv, relative = self._pixels_and_depth(coordinates, size)
         points = geometry.normalized_image_points(uv, intrinsics)
         depth = geometry.root_depth(points, relative, self.bone_lengths)[:, None] + relative
         scale = torch.where(scale_m.isfinite(), scale_m, self.scale_m)
         return geometry.back_project(uv, depth * scale[:, None], intrinsics)
 
+    def hand(self, coordinates: Tensor, truth: Truth) -> Tensor:
+        """Joints in lengths of the true reference bone, (B, K, 3), on the rays of their pixels, the root in true depth.
 
-class CameraAxes(nn.Module):
+        What bones are measured on. `decode` estimates the root's depth, and a square root in that has no gradient at 0.
+        """
+        uv, relative = self._pixels_and_depth(coordinates, truth.size)
+        root = truth.xyz_m[:, ROOT, 2] / _reference_length(truth.xyz_m)
+        return geometry.back_project(uv, root[:, None] + relative, truth.intrinsics)
+
+    def _pixels_and_depth(self, coordinates: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Pixels, (B, K, 2), and depth relative to the root's in lengths of the reference bone, (B, K)."""
+        height, width = size
+        uv = torch.stack([coordinates[..., 0] * width - 0.5, coordinates[..., 1] * height - 0.5], dim=-1)
+        relative = (coordinates[..., 2] - 0.5) * 2.0 * self.depth_range
+        return uv, relative - relative[:, ROOT, None]
+
+
+class CameraAxes(_Axes):
     """Axes x, y, z of the camera frame over fixed ranges of millimetres: the original design, without intrinsics.
 
-    x_mm, y_mm, z_mm: (low, high) of each axis. sigma as in ImageAxes.
+    x_mm, y_mm, z_mm: (low, high) of each axis. sigma, target, read_out: as in ImageAxes.
     """
 
     low_m: Tensor  # (3,)
-    extent: Tensor  # (3,), mm
 
-    def __init__(self, *, sigma: float, x_mm: Sequence[float], y_mm: Sequence[float], z_mm: Sequence[float]) -> None:
-        _check_sigma(sigma)
+    def __init__(
+        self,
+        *,
+        sigma: float,
+        target: HeatmapShape,
+        read_out: ReadOut,
+        x_mm: Sequence[float],
+        y_mm: Sequence[float],
+        z_mm: Sequence[float],
+    ) -> None:
         for name, pair in (("x_mm", x_mm), ("y_mm", y_mm), ("z_mm", z_mm)):
             if len(pair) != 2 or not pair[0] < pair[1]:
                 raise UserError(f"heatmap.{name} must be [low, high] with low < high, but it is {list(pair)}")
-        super().__init__()
-        self.sigma = sigma
+        super().__init__(sigma=sigma, target=target, read_out=read_out)
         ranges = torch.tensor([list(x_mm), list(y_mm), list(z_mm)], dtype=torch.float32)
         self.register_buffer("low_m", ranges[:, 0] / 1000.0)
         self.register_buffer("extent", ranges[:, 1] - ranges[:, 0])
@@ -160,6 +251,16 @@ class CameraAxes(nn.Module):
     def decode(self, coordinates: Tensor, intrinsics: Tensor, size: tuple[int, int], scale_m: Tensor) -> Tensor:
         """Joints in metres in the camera frame, (B, K, 3); only the coordinates play a part."""
         return self.low_m + coordinates * (self.extent / 1000.0)
+
+    def hand(self, coordinates: Tensor, truth: Truth) -> Tensor:
+        """Joints in lengths of the true reference bone, (B, K, 3): what bones are measured on."""
+        metres = self.decode(coordinates, truth.intrinsics, truth.size, truth.xyz_m)
+        return metres / _reference_length(truth.xyz_m)[:, None, None]
+
+
+def _reference_length(xyz_m: Tensor) -> Tensor:
+    """Length of the reference bone, (B,) in metres."""
+    return geometry.bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)]
 
 
 Axes = ImageAxes | CameraAxes

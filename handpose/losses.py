@@ -1,59 +1,131 @@
-"""What a network is trained on: its heatmaps against the true coordinates along the axes.
+"""What a network is trained on: heatmaps, the coordinates they mean, and the bones between those, against the truth.
 
-Every loss is called with the logits, the coordinates (B, K, 3) in units of the axes, and the axes themselves, and
-returns the terms it is made of; their sum is the loss. A joint outside the picture has no place on the heatmap: its
-coordinate along that axis is left out.
+Every loss is called with the logits, the truth, and the axes, and returns the terms it is made of; their sum is the
+loss. A joint outside the picture has no place on the heatmap: its coordinate along that axis is left out, and so are
+the bones that end in it.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handpose.heatmaps import Axes, AxisLogits, gaussian_heatmaps, read_out
+from handpose.heatmaps import Axes, AxisLogits, Truth, expected_coordinates
+from handpose.skeleton import BONES, REFERENCE_BONE
 
+Divergence = Literal["kl", "jsd"]
 
-def _inside(coordinates: Tensor) -> Tensor:
-    """1 where a coordinate lies on its axis, else 0, (B, K, 3)."""
-    return ((coordinates >= 0.0) & (coordinates <= 1.0)).to(coordinates.dtype)
-
-
-def _mean(terms: Tensor, weights: Tensor) -> Tensor:
-    return (terms * weights).sum() / weights.sum().clamp_min(1.0)
+_ENDS = torch.tensor(BONES)  # (20, 2): parent, child
+_REFERENCE = BONES.index(REFERENCE_BONE)
+_SHORT = 0.1
+"""Length, in reference bones, below which a predicted bone has no direction to speak of."""
 
 
 class HeatmapLoss(nn.Module):
-    """KL divergence to a Gaussian heatmap plus L1 of the soft-argmax coordinate.
+    """Divergence from the target heatmaps plus L1 of the soft-argmax coordinates, and what is asked of the bones.
 
-    The heatmap term is SimCC's (Li et al. 2022), the coordinate term integral regression's (Sun et al. 2018).
-    heatmap_weight, coordinate_weight: of the two terms (coordinates count in tenths of the axis, so that the two are
-    of one size). depth_weight: of the depth axis beside u and v.
+    divergence: "kl", of the target from the heatmap, is SimCC's (Li et al. 2022); "jsd", symmetric and at most log 2,
+    is DSNT's (Nibali et al. 2018). The coordinate term is integral regression's (Sun et al. 2018). heatmap_weight,
+    coordinate_weight: of the two terms (coordinates count in tenths of the axis, so that the two are of one size).
+    depth_weight: of the depth axis beside u and v. bone_length_weight: of the error of the bones' lengths, in lengths
+    of the reference bone; bone_direction_weight: of 1 - cos of the angle between a bone and the true one; 0: the term
+    is not there.
     """
 
-    def __init__(self, *, heatmap_weight: float, coordinate_weight: float, depth_weight: float) -> None:
+    def __init__(
+        self,
+        *,
+        divergence: Divergence,
+        heatmap_weight: float,
+        coordinate_weight: float,
+        depth_weight: float,
+        bone_length_weight: float,
+        bone_direction_weight: float,
+    ) -> None:
         super().__init__()
+        self.divergence = _DIVERGENCES[divergence]
         self.heatmap_weight = heatmap_weight
         self.coordinate_weight = coordinate_weight
         self.depth_weight = depth_weight
+        self.bone_length_weight = bone_length_weight
+        self.bone_direction_weight = bone_direction_weight
 
-    def forward(self, logits: AxisLogits, coordinates: Tensor, axes: Axes) -> dict[str, Tensor]:
-        weights = _inside(coordinates) * coordinates.new_tensor([1.0, 1.0, self.depth_weight])
+    def forward(self, logits: AxisLogits, truth: Truth, axes: Axes) -> dict[str, Tensor]:
+        inside, target = _inside(truth.coordinates)
+        weights = inside * target.new_tensor([1.0, 1.0, self.depth_weight])
         divergence = torch.stack(
-            [self._divergence(axis.float(), coordinates[..., i], axes.sigma) for i, axis in enumerate(logits)], dim=-1
+            [
+                self.divergence(axis.float(), axes.heatmaps(target[..., i], bins=axis.shape[-1]))
+                for i, axis in enumerate(logits)
+            ],
+            dim=-1,
         )
-        distance = 10.0 * (read_out(logits) - coordinates).abs()
-        return {
+        coordinates = expected_coordinates(logits)
+        distance = 10.0 * (coordinates - target).abs()
+        terms = {
             "heatmap": self.heatmap_weight * _mean(divergence, weights),
             "coordinate": self.coordinate_weight * _mean(distance, weights),
         }
+        if self.bone_length_weight or self.bone_direction_weight:
+            terms |= self._of_bones(axes.hand(coordinates, truth), truth, inside)
+        return terms
 
-    def _divergence(self, logits: Tensor, coordinates: Tensor, sigma: float) -> Tensor:
-        target = gaussian_heatmaps(coordinates, bins=logits.shape[-1], sigma=sigma)
-        return F.kl_div(torch.log_softmax(logits, dim=-1), target, reduction="none").sum(-1)
+    def _of_bones(self, joints: Tensor, truth: Truth, inside: Tensor) -> dict[str, Tensor]:
+        """joints: predicted, (B, K, 3) in lengths of the reference bone; inside: (B, K, 3), 0 or 1."""
+        seen = inside.amin(dim=-1)[:, _ENDS].amin(dim=-1)  # (B, 20): both ends are on all three axes
+        bones, target = _bones(joints), _bones(truth.xyz_m)  # (B, 20, 3)
+        target = target / torch.linalg.vector_norm(target[:, _REFERENCE, None], dim=-1, keepdim=True)
+        terms = {}
+        if self.bone_length_weight:
+            error = (torch.linalg.vector_norm(bones, dim=-1) - torch.linalg.vector_norm(target, dim=-1)).abs()
+            terms["bone_length"] = self.bone_length_weight * _mean(error, seen)
+        if self.bone_direction_weight:
+            cosine = F.cosine_similarity(bones, target, dim=-1, eps=_SHORT)
+            terms["bone_direction"] = self.bone_direction_weight * _mean(1.0 - cosine, seen)
+        return terms
 
 
 class CoordinateMse(nn.Module):
     """Mean squared error of the soft-argmax coordinates in the unit of the axes (mm for CameraAxes): the original's."""
 
-    def forward(self, logits: AxisLogits, coordinates: Tensor, axes: Axes) -> dict[str, Tensor]:
-        error = (read_out(logits) - coordinates) * axes.extent
-        return {"coordinate": _mean(error.square(), _inside(coordinates))}
+    def forward(self, logits: AxisLogits, truth: Truth, axes: Axes) -> dict[str, Tensor]:
+        inside, target = _inside(truth.coordinates)
+        error = (expected_coordinates(logits) - target) * axes.extent
+        return {"coordinate": _mean(error.square(), inside)}
+
+
+def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of heatmaps from their targets, (..., bins) -> (...), 0 or more."""
+    return F.kl_div(torch.log_softmax(logits, dim=-1), target, reduction="none").sum(-1)
+
+
+def js_divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Jensen-Shannon divergence between heatmaps and their targets, (..., bins) -> (...), between 0 and log 2."""
+    heatmap = torch.softmax(logits, dim=-1)
+    # Where both vanish the logarithm's gradient would be infinite.
+    middle = (0.5 * (heatmap + target)).clamp_min(torch.finfo(heatmap.dtype).tiny).log()
+    from_target = F.kl_div(middle, target, reduction="none").sum(-1)
+    from_heatmap = (heatmap * (torch.log_softmax(logits, dim=-1) - middle)).sum(-1)
+    return 0.5 * (from_target + from_heatmap)
+
+
+_DIVERGENCES = {"kl": kl_divergence, "jsd": js_divergence}
+
+
+def _bones(xyz: Tensor) -> Tensor:
+    """From each bone's parent to its child, (B, K, 3) -> (B, 20, 3)."""
+    return xyz[:, _ENDS[:, 1]] - xyz[:, _ENDS[:, 0]]
+
+
+def _inside(coordinates: Tensor) -> tuple[Tensor, Tensor]:
+    """1 where a coordinate lies on its axis, else 0, and the coordinates, those off it in its middle; (B, K, 3) each.
+
+    A weight of 0 would not do: a joint in the camera's plane has no finite coordinates.
+    """
+    inside = (coordinates >= 0.0) & (coordinates <= 1.0)
+    return inside.to(coordinates.dtype), coordinates.where(inside, torch.full_like(coordinates, 0.5))
+
+
+def _mean(terms: Tensor, weights: Tensor) -> Tensor:
+    return (terms * weights).sum() / weights.sum().clamp_min(1.0)

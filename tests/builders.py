@@ -51,21 +51,39 @@ def write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
     path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=98, colorsubsampling="444"))
 
 
+def write_masks(folder: Path, num_poses: int, size: int = IMAGE_SIZE) -> None:
+    """Masks as FreiHAND's: of pose i the first i + 1 columns are the hand."""
+    folder.mkdir(parents=True)
+    for pose in range(num_poses):
+        mask = np.zeros((size, size, 1), np.uint8)
+        mask[:, : pose + 1] = 255
+        jpeg = simplejpeg.encode_jpeg(mask, quality=90, colorspace="GRAY", colorsubsampling="GRAY")
+        (folder / f"{pose:08d}.jpg").write_bytes(jpeg)
+
+
 def write_json(path: Path, values: object) -> None:
     path.write_text(json.dumps(values.tolist() if isinstance(values, np.ndarray) else values))
 
 
 def write_freihand(
-    root: Path, *, num_poses: int = 10, variants: int = 4, num_test: int = 5, size: int = IMAGE_SIZE
+    root: Path,
+    *,
+    num_poses: int = 10,
+    variants: int = 4,
+    num_test: int = 5,
+    size: int = IMAGE_SIZE,
+    seed: int = 0,
+    masks: bool = False,
 ) -> Path:
-    """FreiHAND_pub_v2 with everything that is published, evaluation_xyz.json included."""
-    for seed, (prefix, poses, images) in enumerate(
-        (("training", num_poses, variants * num_poses), ("evaluation", num_test, num_test))
-    ):
-        write_images(root / prefix / "rgb", images, size, seed)
-        xyz_m = hands(poses, seed)
+    """FreiHAND_pub_v2 with everything that is published, evaluation_xyz.json included, and the masks if wanted."""
+    if masks:
+        write_masks(root / "training/mask", num_poses, size)
+    splits = (("training", num_poses, variants * num_poses), ("evaluation", num_test, num_test))
+    for number, (prefix, poses, images) in enumerate(splits, start=seed):
+        write_images(root / prefix / "rgb", images, size, number)
+        xyz_m = hands(poses, number)
         write_json(root / f"{prefix}_xyz.json", xyz_m)
-        write_json(root / f"{prefix}_K.json", cameras(poses, size, seed))
+        write_json(root / f"{prefix}_K.json", cameras(poses, size, number))
         write_json(root / f"{prefix}_scale.json", np.linalg.norm(xyz_m[:, 9] - xyz_m[:, 10], axis=-1))
     return root
 

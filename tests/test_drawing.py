@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from handpose.drawing import (
     FINGER_COLOURS,
     JOINT_COLOURS,
+    hand_over_photograph,
     heatmaps_along_axes,
     predictions_over_images,
     skeletons_3d,
@@ -177,3 +178,17 @@ def test_threads_draw_the_same_pictures() -> None:
         for pictures in threads.map(lambda _: every_picture(), range(8)):
             for picture, alone in zip(pictures, expected, strict=True):
                 np.testing.assert_array_equal(picture, alone)
+
+
+@pytest.mark.parametrize("shape", [(80, 50), (90, 400), (1000, 700)])
+def test_a_hand_over_a_photograph_is_drawn_in_its_pixels_at_its_size(shape):
+    height, width = shape
+    uv = spread_uv(1)[0] * (width / SIDE, height / SIDE)
+    picture = hand_over_photograph(np.full((height, width, 3), 90, np.uint8), uv)
+    assert picture.shape == (height, width, 3)
+    tip = uv[INDEX_TIP].round().astype(int)
+    nearest = np.abs(where(picture, FINGER_COLOURS["index"]) - tip).max(axis=1).min()
+    assert nearest <= 1
+    assert (picture[-1, 0] == 90).all()
+    lost = hand_over_photograph(np.full((height, width, 3), 90, np.uint8), np.full((21, 2), np.nan))
+    assert (lost == 90).all()

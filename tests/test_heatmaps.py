@@ -1,14 +1,28 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import laplace, norm
 
 from handpose import geometry
 from handpose.errors import UserError
-from handpose.heatmaps import AxisLogits, CameraAxes, ImageAxes, gaussian_heatmaps, read_out, soft_argmax
+from handpose.heatmaps import (
+    AxisLogits,
+    CameraAxes,
+    ImageAxes,
+    Truth,
+    debiased_argmax,
+    expected_coordinates,
+    gaussian_heatmaps,
+    laplacian_heatmaps,
+    soft_argmax,
+)
 from tests.builders import cameras, hands
 
 SIZE = (96, 128)
+DRAWN = {"target": "gaussian", "read_out": "soft_argmax"}
+DRAW = {"gaussian": gaussian_heatmaps, "laplacian": laplacian_heatmaps}
 
 
 @pytest.fixture
@@ -24,12 +38,26 @@ def test_a_gaussian_heatmap_is_the_normal_density_at_the_bins():
     assert np.allclose(heatmap.numpy(), density, atol=1e-9)
 
 
-def test_sigma_is_a_fraction_of_the_axis_whatever_the_number_of_bins():
+def test_a_laplacian_heatmap_is_its_density_at_the_bins():
+    heatmap = laplacian_heatmaps(torch.tensor(0.37, dtype=torch.float64), bins=2000, sigma=0.03)
+    density = laplace(0.37, 0.03 / np.sqrt(2)).pdf((np.arange(2000) + 0.5) / 2000) / 2000
+    assert np.allclose(heatmap.numpy(), density, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", DRAW)
+def test_sigma_is_the_deviation_in_fractions_of_the_axis_whatever_the_number_of_bins(shape):
     for bins in (28, 56, 112, 224):
-        heatmap = gaussian_heatmaps(torch.tensor(0.5, dtype=torch.float64), bins=bins, sigma=0.04)
+        heatmap = DRAW[shape](torch.tensor(0.5, dtype=torch.float64), bins=bins, sigma=0.04)
         centers = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
         deviation = (heatmap * (centers - 0.5).square()).sum().sqrt()
-        assert deviation == pytest.approx(0.04, rel=0.02)
+        assert deviation == pytest.approx(0.04, rel=0.04)
+
+
+@pytest.mark.parametrize("shape", DRAW)
+def test_axes_draw_the_heatmaps_they_are_asked_for(shape):
+    axes = ImageAxes(sigma=0.04, target=shape, read_out="soft_argmax")
+    coordinates = torch.rand(5, 21)
+    assert torch.equal(axes.heatmaps(coordinates, bins=24), DRAW[shape](coordinates, bins=24, sigma=0.04))
 
 
 def test_soft_argmax_reads_the_coordinate_back_between_the_bins():
@@ -38,22 +66,73 @@ def test_soft_argmax_reads_the_coordinate_back_between_the_bins():
     assert torch.allclose(soft_argmax(logits), coordinates, atol=1e-6)
 
 
-def test_a_coordinate_outside_the_axis_still_has_a_finite_heatmap():
-    heatmap = gaussian_heatmaps(torch.tensor([-3.0, 4.0]), bins=16, sigma=0.01)
+@pytest.mark.parametrize("shape", DRAW)
+@given(data=st.data(), sigma=st.floats(0.01, 0.2), cells=st.sampled_from([24, 48, 224]))
+def test_the_debiased_read_out_gives_back_what_targets_were_drawn_for_also_at_the_border(shape, data, sigma, cells):
+    first = 0.0 if shape == "gaussian" else 0.6 / cells  # before the first bin all Laplacians are the same
+    coordinate = torch.tensor(data.draw(st.floats(first, 1.0 - first)), dtype=torch.float64)
+    logits = DRAW[shape](coordinate, bins=cells, sigma=max(sigma, 0.5 / cells)).clamp_min(1e-300).log()
+    read = debiased_argmax(logits, sigma=max(sigma, 0.5 / cells), target=shape)
+    assert float(read) == pytest.approx(float(coordinate), abs=2e-3)
+
+
+@pytest.mark.parametrize("shape", DRAW)
+def test_near_the_border_the_debiased_read_out_errs_far_less_than_the_soft_argmax(shape):
+    coordinates = torch.cat([torch.linspace(0.0, 0.04, 41), torch.linspace(0.96, 1.0, 41)]).double()
+    logits = DRAW[shape](coordinates, bins=48, sigma=0.04).log()
+    pulled = (soft_argmax(logits) - coordinates).abs().mean()
+    assert pulled > 0.3 * 0.04
+    assert (debiased_argmax(logits, sigma=0.04, target=shape) - coordinates).abs().mean() < 0.1 * pulled
+
+
+@pytest.mark.parametrize("shape", DRAW)
+def test_mass_that_lies_evenly_over_the_axis_does_not_move_the_debiased_read_out(shape):
+    coordinates = torch.linspace(0.05, 0.95, 91, dtype=torch.float64)
+    heatmap = 0.7 * DRAW[shape](coordinates, bins=48, sigma=0.04) + 0.3 / 48
+    assert (soft_argmax(heatmap.log()) - coordinates).abs().mean() > 0.05
+    assert torch.allclose(debiased_argmax(heatmap.log(), sigma=0.04, target=shape), coordinates, atol=1e-4)
+
+
+def test_inside_the_axis_the_debiased_read_out_is_the_soft_argmax_however_unsure_a_network_is():
+    two_places = 0.5 * gaussian_heatmaps(torch.tensor([[0.3], [0.6]]), bins=48, sigma=0.04).sum(0).log()
+    assert debiased_argmax(two_places, sigma=0.04, target="gaussian") == pytest.approx(0.45, abs=1e-4)
+
+
+@given(
+    logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=40),
+    sigma=st.floats(0.001, 0.9),
+    shape=st.sampled_from(list(DRAW)),
+)
+def test_the_debiased_read_out_lies_on_the_axis_for_any_logits(logits, sigma, shape):
+    assert 0.0 <= float(debiased_argmax(torch.tensor(logits), sigma=sigma, target=shape)) <= 1.0
+
+
+@pytest.mark.parametrize("shape", DRAW)
+def test_a_coordinate_outside_the_axis_still_has_a_finite_heatmap(shape):
+    heatmap = DRAW[shape](torch.tensor([-3.0, 4.0]), bins=16, sigma=0.01)
     assert heatmap.isfinite().all()
     assert torch.allclose(heatmap.sum(-1), torch.ones(2))
 
 
-def test_read_out_is_float32_for_half_precision_logits():
-    logits = torch.zeros(2, 21, 8, dtype=torch.bfloat16)
-    assert read_out(AxisLogits(logits, logits, logits)).dtype == torch.float32
+@pytest.mark.parametrize("kind", ["soft_argmax", "debiased"])
+def test_coordinates_are_float32_for_half_precision_logits(kind):
+    logits = torch.randn(2, 21, 8).bfloat16()
+    read = ImageAxes(sigma=0.1, target="gaussian", read_out=kind).read_out(AxisLogits(logits, logits, logits))
+    assert (read.dtype, read.shape) == (torch.float32, (2, 21, 3))
+
+
+def test_axes_read_out_as_they_are_asked_to():
+    logits = AxisLogits(*(torch.randn(2, 21, bins) for bins in (8, 12, 16)))
+    mean, peak = (ImageAxes(sigma=0.1, target="gaussian", read_out=kind) for kind in ("soft_argmax", "debiased"))
+    assert torch.equal(mean.read_out(logits), expected_coordinates(logits))
+    assert torch.equal(peak.read_out(logits)[..., 2], debiased_argmax(logits.depth, sigma=0.1, target="gaussian"))
 
 
 @pytest.mark.parametrize("known_scale", [True, False])
 def test_image_axes_give_the_metric_joints_back_through_the_intrinsics(batch, known_scale):
     xyz_m, intrinsics = batch
     xyz_m = xyz_m[:1].expand(16, -1, -1) + torch.linspace(0, 0.3, 16)[:, None, None] * torch.tensor([0.1, 0.2, 1.0])
-    axes = ImageAxes(sigma=0.02)
+    axes = ImageAxes(sigma=0.02, **DRAWN)
     axes.fit(xyz_m)  # one hand in sixteen places: its proportions and its size are known exactly
     scale_m = geometry.bone_lengths(xyz_m)[:, 9] if known_scale else torch.full((16,), torch.nan)
     coordinates = axes.encode(xyz_m, intrinsics, SIZE)
@@ -62,7 +141,7 @@ def test_image_axes_give_the_metric_joints_back_through_the_intrinsics(batch, kn
 
 def test_image_axes_hold_pixels_and_relative_depth(batch):
     xyz_m, intrinsics = batch
-    axes = ImageAxes(sigma=0.02)
+    axes = ImageAxes(sigma=0.02, **DRAWN)
     axes.fit(xyz_m)
     coordinates = axes.encode(xyz_m, intrinsics, SIZE)
     uv = geometry.project(xyz_m, intrinsics)
@@ -72,23 +151,35 @@ def test_image_axes_hold_pixels_and_relative_depth(batch):
     assert ((coordinates[..., 2] > 0) & (coordinates[..., 2] < 1)).all()
 
 
+@pytest.mark.parametrize("kind", ["image", "camera"])
+def test_the_hand_of_true_coordinates_is_the_true_one_in_lengths_of_its_reference_bone(batch, kind):
+    xyz_m, intrinsics = batch
+    ranges = {"x_mm": [-500, 500], "y_mm": [-500, 500], "z_mm": [0, 2000]}
+    axes = ImageAxes(sigma=0.02, **DRAWN) if kind == "image" else CameraAxes(sigma=0.02, **DRAWN, **ranges)
+    axes.fit(xyz_m)
+    truth = Truth(axes.encode(xyz_m, intrinsics, SIZE), xyz_m, intrinsics, SIZE)
+    joints = axes.hand(truth.coordinates, truth)
+    length = torch.linalg.vector_norm(xyz_m[:, 10] - xyz_m[:, 9], dim=-1)
+    assert torch.allclose(joints * length[:, None, None], xyz_m, atol=1e-5)
+
+
 def test_relative_depth_does_not_depend_on_the_size_of_the_hand(batch):
     xyz_m, intrinsics = batch
-    axes = ImageAxes(sigma=0.02)
+    axes = ImageAxes(sigma=0.02, **DRAWN)
     axes.fit(xyz_m)
     assert torch.allclose(axes.encode(xyz_m, intrinsics, SIZE), axes.encode(1.3 * xyz_m, intrinsics, SIZE), atol=1e-4)
 
 
 def test_camera_axes_are_linear_in_millimetres(batch):
     xyz_m, intrinsics = batch
-    axes = CameraAxes(sigma=0.02, x_mm=[-500, 500], y_mm=[-500, 500], z_mm=[0, 2000])
+    axes = CameraAxes(sigma=0.02, **DRAWN, x_mm=[-500, 500], y_mm=[-500, 500], z_mm=[0, 2000])
     coordinates = axes.encode(xyz_m, intrinsics, SIZE)
     assert torch.allclose(1000 * xyz_m[..., 2], 2000 * coordinates[..., 2], atol=1e-3)
     assert torch.allclose(axes.decode(coordinates, intrinsics, SIZE, xyz_m[:, 0, 0]), xyz_m, atol=1e-6)
 
 
 def test_camera_axes_refuse_a_training_set_outside_their_ranges(batch):
-    axes = CameraAxes(sigma=0.02, x_mm=[-1, 1], y_mm=[-500, 500], z_mm=[0, 2000])
+    axes = CameraAxes(sigma=0.02, **DRAWN, x_mm=[-1, 1], y_mm=[-500, 500], z_mm=[0, 2000])
     with pytest.raises(UserError, match=r"x_mm.*widen the ranges"):
         axes.fit(batch[0])
 
@@ -96,7 +187,7 @@ def test_camera_axes_refuse_a_training_set_outside_their_ranges(batch):
 @pytest.mark.parametrize("sigma", [0.0, -0.1, 1.0])
 def test_sigma_outside_the_axis_is_refused(sigma):
     with pytest.raises(UserError, match=rf"heatmap\.sigma.*{sigma}"):
-        ImageAxes(sigma=sigma)
+        ImageAxes(sigma=sigma, **DRAWN)
 
 
 def test_mixed_precision_does_not_round_what_is_read_out():

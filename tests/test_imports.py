@@ -19,7 +19,7 @@ LAYERS = [
     {"schema"},
     {"config"},
     {"training", "evaluation"},
-    {"sweep", "report"},
+    {"sweep", "report", "predict", "export"},
 ]
 SIBLINGS = ({"data", "models", "metrics"},)
 DISTRIBUTIONS = {

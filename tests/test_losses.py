@@ -1,16 +1,30 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy
 
-from handpose.heatmaps import AxisLogits, CameraAxes, ImageAxes, gaussian_heatmaps
-from handpose.losses import CoordinateMse, HeatmapLoss
+from handpose import geometry
+from handpose.heatmaps import AxisLogits, CameraAxes, ImageAxes, Truth, gaussian_heatmaps
+from handpose.losses import CoordinateMse, HeatmapLoss, js_divergence, kl_divergence
+from tests.builders import cameras, hands
 
-AXES = ImageAxes(sigma=0.05)
+AXES = ImageAxes(sigma=0.05, target="gaussian", read_out="soft_argmax")
+RANGES = {"x_mm": [-500, 500], "y_mm": [-500, 500], "z_mm": [0, 1000]}
+SIZE = (96, 96)
 
 
-def logits_of(coordinates, bins=64):
-    return AxisLogits(
-        *(gaussian_heatmaps(coordinates[..., i], bins=bins, sigma=0.05).clamp_min(1e-30).log() for i in range(3))
-    )
+def logits_of(coordinates, bins=64, sigma=0.05):
+    """Of heatmaps drawn round the coordinates; the same that the target's softmax is made of, also in their tails."""
+    centers = (torch.arange(bins) + 0.5) / bins
+    return AxisLogits(*(-0.5 * ((centers - coordinates[..., i, None]) / sigma).square() for i in range(3)))
+
+
+def truth_of(coordinates):
+    """Where only coordinates play a part."""
+    nothing = torch.full_like(coordinates, torch.nan)
+    return Truth(coordinates, nothing, nothing, SIZE)
 
 
 @pytest.fixture
@@ -18,27 +32,55 @@ def coordinates():
     return 0.2 + 0.6 * torch.rand(4, 21, 3, generator=torch.Generator().manual_seed(0))
 
 
-def heatmap_loss(depth_weight=1.0):
-    return HeatmapLoss(heatmap_weight=1.0, coordinate_weight=1.0, depth_weight=depth_weight)
+def heatmap_loss(**values):
+    weights = {
+        "divergence": "kl",
+        "heatmap_weight": 1.0,
+        "coordinate_weight": 1.0,
+        "depth_weight": 1.0,
+        "bone_length_weight": 0.0,
+        "bone_direction_weight": 0.0,
+    }
+    return HeatmapLoss(**weights | values)
+
+
+def bone_loss(**values):
+    return heatmap_loss(bone_length_weight=1.0, bone_direction_weight=1.0, **values)
+
+
+def fitted(kind, xyz_m):
+    options = {"sigma": 0.02, "target": "gaussian", "read_out": "soft_argmax"}
+    axes = ImageAxes(**options) if kind == "image" else CameraAxes(**options, **RANGES)
+    axes.fit(xyz_m)
+    return axes
+
+
+def hands_before_a_camera(kind, *, count=8, shift_m=(0.0, 0.0, 0.0)):
+    """Axes and the truth of some hands, all in the picture unless they are shifted."""
+    xyz_m = torch.from_numpy(hands(count)).float()
+    axes = fitted(kind, xyz_m)
+    xyz_m = xyz_m + torch.tensor(shift_m)
+    intrinsics = torch.from_numpy(cameras(count, size=96)).float()
+    return axes, Truth(axes.encode(xyz_m, intrinsics, SIZE), xyz_m, intrinsics, SIZE)
 
 
 def test_the_heatmap_loss_is_zero_for_the_true_heatmaps(coordinates):
-    terms = heatmap_loss()(logits_of(coordinates), coordinates, AXES)
+    terms = heatmap_loss()(logits_of(coordinates), truth_of(coordinates), AXES)
     assert terms["heatmap"] == pytest.approx(0.0, abs=1e-5)
     assert terms["coordinate"] == pytest.approx(0.0, abs=1e-3)
 
 
 def test_the_divergence_of_two_shifted_gaussians_has_its_closed_form(coordinates):
     shifted = coordinates + torch.tensor([0.03, 0.0, 0.0])
-    terms = heatmap_loss()(logits_of(shifted, bins=256), coordinates, AXES)
+    terms = heatmap_loss()(logits_of(shifted, bins=256), truth_of(coordinates), AXES)
     assert terms["heatmap"] == pytest.approx(0.03**2 / (2 * 0.05**2) / 3, rel=1e-2)  # KL of N(a, s) and N(b, s)
     assert terms["coordinate"] == pytest.approx(10 * 0.03 / 3, rel=1e-2)
 
 
 def test_depth_weight_counts_the_depth_axis_more(coordinates):
     shifted = coordinates + torch.tensor([0.0, 0.0, 0.03])
-    light = heatmap_loss(1.0)(logits_of(shifted), coordinates, AXES)["coordinate"]
-    heavy = heatmap_loss(4.0)(logits_of(shifted), coordinates, AXES)["coordinate"]
+    light = heatmap_loss(depth_weight=1.0)(logits_of(shifted), truth_of(coordinates), AXES)["coordinate"]
+    heavy = heatmap_loss(depth_weight=4.0)(logits_of(shifted), truth_of(coordinates), AXES)["coordinate"]
     assert heavy / light == pytest.approx(4 / (6 / 3), rel=1e-3)
 
 
@@ -46,12 +88,120 @@ def test_a_joint_outside_the_picture_does_not_count(coordinates):
     logits = logits_of(coordinates)
     outside = coordinates.clone()
     outside[:, 3, 0] = 1.7
-    terms = heatmap_loss()(logits, outside, AXES)
+    terms = heatmap_loss()(logits, truth_of(outside), AXES)
     assert sum(terms.values()) < 1e-2
 
 
 def test_the_mse_of_camera_axes_is_in_square_millimetres(coordinates):
-    axes = CameraAxes(sigma=0.05, x_mm=[0, 200], y_mm=[0, 200], z_mm=[0, 1000])
+    axes = CameraAxes(
+        sigma=0.05, target="gaussian", read_out="soft_argmax", x_mm=[0, 200], y_mm=[0, 200], z_mm=[0, 1000]
+    )
     shifted = coordinates + torch.tensor([0.01, 0.01, 0.01])
-    loss = CoordinateMse()(logits_of(shifted, bins=256), coordinates, axes)["coordinate"]
+    loss = CoordinateMse()(logits_of(shifted, bins=256), truth_of(coordinates), axes)["coordinate"]
     assert loss == pytest.approx((2**2 + 2**2 + 10**2) / 3, rel=2e-2)
+
+
+heatmaps = st.lists(st.floats(-30, 30, width=32), min_size=12, max_size=12).map(torch.tensor)
+
+
+@given(logits=heatmaps, other=heatmaps)
+def test_the_divergences_are_those_of_scipy(logits, other):
+    target = torch.softmax(other.double(), -1)
+    ours = torch.softmax(logits.double(), -1)
+    assert float(kl_divergence(logits.double(), target)) == pytest.approx(entropy(target, ours), rel=1e-6, abs=1e-9)
+    assert float(js_divergence(logits.double(), target)) == pytest.approx(jensenshannon(ours, target) ** 2, abs=1e-8)
+
+
+@given(logits=heatmaps, other=heatmaps)
+def test_the_jensen_shannon_divergence_is_symmetric_and_at_most_log_2(logits, other):
+    there = js_divergence(logits.double(), torch.softmax(other.double(), -1))
+    back = js_divergence(other.double(), torch.softmax(logits.double(), -1))
+    assert float(there) == pytest.approx(float(back), abs=1e-9)
+    assert -1e-9 <= float(there) <= 0.6931471806
+
+
+def test_far_apart_the_jensen_shannon_divergence_is_log_2_with_finite_gradients():
+    logits = (-1e4 * torch.arange(8.0)).requires_grad_()
+    divergence = js_divergence(logits, gaussian_heatmaps(torch.tensor(0.9), bins=8, sigma=0.01))
+    divergence.backward()
+    assert float(divergence.detach()) == pytest.approx(0.693147, abs=1e-5)
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("divergence", ["kl", "jsd"])
+@pytest.mark.parametrize("shape", ["gaussian", "laplacian"])
+def test_the_divergence_from_the_heatmaps_that_are_asked_for_is_zero(coordinates, divergence, shape):
+    axes = ImageAxes(sigma=0.05, target=shape, read_out="soft_argmax")
+    drawn = AxisLogits(*(axes.heatmaps(coordinates[..., i], bins=64).clamp_min(1e-37).log() for i in range(3)))
+    terms = heatmap_loss(divergence=divergence)(drawn, truth_of(coordinates), axes)
+    assert float(terms["heatmap"]) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_bones_of_no_weight_are_not_computed(coordinates):
+    terms = heatmap_loss()(logits_of(coordinates), truth_of(coordinates), AXES)
+    assert set(terms) == {"heatmap", "coordinate"}
+
+
+@pytest.mark.parametrize("kind", ["image", "camera"])
+@pytest.mark.parametrize("shift_m", [(0.0, 0.0, 0.0), (0.02, -0.01, 0.3)])
+def test_the_bone_losses_are_zero_for_the_truth_wherever_the_hand_is(kind, shift_m):
+    axes, truth = hands_before_a_camera(kind, shift_m=shift_m)
+    assert ((truth.coordinates > 0.0) & (truth.coordinates < 1.0)).all()
+    terms = bone_loss()(logits_of(truth.coordinates, bins=1024, sigma=0.004), truth, axes)
+    assert float(terms["bone_length"]) == pytest.approx(0.0, abs=1e-3)
+    assert float(terms["bone_direction"]) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_bones_do_not_see_where_the_root_lies():
+    axes, truth = hands_before_a_camera("camera")
+    bent = truth.coordinates + 0.02 * torch.randn(truth.coordinates.shape, generator=torch.Generator().manual_seed(0))
+    here, there = (bone_loss()(logits_of(bent + away, bins=512), truth, axes) for away in (0.0, 0.03))
+    for name in ("bone_length", "bone_direction"):
+        assert float(here[name]) > 0.01
+        assert float(here[name]) == pytest.approx(float(there[name]), rel=1e-2)
+
+
+def test_the_bone_losses_of_a_stretched_and_of_a_mirrored_hand_have_their_closed_form():
+    axes, truth = hands_before_a_camera("camera")
+    lengths = geometry.bone_lengths(truth.xyz_m)
+    root = truth.coordinates[:, 9:10]
+    stretched = logits_of(root + 1.2 * (truth.coordinates - root), bins=512)
+    terms = bone_loss()(stretched, truth, axes)
+    assert float(terms["bone_length"]) == pytest.approx(float((0.2 * lengths / lengths[:, 9:10]).mean()), rel=1e-2)
+    assert float(terms["bone_direction"]) == pytest.approx(0.0, abs=1e-3)
+    opposite = bone_loss()(logits_of(2 * root - truth.coordinates, bins=512), truth, axes)
+    assert float(opposite["bone_length"]) == pytest.approx(0.0, abs=1e-2)
+    assert float(opposite["bone_direction"]) == pytest.approx(2.0, abs=1e-3)
+
+
+LOSSES = {
+    "kl": bone_loss(),
+    "jsd": bone_loss(divergence="jsd"),
+    "mse": CoordinateMse(),
+}
+
+
+@pytest.mark.parametrize("kind", ["image", "camera"])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("shift_m", [(0.12, 0.0, 0.0), (0.0, -0.15, 0.0), (5.0, 5.0, 5.0), (0.0, 0.0, -0.6)])
+def test_hands_partly_or_wholly_outside_the_picture_give_finite_losses_and_gradients(kind, name, shift_m):
+    axes, truth = hands_before_a_camera(kind, shift_m=shift_m)  # the last has its joints in the camera's plane
+    logits = AxisLogits(*(torch.zeros(8, 21, 24, requires_grad=True) for _ in range(3)))
+    terms = LOSSES[name](logits, truth, axes)
+    loss = sum(terms.values())
+    loss.backward()
+    assert all(0.0 <= float(term.detach()) < (1e6 if name == "mse" else 100.0) for term in terms.values())
+    assert all(
+        axis.grad.isfinite().all() and axis.grad.abs().max() < (1e6 if name == "mse" else 100) for axis in logits
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_coordinate_outside_the_picture_has_no_gradient_and_the_others_have_theirs(name):
+    axes, truth = hands_before_a_camera("image", shift_m=(0.12, 0.0, 0.0))
+    outside = truth.coordinates[..., 0] > 1.0
+    assert 0.1 < outside.float().mean() < 0.9
+    logits = AxisLogits(*(torch.zeros(8, 21, 24, requires_grad=True) for _ in range(3)))
+    sum(LOSSES[name](logits, truth, axes).values()).backward()
+    assert logits.u.grad[outside].abs().max() == 0.0
+    assert (logits.u.grad[~outside].abs().amax(-1) > 0.0).all()

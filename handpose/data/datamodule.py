@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from handpose.allocation import return_freed_memory
 from handpose.data.labels import shared
+from handpose.data.masks import PackedMasks, pack_masks
 from handpose.data.pack import PackedImages, pack
 from handpose.data.sample import Annotations, HandBatch, ImageFiles, Splits
 from handpose.errors import UserError
@@ -43,7 +44,8 @@ class HandDataModule(pl.LightningDataModule):
     source: reader of the data set. image_size: side in pixels that images are packed at, None for that of the files.
     batch_size: images a step on one device; training drops the rest of the epoch's last batch, the other splits drop
     nothing. pack_folder: where the packed images lie. seed: of the order of training. num_workers: processes that
-    gather; 0 is fast unless the disk is slow. progress: show packing on stderr.
+    gather; 0 is fast unless the disk is slow. masks: give those of the training images too. progress: show packing on
+    stderr.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class HandDataModule(pl.LightningDataModule):
         pack_folder: str,
         seed: int,
         num_workers: int = 0,
+        masks: bool = False,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -65,6 +68,8 @@ class HandDataModule(pl.LightningDataModule):
         self.pack_folder = Path(pack_folder).expanduser().absolute()
         self.seed = seed
         self.num_workers = num_workers
+        self.masks = masks
+        self._packed_masks: PackedMasks | None = None
         self._requested_size = image_size
         self._progress = progress
         self._stores: dict[str, PackedImages] = {}
@@ -98,6 +103,7 @@ class HandDataModule(pl.LightningDataModule):
         """Open the packed images of a stage ("fit", "validate", "test", "predict"), or of all."""
         if stage in (None, "fit", "validate"):
             self._store("training")
+            self._masks()
         if stage in (None, "test", "predict"):
             self._store("test")
 
@@ -153,7 +159,7 @@ class HandDataModule(pl.LightningDataModule):
         store = self._store("training")
         train, val = np.split(self._rows, [len(self.splits.train)])
         if split == "train":
-            return PackedHands(self.splits.train, store, train)
+            return PackedHands(self.splits.train, store, train, masks=self._masks())
         return PackedHands(self.splits.val, store, val)
 
     def _store(self, which: Literal["training", "test"]) -> PackedImages:
@@ -172,6 +178,23 @@ class HandDataModule(pl.LightningDataModule):
                 f"training images have {sizes['training']} px but test images {sizes['test']} px; set data.image_size"
             )
         return self._stores[which]
+
+    def _masks(self) -> PackedMasks | None:
+        """Of all poses of training and validation, so that another split finds the same store."""
+        if not self.masks or self._packed_masks is not None:
+            return self._packed_masks
+        train = self.splits.train
+        if train.masks is None:
+            raise UserError(
+                f"augment.background needs the masks of the hands, but data set {self.source.name} has none "
+                "(FreiHAND_pub_v2 has them in training/mask); give augment.background=0"
+            )
+        poses = np.unique(np.concatenate([train.pose, self.splits.val.pose]))
+        size = self._store("training").image_size
+        self._packed_masks = pack_masks(
+            train.masks, poses, image_size=size, folder=self.pack_folder, progress=self._progress
+        )
+        return self._packed_masks
 
 
 class LoaderAhead(DataLoader[HandBatch]):
@@ -192,12 +215,20 @@ class LoaderAhead(DataLoader[HandBatch]):
 class PackedHands(Dataset[HandBatch]):
     """One split; an item is a whole batch, gathered at once.
 
-    rows: (N,) position in the store of each image of the split.
+    rows: (N,) position in the store of each image of the split. masks: of its poses, if they are wanted.
     """
 
-    def __init__(self, annotations: Annotations, packed: PackedImages, rows: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        annotations: Annotations,
+        packed: PackedImages,
+        rows: NDArray[np.int64],
+        *,
+        masks: PackedMasks | None = None,
+    ) -> None:
         self.packed = packed
         self.rows = rows
+        self.masks = masks
         self.intrinsics = torch.from_numpy(packed.intrinsics[rows])
         self.annotations = annotations
 
@@ -214,7 +245,13 @@ class PackedHands(Dataset[HandBatch]):
             xyz_m=_or_nan(self.annotations.xyz_m, images, (NUM_JOINTS, 3)),
             scale_m=_or_nan(self.annotations.scale_m, images, ()),
             position=position,
+            mask=torch.from_numpy(self._mask(images, gathered.shape[1:3])),
         )
+
+    def _mask(self, images: NDArray[np.int64], size: tuple[int, ...]) -> NDArray[np.uint8]:
+        if self.masks is None:
+            return np.empty((len(images), 0, *size), dtype=np.uint8)
+        return self.masks.of(self.annotations.pose[images])[:, None]
 
 
 class ShuffledBatches(DistributedSampler[Any]):

@@ -2,8 +2,8 @@
 
 Zimmermann et al., "FreiHAND: A Dataset for Markerless Capture of Hand Pose and Shape from Single RGB Images", 2019.
 The JSON files have one entry a pose. A pose is shown by one image or by four, which differ in the background only:
-image id = pose + num_poses * variant. A split that separates images instead of poses would show the network the
-validation hands, so the validation set is made of poses.
+image id = pose + num_poses * variant, and training/mask has the one mask of each pose. A split that separates images
+instead of poses would show the network the validation hands, so the validation set is made of poses.
 
 Pixels: the published toolbox draws K xyz over `imshow`, so pixel centres lie at integer coordinates, here as there.
 """
@@ -64,6 +64,8 @@ class FreiHand:
         training = read_annotations(self.root / "training/rgb", self.root, "training", _LAYOUT, xyz="required")
         test = read_annotations(self.root / "evaluation/rgb", self.root, "evaluation", _LAYOUT, xyz="optional")
         num_poses = int(training.pose.max()) + 1
+        masks = self.root / "training/mask"
+        training = replace(training, masks=masks if masks.is_dir() else None)
         in_val = validation_poses(
             num_poses,
             val_fraction=self.val_fraction,

@@ -25,6 +25,8 @@ Row = dict[str, Any]
 """Annotation of a picture: split, index, and K, xyz (metres) and scale as FreiHAND's JSON has them."""
 
 SPLITS = ("training", "evaluation")
+MASKED = "training"
+"""The split that has masks, as in FreiHAND."""
 JPEG_QUALITY = 92
 
 
@@ -32,7 +34,7 @@ JPEG_QUALITY = 92
 class Order:
     """What all processes of a data set draw together."""
 
-    folder: str  # with the folders <split>/rgb
+    folder: str  # with the folders <split>/rgb and training/mask
     counts: tuple[int, ...]  # pictures of each of SPLITS
     image_size: int
     seed: int
@@ -46,6 +48,8 @@ def draw_share(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
         picture = hand_scene.draw_picture(order.seed, split, index, order.image_size, order.difficulty)
         jpeg = simplejpeg.encode_jpeg(picture.image, JPEG_QUALITY, colorsubsampling="420")
         (Path(order.folder) / SPLITS[split] / "rgb" / f"{index:08d}.jpg").write_bytes(jpeg)
+        if SPLITS[split] == MASKED:
+            (Path(order.folder) / MASKED / "mask" / f"{index:08d}.jpg").write_bytes(_mask_jpeg(picture))
         yield {
             "split": SPLITS[split],
             "index": index,
@@ -53,6 +57,11 @@ def draw_share(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
             "xyz": np.round(picture.xyz_m, 8).tolist(),
             "scale": round(picture.scale_m, 8),
         }
+
+
+def _mask_jpeg(picture: hand_scene.Picture) -> bytes:
+    mask = np.where(picture.mask, np.uint8(255), np.uint8(0))[..., None]
+    return simplejpeg.encode_jpeg(mask, JPEG_QUALITY, colorspace="GRAY", colorsubsampling="GRAY")
 
 
 def in_process(order: Order, worker: int, num_workers: int) -> Iterator[Row]:

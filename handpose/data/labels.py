@@ -7,6 +7,7 @@ import hashlib
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ def shared(splits: Splits, folder: Path) -> Splits:
 
 
 def _shared_split(annotations: Annotations, folder: Path) -> Annotations:
-    arrays = {
+    arrays: dict[str, Any] = {
         field.name: _mapped(value, folder)
         for field in fields(annotations)
         if isinstance(value := getattr(annotations, field.name), np.ndarray)

@@ -10,6 +10,7 @@ s keeps the corners, so u' = (u + 0.5) s - 0.5, and the principal point moves al
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -78,18 +79,8 @@ def pack(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"data.image_size={image_size} must be positive, or null for the size of the files")
-    files = _Files.of(annotations.files)
-    key = files.fingerprint(image_size)
-    store = folder.expanduser().absolute() / key
-    opened = _open(store, len(annotations))
-    if opened is None:
-        with _locked(store, progress):
-            opened = _open(store, len(annotations))  # another process may have made it meanwhile
-            if opened is None:
-                _make(store, files, image_size, workers or os.cpu_count() or 1, progress)
-                opened = _open(store, len(annotations))
-    assert opened is not None, f"{store} was made and cannot be opened"
-    images, sides = opened
+    files = Files.of(annotations.files)
+    store, images, sides = open_store(files, _IMAGES, image_size, folder, workers, progress)
     intrinsics = resize_intrinsics(annotations.intrinsics, images.shape[1] / sides)
     return PackedImages(store, images, intrinsics.astype(np.float32), files.contents)
 
@@ -106,7 +97,34 @@ def resize_intrinsics(intrinsics: NDArray[np.float64], scale: NDArray[np.float64
     return resize @ intrinsics
 
 
-class _Files(NamedTuple):
+class Kind(NamedTuple):
+    """What a store holds. name: in the plural. channels: of a picture. decode: reads a file as (H, W, channels)."""
+
+    name: str
+    channels: int
+    decode: Callable[[str], NDArray[np.uint8]]
+
+
+def open_store(
+    files: "Files", kind: Kind, image_size: int | None, folder: Path, workers: int | None, progress: bool
+) -> tuple[Path, NDArray[np.uint8], NDArray[np.int32]]:
+    """The store of these files, made if need be: its folder, pictures (N, S, S, channels), and sides (N,) of the files.
+
+    Arguments and errors as of `pack`.
+    """
+    store = folder.expanduser().absolute() / files.fingerprint(image_size, kind)
+    opened = _open(store, len(files.paths), kind)
+    if opened is None:
+        with _locked(store, progress):
+            opened = _open(store, len(files.paths), kind)  # another process may have made it meanwhile
+            if opened is None:
+                _make(store, files, kind, image_size, workers or os.cpu_count() or 1, progress)
+                opened = _open(store, len(files.paths), kind)
+    assert opened is not None, f"{store} was made and cannot be opened"
+    return store, *opened
+
+
+class Files(NamedTuple):
     """The image files with what tells one state of them from another.
 
     source: the folder that holds all of them. contents: hash of names and sizes. changed: hash of the times of change.
@@ -118,7 +136,7 @@ class _Files(NamedTuple):
     changed: str
 
     @classmethod
-    def of(cls, files: ImageFiles) -> "_Files":
+    def of(cls, files: ImageFiles) -> "Files":
         paths = [os.fsdecode(path) for path in files.paths]
         chunks = [paths[i : i + 1024] for i in range(0, len(paths), 1024)]
         with ThreadPoolExecutor(_STAT_THREADS) as pool:
@@ -127,8 +145,9 @@ class _Files(NamedTuple):
         names = "\0".join(path.removeprefix(source) for path in paths)
         return cls(paths, source, _hash(os.fsencode(names) + stats[:, 0].tobytes()), _hash(stats[:, 1].tobytes()))
 
-    def fingerprint(self, image_size: int | None) -> str:
-        return _hash(f"{_VERSION} {image_size} {self.contents} {self.changed}".encode())
+    def fingerprint(self, image_size: int | None, kind: Kind) -> str:
+        state = f"{_VERSION} {image_size} {self.contents} {self.changed}"
+        return _hash((state if kind is _IMAGES else f"{state} {kind.name}").encode())
 
 
 def _hash(state: bytes) -> str:
@@ -146,26 +165,26 @@ def _size_and_mtime(paths: list[str]) -> NDArray[np.int64]:
     return stats
 
 
-def _open(store: Path, num_images: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]] | None:
+def _open(store: Path, num_images: int, kind: Kind) -> tuple[NDArray[np.uint8], NDArray[np.int32]] | None:
     """Images and sides of a store, or None when it is absent or not whole."""
     try:
         manifest = json.loads((store / "manifest.json").read_bytes())
         if (store / "images.npy").stat().st_size != manifest["num_bytes"]:
             return None
-        images, sides = _map(store), np.load(store / "sides.npy")
+        images, sides = open_map(store), np.load(store / "sides.npy")
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-    whole = images.shape[0] == num_images and images.shape[3:] == (3,) and sides.shape == (num_images,)
+    whole = images.shape[0] == num_images and images.shape[3:] == (kind.channels,) and sides.shape == (num_images,)
     return (images, sides) if whole and images.dtype == np.uint8 else None
 
 
-def _map(store: Path) -> NDArray[np.uint8]:
+def open_map(store: Path) -> NDArray[np.uint8]:
     # A plain array over the map: np.memmap's own indexing is slower and keeps the type in every slice.
     return np.asarray(np.load(store / "images.npy", mmap_mode="r"))
 
 
 def _reopen(store: Path, intrinsics: NDArray[np.float32], contents: str) -> PackedImages:
-    return PackedImages(store, _map(store), intrinsics, contents)
+    return PackedImages(store, open_map(store), intrinsics, contents)
 
 
 @contextmanager
@@ -194,7 +213,7 @@ def _unwritable(folder: Path, error: Exception) -> UserError:
     return UserError(f"images cannot be packed in {folder} ({reason}); set paths.packed to a folder on a local disk")
 
 
-def _make(store: Path, files: _Files, image_size: int | None, workers: int, progress: bool) -> None:
+def _make(store: Path, files: Files, kind: Kind, image_size: int | None, workers: int, progress: bool) -> None:
     """Decode all files into a folder beside `store` and move it there when it is whole. The lock is held."""
     partial = store.with_name(f".{store.name}.partial")
     start = time.monotonic()
@@ -202,11 +221,13 @@ def _make(store: Path, files: _Files, image_size: int | None, workers: int, prog
         for remains in (partial, store):  # of a process that was killed, or of a disk that lost something
             if remains.exists():
                 shutil.rmtree(remains)
-        size = image_size or _side(files.paths[0], _decode(files.paths[0]))
-        _check_space(store.parent, len(files.paths), size)
+        size = image_size or _side(files.paths[0], kind.decode(files.paths[0]))
+        _check_space(store.parent, (len(files.paths), size, size, kind.channels))
         partial.mkdir()
         try:
-            _write_images(partial, files.paths, size, resize=image_size is not None, workers=workers, progress=progress)
+            _write_images(
+                partial, files.paths, kind, size, resize=image_size is not None, workers=workers, progress=progress
+            )
             _write_manifest(partial, files, image_size)
             partial.rename(store)
         finally:
@@ -215,32 +236,35 @@ def _make(store: Path, files: _Files, image_size: int | None, workers: int, prog
         raise _unwritable(store.parent, error) from None
     if progress:
         seconds = time.monotonic() - start
-        print(f"Packed {len(files.paths)} images of {size} px in {store} in {seconds:.1f} s", file=sys.stderr)
+        print(f"Packed {len(files.paths)} {kind.name} of {size} px in {store} in {seconds:.1f} s", file=sys.stderr)
 
 
-def _check_space(folder: Path, num_images: int, size: int) -> None:
-    needed, free = num_images * size * size * 3, shutil.disk_usage(folder).free
+def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
+    needed, free = math.prod(shape), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"packing {num_images} images of {size} px needs {needed / 1e9:.2f} GB but {folder} has "
+            f"packing {shape[0]} images of {shape[1]} px needs {needed / 1e9:.2f} GB but {folder} has "
             f"{free / 1e9:.2f} GB free; set paths.packed to a larger disk, or a smaller data.image_size"
         )
 
 
-def _write_images(folder: Path, paths: list[str], size: int, *, resize: bool, workers: int, progress: bool) -> None:
+def _write_images(
+    folder: Path, paths: list[str], kind: Kind, size: int, *, resize: bool, workers: int, progress: bool
+) -> None:
     target = folder / "images.npy"
-    images = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=(len(paths), size, size, 3))
+    shape = (len(paths), size, size, kind.channels)
+    images = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
     header = target.stat().st_size - images.nbytes
     del images
 
     def write_chunk(start: int) -> NDArray[np.int32]:
         """Through a file, not the map: on a full disk a file raises OSError, a map kills the process."""
-        decoded = [_decode(path) for path in paths[start : start + _CHUNK]]
+        decoded = [kind.decode(path) for path in paths[start : start + _CHUNK]]
         sides = [_side(path, image) for path, image in zip(paths[start:], decoded, strict=False)]
         if not resize:
             _check_same_side(paths, start, sides, size)
         with open(target, "r+b") as file:
-            file.seek(header + start * size * size * 3)
+            file.seek(header + start * math.prod(shape[1:]))
             file.write(np.stack([_resize(image, size) for image in decoded]).data)
         return np.array(sides, dtype=np.int32)
 
@@ -248,14 +272,14 @@ def _write_images(folder: Path, paths: list[str], size: int, *, resize: bool, wo
     console = Console(stderr=True)
     bar = Progress(console=console, transient=True, disable=not (progress and console.is_terminal))
     with bar, ThreadPoolExecutor(workers) as pool:
-        task = bar.add_task(f"Packing {len(paths)} images", total=len(paths))
+        task = bar.add_task(f"Packing {len(paths)} {kind.name}", total=len(paths))
         for chunk in pool.map(write_chunk, range(0, len(paths), _CHUNK)):
             sides.append(chunk)
             bar.advance(task, len(chunk))
     np.save(folder / "sides.npy", np.concatenate(sides))
 
 
-def _write_manifest(folder: Path, files: _Files, image_size: int | None) -> None:
+def _write_manifest(folder: Path, files: Files, image_size: int | None) -> None:
     images = folder / "images.npy"
     with open(images, "rb") as file:
         os.fsync(file.fileno())  # a store that is named as whole must survive a power cut
@@ -270,15 +294,18 @@ def _write_manifest(folder: Path, files: _Files, image_size: int | None) -> None
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _decode(path: str) -> NDArray[np.uint8]:
+def decode(path: str, *, colorspace: str = "rgb") -> NDArray[np.uint8]:
     """An RGB image (H, W, 3). Strict: a file that is cut short is an error, not an image that ends in grey."""
     try:
         with open(path, "rb") as file:
-            return simplejpeg.decode_jpeg(file.read(), colorspace="rgb", strict=True)
+            return simplejpeg.decode_jpeg(file.read(), colorspace=colorspace, strict=True)
     except OSError as error:
         raise UserError(f"the image {path} cannot be read ({error.strerror}); unpack the data set again") from None
     except ValueError as error:
         raise UserError(f"{path} cannot be decoded as a JPEG ({error}); unpack the data set again") from None
+
+
+_IMAGES = Kind("images", 3, decode)
 
 
 def _side(path: str, image: NDArray[np.uint8]) -> int:
@@ -301,4 +328,5 @@ def _resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     if image.shape[0] == size:
         return image
     # Pillow widens the kernel when it shrinks, so nothing aliases.
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    flat = image[..., 0] if image.shape[2] == 1 else image
+    return np.asarray(Image.fromarray(flat).resize((size, size), Image.Resampling.BICUBIC)).reshape(size, size, -1)

@@ -23,6 +23,7 @@ class HandBatch(NamedTuple):
     xyz_m: Tensor  # (B, K, 3) float32, metres, camera frame; NaN where the data set has none
     scale_m: Tensor  # (B,) float32, length of the reference bone in metres; NaN where unknown
     position: Tensor  # (B,) int64, position of the image in its split
+    mask: Tensor  # (B, 1, H, W) uint8, 255 on the hand; (B, 0, H, W) where there are none or nobody asked for them
 
 
 class ImageFiles(Sequence[Path]):
@@ -59,7 +60,8 @@ class Annotations:
 
     files: N JPEG paths. intrinsics: (N, 3, 3) in pixels of the file as it is. xyz_m: (N, K, 3) metres in the camera
     frame, or None. scale_m: (N,) reference bone in metres, or None. pose: (N,) id of the pose each image shows; images
-    that share it show the same hand before another background.
+    that share it show the same hand before another background. masks: folder with the mask `%08d.jpg` of each pose,
+    bright on the hand, or None.
     """
 
     files: ImageFiles
@@ -67,6 +69,7 @@ class Annotations:
     xyz_m: NDArray[np.float64] | None
     scale_m: NDArray[np.float64] | None
     pose: NDArray[np.int64]
+    masks: Path | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -79,6 +82,7 @@ class Annotations:
             xyz_m=None if self.xyz_m is None else self.xyz_m[images],
             scale_m=None if self.scale_m is None else self.scale_m[images],
             pose=self.pose[images],
+            masks=self.masks,
         )
 
 

@@ -1,4 +1,4 @@
-"""Rendered hands in the FreiHAND_pub_v2 layout: the data set that needs no download.
+"""Rendered hands in the FreiHAND_pub_v2 layout, with masks: the data set that needs no download.
 
 The pictures are drawn once by `num_workers` processes into root/<fingerprint of the parameters>/ and read back by the
 reader of the real data set. `python -m handpose.data.synthetic --sheet FILE` draws a contact sheet to look at.
@@ -34,12 +34,12 @@ from handpose.data.hand_scene import Difficulty
 from handpose.data.sample import Splits
 from handpose.errors import UserError
 
-GENERATOR_VERSION = 4
-"""Raise it whenever the pictures change: sets of another version are not read."""
+GENERATOR_VERSION = 5
+"""Raise it whenever the pictures or what is beside them change: sets of another version are not read."""
 
 _KEYS = ("K", "xyz", "scale")  # of FreiHAND's JSON files
 _LEAST_IMAGE_SIZE = 32
-_BYTES_PER_PIXEL = 1.0  # of a noisy picture as JPEG and its annotation, with a margin
+_BYTES_PER_PIXEL = 1.1  # of a noisy picture as JPEG, its mask and its annotation, with a margin
 _FINGER_COLOURS = ((255, 70, 60), (255, 190, 0), (60, 220, 70), (60, 160, 255), (225, 90, 255))
 
 
@@ -151,10 +151,12 @@ class Synthetic:
         """Whether the folder has all it was made with; a file may have been lost since."""
         try:
             images = {split: len(os.listdir(self.folder / split / "rgb")) for split in hand_drawing.SPLITS}
+            masks = len(os.listdir(self.folder / hand_drawing.MASKED / "mask"))
         except OSError:
             return False
         annotations = [self.folder / f"{split}_{key}.json" for split in hand_drawing.SPLITS for key in _KEYS]
-        return images == self.counts and all(path.is_file() for path in annotations)
+        is_complete = images == self.counts and masks == self.counts[hand_drawing.MASKED]
+        return is_complete and all(path.is_file() for path in annotations)
 
     def _draw_all(self) -> None:
         """Draw into a folder beside the final one and rename it last: what has the name is whole. The lock is held."""
@@ -167,6 +169,7 @@ class Synthetic:
             _check_space(self.root, sum(self.counts.values()) * self.image_size**2 * _BYTES_PER_PIXEL)
             for split in hand_drawing.SPLITS:
                 (partial / split / "rgb").mkdir(parents=True)
+            (partial / hand_drawing.MASKED / "mask").mkdir()
             try:
                 self._write_annotations(partial, self._run_workers(partial))
                 partial.rename(self.folder)

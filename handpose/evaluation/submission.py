@@ -1,8 +1,8 @@
 """The two files of test predictions: the course's `test_preds.json.gz`, and `pred.json` in a zip for FreiHAND's server.
 
-Both are read back by the function beside the one that writes them. In the project predictions are metres in FreiHAND
-order; only the course's file is in millimetres and AIT order. A file appears under its name when it is whole, and the
-same predictions give the same bytes.
+Both are read back by the function beside the one that writes them, and by `read_predictions`. In the project
+predictions are metres in FreiHAND order; only the course's file is in millimetres and AIT order. A file appears under
+its name when it is whole, and the same predictions give the same bytes.
 """
 
 import gzip
@@ -70,13 +70,29 @@ def read_official(path: str | Path) -> NDArray[np.float64]:
             text = archive.read(_PRED_JSON)
     except (zipfile.BadZipFile, KeyError, zlib.error) as error:
         raise UserError(f"{path} is not a zip with {_PRED_JSON} in it ({error})") from error
-    content = _from_json(text, path)
+    return _keypoints(_from_json(text, path), f"{_PRED_JSON} in {path}")
+
+
+def read_predictions(path: str | Path) -> NDArray[np.float64]:
+    """Read the course's file, the server's zip, or the pred.json in it: (N, 21, 3) in metres, FreiHAND order.
+
+    The name's end tells which it is. Raises UserError for any other file.
+    """
+    if Path(path).suffix == ".zip":
+        return read_official(path)
+    if Path(path).suffix == ".json":
+        return _keypoints(_from_json(_read_bytes(path), path), str(path))
+    return read_course(path)
+
+
+def _keypoints(content: object, source: str) -> NDArray[np.float64]:
+    """Of what is in pred.json; source: where that was found."""
     if not isinstance(content, list) or len(content) != 2 or not all(isinstance(part, list) for part in content):
-        raise UserError(f"{_PRED_JSON} in {path} must be the two lists [xyz_list, verts_list]")
+        raise UserError(f"{source} must be the two lists [xyz_list, verts_list]")
     xyz, vertices = content
     if len(xyz) != len(vertices):
-        raise UserError(f"{_PRED_JSON} in {path} has {len(xyz)} hands but {len(vertices)} meshes; they must agree")
-    return _checked(xyz, path)
+        raise UserError(f"{source} has {len(xyz)} hands but {len(vertices)} meshes; they must agree")
+    return _checked(xyz, source)
 
 
 def _checked(xyz: object, source: str | Path) -> NDArray[np.float64]:

@@ -149,10 +149,11 @@ def _where_it_was(checkpoints: Path, max_epochs: int) -> list[str]:
         epochs = read_checkpoint(checkpoints / "last.ckpt")["epoch"] + 1
     except UserError:  # none yet, or not a whole one
         return []
+    begun = quote_override("model.weights", None)  # what the training began with
     if epochs < max_epochs:
-        return [quote_override("model.checkpoint_path", str(checkpoints / "last.ckpt"))]
+        return [quote_override("model.checkpoint_path", str(checkpoints / "last.ckpt")), begun]
     best = max(checkpoints.glob("best-*.ckpt"), key=lambda file: file.stat().st_mtime)
-    return [quote_override("model.checkpoint_path", str(best)), "test=true"]
+    return [quote_override("model.checkpoint_path", str(best)), begun, "test=true"]
 
 
 def _end_with(parent: int) -> None:

@@ -23,9 +23,11 @@ from torch.utils.data import DataLoader
 from handpose.config import compose
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
+from handpose.models.weights import weights_file
 from handpose.skeleton import NUM_JOINTS
 from handpose.sweep.cost_watch import NUM_COUNTED, NUM_VALIDATED, CostWatch
 from handpose.training.build import build
+from handpose.training.checkpoints import initial_weights
 from handpose.training.results import RunFolders
 from handpose.training.trainer import calm, check_trainer, training_trainer
 
@@ -211,6 +213,7 @@ def random_hands(batch_size: int, image_size: int) -> HandBatch:
         xyz_m=xyz_m,
         scale_m=torch.full((batch_size,), 0.03),
         position=torch.arange(batch_size),
+        mask=torch.zeros(batch_size, 1, image_size, image_size, dtype=torch.uint8),
     )
 
 
@@ -254,9 +257,10 @@ def _shortened(config: DictConfig) -> DictConfig:
 
 def _check_weights(config: DictConfig) -> None:
     """A network that is built without its weights costs the same, but they must be there."""
-    weights = config.model.encoder.weights
-    if weights is not None and not Path(weights).is_file():
-        raise UserError(f"model.encoder.weights: there is no file {weights}")
+    if config.model.encoder.weights is not None:
+        weights_file(config.model.encoder.weights)
+    if config.model.weights is not None:
+        initial_weights(config)
 
 
 def _num_batches(config: DictConfig, data: DataSize) -> tuple[int, int]:

@@ -32,28 +32,32 @@ def build(
     if pretrained and config.model.encoder.pretrained and not quiet:
         print(f"Getting the pretrained weights of {config.model.encoder.name}", file=sys.stderr, flush=True)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    return _module(config, pretrained=pretrained), _data(config, quiet=quiet, keep_open=keep_open)
+    module = _module(config, pretrained=pretrained, quiet=quiet)
+    return module, _data(config, masks=module.augment.needs_masks, quiet=quiet, keep_open=keep_open)
 
 
-def _module(config: DictConfig, *, pretrained: bool) -> HandPose:
+def _module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandPose:
     module = HandPose(
-        net=_net(config, pretrained=pretrained),
+        net=_net(config, pretrained=pretrained, quiet=quiet),
         axes=instantiated(config, "heatmap"),
         loss=instantiated(config, "loss"),
         augment=instantiated(config, "augment"),
         optimizer=instantiated(config, "optimizer"),
         lr_schedule=instantiated(config, "lr_schedule"),
+        encoder_lr_factor=config.encoder_lr_factor,
         seed=config.seed,
     )
     _check_optimizer(module)
     return module
 
 
-def _net(config: DictConfig, *, pretrained: bool) -> PoseNet:
+def _net(config: DictConfig, *, pretrained: bool, quiet: bool) -> PoseNet:
     without = {} if pretrained else {"pretrained": False, "weights": None}
     net = PoseNet(
         encoder=instantiated(config, "model.encoder", **without), decoder=instantiated(config, "model.decoder")
     )
+    if not quiet and net.encoder.note:
+        print(net.encoder.note, file=sys.stderr, flush=True)
     net = net.to(memory_format=torch.channels_last)  # the layout that the loader's pictures come in
     if config.model.compile is not None:
         compile_in_place(net, config.model.compile)
@@ -69,7 +73,7 @@ def _check_optimizer(module: HandPose) -> None:
         raise UserError(f"optimizer, lr_schedule: {error}") from error
 
 
-def _data(config: DictConfig, *, quiet: bool, keep_open: bool) -> HandDataModule:
+def _data(config: DictConfig, *, masks: bool, quiet: bool, keep_open: bool) -> HandDataModule:
     data = HandDataModule(
         instantiated(config, "data.source"),
         image_size=config.data.image_size,
@@ -77,6 +81,7 @@ def _data(config: DictConfig, *, quiet: bool, keep_open: bool) -> HandDataModule
         pack_folder=config.paths.packed,
         seed=config.seed,
         num_workers=config.data.num_workers,
+        masks=masks,
         progress=not quiet,
     )
     return _with_open_data(data, config) if keep_open else data
@@ -92,7 +97,7 @@ def _with_open_data(data: HandDataModule, config: DictConfig) -> HandDataModule:
     Reading FreiHAND's annotations and looking at all its files takes a second or more, which is a step's time twenty
     times over.
     """
-    key = json.dumps([plain(config.data)["source"], config.data.image_size, config.paths.packed])
+    key = json.dumps([plain(config.data)["source"], config.data.image_size, config.paths.packed, data.masks])
     if key not in _open_data:
         _open_data.clear()
         data.setup("fit")

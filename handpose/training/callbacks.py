@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from handpose import drawing, geometry
 from handpose.data.augment import unchanged
 from handpose.data.sample import HandBatch
-from handpose.heatmaps import read_out
 from handpose.training.module import HandPose
 
 
@@ -96,8 +95,7 @@ def _pictures(module: HandPose, hands: HandBatch) -> dict[str, np.ndarray]:
     module.eval()
     view = unchanged(hands)
     logits = module(view)
-    size = (hands.image.shape[-2], hands.image.shape[-1])
-    predicted_m = module.axes.decode(read_out(logits), hands.intrinsics, size, hands.scale_m)
+    predicted_m = module.decode(logits, view, hands.scale_m)
     module.train(was_training)
     images = _numpy(hands.image.permute(0, 2, 3, 1))
     pictures = {

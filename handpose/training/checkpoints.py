@@ -10,11 +10,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from handpose.config import choice_of, quote_override
+from handpose.config import choice_of, plain, quote_override
 from handpose.errors import UserError
 
 
@@ -119,10 +120,11 @@ class WholeFiles(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[str, Any]:
     """Read a checkpoint as data, never as code, at once and as a whole: the run that wrote it may replace or delete it.
 
-    Raises UserError when the file is missing, is no checkpoint, or holds more than tensors and plain values.
+    key: of the configuration, that names it. Raises UserError when the file is missing, is no checkpoint, or holds more
+    than tensors and plain values.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -131,9 +133,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         others = sorted(other.name for other in path.parent.glob("*.ckpt"))
         hint = f"; its folder has {' and '.join(others)}" if others else ""
-        raise UserError(f"model.checkpoint_path: there is no file {path}{hint}") from error
+        raise UserError(f"{key}: there is no file {path}{hint}") from error
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
+    return checkpoint
+
+
+def initial_weights(config: DictConfig) -> dict[str, Any] | None:
+    """The checkpoint that `model.weights` names, None where it names none; raises UserError where it does not fit.
+
+    Of it the network's weights are taken and nothing else: a training begins with them.
+    """
+    if config.model.weights is None:
+        return None
+    path = Path(config.model.weights)
+    checkpoint = read_checkpoint(path, key="model.weights")
+    check_architecture(checkpoint, plain(config), path)
     return checkpoint
 
 
@@ -143,10 +158,20 @@ def check_architecture(checkpoint: Mapping[str, Any], config: Mapping[str, Any],
     config: composed, as plain values.
     """
     theirs, ours = architecture(checkpoint["config"]), architecture(config)
+    lacking = sorted(key for key in ours.keys() - theirs.keys() if key.startswith("model."))
+    if lacking and theirs["model/decoder"] == ours["model/decoder"]:
+        raise UserError(
+            f"{path} was written by an earlier version of this project, whose network had no {', '.join(lacking)}; use "
+            "that version, or train again"
+        )
     wrong = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     if wrong:
         said, give = (" ".join(quote_override(key, of[key]) for key in wrong if key in of) for of in (ours, theirs))
         raise UserError(f"{path} was trained with another network than {said}; give {give}")
+
+
+_OF_TRAINING_AND_READING = ("sigma", "target", "read_out")
+"""Of the heatmaps, what may be another one for weights that are there."""
 
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +180,9 @@ def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{f"model.encoder.{key}": model["encoder"][key] for key in ("name", "normalize")},
         **_choice_and_values("model/decoder", model["decoder"]),
-        **_choice_and_values("heatmap", {key: value for key, value in config["heatmap"].items() if key != "sigma"}),
+        **_choice_and_values(
+            "heatmap", {key: value for key, value in config["heatmap"].items() if key not in _OF_TRAINING_AND_READING}
+        ),
     }
 
 

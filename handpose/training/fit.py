@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 from torch.utils.data import DataLoader
 
-from handpose.config import plain
+from handpose.config import instantiated, plain
 from handpose.data.datamodule import HandDataModule
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
@@ -27,8 +27,14 @@ from handpose.evaluation.predict import Predictor, measure
 from handpose.evaluation.submission import write_course, write_official
 from handpose.training.build import build
 from handpose.training.callbacks import ConfiguredOptimizer
-from handpose.training.checkpoints import BestAndLast, check_architecture, load_weights, read_checkpoint
-from handpose.training.module import HandPose
+from handpose.training.checkpoints import (
+    BestAndLast,
+    check_architecture,
+    initial_weights,
+    load_weights,
+    read_checkpoint,
+)
+from handpose.training.module import HandPose, parameter_groups
 from handpose.training.results import RunFolders, RunResult, TrainingResult, check_folders, prepare_folders
 from handpose.training.trainer import calm, check_trainer, predicting_trainer, training_trainer
 
@@ -113,14 +119,23 @@ def prepare(
     """
     check_trainer(config)
     weights = _weights(config, stage, checkpoint) if checkpoint else None
+    initial = initial_weights(config) if weights is None else None
     with calm():
-        module, data = build(config, pretrained=weights is None, quiet=quiet, keep_open=keep_open)
+        pretrained = weights is None and initial is None
+        module, data = build(config, pretrained=pretrained, quiet=quiet, keep_open=keep_open)
     _check_metric(config, module)
+    instantiated(config, "test_time").check(module.axes)
     if weights is not None and checkpoint is not None:
+        if stage != "test":
+            _check_groups(weights, module, checkpoint)
         load_weights(module, weights, checkpoint)
+    if initial is not None:
+        load_weights(module, initial, Path(config.model.weights))
+    if stage != "test":
+        module.augment.check_backgrounds()
     data.setup(stage)
     if weights is None:
-        module.axes.fit(torch.from_numpy(_xyz_m(data.splits.train.xyz_m)).float())
+        _fit_axes(module.axes, data, is_trained=initial is not None)
     _check_image_size(config, module, data.test_dataloader() if stage == "test" else data.train_dataloader())
     return Prepared(module, data, checkpoint)
 
@@ -135,6 +150,25 @@ def _weights(config: DictConfig, stage: Literal["fit", "test"] | None, path: Pat
             "trainer.max_epochs to go on, or test=true to test it"
         )
     return checkpoint
+
+
+def _check_groups(checkpoint: dict[str, Any], module: HandPose, path: Path) -> None:
+    """A run goes on with the optimizer of its checkpoint, whose parameters must be grouped as here."""
+    groups = [len(group["params"]) for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
+    if groups and groups != [len(group["params"]) for group in parameter_groups(module.net)]:
+        raise UserError(
+            f"{path} was written by another version, whose optimizer grouped the weights in {len(groups)}; give "
+            f"model.weights={path} to begin a training with its weights"
+        )
+
+
+def _fit_axes(axes: torch.nn.Module, data: HandDataModule, *, is_trained: bool) -> None:
+    """Take from the training set what the axes need; the logits of a trained network mean its own range of depth."""
+    buffers = dict(axes.named_buffers())
+    before = buffers["depth_range"].clone() if is_trained and "depth_range" in buffers else None
+    axes.fit(torch.from_numpy(_xyz_m(data.splits.train.xyz_m)).float())  # type: ignore[operator]
+    if before is not None:
+        buffers["depth_range"].copy_(before)
 
 
 def _check_metric(config: DictConfig, module: HandPose) -> None:
@@ -170,7 +204,7 @@ def _fit(
         try:
             trainer.fit(prepared.module, datamodule=prepared.data, ckpt_path=prepared.checkpoint, weights_only=True)
         except (KeyboardInterrupt, SystemExit) as error:  # Lightning leaves with status 1 after Ctrl-C
-            raise KeyboardInterrupt(_how_to_go_on(trainer)) from error
+            raise KeyboardInterrupt(_how_to_go_on(config, trainer)) from error
     saved, splits = _saved(trainer), prepared.data.splits
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return TrainingResult(
@@ -187,17 +221,19 @@ def _saved(trainer: pl.Trainer) -> BestAndLast | None:
     return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestAndLast)), None)
 
 
-def _how_to_go_on(trainer: pl.Trainer) -> str:
+def _how_to_go_on(config: DictConfig, trainer: pl.Trainer) -> str:
     saved = _saved(trainer)
     if saved is None or saved.last is None:
         return "interrupted before a checkpoint was written; start again with the same command"
-    return f"interrupted; to go on, give the same command and model.checkpoint_path={saved.last}"
+    begun = " model.weights=null" if config.model.weights is not None else ""
+    return f"interrupted; to go on, give the same command and model.checkpoint_path={saved.last}{begun}"
 
 
 def _test(config: DictConfig, prepared: Prepared, folders: RunFolders, *, quiet: bool) -> dict[str, float]:
-    predicted_m = _predict(config, prepared, quiet=quiet)
+    predicted_m = predict(config, prepared, prepared.data.test_dataloader(), quiet=quiet)
     metrics = _test_metrics(prepared.data, predicted_m)
-    record = {"checkpoint": str(prepared.checkpoint), "test_time": config.test_time, "metrics": metrics}
+    views = {key: value for key, value in plain(config)["test_time"].items() if key != "_target_"}
+    record = {"checkpoint": str(prepared.checkpoint), "test_time": views, "metrics": metrics}
     _write(folders.predictions, predicted_m, record)
     return metrics
 
@@ -209,12 +245,12 @@ def _write(folder: Path, predicted_m: np.ndarray, record: dict[str, Any]) -> Non
     (folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _predict(config: DictConfig, prepared: Prepared, *, quiet: bool) -> np.ndarray:
-    """Joints of the whole test split in metres in the camera frame, (N, K, 3)."""
-    predictor = Predictor(prepared.module, test_time=config.test_time, num_rotations=config.num_rotations)
+def predict(config: DictConfig, prepared: Prepared, loader: DataLoader[HandBatch], *, quiet: bool) -> np.ndarray:
+    """Joints of all pictures of a loader in metres in the camera frame, (N, K, 3), in the order of their split."""
+    predictor = Predictor(prepared.module, views=instantiated(config, "test_time"))
     with calm():
         try:
-            batches = predicting_trainer(config, quiet=quiet).predict(predictor, prepared.data.test_dataloader())
+            batches = predicting_trainer(config, quiet=quiet).predict(predictor, loader)
         except (KeyboardInterrupt, SystemExit) as error:
             how = f"give the same command with test=true model.checkpoint_path={prepared.checkpoint}"
             raise KeyboardInterrupt(f"interrupted; to predict the test split, {how}") from error
@@ -249,6 +285,11 @@ def _xyz_m(xyz_m: np.ndarray | None) -> np.ndarray:
 
 def _checkpoint_path(config: DictConfig) -> Path | None:
     path = config.model.checkpoint_path
+    if path is not None and config.model.weights is not None:
+        raise UserError(
+            f"model.weights={config.model.weights} begins a training and model.checkpoint_path={path} goes on with "
+            "one; give one of them, and model.weights=null to go on"
+        )
     if path is None and (config.test or config.resume):
         raise UserError("a checkpoint to go on from, or to test, is asked for: give model.checkpoint_path=FILE")
     return Path(path) if path else None

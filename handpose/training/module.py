@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 from handpose import geometry
 from handpose.data.augment import Augment, View, unchanged
 from handpose.data.sample import HandBatch
-from handpose.heatmaps import Axes, AxisLogits, read_out
+from handpose.heatmaps import Axes, AxisLogits, Truth
 from handpose.metrics.mpjpe import KeypointErrorPx, PaMpjpe, RootRelativeMpjpe
 from handpose.metrics.pck import PckAuc
 
@@ -30,9 +30,10 @@ class _LossSums(NamedTuple):
 class HandPose(pl.LightningModule):
     """A network with what it takes to train it.
 
-    net: pictures -> AxisLogits. axes: what the logits' axes mean. loss: called with logits, coordinates and axes, gives
-    its terms. augment: random views of a batch. optimizer: called with parameter groups. lr_schedule: called with the
-    optimizer, num_steps and steps_per_epoch. seed: of the augmentation, whose draws depend on it and on the step alone,
+    net: pictures -> AxisLogits. axes: what the logits' axes mean. loss: called with logits, truth and axes, gives its
+    terms. augment: random views of a batch. optimizer: called with parameter groups. lr_schedule: called with the
+    optimizer, num_steps and steps_per_epoch. encoder_lr_factor: of the encoder's learning rate to that of the rest, for
+    an encoder that has been trained before. seed: of the augmentation, whose draws depend on it and on the step alone,
     so that a resumed run goes on as it would have.
 
     Logs train/loss and its terms, and val/pa_mpjpe_mm, val/rr_mpjpe_mm, val/keypoint_error_px and val/pck_auc, each
@@ -48,6 +49,7 @@ class HandPose(pl.LightningModule):
         augment: Augment,
         optimizer: Callable[..., Optimizer],
         lr_schedule: Callable[..., LambdaLR],
+        encoder_lr_factor: float,
         seed: int,
     ) -> None:
         super().__init__()
@@ -57,6 +59,7 @@ class HandPose(pl.LightningModule):
         self.augment = augment
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
+        self.encoder_lr_factor = encoder_lr_factor
         self.seed = seed
         self._epoch: _LossSums | None = None
         self.val_metrics = MetricCollection(
@@ -75,13 +78,17 @@ class HandPose(pl.LightningModule):
 
     def predict_xyz_m(self, view: View, scale_m: Tensor) -> Tensor:
         """Joints in metres in the camera frame of the view, (B, K, 3); scale_m (B,) may be NaN."""
-        coordinates = read_out(self(view))  # (B, K, 3)
-        return self.axes.decode(coordinates, view.intrinsics, _size(view), scale_m)
+        return self.decode(self(view), view, scale_m)
+
+    def decode(self, logits: AxisLogits, view: View, scale_m: Tensor) -> Tensor:
+        """Joints in metres in the camera frame of the view, (B, K, 3), that the network's logits for it mean."""
+        return self.axes.decode(self.axes.read_out(logits), view.intrinsics, _size(view), scale_m)
 
     def training_step(self, batch: HandBatch, batch_idx: int) -> Tensor:
         view = self.augment(batch, self._generator())
         coordinates = self.axes.encode(view.xyz_m, view.intrinsics, _size(view))  # (B, K, 3)
-        terms = self.loss(self(view), coordinates, self.axes)
+        truth = Truth(coordinates, view.xyz_m, view.intrinsics, _size(view))
+        terms = self.loss(self(view), truth, self.axes)
         values = torch.stack(list(terms.values()))
         self._add(terms, values.detach())
         return values.sum()
@@ -120,6 +127,8 @@ class HandPose(pl.LightningModule):
         steps_per_epoch = self._steps_per_epoch()
         num_steps = steps_per_epoch * (self.trainer.max_epochs or 1)
         optimizer = self.optimizer(parameter_groups(self.net))
+        for group in optimizer.param_groups:
+            group["lr"] *= self.encoder_lr_factor if group["is_encoder"] else 1.0
         # A fused optimizer would unscale the gradients of 16-mixed itself, after clipping, so Lightning (2.6.6) refuses
         # to clip for it, in bf16-mixed too. Without this mark they are unscaled first, as for any other.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
@@ -140,11 +149,17 @@ class HandPose(pl.LightningModule):
 
 
 def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
-    """Weights, which decay, and norms and biases, which do not (RTMPose, Jiang et al. 2023)."""
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    """Weights, which decay, and norms and biases, which do not (RTMPose, Jiang et al. 2023), of encoder and rest each.
+
+    None is empty. They are the same whatever the learning rates, so that a checkpoint can be gone on from with others.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim <= 1, not name.startswith("encoder.")), []).append(parameter)
     return [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+        {"params": groups[kept, rest], "is_encoder": not rest} | ({"weight_decay": 0.0} if kept else {})
+        for kept, rest in sorted(groups)
     ]
 
 

@@ -20,8 +20,23 @@ def warmup_cosine(
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
-        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return _half_cosine((step - warmup_steps) / max(1, num_steps - warmup_steps), final)
+
+    return LambdaLR(optimizer, factor)
+
+
+def flat_cosine(
+    optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int, warmup: float, flat: float, final: float
+) -> LambdaLR:
+    """Linear warm-up over the first `warmup` of the run, the learning rate as it is until `flat` of the run, and then a
+    half cosine down to `final` of it (RTMPose, Jiang et al. 2023)."""
+    warmup_steps = max(1, round(warmup * num_steps))
+    flat_steps = max(warmup_steps, round(flat * num_steps))
+
+    def factor(step: int) -> float:
+        if step < flat_steps:
+            return min(1.0, (step + 1) / warmup_steps)
+        return _half_cosine((step - flat_steps) / max(1, num_steps - flat_steps), final)
 
     return LambdaLR(optimizer, factor)
 
@@ -40,3 +55,8 @@ def multistep(
 def constant(optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int) -> LambdaLR:
     """The learning rate as it is."""
     return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def _half_cosine(progress: float, final: float) -> float:
+    """From 1 down to `final` while progress goes from 0 to 1."""
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -16,6 +16,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from handpose.config import instantiated, plain
 from handpose.errors import UserError
+from handpose.training.averaging import AveragedWeights
 from handpose.training.callbacks import Pictures
 from handpose.training.checkpoints import BestAndLast, ConfigInCheckpoint, WholeFiles
 from handpose.training.progress import Progress
@@ -26,7 +27,8 @@ def training_trainer(
     config: DictConfig, folders: RunFolders, *, callbacks: Sequence[pl.Callback] = (), quiet: bool = False
 ) -> pl.Trainer:
     """A Trainer that fits: with checkpoints, a log, pictures and, unless quiet, progress."""
-    every = [*callbacks, ConfigInCheckpoint(plain(config))]
+    averaging = [AveragedWeights(decay=config.ema_decay)] if config.ema_decay > 0.0 else []
+    every = [*averaging, *callbacks, ConfigInCheckpoint(plain(config))]
     saving, pictures = config.checkpoints, config.pictures
     if saving.enabled:
         every.append(
@@ -105,12 +107,14 @@ _NOT_FOR_USERS = (
     r".*does not have many workers",  # a batch is one gather
     r".*is smaller than the logging interval",
     r"Be aware that when using `ckpt_path`",  # of callbacks that are turned off on purpose
+    r"The checkpoint was not created with WeightAveraging",  # the average begins with what is gone on from
     r".*exists and is not empty",  # a retraining's checkpoints lie beside its log
 )
 _QUIETER = {
     "pytorch_lightning": logging.WARNING,
     "lightning_fabric": logging.WARNING,
     "huggingface_hub": logging.ERROR,  # a dozen lines of retries, where one sentence follows
+    "timm": logging.ERROR,  # of the classifier, whose weights a pyramid has no use for
 }
 
 

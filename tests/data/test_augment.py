@@ -1,17 +1,49 @@
+import re
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from handpose import geometry
-from handpose.data.augment import Augment, View, mirrored, rotation_about_center, turned, unchanged, warp, zoomed
+from handpose.data.augment import (
+    Augment,
+    View,
+    centered,
+    mirrored,
+    rotation_about_center,
+    tilt,
+    turned,
+    unchanged,
+    warp,
+    zoomed,
+)
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
+from handpose.heatmaps import ImageAxes
 from tests.builders import cameras, hands
 
 SIZE = (64, 64)
-OFF = {"rotation_deg": 0.0, "scale": 0.0, "shift": 0.0, "brightness": 0.0, "contrast": 0.0, "color": 0.0}
+OFF = {
+    "rotation_deg": 0.0,
+    "perspective_deg": 0.0,
+    "scale": 0.0,
+    "shift": 0.0,
+    "mirror": 0.0,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "color": 0.0,
+    "background": 0.0,
+    "background_folder": None,
+    "occlusion": 0.0,
+    "occlusion_size": [0.2, 0.6],
+    "blur": 0.0,
+    "noise": 0.0,
+}
 
 
 def augment(**values):
@@ -20,13 +52,18 @@ def augment(**values):
 
 @pytest.fixture
 def batch():
-    generator = torch.Generator().manual_seed(0)
+    return hand_batch()
+
+
+def hand_batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
     return HandBatch(
         image=torch.randint(0, 256, (8, 3, *SIZE), dtype=torch.uint8, generator=generator),
-        intrinsics=torch.from_numpy(cameras(8, size=64)).float(),
-        xyz_m=torch.from_numpy(hands(8)).float(),
+        intrinsics=torch.from_numpy(cameras(8, size=64, seed=seed)).float(),
+        xyz_m=torch.from_numpy(hands(8, seed)).float(),
         scale_m=torch.full((8,), 0.04),
         position=torch.arange(8),
+        mask=(255 * (torch.rand(8, 1, *SIZE, generator=generator) < 0.5)).to(torch.uint8),
     )
 
 
@@ -61,6 +98,133 @@ def test_the_warp_moves_a_dot_to_where_its_joint_projects(batch):
     weight = seen.image[:, 0] / seen.image[:, 0].sum((1, 2), keepdim=True)
     found = torch.stack([(weight * u).sum((1, 2)), (weight * v).sum((1, 2))], -1)
     assert torch.allclose(found, geometry.project(seen.xyz_m, seen.intrinsics)[:, 9], atol=0.1)
+
+
+def in_double(batch):
+    return batch._replace(intrinsics=batch.intrinsics.double(), xyz_m=batch.xyz_m.double())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    rotation_deg=st.floats(0, 180),
+    perspective_deg=st.floats(0, 45),
+    scale=st.floats(0, 0.5),
+    shift=st.floats(0, 0.5),
+)
+def test_projecting_the_turned_joints_is_warping_the_projected_ones(seed, rotation_deg, perspective_deg, scale, shift):
+    """With all motions together, to 1e-4 px."""
+    before = in_double(hand_batch(seed=seed % 1000))
+    module = augment(rotation_deg=rotation_deg, perspective_deg=perspective_deg, scale=scale, shift=shift)
+    motion = module.motion(before, torch.Generator().manual_seed(seed))
+    if motion.homography is None:
+        return
+    uv = geometry.project(before.xyz_m, before.intrinsics)
+    warped = torch.cat([uv, torch.ones_like(uv[..., :1])], dim=-1) @ motion.homography.mT
+    assert (warped[..., 2] > 0).all()
+    seen = geometry.project(motion.xyz_m, motion.intrinsics)
+    assert (seen - warped[..., :2] / warped[..., 2:]).abs().max() < 1e-4
+
+
+def test_a_tilted_camera_keeps_the_middle_of_the_picture_in_its_place_and_of_its_size(batch):
+    motion = augment(perspective_deg=40.0).motion(in_double(batch), torch.Generator().manual_seed(0))
+    corners = 31.5 + np.array([[0, 0], [1e-3, 0], [0, 1e-3]])
+    for matrix in motion.homography.numpy():
+        moved = np.c_[corners, np.ones(3)] @ matrix.T
+        places = moved[:, :2] / moved[:, 2:]
+        assert np.allclose(places[0], 31.5, atol=1e-9)
+        assert np.linalg.det((places[1:] - places[0]) / 1e-3) == pytest.approx(1.0, abs=1e-3)
+    assert not torch.allclose(motion.xyz_m, batch.xyz_m.double(), atol=0.01)
+
+
+def test_tilts_keep_to_their_limit_and_turn_the_optical_axis(batch):
+    motion = augment(perspective_deg=25.0).motion(in_double(batch), torch.Generator().manual_seed(2))
+    turn = torch.linalg.lstsq(batch.xyz_m.double(), motion.xyz_m).solution.mT
+    rotation = Rotation.from_matrix(turn.numpy())
+    assert rotation.magnitude().max() < np.deg2rad(25.0) + 1e-6
+    assert rotation.magnitude().max() > np.deg2rad(10.0)
+    assert np.abs(rotation.as_rotvec()[:, 2]).max() < 1e-6
+
+
+def test_a_tilt_is_scipys_rotation():
+    angle, direction = np.array([0.3, -0.5]), np.array([0.0, 2.0])
+    axes = np.stack([np.cos(direction), np.sin(direction), [0.0, 0.0]], axis=-1)
+    expected = Rotation.from_rotvec(angle[:, None] * axes).as_matrix()
+    assert np.allclose(tilt(torch.from_numpy(angle), torch.from_numpy(direction)).numpy(), expected)
+
+
+def test_a_camera_can_be_centered_on_a_ray(batch):
+    ray, place = torch.tensor([[0.2, -0.1, 0.9]]).expand(8, 3), torch.tensor([[10.0, 20.0]]).expand(8, 2)
+    seen = geometry.project(ray[:, None], centered(batch.intrinsics, ray, place))[:, 0]
+    assert torch.allclose(seen, place, atol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), scale=st.floats(0, 0.95), shift=st.floats(0, 0.99), offset=st.floats(-0.5, 0.5))
+def test_hands_half_outside_the_picture_give_numbers_everywhere(seed, scale, shift, offset):
+    batch = hand_batch(seed=seed % 1000)
+    batch = batch._replace(xyz_m=batch.xyz_m + torch.tensor([offset * 0.3, 0.0, 0.0]))
+    module = augment(**FULL | {"scale": scale, "shift": shift, "perspective_deg": 45.0, "occlusion": 1.0})
+    view = module(batch, torch.Generator().manual_seed(seed))
+    axes = ImageAxes(sigma=0.03, target="gaussian", read_out="soft_argmax")
+    coordinates = axes.encode(view.xyz_m, view.intrinsics, SIZE)
+    drawn = [axes.heatmaps(coordinates[..., axis], bins=16) for axis in range(3)]
+    assert all(values.isfinite().all() for values in (*view, coordinates, *drawn))
+    assert view.image.min() >= 0
+    assert view.image.max() <= 1
+
+
+def test_what_is_off_draws_nothing(batch):
+    """The picture with a patch on it is elsewhere the one without: probability 0 does not move the other draws."""
+    plain = {name: value for name, value in FULL.items() if name not in ("background", "occlusion", "blur", "noise")}
+    without = augment(**plain)(batch, torch.Generator().manual_seed(7))
+    with_patch = augment(**plain, occlusion=1.0)(batch, torch.Generator().manual_seed(7))
+    assert torch.equal(without.intrinsics, with_patch.intrinsics)
+    same = (without.image == with_patch.image).all(dim=1).float().mean(dim=(1, 2))
+    assert same.min() > 0.02
+    assert same.max() < 1.0
+
+
+def test_another_background_leaves_the_hand_and_takes_all_else(batch):
+    seen = augment(background=1.0)(batch, torch.Generator().manual_seed(0))
+    on_hand = (batch.mask == 255).expand(-1, 3, -1, -1)
+    before = batch.image / 255.0
+    assert torch.equal(seen.image[on_hand], before[on_hand])
+    assert (seen.image[~on_hand] - before[~on_hand]).abs().mean() > 0.1
+
+
+def test_backgrounds_come_from_the_folder(batch, tmp_path):
+    Image.new("RGB", (80, 60), (0, 255, 0)).save(tmp_path / "green.png")
+    module = augment(background=1.0, background_folder=str(tmp_path))
+    module.check_backgrounds()
+    seen = module(batch, torch.Generator().manual_seed(0)).image.permute(0, 2, 3, 1)
+    assert torch.allclose(seen[batch.mask[:, 0] == 0], torch.tensor([0.0, 1.0, 0.0]))
+
+
+def test_a_folder_of_backgrounds_is_looked_at_only_when_it_is_used(tmp_path):
+    augment(background_folder=str(tmp_path)).check_backgrounds()
+    with pytest.raises(UserError, match=r"augment\.background_folder=.* has no pictures"):
+        augment(background=0.5, background_folder=str(tmp_path)).check_backgrounds()
+
+
+def test_the_background_turns_with_the_hand(batch):
+    """A white hand on black: after any motion what is not white is background, none of it black corners."""
+    v, u = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    disc = (255 * ((u - 40) ** 2 + (v - 30) ** 2 < 100)).to(torch.uint8)
+    white = batch._replace(image=disc.expand(8, 3, *SIZE), mask=disc.expand(8, 1, *SIZE))
+    motion = {"rotation_deg": 180.0, "scale": 0.3, "perspective_deg": 20.0}
+    plain = augment(**motion)(white, torch.Generator().manual_seed(3)).image
+    seen = augment(**motion, background=1.0)(white, torch.Generator().manual_seed(3)).image
+    assert torch.allclose(seen[plain > 0.999], torch.tensor(1.0), atol=3e-3)
+    assert (seen[plain < 1e-3] > 0.01).float().mean() > 0.8
+
+
+def test_a_share_of_the_pictures_is_changed(batch):
+    many = HandBatch(*(field.repeat(50, *[1] * (field.ndim - 1)) for field in batch))
+    for name in ("background", "occlusion", "blur"):
+        seen = augment(**{name: 0.25})(many, torch.Generator().manual_seed(0)).image
+        changed = (seen != many.image / 255.0).flatten(1).any(dim=1).float().mean()
+        assert changed == pytest.approx(0.25, abs=0.08), name
 
 
 def test_the_camera_turns_about_the_centre_of_the_picture(batch):
@@ -109,6 +273,22 @@ def test_a_mirrored_view_projects_to_the_mirrored_pixels(batch):
     assert torch.equal(seen.image, view.image.flip(-1))
 
 
+def test_mirrored_pictures_are_as_many_as_asked_and_their_labels_go_along(batch):
+    colors = {"brightness": 0.2, "contrast": 0.2}
+    plain, some, every = (
+        augment(rotation_deg=20.0, mirror=mirror, **colors)(batch, torch.Generator().manual_seed(5))
+        for mirror in (0.0, 0.5, 1.0)
+    )
+    assert torch.equal(every.image, plain.image.flip(-1))
+    is_mirrored = (some.image == every.image).flatten(1).all(dim=1)
+    assert 0 < is_mirrored.sum() < len(is_mirrored)
+    assert torch.equal(some.image[~is_mirrored], plain.image[~is_mirrored])
+    uv, of_plain = (geometry.project(view.xyz_m, view.intrinsics) for view in (some, plain))
+    expected = torch.where(is_mirrored[:, None], 63 - of_plain[..., 0], of_plain[..., 0])
+    assert torch.allclose(uv[..., 0], expected, atol=1e-3)
+    assert torch.allclose(uv[..., 1], of_plain[..., 1], atol=1e-3)
+
+
 def test_the_same_generator_draws_the_same_view(batch):
     module = augment(rotation_deg=30.0, scale=0.2, shift=0.1, brightness=0.2, contrast=0.2, color=0.1)
     first, again, other = (module(batch, torch.Generator().manual_seed(seed)).image for seed in (3, 3, 4))
@@ -124,13 +304,39 @@ def test_rotations_keep_to_their_limit(batch):
     assert angles.max() > np.deg2rad(5.0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("rotation_deg", 181.0), ("scale", 1.0), ("shift", -0.1), ("color", 2.0)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rotation_deg", 181.0),
+        ("perspective_deg", 50.0),
+        ("scale", 1.0),
+        ("shift", -0.1),
+        ("color", 2.0),
+        ("background", 1.5),
+        ("occlusion", -0.5),
+        ("blur", 2.0),
+        ("noise", -1.0),
+        ("occlusion_size", [0.5, 0.25]),
+    ],
+)
 def test_a_value_out_of_range_is_named(name, value):
-    with pytest.raises(UserError, match=rf"augment\.{name}.*{value}"):
+    with pytest.raises(UserError, match=rf"augment\.{name}.*{re.escape(str(value))}"):
         augment(**{name: value})
 
 
-FULL = {"rotation_deg": 30.0, "scale": 0.2, "shift": 0.1, "brightness": 0.2, "contrast": 0.2, "color": 0.1}
+FULL = {
+    "rotation_deg": 30.0,
+    "perspective_deg": 20.0,
+    "scale": 0.2,
+    "shift": 0.1,
+    "brightness": 0.2,
+    "contrast": 0.2,
+    "color": 0.1,
+    "background": 0.5,
+    "occlusion": 0.5,
+    "blur": 0.5,
+    "noise": 5.0,
+}
 
 
 def test_a_picture_is_sampled_where_the_homography_says(batch):

@@ -15,7 +15,7 @@ from handpose.data import datamodule as datamodule_module
 from handpose.data.datamodule import HandDataModule, LoaderAhead, OrderedBatches, PackedHands, ShuffledBatches
 from handpose.data.freihand import FreiHand
 from handpose.data.freihand_course import FreiHandCourse
-from handpose.data.pack import PackedImages, _map
+from handpose.data.pack import PackedImages, open_map
 from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError
 from tests.builders import hands, write_course, write_freihand
@@ -47,7 +47,8 @@ def test_a_batch_holds_the_images_and_labels_of_its_index(root, split):
     annotations = getattr(data.splits, split)
     batches = list(getattr(data, f"{split}_dataloader")())
     for batch in batches:
-        for image, intrinsics, xyz_m, scale_m, index in zip(*batch, strict=True):
+        for image, intrinsics, xyz_m, scale_m, index, mask in zip(*batch, strict=True):
+            assert mask.shape == (0, 32, 32)
             expected = opened_with_pillow(annotations.files[index])
             assert (image.int() - expected.int()).abs().max() <= 1
             np.testing.assert_array_equal(intrinsics, annotations.intrinsics[index].astype(np.float32))
@@ -311,7 +312,7 @@ def test_an_error_of_a_batch_gathered_ahead_is_raised():
 def test_reading_a_whole_store_takes_no_memory_of_its_own(tmp_path):
     """300 MB go by; what they would take, if they were kept, is anonymous memory."""
     images = np.lib.format.open_memmap(tmp_path / "images.npy", mode="w+", dtype=np.uint8, shape=(2000, 224, 224, 3))
-    packed = PackedImages(tmp_path, _map(tmp_path), np.zeros((2000, 3, 3), np.float32), "")
+    packed = PackedImages(tmp_path, open_map(tmp_path), np.zeros((2000, 3, 3), np.float32), "")
     files = ImageFiles(np.zeros(2000, "S1"))
     nothing = Annotations(files, np.zeros((2000, 3, 3)), None, None, np.arange(2000))
     dataset = PackedHands(nothing, packed, np.arange(2000))

@@ -92,7 +92,8 @@ def test_images_of_several_sizes_get_each_their_own_camera(images):
 
 def test_a_store_is_made_once(images, monkeypatch):
     first = packed(images)
-    monkeypatch.setattr(pack_module, "_decode", lambda path: pytest.fail(f"decoded {path} again"))
+    decodes_no_more = pack_module._IMAGES._replace(decode=lambda path: pytest.fail(f"decoded {path} again"))
+    monkeypatch.setattr(pack_module, "_IMAGES", decodes_no_more)
     second = packed(images)
     assert second.store == first.store
     np.testing.assert_array_equal(second.images, first.images)
@@ -170,8 +171,9 @@ def test_what_a_killed_process_left_is_in_nobodys_way(images):
 
 def test_of_many_callers_at_once_one_packs(images, monkeypatch):
     decoded = []
-    decode = pack_module._decode
-    monkeypatch.setattr(pack_module, "_decode", lambda path: (decoded.append(path), decode(path))[1])
+    kind = pack_module._IMAGES
+    counted = kind._replace(decode=lambda path: (decoded.append(path), kind.decode(path))[1])
+    monkeypatch.setattr(pack_module, "_IMAGES", counted)
     with ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(lambda _: packed(images, 16), range(4)))
     assert len(decoded) == 5

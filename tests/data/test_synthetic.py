@@ -69,6 +69,24 @@ def test_layout_is_freihands(folder):
             assert image.size == (48, 48)
 
 
+def test_every_training_picture_has_the_mask_of_its_hand(folder):
+    """Joints that nothing covers lie on it; it is black and white, and a part of the picture."""
+    camera, xyz = (np.array(json.loads((folder / f"training_{key}.json").read_text())) for key in ("K", "xyz"))
+    uvw = np.einsum("nij,nkj->nki", camera, xyz)
+    uv = np.clip(np.round(uvw[..., :2] / uvw[..., 2:]).astype(int), 0, 47)
+    names = sorted(path.name for path in (folder / "training/mask").iterdir())
+    assert names == [f"{i:08d}.jpg" for i in range(10)]
+    assert not (folder / "evaluation/mask").exists()
+    for name, (u, v) in zip(names, uv.swapaxes(1, 2), strict=True):
+        with Image.open(folder / "training/mask" / name) as image:
+            assert image.mode == "L"
+            mask = np.asarray(image)
+        assert mask.shape == (48, 48)
+        assert ((mask < 40) | (mask > 215)).mean() > 0.98
+        assert 0.05 < (mask > 127).mean() < 0.8
+        assert (mask[v, u] > 127).mean() > 0.8
+
+
 def test_scale_is_the_reference_bone_and_joints_project_onto_the_picture(folder):
     xyz = np.array(json.loads((folder / "training_xyz.json").read_text()))
     scale = np.array(json.loads((folder / "training_scale.json").read_text()))
@@ -148,7 +166,7 @@ def test_a_generator_of_another_version_does_not_reuse_the_folder(tmp_path, monk
 
 def test_the_pictures_of_this_version_are_pinned(folder):
     """Joints of the first picture: when they change, GENERATOR_VERSION must change too, and then this."""
-    assert synthetic.GENERATOR_VERSION == 4
+    assert synthetic.GENERATOR_VERSION == 5
     wrist, tip = (json.loads((folder / "training_xyz.json").read_text())[0][joint] for joint in (0, 12))
     assert [*wrist, *tip] == pytest.approx(PINNED, abs=1e-6)
 
@@ -191,9 +209,10 @@ def test_the_remains_of_a_killed_run_are_cleaned_away(folder, tmp_path):
     assert not partial.exists()
 
 
-def test_a_set_that_has_lost_a_file_is_drawn_again(folder, tmp_path):
+@pytest.mark.parametrize("lost", ["training/rgb/00000003.jpg", "training/mask/00000003.jpg"])
+def test_a_set_that_has_lost_a_file_is_drawn_again(folder, tmp_path, lost):
     damaged = make(tmp_path).generate()
-    (damaged / "training" / "rgb" / "00000003.jpg").unlink()
+    (damaged / lost).unlink()
     assert contents(make(tmp_path).generate()) == contents(folder)
 
 

@@ -1,5 +1,6 @@
 """The contract of every decoder in configs/model/decoder: AxisLogits of 21 joints, for every depth and pyramid."""
 
+import functools
 from pathlib import Path
 
 import hydra
@@ -8,6 +9,7 @@ import torch
 
 from handpose.config import CONFIGS, compose, plain
 from handpose.errors import UserError
+from handpose.heatmaps import ImageAxes, expected_coordinates
 from handpose.models.encoder import Encoder
 from handpose.models.pose_net import PoseNet
 
@@ -19,47 +21,114 @@ def encoder():
     return Encoder(name="mobilenetv3_small_050", pretrained=False, weights=None, normalize=True, drop_path=0.0).eval()
 
 
+@functools.cache
+def defaults(name):
+    return plain(compose("train", [f"model/decoder={name}"]))["model"]["decoder"]
+
+
 def decoder(name, encoder, **values):
-    config = plain(compose("train", [f"model/decoder={name}"]))["model"]["decoder"] | values
-    return hydra.utils.instantiate(config)(channels=encoder.channels, reductions=encoder.reductions)
+    made = hydra.utils.instantiate(defaults(name) | values)
+    return made(channels=encoder.channels, reductions=encoder.reductions)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("depth", [0, 1, 3, 5])
-def test_depth_doubles_the_bins_along_u_and_v(name, depth, encoder):
-    pyramid = encoder(torch.rand(2, 3, 64, 96))
-    logits = decoder(name, encoder, depth=depth).eval()(pyramid)
-    assert logits.u.shape == (2, 21, 3 * 2**depth)
-    assert logits.v.shape == (2, 21, 2 * 2**depth)
+OPTIONS = {
+    "effpose": [{}],
+    "pyramid": [
+        {},
+        {"skips": "none"},
+        {"conv": "dense", "width": 20},
+        {"bins_per_cell": 2},
+        {"head": "axes"},
+        {"head": "axes", "bins_per_cell": 3, "conv": "dense", "skips": "none"},
+    ],
+}
+KINDS = [pytest.param(name, values, id=f"{name} {values}") for name in NAMES for values in OPTIONS[name]]
+
+
+@pytest.mark.parametrize(("name", "values"), KINDS)
+@pytest.mark.parametrize("depth", range(6))
+def test_each_block_doubles_the_bins_along_u_and_v_in_any_layout_of_memory(name, values, depth, encoder):
+    pyramid = encoder(torch.rand(2, 3, 64, 96).contiguous(memory_format=torch.channels_last))
+    logits = decoder(name, encoder, depth=depth, **values).eval()(pyramid)
+    bins_per_cell = values.get("bins_per_cell", 1)
+    assert logits.u.shape == (2, 21, 3 * 2**depth * bins_per_cell)
+    assert logits.v.shape == (2, 21, 2 * 2**depth * bins_per_cell)
     assert logits.depth.shape[:2] == (2, 21)
     assert all(axis.isfinite().all() for axis in logits)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_of_a_decoder_is_trained(name, encoder):
-    pyramid = encoder(torch.rand(2, 3, 64, 64))
-    module = decoder(name, encoder)
-    torch.stack([axis.square().mean() for axis in module(pyramid)]).sum().backward()
+@pytest.mark.parametrize(("name", "values"), KINDS)
+@pytest.mark.parametrize("depth", [0, 3])
+def test_every_parameter_of_a_decoder_is_trained(name, values, depth, encoder):
+    pyramid = [level.detach() for level in encoder(torch.rand(2, 3, 64, 64))]
+    module = decoder(name, encoder, depth=depth, **values)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(2):  # layers that begin as nothing have a gradient behind them from the second step on
+        optimizer.zero_grad()
+        torch.stack([axis.square().mean() for axis in module(pyramid)]).sum().backward()
+        optimizer.step()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_one_picture_does_not_see_another(name, encoder):
+@pytest.mark.parametrize(("name", "values"), KINDS)
+def test_one_picture_does_not_see_another(name, values, encoder):
     images = torch.rand(2, 3, 64, 64)
-    module = decoder(name, encoder).eval()
+    module = decoder(name, encoder, **values).eval()
     both = module(encoder(images))
     alone = module(encoder(images[:1]))
     assert all(torch.allclose(a[:1], b, atol=1e-4) for a, b in zip(both, alone, strict=True))
 
 
-def test_the_marginals_of_the_pyramid_are_of_one_distribution(encoder):
-    module = decoder("pyramid", encoder).eval()
+@pytest.mark.parametrize("bins_per_cell", [1, 2])
+def test_the_marginals_of_the_pyramid_are_of_one_distribution(encoder, bins_per_cell):
+    module = decoder("pyramid", encoder, bins_per_cell=bins_per_cell).eval()
     seen = {}
-    module.heatmaps.register_forward_hook(lambda _, __, output: seen.update(logits=output))
+    module.head.heatmaps.register_forward_hook(lambda _, __, output: seen.update(cells=output))
     logits = module(encoder(torch.rand(1, 3, 64, 64)))
-    joint = torch.softmax(seen["logits"].flatten(2), dim=-1).view(1, 21, 16, 16)
+    heatmaps = torch.nn.PixelShuffle(bins_per_cell)(seen["cells"])
+    joint = torch.softmax(heatmaps.flatten(2), dim=-1).view(heatmaps.shape)
+    assert heatmaps.shape == (1, 21, 16 * bins_per_cell, 16 * bins_per_cell)
     assert torch.allclose(torch.softmax(logits.u, -1), joint.sum(2), atol=1e-5)
     assert torch.allclose(torch.softmax(logits.v, -1), joint.sum(3), atol=1e-5)
+
+
+@pytest.mark.parametrize("bins_per_cell", [1, 2])
+@pytest.mark.parametrize("head", ["heatmaps", "axes"])
+def test_depth_is_read_where_the_logits_say_the_joints_are(encoder, head, bins_per_cell):
+    module = decoder("pyramid", encoder, head=head, bins_per_cell=bins_per_cell).eval()
+    seen = {}
+    module.head.register_forward_hook(lambda _, __, output: seen.update(output=output))
+    module(encoder(torch.rand(2, 3, 64, 96)))
+    u, v, attention = seen["output"]
+    assert attention.shape == (2, 21, 16, 24)
+    assert torch.allclose(attention.sum(2), torch.softmax(u, -1).unflatten(-1, (24, -1)).sum(-1), atol=1e-5)
+    assert torch.allclose(attention.sum(3), torch.softmax(v, -1).unflatten(-1, (16, -1)).sum(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("values", OPTIONS["pyramid"])
+def test_a_pyramid_learns_where_the_joints_of_two_pictures_are(encoder, values):
+    torch.manual_seed(0)
+    images, target = torch.rand(2, 3, 64, 64), 0.1 + 0.8 * torch.rand(2, 21, 3)
+    module = decoder("pyramid", encoder, depth=2, **values)
+    axes = ImageAxes(sigma=0.1, target="gaussian", read_out="soft_argmax")
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    pyramid = [level.detach() for level in encoder(images)]
+    for _ in range(60):
+        logits = module(pyramid)
+        wanted = [axes.heatmaps(target[..., i], bins=axis.shape[-1]) for i, axis in enumerate(logits)]
+        loss = sum(-(torch.log_softmax(axis, -1) * p).sum(-1).mean() for axis, p in zip(logits, wanted, strict=True))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (expected_coordinates(module(pyramid)) - target).abs().mean() < 0.06
+
+
+def test_without_blocks_the_pyramid_is_a_plain_head_on_the_last_map(encoder):
+    module = decoder("pyramid", encoder, depth=0)
+    pyramid = encoder(torch.rand(2, 3, 64, 64))
+    assert not list(module.stem.parameters())
+    assert module.head.heatmaps.in_channels == encoder.channels[-1]
+    assert torch.equal(module.eval()(pyramid).u, module([*[None] * 4, pyramid[-1]]).u)
 
 
 def test_skips_change_what_the_pyramid_sees(encoder):

@@ -205,3 +205,15 @@ def test_a_trial_goes_on_from_a_checkpoint_with_the_new_learning_rate(train, tol
     train(*new, callbacks=[gone_on], resume_from=checkpoint)
     assert min(gone_on.values) > 0
     assert gone_on.values == pytest.approx({step: fresh.values[step] for step in gone_on.values})
+
+
+def test_a_trial_with_averaged_weights_pauses_and_goes_on(train, told, monkeypatch, tmp_path):
+    """What is validated and reported after the pause is what it would have been, with weights that began elsewhere."""
+    monkeypatch.setattr(trial, "report", lambda epoch, metrics, **_: None)
+    begun = tmp_path / "begun.ckpt"
+    train("trainer.max_epochs=2", callbacks=[told(rungs=(1,))])
+    (tmp_path / "checkpoints/trial_0000/epoch_0001_stretch_1.ckpt").rename(begun)
+    given = ["trainer.max_epochs=3", "ema_decay=0.9", "encoder_lr_factor=0.3", f"model.weights={begun}"]
+    whole = train(*given, callbacks=[told(rungs=(2,))])
+    again = train(*given, resume_from=tmp_path / "checkpoints/trial_0000/epoch_0002_stretch_1.ckpt")
+    assert again[METRIC] == whole[METRIC]

@@ -4,8 +4,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from handpose.config import plain
 from handpose.errors import UserError
-from handpose.training.checkpoints import BestAndLast, WholeFiles, read_checkpoint
+from handpose.training.checkpoints import BestAndLast, WholeFiles, check_architecture, read_checkpoint
 from handpose.training.fit import fit
 from handpose.training.results import RunFolders
 
@@ -163,3 +164,29 @@ def test_a_run_can_go_on_with_another_optimizer(configure, folders):
     first = fit(configure(*QUIET, "trainer.max_epochs=1"), folders, quiet=True)
     config = configure(*QUIET, "optimizer._target_=torch.optim.SGD")
     assert fit(config, folders, quiet=True, resume_from=first.last_checkpoint).epochs == 2
+
+
+def test_heatmaps_may_be_drawn_and_read_otherwise_with_weights_that_are_there(configure, tmp_path):
+    wide, read = (plain(configure(*QUIET, *given)) for given in (["heatmap.sigma=0.1"], ["heatmap.read_out=debiased"]))
+    check_architecture({"config": wide}, read, tmp_path)
+    check_architecture({"config": wide}, plain(configure(*QUIET, "heatmap.target=laplacian")), tmp_path)
+    with pytest.raises(UserError, match=r"give heatmap=image_axes"):
+        check_architecture({"config": wide}, plain(configure(*QUIET, "heatmap=camera_axes")), tmp_path)
+
+
+@pytest.mark.parametrize("given", ["conv=dense", "head=axes", "bins_per_cell=2"])
+def test_another_decoder_has_another_architecture(configure, tmp_path, given):
+    with pytest.raises(UserError, match=rf"another network than model\.decoder\.{given}; give model\.decoder\."):
+        check_architecture(
+            {"config": plain(configure(*QUIET))}, plain(configure(*QUIET, f"model.decoder.{given}")), tmp_path
+        )
+
+
+def test_a_checkpoint_of_an_earlier_version_is_told_from_one_of_another_choice(configure, tmp_path):
+    config = plain(configure(*QUIET))
+    before = {**config, "model": {**config["model"], "decoder": dict(config["model"]["decoder"])}}
+    del before["model"]["decoder"]["conv"]
+    with pytest.raises(
+        UserError, match=r"an earlier version of this project, whose network had no model\.decoder\.conv;"
+    ):
+        check_architecture({"config": before}, config, tmp_path)

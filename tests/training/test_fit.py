@@ -14,8 +14,10 @@ from handpose.errors import UserError
 from handpose.evaluation.submission import read_course, read_official
 from handpose.training.build import build
 from handpose.training.checkpoints import check_architecture, read_checkpoint
-from handpose.training.fit import fit, prepare_folders, train_and_test
+from handpose.training.fit import fit, prepare, prepare_folders, train_and_test
 from handpose.training.fit import test as run_test
+from handpose.training.results import RunFolders
+from tests.builders import write_freihand
 
 QUIET = ["pictures.every_n_steps=0", "logger=none"]
 
@@ -202,3 +204,68 @@ def test_the_logged_loss_is_the_mean_over_the_steps_of_its_epoch(configure, fold
     assert result.metrics["train/loss"] == pytest.approx(np.mean(last_epoch), rel=1e-5)
     terms = result.metrics["train/heatmap_loss"] + result.metrics["train/coordinate_loss"]
     assert terms == pytest.approx(result.metrics["train/loss"], rel=1e-5)
+
+
+def other_hands(tmp_path):
+    return write_freihand(tmp_path / "other", num_poses=30, variants=1, num_test=6, size=64, seed=7)
+
+
+def test_a_training_begins_with_the_weights_of_a_checkpoint_and_takes_nothing_else_of_it(trained, configure, tmp_path):
+    _, result, _ = trained
+    root = other_hands(tmp_path)
+    given = [*QUIET, f"data.root={root}", f"model.weights={result.best_checkpoint}"]
+    tuned = prepare(configure(*given), stage="fit", quiet=True)
+    saved = read_checkpoint(result.best_checkpoint)["state_dict"]
+    ours = tuned.module.state_dict()
+    fresh = prepare(configure(*QUIET, f"data.root={root}"), stage="fit", quiet=True).module.state_dict()
+    taken_from_data = {"axes.bone_lengths", "axes.scale_m"}
+    assert all(torch.equal(ours[name], saved[name]) for name in saved.keys() - taken_from_data)
+    assert all(torch.equal(ours[name], fresh[name]) for name in taken_from_data)
+    assert not torch.equal(ours["axes.depth_range"], fresh["axes.depth_range"])
+    begun = fit(configure(*given, "trainer.max_epochs=1"), folder_of(tmp_path / "tuned"), quiet=True)
+    assert begun.epochs == 1
+    assert read_checkpoint(begun.last_checkpoint)["global_step"] == 2  # counted anew
+    assert begun.best_checkpoint.parent == tmp_path / "tuned"
+
+
+def folder_of(folder):
+    return RunFolders(folder, folder, folder)
+
+
+def test_a_training_that_began_with_weights_goes_on_from_its_own_checkpoint(trained, configure, tmp_path):
+    _, result, _ = trained
+    given = [*QUIET, f"model.weights={result.best_checkpoint}"]
+    whole = losses(configure(*given), folder_of(tmp_path / "whole"))
+    half = fit(configure(*given, "checkpoints.every_n_epochs=1"), folder_of(tmp_path / "half"), quiet=True)
+    again = losses(
+        configure(*given, "trainer.max_epochs=3"), folder_of(tmp_path / "on"), resume_from=half.last_checkpoint
+    )
+    assert len(again) == len(whole) // 2
+
+
+def test_weights_of_another_architecture_are_refused(trained, configure):
+    _, result, _ = trained
+    with pytest.raises(UserError, match=r"another network than .*model\.decoder\.depth=3.*; give .*depth=2"):
+        prepare(configure(f"model.weights={result.best_checkpoint}", "model.decoder.depth=3"), stage="fit", quiet=True)
+
+
+def test_weights_to_begin_with_are_named_when_they_are_missing(configure):
+    with pytest.raises(UserError, match=r"model\.weights: there is no file /nowhere/best\.ckpt"):
+        prepare(configure("model.weights=/nowhere/best.ckpt"), stage="fit", quiet=True)
+
+
+def test_a_run_either_begins_with_weights_or_goes_on(trained, configure, folders):
+    _, result, _ = trained
+    both = [f"model.weights={result.best_checkpoint}", f"model.checkpoint_path={result.last_checkpoint}"]
+    with pytest.raises(UserError, match=r"give one of them, and model\.weights=null to go on"):
+        fit(configure(*both), folders, quiet=True)
+
+
+def test_backgrounds_are_trained_with_where_there_are_masks(configure, folders, root, tmp_path):
+    with pytest.raises(UserError, match=r"augment\.background needs the masks"):
+        prepare(configure("augment.background=0.5"), stage="fit", quiet=True)
+    masked = write_freihand(tmp_path / "masked", num_poses=24, variants=1, num_test=6, size=64, masks=True)
+    silent = [*QUIET, "checkpoints.enabled=false", f"data.root={masked}"]
+    plain, behind = (losses(configure(*silent, f"augment.background={share}"), folders) for share in (0.0, 1.0))
+    assert len(behind) == len(plain)
+    assert behind != plain

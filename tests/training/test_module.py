@@ -63,8 +63,30 @@ def test_a_few_steps_on_one_batch_lower_its_loss(built, monkeypatch):
 
 
 def test_weights_decay_and_norms_and_biases_do_not(built):
-    decayed, kept = parameter_groups(built[0].net)
-    assert all(parameter.ndim > 1 for parameter in decayed["params"])
-    assert all(parameter.ndim <= 1 for parameter in kept["params"])
-    assert kept["weight_decay"] == 0.0
-    assert len(decayed["params"]) + len(kept["params"]) == len(list(built[0].net.parameters()))
+    net = built[0].net
+    groups = parameter_groups(net)
+    for group in groups:
+        decays = group.get("weight_decay") is None
+        assert all((parameter.ndim > 1) == decays for parameter in group["params"])
+        part = net.encoder if group["is_encoder"] else net.decoder
+        assert set(group["params"]) <= set(part.parameters())
+    assert [(group["is_encoder"], group.get("weight_decay")) for group in groups] == [
+        (True, None),
+        (False, None),
+        (True, 0.0),
+        (False, 0.0),
+    ]
+    assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
+
+
+def test_no_group_of_parameters_is_empty(built):
+    net = built[0].net
+    for parameter in net.encoder.parameters():
+        parameter.requires_grad = parameter.ndim > 1
+    groups = parameter_groups(net)
+    assert [(group["is_encoder"], group.get("weight_decay")) for group in groups] == [
+        (True, None),
+        (False, None),
+        (False, 0.0),
+    ]
+    assert all(group["params"] for group in groups)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from handpose.training.schedules import constant, multistep, warmup_cosine
+from handpose.training.schedules import constant, flat_cosine, multistep, warmup_cosine
 
 
 def rates(schedule, steps, **options):
@@ -27,6 +27,19 @@ def test_the_horizon_is_the_runs_own():
     short, long = (rates(warmup_cosine, n, steps_per_epoch=10, warmup=0.05, final=0.0) for n in (50, 500))
     assert short[-1] < 0.05
     assert long[49] > 1.9
+
+
+def test_flat_cosine_stays_at_the_rate_and_then_falls_to_its_final_fraction():
+    values = rates(flat_cosine, 100, steps_per_epoch=10, warmup=0.1, flat=0.5, final=0.05)
+    assert values[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert values[9:51] == pytest.approx([2.0] * 42)
+    assert values[75] == pytest.approx(2.0 * (0.05 + 0.95 * 0.5), rel=1e-6)  # half-way through the cosine
+    assert values[-1] == pytest.approx(0.1, rel=0.05)
+
+
+def test_flat_cosine_that_is_never_flat_is_warmup_cosine():
+    flat = rates(flat_cosine, 40, steps_per_epoch=10, warmup=0.2, flat=0.0, final=0.01)
+    assert flat == pytest.approx(rates(warmup_cosine, 40, steps_per_epoch=10, warmup=0.2, final=0.01))
 
 
 def test_multistep_is_the_originals():

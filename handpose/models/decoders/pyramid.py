@@ -3,7 +3,8 @@
 `depth` blocks double the encoder's last map, each adding the encoder's map of that size where there is one (Lin et
 al. 2017). The joints' two-dimensional logits are summed over rows and columns in probability, so the one-dimensional
 heatmaps are the marginals of one distribution (Sun et al. 2018). Relative depth is a matter of the whole hand: each
-joint's features are gathered under its own heatmap, and one small network sees all joints and the whole picture.
+joint's features are gathered under its own heatmap, and one small network sees all joints, where they are, and the
+whole picture.
 """
 
 from collections.abc import Sequence
@@ -15,16 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handpose.errors import UserError
-from handpose.heatmaps import AxisLogits
+from handpose.heatmaps import AxisLogits, soft_argmax
 from handpose.skeleton import NUM_JOINTS
 
 
 class Pyramid(nn.Module):
-    """Feature pyramid -> AxisLogits.
+    """Feature pyramid -> AxisLogits with bins_per_cell bins for each cell of the map after `depth` doublings.
 
-    channels, reductions: of the encoder's pyramid, finest first. depth: number of up-sampling blocks, 0 for none.
-    width: channels of the first three blocks; each further one, at four times the cells, has half as many, at least 16.
-    skips: "add" the encoder's maps, or "none". depth_bins: along the depth axis. depth_hidden: width of its network.
+    channels, reductions: of the encoder's pyramid, finest first. depth: number of up-sampling blocks; 0 is a plain head
+    on the encoder's last map. width: channels of the first three blocks; each further one, at four times the cells, has
+    half as many, at least 16. skips: "add" the encoder's maps, or "none". conv: of the blocks, 3 x 3, depthwise
+    "separable" or "dense". head: two-dimensional "heatmaps", read along their axes, or logits along the "axes" from
+    features averaged over rows and columns. depth_bins: along the depth axis. depth_hidden: width of its network.
     """
 
     def __init__(
@@ -35,64 +38,127 @@ class Pyramid(nn.Module):
         depth: int,
         width: int,
         skips: Literal["none", "add"],
+        conv: Literal["separable", "dense"],
+        head: Literal["heatmaps", "axes"],
+        bins_per_cell: int,
         depth_bins: int,
         depth_hidden: int,
     ) -> None:
         if depth < 0:
             raise UserError(f"model.decoder.depth must be 0 or more, but it is {depth}")
         super().__init__()
-        widths = [max(min(16, width), width // 2 ** max(0, i - 2)) for i in range(depth)]
-        self.stem = _convolution(channels[-1], width, kernel_size=1)
-        self.blocks = nn.ModuleList(_separable(a, b) for a, b in pairwise([width, *widths]))
+        widths = [width, *(max(min(16, width), width // 2 ** max(0, i - 2)) for i in range(depth))]
+        block = _separable if conv == "separable" else _dense
+        self.stem = _convolution(channels[-1], width, kernel_size=1) if depth else nn.Identity()
+        self.blocks = nn.ModuleList(block(a, b) for a, b in pairwise(widths))
         self.skips = nn.ModuleDict()
+        self.reductions = list(reductions)
         if skips == "add":
-            for i, before in enumerate([width, *widths][:depth]):
+            for i, before in enumerate(widths[:-1]):
                 reduction = reductions[-1] // 2 ** (i + 1)
                 if reduction in reductions:
-                    source = channels[list(reductions).index(reduction)]
-                    self.skips[str(i)] = nn.Conv2d(source, before, kernel_size=1, bias=False)
-        self.reductions = list(reductions)
-        features = widths[-1] if widths else width
-        self.heatmaps = nn.Conv2d(features, NUM_JOINTS, kernel_size=1)
+                    self.skips[str(i)] = nn.Conv2d(channels[self._map(reduction)], before, kernel_size=1, bias=False)
+        features = widths[-1] if depth else channels[-1]
+        self.head = (_HeatmapHead if head == "heatmaps" else _AxesHead)(features, bins_per_cell=bins_per_cell)
         self.depth_head = _DepthHead(features, channels[-1], bins=depth_bins, hidden=depth_hidden)
+
+    def _map(self, reduction: int) -> int:
+        return self.reductions.index(reduction)
 
     def forward(self, pyramid: Sequence[Tensor]) -> AxisLogits:
         x = self.stem(pyramid[-1])  # (B, C, h, w)
         for i, block in enumerate(self.blocks):
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             if str(i) in self.skips:
-                source = self.reductions.index(self.reductions[-1] // 2 ** (i + 1))
-                x = x + self.skips[str(i)](pyramid[source])
+                x = x + self.skips[str(i)](pyramid[self._map(self.reductions[-1] // 2 ** (i + 1))])
             x = block(x)  # (B, C, 2h, 2w)
-        heatmaps = self.heatmaps(x).float()  # (B, K, H, W); sums of bfloat16 would keep 8 bits
-        return AxisLogits(
-            u=torch.logsumexp(heatmaps, dim=2),  # (B, K, W)
-            v=torch.logsumexp(heatmaps, dim=3),  # (B, K, H)
-            depth=self.depth_head(x, heatmaps, pyramid[-1]),  # (B, K, D)
-        )
+        u, v, attention = self.head(x)  # (B, K, W), (B, K, H), (B, K, h, w) of the last block
+        places = torch.stack([soft_argmax(u), soft_argmax(v)], dim=-1).detach()  # (B, K, 2)
+        return AxisLogits(u=u, v=v, depth=self.depth_head(x, attention, places, pyramid[-1]))
+
+
+class _HeatmapHead(nn.Module):
+    """Two-dimensional logits of each joint; those along u and v are of the marginals of one distribution."""
+
+    def __init__(self, width: int, *, bins_per_cell: int) -> None:
+        super().__init__()
+        self.bins_per_cell = bins_per_cell
+        self.heatmaps = nn.Conv2d(width, NUM_JOINTS * bins_per_cell**2, kernel_size=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, C, h, w) -> logits along u and v, and how much of each joint is where, (B, K, h, w)."""
+        k, (height, width) = self.bins_per_cell, x.shape[-2:]
+        heatmaps = self.heatmaps(x).float().contiguous()  # (B, K k k, h, w); sums of bfloat16 would keep 8 bits
+        heatmaps = heatmaps.view(-1, NUM_JOINTS, k, k, height, width)  # rows and columns in a cell, and of cells
+        u = torch.logsumexp(heatmaps, dim=(2, 4)).transpose(2, 3).flatten(2)  # (B, K, k w)
+        v = torch.logsumexp(heatmaps, dim=(3, 5)).transpose(2, 3).flatten(2)  # (B, K, k h)
+        attention = torch.softmax(heatmaps.flatten(2), dim=-1)
+        return u, v, attention.view(-1, NUM_JOINTS, k * k, height, width).sum(dim=2)
+
+
+class _AxesHead(nn.Module):
+    """Logits of each joint along u and v, each axis from its own line of features (as SimCC, Li et al. 2022)."""
+
+    def __init__(self, width: int, *, bins_per_cell: int) -> None:
+        super().__init__()
+        self.bins_per_cell = bins_per_cell
+        self.u = _line(width, NUM_JOINTS * bins_per_cell)
+        self.v = _line(width, NUM_JOINTS * bins_per_cell)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, C, h, w) -> logits along u and v, and how much of each joint is where, (B, K, h, w)."""
+        u, v = self._bins(self.u(x.mean(dim=2))), self._bins(self.v(x.mean(dim=3)))  # (B, K, k w), (B, K, k h)
+        return u, v, self._of_cells(v)[:, :, :, None] * self._of_cells(u)[:, :, None, :]
+
+    def _bins(self, of_cells: Tensor) -> Tensor:
+        """(B, K k, n) -> (B, K, k n), the k bins of a cell side by side."""
+        count, _, cells = of_cells.shape
+        return of_cells.float().reshape(count, NUM_JOINTS, -1, cells).transpose(2, 3).flatten(2)
+
+    def _of_cells(self, logits: Tensor) -> Tensor:
+        return torch.softmax(logits, dim=-1).unflatten(-1, (-1, self.bins_per_cell)).sum(-1)
 
 
 class _DepthHead(nn.Module):
-    """Features gathered under each joint's heatmap, and the whole picture's -> logits along the depth axis."""
+    """Features gathered under each joint's heatmap, its place, and the whole picture's -> logits along the depth axis.
+
+    From places in the picture to depths, a residual network is what lifts poses well (Martinez et al. 2017).
+    """
 
     def __init__(self, width: int, channels: int, *, bins: int, hidden: int) -> None:
         super().__init__()
         self.bins = bins
         self.joint = nn.Linear(width, 16)
         self.mix = nn.Sequential(
-            nn.Linear(16 * NUM_JOINTS + channels, hidden),
+            nn.Linear((16 + 2) * NUM_JOINTS + channels, hidden),
+            nn.ReLU(inplace=True),
+            _Residual(hidden),
+            _Residual(hidden),
             nn.LayerNorm(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(inplace=True),
             nn.Linear(hidden, NUM_JOINTS * bins),
         )
 
-    def forward(self, features: Tensor, heatmaps: Tensor, coarse: Tensor) -> Tensor:
-        attention = torch.softmax(heatmaps.flatten(2), dim=-1)  # (B, K, HW)
-        joints = attention @ features.flatten(2).transpose(1, 2)  # (B, K, C)
-        whole = torch.cat([self.joint(joints).flatten(1), coarse.mean(dim=(2, 3))], dim=1)
+    def forward(self, features: Tensor, attention: Tensor, places: Tensor, coarse: Tensor) -> Tensor:
+        """(B, K, D) of features (B, C, h, w), attention (B, K, h, w) of sum one, places (B, K, 2) along u and v, and
+        the encoder's last map, (B, C', h', w')."""
+        joints = attention.flatten(2) @ features.flatten(2).transpose(1, 2)  # (B, K, C)
+        places = 4.0 * (places - 0.5)  # about as large as the features
+        whole = torch.cat([self.joint(joints).flatten(1), coarse.mean(dim=(2, 3)), places.flatten(1)], dim=1)
         return self.mix(whole).view(-1, NUM_JOINTS, self.bins)
+
+
+class _Residual(nn.Module):
+    """Adds to (B, width) what two layers make of it, at first nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        last = nn.Linear(width, width)
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(inplace=True), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
 
 
 def _convolution(channels: int, width: int, *, kernel_size: int) -> nn.Sequential:
@@ -101,6 +167,20 @@ def _convolution(channels: int, width: int, *, kernel_size: int) -> nn.Sequentia
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
     )
+
+
+def _line(width: int, channels: int) -> nn.Sequential:
+    """A line of features, (B, C, n) -> (B, channels, n); neighbours see each other."""
+    return nn.Sequential(
+        nn.Conv1d(width, width, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm1d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv1d(width, channels, kernel_size=1),
+    )
+
+
+def _dense(before: int, width: int) -> nn.Sequential:
+    return _convolution(before, width, kernel_size=3)
 
 
 def _separable(before: int, width: int) -> nn.Sequential:

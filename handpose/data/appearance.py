@@ -1,0 +1,177 @@
+"""What else may change about a picture beside its camera: another background, a patch over the hand, blur, noise.
+
+Each acts on pictures in [0, 1], (B, 3, H, W), in place, wherever they lie. What is random is drawn from a generator on
+the CPU, so that it is the same on every device.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from handpose import geometry
+from handpose.errors import UserError
+
+_TEXTURES = ((0.3, 3), (0.2, 8), (0.12, 24))  # amplitude and knots a side: a slope, blotches, grain
+_HUE = 0.3  # of the amplitude, what differs between the channels
+_BLUR = (0.003, 0.012)  # standard deviation, in sides of the picture: 0.3 to 1.2 px of 96
+_NOISE_PLAY = 32  # px by which pictures see the field of noise shifted
+_BACKGROUND_PX = 256
+_MOST_BACKGROUNDS = 500  # 98 MB
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def chosen(count: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Each of count pictures with the same probability: (n,) int64."""
+    return (torch.rand(count, generator=generator) < probability).nonzero()[:, 0]
+
+
+def replace_backgrounds(image: Tensor, cover: Tensor, backgrounds: Tensor, rows: Tensor) -> None:
+    """Put other pictures behind the hands of the given rows, (n,); cover: (n, 1, H, W) in [0, 1], 1 on the hand."""
+    rows = rows.to(image.device)
+    image[rows] = torch.lerp(backgrounds, image[rows], cover)
+
+
+def drawn_backgrounds(count: int, size: tuple[int, int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Some colour, mostly a dull one, with smooth noise of several scales, plain to busy: (count, 3, H, W)."""
+    busy, saturation = torch.rand((2, count, 1, 1, 1), generator=generator)
+    color = torch.rand((count, 3, 1, 1), generator=generator)
+    color = torch.lerp(color.mean(dim=1, keepdim=True), color, saturation.square()).to(device)
+    busy = busy.to(device)
+    background = color.expand(-1, -1, *size)
+    for amplitude, knots in _TEXTURES:
+        background = background + amplitude * busy * _smooth_noise(count, size, knots, generator, device)
+    return background.clamp(0.0, 1.0)
+
+
+def photographed_backgrounds(
+    folder: str, count: int, size: tuple[int, int], generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Random parts of random pictures of a folder, every second one mirrored: (count, 3, H, W)."""
+    pictures = read_backgrounds(folder)
+    rows = torch.randint(len(pictures), (count,), generator=generator)
+    part, left, top, side = torch.rand((4, count), generator=generator)
+    part = 0.4 + 0.6 * part  # of the side
+    transform = torch.zeros(count, 2, 3)
+    transform[:, 0, 0] = part * torch.where(side < 0.5, 1.0, -1.0)
+    transform[:, 1, 1] = part
+    transform[:, :, 2] = (1.0 - part)[:, None] * (2.0 * torch.stack([left, top], dim=-1) - 1.0)
+    picked = pictures[rows].to(device).float() / 255.0
+    with geometry.exactly(picked):
+        grid = F.affine_grid(transform.to(device), [count, 3, *size], align_corners=False)
+        return F.grid_sample(picked, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+@lru_cache(maxsize=1)
+def read_backgrounds(folder: str) -> Tensor:
+    """The pictures of a folder and those in it, as squares of 256 px: (M, 3, 256, 256) uint8; 500 of them at most.
+
+    Kept from one training to the next. Raises UserError when the folder has no pictures, or one cannot be read.
+    """
+    files = sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in _PICTURES)
+    if not files:
+        raise UserError(
+            f"augment.background_folder={folder} has no pictures ({' '.join(_PICTURES)}); give another folder, or null "
+            "for drawn backgrounds"
+        )
+    spread = np.linspace(0, len(files) - 1, min(len(files), _MOST_BACKGROUNDS)).round().astype(int)
+    return torch.from_numpy(np.stack([_read_square(files[i]) for i in spread]).transpose(0, 3, 1, 2).copy())
+
+
+def _read_square(file: Path) -> np.ndarray:
+    try:
+        with Image.open(file) as picture:
+            return np.asarray(ImageOps.fit(picture.convert("RGB"), (_BACKGROUND_PX, _BACKGROUND_PX)))
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise UserError(f"augment.background_folder: {file} cannot be read as a picture; remove it") from error
+
+
+class Patches(NamedTuple):
+    """Turned ellipses and rectangles over some pictures: where they lie, px, and what they look like."""
+
+    center: Tensor  # (n, 2)
+    half: Tensor  # (n, 2), half sides
+    angle: Tensor  # (n,)
+    is_ellipse: Tensor  # (n,) bool
+    color: Tensor  # (n, 3, H, W)
+
+    @classmethod
+    def draw(cls, uv: Tensor, size: tuple[int, int], sides: Sequence[float], generator: torch.Generator) -> "Patches":
+        """Each over one of the hand's joints, uv (n, K, 2) px; sides: (least, most), in the hand's longer side."""
+        count, num_joints, _ = uv.shape
+        joint = torch.randint(num_joints, (count,), generator=generator).to(uv.device)
+        low, high = sides
+        share = (low + (high - low) * torch.rand((count, 2), generator=generator)).to(uv)
+        angle = (math.pi * torch.rand(count, generator=generator)).to(uv)
+        is_ellipse = (torch.rand(count, generator=generator) < 0.5).to(uv.device)
+        color = drawn_backgrounds(count, size, generator, uv.device)
+        # A joint in the camera's plane has no image.
+        uv = uv.nan_to_num().clamp(-2.0 * max(size), 3.0 * max(size))
+        hand = (uv.amax(dim=1) - uv.amin(dim=1)).amax(dim=-1, keepdim=True)
+        center = uv[torch.arange(count, device=uv.device), joint]
+        return cls(center, (0.5 * share * hand).clamp_min(0.5), angle, is_ellipse, color)
+
+    def cover(self, size: tuple[int, int]) -> Tensor:
+        """How much of each pixel they hide, (n, 1, H, W) in [0, 1]; their edges are a pixel wide."""
+        height, width = size
+        du = torch.arange(width, device=self.center.device)[None, None, :] - self.center[:, 0, None, None]
+        dv = torch.arange(height, device=self.center.device)[None, :, None] - self.center[:, 1, None, None]
+        cosine, sine = self.angle.cos()[:, None, None], self.angle.sin()[:, None, None]
+        along = (cosine * du + sine * dv).abs() / self.half[:, 0, None, None]
+        across = (cosine * dv - sine * du).abs() / self.half[:, 1, None, None]
+        radius = torch.where(self.is_ellipse[:, None, None], torch.hypot(along, across), torch.maximum(along, across))
+        return ((1.0 - radius) * self.half.amin(dim=-1)[:, None, None] + 0.5).clamp(0.0, 1.0)[:, None]
+
+
+def cover_with(patches: Patches, image: Tensor, rows: Tensor) -> None:
+    """Put the patches over the pictures of the given rows, (n,)."""
+    rows = rows.to(image.device)
+    size = (image.shape[-2], image.shape[-1])
+    image[rows] = torch.lerp(image[rows], patches.color.to(image), patches.cover(size).to(image))
+
+
+def blur(image: Tensor, rows: Tensor, generator: torch.Generator) -> None:
+    """Blur the pictures of the given rows, (n,), by Gaussians of random width."""
+    count, side = len(rows), max(image.shape[-2:])
+    low, high = _BLUR
+    sigma = side * (low + (high - low) * torch.rand(count, generator=generator))  # px
+    radius = math.ceil(3.0 * high * side)
+    taps = torch.arange(-radius, radius + 1)
+    kernel = torch.softmax(-0.5 * (taps / sigma[:, None]).square(), dim=-1).to(image)  # (n, taps)
+    kernel = kernel.repeat_interleave(3, dim=0)
+    rows = rows.to(image.device)
+    planes = F.pad(image[rows].reshape(1, 3 * count, *image.shape[-2:]), [radius] * 4, mode="replicate")
+    with geometry.exactly(image):
+        planes = F.conv2d(planes, kernel[:, None, :, None], groups=3 * count)
+        planes = F.conv2d(planes, kernel[:, None, None, :], groups=3 * count)
+    image[rows] = planes.view(count, 3, *image.shape[-2:])
+
+
+def add_noise(image: Tensor, most: float, generator: torch.Generator) -> None:
+    """Add sensor noise of a standard deviation of up to `most` grey levels of 255, another in each picture.
+
+    All pictures see one field of noise, each from another place: to draw one for each would take longer than the warp.
+    """
+    count, _, height, width = image.shape
+    field = torch.randn((3, height + _NOISE_PLAY, width + _NOISE_PLAY), generator=generator).to(image)
+    level = (most / 255.0 * torch.rand((count, 1, 1, 1), generator=generator)).to(image)
+    du, dv = torch.randint(_NOISE_PLAY + 1, (2, count), generator=generator).to(image.device)
+    rows = (dv[:, None] + torch.arange(height, device=image.device))[:, :, None]  # (B, H, 1)
+    columns = (du[:, None] + torch.arange(width, device=image.device))[:, None, :]  # (B, 1, W)
+    image.add_(level * field[:, rows, columns].transpose(0, 1)).clamp_(0.0, 1.0)
+
+
+def _smooth_noise(
+    count: int, size: tuple[int, int], knots: int, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Normal at knots x knots places and smooth between them, more in brightness than in hue: (count, 3, H, W)."""
+    brightness = torch.randn((count, 1, knots, knots), generator=generator)
+    values = brightness + _HUE * torch.randn((count, 3, knots, knots), generator=generator)
+    return F.interpolate(values.to(device), size=size, mode="bilinear", align_corners=True)

@@ -1,0 +1,168 @@
+"""`python -m handpose.evaluation`: how good a checkpoint or a file of predictions is, as table, JSON and pictures."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from handpose import drawing
+from handpose.config import CONFIGS, compose, load_environment, told
+from handpose.data.datamodule import HandDataModule, OrderedBatches, PackedHands
+from handpose.errors import UserError
+from handpose.evaluation.curves import draw_pck
+from handpose.evaluation.network import data_overrides, network_overrides
+from handpose.evaluation.scores import JointErrors, joint_errors, scores
+from handpose.evaluation.submission import read_predictions, write_course
+from handpose.evaluation.table import table
+from handpose.geometry import project
+from handpose.training.build import build
+from handpose.training.checkpoints import read_checkpoint
+from handpose.training.fit import predict, prepare
+
+Split = Literal["train", "val", "test"]
+_NUM_PICTURES = 8  # of the worst, and of the best hands
+
+_DESCRIPTION = """\
+Evaluate a checkpoint, or a file of predictions, on a split whose joints are known. Overrides are those of train.py; a
+checkpoint brings its network and its data set along, a file of predictions needs data=... where it is not the default.
+
+  python -m handpose.evaluation --checkpoint FILE
+  python -m handpose.evaluation --checkpoint FILE data=freihand data.root=DIR test_time=rotations --split val
+  python -m handpose.evaluation --predictions test_preds.json.gz data=freihand data.root=DIR
+"""
+
+
+class _Predicted(NamedTuple):
+    """Hands of a split: N pictures with their truth, and what was predicted for them."""
+
+    data: HandDataModule
+    dataset: PackedHands
+    xyz_m: NDArray[np.float64]  # (N, K, 3), predicted
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status, or leaves with 2 after a mistake."""
+    with told():
+        load_environment()
+        options = _options(arguments)
+        source = options.checkpoint or options.predictions
+        folder = options.output or source.parent / f"evaluation-{options.split}"
+        predicted = (_of_checkpoint if options.checkpoint else _of_file)(source, options.split, options.overrides)
+        result = _evaluate(predicted, options.split, folder)
+        result = {"of": str(source), "split": options.split, "data": predicted.data.source.name} | result
+        (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        print(
+            f"{source} on the {options.split} split of {predicted.data.source.name}\n\n{table(result)}\n\nin {folder}"
+        )
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m handpose.evaluation",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    of = parser.add_mutually_exclusive_group(required=True)
+    of.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a training")
+    of.add_argument("--predictions", type=Path, metavar="FILE", help="test_preds.json.gz, pred.zip or pred.json")
+    parser.add_argument("--split", choices=("test", "val", "train"), default="test")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: evaluation-SPLIT beside the file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the configuration, as for train.py")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _of_checkpoint(path: Path, split: Split, overrides: Sequence[str]) -> _Predicted:
+    trained_with = read_checkpoint(path, key="--checkpoint")["config"]
+    ours = [*network_overrides(trained_with), *data_overrides(trained_with)]
+    config = compose("train", [*_not_given(ours, overrides), *overrides])
+    prepared = prepare(config, stage="test", checkpoint=path)
+    if split != "test":
+        prepared.data.setup("fit")
+    dataset = _dataset(prepared.data, split)
+    batches = OrderedBatches(dataset, batch_size=prepared.data.batch_size)
+    loader = DataLoader(dataset, batch_size=None, sampler=batches)
+    return _Predicted(prepared.data, dataset, predict(config, prepared, loader, quiet=False))
+
+
+def _of_file(path: Path, split: Split, overrides: Sequence[str]) -> _Predicted:
+    xyz_m = read_predictions(path)
+    _, data = build(compose("train", overrides), pretrained=False)
+    data.setup("test" if split == "test" else "fit")
+    dataset = _dataset(data, split)
+    if len(dataset) != len(xyz_m):
+        raise UserError(
+            f"{path} has {len(xyz_m)} hands but the {split} split of {data.source.name} has {len(dataset)}; give the "
+            "data and the --split that it was predicted for"
+        )
+    return _Predicted(data, dataset, xyz_m)
+
+
+def _not_given(ours: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Our overrides without what belongs to a group that is given another choice; the size of the pictures stays."""
+    groups = [item for item in given if (CONFIGS / item.partition("=")[0]).is_dir()]
+    another = tuple(f"{item.partition('=')[0].replace('/', '.')}." for item in groups if item not in ours)
+    kept = [item for item in ours if item.startswith("data.image_size=") or not item.startswith(another)]
+    return [item for item in kept if item.partition("=")[0] not in {group.partition("=")[0] for group in groups}]
+
+
+def _dataset(data: HandDataModule, split: Split) -> PackedHands:
+    """The pictures and the truth of a split, in its order; raises UserError where it has no joints."""
+    loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
+    dataset = loader.dataset
+    assert isinstance(dataset, PackedHands)
+    if dataset.annotations.xyz_m is None:
+        raise UserError(f"the {split} split of {data.source.name} has no joints to compare with; give --split val")
+    return dataset
+
+
+def _evaluate(predicted: _Predicted, split: Split, folder: Path) -> dict[str, Any]:
+    """Score the predictions and leave predictions, curve and pictures in the folder; returns the scores."""
+    data, dataset, xyz_m = predicted
+    truth_m, training_m = dataset.annotations.xyz_m, data.splits.train.xyz_m
+    assert truth_m is not None
+    assert training_m is not None
+    intrinsics = dataset.intrinsics.double().numpy()
+    names = [file.stem for file in dataset.annotations.files]
+    write_course(folder / f"{split}_preds.json.gz", xyz_m)  # refuses what is not finite, and makes the folder
+    size = (dataset.packed.image_size, dataset.packed.image_size)
+    result = scores(xyz_m, truth_m, intrinsics, size=size, training_m=training_m, names=names)
+    errors = joint_errors(xyz_m, truth_m, intrinsics)
+    curves = {
+        "aligned": errors.aligned_mm,
+        "root-relative": errors.root_relative_mm,
+        "as predicted": errors.absolute_mm,
+    }
+    draw_pck(folder / "pck.png", curves)
+    _draw_hands(folder / "hands.png", predicted, truth_m, errors, names)
+    return result
+
+
+def _draw_hands(
+    path: Path, predicted: _Predicted, truth_m: NDArray[np.float64], errors: JointErrors, names: Sequence[str]
+) -> None:
+    """The worst hands, worst first, then the best, best first."""
+    per_hand = errors.aligned_mm.mean(axis=1)
+    order, num = np.argsort(-per_hand, kind="stable"), min(_NUM_PICTURES, -(-len(per_hand) // 2))
+    chosen = np.concatenate([order[:num], order[::-1][:num]])
+    kind = ["worst"] * num + ["best"] * num
+    batch = predicted.dataset[chosen]
+    camera = batch.intrinsics.double()
+    picture = drawing.predictions_over_images(
+        batch.image.permute(0, 2, 3, 1).numpy(),
+        project(torch.from_numpy(predicted.xyz_m[chosen]), camera).numpy(),
+        project(torch.from_numpy(truth_m[chosen]), camera).numpy(),
+        captions=[f"{which}: {names[i]}, {per_hand[i]:.1f} mm" for which, i in zip(kind, chosen, strict=True)],
+    )
+    Image.fromarray(picture).save(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

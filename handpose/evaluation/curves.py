@@ -1,0 +1,29 @@
+"""The curve of correct keypoints over the error threshold, as a picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+MOST_MM = 50.0
+
+
+def draw_pck(path: Path, errors_mm: Mapping[str, NDArray[np.floating]]) -> None:
+    """Write a PNG with one curve a kind of error: the share of joints whose error is at most so many mm.
+
+    errors_mm: name -> errors of any shape.
+    """
+    figure = Figure(figsize=(6.4, 4.4), dpi=120, layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="error, mm", ylabel="share of joints", xlim=(0, MOST_MM), ylim=(0, 1), title="Correct keypoints (PCK)"
+    )
+    thresholds = np.linspace(0.0, MOST_MM, 201)
+    for name, errors in errors_mm.items():
+        within = np.searchsorted(np.sort(errors, axis=None), thresholds, side="right") / errors.size
+        area = np.trapezoid(within, thresholds) / MOST_MM
+        axes.plot(thresholds, within, label=f"{name} (AUC {area:.3f})")
+    axes.grid(color="0.9")
+    axes.legend(loc="lower right")
+    figure.savefig(path)

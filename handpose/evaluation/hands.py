@@ -1,0 +1,65 @@
+"""Hands in photographs: what a network finds in the square pictures it is shown, in the photographs' camera frames."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handpose.data.augment import View
+from handpose.evaluation.network import TrainedNetwork
+from handpose.evaluation.photographs import Photograph, seen, whole_view
+from handpose.evaluation.views import looking_at
+from handpose.geometry import exactly, project
+from handpose.skeleton import NUM_JOINTS
+
+
+@torch.no_grad()
+def find_hands(
+    network: TrainedNetwork,
+    photographs: Sequence[Photograph],
+    *,
+    side: int,
+    scale_m: float,
+    fill: float | None,
+) -> NDArray[np.float64]:
+    """The joints of the hand in each of B photographs, (B, K, 3) in metres in the frame of its camera.
+
+    side: of the pictures that the network is shown, px; scale_m: length of the reference bone, NaN where unknown; fill:
+    None, or how much of the picture the hand shall fill when it is looked at again, from where it was found.
+    """
+    cameras = torch.from_numpy(np.stack([photograph.camera.intrinsics for photograph in photographs]))
+    whole = [whole_view(item.picture.size, item.camera.intrinsics, side=side) for item in photographs]
+    straight = torch.eye(3, dtype=torch.float64).expand_as(cameras)
+    xyz_m = _found(network, photographs, torch.from_numpy(np.stack(whole)), straight, side, scale_m)
+    if fill is not None:
+        rotation, intrinsics = looking_at(project(xyz_m, cameras), cameras, (side, side), fill=fill)
+        xyz_m = _found(network, photographs, intrinsics, rotation, side, scale_m)
+    return xyz_m.numpy()
+
+
+def _found(
+    network: TrainedNetwork,
+    photographs: Sequence[Photograph],
+    intrinsics: Tensor,
+    rotation: Tensor,
+    side: int,
+    scale_m: float,
+) -> Tensor:
+    """Joints (B, K, 3) in the photographs' cameras, as found through cameras turned by rotation, each (B, 3, 3)."""
+    homographies = (
+        intrinsics[i] @ rotation[i] @ torch.linalg.inv(torch.from_numpy(photograph.camera.intrinsics))
+        for i, photograph in enumerate(photographs)
+    )
+    shown = [seen(item.picture, h.numpy(), side=side) for item, h in zip(photographs, homographies, strict=True)]
+    device = network.module.device
+    view = View(
+        image=torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).to(device).float() / 255.0,
+        intrinsics=intrinsics.float().to(device),
+        xyz_m=torch.full((len(shown), NUM_JOINTS, 3), torch.nan, device=device),
+    )
+    scales = torch.full((len(shown),), scale_m, device=device)
+    predicted_m = network.views.predict_xyz_m(network.module, view, scales).double().cpu()
+    with exactly(rotation):
+        return predicted_m @ rotation

@@ -1,0 +1,83 @@
+"""A trained network from its checkpoint alone, and the configuration that it was trained with."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from handpose.config import CONFIGS, compose, instantiated, quote_override
+from handpose.errors import UserError
+from handpose.evaluation.views import Views
+from handpose.training.build import build
+from handpose.training.checkpoints import architecture, load_weights, read_checkpoint
+from handpose.training.module import HandPose
+
+
+class TrainedNetwork(NamedTuple):
+    """A network with a checkpoint's weights, in eval mode on the CPU.
+
+    views: those of a picture that a prediction is the mean of. image_size: side in pixels of the pictures it was
+    trained on; None where they had the size of their files.
+    """
+
+    module: HandPose
+    views: Views
+    image_size: int | None
+
+    def input_size(self, asked: int | None) -> int:
+        """Side in pixels of the pictures to show it; raises UserError where neither it nor `asked` says."""
+        size = asked or self.image_size
+        if size is None:
+            raise UserError(
+                "the network was trained on pictures as the files were (data.image_size=null); give their side, as "
+                "--image-size 224"
+            )
+        if size < 32:
+            raise UserError(f"--image-size must be at least 32, but it is {size}")
+        return size
+
+
+def read_network(path: Path, *, overrides: Sequence[str] = ()) -> TrainedNetwork:
+    """Build the network that a checkpoint holds; overrides: of its configuration, on top.
+
+    Raises UserError when the file is no checkpoint of ours.
+    """
+    checkpoint = read_checkpoint(path, key="--checkpoint")
+    config = compose("train", [*network_overrides(checkpoint["config"]), *overrides])
+    module, _ = build(config, pretrained=False, quiet=True)
+    views = instantiated(config, "test_time")
+    views.check(module.axes)
+    load_weights(module, checkpoint, path)
+    return TrainedNetwork(module.eval(), views, checkpoint["config"]["data"]["image_size"])
+
+
+def network_overrides(config: Mapping[str, Any]) -> list[str]:
+    """Of a checkpoint's configuration the overrides that give its network, its read-out and its views at test time."""
+    every = architecture(config) | {f"heatmap.{key}": value for key, value in _values(config["heatmap"])}
+    every["augment.rotation_deg"] = config["augment"]["rotation_deg"]
+    return [quote_override(key, value) for key, value in every.items()]
+
+
+def data_overrides(config: Mapping[str, Any]) -> list[str]:
+    """Of a checkpoint's configuration the overrides that give the data set it was trained on."""
+    data = config["data"]
+    source = {f"data.source.{key}": value for key, value in _values(data["source"]) if key not in _NOT_THE_DATA}
+    every = {"data": _choice(data["source"]["_target_"])} | source
+    every |= {f"data.{key}": data[key] for key in ("root", "image_size", "batch_size")}
+    return [quote_override(key, value) for key, value in every.items()]
+
+
+_NOT_THE_DATA = ("root", "image_size", "num_workers")  # the first two are those of data
+
+
+def _values(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    return ((key, value) for key, value in node.items() if not key.startswith("_"))
+
+
+def _choice(target: str) -> str:
+    """The choice of the group `data` whose source is made by a target."""
+    for path in sorted((CONFIGS / "data").glob("*.yaml")):
+        if yaml.safe_load(path.read_text())["source"]["_target_"] == target:
+            return path.stem
+    raise UserError(f"the checkpoint was trained on data of {target}, which configs/data does not have; give data=...")

@@ -1,0 +1,211 @@
+"""Photographs of any size and their cameras: read, shown to a network through a virtual camera, brought back.
+
+A network takes square pictures of one size. What it is shown is what a camera with another focal length and principal
+point, and where the hand is cropped also turned, would have seen; its intrinsics are known, so joints that are found in
+its frame are known in that of the photograph's own camera. Pixel centres lie at integer coordinates.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+from handpose.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+ASSUMED_FOCAL = 1.2
+"""Focal length in longer sides of the photograph where nothing is known of it: COLMAP's guess (Schoenberger 2016)."""
+
+_FULL_FRAME_DIAGONAL_MM = 43.27
+
+
+class Camera(NamedTuple):
+    """The camera of a photograph, and how far it is known."""
+
+    intrinsics: NDArray[np.float64]  # (3, 3), pixels of the photograph
+    source: str
+    is_assumed: bool = False
+
+
+class Photograph(NamedTuple):
+    """A photograph that has been read: upright, RGB."""
+
+    path: Path
+    picture: Image.Image
+    camera: Camera
+
+
+def find_photographs(places: Sequence[Path]) -> list[Path]:
+    """The given files, and those in given folders in the order of their names; raises UserError where there is none."""
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            inside = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise UserError(f"{place} holds no photograph; those are files that end in {', '.join(SUFFIXES)}")
+            found += inside
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise UserError(f"{place} does not exist; give photographs, or folders that hold some")
+    return list(dict.fromkeys(found))
+
+
+def read_photograph(path: Path) -> tuple[Image.Image, float | None]:
+    """The photograph upright and in RGB, and its focal length in pixels if its EXIF data tell.
+
+    Grey pictures get three equal channels, 16 bits become 8, and what is transparent becomes white. Raises UserError
+    where the file cannot be read as a picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            focal_mm = opened.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
+            upright = ImageOps.exif_transpose(opened)
+        photograph = _rgb(upright)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture ({error})") from error
+    # 35 mm equivalent: the same angle of view over the diagonal (CIPA DCG-001).
+    focal = float(focal_mm) / _FULL_FRAME_DIAGONAL_MM * math.hypot(*photograph.size) if focal_mm else None
+    return photograph, focal
+
+
+def camera_of(
+    size: tuple[int, int], *, given: NDArray[np.float64] | None, focal_px: float | None, exif_px: float | None
+) -> Camera:
+    """The camera of a photograph of `size` (width, height), from what is known, best first.
+
+    given: (3, 3) intrinsics; focal_px: the focal length that the user gave; exif_px: that of the file.
+    """
+    if given is not None:
+        return Camera(given, "given")
+    if focal_px is not None:
+        return Camera(_central(focal_px, size), "focal length given, principal point in the middle")
+    if exif_px is not None:
+        return Camera(_central(exif_px, size), "focal length from the EXIF data, principal point in the middle")
+    assumed = _central(ASSUMED_FOCAL * max(size), size)
+    source = f"assumed: focal length {ASSUMED_FOCAL} times the longer side, principal point in the middle"
+    return Camera(assumed, source, is_assumed=True)
+
+
+def whole_view(size: tuple[int, int], intrinsics: NDArray[np.float64], *, side: int) -> NDArray[np.float64]:
+    """Intrinsics (3, 3) of a square picture of `side` px that shows a whole photograph of `size` (width, height)."""
+    scale = side / max(size)
+    width, height = size
+    to_view = np.diag([scale, scale, 1.0])
+    to_view[:2, 2] = (side - 1) / 2 - scale * np.array([(width - 1) / 2, (height - 1) / 2])
+    return to_view @ intrinsics
+
+
+def seen(photograph: Image.Image, homography: NDArray[np.float64], *, side: int) -> NDArray[np.uint8]:
+    """The square picture (side, side, 3) that a homography (3, 3), old to new pixels, makes of a photograph.
+
+    Black where the photograph shows nothing. What is made smaller is averaged first, lest fine patterns alias.
+    """
+    smaller, to_smaller = _reduced(photograph, homography, side=side)
+    back = to_smaller @ np.linalg.inv(homography)  # new pixels -> those of the smaller one
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # Pillow counts from corners
+    back = half @ back @ np.linalg.inv(half)
+    coefficients = (back / back[2, 2]).ravel()[:8].tolist()
+    view = smaller.transform(
+        (side, side), Image.Transform.PERSPECTIVE, coefficients, resample=Image.Resampling.BILINEAR
+    )
+    return np.asarray(view)
+
+
+def read_intrinsics(text: str, names: Sequence[str]) -> list[NDArray[np.float64] | None]:
+    """The intrinsics of each photograph: "fx,fy,cx,cy" in pixels, or a JSON file.
+
+    The file holds one 3 x 3 matrix for all, a list with one for each of the photographs in their order, or an object of
+    file names and matrices, in which some may be missing. Raises UserError for anything else.
+    """
+    if not Path(text).is_file():
+        return [_from_numbers(text)] * len(names)
+    try:
+        content = json.loads(Path(text).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--intrinsics {text} does not hold JSON ({error})") from error
+    if isinstance(content, dict):
+        unknown = sorted(set(content) - set(names))
+        if len(unknown) == len(content):
+            raise UserError(
+                f"--intrinsics {text} has none of the photographs; its first name is {(unknown or ['-'])[0]}"
+            )
+        return [_matrix(content[name], f"{text}, {name}") if name in content else None for name in names]
+    if np.ndim(_numbers(content, text)) == 2:
+        return [_matrix(content, text)] * len(names)
+    if not isinstance(content, list):
+        raise UserError(f"--intrinsics {text} must hold 3 x 3 matrices, but it holds {content}")
+    if len(content) != len(names):
+        raise UserError(f"--intrinsics {text} has {len(content)} matrices but there are {len(names)} photographs")
+    return [_matrix(item, f"{text}, entry {i}") for i, item in enumerate(content)]
+
+
+def _central(focal: float, size: tuple[int, int]) -> NDArray[np.float64]:
+    width, height = size
+    return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
+
+
+def _from_numbers(text: str) -> NDArray[np.float64]:
+    try:
+        fx, fy, cx, cy = (float(number) for number in text.split(","))
+    except ValueError as error:
+        raise UserError(
+            f"--intrinsics {text} is neither a file nor four numbers; give FILE or fx,fy,cx,cy in pixels"
+        ) from error
+    return _matrix([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], text)
+
+
+def _numbers(values: object, source: str) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--intrinsics {source} must hold 3 x 3 matrices") from error
+
+
+def _matrix(values: object, source: str) -> NDArray[np.float64]:
+    matrix = _numbers(values, source)
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+        raise UserError(f"--intrinsics {source}: not a 3 x 3 matrix of finite numbers")
+    if (matrix[[1, 2, 2, 2], [0, 0, 1, 2]] != (0, 0, 0, 1)).any() or min(matrix[0, 0], matrix[1, 1]) <= 0:
+        raise UserError(f"--intrinsics {source}: must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with fx and fy above 0")
+    return matrix
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
+        return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError("a picture of floating-point numbers")
+    if picture.has_transparency_data:
+        over_white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(over_white, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _reduced(
+    photograph: Image.Image, homography: NDArray[np.float64], *, side: int
+) -> tuple[Image.Image, NDArray[np.float64]]:
+    """The photograph at about the size at which it will be seen, and the matrix from its pixels to the smaller ones."""
+    width, height = photograph.size
+    scale = _scale_at(homography, np.array([(side - 1) / 2, (side - 1) / 2]))
+    if scale >= 1.0:
+        return photograph, np.eye(3)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    along = np.array(size) / (width, height)
+    to_smaller = np.diag([*along, 1.0])
+    to_smaller[:2, 2] = 0.5 * along - 0.5
+    return photograph.resize(size, Image.Resampling.BOX), to_smaller
+
+
+def _scale_at(homography: NDArray[np.float64], pixel: NDArray[np.float64]) -> float:
+    """How much longer a short line is in the new picture, at a pixel (2,) of it."""
+    back = np.linalg.inv(homography)
+    u, v, w = back @ [*pixel, 1.0]
+    jacobian = back[:2, :2] / w - np.outer([u, v], back[2, :2]) / w**2
+    return float(1.0 / math.sqrt(abs(np.linalg.det(jacobian))))

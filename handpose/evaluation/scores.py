@@ -1,0 +1,147 @@
+"""What there is to say of predictions whose truth is known: errors by protocol, joint, finger and truncation.
+
+Two protocols are in use and both are given: FreiHAND's own (`handpose.metrics.official`), whose alignment may mirror a
+hand, and the papers', whose alignment may not. Letters: N hands, K keypoints.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from handpose.evaluation.baselines import mean_pose_errors
+from handpose.geometry import procrustes_align, project, root_relative
+from handpose.metrics.official import area_under_pck, freihand_scores
+from handpose.skeleton import FINGERS, JOINT_NAMES
+
+THRESHOLDS_MM = (5, 10, 15, 20, 30)
+TRUNCATION = (("0", 0, 0), ("1-5", 1, 5), (">5", 6, len(JOINT_NAMES)))
+"""Name, least and most joints outside the picture."""
+
+NUM_RESAMPLES = 2000
+_MM_PER_M = 1000.0
+
+Errors = NDArray[np.float64]
+
+
+class JointErrors(NamedTuple):
+    """The error of every joint of every hand, each (N, K)."""
+
+    aligned_mm: Errors  # by rotation, scale and shift, without reflection
+    root_relative_mm: Errors
+    absolute_mm: Errors  # as predicted, in the camera frame
+    pixels: Errors
+
+
+def joint_errors(
+    predicted_m: NDArray[np.floating], target_m: NDArray[np.floating], intrinsics: NDArray[np.floating]
+) -> JointErrors:
+    """Errors of predictions; predicted_m, target_m: (N, K, 3) metres, camera frame; intrinsics: (N, 3, 3)."""
+    predicted, target, camera = (
+        torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m, intrinsics)
+    )
+    return JointErrors(
+        aligned_mm=_distance(procrustes_align(predicted, target), target) * _MM_PER_M,
+        root_relative_mm=_distance(root_relative(predicted), root_relative(target)) * _MM_PER_M,
+        absolute_mm=_distance(predicted, target) * _MM_PER_M,
+        pixels=_distance(project(predicted, camera), project(target, camera)),
+    )
+
+
+def joints_outside(
+    target_m: NDArray[np.floating], intrinsics: NDArray[np.floating], size: tuple[int, int]
+) -> NDArray[np.int64]:
+    """How many joints of each hand lie outside its picture of `size` (H, W): (N,)."""
+    height, width = size
+    uv = project(torch.as_tensor(np.asarray(target_m)), torch.as_tensor(np.asarray(intrinsics, target_m.dtype)))
+    inside = (uv >= -0.5).all(-1) & (uv < uv.new_tensor([width - 0.5, height - 0.5])).all(-1)
+    return (~inside).sum(dim=-1).numpy()
+
+
+def scores(
+    predicted_m: NDArray[np.floating],
+    target_m: NDArray[np.floating],
+    intrinsics: NDArray[np.floating],
+    *,
+    size: tuple[int, int],
+    training_m: NDArray[np.floating],
+    names: Sequence[str],
+    num_worst: int = 20,
+) -> dict[str, Any]:
+    """Everything of evaluation.json, as plain values.
+
+    predicted_m, target_m: (N, K, 3) in metres, camera frame; intrinsics: (N, 3, 3) of the pictures, whose size is
+    (H, W); training_m: (M, K, 3), for the mean pose; names: of the N hands.
+    """
+    errors = joint_errors(predicted_m, target_m, intrinsics)
+    official = freihand_scores(predicted_m, target_m)
+    per_hand = errors.aligned_mm.mean(axis=1)
+    return {
+        "num_hands": len(per_hand),
+        "papers": {
+            "pa_mpjpe_mm": official.pop("pa_mpjpe_mm"),
+            "pa_mpjpe_mm_interval_95": bootstrap_interval(per_hand),
+            "pa_auc": official.pop("pa_auc"),
+            "rr_mpjpe_mm": float(errors.root_relative_mm.mean()),
+            "rr_auc": area_under_pck(errors.root_relative_mm / _MM_PER_M),
+        },
+        "official": official,
+        "keypoint_error_px": float(errors.pixels.mean()),
+        "pck": {
+            "aligned": _pck(errors.aligned_mm),
+            "root_relative": _pck(errors.root_relative_mm),
+            "as_predicted": _pck(errors.absolute_mm),
+        },
+        "mean_pose": mean_pose_errors(training_m, target_m),
+        "joints": {name: _means(errors, np.s_[:, [joint]]) for joint, name in enumerate(JOINT_NAMES)},
+        "fingers": {finger: _means(errors, np.s_[:, _joints_of(finger)]) for finger in ("wrist", *FINGERS)},
+        "truncation": _by_truncation(errors, joints_outside(target_m, intrinsics, size)),
+        "worst": [
+            {"hand": names[i], "pa_mpjpe_mm": float(per_hand[i])}
+            for i in np.argsort(-per_hand, kind="stable")[:num_worst]
+        ],
+    }
+
+
+def bootstrap_interval(per_hand: Errors, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> list[float]:
+    """The 95 % interval of the mean over hands (N,) by the percentile bootstrap (Efron 1979), hands drawn singly.
+
+    Neighbouring frames of a sequence are alike, so for hands of sequences the true interval is wider.
+    """
+    generator = np.random.default_rng(seed)
+    means = [per_hand[generator.integers(len(per_hand), size=len(per_hand))].mean() for _ in range(num_resamples)]
+    return [float(end) for end in np.percentile(means, (2.5, 97.5))]
+
+
+def _distance(predicted: torch.Tensor, target: torch.Tensor) -> Errors:
+    return torch.linalg.vector_norm(predicted - target, dim=-1).numpy()
+
+
+def _pck(errors_mm: Errors) -> dict[str, float]:
+    """Share of the joints within each threshold."""
+    return {str(threshold): float((errors_mm <= threshold).mean()) for threshold in THRESHOLDS_MM}
+
+
+def _joints_of(finger: str) -> list[int]:
+    return [joint for joint, name in enumerate(JOINT_NAMES) if name.partition("_")[0] == finger]
+
+
+def _means(errors: JointErrors, part: Any) -> dict[str, float]:
+    """The mean errors of some hands or joints."""
+    return {
+        "pa_mpjpe_mm": float(errors.aligned_mm[part].mean()),
+        "rr_mpjpe_mm": float(errors.root_relative_mm[part].mean()),
+        "keypoint_error_px": float(errors.pixels[part].mean()),
+    }
+
+
+def _by_truncation(errors: JointErrors, outside: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """One row for each bin of TRUNCATION that has hands."""
+    rows: list[dict[str, Any]] = []
+    for name, least, most in TRUNCATION:
+        hands = np.flatnonzero((outside >= least) & (outside <= most))
+        if len(hands):
+            rows.append({"joints_outside": name, "num_hands": len(hands)} | _means(errors, hands))
+    return rows

@@ -1,0 +1,229 @@
+"""`python -m handpose.export`: a checkpoint as ONNX, checked against PyTorch on pictures.
+
+The graph takes pictures as they are decoded (uint8, RGB, channels first), so that scaling and normalisation cannot be
+forgotten, and gives what the network sees in them: pixels and relative depth. What turns these into metres needs the
+camera; `handpose.geometry` has it in closed form, and the file's metadata hold the numbers it takes.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from handpose.config import compose, told
+from handpose.data.sample import HandBatch
+from handpose.errors import UserError
+from handpose.evaluation.network import TrainedNetwork, data_overrides, read_network
+from handpose.evaluation.photographs import find_photographs, read_photograph, seen, whole_view
+from handpose.heatmaps import ImageAxes
+from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
+from handpose.training.build import build
+from handpose.training.checkpoints import read_checkpoint
+from handpose.training.trainer import calm
+
+OPSET = 20
+"""Of ONNX: the newest that torch 2.15 exports to by default, and that runtimes of 2024 and later read."""
+
+TOLERANCE = 1e-3
+"""Largest difference from PyTorch, in pixels, reference bones or millimetres."""
+
+_NUM_PICTURES = 64
+_NUM_TIMED = 50
+
+_DESCRIPTION = """\
+Write a checkpoint's network as ONNX and compare it with PyTorch on pictures: those of a folder, or the test split that
+the checkpoint's data set has.
+
+  input   image: uint8 (batch, 3, side, side), RGB
+  output  uv_px (batch, 21, 2), pixels of the input, centres at integers; relative_depth (batch, 21), depth minus that
+          of the base of the middle finger, in lengths of its proximal bone; of heatmap=camera_axes xyz_mm (batch, 21,
+          3) instead. The file's metadata say how a camera turns them into metres
+
+  python -m handpose.export --checkpoint FILE --output hand.onnx --images FOLDER
+"""
+
+
+class Coordinates(nn.Module):
+    """The graph that is written: pictures, uint8 (B, 3, H, W), -> the outputs named by `names`."""
+
+    def __init__(self, network: TrainedNetwork) -> None:
+        super().__init__()
+        self.net = network.module.net
+        self.axes = network.module.axes
+        self.names = ("uv_px", "relative_depth") if isinstance(self.axes, ImageAxes) else ("xyz_mm",)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        coordinates = self.axes.read_out(self.net(image.float() / 255.0))  # (B, K, 3)
+        if not isinstance(self.axes, ImageAxes):
+            return (1000.0 * self.axes.low_m + coordinates * self.axes.extent,)
+        height, width = image.shape[-2:]
+        uv = torch.stack((coordinates[..., 0] * width - 0.5, coordinates[..., 1] * height - 0.5), dim=-1)
+        depth = (coordinates[..., 2] - 0.5) * 2.0 * self.axes.depth_range
+        return uv, depth - depth[:, ROOT, None]
+
+
+class Comparison(NamedTuple):
+    """largest: difference of each output. *_ms: median latency of one picture on this machine's CPU."""
+
+    largest: dict[str, float]
+    torch_ms: float
+    onnx_ms: float
+
+
+def export(network: TrainedNetwork, path: Path, *, side: int) -> Coordinates:
+    """Write the network as ONNX for pictures of `side` px in batches of any size; returns what was written."""
+    graph = Coordinates(network).eval().requires_grad_(False)
+    example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+    with calm():
+        program = torch.export.export(graph, (example,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
+        exported = torch.onnx.export(
+            program,
+            input_names=["image"],
+            output_names=list(graph.names),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert exported is not None, "torch returns a program where it is not told to write a file"
+    exported.model.metadata_props.update(metadata(network, side))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        exported.save(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); give another --output") from error
+    onnx.checker.check_model(path)
+    return graph
+
+
+def metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
+    """What a program that runs the file has to know, in the file: text, and JSON where there are numbers."""
+    about = {
+        "input": f"image: uint8, (batch, 3, {side}, {side}), RGB, as decoded",
+        "joints": json.dumps(JOINT_NAMES),
+        "root": JOINT_NAMES[ROOT],
+    }
+    axes = network.module.axes
+    if not isinstance(axes, ImageAxes):
+        return about | {"output": "xyz_mm: joints in the frame of the camera that the network was trained with, mm"}
+    return about | {
+        "output": "uv_px: pixels of the input, centres at integers; relative_depth: depth minus the root's, in lengths "
+        f"of the reference bone, {JOINT_NAMES[REFERENCE_BONE[0]]} to {JOINT_NAMES[REFERENCE_BONE[1]]}",
+        "geometry": "with K of the input, rays (x, y, 1) = K^-1 (u, v, 1); Z = root_depth(rays, relative_depth, "
+        "bone_lengths), in closed form (handpose.geometry.root_depth); joints = rays * (Z + relative_depth) * scale, "
+        "in the unit of scale, the length of the reference bone: scale_mm is its mean in the training set",
+        "bones": json.dumps(BONES),
+        "bone_lengths": json.dumps(axes.bone_lengths.tolist()),
+        "scale_mm": json.dumps(1000.0 * float(axes.scale_m)),
+    }
+
+
+def compare(graph: Coordinates, path: Path, pictures: NDArray[np.uint8]) -> Comparison:
+    """Run the file beside PyTorch on pictures (N, 3, H, W), in one batch and one by one."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    largest = dict.fromkeys(graph.names, 0.0)
+    with torch.no_grad():
+        for batch in (pictures, *pictures[:, None]):
+            ours, theirs = graph(torch.from_numpy(batch)), session.run(None, {"image": batch})
+            for name, one, other in zip(graph.names, ours, theirs, strict=True):
+                largest[name] = max(largest[name], float(np.abs(one.numpy() - other).max()))
+        first = pictures[:1]
+        torch_ms = _median_ms(lambda: graph(torch.from_numpy(first)))
+    return Comparison(largest, torch_ms, _median_ms(lambda: session.run(None, {"image": first})))
+
+
+def _median_ms(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_NUM_TIMED):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return 1000.0 * statistics.median(times)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns 1 where the file differs from PyTorch, else 0, and leaves with 2 after a mistake."""
+    with told():
+        options = _options(arguments)
+        if options.output.suffix != ".onnx":
+            raise UserError(f"--output {options.output} must end in .onnx")
+        network = read_network(options.checkpoint)
+        side = network.input_size(options.image_size)
+        if options.images:
+            pictures = _of_folder(options.images, side)
+        else:
+            pictures = _of_test_split(options.checkpoint, side, options.overrides)
+        graph = export(network, options.output, side=side)
+        compared = compare(graph, options.output, pictures)
+        print(_summary(graph, options.output, compared, len(pictures)))
+        if not max(compared.largest.values()) <= TOLERANCE:  # also where it is no number
+            options.output.unlink()
+            print(
+                f"error: ONNX differs from PyTorch by more than {TOLERANCE}, so {options.output} is removed",
+                file=sys.stderr,
+            )
+            return 1
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m handpose.export",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of a training")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures to compare on; default: the test split")
+    parser.add_argument("--image-size", type=int, metavar="PX", help="side of the input; default: as trained")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="of the data set, as for train.py: data.root=DIR"
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
+def _of_folder(folder: Path, side: int) -> NDArray[np.uint8]:
+    shown = []
+    for path in find_photographs([folder])[:_NUM_PICTURES]:
+        photograph, _ = read_photograph(path)
+        shown.append(seen(photograph, whole_view(photograph.size, np.eye(3), side=side), side=side))
+    return np.ascontiguousarray(np.stack(shown).transpose(0, 3, 1, 2))
+
+
+def _of_test_split(checkpoint: Path, side: int, overrides: Sequence[str]) -> NDArray[np.uint8]:
+    trained_with = read_checkpoint(checkpoint, key="--checkpoint")["config"]
+    size = f"data.image_size={side}"
+    _, data = build(compose("train", [*data_overrides(trained_with), size, *overrides]), pretrained=False)
+    data.setup("test")
+    dataset = data.test_dataloader().dataset
+    batch: HandBatch = dataset[np.arange(min(_NUM_PICTURES, len(dataset)))]  # type: ignore[arg-type]
+    return np.ascontiguousarray(batch.image.numpy())
+
+
+def _summary(graph: Coordinates, path: Path, compared: Comparison, num_pictures: int) -> str:
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in compared.largest.items())
+    parameters = sum(parameter.numel() for parameter in graph.parameters()) / 1e6
+    return "\n".join(
+        (
+            f"{path}: {path.stat().st_size / 1e6:.1f} MB, {parameters:.2f} M parameters, opset {OPSET}",
+            f"largest difference from PyTorch on {num_pictures} pictures: {differences}",
+            f"one picture on {torch.get_num_threads()} CPU thread(s): PyTorch {compared.torch_ms:.1f} ms, ONNX Runtime "
+            f"{compared.onnx_ms:.1f} ms (medians of {_NUM_TIMED})",
+        )
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,215 @@
+"""`python -m handpose.predict`: the hands of any photographs, drawn over them and as JSON."""
+
+import argparse
+import itertools
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from handpose import drawing
+from handpose.config import told
+from handpose.errors import UserError
+from handpose.evaluation.hands import find_hands
+from handpose.evaluation.network import TrainedNetwork, read_network
+from handpose.evaluation.photographs import (
+    ASSUMED_FOCAL,
+    Photograph,
+    camera_of,
+    find_photographs,
+    read_intrinsics,
+    read_photograph,
+)
+from handpose.geometry import project, root_relative
+from handpose.heatmaps import CameraAxes
+from handpose.skeleton import JOINT_NAMES
+
+_FILL = 0.6
+
+_DESCRIPTION = """\
+Find the 21 joints of the hand in photographs: one hand in each, of the side that the network was trained on (FreiHAND
+and the synthetic set hold right hands), filling a good part of the picture. Writes an overlay of each, and hands.json:
+pixels, millimetres in the camera frame and relative to the base of the middle finger, and the camera they hold for.
+
+  python -m handpose.predict hand.jpg --checkpoint FILE
+  python -m handpose.predict FOLDER --checkpoint FILE --intrinsics K.json --crop --output FOLDER
+
+Without a camera the focal length comes from the file's EXIF data, or is assumed: then the distance to the camera is a
+guess, and the pose a little worse. Without --scale the hand is taken to be as large as those of the training set are in
+the mean.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns 1 where a file could not be read, else 0, and leaves with 2 after a mistake."""
+    with told():
+        options = _options(arguments)
+        device = _device(options.device)
+        paths = find_photographs(options.photographs)
+        network = read_network(options.checkpoint, overrides=[f"test_time={options.test_time}"])
+        _check(options, network)
+        side = network.input_size(options.image_size)
+        names = [path.name for path in paths]
+        cameras = read_intrinsics(options.intrinsics, names) if options.intrinsics else [None] * len(paths)
+        files = list(zip(paths, cameras, overlay_names(paths), strict=True))
+        _make_folder(options.output)
+        network.module.to(device)
+        hands: list[dict[str, Any]] = []
+        for start in range(0, len(files), options.batch_size):
+            hands += _of_batch(files[start : start + options.batch_size], network, side, options)
+        _write(hands, network, side, options)
+        _tell(hands, options.output)
+    return 1 if any("error" in hand for hand in hands) else 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m handpose.predict",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("photographs", nargs="+", type=Path, metavar="IMAGE|FOLDER")
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="of a training")
+    camera = parser.add_mutually_exclusive_group()
+    camera.add_argument("--intrinsics", metavar="FILE|fx,fy,cx,cy", help="pixels; JSON with one K, a list, or by name")
+    camera.add_argument("--focal", type=float, metavar="PX", help="focal length in pixels of the photograph")
+    add("--scale", type=float, metavar="MM", help="length of the middle finger's proximal bone")
+    add(
+        "--crop",
+        nargs="?",
+        type=float,
+        const=_FILL,
+        metavar="FILL",
+        help=f"look again, at the hand: it fills this fraction of the picture ({_FILL} unless given)",
+    )
+    add("--test-time", default="none", metavar="CHOICE", help="in configs/test_time; none: one pass")
+    add("--image-size", type=int, metavar="PX", help="side of what the network is shown; default: as trained")
+    add("--batch-size", type=int, default=8, metavar="N", help="photographs at a time; default: 8")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
+    add("--output", type=Path, default=Path("hands"), metavar="FOLDER", help="default: hands")
+    return parser.parse_args(arguments)
+
+
+def _check(options: argparse.Namespace, network: TrainedNetwork) -> None:
+    for name in ("focal", "scale", "batch_size"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, but it is {value}")
+    if options.crop is not None and not 0.0 < options.crop <= 1.0:
+        raise UserError(f"--crop must be above 0 and at most 1, but it is {options.crop}")
+    if isinstance(network.module.axes, CameraAxes) and (options.crop or not (options.intrinsics or options.focal)):
+        raise UserError(
+            "a network of heatmap=camera_axes knows one camera only: give --intrinsics or --focal of pictures like "
+            "those it was trained on, and no --crop"
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name} is not there ({str(error).splitlines()[0]}); give cpu or auto") from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made ({error.strerror}); give another --output") from error
+
+
+def _of_batch(
+    files: Sequence[tuple[Path, NDArray[np.float64] | None, str]],
+    network: TrainedNetwork,
+    side: int,
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Read, predict and draw some photographs; what cannot be read is told and gets a record that says so.
+
+    files: each with its intrinsics, if they were given, and the name of its overlay.
+    """
+    records: dict[Path, dict[str, Any]] = {}
+    readable: list[tuple[Photograph, str]] = []
+    for path, given, overlay in files:
+        try:
+            picture, exif_px = read_photograph(path)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            records[path] = {"file": str(path), "error": str(error)}
+            continue
+        camera = camera_of(picture.size, given=given, focal_px=options.focal, exif_px=exif_px)
+        readable.append((Photograph(path, picture, camera), overlay))
+    if readable:
+        scale_m = math.nan if options.scale is None else options.scale / 1000.0
+        found = find_hands(
+            network, [photograph for photograph, _ in readable], side=side, scale_m=scale_m, fill=options.crop
+        )
+        for (photograph, overlay), xyz_m in zip(readable, found, strict=True):
+            records[photograph.path] = _record(photograph, xyz_m, options.output / overlay)
+    return [records[path] for path, _, _ in files]
+
+
+def _record(photograph: Photograph, xyz_m: NDArray[np.float64], overlay: Path) -> dict[str, Any]:
+    """What hands.json says of a photograph; draws its overlay."""
+    camera, xyz = photograph.camera, torch.from_numpy(xyz_m)
+    uv = project(xyz, torch.from_numpy(camera.intrinsics)).numpy()
+    Image.fromarray(drawing.hand_over_photograph(np.asarray(photograph.picture), uv)).save(overlay, quality=92)
+    return {
+        "file": str(photograph.path),
+        "overlay": overlay.name,
+        "size": list(photograph.picture.size),
+        "intrinsics": camera.intrinsics.tolist(),
+        "intrinsics_from": camera.source,
+        "intrinsics_assumed": camera.is_assumed,
+        "uv_px": uv.round(3).tolist(),
+        "xyz_mm": (1000 * xyz_m).round(3).tolist(),
+        "xyz_root_relative_mm": (1000 * root_relative(xyz)).numpy().round(3).tolist(),
+    }
+
+
+def overlay_names(photographs: Sequence[Path]) -> list[str]:
+    """The file name of each photograph's overlay: JPEG for a JPEG, else PNG; no two alike, and none a photograph's."""
+    names: list[str] = []
+    for path in photographs:
+        suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
+        numbers = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
+        names.append(next(name for n in numbers if (name := f"{path.stem}_hand{n}{suffix}") not in names))
+    return names
+
+
+def _write(hands: list[dict[str, Any]], network: TrainedNetwork, side: int, options: argparse.Namespace) -> None:
+    about = {
+        "checkpoint": str(options.checkpoint),
+        "image_size": side,
+        "test_time": options.test_time,
+        "crop": options.crop,
+        "reference_bone_mm": options.scale,
+        "reference_bone_from": "assumed: the mean of the training set" if options.scale is None else "given",
+        "joints": list(JOINT_NAMES),
+    }
+    (options.output / "hands.json").write_text(json.dumps(about | {"hands": hands}, indent=1) + "\n")
+
+
+def _tell(hands: list[dict[str, Any]], folder: Path) -> None:
+    found = [hand for hand in hands if "error" not in hand]
+    print(f"{len(found)} of {len(hands)} photographs: overlays and hands.json in {folder}")
+    assumed = sum(hand["intrinsics_assumed"] for hand in found)
+    if assumed:
+        print(
+            f"The camera of {assumed} is not known: its focal length is assumed to be {ASSUMED_FOCAL} times the longer "
+            "side, so distances are a guess (--intrinsics or --focal tells it)"
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from handpose.config import compose, plain
+from handpose.training.build import build
+from tests.builders import hands, write_freihand
+
+SIZE = 64
+
+
+@pytest.fixture(scope="session")
+def freihand(tmp_path_factory) -> Path:
+    return write_freihand(tmp_path_factory.mktemp("freihand"), num_poses=24, variants=1, num_test=6, size=SIZE)
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint(freihand, tmp_path_factory):
+    """A checkpoint of a small network that has learned nothing but is sure of it, as a function of more overrides."""
+
+    def written(*overrides: str) -> Path:
+        config = compose(
+            "train",
+            [
+                *["data=freihand", f"data.root={freihand}", f"data.image_size={SIZE}", "data.batch_size=4"],
+                *["data.source.val_fraction=0.25", "data.source.num_blocks=2", "num_threads=1"],
+                *["model.encoder.name=lcnet_035", "model.decoder.depth=2", *overrides],
+            ],
+        )
+        module, _ = build(config, pretrained=False, quiet=True)
+        module.axes.fit(torch.from_numpy(hands(24)).float())
+        with torch.no_grad():  # else all joints lie in the middle of their axes, and the hand as far as can be
+            for weights in (parameter for parameter in module.net.decoder.parameters() if parameter.ndim > 1):
+                weights.mul_(10.0)
+        path = tmp_path_factory.mktemp("run") / "last.ckpt"
+        torch.save({"config": plain(config), "state_dict": module.state_dict(), "epoch": 0}, path)
+        return path
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def checkpoint(write_checkpoint) -> Path:
+    return write_checkpoint()

@@ -1,0 +1,98 @@
+"""Joints found in photographs come back into the photographs' own cameras exactly."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from handpose.evaluation.hands import find_hands
+from handpose.evaluation.network import TrainedNetwork
+from handpose.evaluation.photographs import Camera, Photograph
+from handpose.evaluation.views import Views
+from handpose.geometry import project
+from tests.builders import hands
+
+SIDE = 48
+ONE_PASS = Views(num_rotations=1, rotation_deg=0.0, mirror=False, scales=[1.0], crop=None)
+SIZES = [(300, 200), (90, 160), (48, 48)]
+MOVED = torch.tensor([[0.05, 0.02, 0.0], [-0.03, 0.06, 0.1], [0.0, 0.0, 0.05]])[:, None]
+
+
+class KnowsTheTruth(nn.Module):
+    """Gives the joints that it knows, in the frame of the camera it is shown a picture of."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, truth_m):
+        super().__init__()
+        self.truth_m, self.shown = truth_m, []
+
+    def predict_xyz_m(self, view, scale_m):
+        """The truth in the frame of the camera: the photograph's own first, then one that looks at the hand."""
+        self.shown.append(view)
+        rotations = [rotation_to(xyz_m) if len(self.shown) > 1 else torch.eye(3) for xyz_m in self.truth_m]
+        return torch.stack([xyz_m.float() @ turn.T for xyz_m, turn in zip(self.truth_m, rotations, strict=True)])
+
+
+def rotation_to(xyz_m):
+    """The rotation without roll that takes the middle of the joints' box of rays to the optical axis."""
+    rays = xyz_m / xyz_m[:, 2:]
+    middle = (rays.amin(0) + rays.amax(0)) / 2
+    ray, axis = (middle / middle.norm()).numpy(), np.array([0.0, 0.0, 1.0])
+    cross, cosine = np.cross(ray, axis), float(ray @ axis)
+    skew = np.array([[0, -cross[2], cross[1]], [cross[2], 0, -cross[0]], [-cross[1], cross[0], 0]])
+    return torch.from_numpy(np.eye(3) + skew + skew @ skew / (1 + cosine)).float()
+
+
+def photographs_of(truth_m, tmp_path):
+    """Dark pictures with a bright square over joint 9, and cameras in whose middle the hands are not."""
+    made = []
+    for (width, height), xyz_m in zip(SIZES, truth_m, strict=True):
+        focal = 1.3 * max(width, height)
+        camera = np.array([[focal, 0, 0.55 * width], [0, focal, 0.45 * height], [0, 0, 1.0]])
+        u, v = project(xyz_m, torch.from_numpy(camera))[9].round().int().tolist()
+        pixels = np.full((height, width, 3), 20, np.uint8)
+        reach = max(width, height) // 40 + 1
+        pixels[max(v - reach, 0) : v + reach + 1, max(u - reach, 0) : u + reach + 1] = 255
+        made.append(Photograph(tmp_path / "x.png", Image.fromarray(pixels), Camera(camera, "given")))
+    return made
+
+
+@pytest.mark.parametrize(("fill", "passes"), [(None, 1), (0.6, 2)])
+def test_joints_come_back_into_the_photographs_camera(tmp_path, fill, passes):
+    truth_m = torch.from_numpy(hands(3)) + MOVED
+    photographs = photographs_of(truth_m, tmp_path)
+    module = KnowsTheTruth(truth_m)
+    network = TrainedNetwork(module, ONE_PASS, SIDE)
+    found_m = find_hands(network, photographs, side=SIDE, scale_m=0.03, fill=fill)
+    assert len(module.shown) == passes
+    assert np.abs(found_m - truth_m.numpy()).max() < 1e-6  # float32 in the network
+    for view in module.shown:
+        assert view.image.shape == (3, 3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("fill", [None, 0.6])
+def test_what_is_shown_is_what_the_cameras_see(tmp_path, fill):
+    """The bright square over a joint is where the intrinsics of the view project that joint."""
+    truth_m = torch.from_numpy(hands(3)) + MOVED
+    photographs = photographs_of(truth_m, tmp_path)
+    module = KnowsTheTruth(truth_m)
+    find_hands(TrainedNetwork(module, ONE_PASS, SIDE), photographs, side=SIDE, scale_m=0.03, fill=fill)
+    view = module.shown[-1]
+    for image, camera, xyz_m in zip(view.image, view.intrinsics, truth_m, strict=True):
+        rotation = rotation_to(xyz_m) if fill else torch.eye(3)
+        expected = project(xyz_m.float() @ rotation.T, camera)[9]
+        v, u = torch.nonzero(image[0] > 0.6).float().mean(0)
+        assert torch.allclose(torch.stack([u, v]), expected, atol=1.0)
+
+
+def test_a_known_size_reaches_the_network(tmp_path):
+    truth_m = torch.from_numpy(hands(3))
+    module = KnowsTheTruth(truth_m)
+    scales = []
+    module.predict_xyz_m = lambda view, scale_m: scales.append(scale_m) or truth_m.float()
+    find_hands(
+        TrainedNetwork(module, ONE_PASS, SIDE), photographs_of(truth_m, tmp_path), side=SIDE, scale_m=0.03, fill=None
+    )
+    assert scales[0].tolist() == pytest.approx([0.03] * 3)
