@@ -32,5 +32,5 @@ def faults(how):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
 def test_memory_that_is_kept_is_not_cleared_by_the_kernel_again():
-    # 200 to 172,000 when the machine has nothing else to do; the kernel takes some pages back by itself when it has.
+    # 0 to 180,000 on a machine that has nothing else to do; with much else the kernel takes some pages back by itself.
     assert faults("keep") < 0.1 * faults("default")
