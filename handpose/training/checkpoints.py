@@ -114,6 +114,8 @@ class WholeFiles(TorchCheckpointIO):
             finally:
                 part.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch
+            if isinstance(error.__context__, KeyboardInterrupt):  # so is Ctrl-C while it writes
+                raise error.__context__ from None
             raise UserError(f"the checkpoint {path} cannot be written ({error})") from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Checkpoints: which are kept, how they are written, and what a resumed run takes along."""
 
+import io
+from pathlib import Path
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -190,3 +193,25 @@ def test_a_checkpoint_of_an_earlier_version_is_told_from_one_of_another_choice(c
         UserError, match=r"an earlier version of this project, whose network had no model\.decoder\.conv;"
     ):
         check_architecture({"config": before}, config, tmp_path)
+
+
+def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c_and_leaves_the_one_before(tmp_path, monkeypatch):
+    path, num_writes = tmp_path / "last.ckpt", 0
+    WholeFiles().save_checkpoint({"epoch": 0}, path)
+    before = path.read_bytes()
+
+    class Interrupted(io.FileIO):
+        def write(self, content):
+            nonlocal num_writes
+            num_writes += 1
+            if num_writes == 3:
+                raise KeyboardInterrupt
+            return super().write(content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda self, mode: Interrupted(self, mode))
+        with pytest.raises(KeyboardInterrupt):
+            WholeFiles().save_checkpoint({"weights": torch.rand(100_000)}, path)
+    assert num_writes >= 3
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
