@@ -176,6 +176,7 @@ def running(folder: Path, *arguments: str, until: str):
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_run_is_tested_while_it_goes_on_then_interrupted_and_resumed(course):
     submission = [*SMALL, "data.batch_size=8"]
     last = f"scratch/logs/ckpts/{DATED}/last.ckpt"
