@@ -47,6 +47,7 @@ from benchmarks.record import machine_line, write_results  # noqa: E402
 from handpose.config import compose, instantiated, quote_override  # noqa: E402
 from handpose.data.datamodule import HandDataModule  # noqa: E402
 from handpose.data.sample import Annotations  # noqa: E402
+from handpose.training.build import build_data  # noqa: E402
 
 cv2: Any = importlib.import_module("cv2") if importlib.util.find_spec("cv2") else None  # only compared with
 
@@ -251,14 +252,7 @@ def _iterate(connection: Connection, config: DictConfig, other: DictConfig) -> N
 
 def opened(config: DictConfig) -> HandDataModule:
     """The data module of a configuration, ready to train."""
-    data = HandDataModule(
-        instantiated(config, "data.source"),
-        image_size=config.data.image_size,
-        batch_size=config.data.batch_size,
-        pack_folder=config.paths.packed,
-        seed=config.seed,
-        progress=False,
-    )
+    data = build_data(config, quiet=True)
     data.setup("fit")
     return data
 

@@ -28,7 +28,7 @@ from handpose.evaluation.network import TrainedNetwork, data_overrides, read_net
 from handpose.evaluation.photographs import find_photographs, read_photograph, seen, whole_view
 from handpose.heatmaps import ImageAxes
 from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
-from handpose.training.build import build
+from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.trainer import calm
 
@@ -205,7 +205,7 @@ def _of_folder(folder: Path, side: int) -> NDArray[np.uint8]:
 def _of_test_split(checkpoint: Path, side: int, overrides: Sequence[str]) -> NDArray[np.uint8]:
     trained_with = read_checkpoint(checkpoint, key="--checkpoint")["config"]
     size = f"data.image_size={side}"
-    _, data = build(compose("train", [*data_overrides(trained_with), size, *overrides]), pretrained=False)
+    data = build_data(compose("train", [*data_overrides(trained_with), size, *overrides]))
     data.setup("test")
     dataset = data.test_dataloader().dataset
     batch: HandBatch = dataset[np.arange(min(_NUM_PICTURES, len(dataset)))]  # type: ignore[arg-type]

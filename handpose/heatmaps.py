@@ -154,12 +154,16 @@ class ImageAxes(_Axes):
         self.register_buffer("scale_m", torch.tensor(0.03))
         self.register_buffer("extent", torch.ones(3), persistent=False)
 
-    def fit(self, xyz_m: Tensor) -> None:
-        """Take range, proportions and size from the training set's joints, (N, K, 3) in metres, camera frame."""
+    def fit(self, xyz_m: Tensor, *, is_trained: bool = False) -> None:
+        """Take range, proportions and size from the training set's joints, (N, K, 3) in metres, camera frame.
+
+        is_trained: the range of depth stays, since it is what the logits of a trained network mean.
+        """
         lengths = geometry.bone_lengths(xyz_m)
         scale = lengths[:, BONES.index(REFERENCE_BONE)]
         relative = (xyz_m[..., 2] - xyz_m[:, ROOT, None, 2]) / scale[:, None]
-        self.depth_range.copy_(1.1 * relative.abs().max())  # a tenth to spare, for hands the training set does not hold
+        if not is_trained:  # a tenth to spare, for hands the training set does not hold
+            self.depth_range.copy_(1.1 * relative.abs().max())
         self.bone_lengths.copy_((lengths / scale[:, None]).mean(0))
         self.scale_m.copy_(scale.mean())
 
@@ -234,7 +238,7 @@ class CameraAxes(_Axes):
         self.register_buffer("low_m", ranges[:, 0] / 1000.0)
         self.register_buffer("extent", ranges[:, 1] - ranges[:, 0])
 
-    def fit(self, xyz_m: Tensor) -> None:
+    def fit(self, xyz_m: Tensor, *, is_trained: bool = False) -> None:
         """Check that the ranges hold the training set's joints, (N, K, 3) in metres; a share outside is refused."""
         outside = ((self.encode(xyz_m, xyz_m, (1, 1)) - 0.5).abs() > 0.5).float().mean().item()
         if outside > 0.01:

@@ -8,6 +8,14 @@ import simplejpeg
 from numpy.typing import NDArray
 
 IMAGE_SIZE = 32
+SMALL = (
+    "data=freihand",
+    "data.batch_size=8",
+    "data.image_size=64",
+    "data.source.val_fraction=0.25",
+    "data.source.num_blocks=2",
+)
+"""Overrides for a data set of two dozen poses."""
 
 
 def hands(num_poses: int, seed: int = 0) -> NDArray[np.float64]:

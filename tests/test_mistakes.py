@@ -12,16 +12,13 @@ import torch
 from handpose.config import compose, script
 from handpose.training.fit import fit, prepare
 from handpose.training.results import RunFolders
+from tests import builders
 from tests.builders import write_course, write_freihand
 from train import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = [
-    "data=freihand",
-    "data.batch_size=8",
-    "data.image_size=64",
-    "data.source.val_fraction=0.25",
-    "data.source.num_blocks=2",
+    *builders.SMALL,
     "model.encoder.name=lcnet_035",
     "model.encoder.pretrained=false",
     "model.decoder.depth=2",

@@ -4,7 +4,6 @@ FreiHAND's take 120 MB in each process that reads them, as numbers and as paths.
 """
 
 import hashlib
-import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handpose.data.sample import Annotations, ImageFiles, Splits
+from handpose.whole_file import whole_file
 
 _LEAST_BYTES = 2**20  # what is smaller stays in memory
 
@@ -45,13 +45,7 @@ def _mapped(values: NDArray, folder: Path) -> NDArray:
     name = hashlib.sha256(f"{contents.dtype.str} {contents.shape}".encode() + contents.data).hexdigest()[:16]
     file = folder / f"labels-{name}.npy"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.{os.getpid()}.part")
-        try:
-            with open(part, "wb") as opened:
-                np.save(opened, contents)
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(file) as part, open(part, "wb") as opened:
+            np.save(opened, contents)
     # Copy on write, because torch warns of arrays that are read-only.
     return np.asarray(np.load(file, mmap_mode="c"))

@@ -22,7 +22,7 @@ from handpose.evaluation.scores import JointErrors, joint_errors, scores
 from handpose.evaluation.submission import read_predictions, write_course
 from handpose.evaluation.table import table
 from handpose.geometry import project
-from handpose.training.build import build
+from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import predict, prepare
 
@@ -94,7 +94,7 @@ def _of_checkpoint(path: Path, split: Split, overrides: Sequence[str]) -> _Predi
 
 def _of_file(path: Path, split: Split, overrides: Sequence[str]) -> _Predicted:
     xyz_m = read_predictions(path)
-    _, data = build(compose("train", overrides), pretrained=False)
+    data = build_data(compose("train", overrides))
     data.setup("test" if split == "test" else "fit")
     dataset = _dataset(data, split)
     if len(dataset) != len(xyz_m):

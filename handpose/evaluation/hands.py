@@ -10,8 +10,8 @@ from torch import Tensor
 from handpose.data.augment import View
 from handpose.evaluation.network import TrainedNetwork
 from handpose.evaluation.photographs import Photograph, seen, whole_view
-from handpose.evaluation.views import looking_at
-from handpose.geometry import exactly, project
+from handpose.evaluation.views import looking_at, turned_back
+from handpose.geometry import project
 from handpose.skeleton import NUM_JOINTS
 
 
@@ -60,6 +60,4 @@ def _found(
         xyz_m=torch.full((len(shown), NUM_JOINTS, 3), torch.nan, device=device),
     )
     scales = torch.full((len(shown),), scale_m, device=device)
-    predicted_m = network.views.predict_xyz_m(network.module, view, scales).double().cpu()
-    with exactly(rotation):
-        return predicted_m @ rotation
+    return turned_back(network.views.predict_xyz_m(network.module, view, scales).double().cpu(), rotation)

@@ -7,11 +7,8 @@ its name when it is whole, and the same predictions give the same bytes.
 
 import gzip
 import json
-import os
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 
 from handpose.errors import UserError
 from handpose.skeleton import AIT_FROM_FREIHAND, FREIHAND_FROM_AIT, NUM_JOINTS
+from handpose.whole_file import whole_file
 
 COURSE_DECIMALS_MM = 4
 OFFICIAL_DECIMALS_M = 7
@@ -35,7 +33,7 @@ def write_course(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
     """
     ait_mm = _checked(xyz_m, f"predictions for {path}")[:, AIT_FROM_FREIHAND] * _MM_PER_M
     text = _to_json(ait_mm.round(COURSE_DECIMALS_MM).tolist())
-    with _whole_file(Path(path)) as part:
+    with whole_file(Path(path)) as part:
         part.write_bytes(gzip.compress(text.encode(), compresslevel=6, mtime=0))
 
 
@@ -59,7 +57,7 @@ def write_official(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
     text = f"[{xyz},[{','.join([no_mesh] * len(xyz_m))}]]"
     entry = zipfile.ZipInfo(_PRED_JSON, date_time=_ZIP_EPOCH)
     entry.external_attr = 0o644 << 16
-    with _whole_file(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:
+    with whole_file(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:
         archive.writestr(entry, text, compress_type=zipfile.ZIP_DEFLATED)
 
 
@@ -130,15 +128,3 @@ def _existing(path: str | Path) -> Path:
 
 def _read_bytes(path: str | Path) -> bytes:
     return _existing(path).read_bytes()
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, that is moved to `path` at the end and removed after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

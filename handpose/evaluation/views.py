@@ -76,7 +76,7 @@ class Views:
         found = project(module.predict_xyz_m(view, scale_m), view.intrinsics)
         rotation, intrinsics = looking_at(found, view.intrinsics, _size(view), fill=self.crop)
         cropped_m = self._mean(module, turned(view, rotation, intrinsics), scale_m)
-        return _turned_back(cropped_m, rotation)
+        return turned_back(cropped_m, rotation)
 
     def _mean(self, module: Predicts, view: View, scale_m: Tensor) -> Tensor:
         return mean_of_views(torch.stack(list(self._predictions(module, view, scale_m))))
@@ -85,10 +85,10 @@ class Views:
         for angle in self.angles:
             for scale in self.scales:
                 seen, rotation = _seen(view, angle, scale)
-                yield _turned_back(module.predict_xyz_m(seen, scale_m), rotation)
+                yield turned_back(module.predict_xyz_m(seen, scale_m), rotation)
                 if self.mirror:
                     reflected_m = module.predict_xyz_m(mirrored(seen), scale_m)
-                    yield _turned_back(reflected_m * reflected_m.new_tensor([-1.0, 1.0, 1.0]), rotation)
+                    yield turned_back(reflected_m * reflected_m.new_tensor([-1.0, 1.0, 1.0]), rotation)
 
 
 def looking_at(
@@ -155,7 +155,7 @@ def _seen(view: View, angle: float, scale: float) -> tuple[View, Tensor]:
     return turned(view, rotation, intrinsics), rotation
 
 
-def _turned_back(xyz_m: Tensor, rotation: Tensor) -> Tensor:
+def turned_back(xyz_m: Tensor, rotation: Tensor) -> Tensor:
     """Joints (B, K, 3) in the frame of a camera turned by rotation (B, 3, 3) -> in that of the camera before."""
     with exactly(rotation):
         return xyz_m @ rotation

@@ -33,7 +33,7 @@ def build(
         print(f"Getting the pretrained weights of {config.model.encoder.name}", file=sys.stderr, flush=True)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module = _module(config, pretrained=pretrained, quiet=quiet)
-    return module, _data(config, masks=module.augment.needs_masks, quiet=quiet, keep_open=keep_open)
+    return module, build_data(config, masks=module.augment.needs_masks, quiet=quiet, keep_open=keep_open)
 
 
 def _module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandPose:
@@ -73,7 +73,10 @@ def _check_optimizer(module: HandPose) -> None:
         raise UserError(f"optimizer, lr_schedule: {error}") from error
 
 
-def _data(config: DictConfig, *, masks: bool, quiet: bool, keep_open: bool) -> HandDataModule:
+def build_data(
+    config: DictConfig, *, masks: bool = False, quiet: bool = False, keep_open: bool = False
+) -> HandDataModule:
+    """The data module of a configuration alone; masks: with those of the training images. Otherwise as `build`."""
     data = HandDataModule(
         instantiated(config, "data.source"),
         image_size=config.data.image_size,

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from handpose.config import choice_of, plain, quote_override
 from handpose.errors import UserError
+from handpose.whole_file import whole_file
 
 
 class ConfigInCheckpoint(pl.Callback):
@@ -101,18 +102,12 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with part.open("wb") as file:
-                    torch.save(checkpoint, file)
-                    if self._is_durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
+            with whole_file(path) as part, part.open("wb") as file:
+                torch.save(checkpoint, file)
+                if self._is_durable:
+                    file.flush()
+                    os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch
             if isinstance(error.__context__, KeyboardInterrupt):  # so is Ctrl-C while it writes
                 raise error.__context__ from None

@@ -135,7 +135,8 @@ def prepare(
         module.augment.check_backgrounds()
     data.setup(stage)
     if weights is None:
-        _fit_axes(module.axes, data, is_trained=initial is not None)
+        training_m = torch.from_numpy(_xyz_m(data.splits.train.xyz_m)).float()
+        module.axes.fit(training_m, is_trained=initial is not None)
     _check_image_size(config, module, data.test_dataloader() if stage == "test" else data.train_dataloader())
     return Prepared(module, data, checkpoint)
 
@@ -160,15 +161,6 @@ def _check_groups(checkpoint: dict[str, Any], module: HandPose, path: Path) -> N
             f"{path} was written by another version, whose optimizer grouped the weights in {len(groups)}; give "
             f"model.weights={path} to begin a training with its weights"
         )
-
-
-def _fit_axes(axes: torch.nn.Module, data: HandDataModule, *, is_trained: bool) -> None:
-    """Take from the training set what the axes need; the logits of a trained network mean its own range of depth."""
-    buffers = dict(axes.named_buffers())
-    before = buffers["depth_range"].clone() if is_trained and "depth_range" in buffers else None
-    axes.fit(torch.from_numpy(_xyz_m(data.splits.train.xyz_m)).float())  # type: ignore[operator]
-    if before is not None:
-        buffers["depth_range"].copy_(before)
 
 
 def _check_metric(config: DictConfig, module: HandPose) -> None:

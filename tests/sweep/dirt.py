@@ -23,13 +23,10 @@ from handpose.config import compose
 from handpose.sweep.worker import clean_process
 from handpose.training.fit import fit
 from handpose.training.results import RunFolders
+from tests import builders
 
 SMALL = [
-    "data=freihand",
-    "data.batch_size=8",
-    "data.image_size=64",
-    "data.source.val_fraction=0.25",
-    "data.source.num_blocks=2",
+    *builders.SMALL,
     "model.decoder.depth=1",
     "trainer.max_epochs=1",
     "trainer.enable_progress_bar=false",

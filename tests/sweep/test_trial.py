@@ -13,16 +13,13 @@ from handpose.sweep.events import Begun, Measured, Reported, read_events
 from handpose.sweep.stretch import Stretch
 from handpose.sweep.trial import TrainingObjective, TrialRecipe, TuneReport, training_overrides, with_params
 from handpose.training.fit import RunFolders, fit
+from tests import builders
 from tests.builders import write_freihand
 from tests.sweep.conftest import asha, make_settings, start
 from tests.sweep.objectives import METRIC
 
 SMALL = [
-    "data=freihand",
-    "data.batch_size=8",
-    "data.image_size=64",
-    "data.source.val_fraction=0.25",
-    "data.source.num_blocks=2",
+    *builders.SMALL,
     "model.decoder.depth=1",
     "trainer.enable_progress_bar=false",
 ]

@@ -261,7 +261,7 @@ def test_a_run_either_begins_with_weights_or_goes_on(trained, configure, folders
         fit(configure(*both), folders, quiet=True)
 
 
-def test_backgrounds_are_trained_with_where_there_are_masks(configure, folders, root, tmp_path):
+def test_backgrounds_are_trained_with_where_there_are_masks(configure, folders, freihand, tmp_path):
     with pytest.raises(UserError, match=r"augment\.background needs the masks"):
         prepare(configure("augment.background=0.5"), stage="fit", quiet=True)
     masked = write_freihand(tmp_path / "masked", num_poses=24, variants=1, num_test=6, size=64, masks=True)
