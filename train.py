@@ -1,5 +1,8 @@
 """Train one configuration and predict the test split: `python train.py`, with any configuration key as key=value."""
 
+import sys
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from handpose.config import script
@@ -12,7 +15,18 @@ def main(config: DictConfig) -> None:
 
     from handpose.training.fit import train_and_test
 
+    if config.best is not None:
+        rank_zero_only(_tell_differences)(config)
     rank_zero_only(print)(train_and_test(config).summary())
+
+
+def _tell_differences(config: DictConfig) -> None:
+    """Say on stderr what is not as it was when best.yaml was written: configuration, versions, revision, data."""
+    from handpose.sweep.provenance import differences
+    from handpose.training.build import build_data
+
+    for sentence in differences(Path(config.best).expanduser(), data=build_data(config).fingerprint):
+        print(f"best.yaml   {sentence}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sweep, retrain the winner, predict the test split: `python tune.py`, with any configuration key as key=value."""
+"""Sweep, confirm, retrain, predict the test split, report: `python tune.py`, with any configuration key=value."""
 
 import sys
 from functools import partial
@@ -8,19 +8,27 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from handpose.config import script, task_overrides
+from handpose.report.front import front_text
 from handpose.report.terminal import summary
+from handpose.sweep.confirm import confirm
 from handpose.sweep.preflight import check_plan, check_space, check_sweep, preflight, survey
 from handpose.sweep.provenance import provenance
+from handpose.sweep.reporting import REPORT, check_scientific, write_report
 from handpose.sweep.resume import check_data, description, new_task, recorded_task
 from handpose.sweep.retrain import retrain
-from handpose.sweep.run import INTERRUPTED, SweepHaltedError, SweepInterruptedError, run_sweep, try_out
+from handpose.sweep.rules import Fifo
+from handpose.sweep.run import INTERRUPTED, SweepHaltedError, SweepInterruptedError, swept, try_out
 from handpose.sweep.scheduler import rule_maker
-from handpose.sweep.select import NoWinnerError, select_winner, write_best
+from handpose.sweep.select import NoWinnerError, select_winner, write_best, write_front
+from handpose.sweep.status import print_status
 from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides, with_params
 
 
 def main(config: DictConfig) -> None:
-    """Sweep, retrain, test, and print what came out; or go on with that."""
+    """Sweep, confirm, retrain, test, and tell what came out; or go on with that."""
+    if config.sweep.status:
+        print_status(Path(config.sweep.status).expanduser().resolve())
+        return
     folder = config.sweep.resume
     task = recorded_task(Path(folder).expanduser().resolve(), task_overrides()) if folder else new_task(config)
     config, space = task.config, task.space
@@ -28,6 +36,7 @@ def main(config: DictConfig) -> None:
     overrides = training_overrides(task.overrides)
     check_sweep(sweep, cluster)
     check_space(space, overrides, is_grid=config.searcher.sampler is None)
+    check_scientific(config.report.scientific, space)
     fresh_rule = rule_maker(instantiate(config.scheduler), sweep, space)
     data = survey(config)
     check_data(task, data.fingerprint)
@@ -39,7 +48,8 @@ def main(config: DictConfig) -> None:
     )
     origin = task.origin or provenance(data=data.fingerprint)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial)
-    objective = TrainingObjective.of(recipe, sweep, fresh_rule(), measures=any(config.searcher.constraints.values()))
+    measures = sweep.second_objective is not None or any(config.searcher.constraints.values())
+    objective = TrainingObjective.of(recipe, sweep, fresh_rule(), measures=measures)
     tried = partial(
         preflight,
         sweep=sweep,
@@ -54,7 +64,7 @@ def main(config: DictConfig) -> None:
         try_out(sweep, cluster, tried)
         return
 
-    table = run_sweep(
+    with swept(
         sweep=sweep,
         cluster=cluster,
         space=space,
@@ -64,16 +74,42 @@ def main(config: DictConfig) -> None:
         command=recipe.command,
         description=None if task.origin else description(task, origin),
         preflight=tried,
-    )
+    ) as table:
+        confirmed = confirm(
+            table,
+            sweep=sweep,
+            cluster=cluster,
+            space=space,
+            defaults=task.defaults,
+            objective=TrainingObjective.of(recipe, sweep, Fifo(), measures=False),
+            command=recipe.command,
+            origin=origin,
+        )
 
-    # The finalists are not confirmed over seeds yet; it belongs here, between the table and the winner.
-    winner = select_winner(table, folder=sweep.path)
-    best = sweep.path / "best.yaml"
-    write_best(
-        best, table=table, row=winner, overrides=with_params(overrides, winner.params), sweep=sweep, origin=origin
+    winner = select_winner(table, folder=sweep.path, confirmed=confirmed)
+    told = partial(
+        write_best,
+        table=table,
+        overrides=lambda row: with_params(overrides, row.params),
+        sweep=sweep,
+        origin=origin,
+        confirmed=confirmed,
     )
-    retrained = retrain(sweep.path, devices=sweep.retrain_devices) if sweep.retrain else None
-    print(summary(table=table, winner=winner, defaults=task.defaults, retrained=retrained, folder=sweep.path))
+    told(sweep.path / "best.yaml", row=winner)
+    write_front(sweep.path / "front", table, told)
+    use_val = config.retrain.use_val
+    retrained = retrain(sweep.path, devices=sweep.retrain_devices, use_val=use_val) if sweep.retrain else None
+    found = summary(
+        table=table,
+        winner=winner,
+        defaults=task.defaults,
+        confirmed=confirmed,
+        retrained=retrained,
+        use_val=use_val,
+        folder=sweep.path,
+    )
+    print(*filter(None, [front_text(table), found]), sep="\n", flush=True)
+    print(write_report([sweep.path], sweep.path / REPORT, scientific=config.report.scientific).text)
 
 
 def guarded(config: DictConfig) -> None:

@@ -33,6 +33,7 @@ from handpose.sweep.events import EventLog  # noqa: E402
 from handpose.sweep.history import History  # noqa: E402
 from handpose.sweep.recorder import Recorder  # noqa: E402
 from handpose.sweep.rules import Asha  # noqa: E402
+from handpose.sweep.run import trial_logs  # noqa: E402
 from handpose.sweep.searcher import OptunaSearcher  # noqa: E402
 from handpose.sweep.settings import SweepSettings  # noqa: E402
 from handpose.sweep.space import load_space  # noqa: E402
@@ -90,7 +91,10 @@ class Sweep:
         table = TrialTable(settings.metric, settings.mode, settings.num_trials, settings.max_epochs)
         history = History(settings, rule=rule, table=table)
         self.state = SweepState(settings, log=self.log, history=history, searcher=self.searcher)
-        recorder = Recorder(table, folder=settings.path, shelf=history.shelf, tick=self.state.tick, view=Silent())
+        logs = trial_logs(settings, table)
+        recorder = Recorder(
+            table, folder=settings.path, shelf=history.shelf, tick=self.state.tick, view=Silent(), logs=logs
+        )
         recorder.catch_up(self.state.last_event)
         self.state.open(num_slots=_SLOTS, listener=recorder)
         self.recorder = recorder

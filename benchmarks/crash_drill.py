@@ -35,6 +35,7 @@ _SMALL = (
     "sweep.num_trials=8",
     "sweep.max_epochs=9",
     "sweep.preflight=off",
+    "sweep.confirm.seeds=0",
     "sweep.max_retries=1000",
     "sweep.retry_delay_s=0",
     "trainer.accelerator=cpu",

@@ -5,8 +5,8 @@
     python benchmarks/quality.py ablation --output benchmarks/results/quality_ablation.json
 
 versus: ours as configured, `effpose` as the original trained it, and effpose with our recipe, so that network and
-recipe are told apart. One encoder, from scratch, the same synthetic hands and image size, all cores, and the same wall
-time: each side's number of epochs is what fits into it by the time of its second epoch, and its schedule ends there.
+recipe are told apart. One encoder, from scratch, the same synthetic hands and image size, and the same wall time on all
+cores: each side's number of epochs is what fits into it by the time of its second epoch, and its schedule ends there.
 The original's milestones keep their places in its run (100 and 140 of 145), its millimetre ranges fit the data.
 
 real: FOLDER holds a small set of photographs in FreiHAND's layout, with joints for its evaluation split. A network
@@ -16,17 +16,20 @@ weights. Each training ends after --minutes.
 ablation: the defaults with one thing changed at a time, and decoder depth by sigma, over a fixed number of epochs.
 
 Errors are of the test split, one pass over the full picture unless a row says otherwise. Each training runs in a
-process of its own; the sides take turns.
+process of its own. Once the numbers of epochs are known, trainings share the cores (--jobs), which no error sees; a
+row's seconds are those of its training on all cores.
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -37,6 +40,7 @@ import pytorch_lightning as pl  # noqa: E402
 from benchmarks.record import machine_line, write_results  # noqa: E402
 from benchmarks.sweeps import in_fresh_process  # noqa: E402
 from handpose.config import compose, quote_override  # noqa: E402
+from handpose.sweep.preflight import num_cores  # noqa: E402
 
 Overrides = Sequence[str]
 Recipe = Callable[[int], Overrides]
@@ -61,6 +65,34 @@ def train_for(overrides: Overrides, epochs: int) -> dict[str, Any]:
         "checkpoint": str(result.checkpoint),
         **result.test_metrics,
     }
+
+
+class Side(NamedTuple):
+    """What is trained, and for how many epochs."""
+
+    overrides: Overrides
+    epochs: int
+
+
+def train_all(sides: Mapping[str, Side], *, seeds: Sequence[int], jobs: int) -> dict[str, list[dict[str, Any]]]:
+    """Each side with each seed, so many trainings at a time that share the cores; by side, in the order of seeds."""
+    threads = max(1, num_cores() // jobs)
+    order = [(seed, name) for seed in seeds for name in sides]
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = []
+        for place, (seed, name) in enumerate(order):
+            overrides = [*sides[name].overrides, f"seed={seed}", f"num_threads={threads}", f"paths.time={place}"]
+            waiting.append(pool.submit(in_fresh_process, train_for, overrides=overrides, epochs=sides[name].epochs))
+        for (seed, name), run in zip(order, waiting, strict=True):
+            runs[name].append(run.result())
+            print(f"seed {seed}, {name}: {line(runs[name][-1])}", flush=True)
+    return runs
+
+
+def epochs_within(minutes: float, about: Mapping[str, float]) -> int:
+    """How many epochs fit, by the time of one on all cores."""
+    return max(2, round(60 * minutes / about["epoch_s"]))
 
 
 def describe(overrides: Overrides) -> dict[str, float]:
@@ -142,24 +174,20 @@ def original(ranges: Mapping[str, list[float]], *, recipe: bool) -> Recipe:
 def versus(given: argparse.Namespace) -> dict[str, Any]:
     """All sides over all seeds, for one wall time."""
     with tempfile.TemporaryDirectory() as folder:
-        place = quote_override("paths.output", folder)
-        ranges = in_fresh_process(joint_ranges, overrides=[*given.overrides, place])
-        sides: dict[str, Recipe] = {
+        shared = [*given.overrides, quote_override("paths.output", folder)]
+        ranges = in_fresh_process(joint_ranges, overrides=shared)
+        recipes: dict[str, Recipe] = {
             "ours": lambda epochs: [],
             "original": original(ranges, recipe=True),
             "original network, our recipe": original(ranges, recipe=False),
         }
-        described: dict[str, dict[str, float]] = {}
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-        for name, recipe in sides.items():
-            described[name] = in_fresh_process(describe, overrides=[*given.overrides, *recipe(145), place])
-        for seed in range(given.seeds):
-            for name, recipe in sides.items():
-                epochs = max(2, round(60 * given.minutes / described[name]["epoch_s"]))
-                overrides = [*given.overrides, *recipe(epochs), place, f"seed={seed}"]
-                runs[name].append(in_fresh_process(train_for, overrides=overrides, epochs=epochs))
-                print(f"seed {seed}, {name}: {line(runs[name][-1])}", flush=True)
-    rows = [summary(name, runs[name], described[name]) for name in sides]
+        about, sides = {}, {}
+        for name, recipe in recipes.items():
+            about[name] = in_fresh_process(describe, overrides=[*shared, *recipe(145)])
+            epochs = epochs_within(given.minutes, about[name])
+            sides[name] = Side([*shared, *recipe(epochs)], epochs)
+        runs = train_all(sides, seeds=given.seeds, jobs=given.jobs)
+    rows = [summary(name, runs[name], about[name]) for name in sides]
     gain = 1 - rows[0]["pa_mpjpe_mm"] / rows[1]["pa_mpjpe_mm"]
     print(f"\n{table(rows)}\nours is {gain:.0%} below the original in PA-MPJPE")
     return {"rows": rows, "gain": gain, "runs": runs}
@@ -168,36 +196,44 @@ def versus(given: argparse.Namespace) -> dict[str, Any]:
 # --- real photographs -------------------------------------------------------------------------------------------------
 
 
+FEW_PHOTOGRAPHS: Overrides = ()
+"""What a training on a few hundred photographs has beside the defaults."""
+
+
 def real(given: argparse.Namespace) -> dict[str, Any]:
     """Synthetic only, fine-tuned from it, and from the encoder's weights."""
-    photographs = ["data=freihand", quote_override("data.root", str(Path(given.root).resolve()))]
-    size = [f"data.image_size={given.image_size}", f"data.batch_size={given.batch_size}"]
-    weights = [quote_override("model.encoder.weights", given.weights)] if given.weights else []
-    shared = [f"model.encoder.name={given.encoder}", *given.overrides]
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        place = quote_override("paths.output", folder)
-        drawn = ["data=synthetic", f"data.source.num_train={given.num_train}", *size, *weights, *shared, place]
-        photos = [*photographs, *size, *shared, place]
-
-        def trained(name: str, overrides: Overrides) -> dict[str, Any]:
-            about = in_fresh_process(describe, overrides=overrides)
-            epochs = max(2, round(60 * given.minutes / about["epoch_s"]))
-            run = in_fresh_process(train_for, overrides=overrides, epochs=epochs)
-            rows.append(summary(name, [run], about))
-            print(f"{name}: {line(run)}", flush=True)
-            return run
-
-        synthetic = trained("synthetic, on its own test split", drawn)["checkpoint"]
-        began_there = quote_override("model.checkpoint_path", synthetic)
-        for name, also in (("one pass", ()), ("test_time=full", ("test_time=full",))):
-            tested = in_fresh_process(test_of, overrides=[*photos, began_there, "test=true", *also])
-            rows.append({"name": f"synthetic only, {name}", **{key: tested[f"test/{key}"] for key in _SHOWN}})
-            print(f"synthetic only, {name}: {line(tested)}", flush=True)
-        trained("fine-tuned from synthetic", [*photos, quote_override("model.weights", synthetic)])
-        trained("from the encoder's weights", [*photos, *weights])
+        size = [f"data.image_size={given.image_size}", f"data.batch_size={given.batch_size}"]
+        encoder = [f"model.encoder.name={given.encoder}"]
+        shared = [*size, *encoder, *given.overrides, quote_override("paths.output", folder)]
+        weights = [quote_override("model.encoder.weights", given.weights)] if given.weights else []
+        photographs = ["data=freihand", quote_override("data.root", str(Path(given.root).resolve()))]
+        drawn = ["data=synthetic", f"data.source.num_train={given.num_train}", *weights, *shared]
+        of_photographs = [*photographs, *FEW_PHOTOGRAPHS, *shared]
+        about = {
+            "synthetic": in_fresh_process(describe, overrides=drawn),
+            "photographs": in_fresh_process(describe, overrides=of_photographs),
+        }
+        epochs = {data: epochs_within(given.minutes, what) for data, what in about.items()}
+        first = {
+            "synthetic only": Side(drawn, epochs["synthetic"]),
+            "from the encoder's weights": Side([*of_photographs, *weights], epochs["photographs"]),
+        }
+        runs = train_all(first, seeds=[0], jobs=given.jobs)
+        begun = quote_override("model.weights", runs["synthetic only"][0]["checkpoint"])
+        last = {"fine-tuned from synthetic": Side([*of_photographs, begun], epochs["photographs"])}
+        runs |= train_all(last, seeds=[0], jobs=1)
+        rows = [summary("synthetic only, on synthetic hands", runs["synthetic only"], about["synthetic"])]
+        for name, views in itertools.product(runs, VIEWS):
+            there = [quote_override("model.checkpoint_path", runs[name][0]["checkpoint"]), "test=true", *VIEWS[views]]
+            tested = in_fresh_process(test_of, overrides=[*photographs, *shared, *there])
+            rows.append({"name": f"{name}, {views}", **{key: tested[f"test/{key}"] for key in _SHOWN}})
     print(f"\n{table(rows)}")
-    return {"rows": rows}
+    return {"rows": rows, "runs": runs}
+
+
+VIEWS: Mapping[str, Overrides] = {"one pass": (), "test_time=full": ("test_time=full",)}
+"""What is seen of a photograph at test time."""
 
 
 def test_of(overrides: Overrides) -> dict[str, float]:
@@ -210,11 +246,11 @@ def test_of(overrides: Overrides) -> dict[str, float]:
 # --- piece by piece ---------------------------------------------------------------------------------------------------
 
 DEPTHS = (0, 1, 2, 3, 4, 5)
-SIGMAS = (0.01, 0.02, 0.04, 0.08)
+SIGMAS = (0.02, 0.04, 0.08)
 CHANGES: Mapping[str, Overrides] = {
     "the defaults": (),
     "decoder without skips": ("model.decoder.skips=none",),
-    "dense convolutions": ("model.decoder.conv=dense",),
+    "separable convolutions": ("model.decoder.conv=separable",),
     "a head for each axis": ("model.decoder.head=axes",),
     "two bins a cell": ("model.decoder.bins_per_cell=2",),
     "twice the width": ("model.decoder.width=96",),
@@ -224,15 +260,18 @@ CHANGES: Mapping[str, Overrides] = {
     "L1 with JSD": ("loss=coordinate_l1",),
     "heatmaps alone": ("loss.coordinate_weight=0.0",),
     "coordinates alone": ("loss.heatmap_weight=0.0",),
-    "bone lengths and directions": ("loss.bone_length_weight=0.5", "loss.bone_direction_weight=0.5"),
+    "no bone lengths and directions": ("loss.bone_length_weight=0.0", "loss.bone_direction_weight=0.0"),
     "twice the weight on depth": ("loss.depth_weight=2.0",),
     "averaged weights": ("ema_decay=0.998",),
-    "flat, then cosine": ("lr_schedule=flat_cosine",),
+    "half the learning rate": ("optimizer.lr=0.0025",),
+    "twice the learning rate": ("optimizer.lr=0.01",),
+    "cosine from the start": ("lr_schedule=warmup_cosine",),
     "encoder at 0.3 of the rate": ("encoder_lr_factor=0.3",),
     "drop-path 0.1": ("model.encoder.drop_path=0.1",),
     "weight decay 0.05": ("optimizer.weight_decay=0.05",),
     "no gradient clipping": ("trainer.gradient_clip_val=null",),
     "no augmentation": ("augment=none",),
+    "half the colours": ("augment.brightness=0.1", "augment.contrast=0.1", "augment.color=0.05"),
     "no colours": ("augment.brightness=0.0", "augment.contrast=0.0", "augment.color=0.0"),
     "rotation 45": ("augment.rotation_deg=45.0",),
     "scale 0.3": ("augment.scale=0.3",),
@@ -254,14 +293,13 @@ def ablation(given: argparse.Namespace) -> dict[str, Any]:
     }
     parts = {"changes": CHANGES, "grid": grid}
     chosen: dict[str, Overrides] = {name: change for part in given.parts for name, change in parts[part].items()}
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    if given.rows:
+        chosen = {name: change for name, change in chosen.items() if name in given.rows}
     with tempfile.TemporaryDirectory() as folder:
-        place = quote_override("paths.output", folder)
-        for seed in range(given.seeds):
-            for name, change in chosen.items():
-                overrides = [*given.overrides, *change, place, f"seed={seed}"]
-                runs[name].append(in_fresh_process(train_for, overrides=overrides, epochs=given.epochs))
-                print(f"seed {seed}, {name}: {line(runs[name][-1])}", flush=True)
+        shared = [*given.overrides, quote_override("paths.output", folder)]
+        in_fresh_process(joint_ranges, overrides=shared)  # draws and packs the data, so that no run has to
+        sides = {name: Side([*shared, *change], given.epochs) for name, change in chosen.items()}
+        runs = train_all(sides, seeds=given.seeds, jobs=given.jobs)
     rows = [summary(name, runs[name], {}) for name in chosen]
     print(f"\n{table(rows)}")
     return {"rows": rows}
@@ -271,14 +309,15 @@ def ablation(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def summary(name: str, runs: Sequence[Mapping[str, Any]], about: Mapping[str, float]) -> dict[str, Any]:
-    """Means over the runs, the spread of the first figure, and what the network is."""
+    """Means over the runs, the first figure of each, and what the network is."""
     row: dict[str, Any] = {"name": name}
     for key in _SHOWN:
         row[key] = statistics.mean(run[f"test/{key}"] for run in runs)
     row["pa_mpjpe_mm_of_each"] = [run["test/pa_mpjpe_mm"] for run in runs]
     row["mean_pose_pa_mpjpe_mm"] = runs[0]["baseline/pa_mpjpe_mm"]
-    row["seconds"], row["epochs"] = statistics.mean(run["seconds"] for run in runs), runs[0]["epochs"]
+    row["epochs"] = runs[0]["epochs"]
     if about:
+        row["seconds"] = row["epochs"] * about["epoch_s"]
         row["parameters"] = int(about["parameters"])
         row["images_per_s"] = about["images"] / about["epoch_s"]
     return row
@@ -313,11 +352,13 @@ def main() -> None:
         own.set_defaults(of=of)
         own.add_argument("overrides", nargs="*", help="of train.py, for all sides: key=value")
         own.add_argument("--output", type=Path)
+        own.add_argument("--jobs", type=int, default=num_cores(), help="trainings at a time, where they can share")
         if part != "real":
-            own.add_argument("--seeds", type=int, default=3 if part == "versus" else 1)
+            own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2] if part == "versus" else [0])
         if part != "ablation":
             own.add_argument("--minutes", type=float, default=4 if part == "versus" else 20, help="of each training")
-    parts.choices["ablation"].add_argument("--epochs", type=int, default=20)
+    parts.choices["ablation"].add_argument("--epochs", type=int, default=14)
+    parts.choices["ablation"].add_argument("--rows", nargs="+", default=[], help="these alone, by name")
     parts.choices["ablation"].add_argument(
         "--parts", nargs="+", choices=["changes", "grid"], default=["changes", "grid"]
     )

@@ -250,12 +250,15 @@ class Told:
     """A rule that lets a searcher hear of everything."""
 
     def __init__(self, rule: Rule, searcher: Ours | Plain, max_epochs: int) -> None:
-        self.rungs, self.needs_checkpoints = rule.rungs, rule.needs_checkpoints
+        self.rungs, self.needs_checkpoints, self.takes_two = rule.rungs, rule.needs_checkpoints, rule.takes_two
         self._rule, self._searcher, self._max_epochs = rule, searcher, max_epochs
 
     def begun(self, trial: int, params: Params) -> None:
         self._searcher.began(trial)
         self._rule.begun(trial, params)
+
+    def measured(self, trial: int, cost: float) -> None:
+        self._rule.measured(trial, cost)
 
     def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
         verdict = self._rule.reported(trial, epoch, loss)

@@ -72,7 +72,26 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     overrides: as on the command line. `best=FILE` puts that file's overrides before the others.
     Raises UserError for what a user can mend.
     """
-    overrides = _with_best(list(overrides))
+    given = list(overrides)
+    path = _best_path(given)
+    every = _with_best(given)
+    try:
+        return _checked(config_name, every)
+    except UserError as error:
+        if path is None or _composes(config_name, _best(path)):
+            raise
+        raise UserError(f"best={path} does not fit this version of the project: {error}") from error
+
+
+def _composes(config_name: ConfigName, overrides: list[str]) -> bool:
+    try:
+        _checked(config_name, overrides)
+    except UserError:
+        return False
+    return True
+
+
+def _checked(config_name: ConfigName, overrides: list[str]) -> DictConfig:
     try:
         config = _composed(config_name, overrides)
     except _HYDRA_ERRORS as error:
@@ -262,10 +281,15 @@ def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
         return hydra.compose(config_name, overrides)
 
 
-def _with_best(overrides: list[str]) -> list[str]:
+def _best_path(overrides: list[str]) -> str | None:
     given = [item for item in overrides if _key(item) == "best"]
     path = given[-1].partition("=")[2].strip("'\"") if given else "null"
-    if path in ("null", ""):
+    return None if path in ("null", "") else path
+
+
+def _with_best(overrides: list[str]) -> list[str]:
+    path = _best_path(overrides)
+    if path is None:
         return overrides
     groups = {_key(item) for item in overrides if _is_group(_key(item))}
     return [item for item in _best(path) if _key(item) not in groups] + overrides

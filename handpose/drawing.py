@@ -115,6 +115,7 @@ def heatmaps_along_axes(
     depth: Values,
     target: Values | None = None,
     *,
+    peaks: Sequence[float] | None = None,
     joints: Sequence[int] = WRIST_AND_TIPS,
     columns: int = 4,
     captions: Sequence[str] | None = None,
@@ -122,11 +123,13 @@ def heatmaps_along_axes(
     """The probabilities of a few joints along the three axes, in the colours of their fingers.
 
     The curves along u and v stand on the borders of the image, their product glows on it, and the curve along depth
-    (near to far) lies below. The curves of a border share one scale, so that a sharp one looks sharp. Lines mark the
-    truth.
+    (near to far) lies below. The curves of a border share one scale, so that a sharp one looks sharp. Lines and crosses
+    mark the truth.
     images: (N, H, W, 3) uint8; u: (N, K, bins), v and depth alike: each sums to 1 over an axis of the image, or of the
-    depth range; target: (N, K, 3), the truth in [0, 1] of the axes; joints: one of a finger, lest two have one colour;
-    captions: a text a hand.
+    depth range; target: (N, K, 3), the truth in [0, 1] of the axes; peaks: along u, v and depth, the probability at the
+    top of what the network is trained to give, which is as high as a border and as bright as a glow, so that one that
+    knows nothing looks pale; without them each is as bright as the other. joints: one of a finger, lest two have one
+    colour; captions: a text a hand.
     """
     (width, height), strip, below = _readable(images), 44, 70
     cells, size = _cells(len(images), (width + strip, strip + height + below), columns)
@@ -136,14 +139,16 @@ def heatmaps_along_axes(
         picture = _Box(cell.left, cell.top + strip, width, height)
         curves = [axis[hand, chosen] for axis in (u, v, depth)]
         truth = None if target is None else target[hand, chosen]
-        _show(axes, picture, _glowing(_resized(images[hand], picture), curves[0], curves[1], _COLOURS[chosen]))
+        tops = peaks or (None, None, None)
+        background = _resized(images[hand], picture)
+        _show(axes, picture, _glowing(background, curves[0], curves[1], _COLOURS[chosen], peaks=tops[:2]))
         borders = (
             _Box(cell.left, cell.top, width, strip),
             _Box(cell.left + width, cell.top + strip, strip, height),
             _Box(cell.left, cell.top + strip + height + 4, width, below - 24),
         )
         for axis, box in enumerate(borders):
-            _curves(axes, box, curves[axis], _COLOURS[chosen], upright=axis == 1)
+            _curves(axes, box, curves[axis], _COLOURS[chosen], upright=axis == 1, peak=tops[axis])
             if truth is not None:
                 _marks(axes, box, truth[:, axis], _COLOURS[chosen], upright=axis == 1)
         if truth is not None:
@@ -322,29 +327,33 @@ def _graph_paper(axes: Axes, frame: _Frame) -> None:
     _lines(axes, box, np.array(vertical + horizontal), _PAPER_LINES, 1.0, zorder=0)
 
 
-def _glowing(image: Pixels, u: Values, v: Values, colours: Values) -> Pixels:
+def _glowing(image: Pixels, u: Values, v: Values, colours: Values, *, peaks: Sequence[float | None]) -> Pixels:
     """The image, darkened, with the product of the curves u (J, W) and v (J, H) of each joint in its colour."""
     height, width, _ = image.shape
     glow = 0.6 * image.astype(np.float32) / 255
-    for along_u, along_v, colour in zip(_stretched(u, width), _stretched(v, height), colours, strict=True):
+    across, down = _stretched(u, width, peaks[0]), _stretched(v, height, peaks[1])
+    for along_u, along_v, colour in zip(across, down, colours, strict=True):
         alpha = 0.85 * np.outer(along_v, along_u)[..., None]
         glow += alpha * (colour - glow)
     return np.rint(255 * glow.clip(0, 1)).astype(np.uint8)
 
 
-def _stretched(curves: Values, length: int) -> Values:
-    """Curves (J, bins) at `length` pixels, with their largest value 1."""
+def _stretched(curves: Values, length: int, peak: float | None) -> Values:
+    """Curves (J, bins) at `length` pixels, at most 1, which is the peak or each one's own largest value."""
     bins = curves.shape[1]
     pixels, centres = (np.arange(length) + 0.5) / length, (np.arange(bins) + 0.5) / bins
     finite = np.nan_to_num(curves)
-    return np.stack([np.interp(pixels, centres, c / max(float(c.max()), 1e-12)) for c in finite])
+    tops = [max(peak or float(curve.max()), 1e-12) for curve in finite]
+    return np.stack([np.interp(pixels, centres, c / top).clip(max=1.0) for c, top in zip(finite, tops, strict=True)])
 
 
-def _curves(axes: Axes, box: _Box, curves: Values, colours: Values, *, upright: bool) -> None:
+def _curves(
+    axes: Axes, box: _Box, curves: Values, colours: Values, *, upright: bool, peak: float | None = None
+) -> None:
     """Curves (J, bins) with their feet on the lower border of the box, or on its left border and running down."""
     curves = np.nan_to_num(curves)
     bins = curves.shape[1]
-    rise = 0.94 * curves / max(float(curves.max()), 1e-12)
+    rise = 0.94 * (curves / max(peak or float(curves.max()), 1e-12)).clip(max=1.0)
     along = np.broadcast_to((np.arange(bins) + 0.5) / bins, rise.shape)
     if upright:
         line = np.stack((box.left + rise * box.width, box.top + along * box.height), axis=-1)

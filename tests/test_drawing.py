@@ -161,6 +161,21 @@ def test_probabilities_glow_at_their_product_and_stand_on_the_borders() -> None:
     assert along_depth[along_depth[:, 1].argmin(), 0] == pytest.approx(150, abs=12)
 
 
+def test_a_network_that_knows_nothing_looks_pale_beside_what_it_is_trained_to_give() -> None:
+    images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    flat = tuple(np.full((1, 21, bins), 1 / bins) for bins in (40, 20, 16))
+    trained = heatmap(1, 0.25, 40), heatmap(1, 0.75, 20), heatmap(1, 0.5, 16)
+    peaks = [float(curve.max()) for curve in trained]
+    glow = {
+        name: heatmaps_along_axes(images, *curves, peaks=peaks, joints=[INDEX_TIP])[100:250, 50:250].max()
+        for name, curves in (("flat", flat), ("trained", trained))
+    }
+    assert glow["flat"] < 0.3 * glow["trained"]
+    np.testing.assert_array_equal(  # what reaches the peaks is drawn as without them
+        heatmaps_along_axes(images, *trained, peaks=peaks), heatmaps_along_axes(images, *trained)
+    )
+
+
 def test_no_figure_stays_behind() -> None:
     every_picture()
     gc.collect()

@@ -23,7 +23,7 @@ from handpose.allocation import return_freed_memory
 from handpose.data.labels import shared
 from handpose.data.masks import PackedMasks, pack_masks
 from handpose.data.pack import PackedImages, pack
-from handpose.data.sample import Annotations, HandBatch, ImageFiles, Splits
+from handpose.data.sample import Annotations, HandBatch, ImageFiles, Splits, joined
 from handpose.errors import UserError
 from handpose.skeleton import NUM_JOINTS
 
@@ -44,8 +44,8 @@ class HandDataModule(pl.LightningDataModule):
     source: reader of the data set. image_size: side in pixels that images are packed at, None for that of the files.
     batch_size: images a step on one device; training drops the rest of the epoch's last batch, the other splits drop
     nothing. pack_folder: where the packed images lie. seed: of the order of training. num_workers: processes that
-    gather; 0 is fast unless the disk is slow. masks: give those of the training images too. progress: show packing on
-    stderr.
+    gather; 0 is fast unless the disk is slow. masks: give those of the training images too. train_on_val: train on the
+    validation split as well. progress: show packing on stderr.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class HandDataModule(pl.LightningDataModule):
         seed: int,
         num_workers: int = 0,
         masks: bool = False,
+        train_on_val: bool = False,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -69,6 +70,7 @@ class HandDataModule(pl.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.masks = masks
+        self.train_on_val = train_on_val
         self._packed_masks: PackedMasks | None = None
         self._requested_size = image_size
         self._progress = progress
@@ -79,6 +81,11 @@ class HandDataModule(pl.LightningDataModule):
     def splits(self) -> Splits:
         """The annotations, read on first use; large ones are shared by all processes of the node."""
         return shared(self.source.splits(), self.pack_folder)
+
+    @cached_property
+    def trained_on(self) -> Annotations:
+        """The training split, with train_on_val the validation split after it."""
+        return joined(self.splits.train, self.splits.val) if self.train_on_val else self.splits.train
 
     @property
     def image_size(self) -> int:
@@ -108,7 +115,7 @@ class HandDataModule(pl.LightningDataModule):
             self._store("test")
 
     def train_dataloader(self) -> DataLoader[HandBatch]:
-        num_train = len(self.splits.train)
+        num_train = len(self.trained_on)
         rank, num_replicas = _rank_and_replicas()
         if self.batch_size * num_replicas > num_train:
             raise UserError(
@@ -159,7 +166,7 @@ class HandDataModule(pl.LightningDataModule):
         store = self._store("training")
         train, val = np.split(self._rows, [len(self.splits.train)])
         if split == "train":
-            return PackedHands(self.splits.train, store, train, masks=self._masks())
+            return PackedHands(self.trained_on, store, self._rows if self.train_on_val else train, masks=self._masks())
         return PackedHands(self.splits.val, store, val)
 
     def _store(self, which: Literal["training", "test"]) -> PackedImages:

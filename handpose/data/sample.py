@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,20 @@ class Annotations:
             pose=self.pose[images],
             masks=self.masks,
         )
+
+
+def joined(first: Annotations, second: Annotations) -> Annotations:
+    """The images of two splits of one data set, in this order; what one of them lacks neither has."""
+
+    def both(name: str) -> Any:
+        parts = getattr(first, name), getattr(second, name)
+        return None if any(part is None for part in parts) else np.concatenate(parts)
+
+    return Annotations(
+        files=ImageFiles(np.concatenate([first.files.paths, second.files.paths])),
+        masks=first.masks,
+        **{name: both(name) for name in ("intrinsics", "xyz_m", "scale_m", "pose")},
+    )
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from handpose.pareto import fronts
 
 State = Literal["running", "waiting", "paused", "complete", "stopped", "diverged", "infeasible", "failed"]
 """waiting: to be tried again, or for the sweep to go on. paused: at a rung, to be promoted. complete: trained to the
 last epoch. stopped: ended before, by the scheduler or a budget. diverged: its metric was not finite, or exploded.
-infeasible: it costs more than the constraints allow. failed: raised an error."""
+infeasible: it costs more than the constraints allow, or its second objective cannot be told. failed: raised an
+error."""
 
 STATES: tuple[State, ...] = (
     "running",
@@ -30,12 +33,25 @@ STATES: tuple[State, ...] = (
 _OVER = ("complete", "stopped", "diverged", "infeasible", "failed")
 
 
+class Objective(NamedTuple):
+    """What is optimised beside a sweep's metric. name: of a cost, as in `TrialRow.costs`. mode: min or max."""
+
+    name: str
+    mode: Literal["min", "max"]
+
+
+def second_objectives(name: str | None) -> tuple[Objective, ...]:
+    """`TrialTable.objectives` of a sweep whose second objective is that cost; none for None."""
+    return () if name is None else (Objective(name, "min"),)
+
+
 @dataclass
 class TrialRow:
     """One trial.
 
     params: configuration key -> value. metrics: of epoch `epochs`. seconds: in its slot. error: why it failed, in a
-    line, with the traceback. command: the command line that trains it again, alone.
+    line, with the traceback. command: the command line that trains it again, alone. costs: measured before it was
+    trained, where something asks for them: num_parameters, latency_ms, memory_mb.
     """
 
     number: int
@@ -48,6 +64,7 @@ class TrialRow:
     error: str = ""
     traceback: str = ""
     command: str = ""
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
@@ -59,7 +76,7 @@ class TrialTable:
     """The trials of one sweep.
 
     metric: what is optimised; mode: min or max. num_trials, max_epochs: as planned. num_slots: trials at a time.
-    checkpoint_bytes: on the disk, of a budget.
+    checkpoint_bytes: on the disk, of a budget. objectives: what is optimised beside the metric; one, or none.
     """
 
     metric: str
@@ -70,6 +87,7 @@ class TrialTable:
     checkpoint_bytes: int = 0
     checkpoint_budget_bytes: float = math.inf
     rows: dict[int, TrialRow] = field(default_factory=dict)
+    objectives: tuple[Objective, ...] = ()
 
     def value(self, row: TrialRow) -> float:
         """The row's metric at its last epoch; NaN where it has none."""
@@ -89,6 +107,21 @@ class TrialTable:
         finite = [row for row in sound if math.isfinite(self.value(row))]
         return sorted(finite, key=lambda row: (-row.epochs, sign * self.value(row), row.number))
 
+    def front(self) -> list[TrialRow]:
+        """The trials of `ranked` that no other one dominates in metric and second objective, the best metric first.
+
+        Only of those that were trained the longest; with one objective the best trial alone.
+        """
+        ranked = self.ranked()
+        if not self.objectives:
+            return ranked[:1]
+        (other,) = self.objectives
+        sign, other_sign = (1 if mode == "min" else -1 for mode in (self.mode, other.mode))
+        measured = [row for row in ranked if math.isfinite(row.costs.get(other.name, math.nan))]
+        longest = [row for row in measured if row.epochs == measured[0].epochs]
+        front, *_ = fronts([(sign * self.value(row), other_sign * row.costs[other.name]) for row in longest]) or [[]]
+        return [longest[index] for index in front]
+
     def write_csv(self, path: Path) -> None:
         """Write all rows, sorted by number. Atomic: a reader finds the old table or the new one."""
         rows = [self.rows[number] for number in sorted(self.rows)]
@@ -107,13 +140,14 @@ _AFTER = ("node", "error", "command", "traceback")
 
 def _columns(rows: Sequence[TrialRow]) -> list[str]:
     metrics = dict.fromkeys(name for row in rows for name in row.metrics)
+    costs = dict.fromkeys(name for row in rows for name in row.costs)
     params = dict.fromkeys(key for row in rows for key in row.params)
-    return [*_BEFORE, *metrics, *params, *_AFTER]
+    return [*_BEFORE, *metrics, *costs, *params, *_AFTER]
 
 
 def _cells(row: TrialRow, columns: Sequence[str]) -> list[Any]:
     own = {name: getattr(row, name) for name in (*_BEFORE, *_AFTER)} | {"seconds": round(row.seconds, 2)}
-    values = {**row.metrics, **row.params, **own}
+    values = {**row.metrics, **row.costs, **row.params, **own}
     return [_cell(values[column]) if column in values else "" for column in columns]
 
 
@@ -121,7 +155,15 @@ def _cell(value: Any) -> Any:
     """Numbers so that they are read back exactly; null as a word, since an empty cell is a parameter not there."""
     if value is None:
         return "null"
+    if isinstance(value, str):
+        return _in_a_spreadsheet(value)
     return repr(value) if isinstance(value, float) else value
+
+
+def _in_a_spreadsheet(text: str) -> str:
+    """Text as a cell of one line that is no formula: line ends are written \\n, and =, +, -, @ get a space before."""
+    line = "\\n".join(text.splitlines())
+    return f" {line}" if line.startswith(("=", "+", "-", "@", "\t")) else line
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

@@ -79,7 +79,7 @@ class Clock:
         """Seconds left if the trials to come take as long as those before; NaN while nothing is known."""
         if self._ended is not None:
             return 0.0
-        left = _work_left(table) / table.num_slots
+        left = max(_work_left(table) / table.num_slots, _longest_left(table))  # the first where it is NaN
         if self._time_budget_s is not None:
             left = min(self._time_budget_s - self.used_s(), left)  # the first where the other is NaN
         return max(0.0, left) if math.isfinite(left) else math.nan
@@ -87,18 +87,26 @@ class Clock:
 
 def _work_left(table: TrialTable) -> float:
     """Slot-seconds: mean length of the ended trials times those to come, less what the running ones have done."""
-    rows = list(table.rows.values())
+    to_come = table.num_trials - len(table.rows)
+    each_s = _trial_s(table)
+    running = [row for row in table.rows.values() if not row.is_over]
+    return to_come * each_s + sum(max(each_s - row.seconds, 0.0) for row in running)
+
+
+def _longest_left(table: TrialTable) -> float:
+    """Seconds until the last of those that run now is through: the end of a sweep leaves slots empty."""
+    running = [row.seconds for row in table.rows.values() if row.state == "running"]
+    return max(_trial_s(table) - min(running), 0.0) if running else 0.0
+
+
+def _trial_s(table: TrialTable) -> float:
+    """Mean length of the trials that have ended; before, of whole ones at the pace of those that run; NaN: unknown."""
+    rows = table.rows.values()
     ended = [row.seconds for row in rows if row.is_over and row.epochs]
-    running = [row for row in rows if not row.is_over]
-    to_come = table.num_trials - len(rows)
     if ended:
-        mean_s = sum(ended) / len(ended)
-        return to_come * mean_s + sum(max(mean_s - row.seconds, 0.0) for row in running)
-    paces = [row.seconds / row.epochs for row in running if row.epochs]
-    if not paces:
-        return math.nan
-    whole_s = table.max_epochs * sum(paces) / len(paces)
-    return to_come * whole_s + sum(max(whole_s - row.seconds, 0.0) for row in running)
+        return sum(ended) / len(ended)
+    paces = [row.seconds / row.epochs for row in rows if row.epochs and not row.is_over]
+    return table.max_epochs * sum(paces) / len(paces) if paces else math.nan
 
 
 class PlainView:
@@ -124,11 +132,12 @@ def trial_line(table: TrialTable, row: TrialRow, clock: Clock) -> str:
     value = table.value(row)
     reached = metric_text(table.metric, value) if math.isfinite(value) else "no value"
     shown = row.error or reached if row.state in ("failed", "waiting") else reached
-    best = " *" if row in table.ranked()[:1] else ""
+    best = " *" if row in table.front() else ""
     parts = [
         f"[{num_ended}/{table.num_trials}] trial {row.number} {row.state}",
         f"epoch {row.epochs}/{table.max_epochs}",
         shown + best,
+        *(cost_text(each.name, row.costs[each.name]) for each in table.objectives if each.name in row.costs),
         params_text(row.params),
         f"{duration(clock.used_s())} used" + _left_text(clock, table),
     ]
@@ -177,8 +186,9 @@ def picture(title: str, table: TrialTable, clock: Clock, *, width: int) -> Rende
     """What the live view shows in a terminal that is `width` columns wide."""
     return Group(
         _head(title, table, clock),
-        _counts(table, width),
-        _best(table),
+        _progress(table, width),
+        _states(table),
+        _best(table, width),
         Text(),
         _trials(table, width),
         *_last_error(table),
@@ -194,24 +204,28 @@ def _head(title: str, table: TrialTable, clock: Clock) -> RenderableType:
     return line
 
 
-def _counts(table: TrialTable, width: int) -> RenderableType:
-    counts = table.count()
+def _progress(table: TrialTable, width: int) -> RenderableType:
     num_ended = sum(row.is_over for row in table.rows.values())
     text = Text(f" {num_ended}/{table.num_trials} trials", style="bold")
-    for state in STATES:
-        if counts[state]:
-            text.append("  ·  ", style="dim").append(f"{counts[state]} {state}", style=_COLOURS[state])
     if table.checkpoint_bytes:
         held, budget = table.checkpoint_bytes / 1e9, table.checkpoint_budget_bytes / 1e9
         text.append(f"  ·  checkpoints {held:.1f} of {budget:g} GB", style="dim")
     line = Table.grid()
     line.add_column(no_wrap=True)
     line.add_column(no_wrap=True, overflow="ellipsis")
-    line.add_row(ProgressBar(total=table.num_trials, completed=num_ended, width=24 if width > 100 else 10), text)
+    line.add_row(ProgressBar(total=table.num_trials, completed=num_ended, width=24 if width > 100 else 16), text)
     return line
 
 
-def _best(table: TrialTable) -> RenderableType:
+def _states(table: TrialTable) -> RenderableType:
+    counts = table.count()
+    parts = [
+        Text(f"{counts[state]}\N{NO-BREAK SPACE}{state}", style=_COLOURS[state]) for state in STATES if counts[state]
+    ]
+    return Text(" · ", style="dim").join(parts)
+
+
+def _best(table: TrialTable, width: int) -> RenderableType:
     ranked = table.ranked()
     if not ranked:
         return Text("best  none yet" if table.rows else "starting workers", style="dim")
@@ -219,7 +233,19 @@ def _best(table: TrialTable) -> RenderableType:
     searched = {key: value for key, value in best.params.items() if key in _searched(table)}
     text = Text("best  ", no_wrap=True, overflow="ellipsis")
     text.append(metric_text(table.metric, table.value(best)), style="bold green")
-    return text.append(f"  trial {best.number} at epoch {best.epochs}/{table.max_epochs}  {params_text(searched)}")
+    if table.objectives:
+        text.append(f"  on a front of {len(table.front())} (*)")
+    text.append(f"  trial {best.number} at epoch {best.epochs}/{table.max_epochs}  ")
+    return text.append(_fitting_text(searched, width - text.cell_len))
+
+
+def _fitting_text(params: Mapping[str, Any], width: int) -> str:
+    """Parameters in a row, as many as there is room for; none is cut."""
+    whole = params_text(params)
+    if len(whole) <= width:
+        return whole
+    shown = whole[: max(0, width - 4)].rpartition(", ")[0]
+    return f"{shown}, ..." if shown else "..."
 
 
 def _searched(table: TrialTable) -> list[str]:
@@ -236,11 +262,13 @@ def _trials(table: TrialTable, width: int) -> RenderableType:
     shown.add_column("state", no_wrap=True)
     shown.add_column("epoch", justify="right", no_wrap=True)
     shown.add_column(metric_label(table.metric), justify="right", no_wrap=True)
-    names = _fitting(table, rows, width - 46)
+    for objective in table.objectives:
+        shown.add_column(cost_label(objective.name), justify="right", no_wrap=True)
+    names = _fitting(table, rows, width - 46 - 16 * len(table.objectives))
     for name in names.values():
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("time", justify="right", no_wrap=True)
-    best = table.ranked()[:1]
+    best = table.front()
     for row in rows:
         shown.add_row(*_cells(table, row, list(names), is_best=row in best))
     if num_hidden:
@@ -276,9 +304,16 @@ def _cells(table: TrialTable, row: TrialRow, keys: Sequence[str], *, is_best: bo
         Text(row.state, style=_COLOURS[row.state]),
         f"{row.epochs}/{table.max_epochs}",
         Text(f"{value:.2f}" if row.epochs else "-", style="bold" if is_best else ""),
+        *(_cost_cell(row, each.name, is_best=is_best) for each in table.objectives),
         *(value_text(row.params[key]) if key in row.params else "" for key in keys),
         duration(row.seconds),
     ]
+
+
+def _cost_cell(row: TrialRow, name: str, *, is_best: bool) -> RenderableType:
+    if name not in row.costs:
+        return "-"
+    return Text(_cost_number(name, row.costs[name]) + (" *" if is_best else "  "), style="bold" if is_best else "")
 
 
 def _shown(table: TrialTable) -> tuple[list[TrialRow], int]:
@@ -305,22 +340,29 @@ def summary(
     table: TrialTable,
     winner: TrialRow,
     defaults: Mapping[str, Any],
+    confirmed: Mapping[str, Any] | None = None,
     retrained: Mapping[str, float] | None,
+    use_val: bool = False,
     folder: Path,
 ) -> str:
     """What a sweep found, for a person.
 
-    defaults: of the keys that were searched. retrained: metrics of the winner after its retraining, with test/ and
-    baseline/ in them where they were measured. folder: of the sweep.
+    defaults: of the keys that were searched. confirmed: what confirm.yaml says. retrained: metrics of the winner after
+    its retraining, with test/ and baseline/ in them where they were measured. use_val: it was trained on the validation
+    split too. folder: of the sweep.
     """
-    lines = [f"winner      trial {winner.number}: {_validated(table, winner)}", _changes(winner, defaults)]
+    lines = [f"winner      trial {winner.number}: {_validated(table, winner)}"]
+    lines += _confirmed(confirmed, len(table.rows))
+    lines.append(_changes(winner, defaults))
     if retrained:
-        lines.append(_retrained(retrained))
+        lines.append(_retrained(retrained, use_val=use_val))
     lines.append(f"files       {folder}: best.yaml, trials.csv, sweep.yaml, study/, tensorboard/")
+    if confirmed is not None:
+        lines.append(f"            {folder / 'confirm'}: confirm.yaml, trials.csv, tensorboard/")
     if table.checkpoint_bytes:
         held, budget = table.checkpoint_bytes / 1e9, table.checkpoint_budget_bytes / 1e9
         lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; they may be removed now")
-    if retrained:
+    if retrained is not None:
         lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")
     lines.append(f"look at it  tensorboard --logdir {shlex.quote(str(folder))}")
     lines.append("again       " + shlex.join(["python", "train.py", f"best={folder / 'best.yaml'}"]))
@@ -329,6 +371,41 @@ def summary(
 
 def _validated(table: TrialTable, winner: TrialRow) -> str:
     return f"validation {metric_text(table.metric, table.value(winner))} after {winner.epochs} epochs"
+
+
+def _confirmed(confirmed: Mapping[str, Any] | None, num_trials: int) -> list[str]:
+    """What the confirmation says of the winner, or that there was none."""
+    optimistic = f"the best of {num_trials} noisy values is too good on average"
+    if confirmed is None:
+        return [f"            not confirmed (sweep.confirm): {optimistic}"]
+    outs = [f"            {each['label']} is out: {each['out']}" for each in confirmed["candidates"] if each["out"]]
+    if confirmed["winner"] is None:
+        return [f"confirmed   nothing: no finalist came through; {optimistic}", *outs]
+    winner, metric = confirmed["candidates"][confirmed["winner"]], confirmed["metric"]
+    seeds = ", ".join(map(str, confirmed["seeds"]))
+    mean = f"{metric_text(metric, winner['mean'])}{_interval(winner)}"
+    lines = [f"confirmed   mean {mean} after {confirmed['epochs']} epochs, seeds {seeds}"]
+    return lines + _beside(confirmed) + outs
+
+
+def _beside(confirmed: Mapping[str, Any]) -> list[str]:
+    """The winner beside the other candidates."""
+    lines = []
+    alike = [each for each in confirmed["candidates"] if each["distinguishable"] is False]
+    if alike:
+        named = ", ".join(f"{each['label']} ({each['mean']:.2f})" for each in alike)
+        lines.append(f"            not distinguishable from {named}: these would do as well")
+    elif len(confirmed["seeds"]) == 1:
+        lines.append("            one seed tells nothing of the noise; give sweep.confirm.seeds of 2 or more")
+    if confirmed["gain_over_default"] is not None:
+        gain = confirmed["gain_over_default"]
+        lines.append(f"gain        {metric_text(confirmed['metric'], gain['mean'])}{_interval(gain)} over the default")
+    return lines
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    """Its 95 % interval, where it has one."""
+    return "" if estimate["low"] is None else f" [{estimate['low']:.2f}, {estimate['high']:.2f}]"
 
 
 def _changes(winner: TrialRow, defaults: Mapping[str, Any]) -> str:
@@ -343,12 +420,16 @@ def _before(key: str, defaults: Mapping[str, Any]) -> str:
     return f"{value_text(defaults[key])} -> " if key in defaults else ""
 
 
-def _retrained(metrics: Mapping[str, float]) -> str:
+def _retrained(metrics: Mapping[str, float], *, use_val: bool) -> str:
     """The retrained winner beside the mean pose, on the test split where that has joints."""
+    on_both = " on training + validation, the last checkpoint" if use_val else ""
     stage = "test" if "test/pa_mpjpe_mm" in metrics else "val"
+    if f"{stage}/pa_mpjpe_mm" not in metrics:
+        return f"retrained  {on_both}: no figures, since the test split has no joints"
     value, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics["baseline/pa_mpjpe_mm"]
     named = "test" if stage == "test" else "validation (the test split has no joints)"
-    return f"retrained   {named} PA-MPJPE {value:.2f} mm, mean pose {mean_pose:.2f} mm, ratio {value / mean_pose:.2f}"
+    ratio = f"mean pose {mean_pose:.2f} mm, ratio {value / mean_pose:.2f}"
+    return f"retrained  {on_both + ':' if use_val else ''} {named} PA-MPJPE {value:.2f} mm, {ratio}"
 
 
 def metric_label(metric: str) -> str:
@@ -366,6 +447,25 @@ def _name_and_unit(metric: str) -> tuple[str, str]:
     words = metric.rpartition("/")[2].split("_")
     unit = words.pop() if words[-1] in ("mm", "px", "s") else ""
     return "-".join(words).upper(), unit
+
+
+_COSTS = {"num_parameters": ("parameters", "M"), "latency_ms": ("latency", "ms"), "memory_mb": ("memory", "MB")}
+
+
+def cost_label(name: str) -> str:
+    """A cost of trials as a person writes it: latency_ms -> latency ms."""
+    return " ".join(_COSTS[name])
+
+
+def cost_text(name: str, value: float) -> str:
+    """A cost with its value: latency 3.14 ms."""
+    label, unit = _COSTS[name]
+    return f"{label} {_cost_number(name, value)} {unit}"
+
+
+def _cost_number(name: str, value: float) -> str:
+    number = value / 1e6 if name == "num_parameters" else value
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def params_text(params: Mapping[str, Any]) -> str:

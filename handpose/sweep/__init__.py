@@ -2,14 +2,16 @@
 
 What is tried: `space` (which keys, over what), `searcher` (proposes; keeps the study), `points` and `warm_start` (what
 is tried first, what earlier sweeps teach), `study` and `sampler_view` (where Optuna keeps it, what a sampler sees).
-Who goes on: `scheduler` (the configured one), `rules` (ASHA, median, none), `population`.
+Who goes on: `scheduler` (the configured one), `rules` (ASHA, median, none), `rungs` (of ASHA), `population`.
 What happened: `events` (the file), `history` (what they lead to), `state` (a sweep while it runs), `retention` (its
 checkpoints), `audit` (whether all of it agrees).
 How it runs: `run` (a sweep), `slots` (how many at a time), `runtime` (Ray, started), `warm_up` (its workers, started
 ahead), `tuning` (Tune asks the state), `stretch` (what a worker is told), `trial` (what it trains), `saving` (its
-checkpoints), `worker` (which it leaves as it was), `recorder` (trials.csv, TensorBoard, terminal), `resume` (going on),
-`settings`.
+checkpoints), `worker` (which it leaves as it was), `recorder` (trials.csv, logs, terminal), `status` (from another
+shell), `resume` (going on), `settings`.
 Before it: `preflight`, `probing` (points tried on a worker), `trial_cost` and `cost_watch` (what a trial costs),
 `forecast` (what the sweep costs), `gpu_share` (how many trials a GPU takes).
-After it: `select` (the winner), `retrain`, `provenance`.
+After it: `confirm` (the finalists again, over seeds), `paired_means` (what that tells), `select` (the winner),
+`retrain`, `provenance`, `reporting` (report.html), `reading` and `searched` (a sweep as its files tell of it),
+`importance` (which parameters matter).
 """

@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from optuna.trial import FrozenTrial, TrialState
 
 from handpose.errors import UserError
-from handpose.report.table import TrialRow, TrialTable
+from handpose.report.table import TrialRow, TrialTable, second_objectives
 from handpose.sweep.events import Asked, Begun, Event, Reported, read_events
 from handpose.sweep.history import History
 from handpose.sweep.resume import Task, recorded_task
@@ -55,6 +55,7 @@ def audit(folder: Path) -> Findings:
     sweep = instantiate(task.config.sweep)
     events = read_events(folder / "events.jsonl")
     table = TrialTable(sweep.metric, sweep.mode, sweep.num_trials, sweep.max_epochs)
+    table.objectives = second_objectives(sweep.second_objective)
     history = History(sweep, rule=rule_maker(instantiate(task.config.scheduler), sweep, task.space)(), table=table)
     wrong = []
     for line, event in enumerate(events, start=1):
@@ -128,13 +129,14 @@ def _in_csv(file: Path, table: TrialTable) -> list[str]:
 
 
 def _is_same(written: dict[str, str], row: TrialRow) -> bool:
-    metrics = {name: float(written.get(name) or "nan") for name in row.metrics}
+    numbers = {**row.metrics, **row.costs}
     return (written["state"], int(written["epochs"])) == (row.state, row.epochs) and all(
-        _equal(metrics[name], value) for name, value in row.metrics.items()
+        _equal(float(written.get(name) or "nan"), value) for name, value in numbers.items()
     )
 
 
 def _in_study(trials: Sequence[FrozenTrial], history: History) -> Findings:
+    objectives = history.table.objectives
     stored = {trial.number: trial for trial in trials}
     lost = [f"the study has no trial {number}" for number in history.trials if number not in stored]
     first = min(history.trials, default=0)
@@ -152,6 +154,12 @@ def _in_study(trials: Sequence[FrozenTrial], history: History) -> Findings:
         finite = {epoch: value for epoch, value in trial.values.items() if math.isfinite(value)}
         if {epoch: stored[number].intermediate_values.get(epoch) for epoch in finite} != finite:
             lost.append(f"the study lacks values of trial {number}")
+        costs = {name: cost for name, cost in trial.row.costs.items() if math.isfinite(cost)}
+        if {name: stored[number].user_attrs.get(name) for name in costs} != costs:
+            lost.append(f"the study lacks costs of trial {number}")
+        expected = [] if not finite else [finite[max(finite)], *(trial.row.costs[each.name] for each in objectives)]
+        if stored[number].values is not None and stored[number].values != expected:
+            wrong.append(f"trial {number} has {expected} by its events, but {stored[number].values} in the study")
     return Findings(lost, repeated, wrong)
 
 

@@ -74,6 +74,7 @@ class _Stage:
     ) -> None:
         self._rule = rule
         self._losses = [rng.random() for _ in range(num_trials)]
+        self._costs = [rng.random() for _ in range(num_trials)]
         self._max_epochs = max_epochs
         self._validates_every = validates_every
         self._params = params
@@ -110,6 +111,7 @@ class _Stage:
             self._num_paused -= 1
         elif can_begin:
             self._rule.begun(self._num_begun, dict(self._params[self._num_begun % len(self._params)]))
+            self._rule.measured(self._num_begun, self._costs[self._num_begun])
             self._run(self._num_begun)
             self._num_begun += 1
         return continuation is not None or can_begin

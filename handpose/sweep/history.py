@@ -51,7 +51,6 @@ class TrialHistory:
 
     row: TrialRow
     values: dict[int, float] = field(default_factory=dict)
-    costs: Mapping[str, float] = field(default_factory=dict)
     best_value: float = math.nan
     num_stretches: int = 0
     num_failures: int = 0
@@ -204,8 +203,7 @@ class History:
             case Begun():
                 self._begin(event)
             case Measured():
-                self.trials[event.trial].costs = event.costs
-                self._go(event.trial, _AFTER[event.decision])
+                self._measure(event)
             case Reported():
                 self._report(event)
             case Failed():
@@ -236,6 +234,13 @@ class History:
         trial.num_stretches = event.stretch
         trial.begin(event.at)
         self._go(event.trial, "running")
+
+    def _measure(self, event: Measured) -> None:
+        self.table.rows[event.trial].costs = event.costs
+        self.trials[event.trial].spend(event.at)
+        if self._settings.second_objective is not None:
+            self._rule.measured(event.trial, event.costs[self._settings.second_objective])
+        self._go(event.trial, _AFTER[event.decision])
 
     def _report(self, event: Reported) -> None:
         trial = self.trials[event.trial]

@@ -37,10 +37,10 @@ class Placed(NamedTuple):
         return {name: value for name, value in self.draws.items() if name not in names}
 
 
-def draw(space: Space, sampler: BaseSampler) -> tuple[FrozenTrial, Params]:
+def draw(space: Space, sampler: BaseSampler, *, num_objectives: int = 1) -> tuple[FrozenTrial, Params]:
     """A first trial, of no study, and its parameters."""
     storage = InMemoryStorage()
-    study_id = storage.create_new_study([StudyDirection.MINIMIZE], "")
+    study_id = storage.create_new_study([StudyDirection.MINIMIZE] * num_objectives, "")
     pending = pending_trial(0, None)
     study = optuna.Study("", SamplerView(storage, study_id, pending), sampler=sampler)
     return pending, space.suggest(optuna.Trial(study, PENDING))

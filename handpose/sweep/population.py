@@ -30,6 +30,7 @@ class PopulationBased(Fifo):
     """
 
     needs_checkpoints = True
+    takes_two = False  # weights are taken over from what is better, and there are two answers to that
 
     def __init__(
         self,

@@ -55,9 +55,13 @@ def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False
         grid_points(space)
     for params in probes(space):
         try:
-            compose("train", with_params(overrides, params))
+            config = compose("train", with_params(overrides, params))
         except UserError as error:
             raise UserError(f"{space.file}: {error}") from error
+        if config.train_on_val:
+            raise UserError(
+                "train_on_val=true leaves nothing to choose trials by; retrain.use_val=true is for the winner alone"
+            )
 
 
 class Survey(NamedTuple):
@@ -231,7 +235,8 @@ def preflight(
         slots, line = _sharing(sweep, recipe, data, probed)
         lines.append(line)
     disk, *warnings = _check_disk(sweep, slots, rule, probed)
-    warnings += [*_check_gpu_share(slots, probed), *_warnings(space, probed, idle)]
+    warnings += [*_check_gpu_share(slots, probed), *_check_objective(sweep, space, probed)]
+    warnings += _warnings(space, probed, idle)
     if not is_brief:
         say(points_table(table_rows(probed)) + "\n")
     lines += [*cost_lines(sweep, probed, make_rule, num_slots=slots.num_slots), disk]
@@ -315,6 +320,19 @@ def _check_gpu_share(slots: Slots, probed: Probed) -> list[str]:
     if shares[0] * num_sharing > 1:
         raise UserError(told)
     return [told]
+
+
+def _check_objective(sweep: SweepSettings, space: Space, probed: Probed) -> list[str]:
+    """Warnings where the second objective tells no trial from another; raises UserError where it cannot be measured."""
+    name = sweep.second_objective
+    if name is None:
+        return []
+    found = {float(getattr(cost, name)) for cost in probed.costs}
+    if not all(map(math.isfinite, found)):
+        raise UserError(f"sweep.second_objective={name} cannot be measured on this device; give num_parameters or null")
+    if len(found) > 1:
+        return []
+    return [f"search_space={space.name}: sweep.second_objective={name} is {found.pop():g} at every point tried"]
 
 
 def _warnings(space: Space, probed: Probed, idle: Sequence[str]) -> Iterator[str]:

@@ -5,12 +5,16 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import DictConfig
+
+from handpose.config import compose, plain, quote_override
+from handpose.sweep.space import flattened
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "timm", "pytorch-lightning", "torchmetrics", "ray", "optuna", "hydra-core", "numpy")
@@ -43,6 +47,48 @@ def git_state() -> dict[str, Any]:
     revision = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain")
     return {"revision": revision, "dirty": None if revision is None or changes is None else bool(changes)}
+
+
+_LOCATIONS = ("paths.", "data.root", "data.source.root", "model.checkpoint_path", "model.weights", "best")
+_FILES = ("model.encoder.weights", "augment.background_folder")
+"""Keys of places, which differ between two machines for one configuration."""
+
+
+def configuration(config: DictConfig) -> dict[str, Any]:
+    """Dotted key -> value of all that a training depends on: the composed configuration without places."""
+    return {key: value for key, value in flattened(plain(config)).items() if not key.startswith(_LOCATIONS + _FILES)}
+
+
+def differences(best: Path, *, data: str | None) -> Iterator[str]:
+    """What is not as it was when a best.yaml was written, a sentence each; what it does not tell is passed over.
+
+    data: fingerprint of the data set here. Raises UserError where its configuration cannot be composed.
+    """
+    then = yaml.safe_load(best.read_text(encoding="utf-8"))
+    if "configuration" in then:
+        now = configuration(compose("train", [quote_override("best", str(best))]))
+        yield from _changed(then["configuration"], now, "{name} is {now}, and was {then}: configs/ differ")
+    yield from _changed(then.get("versions", {}), versions(), "{name} is {now}, and was {then}")
+    yield from _other_revision(then.get("git") or {}, git_state())
+    if data is not None and then.get("data_fingerprint") not in (None, data):
+        yield f"the data have the fingerprint {data}, and had {then['data_fingerprint']}: other data or splits"
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any], sentence: str) -> Iterator[str]:
+    """A sentence for each name whose value is another one; one that is not there has the value null."""
+    for name in {**then, **now}:
+        if then.get(name) != now.get(name):
+            before, after = ("null" if each.get(name) is None else each[name] for each in (then, now))
+            yield sentence.format(name=name, now=after, then=before)
+
+
+def _other_revision(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    if then.get("revision") != now["revision"] and then.get("revision") is not None:
+        yield f"the project's revision is {now['revision'] or 'unknown'}, and was {then['revision']}"
+    if then.get("dirty"):
+        yield "the project had changes that were not committed"
+    if now["dirty"]:
+        yield "the project has changes here that are not committed"
 
 
 def _git(*arguments: str) -> str | None:

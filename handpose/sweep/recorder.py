@@ -1,40 +1,65 @@
-"""Writes down what happens to the trials while a sweep runs: trials.csv, TensorBoard and the view in the terminal."""
+"""Writes down what happens to the trials while a sweep runs: trials.csv, logs and the view in the terminal."""
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.experiment import Trial
 
 from handpose.report.table import TrialRow, TrialTable
-from handpose.report.tensorboard import TrialLog
 from handpose.report.terminal import SweepView
-from handpose.sweep.events import Begun, Closed, Ended, Event, Failed, Reported
+from handpose.sweep.events import Begun, Closed, Ended, Event, Failed, Measured, Reported
 from handpose.sweep.retention import CheckpointShelf
-from handpose.sweep.stretch import run_name
+from handpose.sweep.stretch import PICTURES, pictures_of
 
 _CSV_EVERY_S = 1.0
 
 
+class TrialLog(Protocol):
+    """Keeps curves and pictures of all trials, such as TensorBoard does. Rows are as the event has left them."""
+
+    def begun(self, row: TrialRow) -> None:
+        """A trial begins, or goes on, maybe with other parameters."""
+
+    def measured(self, row: TrialRow, costs: Mapping[str, float]) -> None:
+        """What the trial costs, before it is trained."""
+
+    def reported(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
+        """The metrics of the row's epoch. pictures: name -> JPEG file, which is removed afterwards."""
+
+    def closed(self, row: TrialRow, *, ended_s: float) -> None:
+        """The trial does not run, and may be over. ended_s: time since the epoch."""
+
+    def close(self) -> None:
+        """Nothing more comes from this process; trials may go on in another."""
+
+
 class Recorder(tune.Callback):
-    """Keeps trials.csv, a TensorBoard run a trial, and the view in the terminal, as events come.
+    """Keeps trials.csv, the logs, and the view in the terminal, as events come.
 
     table: of the trials, kept by others. folder: of the sweep. shelf: of checkpoints. tick: lets rows of running trials
     show their time. view: shown while the sweep runs.
     """
 
     def __init__(
-        self, table: TrialTable, *, folder: Path, shelf: CheckpointShelf, tick: Callable[[], None], view: SweepView
+        self,
+        table: TrialTable,
+        *,
+        folder: Path,
+        shelf: CheckpointShelf,
+        tick: Callable[[], None],
+        view: SweepView,
+        logs: Sequence[TrialLog],
     ) -> None:
         self._table = table
         self._folder = folder
         self._shelf = shelf
         self._tick = tick
         self._view = view
-        self._logs: dict[int, TrialLog] = {}
+        self._logs = logs
         self._told: set[tuple[int, int]] = set()
         self._is_behind = True  # trials.csv, of the table
         self._next_write = 0.0
@@ -46,7 +71,7 @@ class Recorder(tune.Callback):
         """After a crash: log the last event, which may have come to the disk alone."""
         if isinstance(last, Reported):
             row = self._table.rows[last.trial]
-            self._log(row).report(last.epoch, last.metrics)
+            self._write_report(row)
             if row.state != "waiting":
                 self._close_log(row)
         self._write()
@@ -59,9 +84,13 @@ class Recorder(tune.Callback):
                 self._close()
             return
         if isinstance(event, Begun):
-            self._log(row)
+            for log in self._logs:
+                log.begun(row)
+        elif isinstance(event, Measured):
+            for log in self._logs:
+                log.measured(row, event.costs)
         elif isinstance(event, Reported):
-            self._log(row).report(event.epoch, event.metrics)
+            self._write_report(row)
         if row.state not in ("running", "waiting") or (row.state == "waiting" and isinstance(event, Failed)):
             self._close_log(row)
         if row.is_over or row.state == "paused" or isinstance(event, Failed):
@@ -83,27 +112,24 @@ class Recorder(tune.Callback):
         self._told.add((row.number, row.epochs))
 
     def _close(self) -> None:
-        for number in list(self._logs):
-            self._close_log(self._table.rows[number])
+        for log in self._logs:
+            log.close()
+        with contextlib.suppress(OSError):  # there is none, or something in it that was never reported
+            (self._folder / PICTURES).rmdir()
         self._write()
         self._view.refresh(self._table, at_once=True)
 
-    def _log(self, row: TrialRow) -> TrialLog:
-        if row.number not in self._logs:
-            name = run_name(row.number)
-            self._logs[row.number] = TrialLog(
-                self._folder / "tensorboard" / name, name=name, params=row.params, started_s=time.time()
-            )
-        return self._logs[row.number]
+    def _write_report(self, row: TrialRow) -> None:
+        """Pictures lie in a shared folder, whichever node the trial ran on, until they are in the log."""
+        pictures = pictures_of(self._folder, row.number, row.epochs)
+        for log in self._logs:
+            log.reported(row, pictures)
+        for file in pictures.values():
+            file.unlink(missing_ok=True)
 
     def _close_log(self, row: TrialRow) -> None:
-        log = self._logs.pop(row.number, None)
-        if row.is_over:
-            log = log or self._log(row)
-            self._logs.pop(row.number, None)
-            log.close(failed=row.state in ("diverged", "failed"), ended_s=time.time())
-        elif log is not None:
-            log.pause()
+        for log in self._logs:
+            log.closed(row, ended_s=time.time())
 
     def _write(self) -> None:
         began = time.monotonic()

@@ -1,7 +1,7 @@
 """The winner of a sweep once more, with its full schedule, by the road of train.py; it goes on where it was cut off.
 
 Several GPUs share its batches: then it runs as a program of its own, `python -m handpose.sweep.retrain FOLDER DEVICES`,
-which Lightning starts once for each of them.
+with train_on_val=true behind it or not, which Lightning starts once for each of them.
 """
 
 import contextlib
@@ -31,26 +31,38 @@ _WINNER = "overrides.json"
 """Of the configuration that is retrained."""
 
 
-def retrain(folder: Path, *, devices: int | None = None) -> dict[str, float]:
+def retrain(folder: Path, *, devices: int | None = None, use_val: bool = False) -> dict[str, float]:
     """Train best.yaml of the sweep in that folder as train.py would, and test it; returns metrics of both.
 
     devices: that share each batch; None: all GPUs of this machine, where best.yaml does not say which. Their number is
-    lowered until it divides data.batch_size, so that the steps remain those of the trials.
+    lowered until it divides data.batch_size, so that the steps remain those of the trials. use_val: train on training
+    and validation split; nothing is held out then, so that the last checkpoint is tested, not the best one. Either way
+    the test split is looked at once, when the training is over.
 
     A retraining that was cut off goes on from its last checkpoint; of one that was finished the figures are read. One
     of another winner is put aside, as retrain_1. Raises UserError, and SweepInterruptedError.
     """
     place = folder / "retrain"
-    winner = yaml.safe_load((folder / "best.yaml").read_text())["overrides"]
+    winner = _winner(folder, use_val=use_val)
     _put_aside(place, winner)
     if (place / "metrics.json").is_file():
         return _figures(place)
     config = compose("train", [_best(folder)])
     number = _dividing(devices or _num_gpus(config, winner), config.data.batch_size)
     if number == 1:
-        return _retrain(folder, winner, devices=1)
-    _run_apart(folder, number)
+        return _retrain(folder, winner, devices=1, use_val=use_val)
+    _run_apart(folder, number, use_val=use_val)
     return _figures(place)
+
+
+def _winner(folder: Path, *, use_val: bool) -> list[str]:
+    """What is trained: a retraining on other images is another one."""
+    overrides: list[str] = yaml.safe_load((folder / "best.yaml").read_text())["overrides"]
+    return [*overrides, *_on_val(use_val)]
+
+
+def _on_val(use_val: bool) -> list[str]:
+    return ["train_on_val=true"] if use_val else []
 
 
 def _figures(place: Path) -> dict[str, float]:
@@ -71,11 +83,12 @@ def _dividing(most: int, batch_size: int) -> int:
     return next(number for number in range(most, 0, -1) if batch_size % number == 0)
 
 
-def _retrain(folder: Path, winner: list[str], *, devices: int) -> dict[str, float]:
+def _retrain(folder: Path, winner: list[str], *, devices: int, use_val: bool) -> dict[str, float]:
     """In this process, which is one of several where there are several devices."""
     place = folder / "retrain"
     places = {"logs": place, "checkpoints": place / "checkpoints", "predictions": place}
     overrides = [_best(folder), *(quote_override(f"paths.{name}", str(path)) for name, path in places.items())]
+    overrides += _on_val(use_val)
     config = compose("train", overrides)
     if devices > 1:
         shared = {"trainer.devices": devices, "data.batch_size": config.data.batch_size // devices}
@@ -97,12 +110,12 @@ def _interrupted(folder: Path) -> SweepInterruptedError:
     return SweepInterruptedError(f"the retraining was interrupted; to go on: {resume_command(folder)}")
 
 
-def _run_apart(folder: Path, devices: int) -> None:
+def _run_apart(folder: Path, devices: int, *, use_val: bool) -> None:
     """As a program of its own, since Lightning starts for each device what began this process.
 
     It hears of Ctrl-C from here only, once.
     """
-    command = [sys.executable, "-m", __name__, str(folder), str(devices)]
+    command = [sys.executable, "-m", __name__, str(folder), str(devices), *_on_val(use_val)]
     process = subprocess.Popen(command, start_new_session=True)
     try:
         with _terminable():
@@ -152,7 +165,10 @@ def _where_it_was(checkpoints: Path, max_epochs: int) -> list[str]:
     begun = quote_override("model.weights", None)  # what the training began with
     if epochs < max_epochs:
         return [quote_override("model.checkpoint_path", str(checkpoints / "last.ckpt")), begun]
-    best = max(checkpoints.glob("best-*.ckpt"), key=lambda file: file.stat().st_mtime)
+    # Where nothing was held out there is only the last one.
+    best = max(
+        checkpoints.glob("best-*.ckpt"), key=lambda file: file.stat().st_mtime, default=checkpoints / "last.ckpt"
+    )
     return [quote_override("model.checkpoint_path", str(best)), begun, "test=true"]
 
 
@@ -168,11 +184,10 @@ def _end_with(parent: int) -> None:
 
 
 def _main() -> None:
-    folder, devices = Path(sys.argv[1]), int(sys.argv[2])
+    folder, devices, use_val = Path(sys.argv[1]), int(sys.argv[2]), len(sys.argv) > 3
     _end_with(os.getppid())
-    winner = yaml.safe_load((folder / "best.yaml").read_text())["overrides"]
     try:
-        _retrain(folder, winner, devices=devices)
+        _retrain(folder, _winner(folder, use_val=use_val), devices=devices, use_val=use_val)
     except UserError as error:
         sys.exit(f"error: {error}")
     except SweepInterruptedError:

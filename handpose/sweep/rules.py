@@ -7,12 +7,14 @@ again. Rules know nothing of Ray; population based training has a file of its ow
 
 import math
 import random
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from handpose.errors import UserError
+from handpose.sweep.rungs import AnyRung, ParetoRung, Rung
 from handpose.sweep.space import Params
 
 Verdict: TypeAlias = Literal["continue", "stop", "pause"]
@@ -33,14 +35,19 @@ class Rule(Protocol):
     """Decides about trials, which are numbered in the order in which they begin; numbers may be missing.
 
     rungs: epochs at which trials are compared, ascending; empty where it compares at no fixed ones. needs_checkpoints:
-    a trial must save a checkpoint at every rung, since it may pause there.
+    a trial must save a checkpoint at every rung, since it may pause there. takes_two: it does right by a sweep with two
+    objectives.
     """
 
     rungs: tuple[int, ...]
     needs_checkpoints: bool
+    takes_two: bool
 
     def begun(self, trial: int, params: Params) -> None:
         """A new trial runs, with all its parameters."""
+
+    def measured(self, trial: int, cost: float) -> None:
+        """The second objective of a trial, smaller is better, where there is one; before its first report."""
 
     def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
         """What becomes of a trial after `epoch`, counted from 1; its epochs ascend, and may have gaps.
@@ -69,8 +76,12 @@ class Fifo:
 
     rungs: tuple[int, ...] = ()
     needs_checkpoints = False
+    takes_two = True
 
     def begun(self, trial: int, params: Params) -> None:
+        """Nothing to note."""
+
+    def measured(self, trial: int, cost: float) -> None:
         """Nothing to note."""
 
     def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
@@ -104,6 +115,11 @@ class Asha(Fifo):
     never runs out of new trials: when nothing runs, nothing may begin and no trial has reached max_epochs, the best of
     the highest rung goes on, so that a short sweep has a winner too.
 
+    With two objectives trials are ranked at a rung by fronts, and within a front so that the first ones are spread over
+    it (Schmucker et al. 2021, arXiv:2106.12639), the best of the first objective at the head. Mode `stop` then lets a
+    trial go on that is among the first 1 + (n - 2) / reduction_factor of the n that are there with it, rounded down:
+    where all cost the same, these are those above the quantile. Ranking takes time in proportion to n.
+
     Raises UserError when the values do not go together.
     """
 
@@ -116,14 +132,17 @@ class Asha(Fifo):
         brackets: int,
         max_epochs: int,
         seed: int,
+        num_objectives: Literal[1, 2] = 1,
     ) -> None:
         _check_asha(mode, grace_period, reduction_factor, brackets, max_epochs)
         self.needs_checkpoints = mode == "promote"
         self._max_epochs = max_epochs
         self._seed = seed
         all_epochs = list(_rung_epochs(grace_period, reduction_factor, max_epochs))
-        self._brackets = [
-            {math.ceil(epoch - _ROUNDING): _Rung(reduction_factor) for epoch in all_epochs[skipped:]}
+        self._costs: dict[int, float] = {}
+        make_rung = Rung if num_objectives == 1 else partial(ParetoRung, costs=self._costs)
+        self._brackets: list[dict[int, AnyRung]] = [
+            {math.ceil(epoch - _ROUNDING): make_rung(reduction_factor) for epoch in all_epochs[skipped:]}
             for skipped in range(brackets)
         ]
         self.rungs = tuple(sorted(set().union(*self._brackets)))
@@ -132,9 +151,9 @@ class Asha(Fifo):
         ]
         most = max(map(len, self._brackets))
         self._odds = [math.exp(len(bracket) - most) for bracket in self._brackets]
-        self._bracket_of: dict[int, dict[int, _Rung]] = {}
+        self._bracket_of: dict[int, dict[int, AnyRung]] = {}
         self._running: set[int] = set()
-        self._paused: dict[int, _Rung] = {}
+        self._paused: dict[int, AnyRung] = {}
         self._any_complete = False
 
     def begun(self, trial: int, params: Params) -> None:
@@ -144,6 +163,10 @@ class Asha(Fifo):
             rng = random.Random(f"bracket {self._seed} {trial}")  # text is hashed the same way in every process
             self._bracket_of[trial] = rng.choices(self._brackets, self._odds)[0]
         self._running.add(trial)
+
+    def measured(self, trial: int, cost: float) -> None:
+        """What it is ranked by beside its losses."""
+        self._costs[trial] = cost
 
     def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
         """At a rung: go on, stop or pause, as the mode says; anywhere else: go on."""
@@ -157,12 +180,12 @@ class Asha(Fifo):
         decide = self._pause_or_continue if self.needs_checkpoints else self._stop_or_continue
         return decide(rung, trial, loss)
 
-    def _stop_or_continue(self, rung: "_Rung", trial: int, loss: float) -> Verdict:
-        cutoff = rung.cutoff()
+    def _stop_or_continue(self, rung: AnyRung, trial: int, loss: float) -> Verdict:
+        passes = rung.passes(trial, loss)
         rung.record(trial, loss)
-        return "stop" if cutoff is not None and loss > cutoff else "continue"
+        return "continue" if passes else "stop"
 
-    def _pause_or_continue(self, rung: "_Rung", trial: int, loss: float) -> Verdict:
+    def _pause_or_continue(self, rung: AnyRung, trial: int, loss: float) -> Verdict:
         rung.record(trial, loss)
         rung.wait(trial)
         if self._promotable() == trial:
@@ -192,52 +215,6 @@ class Asha(Fifo):
         self._running.discard(trial)
         if trial in self._paused:
             self._paused.pop(trial).leave(trial)
-
-
-class _Rung:
-    """What trials have reported at one epoch, and which of them wait there; (loss, trial) pairs, best first."""
-
-    def __init__(self, reduction_factor: float) -> None:
-        self._reduction_factor = reduction_factor
-        self._recorded: list[tuple[float, int]] = []
-        self._waiting: list[tuple[float, int]] = []
-        self._losses: dict[int, float] = {}
-
-    def record(self, trial: int, loss: float) -> None:
-        insort(self._recorded, (loss, trial))
-        self._losses[trial] = loss
-
-    def cutoff(self) -> float | None:
-        """The loss above which a trial stops, None where nobody has been.
-
-        numpy's percentile (linear) of the negated losses, step by step as numpy computes it, since Ray stops by it; but
-        on a list that is sorted already.
-        """
-        last = len(self._recorded) - 1
-        if last < 0:
-            return None
-        place = last * ((1 - 1 / self._reduction_factor) * 100 / 100)
-        below = math.floor(place)
-        low, high = (-self._recorded[max(last - i, 0)][0] for i in (below, below + 1))
-        part = place - below
-        return -(low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part))
-
-    def wait(self, trial: int) -> None:
-        insort(self._waiting, (self._losses[trial], trial))
-
-    def leave(self, trial: int) -> None:
-        del self._waiting[bisect_left(self._waiting, (self._losses[trial], trial))]
-
-    def first(self) -> int | None:
-        """The best that waits."""
-        return self._waiting[0][1] if self._waiting else None
-
-    def promotable(self) -> int | None:
-        """The best that waits, when it is among the best 1 / reduction_factor of all that have been here."""
-        if not self._waiting:
-            return None
-        num_promotable = math.floor(len(self._recorded) / self._reduction_factor)
-        return self.first() if bisect_left(self._recorded, self._waiting[0]) < num_promotable else None
 
 
 _ROUNDING = 1e-9
@@ -275,6 +252,8 @@ class MedianStopping(Fifo):
     had on average from grace_period to that epoch; of them those count that have been trained as far, and there must be
     min_samples_required. Raises UserError for values that make no sense.
     """
+
+    takes_two = False  # by the first alone it would stop what the second one is good for
 
     def __init__(self, *, grace_period: int, min_samples_required: int) -> None:
         for name, value in (("grace_period", grace_period), ("min_samples_required", min_samples_required)):

@@ -18,21 +18,22 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from handpose.errors import UserError
-from handpose.report.table import TrialTable
+from handpose.report.table import TrialTable, second_objectives
+from handpose.report.tensorboard import SweepLog
 from handpose.report.terminal import sweep_view, warm_start_line
+from handpose.report.weights_and_biases import WandbLog
 from handpose.sweep.events import Closed, EventLog, read_events
 from handpose.sweep.history import History
 from handpose.sweep.provenance import write_yaml
-from handpose.sweep.recorder import Recorder
+from handpose.sweep.recorder import Recorder, TrialLog
 from handpose.sweep.resume import keep_space
 from handpose.sweep.rules import Rule
 from handpose.sweep.runtime import environment, limited, ray_runtime
-from handpose.sweep.searcher import OptunaSearcher
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.slots import Slots, count_slots
 from handpose.sweep.space import Params, Space
-from handpose.sweep.state import SweepState
-from handpose.sweep.stretch import STRETCH, Objective, make_trainable
+from handpose.sweep.state import Searcher, SweepState
+from handpose.sweep.stretch import STRETCH, Objective, make_trainable, run_name
 from handpose.sweep.tuning import Conductor, StateScheduler, StateSearcher, StateStopper, stretch_of
 from handpose.sweep.warm_up import warm_up
 
@@ -50,30 +51,33 @@ class SweepHaltedError(Exception):
     """The sweep gave up, since the first trials all failed; it can go on when that is mended."""
 
 
-def run_sweep(
+@contextlib.contextmanager
+def swept(
     *,
     sweep: SweepSettings,
     cluster: RaySettings,
     space: Space,
-    searcher: Callable[..., OptunaSearcher],
+    searcher: Callable[..., Searcher],
     rule: Callable[[], Rule],
     objective: Objective,
     command: Callable[[Params], str],
     description: Mapping[str, Any] | None,
     preflight: Callable[[Slots], Slots] = lambda slots: slots,
-) -> TrialTable:
-    """Try configurations from the space until all trials are done or the budget is spent; returns the table of trials.
+) -> Iterator[TrialTable]:
+    """Try configurations from the space until all trials are done or the budget is spent; yields the table of trials.
 
     searcher: as configured, still without what the sweep knows. rule: makes a fresh one. objective: what a trial runs.
     command: the command line that trains parameters again. description: kept as sweep.yaml; None: the sweep in the
     folder goes on, and one that is finished is only read. preflight: what is tried before the first trial. Ray is
-    started and shut down, unless it runs already. Raises UserError where a trial does not fit into what Ray has or the
-    sweep runs already, SweepInterruptedError and SweepHaltedError.
+    started, unless it runs already, and shut down at the end of the block, so that what follows in it has no need to
+    wait for it; for a finished sweep it is not started. Raises UserError where a trial does not fit into what Ray has
+    or the sweep runs already, SweepInterruptedError and SweepHaltedError.
     """
     folder, is_resumed = sweep.path, description is None
 
     def history() -> History:
         table = TrialTable(sweep.metric, sweep.mode, sweep.num_trials, sweep.max_epochs)
+        table.objectives = second_objectives(sweep.second_objective)
         return History(sweep, rule=rule(), table=table, command=command)
 
     asked_for = partial(
@@ -82,13 +86,15 @@ def run_sweep(
         name=sweep.name,
         metric=sweep.metric,
         mode=sweep.mode,
+        second_objective=sweep.second_objective,
         max_epochs=sweep.max_epochs,
         seed=sweep.seed,
     )
     if not is_resumed:
         _rehearse(asked_for)
     elif finished := finished_table(folder, history()):
-        return finished
+        yield finished
+        return
     with contextlib.ExitStack() as stack:
         if is_resumed:
             stack.enter_context(_alone(folder))
@@ -107,17 +113,25 @@ def run_sweep(
             stack.enter_context(_alone(folder))
             keep_space(space, folder)
             write_yaml(folder / "sweep.yaml", description)
-        asked = stack.enter_context(contextlib.closing(asked_for(folder=folder / "study", resume=is_resumed)))
-        print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
-        log = stack.enter_context(contextlib.closing(EventLog(folder / EVENTS)))
-        state = SweepState(sweep, log=log, history=history(), searcher=asked)
-        if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
-            slots = count_slots(sweep, resources, gpus=state.history.gpus)
-        _run(sweep, slots, space, state, objective)
-        return state.history.table
+        with (
+            contextlib.closing(asked_for(folder=folder / "study", resume=is_resumed)) as asked,
+            contextlib.closing(EventLog(folder / EVENTS)) as log,
+        ):
+            print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
+            state = SweepState(sweep, log=log, history=history(), searcher=asked)
+            if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
+                slots = count_slots(sweep, resources, gpus=state.history.gpus)
+            _run(sweep, slots, space, state, objective)
+        yield state.history.table
 
 
-def _rehearse(searcher: Callable[..., OptunaSearcher]) -> None:
+def run_sweep(**asked: Any) -> TrialTable:
+    """A sweep by itself, as `swept` has it: the table of trials."""
+    with swept(**asked) as table:
+        return table
+
+
+def _rehearse(searcher: Callable[..., Searcher]) -> None:
     """Begin a study that nobody keeps, so that mistakes in first points and warm starts show before Ray is started."""
     with tempfile.TemporaryDirectory() as folder:
         searcher(folder=Path(folder), storage=None).close()
@@ -159,7 +173,8 @@ def _run(sweep: SweepSettings, slots: Slots, space: Space, state: SweepState, ob
     title = f"sweep {sweep.name}  ·  {space.name}" + ("  ·  goes on" if state.last_event else "")
     view = sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
     with contextlib.closing(view), _interruptible(sweep) as is_interrupted:
-        recorder = Recorder(table, folder=sweep.path, shelf=shelf, tick=state.tick, view=view)
+        logs = trial_logs(sweep, table)
+        recorder = Recorder(table, folder=sweep.path, shelf=shelf, tick=state.tick, view=view, logs=logs)
         recorder.catch_up(state.last_event)
         state.open(num_slots=slots.num_slots, gpus=slots.gpus, listener=recorder)
         table.num_trials = state.history.num_trials
@@ -169,19 +184,32 @@ def _run(sweep: SweepSettings, slots: Slots, space: Space, state: SweepState, ob
         with environment(TUNE_MAX_PENDING_TRIALS_PG=str(slots.num_slots)):
             _tuner(sweep, slots, conductor, objective, recorder).fit()
         if isinstance(conductor.error, (UserError, OSError)):  # as of a full disk
-            raise UserError(f"{conductor.error}; to go on: {resume_command(sweep.path)}") from conductor.error
+            raise UserError(f"{conductor.error}; to go on: {resume_command(sweep.resumed_by)}") from conductor.error
         if conductor.error is not None:
             raise conductor.error
         if not is_interrupted():
             state.close("finished")
     if is_interrupted():
-        raise SweepInterruptedError(f"the sweep was interrupted; to go on: {resume_command(sweep.path)}")
+        raise SweepInterruptedError(f"the sweep was interrupted; to go on: {resume_command(sweep.resumed_by)}")
     if state.halted_by is not None:
         raise SweepHaltedError(
             f"the first {sweep.stop_after_failures} trials failed before any had reported an epoch, the last one with: "
             f"{state.halted_by.cause} (traceback: {sweep.path / 'trials.csv'}); when that is mended, go on with "
-            f"{resume_command(sweep.path)}"
+            f"{resume_command(sweep.resumed_by)}"
         )
+
+
+def trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:
+    """TensorBoard, and what else is asked for. table: of the trials so far.
+
+    The runs of a confirmation are not in the HParams tab: their seeds would be a column that no other trial has.
+    """
+    in_tab = sweep.resumed_by == sweep.path
+    rows = table.rows.values()
+    logs: list[TrialLog] = [SweepLog(sweep.path / "tensorboard", run_name=run_name, in_tab=in_tab, rows=rows)]
+    if sweep.wandb_project is not None:
+        logs.append(WandbLog(sweep.path, project=sweep.wandb_project, group=sweep.name, run_name=run_name))
+    return logs
 
 
 def resume_command(folder: Path) -> str:
@@ -235,7 +263,7 @@ def _interruptible(sweep: SweepSettings) -> Iterator[Callable[[], bool]]:
         nonlocal is_requested
         if is_requested:
             cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the live view has hidden it
-            told = f"{cursor}\nleft at once; to go on: {resume_command(sweep.path)}\n"
+            told = f"{cursor}\nleft at once; to go on: {resume_command(sweep.resumed_by)}\n"
             os.write(sys.stderr.fileno(), told.encode())
             os._exit(INTERRUPTED)
         is_requested = True

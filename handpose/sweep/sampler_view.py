@@ -4,16 +4,20 @@ import copy
 import heapq
 import math
 import statistics
-from collections.abc import Collection, Container, Iterator, Sequence
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from handpose.pareto import best_first
 from handpose.sweep.study import last_value
 
 PENDING = -1
@@ -33,7 +37,12 @@ class SamplerView(BaseStorage):
     there; before it has any, it counts as running. constraints: names; of a trial that has not been measured against
     all of them nothing is learnt. completes_infeasible: one that is over a limit appears complete, with a value that
     says nothing, the median. max_ended: so many ended trials are shown at most, a tenth of them the best ones, the
-    others the newest.
+    others the newest. second_objective: user attribute with the second value, where there are two.
+
+    With one objective Optuna ranks stopped trials by their epoch and value. With two it cannot (TPE of Optuna 5.0
+    raises at their reports), and takes them as they are listed where they have none. So they are shown without reports
+    and listed the best first: by epoch, and those of one epoch by fronts (`handpose.pareto.best_first`), as ASHA ranks.
+    They come after all complete ones either way; samplers that look only at those learn nothing of them.
     """
 
     def __init__(
@@ -42,6 +51,7 @@ class SamplerView(BaseStorage):
         study_id: int,
         pending: FrozenTrial,
         *,
+        second_objective: str | None = None,
         constraints: Collection[str] = (),
         completes_infeasible: bool = False,
         max_ended: int | None = None,
@@ -49,6 +59,7 @@ class SamplerView(BaseStorage):
         self._storage = storage
         self._study_id = study_id
         self._pending = pending
+        self._second_objective = second_objective
         self._constraints = frozenset(constraints)
         self._completes_infeasible = completes_infeasible
         self._max_ended = max_ended
@@ -56,11 +67,20 @@ class SamplerView(BaseStorage):
     @cached_property
     def _trials(self) -> list[FrozenTrial]:
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        shown = list(_shown(stored, self._constraints, completes_infeasible=self._completes_infeasible))
+        shown = list(
+            _shown(
+                stored,
+                self._constraints,
+                completes_infeasible=self._completes_infeasible,
+                second_objective=self._second_objective,
+            )
+        )
+        minimizes = self._storage.get_study_directions(self._study_id)[0] == StudyDirection.MINIMIZE
+        merit = _Merit(1.0 if minimizes else -1.0, bool(self._constraints), self._second_objective is not None)
         if self._max_ended is not None:
-            minimizes = self._storage.get_study_directions(self._study_id)[0] == StudyDirection.MINIMIZE
-            limited = bool(self._constraints)
-            shown = _bounded(shown, self._max_ended, sign=1.0 if minimizes else -1.0, limited=limited)
+            shown = _bounded(shown, self._max_ended, merit)
+        if self._second_objective is not None:
+            shown = _listed_by_merit(shown, merit)
         return [*shown, self._pending]
 
     # What it answers differently from the storage.
@@ -158,44 +178,97 @@ def pending_trial(number: int, point: dict[str, Any] | None) -> FrozenTrial:
 
 
 def _shown(
-    trials: Sequence[FrozenTrial], constraints: frozenset[str], *, completes_infeasible: bool
+    trials: Sequence[FrozenTrial],
+    constraints: frozenset[str],
+    *,
+    completes_infeasible: bool,
+    second_objective: str | None,
 ) -> Iterator[FrozenTrial]:
-    values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    def values(trial: FrozenTrial, value: float | None) -> list[float] | None:
+        """Of a trial with that value of the metric; None where not all are known."""
+        if second_objective is None or value is None:
+            return None if value is None else [value]
+        cost = trial.user_attrs.get(second_objective)
+        return None if cost is None else [value, cost]
+
+    complete = [trial.values[0] for trial in trials if trial.state == TrialState.COMPLETE and trial.values]
     for trial in trials:
-        state, value = trial.state, trial.value
+        state, shown = trial.state, trial.values
         if state == TrialState.WAITING:
             state = TrialState.PRUNED if trial.intermediate_values else TrialState.RUNNING
-            value = last_value(trial)
+            shown = values(trial, last_value(trial))
         if constraints and state in (TrialState.COMPLETE, TrialState.PRUNED):
             if not constraints <= trial.constraints.keys():
-                state, value = TrialState.FAIL, None
-            elif completes_infeasible and values and any(excess > 0 for excess in trial.constraints.values()):
-                state, value = TrialState.COMPLETE, statistics.median(values)
-        yield trial if (state, value) == (trial.state, trial.value) else _with(trial, state, value)
+                state, shown = TrialState.FAIL, None
+            elif completes_infeasible and complete and _excess(trial) > 0:
+                state, shown = TrialState.COMPLETE, values(trial, statistics.median(complete))
+        yield trial if (state, shown) == (trial.state, trial.values) else _with(trial, state, shown)
 
 
-def _bounded(trials: list[FrozenTrial], limit: int, *, sign: float, limited: bool) -> list[FrozenTrial]:
-    """Without the ended trials that are neither among the best nor among the newest.
+class _Merit(NamedTuple):
+    """Ranks ended trials as TPE does: what is allowed before what is not, what was trained further, then the better.
 
-    sign: 1.0 where less is better. limited: whether there are constraints.
+    sign: of the metric, 1.0 where less is better. limited: whether there are constraints. two: or one objective.
     """
+
+    sign: float
+    limited: bool
+    two: bool
+
+    def best_first(self, trials: Iterable[FrozenTrial], most: int | None = None) -> list[FrozenTrial]:
+        """All of them, or the best `most`."""
+        if not self.two:
+            number = sys.maxsize if most is None else most
+            return heapq.nsmallest(number, trials, key=lambda trial: (*self._class(trial), self._loss(trial)))
+        return list(islice(self._by_fronts(trials), most))
+
+    def _by_fronts(self, trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
+        classes: defaultdict[tuple[float, float], list[FrozenTrial]] = defaultdict(list)
+        for trial in trials:
+            classes[self._class(trial)].append(trial)
+        for _, alike in sorted(classes.items()):
+            valued = [trial for trial in alike if trial.values]
+            points = [(self._loss(trial), trial.values[1]) for trial in valued]
+            yield from (valued[index] for index in best_first(points))
+            yield from (trial for trial in alike if not trial.values)
+
+    def _class(self, trial: FrozenTrial) -> tuple[float, float]:
+        epochs = math.inf if trial.state == TrialState.COMPLETE else max(trial.intermediate_values, default=-1)
+        return _excess(trial) if self.limited else 0.0, -epochs
+
+    def _loss(self, trial: FrozenTrial) -> float:
+        return self.sign * trial.values[0] if trial.values else math.inf
+
+
+def _excess(trial: FrozenTrial) -> float:
+    """How far a trial is over its limits, all together."""
+    return sum(excess for excess in trial.constraints.values() if excess > 0)
+
+
+def _bounded(trials: list[FrozenTrial], limit: int, merit: _Merit) -> list[FrozenTrial]:
+    """Without the ended trials that are neither among the best nor among the newest."""
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(ended) <= limit:
         return trials
-
-    def rank(trial: FrozenTrial) -> tuple[float, float, float]:
-        """As TPE ranks: what is allowed before what is not, then what was trained further, then the better."""
-        over = sum(excess for excess in trial.constraints.values() if excess > 0) if limited else 0.0
-        epochs = math.inf if trial.state == TrialState.COMPLETE else max(trial.intermediate_values, default=-1)
-        return over, -epochs, sign * trial.values[0] if trial.values else math.inf
-
-    best = {trial.number for trial in heapq.nsmallest(limit // 10, ended, key=rank)}
+    best = {trial.number for trial in merit.best_first(ended, limit // 10)}
     others = [trial.number for trial in ended if trial.number not in best]
     left_out = set(others[: len(ended) - limit])
     return [trial for trial in trials if trial.number not in left_out]
 
 
-def _with(trial: FrozenTrial, state: TrialState, value: float | None) -> FrozenTrial:
+def _listed_by_merit(trials: Sequence[FrozenTrial], merit: _Merit) -> list[FrozenTrial]:
+    """The stopped trials at each other's places, the best at the first one, and without what they reported."""
+    stopped = iter(merit.best_first(trial for trial in trials if trial.state == TrialState.PRUNED))
+    return [_without_reports(next(stopped)) if trial.state == TrialState.PRUNED else trial for trial in trials]
+
+
+def _without_reports(trial: FrozenTrial) -> FrozenTrial:
     changed = copy.copy(trial)
-    changed.state, changed.values = state, None if value is None else [value]
+    changed.intermediate_values = {}
+    return changed
+
+
+def _with(trial: FrozenTrial, state: TrialState, values: list[float] | None) -> FrozenTrial:
+    changed = copy.copy(trial)
+    changed.state, changed.values = state, values
     return changed

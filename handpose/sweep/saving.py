@@ -1,16 +1,23 @@
-"""Checkpoints of a trial, written beside its training: the training waits for a copy in memory, not for a disk."""
+"""Pictures and checkpoints of a trial. For these its training waits for a copy in memory, not for a disk."""
 
+import contextlib
 import copy
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import simplejpeg
 import torch
 
 from handpose.errors import UserError
 from handpose.sweep.events import Saved
 from handpose.sweep.retention import saved
 from handpose.training.checkpoints import WholeFiles
+from handpose.whole_file import whole_file
+
+_JPEG_QUALITY = 88
 
 
 class Written(NamedTuple):
@@ -76,3 +83,11 @@ def copied(value: Any) -> Any:
         result.update((key, copied(item)) for key, item in value.items())
         return result
     return type(value)(copied(item) for item in value) if type(value) in (list, tuple) else value
+
+
+def save_pictures(pictures: Mapping[str, np.ndarray], files: Mapping[str, Path]) -> None:
+    """Write (H, W, 3) uint8 pictures as JPEG, each to the file of its name; no training is lost for want of one."""
+    with contextlib.suppress(OSError):
+        for name, picture in pictures.items():
+            with whole_file(files[name]) as part:
+                part.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=_JPEG_QUALITY))

@@ -5,8 +5,11 @@ What a trial reports reaches the study with its epoch, and each trial stands the
     RUNNING   a stretch of it runs
     WAITING   it waits at a rung, for a retry, or for the sweep to go on
     COMPLETE  trained to sweep.max_epochs
-    PRUNED    stopped before, which Optuna ranks by (epoch, value); or it costs more than the constraints allow
+    PRUNED    stopped before, which is ranked by (epoch, value); or it costs more than the constraints allow
     FAIL      diverged, failed for good, or ended before it reported anything; no sampler learns from it
+
+With a second objective the study has two directions, and a trial's values are the metric and the cost. Its front, as
+Optuna and optuna-dashboard show it, is made of complete trials.
 
 A proposal is a pure function of the sweep's seed, the trial's number and what the study holds: each one has a sampler
 of its own. So no generator's state has to be saved, and a sweep that was killed proposes what it would have proposed.
@@ -55,7 +58,7 @@ _ENDED: Mapping[str, TrialState] = {
 _MOST_ENDED = 1000
 """Ended trials that TPE is shown at most, since it looks at all of them for each proposal: 76 ms at 10,000 trials.
 
-Those that it takes for good are at most 25, which are among the best that it is shown.
+Those that it takes for good are at most 25, with two objectives a tenth, and are among the best that it is shown.
 """
 _PLAN = "plan"
 _WARM_START = "warm_start"
@@ -79,10 +82,11 @@ class OptunaSearcher:
     """Proposes configurations, and keeps the study of what became of them. Every call can be repeated.
 
     space: what is drawn. folder: of the study, which is journal.log in it unless there is a `storage`, the URL of a
-    database. name: of the study. metric, mode: what is optimised. max_epochs: full fidelity. seed: of all that is
-    drawn. defaults: configuration key -> value of the default configuration, which is tried first where it lies in the
-    space; where the space leaves a key alone, it holds for all trials. fingerprint: of the data. resume: the study is
-    there, unless the sweep was killed before it was whole.
+    database. name: of the study. metric, mode: what is optimised. second_objective: a cost of which as little as
+    possible is wanted, beside it. max_epochs: full fidelity. seed: of all that is drawn. defaults: configuration key ->
+    value of the default configuration, which is tried first where it lies in the space; where the space leaves a key
+    alone, it holds for all trials. fingerprint: of the data. resume: the study is there, unless the sweep was killed
+    before it was whole.
 
     sampler: makes a sampler from a seed; without one every point of the space is tried once. first: configurations to
     try next after the default; what they leave out is the default's. warm_start: folders of earlier sweeps, and
@@ -105,6 +109,7 @@ class OptunaSearcher:
         max_epochs: int,
         seed: int,
         defaults: Mapping[str, Any],
+        second_objective: str | None = None,
         fingerprint: str | None = None,
         resume: bool = False,
         sampler: Callable[..., BaseSampler] | None = None,
@@ -116,11 +121,13 @@ class OptunaSearcher:
     ) -> None:
         self.constraints = limits_of(constraints or {})
         self._space, self._name, self._seed, self._make_sampler = space, name, seed, sampler
+        self._second_objective = second_objective
         self._check_sampler(warm_start or [])
         begins_with = partial(
             begin,
             space,
             Conditions(metric, mode, max_epochs, fingerprint, defaults),
+            second_objective=second_objective,
             first=first or [],
             warm_start=warm_start or [],
             num_points=warm_start_points,
@@ -185,7 +192,7 @@ class OptunaSearcher:
     def ended(self, number: int, state: EndState) -> None:
         """How the trial ended. Its value is the one that was reported last."""
         trial = self._trial(number)
-        self._move(trial, *_outcome(state, trial.intermediate_values))
+        self._move(trial, *self._outcome(state, trial.intermediate_values, trial.user_attrs))
 
     def align(self, trials: Iterable[Known]) -> None:
         """Make the study agree with the sweep's events, where a crash came between the two.
@@ -222,6 +229,7 @@ class OptunaSearcher:
             self._storage,
             self._study_id,
             pending,
+            second_objective=self._second_objective,
             constraints=self.constraints,
             completes_infeasible=self._completes_infeasible,
             max_ended=self._max_ended,
@@ -265,9 +273,16 @@ class OptunaSearcher:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                draw(self._space, self._sampler(0))
+                draw(self._space, self._sampler(0), num_objectives=1 if self._second_objective is None else 2)
         except TypeError as error:
             raise _refused(error) from error
+        except ValueError as error:
+            if self._second_objective is None:
+                raise
+            raise UserError(
+                f"sweep.second_objective={self._second_objective}: {type(sampler).__name__} proposes for one objective "
+                "alone; give searcher=optuna, nsga2, gp, qmc or random"
+            ) from error
 
     def _again(self, number: int) -> Params:
         trial = self._trial(number)
@@ -286,9 +301,8 @@ class OptunaSearcher:
             self._ids.append(self._storage.create_new_trial(self._study_id, create_trial(state=TrialState.FAIL)))
         self._ids.append(self._storage.create_new_trial(self._study_id, trial))
 
-    def _move(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
+    def _move(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None = None) -> None:
         if trial.state != state and not trial.state.is_finished():
-            values = None if value is None else [value]
             self._storage.set_trial_state_values(trial._trial_id, state, values)
 
     def _report(self, trial: FrozenTrial, values: Mapping[int, float]) -> None:
@@ -310,22 +324,38 @@ class OptunaSearcher:
     def _amend(self, trial: FrozenTrial, known: Known) -> None:
         self._measure(trial, known.costs)
         self._report(trial, known.values)
-        self._move(trial, *_outcome(known.state, _finite(known.values)))
+        self._move(trial, *self._outcome(known.state, _finite(known.values), known.costs))
 
     def _recorded(self, known: Known) -> FrozenTrial:
         """A trial that the study lost, as far as the events have it."""
         draws, distributions = self._draws(known.params)
         values, costs = _finite(known.values), _finite(known.costs)
-        state, value = _outcome(known.state, values)
+        state, reached = self._outcome(known.state, values, costs)
         return create_trial(
             state=state,
-            value=value,
+            values=reached,
             params=draws,
             distributions=distributions,
             user_attrs={**costs, PARAMS: known.params},
             system_attrs=excess(costs, self.constraints),
             intermediate_values=values,
         )
+
+    def _outcome(
+        self, state: str, values: Mapping[int, float], costs: Mapping[str, float]
+    ) -> tuple[TrialState, list[float] | None]:
+        """The state and values in the study for a state of the table, what was reported and what was measured."""
+        if state == "running":
+            return TrialState.RUNNING, None
+        if state not in _ENDED:
+            return TrialState.WAITING, None
+        reached = [values[max(values)]] if values else None
+        if reached and self._second_objective is not None:
+            cost = costs.get(self._second_objective, math.nan)
+            reached = [*reached, cost] if math.isfinite(cost) else None
+        if _ENDED[state] == TrialState.FAIL or (reached is None and state != "infeasible"):
+            return TrialState.FAIL, None
+        return _ENDED[state], reached
 
     def _draws(self, params: Params) -> tuple[Params, dict[str, BaseDistribution]]:
         """The draws that led to these parameters, with their ranges; none where they cannot be told from them."""
@@ -344,7 +374,8 @@ class OptunaSearcher:
     def _create(self, half_made: int | None, metric: str, mode: str, beginning: Beginning, storage: str | None) -> int:
         if half_made is not None:
             self._storage.delete_study(half_made)
-        study_id = create_study(self._storage, self._name, metric, mode, url=storage)
+        second = {} if self._second_objective is None else {self._second_objective: "min"}
+        study_id = create_study(self._storage, self._name, {metric: mode, **second}, url=storage)
         self._storage.set_study_user_attr(study_id, _WARM_START, beginning.account)
         for trial in beginning.trials:
             self._storage.create_new_trial(study_id, trial)
@@ -355,18 +386,6 @@ class OptunaSearcher:
 
 def _refused(error: Exception) -> UserError:
     return UserError(f"searcher.sampler: {' '.join(str(error).split())} (its values stand in configs/searcher/)")
-
-
-def _outcome(state: str, values: Mapping[int, float]) -> tuple[TrialState, float | None]:
-    """The state and value in the study for a state of the table and the values that were reported."""
-    if state == "running":
-        return TrialState.RUNNING, None
-    if state not in _ENDED:
-        return TrialState.WAITING, None
-    value = values[max(values)] if values else None
-    if _ENDED[state] == TrialState.FAIL or (value is None and state != "infeasible"):
-        return TrialState.FAIL, None
-    return _ENDED[state], value
 
 
 def _finite(values: Mapping[Any, float]) -> dict[Any, float]:

@@ -6,25 +6,40 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfirmSettings:
+    """The group `sweep.confirm`: the best top_k configurations are trained again with so many fresh seeds each."""
+
+    top_k: int
+    seeds: int
+
+    @property
+    def is_on(self) -> bool:
+        return self.top_k > 0 and self.seeds > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepSettings:
     """The group `sweep`.
 
     folder: all that the sweep leaves behind lies in it. resume: folder of a sweep to go on with; nothing else is read
-    then. num_trials: configurations tried. max_epochs: of a trial at full fidelity. cpus_per_trial, gpus_per_trial: a
-    slot; a part of a GPU is a share of its trials and of its memory; auto: the share that trains most in all; None: one
-    GPU where there is one.
-    max_concurrent: trials at a time; None: as many as there are slots. time_budget_s: the sweep ends then. seed: of
-    searcher and scheduler. explosion_factor: a trial ends when its metric is worse than its best by this factor; None:
-    only when it is not finite. checkpoint_every_epochs: of a trial; None: only at rungs where it may pause.
-    checkpoint_budget_gb: of all trials together, in 1e9 bytes. max_retries: of a trial that failed; retry_delay_s:
-    before the first, doubled for each. stop_after_failures: trials that fail before any has reported end the sweep.
-    preflight: what is tried out before it. retrain: the winner, with the full schedule, on retrain_devices; None: on
-    all GPUs of the driver's machine.
+    then. status: folder of a sweep to be shown, and nothing is done. num_trials: configurations tried. max_epochs: of a
+    trial at full fidelity. cpus_per_trial, gpus_per_trial: a slot; a part of a GPU is a share of its trials and of its
+    memory; auto: the share that trains most in all; None: one GPU where there is one. max_concurrent: trials at a time;
+    None: as many as there are slots. time_budget_s: the sweep ends then. seed: of searcher and scheduler. metric, mode:
+    what is optimised. second_objective: a cost of which as little is wanted beside it; measured before a trial is
+    trained. explosion_factor: a trial ends when its metric is worse than its best by this factor; None: only when it is
+    not finite. checkpoint_every_epochs: of a trial; None: only at rungs where it may pause. checkpoint_budget_gb: of
+    all trials together, in 1e9 bytes. max_retries: of a trial that failed; retry_delay_s: before the first, doubled for
+    each. stop_after_failures: trials that fail before any has reported end the sweep. preflight: what is tried out
+    before it. confirm: what is trained again before a winner is chosen. retrain: the winner, with the full schedule, on
+    retrain_devices; None: on all GPUs of the driver's machine. wandb_project: of Weights & Biases, for the trials;
+    None: they are in TensorBoard only.
     """
 
     name: str
     folder: str
     resume: str | None
+    status: str | None
     num_trials: int
     max_epochs: int
     cpus_per_trial: int
@@ -34,6 +49,7 @@ class SweepSettings:
     seed: int
     metric: str
     mode: Literal["min", "max"]
+    second_objective: Literal["latency_ms", "num_parameters", "memory_mb"] | None
     explosion_factor: float | None
     checkpoint_every_epochs: int | None
     checkpoint_budget_gb: float
@@ -41,12 +57,19 @@ class SweepSettings:
     retry_delay_s: float
     stop_after_failures: int
     preflight: Literal["brief", "only", "off"]
+    confirm: ConfirmSettings
     retrain: bool
     retrain_devices: int | None
+    wandb_project: str | None
 
     @property
     def path(self) -> Path:
         return Path(self.folder)
+
+    @property
+    def resumed_by(self) -> Path:
+        """What sweep.resume is to name; of a confirmation the sweep that it belongs to."""
+        return Path(self.resume or self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)

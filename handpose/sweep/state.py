@@ -7,13 +7,14 @@ A trial is trained in stretches: from its beginning or from its newest checkpoin
 fails, or the sweep is interrupted.
 """
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from handpose.report.table import State, TrialRow
 from handpose.sweep.events import (
@@ -34,8 +35,9 @@ from handpose.sweep.events import (
 from handpose.sweep.history import History, TrialHistory
 from handpose.sweep.retention import FOLDER, newest_whole, saved
 from handpose.sweep.rules import Continuation
-from handpose.sweep.searcher import EndState, Known, OptunaSearcher
+from handpose.sweep.searcher import EndState, Known
 from handpose.sweep.settings import SweepSettings
+from handpose.sweep.space import Params
 from handpose.sweep.stretch import Stretch, run_name
 
 
@@ -53,6 +55,29 @@ class Listener(Protocol):
     def happened(self, event: Event, row: TrialRow | None, /) -> None: ...
 
 
+class Searcher(Protocol):
+    """Proposes trials, and hears what becomes of them; every call can be repeated. See OptunaSearcher.
+
+    `num_points`: of a list that it goes through; None: it has no end. `warm_start`: of earlier sweeps, to be told.
+    """
+
+    first_number: int
+    num_points: int | None
+
+    @property
+    def constraints(self) -> Mapping[str, float]: ...
+    @property
+    def warm_start(self) -> Sequence[Mapping[str, Any]]: ...
+    def ask(self, number: int, /) -> Params | None: ...
+    def began(self, number: int, /) -> None: ...
+    def measured(self, number: int, costs: Mapping[str, float], /) -> None: ...
+    def reported(self, number: int, epoch: int, value: float, /) -> None: ...
+    def waits(self, number: int, /) -> None: ...
+    def ended(self, number: int, state: EndState, /) -> None: ...
+    def align(self, trials: Sequence[Known], /) -> None: ...
+    def close(self) -> None: ...
+
+
 class SweepState:
     """Runs a sweep's history on.
 
@@ -68,7 +93,7 @@ class SweepState:
         *,
         log: EventLog,
         history: History,
-        searcher: OptunaSearcher,
+        searcher: Searcher,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.history = history
@@ -183,9 +208,8 @@ class SweepState:
     def measured(self, number: int, costs: Mapping[str, float]) -> bool:
         """A trial has been built, and this is what it costs; returns whether it is to be trained."""
         trial = self.history.trials[number]
-        if self._runs(trial) and not trial.costs:
-            limits = self._searcher.constraints
-            decision: Decision = "continue" if all(costs[name] <= limits[name] for name in limits) else "infeasible"
+        if self._runs(trial) and not trial.row.costs:
+            decision: Decision = "continue" if self._is_feasible(costs) else "infeasible"
             self._happened(Measured(self.elapsed_s(), number, dict(costs), decision))
             self._searcher.measured(number, costs)
             self._settle(trial)
@@ -249,6 +273,12 @@ class SweepState:
         self.is_closed = True
         self._happened(Closed(self.elapsed_s(), reason))
 
+    def _is_feasible(self, costs: Mapping[str, float]) -> bool:
+        """Whether a trial may cost that, and can be told from others by it."""
+        limits, objective = self._searcher.constraints, self._settings.second_objective
+        within = all(costs[name] <= limits[name] for name in limits)
+        return within and (objective is None or math.isfinite(costs[objective]))
+
     def _runs(self, trial: TrialHistory) -> bool:
         return not self.is_closed and trial.row.state == "running"
 
@@ -277,4 +307,4 @@ def _earned(trial: TrialHistory) -> State:
 
 
 def _known(trial: TrialHistory) -> Known:
-    return Known(trial.row.number, _earned(trial), dict(trial.row.params), dict(trial.values), dict(trial.costs))
+    return Known(trial.row.number, _earned(trial), dict(trial.row.params), dict(trial.values), dict(trial.row.costs))

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 STRETCH, CHECKPOINT, COSTS = "stretch", "checkpoint", "costs"
 """Keys of Tune's configuration and results. Their values lie in a list each, which Tune does not take apart."""
 
+PICTURES = "pictures"
+"""Folder of a sweep for pictures on their way from the workers into the log."""
+
 
 class Stretch(NamedTuple):
     """A part of a trial that one worker trains without a break.
@@ -39,6 +42,10 @@ class Stretch(NamedTuple):
     def checkpoint_file(self, epoch: int) -> Path:
         """Where to save after an epoch: a name that no other stretch of the trial uses."""
         return Path(self.folder) / FOLDER / run_name(self.trial) / f"epoch_{epoch:04d}_stretch_{self.stretch}.ckpt"
+
+    def picture_file(self, epoch: int, name: str) -> Path:
+        """Where to put a picture of the trial's predictions after an epoch, for the driver to find."""
+        return Path(self.folder) / PICTURES / f"{_stem(self.trial, epoch)}_{name}.jpg"
 
     @staticmethod
     def saved_epochs(folder: Path, trial: int, stretch: int) -> dict[int, Path]:
@@ -91,3 +98,13 @@ def measured(costs: Mapping[str, float]) -> None:
 def run_name(number: int) -> str:
     """Name of a trial's folders and TensorBoard run."""
     return f"trial_{number:04d}"
+
+
+def pictures_of(folder: Path, trial: int, epoch: int) -> dict[str, Path]:
+    """Name -> file of the pictures that a trial of the sweep in that folder has drawn after an epoch."""
+    start = f"{_stem(trial, epoch)}_"
+    return {file.stem.removeprefix(start): file for file in sorted((folder / PICTURES).glob(f"{start}*.jpg"))}
+
+
+def _stem(trial: int, epoch: int) -> str:
+    return f"{run_name(trial)}_epoch_{epoch:04d}"

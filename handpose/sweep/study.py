@@ -152,17 +152,20 @@ def _without_password(text: str) -> str:
     return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
-def create_study(storage: BaseStorage, name: str, metric: str, mode: str, *, url: str | None) -> int:
-    """Make a study; returns its identifier. Raises UserError where there is one of that name."""
-    direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
+def create_study(storage: BaseStorage, name: str, objectives: Mapping[str, str], *, url: str | None) -> int:
+    """Make a study; returns its identifier. Raises UserError where there is one of that name.
+
+    objectives: name -> min or max, of the values that its trials will have.
+    """
+    directions = [StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE for mode in objectives.values()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # of the name of the metric
         try:
-            study = optuna.create_study(storage=storage, study_name=name, direction=direction)
+            study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         except DuplicatedStudyError as error:
             where = "the sweep's folder" if url is None else f"searcher.storage={_without_password(url)}"
             raise UserError(f"there is a study {name} in {where} already; choose another sweep.name") from error
-        study.set_metric_names([metric])
+        study.set_metric_names(list(objectives))
     storage.set_study_user_attr(study._study_id, ID, uuid.uuid4().hex)
     return study._study_id
 
@@ -185,8 +188,10 @@ def params_of(trial: FrozenTrial) -> Params:
 
 
 def last_value(trial: FrozenTrial) -> float | None:
-    """The value that was reported last."""
-    return trial.intermediate_values[trial.last_step] if trial.last_step is not None else trial.value
+    """The value of the metric that was reported last."""
+    if trial.last_step is not None:
+        return trial.intermediate_values[trial.last_step]
+    return trial.values[0] if trial.values else None
 
 
 def limits_of(constraints: Mapping[str, float | None]) -> dict[str, float]:

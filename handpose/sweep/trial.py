@@ -9,23 +9,26 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from ray import tune
 
 from handpose.config import compose, quote_override
+from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 from handpose.sweep.gpu_share import cap_gpu_memory
 from handpose.sweep.retention import newest_whole
 from handpose.sweep.rules import Rule
-from handpose.sweep.saving import BackgroundFiles
+from handpose.sweep.saving import BackgroundFiles, save_pictures
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.stretch import Stretch, measured, report
 from handpose.sweep.trial_cost import costs
 from handpose.sweep.worker import clean_process
+from handpose.training.callbacks import prediction_pictures
 from handpose.training.fit import RunFolders, fit
+from handpose.training.module import HandPose
 
 _LOOK_EVERY_STEPS = 20
 _SILENT = ("logger=none", "checkpoints.enabled=false")
@@ -65,7 +68,7 @@ class TrainingObjective:
     """Trains a trial's network.
 
     metric: what the sweep optimises. checkpoint_every_epochs: None: only after `rungs`, epochs at which a trial may
-    pause. measures: costs (`trial_cost.costs`) that constraints need.
+    pause. measures: costs (`trial_cost.costs`) that constraints or a second objective need.
     """
 
     recipe: TrialRecipe
@@ -73,12 +76,13 @@ class TrainingObjective:
     checkpoint_every_epochs: int | None
     rungs: Sequence[int] = ()
     measures: bool = False
+    compared_at: Sequence[int] = ()
 
     @classmethod
     def of(cls, recipe: TrialRecipe, sweep: SweepSettings, rule: Rule, *, measures: bool) -> "TrainingObjective":
         """As a sweep and its scheduler need it."""
         rungs = rule.rungs if rule.needs_checkpoints else ()
-        return cls(recipe, sweep.metric, sweep.checkpoint_every_epochs, rungs, measures)
+        return cls(recipe, sweep.metric, sweep.checkpoint_every_epochs, rungs, measures, rule.rungs)
 
     def __call__(self, stretch: Stretch, /) -> None:
         with clean_process():
@@ -89,7 +93,8 @@ class TrainingObjective:
         config = compose("train", self.recipe.in_worker(stretch.params))
         folder = Path(tune.get_context().get_trial_dir() or ".")
         newest = newest_whole(stretch.checkpoints, Path(stretch.folder))
-        callback = TuneReport(stretch, self, resumed_from=newest.epoch if newest else 0)
+        hands = config.pictures.trial_hands
+        callback = TuneReport(stretch, self, resumed_from=newest.epoch if newest else 0, num_hands=hands)
         resume_from = Path(stretch.folder) / newest.file if newest else None
         try:
             fit(
@@ -119,16 +124,20 @@ class TuneReport(pl.Callback):
     """Reports the validation metrics of each epoch to Tune, and saves a checkpoint where one is due.
 
     A checkpoint is written while the next epoch is trained, and told with its report; only where the trial may pause
-    it is waited for, and told at once.
+    it is waited for, and told at once. Pictures of the first num_hands validation hands, the same in every trial, are
+    drawn after the last epoch and those at which trials are compared.
 
     Training that leaves the numbers is reported at once, not at the end of its epoch. Unlike Ray's own callback, which
     saves at every validation and only warns when the metric is missing, this one raises UserError then.
     """
 
-    def __init__(self, stretch: Stretch, objective: TrainingObjective, *, resumed_from: int) -> None:
+    def __init__(
+        self, stretch: Stretch, objective: TrainingObjective, *, resumed_from: int, num_hands: int = 0
+    ) -> None:
         self.stretch = stretch
         self.objective = objective
         self.resumed_from = resumed_from
+        self.num_hands = num_hands
         self._files = BackgroundFiles(Path(stretch.folder))
         self._is_finite: torch.Tensor | None = None
 
@@ -152,6 +161,21 @@ class TuneReport(pl.Callback):
         if (batch_idx + 1) % _LOOK_EVERY_STEPS == 0 and not self._is_finite:
             self._report(trainer.current_epoch + 1, {self.objective.metric: math.nan})
             trainer.should_stop = True
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: HandBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Here, since the weights are those that are validated, which may be an average, and the batch is at hand.
+        epoch, last = trainer.current_epoch + 1, trainer.max_epochs
+        if self.num_hands and batch_idx == 0 and (epoch == last or epoch in self.objective.compared_at):
+            pictures = prediction_pictures(cast(HandPose, pl_module), batch, num_hands=self.num_hands)
+            save_pictures(pictures, {name: self.stretch.picture_file(epoch, name) for name in pictures})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.should_stop:
@@ -187,7 +211,7 @@ def with_params(overrides: Iterable[str], params: Mapping[str, Any]) -> list[str
     return [*kept, *(quote_override(key, value) for key, value in params.items())]
 
 
-_SWEEP_GROUPS = ("sweep", "scheduler", "searcher", "ray", "search_space", "hydra")
+_SWEEP_GROUPS = ("sweep", "retrain", "report", "scheduler", "searcher", "ray", "search_space", "hydra")
 
 
 def _key(override: str) -> str:

@@ -165,7 +165,7 @@ def measure(
 def costs(module: pl.LightningModule) -> dict[str, float]:
     """What `searcher.constraints` can limit, of a module that a Trainer is about to fit; to be called on_fit_start.
 
-    num_parameters: of the network. latency_ms: median of one picture through it, in evaluation. memory_mb: that torch
+    num_parameters: of the network. latency_ms: of one picture through it, in evaluation. memory_mb: that torch
     holds at the peak of a training step. A copy is measured, and neither the module nor any generator of random numbers
     is changed by it: the training that follows is the same as without, bit for bit.
     """

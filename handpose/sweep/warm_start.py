@@ -46,6 +46,8 @@ _NO_MATTER = {
         "paths",
         "pictures",
         "ray",
+        "report",
+        "retrain",
     ),
     *("resume", "scheduler", "search_space", "searcher", "seed", "sweep", "test", "test_time"),
 }
@@ -62,6 +64,9 @@ _NO_MATTER_EITHER = (
     "trainer.log_every_n_steps",
     "trainer.max_epochs",  # a sweep has its own
 )
+
+_OF_A_MACHINE = ("latency_ms", "memory_mb")
+"""Costs that are not comparable as values where nobody knows that it is the same machine, and as busy."""
 
 _ABSENT = object()
 
@@ -111,17 +116,19 @@ def begin(
     warm_start: Sequence[str],
     num_points: int,
     limits: Mapping[str, float],
+    second_objective: str | None = None,
 ) -> Beginning:
     """What a sweep over this space begins with.
 
     here: the conditions of the sweep. first: configurations to try. warm_start: folders of earlier sweeps; of each the
-    best num_points are tried first among the trials that do not compare. limits: of the constraints. Raises UserError
-    for a configuration that does not lie in the space, and for a folder that is no sweep.
+    best num_points are tried first among the trials that do not compare. limits: of the constraints. second_objective:
+    without which a trial does not compare. Raises UserError for a configuration that does not lie in the space, and for
+    a folder that is no sweep.
     """
     beginning = Beginning(first_points(space, first, here.settings))
     known: set[tuple[str, int]] = set()
     for folder in warm_start:
-        _Importer(_read(folder), space, here, limits, known).bring_into(beginning, num_points)
+        _Importer(_read(folder), space, here, limits, second_objective, known).bring_into(beginning, num_points)
     points = beginning.points
     beginning.points = [point for i, point in enumerate(points) if point not in points[:i]]
     return beginning
@@ -136,9 +143,11 @@ class _Importer:
         space: Space,
         here: Conditions,
         limits: Mapping[str, float],
+        second_objective: str | None,
         known: set[tuple[str, int]],
     ) -> None:
         self._sweep, self._space, self._limits, self._known = sweep, space, limits, known
+        self._second = [] if second_objective is None else [second_objective]
         self._there, self._here = sweep.conditions.settings, here.settings
         self._obstacle = _obstacle(sweep.conditions, here)
         self._differing = {key for key in {**self._there, **self._here} if _matters(key) and self._differs(key)}
@@ -182,7 +191,10 @@ class _Importer:
         """What kept the trial's value from being measured here, that neither of the two searches."""
         for key in sorted(self._differing - params_of(trial).keys() - placed.params.keys()):
             return f"{key} was {self._there.get(key, 'not there')} and is {self._here.get(key, 'not there')}"
-        lacking = [name for name in self._limits if name not in trial.user_attrs]
+        for name in self._second:
+            if name in _OF_A_MACHINE:
+                return f"{name} depends on the machine"
+        lacking = [name for name in (*self._limits, *self._second) if name not in trial.user_attrs]
         return f"{lacking[0]} was not measured" if lacking else ""
 
     def _out_of_range(self, trial: FrozenTrial, placed: Placed) -> str:
@@ -219,10 +231,11 @@ class _Importer:
 
     def _record(self, trial: FrozenTrial, placed: Placed) -> FrozenTrial:
         """The trial as one of the new study. One that has not ended counts as stopped where it is."""
-        is_complete, costs = trial.state == TrialState.COMPLETE, _costs(trial)
+        is_complete, costs, value = trial.state == TrialState.COMPLETE, _costs(trial), last_value(trial)
+        assert value is not None
         record = create_trial(
             state=TrialState.COMPLETE if is_complete else TrialState.PRUNED,
-            value=last_value(trial),
+            values=[value, *(costs[name] for name in self._second)],
             params=placed.draws,
             distributions=placed.distributions,
             user_attrs={**costs, PARAMS: placed.params, LINEAGE: self._lineage(trial)},

@@ -85,6 +85,7 @@ def build_data(
         seed=config.seed,
         num_workers=config.data.num_workers,
         masks=masks,
+        train_on_val=config.train_on_val,
         progress=not quiet,
     )
     return _with_open_data(data, config) if keep_open else data
@@ -100,7 +101,8 @@ def _with_open_data(data: HandDataModule, config: DictConfig) -> HandDataModule:
     Reading FreiHAND's annotations and looking at all its files takes a second or more, which is a step's time twenty
     times over.
     """
-    key = json.dumps([plain(config.data)["source"], config.data.image_size, config.paths.packed, data.masks])
+    of_data = [plain(config.data)["source"], config.data.image_size, config.paths.packed]
+    key = json.dumps([*of_data, data.masks, data.train_on_val])
     if key not in _open_data:
         _open_data.clear()
         data.setup("fit")

@@ -79,24 +79,27 @@ class Pictures(pl.Callback):
         loader = trainer.val_dataloaders
         if not trainer.is_global_zero or loader is None or not isinstance(module, HandPose):
             return
-        hands = _first(next(iter(loader)), self.num_hands, module.device)
-        for name, picture in _pictures(module, hands).items():
+        with torch.random.fork_rng(devices=[]):  # a loader's iterator draws a number, which the training would miss
+            batch = next(iter(loader))
+        hands = HandBatch(*(field.to(module.device) for field in batch))
+        for name, picture in prediction_pictures(module, hands, num_hands=self.num_hands).items():
             for logger in trainer.loggers:
                 _log_picture(logger, f"val_pictures/{name}", picture, trainer.global_step)
 
 
-def _first(batch: HandBatch, num_hands: int, device: torch.device) -> HandBatch:
-    return HandBatch(*(field[:num_hands].to(device) for field in batch))
-
-
 @torch.no_grad()
-def _pictures(module: HandPose, hands: HandBatch) -> dict[str, np.ndarray]:
+def prediction_pictures(module: HandPose, batch: HandBatch, *, num_hands: int) -> dict[str, np.ndarray]:
+    """Predictions for the first hands of a batch, which is on the module's device: name -> (H, W, 3) uint8.
+
+    The network sees the whole batch, since a compiled one would be compiled again for another size.
+    """
     was_training = module.training
     module.eval()
-    view = unchanged(hands)
+    view = unchanged(batch)
     logits = module(view)
-    predicted_m = module.decode(logits, view, hands.scale_m)
+    predicted_m = module.decode(logits, view, batch.scale_m)[:num_hands]
     module.train(was_training)
+    hands = HandBatch(*(field[:num_hands] for field in batch))
     images = _numpy(hands.image.permute(0, 2, 3, 1))
     pictures = {
         "keypoints": drawing.predictions_over_images(
@@ -106,8 +109,11 @@ def _pictures(module: HandPose, hands: HandBatch) -> dict[str, np.ndarray]:
         ),
         "skeletons": drawing.skeletons_3d(_numpy(predicted_m), _numpy(hands.xyz_m)),
     }
-    u, v, depth = (_numpy(torch.softmax(axis.float(), dim=-1)) for axis in logits)
-    return pictures | {"heatmaps": drawing.heatmaps_along_axes(images, u, v, depth)}
+    u, v, depth = (_numpy(torch.softmax(axis[:num_hands].float(), dim=-1)) for axis in logits)
+    truth = module.axes.encode(hands.xyz_m, hands.intrinsics, (images.shape[1], images.shape[2]))
+    trained = [module.axes.heatmaps(truth[..., i], bins=axis.shape[-1]) for i, axis in enumerate(logits)]
+    peaks = [float(axis.nan_to_num().max()) for axis in trained]
+    return pictures | {"heatmaps": drawing.heatmaps_along_axes(images, u, v, depth, _numpy(truth), peaks=peaks)}
 
 
 def _numpy(values: Tensor) -> np.ndarray:

@@ -35,11 +35,12 @@ class ConfigInCheckpoint(pl.Callback):
 class BestAndLast(Checkpoint):
     """Keeps the best epoch by a validation metric, with its value in the file name, and every last one as last.ckpt.
 
-    mode: "min" or "max". every_n_epochs: between checkpoints. Lightning's ModelCheckpoint (2.6.6) writes last.ckpt only
+    mode: "min" or "max". every_n_epochs: between checkpoints. metric: None where nothing is held out: then the last one
+    is taken for the best, unless its weights are not finite. Lightning's ModelCheckpoint (2.6.6) writes last.ckpt only
     after an epoch that is a best one, and forgets the best of the run that it goes on from, which here is taken along.
     """
 
-    def __init__(self, folder: Path, *, metric: str, mode: str, every_n_epochs: int) -> None:
+    def __init__(self, folder: Path, *, metric: str | None, mode: str, every_n_epochs: int) -> None:
         self.folder = folder
         self.metric = metric
         self.sign = 1.0 if mode == "min" else -1.0
@@ -50,7 +51,7 @@ class BestAndLast(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epochs = trainer.current_epoch + 1
-        if trainer.state.fn != "fit" or trainer.sanity_checking or epochs % self.every_n_epochs:
+        if self.metric is None or trainer.state.fn != "fit" or trainer.sanity_checking or epochs % self.every_n_epochs:
             return
         value = float(trainer.callback_metrics[self.metric])
         if self.sign * value < self.best_value:
@@ -58,17 +59,27 @@ class BestAndLast(Checkpoint):
         self.last = self.folder / "last.ckpt"
         trainer.save_checkpoint(self.last)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epochs = trainer.current_epoch + 1
+        if self.metric is None and (epochs % self.every_n_epochs == 0 or epochs == trainer.max_epochs):
+            self.last = self.folder / "last.ckpt"
+            trainer.save_checkpoint(self.last)
+            is_finite = all(bool(torch.isfinite(weights).all()) for weights in pl_module.parameters())
+            self.best = self.last if is_finite else None
+
     def _save_best(self, trainer: pl.Trainer, epochs: int, value: float) -> None:
         before = self.best
         # Set before it is saved, since they are part of what is saved.
         self.best_value = self.sign * value
+        assert self.metric is not None
         self.best = self.folder / f"best-epoch{epochs:03d}-{self.metric.rpartition('/')[2]}{value:.3f}.ckpt"
         trainer.save_checkpoint(self.best)
         if before is not None and before != self.best and trainer.is_global_zero:
             before.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": str(self.best) if self.best else None, "best_value": self.best_value}
+        is_by_value = self.best is not None and self.metric is not None
+        return {"best": str(self.best) if is_by_value else None, "best_value": self.best_value}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best of the run before along, as a copy, because that run may still be going on."""

@@ -23,6 +23,7 @@ from handpose.data.datamodule import HandDataModule
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 from handpose.evaluation.baselines import mean_pose_errors
+from handpose.evaluation.hand_pictures import write_hands
 from handpose.evaluation.predict import Predictor, measure
 from handpose.evaluation.submission import write_course, write_official
 from handpose.training.build import build
@@ -50,6 +51,8 @@ class Prepared(NamedTuple):
 def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, quiet: bool = False) -> RunResult:
     """Fit the configuration and predict the test split with its best checkpoint; with test=true only the latter.
 
+    With train_on_val nothing is held out to call a checkpoint the best by: it is the last one.
+
     folders: made when everything has been checked, unless they are given. Raises UserError.
     """
     if folders is None:
@@ -63,7 +66,9 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     best = training.best_checkpoint
     if best is None:
         if config.checkpoints.enabled:
-            raise UserError(f"no epoch gave a finite {config.checkpoints.metric}; a smaller optimizer.lr may help")
+            by_value = f"no epoch gave a finite {config.checkpoints.metric}"
+            reason = "the last weights are not finite" if config.train_on_val else by_value
+            raise UserError(f"{reason}; a smaller optimizer.lr may help")
         return RunResult(folders, training, None, {})
     load_weights(prepared.module, read_checkpoint(best), best)
     metrics = _test(config, prepared._replace(checkpoint=best), folders, quiet=quiet)
@@ -135,7 +140,7 @@ def prepare(
         module.augment.check_backgrounds()
     data.setup(stage)
     if weights is None:
-        training_m = torch.from_numpy(_xyz_m(data.splits.train.xyz_m)).float()
+        training_m = torch.from_numpy(_xyz_m(data.trained_on.xyz_m)).float()
         module.axes.fit(training_m, is_trained=initial is not None)
     _check_image_size(config, module, data.test_dataloader() if stage == "test" else data.train_dataloader())
     return Prepared(module, data, checkpoint)
@@ -199,13 +204,16 @@ def _fit(
             raise KeyboardInterrupt(_how_to_go_on(config, trainer)) from error
     saved, splits = _saved(trainer), prepared.data.splits
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if not config.train_on_val:
+        metrics |= _baseline(_xyz_m(splits.train.xyz_m), splits.val.xyz_m)
     return TrainingResult(
-        metrics=metrics | _baseline(_xyz_m(splits.train.xyz_m), splits.val.xyz_m),
+        metrics=metrics,
         # Of several processes the first one's, which is there.
         best_checkpoint=trainer.strategy.broadcast(saved.best) if saved else None,
         last_checkpoint=trainer.strategy.broadcast(saved.last) if saved else None,
         epochs=trainer.current_epoch,
         seconds=time.monotonic() - started,
+        is_held_out=not config.train_on_val,
     )
 
 
@@ -226,14 +234,15 @@ def _test(config: DictConfig, prepared: Prepared, folders: RunFolders, *, quiet:
     metrics = _test_metrics(prepared.data, predicted_m)
     views = {key: value for key, value in plain(config)["test_time"].items() if key != "_target_"}
     record = {"checkpoint": str(prepared.checkpoint), "test_time": views, "metrics": metrics}
-    _write(folders.predictions, predicted_m, record)
+    _write(folders.predictions, prepared.data, predicted_m, record)
     return metrics
 
 
 @rank_zero_only
-def _write(folder: Path, predicted_m: np.ndarray, record: dict[str, Any]) -> None:
+def _write(folder: Path, data: HandDataModule, predicted_m: np.ndarray, record: dict[str, Any]) -> None:
     write_course(folder / "test_preds.json.gz", predicted_m)
     write_official(folder / "pred.zip", predicted_m)
+    write_hands(folder, data.test_dataloader().dataset, predicted_m)  # type: ignore[arg-type]
     (folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -260,7 +269,7 @@ def _test_metrics(data: HandDataModule, predicted_m: np.ndarray) -> dict[str, fl
     if truth is None:
         return {}
     measured = measure(predicted_m, truth, data.test_dataloader().dataset.intrinsics.numpy())  # type: ignore[attr-defined]
-    baseline = _baseline(_xyz_m(data.splits.train.xyz_m), truth)
+    baseline = _baseline(_xyz_m(data.trained_on.xyz_m), truth)
     return {f"test/{name}": value for name, value in measured.items()} | baseline
 
 

@@ -26,7 +26,7 @@ class TrainingResult:
     """What a fit ended with.
 
     metrics: of the last validation, and the mean pose's on the validation split under baseline/. Checkpoints are None
-    where none were asked for.
+    where none were asked for. is_held_out: the validation split was not trained on.
     """
 
     metrics: dict[str, float]
@@ -34,6 +34,15 @@ class TrainingResult:
     last_checkpoint: Path | None
     epochs: int
     seconds: float
+    is_held_out: bool
+
+    def validated(self) -> str:
+        """The last validation in a line, for a person."""
+        if not self.is_held_out:
+            return (
+                "validation  none: the validation split was trained on (train_on_val=true), the last checkpoint counts"
+            )
+        return _figures("validation", "val", self.metrics)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class RunResult:
 
     def summary(self) -> str:
         """What came out, and where it lies, for a person."""
-        lines = [_figures("validation", "val", self.training.metrics)] if self.training else []
+        lines = [self.training.validated()] if self.training else []
         if self.checkpoint is None:
             lines.append("test        nothing to predict with: checkpoints.enabled=false")
         else:

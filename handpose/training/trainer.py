@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,10 @@ def training_trainer(
     if saving.enabled:
         every.append(
             BestAndLast(
-                folders.checkpoints, metric=saving.metric, mode=saving.mode, every_n_epochs=saving.every_n_epochs
+                folders.checkpoints,
+                metric=None if config.train_on_val else saving.metric,
+                mode=saving.mode,
+                every_n_epochs=saving.every_n_epochs,
             )
         )
     logger = _logger(config, folders)
@@ -45,6 +48,7 @@ def training_trainer(
         logger=logger,
         enable_checkpointing=saving.enabled,
         default_root_dir=str(folders.logs),
+        **({"limit_val_batches": 0} if config.train_on_val else {}),  # nothing is held out
     )
 
 
@@ -96,10 +100,19 @@ def _logger(config: DictConfig, folders: RunFolders) -> Logger | bool:
     if config.logger.name == "none":
         return False
     if config.logger.name == "tensorboard":
-        return TensorBoardLogger(save_dir=str(folders.logs), name="", version="tensorboard")
+        return EpochLogger(save_dir=str(folders.logs), name="", version="tensorboard")
     return WandbLogger(
         project=config.logger.project, name=config.logger.run_name, save_dir=str(folders.logs), config=plain(config)
     )
+
+
+class EpochLogger(TensorBoardLogger):
+    """Logs by epoch, counted from 1, as the trials of a sweep are, which lie beside it. All scalars are of an epoch."""
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        scalars = dict(metrics)
+        epoch = scalars.pop("epoch", None)  # that Lightning adds
+        super().log_metrics(scalars, step if epoch is None else int(epoch) + 1)
 
 
 _NOT_FOR_USERS = (

@@ -74,6 +74,19 @@ def test_training_drops_the_rest_and_evaluation_nothing(root):
         assert sum(1 for _ in loader) == len(loader)
 
 
+def test_training_may_have_the_validation_images_too(root):
+    data, apart = datamodule(root, train_on_val=True, batch_size=4), datamodule(root)
+    dataset = data.train_dataloader().dataset
+    assert len(dataset) == 40
+    for part, split in ((dataset[np.arange(32)], apart.splits.train), (dataset[np.arange(32, 40)], apart.splits.val)):
+        np.testing.assert_array_equal(part.xyz_m, split.xyz_m.astype(np.float32))
+        for image, file in zip(part.image, split.files, strict=True):
+            assert (image.int() - opened_with_pillow(file).int()).abs().max() <= 1
+    assert {int(i) for batch in data.train_dataloader() for i in batch.position} == set(range(40))
+    assert len(data.val_dataloader().dataset) == 8
+    assert data.fingerprint == apart.fingerprint
+
+
 def test_absent_labels_are_nan(root):
     (root / "evaluation_xyz.json").unlink()
     batch = next(iter(datamodule(root).test_dataloader()))

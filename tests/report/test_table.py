@@ -2,10 +2,13 @@
 
 import math
 
+import optuna
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from handpose.report.table import TrialRow, TrialTable, short_names
+from handpose.report.table import TrialRow, TrialTable, second_objectives, short_names
 
 METRIC = "val/pa_mpjpe_mm"
 
@@ -51,9 +54,70 @@ def test_columns_are_the_same_in_every_row_and_nothing_else_is_left(table, tmp_p
     assert [file.name for file in tmp_path.iterdir()] == ["trials.csv"]
 
 
+@pytest.mark.parametrize(
+    "error", ["=HYPERLINK(0)", "+1", "-x", "@sum", "\t=1", "two\nlines\r\nand\rmore", 'a "b", c; d']
+)
+def test_no_text_is_a_formula_or_a_row_of_its_own_for_a_spreadsheet(tmp_path, error):
+    made = TrialTable(METRIC, "min", num_trials=1, max_epochs=9)
+    made.rows[0] = TrialRow(
+        0, {"word": error, "list": ["=1"], "loss.weight": -0.5}, "failed", error=error, traceback=error
+    )
+    made.write_csv(tmp_path / "trials.csv")
+    content = (tmp_path / "trials.csv").read_text(encoding="utf-8")
+    assert len(content.splitlines()) == 2
+    row = pd.read_csv(tmp_path / "trials.csv", dtype=str).loc[0]
+    assert row["loss.weight"] == "-0.5"
+    for column in ("error", "traceback", "word"):
+        assert row[column][0] not in "=+-@\t\r"
+        assert row[column].strip().replace("\\n", "\n") == "\n".join(error.splitlines()).strip()
+
+
 def test_an_empty_table_can_be_read(tmp_path):
     TrialTable(METRIC, "min", num_trials=1, max_epochs=1).write_csv(tmp_path / "trials.csv")
     assert pd.read_csv(tmp_path / "trials.csv").empty
+
+
+def test_costs_stand_beside_the_metrics(table, tmp_path):
+    table.rows[0].costs = {"latency_ms": 3.25, "num_parameters": 1e6, "memory_mb": math.nan}
+    table.write_csv(tmp_path / "trials.csv")
+    read = pd.read_csv(tmp_path / "trials.csv").set_index("number")
+    assert (read.loc[0, "latency_ms"], read.loc[0, "num_parameters"]) == (3.25, 1e6)
+    assert math.isnan(read.loc[0, "memory_mb"])
+    assert read.loc[1:, "latency_ms"].isna().all()
+
+
+def of_two(mode, *points, epochs=9):
+    made = TrialTable(METRIC, mode, num_trials=9, max_epochs=9, objectives=second_objectives("latency_ms"))
+    for number, (value, latency_ms) in enumerate(points):
+        costs = {} if latency_ms is None else {"latency_ms": latency_ms}
+        made.rows[number] = TrialRow(number, {}, "complete", epochs, {METRIC: value}, costs=costs)
+    return made
+
+
+@given(
+    mode=st.sampled_from(["min", "max"]),
+    points=st.lists(st.tuples(st.integers(0, 9).map(float), st.integers(0, 9).map(float)), min_size=1, max_size=20),
+)
+def test_the_front_is_optunas(mode, points):
+    study = optuna.create_study(directions=[f"{mode}imize", "minimize"])
+    study.add_trials([optuna.trial.create_trial(values=point) for point in points])
+    front = of_two(mode, *points).front()
+    assert sorted(row.number for row in front) == sorted(trial.number for trial in study.best_trials)
+    sign = 1 if mode == "min" else -1
+    assert [sign * row.metrics[METRIC] for row in front] == sorted(sign * row.metrics[METRIC] for row in front)
+
+
+def test_on_the_front_are_only_those_that_were_trained_the_longest_and_measured_and_came_to_something():
+    made = of_two("min", (5.0, 5.0), (1.0, 1.0), (4.0, 6.0), (math.nan, 1.0), (1.0, None), (2.0, math.nan), (3.0, 3.0))
+    made.rows[1].epochs = 8
+    made.rows[6].state = "diverged"
+    assert [row.number for row in made.front()] == [2, 0]
+
+
+def test_with_one_objective_the_front_is_the_best_trial(table):
+    assert [row.number for row in table.front()] == [2]
+    assert TrialTable(METRIC, "min", num_trials=1, max_epochs=1).front() == []
+    assert of_two("min").front() == []
 
 
 def test_ranks_go_by_epochs_before_values_and_leave_out_what_came_to_nothing(table):

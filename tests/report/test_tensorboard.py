@@ -1,106 +1,239 @@
-"""Runs of trials, read back by TensorBoard's own reader and by the backend of its HParams tab."""
+"""Runs of trials, read back by TensorBoard's own reader and from the HTTP endpoint of its HParams tab."""
 
+import io
+import json
 import math
+import warnings
 
+import numpy as np
 import pytest
+import simplejpeg
+from google.protobuf import json_format
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
-from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
-from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+from tensorboard.plugins.hparams import api_pb2
+from werkzeug.test import Client
 
-from handpose.report.tensorboard import TrialLog
+from handpose.report.table import TrialRow
+from handpose.report.tensorboard import ABSENT, NOT_OVER, STATE, Schema, SweepLog
+
+with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of the html5lib that TensorBoard brings
+    from tensorboard.backend.application import TensorBoardWSGI
+    from tensorboard.plugins.hparams.hparams_plugin import HParamsPlugin
+
+METRIC = "val/pa_mpjpe_mm"
 
 TRIALS = {
-    "trial_0000": (
-        {"optimizer.lr": 1e-3, "model.decoder.depth": 3, "model/decoder": "pyramid", "skips": None},
-        [20.0, 15.5],
-    ),
-    "trial_0001": ({"optimizer.lr": 1e-4, "model/decoder": "effpose", "flag": True, "milestones": [1, 2]}, [19.0]),
-    "trial_0002": (
-        {"optimizer.lr": 1.0, "model.decoder.depth": 1, "model/decoder": "pyramid", "skips": "add"},
-        [math.nan],
-    ),
+    0: ({"optimizer.lr": 1e-3, "model.decoder.depth": 3, "model/decoder": "pyramid", "skips": None}, [20.0, 15.5]),
+    1: ({"optimizer.lr": 1e-4, "model/decoder": "effpose", "flag": True, "milestones": [1, 2]}, [19.0]),
+    2: ({"optimizer.lr": 1.0, "model.decoder.depth": 1, "model/decoder": "pyramid", "skips": "add"}, [math.nan]),
+    3: ({"optimizer.lr": 0.1 + 0.2, "model.decoder.depth": 2, "model/decoder": "pyramid", "skips": "add"}, []),
 }
+STATES = {0: "complete", 1: "stopped", 2: "diverged", 3: "failed"}
 
 
-@pytest.fixture
-def folder(tmp_path):
-    for number, (name, (params, values)) in enumerate(TRIALS.items()):
-        log = TrialLog(tmp_path / name, name=name, params=params, started_s=100.0 + number)
-        for epoch, value in enumerate(values, start=1):
-            log.report(epoch, {"val/pa_mpjpe_mm": value, "val/pck_auc": 0.5})
-        log.close(failed=number == 2, ended_s=200.0)
-    return tmp_path
+def run_name(number):
+    return f"trial_{number:04d}"
+
+
+def write(folder, rows=(), trials=TRIALS, *, states=STATES):
+    """The runs of these trials, one after another."""
+    log = SweepLog(folder, run_name=run_name, rows=rows)
+    for number, (params, values) in trials.items():
+        row = TrialRow(number, params)
+        log.begun(row)
+        for row.epochs, value in enumerate(values, start=1):
+            row.metrics = {METRIC: value, "val/pck_auc": 0.5}
+            row.seconds = 10.0 * row.epochs
+            log.reported(row, {})
+        if number in states:
+            row.state = states[number]
+            log.closed(row, ended_s=200.0)
+    log.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("tensorboard")
+    write(made)
+    return made
 
 
 def hparams_tab(folder):
-    """What the HParams tab of a TensorBoard on this folder is served: the experiment and its session groups by name."""
+    """What the HParams tab of a TensorBoard on this folder asks for and is sent: experiment, and run name -> group."""
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))
     multiplexer.Reload()
     provider = MultiplexerDataProvider(multiplexer, str(folder))
-    backend = backend_context.Context(base_plugin.TBContext(data_provider=provider))
-    request, content = RequestContext(), ("exp", True)
-    metadata = backend.hparams_metadata(request, content[0])
-    experiment = backend.experiment_from_metadata(
-        request, content[0], True, metadata, backend.hparams_from_data_provider(request, content[0], limit=100)
-    )
-    ask = api_pb2.ListSessionGroupsRequest(
-        start_index=0,
-        slice_size=100,
-        include_metrics=True,
-        col_params=[api_pb2.ColParams(metric=m.name) for m in experiment.metric_infos],
-    )
-    ask.allowed_statuses.extend(
-        [api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE, api_pb2.STATUS_RUNNING, api_pb2.STATUS_UNKNOWN]
-    )
-    answer = list_session_groups.Handler(request, backend, content[0], ask).run()
+    plugin = HParamsPlugin(base_plugin.TBContext(data_provider=provider))
+    client = Client(TensorBoardWSGI([plugin], data_provider=provider))
+
+    def asked(route, request, kind):
+        answer = client.post(f"/data/plugin/hparams/{route}", data=json.dumps(request))
+        assert answer.status_code == 200, answer.text
+        return json_format.Parse(answer.text, kind())
+
+    experiment = asked("experiment", {"experimentName": "", "hparamsLimit": 1000}, api_pb2.Experiment)
+    columns = [{"hparam": info.name, "includeInResult": True} for info in experiment.hparam_infos]
+    columns += [{"metric": {"tag": info.name.tag}, "includeInResult": True} for info in experiment.metric_infos]
+    statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+    request = {"colParams": columns, "allowedStatuses": statuses, "startIndex": 0, "sliceSize": 1000}
+    answer = asked("session_groups", request, api_pb2.ListSessionGroupsResponse)
     return experiment, {group.name: group for group in answer.session_groups}
 
 
-def test_hparams_tab_shows_every_trial_with_typed_values(folder):
+def values_of(group):
+    """Column -> value of a row of the tab."""
+    return {key: getattr(value, value.WhichOneof("kind")) for key, value in group.hparams.items()}
+
+
+def test_every_trial_has_a_value_in_every_column_of_the_tab(folder):
+    """Else TensorBoard leaves it out of the parallel coordinates view, and of the table once a filter is set."""
     experiment, groups = hparams_tab(folder)
-    assert set(groups) == set(TRIALS)
-    types = {info.name: info.type for info in experiment.hparam_infos}
-    assert types == {
+    assert set(groups) == {run_name(number) for number in TRIALS}
+    assert {info.name: info.type for info in experiment.hparam_infos} == {
+        STATE: api_pb2.DATA_TYPE_STRING,
         "optimizer.lr": api_pb2.DATA_TYPE_FLOAT64,
-        "model.decoder.depth": api_pb2.DATA_TYPE_FLOAT64,
+        "model.decoder.depth": api_pb2.DATA_TYPE_STRING,  # trial 1 has none
         "model/decoder": api_pb2.DATA_TYPE_STRING,
         "skips": api_pb2.DATA_TYPE_STRING,
-        "flag": api_pb2.DATA_TYPE_BOOL,
+        "flag": api_pb2.DATA_TYPE_STRING,
         "milestones": api_pb2.DATA_TYPE_STRING,
     }
-    for name, (params, _) in TRIALS.items():
-        shown = {key: value for key, value in groups[name].hparams.items() if value.WhichOneof("kind")}
-        assert set(shown) == {key for key, value in params.items() if value is not None}
-    assert groups["trial_0000"].hparams["optimizer.lr"].number_value == 1e-3
-
-
-def test_hparams_tab_shows_the_last_value_of_the_metric(folder):
-    experiment, groups = hparams_tab(folder)
-    assert {info.name.tag for info in experiment.metric_infos} == {"val/pa_mpjpe_mm", "val/pck_auc"}
-    values = {
-        name: next(value for value in group.metric_values if value.name.tag == "val/pa_mpjpe_mm")
-        for name, group in groups.items()
+    assert values_of(groups["trial_0000"]) == {
+        STATE: "complete",
+        "optimizer.lr": 1e-3,
+        "model.decoder.depth": "3",
+        "model/decoder": "pyramid",
+        "skips": "null",
+        "flag": ABSENT,
+        "milestones": ABSENT,
     }
-    assert (values["trial_0000"].value, values["trial_0000"].training_step) == (15.5, 2)
-    assert values["trial_0001"].value == 19.0
-    assert math.isnan(values["trial_0002"].value)
+    assert values_of(groups["trial_0001"])["model.decoder.depth"] == ABSENT
+    assert values_of(groups["trial_0001"])["milestones"] == "[1, 2]"
+    assert values_of(groups["trial_0003"])["optimizer.lr"] == 0.1 + 0.2
+    for info in experiment.hparam_infos:
+        fields = {group.hparams[info.name].WhichOneof("kind") for group in groups.values()}
+        assert fields == {"number_value" if info.type == api_pb2.DATA_TYPE_FLOAT64 else "string_value"}
 
 
-def test_a_failed_trial_is_marked_as_failed(folder):
+def test_the_tab_finds_trials_by_every_value_that_it_offers(folder):
+    """The boxes that a user ticks are made of the columns' values; a word among numbers would not be found."""
+    experiment, groups = hparams_tab(folder)
+    for info in experiment.hparam_infos:
+        if info.type == api_pb2.DATA_TYPE_STRING:
+            offered = {value.string_value for value in info.domain_discrete.values}
+            assert offered == {values_of(group)[info.name] for group in groups.values()}
+
+
+def metric_values(group):
+    return {value.name.tag: (value.training_step, value.value) for value in group.metric_values}
+
+
+def test_the_tab_shows_the_metrics_of_the_last_epoch(folder):
+    experiment, groups = hparams_tab(folder)
+    tags = [info.name.tag for info in experiment.metric_infos]
+    assert set(tags) == {METRIC, "val/pck_auc", "work/epochs", "work/seconds"}
+    assert METRIC in tags[:5]  # more are not shown unless they are asked for
+    values = {name: metric_values(group) for name, group in groups.items()}
+    assert values["trial_0000"][METRIC] == (2, 15.5)
+    assert values["trial_0001"][METRIC] == (1, 19.0)
+    assert math.isnan(values["trial_0002"][METRIC][1])
+    assert values["trial_0003"] == {"work/epochs": (0, 0.0), "work/seconds": (0, 0.0)}
+    assert {name: value["work/epochs"][1] for name, value in values.items()} == {
+        "trial_0000": 2.0,
+        "trial_0001": 1.0,
+        "trial_0002": 1.0,
+        "trial_0003": 0.0,
+    }
+
+
+def test_diverged_and_failed_trials_say_so_twice(folder):
     _, groups = hparams_tab(folder)
-    status = {name: group.sessions[0].status for name, group in groups.items()}
-    assert status["trial_0000"] == api_pb2.STATUS_SUCCESS
-    assert status["trial_0002"] == api_pb2.STATUS_FAILURE
+    assert {name: values_of(group)[STATE] for name, group in groups.items()} == {
+        run_name(number): state for number, state in STATES.items()
+    }
+    failed = {name for name, group in groups.items() if group.sessions[0].status == api_pb2.STATUS_FAILURE}
+    assert failed == {"trial_0002", "trial_0003"}
 
 
 def test_a_running_trial_is_shown_before_its_first_report(tmp_path):
-    TrialLog(tmp_path / "trial_0000", name="trial_0000", params={"optimizer.lr": 0.1}, started_s=1.0)
-    assert hparams_tab(tmp_path)[1]["trial_0000"].sessions[0].status in (api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING)
+    write(tmp_path, trials={0: ({"optimizer.lr": 0.1}, [])}, states={})
+    group = hparams_tab(tmp_path)[1]["trial_0000"]
+    assert values_of(group) == {STATE: NOT_OVER, "optimizer.lr": 0.1}
+    assert group.sessions[0].status in (api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING)
 
 
-def test_scalars_are_logged_by_epoch(folder):
-    events = EventAccumulator(str(folder / "trial_0000")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("val/pa_mpjpe_mm")] == [(1, 20.0), (2, 15.5)]
+def test_a_column_that_is_numbers_stays_numbers_where_every_trial_has_it(tmp_path):
+    write(tmp_path, trials={0: ({"depth": 2, "flag": True}, []), 1: ({"depth": 3, "flag": False}, [])})
+    types = {info.name: info.type for info in hparams_tab(tmp_path)[0].hparam_infos}
+    assert types["depth"] == api_pb2.DATA_TYPE_FLOAT64
+    assert types["flag"] == api_pb2.DATA_TYPE_BOOL
+
+
+def test_a_process_that_goes_on_adds_to_the_runs(tmp_path):
+    first = {0: TRIALS[0]}
+    write(tmp_path, trials=first, states={})
+    before = TrialRow(0, TRIALS[0][0], "waiting", 2, {METRIC: 15.5}, 20.0)
+    log = SweepLog(tmp_path, run_name=run_name, rows=[before])
+    log.begun(before)
+    before.epochs, before.metrics, before.state = 3, {METRIC: 14.0}, "complete"
+    log.reported(before, {})
+    log.closed(before, ended_s=9.0)
+    write(tmp_path, rows=[before], trials={1: TRIALS[1]})
+    groups = hparams_tab(tmp_path)[1]
+    assert metric_values(groups["trial_0000"])[METRIC] == (3, 14.0)
+    assert values_of(groups["trial_0000"])[STATE] == "complete"
+    assert values_of(groups["trial_0000"])["flag"] == ABSENT
+    events = EventAccumulator(str(tmp_path / "trial_0000")).Reload().Scalars(METRIC)
+    assert [(event.step, event.value) for event in events] == [(1, 20.0), (2, 15.5), (3, 14.0)]
+
+
+def test_two_sweeps_under_one_folder_keep_their_trials_apart(tmp_path):
+    for name, value in (("one", 1.0), ("two", 3.0)):
+        write(tmp_path / name / "tensorboard", trials={0: ({"optimizer.lr": 0.1}, [value])})
+    values = {name: metric_values(group)[METRIC] for name, group in hparams_tab(tmp_path)[1].items()}
+    assert values == {"one/tensorboard/trial_0000": (1, 1.0), "two/tensorboard/trial_0000": (1, 3.0)}
+
+
+def test_costs_and_pictures_are_in_the_trials_run(tmp_path):
+    picture = np.tile(np.arange(32, dtype=np.uint8)[:, None, None], (1, 48, 3))
+    file = tmp_path / "picture.jpg"
+    file.write_bytes(simplejpeg.encode_jpeg(picture))
+    row = TrialRow(0, {"a": 1}, epochs=4, metrics={METRIC: 1.0})
+    log = SweepLog(tmp_path / "log", run_name=run_name)
+    log.begun(row)
+    log.measured(row, {"latency_ms": 2.5})
+    log.reported(row, {"keypoints": file})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "log" / "trial_0000")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("work/latency_ms")] == [(0, 2.5)]
+    (image,) = events.Images("val_pictures/keypoints")
+    assert (image.step, image.width, image.height) == (4, 48, 32)
+    assert Image.open(io.BytesIO(image.encoded_image_string)).size == (48, 32)
+
+
+PARAMS = st.dictionaries(
+    st.sampled_from(["a", "b.c", "d/e"]),
+    st.sampled_from([None, True, False, 0, 1, 3, 0.1, math.inf, math.nan, "", "add", "3", [1, 2]]),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(PARAMS, max_size=5))
+def test_after_the_last_announced_change_no_trials_row_differs_from_what_was_written(trials):
+    """What is written when a trial begins, or for all when the schema says so, is what it would be at the end."""
+    schema, written = Schema(), []
+    for number, params in enumerate(trials):
+        if schema.add(params):
+            written = [schema.values(before) for before in trials[:number]]
+        written.append(schema.values(params))
+    assert repr(written) == repr([schema.values(params) for params in trials])
+    for key in {key for params in trials for key in params}:
+        assert len({type(row[key]) in (int, float) for row in written}) == 1
+        assert None not in {row[key] for row in written}
+        assert len({isinstance(row[key], str) for row in written}) == 1

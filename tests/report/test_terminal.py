@@ -37,9 +37,12 @@ def shown(table, width):
 @pytest.mark.parametrize("width", [80, 120, 200])
 @pytest.mark.parametrize("num_rows", [0, 1, 4, 400])
 def test_the_picture_is_calm_at_any_size(width, num_rows):
-    lines = shown(make_table(num_rows), width)
-    assert len(lines) <= 19
+    table = make_table(num_rows)
+    lines = shown(table, width)
+    assert len(lines) <= 21  # of the 24 that a terminal has
     assert max(map(len, lines)) <= width
+    counted = {f"{number}\N{NO-BREAK SPACE}{state}" for state, number in table.count().items()}
+    assert all(any(text in line for line in lines) for text in counted)
     columns = next((line.split() for line in lines if line.split()[:1] == ["trial"]), [])
     assert columns[:5] == ["trial", "state", "epoch", "PA-MPJPE", "mm"]
     assert columns[-1] == "time"
@@ -52,6 +55,17 @@ def test_the_best_trial_is_named_with_what_was_searched():
     table.rows[1] = TrialRow(1, {"optimizer.lr": 0.02, "fixed": 1}, "complete", 27, {METRIC: 12.345})
     best = next(line for line in shown(table, 120) if line.startswith("best"))
     assert best.split() == ["best", "PA-MPJPE", "12.35", "mm", "trial", "1", "at", "epoch", "27/27", "lr", "0.02"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_no_value_of_the_best_trial_is_cut(width):
+    table = make_table(400)
+    (line,) = (line for line in shown(table, width) if line.startswith("best"))
+    names = terminal.short_names(terminal._searched(table))
+    best = table.ranked()[0]
+    whole = [f"{name} {terminal.value_text(best.params[key])}" for key, name in names.items()]
+    told = line.split("/27  ")[1].rstrip()
+    assert told == ", ".join(whole) or told in [", ".join([*whole[:number], "..."]) for number in range(len(whole))]
 
 
 def test_a_trial_that_has_ended_is_one_line():
@@ -83,6 +97,14 @@ def test_time_left_is_what_the_trials_to_come_will_take(at):
     table.rows[0] = TrialRow(0, {}, "complete", 4, {METRIC: 1.0}, seconds=30.0)
     table.rows[1] = TrialRow(1, {}, "running", 1, {METRIC: 1.0}, seconds=12.0)
     assert clock.left_s(table) == pytest.approx((8 * 30 + 18) / 2)
+
+
+def test_the_last_trial_takes_the_time_that_it_takes_however_many_slots_are_idle(at):
+    at(0.0)
+    table = TrialTable(METRIC, "min", num_trials=2, max_epochs=4, num_slots=8)
+    table.rows[0] = TrialRow(0, {}, "complete", 4, {METRIC: 1.0}, seconds=40.0)
+    table.rows[1] = TrialRow(1, {}, "running", 1, {METRIC: 1.0}, seconds=10.0)
+    assert Clock(time_budget_s=None).left_s(table) == pytest.approx(30.0)
 
 
 def test_time_left_is_never_more_than_the_budget(at):
@@ -154,3 +176,69 @@ def test_a_warm_start_is_told_in_a_line():
         "warm start  first: 5 trials brought in, 3 left out (its schedule ends at epoch 4), "
         "2 out of the range of optimizer.lr, its best 3 are tried first"
     )
+
+
+def confirmed_content(**changes):
+    """What confirm.yaml says of a winner, one that is alike, the default, and one that is out."""
+    names = ("label", "mean", "low", "high", "distinguishable", "out")
+    rows = [
+        ("trial 7", 9.8, 9.6, 10.0, None, None),
+        ("trial 3", 9.9, 9.7, 10.1, False, None),
+        ("default", 11.0, 10.8, 11.2, True, None),
+        ("trial 5", None, None, None, None, "diverged with seed 2"),
+    ]
+    content = {
+        "metric": METRIC,
+        "epochs": 27,
+        "seeds": [1, 2, 3],
+        "candidates": [dict(zip(names, row, strict=True)) for row in rows],
+        "winner": 0,
+        "gain_over_default": {"mean": 1.2, "low": 0.9, "high": 1.5},
+    }
+    return content | changes
+
+
+def summed_up(tmp_path, **given):
+    winner = TrialRow(7, {"optimizer.lr": 0.002}, "complete", 27, {METRIC: 9.5})
+    return summary(
+        table=make_table(0),
+        winner=winner,
+        defaults={},
+        **{"retrained": None, "confirmed": None} | given,
+        folder=tmp_path,
+    )
+
+
+def test_the_summary_says_what_the_confirmation_found(tmp_path):
+    text = summed_up(tmp_path, confirmed=confirmed_content())
+    assert "confirmed   mean PA-MPJPE 9.80 mm [9.60, 10.00] after 27 epochs, seeds 1, 2, 3\n" in text
+    assert "not distinguishable from trial 3 (9.90): these would do as well\n" in text
+    assert "gain        PA-MPJPE 1.20 mm [0.90, 1.50] over the default\n" in text
+    assert "trial 5 is out: diverged with seed 2\n" in text
+
+
+def test_the_summary_says_where_nothing_was_confirmed(tmp_path):
+    assert "not confirmed (sweep.confirm): the best of" in summed_up(tmp_path)
+    nobody = confirmed_content(winner=None, gain_over_default=None)
+    assert "confirmed   nothing: no finalist came through" in summed_up(tmp_path, confirmed=nobody)
+
+
+def test_the_summary_says_that_one_seed_tells_nothing_of_the_noise(tmp_path):
+    alone = {"label": "trial 7", "mean": 9.8, "low": None, "high": None, "distinguishable": None, "out": None}
+    content = confirmed_content(
+        candidates=[alone], seeds=[1], gain_over_default={"mean": 1.0, "low": None, "high": None}
+    )
+    text = summed_up(tmp_path, confirmed=content)
+    assert "mean PA-MPJPE 9.80 mm after 27 epochs, seeds 1\n" in text
+    assert "one seed tells nothing of the noise" in text
+    assert "gain        PA-MPJPE 1.00 mm over the default\n" in text
+
+
+def test_the_summary_says_that_the_validation_split_was_trained_on(tmp_path):
+    tested = {"test/pa_mpjpe_mm": 9.0, "baseline/pa_mpjpe_mm": 18.0}
+    text = summed_up(tmp_path, retrained=tested, use_val=True)
+    assert (
+        "retrained   on training + validation, the last checkpoint: test PA-MPJPE 9.00 mm, mean pose 18.00 mm" in text
+    )
+    text = summed_up(tmp_path, retrained={"train/loss": 1.0}, use_val=True)
+    assert "no figures, since the test split has no joints" in text

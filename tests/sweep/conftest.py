@@ -10,7 +10,7 @@ from handpose.sweep.rules import Asha
 from handpose.sweep.run import run_sweep
 from handpose.sweep.runtime import ray_runtime
 from handpose.sweep.searcher import OptunaSearcher
-from handpose.sweep.settings import RaySettings, SweepSettings
+from handpose.sweep.settings import ConfirmSettings, RaySettings, SweepSettings
 from handpose.sweep.space import load_space
 from tests.sweep.objectives import METRIC
 
@@ -40,6 +40,7 @@ def make_settings(folder, **changes):
         "name": "test",
         "folder": str(folder),
         "resume": None,
+        "status": None,
         "num_trials": 6,
         "max_epochs": 4,
         "cpus_per_trial": 1,
@@ -49,6 +50,7 @@ def make_settings(folder, **changes):
         "seed": 0,
         "metric": METRIC,
         "mode": "min",
+        "second_objective": None,
         "explosion_factor": 10.0,
         "checkpoint_every_epochs": None,
         "checkpoint_budget_gb": 1.0,
@@ -56,8 +58,10 @@ def make_settings(folder, **changes):
         "retry_delay_s": 0.0,
         "stop_after_failures": 3,
         "preflight": "off",
+        "confirm": ConfirmSettings(top_k=0, seeds=0),
         "retrain": True,
         "retrain_devices": None,
+        "wandb_project": None,
     }
     return SweepSettings(**values | changes)
 

@@ -1,10 +1,11 @@
 """A sweep without Ray, Optuna or networks: what is left is the order of events, and what is decided from it."""
 
 import hashlib
+import math
 import random
 from dataclasses import replace
 
-from handpose.report.table import TrialTable
+from handpose.report.table import TrialTable, second_objectives
 from handpose.sweep.events import Asked, Ended, EventLog, Measured, Reported, read_events
 from handpose.sweep.history import History
 from handpose.sweep.retention import newest_whole, saved
@@ -84,6 +85,7 @@ class Simulation:
         table = TrialTable(METRIC, self.settings.mode, self.settings.num_trials, self.settings.max_epochs)
         self.log = EventLog(self.file)
         self.proposer = Proposer()
+        table.objectives = second_objectives(self.settings.second_objective)
         history = History(self.settings, rule=self.rule(), table=table)
         self.state = SweepState(self.settings, log=self.log, history=history, searcher=self.proposer, clock=self.clock)
         self.state.open(num_slots=self.num_slots)
@@ -99,7 +101,17 @@ class Simulation:
         while (stretch := self.state.next()) is not None:
             whole = newest_whole(stretch.checkpoints, self.settings.path)
             assert stretch.epoch == (whole.epoch if whole else 0)
+            if not self._measure(stretch):
+                continue
             self.stretches[stretch.trial], self.epochs[stretch.trial] = stretch, stretch.epoch
+
+    def _measure(self, stretch):
+        """What the trial costs, where it is asked for; measured again it comes out otherwise."""
+        if self.settings.second_objective is None or stretch.epoch:
+            return True
+        noise = 1.0 if self.state.history.table.rows[stretch.trial].costs else 0.0
+        costs = {"latency_ms": latency_ms(stretch.params) + noise, "num_parameters": 1e6, "memory_mb": 50.0}
+        return self.state.measured(stretch.trial, costs)
 
     def step(self):
         """One report; those of before, which a trial repeats after a kill, change nothing and do not count."""
@@ -155,6 +167,11 @@ class Simulation:
         """The log of what was decided, without times and without how often the process began."""
         kept = [event for event in read_events(self.file) if isinstance(event, (Asked, Measured, Reported, Ended))]
         return [replace(event, at=0.0, **_forgotten(event)) for event in kept]
+
+
+def latency_ms(params):
+    """Deep networks are slow, and the faster they learn the slower: the two objectives are at odds."""
+    return params["model.decoder.depth"] + abs(4 - abs(math.log10(params["optimizer.lr"]) + 3))
 
 
 def _forgotten(event):

@@ -3,11 +3,14 @@
 from dataclasses import replace
 
 import pytest
+from optuna.samplers import RandomSampler
 
 from handpose.report.table import TrialTable
-from handpose.sweep.audit import audit_events
+from handpose.sweep.audit import _in_csv, _in_study, audit_events
 from handpose.sweep.events import Asked, Begun, Reported, Saved, read_events
 from handpose.sweep.history import History
+from handpose.sweep.searcher import OptunaSearcher
+from handpose.sweep.state import _known
 from tests.sweep.conftest import asha, make_settings
 from tests.sweep.objectives import METRIC
 from tests.sweep.simulation import Simulation
@@ -36,6 +39,49 @@ def found(tmp_path, events):
         return bool(lost), bool(repeated)
 
     return audited
+
+
+@pytest.fixture
+def of_two(tmp_path):
+    """The history and the folder of a sweep with two objectives, with its study and trials.csv."""
+    settings = make_settings(tmp_path / "sweep", num_trials=9, max_epochs=9, second_objective="latency_ms")
+    rule = asha(9, mode="promote", reduction_factor=3, num_objectives=2)
+    swept = Simulation(settings, rule, lambda number, params, epoch: number % 5 + 1 / epoch).run()
+    history = swept.state.history
+    history.table.write_csv(settings.path / "trials.csv")
+    return history, settings.path
+
+
+@pytest.fixture
+def study(of_two, write_space, tmp_path):
+    space = write_space("optimizer.lr: tag(log, interval(1e-4, 1e-1))\nmodel.decoder.depth: range(1, 6)")
+    kept = {"name": "test", "metric": METRIC, "mode": "min", "second_objective": "latency_ms", "max_epochs": 9}
+    searcher = OptunaSearcher(
+        space=space, folder=tmp_path / "study", seed=0, defaults={}, sampler=RandomSampler, resume=True, **kept
+    )
+    searcher.align([_known(trial) for trial in of_two[0].trials.values()])
+    yield searcher.study.trials
+    searcher.close()
+
+
+def test_study_and_csv_of_two_objectives_have_what_the_events_say(of_two, study):
+    history, folder = of_two
+    assert not _in_study(study, history)
+    assert not _in_csv(folder / "trials.csv", history.table)
+    assert {trial.state.name for trial in study} == {"COMPLETE", "PRUNED"}
+
+
+def test_a_wrong_second_value_is_found_in_the_study(of_two, study):
+    study[3].values = [study[3].values[0], 99.0]
+    assert [sentence[:11] for sentence in _in_study(study, of_two[0]).wrong] == ["trial 3 has"]
+    study[4].user_attrs.pop("latency_ms")
+    assert _in_study(study, of_two[0]).lost == ["the study lacks costs of trial 4"]
+
+
+def test_a_wrong_cost_is_found_in_trials_csv(of_two):
+    history, folder = of_two
+    history.table.rows[2].costs = {**history.table.rows[2].costs, "latency_ms": 99.0}
+    assert _in_csv(folder / "trials.csv", history.table) == ["trials.csv has not what the events say of trial 2"]
 
 
 def place(events, kind, condition=lambda event: True):

@@ -36,6 +36,24 @@ def test_values_of_a_scheduler_that_do_not_go_together_are_a_sentence(override):
         rule_maker(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
 
 
+@pytest.mark.parametrize(("name", "rule"), [("median", "MedianStopping"), ("pbt", "PopulationBased")])
+def test_a_scheduler_that_compares_one_objective_is_refused_for_two(name, rule):
+    config = compose("tune", [f"scheduler={name}", "sweep.second_objective=latency_ms"])
+    with pytest.raises(UserError, match=rf"second_objective=latency_ms needs scheduler=asha or fifo: {rule} compares"):
+        rule_maker(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
+
+
+@pytest.mark.parametrize("name", ["asha", "fifo"])
+def test_the_others_take_a_second_objective(name):
+    config = compose("tune", [f"scheduler={name}", "sweep.second_objective=latency_ms"])
+    rule = rule_maker(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))()
+    for trial, cost in enumerate([5.0, 6.0]):
+        rule.begun(trial, {})
+        rule.measured(trial, cost)
+    assert rule.reported(0, 1, 20.0) == "continue"
+    assert rule.reported(1, 1, 21.0) == ("stop" if name == "asha" else "continue")
+
+
 @pytest.mark.parametrize("name", names("searcher"))
 def test_every_searcher_can_be_made(name, tmp_path, write_space):
     config = compose("tune", [f"searcher={name}"])
@@ -72,6 +90,7 @@ def test_settings_are_those_of_the_configuration(name):
         ("sweep.num_trails=3", "there is no configuration key sweep.num_trails; did you mean sweep.num_trials"),
         ("sweep.num_trials=many", "sweep.num_trials=many: .*integer"),
         ("sweep.mode=least", "sweep.mode=least: .*'min' or 'max'"),
+        ("sweep.second_objective=speed", "sweep.second_objective=speed: .*'latency_ms', 'num_parameters' or 'mem"),
         ("scheduler=ahsa", "scheduler=ahsa: no such choice; did you mean asha"),
         (
             "searcher.sampler.n_startup=3",

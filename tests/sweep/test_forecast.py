@@ -135,6 +135,15 @@ def test_asha_saves_what_its_authors_say():
     assert synchronous <= plan.epochs <= 1.5 * synchronous
 
 
+def test_with_two_objectives_as_many_are_promoted():
+    def promote(num_objectives):
+        rungs = {"grace_period": 1, "reduction_factor": 3, "brackets": 1, "max_epochs": 9}
+        return lambda: Asha(mode="promote", seed=0, num_objectives=num_objectives, **rungs)
+
+    one, two = (planned(promote(number), num_trials=60, max_epochs=9) for number in (1, 2))
+    assert two.epochs == pytest.approx(one.epochs, rel=0.25)  # who is among the best changes more
+
+
 def test_a_sweep_of_very_many_trials_is_forecast_at_once():
     plan = planned(Fifo, num_trials=1_000_000, max_epochs=10, num_slots=100)
     assert plan.epochs == 10_000_000

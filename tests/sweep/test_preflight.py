@@ -1,6 +1,7 @@
 """What is refused before Ray starts, and what a few steps of training tell before the first trial."""
 
 import errno
+import math
 import os
 import shutil
 import threading
@@ -339,6 +340,20 @@ def test_what_is_odd_is_noted(on_paper):
     assert "within a few steps of random pictures this is not finite: lr 0.1" in told
 
 
+def test_a_second_objective_that_is_the_same_everywhere_is_noted(on_paper):
+    def measured(params):
+        return COST._replace(latency_ms=params["optimizer.lr"])
+
+    assert "at every point tried" not in on_paper(measured, second_objective="latency_ms")
+    told = on_paper(lambda params: COST._replace(latency_ms=3.0), second_objective="latency_ms")
+    assert "sweep.second_objective=latency_ms is 3 at every point tried" in told
+
+
+def test_a_second_objective_that_cannot_be_measured_is_refused(on_paper):
+    with pytest.raises(UserError, match="second_objective=memory_mb cannot be measured on this device"):
+        on_paper(lambda params: COST._replace(memory_mb=math.nan), second_objective="memory_mb")
+
+
 def test_a_thorough_preflight_has_a_table_of_its_points(on_paper):
     lines = on_paper(lambda params: COST._replace(trace=(params["optimizer.lr"],)), preflight="only").splitlines()
     assert lines[:2] == ["trying 10 points of space on a worker", ""]
@@ -411,3 +426,10 @@ def test_the_parameter_that_cannot_be_trained_is_named(in_a_worker):
     named = r"space.yaml: model.decoder.width=1000000000000 cannot be trained, for want of memory"
     with pytest.raises(UserError, match=named):
         in_a_worker(text, preflight="brief")
+
+
+@pytest.mark.parametrize("text", ["optimizer.lr: interval(0.1, 1)", "train_on_val: choice(true, false)"])
+def test_trials_cannot_be_chosen_by_what_they_are_trained_on(write_space, text):
+    given = [] if "train_on_val" in text else ["train_on_val=true"]
+    with pytest.raises(UserError, match=r"train_on_val=true leaves nothing to choose trials by; retrain\.use_val=true"):
+        check_space(write_space(text), given)

@@ -25,7 +25,14 @@ def start(tmp_path_factory):
     write_freihand(folder / "freihand", num_poses=24, variants=1, num_test=6, size=64)
 
     def started(*overrides):
-        command = [sys.executable, str(REPOSITORY / "tune.py"), *SMALL, "data.root=freihand", *overrides]
+        command = [
+            sys.executable,
+            str(REPOSITORY / "tune.py"),
+            *SMALL,
+            "data.root=freihand",
+            "sweep.confirm.seeds=0",
+            *overrides,
+        ]
         return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     started.folder = folder
@@ -58,6 +65,7 @@ def test_a_sweep_ends_in_a_winner_and_its_predictions_without_noise(swept):
     assert len(read_course(folder / "retrain" / "test_preds.json.gz")) == 6
     assert np.isfinite(read_official(folder / "retrain" / "pred.zip")).all()
     assert f"winner      trial {best['trial']}" in out
+    assert "not confirmed (sweep.confirm): the best of 3 noisy values is too good on average" in out
     assert "mean pose" in out
 
 
@@ -72,7 +80,7 @@ def test_a_sweep_says_what_it_was(swept):
 
 def test_tensorboard_shows_the_trials_with_the_retraining_beside_them(swept):
     _, groups = hparams_tab(swept[0])
-    assert set(groups) == {"trial_0000", "trial_0001", "trial_0002"}
+    assert set(groups) == {f"tensorboard/trial_000{number}" for number in range(3)}
 
 
 def test_a_mistake_is_one_sentence_and_status_2(swept, start):
@@ -86,6 +94,7 @@ def test_a_mistake_is_one_sentence_and_status_2(swept, start):
 def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(start):
     """SIGTERM and SIGKILL in the sweep, Ctrl-C in the retraining; with one trial at a time like one left alone."""
     common = ["sweep.num_trials=3", "sweep.max_epochs=4", "trainer.max_epochs=30", "sweep.max_concurrent=1"]
+    common += ["sweep.confirm.top_k=1", "sweep.confirm.seeds=2"]
     common += ["sweep.preflight=off", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "scheduler.mode=promote"]
     alone = start("sweep.name=alone", *common)
     _, err = alone.communicate(timeout=300)
@@ -121,6 +130,8 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(start):
     assert not audit(sweeps / "cut")
     whole, cut = (pd.read_csv(sweeps / name / "trials.csv") for name in ("alone", "cut"))
     pd.testing.assert_frame_equal(whole.drop(columns=["seconds", "node"]), cut.drop(columns=["seconds", "node"]))
+    confirmed = [(sweeps / name / "confirm" / "confirm.yaml").read_text() for name in ("alone", "cut")]
+    assert confirmed[0] == confirmed[1]
     predictions = [read_course(sweeps / name / "retrain" / "test_preds.json.gz") for name in ("alone", "cut")]
     assert np.array_equal(*predictions)
 

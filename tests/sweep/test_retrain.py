@@ -43,6 +43,21 @@ def test_a_finished_retraining_is_not_done_again(trained, tmp_path):
     assert [config.optimizer.lr for config in trained] == [0.001]
 
 
+def test_with_the_validation_split_it_is_another_retraining(trained, tmp_path):
+    folder = tmp_path / "sweep"
+    choose(folder, 0.001)
+    retrain(folder)
+    assert retrain(folder, use_val=True) == retrain(folder, use_val=True) == {"test/x": 2.0}
+    assert [config.train_on_val for config in trained] == [False, True]
+
+
+def test_what_is_gone_on_with_without_a_best_checkpoint_is_the_last_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "read_checkpoint", lambda path: {"epoch": 8})
+    overrides = module._where_it_was(tmp_path, 9)
+    assert f"model.checkpoint_path={tmp_path / 'last.ckpt'}" in overrides
+    assert "test=true" in overrides
+
+
 def test_another_winner_is_retrained_and_the_one_before_put_aside(trained, tmp_path):
     folder = tmp_path / "sweep"
     choose(folder, 0.001)
@@ -74,7 +89,7 @@ def test_all_gpus_are_used_unless_the_winner_or_the_machine_says_otherwise(tmp_p
     monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 4)
     started = []
 
-    def run_apart(folder, devices):
+    def run_apart(folder, devices, *, use_val):
         started.append(devices)
         raise UserError("stands in")
 

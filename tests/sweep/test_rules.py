@@ -16,16 +16,20 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 
 from handpose.config import CONFIGS, compose
 from handpose.errors import UserError
-from handpose.sweep.rules import Asha, Continuation, Fifo, MedianStopping, _Rung
+from handpose.sweep.rules import Asha, Continuation, Fifo, MedianStopping
+from handpose.sweep.rungs import ParetoRung, Rung
 from handpose.sweep.space import load_space
 
 PARAMS = {"optimizer.lr": 1e-3, "heatmap.sigma": 0.05, "model.decoder.depth": 3}
 SCHEDULERS = [[f"scheduler={file.stem}"] for file in sorted((CONFIGS / "scheduler").glob("*.yaml"))]
+TWO = "sweep.second_objective=latency_ms"
 VARIANTS = [
     *SCHEDULERS,
     ["scheduler=asha", "scheduler.mode=promote"],
     ["scheduler=asha", "scheduler.mode=promote", "scheduler.brackets=3", "scheduler.reduction_factor=2"],
     ["scheduler=pbt", "scheduler.quantile_fraction=0.5", "scheduler.perturbation_interval=1"],
+    ["scheduler=asha", TWO],
+    ["scheduler=asha", "scheduler.mode=promote", "scheduler.brackets=2", TWO],
 ]
 
 
@@ -50,13 +54,15 @@ def configured(overrides, *, max_epochs=9, num_trials=8, seed=0):
     """A rule as configs/ has it."""
     rule = partial_rule(*overrides, f"sweep.num_trials={num_trials}")
     known = {"max_epochs": max_epochs, "seed": seed, "space": load_space("default")}
+    known["num_objectives"] = 2 if TWO in overrides else 1
     return rule(**{key: known[key] for key in inspect.signature(rule.func).parameters.keys() & known.keys()})
 
 
-def drive(rule, *, seed, num_trials=8, num_slots=3, max_epochs=9, gaps=0.0, failures=0.0, coarse=False):
+def drive(rule, *, seed, num_trials=8, num_slots=3, max_epochs=9, gaps=0.0, failures=0.0, coarse=False, costs=None):
     """Run a sweep that trains nothing; returns its calls as (method, arguments, answer).
 
     gaps: how often an epoch is not reported. failures: how often a trial ends for good. coarse: many equal losses.
+    costs: second objective of a trial.
     """
     rng = random.Random(seed)
     calls, epochs, num_begun = [], {}, 0
@@ -80,6 +86,8 @@ def drive(rule, *, seed, num_trials=8, num_slots=3, max_epochs=9, gaps=0.0, fail
             elif num_begun < num_trials:
                 epochs[num_begun] = 0
                 call("begun", num_begun, PARAMS)
+                if costs is not None:
+                    call("measured", num_begun, costs(num_begun))
                 num_begun += 1
             else:
                 break
@@ -104,6 +112,11 @@ def drive(rule, *, seed, num_trials=8, num_slots=3, max_epochs=9, gaps=0.0, fail
             paused.add(trial)
         if verdict != "continue" or epochs[trial] == max_epochs:
             del epochs[trial]
+
+
+def cost(trial):
+    """Some are equal."""
+    return float(random.Random(trial).randrange(5))
 
 
 def replay(rule, calls):
@@ -131,7 +144,8 @@ def completed(calls, max_epochs):
     failures=st.sampled_from([0, 0.1]),
 )
 def test_the_same_calls_get_the_same_answers(overrides, seed, slots, gaps, failures):
-    calls = drive(configured(overrides), seed=seed, num_slots=slots, gaps=gaps, failures=failures)
+    costs = cost if TWO in overrides else None
+    calls = drive(configured(overrides), seed=seed, num_slots=slots, gaps=gaps, failures=failures, costs=costs)
     asked_twice = [call for call in calls for _ in range(1 + (call[0] == "promoted"))]
     assert replay(configured(overrides), calls) == calls
     assert replay(configured(overrides), asked_twice) == asked_twice
@@ -141,7 +155,8 @@ def test_the_same_calls_get_the_same_answers(overrides, seed, slots, gaps, failu
 @pytest.mark.parametrize("num_trials", [1, 2, 5, 20])
 def test_every_sweep_ends_with_a_trial_trained_to_the_end(overrides, num_trials):
     for seed in range(5):
-        calls = drive(configured(overrides, num_trials=num_trials), seed=seed, num_trials=num_trials)
+        costs = cost if TWO in overrides else None
+        calls = drive(configured(overrides, num_trials=num_trials), seed=seed, num_trials=num_trials, costs=costs)
         assert completed(calls, 9)
 
 
@@ -212,7 +227,7 @@ def test_mode_stop_decides_as_ray_when_every_epoch_is_reported(reduction_factor,
     reduction_factor=st.sampled_from([1.1, 1.7, 2, 2.5, 3, 4, 10]),
 )
 def test_the_cutoff_is_numpys_percentile_to_the_last_bit(losses, reduction_factor):
-    rung = _Rung(reduction_factor)
+    rung = Rung(reduction_factor)
     assert rung.cutoff() is None
     for trial, loss in enumerate(losses):
         rung.record(trial, loss)
@@ -274,10 +289,13 @@ class Paper:
         self.already_promoted = [set() for _ in rungs]
         self.gone = set()
 
+    def ranked(self, rung):
+        return sorted(rung, key=lambda t: (rung[t], t))
+
     def get_job(self):
         for k in reversed(range(len(self.rungs))):
             rung = self.rungs[k]
-            candidates = sorted(rung, key=lambda t: (rung[t], t))[: math.floor(len(rung) / self.eta)]
+            candidates = self.ranked(rung)[: math.floor(len(rung) / self.eta)]
             promotable = [t for t in candidates if t not in self.already_promoted[k] and t not in self.gone]
             if promotable:
                 return promotable[0], k
@@ -324,6 +342,85 @@ def test_mode_promote_is_algorithm_2_of_the_paper(seed, eta, slots, gaps, coarse
     )
     calls = calls[: last_beginning(calls)]  # with nothing left to begin the paper has no more to say
     assert replay(Paper(eta, rule.rungs), calls) == calls
+
+
+class PaperOfTwo(Paper):
+    """Schmucker et al. 2021: fronts are peeled off; within one, each next trial is the farthest from those before."""
+
+    def __init__(self, eta, rungs):
+        super().__init__(eta, rungs)
+        self.costs = {}
+
+    def measured(self, trial, cost):
+        self.costs[trial] = cost
+
+    def ranked(self, rung):
+        left, order = {t: (rung[t], self.costs[t]) for t in sorted(rung)}, []
+        while left:
+            front = {t: p for t, p in left.items() if not any(q < p and q[1] <= p[1] for q in left.values())}
+            order += self.from_the_first(front)
+            left = {t: p for t, p in left.items() if t not in front}
+        return order
+
+    def from_the_first(self, front):
+        sides = [[point[i] for point in front.values()] for i in (0, 1)]
+        spans = [(min(side), max(side) - min(side) or 1.0) for side in sides]
+        places = {t: [(a - low) / span for a, (low, span) in zip(front[t], spans, strict=True)] for t in front}
+
+        def apart(one, other):
+            return sum((a - b) * (a - b) for a, b in zip(places[one], places[other], strict=True))
+
+        order = [min(front, key=lambda t: (front[t], t))]
+        while len(order) < len(front):
+            order.append(max(sorted(front.keys() - order), key=lambda t: min(apart(t, o) for o in order)))
+        return order
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), eta=st.sampled_from([2, 3, 2.5]), slots=st.integers(1, 8), coarse=st.booleans())
+def test_with_two_objectives_it_is_that_algorithm_over_fronts(seed, eta, slots, coarse):
+    rule = asha(mode="promote", reduction_factor=eta, max_epochs=9, num_objectives=2)
+    calls = drive(
+        rule, seed=seed, num_trials=20, num_slots=slots, max_epochs=9, failures=0.05, coarse=coarse, costs=cost
+    )
+    calls = calls[: last_beginning(calls)]
+    assert replay(PaperOfTwo(eta, rule.rungs), calls) == calls
+
+
+@pytest.mark.parametrize("mode", ["stop", "promote"])
+def test_what_is_cheap_goes_on_beside_what_is_accurate(mode):
+    """Of nine trials, the worse the cheaper but for one, which is dominated."""
+    verdicts = {}
+    for num_objectives in (1, 2):
+        rule = asha(mode=mode, reduction_factor=3, num_objectives=num_objectives)
+        for trial, (loss, price) in enumerate([*((20.0 - i, float(i)) for i in range(8)), (21.0, 9.0)]):
+            rule.begun(trial, PARAMS)
+            rule.measured(trial, price)
+            verdicts[num_objectives, trial] = rule.reported(trial, 1, loss)
+        going_on = [trial for trial in range(9) if verdicts[num_objectives, trial] == "continue"]
+        while (continuation := rule.promoted(can_begin=True)) is not None:
+            rule.resumed(continuation)
+            going_on.append(continuation.trial)
+        assert 7 in going_on  # the most accurate
+        assert (0 in going_on) == (num_objectives == 2 or mode == "stop")  # the cheapest; the first one passes anyway
+        assert 8 not in going_on
+
+
+@settings(deadline=None)
+@given(
+    losses=st.lists(st.integers(0, 9).map(float), min_size=2, max_size=30),
+    reduction_factor=st.sampled_from([1.7, 2, 3, 4]),
+)
+def test_where_all_cost_the_same_two_objectives_stop_by_the_quantile_of_one(losses, reduction_factor):
+    """But for a loss between the two that the quantile lies between."""
+    one, two = Rung(reduction_factor), ParetoRung(reduction_factor, costs=dict.fromkeys(range(len(losses)), 1.0))
+    for trial, loss in enumerate(losses):
+        before = sorted(losses[:trial])
+        place = (trial - 1) / reduction_factor
+        between = trial and before[math.floor(place)] <= loss <= before[math.ceil(place)]
+        assert one.passes(trial, loss) == two.passes(trial, loss) or between
+        one.record(trial, loss)
+        two.record(trial, loss)
 
 
 def last_beginning(calls):

@@ -41,6 +41,7 @@ from tests.sweep.objectives import (
     grown,
     grows_slowly,
     is_a_mistake,
+    shallow_is_cheap,
     wears_its_worker_out,
 )
 
@@ -299,6 +300,27 @@ def test_what_costs_too_much_is_told_the_sampler_and_not_trained(ray_started, wr
         is_feasible = row.params["model.decoder.depth"] <= 2
         assert row.state == ("complete" if is_feasible else "infeasible")
         assert (max(trial.constraints.values()) <= 0) == is_feasible
+
+
+@pytest.mark.slow
+def test_a_sweep_with_two_objectives_goes_on_and_has_one_front_in_table_study_and_file(
+    ray_started, write_space, tmp_path
+):
+    folder, text = tmp_path / "sweep", SPACE.replace("heatmap.sigma: 0.02", "")
+    rule = asha(4, mode="stop", reduction_factor=2, num_objectives=2)
+    for num_trials in (6, 9):
+        settings = make_settings(folder, num_trials=num_trials, second_objective="num_parameters", max_concurrent=1)
+        space = write_space(text)
+        table = start(settings, space, shallow_is_cheap, sampler=tpe(), rule=rule, resume=num_trials > 6)
+        assert len(table.rows) == num_trials
+        front = {row.number for row in table.front()}
+        assert {trial.number for trial in study_of(folder).best_trials} == front
+        for trial in study_of(folder).trials:
+            row = table.rows[trial.number]
+            assert trial.values == [row.metrics[METRIC], row.costs["num_parameters"]]
+        read = pd.read_csv(folder / "trials.csv").set_index("number")
+        assert read["num_parameters"].to_dict() == {n: row.costs["num_parameters"] for n, row in table.rows.items()}
+    assert {row.state for row in table.rows.values()} == {"complete", "stopped"}
 
 
 def test_two_processes_cannot_run_one_sweep(sweep, write_space, tmp_path):

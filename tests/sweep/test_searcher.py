@@ -515,15 +515,21 @@ class Sweep:
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), [*((name, "within") for name in [*SAMPLERS, "grid"]), ("tpe", "before"), ("tpe", "after")]
+    ("name", "how", "second"),
+    [
+        *((name, "within", None) for name in [*SAMPLERS, "grid"]),
+        ("tpe", "before", None),
+        ("tpe", "after", None),
+        *((name, "within", "num_parameters") for name in ("tpe", "nsga")),
+    ],
 )
 def test_a_sweep_that_is_killed_again_and_again_proposes_and_records_the_same(
-    make, write_space, monkeypatch, tmp_path, name, how
+    make, write_space, monkeypatch, tmp_path, name, how, second
 ):
     grid = "optimizer.lr: choice(0.1, 0.01, 0.001, 0.0001)\nmodel.decoder.depth: choice(1, 2, 4)"
     space, sampler = write_space(grid if name == "grid" else NUMBERS), SAMPLERS.get(name)
     first = [{"optimizer.lr": 0.01, "model.decoder.depth": 2}]
-    settings = {"constraints": {"num_parameters": 1e6}, "first": first, "seed": 2}
+    settings = {"constraints": {"num_parameters": 1e6}, "first": first, "seed": 2, "second_objective": second}
     if isinstance(sampler, partial) and sampler.func is CmaEsSampler:
         settings.pop("constraints")
     whole = Sweep(partial(make, space, sampler, folder="whole", **settings), 11)
@@ -746,6 +752,126 @@ def test_of_a_trial_that_was_not_measured_nothing_is_learnt_where_there_is_a_lim
     searcher.ask(1)
     assert [trial.state.name for trial in seen] == ["FAIL", "RUNNING"]
     assert states(searcher) == ["COMPLETE", "RUNNING"]
+
+
+# --- two objectives ---------------------------------------------------------------------------------------------------
+
+TWO = {"second_objective": "num_parameters"}
+
+
+def run_for_two(searcher, num_trials):
+    """Rates of 1e-1 are cheap; every third trial is stopped after the first of three epochs, every fifth fails."""
+    asked = []
+    for number in range(num_trials):
+        asked.append(searcher.ask(number))
+        searcher.measured(number, {"num_parameters": cost_of(asked[-1]), "latency_ms": 1.0})
+        end = "failed" if number % 5 == 4 else "stopped" if number % 3 == 2 else "complete"
+        for epoch in range(1, 2 if end == "stopped" else 4):
+            searcher.reported(number, epoch, value_of(asked[-1]) + 1 / epoch)
+        searcher.ended(number, end)
+    return asked
+
+
+def cost_of(params):
+    return 1e6 * abs(math.log10(params["optimizer.lr"]) + 1)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_study_has_both_objectives_with_their_names_and_optuna_their_front(make, write_space, mode):
+    searcher = make(write_space(NUMBERS), **TWO, mode=mode)
+    asked = run_for_two(searcher, 30)
+    study = searcher.study
+    assert study.metric_names == [METRIC, "num_parameters"]
+    assert [direction.name for direction in study.directions] == [f"{mode.upper()}IMIZE", "MINIMIZE"]
+    sign = 1 if mode == "min" else -1
+    points = {}
+    for number, (trial, params) in enumerate(zip(study.trials, asked, strict=True)):
+        assert trial.state.name == ("FAIL" if number % 5 == 4 else "PRUNED" if number % 3 == 2 else "COMPLETE")
+        reached = [value_of(params) + (1.0 if trial.state.name == "PRUNED" else 1 / 3), cost_of(params)]
+        assert trial.values == (None if trial.state.name == "FAIL" else pytest.approx(reached))
+        if trial.state.name == "COMPLETE":
+            points[number] = (sign * trial.values[0], trial.values[1])
+    front = [n for n, p in points.items() if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points.values())]
+    assert sorted(trial.number for trial in study.best_trials) == front
+    assert len(front) > 1 or mode == "max"
+
+
+def test_with_two_objectives_stopped_trials_are_listed_by_epoch_and_front_and_without_reports(make, write_space, seen):
+    """Neither of 4 and 0 is better, 3 is worse than both; 1 was trained further, and 2 has not been measured."""
+    searcher = make(write_space(SPACE), TPE, **TWO)
+    reports = [(1, 5.0, 1e6), (2, 9.0, 9e6), (1, 0.1, None), (1, 6.0, 3e6), (1, 4.0, 2e6)]
+    for number, (epoch, value, cost) in enumerate(reports):
+        searcher.ask(number)
+        if cost:
+            searcher.measured(number, {"num_parameters": cost})
+        searcher.reported(number, epoch, value)
+        (searcher.waits if number == 3 else partial(searcher.ended, state="stopped"))(number)
+    searcher.ask(5)
+    shown = [(trial.number, trial.values) for trial in seen if trial.state == TrialState.PRUNED]
+    assert shown == [(1, [9.0, 9e6]), (4, [4.0, 2e6]), (0, [5.0, 1e6]), (3, [6.0, 3e6])]
+    assert not any(trial.intermediate_values for trial in seen if trial.state == TrialState.PRUNED)
+    assert searcher.study.trials[1].intermediate_values == {2: 9.0}  # in the study they are kept
+    assert states(searcher)[:5] == ["PRUNED", "PRUNED", "FAIL", "WAITING", "PRUNED"]
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "nsga", "random"])
+def test_with_two_objectives_a_proposal_is_what_optuna_draws_from_what_is_complete(make, write_space, name):
+    space, number = write_space(NUMBERS), 5 if name == "gp" else 12
+    searcher = make(space, SAMPLERS[name], seed=5, **TWO)
+    plain = optuna.create_study(directions=["minimize", "minimize"])
+    for done in range(number):
+        params = searcher.ask(done)
+        trial = searcher.study.trials[-1]
+        searcher.measured(done, {"num_parameters": cost_of(params)})
+        searcher.reported(done, 3, value_of(params))
+        searcher.ended(done, "complete")
+        trial.state, trial.values = TrialState.COMPLETE, [value_of(params), cost_of(params)]
+        trial.datetime_complete = trial.datetime_start
+        plain.add_trial(trial)
+    seed = int(np.random.SeedSequence([5, number]).generate_state(1)[0])
+    with silenced():
+        plain.sampler = SAMPLERS[name](seed=seed)
+    assert searcher.ask(number) == space.suggest(plain.ask())
+
+
+@pytest.mark.parametrize("name", ["nsga", "tpe", "qmc"])
+def test_with_two_objectives_the_same_seed_asks_for_the_same_configurations(make, write_space, name):
+    space = write_space(NUMBERS)
+    asked = run_for_two(make(space, SAMPLERS[name], folder="a", seed=5, **TWO), 14)
+    assert run_for_two(make(space, SAMPLERS[name], folder="b", seed=5, **TWO), 14) == asked
+    assert run_for_two(make(space, SAMPLERS[name], folder="c", seed=6, **TWO), 14) != asked
+
+
+def test_tpe_learns_where_the_front_is_also_from_stopped_trials(make, write_space):
+    """It lies between rates of 1e-3 and 1e-1, in half of the orders of magnitude, and at one depth of five."""
+    searcher = make(write_space(NUMBERS), TPE, **TWO)
+    asked = []
+    for number in range(40):
+        asked.append(searcher.ask(number))
+        loss = value_of(asked[-1]) + asked[-1]["model.decoder.depth"]
+        searcher.measured(number, {"num_parameters": cost_of(asked[-1])})
+        searcher.reported(number, 1, loss)
+        searcher.ended(number, "stopped")
+    shallow = [params for params in asked[-20:] if params["model.decoder.depth"] == 1]
+    assert len(shallow) >= 10  # by chance four
+    assert sum(params["optimizer.lr"] > 1e-3 for params in shallow) >= 0.7 * len(shallow)
+
+
+def test_a_sampler_of_one_objective_is_refused(make, write_space):
+    with pytest.raises(UserError, match=r"second_objective=num_parameters: CmaEsSampler proposes for one objective"):
+        make(write_space(NUMBERS), SAMPLERS["cmaes"], **TWO)
+
+
+def test_what_was_never_trained_shows_its_cost_with_a_value_that_says_nothing(make, write_space, seen):
+    searcher = make(write_space("x: interval(0.0, 1.0)"), SAMPLERS["gp"], constraints={"num_parameters": 1e6}, **TWO)
+    for number, value in enumerate([3.0, 9.0, 4.0, None]):
+        searcher.ask(number)
+        searcher.measured(number, {"num_parameters": 2e6 if value is None else 1e6})
+        if value is not None:
+            searcher.reported(number, 3, value)
+        searcher.ended(number, "infeasible" if value is None else "complete")
+    searcher.ask(4)
+    assert (seen[3].state.name, seen[3].values) == ("COMPLETE", [4.0, 2e6])
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

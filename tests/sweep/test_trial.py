@@ -5,12 +5,13 @@ import shlex
 
 import pytest
 import pytorch_lightning as pl
+from simplejpeg import decode_jpeg_header
 
 from handpose.config import compose
 from handpose.errors import UserError
 from handpose.sweep import trial
 from handpose.sweep.events import Begun, Measured, Reported, read_events
-from handpose.sweep.stretch import Stretch
+from handpose.sweep.stretch import Stretch, pictures_of
 from handpose.sweep.trial import TrainingObjective, TrialRecipe, TuneReport, training_overrides, with_params
 from handpose.training.fit import RunFolders, fit
 from tests import builders
@@ -120,10 +121,10 @@ def told(overrides, tmp_path):
 
     callbacks = []
 
-    def made(metric=METRIC, every=None, rungs=()):
+    def made(metric=METRIC, every=None, rungs=(), compared_at=(), num_hands=0):
         stretch = Stretch(0, 1, {}, 0, [], str(tmp_path), None)
-        objective = TrainingObjective(TrialRecipe([], [], 4, 1), metric, every, rungs)
-        callbacks.append(TuneReport(stretch, objective, resumed_from=0))
+        objective = TrainingObjective(TrialRecipe([], [], 4, 1), metric, every, rungs, compared_at=compared_at)
+        callbacks.append(TuneReport(stretch, objective, resumed_from=0, num_hands=num_hands))
         return callbacks[-1]
 
     yield made
@@ -178,6 +179,17 @@ def test_a_trial_that_is_stopped_saves_no_more(train, told, monkeypatch, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         train("trainer.max_epochs=4", callbacks=[told(every=1)])
     assert [file.name for file in tmp_path.glob("checkpoints/*/*")] == ["epoch_0001_stretch_1.ckpt"]
+
+
+def test_pictures_are_drawn_where_a_trial_may_end_and_change_nothing(train, told, monkeypatch, tmp_path):
+    monkeypatch.setattr(trial, "report", lambda epoch, metrics, **_: None)
+    given = ["trainer.max_epochs=3", "ema_decay=0.9"]
+    assert train(*given, callbacks=[told(compared_at=(1,), num_hands=2)]) == train(*given)
+    names = {"keypoints", "skeletons", "heatmaps"}
+    drawn = {epoch: pictures_of(tmp_path, 0, epoch) for epoch in (1, 2, 3)}
+    assert [set(drawn[epoch]) for epoch in drawn] == [names, set(), names]
+    sizes = [[decode_jpeg_header(drawn[epoch][name].read_bytes())[:2] for name in names] for epoch in (1, 3)]
+    assert sizes[0] == sizes[1]
 
 
 class Rates(pl.Callback):

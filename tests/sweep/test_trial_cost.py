@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from handpose.config import compose
+from handpose.sweep import cost_watch
 from handpose.sweep.cost_watch import CostWatch
 from handpose.sweep.trial_cost import DataSize, Gauge, Refusal, costs, measure, random_hands
 from handpose.training.build import build
@@ -96,6 +97,27 @@ def test_memory_does_not_depend_on_what_ran_before(gauged):
 def test_memory_grows_with_the_batch_as_activations_do(gauged):
     memory_mb = [gauged(f"data.batch_size={size}").memory_mb for size in (4, 8, 16)]
     assert memory_mb[2] - memory_mb[1] == pytest.approx(2 * (memory_mb[1] - memory_mb[0]), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("times_s", "num_timed"),
+    [([0.004, 0.003, 0.002, 0.005], 50), ([0.2, 0.3, 0.1], 7), ([1 / 32], 16)],
+)
+def test_a_latency_is_the_least_of_as_many_as_there_is_time_for(monkeypatch, times_s, num_timed):
+    class Network:
+        device = torch.device("cpu")
+        num_calls, now_s = 0, 0.0
+
+        def __call__(self, view):
+            assert view.image.shape[0] == 1
+            self.num_calls += 1
+            self.now_s += 9.0 if self.num_calls <= 2 else times_s[self.num_calls % len(times_s)]
+
+    network = Network()
+    monkeypatch.setattr(cost_watch, "_now", lambda device: network.now_s)
+    timed = list(cost_watch._latencies_s(network, random_hands(4, 32)))
+    assert min(timed) == pytest.approx(min(times_s))
+    assert len(timed) == num_timed == network.num_calls - 2  # but for the first two
 
 
 class Told(pl.Callback):

@@ -328,6 +328,28 @@ def test_constraints_are_judged_anew(sweeps):
     assert account(costly)["tried_first"] == 1
 
 
+def test_a_second_objective_comes_along_where_it_was_measured_and_depends_on_no_machine(sweeps):
+    searcher = sweeps.begin("before")
+    for number, end in enumerate(["complete", "stopped", "complete"]):
+        searcher.ask(number)
+        if number < 2:
+            searcher.measured(number, {"num_parameters": (number + 1) * 1e6, "latency_ms": 3.0})
+        searcher.reported(number, 9 if end == "complete" else 1, 1.0 + number)
+        searcher.ended(number, end)
+    searcher.close()
+    path = str(sweeps.folder / "before")
+    after = sweeps.begin("after", warm_start=[path], settings={"second_objective": "num_parameters"})
+    assert account(after) == {"brought": 2, "not_comparable": {"num_parameters was not measured": 1}}
+    assert [(trial.state.name, trial.values) for trial in after.study.trials] == [
+        ("COMPLETE", [1.0, 1e6]),
+        ("PRUNED", [2.0, 2e6]),
+    ]
+    back = sweeps.begin("back", warm_start=[str(sweeps.folder / "after")])
+    assert [trial.values for trial in back.study.trials] == [[1.0], [2.0]]
+    slow = sweeps.begin("slow", warm_start=[path], settings={"second_objective": "latency_ms"}, warm_start_points=0)
+    assert account(slow) == {"not_comparable": {"latency_ms depends on the machine": 3}}
+
+
 # --- where it is read from --------------------------------------------------------------------------------------------
 
 

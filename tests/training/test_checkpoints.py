@@ -177,7 +177,7 @@ def test_heatmaps_may_be_drawn_and_read_otherwise_with_weights_that_are_there(co
         check_architecture({"config": wide}, plain(configure(*QUIET, "heatmap=camera_axes")), tmp_path)
 
 
-@pytest.mark.parametrize("given", ["conv=dense", "head=axes", "bins_per_cell=2"])
+@pytest.mark.parametrize("given", ["conv=separable", "head=axes", "bins_per_cell=2"])
 def test_another_decoder_has_another_architecture(configure, tmp_path, given):
     with pytest.raises(UserError, match=rf"another network than model\.decoder\.{given}; give model\.decoder\."):
         check_architecture(

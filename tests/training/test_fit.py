@@ -105,6 +105,41 @@ def test_a_resumed_run_goes_on_as_the_whole_one_would_have(configure, folders, t
     assert resumed == pytest.approx(whole[len(whole) // 2 :], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_trained_on_validation_too_the_last_checkpoint_counts_and_is_gone_on_from(configure, folders, tmp_path):
+    """Stopped after an epoch of two and resumed: the same network as that of the uninterrupted run."""
+    on_both = [*QUIET, "train_on_val=true"]
+    whole = fit(configure(*on_both), folders, quiet=True)
+    assert whole.best_checkpoint == whole.last_checkpoint == folders.checkpoints / "last.ckpt"
+    assert [file.name for file in folders.checkpoints.iterdir()] == ["last.ckpt"]
+    assert not any(name.startswith(("val/", "baseline/")) for name in whole.metrics)
+    assert "trained on" in whole.validated()
+    weights = read_checkpoint(whole.last_checkpoint)
+    assert weights["global_step"] == 2 * (24 // 8)  # 18 hands to train on and 6 to validate, 8 a step
+
+    class Stop(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    other = RunFolders(tmp_path / "other", tmp_path / "other", tmp_path / "other")
+    with pytest.raises(KeyboardInterrupt):
+        fit(configure(*on_both), other, callbacks=[Stop()], quiet=True)
+    assert len(losses(configure(*on_both), other, resume_from=tmp_path / "other" / "last.ckpt")) == 3
+    resumed = read_checkpoint(tmp_path / "other" / "last.ckpt")
+    assert resumed["global_step"] == weights["global_step"]
+    for name, value in weights["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_training_on_validation_too_ends_in_test_predictions(configure):
+    result = train_and_test(configure(*QUIET, "train_on_val=true"), quiet=True)
+    assert result.checkpoint == result.folders.checkpoints / "last.ckpt"
+    assert result.test_metrics["test/pa_mpjpe_mm"] > 0
+    assert "validation  none: the validation split was trained on" in result.summary()
+
+
 def test_the_test_writes_both_submissions_and_its_metrics(trained):
     config, result, folders = trained
     metrics = run_test(config, folders, result.best_checkpoint)
@@ -126,7 +161,8 @@ def test_pictures_and_scalars_are_in_the_log(configure, folders):
     log = EventAccumulator(str(folders.logs / "tensorboard"), size_guidance={"images": 0}).Reload()
     assert {f"val_pictures/{name}" for name in ("keypoints", "skeletons", "heatmaps")} <= set(log.Tags()["images"])
     assert [event.step for event in log.Images("val_pictures/keypoints")] == [2, 4]
-    assert {"val/pa_mpjpe_mm", "train/loss"} <= set(log.Tags()["scalars"])
+    for name in ("val/pa_mpjpe_mm", "train/loss"):  # by epoch, as the trials of a sweep beside it
+        assert [event.step for event in log.Scalars(name)] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -202,8 +238,9 @@ def test_the_logged_loss_is_the_mean_over_the_steps_of_its_epoch(configure, fold
     result = fit(configure(*QUIET, "checkpoints.enabled=false"), folders, callbacks=[recorded], quiet=True)
     last_epoch = recorded.values[len(recorded.values) // 2 :]
     assert result.metrics["train/loss"] == pytest.approx(np.mean(last_epoch), rel=1e-5)
-    terms = result.metrics["train/heatmap_loss"] + result.metrics["train/coordinate_loss"]
-    assert terms == pytest.approx(result.metrics["train/loss"], rel=1e-5)
+    terms = [value for name, value in result.metrics.items() if name.startswith("train/") and name.endswith("_loss")]
+    assert len(terms) == 4
+    assert sum(terms) == pytest.approx(result.metrics["train/loss"], rel=1e-5)
 
 
 def other_hands(tmp_path):

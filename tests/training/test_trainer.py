@@ -8,12 +8,11 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from handpose.config import plain
 from handpose.errors import UserError
 from handpose.training.fit import fit
-from handpose.training.trainer import calm, check_trainer, training_trainer
+from handpose.training.trainer import EpochLogger, calm, check_trainer, training_trainer
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def test_wandb_that_is_missing_is_a_sentence(configure, monkeypatch):
         check_trainer(configure("logger=wandb"))
 
 
-@pytest.mark.parametrize(("override", "kinds"), [("logger=tensorboard", [TensorBoardLogger]), ("logger=none", [])])
+@pytest.mark.parametrize(("override", "kinds"), [("logger=tensorboard", [EpochLogger]), ("logger=none", [])])
 def test_the_logger_is_the_one_asked_for(configure, folders, override, kinds):
     with calm():
         trainer = training_trainer(configure(override), folders, quiet=True)

@@ -1,0 +1,277 @@
+"""How large the report of a big sweep is, how long it takes to write, and how long a browser takes to open it.
+
+    python benchmarks/report.py --trials 1000 --output benchmarks/results/report.json
+
+The sweep has a conditional space, two objectives, failures, divergence and trials that cost too much; its events and
+its study are really written, by ASHA and random proposals, with curves from a formula. The browser is Chromium
+(apt-get install chromium), without a window: --pictures DIR keeps pictures of the whole page, 390 and 1440 pixels wide,
+light and dark, and a print of it. Goals: under 10 MB, opened in under 3 s, nothing wider than the window, nothing on
+the console.
+"""
+
+import argparse
+import base64
+import heapq
+import json
+import math
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from optuna.samplers import RandomSampler
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from hydra.utils import instantiate  # noqa: E402
+
+from benchmarks.browser import Browser, Tab  # noqa: E402
+from handpose.config import compose, location_overrides, quote_override  # noqa: E402
+from handpose.report.table import TrialRow, TrialTable, second_objectives  # noqa: E402
+from handpose.sweep.confirm import FILE, FOLDER, account, candidates  # noqa: E402
+from handpose.sweep.events import EventLog  # noqa: E402
+from handpose.sweep.history import History  # noqa: E402
+from handpose.sweep.provenance import provenance, write_yaml  # noqa: E402
+from handpose.sweep.reporting import write_report  # noqa: E402
+from handpose.sweep.resume import Task, description, keep_space  # noqa: E402
+from handpose.sweep.rules import Asha  # noqa: E402
+from handpose.sweep.searcher import OptunaSearcher  # noqa: E402
+from handpose.sweep.settings import SweepSettings  # noqa: E402
+from handpose.sweep.space import Params, load_space  # noqa: E402
+from handpose.sweep.state import Failure, SweepState  # noqa: E402
+
+_METRIC = "val/pa_mpjpe_mm"
+_SLOTS = 16
+_DEFAULTS: Params = {"optimizer.lr": 5e-3, "heatmap.sigma": 0.04, "model/decoder": "pyramid", "model.decoder.depth": 3}
+_SKIPS: Params = {"model.decoder.skips": "add"}
+
+
+# --- a sweep that nobody trained --------------------------------------------------------------------------------------
+
+
+def make_sweep(
+    folder: Path, *, num_trials: int, max_epochs: int = 27, space: str = "decoder_family", is_over: bool = True
+) -> TrialTable:
+    """Leave the files of a sweep in a folder; returns the table that the sweep itself had.
+
+    is_over: else the last trials are running, and nothing was confirmed.
+    """
+    overrides = [
+        f"sweep.num_trials={num_trials}",
+        f"sweep.max_epochs={max_epochs}",
+        f"sweep.name={folder.name}",
+        "sweep.second_objective=latency_ms",
+        "searcher.constraints.latency_ms=40",
+        f"search_space={space}",
+    ]
+    config = compose("tune", [*overrides, quote_override("sweep.folder", str(folder))])
+    found = load_space(space)
+    task = Task(config, overrides, location_overrides(config), {}, found)
+    folder.mkdir(parents=True)
+    keep_space(found, folder)
+    write_yaml(folder / "sweep.yaml", description(task, provenance(data="0123456789abcdef")))
+    made = _MadeSweep(instantiate(config.sweep), space)
+    made.run(num_left=0 if is_over else _SLOTS // 2)
+    if is_over:
+        _confirm(folder, made.table)
+        best = made.table.ranked()[0]
+        write_yaml(
+            folder / "best.yaml", {"trial": best.number, "command": f"python train.py best={folder.name}/best.yaml"}
+        )
+    return made.table
+
+
+class _MadeSweep:
+    """As run_sweep has it, but for Ray: reports come from a formula, and the clock is made up."""
+
+    def __init__(self, settings: SweepSettings, space: str) -> None:
+        self.settings = settings
+        self.now = 0.0
+        self.searcher = OptunaSearcher(
+            space=load_space(space),
+            folder=settings.path / "study",
+            name=settings.name,
+            metric=settings.metric,
+            mode=settings.mode,
+            second_objective=settings.second_objective,
+            max_epochs=settings.max_epochs,
+            seed=0,
+            defaults=_DEFAULTS | _SKIPS,
+            constraints={"latency_ms": 40.0},
+            sampler=partial(RandomSampler),
+        )
+        self.log = EventLog(settings.path / "events.jsonl")
+        objectives = second_objectives(settings.second_objective)
+        self.table = TrialTable(
+            settings.metric, settings.mode, settings.num_trials, settings.max_epochs, objectives=objectives
+        )
+        rule = Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=settings.max_epochs, seed=0)
+        history = History(settings, rule=rule, table=self.table)
+        self.state = SweepState(settings, log=self.log, history=history, searcher=self.searcher, clock=lambda: self.now)
+
+    def run(self, *, num_left: int) -> None:
+        """Until no more than so many trials are left running."""
+        self.state.open(num_slots=_SLOTS)
+        waiting: list[tuple[float, int, int]] = []  # when it comes, trial, epoch
+        while True:
+            while (stretch := self.state.next()) is not None:
+                heapq.heappush(waiting, (self.now + 12 + _epoch_s(stretch.params), stretch.trial, stretch.epoch + 1))
+            if not waiting and self.state.is_over:
+                break
+            if not waiting:  # a trial is tried again later
+                self.now += 10
+                continue
+            if len(waiting) <= num_left and len(self.table.rows) >= self.settings.num_trials:
+                break
+            self.now, trial, epoch = heapq.heappop(waiting)
+            if self._happens(trial, epoch):
+                heapq.heappush(waiting, (self.now + _epoch_s(self.table.rows[trial].params), trial, epoch + 1))
+        if not num_left:
+            self.state.close("finished")
+        self.searcher.close()
+        self.log.close()
+
+    def _happens(self, trial: int, epoch: int) -> bool:
+        """What a worker tells after an epoch; returns whether it goes on."""
+        params = self.table.rows[trial].params
+        draws = random.Random(1000 * trial + epoch)
+        if epoch == 1 and not self.state.measured(trial, _costs(params)):
+            return False
+        if draws.random() < 0.004:
+            self.state.failed(trial, Failure("killed", "the worker's process was killed (signal 9)", "Traceback ..."))
+            return False
+        is_lost = params["optimizer.lr"] > 8e-3 and draws.random() < 0.15
+        value = math.nan if is_lost else loss(params, epoch) + draws.gauss(0, 0.25)
+        return self.state.reported(trial, epoch, {_METRIC: value, "val/pck_auc": 0.5}, node="node")
+
+
+def loss(params: Mapping[str, Any], epoch: int) -> float:
+    """What a configuration is worth: best at the upper end of sigma's range, a learning rate of 3e-3 and depth 4."""
+    depth = params.get("model.decoder.depth")
+    decoder = 2.5 if depth is None else 0.5 * abs(depth - 4)
+    rate = 3 * abs(math.log10(params["optimizer.lr"] / 3e-3))
+    return 9 + decoder + rate + 2 * math.log10(0.08 / params["heatmap.sigma"]) + 12 / epoch**0.8
+
+
+def _costs(params: Mapping[str, Any]) -> dict[str, float]:
+    depth = params.get("model.decoder.depth", 7)
+    return {"num_parameters": 1e6 * (1 + depth), "latency_ms": 6.0 + 5 * depth, "memory_mb": 200.0 + 30 * depth}
+
+
+def _epoch_s(params: Mapping[str, Any]) -> float:
+    return 4.0 + params.get("model.decoder.depth", 4)
+
+
+def _confirm(folder: Path, table: TrialTable) -> None:
+    chosen = candidates(table, defaults=_DEFAULTS | _SKIPS, top_k=3)
+    seeds = [1, 2, 3]
+    rows: dict[int, TrialRow] = {}
+    for seed in seeds:
+        for place, candidate in enumerate(chosen):
+            params = {**candidate.params, "seed": seed}
+            value = loss({**_DEFAULTS, **_SKIPS, **params}, table.max_epochs) + random.Random(seed * 10 + place).gauss(
+                0, 0.25
+            )
+            rows[len(rows)] = TrialRow(len(rows), params, "complete", table.max_epochs, {_METRIC: value})
+    trained = replace(table, rows=rows)
+    (folder / FOLDER).mkdir()
+    write_yaml(folder / FOLDER / FILE, account(chosen, seeds, trained))
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+def opening(browser: Browser, file: Path) -> tuple[float, float]:
+    """Seconds until the page is loaded and what is in view is drawn: by the clock, and of the page's thread alone.
+
+    The second does not depend on what else the machine does.
+    """
+    with browser.tab(width=1440, height=900) as tab:
+        tab.call("Performance.enable", timeDomain="threadTicks")
+        began = time.perf_counter()
+        tab.open(file.as_uri())
+        tab.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+        passed = time.perf_counter() - began
+        spent = {each["name"]: each["value"] for each in tab.call("Performance.getMetrics")["metrics"]}
+        return passed, spent["TaskDuration"]
+
+
+def look(browser: Browser, file: Path, *, width: int, pictures: Path | None) -> dict[str, Any]:
+    """Draw all charts at a width; returns what sticks out, how many were drawn, and what the console said."""
+    with browser.tab(width=width, height=900) as tab:
+        tab.open(file.as_uri())
+        tab.evaluate("for (const place of places) draw(place)")
+        found = {
+            "width": width,
+            "page_width": tab.evaluate("document.documentElement.scrollWidth"),
+            "charts": tab.evaluate("places.length"),
+            "drawn": tab.evaluate("document.querySelectorAll('.chart .main-svg:first-child').length"),
+            "console": list(tab.console),
+        }
+        if pictures is not None:
+            _picture(tab, pictures / f"{width}.png")
+            tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+            time.sleep(1)
+            _picture(tab, pictures / f"{width}_dark.png")
+        return found
+
+
+def _picture(tab: Tab, file: Path) -> None:
+    shot = tab.call("Page.captureScreenshot", captureBeyondViewport=True, format="png", clip=tab.whole_page())
+    file.write_bytes(base64.b64decode(shot["data"]))
+
+
+def printed(browser: Browser, file: Path) -> bytes:
+    """The page as a PDF."""
+    with browser.tab(width=1440, height=900) as tab:
+        tab.open(file.as_uri())
+        return base64.b64decode(tab.call("Page.printToPDF", printBackground=True)["data"])
+
+
+def main() -> None:
+    """Print and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=5, help="times it is opened; the median counts")
+    parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser; none: it is not opened")
+    parser.add_argument("--pictures", type=Path, metavar="DIR")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "sweep"
+        make_sweep(folder, num_trials=given.trials)
+        file = folder / "report.html"
+        began = time.perf_counter()
+        write_report([folder], file, scientific="model.decoder.depth")
+        figures: dict[str, Any] = {
+            "trials": given.trials,
+            "written_s": round(time.perf_counter() - began, 2),
+            "megabytes": round(file.stat().st_size / 1e6, 2),
+        }
+        if given.chromium:
+            if given.pictures:
+                given.pictures.mkdir(parents=True, exist_ok=True)
+            with Browser(given.chromium) as browser:
+                times = [opening(browser, file) for _ in range(given.runs)]
+                figures["opened_s"], figures["opened_thread_s"] = (
+                    round(statistics.median(each), 2) for each in zip(*times, strict=True)
+                )
+                figures["looks"] = [look(browser, file, width=width, pictures=given.pictures) for width in (390, 1440)]
+                if given.pictures:
+                    (given.pictures / "print.pdf").write_bytes(printed(browser, file))
+    for name, value in figures.items():
+        print(f"{name:>16}  {value}")
+    if given.output:
+        given.output.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), **figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

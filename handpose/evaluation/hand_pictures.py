@@ -1,0 +1,70 @@
+"""Pictures of test hands with their predictions, for the report of a sweep: the worst, the best, or some."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from handpose import drawing
+from handpose.data.datamodule import PackedHands
+from handpose.evaluation.scores import joint_errors
+from handpose.geometry import project
+
+FOLDER, LIST = "hands", "hands.json"
+NUM_OF_A_KIND = 6
+
+
+def write_hands(folder: Path, dataset: PackedHands, predicted_m: NDArray[np.floating]) -> None:
+    """Leave hands/ in the folder: a JPEG a hand, and hands.json, which lists them with their errors.
+
+    predicted_m: (N, K, 3) in metres, camera frame, in the order of the dataset. Where its truth is known, these are the
+    worst and the best hands by PA-MPJPE; else some that are spread over the split.
+    """
+    truth_m = dataset.annotations.xyz_m
+    errors_mm = None
+    if truth_m is not None:
+        errors_mm = joint_errors(predicted_m, truth_m, dataset.intrinsics.numpy()).aligned_mm.mean(axis=1)
+    chosen = chosen_hands(len(predicted_m), errors_mm)
+    place = folder / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    listed = []
+    for number, (kind, index) in enumerate(chosen):
+        file = f"{kind}_{number:02d}.jpg"
+        Image.fromarray(_drawn(dataset, index, predicted_m, truth_m)).save(place / file, quality=85)
+        error_mm = None if errors_mm is None else float(errors_mm[index])
+        listed.append(
+            {"file": file, "kind": kind, "name": dataset.annotations.files[index].stem, "pa_mpjpe_mm": error_mm}
+        )
+    (place / LIST).write_text(json.dumps(listed, indent=1) + "\n")
+
+
+def chosen_hands(num: int, errors_mm: NDArray[np.floating] | None) -> Sequence[tuple[str, int]]:
+    """Kind and index of the hands that are shown: the worst, worst first, then the best, best first; none twice."""
+    if errors_mm is None:
+        return [("other", int(index)) for index in np.unique(np.linspace(0, num - 1, min(num, NUM_OF_A_KIND)).round())]
+    order = np.argsort(-errors_mm, kind="stable")
+    worst = order[: min(NUM_OF_A_KIND, -(-num // 2))]
+    best = order[::-1][: min(NUM_OF_A_KIND, num // 2)]
+    return [*(("worst", int(index)) for index in worst), *(("best", int(index)) for index in best)]
+
+
+def _drawn(
+    dataset: PackedHands, index: int, predicted_m: NDArray[np.floating], truth_m: NDArray[np.floating] | None
+) -> drawing.Pixels:
+    batch = dataset[np.array([index])]
+    camera = batch.intrinsics.double()
+
+    def seen(xyz_m: NDArray[np.floating]) -> NDArray[np.floating]:
+        return project(torch.from_numpy(np.asarray(xyz_m[[index]], dtype=np.float64)), camera).numpy()
+
+    picture = drawing.predictions_over_images(
+        batch.image.permute(0, 2, 3, 1).numpy(),
+        seen(predicted_m),
+        None if truth_m is None else seen(truth_m),
+        columns=1,
+    )
+    return picture[: picture.shape[1]]  # pictures are square; the legend below is left out

@@ -1,0 +1,109 @@
+"""Several sweeps side by side, and what can honestly be said of their difference.
+
+The best values of two sweeps are one draw each, chosen for being good: no test can compare them. What can be compared
+are confirmed winners, whose values over fresh seeds were chosen for nothing (Welch's t-test), and, of sweeps that are
+not confirmed, the trials of one epoch as a whole (Mann-Whitney): that says whose trials are better, not whose winner.
+Several pairs are corrected by Holm's method.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from handpose.report.record import Candidate, SweepRecord
+from handpose.report.terminal import metric_text
+
+_LEAST_TRIALS = 8  # of each sweep, for the test of trials
+_SIGNIFICANT = 0.05
+
+
+class Comparison(NamedTuple):
+    """Two sweeps. test: what was held against what. odds: the corrected p value, NaN where nothing can be said."""
+
+    first: str
+    second: str
+    test: str
+    text: str
+    odds: float
+
+
+def compare(records: Sequence[SweepRecord]) -> list[Comparison]:
+    """Every pair of sweeps, in their order."""
+    pairs = list(itertools.combinations(records, 2))
+    compared = [_compare(*pair) for pair in pairs]
+    corrected = holm([each.odds for each in compared])
+    return [_judged(each, odds) for each, odds in zip(compared, corrected, strict=True)]
+
+
+def holm(odds: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm 1979); NaN ones do not count and stay."""
+    known = sorted((value, place) for place, value in enumerate(odds) if math.isfinite(value))
+    corrected, most = [math.nan] * len(odds), 0.0
+    for rank, (value, place) in enumerate(known):
+        most = max(most, min(1.0, (len(known) - rank) * value))
+        corrected[place] = most
+    return corrected
+
+
+def _compare(first: SweepRecord, second: SweepRecord) -> Comparison:
+    names = first.name, second.name
+    reason = incomparable(first, second)
+    if reason:
+        return Comparison(*names, "none", reason, math.nan)
+    winners = [record.confirmation.winner for record in (first, second) if record.confirmation]
+    known = [winner for winner in winners if winner is not None]
+    if len(known) == 2:
+        return _winners(first, second, *known)
+    epochs = set(first.compared_epochs(least=_LEAST_TRIALS)) & set(second.compared_epochs(least=_LEAST_TRIALS))
+    if not epochs:
+        text = f"Neither are both confirmed, nor have both {_LEAST_TRIALS} trials at one epoch: nothing can be said."
+        return Comparison(*names, "none", text, math.nan)
+    return _trials(first, second, max(epochs))
+
+
+def incomparable(first: SweepRecord, second: SweepRecord) -> str:
+    """Why values of two sweeps do not measure the same; empty where they do."""
+    if (first.metric, first.mode) != (second.metric, second.mode):
+        return f"One optimises {first.metric}, the other {second.metric}: their values do not compare."
+    data = [record.origin.get("data_fingerprint") for record in (first, second)]
+    if data[0] != data[1]:
+        return "They were trained on different data: their values do not compare."
+    if first.max_epochs != second.max_epochs:
+        return (
+            f"One trains {first.max_epochs} epochs, the other {second.max_epochs}, and the schedule ends with them: "
+            "their values do not compare."
+        )
+    return ""
+
+
+def _winners(first: SweepRecord, second: SweepRecord, *winners: Candidate) -> Comparison:
+    values = [np.array(list(winner.values.values())) for winner in winners]
+    test = "confirmed winners (Welch's t-test)"
+    difference = metric_text(first.metric, abs(values[0].mean() - values[1].mean()))
+    better = first.name if first.sign * values[0].mean() <= first.sign * values[1].mean() else second.name
+    if min(map(len, values)) < 2:
+        return Comparison(first.name, second.name, test, f"{better} by {difference}, over one seed.", math.nan)
+    odds = float(stats.ttest_ind(*values, equal_var=False).pvalue)
+    return Comparison(first.name, second.name, test, f"the winner of {better} is better by {difference}", odds)
+
+
+def _trials(first: SweepRecord, second: SweepRecord, epoch: int) -> Comparison:
+    ours, theirs = (list(record.values_at(epoch).values()) for record in (first, second))
+    result = stats.mannwhitneyu(ours, theirs, method="asymptotic")
+    share = result.statistic / (len(ours) * len(theirs))  # of pairs in which the first one's value is larger
+    wins = 1 - share if first.mode == "min" else share
+    better = (first.name, wins) if wins >= 0.5 else (second.name, 1 - wins)
+    test = f"all trials at epoch {epoch}, {len(ours)} and {len(theirs)} (Mann-Whitney)"
+    text = f"a trial of {better[0]} is better in {better[1]:.0%} of the pairs"
+    return Comparison(first.name, second.name, test, text, float(result.pvalue))
+
+
+def _judged(comparison: Comparison, odds: float) -> Comparison:
+    if not math.isfinite(odds):
+        return comparison
+    verdict = "distinguishable" if odds < _SIGNIFICANT else "not distinguishable"
+    return comparison._replace(text=f"{comparison.text}; {verdict} (p = {odds:.2g})", odds=odds)

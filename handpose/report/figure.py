@@ -1,0 +1,63 @@
+"""Charts as plotly.js draws them: plain dictionaries, whose colours are names that the page's style sheet gives values.
+
+So one file decides what light, dark and paper look like. The palette is Okabe and Ito's, which the colour-blind can
+tell apart; what a colour says, a shape or a place says too.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from handpose.report.table import State
+
+Trace: TypeAlias = dict[str, Any]
+Figure: TypeAlias = dict[str, Any]
+"""Traces as `data`, `layout`, and `height` in pixels."""
+
+COLOURS = ("@blue", "@orange", "@green", "@vermillion", "@purple", "@sky")
+STATE_COLOURS: dict[State, str] = {
+    "complete": "@blue",
+    "stopped": "@sky",
+    "paused": "@green",
+    "running": "@green",
+    "waiting": "@green",
+    "diverged": "@vermillion",
+    "infeasible": "@orange",
+    "failed": "@purple",
+}
+STATE_SYMBOLS: dict[State, str] = {
+    "complete": "circle",
+    "stopped": "x-thin-open",
+    "paused": "line-ns-open",
+    "running": "circle-open",
+    "waiting": "circle-open",
+    "diverged": "triangle-up",
+    "infeasible": "square",
+    "failed": "diamond",
+}
+
+
+def figure(data: Sequence[Trace], *, x: str, y: str, height: int = 340, **layout: Any) -> Figure:
+    """A chart with titled axes. layout: of plotly, as xaxis={...}; merged with what all charts have."""
+    axes = {name: {"title": {"text": title}, **layout.pop(name, {})} for name, title in (("xaxis", x), ("yaxis", y))}
+    return {"data": [*data], "layout": {**axes, **layout}, "height": height}
+
+
+def rounded(value: float) -> float | None:
+    """Five digits, which is more than a screen shows; a number that is none is a gap."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Seconds of a unit in which a duration is easily read, and its name."""
+    if seconds < 300:
+        return 1.0, "seconds"
+    return (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
+
+
+def with_gaps(lines: Sequence[Sequence[Any]]) -> list[Any]:
+    """Lines one after the other, as one trace has them: hundreds of traces would be slow."""
+    joined: list[Any] = []
+    for line in lines:
+        joined += [*line, None]
+    return joined[:-1]

@@ -1,0 +1,282 @@
+"""Charts of how a sweep went: curves, the best so far, its slot-time, what was confirmed."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from handpose.report.figure import (
+    COLOURS,
+    STATE_COLOURS,
+    STATE_SYMBOLS,
+    Figure,
+    Trace,
+    figure,
+    rounded,
+    time_unit,
+    with_gaps,
+)
+from handpose.report.record import Confirmation, SweepRecord, TrialRecord
+from handpose.report.slot_time import SlotTime, spent
+from handpose.report.table import STATES
+from handpose.report.terminal import metric_label
+
+_MOST_POINTS = 40_000
+"""Of all curves together; beyond, epochs between the rungs are left out."""
+
+
+class Incumbent(NamedTuple):
+    """The trial that led from a moment on. spent_s: slot-seconds by then. value: of that epoch."""
+
+    at_s: float
+    spent_s: float
+    trial: int
+    epoch: int
+    value: float
+
+
+def incumbents(record: SweepRecord) -> list[Incumbent]:
+    """Who led when: the best at the highest rung that any trial had reached by then, in the end at the last epoch.
+
+    Between rungs nobody is compared, lest whoever gets to an epoch first leads there for a moment.
+    """
+    compared = {*record.rungs, record.max_epochs}
+    sound = [trial for trial in record.trials if trial.state not in ("diverged", "infeasible", "failed")]
+    reports = sorted(
+        (report.at_s, trial.number, report)
+        for trial in sound
+        for report in trial.reports
+        if report.epoch in compared and np.isfinite(report.value)
+    )
+    found: list[tuple[float, int, int, float]] = []
+    for at_s, number, report in reports:
+        place = (-report.epoch, record.sign * report.value)
+        if not found or place < (-found[-1][2], record.sign * found[-1][3]):
+            found.append((at_s, number, report.epoch, report.value))
+    moments = spent(record, [each[0] for each in found])
+    return [
+        Incumbent(at_s, float(moment), number, epoch, value)
+        for (at_s, number, epoch, value), moment in zip(found, moments, strict=True)
+    ]
+
+
+def best_so_far(records: Sequence[SweepRecord]) -> Figure:
+    """The leader's value against slot-time, one line a sweep; dots are trials that were trained to the end."""
+    seconds, unit = time_unit(max((record.num_slots * record.seconds for record in records), default=0.0))
+    data: list[Trace] = []
+    for record, colour in zip(records, _cycled(len(records)), strict=True):
+        data += _best_so_far(record, colour, seconds, is_one=len(records) == 1)
+    return figure(data, x=f"slot-{unit}", y=metric_label(records[0].metric), xaxis={"rangemode": "tozero"})
+
+
+def _best_so_far(record: SweepRecord, colour: str, seconds: float, *, is_one: bool) -> list[Trace]:
+    leaders = incumbents(record)
+    whole = [trial for trial in record.trials if trial.state == "complete"]
+    ends = spent(record, [trial.reports[-1].at_s for trial in whole])
+    total = float(spent(record, [record.seconds])[0])
+    line = {
+        "x": [rounded(each.spent_s / seconds) for each in leaders] + [rounded(total / seconds)],
+        "y": [rounded(each.value) for each in [*leaders, *leaders[-1:]]],
+        "customdata": [[each.trial, each.epoch] for each in [*leaders, *leaders[-1:]]],
+        "mode": "lines",
+        "line": {"shape": "hv", "width": 2.5, "color": colour},
+        "name": "best so far" if is_one else record.name,
+        "hovertemplate": "trial %{customdata[0]} at epoch %{customdata[1]}: %{y}<extra></extra>",
+    }
+    dots = {
+        "x": [rounded(each / seconds) for each in ends],
+        "y": [rounded(trial.value) for trial in whole],
+        "customdata": [[trial.number, trial.epochs] for trial in whole],
+        "mode": "markers",
+        "marker": {"size": 7, "color": colour, "opacity": 0.6},
+        "name": "trained to the end",
+        "showlegend": is_one,
+        "hovertemplate": line["hovertemplate"],
+    }
+    return [line, dots] if leaders else []
+
+
+def learning_curves(record: SweepRecord) -> Figure:
+    """Every trial's curve in the colour of its state, a mark where it ended, the rungs as lines, the winner bold."""
+    winner = record.winner()
+    kept = _kept_epochs(record)
+    data: list[Trace] = []
+    for state in STATES:
+        trials = [trial for trial in record.trials if trial.state == state and trial.reports]
+        if trials:
+            data += [_curves(trials, kept), _ends(trials)]
+    if winner is not None and winner.reports:
+        bold = _curves([winner], kept) | {"name": f"winner, trial {winner.number}", "opacity": 1.0}
+        data.append(bold | {"line": {"width": 3, "color": "@ink"}, "showlegend": True})
+    lines: list[dict[str, Any]] = [
+        {
+            "type": "line",
+            "x0": rung,
+            "x1": rung,
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "line": {"dash": "dot", "width": 1, "color": "@muted"},
+        }
+        for rung in record.rungs
+    ]
+    most = record.max_epochs + 0.5
+    return figure(
+        data,
+        x="epoch",
+        y=metric_label(record.metric),
+        height=420,
+        xaxis={"range": [0.5, most]},
+        yaxis=_without_outliers(record),
+        shapes=lines,
+    )
+
+
+def _curves(trials: Sequence[TrialRecord], kept: set[int] | None) -> Trace:
+    lines = [
+        [each for each in trial.reports if kept is None or each.epoch in kept or each is trial.reports[-1]]
+        for trial in trials
+    ]
+    state = trials[0].state
+    return {
+        "x": with_gaps([[report.epoch for report in line] for line in lines]),
+        "y": with_gaps([[rounded(report.value) for report in line] for line in lines]),
+        "customdata": with_gaps([[trial.number] * len(line) for trial, line in zip(trials, lines, strict=True)]),
+        "mode": "lines",
+        "line": {"width": 1.2, "color": STATE_COLOURS[state]},
+        "opacity": max(0.25, min(0.8, 12 / len(trials))),
+        "legendgroup": state,
+        "showlegend": False,
+        "hovertemplate": "trial %{customdata}, epoch %{x}: %{y}<extra></extra>",
+    }
+
+
+def _ends(trials: Sequence[TrialRecord]) -> Trace:
+    """Where they ended; one that left the numbers, where it last had one."""
+    state = trials[0].state
+    last = [
+        next((each for each in reversed(trial.reports) if np.isfinite(each.value)), trial.reports[-1])
+        for trial in trials
+    ]
+    return {
+        "x": [each.epoch for each in last],
+        "y": [rounded(each.value) for each in last],
+        "customdata": [trial.number for trial in trials],
+        "mode": "markers",
+        "marker": {
+            "size": 8 if len(trials) < 100 else 5,
+            "symbol": STATE_SYMBOLS[state],
+            "color": STATE_COLOURS[state],
+            "line": {"width": 1.5, "color": STATE_COLOURS[state]},
+        },
+        "name": f"{state} ({len(trials)})",
+        "legendgroup": state,
+        "hovertemplate": "trial %{customdata}, " + state + " at epoch %{x}: %{y}<extra></extra>",
+    }
+
+
+def _kept_epochs(record: SweepRecord) -> set[int] | None:
+    """The epochs that are drawn; None: all."""
+    num = sum(len(trial.reports) for trial in record.trials)
+    if num <= _MOST_POINTS:
+        return None
+    return {*record.rungs, record.max_epochs, *range(1, record.max_epochs + 1, -(-num // _MOST_POINTS))}
+
+
+def _without_outliers(record: SweepRecord) -> dict[str, Any]:
+    """A range of values that a few bad epochs do not squeeze."""
+    values = np.array([report.value for trial in record.trials for report in trial.reports])
+    values = record.sign * values[np.isfinite(values)]
+    if len(values) < 10:
+        return {}
+    least, most, usual = values.min(), values.max(), np.quantile(values, 0.97)
+    room = 0.05 * (usual - least)
+    if most <= usual + 10 * room or not room:
+        return {}
+    ends = sorted([record.sign * (least - room), record.sign * (usual + room)])
+    return {"range": [rounded(end) for end in ends]}
+
+
+def slot_time_bars(account: SlotTime) -> Figure:
+    """One bar a use of slot-time, and what early stopping saved, which was not spent."""
+    names = {"complete": "trained to the end", "stopped": "trained, then stopped", "running": "training now"}
+    uses = [
+        (names.get(state, f"trained, {state}"), account.trained[state], STATE_COLOURS[state])
+        for state in STATES
+        if state in account.trained
+    ]
+    uses += [
+        ("start-up, measuring", account.start_up, "@orange"),
+        ("lost to failures", account.lost, "@vermillion"),
+        ("idle slots", account.idle, "@muted"),
+    ]
+    seconds, unit = time_unit(max([each[1] for each in uses] + [account.saved]))
+    rows = [*uses, ("saved by stopping", account.saved, "@sky")]
+    total = account.total or 1.0
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [name for name, _, _ in rows],
+        "x": [rounded(each / seconds) for _, each, _ in rows],
+        "text": [f"{each / total:.0%}" for _, each, _ in rows],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "marker": {
+            "color": [colour for _, _, colour in rows],
+            "pattern": {"shape": [""] * len(uses) + ["/"], "fgcolor": "@paper", "size": 6},
+        },
+        "hovertemplate": f"%{{y}}: %{{x}} slot-{unit}, %{{text}} of what was spent<extra></extra>",
+    }
+    most = max(each for _, each, _ in rows) / seconds
+    return figure(
+        [bars],
+        x=f"slot-{unit}",
+        y="",
+        height=80 + 34 * len(rows),
+        xaxis={"range": [0, rounded(1.15 * most or 1.0)]},  # room for the percentages
+        yaxis={"autorange": "reversed"},
+        showlegend=False,
+    )
+
+
+def confirmed(confirmation: Confirmation, metric: str) -> Figure:
+    """Each candidate's runs as dots, its mean with the 95 % interval as a bar."""
+    candidates = list(confirmation.candidates)
+    runs = [(each.label, seed, value) for each in candidates for seed, value in each.values.items()]
+    known = [each for each in candidates if np.isfinite(each.mean.mean)]
+    means = {
+        "x": [rounded(each.mean.mean) for each in known],
+        "y": [each.label for each in known],
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [rounded(each.mean.high - each.mean.mean) for each in known],
+            "arrayminus": [rounded(each.mean.mean - each.mean.low) for each in known],
+            "color": "@blue",
+            "thickness": 2,
+        },
+        "mode": "markers",
+        "marker": {"size": 11, "color": "@blue", "symbol": "diamond"},
+        "name": "mean, 95 % interval",
+        "hovertemplate": "%{y}: %{x}<extra></extra>",
+    }
+    dots = {
+        "x": [rounded(value) for _, _, value in runs],
+        "y": [label for label, _, _ in runs],
+        "customdata": [seed for _, seed, _ in runs],
+        "mode": "markers",
+        "marker": {"size": 7, "color": "@orange", "symbol": "circle-open", "line": {"width": 1.5}},
+        "name": "one run",
+        "hovertemplate": "%{y}, seed %{customdata}: %{x}<extra></extra>",
+    }
+    return figure(
+        [means, dots],
+        x=metric_label(metric),
+        y="",
+        height=130 + 44 * len(candidates),
+        yaxis={"autorange": "reversed", "type": "category"},
+    )
+
+
+def _cycled(num: int) -> list[str]:
+    return [COLOURS[place % len(COLOURS)] for place in range(num)]

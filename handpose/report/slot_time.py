@@ -1,0 +1,97 @@
+"""Where a sweep's slot-time went. A slot is the CPUs and the share of a GPU that one trial holds.
+
+A report tells when an epoch was done, and nothing of what a worker did before its first one. So start-up is what the
+first epoch of a stretch took longer than the later ones of the trial (of the median trial, where there are none), and
+validation is part of an epoch.
+"""
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handpose.report.record import Report, StretchRecord, SweepRecord, TrialRecord
+from handpose.report.table import State
+
+
+@dataclass(frozen=True)
+class SlotTime:
+    """In slot-seconds. trained: epochs that counted, by what became of the trial. lost: epochs that nobody heard of, or
+    that were trained again, after a failure or a kill. saved: what stopped trials would have taken to the last epoch,
+    which is no part of the rest.
+    """
+
+    trained: dict[State, float]
+    start_up: float
+    lost: float
+    idle: float
+    saved: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.trained.values()) + self.start_up + self.lost + self.idle
+
+
+def slot_time(record: SweepRecord) -> SlotTime:
+    """The account of a sweep."""
+    paces = {trial.number: pace for trial in record.trials if (pace := _pace(trial)) is not None}
+    typical = statistics.median(paces.values()) if paces else 0.0
+    trained: dict[State, float] = {}
+    start_up = lost = saved = 0.0
+    for trial in record.trials:
+        pace = paces.get(trial.number, typical)
+        parts = [_parts(trial, stretch, pace) for stretch in trial.stretches]
+        trained[trial.state] = trained.get(trial.state, 0.0) + sum(part[0] for part in parts)
+        start_up += sum(part[1] for part in parts)
+        lost += sum(part[2] for part in parts)
+        saved += pace * (record.max_epochs - trial.epochs) if trial.state == "stopped" else 0.0
+    busy = sum(trained.values()) + start_up + lost
+    idle = max(0.0, record.num_slots * record.seconds - busy)
+    return SlotTime({state: seconds for state, seconds in trained.items() if seconds}, start_up, lost, idle, saved)
+
+
+def spent(record: SweepRecord, at_s: Sequence[float]) -> NDArray[np.float64]:
+    """Slot-seconds that trials had held by each moment."""
+    stretches = [stretch for trial in record.trials for stretch in trial.stretches]
+    changes = sorted([(stretch.began_s, 1) for stretch in stretches] + [(stretch.ended_s, -1) for stretch in stretches])
+    times, held, total, running = [0.0], [0.0], 0.0, 0
+    for moment, change in changes:
+        total += running * (moment - times[-1])
+        running += change
+        times.append(moment)
+        held.append(total)
+    return np.interp(np.asarray(at_s, dtype=float), times, held)
+
+
+def _of(trial: TrialRecord, stretch: StretchRecord) -> list[Report]:
+    return [report for report in trial.reports if stretch.began_s < report.at_s <= stretch.ended_s]
+
+
+def _pace(trial: TrialRecord) -> float | None:
+    """Seconds an epoch, from reports that follow each other in one stretch."""
+    paces = []
+    for stretch in trial.stretches:
+        reports = _of(trial, stretch)
+        pairs = itertools.pairwise(reports)
+        paces += [(later.at_s - report.at_s) / (later.epoch - report.epoch) for report, later in pairs]
+    return statistics.median(paces) if paces else None
+
+
+def _parts(trial: TrialRecord, stretch: StretchRecord, pace: float) -> tuple[float, float, float]:
+    """Seconds of a stretch that trained, started up, and were lost."""
+    reports = _of(trial, stretch)
+    if not reports:
+        seconds = stretch.ended_s - stretch.began_s
+        return (0.0, 0.0, seconds) if stretch.end == "lost" else (0.0, seconds, 0.0)
+    known = max((report.epoch for report in trial.reports if report.at_s <= stretch.began_s), default=0)
+    first = reports[0].at_s - stretch.began_s
+    anew = max(0, min(known, reports[0].epoch) - stretch.epoch)
+    epochs = max(1, reports[0].epoch - stretch.epoch)
+    training = min(first, epochs * pace) if pace else first
+    again = training * anew / epochs
+    tail = stretch.ended_s - reports[-1].at_s
+    trained = training - again + reports[-1].at_s - reports[0].at_s + (tail if stretch.end != "lost" else 0.0)
+    return trained, first - training, again + (tail if stretch.end == "lost" else 0.0)

@@ -1,0 +1,95 @@
+"""The report of sweeps, from their folders: read, judged, and written as report.html and next_space.yaml."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from handpose.config import quote_override
+from handpose.errors import UserError
+from handpose.report.advice import Finding, advice, advice_text
+from handpose.report.html import Page
+from handpose.report.isolation import isolate
+from handpose.report.next_space import next_space
+from handpose.report.record import SweepRecord
+from handpose.report.sections import add_comparison, add_sweep, status_line
+from handpose.sweep.reading import read_sweep
+from handpose.sweep.space import ListedSpace, Space, probes
+from handpose.whole_file import whole_file
+
+REPORT, NEXT_SPACE = "report.html", "next_space.yaml"
+
+
+class Written(NamedTuple):
+    """A report, and what it was made of. findings: of each sweep; next_spaces: files written into their folders."""
+
+    file: Path
+    records: Sequence[SweepRecord]
+    findings: Sequence[Sequence[Finding]]
+    next_spaces: Sequence[Path]
+
+    @property
+    def text(self) -> str:
+        """For the terminal: the advice, and where the files are."""
+        lines: list[str] = []
+        for record, findings in zip(self.records, self.findings, strict=True):
+            lines += [record.name] * (len(self.records) > 1) + list(filter(None, [advice_text(findings)]))
+        spaces = (["python", "tune.py", quote_override("search_space", str(path))] for path in self.next_spaces)
+        lines += [f"next round  {shlex.join(command)}" for command in spaces]
+        return "\n".join([*lines, f"report      {self.file}"])
+
+
+def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None = None) -> Written:
+    """Write a page about the sweeps in these folders, which may still run, and a space for the next round into each.
+
+    scientific: a searched key whose values are to be compared with the others optimised. Raises UserError where a
+    folder holds no sweep, its files are damaged or the key is not searched. The files appear whole.
+    """
+    records = _told_apart([read_sweep(folder) for folder in folders])
+    findings = [advice(record) for record in records]
+    spaces = [next_space(record, found) for record, found in zip(records, findings, strict=True)]
+    names = ", ".join(record.name for record in records)
+    page = Page(f"Sweep {names}" if len(records) == 1 else f"Sweeps {names}")
+    if len(records) == 1:
+        page.head(f"Sweep {records[0].name}", status_line(records[0]))
+    else:
+        page.head(f"{len(records)} sweeps", names)
+        add_comparison(page, records)
+    for place, (record, found, space) in enumerate(zip(records, findings, spaces, strict=True)):
+        if len(records) > 1:
+            page.sweep_begins(record.name, f"sweep-{place + 1}-", status_line(record))
+        isolation = isolate(record, scientific) if scientific is not None else None
+        add_sweep(page, record, found, next_space=space, isolation=isolation)
+    with whole_file(file) as part:
+        part.write_text(page.html(), encoding="utf-8")
+    written = [_write_space(folder, space) for folder, space in zip(folders, spaces, strict=True) if space]
+    return Written(file, records, findings, written)
+
+
+def _told_apart(records: Sequence[SweepRecord]) -> list[SweepRecord]:
+    """Sweeps of one name get a number behind it."""
+    names = [record.name for record in records]
+    return [
+        record if names.count(record.name) == 1 else replace(record, name=f"{record.name} ({place})")
+        for place, record in enumerate(records, start=1)
+    ]
+
+
+def check_scientific(key: str | None, space: Space) -> None:
+    """Raise UserError where report.scientific is no key that the space searches; before a sweep begins."""
+    if key is None:
+        return
+    searched = (
+        space.parameters if isinstance(space, ListedSpace) else {each for point in probes(space) for each in point}
+    )
+    if key not in searched:
+        raise UserError(
+            f"report.scientific={key} is not searched by {space.file}; it searches {', '.join(sorted(searched))}"
+        )
+
+
+def _write_space(folder: Path, text: str) -> Path:
+    with whole_file(folder / NEXT_SPACE) as part:
+        part.write_text(text, encoding="utf-8")
+    return folder / NEXT_SPACE

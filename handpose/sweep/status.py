@@ -1,0 +1,148 @@
+"""How a sweep stands, told from its files by another process: nothing is locked, and nothing is changed."""
+
+import json
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+from handpose.errors import UserError
+from handpose.report.table import TrialTable, second_objectives
+from handpose.report.terminal import Clock, duration, metric_text, picture
+from handpose.sweep.events import Closed, Event, Opened, read_events
+from handpose.sweep.history import History
+from handpose.sweep.rules import Fifo
+from handpose.sweep.settings import SweepSettings
+
+EVENTS = "events.jsonl"
+
+
+def print_status(folder: Path) -> None:
+    """Show how the sweep in a folder stands. Raises UserError where there is none."""
+    console = Console()
+    console.print(status(folder, width=console.width), crop=False)
+
+
+def status(folder: Path, *, width: int) -> RenderableType:
+    """The sweep in a folder as its live view would show it, and what has come after it: confirmation, retraining.
+
+    width: of the terminal, in columns. Raises UserError where there is no sweep, or its files are damaged.
+    """
+    record = _record(folder)
+    sweep = _settings(record["sweep"], folder)
+    space = Path(str(record["search_space"])).stem
+    shown = _pictured(sweep, f"sweep {sweep.name}  ·  {space}", width=width)
+    confirming = folder / "confirm"
+    if (confirming / EVENTS).is_file():
+        again = _settings(record["sweep"] | {"second_objective": None, "time_budget_s": None}, confirming)
+        shown += [Text(), *_pictured(again, f"confirmation of {sweep.name}", width=width, resumed_by=folder)]
+    return Group(*shown, *map(Text, _after(folder, sweep.metric)))
+
+
+@dataclass
+class _Told:
+    """What the events say. num_slots: the most trials that ran at a time."""
+
+    history: History
+    last: Event | None = None
+    num_slots: int = 1
+
+    def follow(self, event: Event) -> None:
+        """A decision of the past stands as it was taken."""
+        self.history.apply(event)
+        self.last = event
+        self.num_slots = max(self.num_slots, len(self.history.live["running"]))
+
+    @property
+    def runs(self) -> bool:
+        """Whether a process runs the sweep, as far as it can be told: one that was killed has said nothing."""
+        return not isinstance(self.last, Closed)
+
+
+def _pictured(sweep: SweepSettings, title: str, *, width: int, resumed_by: Path | None = None) -> list[RenderableType]:
+    table = TrialTable(sweep.metric, sweep.mode, sweep.num_trials, sweep.max_epochs)
+    table.objectives = second_objectives(sweep.second_objective)
+    told = _Told(History(sweep, rule=Fifo(), table=table))
+    events = sweep.path / EVENTS
+    for event in read_events(events):
+        told.follow(event)
+    silent_s = max(0.0, time.time() - events.stat().st_mtime) if told.runs and events.exists() else 0.0
+    now = told.history.at + silent_s
+    for number in told.history.live["running"]:
+        told.history.trials[number].spend(now)
+    table.num_trials, table.num_slots = told.history.num_trials, told.num_slots
+    table.checkpoint_bytes = told.history.shelf.total_bytes
+    table.checkpoint_budget_bytes = told.history.shelf.budget_bytes
+    clock = Clock(time_budget_s=sweep.time_budget_s, used_s=now)
+    if not told.runs:
+        clock.end()
+    go_on = shlex.join(["python", "tune.py", f"sweep.resume={resumed_by or sweep.path}"])
+    lines = [Text(line, style="dim", no_wrap=True, overflow="ignore") for line in _how_it_runs(told, silent_s, go_on)]
+    return [picture(title, table, clock, width=width), *lines]
+
+
+def _how_it_runs(told: _Told, silent_s: float, go_on: str) -> list[str]:
+    """A sentence, and the command in a line of its own, which a person copies."""
+    if isinstance(told.last, Closed):
+        return ["finished"] if told.last.reason == "finished" else [f"{told.last.reason}; to go on:", go_on]
+    if told.last is None or isinstance(told.last, Opened):
+        return ["its workers are being started"]
+    return [f"the last event was {duration(silent_s, rough=True)} ago; should its process be gone:", go_on]
+
+
+def _after(folder: Path, metric: str) -> list[str]:
+    """Lines on what comes after the trials, as far as it has begun."""
+    lines = []
+    confirmed = _yaml(folder / "confirm" / "confirm.yaml")
+    if confirmed.get("winner") is not None:
+        winner = confirmed["candidates"][confirmed["winner"]]
+        lines.append(f"confirmed   {winner['label']}: mean {metric_text(confirmed['metric'], winner['mean'])}")
+    retraining = folder / "retrain"
+    if (retraining / "metrics.json").is_file():
+        lines.append(_retrained(json.loads((retraining / "metrics.json").read_text())["metrics"], metric))
+    elif (retraining / "config.yaml").is_file():
+        lines.append(_retraining(retraining, metric))
+    return ["", *lines] if lines else []
+
+
+def _retrained(metrics: Mapping[str, float], metric: str) -> str:
+    tested = f"test/{metric.rpartition('/')[2]}"
+    return f"retrained   test {metric_text(tested, metrics[tested])}" if tested in metrics else "retrained"
+
+
+def _retraining(folder: Path, metric: str) -> str:
+    """How far it is, from its log."""
+    max_epochs = _yaml(folder / "config.yaml")["trainer"]["max_epochs"]
+    log = EventAccumulator(str(folder / "tensorboard"), size_guidance={SCALARS: 1})
+    if not (folder / "tensorboard").is_dir() or metric not in log.Reload().Tags()["scalars"]:
+        return f"retraining  epoch 0/{max_epochs}"
+    last = log.Scalars(metric)[-1]
+    return f"retraining  epoch {last.step}/{max_epochs}, validation {metric_text(metric, last.value)}"
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    config = _yaml(folder / "sweep.yaml").get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("sweep"), dict):
+        raise UserError(f"sweep.status={folder}: there is no sweep.yaml of a sweep in it; give the folder of a sweep")
+    return config
+
+
+def _settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:
+    """As recorded; a key that the sweep's version did not have is None."""
+    known: dict[str, Any] = {field.name: values.get(field.name) for field in fields(SweepSettings)}
+    return SweepSettings(**known | {"folder": str(folder), "retry_delay_s": 0.0})
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is damaged ({' '.join(str(error).split())})") from error
+    return content if isinstance(content, dict) else {}

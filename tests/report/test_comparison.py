@@ -1,0 +1,77 @@
+"""Two sweeps: what may be compared, and that chance alone is seldom called a difference."""
+
+import math
+import random
+
+import pytest
+from scipy import stats
+
+from handpose.report.comparison import compare, holm
+from handpose.report.record import Candidate, Confirmation, Interval
+from tests.report.records import record, trial
+
+
+def sweep(name, values, **rest):
+    trials = [trial(number, {}, [9.0, 8.0, 7.0, value]) for number, value in enumerate(values)]
+    return record(trials, name=name, **rest)
+
+
+def confirmed(name, values):
+    winner = Candidate("trial 0", 0, {}, dict(enumerate(values)), Interval(1.0, 0.0, 2.0), None, None)
+    return sweep(name, [1.0] * 10, confirmation=Confirmation(4, [0, 1, 2], [winner], winner, None, ""))
+
+
+def test_holm_as_its_paper_has_it():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([math.nan, 0.5])[1] == 0.5
+    assert math.isnan(holm([math.nan, 0.5])[0])
+
+
+def test_confirmed_winners_are_compared_by_their_seeds():
+    ours, theirs = [10.0, 10.2, 10.1], [12.0, 12.3, 11.9]
+    (found,) = compare([confirmed("one", ours), confirmed("two", theirs)])
+    assert "the winner of one is better by PA-MPJPE 1.97 mm; distinguishable" in found.text
+    assert found.odds == pytest.approx(stats.ttest_ind(ours, theirs, equal_var=False).pvalue)
+
+
+def test_sweeps_that_are_not_confirmed_are_compared_by_all_their_trials():
+    (found,) = compare([sweep("one", range(20)), sweep("two", range(10, 30))])
+    assert "all trials at epoch 4, 20 and 20" in found.test
+    assert "a trial of one is better in 88% of the pairs; distinguishable" in found.text
+
+
+def test_more_may_be_better():
+    (found,) = compare([sweep("one", range(20), mode="max"), sweep("two", range(10, 30), mode="max")])
+    assert "a trial of two is better in 88% of the pairs" in found.text
+
+
+def test_equal_sweeps_are_seldom_called_different():
+    draws = random.Random(0)
+    found = [
+        compare([sweep(name, [draws.gauss(0, 1) for _ in range(12)]) for name in ("one", "two")])[0] for _ in range(100)
+    ]
+    assert sum("; distinguishable" in each.text for each in found) <= 10
+
+
+@pytest.mark.parametrize(
+    ("rest", "reason"),
+    [
+        ({"origin": {"data_fingerprint": "other"}}, "different data"),
+        ({"max_epochs": 9}, "One trains 4 epochs, the other 9"),
+        ({"metric": "val/pck_auc"}, "One optimises"),
+    ],
+)
+def test_what_does_not_measure_the_same_is_not_compared(rest, reason):
+    (found,) = compare([sweep("one", range(20)), sweep("two", range(20), **rest)])
+    assert reason in found.text
+    assert math.isnan(found.odds)
+
+
+def test_every_pair_is_compared_once():
+    pairs = [(each.first, each.second) for each in compare([sweep(name, range(20)) for name in "abc"])]
+    assert pairs == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def test_too_few_trials_say_nothing():
+    (found,) = compare([sweep("one", range(3)), sweep("two", range(3))])
+    assert "nothing can be said" in found.text

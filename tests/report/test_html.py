@@ -1,0 +1,121 @@
+"""The page: whole, self-contained, and proof against what a trial's error may hold."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+from handpose.report.advice import advice
+from handpose.report.html import Page, pictures, table
+from handpose.report.record import Hand, Retrained
+from handpose.report.sections import add_comparison, add_sweep, status_line
+from tests.report.records import DEPTH, RATE, record, swept, trial
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Tree(HTMLParser):
+    """Checks that elements close in order, and keeps what stands where."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.text, self.attributes = [], [], "", []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
+
+
+def page_of(made, **rest):
+    page = Page("a sweep")
+    page.head("A sweep", status_line(made))
+    add_sweep(page, made, advice(made), **{"next_space": None, "isolation": None} | rest)
+    return page.html()
+
+
+def without_plotly(text):
+    """What is ours: plotly.js names many addresses, and asks for none of them."""
+    scripts = re.findall(r"<script>.*?</script>", text, re.DOTALL)
+    return text.replace(max(scripts, key=len), "")
+
+
+def test_the_page_is_whole_and_names_no_address():
+    made = swept(lambda params: params["optimizer.lr"], [RATE, DEPTH], num_trials=25)
+    text = page_of(made, next_space="optimizer.lr: 1\n")
+    assert not re.search(r"https?://|src=\"(?!data:)|@import|url\(", without_plotly(text))
+    tree = Tree(without_plotly(text))
+    assert {f"trial-{number}" for number in range(25)} <= set(tree.ids)
+    assert len(tree.ids) == len(set(tree.ids))
+    targets = [value[1:] for name, value in tree.attributes if name == "href"]
+    assert set(targets) <= set(tree.ids)
+
+
+def test_every_chart_has_its_data_and_says_what_it_shows():
+    text = page_of(swept(lambda params: params["optimizer.lr"], [RATE, DEPTH], num_trials=25))
+    kept = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)[1]
+    charts = re.findall(r'data-figure="(\d+)".*?aria-label="([^"]+)"></div><figcaption>([^<]+)<', text)
+    assert [int(number) for number, _, _ in charts] == list(range(len(json.loads(kept))))
+    assert all(said == caption and len(said) > 20 for _, said, caption in charts)
+
+
+def test_what_a_trial_says_is_text():
+    nasty = '</script><script>alert("1")</script><b>&'
+    trials = [
+        trial(0, {"model.name": nasty}, [3.0], state="failed", error=nasty),
+        trial(1, {"model.name": "a"}, [1.0] * 4),
+    ]
+    text = without_plotly(
+        page_of(record(trials, name=nasty, configuration={"x": nasty}, origin={"command_line": nasty}))
+    )
+    assert "<script>alert" not in text
+    assert nasty in Tree(text).text
+
+
+def test_a_sweep_without_a_single_trial_has_a_page():
+    assert "No trial has given a finite value yet." in page_of(record([]))
+
+
+def test_a_winner_that_was_not_confirmed_is_called_optimistic():
+    assert "optimistic" in page_of(swept(lambda params: 1.0, [RATE], num_trials=3))
+
+
+def test_pictures_are_in_the_page():
+    hands = [Hand("worst", "00000012", 31.4, b"picture")]
+    text = page_of(record([trial(0, {}, [1.0] * 4)], retrained=Retrained({"test/pa_mpjpe_mm": 12.0}, hands)))
+    assert f"data:image/jpeg;base64,{base64.b64encode(b'picture').decode()}" in text
+    assert "00000012, 31.4 mm" in text
+
+
+def test_two_sweeps_share_no_identifier():
+    one, two = (swept(lambda params: params["optimizer.lr"], [RATE], num_trials=20, seed=seed) for seed in (0, 1))
+    page = Page("both")
+    page.head("both", "")
+    add_comparison(page, [one, two])
+    for place, made in enumerate((one, two)):
+        page.sweep_begins(made.name, f"sweep-{place}-", status_line(made))
+        add_sweep(page, made, advice(made), next_space=None, isolation=None)
+    tree = Tree(without_plotly(page.html()))
+    assert len(tree.ids) == len(set(tree.ids))
+    assert {"sweep-0-trial-3", "sweep-1-trial-3"} <= set(tree.ids)
+    assert [value for name, value in tree.attributes if name == "href"] == [
+        "#comparison",
+        "#sweep-0-sweep",
+        "#sweep-1-sweep",
+    ]
+
+
+def test_cells_are_escaped_but_for_markup():
+    assert "<td>&lt;i&gt;</td>" in table(["a"], [["<i>"]])
+    assert 'alt="&lt;i&gt;"' in pictures([(b"", "<i>")])
