@@ -834,6 +834,21 @@ def test_with_two_objectives_a_proposal_is_what_optuna_draws_from_what_is_comple
     assert searcher.ask(number) == space.suggest(plain.ask())
 
 
+@pytest.mark.parametrize("second", [None, "num_parameters"])
+def test_tpe_models_parameters_together_for_one_objective_and_each_by_itself_for_two(make, write_space, second):
+    asked = {}
+    told = {None: run_alone, "num_parameters": run_for_two}[second]
+    for name, changes in {
+        "null": {"multivariate": None, "group": True},
+        "together": {"multivariate": True, "group": True},
+        "each": {"multivariate": False, "group": False},
+    }.items():
+        sampler = partial(TPESampler, n_startup_trials=4, **changes)
+        asked[name] = told(make(write_space(NUMBERS), sampler, folder=name, second_objective=second), 10)
+    assert asked["null"] == asked["together" if second is None else "each"]
+    assert asked["together"] != asked["each"]
+
+
 @pytest.mark.parametrize("name", ["nsga", "tpe", "qmc"])
 def test_with_two_objectives_the_same_seed_asks_for_the_same_configurations(make, write_space, name):
     space = write_space(NUMBERS)
