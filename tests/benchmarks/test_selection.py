@@ -56,7 +56,8 @@ def test_every_case_is_replayed_with_the_settings_of_the_sweep(tmp_path, monkeyp
     monkeypatch.setattr("sys.argv", ["selection.py", *arguments])
     selection.main()
     found = json.loads(output.read_text())
-    assert (found["settings"]["top_k"], found["settings"]["seeds"]) == (3, 3)
+    confirm = compose("tune", []).sweep.confirm
+    assert (found["settings"]["top_k"], found["settings"]["seeds"]) == (confirm.top_k, confirm.seeds)
     assert [(case["scheduler"], case["proposals"]) for case in found["cases"]] == [
         (scheduler, proposals) for scheduler in ("fifo", "asha") for proposals in ("random", "model")
     ]
