@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from handpose.config import compose
+
 selection = importlib.import_module("benchmarks.selection")
 asha_modes = importlib.import_module("benchmarks.asha_modes")
 
