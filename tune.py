@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from handpose.config import script, task_overrides
 from handpose.report.front import front_text
-from handpose.report.terminal import summary
+from handpose.report.summary import summary
 from handpose.sweep.confirm import confirm
 from handpose.sweep.preflight import check_plan, check_space, check_sweep, preflight, survey
 from handpose.sweep.provenance import provenance
@@ -19,7 +19,7 @@ from handpose.sweep.retrain import retrain
 from handpose.sweep.rules import Fifo
 from handpose.sweep.run import INTERRUPTED, SweepHaltedError, SweepInterruptedError, swept, try_out
 from handpose.sweep.scheduler import rule_maker
-from handpose.sweep.select import NoWinnerError, select_winner, write_best, write_front
+from handpose.sweep.select import NoWinnerError, select_winner, write_chosen
 from handpose.sweep.status import print_status
 from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides, with_params
 
@@ -87,16 +87,14 @@ def main(config: DictConfig) -> None:
         )
 
     winner = select_winner(table, folder=sweep.path, confirmed=confirmed)
-    told = partial(
-        write_best,
-        table=table,
+    write_chosen(
+        table,
+        winner,
         overrides=lambda row: with_params(overrides, row.params),
         sweep=sweep,
         origin=origin,
         confirmed=confirmed,
     )
-    told(sweep.path / "best.yaml", row=winner)
-    write_front(sweep.path / "front", table, told)
     use_val = config.retrain.use_val
     retrained = retrain(sweep.path, devices=sweep.retrain_devices, use_val=use_val) if sweep.retrain else None
     found = summary(

@@ -26,10 +26,11 @@ from optuna.distributions import BaseDistribution
 from benchmarks.clock import ClockedObjective, Trained, plain_trainable
 from handpose.config import REPOSITORY, compose, location_overrides, quote_override
 from handpose.errors import UserError
+from handpose.sweep.events import EVENTS
 from handpose.sweep.preflight import check_sweep, num_cores, preflight, survey
 from handpose.sweep.provenance import provenance
 from handpose.sweep.resume import Task, description
-from handpose.sweep.run import EVENTS, run_sweep
+from handpose.sweep.run import run_sweep
 from handpose.sweep.scheduler import rule_maker
 from handpose.sweep.space import Params, Space, load_space
 from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides

@@ -28,7 +28,7 @@ from handpose.report.ranges import (
 )
 from handpose.report.record import Parameter, SweepRecord, TrialRecord
 from handpose.report.table import short_names
-from handpose.report.terminal import value_text
+from handpose.report.words import value_text
 
 Kind = Literal["act", "note", "fine", "open"]
 """act: something should be changed. note: worth knowing. fine: looked at, nothing to do. open: too little evidence."""

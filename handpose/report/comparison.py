@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from handpose.report.record import Candidate, SweepRecord
-from handpose.report.terminal import metric_text
+from handpose.report.words import metric_text
 
 _LEAST_TRIALS = 8  # of each sweep, for the test of trials
 _SIGNIFICANT = 0.05

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from handpose.report.figure import Figure, figure, rounded
 from handpose.report.parameter_plots import axis, axis_value, by_importance
 from handpose.report.record import Parameter, SweepRecord
-from handpose.report.terminal import metric_label
+from handpose.report.words import metric_label
 
 _LEAST_POINTS = 15
 _GRID = 31

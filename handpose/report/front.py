@@ -1,7 +1,7 @@
 """The Pareto front of a sweep with two objectives, for a person: which trials no other one beats in both."""
 
 from handpose.report.table import TrialTable
-from handpose.report.terminal import cost_text, metric_text, params_text
+from handpose.report.words import cost_text, metric_text, params_text
 
 
 def front_text(table: TrialTable, *, most: int = 12) -> str:

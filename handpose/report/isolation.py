@@ -12,7 +12,7 @@ import numpy as np
 
 from handpose.errors import UserError
 from handpose.report.record import Parameter, SweepRecord
-from handpose.report.terminal import value_text
+from handpose.report.words import value_text
 
 LEAST_TRIALS = 3
 """Of a value, below which it is left out."""

@@ -9,7 +9,7 @@ from handpose.report.figure import COLOURS, Figure, Trace, figure, rounded, with
 from handpose.report.isolation import Isolation
 from handpose.report.record import Effect, Importance, Parameter, SweepRecord, TrialRecord
 from handpose.report.table import short_names
-from handpose.report.terminal import metric_label, value_text
+from handpose.report.words import metric_label, value_text
 
 PREFERRED = ("model.decoder.depth", "heatmap.sigma", "optimizer.lr")
 """Shown first where they are searched."""
@@ -169,15 +169,7 @@ def slice_dots(record: SweepRecord, parameter: Parameter) -> Figure:
         "y": [rounded(trial.value) for trial in trials],
         "customdata": [[trial.number, trial.epochs] for trial in trials],
         "mode": "markers",
-        "marker": {
-            "size": 9 if len(trials) < 200 else 6,
-            "color": [trial.epochs for trial in trials],
-            "colorscale": [[0, "@faint"], [1, "@strong"]],
-            "cmin": 0,
-            "cmax": record.max_epochs,
-            "line": {"width": 0.5, "color": "@ink"},
-            "colorbar": {"title": {"text": "epochs"}, "thickness": 10, "len": 0.9},
-        },
+        "marker": _by_epochs(record, trials, size=9 if len(trials) < 200 else 6),
         "hovertemplate": "trial %{customdata[0]} at epoch %{customdata[1]}: %{y} at %{x}<extra></extra>",
     }
     shown = _without_the_worst(record, [trial.value for trial in trials])
@@ -190,6 +182,19 @@ def slice_dots(record: SweepRecord, parameter: Parameter) -> Figure:
         yaxis=shown,
         showlegend=False,
     )
+
+
+def _by_epochs(record: SweepRecord, trials: Sequence[TrialRecord], *, size: int) -> dict[str, Any]:
+    """Dots, the stronger in colour the more epochs."""
+    return {
+        "size": size,
+        "color": [trial.epochs for trial in trials],
+        "colorscale": [[0, "@faint"], [1, "@strong"]],
+        "cmin": 0,
+        "cmax": record.max_epochs,
+        "line": {"width": 0.5, "color": "@ink"},
+        "colorbar": {"title": {"text": "epochs"}, "thickness": 10, "len": 0.9},
+    }
 
 
 def _without_the_worst(record: SweepRecord, values: Sequence[float]) -> dict[str, Any]:
@@ -223,17 +228,8 @@ def pareto_dots(record: SweepRecord) -> Figure:
             **style,
         }
 
-    marker = {
-        "size": 7,
-        "color": [trial.epochs for trial in others],
-        "colorscale": [[0, "@faint"], [1, "@strong"]],
-        "cmin": 0,
-        "cmax": record.max_epochs,
-        "line": {"width": 0.5, "color": "@ink"},
-        "colorbar": {"title": {"text": "epochs"}, "thickness": 10, "len": 0.9},
-    }
     data = [
-        dots(others, mode="markers", marker=marker, name="other trials"),
+        dots(others, mode="markers", marker=_by_epochs(record, others, size=7), name="other trials"),
         dots(
             front,
             mode="lines+markers",

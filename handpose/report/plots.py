@@ -19,7 +19,7 @@ from handpose.report.figure import (
 from handpose.report.record import Confirmation, SweepRecord, TrialRecord
 from handpose.report.slot_time import SlotTime, spent
 from handpose.report.table import STATES
-from handpose.report.terminal import metric_label
+from handpose.report.words import metric_label
 
 _MOST_POINTS = 40_000
 """Of all curves together; beyond, epochs between the rungs are left out."""

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from handpose.report.table import short_names
-from handpose.report.terminal import duration, value_text
+from handpose.report.words import duration, value_text
 
 
 class PointRow(NamedTuple):

@@ -16,7 +16,7 @@ from handpose.report.parameter_plots import (
 from handpose.report.plots import best_so_far, learning_curves
 from handpose.report.record import SweepRecord, TrialRecord
 from handpose.report.table import short_names
-from handpose.report.terminal import metric_label, value_text
+from handpose.report.words import metric_label, value_text
 
 _MOST_SLICES = 6
 

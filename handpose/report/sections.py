@@ -17,7 +17,7 @@ from handpose.report.record import Interval, SweepRecord, TrialRecord
 from handpose.report.search_sections import add_course, add_front, add_isolation, add_parameters, param_text
 from handpose.report.slot_time import slot_time
 from handpose.report.table import STATES, short_names
-from handpose.report.terminal import duration, metric_label, metric_text, value_text
+from handpose.report.words import duration, metric_label, metric_text, value_text
 
 _KINDS = {"act": "to do", "note": "worth knowing", "fine": "fine", "open": "open"}
 

@@ -1,10 +1,8 @@
-"""A sweep in the terminal: a live table, or one line a trial where there is no terminal, and a summary at the end."""
+"""A sweep in the terminal while it runs: a live table, or one line a trial where there is no terminal."""
 
 import math
-import shlex
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from handpose.report.table import STATES, State, TrialRow, TrialTable, short_names
+from handpose.report.words import (
+    cost_label,
+    cost_number,
+    cost_text,
+    duration,
+    metric_label,
+    metric_text,
+    params_text,
+    value_text,
+)
 
 _REFRESH_EVERY_S = 0.5
 _MAX_ROWS = 12
@@ -313,7 +321,7 @@ def _cells(table: TrialTable, row: TrialRow, keys: Sequence[str], *, is_best: bo
 def _cost_cell(row: TrialRow, name: str, *, is_best: bool) -> RenderableType:
     if name not in row.costs:
         return "-"
-    return Text(_cost_number(name, row.costs[name]) + (" *" if is_best else "  "), style="bold" if is_best else "")
+    return Text(cost_number(name, row.costs[name]) + (" *" if is_best else "  "), style="bold" if is_best else "")
 
 
 def _shown(table: TrialTable) -> tuple[list[TrialRow], int]:
@@ -330,159 +338,3 @@ def _shown(table: TrialTable) -> tuple[list[TrialRow], int]:
 def _is_live(row: TrialRow) -> bool:
     """Whether it runs or will; one that is paused may never."""
     return row.state in ("running", "waiting")
-
-
-# --- the end ----------------------------------------------------------------------------------------------------------
-
-
-def summary(
-    *,
-    table: TrialTable,
-    winner: TrialRow,
-    defaults: Mapping[str, Any],
-    confirmed: Mapping[str, Any] | None = None,
-    retrained: Mapping[str, float] | None,
-    use_val: bool = False,
-    folder: Path,
-) -> str:
-    """What a sweep found, for a person.
-
-    defaults: of the keys that were searched. confirmed: what confirm.yaml says. retrained: metrics of the winner after
-    its retraining, with test/ and baseline/ in them where they were measured. use_val: it was trained on the validation
-    split too. folder: of the sweep.
-    """
-    lines = [f"winner      trial {winner.number}: {_validated(table, winner)}"]
-    lines += _confirmed(confirmed, len(table.rows))
-    lines.append(_changes(winner, defaults))
-    if retrained:
-        lines.append(_retrained(retrained, use_val=use_val))
-    lines.append(f"files       {folder}: best.yaml, trials.csv, sweep.yaml, study/, tensorboard/")
-    if confirmed is not None:
-        lines.append(f"            {folder / 'confirm'}: confirm.yaml, trials.csv, tensorboard/")
-    if table.checkpoint_bytes:
-        held, budget = table.checkpoint_bytes / 1e9, table.checkpoint_budget_bytes / 1e9
-        lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; they may be removed now")
-    if retrained is not None:
-        lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")
-    lines.append(f"look at it  tensorboard --logdir {shlex.quote(str(folder))}")
-    lines.append("again       " + shlex.join(["python", "train.py", f"best={folder / 'best.yaml'}"]))
-    return "\n".join(lines)
-
-
-def _validated(table: TrialTable, winner: TrialRow) -> str:
-    return f"validation {metric_text(table.metric, table.value(winner))} after {winner.epochs} epochs"
-
-
-def _confirmed(confirmed: Mapping[str, Any] | None, num_trials: int) -> list[str]:
-    """What the confirmation says of the winner, or that there was none."""
-    optimistic = f"the best of {num_trials} noisy values is too good on average"
-    if confirmed is None:
-        return [f"            not confirmed (sweep.confirm): {optimistic}"]
-    outs = [f"            {each['label']} is out: {each['out']}" for each in confirmed["candidates"] if each["out"]]
-    if confirmed["winner"] is None:
-        return [f"confirmed   nothing: no finalist came through; {optimistic}", *outs]
-    winner, metric = confirmed["candidates"][confirmed["winner"]], confirmed["metric"]
-    seeds = ", ".join(map(str, confirmed["seeds"]))
-    mean = f"{metric_text(metric, winner['mean'])}{_interval(winner)}"
-    lines = [f"confirmed   mean {mean} after {confirmed['epochs']} epochs, seeds {seeds}"]
-    return lines + _beside(confirmed) + outs
-
-
-def _beside(confirmed: Mapping[str, Any]) -> list[str]:
-    """The winner beside the other candidates."""
-    lines = []
-    alike = [each for each in confirmed["candidates"] if each["distinguishable"] is False]
-    if alike:
-        named = ", ".join(f"{each['label']} ({each['mean']:.2f})" for each in alike)
-        lines.append(f"            not distinguishable from {named}: these would do as well")
-    elif len(confirmed["seeds"]) == 1:
-        lines.append("            one seed tells nothing of the noise; give sweep.confirm.seeds of 2 or more")
-    if confirmed["gain_over_default"] is not None:
-        gain = confirmed["gain_over_default"]
-        lines.append(f"gain        {metric_text(confirmed['metric'], gain['mean'])}{_interval(gain)} over the default")
-    return lines
-
-
-def _interval(estimate: Mapping[str, Any]) -> str:
-    """Its 95 % interval, where it has one."""
-    return "" if estimate["low"] is None else f" [{estimate['low']:.2f}, {estimate['high']:.2f}]"
-
-
-def _changes(winner: TrialRow, defaults: Mapping[str, Any]) -> str:
-    changed = {key: value for key, value in winner.params.items() if defaults.get(key) != value}
-    if not changed:
-        return "changed     nothing: the default configuration won"
-    texts = [f"{key} {_before(key, defaults)}{value_text(value)}" for key, value in changed.items()]
-    return "changed     " + ", ".join(texts)
-
-
-def _before(key: str, defaults: Mapping[str, Any]) -> str:
-    return f"{value_text(defaults[key])} -> " if key in defaults else ""
-
-
-def _retrained(metrics: Mapping[str, float], *, use_val: bool) -> str:
-    """The retrained winner beside the mean pose, on the test split where that has joints."""
-    on_both = " on training + validation, the last checkpoint" if use_val else ""
-    stage = "test" if "test/pa_mpjpe_mm" in metrics else "val"
-    if f"{stage}/pa_mpjpe_mm" not in metrics:
-        return f"retrained  {on_both}: no figures, since the test split has no joints"
-    value, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics["baseline/pa_mpjpe_mm"]
-    named = "test" if stage == "test" else "validation (the test split has no joints)"
-    ratio = f"mean pose {mean_pose:.2f} mm, ratio {value / mean_pose:.2f}"
-    return f"retrained  {on_both + ':' if use_val else ''} {named} PA-MPJPE {value:.2f} mm, {ratio}"
-
-
-def metric_label(metric: str) -> str:
-    """A metric as a person writes it: val/pa_mpjpe_mm -> PA-MPJPE mm."""
-    return " ".join(_name_and_unit(metric)).strip()
-
-
-def metric_text(metric: str, value: float) -> str:
-    """A metric with its value: PA-MPJPE 12.34 mm."""
-    name, unit = _name_and_unit(metric)
-    return f"{name} {value:.2f} {unit}".strip()
-
-
-def _name_and_unit(metric: str) -> tuple[str, str]:
-    words = metric.rpartition("/")[2].split("_")
-    unit = words.pop() if words[-1] in ("mm", "px", "s") else ""
-    return "-".join(words).upper(), unit
-
-
-_COSTS = {"num_parameters": ("parameters", "M"), "latency_ms": ("latency", "ms"), "memory_mb": ("memory", "MB")}
-
-
-def cost_label(name: str) -> str:
-    """A cost of trials as a person writes it: latency_ms -> latency ms."""
-    return " ".join(_COSTS[name])
-
-
-def cost_text(name: str, value: float) -> str:
-    """A cost with its value: latency 3.14 ms."""
-    label, unit = _COSTS[name]
-    return f"{label} {_cost_number(name, value)} {unit}"
-
-
-def _cost_number(name: str, value: float) -> str:
-    number = value / 1e6 if name == "num_parameters" else value
-    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def params_text(params: Mapping[str, Any]) -> str:
-    """Parameters in a row: depth 3, sigma 0.012, lr 0.00081."""
-    names = short_names(params)
-    return ", ".join(f"{names[key]} {value_text(value)}" for key, value in params.items())
-
-
-def value_text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def duration(seconds: float, *, rough: bool = False) -> str:
-    """0:41, 12:05, 1:02:03; rough: 40 s, 12 min, 1.5 h."""
-    if rough:
-        if seconds < 90:
-            return f"{max(10, round(seconds / 10) * 10)} s"
-        return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

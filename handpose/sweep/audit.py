@@ -19,9 +19,9 @@ from hydra.utils import instantiate
 from optuna.trial import FrozenTrial, TrialState
 
 from handpose.errors import UserError
-from handpose.report.table import TrialRow, TrialTable, second_objectives
-from handpose.sweep.events import Asked, Begun, Event, Reported, read_events
-from handpose.sweep.history import History
+from handpose.report.table import TrialRow, TrialTable
+from handpose.sweep.events import EVENTS, Asked, Begun, Event, Reported, read_events
+from handpose.sweep.history import History, empty_table
 from handpose.sweep.resume import Task, recorded_task
 from handpose.sweep.scheduler import rule_maker
 from handpose.sweep.study import close_storage, read_storage
@@ -53,9 +53,8 @@ def audit(folder: Path) -> Findings:
     """Look through the sweep in a folder, which does not run at the moment. Raises UserError where there is none."""
     task = recorded_task(folder, [])
     sweep = instantiate(task.config.sweep)
-    events = read_events(folder / "events.jsonl")
-    table = TrialTable(sweep.metric, sweep.mode, sweep.num_trials, sweep.max_epochs)
-    table.objectives = second_objectives(sweep.second_objective)
+    events = read_events(folder / EVENTS)
+    table = empty_table(sweep)
     history = History(sweep, rule=rule_maker(instantiate(task.config.scheduler), sweep, task.space)(), table=table)
     wrong = []
     for line, event in enumerate(events, start=1):

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from handpose.report.table import TrialRow, TrialTable
-from handpose.sweep.events import Asked, Opened, read_events
+from handpose.sweep.events import EVENTS, Asked, Opened, read_events
 from handpose.sweep.paired_means import METHOD, Estimate, difference_estimates, mean_estimates
 from handpose.sweep.provenance import write_yaml
 from handpose.sweep.rules import Fifo
-from handpose.sweep.run import EVENTS, swept
+from handpose.sweep.run import swept
 from handpose.sweep.searcher import EndState, Known
 from handpose.sweep.select import finalists, is_default, without_seed
 from handpose.sweep.settings import RaySettings, SweepSettings

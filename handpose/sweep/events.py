@@ -138,6 +138,9 @@ class Closed:
 
 Event: TypeAlias = Opened | Asked | Begun | Measured | Reported | Failed | Ended | Closed
 
+EVENTS = "events.jsonl"
+"""The file, in the folder of a sweep."""
+
 _SYNC_EVERY_S = 1.0
 _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind for kind in (Opened, Asked, Begun, Measured, Reported, Failed, Ended, Closed)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from handpose.errors import UserError
-from handpose.report.table import State, TrialRow, TrialTable
+from handpose.report.table import State, TrialRow, TrialTable, second_objectives
 from handpose.sweep.events import (
     Asked,
     Begun,
@@ -66,6 +66,12 @@ class TrialHistory:
     def spend(self, now: float) -> None:
         """Count the time of the stretch that runs."""
         self.row.seconds = self._seconds_before + now - self._began_at
+
+
+def empty_table(settings: SweepSettings) -> TrialTable:
+    """The table of a sweep before its first trial."""
+    objectives = second_objectives(settings.second_objective)
+    return TrialTable(settings.metric, settings.mode, settings.num_trials, settings.max_epochs, objectives=objectives)
 
 
 class History:

@@ -23,7 +23,7 @@ from ray import cloudpickle
 from handpose.config import compose
 from handpose.errors import UserError
 from handpose.report.preflight import disk_line, points_table
-from handpose.report.terminal import params_text
+from handpose.report.words import params_text
 from handpose.sweep.forecast import cost_lines, table_rows
 from handpose.sweep.gpu_share import Neighbours, choose, cores_a_gpu
 from handpose.sweep.probing import RANDOM, Bench, Probed, points_of, probe, without_effect

@@ -14,6 +14,7 @@ import yaml
 from omegaconf import DictConfig
 
 from handpose.config import compose, plain, quote_override
+from handpose.errors import UserError
 from handpose.sweep.space import flattened
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -104,3 +105,12 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(part, path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; nothing where there is none. Raises UserError for a damaged file."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+    return content if isinstance(content, dict) else {}

@@ -7,11 +7,10 @@ taken, so that sweeps of other versions can be read. What is not there yet is le
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from optuna.distributions import BaseDistribution
 
 from handpose.errors import UserError
@@ -29,13 +28,14 @@ from handpose.report.record import (
     SweepRecord,
     TrialRecord,
 )
-from handpose.report.table import TrialTable, second_objectives
-from handpose.sweep.events import Begun, Closed, Ended, Event, Failed, Measured, Opened, Reported, read_events
-from handpose.sweep.history import History, TrialHistory
+from handpose.report.table import TrialTable
+from handpose.sweep.events import EVENTS, Begun, Closed, Ended, Event, Failed, Measured, Opened, Reported, read_events
+from handpose.sweep.history import History, TrialHistory, empty_table
 from handpose.sweep.importance import LEAST_TRIALS, Drawn, importance
+from handpose.sweep.provenance import read_yaml
 from handpose.sweep.rules import Asha, Fifo
 from handpose.sweep.searched import searched
-from handpose.sweep.settings import SweepSettings
+from handpose.sweep.settings import SweepSettings, recorded_settings
 from handpose.sweep.space import flattened
 
 _PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
@@ -43,16 +43,15 @@ _PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
 
 def read_sweep(folder: Path) -> SweepRecord:
     """What is known of the sweep in a folder. Raises UserError where there is none, or its files are damaged."""
-    kept = _yaml(folder / "sweep.yaml")
+    kept = read_yaml(folder / "sweep.yaml")
     config = kept.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("sweep"), dict):
         raise UserError(f"{folder} holds no sweep: there is no whole sweep.yaml in it; give the folder of a sweep")
-    settings = _settings(config["sweep"], folder)
-    objectives = second_objectives(getattr(settings, "second_objective", None))
-    table = TrialTable(settings.metric, settings.mode, settings.num_trials, settings.max_epochs, objectives=objectives)
+    settings = recorded_settings(config["sweep"], folder)
+    table = empty_table(settings)
     history = History(settings, rule=Fifo(), table=table)
     course = _Course()
-    for event in read_events(folder / "events.jsonl"):
+    for event in read_events(folder / EVENTS):
         history.apply(event)
         course.follow(event, settings.metric)
     _spend(history, course.at)
@@ -81,7 +80,7 @@ def read_sweep(folder: Path) -> SweepRecord:
         defaults=flattened(config) | dict(kept.get("choices") or {}),
         origin={name: kept[name] for name in _PROVENANCE if name in kept},
         configuration=config,
-        best=_yaml(folder / "best.yaml"),
+        best=read_yaml(folder / "best.yaml"),
     )
     return replace(record, importance=_importance(record, distributions))
 
@@ -159,13 +158,6 @@ def _spend(history: History, at: float) -> None:
         history.trials[number].spend(at)
 
 
-def _settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:
-    """As recorded; a key that the sweep's version did not have is None."""
-    known = {field.name: values.get(field.name) for field in fields(SweepSettings)}
-    budget = values.get("checkpoint_budget_gb") or 0.0
-    return SweepSettings(**known | {"folder": str(folder), "checkpoint_budget_gb": budget})
-
-
 def _trial(trial: TrialHistory, course: _Course, metric: str) -> TrialRecord:
     row = trial.row
     return TrialRecord(
@@ -223,7 +215,7 @@ def _importance(record: SweepRecord, distributions: Mapping[int, Mapping[str, Ba
 
 
 def _confirmation(file: Path) -> Confirmation | None:
-    content = _yaml(file)
+    content = read_yaml(file)
     if not content:
         return None
     try:
@@ -278,14 +270,3 @@ def _retrained(folder: Path) -> Retrained | None:
             for each in hands
         ],
     )
-
-
-def _yaml(file: Path) -> dict[str, Any]:
-    """What a YAML file holds; nothing where there is none. Raises UserError for a damaged one."""
-    if not file.is_file():
-        return {}
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is damaged ({' '.join(str(error).split())})") from error
-    return content if isinstance(content, dict) else {}

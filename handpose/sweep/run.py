@@ -18,12 +18,12 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from handpose.errors import UserError
-from handpose.report.table import TrialTable, second_objectives
+from handpose.report.table import TrialTable
 from handpose.report.tensorboard import SweepLog
 from handpose.report.terminal import sweep_view, warm_start_line
 from handpose.report.weights_and_biases import WandbLog
-from handpose.sweep.events import Closed, EventLog, read_events
-from handpose.sweep.history import History
+from handpose.sweep.events import EVENTS, Closed, EventLog, read_events
+from handpose.sweep.history import History, empty_table
 from handpose.sweep.provenance import write_yaml
 from handpose.sweep.recorder import Recorder, TrialLog
 from handpose.sweep.resume import keep_space
@@ -39,8 +39,6 @@ from handpose.sweep.warm_up import warm_up
 
 INTERRUPTED = 75
 """Exit status of a sweep that was ended by hand and can go on; sysexits.h calls it a temporary failure."""
-
-EVENTS = "events.jsonl"
 
 
 class SweepInterruptedError(Exception):
@@ -76,8 +74,7 @@ def swept(
     folder, is_resumed = sweep.path, description is None
 
     def history() -> History:
-        table = TrialTable(sweep.metric, sweep.mode, sweep.num_trials, sweep.max_epochs)
-        table.objectives = second_objectives(sweep.second_objective)
+        table = empty_table(sweep)
         return History(sweep, rule=rule(), table=table, command=command)
 
     asked_for = partial(

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ def _why_none(table: TrialTable, folder: Path) -> str:
     first = min(failed, key=lambda row: row.number)
     said = f"trial {first.number} ended with: {first.error} (traceback: {folder / 'trials.csv'})"
     return f"no trial gave a finite {table.metric} ({ends}); {said}"
+
+
+def write_chosen(
+    table: TrialTable,
+    winner: TrialRow,
+    *,
+    overrides: Callable[[TrialRow], Sequence[str]],
+    sweep: SweepSettings,
+    origin: Mapping[str, Any],
+    confirmed: Mapping[str, Any] | None,
+) -> None:
+    """Write best.yaml of the winner and, with two objectives, front/, into the sweep's folder; see `write_best`."""
+    told = partial(write_best, table=table, overrides=overrides, sweep=sweep, origin=origin, confirmed=confirmed)
+    told(sweep.path / "best.yaml", row=winner)
+    write_front(sweep.path / "front", table, told)
 
 
 def write_best(

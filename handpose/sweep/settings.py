@@ -1,8 +1,9 @@
 """What a sweep is asked to be: the schema of the configuration groups `sweep` and `ray`, whose values stand in YAML."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,13 @@ class SweepSettings:
     def resumed_by(self) -> Path:
         """What sweep.resume is to name; of a confirmation the sweep that it belongs to."""
         return Path(self.resume or self.folder)
+
+
+def recorded_settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:
+    """Of a sweep that is only looked at, as its sweep.yaml has them; a key that its version did not have is None."""
+    known = {field.name: values.get(field.name) for field in fields(SweepSettings)}
+    budget = values.get("checkpoint_budget_gb") or 0.0
+    return SweepSettings(**known | {"folder": str(folder), "checkpoint_budget_gb": budget, "retry_delay_s": 0.0})
 
 
 @dataclass(frozen=True, kw_only=True)

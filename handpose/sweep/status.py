@@ -4,24 +4,22 @@ import json
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from handpose.errors import UserError
-from handpose.report.table import TrialTable, second_objectives
-from handpose.report.terminal import Clock, duration, metric_text, picture
-from handpose.sweep.events import Closed, Event, Opened, read_events
-from handpose.sweep.history import History
+from handpose.report.terminal import Clock, picture
+from handpose.report.words import duration, metric_text
+from handpose.sweep.events import EVENTS, Closed, Event, Opened, read_events
+from handpose.sweep.history import History, empty_table
+from handpose.sweep.provenance import read_yaml
 from handpose.sweep.rules import Fifo
-from handpose.sweep.settings import SweepSettings
-
-EVENTS = "events.jsonl"
+from handpose.sweep.settings import SweepSettings, recorded_settings
 
 
 def print_status(folder: Path) -> None:
@@ -36,12 +34,12 @@ def status(folder: Path, *, width: int) -> RenderableType:
     width: of the terminal, in columns. Raises UserError where there is no sweep, or its files are damaged.
     """
     record = _record(folder)
-    sweep = _settings(record["sweep"], folder)
+    sweep = recorded_settings(record["sweep"], folder)
     space = Path(str(record["search_space"])).stem
     shown = _pictured(sweep, f"sweep {sweep.name}  ·  {space}", width=width)
     confirming = folder / "confirm"
     if (confirming / EVENTS).is_file():
-        again = _settings(record["sweep"] | {"second_objective": None, "time_budget_s": None}, confirming)
+        again = recorded_settings(record["sweep"] | {"second_objective": None, "time_budget_s": None}, confirming)
         shown += [Text(), *_pictured(again, f"confirmation of {sweep.name}", width=width, resumed_by=folder)]
     return Group(*shown, *map(Text, _after(folder, sweep.metric)))
 
@@ -67,8 +65,7 @@ class _Told:
 
 
 def _pictured(sweep: SweepSettings, title: str, *, width: int, resumed_by: Path | None = None) -> list[RenderableType]:
-    table = TrialTable(sweep.metric, sweep.mode, sweep.num_trials, sweep.max_epochs)
-    table.objectives = second_objectives(sweep.second_objective)
+    table = empty_table(sweep)
     told = _Told(History(sweep, rule=Fifo(), table=table))
     events = sweep.path / EVENTS
     for event in read_events(events):
@@ -100,7 +97,7 @@ def _how_it_runs(told: _Told, silent_s: float, go_on: str) -> list[str]:
 def _after(folder: Path, metric: str) -> list[str]:
     """Lines on what comes after the trials, as far as it has begun."""
     lines = []
-    confirmed = _yaml(folder / "confirm" / "confirm.yaml")
+    confirmed = read_yaml(folder / "confirm" / "confirm.yaml")
     if confirmed.get("winner") is not None:
         winner = confirmed["candidates"][confirmed["winner"]]
         lines.append(f"confirmed   {winner['label']}: mean {metric_text(confirmed['metric'], winner['mean'])}")
@@ -119,7 +116,7 @@ def _retrained(metrics: Mapping[str, float], metric: str) -> str:
 
 def _retraining(folder: Path, metric: str) -> str:
     """How far it is, from its log."""
-    max_epochs = _yaml(folder / "config.yaml")["trainer"]["max_epochs"]
+    max_epochs = read_yaml(folder / "config.yaml")["trainer"]["max_epochs"]
     log = EventAccumulator(str(folder / "tensorboard"), size_guidance={SCALARS: 1})
     if not (folder / "tensorboard").is_dir() or metric not in log.Reload().Tags()["scalars"]:
         return f"retraining  epoch 0/{max_epochs}"
@@ -128,21 +125,7 @@ def _retraining(folder: Path, metric: str) -> str:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    config = _yaml(folder / "sweep.yaml").get("config")
+    config = read_yaml(folder / "sweep.yaml").get("config")
     if not isinstance(config, dict) or not isinstance(config.get("sweep"), dict):
         raise UserError(f"sweep.status={folder}: there is no sweep.yaml of a sweep in it; give the folder of a sweep")
     return config
-
-
-def _settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:
-    """As recorded; a key that the sweep's version did not have is None."""
-    known: dict[str, Any] = {field.name: values.get(field.name) for field in fields(SweepSettings)}
-    return SweepSettings(**known | {"folder": str(folder), "retry_delay_s": 0.0})
-
-
-def _yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is damaged ({' '.join(str(error).split())})") from error
-    return content if isinstance(content, dict) else {}

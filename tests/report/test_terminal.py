@@ -8,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from handpose.report import terminal
+from handpose.report.summary import summary
 from handpose.report.table import STATES, TrialRow, TrialTable
-from handpose.report.terminal import Clock, duration, metric_text, picture, summary, trial_line, warm_start_line
+from handpose.report.terminal import Clock, picture, trial_line, warm_start_line
+from handpose.report.words import duration, metric_text
 
 METRIC = "val/pa_mpjpe_mm"
 

@@ -1,0 +1,106 @@
+"""What a sweep found, in lines for the terminal, when all is done."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from handpose.report.table import TrialRow, TrialTable
+from handpose.report.words import metric_text, value_text
+
+
+def summary(
+    *,
+    table: TrialTable,
+    winner: TrialRow,
+    defaults: Mapping[str, Any],
+    confirmed: Mapping[str, Any] | None = None,
+    retrained: Mapping[str, float] | None,
+    use_val: bool = False,
+    folder: Path,
+) -> str:
+    """What a sweep found, for a person.
+
+    defaults: of the keys that were searched. confirmed: what confirm.yaml says. retrained: metrics of the winner after
+    its retraining, with test/ and baseline/ in them where they were measured. use_val: it was trained on the validation
+    split too. folder: of the sweep.
+    """
+    lines = [f"winner      trial {winner.number}: {_validated(table, winner)}"]
+    lines += _confirmed(confirmed, len(table.rows))
+    lines.append(_changes(winner, defaults))
+    if retrained:
+        lines.append(_retrained(retrained, use_val=use_val))
+    lines.append(f"files       {folder}: best.yaml, trials.csv, sweep.yaml, study/, tensorboard/")
+    if confirmed is not None:
+        lines.append(f"            {folder / 'confirm'}: confirm.yaml, trials.csv, tensorboard/")
+    if table.checkpoint_bytes:
+        held, budget = table.checkpoint_bytes / 1e9, table.checkpoint_budget_bytes / 1e9
+        lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; they may be removed now")
+    if retrained is not None:
+        lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")
+    lines.append(f"look at it  tensorboard --logdir {shlex.quote(str(folder))}")
+    lines.append("again       " + shlex.join(["python", "train.py", f"best={folder / 'best.yaml'}"]))
+    return "\n".join(lines)
+
+
+def _validated(table: TrialTable, winner: TrialRow) -> str:
+    return f"validation {metric_text(table.metric, table.value(winner))} after {winner.epochs} epochs"
+
+
+def _confirmed(confirmed: Mapping[str, Any] | None, num_trials: int) -> list[str]:
+    """What the confirmation says of the winner, or that there was none."""
+    optimistic = f"the best of {num_trials} noisy values is too good on average"
+    if confirmed is None:
+        return [f"            not confirmed (sweep.confirm): {optimistic}"]
+    outs = [f"            {each['label']} is out: {each['out']}" for each in confirmed["candidates"] if each["out"]]
+    if confirmed["winner"] is None:
+        return [f"confirmed   nothing: no finalist came through; {optimistic}", *outs]
+    winner, metric = confirmed["candidates"][confirmed["winner"]], confirmed["metric"]
+    seeds = ", ".join(map(str, confirmed["seeds"]))
+    mean = f"{metric_text(metric, winner['mean'])}{_interval(winner)}"
+    lines = [f"confirmed   mean {mean} after {confirmed['epochs']} epochs, seeds {seeds}"]
+    return lines + _beside(confirmed) + outs
+
+
+def _beside(confirmed: Mapping[str, Any]) -> list[str]:
+    """The winner beside the other candidates."""
+    lines = []
+    alike = [each for each in confirmed["candidates"] if each["distinguishable"] is False]
+    if alike:
+        named = ", ".join(f"{each['label']} ({each['mean']:.2f})" for each in alike)
+        lines.append(f"            not distinguishable from {named}: these would do as well")
+    elif len(confirmed["seeds"]) == 1:
+        lines.append("            one seed tells nothing of the noise; give sweep.confirm.seeds of 2 or more")
+    if confirmed["gain_over_default"] is not None:
+        gain = confirmed["gain_over_default"]
+        lines.append(f"gain        {metric_text(confirmed['metric'], gain['mean'])}{_interval(gain)} over the default")
+    return lines
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    """Its 95 % interval, where it has one."""
+    return "" if estimate["low"] is None else f" [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+
+
+def _changes(winner: TrialRow, defaults: Mapping[str, Any]) -> str:
+    changed = {key: value for key, value in winner.params.items() if defaults.get(key) != value}
+    if not changed:
+        return "changed     nothing: the default configuration won"
+    texts = [f"{key} {_before(key, defaults)}{value_text(value)}" for key, value in changed.items()]
+    return "changed     " + ", ".join(texts)
+
+
+def _before(key: str, defaults: Mapping[str, Any]) -> str:
+    return f"{value_text(defaults[key])} -> " if key in defaults else ""
+
+
+def _retrained(metrics: Mapping[str, float], *, use_val: bool) -> str:
+    """The retrained winner beside the mean pose, on the test split where that has joints."""
+    on_both = " on training + validation, the last checkpoint" if use_val else ""
+    stage = "test" if "test/pa_mpjpe_mm" in metrics else "val"
+    if f"{stage}/pa_mpjpe_mm" not in metrics:
+        return f"retrained  {on_both}: no figures, since the test split has no joints"
+    value, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics["baseline/pa_mpjpe_mm"]
+    named = "test" if stage == "test" else "validation (the test split has no joints)"
+    ratio = f"mean pose {mean_pose:.2f} mm, ratio {value / mean_pose:.2f}"
+    return f"retrained  {on_both + ':' if use_val else ''} {named} PA-MPJPE {value:.2f} mm, {ratio}"

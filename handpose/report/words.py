@@ -1,0 +1,62 @@
+"""Metrics, costs, parameters and times as a person writes them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from handpose.report.table import short_names
+
+
+def metric_label(metric: str) -> str:
+    """A metric as a person writes it: val/pa_mpjpe_mm -> PA-MPJPE mm."""
+    return " ".join(_name_and_unit(metric)).strip()
+
+
+def metric_text(metric: str, value: float) -> str:
+    """A metric with its value: PA-MPJPE 12.34 mm."""
+    name, unit = _name_and_unit(metric)
+    return f"{name} {value:.2f} {unit}".strip()
+
+
+def _name_and_unit(metric: str) -> tuple[str, str]:
+    words = metric.rpartition("/")[2].split("_")
+    unit = words.pop() if words[-1] in ("mm", "px", "s") else ""
+    return "-".join(words).upper(), unit
+
+
+_COSTS = {"num_parameters": ("parameters", "M"), "latency_ms": ("latency", "ms"), "memory_mb": ("memory", "MB")}
+
+
+def cost_label(name: str) -> str:
+    """A cost of trials as a person writes it: latency_ms -> latency ms."""
+    return " ".join(_COSTS[name])
+
+
+def cost_text(name: str, value: float) -> str:
+    """A cost with its value: latency 3.14 ms."""
+    label, unit = _COSTS[name]
+    return f"{label} {cost_number(name, value)} {unit}"
+
+
+def cost_number(name: str, value: float) -> str:
+    number = value / 1e6 if name == "num_parameters" else value
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """Parameters in a row: depth 3, sigma 0.012, lr 0.00081."""
+    names = short_names(params)
+    return ", ".join(f"{names[key]} {value_text(value)}" for key, value in params.items())
+
+
+def value_text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float, *, rough: bool = False) -> str:
+    """0:41, 12:05, 1:02:03; rough: 40 s, 12 min, 1.5 h."""
+    if rough:
+        if seconds < 90:
+            return f"{max(10, round(seconds / 10) * 10)} s"
+        return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
