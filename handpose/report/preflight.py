@@ -57,6 +57,11 @@ def sweep_line(*, num_trials: int, num_slots: int, whole: Work, expected: Work, 
     return line
 
 
+def confirm_line(*, num_runs: int, work: Work) -> str:
+    """What the confirmation of the finalists takes, which the budgets of the sweep do not count."""
+    return f"to confirm  {num_runs} runs at most, after that: {_work(work)}"
+
+
 def disk_line(*, checkpoint_mb: float, needed_gb: float, budget_gb: float, free_gb: float, folder: str) -> str:
     """What checkpoints take. needed_gb: at the least."""
     return (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from handpose.report.preflight import PointRow, Work, sweep_line, trial_line
+from handpose.report.preflight import PointRow, Work, confirm_line, sweep_line, trial_line
 from handpose.sweep.probing import Probed
 from handpose.sweep.rules import Fifo, Rule
 from handpose.sweep.settings import SweepSettings
@@ -134,12 +134,12 @@ class _Stage:
 
 
 def cost_lines(sweep: SweepSettings, probed: Probed, make_rule: Callable[[], Rule], *, num_slots: int) -> list[str]:
-    """What a trial costs, and what the sweep does, in a line each."""
+    """What a trial costs, and what the sweep and its confirmation do, in a line each."""
 
-    def work(rule: Callable[[], Rule]) -> Work:
+    def work(rule: Callable[[], Rule], num_trials: int) -> Work:
         plan = forecast(
             rule,
-            num_trials=sweep.num_trials,
+            num_trials=num_trials,
             max_epochs=sweep.max_epochs,
             num_slots=num_slots,
             validates_every=min(cost.validates_every for cost in probed.costs),
@@ -148,16 +148,20 @@ def cost_lines(sweep: SweepSettings, probed: Probed, make_rule: Callable[[], Rul
         return _work(plan, probed, num_slots)
 
     typical_s = fmean(cost.trial_s for cost in probed.typical)
-    return [
+    lines = [
         trial_line(table_rows(probed), typical_s=typical_s, gpu=probed.costs[0].gpu),
         sweep_line(
             num_trials=sweep.num_trials,
             num_slots=num_slots,
-            whole=work(Fifo),
-            expected=work(make_rule),
+            whole=work(Fifo, sweep.num_trials),
+            expected=work(make_rule, sweep.num_trials),
             time_budget_s=sweep.time_budget_s,
         ),
     ]
+    if sweep.confirm.is_on:
+        num_runs = (sweep.confirm.top_k + 1) * sweep.confirm.seeds  # with the default configuration beside them
+        lines.append(confirm_line(num_runs=num_runs, work=work(Fifo, num_runs)))
+    return lines
 
 
 def _work(plan: Forecast, probed: Probed, num_slots: int) -> Work:

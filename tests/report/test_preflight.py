@@ -2,7 +2,15 @@
 
 import math
 
-from handpose.report.preflight import PointRow, Work, disk_line, points_table, sweep_line, trial_line
+from handpose.report.preflight import (
+    PointRow,
+    Work,
+    confirm_line,
+    disk_line,
+    points_table,
+    sweep_line,
+    trial_line,
+)
 
 
 def row(**changes):
@@ -45,6 +53,11 @@ def test_a_budget_is_told_where_it_ends_the_sweep():
     work = Work(slot_s=7200.0, wall_s=3600.0)
     line = sweep_line(num_trials=1, num_slots=1, whole=work, expected=work, time_budget_s=1200.0)
     assert line.endswith("; sweep.time_budget_s ends it after 20 min")
+
+
+def test_the_confirmation_is_told_as_work_that_comes_after_the_sweep():
+    line = confirm_line(num_runs=8, work=Work(slot_s=7200.0, wall_s=3600.0))
+    assert line == "to confirm  8 runs at most, after that: 2 slot-hours, 60 min"
 
 
 def test_the_line_of_the_disk_has_its_folder():
