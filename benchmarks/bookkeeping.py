@@ -29,7 +29,7 @@ from hydra.utils import instantiate  # noqa: E402
 from handpose.config import compose, quote_override  # noqa: E402
 from handpose.report.table import TrialTable  # noqa: E402
 from handpose.report.terminal import Clock, PlainView  # noqa: E402
-from handpose.sweep.events import EventLog  # noqa: E402
+from handpose.sweep.events import EVENTS, EventLog  # noqa: E402
 from handpose.sweep.history import History  # noqa: E402
 from handpose.sweep.recorder import Recorder  # noqa: E402
 from handpose.sweep.rules import Asha  # noqa: E402
@@ -86,7 +86,7 @@ class Sweep:
             resume=resume,
             sampler=partial(RandomSampler),
         )
-        self.log = EventLog(settings.path / "events.jsonl")
+        self.log = EventLog(settings.path / EVENTS)
         rule = Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=_EPOCHS, seed=0)
         table = TrialTable(settings.metric, settings.mode, settings.num_trials, settings.max_epochs)
         history = History(settings, rule=rule, table=table)

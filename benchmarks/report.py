@@ -37,7 +37,7 @@ from benchmarks.browser import Browser, Tab  # noqa: E402
 from handpose.config import compose, location_overrides, quote_override  # noqa: E402
 from handpose.report.table import TrialRow, TrialTable, second_objectives  # noqa: E402
 from handpose.sweep.confirm import FILE, FOLDER, account, candidates  # noqa: E402
-from handpose.sweep.events import EventLog  # noqa: E402
+from handpose.sweep.events import EVENTS, EventLog  # noqa: E402
 from handpose.sweep.history import History  # noqa: E402
 from handpose.sweep.provenance import provenance, write_yaml  # noqa: E402
 from handpose.sweep.reporting import write_report  # noqa: E402
@@ -108,7 +108,7 @@ class _MadeSweep:
             constraints={"latency_ms": 40.0},
             sampler=partial(RandomSampler),
         )
-        self.log = EventLog(settings.path / "events.jsonl")
+        self.log = EventLog(settings.path / EVENTS)
         objectives = second_objectives(settings.second_objective)
         self.table = TrialTable(
             settings.metric, settings.mode, settings.num_trials, settings.max_epochs, objectives=objectives

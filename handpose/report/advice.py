@@ -96,9 +96,9 @@ def trust(record: SweepRecord) -> list[Finding]:
     evidence = f"{len(confirmed.seeds)} seeds of {len(confirmed.candidates)} configurations at epoch {confirmed.epochs}"
     equals = [each.label for each in confirmed.candidates if each.is_distinguishable is False and each is not winner]
     if equals:
-        text = f"{winner.label} has the best mean, but is not distinguishable from {', '.join(equals)}."
+        text = f"{winner.label.capitalize()} has the best mean, but is not distinguishable from {', '.join(equals)}."
         return [Finding(question, "note", text, evidence)]
-    return [Finding(question, "fine", f"{winner.label} is the best over fresh seeds.", evidence)]
+    return [Finding(question, "fine", f"{winner.label.capitalize()} is the best over fresh seeds.", evidence)]
 
 
 def edges(record: SweepRecord) -> list[Finding]:

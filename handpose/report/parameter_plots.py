@@ -1,5 +1,6 @@
 """Charts of what was searched: importance, parallel coordinates, slices, the Pareto front, isolation."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -291,8 +292,22 @@ def axis(parameter: Parameter) -> dict[str, Any]:
         order = [axis_value(parameter, choice) for choice in parameter.choices]
         return {"type": "category", "categoryorder": "array", "categoryarray": order}
     if parameter.log:
-        return {"type": "log", "nticks": 5, "tickangle": 0}
+        ticks = _log_ticks(parameter.low, parameter.high)
+        return {"type": "log", "tickangle": 0, "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     return {"dtick": parameter.step or 1} if parameter.kind == "int" and parameter.high - parameter.low <= 12 else {}
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Of the numbers 1, 2, 5 in each decade those within the range; the powers of ten where these are too many.
+
+    A range that holds fewer than two of them has its ends.
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ladder = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
+    within = [tick for tick in ladder if 0.999 * low <= tick <= 1.001 * high]
+    if len(within) < 2:
+        return [low, high]
+    return within if len(within) <= 6 else [tick for tick in within if f"{tick:e}".startswith("1.0")]
 
 
 def axis_value(parameter: Parameter, value: Any) -> Any:

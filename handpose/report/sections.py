@@ -161,8 +161,17 @@ def _candidate_row(record: SweepRecord, candidate: Any) -> list[str]:
         return [candidate.label, "", "", "", f"out: {candidate.out}"]
     interval = f"{mean.low:.2f} to {mean.high:.2f}" if math.isfinite(mean.low) else "none"
     against = f"{difference.mean:+.2f}{_within(difference)}" if difference is not None else ""
-    verdict = "" if candidate.is_distinguishable is not False else "not distinguishable from the winner"
-    return [candidate.label, f"{mean.mean:.2f}", interval, against, "winner" if is_winner else verdict]
+    verdict = "winner" if is_winner else _against_winner(record, candidate)
+    return [candidate.label, f"{mean.mean:.2f}", interval, against, verdict]
+
+
+def _against_winner(record: SweepRecord, candidate: Any) -> str:
+    if candidate.difference is None or candidate.is_distinguishable is None:
+        return ""
+    if not candidate.is_distinguishable:
+        return "not distinguishable from the winner"
+    is_worse = (candidate.difference.mean > 0) == (record.mode == "min")
+    return "worse" if is_worse else "better, but it cannot win"  # the default configuration, beyond a constraint
 
 
 def _values_of_winner(record: SweepRecord) -> list[str]:
@@ -236,7 +245,7 @@ def _failures(page: Page, record: SweepRecord) -> None:
             ]
             for (kind, cause, retried), number in causes.most_common(20)
         ]
-        page.add(table(["what", "cause", "times", "then", "trials"], rows, numeric=(2,), wide=(1,)))
+        page.add(table(["what", "cause", "times", "then", "trials"], rows, numeric=(2,), wide=(1, 3)))
     reasons: dict[tuple[str, str], list[TrialRecord]] = {}
     for trial in lost:
         if trial.state != "failed":
@@ -246,7 +255,7 @@ def _failures(page: Page, record: SweepRecord) -> None:
             [state, why, len(trials), _listed(each.number for each in trials)]
             for (state, why), trials in reasons.items()
         ]
-        page.add(table(["state", "why", "trials", "which"], rows, numeric=(2,), wide=(1,)))
+        page.add(table(["state", "why", "trials", "which"], rows, numeric=(2,), wide=(1, 3)))
 
 
 def _owners(record: SweepRecord, kind: str, cause: str) -> str:

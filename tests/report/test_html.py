@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from handpose.report.advice import advice
 from handpose.report.html import Page, pictures, table
-from handpose.report.record import Hand, Retrained
+from handpose.report.record import Candidate, Confirmation, Hand, Interval, Retrained
 from handpose.report.sections import add_comparison, add_sweep, status_line
 from tests.report.records import DEPTH, RATE, record, swept, trial
 
@@ -119,3 +119,26 @@ def test_two_sweeps_share_no_identifier():
 def test_cells_are_escaped_but_for_markup():
     assert "<td>&lt;i&gt;</td>" in table(["a"], [["<i>"]])
     assert 'alt="&lt;i&gt;"' in pictures([(b"", "<i>")])
+
+
+def test_each_candidate_has_its_verdict_against_the_winner():
+    def candidate(label, mean, between, is_distinguishable):
+        difference = None if between is None else Interval(between, between - 0.5, between + 0.5)
+        at = Interval(mean, mean - 0.4, mean + 0.4)
+        return Candidate(label, None, {}, {1: mean, 2: mean}, at, difference, is_distinguishable)
+
+    winner = candidate("trial 1", 9.0, None, None)
+    others = [
+        candidate("trial 2", 9.2, 0.2, False),
+        candidate("trial 3", 12.0, 3.0, True),
+        candidate("default", 7.0, -2.0, True),
+    ]
+    confirmation = Confirmation(4, [1, 2], [winner, *others], winner, None, "a method")
+    text = page_of(record([trial(1, {}, [9.0]), trial(2, {}, [9.2])], confirmation=confirmation))
+    rows = re.findall(r"<tr><td>(trial \d|default)</td>.*?<td>([^<]*)</td></tr>", text)
+    assert rows == [
+        ("trial 1", "winner"),
+        ("trial 2", "not distinguishable from the winner"),
+        ("trial 3", "worse"),
+        ("default", "better, but it cannot win"),
+    ]

@@ -10,6 +10,7 @@ from handpose.report import figure as figures
 from handpose.report.contours import contours
 from handpose.report.isolation import isolate
 from handpose.report.parameter_plots import (
+    axis,
     by_importance,
     importance_dots,
     isolation_dots,
@@ -18,7 +19,7 @@ from handpose.report.parameter_plots import (
     slice_dots,
 )
 from handpose.report.plots import best_so_far, confirmed, incumbents, learning_curves, slot_time_bars
-from handpose.report.record import Candidate, Confirmation, Effect, Importance, Interval, Objective
+from handpose.report.record import Candidate, Confirmation, Effect, Importance, Interval, Objective, Parameter
 from handpose.report.slot_time import slot_time
 from tests.report.records import DEPTH, HEAD, METRIC, RATE, SCALE, record, swept, trial
 
@@ -156,3 +157,18 @@ def test_numbers_are_as_short_as_a_screen_needs_them():
     assert figures.rounded(1 / 3) == 0.33333
     assert figures.rounded(math.nan) is None
     assert figures.with_gaps([[1, 2], [3]]) == [1, 2, None, 3]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.01, 0.08, [0.01, 0.02, 0.05]),
+        (2e-4, 1e-2, [2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2]),
+        (0.021, 0.049, [0.021, 0.049]),
+        (1e-5, 1.0, [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]),
+    ],
+)
+def test_a_logarithmic_axis_has_few_ticks_at_round_numbers(low, high, ticks):
+    drawn = axis(Parameter("optimizer.lr", "float", low, high, log=True, expression=""))
+    assert drawn["tickvals"] == ticks
+    assert drawn["ticktext"] == [f"{tick:g}" for tick in ticks]
