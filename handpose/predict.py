@@ -34,9 +34,10 @@ from handpose.skeleton import JOINT_NAMES
 _FILL = 0.6
 
 _DESCRIPTION = """\
-Find the 21 joints of the hand in photographs: one hand in each, of the side that the network was trained on (FreiHAND
-and the synthetic set hold right hands), filling a good part of the picture. Writes an overlay of each, and hands.json:
-pixels, millimetres in the camera frame and relative to the base of the middle finger, and the camera they hold for.
+Find the 21 joints of the hand in photographs: one hand in each, filling a good part of the picture, of the side that
+the network was trained on (FreiHAND and the synthetic set hold right hands; --mirror for the other). Writes an overlay
+of each, and hands.json: pixels, millimetres in the camera frame and relative to the base of the middle finger, and the
+camera they hold for.
 
   python -m handpose.predict hand.jpg --checkpoint FILE
   python -m handpose.predict FOLDER --checkpoint FILE --intrinsics K.json --crop --output FOLDER
@@ -90,6 +91,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILL",
         help=f"look again, at the hand: it fills this fraction of the picture ({_FILL} unless given)",
     )
+    add("--mirror", action="store_true", help="the hands are of the other side: left ones for a network of right ones")
     add("--test-time", default="none", metavar="CHOICE", help="in configs/test_time; none: one pass")
     add("--image-size", type=int, metavar="PX", help="side of what the network is shown; default: as trained")
     add("--batch-size", type=int, default=8, metavar="N", help="photographs at a time; default: 8")
@@ -152,7 +154,12 @@ def _of_batch(
     if readable:
         scale_m = math.nan if options.scale is None else options.scale / 1000.0
         found = find_hands(
-            network, [photograph for photograph, _ in readable], side=side, scale_m=scale_m, fill=options.crop
+            network,
+            [photograph for photograph, _ in readable],
+            side=side,
+            scale_m=scale_m,
+            fill=options.crop,
+            mirror=options.mirror,
         )
         for (photograph, overlay), xyz_m in zip(readable, found, strict=True):
             records[photograph.path] = _record(photograph, xyz_m, options.output / overlay)
@@ -193,6 +200,7 @@ def _write(hands: list[dict[str, Any]], network: TrainedNetwork, side: int, opti
         "image_size": side,
         "test_time": options.test_time,
         "crop": options.crop,
+        "mirror": options.mirror,
         "reference_bone_mm": options.scale,
         "reference_bone_from": "assumed: the mean of the training set" if options.scale is None else "given",
         "joints": list(JOINT_NAMES),

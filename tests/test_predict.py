@@ -76,6 +76,17 @@ def test_closer_looks_and_more_views_change_the_prediction(predict, photographs)
     assert plainly != turned
 
 
+def test_a_hand_in_the_mirror_is_the_mirror_image(predict, photographs):
+    path = photographs / "c.png"
+    straight = np.array(predict(path)[1]["hands"][0]["uv_px"])
+    with Image.open(path) as picture:
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+        width = picture.width
+    flipped = np.array(predict(path, "--mirror")[1]["hands"][0]["uv_px"])
+    flipped[:, 0] = width - 1 - flipped[:, 0]
+    assert flipped == pytest.approx(straight, abs=0.05)
+
+
 def test_a_file_that_cannot_be_read_is_told_and_the_others_are_predicted(predict, photographs):
     (photographs / "b.png").write_text("no picture")
     status, result, told = predict(photographs)

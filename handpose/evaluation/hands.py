@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handpose.data.augment import View
+from handpose.data.augment import View, mirrored
 from handpose.evaluation.network import TrainedNetwork
 from handpose.evaluation.photographs import Photograph, seen, whole_view
-from handpose.evaluation.views import looking_at, turned_back
+from handpose.evaluation.views import looking_at, mirrored_back, turned_back
 from handpose.geometry import project
 from handpose.skeleton import NUM_JOINTS
 
@@ -23,19 +23,21 @@ def find_hands(
     side: int,
     scale_m: float,
     fill: float | None,
+    mirror: bool,
 ) -> NDArray[np.float64]:
     """The joints of the hand in each of B photographs, (B, K, 3) in metres in the frame of its camera.
 
     side: of the pictures that the network is shown, px; scale_m: length of the reference bone, NaN where unknown; fill:
-    None, or how much of the picture the hand shall fill when it is looked at again, from where it was found.
+    None, or how much of the picture the hand shall fill when it is looked at again, from where it was found. mirror:
+    show the network mirror images, where the hands are of the side that it has not learnt.
     """
     cameras = torch.from_numpy(np.stack([photograph.camera.intrinsics for photograph in photographs]))
     whole = [whole_view(item.picture.size, item.camera.intrinsics, side=side) for item in photographs]
     straight = torch.eye(3, dtype=torch.float64).expand_as(cameras)
-    xyz_m = _found(network, photographs, torch.from_numpy(np.stack(whole)), straight, side, scale_m)
+    xyz_m = _found(network, photographs, torch.from_numpy(np.stack(whole)), straight, side, scale_m, mirror)
     if fill is not None:
         rotation, intrinsics = looking_at(project(xyz_m, cameras), cameras, (side, side), fill=fill)
-        xyz_m = _found(network, photographs, intrinsics, rotation, side, scale_m)
+        xyz_m = _found(network, photographs, intrinsics, rotation, side, scale_m, mirror)
     return xyz_m.numpy()
 
 
@@ -46,6 +48,7 @@ def _found(
     rotation: Tensor,
     side: int,
     scale_m: float,
+    mirror: bool,
 ) -> Tensor:
     """Joints (B, K, 3) in the photographs' cameras, as found through cameras turned by rotation, each (B, 3, 3)."""
     homographies = (
@@ -60,4 +63,5 @@ def _found(
         xyz_m=torch.full((len(shown), NUM_JOINTS, 3), torch.nan, device=device),
     )
     scales = torch.full((len(shown),), scale_m, device=device)
-    return turned_back(network.views.predict_xyz_m(network.module, view, scales).double().cpu(), rotation)
+    found_m = network.views.predict_xyz_m(network.module, mirrored(view) if mirror else view, scales).double().cpu()
+    return turned_back(mirrored_back(found_m) if mirror else found_m, rotation)

@@ -88,7 +88,12 @@ class Views:
                 yield turned_back(module.predict_xyz_m(seen, scale_m), rotation)
                 if self.mirror:
                     reflected_m = module.predict_xyz_m(mirrored(seen), scale_m)
-                    yield turned_back(reflected_m * reflected_m.new_tensor([-1.0, 1.0, 1.0]), rotation)
+                    yield turned_back(mirrored_back(reflected_m), rotation)
+
+
+def mirrored_back(xyz_m: Tensor) -> Tensor:
+    """Joints (..., 3) found in a mirror image, in the frame of the picture itself."""
+    return xyz_m * xyz_m.new_tensor([-1.0, 1.0, 1.0])
 
 
 def looking_at(

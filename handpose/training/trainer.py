@@ -116,6 +116,7 @@ class EpochLogger(TensorBoardLogger):
 
 
 _NOT_FOR_USERS = (
+    r"The `srun` command is available",  # on a login node; where nobody asked for it
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6.6 on torch 2.15
     r".*does not have many workers",  # a batch is one gather
     r".*is smaller than the logging interval",

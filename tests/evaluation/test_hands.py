@@ -65,7 +65,7 @@ def test_joints_come_back_into_the_photographs_camera(tmp_path, fill, passes):
     photographs = photographs_of(truth_m, tmp_path)
     module = KnowsTheTruth(truth_m)
     network = TrainedNetwork(module, ONE_PASS, SIDE)
-    found_m = find_hands(network, photographs, side=SIDE, scale_m=0.03, fill=fill)
+    found_m = find_hands(network, photographs, side=SIDE, scale_m=0.03, fill=fill, mirror=False)
     assert len(module.shown) == passes
     assert np.abs(found_m - truth_m.numpy()).max() < 1e-6  # float32 in the network
     for view in module.shown:
@@ -78,7 +78,7 @@ def test_what_is_shown_is_what_the_cameras_see(tmp_path, fill):
     truth_m = torch.from_numpy(hands(3)) + MOVED
     photographs = photographs_of(truth_m, tmp_path)
     module = KnowsTheTruth(truth_m)
-    find_hands(TrainedNetwork(module, ONE_PASS, SIDE), photographs, side=SIDE, scale_m=0.03, fill=fill)
+    find_hands(TrainedNetwork(module, ONE_PASS, SIDE), photographs, side=SIDE, scale_m=0.03, fill=fill, mirror=False)
     view = module.shown[-1]
     for image, camera, xyz_m in zip(view.image, view.intrinsics, truth_m, strict=True):
         rotation = rotation_to(xyz_m) if fill else torch.eye(3)
@@ -92,7 +92,38 @@ def test_a_known_size_reaches_the_network(tmp_path):
     module = KnowsTheTruth(truth_m)
     scales = []
     module.predict_xyz_m = lambda view, scale_m: scales.append(scale_m) or truth_m.float()
-    find_hands(
-        TrainedNetwork(module, ONE_PASS, SIDE), photographs_of(truth_m, tmp_path), side=SIDE, scale_m=0.03, fill=None
-    )
+    photographs = photographs_of(truth_m, tmp_path)
+    network = TrainedNetwork(module, ONE_PASS, SIDE)
+    find_hands(network, photographs, side=SIDE, scale_m=0.03, fill=None, mirror=False)
     assert scales[0].tolist() == pytest.approx([0.03] * 3)
+
+
+class FollowsTheSquare(nn.Module):
+    """Puts one and the same hand, whose sides differ, behind the bright square that it is shown."""
+
+    device = torch.device("cpu")
+
+    def predict_xyz_m(self, view, scale_m):
+        rays = []
+        for image, camera in zip(view.image, view.intrinsics, strict=True):
+            v, u = torch.nonzero(image[0] > 0.6).float().mean(0)
+            rays.append(torch.linalg.inv(camera) @ torch.stack([u, v, torch.ones(())]))
+        hand = torch.from_numpy(hands(1)[0]).float()
+        return 0.5 * torch.stack(rays)[:, None] + hand - hand[9]
+
+
+@pytest.mark.parametrize("fill", [None, 0.6])
+def test_a_left_hand_is_found_in_the_mirror_as_the_right_hand_that_it_shows(tmp_path, fill):
+    photographs = photographs_of(torch.from_numpy(hands(3)) + MOVED, tmp_path)
+    in_mirror = []
+    for item in photographs:
+        camera = item.camera.intrinsics.copy()
+        camera[0, 2] = item.picture.width - 1 - camera[0, 2]
+        flipped = item.picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        in_mirror.append(Photograph(item.path, flipped, Camera(camera, "given")))
+    network = TrainedNetwork(FollowsTheSquare(), ONE_PASS, SIDE)
+    given = {"side": SIDE, "scale_m": 0.03, "fill": fill}
+    straight_m = find_hands(network, photographs, **given, mirror=False)
+    found_m = find_hands(network, in_mirror, **given, mirror=True)
+    assert np.abs(found_m * [-1, 1, 1] - straight_m).max() < 2e-3  # a pixel more or less of the square
+    assert np.abs(find_hands(network, in_mirror, **given, mirror=False) * [-1, 1, 1] - straight_m).max() > 0.02
