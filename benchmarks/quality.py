@@ -23,6 +23,7 @@ row's seconds are those of its training on all cores.
 
 import argparse
 import itertools
+import re
 import statistics
 import sys
 import tempfile
@@ -79,10 +80,11 @@ def train_all(sides: Mapping[str, Side], *, seeds: Sequence[int], jobs: int) -> 
     """Each side with each seed, so many trainings at a time that share the cores; by side, in the order of seeds."""
     threads = max(1, num_cores() // jobs)
     order = [(seed, name) for seed in seeds for name in sides]
+    places = (re.sub(r"\W+", "_", f"{name} {seed}") for seed, name in order)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     with ThreadPoolExecutor(jobs) as pool:
         waiting = []
-        for place, (seed, name) in enumerate(order):
+        for place, (seed, name) in zip(places, order, strict=True):
             overrides = [*sides[name].overrides, f"seed={seed}", f"num_threads={threads}", f"paths.time={place}"]
             waiting.append(pool.submit(in_fresh_process, train_for, overrides=overrides, epochs=sides[name].epochs))
         for (seed, name), run in zip(order, waiting, strict=True):
