@@ -1,0 +1,251 @@
+"""Inside a job of a scheduler: Ray on all of its hosts, tune.py on the first, and the next job when time is up.
+
+    python cluster/job.py --folder FOLDER --warning-s 300 -- sweep.name=hands sweep.num_trials=100
+
+The launchers write this line. When the scheduler warns that the wall time ends (SIGUSR1), tune.py is told to end
+(SIGTERM), saves and leaves with status 75, the nodes are stopped, and the job is queued again; the next one finds the
+sweep and goes on. A sweep that is done, or failed, is not queued again, nor is one that got nowhere in two jobs.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cluster.allocation import Allocation, find_allocation, without_scheduler
+from cluster.sweep import INTERRUPTED, progress, sweep_folder, tune_command
+from handpose.config import load_environment, told
+from handpose.sweep.privacy import MODE, TOKEN, TOKEN_FILE, write_token
+
+_NODE = Path(__file__).resolve().with_name("node.py")
+_LOOK_EVERY_S = 0.5
+_MARGIN_S = 30.0
+"""Of the time between warning and end, what is left for stopping the nodes and queueing the job again."""
+_NODE_PATIENCE_S = 20.0
+_MOST_IDLE_JOBS = 2
+_ENDED_BY_SIGNAL = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 130, INTERRUPTED)
+"""Statuses of a tune.py that was told to end: before the sweep it does not save, since there is nothing yet."""
+
+
+class Ending:
+    """Whether this job is to end, and why.
+
+    The warning stays blocked, here and in everything that is started, and is looked for instead of received: some
+    schedulers send it to all processes of a job, and Ray Tune takes SIGUSR1 as the order to end a run (2.60).
+    """
+
+    def __init__(self) -> None:
+        self._is_ended = False
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._is_ended = True
+
+    @property
+    def is_warned(self) -> bool:
+        """The wall time is about to end."""
+        return bool({signal.SIGUSR1, signal.SIGUSR2} & signal.sigpending())
+
+    @property
+    def is_due(self) -> bool:
+        """For that reason, or since somebody, or the scheduler, wants the job gone; it is not queued again then."""
+        return self._is_ended or self.is_warned
+
+
+def say(text: str) -> None:
+    print(f"job: {text}", flush=True)
+
+
+class Nodes:
+    """The Ray nodes of a job. folder: where they leave word; options: of node.py for each of them."""
+
+    def __init__(self, allocation: Allocation, folder: Path, options: Sequence[str]) -> None:
+        self._folder, self._options, self._allocation = folder, options, allocation
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._gone: set[str] = set()
+
+    def start_head(self, ending: Ending, patience_s: float) -> str | None:
+        """The address of the cluster; None where the head did not come up, or the job is to end."""
+        host, others = self._allocation.hosts[0], self._allocation.hosts[1:]
+        self._start(host, [f"--other={others[0]}"] if others else [], is_here=True)
+        _until(lambda: self._is_up(host) or self._has_ended(host) or ending.is_due, patience_s)
+        return (self._folder / f"{host}.up").read_text() if self._is_up(host) else None
+
+    def start_others(self, address: str, ending: Ending, patience_s: float) -> None:
+        """Those that have not come after that time may still come; who never does is missed, and no more."""
+        others = self._allocation.hosts[1:]
+        for host in others:
+            self._start(host, [f"--head={address}"], is_here=False)
+        _until(lambda: all(self._is_up(host) or self._has_ended(host) for host in others) or ending.is_due, patience_s)
+        missing = [host for host in others if not self._is_up(host)]
+        if missing and not ending.is_due:
+            say(f"goes on with {len(others) + 1 - len(missing)} nodes; not there yet: {', '.join(missing)}")
+
+    def tell_gone(self) -> None:
+        """Say once of each node that has ended by itself that it did."""
+        for host in self._processes:
+            if self._has_ended(host) and host not in self._gone:
+                self._gone.add(host)
+                say(f"the Ray node on {host} has ended; what it wrote last: {self._last_line(host)}")
+
+    @property
+    def has_head(self) -> bool:
+        return not self._has_ended(self._allocation.hosts[0])
+
+    def stop(self) -> None:
+        """The others first, since a node without a head complains."""
+        *others, head = reversed(self._processes.values())
+        for group in (others, [head]):
+            for process in group:
+                process.terminate()
+            for process in group:
+                _end_at(process, time.monotonic() + _NODE_PATIENCE_S)
+
+    def _start(self, host: str, more: Sequence[str], *, is_here: bool) -> None:
+        command = [sys.executable, str(_NODE), f"--folder={self._folder}", f"--host={host}", *self._options, *more]
+        # In a session of its own: Ctrl-C in a terminal is for the job alone, which stops the others in order.
+        self._processes[host] = subprocess.Popen(
+            command if is_here else self._allocation.command_on(host, command), start_new_session=True
+        )
+
+    def _is_up(self, host: str) -> bool:
+        return (self._folder / f"{host}.up").exists()
+
+    def _has_ended(self, host: str) -> bool:
+        return self._processes[host].poll() is not None
+
+    def _last_line(self, host: str) -> str:
+        log = self._folder / f"{host}.log"
+        lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+        return next((line for line in reversed(lines) if line.strip()), "nothing")
+
+
+def main() -> None:
+    """Run the job. Its exit status is tune.py's, and 75 where it is queued again."""
+    given, arguments = parse(sys.argv[1:])
+    os.umask(0o077)
+    ending = Ending()
+    allocation = find_allocation(os.environ)
+    with told():
+        load_environment()
+        folder = sweep_folder(arguments)
+    before = progress(folder)
+    with _run_folder(given.folder, allocation.job) as place:
+        write_token(place / "token")
+        os.environ[MODE], os.environ[TOKEN_FILE] = "token", str(place / "token")
+        os.environ.pop(TOKEN, None)
+        os.environ.pop("RAY_ADDRESS", None)
+        options = [f"--{name}={value}" for name in ("cpus", "gpus", "network") if (value := getattr(given, name))]
+        options += ["--gpus=0"] if given.gpus == 0 else []
+        status = run(Nodes(allocation, place, options), ending, given, arguments, folder)
+    if not ending.is_warned and status != INTERRUPTED:
+        sys.exit(status if status >= 0 else 128 - status)
+    if ending.is_due and not ending.is_warned:  # somebody has ended it; with 75 it would come again under LSF
+        sys.exit(128 + signal.SIGTERM)
+    if status not in _ENDED_BY_SIGNAL:  # it was done, or failed, at the last moment
+        sys.exit(status if status >= 0 else 128 - status)
+    sys.exit(_come_again(allocation, given.folder, has_moved=progress(folder) > before, folder=folder))
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the arguments of tune.py, which follow two dashes."""
+    mine, _, arguments = _split(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="of the job, which all hosts see")
+    parser.add_argument("--warning-s", type=float, required=True, help="from the signal to the end of the wall time")
+    parser.add_argument("--wait-s", type=float, default=300.0, help="for the nodes; those that have come are used then")
+    parser.add_argument("--cpus", type=int, help="of each host; all that the job has there")
+    parser.add_argument("--gpus", type=int, help="of each host; all that Ray finds there")
+    parser.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16")
+    return parser.parse_args(mine), arguments
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    place = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:place]), "--", list(argv[place + 1 :])
+
+
+def run(nodes: Nodes, ending: Ending, given: argparse.Namespace, arguments: Sequence[str], folder: Path) -> int:
+    """Ray and tune.py, until it ends or is to; returns its exit status, or 75 where there was no time to begin."""
+    try:
+        address = nodes.start_head(ending, given.wait_s)
+        if address is None:
+            nodes.tell_gone()
+            return INTERRUPTED if ending.is_due else 1
+        nodes.start_others(address, ending, given.wait_s)
+        if ending.is_due:
+            return INTERRUPTED
+        environment = without_scheduler(os.environ) | {"RAY_ADDRESS": address}
+        process = subprocess.Popen(tune_command(arguments, folder), env=environment, start_new_session=True)
+        while process.poll() is None and not ending.is_due and nodes.has_head:
+            nodes.tell_gone()
+            time.sleep(_LOOK_EVERY_S)
+        nodes.tell_gone()
+        if process.poll() is None:
+            say("the wall time ends; the sweep saves" if ending.is_warned else "the sweep is told to end, and saves")
+            process.terminate()
+            _end_at(process, time.monotonic() + max(given.warning_s - _MARGIN_S, given.warning_s / 2))
+            return INTERRUPTED if process.returncode in _ENDED_BY_SIGNAL else process.returncode
+        return process.returncode
+    finally:
+        nodes.stop()
+
+
+@contextlib.contextmanager
+def _run_folder(folder: Path, job: str) -> Iterator[Path]:
+    """A private place for the token and the nodes' word and logs; the logs of the job before are gone."""
+    place = folder / f"nodes_{job}"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(mode=0o700, parents=True)
+    try:
+        yield place
+    finally:
+        (place / "token").unlink(missing_ok=True)
+
+
+def _come_again(allocation: Allocation, place: Path, *, has_moved: bool, folder: Path) -> int:
+    """Queue the job again, unless it gets nowhere; returns the status to leave with."""
+    file = place / "idle_jobs.json"
+    num_idle = 0 if has_moved else (json.loads(file.read_text()) if file.exists() else 0) + 1
+    file.write_text(json.dumps(num_idle))
+    goes_on = f"python tune.py sweep.resume={folder}"
+    if num_idle >= _MOST_IDLE_JOBS:
+        say(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {goes_on}")
+        return 1
+    reason = allocation.requeue()
+    if reason is not None:
+        say(f"could not be queued again ({reason}); to go on: {goes_on}")
+        return INTERRUPTED
+    say("queued again")
+    return INTERRUPTED
+
+
+def _until(is_so: Callable[[], bool], patience_s: float) -> None:
+    end = time.monotonic() + patience_s
+    while not is_so() and time.monotonic() < end:
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _end_at(process: subprocess.Popen[bytes], moment: float) -> None:
+    """Kill it then, if it has not ended: nothing that was reported is lost by that."""
+    try:
+        process.wait(max(0.0, moment - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()

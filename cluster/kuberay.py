@@ -1,0 +1,138 @@
+"""Submit a sweep to Kubernetes as a RayJob of KubeRay (1.5.1 or newer); it goes on when a cluster is lost.
+
+    python cluster/kuberay.py --nodes 4 --gpus-per-node 1 --cpus-per-node 8 --memory 32Gi --image REGISTRY/hands:1 \\
+        --claim sweeps --secret sweep-keys -- data=freihand data.root=/sweeps/FreiHAND sweep.num_trials=200
+
+The image holds this project with its requirements; the claim is a volume that all pods may write, for data and results.
+Prints the manifest and applies it; --dry-run only prints. See cluster/kuberay.md.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cluster.submission import Submission, parser, read
+from cluster.sweep import ARGUMENTS
+from handpose.config import told
+from handpose.errors import UserError
+
+_OBJECT_STORE_BYTES = 100 * 2**20
+_LONGEST_NAME = 47  # KubeRay makes the names of pods and services from it, of 63 characters
+_OUTPUT = "/sweeps"
+
+
+def manifest(submission: Submission) -> dict[str, Any]:
+    """The RayJob. The head trains too, since the winner is retrained on the machine of the driver."""
+    given = submission.options
+    head = {"rayStartParams": _start("--head"), "template": _pod(submission, "ray-head")}
+    workers = {
+        "groupName": "workers",
+        "replicas": given.nodes - 1,
+        "minReplicas": given.nodes - 1,
+        "maxReplicas": given.nodes - 1,
+        "rayStartParams": _start("--worker"),
+        "template": _pod(submission, "ray-worker"),
+    }
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": submission.name, "namespace": given.namespace},
+        "spec": {
+            "entrypoint": f"python {given.project}/cluster/sweep.py",
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 60,
+            "backoffLimit": given.retries,
+            "rayClusterSpec": {
+                "rayVersion": version("ray"),
+                "authOptions": {"mode": "token"},  # the operator makes the token, and gives it to all pods as a secret
+                "headGroupSpec": head,
+                "workerGroupSpecs": [workers] if given.nodes > 1 else [],
+            },
+        },
+    }
+
+
+def _start(kind: str) -> dict[str, str]:
+    # The operator asks the dashboard how the job stands, so that it cannot be on loopback; the token guards it.
+    dashboard = {"dashboard-host": "0.0.0.0"} if kind == "--head" else {}
+    return {"object-store-memory": str(_OBJECT_STORE_BYTES), **dashboard}
+
+
+def _pod(submission: Submission, name: str) -> dict[str, Any]:
+    given = submission.options
+    resources = {"cpu": str(given.cpus_per_node), "memory": given.memory}
+    if given.gpus_per_node:
+        resources["nvidia.com/gpu"] = str(given.gpus_per_node)
+    # Not in the entrypoint, which goes through two shells that quote in different ways.
+    arguments = json.dumps(list(submission.arguments))
+    environment = {ARGUMENTS: arguments, "DIR_SCRATCH": _OUTPUT, "RAY_USAGE_STATS_ENABLED": "0"}
+    container: dict[str, Any] = {
+        "name": name,
+        "image": given.image,
+        "env": [{"name": each, "value": value} for each, value in environment.items()],
+        "resources": {"limits": resources, "requests": dict(resources)},
+    }
+    pod: dict[str, Any] = {"containers": [container]}
+    if given.secret is not None:
+        container["envFrom"] = [{"secretRef": {"name": given.secret}}]
+    if given.claim is not None:
+        container["volumeMounts"] = [{"name": "sweeps", "mountPath": _OUTPUT}]
+        pod["volumes"] = [{"name": "sweeps", "persistentVolumeClaim": {"claimName": given.claim}}]
+    return {"spec": pod}
+
+
+def _check(submission: Submission) -> None:
+    given, name = submission.options, submission.name
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > _LONGEST_NAME:
+        raise UserError(
+            f"sweep.name={name} must be a name of Kubernetes: at most {_LONGEST_NAME} small letters, digits and "
+            "dashes, and a letter first"
+        )
+    if re.search(r"[^\w./-]", given.project):
+        raise UserError(f"--project {given.project} must be a path of letters, digits, dots, dashes and underlines")
+    if given.cpus_per_node is None:
+        raise UserError("--cpus-per-node is missing: a pod says how many cores it takes")
+    if not re.fullmatch(r"\d+(\.\d+)?([KMGT]i?)?", given.memory):
+        raise UserError(f"--memory {given.memory} must be a quantity of Kubernetes, as 32Gi")
+    if given.retries < 0:
+        raise UserError(f"--retries must be at least 0, but it is {given.retries}")
+    if given.claim is None and not any(item.startswith("sweep.storage=") for item in submission.arguments):
+        raise UserError("--claim is missing: without a volume that all pods share nothing of the sweep outlives a pod")
+
+
+def main(argv: list[str]) -> None:
+    """Check, print and apply."""
+    made = parser(__doc__ or "")
+    made.add_argument("--image", required=True, help="that holds the project and its requirements")
+    made.add_argument("--project", default="/handpose", help="where the project lies in it")
+    made.add_argument("--memory", default="16Gi", help="of each pod")
+    made.add_argument(
+        "--claim", help="a PersistentVolumeClaim (ReadWriteMany) for data and results, mounted at /sweeps"
+    )
+    made.add_argument("--secret", help="a Secret whose entries become environment variables: keys of stores, W&B")
+    made.add_argument("--namespace", default="default")
+    made.add_argument("--retries", type=int, default=20, help="clusters that may be lost before the job has failed")
+    with told():
+        submission = read(made, argv, is_here=False)
+        _check(submission)
+        text = yaml.safe_dump(manifest(submission), sort_keys=False)
+        print(text, end="", flush=True)
+        if submission.options.dry_run:
+            return
+        if shutil.which("kubectl") is None:
+            raise UserError("there is no kubectl here; install it, or apply what --dry-run prints")
+        if subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True, check=False).returncode:
+            raise UserError("kubectl refused the manifest, as it says above")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

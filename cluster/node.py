@@ -1,0 +1,140 @@
+"""One Ray node of a job, on the host that it is started on, for as long as it runs: SIGTERM ends it.
+
+Everything is the job's own, so that jobs and users who share a host do not meet: ports that the system chooses, a
+folder for temporary files that nobody else can enter, and the job's token.
+"""
+
+import argparse
+import fcntl
+import ipaddress
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cluster.allocation import without_scheduler
+from handpose.sweep.privacy import private_folder
+
+_OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine
+_END_PATIENCE_S = 15.0
+_SIOCGIFADDR = 0x8915
+
+
+def own_address(*, network: str | None, host: str, other: str | None) -> str | None:
+    """The IPv4 address of this machine that the others of a job reach it at; None: Ray may choose.
+
+    network: it lies in, as 10.1.0.0/16, where that was said. host: the scheduler's name for this machine. other:
+    another machine of the job, to which the way is looked up. Raises ValueError where there is none in the network.
+    """
+    if network is not None:
+        inside = [each for each in _addresses() if ipaddress.ip_address(each) in ipaddress.ip_network(network)]
+        if not inside:
+            raise ValueError(f"{host} has no address in --network {network}, only {', '.join(_addresses())}")
+        return inside[0]
+    if other is not None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:  # nothing is sent
+            try:
+                way.connect((other, 9))
+            except OSError:  # a name that only the scheduler knows
+                return None
+            found = str(way.getsockname()[0])
+        return None if ipaddress.ip_address(found).is_loopback else found
+    return None
+
+
+def _addresses() -> list[str]:
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(asked, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:  # it has none
+                continue
+            found.append(socket.inet_ntoa(answer[20:24]))
+    return found
+
+
+def ray_command(given: argparse.Namespace, *, folder: Path, address: str | None) -> list[str]:
+    """The command line of the Ray node. folder: for its temporary files. address: of this machine."""
+    cores = len(os.sched_getaffinity(0))
+    options = [
+        f"--temp-dir={folder}",
+        f"--num-cpus={min(cores, given.cpus) if given.cpus else cores}",
+        f"--object-store-memory={_OBJECT_STORE_BYTES}",
+        *("--min-worker-port=0", "--max-worker-port=0"),  # 10002 and up otherwise, in every job of a host
+        "--dashboard-agent-listen-port=0",
+        *([] if given.gpus is None else [f"--num-gpus={given.gpus}"]),
+        *([] if address is None else [f"--node-ip-address={address}"]),
+    ]
+    if given.head is None:
+        # Ray's client server cannot be turned off, and takes port 10001 unless it is told another.
+        head = ["--head", "--port=0", f"--ray-client-server-port={_free_port()}", "--include-dashboard=false"]
+    else:
+        head = [f"--address={given.head}"]
+    return [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *head, *options]
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return int(found.getsockname()[1])
+
+
+def main() -> None:
+    """Run the node; its exit status is that of `ray start`, or 0 where it was told to end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="of the job, where the node leaves word and its log")
+    parser.add_argument("--host", required=True, help="the scheduler's name for this machine")
+    parser.add_argument("--other", help="another host of the job")
+    parser.add_argument("--head", help="HOST:PORT of the head to join; without it this is the head")
+    parser.add_argument("--cpus", type=int, help="of this machine; all that this process may use")
+    parser.add_argument("--gpus", type=int, help="of this machine; all that Ray finds")
+    parser.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16")
+    given = parser.parse_args()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})  # the job's own; inherited by all of Ray
+    other = given.head.rpartition(":")[0] if given.head else given.other
+    address = own_address(network=given.network, host=given.host, other=other)
+    with private_folder() as folder, (given.folder / f"{given.host}.log").open("a") as log:
+        command = ray_command(given, folder=folder, address=address)
+        environment = without_scheduler(os.environ) | {"RAY_USAGE_STATS_ENABLED": "0"}
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        sys.exit(_attend(process, folder / "ray_current_cluster", given.folder / f"{given.host}.up"))
+
+
+def _attend(process: subprocess.Popen[bytes], address: Path, word: Path) -> int:
+    """Leave word of the node's cluster as soon as it has joined, and wait until it ends, or is to."""
+    is_ended = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal is_ended
+        is_ended = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    parent = os.getppid()
+    while process.poll() is None and not is_ended and os.getppid() == parent:
+        if not word.exists() and address.exists() and (text := address.read_text().strip()):
+            part = word.with_suffix(".part")
+            part.write_text(text)
+            part.replace(word)
+        time.sleep(0.2)
+    if process.poll() is not None:
+        return process.returncode
+    process.terminate()
+    try:
+        process.wait(_END_PATIENCE_S)
+    except subprocess.TimeoutExpired:  # Ray waits 30 s for what still runs; its reaper ends the others then
+        process.kill()
+        process.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Submit a sweep to Slurm, which goes on through as many jobs as it needs.
+
+    python cluster/slurm.py --nodes 4 --gpus-per-node 4 --wall-time 04:00:00 --partition gpu \\
+        --setup 'module load cuda; source .venv/bin/activate' -- data=freihand data.root=DIR sweep.num_trials=200
+
+Options that are not ours are those of sbatch: --partition, --account, --qos, --constraint, --mem, ... Prints the script
+and submits it; --dry-run only prints. See cluster/slurm.md.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cluster.submission import Submission, job_parser, read, script, submit
+from handpose.config import told
+
+_OURS = (
+    *("--nodes", "-N", "--time", "-t", "--signal", "--requeue", "--no-requeue", "--output", "-o", "--open-mode"),
+    *("--ntasks", "-n", "--ntasks-per-node", "--cpus-per-task", "-c", "--gpus-per-node", "--job-name", "-J", "--array"),
+)
+
+
+def directives(submission: Submission) -> list[str]:
+    """The #SBATCH lines."""
+    given = submission.options
+    whole = ["--exclusive", "--mem=0"]  # all cores and all memory of each node
+    options = [
+        f"--job-name={shlex.quote(submission.name)}",
+        f"--nodes={given.nodes}",
+        "--ntasks-per-node=1",
+        *(whole if given.cpus_per_node is None else [f"--cpus-per-task={given.cpus_per_node}"]),
+        *([f"--gpus-per-node={given.gpus_per_node}"] if given.gpus_per_node else []),
+        f"--time={given.wall_time}",
+        f"--signal=B:USR1@{given.warning_s}",  # B: to the script alone, which tells the others
+        "--requeue",
+        "--no-kill",  # the loss of a node costs that node
+        f"--output={shlex.quote(str(submission.log))}",
+        "--open-mode=append",
+        *submission.more,
+    ]
+    return [f"#SBATCH {option}" for option in options]
+
+
+def main(argv: list[str]) -> None:
+    """Check, print and submit."""
+    with told():
+        submission = read(job_parser(__doc__ or ""), argv, ours=_OURS)
+        submit(submission, script(submission, directives(submission)), ["sbatch"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,192 @@
+"""What the launchers have in common: their options, what they check before anything is submitted, the job's script."""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from cluster.sweep import key_of, sweep_folder  # noqa: E402
+from handpose.config import compose, load_environment  # noqa: E402
+from handpose.errors import UserError  # noqa: E402
+from handpose.sweep.space import load_space  # noqa: E402
+from handpose.sweep.study import without_password  # noqa: E402
+
+_NOT_IN_A_JOB = ("ray.address", "ray.num_cpus", "sweep.status", "sweep.folder")
+
+
+class Submission(NamedTuple):
+    """A sweep to be submitted.
+
+    name: of the sweep and the job. folder: of the sweep. place: of the job's script and log. options: as they were
+    given. more: options for the scheduler, one each. arguments: of tune.py.
+    """
+
+    name: str
+    folder: Path
+    place: Path
+    options: argparse.Namespace
+    more: Sequence[str]
+    arguments: Sequence[str]
+
+    @property
+    def log(self) -> Path:
+        return self.place / "job.log"
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Of what every launcher takes."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    made.add_argument("--nodes", type=int, default=1, help="how many machines")
+    made.add_argument("--gpus-per-node", type=int, default=0, help="0: trials run on cores")
+    made.add_argument("--cpus-per-node", type=int, help="cores of each machine; without it the machines are whole")
+    made.add_argument("--dry-run", action="store_true", help="prints what would be submitted, and ends")
+    return made
+
+
+def job_parser(description: str) -> argparse.ArgumentParser:
+    """With what a job of a scheduler has besides."""
+    made = parser(description)
+    made.add_argument("--setup", default="", help="shell commands before Python, as 'module load cuda'")
+    made.add_argument("--wall-time", required=True, help="of each job, HH:MM:SS; the sweep takes as many as it needs")
+    made.add_argument("--warning-s", type=int, default=300, help="before its end the sweep is saved")
+    made.add_argument("--wait-s", type=int, default=300, help="for the nodes; those that have come are used then")
+    made.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16; else that of their names")
+    return made
+
+
+def read(
+    made: argparse.ArgumentParser, argv: Sequence[str], *, ours: Sequence[str] | None = None, is_here: bool = True
+) -> Submission:
+    """The submission that a command line asks for.
+
+    ours: options of the scheduler that the launcher sets itself; it takes all others. None: there are no others.
+    is_here: the sweep's folder is seen from this machine. Raises UserError for any mistake in the command line.
+    """
+    place = list(argv).index("--") if "--" in argv else len(argv)
+    options, unknown = made.parse_known_args(argv[:place])
+    if ours is None and unknown:
+        raise UserError(f"{unknown[0]} is no option (--help); the arguments of tune.py follow two dashes")
+    more = _passed_through(unknown, ours or ())
+    load_environment()
+    arguments = list(argv[place + 1 :])
+    _check_options(options)
+    _check_arguments(arguments)
+    given = {key_of(item) for item in arguments}
+    if not {"sweep.name", "sweep.resume"} & given:
+        arguments.append(f"sweep.name={datetime.now():sweep-%Y-%m-%d-%H-%M-%S}")
+    # What the environment of a machine elsewhere has need not be here.
+    checked = arguments if is_here else [re.sub(r"\$\{oc\.env:\w+\}", "elsewhere", item) for item in arguments]
+    folder = sweep_folder(checked)
+    if is_here:
+        _check_sweep(folder, is_resumed="sweep.resume" in given)
+    if "sweep.resume" not in given:
+        load_space(compose("tune", checked).search_space)
+    return Submission(folder.name, folder, folder.parents[1] / "jobs" / folder.name, options, more, arguments)
+
+
+def _passed_through(unknown: Sequence[str], ours: Sequence[str]) -> list[str]:
+    """Options that are not ours, each with its value: `--partition gpu`, `-q gpu`, `--exclusive`."""
+    more: list[str] = []
+    for item in unknown:
+        if item.startswith("-"):
+            name, equals, value = item.partition("=")
+            more.append(f"{name}={shlex.quote(value)}" if equals else name)
+        elif more:
+            more[-1] += f" {shlex.quote(item)}"
+        else:
+            raise UserError(f"{item} is no option; the arguments of tune.py follow two dashes: -- {item}")
+    for item in more:
+        name = re.split(r"[= ]", item)[0]
+        if name in ours:
+            raise UserError(f"{item}: {name} is set by this launcher, from --wall-time, --nodes and the like (--help)")
+        if "\n" in item:
+            raise UserError(f"{item!r}: an option has one line")
+    return more
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_node", 1), ("wait_s", 1), ("warning_s", 1)):
+        value = getattr(options, name, None)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, but it is {value}")
+    if "wall_time" in options and options.warning_s >= seconds(options.wall_time):
+        raise UserError(f"--warning-s {options.warning_s} leaves no time to train of --wall-time {options.wall_time}")
+
+
+def seconds(wall_time: str) -> int:
+    """Of a wall time, HH:MM:SS, with days before it as D-HH:MM:SS. Raises UserError."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", wall_time)
+    if found is None:
+        raise UserError(f"--wall-time {wall_time} must be HH:MM:SS, or D-HH:MM:SS")
+    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    for item in arguments:
+        if key_of(item) in _NOT_IN_A_JOB:
+            raise UserError(f"{item} has no place in a job, which has its own Ray, and finds the sweep by its name")
+        if without_password(item) != item:
+            raise UserError(
+                f"{without_password(item)} would write its password into the job's script; put the whole URL into "
+                f".env, as STUDY_URL=..., and give {key_of(item)}='${{oc.env:STUDY_URL}}'"
+            )
+
+
+def _check_sweep(folder: Path, *, is_resumed: bool) -> None:
+    there = (folder / "sweep.yaml").is_file()
+    if is_resumed and not there:
+        raise UserError(f"sweep.resume={folder}: there is no sweep in it")
+    if there and not is_resumed:
+        raise UserError(f"there is a sweep in {folder}: give sweep.resume={folder}, or another sweep.name")
+
+
+def script(submission: Submission, directives: Sequence[str], *, before: Sequence[str] = ()) -> str:
+    """The job's script: the scheduler's directives, the setup, and cluster/job.py in place of the shell.
+
+    In its place, so that the scheduler's signals reach it. before: lines of shell that come first.
+    """
+    given = submission.options
+    options = [f"--folder={submission.place}", f"--warning-s={given.warning_s}", f"--wait-s={given.wait_s}"]
+    options += [f"--gpus={given.gpus_per_node}"]
+    options += [] if given.cpus_per_node is None else [f"--cpus={given.cpus_per_node}"]
+    options += [] if given.network is None else [f"--network={given.network}"]
+    python = "python" if given.setup else sys.executable
+    command = shlex.join([python, str(REPOSITORY / "cluster" / "job.py"), *options, "--", *submission.arguments])
+    setup = [given.setup] if given.setup else []
+    lines = ["#!/bin/bash", *directives, *before, f"cd {shlex.quote(os.getcwd())}", *setup, f"exec {command}"]
+    return "\n".join([*lines, ""])
+
+
+def submit(submission: Submission, text: str, command: Sequence[str]) -> None:
+    """Keep the script and hand it in; with --dry-run only print it. Raises UserError where that is refused.
+
+    command: of the scheduler, which reads the script on its standard input.
+    """
+    if submission.options.dry_run:
+        print(text, end="")
+        return
+    if shutil.which(command[0]) is None:
+        raise UserError(f"there is no {command[0]} here; go to a machine that has it, or print the job with --dry-run")
+    submission.place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (submission.place / "idle_jobs.json").unlink(missing_ok=True)
+    file = submission.place / "job.sh"
+    file.write_text(text)
+    file.chmod(0o600)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{command[0]} refused {file}: {' '.join((done.stderr or done.stdout).split())}")
+    print(text, done.stdout.strip(), f"log:    {submission.log}", sep="\n")
+    print(f"status: python tune.py sweep.status={submission.folder}")

@@ -1,0 +1,68 @@
+"""tune.py as a job runs it: it begins the sweep, or goes on with the one that an earlier job has begun.
+
+    python cluster/sweep.py -- sweep.name=hands sweep.num_trials=100
+
+On a Ray that runs already, at RAY_ADDRESS or on this machine. The arguments may stand in SWEEP_ARGUMENTS instead, a
+list in JSON, where a command line would have to pass shells. Its exit status is that of tune.py: 75 is a sweep that
+was interrupted and can go on.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from handpose.config import compose, load_environment, told  # noqa: E402
+from handpose.errors import UserError  # noqa: E402
+
+ARGUMENTS = "SWEEP_ARGUMENTS"
+INTERRUPTED = 75
+"""Exit status of tune.py for a sweep that can go on."""
+
+
+def key_of(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def sweep_folder(arguments: Sequence[str]) -> Path:
+    """The folder of the sweep that these arguments of tune.py are about. Raises UserError for a mistake in them."""
+    resumed = [item.partition("=")[2].strip("'\"") for item in arguments if key_of(item) == "sweep.resume"]
+    if resumed:
+        return Path(resumed[-1]).expanduser().resolve()
+    if not any(key_of(item) == "sweep.name" for item in arguments):
+        raise UserError("sweep.name is missing: the next job finds the sweep by it")
+    return Path(compose("tune", list(arguments)).sweep.folder)
+
+
+def tune_command(arguments: Sequence[str], folder: Path) -> list[str]:
+    """The command line that begins the sweep, or goes on with it where the folder has it already."""
+    is_new = not (folder / "sweep.yaml").is_file()
+    goes_on = [item for item in arguments if key_of(item) == "sweep.resume"] or [f"sweep.resume={folder}"]
+    asked = arguments if is_new or goes_on[0] in arguments else goes_on
+    return [sys.executable, str(REPOSITORY / "tune.py"), *asked, "ray.address=auto"]
+
+
+def progress(folder: Path) -> int:
+    """A number that grows with the epochs that sweep, confirmation and retraining have trained."""
+    logs = [folder / "events.jsonl", folder / "confirm" / "events.jsonl"]
+    reports = sum(file.read_bytes().count(b'"event": "reported"') for file in logs if file.is_file())
+    last = folder / "retrain" / "checkpoints" / "last.ckpt"
+    return reports + (last.stat().st_mtime_ns if last.is_file() else 0)
+
+
+def main() -> None:
+    """Become tune.py."""
+    with told():
+        load_environment()
+        given = [item for item in sys.argv[1:] if item != "--"]
+        arguments = given or json.loads(os.environ.get(ARGUMENTS, "[]"))
+        command = tune_command(arguments, sweep_folder(arguments))
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    main()

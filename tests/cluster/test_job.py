@@ -1,0 +1,196 @@
+"""A job from its nodes to its end: what makes it come again, and what does not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from cluster import job
+from cluster.job import parse, run
+from cluster.sweep import progress, tune_command
+from handpose.config import REPOSITORY
+from tests.builders import write_freihand
+from tests.sweep.test_trial import SMALL
+
+
+class FakeNodes:
+    """Nodes that are up at once."""
+
+    has_head = True
+
+    def __init__(self):
+        self.told = []
+
+    def start_head(self, ending, patience_s):
+        return "127.0.0.1:1"
+
+    def start_others(self, address, ending, patience_s):
+        self.told.append(address)
+
+    def tell_gone(self):
+        pass
+
+    def stop(self):
+        self.told.append("stopped")
+
+
+class FakeEnding:
+    """A job that is warned after so many looks."""
+
+    def __init__(self, looks=10**9):
+        self.looks = looks
+        self.is_warned = False
+
+    @property
+    def is_due(self):
+        self.looks -= 1
+        self.is_warned = self.looks < 0
+        return self.is_warned
+
+
+class FakeAllocation:
+    """One that takes note."""
+
+    job, hosts = "7", ("here",)
+
+    def __init__(self, reason=None):
+        self.reason, self.num_asked = reason, 0
+
+    def requeue(self):
+        self.num_asked += 1
+        return self.reason
+
+
+@pytest.fixture
+def tune(monkeypatch):
+    """Puts a piece of Python in the place of tune.py."""
+    monkeypatch.setattr(job, "_LOOK_EVERY_S", 0.05)
+    return lambda code: monkeypatch.setattr(job, "tune_command", lambda *given: [sys.executable, "-c", code])
+
+
+SAVES = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print('up', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 75])
+def test_a_sweep_that_ends_by_itself_says_how(tune, tmp_path, status):
+    nodes = FakeNodes()
+    tune(f"raise SystemExit({status})")
+    assert run(nodes, FakeEnding(), Namespace(wait_s=1, warning_s=10), [], tmp_path) == status
+    assert nodes.told == ["127.0.0.1:1", "stopped"]
+
+
+def test_a_warning_makes_the_sweep_save_before_the_nodes_are_stopped(tune, tmp_path):
+    tune(SAVES)
+    assert run(FakeNodes(), FakeEnding(looks=20), Namespace(wait_s=1, warning_s=10), [], tmp_path) == 75
+
+
+def test_a_sweep_that_does_not_end_in_time_is_killed_and_can_go_on(tune, tmp_path):
+    tune("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)")
+    began = time.monotonic()
+    assert run(FakeNodes(), FakeEnding(looks=20), Namespace(wait_s=1, warning_s=1), [], tmp_path) == 75
+    assert time.monotonic() - began < 30
+
+
+def test_a_sweep_without_a_head_is_told_to_save(tune, tmp_path):
+    tune(SAVES)
+    nodes = FakeNodes()
+    nodes.has_head = False
+    assert run(nodes, FakeEnding(), Namespace(wait_s=1, warning_s=10), [], tmp_path) == 75
+
+
+def test_a_job_that_got_somewhere_comes_again(tmp_path, capsys):
+    allocation = FakeAllocation()
+    for _ in range(3):
+        assert job._come_again(allocation, tmp_path, has_moved=True, folder=Path("sweep")) == 75
+    assert allocation.num_asked == 3
+
+
+def test_jobs_that_get_nowhere_do_not_come_again_for_ever(tmp_path, capsys):
+    allocation = FakeAllocation()
+    statuses = [job._come_again(allocation, tmp_path, has_moved=False, folder=Path("sweep")) for _ in range(2)]
+    assert (statuses, allocation.num_asked) == ([75, 1], 1)
+    assert "in 2 jobs no epoch was finished" in capsys.readouterr().out
+
+
+def test_a_job_that_cannot_come_again_says_how_to_go_on(tmp_path, capsys):
+    assert job._come_again(FakeAllocation("no rights"), tmp_path, has_moved=True, folder=Path("/sweep")) == 75
+    told = capsys.readouterr().out
+    assert "could not be queued again (no rights); to go on: python tune.py sweep.resume=/sweep" in told
+
+
+def test_a_warning_reaches_neither_what_the_job_starts_nor_is_it_lost():
+    code = f"""
+import os, signal, subprocess, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from cluster.job import Ending
+ending = Ending()
+child = subprocess.Popen(["sleep", "30"])
+assert not ending.is_due
+os.kill(child.pid, signal.SIGUSR1)
+os.kill(os.getpid(), signal.SIGUSR1)
+assert ending.is_warned and ending.is_due and child.poll() is None
+child.terminate()
+assert child.wait() == -15
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_next_job_goes_on_with_what_the_first_began(tmp_path):
+    arguments = ["sweep.name=hands", "sweep.num_trials=7"]
+    assert tune_command(arguments, tmp_path)[2:] == [*arguments, "ray.address=auto"]
+    (tmp_path / "sweep.yaml").write_text("")
+    assert tune_command(arguments, tmp_path)[2:] == [f"sweep.resume={tmp_path}", "ray.address=auto"]
+    resumed = [f"sweep.resume={tmp_path}", "sweep.num_trials=9"]
+    assert tune_command(resumed, tmp_path)[2:] == [*resumed, "ray.address=auto"]
+
+
+def test_progress_grows_with_the_epochs_and_not_with_attempts(tmp_path):
+    before = progress(tmp_path)
+    (tmp_path / "events.jsonl").write_text('{"event": "opened", "at": 0}\n{"event": "begun", "at": 1}\n')
+    assert progress(tmp_path) == before
+    with (tmp_path / "events.jsonl").open("a") as log:
+        log.write('{"event": "reported", "at": 2}\n')
+    assert progress(tmp_path) > before
+
+
+def test_the_arguments_of_the_sweep_follow_two_dashes():
+    given, arguments = parse(["--folder=/x", "--warning-s=60", "--gpus=0", "--", "sweep.name=a", "--"])
+    assert (given.folder, given.gpus, given.cpus, arguments) == (Path("/x"), 0, None, ["sweep.name=a", "--"])
+
+
+@pytest.mark.slow
+def test_a_sweep_on_two_nodes_is_warned_and_goes_on_in_the_next_job(tmp_path):
+    """Under LSF, as its environment and `blaunch` would have it; both hosts are this machine."""
+    write_freihand(tmp_path / "freihand", num_poses=24, variants=1, num_test=6, size=64)
+    blaunch = tmp_path / "bin" / "blaunch"
+    blaunch.parent.mkdir()
+    blaunch.write_text('#!/bin/sh\nshift\nexec "$@"\n')
+    blaunch.chmod(0o755)
+    environment = os.environ | {"PATH": f"{blaunch.parent}:{os.environ['PATH']}", "LSB_JOBID": "12"}
+    environment |= {"LSB_MCPU_HOSTS": "first 1 second 1", "LSB_DJOB_RANKFILE": "/dev/null", "DIR_SCRATCH": "outputs"}
+    place = tmp_path / "job"
+    overrides = [*SMALL, "data.root=freihand", "sweep.name=two", "sweep.num_trials=4", "sweep.max_epochs=6"]
+    overrides += ["trainer.max_epochs=1", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "scheduler=fifo"]
+    overrides += ["sweep.preflight=off", "sweep.confirm.seeds=0"]
+    command = [sys.executable, str(REPOSITORY / "cluster" / "job.py"), f"--folder={place}", "--warning-s=120"]
+    command += ["--cpus=1", "--gpus=0", "--", *overrides]
+    log = tmp_path / "log"
+    sweep = tmp_path / "outputs" / "sweeps" / "two"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out)
+        while progress(sweep) == 0:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        assert len({file.stem for file in (place / "nodes_12").glob("*.up")}) == 2
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(200) == 75, log.read_text()
+        assert "job: queued again" in log.read_text()
+        assert not (place / "nodes_12" / "token").exists()
+        assert subprocess.run(command, cwd=tmp_path, env=environment, stdout=out, stderr=out).returncode == 0
+    assert (sweep / "retrain" / "metrics.json").is_file()
+    assert "goes on" in log.read_text()

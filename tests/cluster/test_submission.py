@@ -1,0 +1,141 @@
+"""What the launchers write for a scheduler, and the mistakes that they find before anything is submitted."""
+
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cluster import lsf, slurm
+from cluster.submission import job_parser, read, seconds
+
+JOB = ["--nodes", "4", "--gpus-per-node", "2", "--wall-time", "04:00:00"]
+SWEEP = ["sweep.name=hands", "sweep.num_trials=7"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIR_SCRATCH", raising=False)
+    return tmp_path
+
+
+def printed(launcher, capsys, *argv):
+    launcher.main([*argv])
+    return capsys.readouterr().out.splitlines()
+
+
+def refused(launcher, capsys, *argv):
+    """The sentence that the launcher ends with."""
+    with pytest.raises(SystemExit) as left:
+        launcher.main([*argv])
+    assert left.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    return told.err
+
+
+def test_a_slurm_job_is_warned_before_its_end_and_comes_again(here, capsys):
+    lines = printed(slurm, capsys, *JOB, "--dry-run", "--partition", "gpu", "--account=me", "--", *SWEEP)
+    asked = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}
+    assert {"--nodes=4", "--gpus-per-node=2", "--time=04:00:00", "--signal=B:USR1@300", "--requeue"} <= asked
+    assert {"--partition gpu", "--account=me", "--exclusive", "--open-mode=append"} <= asked
+    assert lines[-1].startswith("exec ")
+    assert lines[-1].endswith("-- sweep.name=hands sweep.num_trials=7")
+    assert list(here.iterdir()) == []
+
+
+def test_an_lsf_job_counts_slots_and_minutes_and_comes_again_by_its_status(here, capsys):
+    argv = [*JOB, "--cpus-per-node", "8", "--warning-s", "200", "-q", "gpu", "-R", "rusage[mem=4]", "--dry-run"]
+    lines = printed(lsf, capsys, *argv, "--", *SWEEP)
+    asked = {line.removeprefix("#BSUB ") for line in lines if line.startswith("#BSUB ")}
+    assert {"-n 32", '-R "span[ptile=8]"', "-W 240", "-wa USR1", "-wt 4", '-Q "75"', "-q gpu"} <= asked
+    assert "-R 'rusage[mem=4]'" in asked
+    assert f"exec >> {here / 'outputs/jobs/hands/job.log'} 2>&1" in lines
+
+
+def test_the_setup_comes_before_python_and_python_is_its(here, capsys):
+    *_, setup, last = printed(slurm, capsys, *JOB, "--setup", "module load cuda", "--dry-run", "--", *SWEEP)
+    assert setup == "module load cuda"
+    assert last.startswith("exec python ")
+
+
+def test_a_machine_without_gpus_is_asked_for_as_it_is(here, capsys):
+    lines = printed(slurm, capsys, "--wall-time", "1-00:00:00", "--cpus-per-node", "4", "--dry-run", "--", *SWEEP)
+    assert not any("gpus-per-node" in line for line in lines)
+    assert "#SBATCH --cpus-per-task=4" in lines
+    assert "--gpus=0" in lines[-1]
+
+
+def test_a_sweep_without_a_name_gets_one_since_the_next_job_finds_it_by_that(here, capsys):
+    assert re.search(r"-- sweep\.name=sweep-\d{4}-[-\d]+$", printed(slurm, capsys, *JOB, "--dry-run", "--")[-1])
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--nodes", "0", "--wall-time", "01:00:00", "--"], r"--nodes must be at least 1, but it is 0"),
+        (["--wall-time", "1h", "--"], r"--wall-time 1h must be HH:MM:SS"),
+        (["--wall-time", "00:05:00", "--"], r"--warning-s 300 leaves no time"),
+        (["--wall-time", "01:00:00", "--time=3", "--"], r"--time=3: --time is set by this launcher"),
+        (["--wall-time", "01:00:00", "sweep.name=x"], r"sweep\.name=x is no option; .* two dashes"),
+        (["--wall-time", "01:00:00", "--", "ray.address=auto"], r"ray\.address=auto has no place in a job"),
+        (["--wall-time", "01:00:00", "--", "sweep.nam=x"], r"no configuration key sweep\.nam"),
+        (["--wall-time", "01:00:00", "--", "search_space=none_such"], r"none_such"),
+        (
+            ["--wall-time", "01:00:00", "--", "sweep.resume=nowhere"],
+            r"sweep\.resume=.*nowhere: there is no sweep",
+        ),
+    ],
+)
+def test_a_mistake_is_a_sentence_before_anything_is_submitted(here, capsys, argv, sentence):
+    assert re.search(sentence, refused(slurm, capsys, *argv))
+
+
+def test_a_password_does_not_get_into_a_script(here, capsys):
+    told = refused(slurm, capsys, *JOB, "--", *SWEEP, "searcher.storage=postgresql://me:hunter2@db/x")
+    assert "hunter2" not in told
+    assert "searcher.storage='${oc.env:STUDY_URL}'" in told
+
+
+def test_a_sweep_that_is_there_is_not_begun_again(here, capsys):
+    folder = here / "outputs" / "sweeps" / "hands"
+    folder.mkdir(parents=True)
+    (folder / "sweep.yaml").write_text("")
+    assert f"give sweep.resume={folder}" in refused(slurm, capsys, *JOB, "--", *SWEEP)
+    submission = read(job_parser(""), [*JOB, "--", f"sweep.resume={folder}"])
+    assert (submission.name, submission.folder) == ("hands", folder)
+
+
+def test_a_scheduler_that_is_not_there_is_a_sentence(here, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert "there is no sbatch here" in refused(slurm, capsys, *JOB, "--", *SWEEP)
+
+
+def test_the_script_that_is_handed_in_is_kept_for_its_owner_alone(here, capsys, monkeypatch):
+    fake = here / "bin" / "bsub"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\ncat > {here}/handed_in\necho 'Job <7> is submitted.'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:/usr/bin:/bin")
+    lines = printed(lsf, capsys, *JOB, "--", *SWEEP)
+    script = here / "outputs" / "jobs" / "hands" / "job.sh"
+    assert (here / "handed_in").read_text() == script.read_text()
+    assert stat.S_IMODE(script.stat().st_mode) == 0o600
+    assert stat.S_IMODE(script.parent.stat().st_mode) == 0o700
+    assert "Job <7> is submitted." in lines
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+def test_a_wall_time_may_have_days():
+    assert [seconds(text) for text in ("00:01:30", "100:00:00", "2-01:00:00")] == [90, 360000, 176400]
+
+
+@pytest.mark.parametrize("name", ["slurm", "lsf", "kuberay", "ray_up"])
+def test_each_launcher_has_a_guide_of_less_than_a_page(name):
+    guide = Path(slurm.__file__).with_name(f"{name}.md").read_text()
+    assert f"cluster/{name}.py" in guide
+    assert len(guide.splitlines()) <= 60
