@@ -1,8 +1,8 @@
 """Sweep, confirm, retrain, predict the test split, report: `python tune.py`, with any configuration key=value."""
 
+import contextlib
 import sys
 from functools import partial
-from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -11,30 +11,38 @@ from handpose.config import script, task_overrides
 from handpose.report.front import front_text
 from handpose.report.summary import summary
 from handpose.sweep.confirm import confirm
+from handpose.sweep.mirror import NotKeptError, mirrored
 from handpose.sweep.preflight import check_plan, check_space, check_sweep, preflight, survey
 from handpose.sweep.provenance import provenance
 from handpose.sweep.reporting import REPORT, check_scientific, write_report
-from handpose.sweep.resume import check_data, description, new_task, recorded_task
+from handpose.sweep.resume import check_data, description, new_task, task_to_resume
 from handpose.sweep.retrain import retrain
 from handpose.sweep.rules import Fifo
 from handpose.sweep.run import INTERRUPTED, SweepHaltedError, SweepInterruptedError, swept, try_out
 from handpose.sweep.scheduler import rule_maker
 from handpose.sweep.select import NoWinnerError, select_winner, write_chosen
 from handpose.sweep.status import print_status
+from handpose.sweep.stored_sweep import check_storage
 from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides, with_params
 
 
 def main(config: DictConfig) -> None:
     """Sweep, confirm, retrain, test, and tell what came out; or go on with that."""
     if config.sweep.status:
-        print_status(Path(config.sweep.status).expanduser().resolve())
+        print_status(config.sweep.status)
         return
-    folder = config.sweep.resume
-    task = recorded_task(Path(folder).expanduser().resolve(), task_overrides()) if folder else new_task(config)
+    with contextlib.ExitStack() as kept:
+        tune(config, kept)
+
+
+def tune(config: DictConfig, kept: contextlib.ExitStack) -> None:
+    """The same; kept: until it is over."""
+    task = task_to_resume(config, task_overrides()) if config.sweep.resume else new_task(config)
     config, space = task.config, task.space
     sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
     overrides = training_overrides(task.overrides)
     check_sweep(sweep, cluster)
+    check_storage(sweep)
     check_space(space, overrides, is_grid=config.searcher.sampler is None)
     check_scientific(config.report.scientific, space)
     fresh_rule = rule_maker(instantiate(config.scheduler), sweep, space)
@@ -64,6 +72,7 @@ def main(config: DictConfig) -> None:
         try_out(sweep, cluster, tried)
         return
 
+    mirror = kept.enter_context(mirrored(sweep))
     with swept(
         sweep=sweep,
         cluster=cluster,
@@ -74,6 +83,7 @@ def main(config: DictConfig) -> None:
         command=recipe.command,
         description=None if task.origin else description(task, origin),
         preflight=tried,
+        mirror=mirror,
     ) as table:
         confirmed = confirm(
             table,
@@ -84,6 +94,7 @@ def main(config: DictConfig) -> None:
             objective=TrainingObjective.of(recipe, sweep, Fifo(), measures=False),
             command=recipe.command,
             origin=origin,
+            mirror=mirror,
         )
 
     winner = select_winner(table, folder=sweep.path, confirmed=confirmed)
@@ -116,7 +127,7 @@ def guarded(config: DictConfig) -> None:
         main(config)
     except (NoWinnerError, SweepHaltedError) as error:
         sys.exit(f"error: {error}")
-    except SweepInterruptedError as error:
+    except (SweepInterruptedError, NotKeptError) as error:
         print(error, file=sys.stderr)
         sys.exit(INTERRUPTED)
 

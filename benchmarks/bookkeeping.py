@@ -71,7 +71,7 @@ class Sweep:
         self.settings: SweepSettings = instantiate(config.sweep)
         self.stack: list[Callable[[], None]] = []
 
-    def open(self, *, resume: bool) -> None:
+    def open(self, *, resume: bool, num_slots: int = _SLOTS) -> None:
         """As run_sweep does it, but for Ray."""
         settings = self.settings
         self.searcher = OptunaSearcher(
@@ -96,7 +96,7 @@ class Sweep:
             table, folder=settings.path, shelf=history.shelf, tick=self.state.tick, view=Silent(), logs=logs
         )
         recorder.catch_up(self.state.last_event)
-        self.state.open(num_slots=_SLOTS, listener=recorder)
+        self.state.open(num_slots=num_slots, listener=recorder)
         self.recorder = recorder
 
     def close(self) -> None:

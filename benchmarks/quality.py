@@ -378,6 +378,8 @@ def main() -> None:
     given = parser.parse_args()
     print(machine_line())
     results = given.of(given)
+    for run in itertools.chain.from_iterable(results.get("runs", {}).values()):
+        del run["checkpoint"]  # it is gone with its folder
     settings = {name: value for name, value in vars(given).items() if name not in ("output", "of", "root")}
     write_results(given.output, {"settings": settings, **results})
 

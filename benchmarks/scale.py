@@ -6,6 +6,13 @@ driver: the real events, study (random proposals), trials.csv and TensorBoard un
 workers, each size in a process of its own. `trial` and `report` are milliseconds of the last tenth of the trials, so
 that growth shows; `memory` is what the process grew by; `restored` is how long a new state takes to read it all.
 
+wide: the same for many slots at once, a row for each tenth of the reports: milliseconds of a proposal, a report, a step
+(what is shown and written after each of Tune's), and a line, which a trial that has ended gets where there is no
+terminal; all of the processor, so that what else the machine does is not in them.
+
+futures: milliseconds that Tune takes to find the next result among so many workers: it shuffles what it waits for, and
+asks Ray for the first that is ready.
+
 sampler: milliseconds of one proposal of Optuna's TPE when a study has so many trials, as configured and with options of
 its own changed; beside it random proposals, which cost what our own code and the study do.
 
@@ -25,6 +32,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,6 +48,8 @@ from benchmarks.bookkeeping import Sweep  # noqa: E402
 from benchmarks.record import write_results  # noqa: E402
 from benchmarks.sweeps import in_fresh_process  # noqa: E402
 from handpose.config import compose, quote_override  # noqa: E402
+from handpose.report.terminal import Clock, trial_line  # noqa: E402
+from handpose.sweep.events import EVENTS  # noqa: E402
 from handpose.sweep.scheduler import rule_maker  # noqa: E402
 from handpose.sweep.searcher import Known, OptunaSearcher  # noqa: E402
 from handpose.sweep.space import Params, load_space  # noqa: E402
@@ -55,6 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(_PARTS), default=list(_PARTS))
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000, 10_000], help="of driver and sampler")
+    parser.add_argument("--wide-slots", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--wide-reports", type=int, default=100_000)
     parser.add_argument("--ray-sizes", type=int, nargs="*", default=[10, 100, 1000], help="10000 takes long")
     parser.add_argument("--plain-sizes", type=int, nargs="*", default=[10, 100], help="1000 takes half an hour")
     parser.add_argument("--slots", type=int, default=2, help="of Ray")
@@ -73,6 +85,15 @@ def _driver_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
     return [_medians(given.repeats, driver, num_trials=size) for size in given.sizes]
 
 
+def _wide_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
+    sizes = [{"num_slots": slots, "num_reports": given.wide_reports} for slots in given.wide_slots]
+    return [row for size in sizes for row in in_fresh_process(wide, **size)]
+
+
+def _futures_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
+    return [_medians(given.repeats, next_result_ms, num_slots=slots) for slots in given.wide_slots]
+
+
 def _sampler_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
     return [_medians(given.repeats, proposals_ms, num_trials=size) for size in given.sizes]
 
@@ -88,6 +109,8 @@ def _ray_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 _PARTS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
     "driver": _driver_rows,
+    "wide": _wide_rows,
+    "futures": _futures_rows,
     "sampler": _sampler_rows,
     "ray": _ray_rows,
 }
@@ -100,10 +123,10 @@ def _medians(repeats: int, function: Callable[..., dict[str, float]], **argument
 
 def table(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of a part, to read."""
-    heads = list(rows[0])
+    heads = list(dict.fromkeys(head for row in rows for head in row))
     widths = {head: max(10, len(head) + 2) for head in heads}
     lines = [part, "".join(f"{head:>{widths[head]}}" for head in heads)]
-    lines += ["".join(f"{row[head]:>{widths[head]}}" for head in heads) for row in rows]
+    lines += ["".join(f"{row.get(head, ''):>{widths[head]}}" for head in heads) for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -172,10 +195,92 @@ def grow(sweep: Sweep, num_trials: int) -> list[float]:
             running.append((stretch, epoch + 1))
 
 
+def wide(num_slots: int, num_reports: int) -> list[dict[str, float]]:
+    """A sweep on so many slots, until so many reports have come; each is followed by a step, as Tune has it.
+
+    Returns, and prints, a row for every tenth of it.
+    """
+    rows, generator = list[dict[str, float]](), random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = Sweep(Path(folder) / "sweep", num_reports)
+        sweep.open(resume=False, num_slots=num_slots)
+        running, before_mb = deque[tuple[Stretch, int]](), rss_mb()
+        table, events = sweep.state.history.table, Path(folder) / "sweep" / EVENTS
+        for tenth in range(1, 11):
+            costs = _reports(sweep, running, num_reports * tenth // 10)
+            row = table.rows[generator.randrange(len(table.rows))]
+            rows.append(
+                {
+                    "slots": num_slots,
+                    "trials": len(table.rows),
+                    "reports": sweep.state.history.num_reports,
+                    **{f"{name}_ms": round(statistics.mean(spent), 3) for name, spent in costs.items()},
+                    "line_ms": round(_timed_ms(partial(trial_line, table, row, Clock(time_budget_s=None))), 2),
+                    "memory_mb": round(rss_mb() - before_mb),
+                    "events_mb": round(events.stat().st_size / 1e6, 1),
+                }
+            )
+            print(rows[-1], flush=True)
+        sweep.close()
+        rows[-1]["restored_s"] = round(_timed_ms(lambda: sweep.open(resume=True)) / 1e3, 2)
+        print(rows[-1], flush=True)
+        sweep.close()
+    return rows
+
+
+def _reports(sweep: Sweep, running: "deque[tuple[Stretch, int]]", until: int) -> dict[str, list[float]]:
+    """Go on until there are so many reports; what each proposal, report and step cost, in ms of the processor."""
+    state, costs = sweep.state, {"proposal": list[float](), "report": list[float](), "step": list[float]()}
+    while state.history.num_reports < until:
+        before = time.process_time()
+        while stretch := state.next():
+            running.append((stretch, stretch.epoch))
+            costs["proposal"].append((time.process_time() - before) * 1e3)
+            before = time.process_time()
+        stretch, epoch = running.popleft()
+        metrics = {_METRIC: loss(stretch.params, stretch.trial, epoch + 1), "val/pck_auc": 0.5}
+        began = time.process_time()
+        goes_on = state.reported(stretch.trial, epoch + 1, metrics, node="node")
+        reported = time.process_time()
+        sweep.recorder.on_step_end(0, [])
+        costs["report"].append((reported - began) * 1e3)
+        costs["step"].append((time.process_time() - reported) * 1e3)
+        if goes_on:
+            running.append((stretch, epoch + 1))
+    return costs
+
+
+def next_result_ms(num_slots: int) -> dict[str, float]:
+    """As Tune's actor manager does it, in ray.air.execution."""
+    import asyncio
+
+    import ray
+
+    class Worker:
+        async def work(self, seconds: float) -> int:
+            await asyncio.sleep(seconds)
+            return 0
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    worker: Any = ray.remote(Worker).options(max_concurrency=2 * num_slots).remote()
+    futures = [worker.work.remote(3600.0) for _ in range(num_slots)]
+    costs = []
+    for _ in range(50):
+        ready = worker.work.remote(0.0)
+        ray.wait([ready])
+        began = time.perf_counter()
+        waited_for = [*futures, ready]
+        random.shuffle(waited_for)
+        ray.wait(waited_for, num_returns=1, timeout=0.1)
+        costs.append((time.perf_counter() - began) * 1e3)
+    ray.shutdown()
+    return {"slots": num_slots, "next_result_ms": statistics.median(costs)}
+
+
 def _timed_ms(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     action()
-    return (time.perf_counter() - began) * 1e3
+    return (time.process_time() - began) * 1e3
 
 
 # --- the sampler ------------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     @hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")
     def entry(_: DictConfig) -> None:
         with told():
-            main(compose(config_name, list(HydraConfig.get().overrides.task)))
+            main(compose(config_name, _given()))
 
     entry()
 
@@ -206,8 +206,18 @@ def _single_values(override: str) -> list[str]:
 
 def task_overrides() -> list[str]:
     """The overrides of the running script's command line, those of best=FILE in its place."""
-    overrides = _with_best(list(HydraConfig.get().overrides.task))
+    overrides = _with_best(_given())
     return [item for item in overrides if _key(item) != "best"]
+
+
+def _given() -> list[str]:
+    """The running script's overrides, variables of the environment put in, which another machine may not have.
+
+    But not in those of the searcher: the URL of its database may hold a password, and overrides are written down.
+    """
+    resolved = HydraConfig.get().overrides.task
+    written = typing.cast(list[str], OmegaConf.to_container(resolved, resolve=False))
+    return [item if _key(item).startswith("searcher.") else resolved[i] for i, item in enumerate(written)]
 
 
 def location_overrides(config: DictConfig) -> list[str]:

@@ -1,16 +1,20 @@
 """`python -m handpose.report`: one page about a sweep, or several side by side, also while they run."""
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from handpose.config import told
 from handpose.sweep.reporting import REPORT, write_report
+from handpose.sweep.store import is_url
+from handpose.sweep.stored_sweep import looked_at
 
 _DESCRIPTION = """\
 Write one self-contained HTML page about a sweep, or about several with a comparison, also while they run.
 
   python -m handpose.report outputs/sweeps/NAME
+  python -m handpose.report s3://bucket/folder/NAME
   python -m handpose.report outputs/sweeps/ONE outputs/sweeps/OTHER --output both.html
   python -m handpose.report outputs/sweeps/NAME --scientific model.decoder.depth
 """
@@ -19,9 +23,13 @@ Write one self-contained HTML page about a sweep, or about several with a compar
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, or leaves with 2 after a mistake."""
     options = _options(arguments)
-    file = options.output or (options.folders[0] / REPORT if len(options.folders) == 1 else Path("report.html"))
-    with told():
-        print(write_report(options.folders, file, scientific=options.scientific).text)
+    is_of_one_folder = len(options.places) == 1 and not is_url(options.places[0])
+    file = options.output or (Path(options.places[0]) if is_of_one_folder else Path()) / REPORT
+    with told(), contextlib.ExitStack() as read:
+        folders = [read.enter_context(looked_at(place)) for place in options.places]
+        written = write_report(folders, file, scientific=options.scientific)
+        own = {str(folder) for folder, place in zip(folders, options.places, strict=True) if not is_url(place)}
+        print(written._replace(next_spaces=[file for file in written.next_spaces if str(file.parent) in own]).text)
     return 0
 
 
@@ -31,7 +39,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="of a sweep")
+    parser.add_argument("places", nargs="+", metavar="DIR", help="of a sweep, or its URL in a store")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the one folder, or here")
     parser.add_argument("--scientific", metavar="KEY", help="a searched key to compare the values of, others optimised")
     return parser.parse_args(arguments)

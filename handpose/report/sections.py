@@ -116,7 +116,8 @@ def _winner(page: Page, record: SweepRecord) -> None:
             f"interval. {confirmation.method}",
         )
         head = ["configuration", "mean", "95 % interval", "against the winner", "verdict"]
-        page.add(table(head, [_candidate_row(record, each) for each in confirmation.candidates], numeric=(1,)))
+        rows = [_candidate_row(record, each) for each in confirmation.candidates]
+        page.add(table(head, rows, numeric=(1,), wide=(4,)))
     names = short_names(winner.params)
     rows = [[key, _default(record, key), value_text(value)] for key, value in winner.params.items() if key in names]
     page.add(table(["parameter", "default", "winner"], rows))
@@ -245,7 +246,7 @@ def _failures(page: Page, record: SweepRecord) -> None:
             ]
             for (kind, cause, retried), number in causes.most_common(20)
         ]
-        page.add(table(["what", "cause", "times", "then", "trials"], rows, numeric=(2,), wide=(1, 3)))
+        page.add(table(["what", "cause", "times", "then", "trials"], rows, numeric=(2,), wide=(1, 4)))
     reasons: dict[tuple[str, str], list[TrialRecord]] = {}
     for trial in lost:
         if trial.state != "failed":

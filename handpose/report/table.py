@@ -76,7 +76,8 @@ class TrialTable:
     """The trials of one sweep.
 
     metric: what is optimised; mode: min or max. num_trials, max_epochs: as planned. num_slots: trials at a time.
-    checkpoint_bytes: on the disk, of a budget. objectives: what is optimised beside the metric; one, or none.
+    checkpoint_bytes: on the disk, of a budget. gpu_hours: that trials have held GPUs for, of a budget. objectives: what
+    is optimised beside the metric; one, or none.
     """
 
     metric: str
@@ -86,6 +87,8 @@ class TrialTable:
     num_slots: int = 1
     checkpoint_bytes: int = 0
     checkpoint_budget_bytes: float = math.inf
+    gpu_hours: float = 0.0
+    gpu_hours_budget: float = math.inf
     rows: dict[int, TrialRow] = field(default_factory=dict)
     objectives: tuple[Objective, ...] = ()
 

@@ -24,6 +24,7 @@ from handpose.report.words import (
 )
 
 _REFRESH_EVERY_S = 0.5
+_LINE_S = 0.05
 _MAX_ROWS = 12
 _MAX_RUNNING = 4
 _COLOURS: dict[State, str] = {
@@ -46,6 +47,9 @@ class SweepView(Protocol):
 
     def ended(self, table: TrialTable, row: TrialRow) -> None:
         """A trial has ended, or does not run for a while."""
+
+    def note(self, sentence: str) -> None:
+        """Something happened that is about no trial."""
 
     def close(self) -> None:
         """Leave the last picture standing."""
@@ -118,17 +122,31 @@ def _trial_s(table: TrialTable) -> float:
 
 
 class PlainView:
-    """One line for each trial that has ended, paused or failed."""
+    """One line for each trial that has ended, paused or failed; of many trials for some, so that it takes no time."""
 
     def __init__(self, title: str, clock: Clock) -> None:
         self._clock = clock
+        self._next_line = -math.inf
+        self._num_left_out = 0
         print(title, flush=True)
 
     def refresh(self, table: TrialTable, *, at_once: bool = False) -> None:
         pass
 
     def ended(self, table: TrialTable, row: TrialRow) -> None:
+        began = time.monotonic()
+        if began < self._next_line:
+            self._num_left_out += 1
+            return
+        if self._num_left_out:
+            print(f"... and {self._num_left_out} more in trials.csv", flush=True)
         print(trial_line(table, row, self._clock), flush=True)
+        self._num_left_out = 0
+        took_s = time.monotonic() - began  # it looks at all trials
+        self._next_line = began + 20 * took_s if took_s > _LINE_S else -math.inf
+
+    def note(self, sentence: str) -> None:
+        print(sentence, flush=True)
 
     def close(self) -> None:
         pass
@@ -174,7 +192,10 @@ class LiveView:
             self._draw(table)
 
     def ended(self, table: TrialTable, row: TrialRow) -> None:
-        self.refresh(table, at_once=True)
+        self.refresh(table)
+
+    def note(self, sentence: str) -> None:
+        self._live.console.print(sentence, style="dim", markup=False, highlight=False)
 
     def close(self) -> None:
         self._clock.end()
@@ -218,6 +239,8 @@ def _progress(table: TrialTable, width: int) -> RenderableType:
     if table.checkpoint_bytes:
         held, budget = table.checkpoint_bytes / 1e9, table.checkpoint_budget_bytes / 1e9
         text.append(f"  ·  checkpoints {held:.1f} of {budget:g} GB", style="dim")
+    if math.isfinite(table.gpu_hours_budget):
+        text.append(f"  ·  {table.gpu_hours:.1f} of {table.gpu_hours_budget:g} GPU-hours", style="dim")
     line = Table.grid()
     line.add_column(no_wrap=True)
     line.add_column(no_wrap=True, overflow="ellipsis")

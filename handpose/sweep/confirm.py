@@ -19,6 +19,7 @@ import numpy as np
 
 from handpose.report.table import TrialRow, TrialTable
 from handpose.sweep.events import EVENTS, Asked, Opened, read_events
+from handpose.sweep.mirror import Mirror
 from handpose.sweep.paired_means import METHOD, Estimate, difference_estimates, mean_estimates
 from handpose.sweep.provenance import write_yaml
 from handpose.sweep.rules import Fifo
@@ -63,12 +64,13 @@ def confirm(
     objective: Objective,
     command: Callable[[Params], str],
     origin: Mapping[str, Any],
+    mirror: Mirror | None = None,
 ) -> dict[str, Any] | None:
     """Train the finalists of a sweep's table again; returns what confirm.yaml says, None where nothing is to be done.
 
     sweep: settings of the sweep that has ended. defaults: configuration key -> value of the default configuration.
-    objective, command: as `swept` takes them. origin: as `provenance` gives it. Ray is used where it runs. Raises as
-    `swept` does.
+    objective, command, mirror: as `swept` takes them. origin: as `provenance` gives it. Ray is used where it runs.
+    Raises as `swept` does.
     """
     folder = sweep.path / FOLDER
     (folder / FILE).unlink(missing_ok=True)  # it may be of other finalists; what it is made of remains
@@ -89,6 +91,7 @@ def confirm(
         objective=objective,
         command=command,
         description=None if begun else {"confirms": str(sweep.path), **origin},
+        mirror=mirror,
     ) as trained:
         content = account(chosen, seeds, trained)
     write_yaml(folder / FILE, content)
@@ -173,6 +176,7 @@ def _settings(sweep: SweepSettings, folder: Path, *, num_trials: int) -> SweepSe
         gpus_per_trial=gpus,
         second_objective=None,
         time_budget_s=None,
+        gpu_hours=None,
         preflight="off",
     )
 

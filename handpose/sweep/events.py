@@ -21,10 +21,10 @@ if TYPE_CHECKING:  # workers read events without Optuna and Hydra
 Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasible"]
 """What becomes of a trial after a report. stop: by the scheduler. complete: it has reached sweep.max_epochs."""
 
-FailureKind = Literal["error", "mistake", "killed", "gpu_memory", "preempted", "worn"]
+FailureKind = Literal["error", "mistake", "killed", "gpu_memory", "preempted", "lost", "worn"]
 """error: it raised. mistake: it raised a UserError, which comes again. killed: its process is gone. gpu_memory: there
-was not enough. preempted: the cluster took the machine away. worn: a trial before it left the worker unfit.
-These two are not the trial's fault."""
+was not enough. preempted: the cluster took the machine away. lost: the machine is gone, or out of reach. worn: a trial
+before it left the worker unfit. These three are not the trial's fault."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,11 @@ class Reported:
 
 @dataclass(frozen=True)
 class Failed:
-    """A stretch failed. retry: the trial is tried again, from its newest checkpoint, with this share of a GPU."""
+    """A stretch failed.
+
+    retry: the trial is tried again, from its newest checkpoint, with this share of a GPU. node: that it ran on; empty
+    where that is not known.
+    """
 
     at: float
     trial: int
@@ -116,6 +120,15 @@ class Failed:
     traceback: str
     retry: bool
     gpus: float | None = None
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """One trial after the other failed on a node, while others work: nothing more runs there, and no try was lost."""
+
+    at: float
+    node: str
 
 
 @dataclass(frozen=True)
@@ -136,14 +149,14 @@ class Closed:
     reason: Literal["finished", "interrupted", "halted"]
 
 
-Event: TypeAlias = Opened | Asked | Begun | Measured | Reported | Failed | Ended | Closed
+Event: TypeAlias = Opened | Asked | Begun | Measured | Reported | Failed | SetAside | Ended | Closed
 
 EVENTS = "events.jsonl"
 """The file, in the folder of a sweep."""
 
 _SYNC_EVERY_S = 1.0
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__.lower(): kind for kind in (Opened, Asked, Begun, Measured, Reported, Failed, Ended, Closed)
+    kind.__name__.lower(): kind for kind in (Opened, Asked, Begun, Measured, Reported, Failed, SetAside, Ended, Closed)
 }
 
 

@@ -5,12 +5,13 @@ Applying the same events in the same order gives the same history and the same d
 
 import math
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from handpose.errors import UserError
 from handpose.report.table import State, TrialRow, TrialTable, second_objectives
+from handpose.sweep.checkpoint_files import CheckpointFiles, FolderFiles
 from handpose.sweep.events import (
     Asked,
     Begun,
@@ -23,14 +24,16 @@ from handpose.sweep.events import (
     Measured,
     Opened,
     Reported,
+    SetAside,
 )
+from handpose.sweep.node_health import NodeHealth
 from handpose.sweep.retention import CheckpointShelf, Need
 from handpose.sweep.rules import Continuation, Rule
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.space import Params
 
 _NUM_FINALISTS = 3
-_NOT_ITS_FAULT: tuple[FailureKind, ...] = ("preempted", "worn")
+_NOT_ITS_FAULT: tuple[FailureKind, ...] = ("preempted", "lost", "worn")
 _AFTER: Mapping[Decision, State] = {
     "continue": "running",
     "pause": "paused",
@@ -46,7 +49,8 @@ class TrialHistory:
     """What is known of a trial beside its row in the table.
 
     values: the sweep's metric by epoch, as long as they belong to the parameters that the searcher proposed. gpus: its
-    share, where it is not that of all. not_before: when it may be tried again, in the sweep's time.
+    share, where it is not that of all. held_gpus: by the stretch that runs. not_before: when it may be tried again, in
+    the sweep's time.
     """
 
     row: TrialRow
@@ -56,6 +60,7 @@ class TrialHistory:
     num_failures: int = 0
     not_before: float = 0.0
     gpus: float | None = None
+    held_gpus: float = 0.0
     is_perturbed: bool = False
     _began_at: float = 0.0
     _seconds_before: float = 0.0
@@ -71,14 +76,17 @@ class TrialHistory:
 def empty_table(settings: SweepSettings) -> TrialTable:
     """The table of a sweep before its first trial."""
     objectives = second_objectives(settings.second_objective)
-    return TrialTable(settings.metric, settings.mode, settings.num_trials, settings.max_epochs, objectives=objectives)
+    table = TrialTable(settings.metric, settings.mode, settings.num_trials, settings.max_epochs, objectives=objectives)
+    table.gpu_hours_budget = math.inf if settings.gpu_hours is None else settings.gpu_hours
+    return table
 
 
 class History:
     """All trials of a sweep, kept by `apply`.
 
-    rule: decides; it is told what happens. table: is filled. command: the command line that trains parameters again.
-    `gpus` is the share of each trial, where the sweep runs.
+    rule: decides; it is told what happens. table: is filled. files: where the checkpoints lie; None: in the sweep's
+    folder. command: the command line that trains parameters again. `gpus` is the share of each trial, where the sweep
+    runs. `health`: of the nodes that this process has used.
     """
 
     def __init__(
@@ -87,6 +95,7 @@ class History:
         *,
         rule: Rule,
         table: TrialTable,
+        files: CheckpointFiles | None = None,
         command: Callable[[Params], str] = lambda params: "",
     ) -> None:
         self.trials: dict[int, TrialHistory] = {}
@@ -95,8 +104,9 @@ class History:
         self.num_reports = 0
         self.at = 0.0
         self.live: dict[State, set[int]] = {"running": set(), "waiting": set(), "paused": set()}
+        self.files = files or FolderFiles(settings.path)
         self.shelf = CheckpointShelf(
-            settings.path,
+            self.files,
             settings.checkpoint_budget_gb * 1e9,
             need=self._need,
             loss=lambda trial: self._sign * self.table.value(self.table.rows[trial]),
@@ -105,9 +115,12 @@ class History:
         self._settings = settings
         self._rule = rule
         self.gpus = 0.0
+        self.health = NodeHealth(settings.set_aside_after)
         self._command = command
         self._finalists: list[tuple[float, int]] = []
         self._failed_first: set[int] = set()
+        self._gpu_s = 0.0
+        self._held_gpus = 0.0
         self._sign = 1.0 if settings.mode == "min" else -1.0
 
     # --- decisions ----------------------------------------------------------------------------------------------------
@@ -119,21 +132,25 @@ class History:
         verdict = self._rule.reported(number, epoch, self._sign * value)
         return "complete" if epoch >= self._settings.max_epochs else verdict
 
-    def chance(self, number: int, kind: FailureKind) -> tuple[bool, float | None]:
-        """Whether a trial that failed is tried again, and its share of a GPU then.
+    def chance(self, number: int, kind: FailureKind, *, node: str = "") -> tuple[bool, float | None]:
+        """Whether a trial that failed on a node is tried again, and its share of a GPU then.
 
         A mistake comes again, so that it ends the trial; but while no trial has reported it may be a bug that the
         sweep stops for, and then the trial is tried again after it is mended.
         """
         trial = self.trials[number]
+        share = self.gpus if trial.gpus is None else trial.gpus
+        if kind == "gpu_memory" and 0 < share < 1:
+            return True, min(1.0, 2 * share)
         if kind in _NOT_ITS_FAULT:
             return True, trial.gpus
-        if kind == "gpu_memory":
-            share = self.gpus if trial.gpus is None else trial.gpus
-            return (True, min(1.0, 2 * share)) if 0 < share < 1 else (False, trial.gpus)
-        if kind == "mistake" and self.num_reports:
-            return False, trial.gpus
-        return trial.num_failures < self._settings.max_retries, trial.gpus
+        comes_again = kind == "gpu_memory" or (kind == "mistake" and self.num_reports)
+        left = (0 if comes_again else self._settings.max_retries) - trial.num_failures + self.health.excused(number)
+        return left > 0 or (left == 0 and self.health.excuses(node, number)), trial.gpus
+
+    def is_to_be_set_aside(self, number: int, kind: FailureKind, node: str, *, alive: Collection[str]) -> bool:
+        """Whether with this failure so many different trials have failed on the node that it is to blame."""
+        return kind not in _NOT_ITS_FAULT and self.health.is_to_be_set_aside(node, number, alive=alive)
 
     def is_hopeless(self, number: int, kind: FailureKind) -> bool:
         """Whether with this failure so many different trials have failed, and none ever reported, that it is a bug."""
@@ -143,6 +160,10 @@ class History:
 
     def promoted(self) -> Continuation | None:
         return self._rule.promoted(can_begin=self.can_begin)
+
+    def gpu_hours(self, now: float) -> float:
+        """GPUs times hours that stretches have held them; those of a process that was killed until its last event."""
+        return (self._gpu_s + self._held_gpus * (now - self.at)) / 3600
 
     @property
     def can_begin(self) -> bool:
@@ -196,6 +217,8 @@ class History:
 
     def apply(self, event: Event) -> None:
         """Change what the event changes."""
+        if not isinstance(event, Opened):  # until then nothing ran
+            self._gpu_s += self._held_gpus * (event.at - self.at)
         self.at = event.at
         match event:
             case Opened():
@@ -214,6 +237,10 @@ class History:
                 self._report(event)
             case Failed():
                 self._fail(event)
+            case SetAside():
+                for number, times in self.health.set_aside(event.node).items():
+                    trial = self.trials[number]
+                    trial.num_failures, trial.not_before = max(0, trial.num_failures - times), event.at
             case Ended():
                 self._end(event)
             case Closed():
@@ -222,6 +249,7 @@ class History:
     def _open(self, event: Opened) -> None:
         """Whatever ran when the process before was killed or left waits to go on."""
         self.num_trials, self.gpus = event.num_trials, event.gpus
+        self.health.forget()
         for number in sorted(self.live["running"]):
             self._go(number, "waiting")
         for trial in self.trials.values():
@@ -238,6 +266,7 @@ class History:
             # Population based training: the values from here on belong to other parameters than the searcher proposed.
             trial.row.params, trial.row.command, trial.is_perturbed = event.params, "", True
         trial.num_stretches = event.stretch
+        trial.held_gpus = self.gpus if event.gpus is None else event.gpus
         trial.begin(event.at)
         self._go(event.trial, "running")
 
@@ -254,6 +283,7 @@ class History:
         row.epochs, row.metrics, row.node, row.error = event.epoch, event.metrics, event.node, event.note
         trial.spend(event.at)
         self.num_reports += 1
+        self.health.reported(event.node)
         if not trial.is_perturbed:
             trial.values[event.epoch] = value
         if not self._sign * value >= self._sign * trial.best_value:
@@ -268,10 +298,14 @@ class History:
     def _fail(self, event: Failed) -> None:
         trial = self.trials[event.trial]
         trial.spend(event.at)
-        trial.row.error, trial.row.traceback, trial.gpus = event.cause, event.traceback, event.gpus
+        is_same_share, trial.gpus = event.gpus == trial.gpus, event.gpus
+        trial.row.error, trial.row.traceback = event.cause, event.traceback
+        trial.row.node = event.node or trial.row.node
+        if event.kind not in _NOT_ITS_FAULT:
+            self.health.failed(event.node, event.trial)
         if not self.num_reports and event.kind not in _NOT_ITS_FAULT:
             self._failed_first.add(event.trial)
-        if event.kind in ("error", "mistake", "killed"):
+        if event.kind not in _NOT_ITS_FAULT and is_same_share:
             delay_s = self._settings.retry_delay_s * 2**trial.num_failures
             trial.num_failures += 1
             trial.not_before = event.at + delay_s
@@ -297,6 +331,8 @@ class History:
 
     def _go(self, number: int, state: State) -> None:
         row = self.trials[number].row
+        if (row.state == "running") != (state == "running"):
+            self._held_gpus += self.trials[number].held_gpus * (1 if state == "running" else -1)
         if row.state in self.live:
             self.live[row.state].discard(number)
         if state in self.live:

@@ -26,6 +26,7 @@ from handpose.report.preflight import disk_line, points_table
 from handpose.report.words import params_text
 from handpose.sweep.forecast import cost_lines, table_rows
 from handpose.sweep.gpu_share import Neighbours, choose, cores_a_gpu
+from handpose.sweep.nodes import live_nodes
 from handpose.sweep.probing import RANDOM, Bench, Probed, points_of, probe, without_effect
 from handpose.sweep.retention import KEPT_A_TRIAL
 from handpose.sweep.rules import Rule
@@ -123,13 +124,19 @@ def _check_numbers(sweep: SweepSettings, cluster: RaySettings) -> None:
         "sweep.cpus_per_trial": sweep.cpus_per_trial,
         "sweep.max_concurrent": sweep.max_concurrent,
         "sweep.checkpoint_every_epochs": sweep.checkpoint_every_epochs,
+        "sweep.set_aside_after": sweep.set_aside_after,
         "sweep.stop_after_failures": sweep.stop_after_failures,
         "ray.num_cpus": cluster.num_cpus,
     }
     for key, value in at_least_one.items():
         if value is not None and value < 1:
             raise UserError(f"{key} must be at least 1, but it is {value}")
-    above_zero = {"sweep.time_budget_s": sweep.time_budget_s, "sweep.checkpoint_budget_gb": sweep.checkpoint_budget_gb}
+    above_zero = {
+        "sweep.time_budget_s": sweep.time_budget_s,
+        "sweep.gpu_hours": sweep.gpu_hours,
+        "sweep.hang_timeout_s": sweep.hang_timeout_s,
+        "sweep.checkpoint_budget_gb": sweep.checkpoint_budget_gb,
+    }
     for key, amount in above_zero.items():
         if amount is not None and amount <= 0:
             raise UserError(f"{key} must be above 0, but it is {amount:g}")
@@ -254,7 +261,8 @@ def _sharing(sweep: SweepSettings, recipe: TrialRecipe, data: DataSize, probed: 
         most=cores_a_gpu(resources, cpus_per_trial=sweep.cpus_per_trial),
         steps_per_s=neighbours.steps_per_s,
     )
-    return count_slots(sweep, resources, gpus=choice.gpus_per_trial), choice.line()
+    nodes = [node.resources for node in live_nodes()]
+    return count_slots(sweep, nodes, gpus=choice.gpus_per_trial), choice.line()
 
 
 def check_pickles(objective: Objective) -> None:

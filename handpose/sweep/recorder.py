@@ -11,11 +11,12 @@ from ray.tune.experiment import Trial
 
 from handpose.report.table import TrialRow, TrialTable
 from handpose.report.terminal import SweepView
-from handpose.sweep.events import Begun, Closed, Ended, Event, Failed, Measured, Reported
+from handpose.sweep.events import Begun, Closed, Ended, Event, Failed, Measured, Reported, SetAside
 from handpose.sweep.retention import CheckpointShelf
 from handpose.sweep.stretch import PICTURES, pictures_of
 
 _CSV_EVERY_S = 1.0
+_TICK_EVERY_S = 0.25
 
 
 class TrialLog(Protocol):
@@ -63,6 +64,7 @@ class Recorder(tune.Callback):
         self._told: set[tuple[int, int]] = set()
         self._is_behind = True  # trials.csv, of the table
         self._next_write = 0.0
+        self._next_tick = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks with an experiment's settings; open files do not travel
@@ -82,6 +84,8 @@ class Recorder(tune.Callback):
         if row is None:
             if isinstance(event, Closed):
                 self._close()
+            elif isinstance(event, SetAside):
+                self._view.note(f"node {event.node} is set aside: trials fail there, and work elsewhere")
             return
         if isinstance(event, Begun):
             for log in self._logs:
@@ -98,7 +102,9 @@ class Recorder(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
         """Called by Tune several times a second."""
-        self._tick()
+        if time.monotonic() >= self._next_tick:  # it looks at all trials that run
+            self._tick()
+            self._next_tick = time.monotonic() + _TICK_EVERY_S
         self._table.checkpoint_bytes = self._shelf.total_bytes
         if self._is_behind and time.monotonic() >= self._next_write:
             with contextlib.suppress(OSError):  # it is made of the events, and is written again

@@ -12,25 +12,35 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from handpose.config import compose, location_overrides, plain, quote_override, task_overrides
 from handpose.errors import UserError
 from handpose.sweep.space import Space, flattened, load_space
+from handpose.sweep.store import is_url, parent_and_name
+from handpose.sweep.stored_sweep import brought_back
+from handpose.sweep.study import check_url, without_password
 
 _CHANGEABLE = (
     "sweep.resume",
     "sweep.num_trials",
     "sweep.max_concurrent",
     "sweep.time_budget_s",
+    "sweep.gpu_hours",
     "sweep.checkpoint_budget_gb",
     "sweep.max_retries",
     "sweep.retry_delay_s",
+    "sweep.hang_timeout_s",
+    "sweep.set_aside_after",
     "sweep.stop_after_failures",
     "sweep.retrain_devices",
     "sweep.preflight",
     "sweep.retrain",
     "sweep.confirm.top_k",
     "sweep.confirm.seeds",
+    "paths.data",
+    "paths.output",
+    "paths.packed",
     "retrain.use_val",
     "report.scientific",
     "ray.address",
@@ -42,7 +52,14 @@ _CHANGEABLE = (
 _OF_TASK = ("config", "overrides", "locations", "choices")
 """What sweep.yaml has beside the provenance."""
 
-_ELSEWHERE = ("paths.", "search_space", "sweep.folder", "data.source.root", "scheduler.population_size")
+_ELSEWHERE = (
+    "paths.",
+    "search_space",
+    "sweep.folder",
+    "sweep.storage",
+    "data.source.root",
+    "scheduler.population_size",
+)
 """What differs between two places or days of the same sweep."""
 
 
@@ -64,11 +81,12 @@ class Task:
     @property
     def defaults(self) -> dict[str, Any]:
         """Configuration key -> value of the default configuration; for a group the option chosen."""
-        return flattened(plain(self.config)) | dict(self.choices)
+        return flattened(_recorded(self.config)) | dict(self.choices)
 
 
 def new_task(config: Any) -> Task:
-    """The task of the command line as it stands."""
+    """The task of the command line as it stands. Raises UserError where it says a password."""
+    check_url(_as_written(config, "searcher.storage"))
     choices = dict(HydraConfig.get().runtime.choices)
     return Task(config, task_overrides(), location_overrides(config), choices, load_space(config.search_space))
 
@@ -76,12 +94,27 @@ def new_task(config: Any) -> Task:
 def description(task: Task, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What sweep.yaml keeps of a new sweep."""
     return {
-        "config": plain(task.config),
+        "config": _recorded(task.config),
         **origin,
         "overrides": list(task.overrides),
         "locations": list(task.locations),
         "choices": dict(task.choices),
     }
+
+
+def _recorded(config: Any) -> dict[str, Any]:
+    """The configuration as plain values, but a database by the name of the variable that may hold its password."""
+    values = plain(config)
+    values["searcher"]["storage"] = _as_written(config, "searcher.storage")
+    return values
+
+
+def _as_written(config: Any, key: str) -> str | None:
+    """The value of a key with its interpolations."""
+    group, _, name = key.rpartition(".")
+    values: Any = OmegaConf.to_container(OmegaConf.select(config, group), resolve=False)
+    written: str | None = values.get(name)
+    return written
 
 
 def keep_space(space: Space, folder: Path) -> None:
@@ -91,22 +124,42 @@ def keep_space(space: Space, folder: Path) -> None:
     shutil.copyfile(space.file, place / space.file.name)
 
 
-def recorded_task(folder: Path, given: Sequence[str]) -> Task:
-    """The task of the sweep in a folder. given: overrides of this command line, which may change little.
+def task_to_resume(config: Any, given: Sequence[str]) -> Task:
+    """The task of the sweep that sweep.resume names: a folder, or the URL of one that was kept in a store.
 
-    Raises UserError where there is no sweep, or where what it was cannot be had any more.
+    config: of this command line. given: its overrides, which may change little. A sweep from a store comes into the
+    folder that a new one of its name would have here, and works with the paths of this process. Raises UserError where
+    there is no sweep, or where what it was cannot be had any more.
     """
+    place = config.sweep.resume
+    if not is_url(place):
+        return recorded_task(Path(place).expanduser().resolve(), given)
+    _check_changes(given)
+    storage, name = parent_and_name(place)
+    folder = Path(config.paths.output) / "sweeps" / name
+    brought_back(place, folder)
+    return recorded_task(folder, given, storage=storage, locations=location_overrides(config))
+
+
+def recorded_task(
+    folder: Path, given: Sequence[str], *, storage: str | None = None, locations: Sequence[str] | None = None
+) -> Task:
+    """The task of the sweep in a folder. storage, locations: where they are others than they were; else as above."""
     record = _record(folder)
     _check_changes(given)
     new = [item for item in given if _key(item) != "sweep.resume"]
+    here = [item for item in new if _key(item).startswith("paths.")]  # no part of what the trials are
+    new = [item for item in new if item not in here]
     place = {"sweep.name": record["config"]["sweep"]["name"], "sweep.folder": folder, "sweep.resume": folder}
-    replaced = {*place, *(_key(item) for item in new)}
+    place |= {} if storage is None else {"sweep.storage": storage}
+    replaced = {*place, *(_key(item) for item in (*new, *here))}
     kept = [item for item in record["overrides"] if _key(item) not in replaced]
-    locations = [item for item in record["locations"] if _key(item) not in replaced] + [
-        quote_override(key, str(value)) for key, value in place.items()
-    ]
+    said = {_key(item) for item in kept}  # on the first day, of places too: workers hear of these last
+    before = record["locations"] if locations is None else [item for item in locations if _key(item) not in said]
+    locations = [item for item in before if _key(item) not in replaced] + here
+    locations += [quote_override(key, str(value)) for key, value in place.items()]
     config = compose("tune", [*kept, *locations, *new])
-    _check_config(record["config"], plain(config), folder)
+    _check_config(record["config"], _recorded(config), folder)
     files = sorted((folder / "search_space").glob("*"))
     if len(files) != 1:
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
@@ -145,8 +198,8 @@ def _check_changes(given: Sequence[str]) -> None:
     fixed = [item for item in given if _key(item) not in _CHANGEABLE]
     if fixed:
         raise UserError(
-            f"{fixed[0]}: a sweep that goes on keeps its configuration; beside sweep.resume there may be "
-            f"{', '.join(key for key in _CHANGEABLE if key != 'sweep.resume')}"
+            f"{without_password(fixed[0])}: a sweep that goes on keeps its configuration; beside sweep.resume there "
+            f"may be {', '.join(key for key in _CHANGEABLE if key != 'sweep.resume')}"
         )
 
 

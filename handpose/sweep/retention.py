@@ -6,7 +6,7 @@ Ray's `num_to_keep` is a limit a trial, so that a sweep of many trials fills the
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from handpose.sweep.events import Saved
 
@@ -20,16 +20,24 @@ Need = Literal["none", "finalist", "resumable"]
 _CHUNK_BYTES = 2**20
 
 
+class Files(Protocol):
+    """Where the checkpoints lie. remove: may come to pass later. clear: at once, since the names may be used again."""
+
+    def names(self) -> set[str]: ...
+    def remove(self, name: str, /) -> None: ...
+    def clear(self, names: set[str], /) -> None: ...
+
+
 def saved(file: Path, *, folder: Path, epoch: int) -> Saved:
     """Describe a checkpoint that has just been written. folder: of the sweep."""
-    size_bytes, checksum = _sum(file)
+    size_bytes, checksum = file_sum(file)
     return Saved(str(file.relative_to(folder)), epoch, size_bytes, checksum)
 
 
 def is_whole(checkpoint: Saved, folder: Path) -> bool:
     """Whether the file is there with all that was written."""
     try:
-        return _sum(folder / checkpoint.file) == (checkpoint.size_bytes, checkpoint.checksum)
+        return file_sum(folder / checkpoint.file) == (checkpoint.size_bytes, checkpoint.checksum)
     except OSError:
         return False
 
@@ -39,7 +47,8 @@ def newest_whole(checkpoints: Iterable[Saved], folder: Path) -> Saved | None:
     return next((each for each in reversed(list(checkpoints)) if is_whole(each, folder)), None)
 
 
-def _sum(file: Path) -> tuple[int, int]:
+def file_sum(file: Path) -> tuple[int, int]:
+    """Size in bytes and CRC-32 of a file."""
     size, checksum = 0, 0
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -51,21 +60,21 @@ def _sum(file: Path) -> tuple[int, int]:
 class CheckpointShelf:
     """The checkpoints that a sweep holds, at most `budget_bytes` of them as long as that is possible.
 
-    folder: of the sweep. need: of a trial, by number. loss: of a trial, smaller is better; the worse of two goes first.
-    What goes first: checkpoints of trials that need none; the older one of every other trial; finalists; the newest of
-    a trial that waits at a rung, which would begin anew. The newest of a trial that runs is never removed.
+    files: in which they lie. need: of a trial, by number. loss: of a trial, smaller is better; the worse of two goes
+    first. What goes first: checkpoints of trials that need none; the older one of every other trial; finalists; the
+    newest of a trial that waits at a rung, which would begin anew. The newest of a trial that runs is never removed.
     """
 
     def __init__(
         self,
-        folder: Path,
+        files: Files,
         budget_bytes: float,
         *,
         need: Callable[[int], Need],
         loss: Callable[[int], float],
         is_running: Callable[[int], bool],
     ) -> None:
-        self.folder = folder
+        self.files = files
         self.budget_bytes = budget_bytes
         self.total_bytes = 0
         self._need = need
@@ -95,14 +104,13 @@ class CheckpointShelf:
 
     def settle(self) -> None:
         """After a crash: forget what is gone, and remove files that no event tells of."""
+        there = self.files.names()
         for trial, held in list(self._held.items()):
-            for checkpoint in [each for each in held if not (self.folder / each.file).is_file()]:
+            for checkpoint in [each for each in held if each.file not in there]:
                 self._forget(trial, checkpoint)
             self._trim(trial)
-        known = {self.folder / each.file for held in self._held.values() for each in held}
-        for file in (self.folder / FOLDER).glob("*/*"):
-            if file not in known:
-                file.unlink(missing_ok=True)
+        known = {each.file for held in self._held.values() for each in held}
+        self.files.clear(there - known)
 
     def _trim(self, trial: int) -> None:
         for checkpoint in self.of(trial)[:-KEPT_A_TRIAL]:
@@ -129,7 +137,7 @@ class CheckpointShelf:
 
     def _remove(self, trial: int, checkpoint: Saved) -> None:
         self._forget(trial, checkpoint)
-        (self.folder / checkpoint.file).unlink(missing_ok=True)
+        self.files.remove(checkpoint.file)
 
     def _forget(self, trial: int, checkpoint: Saved) -> None:
         self._held[trial].remove(checkpoint)

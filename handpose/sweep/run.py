@@ -2,17 +2,17 @@
 
 import contextlib
 import os
+import resource
 import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-import ray
 from filelock import FileLock, Timeout
 from ray import tune
 from ray.tune.experiment import Trial
@@ -20,25 +20,31 @@ from ray.tune.experiment import Trial
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.report.tensorboard import SweepLog
-from handpose.report.terminal import sweep_view, warm_start_line
+from handpose.report.terminal import SweepView, sweep_view, warm_start_line
 from handpose.report.weights_and_biases import WandbLog
 from handpose.sweep.events import EVENTS, Closed, EventLog, read_events
 from handpose.sweep.history import History, empty_table
+from handpose.sweep.mirror import Mirror, files_of
+from handpose.sweep.nodes import Node, Nodes, live_nodes, watched_head
 from handpose.sweep.provenance import write_yaml
 from handpose.sweep.recorder import Recorder, TrialLog
 from handpose.sweep.resume import keep_space
 from handpose.sweep.rules import Rule
 from handpose.sweep.runtime import environment, limited, ray_runtime
 from handpose.sweep.settings import RaySettings, SweepSettings
-from handpose.sweep.slots import Slots, count_slots
+from handpose.sweep.slots import Slots, count_slots, counted_again, num_fitting
 from handpose.sweep.space import Params, Space
 from handpose.sweep.state import Searcher, SweepState
-from handpose.sweep.stretch import STRETCH, Objective, make_trainable, run_name
+from handpose.sweep.stored_sweep import check_nodes
+from handpose.sweep.stretch import AVOIDED, STRETCH, Objective, make_trainable, run_name
 from handpose.sweep.tuning import Conductor, StateScheduler, StateSearcher, StateStopper, stretch_of
-from handpose.sweep.warm_up import warm_up
+from handpose.sweep.warm_up import WarmUp, warm_up
 
 INTERRUPTED = 75
 """Exit status of a sweep that was ended by hand and can go on; sysexits.h calls it a temporary failure."""
+
+_ANY = str(10**6)
+_HEAD_LOST = "the head of the Ray cluster does not answer any more"
 
 
 class SweepInterruptedError(Exception):
@@ -61,21 +67,22 @@ def swept(
     command: Callable[[Params], str],
     description: Mapping[str, Any] | None,
     preflight: Callable[[Slots], Slots] = lambda slots: slots,
+    mirror: Mirror | None = None,
 ) -> Iterator[TrialTable]:
     """Try configurations from the space until all trials are done or the budget is spent; yields the table of trials.
 
     searcher: as configured, still without what the sweep knows. rule: makes a fresh one. objective: what a trial runs.
     command: the command line that trains parameters again. description: kept as sweep.yaml; None: the sweep in the
-    folder goes on, and one that is finished is only read. preflight: what is tried before the first trial. Ray is
-    started, unless it runs already, and shut down at the end of the block, so that what follows in it has no need to
-    wait for it; for a finished sweep it is not started. Raises UserError where a trial does not fit into what Ray has
-    or the sweep runs already, SweepInterruptedError and SweepHaltedError.
+    folder goes on, and one that is finished is only read. preflight: what is tried before the first trial. mirror: that
+    keeps the sweep in a store. Ray is started, unless it runs already, and shut down at the end of the block, so that
+    what follows in it has no need to wait for it; for a finished sweep it is not started. Raises UserError where a
+    trial does not fit into what Ray has or the sweep runs already, SweepInterruptedError and SweepHaltedError.
     """
-    folder, is_resumed = sweep.path, description is None
+    folder, is_resumed, files = sweep.path, description is None, files_of(mirror, sweep.path)
 
     def history() -> History:
         table = empty_table(sweep)
-        return History(sweep, rule=rule(), table=table, command=command)
+        return History(sweep, rule=rule(), table=table, files=files, command=command)
 
     asked_for = partial(
         searcher,
@@ -99,8 +106,8 @@ def swept(
         warm = stack.enter_context(warm_up(objective, num_threads=sweep.cpus_per_trial))
         # Before any file is made: it may not answer.
         stack.enter_context(ray_runtime(limited(cluster, sweep), hook=warm.hook))
-        resources = ray.cluster_resources()
-        slots = count_slots(sweep, resources)
+        check_nodes(sweep)
+        slots = count_slots(sweep, [node.resources for node in live_nodes()])
         warm.begin(slots)
         if description is not None:
             if sweep.preflight != "off":
@@ -117,8 +124,18 @@ def swept(
             print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
             state = SweepState(sweep, log=log, history=history(), searcher=asked)
             if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
-                slots = count_slots(sweep, resources, gpus=state.history.gpus)
-            _run(sweep, slots, space, state, objective)
+                slots = count_slots(sweep, [node.resources for node in live_nodes()], gpus=state.history.gpus)
+            if mirror is not None:
+                mirror.copy_at_rest()
+            _run(
+                sweep,
+                slots,
+                space,
+                state,
+                objective,
+                warm,
+                has_to_end=lambda: mirror is not None and mirror.is_lost,
+            )
         yield state.history.table
 
 
@@ -137,7 +154,7 @@ def _rehearse(searcher: Callable[..., Searcher]) -> None:
 def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], Slots]) -> None:
     """Only the preflight of a sweep, with Ray as the sweep would have it; no file is made."""
     with environment(), ray_runtime(limited(cluster, sweep)):
-        preflight(count_slots(sweep, ray.cluster_resources()))
+        preflight(count_slots(sweep, [node.resources for node in live_nodes()]))
 
 
 def finished_table(folder: Path, history: History) -> TrialTable | None:
@@ -154,8 +171,12 @@ def finished_table(folder: Path, history: History) -> TrialTable | None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let no other process run the same sweep; the lock of a process that was killed is free."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Let no other process run the same sweep; the lock of a process that was killed is free.
+
+    A new folder is its owner's alone: what is in it says how to run the sweep, and whoever could write there could
+    change what it goes on from. Who wants to share it opens it, and it stays open.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
@@ -163,22 +184,34 @@ def _alone(folder: Path) -> Iterator[None]:
         raise UserError(f"the sweep in {folder} is running already, in another process") from error
 
 
-def _run(sweep: SweepSettings, slots: Slots, space: Space, state: SweepState, objective: Objective) -> None:
+def _run(
+    sweep: SweepSettings,
+    slots: Slots,
+    space: Space,
+    state: SweepState,
+    objective: Objective,
+    warm: WarmUp,
+    *,
+    has_to_end: Callable[[], bool],
+) -> None:
     table, shelf = state.history.table, state.history.shelf
     table.num_slots = slots.num_slots
     table.checkpoint_budget_bytes = shelf.budget_bytes
     title = f"sweep {sweep.name}  ·  {space.name}" + ("  ·  goes on" if state.last_event else "")
     view = sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
-    with contextlib.closing(view), _interruptible(sweep) as is_interrupted:
+    _allow_open_files()
+    with contextlib.closing(view), _interruptible(sweep, has_to_end) as is_interrupted:
         logs = trial_logs(sweep, table)
         recorder = Recorder(table, folder=sweep.path, shelf=shelf, tick=state.tick, view=view, logs=logs)
         recorder.catch_up(state.last_event)
         state.open(num_slots=slots.num_slots, gpus=slots.gpus, listener=recorder)
         table.num_trials = state.history.num_trials
         view.refresh(table)
-        conductor = Conductor(state, time_budget_s=sweep.time_budget_s, is_interrupted=is_interrupted)
-        # Tune asks a searcher of ours for one trial, and for the next when that one has a worker.
-        with environment(TUNE_MAX_PENDING_TRIALS_PG=str(slots.num_slots)):
+        nodes = Nodes(_follower(sweep, slots, state, view, warm))
+        conductor = Conductor(state, sweep, nodes=nodes, is_interrupted=is_interrupted)
+        # Else Tune asks a searcher of ours for one trial, and for the next when that one has a worker. How many run at
+        # a time the state says.
+        with watched_head(partial(_leave_at_once, sweep, _HEAD_LOST)), environment(TUNE_MAX_PENDING_TRIALS_PG=_ANY):
             _tuner(sweep, slots, conductor, objective, recorder).fit()
         if isinstance(conductor.error, (UserError, OSError)):  # as of a full disk
             raise UserError(f"{conductor.error}; to go on: {resume_command(sweep.resumed_by)}") from conductor.error
@@ -194,6 +227,39 @@ def _run(sweep: SweepSettings, slots: Slots, space: Space, state: SweepState, ob
             f"{state.halted_by.cause} (traceback: {sweep.path / 'trials.csv'}); when that is mended, go on with "
             f"{resume_command(sweep.resumed_by)}"
         )
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this user: every trial that runs has a log and a connection, and 1,024 is common."""
+    with contextlib.suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _follower(
+    sweep: SweepSettings, slots: Slots, state: SweepState, view: SweepView, warm: WarmUp
+) -> Callable[[Sequence[Node]], None]:
+    """What is to be done when nodes came or went: the slots are counted anew, and a node that joined gets trials."""
+    known: dict[str, str] | None = None
+
+    def follow(alive: Sequence[Node]) -> None:
+        nonlocal known
+        with_room = {node.id: node for node in alive if num_fitting(slots, node.resources)}
+        names = {node.name for node in with_room.values()}
+        usable = state.usable(names)
+        now = counted_again(sweep, slots, [node.resources for node in with_room.values() if node.name in usable])
+        state.resize(now.num_slots, alive=names)
+        state.history.table.num_slots = max(1, now.num_slots)
+        if known is not None:
+            lost = [f"node {name} is gone" for node_id, name in known.items() if node_id not in with_room]
+            joined = [f"node {node.name} has joined" for node in with_room.values() if node.id not in known]
+            left = f"{now.num_slots} trials at a time" if with_room else "no node is left, and the sweep waits for one"
+            if lost or joined:
+                view.note(f"{', '.join([*lost, *joined])}: {left}")
+            warm.begin(now)
+        known = {node.id: node.name for node in with_room.values()}
+
+    return follow
 
 
 def trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:
@@ -219,7 +285,12 @@ def _tuner(
 ) -> tune.Tuner:
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         gpus = config[STRETCH][0].gpus
-        return tune.PlacementGroupFactory([{"CPU": slots.cpus, "GPU": slots.gpus if gpus is None else gpus}])
+        bundle = {"CPU": slots.cpus, "GPU": slots.gpus if gpus is None else gpus}
+        avoided = config[AVOIDED][0]
+        if not avoided:
+            return tune.PlacementGroupFactory([bundle])
+        elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"}
+        return tune.PlacementGroupFactory([bundle], bundle_label_selector=[elsewhere])
 
     def name(trial: Trial) -> str:  # Ray copies it for every trial, so that it must hold nothing
         return stretch_of(trial).name
@@ -247,11 +318,10 @@ def _tuner(
 
 
 @contextlib.contextmanager
-def _interruptible(sweep: SweepSettings) -> Iterator[Callable[[], bool]]:
+def _interruptible(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
     """SIGINT and SIGTERM end the sweep in good order, which takes some seconds; a second one leaves at once.
 
-    Yields whether there was one. Whatever is lost by leaving at once is lost by a SIGKILL too: nothing that was
-    reported.
+    Yields whether there was one, or the sweep has to end for another reason.
     """
     is_requested = False
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -259,16 +329,21 @@ def _interruptible(sweep: SweepSettings) -> Iterator[Callable[[], bool]]:
     def request(number: int, frame: FrameType | None) -> None:
         nonlocal is_requested
         if is_requested:
-            cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the live view has hidden it
-            told = f"{cursor}\nleft at once; to go on: {resume_command(sweep.resumed_by)}\n"
-            os.write(sys.stderr.fileno(), told.encode())
-            os._exit(INTERRUPTED)
+            _leave_at_once(sweep, "left at once")
         is_requested = True
 
     for number in before:
         signal.signal(number, request)
     try:
-        yield lambda: is_requested
+        yield lambda: is_requested or has_to_end()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_at_once(sweep: SweepSettings, why: str) -> NoReturn:
+    """End the process. Whatever is lost by that is lost by a SIGKILL too: nothing that was reported."""
+    cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the live view has hidden it
+    told = f"{cursor}\n{why}; to go on: {resume_command(sweep.resumed_by)}\n"
+    os.write(sys.stderr.fileno(), told.encode())
+    os._exit(INTERRUPTED)

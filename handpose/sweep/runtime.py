@@ -7,12 +7,15 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.authentication import authentication_token_setup
 from ray._private.ray_logging import stdout_deduplicator
 
 from handpose.errors import UserError
+from handpose.sweep.privacy import keep_token, private_folder
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.slots import num_cores
 
@@ -42,36 +45,58 @@ _WORKER_ENVIRONMENT = {
 def ray_runtime(cluster: RaySettings, *, hook: Callable[[], None] | None = None) -> Iterator[None]:
     """Ray, without its noise, for the length of a block; one that runs already is used, and left running.
 
-    hook: what every worker does first, where Ray is started here or joined.
+    hook: what every worker does first, where Ray is started here or joined. Ray that is started here lets in nobody
+    without the token, and has a folder of its own.
     """
     if ray.is_initialized():
         yield
         return
-    settings: dict[str, Any] = {"address": cluster.address}
-    if cluster.address is None:
-        num_cpus = cluster.num_cpus or num_cores()
-        settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
-        settings["object_store_memory"] = _OBJECT_STORE_BYTES
+    with contextlib.ExitStack() as stack:
+        settings: dict[str, Any] = {"address": cluster.address}
+        if cluster.address is None:
+            num_cpus = cluster.num_cpus or num_cores()
+            settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+            settings["object_store_memory"] = _OBJECT_STORE_BYTES
+            settings["_temp_dir"] = str(stack.enter_context(private_folder()))
+            keep_token(os.environ, home=Path(os.path.expanduser("~")))
+        _start(cluster, settings, hook)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start(cluster: RaySettings, settings: dict[str, Any], hook: Callable[[], None] | None) -> None:
     runtime_env: dict[str, Any] = {"env_vars": dict(_WORKER_ENVIRONMENT)}  # Ray adds to it
     if hook is not None and not (cluster.address or "").startswith("ray://"):  # Ray's client takes no hooks
         runtime_env["worker_process_setup_hook"] = hook
     try:
         _check_answers(cluster.address)
+        if cluster.address is not None:  # Ray does it for `auto` alone
+            _use_token()
         ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env, **settings)
     except (OSError, RuntimeError, ValueError) as error:
         if cluster.address is None:
             raise
         raise UserError(
-            f"ray.address={cluster.address}: no Ray cluster answers there; `ray start --head` begins one, and without "
-            "ray.address the sweep runs on this machine"
+            f"ray.address={cluster.address}: no Ray cluster answers there, or not to this token (~/.ray/auth_token, "
+            "RAY_AUTH_TOKEN_PATH, RAY_AUTH_TOKEN); `ray start --head` begins one, and ray.address=null runs the sweep "
+            "on this machine"
         ) from error
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # What became of a worker stands in trials.csv. Ray's switch for it, RAY_DEDUP_LOGS_SKIP_REGEX, is read on import.
-    stdout_deduplicator.skip_re = re.compile("A worker died or was killed")
+    stdout_deduplicator.skip_re = re.compile("A worker died or was killed|has been marked dead|Raylet is terminated")
+
+
+def _use_token() -> None:
+    """Show the token, where there is one, to a cluster that is joined."""
+    log = logging.getLogger(authentication_token_setup.__name__)
+    level = log.level
+    log.setLevel(logging.ERROR)  # that it is used is a warning to Ray
     try:
-        yield
+        authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     finally:
-        ray.shutdown()
+        log.setLevel(level)
 
 
 def _check_answers(address: str | None) -> None:

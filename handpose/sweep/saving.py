@@ -12,8 +12,8 @@ import simplejpeg
 import torch
 
 from handpose.errors import UserError
+from handpose.sweep.checkpoint_files import CheckpointFiles
 from handpose.sweep.events import Saved
-from handpose.sweep.retention import saved
 from handpose.training.checkpoints import WholeFiles
 from handpose.whole_file import whole_file
 
@@ -30,13 +30,14 @@ class Written(NamedTuple):
 class BackgroundFiles(WholeFiles):
     """A Trainer's checkpoint_io that writes in a thread of its own, one checkpoint at a time.
 
-    folder: of the sweep. Lightning's AsyncCheckpointIO (2.6.6) does not tell when a file is whole, and copies within
-    the GPU.
+    files: where they are kept. is_needed: until the next question by `written`, the trial pauses with what is saved.
+    Lightning's AsyncCheckpointIO (2.6.6) does not tell when a file is whole, and copies within the GPU.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, files: CheckpointFiles) -> None:
         super().__init__(is_durable=True)  # it may be found by its name alone, after a crash
-        self._folder = folder
+        self.files = files
+        self.is_needed = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[Saved] | None = None
         self._written = Written()
@@ -44,11 +45,12 @@ class BackgroundFiles(WholeFiles):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Copy the checkpoint and return; waits for the one before."""
         self._finish()
-        self._writing = self._thread.submit(self._write, copied(checkpoint), Path(path))
+        self._writing = self._thread.submit(self._write, copied(checkpoint), Path(path), self.is_needed)
 
     def written(self) -> Written:
         """Wait for what is being written."""
         self._finish()
+        self.is_needed = False
         written, self._written = self._written, Written()
         return written
 
@@ -56,9 +58,9 @@ class BackgroundFiles(WholeFiles):
         """Wait for what is being written, and end the thread."""
         self._thread.shutdown(wait=True)
 
-    def _write(self, checkpoint: dict[str, Any], path: Path) -> Saved:
+    def _write(self, checkpoint: dict[str, Any], path: Path, is_needed: bool) -> Saved:
         super().save_checkpoint(checkpoint, path)
-        return saved(path, folder=self._folder, epoch=checkpoint["epoch"] + 1)
+        return self.files.keep(path, epoch=checkpoint["epoch"] + 1, is_needed=is_needed)
 
     def _finish(self) -> None:
         writing, self._writing = self._writing, None
@@ -70,7 +72,7 @@ class BackgroundFiles(WholeFiles):
             self._written = self._written._replace(note=str(error))
             return
         if self._written.checkpoint is not None:  # nobody will hear of it
-            (self._folder / self._written.checkpoint.file).unlink(missing_ok=True)
+            self.files.discard(self._written.checkpoint)
         self._written = Written(checkpoint)
 
 

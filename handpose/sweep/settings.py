@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from handpose.sweep.store import joined
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConfirmSettings:
@@ -26,15 +28,19 @@ class SweepSettings:
     then. status: folder of a sweep to be shown, and nothing is done. num_trials: configurations tried. max_epochs: of a
     trial at full fidelity. cpus_per_trial, gpus_per_trial: a slot; a part of a GPU is a share of its trials and of its
     memory; auto: the share that trains most in all; None: one GPU where there is one. max_concurrent: trials at a time;
-    None: as many as there are slots. time_budget_s: the sweep ends then. seed: of searcher and scheduler. metric, mode:
-    what is optimised. second_objective: a cost of which as little is wanted beside it; measured before a trial is
-    trained. explosion_factor: a trial ends when its metric is worse than its best by this factor; None: only when it is
-    not finite. checkpoint_every_epochs: of a trial; None: only at rungs where it may pause. checkpoint_budget_gb: of
-    all trials together, in 1e9 bytes. max_retries: of a trial that failed; retry_delay_s: before the first, doubled for
-    each. stop_after_failures: trials that fail before any has reported end the sweep. preflight: what is tried out
-    before it. confirm: what is trained again before a winner is chosen. retrain: the winner, with the full schedule, on
-    retrain_devices; None: on all GPUs of the driver's machine. wandb_project: of Weights & Biases, for the trials;
-    None: they are in TensorBoard only.
+    None: as many as there are slots. time_budget_s: the sweep ends then. gpu_hours: that its trials may hold GPUs for,
+    all processes that ran it together; None: no limit. seed: of searcher and scheduler. metric, mode: what is
+    optimised. second_objective: a cost of which as little is wanted beside it; measured before a trial is trained.
+    explosion_factor: a trial ends when its metric is worse than its best by this factor; None: only when it is not
+    finite. checkpoint_every_epochs: of a trial; None: only at rungs where it may pause. checkpoint_budget_gb: of all
+    trials together, in 1e9 bytes. max_retries: of a trial that failed; retry_delay_s: before the first, doubled for
+    each. hang_timeout_s: a trial without a report for so long is ended and has failed; None: never. set_aside_after:
+    trials that fail one after the other on a node, while others work, end its use; None: never. stop_after_failures:
+    trials that fail before any has reported end the sweep. preflight: what is tried out before it. confirm: what is
+    trained again before a winner is chosen. retrain: the winner, with the full schedule, on retrain_devices; None: on
+    all GPUs of the driver's machine. wandb_project: of Weights & Biases, for the trials; None: they are in TensorBoard
+    only. storage: URL of a folder in a store, where the sweep is kept under its name; None: only in its folder, which
+    all nodes share.
     """
 
     name: str
@@ -47,6 +53,7 @@ class SweepSettings:
     gpus_per_trial: float | Literal["auto"] | None
     max_concurrent: int | None
     time_budget_s: float | None
+    gpu_hours: float | None
     seed: int
     metric: str
     mode: Literal["min", "max"]
@@ -56,16 +63,24 @@ class SweepSettings:
     checkpoint_budget_gb: float
     max_retries: int
     retry_delay_s: float
+    hang_timeout_s: float | None
+    set_aside_after: int | None
     stop_after_failures: int
     preflight: Literal["brief", "only", "off"]
     confirm: ConfirmSettings
     retrain: bool
     retrain_devices: int | None
     wandb_project: str | None
+    storage: str | None
 
     @property
     def path(self) -> Path:
         return Path(self.folder)
+
+    @property
+    def stored_at(self) -> str | None:
+        """The URL of the sweep in the store; of a confirmation below that of its sweep."""
+        return None if self.storage is None else joined(self.storage, self.name)
 
     @property
     def resumed_by(self) -> Path:

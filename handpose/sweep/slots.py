@@ -1,8 +1,8 @@
 """Slots: what a trial holds, and how many of them there are at a time."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from handpose.errors import UserError
 from handpose.sweep.settings import SweepSettings
@@ -17,24 +17,43 @@ class Slots:
     gpus: float
 
 
-def count_slots(sweep: SweepSettings, resources: Mapping[str, float], *, gpus: float | None = None) -> Slots:
-    """How many trials fit into what Ray has; raises UserError where none does.
+def count_slots(sweep: SweepSettings, nodes: Sequence[Mapping[str, float]], *, gpus: float | None = None) -> Slots:
+    """How many trials fit into what Ray's nodes have; raises UserError where none does.
 
     gpus: of a trial, where that is known better than the settings say. Until then `auto` is a whole GPU.
     """
+    num_cpus, num_gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     if gpus is None:
         asked = sweep.gpus_per_trial
-        gpus = float(resources.get("GPU", 0) >= 1) if asked is None or asked == "auto" else asked
-    num_slots = int(resources.get("CPU", 0) // sweep.cpus_per_trial)
-    if gpus:
-        num_slots = min(num_slots, _gpu_slots(resources.get("GPU", 0), gpus))
-    if num_slots < 1:
+        gpus = float(num_gpus >= 1) if asked is None or asked == "auto" else asked
+    if sweep.gpu_hours is not None and not gpus:
+        raise UserError(
+            f"sweep.gpu_hours={sweep.gpu_hours:g} would never be used up: trials hold no GPU (Ray has {num_gpus:g}); "
+            "give sweep.time_budget_s instead"
+        )
+    slots = counted_again(sweep, Slots(0, sweep.cpus_per_trial, gpus), nodes)
+    if slots.num_slots < 1:
         raise UserError(
             f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}, but Ray "
-            f"has {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs"
+            f"has {num_cpus:g} cores and {num_gpus:g} GPUs{_apart(nodes)}"
         )
-    num_slots = num_slots if sweep.max_concurrent is None else min(num_slots, sweep.max_concurrent)
-    return Slots(num_slots, sweep.cpus_per_trial, gpus)
+    return slots
+
+
+def counted_again(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str, float]]) -> Slots:
+    """The same slots on other nodes than before; there may be none. A trial does not lie across two nodes."""
+    num_slots = sum(num_fitting(slots, node) for node in nodes)
+    return replace(slots, num_slots=num_slots if sweep.max_concurrent is None else min(num_slots, sweep.max_concurrent))
+
+
+def num_fitting(slots: Slots, node: Mapping[str, float]) -> int:
+    """How many trials a node has room for."""
+    num_slots = int(node.get("CPU", 0) // slots.cpus)
+    return min(num_slots, _gpu_slots(node.get("GPU", 0), slots.gpus)) if slots.gpus else num_slots
+
+
+def _apart(nodes: Sequence[Mapping[str, float]]) -> str:
+    return f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
 
 
 def _gpu_slots(num_gpus: float, per_trial: float) -> int:

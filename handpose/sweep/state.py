@@ -8,12 +8,8 @@ fails, or the sweep is interrupted.
 """
 
 import math
-import os
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from handpose.report.table import State, TrialRow
@@ -31,9 +27,10 @@ from handpose.sweep.events import (
     Opened,
     Reported,
     Saved,
+    SetAside,
 )
 from handpose.sweep.history import History, TrialHistory
-from handpose.sweep.retention import FOLDER, newest_whole, saved
+from handpose.sweep.retention import FOLDER
 from handpose.sweep.rules import Continuation
 from handpose.sweep.searcher import EndState, Known
 from handpose.sweep.settings import SweepSettings
@@ -42,11 +39,12 @@ from handpose.sweep.stretch import Stretch, run_name
 
 
 class Failure(NamedTuple):
-    """Why a stretch failed. cause: in a line. traceback: all that is known."""
+    """Why a stretch failed, and on which node. cause: in a line. traceback: all that is known."""
 
     kind: FailureKind
     cause: str
     traceback: str
+    node: str = ""
 
 
 class Listener(Protocol):
@@ -103,6 +101,7 @@ class SweepState:
         self._log = log
         self._searcher = searcher
         self._num_slots = 0
+        self._alive: Collection[str] = ()
         self._clock = clock
         self._listener: Listener | None = None
         self.last_event = log.events[-1] if log.events else None
@@ -124,6 +123,10 @@ class SweepState:
             self._adopt(number)
         self.history.shelf.settle()
         self._listener = listener
+
+    def resize(self, num_slots: int, *, alive: Collection[str] = ()) -> None:
+        """Nodes came or went: so many trials at a time from now on. alive: names of the nodes that there are."""
+        self._num_slots, self._alive = num_slots, alive
 
     # --- what is next -------------------------------------------------------------------------------------------------
 
@@ -154,9 +157,22 @@ class SweepState:
         """The sweep's own time: of all processes that ran it, together."""
         return round(self._base + self._clock() - self._opened, 3)
 
+    def gpu_hours(self) -> float:
+        """That the sweep has used, of all processes that ran it, together."""
+        return self.history.gpu_hours(self.elapsed_s())
+
+    def usable(self, alive: Collection[str]) -> set[str]:
+        """Of the nodes that are alive those that trials are sent to."""
+        return self.history.health.usable(alive)
+
+    def avoided(self, number: int) -> tuple[str, ...]:
+        """Nodes that are alive where the trial is not to run, for what has failed there."""
+        return self.history.health.avoided(number, alive=self._alive)
+
     def tick(self) -> None:
-        """Let the rows of running trials show the time."""
+        """Let the table, and its rows of running trials, show the time."""
         now = self.elapsed_s()
+        self.history.table.gpu_hours = self.history.gpu_hours(now)
         for number in self.history.live["running"]:
             self.history.trials[number].spend(now)
 
@@ -177,31 +193,26 @@ class SweepState:
         stretch = trial.num_stretches + 1
         self._happened(Begun(self.elapsed_s(), number, stretch, epoch, trial.gpus, source, taken, params))
         self._searcher.began(number)
-        return Stretch(number, stretch, dict(trial.row.params), epoch, held, self._settings.folder, trial.gpus)
+        where = (self._settings.folder, trial.gpus, self._settings.stored_at)
+        return Stretch(number, stretch, dict(trial.row.params), epoch, held, *where)
 
     def _adopt(self, number: int) -> None:
         """Take in what the last stretch saved and did not come to tell: it is told with the report of the next epoch.
 
-        The file is whole, since it got its name when it was. Of an epoch that was never reported there is none.
+        Of an epoch that was never reported there is none.
         """
-        trial, shelf, folder = self.history.trials[number], self.history.shelf, self._settings.path
+        trial, shelf = self.history.trials[number], self.history.shelf
         known = max((checkpoint.epoch for checkpoint in shelf.of(number)), default=0)
-        for epoch, file in Stretch.saved_epochs(folder, number, trial.num_stretches).items():
-            if known < epoch <= trial.row.epochs:
-                shelf.put(number, saved(file, folder=folder, epoch=epoch))
+        if known < trial.row.epochs:
+            reported = range(known + 1, trial.row.epochs + 1)
+            for checkpoint in self.history.files.left_by(number, trial.num_stretches, reported):
+                shelf.put(number, checkpoint)
 
     def _taken_over(self, number: int, source: int) -> Saved | None:
         """The newest checkpoint of another trial, in a place of its own, since that trial goes on and tidies up."""
-        folder = self._settings.path
-        newest = newest_whole(self.history.shelf.of(source), folder)
-        if newest is None:
-            return None
-        file = Path(FOLDER) / run_name(number) / f"epoch_{newest.epoch:04d}_of_{source}.ckpt"
-        part = folder / file.with_suffix(".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / newest.file, part)
-        os.replace(part, folder / file)
-        return replace(newest, file=str(file))
+        history = self.history
+        name = f"{FOLDER}/{run_name(number)}/stretch_{history.trials[number].num_stretches + 1}_of_{source}.ckpt"
+        return history.files.taken_over(history.shelf.of(source), name)
 
     # --- what came back -----------------------------------------------------------------------------------------------
 
@@ -242,15 +253,20 @@ class SweepState:
         return self._runs(trial)
 
     def failed(self, number: int, failure: Failure) -> None:
-        """A stretch of the trial failed: it is tried again, or given up, or the sweep is."""
+        """A stretch of the trial failed: it is tried again, or given up, or its node is, or the sweep."""
         trial = self.history.trials[number]
         if not self._runs(trial):
             return
-        halts = self.history.is_hopeless(number, failure.kind)
-        retry, gpus = self.history.chance(number, failure.kind)
-        event = Failed(self.elapsed_s(), number, *failure, retry=retry or halts, gpus=gpus)
+        kind, cause, traceback, node = failure
+        halts = self.history.is_hopeless(number, kind)
+        to_be_set_aside = self.history.is_to_be_set_aside(number, kind, node, alive=self._alive)
+        retry, gpus = self.history.chance(number, kind, node=node)
+        retry = retry or halts or to_be_set_aside
+        event = Failed(self.elapsed_s(), number, kind, cause, traceback, retry=retry, gpus=gpus, node=node)
         self._happened(event)
         self._settle(trial)
+        if to_be_set_aside:
+            self._happened(SetAside(self.elapsed_s(), node))
         if halts:
             self.halted_by = event
             self.close("halted")
@@ -297,7 +313,7 @@ class SweepState:
         self._log.append(event)
         self.history.apply(event)
         if self._listener is not None:
-            about = None if isinstance(event, (Opened, Closed)) else self.history.trials[event.trial].row
+            about = None if isinstance(event, (Opened, SetAside, Closed)) else self.history.trials[event.trial].row
             self._listener.happened(event, about)
 
 

@@ -20,27 +20,33 @@ from handpose.sweep.history import History, empty_table
 from handpose.sweep.provenance import read_yaml
 from handpose.sweep.rules import Fifo
 from handpose.sweep.settings import SweepSettings, recorded_settings
+from handpose.sweep.store import is_url
+from handpose.sweep.stored_sweep import looked_at
 
 
-def print_status(folder: Path) -> None:
-    """Show how the sweep in a folder stands. Raises UserError where there is none."""
+def print_status(place: str) -> None:
+    """Show how the sweep in a folder stands, or at the URL of a store. Raises UserError where there is none."""
     console = Console()
-    console.print(status(folder, width=console.width), crop=False)
+    with looked_at(place) as folder:
+        console.print(status(folder, width=console.width, place=place if is_url(place) else None), crop=False)
 
 
-def status(folder: Path, *, width: int) -> RenderableType:
+def status(folder: Path, *, width: int, place: str | None = None) -> RenderableType:
     """The sweep in a folder as its live view would show it, and what has come after it: confirmation, retraining.
 
-    width: of the terminal, in columns. Raises UserError where there is no sweep, or its files are damaged.
+    width: of the terminal, in columns. place: that it goes on from, if not the folder.
+
+    Raises UserError where there is no sweep, or its files are damaged.
     """
-    record = _record(folder)
+    record, go_on = _record(folder), shlex.join(["python", "tune.py", f"sweep.resume={place or folder}"])
     sweep = recorded_settings(record["sweep"], folder)
     space = Path(str(record["search_space"])).stem
-    shown = _pictured(sweep, f"sweep {sweep.name}  ·  {space}", width=width)
+    shown = _pictured(sweep, f"sweep {sweep.name}  ·  {space}", width=width, go_on=go_on)
     confirming = folder / "confirm"
     if (confirming / EVENTS).is_file():
-        again = recorded_settings(record["sweep"] | {"second_objective": None, "time_budget_s": None}, confirming)
-        shown += [Text(), *_pictured(again, f"confirmation of {sweep.name}", width=width, resumed_by=folder)]
+        of_the_sweep = {"second_objective": None, "time_budget_s": None, "gpu_hours": None}
+        again = recorded_settings(record["sweep"] | of_the_sweep, confirming)
+        shown += [Text(), *_pictured(again, f"confirmation of {sweep.name}", width=width, go_on=go_on)]
     return Group(*shown, *map(Text, _after(folder, sweep.metric)))
 
 
@@ -64,7 +70,7 @@ class _Told:
         return not isinstance(self.last, Closed)
 
 
-def _pictured(sweep: SweepSettings, title: str, *, width: int, resumed_by: Path | None = None) -> list[RenderableType]:
+def _pictured(sweep: SweepSettings, title: str, *, width: int, go_on: str) -> list[RenderableType]:
     table = empty_table(sweep)
     told = _Told(History(sweep, rule=Fifo(), table=table))
     events = sweep.path / EVENTS
@@ -74,13 +80,13 @@ def _pictured(sweep: SweepSettings, title: str, *, width: int, resumed_by: Path 
     now = told.history.at + silent_s
     for number in told.history.live["running"]:
         told.history.trials[number].spend(now)
+    table.gpu_hours = told.history.gpu_hours(now)
     table.num_trials, table.num_slots = told.history.num_trials, told.num_slots
     table.checkpoint_bytes = told.history.shelf.total_bytes
     table.checkpoint_budget_bytes = told.history.shelf.budget_bytes
     clock = Clock(time_budget_s=sweep.time_budget_s, used_s=now)
     if not told.runs:
         clock.end()
-    go_on = shlex.join(["python", "tune.py", f"sweep.resume={resumed_by or sweep.path}"])
     lines = [Text(line, style="dim", no_wrap=True, overflow="ignore") for line in _how_it_runs(told, silent_s, go_on)]
     return [picture(title, table, clock, width=width), *lines]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import ray
 from ray import tune
 
 from handpose.sweep.events import Saved
@@ -12,8 +13,8 @@ from handpose.sweep.retention import FOLDER
 if TYPE_CHECKING:
     from handpose.sweep.space import Params
 
-STRETCH, CHECKPOINT, COSTS = "stretch", "checkpoint", "costs"
-"""Keys of Tune's configuration and results. Their values lie in a list each, which Tune does not take apart."""
+STRETCH, CHECKPOINT, COSTS, AVOIDED, NODE = "stretch", "checkpoint", "costs", "avoided", "node_id"
+"""Keys of Tune's configuration and results. Values lie in a list each, which Tune does not take apart."""
 
 PICTURES = "pictures"
 """Folder of a sweep for pictures on their way from the workers into the log."""
@@ -23,7 +24,8 @@ class Stretch(NamedTuple):
     """A part of a trial that one worker trains without a break.
 
     epoch: trained before. checkpoints: to go on from, oldest first; the newest that is whole counts. folder: of the
-    sweep. gpus: its share, where it is not that of all.
+    sweep. gpus: its share, where it is not that of all. storage: the URL of the sweep in a store, where its checkpoints
+    lie then; None: they lie in the folder.
     """
 
     trial: int
@@ -33,25 +35,24 @@ class Stretch(NamedTuple):
     checkpoints: Sequence[Saved]
     folder: str
     gpus: float | None
+    storage: str | None = None
 
     @property
     def name(self) -> str:
         """Of Tune's folder for it."""
         return run_name(self.trial) + (f"_{self.stretch}" if self.stretch > 1 else "")
 
+    def checkpoint_name(self, epoch: int) -> str:
+        """Of what is saved after an epoch, from the sweep's folder on: one that no other stretch of the trial uses."""
+        return f"{FOLDER}/{run_name(self.trial)}/epoch_{epoch:04d}_stretch_{self.stretch}.ckpt"
+
     def checkpoint_file(self, epoch: int) -> Path:
-        """Where to save after an epoch: a name that no other stretch of the trial uses."""
-        return Path(self.folder) / FOLDER / run_name(self.trial) / f"epoch_{epoch:04d}_stretch_{self.stretch}.ckpt"
+        """The same in the folder."""
+        return Path(self.folder) / self.checkpoint_name(epoch)
 
     def picture_file(self, epoch: int, name: str) -> Path:
         """Where to put a picture of the trial's predictions after an epoch, for the driver to find."""
         return Path(self.folder) / PICTURES / f"{_stem(self.trial, epoch)}_{name}.jpg"
-
-    @staticmethod
-    def saved_epochs(folder: Path, trial: int, stretch: int) -> dict[int, Path]:
-        """The checkpoint files of a stretch that there are, by epoch, ascending."""
-        files = sorted((folder / FOLDER / run_name(trial)).glob(f"epoch_*_stretch_{stretch}.ckpt"))
-        return {int(file.name.split("_")[1]): file for file in files}
 
 
 class Objective(Protocol):
@@ -87,12 +88,16 @@ def report(
     went wrong without ending the stretch.
     """
     told = {"epoch": epoch, "resumed_from": resumed_from, CHECKPOINT: [checkpoint], "note": note}
-    tune.report({**metrics, **told})
+    tune.report({**metrics, **told, NODE: _node_id()})
 
 
 def measured(costs: Mapping[str, float]) -> None:
     """Tell Tune what the trial costs, before it is trained. Does not return when that is too much."""
     tune.report({"epoch": 0, COSTS: [dict(costs)]})
+
+
+def _node_id() -> str:
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def run_name(number: int) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileSymlinkLock
@@ -60,6 +62,26 @@ def read_storage(url: str | None, folder: Path) -> BaseStorage:
     if file is not None and not file.is_file():
         raise UserError(f"there is no {file}")
     return JournalStorage(JournalFileBackend(str(file))) if url is None else _open_database(url)
+
+
+def check_url(url: str | None) -> None:
+    """Refuse the URL of a database, as it was written, that says a password: a sweep writes it down in its folder."""
+    if url is not None and without_password(url) != url:
+        raise UserError(
+            f"searcher.storage={without_password(url)} would write its password into sweep.yaml; put the whole URL "
+            "into the environment or into .env, as STUDY_URL=..., and give searcher.storage='${oc.env:STUDY_URL}'"
+        )
+
+
+def resolved_url(url: str | None) -> str | None:
+    """The URL of a database from what was written, which may name a variable of the environment.
+
+    Raises UserError where that is not set.
+    """
+    try:
+        return OmegaConf.create({"url": url}).url
+    except OmegaConfBaseException as error:
+        raise UserError(f"searcher.storage={url}: {' '.join(str(error).split())}") from error
 
 
 def close_storage(storage: BaseStorage) -> None:
@@ -143,13 +165,14 @@ def _open_database(url: str) -> BaseStorage:
     except Exception as error:  # of SQLAlchemy, of the database's driver, or that there is no driver
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(
-            f"searcher.storage={_without_password(url)} cannot be opened ({_without_password(reason)}); give the URL "
+            f"searcher.storage={without_password(url)} cannot be opened ({without_password(reason)}); give the URL "
             "of a database, as sqlite:////folder/study.db, or null for a file in the sweep's folder"
         ) from error
 
 
-def _without_password(text: str) -> str:
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+def without_password(text: str) -> str:
+    """The text with three stars in place of each URL's password."""
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text))
 
 
 def create_study(storage: BaseStorage, name: str, objectives: Mapping[str, str], *, url: str | None) -> int:
@@ -163,7 +186,7 @@ def create_study(storage: BaseStorage, name: str, objectives: Mapping[str, str],
         try:
             study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         except DuplicatedStudyError as error:
-            where = "the sweep's folder" if url is None else f"searcher.storage={_without_password(url)}"
+            where = "the sweep's folder" if url is None else f"searcher.storage={without_password(url)}"
             raise UserError(f"there is a study {name} in {where} already; choose another sweep.name") from error
         study.set_metric_names(list(objectives))
     storage.set_study_user_attr(study._study_id, ID, uuid.uuid4().hex)

@@ -18,8 +18,8 @@ from ray import tune
 from handpose.config import compose, quote_override
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
+from handpose.sweep.checkpoint_files import CheckpointFiles, worker_files
 from handpose.sweep.gpu_share import cap_gpu_memory
-from handpose.sweep.retention import newest_whole
 from handpose.sweep.rules import Rule
 from handpose.sweep.saving import BackgroundFiles, save_pictures
 from handpose.sweep.settings import SweepSettings
@@ -92,21 +92,21 @@ class TrainingObjective:
         cap_gpu_memory(_gpus())
         config = compose("train", self.recipe.in_worker(stretch.params))
         folder = Path(tune.get_context().get_trial_dir() or ".")
-        newest = newest_whole(stretch.checkpoints, Path(stretch.folder))
-        hands = config.pictures.trial_hands
-        callback = TuneReport(stretch, self, resumed_from=newest.epoch if newest else 0, num_hands=hands)
-        resume_from = Path(stretch.folder) / newest.file if newest else None
-        try:
-            fit(
-                config,
-                RunFolders(folder, folder, folder),
-                callbacks=[callback],
-                quiet=True,
-                resume_from=resume_from,
-                keep_open=True,
-            )
-        finally:
-            callback.close()
+        with worker_files(stretch, scratch=folder) as files:
+            newest, resume_from = files.fetched(stretch.checkpoints) or (None, None)
+            resumed_from, hands = newest.epoch if newest else 0, config.pictures.trial_hands
+            callback = TuneReport(stretch, self, files=files, resumed_from=resumed_from, num_hands=hands)
+            try:
+                fit(
+                    config,
+                    RunFolders(folder, folder, folder),
+                    callbacks=[callback],
+                    quiet=True,
+                    resume_from=resume_from,
+                    keep_open=True,
+                )
+            finally:
+                callback.close()
 
     def saves(self, epoch: int) -> bool:
         """Whether a checkpoint is due after this epoch, the last one of all not being asked."""
@@ -132,13 +132,19 @@ class TuneReport(pl.Callback):
     """
 
     def __init__(
-        self, stretch: Stretch, objective: TrainingObjective, *, resumed_from: int, num_hands: int = 0
+        self,
+        stretch: Stretch,
+        objective: TrainingObjective,
+        *,
+        files: CheckpointFiles,
+        resumed_from: int,
+        num_hands: int = 0,
     ) -> None:
         self.stretch = stretch
         self.objective = objective
         self.resumed_from = resumed_from
         self.num_hands = num_hands
-        self._files = BackgroundFiles(Path(stretch.folder))
+        self._files = BackgroundFiles(files)
         self._is_finite: torch.Tensor | None = None
 
     def close(self) -> None:
@@ -173,7 +179,12 @@ class TuneReport(pl.Callback):
     ) -> None:
         # Here, since the weights are those that are validated, which may be an average, and the batch is at hand.
         epoch, last = trainer.current_epoch + 1, trainer.max_epochs
-        if self.num_hands and batch_idx == 0 and (epoch == last or epoch in self.objective.compared_at):
+        if (
+            self.stretch.storage is None
+            and self.num_hands
+            and batch_idx == 0
+            and (epoch == last or epoch in self.objective.compared_at)
+        ):
             pictures = prediction_pictures(cast(HandPose, pl_module), batch, num_hands=self.num_hands)
             save_pictures(pictures, {name: self.stretch.picture_file(epoch, name) for name in pictures})
 
@@ -188,12 +199,16 @@ class TuneReport(pl.Callback):
         is_due = is_finite and epoch < (trainer.max_epochs or 0) and self.objective.saves(epoch)
         may_pause = epoch in self.objective.rungs
         if is_due and may_pause:
-            trainer.save_checkpoint(self.stretch.checkpoint_file(epoch))
+            self._files.is_needed = True
+            self._save(trainer, epoch)
         self._report(epoch, metrics)
         if not is_finite:
             trainer.should_stop = True
         elif is_due and not may_pause:  # not before: a trial that has just been stopped needs none
-            trainer.save_checkpoint(self.stretch.checkpoint_file(epoch))
+            self._save(trainer, epoch)
+
+    def _save(self, trainer: pl.Trainer, epoch: int) -> None:
+        trainer.save_checkpoint(self._files.files.place(self.stretch.checkpoint_name(epoch)))
 
     def _report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         checkpoint, note = self._files.written()

@@ -3,10 +3,12 @@
 Tune's own bookkeeping is not used to decide or to restore. Each stretch of a trial is one trial of Tune's.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray
 from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
@@ -15,11 +17,17 @@ from ray.tune.search import Searcher
 
 from handpose.errors import UserError
 from handpose.sweep.events import FailureKind
+from handpose.sweep.nodes import Nodes, Whereabouts, whereabouts
+from handpose.sweep.settings import SweepSettings
 from handpose.sweep.state import Failure, SweepState
-from handpose.sweep.stretch import CHECKPOINT, COSTS, STRETCH, Stretch, WornWorkerError
+from handpose.sweep.stretch import AVOIDED, CHECKPOINT, COSTS, NODE, STRETCH, Stretch, WornWorkerError
 
 _TRACEBACK_CHARACTERS = 20_000
 _GPU_MEMORY = ("CUDA out of memory", "torch.OutOfMemoryError", "CUBLAS_STATUS_ALLOC_FAILED", "HIP out of memory")
+_NODE_GONE = ("its node has died", "may not have been executed on the actor")
+"""What Ray (2.60) says of an actor whose node was killed: by a health check that failed, some 15 s later, or when the
+connection to the actor broke; there is no exception of its own for it."""
+_NOWHERE = Failure("lost", "the nodes that it could run on were lost", "")
 _Answer = TypeVar("_Answer")
 
 
@@ -27,14 +35,21 @@ class Conductor:
     """Takes Tune's questions to the state, and ends the experiment where there is nothing to ask any more.
 
     An exception within Tune's calls would come out as the text of a TuneError. So it is kept as `error`, to be raised
-    when Tune has ended in order. time_budget_s: of the sweep. is_interrupted: whether it is being ended by hand.
+    when Tune has ended in order. nodes: of the cluster. is_interrupted: whether the sweep is being ended by hand.
     """
 
-    def __init__(self, state: SweepState, *, time_budget_s: float | None, is_interrupted: Callable[[], bool]) -> None:
+    def __init__(
+        self, state: SweepState, sweep: SweepSettings, *, nodes: Nodes, is_interrupted: Callable[[], bool]
+    ) -> None:
         self.state = state
+        self.nodes = nodes
+        self.hang_timeout_s = sweep.hang_timeout_s
         self.error: Exception | None = None
-        self._time_budget_s = time_budget_s
+        self._sweep = sweep
         self._is_interrupted = is_interrupted
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles searcher and stopper with an experiment's settings; open files do not travel
 
     def ask(self, question: Callable[[], _Answer], *, otherwise: _Answer) -> _Answer:
         """The state's answer, or another when it has none any more."""
@@ -49,9 +64,16 @@ class Conductor:
         """Whether Tune is to end the experiment; if so, the state has been closed."""
         if self._is_interrupted():
             self.ask(lambda: self.state.close("interrupted"), otherwise=None)
-        elif self._time_budget_s is not None and self.state.elapsed_s() >= self._time_budget_s:
+        elif self._is_spent():
             self.ask(lambda: self.state.close("finished"), otherwise=None)
         return self.error is not None or self.state.is_closed
+
+    def _is_spent(self) -> bool:
+        """Whether the sweep has used up what it may."""
+        time_s, gpu_hours = self._sweep.time_budget_s, self._sweep.gpu_hours
+        return (time_s is not None and self.state.elapsed_s() >= time_s) or (
+            gpu_hours is not None and self.state.gpu_hours() >= gpu_hours
+        )
 
 
 class StateSearcher(Searcher):
@@ -66,9 +88,11 @@ class StateSearcher(Searcher):
         conductor = self._conductor
         if conductor.should_stop():
             return Searcher.FINISHED
+        conductor.nodes.refresh()
         stretch = conductor.ask(conductor.state.next, otherwise=None)
         if stretch is not None:
-            return {STRETCH: [stretch]}
+            avoided = conductor.nodes.ids(conductor.state.avoided(stretch.trial))
+            return {STRETCH: [stretch], AVOIDED: [avoided]}
         is_over = conductor.ask(lambda: conductor.state.is_over, otherwise=True)
         return Searcher.FINISHED if is_over else None
 
@@ -88,6 +112,7 @@ class StateScheduler(FIFOScheduler):
     def __init__(self, conductor: Conductor) -> None:
         super().__init__()
         self._conductor = conductor
+        self._hung: set[str] = set()
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Stop: the stretch ends here, for good or at a rung."""
@@ -102,7 +127,7 @@ class StateScheduler(FIFOScheduler):
             number,
             result["epoch"],
             {name: value for name, value in result.items() if _is_metric(name, value)},
-            node=result.get("hostname", ""),
+            node=self._conductor.nodes.name(result.get(NODE, "")),
             resumed_from=result.get("resumed_from", 0),
             checkpoint=result.get(CHECKPOINT, [None])[0],
             note=result.get("note", ""),
@@ -115,8 +140,37 @@ class StateScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A stretch failed; Tune itself tries nothing again."""
-        number, failure = stretch_of(trial).trial, failure_of(trial)
-        self._conductor.ask(lambda: self._conductor.state.failed(number, failure), otherwise=None)
+        nodes, failure, actor = self._conductor.nodes, failure_of(trial), trial.temporary_state.ray_actor
+        found = whereabouts(actor._actor_id.hex()) if actor is not None else Whereabouts()
+        nodes.refresh(at_once=True)  # it may be gone, and then there are fewer slots
+        if failure.kind == "lost" and found.is_dead and nodes.is_alive(found.node_id):
+            failure = failure._replace(kind="killed")  # of its death Ray heard too late to say so
+        if trial.trial_id in self._hung:
+            failure = failure._replace(cause=f"no report for {self._conductor.hang_timeout_s:g} s: it was ended")
+        failure = failure._replace(node=nodes.name(found.node_id or (trial.last_result or {}).get(NODE, "")))
+        self._conductor.ask(lambda: self._conductor.state.failed(stretch_of(trial).trial, failure), otherwise=None)
+        nodes.tell()  # one may have been set aside
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """A stretch that had not begun was taken back."""
+        self._conductor.ask(lambda: self._conductor.state.failed(stretch_of(trial).trial, _NOWHERE), otherwise=None)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Tune's own choice: what was asked for first. Called in every step.
+
+        Before it, stretches that wait for a node while all that are left are those they are not to run on are taken
+        back, to be sent again, and workers that hang are ended. FIFOScheduler looks through all trials there have been,
+        in every step.
+        """
+        nodes, limit_s = self._conductor.nodes, self._conductor.hang_timeout_s
+        nodes.refresh()
+        for trial in list(tune_controller.get_live_trials()):
+            avoided = trial.config[AVOIDED][0]
+            if avoided and trial.status == Trial.PENDING and not nodes.leave_any(avoided):
+                tune_controller.stop_trial(trial)
+            elif limit_s is not None and trial.trial_id not in self._hung and _silent_s(trial) > limit_s:
+                self._hung.add(trial.trial_id)
+                ray.kill(trial.temporary_state.ray_actor)
 
 
 class StateStopper(tune.Stopper):
@@ -138,6 +192,14 @@ def stretch_of(trial: Trial) -> Stretch:
     return stretch
 
 
+def _silent_s(trial: Trial) -> float:
+    """Seconds since a stretch that runs began, or has reported."""
+    known = trial.run_metadata
+    if trial.status != Trial.RUNNING or trial.temporary_state.ray_actor is None:
+        return 0.0
+    return time.time() - max(known.start_time or 0.0, known.last_result_time)
+
+
 def _is_metric(name: str, value: Any) -> bool:
     return "/" in name and isinstance(value, (int, float)) and not name.startswith(("config/", f"{COSTS}/"))
 
@@ -156,7 +218,9 @@ def _content(file: str | None) -> bytes:
 
 def _kind(error: Exception | None, text: str) -> FailureKind:
     if isinstance(error, RayActorError):
-        return "preempted" if error.preempted else "killed"
+        if error.preempted:
+            return "preempted"
+        return "lost" if any(said in text for said in _NODE_GONE) else "killed"
     raised = getattr(error, "cause", error)
     if isinstance(raised, WornWorkerError):
         return "worn"
@@ -167,6 +231,8 @@ def _kind(error: Exception | None, text: str) -> FailureKind:
 
 def cause(text: str) -> str:
     """What an error says, in a line: the end of a traceback, or that the worker is gone."""
+    if any(said in text for said in _NODE_GONE):
+        return "its node was lost"
     if "The actor died" in text or "ActorDiedError" in text:
         return "the worker process died: it was killed, ran out of memory or crashed"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

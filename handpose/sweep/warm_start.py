@@ -29,6 +29,7 @@ from handpose.sweep.study import (
     last_value,
     params_of,
     read_storage,
+    resolved_url,
 )
 
 LINEAGE = "lineage"
@@ -320,7 +321,7 @@ def _read(given: str) -> _Sweep:
             {**flattened(config), **record.get("choices", {})},
         )
         revision = (record.get("git") or {}).get("revision")
-        url = config["searcher"].get("storage")
+        url = resolved_url(config["searcher"].get("storage"))
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"searcher.warm_start: {file} is not that of a sweep, or damaged ({reason})") from error

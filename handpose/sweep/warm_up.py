@@ -12,18 +12,16 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.tune.execution.class_cache import DEFAULT_ENV_VARS, ENV_VARS_TO_PROPAGATE
 
 from handpose.config import REPOSITORY
-
-if TYPE_CHECKING:
-    from handpose.sweep.slots import Slots
+from handpose.sweep.slots import Slots, num_fitting
 
 _KEEP_ALIVE_S = 1800
 _REQUEST_TIMEOUT_S = 5.0
@@ -43,12 +41,12 @@ class WarmUp:
         self._folder = folder
         self._asked: Counter[str] = Counter()
 
-    def begin(self, slots: "Slots") -> None:
+    def begin(self, slots: Slots) -> None:
         """Have a worker started for every slot that has none yet, on each node for as many as fit into it."""
         if "worker_process_setup_hook" not in getattr(ray.get_runtime_context(), "runtime_env", {}):
             return
         for node in filter(itemgetter("Alive"), ray.nodes()):
-            self._ask(node, _num_fitting(slots, node["Resources"]) - self._asked[node["NodeID"]])
+            self._ask(node, _num_needed(slots, node["Resources"]) - self._asked[node["NodeID"]])
 
     def wait(self, *, num_more: int = 0) -> None:
         """Until the workers of this machine have imported everything.
@@ -92,9 +90,8 @@ def worker_environment() -> dict[str, Any]:
     return {"env_vars": {**DEFAULT_ENV_VARS, **given}}
 
 
-def _num_fitting(slots: "Slots", resources: dict[str, float]) -> int:
-    room = [slots.num_slots, resources.get("CPU", 0) // slots.cpus]
-    return int(min([*room, resources.get("GPU", 0) // slots.gpus] if slots.gpus else room))
+def _num_needed(slots: Slots, resources: Mapping[str, float]) -> int:
+    return min(slots.num_slots, num_fitting(slots, resources))
 
 
 def _until(is_so: Callable[[], bool], patience_s: float) -> None:

@@ -88,7 +88,7 @@ class BestAndLast(Checkpoint):
         before = Path(state_dict["best"])
         copy = self.folder / before.name
         try:
-            if copy != before:
+            if not copy.is_file():  # it is there where a run goes on in its own folder, maybe on another machine
                 _copy(before, copy)
         except OSError:  # it has been replaced by a better one, or moved: the best of this run then
             return

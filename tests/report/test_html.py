@@ -135,7 +135,7 @@ def test_each_candidate_has_its_verdict_against_the_winner():
     ]
     confirmation = Confirmation(4, [1, 2], [winner, *others], winner, None, "a method")
     text = page_of(record([trial(1, {}, [9.0]), trial(2, {}, [9.2])], confirmation=confirmation))
-    rows = re.findall(r"<tr><td>(trial \d|default)</td>.*?<td>([^<]*)</td></tr>", text)
+    rows = re.findall(r"<tr><td>(trial \d|default)</td>.*?<td[^>]*>([^<]*)</td></tr>", text)
     assert rows == [
         ("trial 1", "winner"),
         ("trial 2", "not distinguishable from the winner"),

@@ -81,6 +81,21 @@ def test_a_trial_that_has_ended_is_one_line():
     assert "trial 1 failed  epoch 0/27  ValueError: no  lr 0.2" in trial_line(table, table.rows[1], clock)
 
 
+def test_lines_of_trials_take_no_more_than_a_part_of_the_time(monkeypatch, capsys):
+    table = make_table(9, num_trials=9)
+    now = iter(range(100))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now) / 10)  # each look at the clock is 0.1 s later
+    view = terminal.PlainView("title", Clock(time_budget_s=None))
+    for row in [*table.rows.values()] * 5:
+        view.ended(table, row)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "title"
+    told = [line for line in lines if line.startswith("[")]
+    left_out = [int(line.split()[2]) for line in lines if line.startswith("...")]
+    assert 1 < len(told) < 10
+    assert sum(left_out) + len(told) + view._num_left_out == 45
+
+
 @pytest.fixture
 def at(monkeypatch):
     """Sets the clock."""

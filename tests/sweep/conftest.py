@@ -47,6 +47,7 @@ def make_settings(folder, **changes):
         "gpus_per_trial": None,
         "max_concurrent": None,
         "time_budget_s": None,
+        "gpu_hours": None,
         "seed": 0,
         "metric": METRIC,
         "mode": "min",
@@ -56,12 +57,15 @@ def make_settings(folder, **changes):
         "checkpoint_budget_gb": 1.0,
         "max_retries": 2,
         "retry_delay_s": 0.0,
+        "hang_timeout_s": None,
+        "set_aside_after": 3,
         "stop_after_failures": 3,
         "preflight": "off",
         "confirm": ConfirmSettings(top_k=0, seeds=0),
         "retrain": True,
         "retrain_devices": None,
         "wandb_project": None,
+        "storage": None,
     }
     return SweepSettings(**values | changes)
 
@@ -85,6 +89,7 @@ def start(
     defaults=None,
     resume=False,
     command=lambda params: f"python train.py {params}",
+    mirror=None,
     **searcher,
 ):
     """Run a sweep; returns its table. sampler: None for a grid."""
@@ -97,6 +102,7 @@ def start(
         objective=objective,
         command=command,
         description=None if resume else {"name": "test"},
+        mirror=mirror,
     )
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from handpose.errors import UserError
+from handpose.sweep.checkpoint_files import worker_files
 from handpose.sweep.retention import newest_whole, saved
 from handpose.sweep.stretch import WornWorkerError, measured, report
 
@@ -68,6 +69,16 @@ def endless(stretch):
         report(epoch, {METRIC: 1.0 / epoch})
 
 
+def hangs_once(stretch):
+    """Each trial's first worker hangs after epoch 2."""
+    report(1, {METRIC: 3.0})
+    report(2, {METRIC: 2.0})
+    if stretch.stretch == 1:
+        time.sleep(600)
+    for epoch in (3, 4):
+        report(epoch, {METRIC: 1.0 / epoch})
+
+
 used = []
 """Of this process: trials that it has trained."""
 
@@ -112,3 +123,21 @@ def dies_once(stretch):
 def grows_slowly(stretch):
     """The same, with time to be interrupted."""
     grown(stretch, seconds=0.3)
+
+
+def grows_in_a_store(stretch):
+    """A weight that grows, and travels in checkpoints that are kept where the sweep keeps them."""
+    with worker_files(stretch, scratch=Path.cwd()) as files:
+        newest = files.fetched(stretch.checkpoints)
+        weight, epoch = json.loads(newest[1].read_text()) if newest else (0.0, 0)
+        resumed_from = epoch
+        while epoch < 4:
+            epoch += 1
+            weight += stretch.params["optimizer.lr"] / stretch.params["model.decoder.depth"]
+            file = files.place(stretch.checkpoint_name(epoch))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps([weight, epoch]))
+            checkpoint = files.keep(file, epoch=epoch, is_needed=True)
+            report(epoch, {METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
+            if stretch.stretch == 1 and epoch == 2 and stretch.trial == 1:
+                os.kill(os.getpid(), signal.SIGKILL)

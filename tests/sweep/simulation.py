@@ -6,9 +6,10 @@ import random
 from dataclasses import replace
 
 from handpose.report.table import TrialTable, second_objectives
+from handpose.sweep.checkpoint_files import worker_files
 from handpose.sweep.events import Asked, Ended, EventLog, Measured, Reported, read_events
 from handpose.sweep.history import History
-from handpose.sweep.retention import newest_whole, saved
+from handpose.sweep.mirror import files_of
 from handpose.sweep.state import SweepState
 from tests.sweep.objectives import METRIC
 
@@ -63,14 +64,17 @@ class Simulation:
 
     is_late: a checkpoint is written after its epoch's report and told with the next one's, but for those at rungs.
 
+    mirror: makes the one of a process, for a sweep that is kept in a store; scratch: of its workers.
+
     loss: of (trial, params, epoch). rule: makes a fresh one. Which of the running trials reports next depends only on
     how many reports there were, so that two sweeps that are killed at different moments hear the same.
     """
 
-    def __init__(self, settings, rule, loss, *, num_slots=3, every=1, seed=0, is_late=False):
+    def __init__(self, settings, rule, loss, *, num_slots=3, every=1, seed=0, is_late=False, mirror=None, scratch=None):
         self.settings, self.rule, self.loss, self.num_slots, self.every = settings, rule, loss, num_slots, every
         self.seed = seed
         self.is_late = is_late
+        self.make_mirror, self.scratch = mirror or (lambda: None), scratch
         self.rungs = rule().rungs if rule().needs_checkpoints else ()
         self.clock = Clock()
         self.opened = 0
@@ -83,10 +87,12 @@ class Simulation:
     def start(self):
         """A new process."""
         table = TrialTable(METRIC, self.settings.mode, self.settings.num_trials, self.settings.max_epochs)
+        self.mirror = self.make_mirror()
         self.log = EventLog(self.file)
         self.proposer = Proposer()
         table.objectives = second_objectives(self.settings.second_objective)
-        history = History(self.settings, rule=self.rule(), table=table)
+        files = files_of(self.mirror, self.settings.path)
+        history = History(self.settings, rule=self.rule(), table=table, files=files)
         self.state = SweepState(self.settings, log=self.log, history=history, searcher=self.proposer, clock=self.clock)
         self.state.open(num_slots=self.num_slots)
         self.stretches, self.epochs, self.untold = {}, {}, {}
@@ -99,8 +105,10 @@ class Simulation:
     def fill(self):
         """Give every slot something to do."""
         while (stretch := self.state.next()) is not None:
-            whole = newest_whole(stretch.checkpoints, self.settings.path)
-            assert stretch.epoch == (whole.epoch if whole else 0)
+            with worker_files(stretch, scratch=self.scratch) as files:
+                whole = files.fetched(stretch.checkpoints)
+                assert whole is None or whole[1].read_text().endswith(f" epoch {whole[0].epoch}")
+            assert stretch.epoch == (whole[0].epoch if whole else 0)
             if not self._measure(stretch):
                 continue
             self.stretches[stretch.trial], self.epochs[stretch.trial] = stretch, stretch.epoch
@@ -141,10 +149,11 @@ class Simulation:
         return running[int(hashlib.sha256(text.encode()).hexdigest(), 16) % len(running)]
 
     def _save(self, stretch, epoch):
-        file = stretch.checkpoint_file(epoch)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"trial {stretch.trial} epoch {epoch}")
-        return saved(file, folder=self.settings.path, epoch=epoch)
+        with worker_files(stretch, scratch=self.scratch) as files:
+            file = files.place(stretch.checkpoint_name(epoch))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"trial {stretch.trial} epoch {epoch}")
+            return files.keep(file, epoch=epoch, is_needed=False)
 
     def run(self, *, kill_when=lambda num_reports: False):
         """To the end; kill_when: whether the process is killed after so many reports."""

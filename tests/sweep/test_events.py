@@ -19,6 +19,7 @@ from handpose.sweep.events import (
     Opened,
     Reported,
     Saved,
+    SetAside,
     read_events,
 )
 
@@ -30,7 +31,8 @@ EVENTS = [
     Measured(0.7, 3, {"num_parameters": 1e6}, "continue"),
     Reported(1.0, 3, 2, {"val/pa_mpjpe_mm": 12.345678901234567}, "node\n\r\u2028", 0, CHECKPOINT, "pause"),
     Begun(2.0, 3, 2, 2, 0.5, 1, CHECKPOINT, {"optimizer.lr": 2e-3}),
-    Failed(2.5, 3, "killed", "gone", "a\nlong\nstory", True, 1.0),
+    Failed(2.5, 3, "killed", "gone", "a\nlong\nstory", True, 1.0, "gpu17"),
+    SetAside(2.6, "gpu17"),
     Ended(3.0, 3, "stopped"),
     Closed(4.0, "finished"),
 ]
@@ -48,7 +50,17 @@ def file(tmp_path):
 
 def test_events_are_read_as_they_were_written(file):
     assert read_events(file) == EVENTS
-    assert {type(event) for event in EVENTS} == {Opened, Asked, Begun, Measured, Reported, Failed, Ended, Closed}
+    assert {type(event) for event in EVENTS} == {
+        Opened,
+        Asked,
+        Begun,
+        Measured,
+        Reported,
+        Failed,
+        SetAside,
+        Ended,
+        Closed,
+    }
     assert all(field.name != "event" for event in EVENTS for field in fields(event))
 
 
@@ -88,7 +100,7 @@ def test_a_file_cut_anywhere_gives_the_events_before_and_can_be_gone_on_with(tmp
 def test_a_damaged_line_before_the_last_is_told_with_its_number(file):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[:3], b'{"event": "reported", "at"\n', *lines[4:]]))
-    with pytest.raises(UserError, match=r"events\.jsonl: line 4 of 9 is damaged .* remove it and all after it"):
+    with pytest.raises(UserError, match=r"events\.jsonl: line 4 of 10 is damaged .* remove it and all after it"):
         EventLog(file)
 
 

@@ -5,8 +5,11 @@ import yaml
 
 from handpose.config import compose, location_overrides, plain
 from handpose.errors import UserError
+from handpose.sweep.mirror import Mirror
 from handpose.sweep.provenance import write_yaml
-from handpose.sweep.resume import Task, check_data, description, keep_space, recorded_task
+from handpose.sweep.resume import Task, check_data, description, keep_space, recorded_task, task_to_resume
+from handpose.sweep.store import Store
+from handpose.sweep.study import check_url
 
 
 @pytest.fixture
@@ -63,6 +66,33 @@ def test_other_data_are_refused(folder):
         check_data(task, "xyz")
 
 
+def test_a_sweep_from_a_store_goes_on_with_the_paths_of_this_process(folder, tmp_path, monkeypatch):
+    (folder / "events.jsonl").write_text('{"event": "opened", "at": 0.0, "num_trials": 12, "gpus": 0.0}\n')
+    url = f"file://{tmp_path}/store/mine"
+    mirror = Mirror(folder, Store(url))
+    mirror.begin()
+    mirror.finish(patience_s=0.0)
+    monkeypatch.setenv("DIR_SCRATCH", str(tmp_path / "here"))
+    monkeypatch.setenv("MP_DATA", str(tmp_path / "data"))
+    given = [f"sweep.resume={url}", "paths.output=there", f"paths.base={tmp_path}", "paths.packed=/local/packed"]
+    with pytest.raises(UserError, match=r"paths\.base.*keeps its configuration"):
+        task_to_resume(compose("tune", given), given)
+    given.remove(f"paths.base={tmp_path}")
+    monkeypatch.chdir(tmp_path)
+    task = task_to_resume(compose("tune", given), given)
+    there = tmp_path / "there" / "sweeps" / "mine"
+    sweep, paths = task.config.sweep, task.config.paths
+    assert (sweep.folder, sweep.resume, sweep.storage) == (str(there), str(there), f"file://{tmp_path}/store")
+    assert (paths.output, paths.packed, paths.data) == (
+        str(tmp_path / "there"),
+        "/local/packed",
+        str(tmp_path / "data"),
+    )
+    assert (there / "events.jsonl").read_bytes() == (folder / "events.jsonl").read_bytes()
+    assert task.overrides == ["optimizer.lr=0.007", "scheduler=median"]
+    assert "paths.packed=/local/packed" in task.locations
+
+
 def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=rf"sweep\.resume={tmp_path}: there is no .*sweep\.yaml"):
         recorded_task(tmp_path, [])
@@ -72,3 +102,38 @@ def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):
     (tmp_path / "sweep.yaml").write_text("")
     with pytest.raises(UserError, match="lacks config, overrides, locations, choices"):
         recorded_task(tmp_path, [])
+
+
+PASSWORD = "hunter2hunter2"
+
+
+def test_a_password_on_the_command_line_is_refused_with_the_remedy():
+    with pytest.raises(UserError, match=r"postgresql://me:\*\*\*@db/x .*\.env.*\$\{oc\.env:STUDY_URL\}") as refused:
+        check_url(f"postgresql://me:{PASSWORD}@db/x")
+    assert PASSWORD not in str(refused.value)
+    check_url("postgresql://me@db/x")
+    check_url("sqlite:////folder/study.db")
+    check_url("${oc.env:STUDY_URL}")
+
+
+def test_a_database_of_the_environment_is_kept_by_its_name(tmp_path, write_space, monkeypatch):
+    monkeypatch.setenv("STUDY_URL", f"postgresql://me:{PASSWORD}@db/x")
+    folder = tmp_path / "outputs" / "sweeps" / "mine"
+    overrides = ["sweep.name=mine", "searcher.storage=${oc.env:STUDY_URL}", f"paths.output={tmp_path / 'outputs'}"]
+    config = compose("tune", overrides)
+    task = Task(config, overrides, location_overrides(config), {}, write_space("optimizer.lr: interval(0.1, 0.2)"))
+    keep_space(task.space, folder)
+    write_yaml(folder / "sweep.yaml", description(task, {"data_fingerprint": "abc"}))
+    assert PASSWORD not in (folder / "sweep.yaml").read_text()
+    assert PASSWORD not in str(task.defaults)
+    now = recorded_task(folder, [])
+    assert now.config.searcher.storage == f"postgresql://me:{PASSWORD}@db/x"
+    assert now.defaults["searcher.storage"] == "${oc.env:STUDY_URL}"
+    monkeypatch.setenv("STUDY_URL", f"postgresql://me:{PASSWORD}@elsewhere/x")
+    recorded_task(folder, [])
+
+
+def test_another_database_is_refused_without_its_password(folder):
+    with pytest.raises(UserError, match=r"searcher\.storage=postgresql://me:\*\*\*@db/x: ") as refused:
+        recorded_task(folder, [f"searcher.storage=postgresql://me:{PASSWORD}@db/x"])
+    assert PASSWORD not in str(refused.value)

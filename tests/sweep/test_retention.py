@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from handpose.sweep.checkpoint_files import FolderFiles
 from handpose.sweep.retention import CheckpointShelf, is_whole, newest_whole, saved
 
 
@@ -27,7 +28,7 @@ def shelf(tmp_path):
     def need(trial):
         return "none" if trial < 10 else "finalist" if trial < 20 else "resumable"
 
-    return CheckpointShelf(tmp_path, 500, need=need, loss=float, is_running=lambda trial: trial >= 30)
+    return CheckpointShelf(FolderFiles(tmp_path), 500, need=need, loss=float, is_running=lambda trial: trial >= 30)
 
 
 def files(folder):

@@ -40,6 +40,7 @@ from tests.sweep.objectives import (
     fails_or_diverges,
     grown,
     grows_slowly,
+    hangs_once,
     is_a_mistake,
     shallow_is_cheap,
     wears_its_worker_out,
@@ -193,6 +194,14 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sw
     assert {number: row.metrics for number, row in again.rows.items()} == {
         number: row.metrics for number, row in table.rows.items()
     }
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_ended_and_its_trial_tried_again(sweep, write_space):
+    table, folder = sweep(write_space(GROWING), hangs_once, rule=Fifo, num_trials=2, hang_timeout_s=5.0)
+    assert {row.state for row in table.rows.values()} == {"complete"}
+    failed = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
+    assert {(event.kind, event.cause) for event in failed} == {("killed", "no report for 5 s: it was ended")}
 
 
 @pytest.mark.slow

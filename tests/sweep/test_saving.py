@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from handpose.sweep.checkpoint_files import FolderFiles
 from handpose.sweep.retention import is_whole
 from handpose.sweep.saving import BackgroundFiles, Written, copied
 from handpose.training.checkpoints import WholeFiles
@@ -14,7 +15,7 @@ from handpose.training.checkpoints import WholeFiles
 
 @pytest.fixture
 def files(tmp_path):
-    made = BackgroundFiles(tmp_path)
+    made = BackgroundFiles(FolderFiles(tmp_path))
     yield made
     made.close()
 

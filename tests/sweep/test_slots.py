@@ -3,7 +3,7 @@
 import pytest
 
 from handpose.errors import UserError
-from handpose.sweep.slots import Slots, count_slots
+from handpose.sweep.slots import Slots, count_slots, counted_again
 from tests.sweep.conftest import make_settings
 
 
@@ -22,14 +22,34 @@ from tests.sweep.conftest import make_settings
     ],
 )
 def test_there_are_as_many_slots_as_cores_and_gpus_hold(has, asked, slots, tmp_path):
-    assert count_slots(make_settings(tmp_path, **asked), has) == slots
+    assert count_slots(make_settings(tmp_path, **asked), [has]) == slots
 
 
 def test_a_trial_that_fits_nowhere_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no trial fits: sweep.cpus_per_trial=8 .* Ray has 4 cores and 0 GPUs"):
-        count_slots(make_settings(tmp_path, cpus_per_trial=8), {"CPU": 4})
+        count_slots(make_settings(tmp_path, cpus_per_trial=8), [{"CPU": 4}])
 
 
 def test_a_share_that_was_found_out_counts_before_the_settings(tmp_path):
     settings = make_settings(tmp_path, gpus_per_trial="auto")
-    assert count_slots(settings, {"CPU": 64, "GPU": 2}, gpus=0.3333) == Slots(6, 1, 0.3333)
+    assert count_slots(settings, [{"CPU": 64, "GPU": 2}], gpus=0.3333) == Slots(6, 1, 0.3333)
+
+
+def test_no_trial_lies_across_two_nodes(tmp_path):
+    nodes = [{"CPU": 3}, {"CPU": 5}, {"CPU": 1}]
+    assert count_slots(make_settings(tmp_path, cpus_per_trial=2), nodes) == Slots(3, 2, 0.0)
+    with pytest.raises(UserError, match="Ray has 9 cores and 0 GPUs on 3 nodes"):
+        count_slots(make_settings(tmp_path, cpus_per_trial=6), nodes)
+
+
+def test_slots_are_counted_anew_when_nodes_come_and_go(tmp_path):
+    settings = make_settings(tmp_path, max_concurrent=3)
+    slots = count_slots(settings, [{"CPU": 2}])
+    counts = [counted_again(settings, slots, [{"CPU": 2}] * number).num_slots for number in (0, 1, 2)]
+    assert counts == [0, 2, 3]
+
+
+def test_a_budget_in_gpu_hours_is_refused_where_trials_hold_no_gpu(tmp_path):
+    with pytest.raises(UserError, match=r"sweep.gpu_hours=2 would never be used up.*sweep.time_budget_s"):
+        count_slots(make_settings(tmp_path, gpu_hours=2.0), [{"CPU": 4}])
+    assert count_slots(make_settings(tmp_path, gpu_hours=2.0), [{"CPU": 4, "GPU": 1}]).gpus == 1.0

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from handpose.errors import UserError
-from handpose.sweep.events import Begun, Measured, Reported, read_events
+from handpose.sweep.events import Begun, Measured, Reported, SetAside, read_events
 from handpose.sweep.population import PopulationBased
 from handpose.sweep.retention import newest_whole
 from handpose.sweep.rules import Asha, Fifo, MedianStopping
@@ -297,7 +297,7 @@ def test_out_of_gpu_memory_is_tried_again_with_twice_the_share_until_that_is_a_w
     assert swept.state.history.table.rows[0].state == "failed"
 
 
-@pytest.mark.parametrize("kind", ["preempted", "worn"])
+@pytest.mark.parametrize("kind", ["preempted", "lost", "worn"])
 def test_what_is_not_the_trials_fault_costs_it_no_try(simulate, kind):
     swept = simulate("fifo", num_slots=1, max_retries=0, num_trials=1)
     for stretch in range(1, 8):
@@ -338,6 +338,131 @@ def test_one_report_shows_that_it_is_no_bug(simulate):
         swept.state.failed(number, failure())
         swept.fill()
     assert swept.state.halted_by is None
+
+
+# --- nodes ------------------------------------------------------------------------------------------------------------
+
+
+def test_slots_that_come_and_go_are_used_and_left_alone(simulate):
+    swept = simulate("fifo", num_slots=1, num_trials=9)
+    swept.fill()
+    assert len(swept.stretches) == 1
+    swept.state.resize(4)
+    swept.fill()
+    assert len(swept.stretches) == 4
+    swept.state.resize(2)
+    swept.state.failed(0, failure("lost"))
+    assert swept.state.next() is None
+    swept.state.failed(1, failure("lost"))
+    assert swept.state.next() is None
+    swept.state.failed(2, failure("lost"))
+    assert swept.state.next().trial == 0
+
+
+@pytest.fixture
+def on_two_nodes(simulate):
+    """A sweep that runs on the nodes good and bad; trial 0 has reported from the good one."""
+    swept = simulate("fifo", num_slots=6, max_retries=0)
+    swept.state.resize(6, alive=("good", "bad"))
+    swept.fill()
+    swept.state.reported(0, 1, {METRIC: 1.0}, node="good")
+    return swept
+
+
+def events_of(swept, kind):
+    return [event for event in read_events(swept.file) if isinstance(event, kind)]
+
+
+@pytest.mark.parametrize("kind", ["error", "mistake", "killed", "gpu_memory"])
+def test_a_node_that_fails_one_trial_after_the_other_is_set_aside_and_no_trial_loses_a_try(on_two_nodes, kind):
+    state = on_two_nodes.state
+    for number in (1, 2, 3):
+        assert not events_of(on_two_nodes, SetAside)
+        state.failed(number, failure(kind)._replace(node="bad"))
+        assert state.avoided(number) == ("bad",)
+    assert [event.node for event in events_of(on_two_nodes, SetAside)] == ["bad"]
+    assert [state.history.trials[number].num_failures for number in (1, 2, 3)] == [0, 0, 0]
+    assert [state.history.table.rows[number].state for number in (1, 2, 3)] == ["waiting"] * 3
+    assert state.history.table.rows[3].node == "bad"
+    assert state.avoided(4) == ("bad",)  # nor does any other trial run there
+    state.failed(5, failure(kind)._replace(node="bad"))  # it was running there still
+    assert state.history.table.rows[5].state == "waiting"
+
+
+@pytest.mark.parametrize("kind", ["error", "mistake", "killed", "gpu_memory"])
+def test_a_trial_that_fails_wherever_it_runs_comes_to_its_end(on_two_nodes, kind):
+    state = on_two_nodes.state
+    state.failed(1, failure(kind)._replace(node="bad"))
+    assert state.history.table.rows[1].state == "waiting"
+    state.reported(2, 1, {METRIC: 1.0}, node="bad")  # so that it was not the node
+    on_two_nodes.clock.now += 1000
+    assert state.next().trial == 1
+    state.failed(1, failure(kind)._replace(node="good"))
+    assert state.history.table.rows[1].state == "failed"
+    assert not events_of(on_two_nodes, SetAside)
+
+
+def test_a_trial_that_fails_twice_on_a_node_may_be_at_fault(on_two_nodes):
+    state = on_two_nodes.state
+    state.failed(1, failure()._replace(node="bad"))
+    on_two_nodes.fill()
+    state.failed(1, failure()._replace(node="bad"))
+    assert state.history.table.rows[1].state == "failed"
+
+
+@pytest.mark.parametrize("alive", [("bad",), ("bad", "unheard of")])
+def test_a_node_is_not_set_aside_where_no_other_is_known_to_work(on_two_nodes, alive):
+    state = on_two_nodes.state
+    state.resize(6, alive=alive)
+    for number in (1, 2, 3, 4):
+        state.failed(number, failure()._replace(node="bad"))
+    assert not events_of(on_two_nodes, SetAside)
+
+
+def test_the_last_node_is_used_though_it_was_set_aside(on_two_nodes):
+    state = on_two_nodes.state
+    for number in (1, 2, 3):
+        state.failed(number, failure()._replace(node="bad"))
+    state.resize(3, alive=("bad",))
+    assert state.avoided(1) == ()
+
+
+def test_a_node_that_works_in_between_is_not_set_aside(on_two_nodes):
+    state = on_two_nodes.state
+    for number in (1, 2, 3, 4):
+        state.failed(number, failure()._replace(node="bad"))
+        state.reported(5, number, {METRIC: 1.0}, node="bad")
+    assert not events_of(on_two_nodes, SetAside)
+
+
+def test_another_process_looks_at_all_nodes_anew(on_two_nodes):
+    state = on_two_nodes.state
+    for number in (1, 2, 3):
+        state.failed(number, failure()._replace(node="bad"))
+    restart(on_two_nodes)
+    on_two_nodes.state.resize(6, alive=("good", "bad"))
+    assert on_two_nodes.state.avoided(4) == ()
+    assert [on_two_nodes.state.history.trials[number].num_failures for number in (1, 2, 3)] == [0, 0, 0]
+
+
+def test_gpu_hours_are_shares_times_the_time_of_stretches_and_outlive_a_kill(simulate):
+    swept = simulate("fifo", num_slots=2, num_trials=2, max_retries=5)
+    swept.state.open(num_slots=2, gpus=0.5)
+    swept.fill()
+    swept.clock.now += 3600
+    assert swept.state.gpu_hours() == pytest.approx(1.0)
+    swept.state.failed(0, failure("gpu_memory"))
+    swept.clock.now += 3600  # the other goes on
+    assert swept.state.gpu_hours() == pytest.approx(1.5)
+    swept.fill()  # with a whole GPU
+    swept.clock.now += 3600
+    swept.state.reported(1, 1, {METRIC: 1.0})
+    assert swept.state.gpu_hours() == pytest.approx(3.0)
+    swept.kill()
+    swept.clock.now += 10 * 3600  # nobody runs it
+    swept.start()
+    swept.clock.now += 3600  # nothing runs yet
+    assert swept.state.gpu_hours() == pytest.approx(3.0)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

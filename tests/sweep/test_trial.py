@@ -10,6 +10,7 @@ from simplejpeg import decode_jpeg_header
 from handpose.config import compose
 from handpose.errors import UserError
 from handpose.sweep import trial
+from handpose.sweep.checkpoint_files import FolderFiles
 from handpose.sweep.events import Begun, Measured, Reported, read_events
 from handpose.sweep.stretch import Stretch, pictures_of
 from handpose.sweep.trial import TrainingObjective, TrialRecipe, TuneReport, training_overrides, with_params
@@ -122,9 +123,9 @@ def told(overrides, tmp_path):
     callbacks = []
 
     def made(metric=METRIC, every=None, rungs=(), compared_at=(), num_hands=0):
-        stretch = Stretch(0, 1, {}, 0, [], str(tmp_path), None)
+        stretch, files = Stretch(0, 1, {}, 0, [], str(tmp_path), None), FolderFiles(tmp_path)
         objective = TrainingObjective(TrialRecipe([], [], 4, 1), metric, every, rungs, compared_at=compared_at)
-        callbacks.append(TuneReport(stretch, objective, resumed_from=0, num_hands=num_hands))
+        callbacks.append(TuneReport(stretch, objective, files=files, resumed_from=0, num_hands=num_hands))
         return callbacks[-1]
 
     yield made
@@ -226,3 +227,11 @@ def test_a_trial_with_averaged_weights_pauses_and_goes_on(train, told, monkeypat
     whole = train(*given, callbacks=[told(rungs=(2,))])
     again = train(*given, resume_from=tmp_path / "checkpoints/trial_0000/epoch_0002_stretch_1.ckpt")
     assert again[METRIC] == whole[METRIC]
+
+
+def test_a_folder_for_packed_images_may_depend_on_the_node(monkeypatch):
+    """As $TMPDIR, which a cluster's scheduler sets on each."""
+    monkeypatch.setenv("TMPDIR", "/driver")
+    recipe = TrialRecipe(["paths.packed='${oc.env:TMPDIR,/tmp}/handpose'"], ["paths.packed=/driver/handpose"], 4, 1)
+    monkeypatch.setenv("TMPDIR", "/node")
+    assert compose("train", recipe.in_worker({})).paths.packed == "/node/handpose"

@@ -9,7 +9,7 @@ import pytest
 
 from handpose.sweep import warm_up as module
 from handpose.sweep.slots import Slots
-from handpose.sweep.warm_up import _hook, _num_fitting, warm_up
+from handpose.sweep.warm_up import _hook, _num_needed, warm_up
 from tests.sweep.objectives import curve
 
 
@@ -59,7 +59,7 @@ def test_a_ray_without_that_call_only_begins_later(ray_started, monkeypatch):
     ],
 )
 def test_a_node_is_asked_for_as_many_as_fit_into_it(slots, resources, num):
-    assert _num_fitting(slots, resources) == num
+    assert _num_needed(slots, resources) == num
 
 
 def test_a_worker_that_cannot_import_starts_all_the_same(tmp_path, monkeypatch):

@@ -85,6 +85,17 @@ def test_a_resumed_run_takes_the_best_of_the_run_before_along(tmp_path):
     assert before.best.is_file()  # that run may still be going on
 
 
+def test_a_run_whose_folder_came_to_another_machine_goes_on_with_its_best(tmp_path):
+    before = saver_in(tmp_path / "there")
+    (tmp_path / "there").mkdir()
+    FakeTrainer().validate(before, 1.0)
+    state = before.state_dict()
+    (tmp_path / "there").rename(tmp_path / "here")
+    after = saver_in(tmp_path / "here")
+    after.load_state_dict(state)
+    assert (after.best, after.best_value) == (tmp_path / "here" / before.best.name, 1.0)
+
+
 def test_a_resumed_run_starts_afresh_where_the_best_is_gone(tmp_path):
     before, after = saver_in(tmp_path), saver_in(tmp_path / "second")
     FakeTrainer().validate(before, 1.0)

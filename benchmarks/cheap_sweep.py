@@ -1,0 +1,99 @@
+"""A sweep whose trials cost nothing but time, in all else as tune.py runs it: what the drills on clusters break.
+
+    python -m benchmarks.cheap_sweep FOLDER sweep.num_trials=30 ray.address=HOST:PORT
+    python -m benchmarks.cheap_sweep FOLDER                     # goes on with it
+
+A trial trains one weight, which grows by its learning rate each epoch and travels in the checkpoints: what it ends with
+tells whether it was trained whole, whichever nodes and processes it was on. Exit status as tune.py's.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from hydra.utils import instantiate
+from ray import cloudpickle
+
+from handpose.config import compose, location_overrides, quote_override, told
+from handpose.sweep.provenance import provenance
+from handpose.sweep.resume import Task, description, recorded_task
+from handpose.sweep.retention import newest_whole, saved
+from handpose.sweep.run import INTERRUPTED, SweepInterruptedError, run_sweep
+from handpose.sweep.scheduler import rule_maker
+from handpose.sweep.space import load_space
+from handpose.sweep.stretch import Stretch, report
+from handpose.whole_file import whole_file
+
+EPOCHS = 8
+BROKEN_NODE = "HANDPOSE_DRILL_BROKEN_NODE"
+EPOCH_S = "HANDPOSE_DRILL_EPOCH_S"
+"""In the environment of a node: whether every trial on it fails, and how long an epoch takes there."""
+
+_METRIC = "val/pa_mpjpe_mm"
+_DEFAULTS = (
+    f"sweep.max_epochs={EPOCHS}",
+    "sweep.gpus_per_trial=0",
+    "sweep.retry_delay_s=0.5",
+    "scheduler=asha",
+    "scheduler.grace_period=2",
+    "searcher=random",
+)
+
+
+def growing(stretch: Stretch) -> None:
+    """A weight that grows by the learning rate each epoch; the further, the better."""
+    if os.environ.get(BROKEN_NODE):
+        raise RuntimeError("CUDA error: an uncorrectable ECC error was encountered")
+    folder = Path(stretch.folder)
+    newest = newest_whole(stretch.checkpoints, folder)
+    weight, epoch = json.loads((folder / newest.file).read_text()) if newest else (0.0, 0)
+    resumed_from = epoch
+    while epoch < EPOCHS:
+        time.sleep(float(os.environ.get(EPOCH_S, "1")))
+        epoch += 1
+        weight += stretch.params["optimizer.lr"]
+        file = stretch.checkpoint_file(epoch)
+        with whole_file(file) as part:
+            part.write_text(json.dumps([weight, epoch]))
+        checkpoint = saved(file, folder=folder, epoch=epoch)
+        report(epoch, {_METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
+
+
+def main() -> None:
+    """Begin the sweep, or go on with it."""
+    folder, given = Path(sys.argv[1]).resolve(), sys.argv[2:]
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else a worker imports all that this file does
+    with told():
+        task = recorded_task(folder, given) if (folder / "sweep.yaml").is_file() else _new_task(folder, given)
+        config, space = task.config, task.space
+        sweep = instantiate(config.sweep)
+        try:
+            run_sweep(
+                sweep=sweep,
+                cluster=instantiate(config.ray),
+                space=space,
+                searcher=partial(instantiate(config.searcher), defaults=task.defaults, fingerprint=""),
+                rule=rule_maker(instantiate(config.scheduler), sweep, space),
+                objective=growing,
+                command=str,
+                description=None if task.origin else description(task, provenance(data="")),
+            )
+        except SweepInterruptedError as error:
+            print(error, file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+
+def _new_task(folder: Path, given: list[str]) -> Task:
+    overrides = [*_DEFAULTS, *given]
+    place = [quote_override("sweep.folder", str(folder)), f"sweep.name={folder.name}"]
+    config = compose("tune", [*overrides, *place])
+    return Task(config, overrides, location_overrides(config), {}, load_space("default"))
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

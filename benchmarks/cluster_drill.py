@@ -1,0 +1,311 @@
+"""A sweep on a cluster whose nodes are killed, cut off, added and broken, and whose driver is killed: what is lost?
+
+    python benchmarks/cluster_drill.py --output cluster_drill.json
+    python benchmarks/cluster_drill.py --namespaces        # as root: hosts of their own, and one that is cut off
+
+Every node is a real one: `ray start` in a process of its own, with a temporary folder and, with --namespaces, a network
+of its own. Two nodes of three are ended by SIGKILL with all that runs on them, one joins, one joins on which every
+trial fails, and the driver is ended by SIGKILL and started again. Afterwards the sweep is audited
+(handpose/sweep/audit.py), and every trial that came to its end must have the value of one that was left alone.
+"""
+
+import argparse
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.cheap_sweep import BROKEN_NODE, EPOCH_S, EPOCHS  # noqa: E402
+from benchmarks.record import write_results  # noqa: E402
+from handpose.sweep.audit import audit  # noqa: E402
+from handpose.sweep.events import EVENTS, Asked, Begun, Event, Failed, Reported, SetAside, read_events  # noqa: E402
+
+_METRIC = "val/pa_mpjpe_mm"
+_LIMIT_S = 1500.0
+_BRIDGE = "hpdrill"
+_NETWORK = "10.77.7."
+
+
+@dataclass
+class Cluster:
+    """Ray nodes of this machine. folder: short, since sockets lie in it. is_apart: each in a network of its own."""
+
+    folder: Path
+    cpus: int
+    epoch_s: float
+    is_apart: bool
+    port: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        token = self.folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        self.environment = {**os.environ, **own, "OMP_NUM_THREADS": "1", EPOCH_S: str(self.epoch_s)}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+
+    @property
+    def address(self) -> str:
+        return f"{self._ip(0)}:{self.port}"
+
+    def start(self, name: str, *, is_broken: bool = False) -> None:
+        """A node; the first one is the head, which runs no trial."""
+        number = len(self.names)
+        self.names.append(name)
+        if self.is_apart and number:
+            _connect(name, self._ip(number))
+        where = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
+        if number:
+            where = [f"--address={self.address}", f"--num-cpus={self.cpus}"]
+        command = [*self._inside(number), str(Path(sys.executable).with_name("ray")), "start", *where]
+        command += [f"--node-name={name}", f"--node-ip-address={self._ip(number)}", "--disable-usage-stats"]
+        command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={10**8}"]
+        command += [f"--temp-dir={self.folder / name}"]
+        environment = self.environment | ({BROKEN_NODE: "1"} if is_broken else {})
+        with (self.folder / "ray.log").open("a") as log:
+            started = subprocess.run(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log, timeout=300)
+        if started.returncode:
+            sys.exit(f"{' '.join(command)} ended with {started.returncode}:\n{(self.folder / 'ray.log').read_text()}")
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to all processes of a node at once."""
+        for pid in _processes(str(self.folder / name / "session")):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def cut_off(self, name: str) -> None:
+        """Take the node's cable out."""
+        _ip("link", "set", f"hp{self.names.index(name)}", "down")
+
+    def stop(self) -> None:
+        for number, name in enumerate(self.names):
+            self.kill(name)
+            if self.is_apart and number:
+                _ip("netns", "del", name)
+
+    def _ip(self, number: int) -> str:
+        return f"{_NETWORK}{number + 1}" if self.is_apart else "127.0.0.1"
+
+    def _inside(self, number: int) -> list[str]:
+        return ["ip", "netns", "exec", self.names[number]] if self.is_apart and number else []
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@contextlib.contextmanager
+def _bridge() -> Iterator[None]:
+    """A switch that the head is on, and that the other hosts are connected to."""
+    _ip("link", "add", _BRIDGE, "type", "bridge")
+    try:
+        _ip("addr", "add", f"{_NETWORK}1/24", "dev", _BRIDGE)
+        _ip("link", "set", _BRIDGE, "up")
+        yield
+    finally:
+        _ip("link", "del", _BRIDGE)
+
+
+def _connect(name: str, address: str) -> None:
+    """A host: a network namespace with a cable to the switch."""
+    cable = f"hp{int(address.rpartition('.')[2]) - 1}"
+    _ip("netns", "add", name)
+    _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
+    _ip("link", "set", cable, "master", _BRIDGE, "up")
+    for arguments in (("addr", "add", f"{address}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
+        _ip("-n", name, *arguments)
+    _ip("-n", name, "link", "set", "lo", "up")
+
+
+def _processes(marked: str) -> list[int]:
+    """Processes whose command line holds the mark, and all below them."""
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if marked.encode() in (place / "cmdline").read_bytes():
+                found.add(int(place.name))
+    before = 0
+    while len(found) > before:
+        before = len(found)
+        found |= {pid for pid, parent in parents.items() if parent in found}
+    return sorted(found - {os.getpid()})
+
+
+@dataclass
+class Step:
+    """Something that was done to the sweep. after: so many trials had ended. took_s: until it had its effect."""
+
+    what: str
+    after: int
+    at_s: float = 0.0
+    took_s: float = 0.0
+
+
+class Drill:
+    """One sweep, and what is done to it. folder: of the sweep."""
+
+    def __init__(self, cluster: Cluster, folder: Path, num_trials: int) -> None:
+        self._cluster = cluster
+        self._folder = folder
+        self._num_trials = num_trials
+        self._began = time.monotonic()
+        self.steps: list[Step] = []
+        self._driver = self._drive()
+
+    def _drive(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "benchmarks.cheap_sweep", str(self._folder)]
+        if not (self._folder / "sweep.yaml").is_file():
+            command += [f"sweep.num_trials={self._num_trials}", f"ray.address={self._cluster.address}"]
+        with (self._cluster.folder / "driver.log").open("a") as log:
+            return subprocess.Popen(command, env=self._cluster.environment, cwd=REPOSITORY, stdout=log, stderr=log)
+
+    def kill_driver(self) -> None:
+        """And start it again."""
+        self._driver.kill()
+        self._driver.wait()
+        self._driver = self._drive()
+
+    def do(self, what: str, after: int, action: Callable[[], None], until: Callable[[], bool] | None = None) -> None:
+        """Something, when so many trials have ended; then wait for what is to come of it, or for more reports."""
+        self._until(lambda: self.num_ended() >= after)
+        step = Step(what, after, round(time.monotonic() - self._began, 1))
+        action()
+        acted = time.monotonic()
+        self._until(until or self._has_more_reports())
+        step.took_s = round(time.monotonic() - acted, 1)
+        self.steps.append(step)
+        print(f"{step.at_s:7.1f} s  {what}, after {after} trials; it took {step.took_s:.1f} s", flush=True)
+
+    def finish(self) -> None:
+        """Wait for the end of the sweep."""
+        if status := self.status():
+            sys.exit(f"the sweep ended with {status}:\n{self.log()[-3000:]}")
+
+    def status(self) -> int:
+        """That the driver ends with."""
+        return self._driver.wait(timeout=_LIMIT_S)
+
+    def log(self) -> str:
+        return (self._cluster.folder / "driver.log").read_text()
+
+    def events(self) -> Sequence[Event]:
+        return read_events(self._folder / EVENTS)
+
+    def has_report_of(self, name: str) -> bool:
+        """Whether a trial has reported from that node."""
+        return any(isinstance(event, Reported) and event.node == name for event in self.events())
+
+    def has(self, kind: type[Event], at_least: int = 1) -> bool:
+        """Whether there are so many events of a kind."""
+        return sum(isinstance(event, kind) for event in self.events()) >= at_least
+
+    def _has_more_reports(self) -> Callable[[], bool]:
+        """Whether there are more than when this is called."""
+        now = sum(isinstance(event, Reported) for event in self.events())
+        return lambda: self.has(Reported, now + 2)
+
+    def num_ended(self) -> int:
+        return sum(isinstance(event, Reported) and event.decision != "continue" for event in self.events())
+
+    def _until(self, is_so: Callable[[], bool]) -> None:
+        end = time.monotonic() + _LIMIT_S
+        while not is_so():
+            if self._driver.poll() == 0:
+                sys.exit("error: the sweep was done before all had been tried; give more --trials")
+            if self._driver.poll() is not None or time.monotonic() > end:
+                sys.exit(f"the sweep broke off, or came to a standstill:\n{self.log()[-3000:]}")
+            time.sleep(0.2)
+
+
+def main() -> None:
+    """Break a cluster, and print what became of the sweep; status 1 where anything was lost, repeated or wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--cpus", type=int, default=2, help="of each node, and so many trials at a time")
+    parser.add_argument("--epoch-s", type=float, default=1.0, help="more where starting a node takes long")
+    parser.add_argument("--namespaces", action="store_true", help="each node in a network of its own; needs root")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    if given.namespaces and os.geteuid():
+        sys.exit("error: --namespaces makes networks, which only root may")
+    with tempfile.TemporaryDirectory(prefix="hpd") as place, contextlib.ExitStack() as stack:
+        if given.namespaces:
+            stack.enter_context(_bridge())
+        cluster = Cluster(Path(place), given.cpus, given.epoch_s, given.namespaces)
+        stack.callback(cluster.stop)
+        for name in ("head", "node1", "node2", "node3"):
+            cluster.start(name)
+        drill = Drill(cluster, Path(place) / "sweep", given.trials)
+        _break(cluster, drill, given.trials)
+        drill.finish()
+        found = audit(Path(place) / "sweep")
+        results = figures(drill.events())
+        print("\n" + drill.log())
+    results |= {name: len(sentences) for name, sentences in found._asdict().items()}
+    print(*(sentence for sentences in found for sentence in sentences), sep="\n")
+    print(*(f"{name.replace('_', ' '):48}{value:>8}" for name, value in results.items()), sep="\n")
+    write_results(given.output, {"figures": results, "steps": [asdict(step) for step in drill.steps]})
+    sys.exit(1 if any(results[name] for name in ("lost", "repeated", "wrong", "values_wrong")) else 0)
+
+
+def _break(cluster: Cluster, drill: Drill, num_trials: int) -> None:
+    tenth = num_trials // 10
+    drill.do("node1 killed", tenth, lambda: cluster.kill("node1"))
+    drill.do("node4 added", tenth, lambda: cluster.start("node4"), until=lambda: drill.has_report_of("node4"))
+    drill.do("the driver killed and started again", 2 * tenth, drill.kill_driver)
+    break_one = partial(cluster.start, "node5", is_broken=True)
+    drill.do("node5 added, on which every trial fails", 3 * tenth, break_one, until=lambda: drill.has(SetAside))
+    if cluster.is_apart:
+        drill.do("node2 cut off", 4 * tenth, lambda: cluster.cut_off("node2"))
+    else:
+        drill.do("node2 killed", 4 * tenth, lambda: cluster.kill("node2"))
+
+
+def figures(events: Sequence[Event]) -> dict[str, int]:
+    """What happened in the sweep, counted."""
+    lr = {event.trial: event.params["optimizer.lr"] for event in events if isinstance(event, Asked)}
+    reports = [event for event in events if isinstance(event, Reported)]
+    failures = [event for event in events if isinstance(event, Failed)]
+    wrong = [each for each in reports if abs(each.metrics[_METRIC] - (10 - each.epoch * lr[each.trial])) > 1e-9]
+    return {
+        "trials": len(lr),
+        "trained_to_the_end": sum(event.epoch == EPOCHS for event in reports),
+        "reports": len(reports),
+        "stretches_lost_with_their_node": sum(event.kind == "lost" for event in failures),
+        "stretches_failed_on_the_broken_node": sum(event.node == "node5" for event in failures),
+        "nodes_set_aside": sum(isinstance(event, SetAside) for event in events),
+        "trials_given_up": sum(not event.retry for event in failures),
+        "reports_from_the_node_that_joined": sum(event.node == "node4" for event in reports),
+        "epochs_trained_again": sum(_again(events)),
+        "values_wrong": len(wrong),
+    }
+
+
+def _again(events: Sequence[Event]) -> Iterator[int]:
+    """Of each stretch, the epochs that had been reported before."""
+    epochs: dict[int, int] = {}
+    for event in events:
+        if isinstance(event, Reported):
+            epochs[event.trial] = event.epoch
+        elif isinstance(event, Begun):
+            yield epochs.get(event.trial, 0) - event.epoch
+
+
+if __name__ == "__main__":
+    main()
