@@ -12,14 +12,14 @@ from handpose.sweep.run import INTERRUPTED
 
 @pytest.fixture
 def drill():
-    """A sweep of eight trials on two nodes of one core."""
+    """A sweep of 16 trials on two nodes of one core: Ray may take 15 s to see that a node is gone."""
     place = tempfile.TemporaryDirectory(prefix="hpd")  # short: sockets lie in it, whose paths have 107 characters
     folder = Path(place.name)
     cluster = Cluster(folder, cpus=1, epoch_s=0.5, is_apart=False)
     try:
         for name in ("head", "node1", "node2"):
             cluster.start(name)
-        yield cluster, Drill(cluster, folder / "sweep", num_trials=8)
+        yield cluster, Drill(cluster, folder / "sweep", num_trials=16)
     finally:
         cluster.stop()
         place.cleanup()
@@ -31,7 +31,7 @@ def test_a_lost_node_costs_no_trial_and_no_try(drill):
     swept.do("killed", 1, lambda: cluster.kill("node1"))
     swept.finish()
     found = figures(swept.events())
-    assert found["trials"] == 8
+    assert found["trials"] == 16
     assert found["trials_given_up"] == found["values_wrong"] == 0
     assert not audit(cluster.folder / "sweep")
     assert "node node1 is gone: 1 trials at a time" in swept.log()
