@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray._private.authentication import authentication_token_setup
 from ray._private.ray_logging import stdout_deduplicator
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from handpose.errors import UserError
 from handpose.sweep.privacy import keep_token, private_folder
@@ -40,6 +41,10 @@ _WORKER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+"""What Tune (Ray 2.60, tune/execution/class_cache.py) would hand to its workers, and they get in their argument lists,
+which everybody on the machine can read. Workers have the environment of their node."""
+
 
 @contextlib.contextmanager
 def ray_runtime(cluster: RaySettings, *, hook: Callable[[], None] | None = None) -> Iterator[None]:
@@ -51,6 +56,7 @@ def ray_runtime(cluster: RaySettings, *, hook: Callable[[], None] | None = None)
     if ray.is_initialized():
         yield
         return
+    ENV_VARS_TO_PROPAGATE.difference_update(_CREDENTIALS)
     with contextlib.ExitStack() as stack:
         settings: dict[str, Any] = {"address": cluster.address}
         if cluster.address is None:
