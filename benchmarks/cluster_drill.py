@@ -36,6 +36,7 @@ _METRIC = "val/pa_mpjpe_mm"
 _LIMIT_S = 1500.0
 _BRIDGE = "hpdrill"
 _NETWORK = "10.77.7."
+_NODE = "HANDPOSE_DRILL_NODE"
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Cluster:
         command += [f"--node-name={name}", f"--node-ip-address={self._ip(number)}", "--disable-usage-stats"]
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={10**8}"]
         command += [f"--temp-dir={self.folder / name}"]
-        environment = self.environment | ({BROKEN_NODE: "1"} if is_broken else {})
+        environment = self.environment | {_NODE: str(self.folder / name)} | ({BROKEN_NODE: "1"} if is_broken else {})
         with (self.folder / "ray.log").open("a") as log:
             started = subprocess.run(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log, timeout=300)
         if started.returncode:
@@ -83,7 +84,7 @@ class Cluster:
 
     def kill(self, name: str) -> None:
         """SIGKILL to all processes of a node at once."""
-        for pid in _processes(str(self.folder / name / "session")):
+        for pid in _processes(str(self.folder / name)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -95,6 +96,7 @@ class Cluster:
         for number, name in enumerate(self.names):
             self.kill(name)
             if self.is_apart and number:
+                _ip("link", "del", f"hp{number}")
                 _ip("netns", "del", name)
 
     def _ip(self, number: int) -> str:
@@ -131,20 +133,14 @@ def _connect(name: str, address: str) -> None:
     _ip("-n", name, "link", "set", "lo", "up")
 
 
-def _processes(marked: str) -> list[int]:
-    """Processes whose command line holds the mark, and all below them."""
-    parents: dict[int, int] = {}
-    found: set[int] = set()
+def _processes(mark: str) -> list[int]:
+    """Processes that have the mark in their environment, as all have that a process with it starts."""
+    found = []
     for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
-            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            if marked.encode() in (place / "cmdline").read_bytes():
-                found.add(int(place.name))
-    before = 0
-    while len(found) > before:
-        before = len(found)
-        found |= {pid for pid, parent in parents.items() if parent in found}
-    return sorted(found - {os.getpid()})
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if f"{_NODE}={mark}\0".encode() in (place / "environ").read_bytes() + b"\0":
+                found.append(int(place.name))
+    return found
 
 
 @dataclass
