@@ -43,7 +43,7 @@ def tune(config: DictConfig, kept: contextlib.ExitStack) -> None:
     overrides = training_overrides(task.overrides)
     check_sweep(sweep, cluster)
     check_storage(sweep)
-    check_space(space, overrides, is_grid=config.searcher.sampler is None)
+    check_space(space, overrides, is_grid=config.searcher.sampler is None, num_workers=sweep.workers_per_trial)
     check_scientific(config.report.scientific, space)
     fresh_rule = rule_maker(instantiate(config.scheduler), sweep, space)
     data = survey(config)
@@ -55,7 +55,7 @@ def tune(config: DictConfig, kept: contextlib.ExitStack) -> None:
         metric_names=data.metric_names,
     )
     origin = task.origin or provenance(data=data.fingerprint)
-    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial)
+    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
     measures = sweep.second_objective is not None or any(config.searcher.constraints.values())
     objective = TrainingObjective.of(recipe, sweep, fresh_rule(), measures=measures)
     tried = partial(

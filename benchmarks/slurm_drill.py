@@ -74,7 +74,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 def main() -> None:
     """Run the drill; status 1 where it took fewer than three jobs, or anything was lost, repeated or wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--wall-time", default="00:04:00", help="Slurm may warn a minute early")
     parser.add_argument("--warning-s", type=int, default=40)
     parser.add_argument("--limit-s", type=float, default=3600.0, help="then the drill has failed")

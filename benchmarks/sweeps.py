@@ -142,7 +142,7 @@ def _run_ours(config: Any, given: Sequence[str], folder: Path) -> float:
     check_sweep(sweep, cluster)
     fresh_rule = rule_maker(instantiate(config.scheduler), sweep, task.space)
     data = survey(config)
-    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial)
+    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
     trained = TrainingObjective.of(recipe, sweep, fresh_rule(), measures=any(config.searcher.constraints.values()))
     objective = ClockedObjective(**vars(trained), clocks=str(folder / "clocks"))
     run_sweep(

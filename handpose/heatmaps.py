@@ -104,9 +104,14 @@ def _mean_above_least(heatmaps: Tensor) -> Tensor:
     return (mass * bin_centers(heatmaps.shape[-1], like=heatmaps)).sum(dim=-1) / mass.sum(dim=-1)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Sums of fewer bits would lose them; what has more keeps them."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def expected_coordinates(logits: AxisLogits) -> Tensor:
-    """Soft-argmax of all joints along the three axes, (B, K, 3) in [0, 1], in float32 whatever the logits' type."""
-    return torch.stack([soft_argmax(axis.float()) for axis in logits], dim=-1)
+    """Soft-argmax of all joints along the three axes, (B, K, 3) in [0, 1], in at least float32."""
+    return torch.stack([soft_argmax(at_least_float32(axis)) for axis in logits], dim=-1)
 
 
 class _Axes(nn.Module):
@@ -127,11 +132,11 @@ class _Axes(nn.Module):
         return _DRAWN[self.target](coordinates, bins=bins, sigma=self.sigma)
 
     def read_out(self, logits: AxisLogits) -> Tensor:
-        """Coordinates of all joints along the axes, (B, K, 3) in [0, 1], in float32: those a network is judged by."""
+        """Coordinates of all joints along the axes, (B, K, 3) in [0, 1], at least in float32: those it is judged by."""
         if self.kind == "soft_argmax":
             return expected_coordinates(logits)
         return torch.stack(
-            [debiased_argmax(axis.float(), sigma=self.sigma, target=self.target) for axis in logits], dim=-1
+            [debiased_argmax(at_least_float32(axis), sigma=self.sigma, target=self.target) for axis in logits], dim=-1
         )
 
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from handpose.heatmaps import Axes, AxisLogits, Truth, expected_coordinates
+from handpose.heatmaps import Axes, AxisLogits, Truth, at_least_float32, expected_coordinates
 from handpose.skeleton import BONES, REFERENCE_BONE
 
 Divergence = Literal["kl", "jsd"]
@@ -56,7 +56,7 @@ class HeatmapLoss(nn.Module):
         weights = inside * target.new_tensor([1.0, 1.0, self.depth_weight])
         divergence = torch.stack(
             [
-                self.divergence(axis.float(), axes.heatmaps(target[..., i], bins=axis.shape[-1]))
+                self.divergence(at_least_float32(axis), axes.heatmaps(target[..., i], bins=axis.shape[-1]))
                 for i, axis in enumerate(logits)
             ],
             dim=-1,
@@ -128,4 +128,12 @@ def _inside(coordinates: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean(terms: Tensor, weights: Tensor) -> Tensor:
-    return (terms * weights).sum() / weights.sum().clamp_min(1.0)
+    """Of the processes that share a step, each gives its part of the mean over all of them, times their number.
+
+    For DDP averages their gradients, while joints off the axes are not equally many in each.
+    """
+    total, num_processes = weights.sum(), 1
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(total)
+        num_processes = distributed.get_world_size()
+    return num_processes * (terms * weights).sum() / total.clamp_min(1.0)

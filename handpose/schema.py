@@ -66,7 +66,7 @@ _TYPES: dict[str, Any] = {
     "lr_schedule.final": _FRACTION,
     "lr_schedule.gamma": _FRACTION,
     "trainer.max_epochs": _COUNT,
-    "trainer.precision": Literal["32-true", "bf16-mixed", "16-mixed"],
+    "trainer.precision": Literal["32-true", "bf16-mixed", "16-mixed", "64-true"],
     "trainer.check_val_every_n_epoch": _COUNT,
     "trainer.limit_train_batches": Annotated[int | float, Field(gt=0)],
     "trainer.limit_val_batches": Annotated[int | float, Field(gt=0)],

@@ -1,7 +1,7 @@
 """What else may change about a picture beside its camera: another background, a patch over the hand, blur, noise.
 
-Each acts on pictures in [0, 1], (B, 3, H, W), in place, wherever they lie. What is random is drawn from a generator on
-the CPU, so that it is the same on every device.
+Each acts on pictures in [0, 1], (B, 3, H, W), in place, wherever they lie. What is random is drawn on the CPU, so that
+it is the same on every device.
 """
 
 import math
@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from handpose import geometry
+from handpose.data.draws import Draws
 from handpose.errors import UserError
 
 _TEXTURES = ((0.3, 3), (0.2, 8), (0.12, 24))  # amplitude and knots a side: a slope, blotches, grain
@@ -28,36 +29,29 @@ _MOST_BACKGROUNDS = 500  # 98 MB
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-def chosen(count: int, probability: float, generator: torch.Generator) -> Tensor:
-    """Each of count pictures with the same probability: (n,) int64."""
-    return (torch.rand(count, generator=generator) < probability).nonzero()[:, 0]
-
-
 def replace_backgrounds(image: Tensor, cover: Tensor, backgrounds: Tensor, rows: Tensor) -> None:
     """Put other pictures behind the hands of the given rows, (n,); cover: (n, 1, H, W) in [0, 1], 1 on the hand."""
     rows = rows.to(image.device)
     image[rows] = torch.lerp(backgrounds, image[rows], cover)
 
 
-def drawn_backgrounds(count: int, size: tuple[int, int], generator: torch.Generator, device: torch.device) -> Tensor:
+def drawn_backgrounds(size: tuple[int, int], draws: Draws, device: torch.device) -> Tensor:
     """Some colour, mostly a dull one, with smooth noise of several scales, plain to busy: (count, 3, H, W)."""
-    busy, saturation = torch.rand((2, count, 1, 1, 1), generator=generator)
-    color = torch.rand((count, 3, 1, 1), generator=generator)
+    busy, saturation = draws.uniform(1, 1, 1), draws.uniform(1, 1, 1)
+    color = draws.uniform(3, 1, 1)
     color = torch.lerp(color.mean(dim=1, keepdim=True), color, saturation.square()).to(device)
     busy = busy.to(device)
     background = color.expand(-1, -1, *size)
     for amplitude, knots in _TEXTURES:
-        background = background + amplitude * busy * _smooth_noise(count, size, knots, generator, device)
+        background = background + amplitude * busy * _smooth_noise(size, knots, draws, device)
     return background.clamp(0.0, 1.0)
 
 
-def photographed_backgrounds(
-    folder: str, count: int, size: tuple[int, int], generator: torch.Generator, device: torch.device
-) -> Tensor:
+def photographed_backgrounds(folder: str, size: tuple[int, int], draws: Draws, device: torch.device) -> Tensor:
     """Random parts of random pictures of a folder, every second one mirrored: (count, 3, H, W)."""
     pictures = read_backgrounds(folder)
-    rows = torch.randint(len(pictures), (count,), generator=generator)
-    part, left, top, side = torch.rand((4, count), generator=generator)
+    count, rows = draws.count, draws.integers(len(pictures))
+    part, left, top, side = (draws.uniform() for _ in range(4))
     part = 0.4 + 0.6 * part  # of the side
     transform = torch.zeros(count, 2, 3)
     transform[:, 0, 0] = part * torch.where(side < 0.5, 1.0, -1.0)
@@ -103,15 +97,15 @@ class Patches(NamedTuple):
     color: Tensor  # (n, 3, H, W)
 
     @classmethod
-    def draw(cls, uv: Tensor, size: tuple[int, int], sides: Sequence[float], generator: torch.Generator) -> "Patches":
+    def draw(cls, uv: Tensor, size: tuple[int, int], sides: Sequence[float], draws: Draws) -> "Patches":
         """Each over one of the hand's joints, uv (n, K, 2) px; sides: (least, most), in the hand's longer side."""
         count, num_joints, _ = uv.shape
-        joint = torch.randint(num_joints, (count,), generator=generator).to(uv.device)
+        joint = draws.integers(num_joints).to(uv.device)
         low, high = sides
-        share = (low + (high - low) * torch.rand((count, 2), generator=generator)).to(uv)
-        angle = (math.pi * torch.rand(count, generator=generator)).to(uv)
-        is_ellipse = (torch.rand(count, generator=generator) < 0.5).to(uv.device)
-        color = drawn_backgrounds(count, size, generator, uv.device)
+        share = (low + (high - low) * draws.uniform(2)).to(uv)
+        angle = (math.pi * draws.uniform()).to(uv)
+        is_ellipse = (draws.uniform() < 0.5).to(uv.device)
+        color = drawn_backgrounds(size, draws, uv.device)
         # A joint in the camera's plane has no image.
         uv = uv.nan_to_num().clamp(-2.0 * max(size), 3.0 * max(size))
         hand = (uv.amax(dim=1) - uv.amin(dim=1)).amax(dim=-1, keepdim=True)
@@ -137,11 +131,11 @@ def cover_with(patches: Patches, image: Tensor, rows: Tensor) -> None:
     image[rows] = torch.lerp(image[rows], patches.color.to(image), patches.cover(size).to(image))
 
 
-def blur(image: Tensor, rows: Tensor, generator: torch.Generator) -> None:
+def blur(image: Tensor, rows: Tensor, draws: Draws) -> None:
     """Blur the pictures of the given rows, (n,), by Gaussians of random width."""
     count, side = len(rows), max(image.shape[-2:])
     low, high = _BLUR
-    sigma = side * (low + (high - low) * torch.rand(count, generator=generator))  # px
+    sigma = side * (low + (high - low) * draws.uniform())  # px
     radius = math.ceil(3.0 * high * side)
     taps = torch.arange(-radius, radius + 1)
     kernel = torch.softmax(-0.5 * (taps / sigma[:, None]).square(), dim=-1).to(image)  # (n, taps)
@@ -154,24 +148,21 @@ def blur(image: Tensor, rows: Tensor, generator: torch.Generator) -> None:
     image[rows] = planes.view(count, 3, *image.shape[-2:])
 
 
-def add_noise(image: Tensor, most: float, generator: torch.Generator) -> None:
+def add_noise(image: Tensor, most: float, draws: Draws) -> None:
     """Add sensor noise of a standard deviation of up to `most` grey levels of 255, another in each picture.
 
     All pictures see one field of noise, each from another place: to draw one for each would take longer than the warp.
     """
-    count, _, height, width = image.shape
-    field = torch.randn((3, height + _NOISE_PLAY, width + _NOISE_PLAY), generator=generator).to(image)
-    level = (most / 255.0 * torch.rand((count, 1, 1, 1), generator=generator)).to(image)
-    du, dv = torch.randint(_NOISE_PLAY + 1, (2, count), generator=generator).to(image.device)
+    height, width = image.shape[-2:]
+    field = draws.common_normal(3, height + _NOISE_PLAY, width + _NOISE_PLAY).to(image)
+    level = (most / 255.0 * draws.uniform(1, 1, 1)).to(image)
+    du, dv = (draws.integers(_NOISE_PLAY + 1).to(image.device) for _ in range(2))
     rows = (dv[:, None] + torch.arange(height, device=image.device))[:, :, None]  # (B, H, 1)
     columns = (du[:, None] + torch.arange(width, device=image.device))[:, None, :]  # (B, 1, W)
     image.add_(level * field[:, rows, columns].transpose(0, 1)).clamp_(0.0, 1.0)
 
 
-def _smooth_noise(
-    count: int, size: tuple[int, int], knots: int, generator: torch.Generator, device: torch.device
-) -> Tensor:
+def _smooth_noise(size: tuple[int, int], knots: int, draws: Draws, device: torch.device) -> Tensor:
     """Normal at knots x knots places and smooth between them, more in brightness than in hue: (count, 3, H, W)."""
-    brightness = torch.randn((count, 1, knots, knots), generator=generator)
-    values = brightness + _HUE * torch.randn((count, 3, knots, knots), generator=generator)
+    values = draws.normal(1, knots, knots) + _HUE * draws.normal(3, knots, knots)
     return F.interpolate(values.to(device), size=size, mode="bilinear", align_corners=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from handpose import geometry
 from handpose.data import appearance
+from handpose.data.draws import WHOLE, Draws, Share
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 
@@ -90,7 +91,7 @@ def centered(intrinsics: Tensor, ray: Tensor, place: Tensor) -> Tensor:
 def warp(image: Tensor, homography: Tensor, *, interpolation: Interpolation) -> Tensor:
     """Warp pictures (B, 3, H, W), floating point, by homographies (B, 3, 3) from old to new pixels, black outside."""
     grid = sampling_grid(homography, (image.shape[-2], image.shape[-1]))
-    return F.grid_sample(image, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
+    return F.grid_sample(image, grid.to(image.dtype), mode=interpolation, padding_mode="zeros", align_corners=False)
 
 
 def sampling_grid(homography: Tensor, size: tuple[int, int]) -> Tensor:
@@ -223,14 +224,16 @@ class Augment(nn.Module):
         if self.background and self.background_folder is not None:
             appearance.read_backgrounds(self.background_folder)
 
-    def forward(self, batch: HandBatch, generator: torch.Generator) -> View:
+    def forward(self, batch: HandBatch, generator: torch.Generator, share: Share = WHOLE) -> View:
         """One random view of each picture; generator lives on the CPU, its draws are the same on every device.
 
-        The image is channels last in memory, as the network wants it.
+        share: of the step's pictures, that the batch is; the views are those that the whole would have. The image is
+        channels last in memory, as the network wants it.
         """
-        motion = self.motion(batch, generator)
+        draws = Draws.of(generator, len(batch.image), share)
+        motion = self.motion(batch, draws)
         homography = motion.homography
-        colors = self._colors(len(batch.image), generator, like=motion.intrinsics)
+        colors = self._colors(draws, like=motion.intrinsics)
         image = torch.empty(
             batch.image.shape, dtype=torch.float32, device=batch.image.device, memory_format=torch.channels_last
         )
@@ -239,12 +242,13 @@ class Augment(nn.Module):
             if homography is not None:
                 seen = warp(seen, homography[part], interpolation=self.interpolation)
             image[part] = seen.div_(255.0) if colors is None else _recolored(seen, *(each[part] for each in colors))
-        self._repaint(image, batch.mask, motion, generator)
-        return self._mirrored(View(image, motion.intrinsics, motion.xyz_m), generator)
+        self._repaint(image, batch.mask, motion, draws)
+        return self._mirrored(View(image, motion.intrinsics, motion.xyz_m), draws)
 
-    def _mirrored(self, view: View, generator: torch.Generator) -> View:
+    def _mirrored(self, view: View, draws: Draws) -> View:
         """Some of the pictures as in a mirror; their pixels are overwritten."""
-        if not (self.mirror and len(rows := appearance.chosen(len(view.image), self.mirror, generator))):
+        rows, _ = _chosen(self.mirror, draws)
+        if not len(rows):
             return view
         rows = rows.to(view.image.device)
         reflected = mirrored(View(view.image[rows], view.intrinsics[rows], view.xyz_m[rows]))
@@ -253,66 +257,69 @@ class Augment(nn.Module):
         intrinsics[rows], xyz_m[rows] = reflected.intrinsics, reflected.xyz_m
         return View(view.image, intrinsics, xyz_m)
 
-    def motion(self, batch: HandBatch, generator: torch.Generator) -> Motion:
+    def motion(self, batch: HandBatch, draws: Draws) -> Motion:
         """A random camera for each picture; computed in the type of the batch's intrinsics."""
         if not (self.rotation_deg or self.perspective_deg or self.scale or self.shift):
             return Motion(None, batch.intrinsics, batch.xyz_m)
-        count, size = len(batch.image), (batch.image.shape[-2], batch.image.shape[-1])
-        angle = math.radians(self.rotation_deg) * _symmetric(count, generator).to(batch.intrinsics)
-        zoom = torch.exp(-math.log1p(-self.scale) * _symmetric(count, generator)).to(batch.intrinsics)
-        shift_px = self.shift * max(size) * _symmetric((count, 2), generator).to(batch.intrinsics)
+        size = (batch.image.shape[-2], batch.image.shape[-1])
+        angle = math.radians(self.rotation_deg) * draws.symmetric().to(batch.intrinsics)
+        zoom = torch.exp(-math.log1p(-self.scale) * draws.symmetric()).to(batch.intrinsics)
+        shift_px = self.shift * max(size) * draws.symmetric(2).to(batch.intrinsics)
         rotation = rotation_about_center(angle, batch.intrinsics, size)
         intrinsics = zoomed(batch.intrinsics, zoom, shift_px, size)
         if self.perspective_deg:
-            rotation, intrinsics = self._tilted(rotation, intrinsics, batch.intrinsics, size, generator)
+            rotation, intrinsics = self._tilted(rotation, intrinsics, batch.intrinsics, size, draws)
         homography, xyz_m = _seen_by(batch.intrinsics, batch.xyz_m, rotation, intrinsics)
         return Motion(homography, intrinsics, xyz_m)
 
     def _tilted(
-        self, rotation: Tensor, intrinsics: Tensor, before: Tensor, size: tuple[int, int], generator: torch.Generator
+        self, rotation: Tensor, intrinsics: Tensor, before: Tensor, size: tuple[int, int], draws: Draws
     ) -> tuple[Tensor, Tensor]:
         """The camera tilted as well, and intrinsics that keep the place and size of what is in the picture's middle."""
         ray = _central_ray(before, size)
         place = geometry.project(ray[:, None], intrinsics)[:, 0]  # the other motions turn about the same ray
-        angle = math.radians(self.perspective_deg) * torch.rand(len(ray), generator=generator).to(before)
+        angle = math.radians(self.perspective_deg) * draws.uniform().to(before)
         with geometry.exactly(rotation):
-            rotation = tilt(angle, math.pi * _symmetric(len(ray), generator).to(before)) @ rotation
+            rotation = tilt(angle, math.pi * draws.symmetric().to(before)) @ rotation
             ray = (rotation @ ray[:, :, None])[:, :, 0]
         intrinsics = intrinsics.clone()
         intrinsics[:, :2, :2] *= ray[:, 2].pow(1.5)[:, None, None]  # an area there grows with the ray's depth ^ -3
         return rotation, centered(intrinsics, ray, place)
 
-    def _colors(self, count: int, generator: torch.Generator, *, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _colors(self, draws: Draws, *, like: Tensor) -> tuple[Tensor, Tensor] | None:
         """Gain of each channel (B, 3, 1, 1) and contrast (B, 1, 1, 1); None for no change."""
         if not (self.brightness or self.contrast or self.color):
             return None
-        gain = (
-            1.0 + self.brightness * _symmetric((count, 1), generator) + self.color * _symmetric((count, 3), generator)
-        )
-        contrast = 1.0 + self.contrast * _symmetric((count, 1, 1, 1), generator)
+        gain = 1.0 + self.brightness * draws.symmetric(1) + self.color * draws.symmetric(3)
+        contrast = 1.0 + self.contrast * draws.symmetric(1, 1, 1)
         return gain[:, :, None, None].to(like), contrast.to(like)
 
-    def _repaint(self, image: Tensor, mask: Tensor, motion: Motion, generator: torch.Generator) -> None:
+    def _repaint(self, image: Tensor, mask: Tensor, motion: Motion, draws: Draws) -> None:
         """Change all that the camera does not: background, patch, blur and noise, in place."""
-        count, size = len(image), (image.shape[-2], image.shape[-1])
-        if self.background and len(rows := appearance.chosen(count, self.background, generator)):
-            backgrounds = self._backgrounds(len(rows), size, generator, image.device)
+        size = (image.shape[-2], image.shape[-1])
+        rows, of_rows = _chosen(self.background, draws)
+        if len(rows):
+            backgrounds = self._backgrounds(size, of_rows, image.device)
             appearance.replace_backgrounds(image, _cover(mask, motion.homography, rows), backgrounds, rows)
-        if self.occlusion and len(rows := appearance.chosen(count, self.occlusion, generator)):
+        rows, of_rows = _chosen(self.occlusion, draws)
+        if len(rows):
             uv = geometry.project(motion.xyz_m, motion.intrinsics)[rows.to(image.device)]
-            patches = appearance.Patches.draw(uv, size, self.occlusion_size, generator)
-            appearance.cover_with(patches, image, rows)
-        if self.blur and len(rows := appearance.chosen(count, self.blur, generator)):
-            appearance.blur(image, rows, generator)
+            appearance.cover_with(appearance.Patches.draw(uv, size, self.occlusion_size, of_rows), image, rows)
+        rows, of_rows = _chosen(self.blur, draws)
+        if len(rows):
+            appearance.blur(image, rows, of_rows)
         if self.noise:
-            appearance.add_noise(image, self.noise, generator)
+            appearance.add_noise(image, self.noise, draws)
 
-    def _backgrounds(
-        self, count: int, size: tuple[int, int], generator: torch.Generator, device: torch.device
-    ) -> Tensor:
+    def _backgrounds(self, size: tuple[int, int], draws: Draws, device: torch.device) -> Tensor:
         if self.background_folder is None:
-            return appearance.drawn_backgrounds(count, size, generator, device)
-        return appearance.photographed_backgrounds(self.background_folder, count, size, generator, device)
+            return appearance.drawn_backgrounds(size, draws, device)
+        return appearance.photographed_backgrounds(self.background_folder, size, draws, device)
+
+
+def _chosen(probability: float, draws: Draws) -> tuple[Tensor, Draws]:
+    """As `Draws.chosen`; what is off draws nothing."""
+    return draws.chosen(probability) if probability else (torch.empty(0, dtype=torch.int64), draws)
 
 
 def _check_range(name: str, value: float, most: float) -> None:
@@ -345,8 +352,3 @@ def _parts(image: Tensor) -> Iterator[slice]:
     count, _, height, width = image.shape
     step = max(1, _CACHED_PIXELS // (height * width)) if image.device.type == "cpu" else count
     return (slice(start, start + step) for start in range(0, count, step))
-
-
-def _symmetric(shape: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Uniform in [-1, 1)."""
-    return 2.0 * torch.rand(shape, generator=generator) - 1.0

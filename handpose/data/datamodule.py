@@ -16,10 +16,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from torch import distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from handpose.allocation import return_freed_memory
+from handpose.data.draws import Share
 from handpose.data.labels import shared
 from handpose.data.masks import PackedMasks, pack_masks
 from handpose.data.pack import PackedImages, pack
@@ -116,7 +116,7 @@ class HandDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[HandBatch]:
         num_train = len(self.trained_on)
-        rank, num_replicas = _rank_and_replicas()
+        rank, num_replicas = Share.of_process()
         if self.batch_size * num_replicas > num_train:
             raise UserError(
                 f"data.batch_size={self.batch_size} on {num_replicas} device(s) is more than the {num_train} images of "
@@ -143,7 +143,7 @@ class HandDataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, split: Literal["val", "test"]) -> DataLoader[HandBatch]:
         dataset = self._dataset(split)
-        rank, num_replicas = _rank_and_replicas()
+        rank, num_replicas = Share.of_process()
         return self._loader(
             dataset, OrderedBatches(dataset, batch_size=self.batch_size, rank=rank, num_replicas=num_replicas)
         )
@@ -327,9 +327,3 @@ def _or_nan(values: NDArray[np.float64] | None, images: NDArray[np.int64], shape
     if values is None:
         return torch.full((len(images), *shape), torch.nan)
     return torch.from_numpy(np.take(values, images, axis=0).astype(np.float32))
-
-
-def _rank_and_replicas() -> tuple[int, int]:
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

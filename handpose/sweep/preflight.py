@@ -33,9 +33,10 @@ from handpose.sweep.rules import Rule
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.slots import Slots, count_slots, num_cores
 from handpose.sweep.space import Params, Space, default_point, grid_points, probes
-from handpose.sweep.stretch import Objective, make_trainable
+from handpose.sweep.stretch import Objective
 from handpose.sweep.trial import TrialRecipe, with_params
-from handpose.sweep.trial_cost import DataSize
+from handpose.sweep.trial_cost import DataSize, one_workers
+from handpose.sweep.worker_group import make_trainable
 from handpose.training.fit import prepare
 
 
@@ -47,16 +48,16 @@ def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
     _check_folder(sweep)
 
 
-def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False) -> None:
+def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False, num_workers: int = 1) -> None:
     """Compose the space's corners and some points within, which shows keys that do not exist and impossible values.
 
-    overrides: the user's, for train.py. is_grid: every point is to be listed.
+    overrides: the user's, for train.py. is_grid: every point is to be listed. num_workers: that share each batch.
     """
     if is_grid:
         grid_points(space)
     for params in probes(space):
         try:
-            config = compose("train", with_params(overrides, params))
+            config = one_workers(compose("train", with_params(overrides, params)), num_workers)
         except UserError as error:
             raise UserError(f"{space.file}: {error}") from error
         if config.train_on_val:
@@ -121,6 +122,7 @@ def _check_numbers(sweep: SweepSettings, cluster: RaySettings) -> None:
     at_least_one = {
         "sweep.num_trials": sweep.num_trials,
         "sweep.max_epochs": sweep.max_epochs,
+        "sweep.workers_per_trial": sweep.workers_per_trial,
         "sweep.cpus_per_trial": sweep.cpus_per_trial,
         "sweep.max_concurrent": sweep.max_concurrent,
         "sweep.checkpoint_every_epochs": sweep.checkpoint_every_epochs,
@@ -146,6 +148,11 @@ def _check_numbers(sweep: SweepSettings, cluster: RaySettings) -> None:
     if sweep.explosion_factor is not None and sweep.explosion_factor <= 1:
         raise UserError(f"sweep.explosion_factor must be above 1, but it is {sweep.explosion_factor:g}")
     gpus = sweep.gpus_per_trial
+    if sweep.workers_per_trial > 1 and (gpus == "auto" or 0 < (gpus or 0) < 1):
+        raise UserError(
+            f"sweep.gpus_per_trial={gpus} shares a GPU among trials, but sweep.workers_per_trial="
+            f"{sweep.workers_per_trial} gives each trial several; give sweep.gpus_per_trial=1, or one worker"
+        )
     if gpus == "auto":
         if sweep.preflight == "off" and sweep.resume is None:
             raise UserError(
@@ -159,12 +166,15 @@ def _check_numbers(sweep: SweepSettings, cluster: RaySettings) -> None:
 
 def _check_machine(sweep: SweepSettings, cluster: RaySettings) -> None:
     num_cpus = cluster.num_cpus or num_cores()
-    if sweep.cpus_per_trial > num_cpus:
-        raise UserError(f"sweep.cpus_per_trial={sweep.cpus_per_trial}, but this machine has {num_cpus} for trials")
+    times = f" for each of sweep.workers_per_trial={sweep.workers_per_trial}" if sweep.workers_per_trial > 1 else ""
+    if sweep.cpus_per_trial * sweep.workers_per_trial > num_cpus:
+        raise UserError(
+            f"sweep.cpus_per_trial={sweep.cpus_per_trial}{times}, but this machine has {num_cpus} for trials"
+        )
     gpus, num_gpus = sweep.gpus_per_trial, torch.cuda.device_count()
-    if gpus is not None and gpus != "auto" and gpus > num_gpus:
+    if gpus is not None and gpus != "auto" and gpus * sweep.workers_per_trial > num_gpus:
         found = f"{num_gpus} GPU{'' if num_gpus == 1 else 's'}" if num_gpus else "no GPU"
-        raise UserError(f"sweep.gpus_per_trial={gpus:g}, but this machine has {found}")
+        raise UserError(f"sweep.gpus_per_trial={gpus:g}{times}, but this machine has {found}")
 
 
 def _check_folder(sweep: SweepSettings) -> None:

@@ -90,7 +90,8 @@ class Bench:
         """Measure the trial with these parameters; num_steps, weights: as `measure` takes them."""
         self._ensure_ready()
         overrides = self._recipe.in_worker(params)
-        call = self._worker.measure.remote(overrides, params, self._data, num_steps=num_steps, weights=weights)
+        how = {"num_steps": num_steps, "weights": weights, "num_workers": self._recipe.num_workers}
+        call = self._worker.measure.remote(overrides, params, self._data, **how)
         try:
             return ray.get(call, timeout=_PATIENCE_S)
         except GetTimeoutError:

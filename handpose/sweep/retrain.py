@@ -93,8 +93,6 @@ def _retrain(folder: Path, winner: list[str], *, devices: int, use_val: bool) ->
     if devices > 1:
         shared = {"trainer.devices": devices, "data.batch_size": config.data.batch_size // devices}
         overrides += [quote_override(key, value) for key, value in shared.items()]
-        if config.trainer.accelerator != "cpu":  # torch has it for GPUs only
-            overrides += ["+trainer.sync_batchnorm=true"]  # the statistics of the whole batch, as in the trials
     config = compose("train", [*overrides, *_where_it_was(place / "checkpoints", config.trainer.max_epochs)])
     folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
     (place / _WINNER).write_text(json.dumps(winner))

@@ -36,9 +36,10 @@ from handpose.sweep.slots import Slots, count_slots, counted_again, num_fitting
 from handpose.sweep.space import Params, Space
 from handpose.sweep.state import Searcher, SweepState
 from handpose.sweep.stored_sweep import check_nodes
-from handpose.sweep.stretch import AVOIDED, STRETCH, Objective, make_trainable, run_name
+from handpose.sweep.stretch import AVOIDED, STRETCH, Objective, run_name
 from handpose.sweep.tuning import Conductor, StateScheduler, StateSearcher, StateStopper, stretch_of
 from handpose.sweep.warm_up import WarmUp, warm_up
+from handpose.sweep.worker_group import make_trainable
 
 INTERRUPTED = 75
 """Exit status of a sweep that was ended by hand and can go on; sysexits.h calls it a temporary failure."""
@@ -104,8 +105,9 @@ def swept(
             stack.enter_context(_alone(folder))
         stack.enter_context(environment())
         warm = stack.enter_context(warm_up(objective, num_threads=sweep.cpus_per_trial))
-        # Before any file is made: it may not answer.
-        stack.enter_context(ray_runtime(limited(cluster, sweep), hook=warm.hook))
+        # Before any file is made: it may not answer. Of the processes of a group half train nothing.
+        hook = warm.hook if sweep.workers_per_trial == 1 else None
+        stack.enter_context(ray_runtime(limited(cluster, sweep), hook=hook))
         check_nodes(sweep)
         slots = count_slots(sweep, [node.resources for node in live_nodes()])
         warm.begin(slots)
@@ -204,7 +206,7 @@ def _run(
         logs = trial_logs(sweep, table)
         recorder = Recorder(table, folder=sweep.path, shelf=shelf, tick=state.tick, view=view, logs=logs)
         recorder.catch_up(state.last_event)
-        state.open(num_slots=slots.num_slots, gpus=slots.gpus, listener=recorder)
+        state.open(num_slots=slots.num_slots, gpus=slots.all_gpus, listener=recorder)
         table.num_trials = state.history.num_trials
         view.refresh(table)
         nodes = Nodes(_follower(sweep, slots, state, view, warm))
@@ -286,6 +288,8 @@ def _tuner(
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         gpus = config[STRETCH][0].gpus
         bundle = {"CPU": slots.cpus, "GPU": slots.gpus if gpus is None else gpus}
+        if slots.workers > 1:  # which hold that themselves; Tune insists on something
+            bundle = {"memory": 1.0}
         avoided = config[AVOIDED][0]
         if not avoided:
             return tune.PlacementGroupFactory([bundle])
@@ -296,14 +300,15 @@ def _tuner(
         return stretch_of(trial).name
 
     return tune.Tuner(
-        tune.with_resources(make_trainable(objective), resources),
+        tune.with_resources(make_trainable(objective, slots), resources),
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode=sweep.mode,
             search_alg=StateSearcher(conductor, metric=sweep.metric, mode=sweep.mode),
             scheduler=StateScheduler(conductor),
             num_samples=-1,  # the searcher says when it is over
-            reuse_actors=True,  # the larger part of a short trial is a fresh process importing torch
+            # The larger part of a short trial is a fresh process importing torch. But a group ends with its actor.
+            reuse_actors=slots.workers == 1,
             trial_name_creator=name,
             trial_dirname_creator=name,
         ),

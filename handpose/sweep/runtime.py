@@ -116,7 +116,9 @@ def limited(cluster: RaySettings, sweep: SweepSettings) -> RaySettings:
     """Alone on a machine max_concurrent limits the cores too: what runs of a population its scheduler chooses."""
     if cluster.address is not None or sweep.max_concurrent is None:
         return cluster
-    num_cpus = min(cluster.num_cpus or num_cores(), sweep.max_concurrent * sweep.cpus_per_trial)
+    num_cpus = min(
+        cluster.num_cpus or num_cores(), sweep.max_concurrent * sweep.workers_per_trial * sweep.cpus_per_trial
+    )
     return replace(cluster, num_cpus=num_cpus)
 
 

@@ -26,8 +26,9 @@ class SweepSettings:
 
     folder: all that the sweep leaves behind lies in it. resume: folder of a sweep to go on with; nothing else is read
     then. status: folder of a sweep to be shown, and nothing is done. num_trials: configurations tried. max_epochs: of a
-    trial at full fidelity. cpus_per_trial, gpus_per_trial: a slot; a part of a GPU is a share of its trials and of its
-    memory; auto: the share that trains most in all; None: one GPU where there is one. max_concurrent: trials at a time;
+    trial at full fidelity. workers_per_trial: processes that share the steps of a trial. cpus_per_trial,
+    gpus_per_trial: of each of them; a part of a GPU is a share of its trials and of its memory; auto: the share that
+    trains most in all; None: one GPU where there is one. max_concurrent: trials at a time;
     None: as many as there are slots. time_budget_s: the sweep ends then. gpu_hours: that its trials may hold GPUs for,
     all processes that ran it together; None: no limit. seed: of searcher and scheduler. metric, mode: what is
     optimised. second_objective: a cost of which as little is wanted beside it; measured before a trial is trained.
@@ -49,6 +50,7 @@ class SweepSettings:
     status: str | None
     num_trials: int
     max_epochs: int
+    workers_per_trial: int
     cpus_per_trial: int
     gpus_per_trial: float | Literal["auto"] | None
     max_concurrent: int | None
@@ -92,7 +94,9 @@ def recorded_settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:
     """Of a sweep that is only looked at, as its sweep.yaml has them; a key that its version did not have is None."""
     known = {field.name: values.get(field.name) for field in fields(SweepSettings)}
     budget = values.get("checkpoint_budget_gb") or 0.0
-    return SweepSettings(**known | {"folder": str(folder), "checkpoint_budget_gb": budget, "retry_delay_s": 0.0})
+    num_workers = known["workers_per_trial"] or 1
+    numbers = {"checkpoint_budget_gb": budget, "retry_delay_s": 0.0, "workers_per_trial": num_workers}
+    return SweepSettings(**known | {"folder": str(folder)} | numbers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,23 @@ from handpose.sweep.settings import SweepSettings
 
 @dataclass(frozen=True)
 class Slots:
-    """Trials at a time, and what each of them holds."""
+    """Trials at a time, and what each of them holds: cpus and gpus for each of its workers."""
 
     num_slots: int
     cpus: int
     gpus: float
+    workers: int = 1
+
+    @property
+    def all_gpus(self) -> float:
+        """Of a trial."""
+        return self.gpus * self.workers
 
 
 def count_slots(sweep: SweepSettings, nodes: Sequence[Mapping[str, float]], *, gpus: float | None = None) -> Slots:
     """How many trials fit into what Ray's nodes have; raises UserError where none does.
 
-    gpus: of a trial, where that is known better than the settings say. Until then `auto` is a whole GPU.
+    gpus: of a worker, where that is known better than the settings say. Until then `auto` is a whole GPU.
     """
     num_cpus, num_gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     if gpus is None:
@@ -31,23 +37,24 @@ def count_slots(sweep: SweepSettings, nodes: Sequence[Mapping[str, float]], *, g
             f"sweep.gpu_hours={sweep.gpu_hours:g} would never be used up: trials hold no GPU (Ray has {num_gpus:g}); "
             "give sweep.time_budget_s instead"
         )
-    slots = counted_again(sweep, Slots(0, sweep.cpus_per_trial, gpus), nodes)
+    slots = counted_again(sweep, Slots(0, sweep.cpus_per_trial, gpus, sweep.workers_per_trial), nodes)
     if slots.num_slots < 1:
+        times = f" for each of sweep.workers_per_trial={slots.workers}" if slots.workers > 1 else ""
         raise UserError(
-            f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}, but Ray "
-            f"has {num_cpus:g} cores and {num_gpus:g} GPUs{_apart(nodes)}"
+            f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}{times}, but "
+            f"Ray has {num_cpus:g} cores and {num_gpus:g} GPUs{_apart(nodes)}"
         )
     return slots
 
 
 def counted_again(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str, float]]) -> Slots:
-    """The same slots on other nodes than before; there may be none. A trial does not lie across two nodes."""
-    num_slots = sum(num_fitting(slots, node) for node in nodes)
+    """The same slots on other nodes than before; there may be none. A worker does not lie across two nodes."""
+    num_slots = sum(num_fitting(slots, node) for node in nodes) // slots.workers
     return replace(slots, num_slots=num_slots if sweep.max_concurrent is None else min(num_slots, sweep.max_concurrent))
 
 
 def num_fitting(slots: Slots, node: Mapping[str, float]) -> int:
-    """How many trials a node has room for."""
+    """How many workers of trials a node has room for."""
     num_slots = int(node.get("CPU", 0) // slots.cpus)
     return min(num_slots, _gpu_slots(node.get("GPU", 0), slots.gpus)) if slots.gpus else num_slots
 

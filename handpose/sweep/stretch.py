@@ -1,6 +1,7 @@
 """What the driver tells a worker to train, and what the worker tells back. Imports no torch, for quick tests."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -61,17 +62,52 @@ class Objective(Protocol):
     def __call__(self, stretch: Stretch, /) -> None: ...
 
 
+class Member(NamedTuple):
+    """This process among those that train a trial together.
+
+    tell: takes what Tune is to hear, and does not return when the stretch ends here; only that of the first one, with
+    rank 0, tells.
+    """
+
+    rank: int
+    num: int
+    tell: Callable[[Mapping[str, Any]], None]
+
+
+ALONE = Member(0, 1, lambda values: tune.report(dict(values)))
+_member = ALONE
+
+
+@contextlib.contextmanager
+def joined(member: Member) -> Iterator[None]:
+    """Be that one for the length of a block."""
+    global _member
+    before, _member = _member, member
+    try:
+        yield
+    finally:
+        _member = before
+
+
+def this_member() -> Member:
+    """What this process is."""
+    return _member
+
+
+class LostMemberError(Exception):
+    """A worker of several died, or its node did. node_id: of that; empty where the node is well."""
+
+    def __init__(self, node_id: str, text: str) -> None:
+        super().__init__(node_id, text)
+        self.node_id = node_id
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class WornWorkerError(Exception):
     """The worker's process is unfit for another trial, which begins again in a new one without losing a try."""
-
-
-def make_trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
-    """The function that Tune calls in a worker, with the configuration that the driver made."""
-
-    def trial(config: dict[str, Any]) -> None:
-        objective(config[STRETCH][0])
-
-    return trial
 
 
 def report(
@@ -88,12 +124,12 @@ def report(
     went wrong without ending the stretch.
     """
     told = {"epoch": epoch, "resumed_from": resumed_from, CHECKPOINT: [checkpoint], "note": note}
-    tune.report({**metrics, **told, NODE: _node_id()})
+    this_member().tell({**metrics, **told, NODE: _node_id()})
 
 
 def measured(costs: Mapping[str, float]) -> None:
     """Tell Tune what the trial costs, before it is trained. Does not return when that is too much."""
-    tune.report({"epoch": 0, COSTS: [dict(costs)]})
+    this_member().tell({"epoch": 0, COSTS: [dict(costs)]})
 
 
 def _node_id() -> str:

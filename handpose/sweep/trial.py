@@ -6,6 +6,7 @@ worker did before. So each trial can be trained again alone: `TrialRecipe.comman
 
 import math
 import shlex
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,13 @@ from handpose.sweep.gpu_share import cap_gpu_memory
 from handpose.sweep.rules import Rule
 from handpose.sweep.saving import BackgroundFiles, save_pictures
 from handpose.sweep.settings import SweepSettings
-from handpose.sweep.stretch import Stretch, measured, report
-from handpose.sweep.trial_cost import costs
+from handpose.sweep.stretch import Stretch, measured, report, this_member
+from handpose.sweep.trial_cost import costs, one_workers
 from handpose.sweep.worker import clean_process
 from handpose.training.callbacks import prediction_pictures
 from handpose.training.fit import RunFolders, fit
 from handpose.training.module import HandPose
+from handpose.training.trainer import Team
 
 _LOOK_EVERY_STEPS = 20
 _SILENT = ("logger=none", "checkpoints.enabled=false")
@@ -41,13 +43,14 @@ class TrialRecipe:
 
     overrides: the user's, as train.py takes them. locations: overrides that lead a worker to the driver's paths.
     max_epochs: of the schedule. num_threads: of torch, the slot's cores, since sums depend on how many threads share
-    them.
+    them. num_workers: that share each batch.
     """
 
     overrides: Sequence[str]
     locations: Sequence[str]
     max_epochs: int
     num_threads: int
+    num_workers: int = 1
 
     def training(self, params: Mapping[str, Any]) -> list[str]:
         """Overrides of the trial with these parameters, for train.py."""
@@ -85,13 +88,16 @@ class TrainingObjective:
         return cls(recipe, sweep.metric, sweep.checkpoint_every_epochs, rungs, measures, rule.rungs)
 
     def __call__(self, stretch: Stretch, /) -> None:
+        if this_member().num > 1:
+            with tempfile.TemporaryDirectory(dir=".", prefix="member-") as folder:
+                self._train(stretch, Path(folder), team=_team())
+            return
         with clean_process():
-            self._train(stretch)
+            cap_gpu_memory(_gpus())
+            self._train(stretch, Path(tune.get_context().get_trial_dir() or "."))
 
-    def _train(self, stretch: Stretch) -> None:
-        cap_gpu_memory(_gpus())
-        config = compose("train", self.recipe.in_worker(stretch.params))
-        folder = Path(tune.get_context().get_trial_dir() or ".")
+    def _train(self, stretch: Stretch, folder: Path, *, team: Team | None = None) -> None:
+        config = one_workers(compose("train", self.recipe.in_worker(stretch.params)), this_member().num)
         with worker_files(stretch, scratch=folder) as files:
             newest, resume_from = files.fetched(stretch.checkpoints) or (None, None)
             resumed_from, hands = newest.epoch if newest else 0, config.pictures.trial_hands
@@ -104,6 +110,7 @@ class TrainingObjective:
                     quiet=True,
                     resume_from=resume_from,
                     keep_open=True,
+                    team=team,
                 )
             finally:
                 callback.close()
@@ -112,6 +119,13 @@ class TrainingObjective:
         """Whether a checkpoint is due after this epoch, the last one of all not being asked."""
         every = self.checkpoint_every_epochs
         return epoch in self.rungs or (every is not None and epoch % every == 0)
+
+
+def _team() -> Team:
+    """Of the processes that Ray Train has started."""
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment  # here, since few trials need them
+
+    return Team(RayDDPStrategy(), RayLightningEnvironment())
 
 
 def _gpus() -> float:
@@ -161,6 +175,8 @@ class TuneReport(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if this_member().rank:  # they have the same weights
+            return
         # Added up on the device, and looked at now and then only: reading it waits for the GPU.
         is_finite = torch.isfinite(outputs["loss"].detach()).all()
         self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
@@ -181,6 +197,7 @@ class TuneReport(pl.Callback):
         epoch, last = trainer.current_epoch + 1, trainer.max_epochs
         if (
             self.stretch.storage is None
+            and not this_member().rank
             and self.num_hands
             and batch_idx == 0
             and (epoch == last or epoch in self.objective.compared_at)

@@ -119,21 +119,43 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
+def one_workers(config: DictConfig, num_workers: int) -> DictConfig:
+    """The configuration for one of the workers that share each batch; raises UserError where it cannot be shared."""
+    if num_workers == 1:
+        return config
+    size = config.data.batch_size
+    if size % num_workers:
+        raise UserError(
+            f"data.batch_size={size} cannot be shared equally among sweep.workers_per_trial={num_workers}; give a "
+            "multiple of it"
+        )
+    config = copy.deepcopy(config)
+    OmegaConf.update(config, "data.batch_size", size // num_workers)
+    return config
+
+
 def measure(
-    overrides: Sequence[str], params: Mapping[str, Any], data: DataSize, *, num_steps: int, weights: bool
+    overrides: Sequence[str],
+    params: Mapping[str, Any],
+    data: DataSize,
+    *,
+    num_steps: int,
+    weights: bool,
+    num_workers: int = 1,
 ) -> TrialCost:
     """Measure a configuration in this process.
 
     overrides: for train.py, as a worker gets them, params included. num_steps: of training, FEWEST_STEPS or more.
-    weights: fetch pretrained ones, which changes no cost, but can go wrong. Raises UserError for what the
+    weights: fetch pretrained ones, which changes no cost, but can go wrong. num_workers: that share each batch, of
+    which this process is as busy as one, but that it sends nothing to others. Raises UserError for what the
     configuration gets wrong, and whatever torch raises for what cannot be computed.
     """
     assert num_steps >= FEWEST_STEPS
     began = time.perf_counter()
-    config = compose("train", list(overrides))
+    config = one_workers(compose("train", list(overrides)), num_workers)
     check_trainer(config)
     _check_weights(config)
-    steps, batches = _num_batches(config, data)
+    steps, batches = _num_batches(config, data, num_workers)
     with calm():
         module, _ = build(config, pretrained=weights, quiet=True)
     hands = random_hands(config.data.batch_size, config.data.image_size or data.image_size)
@@ -263,10 +285,11 @@ def _check_weights(config: DictConfig) -> None:
         initial_weights(config)
 
 
-def _num_batches(config: DictConfig, data: DataSize) -> tuple[int, int]:
+def _num_batches(config: DictConfig, data: DataSize, num_workers: int) -> tuple[int, int]:
     """Of an epoch, and of a validation."""
     devices = config.trainer.devices
-    batch_size = config.data.batch_size * (devices if isinstance(devices, int) and devices > 0 else 1)
+    num_devices = num_workers if num_workers > 1 else devices
+    batch_size = config.data.batch_size * (num_devices if isinstance(num_devices, int) and num_devices > 0 else 1)
     if batch_size > data.num_train:
         raise UserError(
             f"data.batch_size={config.data.batch_size} is more than the {data.num_train} images of the training split"

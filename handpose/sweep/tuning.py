@@ -20,7 +20,17 @@ from handpose.sweep.events import FailureKind
 from handpose.sweep.nodes import Nodes, Whereabouts, whereabouts
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.state import Failure, SweepState
-from handpose.sweep.stretch import AVOIDED, CHECKPOINT, COSTS, NODE, STRETCH, Stretch, WornWorkerError
+from handpose.sweep.stretch import (
+    AVOIDED,
+    CHECKPOINT,
+    COSTS,
+    NODE,
+    STRETCH,
+    LostMemberError,
+    Stretch,
+    WornWorkerError,
+)
+from handpose.sweep.worker_group import release
 
 _TRACEBACK_CHARACTERS = 20_000
 _GPU_MEMORY = ("CUDA out of memory", "torch.OutOfMemoryError", "CUBLAS_STATUS_ALLOC_FAILED", "HIP out of memory")
@@ -59,6 +69,11 @@ class Conductor:
             except Exception as error:
                 self.error = error
         return otherwise
+
+    def over(self, stretch: Stretch) -> None:
+        """Give back what a stretch holds beside what Tune knows of."""
+        if self._sweep.workers_per_trial > 1:
+            release(stretch)
 
     def should_stop(self) -> bool:
         """Whether Tune is to end the experiment; if so, the state has been closed."""
@@ -135,11 +150,13 @@ class StateScheduler(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """A stretch that the state ended, or that came back by itself."""
+        self._conductor.over(stretch_of(trial))
         number = stretch_of(trial).trial
         self._conductor.ask(lambda: self._conductor.state.returned(number), otherwise=None)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A stretch failed; Tune itself tries nothing again."""
+        self._conductor.over(stretch_of(trial))
         nodes, failure, actor = self._conductor.nodes, failure_of(trial), trial.temporary_state.ray_actor
         found = whereabouts(actor._actor_id.hex()) if actor is not None else Whereabouts()
         nodes.refresh(at_once=True)  # it may be gone, and then there are fewer slots
@@ -147,7 +164,8 @@ class StateScheduler(FIFOScheduler):
             failure = failure._replace(kind="killed")  # of its death Ray heard too late to say so
         if trial.trial_id in self._hung:
             failure = failure._replace(cause=f"no report for {self._conductor.hang_timeout_s:g} s: it was ended")
-        failure = failure._replace(node=nodes.name(found.node_id or (trial.last_result or {}).get(NODE, "")))
+        on = failure.node or found.node_id or (trial.last_result or {}).get(NODE, "")
+        failure = failure._replace(node=nodes.name(on))
         self._conductor.ask(lambda: self._conductor.state.failed(stretch_of(trial).trial, failure), otherwise=None)
         nodes.tell()  # one may have been set aside
 
@@ -209,7 +227,8 @@ def failure_of(trial: Trial) -> Failure:
     # Trial.get_error looks where the files are copied to later.
     error = cloudpickle.loads(_content(trial.pickled_error_file)) if trial.pickled_error_file else None
     text = _content(trial.error_file).decode() or str(error or "no message")
-    return Failure(_kind(error, text), cause(text), text[-_TRACEBACK_CHARACTERS:])
+    node_id = getattr(getattr(error, "cause", error), "node_id", "")  # of one worker of several
+    return Failure(_kind(error, text), cause(text), text[-_TRACEBACK_CHARACTERS:], node=str(node_id))
 
 
 def _content(file: str | None) -> bytes:
@@ -224,6 +243,8 @@ def _kind(error: Exception | None, text: str) -> FailureKind:
     raised = getattr(error, "cause", error)
     if isinstance(raised, WornWorkerError):
         return "worn"
+    if isinstance(raised, LostMemberError):
+        return "lost" if raised.node_id else "killed"
     if isinstance(raised, UserError):
         return "mistake"
     return "gpu_memory" if any(said in text for said in _GPU_MEMORY) else "error"

@@ -91,7 +91,7 @@ def worker_environment() -> dict[str, Any]:
 
 
 def _num_needed(slots: Slots, resources: Mapping[str, float]) -> int:
-    return min(slots.num_slots, num_fitting(slots, resources))
+    return min(slots.num_slots, num_fitting(slots, resources)) if slots.workers == 1 else 0
 
 
 def _until(is_so: Callable[[], bool], patience_s: float) -> None:

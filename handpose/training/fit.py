@@ -37,7 +37,7 @@ from handpose.training.checkpoints import (
 )
 from handpose.training.module import HandPose, parameter_groups
 from handpose.training.results import RunFolders, RunResult, TrainingResult, check_folders, prepare_folders
-from handpose.training.trainer import calm, check_trainer, predicting_trainer, training_trainer
+from handpose.training.trainer import Team, calm, check_trainer, predicting_trainer, training_trainer
 
 
 class Prepared(NamedTuple):
@@ -91,15 +91,16 @@ def fit(
     quiet: bool = False,
     resume_from: Path | None = None,
     keep_open: bool = False,
+    team: Team | None = None,
 ) -> TrainingResult:
     """Train the configuration; `model.checkpoint_path` or resume_from goes on from a checkpoint.
 
-    quiet: nothing on the terminal. keep_open: as `build` takes it, for a process that trains many. Raises UserError
-    where machine, data, model or checkpoint do not fit.
+    quiet: nothing on the terminal. keep_open: as `build` takes it, for a process that trains many. team: processes of
+    which this is one. Raises UserError where machine, data, model or checkpoint do not fit.
     """
     checkpoint = resume_from or _checkpoint_path(config)
     prepared = prepare(config, stage="fit", checkpoint=checkpoint, quiet=quiet, keep_open=keep_open)
-    return _fit(config, prepared, folders, callbacks=callbacks, quiet=quiet)
+    return _fit(config, prepared, folders, callbacks=callbacks, quiet=quiet, team=team)
 
 
 def test(config: DictConfig, folders: RunFolders, checkpoint: Path) -> dict[str, float]:
@@ -191,13 +192,19 @@ def _check_image_size(config: DictConfig, module: HandPose, loader: DataLoader[H
 
 
 def _fit(
-    config: DictConfig, prepared: Prepared, folders: RunFolders, *, callbacks: Sequence[pl.Callback], quiet: bool
+    config: DictConfig,
+    prepared: Prepared,
+    folders: RunFolders,
+    *,
+    callbacks: Sequence[pl.Callback],
+    quiet: bool,
+    team: Team | None = None,
 ) -> TrainingResult:
     started = time.monotonic()
     if prepared.checkpoint is not None:
         callbacks = [*callbacks, ConfiguredOptimizer()]
     with calm():
-        trainer = training_trainer(config, folders, callbacks=callbacks, quiet=quiet)
+        trainer = training_trainer(config, folders, callbacks=callbacks, quiet=quiet, team=team)
         try:
             trainer.fit(prepared.module, datamodule=prepared.data, ckpt_path=prepared.checkpoint, weights_only=True)
         except (KeyboardInterrupt, SystemExit) as error:  # Lightning leaves with status 1 after Ctrl-C

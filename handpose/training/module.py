@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 
 from handpose import geometry
 from handpose.data.augment import Augment, View, unchanged
+from handpose.data.draws import Share
 from handpose.data.sample import HandBatch
 from handpose.heatmaps import Axes, AxisLogits, Truth
 from handpose.metrics.mpjpe import KeypointErrorPx, PaMpjpe, RootRelativeMpjpe
@@ -34,7 +35,7 @@ class HandPose(pl.LightningModule):
     terms. augment: random views of a batch. optimizer: called with parameter groups. lr_schedule: called with the
     optimizer, num_steps and steps_per_epoch. encoder_lr_factor: of the encoder's learning rate to that of the rest, for
     an encoder that has been trained before. seed: of the augmentation, whose draws depend on it and on the step alone,
-    so that a resumed run goes on as it would have.
+    so that a resumed run goes on as it would have, and so do several processes that share its steps.
 
     Logs train/loss and its terms, and val/pa_mpjpe_mm, val/rr_mpjpe_mm, val/keypoint_error_px and val/pck_auc, each
     over all pictures.
@@ -74,7 +75,7 @@ class HandPose(pl.LightningModule):
         return [*self.val_metrics, "val/keypoint_error_px"]
 
     def forward(self, view: View) -> AxisLogits:
-        return self.net(view.image)
+        return self.net(view.image.to(next(self.net.parameters()).dtype))  # which trainer.precision=64-true changes
 
     def predict_xyz_m(self, view: View, scale_m: Tensor) -> Tensor:
         """Joints in metres in the camera frame of the view, (B, K, 3); scale_m (B,) may be NaN."""
@@ -85,7 +86,7 @@ class HandPose(pl.LightningModule):
         return self.axes.decode(self.axes.read_out(logits), view.intrinsics, _size(view), scale_m)
 
     def training_step(self, batch: HandBatch, batch_idx: int) -> Tensor:
-        view = self.augment(batch, self._generator())
+        view = self.augment(batch, self._generator(), Share.of_process())
         coordinates = self.axes.encode(view.xyz_m, view.intrinsics, _size(view))  # (B, K, 3)
         truth = Truth(coordinates, view.xyz_m, view.intrinsics, _size(view))
         terms = self.loss(self(view), truth, self.axes)
@@ -144,8 +145,7 @@ class HandPose(pl.LightningModule):
         return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
 
     def _generator(self) -> torch.Generator:
-        step = self.seed * 1_000_003 + self.global_step
-        return torch.Generator().manual_seed(step + (self.global_rank << 53))  # the part of each process its own
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
 
 
 def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:

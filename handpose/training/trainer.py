@@ -5,28 +5,45 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
+from pytorch_lightning.strategies import Strategy
 
 from handpose.config import instantiated, plain
 from handpose.errors import UserError
 from handpose.training.averaging import AveragedWeights
+from handpose.training.batch_norm import SharedStatistics
 from handpose.training.callbacks import Pictures
 from handpose.training.checkpoints import BestAndLast, ConfigInCheckpoint, WholeFiles
 from handpose.training.progress import Progress
 from handpose.training.results import RunFolders
 
 
+class Team(NamedTuple):
+    """Processes that somebody else has started to share each step, of which this is one."""
+
+    strategy: Strategy
+    environment: ClusterEnvironment
+
+
 def training_trainer(
-    config: DictConfig, folders: RunFolders, *, callbacks: Sequence[pl.Callback] = (), quiet: bool = False
+    config: DictConfig,
+    folders: RunFolders,
+    *,
+    callbacks: Sequence[pl.Callback] = (),
+    quiet: bool = False,
+    team: Team | None = None,
 ) -> pl.Trainer:
-    """A Trainer that fits: with checkpoints, a log, pictures and, unless quiet, progress."""
+    """A Trainer that fits: with checkpoints, a log, pictures and, unless quiet, progress.
+
+    team: that this process belongs to; None: Lightning starts what trainer.devices says.
+    """
     averaging = [AveragedWeights(decay=config.ema_decay)] if config.ema_decay > 0.0 else []
     every = [*averaging, *callbacks, ConfigInCheckpoint(plain(config))]
     saving, pictures = config.checkpoints, config.pictures
@@ -49,6 +66,8 @@ def training_trainer(
         enable_checkpointing=saving.enabled,
         default_root_dir=str(folders.logs),
         **({"limit_val_batches": 0} if config.train_on_val else {}),  # nothing is held out
+        **({"strategy": team.strategy, "devices": "auto"} if team else {}),
+        environment=team.environment if team else None,
     )
 
 
@@ -75,14 +94,14 @@ def _check_devices(accelerator: str, devices: Any) -> None:
         raise UserError(f"trainer.devices={devices}, but this machine has {found}")
 
 
-def _trainer(config: DictConfig, **arguments: Any) -> pl.Trainer:
+def _trainer(config: DictConfig, *, environment: ClusterEnvironment | None = None, **arguments: Any) -> pl.Trainer:
     try:
         return instantiated(
             config,
             "trainer",
             use_distributed_sampler=False,  # the loader's own sampler shares the batches out
             # Lightning's detection of Slurm goes wrong inside a trial (lightning #6389).
-            plugins=[LightningEnvironment(), WholeFiles()],
+            plugins=[environment or LightningEnvironment(), WholeFiles(), SharedStatistics(on_gpu=_on_gpu(config))],
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=False,
@@ -90,6 +109,10 @@ def _trainer(config: DictConfig, **arguments: Any) -> pl.Trainer:
         )
     except InstantiationException as error:  # Lightning's MisconfigurationException
         raise UserError(f"trainer: {' '.join(str(error.__cause__).split())}") from error
+
+
+def _on_gpu(config: DictConfig) -> bool:
+    return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def _progress(config: DictConfig, quiet: bool) -> list[pl.Callback]:

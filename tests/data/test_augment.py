@@ -22,6 +22,7 @@ from handpose.data.augment import (
     warp,
     zoomed,
 )
+from handpose.data.draws import Draws, Share
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 from handpose.heatmaps import ImageAxes
@@ -116,7 +117,7 @@ def test_projecting_the_turned_joints_is_warping_the_projected_ones(seed, rotati
     """With all motions together, to 1e-4 px."""
     before = in_double(hand_batch(seed=seed % 1000))
     module = augment(rotation_deg=rotation_deg, perspective_deg=perspective_deg, scale=scale, shift=shift)
-    motion = module.motion(before, torch.Generator().manual_seed(seed))
+    motion = module.motion(before, Draws(torch.Generator().manual_seed(seed), 8))
     if motion.homography is None:
         return
     uv = geometry.project(before.xyz_m, before.intrinsics)
@@ -127,7 +128,7 @@ def test_projecting_the_turned_joints_is_warping_the_projected_ones(seed, rotati
 
 
 def test_a_tilted_camera_keeps_the_middle_of_the_picture_in_its_place_and_of_its_size(batch):
-    motion = augment(perspective_deg=40.0).motion(in_double(batch), torch.Generator().manual_seed(0))
+    motion = augment(perspective_deg=40.0).motion(in_double(batch), Draws(torch.Generator().manual_seed(0), 8))
     corners = 31.5 + np.array([[0, 0], [1e-3, 0], [0, 1e-3]])
     for matrix in motion.homography.numpy():
         moved = np.c_[corners, np.ones(3)] @ matrix.T
@@ -138,7 +139,7 @@ def test_a_tilted_camera_keeps_the_middle_of_the_picture_in_its_place_and_of_its
 
 
 def test_tilts_keep_to_their_limit_and_turn_the_optical_axis(batch):
-    motion = augment(perspective_deg=25.0).motion(in_double(batch), torch.Generator().manual_seed(2))
+    motion = augment(perspective_deg=25.0).motion(in_double(batch), Draws(torch.Generator().manual_seed(2), 8))
     turn = torch.linalg.lstsq(batch.xyz_m.double(), motion.xyz_m).solution.mT
     rotation = Rotation.from_matrix(turn.numpy())
     assert rotation.magnitude().max() < np.deg2rad(25.0) + 1e-6
@@ -370,6 +371,22 @@ def test_pictures_are_the_same_however_many_are_made_at_a_time(batch, monkeypatc
     monkeypatch.setattr("handpose.data.augment._CACHED_PIXELS", 3 * 64 * 64)
     parts = augment(**FULL)(batch, torch.Generator().manual_seed(1))
     assert torch.allclose(whole.image, parts.image, atol=1e-6)
+
+
+@pytest.mark.parametrize("num", [2, 4])
+def test_processes_that_share_a_batch_see_the_views_of_the_whole(batch, num):
+    """Also where some of the effects fall to the pictures of one of them only."""
+    module = augment(**FULL | {"mirror": 0.3, "background": 0.3, "occlusion": 0.3, "blur": 0.3})
+    whole = module(batch, torch.Generator().manual_seed(1))
+    size = len(batch.image) // num
+    parts = [
+        module(
+            HandBatch(*(field[k * size :][:size] for field in batch)), torch.Generator().manual_seed(1), Share(k, num)
+        )
+        for k in range(num)
+    ]
+    for one, others in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.allclose(one, torch.cat(others), atol=1e-6)
 
 
 def test_the_batch_is_left_as_it_was(batch):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DistributedSampler
 
-from handpose.data import datamodule as datamodule_module
 from handpose.data.datamodule import HandDataModule, LoaderAhead, OrderedBatches, PackedHands, ShuffledBatches
+from handpose.data.draws import Share
 from handpose.data.freihand import FreiHand
 from handpose.data.freihand_course import FreiHandCourse
 from handpose.data.pack import PackedImages, open_map
@@ -213,7 +213,7 @@ def test_ordered_shares_hold_every_image_once_in_as_many_batches(num_images, bat
 def test_each_process_of_a_distributed_run_takes_its_share(root, monkeypatch):
     seen = []
     for rank in range(2):
-        monkeypatch.setattr(datamodule_module, "_rank_and_replicas", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(Share, "of_process", lambda rank=rank: Share(rank, 2))
         data = datamodule(root)
         seen.append(
             [

@@ -43,6 +43,7 @@ def make_settings(folder, **changes):
         "status": None,
         "num_trials": 6,
         "max_epochs": 4,
+        "workers_per_trial": 1,
         "cpus_per_trial": 1,
         "gpus_per_trial": None,
         "max_concurrent": None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from handpose.errors import UserError
 from handpose.sweep.checkpoint_files import worker_files
 from handpose.sweep.retention import newest_whole, saved
-from handpose.sweep.stretch import WornWorkerError, measured, report
+from handpose.sweep.stretch import WornWorkerError, measured, report, this_member
 
 METRIC = "val/pa_mpjpe_mm"
 
@@ -141,3 +141,24 @@ def grows_in_a_store(stretch):
             report(epoch, {METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
             if stretch.stretch == 1 and epoch == 2 and stretch.trial == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+def together(stretch):
+    """Two workers leave word of the epochs that they begin, the second one after the first. Depth 2: the second one
+    dies in epoch 2, the first time; depth 3: it says then that the trial cannot be trained."""
+    rank, depth = this_member().rank, stretch.params["model.decoder.depth"]
+    for epoch in range(1, 5):
+        own, other = (Path(stretch.folder, f"{stretch.name}-{each}-{epoch}") for each in (rank, 1 - rank))
+        if rank == 0:
+            own.touch()
+        while not other.exists():
+            time.sleep(0.05)
+        own.touch()
+        if rank == 1 and epoch == 2:
+            if depth == 2 and stretch.stretch == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if depth == 3:
+                raise UserError("model.decoder.depth=3 does not fit")
+        if rank == 0 and epoch == 2 and depth in (2, 3) and stretch.stretch == 1:
+            time.sleep(600)  # as a step that is shared waits for the other one
+        report(epoch, {METRIC: depth + 1 / epoch if rank == 0 else -1.0})

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handpose.errors import UserError
-from handpose.heatmaps import AxisLogits, soft_argmax
+from handpose.heatmaps import AxisLogits, at_least_float32, soft_argmax
 from handpose.skeleton import NUM_JOINTS
 
 
@@ -88,7 +88,7 @@ class _HeatmapHead(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, C, h, w) -> logits along u and v, and how much of each joint is where, (B, K, h, w)."""
         k, (height, width) = self.bins_per_cell, x.shape[-2:]
-        heatmaps = self.heatmaps(x).float().contiguous()  # (B, K k k, h, w); sums of bfloat16 would keep 8 bits
+        heatmaps = at_least_float32(self.heatmaps(x)).contiguous()  # (B, K k k, h, w)
         heatmaps = heatmaps.view(-1, NUM_JOINTS, k, k, height, width)  # rows and columns in a cell, and of cells
         u = torch.logsumexp(heatmaps, dim=(2, 4)).transpose(2, 3).flatten(2)  # (B, K, k w)
         v = torch.logsumexp(heatmaps, dim=(3, 5)).transpose(2, 3).flatten(2)  # (B, K, k h)
@@ -113,7 +113,7 @@ class _AxesHead(nn.Module):
     def _bins(self, of_cells: Tensor) -> Tensor:
         """(B, K k, n) -> (B, K, k n), the k bins of a cell side by side."""
         count, _, cells = of_cells.shape
-        return of_cells.float().reshape(count, NUM_JOINTS, -1, cells).transpose(2, 3).flatten(2)
+        return at_least_float32(of_cells).reshape(count, NUM_JOINTS, -1, cells).transpose(2, 3).flatten(2)
 
     def _of_cells(self, logits: Tensor) -> Tensor:
         return torch.softmax(logits, dim=-1).unflatten(-1, (-1, self.bins_per_cell)).sum(-1)

@@ -1,0 +1,104 @@
+"""Trials of two workers, which Ray Train starts: over cheap curves, and real ones beside those of one worker."""
+
+import subprocess
+import sys
+
+import pytest
+from ray.util import placement_group_table
+
+from handpose.config import REPOSITORY, compose
+from handpose.errors import UserError
+from handpose.sweep.events import Failed, Reported, read_events
+from handpose.sweep.rules import Fifo
+from handpose.sweep.space import load_space
+from handpose.sweep.stretch import ALONE, Member, joined, this_member
+from handpose.sweep.trial_cost import one_workers
+from tests.sweep.conftest import asha, make_settings, start
+from tests.sweep.objectives import METRIC, together
+
+
+def space_of(folder, *depths):
+    file = folder / "space.yaml"
+    file.write_text(f"model.decoder.depth: choice({', '.join(map(str, depths))})\n")
+    return load_space(str(file))
+
+
+def swept(folder, depths, rule, **changes):
+    settings = make_settings(folder / "sweep", num_trials=len(depths), workers_per_trial=2, **changes)
+    table = start(settings, space_of(folder, *depths), together, sampler=None, rule=rule)
+    return table, settings.path
+
+
+def held():
+    """Placement groups that hold anything."""
+    return [each for each in placement_group_table().values() if each["state"] != "REMOVED"]
+
+
+@pytest.mark.slow
+def test_the_first_worker_tells_and_none_goes_on_when_the_trial_is_stopped(ray_started, tmp_path):
+    """ASHA keeps the first trial and stops the second after epoch 1, whose workers never begin epoch 2."""
+    table, folder = swept(tmp_path, (0, 1), asha(4))
+    values = [(row.number, row.state, row.epochs, row.metrics[METRIC]) for row in table.rows.values()]
+    assert values == [(0, "complete", 4, 0.25), (1, "stopped", 1, 2.0)]
+    assert {file.name for file in folder.glob("trial_0001-*")} == {"trial_0001-0-1", "trial_0001-1-1"}
+    reports = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Reported)]
+    assert [(event.trial, event.epoch) for event in reports] == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1)]
+    assert not held()
+
+
+@pytest.mark.slow
+def test_a_dead_worker_is_a_try_and_what_one_raises_is_the_trials_end(ray_started, tmp_path):
+    table, folder = swept(tmp_path, (2, 3), lambda: Fifo(), max_retries=1)
+    failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
+    assert [(event.trial, event.kind) for event in failures] == [(0, "killed"), (1, "mistake")]
+    assert failures[1].cause.endswith("model.decoder.depth=3 does not fit")
+    assert [(row.state, row.epochs) for row in table.rows.values()] == [("complete", 4), ("failed", 1)]
+    assert not held()
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_metrics_of_one(tmp_path):
+    """A whole sweep each, in double precision: in single, rounding alone moves a training by per cents."""
+    small = ["data=synthetic", "data.source.num_train=240", "data.source.num_eval=60", "data.batch_size=72"]
+    small += [
+        "data.image_size=64",
+        "model.encoder.name=lcnet_035",
+        "model.decoder.depth=1",
+        "trainer.precision=64-true",
+    ]
+    small += ["trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.max_epochs=2", "sweep.num_trials=1"]
+    small += ["sweep.confirm.seeds=0", "sweep.retrain=false", "scheduler=fifo", "searcher=random", "sweep.name=test"]
+    metrics = []
+    for num in (1, 2):
+        places = [f"paths.data={tmp_path}/data", f"paths.output={tmp_path}/{num}"]
+        command = [sys.executable, "tune.py", *small, *places, f"sweep.workers_per_trial={num}"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        events = read_events(tmp_path / str(num) / "sweeps/test/events.jsonl")
+        metrics.append({event.epoch: event.metrics for event in events if isinstance(event, Reported)})
+    one, two = metrics
+    assert one.keys() == two.keys() == {1, 2}
+    for epoch in one:
+        assert two[epoch] == pytest.approx(one[epoch], rel=0.01)
+
+
+def test_a_process_is_alone_unless_it_has_joined_others():
+    told = []
+    assert this_member() is ALONE
+    with joined(Member(1, 2, told.append)):
+        assert this_member()[:2] == (1, 2)
+    assert this_member() is ALONE
+
+
+def test_a_batch_is_shared_equally_or_that_is_said(config):
+    assert one_workers(config("data.batch_size=12"), 3).data.batch_size == 4
+    assert one_workers(config("data.batch_size=12"), 1).data.batch_size == 12
+    with pytest.raises(
+        UserError, match=r"^data.batch_size=12 cannot be shared equally among sweep.workers_per_trial=5"
+    ):
+        one_workers(config("data.batch_size=12"), 5)
+
+
+@pytest.fixture
+def config():
+    return lambda *overrides: compose("train", list(overrides))

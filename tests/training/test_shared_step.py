@@ -1,0 +1,65 @@
+"""A step of two processes is the step of one that has the whole batch."""
+
+import torch
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from handpose.config import compose
+from handpose.data.draws import Share
+from handpose.data.sample import HandBatch
+from handpose.heatmaps import Truth
+from handpose.training.batch_norm import SharedStatistics
+from handpose.training.build import build
+from tests.training.conftest import SMALL
+
+SIZE = 64
+
+
+def hands():
+    """16 of them, some joints off the axes, in double precision from the start."""
+    generator = torch.Generator().manual_seed(3)
+    xyz_m = 0.05 * torch.randn(16, 21, 3, generator=generator).double() + torch.tensor([0.0, 0.0, 0.5])
+    intrinsics = torch.tensor([[200.0, 0, 31.5], [0, 200.0, 31.5], [0, 0, 1]]).double()
+    image = torch.randint(0, 256, (16, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    mask = torch.zeros(16, 1, SIZE, SIZE, dtype=torch.uint8)
+    return HandBatch(image, intrinsics.repeat(16, 1, 1), xyz_m, torch.full((16,), 0.03), torch.arange(16), mask)
+
+
+def step(root, share):
+    """Gradients and running statistics after a step."""
+    torch.set_num_threads(1)
+    module, _ = build(compose("train", [*SMALL, f"paths.data={root}", "augment=none"]), quiet=True)
+    module.double().train()
+    batch = HandBatch(*(field[16 // share.num * share.rank :][: 16 // share.num] for field in hands()))
+    net = module.net
+    if share.num > 1:
+        net = DistributedDataParallel(SharedStatistics(on_gpu=False).apply(module.net))
+    module.axes.fit(hands().xyz_m.float())
+    view = module.augment(batch, torch.Generator().manual_seed(0), share)
+    truth = Truth(
+        module.axes.encode(view.xyz_m, view.intrinsics, (SIZE, SIZE)), view.xyz_m, view.intrinsics, (SIZE, SIZE)
+    )
+    torch.stack(list(module.loss(net(view.image.double()), truth, module.axes).values())).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in module.net.named_parameters()}
+    return gradients, dict(module.net.named_buffers()), float(truth.coordinates.sub(0.5).abs().gt(0.5).double().mean())
+
+
+def one_of_two(rank, root):
+    distributed.init_process_group("gloo", init_method=f"file://{root}/meet", rank=rank, world_size=2)
+    torch.save(step(root, Share(rank, 2)), f"{root}/{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_gradients_and_statistics_are_those_of_the_whole_batch(tmp_path):
+    multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    gradients, statistics, off_axes = step(tmp_path, Share())
+    (first, seen, off_first), (second, _, off_second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert off_first != off_second  # the two have unequally many joints that count
+    assert 0 < off_axes < 1
+    largest = max(float(gradient.norm()) for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        assert torch.allclose(first[name], gradient, rtol=1e-9, atol=1e-12 * largest), name
+        assert torch.equal(first[name], second[name])
+    for name, value in statistics.items():
+        assert torch.allclose(seen[name], value, rtol=1e-9), name
