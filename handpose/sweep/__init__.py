@@ -9,7 +9,8 @@ How it runs: `run` (a sweep), `slots` (how many at a time), `runtime` (Ray, star
 of it), `warm_up` (its workers, started ahead), `tuning` (Tune asks the state), `stretch` (what a worker is told),
 `trial` (what it trains), `saving` (its checkpoints), `checkpoint_files` (where they lie), `worker` (which it leaves as
 it was), `recorder` (trials.csv, logs, terminal), `status` (from another shell), `resume` (going on), `settings`.
-On a cluster: `nodes` (which there are, and what runs where), `node_health` (which of them are to blame).
+On a cluster: `nodes` (which there are, and what runs where), `node_health` (which of them are to blame), `worker_group`
+(a trial on several workers), `named_group` (what holds them).
 In a store: `store` (files there), `mirror` (the sweep's folder, copied to it), `stored_sweep` (a sweep as it lies
 there, and the way back), `owner` (who runs it).
 Before it: `preflight`, `probing` (points tried on a worker), `trial_cost` and `cost_watch` (what a trial costs),

@@ -10,7 +10,7 @@ class FragileGauge:
     def ready(self):
         pass
 
-    def measure(self, overrides, params, data, *, num_steps, weights):
+    def measure(self, overrides, params, data, *, num_steps, weights, num_workers=1):
         if params.get("kills"):
             os._exit(1)
         return os.getpid(), overrides, params
@@ -22,7 +22,7 @@ class SteadyGauge:
     def ready(self):
         pass
 
-    def measure(self, overrides, params, data, *, num_steps, weights):
+    def measure(self, overrides, params, data, *, num_steps, weights, num_workers=1):
         if params.get("kills"):
             os._exit(1)
         return SimpleNamespace(step_s=0.5)

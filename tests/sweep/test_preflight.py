@@ -56,6 +56,16 @@ ALONE = RaySettings(address=None, num_cpus=None)
         ({"gpus_per_trial": 1.5}, "sweep.gpus_per_trial must be a whole number or a part of one GPU, but it is 1.5"),
         ({"gpus_per_trial": 99}, "sweep.gpus_per_trial=99, but this machine has"),
         ({"cpus_per_trial": 10_000}, f"sweep.cpus_per_trial=10000, but this machine has {num_cores()} for trials"),
+        ({"workers_per_trial": 0}, "sweep.workers_per_trial must be at least 1, but it is 0"),
+        (
+            {"workers_per_trial": 10_000},
+            "sweep.cpus_per_trial=1 for each of sweep.workers_per_trial=10000, but this mach",
+        ),
+        ({"workers_per_trial": 2, "gpus_per_trial": 0.5}, "sweep.gpus_per_trial=0.5 shares a GPU among trials, but"),
+        (
+            {"workers_per_trial": 2, "gpus_per_trial": "auto"},
+            "sweep.gpus_per_trial=auto shares a GPU among trials, but",
+        ),
         ({"metric": "train/loss"}, "sweep.metric=train/loss is no validation metric"),
         ({"name": "a/b"}, "sweep.name=a/b must be the name of a folder"),
         ({"name": ".."}, "sweep.name=.. must be the name of a folder"),

@@ -42,6 +42,17 @@ def test_no_trial_lies_across_two_nodes(tmp_path):
         count_slots(make_settings(tmp_path, cpus_per_trial=6), nodes)
 
 
+def test_workers_of_a_trial_may_lie_on_several_nodes(tmp_path):
+    settings = make_settings(tmp_path, workers_per_trial=3, cpus_per_trial=2)
+    slots = count_slots(settings, [{"CPU": 64, "GPU": 4}, {"CPU": 64, "GPU": 3}])
+    assert slots == Slots(2, 2, 1.0, workers=3)
+    assert slots.all_gpus == 3.0
+    with pytest.raises(
+        UserError, match=r"gpus_per_trial=1 for each of sweep.workers_per_trial=3, but Ray has .* 2 GPUs"
+    ):
+        count_slots(settings, [{"CPU": 64, "GPU": 2}])
+
+
 def test_slots_are_counted_anew_when_nodes_come_and_go(tmp_path):
     settings = make_settings(tmp_path, max_concurrent=3)
     slots = count_slots(settings, [{"CPU": 2}])

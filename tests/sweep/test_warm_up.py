@@ -56,6 +56,7 @@ def test_a_ray_without_that_call_only_begins_later(ray_started, monkeypatch):
         (Slots(2, 1, 0.0), {"CPU": 4.0}, 2),
         (Slots(8, 2, 0.5), {"CPU": 16.0, "GPU": 2.0}, 4),
         (Slots(8, 1, 1.0), {"CPU": 16.0}, 0),
+        (Slots(2, 1, 0.0, workers=2), {"CPU": 4.0}, 0),
     ],
 )
 def test_a_node_is_asked_for_as_many_as_fit_into_it(slots, resources, num):

@@ -1,0 +1,99 @@
+"""A trial on two workers beside the same trial on one, and on one that only rounds otherwise.
+
+    python benchmarks/workers.py --output benchmarks/results/workers.json
+
+Each side is a sweep of the same configurations, one a seed, with the batches of data.batch_size whole: on one worker of
+one core, on two (`sweep.workers_per_trial=2`), and on one of two cores, whose sums have another order. In double
+precision one and two workers begin alike to many digits; in single precision rounding grows in any training, so that
+the third side says how far two runs of the same configuration come apart anyway.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.record import machine_line, write_results  # noqa: E402
+from handpose.sweep.events import EVENTS, Reported, read_events  # noqa: E402
+
+_METRICS = ("val/pa_mpjpe_mm", "val/rr_mpjpe_mm", "val/keypoint_error_px", "val/pck_auc")
+_SIDES = {
+    "one worker": ("sweep.workers_per_trial=1", "sweep.cpus_per_trial=1"),
+    "two workers": ("sweep.workers_per_trial=2", "sweep.cpus_per_trial=1"),
+    "one worker, two cores": ("sweep.workers_per_trial=1", "sweep.cpus_per_trial=2"),
+}
+_SMALL = (
+    *("data=synthetic", "data.image_size=64", "model.encoder.name=lcnet_035", "model.decoder.depth=2"),
+    *("trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.preflight=off", "sweep.confirm.seeds=0"),
+    *("sweep.retrain=false", "sweep.max_concurrent=1", "scheduler=fifo", "searcher=grid"),
+)
+
+
+def main() -> None:
+    """Run all sides in both precisions and print what they reached."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=12, help="in single precision; in double there is one")
+    parser.add_argument("--hands", type=int, default=1200, help="to train and validate on, in single precision")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    print(machine_line())
+    with tempfile.TemporaryDirectory(prefix="workers-") as folder:
+        space = Path(folder) / "seeds.yaml"
+        space.write_text(f"seed: choice({', '.join(str(seed) for seed in range(1, given.seeds + 1))})\n")
+        double = _sides(Path(folder) / "double", space, given.seeds, epochs=1, hands=480, precision="64-true")
+        single = _sides(
+            Path(folder) / "single", space, given.seeds, epochs=given.epochs, hands=given.hands, precision="32-true"
+        )
+    found = {"double precision, one epoch": double, f"single precision, {given.epochs} epochs": single}
+    for what, sides in found.items():
+        print(f"\n{what}, mean of {given.seeds} seeds")
+        for side, metrics in sides.items():
+            print(
+                f"  {side:<22}", *(f"{name} {_mean(metrics, name):.4g}{_off(sides, side, name)}" for name in _METRICS)
+            )
+    write_results(given.output, {"seeds": given.seeds, "found": found})
+
+
+def _sides(
+    folder: Path, space: Path, seeds: int, *, epochs: int, hands: int, precision: str
+) -> dict[str, list[dict[str, float]]]:
+    """Side -> metrics after the last epoch, of each seed."""
+    return {
+        side: _sweep(folder / str(number), space, seeds, epochs, hands, (*settings, f"trainer.precision={precision}"))
+        for number, (side, settings) in enumerate(_SIDES.items())
+    }
+
+
+def _sweep(
+    folder: Path, space: Path, seeds: int, epochs: int, hands: int, settings: tuple[str, ...]
+) -> list[dict[str, float]]:
+    places = (f"paths.data={folder.parents[1]}/data", f"paths.output={folder}", f"search_space={space}")
+    size = (f"data.source.num_train={hands}", "data.source.num_eval=60", f"sweep.max_epochs={epochs}")
+    command = [sys.executable, "tune.py", *_SMALL, *settings, *places, *size, "sweep.name=side"]
+    subprocess.run([*command, f"sweep.num_trials={seeds}"], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+    events = read_events(folder / "sweeps/side" / EVENTS)
+    last = {event.trial: event for event in events if isinstance(event, Reported) and event.epoch == epochs}
+    return [{name: last[trial].metrics[name] for name in _METRICS} for trial in sorted(last)]
+
+
+def _mean(metrics: list[dict[str, float]], name: str) -> float:
+    return statistics.mean(each[name] for each in metrics)
+
+
+def _off(sides: dict[str, list[dict[str, float]]], side: str, name: str) -> str:
+    """How far a side's mean is from that of one worker, and its seeds from the same seeds there, at most."""
+    first = sides["one worker"]
+    if side == "one worker":
+        return ""
+    each = max(abs(here[name] / there[name] - 1) for here, there in zip(sides[side], first, strict=True))
+    return f" ({_mean(sides[side], name) / _mean(first, name) - 1:+.2%}, a seed up to {each:.2%})"
+
+
+if __name__ == "__main__":
+    main()
