@@ -201,7 +201,7 @@ def _pickled(error: BaseException, node_id: str) -> bytes:
 
 def _failure(failed: _Failed, channel: Any) -> BaseException:
     """What is to be raised for a member's end; that of another one may be the reason."""
-    if not isinstance(failed.error, RuntimeError) or not _CUT_OFF.search(failed.text):
+    if not isinstance(failed.error, RuntimeError) or not _CUT_OFF.search(str(failed.error)):
         error = failed.error or RuntimeError(failed.text)
         error.__cause__ = None
         error.node_id = failed.node_id  # type: ignore[attr-defined]

@@ -8,11 +8,13 @@ from ray.util import placement_group_table
 
 from handpose.config import REPOSITORY, compose
 from handpose.errors import UserError
+from handpose.sweep import worker_group
 from handpose.sweep.events import Failed, Reported, read_events
 from handpose.sweep.rules import Fifo
 from handpose.sweep.space import load_space
 from handpose.sweep.stretch import ALONE, Member, joined, this_member
 from handpose.sweep.trial_cost import one_workers
+from handpose.sweep.tuning import _kind
 from tests.sweep.conftest import asha, make_settings, start
 from tests.sweep.objectives import METRIC, together
 
@@ -80,6 +82,26 @@ def test_two_workers_give_the_metrics_of_one(tmp_path):
     assert one.keys() == two.keys() == {1, 2}
     for epoch in one:
         assert two[epoch] == pytest.approx(one[epoch], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("node_id", "said", "kind"),
+    [
+        ("lost", "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer", "lost"),
+        ("", "NCCL communicator was aborted on rank 0.", "killed"),
+        ("lost", "The size of tensor a (3) must match the size of tensor b (4)", "error"),
+    ],
+)
+def test_what_a_collective_raises_is_the_end_of_another_worker(node_id, said, kind, monkeypatch):
+    monkeypatch.setattr(worker_group, "_lost_node", lambda channel: node_id)
+    error = worker_group._failure(worker_group._Failed(RuntimeError(said), said, "its own"), channel=None)
+    assert _kind(error, said) == kind
+    assert error.node_id == (node_id if kind != "error" else "its own")
+
+
+def test_what_cannot_be_sent_is_told_by_its_text():
+    error = worker_group._failure(worker_group._Failed(None, "Traceback: a lambda was raised", "here"), channel=None)
+    assert str(error) == "Traceback: a lambda was raised"
 
 
 def test_a_process_is_alone_unless_it_has_joined_others():
