@@ -26,6 +26,7 @@ from handpose.errors import UserError
 from handpose.models.weights import weights_file
 from handpose.skeleton import NUM_JOINTS
 from handpose.sweep.cost_watch import NUM_COUNTED, NUM_VALIDATED, CostWatch
+from handpose.training.batch_norm import SharedStatistics
 from handpose.training.build import build
 from handpose.training.checkpoints import initial_weights
 from handpose.training.results import RunFolders
@@ -209,7 +210,8 @@ def costs(module: pl.LightningModule) -> dict[str, float]:
             enable_model_summary=False,
         )
         hands = random_hands(data.batch_size, data.image_size)
-        rehearsal.fit(copy.deepcopy(module).cpu(), datamodule=_Repeated(hands, NUM_COUNTED))
+        alone = SharedStatistics(on_gpu=False).revert(copy.deepcopy(module).cpu())  # of several workers each does this
+        rehearsal.fit(alone, datamodule=_Repeated(hands, NUM_COUNTED))
     return {
         "num_parameters": float(num_parameters(module)),
         "latency_ms": watch.latency_ms,

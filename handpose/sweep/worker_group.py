@@ -147,6 +147,7 @@ def _fit(
     objective: Objective, stretch: Stretch, slots: Slots, avoided: Sequence[str], channel: Any, place: str
 ) -> None:
     from ray.train import RunConfig, ScalingConfig  # here, since it brings torch
+    from ray.train.torch import TorchConfig
 
     from handpose.sweep.named_group import NamedGroupTrainer
 
@@ -175,6 +176,7 @@ def _fit(
             resources_per_worker={"CPU": slots.cpus} | ({"GPU": slots.gpus} if slots.gpus else {}),
             label_selector=elsewhere,
         ),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if slots.gpus else "gloo"),
         # Its own bookkeeping; checkpoints go where those of other trials go.
         run_config=RunConfig(name="workers", storage_path=place),
     ).fit()

@@ -1,6 +1,6 @@
 """Batch norm over all processes that share a training step, so that it sees the whole batch as one process does."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed.nn.functional as across
@@ -8,6 +8,7 @@ from pytorch_lightning.plugins import LayerSync
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+_Module = TypeVar("_Module", bound=nn.Module)
 _DIMS, _SHAPE = (0, 2, 3), (1, -1, 1, 1)
 
 
@@ -27,7 +28,7 @@ class SharedStatistics(LayerSync):
             setattr(parent, name, self._kind(child))
         return model
 
-    def revert(self, model: nn.Module) -> nn.Module:
+    def revert(self, model: _Module) -> _Module:
         """Put back what was there."""
         for parent, name, child in _children(model, _Shared):
             setattr(parent, name, child.restored())

@@ -69,12 +69,20 @@ def test_two_workers_give_the_metrics_of_one(tmp_path):
         "trainer.precision=64-true",
     ]
     small += ["trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.max_epochs=2", "sweep.num_trials=1"]
-    small += ["sweep.confirm.seeds=0", "sweep.retrain=false", "scheduler=fifo", "searcher=random", "sweep.name=test"]
+    small += [
+        "sweep.confirm.seeds=0",
+        "sweep.retrain=false",
+        "scheduler=fifo",
+        "searcher=random",
+        "sweep.name=test",
+        "sweep.preflight=off",
+    ]
+    small += ["searcher.constraints.num_parameters=1e9"]  # which each worker measures in passing
     metrics = []
     for num in (1, 2):
         places = [f"paths.data={tmp_path}/data", f"paths.output={tmp_path}/{num}"]
         command = [sys.executable, "tune.py", *small, *places, f"sweep.workers_per_trial={num}"]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         events = read_events(tmp_path / str(num) / "sweeps/test/events.jsonl")
         metrics.append({event.epoch: event.metrics for event in events if isinstance(event, Reported)})
