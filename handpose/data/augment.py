@@ -247,7 +247,7 @@ class Augment(nn.Module):
 
     def _mirrored(self, view: View, draws: Draws) -> View:
         """Some of the pictures as in a mirror; their pixels are overwritten."""
-        rows, _ = _chosen(self.mirror, draws)
+        rows, _ = draws.chosen(self.mirror)
         if not len(rows):
             return view
         rows = rows.to(view.image.device)
@@ -297,15 +297,15 @@ class Augment(nn.Module):
     def _repaint(self, image: Tensor, mask: Tensor, motion: Motion, draws: Draws) -> None:
         """Change all that the camera does not: background, patch, blur and noise, in place."""
         size = (image.shape[-2], image.shape[-1])
-        rows, of_rows = _chosen(self.background, draws)
+        rows, of_rows = draws.chosen(self.background)
         if len(rows):
             backgrounds = self._backgrounds(size, of_rows, image.device)
             appearance.replace_backgrounds(image, _cover(mask, motion.homography, rows), backgrounds, rows)
-        rows, of_rows = _chosen(self.occlusion, draws)
+        rows, of_rows = draws.chosen(self.occlusion)
         if len(rows):
             uv = geometry.project(motion.xyz_m, motion.intrinsics)[rows.to(image.device)]
             appearance.cover_with(appearance.Patches.draw(uv, size, self.occlusion_size, of_rows), image, rows)
-        rows, of_rows = _chosen(self.blur, draws)
+        rows, of_rows = draws.chosen(self.blur)
         if len(rows):
             appearance.blur(image, rows, of_rows)
         if self.noise:
@@ -315,11 +315,6 @@ class Augment(nn.Module):
         if self.background_folder is None:
             return appearance.drawn_backgrounds(size, draws, device)
         return appearance.photographed_backgrounds(self.background_folder, size, draws, device)
-
-
-def _chosen(probability: float, draws: Draws) -> tuple[Tensor, Draws]:
-    """As `Draws.chosen`; what is off draws nothing."""
-    return draws.chosen(probability) if probability else (torch.empty(0, dtype=torch.int64), draws)
 
 
 def _check_range(name: str, value: float, most: float) -> None:

@@ -63,8 +63,11 @@ class Draws:
     def chosen(self, probability: float) -> tuple[Tensor, "Draws"]:
         """Each picture with the same probability: rows of the share, (n,) int64, and draws for these n pictures.
 
-        They come from a generator of their own, so that what one share has no picture for it can leave out.
+        They come from a generator of their own, so that what one share has no picture for it can leave out. With
+        probability 0 nothing is drawn.
         """
+        if not probability:
+            return torch.empty(0, dtype=torch.int64), self
         is_chosen = torch.rand(self._total, generator=self._generator) < probability
         seed = int(torch.randint(2**62, (), generator=self._generator))
         rows = is_chosen[self._own].nonzero()[:, 0]

@@ -32,6 +32,11 @@ def live_nodes() -> list[Node]:
     return [Node(each["NodeID"], _name(each), each["Resources"]) for each in filter(itemgetter("Alive"), ray.nodes())]
 
 
+def live_resources() -> list[Mapping[str, float]]:
+    """What each node that is alive has, taken or free."""
+    return [node.resources for node in live_nodes()]
+
+
 def _name(node: Mapping[str, Any]) -> str:
     """That it was started with (`ray start --node-name`), else its host's."""
     name, host = node["NodeName"], node["NodeManagerHostname"]

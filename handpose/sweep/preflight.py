@@ -26,7 +26,7 @@ from handpose.report.preflight import disk_line, points_table
 from handpose.report.words import params_text
 from handpose.sweep.forecast import cost_lines, table_rows
 from handpose.sweep.gpu_share import Neighbours, choose, cores_a_gpu
-from handpose.sweep.nodes import live_nodes
+from handpose.sweep.nodes import live_resources
 from handpose.sweep.probing import RANDOM, Bench, Probed, points_of, probe, without_effect
 from handpose.sweep.retention import KEPT_A_TRIAL
 from handpose.sweep.rules import Rule
@@ -271,8 +271,7 @@ def _sharing(sweep: SweepSettings, recipe: TrialRecipe, data: DataSize, probed: 
         most=cores_a_gpu(resources, cpus_per_trial=sweep.cpus_per_trial),
         steps_per_s=neighbours.steps_per_s,
     )
-    nodes = [node.resources for node in live_nodes()]
-    return count_slots(sweep, nodes, gpus=choice.gpus_per_trial), choice.line()
+    return count_slots(sweep, live_resources(), gpus=choice.gpus_per_trial), choice.line()
 
 
 def check_pickles(objective: Objective) -> None:

@@ -25,7 +25,7 @@ from handpose.report.weights_and_biases import WandbLog
 from handpose.sweep.events import EVENTS, Closed, EventLog, read_events
 from handpose.sweep.history import History, empty_table
 from handpose.sweep.mirror import Mirror, files_of
-from handpose.sweep.nodes import Node, Nodes, live_nodes, watched_head
+from handpose.sweep.nodes import Node, Nodes, live_resources, watched_head
 from handpose.sweep.provenance import write_yaml
 from handpose.sweep.recorder import Recorder, TrialLog
 from handpose.sweep.resume import keep_space
@@ -109,7 +109,7 @@ def swept(
         hook = warm.hook if sweep.workers_per_trial == 1 else None
         stack.enter_context(ray_runtime(limited(cluster, sweep), hook=hook))
         check_nodes(sweep)
-        slots = count_slots(sweep, [node.resources for node in live_nodes()])
+        slots = count_slots(sweep, live_resources())
         warm.begin(slots)
         if description is not None:
             if sweep.preflight != "off":
@@ -126,7 +126,7 @@ def swept(
             print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
             state = SweepState(sweep, log=log, history=history(), searcher=asked)
             if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
-                slots = count_slots(sweep, [node.resources for node in live_nodes()], gpus=state.history.gpus)
+                slots = count_slots(sweep, live_resources(), gpus=state.history.gpus)
             if mirror is not None:
                 mirror.copy_at_rest()
             _run(
@@ -156,7 +156,7 @@ def _rehearse(searcher: Callable[..., Searcher]) -> None:
 def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], Slots]) -> None:
     """Only the preflight of a sweep, with Ray as the sweep would have it; no file is made."""
     with environment(), ray_runtime(limited(cluster, sweep)):
-        preflight(count_slots(sweep, [node.resources for node in live_nodes()]))
+        preflight(count_slots(sweep, live_resources()))
 
 
 def finished_table(folder: Path, history: History) -> TrialTable | None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import ray
 from ray import cloudpickle, tune
 from ray.exceptions import RayError
-from ray.train import WorkerGroupError
+from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.util.placement_group import get_placement_group, remove_placement_group
 
 from handpose.sweep.slots import Slots
@@ -146,8 +146,7 @@ def _in_thread(
 def _fit(
     objective: Objective, stretch: Stretch, slots: Slots, avoided: Sequence[str], channel: Any, place: str
 ) -> None:
-    from ray.train import RunConfig, ScalingConfig  # here, since it brings torch
-    from ray.train.torch import TorchConfig
+    from ray.train.torch import TorchConfig  # here, since it brings torch
 
     from handpose.sweep.named_group import NamedGroupTrainer
 
