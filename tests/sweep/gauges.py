@@ -1,11 +1,12 @@
 """Stands in for the measuring of networks. In a module of its own, so that a worker that runs it imports no torch."""
 
 import os
+import time
 from types import SimpleNamespace
 
 
 class FragileGauge:
-    """Answers with the parameters; those that ask for it kill the worker."""
+    """Answers with the parameters; those that ask for it kill the worker, or keep it for good."""
 
     def ready(self):
         pass
@@ -13,6 +14,8 @@ class FragileGauge:
     def measure(self, overrides, params, data, *, num_steps, weights, num_workers=1):
         if params.get("kills"):
             os._exit(1)
+        if params.get("hangs"):
+            time.sleep(600)
         return os.getpid(), overrides, params
 
 

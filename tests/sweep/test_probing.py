@@ -131,12 +131,15 @@ def test_points_are_both_ends_some_at_random_and_every_option_and_none_twice(wri
     assert len(points_of(write_space("model.decoder.skips: choice(a)"), num_random=3)) == 1
 
 
+RECIPE = TrialRecipe(["seed=1"], ["paths.base=/x"], max_epochs=3, num_threads=1)
+DATA = DataSize(32, 10, 5)
+
+
 @pytest.fixture(scope="module")
 def bench(ray_started):
-    recipe = TrialRecipe(["seed=1"], ["paths.base=/x"], max_epochs=3, num_threads=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probing, "Gauge", FragileGauge)
-        with Bench(cpus=1, gpus=0.0, recipe=recipe, data=DataSize(32, 10, 5)) as bench:
+        with Bench(cpus=1, gpus=0.0, recipe=RECIPE, data=DATA) as bench:
             yield bench
 
 
@@ -151,13 +154,18 @@ def test_a_point_that_kills_its_worker_is_told_and_the_next_one_has_another(benc
     assert bench.outcome({"a": 3})[0] != first
 
 
-def test_a_point_that_never_ends_is_told(bench, monkeypatch):
-    bench.outcome({"a": 1})
-    monkeypatch.setattr(probing, "_PATIENCE_S", 0.0)
-    assert bench.outcome({"a": 2}).kind == "time"
+def test_a_point_that_never_ends_is_told_and_the_next_one_has_another_worker(bench, monkeypatch):
+    first, *_ = bench.outcome({"a": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(probing, "_PATIENCE_S", 0.5)
+        assert bench.outcome({"hangs": True}).kind == "time"
+    assert bench.outcome({"a": 2})[0] != first
 
 
-def test_a_worker_that_never_begins_is_told(bench, monkeypatch):
-    monkeypatch.setattr(probing, "_START_PATIENCE_S", 0.0)
-    with pytest.raises(UserError, match=r"^no slot \(sweep.cpus_per_trial=1, sweep.gpus_per_trial=0\) was free"):
+def test_a_worker_that_never_begins_is_told(ray_started, monkeypatch):
+    monkeypatch.setattr(probing, "_START_PATIENCE_S", 0.5)
+    with (
+        Bench(cpus=1_000, gpus=0.0, recipe=RECIPE, data=DATA) as bench,
+        pytest.raises(UserError, match=r"^no slot \(sweep.cpus_per_trial=1000, sweep.gpus_per_trial=0\) was free"),
+    ):
         bench.outcome({"a": 1})
