@@ -4,7 +4,8 @@
     python -m benchmarks.cheap_sweep FOLDER                     # goes on with it
 
 A trial trains one weight, which grows by its learning rate each epoch and travels in the checkpoints: what it ends with
-tells whether it was trained whole, whichever nodes and processes it was on. Exit status as tune.py's.
+tells whether it was trained whole, whichever nodes and processes it was on. Of several workers
+(sweep.workers_per_trial) each adds its part, as gradients are added. Exit status as tune.py's.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from handpose.sweep.retention import newest_whole, saved
 from handpose.sweep.run import INTERRUPTED, SweepInterruptedError, run_sweep
 from handpose.sweep.scheduler import rule_maker
 from handpose.sweep.space import load_space
-from handpose.sweep.stretch import Stretch, report
+from handpose.sweep.stretch import Stretch, report, this_member
 from handpose.whole_file import whole_file
 
 EPOCHS = 8
@@ -55,12 +56,25 @@ def growing(stretch: Stretch) -> None:
     while epoch < EPOCHS:
         time.sleep(float(os.environ.get(EPOCH_S, "1")))
         epoch += 1
-        weight += stretch.params["optimizer.lr"]
-        file = stretch.checkpoint_file(epoch)
-        with whole_file(file) as part:
-            part.write_text(json.dumps([weight, epoch]))
-        checkpoint = saved(file, folder=folder, epoch=epoch)
+        weight += _added(stretch.params["optimizer.lr"] / this_member().num)
+        checkpoint = None
+        if this_member().rank == 0:
+            file = stretch.checkpoint_file(epoch)
+            with whole_file(file) as part:
+                part.write_text(json.dumps([weight, epoch]))
+            checkpoint = saved(file, folder=folder, epoch=epoch)
         report(epoch, {_METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
+
+
+def _added(part: float) -> float:
+    """The parts of all workers of the trial."""
+    if this_member().num == 1:
+        return part
+    import torch
+
+    parts = torch.tensor(part, dtype=torch.float64)
+    torch.distributed.all_reduce(parts)
+    return float(parts)
 
 
 def main() -> None:

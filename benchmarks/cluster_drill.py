@@ -2,9 +2,10 @@
 
     python benchmarks/cluster_drill.py --output cluster_drill.json
     python benchmarks/cluster_drill.py --namespaces        # as root: hosts of their own, and one that is cut off
+    python benchmarks/cluster_drill.py --namespaces --workers 2 --nodes 4 --cpus 1 --trials 20   # across nodes
 
 Every node is a real one: `ray start` in a process of its own, with a temporary folder and, with --namespaces, a network
-of its own. Two nodes of three are ended by SIGKILL with all that runs on them, one joins, one joins on which every
+of its own. Two nodes are ended by SIGKILL with all that runs on them, one joins, one joins on which every
 trial fails, and the driver is ended by SIGKILL and started again. Afterwards the sweep is audited
 (handpose/sweep/audit.py), and every trial that came to its end must have the value of one that was left alone.
 """
@@ -37,6 +38,7 @@ _LIMIT_S = 1500.0
 _BRIDGE = "hpdrill"
 _NETWORK = "10.77.7."
 _NODE = "HANDPOSE_DRILL_NODE"
+_JOINED, _BROKEN = "joined", "broken"
 
 
 @dataclass
@@ -156,10 +158,10 @@ class Step:
 class Drill:
     """One sweep, and what is done to it. folder: of the sweep."""
 
-    def __init__(self, cluster: Cluster, folder: Path, num_trials: int) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, num_trials: int, num_workers: int) -> None:
         self._cluster = cluster
         self._folder = folder
-        self._num_trials = num_trials
+        self._given = [f"sweep.num_trials={num_trials}", f"sweep.workers_per_trial={num_workers}"]
         self._began = time.monotonic()
         self.steps: list[Step] = []
         self._driver = self._drive()
@@ -167,7 +169,7 @@ class Drill:
     def _drive(self) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "benchmarks.cheap_sweep", str(self._folder)]
         if not (self._folder / "sweep.yaml").is_file():
-            command += [f"sweep.num_trials={self._num_trials}", f"ray.address={self._cluster.address}"]
+            command += [*self._given, f"ray.address={self._cluster.address}"]
         with (self._cluster.folder / "driver.log").open("a") as log:
             return subprocess.Popen(command, env=self._cluster.environment, cwd=REPOSITORY, stdout=log, stderr=log)
 
@@ -233,7 +235,9 @@ def main() -> None:
     """Break a cluster, and print what became of the sweep; status 1 where anything was lost, repeated or wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--cpus", type=int, default=2, help="of each node, and so many trials at a time")
+    parser.add_argument("--nodes", type=int, default=3, help="beside the head, to begin with")
+    parser.add_argument("--cpus", type=int, default=2, help="of each node, and so many workers at a time")
+    parser.add_argument("--workers", type=int, default=1, help="of each trial")
     parser.add_argument("--epoch-s", type=float, default=1.0, help="more where starting a node takes long")
     parser.add_argument("--namespaces", action="store_true", help="each node in a network of its own; needs root")
     parser.add_argument("--output", type=Path)
@@ -245,10 +249,10 @@ def main() -> None:
             stack.enter_context(_bridge())
         cluster = Cluster(Path(place), given.cpus, given.epoch_s, given.namespaces)
         stack.callback(cluster.stop)
-        for name in ("head", "node1", "node2", "node3"):
+        for name in ("head", *(f"node{number}" for number in range(1, given.nodes + 1))):
             cluster.start(name)
-        drill = Drill(cluster, Path(place) / "sweep", given.trials)
-        _break(cluster, drill, given.trials)
+        drill = Drill(cluster, Path(place) / "sweep", given.trials, given.workers)
+        _break(cluster, drill, given.trials, is_shared=given.workers > 1)
         drill.finish()
         found = audit(Path(place) / "sweep")
         results = figures(drill.events())
@@ -260,13 +264,15 @@ def main() -> None:
     sys.exit(1 if any(results[name] for name in ("lost", "repeated", "wrong", "values_wrong")) else 0)
 
 
-def _break(cluster: Cluster, drill: Drill, num_trials: int) -> None:
+def _break(cluster: Cluster, drill: Drill, num_trials: int, *, is_shared: bool) -> None:
+    """is_shared: whether a trial has several workers, of which the first one reports, from its own node."""
     tenth = num_trials // 10
     drill.do("node1 killed", tenth, lambda: cluster.kill("node1"))
-    drill.do("node4 added", tenth, lambda: cluster.start("node4"), until=lambda: drill.has_report_of("node4"))
+    has_report = None if is_shared else partial(drill.has_report_of, _JOINED)
+    drill.do("a node added", tenth, lambda: cluster.start(_JOINED), until=has_report)
     drill.do("the driver killed and started again", 2 * tenth, drill.kill_driver)
-    break_one = partial(cluster.start, "node5", is_broken=True)
-    drill.do("node5 added, on which every trial fails", 3 * tenth, break_one, until=lambda: drill.has(SetAside))
+    break_one = partial(cluster.start, _BROKEN, is_broken=True)
+    drill.do("a node added on which every trial fails", 3 * tenth, break_one, until=lambda: drill.has(SetAside))
     if cluster.is_apart:
         drill.do("node2 cut off", 4 * tenth, lambda: cluster.cut_off("node2"))
     else:
@@ -284,10 +290,10 @@ def figures(events: Sequence[Event]) -> dict[str, int]:
         "trained_to_the_end": sum(event.epoch == EPOCHS for event in reports),
         "reports": len(reports),
         "stretches_lost_with_their_node": sum(event.kind == "lost" for event in failures),
-        "stretches_failed_on_the_broken_node": sum(event.node == "node5" for event in failures),
+        "stretches_failed_on_the_broken_node": sum(event.node == _BROKEN for event in failures),
         "nodes_set_aside": sum(isinstance(event, SetAside) for event in events),
         "trials_given_up": sum(not event.retry for event in failures),
-        "reports_from_the_node_that_joined": sum(event.node == "node4" for event in reports),
+        "reports_from_the_node_that_joined": sum(event.node == _JOINED for event in reports),
         "epochs_trained_again": sum(_again(events)),
         "values_wrong": len(wrong),
     }

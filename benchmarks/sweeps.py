@@ -15,25 +15,22 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from hydra.utils import instantiate
 from optuna.distributions import BaseDistribution
 
 from benchmarks.clock import ClockedObjective, Trained, plain_trainable
 from handpose.config import REPOSITORY, compose, location_overrides, quote_override
 from handpose.errors import UserError
 from handpose.sweep.events import EVENTS
-from handpose.sweep.preflight import check_sweep, num_cores, preflight, survey
-from handpose.sweep.provenance import provenance
-from handpose.sweep.resume import Task, description
-from handpose.sweep.run import run_sweep
-from handpose.sweep.scheduler import rule_maker
+from handpose.sweep.plan import planned
+from handpose.sweep.preflight import survey
+from handpose.sweep.resume import Task
+from handpose.sweep.slots import num_cores
 from handpose.sweep.space import Params, Space, load_space
-from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides
+from handpose.sweep.trial import TrialRecipe, training_overrides
 
 Side = Literal["ours", "plain"]
 
@@ -136,36 +133,10 @@ def run_measured(side: Side, overrides: Sequence[str], proposals: Sequence[Param
 
 def _run_ours(config: Any, given: Sequence[str], folder: Path) -> float:
     """As tune.py has it, up to the winner; returns when the last trial had ended."""
-    task = Task(config, given, location_overrides(config), {}, load_space(config.search_space))
-    sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
-    overrides = training_overrides(given)
-    check_sweep(sweep, cluster)
-    fresh_rule = rule_maker(instantiate(config.scheduler), sweep, task.space)
-    data = survey(config)
-    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
-    trained = TrainingObjective.of(recipe, sweep, fresh_rule(), measures=any(config.searcher.constraints.values()))
-    objective = ClockedObjective(**vars(trained), clocks=str(folder / "clocks"))
-    run_sweep(
-        sweep=sweep,
-        cluster=cluster,
-        space=task.space,
-        searcher=partial(instantiate(config.searcher), defaults=task.defaults, fingerprint=data.fingerprint),
-        rule=fresh_rule,
-        objective=objective,
-        command=recipe.command,
-        description=description(task, provenance(data=data.fingerprint)),
-        preflight=partial(
-            preflight,
-            sweep=sweep,
-            space=task.space,
-            recipe=recipe,
-            objective=objective,
-            make_rule=fresh_rule,
-            data=data.size,
-            defaults=task.defaults,
-        ),
-    )
-    return (sweep.path / EVENTS).stat().st_mtime  # its last event says that all trials have ended; Ray still shut down
+    plan = planned(Task(config, given, location_overrides(config), {}, load_space(config.search_space)))
+    with plan.swept(objective=ClockedObjective(**vars(plan.objective), clocks=str(folder / "clocks"))):
+        pass
+    return (plan.sweep.path / EVENTS).stat().st_mtime  # of its last event: all trials had ended, and Ray still ran
 
 
 def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence[Params] | None) -> float:

@@ -5,12 +5,13 @@ is tried first, what earlier sweeps teach), `study` and `sampler_view` (where Op
 Who goes on: `scheduler` (the configured one), `rules` (ASHA, median, none), `rungs` (of ASHA), `population`.
 What happened: `events` (the file), `history` (what they lead to), `state` (a sweep while it runs), `retention` (its
 checkpoints), `audit` (whether all of it agrees).
-How it runs: `run` (a sweep), `slots` (how many at a time), `runtime` (Ray, started), `privacy` (which keeps others out
-of it), `warm_up` (its workers, started ahead), `tuning` (Tune asks the state), `stretch` (what a worker is told),
-`trial` (what it trains), `saving` (its checkpoints), `checkpoint_files` (where they lie), `worker` (which it leaves as
-it was), `recorder` (trials.csv, logs, terminal), `status` (from another shell), `resume` (going on), `settings`.
+How it runs: `plan` (all of it, from what was asked for), `run` (a sweep), `slots` (how many at a time), `runtime` (Ray,
+started), `privacy` (which keeps others out of it), `warm_up` (its workers, started ahead), `tuning` (Tune asks the
+state), `stretch` (what a worker is told), `trial` (what it trains), `saving` (its checkpoints), `checkpoint_files`
+(where they lie), `worker` (which it leaves as it was), `recorder` (trials.csv, logs, terminal), `status` (from another
+shell), `resume` (going on), `settings`.
 On a cluster: `nodes` (which there are, and what runs where), `node_health` (which of them are to blame), `worker_group`
-(a trial on several workers), `named_group` (what holds them).
+(a trial on several workers), `group_trainer` (what starts them).
 In a store: `store` (files there), `mirror` (the sweep's folder, copied to it), `stored_sweep` (a sweep as it lies
 there, and the way back), `owner` (who runs it).
 Before it: `preflight`, `probing` (points tried on a worker), `trial_cost` and `cost_watch` (what a trial costs),

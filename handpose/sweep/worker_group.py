@@ -148,7 +148,7 @@ def _fit(
 ) -> None:
     from ray.train.torch import TorchConfig  # here, since it brings torch
 
-    from handpose.sweep.named_group import NamedGroupTrainer
+    from handpose.sweep.group_trainer import GroupTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
@@ -166,7 +166,7 @@ def _fit(
 
     elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else None
     scaling: Any = ScalingConfig  # of Train V2, which has more than the class that type checkers are shown
-    NamedGroupTrainer(
+    GroupTrainer(
         group_name(stretch),
         member,
         scaling_config=scaling(

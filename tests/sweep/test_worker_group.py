@@ -1,15 +1,18 @@
 """Trials of two workers, which Ray Train starts: over cheap curves, and real ones beside those of one worker."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+import ray
 from ray.util import placement_group_table
 
 from handpose.config import REPOSITORY, compose
 from handpose.errors import UserError
 from handpose.sweep import worker_group
 from handpose.sweep.events import Failed, Reported, read_events
+from handpose.sweep.group_trainer import use_nodes_interface
 from handpose.sweep.rules import Fifo
 from handpose.sweep.space import load_space
 from handpose.sweep.stretch import ALONE, Member, joined, this_member
@@ -90,6 +93,19 @@ def test_two_workers_give_the_metrics_of_one(tmp_path):
     assert one.keys() == two.keys() == {1, 2}
     for epoch in one:
         assert two[epoch] == pytest.approx(one[epoch], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("address", "given", "used"),
+    [("127.0.0.1", None, "lo"), ("203.0.113.7", None, None), ("127.0.0.1", "ib0", "ib0")],  # RFC 5737: nobody's
+)
+def test_workers_talk_over_the_network_by_which_ray_knows_their_node(address, given, used, monkeypatch):
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: address)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", given or "")
+    if given is None:
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    use_nodes_interface()
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == used
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""A sweep as it is going to run: all that its task asks for, checked as far as that can be without Ray."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from hydra.utils import instantiate
+
+from handpose.report.table import TrialTable
+from handpose.sweep.confirm import confirm
+from handpose.sweep.mirror import Mirror
+from handpose.sweep.preflight import Survey, check_plan, check_space, check_sweep, preflight, survey
+from handpose.sweep.provenance import provenance
+from handpose.sweep.reporting import check_scientific
+from handpose.sweep.resume import Task, check_data, description
+from handpose.sweep.rules import Fifo, Rule
+from handpose.sweep.run import swept, try_out
+from handpose.sweep.scheduler import rule_maker
+from handpose.sweep.settings import RaySettings, SweepSettings
+from handpose.sweep.slots import Slots
+from handpose.sweep.stored_sweep import check_storage
+from handpose.sweep.stretch import Objective
+from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs a task. rule: makes a fresh one. origin: as `provenance` gives it."""
+
+    task: Task
+    sweep: SweepSettings
+    cluster: RaySettings
+    data: Survey
+    recipe: TrialRecipe
+    rule: Callable[[], Rule]
+    origin: Mapping[str, Any]
+
+    @property
+    def objective(self) -> TrainingObjective:
+        """What a trial runs."""
+        measures = self.sweep.second_objective is not None or any(self.task.config.searcher.constraints.values())
+        return TrainingObjective.of(self.recipe, self.sweep, self.rule(), measures=measures)
+
+    def try_out(self) -> None:
+        """The preflight alone, within Ray; no file is made."""
+        try_out(self.sweep, self.cluster, self._preflight(self.objective))
+
+    def swept(
+        self, *, objective: Objective | None = None, mirror: Mirror | None = None
+    ) -> AbstractContextManager[TrialTable]:
+        """Run the sweep, or go on with it: `run.swept`. objective: in place of its own."""
+        objective = objective or self.objective
+        searcher = instantiate(self.task.config.searcher)
+        return swept(
+            sweep=self.sweep,
+            cluster=self.cluster,
+            space=self.task.space,
+            searcher=partial(searcher, defaults=self.task.defaults, fingerprint=self.data.fingerprint),
+            rule=self.rule,
+            objective=objective,
+            command=self.recipe.command,
+            description=None if self.task.origin else description(self.task, self.origin),
+            preflight=self._preflight(objective),
+            mirror=mirror,
+        )
+
+    def confirmed(self, table: TrialTable, *, mirror: Mirror | None = None) -> dict[str, Any] | None:
+        """Train the finalists of its table again, within `swept`: `confirm`."""
+        return confirm(
+            table,
+            sweep=self.sweep,
+            cluster=self.cluster,
+            space=self.task.space,
+            defaults=self.task.defaults,
+            objective=TrainingObjective.of(self.recipe, self.sweep, Fifo(), measures=False),
+            command=self.recipe.command,
+            origin=self.origin,
+            mirror=mirror,
+        )
+
+    def _preflight(self, objective: Objective) -> Callable[[Slots], Slots]:
+        return partial(
+            preflight,
+            sweep=self.sweep,
+            space=self.task.space,
+            recipe=self.recipe,
+            objective=objective,
+            make_rule=self.rule,
+            data=self.data.size,
+            defaults=self.task.defaults,
+        )
+
+
+def planned(task: Task) -> Plan:
+    """Look at all that a task names, and make its data ready; raises UserError for what cannot work."""
+    config, space = task.config, task.space
+    sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
+    overrides = training_overrides(task.overrides)
+    check_sweep(sweep, cluster)
+    check_storage(sweep)
+    check_space(space, overrides, is_grid=config.searcher.sampler is None, num_workers=sweep.workers_per_trial)
+    check_scientific(config.report.scientific, space)
+    rule = rule_maker(instantiate(config.scheduler), sweep, space)
+    data = survey(config)
+    check_data(task, data.fingerprint)
+    validates_every = config.trainer.check_val_every_n_epoch
+    check_plan(sweep, rule(), validates_every=validates_every, metric_names=data.metric_names)
+    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
+    origin = task.origin or provenance(data=data.fingerprint)
+    return Plan(task, sweep, cluster, data, recipe, rule, origin)
