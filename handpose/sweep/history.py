@@ -5,7 +5,7 @@ Applying the same events in the same order gives the same history and the same d
 
 import math
 from bisect import insort
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from handpose.sweep.node_health import NodeHealth
 from handpose.sweep.retention import CheckpointShelf, Need
 from handpose.sweep.rules import Continuation, Rule
 from handpose.sweep.settings import SweepSettings
+from handpose.sweep.slots import Room
 from handpose.sweep.space import Params
 
 _NUM_FINALISTS = 3
@@ -148,9 +149,9 @@ class History:
         left = (0 if comes_again else self._settings.max_retries) - trial.num_failures + self.health.excused(number)
         return left > 0 or (left == 0 and self.health.excuses(node, number)), trial.gpus
 
-    def is_to_be_set_aside(self, number: int, kind: FailureKind, node: str, *, alive: Collection[str]) -> bool:
+    def is_to_be_set_aside(self, number: int, kind: FailureKind, node: str, *, room: Room) -> bool:
         """Whether with this failure so many different trials have failed on the node that it is to blame."""
-        return kind not in _NOT_ITS_FAULT and self.health.is_to_be_set_aside(node, number, alive=alive)
+        return kind not in _NOT_ITS_FAULT and self.health.is_to_be_set_aside(node, number, room=room)
 
     def is_hopeless(self, number: int, kind: FailureKind) -> bool:
         """Whether with this failure so many different trials have failed, and none ever reported, that it is a bug."""

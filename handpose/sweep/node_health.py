@@ -5,7 +5,8 @@ free: left alone, one bad node of fifty spends the tries of most trials.
 """
 
 from collections import Counter
-from collections.abc import Collection
+
+from handpose.sweep.slots import Room
 
 
 class NodeHealth:
@@ -55,25 +56,27 @@ class NodeHealth:
         """How many failures of the trial do not count, as long as their nodes have not reported since."""
         return sum(bool(self._elsewhere(node)) and trial in failed for node, failed in self._failures.items())
 
-    def is_to_be_set_aside(self, node: str, trial: int, *, alive: Collection[str]) -> bool:
+    def is_to_be_set_aside(self, node: str, trial: int, *, room: Room) -> bool:
         """Whether a failure of the trial there, which has not been told yet, is one too many.
 
-        alive: nodes of the cluster. The last one that is left is never set aside.
+        room: of the cluster. A node without which no trial fits is never set aside.
         """
-        if self._limit is None or not node or node in self.aside or not self._elsewhere(node) & set(alive):
+        if self._limit is None or not node or node in self.aside:
+            return False
+        if not self._elsewhere(node) & room.without({*self.aside, node}):
             return False
         return len({*self._failures.get(node, ()), trial}) >= self._limit
 
-    def usable(self, alive: Collection[str]) -> set[str]:
-        """Of the nodes that are alive those that are not set aside; all, where no other is left."""
-        return set(alive) - self.aside or set(alive)
+    def usable(self, room: Room) -> set[str]:
+        """The nodes that are not set aside; all, where no trial fits onto these."""
+        return room.without(self.aside) or room.nodes
 
-    def avoided(self, trial: int, *, alive: Collection[str]) -> tuple[str, ...]:
-        """Nodes that are alive where the trial is not to run: those set aside, and where it has failed; not all."""
+    def avoided(self, trial: int, *, room: Room) -> tuple[str, ...]:
+        """Nodes where the trial is not to run: those set aside, and where it has failed; if it fits elsewhere."""
         failed_on = {node for node, failed in self._failures.items() if trial in failed}
         for unwanted in (self.aside | failed_on, self.aside, failed_on):
-            if set(alive) - unwanted:
-                return tuple(sorted(unwanted & set(alive)))
+            if room.without(unwanted):
+                return tuple(sorted(unwanted & room.nodes))
         return ()
 
     def _elsewhere(self, node: str) -> set[str]:

@@ -91,10 +91,6 @@ class Nodes:
     def is_alive(self, node_id: str) -> bool:
         return any(node.id == node_id for node in self._alive)
 
-    def leave_any(self, without: Collection[str]) -> bool:
-        """Whether a node is alive that is not one of these ids."""
-        return any(node.id not in without for node in self._alive)
-
 
 class Whereabouts(NamedTuple):
     """Of an actor. node_id: that it runs on, or ran on when it died; empty where Ray does not know."""

@@ -32,7 +32,7 @@ from handpose.sweep.resume import keep_space
 from handpose.sweep.rules import Rule
 from handpose.sweep.runtime import environment, limited, ray_runtime
 from handpose.sweep.settings import RaySettings, SweepSettings
-from handpose.sweep.slots import Slots, count_slots, counted_again, num_fitting
+from handpose.sweep.slots import Room, Slots, count_slots, counted_again, num_fitting
 from handpose.sweep.space import Params, Space
 from handpose.sweep.state import Searcher, SweepState
 from handpose.sweep.stored_sweep import check_nodes
@@ -247,10 +247,10 @@ def _follower(
     def follow(alive: Sequence[Node]) -> None:
         nonlocal known
         with_room = {node.id: node for node in alive if num_fitting(slots, node.resources)}
-        names = {node.name for node in with_room.values()}
-        usable = state.usable(names)
+        room = Room.on(((node.name, node.resources) for node in alive), slots)
+        usable = state.usable(room)
         now = counted_again(sweep, slots, [node.resources for node in with_room.values() if node.name in usable])
-        state.resize(now.num_slots, alive=names)
+        state.resize(now.num_slots, room)
         state.history.table.num_slots = max(1, now.num_slots)
         if known is not None:
             lost = [f"node {name} is gone" for node_id, name in known.items() if node_id not in with_room]

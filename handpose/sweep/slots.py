@@ -1,8 +1,9 @@
 """Slots: what a trial holds, and how many of them there are at a time."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from handpose.errors import UserError
 from handpose.sweep.settings import SweepSettings
@@ -21,6 +22,31 @@ class Slots:
     def all_gpus(self) -> float:
         """Of a trial."""
         return self.gpus * self.workers
+
+
+@dataclass(frozen=True)
+class Room:
+    """For how many workers of trials there is room on each node, by its name, and how many a trial has."""
+
+    workers: Mapping[str, int] = field(default_factory=dict)
+    needed: int = 1
+
+    @classmethod
+    def on(cls, nodes: Iterable[tuple[str, Mapping[str, float]]], slots: Slots) -> "Room":
+        """nodes: name and resources of each."""
+        workers: Counter[str] = Counter()
+        for name, resources in nodes:
+            workers[name] += num_fitting(slots, resources)
+        return cls(+workers, slots.workers)
+
+    @property
+    def nodes(self) -> set[str]:
+        return set(self.workers)
+
+    def without(self, nodes: Collection[str]) -> set[str]:
+        """The other nodes, where a trial fits onto these; else none."""
+        left = self.nodes.difference(nodes)
+        return left if sum(self.workers[name] for name in left) >= self.needed else set()
 
 
 def count_slots(sweep: SweepSettings, nodes: Sequence[Mapping[str, float]], *, gpus: float | None = None) -> Slots:

@@ -34,6 +34,7 @@ from handpose.sweep.retention import FOLDER
 from handpose.sweep.rules import Continuation
 from handpose.sweep.searcher import EndState, Known
 from handpose.sweep.settings import SweepSettings
+from handpose.sweep.slots import Room
 from handpose.sweep.space import Params
 from handpose.sweep.stretch import Stretch, run_name
 
@@ -101,7 +102,7 @@ class SweepState:
         self._log = log
         self._searcher = searcher
         self._num_slots = 0
-        self._alive: Collection[str] = ()
+        self._room = Room()
         self._clock = clock
         self._listener: Listener | None = None
         self.last_event = log.events[-1] if log.events else None
@@ -124,9 +125,9 @@ class SweepState:
         self.history.shelf.settle()
         self._listener = listener
 
-    def resize(self, num_slots: int, *, alive: Collection[str] = ()) -> None:
-        """Nodes came or went: so many trials at a time from now on. alive: names of the nodes that there are."""
-        self._num_slots, self._alive = num_slots, alive
+    def resize(self, num_slots: int, room: Room) -> None:
+        """Nodes came or went: so many trials at a time from now on. room: that there is, also on nodes set aside."""
+        self._num_slots, self._room = num_slots, room
 
     # --- what is next -------------------------------------------------------------------------------------------------
 
@@ -161,13 +162,17 @@ class SweepState:
         """That the sweep has used, of all processes that ran it, together."""
         return self.history.gpu_hours(self.elapsed_s())
 
-    def usable(self, alive: Collection[str]) -> set[str]:
-        """Of the nodes that are alive those that trials are sent to."""
-        return self.history.health.usable(alive)
+    def usable(self, room: Room) -> set[str]:
+        """The nodes that trials are sent to."""
+        return self.history.health.usable(room)
 
     def avoided(self, number: int) -> tuple[str, ...]:
-        """Nodes that are alive where the trial is not to run, for what has failed there."""
-        return self.history.health.avoided(number, alive=self._alive)
+        """Nodes where the trial is not to run, for what has failed there."""
+        return self.history.health.avoided(number, room=self._room)
+
+    def fits_without(self, nodes: Collection[str]) -> bool:
+        """Whether a trial fits onto other nodes than these."""
+        return bool(self._room.without(nodes))
 
     def tick(self) -> None:
         """Let the table, and its rows of running trials, show the time."""
@@ -259,7 +264,7 @@ class SweepState:
             return
         kind, cause, traceback, node = failure
         halts = self.history.is_hopeless(number, kind)
-        to_be_set_aside = self.history.is_to_be_set_aside(number, kind, node, alive=self._alive)
+        to_be_set_aside = self.history.is_to_be_set_aside(number, kind, node, room=self._room)
         retry, gpus = self.history.chance(number, kind, node=node)
         retry = retry or halts or to_be_set_aside
         event = Failed(self.elapsed_s(), number, kind, cause, traceback, retry=retry, gpus=gpus, node=node)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import ray
 from ray import tune
 
-from handpose.sweep.events import Saved
+from handpose.sweep.events import FailureKind, Saved
 from handpose.sweep.retention import FOLDER
 
 if TYPE_CHECKING:
@@ -95,12 +95,13 @@ def this_member() -> Member:
 
 
 class LostMemberError(Exception):
-    """A worker of several died, or its node did. node_id: of that; empty where the node is well."""
+    """A worker of several died, or its node did. kind: of failure. node_id: where, if that is known."""
 
-    def __init__(self, node_id: str, text: str) -> None:
-        super().__init__(node_id, text)
-        self.node_id = node_id
+    def __init__(self, kind: FailureKind, text: str, node_id: str = "") -> None:
+        super().__init__(kind, text, node_id)
+        self.kind = kind
         self.text = text
+        self.node_id = node_id
 
     def __str__(self) -> str:
         return self.text

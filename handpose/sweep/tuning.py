@@ -183,8 +183,8 @@ class StateScheduler(FIFOScheduler):
         nodes, limit_s = self._conductor.nodes, self._conductor.hang_timeout_s
         nodes.refresh()
         for trial in list(tune_controller.get_live_trials()):
-            avoided = trial.config[AVOIDED][0]
-            if avoided and trial.status == Trial.PENDING and not nodes.leave_any(avoided):
+            avoided = set(map(nodes.name, trial.config[AVOIDED][0]))
+            if avoided and trial.status == Trial.PENDING and not self._conductor.state.fits_without(avoided):
                 tune_controller.stop_trial(trial)
             elif limit_s is not None and trial.trial_id not in self._hung and _silent_s(trial) > limit_s:
                 self._hung.add(trial.trial_id)
@@ -244,7 +244,7 @@ def _kind(error: Exception | None, text: str) -> FailureKind:
     if isinstance(raised, WornWorkerError):
         return "worn"
     if isinstance(raised, LostMemberError):
-        return "lost" if raised.node_id else "killed"
+        return raised.kind
     if isinstance(raised, UserError):
         return "mistake"
     return "gpu_memory" if any(said in text for said in _GPU_MEMORY) else "error"

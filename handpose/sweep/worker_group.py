@@ -20,11 +20,14 @@ from typing import Any, NamedTuple
 
 import ray
 from ray import cloudpickle, tune
-from ray.exceptions import RayError
-from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+from ray.exceptions import RayError, RayTaskError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import PreemptionError
 from ray.util.placement_group import get_placement_group, remove_placement_group
 
-from handpose.sweep.slots import Slots
+from handpose.sweep.nodes import live_nodes
+from handpose.sweep.slots import Slots, num_fitting
 from handpose.sweep.stretch import AVOIDED, STRETCH, LostMemberError, Member, Objective, Stretch, joined
 
 _ANSWER_EVERY_S = 1.0
@@ -166,7 +169,8 @@ def _fit(
 
     elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else None
     scaling: Any = ScalingConfig  # of Train V2, which has more than the class that type checkers are shown
-    GroupTrainer(
+    failures: Any = FailureConfig
+    trainer = GroupTrainer(
         group_name(stretch),
         member,
         scaling_config=scaling(
@@ -176,9 +180,24 @@ def _fit(
             label_selector=elsewhere,
         ),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if slots.gpus else "gloo"),
-        # Its own bookkeeping; checkpoints go where those of other trials go.
-        run_config=RunConfig(name="workers", storage_path=place),
-    ).fit()
+        # Its own bookkeeping; checkpoints go where those of other trials go. Who begins again, and where, the sweep
+        # decides: Train itself would begin for ever, from the first epoch of the stretch.
+        run_config=RunConfig(
+            name="workers",
+            storage_path=place,
+            failure_config=failures(controller_failure_limit=0, max_preemption_failures=0),
+        ),
+    )
+    while True:
+        try:
+            trainer.fit()
+            return
+        except ControllerError as error:
+            if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+                raise
+            left = sum(num_fitting(slots, node.resources) for node in live_nodes() if node.id not in avoided)
+            if avoided and left < slots.workers:  # it may run elsewhere again, as a failure of before counts no more
+                raise LostMemberError("lost", "the nodes that it could run on were lost") from error
 
 
 def _telling(channel: Any) -> Any:
@@ -202,19 +221,34 @@ def _pickled(error: BaseException, node_id: str) -> bytes:
 
 def _failure(failed: _Failed, channel: Any) -> BaseException:
     """What is to be raised for a member's end; that of another one may be the reason."""
-    if not isinstance(failed.error, RuntimeError) or not _CUT_OFF.search(str(failed.error)):
+    if not _is_cut_off(failed.error):
         error = failed.error or RuntimeError(failed.text)
         error.__cause__ = None
         error.node_id = failed.node_id  # type: ignore[attr-defined]
         return error
-    return LostMemberError(_lost_node(channel), failed.text)
+    return _lost(failed.text, channel)
 
 
 def _of_the_group(error: BaseException, channel: Any) -> BaseException:
     """What is to be raised when Ray Train has ended the group, and no member has told why."""
-    if isinstance(error, (RayError, WorkerGroupError)):
-        return LostMemberError(_lost_node(channel), str(error))
-    return error
+    if isinstance(error, PreemptionError):
+        return LostMemberError("preempted", str(error), min(error.preemption_info.preempted_node_to_ranks))
+    reason = error.controller_failure if isinstance(error, ControllerError) else error
+    if any(getattr(each, "preempted", False) for each in getattr(reason, "worker_failures", {}).values()):
+        return LostMemberError("preempted", str(reason))
+    if isinstance(reason, RayTaskError) and not _is_cut_off(reason):  # what setting up the group has raised
+        return error
+    is_gone = isinstance(reason, (RayError, WorkerGroupError, WorkerGroupStartupFailedError))
+    return _lost(str(reason), channel) if is_gone else error
+
+
+def _is_cut_off(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and _CUT_OFF.search(str(error)) is not None
+
+
+def _lost(text: str, channel: Any) -> LostMemberError:
+    node_id = _lost_node(channel)
+    return LostMemberError("lost" if node_id else "killed", text, node_id)
 
 
 def _lost_node(channel: Any) -> str:

@@ -52,7 +52,6 @@ def test_a_node_that_is_gone_keeps_its_name(cluster):
     nodes.refresh()
     assert (nodes.name("1"), nodes.name("3"), nodes.name("")) == ("gpu1", "", "")
     assert nodes.ids(["gpu1"]) == []
-    assert not nodes.leave_any([])
 
 
 @pytest.mark.parametrize(
@@ -66,8 +65,8 @@ def test_a_node_is_called_by_its_host_unless_it_was_given_a_name(given, name):
 def test_nodes_that_come_and_go_are_told_and_slots_counted_where_trials_may_run(tmp_path):
     told, sizes, warmed = [], [], []
     state = SimpleNamespace(
-        resize=lambda number, alive: sizes.append((number, alive)),
-        usable=lambda names: names - {"gpu2"} or names,
+        resize=lambda number, room: sizes.append((number, room.workers)),
+        usable=lambda room: room.without({"gpu2"}) or room.nodes,
         history=SimpleNamespace(table=SimpleNamespace(num_slots=0)),
     )
     view, warm = SimpleNamespace(note=told.append), SimpleNamespace(begin=warmed.append)
@@ -75,7 +74,7 @@ def test_nodes_that_come_and_go_are_told_and_slots_counted_where_trials_may_run(
     follow = _follower(make_settings(tmp_path), Slots(4, 1, 0.0), state, view, warm)
     for alive in ([head, ONE], [head, ONE, TWO], [head, TWO], [head]):
         follow(alive)  # gpu2 is set aside
-    assert sizes == [(4, {"gpu1"}), (4, {"gpu1", "gpu2"}), (4, {"gpu2"}), (0, set())]
+    assert sizes == [(4, {"gpu1": 4}), (4, {"gpu1": 4, "gpu2": 4}), (4, {"gpu2": 4}), (0, {})]
     assert told == [
         "node gpu2 has joined: 4 trials at a time",
         "node gpu1 is gone: 4 trials at a time",

@@ -10,6 +10,7 @@ from handpose.sweep.events import Begun, Measured, Reported, SetAside, read_even
 from handpose.sweep.population import PopulationBased
 from handpose.sweep.retention import newest_whole
 from handpose.sweep.rules import Asha, Fifo, MedianStopping
+from handpose.sweep.slots import Room
 from handpose.sweep.state import Failure
 from tests.sweep.conftest import make_settings
 from tests.sweep.objectives import METRIC
@@ -347,10 +348,10 @@ def test_slots_that_come_and_go_are_used_and_left_alone(simulate):
     swept = simulate("fifo", num_slots=1, num_trials=9)
     swept.fill()
     assert len(swept.stretches) == 1
-    swept.state.resize(4)
+    swept.state.resize(4, Room())
     swept.fill()
     assert len(swept.stretches) == 4
-    swept.state.resize(2)
+    swept.state.resize(2, Room())
     swept.state.failed(0, failure("lost"))
     assert swept.state.next() is None
     swept.state.failed(1, failure("lost"))
@@ -363,7 +364,7 @@ def test_slots_that_come_and_go_are_used_and_left_alone(simulate):
 def on_two_nodes(simulate):
     """A sweep that runs on the nodes good and bad; trial 0 has reported from the good one."""
     swept = simulate("fifo", num_slots=6, max_retries=0)
-    swept.state.resize(6, alive=("good", "bad"))
+    swept.state.resize(6, Room({"good": 3, "bad": 3}))
     swept.fill()
     swept.state.reported(0, 1, {METRIC: 1.0}, node="good")
     return swept
@@ -413,7 +414,7 @@ def test_a_trial_that_fails_twice_on_a_node_may_be_at_fault(on_two_nodes):
 @pytest.mark.parametrize("alive", [("bad",), ("bad", "unheard of")])
 def test_a_node_is_not_set_aside_where_no_other_is_known_to_work(on_two_nodes, alive):
     state = on_two_nodes.state
-    state.resize(6, alive=alive)
+    state.resize(6, Room(dict.fromkeys(alive, 3)))
     for number in (1, 2, 3, 4):
         state.failed(number, failure()._replace(node="bad"))
     assert not events_of(on_two_nodes, SetAside)
@@ -423,8 +424,21 @@ def test_the_last_node_is_used_though_it_was_set_aside(on_two_nodes):
     state = on_two_nodes.state
     for number in (1, 2, 3):
         state.failed(number, failure()._replace(node="bad"))
-    state.resize(3, alive=("bad",))
+    state.resize(3, Room({"bad": 3}))
     assert state.avoided(1) == ()
+
+
+def test_what_has_several_workers_avoids_no_node_without_which_it_does_not_fit(on_two_nodes):
+    state = on_two_nodes.state
+    state.resize(1, Room({"good": 1, "bad": 1}, needed=2))
+    for number in (1, 2, 3, 4):
+        state.failed(number, failure()._replace(node="bad"))
+        assert state.avoided(number) == ()
+    assert not events_of(on_two_nodes, SetAside)
+    assert not state.fits_without({"bad"})
+    state.resize(1, Room({"good": 1, "bad": 1, "new": 1}, needed=2))  # one that joined
+    assert state.avoided(1) == ("bad",)
+    assert state.fits_without({"bad"})
 
 
 def test_a_node_that_works_in_between_is_not_set_aside(on_two_nodes):
@@ -440,7 +454,7 @@ def test_another_process_looks_at_all_nodes_anew(on_two_nodes):
     for number in (1, 2, 3):
         state.failed(number, failure()._replace(node="bad"))
     restart(on_two_nodes)
-    on_two_nodes.state.resize(6, alive=("good", "bad"))
+    on_two_nodes.state.resize(6, Room({"good": 3, "bad": 3}))
     assert on_two_nodes.state.avoided(4) == ()
     assert [on_two_nodes.state.history.trials[number].num_failures for number in (1, 2, 3)] == [0, 0, 0]
 

@@ -42,7 +42,8 @@ def scheduler():
     """With the nodes 1 and 2, and a list of the trials that were taken back."""
     alive, taken_back = [Node("1", "gpu1", {}), Node("2", "gpu2", {})], []
     nodes = Nodes(lambda alive: None, look=lambda: list(alive), clock=iter(range(0, 1000, 2)).__next__)
-    conductor = SimpleNamespace(nodes=nodes, hang_timeout_s=60.0)
+    fits = SimpleNamespace(fits_without=lambda names: bool({node.name for node in alive} - names))
+    conductor = SimpleNamespace(nodes=nodes, hang_timeout_s=60.0, state=fits)
     return StateScheduler(conductor), alive, taken_back
 
 

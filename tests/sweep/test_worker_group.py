@@ -6,6 +6,11 @@ import sys
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2.api.exceptions import PreemptionError
+from ray.train.v2.api.preemption import PreemptionInfo
 from ray.util import placement_group_table
 
 from handpose.config import REPOSITORY, compose
@@ -121,6 +126,29 @@ def test_what_a_collective_raises_is_the_end_of_another_worker(node_id, said, ki
     error = worker_group._failure(worker_group._Failed(RuntimeError(said), said, "its own"), channel=None)
     assert _kind(error, said) == kind
     assert error.node_id == (node_id if kind != "error" else "its own")
+
+
+TORN = WorkerGroupError("rank 1", {1: RayActorError(error_msg="gone")})
+PREEMPTED = WorkerGroupError("rank 1", {1: RayActorError(error_msg="gone", preempted=True)})
+DRAINED = PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"drained": [1]}))
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "node_id"),
+    [
+        (TORN, "lost", "dead"),
+        (PREEMPTED, "preempted", ""),
+        (DRAINED, "preempted", "drained"),
+        (ControllerError(WorkerGroupStartupFailedError("its node died")), "lost", "dead"),
+        (ControllerError(ValueError("no such backend")), "error", ""),
+    ],
+    ids=["worker", "preempted worker", "drained node", "start", "mistake"],
+)
+def test_what_ray_train_ends_a_group_with_is_told(raised, kind, node_id, monkeypatch):
+    monkeypatch.setattr(worker_group, "_lost_node", lambda channel: "dead")
+    error = worker_group._of_the_group(raised, channel=None)
+    assert _kind(error, str(error)) == kind
+    assert getattr(error, "node_id", "") == node_id
 
 
 def test_what_cannot_be_sent_is_told_by_its_text():
