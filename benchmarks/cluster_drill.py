@@ -5,9 +5,10 @@
     python benchmarks/cluster_drill.py --namespaces --workers 2 --nodes 4 --cpus 1 --trials 20   # across nodes
 
 Every node is a real one: `ray start` in a process of its own, with a temporary folder and, with --namespaces, a network
-of its own. Two nodes are ended by SIGKILL with all that runs on them, one joins, one joins on which every
-trial fails, and the driver is ended by SIGKILL and started again. Afterwards the sweep is audited
-(handpose/sweep/audit.py), and every trial that came to its end must have the value of one that was left alone.
+of its own. Two nodes are ended by SIGKILL with all that runs on them, one joins and is taken away at five seconds'
+notice, one joins on which every trial fails, and the driver is ended by SIGKILL and started again. Afterwards the sweep
+is audited (handpose/sweep/audit.py), and every trial that came to its end must have the value of one that was left
+alone.
 """
 
 import argparse
@@ -38,6 +39,18 @@ _LIMIT_S = 1500.0
 _BRIDGE = "hpdrill"
 _NETWORK = "10.77.7."
 _NODE = "HANDPOSE_DRILL_NODE"
+_NOTICE_S = 5
+_NOTICE = """
+import sys, time, ray
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+address, name, seconds = sys.argv[1:]
+ray.init(address, log_to_driver=False, logging_level="error")
+node = next(each["NodeID"] for each in ray.nodes() if each["Alive"] and each["NodeName"] == name)
+until = int(1000 * (time.time() + float(seconds)))
+reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+is_accepted, why = ray._raylet.GcsClient(address=address).drain_node(node, reason, "drill", until)
+assert is_accepted, why
+"""
 _JOINED, _BROKEN = "joined", "broken"
 
 
@@ -89,6 +102,13 @@ class Cluster:
         for pid in _processes(str(self.folder / name)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def preempt(self, name: str) -> None:
+        """Take a node away as a cloud takes a spot machine: with some seconds' notice."""
+        command = [sys.executable, "-c", _NOTICE, self.address, name, str(_NOTICE_S)]
+        subprocess.run(command, env=self.environment, cwd=REPOSITORY, check=True, timeout=60)
+        time.sleep(_NOTICE_S)
+        self.kill(name)
 
     def cut_off(self, name: str) -> None:
         """Take the node's cable out."""
@@ -273,10 +293,11 @@ def _break(cluster: Cluster, drill: Drill, num_trials: int, *, is_shared: bool) 
     drill.do("the driver killed and started again", 2 * tenth, drill.kill_driver)
     break_one = partial(cluster.start, _BROKEN, is_broken=True)
     drill.do("a node added on which every trial fails", 3 * tenth, break_one, until=lambda: drill.has(SetAside))
+    drill.do("the node that was added taken away", 4 * tenth, lambda: cluster.preempt(_JOINED))
     if cluster.is_apart:
-        drill.do("node2 cut off", 4 * tenth, lambda: cluster.cut_off("node2"))
+        drill.do("node2 cut off", 5 * tenth, lambda: cluster.cut_off("node2"))
     else:
-        drill.do("node2 killed", 4 * tenth, lambda: cluster.kill("node2"))
+        drill.do("node2 killed", 5 * tenth, lambda: cluster.kill("node2"))
 
 
 def figures(events: Sequence[Event]) -> dict[str, int]:
@@ -290,6 +311,7 @@ def figures(events: Sequence[Event]) -> dict[str, int]:
         "trained_to_the_end": sum(event.epoch == EPOCHS for event in reports),
         "reports": len(reports),
         "stretches_lost_with_their_node": sum(event.kind == "lost" for event in failures),
+        "stretches_taken_away_with_their_node": sum(event.kind == "preempted" for event in failures),
         "stretches_failed_on_the_broken_node": sum(event.node == _BROKEN for event in failures),
         "nodes_set_aside": sum(isinstance(event, SetAside) for event in events),
         "trials_given_up": sum(not event.retry for event in failures),

@@ -28,8 +28,16 @@ class Node:
 
 
 def live_nodes() -> list[Node]:
-    """Of the cluster that this process belongs to."""
-    return [Node(each["NodeID"], _name(each), each["Resources"]) for each in filter(itemgetter("Alive"), ray.nodes())]
+    """Of the cluster that this process belongs to; without those that are to be taken away, which get nothing more."""
+    alive, leaving = filter(itemgetter("Alive"), ray.nodes()), _leaving()
+    return [Node(each["NodeID"], _name(each), each["Resources"]) for each in alive if each["NodeID"] not in leaving]
+
+
+def _leaving() -> Collection[str]:
+    """Ids of nodes that Ray was told to drain, as before a spot machine is taken back."""
+    with contextlib.suppress(Exception):  # it is no public call, and another version of Ray may not have it
+        return set(ray_state.get_draining_nodes())
+    return ()
 
 
 def live_resources() -> list[Mapping[str, float]]:
