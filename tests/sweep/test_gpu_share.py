@@ -82,9 +82,8 @@ def test_each_gpu_has_its_part_of_the_cores():
 
 
 @pytest.mark.slow
-def test_neighbours_share_one_gpu_and_their_steps_add_up():
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.sweep.neighbours"], cwd=REPOSITORY, capture_output=True, text=True, timeout=200
-    )
+def test_neighbours_share_one_gpu_and_their_steps_add_up(tmp_path):
+    command = [sys.executable, "-m", "tests.sweep.neighbours", str(tmp_path / "told.json")]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout.splitlines()[-1]) == {"alone": 2.0, "three": 6.0, "killed": 0.0}
+    assert json.loads((tmp_path / "told.json").read_text()) == {"alone": 2.0, "three": 6.0, "killed": 0.0}
