@@ -244,7 +244,8 @@ def _kind(error: Exception | None, text: str) -> FailureKind:
     if isinstance(raised, WornWorkerError):
         return "worn"
     if isinstance(raised, LostMemberError):
-        return raised.kind
+        is_gone = raised.kind == "killed" and any(said in text for said in _NODE_GONE)  # before any worker had begun
+        return "lost" if is_gone else raised.kind
     if isinstance(raised, UserError):
         return "mistake"
     return "gpu_memory" if any(said in text for said in _GPU_MEMORY) else "error"

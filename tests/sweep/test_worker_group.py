@@ -133,6 +133,13 @@ PREEMPTED = WorkerGroupError("rank 1", {1: RayActorError(error_msg="gone", preem
 DRAINED = PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"drained": [1]}))
 
 
+def test_a_worker_that_had_not_begun_is_lost_with_its_node(monkeypatch):
+    monkeypatch.setattr(worker_group, "_lost_node", lambda channel: "")
+    error = worker_group._of_the_group(ControllerError(WorkerGroupStartupFailedError("no start")), channel=None)
+    assert _kind(error, "RayActorError: The actor died because its node has died.\n...\nno start") == "lost"
+    assert _kind(error, "RayActorError: The actor died.\n...\nno start") == "killed"
+
+
 @pytest.mark.parametrize(
     ("raised", "kind", "node_id"),
     [
