@@ -194,9 +194,12 @@ class Drill:
             return subprocess.Popen(command, env=self._cluster.environment, cwd=REPOSITORY, stdout=log, stderr=log)
 
     def kill_driver(self) -> None:
-        """And start it again."""
         self._driver.kill()
         self._driver.wait()
+
+    def replace_driver(self) -> None:
+        """Kill it, and start it again."""
+        self.kill_driver()
         self._driver = self._drive()
 
     def do(self, what: str, after: int, action: Callable[[], None], until: Callable[[], bool] | None = None) -> None:
@@ -272,6 +275,7 @@ def main() -> None:
         for name in ("head", *(f"node{number}" for number in range(1, given.nodes + 1))):
             cluster.start(name)
         drill = Drill(cluster, Path(place) / "sweep", given.trials, given.workers)
+        stack.callback(drill.kill_driver)  # if it still runs
         _break(cluster, drill, given.trials, is_shared=given.workers > 1)
         drill.finish()
         found = audit(Path(place) / "sweep")
@@ -290,7 +294,7 @@ def _break(cluster: Cluster, drill: Drill, num_trials: int, *, is_shared: bool) 
     drill.do("node1 killed", tenth, lambda: cluster.kill("node1"))
     has_report = None if is_shared else partial(drill.has_report_of, _JOINED)
     drill.do("a node added", tenth, lambda: cluster.start(_JOINED), until=has_report)
-    drill.do("the driver killed and started again", 2 * tenth, drill.kill_driver)
+    drill.do("the driver killed and started again", 2 * tenth, drill.replace_driver)
     break_one = partial(cluster.start, _BROKEN, is_broken=True)
     drill.do("a node added on which every trial fails", 3 * tenth, break_one, until=lambda: drill.has(SetAside))
     drill.do("the node that was added taken away", 4 * tenth, lambda: cluster.preempt(_JOINED))

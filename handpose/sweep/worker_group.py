@@ -81,28 +81,23 @@ class _Channel:
 
 def make_trainable(objective: Objective, slots: Slots | None = None) -> Callable[[dict[str, Any]], None]:
     """The function that Tune calls in a worker, with the configuration that the driver made."""
-
-    def trial(config: dict[str, Any]) -> None:
-        stretch = config[STRETCH][0]
-        if slots is None or slots.workers == 1:
-            objective(stretch)
-        else:
-            train_together(objective, stretch, slots, avoided=config[AVOIDED][0])
-
-    return trial
+    if slots is None or slots.workers == 1:
+        return lambda config: objective(config[STRETCH][0])
+    packed = cloudpickle.dumps(objective)  # so that only the workers have to import what it needs
+    return lambda config: train_together(packed, config[STRETCH][0], slots, avoided=config[AVOIDED][0])
 
 
-def train_together(objective: Objective, stretch: Stretch, slots: Slots, avoided: Sequence[str]) -> None:
-    """Run the objective in every worker of a group; the reports of the first one are the stretch's.
+def train_together(packed: bytes, stretch: Stretch, slots: Slots, avoided: Sequence[str]) -> None:
+    """Run an objective in every worker of a group; the reports of the first one are the stretch's.
 
-    To be called in Tune's function. slots: what each worker holds, and how many there are. avoided: ids of nodes that
-    none is to run on. Does not return when the stretch ends at a report; the driver ends the group then, by `release`.
-    Raises what a worker raised, and LostMemberError where one is gone.
+    To be called in Tune's function. packed: the objective, pickled. slots: what each worker holds, and how many there
+    are. avoided: ids of nodes that none is to run on. Does not return when the stretch ends at a report; the driver
+    ends the group then, by `release`. Raises what a worker raised, and LostMemberError where one is gone.
     """
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     channel: Any = ray.remote(_Channel)  # which has room for a waiting call of each worker
     channel = channel.options(num_cpus=0, max_concurrency=16 + slots.workers, label_selector=here).remote()
-    training = _in_thread(objective, stretch, slots, avoided, channel)
+    training = _in_thread(packed, stretch, slots, avoided, channel)
     while True:
         told = ray.get(channel.next.remote())
         if isinstance(told, bytes):
@@ -127,16 +122,14 @@ def release(stretch: Stretch) -> None:
         remove_placement_group(get_placement_group(group_name(stretch)))
 
 
-def _in_thread(
-    objective: Objective, stretch: Stretch, slots: Slots, avoided: Sequence[str], channel: Any
-) -> "Future[None]":
+def _in_thread(packed: bytes, stretch: Stretch, slots: Slots, avoided: Sequence[str], channel: Any) -> "Future[None]":
     """Ray Train's run, in a thread that ends with the process."""
     training: Future[None] = Future()
     place = str(Path(tune.get_context().get_trial_dir() or ".").absolute())
 
     def run() -> None:
         try:
-            _fit(objective, stretch, slots, avoided, channel, place)
+            _fit(packed, stretch, slots, avoided, channel, place)
         except BaseException as error:
             training.set_exception(error)
         else:
@@ -146,9 +139,7 @@ def _in_thread(
     return training
 
 
-def _fit(
-    objective: Objective, stretch: Stretch, slots: Slots, avoided: Sequence[str], channel: Any, place: str
-) -> None:
+def _fit(packed: bytes, stretch: Stretch, slots: Slots, avoided: Sequence[str], channel: Any, place: str) -> None:
     from ray.train.torch import TorchConfig  # here, since it brings torch
 
     from handpose.sweep.group_trainer import GroupTrainer
@@ -162,7 +153,7 @@ def _fit(
         tell = _telling(channel) if rank == 0 else _nothing
         try:
             with joined(Member(rank, slots.workers, tell)):
-                objective(stretch)
+                cloudpickle.loads(packed)(stretch)
         except BaseException as error:
             ray.get(channel.fail.remote(_pickled(error, node_id)))
             raise

@@ -19,7 +19,7 @@ def drill():
     try:
         for name in ("head", "node1", "node2"):
             cluster.start(name)
-        yield cluster, Drill(cluster, folder / "sweep", num_trials=16)
+        yield cluster, Drill(cluster, folder / "sweep", num_trials=16, num_workers=1)
     finally:
         cluster.stop()
         place.cleanup()
