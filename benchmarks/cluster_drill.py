@@ -5,10 +5,10 @@
     python benchmarks/cluster_drill.py --namespaces --workers 2 --nodes 4 --cpus 1 --trials 20   # across nodes
 
 Every node is a real one: `ray start` in a process of its own, with a temporary folder and, with --namespaces, a network
-of its own. Two nodes are ended by SIGKILL with all that runs on them, one joins and is taken away at five seconds'
-notice, one joins on which every trial fails, and the driver is ended by SIGKILL and started again. Afterwards the sweep
-is audited (handpose/sweep/audit.py), and every trial that came to its end must have the value of one that was left
-alone.
+of its own. While trials run on them two nodes are ended by SIGKILL, or one, and the cable of another is taken out; one
+is taken away at five seconds' notice, one joins, one joins on which every trial fails, and the driver is ended by
+SIGKILL and started again. Afterwards the sweep is audited (handpose/sweep/audit.py), and every trial that came to its
+end must have the value of one that was left alone.
 """
 
 import argparse
@@ -228,6 +228,18 @@ class Drill:
     def events(self) -> Sequence[Event]:
         return read_events(self._folder / EVENTS)
 
+    def busy(self) -> str:
+        """The node that the next report of a trial that goes on comes from: something is being trained there now."""
+        num_known = len(self.events())
+
+        def newest() -> list[Reported]:
+            return [
+                each for each in self.events()[num_known:] if isinstance(each, Reported) and each.decision == "continue"
+            ]
+
+        self._until(lambda: bool(newest()))
+        return newest()[-1].node
+
     def has_report_of(self, name: str) -> bool:
         """Whether a trial has reported from that node."""
         return any(isinstance(event, Reported) and event.node == name for event in self.events())
@@ -289,19 +301,28 @@ def main() -> None:
 
 
 def _break(cluster: Cluster, drill: Drill, num_trials: int, *, is_shared: bool) -> None:
-    """is_shared: whether a trial has several workers, of which the first one reports, from its own node."""
+    """is_shared: whether a trial has several workers, of which the first one reports, from its own node.
+
+    Then a node is killed from which none reports, while trials have all nodes.
+    """
     tenth = num_trials // 10
-    drill.do("node1 killed", tenth, lambda: cluster.kill("node1"))
+    drill.do(
+        "a node killed", tenth, lambda: cluster.kill(_another(cluster, drill.busy()) if is_shared else drill.busy())
+    )
     has_report = None if is_shared else partial(drill.has_report_of, _JOINED)
     drill.do("a node added", tenth, lambda: cluster.start(_JOINED), until=has_report)
     drill.do("the driver killed and started again", 2 * tenth, drill.replace_driver)
     break_one = partial(cluster.start, _BROKEN, is_broken=True)
     drill.do("a node added on which every trial fails", 3 * tenth, break_one, until=lambda: drill.has(SetAside))
-    drill.do("the node that was added taken away", 4 * tenth, lambda: cluster.preempt(_JOINED))
+    drill.do("a node taken away", 4 * tenth, lambda: cluster.preempt(drill.busy()))
     if cluster.is_apart:
-        drill.do("node2 cut off", 5 * tenth, lambda: cluster.cut_off("node2"))
+        drill.do("a node cut off", 5 * tenth, lambda: cluster.cut_off(drill.busy()))
     else:
-        drill.do("node2 killed", 5 * tenth, lambda: cluster.kill("node2"))
+        drill.do("another node killed", 5 * tenth, lambda: cluster.kill(drill.busy()))
+
+
+def _another(cluster: Cluster, node: str) -> str:
+    return next(name for name in cluster.names[1:] if name != node)
 
 
 def figures(events: Sequence[Event]) -> dict[str, int]:
