@@ -3,7 +3,7 @@
 import pytest
 
 from handpose.errors import UserError
-from handpose.sweep.slots import Slots, count_slots, counted_again
+from handpose.sweep.slots import Room, Slots, count_slots, counted_again
 from tests.sweep.conftest import make_settings
 
 
@@ -51,6 +51,15 @@ def test_workers_of_a_trial_may_lie_on_several_nodes(tmp_path):
         UserError, match=r"gpus_per_trial=1 for each of sweep.workers_per_trial=3, but Ray has .* 2 GPUs"
     ):
         count_slots(settings, [{"CPU": 64, "GPU": 2}])
+
+
+def test_a_trial_is_kept_off_nodes_only_where_it_fits_without_them():
+    nodes = [("head", {"CPU": 0}), ("one", {"CPU": 2}), ("two", {"CPU": 3}), ("two", {"CPU": 1})]  # of one host
+    room = Room.on(nodes, Slots(3, 1, 0.0, workers=3))
+    assert room.workers == {"one": 2, "two": 4}
+    assert room.without({"one"}) == {"two"}
+    assert room.without({"two"}) == set()
+    assert room.without({"another"}) == {"one", "two"}
 
 
 def test_slots_are_counted_anew_when_nodes_come_and_go(tmp_path):
