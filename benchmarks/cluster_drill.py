@@ -30,14 +30,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.cheap_sweep import BROKEN_NODE, EPOCH_S, EPOCHS  # noqa: E402
+from benchmarks.hosts import Network  # noqa: E402
 from benchmarks.record import write_results  # noqa: E402
 from handpose.sweep.audit import audit  # noqa: E402
 from handpose.sweep.events import EVENTS, Asked, Begun, Event, Failed, Reported, SetAside, read_events  # noqa: E402
 
 _METRIC = "val/pa_mpjpe_mm"
 _LIMIT_S = 1500.0
-_BRIDGE = "hpdrill"
-_NETWORK = "10.77.7."
 _NODE = "HANDPOSE_DRILL_NODE"
 _NOTICE_S = 5
 _NOTICE = """
@@ -51,17 +50,17 @@ reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
 is_accepted, why = ray._raylet.GcsClient(address=address).drain_node(node, reason, "drill", until)
 assert is_accepted, why
 """
-_JOINED, _BROKEN = "joined", "broken"
+_HEAD, _JOINED, _BROKEN = "head", "joined", "broken"
 
 
 @dataclass
 class Cluster:
-    """Ray nodes of this machine. folder: short, since sockets lie in it. is_apart: each in a network of its own."""
+    """Ray nodes of this machine. folder: short, since sockets lie in it. network: all but the head are hosts of it."""
 
     folder: Path
     cpus: int
     epoch_s: float
-    is_apart: bool
+    network: Network | None
     port: int = 0
     names: list[str] = field(default_factory=list)
 
@@ -76,19 +75,19 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        return f"{self._ip(0)}:{self.port}"
+        return f"{self._ip(_HEAD)}:{self.port}"
 
     def start(self, name: str, *, is_broken: bool = False) -> None:
         """A node; the first one is the head, which runs no trial."""
-        number = len(self.names)
         self.names.append(name)
-        if self.is_apart and number:
-            _connect(name, self._ip(number))
+        if self.network and name != _HEAD:
+            self.network.add(name)
         where = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
-        if number:
+        if name != _HEAD:
             where = [f"--address={self.address}", f"--num-cpus={self.cpus}"]
-        command = [*self._inside(number), str(Path(sys.executable).with_name("ray")), "start", *where]
-        command += [f"--node-name={name}", f"--node-ip-address={self._ip(number)}", "--disable-usage-stats"]
+        inside = self.network.inside(name) if self.network and name != _HEAD else []
+        command = [*inside, str(Path(sys.executable).with_name("ray")), "start", *where]
+        command += [f"--node-name={name}", f"--node-ip-address={self._ip(name)}", "--disable-usage-stats"]
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={10**8}"]
         command += [f"--temp-dir={self.folder / name}"]
         environment = self.environment | {_NODE: str(self.folder / name)} | ({BROKEN_NODE: "1"} if is_broken else {})
@@ -110,49 +109,14 @@ class Cluster:
         time.sleep(_NOTICE_S)
         self.kill(name)
 
-    def cut_off(self, name: str) -> None:
-        """Take the node's cable out."""
-        _ip("link", "set", f"hp{self.names.index(name)}", "down")
-
     def stop(self) -> None:
-        for number, name in enumerate(self.names):
+        for name in self.names:
             self.kill(name)
-            if self.is_apart and number:
-                _ip("link", "del", f"hp{number}")
-                _ip("netns", "del", name)
 
-    def _ip(self, number: int) -> str:
-        return f"{_NETWORK}{number + 1}" if self.is_apart else "127.0.0.1"
-
-    def _inside(self, number: int) -> list[str]:
-        return ["ip", "netns", "exec", self.names[number]] if self.is_apart and number else []
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
-
-
-@contextlib.contextmanager
-def _bridge() -> Iterator[None]:
-    """A switch that the head is on, and that the other hosts are connected to."""
-    _ip("link", "add", _BRIDGE, "type", "bridge")
-    try:
-        _ip("addr", "add", f"{_NETWORK}1/24", "dev", _BRIDGE)
-        _ip("link", "set", _BRIDGE, "up")
-        yield
-    finally:
-        _ip("link", "del", _BRIDGE)
-
-
-def _connect(name: str, address: str) -> None:
-    """A host: a network namespace with a cable to the switch."""
-    cable = f"hp{int(address.rpartition('.')[2]) - 1}"
-    _ip("netns", "add", name)
-    _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
-    _ip("link", "set", cable, "master", _BRIDGE, "up")
-    for arguments in (("addr", "add", f"{address}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
-        _ip("-n", name, *arguments)
-    _ip("-n", name, "link", "set", "lo", "up")
+    def _ip(self, name: str) -> str:
+        if self.network is None:
+            return "127.0.0.1"
+        return self.network.own_address if name == _HEAD else self.network.address(name)
 
 
 def _processes(mark: str) -> list[int]:
@@ -280,11 +244,10 @@ def main() -> None:
     if given.namespaces and os.geteuid():
         sys.exit("error: --namespaces makes networks, which only root may")
     with tempfile.TemporaryDirectory(prefix="hpd") as place, contextlib.ExitStack() as stack:
-        if given.namespaces:
-            stack.enter_context(_bridge())
-        cluster = Cluster(Path(place), given.cpus, given.epoch_s, given.namespaces)
+        network = stack.enter_context(Network("hpd", "10.77.7.")) if given.namespaces else None
+        cluster = Cluster(Path(place), given.cpus, given.epoch_s, network)
         stack.callback(cluster.stop)
-        for name in ("head", *(f"node{number}" for number in range(1, given.nodes + 1))):
+        for name in (_HEAD, *(f"node{number}" for number in range(1, given.nodes + 1))):
             cluster.start(name)
         drill = Drill(cluster, Path(place) / "sweep", given.trials, given.workers)
         stack.callback(drill.kill_driver)  # if it still runs
@@ -315,8 +278,8 @@ def _break(cluster: Cluster, drill: Drill, num_trials: int, *, is_shared: bool) 
     break_one = partial(cluster.start, _BROKEN, is_broken=True)
     drill.do("a node added on which every trial fails", 3 * tenth, break_one, until=lambda: drill.has(SetAside))
     drill.do("a node taken away", 4 * tenth, lambda: cluster.preempt(drill.busy()))
-    if cluster.is_apart:
-        drill.do("a node cut off", 5 * tenth, lambda: cluster.cut_off(drill.busy()))
+    if (network := cluster.network) is not None:
+        drill.do("a node cut off", 5 * tenth, lambda: network.cut_off(drill.busy()))
     else:
         drill.do("another node killed", 5 * tenth, lambda: cluster.kill(drill.busy()))
 

@@ -1,6 +1,7 @@
-"""A sweep that needs three wall times, unattended, on a Slurm of one node that this script starts and ends.
+"""A sweep that needs three wall times, unattended, on a Slurm that this script starts and ends.
 
     python benchmarks/slurm_drill.py --output benchmarks/results/slurm_drill.json
+    python benchmarks/slurm_drill.py --nodes 2     # each a host with a network of its own; one loses its power once
 
 Needs Debian's slurm-wlm and munge, and root, as which the daemons run. `cluster/slurm.py` submits the sweep once; Slurm
 warns, the sweep saves, the job is queued again, and so on to the retrained winner. Then the sweep is audited. Its
@@ -19,17 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from benchmarks.hosts import Network  # noqa: E402
 from handpose.sweep.audit import audit  # noqa: E402
-from handpose.sweep.events import EVENTS, Closed, Opened, Reported, read_events  # noqa: E402
+from handpose.sweep.events import EVENTS, Closed, Failed, Opened, Reported, read_events  # noqa: E402
 
 _DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
+_OFF_S = 30.0
 _SPACE = """
 import time
 
@@ -51,13 +53,13 @@ AuthType=auth/munge
 AuthInfo=socket={place}/munge.socket,cred_expire=10
 SlurmUser=root
 StateSaveLocation={place}/state
-SlurmdSpoolDir={place}/spool
+SlurmdSpoolDir={place}/spool.%n
 SlurmctldPidFile={place}/slurmctld.pid
-SlurmdPidFile={place}/slurmd.pid
+SlurmdPidFile={place}/slurmd.%n.pid
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 SlurmctldLogFile={place}/slurmctld.log
-SlurmdLogFile={place}/slurmd.log
+SlurmdLogFile={place}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -66,7 +68,7 @@ SchedulerParameters=batch_sched_delay=1,sched_interval=5
 MpiDefault=none
 ReturnToService=2
 KillWait=10
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+{nodes}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -78,14 +80,16 @@ def main() -> None:
     parser.add_argument("--wall-time", default="00:04:00", help="Slurm may warn a minute early")
     parser.add_argument("--warning-s", type=int, default=40)
     parser.add_argument("--limit-s", type=float, default=3600.0, help="then the drill has failed")
+    parser.add_argument("--nodes", type=int, default=1, help="more than one are hosts with networks of their own")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("ended"))
     missing = [name for name in _DAEMONS if shutil.which(name, path=_path()) is None]
     if missing or os.getuid() != 0:
         sys.exit(f"this drill needs {', '.join(missing) or 'root'}: as root, apt-get install slurm-wlm munge")
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, _slurm(Path(folder)) as environment:
-        found = _drill(Path(folder), environment, given)
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, contextlib.ExitStack() as stack:
+        slurm = Slurm(Path(folder), given.nodes, stack)
+        found = _drill(slurm, given)
     for name, value in found.items():
         print(f"{name:22} {value}")
     if given.output:
@@ -93,32 +97,110 @@ def main() -> None:
     sys.exit(0 if found["jobs"] >= 3 and found["is finished"] and not found["findings"] else 1)
 
 
-def _drill(folder: Path, environment: dict[str, str], given: argparse.Namespace) -> dict[str, Any]:
+class Slurm:
+    """A Slurm of this machine with all of its files in a folder. stack: on which its end is laid.
+
+    One node is this machine itself; of several each is a host of a network, which the controller is on too.
+    """
+
+    def __init__(self, folder: Path, num_nodes: int, stack: contextlib.ExitStack) -> None:
+        self.folder = folder
+        (folder / "state").mkdir()
+        folder.chmod(0o755)
+        key = folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        self._network = stack.enter_context(Network("hpslm", "10.77.8.")) if num_nodes > 1 else None
+        self.cpus_per_node = max(1, (os.cpu_count() or 1) // num_nodes)
+        self.nodes = self._add_nodes(num_nodes)
+        self._stack = stack
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
+        # Ray starts workers with nice 15, which get nothing on a machine that somebody else uses meanwhile.
+        self.environment["RAY_worker_niceness"] = "0"
+        files = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        munge = ["munged", "--foreground", "--force", f"--key-file={key}"]
+        munge += [f"--{name}={folder}/munge.{suffix}" for name, suffix in files.items()]
+        for command in (munge, ["slurmctld", "-D"]):
+            self._start(command)
+        for node in self.nodes:
+            self.start_node(node)
+
+    def start_node(self, node: str) -> None:
+        """Switch one on."""
+        inside = self._network.inside(node, names=self.folder / "hosts") if self._network else []
+        self._daemons[node] = self._start([*inside, "slurmd", "-D", "-N", node])
+
+    def power_off(self, node: str) -> None:
+        """End all that runs on one at once."""
+        assert self._network is not None
+        self._network.power_off(node)
+        self._daemons[node].wait()
+
+    def ask(self, *command: str) -> str:
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False).stdout
+
+    def _add_nodes(self, num: int) -> list[str]:
+        """Write them down for Slurm; their names."""
+        host, network = socket.gethostname(), self._network
+        names = [host] if network is None else [f"n{number}" for number in range(1, num + 1)]
+        addresses = ["127.0.0.1"] if network is None else [network.add(name) for name in names]
+        if network is not None:
+            (self.folder / "hosts").write_text(network.names())
+        lines = [
+            f"NodeName={name} NodeAddr={address} CPUs={self.cpus_per_node} State=UNKNOWN"
+            for name, address in zip(names, addresses, strict=True)
+        ]
+        # By default the nodes ask for the controller by its name, which on many a machine is that of its loopback.
+        controller = host if network is None else f"{host}({network.own_address})"
+        text = _SLURM_CONF.format(
+            host=controller, place=self.folder, ports=(_free_port(), _free_port()), nodes="\n".join(lines)
+        )
+        (self.folder / "slurm.conf").write_text(text)
+        return names
+
+    def _start(self, command: list[str]) -> "subprocess.Popen[bytes]":
+        daemon = subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL)
+        self._stack.callback(_end, daemon)
+        time.sleep(2.0)
+        return daemon
+
+
+def _drill(slurm: Slurm, given: argparse.Namespace) -> dict[str, Any]:
+    folder, began = slurm.folder, time.monotonic()
     (folder / "space.py").write_text(_SPACE)
-    options = [f"--wall-time={given.wall_time}", f"--warning-s={given.warning_s}", f"--cpus-per-node={os.cpu_count()}"]
+    options = [f"--wall-time={given.wall_time}", f"--warning-s={given.warning_s}", f"--nodes={given.nodes}"]
+    options += [f"--cpus-per-node={slurm.cpus_per_node}"]
     arguments = ["sweep.name=drill", f"sweep.num_trials={given.trials}", f"search_space={folder / 'space.py'}", *_SMALL]
     command = [sys.executable, str(REPOSITORY / "cluster" / "slurm.py"), *options, "--", *arguments]
-    began = time.monotonic()
-    submitted = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    submitted = subprocess.run(command, cwd=folder, env=slurm.environment, capture_output=True, text=True, check=False)
     if submitted.returncode:
         sys.exit(submitted.stderr)
     job = re.search(r"Submitted batch job (\d+)", submitted.stdout)
     assert job is not None, submitted.stdout
+    sweep, log = folder / "outputs" / "sweeps" / "drill", folder / "outputs" / "jobs" / "drill" / "job.log"
     try:
-        state = _wait(job[1], environment, began + given.limit_s)
+        if given.nodes > 1:
+            _lose_a_node(slurm, sweep / EVENTS, log, began + given.limit_s)
+        state = _wait(slurm, job[1], began + given.limit_s)
     finally:
-        subprocess.run(["scancel", job[1]], env=environment, check=False)
-    log = (folder / "outputs" / "jobs" / "drill" / "job.log").read_text()
-    print(log)
-    sweep = folder / "outputs" / "sweeps" / "drill"
+        slurm.ask("scancel", job[1])
+    text = log.read_text()
+    print(text)
     events = read_events(sweep / EVENTS)
+    reports = [event for event in events if isinstance(event, Reported)]
     findings = audit(sweep)
     return {
         "state of the job": state,
-        "jobs": log.count("job: queued again") + 1,
+        "nodes": given.nodes,
+        "nodes that reported": len({event.node for event in reports}),
+        "nodes lost": len(re.findall(r"node \S+ is gone: ", text)),
+        "nodes that joined": len(re.findall(r"node \S+ has joined", text)),
+        "stretches lost with them": sum(isinstance(each, Failed) and each.kind == "lost" for each in events),
+        "jobs": text.count("job: queued again") + 1,
         "seconds": round(time.monotonic() - began),
         "trials": given.trials,
-        "reports": sum(isinstance(event, Reported) for event in events),
+        "reports": len(reports),
         "times begun": sum(isinstance(event, Opened) for event in events),
         "is finished": isinstance(events[-1], Closed) and events[-1].reason == "finished",
         "is retrained": (sweep / "retrain" / "metrics.json").is_file(),
@@ -129,42 +211,37 @@ def _drill(folder: Path, environment: dict[str, str], given: argparse.Namespace)
     }
 
 
-def _wait(job: str, environment: dict[str, str], end: float) -> str:
+def _lose_a_node(slurm: Slurm, events: Path, log: Path, end: float) -> None:
+    """In the second job the last node loses its power while it trains, and has it again half a minute later."""
+    node = slurm.nodes[-1]
+
+    def reports() -> list[Reported]:
+        return [each for each in read_events(events) if isinstance(each, Reported)] if events.exists() else []
+
+    def jobs_ended() -> int:
+        return log.read_text().count("job: queued again") if log.exists() else 0
+
+    known: int | None = None
+    while known is None or all(each.node != node for each in reports()[known:]):
+        if known is None and jobs_ended() > 0:
+            known = len(reports())
+        if time.monotonic() > end:
+            sys.exit(f"no trial of a second job has reported from {node}:\n{log.read_text() if log.exists() else ''}")
+        time.sleep(0.5)
+    slurm.power_off(node)
+    print(f"{node} has lost its power", flush=True)
+    time.sleep(_OFF_S)
+    slurm.start_node(node)
+
+
+def _wait(slurm: Slurm, job: str, end: float) -> str:
     """The state that the job has come to its end in."""
     while True:
-        shown = subprocess.run(
-            ["scontrol", "show", "job", job], env=environment, capture_output=True, text=True, check=False
-        ).stdout
-        found = re.search(r"JobState=(\w+)", shown)
+        found = re.search(r"JobState=(\w+)", slurm.ask("scontrol", "show", "job", job))
         state = found[1] if found else "UNKNOWN"
         if state not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING") or time.monotonic() > end:
             return state
         time.sleep(2.0)
-
-
-@contextlib.contextmanager
-def _slurm(folder: Path) -> Iterator[dict[str, str]]:
-    """A Slurm of this machine, with all of its files in a folder; yields the environment that leads to it."""
-    for name in ("state", "spool"):
-        (folder / name).mkdir()
-    folder.chmod(0o755)
-    key = folder / "munge.key"
-    key.write_bytes(os.urandom(128))
-    key.chmod(0o400)
-    host = socket.gethostname()
-    text = _SLURM_CONF.format(host=host, place=folder, ports=(_free_port(), _free_port()), cpus=os.cpu_count())
-    (folder / "slurm.conf").write_text(text)
-    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
-    # Ray starts workers with nice 15, which get nothing on a machine that somebody else uses meanwhile.
-    environment["RAY_worker_niceness"] = "0"
-    files = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-    munge = ["munged", "--foreground", "--force", f"--key-file={key}"]
-    munge += [f"--{name}={folder}/munge.{suffix}" for name, suffix in files.items()]
-    with contextlib.ExitStack() as stack:
-        for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D"]):
-            stack.callback(_end, subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
-            time.sleep(2.0)
-        yield environment
 
 
 def _end(daemon: subprocess.Popen[bytes]) -> None:

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -32,6 +33,9 @@ _LOOK_EVERY_S = 0.5
 _MARGIN_S = 30.0
 """Of the time between warning and end, what is left for stopping the nodes and queueing the job again."""
 _NODE_PATIENCE_S = 20.0
+_AGAIN_AFTER_S = 60.0
+_MOST_STARTS = 5
+"""Of a node in one job."""
 _MOST_IDLE_JOBS = 2
 _ENDED_BY_SIGNAL = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 130, INTERRUPTED)
 """Statuses of a tune.py that was told to end: before the sweep it does not save, since there is nothing yet."""
@@ -74,7 +78,8 @@ class Nodes:
     def __init__(self, allocation: Allocation, folder: Path, options: Sequence[str]) -> None:
         self._folder, self._options, self._allocation = folder, options, allocation
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._gone: set[str] = set()
+        self._gone: dict[str, float] = {}  # since when
+        self._starts: Counter[str] = Counter()
 
     def start_head(self, ending: Ending, patience_s: float) -> str | None:
         """The address of the cluster; None where the head did not come up, or the job is to end."""
@@ -94,11 +99,21 @@ class Nodes:
             say(f"goes on with {len(others) + 1 - len(missing)} nodes; not there yet: {', '.join(missing)}")
 
     def tell_gone(self) -> None:
-        """Say once of each node that has ended by itself that it did."""
+        """Say of each node that has ended by itself that it did."""
         for host in self._processes:
             if self._has_ended(host) and host not in self._gone:
-                self._gone.add(host)
+                self._gone[host] = time.monotonic()
                 say(f"the Ray node on {host} has ended; what it wrote last: {self._last_line(host)}")
+
+    def start_again(self, address: str) -> None:
+        """Those that have been gone for a minute, of which something may have been wrong for once."""
+        for host, since in list(self._gone.items()):
+            is_due = time.monotonic() - since >= _AGAIN_AFTER_S
+            if is_due and host != self._allocation.hosts[0] and self._starts[host] < _MOST_STARTS:
+                del self._gone[host]
+                (self._folder / f"{host}.up").unlink(missing_ok=True)
+                say(f"starts the Ray node on {host} again")
+                self._start(host, [f"--head={address}"], is_here=False)
 
     @property
     def has_head(self) -> bool:
@@ -114,6 +129,7 @@ class Nodes:
                 _end_at(process, time.monotonic() + _NODE_PATIENCE_S)
 
     def _start(self, host: str, more: Sequence[str], *, is_here: bool) -> None:
+        self._starts[host] += 1
         command = [sys.executable, str(_NODE), f"--folder={self._folder}", f"--host={host}", *self._options, *more]
         # In a session of its own: Ctrl-C in a terminal is for the job alone, which stops the others in order.
         self._processes[host] = subprocess.Popen(
@@ -191,6 +207,7 @@ def run(nodes: Nodes, ending: Ending, given: argparse.Namespace, arguments: Sequ
         process = subprocess.Popen(tune_command(arguments, folder), env=environment, start_new_session=True)
         while process.poll() is None and not ending.is_due and nodes.has_head:
             nodes.tell_gone()
+            nodes.start_again(address)
             time.sleep(_LOOK_EVERY_S)
         nodes.tell_gone()
         if process.poll() is None:

@@ -65,6 +65,7 @@ def ray_command(given: argparse.Namespace, *, folder: Path, address: str | None)
     """The command line of the Ray node. folder: for its temporary files. address: of this machine."""
     cores = len(os.sched_getaffinity(0))
     options = [
+        f"--node-name={given.host}",
         f"--temp-dir={folder}",
         f"--num-cpus={min(cores, given.cpus) if given.cpus else cores}",
         f"--object-store-memory={_OBJECT_STORE_BYTES}",

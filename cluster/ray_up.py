@@ -1,12 +1,14 @@
 """Write the file with which `ray up` makes a cluster in a cloud, or of machines that answer ssh, and say what to type.
 
-    python cluster/ray_up.py --provider aws --region us-west-2 --instance-type g5.2xlarge --nodes 4 \\
+    python cluster/ray_up.py --provider aws --region us-west-2 --instance-type g5.2xlarge --image ami-... --nodes 4 \\
         --output hands.yaml -- sweep.storage=s3://BUCKET/sweeps sweep.num_trials=200
-    python cluster/ray_up.py --provider local --hosts 10.1.0.1 10.1.0.2 --ssh-user me --output hands.yaml -- ...
+    python cluster/ray_up.py --provider local --hosts 10.1.0.1 10.1.0.2 --ssh-user me \\
+        --ssh-private-key ~/.ssh/id_ed25519 --output hands.yaml -- ...
 
 See cluster/ray_up.md.
 """
 
+import argparse
 import os
 import shlex
 import sys
@@ -18,31 +20,46 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.submission import REPOSITORY, Submission, parser, read
+from cluster.sweep import key_of
 from handpose.config import told
 from handpose.errors import UserError
 from handpose.sweep.privacy import keep_token
 
 _TOKEN = "~/.ray/auth_token"
-_START = "RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 ray start --object-store-memory=104857600"
+_PYTHON = "~/handpose_venv/bin"
+"""An environment of its own on each machine: into that of Debian and Ubuntu pip installs nothing (PEP 668)."""
+_RAY = f"RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 {_PYTHON}/ray"
+_START = f"{_RAY} start --object-store-memory=104857600"
+_CLIENTS = {"aws": "boto3", "gcp": "google-api-python-client cryptography", "local": ""}
+"""With which the head, from its Python, starts the other machines."""
 
 
 def cluster(submission: Submission) -> dict[str, Any]:
     """What the file holds, as ray/autoscaler/ray-schema.json has it."""
     given = submission.options
-    setup = [given.setup] if given.setup else []
+    install = f"{_PYTHON}/pip install -q -r ~/handpose/requirements.txt {_CLIENTS[given.provider]}"
+    key = {} if given.ssh_private_key is None else {"ssh_private_key": given.ssh_private_key}
     return {
         "cluster_name": submission.name,
         **_machines(submission),
-        "auth": {"ssh_user": given.ssh_user},
+        "auth": {"ssh_user": given.ssh_user, **key},
         # The token travels as a file, with its mode; in a command it would stand in logs and lists of processes.
         "file_mounts": {"~/handpose": str(REPOSITORY), _TOKEN: str(Path(_TOKEN).expanduser())},
-        "rsync_exclude": [".git", ".venv", "outputs", "data", "__pycache__"],
-        "setup_commands": [*setup, f"chmod 600 {_TOKEN}", "python3 -m pip install -q -r ~/handpose/requirements.txt"],
+        "rsync_exclude": ["/.git", "/.venv", "/outputs", "/data", "__pycache__"],  # /: of the clone, not of packages
+        "setup_commands": [
+            *([given.setup] if given.setup else []),
+            f"chmod 600 {_TOKEN}",
+            f"{given.python} -m venv {_PYTHON.removesuffix('/bin')}",
+            install.rstrip(),
+            # `ray down` has the machines run `ray stop`.
+            f"grep -qs {_PYTHON} ~/.bashrc || echo 'export PATH={_PYTHON}:$PATH' >> ~/.bashrc",
+        ],
+        "head_setup_commands": [],  # those of Ray (2.60) install into another Python
         "head_start_ray_commands": [
-            "ray stop",
+            f"{_RAY} stop",
             f"{_START} --head --port=6379 --dashboard-host=127.0.0.1 --autoscaling-config=~/ray_bootstrap_config.yaml",
         ],
-        "worker_start_ray_commands": ["ray stop", f"{_START} --address=$RAY_HEAD_IP:6379"],
+        "worker_start_ray_commands": [f"{_RAY} stop", f"{_START} --address=$RAY_HEAD_IP:6379"],
     }
 
 
@@ -51,37 +68,51 @@ def _machines(submission: Submission) -> dict[str, Any]:
     if given.provider == "local":
         head, *workers = given.hosts
         return {"provider": {"type": "local", "head_ip": head, "worker_ips": workers}}
-    config = {"aws": {"InstanceType": given.instance_type}, "gcp": {"machineType": given.instance_type}}[given.provider]
     provider = {"type": given.provider, "region": given.region}
     if given.provider == "gcp":
         provider |= {"project_id": given.project_id, "availability_zone": given.zone}
-    kinds = {
-        "head": {"node_config": config, "resources": {}},
-        "worker": {
-            "node_config": config,
-            "resources": {},
-            "min_workers": given.nodes - 1,
-            "max_workers": given.nodes - 1,
-        },
-    }
+    kind = {"node_config": _aws(given) if given.provider == "aws" else _gcp(given), "resources": {}}
+    others = {"min_workers": given.nodes - 1, "max_workers": given.nodes - 1}
     return {
         "provider": provider,
         "max_workers": given.nodes - 1,
-        "available_node_types": kinds,
+        "available_node_types": {"head": kind, "worker": kind | others},
         "head_node_type": "head",
     }
+
+
+def _aws(given: argparse.Namespace) -> dict[str, Any]:
+    """An instance, in the words of EC2. Ray's own image (2.60) is Ubuntu 18.04, whose Python is too old."""
+    disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": given.disk_gb, "VolumeType": "gp3"}}
+    return {"InstanceType": given.instance_type, "ImageId": given.image, "BlockDeviceMappings": [disk]}
+
+
+def _gcp(given: argparse.Namespace) -> dict[str, Any]:
+    """An instance, in the words of Compute Engine, which has no default for the disk."""
+    made = {"diskSizeGb": given.disk_gb, "sourceImage": given.image}
+    disk = {"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": made}
+    stays = {"scheduling": {"onHostMaintenance": "TERMINATE"}} if given.gpus_per_node else {}  # with GPUs it must be
+    return {"machineType": given.instance_type, "disks": [disk], **stays}
 
 
 def _check(submission: Submission) -> None:
     given = submission.options
     needed = {
         "local": ("hosts",),
-        "aws": ("region", "instance_type"),
-        "gcp": ("region", "zone", "project_id", "instance_type"),
+        "aws": ("region", "instance_type", "image"),
+        "gcp": ("region", "zone", "project_id", "instance_type", "image"),
     }[given.provider]
     missing = [f"--{name.replace('_', '-')}" for name in needed if not getattr(given, name)]
     if missing:
         raise UserError(f"--provider {given.provider} needs {', '.join(missing)}")
+    if given.provider == "local" and given.nodes not in (1, len(given.hosts)):
+        raise UserError(f"--nodes {given.nodes}: --hosts names {len(given.hosts)} machines, and all of them are used")
+    num_machines = len(given.hosts) if given.provider == "local" else given.nodes
+    if num_machines > 1 and not {"sweep.storage", "paths.output"} & set(map(key_of, submission.arguments)):
+        raise UserError(
+            "the machines share no folder: keep the sweep in an object store (sweep.storage=s3://BUCKET/sweeps), or "
+            "name one that --setup mounts on all of them (paths.output=FOLDER)"
+        )
 
 
 def main(argv: list[str]) -> None:
@@ -92,9 +123,13 @@ def main(argv: list[str]) -> None:
     made.add_argument("--zone", help="of gcp")
     made.add_argument("--project-id", help="of gcp")
     made.add_argument("--instance-type", help="kind of machine, which decides its cores and GPUs")
+    made.add_argument("--image", help="AMI, or sourceImage of gcp, with Python 3.11 or newer and the GPU's driver")
+    made.add_argument("--disk-gb", type=int, default=200, help="of each machine of a cloud")
     made.add_argument("--hosts", nargs="+", help="addresses of your own machines, the head first")
     made.add_argument("--setup", default="", help="shell commands on each machine, before pip")
+    made.add_argument("--python", default="python3", help="of each machine, 3.11 or newer")
     made.add_argument("--ssh-user", default="ubuntu")
+    made.add_argument("--ssh-private-key", help="which opens all machines; the head gets it, to reach the others")
     made.add_argument("--output", type=Path, required=True, help="the file to write")
     with told():
         submission = read(made, argv, is_here=False)
@@ -105,11 +140,20 @@ def main(argv: list[str]) -> None:
         if not given.dry_run:
             keep_token(os.environ, home=Path.home())
             given.output.write_text(text)
-        command = shlex.join(["python3", "cluster/sweep.py", "--", *submission.arguments])
-        exported = "export RAY_AUTH_MODE=token"
-        print(f"\nray up -y {given.output}")
-        print(f"ray exec --tmux {given.output} {shlex.quote(f'cd ~/handpose && {exported} && {command}')}")
-        print(f"ray down -y {given.output}")
+        command = shlex.join(["cluster/sweep.py", "--", *submission.arguments])
+        sweep = f"cd ~/handpose && RAY_AUTH_MODE=token {_PYTHON}/python {command}"
+        # Of machines of one's own Ray's second autoscaler (2.60) never starts any but the head.
+        switch = "RAY_UP_enable_autoscaler_v2=0 " if given.provider == "local" else ""
+        ray = _shown(Path(sys.executable).with_name("ray"))
+        print(f"\n{switch}{ray} up -y {given.output}")
+        print(f"{ray} exec --tmux {given.output} {shlex.quote(sweep)}")
+        print(f"{ray} down -y {given.output}")
+
+
+def _shown(program: Path) -> str:
+    """As it is typed here."""
+    here = Path.cwd()
+    return str(program.relative_to(here) if program.is_relative_to(here) else program)
 
 
 if __name__ == "__main__":

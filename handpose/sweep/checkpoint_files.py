@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from handpose.errors import UserError
-from handpose.sweep.events import Saved
+from handpose.sweep.events import EVENTS, Saved
 from handpose.sweep.retention import FOLDER, file_sum, newest_whole, saved
 from handpose.sweep.store import Store, reason
 from handpose.sweep.stretch import Stretch, run_name
 
 _FETCH_PATIENCE_S = 600.0
 _RUNG_PATIENCE_S = 60.0
+_NFS_PATIENCE_S = 10.0
 _THREADS = 8
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 2.0, 60.0
 _NAME = re.compile(r"epoch_(\d+)_stretch_(\d+)\.([0-9a-f]{8})\.ckpt")
@@ -55,12 +56,30 @@ class CheckpointFiles(Protocol):
 
 @contextlib.contextmanager
 def worker_files(stretch: Stretch, *, scratch: Path) -> Iterator[CheckpointFiles]:
-    """Of the sweep that a stretch belongs to. scratch: folder of this machine for what is on its way to a store."""
+    """Of the sweep that a stretch belongs to. scratch: folder of this machine for what is on its way to a store.
+
+    Raises FileNotFoundError on a node that does not see the sweep's folder.
+    """
     if stretch.storage is None:
+        if said := unseen(Path(stretch.folder) / EVENTS):
+            raise FileNotFoundError(f"the node {said}")
         yield FolderFiles(Path(stretch.folder))
         return
     with tempfile.TemporaryDirectory(dir=scratch, prefix="checkpoints-") as place:
         yield StoreFiles(Store(stretch.storage), Path(place))
+
+
+def unseen(file: Path, *, patience_s: float = _NFS_PATIENCE_S) -> str:
+    """Why this node does not do for a sweep in whose folder the driver has written a file; nothing where it does."""
+    folder, end = file.parent, time.monotonic() + patience_s
+    while not (folder.is_dir() and file.name in os.listdir(folder)):  # not file.exists(), of which NFS keeps a "no"
+        if time.monotonic() > end:
+            return (
+                f"does not see {folder}, the folder of the sweep: keep it in an object store "
+                "(sweep.storage=s3://bucket/folder), or put paths.output on a file system that all nodes share"
+            )
+        time.sleep(0.5)
+    return ""
 
 
 class FolderFiles:

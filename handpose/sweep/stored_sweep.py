@@ -6,12 +6,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from handpose.errors import UserError
+from handpose.sweep.checkpoint_files import unseen
 from handpose.sweep.events import EVENTS
+from handpose.sweep.nodes import live_nodes
 from handpose.sweep.owner import OWNER
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.store import Store, is_url, reason
@@ -42,16 +45,23 @@ def check_storage(sweep: SweepSettings) -> None:
 
 
 def check_nodes(sweep: SweepSettings) -> None:
-    """See, within a running Ray, that every node of a cluster can use the store. Raises UserError, which names one."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if sweep.storage is None or len(nodes) == 1:
+    """See, within a running Ray, that every node of a cluster can use the sweep's store, or sees its folder.
+
+    Raises UserError, which names one that does not.
+    """
+    nodes = live_nodes()
+    if len(nodes) == 1:
         return
-    probe = ray.remote(num_cpus=0)(_refusal)
-    there = {node["NodeManagerHostname"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes}
-    asked = {name: probe.options(scheduling_strategy=node).remote(sweep.storage) for name, node in there.items()}
-    for name, answer in asked.items():
-        if refusal := ray.get(answer, timeout=_NODE_PATIENCE_S):
-            raise UserError(f"on node {name} {refusal}; nodes take their credentials from their own environment")
+    with contextlib.ExitStack() as stack:
+        found: tuple[Callable[[Any], str], Any] = (_refusal, sweep.storage)
+        if sweep.storage is None:
+            found = (unseen, stack.enter_context(_word(sweep.path)))
+        probe = ray.remote(num_cpus=0)(found[0])
+        there = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes]
+        answers = [probe.options(scheduling_strategy=node).remote(found[1]) for node in there]
+        for node, answer in zip(nodes, answers, strict=True):
+            if said := ray.get(answer, timeout=_NODE_PATIENCE_S):
+                raise UserError(f"node {node.name} {said}")
 
 
 def _refusal(url: str) -> str:
@@ -59,8 +69,22 @@ def _refusal(url: str) -> str:
     try:
         Store(url).check()
     except UserError as error:
-        return str(error)
+        return f"cannot use sweep.storage: {error}; nodes take their credentials from their own environment"
     return ""
+
+
+@contextlib.contextmanager
+def _word(folder: Path) -> Iterator[Path]:
+    """A file in a sweep's folder for the length of a block; what had to be made for it is removed again."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as file:
+            yield Path(file.name)
+    finally:
+        with contextlib.suppress(OSError):  # another process has put something there
+            for each in made:
+                each.rmdir()
 
 
 def brought_back(url: str, folder: Path) -> None:

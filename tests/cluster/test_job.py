@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster import job
-from cluster.job import parse, run
+from cluster.job import Nodes, parse, run
 from cluster.sweep import progress, tune_command
 from handpose.config import REPOSITORY
 from tests.builders import write_freihand
@@ -35,6 +35,9 @@ class FakeNodes:
     def tell_gone(self):
         pass
 
+    def start_again(self, address):
+        pass
+
     def stop(self):
         self.told.append("stopped")
 
@@ -56,10 +59,13 @@ class FakeEnding:
 class FakeAllocation:
     """One that takes note."""
 
-    job, hosts = "7", ("here",)
+    job, hosts = "7", ("here", "there")
 
     def __init__(self, reason=None):
         self.reason, self.num_asked = reason, 0
+
+    def command_on(self, host, command):
+        return command
 
     def requeue(self):
         self.num_asked += 1
@@ -101,6 +107,43 @@ def test_a_sweep_without_a_head_is_told_to_save(tune, tmp_path):
     nodes = FakeNodes()
     nodes.has_head = False
     assert run(nodes, FakeEnding(), Namespace(wait_s=1, warning_s=10), [], tmp_path) == 75
+
+
+NODE = """
+import pathlib, sys, time
+given = dict(item.removeprefix("--").split("=", 1) for item in sys.argv[1:])
+folder, host = pathlib.Path(given["folder"]), given["host"]
+with (folder / "starts").open("a") as starts:
+    print(host, given.get("head"), file=starts)
+(folder / f"{host}.up").write_text("10.0.0.1:7")
+if host == "here":
+    time.sleep(600)
+print("out of memory", file=(folder / f"{host}.log").open("a"))
+"""
+
+
+def test_a_node_that_ended_is_started_again_a_few_times(tmp_path, monkeypatch, capsys):
+    (tmp_path / "node.py").write_text(NODE)
+    monkeypatch.setattr(job, "_NODE", tmp_path / "node.py")
+    monkeypatch.setattr(job, "_AGAIN_AFTER_S", 0.1)
+    nodes = Nodes(FakeAllocation(), tmp_path, [])
+    try:
+        address = nodes.start_head(FakeEnding(), 60)
+        nodes.start_others(address, FakeEnding(), 60)
+        end = time.monotonic() + 60
+        while capsys.readouterr().out.count("has ended; what it wrote last: out of memory") < 1:
+            nodes.tell_gone()
+            assert time.monotonic() < end
+        for _ in range(100):
+            nodes.tell_gone()
+            nodes.start_again(address)
+            time.sleep(0.05)
+        assert nodes.has_head
+    finally:
+        nodes.stop()
+    starts = (tmp_path / "starts").read_text().splitlines()
+    assert starts == ["here None", *["there 10.0.0.1:7"] * job._MOST_STARTS]
+    assert "job: starts the Ray node on there again" in capsys.readouterr().out
 
 
 def test_a_job_that_got_somewhere_comes_again(tmp_path, capsys):

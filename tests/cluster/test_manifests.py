@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cluster import kuberay, ray_up
+from handpose.config import REPOSITORY
 
 POD = ["--nodes", "3", "--gpus-per-node", "1", "--cpus-per-node", "8", "--image", "r/hands:1", "--claim", "sweeps"]
 
@@ -81,19 +82,32 @@ def test_a_mistake_is_a_sentence(tmp_path, monkeypatch, capsys, argv, sentence):
     assert sentence in refused(kuberay, capsys, argv)
 
 
-AWS = ["--provider", "aws", "--region", "us-west-2", "--instance-type", "g5.xlarge", "--nodes", "4"]
-GCP = ["--provider", "gcp", "--region", "r", "--zone", "z", "--project-id", "p", "--instance-type", "n1-standard-8"]
-LOCAL = ["--provider", "local", "--hosts", "10.1.0.1", "10.1.0.2"]
+AWS = ["--provider", "aws", "--region", "r", "--instance-type", "g5.xlarge", "--image", "ami-1", "--nodes", "4"]
+GCP = [
+    *("--provider", "gcp", "--region", "r", "--zone", "z", "--project-id", "p", "--instance-type", "n1-standard-8"),
+    *("--image", "projects/p/global/images/family/f", "--gpus-per-node", "1"),
+]
+LOCAL = ["--provider", "local", "--hosts", "10.1.0.1", "10.1.0.2", "--ssh-private-key", "~/.ssh/id_ed25519"]
+SWEEP = ["--", "sweep.name=hands", "sweep.storage=s3://bucket/sweeps"]
 
 
-@pytest.mark.parametrize("machines", [AWS, GCP, LOCAL], ids=["aws", "gcp", "local"])
-def test_a_file_for_ray_up_fits_rays_own_schema(tmp_path, monkeypatch, capsys, machines):
+@pytest.fixture
+def for_ray_up(tmp_path, monkeypatch, capsys):
+    """What ray_up.py writes and prints for some options; its home is a folder of the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    ray_up.main([*machines, "--output", "hands.yaml", "--", "sweep.name=hands"])
-    told = capsys.readouterr().out
-    content = yaml.safe_load((tmp_path / "hands.yaml").read_text())
+
+    def made(options):
+        ray_up.main([*options, "--output", "hands.yaml", *SWEEP])
+        return yaml.safe_load((tmp_path / "hands.yaml").read_text()), capsys.readouterr().out
+
+    return made
+
+
+@pytest.mark.parametrize("machines", [AWS, GCP, LOCAL], ids=["aws", "gcp", "local"])
+def test_a_file_for_ray_up_fits_rays_own_schema(tmp_path, for_ray_up, machines):
+    content, told = for_ray_up(machines)
     jsonschema.validate(content, json.loads(files("ray.autoscaler").joinpath("ray-schema.json").read_text()))
     token = (tmp_path / ".ray" / "auth_token").read_text()
     assert token not in (tmp_path / "hands.yaml").read_text() + told
@@ -104,8 +118,54 @@ def test_a_file_for_ray_up_fits_rays_own_schema(tmp_path, monkeypatch, capsys, m
     assert "ray up -y hands.yaml" in told
 
 
+def test_machines_of_a_cloud_have_an_image_and_a_disk(for_ray_up):
+    for content in (for_ray_up(AWS)[0], for_ray_up(GCP)[0]):
+        kinds = content["available_node_types"]
+        assert kinds["head"]["node_config"] == kinds["worker"]["node_config"]
+    (disk,) = for_ray_up(AWS)[0]["available_node_types"]["head"]["node_config"]["BlockDeviceMappings"]
+    assert disk["Ebs"]["VolumeSize"] == 200
+    machine = for_ray_up(GCP)[0]["available_node_types"]["head"]["node_config"]
+    assert machine["disks"][0]["initializeParams"]["sourceImage"] == "projects/p/global/images/family/f"
+    assert machine["scheduling"] == {"onHostMaintenance": "TERMINATE"}
+
+
+def test_the_head_can_start_the_other_machines(for_ray_up):
+    """From its own Python, into which Ray's own setup commands would not install what speaks to the cloud."""
+    aws, gcp, local = (for_ray_up(machines) for machines in (AWS, GCP, LOCAL))
+    assert any("pip install" in each and "boto3" in each for each in aws[0]["setup_commands"])
+    assert any("google-api-python-client" in each for each in gcp[0]["setup_commands"])
+    assert aws[0]["head_setup_commands"] == []
+    assert local[0]["auth"]["ssh_private_key"] == "~/.ssh/id_ed25519"
+    assert "RAY_UP_enable_autoscaler_v2=0 " in local[1]
+    assert "RAY_UP" not in aws[1]
+
+
+def test_all_of_the_project_travels(for_ray_up):
+    patterns = for_ray_up(LOCAL)[0]["rsync_exclude"]
+    anchored = {pattern[1:] for pattern in patterns if pattern.startswith("/")}
+    anywhere = {pattern for pattern in patterns if not pattern.startswith("/")}
+    files = [file.relative_to(REPOSITORY) for top in ("handpose", "configs") for file in (REPOSITORY / top).rglob("*")]
+    sources = [file for file in files if file.suffix in (".py", ".yaml")]
+    assert any(file.parts[:2] == ("configs", "data") for file in sources)
+    assert not [file for file in sources if file.parts[0] in anchored or anywhere & set(file.parts)]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([*AWS, "--output", "h.yaml", "--", "sweep.name=hands"], "the machines share no folder"),
+        ([*LOCAL, "--output", "h.yaml", "--", "sweep.name=hands"], "sweep.storage=s3://BUCKET/sweeps"),
+        ([*LOCAL, "--nodes", "3", "--output", "h.yaml", *SWEEP], "--nodes 3: --hosts names 2 machines"),
+    ],
+)
+def test_machines_that_cannot_make_a_sweep_are_refused(tmp_path, monkeypatch, capsys, options, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert sentence in refused(ray_up, capsys, options)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_cloud_needs_is_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = ["--provider", "aws", "--output", "hands.yaml", "--", "sweep.name=hands"]
-    assert "--provider aws needs --region, --instance-type" in refused(ray_up, capsys, argv)
+    assert "--provider aws needs --region, --instance-type, --image" in refused(ray_up, capsys, argv)
     assert list(tmp_path.iterdir()) == []

@@ -45,6 +45,20 @@ def keep(files, epoch, *, stretch=1, is_needed=False, content=b"weights"):
     return files.keep(file, epoch=epoch, is_needed=is_needed)
 
 
+def test_a_node_that_does_not_see_the_sweeps_folder_says_so_before_it_trains(tmp_path, monkeypatch):
+    stretch = Stretch(3, 1, {}, 0, [], str(tmp_path / "sweep"), None)
+    monkeypatch.setattr(checkpoint_files.unseen, "__kwdefaults__", {"patience_s": 0.0})
+    with pytest.raises(FileNotFoundError, match=r"does not see .*/sweep, the folder of the sweep: keep it in"):
+        worker_files(stretch, scratch=tmp_path).__enter__()
+    (tmp_path / "sweep").mkdir()
+    with pytest.raises(FileNotFoundError, match="does not see"):
+        worker_files(stretch, scratch=tmp_path).__enter__()
+    (tmp_path / "sweep" / "events.jsonl").touch()
+    with worker_files(stretch, scratch=tmp_path) as files:
+        assert files.place("a") == tmp_path / "sweep" / "a"
+    assert not list(tmp_path.glob("sweep/checkpoints"))
+
+
 def test_the_newest_that_is_whole_is_fetched(files, store, tmp_path):
     kept = [keep(files, epoch) for epoch in (1, 2, 3)]
     newest, file = files.fetched(kept)

@@ -15,7 +15,7 @@ def drill():
     """A sweep of 16 trials on two nodes of one core: Ray may take 15 s to see that a node is gone."""
     place = tempfile.TemporaryDirectory(prefix="hpd")  # short: sockets lie in it, whose paths have 107 characters
     folder = Path(place.name)
-    cluster = Cluster(folder, cpus=1, epoch_s=0.5, is_apart=False)
+    cluster = Cluster(folder, cpus=1, epoch_s=0.5, network=None)
     try:
         for name in ("head", "node1", "node2"):
             cluster.start(name)

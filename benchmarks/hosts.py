@@ -1,0 +1,94 @@
+"""Hosts of this machine for drills: network namespaces on one switch, each with an address and a name. Linux, root."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+
+class Network:
+    """A switch that this machine is on, with the first address, and the hosts that are connected to it.
+
+    name: of the switch, which those of devices and namespaces begin with; five letters at most. prefix: of the
+    addresses, as 10.77.7. with the last dot. To be entered; at the end nothing of it is left.
+    """
+
+    def __init__(self, name: str, prefix: str) -> None:
+        self._name, self._prefix = name, prefix
+        self._hosts: list[str] = []
+
+    def __enter__(self) -> "Network":
+        _ip("link", "add", self._name, "type", "bridge")
+        try:
+            _ip("addr", "add", f"{self.own_address}/24", "dev", self._name)
+            _ip("link", "set", self._name, "up")
+        except BaseException:
+            _ip("link", "del", self._name)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for host in self._hosts:
+            self.power_off(host)
+            _ip("link", "del", self._cable(host))
+            _ip("netns", "del", self._namespace(host))
+        _ip("link", "del", self._name)
+
+    @property
+    def own_address(self) -> str:
+        return f"{self._prefix}1"
+
+    def add(self, host: str) -> str:
+        """A new host; returns its address."""
+        self._hosts.append(host)
+        namespace = self._namespace(host)
+        _ip("netns", "add", namespace)
+        _ip("link", "add", self._cable(host), "type", "veth", "peer", "name", "eth0", "netns", namespace)
+        _ip("link", "set", self._cable(host), "master", self._name, "up")
+        for arguments in (("addr", "add", f"{self.address(host)}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
+            _ip("-n", namespace, *arguments)
+        _ip("-n", namespace, "link", "set", "lo", "up")
+        return self.address(host)
+
+    def address(self, host: str) -> str:
+        return f"{self._prefix}{self._hosts.index(host) + 2}"
+
+    def names(self) -> str:
+        """Those of all hosts, and of this machine, as /etc/hosts has them."""
+        known = {os.uname().nodename: self.own_address} | {host: self.address(host) for host in self._hosts}
+        return "".join(f"{address} {name}\n" for name, address in ({"localhost": "127.0.0.1"} | known).items())
+
+    def inside(self, host: str, *, names: Path | None = None) -> list[str]:
+        """What a command line begins with that runs on a host, as the process that is started. names: its /etc/hosts.
+
+        Not `ip netns exec`, whose fresh /sys has no cgroups, without which slurmd does not start (22.05, seen).
+        """
+        command = ["nsenter", f"--net=/run/netns/{self._namespace(host)}"]
+        if names is None:
+            return command
+        return [*command, "unshare", "--mount", "sh", "-c", f'mount --bind {names} /etc/hosts && exec "$@"', "sh"]
+
+    def cut_off(self, host: str) -> None:
+        """Take its cable out."""
+        _ip("link", "set", self._cable(host), "down")
+
+    def power_off(self, host: str) -> None:
+        """SIGKILL to all of its processes; what was running there is gone."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self._namespace(host)], capture_output=True, text=True, check=True
+        )
+        for pid in map(int, listed.stdout.split()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _namespace(self, host: str) -> str:
+        return f"{self._name}-{host}"
+
+    def _cable(self, host: str) -> str:
+        return f"{self._name}{self._hosts.index(host) + 1}"
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
