@@ -20,6 +20,8 @@ from hydra.utils import instantiate
 from ray import cloudpickle
 
 from handpose.config import compose, location_overrides, quote_override, told
+from handpose.sweep.checkpoint_files import unseen
+from handpose.sweep.events import EVENTS
 from handpose.sweep.provenance import provenance
 from handpose.sweep.resume import Task, description, recorded_task
 from handpose.sweep.retention import newest_whole, saved
@@ -50,6 +52,8 @@ def growing(stretch: Stretch) -> None:
     if os.environ.get(BROKEN_NODE):
         raise RuntimeError("CUDA error: an uncorrectable ECC error was encountered")
     folder = Path(stretch.folder)
+    if said := unseen(folder / EVENTS, patience_s=1.0):
+        raise FileNotFoundError(said)
     newest = newest_whole(stretch.checkpoints, folder)
     weight, epoch = json.loads((folder / newest.file).read_text()) if newest else (0.0, 0)
     resumed_from = epoch

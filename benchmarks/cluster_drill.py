@@ -77,8 +77,8 @@ class Cluster:
     def address(self) -> str:
         return f"{self._ip(_HEAD)}:{self.port}"
 
-    def start(self, name: str, *, is_broken: bool = False) -> None:
-        """A node; the first one is the head, which runs no trial."""
+    def start(self, name: str, *, is_broken: bool = False, hidden: Path | None = None) -> None:
+        """A node; the first one is the head, which runs no trial. hidden: a folder that it does not see; needs root."""
         self.names.append(name)
         if self.network and name != _HEAD:
             self.network.add(name)
@@ -86,6 +86,8 @@ class Cluster:
         if name != _HEAD:
             where = [f"--address={self.address}", f"--num-cpus={self.cpus}"]
         inside = self.network.inside(name) if self.network and name != _HEAD else []
+        if hidden is not None:
+            inside += ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {hidden} && exec "$@"', "sh"]
         command = [*inside, str(Path(sys.executable).with_name("ray")), "start", *where]
         command += [f"--node-name={name}", f"--node-ip-address={self._ip(name)}", "--disable-usage-stats"]
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={10**8}"]

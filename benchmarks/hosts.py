@@ -74,12 +74,19 @@ class Network:
         """Take its cable out."""
         _ip("link", "set", self._cable(host), "down")
 
+    def processes(self, host: str) -> dict[int, str]:
+        """What runs there: identifier -> command line."""
+        command = ["ip", "netns", "pids", self._namespace(host)]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = {}
+        for pid in map(int, listed.split()):
+            with contextlib.suppress(OSError):  # it has ended
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        return found
+
     def power_off(self, host: str) -> None:
         """SIGKILL to all of its processes; what was running there is gone."""
-        listed = subprocess.run(
-            ["ip", "netns", "pids", self._namespace(host)], capture_output=True, text=True, check=True
-        )
-        for pid in map(int, listed.stdout.split()):
+        for pid in self.processes(host):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

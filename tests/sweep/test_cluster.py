@@ -1,5 +1,6 @@
 """Sweeps on real nodes, each a process of its own, that are killed under them."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -11,18 +12,24 @@ from handpose.sweep.run import INTERRUPTED
 
 
 @pytest.fixture
-def drill():
-    """A sweep of 16 trials on two nodes of one core: Ray may take 15 s to see that a node is gone."""
+def cluster():
+    """A head and a node of one core."""
     place = tempfile.TemporaryDirectory(prefix="hpd")  # short: sockets lie in it, whose paths have 107 characters
-    folder = Path(place.name)
-    cluster = Cluster(folder, cpus=1, epoch_s=0.5, network=None)
+    made = Cluster(Path(place.name), cpus=1, epoch_s=0.5, network=None)
     try:
-        for name in ("head", "node1", "node2"):
-            cluster.start(name)
-        yield cluster, Drill(cluster, folder / "sweep", num_trials=16, num_workers=1)
+        for name in ("head", "node1"):
+            made.start(name)
+        yield made
     finally:
-        cluster.stop()
+        made.stop()
         place.cleanup()
+
+
+@pytest.fixture
+def drill(cluster):
+    """A sweep of 16 trials on two nodes of one core: Ray may take 15 s to see that a node is gone."""
+    cluster.start("node2")
+    return cluster, Drill(cluster, cluster.folder / "sweep", num_trials=16, num_workers=1)
 
 
 @pytest.mark.slow
@@ -44,3 +51,30 @@ def test_a_sweep_whose_head_is_lost_ends_and_can_go_on(drill):
     cluster.kill("head")
     assert swept.status() == INTERRUPTED
     assert "the head of the Ray cluster does not answer any more; to go on: python tune.py sweep.resume=" in swept.log()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may hide a folder from a node")
+def test_a_sweep_does_not_begin_on_a_node_that_does_not_see_its_folder(cluster):
+    shared = cluster.folder / "shared"
+    shared.mkdir()
+    cluster.start("blind", hidden=shared)
+    swept = Drill(cluster, shared / "sweep", num_trials=16, num_workers=1)
+    assert swept.status() == 2
+    assert f"error: node blind does not see {shared}/sweep, the folder of the sweep" in swept.log()
+    assert list(shared.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may hide a folder from a node")
+def test_a_node_that_joins_and_does_not_see_the_folder_costs_no_trial(cluster):
+    shared = cluster.folder / "shared"
+    shared.mkdir()
+    swept = Drill(cluster, shared / "sweep", num_trials=16, num_workers=1)
+    swept.do("begun", 1, lambda: None)
+    cluster.start("blind", hidden=shared)
+    swept.finish()
+    found = figures(swept.events())
+    assert found["trials_given_up"] == found["values_wrong"] == 0
+    assert found["nodes_set_aside"] == 1
+    assert not audit(shared / "sweep")

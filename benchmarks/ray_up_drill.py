@@ -1,0 +1,169 @@
+"""A sweep by `ray up` on two hosts of this machine that answer ssh: cluster/ray_up.md, for machines of one's own.
+
+    python benchmarks/ray_up_drill.py --output benchmarks/results/ray_up_drill.json
+
+Needs Linux, root, and of Debian iproute2, openssh-server, rsync and python3-venv. Each host has a network, processes, a
+home and a /tmp of its own, and shares nothing but a folder in place of an object store; packages come from a folder of
+wheels that is downloaded first, since the hosts have no way out. The commands that cluster/ray_up.py prints are typed
+as they are. Then the sweep is audited, and what `ray down` has left running is counted.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.hosts import Network  # noqa: E402
+from benchmarks.record import write_results  # noqa: E402
+from handpose.sweep.audit import audit  # noqa: E402
+from handpose.sweep.events import EVENTS, Reported, read_events  # noqa: E402
+from handpose.sweep.stored_sweep import brought_back  # noqa: E402
+
+_PROGRAMS = ("ip", "nsenter", "unshare", "/usr/sbin/sshd", "ssh-keygen", "rsync")
+_HOSTS = ("first", "second")
+_PATIENCE_S = 900.0
+_DOWN_PATIENCE_S = 120.0
+# $1: the host's folder, $2: its name, $3: the public key of who may enter
+_HOST = """
+mount --bind "$1/root" /root && mount --bind "$1/tmp" /tmp && mount -t tmpfs tmpfs /dev/shm && hostname "$2"
+cp /etc/skel/.bashrc /etc/skel/.profile /root/
+mkdir -p -m 700 /root/.ssh /run/sshd && cp "$3" /root/.ssh/authorized_keys
+ssh-keygen -q -t ed25519 -N '' -f /root/host_key
+exec /usr/sbin/sshd -D -h /root/host_key -o PidFile=none -o PermitRootLogin=yes -o UsePAM=no
+"""
+_SMALL = (
+    *("data.source.num_train=120", "data.source.num_eval=20", "data.image_size=64", "trainer.max_epochs=2"),
+    *("sweep.max_epochs=2", "sweep.preflight=off", "sweep.confirm.seeds=0", "scheduler=fifo", "searcher=random"),
+    *("model.encoder.name=lcnet_035", "model.decoder.depth=1", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0"),
+)
+
+
+def main() -> None:
+    """Run the drill; status 1 where the sweep did not run on both hosts, or is not whole, or Ray still runs at last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--wheels", type=Path, help="folder of wheels for requirements.txt; downloaded without it")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
+    if missing or os.getuid() != 0:
+        sys.exit(f"this drill needs {', '.join(missing) or 'root'}: apt-get install iproute2 openssh-server rsync")
+    # Not under /tmp, of which each host has its own.
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-up-", dir="/var/tmp") as place,
+        Network("hpray", "10.77.9.") as network,
+    ):
+        folder = Path(place)
+        wheels = given.wheels or _download(folder / "wheels")
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True)
+        with contextlib.ExitStack() as stack:
+            for host in _HOSTS:
+                stack.enter_context(_switched_on(network, host, folder))
+            found = _drill(network, folder, wheels, given.trials)
+    print(*(f"{name:24} {value}" for name, value in found.items()), sep="\n")
+    write_results(given.output, found)
+    is_good = found["reports"] == 2 * given.trials and found["hosts that reported"] == len(_HOSTS)
+    sys.exit(0 if is_good and not found["findings"] and not found["of Ray still there"] else 1)
+
+
+def _download(folder: Path) -> Path:
+    asked = ["-q", "-d", str(folder), "-r", str(REPOSITORY / "requirements.txt")]
+    subprocess.run([sys.executable, "-m", "pip", "download", *asked], check=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _switched_on(network: Network, host: str, folder: Path) -> Iterator[None]:
+    """A machine that whoever has the key may enter as root, for a block."""
+    network.add(host)
+    for name in ("root", "tmp"):
+        (folder / host / name).mkdir(parents=True)
+    apart = ["unshare", "--mount", "--pid", "--uts", "--fork", "--mount-proc"]
+    script = ["sh", "-c", _HOST, "sh", str(folder / host), host, str(folder / "key.pub")]
+    with subprocess.Popen([*network.inside(host), *apart, *script], stderr=subprocess.DEVNULL):
+        try:
+            yield
+        finally:
+            network.power_off(host)
+
+
+def _drill(network: Network, folder: Path, wheels: Path, num_trials: int) -> dict[str, Any]:
+    began, store = time.monotonic(), folder / "store"
+    pip = f"mkdir -p ~/.config/pip && printf '[global]\\nno-index=1\\nfind-links={wheels}\\n' > ~/.config/pip/pip.conf"
+    options = ["--provider", "local", "--hosts", *map(network.address, _HOSTS), "--ssh-user", "root", "--setup", pip]
+    options += ["--ssh-private-key", str(folder / "key"), "--python", "/usr/bin/python3"]
+    arguments = ["sweep.name=drill", f"sweep.storage=file://{store}", f"sweep.num_trials={num_trials}", *_SMALL]
+    launcher = [sys.executable, str(REPOSITORY / "cluster" / "ray_up.py"), *options, "--output", "drill.yaml"]
+    environment = os.environ | {"HOME": str(folder)}  # where the token is made
+    told = _run([*launcher, "--", *arguments], folder, environment)
+    up, sweep, down = told.splitlines()[-3:]
+    _run(["bash", "-c", up], folder, environment)
+    up_s = time.monotonic() - began
+    _wait_for_nodes(shlex.split(down)[0], folder, environment)
+    # In the foreground, so that its end can be seen.
+    told = _run(["bash", "-c", sweep.replace(" --tmux", "")], folder, environment)
+    print(told[-3000:])
+    _run(["bash", "-c", down], folder, environment)
+    brought_back(f"file://{store}/drill", folder / "drill")
+    reports = [each for each in read_events(folder / "drill" / EVENTS) if isinstance(each, Reported)]
+    findings = audit(folder / "drill")
+    return {
+        "until the head was up, s": round(up_s),
+        "seconds": round(time.monotonic() - began),
+        "trials": num_trials,
+        "reports": len(reports),
+        "hosts that reported": len({each.node for each in reports}),
+        "is retrained": (folder / "drill" / "retrain" / "metrics.json").is_file(),
+        "of Ray still there": _num_left(network),
+        "findings": [*findings.lost, *findings.repeated, *findings.wrong],
+    }
+
+
+def _wait_for_nodes(ray: str, folder: Path, environment: dict[str, str]) -> None:
+    """`ray up` returns when the head is up, which then starts the others."""
+    asked = shlex.join(["exec", "drill.yaml", "RAY_AUTH_MODE=token ray status"])
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        told = _run(["bash", "-c", f"{ray} {asked}"], folder, environment)
+        active = re.search(r"Active:\s+(\d+) local", told)
+        if active and int(active[1]) == len(_HOSTS):
+            return
+        if time.monotonic() > end:
+            sys.exit(f"the second host has not come:\n{told}")
+        time.sleep(5.0)
+
+
+def _num_left(network: Network) -> int:
+    """Processes of Ray on the hosts a while after `ray down`, which ends those of the head only."""
+    end = time.monotonic() + _DOWN_PATIENCE_S
+    while True:
+        lines = [line for host in _HOSTS for line in network.processes(host).values()]
+        num_left = sum("raylet" in line or "gcs_server" in line for line in lines)
+        if not num_left or time.monotonic() > end:
+            return num_left
+        time.sleep(2.0)
+
+
+def _run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
