@@ -7,6 +7,7 @@ list in JSON, where a command line would have to pass shells. Its exit status is
 was interrupted and can go on.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from handpose.config import compose, load_environment, told  # noqa: E402
+from handpose.config import compose, load_environment, quote_override, told  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
 
 ARGUMENTS = "SWEEP_ARGUMENTS"
@@ -39,11 +40,29 @@ def sweep_folder(arguments: Sequence[str]) -> Path:
 
 
 def tune_command(arguments: Sequence[str], folder: Path) -> list[str]:
-    """The command line that begins the sweep, or goes on with it where the folder has it already."""
-    is_new = not (folder / "sweep.yaml").is_file()
-    goes_on = [item for item in arguments if key_of(item) == "sweep.resume"] or [f"sweep.resume={folder}"]
-    asked = arguments if is_new or goes_on[0] in arguments else goes_on
+    """The command line that begins the sweep, or goes on with it where its folder, or its store, has it already."""
+    asked = list(arguments)
+    if not any(key_of(item) == "sweep.resume" for item in asked):
+        if (folder / "sweep.yaml").is_file():
+            asked = [quote_override("sweep.resume", str(folder))]
+        elif (url := _kept_at(asked)) is not None:
+            here = [item for item in asked if key_of(item).startswith("paths.")]
+            asked = [quote_override("sweep.resume", url), *here]
     return [sys.executable, str(REPOSITORY / "tune.py"), *asked, "ray.address=auto"]
+
+
+def _kept_at(arguments: Sequence[str]) -> str | None:
+    """The URL of the sweep in its store, where the machine that began it is gone, and its folder with it."""
+    sweep = compose("tune", list(arguments)).sweep
+    if sweep.storage is None:
+        return None
+    # Here, since its threads would get the signals that a job blocks after its imports.
+    from handpose.sweep.store import Store, joined
+
+    url = joined(sweep.storage, sweep.name)
+    with contextlib.suppress(OSError, UserError):  # which tune.py tells of
+        return url if "sweep.yaml" in Store(url).files() else None
+    return None
 
 
 def progress(folder: Path) -> int:

@@ -192,6 +192,19 @@ def test_the_next_job_goes_on_with_what_the_first_began(tmp_path):
     assert tune_command(resumed, tmp_path)[2:] == [*resumed, "ray.address=auto"]
 
 
+def test_a_job_whose_folder_is_gone_goes_on_from_the_store(tmp_path):
+    """As on a new head of a cluster whose machines have disks of their own."""
+    arguments = ["sweep.name=hands", f"sweep.storage=file://{tmp_path}/store", "paths.data=/data", "sweep.num_trials=7"]
+    assert tune_command(arguments, tmp_path / "gone")[2:] == [*arguments, "ray.address=auto"]
+    (tmp_path / "store" / "hands").mkdir(parents=True)
+    (tmp_path / "store" / "hands" / "owner.json").touch()  # nothing has been begun yet
+    assert tune_command(arguments, tmp_path / "gone")[2:] == [*arguments, "ray.address=auto"]
+    (tmp_path / "store" / "hands" / "sweep.yaml").touch()
+    resumed, *more = tune_command(arguments, tmp_path / "gone")[2:]
+    assert resumed.partition("=")[2].strip("'") == f"file://{tmp_path}/store/hands"
+    assert more == ["paths.data=/data", "ray.address=auto"]
+
+
 def test_progress_grows_with_the_epochs_and_not_with_attempts(tmp_path):
     before = progress(tmp_path)
     (tmp_path / "events.jsonl").write_text('{"event": "opened", "at": 0}\n{"event": "begun", "at": 1}\n')
