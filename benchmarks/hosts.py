@@ -50,6 +50,8 @@ class Network:
         for arguments in (("addr", "add", f"{self.address(host)}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
             _ip("-n", namespace, *arguments)
         _ip("-n", namespace, "link", "set", "lo", "up")
+        # It leads nowhere, but Ray (2.60) takes the address that is on the way out, and without one only the loopback.
+        _ip("-n", namespace, "route", "add", "default", "via", self.own_address)
         return self.address(host)
 
     def address(self, host: str) -> str:
