@@ -11,7 +11,6 @@ from handpose.sweep.mirror import Mirror, NotKeptError, mirrored
 from handpose.sweep.plan import Plan, planned
 from handpose.sweep.reporting import REPORT, write_report
 from handpose.sweep.resume import new_task, task_to_resume
-from handpose.sweep.retrain import retrain
 from handpose.sweep.run import INTERRUPTED, SweepHaltedError, SweepInterruptedError
 from handpose.sweep.select import NoWinnerError, select_winner, write_chosen
 from handpose.sweep.status import print_status
@@ -46,7 +45,7 @@ def run(plan: Plan, mirror: Mirror | None) -> None:
         origin=plan.origin,
         confirmed=confirmed,
     )
-    retrained = retrain(folder, devices=sweep.retrain_devices, use_val=use_val) if sweep.retrain else None
+    retrained = plan.retrained(use_val=use_val) if sweep.retrain else None
     found = summary(
         table=table,
         winner=winner,

@@ -53,7 +53,7 @@ _SMALL = (
 def main() -> None:
     """Run the drill; status 1 where the sweep did not run on both hosts, or is not whole, or Ray still runs at last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--wheels", type=Path, help="folder of wheels for requirements.txt; downloaded without it")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()

@@ -11,7 +11,7 @@ state), `stretch` (what a worker is told), `trial` (what it trains), `saving` (i
 (where they lie), `worker` (which it leaves as it was), `recorder` (trials.csv, logs, terminal), `status` (from another
 shell), `resume` (going on), `settings`.
 On a cluster: `nodes` (which there are, and what runs where), `node_health` (which of them are to blame), `worker_group`
-(a trial on several workers), `group_trainer` (what starts them).
+(a trial on several workers), `group_trainer` (what starts them), `crew` (machines that share the retraining).
 In a store: `store` (files there), `mirror` (the sweep's folder, copied to it), `stored_sweep` (a sweep as it lies
 there, and the way back), `owner` (who runs it).
 Before it: `preflight`, `probing` (points tried on a worker), `trial_cost` and `cost_watch` (what a trial costs),

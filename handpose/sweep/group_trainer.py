@@ -57,11 +57,11 @@ def use_nodes_interface() -> None:
     By itself gloo (torch 2.15) takes the address that the host's own name has, which on many a system is 127.0.1.1:
     workers of other nodes cannot reach that.
     """
-    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface(ray.util.get_node_ip_address())):
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface(ray.util.get_node_ip_address())):
         os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
-def _interface(address: str) -> str | None:
+def interface(address: str) -> str | None:
     """The one that has this IPv4 address first."""
     import fcntl  # here, since not every system has it
 

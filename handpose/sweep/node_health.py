@@ -5,8 +5,21 @@ free: left alone, one bad node of fifty spends the tries of most trials.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 
+from handpose.sweep.events import Event, Opened, SetAside
 from handpose.sweep.slots import Room
+
+
+def set_aside(events: Iterable[Event]) -> set[str]:
+    """The nodes that the process which ran the sweep last has set aside."""
+    found: set[str] = set()
+    for event in events:
+        if isinstance(event, Opened):
+            found.clear()
+        elif isinstance(event, SetAside):
+            found.add(event.node)
+    return found
 
 
 class NodeHealth:

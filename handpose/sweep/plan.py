@@ -1,6 +1,7 @@
 """A sweep as it is going to run: all that its task asks for, checked as far as that can be without Ray."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -10,13 +11,18 @@ from hydra.utils import instantiate
 
 from handpose.report.table import TrialTable
 from handpose.sweep.confirm import confirm
+from handpose.sweep.crew import Crew, find_crew
+from handpose.sweep.events import EVENTS, read_events
 from handpose.sweep.mirror import Mirror
+from handpose.sweep.node_health import set_aside
 from handpose.sweep.preflight import Survey, check_plan, check_space, check_sweep, preflight, survey
 from handpose.sweep.provenance import provenance
 from handpose.sweep.reporting import check_scientific
 from handpose.sweep.resume import Task, check_data, description
+from handpose.sweep.retrain import retrain
 from handpose.sweep.rules import Fifo, Rule
 from handpose.sweep.run import swept, try_out
+from handpose.sweep.runtime import environment, ray_runtime
 from handpose.sweep.scheduler import rule_maker
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.slots import Slots
@@ -79,6 +85,24 @@ class Plan:
             origin=self.origin,
             mirror=mirror,
         )
+
+    def retrained(self, *, use_val: bool) -> dict[str, float]:
+        """Train the winner in best.yaml with its full schedule, and test it: `retrain`."""
+        sweep = self.sweep
+        # In a store the folder is the driver's alone.
+        is_shared = self.cluster.address is not None and sweep.storage is None
+        return retrain(
+            sweep.path,
+            devices=sweep.retrain_devices,
+            use_val=use_val,
+            cluster=self._crew if is_shared else None,
+        )
+
+    @contextlib.contextmanager
+    def _crew(self, batch_size: int) -> Iterator[Crew | None]:
+        sweep, aside = self.sweep, set_aside(read_events(self.sweep.path / EVENTS))
+        with environment(), ray_runtime(self.cluster):
+            yield find_crew(sweep, devices=sweep.retrain_devices, batch_size=batch_size, without=aside)
 
     def _preflight(self, objective: Objective) -> Callable[[Slots], Slots]:
         return partial(

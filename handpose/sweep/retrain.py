@@ -1,7 +1,7 @@
 """The winner of a sweep once more, with its full schedule, by the road of train.py; it goes on where it was cut off.
 
-Several GPUs share its batches: then it runs as a program of its own, `python -m handpose.sweep.retrain FOLDER DEVICES`,
-with train_on_val=true behind it or not, which Lightning starts once for each of them.
+Several GPUs share its batches: then it runs as a program of its own, `python -m handpose.sweep.retrain FOLDER DEVICES
+NODES`, with train_on_val=true behind it or not, on each of these nodes, and Lightning starts it once for each device.
 """
 
 import contextlib
@@ -13,7 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +25,7 @@ from omegaconf import DictConfig
 
 from handpose.config import compose, quote_override
 from handpose.errors import UserError
+from handpose.sweep.crew import Crew, program_environment, run_crew
 from handpose.sweep.run import INTERRUPTED, SweepInterruptedError, resume_command
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
@@ -31,11 +34,18 @@ _WINNER = "overrides.json"
 """Of the configuration that is retrained."""
 
 
-def retrain(folder: Path, *, devices: int | None = None, use_val: bool = False) -> dict[str, float]:
+def retrain(
+    folder: Path,
+    *,
+    devices: int | None = None,
+    use_val: bool = False,
+    cluster: Callable[[int], AbstractContextManager[Crew | None]] | None = None,
+) -> dict[str, float]:
     """Train best.yaml of the sweep in that folder as train.py would, and test it; returns metrics of both.
 
     devices: that share each batch; None: all GPUs of this machine, where best.yaml does not say which. Their number is
-    lowered until it divides data.batch_size, so that the steps remain those of the trials. use_val: train on training
+    lowered until it divides data.batch_size, so that the steps remain those of the trials. cluster: asked, with that
+    batch size, for machines that are to do it instead, which see the folder. use_val: train on training
     and validation split; nothing is held out then, so that the last checkpoint is tested, not the best one. Either way
     the test split is looked at once, when the training is over.
 
@@ -48,6 +58,11 @@ def retrain(folder: Path, *, devices: int | None = None, use_val: bool = False) 
     if (place / "metrics.json").is_file():
         return _figures(place)
     config = compose("train", [_best(folder)])
+    if cluster is not None and not _says_where(winner):
+        with cluster(config.data.batch_size) as crew:
+            if crew is not None:
+                _run_elsewhere(folder, crew, use_val=use_val)
+                return _figures(place)
     number = _dividing(devices or _num_gpus(config, winner), config.data.batch_size)
     if number == 1:
         return _retrain(folder, winner, devices=1, use_val=use_val)
@@ -74,24 +89,29 @@ def _best(folder: Path) -> str:
     return quote_override("best", str(folder / "best.yaml"))
 
 
+def _says_where(winner: list[str]) -> bool:
+    return any(item.partition("=")[0].lstrip("+") == "trainer.devices" for item in winner)
+
+
 def _num_gpus(config: DictConfig, winner: list[str]) -> int:
-    is_said = any(item.partition("=")[0].lstrip("+") == "trainer.devices" for item in winner)
-    return 1 if is_said or config.trainer.accelerator == "cpu" else max(1, torch.cuda.device_count())
+    is_on_cpu = config.trainer.accelerator == "cpu"
+    return 1 if is_on_cpu or _says_where(winner) else max(1, torch.cuda.device_count())
 
 
 def _dividing(most: int, batch_size: int) -> int:
     return next(number for number in range(most, 0, -1) if batch_size % number == 0)
 
 
-def _retrain(folder: Path, winner: list[str], *, devices: int, use_val: bool) -> dict[str, float]:
-    """In this process, which is one of several where there are several devices."""
+def _retrain(folder: Path, winner: list[str], *, devices: int, num_nodes: int = 1, use_val: bool) -> dict[str, float]:
+    """In this process, which is one of several where there are several devices, or nodes with so many each."""
     place = folder / "retrain"
     places = {"logs": place, "checkpoints": place / "checkpoints", "predictions": place}
     overrides = [_best(folder), *(quote_override(f"paths.{name}", str(path)) for name, path in places.items())]
     overrides += _on_val(use_val)
     config = compose("train", overrides)
-    if devices > 1:
-        shared = {"trainer.devices": devices, "data.batch_size": config.data.batch_size // devices}
+    if devices * num_nodes > 1:
+        shared = {"trainer.devices": devices, "+trainer.num_nodes": num_nodes}
+        shared["data.batch_size"] = config.data.batch_size // (devices * num_nodes)
         overrides += [quote_override(key, value) for key, value in shared.items()]
     config = compose("train", [*overrides, *_where_it_was(place / "checkpoints", config.trainer.max_epochs)])
     folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
@@ -113,8 +133,8 @@ def _run_apart(folder: Path, devices: int, *, use_val: bool) -> None:
 
     It hears of Ctrl-C from here only, once.
     """
-    command = [sys.executable, "-m", __name__, str(folder), str(devices), *_on_val(use_val)]
-    process = subprocess.Popen(command, start_new_session=True)
+    command = [sys.executable, "-m", __name__, str(folder), str(devices), "1", *_on_val(use_val)]
+    process = subprocess.Popen(command, env=program_environment(), start_new_session=True)
     try:
         with _terminable():
             status = process.wait()
@@ -128,6 +148,19 @@ def _run_apart(folder: Path, devices: int, *, use_val: bool) -> None:
         raise UserError(
             f"the retraining on {devices} devices ended with status {status}; {resume_command(folder)} goes on"
         )
+
+
+def _run_elsewhere(folder: Path, crew: Crew, *, use_val: bool) -> None:
+    """The same on machines of the cluster, which is joined."""
+    arguments = [str(folder), str(crew.devices), str(len(crew.nodes)), *_on_val(use_val)]
+    try:
+        with _terminable():
+            run_crew(crew, __name__, arguments, tell=partial(print, end="", flush=True))
+    except KeyboardInterrupt as error:
+        raise _interrupted(folder) from error
+    except UserError as error:
+        on = f"{crew.size} devices of {len(crew.nodes)} nodes"
+        raise UserError(f"the retraining on {on} has failed: {error}; {resume_command(folder)} goes on") from error
 
 
 def _put_aside(place: Path, winner: list[str]) -> None:
@@ -182,10 +215,10 @@ def _end_with(parent: int) -> None:
 
 
 def _main() -> None:
-    folder, devices, use_val = Path(sys.argv[1]), int(sys.argv[2]), len(sys.argv) > 3
+    folder, devices, num_nodes, use_val = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), len(sys.argv) > 4
     _end_with(os.getppid())
     try:
-        _retrain(folder, _winner(folder, use_val=use_val), devices=devices, use_val=use_val)
+        _retrain(folder, _winner(folder, use_val=use_val), devices=devices, num_nodes=num_nodes, use_val=use_val)
     except UserError as error:
         sys.exit(f"error: {error}")
     except SweepInterruptedError:

@@ -39,9 +39,9 @@ class SweepSettings:
     trials that fail one after the other on a node, while others work, end its use; None: never. stop_after_failures:
     trials that fail before any has reported end the sweep. preflight: what is tried out before it. confirm: what is
     trained again before a winner is chosen. retrain: the winner, with the full schedule, on retrain_devices; None: on
-    all GPUs of the driver's machine. wandb_project: of Weights & Biases, for the trials; None: they are in TensorBoard
-    only. storage: URL of a folder in a store, where the sweep is kept under its name; None: only in its folder, which
-    all nodes share.
+    all GPUs of the driver's machine, or as many as a trial had workers. wandb_project: of Weights & Biases, for the
+    trials; None: they are in TensorBoard only. storage: URL of a folder in a store, where the sweep is kept under its
+    name; None: only in its folder, which all nodes share.
     """
 
     name: str

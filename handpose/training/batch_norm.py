@@ -3,7 +3,6 @@
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed.nn.functional as across
 from pytorch_lightning.plugins import LayerSync
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -75,6 +74,26 @@ class GpuSharedBatchNorm(_Shared, nn.SyncBatchNorm):
     process_group: Any = None
 
 
+class _Sum(torch.autograd.Function):
+    """Over processes, with a gradient. torch has one in distributed.nn, which is deprecated (2.14)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Each process has a part in every other one's loss."""
+        return _Sum.forward(ctx, grad)
+
+
+def _summed(x: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(x)
+    return total
+
+
 class CpuSharedBatchNorm(_Shared, nn.BatchNorm2d):
     """Ioffe and Szegedy 2015, with the sums over processes, whose gradients are summed too."""
 
@@ -82,9 +101,9 @@ class CpuSharedBatchNorm(_Shared, nn.BatchNorm2d):
         if not (self.training and distributed.is_initialized()):
             return super().forward(x)
         count = distributed.get_world_size() * x.numel() // x.shape[1]
-        mean = across.all_reduce(x.sum(_DIMS)) / count
+        mean = _summed(x.sum(_DIMS)) / count
         centered = x - mean.view(_SHAPE)
-        variance = across.all_reduce(centered.square().sum(_DIMS)) / count
+        variance = _summed(centered.square().sum(_DIMS)) / count
         self._track(mean.detach(), variance.detach() * count / (count - 1))
         normed = centered * torch.rsqrt(variance + self.eps).view(_SHAPE)
         if self.weight is not None:

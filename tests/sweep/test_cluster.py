@@ -1,14 +1,22 @@
 """Sweeps on real nodes, each a process of its own, that are killed under them."""
 
+import gzip
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from benchmarks.cluster_drill import Cluster, Drill, figures
+from handpose.config import REPOSITORY
 from handpose.sweep.audit import audit
 from handpose.sweep.run import INTERRUPTED
+from handpose.training.checkpoints import read_checkpoint
+from tests.builders import write_freihand
+from tests.sweep.test_trial import SMALL
 
 
 @pytest.fixture
@@ -78,3 +86,28 @@ def test_a_node_that_joins_and_does_not_see_the_folder_costs_no_trial(cluster):
     assert found["trials_given_up"] == found["values_wrong"] == 0
     assert found["nodes_set_aside"] == 1
     assert not audit(shared / "sweep")
+
+
+@pytest.mark.slow
+def test_a_winner_of_several_workers_is_retrained_on_as_many_nodes(cluster):
+    """The head, where the driver is, has no cores to give."""
+    cluster.start("node2")
+    write_freihand(cluster.folder / "freihand", num_poses=24, variants=1, num_test=6, size=64)
+    overrides = [*SMALL, "data.root=freihand", "data.batch_size=6", "sweep.name=two", "sweep.num_trials=1"]
+    overrides += ["sweep.max_epochs=1", "trainer.max_epochs=3", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0"]
+    overrides += ["sweep.preflight=off", "sweep.confirm.seeds=0", "scheduler=fifo", "sweep.workers_per_trial=2"]
+    overrides += ["trainer.enable_progress_bar=true"]
+    command = [sys.executable, str(REPOSITORY / "tune.py"), *overrides, f"ray.address={cluster.address}"]
+    done = subprocess.run(
+        command, cwd=cluster.folder, env=cluster.environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "epoch 3/3: loss" in done.stdout
+    retrain = cluster.folder / "outputs" / "sweeps" / "two" / "retrain"
+    checkpoint = read_checkpoint(retrain / "checkpoints" / "last.ckpt")
+    assert (checkpoint["epoch"], checkpoint["global_step"]) == (2, 3 * 3)  # 18 hands to train on, 6 a step
+    assert checkpoint["config"]["data"]["batch_size"] == 3
+    assert checkpoint["config"]["trainer"]["num_nodes"] == 2
+    assert json.loads((retrain / "metrics.json").read_text())["metrics"]["test/pa_mpjpe_mm"] > 0
+    with gzip.open(retrain / "test_preds.json.gz") as file:
+        assert len(json.load(file)) == 6
