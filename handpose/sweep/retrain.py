@@ -32,6 +32,7 @@ from handpose.training.fit import RunFolders, prepare_folders, train_and_test
 
 _WINNER = "overrides.json"
 """Of the configuration that is retrained."""
+_END_PATIENCE_S = 60.0
 
 
 def retrain(
@@ -204,12 +205,17 @@ def _where_it_was(checkpoints: Path, max_epochs: int) -> list[str]:
 
 
 def _end_with(parent: int) -> None:
-    """Interrupt this process when the one that started it is gone, and might start another."""
+    """End this process when the one that started it is gone, and might start another.
+
+    By an interrupt; but one that waits for processes of other nodes, which are gone too, does not hear of it.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(_END_PATIENCE_S)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
