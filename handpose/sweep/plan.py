@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.sweep.confirm import confirm
 from handpose.sweep.crew import Crew, find_crew
@@ -100,9 +101,14 @@ class Plan:
 
     @contextlib.contextmanager
     def _crew(self, batch_size: int) -> Iterator[Crew | None]:
-        sweep, aside = self.sweep, set_aside(read_events(self.sweep.path / EVENTS))
-        with environment(), ray_runtime(self.cluster):
-            yield find_crew(sweep, devices=sweep.retrain_devices, batch_size=batch_size, without=aside)
+        sweep, crew = self.sweep, None
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(UserError):  # where the cluster is gone this machine does it
+                stack.enter_context(environment())
+                stack.enter_context(ray_runtime(self.cluster))
+                aside = set_aside(read_events(sweep.path / EVENTS))
+                crew = find_crew(sweep, devices=sweep.retrain_devices, batch_size=batch_size, without=aside)
+            yield crew
 
     def _preflight(self, objective: Objective) -> Callable[[Slots], Slots]:
         return partial(
