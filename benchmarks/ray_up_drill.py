@@ -37,11 +37,12 @@ _PATIENCE_S = 900.0
 _DOWN_PATIENCE_S = 120.0
 # $1: the host's folder, $2: its name, $3: the public key of who may enter
 _HOST = """
-mount --bind "$1/root" /root && mount --bind "$1/tmp" /tmp && mount -t tmpfs tmpfs /dev/shm && hostname "$2"
-cp /etc/skel/.bashrc /etc/skel/.profile /root/
-mkdir -p -m 700 /root/.ssh /run/sshd && cp "$3" /root/.ssh/authorized_keys
-ssh-keygen -q -t ed25519 -N '' -f /root/host_key
-exec /usr/sbin/sshd -D -h /root/host_key -o PidFile=none -o PermitRootLogin=yes -o UsePAM=no
+home=$(getent passwd root | cut -d: -f6)
+mount --bind "$1/home" "$home" && mount --bind "$1/tmp" /tmp && mount -t tmpfs tmpfs /dev/shm && hostname "$2"
+cp /etc/skel/.bashrc /etc/skel/.profile "$home"
+mkdir -p -m 700 "$home/.ssh" /run/sshd && cp "$3" "$home/.ssh/authorized_keys"
+ssh-keygen -q -t ed25519 -N '' -f "$home/host_key"
+exec /usr/sbin/sshd -D -h "$home/host_key" -o PidFile=none -o PermitRootLogin=yes -o UsePAM=no
 """
 _SMALL = (
     *("data.source.num_train=120", "data.source.num_eval=20", "data.image_size=64", "trainer.max_epochs=2"),
@@ -88,7 +89,7 @@ def _download(folder: Path) -> Path:
 def _switched_on(network: Network, host: str, folder: Path) -> Iterator[None]:
     """A machine that whoever has the key may enter as root, for a block."""
     network.add(host)
-    for name in ("root", "tmp"):
+    for name in ("home", "tmp"):
         (folder / host / name).mkdir(parents=True)
     apart = ["unshare", "--mount", "--pid", "--uts", "--fork", "--mount-proc"]
     script = ["sh", "-c", _HOST, "sh", str(folder / host), host, str(folder / "key.pub")]
