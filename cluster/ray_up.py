@@ -52,7 +52,7 @@ def cluster(submission: Submission) -> dict[str, Any]:
             f"{given.python} -m venv {_PYTHON.removesuffix('/bin')}",
             install.rstrip(),
             # `ray down` has the machines run `ray stop`.
-            f"grep -qs {_PYTHON} ~/.bashrc || echo 'export PATH={_PYTHON}:$PATH' >> ~/.bashrc",
+            f"grep -qs handpose_venv ~/.bashrc || echo 'export PATH={_PYTHON}:$PATH' >> ~/.bashrc",
         ],
         "head_setup_commands": [],  # those of Ray (2.60) install into another Python
         "head_start_ray_commands": [
