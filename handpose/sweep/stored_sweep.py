@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from handpose.errors import UserError
@@ -60,8 +61,9 @@ def check_nodes(sweep: SweepSettings) -> None:
         there = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes]
         answers = [probe.options(scheduling_strategy=node).remote(found[1]) for node in there]
         for node, answer in zip(nodes, answers, strict=True):
-            if said := ray.get(answer, timeout=_NODE_PATIENCE_S):
-                raise UserError(f"node {node.name} {said}")
+            with contextlib.suppress(RayError):  # it has been lost meanwhile, or hangs: the sweep does without it
+                if said := ray.get(answer, timeout=_NODE_PATIENCE_S):
+                    raise UserError(f"node {node.name} {said}")
 
 
 def _refusal(url: str) -> str:

@@ -3,9 +3,11 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -89,25 +91,41 @@ def test_a_node_that_joins_and_does_not_see_the_folder_costs_no_trial(cluster):
 
 
 @pytest.mark.slow
-def test_a_winner_of_several_workers_is_retrained_on_as_many_nodes(cluster):
+def test_a_winner_of_several_workers_is_retrained_on_as_many_nodes_and_goes_on_after_an_interrupt(cluster):
     """The head, where the driver is, has no cores to give."""
     cluster.start("node2")
     write_freihand(cluster.folder / "freihand", num_poses=24, variants=1, num_test=6, size=64)
     overrides = [*SMALL, "data.root=freihand", "data.batch_size=6", "sweep.name=two", "sweep.num_trials=1"]
-    overrides += ["sweep.max_epochs=1", "trainer.max_epochs=3", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0"]
+    overrides += ["sweep.max_epochs=1", "trainer.max_epochs=30", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0"]
     overrides += ["sweep.preflight=off", "sweep.confirm.seeds=0", "scheduler=fifo", "sweep.workers_per_trial=2"]
     overrides += ["trainer.enable_progress_bar=true"]
-    command = [sys.executable, str(REPOSITORY / "tune.py"), *overrides, f"ray.address={cluster.address}"]
-    done = subprocess.run(
-        command, cwd=cluster.folder, env=cluster.environment, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "epoch 3/3: loss" in done.stdout
-    retrain = cluster.folder / "outputs" / "sweeps" / "two" / "retrain"
-    checkpoint = read_checkpoint(retrain / "checkpoints" / "last.ckpt")
-    assert (checkpoint["epoch"], checkpoint["global_step"]) == (2, 3 * 3)  # 18 hands to train on, 6 a step
+    log, sweep = cluster.folder / "tune.log", cluster.folder / "outputs" / "sweeps" / "two"
+    last = sweep / "retrain" / "checkpoints" / "last.ckpt"
+
+    def tune(*given):
+        command = [sys.executable, str(REPOSITORY / "tune.py"), *given]
+        with log.open("a") as out:
+            return subprocess.Popen(command, cwd=cluster.folder, env=cluster.environment, stdout=out, stderr=out)
+
+    process = tune(*overrides, f"ray.address={cluster.address}")
+    while not last.exists():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == INTERRUPTED, log.read_text()
+    epochs = read_checkpoint(last)["epoch"] + 1
+    assert epochs < 30
+    end = time.monotonic() + 60
+    while subprocess.run(["pgrep", "-f", f"handpose.sweep.retrain {sweep}"], stdout=subprocess.DEVNULL).returncode == 0:
+        assert time.monotonic() < end, "a process of the retraining is left"
+        time.sleep(0.5)
+    assert tune(f"sweep.resume={sweep}").wait(400) == 0, log.read_text()
+    assert "epoch 30/30: loss" in log.read_text()
+    checkpoint = read_checkpoint(last)
+    assert (checkpoint["epoch"], checkpoint["global_step"]) == (29, 30 * 3)  # 18 hands to train on, 6 a step
     assert checkpoint["config"]["data"]["batch_size"] == 3
     assert checkpoint["config"]["trainer"]["num_nodes"] == 2
-    assert json.loads((retrain / "metrics.json").read_text())["metrics"]["test/pa_mpjpe_mm"] > 0
-    with gzip.open(retrain / "test_preds.json.gz") as file:
+    assert json.loads((sweep / "retrain" / "metrics.json").read_text())["metrics"]["test/pa_mpjpe_mm"] > 0
+    with gzip.open(sweep / "retrain" / "test_preds.json.gz") as file:
         assert len(json.load(file)) == 6
+    assert not (sweep / "retrain_1").exists()
