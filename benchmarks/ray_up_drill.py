@@ -45,7 +45,7 @@ ssh-keygen -q -t ed25519 -N '' -f "$home/host_key"
 exec /usr/sbin/sshd -D -h "$home/host_key" -o PidFile=none -o PermitRootLogin=yes -o UsePAM=no
 """
 _SMALL = (
-    *("data.source.num_train=120", "data.source.num_eval=20", "data.image_size=64", "trainer.max_epochs=2"),
+    *("data.source.num_train=1200", "data.source.num_eval=60", "data.image_size=64", "trainer.max_epochs=2"),
     *("sweep.max_epochs=2", "sweep.preflight=off", "sweep.confirm.seeds=0", "scheduler=fifo", "searcher=random"),
     *("model.encoder.name=lcnet_035", "model.decoder.depth=1", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0"),
 )
