@@ -125,7 +125,7 @@ print("out of memory", file=(folder / f"{host}.log").open("a"))
 def test_a_node_that_ended_is_started_again_a_few_times(tmp_path, monkeypatch, capsys):
     (tmp_path / "node.py").write_text(NODE)
     monkeypatch.setattr(job, "_NODE", tmp_path / "node.py")
-    monkeypatch.setattr(job, "_AGAIN_AFTER_S", 0.1)
+    monkeypatch.setattr(job, "_AGAIN_AFTER_S", 0.05)
     nodes = Nodes(FakeAllocation(), tmp_path, [])
     try:
         address = nodes.start_head(FakeEnding(), 60)
@@ -134,10 +134,15 @@ def test_a_node_that_ended_is_started_again_a_few_times(tmp_path, monkeypatch, c
         while capsys.readouterr().out.count("has ended; what it wrote last: out of memory") < 1:
             nodes.tell_gone()
             assert time.monotonic() < end
-        for _ in range(100):
+        while (tmp_path / "starts").read_text().count("there") < job._MOST_STARTS:
             nodes.tell_gone()
             nodes.start_again(address)
-            time.sleep(0.05)
+            time.sleep(0.02)
+            assert time.monotonic() < end
+        for _ in range(20):  # and no more
+            nodes.tell_gone()
+            nodes.start_again(address)
+            time.sleep(0.02)
         assert nodes.has_head
     finally:
         nodes.stop()
