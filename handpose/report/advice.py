@@ -1,42 +1,59 @@
 """What to do next, from one sweep's own data: the questions of Google's Deep Learning Tuning Playbook, each answered
 with its evidence or left open with the reason (https://github.com/google-research/tuning_playbook, "Exploration vs
 exploitation" to "Bayesian optimization").
+
+What is said of a parameter rests on an effect that is shown (`effects`); benchmarks/claims.py measures how often noise
+makes any of these claims. "Not shown" never means "no effect".
 """
 
+import itertools
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
-from handpose.report.ranges import (
+from handpose.report.effects import (
+    CONFIDENCE,
     LEAST_TRIALS,
-    LEAST_UNSEEN,
+    ShownEffect,
+    key_that_sets_apart,
+    shown_effects,
+    small_effects,
+)
+from handpose.report.ranges import (
     NEAR,
-    SIGNIFICANT,
     Crowd,
     best_trials,
     crowded_edges,
     expression,
     is_near,
     places,
-    settled_span,
-    that_matter,
-    unseen,
+    settled,
     widened,
 )
+from handpose.report.rank_agreement import LEAST_TRIALS as LEAST_FULLY_TRAINED
+from handpose.report.rank_agreement import rank_agreement
 from handpose.report.record import Parameter, SweepRecord, TrialRecord
 from handpose.report.table import short_names
-from handpose.report.words import value_text
+from handpose.report.words import metric_text, value_text
 
 Kind = Literal["act", "note", "fine", "open"]
 """act: something should be changed. note: worth knowing. fine: looked at, nothing to do. open: too little evidence."""
 
+_LEAST_AGREEMENT = 0.3
+"""Correlation of the first rung with the last epoch, below which early stopping is close to random."""
+
+_WORSE = 0.03  # of the metric, by which the best trials must get worse before it is called overfitting
+_BETTER = 0.05  # of the metric, by which they must still improve
+
 
 class Finding(NamedTuple):
-    """An answer. text: what it means, in a sentence or two. evidence: the counts behind it. paste: lines of a search
-    space.
+    """An answer. text: what it means, in a sentence or two. evidence: the counts behind it. paste: lines for a search
+    space file.
     """
 
     question: str
@@ -47,24 +64,24 @@ class Finding(NamedTuple):
 
 
 def advice(record: SweepRecord) -> list[Finding]:
-    """All answers, what is to be done first."""
-    questions: Sequence[Callable[[SweepRecord], list[Finding]]] = (
-        trust,
-        edges,
-        density,
-        losses,
-        overfitting,
-        late_divergence,
-        unfinished,
-        settled,
-        early_ranks,
-    )
-    found = [finding for question in questions for finding in question(record)]
+    """All answers, the ones that call for a change first."""
+    shown = shown_effects(record)
+    found = [
+        *trust(record),
+        *edges(record, shown),
+        *density(record, shown),
+        *losses(record),
+        *overfitting(record),
+        *late_divergence(record),
+        *unfinished(record),
+        *what_is_known(record, shown),
+        *early_ranks(record),
+    ]
     return sorted(found, key=lambda finding: ("act", "note", "fine", "open").index(finding.kind))
 
 
 def advice_text(findings: Sequence[Finding]) -> str:
-    """For the terminal: what is to be done or worth knowing, a line or two each."""
+    """For the terminal: the answers that call for a change or are worth knowing, a line or two each."""
     lines: list[str] = []
     for finding in findings:
         if finding.kind in ("act", "note"):
@@ -101,48 +118,61 @@ def trust(record: SweepRecord) -> list[Finding]:
     return [Finding(question, "fine", f"{winner.label.capitalize()} is the best over fresh seeds.", evidence)]
 
 
-def edges(record: SweepRecord) -> list[Finding]:
-    """Do the best trials crowd an edge of a range?"""
+def edges(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
+    """Does a range end where the best trials are?"""
     question = "Do the best trials crowd an edge of a range?"
     if (lacking := _lacking(record, question)) is not None:
         return [lacking]
-    found = [_edge(question, crowd) for crowd in crowded_edges(record)]
-    num = sum(parameter.kind != "choice" for parameter in record.parameters)
-    text, evidence = "No range ends where the best trials are.", f"{len(best_trials(record))} best trials, {num} ranges"
-    return found or [Finding(question, "fine", text, evidence)]
+    found = [_edge(question, crowd) for crowd in crowded_edges(record, shown)]
+    if found or shown:
+        evidence = f"{len(best_trials(record))} best trials, {len(shown)} parameters with a shown effect"
+        return found or [Finding(question, "fine", "No range is shown to end too early.", evidence)]
+    return [_nothing_shown(question, record)]
 
 
 def _edge(question: str, crowd: Crowd) -> Finding:
-    parameter, is_upper = crowd.parameter, crowd.is_upper
+    parameter, is_upper, effect = crowd.parameter, crowd.is_upper, crowd.effect
     end = parameter.high if is_upper else parameter.low
     low, high = widened(parameter, is_upper=is_upper)
     return Finding(
         question,
         "act",
-        f"The best trials crowd the {'upper' if is_upper else 'lower'} end of {parameter.key}: the best value may lie "
-        "beyond. Search a wider range, where the model allows it.",
-        f"{crowd.num_there} of the {crowd.num_best} best lie at or near {value_text(end)}",
+        f"The best trials crowd the {'upper' if is_upper else 'lower'} end of {parameter.key}, and the metric improves "
+        "towards it: a better value may lie beyond. Search a wider range, if the model allows it.",
+        f"{crowd.num_there} of the {crowd.num_best} best trials lie at or near {value_text(end)}; {_evidence(effect)}",
         f"{parameter.key}: {expression(parameter, low, high)}",
     )
 
 
-def density(record: SweepRecord) -> list[Finding]:
-    """Were there enough points near the best?"""
+def _evidence(effect: ShownEffect) -> str:
+    return f"effect shown by {effect.num_trials} trials at epoch {effect.epoch}, p = {effect.p_value:.2g}"
+
+
+def _nothing_shown(question: str, record: SweepRecord) -> Finding:
+    evidence = f"{len(record.ranked)} trials with a result, {len(record.parameters)} parameters"
+    return Finding(question, "open", "No parameter is shown to have an effect yet.", evidence)
+
+
+def density(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
+    """Were there enough trials near the best one, in the parameters that are shown to matter?"""
     question = "Were there enough trials near the best one?"
     if (lacking := _lacking(record, question)) is not None:
         return [lacking]
+    if not shown:
+        return [_nothing_shown(question, record)]
     best, *others = record.leading(len(record.ranked))
-    keys = that_matter(record)
-    near = [trial for trial in others if all(is_near(parameter, best, trial) for parameter in keys)]
-    names = ", ".join(short_names([parameter.key for parameter in keys]).values())
+    keys = [effect.key for effect in shown]
+    known = [parameter for parameter in record.parameters if parameter.key in keys]
+    near = [trial for trial in others if all(is_near(parameter, best, trial) for parameter in known)]
+    names = ", ".join(short_names(keys).values())
     evidence = f"{len(near)} of {len(others)} other trials within {NEAR:.0%} of the range of {names}"
     if len(near) < 3:
         text = (
-            f"Trial {best.number} stands almost alone, so that its neighbourhood is not known and there may be better. "
-            "Search a narrower space, or run more trials."
+            f"Few trials are near trial {best.number} in the parameters that are shown to matter, so there may be "
+            "better values close to it. Search a narrower space, or run more trials."
         )
         return [Finding(question, "act", text, evidence)]
-    return [Finding(question, "fine", f"Trial {best.number} has neighbours that were tried too.", evidence)]
+    return [Finding(question, "fine", f"Values near those of trial {best.number} were tried too.", evidence)]
 
 
 def losses(record: SweepRecord) -> list[Finding]:
@@ -150,54 +180,38 @@ def losses(record: SweepRecord) -> list[Finding]:
     question = "How many trials came to nothing, and why?"
     over = [trial for trial in record.trials if trial.state not in ("running", "waiting", "paused")]
     if len(over) < 5:
-        return [Finding(question, "open", "Too few trials are over.", f"{len(over)} of at least 5")]
+        return [Finding(question, "open", "Too few trials have ended.", f"{len(over)}, at least 5 are needed")]
     lost = [trial for trial in over if trial.state in ("diverged", "infeasible", "failed")]
     counts = Counter(trial.state for trial in lost)
     evidence = f"{len(lost)} of {len(over)}" + "".join(f", {number} {state}" for state, number in counts.items())
     if len(lost) < max(2, 0.1 * len(over)):
         return [Finding(question, "fine", "Few or none.", evidence)]
-    where = _where(record, lost, [trial for trial in over if trial not in lost])
+    key = key_that_sets_apart(record, over, lost)
     text = f"{len(lost) / len(over):.0%} of the trials came to nothing. "
-    return [Finding(question, "act" if where else "note", text + (where or _most_common(lost)), evidence)]
+    if key is None:
+        return [Finding(question, "note", text + _most_common(lost), evidence)]
+    sound = [trial for trial in over if trial not in lost]
+    parameter = next(each for each in record.parameters if each.key == key)
+    describe = _chosen_more_often if parameter.kind == "choice" else _lies_elsewhere
+    return [Finding(question, "act", text + describe(parameter, lost, sound), evidence)]
 
 
-def _where(record: SweepRecord, lost: Sequence[TrialRecord], sound: Sequence[TrialRecord]) -> str:
-    """The parameter in which trials that came to nothing differ most from the others, if one does."""
-    told = []
-    for parameter in record.parameters:
-        differ = _chosen_oftener if parameter.kind == "choice" else _lies_elsewhere
-        told += [
-            (odds, text) for odds, text in differ(parameter, lost, sound) if odds * len(record.parameters) < SIGNIFICANT
-        ]
-    return min(told)[1] if told else ""
-
-
-def _lies_elsewhere(
-    parameter: Parameter, lost: Sequence[TrialRecord], sound: Sequence[TrialRecord]
-) -> list[tuple[float, str]]:
-    """By the Mann-Whitney test of where they lie in the range."""
-    ours, theirs = places(parameter, lost), places(parameter, sound)
-    if min(len(ours), len(theirs)) < 3:
-        return []
-    odds = float(stats.mannwhitneyu(ours, theirs, method="asymptotic").pvalue)
-    middles = [statistics.median(ours), statistics.median(theirs)]
+def _lies_elsewhere(parameter: Parameter, lost: Sequence[TrialRecord], sound: Sequence[TrialRecord]) -> str:
+    middles = [statistics.median(places(parameter, trials)) for trials in (lost, sound)]
     shown = [value_text(parameter.value_at(middle)) for middle in middles]
     larger = "larger" if middles[0] > middles[1] else "smaller"
-    return [(odds, f"They have a {larger} {parameter.key}: in the median {shown[0]} against {shown[1]}.")]
+    return f"They have a {larger} {parameter.key}: median {shown[0]}, against {shown[1]} of the others."
 
 
-def _chosen_oftener(
-    parameter: Parameter, lost: Sequence[TrialRecord], sound: Sequence[TrialRecord]
-) -> list[tuple[float, str]]:
-    """By Fisher's exact test of each option; one that both have alike tells nothing."""
-    told = []
-    for index, choice in enumerate(parameter.choices):
-        ours, theirs = (_num_with(parameter, index, trials) for trials in (lost, sound))
-        table = [[ours, len(lost) - ours], [theirs, len(sound) - theirs]]
-        odds = float(stats.fisher_exact(table, alternative="greater").pvalue) * len(parameter.choices)
-        shares = f"{ours} of these {len(lost)}, {theirs} of the other {len(sound)}"
-        told.append((odds, f"They have {parameter.key} {value_text(choice)} more often: {shares}."))
-    return told
+def _chosen_more_often(parameter: Parameter, lost: Sequence[TrialRecord], sound: Sequence[TrialRecord]) -> str:
+    """Of the choice whose share differs most."""
+    counts = [
+        (_num_with(parameter, index, lost), _num_with(parameter, index, sound), choice)
+        for index, choice in enumerate(parameter.choices)
+    ]
+    ours, theirs, choice = max(counts, key=lambda each: each[0] / len(lost) - each[1] / max(1, len(sound)))
+    shares = f"{ours} of these {len(lost)}, {theirs} of the other {len(sound)}"
+    return f"They have {parameter.key} {value_text(choice)} more often: {shares}."
 
 
 def _num_with(parameter: Parameter, index: int, trials: Sequence[TrialRecord]) -> int:
@@ -215,25 +229,20 @@ def _most_common(lost: Sequence[TrialRecord]) -> str:
 
 
 def overfitting(record: SweepRecord) -> list[Finding]:
-    """Does the validation metric of the best trials turn before the end?"""
+    """Does the validation metric of good trials get worse before the end?"""
     question = "Do the best trials get worse again before the last epoch?"
-    curves = _best_curves(record)
-    if len(curves) < 3 or record.max_epochs < 5:
-        return [_too_short(question, record, curves)]
-    turned = [curve for curve in curves if _turns(curve, record)]
-    evidence = f"{len(turned)} of the {len(curves)} best trials end at least 3 % worse than they were before 3/4 of it"
-    if 2 * len(turned) > len(curves):
+    quarters = _quarters(record)
+    if quarters is None:
+        return [_too_short(question, record)]
+    changes = [_relative_change(quarters[:, place], quarters[:, 3]) for place in range(3)]
+    worst = max(changes, key=lambda change: change.mean())
+    low, _ = _interval(worst, level=0.05 / len(changes))
+    evidence = f"last quarter of the epochs {worst.mean():+.1%} against the best one before, of {len(worst)} trials"
+    if low > 0 and worst.mean() > _WORSE:
         text = "The best trials are past their best: they overfit, or their learning rate stays too high. Train them "
         text += "for fewer epochs, or search weight decay and augmentation."
         return [Finding(question, "act", text, evidence)]
-    return [Finding(question, "fine", "No.", evidence)]
-
-
-def _turns(curve: dict[int, float], record: SweepRecord) -> bool:
-    last = max(curve)
-    before = [record.sign * value for epoch, value in curve.items() if epoch <= 0.75 * last]
-    end = record.sign * curve[last]
-    return bool(before) and end - min(before) > 0.03 * abs(min(before))
+    return [Finding(question, "fine", "They are not shown to get worse.", evidence)]
 
 
 def late_divergence(record: SweepRecord) -> list[Finding]:
@@ -250,92 +259,125 @@ def late_divergence(record: SweepRecord) -> list[Finding]:
 
 
 def unfinished(record: SweepRecord) -> list[Finding]:
-    """Do the best trials still improve at the last epoch?"""
+    """Do good trials still improve at the last epoch?"""
     question = "Do the best trials still improve at the last epoch?"
-    curves = _best_curves(record)
-    if len(curves) < 3 or record.max_epochs < 4:
-        return [_too_short(question, record, curves)]
-    gains = [_late_gain(curve, record) for curve in curves]
-    middle = statistics.median(gains)
-    evidence = f"median improvement over the last quarter {middle:.1%}, of the {len(curves)} best trials"
-    if middle > 0.05:
-        text = "They do, so that a longer training may rank them otherwise: raise sweep.max_epochs, or give the "
-        text += "retraining more epochs (trainer.max_epochs)."
+    quarters = _quarters(record)
+    if quarters is None:
+        return [_too_short(question, record)]
+    gains = -_relative_change(quarters[:, 2], quarters[:, 3])
+    low, _ = _interval(gains, level=0.05)
+    evidence = f"mean improvement from the third to the last quarter {gains.mean():.1%}, of {len(gains)} trials"
+    if low > 0 and gains.mean() > _BETTER:
+        text = "The best trials still improve at the last epoch, so a longer training may rank them differently: raise "
+        text += "sweep.max_epochs, or give the retraining more epochs (trainer.max_epochs)."
         return [Finding(question, "note", text, evidence)]
-    return [Finding(question, "fine", "Hardly: the epochs suffice to tell them apart.", evidence)]
+    return [Finding(question, "fine", "Hardly: they change little in the last quarter of the epochs.", evidence)]
 
 
-def _late_gain(curve: dict[int, float], record: SweepRecord) -> float:
-    last = max(curve)
-    before = curve[max(epoch for epoch in curve if epoch <= max(min(curve), 0.75 * last))]
-    return record.sign * (before - curve[last]) / abs(before) if before else 0.0
+def _quarters(record: SweepRecord) -> NDArray[np.float64] | None:
+    """(trials, 4) mean loss in each quarter of the epochs, of up to five good trials that were trained to the end.
+
+    Good by their mean over all epochs: picking them by the last value would make them look as if they improved.
+    """
+    curves = [
+        trial.curve
+        for trial in record.leading(len(record.ranked))
+        if trial.epochs >= record.max_epochs and not trial.is_perturbed
+    ]
+    edges_at = [record.max_epochs * place / 4 for place in range(5)]
+    rows = []
+    for curve in curves:
+        groups = [
+            [record.sign * value for epoch, value in curve.items() if low < epoch <= high]
+            for low, high in itertools.pairwise(edges_at)
+        ]
+        if all(groups):
+            rows.append([statistics.fmean(group) for group in groups])
+    rows.sort(key=statistics.fmean)
+    return np.array(rows[:5]) if len(rows) >= 3 else None
 
 
-def settled(record: SweepRecord) -> list[Finding]:
-    """Which parameters are settled, and which do not matter?"""
-    question = "Which parameters are settled?"
+def _relative_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much larger each value became, as a part of its size."""
+    size = np.abs(before)
+    change: NDArray[np.float64] = (after - before) / np.where(size > 0, size, 1.0)
+    return change
+
+
+def _interval(values: NDArray[np.float64], *, level: float) -> tuple[float, float]:
+    """The t interval of a mean that leaves out `level` on each side."""
+    half = float(stats.t.ppf(1 - level, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def what_is_known(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
+    """Which parameters have a shown effect, where are their best values, and which make little difference?"""
+    question = "Which parameters matter, and where are their best values?"
     if (lacking := _lacking(record, question)) is not None:
         return [lacking]
-    best = best_trials(record)
-    told = []
-    for parameter in record.parameters:
-        span = settled_span(record, parameter)
-        if span is not None:
-            told.append(Finding(question, "note", _settled_text(parameter, span), f"the {len(best)} best trials"))
-    flat = unseen(record)
-    if flat:
-        at = [each for each in record.importance if each.num_trials >= LEAST_UNSEEN][-1]
-        text = f"No effect is seen of {', '.join(short_names(flat).values())}: not worth searching again."
-        told.append(
-            Finding(question, "note", text, f"importance below chance, {at.num_trials} trials at epoch {at.epoch}")
+    narrowed = {each.parameter.key: each for each in settled(record, shown)}
+    found = []
+    for effect in shown:
+        known = narrowed.get(effect.key)
+        text = (
+            f"{effect.key} has an effect."
+            if known is None
+            else f"{effect.key} {known.text} ({CONFIDENCE:.0%} confidence)."
         )
-    return told or [
-        Finding(
-            question, "fine", "None yet: the best trials are spread over each range.", f"the {len(best)} best trials"
+        found.append(Finding(question, "fine" if known is None else "note", text, _evidence(effect)))
+    small = small_effects(record, shown)
+    if small:
+        names = ", ".join(short_names([each.key for each in small]).values())
+        text = (
+            f"Little difference is made by {names}: less than half of what the best trial gained over the median one."
         )
-    ]
-
-
-def _settled_text(parameter: Parameter, span: tuple[float, float] | object) -> str:
-    if isinstance(span, tuple):
-        return f"{parameter.key} is settled between {value_text(span[0])} and {value_text(span[1])}."
-    return f"{parameter.key} is settled at {value_text(span)}."
+        bound = metric_text(record.metric, max(each.bound for each in small))
+        evidence = f"differences below {bound} with {CONFIDENCE:.0%} confidence, {small[0].num_trials} trials at epoch "
+        found.append(Finding(question, "fine", text, f"{evidence}{small[0].epoch}"))
+    said = {effect.key for effect in shown} | {each.key for each in small}
+    rest = [parameter.key for parameter in record.parameters if parameter.key not in said]
+    if rest:
+        names = ", ".join(short_names(rest).values())
+        text = f"Not shown either way: {names}. More trials would tell; this does not mean that they have no effect."
+        found.append(Finding(question, "open", text, f"{len(record.ranked)} trials with a result"))
+    return found
 
 
 def early_ranks(record: SweepRecord) -> list[Finding]:
     """Do early epochs tell which trials will be good?"""
     question = "Do the rungs tell early which trials will be good?"
-    last = record.values_at(record.max_epochs)
     if not record.rungs:
         return []
-    early = record.values_at(record.rungs[0])
-    both = sorted(last.keys() & early.keys())
-    if len(both) < 8:
+    agreement = rank_agreement([record.values_at(epoch) for epoch in sorted({*record.rungs, record.max_epochs})])
+    if agreement is None:
+        num = len(record.values_at(record.max_epochs))
         text = f"Too few trials were trained to epoch {record.max_epochs}."
-        return [Finding(question, "open", text, f"{len(both)} of at least 8")]
-    agreement = float(stats.spearmanr([early[each] for each in both], [last[each] for each in both]).statistic)
+        return [Finding(question, "open", text, f"{num}, at least {LEAST_FULLY_TRAINED} are needed")]
     evidence = (
-        f"rank correlation {agreement:.2f} of epochs {record.rungs[0]} and {record.max_epochs}, {len(both)} trials"
+        f"correlation of epochs {record.rungs[0]} and {record.max_epochs} among all trials, stopped ones included: "
+        f"{agreement.correlation:.2f} [{agreement.low:.2f}, {agreement.high:.2f}], {agreement.num_trials} trials"
     )
-    if agreement < 0.3:
-        text = "Hardly, as far as the survivors show: raise scheduler.grace_period, lest good trials are stopped."
+    if agreement.high < _LEAST_AGREEMENT:
+        text = "They do not, so good trials may have been stopped: raise scheduler.grace_period."
         return [Finding(question, "act", text, evidence)]
-    return [Finding(question, "fine", "They do, as far as the survivors show.", evidence)]
+    if agreement.low > _LEAST_AGREEMENT:
+        return [Finding(question, "fine", "They do.", evidence)]
+    return [Finding(question, "open", "Too few trials reached the last epoch to tell.", evidence)]
 
 
 def _lacking(record: SweepRecord, question: str) -> Finding | None:
     if len(record.ranked) >= LEAST_TRIALS:
         return None
     return Finding(
-        question, "open", "Too few trials to say.", f"{len(record.ranked)} with a result, of at least {LEAST_TRIALS}"
+        question,
+        "open",
+        "Too few trials to say.",
+        f"{len(record.ranked)} with a result, at least {LEAST_TRIALS} are needed",
     )
 
 
-def _too_short(question: str, record: SweepRecord, curves: Sequence[object]) -> Finding:
-    evidence = f"{len(curves)} trials trained to epoch {record.max_epochs}, of at least 3, and of at least 5 epochs"
-    return Finding(question, "open", "Too few or too short curves to say.", evidence)
-
-
-def _best_curves(record: SweepRecord) -> list[dict[int, float]]:
-    """Of at most five of the best that were trained to the end."""
-    return [trial.curve for trial in record.leading(5) if trial.epochs >= record.max_epochs]
+def _too_short(question: str, record: SweepRecord) -> Finding:
+    text = "Too few trials were trained to the last epoch, or for too few epochs."
+    return Finding(
+        question, "open", text, f"at least 3 trials of {record.max_epochs} epochs, and at least 4 epochs, are needed"
+    )

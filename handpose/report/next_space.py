@@ -1,21 +1,21 @@
-"""The search space of the next round: what is settled is narrowed, what ends too early is widened, the rest stays.
+"""The search space of the next round. A range is made wider or narrower only on evidence, which stands beside it.
 
-Where some parameters are drawn only under others, the file is of the winner's branch: what leads to another branch is
-left out, so that it can be written as plain ranges.
+If some parameters are drawn only under others, the file is of the winner's branch, so that it can be written as plain
+ranges. It is written only if the other branches are shown to be worse.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import yaml
 
 from handpose.config import quote_override
-from handpose.report.advice import Finding
-from handpose.report.ranges import expression, rounded, settled_span
+from handpose.report.effects import CONFIDENCE, Bound, shown_effects
+from handpose.report.ranges import Crowd, Settled, crowded_edges, expression, settled, widened
 from handpose.report.record import Parameter, SweepRecord, TrialRecord
-
-_MARGIN = 0.5  # of the width of what is settled, to either side
+from handpose.report.words import value_text
 
 
 class _Line(NamedTuple):
@@ -24,16 +24,19 @@ class _Line(NamedTuple):
     why: str
 
 
-def next_space(record: SweepRecord, findings: Sequence[Finding]) -> str | None:
-    """The text of a search space file, or None where nothing is to be changed or there is no winner yet."""
+def next_space(record: SweepRecord) -> str | None:
+    """The text of a search space file, or None if nothing is to be changed or there is no winner yet."""
     winner = record.winner()
     if winner is None or not record.parameters:
         return None
-    wider = {
-        line.partition(": ")[0]: line.partition(": ")[2] for finding in findings for line in finding.paste.splitlines()
-    }
+    shown = shown_effects(record)
+    wider = {crowd.parameter.key: crowd for crowd in crowded_edges(record, shown)}
+    narrower = {each.parameter.key: each for each in settled(record, shown)}
+    kept = [parameter for parameter in record.parameters if parameter.key in winner.params]
+    if not all(_branch_is_shown(record, parameter, winner, narrower.get(parameter.key)) for parameter in kept):
+        return None
     lines = [
-        _line(record, parameter, winner, wider) for parameter in record.parameters if parameter.key in winner.params
+        _line(record, parameter, winner, wider.get(parameter.key), narrower.get(parameter.key)) for parameter in kept
     ]
     fixed = [_Line(key, _quoted(value), "as before") for key, value in record.fixed.items()]
     if all(line.why in ("as before", "one value") for line in lines) or all(line.why == "one value" for line in lines):
@@ -44,56 +47,94 @@ def next_space(record: SweepRecord, findings: Sequence[Finding]) -> str | None:
     return head + "".join(_written(line) for line in [*lines, *fixed])
 
 
+def _branch_is_shown(record: SweepRecord, parameter: Parameter, winner: TrialRecord, narrower: Settled | None) -> bool:
+    """Whether the values of a parameter that lead to other branches than the winner's are shown to be worse."""
+    allowed = _allowed(record, parameter, winner)
+    if allowed is None:
+        return True
+    if narrower is None:
+        return False
+    if parameter.kind == "choice":
+        return all(_is_in(choice, allowed) for choice in narrower.kept)
+    return min(allowed) <= narrower.low and narrower.high <= max(allowed)
+
+
 def _written(line: _Line) -> str:
     """As YAML; a text that YAML would read as something else is quoted."""
     entry = yaml.safe_dump({line.key: line.text}, width=10_000, allow_unicode=True).rstrip("\n")
     return entry + (f"  # {line.why}" if line.why != "as before" else "") + "\n"
 
 
-def _line(record: SweepRecord, parameter: Parameter, winner: TrialRecord, wider: dict[str, str]) -> _Line:
+def _line(
+    record: SweepRecord, parameter: Parameter, winner: TrialRecord, wider: Crowd | None, narrower: Settled | None
+) -> _Line:
     key, value = parameter.key, winner.params[parameter.key]
-    if key in wider:
-        return _Line(key, wider[key], "wider: the best trials crowd an edge")
-    span = settled_span(record, parameter)
-    if parameter.kind == "choice":
-        return _choice(record, parameter, winner, span)
     allowed = _allowed(record, parameter, winner)
-    if isinstance(span, tuple) and allowed is None:
-        low, high = _around(parameter, min(span[0], value), max(span[1], value))
-        if low < high:
-            return _Line(key, expression(parameter, low, high), "narrower: the best trials agree")
-        return _Line(key, _quoted(value), "settled")
+    if parameter.kind == "choice":
+        return _choice(parameter, value, allowed, narrower)
     if allowed is not None:
         low, high = min(allowed), max(allowed)
         if low == high:
             return _Line(key, _quoted(value), "of the winner's branch")
         return _Line(key, expression(parameter, low, high), "of the winner's branch")
-    return _Line(key, parameter.expression or expression(parameter, parameter.low, parameter.high), "as before")
+    if wider is None and narrower is None:
+        return _Line(key, parameter.expression or expression(parameter, parameter.low, parameter.high), "as before")
+    low, high = parameter.low, parameter.high
+    reasons = []
+    if narrower is not None and narrower.best is not None:
+        low, high = (
+            min(_outward(parameter, narrower.low, up=False), value),
+            max(_outward(parameter, narrower.high, up=True), value),
+        )
+        reasons.append(f"{narrower.text} ({CONFIDENCE:.0%} confidence)")
+        reasons += [_bound_text(bound) for bound in (narrower.best.lower, narrower.best.upper) if bound is not None]
+    if wider is not None:
+        ends = widened(parameter, is_upper=wider.is_upper)
+        low, high = (low, ends[1]) if wider.is_upper else (ends[0], high)
+        effect, end = wider.effect, "upper" if wider.is_upper else "lower"
+        reasons.append(
+            f"{wider.num_there} of the {wider.num_best} best trials are at the {end} end, "
+            f"effect shown at epoch {effect.epoch} with p = {effect.p_value:.2g}"
+        )
+    if low == high:
+        return _Line(key, _quoted(value), "; ".join(reasons))
+    return _Line(key, expression(parameter, low, high), "; ".join(reasons))
 
 
-def _around(parameter: Parameter, low: float, high: float) -> tuple[float, float]:
-    """A span with some room, within the range."""
-    places = parameter.place(low), parameter.place(high)
-    room = _MARGIN * (places[1] - places[0])
-    wide = [parameter.value_at(place) for place in (max(0.0, places[0] - room), min(1.0, places[1] + room))]
-    if parameter.kind == "int":
-        step = parameter.step or 1
-        steps = [round((each - parameter.low) / step) for each in wide]
-        return int(parameter.low + steps[0] * step), int(parameter.low + steps[1] * step)
-    if parameter.step is not None:
-        return low, high
-    return min(rounded(wide[0]), low), max(rounded(wide[1]), high)
+def _bound_text(bound: Bound) -> str:
+    return f"trend of {bound.num_trials} trials at epoch {bound.epoch}, p = {bound.p_value:.2g}"
 
 
-def _choice(record: SweepRecord, parameter: Parameter, winner: TrialRecord, span: object | None) -> _Line:
-    key, value = parameter.key, winner.params[parameter.key]
-    if span is not None and span == value:
-        return _Line(key, _quoted(value), "settled")
-    allowed = _allowed(record, parameter, winner)
-    if allowed is None:
-        text = parameter.expression or _listed(parameter.choices)
-        return _Line(key, text, "as before") if len(parameter.choices) > 1 else _Line(key, _quoted(value), "one value")
-    return _Line(key, _listed(allowed) if len(allowed) > 1 else _quoted(value), "of the winner's branch")
+def _outward(parameter: Parameter, value: float, *, up: bool) -> float:
+    """Two significant digits, so that the range does not become smaller and stays within the searched one."""
+    if parameter.kind == "int" or parameter.step is not None or value == 0:
+        return value
+    digit = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
+    away = (math.ceil(value / digit - 1e-9) if up else math.floor(value / digit + 1e-9)) * digit
+    return min(max(float(f"{away:.2g}"), parameter.low), parameter.high)
+
+
+def _choice(parameter: Parameter, value: Any, allowed: Sequence[Any] | None, narrower: Settled | None) -> _Line:
+    key = parameter.key
+    kept = list(parameter.choices) if allowed is None else list(allowed)
+    reasons = [] if allowed is None else ["of the winner's branch"]
+    if narrower is not None:
+        kept = [choice for choice in kept if _is_in(choice, narrower.kept) or _is_in(choice, [value])]
+        names = [value_text(choice) for choice in parameter.choices]
+        reasons += [
+            f"{names[each.option]} did worse than {names[each.better]} in {each.bound.num_trials} trials at epoch "
+            f"{each.bound.epoch}, p = {each.bound.p_value:.2g}"
+            for each in narrower.worse
+        ]
+    if not reasons:
+        text = parameter.expression or _listed(kept)
+        return _Line(key, text, "as before") if len(kept) > 1 else _Line(key, _quoted(value), "one value")
+    return _Line(key, _listed(kept) if len(kept) > 1 else _quoted(value), "; ".join(reasons))
+
+
+def _is_in(choice: Any, choices: Sequence[Any]) -> bool:
+    """Whether it is one of the choices; 1 and True differ."""
+    return any(choice == other and type(choice) is type(other) for other in choices)
 
 
 def _allowed(record: SweepRecord, parameter: Parameter, winner: TrialRecord) -> list[Any] | None:

@@ -1,123 +1,143 @@
-"""The ranges that were searched, held against where the best trials lie: what advice and the next round's space share.
+"""The searched ranges, held against where the best trials lie: what advice and the next round's space share.
 
-The best trials are the first of the ranking: those trained longest, by their last value. Counts are held against what
-trials thrown evenly over a range would give, with Bonferroni's correction for the number of parameters; a sampler does
-not throw evenly, so that the probabilities are a bar to pass and no more.
+Every claim here needs an effect that is shown (`effects`), so that noise gives none. Where the best trials lie is said
+beside it, and is no evidence by itself: a sampler puts its trials where earlier ones were good.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from scipy import stats
-
+from handpose.report.effects import BestRange, ShownEffect, WorseOption, best_range, worse_options
 from handpose.report.record import Parameter, SweepRecord, TrialRecord
+from handpose.report.words import value_text
 
-LEAST_TRIALS = 15
-"""Trials with a result, below which nothing is said about ranges."""
-
-LEAST_UNSEEN = 50
-"""Trials with a value at one epoch, below which it means nothing that no effect is seen."""
-
-LEAST_BEST = 5
-SIGNIFICANT = 0.05
 NEAR = 0.15
-"""Of a range, to either side."""
+"""Part of a range to either side of a value that counts as near it."""
 
+_LEAST_BEST = 5
 _MOST_BEST = 20
-_EDGE = 0.1  # of a range
+_EDGE = 0.1  # part of a range
+_NARROW = 0.2  # part of a range that must be ruled out before anything is said
 
 
 def best_trials(record: SweepRecord) -> list[TrialRecord]:
     """A tenth of the trials with a result, at least 5 and at most 20."""
-    return record.leading(min(_MOST_BEST, max(LEAST_BEST, round(len(record.ranked) / 10))))
+    return record.leading(min(_MOST_BEST, max(_LEAST_BEST, round(len(record.ranked) / 10))))
+
+
+class Settled(NamedTuple):
+    """What is known of a parameter whose effect is shown, enough to search less of it.
+
+    For a range: best, with low and high, the values between which the best one lies. For a choice: worse, the options
+    that can be left out.
+    """
+
+    parameter: Parameter
+    effect: ShownEffect
+    best: BestRange | None = None
+    low: float = math.nan
+    high: float = math.nan
+    worse: Sequence[WorseOption] = ()
+
+    @property
+    def text(self) -> str:
+        """What is known, as the end of a sentence about the parameter."""
+        if self.parameter.kind == "choice":
+            worse = ", ".join(value_text(self.parameter.choices[each.option]) for each in self.worse)
+            if len(self.kept) == 1:
+                return f"is best at {value_text(self.kept[0])}: {worse} did worse"
+            return f"is not best at {worse}"
+        low, high = value_text(self.low), value_text(self.high)
+        if low == high:
+            return f"is best at {low}"
+        if self.low > self.parameter.low and self.high < self.parameter.high:
+            return f"is best between {low} and {high}"
+        return f"is best at {low} or above" if self.low > self.parameter.low else f"is best at {high} or below"
+
+    @property
+    def kept(self) -> list[Any]:
+        """The options of a choice that are not shown to be worse than another one."""
+        left_out = {each.option for each in self.worse}
+        return [choice for index, choice in enumerate(self.parameter.choices) if index not in left_out]
 
 
 class Crowd(NamedTuple):
-    """Best trials at an edge of a range."""
+    """Best trials at an edge of a range, towards which the metric is shown to improve."""
 
     parameter: Parameter
+    effect: ShownEffect
     is_upper: bool
     num_there: int
     num_best: int
 
 
-def crowded_edges(record: SweepRecord) -> list[Crowd]:
-    """The edges at which at least half of the best trials lie, with a probability below 5 % over all edges."""
-    numeric = [each for each in record.parameters if each.kind != "choice" and each.is_declared]
+def crowded_edges(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Crowd]:
+    """The edges at which the best value may be cut off by the searched range.
+
+    The effect of the parameter is shown, the interval for its best value reaches to this edge and not to the other one,
+    and at least half of the best trials lie here.
+    """
     found: list[Crowd] = []
-    if len(record.ranked) < LEAST_TRIALS:
-        return found
-    for parameter in numeric:
-        width, lie = edge_width(parameter), places(parameter, best_trials(record))
+    for effect in shown:
+        parameter = _parameter(record, effect)
+        if parameter.kind == "choice" or not parameter.is_declared:
+            continue
+        best, lie = best_range(record, parameter, shown), places(parameter, best_trials(record))
+        width = edge_width(parameter)
         for is_upper in (False, True):
+            bounded, open_end = (best.lower, best.upper) if is_upper else (best.upper, best.lower)
             num_there = sum(place >= 1 - width if is_upper else place <= width for place in lie)
-            if len(lie) < LEAST_BEST or 2 * num_there < len(lie) or is_natural_end(parameter, is_upper=is_upper):
+            if bounded is None or open_end is not None or len(lie) < _LEAST_BEST or 2 * num_there < len(lie):
                 continue
-            odds = stats.binomtest(num_there, len(lie), edge_share(parameter, width), alternative="greater").pvalue
-            if odds * 2 * len(numeric) < SIGNIFICANT:
-                found.append(Crowd(parameter, is_upper, num_there, len(lie)))
+            if not is_natural_end(parameter, is_upper=is_upper):
+                found.append(Crowd(parameter, effect, is_upper, num_there, len(lie)))
     return found
 
 
-def settled_span(record: SweepRecord, parameter: Parameter) -> tuple[float, float] | object | None:
-    """(low, high) that all best trials lie in, or the one value that they have; None where they are spread.
-
-    None as well where they crowd an edge, beyond which there may be better. For a range: at most a third of it, with a
-    probability below 5 % over all parameters, and at least 5 trials tried outside. For a choice: at least four in five
-    of the best.
-    """
-    best = [trial for trial in best_trials(record) if parameter.key in trial.params]
-    crowded = {crowd.parameter.key for crowd in crowded_edges(record)}
-    if len(record.ranked) < LEAST_TRIALS or len(best) < LEAST_BEST:
-        return None
-    if not parameter.is_declared or parameter.key in crowded:
-        return None
-    bar = SIGNIFICANT / len(record.parameters)
-    values = [trial.params[parameter.key] for trial in best]
-    if parameter.kind == "choice":
-        return _settled_choice(record, parameter, values, bar)
-    lie = [parameter.place(value) for value in values]
-    low, high = min(lie), max(lie)
-    outside = [place for place in places(parameter, record.trials) if not low <= place <= high]
-    # Of k even places all lie within w of each other with probability k w^(k-1) - (k-1) w^k.
-    num, width = len(lie), high - low + cell(parameter)
-    if width > 1 / 3 or len(outside) < 5 or num * width ** (num - 1) - (num - 1) * width**num >= bar:
-        return None
-    return min(values), max(values)
+def settled(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Settled]:
+    """The parameters of which a part of the range, or some options, are shown to be worse than the rest."""
+    found = []
+    for effect in shown:
+        parameter = _parameter(record, effect)
+        if not parameter.is_declared:
+            continue
+        if parameter.kind == "choice":
+            each = Settled(parameter, effect, worse=worse_options(record, parameter, shown))
+            if each.worse and each.kept:
+                found.append(each)
+            continue
+        best = best_range(record, parameter, shown)
+        low, high = _with_best_trials(record, parameter, best)
+        if low + (1 - high) >= _NARROW:
+            found.append(Settled(parameter, effect, best, _value(parameter, low), _value(parameter, high)))
+    return found
 
 
-def _settled_choice(record: SweepRecord, parameter: Parameter, values: Sequence[object], bar: float) -> object | None:
-    index, number = Counter(map(parameter.index, values)).most_common(1)[0]
-    odds = stats.binomtest(number, len(values), 1 / len(parameter.choices), alternative="greater").pvalue
-    if len(parameter.choices) < 2 or number < 0.8 * len(values) or odds >= bar:
-        return None
-    others = sum(
-        parameter.index(trial.params[parameter.key]) != index
-        for trial in record.trials
-        if parameter.key in trial.params
-    )
-    return parameter.choices[index] if others >= 5 else None
+def _with_best_trials(record: SweepRecord, parameter: Parameter, best: BestRange) -> tuple[float, float]:
+    """The interval, widened to hold the best trials: they were trained the longest, and earlier epochs may mislead."""
+    lie = places(parameter, best_trials(record))
+    return min([best.low, *lie]), max([best.high, *lie])
 
 
-def unseen(record: SweepRecord) -> list[str]:
-    """Parameters without an effect at the highest epoch that could be judged, and seen at no other.
+def _value(parameter: Parameter, place: float) -> float:
+    """The value at a place; of numbers with a step the nearest one that is searched."""
+    value = parameter.value_at(place)
+    if parameter.num_values is None or parameter.log:
+        return round(value) if parameter.kind == "int" else value
+    step = parameter.step or 1
+    value = parameter.low + round((value - parameter.low) / step) * step
+    return int(value) if parameter.kind == "int" else value
 
-    Of LEAST_UNSEEN trials: the importance is below what chance gives, and below 10 % for 19 of 20 halves of the trials.
-    That nothing is seen in fewer trials means nothing.
-    """
-    judged = [at for at in record.importance if at.num_trials >= LEAST_UNSEEN]
-    if not judged:
-        return []
-    seen = {each.key for at in record.importance for each in at.effects if each.is_seen}
-    return [
-        each.key for each in judged[-1].effects if each.share < each.chance and each.high < 0.1 and each.key not in seen
-    ]
+
+def _parameter(record: SweepRecord, effect: ShownEffect) -> Parameter:
+    return next(parameter for parameter in record.parameters if parameter.key == effect.key)
 
 
 def is_natural_end(parameter: Parameter, *, is_upper: bool) -> bool:
-    """Whether nothing lies beyond: below 0, or above 1 of a share."""
+    """Whether nothing lies beyond: below 0, above 1 of a share, or where `widened` does not go."""
+    if widened(parameter, is_upper=is_upper) == (parameter.low, parameter.high):
+        return True
     return parameter.high == 1.0 and parameter.kind == "float" if is_upper else parameter.low == 0
 
 
@@ -168,17 +188,6 @@ def cell(parameter: Parameter) -> float:
 def edge_width(parameter: Parameter) -> float:
     """The part of a range that is an edge; of a few values the last one."""
     return _EDGE if parameter.num_values is None or parameter.num_values > 10 else 1e-9
-
-
-def edge_share(parameter: Parameter, margin: float) -> float:
-    """Of trials thrown evenly, those at an edge."""
-    return margin if margin >= _EDGE else 1 / (parameter.num_values or 1)
-
-
-def that_matter(record: SweepRecord) -> list[Parameter]:
-    """The parameters whose effect is seen at some epoch; all, where it is not known."""
-    seen = {effect.key for at in record.importance for effect in at.effects if effect.is_seen}
-    return [each for each in record.parameters if each.key in seen] or list(record.parameters)
 
 
 def is_near(parameter: Parameter, best: TrialRecord, trial: TrialRecord) -> bool:

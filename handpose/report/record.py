@@ -130,7 +130,8 @@ class Effect(NamedTuple):
     """How much a parameter matters for being among the best.
 
     share: of all parameters' importance; low, high: where it lies for 90 % of the halves of the trials. chance: the
-    most that came out with the values shuffled among the trials, 20 times.
+    most that came out with the values shuffled among the trials, 20 times; a searcher that learns exceeds it in noise
+    too, so that it shows no effect by itself.
     """
 
     key: str
@@ -138,11 +139,6 @@ class Effect(NamedTuple):
     low: float
     high: float
     chance: float
-
-    @property
-    def is_seen(self) -> bool:
-        """Whether there is more than chance, also for half of the trials."""
-        return self.low > self.chance
 
 
 class Importance(NamedTuple):

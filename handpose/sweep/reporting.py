@@ -48,7 +48,7 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
     """
     records = _told_apart([read_sweep(folder) for folder in folders])
     findings = [advice(record) for record in records]
-    spaces = [next_space(record, found) for record, found in zip(records, findings, strict=True)]
+    spaces = [next_space(record) for record in records]
     names = ", ".join(record.name for record in records)
     page = Page(f"Sweep {names}" if len(records) == 1 else f"Sweeps {names}")
     if len(records) == 1:

@@ -43,7 +43,7 @@ def test_an_optimum_inside_of_the_range_is_no_edge():
 
 def test_zero_is_the_natural_end_of_a_range():
     made = swept(lambda params: params["augment.scale"], [SCALE])
-    assert not crowded_edges(made)
+    assert not crowded_edges(made, shown_effects(made))
 
 
 def test_the_last_of_a_few_whole_numbers_is_an_edge():
@@ -66,20 +66,20 @@ def test_noise_is_rarely_taken_for_an_edge_or_for_settled():
     alarms = 0
     for seed in range(100):
         made = swept(lambda params: draws.gauss(0, 1), [RATE, SCALE, DEPTH, HEAD], seed=seed, num_trials=40)
-        alarms += bool(crowded_edges(made)) or any(settled_span(made, each) for each in made.parameters)
+        alarms += bool(crowded_edges(made, shown_effects(made))) or any(settled_span(made, each) for each in made.parameters)
     assert alarms <= 10  # edges and settled ranges at 5 % each
 
 
 def test_nothing_is_said_of_ranges_with_too_few_trials():
     made = swept(lambda params: -params["optimizer.lr"], [RATE], num_trials=LEAST_TRIALS - 1)
     assert {finding.kind for finding in answers(made, "edge") + answers(made, "settled")} == {"open"}
-    assert next_space(made, advice(made)) is None
+    assert next_space(made) is None
 
 
 def test_a_settled_parameter_is_narrowed_round_the_best_and_the_file_loads(tmp_path):
     made = swept(lambda params: abs(params["augment.scale"] - 0.2), [SCALE, RATE])
     assert any("augment.scale is settled" in finding.text for finding in answers(made, "settled"))
-    text = next_space(made, advice(made))
+    text = next_space(made)
     space = loaded(text, tmp_path)
     narrow = space.parameters["augment.scale"]
     assert 0.1 < narrow.low < 0.2 < narrow.high < 0.3
@@ -90,7 +90,7 @@ def test_a_settled_choice_is_fixed(tmp_path):
     made = swept(
         lambda params: (params["model.decoder.head"] == "axes") + params["augment.scale"], [HEAD, SCALE], num_trials=80
     )
-    space = loaded(next_space(made, advice(made)), tmp_path)
+    space = loaded(next_space(made), tmp_path)
     assert space.fixed == {"model.decoder.head": "heatmaps"}
 
 
@@ -104,7 +104,7 @@ def test_the_next_round_of_a_conditional_space_is_of_the_winners_branch(tmp_path
             params = {"model/decoder": "pyramid", "optimizer.lr": 1e-3, "model.decoder.depth": 1 + number % 5}
         trials.append(trial(number, params, [9.0, 8.0, 7.0, 6.0 - number % 2 + 0.01 * number]))
     made = record(trials, [family, depth, RATE])
-    space = loaded(next_space(made, advice(made)), tmp_path)
+    space = loaded(next_space(made), tmp_path)
     assert space.fixed["model/decoder"] == "pyramid"
     assert set(space.parameters) <= {"model.decoder.depth", "optimizer.lr"}
 

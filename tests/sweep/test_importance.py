@@ -27,10 +27,10 @@ def test_the_parameter_that_matters_is_seen_and_the_other_is_not():
     main, idle = found.effects
     assert (found.epoch, found.num_trials) == (9, 60)
     assert main.key == "main"
-    assert main.is_seen
+    assert main.low > main.chance
     assert main.share > 0.7
     assert main.low <= main.high
-    assert not idle.is_seen
+    assert idle.low < idle.chance
 
 
 def test_more_may_be_better():

@@ -1,0 +1,124 @@
+"""Sweeps whose truth is known: the real searcher, scheduler, events and files, with values from a formula.
+
+Nothing is trained and Ray is not started, so that hundreds of sweeps take minutes. A folder of such a sweep is read,
+reported and audited like any other.
+"""
+
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from handpose.config import compose, plain
+from handpose.report.table import TrialTable
+from handpose.sweep.events import EVENTS, EventLog
+from handpose.sweep.history import History
+from handpose.sweep.scheduler import rule_maker
+from handpose.sweep.space import flattened, load_space
+from handpose.sweep.state import SweepState
+
+Loss = Callable[[Mapping[str, Any], int, random.Random], float]
+"""(parameters, epoch, generator of the trial's own) -> value of the metric, smaller is better."""
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SPACES = tuple(
+    sorted(file.stem for file in (REPOSITORY / "search_spaces").iterdir() if file.suffix in (".yaml", ".py"))
+)
+"""The search spaces that the project ships, by name."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a fabricated sweep is run. Trials run on `num_slots` slots that all take one second for an epoch."""
+
+    space: str
+    searcher: str
+    scheduler: str
+    mode: str = "stop"
+    num_trials: int = 40
+    max_epochs: int = 9
+    num_slots: int = 4
+
+
+def fabricate(setup: Setup, loss: Loss, folder: Path, *, seed: int) -> None:
+    """Run a sweep of trials that report `loss`, and leave its folder as tune.py would before the confirmation."""
+    config = _config(setup)
+    sweep = instantiate(config.sweep)
+    sweep = replace(sweep, folder=str(folder), seed=seed, num_trials=setup.num_trials, max_epochs=setup.max_epochs)
+    space = load_space(setup.space)
+    rule = rule_maker(instantiate(config.scheduler), sweep, space)
+    _write_description(config, folder, setup, seed)
+    searcher = partial(instantiate(config.searcher), defaults=flattened(plain(config)), fingerprint=None)(
+        space=space,
+        folder=folder / "study",
+        name=sweep.name,
+        metric=sweep.metric,
+        mode=sweep.mode,
+        max_epochs=sweep.max_epochs,
+        seed=seed,
+    )
+    log = EventLog(folder / EVENTS)
+    table = TrialTable(sweep.metric, sweep.mode, sweep.num_trials, sweep.max_epochs)
+    clock = _Clock()
+    state = SweepState(sweep, log=log, history=History(sweep, rule=rule(), table=table), searcher=searcher, clock=clock)
+    state.open(num_slots=setup.num_slots)
+    _run(state, loss, sweep.metric, clock, seed)
+    state.close("finished")
+    searcher.close()
+    log.close()
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _run(state: SweepState, loss: Loss, metric: str, clock: _Clock, seed: int) -> None:
+    """Give every slot an epoch in turn until the sweep is over."""
+    running: dict[int, int] = {}  # trial -> epoch that it has reached
+    generators: dict[int, random.Random] = {}
+    while True:
+        while (stretch := state.next()) is not None:
+            running[stretch.trial] = state.history.trials[stretch.trial].row.epochs
+        if state.is_over:
+            return
+        clock.now += 1.0
+        for trial in list(running):
+            running[trial] += 1
+            generator = generators.setdefault(trial, random.Random(f"{seed} {trial}"))
+            params = state.history.trials[trial].row.params
+            value = loss(params, running[trial], generator)
+            if not state.reported(trial, running[trial], {metric: value}):
+                del running[trial]
+
+
+@cache
+def _config(setup: Setup) -> DictConfig:
+    mode = [f"scheduler.mode={setup.mode}"] if setup.scheduler == "asha" else []
+    given = [f"search_space={setup.space}", f"searcher={setup.searcher}", f"scheduler={setup.scheduler}"]
+    return compose("tune", [*given, *mode, "sweep.name=fabricated"])
+
+
+def _write_description(config: DictConfig, folder: Path, setup: Setup, seed: int) -> None:
+    folder.mkdir(parents=True)
+    values = plain(config)
+    values["sweep"] |= {
+        "folder": str(folder),
+        "seed": seed,
+        "num_trials": setup.num_trials,
+        "max_epochs": setup.max_epochs,
+    }
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({"config": values}), encoding="utf-8")
+    (folder / "search_space").mkdir()
+    (file,) = (REPOSITORY / "search_spaces").glob(f"{setup.space}.*")
+    shutil.copy(file, folder / "search_space")
