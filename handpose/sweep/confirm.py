@@ -11,7 +11,7 @@ cut off goes on, and one whose finalists have changed trains only what it has no
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,20 +76,23 @@ def confirm(
     command: Callable[[Params], str],
     origin: Mapping[str, Any],
     mirror: Mirror | None = None,
+    used_seeds: Collection[int] = (),
 ) -> dict[str, Any] | None:
     """Train the finalists of a sweep's table again; returns what confirm.yaml says, None where nothing is to be done.
 
     sweep: settings of the sweep that has ended. defaults: configuration key -> value of the default configuration.
-    objective, command, mirror: as `swept` takes them. origin: as `provenance` gives it. Ray is used where it runs.
-    Raises as `swept` does.
+    objective, command, mirror: as `swept` takes them. origin: as `provenance` gives it. used_seeds: of earlier
+    sweeps that this one has learned from. Ray is used where it runs. Raises as `swept` does.
     """
     folder = sweep.path / FOLDER
     (folder / FILE).unlink(missing_ok=True)  # it may be of other finalists; what it is made of remains
     chosen = candidates(table, defaults=defaults, top_k=sweep.confirm.top_k)
     if not sweep.confirm.is_on or not chosen:
         return None
-    seeds = fresh_seeds(sweep.confirm.seeds, table, defaults)
     begun = [event.params for event in read_events(folder / EVENTS) if isinstance(event, Asked)]
+    seeds = fresh_seeds(
+        sweep.confirm.seeds, table, defaults, used=used_seeds, begun=[params["seed"] for params in begun]
+    )
     points = begun + [point for point in runs(chosen, seeds) if point not in begun]
     if len(points) > len(begun):
         print(_plan(chosen, seeds, len(points) - len(begun), sweep.max_epochs), flush=True)
@@ -121,10 +124,22 @@ def candidates(table: TrialTable, *, defaults: Mapping[str, Any], top_k: int) ->
     return [*chosen, Candidate(row, without_seed(row.params), False, True, row.state != "infeasible")]
 
 
-def fresh_seeds(num: int, table: TrialTable, defaults: Mapping[str, Any]) -> list[int]:
-    """The smallest seeds from 1 on that no trial was trained with."""
-    used = {defaults.get("seed"), *(row.params.get("seed") for row in table.rows.values())}
-    return list(itertools.islice((seed for seed in itertools.count(1) if seed not in used), num))
+def fresh_seeds(
+    num: int,
+    table: TrialTable,
+    defaults: Mapping[str, Any],
+    *,
+    used: Collection[int] = (),
+    begun: Sequence[int] = (),
+) -> list[int]:
+    """Return seeds that nothing was chosen by: no trial of the table was trained with them, nor are they in `used`.
+
+    begun: seeds of an earlier confirmation of this sweep, which are taken first; then the smallest ones from 1 on.
+    """
+    taken = {defaults.get("seed"), *(row.params.get("seed") for row in table.rows.values()), *used}
+    first = [seed for seed in dict.fromkeys(begun) if seed not in taken]
+    others = (seed for seed in itertools.count(1) if seed not in taken and seed not in first)
+    return list(itertools.islice(itertools.chain(first, others), num))
 
 
 def runs(chosen: Sequence[Candidate], seeds: Sequence[int]) -> list[Params]:

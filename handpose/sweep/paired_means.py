@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, studentized_range, t
+from scipy.special import ndtr
+from scipy.stats import studentized_range, t
 
 _CONFIDENCE = 0.95
 _ROUNDING = 1e-12
@@ -68,14 +69,8 @@ def mean_estimates(values: NDArray[np.float64]) -> list[Estimate]:
     Returns:
         One estimate for each configuration. Without an interval where `why_no_interval` gives a reason.
     """
-    num, num_seeds = values.shape
-    spread = None
-    if why_no_interval(values) is None:
-        of_seeds, residual = _mean_squares(values)
-        common = _t(num_seeds - 1, 1) ** 2 * of_seeds / num
-        own = _t((num - 1) * (num_seeds - 1), num) ** 2 * residual * (num - 1) / num if num > 1 else 0.0
-        spread = float(np.sqrt((common + own) / num_seeds))
-    return _estimates(values.mean(axis=1), spread)
+    half_width = float(mean_half_width(values)) if why_no_interval(values) is None else None
+    return _estimates(values.mean(axis=1), half_width)
 
 
 def difference_estimates(values: NDArray[np.float64], to: int) -> list[Estimate]:
@@ -91,11 +86,24 @@ def difference_estimates(values: NDArray[np.float64], to: int) -> list[Estimate]
     Returns:
         One estimate for each configuration. Without an interval where `why_not_comparable` gives a reason.
     """
-    num, num_seeds = values.shape
-    spread = None
-    if why_not_comparable(values) is None:
-        spread = _tukey(num, (num - 1) * (num_seeds - 1)) * _standard_error(values)
-    return _estimates(values.mean(axis=1) - values[to].mean(), spread)
+    half_width = float(difference_half_width(values)) if why_not_comparable(values) is None else None
+    return _estimates(values.mean(axis=1) - values[to].mean(), half_width)
+
+
+def mean_half_width(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Half the width of the interval of a mean, of (..., configurations, seeds) with at least two seeds."""
+    *_, num, num_seeds = values.shape
+    of_seeds, residual = _mean_squares(values)
+    variance = _t(num_seeds - 1, 1) ** 2 * of_seeds / num
+    if num > 1:
+        variance = variance + _t((num - 1) * (num_seeds - 1), num) ** 2 * residual * (num - 1) / num
+    return np.sqrt(variance / num_seeds)
+
+
+def difference_half_width(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Half the width of the interval of a difference, of (..., configurations, seeds) with at least two of both."""
+    *_, num, num_seeds = values.shape
+    return _tukey(num, (num - 1) * (num_seeds - 1)) * _standard_error(values)
 
 
 def why_no_interval(values: NDArray[np.float64]) -> str | None:
@@ -134,41 +142,42 @@ def optimism(values: NDArray[np.float64], selectable: Sequence[int], *, mode: st
         return 0.0
     if why_not_comparable(values) is not None:
         return None
-    error = _standard_error(values)
+    error = float(_standard_error(values))
     means = (1 if mode == "min" else -1) * values.mean(axis=1)[list(selectable)] / error
-    noise = np.linspace(-8.0, 8.0, 801)
-    others_are_worse = norm.sf(means[:, None, None] + noise - means[:, None])  # (picked, others, noise)
+    noise = np.linspace(-8.0, 8.0, 201)
+    others_are_worse = ndtr(means[:, None] - means[:, None, None] - noise)  # (picked, others, noise)
     others_are_worse[np.arange(len(means)), np.arange(len(means))] = 1.0
-    density = others_are_worse.prod(axis=1).sum(axis=0) * norm.pdf(noise)
+    density = others_are_worse.prod(axis=1).sum(axis=0) * np.exp(-(noise**2) / 2) / np.sqrt(2 * np.pi)
     return max(0.0, -error * float(np.trapezoid(noise * density, noise)))
 
 
-def _estimates(means: NDArray[np.float64], spread: float | None) -> list[Estimate]:
-    if spread is None:
+def _estimates(means: NDArray[np.float64], half_width: float | None) -> list[Estimate]:
+    if half_width is None:
         return [Estimate(float(mean), None, None) for mean in means]
-    return [Estimate(float(mean), float(mean - spread), float(mean + spread)) for mean in means]
+    return [Estimate(float(mean), float(mean - half_width), float(mean + half_width)) for mean in means]
 
 
 def _residuals(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(configurations, seeds) without the means of both."""
-    return values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    """(..., configurations, seeds) without the means of both."""
+    of_configurations, of_seeds = values.mean(axis=-1, keepdims=True), values.mean(axis=-2, keepdims=True)
+    return values - of_configurations - of_seeds + values.mean(axis=(-2, -1), keepdims=True)
 
 
 def _varies(deviations: NDArray[np.float64], values: NDArray[np.float64]) -> bool:
     return bool(np.abs(deviations).max() > _ROUNDING * np.abs(values).max())
 
 
-def _mean_squares(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean squares of the seeds and of the residuals; (configurations, seeds) with at least two seeds."""
-    num, num_seeds = values.shape
-    freedom = (num - 1) * (num_seeds - 1)
-    of_seeds = num * float(((values.mean(axis=0) - values.mean()) ** 2).sum()) / (num_seeds - 1)
-    return of_seeds, float((_residuals(values) ** 2).sum()) / freedom if freedom else 0.0
+def _mean_squares(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean squares of the seeds and of the residuals; (..., configurations, seeds) with at least two seeds."""
+    *_, num, num_seeds = values.shape
+    of_seeds = num * values.mean(axis=-2).var(axis=-1, ddof=1)
+    residual = (_residuals(values) ** 2).sum(axis=(-2, -1)) / max(1, (num - 1) * (num_seeds - 1))
+    return of_seeds, residual
 
 
-def _standard_error(values: NDArray[np.float64]) -> float:
+def _standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The standard error of a mean, but for the effects of the seeds, which all means share."""
-    return float(np.sqrt(_mean_squares(values)[1] / values.shape[1]))
+    return np.sqrt(_mean_squares(values)[1] / values.shape[-1])
 
 
 @cache

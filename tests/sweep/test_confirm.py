@@ -88,6 +88,12 @@ def test_seeds_are_fresh_and_the_same_for_all():
         assert [run["seed"] for run in trained_with if run["optimizer.lr"] == rate] == seeds
 
 
+def test_seeds_of_earlier_sweeps_are_not_fresh_and_a_confirmation_keeps_its_own():
+    assert fresh_seeds(3, SWEPT, DEFAULTS, used={1, 3}) == [2, 4, 5]
+    assert fresh_seeds(3, SWEPT, DEFAULTS, begun=[5, 2, 5, 2]) == [5, 2, 1]
+    assert fresh_seeds(2, SWEPT, DEFAULTS, used={5}, begun=[5, 2]) == [2, 1]
+
+
 VALUES = [[5.0, 5.2, 5.1], [4.9, 5.2, 5.05], [7.0, 7.1, 7.2]]
 
 
