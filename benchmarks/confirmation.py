@@ -26,8 +26,8 @@ gain        coverage of the winner's gain over the default, where the default ha
 wrong       how often any difference to the winner lies outside its interval; for equal means that is how often a
             difference is claimed where there is none. Goal: 0.05 where the assumptions hold.
 
-With 2,000 repetitions a share of 0.05 has a standard error of 0.005, and the worst of the 18 cells of a line is typically
-two of them off.
+With 2,000 repetitions a share of 0.05 has a standard error of 0.005, and the worst of the 18 cells of a line is
+typically two of them off.
 """
 
 import argparse
