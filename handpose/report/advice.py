@@ -111,11 +111,18 @@ def trust(record: SweepRecord) -> list[Finding]:
         text = "No candidate came through the confirmation, so that the winner's value is one run's."
         return [Finding(question, "act", text, f"{len(confirmed.candidates)} candidates, {len(confirmed.seeds)} seeds")]
     evidence = f"{len(confirmed.seeds)} seeds of {len(confirmed.candidates)} configurations at epoch {confirmed.epochs}"
-    equals = [each.label for each in confirmed.candidates if each.is_distinguishable is False and each is not winner]
+    label, compared = winner.label.capitalize(), confirmed.compared
+    if not compared:
+        text = f"{label} has the best mean, but whether it is better than the others is unknown: "
+        return [Finding(question, "open", f"{text}{confirmed.why_not_compared}.", evidence)]
+    equals = [each.label for each in compared if not each.is_distinguishable]
     if equals:
-        text = f"{winner.label.capitalize()} has the best mean, but is not distinguishable from {', '.join(equals)}."
+        text = f"{label} has the best mean, but is not distinguishable from {', '.join(equals)}."
         return [Finding(question, "note", text, evidence)]
-    return [Finding(question, "fine", f"{winner.label.capitalize()} is the best over fresh seeds.", evidence)]
+    worse = [each.label for each in compared if each.difference and each.difference.mean * record.sign > 0]
+    if not worse:
+        return [Finding(question, "note", f"{label} is the only one that can win, and is not the best.", evidence)]
+    return [Finding(question, "fine", f"{label} is better than {', '.join(worse)} over fresh seeds.", evidence)]
 
 
 def edges(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:

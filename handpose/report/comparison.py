@@ -1,9 +1,10 @@
 """Several sweeps side by side, and what can honestly be said of their difference.
 
 The best values of two sweeps are one draw each, chosen for being good: no test can compare them. What can be compared
-are confirmed winners, whose values over fresh seeds were chosen for nothing (Welch's t-test), and, of sweeps that are
-not confirmed, the trials of one epoch as a whole (Mann-Whitney): that says whose trials are better, not whose winner.
-Several pairs are corrected by Holm's method.
+are confirmed winners by their values over fresh seeds (Welch's t-test, whose p value is multiplied by the number of
+configurations that the better winner was picked from), and, of sweeps that are not confirmed, the trials of one epoch
+as a whole (Mann-Whitney): that says whose trials are better, not whose winner. Several pairs are corrected by Holm's
+method.
 """
 
 import itertools
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from handpose.report.record import Candidate, SweepRecord
+from handpose.report.record import Confirmation, SweepRecord
 from handpose.report.words import metric_text
 
 _LEAST_TRIALS = 8  # of each sweep, for the test of trials
@@ -54,10 +55,9 @@ def _compare(first: SweepRecord, second: SweepRecord) -> Comparison:
     reason = incomparable(first, second)
     if reason:
         return Comparison(*names, "none", reason, math.nan)
-    winners = [record.confirmation.winner for record in (first, second) if record.confirmation]
-    known = [winner for winner in winners if winner is not None]
-    if len(known) == 2:
-        return _winners(first, second, *known)
+    confirmations = [each for each in (first.confirmation, second.confirmation) if each and each.winner]
+    if len(confirmations) == 2:
+        return _winners(first, second, *confirmations)
     epochs = set(first.compared_epochs(least=_LEAST_TRIALS)) & set(second.compared_epochs(least=_LEAST_TRIALS))
     if not epochs:
         text = f"Neither are both confirmed, nor have both {_LEAST_TRIALS} trials at one epoch: nothing can be said."
@@ -80,15 +80,19 @@ def incomparable(first: SweepRecord, second: SweepRecord) -> str:
     return ""
 
 
-def _winners(first: SweepRecord, second: SweepRecord, *winners: Candidate) -> Comparison:
-    values = [np.array(list(winner.values.values())) for winner in winners]
+def _winners(first: SweepRecord, second: SweepRecord, *confirmations: Confirmation) -> Comparison:
+    values = [np.array(list(each.winner.values.values())) for each in confirmations if each.winner]
     test = "confirmed winners (Welch's t-test)"
     difference = metric_text(first.metric, abs(values[0].mean() - values[1].mean()))
-    better = first.name if first.sign * values[0].mean() <= first.sign * values[1].mean() else second.name
-    if min(map(len, values)) < 2:
-        return Comparison(first.name, second.name, test, f"{better} by {difference}, over one seed.", math.nan)
-    odds = float(stats.ttest_ind(*values, equal_var=False).pvalue)
-    return Comparison(first.name, second.name, test, f"the winner of {better} is better by {difference}", odds)
+    better = 0 if first.sign * values[0].mean() <= first.sign * values[1].mean() else 1
+    name = (first.name, second.name)[better]
+    for lacking, reason in ((min(map(len, values)) < 2, "over one seed"), (not any(map(np.ptp, values)), "no noise")):
+        if lacking:
+            text = f"the mean of {name}'s winner is better by {difference}; unknown whether by chance ({reason})"
+            return Comparison(first.name, second.name, test, text, math.nan)
+    num_picked_from = sum(not candidate.out for candidate in confirmations[better].candidates)
+    odds = min(1.0, num_picked_from * float(stats.ttest_ind(*values, equal_var=False).pvalue))
+    return Comparison(first.name, second.name, test, f"the winner of {name} is better by {difference}", odds)
 
 
 def _trials(first: SweepRecord, second: SweepRecord, epoch: int) -> Comparison:

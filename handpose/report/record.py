@@ -180,6 +180,8 @@ class Confirmation:
     """The best trials and the default configuration, trained again over fresh seeds.
 
     winner: the candidate with the best mean; None where none came through. gain: over the default, more is better.
+    optimism: by how much the winner's mean is too good on average, NaN where that is not known. unknown: name of what
+    the runs do not show -> why (`interval`, `not_distinguishable_from`, `gain_over_default`).
     """
 
     epochs: int
@@ -188,6 +190,20 @@ class Confirmation:
     winner: Candidate | None
     gain: Interval | None
     method: str
+    optimism: float = math.nan
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> list[Candidate]:
+        """The candidates that the runs compare with the winner; none where they do not show how large the noise is."""
+        return [
+            each for each in self.candidates if each is not self.winner and each.is_distinguishable in (True, False)
+        ]
+
+    @property
+    def why_not_compared(self) -> str:
+        """Why nothing is compared with the winner."""
+        return self.unknown.get("not_distinguishable_from", "the runs do not show how large the noise is")
 
 
 class Hand(NamedTuple):

@@ -13,7 +13,7 @@ from handpose.report.html import Page, cards, folded, pictures, preformatted, ta
 from handpose.report.isolation import Isolation
 from handpose.report.parameter_plots import cost_label, cost_text
 from handpose.report.plots import best_so_far, confirmed, slot_time_bars
-from handpose.report.record import Interval, SweepRecord, TrialRecord
+from handpose.report.record import Confirmation, Interval, SweepRecord, TrialRecord
 from handpose.report.search_sections import add_course, add_front, add_isolation, add_parameters, param_text
 from handpose.report.slot_time import slot_time
 from handpose.report.table import STATES, short_names
@@ -105,7 +105,7 @@ def _winner(page: Page, record: SweepRecord) -> None:
     else:
         sentence = (
             f"The configuration of {confirmation.winner.label} has the best mean over {len(confirmation.seeds)} fresh "
-            f"seeds at {confirmation.epochs} epochs."
+            f"seeds at {confirmation.epochs} epochs.{_doubts(record, confirmation)}"
         )
     page.section("winner", "Winner", sentence)
     page.add(cards(_headline(record, winner)))
@@ -123,6 +123,19 @@ def _winner(page: Page, record: SweepRecord) -> None:
     page.add(table(["parameter", "default", "winner"], rows))
     if "command" in record.best:
         page.add(preformatted(str(record.best["command"])))
+
+
+def _doubts(record: SweepRecord, confirmation: Confirmation) -> str:
+    """Sentences on what the confirmation does not show, and on how optimistic the winner's mean is."""
+    doubts = []
+    if not confirmation.compared:
+        doubts.append(f"Whether it is better than the others is unknown: {confirmation.why_not_compared}.")
+    if confirmation.optimism > 0:
+        too_good = metric_text(record.metric, confirmation.optimism)
+        doubts.append(f"As the best of several means it is too good by about {too_good} on average.")
+    if confirmation.gain is None and (reason := confirmation.unknown.get("gain_over_default")):
+        doubts.append(f"The gain over the default configuration is unknown: {reason}.")
+    return "".join(f" {sentence}" for sentence in doubts)
 
 
 def _headline(record: SweepRecord, winner: TrialRecord) -> list[tuple[str, str]]:
@@ -168,7 +181,7 @@ def _candidate_row(record: SweepRecord, candidate: Any) -> list[str]:
 
 def _against_winner(record: SweepRecord, candidate: Any) -> str:
     if candidate.difference is None or candidate.is_distinguishable is None:
-        return ""
+        return "unknown"
     if not candidate.is_distinguishable:
         return "not distinguishable from the winner"
     is_worse = (candidate.difference.mean > 0) == (record.mode == "min")

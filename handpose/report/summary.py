@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from handpose.report.table import TrialRow, TrialTable
-from handpose.report.words import metric_text, value_text
+from handpose.report.words import interval_text, metric_text, value_text
 
 
 def summary(
@@ -57,7 +57,7 @@ def _confirmed(confirmed: Mapping[str, Any] | None, num_trials: int) -> list[str
         return [f"confirmed   nothing: no finalist came through; {optimistic}", *outs]
     winner, metric = confirmed["candidates"][confirmed["winner"]], confirmed["metric"]
     seeds = ", ".join(map(str, confirmed["seeds"]))
-    mean = f"{metric_text(metric, winner['mean'])}{_interval(winner)}"
+    mean = f"{metric_text(metric, winner['mean'])}{interval_text(winner['low'], winner['high'])}"
     lines = [f"confirmed   mean {mean} after {confirmed['epochs']} epochs, seeds {seeds}"]
     return lines + _beside(confirmed) + outs
 
@@ -65,21 +65,22 @@ def _confirmed(confirmed: Mapping[str, Any] | None, num_trials: int) -> list[str
 def _beside(confirmed: Mapping[str, Any]) -> list[str]:
     """The winner beside the other candidates."""
     lines = []
-    alike = [each for each in confirmed["candidates"] if each["distinguishable"] is False]
-    if alike:
-        named = ", ".join(f"{each['label']} ({each['mean']:.2f})" for each in alike)
-        lines.append(f"            not distinguishable from {named}: these would do as well")
-    elif len(confirmed["seeds"]) == 1:
-        lines.append("            one seed tells nothing of the noise; give sweep.confirm.seeds of 2 or more")
-    if confirmed["gain_over_default"] is not None:
-        gain = confirmed["gain_over_default"]
-        lines.append(f"gain        {metric_text(confirmed['metric'], gain['mean'])}{_interval(gain)} over the default")
+    if (alike := confirmed["not_distinguishable_from"]) is None:
+        reason = confirmed["unknown"]["not_distinguishable_from"]
+        lines.append(f"            unknown whether it is better than the others: {reason}")
+    elif alike:
+        means = {each["label"]: each["mean"] for each in confirmed["candidates"]}
+        named = ", ".join(f"{label} ({means[label]:.2f})" for label in alike)
+        lines.append(f"            not distinguishable from {named}: the runs do not show which is better")
+    if confirmed["optimism"]:
+        too_good = metric_text(confirmed["metric"], confirmed["optimism"])
+        lines.append(f"            as the best of several means it is too good by about {too_good} on average")
+    if (gain := confirmed["gain_over_default"]) is not None:
+        interval = interval_text(gain["low"], gain["high"])
+        lines.append(f"gain        {metric_text(confirmed['metric'], gain['mean'])}{interval} over the default")
+    else:
+        lines.append(f"gain        unknown: {confirmed['unknown']['gain_over_default']}")
     return lines
-
-
-def _interval(estimate: Mapping[str, Any]) -> str:
-    """Its 95 % interval, where it has one."""
-    return "" if estimate["low"] is None else f" [{estimate['low']:.2f}, {estimate['high']:.2f}]"
 
 
 def _changes(winner: TrialRow, defaults: Mapping[str, Any]) -> str:
@@ -95,7 +96,10 @@ def _before(key: str, defaults: Mapping[str, Any]) -> str:
 
 
 def _retrained(metrics: Mapping[str, float], *, use_val: bool) -> str:
-    """The retrained winner beside the mean pose, on the test split where that has joints."""
+    """The retrained winner beside the mean pose, on the test split where that has joints.
+
+    Without them the figure is the validation split's, which has chosen the configuration and the checkpoint.
+    """
     on_both = " on training + validation, the last checkpoint" if use_val else ""
     stage = "test" if "test/pa_mpjpe_mm" in metrics else "val"
     if f"{stage}/pa_mpjpe_mm" not in metrics:
@@ -103,4 +107,5 @@ def _retrained(metrics: Mapping[str, float], *, use_val: bool) -> str:
     value, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics["baseline/pa_mpjpe_mm"]
     named = "test" if stage == "test" else "validation (the test split has no joints)"
     ratio = f"mean pose {mean_pose:.2f} mm, ratio {value / mean_pose:.2f}"
-    return f"retrained  {on_both + ':' if use_val else ''} {named} PA-MPJPE {value:.2f} mm, {ratio}"
+    caution = "" if stage == "test" else "; optimistic, since this split chose the winner"
+    return f"retrained  {on_both + ':' if use_val else ''} {named} PA-MPJPE {value:.2f} mm, {ratio}{caution}"

@@ -17,6 +17,11 @@ def metric_text(metric: str, value: float) -> str:
     return f"{name} {value:.2f} {unit}".strip()
 
 
+def interval_text(low: float | None, high: float | None) -> str:
+    """The ends of an interval, to follow its mean: " [9.60, 10.00]"; nothing where there is none."""
+    return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+
+
 def _name_and_unit(metric: str) -> tuple[str, str]:
     words = metric.rpartition("/")[2].split("_")
     unit = words.pop() if words[-1] in ("mm", "px", "s") else ""

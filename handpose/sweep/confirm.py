@@ -1,8 +1,9 @@
 """The finalists of a sweep once more, at full fidelity over fresh seeds, so that noise does not choose the winner.
 
-The best of many noisy values is better than the configuration that it belongs to; the more trials, the more. What is
-trained again with seeds that nobody has picked anything by has no such bias, and with the same seeds for all the
-configurations are compared in pairs. The default configuration runs along: what tuning has gained is measured.
+The best of many noisy values is better than the configuration that it belongs to; the more trials, the more. Values of
+fresh seeds, which no trial was trained with, do not have this bias. A smaller one comes back when the best of the few
+means is picked; `paired_means` says how the intervals allow for it. All configurations are trained with the same seeds,
+so they are compared in pairs. The default configuration is trained, too, which measures what tuning has gained.
 
 The runs are trials of a sweep in the folder `confirm/`, with its own events, trials.csv and TensorBoard. One that was
 cut off goes on, and one whose finalists have changed trains only what it has not trained yet.
@@ -10,17 +11,27 @@ cut off goes on, and one whose finalists have changed trains only what it has no
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from handpose.report.table import TrialRow, TrialTable
 from handpose.sweep.events import EVENTS, Asked, Opened, read_events
 from handpose.sweep.mirror import Mirror
-from handpose.sweep.paired_means import METHOD, Estimate, difference_estimates, mean_estimates
+from handpose.sweep.paired_means import (
+    METHOD,
+    ONE_SEED,
+    Estimate,
+    difference_estimates,
+    mean_estimates,
+    optimism,
+    why_no_interval,
+    why_not_comparable,
+)
 from handpose.sweep.provenance import write_yaml
 from handpose.sweep.rules import Fifo
 from handpose.sweep.run import swept
@@ -65,20 +76,23 @@ def confirm(
     command: Callable[[Params], str],
     origin: Mapping[str, Any],
     mirror: Mirror | None = None,
+    used_seeds: Collection[int] = (),
 ) -> dict[str, Any] | None:
     """Train the finalists of a sweep's table again; returns what confirm.yaml says, None where nothing is to be done.
 
     sweep: settings of the sweep that has ended. defaults: configuration key -> value of the default configuration.
-    objective, command, mirror: as `swept` takes them. origin: as `provenance` gives it. Ray is used where it runs.
-    Raises as `swept` does.
+    objective, command, mirror: as `swept` takes them. origin: as `provenance` gives it. used_seeds: of earlier
+    sweeps that this one has learned from. Ray is used where it runs. Raises as `swept` does.
     """
     folder = sweep.path / FOLDER
     (folder / FILE).unlink(missing_ok=True)  # it may be of other finalists; what it is made of remains
     chosen = candidates(table, defaults=defaults, top_k=sweep.confirm.top_k)
     if not sweep.confirm.is_on or not chosen:
         return None
-    seeds = fresh_seeds(sweep.confirm.seeds, table, defaults)
     begun = [event.params for event in read_events(folder / EVENTS) if isinstance(event, Asked)]
+    seeds = fresh_seeds(
+        sweep.confirm.seeds, table, defaults, used=used_seeds, begun=[params["seed"] for params in begun]
+    )
     points = begun + [point for point in runs(chosen, seeds) if point not in begun]
     if len(points) > len(begun):
         print(_plan(chosen, seeds, len(points) - len(begun), sweep.max_epochs), flush=True)
@@ -110,10 +124,22 @@ def candidates(table: TrialTable, *, defaults: Mapping[str, Any], top_k: int) ->
     return [*chosen, Candidate(row, without_seed(row.params), False, True, row.state != "infeasible")]
 
 
-def fresh_seeds(num: int, table: TrialTable, defaults: Mapping[str, Any]) -> list[int]:
-    """The smallest seeds from 1 on that no trial was trained with."""
-    used = {defaults.get("seed"), *(row.params.get("seed") for row in table.rows.values())}
-    return list(itertools.islice((seed for seed in itertools.count(1) if seed not in used), num))
+def fresh_seeds(
+    num: int,
+    table: TrialTable,
+    defaults: Mapping[str, Any],
+    *,
+    used: Collection[int] = (),
+    begun: Sequence[int] = (),
+) -> list[int]:
+    """Return seeds that nothing was chosen by: no trial of the table was trained with them, nor are they in `used`.
+
+    begun: seeds of an earlier confirmation of this sweep, which are taken first; then the smallest ones from 1 on.
+    """
+    taken = {defaults.get("seed"), *(row.params.get("seed") for row in table.rows.values()), *used}
+    first = [seed for seed in dict.fromkeys(begun) if seed not in taken]
+    others = (seed for seed in itertools.count(1) if seed not in taken and seed not in first)
+    return list(itertools.islice(itertools.chain(first, others), num))
 
 
 def runs(chosen: Sequence[Candidate], seeds: Sequence[int]) -> list[Params]:
@@ -185,54 +211,80 @@ def _settings(sweep: SweepSettings, folder: Path, *, num_trials: int) -> SweepSe
 
 
 def account(chosen: Sequence[Candidate], seeds: Sequence[int], trained: TrialTable) -> dict[str, Any]:
-    """What confirm.yaml says. trained: the table of the runs.
+    """Return the content of confirm.yaml.
 
-    The winner is the one that can win with the best mean, and among equals the first; those that differ from it within
-    the noise are said, and no further rule picks among them. A candidate with a run that diverged or failed is out.
+    The winner is the one with the best mean among those that can win, and of equal ones the first. No further rule
+    picks among the configurations that the data do not distinguish from it; they are listed. A candidate with a run
+    that diverged or failed is out. What the values do not show is null, with the reason in `unknown`.
+
+    Args:
+        chosen: the candidates.
+        seeds: that each of them was trained with.
+        trained: the table of the runs.
     """
     values = [[_value(trained, {**candidate.params, "seed": seed}) for seed in seeds] for candidate in chosen]
-    is_sound = [all(map(math.isfinite, row)) for row in values]
-    sound = [index for index, whether in enumerate(is_sound) if whether]
-    sign = 1 if trained.mode == "min" else -1
-    winner = min(
-        (index for index in sound if chosen[index].can_win),
-        key=lambda i: sign * float(np.mean(values[i])),
-        default=None,
-    )
+    sound = [index for index, row in enumerate(values) if all(map(math.isfinite, row))]
     matrix = np.array([values[index] for index in sound]).reshape(len(sound), len(seeds))
     means: dict[int, Estimate] = dict(zip(sound, mean_estimates(matrix), strict=True)) if sound else {}
+    sign = 1 if trained.mode == "min" else -1
+    selectable = [index for index in sound if chosen[index].can_win]
+    winner = min(selectable, key=lambda index: sign * means[index].mean, default=None)
     differences: dict[int, Estimate] = {}
     if winner is not None:
         estimated = difference_estimates(matrix, to=sound.index(winner))
         differences = {index: each for index, each in zip(sound, estimated, strict=True) if index != winner}
-    default = next((index for index, candidate in enumerate(chosen) if candidate.is_default), None)
-    gain = differences.get(default) if default is not None else None
+    rows = [
+        {
+            **_described(candidate, trained.metric),
+            "values": {seed: value if math.isfinite(value) else None for seed, value in zip(seeds, row, strict=True)},
+            **(means[index]._asdict() if index in means else dict.fromkeys(Estimate._fields)),
+            "difference_to_winner": differences[index]._asdict() if index in differences else None,
+            "distinguishable": differences[index].excludes_zero if index in differences else None,
+            "out": None if index in means else _why_out(candidate, seeds, trained),
+        }
+        for index, (candidate, row) in enumerate(zip(chosen, values, strict=True))
+    ]
+    places = [sound.index(index) for index in selectable]
     return {
         "metric": trained.metric,
         "mode": trained.mode,
         "epochs": trained.max_epochs,
         "seeds": list(seeds),
-        "candidates": [
-            {
-                **_described(candidate, trained.metric),
-                "values": {
-                    seed: value if math.isfinite(value) else None for seed, value in zip(seeds, row, strict=True)
-                },
-                **(means[index]._asdict() if index in means else dict.fromkeys(Estimate._fields)),
-                "difference_to_winner": differences[index]._asdict() if index in differences else None,
-                "distinguishable": differences[index].excludes_zero if index in differences else None,
-                "out": None if is_sound[index] else _why_out(candidate, seeds, trained),
-            }
-            for index, (candidate, row) in enumerate(zip(chosen, values, strict=True))
-        ],
+        "candidates": rows,
         "winner": winner,
         "winner_trial": None if winner is None else _number(chosen[winner]),
-        "gain_over_default": None if gain is None else (gain if sign > 0 else gain.negated())._asdict(),
-        "method": METHOD if len(seeds) > 1 else "One seed tells nothing of the noise: no intervals. " + _MORE_SEEDS,
+        "optimism": None if winner is None else optimism(matrix, places, mode=trained.mode),
+        **_evidence(rows, winner, matrix, mode=trained.mode),
+        "method": METHOD if len(seeds) > 1 else f"One seed, hence no intervals: {ONE_SEED}.",
     }
 
 
-_MORE_SEEDS = "Give sweep.confirm.seeds of 2 or more."
+def _evidence(
+    rows: Sequence[Mapping[str, Any]], winner: int | None, matrix: NDArray[np.float64], *, mode: str
+) -> dict[str, Any]:
+    """What the values say of the winner beside the others, and why where they say nothing.
+
+    rows: of the candidates. matrix: (candidates that are not out, seeds).
+    """
+    default = next(row for row in rows if row["is_default"])
+    gain = None if default["difference_to_winner"] is None else Estimate(**default["difference_to_winner"])
+    if winner is None:
+        no_interval: str | None = "no finalist was trained to the end with every seed"
+        not_compared = no_interval
+    else:
+        no_interval, not_compared = why_no_interval(matrix), why_not_comparable(matrix)
+    if winner is not None and default is rows[winner]:
+        no_gain: str | None = "the default configuration is the winner"
+    else:
+        no_gain = f"the default configuration is out: {default['out']}" if default["out"] else not_compared
+    reasons = {"interval": no_interval, "not_distinguishable_from": not_compared, "gain_over_default": no_gain}
+    alike = [row["label"] for row in rows if row["distinguishable"] is False]
+    return {
+        "not_distinguishable_from": alike if not_compared is None else None,
+        "not_compared": [row["label"] for row in rows if row["out"]],
+        "gain_over_default": None if gain is None else (gain if mode == "min" else gain.negated())._asdict(),
+        "unknown": {name: reason for name, reason in reasons.items() if reason is not None},
+    }
 
 
 def _described(candidate: Candidate, metric: str) -> dict[str, Any]:
@@ -265,9 +317,12 @@ def _value(trained: TrialTable, params: Params) -> float:
 
 
 def _why_out(candidate: Candidate, seeds: Sequence[int], trained: TrialTable) -> str:
-    """The first run that came to nothing."""
-    ended = ((seed, _run(trained, {**candidate.params, "seed": seed})) for seed in seeds)
-    seed, row = next((seed, row) for seed, row in ended if row is None or row.state != "complete")
+    """Name the first run without a finite value at full fidelity."""
+    points = {seed: {**candidate.params, "seed": seed} for seed in seeds}
+    seed = next(seed for seed, params in points.items() if not math.isfinite(_value(trained, params)))
+    row = _run(trained, points[seed])
     if row is None:
         return f"not trained with seed {seed}"
+    if row.state == "complete":
+        return f"no finite {trained.metric} with seed {seed}"
     return f"{row.state} with seed {seed}" + (f": {row.error}" if row.error else "")

@@ -30,6 +30,7 @@ from handpose.sweep.slots import Slots
 from handpose.sweep.stored_sweep import check_storage
 from handpose.sweep.stretch import Objective
 from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides
+from handpose.sweep.warm_start import training_seeds
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Plan:
             command=self.recipe.command,
             origin=self.origin,
             mirror=mirror,
+            used_seeds=training_seeds(self.task.config.searcher.warm_start or []),
         )
 
     def retrained(self, *, use_val: bool) -> dict[str, float]:

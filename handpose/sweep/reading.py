@@ -227,6 +227,8 @@ def _confirmation(file: Path) -> Confirmation | None:
             winner=None if content["winner"] is None else candidates[content["winner"]],
             gain=_interval(content.get("gain_over_default")),
             method=str(content.get("method", "")),
+            optimism=_number(content.get("optimism")),
+            unknown=dict(content.get("unknown") or {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} is not as this version writes it ({type(error).__name__}: {error})") from error

@@ -135,26 +135,40 @@ def write_front(folder: Path, table: TrialTable, write: Callable[..., None]) -> 
 def _measured(
     table: TrialTable, row: TrialRow, metric: Mapping[str, Any], confirmed: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The metric, how far it was trained, and what the trial was chosen by."""
+    """The metric, how far it was trained, what the trial was chosen by, and how it compares with the others."""
     candidate = None if confirmed is None else _candidate(confirmed, row)
     if confirmed is None or candidate is None or candidate["mean"] is None:
         value = f"its value in the sweep, one of {len(table.rows)}: the best of them is too good on average"
         return {
             "metric": dict(metric),
             "chosen_by": value,
+            **_not_compared("the configuration was not confirmed: its value is that of one run, with one seed"),
             "fidelity": {"epochs": row.epochs, "max_epochs": table.max_epochs},
             "seeds": [],
         }
-    alike = [other["label"] for other in confirmed["candidates"] if other["distinguishable"] is False]
-    values = {key: candidate[key] for key in ("mean", "low", "high", "values")}
+    num_seeds, is_winner = len(confirmed["seeds"]), row.number == confirmed["winner_trial"]
+    means = {key: candidate[key] for key in ("mean", "low", "high", "values")} | {"n": num_seeds}
+    if is_winner:
+        chosen_by = f"its mean over {num_seeds} fresh seeds; value is that of the trial"
+        means["optimism"] = confirmed["optimism"]
+        comparison = {key: confirmed[key] for key in (*_COMPARISON, "not_compared", "unknown")}
+    else:
+        chosen_by = f"its place on the Pareto front; mean is over {num_seeds} fresh seeds, value is that of the trial"
+        comparison = _not_compared("only the winner is compared with the others: see confirm/confirm.yaml")
     return {
-        "metric": {**metric, **values, "n": len(confirmed["seeds"])},
-        "chosen_by": f"its mean over {len(confirmed['seeds'])} fresh seeds; value is that of the trial",
-        **({"not_distinguishable_from": alike} if row.number == confirmed["winner_trial"] else {}),
-        "gain_over_default": confirmed["gain_over_default"] if row.number == confirmed["winner_trial"] else None,
+        "metric": {**metric, **means},
+        "chosen_by": chosen_by,
+        **comparison,
         "fidelity": {"epochs": confirmed["epochs"], "max_epochs": table.max_epochs},
         "seeds": list(confirmed["seeds"]),
     }
+
+
+_COMPARISON = ("not_distinguishable_from", "gain_over_default")
+
+
+def _not_compared(reason: str) -> dict[str, Any]:
+    return {**dict.fromkeys(_COMPARISON), "unknown": dict.fromkeys(_COMPARISON, reason)}
 
 
 def _candidate(confirmed: Mapping[str, Any], row: TrialRow) -> Mapping[str, Any] | None:

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from handpose.errors import UserError
 from handpose.report.terminal import Clock, picture
-from handpose.report.words import duration, metric_text
+from handpose.report.words import duration, interval_text, metric_text
 from handpose.sweep.events import EVENTS, Closed, Event, Opened, read_events
 from handpose.sweep.history import History, empty_table
 from handpose.sweep.provenance import read_yaml
@@ -106,7 +106,9 @@ def _after(folder: Path, metric: str) -> list[str]:
     confirmed = read_yaml(folder / "confirm" / "confirm.yaml")
     if confirmed.get("winner") is not None:
         winner = confirmed["candidates"][confirmed["winner"]]
-        lines.append(f"confirmed   {winner['label']}: mean {metric_text(confirmed['metric'], winner['mean'])}")
+        mean = metric_text(confirmed["metric"], winner["mean"])
+        interval = interval_text(winner.get("low"), winner.get("high"))
+        lines.append(f"confirmed   {winner['label']}: mean {mean}{interval or ', no interval'}")
     retraining = folder / "retrain"
     if (retraining / "metrics.json").is_file():
         lines.append(_retrained(json.loads((retraining / "metrics.json").read_text())["metrics"], metric))

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.errors import UserError
 from handpose.sweep.points import Placed, equal, first_points, place
+from handpose.sweep.provenance import read_yaml
 from handpose.sweep.space import Params, Space, flattened
 from handpose.sweep.study import (
     COSTS,
@@ -299,6 +300,22 @@ def _origin(lineage: Mapping[str, Any]) -> tuple[str, int]:
     while "from" in lineage:
         lineage = lineage["from"]
     return lineage["study"], lineage["number"]
+
+
+def training_seeds(folders: Sequence[str]) -> set[int]:
+    """Return the seeds that earlier sweeps, those they began with, and their confirmations have trained with.
+
+    Values of these seeds may have led to the configurations that this sweep tries, so they confirm nothing. A folder
+    that is no longer there is left out, and so are seeds that an earlier sweep has searched.
+    """
+    seeds: set[int] = set()
+    for given in folders:
+        folder = Path(given).expanduser()
+        config = read_yaml(folder / "sweep.yaml").get("config") or {}
+        confirmed = read_yaml(folder / "confirm" / "confirm.yaml")
+        seeds |= {config.get("seed", 0), *confirmed.get("seeds", [])}
+        seeds |= training_seeds(config.get("searcher", {}).get("warm_start") or [])
+    return seeds
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -185,16 +185,39 @@ def test_no_effect_is_claimed_only_with_enough_trials():
         assert any("No effect" in finding.text for finding in advice(made)) == is_told
 
 
-def test_what_the_confirmation_cannot_tell_apart_is_said():
-    def candidate(number, is_distinguishable):
-        between = Interval(1.0, 0.9, 1.1)
-        return Candidate(f"trial {number}", number, {}, {1: 1.0, 2: 1.0}, between, between, is_distinguishable)
+def confirmed(*distinguishable, difference=1.0, unknown=None):
+    """A confirmation of trial 1, the winner, beside trials of which it can be told apart, or not, or neither."""
+    between = Interval(difference, difference - 0.1, difference + 0.1)
+    candidates = [
+        Candidate(f"trial {number}", number, {}, {1: 1.0}, between, None if number == 1 else between, each)
+        for number, each in enumerate((None, *distinguishable), start=1)
+    ]
+    return Confirmation(4, [1, 2], candidates, candidates[0], None, "", unknown=unknown or {})
 
-    first, second, third = candidate(1, None), candidate(2, False), candidate(3, True)
-    confirmed = Confirmation(4, [1, 2], [first, second, third], first, None, "")
-    made = record([trial(number, {}, [1.0] * 4) for number in range(1, 4)], confirmation=confirmed)
-    (found,) = answers(made, "trusted")
+
+def trust(confirmation):
+    trials = [trial(number, {}, [1.0] * 4) for number in range(1, 4)]
+    (found,) = answers(record(trials, confirmation=confirmation), "trusted")
+    return found
+
+
+def test_what_the_confirmation_cannot_tell_apart_is_said():
+    found = trust(confirmed(False, True))
     assert "not distinguishable from trial 2." in found.text
+
+
+def test_a_winner_is_trusted_only_over_what_it_was_shown_to_be_better_than():
+    found = trust(confirmed(True, None))
+    assert (found.kind, found.text) == ("fine", "Trial 1 is better than trial 2 over fresh seeds.")
+    assert trust(confirmed(True, difference=-1.0)).kind == "note"  # the default, which costs too much
+
+
+@pytest.mark.parametrize("distinguishable", [(), (None,), (None, None)])
+def test_without_evidence_nothing_is_claimed_of_the_winner(distinguishable):
+    found = trust(confirmed(*distinguishable, unknown={"not_distinguishable_from": "one seed shows nothing"}))
+    assert found.kind == "open"
+    assert found.text.endswith("whether it is better than the others is unknown: one seed shows nothing.")
+    assert "unknown" in trust(confirmed(*distinguishable)).text  # a file of an earlier version has no reason
 
 
 def test_the_terminal_has_what_is_to_be_done_with_its_evidence():

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from handpose.report.advice import advice
@@ -142,3 +144,18 @@ def test_each_candidate_has_its_verdict_against_the_winner():
         ("trial 3", "worse"),
         ("default", "better, but it cannot win"),
     ]
+
+
+def test_a_page_says_what_a_confirmation_with_one_seed_does_not_show():
+    at = Interval(9.0, math.nan, math.nan)
+    winner, other = (Candidate(f"trial {number}", number, {}, {1: 9.0}, at, None, None) for number in (1, 2))
+    other = replace(other, difference=at)
+    unknown = {"not_distinguishable_from": "one seed", "gain_over_default": "the default is out"}
+    confirmation = Confirmation(4, [1], [winner, other], winner, None, "a method", unknown=unknown)
+    text = page_of(record([trial(1, {}, [9.0]), trial(2, {}, [9.2])], confirmation=confirmation))
+    assert "Whether it is better than the others is unknown: one seed." in text
+    assert "The gain over the default configuration is unknown: the default is out." in text
+    assert re.findall(r"<tr><td>trial 2</td>.*?<td[^>]*>([^<]*)</td></tr>", text) == ["unknown"]
+    assert "too good by about" not in text
+    doubtful = page_of(record([trial(1, {}, [9.0])], confirmation=replace(confirmation, optimism=0.123)))
+    assert "too good by about PA-MPJPE 0.12 mm on average" in doubtful

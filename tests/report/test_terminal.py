@@ -179,6 +179,7 @@ def test_the_summary_says_when_the_default_won_and_when_there_is_no_truth(tmp_pa
     )
     assert "the default configuration won" in text
     assert "validation (the test split has no joints) PA-MPJPE 8.00 mm, mean pose 16.00 mm, ratio 0.50" in text
+    assert "optimistic, since this split chose the winner" in text
 
 
 def test_a_warm_start_is_told_in_a_line():
@@ -211,6 +212,10 @@ def confirmed_content(**changes):
         "candidates": [dict(zip(names, row, strict=True)) for row in rows],
         "winner": 0,
         "gain_over_default": {"mean": 1.2, "low": 0.9, "high": 1.5},
+        "optimism": 0.07,
+        "not_distinguishable_from": ["trial 3"],
+        "not_compared": ["trial 5"],
+        "unknown": {},
     }
     return content | changes
 
@@ -229,7 +234,8 @@ def summed_up(tmp_path, **given):
 def test_the_summary_says_what_the_confirmation_found(tmp_path):
     text = summed_up(tmp_path, confirmed=confirmed_content())
     assert "confirmed   mean PA-MPJPE 9.80 mm [9.60, 10.00] after 27 epochs, seeds 1, 2, 3\n" in text
-    assert "not distinguishable from trial 3 (9.90): these would do as well\n" in text
+    assert "not distinguishable from trial 3 (9.90): the runs do not show which is better\n" in text
+    assert "as the best of several means it is too good by about PA-MPJPE 0.07 mm on average\n" in text
     assert "gain        PA-MPJPE 1.20 mm [0.90, 1.50] over the default\n" in text
     assert "trial 5 is out: diverged with seed 2\n" in text
 
@@ -242,13 +248,25 @@ def test_the_summary_says_where_nothing_was_confirmed(tmp_path):
 
 def test_the_summary_says_that_one_seed_tells_nothing_of_the_noise(tmp_path):
     alone = {"label": "trial 7", "mean": 9.8, "low": None, "high": None, "distinguishable": None, "out": None}
+    reason = "one seed does not show how much the values vary between seeds"
     content = confirmed_content(
-        candidates=[alone], seeds=[1], gain_over_default={"mean": 1.0, "low": None, "high": None}
+        candidates=[alone],
+        seeds=[1],
+        gain_over_default={"mean": 1.0, "low": None, "high": None},
+        optimism=None,
+        not_distinguishable_from=None,
+        unknown=dict.fromkeys(("interval", "not_distinguishable_from", "gain_over_default"), reason),
     )
     text = summed_up(tmp_path, confirmed=content)
     assert "mean PA-MPJPE 9.80 mm after 27 epochs, seeds 1\n" in text
-    assert "one seed tells nothing of the noise" in text
+    assert f"unknown whether it is better than the others: {reason}\n" in text
+    assert "too good" not in text
     assert "gain        PA-MPJPE 1.00 mm over the default\n" in text
+
+
+def test_the_summary_says_why_the_gain_is_not_known(tmp_path):
+    content = confirmed_content(gain_over_default=None, unknown={"gain_over_default": "the default is the winner"})
+    assert "gain        unknown: the default is the winner\n" in summed_up(tmp_path, confirmed=content)
 
 
 def test_the_summary_says_that_the_validation_split_was_trained_on(tmp_path):

@@ -88,6 +88,12 @@ def test_seeds_are_fresh_and_the_same_for_all():
         assert [run["seed"] for run in trained_with if run["optimizer.lr"] == rate] == seeds
 
 
+def test_seeds_of_earlier_sweeps_are_not_fresh_and_a_confirmation_keeps_its_own():
+    assert fresh_seeds(3, SWEPT, DEFAULTS, used={1, 3}) == [2, 4, 5]
+    assert fresh_seeds(3, SWEPT, DEFAULTS, begun=[5, 2, 5, 2]) == [5, 2, 1]
+    assert fresh_seeds(2, SWEPT, DEFAULTS, used={5}, begun=[5, 2]) == [2, 1]
+
+
 VALUES = [[5.0, 5.2, 5.1], [4.9, 5.2, 5.05], [7.0, 7.1, 7.2]]
 
 
@@ -130,6 +136,8 @@ def test_without_the_default_the_gain_is_not_known():
     chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
     found = account(chosen, [1, 2], trained(chosen, [1, 2], VALUES, states={(2, 1): "failed"}))
     assert found["gain_over_default"] is None
+    assert found["unknown"] == {"gain_over_default": "the default configuration is out: failed with seed 1"}
+    assert (found["not_distinguishable_from"], found["not_compared"]) == (["trial 1"], ["default"])
 
 
 def test_where_all_fail_nobody_wins():
@@ -137,6 +145,89 @@ def test_where_all_fail_nobody_wins():
     states = {(index, seed): "failed" for index in (0, 1) for seed in (1, 2)}
     found = account(chosen, [1, 2], trained(chosen, [1, 2], VALUES, states=states))
     assert (found["winner"], found["winner_trial"], found["gain_over_default"]) == (None, None, None)
+    assert_nothing_is_known(found, reason="no finalist was trained to the end")
+
+
+def assert_nothing_is_known(found, *, reason):
+    """Nothing is compared with the winner, which stands beside it with that reason."""
+    assert found["not_distinguishable_from"] is None
+    assert reason in found["unknown"]["not_distinguishable_from"]
+    assert all(each["distinguishable"] is None for each in found["candidates"])
+    assert (found["gain_over_default"] or {"low": None})["low"] is None
+    assert found["unknown"]["gain_over_default"]
+
+
+def test_with_one_seed_nothing_can_be_told_apart():
+    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = account(chosen, [1], trained(chosen, [1], VALUES))
+    assert_nothing_is_known(found, reason="one seed")
+    assert "one seed" in found["unknown"]["interval"]
+    assert found["optimism"] is None
+    assert found["gain_over_default"]["mean"] == pytest.approx(2.1)
+
+
+def test_where_all_others_have_failed_the_winner_is_compared_with_nothing():
+    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    states = {(1, 2): "failed", (2, 1): "diverged"}
+    found = account(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], VALUES, states=states))
+    assert found["winner"] == 0
+    assert_nothing_is_known(found, reason="no other configuration")
+    assert found["not_compared"] == ["trial 3", "default"]
+    assert found["candidates"][0]["low"] < 5.1 < found["candidates"][0]["high"]
+    assert "interval" not in found["unknown"]
+    assert found["optimism"] == 0.0  # there was no choice
+
+
+def test_a_winner_that_is_the_only_candidate_is_compared_with_nothing():
+    chosen = candidates(table(("complete", 5.0, 0.1)), defaults=DEFAULTS, top_k=3)
+    found = account(chosen, [1, 2], trained(chosen, [1, 2], VALUES))
+    assert_nothing_is_known(found, reason="no other configuration")
+    assert found["gain_over_default"] is None
+
+
+@pytest.mark.parametrize("values", [[[5.0, 5.0], [4.9, 4.9], [7.0, 7.0]], [[5.1, 5.3], [4.9, 5.1], [7.0, 7.2]]])
+def test_an_objective_without_noise_gives_no_certainty(values):
+    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = account(chosen, [1, 2], trained(chosen, [1, 2], values))
+    assert found["winner"] == 1
+    assert_nothing_is_known(found, reason="no noise")
+
+
+def test_a_default_that_wins_has_no_gain_over_itself():
+    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = account(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], [[5.0, 5.2, 5.1], [4.9, 5.2, 5.05], [1.0, 1.1, 1.3]]))
+    assert (found["winner"], found["gain_over_default"]) == (2, None)
+    assert found["unknown"] == {"gain_over_default": "the default configuration is the winner"}
+    assert found["not_distinguishable_from"] == []  # all others are worse, which three seeds show
+
+
+def test_a_run_that_ended_without_a_finite_value_puts_its_candidate_out():
+    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = account(chosen, [1, 2], trained(chosen, [1, 2], [[5.0, math.nan], [5.1, 5.2], [math.inf, 7.0]]))
+    assert [each["out"] for each in found["candidates"]] == [
+        f"no finite {METRIC} with seed 2",
+        None,
+        f"no finite {METRIC} with seed 1",
+    ]
+    assert_nothing_is_known(found, reason="no other configuration")
+
+
+def test_the_winner_says_how_optimistic_its_mean_is():
+    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = account(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], VALUES))
+    assert 0.01 < found["optimism"] < 0.1  # two of three are alike, with a standard error of 0.05
+    assert "picked" in found["method"]
+    assert "same variance" in found["method"]
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 5])
+def test_no_seed_of_the_sweep_is_a_seed_of_the_confirmation(seed):
+    """The value of a seed that has picked a finalist would pick it again."""
+    own = {} if seed is None else {"seed": seed}
+    made = table(*(("complete", 4.0 + rate, {"optimizer.lr": rate, **own}) for rate in (0.1, 0.2, 0.3)))
+    fresh = fresh_seeds(5, made, {"optimizer.lr": 0.1, "seed": 2})
+    assert not {2, seed} & set(fresh)
+    assert len(set(fresh)) == 5
 
 
 def test_one_seed_gives_means_without_intervals_and_says_so():

@@ -87,6 +87,10 @@ CONFIRMED = {
     "winner": 1,
     "winner_trial": 0,
     "gain_over_default": None,
+    "optimism": 0.1,
+    "not_distinguishable_from": ["trial 1"],
+    "not_compared": [],
+    "unknown": {"gain_over_default": "the default configuration is the winner"},
 }
 for each, distinguishable in zip(CONFIRMED["candidates"], (False, None), strict=True):
     each["distinguishable"] = distinguishable
@@ -116,10 +120,28 @@ def test_the_confirmed_winner_counts_also_where_the_sweep_had_another(tmp_path):
 
 def test_best_yaml_says_how_good_the_winner_is_and_who_would_do_as_well(tmp_path):
     content = yaml.safe_load(best_yaml(tmp_path, confirmed=CONFIRMED).read_text())
-    of_seeds = {"mean": 4.8, "low": 4.3, "high": 5.3, "values": {1: 4.7, 2: 4.9}, "n": 2}
+    of_seeds = {"mean": 4.8, "low": 4.3, "high": 5.3, "values": {1: 4.7, 2: 4.9}, "n": 2, "optimism": 0.1}
     assert content["metric"] == {"name": METRIC, "mode": "min", "value": 5.0} | of_seeds
     assert content["not_distinguishable_from"] == ["trial 1"]
     assert (content["seeds"], content["fidelity"]) == ([1, 2], {"epochs": 9, "max_epochs": 9})
+    assert content["gain_over_default"] is None
+    assert content["unknown"] == {"gain_over_default": "the default configuration is the winner"}
+
+
+@pytest.mark.parametrize("confirmed", [None, CONFIRMED | {"winner": None, "winner_trial": None, "candidates": []}])
+def test_best_yaml_of_a_winner_that_was_not_confirmed_says_that_nothing_is_known(tmp_path, confirmed):
+    content = yaml.safe_load(best_yaml(tmp_path, confirmed=confirmed).read_text())
+    for name in ("not_distinguishable_from", "gain_over_default"):
+        assert content[name] is None
+        assert "was not confirmed" in content["unknown"][name]
+
+
+def test_a_point_of_the_front_is_not_said_to_be_chosen_by_its_mean(tmp_path):
+    content = yaml.safe_load(best_yaml(tmp_path, confirmed=CONFIRMED, row=1).read_text())
+    assert content["chosen_by"].startswith("its place on the Pareto front")
+    assert content["metric"]["mean"] == 5.0
+    assert content["not_distinguishable_from"] is None
+    assert "only the winner" in content["unknown"]["not_distinguishable_from"]
 
 
 def test_finalists_are_spread_over_the_front_of_two_objectives():

@@ -98,7 +98,7 @@ def test_a_confirmation_is_shown_below_its_sweep(begun):
     (settings.path / "confirm.yaml").write_text(
         yaml.safe_dump({"metric": METRIC, "winner": 0, "candidates": [{"label": "trial 3", "mean": 12.345}]})
     )
-    assert told(begun).splitlines()[-1] == "confirmed   trial 3: mean PA-MPJPE 12.35 mm"
+    assert told(begun).splitlines()[-1] == "confirmed   trial 3: mean PA-MPJPE 12.35 mm, no interval"
 
 
 def test_an_interrupted_sweep_is_told_with_the_command_that_goes_on(begun):

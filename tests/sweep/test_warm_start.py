@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from handpose.errors import UserError
 from handpose.sweep.searcher import OptunaSearcher
 from handpose.sweep.space import flattened
+from handpose.sweep.warm_start import training_seeds
 
 METRIC = "val/pa_mpjpe_mm"
 SPACE = "optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel.decoder.depth: range(1, 6)\n"
@@ -390,3 +391,16 @@ def test_a_folder_that_is_no_sweep_is_one_sentence_before_any_file_is_made(sweep
         sweeps.begin("after", warm_start=[path])
     assert "\n" not in str(told.value)
     assert not (sweeps.folder / "after").exists()
+
+
+def test_seeds_of_earlier_sweeps_and_their_confirmations_are_known(tmp_path):
+    """They led to what is tried now, so that they cannot confirm it."""
+    for name, config in (
+        ("first", {"seed": 7, "searcher": {"warm_start": []}}),
+        ("second", {"seed": 0, "searcher": {"warm_start": [str(tmp_path / "first"), str(tmp_path / "gone")]}}),
+    ):
+        (tmp_path / name / "confirm").mkdir(parents=True)
+        (tmp_path / name / "sweep.yaml").write_text(yaml.safe_dump({"config": config}))
+    (tmp_path / "second" / "confirm" / "confirm.yaml").write_text(yaml.safe_dump({"seeds": [1, 2]}))
+    assert training_seeds([str(tmp_path / "second")]) == {0, 1, 2, 7}
+    assert training_seeds([]) == set()

@@ -1,0 +1,226 @@
+"""How often what a confirmation says is right: simulated confirmations whose true means are known.
+
+    python benchmarks/confirmation.py --output benchmarks/results/confirmation.json
+
+A confirmation trains some configurations with the same few seeds, and the one with the best mean wins. Here nothing is
+trained: the value of configuration i with seed j is drawn as mean of i + effect of seed j + noise, with variance 1 for
+the last two together. What handpose/sweep/paired_means.py makes of the values is held against the truth, over
+
+- 2 to 11 configurations with 2 to 5 seeds (one seed gives no interval and no claim);
+- true means that are all equal, spread evenly over two standard deviations, or equal but for a best one, which is five
+  standard deviations better. The last configuration stands for the default one;
+- the share of the variance that comes from the seeds and hence is common to all configurations;
+- normal noise, noise with heavy tails (t with 5 degrees of freedom), skewed noise (gamma, skewness 1), and noise that
+  breaks the assumptions: exponential (skewness 2), and normal noise whose standard deviation is not the same for all
+  configurations: three times as large for the best one or for half of them, or none at all for half of them.
+
+Each line of the table is the worst of its cells, over the numbers of configurations and the true means:
+
+coverage    how often the interval of the winner's mean holds its true mean. `ours` stands beside an interval that
+            ignores that the winner was picked (t, Satterthwaite's degrees of freedom), the same with Bonferroni's
+            correction, and the interval of one seed that is held out from the picking. Goal: at least 0.93 where the
+            assumptions hold.
+width       mean of half of that interval over the cells, in standard deviations of a run
+bias        of the winner's mean, and what `optimism` leaves of it: the largest in absolute value
+gain        coverage of the winner's gain over the default, where the default has not won
+wrong       how often any difference to the winner lies outside its interval; for equal means that is how often a
+            difference is claimed where there is none. Goal: 0.05 where the assumptions hold.
+
+With 2,000 repetitions a share of 0.05 has a standard error of 0.005, and the worst of the 18 cells of a line is
+typically two of them off.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.record import write_results  # noqa: E402
+from handpose.sweep.paired_means import difference_half_width, mean_half_width, optimism  # noqa: E402
+
+_ERROR = 0.05
+_SHARES = (0.0, 0.5, 0.9)
+_MEANS = ("equal", "spread", "one best")
+_NOISES = ("normal", "t5", "skewed", "exponential")
+_UNEQUAL = ("one noisy", "half noisy", "half silent")
+_METHODS = ("ours", "uncorrected", "Bonferroni", "held out")
+_MOST_OPTIMISM = 200
+"""Repetitions that the optimism is estimated for, one after the other."""
+
+
+class Case(NamedTuple):
+    """A kind of confirmation. noise: what it is drawn from. deviations: whose standard deviations are not 1."""
+
+    noise: str
+    deviations: str
+    num: int
+    num_seeds: int
+    means: str
+    share: float
+
+
+def main() -> None:
+    """Simulate every case, and print the worst of each group."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=2000)
+    parser.add_argument("--configurations", type=int, nargs="+", default=[2, 3, 4, 6, 8, 11])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 5])
+    parser.add_argument("--seed", type=int, default=0, help="of the simulation")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    rows = []
+    for index, case in enumerate(cases(given.configurations, given.seeds)):
+        rng = np.random.default_rng([given.seed, index])
+        rows.append(case._asdict() | _rounded(simulated(case, rng, given.repetitions)))
+    print(table(rows))
+    settings = {name: value for name, value in vars(given).items() if name != "output"}
+    write_results(given.output, {"settings": settings, "cases": rows})
+
+
+def cases(nums: Sequence[int], nums_seeds: Sequence[int]) -> Iterator[Case]:
+    """All cases, those with equal variances first."""
+    kinds = [*((noise, "equal") for noise in _NOISES), *(("normal", deviations) for deviations in _UNEQUAL)]
+    for (noise, deviations), share, num_seeds, num, means in itertools.product(
+        kinds, _SHARES, nums_seeds, nums, _MEANS
+    ):
+        yield Case(noise, deviations, num, num_seeds, means, share)
+
+
+def simulated(case: Case, rng: np.random.Generator, repetitions: int) -> dict[str, Any]:
+    """Draw confirmations, of which the smallest mean wins, and compare what is said of them with the truth."""
+    true = _means(case)
+    values = _values(case, true, rng, repetitions)
+    means, every = values.mean(axis=2), np.arange(repetitions)
+    winner = means.argmin(axis=1)
+    error = means[every, winner] - true[winner]
+    widths = {
+        "ours": mean_half_width(values),
+        "uncorrected": _satterthwaite(values, 1),
+        "Bonferroni": _satterthwaite(values, case.num),
+    }
+    coverage = {name: float(np.mean(np.abs(error) <= width)) for name, width in widths.items()}
+    held_out_error, widths["held out"] = _held_out(values, true)
+    coverage["held out"] = float(np.mean(np.abs(held_out_error) <= widths["held out"]))
+    wrong = np.abs((means - true) - error[:, None]) > difference_half_width(values)[:, None]
+    has_gain = winner != case.num - 1
+    gain_error = (means[:, -1] - true[-1] - error)[has_gain]
+    few = values[:_MOST_OPTIMISM]
+    corrections = [optimism(each, range(case.num), mode="min") or 0.0 for each in few]
+    return {
+        "coverage": coverage,
+        "half_width": {name: float(width.mean()) for name, width in widths.items()},
+        "bias": float(error.mean()),
+        "bias_left": float(error.mean() + np.mean(corrections)),
+        "gain_coverage": 1 - float(wrong[has_gain, -1].mean()) if has_gain.any() else None,
+        "gain_bias": float(gain_error.mean()) if has_gain.any() else None,
+        "wrong_differences": float(wrong.any(axis=1).mean()),
+    }
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+def _means(case: Case) -> NDArray[np.float64]:
+    """The true means of the configurations, the best first and the default last."""
+    if case.means == "spread":
+        return np.linspace(0.0, 2.0, case.num)
+    return np.where(np.arange(case.num) == 0, 0.0, 5.0 if case.means == "one best" else 0.0)
+
+
+def _values(case: Case, true: NDArray[np.float64], rng: np.random.Generator, repetitions: int) -> NDArray[np.float64]:
+    """(repetitions, configurations, seeds)."""
+    of_seeds = _noise(case.noise, rng, (repetitions, 1, case.num_seeds))
+    own = _noise(case.noise, rng, (repetitions, case.num, case.num_seeds)) * _deviations(case)[:, None]
+    return true[:, None] + np.sqrt(case.share) * of_seeds + np.sqrt(1 - case.share) * own
+
+
+def _noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Draws with mean 0 and variance 1."""
+    if kind == "t5":
+        return rng.standard_t(5, shape) / np.sqrt(5 / 3)
+    if kind == "skewed":
+        return (rng.gamma(4.0, 1.0, shape) - 4.0) / 2.0
+    return rng.exponential(1.0, shape) - 1.0 if kind == "exponential" else rng.standard_normal(shape)
+
+
+def _deviations(case: Case) -> NDArray[np.float64]:
+    """The standard deviation of each configuration's noise, before the share of the seeds is taken off."""
+    place = np.arange(case.num)
+    if case.deviations == "one noisy":
+        return np.where(place == 0, 3.0, 1.0)
+    half = place < case.num // 2
+    return np.where(half, {"half noisy": 3.0, "half silent": 0.0}.get(case.deviations, 1.0), 1.0)
+
+
+# --- other intervals --------------------------------------------------------------------------------------------------
+
+
+def _satterthwaite(values: NDArray[np.float64], num_comparisons: int) -> NDArray[np.float64]:
+    """Half the width of the t interval from the variance within configurations, pooled."""
+    variance, freedom = _pooled(values)
+    return t.ppf(1 - _ERROR / 2 / num_comparisons, freedom) * np.sqrt(variance / values.shape[2])
+
+
+def _pooled(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The variance over seeds, pooled over the configurations, and Satterthwaite's degrees of freedom."""
+    _, num, num_seeds = values.shape
+    of_seeds = values.mean(axis=1).var(axis=1, ddof=1)
+    variance = values.var(axis=2, ddof=1).mean(axis=1)
+    own = variance - of_seeds
+    freedom = variance**2 / (of_seeds**2 / (num_seeds - 1) + own**2 / (num - 1) / (num_seeds - 1))
+    return variance, freedom
+
+
+def _held_out(
+    values: NDArray[np.float64], true: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Error and half width where the last seed does not pick; its variance is that of all seeds."""
+    variance, _ = _pooled(values)
+    winner = values[:, :, :-1].mean(axis=2).argmin(axis=1)
+    error = values[np.arange(len(values)), winner, -1] - true[winner]
+    return error, t.ppf(1 - _ERROR / 2, values.shape[2] - 1) * np.sqrt(variance)
+
+
+# --- what came out ----------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The worst of each group of cases."""
+    heads = [f"coverage {name}" for name in _METHODS] + [f"width {name}" for name in _METHODS]
+    heads += ["bias", "bias left", "gain", "wrong"]
+    lines = ["| noise | deviations | seeds' share | seeds | " + " | ".join(heads) + " |"]
+    lines.append("| " + " | ".join(["---"] * (len(heads) + 4)) + " |")
+    for key, group in itertools.groupby(
+        rows, key=lambda row: (row["noise"], row["deviations"], row["share"], row["num_seeds"])
+    ):
+        lines.append("| " + " | ".join([*map(str, key), *_worst(list(group))]) + " |")
+    return "\n".join(lines)
+
+
+def _rounded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Four digits behind the point, which is more than the repetitions give."""
+    return {
+        name: _rounded(value) if isinstance(value, Mapping) else None if value is None else round(value, 4)
+        for name, value in content.items()
+    }
+
+
+def _worst(group: Sequence[Mapping[str, Any]]) -> list[str]:
+    cells = [f"{min(row['coverage'][name] for row in group):.3f}" for name in _METHODS]
+    cells += [f"{np.mean([row['half_width'][name] for row in group]):.2f}" for name in _METHODS]
+    cells += [f"{max((row[name] for row in group), key=abs):+.2f}" for name in ("bias", "bias_left")]
+    gains = [row["gain_coverage"] for row in group if row["gain_coverage"] is not None]
+    return [*cells, f"{min(gains):.3f}", f"{max(row['wrong_differences'] for row in group):.3f}"]
+
+
+if __name__ == "__main__":
+    main()
