@@ -3,8 +3,10 @@
 The best values of two sweeps are one draw each, chosen for being good: no test can compare them. What can be compared
 are confirmed winners by their values over fresh seeds (Welch's t-test, whose p value is multiplied by the number of
 configurations that the better winner was picked from), and, of sweeps that are not confirmed, the trials of one epoch
-as a whole (Mann-Whitney): that says whose trials are better, not whose winner. Several pairs are corrected by Holm's
-method.
+as a whole: that says whose trials are better, not whose winner. The trials can be tested (Mann-Whitney) only if they
+are independent, drawn at random and not selected before that epoch. A searcher that learns makes one lucky trial into
+many good ones, so that two runs of the very same sweep differ by more than the test allows for. Several pairs are
+corrected by Holm's method.
 """
 
 import itertools
@@ -101,9 +103,23 @@ def _trials(first: SweepRecord, second: SweepRecord, epoch: int) -> Comparison:
     share = result.statistic / (len(ours) * len(theirs))  # of pairs in which the first one's value is larger
     wins = 1 - share if first.mode == "min" else share
     better = (first.name, wins) if wins >= 0.5 else (second.name, 1 - wins)
-    test = f"all trials at epoch {epoch}, {len(ours)} and {len(theirs)} (Mann-Whitney)"
+    test = f"all trials at epoch {epoch}, {len(ours)} and {len(theirs)}"
     text = f"a trial of {better[0]} is better in {better[1]:.0%} of the pairs"
-    return Comparison(first.name, second.name, test, text, float(result.pvalue))
+    if not (_is_independent(first, epoch) and _is_independent(second, epoch)):
+        text += "; no test, since their trials depend on each other"
+        return Comparison(first.name, second.name, test, text, math.nan)
+    return Comparison(first.name, second.name, f"{test} (Mann-Whitney)", text, float(result.pvalue))
+
+
+def _is_independent(record: SweepRecord, epoch: int) -> bool:
+    """Whether the trials were drawn at random, and all of them trained to that epoch."""
+    sampler = (record.configuration.get("searcher") or {}).get("sampler") or {}
+    scheduler = record.configuration.get("scheduler") or {}
+    is_random = str(sampler.get("_target_", "")).endswith(".RandomSampler")
+    is_selected = (
+        not str(scheduler.get("_target_", "")).endswith((".Fifo", ".Asha")) or min(record.rungs, default=epoch) < epoch
+    )
+    return is_random and not is_selected
 
 
 def _judged(comparison: Comparison, odds: float) -> Comparison:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from handpose.report.record import Parameter, SweepRecord, TrialRecord
-from handpose.report.sequential import largest_null_scores, limit, tail, term_scores, trend
+from handpose.report.sequential import largest_null_scores, limit, sequential_scores, tail, trend, weights
 
 LEAST_TRIALS = 15
 """Trials with a value at one epoch, below which no effect is looked for."""
@@ -141,15 +141,14 @@ def _clearest(record: SweepRecord, at_epochs: Sequence[_Observed], shown: Sequen
     largest = np.zeros(1)
     for at in at_epochs:
         model = _Model(record.parameters, keys, at)
-        nuisance = _nuisance(record, at.trials)
-        terms = {key: columns for key, columns in model.terms.items() if key not in keys}
-        if not terms:
+        columns = {key: weights(terms, _nuisance(key, at)) for key, terms in model.terms.items() if key not in keys}
+        if not columns:
             continue
-        for key, columns in terms.items():
-            score = float(np.abs(term_scores(model.without_others(key), columns, nuisance)).max())
+        for key, each in columns.items():
+            score = float(np.abs(sequential_scores(model.without_others(key)) @ each).max())
             if best is None or score > best[0]:
                 best = score, key, at
-        largest = np.maximum(largest, largest_null_scores(np.hstack([*terms.values()]), nuisance, seed=at.epoch))
+        largest = np.maximum(largest, largest_null_scores(np.hstack([*columns.values()]), seed=at.epoch))
     if best is None:
         return None
     score, key, at = best
@@ -179,8 +178,8 @@ def best_range(record: SweepRecord, parameter: Parameter, shown: Sequence[ShownE
     """Bound the best value of a numeric parameter whose effect is shown.
 
     If the best value lay at a place, the values would get worse on either side of it. So a place is ruled out where
-    values improve along the trials to its right, all of them or the nearer half, or along those to its left, as
-    one-sided tests say. The interval reaches from the first place that is not ruled out to the last one.
+    values improve along the trials to its right (all, the nearer half or the nearest quarter of them), or along those
+    to its left, as one-sided tests say. The interval reaches from the first place that is not ruled out to the last.
     """
     keys = {effect.key for effect in shown}
     at_epochs = []
@@ -224,8 +223,10 @@ def _ruled_out(sides: Sequence[tuple[int, Array, Array]]) -> Bound | None:
     """
     tests = []
     for epoch, distances, losses in sides:
-        nearer = distances <= np.median(distances) if len(distances) else distances > 0
-        for inside in (nearer, distances >= 0):
+        if not len(distances):
+            continue
+        for nearest in (0.25, 0.5, 1.0):
+            inside = distances <= max(_second(distances), float(np.quantile(distances, nearest)))
             if _has_sides(distances[inside]):
                 score = trend(losses[inside], distances[inside])
                 tests.append((score, Bound(epoch, int(inside.sum()), tail(score) / 2)))
@@ -233,6 +234,11 @@ def _ruled_out(sides: Sequence[tuple[int, Array, Array]]) -> Bound | None:
         return None
     score, bound = min(tests)
     return bound if score < -limit((1 - CONFIDENCE) / 2, len(tests)) else None
+
+
+def _second(distances: Array) -> float:
+    """The second smallest of the different distances."""
+    return float(np.unique(distances)[:2].max())
 
 
 def _has_sides(places: Array) -> bool:
@@ -296,11 +302,17 @@ def _largest_difference(parameter: Parameter, trials: Sequence[TrialRecord], los
     values = [losses[groups == name] for name in names]
     if len(values) < 2 or min(map(len, values)) < _LEAST_GROUP:
         return math.inf
-    largest = 0.0
-    for first, second in itertools.combinations(values, 2):
-        interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.9)
-        largest = max(largest, abs(interval.low), abs(interval.high))
-    return largest if math.isfinite(largest) else math.inf
+    return max(_welch_bound(first, second) for first, second in itertools.combinations(values, 2))
+
+
+def _welch_bound(first: Array, second: Array) -> float:
+    """The upper end of the 90 % interval of the size of a difference of means (Welch 1947)."""
+    parts = np.array([first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)])
+    difference = abs(float(first.mean() - second.mean()))
+    if parts.sum() == 0:
+        return difference
+    freedom = parts.sum() ** 2 / (parts**2 / np.array([len(first) - 1, len(second) - 1])).sum()
+    return difference + float(stats.t.ppf(0.95, freedom) * np.sqrt(parts.sum()))
 
 
 def _num_groups(parameter: Parameter) -> int:
@@ -351,8 +363,8 @@ class _Model:
         is_known = np.isin(owners, list(known))
         penalty = len(design) * np.where(is_known, 1e-6, _RIDGE)
         gram = design.T @ design + np.diag(penalty)
-        weights = np.linalg.solve(gram, design.T @ (self._values - self._values.mean()))
-        self._parts = {key: design[:, owners == key] @ weights[owners == key] for key in self.terms}
+        factors = np.linalg.solve(gram, design.T @ (self._values - self._values.mean()))
+        self._parts = {key: design[:, owners == key] @ factors[owners == key] for key in self.terms}
 
 
 def _index(parameter: Parameter, trial: TrialRecord) -> int:
@@ -376,9 +388,9 @@ def _terms(parameter: Parameter, trials: Sequence[TrialRecord]) -> list[Array]:
     return [places, places**2][: max(0, min(2, num_values - 1))]
 
 
-def _nuisance(record: SweepRecord, trials: Sequence[TrialRecord]) -> Array:
-    """(N, any) the mean, and whether a trial has each of the conditional parameters."""
-    has = np.array([[1.0, *(float(each.key in trial.params) for each in record.parameters)] for trial in trials])
+def _nuisance(key: str, at: _Observed) -> Array:
+    """(N, 1 or 2) the mean, and whether a trial has the parameter at all."""
+    has = np.array([[1.0, float(key in trial.params)] for trial in at.trials])
     return np.unique(has, axis=1)
 
 

@@ -1,6 +1,7 @@
 """The sections of a report about the search itself: curves, parameters, and how they act."""
 
 from handpose.report.contours import contours
+from handpose.report.effects import FALSE_ALARMS, shown_effects
 from handpose.report.html import Page, table
 from handpose.report.isolation import Isolation
 from handpose.report.parameter_plots import (
@@ -88,10 +89,23 @@ def _importance(page: Page, record: SweepRecord) -> None:
     )
     page.chart(
         importance_dots(record.importance),
-        "Lines: where the share lies for 90 % of the halves of the trials. Black bar: the most that chance gave, the "
-        "values shuffled among the trials; what is not beyond it may be luck. Trials of later epochs are those that "
-        "were not stopped, so that what stopped the others seems less important there.",
+        "Lines: where the share lies for 90 % of the halves of the trials. Black bar: the most that chance gave, with "
+        "the values shuffled among the trials. A searcher that learns can exceed it in noise too; which effects are "
+        "shown is said below. Trials of later epochs are those that were not stopped, so what stopped the others seems "
+        "less important there.",
     )
+    page.text(_shown_text(record))
+
+
+def _shown_text(record: SweepRecord) -> str:
+    """Which effects are shown by tests that hold for this searcher and scheduler."""
+    shown = shown_effects(record)
+    names = short_names([parameter.key for parameter in record.parameters])
+    rate = f"In a sweep in which no parameter matters, any effect at all is shown with probability {FALSE_ALARMS:.0%}."
+    if not shown:
+        return f"No effect is shown yet, which does not mean that there is none. {rate}"
+    effects = ", ".join(f"{names[each.key]} (epoch {each.epoch}, p = {each.p_value:.2g})" for each in shown)
+    return f"Shown effects, corrected for all parameters and epochs: {effects}. {rate}"
 
 
 def add_isolation(page: Page, record: SweepRecord, isolation: Isolation) -> None:

@@ -54,52 +54,43 @@ def _spread(num: int) -> Array:
     return np.sqrt(np.array([1.0, *squares]))[:num]
 
 
-def term_scores(losses: Array, terms: Array, nuisance: Array) -> Array:
-    """Measure how the values go with each term.
+def weights(terms: Array, nuisance: Array) -> Array:
+    """Turn terms into the weights of sums of scores.
 
     Args:
-        losses: (N,) values in the order of the proposals.
         terms: (N, T) where the trials lie, a column for each term.
-        nuisance: (N, any) columns whose part in the terms is removed first, such as the time.
+        nuisance: (N, any) columns whose part in the terms is removed, such as the mean.
 
     Returns:
-        (T,) standard normal if nothing has an effect; negative where a larger term goes with better values. 0 for a
-        term that the nuisance explains.
+        (N, T) columns of length 1, orthogonal to the nuisance. A sum of scores with these weights is standard normal if
+        nothing has an effect, and negative where a larger term goes with better values. A column is 0 if the nuisance
+        explains its term.
     """
-    weights = _weights(terms, nuisance)
-    found: Array = sequential_scores(losses) @ weights
-    return found
-
-
-def largest_null_scores(terms: Array, nuisance: Array, *, seed: int = 0) -> Array:
-    """Draw how large the largest of `term_scores` is, in size, when nothing has an effect.
-
-    Args:
-        terms: (N, T), as for `term_scores`.
-        nuisance: (N, any), as for `term_scores`.
-        seed: of the draws.
-
-    Returns:
-        (4000,) draws. Their quantiles are the limits that hold for all terms together (Westfall & Young 1993).
-    """
-    weights = _weights(terms, nuisance)
-    generator = np.random.default_rng(seed)
-    num = len(weights)
-    largest = []
-    for _ in range(_NUM_DRAWS // _DRAWS_AT_ONCE):  # in parts, since thousands of trials would fill the memory
-        ranks = np.floor(generator.random((_DRAWS_AT_ONCE, num)) * np.arange(1, num + 1))
-        largest.append(np.abs(_scores(ranks) @ weights).max(axis=1, initial=0.0))
-    return np.concatenate(largest)
-
-
-def _weights(terms: Array, nuisance: Array) -> Array:
-    """(N, T) columns of length 1, orthogonal to the nuisance; 0 where nothing is left."""
     left, sizes, _ = np.linalg.svd(nuisance, full_matrices=False)
     basis = left[:, sizes > 1e-8 * sizes[:1].sum()]
     rest = terms - basis @ (basis.T @ terms)
     lengths = np.linalg.norm(rest, axis=0)
     is_left = lengths > 1e-6 * np.maximum(1.0, np.linalg.norm(terms, axis=0))
     return np.where(is_left, rest / np.where(is_left, lengths, 1.0), 0.0)
+
+
+def largest_null_scores(columns: Array, *, seed: int = 0) -> Array:
+    """Draw how large the largest of several weighted sums is, in size, when nothing has an effect.
+
+    Args:
+        columns: (N, T) weights.
+        seed: of the draws.
+
+    Returns:
+        (4000,) draws. Their quantiles are the limits that hold for all sums together (Westfall & Young 1993).
+    """
+    generator = np.random.default_rng(seed)
+    num = len(columns)
+    largest = []
+    for _ in range(_NUM_DRAWS // _DRAWS_AT_ONCE):  # in parts, since thousands of trials would fill the memory
+        ranks = np.floor(generator.random((_DRAWS_AT_ONCE, num)) * np.arange(1, num + 1))
+        largest.append(np.abs(_scores(ranks) @ columns).max(axis=1, initial=0.0))
+    return np.concatenate(largest)
 
 
 def trend(losses: Array, places: Array) -> float:
@@ -112,7 +103,7 @@ def trend(losses: Array, places: Array) -> float:
     Returns:
         Standard normal if the values do not depend on the place; negative where they improve with it.
     """
-    return float(term_scores(losses, places[:, None], np.ones((len(losses), 1)))[0])
+    return float(sequential_scores(losses) @ weights(places[:, None], np.ones((len(losses), 1)))[:, 0])
 
 
 def limit(level: float, num_tests: int) -> float:

@@ -12,8 +12,14 @@ from handpose.report.comparison import compare, holm
 from handpose.report.record import Candidate, Confirmation, Interval
 from tests.report.records import record, trial
 
+RANDOM = {
+    "searcher": {"sampler": {"_target_": "optuna.samplers.RandomSampler"}},
+    "scheduler": {"_target_": "handpose.sweep.rules.Fifo"},
+}
+
 
 def sweep(name, values, **rest):
+    rest.setdefault("configuration", RANDOM)
     trials = [trial(number, {}, [9.0, 8.0, 7.0, value]) for number, value in enumerate(values)]
     return record(trials, name=name, **rest)
 
@@ -69,6 +75,22 @@ def test_sweeps_that_are_not_confirmed_are_compared_by_all_their_trials():
     (found,) = compare([sweep("one", range(20)), sweep("two", range(10, 30))])
     assert "all trials at epoch 4, 20 and 20" in found.test
     assert "a trial of one is better in 88% of the pairs; distinguishable" in found.text
+
+
+@pytest.mark.parametrize(
+    ("change", "rungs"),
+    [
+        ({"searcher": {"sampler": {"_target_": "optuna.samplers.TPESampler"}}}, ()),
+        ({"scheduler": {"_target_": "handpose.sweep.rules.Asha"}}, (1, 3)),
+        ({"scheduler": {"_target_": "handpose.sweep.rules.MedianStopping"}}, ()),
+    ],
+)
+def test_trials_that_depend_on_each_other_are_not_tested(change, rungs):
+    """A lucky trial of a searcher that learns has many followers: runs of one sweep then differ by more than chance."""
+    rest = {"configuration": RANDOM | change, "rungs": rungs}
+    (found,) = compare([sweep("one", range(20), **rest), sweep("two", range(10, 30))])
+    assert "better in 88% of the pairs; no test, since their trials depend on each other" in found.text
+    assert math.isnan(found.odds)
 
 
 def test_more_may_be_better():
