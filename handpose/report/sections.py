@@ -171,7 +171,7 @@ def _against_winner(record: SweepRecord, candidate: Any) -> str:
         return ""
     if not candidate.is_distinguishable:
         return "not distinguishable from the winner"
-    is_worse = (candidate.difference.mean > 0) == (record.mode == "min")
+    is_worse = record.sign * candidate.difference.mean > 0
     return "worse" if is_worse else "better, but it cannot win"  # the default configuration, beyond a constraint
 
 

@@ -29,7 +29,7 @@ def summary(
     lines += _confirmed(confirmed, len(table.rows))
     lines.append(_changes(winner, defaults))
     if retrained:
-        lines.append(_retrained(retrained, use_val=use_val))
+        lines.append(_retrained(retrained, metric=table.metric, use_val=use_val))
     lines.append(f"files       {folder}: best.yaml, trials.csv, sweep.yaml, study/, tensorboard/")
     if confirmed is not None:
         lines.append(f"            {folder / 'confirm'}: confirm.yaml, trials.csv, tensorboard/")
@@ -94,8 +94,9 @@ def _before(key: str, defaults: Mapping[str, Any]) -> str:
     return f"{value_text(defaults[key])} -> " if key in defaults else ""
 
 
-def _retrained(metrics: Mapping[str, float], *, use_val: bool) -> str:
-    """The retrained winner beside the mean pose, on the test split where that has joints."""
+def _retrained(metrics: Mapping[str, float], *, metric: str, use_val: bool) -> str:
+    """The retrained winner on the test split where that has joints: the sweep's metric, and PA-MPJPE beside the mean
+    pose's."""
     on_both = " on training + validation, the last checkpoint" if use_val else ""
     stage = "test" if "test/pa_mpjpe_mm" in metrics else "val"
     if f"{stage}/pa_mpjpe_mm" not in metrics:
@@ -103,4 +104,6 @@ def _retrained(metrics: Mapping[str, float], *, use_val: bool) -> str:
     value, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics["baseline/pa_mpjpe_mm"]
     named = "test" if stage == "test" else "validation (the test split has no joints)"
     ratio = f"mean pose {mean_pose:.2f} mm, ratio {value / mean_pose:.2f}"
-    return f"retrained  {on_both + ':' if use_val else ''} {named} PA-MPJPE {value:.2f} mm, {ratio}"
+    own = f"{stage}/{metric.rpartition('/')[2]}"
+    first = f"{metric_text(own, metrics[own])}, " if own in metrics and own != f"{stage}/pa_mpjpe_mm" else ""
+    return f"retrained  {on_both + ':' if use_val else ''} {named} {first}PA-MPJPE {value:.2f} mm, {ratio}"

@@ -193,7 +193,7 @@ def account(chosen: Sequence[Candidate], seeds: Sequence[int], trained: TrialTab
     values = [[_value(trained, {**candidate.params, "seed": seed}) for seed in seeds] for candidate in chosen]
     is_sound = [all(map(math.isfinite, row)) for row in values]
     sound = [index for index, whether in enumerate(is_sound) if whether]
-    sign = 1 if trained.mode == "min" else -1
+    sign = trained.target.sign
     winner = min(
         (index for index in sound if chosen[index].can_win),
         key=lambda i: sign * float(np.mean(values[i])),

@@ -29,7 +29,7 @@ from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.slots import Slots
 from handpose.sweep.stored_sweep import check_storage
 from handpose.sweep.stretch import Objective
-from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides
+from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides, with_target
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ def planned(task: Task) -> Plan:
     """Look at all that a task names, and make its data ready; raises UserError for what cannot work."""
     config, space = task.config, task.space
     sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
-    overrides = training_overrides(task.overrides)
     check_sweep(sweep, cluster)
+    overrides = with_target(training_overrides(task.overrides), config, sweep.target)
     check_storage(sweep)
     check_space(space, overrides, is_grid=config.searcher.sampler is None, num_workers=sweep.workers_per_trial)
     check_scientific(config.report.scientific, space)
@@ -136,7 +136,7 @@ def planned(task: Task) -> Plan:
     data = survey(config)
     check_data(task, data.fingerprint)
     validates_every = config.trainer.check_val_every_n_epoch
-    check_plan(sweep, rule(), validates_every=validates_every, metric_names=data.metric_names)
+    check_plan(sweep, rule(), validates_every=validates_every)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
     origin = task.origin or provenance(data=data.fingerprint)
     return Plan(task, sweep, cluster, data, recipe, rule, origin)

@@ -61,7 +61,7 @@ def read_sweep(folder: Path) -> SweepRecord:
         name=settings.name,
         folder=str(folder),
         metric=settings.metric,
-        mode=settings.mode,
+        mode=settings.target.mode,
         num_trials=history.num_trials,
         max_epochs=settings.max_epochs,
         num_slots=course.most_running,

@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 
 from handpose.config import compose, location_overrides, plain, quote_override, task_overrides
 from handpose.errors import UserError
+from handpose.metrics.validation import direction
+from handpose.sweep.provenance import with_directions
 from handpose.sweep.space import Space, flattened, load_space
 from handpose.sweep.store import is_url, parent_and_name
 from handpose.sweep.stored_sweep import brought_back
@@ -206,13 +208,24 @@ def _check_changes(given: Sequence[str]) -> None:
 def _check_config(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """The project's own defaults may have been edited since."""
     free = (*_CHANGEABLE, *_ELSEWHERE)
-    ours, theirs = flattened(now), flattened(before)
+    ours, theirs = with_directions(flattened(now)), with_directions(flattened(before))
+    _check_direction(theirs, folder)
     for key in {**theirs, **ours}:
         if ours.get(key) != theirs.get(key) and not key.startswith(free):
             raise UserError(
                 f"{folder / 'sweep.yaml'} has {key}={theirs.get(key)}, but configs/ now gives {ours.get(key)}: the "
                 "rest of the sweep would not compare with what it has; put configs/ back, or begin a new sweep"
             )
+
+
+def _check_direction(before: Mapping[str, Any], folder: Path) -> None:
+    """Earlier versions took any mode, so that a sweep could optimise its metric in the wrong direction."""
+    metric, mode = before["sweep.metric"], before["sweep.mode"]
+    if direction(metric) not in (None, mode):
+        raise UserError(
+            f"{folder / 'sweep.yaml'} has sweep.mode={mode}, which is the wrong direction of sweep.metric={metric}: "
+            f"the sweep cannot go on, but its trials can teach a new one: searcher.warm_start=[{folder}]"
+        )
 
 
 def _key(override: str) -> str:

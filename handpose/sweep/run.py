@@ -89,8 +89,8 @@ def swept(
         searcher,
         space=space,
         name=sweep.name,
-        metric=sweep.metric,
-        mode=sweep.mode,
+        metric=sweep.target.name,
+        mode=sweep.target.mode,
         second_objective=sweep.second_objective,
         max_epochs=sweep.max_epochs,
         seed=sweep.seed,
@@ -302,9 +302,9 @@ def _tuner(
     return tune.Tuner(
         tune.with_resources(make_trainable(objective, slots), resources),
         tune_config=tune.TuneConfig(
-            metric=sweep.metric,
-            mode=sweep.mode,
-            search_alg=StateSearcher(conductor, metric=sweep.metric, mode=sweep.mode),
+            metric=sweep.target.name,
+            mode=sweep.target.mode,
+            search_alg=StateSearcher(conductor, metric=sweep.target.name, mode=sweep.target.mode),
             scheduler=StateScheduler(conductor),
             num_samples=-1,  # the searcher says when it is over
             # The larger part of a short trial is a fresh process importing torch. But a group ends with its actor.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from handpose.metrics.target import Mode, TargetMetric
 from handpose.sweep.store import joined
 
 
@@ -30,9 +31,11 @@ class SweepSettings:
     gpus_per_trial: of each of them; a part of a GPU is a share of its trials and of its memory; auto: the share that
     trains most in all; None: one GPU where there is one. max_concurrent: trials at a time;
     None: as many as there are slots. time_budget_s: the sweep ends then. gpu_hours: that its trials may hold GPUs for,
-    all processes that ran it together; None: no limit. seed: of searcher and scheduler. metric, mode: what is
-    optimised. second_objective: a cost of which as little is wanted beside it; measured before a trial is trained.
-    explosion_factor: a trial ends when its metric is worse than its best by this factor; None: only when it is not
+    all processes that ran it together; None: no limit. seed: of searcher and scheduler. metric: the validation metric
+    that is optimised. mode: whether smaller or larger values of it are better; None follows the metric's own
+    direction. second_objective: a cost to minimise as well; it is measured before a trial is trained.
+    explosion_factor: a trial ends when its metric is worse than its best by this factor. Only a best value above 0 is
+    judged so, since no factor makes 0 or a negative value worse. None: a trial ends only when its metric is not
     finite. checkpoint_every_epochs: of a trial; None: only at rungs where it may pause. checkpoint_budget_gb: of all
     trials together, in 1e9 bytes. max_retries: of a trial that failed; retry_delay_s: before the first, doubled for
     each. hang_timeout_s: a trial without a report for so long is ended and has failed; None: never. set_aside_after:
@@ -58,7 +61,7 @@ class SweepSettings:
     gpu_hours: float | None
     seed: int
     metric: str
-    mode: Literal["min", "max"]
+    mode: Mode | None
     second_objective: Literal["latency_ms", "num_parameters", "memory_mb"] | None
     explosion_factor: float | None
     checkpoint_every_epochs: int | None
@@ -75,6 +78,16 @@ class SweepSettings:
     wandb_project: str | None
     storage: str | None
 
+    def __post_init__(self) -> None:
+        if self.mode is None:
+            object.__setattr__(self, "mode", _direction(self.metric))
+
+    @property
+    def target(self) -> TargetMetric:
+        """The metric with its direction. It decides which trial, which winner and which checkpoint is the best."""
+        assert self.mode is not None, "set by __post_init__"
+        return TargetMetric(self.metric, self.mode)
+
     @property
     def path(self) -> Path:
         return Path(self.folder)
@@ -90,8 +103,19 @@ class SweepSettings:
         return Path(self.resume or self.folder)
 
 
+def _direction(metric: str) -> Mode:
+    # Imported here because it brings torch, which a worker that only reads settings does without. An unknown metric is
+    # refused by check_sweep before a sweep begins.
+    from handpose.metrics.validation import direction
+
+    return direction(metric) or "min"
+
+
 def recorded_settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:
-    """Of a sweep that is only looked at, as its sweep.yaml has them; a key that its version did not have is None."""
+    """The settings of a sweep that is only read, from its sweep.yaml; a key that its version did not have is None.
+
+    A recorded mode stands as it is, even where it contradicts the metric: the sweep was decided by it.
+    """
     known = {field.name: values.get(field.name) for field in fields(SweepSettings)}
     budget = values.get("checkpoint_budget_gb") or 0.0
     num_workers = known["workers_per_trial"] or 1
