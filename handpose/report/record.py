@@ -238,7 +238,7 @@ class SweepRecord:
     max_epochs: int
     num_slots: int
     seconds: float
-    end: Literal["", "finished", "interrupted", "halted"]
+    end: Literal["", "finished", "spent", "interrupted", "halted"]
     trials: Sequence[TrialRecord]
     ranked: Sequence[int]
     parameters: Sequence[Parameter]

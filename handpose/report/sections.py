@@ -78,6 +78,7 @@ def status_line(record: SweepRecord) -> str:
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     how = {
         "finished": "finished",
+        "spent": "its budget is spent, and it can go on with a larger one",
         "interrupted": "interrupted; it can go on",
         "halted": "halted, since no trial worked",
         "": "running, or killed",

@@ -78,7 +78,8 @@ class TrialTable:
 
     metric: what is optimised; mode: min or max. num_trials, max_epochs: as planned. num_slots: trials at a time.
     checkpoint_bytes: on the disk, of a budget. gpu_hours: that trials have held GPUs for, of a budget. objectives: what
-    is optimised beside the metric; one, or none.
+    is optimised beside the metric; one, or none. end: how the last process left the sweep, as in `Closed.reason`; empty
+    while it runs or after it was killed. elapsed_s: the sweep's own time then.
     """
 
     metric: str
@@ -92,6 +93,8 @@ class TrialTable:
     gpu_hours_budget: float = math.inf
     rows: dict[int, TrialRow] = field(default_factory=dict)
     objectives: tuple[Objective, ...] = ()
+    end: Literal["", "finished", "spent", "interrupted", "halted"] = ""
+    elapsed_s: float = 0.0
 
     @property
     def target(self) -> TargetMetric:

@@ -29,7 +29,7 @@ from handpose.sweep.events import (
 from handpose.sweep.node_health import NodeHealth
 from handpose.sweep.retention import CheckpointShelf, Need
 from handpose.sweep.rules import Continuation, Rule
-from handpose.sweep.settings import SweepSettings
+from handpose.sweep.settings import SpentBudget, SweepSettings
 from handpose.sweep.slots import Room
 from handpose.sweep.space import Params
 
@@ -167,6 +167,11 @@ class History:
         return (self._gpu_s + self._held_gpus * (now - self.at)) / 3600
 
     @property
+    def spent_budget(self) -> SpentBudget | None:
+        """A budget that the sweep had used up at its last event; None while there is some left of each."""
+        return self._settings.spent_budget(elapsed_s=self.at, gpu_hours=self.gpu_hours(self.at))
+
+    @property
     def can_begin(self) -> bool:
         return len(self.trials) < self.num_trials
 
@@ -249,6 +254,7 @@ class History:
 
     def _open(self, event: Opened) -> None:
         """Whatever ran when the process before was killed or left waits to go on."""
+        self.table.end = ""
         self.num_trials, self.gpus = event.num_trials, event.gpus
         self.health.forget()
         for number in sorted(self.live["running"]):
@@ -321,6 +327,8 @@ class History:
         self._rule.ended(event.trial)
 
     def _close(self, event: Closed) -> None:
+        self.table.end, self.table.elapsed_s = event.reason, event.at
+        self.table.gpu_hours = self.gpu_hours(event.at)
         for number in sorted(self.live["running"]):
             self.trials[number].spend(event.at)
             self._go(number, "waiting")

@@ -19,7 +19,7 @@ from handpose.sweep.node_health import set_aside
 from handpose.sweep.preflight import Survey, check_plan, check_space, check_sweep, preflight, survey
 from handpose.sweep.provenance import provenance
 from handpose.sweep.reporting import check_scientific
-from handpose.sweep.resume import Task, check_data, description
+from handpose.sweep.resume import Task, check_data, description, keep_budgets
 from handpose.sweep.retrain import retrain
 from handpose.sweep.rules import Fifo, Rule
 from handpose.sweep.run import swept, try_out
@@ -71,6 +71,7 @@ class Plan:
             description=None if self.task.origin else description(self.task, self.origin),
             preflight=self._preflight(objective),
             mirror=mirror,
+            on_resume=partial(keep_budgets, self.task),
         )
 
     def confirmed(self, table: TrialTable, *, mirror: Mirror | None = None) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from handpose.config import compose, location_overrides, plain, quote_override, task_overrides
 from handpose.errors import UserError
 from handpose.metrics.validation import direction
-from handpose.sweep.provenance import with_directions
+from handpose.sweep.provenance import with_directions, write_yaml
 from handpose.sweep.space import Space, flattened, load_space
 from handpose.sweep.store import is_url, parent_and_name
 from handpose.sweep.stored_sweep import brought_back
@@ -117,6 +117,27 @@ def _as_written(config: Any, key: str) -> str | None:
     values: Any = OmegaConf.to_container(OmegaConf.select(config, group), resolve=False)
     written: str | None = values.get(name)
     return written
+
+
+_BUDGETS = ("num_trials", "time_budget_s", "gpu_hours")
+
+
+def keep_budgets(task: Task) -> None:
+    """Record how much a sweep that goes on may use now, so that it need not be given again after an interrupt.
+
+    sweep.yaml keeps the rest as it was.
+    """
+    file = Path(task.config.sweep.folder) / "sweep.yaml"
+    record = _record(file.parent)
+    before = record["config"]["sweep"]
+    given = {name: task.config.sweep[name] for name in _BUDGETS if task.config.sweep[name] != before.get(name)}
+    if not given:
+        return
+    keys = {f"sweep.{name}" for name in given}
+    record["overrides"] = [item for item in record["overrides"] if _key(item) not in keys]
+    record["overrides"] += [quote_override(f"sweep.{name}", value) for name, value in given.items()]
+    before.update(given)
+    write_yaml(file, record)
 
 
 def keep_space(space: Space, folder: Path) -> None:

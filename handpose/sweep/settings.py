@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.sweep.store import joined
@@ -21,6 +21,20 @@ class ConfirmSettings:
         return self.top_k > 0 and self.seeds > 0
 
 
+class SpentBudget(NamedTuple):
+    """A budget of a sweep that is used up: its configuration key, its amount, and how much of it was used."""
+
+    key: str
+    amount: float
+    used: float
+
+    @property
+    def larger(self) -> str:
+        """An override that lets the sweep go on, with as much again."""
+        amount = 2 * max(self.amount, self.used)
+        return f"{self.key}={amount:.0f}" if amount >= 10 else f"{self.key}={amount:.2g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
     """The group `sweep`.
@@ -30,8 +44,9 @@ class SweepSettings:
     trial at full fidelity. workers_per_trial: processes that share the steps of a trial. cpus_per_trial,
     gpus_per_trial: of each of them; a part of a GPU is a share of its trials and of its memory; auto: the share that
     trains most in all; None: one GPU where there is one. max_concurrent: trials at a time;
-    None: as many as there are slots. time_budget_s: the sweep ends then. gpu_hours: that its trials may hold GPUs for,
-    all processes that ran it together; None: no limit. seed: of searcher and scheduler. metric: the validation metric
+    None: as many as there are slots. time_budget_s: seconds that the sweep may run. gpu_hours: GPU-hours that
+    its trials may use. Both count all processes that ran the sweep; None: no limit. A sweep that has spent one can go
+    on with a larger one. seed: of searcher and scheduler. metric: the validation metric
     that is optimised. mode: whether smaller or larger values of it are better; None follows the metric's own
     direction. second_objective: a cost to minimise as well; it is measured before a trial is trained.
     explosion_factor: a trial ends when its metric is worse than its best by this factor. Only a best value above 0 is
@@ -87,6 +102,17 @@ class SweepSettings:
         """The metric with its direction. It decides which trial, which winner and which checkpoint is the best."""
         assert self.mode is not None, "set by __post_init__"
         return TargetMetric(self.metric, self.mode)
+
+    def spent_budget(self, *, elapsed_s: float, gpu_hours: float) -> "SpentBudget | None":
+        """A budget that is used up; None while there is some left of each.
+
+        elapsed_s, gpu_hours: what the sweep has used so far.
+        """
+        if self.time_budget_s is not None and elapsed_s >= self.time_budget_s:
+            return SpentBudget("sweep.time_budget_s", self.time_budget_s, elapsed_s)
+        if self.gpu_hours is not None and gpu_hours >= self.gpu_hours:
+            return SpentBudget("sweep.gpu_hours", self.gpu_hours, gpu_hours)
+        return None
 
     @property
     def path(self) -> Path:
