@@ -60,7 +60,6 @@ _ELSEWHERE = (
     "sweep.folder",
     "sweep.storage",
     "data.source.root",
-    "scheduler.population_size",
 )
 """What differs between two places or days of the same sweep."""
 
@@ -175,12 +174,13 @@ def recorded_task(
     new = [item for item in new if item not in here]
     place = {"sweep.name": record["config"]["sweep"]["name"], "sweep.folder": folder, "sweep.resume": folder}
     place |= {} if storage is None else {"sweep.storage": storage}
+    place |= _fixed_by_events(record["config"])
     replaced = {*place, *(_key(item) for item in (*new, *here))}
     kept = [item for item in record["overrides"] if _key(item) not in replaced]
     said = {_key(item) for item in kept}  # on the first day, of places too: workers hear of these last
     before = record["locations"] if locations is None else [item for item in locations if _key(item) not in said]
     locations = [item for item in before if _key(item) not in replaced] + here
-    locations += [quote_override(key, str(value)) for key, value in place.items()]
+    locations += [quote_override(key, str(value) if isinstance(value, Path) else value) for key, value in place.items()]
     config = compose("tune", [*kept, *locations, *new])
     _check_config(record["config"], _recorded(config), folder)
     files = sorted((folder / "search_space").glob("*"))
@@ -189,6 +189,15 @@ def recorded_task(
     locations = [item for item in locations if _key(item) not in place]
     origin = {name: value for name, value in record.items() if name not in _OF_TASK}
     return Task(config, [*kept, *new], locations, record["choices"], load_space(str(files[0])), origin)
+
+
+def _fixed_by_events(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows sweep.num_trials in a new sweep, but was decided by in the events of one that goes on.
+
+    A population does not grow with num_trials: further trials join it as slots become free.
+    """
+    size = (config.get("scheduler") or {}).get("population_size")
+    return {} if size is None else {"scheduler.population_size": size}
 
 
 def check_data(task: Task, fingerprint: str) -> None:

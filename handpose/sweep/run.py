@@ -294,8 +294,8 @@ def going_on(sweep: SweepSettings, table: TrialTable) -> str:
         return ""
     num_over = sum(row.is_over for row in table.rows.values())
     return (
-        f"budget      {budget.key}={budget.amount:g} is spent, {num_over} of {table.num_trials} trials have ended; to go "
-        f"on with a larger one: {resume_command(sweep.resumed_by)} {budget.larger}"
+        f"budget      {budget.key}={budget.amount:g} is spent; {num_over} of {table.num_trials} trials have ended. "
+        f"To go on with a larger one: {resume_command(sweep.resumed_by)} {budget.larger}"
     )
 
 

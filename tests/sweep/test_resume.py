@@ -7,7 +7,7 @@ from handpose.config import compose, location_overrides, plain
 from handpose.errors import UserError
 from handpose.sweep.mirror import Mirror
 from handpose.sweep.provenance import write_yaml
-from handpose.sweep.resume import Task, check_data, description, keep_space, recorded_task, task_to_resume
+from handpose.sweep.resume import Task, check_data, description, keep_budgets, keep_space, recorded_task, task_to_resume
 from handpose.sweep.store import Store
 from handpose.sweep.study import check_url
 
@@ -36,6 +36,46 @@ def test_a_sweep_goes_on_as_it_was_configured(folder):
     assert now["scheduler"] == before["scheduler"]
     assert set(task.space.parameters) == {"optimizer.lr"}
     assert task.defaults["model/decoder"] == "pyramid"
+
+
+def test_budgets_that_were_given_anew_hold_for_the_next_resume_too(folder):
+    keep_budgets(recorded_task(folder, ["sweep.num_trials=99", "sweep.time_budget_s=50", "sweep.preflight=off"]))
+    sweep = recorded_task(folder, []).config.sweep
+    assert (sweep.num_trials, sweep.time_budget_s, sweep.gpu_hours) == (99, 50, None)
+    assert sweep.preflight == "brief"  # of that one resume
+    assert recorded_task(folder, ["sweep.time_budget_s=null"]).config.sweep.time_budget_s is None
+
+
+@pytest.fixture
+def population(tmp_path, write_space):
+    """The folder of a sweep with population based training."""
+    folder = tmp_path / "outputs" / "sweeps" / "population"
+    overrides = ["sweep.name=population", f"paths.output={tmp_path / 'outputs'}", "scheduler=pbt"]
+    config = compose("tune", overrides)
+    task = Task(config, overrides, location_overrides(config), {}, write_space("optimizer.lr: interval(0.1, 0.2)"))
+    keep_space(task.space, folder)
+    write_yaml(folder / "sweep.yaml", description(task, {"data_fingerprint": "abc"}))
+    return folder
+
+
+def test_a_population_keeps_the_size_it_began_with(population):
+    task = recorded_task(population, ["sweep.num_trials=20"])
+    assert (task.config.sweep.num_trials, task.config.scheduler.population_size) == (20, 12)
+    keep_budgets(task)
+    assert recorded_task(population, []).config.scheduler.population_size == 12
+
+
+def test_files_of_versions_that_recorded_a_mode_go_on(folder):
+    file = folder / "sweep.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["config"]["sweep"]["mode"] = content["config"]["checkpoints"]["mode"] = "min"
+    write_yaml(file, content)
+    recorded_task(folder, [])
+    content["config"]["sweep"] |= {"metric": "val/pck_auc", "mode": "min"}
+    content["overrides"].append("sweep.metric=val/pck_auc")
+    write_yaml(file, content)
+    with pytest.raises(UserError, match=r"sweep\.mode=min, which is the wrong direction of sweep\.metric=val/pck_auc"):
+        recorded_task(folder, [])
 
 
 def test_a_folder_that_was_moved_is_gone_on_with_where_it_is(folder, tmp_path):
