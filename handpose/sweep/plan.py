@@ -121,6 +121,7 @@ class Plan:
             make_rule=self.rule,
             data=self.data.size,
             defaults=self.task.defaults,
+            use_val=self.task.config.retrain.use_val,
         )
 
 

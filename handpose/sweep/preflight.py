@@ -24,7 +24,7 @@ from handpose.errors import UserError
 from handpose.metrics.validation import target_metric
 from handpose.report.preflight import disk_line, points_table
 from handpose.report.words import params_text
-from handpose.sweep.forecast import cost_lines, table_rows
+from handpose.sweep.forecast import cost_lines, retraining, table_rows
 from handpose.sweep.gpu_share import Neighbours, choose, cores_a_gpu
 from handpose.sweep.nodes import live_resources
 from handpose.sweep.probing import RANDOM, Bench, Probed, points_of, probe, without_effect
@@ -207,15 +207,17 @@ def preflight(
     make_rule: Callable[[], Rule],
     data: DataSize,
     defaults: Mapping[str, Any],
+    use_val: bool = False,
     say: Callable[[str], None] = print,
 ) -> Slots:
     """Train points of the space for a few steps, each as trials are, and say what a trial and the sweep will cost.
 
     Within a running Ray. slots: that trials will have. objective: what they run. data: of the default configuration.
-    defaults: as `default_point` takes them. sweep.preflight: `brief` tries the space's ends, two points at random and
-    every option of every choice; `only` more, for longer, pretrained weights included; `off` nothing. Returns the
-    slots, which are others where it has found out the share of a GPU. Raises UserError, which names the parameters,
-    where a point cannot be trained, and where objective, disk or GPU are not up to it.
+    defaults: as `default_point` takes them. use_val: the winner is retrained on the validation split too.
+    sweep.preflight: `brief` tries the space's ends, two points at random and every option of every choice; `only` more,
+    for longer, pretrained weights included; `off` nothing. Returns the slots, which are others where it has found out
+    the share of a GPU. Raises UserError, which names the parameters, where a point cannot be trained, and where
+    objective, disk or GPU are not up to it.
     """
     if sweep.preflight == "off":
         return slots
@@ -246,7 +248,8 @@ def preflight(
     warnings += _warnings(space, probed, idle)
     if not is_brief:
         say(points_table(table_rows(probed)) + "\n")
-    lines += [*cost_lines(sweep, probed, make_rule, num_slots=slots.num_slots), disk]
+    again = retraining(sweep, recipe, probed, data, use_val=use_val) if sweep.retrain else None
+    lines += [*cost_lines(sweep, probed, make_rule, num_slots=slots.num_slots, retrained=again), disk]
     say("\n".join([*lines, *(f"note        {warning}" for warning in warnings)]))
     return slots
 

@@ -9,9 +9,11 @@ import pytest
 from handpose.errors import UserError
 from handpose.sweep.audit import audit_events
 from handpose.sweep.events import Begun, Ended, Measured, Reported, SetAside, read_events
+from handpose.sweep.history import History, empty_table
 from handpose.sweep.population import PopulationBased
 from handpose.sweep.retention import newest_whole
 from handpose.sweep.rules import Asha, Fifo, MedianStopping
+from handpose.sweep.run import finished_table, going_on
 from handpose.sweep.slots import Room
 from handpose.sweep.state import Failure
 from tests.sweep.conftest import make_settings
@@ -206,6 +208,72 @@ def test_a_sweep_with_a_spent_budget_leaves_its_trials_waiting_and_goes_on_as_if
     assert swept.run().decisions() == simulate(kind).run().decisions()
 
 
+@pytest.fixture
+def left(simulate):
+    """A sweep of 12 trials that was left after 10 reports, which took 10 s, for a reason."""
+
+    def made(reason):
+        swept = simulate("promote")
+        for _ in range(10):
+            swept.fill()
+            swept.step()
+        swept.state.close(reason)
+        swept.log.close()
+        return swept
+
+    return made
+
+
+def read_again(swept, **changes):
+    """What another process with these settings reads of a sweep with nothing to run; None where it goes on."""
+    settings = replace(swept.settings, **changes)
+    return finished_table(swept.settings.path, History(settings, rule=swept.rule(), table=empty_table(settings)))
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes", "is_read"),
+    [
+        ("spent", {"time_budget_s": 10.0}, True),
+        ("spent", {"time_budget_s": 10.0, "num_trials": 20}, True),
+        ("spent", {"time_budget_s": 11.0}, False),
+        ("spent", {"time_budget_s": None}, False),
+        ("finished", {"time_budget_s": 10.0}, True),  # as earlier versions closed a sweep whose budget was spent
+        ("finished", {"time_budget_s": 11.0}, False),
+        ("interrupted", {"time_budget_s": None}, False),
+    ],
+)
+def test_a_sweep_goes_on_when_its_budget_is_larger_now(left, reason, changes, is_read):
+    swept = left(reason)
+    table = read_again(swept, **changes)
+    assert (table is not None) == is_read
+    if table is not None:
+        settings = replace(swept.settings, **changes)
+        command = f"python tune.py sweep.resume={settings.path} sweep.time_budget_s=20"
+        assert going_on(settings, table).endswith(command)
+
+
+def test_gpu_hours_may_be_given_anew_too(simulate):
+    swept = simulate("fifo", num_slots=1, num_trials=2)
+    swept.state.open(num_slots=1, gpus=1.0)
+    swept.fill()
+    swept.clock.now += 3600
+    swept.state.close("spent")
+    swept.log.close()
+    table = read_again(swept, gpu_hours=1.0)
+    assert going_on(replace(swept.settings, gpu_hours=1.0), table).endswith("sweep.gpu_hours=2")
+    assert read_again(swept, gpu_hours=1.5) is None
+
+
+def test_a_sweep_that_is_done_is_only_read_whatever_its_budget(simulate):
+    swept = simulate("stop").run()
+    for budget in (None, 1.0, 1e6):
+        table = read_again(swept, time_budget_s=budget)
+        assert table.end == "finished"
+        assert going_on(replace(swept.settings, time_budget_s=budget), table) == ""
+    assert read_again(swept, num_trials=13) is None
+    assert read_again(swept, num_trials=13, time_budget_s=1.0).end == "spent"
+
+
 def test_a_spent_sweep_goes_on_with_more_trials_too(simulate):
     swept = simulate("promote")
     for _ in range(12):
@@ -243,7 +311,9 @@ def test_the_best_of_a_maximised_metric_is_kept_and_an_explosion_is_a_fall(simul
     assert {number: row.state for number, row in rows.items()} == {0: "diverged", 1: "complete"}
 
 
-@pytest.mark.parametrize(("mode", "values"), [("min", [0.0, 5.0, 9.0]), ("min", [-2.0, 3.0, 4.0]), ("max", [0.0, -5.0, -9.0])])
+@pytest.mark.parametrize(
+    ("mode", "values"), [("min", [0.0, 5.0, 9.0]), ("min", [-2.0, 3.0, 4.0]), ("max", [0.0, -5.0, -9.0])]
+)
 def test_no_factor_makes_a_best_value_of_0_or_below_worse(simulate, mode, values):
     swept = simulate(
         "fifo", loss=lambda number, params, epoch: values[epoch - 1], num_trials=1, max_epochs=3, mode=mode
