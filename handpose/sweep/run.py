@@ -127,6 +127,8 @@ def swept(
             contextlib.closing(EventLog(folder / EVENTS)) as log,
         ):
             print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
+            if sweep.time_budget_s is not None:
+                warm.wait()  # so that the budget is spent on trials, and not on the start of their processes
             state = SweepState(sweep, log=log, history=history(), searcher=asked)
             if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
                 slots = count_slots(sweep, live_resources(), gpus=state.history.gpus)
