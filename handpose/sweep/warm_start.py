@@ -318,7 +318,7 @@ def _read(given: str) -> _Sweep:
         config, sweep = record["config"], record["config"]["sweep"]
         conditions = Conditions(
             sweep["metric"],
-            direction(sweep["metric"]) or sweep["mode"],  # earlier versions took a mode that contradicted the metric
+            _mode(sweep["metric"], sweep["mode"]),
             sweep["max_epochs"],
             record["data_fingerprint"],
             {**flattened(config), **record.get("choices", {})},
@@ -330,6 +330,11 @@ def _read(given: str) -> _Sweep:
         raise UserError(f"searcher.warm_start: {file} is not that of a sweep, or damaged ({reason})") from error
     study, trials = _read_study(url, folder, sweep["name"])
     return _Sweep(folder, sweep["name"], study, revision, conditions, trials)
+
+
+def _mode(metric: str, recorded: Mode | None) -> Mode:
+    """The better direction of a metric. Earlier versions recorded `min` for every metric unless told otherwise."""
+    return recorded if recorded == "max" else direction(metric) or "min"
 
 
 def _read_study(url: str | None, folder: Path, name: str) -> tuple[str, list[FrozenTrial]]:
