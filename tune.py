@@ -11,7 +11,7 @@ from handpose.sweep.mirror import Mirror, NotKeptError, mirrored
 from handpose.sweep.plan import Plan, planned
 from handpose.sweep.reporting import REPORT, write_report
 from handpose.sweep.resume import new_task, task_to_resume
-from handpose.sweep.run import INTERRUPTED, SweepHaltedError, SweepInterruptedError
+from handpose.sweep.run import INTERRUPTED, SweepHaltedError, SweepInterruptedError, going_on
 from handpose.sweep.select import NoWinnerError, select_winner, write_chosen
 from handpose.sweep.status import print_status
 from handpose.sweep.trial import with_params
@@ -33,6 +33,9 @@ def main(config: DictConfig) -> None:
 def run(plan: Plan, mirror: Mirror | None) -> None:
     """From the first trial to the report. mirror: that keeps the sweep in a store."""
     with plan.swept(mirror=mirror) as table:
+        spent = going_on(plan.sweep, table)
+        if spent:
+            print(spent, flush=True)
         confirmed = plan.confirmed(table, mirror=mirror)
 
     sweep, folder, use_val = plan.sweep, plan.sweep.path, plan.task.config.retrain.use_val
@@ -55,7 +58,7 @@ def run(plan: Plan, mirror: Mirror | None) -> None:
         use_val=use_val,
         folder=folder,
     )
-    print(*filter(None, [front_text(table), found]), sep="\n", flush=True)
+    print(*filter(None, [front_text(table), found, spent]), sep="\n", flush=True)
     print(write_report([folder], folder / REPORT, scientific=plan.task.config.report.scientific).text)
 
 

@@ -79,7 +79,7 @@ class Sweep:
             folder=settings.path / "study",
             name=settings.name,
             metric=settings.metric,
-            mode=settings.mode,
+            mode=settings.target.mode,
             max_epochs=settings.max_epochs,
             seed=0,
             defaults={},
@@ -88,7 +88,7 @@ class Sweep:
         )
         self.log = EventLog(settings.path / EVENTS)
         rule = Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=_EPOCHS, seed=0)
-        table = TrialTable(settings.metric, settings.mode, settings.num_trials, settings.max_epochs)
+        table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs)
         history = History(settings, rule=rule, table=table)
         self.state = SweepState(settings, log=self.log, history=history, searcher=self.searcher)
         logs = trial_logs(settings, table)

@@ -60,12 +60,12 @@ def fabricate(setup: Setup, loss: Loss, folder: Path, *, seed: int) -> None:
         folder=folder / "study",
         name=sweep.name,
         metric=sweep.metric,
-        mode=sweep.mode,
+        mode=sweep.target.mode,
         max_epochs=sweep.max_epochs,
         seed=seed,
     )
     log = EventLog(folder / EVENTS)
-    table = TrialTable(sweep.metric, sweep.mode, sweep.num_trials, sweep.max_epochs)
+    table = TrialTable(*sweep.target, sweep.num_trials, sweep.max_epochs)
     clock = _Clock()
     state = SweepState(sweep, log=log, history=History(sweep, rule=rule(), table=table), searcher=searcher, clock=clock)
     state.open(num_slots=setup.num_slots)

@@ -100,7 +100,7 @@ class _MadeSweep:
             folder=settings.path / "study",
             name=settings.name,
             metric=settings.metric,
-            mode=settings.mode,
+            mode=settings.target.mode,
             second_objective=settings.second_objective,
             max_epochs=settings.max_epochs,
             seed=0,
@@ -110,9 +110,7 @@ class _MadeSweep:
         )
         self.log = EventLog(settings.path / EVENTS)
         objectives = second_objectives(settings.second_objective)
-        self.table = TrialTable(
-            settings.metric, settings.mode, settings.num_trials, settings.max_epochs, objectives=objectives
-        )
+        self.table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs, objectives=objectives)
         rule = Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=settings.max_epochs, seed=0)
         history = History(settings, rule=rule, table=self.table)
         self.state = SweepState(settings, log=self.log, history=history, searcher=self.searcher, clock=lambda: self.now)

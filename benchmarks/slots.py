@@ -105,7 +105,7 @@ def proposals(overrides: Sequence[str]) -> list[Params]:
             folder=Path(folder),
             name=sweep.name,
             metric=sweep.metric,
-            mode=sweep.mode,
+            mode=sweep.target.mode,
             max_epochs=sweep.max_epochs,
             seed=sweep.seed,
             defaults=flattened(plain(config)),

@@ -156,7 +156,9 @@ def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence
         else None
     )
     searcher = (
-        OptunaSearch(distributions(space), metric=name, mode=sweep.mode, seed=sweep.seed) if points is None else None
+        OptunaSearch(distributions(space), metric=name, mode=sweep.target.mode, seed=sweep.seed)
+        if points is None
+        else None
     )
     ray.init(num_cpus=config.ray.num_cpus or num_cores())
     tune.Tuner(
@@ -164,7 +166,7 @@ def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence
         param_space=None if points is None else {"params": tune.grid_search(list(points))},
         tune_config=tune.TuneConfig(
             metric=name,
-            mode=sweep.mode,
+            mode=sweep.target.mode,
             scheduler=scheduler,
             search_alg=searcher,
             num_samples=sweep.num_trials if points is None else 1,

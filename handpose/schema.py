@@ -72,7 +72,7 @@ _TYPES: dict[str, Any] = {
     "trainer.limit_val_batches": Annotated[int | float, Field(gt=0)],
     "checkpoints.enabled": bool,
     "checkpoints.metric": str,
-    "checkpoints.mode": Literal["min", "max"],
+    "checkpoints.mode": Literal["min", "max"] | None,
     "checkpoints.every_n_epochs": _COUNT,
     "pictures.every_n_steps": Annotated[int, Field(ge=0)],
     "pictures.num_hands": _COUNT,

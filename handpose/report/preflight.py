@@ -62,6 +62,19 @@ def confirm_line(*, num_runs: int, work: Work) -> str:
     return f"to confirm  {num_runs} runs at most, after that: {_work(work)}"
 
 
+def retrain_line(*, epochs: int, num_devices: int, wall_s: float) -> str:
+    """What the retraining of the winner takes, at the speed that was measured of trials."""
+    devices = f"{num_devices} device{'' if num_devices == 1 else 's'}"
+    return f"to retrain  {epochs} epochs on {devices}, after that: about {_rough(wall_s)} at the speed of a trial"
+
+
+def total_line(works: Sequence[Work], *, retraining_s: float) -> str:
+    """The sum of sweep and confirmation (works), and of the retraining."""
+    slot_s, wall_s = (sum(each) for each in zip(*works, strict=True))
+    retraining = " and the retraining" if retraining_s else ""
+    return f"in all      {slot_s / 3600:.2g} slot-hours{retraining}: about {_rough(wall_s + retraining_s)}"
+
+
 def disk_line(*, checkpoint_mb: float, needed_gb: float, budget_gb: float, free_gb: float, folder: str) -> str:
     """What checkpoints take. needed_gb: at the least."""
     return (

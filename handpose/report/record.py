@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from handpose.metrics.target import Mode, TargetMetric
 from handpose.report.table import State
 
 Values = Mapping[str, Any]
@@ -227,7 +228,7 @@ class Objective(NamedTuple):
     """A second objective: one of the trials' costs. front: trials that no other beats in both, by number."""
 
     name: str
-    mode: Literal["min", "max"]
+    mode: Mode
     front: Sequence[int]
 
 
@@ -244,12 +245,12 @@ class SweepRecord:
     name: str
     folder: str
     metric: str
-    mode: Literal["min", "max"]
+    mode: Mode
     num_trials: int
     max_epochs: int
     num_slots: int
     seconds: float
-    end: Literal["", "finished", "interrupted", "halted"]
+    end: Literal["", "finished", "spent", "interrupted", "halted"]
     trials: Sequence[TrialRecord]
     ranked: Sequence[int]
     parameters: Sequence[Parameter]
@@ -268,8 +269,8 @@ class SweepRecord:
 
     @property
     def sign(self) -> float:
-        """What makes smaller better."""
-        return 1.0 if self.mode == "min" else -1.0
+        """The factor that turns a value of the metric into a loss, of which smaller is better."""
+        return TargetMetric(self.metric, self.mode).sign
 
     def trial(self, number: int) -> TrialRecord:
         return next(trial for trial in self.trials if trial.number == number)

@@ -78,6 +78,7 @@ def status_line(record: SweepRecord) -> str:
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     how = {
         "finished": "finished",
+        "spent": "its budget is spent, and it can go on with a larger one",
         "interrupted": "interrupted; it can go on",
         "halted": "halted, since no trial worked",
         "": "running, or killed",
@@ -184,7 +185,7 @@ def _against_winner(record: SweepRecord, candidate: Any) -> str:
         return "unknown"
     if not candidate.is_distinguishable:
         return "not distinguishable from the winner"
-    is_worse = (candidate.difference.mean > 0) == (record.mode == "min")
+    is_worse = record.sign * candidate.difference.mean > 0
     return "worse" if is_worse else "better, but it cannot win"  # the default configuration, beyond a constraint
 
 

@@ -29,13 +29,14 @@ def summary(
     lines += _confirmed(confirmed, len(table.rows))
     lines.append(_changes(winner, defaults))
     if retrained:
-        lines.append(_retrained(retrained, use_val=use_val))
+        lines.append(_retrained(retrained, metric=table.metric, use_val=use_val))
     lines.append(f"files       {folder}: best.yaml, trials.csv, sweep.yaml, study/, tensorboard/")
     if confirmed is not None:
         lines.append(f"            {folder / 'confirm'}: confirm.yaml, trials.csv, tensorboard/")
     if table.checkpoint_bytes:
         held, budget = table.checkpoint_bytes / 1e9, table.checkpoint_budget_bytes / 1e9
-        lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; they may be removed now")
+        use = "trials that have not ended go on from them" if table.end == "spent" else "they may be removed now"
+        lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; {use}")
     if retrained is not None:
         lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")
     lines.append(f"look at it  tensorboard --logdir {shlex.quote(str(folder))}")
@@ -95,10 +96,11 @@ def _before(key: str, defaults: Mapping[str, Any]) -> str:
     return f"{value_text(defaults[key])} -> " if key in defaults else ""
 
 
-def _retrained(metrics: Mapping[str, float], *, use_val: bool) -> str:
-    """The retrained winner beside the mean pose, on the test split where that has joints.
+def _retrained(metrics: Mapping[str, float], *, metric: str, use_val: bool) -> str:
+    """The retrained winner on the test split where that has joints: the sweep's metric, and PA-MPJPE beside the mean
+    pose's.
 
-    Without them the figure is the validation split's, which has chosen the configuration and the checkpoint.
+    Without joints the figures are the validation split's, which has chosen the configuration and the checkpoint.
     """
     on_both = " on training + validation, the last checkpoint" if use_val else ""
     stage = "test" if "test/pa_mpjpe_mm" in metrics else "val"
@@ -108,4 +110,6 @@ def _retrained(metrics: Mapping[str, float], *, use_val: bool) -> str:
     named = "test" if stage == "test" else "validation (the test split has no joints)"
     ratio = f"mean pose {mean_pose:.2f} mm, ratio {value / mean_pose:.2f}"
     caution = "" if stage == "test" else "; optimistic, since this split chose the winner"
-    return f"retrained  {on_both + ':' if use_val else ''} {named} PA-MPJPE {value:.2f} mm, {ratio}{caution}"
+    own = f"{stage}/{metric.rpartition('/')[2]}"
+    first = f"{metric_text(own, metrics[own])}, " if own in metrics and own != f"{stage}/pa_mpjpe_mm" else ""
+    return f"retrained  {on_both + ':' if use_val else ''} {named} {first}PA-MPJPE {value:.2f} mm, {ratio}{caution}"

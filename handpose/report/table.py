@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from handpose.metrics.target import Mode, TargetMetric
 from handpose.pareto import fronts
 
 State = Literal["running", "waiting", "paused", "complete", "stopped", "diverged", "infeasible", "failed"]
@@ -37,7 +38,7 @@ class Objective(NamedTuple):
     """What is optimised beside a sweep's metric. name: of a cost, as in `TrialRow.costs`. mode: min or max."""
 
     name: str
-    mode: Literal["min", "max"]
+    mode: Mode
 
 
 def second_objectives(name: str | None) -> tuple[Objective, ...]:
@@ -77,11 +78,12 @@ class TrialTable:
 
     metric: what is optimised; mode: min or max. num_trials, max_epochs: as planned. num_slots: trials at a time.
     checkpoint_bytes: on the disk, of a budget. gpu_hours: that trials have held GPUs for, of a budget. objectives: what
-    is optimised beside the metric; one, or none.
+    is optimised beside the metric; one, or none. end: how the last process left the sweep, as in `Closed.reason`; empty
+    while it runs or after it was killed. elapsed_s: the sweep's own time then.
     """
 
     metric: str
-    mode: Literal["min", "max"]
+    mode: Mode
     num_trials: int
     max_epochs: int
     num_slots: int = 1
@@ -91,6 +93,17 @@ class TrialTable:
     gpu_hours_budget: float = math.inf
     rows: dict[int, TrialRow] = field(default_factory=dict)
     objectives: tuple[Objective, ...] = ()
+    end: Literal["", "finished", "spent", "interrupted", "halted"] = ""
+    elapsed_s: float = 0.0
+
+    @property
+    def target(self) -> TargetMetric:
+        """The metric with its direction."""
+        return TargetMetric(self.metric, self.mode)
+
+    def loss(self, row: TrialRow) -> float:
+        """The row's metric as a loss, of which smaller is better."""
+        return self.target.loss(self.value(row))
 
     def value(self, row: TrialRow) -> float:
         """The row's metric at its last epoch; NaN where it has none."""
@@ -105,10 +118,9 @@ class TrialTable:
 
         Values of different epochs are never compared. Ties go to the smaller number.
         """
-        sign = 1 if self.mode == "min" else -1
         sound = [row for row in self.rows.values() if row.state not in ("failed", "diverged", "infeasible")]
         finite = [row for row in sound if math.isfinite(self.value(row))]
-        return sorted(finite, key=lambda row: (-row.epochs, sign * self.value(row), row.number))
+        return sorted(finite, key=lambda row: (-row.epochs, self.loss(row), row.number))
 
     def front(self) -> list[TrialRow]:
         """The trials of `ranked` that no other one dominates in metric and second objective, the best metric first.
@@ -119,10 +131,10 @@ class TrialTable:
         if not self.objectives:
             return ranked[:1]
         (other,) = self.objectives
-        sign, other_sign = (1 if mode == "min" else -1 for mode in (self.mode, other.mode))
+        cost = TargetMetric(*other)
         measured = [row for row in ranked if math.isfinite(row.costs.get(other.name, math.nan))]
         longest = [row for row in measured if row.epochs == measured[0].epochs]
-        front, *_ = fronts([(sign * self.value(row), other_sign * row.costs[other.name]) for row in longest]) or [[]]
+        front, *_ = fronts([(self.loss(row), cost.loss(row.costs[other.name])) for row in longest]) or [[]]
         return [longest[index] for index in front]
 
     def write_csv(self, path: Path) -> None:

@@ -12,9 +12,15 @@ def metric_label(metric: str) -> str:
 
 
 def metric_text(metric: str, value: float) -> str:
-    """A metric with its value: PA-MPJPE 12.34 mm."""
+    """A metric with its value: PA-MPJPE 12.34 mm, PCK-AUC 0.712."""
     name, unit = _name_and_unit(metric)
-    return f"{name} {value:.2f} {unit}".strip()
+    return f"{name} {metric_number(metric, value)} {unit}".strip()
+
+
+def metric_number(metric: str, value: float) -> str:
+    """A value of a metric: 12.34; 0.712 of a fraction, such as an area under a curve."""
+    _, unit = _name_and_unit(metric)
+    return f"{value:.3f}" if not unit and abs(value) < 1 else f"{value:.2f}"
 
 
 def interval_text(low: float | None, high: float | None) -> str:

@@ -226,7 +226,7 @@ def account(chosen: Sequence[Candidate], seeds: Sequence[int], trained: TrialTab
     sound = [index for index, row in enumerate(values) if all(map(math.isfinite, row))]
     matrix = np.array([values[index] for index in sound]).reshape(len(sound), len(seeds))
     means: dict[int, Estimate] = dict(zip(sound, mean_estimates(matrix), strict=True)) if sound else {}
-    sign = 1 if trained.mode == "min" else -1
+    sign = trained.target.sign
     selectable = [index for index in sound if chosen[index].can_win]
     winner = min(selectable, key=lambda index: sign * means[index].mean, default=None)
     differences: dict[int, Estimate] = {}

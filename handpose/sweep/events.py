@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # workers read events without Optuna and Hydra
 Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasible"]
 """What becomes of a trial after a report. stop: by the scheduler. complete: it has reached sweep.max_epochs."""
 
+CloseReason = Literal["finished", "spent", "interrupted", "halted"]
+
 FailureKind = Literal["error", "mistake", "killed", "gpu_memory", "preempted", "lost", "worn"]
 """error: it raised. mistake: it raised a UserError, which comes again. killed: its process is gone. gpu_memory: there
 was not enough. preempted: the cluster took the machine away. lost: the machine is gone, or out of reach. worn: a trial
@@ -143,10 +145,14 @@ class Ended:
 
 @dataclass(frozen=True)
 class Closed:
-    """The process that ran the sweep left it in order."""
+    """The process that ran the sweep left it in order.
+
+    reason: `finished`, nothing is left to run; `spent`, a budget is used up, and a larger one lets the sweep go on;
+    `interrupted`, by hand; `halted`, since no trial works. Earlier versions wrote `finished` for a spent budget too.
+    """
 
     at: float
-    reason: Literal["finished", "interrupted", "halted"]
+    reason: CloseReason
 
 
 Event: TypeAlias = Opened | Asked | Begun | Measured | Reported | Failed | SetAside | Ended | Closed

@@ -7,12 +7,19 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
-from handpose.report.preflight import PointRow, Work, confirm_line, sweep_line, trial_line
+import torch
+from omegaconf import DictConfig
+
+from handpose.config import compose
+from handpose.report.preflight import PointRow, Work, confirm_line, retrain_line, sweep_line, total_line, trial_line
 from handpose.sweep.probing import Probed
 from handpose.sweep.rules import Fifo, Rule
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.space import Params
+from handpose.sweep.trial import TrialRecipe, with_params
+from handpose.sweep.trial_cost import DataSize, TrialCost
 
 _MOST_TRIALS = 5000
 _REPORTS_ENOUGH = 4000
@@ -133,8 +140,60 @@ class _Stage:
         return epoch < self._max_epochs and verdict == "continue"
 
 
-def cost_lines(sweep: SweepSettings, probed: Probed, make_rule: Callable[[], Rule], *, num_slots: int) -> list[str]:
-    """What a trial costs, and what the sweep and its confirmation do, in a line each."""
+class Retraining(NamedTuple):
+    """What the retraining of a winner takes. wall_s: at the speed of the trials, each device doing its equal part."""
+
+    epochs: int
+    num_devices: int
+    wall_s: float
+
+
+def retraining(
+    sweep: SweepSettings, recipe: TrialRecipe, probed: Probed, data: DataSize, *, use_val: bool
+) -> Retraining:
+    """The retraining of a typical point with its full schedule, as means over those that were tried.
+
+    Without the test of its checkpoint. data: of the default configuration. use_val: the validation split is trained
+    on too, and nothing is validated.
+    """
+    found = [
+        _retraining(sweep, compose("train", with_params(recipe.overrides, point.params)), cost, data, use_val=use_val)
+        for point, cost in zip(probed.points, probed.costs, strict=True)
+        if cost in probed.typical
+    ]
+    epochs, devices, seconds = zip(*found, strict=True)
+    return Retraining(round(fmean(epochs)), max(devices), fmean(seconds))
+
+
+def _retraining(
+    sweep: SweepSettings, config: DictConfig, cost: TrialCost, data: DataSize, *, use_val: bool
+) -> Retraining:
+    batch_size, epochs = config.data.batch_size, config.trainer.max_epochs
+    given = config.trainer.devices
+    most = sweep.retrain_devices or max(sweep.workers_per_trial, torch.cuda.device_count() if cost.gpu else 1)
+    num_devices = max(number for number in range(1, most + 1) if batch_size % number == 0)
+    if isinstance(given, int) and given > 0 and sweep.retrain_devices is None:
+        num_devices = given
+    num_images = data.num_train + (data.num_val if use_val else 0)
+    epoch_s = cost.steps_per_epoch * cost.step_s * num_images / data.num_train
+    if not use_val:
+        epoch_s += cost.batches_per_validation * cost.validation_batch_s / config.trainer.check_val_every_n_epoch
+    # A worker of a trial was measured, whose batch is its part of the trial's.
+    return Retraining(epochs, num_devices, cost.start_s + epochs * epoch_s * sweep.workers_per_trial / num_devices)
+
+
+def cost_lines(
+    sweep: SweepSettings,
+    probed: Probed,
+    make_rule: Callable[[], Rule],
+    *,
+    num_slots: int,
+    retrained: Retraining | None = None,
+) -> list[str]:
+    """What a trial costs, and what the sweep, its confirmation and the retraining take, in a line each, with a total.
+
+    retrained: None where the winner is not retrained.
+    """
 
     def work(rule: Callable[[], Rule], num_trials: int) -> Work:
         plan = forecast(
@@ -148,20 +207,34 @@ def cost_lines(sweep: SweepSettings, probed: Probed, make_rule: Callable[[], Rul
         return _work(plan, probed, num_slots)
 
     typical_s = fmean(cost.trial_s for cost in probed.typical)
+    expected = work(make_rule, sweep.num_trials)
     lines = [
         trial_line(table_rows(probed), typical_s=typical_s, gpu=probed.costs[0].gpu),
         sweep_line(
             num_trials=sweep.num_trials,
             num_slots=num_slots,
             whole=work(Fifo, sweep.num_trials),
-            expected=work(make_rule, sweep.num_trials),
+            expected=expected,
             time_budget_s=sweep.time_budget_s,
         ),
     ]
+    works = [_within_budget(expected, sweep.time_budget_s)]
     if sweep.confirm.is_on:
         num_runs = (sweep.confirm.top_k + 1) * sweep.confirm.seeds  # with the default configuration beside them
-        lines.append(confirm_line(num_runs=num_runs, work=work(Fifo, num_runs)))
+        works.append(work(Fifo, num_runs))
+        lines.append(confirm_line(num_runs=num_runs, work=works[-1]))
+    if retrained is not None:
+        lines.append(retrain_line(**retrained._asdict()))
+    if len(works) > 1 or retrained is not None:
+        lines.append(total_line(works, retraining_s=0.0 if retrained is None else retrained.wall_s))
     return lines
+
+
+def _within_budget(work: Work, time_budget_s: float | None) -> Work:
+    """The work that is done before the budget is spent."""
+    if time_budget_s is None or time_budget_s >= work.wall_s:
+        return work
+    return Work(work.slot_s * time_budget_s / work.wall_s, time_budget_s)
 
 
 def _work(plan: Forecast, probed: Probed, num_slots: int) -> Work:

@@ -29,7 +29,7 @@ from handpose.sweep.events import (
 from handpose.sweep.node_health import NodeHealth
 from handpose.sweep.retention import CheckpointShelf, Need
 from handpose.sweep.rules import Continuation, Rule
-from handpose.sweep.settings import SweepSettings
+from handpose.sweep.settings import SpentBudget, SweepSettings
 from handpose.sweep.slots import Room
 from handpose.sweep.space import Params
 
@@ -77,7 +77,7 @@ class TrialHistory:
 def empty_table(settings: SweepSettings) -> TrialTable:
     """The table of a sweep before its first trial."""
     objectives = second_objectives(settings.second_objective)
-    table = TrialTable(settings.metric, settings.mode, settings.num_trials, settings.max_epochs, objectives=objectives)
+    table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs, objectives=objectives)
     table.gpu_hours_budget = math.inf if settings.gpu_hours is None else settings.gpu_hours
     return table
 
@@ -110,7 +110,7 @@ class History:
             self.files,
             settings.checkpoint_budget_gb * 1e9,
             need=self._need,
-            loss=lambda trial: self._sign * self.table.value(self.table.rows[trial]),
+            loss=lambda trial: self._target.loss(self.table.value(self.table.rows[trial])),
             is_running=lambda trial: self.table.rows[trial].state in ("running", "waiting"),
         )
         self._settings = settings
@@ -122,7 +122,7 @@ class History:
         self._failed_first: set[int] = set()
         self._gpu_s = 0.0
         self._held_gpus = 0.0
-        self._sign = 1.0 if settings.mode == "min" else -1.0
+        self._target = settings.target
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class History:
         """What becomes of a trial that has reported. To be asked once a report: the rule learns it."""
         if not math.isfinite(value) or self._explodes(number, value):
             return "diverged"
-        verdict = self._rule.reported(number, epoch, self._sign * value)
+        verdict = self._rule.reported(number, epoch, self._target.loss(value))
         return "complete" if epoch >= self._settings.max_epochs else verdict
 
     def chance(self, number: int, kind: FailureKind, *, node: str = "") -> tuple[bool, float | None]:
@@ -167,6 +167,11 @@ class History:
         return (self._gpu_s + self._held_gpus * (now - self.at)) / 3600
 
     @property
+    def spent_budget(self) -> SpentBudget | None:
+        """A budget that the sweep had used up at its last event; None while there is some left of each."""
+        return self._settings.spent_budget(elapsed_s=self.at, gpu_hours=self.gpu_hours(self.at))
+
+    @property
     def can_begin(self) -> bool:
         return len(self.trials) < self.num_trials
 
@@ -176,9 +181,9 @@ class History:
 
     def _explodes(self, number: int, value: float) -> bool:
         factor, best = self._settings.explosion_factor, self.trials[number].best_value
-        if factor is None or not best > 0:
+        if factor is None or not best > 0:  # no factor makes 0 or a negative value worse
             return False
-        return value > factor * best if self._sign > 0 else value < best / factor
+        return value > factor * best if self._target.mode == "min" else value < best / factor
 
     def _need(self, number: int) -> Need:
         row = self.table.rows[number]
@@ -249,6 +254,7 @@ class History:
 
     def _open(self, event: Opened) -> None:
         """Whatever ran when the process before was killed or left waits to go on."""
+        self.table.end = ""
         self.num_trials, self.gpus = event.num_trials, event.gpus
         self.health.forget()
         for number in sorted(self.live["running"]):
@@ -287,12 +293,12 @@ class History:
         self.health.reported(event.node)
         if not trial.is_perturbed:
             trial.values[event.epoch] = value
-        if not self._sign * value >= self._sign * trial.best_value:
+        if not self._target.loss(value) >= self._target.loss(trial.best_value):
             trial.best_value = value
         if event.checkpoint is not None:
             self.shelf.put(event.trial, event.checkpoint)
         if event.decision == "complete":
-            insort(self._finalists, (self._sign * value, event.trial))
+            insort(self._finalists, (self._target.loss(value), event.trial))
             del self._finalists[_NUM_FINALISTS:]
         self._go(event.trial, _AFTER[event.decision])
 
@@ -321,6 +327,8 @@ class History:
         self._rule.ended(event.trial)
 
     def _close(self, event: Closed) -> None:
+        self.table.end, self.table.elapsed_s = event.reason, event.at
+        self.table.gpu_hours = self.gpu_hours(event.at)
         for number in sorted(self.live["running"]):
             self.trials[number].spend(event.at)
             self._go(number, "waiting")

@@ -19,7 +19,7 @@ from handpose.sweep.node_health import set_aside
 from handpose.sweep.preflight import Survey, check_plan, check_space, check_sweep, preflight, survey
 from handpose.sweep.provenance import provenance
 from handpose.sweep.reporting import check_scientific
-from handpose.sweep.resume import Task, check_data, description
+from handpose.sweep.resume import Task, check_data, description, keep_budgets
 from handpose.sweep.retrain import retrain
 from handpose.sweep.rules import Fifo, Rule
 from handpose.sweep.run import swept, try_out
@@ -29,7 +29,7 @@ from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.slots import Slots
 from handpose.sweep.stored_sweep import check_storage
 from handpose.sweep.stretch import Objective
-from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides
+from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides, with_target
 from handpose.sweep.warm_start import training_seeds
 
 
@@ -72,6 +72,7 @@ class Plan:
             description=None if self.task.origin else description(self.task, self.origin),
             preflight=self._preflight(objective),
             mirror=mirror,
+            on_resume=partial(keep_budgets, self.task),
         )
 
     def confirmed(self, table: TrialTable, *, mirror: Mirror | None = None) -> dict[str, Any] | None:
@@ -122,6 +123,7 @@ class Plan:
             make_rule=self.rule,
             data=self.data.size,
             defaults=self.task.defaults,
+            use_val=self.task.config.retrain.use_val,
         )
 
 
@@ -129,8 +131,8 @@ def planned(task: Task) -> Plan:
     """Look at all that a task names, and make its data ready; raises UserError for what cannot work."""
     config, space = task.config, task.space
     sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
-    overrides = training_overrides(task.overrides)
     check_sweep(sweep, cluster)
+    overrides = with_target(training_overrides(task.overrides), config, sweep.target)
     check_storage(sweep)
     check_space(space, overrides, is_grid=config.searcher.sampler is None, num_workers=sweep.workers_per_trial)
     check_scientific(config.report.scientific, space)
@@ -138,7 +140,7 @@ def planned(task: Task) -> Plan:
     data = survey(config)
     check_data(task, data.fingerprint)
     validates_every = config.trainer.check_val_every_n_epoch
-    check_plan(sweep, rule(), validates_every=validates_every, metric_names=data.metric_names)
+    check_plan(sweep, rule(), validates_every=validates_every)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
     origin = task.origin or provenance(data=data.fingerprint)
     return Plan(task, sweep, cluster, data, recipe, rule, origin)

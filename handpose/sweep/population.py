@@ -20,7 +20,7 @@ class PopulationBased(Fifo):
     mutate: keys of the space that change then; the others come with the weights, so that the network still fits them.
     perturbation_interval: epochs. quantile_fraction: of the population, the share that counts as the worst, and as the
     best. resample_probability: that a changed value is drawn anew instead of moved to a neighbour. population_size:
-    trials of the sweep. seed: of the changes.
+    trials of the sweep when it begins; if it goes on with more, these join as slots become free. seed: of the changes.
 
     The population takes turns where it is larger than the slots: a trial pauses at an interval when another one has
     been trained less far and waits. Who is among the worst is decided when a trial goes on, by what is known then. It

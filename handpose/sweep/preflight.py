@@ -4,7 +4,6 @@ First what needs no Ray: numbers, space, data, plan. Then, with Ray, `preflight`
 few steps in a slot, which also tells what the sweep will cost.
 """
 
-import difflib
 import math
 import os
 import re
@@ -22,9 +21,10 @@ from ray import cloudpickle
 
 from handpose.config import compose
 from handpose.errors import UserError
+from handpose.metrics.validation import target_metric
 from handpose.report.preflight import disk_line, points_table
 from handpose.report.words import params_text
-from handpose.sweep.forecast import cost_lines, table_rows
+from handpose.sweep.forecast import cost_lines, retraining, table_rows
 from handpose.sweep.gpu_share import Neighbours, choose, cores_a_gpu
 from handpose.sweep.nodes import live_resources
 from handpose.sweep.probing import RANDOM, Bench, Probed, points_of, probe, without_effect
@@ -41,7 +41,8 @@ from handpose.training.fit import prepare
 
 
 def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
-    """Numbers, slots and the folder."""
+    """Check the metric with its direction, numbers, slots and the folder."""
+    target_metric(sweep.metric, sweep.mode, group="sweep")
     _check_numbers(sweep, cluster)
     if cluster.address is None:
         _check_machine(sweep, cluster)
@@ -67,11 +68,10 @@ def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False
 
 
 class Survey(NamedTuple):
-    """What the default configuration's data and network are. fingerprint: of the data. metric_names: validated ones."""
+    """What the data of the default configuration are. fingerprint: of the data."""
 
     fingerprint: str
     size: DataSize
-    metric_names: tuple[str, ...]
 
 
 def survey(config: Any) -> Survey:
@@ -80,9 +80,9 @@ def survey(config: Any) -> Survey:
     config: composed. Data that is missing or broken, and pictures that the network does not take, show here, before Ray
     is started.
     """
-    module, data, _ = prepare(config, stage=None)
+    _, data, _ = prepare(config, stage=None)
     size = DataSize(data.image_size, len(data.splits.train), len(data.splits.val))
-    return Survey(data.fingerprint, size, tuple(module.metric_names))
+    return Survey(data.fingerprint, size)
 
 
 def prepare_data(config: Any) -> str:
@@ -90,19 +90,11 @@ def prepare_data(config: Any) -> str:
     return survey(config).fingerprint
 
 
-def check_plan(sweep: SweepSettings, rule: Rule, *, validates_every: int, metric_names: Sequence[str]) -> None:
-    """See that what the sweep decides by is validated, and when it decides.
+def check_plan(sweep: SweepSettings, rule: Rule, *, validates_every: int) -> None:
+    """Check that trials are validated at their last epoch and wherever the rule compares them.
 
-    rule: that stops trials. validates_every: trainer.check_val_every_n_epoch.
+    validates_every: trainer.check_val_every_n_epoch.
     """
-    if sweep.metric not in metric_names:
-        near = difflib.get_close_matches(sweep.metric, metric_names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(metric_names)}"
-        raise UserError(f"sweep.metric={sweep.metric} is not validated; {hint}")
-    _check_rungs(sweep, rule, validates_every)
-
-
-def _check_rungs(sweep: SweepSettings, rule: Rule, validates_every: int) -> None:
     interval = f"trainer.check_val_every_n_epoch={validates_every}"
     if sweep.max_epochs % validates_every:
         raise UserError(
@@ -160,8 +152,6 @@ def _check_numbers(sweep: SweepSettings, cluster: RaySettings) -> None:
             )
     elif gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
         raise UserError(f"sweep.gpus_per_trial must be a whole number or a part of one GPU, but it is {gpus:g}")
-    if not sweep.metric.startswith("val/"):
-        raise UserError(f"sweep.metric={sweep.metric} is no validation metric; those begin with val/")
 
 
 def _check_machine(sweep: SweepSettings, cluster: RaySettings) -> None:
@@ -217,15 +207,17 @@ def preflight(
     make_rule: Callable[[], Rule],
     data: DataSize,
     defaults: Mapping[str, Any],
+    use_val: bool = False,
     say: Callable[[str], None] = print,
 ) -> Slots:
     """Train points of the space for a few steps, each as trials are, and say what a trial and the sweep will cost.
 
     Within a running Ray. slots: that trials will have. objective: what they run. data: of the default configuration.
-    defaults: as `default_point` takes them. sweep.preflight: `brief` tries the space's ends, two points at random and
-    every option of every choice; `only` more, for longer, pretrained weights included; `off` nothing. Returns the
-    slots, which are others where it has found out the share of a GPU. Raises UserError, which names the parameters,
-    where a point cannot be trained, and where objective, disk or GPU are not up to it.
+    defaults: as `default_point` takes them. use_val: the winner is retrained on the validation split too.
+    sweep.preflight: `brief` tries the space's ends, two points at random and every option of every choice; `only` more,
+    for longer, pretrained weights included; `off` nothing. Returns the slots, which are others where it has found out
+    the share of a GPU. Raises UserError, which names the parameters, where a point cannot be trained, and where
+    objective, disk or GPU are not up to it.
     """
     if sweep.preflight == "off":
         return slots
@@ -246,7 +238,7 @@ def preflight(
         )
         idle = [] if is_brief else list(without_effect(bench, probed, default or probed.points[0].params))
     for cost in probed.costs:
-        _check_rungs(sweep, rule, cost.validates_every)
+        check_plan(sweep, rule, validates_every=cost.validates_every)
     lines = []
     if sweep.gpus_per_trial == "auto" and slots.gpus:
         slots, line = _sharing(sweep, recipe, data, probed)
@@ -256,7 +248,8 @@ def preflight(
     warnings += _warnings(space, probed, idle)
     if not is_brief:
         say(points_table(table_rows(probed)) + "\n")
-    lines += [*cost_lines(sweep, probed, make_rule, num_slots=slots.num_slots), disk]
+    again = retraining(sweep, recipe, probed, data, use_val=use_val) if sweep.retrain else None
+    lines += [*cost_lines(sweep, probed, make_rule, num_slots=slots.num_slots, retrained=again), disk]
     say("\n".join([*lines, *(f"note        {warning}" for warning in warnings)]))
     return slots
 

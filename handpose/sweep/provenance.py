@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from handpose.config import compose, plain, quote_override
 from handpose.errors import UserError
+from handpose.metrics.validation import direction
 from handpose.sweep.space import flattened
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -60,6 +61,15 @@ def configuration(config: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in flattened(plain(config)).items() if not key.startswith(_LOCATIONS + _FILES)}
 
 
+def with_directions(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value, with a metric's own direction in place of a mode that is null.
+
+    Earlier versions always wrote a mode; so their files compare with those of this one.
+    """
+    modes = {f"{group}.mode": direction(values.get(f"{group}.metric", "")) for group in ("sweep", "checkpoints")}
+    return {**values, **{key: mode for key, mode in modes.items() if values.get(key) is None}}
+
+
 def differences(best: Path, *, data: str | None) -> Iterator[str]:
     """What is not as it was when a best.yaml was written, a sentence each; what it does not tell is passed over.
 
@@ -68,7 +78,8 @@ def differences(best: Path, *, data: str | None) -> Iterator[str]:
     then = yaml.safe_load(best.read_text(encoding="utf-8"))
     if "configuration" in then:
         now = configuration(compose("train", [quote_override("best", str(best))]))
-        yield from _changed(then["configuration"], now, "{name} is {now}, and was {then}: configs/ differ")
+        before = with_directions(then["configuration"])
+        yield from _changed(before, with_directions(now), "{name} is {now}, and was {then}: configs/ differ")
     yield from _changed(then.get("versions", {}), versions(), "{name} is {now}, and was {then}")
     yield from _other_revision(then.get("git") or {}, git_state())
     if data is not None and then.get("data_fingerprint") not in (None, data):

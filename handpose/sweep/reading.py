@@ -61,7 +61,7 @@ def read_sweep(folder: Path) -> SweepRecord:
         name=settings.name,
         folder=str(folder),
         metric=settings.metric,
-        mode=settings.mode,
+        mode=settings.target.mode,
         num_trials=history.num_trials,
         max_epochs=settings.max_epochs,
         num_slots=course.most_running,
@@ -93,7 +93,7 @@ class _Course:
     """What the table of trials does not keep: when each trial ran and reported, and what failed."""
 
     at: float = 0.0
-    end: Literal["", "finished", "interrupted", "halted"] = ""
+    end: Literal["", "finished", "spent", "interrupted", "halted"] = ""
     most_running: int = 0
     reports: dict[int, list[Report]] = field(default_factory=dict)
     stretches: dict[int, list[StretchRecord]] = field(default_factory=dict)

@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 
 from handpose.config import compose, location_overrides, plain, quote_override, task_overrides
 from handpose.errors import UserError
+from handpose.metrics.validation import direction
+from handpose.sweep.provenance import with_directions, write_yaml
 from handpose.sweep.space import Space, flattened, load_space
 from handpose.sweep.store import is_url, parent_and_name
 from handpose.sweep.stored_sweep import brought_back
@@ -58,7 +60,6 @@ _ELSEWHERE = (
     "sweep.folder",
     "sweep.storage",
     "data.source.root",
-    "scheduler.population_size",
 )
 """What differs between two places or days of the same sweep."""
 
@@ -117,6 +118,27 @@ def _as_written(config: Any, key: str) -> str | None:
     return written
 
 
+_BUDGETS = ("num_trials", "time_budget_s", "gpu_hours")
+
+
+def keep_budgets(task: Task) -> None:
+    """Record how much a sweep that goes on may use now, so that it need not be given again after an interrupt.
+
+    sweep.yaml keeps the rest as it was.
+    """
+    file = Path(task.config.sweep.folder) / "sweep.yaml"
+    record = _record(file.parent)
+    before = record["config"]["sweep"]
+    given = {name: task.config.sweep[name] for name in _BUDGETS if task.config.sweep[name] != before.get(name)}
+    if not given:
+        return
+    keys = {f"sweep.{name}" for name in given}
+    record["overrides"] = [item for item in record["overrides"] if _key(item) not in keys]
+    record["overrides"] += [quote_override(f"sweep.{name}", value) for name, value in given.items()]
+    before.update(given)
+    write_yaml(file, record)
+
+
 def keep_space(space: Space, folder: Path) -> None:
     """Copy a search space into the folder of a sweep."""
     place = folder / "search_space"
@@ -152,12 +174,13 @@ def recorded_task(
     new = [item for item in new if item not in here]
     place = {"sweep.name": record["config"]["sweep"]["name"], "sweep.folder": folder, "sweep.resume": folder}
     place |= {} if storage is None else {"sweep.storage": storage}
+    place |= _fixed_by_events(record["config"])
     replaced = {*place, *(_key(item) for item in (*new, *here))}
     kept = [item for item in record["overrides"] if _key(item) not in replaced]
     said = {_key(item) for item in kept}  # on the first day, of places too: workers hear of these last
     before = record["locations"] if locations is None else [item for item in locations if _key(item) not in said]
     locations = [item for item in before if _key(item) not in replaced] + here
-    locations += [quote_override(key, str(value)) for key, value in place.items()]
+    locations += [quote_override(key, str(value) if isinstance(value, Path) else value) for key, value in place.items()]
     config = compose("tune", [*kept, *locations, *new])
     _check_config(record["config"], _recorded(config), folder)
     files = sorted((folder / "search_space").glob("*"))
@@ -166,6 +189,15 @@ def recorded_task(
     locations = [item for item in locations if _key(item) not in place]
     origin = {name: value for name, value in record.items() if name not in _OF_TASK}
     return Task(config, [*kept, *new], locations, record["choices"], load_space(str(files[0])), origin)
+
+
+def _fixed_by_events(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows sweep.num_trials in a new sweep, but was decided by in the events of one that goes on.
+
+    A population does not grow with num_trials: further trials join it as slots become free.
+    """
+    size = (config.get("scheduler") or {}).get("population_size")
+    return {} if size is None else {"scheduler.population_size": size}
 
 
 def check_data(task: Task, fingerprint: str) -> None:
@@ -206,13 +238,24 @@ def _check_changes(given: Sequence[str]) -> None:
 def _check_config(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """The project's own defaults may have been edited since."""
     free = (*_CHANGEABLE, *_ELSEWHERE)
-    ours, theirs = flattened(now), flattened(before)
+    ours, theirs = with_directions(flattened(now)), with_directions(flattened(before))
+    _check_direction(theirs, folder)
     for key in {**theirs, **ours}:
         if ours.get(key) != theirs.get(key) and not key.startswith(free):
             raise UserError(
                 f"{folder / 'sweep.yaml'} has {key}={theirs.get(key)}, but configs/ now gives {ours.get(key)}: the "
                 "rest of the sweep would not compare with what it has; put configs/ back, or begin a new sweep"
             )
+
+
+def _check_direction(before: Mapping[str, Any], folder: Path) -> None:
+    """Earlier versions took any mode, so that a sweep could optimise its metric in the wrong direction."""
+    metric, mode = before["sweep.metric"], before["sweep.mode"]
+    if direction(metric) not in (None, mode):
+        raise UserError(
+            f"{folder / 'sweep.yaml'} has sweep.mode={mode}, which is the wrong direction of sweep.metric={metric}: "
+            f"the sweep cannot go on, but its trials can teach a new one: searcher.warm_start=[{folder}]"
+        )
 
 
 def _key(override: str) -> str:

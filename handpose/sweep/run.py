@@ -22,7 +22,7 @@ from handpose.report.table import TrialTable
 from handpose.report.tensorboard import SweepLog
 from handpose.report.terminal import SweepView, sweep_view, warm_start_line
 from handpose.report.weights_and_biases import WandbLog
-from handpose.sweep.events import EVENTS, Closed, EventLog, read_events
+from handpose.sweep.events import EVENTS, EventLog, read_events
 from handpose.sweep.history import History, empty_table
 from handpose.sweep.mirror import Mirror, files_of
 from handpose.sweep.nodes import Node, Nodes, live_resources, watched_head
@@ -69,12 +69,14 @@ def swept(
     description: Mapping[str, Any] | None,
     preflight: Callable[[Slots], Slots] = lambda slots: slots,
     mirror: Mirror | None = None,
+    on_resume: Callable[[], None] = lambda: None,
 ) -> Iterator[TrialTable]:
-    """Try configurations from the space until all trials are done or the budget is spent; yields the table of trials.
+    """Try configurations from the space until all trials are done or a budget is spent; yields the table of trials.
 
     searcher: as configured, still without what the sweep knows. rule: makes a fresh one. objective: what a trial runs.
     command: the command line that trains parameters again. description: kept as sweep.yaml; None: the sweep in the
-    folder goes on, and one that is finished is only read. preflight: what is tried before the first trial. mirror: that
+    folder goes on, and one that is finished, or whose budget is still spent, is only read. on_resume: called when a
+    sweep is about to go on, within its lock. preflight: what is tried before the first trial. mirror: that
     keeps the sweep in a store. Ray is started, unless it runs already, and shut down at the end of the block, so that
     what follows in it has no need to wait for it; for a finished sweep it is not started. Raises UserError where a
     trial does not fit into what Ray has or the sweep runs already, SweepInterruptedError and SweepHaltedError.
@@ -89,8 +91,8 @@ def swept(
         searcher,
         space=space,
         name=sweep.name,
-        metric=sweep.metric,
-        mode=sweep.mode,
+        metric=sweep.target.name,
+        mode=sweep.target.mode,
         second_objective=sweep.second_objective,
         max_epochs=sweep.max_epochs,
         seed=sweep.seed,
@@ -103,6 +105,7 @@ def swept(
     with contextlib.ExitStack() as stack:
         if is_resumed:
             stack.enter_context(_alone(folder))
+            on_resume()
         stack.enter_context(environment())
         warm = stack.enter_context(warm_up(objective, num_threads=sweep.cpus_per_trial))
         # Before any file is made: it may not answer. Of the processes of a group half train nothing.
@@ -124,6 +127,8 @@ def swept(
             contextlib.closing(EventLog(folder / EVENTS)) as log,
         ):
             print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
+            if sweep.time_budget_s is not None:
+                warm.wait()  # so that the budget is spent on trials, and not on the start of their processes
             state = SweepState(sweep, log=log, history=history(), searcher=asked)
             if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
                 slots = count_slots(sweep, live_resources(), gpus=state.history.gpus)
@@ -160,15 +165,22 @@ def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slo
 
 
 def finished_table(folder: Path, history: History) -> TrialTable | None:
-    """The table of a sweep that came to its end, when no more trials have been asked for since; else None.
+    """The table of a sweep with nothing left to run, or whose budget is still spent; None for one that goes on.
 
     history: empty. Raises UserError where its events are damaged or were decided by other rules.
     """
     events = read_events(folder / EVENTS)
     num_trials = history.num_trials
     history.replay(events)
-    is_finished = bool(events) and isinstance(events[-1], Closed) and events[-1].reason == "finished"
-    return history.table if is_finished and num_trials <= history.num_trials else None
+    table = history.table
+    # Earlier versions closed a sweep as finished when its budget was spent, though it had trials left to begin.
+    has_more = num_trials > history.num_trials or history.can_begin
+    if table.end == "finished" and not has_more:
+        return table
+    if table.end in ("finished", "spent") and history.spent_budget is not None:
+        table.end = "spent"
+        return table
+    return None
 
 
 @contextlib.contextmanager
@@ -277,6 +289,18 @@ def trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:
     return logs
 
 
+def going_on(sweep: SweepSettings, table: TrialTable) -> str:
+    """A line that says how a sweep goes on whose budget is spent; empty for any other sweep."""
+    budget = sweep.spent_budget(elapsed_s=table.elapsed_s, gpu_hours=table.gpu_hours)
+    if table.end != "spent" or budget is None:
+        return ""
+    num_over = sum(row.is_over for row in table.rows.values())
+    return (
+        f"budget      {budget.key}={budget.amount:g} is spent; {num_over} of {table.num_trials} trials have ended. "
+        f"To go on with a larger one: {resume_command(sweep.resumed_by)} {budget.larger}"
+    )
+
+
 def resume_command(folder: Path) -> str:
     """The command line that goes on with the sweep in a folder."""
     return shlex.join(["python", "tune.py", f"sweep.resume={folder}"])
@@ -302,9 +326,9 @@ def _tuner(
     return tune.Tuner(
         tune.with_resources(make_trainable(objective, slots), resources),
         tune_config=tune.TuneConfig(
-            metric=sweep.metric,
-            mode=sweep.mode,
-            search_alg=StateSearcher(conductor, metric=sweep.metric, mode=sweep.mode),
+            metric=sweep.target.name,
+            mode=sweep.target.mode,
+            search_alg=StateSearcher(conductor, metric=sweep.target.name, mode=sweep.target.mode),
             scheduler=StateScheduler(conductor),
             num_samples=-1,  # the searcher says when it is over
             # The larger part of a short trial is a fresh process importing torch. But a group ends with its actor.

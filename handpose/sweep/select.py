@@ -63,6 +63,8 @@ def select_winner(table: TrialTable, *, folder: Path, confirmed: Mapping[str, An
 def _why_none(table: TrialTable, folder: Path) -> str:
     counts = table.count()
     ends = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+    if table.end == "spent":
+        ends += "; the budget is spent" if ends else "the budget is spent"
     failed = [row for row in table.rows.values() if row.state == "failed"]
     if not failed:
         return f"no trial gave a finite {table.metric} ({ends or 'none was started'})"

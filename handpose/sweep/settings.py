@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from handpose.metrics.target import Mode, TargetMetric
 from handpose.sweep.store import joined
 
 
@@ -20,6 +21,20 @@ class ConfirmSettings:
         return self.top_k > 0 and self.seeds > 0
 
 
+class SpentBudget(NamedTuple):
+    """A budget of a sweep that is used up: its configuration key, its amount, and how much of it was used."""
+
+    key: str
+    amount: float
+    used: float
+
+    @property
+    def larger(self) -> str:
+        """An override that lets the sweep go on, with as much again."""
+        amount = 2 * max(self.amount, self.used)
+        return f"{self.key}={amount:.0f}" if amount >= 10 else f"{self.key}={amount:.2g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
     """The group `sweep`.
@@ -29,10 +44,13 @@ class SweepSettings:
     trial at full fidelity. workers_per_trial: processes that share the steps of a trial. cpus_per_trial,
     gpus_per_trial: of each of them; a part of a GPU is a share of its trials and of its memory; auto: the share that
     trains most in all; None: one GPU where there is one. max_concurrent: trials at a time;
-    None: as many as there are slots. time_budget_s: the sweep ends then. gpu_hours: that its trials may hold GPUs for,
-    all processes that ran it together; None: no limit. seed: of searcher and scheduler. metric, mode: what is
-    optimised. second_objective: a cost of which as little is wanted beside it; measured before a trial is trained.
-    explosion_factor: a trial ends when its metric is worse than its best by this factor; None: only when it is not
+    None: as many as there are slots. time_budget_s: seconds that the sweep may run. gpu_hours: GPU-hours that
+    its trials may use. Both count all processes that ran the sweep; None: no limit. A sweep that has spent one can go
+    on with a larger one. seed: of searcher and scheduler. metric: the validation metric
+    that is optimised. mode: whether smaller or larger values of it are better; None follows the metric's own
+    direction. second_objective: a cost to minimise as well; it is measured before a trial is trained.
+    explosion_factor: a trial ends when its metric is worse than its best by this factor. Only a best value above 0 is
+    judged so, since no factor makes 0 or a negative value worse. None: a trial ends only when its metric is not
     finite. checkpoint_every_epochs: of a trial; None: only at rungs where it may pause. checkpoint_budget_gb: of all
     trials together, in 1e9 bytes. max_retries: of a trial that failed; retry_delay_s: before the first, doubled for
     each. hang_timeout_s: a trial without a report for so long is ended and has failed; None: never. set_aside_after:
@@ -58,7 +76,7 @@ class SweepSettings:
     gpu_hours: float | None
     seed: int
     metric: str
-    mode: Literal["min", "max"]
+    mode: Mode | None
     second_objective: Literal["latency_ms", "num_parameters", "memory_mb"] | None
     explosion_factor: float | None
     checkpoint_every_epochs: int | None
@@ -75,6 +93,27 @@ class SweepSettings:
     wandb_project: str | None
     storage: str | None
 
+    def __post_init__(self) -> None:
+        if self.mode is None:
+            object.__setattr__(self, "mode", _direction(self.metric))
+
+    @property
+    def target(self) -> TargetMetric:
+        """The metric with its direction. It decides which trial, which winner and which checkpoint is the best."""
+        assert self.mode is not None, "set by __post_init__"
+        return TargetMetric(self.metric, self.mode)
+
+    def spent_budget(self, *, elapsed_s: float, gpu_hours: float) -> "SpentBudget | None":
+        """A budget that is used up; None while there is some left of each.
+
+        elapsed_s, gpu_hours: what the sweep has used so far.
+        """
+        if self.time_budget_s is not None and elapsed_s >= self.time_budget_s:
+            return SpentBudget("sweep.time_budget_s", self.time_budget_s, elapsed_s)
+        if self.gpu_hours is not None and gpu_hours >= self.gpu_hours:
+            return SpentBudget("sweep.gpu_hours", self.gpu_hours, gpu_hours)
+        return None
+
     @property
     def path(self) -> Path:
         return Path(self.folder)
@@ -90,8 +129,19 @@ class SweepSettings:
         return Path(self.resume or self.folder)
 
 
+def _direction(metric: str) -> Mode:
+    # Imported here because it brings torch, which a worker that only reads settings does without. An unknown metric is
+    # refused by check_sweep before a sweep begins.
+    from handpose.metrics.validation import direction
+
+    return direction(metric) or "min"
+
+
 def recorded_settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:
-    """Of a sweep that is only looked at, as its sweep.yaml has them; a key that its version did not have is None."""
+    """The settings of a sweep that is only read, from its sweep.yaml; a key that its version did not have is None.
+
+    A recorded mode stands as it is, even where it contradicts the metric: the sweep was decided by it.
+    """
     known = {field.name: values.get(field.name) for field in fields(SweepSettings)}
     budget = values.get("checkpoint_budget_gb") or 0.0
     num_workers = known["workers_per_trial"] or 1

@@ -10,13 +10,14 @@ fails, or the sweep is interrupted.
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from handpose.report.table import State, TrialRow
 from handpose.sweep.events import (
     Asked,
     Begun,
     Closed,
+    CloseReason,
     Decision,
     Ended,
     Event,
@@ -282,8 +283,8 @@ class SweepState:
         if self._runs(trial):
             self._end(trial, "" if trial.row.epochs else "it came back without a report")
 
-    def close(self, reason: Literal["finished", "interrupted", "halted"]) -> None:
-        """No more is run. finished: what has not ended is stopped; else it waits for the sweep to go on."""
+    def close(self, reason: CloseReason) -> None:
+        """Run no more. finished: paused trials are stopped; otherwise they wait for the sweep to go on."""
         if self.is_closed:
             return
         for trial in [trial for trial in self.history.trials.values() if not trial.row.is_over]:

@@ -47,7 +47,9 @@ def status(folder: Path, *, width: int, place: str | None = None) -> RenderableT
         of_the_sweep = {"second_objective": None, "time_budget_s": None, "gpu_hours": None}
         again = recorded_settings(record["sweep"] | of_the_sweep, confirming)
         shown += [Text(), *_pictured(again, f"confirmation of {sweep.name}", width=width, go_on=go_on)]
-    return Group(*shown, *map(Text, _after(folder, sweep.metric)))
+    events = read_events(folder / EVENTS)
+    runs_again = bool(events) and not isinstance(events[-1], Closed)  # what came after an earlier end is out of date
+    return Group(*shown, *map(Text, [] if runs_again else _after(folder, sweep.metric)))
 
 
 @dataclass
@@ -94,7 +96,13 @@ def _pictured(sweep: SweepSettings, title: str, *, width: int, go_on: str) -> li
 def _how_it_runs(told: _Told, silent_s: float, go_on: str) -> list[str]:
     """A sentence, and the command in a line of its own, which a person copies."""
     if isinstance(told.last, Closed):
-        return ["finished"] if told.last.reason == "finished" else [f"{told.last.reason}; to go on:", go_on]
+        reason = told.last.reason
+        if reason == "finished":
+            return [reason]
+        budget = told.history.spent_budget
+        if reason == "spent" and budget is not None:
+            return [f"{budget.key}={budget.amount:g} is spent; to go on with a larger one:", f"{go_on} {budget.larger}"]
+        return [f"{reason}; to go on:", go_on]
     if told.last is None or isinstance(told.last, Opened):
         return ["its workers are being started"]
     return [f"the last event was {duration(silent_s, rough=True)} ago; should its process be gone:", go_on]

@@ -19,6 +19,8 @@ from ray import tune
 from handpose.config import compose, quote_override
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
+from handpose.metrics.target import TargetMetric
+from handpose.metrics.validation import target_metric
 from handpose.sweep.checkpoint_files import CheckpointFiles, worker_files
 from handpose.sweep.gpu_share import cap_gpu_memory
 from handpose.sweep.rules import Rule
@@ -235,6 +237,26 @@ class TuneReport(pl.Callback):
 def training_overrides(overrides: Iterable[str]) -> list[str]:
     """Of the overrides of tune.py's command line those that train.py knows too."""
     return [item for item in overrides if _group(_key(item)) not in _SWEEP_GROUPS]
+
+
+def with_target(overrides: Sequence[str], config: Any, target: TargetMetric) -> list[str]:
+    """The overrides, with the sweep's metric as `checkpoints.metric` unless they set that key themselves.
+
+    So `train.py best=...` and the retraining keep the checkpoint with the best value of the sweep's metric.
+
+    Args:
+        overrides: the user's, for train.py.
+        config: what they compose.
+        target: the metric of the sweep.
+
+    Raises:
+        UserError: `checkpoints.mode` contradicts the metric.
+    """
+    if any(_key(item).lstrip("+") == "checkpoints.metric" for item in overrides):
+        return list(overrides)
+    target_metric(target.name, config.checkpoints.mode, group="checkpoints")
+    is_default = config.checkpoints.metric == target.name
+    return [*overrides, *([] if is_default else [quote_override("checkpoints.metric", target.name)])]
 
 
 def with_params(overrides: Iterable[str], params: Mapping[str, Any]) -> list[str]:

@@ -80,15 +80,13 @@ class Conductor:
         if self._is_interrupted():
             self.ask(lambda: self.state.close("interrupted"), otherwise=None)
         elif self._is_spent():
-            self.ask(lambda: self.state.close("finished"), otherwise=None)
+            self.ask(lambda: self.state.close("finished" if self.state.is_over else "spent"), otherwise=None)
         return self.error is not None or self.state.is_closed
 
     def _is_spent(self) -> bool:
-        """Whether the sweep has used up what it may."""
-        time_s, gpu_hours = self._sweep.time_budget_s, self._sweep.gpu_hours
-        return (time_s is not None and self.state.elapsed_s() >= time_s) or (
-            gpu_hours is not None and self.state.gpu_hours() >= gpu_hours
-        )
+        """Whether the sweep has used up a budget."""
+        state = self.state
+        return self._sweep.spent_budget(elapsed_s=state.elapsed_s(), gpu_hours=state.gpu_hours()) is not None
 
 
 class StateSearcher(Searcher):

@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.errors import UserError
+from handpose.metrics.target import Mode, TargetMetric
+from handpose.metrics.validation import direction
 from handpose.sweep.points import Placed, equal, first_points, place
 from handpose.sweep.provenance import read_yaml
 from handpose.sweep.space import Params, Space, flattened
@@ -80,7 +82,7 @@ class Conditions(NamedTuple):
     """
 
     metric: str
-    mode: Literal["min", "max"]
+    mode: Mode
     max_epochs: int
     fingerprint: str | None
     settings: Mapping[str, Any]
@@ -212,12 +214,13 @@ class _Importer:
 
     def _best(self, trials: Sequence[FrozenTrial], num_points: int) -> Iterator[Params]:
         """Points of the best trials, the most trained first, as far as they lie in the space."""
-        sign = 1 if self._sweep.conditions.mode == "min" else -1
+        conditions = self._sweep.conditions
+        target = TargetMetric(conditions.metric, conditions.mode)
 
         def rank(trial: FrozenTrial) -> tuple[float, float, int]:
             value = last_value(trial)
             assert value is not None
-            return -(trial.last_step or 0), sign * value, trial.number
+            return -(trial.last_step or 0), target.loss(value), trial.number
 
         for trial in sorted(trials, key=rank):
             if num_points <= 0:
@@ -332,7 +335,7 @@ def _read(given: str) -> _Sweep:
         config, sweep = record["config"], record["config"]["sweep"]
         conditions = Conditions(
             sweep["metric"],
-            sweep["mode"],
+            _mode(sweep["metric"], sweep["mode"]),
             sweep["max_epochs"],
             record["data_fingerprint"],
             {**flattened(config), **record.get("choices", {})},
@@ -344,6 +347,11 @@ def _read(given: str) -> _Sweep:
         raise UserError(f"searcher.warm_start: {file} is not that of a sweep, or damaged ({reason})") from error
     study, trials = _read_study(url, folder, sweep["name"])
     return _Sweep(folder, sweep["name"], study, revision, conditions, trials)
+
+
+def _mode(metric: str, recorded: Mode | None) -> Mode:
+    """The better direction of a metric. Earlier versions recorded `min` for every metric unless told otherwise."""
+    return recorded if recorded == "max" else direction(metric) or "min"
 
 
 def _read_study(url: str | None, folder: Path, name: str) -> tuple[str, list[FrozenTrial]]:

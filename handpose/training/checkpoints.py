@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from handpose.config import choice_of, plain, quote_override
 from handpose.errors import UserError
+from handpose.metrics.target import Mode, TargetMetric
 from handpose.whole_file import whole_file
 
 
@@ -35,26 +36,26 @@ class ConfigInCheckpoint(pl.Callback):
 class BestAndLast(Checkpoint):
     """Keeps the best epoch by a validation metric, with its value in the file name, and every last one as last.ckpt.
 
-    mode: "min" or "max". every_n_epochs: between checkpoints. metric: None where nothing is held out: then the last one
-    is taken for the best, unless its weights are not finite. Lightning's ModelCheckpoint (2.6.6) writes last.ckpt only
-    after an epoch that is a best one, and forgets the best of the run that it goes on from, which here is taken along.
+    metric: None where no data is held out: then the last checkpoint counts as the best, unless its weights are not
+    finite. mode: `min` or `max`, the better direction of the metric. every_n_epochs: between checkpoints. Lightning's
+    ModelCheckpoint (2.6.6) writes last.ckpt only after an epoch that is a best one, and forgets the best checkpoint of
+    the run it resumes; here that one is taken along, if the same metric chose it.
     """
 
-    def __init__(self, folder: Path, *, metric: str | None, mode: str, every_n_epochs: int) -> None:
+    def __init__(self, folder: Path, *, metric: str | None, mode: Mode, every_n_epochs: int) -> None:
         self.folder = folder
-        self.metric = metric
-        self.sign = 1.0 if mode == "min" else -1.0
+        self.metric = None if metric is None else TargetMetric(metric, mode)
         self.every_n_epochs = every_n_epochs
         self.best: Path | None = None
-        self.best_value = math.inf  # times sign
+        self.best_value = math.inf  # as a loss
         self.last: Path | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epochs = trainer.current_epoch + 1
         if self.metric is None or trainer.state.fn != "fit" or trainer.sanity_checking or epochs % self.every_n_epochs:
             return
-        value = float(trainer.callback_metrics[self.metric])
-        if self.sign * value < self.best_value:
+        value = float(trainer.callback_metrics[self.metric.name])
+        if self.metric.loss(value) < self.best_value:
             self._save_best(trainer, epochs, value)
         self.last = self.folder / "last.ckpt"
         trainer.save_checkpoint(self.last)
@@ -69,13 +70,19 @@ class BestAndLast(Checkpoint):
 
     def _save_best(self, trainer: pl.Trainer, epochs: int, value: float) -> None:
         before = self.best
-        # Set before it is saved, since they are part of what is saved.
-        self.best_value = self.sign * value
         assert self.metric is not None
-        self.best = self.folder / f"best-epoch{epochs:03d}-{self.metric.rpartition('/')[2]}{value:.3f}.ckpt"
+        # Set before it is saved, since they are part of what is saved.
+        self.best_value = self.metric.loss(value)
+        self.best = self.folder / f"best-epoch{epochs:03d}{self._name_part}{value:.3f}.ckpt"
         trainer.save_checkpoint(self.best)
         if before is not None and before != self.best and trainer.is_global_zero:
             before.unlink(missing_ok=True)
+
+    @property
+    def _name_part(self) -> str:
+        """The metric in the name of a best checkpoint."""
+        assert self.metric is not None
+        return f"-{self.metric.name.rpartition('/')[2]}"
 
     def state_dict(self) -> dict[str, Any]:
         is_by_value = self.best is not None and self.metric is not None
@@ -86,6 +93,8 @@ class BestAndLast(Checkpoint):
         if state_dict["best"] is None:
             return
         before = Path(state_dict["best"])
+        if self.metric is not None and self._name_part not in before.name:  # values of two metrics do not compare
+            return
         copy = self.folder / before.name
         try:
             if not copy.is_file():  # it is there where a run goes on in its own folder, maybe on another machine

@@ -26,6 +26,7 @@ from handpose.evaluation.baselines import mean_pose_errors
 from handpose.evaluation.hand_pictures import write_hands
 from handpose.evaluation.predict import Predictor, measure
 from handpose.evaluation.submission import write_course, write_official
+from handpose.metrics.validation import target_metric
 from handpose.training.build import build
 from handpose.training.callbacks import ConfiguredOptimizer
 from handpose.training.checkpoints import (
@@ -123,13 +124,13 @@ def prepare(
 
     Whatever is wrong with a run shows here, before work starts and before a folder is made. Raises UserError.
     """
+    target_metric(config.checkpoints.metric, config.checkpoints.mode, group="checkpoints")
     check_trainer(config)
     weights = _weights(config, stage, checkpoint) if checkpoint else None
     initial = initial_weights(config) if weights is None else None
     with calm():
         pretrained = weights is None and initial is None
         module, data = build(config, pretrained=pretrained, quiet=quiet, keep_open=keep_open)
-    _check_metric(config, module)
     instantiated(config, "test_time").check(module.axes)
     if weights is not None and checkpoint is not None:
         if stage != "test":
@@ -167,12 +168,6 @@ def _check_groups(checkpoint: dict[str, Any], module: HandPose, path: Path) -> N
             f"{path} was written by another version, whose optimizer grouped the weights in {len(groups)}; give "
             f"model.weights={path} to begin a training with its weights"
         )
-
-
-def _check_metric(config: DictConfig, module: HandPose) -> None:
-    metric, names = config.checkpoints.metric, module.metric_names
-    if metric not in names:
-        raise UserError(f"checkpoints.metric={metric} is not measured; there are {', '.join(names)}")
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ from handpose.data.augment import Augment, View, unchanged
 from handpose.data.draws import Share
 from handpose.data.sample import HandBatch
 from handpose.heatmaps import Axes, AxisLogits, Truth
-from handpose.metrics.mpjpe import KeypointErrorPx, PaMpjpe, RootRelativeMpjpe
-from handpose.metrics.pck import PckAuc
+from handpose.metrics.mpjpe import KeypointErrorPx
+from handpose.metrics.validation import JOINT_METRICS
 
 
 class _LossSums(NamedTuple):
@@ -64,15 +64,9 @@ class HandPose(pl.LightningModule):
         self.seed = seed
         self._epoch: _LossSums | None = None
         self.val_metrics = MetricCollection(
-            {"val/pa_mpjpe_mm": PaMpjpe(), "val/rr_mpjpe_mm": RootRelativeMpjpe(), "val/pck_auc": PckAuc()},
-            compute_groups=False,
+            {name: metric() for name, metric in JOINT_METRICS.items()}, compute_groups=False
         )
         self.val_pixels = KeypointErrorPx()
-
-    @property
-    def metric_names(self) -> list[str]:
-        """What a validation logs."""
-        return [*self.val_metrics, "val/keypoint_error_px"]
 
     def forward(self, view: View) -> AxisLogits:
         return self.net(view.image.to(next(self.net.parameters()).dtype))  # which trainer.precision=64-true changes

@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import Strategy
 
 from handpose.config import instantiated, plain
 from handpose.errors import UserError
+from handpose.metrics.validation import target_metric
 from handpose.training.averaging import AveragedWeights
 from handpose.training.batch_norm import SharedStatistics
 from handpose.training.callbacks import Pictures
@@ -48,11 +49,12 @@ def training_trainer(
     every = [*averaging, *callbacks, ConfigInCheckpoint(plain(config))]
     saving, pictures = config.checkpoints, config.pictures
     if saving.enabled:
+        target = target_metric(saving.metric, saving.mode, group="checkpoints")
         every.append(
             BestAndLast(
                 folders.checkpoints,
-                metric=None if config.train_on_val else saving.metric,
-                mode=saving.mode,
+                metric=None if config.train_on_val else target.name,
+                mode=target.mode,
                 every_n_epochs=saving.every_n_epochs,
             )
         )

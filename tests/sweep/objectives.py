@@ -62,13 +62,6 @@ def shallow_is_cheap(stretch):
         report(epoch, {METRIC: abs(math.log10(stretch.params["optimizer.lr"]) + 3) - 2 * depth + 4 / epoch})
 
 
-def endless(stretch):
-    """Half a minute, or until it is ended."""
-    for epoch in range(1, 600):
-        time.sleep(0.05)
-        report(epoch, {METRIC: 1.0 / epoch})
-
-
 def hangs_once(stretch):
     """Each trial's first worker hangs after epoch 2."""
     report(1, {METRIC: 3.0})

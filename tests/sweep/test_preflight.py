@@ -13,7 +13,9 @@ import torch
 
 from handpose.config import compose
 from handpose.errors import UserError
+from handpose.report.words import duration
 from handpose.sweep import preflight as module
+from handpose.sweep.forecast import retraining
 from handpose.sweep.preflight import (
     check_pickles,
     check_plan,
@@ -24,6 +26,7 @@ from handpose.sweep.preflight import (
     prepare_data,
     survey,
 )
+from handpose.sweep.probing import RANDOM, Point, Probed
 from handpose.sweep.rules import Fifo
 from handpose.sweep.settings import ConfirmSettings, RaySettings
 from handpose.sweep.space import SPACES, load_space
@@ -31,7 +34,7 @@ from handpose.sweep.trial import TrialRecipe
 from handpose.sweep.trial_cost import DataSize
 from tests.builders import write_freihand
 from tests.sweep.conftest import asha, make_settings
-from tests.sweep.objectives import METRIC, curve
+from tests.sweep.objectives import curve
 from tests.sweep.test_probing import COST, PaperBench
 from tests.sweep.test_trial import SMALL
 
@@ -66,7 +69,10 @@ ALONE = RaySettings(address=None, num_cpus=None)
             {"workers_per_trial": 2, "gpus_per_trial": "auto"},
             "sweep.gpus_per_trial=auto shares a GPU among trials, but",
         ),
-        ({"metric": "train/loss"}, "sweep.metric=train/loss is no validation metric"),
+        ({"metric": "train/loss"}, "sweep.metric=train/loss is not measured; there are val/pa_mpjpe_mm, val/rr_"),
+        ({"metric": "val/pa_mpjpe"}, r"sweep.metric=val/pa_mpjpe is not measured; .*; did you mean val/pa_mpjpe_mm"),
+        ({"metric": "val/pck_auc", "mode": "min"}, "sweep.mode=min contradicts sweep.metric=val/pck_auc"),
+        ({"mode": "max"}, "sweep.mode=max contradicts sweep.metric=val/pa_mpjpe_mm"),
         ({"name": "a/b"}, "sweep.name=a/b must be the name of a folder"),
         ({"name": ".."}, "sweep.name=.. must be the name of a folder"),
     ],
@@ -162,25 +168,15 @@ def rule(*rungs, needs_checkpoints=False):
     return made
 
 
-NAMES = ("val/pa_mpjpe_mm", "val/rr_mpjpe_mm", "val/pck_auc")
-
-
 def test_a_plan_that_is_validated_is_sound(tmp_path):
     settings = make_settings(tmp_path, max_epochs=6)
-    check_plan(settings, rule(), validates_every=1, metric_names=NAMES)
-    check_plan(settings, rule(2, 4), validates_every=2, metric_names=NAMES)
+    check_plan(settings, rule(), validates_every=1)
+    check_plan(settings, rule(2, 4), validates_every=2)
 
 
 @pytest.mark.parametrize(
     ("changes", "rungs", "every", "reason"),
     [
-        (
-            {"metric": "val/pa_mpjpe"},
-            (),
-            1,
-            r"^sweep.metric=val/pa_mpjpe is not validated; did you mean val/pa_mpjpe_mm",
-        ),
-        ({"metric": "val/x"}, (), 1, r"^sweep.metric=val/x is not validated; there are val/pa_mpjpe_mm, val/rr_"),
         (
             {},
             (1, 3),
@@ -194,7 +190,7 @@ def test_a_plan_that_is_validated_is_sound(tmp_path):
 def test_a_plan_that_is_not_validated_is_refused(tmp_path, changes, rungs, every, reason):
     settings = make_settings(tmp_path, **{"max_epochs": 6} | changes)
     with pytest.raises(UserError, match=reason):
-        check_plan(settings, rule(*rungs), validates_every=every, metric_names=NAMES)
+        check_plan(settings, rule(*rungs), validates_every=every)
 
 
 # --- what is sent to workers ------------------------------------------------------------------------------------------
@@ -304,6 +300,44 @@ def test_the_costs_of_a_sweep_are_sums_that_can_be_checked(on_paper):
 def test_a_time_budget_that_ends_the_sweep_is_told(on_paper):
     assert "sweep.time_budget_s ends it after 10 s" in on_paper(time_budget_s=10.0)
     assert "sweep.time_budget_s" not in on_paper(time_budget_s=1000.0)
+
+
+def test_the_retraining_and_the_total_are_told(on_paper):
+    # An epoch of a trial: 10 steps of 9 s and 2 batches of 4.5 s to validate; a start of 1 s.
+    cost = COST._replace(step_s=9.0, validation_batch_s=4.5)
+    full = compose("train", []).trainer.max_epochs
+    retraining_s = 1 + full * 99
+    told = on_paper(lambda params: cost, confirm=ConfirmSettings(top_k=1, seeds=2))
+    assert f"to retrain  {full} epochs on 1 device, after that: about {duration(retraining_s, rough=True)}" in told
+    sweep_s, confirmation_s = 4 * 397, 2 * 397  # 8 and 4 trials in 2 slots
+    whole = duration(sweep_s + confirmation_s + retraining_s, rough=True)
+    assert f"in all      {12 * 397 / 3600:.2g} slot-hours and the retraining: about {whole}" in told
+
+
+def test_a_retraining_that_is_off_is_not_told(on_paper):
+    assert "to retrain" not in on_paper(retrain=False)
+    assert "in all" not in on_paper(retrain=False)
+    assert "in all" in on_paper(retrain=False, confirm=ConfirmSettings(top_k=1, seeds=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "use_val", "seconds"),
+    [
+        ({}, False, 1 + 30 * (10 * 9.0 + 2 * 4.5)),
+        ({"retrain_devices": 2}, False, 1 + 30 * (10 * 9.0 + 2 * 4.5) / 2),
+        ({"retrain_devices": 3}, False, 1 + 30 * (10 * 9.0 + 2 * 4.5) / 2),  # 3 devices do not share 8 images equally
+        ({"workers_per_trial": 2, "retrain_devices": 1}, False, 1 + 30 * 2 * (10 * 9.0 + 2 * 4.5)),
+        ({}, True, 1 + 30 * 10 * 9.0 * 15 / 10),  # on 10 + 5 images, and nothing is validated
+    ],
+)
+def test_a_retraining_has_the_full_schedule_on_its_devices(tmp_path, changes, use_val, seconds):
+    cost = COST._replace(step_s=9.0, validation_batch_s=4.5)
+    probed = Probed([Point(RANDOM, {"optimizer.lr": 0.1})], [cost])
+    recipe = TrialRecipe(["trainer.max_epochs=30", "data.batch_size=8"], [], max_epochs=4, num_threads=1)
+    found = retraining(
+        make_settings(tmp_path, **changes), recipe, probed, DataSize(32, num_train=10, num_val=5), use_val=use_val
+    )
+    assert (found.epochs, found.wall_s) == (30, pytest.approx(seconds))
 
 
 def test_a_searched_interval_that_misses_a_rung_is_refused(on_paper):
@@ -423,7 +457,6 @@ def in_a_worker(ray_started, small, tmp_path, write_space):
 def test_the_data_is_surveyed_as_it_is_trained_on(small):
     found = survey(compose("train", small))
     assert found.size == DataSize(image_size=64, num_train=18, num_val=6)
-    assert METRIC in found.metric_names
     assert found.fingerprint == prepare_data(compose("train", small))
 
 
@@ -431,7 +464,9 @@ def test_real_networks_are_measured(in_a_worker):
     text = "optimizer.lr: interval(0.001, 0.01)\nmodel.decoder.width: range(16, 65, 16)"
     told = in_a_worker(text, preflight="brief", confirm=ConfirmSettings(top_k=3, seeds=2))
     lines = [line for line in told.splitlines() if not line.startswith("note")]  # a busy machine tries fewer points
-    assert [line[:12] for line in lines] == ["a trial     ", "the sweep   ", "to confirm  ", "the disk    "]
+    assert [line[:12] for line in lines] == [
+        *("a trial     ", "the sweep   ", "to confirm  ", "to retrain  ", "in all      ", "the disk    ")
+    ]
     assert "6 trials in 2 slots:" in told
     assert "8 runs at most" in told
     assert " with it" in told

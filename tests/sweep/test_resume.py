@@ -2,12 +2,16 @@
 
 import pytest
 import yaml
+from hydra.utils import instantiate
 
 from handpose.config import compose, location_overrides, plain
 from handpose.errors import UserError
+from handpose.report.table import TrialRow
+from handpose.sweep.history import empty_table
 from handpose.sweep.mirror import Mirror
+from handpose.sweep.plan import planned
 from handpose.sweep.provenance import write_yaml
-from handpose.sweep.resume import Task, check_data, description, keep_space, recorded_task, task_to_resume
+from handpose.sweep.resume import Task, check_data, description, keep_budgets, keep_space, recorded_task, task_to_resume
 from handpose.sweep.store import Store
 from handpose.sweep.study import check_url
 
@@ -38,6 +42,69 @@ def test_a_sweep_goes_on_as_it_was_configured(folder):
     assert task.defaults["model/decoder"] == "pyramid"
 
 
+def test_budgets_that_were_given_anew_hold_for_the_next_resume_too(folder):
+    keep_budgets(recorded_task(folder, ["sweep.num_trials=99", "sweep.time_budget_s=50", "sweep.preflight=off"]))
+    sweep = recorded_task(folder, []).config.sweep
+    assert (sweep.num_trials, sweep.time_budget_s, sweep.gpu_hours) == (99, 50, None)
+    assert sweep.preflight == "brief"  # of that one resume
+    assert recorded_task(folder, ["sweep.time_budget_s=null"]).config.sweep.time_budget_s is None
+
+
+@pytest.fixture
+def population(tmp_path, write_space):
+    """The folder of a sweep with population based training."""
+    folder = tmp_path / "outputs" / "sweeps" / "population"
+    overrides = ["sweep.name=population", f"paths.output={tmp_path / 'outputs'}", "scheduler=pbt"]
+    config = compose("tune", overrides)
+    task = Task(config, overrides, location_overrides(config), {}, write_space("optimizer.lr: interval(0.1, 0.2)"))
+    keep_space(task.space, folder)
+    write_yaml(folder / "sweep.yaml", description(task, {"data_fingerprint": "abc"}))
+    return folder
+
+
+def test_a_population_keeps_the_size_it_began_with(population):
+    task = recorded_task(population, ["sweep.num_trials=20"])
+    assert (task.config.sweep.num_trials, task.config.scheduler.population_size) == (20, 12)
+    keep_budgets(task)
+    assert recorded_task(population, []).config.scheduler.population_size == 12
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["sweep.metric=val/pck_auc", "sweep.mode=min"], r"^sweep\.mode=min contradicts sweep\.metric=val/pck_auc"),
+        (["sweep.mode=max"], r"^sweep\.mode=max contradicts sweep\.metric=val/pa_mpjpe_mm"),
+        (["sweep.metric=val/auc"], r"^sweep\.metric=val/auc is not measured; there are val/pa_mpjpe_mm, .*val/pck_auc"),
+        (
+            ["sweep.metric=val/pck_auc", "checkpoints.mode=min"],
+            r"^checkpoints\.mode=min contradicts checkpoints\.metric",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_rule_a_sweep_is_refused_before_any_work(
+    tmp_path, write_space, monkeypatch, given, reason
+):
+    monkeypatch.setattr("handpose.sweep.plan.survey", lambda config: pytest.fail("data were made ready"))
+    overrides = [f"paths.output={tmp_path}", *given]
+    config = compose("tune", overrides)
+    space = write_space("optimizer.lr: interval(0.1, 0.2)")
+    with pytest.raises(UserError, match=reason):
+        planned(Task(config, overrides, location_overrides(config), {}, space))
+
+
+def test_files_of_versions_that_recorded_a_mode_go_on(folder):
+    file = folder / "sweep.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["config"]["sweep"]["mode"] = content["config"]["checkpoints"]["mode"] = "min"
+    write_yaml(file, content)
+    recorded_task(folder, [])
+    content["config"]["sweep"] |= {"metric": "val/pck_auc", "mode": "min"}
+    content["overrides"].append("sweep.metric=val/pck_auc")
+    write_yaml(file, content)
+    with pytest.raises(UserError, match=r"sweep\.mode=min, which is the wrong direction of sweep\.metric=val/pck_auc"):
+        recorded_task(folder, [])
+
+
 def test_a_folder_that_was_moved_is_gone_on_with_where_it_is(folder, tmp_path):
     moved = folder.rename(tmp_path / "elsewhere")
     config = recorded_task(moved, []).config
@@ -57,6 +124,16 @@ def test_defaults_that_were_edited_since_are_told(folder):
     write_yaml(file, content)
     with pytest.raises(UserError, match=r"sweep\.yaml has heatmap\.sigma=0\.123, but configs/ now gives 0\.04"):
         recorded_task(folder, [])
+
+
+def test_the_direction_of_a_sweep_is_that_of_its_metric(tmp_path):
+    for metric, mode in (("val/pck_auc", "max"), ("val/keypoint_error_px", "min")):
+        sweep = instantiate(compose("tune", [f"sweep.metric={metric}", f"paths.output={tmp_path}"]).sweep)
+        table = empty_table(sweep)
+        assert (sweep.target.mode, table.mode) == (mode, mode)
+        for number, value in enumerate((0.2, 0.9, 0.5)):
+            table.rows[number] = TrialRow(number, {}, state="complete", epochs=6, metrics={metric: value})
+        assert table.ranked()[0].number == (1 if mode == "max" else 0)
 
 
 def test_other_data_are_refused(folder):

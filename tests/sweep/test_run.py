@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
-from handpose.sweep.events import Begun, Failed, read_events
+from handpose.sweep.events import Begun, Failed, Reported, read_events
 from handpose.sweep.population import PopulationBased
 from handpose.sweep.rules import Fifo
 from handpose.sweep.run import SweepHaltedError, SweepInterruptedError
@@ -36,7 +36,6 @@ from tests.sweep.objectives import (
     costs_by_depth,
     curve,
     dies_once,
-    endless,
     fails_or_diverges,
     grown,
     grows_slowly,
@@ -151,10 +150,22 @@ def test_a_grid_is_tried_whole_and_each_point_once(sweep, write_space):
     assert all(trial.state == TrialState.COMPLETE for trial in study_of(folder).trials)
 
 
-def test_a_spent_time_budget_leaves_no_trial_running(sweep, write_space):
-    table, folder = sweep(write_space(SPACE), endless, rule=Fifo, num_trials=5, max_epochs=10_000, time_budget_s=2.0)
-    assert {row.state for row in table.rows.values()} == {"stopped"}
-    assert all(trial.state in (TrialState.PRUNED, TrialState.FAIL) for trial in study_of(folder).trials)
+def test_a_spent_time_budget_leaves_no_trial_running_and_a_larger_one_lets_the_sweep_go_on(sweep, write_space):
+    space = write_space(GROWING)
+    changes = {"max_epochs": 8, "num_trials": 3, "time_budget_s": 2.0}
+    table, folder = sweep(space, grows_slowly, rule=Fifo, **changes)
+    assert table.end == "spent"
+    assert {row.state for row in table.rows.values()} <= {"waiting", "complete"}
+    assert all(trial.state in (TrialState.WAITING, TrialState.COMPLETE) for trial in study_of(folder).trials)
+    before = (folder / "events.jsonl").read_bytes()
+    start(make_settings(folder, **changes), space, grows_slowly, rule=Fifo, resume=True)  # still spent
+    assert (folder / "events.jsonl").read_bytes() == before
+
+    settings = make_settings(folder, **changes | {"time_budget_s": 600.0})
+    table = start(settings, space, grows_slowly, rule=Fifo, resume=True)
+    assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 8)}
+    epochs = [event.epoch for event in read_events(folder / "events.jsonl") if isinstance(event, Reported)]
+    assert sorted(epochs) == sorted([*range(1, 9)] * 3)  # no epoch was trained twice
 
 
 def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sweep, write_space, tmp_path):

@@ -2,14 +2,18 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
 from handpose.errors import UserError
-from handpose.sweep.events import Begun, Measured, Reported, SetAside, read_events
+from handpose.sweep.audit import audit_events
+from handpose.sweep.events import Begun, Ended, Measured, Reported, SetAside, read_events
+from handpose.sweep.history import History, empty_table
 from handpose.sweep.population import PopulationBased
 from handpose.sweep.retention import newest_whole
 from handpose.sweep.rules import Asha, Fifo, MedianStopping
+from handpose.sweep.run import finished_table, going_on
 from handpose.sweep.slots import Room
 from handpose.sweep.state import Failure
 from tests.sweep.conftest import make_settings
@@ -180,6 +184,141 @@ def test_no_trial_is_left_running_in_study_or_table(simulate, kind):
     }
     assert all(row.is_over for row in done.state.history.table.rows.values())
     assert kind not in ("fifo", "median") or states[8] == "diverged"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sweep_with_a_spent_budget_leaves_its_trials_waiting_and_goes_on_as_if_it_had_had_a_larger_one(
+    simulate, kind
+):
+    swept = simulate(kind)
+    for _ in range(12):
+        swept.fill()
+        swept.step()
+    swept.fill()
+    swept.state.close("spent")
+    table = swept.state.history.table
+    assert table.end == "spent"
+    assert {row.state for row in table.rows.values() if not row.is_over} <= {"waiting", "paused"}
+    assert any(not row.is_over for row in table.rows.values())
+    assert not events_of(swept, Ended)
+    assert {swept.proposer.told[number] for number, row in table.rows.items() if not row.is_over} == {"waits"}
+    swept.log.close()
+    swept.start()
+    assert swept.state.history.table.end == ""
+    assert swept.run().decisions() == simulate(kind).run().decisions()
+
+
+@pytest.fixture
+def left(simulate):
+    """A sweep of 12 trials that was left after 10 reports, which took 10 s, for a reason."""
+
+    def made(reason):
+        swept = simulate("promote")
+        for _ in range(10):
+            swept.fill()
+            swept.step()
+        swept.state.close(reason)
+        swept.log.close()
+        return swept
+
+    return made
+
+
+def read_again(swept, **changes):
+    """What another process with these settings reads of a sweep with nothing to run; None where it goes on."""
+    settings = replace(swept.settings, **changes)
+    return finished_table(swept.settings.path, History(settings, rule=swept.rule(), table=empty_table(settings)))
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes", "is_read"),
+    [
+        ("spent", {"time_budget_s": 10.0}, True),
+        ("spent", {"time_budget_s": 10.0, "num_trials": 20}, True),
+        ("spent", {"time_budget_s": 11.0}, False),
+        ("spent", {"time_budget_s": None}, False),
+        ("finished", {"time_budget_s": 10.0}, True),  # as earlier versions closed a sweep whose budget was spent
+        ("finished", {"time_budget_s": 11.0}, False),
+        ("interrupted", {"time_budget_s": None}, False),
+    ],
+)
+def test_a_sweep_goes_on_when_its_budget_is_larger_now(left, reason, changes, is_read):
+    swept = left(reason)
+    table = read_again(swept, **changes)
+    assert (table is not None) == is_read
+    if table is not None:
+        settings = replace(swept.settings, **changes)
+        command = f"python tune.py sweep.resume={settings.path} sweep.time_budget_s=20"
+        assert going_on(settings, table).endswith(command)
+
+
+def test_gpu_hours_may_be_given_anew_too(simulate):
+    swept = simulate("fifo", num_slots=1, num_trials=2)
+    swept.state.open(num_slots=1, gpus=1.0)
+    swept.fill()
+    swept.clock.now += 3600
+    swept.state.close("spent")
+    swept.log.close()
+    table = read_again(swept, gpu_hours=1.0)
+    assert going_on(replace(swept.settings, gpu_hours=1.0), table).endswith("sweep.gpu_hours=2")
+    assert read_again(swept, gpu_hours=1.5) is None
+
+
+def test_a_sweep_that_is_done_is_only_read_whatever_its_budget(simulate):
+    swept = simulate("stop").run()
+    for budget in (None, 1.0, 1e6):
+        table = read_again(swept, time_budget_s=budget)
+        assert table.end == "finished"
+        assert going_on(replace(swept.settings, time_budget_s=budget), table) == ""
+    assert read_again(swept, num_trials=13) is None
+    assert read_again(swept, num_trials=13, time_budget_s=1.0).end == "spent"
+
+
+def test_a_spent_sweep_goes_on_with_more_trials_too(simulate):
+    swept = simulate("promote")
+    for _ in range(12):
+        swept.fill()
+        swept.step()
+    swept.state.close("spent")
+    swept.log.close()
+    swept.settings = replace(swept.settings, num_trials=15)
+    swept.start()
+    table = swept.run().state.history.table
+    assert len(table.rows) == 15
+    assert all(row.is_over for row in table.rows.values())
+    assert audit_events(read_events(swept.file), swept.state.history) == ([], [])
+
+
+def test_a_population_goes_on_with_more_trials_than_it_began_with(simulate):
+    swept = simulate("population")
+    for _ in range(20):
+        swept.fill()
+        swept.step()
+    swept.kill()
+    swept.settings = replace(swept.settings, num_trials=16)  # the rule keeps its size of 12
+    swept.start()
+    table = swept.run(kill_when=lambda num_reports: num_reports % 7 == 0).state.history.table
+    assert len(table.rows) == 16
+    assert {row.state for row in table.rows.values()} <= {"complete", "diverged"}
+
+
+def test_the_best_of_a_maximised_metric_is_kept_and_an_explosion_is_a_fall(simulate):
+    areas = {0: [0.5, 0.4, 0.04], 1: [0.0, 0.3, 0.2]}  # trial 0 falls below a tenth of its best
+    swept = simulate(
+        "fifo", loss=lambda number, params, epoch: areas[number][epoch - 1], num_trials=2, max_epochs=3, mode="max"
+    ).run()
+    rows = swept.state.history.table.rows
+    assert {number: row.state for number, row in rows.items()} == {0: "diverged", 1: "complete"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "values"), [("min", [0.0, 5.0, 9.0]), ("min", [-2.0, 3.0, 4.0]), ("max", [0.0, -5.0, -9.0])]
+)
+def test_no_factor_makes_a_best_value_of_0_or_below_worse(simulate, mode, values):
+    swept = simulate(
+        "fifo", loss=lambda number, params, epoch: values[epoch - 1], num_trials=1, max_epochs=3, mode=mode
+    ).run()
+    assert swept.state.history.table.rows[0].state == "complete"
 
 
 def test_an_interrupted_sweep_leaves_its_trials_waiting_and_goes_on(simulate):

@@ -108,6 +108,18 @@ def test_an_interrupted_sweep_is_told_with_the_command_that_goes_on(begun):
     assert told(begun).endswith(f"interrupted; to go on:\npython tune.py sweep.resume={begun.settings.path}\n")
 
 
+def test_a_spent_budget_is_told_with_a_command_that_gives_a_larger_one(begun):
+    file = begun.settings.path / "sweep.yaml"
+    record = yaml.safe_load(file.read_text())
+    record["config"]["sweep"]["time_budget_s"] = 1.0
+    file.write_text(yaml.safe_dump(record))
+    begun.fill()
+    begun.step()
+    begun.state.close("spent")
+    go_on = f"python tune.py sweep.resume={begun.settings.path} sweep.time_budget_s={2 * begun.clock.now:g}"
+    assert told(begun).endswith(f"sweep.time_budget_s=1 is spent; to go on with a larger one:\n{go_on}\n")
+
+
 def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=f"sweep.status={tmp_path}: there is no sweep.yaml"):
         print_status(tmp_path)

@@ -9,11 +9,19 @@ from simplejpeg import decode_jpeg_header
 
 from handpose.config import compose
 from handpose.errors import UserError
+from handpose.metrics.target import TargetMetric
 from handpose.sweep import trial
 from handpose.sweep.checkpoint_files import FolderFiles
 from handpose.sweep.events import Begun, Measured, Reported, read_events
 from handpose.sweep.stretch import Stretch, pictures_of
-from handpose.sweep.trial import TrainingObjective, TrialRecipe, TuneReport, training_overrides, with_params
+from handpose.sweep.trial import (
+    TrainingObjective,
+    TrialRecipe,
+    TuneReport,
+    training_overrides,
+    with_params,
+    with_target,
+)
 from handpose.training.fit import RunFolders, fit
 from tests import builders
 from tests.builders import write_freihand
@@ -52,6 +60,26 @@ def reproduced(row, tmp_path):
     epochs = Epochs(row.epochs)
     fit(config, RunFolders(tmp_path, tmp_path, tmp_path), quiet=True, callbacks=[epochs])
     return {name: epochs.metrics[name] for name in row.metrics}
+
+
+AUC = TargetMetric("val/pck_auc", "max")
+
+
+def test_the_best_checkpoint_is_chosen_by_the_metric_of_the_sweep():
+    given = ["optimizer.lr=0.01"]
+    assert with_target(given, compose("train", given), AUC) == [*given, "checkpoints.metric=val/pck_auc"]
+    assert with_target(given, compose("train", given), TargetMetric("val/pa_mpjpe_mm", "min")) == given
+
+
+def test_a_metric_for_checkpoints_that_was_given_stays():
+    given = ["checkpoints.metric=val/rr_mpjpe_mm"]
+    assert with_target(given, compose("train", given), AUC) == given
+
+
+def test_a_mode_for_checkpoints_that_contradicts_the_metric_of_the_sweep_is_refused():
+    given = ["checkpoints.mode=min"]
+    with pytest.raises(UserError, match=r"checkpoints\.mode=min contradicts checkpoints\.metric=val/pck_auc"):
+        with_target(given, compose("train", given), AUC)
 
 
 class Epochs(pl.Callback):

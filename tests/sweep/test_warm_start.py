@@ -299,6 +299,14 @@ def test_points_to_try_first_lie_in_the_new_space(sweeps):
     assert account(searcher)["dropped_out_of_range"] == {"model.decoder.depth": 12 - len(deep)}
 
 
+@pytest.mark.parametrize("recorded", [None, "min"])  # earlier versions recorded min for every metric
+def test_the_best_of_a_sweep_are_those_with_the_largest_area_under_pck(sweeps, recorded):
+    path = sweeps.run("before", ["complete"] * 5, settings={"metric": "val/pck_auc", "mode": recorded})
+    searcher = sweeps.begin("after", warm_start=[path], warm_start_points=1)  # judged by another metric
+    searcher.ask(0)
+    assert searcher.ask(1) == max(sweeps.trials(path), key=lambda trial: trial.value).params
+
+
 def test_the_best_of_a_sweep_that_maximised_are_the_largest(sweeps):
     path = sweeps.run("before", ["complete"] * 5, settings={"mode": "max"})
     searcher = sweeps.begin("after", warm_start=[path], warm_start_points=1)

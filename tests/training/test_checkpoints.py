@@ -35,7 +35,7 @@ class FakeTrainer:
     def validate(self, saver, *values):
         for value in values:
             self.current_epoch += 1
-            self.callback_metrics = {"val/pa_mpjpe_mm": torch.tensor(value)}
+            self.callback_metrics = {saver.metric.name: torch.tensor(value)}
             saver.on_validation_end(self, None)
 
 
@@ -57,6 +57,15 @@ def test_the_best_can_be_the_largest(tmp_path):
     saver = saver_in(tmp_path, mode="max")
     FakeTrainer().validate(saver, 0.25, 0.75, 0.5)
     assert saver.best.name == "best-epoch002-pa_mpjpe_mm0.750.ckpt"
+
+
+def test_a_resumed_run_does_not_take_the_best_of_another_metric_along(tmp_path):
+    before, after = saver_in(tmp_path, metric="val/pck_auc", mode="max"), saver_in(tmp_path)
+    trainer = FakeTrainer()
+    trainer.validate(before, 0.5)
+    after.load_state_dict(before.state_dict())
+    trainer.validate(after, 20.0)
+    assert after.best.name == "best-epoch002-pa_mpjpe_mm20.000.ckpt"
 
 
 def test_an_epoch_that_diverged_is_never_the_best(tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 from handpose.config import plain
 from handpose.errors import UserError
+from handpose.training.checkpoints import BestAndLast
 from handpose.training.fit import fit
 from handpose.training.trainer import EpochLogger, calm, check_trainer, training_trainer
 
@@ -35,6 +36,13 @@ def test_a_run_is_logged_to_wandb_with_its_configuration_metrics_and_pictures(wa
     assert options["config"] == plain(config)
     logged = {name for call in wandb.init.return_value.log.call_args_list for name in call.args[0]}
     assert {"val/pa_mpjpe_mm", "train/loss", "val_pictures/keypoints"} <= logged
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("val/pck_auc", "max"), ("val/rr_mpjpe_mm", "min")])
+def test_the_best_checkpoint_follows_the_direction_of_its_metric(configure, folders, metric, mode):
+    trainer = training_trainer(configure(f"checkpoints.metric={metric}"), folders, quiet=True)
+    (saver,) = (callback for callback in trainer.callbacks if isinstance(callback, BestAndLast))
+    assert saver.metric == (metric, mode)
 
 
 def test_wandb_that_is_missing_is_a_sentence(configure, monkeypatch):
