@@ -162,11 +162,14 @@ class ImageAxes(_Axes):
     def fit(self, xyz_m: Tensor, *, is_trained: bool = False) -> None:
         """Take range, proportions and size from the training set's joints, (N, K, 3) in metres, camera frame.
 
-        is_trained: the range of depth stays, since it is what the logits of a trained network mean.
+        Hands whose bones are far from the median hand do not count: a single wrong joint can make the reference bone
+        of its hand arbitrarily short. is_trained: the range of depth stays, since the logits of a trained network
+        refer to it.
         """
-        lengths = geometry.bone_lengths(xyz_m)
+        typical_m = geometry.typical_hands(xyz_m)
+        lengths = geometry.bone_lengths(typical_m)
         scale = lengths[:, BONES.index(REFERENCE_BONE)]
-        relative = (xyz_m[..., 2] - xyz_m[:, ROOT, None, 2]) / scale[:, None]
+        relative = (typical_m[..., 2] - typical_m[:, ROOT, None, 2]) / scale[:, None]
         if not is_trained:  # a tenth to spare, for hands the training set does not hold
             self.depth_range.copy_(1.1 * relative.abs().max())
         self.bone_lengths.copy_((lengths / scale[:, None]).mean(0))
@@ -247,7 +250,8 @@ class CameraAxes(_Axes):
         """Check that the ranges hold the training set's joints, (N, K, 3) in metres; a share outside is refused."""
         outside = ((self.encode(xyz_m, xyz_m, (1, 1)) - 0.5).abs() > 0.5).float().mean().item()
         if outside > 0.01:
-            low, high = (1000 * xyz_m.amin((0, 1))).tolist(), (1000 * xyz_m.amax((0, 1))).tolist()
+            typical_m = geometry.typical_hands(xyz_m)
+            low, high = (1000 * typical_m.amin((0, 1))).tolist(), (1000 * typical_m.amax((0, 1))).tolist()
             raise UserError(
                 f"{outside:.0%} of the training coordinates lie outside heatmap.x_mm, y_mm, z_mm; the joints span "
                 f"{[round(x) for x in low]} to {[round(x) for x in high]} mm, so widen the ranges"

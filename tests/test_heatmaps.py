@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -161,6 +163,46 @@ def test_the_hand_of_true_coordinates_is_the_true_one_in_lengths_of_its_referenc
     joints = axes.hand(truth.coordinates, truth)
     length = torch.linalg.vector_norm(xyz_m[:, 10] - xyz_m[:, 9], dim=-1)
     assert torch.allclose(joints * length[:, None, None], xyz_m, atol=1e-5)
+
+
+WRONG = {
+    "a reference bone of almost no length": lambda hand: hand.index_copy(0, torch.tensor([10]), hand[9:10] + 1e-4),
+    "a fingertip a metre away": lambda hand: hand + torch.eye(21)[:, 12:13] * torch.tensor([0.0, 0.0, 1.0]),
+    "millimetres": lambda hand: 1000.0 * hand,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize("share", [0.004, 0.1])
+def test_wrong_labels_of_a_few_hands_do_not_change_what_depth_means(wrong, share):
+    xyz_m = torch.from_numpy(hands(500)).float()
+    clean, dirty = ImageAxes(sigma=0.02, **DRAWN), ImageAxes(sigma=0.02, **DRAWN)
+    clean.fit(xyz_m)
+    for hand in range(int(share * len(xyz_m))):
+        xyz_m[hand] = wrong(xyz_m[hand])
+    dirty.fit(xyz_m)
+    for name in ("depth_range", "bone_lengths", "scale_m"):
+        assert torch.allclose(getattr(dirty, name), getattr(clean, name), rtol=0.02), name
+
+
+def test_the_axis_of_depth_holds_all_clean_hands_with_a_tenth_to_spare():
+    xyz_m = torch.from_numpy(hands(500)).float()
+    axes = ImageAxes(sigma=0.02, **DRAWN)
+    axes.fit(xyz_m)
+    relative = (xyz_m[..., 2] - xyz_m[:, 9, None, 2]) / torch.linalg.vector_norm(xyz_m[:, 10] - xyz_m[:, 9], dim=-1)[
+        :, None
+    ]
+    assert axes.depth_range == pytest.approx(1.1 * relative.abs().max().item(), rel=1e-5)
+
+
+def test_the_ranges_that_camera_axes_ask_for_are_those_of_hands_that_are_not_far_from_the_rest(batch):
+    xyz_m = batch[0].clone()
+    xyz_m[3, 8, 0] += 50.0
+    axes = CameraAxes(sigma=0.02, **DRAWN, x_mm=[-1, 1], y_mm=[-500, 500], z_mm=[0, 2000])
+    with pytest.raises(UserError, match="the joints span") as refused:
+        axes.fit(xyz_m)
+    spans = re.findall(r"-?\d+", str(refused.value).partition("span")[2])
+    assert max(map(int, spans)) < 2000
 
 
 def test_relative_depth_does_not_depend_on_the_size_of_the_hand(batch):
