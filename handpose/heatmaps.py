@@ -1,11 +1,12 @@
 """Keypoints <-> heatmaps: the one place that knows how coordinates become bins and bins become coordinates.
 
 A network gives each joint three one-dimensional heatmaps, one along each axis (logits over bins). An axis runs over
-[0, 1]; bin i of n has its centre at (i + 0.5) / n, and `sigma` is a fraction of the axis, so that neither the depth
-of a decoder nor the number of bins changes what is asked of the network. What the axes mean is a choice: `ImageAxes`
-(u, v and relative depth, metric through the intrinsics; Iqbal et al. 2018) or `CameraAxes` (fixed ranges of
-millimetres, as the original design had). So are the shape of the heatmaps that are drawn as targets, and how predicted
-ones are read out when a network is used; in training they are read out by the soft-argmax, which has a gradient.
+[0, 1]; bin i of n has its centre at (i + 0.5) / n, and `sigma` is a fraction of the axis. So neither the depth of a
+decoder nor the number of bins changes what the network is asked for, as long as sigma is at least half a bin. What the
+axes mean is a choice: `ImageAxes` (u, v and relative depth, metric through the intrinsics; Iqbal et al. 2018) or
+`CameraAxes` (fixed ranges of millimetres, as in the original design). So are the shape of the target heatmaps, and how
+predicted heatmaps are read out when a network is used. In training they are always read out by the soft-argmax, which
+has a gradient.
 
 Letters: B batch, K keypoints, W, H, D bins along the axes.
 """
@@ -23,6 +24,10 @@ from handpose.skeleton import BONES, REFERENCE_BONE, ROOT
 
 HeatmapShape = Literal["gaussian", "laplacian"]
 ReadOut = Literal["soft_argmax", "debiased"]
+
+_LEAST_WIDTH = 0.5
+"""Standard deviation of a target heatmap, in bins, at least. A narrower one would fall into a single bin wherever its
+coordinate lies in it, and would not tell where: its mean would be wrong by up to half a bin."""
 
 _CURVE_POINTS = 513
 """Coordinates for which the debiased read-out knows the mean of the target; it is linear between them."""
@@ -51,22 +56,36 @@ def bin_centers(bins: int, *, like: Tensor) -> Tensor:
 
 
 def gaussian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
-    """Draw a normalised Gaussian round each coordinate.
+    """Draw a normalised Gaussian round each coordinate: its density at the centres of the bins.
 
-    coordinates: (...) in units of the axis. Returns (..., bins) that sum to one, also where the coordinate lies outside
-    the axis (there the nearest bins hold the mass).
+    coordinates: (...) in units of the axis. sigma: its standard deviation; at least half a bin is used, so that the
+    mean of the heatmap is the coordinate to 0.03 bins, but for what the border of the axis cuts off. Returns
+    (..., bins) that sum to one, also where the coordinate lies outside the axis (there the nearest bins hold the mass).
     """
-    distance = (bin_centers(bins, like=coordinates) - coordinates.unsqueeze(-1)) / sigma
+    distance = (bin_centers(bins, like=coordinates) - coordinates.unsqueeze(-1)) / _width(sigma, bins)
     return torch.softmax(-0.5 * distance.square(), dim=-1)
 
 
 def laplacian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
     """Draw a normalised Laplacian round each coordinate: a sharper peak and longer tails than the Gaussian's.
 
-    sigma: its standard deviation, sqrt(2) times its scale. Otherwise as `gaussian_heatmaps`.
+    A bin has the mass of the Laplacian within its borders: densities at the centres would be the same for all
+    coordinates before the first and behind the last centre. sigma: its standard deviation, sqrt(2) times its scale; at
+    least half a bin is used, with which the mean of the heatmap is the coordinate to 0.06 bins. Otherwise as
+    `gaussian_heatmaps`.
     """
-    distance = (bin_centers(bins, like=coordinates) - coordinates.unsqueeze(-1)) / sigma
-    return torch.softmax(-math.sqrt(2.0) * distance.abs(), dim=-1)
+    scale = _width(sigma, bins) / math.sqrt(2.0)
+    low = bin_centers(bins, like=coordinates) - 0.5 / bins
+    above_low = coordinates.clamp(0.0, 1.0).unsqueeze(-1) - low  # of all that lie outside the axis the mass is the same
+    below_high = 1.0 / bins - above_low
+    around = -torch.expm1(-above_low.clamp_min(0.0) / scale) - torch.expm1(-below_high.clamp_min(0.0) / scale)
+    beside = -math.expm1(-1.0 / bins / scale) * torch.exp(-torch.maximum(-above_low, -below_high) / scale)
+    mass = torch.where((above_low >= 0.0) & (below_high >= 0.0), around, beside)
+    return mass / mass.sum(dim=-1, keepdim=True)
+
+
+def _width(sigma: float, bins: int) -> float:
+    return max(sigma, _LEAST_WIDTH / bins)
 
 
 _DRAWN: dict[HeatmapShape, Callable[..., Tensor]] = {"gaussian": gaussian_heatmaps, "laplacian": laplacian_heatmaps}

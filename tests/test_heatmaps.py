@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import numpy as np
@@ -68,14 +69,46 @@ def test_soft_argmax_reads_the_coordinate_back_between_the_bins():
     assert torch.allclose(soft_argmax(logits), coordinates, atol=1e-6)
 
 
+CELLS = (3, 7)  # of the last map of an encoder, at 96 and 224 px
+SIGMAS = (0.006, 0.015, 0.05, 0.4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", DRAW)
-@given(data=st.data(), sigma=st.floats(0.01, 0.2), cells=st.sampled_from([24, 48, 224]))
-def test_the_debiased_read_out_gives_back_what_targets_were_drawn_for_also_at_the_border(shape, data, sigma, cells):
-    first = 0.0 if shape == "gaussian" else 0.6 / cells  # before the first bin all Laplacians are the same
-    coordinate = torch.tensor(data.draw(st.floats(first, 1.0 - first)), dtype=torch.float64)
-    logits = DRAW[shape](coordinate, bins=cells, sigma=max(sigma, 0.5 / cells)).clamp_min(1e-300).log()
-    read = debiased_argmax(logits, sigma=max(sigma, 0.5 / cells), target=shape)
-    assert float(read) == pytest.approx(float(coordinate), abs=2e-3)
+@pytest.mark.parametrize("depth", range(6))
+def test_the_debiased_read_out_gives_back_what_targets_were_drawn_for_also_at_the_border(shape, depth, dtype):
+    coordinates = torch.linspace(0.0, 1.0, 101, dtype=dtype)
+    for cells, bins_per_cell, sigma in itertools.product(CELLS, (1, 2), SIGMAS):
+        target = DRAW[shape](coordinates, bins=cells * bins_per_cell * 2**depth, sigma=sigma)
+        read = debiased_argmax(target.log(), sigma=sigma, target=shape)
+        assert (read - coordinates).abs().max() < 1e-3, (cells, bins_per_cell, sigma)
+
+
+@pytest.mark.parametrize(("shape", "bound"), [("gaussian", 0.03), ("laplacian", 0.06)])
+def test_the_mean_of_a_target_is_its_coordinate_however_narrow_it_is_asked_to_be(shape, bound):
+    for bins, sigma in itertools.product((12, 24, 48, 96, 192), SIGMAS[:-1]):
+        border = (6 if shape == "gaussian" else 10) * max(sigma, 0.5 / bins)  # what it cuts off pulls the mean away
+        if border < 0.5:
+            coordinates = torch.linspace(border, 1.0 - border, 301, dtype=torch.float64)
+            heatmap = DRAW[shape](coordinates, bins=bins, sigma=sigma)
+            centers = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
+            assert ((heatmap * centers).sum(-1) - coordinates).abs().max() < bound / bins, (bins, sigma)
+
+
+@pytest.mark.parametrize("shape", DRAW)
+def test_narrow_targets_move_with_their_coordinate_inside_a_bin(shape):
+    coordinates = torch.linspace(0.0, 1.0, 301, dtype=torch.float64)
+    heatmap = DRAW[shape](coordinates, bins=6, sigma=0.01)  # depth 1 at 96 px
+    mean = (heatmap * (torch.arange(6, dtype=torch.float64) + 0.5) / 6).sum(-1)
+    assert (mean.diff() > 0).all()
+    assert (mean - coordinates)[50:251].abs().max() < 0.02
+
+
+def test_a_laplacian_heatmap_is_its_mass_within_the_borders_of_the_bins():
+    for coordinate in (0.0, 0.04, 0.37, 1.0):
+        heatmap = laplacian_heatmaps(torch.tensor(coordinate, dtype=torch.float64), bins=10, sigma=0.06)
+        mass = np.diff(laplace(coordinate, 0.06 / np.sqrt(2)).cdf(np.linspace(0, 1, 11)))
+        assert np.allclose(heatmap.numpy(), mass / mass.sum(), atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", DRAW)
