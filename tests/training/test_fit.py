@@ -105,6 +105,42 @@ def test_a_resumed_run_goes_on_as_the_whole_one_would_have(configure, folders, t
     assert resumed == pytest.approx(whole[len(whole) // 2 :], rel=1e-5)
 
 
+class Draws(pl.Callback):
+    """First number of the generator that each batch is augmented with."""
+
+    def __init__(self, *, stop_after=None):
+        self.values, self._stop_after = [], stop_after
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.values.append(float(torch.rand((), generator=pl_module._generator())))
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self._stop_after:
+            raise KeyboardInterrupt
+
+
+def test_batches_whose_gradients_are_accumulated_are_augmented_differently_also_after_a_resume(configure, folders):
+    # 18 hands, 4 a batch: 4 batches an epoch, of which the last one is a step of its own
+    config = configure(*QUIET, "data.batch_size=4", "+trainer.accumulate_grad_batches=3")
+    whole, before, after = Draws(), Draws(stop_after=1), Draws()
+    accumulated = fit(config, folders, callbacks=[whole], quiet=True).last_checkpoint
+    weights = read_checkpoint(accumulated)["state_dict"]
+    assert len(set(whole.values)) == len(whole.values) == 8
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, folders, callbacks=[before], quiet=True)
+    resumed = fit(config, folders, callbacks=[after], quiet=True, resume_from=folders.checkpoints / "last.ckpt")
+    assert [*before.values, *after.values] == whole.values
+    for name, value in read_checkpoint(resumed.last_checkpoint)["state_dict"].items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-5, atol=1e-6)
+
+
+def test_without_accumulation_the_augmentation_is_a_function_of_seed_and_step(configure, folders):
+    drawn = Draws()
+    fit(configure(*QUIET, "seed=2", "checkpoints.enabled=false"), folders, callbacks=[drawn], quiet=True)
+    seeds = (2 * 1_000_003 + step for step in range(len(drawn.values)))
+    assert drawn.values == [float(torch.rand((), generator=torch.Generator().manual_seed(seed))) for seed in seeds]
+
+
 @pytest.mark.slow
 def test_trained_on_validation_too_the_last_checkpoint_counts_and_is_gone_on_from(configure, folders, tmp_path):
     """Stopped after an epoch of two and resumed: the same network as that of the uninterrupted run."""
