@@ -1,7 +1,6 @@
 """`python -m handpose.evaluation`: how good a checkpoint or a file of predictions is, as table, JSON and pictures."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +24,7 @@ from handpose.geometry import project
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import predict, prepare
+from handpose.whole_file import write_json
 
 Split = Literal["train", "val", "test"]
 _NUM_PICTURES = 8  # of the worst, and of the best hands
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         predicted = (_of_checkpoint if options.checkpoint else _of_file)(source, options.split, options.overrides)
         result = _evaluate(predicted, options.split, folder)
         result = {"of": str(source), "split": options.split, "data": predicted.data.source.name} | result
-        (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        write_json(folder / "evaluation.json", result, indent=2)
         print(
             f"{source} on the {options.split} split of {predicted.data.source.name}\n\n{table(result)}\n\nin {folder}"
         )

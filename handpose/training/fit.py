@@ -4,7 +4,6 @@ The one road for train.py, for a sweep's trials and for its retraining.
 """
 
 import copy
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from handpose.training.checkpoints import (
 from handpose.training.module import HandPose, parameter_groups
 from handpose.training.results import RunFolders, RunResult, TrainingResult, check_folders, prepare_folders
 from handpose.training.trainer import Team, calm, check_trainer, predicting_trainer, training_trainer
+from handpose.whole_file import write_json
 
 
 class Prepared(NamedTuple):
@@ -250,7 +250,7 @@ def _write(folder: Path, data: HandDataModule, predicted_m: np.ndarray, record: 
     write_course(folder / "test_preds.json.gz", predicted_m)
     write_official(folder / "pred.zip", predicted_m)
     write_hands(folder, data.test_dataloader().dataset, predicted_m)  # type: ignore[arg-type]
-    (folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(folder / "metrics.json", record, indent=2)
 
 
 def predict(config: DictConfig, prepared: Prepared, loader: DataLoader[HandBatch], *, quiet: bool) -> np.ndarray:
