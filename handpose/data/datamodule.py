@@ -276,7 +276,8 @@ class PackedHands(Dataset[HandBatch]):
             image=torch.from_numpy(gathered).permute(0, 3, 1, 2),
             intrinsics=self.intrinsics[position],
             xyz_m=_or_nan(self.annotations.xyz_m, images, (NUM_JOINTS, 3)),
-            scale_m=_or_nan(self.annotations.scale_m, images, ()),
+            # A scale that was measured on the joints is a part of the truth, which no prediction may see.
+            scale_m=_or_nan(self.annotations.scale_m if self.annotations.is_scale_given else None, images, ()),
             position=position,
             mask=torch.from_numpy(self._mask(images, gathered.shape[1:3])),
         )

@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader
 
 from handpose.config import instantiated, plain
 from handpose.data.datamodule import HandDataModule
-from handpose.data.sample import HandBatch
+from handpose.data.sample import Annotations, HandBatch
 from handpose.errors import UserError
 from handpose.evaluation.baselines import mean_pose_errors
 from handpose.evaluation.hand_pictures import write_hands
-from handpose.evaluation.predict import Predictor, measure
+from handpose.evaluation.predict import Predictor, measure, true_size_rr_mpjpe_mm
 from handpose.evaluation.submission import write_course, write_official
+from handpose.heatmaps import CameraAxes, ImageAxes
 from handpose.training.build import build
 from handpose.training.callbacks import ConfiguredOptimizer
 from handpose.training.checkpoints import (
@@ -61,7 +62,8 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     prepared = prepare(config, stage="test" if config.test else None, checkpoint=checkpoint, quiet=quiet)
     folders = folders or prepare_folders(config)
     if config.test:
-        return RunResult(folders, None, checkpoint, _test(config, prepared, folders, quiet=quiet))
+        metrics = _test(config, prepared, folders, quiet=quiet)
+        return RunResult(folders, None, checkpoint, metrics, hand_size(prepared, prepared.data.splits.test))
     training = _fit(config, prepared, folders, callbacks=(), quiet=quiet)
     best = training.best_checkpoint
     if best is None:
@@ -73,7 +75,7 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     load_weights(prepared.module, read_checkpoint(best), best)
     metrics = _test(config, prepared._replace(checkpoint=best), folders, quiet=quiet)
     _part()
-    return RunResult(folders, training, best, metrics)
+    return RunResult(folders, training, best, metrics, hand_size(prepared, prepared.data.splits.test))
 
 
 def _part() -> None:
@@ -143,8 +145,22 @@ def prepare(
     if weights is None:
         training_m = torch.from_numpy(_xyz_m(data.trained_on.xyz_m)).float()
         module.axes.fit(training_m, is_trained=initial is not None)
+    if stage != "test":
+        _check_camera(module)
     _check_image_size(config, module, data.test_dataloader() if stage == "test" else data.train_dataloader())
     return Prepared(module, data, checkpoint)
+
+
+def _check_camera(module: HandPose) -> None:
+    """Raise UserError where the augmentation changes the camera and the network's axes do not know the camera."""
+    changing = {name: getattr(module.augment, name) for name in ("scale", "shift", "perspective_deg")}
+    given = {f"augment.{name}": value for name, value in changing.items() if value}
+    if isinstance(module.axes, CameraAxes) and given:
+        raise UserError(
+            f"{', '.join(f'{key}={value:g}' for key, value in given.items())} shows the hand through another camera, "
+            "while a network of heatmap=camera_axes is trained on millimetres for one camera, so that its labels would "
+            f"be wrong; give {' '.join(f'{key}=0' for key in given)}, or heatmap=image_axes"
+        )
 
 
 def _weights(config: DictConfig, stage: Literal["fit", "test"] | None, path: Path) -> dict[str, Any]:
@@ -238,9 +254,14 @@ def _how_to_go_on(config: DictConfig, trainer: pl.Trainer) -> str:
 
 def _test(config: DictConfig, prepared: Prepared, folders: RunFolders, *, quiet: bool) -> dict[str, float]:
     predicted_m = predict(config, prepared, prepared.data.test_dataloader(), quiet=quiet)
-    metrics = _test_metrics(prepared.data, predicted_m)
+    metrics = _test_metrics(prepared, predicted_m)
     views = {key: value for key, value in plain(config)["test_time"].items() if key != "_target_"}
-    record = {"checkpoint": str(prepared.checkpoint), "test_time": views, "metrics": metrics}
+    record = {
+        "checkpoint": str(prepared.checkpoint),
+        "test_time": views,
+        "hand_size": hand_size(prepared, prepared.data.splits.test),
+        "metrics": metrics,
+    }
     _write(folders.predictions, prepared.data, predicted_m, record)
     return metrics
 
@@ -271,13 +292,26 @@ def predict(config: DictConfig, prepared: Prepared, loader: DataLoader[HandBatch
     return xyz_m[position.argsort()].double().numpy()
 
 
-def _test_metrics(data: HandDataModule, predicted_m: np.ndarray) -> dict[str, float]:
+def _test_metrics(prepared: Prepared, predicted_m: np.ndarray) -> dict[str, float]:
+    data, axes = prepared.data, prepared.module.axes
     truth = data.splits.test.xyz_m
     if truth is None:
         return {}
     measured = measure(predicted_m, truth, data.test_dataloader().dataset.intrinsics.numpy())  # type: ignore[attr-defined]
+    if isinstance(axes, ImageAxes) and not data.splits.test.is_scale_given:
+        measured["rr_mpjpe_true_size_mm"] = true_size_rr_mpjpe_mm(predicted_m, truth, axes.scale_m.item())
     baseline = _baseline(_xyz_m(data.trained_on.xyz_m), truth)
     return {f"test/{name}": value for name, value in measured.items()} | baseline
+
+
+def hand_size(prepared: Prepared, split: Annotations) -> str:
+    """Where the size of the hands comes from that are predicted for a split, for a person."""
+    if isinstance(prepared.module.axes, CameraAxes):
+        return "as predicted, in millimetres of the camera frame"
+    if split.is_scale_given and split.scale_m is not None:
+        return "given: the length of the reference bone of each hand, from the data set's scale file"
+    length_mm = 1000.0 * prepared.module.axes.scale_m.item()
+    return f"assumed: the mean length of the reference bone in training, {length_mm:.1f} mm (there is no scale file)"
 
 
 def _baseline(train_xyz_m: np.ndarray, xyz_m: np.ndarray | None) -> dict[str, float]:

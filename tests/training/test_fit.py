@@ -1,6 +1,7 @@
 import gzip
 import json
 import shlex
+import shutil
 import zipfile
 
 import numpy as np
@@ -190,6 +191,36 @@ def test_the_test_writes_both_submissions_and_its_metrics(trained):
     assert zipfile.ZipFile(folders.predictions / "pred.zip").namelist() == ["pred.json"]
     assert json.loads((folders.predictions / "metrics.json").read_text())["metrics"] == metrics
     assert {"test/pa_mpjpe_mm", "test/keypoint_error_px", "baseline/pa_mpjpe_mm"} <= set(metrics)
+
+
+def test_test_predictions_do_not_use_the_true_size_of_the_hands_and_say_where_theirs_comes_from(
+    configure, freihand, tmp_path
+):
+    root = shutil.copytree(freihand, tmp_path / "no_scale")
+    given = train_and_test(configure(*QUIET, "trainer.max_epochs=1"), quiet=True)
+    for split in ("training", "evaluation"):
+        (root / f"{split}_scale.json").unlink()
+    overrides = [f"data.root={root}", "test=true", f"model.checkpoint_path={given.checkpoint}"]
+    assumed = train_and_test(configure(*QUIET, *overrides), quiet=True)
+
+    of_given, of_assumed = (read_official(result.folders.predictions / "pred.zip") for result in (given, assumed))
+    ratio = of_assumed[:, 0] / of_given[:, 0]
+    truth = np.array(json.loads((root / "evaluation_xyz.json").read_text()))
+    true_length = np.linalg.norm(truth[:, 10] - truth[:, 9], axis=-1)
+    # The same hand in another size: that of the training set in the mean.
+    sizes = ratio.mean(axis=-1) * true_length
+    assert sizes == pytest.approx(sizes[0], rel=1e-3)
+    of_true_size = assumed.test_metrics["test/rr_mpjpe_true_size_mm"]
+    assert of_true_size == pytest.approx(given.test_metrics["test/rr_mpjpe_mm"], rel=1e-3)
+    assert "test/rr_mpjpe_true_size_mm" not in given.test_metrics
+
+    said = [
+        json.loads((each.folders.predictions / "metrics.json").read_text())["hand_size"] for each in (given, assumed)
+    ]
+    assert said[0].startswith("given: ")
+    assert said[1].startswith("assumed: the mean length of the reference bone in training")
+    assert "with the given hand size" in given.summary()
+    assert f"with the true size root-relative {of_true_size:.2f} mm" in assumed.summary()
 
 
 def test_pictures_and_scalars_are_in_the_log(configure, folders):
