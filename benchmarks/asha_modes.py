@@ -47,6 +47,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from handpose.sweep.rules import Asha, Fifo, Rule  # noqa: E402
 from handpose.sweep.space import Params, find_space  # noqa: E402
+from handpose.whole_file import to_json, write_json  # noqa: E402
 
 CURVES = REPOSITORY / "benchmarks" / "curves" / "decoder_27_epochs.json"
 _BUDGETS = (125, 250, 500, 1000, 2000, 4000)
@@ -136,7 +137,7 @@ def main() -> None:
     if given.output:
         settings = {name: value for name, value in vars(given).items() if name not in ("record", "curves", "output")}
         content = {"curves": given.curves.name, "num_curves": len(curves), "settings": settings, "slots": results}
-        given.output.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(given.output, content, indent=1)
 
 
 def _rules(max_epochs: int, halving: Mapping[str, Any]) -> dict[str, Callable[[int], Rule]]:
@@ -328,7 +329,7 @@ def record(sweep: Path, file: Path) -> int:
         "seconds": "of the whole trial; the machine was shared, so that they vary with what else ran",
         "max_epochs": int(overrides["sweep.max_epochs"]),
     }
-    lines = ",\n".join(json.dumps(trial) for trial in trials)
+    lines = ",\n".join(to_json(trial) for trial in trials)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(head, indent=1)[:-2] + f',\n "trials": [\n{lines}\n]}}\n')
     return len(trials)

@@ -8,7 +8,6 @@ Goals: 10,000 trials in at most 30 s, and a report in at most 5 ms.
 """
 
 import argparse
-import json
 import math
 import random
 import statistics
@@ -39,6 +38,7 @@ from handpose.sweep.settings import SweepSettings  # noqa: E402
 from handpose.sweep.space import load_space  # noqa: E402
 from handpose.sweep.state import SweepState  # noqa: E402
 from handpose.sweep.stretch import Stretch  # noqa: E402
+from handpose.whole_file import write_json  # noqa: E402
 
 _EPOCHS = 27
 _SLOTS = 16
@@ -161,7 +161,7 @@ def main() -> None:
             )
             sweep.close()
     if given.output:
-        given.output.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1) + "\n")
+        write_json(given.output, {"date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ sweep left alone; every round is audited (handpose/sweep/audit.py): events, rule
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -26,6 +25,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from handpose.sweep.audit import audit  # noqa: E402
 from handpose.sweep.events import EVENTS, Asked, Ended, Reported, read_events  # noqa: E402
+from handpose.whole_file import write_json  # noqa: E402
 
 _SMALL = (
     "data.source.num_train=240",
@@ -95,7 +95,7 @@ def main() -> None:
     print("\n" + "  ".join(f"{name} {value}" for name, value in totals.items()))
     if given.output:
         content = {"date": time.strftime("%Y-%m-%d"), "totals": totals, "rounds": [asdict(each) for each in rounds]}
-        given.output.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(given.output, content, indent=1)
     sys.exit(1 if any(totals[name] for name in ("lost", "repeated", "wrong", "values_differ")) else 0)
 
 

@@ -65,7 +65,7 @@ def fabricate(setup: Setup, loss: Loss, folder: Path, *, seed: int) -> None:
         seed=seed,
     )
     log = EventLog(folder / EVENTS)
-    table = TrialTable(*sweep.target, sweep.num_trials, sweep.max_epochs)
+    table = TrialTable(sweep.metric, sweep.target.mode, sweep.num_trials, sweep.max_epochs)
     clock = _Clock()
     state = SweepState(sweep, log=log, history=History(sweep, rule=rule(), table=table), searcher=searcher, clock=clock)
     state.open(num_slots=setup.num_slots)

@@ -158,8 +158,8 @@ def original(ranges: Mapping[str, list[float]], *, recipe: bool) -> Recipe:
     ]
 
     def overrides(epochs: int) -> Overrides:
-        if not recipe:
-            return network
+        if not recipe:  # of our augmentation what leaves the camera as it is
+            return [*network, "augment.scale=0", "augment.shift=0"]
         milestones = [round(epochs * milestone / 145) for milestone in (100, 140)]
         return [
             *network,

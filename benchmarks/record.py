@@ -1,7 +1,6 @@
 """How figures are kept: as JSON, with the day and the machine that they were measured on."""
 
 import contextlib
-import json
 import os
 import platform
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from handpose.whole_file import write_json
 
 _PACKAGES = ("ray", "torch", "pytorch-lightning", "optuna")
 
@@ -38,7 +39,7 @@ def write_results(file: Path | None, content: Mapping[str, Any]) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         head = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
-        file.write_text(json.dumps({**head, **content}, indent=1) + "\n")
+        write_json(file, {**head, **content}, indent=1)
 
 
 def _processor() -> str:

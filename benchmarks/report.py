@@ -12,7 +12,6 @@ the console.
 import argparse
 import base64
 import heapq
-import json
 import math
 import random
 import shutil
@@ -47,6 +46,7 @@ from handpose.sweep.searcher import OptunaSearcher  # noqa: E402
 from handpose.sweep.settings import SweepSettings  # noqa: E402
 from handpose.sweep.space import Params, load_space  # noqa: E402
 from handpose.sweep.state import Failure, SweepState  # noqa: E402
+from handpose.whole_file import write_json  # noqa: E402
 
 _METRIC = "val/pa_mpjpe_mm"
 _SLOTS = 16
@@ -268,7 +268,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:>16}  {value}")
     if given.output:
-        given.output.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), **figures}, indent=1) + "\n")
+        write_json(given.output, {"date": time.strftime("%Y-%m-%d"), **figures}, indent=1)
 
 
 if __name__ == "__main__":

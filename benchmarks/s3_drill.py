@@ -12,7 +12,6 @@ the last digit, against the same sweep left alone without a store.
 
 import argparse
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -37,6 +36,7 @@ from handpose.sweep.audit import audit  # noqa: E402
 from handpose.sweep.events import EVENTS, Asked, Ended, Reported, read_events  # noqa: E402
 from handpose.sweep.store import Store  # noqa: E402
 from handpose.sweep.stored_sweep import fetch_events  # noqa: E402
+from handpose.whole_file import write_json  # noqa: E402
 
 _SWEEP = (
     "sweep.name=drill",
@@ -103,7 +103,7 @@ def main() -> None:
         urllib.request.urlopen(request).close()
         content = _drill(Path(folder), server, door, outage_s=given.outage_s, secret=secret)
     if given.output:
-        given.output.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), **content}, indent=1) + "\n")
+        write_json(given.output, {"date": time.strftime("%Y-%m-%d"), **content}, indent=1)
     sys.exit(1 if any(content["found"].values()) else 0)
 
 

@@ -31,6 +31,7 @@ from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.trainer import calm
+from handpose.whole_file import to_json
 
 OPSET = 20
 """Of ONNX: the newest that torch 2.15 exports to by default, and that runtimes of 2024 and later read."""
@@ -123,8 +124,8 @@ def metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
         "bone_lengths), in closed form (handpose.geometry.root_depth); joints = rays * (Z + relative_depth) * scale, "
         "in the unit of scale, the length of the reference bone: scale_mm is its mean in the training set",
         "bones": json.dumps(BONES),
-        "bone_lengths": json.dumps(axes.bone_lengths.tolist()),
-        "scale_mm": json.dumps(1000.0 * float(axes.scale_m)),
+        "bone_lengths": to_json(axes.bone_lengths.tolist()),
+        "scale_mm": to_json(1000.0 * float(axes.scale_m)),
     }
 
 

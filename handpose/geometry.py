@@ -1,4 +1,4 @@
-"""The pinhole camera and its inverse, Procrustes alignment, and the absolute depth of the root.
+"""The pinhole camera and its inverse, Procrustes alignment, bone lengths, and the absolute depth of the root.
 
 Any number of leading dimensions is a batch (written ...); device and dtype follow the input. Camera frame: x to the
 right, y down, z away from the camera. Letters: K keypoints.
@@ -7,6 +7,9 @@ Intrinsics are upper triangular, [[fx, s, cx], [0, fy, cy], [0, 0, 1]], with any
 products are written out rather than as a matrix product, because autocast and TF32 would round that to 8-11 bits.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,12 @@ from handpose.skeleton import BONES, ROOT
 
 NEAREST = 0.1
 """The least depth that `root_depth` leaves to the joint nearest to the camera, in mean lengths of a bone."""
+
+_LEAST_BONE_LIMIT = math.log(1.5)
+_LEAST_SIZE_LIMIT = math.log(2.0)
+_NUM_DEVIATIONS = 6.0
+"""A bone or a hand is an outlier if its log length deviates from the median by more than so many robust standard
+deviations, and by at least the limits above: hands of real people differ by less."""
 
 _PARENT = [parent for parent, _ in BONES]
 _CHILD = [child for _, child in BONES]
@@ -85,6 +94,51 @@ def root_relative(xyz: Tensor, root: int = ROOT) -> Tensor:
 def bone_lengths(xyz: Tensor) -> Tensor:
     """Lengths of the 20 bones in the order of `skeleton.BONES`: (..., K, 3) -> (..., 20)."""
     return torch.linalg.vector_norm(xyz[..., _CHILD, :] - xyz[..., _PARENT, :], dim=-1)
+
+
+class Proportions(NamedTuple):
+    """How the N hands of a data set compare with the median hand. Logarithms, so that 0 means equal."""
+
+    size: Tensor  # (N,) log of the hand's size relative to the median size
+    bones: Tensor  # (N, 20) log of each bone's length relative to the median bone of a hand of that size
+    is_unusual_size: Tensor  # (N,) bool
+    is_unusual_bone: Tensor  # (N, 20) bool
+
+    @property
+    def is_typical(self) -> Tensor:
+        """(N,) bool: neither the size nor any bone is an outlier."""
+        return ~(self.is_unusual_size | self.is_unusual_bone.any(dim=-1))
+
+
+def proportions(xyz: Tensor) -> Proportions:
+    """Compare the bones of N hands, (N, K, 3) in one unit, with the median hand.
+
+    Only medians and median absolute deviations are used, so wrong labels do not move the result while they are fewer
+    than half. The size of a hand is the median over its bones; one wrong joint does not change it either.
+    """
+    lengths = bone_lengths(xyz.double())
+    size = (lengths / lengths.nanmedian(dim=0).values).nanmedian(dim=-1).values
+    shape = lengths / size[:, None]
+    bones = (shape / shape.nanmedian(dim=0).values).log()
+    size = (size / size.nanmedian()).log()
+    return Proportions(
+        size,
+        bones,
+        is_unusual_size=is_outlier(size, least=_LEAST_SIZE_LIMIT),
+        is_unusual_bone=is_outlier(bones, least=_LEAST_BONE_LIMIT),
+    )
+
+
+def typical_hands(xyz: Tensor) -> Tensor:
+    """The hands, (M, K, 3) of (N, K, 3), whose size and bones are no outliers; all of them where none is typical."""
+    typical = xyz[proportions(xyz).is_typical]
+    return typical if len(typical) else xyz
+
+
+def is_outlier(deviations: Tensor, *, least: float) -> Tensor:
+    """Which deviations from a median, (N, ...), are more than 6 robust standard deviations (1.4826 MAD) and `least`."""
+    spread = 1.4826 * deviations.abs().nanmedian(dim=0).values
+    return ~(deviations.abs() <= (_NUM_DEVIATIONS * spread).clamp_min(least))  # NaN is an outlier too
 
 
 def root_depth(points: Tensor, relative_depth: Tensor, lengths: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -1,11 +1,12 @@
 """Keypoints <-> heatmaps: the one place that knows how coordinates become bins and bins become coordinates.
 
 A network gives each joint three one-dimensional heatmaps, one along each axis (logits over bins). An axis runs over
-[0, 1]; bin i of n has its centre at (i + 0.5) / n, and `sigma` is a fraction of the axis, so that neither the depth
-of a decoder nor the number of bins changes what is asked of the network. What the axes mean is a choice: `ImageAxes`
-(u, v and relative depth, metric through the intrinsics; Iqbal et al. 2018) or `CameraAxes` (fixed ranges of
-millimetres, as the original design had). So are the shape of the heatmaps that are drawn as targets, and how predicted
-ones are read out when a network is used; in training they are read out by the soft-argmax, which has a gradient.
+[0, 1]; bin i of n has its centre at (i + 0.5) / n, and `sigma` is a fraction of the axis. So neither the depth of a
+decoder nor the number of bins changes what the network is asked for, as long as sigma is at least half a bin. What the
+axes mean is a choice: `ImageAxes` (u, v and relative depth, metric through the intrinsics; Iqbal et al. 2018) or
+`CameraAxes` (fixed ranges of millimetres, as in the original design). So are the shape of the target heatmaps, and how
+predicted heatmaps are read out when a network is used. In training they are always read out by the soft-argmax, which
+has a gradient.
 
 Letters: B batch, K keypoints, W, H, D bins along the axes.
 """
@@ -23,6 +24,10 @@ from handpose.skeleton import BONES, REFERENCE_BONE, ROOT
 
 HeatmapShape = Literal["gaussian", "laplacian"]
 ReadOut = Literal["soft_argmax", "debiased"]
+
+_LEAST_WIDTH = 0.5
+"""Standard deviation of a target heatmap, in bins, at least. A narrower one would fall into a single bin wherever its
+coordinate lies in it, and would not tell where: its mean would be wrong by up to half a bin."""
 
 _CURVE_POINTS = 513
 """Coordinates for which the debiased read-out knows the mean of the target; it is linear between them."""
@@ -51,22 +56,36 @@ def bin_centers(bins: int, *, like: Tensor) -> Tensor:
 
 
 def gaussian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
-    """Draw a normalised Gaussian round each coordinate.
+    """Draw a normalised Gaussian round each coordinate: its density at the centres of the bins.
 
-    coordinates: (...) in units of the axis. Returns (..., bins) that sum to one, also where the coordinate lies outside
-    the axis (there the nearest bins hold the mass).
+    coordinates: (...) in units of the axis. sigma: its standard deviation; at least half a bin is used, so that the
+    mean of the heatmap is the coordinate to 0.03 bins, but for what the border of the axis cuts off. Returns
+    (..., bins) that sum to one, also where the coordinate lies outside the axis (there the nearest bins hold the mass).
     """
-    distance = (bin_centers(bins, like=coordinates) - coordinates.unsqueeze(-1)) / sigma
+    distance = (bin_centers(bins, like=coordinates) - coordinates.unsqueeze(-1)) / _width(sigma, bins)
     return torch.softmax(-0.5 * distance.square(), dim=-1)
 
 
 def laplacian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
     """Draw a normalised Laplacian round each coordinate: a sharper peak and longer tails than the Gaussian's.
 
-    sigma: its standard deviation, sqrt(2) times its scale. Otherwise as `gaussian_heatmaps`.
+    A bin has the mass of the Laplacian within its borders: densities at the centres would be the same for all
+    coordinates before the first and behind the last centre. sigma: its standard deviation, sqrt(2) times its scale; at
+    least half a bin is used, with which the mean of the heatmap is the coordinate to 0.06 bins. Otherwise as
+    `gaussian_heatmaps`.
     """
-    distance = (bin_centers(bins, like=coordinates) - coordinates.unsqueeze(-1)) / sigma
-    return torch.softmax(-math.sqrt(2.0) * distance.abs(), dim=-1)
+    scale = _width(sigma, bins) / math.sqrt(2.0)
+    low = bin_centers(bins, like=coordinates) - 0.5 / bins
+    above_low = coordinates.clamp(0.0, 1.0).unsqueeze(-1) - low  # of all that lie outside the axis the mass is the same
+    below_high = 1.0 / bins - above_low
+    around = -torch.expm1(-above_low.clamp_min(0.0) / scale) - torch.expm1(-below_high.clamp_min(0.0) / scale)
+    beside = -math.expm1(-1.0 / bins / scale) * torch.exp(-torch.maximum(-above_low, -below_high) / scale)
+    mass = torch.where((above_low >= 0.0) & (below_high >= 0.0), around, beside)
+    return mass / mass.sum(dim=-1, keepdim=True)
+
+
+def _width(sigma: float, bins: int) -> float:
+    return max(sigma, _LEAST_WIDTH / bins)
 
 
 _DRAWN: dict[HeatmapShape, Callable[..., Tensor]] = {"gaussian": gaussian_heatmaps, "laplacian": laplacian_heatmaps}
@@ -162,11 +181,14 @@ class ImageAxes(_Axes):
     def fit(self, xyz_m: Tensor, *, is_trained: bool = False) -> None:
         """Take range, proportions and size from the training set's joints, (N, K, 3) in metres, camera frame.
 
-        is_trained: the range of depth stays, since it is what the logits of a trained network mean.
+        Hands whose bones are far from the median hand do not count: a single wrong joint can make the reference bone
+        of its hand arbitrarily short. is_trained: the range of depth stays, since the logits of a trained network
+        refer to it.
         """
-        lengths = geometry.bone_lengths(xyz_m)
+        typical_m = geometry.typical_hands(xyz_m)
+        lengths = geometry.bone_lengths(typical_m)
         scale = lengths[:, BONES.index(REFERENCE_BONE)]
-        relative = (xyz_m[..., 2] - xyz_m[:, ROOT, None, 2]) / scale[:, None]
+        relative = (typical_m[..., 2] - typical_m[:, ROOT, None, 2]) / scale[:, None]
         if not is_trained:  # a tenth to spare, for hands the training set does not hold
             self.depth_range.copy_(1.1 * relative.abs().max())
         self.bone_lengths.copy_((lengths / scale[:, None]).mean(0))
@@ -247,7 +269,8 @@ class CameraAxes(_Axes):
         """Check that the ranges hold the training set's joints, (N, K, 3) in metres; a share outside is refused."""
         outside = ((self.encode(xyz_m, xyz_m, (1, 1)) - 0.5).abs() > 0.5).float().mean().item()
         if outside > 0.01:
-            low, high = (1000 * xyz_m.amin((0, 1))).tolist(), (1000 * xyz_m.amax((0, 1))).tolist()
+            typical_m = geometry.typical_hands(xyz_m)
+            low, high = (1000 * typical_m.amin((0, 1))).tolist(), (1000 * typical_m.amax((0, 1))).tolist()
             raise UserError(
                 f"{outside:.0%} of the training coordinates lie outside heatmap.x_mm, y_mm, z_mm; the joints span "
                 f"{[round(x) for x in low]} to {[round(x) for x in high]} mm, so widen the ranges"

@@ -20,6 +20,8 @@ _ENDS = torch.tensor(BONES)  # (20, 2): parent, child
 _REFERENCE = BONES.index(REFERENCE_BONE)
 _SHORT = 0.1
 """Length, in reference bones, below which a predicted bone has no direction to speak of."""
+_LONG = 4.0
+"""Length, in reference bones, that no bone of a hand has (the longest has 2.5): the label of that hand is wrong."""
 
 
 class HeatmapLoss(nn.Module):
@@ -76,9 +78,12 @@ class HeatmapLoss(nn.Module):
         seen = inside.amin(dim=-1)[:, _ENDS].amin(dim=-1)  # (B, 20): both ends are on all three axes
         bones, target = _bones(joints), _bones(truth.xyz_m)  # (B, 20, 3)
         target = target / torch.linalg.vector_norm(target[:, _REFERENCE, None], dim=-1, keepdim=True)
+        length = torch.linalg.vector_norm(target, dim=-1)  # (B, 20)
+        # A reference bone of almost no length would make its hand thousands of times larger than all others.
+        seen = seen * (length.amax(dim=-1, keepdim=True) < _LONG)
         terms = {}
         if self.bone_length_weight:
-            error = (torch.linalg.vector_norm(bones, dim=-1) - torch.linalg.vector_norm(target, dim=-1)).abs()
+            error = (torch.linalg.vector_norm(bones, dim=-1) - length).abs()
             terms["bone_length"] = self.bone_length_weight * _mean(error, seen)
         if self.bone_direction_weight:
             cosine = F.cosine_similarity(bones, target, dim=-1, eps=_SHORT)

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from handpose.evaluation.photographs import (
 from handpose.geometry import project, root_relative
 from handpose.heatmaps import CameraAxes
 from handpose.skeleton import JOINT_NAMES
+from handpose.whole_file import write_json
 
 _FILL = 0.6
 
@@ -205,7 +205,7 @@ def _write(hands: list[dict[str, Any]], network: TrainedNetwork, side: int, opti
         "reference_bone_from": "assumed: the mean of the training set" if options.scale is None else "given",
         "joints": list(JOINT_NAMES),
     }
-    (options.output / "hands.json").write_text(json.dumps(about | {"hands": hands}, indent=1) + "\n")
+    write_json(options.output / "hands.json", about | {"hands": hands}, indent=1)
 
 
 def _tell(hands: list[dict[str, Any]], folder: Path) -> None:

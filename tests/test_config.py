@@ -1,9 +1,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
 
 from handpose.config import CONFIGS, compose, leaf_keys, location_overrides, plain, quote_override
 from handpose.errors import UserError
@@ -19,6 +21,17 @@ GROUPS = sorted(
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes(name):
     assert compose("train", [f"experiment={name}"]).trainer.max_epochs == 145
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_predicts_with_the_mean_over_rotations_as_the_original_did(name):
+    config = compose("train", [f"experiment={name}"])
+    views = instantiate(config.test_time)
+    views.check(instantiate(config.heatmap))
+    assert np.degrees(views.angles) == pytest.approx(np.arange(8) * 45)  # it was trained on the full circle
+    assert (views.mirror, views.scales, views.crop) == (False, [1.0], None)
+    assert compose("train", [f"experiment={name}", "test_time=none"]).test_time.num_rotations == 1
+    assert compose("train", [f"experiment={name}", "test_time.mirror=true"]).test_time.mirror
 
 
 @pytest.mark.parametrize("choice", GROUPS)

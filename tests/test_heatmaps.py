@@ -1,3 +1,6 @@
+import itertools
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -66,14 +69,46 @@ def test_soft_argmax_reads_the_coordinate_back_between_the_bins():
     assert torch.allclose(soft_argmax(logits), coordinates, atol=1e-6)
 
 
+CELLS = (3, 7)  # of the last map of an encoder, at 96 and 224 px
+SIGMAS = (0.006, 0.015, 0.05, 0.4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", DRAW)
-@given(data=st.data(), sigma=st.floats(0.01, 0.2), cells=st.sampled_from([24, 48, 224]))
-def test_the_debiased_read_out_gives_back_what_targets_were_drawn_for_also_at_the_border(shape, data, sigma, cells):
-    first = 0.0 if shape == "gaussian" else 0.6 / cells  # before the first bin all Laplacians are the same
-    coordinate = torch.tensor(data.draw(st.floats(first, 1.0 - first)), dtype=torch.float64)
-    logits = DRAW[shape](coordinate, bins=cells, sigma=max(sigma, 0.5 / cells)).clamp_min(1e-300).log()
-    read = debiased_argmax(logits, sigma=max(sigma, 0.5 / cells), target=shape)
-    assert float(read) == pytest.approx(float(coordinate), abs=2e-3)
+@pytest.mark.parametrize("depth", range(6))
+def test_the_debiased_read_out_gives_back_what_targets_were_drawn_for_also_at_the_border(shape, depth, dtype):
+    coordinates = torch.linspace(0.0, 1.0, 101, dtype=dtype)
+    for cells, bins_per_cell, sigma in itertools.product(CELLS, (1, 2), SIGMAS):
+        target = DRAW[shape](coordinates, bins=cells * bins_per_cell * 2**depth, sigma=sigma)
+        read = debiased_argmax(target.log(), sigma=sigma, target=shape)
+        assert (read - coordinates).abs().max() < 1e-3, (cells, bins_per_cell, sigma)
+
+
+@pytest.mark.parametrize(("shape", "bound"), [("gaussian", 0.03), ("laplacian", 0.06)])
+def test_the_mean_of_a_target_is_its_coordinate_however_narrow_it_is_asked_to_be(shape, bound):
+    for bins, sigma in itertools.product((12, 24, 48, 96, 192), SIGMAS[:-1]):
+        border = (6 if shape == "gaussian" else 10) * max(sigma, 0.5 / bins)  # what it cuts off pulls the mean away
+        if border < 0.5:
+            coordinates = torch.linspace(border, 1.0 - border, 301, dtype=torch.float64)
+            heatmap = DRAW[shape](coordinates, bins=bins, sigma=sigma)
+            centers = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
+            assert ((heatmap * centers).sum(-1) - coordinates).abs().max() < bound / bins, (bins, sigma)
+
+
+@pytest.mark.parametrize("shape", DRAW)
+def test_narrow_targets_move_with_their_coordinate_inside_a_bin(shape):
+    coordinates = torch.linspace(0.0, 1.0, 301, dtype=torch.float64)
+    heatmap = DRAW[shape](coordinates, bins=6, sigma=0.01)  # depth 1 at 96 px
+    mean = (heatmap * (torch.arange(6, dtype=torch.float64) + 0.5) / 6).sum(-1)
+    assert (mean.diff() > 0).all()
+    assert (mean - coordinates)[50:251].abs().max() < 0.02
+
+
+def test_a_laplacian_heatmap_is_its_mass_within_the_borders_of_the_bins():
+    for coordinate in (0.0, 0.04, 0.37, 1.0):
+        heatmap = laplacian_heatmaps(torch.tensor(coordinate, dtype=torch.float64), bins=10, sigma=0.06)
+        mass = np.diff(laplace(coordinate, 0.06 / np.sqrt(2)).cdf(np.linspace(0, 1, 11)))
+        assert np.allclose(heatmap.numpy(), mass / mass.sum(), atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", DRAW)
@@ -161,6 +196,46 @@ def test_the_hand_of_true_coordinates_is_the_true_one_in_lengths_of_its_referenc
     joints = axes.hand(truth.coordinates, truth)
     length = torch.linalg.vector_norm(xyz_m[:, 10] - xyz_m[:, 9], dim=-1)
     assert torch.allclose(joints * length[:, None, None], xyz_m, atol=1e-5)
+
+
+WRONG = {
+    "a reference bone of almost no length": lambda hand: hand.index_copy(0, torch.tensor([10]), hand[9:10] + 1e-4),
+    "a fingertip a metre away": lambda hand: hand + torch.eye(21)[:, 12:13] * torch.tensor([0.0, 0.0, 1.0]),
+    "millimetres": lambda hand: 1000.0 * hand,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize("share", [0.004, 0.1])
+def test_wrong_labels_of_a_few_hands_do_not_change_what_depth_means(wrong, share):
+    xyz_m = torch.from_numpy(hands(500)).float()
+    clean, dirty = ImageAxes(sigma=0.02, **DRAWN), ImageAxes(sigma=0.02, **DRAWN)
+    clean.fit(xyz_m)
+    for hand in range(int(share * len(xyz_m))):
+        xyz_m[hand] = wrong(xyz_m[hand])
+    dirty.fit(xyz_m)
+    for name in ("depth_range", "bone_lengths", "scale_m"):
+        assert torch.allclose(getattr(dirty, name), getattr(clean, name), rtol=0.02), name
+
+
+def test_the_axis_of_depth_holds_all_clean_hands_with_a_tenth_to_spare():
+    xyz_m = torch.from_numpy(hands(500)).float()
+    axes = ImageAxes(sigma=0.02, **DRAWN)
+    axes.fit(xyz_m)
+    relative = (xyz_m[..., 2] - xyz_m[:, 9, None, 2]) / torch.linalg.vector_norm(xyz_m[:, 10] - xyz_m[:, 9], dim=-1)[
+        :, None
+    ]
+    assert axes.depth_range == pytest.approx(1.1 * relative.abs().max().item(), rel=1e-5)
+
+
+def test_the_ranges_that_camera_axes_ask_for_are_those_of_hands_that_are_not_far_from_the_rest(batch):
+    xyz_m = batch[0].clone()
+    xyz_m[3, 8, 0] += 50.0
+    axes = CameraAxes(sigma=0.02, **DRAWN, x_mm=[-1, 1], y_mm=[-500, 500], z_mm=[0, 2000])
+    with pytest.raises(UserError, match="the joints span") as refused:
+        axes.fit(xyz_m)
+    spans = re.findall(r"-?\d+", str(refused.value).partition("span")[2])
+    assert max(map(int, spans)) < 2000
 
 
 def test_relative_depth_does_not_depend_on_the_size_of_the_hand(batch):

@@ -205,3 +205,15 @@ def test_a_coordinate_outside_the_picture_has_no_gradient_and_the_others_have_th
     sum(LOSSES[name](logits, truth, axes).values()).backward()
     assert logits.u.grad[outside].abs().max() == 0.0
     assert (logits.u.grad[~outside].abs().amax(-1) > 0.0).all()
+
+
+@pytest.mark.parametrize("kind", ["image", "camera"])
+def test_a_reference_bone_of_almost_no_length_does_not_rule_the_losses_of_a_batch(kind):
+    axes, truth = hands_before_a_camera(kind)
+    xyz_m = truth.xyz_m.clone()
+    xyz_m[0, 10] = xyz_m[0, 9] + torch.tensor([1e-4, 0.0, 0.0])
+    wrong = Truth(axes.encode(xyz_m, truth.intrinsics, SIZE), xyz_m, truth.intrinsics, SIZE)
+    logits = logits_of(torch.full((8, 21, 3), 0.5))
+    clean, dirty = (bone_loss()(logits, each, axes) for each in (truth, wrong))
+    for name in ("bone_length", "bone_direction"):
+        assert dirty[name] == pytest.approx(clean[name].item(), rel=0.3)

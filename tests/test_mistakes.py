@@ -189,6 +189,11 @@ def test_a_network_that_does_not_know_the_camera_is_not_shown_another_ones_pictu
 def test_ranges_that_do_not_hold_the_hands_are_told_with_what_does(told):
     assert "the joints span [" in told("heatmap=camera_axes", "heatmap.x_mm=[1, 2]")
     assert "heatmap.x_mm must be [low, high]" in told("heatmap=camera_axes", "heatmap.x_mm=[4, 2]")
+    ranges = ("heatmap.x_mm=[-900, 900]", "heatmap.y_mm=[-900, 900]", "heatmap.z_mm=[1, 4000]")
+    assert "give augment.scale=0 augment.shift=0, or heatmap=image_axes" in told("heatmap=camera_axes", *ranges)
+    assert "give augment.perspective_deg=0, or" in told(
+        "heatmap=camera_axes", *ranges, "augment=original", "augment.perspective_deg=5"
+    )
 
 
 def remove(path: str):

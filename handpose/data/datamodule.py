@@ -5,6 +5,7 @@ DistributedSamplers, Lightning leaves them as they are.
 """
 
 import hashlib
+import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from handpose.allocation import return_freed_memory
 from handpose.data.draws import Share
+from handpose.data.label_check import suspicious_labels, warning
 from handpose.data.labels import shared
 from handpose.data.masks import PackedMasks, pack_masks
 from handpose.data.pack import PackedImages, pack
@@ -45,7 +48,7 @@ class HandDataModule(pl.LightningDataModule):
     batch_size: images a step on one device; training drops the rest of the epoch's last batch, the other splits drop
     nothing. pack_folder: where the packed images lie. seed: of the order of training. num_workers: processes that
     gather; 0 is fast unless the disk is slow. masks: give those of the training images too. train_on_val: train on the
-    validation split as well. progress: show packing on stderr.
+    validation split as well. progress: show packing, and warnings of labels that look wrong, on stderr.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class HandDataModule(pl.LightningDataModule):
         self._requested_size = image_size
         self._progress = progress
         self._stores: dict[str, PackedImages] = {}
+        self._checked: set[str] = set()  # splits
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # in the store, of training, then validation images
 
     @cached_property
@@ -111,8 +115,25 @@ class HandDataModule(pl.LightningDataModule):
         if stage in (None, "fit", "validate"):
             self._store("training")
             self._masks()
+            self._check_labels("train")
+            self._check_labels("val")
         if stage in (None, "test", "predict"):
             self._store("test")
+            self._check_labels("test")
+
+    @rank_zero_only
+    def _check_labels(self, split: Literal["train", "val", "test"]) -> None:
+        """Warn once of the labels of a split that are far from the rest."""
+        if not self._progress or split in self._checked:
+            return
+        self._checked.add(split)
+        annotations: Annotations = getattr(self.splits, split)
+        rows = self._split_rows(split)
+        packed = self._store("test" if split == "test" else "training")
+        found = suspicious_labels(annotations, packed.intrinsics[rows], packed.image_size)
+        if found:
+            num_poses = len(np.unique(annotations.pose))
+            print(warning(split, annotations.files, found, num_poses=num_poses), file=sys.stderr, flush=True)
 
     def train_dataloader(self) -> DataLoader[HandBatch]:
         num_train = len(self.trained_on)
@@ -161,13 +182,18 @@ class HandDataModule(pl.LightningDataModule):
         )
 
     def _dataset(self, split: Literal["train", "val", "test"]) -> "PackedHands":
-        if split == "test":
-            return PackedHands(self.splits.test, self._store("test"), np.arange(len(self.splits.test)))
-        store = self._store("training")
-        train, val = np.split(self._rows, [len(self.splits.train)])
+        store = self._store("test" if split == "test" else "training")
         if split == "train":
-            return PackedHands(self.trained_on, store, self._rows if self.train_on_val else train, masks=self._masks())
-        return PackedHands(self.splits.val, store, val)
+            rows = self._rows if self.train_on_val else self._split_rows("train")
+            return PackedHands(self.trained_on, store, rows, masks=self._masks())
+        return PackedHands(getattr(self.splits, split), store, self._split_rows(split))
+
+    def _split_rows(self, split: Literal["train", "val", "test"]) -> NDArray[np.int64]:
+        """Position in the opened store of each image of a split, (N,)."""
+        if split == "test":
+            return np.arange(len(self.splits.test))
+        train, val = np.split(self._rows, [len(self.splits.train)])
+        return train if split == "train" else val
 
     def _store(self, which: Literal["training", "test"]) -> PackedImages:
         if which not in self._stores:
@@ -250,7 +276,8 @@ class PackedHands(Dataset[HandBatch]):
             image=torch.from_numpy(gathered).permute(0, 3, 1, 2),
             intrinsics=self.intrinsics[position],
             xyz_m=_or_nan(self.annotations.xyz_m, images, (NUM_JOINTS, 3)),
-            scale_m=_or_nan(self.annotations.scale_m, images, ()),
+            # A scale that was measured on the joints is a part of the truth, which no prediction may see.
+            scale_m=_or_nan(self.annotations.scale_m if self.annotations.is_scale_given else None, images, ()),
             position=position,
             mask=torch.from_numpy(self._mask(images, gathered.shape[1:3])),
         )

@@ -120,7 +120,8 @@ def read_annotations(
 ) -> Annotations:
     """One split: the images of a folder and `root/{prefix}_{K,xyz,scale}.json`, one entry for one image or for four.
 
-    A scale file that is absent is made up for from xyz. layout: the remedy of a missing file. Raises UserError.
+    Where there is no scale file, the scale is measured on xyz, and predictions do not use it. layout: the remedy of a
+    missing file. Raises UserError.
     """
     files = image_files(images, layout)
     camera_path, xyz_path, scale_path = (root / f"{prefix}_{what}.json" for what in ("K", "xyz", "scale"))
@@ -134,15 +135,19 @@ def read_annotations(
                 "they must come from the same release of the data set"
             )
     _check_images_per_pose(len(files), images, len(intrinsics), camera_path)
-    if xyz_m is not None:
-        scale_m = _agreeing_scale_m(scale_m, scale_path, xyz_m, xyz_path)
+    if xyz_m is not None and scale_m is not None:
+        _check_scale(scale_m, scale_path, xyz_m, xyz_path)
     pose = np.arange(len(files)) % len(intrinsics)
+    is_scale_given = scale_m is not None
+    if scale_m is None and xyz_m is not None:
+        scale_m = _reference_bone_m(xyz_m)
     return Annotations(
         files=files,
         intrinsics=intrinsics[pose],
         xyz_m=None if xyz_m is None else xyz_m[pose],
         scale_m=None if scale_m is None else scale_m[pose],
         pose=pose,
+        is_scale_given=is_scale_given,
     )
 
 
@@ -218,23 +223,17 @@ def _read_scale_m(path: Path, layout: str) -> NDArray[np.float64]:
     return scale_m
 
 
-def _agreeing_scale_m(
-    scale_m: NDArray[np.float64] | None, scale_path: Path, xyz_m: NDArray[np.float64], xyz_path: Path
-) -> NDArray[np.float64]:
-    """The published scale if it is the length of the reference bone; that length if there is none.
+def _check_scale(scale_m: NDArray[np.float64], scale_path: Path, xyz_m: NDArray[np.float64], xyz_path: Path) -> None:
+    """Raise UserError where the published scale is not the length of the reference bone.
 
     The median decides: a scale in another unit or of another bone is a mistake, a single noisy pose is not.
     """
-    length_m = _reference_bone_m(xyz_m)
-    if scale_m is None:
-        return length_m
-    ratio = float(np.median(scale_m) / np.median(length_m))
+    ratio = float(np.median(scale_m) / np.median(_reference_bone_m(xyz_m)))
     if abs(ratio - 1) > _SCALE_TOLERANCE:
         raise UserError(
             f"{scale_path} is {ratio:.3g} times the bone between joints {REFERENCE_BONE[0]} and {REFERENCE_BONE[1]} of "
-            f"{xyz_path.name} in the median; remove it, and that bone's length is used"
+            f"{xyz_path.name} in the median; remove it, and predictions have the mean size of the training hands"
         )
-    return scale_m
 
 
 def _reference_bone_m(xyz_m: NDArray[np.float64]) -> NDArray[np.float64]:

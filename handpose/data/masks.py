@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handpose.data.pack import Files, Kind, decode, open_map, open_store
+from handpose.data.pack import Files, Kind, open_map, open_store
+from handpose.data.pictures import decode_labelled
 from handpose.data.sample import ImageFiles
 
 
@@ -55,7 +56,7 @@ def _reopen(store: Path, poses: NDArray[np.int64]) -> PackedMasks:
 
 def _decode(path: str) -> NDArray[np.uint8]:
     """A mask (H, W, 1), 0 or 255: a JPEG's are not quite black and white."""
-    return np.where(decode(path, colorspace="gray") > 127, np.uint8(255), np.uint8(0))
+    return np.where(decode_labelled(path, colorspace="gray") > 127, np.uint8(255), np.uint8(0))
 
 
 _MASKS = Kind("masks", 1, _decode)

@@ -24,16 +24,16 @@ from typing import Any, NamedTuple
 
 import filelock
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from handpose.data.pictures import decode_labelled, resized
 from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError
 
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 64  # images a task: 10 MB at 224 px, so few tasks and little memory
 _STAT_THREADS = 16  # a network disk answers many questions at a time; a local one does not mind
 
@@ -74,8 +74,8 @@ def pack(
     all. workers: threads that decode, all cores when None. progress: a bar on stderr while packing, or one line where
     stderr is no terminal. Any number of processes may call this at once; one makes the store.
 
-    Raises UserError when a file is missing, no JPEG, cut short or not square, when sizes differ without an
-    `image_size`, and when `folder` cannot be written or has too little space.
+    Raises UserError when a file is missing, no JPEG, cut short, to be turned according to its EXIF data or not square,
+    when sizes differ without an `image_size`, and when `folder` cannot be written or has too little space.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"data.image_size={image_size} must be positive, or null for the size of the files")
@@ -294,18 +294,7 @@ def _write_manifest(folder: Path, files: Files, image_size: int | None) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def decode(path: str, *, colorspace: str = "rgb") -> NDArray[np.uint8]:
-    """An RGB image (H, W, 3). Strict: a file that is cut short is an error, not an image that ends in grey."""
-    try:
-        with open(path, "rb") as file:
-            return simplejpeg.decode_jpeg(file.read(), colorspace=colorspace, strict=True)
-    except OSError as error:
-        raise UserError(f"the image {path} cannot be read ({error.strerror}); unpack the data set again") from None
-    except ValueError as error:
-        raise UserError(f"{path} cannot be decoded as a JPEG ({error}); unpack the data set again") from None
-
-
-_IMAGES = Kind("images", 3, decode)
+_IMAGES = Kind("images", 3, decode_labelled)
 
 
 def _side(path: str, image: NDArray[np.uint8]) -> int:
@@ -327,6 +316,5 @@ def _check_same_side(paths: list[str], start: int, sides: list[int], size: int) 
 def _resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     if image.shape[0] == size:
         return image
-    # Pillow widens the kernel when it shrinks, so nothing aliases.
     flat = image[..., 0] if image.shape[2] == 1 else image
-    return np.asarray(Image.fromarray(flat).resize((size, size), Image.Resampling.BICUBIC)).reshape(size, size, -1)
+    return np.asarray(resized(Image.fromarray(flat), (size, size))).reshape(size, size, -1)

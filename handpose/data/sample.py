@@ -61,7 +61,8 @@ class Annotations:
     files: N JPEG paths. intrinsics: (N, 3, 3) in pixels of the file as it is. xyz_m: (N, K, 3) metres in the camera
     frame, or None. scale_m: (N,) reference bone in metres, or None. pose: (N,) id of the pose each image shows; images
     that share it show the same hand before another background. masks: folder with the mask `%08d.jpg` of each pose,
-    bright on the hand, or None.
+    bright on the hand, or None. is_scale_given: scale_m is published with the data set, so that predictions may use it;
+    False where it was measured on xyz_m, the truth.
     """
 
     files: ImageFiles
@@ -70,6 +71,7 @@ class Annotations:
     scale_m: NDArray[np.float64] | None
     pose: NDArray[np.int64]
     masks: Path | None = None
+    is_scale_given: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -83,6 +85,7 @@ class Annotations:
             scale_m=None if self.scale_m is None else self.scale_m[images],
             pose=self.pose[images],
             masks=self.masks,
+            is_scale_given=self.is_scale_given,
         )
 
 
@@ -96,6 +99,7 @@ def joined(first: Annotations, second: Annotations) -> Annotations:
     return Annotations(
         files=ImageFiles(np.concatenate([first.files.paths, second.files.paths])),
         masks=first.masks,
+        is_scale_given=first.is_scale_given and second.is_scale_given,
         **{name: both(name) for name in ("intrinsics", "xyz_m", "scale_m", "pose")},
     )
 

@@ -1,7 +1,6 @@
 """`python -m handpose.evaluation`: how good a checkpoint or a file of predictions is, as table, JSON and pictures."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,7 +23,8 @@ from handpose.evaluation.table import table
 from handpose.geometry import project
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
-from handpose.training.fit import predict, prepare
+from handpose.training.fit import hand_size, predict, prepare
+from handpose.whole_file import write_json
 
 Split = Literal["train", "val", "test"]
 _NUM_PICTURES = 8  # of the worst, and of the best hands
@@ -45,6 +45,7 @@ class _Predicted(NamedTuple):
     data: HandDataModule
     dataset: PackedHands
     xyz_m: NDArray[np.float64]  # (N, K, 3), predicted
+    hand_size: str  # where it comes from
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,10 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = options.output or source.parent / f"evaluation-{options.split}"
         predicted = (_of_checkpoint if options.checkpoint else _of_file)(source, options.split, options.overrides)
         result = _evaluate(predicted, options.split, folder)
-        result = {"of": str(source), "split": options.split, "data": predicted.data.source.name} | result
-        (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        about = {"of": str(source), "split": options.split, "data": predicted.data.source.name}
+        result = about | {"hand_size": predicted.hand_size} | result
+        write_json(folder / "evaluation.json", result, indent=2)
         print(
-            f"{source} on the {options.split} split of {predicted.data.source.name}\n\n{table(result)}\n\nin {folder}"
+            f"{source} on the {options.split} split of {predicted.data.source.name}\n"
+            f"hand size {predicted.hand_size}\n\n{table(result)}\n\nin {folder}"
         )
     return 0
 
@@ -89,7 +92,8 @@ def _of_checkpoint(path: Path, split: Split, overrides: Sequence[str]) -> _Predi
     dataset = _dataset(prepared.data, split)
     batches = OrderedBatches(dataset, batch_size=prepared.data.batch_size)
     loader = DataLoader(dataset, batch_size=None, sampler=batches)
-    return _Predicted(prepared.data, dataset, predict(config, prepared, loader, quiet=False))
+    xyz_m = predict(config, prepared, loader, quiet=False)
+    return _Predicted(prepared.data, dataset, xyz_m, hand_size(prepared, dataset.annotations))
 
 
 def _of_file(path: Path, split: Split, overrides: Sequence[str]) -> _Predicted:
@@ -102,7 +106,7 @@ def _of_file(path: Path, split: Split, overrides: Sequence[str]) -> _Predicted:
             f"{path} has {len(xyz_m)} hands but the {split} split of {data.source.name} has {len(dataset)}; give the "
             "data and the --split that it was predicted for"
         )
-    return _Predicted(data, dataset, xyz_m)
+    return _Predicted(data, dataset, xyz_m, "as in the file")
 
 
 def _not_given(ours: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -125,7 +129,7 @@ def _dataset(data: HandDataModule, split: Split) -> PackedHands:
 
 def _evaluate(predicted: _Predicted, split: Split, folder: Path) -> dict[str, Any]:
     """Score the predictions and leave predictions, curve and pictures in the folder; returns the scores."""
-    data, dataset, xyz_m = predicted
+    data, dataset, xyz_m, _ = predicted
     truth_m, training_m = dataset.annotations.xyz_m, data.splits.train.xyz_m
     assert truth_m is not None
     assert training_m is not None

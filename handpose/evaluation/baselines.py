@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handpose.geometry import procrustes_align, root_relative
+from handpose.geometry import procrustes_align, root_relative, typical_hands
 from handpose.metrics.mpjpe import PaMpjpe, RootRelativeMpjpe
 
 MAX_POSES = 8192
@@ -17,12 +17,13 @@ MAX_POSES = 8192
 def mean_pose(xyz_m: NDArray[np.floating], *, iterations: int = 20) -> NDArray[np.float64]:
     """The mean of poses up to rotation, scale and shift: generalised Procrustes (Gower 1975), without reflection.
 
-    xyz_m: (N, K, 3) in metres. Returns (K, 3) in metres, its centroid at the origin and its size the mean size of the
-    poses. Raises ValueError when there is no pose.
+    xyz_m: (N, K, 3) in metres. Hands whose bones are far from the median hand do not count. Returns (K, 3) in metres,
+    its centroid at the origin and its size the mean size of the poses. Raises ValueError when there is no pose.
     """
     if len(xyz_m) == 0:
         raise ValueError("the mean pose of a data set without poses is not defined")
-    poses = _centred(torch.as_tensor(_evenly_spaced(xyz_m, MAX_POSES), dtype=torch.float64))
+    typical_m = typical_hands(torch.as_tensor(np.asarray(xyz_m), dtype=torch.float64)).numpy()
+    poses = _centred(torch.from_numpy(_evenly_spaced(typical_m, MAX_POSES)))
     size = torch.linalg.matrix_norm(poses).mean()
     mean = poses[0]
     for _ in range(iterations):
@@ -40,7 +41,7 @@ def mean_pose_errors(training_xyz_m: NDArray[np.floating], xyz_m: NDArray[np.flo
     poses, since there the orientation counts.
     """
     target = torch.as_tensor(np.asarray(xyz_m), dtype=torch.float64)
-    training = torch.as_tensor(np.asarray(training_xyz_m), dtype=torch.float64)
+    training = typical_hands(torch.as_tensor(np.asarray(training_xyz_m), dtype=torch.float64))
     pa, rr = PaMpjpe(), RootRelativeMpjpe()
     pa.update(torch.from_numpy(mean_pose(training_xyz_m)).expand_as(target), target)
     rr.update(root_relative(training).mean(dim=0).expand_as(target), target)

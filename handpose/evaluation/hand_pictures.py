@@ -1,6 +1,5 @@
 """Pictures of test hands with their predictions, for the report of a sweep: the worst, the best, or some."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from handpose import drawing
 from handpose.data.datamodule import PackedHands
 from handpose.evaluation.scores import joint_errors
 from handpose.geometry import project
+from handpose.whole_file import write_json
 
 FOLDER, LIST = "hands", "hands.json"
 NUM_OF_A_KIND = 6
@@ -39,7 +39,7 @@ def write_hands(folder: Path, dataset: PackedHands, predicted_m: NDArray[np.floa
         listed.append(
             {"file": file, "kind": kind, "name": dataset.annotations.files[index].stem, "pa_mpjpe_mm": error_mm}
         )
-    (place / LIST).write_text(json.dumps(listed, indent=1) + "\n")
+    write_json(place / LIST, listed, indent=1)
 
 
 def chosen_hands(num: int, errors_mm: NDArray[np.floating] | None) -> Sequence[tuple[str, int]]:

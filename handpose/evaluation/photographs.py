@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
+from handpose.data.pictures import open_upright, resized
 from handpose.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -22,6 +23,7 @@ ASSUMED_FOCAL = 1.2
 """Focal length in longer sides of the photograph where nothing is known of it: COLMAP's guess (Schoenberger 2016)."""
 
 _FULL_FRAME_DIAGONAL_MM = 43.27
+_IDENTITY = (1, 0, 0, 0, 1, 0, 0, 0)  # to Pillow
 
 
 class Camera(NamedTuple):
@@ -63,10 +65,8 @@ def read_photograph(path: Path) -> tuple[Image.Image, float | None]:
     where the file cannot be read as a picture.
     """
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            focal_mm = opened.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
-            upright = ImageOps.exif_transpose(opened)
+        upright, exif = open_upright(path)
+        focal_mm = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
         photograph = _rgb(upright)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as a picture ({error})") from error
@@ -105,13 +105,16 @@ def whole_view(size: tuple[int, int], intrinsics: NDArray[np.float64], *, side: 
 def seen(photograph: Image.Image, homography: NDArray[np.float64], *, side: int) -> NDArray[np.uint8]:
     """The square picture (side, side, 3) that a homography (3, 3), old to new pixels, makes of a photograph.
 
-    Black where the photograph shows nothing. What is made smaller is averaged first, lest fine patterns alias.
+    Black where the photograph shows nothing. It is first resized as the pictures of a training are, so that a square
+    photograph that is shown as a whole gives the same pixels as in a training.
     """
-    smaller, to_smaller = _reduced(photograph, homography, side=side)
-    back = to_smaller @ np.linalg.inv(homography)  # new pixels -> those of the smaller one
+    smaller, to_smaller = _resized(photograph, homography, side=side)
+    back = to_smaller @ np.linalg.inv(homography)  # new pixels -> those of the resized one
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # Pillow counts from corners
     back = half @ back @ np.linalg.inv(half)
     coefficients = (back / back[2, 2]).ravel()[:8].tolist()
+    if smaller.size == (side, side) and np.allclose(coefficients, _IDENTITY, rtol=0.0, atol=1e-6):
+        return np.asarray(smaller)
     view = smaller.transform(
         (side, side), Image.Transform.PERSPECTIVE, coefficients, resample=Image.Resampling.BILINEAR
     )
@@ -188,19 +191,22 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _reduced(
+def _resized(
     photograph: Image.Image, homography: NDArray[np.float64], *, side: int
 ) -> tuple[Image.Image, NDArray[np.float64]]:
-    """The photograph at about the size at which it will be seen, and the matrix from its pixels to the smaller ones."""
+    """The photograph at about the size at which it will be seen, and the matrix from its pixels to the resized ones.
+
+    What is enlarged so much that only a part of it is seen stays as it is, since the whole could be very large.
+    """
     width, height = photograph.size
     scale = _scale_at(homography, np.array([(side - 1) / 2, (side - 1) / 2]))
-    if scale >= 1.0:
-        return photograph, np.eye(3)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if scale >= 1.0 and max(size) > side:
+        return photograph, np.eye(3)
     along = np.array(size) / (width, height)
     to_smaller = np.diag([*along, 1.0])
     to_smaller[:2, 2] = 0.5 * along - 0.5
-    return photograph.resize(size, Image.Resampling.BOX), to_smaller
+    return resized(photograph, size), to_smaller
 
 
 def _scale_at(homography: NDArray[np.float64], pixel: NDArray[np.float64]) -> float:

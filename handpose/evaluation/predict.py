@@ -9,9 +9,10 @@ from torch import Tensor
 from handpose.data.augment import unchanged
 from handpose.data.sample import HandBatch
 from handpose.evaluation.views import Views
-from handpose.geometry import project
+from handpose.geometry import bone_lengths, project
 from handpose.metrics.mpjpe import KeypointErrorPx, PaMpjpe, RootRelativeMpjpe
 from handpose.metrics.pck import PckAuc
+from handpose.skeleton import BONES, REFERENCE_BONE
 from handpose.training.module import HandPose
 
 
@@ -48,3 +49,15 @@ def measure(
     pixels = KeypointErrorPx()
     pixels.update(project(predicted, camera), project(target, camera))
     return {name: float(metric.compute()) for name, metric in (errors | {"keypoint_error_px": pixels}).items()}
+
+
+def true_size_rr_mpjpe_mm(predicted_m: NDArray[np.floating], target_m: NDArray[np.floating], assumed_m: float) -> float:
+    """Root-relative error in mm if each hand's reference bone had been known.
+
+    predicted_m, target_m: (N, K, 3) in metres; assumed_m: the length that the predictions were made with.
+    """
+    predicted, target = (torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m))
+    length_m = bone_lengths(target)[:, BONES.index(REFERENCE_BONE)]
+    metric = RootRelativeMpjpe()
+    metric.update(predicted * (length_m / assumed_m)[:, None, None], target)
+    return float(metric.compute())

@@ -32,7 +32,7 @@ class JointErrors(NamedTuple):
     aligned_mm: Errors  # by rotation, scale and shift, without reflection
     root_relative_mm: Errors
     absolute_mm: Errors  # as predicted, in the camera frame
-    pixels: Errors
+    pixels: Errors  # NaN for all joints of a hand of which one has no image, as at depth 0
 
 
 def joint_errors(
@@ -42,11 +42,13 @@ def joint_errors(
     predicted, target, camera = (
         torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m, intrinsics)
     )
+    pixels = _distance(project(predicted, camera), project(target, camera))
+    pixels[~np.isfinite(pixels).all(axis=1)] = np.nan
     return JointErrors(
         aligned_mm=_distance(procrustes_align(predicted, target), target) * _MM_PER_M,
         root_relative_mm=_distance(root_relative(predicted), root_relative(target)) * _MM_PER_M,
         absolute_mm=_distance(predicted, target) * _MM_PER_M,
-        pixels=_distance(project(predicted, camera), project(target, camera)),
+        pixels=pixels,
     )
 
 
@@ -72,6 +74,10 @@ def scores(
 ) -> dict[str, Any]:
     """Everything of evaluation.json, as plain values.
 
+    A predicted joint at depth 0, as of a hand of zeros, has no image. All errors in mm count it as FreiHAND's own
+    evaluation does; errors in pixels are the means over the other hands, NaN where there are none, and
+    `num_hands_without_pixels` says how many are left out.
+
     predicted_m, target_m: (N, K, 3) in metres, camera frame; intrinsics: (N, 3, 3) of the pictures, whose size is
     (H, W); training_m: (M, K, 3), for the mean pose; names: of the N hands.
     """
@@ -88,7 +94,8 @@ def scores(
             "rr_auc": area_under_pck(errors.root_relative_mm / _MM_PER_M),
         },
         "official": official,
-        "keypoint_error_px": float(errors.pixels.mean()),
+        "keypoint_error_px": _mean_defined(errors.pixels),
+        "num_hands_without_pixels": int(np.isnan(errors.pixels).all(axis=1).sum()),
         "pck": {
             "aligned": _pck(errors.aligned_mm),
             "root_relative": _pck(errors.root_relative_mm),
@@ -133,8 +140,13 @@ def _means(errors: JointErrors, part: Any) -> dict[str, float]:
     return {
         "pa_mpjpe_mm": float(errors.aligned_mm[part].mean()),
         "rr_mpjpe_mm": float(errors.root_relative_mm[part].mean()),
-        "keypoint_error_px": float(errors.pixels[part].mean()),
+        "keypoint_error_px": _mean_defined(errors.pixels[part]),
     }
+
+
+def _mean_defined(values: Errors) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
 def _by_truncation(errors: JointErrors, outside: NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -27,7 +27,9 @@ def _protocols(scores: Mapping[str, Any]) -> Iterator[str]:
     yield _row("mean pose of the training set, aligned", scores["mean_pose"]["pa_mpjpe_mm"], None, None)
     yield _row("mean pose, relative to the root", scores["mean_pose"]["rr_mpjpe_mm"], None, None)
     yield ""
-    yield f"in the picture: {scores['keypoint_error_px']:.2f} px"
+    left_out = scores["num_hands_without_pixels"]
+    without = f", without {left_out} hand{'s' if left_out > 1 else ''} that have no image (a joint at depth 0)"
+    yield f"in the picture: {scores['keypoint_error_px']:.2f} px{without if left_out else ''}"
     yield (
         f"PA-MPJPE's 95 % interval: {low:.2f} to {high:.2f} mm, by a bootstrap over single hands (frames of one "
         "sequence are alike, for these it is too narrow)"

@@ -7,6 +7,7 @@ NODES`, with train_on_val=true behind it or not, on each of these nodes, and Lig
 import contextlib
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -82,8 +83,8 @@ def _on_val(use_val: bool) -> list[str]:
 
 
 def _figures(place: Path) -> dict[str, float]:
-    metrics: dict[str, float] = json.loads((place / "metrics.json").read_text())["metrics"]
-    return metrics
+    metrics = json.loads((place / "metrics.json").read_text())["metrics"]
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def _best(folder: Path) -> str:

@@ -125,9 +125,10 @@ def _after(folder: Path, metric: str) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def _retrained(metrics: Mapping[str, float], metric: str) -> str:
+def _retrained(metrics: Mapping[str, float | None], metric: str) -> str:
     tested = f"test/{metric.rpartition('/')[2]}"
-    return f"retrained   test {metric_text(tested, metrics[tested])}" if tested in metrics else "retrained"
+    value = metrics.get(tested)
+    return "retrained" if value is None else f"retrained   test {metric_text(tested, value)}"
 
 
 def _retraining(folder: Path, metric: str) -> str:

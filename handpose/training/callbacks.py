@@ -64,11 +64,12 @@ class Pictures(pl.Callback):
     def __init__(self, *, every_n_steps: int, num_hands: int) -> None:
         self.every_n_steps = every_n_steps
         self.num_hands = num_hands
+        self._last_step = 0  # after which pictures were drawn; a step may accumulate the gradients of several batches
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._last_step:
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,6 +77,7 @@ class Pictures(pl.Callback):
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._last_step = trainer.global_step
         loader = trainer.val_dataloaders
         if not trainer.is_global_zero or loader is None or not isinstance(module, HandPose):
             return

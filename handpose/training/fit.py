@@ -4,7 +4,6 @@ The one road for train.py, for a sweep's trials and for its retraining.
 """
 
 import copy
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,13 @@ from torch.utils.data import DataLoader
 
 from handpose.config import instantiated, plain
 from handpose.data.datamodule import HandDataModule
-from handpose.data.sample import HandBatch
+from handpose.data.sample import Annotations, HandBatch
 from handpose.errors import UserError
 from handpose.evaluation.baselines import mean_pose_errors
 from handpose.evaluation.hand_pictures import write_hands
-from handpose.evaluation.predict import Predictor, measure
+from handpose.evaluation.predict import Predictor, measure, true_size_rr_mpjpe_mm
 from handpose.evaluation.submission import write_course, write_official
+from handpose.heatmaps import CameraAxes, ImageAxes
 from handpose.metrics.validation import target_metric
 from handpose.training.build import build
 from handpose.training.callbacks import ConfiguredOptimizer
@@ -39,6 +39,7 @@ from handpose.training.checkpoints import (
 from handpose.training.module import HandPose, parameter_groups
 from handpose.training.results import RunFolders, RunResult, TrainingResult, check_folders, prepare_folders
 from handpose.training.trainer import Team, calm, check_trainer, predicting_trainer, training_trainer
+from handpose.whole_file import write_json
 
 
 class Prepared(NamedTuple):
@@ -62,7 +63,8 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     prepared = prepare(config, stage="test" if config.test else None, checkpoint=checkpoint, quiet=quiet)
     folders = folders or prepare_folders(config)
     if config.test:
-        return RunResult(folders, None, checkpoint, _test(config, prepared, folders, quiet=quiet))
+        metrics = _test(config, prepared, folders, quiet=quiet)
+        return RunResult(folders, None, checkpoint, metrics, hand_size(prepared, prepared.data.splits.test))
     training = _fit(config, prepared, folders, callbacks=(), quiet=quiet)
     best = training.best_checkpoint
     if best is None:
@@ -74,7 +76,7 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     load_weights(prepared.module, read_checkpoint(best), best)
     metrics = _test(config, prepared._replace(checkpoint=best), folders, quiet=quiet)
     _part()
-    return RunResult(folders, training, best, metrics)
+    return RunResult(folders, training, best, metrics, hand_size(prepared, prepared.data.splits.test))
 
 
 def _part() -> None:
@@ -144,8 +146,22 @@ def prepare(
     if weights is None:
         training_m = torch.from_numpy(_xyz_m(data.trained_on.xyz_m)).float()
         module.axes.fit(training_m, is_trained=initial is not None)
+    if stage != "test":
+        _check_camera(module)
     _check_image_size(config, module, data.test_dataloader() if stage == "test" else data.train_dataloader())
     return Prepared(module, data, checkpoint)
+
+
+def _check_camera(module: HandPose) -> None:
+    """Raise UserError where the augmentation changes the camera and the network's axes do not know the camera."""
+    changing = {name: getattr(module.augment, name) for name in ("scale", "shift", "perspective_deg")}
+    given = {f"augment.{name}": value for name, value in changing.items() if value}
+    if isinstance(module.axes, CameraAxes) and given:
+        raise UserError(
+            f"{', '.join(f'{key}={value:g}' for key, value in given.items())} shows the hand through another camera, "
+            "while a network of heatmap=camera_axes is trained on millimetres for one camera, so that its labels would "
+            f"be wrong; give {' '.join(f'{key}=0' for key in given)}, or heatmap=image_axes"
+        )
 
 
 def _weights(config: DictConfig, stage: Literal["fit", "test"] | None, path: Path) -> dict[str, Any]:
@@ -233,9 +249,14 @@ def _how_to_go_on(config: DictConfig, trainer: pl.Trainer) -> str:
 
 def _test(config: DictConfig, prepared: Prepared, folders: RunFolders, *, quiet: bool) -> dict[str, float]:
     predicted_m = predict(config, prepared, prepared.data.test_dataloader(), quiet=quiet)
-    metrics = _test_metrics(prepared.data, predicted_m)
+    metrics = _test_metrics(prepared, predicted_m)
     views = {key: value for key, value in plain(config)["test_time"].items() if key != "_target_"}
-    record = {"checkpoint": str(prepared.checkpoint), "test_time": views, "metrics": metrics}
+    record = {
+        "checkpoint": str(prepared.checkpoint),
+        "test_time": views,
+        "hand_size": hand_size(prepared, prepared.data.splits.test),
+        "metrics": metrics,
+    }
     _write(folders.predictions, prepared.data, predicted_m, record)
     return metrics
 
@@ -245,7 +266,7 @@ def _write(folder: Path, data: HandDataModule, predicted_m: np.ndarray, record: 
     write_course(folder / "test_preds.json.gz", predicted_m)
     write_official(folder / "pred.zip", predicted_m)
     write_hands(folder, data.test_dataloader().dataset, predicted_m)  # type: ignore[arg-type]
-    (folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(folder / "metrics.json", record, indent=2)
 
 
 def predict(config: DictConfig, prepared: Prepared, loader: DataLoader[HandBatch], *, quiet: bool) -> np.ndarray:
@@ -266,13 +287,26 @@ def predict(config: DictConfig, prepared: Prepared, loader: DataLoader[HandBatch
     return xyz_m[position.argsort()].double().numpy()
 
 
-def _test_metrics(data: HandDataModule, predicted_m: np.ndarray) -> dict[str, float]:
+def _test_metrics(prepared: Prepared, predicted_m: np.ndarray) -> dict[str, float]:
+    data, axes = prepared.data, prepared.module.axes
     truth = data.splits.test.xyz_m
     if truth is None:
         return {}
     measured = measure(predicted_m, truth, data.test_dataloader().dataset.intrinsics.numpy())  # type: ignore[attr-defined]
+    if isinstance(axes, ImageAxes) and not data.splits.test.is_scale_given:
+        measured["rr_mpjpe_true_size_mm"] = true_size_rr_mpjpe_mm(predicted_m, truth, axes.scale_m.item())
     baseline = _baseline(_xyz_m(data.trained_on.xyz_m), truth)
     return {f"test/{name}": value for name, value in measured.items()} | baseline
+
+
+def hand_size(prepared: Prepared, split: Annotations) -> str:
+    """Where the size of the hands comes from that are predicted for a split, for a person."""
+    if isinstance(prepared.module.axes, CameraAxes):
+        return "as predicted, in millimetres of the camera frame"
+    if split.is_scale_given and split.scale_m is not None:
+        return "given: the length of the reference bone of each hand, from the data set's scale file"
+    length_mm = 1000.0 * prepared.module.axes.scale_m.item()
+    return f"assumed: the mean length of the reference bone in training, {length_mm:.1f} mm (there is no scale file)"
 
 
 def _baseline(train_xyz_m: np.ndarray, xyz_m: np.ndarray | None) -> dict[str, float]:

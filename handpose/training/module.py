@@ -34,8 +34,9 @@ class HandPose(pl.LightningModule):
     net: pictures -> AxisLogits. axes: what the logits' axes mean. loss: called with logits, truth and axes, gives its
     terms. augment: random views of a batch. optimizer: called with parameter groups. lr_schedule: called with the
     optimizer, num_steps and steps_per_epoch. encoder_lr_factor: of the encoder's learning rate to that of the rest, for
-    an encoder that has been trained before. seed: of the augmentation, whose draws depend on it and on the step alone,
-    so that a resumed run goes on as it would have, and so do several processes that share its steps.
+    an encoder that has been trained before. seed: of the augmentation, whose draws depend on it and on the number of
+    batches before alone, so that a resumed run goes on as it would have, and so do several processes that share its
+    batches.
 
     Logs train/loss and its terms, and val/pa_mpjpe_mm, val/rr_mpjpe_mm, val/keypoint_error_px and val/pck_auc, each
     over all pictures.
@@ -139,7 +140,9 @@ class HandPose(pl.LightningModule):
         return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        """Of the augmentation of this batch. Batches are counted, not steps, since a step may accumulate several."""
+        num_before = 0 if self._trainer is None else self._trainer.fit_loop.total_batch_idx
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + num_before)
 
 
 def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:

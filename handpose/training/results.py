@@ -47,12 +47,16 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A training, or none, and the test of a checkpoint; `test_metrics` is empty where the test split has no joints."""
+    """A training, or none, and the test of a checkpoint; `test_metrics` is empty where the test split has no joints.
+
+    hand_size: where the size of the predicted test hands comes from, for a person.
+    """
 
     folders: RunFolders
     training: TrainingResult | None
     checkpoint: Path | None
     test_metrics: dict[str, float]
+    hand_size: str = ""
 
     def summary(self) -> str:
         """What came out, and where it lies, for a person."""
@@ -60,20 +64,30 @@ class RunResult:
         if self.checkpoint is None:
             lines.append("test        nothing to predict with: checkpoints.enabled=false")
         else:
-            lines.append(_figures("test", "test", self.test_metrics))
+            is_given = self.hand_size.startswith("given")
+            lines.append(_figures("test", "test", self.test_metrics, of_given_size=is_given))
+            if self.hand_size and not is_given:
+                lines.append(f"hand size   {self.hand_size}{self._with_true_size()}")
             lines.append(f"checkpoint  {self.checkpoint}")
             lines.append(f"predictions {self.folders.predictions}")
         return "\n".join([*lines, f"log         {self.folders.logs}"])
 
+    def _with_true_size(self) -> str:
+        name = "test/rr_mpjpe_true_size_mm"
+        return (
+            f"; with the true size root-relative {self.test_metrics[name]:.2f} mm" if name in self.test_metrics else ""
+        )
 
-def _figures(title: str, stage: str, metrics: dict[str, float]) -> str:
+
+def _figures(title: str, stage: str, metrics: dict[str, float], *, of_given_size: bool = False) -> str:
     if f"{stage}/pa_mpjpe_mm" not in metrics:
         reason = "no joints in this split: predictions only" if stage == "test" else "not reached"
         return f"{title:<11} {reason}"
     pa, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics["baseline/pa_mpjpe_mm"]
+    which = "with the given hand size " if of_given_size else ""
     return (
         f"{title:<11} PA-MPJPE {pa:.2f} mm (mean pose {mean_pose:.2f}, ratio {pa / mean_pose:.2f}), root-relative "
-        f"{metrics[f'{stage}/rr_mpjpe_mm']:.2f} mm, {metrics[f'{stage}/keypoint_error_px']:.2f} px, "
+        f"{which}{metrics[f'{stage}/rr_mpjpe_mm']:.2f} mm, {metrics[f'{stage}/keypoint_error_px']:.2f} px, "
         f"AUC {metrics[f'{stage}/pck_auc']:.3f}"
     )
 

@@ -97,6 +97,16 @@ def test_absent_labels_are_nan(root):
     assert next(iter(datamodule(root).test_dataloader())).scale_m.isnan().all()
 
 
+def test_a_scale_that_is_measured_on_the_joints_is_hidden_from_predictions(root):
+    for split in ("training", "evaluation"):
+        (root / f"{split}_scale.json").unlink()
+    data = datamodule(root)
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert next(iter(loader)).scale_m.isnan().all()
+    assert data.splits.test.scale_m is not None
+    assert not data.splits.test.is_scale_given
+
+
 def test_the_course_goes_through_the_same_road(tmp_path):
     source = FreiHandCourse(str(write_course(tmp_path / "set", num_poses=4)))
     data = HandDataModule(source, image_size=16, batch_size=8, pack_folder=str(tmp_path), seed=0, progress=False)

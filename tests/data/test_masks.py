@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from handpose.data.datamodule import HandDataModule
 from handpose.data.freihand import FreiHand
@@ -60,6 +61,16 @@ def test_one_store_of_masks_serves_every_split_and_all_four_images_of_a_pose(roo
         data.setup("fit")
         assert data._masks().masks.shape == (10, SIZE, SIZE, 1)
     assert len(list((root.parent / "packed").glob("*/images.npy"))) == 2
+
+
+def test_a_mask_that_is_to_be_turned_is_refused(root, tmp_path):
+    mask = root / "training/mask/00000002.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(mask) as picture:
+        picture.save(mask, exif=exif)
+    with pytest.raises(UserError, match=r"00000002\.jpg has the EXIF orientation 6"):
+        pack_masks(mask.parent, np.arange(3), image_size=16, folder=tmp_path / "packed", progress=False)
 
 
 def test_masks_are_resized_with_their_images(root):

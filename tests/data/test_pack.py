@@ -226,6 +226,29 @@ def test_a_bad_image_is_told_with_its_path_and_leaves_no_store(images, break_it,
     assert not [path for path in images.parent.glob("packed/*") if path.is_dir()]
 
 
+def turn(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as picture:
+        picture.save(path, quality=98, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_an_image_that_is_to_be_turned_is_refused_with_its_path_and_a_remedy(images, orientation):
+    turn(images / "00000003.jpg", orientation)
+    with pytest.raises(UserError, match=rf"00000003\.jpg has the EXIF orientation {orientation},.*remove the tag"):
+        packed(images)
+
+
+def test_other_exif_data_do_not_matter(images):
+    plain = packed(images).images[3].copy()
+    with Image.open(images / "00000003.jpg") as picture:
+        exif = Image.Exif()
+        exif[0x0112], exif[0x010F] = 1, "a maker"
+        picture.save(images / "00000003.jpg", quality="keep", exif=exif)
+    np.testing.assert_array_equal(packed(images).images[3], plain)
+
+
 def test_a_pack_folder_that_cannot_be_made_is_told(images, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"packed in .*file/packed .*set paths.packed"):

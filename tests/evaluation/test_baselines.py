@@ -6,6 +6,7 @@ from scipy.spatial.transform import Rotation
 from handpose.evaluation.baselines import mean_pose, mean_pose_errors
 from handpose.metrics.official import freihand_scores
 from handpose.skeleton import ROOT
+from tests.builders import hands
 
 
 def moved(shape: np.ndarray, num: int, seed: int = 0, *, noise: float = 0.0) -> np.ndarray:
@@ -59,3 +60,14 @@ def test_errors_are_those_of_the_constants_by_the_independent_protocol() -> None
 def test_a_data_set_without_poses_is_refused() -> None:
     with pytest.raises(ValueError, match="without poses"):
         mean_pose(np.zeros((0, 21, 3)))
+
+
+def test_wrong_labels_of_a_few_hands_do_not_change_the_mean_pose() -> None:
+    training, test = hands(200), hands(50, seed=1)
+    clean = mean_pose_errors(training, test)
+    training[0, 8] += (0, 0, 3.0)  # the first pose is where the alignment starts
+    training[20:30] *= 1000
+    dirty = mean_pose_errors(training, test)
+    assert dirty == pytest.approx(clean, rel=0.02)
+    size = np.linalg.norm(mean_pose(training))
+    assert size == pytest.approx(np.linalg.norm(mean_pose(hands(200))), rel=0.02)

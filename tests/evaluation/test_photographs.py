@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from handpose.data.pack import pack
+from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError
 from handpose.evaluation.photographs import (
     camera_of,
@@ -16,6 +18,7 @@ from handpose.evaluation.photographs import (
     seen,
     whole_view,
 )
+from tests.builders import write_jpeg
 
 EXIF_ORIENTATION, EXIF_FOCAL_35MM, EXIF_IFD = 0x0112, 0xA405, 0x8769
 
@@ -52,6 +55,26 @@ def test_fine_patterns_are_averaged_not_sampled():
 def test_a_picture_of_the_right_size_is_shown_as_it_is():
     picture = slopes(64, 64)
     assert (seen(picture, np.eye(3), side=64) == np.asarray(picture)).all()
+
+
+@pytest.mark.parametrize(("stored", "side"), [(224, 96), (96, 128), (64, 64), (97, 64), (64, 97)])
+def test_a_square_photograph_is_shown_with_the_pixels_that_a_training_sees(tmp_path, stored, side):
+    noise = np.random.default_rng(0).integers(0, 256, (stored, stored, 3), dtype=np.uint8)
+    (tmp_path / "rgb").mkdir()
+    write_jpeg(tmp_path / "rgb/00000000.jpg", noise)
+    camera = np.array([[2.0 * stored, 0, 0.4 * stored], [0, 2.1 * stored, 0.6 * stored], [0, 0, 1]])
+    annotations = Annotations(
+        files=ImageFiles.of([tmp_path / "rgb/00000000.jpg"]),
+        intrinsics=camera[None],
+        xyz_m=None,
+        scale_m=None,
+        pose=np.array([0]),
+    )
+    packed = pack(annotations, image_size=side, folder=tmp_path / "packed", progress=False)
+    picture, _ = read_photograph(tmp_path / "rgb/00000000.jpg")
+    view = whole_view(picture.size, camera, side=side)
+    assert view == pytest.approx(packed.intrinsics[0], rel=1e-6)
+    assert np.array_equal(seen(picture, view @ np.linalg.inv(camera), side=side), packed.images[0])
 
 
 def test_a_photograph_is_turned_upright_as_its_exif_data_say(tmp_path):

@@ -59,6 +59,18 @@ def test_the_truth_itself_is_perfect(evaluate, freihand, tmp_path):
     assert result["keypoint_error_px"] < 1e-3
 
 
+@pytest.mark.parametrize("zeros", [slice(2, 3), slice(None)])
+def test_hands_of_zeros_leave_valid_json(evaluate, freihand, tmp_path, zeros):
+    predicted = hands(6, seed=1)
+    predicted[zeros] = 0.0
+    write_official(tmp_path / "pred.zip", predicted)
+    result, told = evaluate("--predictions", str(tmp_path / "pred.zip"), *DATA, f"data.root={freihand}")
+    text = (tmp_path / "out/evaluation.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == result
+    assert result["papers"]["pa_mpjpe_mm"] > 1.0
+    assert "that have no image" in told
+
+
 def test_views_and_another_data_set_can_be_asked_for(evaluate, checkpoint, freihand):
     plainly, _ = evaluate("--checkpoint", str(checkpoint))
     views = ["test_time=rotations", "test_time.num_rotations=3"]

@@ -1,5 +1,7 @@
 """Scores against what NumPy and the other metrics say of the same predictions."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from handpose.evaluation.table import table
 from handpose.geometry import project
 from handpose.metrics.mpjpe import PaMpjpe
 from handpose.skeleton import JOINT_NAMES
+from handpose.whole_file import to_json
 from tests.builders import cameras, hands
 
 SIZE = 32
@@ -30,6 +33,39 @@ def noisy(target_m, sigma_m=0.008):
 def scored(predicted_m, target_m, intrinsics):
     names = [f"{i:08d}" for i in range(len(target_m))]
     return scores(predicted_m, target_m, intrinsics, size=(SIZE, SIZE), training_m=hands(9, seed=3), names=names)
+
+
+def test_a_hand_of_zeros_is_scored_in_mm_as_the_official_metric_does_and_left_out_in_pixels(truth):
+    target, intrinsics = truth
+    predicted = noisy(target)
+    predicted[4] = 0.0
+    result, others = scored(predicted, target, intrinsics), np.delete(np.arange(NUM), 4)
+    centred = target[4] - target[4].mean(axis=0)
+    # It is aligned to the centroid of its target, which is what the toolbox's example of zeros scores.
+    assert joint_errors(predicted, target, intrinsics).aligned_mm[4] == pytest.approx(
+        1000 * np.linalg.norm(centred, axis=-1)
+    )
+    assert result["official"]["xyz_mean3d_cm"] == pytest.approx(
+        100 * np.linalg.norm(predicted - target, axis=-1).mean()
+    )
+    without = scored(predicted[others], target[others], intrinsics[others])
+    assert result["num_hands_without_pixels"] == 1
+    assert without["num_hands_without_pixels"] == 0
+    assert result["keypoint_error_px"] == pytest.approx(without["keypoint_error_px"])
+    for joint in JOINT_NAMES:
+        expected = without["joints"][joint]["keypoint_error_px"]
+        assert result["joints"][joint]["keypoint_error_px"] == pytest.approx(expected)
+    assert "without 1 hand that" in table(result)
+
+
+def test_hands_of_zeros_only_have_no_pixels_and_are_valid_json(truth):
+    target, intrinsics = truth
+    result = scored(np.zeros_like(target), target, intrinsics)
+    assert result["num_hands_without_pixels"] == NUM
+    strict = json.loads(to_json(result), parse_constant=pytest.fail)
+    assert strict["keypoint_error_px"] is None
+    assert strict["papers"]["pa_mpjpe_mm"] == pytest.approx(result["papers"]["pa_mpjpe_mm"])
+    assert "nan px" in table(result)
 
 
 def test_the_truth_scores_perfectly(truth):

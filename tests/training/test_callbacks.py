@@ -6,7 +6,7 @@ import torch
 
 from handpose.errors import UserError
 from handpose.training.build import build
-from handpose.training.callbacks import _place_step_counts
+from handpose.training.callbacks import Pictures, _place_step_counts
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import fit
 
@@ -82,3 +82,18 @@ def test_a_checkpoint_of_a_version_with_other_groups_is_a_sentence(configure, fo
 def test_fused_and_foreach_together_are_a_sentence(configure):
     with pytest.raises(UserError, match=r"optimizer, lr_schedule: .*fused.*foreach"):
         build(configure("+optimizer.foreach=true"), quiet=True)
+
+
+def test_pictures_are_drawn_once_a_step_that_accumulates_several_batches(configure, folders, monkeypatch):
+    steps = []
+    monkeypatch.setattr("handpose.training.callbacks.prediction_pictures", lambda *_, **__: {})
+
+    class Counted(Pictures):
+        def _draw(self, trainer, module):
+            steps.append(trainer.global_step)
+            super()._draw(trainer, module)
+
+    accumulating = ["data.batch_size=4", "+trainer.accumulate_grad_batches=2", "checkpoints.enabled=false"]
+    pictures = Counted(every_n_steps=1, num_hands=1)
+    fit(configure(*QUIET, *accumulating), folders, callbacks=[pictures], quiet=True)
+    assert steps == [1, 2, 3, 4]

@@ -1,6 +1,7 @@
 import gzip
 import json
 import shlex
+import shutil
 import zipfile
 
 import numpy as np
@@ -105,6 +106,42 @@ def test_a_resumed_run_goes_on_as_the_whole_one_would_have(configure, folders, t
     assert resumed == pytest.approx(whole[len(whole) // 2 :], rel=1e-5)
 
 
+class Draws(pl.Callback):
+    """First number of the generator that each batch is augmented with."""
+
+    def __init__(self, *, stop_after=None):
+        self.values, self._stop_after = [], stop_after
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.values.append(float(torch.rand((), generator=pl_module._generator())))
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self._stop_after:
+            raise KeyboardInterrupt
+
+
+def test_batches_whose_gradients_are_accumulated_are_augmented_differently_also_after_a_resume(configure, folders):
+    # 18 hands, 4 a batch: 4 batches an epoch, of which the last one is a step of its own
+    config = configure(*QUIET, "data.batch_size=4", "+trainer.accumulate_grad_batches=3")
+    whole, before, after = Draws(), Draws(stop_after=1), Draws()
+    accumulated = fit(config, folders, callbacks=[whole], quiet=True).last_checkpoint
+    weights = read_checkpoint(accumulated)["state_dict"]
+    assert len(set(whole.values)) == len(whole.values) == 8
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, folders, callbacks=[before], quiet=True)
+    resumed = fit(config, folders, callbacks=[after], quiet=True, resume_from=folders.checkpoints / "last.ckpt")
+    assert [*before.values, *after.values] == whole.values
+    for name, value in read_checkpoint(resumed.last_checkpoint)["state_dict"].items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-5, atol=1e-6)
+
+
+def test_without_accumulation_the_augmentation_is_a_function_of_seed_and_step(configure, folders):
+    drawn = Draws()
+    fit(configure(*QUIET, "seed=2", "checkpoints.enabled=false"), folders, callbacks=[drawn], quiet=True)
+    seeds = (2 * 1_000_003 + step for step in range(len(drawn.values)))
+    assert drawn.values == [float(torch.rand((), generator=torch.Generator().manual_seed(seed))) for seed in seeds]
+
+
 @pytest.mark.slow
 def test_trained_on_validation_too_the_last_checkpoint_counts_and_is_gone_on_from(configure, folders, tmp_path):
     """Stopped after an epoch of two and resumed: the same network as that of the uninterrupted run."""
@@ -154,6 +191,36 @@ def test_the_test_writes_both_submissions_and_its_metrics(trained):
     assert zipfile.ZipFile(folders.predictions / "pred.zip").namelist() == ["pred.json"]
     assert json.loads((folders.predictions / "metrics.json").read_text())["metrics"] == metrics
     assert {"test/pa_mpjpe_mm", "test/keypoint_error_px", "baseline/pa_mpjpe_mm"} <= set(metrics)
+
+
+def test_test_predictions_do_not_use_the_true_size_of_the_hands_and_say_where_theirs_comes_from(
+    configure, freihand, tmp_path
+):
+    root = shutil.copytree(freihand, tmp_path / "no_scale")
+    given = train_and_test(configure(*QUIET, "trainer.max_epochs=1"), quiet=True)
+    for split in ("training", "evaluation"):
+        (root / f"{split}_scale.json").unlink()
+    overrides = [f"data.root={root}", "test=true", f"model.checkpoint_path={given.checkpoint}"]
+    assumed = train_and_test(configure(*QUIET, *overrides), quiet=True)
+
+    of_given, of_assumed = (read_official(result.folders.predictions / "pred.zip") for result in (given, assumed))
+    ratio = of_assumed[:, 0] / of_given[:, 0]
+    truth = np.array(json.loads((root / "evaluation_xyz.json").read_text()))
+    true_length = np.linalg.norm(truth[:, 10] - truth[:, 9], axis=-1)
+    # The same hand in another size: that of the training set in the mean.
+    sizes = ratio.mean(axis=-1) * true_length
+    assert sizes == pytest.approx(sizes[0], rel=1e-3)
+    of_true_size = assumed.test_metrics["test/rr_mpjpe_true_size_mm"]
+    assert of_true_size == pytest.approx(given.test_metrics["test/rr_mpjpe_mm"], rel=1e-3)
+    assert "test/rr_mpjpe_true_size_mm" not in given.test_metrics
+
+    said = [
+        json.loads((each.folders.predictions / "metrics.json").read_text())["hand_size"] for each in (given, assumed)
+    ]
+    assert said[0].startswith("given: ")
+    assert said[1].startswith("assumed: the mean length of the reference bone in training")
+    assert "with the given hand size" in given.summary()
+    assert f"with the true size root-relative {of_true_size:.2f} mm" in assumed.summary()
 
 
 def test_pictures_and_scalars_are_in_the_log(configure, folders):
