@@ -1,0 +1,280 @@
+"""How often the report claims something that is not so, and how often it finds what is.
+
+    python benchmarks/claims.py --output benchmarks/results/claims.json
+
+Sweeps are fabricated (benchmarks/fabricated.py): the real searcher, scheduler, events, study and report, with values
+from a formula instead of trainings. Two truths:
+
+noise    no parameter does anything. Every claim is a false alarm: advice that asks for a change or notes something of a
+         parameter, or a space for the next round.
+effects  the metric improves towards the upper end of optimizer.lr (by 2 over the range), is best at 0.4 of the range of
+         heatmap.sigma (3 per range to either side), and is 1.5 worse for all but one value of one more parameter, which
+         a choice of the space or the decoder's depth is. Nothing else matters.
+
+A trial's values have a part of their own (standard deviation 0.4), noise at each epoch (0.3) and a curve that falls
+with the epochs. Goals, for each searcher, scheduler and space: a claim in at most 5 % of the sweeps of noise.
+
+With --keep FILE every judged sweep is appended to that file, and those in it are not run again.
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.fabricated import SPACES, Setup, fabricate  # noqa: E402
+from benchmarks.record import write_results  # noqa: E402
+from handpose.report.advice import advice  # noqa: E402
+from handpose.report.effects import shown_effects  # noqa: E402
+from handpose.report.next_space import next_space  # noqa: E402
+from handpose.report.ranges import crowded_edges, settled  # noqa: E402
+from handpose.report.record import Parameter, SweepRecord  # noqa: E402
+from handpose.sweep.reading import read_sweep  # noqa: E402
+
+_RATE, _SIGMA = "optimizer.lr", "heatmap.sigma"
+_BEST_SIGMA = 0.4  # place in its range
+_THIRD = {
+    "accuracy_latency": ("model.decoder.conv", "separable"),
+    "architecture": ("model.decoder.head", "heatmaps"),
+    "decoder_family": ("model/decoder", "pyramid"),
+    "default": ("model.decoder.depth", 2),
+    "full": ("heatmap.target", "gaussian"),
+    "recipe": ("lr_schedule", "flat_cosine"),
+}
+"""Space -> the third parameter that matters, and its best value."""
+
+_SCHEDULERS = {"fifo": ("fifo", "stop"), "asha stop": ("asha", "stop"), "asha promote": ("asha", "promote")}
+_SEARCHERS = {"random": "random", "tpe": "optuna", "gp": "gp"}
+
+
+class Cell(NamedTuple):
+    """A kind of sweep that is fabricated many times."""
+
+    truth: str
+    space: str
+    searcher: str
+    scheduler: str
+
+
+def main() -> None:
+    """Fabricate, judge, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--truths", nargs="+", choices=("noise", "effects"), default=["noise", "effects"])
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
+    parser.add_argument("--searchers", nargs="+", choices=list(_SEARCHERS), default=list(_SEARCHERS))
+    parser.add_argument("--schedulers", nargs="+", choices=list(_SCHEDULERS), default=list(_SCHEDULERS))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="judged sweeps, one a line")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    cells = [
+        Cell(truth, space, searcher, scheduler)
+        for truth in given.truths
+        for searcher in given.searchers
+        for space in given.spaces
+        for scheduler in given.schedulers
+    ]
+    judged = run(cells, given)
+    rows = [row(cell, judged[cell]) for cell in cells if judged[cell]]
+    print(table(rows))
+    settings = {"repetitions": given.repetitions, "trials": given.trials}
+    write_results(given.output, {"settings": settings, "cells": rows})
+
+
+def run(cells: Sequence[Cell], given: argparse.Namespace) -> dict[Cell, list[dict[str, Any]]]:
+    """What is claimed of every sweep, by cell."""
+    judged: dict[Cell, list[dict[str, Any]]] = defaultdict(list)
+    done = set()
+    for cell, seed, claims in _kept(given.keep):
+        done.add((cell, seed))
+        if seed < given.repetitions:
+            judged[cell].append(claims)
+    wanted = [(cell, seed) for cell in cells for seed in range(given.repetitions) if (cell, seed) not in done]
+    with ProcessPoolExecutor(given.workers) as pool:
+        waiting = {pool.submit(judge, cell, seed, given.trials): (cell, seed) for cell, seed in wanted}
+        for future in as_completed(waiting):
+            cell, seed = waiting[future]
+            judged[cell].append(future.result())
+            if given.keep is not None:
+                with given.keep.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([cell, seed, future.result()]) + "\n")
+    return judged
+
+
+def _kept(file: Path | None) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
+    if file is not None and file.exists():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            cell, seed, claims = json.loads(line)
+            yield Cell(*cell), seed, claims
+
+
+# --- one sweep --------------------------------------------------------------------------------------------------------
+
+
+def judge(cell: Cell, seed: int, num_trials: int) -> dict[str, Any]:
+    """Fabricate a sweep and return what its report claims."""
+    scheduler, mode = _SCHEDULERS[cell.scheduler]
+    setup = Setup(cell.space, _SEARCHERS[cell.searcher], scheduler, mode, num_trials=num_trials)
+    loss = noise_loss if cell.truth == "noise" else partial(effects_loss, cell.space)
+    with tempfile.TemporaryDirectory() as folder:
+        fabricate(setup, loss, Path(folder) / "sweep", seed=seed)
+        record = read_sweep(Path(folder) / "sweep")
+    return claims_of(record, cell)
+
+
+def noise_loss(params: Mapping[str, Any], epoch: int, generator: random.Random) -> float:
+    """A curve that no parameter changes. generator: its first draw, at epoch 1, is the trial's own part."""
+    if epoch == 1:
+        generator.level = generator.gauss(0, 0.4)  # type: ignore[attr-defined]
+    level: float = generator.level  # type: ignore[attr-defined]
+    return 15 + level + 5 / epoch + generator.gauss(0, 0.3)
+
+
+@cache
+def _ranges(space: str) -> Mapping[str, Parameter]:
+    """The numeric parameters of a space that the effects are about."""
+    low_sigma = 0.006 if space in ("architecture", "full", "recipe") else 0.01
+    low_rate, high_rate = {"full": (2e-4, 2e-2), "recipe": (5e-4, 2e-2)}.get(space, (2e-4, 1e-2))
+    return {
+        _RATE: Parameter(_RATE, "float", low_rate, high_rate, log=True),
+        _SIGMA: Parameter(_SIGMA, "float", low_sigma, 0.08, log=True),
+    }
+
+
+def effects_loss(space: str, params: Mapping[str, Any], epoch: int, generator: random.Random) -> float:
+    """Three parameters matter."""
+    ranges = _ranges(space)
+    key, best = _THIRD[space]
+    effect = 2 * (1 - ranges[_RATE].place(params[_RATE]))
+    effect += 3 * abs(ranges[_SIGMA].place(params[_SIGMA]) - _BEST_SIGMA)
+    effect += 1.5 * (params[key] != best)
+    return effect + noise_loss(params, epoch, generator)
+
+
+def claims_of(record: SweepRecord, cell: Cell) -> dict[str, Any]:
+    """What is claimed, and whether it is so."""
+    shown = shown_effects(record)
+    findings = [each for each in advice(record) if each.kind in ("act", "note") and "trusted" not in each.question]
+    edges = crowded_edges(record, shown)
+    narrowed = settled(record, shown)
+    space = next_space(record)
+    matters = {_RATE, _SIGMA, _THIRD[cell.space][0]} if cell.truth == "effects" else set()
+    return {
+        "any": bool(findings) or space is not None,
+        "questions": sorted({finding.question for finding in findings}),
+        "next_space": space is not None,
+        "shown": sorted({effect.key for effect in shown} & matters),
+        "not_so": sorted({effect.key for effect in shown} - matters),
+        "edges": [[crowd.parameter.key, crowd.is_upper] for crowd in edges],
+        "narrowed": [each.parameter.key for each in narrowed],
+        "cut_off": [each.parameter.key for each in narrowed if _is_cut_off(each, cell)],
+    }
+
+
+def _is_cut_off(known: Any, cell: Cell) -> bool:
+    """Whether the best value is left out. Of a parameter that does nothing every value is as good."""
+    key, best = _THIRD[cell.space]
+    parameter = known.parameter
+    if cell.truth == "noise" or parameter.key not in (_RATE, _SIGMA, key):
+        return False
+    if parameter.kind == "choice":
+        return best not in known.kept
+    value = {_RATE: parameter.value_at(1.0), _SIGMA: parameter.value_at(_BEST_SIGMA), key: best}[parameter.key]
+    return not known.low * (1 - 1e-9) <= value <= known.high * (1 + 1e-9)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def row(cell: Cell, judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Shares of the sweeps of a cell."""
+
+    def share(condition: Any) -> float:
+        return round(float(np.mean([bool(condition(claims)) for claims in judged])), 3)
+
+    num_any = sum(claims["any"] for claims in judged)
+    num_narrowed = sum(len(claims["narrowed"]) for claims in judged)
+    return {
+        **cell._asdict(),
+        "sweeps": len(judged),
+        "any_claim": share(lambda claims: claims["any"]),
+        "at_most": round(_upper_limit(num_any, len(judged)), 3),
+        "next_space": share(lambda claims: claims["next_space"]),
+        "rate_shown": share(lambda claims: _RATE in claims["shown"]),
+        "sigma_shown": share(lambda claims: _SIGMA in claims["shown"]),
+        "third_shown": share(lambda claims: _THIRD[cell.space][0] in claims["shown"]),
+        "true_edge": share(lambda claims: [_RATE, True] in claims["edges"]),
+        "wrong_effect": share(lambda claims: claims["not_so"]),
+        "wrong_edge": share(lambda claims: [edge for edge in claims["edges"] if edge != [_RATE, True]]),
+        "narrowed": round(num_narrowed / len(judged), 3),
+        "cut_off": None
+        if not num_narrowed
+        else round(sum(len(claims["cut_off"]) for claims in judged) / num_narrowed, 3),
+    }
+
+
+def _upper_limit(num: int, total: int) -> float:
+    """The upper end of the one-sided 95 % interval of a share (Clopper & Pearson 1934)."""
+    return 1.0 if num == total else float(stats.beta.ppf(0.95, num + 1, total - num))
+
+
+_COLUMNS = {
+    "noise": ("any_claim", "at_most", "next_space"),
+    "effects": (
+        "any_claim",
+        "rate_shown",
+        "sigma_shown",
+        "third_shown",
+        "true_edge",
+        "narrowed",
+        "cut_off",
+        "wrong_effect",
+        "wrong_edge",
+    ),
+}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A block for each truth, a line for each cell, and the worst of each column."""
+    lines = []
+    for truth, columns in _COLUMNS.items():
+        some = [each for each in rows if each["truth"] == truth]
+        if not some:
+            continue
+        lines.append(f"\n{truth:<50}{'sweeps':>8}" + "".join(f"{name:>13}" for name in columns))
+        for each in some:
+            name = f"{each['space']}, {each['searcher']}, {each['scheduler']}"
+            lines.append(f"{name:<50}{each['sweeps']:>8}" + "".join(f"{_text(each[column]):>13}" for column in columns))
+        means = [
+            np.mean([each[column] for each in some if each[column] is not None] or [math.nan]) for column in columns
+        ]
+        lines.append(f"{'mean':<58}" + "".join(f"{mean:>13.3f}" for mean in means))
+        most = [
+            max((each[column] for each in some if each[column] is not None), default=math.nan) for column in columns
+        ]
+        lines.append(f"{'largest':<58}" + "".join(f"{each:>13.3f}" for each in most))
+    return "\n".join(lines)
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    main()

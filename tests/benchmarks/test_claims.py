@@ -1,0 +1,57 @@
+"""The benchmark of what a report claims: fabricated sweeps are sweeps, and their truth is counted as it is."""
+
+import pytest
+
+from benchmarks.claims import Cell, claims_of, effects_loss, judge, noise_loss, row, table
+from benchmarks.fabricated import SPACES, Setup, fabricate
+from handpose.sweep.reading import read_sweep
+from tests.report.records import RATE, SCALE, swept
+
+
+@pytest.mark.parametrize("scheduler", [("fifo", "stop"), ("asha", "stop"), ("asha", "promote")])
+def test_a_fabricated_sweep_is_read_like_any_other(tmp_path, scheduler):
+    setup = Setup("default", "random", *scheduler, num_trials=9, max_epochs=3)
+    fabricate(setup, noise_loss, tmp_path / "sweep", seed=1)
+    made = read_sweep(tmp_path / "sweep")
+    assert made.end == "finished"
+    assert len(made.trials) == 9
+    assert max(trial.epochs for trial in made.trials) == 3
+    assert {parameter.key for parameter in made.parameters} == {"model.decoder.depth", "heatmap.sigma", "optimizer.lr"}
+    if scheduler[0] == "fifo":
+        assert {trial.state for trial in made.trials} == {"complete"}
+    else:
+        assert "stopped" in {trial.state for trial in made.trials}
+
+
+def test_the_same_seed_fabricates_the_same_sweep():
+    cell = Cell("effects", "default", "tpe", "asha stop")
+    assert judge(cell, 3, 15) == judge(cell, 3, 15)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_third_effect_is_of_a_parameter_that_the_space_has(space, tmp_path):
+    setup = Setup(space, "random", "fifo", num_trials=4, max_epochs=1)
+    fabricate(setup, lambda *given: effects_loss(space, *given), tmp_path / "sweep", seed=0)
+    assert len(read_sweep(tmp_path / "sweep").ranked) == 4
+
+
+def test_a_true_effect_is_no_false_one_and_the_reverse():
+    made = swept(lambda params: 30 - 5 * RATE.place(params["optimizer.lr"]), [RATE, SCALE])
+    true = claims_of(made, Cell("effects", "default", "random", "fifo"))
+    assert (true["shown"], true["not_so"]) == (["optimizer.lr"], [])
+    assert true["edges"] == [["optimizer.lr", True]]
+    assert true["cut_off"] == []
+    false = claims_of(made, Cell("noise", "default", "random", "fifo"))
+    assert (false["any"], false["shown"], false["not_so"]) == (True, [], ["optimizer.lr"])
+    other = swept(lambda params: 30 + 5 * RATE.place(params["optimizer.lr"]), [RATE, SCALE])
+    wrong = claims_of(other, Cell("effects", "default", "random", "fifo"))
+    assert wrong["cut_off"] == ["optimizer.lr"]  # the upper end, which is the best one in these sweeps' truth
+
+
+def test_the_table_has_a_line_for_each_cell_and_the_largest_rate():
+    cells = [Cell("noise", space, "random", "fifo") for space in ("default", "recipe")]
+    quiet = claims_of(swept(lambda params: params["augment.scale"], [SCALE], num_trials=5), cells[0])
+    loud = {**quiet, "any": True}
+    text = table([row(cells[0], [quiet] * 9 + [loud]), row(cells[1], [quiet] * 10)])
+    assert "default, random, fifo                                   10         0.10" in text
+    assert text.splitlines()[-1].split()[:2] == ["largest", "0.100"]
