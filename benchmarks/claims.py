@@ -261,14 +261,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for each in some:
             name = f"{each['space']}, {each['searcher']}, {each['scheduler']}"
             lines.append(f"{name:<50}{each['sweeps']:>8}" + "".join(f"{_text(each[column]):>13}" for column in columns))
-        means = [
-            np.mean([each[column] for each in some if each[column] is not None] or [math.nan]) for column in columns
-        ]
-        lines.append(f"{'mean':<58}" + "".join(f"{mean:>13.3f}" for mean in means))
-        most = [
-            max((each[column] for each in some if each[column] is not None), default=math.nan) for column in columns
-        ]
-        lines.append(f"{'largest':<58}" + "".join(f"{each:>13.3f}" for each in most))
+        for name, summary in (("mean", np.mean), ("largest", np.max)):
+            known = [[each[column] for each in some if each[column] is not None] or [math.nan] for column in columns]
+            lines.append(f"{name:<58}" + "".join(f"{float(summary(values)):>13.3f}" for values in known))
     return "\n".join(lines)
 
 

@@ -50,7 +50,7 @@ def test_a_true_effect_is_no_false_one_and_the_reverse():
 
 def test_the_table_has_a_line_for_each_cell_and_the_largest_rate():
     cells = [Cell("noise", space, "random", "fifo") for space in ("default", "recipe")]
-    quiet = claims_of(swept(lambda params: params["augment.scale"], [SCALE], num_trials=5), cells[0])
+    quiet = claims_of(swept(lambda params: 99 + params["augment.scale"], [SCALE], num_trials=5), cells[0])
     loud = {**quiet, "any": True}
     text = table([row(cells[0], [quiet] * 9 + [loud]), row(cells[1], [quiet] * 10)])
     assert "default, random, fifo                                   10         0.10" in text
