@@ -1,8 +1,6 @@
 """Points of a search space that are not drawn but given: what is tried first, the points of a grid, earlier results."""
 
-import contextlib
 import difflib
-import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,8 +13,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from handpose.errors import UserError
+from handpose.sweep.distributions import from_label
 from handpose.sweep.sampler_view import PENDING, SamplerView, pending_trial
-from handpose.sweep.space import ListedSpace, Params, Space, default_point, from_label, grid_points, label
+from handpose.sweep.space import Given, ListedSpace, Params, Space, default_point, grid_points
+from handpose.values import equal, same
 
 
 class Placed(NamedTuple):
@@ -48,12 +48,9 @@ def draw(space: Space, sampler: BaseSampler, *, num_objectives: int = 1) -> tupl
 
 def place(space: Space, values: Mapping[str, Any]) -> Placed:
     """Put values into a space, by the names of the draws."""
-    given = {name: label(value) for name, value in values.items()}
-    pending, params = draw(space, _Given(given))
-    draws, distributions = pending.params, pending.distributions
-    outside = tuple(name for name in draws if name in given and not equal(given[name], draws[name]))
-    missing = tuple(name for name in draws if name not in given and not distributions[name].single())
-    return Placed(draws, params, distributions, outside, missing)
+    sampler = Given(values)
+    pending, params = draw(space, sampler)
+    return Placed(pending.params, params, pending.distributions, sampler.outside(pending), sampler.missing(pending))
 
 
 def first_points(space: Space, first: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[Params]:
@@ -81,16 +78,8 @@ def grid_in_order(space: Space, first: Sequence[Params], seed: int) -> list[Para
     return sorted(points, key=place_among_first)
 
 
-def equal(one: Any, other: Any) -> bool:
-    """Whether two values are the same; for Python True == 1."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
-
-
 def _agrees(point: Params, one: Params) -> bool:
-    return all(
-        math.isclose(point[name], value) if isinstance(value, float) else equal(point[name], value)
-        for name, value in one.items()
-    )
+    return all(same(point[name], value) for name, value in one.items())
 
 
 def _first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Params:
@@ -119,37 +108,3 @@ def _range(space: Space, key: str, distribution: BaseDistribution) -> str:
         return " or ".join(str(from_label(choice)) for choice in distribution.choices)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     return f"{distribution.low:g} to {distribution.high:g}"
-
-
-class _Given(BaseSampler):
-    """Draws the values it is given, and any other where there is none that fits."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
-        with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
-            return _fitted(self._values[param_name], param_distribution)
-        if isinstance(param_distribution, CategoricalDistribution):
-            return param_distribution.choices[0]
-        assert isinstance(param_distribution, (FloatDistribution, IntDistribution))
-        return param_distribution.low
-
-
-def _fitted(value: Any, distribution: BaseDistribution) -> Any:
-    """The value as the distribution has it. Raises ValueError where it is out of range."""
-    if isinstance(distribution, CategoricalDistribution):
-        options = [choice for choice in distribution.choices if equal(choice, value)]
-    else:
-        assert isinstance(distribution, (FloatDistribution, IntDistribution))
-        number = int(value) if isinstance(distribution, IntDistribution) else float(value)
-        options = [number] if equal(number, value) and distribution._contains(number) else []
-    if not options:
-        raise ValueError(f"{value} is not of {distribution}")
-    return options[0]

@@ -31,9 +31,10 @@ from optuna.samplers import BaseGASampler, BaseSampler, GPSampler, QMCSampler, R
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.errors import UserError
+from handpose.sweep.distributions import from_label
 from handpose.sweep.points import draw, grid_in_order, place
 from handpose.sweep.sampler_view import PENDING, SamplerView, pending_trial
-from handpose.sweep.space import Params, Space, from_label, grid_points
+from handpose.sweep.space import Params, Space, num_grid_points
 from handpose.sweep.study import (
     PARAMS,
     close_storage,
@@ -45,6 +46,7 @@ from handpose.sweep.study import (
     params_of,
 )
 from handpose.sweep.warm_start import Beginning, Conditions, begin
+from handpose.values import same
 
 EndState = Literal["complete", "stopped", "diverged", "failed", "infeasible"]
 
@@ -238,7 +240,7 @@ class OptunaSearcher:
             warnings.simplefilter("ignore", ExperimentalWarning)
             study = optuna.load_study(study_name=self._name, storage=view, sampler=self._sampler(number))
             params = self._space.suggest(optuna.Trial(study, PENDING))
-        if params != {name: from_label(value) for name, value in pending.params.items()}:
+        if not same(params, {name: from_label(value) for name, value in pending.params.items()}):
             pending.set_user_attr(PARAMS, params)
         return pending, params
 
@@ -265,7 +267,7 @@ class OptunaSearcher:
         self._completes_infeasible = isinstance(sampler, (GPSampler, BaseGASampler))
         self._max_ended = _MOST_ENDED if isinstance(sampler, TPESampler) else None
         if self._make_sampler is None:
-            grid_points(self._space)
+            num_grid_points(self._space)
             if warm_start:
                 raise UserError(
                     "searcher=grid tries every point once, whatever is known: leave out searcher.warm_start"
@@ -361,7 +363,7 @@ class OptunaSearcher:
         """The draws that led to these parameters, with their ranges; none where they cannot be told from them."""
         with contextlib.suppress(UserError):
             placed = place(self._space, params)
-            if placed.params == params:
+            if same(placed.params, params):
                 return placed.draws, placed.distributions
         return {}, {}
 

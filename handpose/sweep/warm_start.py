@@ -17,7 +17,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.errors import UserError
-from handpose.sweep.points import Placed, equal, first_points, place
+from handpose.sweep.points import Placed, first_points, place
 from handpose.sweep.space import Params, Space, flattened
 from handpose.sweep.study import (
     COSTS,
@@ -31,6 +31,7 @@ from handpose.sweep.study import (
     read_storage,
     resolved_url,
 )
+from handpose.values import equal
 
 LINEAGE = "lineage"
 """User attribute of a trial from an earlier sweep: which one's it was, and under `from` where that had it from."""

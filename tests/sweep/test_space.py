@@ -33,7 +33,7 @@ def space(trial):
         ("int(interval(1, 5))", IntDistribution(1, 5)),
         ("choice(a, b)", CategoricalDistribution(("a", "b"))),
         ("a, b, c", CategoricalDistribution(("a", "b", "c"))),
-        ("choice(1, 2.5, true)", CategoricalDistribution((1, 2.5, True))),
+        ("choice(2, 2.5, true)", CategoricalDistribution((2, 2.5, True))),
         ("choice('with space')", CategoricalDistribution(("with space",))),
     ],
 )
