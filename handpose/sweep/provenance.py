@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from handpose.config import compose, plain, quote_override
 from handpose.errors import UserError
 from handpose.sweep.space import flattened
+from handpose.yaml_files import load_yaml
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "timm", "pytorch-lightning", "torchmetrics", "ray", "optuna", "hydra-core", "numpy")
@@ -65,7 +66,7 @@ def differences(best: Path, *, data: str | None) -> Iterator[str]:
 
     data: fingerprint of the data set here. Raises UserError where its configuration cannot be composed.
     """
-    then = yaml.safe_load(best.read_text(encoding="utf-8"))
+    then = load_yaml(best)
     if "configuration" in then:
         now = configuration(compose("train", [quote_override("best", str(best))]))
         yield from _changed(then["configuration"], now, "{name} is {now}, and was {then}: configs/ differ")
@@ -110,7 +111,7 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; nothing where there is none. Raises UserError for a damaged file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = load_yaml(path) if path.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
     return content if isinstance(content, dict) else {}

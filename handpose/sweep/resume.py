@@ -20,6 +20,7 @@ from handpose.sweep.space import Space, flattened, load_space
 from handpose.sweep.store import is_url, parent_and_name
 from handpose.sweep.stored_sweep import brought_back
 from handpose.sweep.study import check_url, without_password
+from handpose.yaml_files import load_yaml
 
 _CHANGEABLE = (
     "sweep.resume",
@@ -181,7 +182,7 @@ def check_data(task: Task, fingerprint: str) -> None:
 def _record(folder: Path) -> dict[str, Any]:
     file = folder / "sweep.yaml"
     try:
-        record = yaml.safe_load(file.read_text(encoding="utf-8"))
+        record = load_yaml(file)
     except OSError as error:
         raise UserError(
             f"sweep.resume={folder}: there is no {file}, so that there is no sweep to go on with"

@@ -117,8 +117,10 @@ class Asha(Fifo):
 
     With two objectives trials are ranked at a rung by fronts, and within a front so that the first ones are spread over
     it (Schmucker et al. 2021, arXiv:2106.12639), the best of the first objective at the head. Mode `stop` then lets a
-    trial go on that is among the first 1 + (n - 2) / reduction_factor of the n that are there with it, rounded down:
-    where all cost the same, these are those above the quantile. Ranking takes time in proportion to n.
+    trial go on that is among the first 1 + (n - 2) / reduction_factor of the n that are there with it, rounded down.
+    Where all cost the same, no trial goes on that the quantile of one objective stops. The reverse can happen, since
+    ranks are not interpolated: the quantile lies between two recorded losses, and a trial whose loss lies between them,
+    or equals one of them, may stop here. Ranking takes time in proportion to n.
 
     Raises UserError when the values do not go together.
     """
