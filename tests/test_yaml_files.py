@@ -1,4 +1,4 @@
-"""YAML files of users: a key that stands twice is refused wherever it stands, and what YAML allows is read as before."""
+"""YAML files of users: a key that stands twice is refused, and what YAML allows is read as before."""
 
 import shutil
 
@@ -75,7 +75,7 @@ def test_a_configuration_group_that_is_no_yaml_is_one_sentence(new_choice):
 def test_a_best_yaml_with_a_key_twice_is_one_sentence(tmp_path):
     file = tmp_path / "best.yaml"
     file.write_text("overrides: [seed=1]\ntrial: 3\noverrides: [seed=2]\n")
-    with pytest.raises(UserError, match="best.yaml: the key overrides stands twice, in lines 1 and 3"):
+    with pytest.raises(UserError, match=r"best\.yaml: the key overrides stands twice, in lines 1 and 3"):
         compose("train", [f"best={file}"])
     with pytest.raises(UserError, match="the key overrides stands twice"):
         read_yaml(file)

@@ -31,6 +31,7 @@ class PopulationBased(Fifo):
     """
 
     needs_checkpoints = True
+    perturbs = True
     takes_two = False  # weights are taken over from what is better, and there are two answers to that
 
     def __init__(

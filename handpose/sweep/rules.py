@@ -36,12 +36,13 @@ class Rule(Protocol):
 
     rungs: epochs at which trials are compared, ascending; empty where it compares at no fixed ones. needs_checkpoints:
     a trial must save a checkpoint at every rung, since it may pause there. takes_two: it does right by a sweep with two
-    objectives.
+    objectives. perturbs: it changes parameters on the way, so that trials that begin alike may end differently.
     """
 
     rungs: tuple[int, ...]
     needs_checkpoints: bool
     takes_two: bool
+    perturbs: bool
 
     def begun(self, trial: int, params: Params) -> None:
         """A new trial runs, with all its parameters."""
@@ -77,6 +78,7 @@ class Fifo:
     rungs: tuple[int, ...] = ()
     needs_checkpoints = False
     takes_two = True
+    perturbs = False
 
     def begun(self, trial: int, params: Params) -> None:
         """Nothing to note."""

@@ -64,8 +64,18 @@ class SamplerView(BaseStorage):
         self._completes_infeasible = completes_infeasible
         self._max_ended = max_ended
 
-    @cached_property
+    def redraw(self, pending: FrozenTrial) -> None:
+        """Propose this trial instead of the one before, whose place in a sequence (of QMC) counts as taken."""
+        kept = {key: value for key, value in self._pending.system_attrs.items() if key.startswith(_OF_STUDY)}
+        pending.system_attrs = {**pending.system_attrs, **kept}
+        self._pending = pending
+
+    @property
     def _trials(self) -> list[FrozenTrial]:
+        return [*self._others, self._pending]
+
+    @cached_property
+    def _others(self) -> list[FrozenTrial]:
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
         shown = list(
             _shown(
@@ -81,7 +91,7 @@ class SamplerView(BaseStorage):
             shown = _bounded(shown, self._max_ended, merit)
         if self._second_objective is not None:
             shown = _listed_by_merit(shown, merit)
-        return [*shown, self._pending]
+        return shown
 
     # What it answers differently from the storage.
 

@@ -71,12 +71,11 @@ class ListedSpace:
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Params:
         """Draw every parameter from the trial."""
-        return {key: self._value(trial, key) for key in self.expressions}
+        return self.made_of({key: _draw(trial, key, each) for key, each in self.parameters.items()})
 
-    def _value(self, trial: optuna.trial.BaseTrial, key: str) -> Any:
-        if key in self.fixed:
-            return self.fixed[key]
-        return from_label(_draw(trial, key, self.parameters[key]))
+    def made_of(self, draws: Params) -> Params:
+        """The parameters of a trial with these draws."""
+        return {key: self.fixed[key] if key in self.fixed else from_label(draws[key]) for key in self.expressions}
 
 
 @dataclass(frozen=True)
