@@ -135,7 +135,7 @@ def _listed_points(space: ListedSpace) -> FinitePoints | None:
     return FinitePoints(math.prod(count or 1 for count in counts.values()), make)
 
 
-_MOST_CALLS = 5000
+_MOST_CALLS = 2000
 
 
 class _InTurn(BaseSampler):
