@@ -213,6 +213,11 @@ def task_overrides() -> list[str]:
     return [item for item in overrides if _key(item) != "best"]
 
 
+def given_keys() -> list[str]:
+    """The keys that the running script's command line sets by name, those of best=FILE left out."""
+    return [_key(item) for item in _given() if not item.startswith("~")]
+
+
 def _given() -> list[str]:
     """The running script's overrides, variables of the environment put in, which another machine may not have.
 

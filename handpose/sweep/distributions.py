@@ -158,12 +158,12 @@ def check_range(where: str, low: float, high: float, *, is_whole: bool) -> None:
     """Raise UserError, which names `where`, for ends between which Optuna cannot draw."""
     if not all(isinstance(end, int) or math.isfinite(end) for end in (low, high)):
         raise UserError(f"{where} must have finite ends")
-    if low > high:
-        raise UserError(f"{where} is upside down: its low end {low:g} is above its high end {high:g}")
     if is_whole and max(abs(low), abs(high)) > _LARGEST_WHOLE:
         raise UserError(
             f"{where} goes beyond {_LARGEST_WHOLE} (2^53): larger whole numbers are not exact in an Optuna study; "
             "give a smaller range"
         )
+    if low > high:
+        raise UserError(f"{where} is upside down: its low end {low:g} is above its high end {high:g}")
     if not is_whole and not math.isfinite(float(high) - float(low)):
         raise UserError(f"{where} is too wide: high - low must be a finite number; give a smaller range")

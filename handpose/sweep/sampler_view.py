@@ -12,12 +12,13 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from handpose.pareto import best_first
+from handpose.sweep.distributions import nearest
 from handpose.sweep.study import last_value
 
 PENDING = -1
@@ -129,6 +130,8 @@ class SamplerView(BaseStorage):
     ) -> None:
         assert trial_id == PENDING
         value = distribution.to_external_repr(param_value_internal)
+        if isinstance(distribution, (FloatDistribution, IntDistribution)):
+            value = nearest(value, distribution)  # as the trial has it: samplers compute 0.1 + 2 * 0.1
         self._pending.params = {**self._pending.params, param_name: value}
         self._pending.distributions = {**self._pending.distributions, param_name: distribution}
 

@@ -18,8 +18,9 @@ import difflib
 import importlib.util
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,7 +42,7 @@ from handpose.sweep.distributions import (
     stepped,
     value_at,
 )
-from handpose.values import as_plain, is_plain, same
+from handpose.values import as_plain, equal, is_plain, same, written
 from handpose.yaml_files import load_yaml
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study on stderr
@@ -80,10 +81,14 @@ class ListedSpace:
 
 @dataclass(frozen=True)
 class PythonSpace:
-    """A space from a Python file, which draws what it needs as it goes (define by run)."""
+    """A space from a Python file, which draws what it needs as it goes (define by run).
+
+    held: keys that have one value instead of what the file draws for them.
+    """
 
     file: Path
     function: Callable[[Any], Mapping[str, Any]]
+    held: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -92,7 +97,7 @@ class PythonSpace:
     def suggest(self, trial: optuna.trial.BaseTrial) -> Params:
         """Call the file's function. Raises UserError when it fails, or gives no mapping of plain values."""
         try:
-            params = self.function(_Suggesting(trial, self.file))
+            params = self.function(_Suggesting(trial, self.file, self.held))
         except UserError:
             raise
         except Exception as error:
@@ -105,7 +110,7 @@ class PythonSpace:
                 raise UserError(
                     f"{self.file}: space(trial) gave {key!r}: {value!r}; values are numbers, text or lists of them"
                 )
-        return params
+        return {key: self.held.get(key, value) for key, value in params.items()}
 
 
 Space: TypeAlias = ListedSpace | PythonSpace
@@ -133,6 +138,38 @@ def find_space(name: str, *, folder: Path = SPACES) -> Path:
     near = difflib.get_close_matches(name, files, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"search_space={name}: {hint}{folder.name}/ has {', '.join(files) or 'no spaces'}")
+
+
+def keys_of(space: Space) -> list[str]:
+    """The configuration keys that the space sets, of a Python space as far as `probes` meets them."""
+    if isinstance(space, ListedSpace):
+        return list(space.expressions)
+    return list(dict.fromkeys(key for params in probes(space) for key in params))
+
+
+def holding(space: Space, held: Mapping[str, Any]) -> Space:
+    """The space with one value for these keys in every trial, whatever its file searches for them.
+
+    Raises UserError where nothing is left to search.
+    """
+    if not held:
+        return space
+    if isinstance(space, ListedSpace):
+        parameters = {key: each for key, each in space.parameters.items() if key not in held}
+        expressions = {key: written(held[key]) if key in held else text for key, text in space.expressions.items()}
+        less: Space = ListedSpace(space.file, parameters, {**space.fixed, **held}, expressions)
+        is_searched = bool(parameters)
+    else:
+        less = replace(space, held=held)
+        trial = optuna.create_study(sampler=_Extremes(upper=False, option=0)).ask()
+        less.suggest(trial)
+        is_searched = bool(trial.params)
+    if not is_searched:
+        raise UserError(
+            f"every key that {space.file} searches is given on the command line ({', '.join(held)}), so that all "
+            "trials would be the same; leave one of them out, or train once with train.py"
+        )
+    return less
 
 
 def default_point(space: Space, defaults: Mapping[str, Any]) -> Params | None:
@@ -261,11 +298,22 @@ def _load_python(file: Path) -> PythonSpace:
 
 def _parse(file: Path, key: str, expression: str) -> Override:
     try:
-        return OverridesParser.create().parse_override(f"{key}={expression}")
+        return _override(f"{key}={expression}")
     except (HydraException, OverflowError) as error:
         cause = error.__cause__  # of a grammar error it is the parser's, which says nothing
         reason = str(cause if isinstance(cause, (HydraException, TypeError, ValueError)) else error)
         raise UserError(f"{file}: cannot read {key}: {expression} ({' '.join(reason.split())})") from error
+
+
+def _override(text: str) -> Override:
+    """Hydra's reading; with null among choices too, which its choice(...) refuses and its list a, b, c takes."""
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        listed = re.fullmatch(r"([^=]+=)\s*choice\((.*\bnull\b.*)\)\s*", text)
+        if listed is None:
+            raise
+        return OverridesParser.create().parse_override(listed[1] + listed[2])
 
 
 def _distribution(file: Path, override: Override) -> BaseDistribution:
@@ -325,13 +373,14 @@ def _range(where: str, sweep: RangeSweep) -> BaseDistribution:
     is_whole = all(isinstance(number, int) for number in (start, stop, step))
     if "int" in sweep.tags and not is_whole:
         raise UserError(f"{where} is for whole numbers, but not all of its are")
-    check_range(where, min(start, stop), max(start, stop), is_whole=is_whole)
-    check_range(f"{where}: its step", step, step, is_whole=is_whole)
+    if not all(isinstance(number, int) or math.isfinite(number) for number in (start, stop, step)):
+        raise UserError(f"{where} must have finite ends and a finite step")
     if step == 0:
         raise UserError(f"{where}: range() arg 3 must not be zero, which is its step")
     distribution = stepped(start, stop, step)
     if distribution is None:
         raise UserError(f"{where} is empty: a range runs from its start up to, but not including, its end")
+    check_range(where, distribution.low, distribution.high, is_whole=is_whole)
     if not log:
         return distribution
     if not isinstance(distribution, IntDistribution) or distribution.low < 1 or distribution.step != 1:
@@ -352,9 +401,10 @@ def _is_log(where: str, tags: set[str]) -> bool:
 class _Suggesting:
     """The trial that `space(trial)` is called with: Optuna's, with all choices told apart and NumPy's numbers taken."""
 
-    def __init__(self, trial: optuna.trial.BaseTrial, file: Path) -> None:
+    def __init__(self, trial: optuna.trial.BaseTrial, file: Path, held: Mapping[str, Any]) -> None:
         self._trial = trial
         self._file = file
+        self._held = held
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trial, name)
@@ -368,6 +418,9 @@ class _Suggesting:
             raise UserError(
                 f"{self._file}: the choices of {name} are numbers, text or lists of them, but {error}"
             ) from error
+        if name in self._held:
+            value = self._held[name]
+            return next((option for option in options if equal(as_plain(option), value)), value)
         drawn = self._trial.suggest_categorical(name, tuple(dict.fromkeys(given)))
         return next(option for option, label in zip(options, given, strict=True) if same(label, drawn))
 
@@ -376,6 +429,8 @@ class _Suggesting:
     ) -> float:
         """A number of the range."""
         low, high, step = as_plain(low), as_plain(high), as_plain(step)
+        if name in self._held:
+            return self._held[name]
         check_range(self._where(name, low, high), low, high, is_whole=False)
         drawn = self._trial.suggest_float(name, low, high, step=step, log=log)
         distribution = self._trial.distributions[name]
@@ -385,6 +440,8 @@ class _Suggesting:
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """A whole number of the range."""
         low, high, step = as_plain(low), as_plain(high), as_plain(step)
+        if name in self._held:
+            return self._held[name]
         check_range(self._where(name, low, high), low, high, is_whole=True)
         return self._trial.suggest_int(name, low, high, step=step, log=log)
 
