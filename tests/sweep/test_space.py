@@ -227,9 +227,6 @@ def test_choices_that_python_considers_equal_stay_different_in_the_study(write_s
     drawn, stored = drawn_again(space)
     assert all(map(same, drawn, stored))
     assert {repr(params["key"]) for params in drawn} == {repr(value) for value in values}
-    assert [
-        from_label(label) for label in space.parameters["key"].choices
-    ] == values or expression == "choice(nan, inf, 1)"
     for value in values:
         point = default_point(space, {"key": value})
         assert same(space.suggest(optuna.trial.FixedTrial(point)), {"key": value})
@@ -332,7 +329,7 @@ def test_what_optuna_cannot_draw_in_a_python_space_is_told(write_space, line, re
 def test_a_range_has_exactly_its_values_without_the_end(write_space, expression, values):
     space = write_space(f"key: {expression}")
     assert [point["key"] for point in grid_points(space)] == values
-    drawn, stored = drawn_again(space)
+    drawn, _ = drawn_again(space)
     assert {params["key"] for params in drawn} == set(values)
     for value in values:
         assert default_point(space, {"key": value}) == {"key": value}
