@@ -10,7 +10,7 @@ from handpose.report.summary import summary
 from handpose.sweep.mirror import Mirror, NotKeptError, mirrored
 from handpose.sweep.plan import Plan, planned
 from handpose.sweep.reporting import REPORT, write_report
-from handpose.sweep.resume import new_task, task_to_resume
+from handpose.sweep.resume import held_line, new_task, task_to_resume
 from handpose.sweep.run import INTERRUPTED, SweepHaltedError, SweepInterruptedError, going_on
 from handpose.sweep.select import NoWinnerError, select_winner, write_chosen
 from handpose.sweep.status import print_status
@@ -22,7 +22,10 @@ def main(config: DictConfig) -> None:
     if config.sweep.status:
         print_status(config.sweep.status)
         return
-    plan = planned(task_to_resume(config, task_overrides()) if config.sweep.resume else new_task(config))
+    task = task_to_resume(config, task_overrides()) if config.sweep.resume else new_task(config)
+    plan = planned(task)
+    if line := held_line(task):
+        print(line, flush=True)
     if plan.sweep.preflight == "only":
         plan.try_out()
         return

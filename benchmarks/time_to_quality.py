@@ -251,6 +251,7 @@ class Told:
 
     def __init__(self, rule: Rule, searcher: Ours | Plain, max_epochs: int) -> None:
         self.rungs, self.needs_checkpoints, self.takes_two = rule.rungs, rule.needs_checkpoints, rule.takes_two
+        self.perturbs = rule.perturbs
         self._rule, self._searcher, self._max_epochs = rule, searcher, max_epochs
 
     def begun(self, trial: int, params: Params) -> None:

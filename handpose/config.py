@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from handpose.errors import UserError
 from handpose.schema import check, parameters, unknown_key
+from handpose.yaml_files import load_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"
@@ -94,6 +95,8 @@ def _composes(config_name: ConfigName, overrides: list[str]) -> bool:
 def _checked(config_name: ConfigName, overrides: list[str]) -> DictConfig:
     try:
         config = _composed(config_name, overrides)
+    except yaml.YAMLError as error:
+        raise _unreadable(error) from error
     except _HYDRA_ERRORS as error:
         raise UserError(_explained(config_name, overrides, error)) from error
     _check_added(config_name, config, overrides)
@@ -210,6 +213,11 @@ def task_overrides() -> list[str]:
     return [item for item in overrides if _key(item) != "best"]
 
 
+def given_keys() -> list[str]:
+    """The keys that the running script's command line sets by name, those of best=FILE left out."""
+    return [_key(item) for item in _given() if not item.startswith("~")]
+
+
 def _given() -> list[str]:
     """The running script's overrides, variables of the environment put in, which another machine may not have.
 
@@ -271,7 +279,7 @@ def save(config: DictConfig, path: Path) -> None:
 
 def choice_of(group: str, target: str) -> str:
     """The choice of a group that makes a target, as pyramid of model/decoder; the target itself where there is none."""
-    targets = {yaml.safe_load(path.read_text()).get("_target_"): path.stem for path in (CONFIGS / group).glob("*.yaml")}
+    targets = {load_yaml(path).get("_target_"): path.stem for path in (CONFIGS / group).glob("*.yaml")}
     return targets.get(target, target)
 
 
@@ -310,7 +318,7 @@ def _best(path: str) -> list[str]:
     if not Path(path).expanduser().is_file():
         raise UserError(f"best={path}: there is no such file; a finished sweep leaves one at sweeps/NAME/best.yaml")
     try:
-        overrides = yaml.safe_load(Path(path).expanduser().read_text())["overrides"]
+        overrides = load_yaml(Path(path).expanduser())["overrides"]
         if not isinstance(overrides, list):
             raise TypeError("overrides must be a list")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
@@ -331,6 +339,20 @@ def _is_group(key: str) -> bool:
 
 def _one_line(error: object) -> str:
     return " ".join(str(error).split())
+
+
+def _unreadable(error: yaml.YAMLError) -> UserError:
+    """Why Hydra could not read a file of the configuration."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return UserError(_one_line(error))
+    try:
+        load_yaml(Path(mark.name))
+    except UserError as twice:
+        return twice
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        pass
+    return UserError(f"{mark.name} is not valid YAML: {_one_line(error)}")
 
 
 def _explained(config_name: ConfigName, overrides: list[str], error: Exception) -> str:

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import filelock
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rich.console import Console
@@ -33,6 +32,7 @@ from handpose.data.freihand import FreiHand
 from handpose.data.hand_scene import Difficulty
 from handpose.data.sample import Splits
 from handpose.errors import UserError
+from handpose.yaml_files import load_yaml
 
 GENERATOR_VERSION = 5
 """Raise it whenever the pictures or what is beside them change: sets of another version are not read."""
@@ -338,7 +338,7 @@ def _draw_skeleton(image: Image.Image, uv: NDArray[np.float64]) -> None:
 def default_difficulty() -> Difficulty:
     """The difficulty of configs/data/synthetic.yaml, where its defaults stand."""
     path = Path(__file__).resolve().parents[2] / "configs" / "data" / "synthetic.yaml"
-    source = yaml.safe_load(path.read_text())["source"]
+    source = load_yaml(path)["source"]
     return _checked_difficulty(**{field.name: source[field.name] for field in fields(Difficulty)})
 
 

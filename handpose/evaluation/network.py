@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from handpose.config import CONFIGS, compose, instantiated, quote_override
 from handpose.errors import UserError
 from handpose.evaluation.views import Views
 from handpose.training.build import build
 from handpose.training.checkpoints import architecture, load_weights, read_checkpoint
 from handpose.training.module import HandPose
+from handpose.yaml_files import load_yaml
 
 
 class TrainedNetwork(NamedTuple):
@@ -78,6 +77,6 @@ def _values(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _choice(target: str) -> str:
     """The choice of the group `data` whose source is made by a target."""
     for path in sorted((CONFIGS / "data").glob("*.yaml")):
-        if yaml.safe_load(path.read_text())["source"]["_target_"] == target:
+        if load_yaml(path)["source"]["_target_"] == target:
             return path.stem
     raise UserError(f"the checkpoint was trained on data of {target}, which configs/data does not have; give data=...")

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.report.table import State
+from handpose.values import same
 
 Values = Mapping[str, Any]
 
@@ -115,7 +116,7 @@ class Parameter:
 
     def index(self, value: Any) -> int:
         """The number of a choice; 1 and True differ."""
-        return next(i for i, choice in enumerate(self.choices) if choice == value and type(choice) is type(value))
+        return next(i for i, choice in enumerate(self.choices) if same(choice, value))
 
     @property
     def num_values(self) -> int | None:

@@ -28,6 +28,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from handpose.report.table import TrialRow
+from handpose.values import written
 
 STATE = "(state)"
 """The first column of the HParams tab: how a trial ended."""
@@ -52,6 +53,7 @@ class Schema:
         self._num_trials = 0
         self._kinds: dict[str, set[Kind]] = defaultdict(set)
         self._num_having: Counter[str] = Counter()
+        self._texts: dict[str, dict[float, str]] = defaultdict(dict)  # of whole numbers
 
     def add(self, params: Mapping[str, Any]) -> bool:
         """Count a trial in; returns whether trials before it are to be written anew."""
@@ -59,6 +61,10 @@ class Schema:
         self._num_trials += 1
         for key, value in params.items():
             self._kinds[key].add(_kind(value))
+            if _kind(value) == "number" and value == int(value):
+                text = written(value)
+                if self._texts[key].setdefault(value, text) != text:  # 1 and 1.0, or 0.0 and -0.0: as words they differ
+                    self._kinds[key].add("word")
             self._num_having[key] += 1
         return self._num_trials > 1 and self._columns() != before
 
@@ -85,7 +91,7 @@ def _as(kind: Kind, value: Any) -> float | bool | str:
         return value
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return f"'{value}'" if value in ("null", "true", "false") else str(value)
 
 
 class SweepLog:

@@ -32,6 +32,7 @@ from handpose.sweep.rules import Continuation, Rule
 from handpose.sweep.settings import SpentBudget, SweepSettings
 from handpose.sweep.slots import Room
 from handpose.sweep.space import Params
+from handpose.values import same
 
 _NUM_FINALISTS = 3
 _NOT_ITS_FAULT: tuple[FailureKind, ...] = ("preempted", "lost", "worn")
@@ -49,12 +50,13 @@ _AFTER: Mapping[Decision, State] = {
 class TrialHistory:
     """What is known of a trial beside its row in the table.
 
-    values: the sweep's metric by epoch, as long as they belong to the parameters that the searcher proposed. gpus: its
-    share, where it is not that of all. held_gpus: by the stretch that runs. not_before: when it may be tried again, in
-    the sweep's time.
+    proposed: its parameters as the searcher gave them. values: the sweep's metric by epoch, as long as they belong to
+    these. gpus: its share, where it is not that of all. held_gpus: by the stretch that runs. not_before: when it may be
+    tried again, in the sweep's time.
     """
 
     row: TrialRow
+    proposed: Params
     values: dict[int, float] = field(default_factory=dict)
     best_value: float = math.nan
     num_stretches: int = 0
@@ -232,7 +234,7 @@ class History:
             case Asked():
                 row = TrialRow(event.trial, event.params, state="waiting", command=self._command(event.params))
                 self.table.rows[event.trial] = row
-                self.trials[event.trial] = TrialHistory(row)
+                self.trials[event.trial] = TrialHistory(row, event.params)
                 self.live["waiting"].add(event.trial)
                 self._rule.begun(event.trial, event.params)
             case Begun():
@@ -269,7 +271,7 @@ class History:
         if event.checkpoint is not None:
             self.shelf.put(event.trial, event.checkpoint)
             trial.row.epochs = event.epoch
-        if event.params is not None and event.params != trial.row.params:
+        if event.params is not None and not same(event.params, trial.row.params):
             # Population based training: the values from here on belong to other parameters than the searcher proposed.
             trial.row.params, trial.row.command, trial.is_perturbed = event.params, "", True
         trial.num_stretches = event.stretch

@@ -5,6 +5,7 @@ trials lie with where all of them lie, so that a sampler which looks more closel
 parameter important. It needs no model of the values, and knows what a trial does not have.
 """
 
+import contextlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,8 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.report.record import Effect, Importance
-from handpose.sweep.space import Params, label
+from handpose.sweep.distributions import fitted
+from handpose.sweep.space import Params
 
 LEAST_TRIALS = 20
 """Of one epoch. With fewer no more than a handful are among the best, which says nothing."""
@@ -76,10 +78,12 @@ def _of_epoch(
 
 
 def _frozen(trial: Drawn, loss: float) -> FrozenTrial:
-    params = {key: label(value) for key, value in trial.params.items()}
-    return create_trial(
-        state=TrialState.COMPLETE, value=float(loss), params=params, distributions=dict(trial.distributions)
-    )
+    params: Params = {}
+    for key, distribution in trial.distributions.items():
+        with contextlib.suppress(ValueError):  # a value that an earlier version drew, and that is out of range now
+            params[key] = fitted(trial.params[key], distribution)
+    distributions = {key: trial.distributions[key] for key in params}
+    return create_trial(state=TrialState.COMPLETE, value=float(loss), params=params, distributions=distributions)
 
 
 def _half(losses: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:

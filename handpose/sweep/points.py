@@ -1,10 +1,9 @@
 """Points of a search space that are not drawn but given: what is tried first, the points of a grid, earlier results."""
 
-import contextlib
 import difflib
 import math
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optuna
@@ -15,8 +14,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from handpose.errors import UserError
+from handpose.sweep.distributions import from_label, num_values, value_at
 from handpose.sweep.sampler_view import PENDING, SamplerView, pending_trial
-from handpose.sweep.space import ListedSpace, Params, Space, default_point, from_label, grid_points, label
+from handpose.sweep.space import Given, ListedSpace, Params, Space, default_point, grid_points
+from handpose.values import equal, same, written
 
 
 class Placed(NamedTuple):
@@ -48,12 +49,9 @@ def draw(space: Space, sampler: BaseSampler, *, num_objectives: int = 1) -> tupl
 
 def place(space: Space, values: Mapping[str, Any]) -> Placed:
     """Put values into a space, by the names of the draws."""
-    given = {name: label(value) for name, value in values.items()}
-    pending, params = draw(space, _Given(given))
-    draws, distributions = pending.params, pending.distributions
-    outside = tuple(name for name in draws if name in given and not equal(given[name], draws[name]))
-    missing = tuple(name for name in draws if name not in given and not distributions[name].single())
-    return Placed(draws, params, distributions, outside, missing)
+    sampler = Given(values)
+    pending, params = draw(space, sampler)
+    return Placed(pending.params, params, pending.distributions, sampler.outside(pending), sampler.missing(pending))
 
 
 def first_points(space: Space, first: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[Params]:
@@ -81,16 +79,109 @@ def grid_in_order(space: Space, first: Sequence[Params], seed: int) -> list[Para
     return sorted(points, key=place_among_first)
 
 
-def equal(one: Any, other: Any) -> bool:
-    """Whether two values are the same; for Python True == 1."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
+class Point(NamedTuple):
+    """A point of a space: draws by name, and the parameters that the space makes of them."""
+
+    draws: Params
+    params: Params
+
+
+class FinitePoints:
+    """All points of a space that has finitely many: `num` of them, each with other parameters, made when asked for."""
+
+    def __init__(self, num: int, make: Callable[[int], Point]) -> None:
+        self.num = num
+        self._make = make
+
+    def first_without(self, tried: Container[str], *, seed: int) -> Point | None:
+        """The first point whose parameters, as `written`, have not been tried, in turn from a random one on."""
+        start = random.Random(seed).randrange(self.num)
+        points = (self._make((start + index) % self.num) for index in range(self.num))
+        return next((point for point in points if written(point.params) not in tried), None)
+
+
+def finite_points(space: Space) -> FinitePoints | None:
+    """All points of a space; None where there are infinitely many, or too many to call a Python space for each."""
+    if isinstance(space, ListedSpace):
+        return _listed_points(space)
+    found: dict[str, Point] = {}
+    sampler = _InTurn()
+    for _ in range(_MOST_CALLS):
+        try:
+            pending, params = draw(space, sampler)
+        except UserError:  # it does not take every combination
+            return None
+        if sampler.is_infinite:
+            return None
+        found.setdefault(written(params), Point(pending.params, params))
+        if not sampler.advance():
+            points = list(found.values())
+            return FinitePoints(len(points), points.__getitem__)
+    return None
+
+
+def _listed_points(space: ListedSpace) -> FinitePoints | None:
+    counts = {name: num_values(distribution) for name, distribution in space.parameters.items()}
+    if None in counts.values():
+        return None
+
+    def make(index: int) -> Point:
+        draws: Params = {}
+        for name, distribution in space.parameters.items():
+            index, place = divmod(index, counts[name] or 1)
+            draws[name] = value_at(distribution, place)
+        return Point(draws, space.made_of(draws))
+
+    return FinitePoints(math.prod(count or 1 for count in counts.values()), make)
+
+
+_MOST_CALLS = 2000
+
+
+class _InTurn(BaseSampler):
+    """Draws every combination of values in turn, of whatever is drawn: as an odometer counts.
+
+    is_infinite: something was drawn from an interval.
+    """
+
+    def __init__(self) -> None:
+        self.is_infinite = False
+        self._indices: list[int] = []
+        self._counts: list[int] = []
+
+    def advance(self) -> bool:
+        """Go on to the next combination; whether there is one."""
+        del self._indices[len(self._counts) :]
+        self._indices += [0] * (len(self._counts) - len(self._indices))
+        while self._indices and self._indices[-1] + 1 >= self._counts[len(self._indices) - 1]:
+            self._indices.pop()
+        self._counts = []
+        if not self._indices:
+            return False
+        self._indices[-1] += 1
+        return True
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
+        count = num_values(param_distribution)
+        if count is None:
+            self.is_infinite, count = True, 1
+        place = len(self._counts)
+        self._counts.append(count)
+        index = self._indices[place] if place < len(self._indices) else 0
+        if self.is_infinite:
+            assert isinstance(param_distribution, FloatDistribution)
+            return param_distribution.low
+        return value_at(param_distribution, index)
 
 
 def _agrees(point: Params, one: Params) -> bool:
-    return all(
-        math.isclose(point[name], value) if isinstance(value, float) else equal(point[name], value)
-        for name, value in one.items()
-    )
+    return all(same(point[name], value) for name, value in one.items())
 
 
 def _first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Params:
@@ -119,37 +210,3 @@ def _range(space: Space, key: str, distribution: BaseDistribution) -> str:
         return " or ".join(str(from_label(choice)) for choice in distribution.choices)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     return f"{distribution.low:g} to {distribution.high:g}"
-
-
-class _Given(BaseSampler):
-    """Draws the values it is given, and any other where there is none that fits."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
-        with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
-            return _fitted(self._values[param_name], param_distribution)
-        if isinstance(param_distribution, CategoricalDistribution):
-            return param_distribution.choices[0]
-        assert isinstance(param_distribution, (FloatDistribution, IntDistribution))
-        return param_distribution.low
-
-
-def _fitted(value: Any, distribution: BaseDistribution) -> Any:
-    """The value as the distribution has it. Raises ValueError where it is out of range."""
-    if isinstance(distribution, CategoricalDistribution):
-        options = [choice for choice in distribution.choices if equal(choice, value)]
-    else:
-        assert isinstance(distribution, (FloatDistribution, IntDistribution))
-        number = int(value) if isinstance(distribution, IntDistribution) else float(value)
-        options = [number] if equal(number, value) and distribution._contains(number) else []
-    if not options:
-        raise ValueError(f"{value} is not of {distribution}")
-    return options[0]

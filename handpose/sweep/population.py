@@ -10,8 +10,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from handpose.errors import UserError
+from handpose.sweep.distributions import fitted, from_label, nearest
 from handpose.sweep.rules import Continuation, Fifo, Verdict
-from handpose.sweep.space import ListedSpace, Params, Space, from_label, label
+from handpose.sweep.space import ListedSpace, Params, Space
 
 
 class PopulationBased(Fifo):
@@ -30,6 +31,7 @@ class PopulationBased(Fifo):
     """
 
     needs_checkpoints = True
+    perturbs = True
     takes_two = False  # weights are taken over from what is better, and there are two answers to that
 
     def __init__(
@@ -167,8 +169,7 @@ class _Explore:
 
     def __call__(self, params: Params, rng: random.Random) -> Params:
         changed = {
-            key: from_label(self._change(label(params[key]), distribution, rng))
-            for key, distribution in self._mutable.items()
+            key: from_label(self._change(params[key], distribution, rng)) for key, distribution in self._mutable.items()
         }
         return {**params, **changed}
 
@@ -176,14 +177,16 @@ class _Explore:
         anew = rng.random() < self._resample_probability
         if isinstance(distribution, CategoricalDistribution):
             options = list(distribution.choices)
-            if anew or value not in options:
+            try:
+                place = options.index(fitted(value, distribution))
+            except ValueError:
+                anew = True
+            if anew:
                 return rng.choice(options)
-            place = options.index(value) + rng.choice((-1, 1))
+            place += rng.choice((-1, 1))
             return options[min(max(place, 0), len(options) - 1)]
         assert isinstance(distribution, (FloatDistribution, IntDistribution))
-        if anew:
-            return _fitted(_draw(distribution, rng), distribution)
-        return _fitted(value * rng.choice((0.8, 1.25)), distribution)
+        return nearest(_draw(distribution, rng) if anew else value * rng.choice((0.8, 1.25)), distribution)
 
 
 def _mutable(space: Space, mutate: Sequence[str]) -> dict[str, BaseDistribution]:
@@ -202,14 +205,6 @@ def _draw(distribution: FloatDistribution | IntDistribution, rng: random.Random)
     if distribution.log:
         return math.exp(rng.uniform(math.log(distribution.low), math.log(distribution.high)))
     return rng.uniform(distribution.low, distribution.high)
-
-
-def _fitted(value: float, distribution: FloatDistribution | IntDistribution) -> float:
-    """The nearest value that the distribution can give."""
-    value = min(max(value, distribution.low), distribution.high)
-    if distribution.step is not None:
-        value = distribution.low + round((value - distribution.low) / distribution.step) * distribution.step
-    return int(value) if isinstance(distribution, IntDistribution) else float(value)
 
 
 def _check(interval: int, quantile_fraction: float, resample_probability: float, max_epochs: int) -> None:

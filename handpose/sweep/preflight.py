@@ -32,7 +32,7 @@ from handpose.sweep.retention import KEPT_A_TRIAL
 from handpose.sweep.rules import Rule
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.slots import Slots, count_slots, num_cores
-from handpose.sweep.space import Params, Space, default_point, grid_points, probes
+from handpose.sweep.space import Params, Space, default_point, num_grid_points, probes
 from handpose.sweep.stretch import Objective
 from handpose.sweep.trial import TrialRecipe, with_params
 from handpose.sweep.trial_cost import DataSize, one_workers
@@ -55,7 +55,7 @@ def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False
     overrides: the user's, for train.py. is_grid: every point is to be listed. num_workers: that share each batch.
     """
     if is_grid:
-        grid_points(space)
+        num_grid_points(space)
     for params in probes(space):
         try:
             config = one_workers(compose("train", with_params(overrides, params)), num_workers)

@@ -17,6 +17,7 @@ from handpose.config import compose, plain, quote_override
 from handpose.errors import UserError
 from handpose.metrics.validation import direction
 from handpose.sweep.space import flattened
+from handpose.yaml_files import load_yaml
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "timm", "pytorch-lightning", "torchmetrics", "ray", "optuna", "hydra-core", "numpy")
@@ -75,7 +76,7 @@ def differences(best: Path, *, data: str | None) -> Iterator[str]:
 
     data: fingerprint of the data set here. Raises UserError where its configuration cannot be composed.
     """
-    then = yaml.safe_load(best.read_text(encoding="utf-8"))
+    then = load_yaml(best)
     if "configuration" in then:
         now = configuration(compose("train", [quote_override("best", str(best))]))
         before = with_directions(then["configuration"])
@@ -121,7 +122,7 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; nothing where there is none. Raises UserError for a damaged file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = load_yaml(path) if path.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
     return content if isinstance(content, dict) else {}

@@ -56,7 +56,7 @@ def read_sweep(folder: Path) -> SweepRecord:
         course.follow(event, settings.metric)
     _spend(history, course.at)
     trials = [_trial(history.trials[number], course, settings.metric) for number in sorted(history.trials)]
-    parameters, distributions, fixed = searched(folder, config, trials)
+    parameters, distributions, fixed = searched(folder, config, trials, held=kept.get("held") or {})
     record = SweepRecord(
         name=settings.name,
         folder=str(folder),

@@ -6,7 +6,7 @@ for the next one. So the space is copied into the folder, and the configuration 
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from handpose.config import compose, location_overrides, plain, quote_override, task_overrides
+from handpose.config import compose, given_keys, location_overrides, plain, quote_override, task_overrides
 from handpose.errors import UserError
 from handpose.metrics.validation import direction
 from handpose.sweep.provenance import with_directions, write_yaml
-from handpose.sweep.space import Space, flattened, load_space
+from handpose.sweep.space import Space, flattened, holding, keys_of, load_space
 from handpose.sweep.store import is_url, parent_and_name
 from handpose.sweep.stored_sweep import brought_back
 from handpose.sweep.study import check_url, without_password
+from handpose.yaml_files import load_yaml
 
 _CHANGEABLE = (
     "sweep.resume",
@@ -69,7 +70,8 @@ class Task:
     """What tune.py is asked to do.
 
     overrides: as on the command line of the sweep's first day. locations: lead another process to its paths. choices:
-    of configuration groups. origin: as `provenance` gives it; None for a new sweep.
+    of configuration groups. origin: as `provenance` gives it; None for a new sweep. held: key -> value of what the
+    space's file searches and the command line fixes; the space has it in every trial.
     """
 
     config: Any
@@ -78,6 +80,7 @@ class Task:
     choices: Mapping[str, str]
     space: Space
     origin: Mapping[str, Any] | None = None
+    held: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -88,8 +91,28 @@ class Task:
 def new_task(config: Any) -> Task:
     """The task of the command line as it stands. Raises UserError where it says a password."""
     check_url(_as_written(config, "searcher.storage"))
-    choices = dict(HydraConfig.get().runtime.choices)
-    return Task(config, task_overrides(), location_overrides(config), choices, load_space(config.search_space))
+    choices, space = dict(HydraConfig.get().runtime.choices), load_space(config.search_space)
+    values = flattened(_recorded(config)) | choices
+    held = held_values(space, given_keys(), values)
+    task = (config, task_overrides(), location_overrides(config), choices)
+    return Task(*task, holding(space, held), held=held)
+
+
+def held_values(space: Space, given: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> value of what the space sets and the command line gives: what is given holds for all trials.
+
+    given: keys on the command line. values: configuration key -> value.
+    """
+    given = [key for key in given if key in values]
+    return {key: values[name] for key in keys_of(space) if (name := key.lstrip("+")) in given} if given else {}
+
+
+def held_line(task: Task) -> str:
+    """What is not searched because the command line gives it, in a line; empty where there is nothing."""
+    if not task.held:
+        return ""
+    values = ", ".join(quote_override(key, value) for key, value in task.held.items())
+    return f"every trial has {values}, as given on the command line: {task.space.name} does not search it"
 
 
 def description(task: Task, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +123,7 @@ def description(task: Task, origin: Mapping[str, Any]) -> dict[str, Any]:
         "overrides": list(task.overrides),
         "locations": list(task.locations),
         "choices": dict(task.choices),
+        "held": dict(task.held),
     }
 
 
@@ -187,8 +211,10 @@ def recorded_task(
     if len(files) != 1:
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
     locations = [item for item in locations if _key(item) not in place]
-    origin = {name: value for name, value in record.items() if name not in _OF_TASK}
-    return Task(config, [*kept, *new], locations, record["choices"], load_space(str(files[0])), origin)
+    origin = {name: value for name, value in record.items() if name not in (*_OF_TASK, "held")}
+    held = record.get("held") or {}  # which sweeps of earlier versions do not have
+    space = holding(load_space(str(files[0])), held)
+    return Task(config, [*kept, *new], locations, record["choices"], space, origin, held)
 
 
 def _fixed_by_events(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,7 +239,7 @@ def check_data(task: Task, fingerprint: str) -> None:
 def _record(folder: Path) -> dict[str, Any]:
     file = folder / "sweep.yaml"
     try:
-        record = yaml.safe_load(file.read_text(encoding="utf-8"))
+        record = load_yaml(file)
     except OSError as error:
         raise UserError(
             f"sweep.resume={folder}: there is no {file}, so that there is no sweep to go on with"

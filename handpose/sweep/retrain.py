@@ -21,7 +21,6 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-import yaml
 from omegaconf import DictConfig
 
 from handpose.config import compose, quote_override
@@ -30,6 +29,7 @@ from handpose.sweep.crew import Crew, program_environment, run_crew
 from handpose.sweep.run import INTERRUPTED, SweepInterruptedError, resume_command
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
+from handpose.yaml_files import load_yaml
 
 _WINNER = "overrides.json"
 """Of the configuration that is retrained."""
@@ -74,7 +74,7 @@ def retrain(
 
 def _winner(folder: Path, *, use_val: bool) -> list[str]:
     """What is trained: a retraining on other images is another one."""
-    overrides: list[str] = yaml.safe_load((folder / "best.yaml").read_text())["overrides"]
+    overrides: list[str] = load_yaml(folder / "best.yaml")["overrides"]
     return [*overrides, *_on_val(use_val)]
 
 

@@ -36,12 +36,13 @@ class Rule(Protocol):
 
     rungs: epochs at which trials are compared, ascending; empty where it compares at no fixed ones. needs_checkpoints:
     a trial must save a checkpoint at every rung, since it may pause there. takes_two: it does right by a sweep with two
-    objectives.
+    objectives. perturbs: it changes parameters on the way, so that trials that begin alike may end differently.
     """
 
     rungs: tuple[int, ...]
     needs_checkpoints: bool
     takes_two: bool
+    perturbs: bool
 
     def begun(self, trial: int, params: Params) -> None:
         """A new trial runs, with all its parameters."""
@@ -77,6 +78,7 @@ class Fifo:
     rungs: tuple[int, ...] = ()
     needs_checkpoints = False
     takes_two = True
+    perturbs = False
 
     def begun(self, trial: int, params: Params) -> None:
         """Nothing to note."""
@@ -117,8 +119,10 @@ class Asha(Fifo):
 
     With two objectives trials are ranked at a rung by fronts, and within a front so that the first ones are spread over
     it (Schmucker et al. 2021, arXiv:2106.12639), the best of the first objective at the head. Mode `stop` then lets a
-    trial go on that is among the first 1 + (n - 2) / reduction_factor of the n that are there with it, rounded down:
-    where all cost the same, these are those above the quantile. Ranking takes time in proportion to n.
+    trial go on that is among the first 1 + (n - 2) / reduction_factor of the n that are there with it, rounded down.
+    Where all cost the same, no trial goes on that the quantile of one objective stops. The reverse can happen, since
+    ranks are not interpolated: the quantile lies between two recorded losses, and a trial whose loss lies between them,
+    or equals one of them, may stop here. Ranking takes time in proportion to n.
 
     Raises UserError when the values do not go together.
     """

@@ -96,6 +96,7 @@ def swept(
         second_objective=sweep.second_objective,
         max_epochs=sweep.max_epochs,
         seed=sweep.seed,
+        repeats=rule().perturbs,
     )
     if not is_resumed:
         _rehearse(asked_for)
@@ -129,6 +130,12 @@ def swept(
             print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
             if sweep.time_budget_s is not None:
                 warm.wait()  # so that the budget is spent on trials, and not on the start of their processes
+            if asked.num_points is not None and asked.num_points < sweep.num_trials:
+                print(
+                    f"search_space={space.name} has {asked.num_points} configurations, so that no more trials are run "
+                    f"(sweep.num_trials={sweep.num_trials}): none is trained twice",
+                    flush=True,
+                )
             state = SweepState(sweep, log=log, history=history(), searcher=asked)
             if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
                 slots = count_slots(sweep, live_resources(), gpus=state.history.gpus)

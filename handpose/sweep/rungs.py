@@ -74,7 +74,10 @@ class ParetoRung:
         self._promotable = None
 
     def passes(self, trial: int, loss: float) -> bool:
-        """Whether a trial that comes with this loss is among the best with those that were here before."""
+        """Whether a trial that comes with this loss is among the best with those that were here before.
+
+        With equal costs this is at least as strict as `Rung.passes`; see `Asha`.
+        """
         losses = {**self._losses, trial: loss}
         num_passing = 1 + math.floor(max(0, len(losses) - 2) / self._reduction_factor)
         return trial in self._best_first(losses, most=num_passing)

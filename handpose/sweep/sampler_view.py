@@ -12,12 +12,13 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from handpose.pareto import best_first
+from handpose.sweep.distributions import nearest
 from handpose.sweep.study import last_value
 
 PENDING = -1
@@ -64,8 +65,18 @@ class SamplerView(BaseStorage):
         self._completes_infeasible = completes_infeasible
         self._max_ended = max_ended
 
-    @cached_property
+    def redraw(self, pending: FrozenTrial) -> None:
+        """Propose this trial instead of the one before, whose place in a sequence (of QMC) counts as taken."""
+        kept = {key: value for key, value in self._pending.system_attrs.items() if key.startswith(_OF_STUDY)}
+        pending.system_attrs = {**pending.system_attrs, **kept}
+        self._pending = pending
+
+    @property
     def _trials(self) -> list[FrozenTrial]:
+        return [*self._others, self._pending]
+
+    @cached_property
+    def _others(self) -> list[FrozenTrial]:
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
         shown = list(
             _shown(
@@ -81,7 +92,7 @@ class SamplerView(BaseStorage):
             shown = _bounded(shown, self._max_ended, merit)
         if self._second_objective is not None:
             shown = _listed_by_merit(shown, merit)
-        return [*shown, self._pending]
+        return shown
 
     # What it answers differently from the storage.
 
@@ -119,6 +130,8 @@ class SamplerView(BaseStorage):
     ) -> None:
         assert trial_id == PENDING
         value = distribution.to_external_repr(param_value_internal)
+        if isinstance(distribution, (FloatDistribution, IntDistribution)):
+            value = nearest(value, distribution)  # as the trial has it: samplers compute 0.1 + 2 * 0.1
         self._pending.params = {**self._pending.params, param_name: value}
         self._pending.distributions = {**self._pending.distributions, param_name: distribution}
 

@@ -1,6 +1,5 @@
 """What a sweep has searched, as its reports have it, also where the space is a Python file or the study is gone."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,21 +7,23 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from handpose.report.record import Parameter, TrialRecord
-from handpose.sweep.space import ListedSpace, from_label, load_space
+from handpose.sweep.distributions import from_label, labels
+from handpose.sweep.space import ListedSpace, holding, load_space
 from handpose.sweep.study import JOURNAL, close_storage, find_study, read_storage
+from handpose.values import same
 
 
 def searched(
-    folder: Path, config: Mapping[str, Any], trials: Sequence[TrialRecord]
+    folder: Path, config: Mapping[str, Any], trials: Sequence[TrialRecord], *, held: Mapping[str, Any]
 ) -> tuple[list[Parameter], dict[int, dict[str, BaseDistribution]], dict[str, Any]]:
     """Parameters, trial -> key -> distribution, and what all trials have alike.
 
-    A space in Python is never run, since a folder may be another's: the study tells what was drawn from, and where it
-    does not, the values themselves.
+    held: keys that the command line fixed, with their values. A space in Python is never run, since a folder may be
+    another's: the study tells what was drawn from, and where it does not, the values themselves.
     """
     files = sorted((folder / "search_space").glob("*"))
     if files and files[0].suffix in (".yaml", ".yml"):
-        space = load_space(str(files[0]))
+        space = holding(load_space(str(files[0])), held)
         assert isinstance(space, ListedSpace)
         declared: dict[int, dict[str, BaseDistribution]] = {trial.number: dict(space.parameters) for trial in trials}
         parameters = [_parameter(key, [each], text=space.expressions[key]) for key, each in space.parameters.items()]
@@ -67,7 +68,7 @@ def _of_study(
         trial.number: {
             key: each
             for key, each in drawn[trial.number].distributions.items()
-            if key in trial.params and from_label(drawn[trial.number].params[key]) == trial.params[key]
+            if key in trial.params and same(from_label(drawn[trial.number].params[key]), trial.params[key])
         }
         for trial in trials
         if trial.number in drawn
@@ -91,12 +92,7 @@ def _seen(values: Sequence[Any]) -> BaseDistribution:
         return IntDistribution(min(values), max(values))
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         return FloatDistribution(float(min(values)), float(max(values)))
-    texts = {json.dumps(value): value for value in values}
-    return CategoricalDistribution([value if _is_scalar(value) else f"list {text}" for text, value in texts.items()])
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
+    return CategoricalDistribution(tuple(dict.fromkeys(labels(values))))
 
 
 def _parameter(

@@ -19,7 +19,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,9 +31,10 @@ from optuna.samplers import BaseGASampler, BaseSampler, GPSampler, QMCSampler, R
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.errors import UserError
-from handpose.sweep.points import draw, grid_in_order, place
+from handpose.sweep.distributions import from_label, num_values
+from handpose.sweep.points import FinitePoints, draw, finite_points, grid_in_order, place
 from handpose.sweep.sampler_view import PENDING, SamplerView, pending_trial
-from handpose.sweep.space import Params, Space, from_label, grid_points
+from handpose.sweep.space import Params, Space, num_grid_points
 from handpose.sweep.study import (
     PARAMS,
     close_storage,
@@ -45,6 +46,7 @@ from handpose.sweep.study import (
     params_of,
 )
 from handpose.sweep.warm_start import Beginning, Conditions, begin
+from handpose.values import same, written
 
 EndState = Literal["complete", "stopped", "diverged", "failed", "infeasible"]
 
@@ -60,6 +62,11 @@ _MOST_ENDED = 1000
 
 Those that it takes for good are at most 25, with two objectives a tenth, and are among the best that it is shown.
 """
+_MOST_LISTED = 100_000
+_MOST_DRAWS = 5
+"""How often a proposal is drawn that an earlier trial has."""
+_MOST_RANDOM_DRAWS = 20
+"""And after that, by the random sampler, in a space whose points cannot be listed."""
 _PLAN = "plan"
 _WARM_START = "warm_start"
 """User attributes of the study: what is tried first and where the sweep's own trials begin; of the earlier sweeps."""
@@ -91,9 +98,10 @@ class OptunaSearcher:
     sampler: makes a sampler from a seed; without one every point of the space is tried once. first: configurations to
     try next after the default; what they leave out is the default's. warm_start: folders of earlier sweeps, and
     warm_start_points: how many of one's best to try first when their values cannot be brought in. constraints: cost ->
-    upper limit, or None.
+    upper limit, or None. repeats: trials may have the same parameters where a space has no others left, because they
+    change on the way.
 
-    `num_points` is that of a grid. Trials before `first_number` were brought in from earlier sweeps, and `warm_start`
+    Trials before `first_number` were brought in from earlier sweeps, and `warm_start`
     says of each of those what became of it. `constraints` are those with a limit. Raises UserError for a mistake in
     any of it.
     """
@@ -118,7 +126,9 @@ class OptunaSearcher:
         warm_start: list[str] | None = None,
         warm_start_points: int = 0,
         constraints: dict[str, float | None] | None = None,
+        repeats: bool = False,
     ) -> None:
+        self._repeats = repeats
         self.constraints = limits_of(constraints or {})
         self._space, self._name, self._seed, self._second_objective = space, name, seed, second_objective
         self._make_sampler = _settled(sampler, num_objectives=1 if second_objective is None else 2)
@@ -144,15 +154,23 @@ class OptunaSearcher:
         self.first_number: int = attributes[_PLAN]["first_number"]
         points: list[Params] = attributes[_PLAN]["points"]
         self._planned = grid_in_order(space, points, seed) if sampler is None else points
-        self.num_points = len(self._planned) if sampler is None else None
         stored = self._storage.get_all_trials(found, deepcopy=False)
         self._ids = [trial._trial_id for trial in stored]  # by number
+        self._imported = set(map(_tried_in, stored[: self.first_number]))
+        self._tried = set(map(_tried_in, stored[self.first_number :]))
         self._num_known = None if resume else self.first_number
 
     @property
     def study(self) -> optuna.Study:
         """The study as it is now."""
         return optuna.load_study(study_name=self._name, storage=self._storage)
+
+    @cached_property
+    def num_points(self) -> int | None:
+        """How many trials with different parameters there can be; None: any number, or they may repeat."""
+        if self._make_sampler is None:
+            return len(self._planned)
+        return None if self._repeats or self._finite_points is None else self._finite_points.num
 
     def ask(self, number: int) -> Params | None:
         """The parameters of the trial with the next number, counted from `first_number`; None: a grid has no more.
@@ -223,29 +241,73 @@ class OptunaSearcher:
     # --- proposals ----------------------------------------------------------------------------------------------------
 
     def _proposal(self, number: int, point: Params | None) -> tuple[FrozenTrial, Params]:
-        """A new trial with all its draws, as it is to be stored. point: draws that are decided."""
-        pending = pending_trial(number, point)
+        """A new trial with all its draws, as it is to be stored. point: draws that are decided.
+
+        With the same training seed, equal parameters give the same training. So a proposal that an earlier trial has is
+        drawn again a few times, and after that, where the points of the space can be listed, one is taken that no trial
+        has. A point that is to be tried first may repeat a trial of an earlier sweep: only own trials can win.
+        """
         view = SamplerView(
             self._storage,
             self._study_id,
-            pending,
+            pending_trial(number, point),
             second_objective=self._second_objective,
             constraints=self.constraints,
             completes_infeasible=self._completes_infeasible,
             max_ended=self._max_ended,
         )
+        decided = [None] * self._num_draws if point is None else [point, point, *[None] * self._num_draws]
+        for attempt, given in enumerate(decided):
+            drawn = self._drawn(view, number, given, self._sampler(number, attempt))
+            if self._make_sampler is None or not self._is_tried(drawn[1], besides_imported=given is not None):
+                return drawn
+        untried = self._untried(number)
+        for attempt in range(len(decided), len(decided) + _MOST_RANDOM_DRAWS):
+            drawn = self._drawn(view, number, untried, RandomSampler(seed=self._seed_of(number, attempt)))
+            if untried is not None or not self._is_tried(drawn[1], besides_imported=True):
+                break
+        return drawn
+
+    def _drawn(
+        self, view: SamplerView, number: int, point: Params | None, sampler: BaseSampler
+    ) -> tuple[FrozenTrial, Params]:
+        pending = pending_trial(number, point)
+        view.redraw(pending)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            study = optuna.load_study(study_name=self._name, storage=view, sampler=self._sampler(number))
+            study = optuna.load_study(study_name=self._name, storage=view, sampler=sampler)
             params = self._space.suggest(optuna.Trial(study, PENDING))
-        if params != {name: from_label(value) for name, value in pending.params.items()}:
+        if not same(params, {name: from_label(value) for name, value in pending.params.items()}):
             pending.set_user_attr(PARAMS, params)
         return pending, params
 
-    def _sampler(self, number: int) -> BaseSampler:
+    def _is_tried(self, params: Params, *, besides_imported: bool = False) -> bool:
+        """Whether an earlier trial has these parameters. besides_imported: one of this sweep's own."""
+        text = written(params)
+        return text in self._tried or (text in self._imported and not besides_imported)
+
+    def _untried(self, number: int) -> Params | None:
+        """The draws of a point that no trial has, or at least none of this sweep; None where none can be found."""
+        points = self._finite_points
+        if points is None:
+            return None
+        seed = self._seed_of(number)
+        found = points.first_without(self._tried | self._imported, seed=seed)
+        found = found or points.first_without(self._tried, seed=seed)
+        return None if found is None else found.draws
+
+    @cached_property
+    def _finite_points(self) -> FinitePoints | None:
+        return finite_points(self._space)
+
+    def _seed_of(self, number: int, attempt: int = 0) -> int:
         if self._seed < 0:
             raise UserError(f"sweep.seed must be at least 0, but it is {self._seed}")
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        entropy = [self._seed, number, attempt] if attempt else [self._seed, number]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    def _sampler(self, number: int, attempt: int = 0) -> BaseSampler:
+        seed = self._seed_of(number, attempt)
         if self._make_sampler is None:
             return RandomSampler(seed=seed)
         try:
@@ -264,8 +326,9 @@ class OptunaSearcher:
         sampler = self._sampler(0)
         self._completes_infeasible = isinstance(sampler, (GPSampler, BaseGASampler))
         self._max_ended = _MOST_ENDED if isinstance(sampler, TPESampler) else None
+        self._num_draws = 2 if isinstance(sampler, GPSampler) else _MOST_DRAWS  # it finds the same maximum again
         if self._make_sampler is None:
-            grid_points(self._space)
+            num_grid_points(self._space)
             if warm_start:
                 raise UserError(
                     "searcher=grid tries every point once, whatever is known: leave out searcher.warm_start"
@@ -273,7 +336,8 @@ class OptunaSearcher:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                draw(self._space, self._sampler(0), num_objectives=1 if self._second_objective is None else 2)
+                num_objectives = 1 if self._second_objective is None else 2
+                pending, _ = draw(self._space, self._sampler(0), num_objectives=num_objectives)
         except TypeError as error:
             raise _refused(error) from error
         except ValueError as error:
@@ -283,6 +347,8 @@ class OptunaSearcher:
                 f"sweep.second_objective={self._second_objective}: {type(sampler).__name__} proposes for one objective "
                 "alone; give searcher=optuna, nsga2, gp, qmc or random"
             ) from error
+        if isinstance(sampler, GPSampler):
+            _check_lists(pending.distributions)
 
     def _again(self, number: int) -> Params:
         trial = self._trial(number)
@@ -300,6 +366,7 @@ class OptunaSearcher:
         while len(self._ids) < number:
             self._ids.append(self._storage.create_new_trial(self._study_id, create_trial(state=TrialState.FAIL)))
         self._ids.append(self._storage.create_new_trial(self._study_id, trial))
+        self._tried.add(_tried_in(trial))
 
     def _move(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None = None) -> None:
         if trial.state != state and not trial.state.is_finished():
@@ -361,7 +428,7 @@ class OptunaSearcher:
         """The draws that led to these parameters, with their ranges; none where they cannot be told from them."""
         with contextlib.suppress(UserError):
             placed = place(self._space, params)
-            if placed.params == params:
+            if same(placed.params, params):
                 return placed.draws, placed.distributions
         return {}, {}
 
@@ -382,6 +449,22 @@ class OptunaSearcher:
         plan = {"first_number": len(beginning.trials), "points": beginning.points}
         self._storage.set_study_user_attr(study_id, _PLAN, plan)  # the last: with it the study is whole
         return study_id
+
+
+def _check_lists(distributions: Mapping[str, BaseDistribution]) -> None:
+    """Raise UserError where GPSampler, which lists the values of each range of steps, would need much memory."""
+    for name, distribution in distributions.items():
+        count = num_values(distribution) or 0
+        if count > _MOST_LISTED:
+            raise UserError(
+                f"searcher=gp lists the {count} values of {name}, and takes at most {_MOST_LISTED}; give {name} larger "
+                "steps or an interval, or use searcher=optuna"
+            )
+
+
+def _tried_in(trial: FrozenTrial) -> str:
+    """The parameters of a trial as they are compared."""
+    return written(params_of(trial))
 
 
 def _settled(sampler: Callable[..., BaseSampler] | None, *, num_objectives: int) -> Callable[..., BaseSampler] | None:

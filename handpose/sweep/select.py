@@ -11,10 +11,10 @@ import numpy as np
 
 from handpose.config import compose
 from handpose.report.table import TrialRow, TrialTable
-from handpose.sweep.points import equal
 from handpose.sweep.provenance import configuration, write_yaml
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.space import Params
+from handpose.values import equal
 
 
 class NoWinnerError(RuntimeError):

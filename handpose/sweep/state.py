@@ -58,12 +58,13 @@ class Listener(Protocol):
 class Searcher(Protocol):
     """Proposes trials, and hears what becomes of them; every call can be repeated. See OptunaSearcher.
 
-    `num_points`: of a list that it goes through; None: it has no end. `warm_start`: of earlier sweeps, to be told.
+    `num_points`: how many trials it proposes at most; None: any number. `warm_start`: of earlier sweeps, to be told.
     """
 
     first_number: int
-    num_points: int | None
 
+    @property
+    def num_points(self) -> int | None: ...
     @property
     def constraints(self) -> Mapping[str, float]: ...
     @property
@@ -329,4 +330,4 @@ def _earned(trial: TrialHistory) -> State:
 
 
 def _known(trial: TrialHistory) -> Known:
-    return Known(trial.row.number, _earned(trial), dict(trial.row.params), dict(trial.values), dict(trial.row.costs))
+    return Known(trial.row.number, _earned(trial), dict(trial.proposed), dict(trial.values), dict(trial.row.costs))

@@ -23,7 +23,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from handpose.errors import UserError
-from handpose.sweep.space import Params, from_label
+from handpose.sweep.distributions import from_label
+from handpose.sweep.space import Params
 
 JOURNAL = "journal.log"
 

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from handpose.errors import UserError
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.metrics.validation import direction
-from handpose.sweep.points import Placed, equal, first_points, place
+from handpose.sweep.points import Placed, first_points, place
 from handpose.sweep.provenance import read_yaml
 from handpose.sweep.space import Params, Space, flattened
 from handpose.sweep.study import (
@@ -34,6 +34,8 @@ from handpose.sweep.study import (
     read_storage,
     resolved_url,
 )
+from handpose.values import equal, same
+from handpose.yaml_files import load_yaml
 
 LINEAGE = "lineage"
 """User attribute of a trial from an earlier sweep: which one's it was, and under `from` where that had it from."""
@@ -71,8 +73,6 @@ _NO_MATTER_EITHER = (
 
 _OF_A_MACHINE = ("latency_ms", "memory_mb")
 """Costs that are not comparable as values where nobody knows that it is the same machine, and as busy."""
-
-_ABSENT = object()
 
 
 class Conditions(NamedTuple):
@@ -154,7 +154,9 @@ class _Importer:
         self._second = [] if second_objective is None else [second_objective]
         self._there, self._here = sweep.conditions.settings, here.settings
         self._obstacle = _obstacle(sweep.conditions, here)
-        self._differing = {key for key in {**self._there, **self._here} if _matters(key) and self._differs(key)}
+        self._differing = {
+            key for key in {**self._there, **self._here} if _matters(key) and _differ(key, self._there, self._here)
+        }
         self._counts: Counter[str] = Counter()
         self._outside: Counter[str] = Counter()
         self._incomparable: Counter[str] = Counter()
@@ -199,7 +201,10 @@ class _Importer:
             if name in _OF_A_MACHINE:
                 return f"{name} depends on the machine"
         lacking = [name for name in (*self._limits, *self._second) if name not in trial.user_attrs]
-        return f"{lacking[0]} was not measured" if lacking else ""
+        if lacking:
+            return f"{lacking[0]} was not measured"
+        foreign = [name for name in self._limits if name in _OF_A_MACHINE]
+        return f"{foreign[0]} depends on the machine" if foreign else ""
 
     def _out_of_range(self, trial: FrozenTrial, placed: Placed) -> str:
         """A parameter that cannot have the trial's value here."""
@@ -208,7 +213,7 @@ class _Importer:
         params = params_of(trial)
         there, here = {**self._there, **params}, {**self._here, **placed.params}
         for key in {**params, **placed.params}:
-            if not equal(there.get(key, _ABSENT), here.get(key, _ABSENT)):
+            if _differ(key, there, here):
                 return key
         return ""
 
@@ -275,9 +280,6 @@ class _Importer:
             **{name: self._counts[name] for name in ("failed", "without_value", "known")},
         }
 
-    def _differs(self, key: str) -> bool:
-        return not equal(self._there.get(key, _ABSENT), self._here.get(key, _ABSENT))
-
 
 def _obstacle(there: Conditions, here: Conditions) -> str:
     """Why no value of a sweep compares with those of another, if so."""
@@ -290,12 +292,22 @@ def _obstacle(there: Conditions, here: Conditions) -> str:
     return ""
 
 
+def _differ(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether two configurations have different values under a key."""
+    if key not in there or key not in here:
+        return (key in there) != (key in here)
+    if key.startswith("trainer."):  # for Lightning limit_train_batches=1 is one batch, and 1.0 all of them
+        return not same(there[key], here[key])
+    return not equal(there[key], here[key])
+
+
 def _matters(key: str) -> bool:
     return re.split(r"[./]", key)[0] not in _NO_MATTER and key not in _NO_MATTER_EITHER
 
 
 def _costs(trial: FrozenTrial) -> dict[str, float]:
-    return {name: trial.user_attrs[name] for name in COSTS if name in trial.user_attrs}
+    """What the trial costs on any machine."""
+    return {name: trial.user_attrs[name] for name in COSTS if name in trial.user_attrs and name not in _OF_A_MACHINE}
 
 
 def _origin(lineage: Mapping[str, Any]) -> tuple[str, int]:
@@ -331,7 +343,7 @@ def _read(given: str) -> _Sweep:
     if not file.is_file():
         raise UserError(f"searcher.warm_start={given} is not the folder of a sweep: there is no {file}")
     try:
-        record = yaml.safe_load(file.read_text(encoding="utf-8"))
+        record = load_yaml(file)
         config, sweep = record["config"], record["config"]["sweep"]
         conditions = Conditions(
             sweep["metric"],

@@ -237,3 +237,20 @@ def test_after_the_last_announced_change_no_trials_row_differs_from_what_was_wri
         assert len({type(row[key]) in (int, float) for row in written}) == 1
         assert None not in {row[key] for row in written}
         assert len({isinstance(row[key], str) for row in written}) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([1, 1.0, True], ["1", "1.0", "true"]),
+        ([0, False], ["0", "false"]),
+        ([0.0, -0.0], ["0.0", "-0.0"]),
+        ([None, "null"], ["null", "'null'"]),
+        ([1, 2.5], [1, 2.5]),
+    ],
+)
+def test_values_that_differ_are_shown_as_different(values, shown):
+    schema = Schema()
+    for value in values:
+        schema.add({"key": value})
+    assert [schema.values({"key": value})["key"] for value in values] == shown

@@ -225,3 +225,14 @@ def test_a_define_by_run_space_has_no_population(write_space):
 def test_values_that_do_not_go_together_are_told(space, changes, words):
     with pytest.raises(UserError, match=words):
         population(space, **changes)
+
+
+def test_choices_that_python_considers_equal_are_neighbours_of_their_own(write_space):
+    space = write_space("a: choice(0, false, 0.0)\nb: range(0, 0.5, 0.1)\nc: choice(1, 2)")
+    explore = _Explore(_mutable(space, ["a", "b"]), resample_probability=0)
+    found = {repr(explore({"a": False, "b": 0.3, "c": 1}, random.Random(seed))["a"]) for seed in range(20)}
+    assert found == {"0", "0.0"}
+    changed = [explore({"a": 0, "b": 0.3, "c": 1}, random.Random(seed)) for seed in range(40)]
+    assert {each["b"] for each in changed} <= {0.0, 0.1, 0.2, 0.3, 0.4}
+    assert {repr(each["a"]) for each in changed} == {"0", "False"}
+    assert repr(space.made_of({"a": "bool false", "b": 0.1, "c": 1})["a"]) == "False"

@@ -11,7 +11,18 @@ from handpose.sweep.history import empty_table
 from handpose.sweep.mirror import Mirror
 from handpose.sweep.plan import planned
 from handpose.sweep.provenance import write_yaml
-from handpose.sweep.resume import Task, check_data, description, keep_budgets, keep_space, recorded_task, task_to_resume
+from handpose.sweep.resume import (
+    Task,
+    check_data,
+    description,
+    held_line,
+    held_values,
+    keep_budgets,
+    keep_space,
+    recorded_task,
+    task_to_resume,
+)
+from handpose.sweep.space import flattened, holding
 from handpose.sweep.store import Store
 from handpose.sweep.study import check_url
 
@@ -103,6 +114,34 @@ def test_files_of_versions_that_recorded_a_mode_go_on(folder):
     write_yaml(file, content)
     with pytest.raises(UserError, match=r"sweep\.mode=min, which is the wrong direction of sweep\.metric=val/pck_auc"):
         recorded_task(folder, [])
+
+
+def test_what_the_command_line_gives_is_held_and_stays_so_when_the_sweep_goes_on(tmp_path, write_space):
+    folder = tmp_path / "outputs" / "sweeps" / "mine"
+    overrides = ["sweep.name=mine", "optimizer.lr=0.007", f"paths.output={tmp_path / 'outputs'}"]
+    config = compose("tune", overrides)
+    space = write_space("optimizer.lr: tag(log, interval(1e-4, 1e-2))\nheatmap.sigma: interval(0.01, 0.05)")
+    values = flattened(plain(config))
+    held = held_values(space, ["sweep.name", "optimizer.lr", "paths.output"], values)
+    assert held == {"optimizer.lr": 0.007}
+    task = Task(config, overrides, location_overrides(config), {}, holding(space, held), held=held)
+    assert "every trial has optimizer.lr=0.007, as given on the command line" in held_line(task)
+    keep_space(space, folder)
+    write_yaml(folder / "sweep.yaml", description(task, {"data_fingerprint": "abc"}))
+    again = recorded_task(folder, [f"sweep.resume={folder}"])
+    for each in (task, again):
+        assert set(each.space.parameters) == {"heatmap.sigma"}
+        assert each.space.fixed == {"optimizer.lr": 0.007}
+    assert again.held == held
+    assert again.origin == {"data_fingerprint": "abc"}
+
+
+def test_nothing_is_held_that_the_space_does_not_set(write_space):
+    space = write_space("optimizer.lr: interval(1e-4, 1e-2)\nmodel/decoder: choice(pyramid, effpose)")
+    values = {"optimizer.lr": 0.1, "model/decoder": "effpose", "heatmap.sigma": 0.02}
+    assert held_values(space, [], values) == {}
+    assert held_values(space, ["heatmap.sigma", "sweep.name"], values) == {}
+    assert held_values(space, ["model/decoder"], values) == {"model/decoder": "effpose"}
 
 
 def test_a_folder_that_was_moved_is_gone_on_with_where_it_is(folder, tmp_path):

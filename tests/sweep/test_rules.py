@@ -412,12 +412,13 @@ def test_what_is_cheap_goes_on_beside_what_is_accurate(mode):
     reduction_factor=st.sampled_from([1.7, 2, 3, 4]),
 )
 def test_where_all_cost_the_same_two_objectives_stop_by_the_quantile_of_one(losses, reduction_factor):
-    """But for a loss between the two that the quantile lies between."""
+    """But for a loss between the two that the quantile lies between, which may stop."""
     one, two = Rung(reduction_factor), ParetoRung(reduction_factor, costs=dict.fromkeys(range(len(losses)), 1.0))
     for trial, loss in enumerate(losses):
         before = sorted(losses[:trial])
         place = (trial - 1) / reduction_factor
         between = trial and before[math.floor(place)] <= loss <= before[math.ceil(place)]
+        assert one.passes(trial, loss) or not two.passes(trial, loss)
         assert one.passes(trial, loss) == two.passes(trial, loss) or between
         one.record(trial, loss)
         two.record(trial, loss)
@@ -425,6 +426,19 @@ def test_where_all_cost_the_same_two_objectives_stop_by_the_quantile_of_one(loss
 
 def last_beginning(calls):
     return max(i for i, (method, *_) in enumerate(calls) if method == "begun")
+
+
+def test_a_loss_between_the_two_that_the_quantile_lies_between_stops_with_two_objectives():
+    """Of three losses with a factor of 4 the quantile, 1.5, lies halfway between the best two."""
+    one, two = Rung(4), ParetoRung(4, costs=dict.fromkeys(range(4), 1.0))
+    for trial, loss in enumerate([1.0, 2.0, 3.0]):
+        one.record(trial, loss)
+        two.record(trial, loss)
+    assert [(one.passes(3, loss), two.passes(3, loss)) for loss in (0.9, 1.4, 1.6)] == [
+        (True, True),
+        (True, False),
+        (False, False),
+    ]
 
 
 def test_a_trial_is_promoted_however_late_it_enters_the_best():

@@ -168,6 +168,27 @@ def test_a_spent_time_budget_leaves_no_trial_running_and_a_larger_one_lets_the_s
     assert sorted(epochs) == sorted([*range(1, 9)] * 3)  # no epoch was trained twice
 
 
+def test_a_sweep_ends_when_its_space_has_no_other_point_and_says_so(sweep, write_space, capsys):
+    space = write_space("model.decoder.depth: range(1, 4)\noptimizer.lr: choice(1e-3, 1e-2)")
+    table, folder = sweep(space, curve, sampler=tpe(), num_trials=50)
+    assert table.num_trials == len(table.rows) == 6
+    assert len({tuple(row.params.values()) for row in table.rows.values()}) == 6
+    assert len(study_of(folder).trials) == 6
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("search_space=space has 6")]
+    assert len(said) == 1
+
+
+def test_a_population_is_as_large_as_it_was_asked_for_in_a_space_with_fewer_points(sweep, write_space):
+    space = write_space("optimizer.lr: choice(0.02, 0.3)\nmodel.decoder.depth: 1")
+    values = {"perturbation_interval": 1, "quantile_fraction": 0.5, "resample_probability": 0.5, "max_epochs": 4}
+
+    def rule():
+        return PopulationBased(mutate=["optimizer.lr"], population_size=4, seed=0, space=space, **values)
+
+    table, _ = sweep(space, grown, rule=rule, num_trials=4)
+    assert len(table.rows) == 4
+
+
 def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sweep, write_space, tmp_path):
     folder, space = tmp_path / "sweep", write_space(GROWING)
 

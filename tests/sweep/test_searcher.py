@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import subprocess
 import sys
 import warnings
@@ -15,7 +16,7 @@ import pytest
 from hydra.utils import instantiate
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import CmaEsSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from handpose.config import CONFIGS, compose
 from handpose.errors import UserError
@@ -23,6 +24,9 @@ from handpose.sweep import study as study_module
 from handpose.sweep.points import place
 from handpose.sweep.searcher import Known, OptunaSearcher
 from handpose.sweep.space import load_space
+from handpose.sweep.study import params_of
+from handpose.sweep.warm_start import Beginning
+from handpose.values import same, written
 
 METRIC = "val/pa_mpjpe_mm"
 SPACE = "optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel/decoder: choice(pyramid, effpose)\n"
@@ -136,7 +140,7 @@ def test_a_proposal_is_what_optuna_draws_from_the_study_with_waiting_trials_as_s
 ):
     space, number = write_space(NUMBERS), 16
     searcher = make(space, SAMPLERS[name], seed=5, constraints=constraints)
-    plain = optuna.create_study()
+    plain, trials = optuna.create_study(), []
     for done in range(number):
         params = searcher.ask(done)
         excess = params["model.decoder.depth"] / 4 - 1
@@ -157,7 +161,13 @@ def test_a_proposal_is_what_optuna_draws_from_the_study_with_waiting_trials_as_s
             searcher.reported(done, 1, 1.0 * done)
             searcher.ended(done, "complete")
         trial.datetime_complete = trial.datetime_start if trial.state.is_finished() else None
-        plain.add_trial(trial)
+        trials.append(trial)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    median = statistics.median(trial.value for trial in complete)
+    for trial in complete:
+        if name in ("gp", "nsga") and sum(trial.constraints.values()) > 0:
+            trial.value = median
+    plain.add_trials(trials)
     seed = int(np.random.SeedSequence([5, number]).generate_state(1)[0])
     with silenced():
         plain.sampler = SAMPLERS[name](seed=seed)
@@ -238,6 +248,159 @@ def test_a_space_that_fails_leaves_nothing_and_the_number_free(make, write_space
     mended = make(write_space(text.format("pass"), ".py"), resume=True)
     mended.align([Known(0, "running", {"optimizer.lr": 0.2}, {})])
     assert mended.ask(1)
+
+
+# --- the same parameters twice ----------------------------------------------------------------------------------------
+
+SMALL = "a: range(0, 5)\nb: choice(x, y)\n"
+SMALL_PYTHON = """
+def space(trial):
+    kind = trial.suggest_categorical("kind", ["u", "v"])
+    if kind == "u":
+        return {"kind": kind, "n": trial.suggest_int("n", 0, 6)}
+    return {"kind": kind, "w": trial.suggest_float("w", 0, 0.5, step=0.25)}
+"""
+
+
+def tried(searcher, num):
+    """The parameters of so many trials, each of which ends well but every third, which diverges."""
+    asked = []
+    for number in range(searcher.first_number, searcher.first_number + num):
+        asked.append(written(searcher.ask(number)))
+        searcher.reported(number, 1, float(len(asked[-1])))
+        searcher.ended(number, "diverged" if number % 3 == 2 else "complete")
+    return asked
+
+
+@pytest.mark.parametrize(("text", "suffix"), [(SMALL, ".yaml"), (SMALL_PYTHON, ".py")])
+@pytest.mark.parametrize("name", FILES)
+def test_no_searcher_tries_a_point_twice_before_it_has_tried_all(write_space, tmp_path, name, text, suffix):
+    if (name, suffix) == ("grid", ".py"):
+        pytest.skip("a grid needs a list")
+    space, orders = write_space(text, suffix), []
+    for seed in range(2):
+        searcher = configured(name)(
+            space=space,
+            folder=tmp_path / str(seed),
+            name="test",
+            metric=METRIC,
+            mode="min",
+            max_epochs=1,
+            seed=seed,
+            defaults={"a": 2, "b": "y", "kind": "v", "w": 0.25},
+            first=[{"b": "x"}] if suffix == ".yaml" else [{"kind": "u", "n": 3}],
+        )
+        assert searcher.num_points == 10
+        orders.append(tried(searcher, 10))
+        searcher.close()
+        assert len(set(orders[-1])) == 10
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("name", ["tpe", "qmc", "random"])
+def test_points_that_are_not_tried_twice_are_the_same_after_restarts(make, write_space, name):
+    space = write_space(SMALL)
+    whole = tried(make(space, SAMPLERS[name], folder="whole"), 10)
+    searcher, known = make(space, SAMPLERS[name], folder="restarted"), []
+    for number in range(10):
+        params = searcher.ask(number)
+        searcher.close()
+        searcher = make(space, SAMPLERS[name], folder="restarted", resume=True)
+        searcher.align(known)
+        assert same(searcher.ask(number), params)
+        value = float(len(written(params)))
+        searcher.reported(number, 1, value)
+        searcher.ended(number, "diverged" if number % 3 == 2 else "complete")
+        known.append(Known(number, "diverged" if number % 3 == 2 else "complete", params, {1: value}))
+    assert [written(each.params) for each in known] == whole
+    assert len(set(whole)) == 10
+
+
+def test_a_point_that_an_interval_gives_twice_is_drawn_again(make, write_space):
+    """As GP gives the corners of its ranges."""
+
+    class Corner(RandomSampler):
+        def sample_independent(self, study, trial, name, distribution):
+            return distribution.low
+
+    searcher = make(write_space("a: interval(0.0, 1.0)\nb: interval(0.0, 1.0)"), Corner)
+    asked = tried(searcher, 4)
+    assert searcher.num_points is None
+    assert asked[0] == written({"a": 0.0, "b": 0.0})
+    assert len(set(asked)) == 4
+
+
+def test_draws_that_make_the_same_parameters_are_the_same_point(make, write_space):
+    text = "def space(trial):\n    return {'n': 2 ** round(trial.suggest_float('x', -0.4, 2.4))}"
+    searcher = make(write_space(text, ".py"), TPE)
+    assert set(tried(searcher, 3)) == {'{"n": 1}', '{"n": 2}', '{"n": 4}'}
+    assert searcher.ask(3)  # nobody knows that there are no more, since the draws cannot be listed
+
+
+def test_points_of_earlier_sweeps_are_tried_again_only_when_no_others_are_left(make, write_space, monkeypatch):
+    space = write_space(SMALL)
+    first = make(space, folder="first")
+    before = tried(first, 4)
+    imported = [(trial.params, trial.distributions) for trial in first.study.trials]
+
+    def begin(*args, **kwargs):
+        trials = [
+            create_trial(state=TrialState.COMPLETE, value=1.0, params=params, distributions=distributions)
+            for params, distributions in imported
+        ]
+        return Beginning(points=[imported[0][0]], trials=trials)
+
+    monkeypatch.setattr("handpose.sweep.searcher.begin", begin)
+    searcher = make(space, TPE, folder="second")
+    asked = tried(searcher, 10)
+    assert asked[0] == before[0]  # it is to be tried first
+    assert len(set(asked)) == 10
+    assert set(asked[1:7]).isdisjoint(before)
+    assert set(asked[7:]) < set(before)
+
+
+def test_where_the_seed_is_searched_a_point_with_another_seed_is_another_one(make, write_space):
+    searcher = make(write_space("a: choice(1)\nseed: range(0, 2147483647)"), TPE)
+    assert searcher.num_points == 2147483647
+    assert len({json.loads(text)["seed"] for text in tried(searcher, 12)}) == 12
+
+
+def test_trials_that_change_on_the_way_may_begin_alike(make, write_space):
+    searcher = make(write_space("a: choice(1, 2)"), repeats=True)
+    assert searcher.num_points is None
+    asked = tried(searcher, 4)
+    assert len(set(asked[:2])) == 2
+    assert set(asked[2:]) <= set(asked[:2])
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, "grid"])
+def test_the_study_has_the_parameters_that_are_trained(make, write_space, name):
+    text = "a: choice(0, false)\nb: choice(1, true, 1.0)\nc: choice('1', [1], [true])\nd: range(0, 0.05, 0.01)"
+    space, sampler = write_space(text), SAMPLERS.get(name)
+    first = [{"a": False, "b": 1.0, "c": [True]}]
+    searcher = make(space, sampler, first=first, defaults={"a": 0, "b": 1, "c": "1", "d": 0.03})
+    asked = tried(searcher, 12)
+    assert asked[:2] == [
+        written({"a": 0, "b": 1, "c": "1", "d": 0.03}),
+        written({"a": False, "b": 1.0, "c": [True], "d": 0.03}),
+    ]
+    searcher.close()
+    again = make(space, sampler, resume=True)
+    assert [written(params_of(trial)) for trial in again.study.trials] == asked
+    assert {json.loads(each)["d"] for each in asked} <= {0.0, 0.01, 0.02, 0.03, 0.04}
+
+
+def test_parameters_beside_the_draws_are_kept_where_python_considers_them_equal(make, write_space):
+    text = "def space(trial):\n    return {'a': bool(trial.suggest_int('a', 0, 1))}"
+    searcher = make(write_space(text, ".py"))
+    asked = tried(searcher, 2)
+    assert set(asked) == {'{"a": false}', '{"a": true}'}
+    assert [written(params_of(trial)) for trial in searcher.study.trials] == asked
+
+
+def test_gp_is_given_no_range_whose_values_fill_the_memory(make, write_space):
+    with pytest.raises(UserError, match="searcher=gp lists the 2147483647 values of seed, and takes at most 100000"):
+        make(write_space("seed: range(0, 2147483647)\na: interval(0, 1)"), SAMPLERS["gp"])
 
 
 # --- what is tried first ----------------------------------------------------------------------------------------------

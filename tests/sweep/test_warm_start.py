@@ -359,6 +359,35 @@ def test_a_second_objective_comes_along_where_it_was_measured_and_depends_on_no_
     assert account(slow) == {"not_comparable": {"latency_ms depends on the machine": 3}}
 
 
+@pytest.mark.parametrize("cost", ["latency_ms", "memory_mb"])
+def test_what_another_machine_measured_is_held_against_no_limit(sweeps, cost):
+    searcher = sweeps.begin("before")
+    for number in range(3):
+        searcher.ask(number)
+        searcher.measured(number, {"num_parameters": 1e6, "latency_ms": 3.0, "memory_mb": 3.0})
+        searcher.reported(number, 9, 1.0)
+        searcher.ended(number, "complete")
+    searcher.close()
+    path = str(sweeps.folder / "before")
+    for limit in (1.0, 9.0):  # for the machine that measured them too slow, and fast enough
+        name = f"after_{limit}"
+        after = sweeps.begin(name, warm_start=[path], constraints={"num_parameters": 2e6, cost: limit})
+        assert account(after) == {"not_comparable": {f"{cost} depends on the machine": 3}}
+    tried = sweeps.begin("tried", warm_start=[path], constraints={cost: 1.0}, warm_start_points=3)
+    assert account(tried)["tried_first"] == 3
+    free = sweeps.begin("free", warm_start=[path], constraints={"num_parameters": 2e6})
+    assert account(free) == {"brought": 3}
+    assert [trial.user_attrs.get(cost) for trial in free.study.trials] == [None] * 3
+
+
+@pytest.mark.parametrize(("before", "after", "reason"), [(1, 1.0, "was 1 and is 1.0"), (0.5, 0.5, "")])
+def test_one_batch_does_not_compare_with_all_batches(sweeps, before, after, reason):
+    key = "trainer.limit_train_batches"
+    path = sweeps.run("before", ["complete"], config={key: before})
+    found = account(sweeps.begin("after", warm_start=[path], config={key: after}, warm_start_points=0))
+    assert found == ({"not_comparable": {f"{key} {reason}": 1}} if reason else {"brought": 1})
+
+
 # --- where it is read from --------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,44 @@
+"""Reads YAML files, and refuses a key that stands twice in one of them: YAML forbids it, but PyYAML takes the last."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from handpose.errors import UserError
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def load_yaml(path: Path) -> Any:
+    """The content of a YAML file in UTF-8.
+
+    Raises UserError for a key that stands twice in a mapping, and OSError, UnicodeDecodeError or yaml.YAMLError where
+    the file cannot be read.
+    """
+    loader = _Loader(path.read_text(encoding="utf-8"), path)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    def __init__(self, text: str, path: Path) -> None:
+        super().__init__(text)
+        self.name = str(path)  # which errors name
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            line = key.start_mark.line + 1
+            first = lines.get((key.tag, key.value))
+            if first is not None:
+                raise UserError(
+                    f"{self.name}: the key {key.value} stands twice, in lines {first} and {line}; keep one of them"
+                )
+            lines[key.tag, key.value] = line
+        return node
