@@ -83,6 +83,12 @@ class Encoder(nn.Module):
         return {f"pyramid.{name}" for name, _ in self.pyramid.named_parameters() if _flat(name) in excluded}
 
 
+def has_fixed_size(name: str) -> bool:
+    """Whether a timm model is built for pictures of one size, on which the shapes of its weights may depend."""
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and bool(config.fixed_input_size)
+
+
 class _Layout(NamedTuple):
     """What the pyramid of a timm model is like.
 
@@ -103,13 +109,12 @@ def _layout(name: str, image_size: int | None) -> _Layout:
 
     Raises UserError where it has no pyramid or none for this size.
     """
-    config = timm.get_pretrained_cfg(name)
-    own_size = config.input_size[-1]
+    own_size = timm.get_pretrained_cfg(name).input_size[-1]
     asked = image_size or own_size
     try:
         coarsest = _on_meta(name).feature_info.reduction()[-1]
         tiling = math.ceil(asked / coarsest) * coarsest
-        if not config.fixed_input_size:
+        if not has_fixed_size(name):
             return _tried(name, tiling, fixed_size=None, img_size=None)
         if asked == own_size and (layout := _tried_or_none(name, own_size)) is not None:
             return layout
