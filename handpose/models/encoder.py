@@ -66,8 +66,8 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """image: (B, 3, H, W) in [0, 1]. Returns the pyramid; map i is (B, channels[i], H / reductions[i], ...).
 
-        A picture whose sides are not multiples of the coarsest reduction is enlarged to the next ones: then the cells of
-        every map tile the picture, and a place is the same fraction of each. A model that takes one size only sees
+        A picture whose sides are not multiples of the coarsest reduction is enlarged to the next ones: then the cells
+        of every map tile the picture, and a place is the same fraction of each. A model that takes one size only sees
         every picture resized to it.
         """
         coarsest, fixed = self.reductions[-1], self.layout.fixed_size
@@ -109,7 +109,8 @@ def _layout(name: str, image_size: int | None) -> _Layout:
 
     Raises UserError where it has no pyramid or none for this size.
     """
-    own_size = timm.get_pretrained_cfg(name).input_size[-1]
+    config = timm.get_pretrained_cfg(name)
+    own_size = 224 if config is None else config.input_size[-1]  # timm's default
     asked = image_size or own_size
     try:
         coarsest = _on_meta(name).feature_info.reduction()[-1]
@@ -148,7 +149,11 @@ def _tried(name: str, size: int, *, fixed_size: int | None, img_size: int | None
             f"{reductions[-1]}"
         )
     return _Layout(
-        levels, *(tuple(each[i] for i in levels) for each in (channels, reductions)), fixed_size, img_size
+        levels=levels,
+        channels=tuple(channels[i] for i in levels),
+        reductions=tuple(reductions[i] for i in levels),
+        fixed_size=fixed_size,
+        img_size=img_size,
     )
 
 
@@ -159,7 +164,7 @@ def _tiles(cells: Sequence[int], reduction: int, size: int) -> bool:
 
 def _shapes(name: str, size: int, *, img_size: int | None) -> tuple[list[tuple[int, ...]], Any]:
     """Channels, rows and columns of each map for a picture of this size, and what timm says of them."""
-    options = {} if img_size is None else {"img_size": img_size}
+    options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     pyramid = _on_meta(name, **options).eval()
     try:
         maps = pyramid(torch.zeros(1, 3, size, size, device="meta"))

@@ -4,7 +4,7 @@ import contextlib
 import re
 import signal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 from ray._private import worker as ray_worker
@@ -14,7 +14,9 @@ _LOG_PATIENCE_S = 15.0
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 _UNKNOWN = "the worker process died: it was killed, ran out of memory or crashed"
 
-_NO_TRACE = "the worker process died without a crash: most likely by SIGKILL, which the system sends when memory is full"
+_NO_TRACE = (
+    "the worker process died without a crash: most likely by SIGKILL, which the system sends when memory is full"
+)
 
 
 class Death(NamedTuple):
@@ -57,6 +59,7 @@ def _log(message: str) -> str | None:
 
 def _last_log(pid: int) -> str | None:
     """The log of this node's worker process with this id; Ray has no public call for it."""
-    folder = Path(ray_worker._global_node.get_logs_dir_path())
+    node: Any = ray_worker._global_node
+    folder = Path(node.get_logs_dir_path())
     logs = sorted(folder.glob(f"worker-*-{pid}.err"), key=lambda file: file.stat().st_mtime)
     return logs[-1].read_text(encoding="utf-8", errors="replace") if logs else None

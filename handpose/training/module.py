@@ -1,6 +1,7 @@
 """The LightningModule: one step of training, and the metrics of validation and test."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -169,7 +170,7 @@ def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-_EMBEDDINGS = ("pos_embed", "cls_token", "dist_token", "reg_token", "mask_token")
+_EMBEDDING = re.compile(r"(^|\.)(pos_embed|cls_token|dist_token|reg_token|mask_token)[^.]*(\.\d+)?$")  # or of a list
 
 
 def _undecayed_names(net: nn.Module) -> set[str]:
@@ -177,7 +178,7 @@ def _undecayed_names(net: nn.Module) -> set[str]:
 
     `no_weight_decay()` is timm's convention: the names of a module's parameters, relative to it.
     """
-    names = {name for name, _ in net.named_parameters() if name.rpartition(".")[2].startswith(_EMBEDDINGS)}
+    names = {name for name, _ in net.named_parameters() if _EMBEDDING.search(name)}
     for prefix, module in net.named_modules():
         own = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
         names |= {f"{prefix}.{name}" if prefix else name for name in own}

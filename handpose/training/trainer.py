@@ -101,7 +101,11 @@ def _trainer(config: DictConfig, *, environment: ClusterEnvironment | None = Non
             "trainer",
             use_distributed_sampler=False,  # the loader's own sampler shares the batches out
             # Lightning's detection of Slurm goes wrong inside a trial (lightning #6389).
-            plugins=[environment or LightningEnvironment(), WholeFiles(), SharedStatistics(on_gpu=trains_on_gpu(config))],
+            plugins=[
+                environment or LightningEnvironment(),
+                WholeFiles(),
+                SharedStatistics(on_gpu=trains_on_gpu(config)),
+            ],
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=False,
