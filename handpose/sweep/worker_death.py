@@ -1,4 +1,4 @@
-"""How a worker process died. Ray says that it is gone, but not which signal ended it; its log does."""
+"""How a process died. Ray says that a worker is gone, but not which signal ended it; the worker's log does."""
 
 import contextlib
 import re
@@ -42,6 +42,14 @@ def death_of_worker(message: str) -> Death:
         return Death(_NO_TRACE, False)
     number = signal.Signals[received[-1]]
     return Death(f"the worker process crashed with {number.name} ({signal.strsignal(number)})", number in _CRASHES)
+
+
+def describe_exit(status: int) -> str:
+    """What the exit status of a program means: `ended with status 3`, or the signal that ended it."""
+    if status >= 0:
+        return f"ended with status {status}"
+    number = signal.Signals(-status)
+    return f"was ended by {number.name} ({signal.strsignal(number)})"
 
 
 def _log(message: str) -> str | None:

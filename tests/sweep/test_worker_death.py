@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -11,7 +12,7 @@ from ray.exceptions import RayActorError
 
 from handpose.sweep import worker_death
 from handpose.sweep.tuning import cause
-from handpose.sweep.worker_death import death_of_worker
+from handpose.sweep.worker_death import death_of_worker, describe_exit
 
 
 class Mortal:
@@ -63,3 +64,14 @@ def test_without_a_log_no_signal_is_named():
     assert death_of_worker("The actor died unexpectedly.\n\tpid: 1\n\tip: nowhere").sentence == (
         "the worker process died: it was killed, ran out of memory or crashed"
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import sys; sys.exit(3)", "ended with status 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV (Segmentation fault)"),
+    ],
+)
+def test_the_end_of_a_program_is_described(code, said):
+    assert describe_exit(subprocess.run([sys.executable, "-c", code], check=False).returncode) == said
