@@ -158,15 +158,13 @@ def original(ranges: Mapping[str, list[float]], *, recipe: bool) -> Recipe:
     ]
 
     def overrides(epochs: int) -> Overrides:
-        if not recipe:  # of our augmentation what leaves the camera as it is
+        if not recipe:  # of our augmentation only what leaves the camera as it is
             return [*network, "augment.scale=0", "augment.shift=0"]
-        milestones = [round(epochs * milestone / 145) for milestone in (100, 140)]
         return [
             *network,
             "augment=original",
             "optimizer=adam",
             "lr_schedule=multistep",
-            quote_override("lr_schedule.milestones", milestones),
             "data.batch_size=32",
             "trainer.gradient_clip_val=null",
         ]

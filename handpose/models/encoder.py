@@ -4,8 +4,10 @@
 """
 
 import difflib
+import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -22,25 +24,39 @@ class Encoder(nn.Module):
     name: of the timm model. pretrained: fetch its weights from the hub. weights: a file with them instead, for machines
     without internet (.safetensors, or a .pth holding tensors only), or `package:NAME` for an installed Python package
     that carries one. normalize: subtract the mean and divide by the deviation that timm states for the model; the
-    original design did not.
+    original design did not. image_size: side of the pictures in pixels. A model that takes pictures of one size only,
+    as most vision transformers, is built for this size, and for timm's own where it is None.
 
     channels, reductions: of the maps that `forward` gives, finest first. note: what a user should know of where the
     weights came from; empty for nothing.
-    Raises UserError when there is no such model, it has no pyramid, or its weights cannot be had.
+    Raises UserError when there is no such model, it has no pyramid, it does not take pictures of this size, or its
+    weights cannot be had.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, name: str, pretrained: bool, weights: str | None, normalize: bool, drop_path: float) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        pretrained: bool,
+        weights: str | None,
+        normalize: bool,
+        drop_path: float,
+        image_size: int | None = None,
+    ) -> None:
         super().__init__()
         _check_name(name)
         source = _source(weights, name) if weights is not None else None
         self.note = _BY_ORDER.format(weights, name) if source is not None and "state_dict" in source else ""
-        self.pyramid = _create(name, pretrained=pretrained, weights=weights, source=source, drop_path=drop_path)
-        info: Any = self.pyramid.feature_info
-        self.channels: list[int] = info.channels()
-        self.reductions: list[int] = info.reduction()
+        self.name = name
+        self.layout = layout = _layout(name, image_size)
+        self.channels, self.reductions = list(layout.channels), list(layout.reductions)
+        options: dict[str, Any] = {} if layout.img_size is None else {"img_size": layout.img_size}
+        if drop_path > 0.0:
+            options["drop_path_rate"] = drop_path
+        self.pyramid = _create(name, pretrained=pretrained, weights=weights, source=source, options=options)
         config = timm.get_pretrained_cfg(name, allow_unregistered=False)
         identity = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         mean, std = (config.mean, config.std) if normalize and config is not None else identity
@@ -50,14 +66,137 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """image: (B, 3, H, W) in [0, 1]. Returns the pyramid; map i is (B, channels[i], H / reductions[i], ...).
 
-        A picture whose sides are no multiples of the coarsest reduction is enlarged to the next ones: then the cells of
-        every map tile the picture, and a place is the same fraction of each.
+        A picture whose sides are not multiples of the coarsest reduction is enlarged to the next ones: then the cells
+        of every map tile the picture, and a place is the same fraction of each. A model that takes one size only sees
+        every picture resized to it.
         """
-        coarsest = self.reductions[-1]
-        size = [math.ceil(side / coarsest) * coarsest for side in image.shape[-2:]]
+        coarsest, fixed = self.reductions[-1], self.layout.fixed_size
+        size = [fixed or math.ceil(side / coarsest) * coarsest for side in image.shape[-2:]]
         if size != list(image.shape[-2:]):
             image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-        return self.pyramid((image - self.mean) / self.std)
+        maps = self.pyramid((image - self.mean) / self.std)
+        return [_channels_first(self.pyramid, maps[i]) for i in self.layout.levels]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that timm's model excludes from weight decay."""
+        excluded = {_flat(name) for name in _undecayed(self.name)}
+        return {f"pyramid.{name}" for name, _ in self.pyramid.named_parameters() if _flat(name) in excluded}
+
+
+def has_fixed_size(name: str) -> bool:
+    """Whether a timm model is built for pictures of one size, on which the shapes of its weights may depend."""
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and bool(config.fixed_input_size)
+
+
+class _Layout(NamedTuple):
+    """What the pyramid of a timm model is like.
+
+    levels: the maps that are used. fixed_size: side in pixels of the only pictures it takes; None for any. img_size: as
+    the model is to be created with; None for timm's default.
+    """
+
+    levels: tuple[int, ...]
+    channels: tuple[int, ...]
+    reductions: tuple[int, ...]
+    fixed_size: int | None
+    img_size: int | None
+
+
+@functools.cache
+def _layout(name: str, image_size: int | None) -> _Layout:
+    """Find out how a model is to be created for pictures of this size, by running it on shapes alone.
+
+    Raises UserError where it has no pyramid or none for this size.
+    """
+    config = timm.get_pretrained_cfg(name)
+    own_size = 224 if config is None else config.input_size[-1]  # timm's default
+    asked = image_size or own_size
+    try:
+        coarsest = _on_meta(name).feature_info.reduction()[-1]
+        tiling = math.ceil(asked / coarsest) * coarsest
+        if not has_fixed_size(name):
+            return _tried(name, tiling, fixed_size=None, img_size=None)
+        if asked == own_size and (layout := _tried_or_none(name, own_size)) is not None:
+            return layout
+        return _tried(name, tiling, fixed_size=tiling, img_size=tiling)
+    except Exception as error:  # timm and torch each raise their own
+        if asked != own_size:
+            _layout(name, own_size)  # which raises the reason where it takes no pictures at all
+            raise UserError(
+                f"model.encoder.name={name} does not take pictures of {asked} px; give data.image_size={own_size}"
+            ) from error
+        raise UserError(f"model.encoder.name={name} cannot serve as an encoder: {_reason(error)}") from error
+
+
+def _tried_or_none(name: str, size: int) -> _Layout | None:
+    try:
+        return _tried(name, size, fixed_size=size, img_size=None)
+    except Exception:  # then it is tried with a size that its coarsest map tiles
+        return None
+
+
+def _tried(name: str, size: int, *, fixed_size: int | None, img_size: int | None) -> _Layout:
+    """Run a model on the shape of a picture; raises ValueError where its last map does not tile the picture."""
+    maps, info = _shapes(name, size, img_size=img_size)
+    channels, reductions = info.channels(), info.reduction()
+    cells = [tuple(shape[1:]) for shape in maps]
+    levels = tuple(i for i in range(len(maps)) if _tiles(cells[i], reductions[i], size))
+    if not levels or levels[-1] != len(maps) - 1 or any(maps[i][0] != channels[i] for i in levels):
+        got = " x ".join(map(str, cells[-1]))
+        raise ValueError(
+            f"its last feature map has {got} cells for pictures of {size} px, which do not tile them at a stride of "
+            f"{reductions[-1]}"
+        )
+    return _Layout(
+        levels=levels,
+        channels=tuple(channels[i] for i in levels),
+        reductions=tuple(reductions[i] for i in levels),
+        fixed_size=fixed_size,
+        img_size=img_size,
+    )
+
+
+def _tiles(cells: Sequence[int], reduction: int, size: int) -> bool:
+    """Whether so many cells of a map cover a picture, to less than half a cell."""
+    return all(abs(count * reduction - size) < reduction / 2 for count in cells)
+
+
+def _shapes(name: str, size: int, *, img_size: int | None) -> tuple[list[tuple[int, ...]], Any]:
+    """Channels, rows and columns of each map for a picture of this size, and what timm says of them."""
+    options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+    pyramid = _on_meta(name, **options).eval()
+    try:
+        maps = pyramid(torch.zeros(1, 3, size, size, device="meta"))
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
+        with torch.random.fork_rng(devices=[]), torch.no_grad():  # its shapes depend on values
+            pyramid = timm.create_model(name, features_only=True, pretrained=False, **options).eval()
+            maps = pyramid(torch.zeros(1, 3, size, size))
+    return [tuple(_channels_first(pyramid, each).shape[1:]) for each in maps], pyramid.feature_info
+
+
+def _on_meta(name: str, *, features_only: bool = True, **options: Any) -> Any:
+    """A timm model without values, and without a draw from the generator of random numbers."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return timm.create_model(name, features_only=features_only, pretrained=False, **options)
+
+
+def _channels_first(pyramid: nn.Module, features: Tensor) -> Tensor:
+    is_last = str(getattr(getattr(pyramid, "output_fmt", None), "value", "NCHW")) == "NHWC"
+    return features.permute(0, 3, 1, 2) if is_last else features
+
+
+@functools.cache
+def _undecayed(name: str) -> frozenset[str]:
+    model = _on_meta(name, features_only=False)
+    return frozenset(model.no_weight_decay() if hasattr(model, "no_weight_decay") else ())
+
+
+def _flat(name: str) -> str:
+    """The name of a parameter, the same in a model and in timm's feature extractors, which rename some modules."""
+    return name.removeprefix("model.").removeprefix("body.").replace(".", "_")
 
 
 _BY_ORDER = "{} has other names than {}: its tensors, whose shapes agree, are taken in their order"
@@ -74,9 +213,8 @@ def _source(weights: str, name: str) -> dict[str, Any]:
 
 
 def _create(
-    name: str, *, pretrained: bool, weights: str | None, source: dict[str, Any] | None, drop_path: float
+    name: str, *, pretrained: bool, weights: str | None, source: dict[str, Any] | None, options: dict[str, Any]
 ) -> nn.Module:
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path > 0.0 else {}
     try:
         pyramid = timm.create_model(
             name,

@@ -8,8 +8,8 @@ checkpoints), `audit` (whether all of it agrees).
 How it runs: `plan` (all of it, from what was asked for), `run` (a sweep), `slots` (how many at a time), `runtime` (Ray,
 started), `privacy` (which keeps others out of it), `warm_up` (its workers, started ahead), `tuning` (Tune asks the
 state), `stretch` (what a worker is told), `trial` (what it trains), `saving` (its checkpoints), `checkpoint_files`
-(where they lie), `worker` (which it leaves as it was), `recorder` (trials.csv, logs, terminal), `status` (from another
-shell), `resume` (going on), `settings`.
+(where they lie), `worker` (which it leaves as it was), `worker_death` (the signal that ended one), `recorder`
+(trials.csv, logs, terminal), `status` (from another shell), `resume` (going on), `settings`.
 On a cluster: `nodes` (which there are, and what runs where), `node_health` (which of them are to blame), `worker_group`
 (a trial on several workers), `group_trainer` (what starts them), `crew` (machines that share the retraining).
 In a store: `store` (files there), `mirror` (the sweep's folder, copied to it), `stored_sweep` (a sweep as it lies

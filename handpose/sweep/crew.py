@@ -17,6 +17,7 @@ from handpose.sweep.group_trainer import interface
 from handpose.sweep.nodes import live_nodes
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.slots import Slots, count_slots, num_fitting
+from handpose.sweep.worker_death import describe_exit
 
 _TAIL_LINES = 5
 
@@ -102,7 +103,8 @@ def run_crew(crew: Crew, module: str, arguments: Sequence[str], *, tell: Callabl
                 if rank == 0:
                     tell(said)
             elif said:
-                raise UserError(f"it ended with status {said} on node {rank + 1} of {len(on)}: {' '.join(last[rank])}")
+                where, lines = f"on node {rank + 1} of {len(on)}", " ".join(last[rank])
+                raise UserError(f"it {describe_exit(said)} {where}: {lines}")
     except ray.exceptions.RayError as error:
         raise UserError(f"it broke off ({' '.join(str(error).split())[:200]})") from error
     finally:

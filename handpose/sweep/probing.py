@@ -15,6 +15,7 @@ from handpose.sweep.space import Params, Space, probes
 from handpose.sweep.trial import TrialRecipe
 from handpose.sweep.trial_cost import FEWEST_STEPS, DataSize, Gauge, Refusal, TrialCost, first_line
 from handpose.sweep.warm_up import worker_environment
+from handpose.sweep.worker_death import death_of_worker
 
 _START_PATIENCE_S = 300.0
 _PATIENCE_S = 600.0
@@ -98,8 +99,9 @@ class Bench:
             refusal = Refusal("time", f"a few steps of it take more than {_PATIENCE_S / 60:.0f} minutes")
         except OutOfMemoryError:
             refusal = Refusal("memory", "the machine's memory was full")
-        except RayActorError:
-            refusal = Refusal("killed", "its worker was killed, most likely because the machine's memory was full")
+        except RayActorError as error:
+            death = death_of_worker(str(error))
+            refusal = Refusal("crashed" if death.crashed else "killed", death.sentence)
         self._stop()
         return refusal
 
@@ -174,9 +176,8 @@ def _explained(bench: Bench, params: Params, refusal: Refusal, candidates: Seque
     if refusal.kind not in ("memory", "killed"):
         return f"{what}: {refusal.reason}"
     more = "a larger sweep.gpus_per_trial" if bench.gpus else "fewer trials at a time (sweep.max_concurrent)"
-    return (
-        f"{what}, for want of memory: {refusal.reason}; a narrower range, a smaller data.batch_size or {more} may help"
-    )
+    why = ", for want of memory" if refusal.kind == "memory" else ""
+    return f"{what}{why}: {refusal.reason}; a narrower range, a smaller data.batch_size or {more} may help"
 
 
 def _text(params: Params) -> str:

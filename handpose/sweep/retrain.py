@@ -27,6 +27,7 @@ from handpose.config import compose, quote_override
 from handpose.errors import UserError
 from handpose.sweep.crew import Crew, program_environment, run_crew
 from handpose.sweep.run import INTERRUPTED, SweepInterruptedError, resume_command
+from handpose.sweep.worker_death import describe_exit
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
 from handpose.yaml_files import load_yaml
@@ -148,7 +149,7 @@ def _run_apart(folder: Path, devices: int, *, use_val: bool) -> None:
         raise _interrupted(folder)
     if status:
         raise UserError(
-            f"the retraining on {devices} devices ended with status {status}; {resume_command(folder)} goes on"
+            f"the retraining on {devices} devices {describe_exit(status)}; {resume_command(folder)} goes on"
         )
 
 

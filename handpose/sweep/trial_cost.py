@@ -86,10 +86,11 @@ class TrialCost(NamedTuple):
 class Refusal(NamedTuple):
     """Why a configuration cannot be trained.
 
-    kind: value: a UserError; memory: too little; error: an exception; killed: its worker is gone; time: no end of it.
+    kind: value: a UserError; memory: too little; error: an exception; killed: its worker process was ended from
+    outside; crashed: its worker process received a fatal signal, as SIGSEGV; time: it did not end in time.
     """
 
-    kind: Literal["value", "memory", "error", "killed", "time"]
+    kind: Literal["value", "memory", "error", "killed", "crashed", "time"]
     reason: str
 
 

@@ -30,6 +30,7 @@ from handpose.sweep.stretch import (
     Stretch,
     WornWorkerError,
 )
+from handpose.sweep.worker_death import death_of_worker
 from handpose.sweep.worker_group import release
 
 _TRACEBACK_CHARACTERS = 20_000
@@ -250,10 +251,10 @@ def _kind(error: Exception | None, text: str) -> FailureKind:
 
 
 def cause(text: str) -> str:
-    """What an error says, in a line: the end of a traceback, or that the worker is gone."""
+    """What an error says, in a line: the end of a traceback, or how the worker process died."""
     if any(said in text for said in _NODE_GONE):
         return "its node was lost"
     if "The actor died" in text or "ActorDiedError" in text:
-        return "the worker process died: it was killed, ran out of memory or crashed"
+        return death_of_worker(text).sentence
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no message"

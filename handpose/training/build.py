@@ -15,6 +15,7 @@ from handpose.errors import UserError
 from handpose.models.compilation import compile_in_place
 from handpose.models.pose_net import PoseNet
 from handpose.training.module import HandPose
+from handpose.training.trainer import trains_on_gpu
 
 
 def build(
@@ -54,11 +55,12 @@ def _module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandPose:
 def _net(config: DictConfig, *, pretrained: bool, quiet: bool) -> PoseNet:
     without = {} if pretrained else {"pretrained": False, "weights": None}
     net = PoseNet(
-        encoder=instantiated(config, "model.encoder", **without), decoder=instantiated(config, "model.decoder")
+        encoder=instantiated(config, "model.encoder", image_size=config.data.image_size, **without),
+        decoder=instantiated(config, "model.decoder"),
+        on_gpu=trains_on_gpu(config),
     )
     if not quiet and net.encoder.note:
         print(net.encoder.note, file=sys.stderr, flush=True)
-    net = net.to(memory_format=torch.channels_last)  # the layout that the loader's pictures come in
     if config.model.compile is not None:
         compile_in_place(net, config.model.compile)
     return net

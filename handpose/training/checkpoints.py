@@ -193,8 +193,12 @@ _OF_TRAINING_AND_READING = ("sigma", "target", "read_out")
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a configuration the overrides that the shapes of the weights, and their meaning, depend on: key -> value."""
+    from handpose.models.encoder import has_fixed_size  # imports timm, which takes a second
+
     model = config["model"]
+    size = {"data.image_size": config["data"]["image_size"]} if has_fixed_size(model["encoder"]["name"]) else {}
     return {
+        **size,
         **{f"model.encoder.{key}": model["encoder"][key] for key in ("name", "normalize")},
         **_choice_and_values("model/decoder", model["decoder"]),
         **_choice_and_values(

@@ -1,6 +1,7 @@
 """The LightningModule: one step of training, and the metrics of validation and test."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -122,6 +123,8 @@ class HandPose(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         steps_per_epoch = self._steps_per_epoch()
         num_steps = steps_per_epoch * (self.trainer.max_epochs or 1)
+        if self.trainer.max_steps > 0:  # -1 means no limit
+            num_steps = min(num_steps, self.trainer.max_steps)
         optimizer = self.optimizer(parameter_groups(self.net))
         for group in optimizer.param_groups:
             group["lr"] *= self.encoder_lr_factor if group["is_encoder"] else 1.0
@@ -146,18 +149,37 @@ class HandPose(pl.LightningModule):
 
 
 def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
-    """Weights, which decay, and norms and biases, which do not (RTMPose, Jiang et al. 2023), of encoder and rest each.
+    """Split the parameters of encoder and decoder into those with and those without weight decay.
 
-    None is empty. They are the same whatever the learning rates, so that a checkpoint can be gone on from with others.
+    Norms and biases do not decay (RTMPose, Jiang et al. 2023), nor do positional embeddings and tokens, nor what a
+    module's `no_weight_decay()` names. No group is empty. The groups do not depend on the learning rates, so that a
+    checkpoint can be resumed with others.
     """
+    undecayed = _undecayed_names(net)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((parameter.ndim <= 1, not name.startswith("encoder.")), []).append(parameter)
+            is_kept = parameter.ndim <= 1 or name in undecayed
+            groups.setdefault((is_kept, not name.startswith("encoder.")), []).append(parameter)
     return [
         {"params": groups[kept, rest], "is_encoder": not rest} | ({"weight_decay": 0.0} if kept else {})
         for kept, rest in sorted(groups)
     ]
+
+
+_EMBEDDING = re.compile(r"(^|\.)(pos_embed|cls_token|dist_token|reg_token|mask_token)[^.]*(\.\d+)?$")  # or of a list
+
+
+def _undecayed_names(net: nn.Module) -> set[str]:
+    """Parameters of more than one dimension that do not decay: embeddings, and those that the modules themselves name.
+
+    `no_weight_decay()` is timm's convention: the names of a module's parameters, relative to it.
+    """
+    names = {name for name, _ in net.named_parameters() if _EMBEDDING.search(name)}
+    for prefix, module in net.named_modules():
+        own = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
+        names |= {f"{prefix}.{name}" if prefix else name for name in own}
+    return names
 
 
 def _size(view: View) -> tuple[int, int]:

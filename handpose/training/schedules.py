@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from handpose.errors import UserError
+
 
 def warmup_cosine(
     optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int, warmup: float, final: float
@@ -42,12 +44,22 @@ def flat_cosine(
 
 
 def multistep(
-    optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int, milestones: Sequence[int], gamma: float
+    optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int, milestones: Sequence[float], gamma: float
 ) -> LambdaLR:
-    """The learning rate times gamma at the beginning of each of the given epochs (counted from 0)."""
+    """Multiply the learning rate by gamma at each milestone.
+
+    milestones: fractions of the run, so that a run of any length reaches them. Raises UserError for other numbers, such
+    as epochs.
+    """
+    if not all(0.0 <= milestone <= 1.0 for milestone in milestones):
+        raise UserError(
+            f"lr_schedule.milestones={list(milestones)} must be fractions of the run between 0 and 1; divide epochs by "
+            "trainer.max_epochs"
+        )
+    steps = [round(milestone * num_steps) for milestone in milestones]
 
     def factor(step: int) -> float:
-        return gamma ** sum(step >= milestone * steps_per_epoch for milestone in milestones)
+        return gamma ** sum(step >= milestone for milestone in steps)
 
     return LambdaLR(optimizer, factor)
 

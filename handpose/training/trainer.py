@@ -103,7 +103,11 @@ def _trainer(config: DictConfig, *, environment: ClusterEnvironment | None = Non
             "trainer",
             use_distributed_sampler=False,  # the loader's own sampler shares the batches out
             # Lightning's detection of Slurm goes wrong inside a trial (lightning #6389).
-            plugins=[environment or LightningEnvironment(), WholeFiles(), SharedStatistics(on_gpu=_on_gpu(config))],
+            plugins=[
+                environment or LightningEnvironment(),
+                WholeFiles(),
+                SharedStatistics(on_gpu=trains_on_gpu(config)),
+            ],
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=False,
@@ -113,7 +117,8 @@ def _trainer(config: DictConfig, *, environment: ClusterEnvironment | None = Non
         raise UserError(f"trainer: {' '.join(str(error.__cause__).split())}") from error
 
 
-def _on_gpu(config: DictConfig) -> bool:
+def trains_on_gpu(config: DictConfig) -> bool:
+    """Whether the configured Trainer uses a GPU of this machine that torch reaches by CUDA or ROCm."""
     return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from handpose.data.sample import HandBatch
+from handpose.evaluation.network import read_network
 from handpose.evaluation.predict import Predictor, measure
 from handpose.evaluation.views import Views
 from tests.builders import cameras, hands
@@ -42,3 +43,9 @@ def test_errors_are_in_their_units():
     assert errors["rr_mpjpe_mm"] == pytest.approx(0, abs=1e-6)
     assert errors["pck_auc"] == pytest.approx(1, abs=0.006)  # rounding leaves an error above 0
     assert 0 < errors["keypoint_error_px"] < 1
+
+
+def test_a_network_of_one_size_is_read_with_the_size_that_it_was_trained_on(write_checkpoint):
+    network = read_network(write_checkpoint("model.encoder.name=test_vit"))
+    assert network.module.net.encoder.layout.fixed_size == 64
+    assert all(axis.isfinite().all() for axis in network.module.net(torch.rand(1, 3, 96, 96)))

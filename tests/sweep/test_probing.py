@@ -92,6 +92,13 @@ def test_what_helps_against_too_little_memory_is_said(gpus, remedy):
         tried(bench, [SOUND, BAD])
 
 
+def test_a_crash_is_not_said_to_be_for_want_of_memory():
+    crash = Refusal("crashed", "the worker process crashed with SIGSEGV (Segmentation fault)")
+    with pytest.raises(UserError) as raised:
+        tried(PaperBench(lambda params: crash if params["a"] else None), [SOUND, BAD])
+    assert str(raised.value) == f"space.yaml: a=1 cannot be trained: {crash.reason}"
+
+
 def test_a_mistake_that_names_its_key_is_told_as_it_is():
     bench = PaperBench(lambda params: Refusal("value", "a must be at least 2, but it is 1") if params["a"] else None)
     with pytest.raises(UserError, match=r"^space.yaml: a must be at least 2, but it is 1$"):

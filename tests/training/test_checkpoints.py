@@ -205,6 +205,19 @@ def test_another_decoder_has_another_architecture(configure, tmp_path, given):
         )
 
 
+def test_weights_of_an_encoder_of_one_size_are_of_that_size_only(configure, tmp_path):
+    small, large = (
+        [plain(configure(*QUIET, f"model.encoder.name={name}", f"data.image_size={size}")) for name in NAMES]
+        for size in (64, 96)
+    )
+    check_architecture({"config": small[0]}, large[0], tmp_path)
+    with pytest.raises(UserError, match=r"another network than data\.image_size=96; give data\.image_size=64"):
+        check_architecture({"config": small[1]}, large[1], tmp_path)
+
+
+NAMES = ("lcnet_035", "test_vit")  # of any size, and of one
+
+
 def test_a_checkpoint_of_an_earlier_version_is_told_from_one_of_another_choice(configure, tmp_path):
     config = plain(configure(*QUIET))
     before = {**config, "model": {**config["model"], "decoder": dict(config["model"]["decoder"])}}

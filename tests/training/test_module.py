@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from handpose.data.augment import unchanged
 from handpose.evaluation.predict import measure
-from handpose.training.fit import build
+from handpose.training.fit import build, fit
 from handpose.training.module import parameter_groups
 
 
@@ -90,3 +91,30 @@ def test_no_group_of_parameters_is_empty(built):
         (False, 0.0),
     ]
     assert all(group["params"] for group in groups)
+
+
+class Rates(pl.Callback):
+    """Keeps the learning rate of each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("schedule", ["flat_cosine", "warmup_cosine", "multistep"])
+def test_a_schedule_ends_with_the_run_that_max_steps_cuts_short(configure, folders, schedule):
+    def rates(*overrides):
+        seen = Rates()
+        config = configure(
+            *["data.batch_size=2", f"lr_schedule={schedule}", "checkpoints.enabled=false", "logger=none", *overrides]
+        )
+        fit(config, folders, callbacks=[seen], quiet=True)
+        return seen.seen
+
+    whole = rates("trainer.max_epochs=1")
+    cut = rates("trainer.max_epochs=50", f"+trainer.max_steps={len(whole)}")
+    assert len(whole) > 5
+    assert cut == pytest.approx(whole)
+    assert cut[-1] < 0.2 * max(cut)

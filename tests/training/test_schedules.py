@@ -1,6 +1,10 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
+from handpose.config import compose, instantiated
+from handpose.errors import UserError
 from handpose.training.schedules import constant, flat_cosine, multistep, warmup_cosine
 
 
@@ -42,12 +46,32 @@ def test_flat_cosine_that_is_never_flat_is_warmup_cosine():
     assert flat == pytest.approx(rates(warmup_cosine, 40, steps_per_epoch=10, warmup=0.2, final=0.01))
 
 
-def test_multistep_is_the_originals():
-    values = rates(multistep, 145, steps_per_epoch=1, milestones=[100, 140], gamma=0.1)
-    assert values[99] == pytest.approx(2.0)
-    assert values[100] == pytest.approx(0.2)
-    assert values[139] == pytest.approx(0.2)
-    assert values[140] == pytest.approx(0.02)
+def of_experiment(num_epochs, *, steps_per_epoch):
+    """The learning rate of each step of exp_submission, as a fraction of the first."""
+    config = compose("train", ["experiment=exp_submission", f"trainer.max_epochs={num_epochs}", "data.root=x"])
+    schedule = instantiated(config, "lr_schedule")
+    values = rates(schedule, num_epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch)
+    return [value / values[0] for value in values]
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 17, 2849])
+def test_the_original_run_drops_its_rate_at_epochs_100_and_140_of_145(steps_per_epoch):
+    values = of_experiment(145, steps_per_epoch=steps_per_epoch)
+    drops = [step for step, (before, after) in enumerate(pairwise(values), start=1) if after < before]
+    assert drops == [100 * steps_per_epoch, 140 * steps_per_epoch]
+    assert values[-1] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("num_epochs", [3, 27])
+def test_a_short_trial_reaches_every_milestone(num_epochs):
+    values = of_experiment(num_epochs, steps_per_epoch=100)
+    drops = [step for step, (before, after) in enumerate(pairwise(values), start=1) if after < before]
+    assert drops == [round(num_epochs * 100 * epoch / 145) for epoch in (100, 140)]
+
+
+def test_milestones_in_epochs_are_refused():
+    with pytest.raises(UserError, match=r"milestones=\[100, 140\] must be fractions of the run.*max_epochs"):
+        rates(multistep, 145, steps_per_epoch=1, milestones=[100, 140], gamma=0.1)
 
 
 def test_constant_stays():
