@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from handpose.config import compose, location_overrides, plain, quote_override, task_overrides
 from handpose.errors import UserError
+from handpose.sweep.provenance import FORMAT, check_format
 from handpose.sweep.space import Space, flattened, load_space
 from handpose.sweep.store import is_url, parent_and_name
 from handpose.sweep.stored_sweep import brought_back
@@ -94,6 +95,7 @@ def new_task(config: Any) -> Task:
 def description(task: Task, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What sweep.yaml keeps of a new sweep."""
     return {
+        "format": FORMAT,
         "config": _recorded(task.config),
         **origin,
         "overrides": list(task.overrides),
@@ -164,7 +166,7 @@ def recorded_task(
     if len(files) != 1:
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
     locations = [item for item in locations if _key(item) not in place]
-    origin = {name: value for name, value in record.items() if name not in _OF_TASK}
+    origin = {name: value for name, value in record.items() if name not in ("format", *_OF_TASK)}
     return Task(config, [*kept, *new], locations, record["choices"], load_space(str(files[0])), origin)
 
 
@@ -191,6 +193,7 @@ def _record(folder: Path) -> dict[str, Any]:
     missing = [key for key in _OF_TASK if key not in (record or {})]
     if missing:
         raise UserError(f"{file} lacks {', '.join(missing)}: it is not of a sweep that can go on")
+    check_format(record, file)
     return dict(record)
 
 

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.errors import UserError
 from handpose.sweep.points import Placed, equal, first_points, place
+from handpose.sweep.provenance import check_format
 from handpose.sweep.space import Params, Space, flattened
 from handpose.sweep.study import (
     COSTS,
@@ -312,6 +313,7 @@ def _read(given: str) -> _Sweep:
         raise UserError(f"searcher.warm_start={given} is not the folder of a sweep: there is no {file}")
     try:
         record = yaml.safe_load(file.read_text(encoding="utf-8"))
+        check_format(record, file)
         config, sweep = record["config"], record["config"]["sweep"]
         conditions = Conditions(
             sweep["metric"],
