@@ -35,9 +35,7 @@ def summary(
         lines.append(f"            {folder / 'confirm'}: confirm.yaml, trials.csv, tensorboard/")
     if table.checkpoint_bytes:
         held, budget = table.checkpoint_bytes / 1e9, table.checkpoint_budget_bytes / 1e9
-        lines.append(
-            f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; only continuing the sweep needs them"
-        )
+        lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; needed to continue the sweep")
     if retrained is not None:
         lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")
     lines.append(f"look at it  tensorboard --logdir {shlex.quote(str(folder))}")

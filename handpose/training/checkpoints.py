@@ -150,8 +150,8 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
         raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
     if checkpoint.get("format", 1) > FORMAT:
         raise UserError(
-            f"{path} is of format {checkpoint['format']}, but this version of the project reads formats up to {FORMAT}: "
-            "use the later version that wrote it"
+            f"{path} is of format {checkpoint['format']}, but this version of the project reads formats up to "
+            f"{FORMAT}: use the later version that wrote it"
         )
     return checkpoint
 
