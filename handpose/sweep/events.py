@@ -13,7 +13,6 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -169,6 +168,8 @@ _SYNC_EVERY_S = 1.0
 _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind for kind in (Opened, Asked, Begun, Measured, Reported, Failed, SetAside, Ended, Closed)
 }
+
+_HINTS = {kind: typing.get_type_hints(kind, localns={"Params": dict[str, Any]}) for kind in (Saved, *_KINDS.values())}
 
 
 class EventLog:
@@ -335,7 +336,7 @@ def _made(kind: type[Any], values: dict[str, Any], name: str, version: int) -> A
     for key, value in values.items():
         if key not in known:
             raise _LineError(f"has a field {key!r} of {name!r}, which is unknown: {_of_later(version)}")
-        hint = _hints(kind)[key]
+        hint = _HINTS[kind][key]
         if Saved in typing.get_args(hint) and isinstance(value, dict):
             values[key] = _made(Saved, value, key, version)
         elif not _fits(value, hint):
@@ -343,11 +344,6 @@ def _made(kind: type[Any], values: dict[str, Any], name: str, version: int) -> A
     if not math.isfinite(values.get("at", 0.0)):
         raise _LineError(f"is damaged: 'at' of {name!r} cannot be {values['at']!r}; {_RESTORE}")
     return kind(**values)
-
-
-@cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(kind, localns={"Params": dict[str, Any]})
 
 
 def _fits(value: Any, hint: Any) -> bool:
