@@ -206,7 +206,7 @@ class History:
         Raises UserError where it was decided otherwise.
         """
         place = f"{self._settings.path / 'events.jsonl'}: line {line}"
-        impossible = self._impossible(event)
+        impossible = self.impossible(event)
         if impossible:
             raise UserError(f"{place} {impossible}; restore the file from a copy")
         ours, theirs, about = self._again(event)
@@ -216,7 +216,7 @@ class History:
                 f"of the project decides {ours}; go on with the revision that sweep.yaml names"
             )
 
-    def _impossible(self, event: Event) -> str:
+    def impossible(self, event: Event) -> str:
         """Why an event cannot follow those before it; empty where it can."""
         if isinstance(event, Asked) and event.trial in self.trials:
             return f"asks for trial {event.trial} again"
