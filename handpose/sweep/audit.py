@@ -218,7 +218,7 @@ def _audit_description(folder: Path, task: Task) -> Iterator[Finding]:
     record = read_yaml(folder / "sweep.yaml")
     written, now = flattened(record["config"]), flattened(plain(task.config))
     for key in {**written, **now}:
-        is_compared = key.startswith(("sweep.", "retrain.", "report.")) and not key.startswith(_NOT_COMPARED)
+        is_compared = key.startswith(("sweep.", "retrain.", "report.", "ray.")) and not key.startswith(_NOT_COMPARED)
         if is_compared and written.get(key) != now.get(key):
             yield Finding(
                 "wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its overrides make it {now.get(key)}"
@@ -228,13 +228,13 @@ def _audit_description(folder: Path, task: Task) -> Iterator[Finding]:
     for key in given.keys() & {"paths.data", "paths.output", "paths.packed"} - overridden:
         if str(written.get(key)) != given[key].strip("'"):
             yield Finding("wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its locations {given[key]}")
-    choices = _choices(record["overrides"])
+    choices = choices_of(record["overrides"])
     for group, theirs, ours in differences(dict(record["choices"]), choices):
         if not group.startswith("hydra") and record["choices"]:
             yield Finding("wrong", f"sweep.yaml: choices has {group}={theirs}, but its overrides make it {ours}")
 
 
-def _choices(overrides: Sequence[str]) -> dict[str, Any]:
+def choices_of(overrides: Sequence[str]) -> dict[str, Any]:
     """The choices of configuration groups that these overrides make."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("tune", list(overrides), return_hydra_config=True)

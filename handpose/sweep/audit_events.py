@@ -239,6 +239,9 @@ class _Checks:
         is_opened = isinstance(event, Opened)
         if self._last is None and not is_opened:
             self._find("lost", "is the first one, but the events of a sweep begin with 'opened'")
+        is_sent = isinstance(event, Begun) and isinstance(self._last, Asked) and event.trial == self._last.trial
+        if isinstance(self._last, Asked) and not is_opened and not is_sent:
+            self._find("wrong", f"is between 'asked' and 'begun' of trial {self._last.trial}")
         if isinstance(self._last, Closed) and not is_opened:
             self._find("wrong", "follows 'closed', after which there can only be 'opened'")
 
@@ -248,8 +251,12 @@ class _Checks:
             self._find("wrong", f"opens the sweep for {event.num_trials} trials, but its configuration has {expected}")
         if event.num_trials < max(1, len(self._history.trials)):
             self._find("wrong", f"opens the sweep for {event.num_trials} trials")
-        share = settings.gpus_per_trial
-        if event.gpus < 0 or (isinstance(share, (int, float)) and event.gpus != share * settings.workers_per_trial):
+        share, workers = settings.gpus_per_trial, settings.workers_per_trial
+        if share == "auto":
+            is_possible = event.gpus >= 0
+        else:
+            is_possible = event.gpus in ((0, workers) if share is None else (share * workers,))
+        if not is_possible:
             self._find("wrong", f"gives each trial {event.gpus} GPUs, but the configuration has {share}")
 
     def _asked(self, event: Asked) -> None:

@@ -26,7 +26,7 @@ from handpose.errors import UserError
 from handpose.report.table import TrialRow, TrialTable
 from handpose.report.tensorboard import ABSENT, EPOCHS, NOT_OVER, SECONDS, STATE
 from handpose.sweep.audit_events import Finding, Kind, Replayed, differences
-from handpose.sweep.events import Asked, Begun, Closed, Measured, Opened, Reported
+from handpose.sweep.events import EVENTS, Asked, Begun, Closed, Measured, Opened, Reported
 from handpose.sweep.history import TrialHistory
 from handpose.sweep.points import place
 from handpose.sweep.retention import is_whole
@@ -35,6 +35,12 @@ from handpose.sweep.space import ListedSpace, Params, Space
 from handpose.sweep.state import known_of
 from handpose.sweep.stretch import run_name
 from handpose.sweep.study import COSTS, PARAMS, excess, params_of
+
+
+def is_truncated(file: Path) -> bool:
+    """Whether a text file is there, but does not end with a line."""
+    return file.is_file() and not file.read_bytes().endswith(b"\n")
+
 
 # --- trials.csv -------------------------------------------------------------------------------------------------------
 
@@ -45,6 +51,8 @@ def audit_csv(replayed: Replayed, file: Path, label: str, command: Callable[[Par
     While a sweep runs, and after it was killed, trials.csv is that of some moment before. label: of the file in
     findings. command: the command line that trains parameters again.
     """
+    if is_truncated(file):
+        yield Finding("wrong", f"{label} is truncated: it has no line end")
     if not file.is_file():
         if any(isinstance(event, Begun) for _, event in replayed.events):
             yield Finding("lost", f"{label} is missing")
@@ -70,7 +78,7 @@ def audit_csv(replayed: Replayed, file: Path, label: str, command: Callable[[Par
         if number not in rows:
             yield Finding("lost", f"{label} has no row of trial {number}")
         elif number not in wanted:
-            yield Finding("wrong", f"{label} has a trial {number}, which no event asks for")
+            yield Finding("wrong", f"{label} has a trial {number}, which {EVENTS} does not ask for")
         else:
             row = expected.rows[int(number)]
             cells = {name: cell for name, cell in wanted[number].items() if name != "command"}
@@ -78,7 +86,7 @@ def audit_csv(replayed: Replayed, file: Path, label: str, command: Callable[[Par
                 cells["seconds"] = rows[number].get("seconds", "")  # it goes on while nothing is reported
             for name, cell in cells.items():
                 if rows[number].get(name) != cell:
-                    said = f"{rows[number].get(name)!r}, where the events have {cell!r}"
+                    said = f"{rows[number].get(name)!r}, where {EVENTS} has {cell!r}"
                     yield Finding("wrong", f"{label}: trial {number} has {name} {said}")
             if has_commands and not _is_command(rows[number].get("command", ""), row, replayed, command):
                 yield Finding("wrong", f"{label}: trial {number} has a command that does not train its parameters")
@@ -170,7 +178,7 @@ def audit_study(
     for number, trial in sorted(stored.items()):
         is_next = number == newest and not (replayed.is_closed and replayed.num_processes == 1)
         if number not in known and not is_next and trial.state != TrialState.FAIL:
-            yield Finding("repeated", f"{label} has a trial {number}, which no event asks for")
+            yield Finding("repeated", f"{label} has a trial {number}, which {EVENTS} does not ask for")
     lagging = replayed.events[-1][1] if replayed.events and not replayed.is_closed else None
     for number, history in known.items():
         if number not in stored:
@@ -193,7 +201,10 @@ _CLOCK_CHANGE_S = 3 * 3600.0
 
 def _params_of_study(place_of: str, trial: FrozenTrial, asked: Params, space: Space) -> Iterator[Finding]:
     for name, theirs, ours in differences(params_of(trial), asked):
-        yield Finding("wrong", f"{place_of} has the parameter {name} {theirs}, but the events have {ours}")
+        yield Finding("wrong", f"{place_of} has the parameter {name} {theirs}, but {EVENTS} has {ours}")
+    if isinstance(space, ListedSpace) and list(asked) != list(space.expressions):
+        searched = ", ".join(space.expressions)
+        yield Finding("wrong", f"{place_of} has {', '.join(asked)}, but {space.file.name} searches {searched}")
     if not trial.params:
         return
     try:
@@ -201,6 +212,8 @@ def _params_of_study(place_of: str, trial: FrozenTrial, asked: Params, space: Sp
     except UserError as error:
         yield Finding("wrong", f"{place_of}: {error}")
         return
+    for name in trial.params.keys() - placed.draws.keys():
+        yield Finding("wrong", f"{place_of} has drawn {name}, which {space.file.name} does not search")
     for name in placed.outside:
         yield Finding("wrong", f"{place_of} has {name} {trial.params[name]}, which {space.file.name} does not have")
     declared: Mapping[str, BaseDistribution] = (
@@ -230,21 +243,21 @@ def _outcome_in_study(
         ours, theirs = finite.get(epoch), trial.intermediate_values.get(epoch)
         if ours != theirs:
             kind: Kind = "lost" if theirs is None else "wrong"
-            yield Finding(kind, f"{place_of} has the value {theirs} at epoch {epoch}, but the events have {ours}")
+            yield Finding(kind, f"{place_of} has the value {theirs} at epoch {epoch}, but {EVENTS} has {ours}")
     costs = {name: cost for name, cost in known.costs.items() if math.isfinite(cost)}
     wanted = costs | excess(costs, limits)
     attributes = {**trial.user_attrs, **trial.system_attrs}
     stored = {name: value for name, value in attributes.items() if name in COSTS or name.startswith("constraints:")}
     for name, theirs, ours in differences(stored, wanted):
-        yield Finding("wrong", f"{place_of} has {name} {theirs}, but the events have {ours}")
+        yield Finding("wrong", f"{place_of} has {name} {theirs}, but {EVENTS} has {ours}")
     state, values = _outcome(known, finite, second_objective)
     states = [state]
     if known.state == "running" and not replayed.is_closed:
         states.append(TrialState.WAITING)  # an error ended the process
     if trial.state not in states:
-        yield Finding("wrong", f"{place_of} is {trial.state.name}, but {known.state} by the events")
+        yield Finding("wrong", f"{place_of} is {trial.state.name}, but {known.state} by {EVENTS}")
     elif trial.values != values:
-        yield Finding("wrong", f"{place_of} ended with {trial.values}, but the events have {values}")
+        yield Finding("wrong", f"{place_of} ended with {trial.values}, but {EVENTS} has {values}")
     if (trial.datetime_complete is not None) != state.is_finished() and trial.state == state:
         yield Finding("wrong", f"{place_of} has the time {trial.datetime_complete} as its end")
     if trial.datetime_complete is not None and trial.datetime_start is not None:
@@ -394,12 +407,12 @@ def _in_order(done: Sequence[tuple[int, _Act]], wanted: Sequence[_Act], label: s
     for (number, act), each in zip(done, wanted, strict=False):
         if act[0] != each[0] or (act[0] != "created" and act != each):
             yield Finding(
-                "wrong", f"{label}: line {number} says that {_said(act)}, where the events say that {_said(each)}"
+                "wrong", f"{label}: line {number} says that {_said(act)}, where {EVENTS} says that {_said(each)}"
             )
             return
     if len(done) != len(wanted):
         kind: Kind = "lost" if len(done) < len(wanted) else "repeated"
-        yield Finding(kind, f"{label} has {len(done)} lines about trials, but the events make {len(wanted)}")
+        yield Finding(kind, f"{label} has {len(done)} lines about trials, but {EVENTS} makes {len(wanted)}")
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
@@ -431,6 +444,9 @@ def audit_tensorboard(
             yield Finding("wrong", f"{label}/{name} is damaged ({type(error).__name__}: {error})")
             continue
         place_of = f"{label}/{name}"
+        if replayed.is_closed and replayed.num_processes == 1:
+            torn = [each.name for each in sorted((folder / name).glob("events.out.*")) if not _ends_whole(each)]
+            yield from (Finding("wrong", f"{place_of}/{each} is truncated") for each in torn)
         yield from _compare_scalars(place_of, shown, wanted[number], times[number], replayed, number, is_ahead=is_ahead)
         if in_tab:
             yield from _compare_params(place_of, params, replayed, number)
@@ -485,6 +501,14 @@ def _read_run(folder: Path) -> tuple[_Scalars, dict[str, Any] | None]:
     return shown, params
 
 
+def _ends_whole(file: Path) -> bool:
+    """Whether a file ends with a whole record: its length in 8 bytes, 4 of a checksum, the content, 4 more."""
+    content, place_of = file.read_bytes(), 0
+    while place_of < len(content):
+        place_of += 16 + int.from_bytes(content[place_of : place_of + 8], "little")
+    return place_of == len(content)
+
+
 def _compare_scalars(
     place_of: str,
     shown: Mapping[tuple[str, int], set[float]],
@@ -500,7 +524,7 @@ def _compare_scalars(
     for (tag, step), values in wanted.items():
         lacking = {each for each in values if not _has(shown.get((tag, step), set()), each)}
         if lacking and not is_lagging:
-            yield Finding("lost", f"{place_of} lacks {tag} = {min(lacking)} at step {step}")
+            yield Finding("lost", f"{place_of} lacks {tag} = {min(lacking)} at step {step}, which {EVENTS} reports")
     allowed = {(EPOCHS, epochs): {float(epochs)} for epochs, _ in times}
     for epochs, seconds in times:
         allowed.setdefault((SECONDS, epochs), set()).add(seconds)
@@ -508,7 +532,9 @@ def _compare_scalars(
         expected = wanted.get((tag, step), set()) | allowed.get((tag, step), set())
         extra = {each for each in values if not _has(expected, each)}
         if extra and not is_ahead:
-            yield Finding("wrong", f"{place_of} has {tag} = {min(extra)} at step {step}, which no event reports")
+            yield Finding(
+                "wrong", f"{place_of} has {tag} = {min(extra)} at step {step}, which {EVENTS} does not report"
+            )
 
 
 def _has(values: Iterable[float], value: float) -> bool:
@@ -562,11 +588,9 @@ def audit_checkpoints(replayed: Replayed, folder: Path, label: str) -> Iterator[
             continue
         for checkpoint in held:
             if not (folder / checkpoint.file).is_file():
-                yield Finding(
-                    "lost", f"{label}{checkpoint.file} is missing (epoch {checkpoint.epoch} of trial {number})"
-                )
+                yield Finding("lost", f"{label}{checkpoint.file} is missing, which {EVENTS} has of trial {number}")
             elif not is_whole(checkpoint, folder):
-                said = f"is damaged: it is not what trial {number} saved after epoch {checkpoint.epoch}"
+                said = f"is damaged: it is not what {EVENTS} has of trial {number} after epoch {checkpoint.epoch}"
                 yield Finding("wrong", f"{label}{checkpoint.file} {said}")
 
 

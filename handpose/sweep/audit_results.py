@@ -1,8 +1,11 @@
 """What comes after the trials of a sweep, made again and compared: from its confirmation to the space that follows."""
 
+import gzip
 import json
 import shlex
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +20,7 @@ from handpose.report.advice import advice
 from handpose.report.next_space import next_space
 from handpose.report.table import TrialTable
 from handpose.sweep.audit_events import ABSENT, Expected, Finding, Replayed, UntouchedFiles, differences, replay, same
-from handpose.sweep.audit_records import audit_checkpoints, audit_csv, audit_tensorboard
+from handpose.sweep.audit_records import audit_checkpoints, audit_csv, audit_tensorboard, is_truncated
 from handpose.sweep.confirm import FILE, FOLDER, account, candidates, fresh_seeds, runs
 from handpose.sweep.events import EVENTS
 from handpose.sweep.history import History, empty_table
@@ -30,7 +33,7 @@ from handpose.sweep.select import NoWinnerError, select_winner, without_seed, wr
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.trial import TrialRecipe, with_params
 
-_BEST = "best.yaml"
+_BEST, _PREDICTIONS = "best.yaml", "test_preds.json.gz"
 
 
 def audit_results(task: Task, sweep: SweepSettings, recipe: TrialRecipe, replayed: Replayed) -> Iterator[Finding]:
@@ -39,6 +42,9 @@ def audit_results(task: Task, sweep: SweepSettings, recipe: TrialRecipe, replaye
     confirming = _audit_confirming(task, sweep, recipe, replayed)
     yield from confirming.findings
     yield from _first_clean(partial(_audit_chosen, task, sweep, recipe, confirming), replayed)
+    for name in ("sweep.yaml", _BEST, NEXT_SPACE, REPORT, f"{FOLDER}/sweep.yaml", f"{FOLDER}/{FILE}"):
+        if is_truncated(folder / name):
+            yield Finding("wrong", f"{name} is truncated: it has no line end")
     yield from _audit_retraining(folder)
     yield from _audit_next_space(folder)
 
@@ -70,6 +76,7 @@ def _audit_confirming(task: Task, sweep: SweepSettings, recipe: TrialRecipe, rep
         return Replayed(history)
     confirming = replay(history, folder, label, settings, Expected(None, 0, {}, lambda number: None, every))
     found = confirming.findings
+    found += _audit_space_copy(sweep.path)
     kept = folder / "sweep.yaml"
     try:
         record = read_yaml(kept)
@@ -82,10 +89,9 @@ def _audit_confirming(task: Task, sweep: SweepSettings, recipe: TrialRecipe, rep
         origin = {key: value for key, value in record.items() if key not in ("confirms", "format")}
         for name, theirs, ours in differences(origin, dict(task.origin or {})):
             found.append(Finding("wrong", f"{label}sweep.yaml has {name} {theirs}, but sweep.yaml has {ours}"))
-        if Path(str(record.get("confirms"))).name != folder.parent.name:
-            found.append(
-                Finding("wrong", f"{label}sweep.yaml confirms {record.get('confirms')}, which is another sweep")
-            )
+        confirms = str(record.get("confirms"))
+        if Path(confirms).name != sweep.name and confirms != str(folder.parent):
+            found.append(Finding("wrong", f"{label}sweep.yaml confirms {confirms}, which is another sweep"))
     found += audit_csv(confirming, folder / "trials.csv", f"{label}trials.csv", recipe.command)
     is_ahead = sweep.storage is not None
     place = folder / "tensorboard"
@@ -93,6 +99,15 @@ def _audit_confirming(task: Task, sweep: SweepSettings, recipe: TrialRecipe, rep
     if sweep.storage is None:
         found += audit_checkpoints(confirming, folder, label)
     return confirming
+
+
+def _audit_space_copy(folder: Path) -> Iterator[Finding]:
+    for file in (folder / "search_space").glob("*"):
+        name = f"{FOLDER}/search_space/{file.name}"
+        if not (folder / name).is_file():
+            yield Finding("lost", f"{name} is missing")
+        elif (folder / name).read_bytes() != file.read_bytes():
+            yield Finding("wrong", f"{name} is not search_space/{file.name}")
 
 
 def _audit_chosen(
@@ -275,8 +290,32 @@ def _audit_retraining(folder: Path) -> Iterator[Finding]:
         yield Finding("lost", "retrain/config.yaml is missing")
     elif config and best.get("configuration"):
         yield from _audit_retrained_config(config, best["configuration"], overrides or [])
+    for file in (place / "checkpoints").glob("*.ckpt"):
+        if not _is_sound_archive(file):
+            yield Finding("wrong", f"retrain/checkpoints/{file.name} is damaged")
     if metrics is not None:
         yield from _audit_retrained_metrics(place, metrics)
+    elif _is_later(folder / REPORT, folder / _BEST) and (place / _PREDICTIONS).is_file():
+        yield Finding("lost", f"retrain/metrics.json is missing, although {REPORT} is there")
+
+
+def _is_sound_archive(file: Path) -> bool:
+    """Whether a checkpoint, which is a ZIP archive, is whole by its own checksums."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _is_sound_gzip(file: Path) -> bool:
+    try:
+        with gzip.open(file) as stream:
+            while stream.read(2**20):
+                pass
+    except (OSError, EOFError, zlib.error):
+        return False
+    return True
 
 
 _OF_DEVICES = ("trainer.devices", "trainer.num_nodes", "data.batch_size", "train_on_val", "test")
@@ -309,9 +348,23 @@ def _audit_retrained_metrics(place: Path, metrics: Any) -> Iterator[Finding]:
     checkpoint = metrics.get("checkpoint")
     if checkpoint is not None and not (place / "checkpoints" / Path(str(checkpoint)).name).is_file():
         yield Finding("lost", f"retrain/metrics.json is of {checkpoint}, which is missing")
-    for name in ("test_preds.json.gz",):
-        if not (place / name).is_file():
-            yield Finding("lost", f"retrain/{name} is missing, although retrain/metrics.json is there")
+    if not (place / _PREDICTIONS).is_file():
+        yield Finding("lost", f"retrain/{_PREDICTIONS} is missing, although retrain/metrics.json is there")
+    elif not _is_sound_gzip(place / _PREDICTIONS):
+        yield Finding("wrong", f"retrain/{_PREDICTIONS} is damaged")
+    yield from _audit_reported_metrics(place.parent, metrics["metrics"])
+
+
+def _audit_reported_metrics(folder: Path, metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    """The report, where it is newer than the retraining, has its figures."""
+    report, file = folder / REPORT, folder / "retrain" / "metrics.json"
+    if not report.is_file():
+        return
+    page = report.read_text(encoding="utf-8", errors="replace")
+    lacking = [name for name, value in metrics.items() if f">{value:.4g}<" not in page]
+    if len(lacking) < len(metrics):  # else the report was written in another way, or before the retraining
+        for name in lacking:
+            yield Finding("wrong", f"retrain/{file.name} has {name} = {metrics[name]}, which {REPORT} does not have")
 
 
 def _audit_next_space(folder: Path) -> Iterator[Finding]:
