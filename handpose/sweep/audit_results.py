@@ -42,7 +42,15 @@ def audit_results(task: Task, sweep: SweepSettings, recipe: TrialRecipe, replaye
     confirming = _audit_confirming(task, sweep, recipe, replayed)
     yield from confirming.findings
     yield from _first_clean(partial(_audit_chosen, task, sweep, recipe, confirming), replayed)
-    for name in ("sweep.yaml", _BEST, NEXT_SPACE, REPORT, f"{FOLDER}/sweep.yaml", f"{FOLDER}/{FILE}"):
+    for name in (
+        "sweep.yaml",
+        _BEST,
+        NEXT_SPACE,
+        REPORT,
+        "retrain/config.yaml",
+        f"{FOLDER}/sweep.yaml",
+        f"{FOLDER}/{FILE}",
+    ):
         if is_truncated(folder / name):
             yield Finding("wrong", f"{name} is truncated: it has no line end")
     yield from _audit_retraining(folder)

@@ -120,12 +120,15 @@ class Process:
 
 
 class WholeSweep:
-    """A sweep in a folder. overrides: of tune.py. space: text of its search space. options: of `Process`."""
+    """A sweep in a folder.
 
-    def __init__(self, folder, *overrides, space=RATES, **options):
+    overrides: of tune.py. space: text of its search space, whose file has the suffix. options: of `Process`.
+    """
+
+    def __init__(self, folder, *overrides, space=RATES, suffix=".yaml", **options):
         self.folder, self.options = folder, options
         folder.mkdir(parents=True)
-        source = folder.parent / f"{folder.name}_space.yaml"
+        source = folder.parent / f"{folder.name}_space{suffix}"
         source.write_text(space)
         self.overrides = [
             f"sweep.name={folder.name}",
@@ -165,14 +168,18 @@ class WholeSweep:
         rule = rule_maker(instantiate(config.scheduler), sweep, self.task.space)
         return Process(sweep, searcher, rule, self.recipe, **self.options)
 
-    def run(self, *, stops=(), last="finished", num_trials=None):
-        """Run it to its end; stops: (number of reports, reason of the process to leave, None: killed)."""
+    def run(self, num_reports=math.inf, *, stops=(), last="finished", num_trials=None):
+        """Run it to its end, or until so many epochs are reported.
+
+        stops: (number of reports, reason) of processes before the last one, which leaves for the reason `last`. None:
+        killed. num_trials: of the later processes.
+        """
         process = self.process(is_new=True)
         for num_reports, reason in stops:
             process.run(num_reports)
             process.leave(reason)
             process = self.process(num_trials=num_trials)
-        process.run()
+        process.run(num_reports)
         process.leave(last)
         self.table = process.table
         return self
