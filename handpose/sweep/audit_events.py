@@ -249,6 +249,8 @@ class _Checks:
         settings, expected = self._settings, self._expected.num_trials
         if self._last is None and expected is not None and event.num_trials != expected:
             self._find("wrong", f"opens the sweep for {event.num_trials} trials, but its configuration has {expected}")
+        if event == self._last:
+            self._find("repeated", "opens the sweep again at the same moment")
         if event.num_trials < max(1, len(self._history.trials)):
             self._find("wrong", f"opens the sweep for {event.num_trials} trials")
         share, workers = settings.gpus_per_trial, settings.workers_per_trial

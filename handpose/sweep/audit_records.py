@@ -19,7 +19,7 @@ from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, TrialState
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event as TensorBoardEvent
-from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG, SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from handpose.errors import UserError
@@ -439,7 +439,7 @@ def audit_tensorboard(
             yield Finding("lost", f"{label}/{name} is missing")
             continue
         try:
-            shown, params = _read_run(folder / name)
+            shown, params, has_end = _read_run(folder / name)
         except Exception as error:  # of TensorBoard's reader, for a damaged file
             yield Finding("wrong", f"{label}/{name} is damaged ({type(error).__name__}: {error})")
             continue
@@ -450,6 +450,16 @@ def audit_tensorboard(
         yield from _compare_scalars(place_of, shown, wanted[number], times[number], replayed, number, is_ahead=is_ahead)
         if in_tab:
             yield from _compare_params(place_of, params, replayed, number)
+            if not has_end and _is_seen_to_end(replayed, number):
+                yield Finding("lost", f"{place_of} does not say that the trial is over, which {EVENTS} does")
+
+
+def _is_seen_to_end(replayed: Replayed, number: int) -> bool:
+    """Whether a trial is over, and its process was not killed right then."""
+    end = replayed.rows[number][-1][0]
+    following = [event for _, event in replayed.events[end + 1 : end + 2]]
+    is_over = replayed.history.table.rows[number].is_over
+    return is_over and bool(following) and not isinstance(following[0], Opened)
 
 
 _Scalars = dict[tuple[str, int], set[float]]
@@ -482,8 +492,9 @@ def _single(value: float) -> float:
         return float(np.float32(value))
 
 
-def _read_run(folder: Path) -> tuple[_Scalars, dict[str, Any] | None]:
-    """(tag, step) -> values, and the parameters of the HParams tab."""
+def _read_run(folder: Path) -> tuple[_Scalars, dict[str, Any] | None, bool]:
+    """(tag, step) -> values, the parameters of the HParams tab, and whether it shows the run as over."""
+    has_end = False
     shown: _Scalars = defaultdict(set)
     params: dict[str, Any] | None = None
     for file in sorted(folder.glob("events.out.tfevents.*")):
@@ -492,13 +503,15 @@ def _read_run(folder: Path) -> tuple[_Scalars, dict[str, Any] | None]:
             for value in event.summary.value:
                 if value.HasField("simple_value"):
                     shown[value.tag, event.step].add(_single(value.simple_value))
+                elif value.tag == SESSION_END_INFO_TAG:
+                    has_end = True
                 elif value.tag == SESSION_START_INFO_TAG:
                     content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
                     params = {
                         key: getattr(each, each.WhichOneof("kind"))
                         for key, each in content.session_start_info.hparams.items()
                     }
-    return shown, params
+    return shown, params, has_end
 
 
 def _ends_whole(file: Path) -> bool:

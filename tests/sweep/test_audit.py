@@ -256,6 +256,7 @@ FAULTS = [
         r"events.jsonl: line \d+ has 'begun' of trial 1, which is running by then",
     ),
     ("stop", EVENTS, removed(event="closed"), r"best.yaml is there, although events.jsonl does not say"),
+    ("plain", EVENTS, doubled(event="opened"), r"events.jsonl: line 2 opens the sweep again"),
     ("plain", EVENTS, doubled(event="asked", trial=2), r"events.jsonl: line \d+ asks for trial 2 again"),
     (
         "plain",
