@@ -35,7 +35,9 @@ def summary(
         lines.append(f"            {folder / 'confirm'}: confirm.yaml, trials.csv, tensorboard/")
     if table.checkpoint_bytes:
         held, budget = table.checkpoint_bytes / 1e9, table.checkpoint_budget_bytes / 1e9
-        use = "trials that have not ended go on from them" if table.end == "spent" else "they may be removed now"
+        use = (
+            "trials that have not ended continue from them" if table.end == "spent" else "needed to continue the sweep"
+        )
         lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; {use}")
     if retrained is not None:
         lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")

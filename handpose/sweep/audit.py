@@ -1,45 +1,50 @@
-"""Whether a sweep's files agree: what was lost, what was done twice, what was decided wrongly.
+"""Whether the files of a sweep agree: what was lost, what was done twice, what was decided wrongly.
 
     python -m handpose.sweep.audit outputs/sweeps/NAME
 
-The events are held against themselves, decided again by fresh rules, and compared with the study and trials.csv.
+Every fact that stands in two places is compared, and every decision is taken again from the events before it: those of
+the scheduler, of retries and nodes, of constraints and budgets, and of the winner. Nothing in the folder is changed.
 """
 
-import csv
-import math
+import contextlib
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import hydra
 import optuna
+from filelock import FileLock, Timeout
 from hydra.utils import instantiate
-from optuna.trial import FrozenTrial, TrialState
 
+from handpose.config import CONFIGS, plain
 from handpose.errors import UserError
-from handpose.report.table import TrialRow, TrialTable
-from handpose.sweep.events import EVENTS, Asked, Begun, Event, Reported, read_events
+from handpose.sweep.audit_events import Expected, Finding, Replayed, UntouchedFiles, differences, replay
+from handpose.sweep.audit_records import (
+    audit_checkpoints,
+    audit_csv,
+    audit_journal,
+    audit_study,
+    audit_tensorboard,
+    study_of,
+)
+from handpose.sweep.audit_results import audit_results
+from handpose.sweep.events import EVENTS, scan
 from handpose.sweep.history import History, empty_table
+from handpose.sweep.provenance import read_yaml
 from handpose.sweep.resume import Task, recorded_task
 from handpose.sweep.scheduler import rule_maker
-from handpose.sweep.study import close_storage, read_storage
+from handpose.sweep.settings import SweepSettings
+from handpose.sweep.space import flattened, grid_points
+from handpose.sweep.study import JOURNAL, close_storage, limits_of, params_of, read_storage
+from handpose.sweep.trial import TrialRecipe, training_overrides
 
-_STUDY_STATE = {
-    "complete": TrialState.COMPLETE,
-    "stopped": TrialState.PRUNED,
-    "infeasible": TrialState.PRUNED,
-    "diverged": TrialState.FAIL,
-    "failed": TrialState.FAIL,
-    "waiting": TrialState.WAITING,
-    "paused": TrialState.WAITING,
-    "running": TrialState.RUNNING,
-}
+_TRIES = 5
+"""Of a sweep that is running: what another process is just about to write is no finding."""
 
 
 class Findings(NamedTuple):
-    """One sentence for each thing that is not as it should be."""
+    """A sentence for each thing that is not as it should be, which names the file and the place in it."""
 
     lost: list[str]
     repeated: list[str]
@@ -50,122 +55,190 @@ class Findings(NamedTuple):
 
 
 def audit(folder: Path) -> Findings:
-    """Look through the sweep in a folder, which does not run at the moment. Raises UserError where there is none."""
-    task = recorded_task(folder, [])
-    sweep = instantiate(task.config.sweep)
-    events = read_events(folder / EVENTS)
-    table = empty_table(sweep)
-    history = History(sweep, rule=rule_maker(instantiate(task.config.scheduler), sweep, task.space)(), table=table)
-    wrong = []
-    for line, event in enumerate(events, start=1):
-        try:
-            history.check(event, line=line)
-        except UserError as error:
-            wrong.append(str(error))
-        history.apply(event)
-    lost, repeated = audit_events(events, history)
-    lost += _in_csv(folder / "trials.csv", table)
-    with _study(task) as study:
-        found = _in_study(study.get_trials(deepcopy=False), history)
-    return Findings(lost + found.lost, repeated + found.repeated, wrong + found.wrong)
+    """Look through the sweep in a folder. Raises UserError where there is none."""
+    if not (folder / "sweep.yaml").is_file() and not (folder / EVENTS).is_file():
+        raise UserError(f"{folder} holds no sweep: there is neither sweep.yaml nor {EVENTS} in it")
+    found = list(dict.fromkeys(_audited(folder)))
+    for _ in range(_TRIES):
+        if not found or not _is_running(folder):
+            break
+        again = set(_audited(folder))
+        found = [finding for finding in found if finding in again]
+    texts: dict[str, list[str]] = {"lost": [], "repeated": [], "wrong": []}
+    for finding in found:
+        texts[finding.kind].append(finding.text)
+    return Findings(**texts)
 
 
-@contextmanager
-def _study(task: Task) -> Iterator[optuna.Study]:
-    """The study of a sweep, to be read."""
-    storage = read_storage(task.config.searcher.storage, Path(task.config.sweep.folder) / "study")
+def _is_running(folder: Path) -> bool:
+    lock = folder / ".lock"
+    if not lock.exists():
+        return False
     try:
-        yield optuna.load_study(study_name=task.config.sweep.name, storage=storage)
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def _audited(folder: Path) -> Iterator[Finding]:
+    try:
+        task = recorded_task(folder, [])
+        sweep: SweepSettings = instantiate(task.config.sweep)
+        rule = rule_maker(instantiate(task.config.scheduler), sweep, task.space)()
+        limits = limits_of(dict(task.config.searcher.constraints or {}))
+    except UserError as error:
+        yield Finding("wrong", f"sweep.yaml and search_space/: {error}")
+        yield from _unreadable(folder)
+        return
+    yield from _audit_description(folder, task)
+    recipe = TrialRecipe(
+        training_overrides(task.overrides),
+        task.locations,
+        sweep.max_epochs,
+        sweep.cpus_per_trial,
+        sweep.workers_per_trial,
+    )
+    with _study(task, folder) as (study, problem):
+        yield from problem
+        replayed = _replayed(task, sweep, rule, limits, recipe, study)
+        yield from replayed.findings
+        if not replayed.events:
+            return
+        yield from _audit_records(task, sweep, limits, recipe, replayed, study)
+    yield from audit_results(task, sweep, recipe, replayed)
+
+
+def _unreadable(folder: Path) -> Iterator[Finding]:
+    """Lines of the events that cannot be read, where that is all that can be looked at."""
+    if (folder / EVENTS).is_file():
+        for line in scan((folder / EVENTS).read_bytes()):
+            if line.problem:
+                yield Finding("wrong", f"{EVENTS}: line {line.number} {line.problem}")
+
+
+def _replayed(
+    task: Task,
+    sweep: SweepSettings,
+    rule: Any,
+    limits: Mapping[str, float],
+    recipe: TrialRecipe,
+    study: optuna.Study | None,
+) -> Replayed:
+    files = UntouchedFiles(sweep.path)
+    history = History(sweep, rule=rule, table=empty_table(sweep), files=files, command=recipe.command)
+    proposed = {} if study is None else {trial.number: params_of(trial) for trial in study.get_trials(deepcopy=False)}
+    plan = {} if study is None else study.user_attrs.get("plan", {})
+    num_trials: int | None = sweep.num_trials
+    if task.config.searcher.sampler is None:  # a grid may have fewer points
+        num_trials = min(sweep.num_trials, len(grid_points(task.space)))
+    first = plan.get("first_number", 0)
+    every = task.config.trainer.check_val_every_n_epoch
+    return replay(history, sweep.path, "", sweep, Expected(num_trials, first, limits, proposed.get, every))
+
+
+def _audit_records(
+    task: Task,
+    sweep: SweepSettings,
+    limits: Mapping[str, float],
+    recipe: TrialRecipe,
+    replayed: Replayed,
+    study: optuna.Study | None,
+) -> Iterator[Finding]:
+    folder = sweep.path
+    yield from audit_csv(replayed, folder / "trials.csv", "trials.csv", recipe.command)
+    if study is not None:
+        first: int = study.user_attrs.get("plan", {}).get("first_number", 0)
+        journal = folder / "study" / JOURNAL
+        label = f"study/{JOURNAL}" if task.config.searcher.storage is None else "the study"
+        yield from _audit_study_itself(study, sweep, label)
+        yield from audit_study(
+            replayed,
+            study.get_trials(deepcopy=False),
+            first_number=first,
+            space=task.space,
+            limits=limits,
+            second_objective=sweep.second_objective,
+            label=label,
+        )
+        if task.config.searcher.storage is None:
+            yield from audit_journal(replayed, journal, num_before=first, limits=limits, label=label)
+    is_ahead = sweep.storage is not None
+    yield from audit_tensorboard(replayed, folder / "tensorboard", "tensorboard", in_tab=True, is_ahead=is_ahead)
+    if sweep.storage is None:
+        yield from audit_checkpoints(replayed, folder, "")
+
+
+def _audit_study_itself(study: optuna.Study, sweep: SweepSettings, label: str) -> Iterator[Finding]:
+    directions: list[str] = [sweep.target.mode, *(["min"] if sweep.second_objective else [])]
+    names = [sweep.metric, *([sweep.second_objective] if sweep.second_objective else [])]
+    if [each.name.lower()[:3] for each in study.directions] != directions:
+        yield Finding(
+            "wrong", f"{label}: its directions are {study.directions}, but the sweep's {', '.join(directions)}"
+        )
+    if study.metric_names != names:
+        yield Finding("wrong", f"{label}: its values are {study.metric_names}, but the sweep's {', '.join(names)}")
+    brought = study.user_attrs.get("warm_start", [])
+    first = study.user_attrs.get("plan", {}).get("first_number", 0)
+    if sum(each.get("brought", 0) for each in brought) != first:
+        yield Finding("wrong", f"{label}: the sweep begins at trial {first}, but its warm start says otherwise")
+
+
+@contextlib.contextmanager
+def _study(task: Task, folder: Path) -> Iterator[tuple[optuna.Study | None, list[Finding]]]:
+    """The study of a sweep, to be read, or why it cannot be."""
+    url, name = task.config.searcher.storage, task.config.sweep.name
+    label = "the study" if url else f"study/{JOURNAL}"
+    if url is None and not (folder / "study" / JOURNAL).is_file():
+        is_begun = (folder / EVENTS).is_file()
+        yield None, [Finding("lost", f"{label} is missing")] if is_begun else []
+        return
+    storage = None
+    try:
+        storage = read_storage(url, folder / "study")
+        study = study_of(storage, name)
+        study and study.get_trials(deepcopy=False)
+    except Exception as error:  # whatever Optuna raises for a damaged journal
+        yield None, [Finding("wrong", f"{label} cannot be read ({type(error).__name__}: {error})")]
+        return
+    try:
+        yield study, [] if study else [Finding("lost", f"{label} has no study {name}")]
     finally:
         close_storage(storage)
 
 
-def audit_events(events: Sequence[Event], history: History) -> tuple[list[str], list[str]]:
-    """What was lost and what was done twice, by the events alone. history: that they lead to."""
-    asked = [event.trial for event in events if isinstance(event, Asked)]
-    expected = range(asked[0], asked[0] + history.num_trials) if asked else range(0)
-    lost = []
-    if history.table.end != "spent":  # else trials wait for a larger budget
-        lost += [f"trial {number} was never asked for" for number in expected if number not in set(asked)]
-        lost += [f"trial {number} has no end" for number, trial in history.trials.items() if not trial.row.is_over]
-    repeated = [f"trial {number} was asked for twice" for number, times in Counter(asked).items() if times > 1]
-    by_trial: dict[int, list[Begun | Reported]] = defaultdict(list)
-    for event in events:
-        if isinstance(event, (Begun, Reported)):
-            by_trial[event.trial].append(event)
-    for number, own in sorted(by_trial.items()):
-        for kind, sentence in _in_trial(number, own):
-            (lost if kind == "lost" else repeated).append(sentence)
-    return lost, repeated
+# --- sweep.yaml -------------------------------------------------------------------------------------------------------
 
 
-def _in_trial(number: int, events: Sequence[Begun | Reported]) -> Iterator[tuple[str, str]]:
-    epoch, newest, begun_from, is_over = 0, 0, 0, False
-    for event in events:
-        if isinstance(event, Begun):
-            if is_over:
-                yield "repeated", f"trial {number} was begun again after its end"
-            if event.source is not None:  # goes on from another one's epoch
-                epoch = newest = event.epoch
-            begun_from = newest
-            continue
-        if event.epoch <= epoch:
-            yield "repeated", f"epoch {event.epoch} of trial {number} was reported twice"
-        if event.epoch > epoch + 1:
-            yield "lost", f"trial {number} has nothing between the epochs {epoch} and {event.epoch}"
-        if event.resumed_from < begun_from:
-            yield "repeated", f"trial {number} went on from epoch {event.resumed_from}, though {begun_from} was saved"
-        epoch, is_over = event.epoch, event.decision not in ("continue", "pause")
-        newest = newest if event.checkpoint is None else event.checkpoint.epoch
+_NOT_COMPARED = ("sweep.name", "sweep.folder", "sweep.resume", "sweep.status", "sweep.storage")
 
 
-def _in_csv(file: Path, table: TrialTable) -> list[str]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = {int(row["number"]): row for row in csv.DictReader(stream)}
-    return [
-        f"trials.csv has not what the events say of trial {number}"
-        for number, row in table.rows.items()
-        if number not in rows or not _is_same(rows[number], row)
-    ]
+def _audit_description(folder: Path, task: Task) -> Iterator[Finding]:
+    """The configuration in sweep.yaml is what its overrides make, also where a sweep that continues may change it."""
+    record = read_yaml(folder / "sweep.yaml")
+    written, now = flattened(record["config"]), flattened(plain(task.config))
+    for key in {**written, **now}:
+        is_compared = key.startswith(("sweep.", "retrain.", "report.", "ray.")) and not key.startswith(_NOT_COMPARED)
+        if is_compared and written.get(key) != now.get(key):
+            yield Finding(
+                "wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its overrides make it {now.get(key)}"
+            )
+    given = dict(each.partition("=")[::2] for each in record["locations"])
+    overridden = {each.partition("=")[0] for each in record["overrides"]}
+    for key in given.keys() & {"paths.data", "paths.output", "paths.packed"} - overridden:
+        if str(written.get(key)) != given[key].strip("'"):
+            yield Finding("wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its locations {given[key]}")
+    choices = choices_of(record["overrides"])
+    for group, theirs, ours in differences(dict(record["choices"]), choices):
+        if not group.startswith("hydra") and record["choices"]:
+            yield Finding("wrong", f"sweep.yaml: choices has {group}={theirs}, but its overrides make it {ours}")
 
 
-def _is_same(written: dict[str, str], row: TrialRow) -> bool:
-    numbers = {**row.metrics, **row.costs}
-    return (written["state"], int(written["epochs"])) == (row.state, row.epochs) and all(
-        _equal(float(written.get(name) or "nan"), value) for name, value in numbers.items()
-    )
-
-
-def _in_study(trials: Sequence[FrozenTrial], history: History) -> Findings:
-    objectives = history.table.objectives
-    stored = {trial.number: trial for trial in trials}
-    lost = [f"the study has no trial {number}" for number in history.trials if number not in stored]
-    first = min(history.trials, default=0)
-    repeated = [
-        f"the study has a trial {number} that the sweep does not know"
-        for number, trial in stored.items()
-        if number >= first and number not in history.trials and trial.state != TrialState.FAIL
-    ]
-    wrong = []
-    for number, trial in history.trials.items():
-        if number not in stored:
-            continue
-        if not trial.is_perturbed and stored[number].state != _STUDY_STATE[trial.row.state]:
-            wrong.append(f"trial {number} is {trial.row.state}, but {stored[number].state.name} in the study")
-        finite = {epoch: value for epoch, value in trial.values.items() if math.isfinite(value)}
-        if {epoch: stored[number].intermediate_values.get(epoch) for epoch in finite} != finite:
-            lost.append(f"the study lacks values of trial {number}")
-        costs = {name: cost for name, cost in trial.row.costs.items() if math.isfinite(cost)}
-        if {name: stored[number].user_attrs.get(name) for name in costs} != costs:
-            lost.append(f"the study lacks costs of trial {number}")
-        expected = [] if not finite else [finite[max(finite)], *(trial.row.costs[each.name] for each in objectives)]
-        if stored[number].values is not None and stored[number].values != expected:
-            wrong.append(f"trial {number} has {expected} by its events, but {stored[number].values} in the study")
-    return Findings(lost, repeated, wrong)
-
-
-def _equal(one: float, other: float) -> bool:
-    return one == other or (math.isnan(one) and math.isnan(other))
+def choices_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """The choices of configuration groups that these overrides make."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose("tune", list(overrides), return_hydra_config=True)
+    return dict(config.hydra.runtime.choices)
 
 
 def main() -> None:

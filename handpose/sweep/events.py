@@ -6,17 +6,26 @@ and leave the scheduler's rungs out (seen on Ray 2.60).
 """
 
 import json
+import math
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from handpose.errors import UserError
 
 if TYPE_CHECKING:  # workers read events without Optuna and Hydra
     from handpose.sweep.space import Params
+
+FORMAT = 2
+"""Version of the file's format; to be raised with every new kind of event, field or value.
+
+Each `opened` line carries the version of the program that continues the file. Files of format 1 carry none.
+"""
 
 Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasible"]
 """What becomes of a trial after a report. stop: by the scheduler. complete: it has reached sweep.max_epochs."""
@@ -44,12 +53,13 @@ class Opened:
     """A process began to run the sweep, or went on with it.
 
     at: seconds of the sweep's own time, as in all events. num_trials: that it is to run, which may grow. gpus: of each
-    trial, where nothing else is said.
+    trial, where nothing else is said. version: of the format of the events that follow.
     """
 
     at: float
     num_trials: int
     gpus: float = 0.0
+    version: int = FORMAT
 
 
 @dataclass(frozen=True)
@@ -165,13 +175,16 @@ _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind for kind in (Opened, Asked, Begun, Measured, Reported, Failed, SetAside, Ended, Closed)
 }
 
+_HINTS = {kind: typing.get_type_hints(kind, localns={"Params": dict[str, Any]}) for kind in (Saved, *_KINDS.values())}
+
 
 class EventLog:
     """The file of events: read once, then only added to.
 
-    `events` are those that were in it. What a killed writer left of a last line is cut off. An event that was added
-    outlives the process; a machine that loses its power loses the last second, and those epochs are trained again.
-    Raises UserError where a line before the last is damaged, or the file cannot be written.
+    `events` are those that were in it. A last line without a line end, which a killed process left, is dropped. An
+    event that was added outlives the process; a machine that loses its power loses the last second, and those epochs
+    are trained again. Raises UserError for a damaged file and for one of a later format, both of which are left as
+    they are, and where the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -208,33 +221,148 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events of a sweep, which may be running. Raises UserError for a damaged file."""
+    """The events of a sweep, which may be running. Raises UserError for a damaged file and one of a later format."""
     return _parse(path.read_bytes() if path.exists() else b"", path)[0]
 
 
 def _parse(content: bytes, path: Path) -> tuple[list[Event], int]:
-    """The events, and how many bytes hold whole ones."""
+    """The events, and how many bytes hold whole lines."""
     events: list[Event] = []
-    whole = 0
-    lines = content.splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        try:
-            if not line.endswith(b"\n"):
-                raise ValueError("no end of line")
-            events.append(_event(json.loads(line)))
-        except (ValueError, TypeError, KeyError) as error:
-            if any(rest.strip(b"\0\r\n ") for rest in lines[number:]):
-                raise UserError(
-                    f"{path}: line {number} of {len(lines)} is damaged ({error}); remove it and all after it, and the "
-                    "sweep goes on from there"
-                ) from error
-            break
-        whole += len(line)
+    asked: set[int] = set()
+    whole, num_lines = 0, content.count(b"\n")
+    for line in scan(content):
+        problem = line.problem or (_out_of_place(line.event, asked) if line.event else "")
+        if problem:
+            raise UserError(f"{path}: line {line.number} of {num_lines} {problem}")
+        if line.event is not None:
+            events.append(line.event)
+            whole += line.num_bytes
     return events, whole
 
 
-def _event(values: dict[str, Any]) -> Event:
-    if values.get("checkpoint") is not None:
-        values["checkpoint"] = Saved(**values["checkpoint"])
-    event: Event = _KINDS[values.pop("event")](**values)
+def _out_of_place(event: Event, asked: set[int]) -> str:
+    """Why an event cannot follow those before it. asked: trials so far, to which that of an `asked` line is added."""
+    if isinstance(event, Asked):
+        if event.trial in asked:
+            return f"asks for trial {event.trial} again; {_RESTORE}"
+        asked.add(event.trial)
+    elif not isinstance(event, (Opened, SetAside, Closed)) and event.trial not in asked:
+        return f"is about trial {event.trial}, which no line before it asks for; {_RESTORE}"
+    return ""
+
+
+# --- reading lines ----------------------------------------------------------------------------------------------------
+
+_RESTORE = "restore the file from a copy; nothing has been changed"
+
+
+class Line(NamedTuple):
+    """A line of the file, numbered from 1.
+
+    event: None where the line is torn or has a problem. problem: what is wrong with the line, the end of a sentence
+    that begins with its number. A torn line, which has no line end, can only be the last one, and is no problem.
+    """
+
+    number: int
+    num_bytes: int
+    event: Event | None
+    problem: str = ""
+
+
+def scan(content: bytes) -> Iterator[Line]:
+    """The lines of a file of events, also those that cannot be read."""
+    version = 1
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        num_bytes = len(line) + 1
+        try:
+            event = _event(line, version)
+        except _LineError as error:
+            yield Line(number, num_bytes, None, str(error))
+            continue
+        if isinstance(event, Opened):
+            version = event.version
+        yield Line(number, num_bytes, event)
+    if lines[-1]:
+        yield Line(len(lines), len(lines[-1]), None)
+
+
+class _LineError(Exception):
+    """What is wrong with a line."""
+
+
+def _event(line: bytes, version: int) -> Event:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise _LineError(f"is damaged: it is no JSON ({error}); {_RESTORE}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("event"), str):
+        raise _LineError(f"is damaged: it names no event; {_RESTORE}")
+    name = values.pop("event")
+    if name == "opened":
+        version = _version(values)
+    if name not in _KINDS:
+        raise _LineError(f"has an event {name!r}, which is unknown: {_of_later(version)}")
+    event: Event = _made(_KINDS[name], values, name, version)
     return event
+
+
+def _version(values: dict[str, Any]) -> int:
+    """The format that an `opened` line announces."""
+    version = values.setdefault("version", 1)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise _LineError(f"is damaged: the version of its format is {version!r}; {_RESTORE}")
+    if version > FORMAT:
+        raise _LineError(f"begins events of format {version}, {_later_version()}")
+    return version
+
+
+def _later_version() -> str:
+    return (
+        f"but this version of the project reads formats up to {FORMAT}: use the later version that wrote it; "
+        "nothing has been changed"
+    )
+
+
+def _of_later(version: int) -> str:
+    """For what this format does not have, which a file of it must not have either."""
+    return (
+        f"the file is of format {version}, and this version of the project reads formats up to {FORMAT}; if a later "
+        "version wrote the line, use that version; nothing has been changed"
+    )
+
+
+def _made(kind: type[Any], values: dict[str, Any], name: str, version: int) -> Any:
+    """An instance from a JSON object. name: for messages."""
+    known = {field.name: field for field in fields(kind)}
+    for field in known.values():
+        is_required = field.default is MISSING or version > 1
+        if is_required and field.name not in values:
+            raise _LineError(f"is damaged: {name!r} lacks {field.name!r}; {_RESTORE}")
+    for key, value in values.items():
+        if key not in known:
+            raise _LineError(f"has a field {key!r} of {name!r}, which is unknown: {_of_later(version)}")
+        hint = _HINTS[kind][key]
+        if Saved in typing.get_args(hint) and isinstance(value, dict):
+            values[key] = _made(Saved, value, key, version)
+        elif not _fits(value, hint):
+            raise _LineError(f"is damaged: {key!r} of {name!r} cannot be {value!r}; {_RESTORE}")
+    if not math.isfinite(values.get("at", 0.0)):
+        raise _LineError(f"is damaged: 'at' of {name!r} cannot be {values['at']!r}; {_RESTORE}")
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of the type of a field."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is not None:  # a mapping
+        return isinstance(value, dict) and all(_fits(each, arguments[1]) for each in value.values())
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

@@ -45,6 +45,12 @@ _AFTER: Mapping[Decision, State] = {
     "infeasible": "infeasible",
 }
 
+_CAN_FOLLOW: Mapping[type, tuple[State, ...]] = {
+    Begun: ("waiting", "paused"),
+    Ended: ("running", "waiting", "paused"),
+}
+"""States of a trial that an event finds it in; all others find it running."""
+
 
 @dataclass
 class TrialHistory:
@@ -206,12 +212,36 @@ class History:
 
         Raises UserError where it was decided otherwise.
         """
+        place = f"{self._settings.path / 'events.jsonl'}: line {line}"
+        impossible = self.impossible(event)
+        if impossible:
+            raise UserError(f"{place} {impossible}; restore the file from a copy")
         ours, theirs, about = self._again(event)
         if ours != theirs:
             raise UserError(
-                f"{self._settings.path / 'events.jsonl'}: line {line} decides {about} as {theirs}, where this version "
+                f"{place} decides {about} as {theirs}, where this version "
                 f"of the project decides {ours}; go on with the revision that sweep.yaml names"
             )
+
+    def impossible(self, event: Event) -> str:
+        """Why an event cannot follow those before it; empty where it can."""
+        if isinstance(event, Asked) and event.trial in self.trials:
+            return f"asks for trial {event.trial} again"
+        if isinstance(event, (Opened, Asked, SetAside, Closed)):
+            return ""
+        if event.trial not in self.trials:
+            return f"is about trial {event.trial}, which no line before it asks for"
+        row, kind = self.table.rows[event.trial], type(event).__name__.lower()
+        if row.state not in _CAN_FOLLOW.get(type(event), ("running",)):
+            return f"has {kind!r} of trial {event.trial}, which is {row.state} by then"
+        metric, second = self._settings.metric, self._settings.second_objective
+        if isinstance(event, Reported) and event.epoch <= row.epochs:
+            return f"reports epoch {event.epoch} of trial {event.trial}, which has reported epoch {row.epochs} before"
+        if isinstance(event, Reported) and metric not in event.metrics:
+            return f"reports epoch {event.epoch} of trial {event.trial} without {metric}"
+        if isinstance(event, Measured) and second is not None and second not in event.costs:
+            return f"has the costs of trial {event.trial} without {second}"
+        return ""
 
     def _again(self, event: Event) -> tuple[Any, Any, str]:
         """What is decided about an event, what it says was decided, and about what."""

@@ -172,7 +172,10 @@ def _check_folder(sweep: SweepSettings) -> None:
         raise UserError(f"sweep.name={sweep.name} must be the name of a folder: letters, digits and any of _.,=+-")
     folder = sweep.path
     if sweep.resume is None and folder.exists() and any(folder.iterdir()):
-        raise UserError(f"there is a sweep in {folder} already; choose another sweep.name, or remove that folder")
+        raise UserError(
+            f"there is a sweep in {folder} already; choose another sweep.name, or continue that sweep with "
+            f"sweep.resume={folder}"
+        )
     place = _nearest(folder)
     try:  # os.access is not asked: a network file system says yes, and refuses then
         with tempfile.NamedTemporaryFile(dir=place, prefix=".writable-") as file:

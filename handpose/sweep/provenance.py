@@ -19,6 +19,9 @@ from handpose.metrics.validation import direction
 from handpose.sweep.space import flattened
 from handpose.yaml_files import load_yaml
 
+FORMAT = 2
+"""Version of sweep.yaml, as its `format`; to be raised when an earlier version could not read what is written."""
+
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "timm", "pytorch-lightning", "torchmetrics", "ray", "optuna", "hydra-core", "numpy")
 
@@ -125,4 +128,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = load_yaml(path) if path.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
-    return content if isinstance(content, dict) else {}
+    content = content if isinstance(content, dict) else {}
+    check_format(content, path)
+    return content
+
+
+def check_format(content: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError for a file of a later format. Files of format 1 do not say so."""
+    version = content.get("format", 1)
+    if not isinstance(version, int) or version > FORMAT:
+        raise UserError(
+            f"{path} is of format {version}, but this version of the project reads formats up to {FORMAT}: use the "
+            "later version that wrote it"
+        )

@@ -39,6 +39,9 @@ from handpose.sweep.slots import Room
 from handpose.sweep.space import Params
 from handpose.sweep.stretch import Stretch, run_name
 
+NOTHING_REPORTED = "it came back without a report"
+"""Why a trial failed that came back before its first report, without an error."""
+
 
 class Failure(NamedTuple):
     """Why a stretch failed, and on which node. cause: in a line. traceback: all that is known."""
@@ -121,7 +124,7 @@ class SweepState:
         num_points = self._searcher.num_points
         num_trials = self._settings.num_trials if num_points is None else min(self._settings.num_trials, num_points)
         self._happened(Opened(self.elapsed_s(), num_trials, gpus))
-        self._searcher.align([_known(trial) for trial in self.history.trials.values()])
+        self._searcher.align([known_of(trial) for trial in self.history.trials.values()])
         for number in self.history.live["waiting"]:
             self._adopt(number)
         self.history.shelf.settle()
@@ -227,7 +230,8 @@ class SweepState:
         """A trial has been built, and this is what it costs; returns whether it is to be trained."""
         trial = self.history.trials[number]
         if self._runs(trial) and not trial.row.costs:
-            decision: Decision = "continue" if self._is_feasible(costs) else "infeasible"
+            second, limits = self._settings.second_objective, self._searcher.constraints
+            decision: Decision = "continue" if is_feasible(costs, limits, second) else "infeasible"
             self._happened(Measured(self.elapsed_s(), number, dict(costs), decision))
             self._searcher.measured(number, costs)
             self._settle(trial)
@@ -282,7 +286,7 @@ class SweepState:
         """A stretch of the trial came back before the end, without a failure."""
         trial = self.history.trials[number]
         if self._runs(trial):
-            self._end(trial, "" if trial.row.epochs else "it came back without a report")
+            self._end(trial, "" if trial.row.epochs else NOTHING_REPORTED)
 
     def close(self, reason: CloseReason) -> None:
         """Run no more. finished: paused trials are stopped; otherwise they wait for the sweep to go on."""
@@ -295,12 +299,6 @@ class SweepState:
                 self._searcher.waits(trial.row.number)
         self.is_closed = True
         self._happened(Closed(self.elapsed_s(), reason))
-
-    def _is_feasible(self, costs: Mapping[str, float]) -> bool:
-        """Whether a trial may cost that, and can be told from others by it."""
-        limits, objective = self._searcher.constraints, self._settings.second_objective
-        within = all(costs[name] <= limits[name] for name in limits)
-        return within and (objective is None or math.isfinite(costs[objective]))
 
     def _runs(self, trial: TrialHistory) -> bool:
         return not self.is_closed and trial.row.state == "running"
@@ -324,10 +322,17 @@ class SweepState:
             self._listener.happened(event, about)
 
 
+def is_feasible(costs: Mapping[str, float], limits: Mapping[str, float], second_objective: str | None) -> bool:
+    """Whether a trial may cost that, and can be told from others by its second objective."""
+    within = all(costs[name] <= limits[name] for name in limits)
+    return within and (second_objective is None or math.isfinite(costs[second_objective]))
+
+
 def _earned(trial: TrialHistory) -> State:
     """The state for the study: what a trial reached with other parameters than were proposed, these did not earn."""
     return "stopped" if trial.is_perturbed and trial.row.state == "complete" else trial.row.state
 
 
-def _known(trial: TrialHistory) -> Known:
+def known_of(trial: TrialHistory) -> Known:
+    """What the searcher is told of a trial when the sweep is opened."""
     return Known(trial.row.number, _earned(trial), dict(trial.proposed), dict(trial.values), dict(trial.row.costs))

@@ -42,7 +42,10 @@ def check_storage(sweep: SweepSettings) -> None:
         raise UserError(f"sweep.storage={sweep.storage} is no URL; give one as s3://bucket/folder or file:///folder")
     Store(sweep.storage).check()
     if sweep.resume is None and Store(sweep.stored_at).files().keys() - {OWNER}:
-        raise UserError(f"there is a sweep in {sweep.stored_at} already; choose another sweep.name, or remove it there")
+        raise UserError(
+            f"there is a sweep in {sweep.stored_at} already; choose another sweep.name, or continue that sweep with "
+            f"sweep.resume={sweep.stored_at}"
+        )
 
 
 def check_nodes(sweep: SweepSettings) -> None:
@@ -139,8 +142,8 @@ def bring_back(store: Store, folder: Path) -> dict[str, int]:
         common = min(len(theirs[log]), len(ours[log]))
         if theirs[log][:common] != ours[log][:common]:
             raise UserError(
-                f"{folder / log / EVENTS} and {store} have gone different ways since they were copied; remove {folder} "
-                f"to go on with what the store has"
+                f"{folder / log / EVENTS} and {store} have gone different ways since they were copied; rename "
+                f"{folder} to continue with what the store has"
             )
     stored_bytes = {log: len(content) for log, content in theirs.items()}
     if ours[""] and all(len(ours[log]) >= stored_bytes[log] for log in LOGS):

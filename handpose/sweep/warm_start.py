@@ -20,7 +20,7 @@ from handpose.errors import UserError
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.metrics.validation import direction
 from handpose.sweep.points import Placed, first_points, place
-from handpose.sweep.provenance import read_yaml
+from handpose.sweep.provenance import check_format, read_yaml
 from handpose.sweep.space import Params, Space, flattened
 from handpose.sweep.study import (
     COSTS,
@@ -344,6 +344,7 @@ def _read(given: str) -> _Sweep:
         raise UserError(f"searcher.warm_start={given} is not the folder of a sweep: there is no {file}")
     try:
         record = load_yaml(file)
+        check_format(record, file)
         config, sweep = record["config"], record["config"]["sweep"]
         conditions = Conditions(
             sweep["metric"],

@@ -20,6 +20,9 @@ from handpose.errors import UserError
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.whole_file import whole_file
 
+FORMAT = 2
+"""Version of a checkpoint's keys, as its `format`; checkpoints of format 1 have none."""
+
 
 class ConfigInCheckpoint(pl.Callback):
     """Puts the composed configuration, as plain values, into every checkpoint under `config`."""
@@ -31,6 +34,7 @@ class ConfigInCheckpoint(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
+        checkpoint["format"] = FORMAT
 
 
 class BestAndLast(Checkpoint):
@@ -153,6 +157,11 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
         raise UserError(f"{key}: there is no file {path}{hint}") from error
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
+    if checkpoint.get("format", 1) > FORMAT:
+        raise UserError(
+            f"{path} is of format {checkpoint['format']}, but this version of the project reads formats up to "
+            f"{FORMAT}: use the later version that wrote it"
+        )
     return checkpoint
 
 

@@ -116,7 +116,7 @@ def prepare_folders(config: DictConfig) -> RunFolders:
         return folders
     while not _made(folders):
         if folders.logs.name != config.paths.time:
-            raise UserError(f"paths.logs={folders.logs} is there already; choose another, or remove it")
+            raise UserError(f"paths.logs={folders.logs} is there already; choose another folder")
         time.sleep(0.2)
         _stamp_again(config)
         folders = _folders(config)

@@ -1,138 +1,612 @@
-"""The audit finds what it is there to find: faults are planted into the files of a sound sweep."""
+"""The audit passes healthy sweeps of every kind, and notices every fault that is planted into one of their files."""
 
-from dataclasses import replace
+import contextlib
+import copy
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import sys
 
 import pytest
-from optuna.samplers import RandomSampler
+import yaml
 
-from handpose.report.table import TrialTable
-from handpose.sweep.audit import _in_csv, _in_study, audit_events
-from handpose.sweep.events import Asked, Begun, Reported, Saved, read_events
-from handpose.sweep.history import History
-from handpose.sweep.searcher import OptunaSearcher
-from handpose.sweep.state import _known
-from tests.sweep.conftest import asha, make_settings
-from tests.sweep.objectives import METRIC
-from tests.sweep.simulation import Simulation
+from handpose import config as configuration
+from handpose.errors import UserError
+from handpose.sweep.audit import audit, main
+from tests.sweep.whole_sweep import METRIC, WholeSweep
 
+HALVES = "scheduler.reduction_factor=2"
+PROMOTE = "scheduler.mode=promote"
+GRID = "optimizer.lr: choice(0.001, 0.002)\nheatmap.sigma: choice(0.03, 0.05)\n"
+TWO = ("sweep.second_objective=num_parameters", "searcher.constraints.num_parameters=3500000")
+CONDITIONAL = """
+def space(trial):
+    params = {"model/decoder": trial.suggest_categorical("model/decoder", ["pyramid", "effpose"]),
+              "optimizer.lr": trial.suggest_float("rate", 1e-4, 1e-2, log=True)}
+    if params["model/decoder"] == "pyramid":
+        params["model.decoder.depth"] = trial.suggest_int("model.decoder.depth", 1, 5)
+    return params
+"""
 
-@pytest.fixture
-def events(tmp_path):
-    """Of a sweep that was killed now and then."""
-    settings = make_settings(tmp_path / "sweep", num_trials=9, max_epochs=9)
-    rule = asha(9, mode="promote", reduction_factor=3)
-    swept = Simulation(settings, rule, lambda number, params, epoch: number % 5 + 1 / epoch)
-    swept.run(kill_when=lambda num_reports: num_reports % 5 == 0)
-    return read_events(swept.file)
-
-
-@pytest.fixture
-def found(tmp_path, events):
-    """Audits events; returns the kinds of faults."""
-
-    def audited(changed):
-        settings = make_settings(tmp_path / "sweep", num_trials=9, max_epochs=9)
-        rule = asha(9, mode="promote", reduction_factor=3)()
-        history = History(settings, rule=rule, table=TrialTable(METRIC, "min", 9, 9))
-        history.replay(events)
-        lost, repeated = audit_events(changed, history)
-        return bool(lost), bool(repeated)
-
-    return audited
-
-
-@pytest.fixture
-def of_two(tmp_path):
-    """The history and the folder of a sweep with two objectives, with its study and trials.csv."""
-    settings = make_settings(tmp_path / "sweep", num_trials=9, max_epochs=9, second_objective="latency_ms")
-    rule = asha(9, mode="promote", reduction_factor=3, num_objectives=2)
-    swept = Simulation(settings, rule, lambda number, params, epoch: number % 5 + 1 / epoch).run()
-    history = swept.state.history
-    history.table.write_csv(settings.path / "trials.csv")
-    return history, settings.path
-
-
-@pytest.fixture
-def study(of_two, write_space, tmp_path):
-    space = write_space("optimizer.lr: tag(log, interval(1e-4, 1e-1))\nmodel.decoder.depth: range(1, 6)")
-    kept = {"name": "test", "metric": METRIC, "mode": "min", "second_objective": "latency_ms", "max_epochs": 9}
-    searcher = OptunaSearcher(
-        space=space, folder=tmp_path / "study", seed=0, defaults={}, sampler=RandomSampler, resume=True, **kept
-    )
-    searcher.align([_known(trial) for trial in of_two[0].trials.values()])
-    yield searcher.study.trials
-    searcher.close()
-
-
-def test_study_and_csv_of_two_objectives_have_what_the_events_say(of_two, study):
-    history, folder = of_two
-    assert not _in_study(study, history)
-    assert not _in_csv(folder / "trials.csv", history.table)
-    assert {trial.state.name for trial in study} == {"COMPLETE", "PRUNED"}
+MAKE = {
+    "plain": lambda folder: WholeSweep(
+        folder, HALVES, "searcher=random", fails={(1, 1): "error"}, diverges={(4, 2)}
+    ).run(),
+    "stop": lambda folder: (
+        WholeSweep(folder, HALVES, "searcher=random", fails={(1, 1): "error"}, diverges={(4, 2)}).run().finish(seeds=2)
+    ),
+    "promote": lambda folder: (
+        WholeSweep(folder, HALVES, PROMOTE, fails={(1, 2): "killed"}).run().finish(seeds=1, retrained=False)
+    ),
+    "population": lambda folder: (
+        WholeSweep(folder, "scheduler=pbt", "scheduler.perturbation_interval=1", slots=3).run().finish(retrained=False)
+    ),
+    "front": lambda folder: (
+        WholeSweep(folder, "scheduler=fifo", *TWO, measures=True).run().finish(seeds=2, retrained=False)
+    ),
+    "grid": lambda folder: (
+        WholeSweep(folder, "scheduler=median", "searcher=grid", "sweep.num_trials=9", space=GRID)
+        .run()
+        .finish(retrained=False)
+    ),
+    "conditional": lambda folder: (
+        WholeSweep(folder, HALVES, "searcher=random", space=CONDITIONAL, suffix=".py").run().finish(retrained=False)
+    ),
+    "resumed": lambda folder: (
+        WholeSweep(folder, HALVES, PROMOTE)
+        .run(stops=[(5, "interrupted"), (3, None), (4, None)], num_trials=7)
+        .finish(seeds=1, retrained=False)
+    ),
+    "interrupted": lambda folder: WholeSweep(folder, HALVES, PROMOTE).run(num_reports=9, last="interrupted"),
+    "killed": lambda folder: WholeSweep(folder, HALVES, "searcher=random").run(num_reports=7, last=None),
+    "failing": lambda folder: (
+        WholeSweep(folder, "sweep.max_retries=0", fails={(2, 2): "error", (3, 1): "mistake", (0, 3): "preempted"})
+        .run()
+        .finish(retrained=False)
+    ),
+    "halted": lambda folder: WholeSweep(
+        folder, "sweep.stop_after_failures=2", "sweep.retry_delay_s=60", fails={(0, 1): "error", (1, 1): "error"}
+    ).run(last=None),
+    "budget": lambda folder: (
+        WholeSweep(folder, "sweep.time_budget_s=9", "scheduler=fifo").run(num_reports=8).finish(retrained=False)
+    ),
+}
 
 
-def test_a_wrong_second_value_is_found_in_the_study(of_two, study):
-    study[3].values = [study[3].values[0], 99.0]
-    assert [sentence[:11] for sentence in _in_study(study, of_two[0]).wrong] == ["trial 3 has"]
-    study[4].user_attrs.pop("latency_ms")
-    assert _in_study(study, of_two[0]).lost == ["the study lacks costs of trial 4"]
+@pytest.fixture(scope="module", autouse=True)
+def composed_once():
+    """Composing a configuration takes most of an audit's time; the same overrides give the same."""
+    compose, known = configuration._composed, {}
+
+    def composed(name, overrides):
+        key = (name, *overrides)
+        if key not in known:
+            known[key] = compose(name, list(overrides))
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuration, "_composed", composed)
+        yield
 
 
-def test_a_wrong_cost_is_found_in_trials_csv(of_two):
-    history, folder = of_two
-    history.table.rows[2].costs = {**history.table.rows[2].costs, "latency_ms": 99.0}
-    assert _in_csv(folder / "trials.csv", history.table) == ["trials.csv has not what the events say of trial 2"]
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """The folder of a sweep of a kind, moved after it was made."""
+    made = {}
+
+    def of(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("sweeps") / kind
+            MAKE[kind](folder)
+            made[kind] = folder.rename(folder.parent / f"{kind}_moved")
+        return made[kind]
+
+    return of
 
 
-def place(events, kind, condition=lambda event: True):
-    return next(i for i, event in enumerate(events) if isinstance(event, kind) and condition(event))
+def texts(found):
+    return [text for kind in found for text in kind]
 
 
-def test_a_sound_sweep_has_nothing(events, found):
-    assert found(events) == (False, False)
+@contextlib.contextmanager
+def changed(folder, name, change):
+    """The file of that name, changed for a block; `change`: of its bytes, None: it is gone."""
+    file = next(iter(sorted(folder.glob(name))))
+    content, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    new = change(content)
+    assert new != content, "nothing was changed"
+    if new is None:
+        file.unlink()
+    else:
+        file.write_bytes(new)
+    try:
+        yield
+    finally:
+        file.write_bytes(content)
+        os.utime(file, ns=times)
 
 
-def test_a_lost_report_is_found(events, found):
-    i = place(events, Reported, lambda event: event.epoch == 2)
-    assert found(events[:i] + events[i + 1 :]) == (True, False)
+# --- ways to change a file --------------------------------------------------------------------------------------------
 
 
-def test_a_lost_trial_is_found(events, found):
-    i = place(events, Asked, lambda event: event.trial == 4)
-    assert found(events[:i] + events[i + 1 :])[0]
+def gone(content):
+    return None
 
 
-def test_a_repeated_report_is_found(events, found):
-    i = place(events, Reported, lambda event: event.epoch == 2)
-    assert found([*events[: i + 1], *events[i:]]) == (False, True)
+def cut(content):
+    return content[: len(content) // 2]
 
 
-def test_a_finished_trial_that_is_begun_again_is_found(events, found):
-    last = next(event for event in reversed(events) if isinstance(event, Reported) and event.decision == "complete")
-    again = Begun(last.at, last.trial, 9, 0)
-    assert found([*events, again]) == (False, True)
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def test_work_that_is_done_again_from_an_old_checkpoint_is_found(events, found):
-    i = place(events, Reported, lambda event: event.resumed_from > 0)
-    assert found([*events[:i], replace(events[i], resumed_from=0), *events[i + 1 :]]) == (False, True)
+def matching(lines, wanted):
+    """The place of the first JSON line with these values."""
+    return next(i for i, line in enumerate(lines) if wanted.items() <= json.loads(line).items())
 
 
-def test_a_newest_checkpoint_that_was_never_saved_is_no_repetition(found):
-    begun = [Asked(0, 0, {}), Begun(0, 0, 1, 0)]
-    reports = [
-        Reported(1, 0, 1, {}, "", 0, Saved("a", 1, 1, 1), "continue"),
-        Reported(2, 0, 2, {}, "", 0, None, "continue"),
-    ]
-    again = [Begun(3, 0, 2, 1), Reported(4, 0, 3, {}, "", 1, None, "complete")]
-    assert not found(begun + reports + again)[1]
+def lines(change, *, place=None, **wanted):
+    """Change the list of lines; place: of a line, else of the first JSON line with the values wanted."""
+
+    def on(content):
+        split = content.decode().splitlines(keepends=True)
+        at = matching(split, wanted) if wanted else place
+        change(split, at)
+        return "".join(split).encode()
+
+    return on
 
 
-def test_a_checkpoint_that_is_told_an_epoch_later_counts_as_of_its_own_epoch(found):
-    begun = [Asked(0, 0, {}), Begun(0, 0, 1, 0)]
-    reports = [
-        Reported(1, 0, 1, {}, "", 0, None, "continue"),
-        Reported(2, 0, 2, {}, "", 0, Saved("a", 1, 1, 1), "continue"),
-    ]
-    again = [Begun(3, 0, 2, 1), Reported(4, 0, 3, {}, "", 1, None, "complete")]
-    assert not found(begun + reports + again)[1]
+def removed(place=None, **wanted):
+    return lines(lambda split, at: split.pop(at), place=place, **wanted)
+
+
+def doubled(place=None, **wanted):
+    return lines(lambda split, at: split.insert(at, split[at]), place=place, **wanted)
+
+
+def swapped(place=None, **wanted):
+    def swap(split, at):
+        split[at], split[at + 1] = split[at + 1], split[at]
+
+    return lines(swap, place=place, **wanted)
+
+
+def put(values, path, new):
+    *parents, last = path
+    for key in parents:
+        values = values[key]
+    last = int(last) if isinstance(values, list) else last
+    values[last] = new(values[last]) if callable(new) else new
+
+
+def event(path, new, **wanted):
+    """Change a value of a JSON line."""
+
+    def change(split, at):
+        values = json.loads(split[at])
+        put(values, path.split("|"), new)
+        split[at] = json.dumps(values) + "\n"
+
+    return lines(change, **wanted)
+
+
+def entry(path, new):
+    """Change a value of a YAML file; keys are between bars."""
+
+    def on(content):
+        values = yaml.safe_load(content)
+        put(values, [int(key) if key.isdigit() else key for key in path.split("|")], new)
+        return yaml.safe_dump(values, sort_keys=False).encode()
+
+    return on
+
+
+def value(path, new):
+    """The same of a JSON file."""
+
+    def on(content):
+        values = json.loads(content)
+        put(values, path.split("|"), new)
+        return json.dumps(values).encode()
+
+    return on
+
+
+def cell(column, new, row=2):
+    """Change a cell of trials.csv."""
+
+    def on(content):
+        table = list(csv.reader(io.StringIO(content.decode())))
+        table[row][table[0].index(column)] = new
+        out = io.StringIO()
+        csv.writer(out).writerows(table)
+        return out.getvalue().encode()
+
+    return on
+
+
+def replaced(old, new):
+    return lambda content: content.replace(old.encode(), new.encode(), 1)
+
+
+EVENTS, CSV, JOURNAL = "events.jsonl", "trials.csv", "study/journal.log"
+CONFIRM, RUNS = "confirm/confirm.yaml", "confirm/events.jsonl"
+
+FAULTS = [
+    # the order of events
+    ("plain", EVENTS, removed(0), r"events.jsonl: line 1 is the first one, but .* begin with 'opened'"),
+    ("plain", EVENTS, removed(event="asked", trial=3), r"events.jsonl: line \d+ is about trial 3, which no line"),
+    (
+        "plain",
+        EVENTS,
+        removed(event="begun", trial=3),
+        r"events.jsonl: line \d+ has 'reported' of trial 3, which is wait",
+    ),
+    ("plain", EVENTS, removed(event="reported", epoch=2), r"reports epoch 3 of trial \d, but 2 follows 1"),
+    (
+        "plain",
+        EVENTS,
+        removed(event="failed"),
+        r"events.jsonl: line \d+ has 'begun' of trial 1, which is running by then",
+    ),
+    ("stop", EVENTS, removed(event="closed"), r"best.yaml is there, although events.jsonl does not say"),
+    ("plain", EVENTS, doubled(event="opened"), r"events.jsonl: line 2 opens the sweep again"),
+    ("plain", EVENTS, doubled(event="asked", trial=2), r"events.jsonl: line \d+ asks for trial 2 again"),
+    (
+        "plain",
+        EVENTS,
+        doubled(event="begun", trial=2),
+        r"events.jsonl: line \d+ has 'begun' of trial 2, which is running",
+    ),
+    (
+        "plain",
+        EVENTS,
+        doubled(event="reported", epoch=2),
+        r"events.jsonl: line \d+ reports epoch 2 of trial \d, which has",
+    ),
+    ("plain", EVENTS, doubled(event="closed"), r"events.jsonl: line \d+ follows 'closed'"),
+    ("plain", EVENTS, swapped(event="asked", trial=2), r"events.jsonl: line \d+ is about trial 2, which no line"),
+    ("plain", EVENTS, swapped(event="begun", trial=4), r"events.jsonl: line \d+"),
+    ("plain", EVENTS, cut, r"events.jsonl: line \d+ is torn"),
+    ("plain", EVENTS, gone, r"events.jsonl is missing"),
+    (
+        "plain",
+        EVENTS,
+        event("event", "teleported", event="begun", trial=2),
+        r"events.jsonl: line \d+ has an event 'tel",
+    ),
+    ("plain", EVENTS, event("version", 99, event="opened"), r"events.jsonl: line 1 begins events of format 99"),
+    ("plain", EVENTS, event("trial", 17, event="reported", epoch=2), r"events.jsonl: line \d+ is about trial 17"),
+    (
+        "plain",
+        EVENTS,
+        event("trial", 9, event="asked", trial=3),
+        r"events.jsonl: line \d+ asks for trial 9, but trial 3",
+    ),
+    # times
+    ("plain", EVENTS, event("at", 0.001, event="reported", epoch=2), r"events.jsonl: line \d+ .* time runs backwards"),
+    ("plain", EVENTS, event("at", lambda at: at + 0.4, event="reported", epoch=2), r"events.jsonl"),
+    ("plain", EVENTS, event("at", -1.0, event="opened"), r"events.jsonl: line 1 is of -1.0 s, before the sweep began"),
+    # what events say
+    (
+        "plain",
+        EVENTS,
+        event("num_trials", 7, event="opened"),
+        r"events.jsonl: line 1 opens the sweep for 7 trials, but",
+    ),
+    (
+        "plain",
+        EVENTS,
+        event("params|optimizer.lr", 0.0011, event="asked", trial=3),
+        r"events.jsonl: line \d+ has other para",
+    ),
+    (
+        "plain",
+        EVENTS,
+        event("stretch", 2, event="begun", trial=3),
+        r"events.jsonl: line \d+ begins trial 3 for stretch 2",
+    ),
+    (
+        "plain",
+        EVENTS,
+        event("epoch", 1, event="begun", trial=3),
+        r"events.jsonl: line \d+ begins trial 3 at epoch 1, but",
+    ),
+    (
+        "plain",
+        EVENTS,
+        event("gpus", 0.5, event="begun", trial=3),
+        r"events.jsonl: line \d+ begins trial 3 with 0.5 GPUs",
+    ),
+    ("plain", EVENTS, event("epoch", 3, event="reported", epoch=1), r"reports epoch 3 of trial \d, but 1 follows 0"),
+    (
+        "plain",
+        EVENTS,
+        event("resumed_from", 1, event="reported", epoch=2),
+        r"events.jsonl: line \d+ .* went on from epoch 1",
+    ),
+    ("plain", EVENTS, event("node", "other", event="reported", epoch=2), r"events.jsonl: line \d+ .* from node other"),
+    ("plain", EVENTS, event(f"metrics|{METRIC}", 12.5, event="reported", epoch=2), r"journal.log.*12.5"),
+    ("plain", EVENTS, event("metrics|val/pck_auc", 0.4, event="reported", epoch=2), r"lacks val/pck_auc.*events.jsonl"),
+    (
+        "plain",
+        EVENTS,
+        event("checkpoint|file", lambda name: name.replace("0002", "0001"), event="reported", epoch=2),
+        r"events.jsonl: line \d+ has checkpoints/.* as the checkpoint of trial",
+    ),
+    ("plain", EVENTS, event("checkpoint|epoch", 1, event="reported", epoch=2), r"events.jsonl: line \d+"),
+    ("plain", EVENTS, event("checkpoint|checksum", 7, event="reported", epoch=4, trial=0), r"checkpoints/trial_0000/"),
+    # decisions
+    (
+        "plain",
+        EVENTS,
+        event("decision", "stop", event="reported", decision="continue"),
+        r"events.jsonl: line \d+ decides",
+    ),
+    (
+        "plain",
+        EVENTS,
+        event("decision", "continue", event="reported", decision="stop"),
+        r"events.jsonl: line \d+ decides",
+    ),
+    (
+        "plain",
+        EVENTS,
+        event("decision", "stop", event="reported", decision="complete"),
+        r"events.jsonl: line \d+ decides",
+    ),
+    (
+        "plain",
+        EVENTS,
+        event("decision", "stop", event="reported", decision="diverged"),
+        r"events.jsonl: line \d+ decides",
+    ),
+    ("plain", EVENTS, event("retry", False, event="failed"), r"events.jsonl: line \d+ gives up trial 1 after 'error'"),
+    (
+        "failing",
+        EVENTS,
+        event("retry", True, event="failed", kind="error"),
+        r"events.jsonl: line \d+ tries again trial 2",
+    ),
+    (
+        "failing",
+        EVENTS,
+        event("kind", "error", event="failed", kind="preempted"),
+        r"events.jsonl: line \d+ tries again",
+    ),
+    ("plain", EVENTS, event("gpus", 1.0, event="failed"), r"events.jsonl: line \d+ gives trial 1 1.0 GPUs"),
+    (
+        "failing",
+        EVENTS,
+        event("node", "other", event="failed", trial=2),
+        r"events.jsonl: line \d+ fails trial 2 on node",
+    ),
+    ("stop", EVENTS, event("reason", "interrupted", event="closed"), r"best.yaml is there, although events.jsonl"),
+    ("halted", EVENTS, event("reason", "interrupted", event="closed"), r"events.jsonl: line \d+ fails trial 1, and"),
+    ("interrupted", EVENTS, event("reason", "finished", event="closed"), r"events.jsonl: line \d+ closes the sweep as"),
+    ("interrupted", EVENTS, event("reason", "halted", event="closed"), r"events.jsonl: line \d+ closes the sweep as"),
+    (
+        "promote",
+        EVENTS,
+        event("decision", "continue", event="reported", decision="pause"),
+        r"events.jsonl: line \d+ dec",
+    ),
+    ("promote", EVENTS, swapped(event="begun", epoch=1), r"events.jsonl: line \d+"),
+    (
+        "promote",
+        EVENTS,
+        event("cause", "tired", event="ended"),
+        r"events.jsonl: line \d+ ends trial \d, which is paused",
+    ),
+    ("promote", EVENTS, event("state", "failed", event="ended"), r"events.jsonl: line \d+ ends trial \d"),
+    ("population", EVENTS, event("source", 0, event="begun", stretch=2), r"events.jsonl: line \d+"),
+    (
+        "front",
+        EVENTS,
+        event("decision", "continue", event="measured", decision="infeasible"),
+        r"decides continue of the",
+    ),
+    ("front", EVENTS, event("decision", "infeasible", event="measured", decision="continue"), r"decides infeasible of"),
+    ("front", EVENTS, event("costs|latency_ms", 9.0, event="measured"), r"latency_ms"),
+    ("front", EVENTS, removed(event="measured", trial=1), r"num_parameters"),
+    # trials.csv
+    ("plain", CSV, cell(METRIC, "12.5"), rf"trials.csv: trial 1 has {METRIC} '12.5', where events.jsonl has '\d+"),
+    ("plain", CSV, cell("optimizer.lr", "0.0011"), r"trials.csv: trial 1 has optimizer.lr '0.0011'"),
+    ("plain", CSV, cell("state", "failed", row=3), r"trials.csv: trial 2 has state 'failed'"),
+    ("plain", CSV, cell("epochs", "3"), r"trials.csv: trial 1 has epochs '3'"),
+    ("plain", CSV, cell("seconds", "3.21"), r"trials.csv: trial 1 has seconds '3.21'"),
+    ("plain", CSV, cell("number", "17"), r"trials.csv has a trial 17, which events.jsonl does not ask for"),
+    (
+        "plain",
+        CSV,
+        replaced("optimizer.lr=", "optimizer.lr=9"),
+        r"trials.csv: trial 0 has a command that does not train",
+    ),
+    ("plain", CSV, removed(3), r"trials.csv has no row of trial 2"),
+    ("plain", CSV, doubled(3), r"trials.csv has trial 2 2 times"),
+    ("plain", CSV, swapped(3), r"trials.csv: the trials are not in order"),
+    ("plain", CSV, cut, r"trials.csv is truncated"),
+    ("plain", CSV, gone, r"trials.csv is missing"),
+    ("killed", CSV, cell("epochs", "3"), r"trials.csv: trial 1 has epochs '3'"),
+    ("front", CSV, cell("latency_ms", "9.9"), r"trials.csv: trial 1 has latency_ms '9.9'"),
+    # the study
+    (
+        "plain",
+        JOURNAL,
+        event("params|optimizer.lr", 0.0011, op_code=4),
+        r"journal.log: trial 0 has the parameter optimizer.lr",
+    ),
+    (
+        "plain",
+        JOURNAL,
+        event("intermediate_value", 12.5, op_code=7),
+        r"journal.log: trial \d has the value 12.5 at epoch",
+    ),
+    ("plain", JOURNAL, event("step", 3, op_code=7, step=1), r"journal.log"),
+    (
+        "plain",
+        JOURNAL,
+        event("state", 3, op_code=6, state=2),
+        r"journal.log: trial \d is FAIL, but stopped by events.jsonl",
+    ),
+    ("plain", JOURNAL, event("values|0", 12.5, op_code=6, state=1), r"journal.log: trial \d ended with \[12.5\]"),
+    ("plain", JOURNAL, removed(op_code=7), r"journal.log"),
+    ("plain", JOURNAL, removed(op_code=6), r"journal.log"),
+    ("plain", JOURNAL, doubled(op_code=7), r"journal.log: line \d+ says again that trial \d has its value"),
+    ("plain", JOURNAL, doubled(op_code=4), r"journal.log"),
+    ("plain", JOURNAL, cut, r"journal.log"),
+    ("plain", JOURNAL, gone, r"study/journal.log is missing"),
+    # what comes after
+    ("stop", CONFIRM, entry("winner_trial", 5), r"confirm/confirm.yaml: winner_trial is 5, but its runs give"),
+    ("stop", CONFIRM, entry("seeds|0", 7), r"confirm/confirm.yaml"),
+    ("stop", CONFIRM, entry("candidates|0|values|1", 12.5), r"confirm/confirm.yaml: candidates.0.values.1 is 12.5"),
+    ("stop", CONFIRM, entry("candidates|0|low", 12.5), r"confirm/confirm.yaml: candidates.0.low is 12.5"),
+    ("stop", CONFIRM, entry("candidates|0|params|optimizer.lr", 0.0011), r"confirm/confirm.yaml: candidates.0.params"),
+    ("stop", CONFIRM, gone, r"confirm/confirm.yaml is missing"),
+    ("stop", CONFIRM, cut, r"confirm/confirm.yaml"),
+    ("stop", RUNS, event("params|seed", 9, event="asked", trial=1), r"confirm/events.jsonl: run 1"),
+    (
+        "stop",
+        RUNS,
+        event("params|optimizer.lr", 0.0011, event="asked", trial=1),
+        r"confirm/events.jsonl: run 1 has param",
+    ),
+    ("stop", RUNS, event(f"metrics|{METRIC}", 12.5, event="reported", epoch=4), r"confirm/"),
+    ("stop", RUNS, removed(event="begun", trial=1), r"confirm/events.jsonl: line \d+ has 'reported' of trial 1"),
+    ("stop", "confirm/trials.csv", cell("seed", "9"), r"confirm/trials.csv: trial 1 has seed '9'"),
+    (
+        "stop",
+        "confirm/sweep.yaml",
+        entry("data_fingerprint", "other"),
+        r"confirm/sweep.yaml has data_fingerprint other",
+    ),
+    ("stop", "best.yaml", entry("trial", 5), r"best.yaml: trial is 5"),
+    ("stop", "best.yaml", entry("params|optimizer.lr", 0.0011), r"best.yaml: params.optimizer.lr is 0.0011"),
+    ("stop", "best.yaml", entry("metric|value", 12.5), r"best.yaml: metric.value is 12.5"),
+    ("stop", "best.yaml", entry("metric|high", 12.5), r"best.yaml: metric.high is 12.5"),
+    ("stop", "best.yaml", entry("overrides|1", "optimizer.lr=9"), r"best.yaml: overrides"),
+    ("stop", "best.yaml", entry("sweep|seed", 9), r"best.yaml: sweep.seed is 9"),
+    ("stop", "best.yaml", entry("configuration|seed", 9), r"best.yaml: configuration.seed is 9"),
+    ("stop", "best.yaml", entry("git|revision", "0" * 40), r"best.yaml: git.revision is 000"),
+    ("stop", "best.yaml", gone, r"best.yaml is missing"),
+    ("stop", "best.yaml", cut, r"best.yaml"),
+    ("front", "front/*", entry("costs|num_parameters", 1.0), r"front/trial_0000\d.yaml: costs.num_par"),
+    ("front", "front/*", gone, r"front/trial_0000\d.yaml is missing"),
+    (
+        "stop",
+        "retrain/overrides.json",
+        lambda content: content.replace(b"lr=0.00", b"lr=0.10"),
+        r"retrain/overrides.json",
+    ),
+    ("stop", "retrain/config.yaml", entry("optimizer|lr", 0.5), r"retrain/config.yaml has optimizer.lr 0.5, but best"),
+    (
+        "stop",
+        "retrain/metrics.json",
+        value("metrics|test/pck_auc", 0.99),
+        r"retrain/metrics.json has test/pck_auc = 0.99",
+    ),
+    ("stop", "retrain/checkpoints/best-epoch003.ckpt", flipped, r"retrain/checkpoints/best-epoch003.ckpt is damaged"),
+    ("stop", "retrain/test_preds.json.gz", cut, r"retrain/test_preds.json.gz is damaged"),
+    ("stop", "retrain/test_preds.json.gz", gone, r"retrain/test_preds.json.gz is missing"),
+    ("stop", "report.html", cut, r"report.html is truncated"),
+    # what the sweep was
+    ("stop", "sweep.yaml", entry("data_fingerprint", "other"), r"sweep.yaml has data_fingerprint|best.yaml: data_fing"),
+    ("stop", "sweep.yaml", entry("config|sweep|num_trials", 7), r"sweep.yaml: config has sweep.num_trials=7"),
+    ("stop", "sweep.yaml", entry("config|sweep|seed", 7), r"sweep.yaml has sweep.seed=7"),
+    ("stop", "sweep.yaml", entry("config|optimizer|lr", 0.5), r"sweep.yaml has optimizer.lr=0.5"),
+    ("stop", "sweep.yaml", entry("choices|scheduler", "fifo"), r"sweep.yaml: choices has scheduler=fifo"),
+    ("stop", "sweep.yaml", entry("format", 99), r"sweep.yaml is of format 99"),
+    ("stop", "sweep.yaml", gone, r"sweep.yaml"),
+    ("stop", "sweep.yaml", cut, r"sweep.yaml"),
+    ("stop", "search_space/stop_space.yaml", replaced("1e-2", "1e-3"), r"stop_space.yaml"),
+    ("stop", "search_space/stop_space.yaml", removed(1), r"stop_space.yaml"),
+]
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_healthy_sweep_has_no_findings(swept, kind):
+    folder = swept(kind)
+    assert texts(audit(folder)) == []
+
+
+def test_the_sweeps_have_all_that_can_become_of_a_trial(swept):
+    rows = [row for kind in MAKE for row in csv.DictReader((swept(kind) / CSV).read_text().splitlines())]
+    states = {row["state"] for row in rows}
+    assert states >= {"complete", "stopped", "diverged", "infeasible", "failed", "paused", "waiting"}
+    events = [json.loads(line) for kind in MAKE for line in (swept(kind) / EVENTS).read_text().splitlines()]
+    named = {each["event"] for each in events}
+    assert named >= {"opened", "asked", "begun", "measured", "reported", "failed", "ended", "closed"}
+
+
+@pytest.mark.parametrize(("kind", "name", "change", "finding"), FAULTS)
+def test_a_fault_is_found_with_its_file_and_place(swept, kind, name, change, finding):
+    folder = swept(kind)
+    with changed(folder, name, change):
+        found = texts(audit(folder))
+    assert any(re.search(finding, text) for text in found), found
+
+
+def test_every_checkpoint_that_was_not_removed_is_missed_and_seen_to_be_damaged(swept):
+    folder = swept("interrupted")
+    held = sorted(file.relative_to(folder).as_posix() for file in (folder / "checkpoints").rglob("*.ckpt"))
+    assert len(held) >= 4
+    for name in (held[0], held[-1]):
+        for change, said in ((gone, "is missing"), (flipped, "is damaged"), (cut, "is damaged")):
+            with changed(folder, name, change):
+                assert [text.partition(",")[0].partition(":")[0] for text in texts(audit(folder))] == [f"{name} {said}"]
+
+
+def test_every_file_of_tensorboard_is_missed_and_compared(swept):
+    folder = swept("plain")
+    for file in sorted((folder / "tensorboard" / "trial_0000").iterdir()):
+        for change in (gone, cut):
+            with changed(folder, file.relative_to(folder).as_posix(), change):
+                assert any("tensorboard/trial_0000" in text for text in texts(audit(folder))), (file.name, change)
+
+
+def test_a_trial_whose_folder_was_renamed_is_found(swept):
+    folder = swept("plain") / "tensorboard"
+    (folder / "trial_0001").rename(folder / "trial_0099")
+    try:
+        found = texts(audit(folder.parent))
+    finally:
+        (folder / "trial_0099").rename(folder / "trial_0001")
+    assert {"tensorboard/trial_0099 is of no trial that began", "tensorboard/trial_0001 is missing"} == {*found}
+
+
+def test_a_promotion_that_should_have_come_first_is_found(swept, tmp_path):
+    """A trial is asked for before the promotion that the file has there: both lines come later, in order."""
+    folder = tmp_path / "promoted"
+    shutil.copytree(swept("promote"), folder)
+    split = (folder / EVENTS).read_text().splitlines(keepends=True)
+    begun = [i for i, line in enumerate(split) if json.loads(line)["event"] == "begun" and json.loads(line)["epoch"]]
+    asked = next(i for i, line in enumerate(split) if json.loads(line)["event"] == "asked" and i > begun[0])
+    at = json.loads(split[begun[0]])["at"]
+    moved = [json.dumps(json.loads(line) | {"at": at}) + "\n" for line in split[asked : asked + 2]]
+    split = [*split[: begun[0]], *moved, *split[begun[0] : asked], *split[asked + 2 :]]
+    (folder / EVENTS).write_text("".join(split))
+    found = texts(audit(folder))
+    assert any("asks for a new trial, but trial" in text and "is promoted first" in text for text in found)
+
+
+def test_a_folder_without_a_sweep_is_a_mistake(tmp_path):
+    with pytest.raises(UserError, match="holds no sweep"):
+        audit(tmp_path)
+
+
+def test_the_command_line_prints_the_findings_and_has_status_1(swept, monkeypatch, capsys):
+    folder = swept("killed")
+    monkeypatch.setattr(sys, "argv", ["audit", str(folder)])
+    with changed(folder, CSV, gone), pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    assert capsys.readouterr().out.splitlines() == ["lost: 1", "  trials.csv is missing", "repeated: 0", "wrong: 0"]
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0

@@ -22,8 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from handpose.report.table import TrialTable
 from handpose.report.tensorboard import ABSENT, STATE
 from handpose.report.terminal import Clock, PlainView
-from handpose.sweep.audit import audit_events
-from handpose.sweep.events import EventLog, read_events
+from handpose.sweep.audit_events import Expected, replay
+from handpose.sweep.events import EventLog
 from handpose.sweep.history import History
 from handpose.sweep.reading import read_sweep
 from handpose.sweep.recorder import Recorder
@@ -144,7 +144,11 @@ def test_the_simulation_has_all_that_makes_accounts_differ(swept):
     assert {row.epochs for row in diverged} == {1, 2}
     assert {len(row.metrics) for row in diverged} == {1, 2}  # within an epoch, and at its end
     assert {row.epochs for row in history.table.rows.values() if row.state == "failed"} >= {0}
-    assert audit_events(read_events(folder / "events.jsonl"), history) == ([], [])
+    table = TrialTable(METRIC, "min", NUM_TRIALS, EPOCHS)
+    again = History(history._settings, rule=asha(EPOCHS)(), table=table)
+    expected = Expected(NUM_TRIALS, 0, {"latency_ms": 4.5}, lambda number: None, 1)
+    replayed = replay(again, folder, "", history._settings, expected)
+    assert replayed.findings == []
 
 
 def test_trials_csv_says_what_the_events_say(swept):

@@ -87,7 +87,10 @@ def test_a_mistake_is_one_sentence_and_status_2(swept, start):
     process = start("sweep.name=first")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert err == f"error: there is a sweep in {swept[0]} already; choose another sweep.name, or remove that folder\n"
+    assert err == (
+        f"error: there is a sweep in {swept[0]} already; choose another sweep.name, or continue that sweep with "
+        f"sweep.resume={swept[0]}\n"
+    )
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from handpose.errors import UserError
-from handpose.sweep.audit import audit_events
 from handpose.sweep.events import Begun, Ended, Measured, Reported, SetAside, read_events
 from handpose.sweep.history import History, empty_table
 from handpose.sweep.population import PopulationBased
@@ -286,7 +285,8 @@ def test_a_spent_sweep_goes_on_with_more_trials_too(simulate):
     table = swept.run().state.history.table
     assert len(table.rows) == 15
     assert all(row.is_over for row in table.rows.values())
-    assert audit_events(read_events(swept.file), swept.state.history) == ([], [])
+    reports = [(event.trial, event.epoch) for event in read_events(swept.file) if isinstance(event, Reported)]
+    assert len(set(reports)) == len(reports)  # no epoch was trained twice
 
 
 def test_a_population_goes_on_with_more_trials_than_it_began_with(simulate):
