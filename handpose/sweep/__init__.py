@@ -4,7 +4,8 @@ What is tried: `space` (which keys, over what), `searcher` (proposes; keeps the 
 is tried first, what earlier sweeps teach), `study` and `sampler_view` (where Optuna keeps it, what a sampler sees).
 Who goes on: `scheduler` (the configured one), `rules` (ASHA, median, none), `rungs` (of ASHA), `population`.
 What happened: `events` (the file), `history` (what they lead to), `state` (a sweep while it runs), `retention` (its
-checkpoints), `audit` (whether all of it agrees).
+checkpoints), `audit` (whether all files agree: `audit_events`, `audit_records` for what is written beside them,
+`audit_results` for what comes after the trials).
 How it runs: `plan` (all of it, from what was asked for), `run` (a sweep), `slots` (how many at a time), `runtime` (Ray,
 started), `privacy` (which keeps others out of it), `warm_up` (its workers, started ahead), `tuning` (Tune asks the
 state), `stretch` (what a worker is told), `trial` (what it trains), `saving` (its checkpoints), `checkpoint_files`

@@ -264,7 +264,7 @@ def _audit_best_file(file: Path, name: str, wanted: dict[str, Any]) -> Iterator[
             each for each in content.get("overrides") or [] if not str(each).startswith(("paths.", "data.root="))
         ]
     for place, theirs, ours in differences(there, wanted):
-        yield Finding("wrong", f"{name}: {place} is {theirs}, but the sweep makes it {ours}")
+        yield Finding("wrong", f"{name}: {place} is {theirs}, but sweep.yaml and {EVENTS} make it {ours}")
 
 
 # --- after it ---------------------------------------------------------------------------------------------------------
