@@ -134,7 +134,7 @@ def judge(cell: Cell, seed: int, num_trials: int) -> dict[str, Any]:
     loss = noise_loss if cell.truth == "noise" else partial(effects_loss, cell.space)
     with tempfile.TemporaryDirectory() as folder:
         fabricate(setup, loss, Path(folder) / "sweep", seed=seed)
-        record = read_sweep(Path(folder) / "sweep")
+        record = read_sweep(Path(folder) / "sweep", judges_importance=False)
     return claims_of(record, cell)
 
 

@@ -41,8 +41,16 @@ from handpose.sweep.space import flattened
 _PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
 
 
-def read_sweep(folder: Path) -> SweepRecord:
-    """What is known of the sweep in a folder. Raises UserError where there is none, or its files are damaged."""
+def read_sweep(folder: Path, *, judges_importance: bool = True) -> SweepRecord:
+    """Read all that is known of the sweep in a folder.
+
+    Args:
+        folder: of the sweep.
+        judges_importance: whether to compute the importance of its parameters, which takes most of the time.
+
+    Raises:
+        UserError: there is no sweep, or its files are damaged.
+    """
     kept = read_yaml(folder / "sweep.yaml")
     config = kept.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("sweep"), dict):
@@ -82,7 +90,7 @@ def read_sweep(folder: Path) -> SweepRecord:
         configuration=config,
         best=read_yaml(folder / "best.yaml"),
     )
-    return replace(record, importance=_importance(record, distributions))
+    return replace(record, importance=_importance(record, distributions)) if judges_importance else record
 
 
 # --- what happened ----------------------------------------------------------------------------------------------------
