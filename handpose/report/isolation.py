@@ -1,7 +1,8 @@
 """Isolation plots: what a scientific parameter is worth with the others optimised (Deep Learning Tuning Playbook).
 
 Of each value the best trial counts. But the best of twenty is better than the best of two, whatever the value; so
-beside it stands what the best of m trials would be on average, for the m that every value has.
+beside it stands what the best of m trials would be on average, for the m that every value has. That compares fairly if
+the trials were drawn at random; a searcher that learns tunes the other parameters better for values it tries often.
 """
 
 import math
