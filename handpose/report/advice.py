@@ -259,7 +259,8 @@ def late_divergence(record: SweepRecord) -> list[Finding]:
     evidence = f"{len(diverged)} of {len(record.trials)} trials diverged in the second half of their epochs"
     if len(diverged) < 2:
         return [Finding(question, "fine", "No.", evidence)]
-    text = "Training becomes unstable late: a longer warm-up, trainer.gradient_clip_val or a smaller learning rate may help."
+    text = "Training becomes unstable late: a longer warm-up, trainer.gradient_clip_val or a smaller learning rate may "
+    text += "help."
     return [Finding(question, "act", text, evidence)]
 
 
