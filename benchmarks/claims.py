@@ -14,17 +14,17 @@ effects  the metric improves towards the upper end of optimizer.lr (by 2 over th
 A trial's values have a part of their own (standard deviation 0.4), noise at each epoch (0.3) and a curve that falls
 with the epochs. Goals, for each searcher, scheduler and space: a claim in at most 5 % of the sweeps of noise.
 
-With --keep FILE every judged sweep is appended to that file, and those in it are not run again.
+With --sweeps FOLDER the fabricated sweeps are kept in that folder, and those that are there are not run again.
 """
 
 import argparse
-import json
 import math
+import os
 import random
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache, partial
 from pathlib import Path
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--searchers", nargs="+", choices=list(_SEARCHERS), default=list(_SEARCHERS))
     parser.add_argument("--schedulers", nargs="+", choices=list(_SCHEDULERS), default=list(_SCHEDULERS))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--keep", type=Path, help="judged sweeps, one a line")
+    parser.add_argument("--sweeps", type=Path, help="where fabricated sweeps are kept")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     cells = [
@@ -100,42 +100,29 @@ def main() -> None:
 def run(cells: Sequence[Cell], given: argparse.Namespace) -> dict[Cell, list[dict[str, Any]]]:
     """What is claimed of every sweep, by cell."""
     judged: dict[Cell, list[dict[str, Any]]] = defaultdict(list)
-    done = set()
-    for cell, seed, claims in _kept(given.keep):
-        done.add((cell, seed))
-        if seed < given.repetitions:
-            judged[cell].append(claims)
-    wanted = [(cell, seed) for cell in cells for seed in range(given.repetitions) if (cell, seed) not in done]
-    with ProcessPoolExecutor(given.workers) as pool:
-        waiting = {pool.submit(judge, cell, seed, given.trials): (cell, seed) for cell, seed in wanted}
+    wanted = [(cell, seed) for cell in cells for seed in range(given.repetitions)]
+    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(given.workers) as pool:
+        folder = given.sweeps or Path(scratch)
+        waiting = {pool.submit(judge, cell, seed, given.trials, folder): cell for cell, seed in wanted}
         for future in as_completed(waiting):
-            cell, seed = waiting[future]
-            judged[cell].append(future.result())
-            if given.keep is not None:
-                with given.keep.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([cell, seed, future.result()]) + "\n")
+            judged[waiting[future]].append(future.result())
     return judged
-
-
-def _kept(file: Path | None) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
-    if file is not None and file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            cell, seed, claims = json.loads(line)
-            yield Cell(*cell), seed, claims
 
 
 # --- one sweep --------------------------------------------------------------------------------------------------------
 
 
-def judge(cell: Cell, seed: int, num_trials: int) -> dict[str, Any]:
-    """Fabricate a sweep and return what its report claims."""
-    scheduler, mode = _SCHEDULERS[cell.scheduler]
-    setup = Setup(cell.space, _SEARCHERS[cell.searcher], scheduler, mode, num_trials=num_trials)
-    loss = noise_loss if cell.truth == "noise" else partial(effects_loss, cell.space)
-    with tempfile.TemporaryDirectory() as folder:
-        fabricate(setup, loss, Path(folder) / "sweep", seed=seed)
-        record = read_sweep(Path(folder) / "sweep", judges_importance=False)
-    return claims_of(record, cell)
+def judge(cell: Cell, seed: int, num_trials: int, sweeps: Path) -> dict[str, Any]:
+    """Fabricate a sweep, unless it is there, and return what its report claims."""
+    folder = sweeps / f"{' '.join(cell)} {num_trials} trials" / str(seed)
+    if not folder.exists():
+        scheduler, mode = _SCHEDULERS[cell.scheduler]
+        setup = Setup(cell.space, _SEARCHERS[cell.searcher], scheduler, mode, num_trials=num_trials)
+        loss = noise_loss if cell.truth == "noise" else partial(effects_loss, cell.space)
+        unfinished = folder.with_suffix(f".{os.getpid()}")
+        fabricate(setup, loss, unfinished, seed=seed)
+        unfinished.rename(folder)
+    return claims_of(read_sweep(folder, judges_importance=False), cell)
 
 
 def noise_loss(params: Mapping[str, Any], epoch: int, generator: random.Random) -> float:

@@ -145,7 +145,8 @@ def _clearest(record: SweepRecord, at_epochs: Sequence[_Observed], shown: Sequen
         if not columns:
             continue
         for key, each in columns.items():
-            score = float(np.abs(sequential_scores(model.without_others(key)) @ each).max())
+            scores = np.abs(sequential_scores(model.without_others(key)) @ each) / model.inflation(key, each)
+            score = float(scores.max())
             if best is None or score > best[0]:
                 best = score, key, at
         largest = np.maximum(largest, largest_null_scores(np.hstack([*columns.values()]), seed=at.epoch))
@@ -346,6 +347,7 @@ class _Model:
         self.terms = {key: np.stack(each, axis=1) for key, each in columns.items() if each}
         self._values = _normal_scores(at.losses) if scaled else at.losses
         self._parts: dict[str, Array] = {}
+        self._owners = np.repeat(list(self.terms), [columns.shape[1] for columns in self.terms.values()])
         if self.terms:
             self._fit(known)
 
@@ -354,17 +356,27 @@ class _Model:
         parts = [part for other, part in self._parts.items() if other != key]
         return self._values - np.sum(parts, axis=0) if parts else self._values
 
+    def inflation(self, key: str, columns: Array) -> Array:
+        """(T,) how much larger sums with these weights are in noise after the other parameters' parts were taken out.
+
+        What the others explain by chance is gone from the values, which leaves the more weight to this parameter.
+        """
+        design, solver = self._design[:, self._owners != key], self._solver[self._owners != key]
+        own = columns - solver.T @ (design.T @ columns)
+        gram = design.T @ design
+        trace = len(design) - 2 * float((design.T * solver).sum()) + float((gram * (solver @ solver.T)).sum())
+        return np.maximum(1.0, np.linalg.norm(own, axis=0) / np.sqrt(trace / len(design)))
+
     def _fit(self, known: Collection[str]) -> None:
         design = np.hstack([*self.terms.values()])
         design = design - design.mean(axis=0)
         spread = design.std(axis=0)
-        design = design / np.where(spread > 0, spread, 1.0)
-        owners = np.repeat(list(self.terms), [columns.shape[1] for columns in self.terms.values()])
-        is_known = np.isin(owners, list(known))
-        penalty = len(design) * np.where(is_known, 1e-6, _RIDGE)
-        gram = design.T @ design + np.diag(penalty)
-        factors = np.linalg.solve(gram, design.T @ (self._values - self._values.mean()))
-        self._parts = {key: design[:, owners == key] @ factors[owners == key] for key in self.terms}
+        self._design = design = design / np.where(spread > 0, spread, 1.0)
+        penalty = len(design) * np.where(np.isin(self._owners, list(known)), 1e-6, _RIDGE)
+        self._solver = np.linalg.solve(design.T @ design + np.diag(penalty), design.T)
+        factors = self._solver @ (self._values - self._values.mean())
+        parts = {key: self._owners == key for key in self.terms}
+        self._parts = {key: design[:, own] @ factors[own] for key, own in parts.items()}
 
 
 def _index(parameter: Parameter, trial: TrialRecord) -> int:

@@ -23,9 +23,14 @@ def test_a_fabricated_sweep_is_read_like_any_other(tmp_path, scheduler):
         assert "stopped" in {trial.state for trial in made.trials}
 
 
-def test_the_same_seed_fabricates_the_same_sweep():
+def test_the_same_seed_fabricates_the_same_sweep_and_one_that_is_kept_is_judged_again(tmp_path):
     cell = Cell("effects", "default", "tpe", "asha stop")
-    assert judge(cell, 3, 15) == judge(cell, 3, 15)
+    first = judge(cell, 3, 15, tmp_path)
+    (events,) = tmp_path.glob("*/3/events.jsonl")
+    before = events.read_bytes()
+    assert judge(cell, 3, 15, tmp_path) == first
+    assert events.read_bytes() == before
+    assert judge(cell, 3, 15, tmp_path / "again") == first
 
 
 @pytest.mark.parametrize("space", SPACES)
