@@ -1,7 +1,8 @@
 """A sweep, from the search space to the winner. What is where:
 
-What is tried: `space` (which keys, over what), `searcher` (proposes; keeps the study), `points` and `warm_start` (what
-is tried first, what earlier sweeps teach), `study` and `sampler_view` (where Optuna keeps it, what a sampler sees).
+What is tried: `space` (which keys, over what), `distributions` (the values of a key), `searcher` (proposes; keeps the
+study), `points` and `warm_start` (what is tried first, what earlier sweeps teach), `study` and `sampler_view` (where
+Optuna keeps it, what a sampler sees).
 Who goes on: `scheduler` (the configured one), `rules` (ASHA, median, none), `rungs` (of ASHA), `population`.
 What happened: `events` (the file), `history` (what they lead to), `state` (a sweep while it runs), `retention` (its
 checkpoints), `audit` (whether all files agree: `audit_events`, `audit_records` for what is written beside them,
