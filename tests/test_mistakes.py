@@ -127,7 +127,7 @@ def locations(place: Path) -> list[str]:
         ("data.source.val_fraction=0.01", "leaves no pose for validation"),
         # The network
         ("model.encoder.name=eficientnet_b4", "is no timm model; did you mean efficientnet_b4"),
-        ("model.encoder.name=vit_tiny_patch16_224", "does not take 2 images of 64 px (Input height (64)"),
+        ("model.encoder.name=crossvit_tiny_240", "does not take pictures of 64 px; give data.image_size=240"),
         ("model.encoder.weights=HERE/nowhere.pth", "model.encoder.weights: there is no file"),
         ("model.encoder.weights=package:no_such_weights", "no package no_such_weights; pip install no-such-weights"),
         ("model.weights=HERE/nowhere.ckpt", "model.weights: there is no file"),

@@ -131,10 +131,14 @@ def test_the_report_has_every_trial_and_stays_small(written):
     assert (folder / "report.html").stat().st_size < 6e6
 
 
-def test_the_space_of_the_next_round_can_be_searched(written):
+def test_a_space_for_the_next_round_is_written_only_where_a_change_is_shown_to_be_right(written, swept, monkeypatch):
     result, folder = written
+    assert result.next_spaces == []  # no decoder of this conditional space is shown to be worse
+    assert not (folder / "next_space.yaml").exists()
+    monkeypatch.setattr("handpose.sweep.reporting.next_space", lambda record: "optimizer.lr: interval(0.1, 0.2)\n")
+    result = write_report([folder], folder / "again.html")
     assert result.next_spaces == [folder / "next_space.yaml"]
-    assert load_space(str(folder / "next_space.yaml")).fixed["model/decoder"] == "pyramid"
+    assert set(load_space(str(folder / "next_space.yaml")).parameters) == {"optimizer.lr"}
 
 
 def test_the_command_line_compares_sweeps_and_prints_the_advice(swept, tmp_path, capsys):
