@@ -63,8 +63,8 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
         add_sweep(page, record, found, next_space=space, isolation=isolation)
     with whole_file(file) as part:
         part.write_text(page.html(), encoding="utf-8")
-    written = [_write_space(folder, space) for folder, space in zip(folders, spaces, strict=True) if space]
-    return Written(file, records, findings, written)
+    written = [_write_space(folder, space) for folder, space in zip(folders, spaces, strict=True)]
+    return Written(file, records, findings, [place for place in written if place is not None])
 
 
 def _told_apart(records: Sequence[SweepRecord]) -> list[SweepRecord]:
@@ -89,7 +89,12 @@ def check_scientific(key: str | None, space: Space) -> None:
         )
 
 
-def _write_space(folder: Path, text: str) -> Path:
-    with whole_file(folder / NEXT_SPACE) as part:
+def _write_space(folder: Path, text: str | None) -> Path | None:
+    """Write next_space.yaml; without a text remove the one of an earlier report, whose evidence has gone."""
+    file = folder / NEXT_SPACE
+    if text is None:
+        file.unlink(missing_ok=True)
+        return None
+    with whole_file(file) as part:
         part.write_text(text, encoding="utf-8")
-    return folder / NEXT_SPACE
+    return file

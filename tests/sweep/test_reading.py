@@ -139,6 +139,9 @@ def test_a_space_for_the_next_round_is_written_only_where_a_change_is_shown_to_b
     result = write_report([folder], folder / "again.html")
     assert result.next_spaces == [folder / "next_space.yaml"]
     assert set(load_space(str(folder / "next_space.yaml")).parameters) == {"optimizer.lr"}
+    monkeypatch.undo()
+    write_report([folder], folder / "again.html")
+    assert not (folder / "next_space.yaml").exists()  # what it rested on is gone
 
 
 def test_the_command_line_compares_sweeps_and_prints_the_advice(swept, tmp_path, capsys):
