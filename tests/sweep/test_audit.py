@@ -16,11 +16,21 @@ import yaml
 from handpose import config as configuration
 from handpose.errors import UserError
 from handpose.sweep.audit import audit, main
+from handpose.sweep.events import FORMAT
 from tests.sweep.whole_sweep import METRIC, WholeSweep
 
 HALVES = "scheduler.reduction_factor=2"
 PROMOTE = "scheduler.mode=promote"
 GRID = "optimizer.lr: choice(0.001, 0.002)\nheatmap.sigma: choice(0.03, 0.05)\n"
+EQUAL = "optimizer.lr: choice(1, true, 1.0)\nheatmap.sigma: choice(0, false)\n"
+EQUAL_AND_VALID = "trainer.limit_train_batches: choice(1, 1.0)\n+trainer.fast_dev_run: choice(0, false)\n"
+FINITE = """
+def space(trial):
+    params = {"model/decoder": trial.suggest_categorical("model/decoder", ["pyramid", "effpose"])}
+    if params["model/decoder"] == "pyramid":
+        params["model.decoder.depth"] = trial.suggest_int("model.decoder.depth", 1, 3)
+    return params
+"""
 TWO = ("sweep.second_objective=num_parameters", "searcher.constraints.num_parameters=3500000")
 CONDITIONAL = """
 def space(trial):
@@ -30,6 +40,13 @@ def space(trial):
         params["model.decoder.depth"] = trial.suggest_int("model.decoder.depth", 1, 5)
     return params
 """
+
+
+def in_format_2(sweep):
+    """As an earlier version wrote the events: a spent budget is `finished`."""
+    file = sweep.folder / "events.jsonl"
+    file.write_text(file.read_text().replace(f'"version": {FORMAT}', '"version": 2'))
+
 
 MAKE = {
     "plain": lambda folder: WholeSweep(
@@ -57,7 +74,7 @@ MAKE = {
     ),
     "resumed": lambda folder: (
         WholeSweep(folder, HALVES, PROMOTE)
-        .run(stops=[(5, "interrupted"), (3, None), (4, None)], num_trials=7)
+        .run(stops=[(5, "interrupted"), (3, None), (4, None)], given=["sweep.num_trials=7"])
         .finish(seeds=1, retrained=False)
     ),
     "interrupted": lambda folder: WholeSweep(folder, HALVES, PROMOTE).run(num_reports=9, last="interrupted"),
@@ -70,8 +87,64 @@ MAKE = {
     "halted": lambda folder: WholeSweep(
         folder, "sweep.stop_after_failures=2", "sweep.retry_delay_s=60", fails={(0, 1): "error", (1, 1): "error"}
     ).run(last=None),
-    "budget": lambda folder: (
-        WholeSweep(folder, "sweep.time_budget_s=9", "scheduler=fifo").run(num_reports=8).finish(retrained=False)
+    "spent": lambda folder: (
+        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15").run(last="spent").finish(seeds=2, retrained=False)
+    ),
+    "gpu_hours": lambda folder: (
+        WholeSweep(folder, "scheduler=fifo", "sweep.gpu_hours=0.005", gpus=1.0).run(last="spent").finish()
+    ),
+    "raised": lambda folder: (
+        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15")
+        .run(last="spent")
+        .finish(retrained=False)
+        .resume("sweep.time_budget_s=900", "sweep.num_trials=7")
+        .run(stops=[(2, "interrupted")])
+        .finish(seeds=2)
+    ),
+    "raised_only": lambda folder: (
+        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15")
+        .run(last="spent")
+        .finish(retrained=False)
+        .resume("sweep.time_budget_s=900", "sweep.num_trials=7")
+    ),
+    "lowered": lambda folder: (
+        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15")
+        .run(last="spent")
+        .resume("sweep.time_budget_s=null", "sweep.num_trials=2")
+        .run()
+        .finish(retrained=False)
+    ),
+    "spent_in_format_2": lambda folder: in_format_2(
+        WholeSweep(folder, "sweep.time_budget_s=9", "scheduler=fifo").run().finish(retrained=False)
+    ),
+    "max": lambda folder: (
+        WholeSweep(folder, HALVES, "searcher=random", "sweep.metric=val/pck_auc", diverges={(4, 2)})
+        .run()
+        .finish(seeds=2, retrained=False)
+    ),
+    "held": lambda folder: (
+        WholeSweep(folder, "scheduler=fifo", "heatmap.sigma=0.04", "sweep.num_trials=9", space=GRID)
+        .run()
+        .finish(seeds=2, retrained=False)
+    ),
+    "held_conditional": lambda folder: (
+        WholeSweep(folder, HALVES, "model/decoder=pyramid", space=CONDITIONAL, suffix=".py")
+        .run()
+        .finish(retrained=False)
+    ),
+    "equal": lambda folder: WholeSweep(folder, "scheduler=fifo", "sweep.num_trials=9", space=EQUAL).run(),
+    "equal_confirmed": lambda folder: (
+        WholeSweep(folder, "scheduler=fifo", "sweep.num_trials=9", space=EQUAL_AND_VALID)
+        .run()
+        .finish(seeds=2, retrained=False)
+    ),
+    "finite_conditional": lambda folder: (
+        WholeSweep(folder, "sweep.num_trials=9", space=FINITE, suffix=".py").run().finish(retrained=False)
+    ),
+    "finite_population": lambda folder: (
+        WholeSweep(folder, "scheduler=pbt", "scheduler.perturbation_interval=1", space=GRID, slots=3)
+        .run()
+        .finish(retrained=False)
     ),
 }
 
