@@ -26,9 +26,9 @@ from handpose.errors import UserError
 from handpose.report.table import TrialRow, TrialTable
 from handpose.report.tensorboard import ABSENT, EPOCHS, NOT_OVER, SECONDS, STATE, as_shown
 from handpose.sweep.audit_events import Finding, Kind, Replayed, differences
+from handpose.sweep.distributions import from_label
 from handpose.sweep.events import EVENTS, Asked, Begun, Closed, Measured, Opened, Reported
 from handpose.sweep.history import TrialHistory
-from handpose.sweep.distributions import from_label
 from handpose.sweep.points import place
 from handpose.sweep.retention import is_whole
 from handpose.sweep.searcher import Known
