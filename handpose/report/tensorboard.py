@@ -70,7 +70,7 @@ class Schema:
 
     def values(self, params: Mapping[str, Any]) -> dict[str, float | bool | str]:
         """A trial's parameters, one for each column and of its type."""
-        return {key: _as(kind, params[key]) if key in params else ABSENT for key, kind in self._columns().items()}
+        return {key: as_shown(params[key], kind) if key in params else ABSENT for key, kind in self._columns().items()}
 
     def _columns(self) -> dict[str, Kind]:
         return {key: self._column(key) for key in self._kinds}
@@ -86,7 +86,8 @@ def _kind(value: Any) -> Kind:
     return "number" if isinstance(value, (int, float)) and math.isfinite(value) else "word"
 
 
-def _as(kind: Kind, value: Any) -> float | bool | str:
+def as_shown(value: Any, kind: Kind) -> float | bool | str:
+    """The value of a parameter in a column of that type."""
     if kind != "word":
         return value
     if value is None or isinstance(value, bool):

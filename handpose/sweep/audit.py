@@ -31,13 +31,15 @@ from handpose.sweep.audit_records import (
 from handpose.sweep.audit_results import audit_results
 from handpose.sweep.events import EVENTS, scan
 from handpose.sweep.history import History, empty_table
-from handpose.sweep.provenance import read_yaml
+from handpose.sweep.points import most_trials
+from handpose.sweep.provenance import read_yaml, with_directions
 from handpose.sweep.resume import Task, recorded_task
 from handpose.sweep.scheduler import rule_maker
 from handpose.sweep.settings import SweepSettings
-from handpose.sweep.space import flattened, grid_points
+from handpose.sweep.space import flattened
 from handpose.sweep.study import JOURNAL, close_storage, limits_of, params_of, read_storage
-from handpose.sweep.trial import TrialRecipe, training_overrides
+from handpose.sweep.trial import TrialRecipe, training_overrides, with_target
+from handpose.values import same
 
 _TRIES = 5
 """Of a sweep that is running: what another process is just about to write is no finding."""
@@ -87,13 +89,14 @@ def _audited(folder: Path) -> Iterator[Finding]:
         sweep: SweepSettings = instantiate(task.config.sweep)
         rule = rule_maker(instantiate(task.config.scheduler), sweep, task.space)()
         limits = limits_of(dict(task.config.searcher.constraints or {}))
+        overrides = with_target(training_overrides(task.overrides), task.config, sweep.target)
     except UserError as error:
         yield Finding("wrong", f"sweep.yaml and search_space/: {error}")
         yield from _unreadable(folder)
         return
     yield from _audit_description(folder, task)
     recipe = TrialRecipe(
-        training_overrides(task.overrides),
+        overrides,
         task.locations,
         sweep.max_epochs,
         sweep.cpus_per_trial,
@@ -129,12 +132,20 @@ def _replayed(
     history = History(sweep, rule=rule, table=empty_table(sweep), files=files, command=recipe.command)
     proposed = {} if study is None else {trial.number: params_of(trial) for trial in study.get_trials(deepcopy=False)}
     plan = {} if study is None else study.user_attrs.get("plan", {})
-    num_trials: int | None = sweep.num_trials
-    if task.config.searcher.sampler is None:  # a grid may have fewer points
-        num_trials = min(sweep.num_trials, len(grid_points(task.space)))
-    first = plan.get("first_number", 0)
-    every = task.config.trainer.check_val_every_n_epoch
-    return replay(history, sweep.path, "", sweep, Expected(num_trials, first, limits, proposed.get, every))
+    expected = Expected(
+        sweep.num_trials,
+        most_trials(task.space, is_grid=task.config.searcher.sampler is None, repeats=rule.perturbs),
+        plan.get("first_number", 0),
+        limits,
+        proposed.get,
+        task.config.trainer.check_val_every_n_epoch,
+        is_resuming=_is_newer(sweep.path / "sweep.yaml", sweep.path / EVENTS),
+    )
+    return replay(history, sweep.path, "", sweep, expected)
+
+
+def _is_newer(file: Path, than: Path) -> bool:
+    return file.is_file() and than.is_file() and file.stat().st_mtime_ns > than.stat().st_mtime_ns
 
 
 def _audit_records(
@@ -146,7 +157,7 @@ def _audit_records(
     study: optuna.Study | None,
 ) -> Iterator[Finding]:
     folder = sweep.path
-    yield from audit_csv(replayed, folder / "trials.csv", "trials.csv", recipe.command)
+    yield from audit_csv(replayed, folder / "trials.csv", "trials.csv")
     if study is not None:
         first: int = study.user_attrs.get("plan", {}).get("first_number", 0)
         journal = folder / "study" / JOURNAL
@@ -216,13 +227,17 @@ _NOT_COMPARED = ("sweep.name", "sweep.folder", "sweep.resume", "sweep.status", "
 def _audit_description(folder: Path, task: Task) -> Iterator[Finding]:
     """The configuration in sweep.yaml is what its overrides make, also where a sweep that continues may change it."""
     record = read_yaml(folder / "sweep.yaml")
-    written, now = flattened(record["config"]), flattened(plain(task.config))
+    written, now = (with_directions(flattened(each)) for each in (record["config"], plain(task.config)))
     for key in {**written, **now}:
         is_compared = key.startswith(("sweep.", "retrain.", "report.", "ray.")) and not key.startswith(_NOT_COMPARED)
         if is_compared and written.get(key) != now.get(key):
             yield Finding(
                 "wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its overrides make it {now.get(key)}"
             )
+    for key, value in task.held.items():
+        if not same(value, task.defaults.get(key.lstrip("+"))):
+            made = task.defaults.get(key.lstrip("+"))
+            yield Finding("wrong", f"sweep.yaml: held has {key}={value}, but its overrides make it {made}")
     given = dict(each.partition("=")[::2] for each in record["locations"])
     overridden = {each.partition("=")[0] for each in record["overrides"]}
     for key in given.keys() & {"paths.data", "paths.output", "paths.packed"} - overridden:

@@ -14,6 +14,7 @@ from handpose.sweep.events import (
     Asked,
     Begun,
     Closed,
+    CloseReason,
     Ended,
     Event,
     Failed,
@@ -34,6 +35,12 @@ from handpose.sweep.stretch import run_name
 
 Kind = Literal["lost", "repeated", "wrong"]
 
+ENDS: tuple[CloseReason, ...] = ("finished", "spent")
+"""Reasons for closing a sweep after which a winner is chosen."""
+
+_TELLS_SPENT = 3
+"""Format of events from which on a spent budget is not `finished`, and a sweep ends with its finite space."""
+
 
 class Finding(NamedTuple):
     """Something that is not as it should be. lost: missing. repeated: there twice. wrong: contradicts something."""
@@ -45,15 +52,19 @@ class Finding(NamedTuple):
 class Expected(NamedTuple):
     """What is known of a sweep from elsewhere than its events.
 
-    num_trials: that the first process was to run; None: unknown. first_number: of its trials. limits: cost -> upper
-    limit. params: of a trial as it was proposed, None where that is unknown. validates_every: epochs.
+    num_trials: that the last process was to run; None: unknown. num_points: how many trials the searcher proposes at
+    most; None: any number. first_number: of the sweep's trials. limits: cost -> upper limit. params: of a trial as it
+    was proposed, None where that is unknown. validates_every: epochs. is_resuming: the budgets in sweep.yaml may be
+    those of a process that has not opened the sweep yet: a resume writes sweep.yaml first.
     """
 
     num_trials: int | None
+    num_points: int | None
     first_number: int
     limits: Mapping[str, float]
     params: Callable[[int], Params | None]
     validates_every: int
+    is_resuming: bool = False
 
 
 class UntouchedFiles(FolderFiles):
@@ -68,7 +79,7 @@ class Replayed:
     """What the events of a sweep lead to.
 
     events: those that can be applied, with their lines. rows: trial -> (index of an event, the row after it), for all
-    events that change it. asked: trial -> parameters as proposed. finished: the table whenever the sweep was finished.
+    events that change it. asked: trial -> parameters as proposed. ends: the table whenever the trials came to an end.
     adopted: trials that continued from checkpoints that no event tells of. findings: about the events.
     """
 
@@ -76,7 +87,7 @@ class Replayed:
     events: list[tuple[int, Event]] = field(default_factory=list)
     rows: dict[int, list[tuple[int, TrialRow]]] = field(default_factory=dict)
     asked: dict[int, Params] = field(default_factory=dict)
-    finished: list[TrialTable] = field(default_factory=list)
+    ends: list[TrialTable] = field(default_factory=list)
     adopted: set[int] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
 
@@ -88,7 +99,18 @@ class Replayed:
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to run."""
-        return bool(self.events) and self.events[-1][1:] == (Closed(self.history.at, "finished"),)
+        return self._reason == "finished"
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether there is nothing left to run, or a budget is spent: what comes after the trials is then made."""
+        return self._reason in ENDS
+
+    @property
+    def _reason(self) -> str:
+        """Why the last process closed the sweep; empty where it did not."""
+        last = self.events[-1][1] if self.events else None
+        return last.reason if isinstance(last, Closed) else ""
 
     @property
     def num_processes(self) -> int:
@@ -116,9 +138,10 @@ def replay(history: History, folder: Path, label: str, settings: SweepSettings, 
             replayed.findings.append(Finding("wrong", f"{label}{EVENTS}: line {line.number} {problem}"))
     checks = _Checks(replayed, settings, expected, folder, f"{label}{EVENTS}")
     closing = _closing(readable)
+    last_opened = max((place for place, (_, event) in enumerate(readable) if isinstance(event, Opened)), default=0)
     for place, (number, event) in enumerate(readable):
         following = [each for _, each in readable[place + 1 : place + 3]]
-        checks.take(number, event, following, is_closing=place in closing)
+        checks.take(number, event, following, is_closing=place in closing, is_last_process=place >= last_opened)
     checks.end()
     return replayed
 
@@ -152,13 +175,18 @@ class _Checks:
         self._nodes: dict[int, str] = {}
         self._told: dict[int, int] = {}  # epoch of the newest checkpoint that the trial reported
         self._line = 0
+        self._version = 1
+        self._has_these_budgets = True  # the process that wrote the event had those of sweep.yaml
 
     def _find(self, kind: Kind, text: str) -> None:
         self._replayed.findings.append(Finding(kind, f"{self._label}: line {self._line} {text}"))
 
-    def take(self, line: int, event: Event, following: Sequence[Event], *, is_closing: bool) -> None:
+    def take(
+        self, line: int, event: Event, following: Sequence[Event], *, is_closing: bool, is_last_process: bool
+    ) -> None:
         """The next event. following: the two after it. is_closing: it is of those that close a finished sweep."""
         self._line = line
+        self._has_these_budgets = is_last_process and not self._expected.is_resuming
         self._in_order(event)
         if impossible := self._history.impossible(event):
             self._find("wrong", impossible)
@@ -216,10 +244,10 @@ class _Checks:
                 history.shelf.tidy(number)
         if isinstance(event, Asked):
             replayed.asked[event.trial] = dict(event.params)
-        if isinstance(event, Closed) and event.reason == "finished":
+        if isinstance(event, Closed) and event.reason in ENDS:
             table = copy(history.table)
             table.rows = deepcopy(history.table.rows)
-            replayed.finished.append(table)
+            replayed.ends.append(table)
         changed = history.trials if isinstance(event, (Opened, SetAside, Closed)) else (event.trial,)
         for number in changed:
             after = copy(history.trials[number].row)
@@ -246,12 +274,18 @@ class _Checks:
             self._find("wrong", "follows 'closed', after which there can only be 'opened'")
 
     def _opened(self, event: Opened) -> None:
-        settings, expected = self._settings, self._expected.num_trials
-        if self._last is None and expected is not None and event.num_trials != expected:
-            self._find("wrong", f"opens the sweep for {event.num_trials} trials, but its configuration has {expected}")
+        settings, self._version = self._settings, event.version
+        num_trials, num_points = self._expected.num_trials, self._expected.num_points
+        possible = {num_trials} if self._has_these_budgets and num_trials is not None else {event.num_trials}
+        if num_points is not None:
+            capped = {min(each, num_points) for each in possible}
+            possible = capped if event.version >= _TELLS_SPENT else possible | capped
+        if event.num_trials not in possible:
+            said = f"opens the sweep for {event.num_trials} trials"
+            self._find("wrong", f"{said}, but its configuration has {min(possible)}")
         if event == self._last:
             self._find("repeated", "opens the sweep again at the same moment")
-        if event.num_trials < max(1, len(self._history.trials)):
+        if event.num_trials < 1:
             self._find("wrong", f"opens the sweep for {event.num_trials} trials")
         share, workers = settings.gpus_per_trial, settings.workers_per_trial
         if share == "auto":
@@ -431,7 +465,9 @@ class _Checks:
             elif not isinstance(self._last, Ended):
                 self._nothing_left(event.at)
         elif event.reason == "spent":
-            if not self._is_spent(event.at) and self._replayed.num_processes == 1:
+            if not self._is_left and not history.live["running"]:
+                self._find("wrong", "closes the sweep for a spent budget, but it is finished: nothing is left to run")
+            if not self._is_spent(event.at) and self._has_these_budgets:
                 self._find("wrong", f"closes the sweep at {event.at} s for a spent budget, but no budget is spent")
         elif event.reason == "halted":
             is_due = isinstance(self._last, SetAside) or (isinstance(self._last, Failed) and self._last.retry)
@@ -439,21 +475,24 @@ class _Checks:
                 self._find("wrong", "closes the sweep as halted, although no trial has just failed before any reported")
 
     def _nothing_left(self, at: float) -> None:
-        """A sweep is finished when nothing can be run any more, or its budget is spent."""
+        """A sweep is finished when nothing can be run any more; in earlier formats also when a budget is spent."""
         history = self._history
-        promoted = history.promoted()
-        is_left = history.can_begin or history.live["waiting"] or promoted is not None
-        if is_left and not self._is_spent(at) and self._replayed.num_processes == 1:
-            what = (
-                f"{history.num_trials - len(history.trials)} trials to begin" if history.can_begin else "trials to run"
-            )
-            self._find("lost", f"finishes the sweep, but there are {what}, and no budget is spent")
+        if not self._is_left:
+            return
+        if self._version < _TELLS_SPENT and (self._is_spent(at) or not self._has_these_budgets):
+            return
+        num_left = history.num_trials - len(history.trials)
+        what = f"{num_left} trials to begin" if history.can_begin else "trials to run"
+        self._find("lost", f"finishes the sweep, but there are {what}")
+
+    @property
+    def _is_left(self) -> bool:
+        """Whether a trial can begin or go on."""
+        history = self._history
+        return bool(history.can_begin or history.live["waiting"] or history.promoted() is not None)
 
     def _is_spent(self, at: float) -> bool:
-        history, settings = self._history, self._settings
-        return (settings.time_budget_s is not None and at >= settings.time_budget_s) or (
-            settings.gpu_hours is not None and history.gpu_hours(at) >= settings.gpu_hours
-        )
+        return self._settings.spent_budget(elapsed_s=at, gpu_hours=self._history.gpu_hours(at)) is not None
 
 
 def checkpoint_name(trial: int, epoch: int, stretch: int) -> str:
@@ -468,14 +507,14 @@ def _anywhere(replayed: Replayed) -> Room:
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    """Whether two plain values are the same; True is not 1, and NaN is NaN."""
+    """Whether two plain values are the same; 1, 1.0 and true differ, and NaN is NaN."""
     return not list(differences(ours, theirs))
 
 
 def differences(ours: Any, theirs: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where two plain values differ: the place, with dots, and both values there.
 
-    Numbers that were computed again may differ in their last digits.
+    Numbers that were computed again may differ in their last digits. 1, 1.0 and true are different values.
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for key in {**ours, **theirs}:
@@ -487,7 +526,7 @@ def differences(ours: Any, theirs: Any, place: str = "") -> Iterator[tuple[str, 
     elif isinstance(ours, float) and isinstance(theirs, float):
         if not (abs(ours - theirs) <= 1e-12 * abs(ours) or ours == theirs or (ours != ours and theirs != theirs)):
             yield place, ours, theirs
-    elif ours != theirs or isinstance(ours, bool) != isinstance(theirs, bool):
+    elif ours != theirs or (isinstance(ours, (int, float)) and type(ours) is not type(theirs)):
         yield place, ours, theirs
 
 

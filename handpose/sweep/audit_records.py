@@ -7,14 +7,14 @@ import math
 import shlex
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
 from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, TrialState
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
@@ -24,8 +24,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from handpose.errors import UserError
 from handpose.report.table import TrialRow, TrialTable
-from handpose.report.tensorboard import ABSENT, EPOCHS, NOT_OVER, SECONDS, STATE
+from handpose.report.tensorboard import ABSENT, EPOCHS, NOT_OVER, SECONDS, STATE, as_shown
 from handpose.sweep.audit_events import Finding, Kind, Replayed, differences
+from handpose.sweep.distributions import from_label
 from handpose.sweep.events import EVENTS, Asked, Begun, Closed, Measured, Opened, Reported
 from handpose.sweep.history import TrialHistory
 from handpose.sweep.points import place
@@ -35,6 +36,7 @@ from handpose.sweep.space import ListedSpace, Params, Space
 from handpose.sweep.state import known_of
 from handpose.sweep.stretch import run_name
 from handpose.sweep.study import COSTS, PARAMS, excess, params_of
+from handpose.values import same
 
 
 def is_truncated(file: Path) -> bool:
@@ -45,11 +47,11 @@ def is_truncated(file: Path) -> bool:
 # --- trials.csv -------------------------------------------------------------------------------------------------------
 
 
-def audit_csv(replayed: Replayed, file: Path, label: str, command: Callable[[Params], str]) -> Iterator[Finding]:
+def audit_csv(replayed: Replayed, file: Path, label: str) -> Iterator[Finding]:
     """Compare trials.csv with the table that the events lead to, cell by cell.
 
     While a sweep runs, and after it was killed, trials.csv is that of some moment before. label: of the file in
-    findings. command: the command line that trains parameters again.
+    findings.
     """
     if is_truncated(file):
         yield Finding("wrong", f"{label} is truncated: it has no line end")
@@ -88,7 +90,7 @@ def audit_csv(replayed: Replayed, file: Path, label: str, command: Callable[[Par
                 if rows[number].get(name) != cell:
                     said = f"{rows[number].get(name)!r}, where {EVENTS} has {cell!r}"
                     yield Finding("wrong", f"{label}: trial {number} has {name} {said}")
-            if has_commands and not _is_command(rows[number].get("command", ""), row, replayed, command):
+            if has_commands and not _is_command(rows[number].get("command", ""), row, replayed):
                 yield Finding("wrong", f"{label}: trial {number} has a command that does not train its parameters")
     if any(len(line) != len(header) for line in lines):
         place_of = next(index for index, line in enumerate(lines) if len(line) != len(header))
@@ -143,12 +145,10 @@ def _written(table: TrialTable) -> tuple[list[str], dict[str, dict[str, str]]]:
     return header, {line[0]: dict(zip(header, line, strict=True)) for line in lines}
 
 
-def _is_command(written: str, row: TrialRow, replayed: Replayed, command: Callable[[Params], str]) -> bool:
+def _is_command(written: str, row: TrialRow, replayed: Replayed) -> bool:
     """Whether a command line trains the row's parameters; a process that continued may have had other paths."""
-    is_perturbed = replayed.asked.get(row.number) != row.params
-    wanted = "" if is_perturbed else command(dict(row.params))
     try:
-        ours, theirs = shlex.split(wanted), shlex.split(written)
+        ours, theirs = shlex.split(row.command), shlex.split(written)
     except ValueError:
         return False
     if replayed.num_processes > 1:
@@ -208,7 +208,7 @@ def _params_of_study(place_of: str, trial: FrozenTrial, asked: Params, space: Sp
     if not trial.params:
         return
     try:
-        placed = place(space, trial.params)
+        placed = place(space, {name: from_label(value) for name, value in trial.params.items()})
     except UserError as error:
         yield Finding("wrong", f"{place_of}: {error}")
         return
@@ -216,17 +216,28 @@ def _params_of_study(place_of: str, trial: FrozenTrial, asked: Params, space: Sp
         yield Finding("wrong", f"{place_of} has drawn {name}, which {space.file.name} does not search")
     for name in placed.outside:
         yield Finding("wrong", f"{place_of} has {name} {trial.params[name]}, which {space.file.name} does not have")
+    for name in placed.missing:
+        yield Finding("lost", f"{place_of} has not drawn {name}, which {space.file.name} searches")
     declared: Mapping[str, BaseDistribution] = (
         space.parameters if isinstance(space, ListedSpace) else placed.distributions
     )
     for name, distribution in trial.distributions.items():
-        if name in declared and declared[name] != distribution:
+        if name in declared and not _is_written_alike(declared[name], distribution):
             yield Finding(
                 "wrong", f"{place_of} drew {name} from {distribution}, but {space.file.name} has {declared[name]}"
             )
+    for name in placed.draws.keys() & trial.params.keys() - {*placed.outside}:
+        theirs, ours = trial.params[name], placed.draws[name]
+        if isinstance(placed.distributions[name], CategoricalDistribution) and not same(theirs, ours):
+            yield Finding("wrong", f"{place_of} has {name} as {theirs!r}, but {space.file.name} makes it {ours!r}")
     if PARAMS in trial.user_attrs and not placed.outside:
         for name, theirs, ours in differences(dict(trial.user_attrs[PARAMS]), placed.params):
             yield Finding("wrong", f"{place_of} has {name} {theirs}, but its draws make it {ours}")
+
+
+def _is_written_alike(one: BaseDistribution, other: BaseDistribution) -> bool:
+    """Whether two distributions are the same; unlike with ==, choices of 1, 1.0 and true differ."""
+    return distribution_to_json(one) == distribution_to_json(other)
 
 
 def _outcome_in_study(
@@ -244,7 +255,7 @@ def _outcome_in_study(
         if ours != theirs:
             kind: Kind = "lost" if theirs is None else "wrong"
             yield Finding(kind, f"{place_of} has the value {theirs} at epoch {epoch}, but {EVENTS} has {ours}")
-    costs = {name: cost for name, cost in known.costs.items() if math.isfinite(cost)}
+    costs = {name: float(cost) for name, cost in known.costs.items() if math.isfinite(cost)}
     wanted = costs | excess(costs, limits)
     attributes = {**trial.user_attrs, **trial.system_attrs}
     stored = {name: value for name, value in attributes.items() if name in COSTS or name.startswith("constraints:")}
@@ -380,7 +391,7 @@ def _acts(replayed: Replayed, limits: Mapping[str, float]) -> Iterator[_Act]:
             states[number], params[number] = TrialState.RUNNING, dict(event.params)
             yield "created", -1, 0
         elif isinstance(event, Begun):
-            if event.params is not None and event.params != params[number]:
+            if event.params is not None and not same(event.params, params[number]):
                 params[number] = dict(event.params)
                 perturbed.add(number)
             yield from move(number, TrialState.RUNNING)
@@ -573,13 +584,8 @@ def _compare_params(
     )
     for key in {*keys, *shown} - {STATE}:
         value, theirs = row.params.get(key, ABSENT), shown.get(key, ABSENT)
-        word = {None: "null", True: "true", False: "false"}.get(value, value) if _is_word(value) else value
-        if theirs != value and str(theirs) != str(word):
+        if theirs != value and theirs != as_shown(value, "word"):
             yield Finding("wrong", f"{place_of} shows {key} {theirs}, but it is {value}")
-
-
-def _is_word(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------

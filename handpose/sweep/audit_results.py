@@ -59,11 +59,11 @@ def audit_results(task: Task, sweep: SweepSettings, recipe: TrialRecipe, replaye
 def _first_clean(check: Any, replayed: Replayed) -> list[Finding]:
     """The findings of a check with the table that the sweep has come to.
 
-    A sweep that was given more trials has come to an end more than once, and what comes after the trials may still be
-    that of an end before: then there are no findings.
+    A sweep that was given more trials or a larger budget has come to an end more than once, and what comes after the
+    trials may still be that of an earlier end: then there are no findings.
     """
-    tables: Sequence[TrialTable | None] = replayed.finished[::-1] or [None]
-    found = [list(check(table, is_over=replayed.is_finished)) for table in tables]
+    tables: Sequence[TrialTable | None] = replayed.ends[::-1] or [None]
+    found = [list(check(table, is_over=replayed.is_ended)) for table in tables]
     return found[0] if all(found) else []
 
 
@@ -81,7 +81,7 @@ def _audit_confirming(task: Task, sweep: SweepSettings, recipe: TrialRecipe, rep
     every = task.config.trainer.check_val_every_n_epoch
     if not folder.is_dir():
         return Replayed(history)
-    confirming = replay(history, folder, label, settings, Expected(None, 0, {}, lambda number: None, every))
+    confirming = replay(history, folder, label, settings, Expected(None, None, 0, {}, lambda number: None, every))
     found = confirming.findings
     found += _audit_space_copy(sweep.path)
     kept = folder / "sweep.yaml"
@@ -99,7 +99,7 @@ def _audit_confirming(task: Task, sweep: SweepSettings, recipe: TrialRecipe, rep
         confirms = str(record.get("confirms"))
         if Path(confirms).name != sweep.name and confirms != str(folder.parent):
             found.append(Finding("wrong", f"{label}sweep.yaml confirms {confirms}, which is another sweep"))
-    found += audit_csv(confirming, folder / "trials.csv", f"{label}trials.csv", recipe.command)
+    found += audit_csv(confirming, folder / "trials.csv", f"{label}trials.csv")
     is_ahead = sweep.storage is not None
     place = folder / "tensorboard"
     found += audit_tensorboard(confirming, place, f"{label}tensorboard", in_tab=False, is_ahead=is_ahead)
@@ -131,7 +131,7 @@ def _audit_chosen(
     if table is None:
         for name in (f"{FOLDER}/{EVENTS}", _BEST):
             if (folder / name).is_file():
-                yield Finding("wrong", f"{name} is there, although {EVENTS} does not say that the sweep was finished")
+                yield Finding("wrong", f"{name} is there, although {EVENTS} does not say that the sweep has ended")
         return
     try:
         confirmed = read_yaml(folder / FOLDER / FILE) or None
@@ -166,7 +166,7 @@ def _audit_runs(task: Task, table: TrialTable, confirming: Replayed) -> Iterator
             )
     seen: list[dict[str, Any]] = []
     for number, params in confirming.asked.items():
-        if params in seen:
+        if any(same(params, each) for each in seen):
             yield Finding("repeated", f"{FOLDER}/{EVENTS}: run {number} has the parameters of one before it")
         seen.append(params)
 
@@ -190,7 +190,7 @@ def _audit_confirmation(
     for params in wanted:
         if not any(same(params, each) for each in asked):
             yield Finding("lost", f"{FOLDER}/{EVENTS} has no run of {params}")
-    trained = confirming.finished[-1] if confirming.finished else confirming.history.table
+    trained = confirming.ends[-1] if confirming.ends else confirming.history.table
     for place, theirs, ours in differences(dict(confirmed), _plain(account(chosen, seeds, trained))):
         yield Finding("wrong", f"{name}: {place} is {theirs}, but its runs give {ours}")
 

@@ -40,6 +40,7 @@ from handpose.sweep.select import finalists, is_default, without_seed
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.space import Params, Space
 from handpose.sweep.stretch import Objective
+from handpose.values import same
 
 FOLDER, FILE = "confirm", "confirm.yaml"
 
@@ -93,7 +94,7 @@ def confirm(
     seeds = fresh_seeds(
         sweep.confirm.seeds, table, defaults, used=used_seeds, begun=[params["seed"] for params in begun]
     )
-    points = begun + [point for point in runs(chosen, seeds) if point not in begun]
+    points = begun + [point for point in runs(chosen, seeds) if not any(same(point, each) for each in begun)]
     if len(points) > len(begun):
         print(_plan(chosen, seeds, len(points) - len(begun), sweep.max_epochs), flush=True)
     with swept(
@@ -307,7 +308,7 @@ def _number(candidate: Candidate) -> int:
 
 
 def _run(trained: TrialTable, params: Params) -> TrialRow | None:
-    return next((row for row in trained.rows.values() if row.params == params), None)
+    return next((row for row in trained.rows.values() if same(row.params, params)), None)
 
 
 def _value(trained: TrialTable, params: Params) -> float:

@@ -21,10 +21,11 @@ from handpose.errors import UserError
 if TYPE_CHECKING:  # workers read events without Optuna and Hydra
     from handpose.sweep.space import Params
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file's format; to be raised with every new kind of event, field or value.
 
-Each `opened` line carries the version of the program that continues the file. Files of format 1 carry none.
+Each `opened` line carries the version of the program that continues the file. Files of format 1 carry none. Format 3
+tells a spent budget from a finished sweep, and ends a sweep when every point of a finite space has been tried.
 """
 
 Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasible"]
@@ -158,7 +159,7 @@ class Closed:
     """The process that ran the sweep left it in order.
 
     reason: `finished`, nothing is left to run; `spent`, a budget is used up, and a larger one lets the sweep go on;
-    `interrupted`, by hand; `halted`, since no trial works. Earlier versions wrote `finished` for a spent budget too.
+    `interrupted`, by hand; `halted`, since no trial works. Before format 3 a spent budget was `finished`, too.
     """
 
     at: float

@@ -16,6 +16,7 @@ from handpose.sweep.crew import Crew, find_crew
 from handpose.sweep.events import EVENTS, read_events
 from handpose.sweep.mirror import Mirror
 from handpose.sweep.node_health import set_aside
+from handpose.sweep.points import most_trials
 from handpose.sweep.preflight import Survey, check_plan, check_space, check_sweep, preflight, survey
 from handpose.sweep.provenance import provenance
 from handpose.sweep.reporting import check_scientific
@@ -73,6 +74,7 @@ class Plan:
             preflight=self._preflight(objective),
             mirror=mirror,
             on_resume=partial(keep_budgets, self.task),
+            num_points=self._num_points,
         )
 
     def confirmed(self, table: TrialTable, *, mirror: Mirror | None = None) -> dict[str, Any] | None:
@@ -112,6 +114,10 @@ class Plan:
                 aside = set_aside(read_events(sweep.path / EVENTS))
                 crew = find_crew(sweep, devices=sweep.retrain_devices, batch_size=batch_size, without=aside)
             yield crew
+
+    def _num_points(self) -> int | None:
+        is_grid = self.task.config.searcher.sampler is None
+        return most_trials(self.task.space, is_grid=is_grid, repeats=self.rule().perturbs)
 
     def _preflight(self, objective: Objective) -> Callable[[Slots], Slots]:
         return partial(

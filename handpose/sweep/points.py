@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from handpose.errors import UserError
 from handpose.sweep.distributions import from_label, num_values, value_at
 from handpose.sweep.sampler_view import PENDING, SamplerView, pending_trial
-from handpose.sweep.space import Given, ListedSpace, Params, Space, default_point, grid_points
+from handpose.sweep.space import Given, ListedSpace, Params, Space, default_point, grid_points, num_grid_points
 from handpose.values import equal, same, written
 
 
@@ -118,6 +118,23 @@ def finite_points(space: Space) -> FinitePoints | None:
             points = list(found.values())
             return FinitePoints(len(points), points.__getitem__)
     return None
+
+
+def most_trials(space: Space, *, is_grid: bool, repeats: bool) -> int | None:
+    """How many trials a search of the space has at most; None where there is no such limit.
+
+    Args:
+        space: what is searched.
+        is_grid: every point is tried once; otherwise a sampler proposes.
+        repeats: trials may have the parameters of earlier ones.
+
+    Raises:
+        UserError: the points of a grid cannot be listed, or are too many.
+    """
+    if is_grid:
+        return num_grid_points(space)
+    points = None if repeats else finite_points(space)
+    return None if points is None else points.num
 
 
 def _listed_points(space: ListedSpace) -> FinitePoints | None:

@@ -70,16 +70,18 @@ def swept(
     preflight: Callable[[Slots], Slots] = lambda slots: slots,
     mirror: Mirror | None = None,
     on_resume: Callable[[], None] = lambda: None,
+    num_points: Callable[[], int | None] = lambda: None,
 ) -> Iterator[TrialTable]:
     """Try configurations from the space until all trials are done or a budget is spent; yields the table of trials.
 
     searcher: as configured, still without what the sweep knows. rule: makes a fresh one. objective: what a trial runs.
     command: the command line that trains parameters again. description: kept as sweep.yaml; None: the sweep in the
     folder goes on, and one that is finished, or whose budget is still spent, is only read. on_resume: called when a
-    sweep is about to go on, within its lock. preflight: what is tried before the first trial. mirror: that
-    keeps the sweep in a store. Ray is started, unless it runs already, and shut down at the end of the block, so that
-    what follows in it has no need to wait for it; for a finished sweep it is not started. Raises UserError where a
-    trial does not fit into what Ray has or the sweep runs already, SweepInterruptedError and SweepHaltedError.
+    sweep is about to go on, within its lock. num_points: how many trials there can be, as `most_trials` counts them.
+    preflight: what is tried before the first trial. mirror: that keeps the sweep in a store. Ray is started, unless it
+    runs already, and shut down at the end of the block, so that what follows in it has no need to wait for it; for a
+    finished sweep it is not started. Raises UserError where a trial does not fit into what Ray has or the sweep runs
+    already, SweepInterruptedError and SweepHaltedError.
     """
     folder, is_resumed, files = sweep.path, description is None, files_of(mirror, sweep.path)
 
@@ -100,7 +102,7 @@ def swept(
     )
     if not is_resumed:
         _rehearse(asked_for)
-    elif finished := finished_table(folder, history()):
+    elif finished := finished_table(folder, history(), num_points=num_points()):
         yield finished
         return
     with contextlib.ExitStack() as stack:
@@ -171,15 +173,17 @@ def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slo
         preflight(count_slots(sweep, live_resources()))
 
 
-def finished_table(folder: Path, history: History) -> TrialTable | None:
+def finished_table(folder: Path, history: History, *, num_points: int | None = None) -> TrialTable | None:
     """The table of a sweep with nothing left to run, or whose budget is still spent; None for one that goes on.
 
-    history: empty. Raises UserError where its events are damaged or were decided by other rules.
+    history: empty. num_points: how many trials there can be; None: any number. Raises UserError where the events are
+    damaged or were decided by other rules.
     """
     events = read_events(folder / EVENTS)
-    num_trials = history.num_trials
+    num_trials = history.num_trials if num_points is None else min(history.num_trials, num_points)
     history.replay(events)
     table = history.table
+    table.num_trials = history.num_trials
     # Earlier versions closed a sweep as finished when its budget was spent, though it had trials left to begin.
     has_more = num_trials > history.num_trials or history.can_begin
     if table.end == "finished" and not has_more:

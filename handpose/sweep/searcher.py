@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.errors import UserError
 from handpose.sweep.distributions import from_label, num_values
-from handpose.sweep.points import FinitePoints, draw, finite_points, grid_in_order, place
+from handpose.sweep.points import FinitePoints, draw, finite_points, grid_in_order, most_trials, place
 from handpose.sweep.sampler_view import PENDING, SamplerView, pending_trial
 from handpose.sweep.space import Params, Space, num_grid_points
 from handpose.sweep.study import (
@@ -168,9 +168,7 @@ class OptunaSearcher:
     @cached_property
     def num_points(self) -> int | None:
         """How many trials with different parameters there can be; None: any number, or they may repeat."""
-        if self._make_sampler is None:
-            return len(self._planned)
-        return None if self._repeats or self._finite_points is None else self._finite_points.num
+        return most_trials(self._space, is_grid=self._make_sampler is None, repeats=self._repeats)
 
     def ask(self, number: int) -> Params | None:
         """The parameters of the trial with the next number, counted from `first_number`; None: a grid has no more.

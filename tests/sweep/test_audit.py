@@ -16,11 +16,21 @@ import yaml
 from handpose import config as configuration
 from handpose.errors import UserError
 from handpose.sweep.audit import audit, main
+from handpose.sweep.events import FORMAT
 from tests.sweep.whole_sweep import METRIC, WholeSweep
 
 HALVES = "scheduler.reduction_factor=2"
 PROMOTE = "scheduler.mode=promote"
 GRID = "optimizer.lr: choice(0.001, 0.002)\nheatmap.sigma: choice(0.03, 0.05)\n"
+EQUAL = "optimizer.lr: choice(1, true, 1.0)\nheatmap.sigma: choice(0, false)\n"
+EQUAL_AND_VALID = "trainer.limit_train_batches: choice(1, 1.0)\n+trainer.fast_dev_run: choice(0, false)\n"
+FINITE = """
+def space(trial):
+    params = {"model/decoder": trial.suggest_categorical("model/decoder", ["pyramid", "effpose"])}
+    if params["model/decoder"] == "pyramid":
+        params["model.decoder.depth"] = trial.suggest_int("model.decoder.depth", 1, 3)
+    return params
+"""
 TWO = ("sweep.second_objective=num_parameters", "searcher.constraints.num_parameters=3500000")
 CONDITIONAL = """
 def space(trial):
@@ -30,6 +40,13 @@ def space(trial):
         params["model.decoder.depth"] = trial.suggest_int("model.decoder.depth", 1, 5)
     return params
 """
+
+
+def in_format_2(sweep):
+    """As an earlier version wrote the events: a spent budget is `finished`."""
+    file = sweep.folder / "events.jsonl"
+    file.write_text(file.read_text().replace(f'"version": {FORMAT}', '"version": 2'))
+
 
 MAKE = {
     "plain": lambda folder: WholeSweep(
@@ -57,7 +74,7 @@ MAKE = {
     ),
     "resumed": lambda folder: (
         WholeSweep(folder, HALVES, PROMOTE)
-        .run(stops=[(5, "interrupted"), (3, None), (4, None)], num_trials=7)
+        .run(stops=[(5, "interrupted"), (3, None), (4, None)], given=["sweep.num_trials=7"])
         .finish(seeds=1, retrained=False)
     ),
     "interrupted": lambda folder: WholeSweep(folder, HALVES, PROMOTE).run(num_reports=9, last="interrupted"),
@@ -70,8 +87,64 @@ MAKE = {
     "halted": lambda folder: WholeSweep(
         folder, "sweep.stop_after_failures=2", "sweep.retry_delay_s=60", fails={(0, 1): "error", (1, 1): "error"}
     ).run(last=None),
-    "budget": lambda folder: (
-        WholeSweep(folder, "sweep.time_budget_s=9", "scheduler=fifo").run(num_reports=8).finish(retrained=False)
+    "spent": lambda folder: (
+        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15").run(last="spent").finish(seeds=2, retrained=False)
+    ),
+    "gpu_hours": lambda folder: (
+        WholeSweep(folder, "scheduler=fifo", "sweep.gpu_hours=0.005", gpus=1.0).run(last="spent").finish()
+    ),
+    "raised": lambda folder: (
+        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15")
+        .run(last="spent")
+        .finish(retrained=False)
+        .resume("sweep.time_budget_s=900", "sweep.num_trials=7")
+        .run(stops=[(2, "interrupted")])
+        .finish(seeds=2)
+    ),
+    "raised_only": lambda folder: (
+        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15")
+        .run(last="spent")
+        .finish(retrained=False)
+        .resume("sweep.time_budget_s=900", "sweep.num_trials=7")
+    ),
+    "lowered": lambda folder: (
+        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15")
+        .run(last="spent")
+        .resume("sweep.time_budget_s=null", "sweep.num_trials=2")
+        .run()
+        .finish(retrained=False)
+    ),
+    "spent_in_format_2": lambda folder: in_format_2(
+        WholeSweep(folder, "sweep.time_budget_s=9", "scheduler=fifo").run().finish(retrained=False)
+    ),
+    "max": lambda folder: (
+        WholeSweep(folder, HALVES, "searcher=random", "sweep.metric=val/pck_auc", diverges={(4, 2)})
+        .run()
+        .finish(seeds=2, retrained=False)
+    ),
+    "held": lambda folder: (
+        WholeSweep(folder, "scheduler=fifo", "heatmap.sigma=0.04", "sweep.num_trials=9", space=GRID)
+        .run()
+        .finish(seeds=2, retrained=False)
+    ),
+    "held_conditional": lambda folder: (
+        WholeSweep(folder, HALVES, "model/decoder=pyramid", space=CONDITIONAL, suffix=".py")
+        .run()
+        .finish(retrained=False)
+    ),
+    "equal": lambda folder: WholeSweep(folder, "scheduler=fifo", "sweep.num_trials=9", space=EQUAL).run(),
+    "equal_confirmed": lambda folder: (
+        WholeSweep(folder, "scheduler=fifo", "sweep.num_trials=9", space=EQUAL_AND_VALID)
+        .run()
+        .finish(seeds=2, retrained=False)
+    ),
+    "finite_conditional": lambda folder: (
+        WholeSweep(folder, "sweep.num_trials=9", space=FINITE, suffix=".py").run().finish(retrained=False)
+    ),
+    "finite_population": lambda folder: (
+        WholeSweep(folder, "scheduler=pbt", "scheduler.perturbation_interval=1", space=GRID, slots=3)
+        .run()
+        .finish(retrained=False)
     ),
 }
 
@@ -415,6 +488,37 @@ FAULTS = [
     ("front", EVENTS, event("decision", "infeasible", event="measured", decision="continue"), r"decides infeasible of"),
     ("front", EVENTS, event("costs|latency_ms", 9.0, event="measured"), r"latency_ms"),
     ("front", EVENTS, removed(event="measured", trial=1), r"num_parameters"),
+    # budgets
+    ("spent", EVENTS, event("reason", "finished", event="closed"), r"line \d+ closes the sweep as finished, but tri"),
+    ("spent", EVENTS, event("reason", "interrupted", event="closed"), r"best.yaml is there, although events.jsonl"),
+    ("spent", EVENTS, event("reason", "halted", event="closed"), r"events.jsonl: line \d+ closes the sweep as halted"),
+    ("gpu_hours", EVENTS, event("reason", "finished", event="closed"), r"line \d+ closes the sweep as finished, but"),
+    ("plain", EVENTS, event("reason", "spent", event="closed"), r"line \d+ closes .* spent budget, but it is finished"),
+    ("stop", EVENTS, event("reason", "spent", event="closed"), r"line \d+ closes .* spent budget, but no budget is"),
+    ("promote", EVENTS, event("reason", "spent", event="closed"), r"line \d+ closes .* spent budget, but it is fin"),
+    ("interrupted", EVENTS, event("reason", "spent", event="closed"), r"line \d+ closes .* but no budget is spent"),
+    (
+        "raised",
+        EVENTS,
+        event("reason", "finished", event="closed"),
+        r"line \d+ closes the sweep as finished, but trial",
+    ),
+    ("raised", EVENTS, event("reason", "spent", reason="finished"), r"line \d+ closes .* spent budget, but it is fin"),
+    ("raised", EVENTS, event("num_trials", 2, event="opened"), r"asks for trial 2, but the sweep has only 2 trials"),
+    (
+        "lowered",
+        EVENTS,
+        event("num_trials", 6, num_trials=2),
+        r"opens the sweep for 6 trials, but its configuration has",
+    ),
+    (
+        "spent_in_format_2",
+        EVENTS,
+        replaced('"version": 2', '"version": 3'),
+        r"finishes the sweep, but there are \d trials",
+    ),
+    ("held", EVENTS, event("num_trials", 9, event="opened"), r"opens the sweep for 9 trials, but its .* has 2"),
+    ("spent", "sweep.yaml", entry("config|sweep|time_budget_s", 99), r"sweep.yaml: config has sweep.time_budget_s=99"),
     # trials.csv
     ("plain", CSV, cell(METRIC, "12.5"), rf"trials.csv: trial 1 has {METRIC} '12.5', where events.jsonl has '\d+"),
     ("plain", CSV, cell("optimizer.lr", "0.0011"), r"trials.csv: trial 1 has optimizer.lr '0.0011'"),
@@ -462,12 +566,50 @@ FAULTS = [
     ("plain", JOURNAL, doubled(op_code=4), r"journal.log"),
     ("plain", JOURNAL, cut, r"journal.log"),
     ("plain", JOURNAL, gone, r"study/journal.log is missing"),
+    (
+        "equal",
+        EVENTS,
+        event("params|optimizer.lr", lambda lr: True if type(lr) is float else float(lr), event="asked"),
+        r"events.jsonl: line \d+ has other parameters of trial 0",
+    ),
+    ("equal", CSV, cell("optimizer.lr", "1.00"), r"trials.csv: trial 1 has optimizer.lr '1.00'"),
+    (
+        "equal",
+        JOURNAL,
+        event("distributions|optimizer.lr", lambda text: text.replace("bool true", "bool false"), op_code=4),
+        r"journal.log: trial 0 drew optimizer.lr from",
+    ),
+    (
+        "equal",
+        JOURNAL,
+        event("distributions|optimizer.lr", lambda text: text.replace("[1,", "[1.0,"), op_code=4),
+        r"journal.log: trial 0 drew optimizer.lr from",
+    ),
+    (
+        "equal",
+        JOURNAL,
+        event("params|optimizer.lr", lambda index: (index + 1) % 3, op_code=4),
+        r"journal.log: trial 0 has",
+    ),
+    ("max", JOURNAL, event("directions", [1], op_code=0), r"journal.log: its directions are"),
     # what comes after
     ("stop", CONFIRM, entry("winner_trial", 5), r"confirm/confirm.yaml: winner_trial is 5, but its runs give"),
     ("stop", CONFIRM, entry("seeds|0", 7), r"confirm/confirm.yaml"),
     ("stop", CONFIRM, entry("candidates|0|values|1", 12.5), r"confirm/confirm.yaml: candidates.0.values.1 is 12.5"),
     ("stop", CONFIRM, entry("candidates|0|low", 12.5), r"confirm/confirm.yaml: candidates.0.low is 12.5"),
     ("stop", CONFIRM, entry("candidates|0|params|optimizer.lr", 0.0011), r"confirm/confirm.yaml: candidates.0.params"),
+    ("stop", CONFIRM, entry("optimism", 0.5), r"confirm/confirm.yaml: optimism is 0.5, but its runs give"),
+    ("stop", CONFIRM, entry("not_compared", ["trial 3"]), r"confirm/confirm.yaml: not_compared"),
+    ("stop", CONFIRM, entry("unknown", {"interval": "it is not"}), r"confirm/confirm.yaml: unknown.interval is it is"),
+    (
+        "promote",
+        CONFIRM,
+        entry("unknown|interval", "it is not"),
+        r"confirm/confirm.yaml: unknown.interval is it is not",
+    ),
+    ("promote", CONFIRM, entry("unknown", {}), r"confirm/confirm.yaml: unknown.interval is \(nothing\)"),
+    ("promote", CONFIRM, entry("optimism", 0.0), r"confirm/confirm.yaml: optimism is 0.0, but its runs give None"),
+    ("max", CONFIRM, entry("mode", "min"), r"confirm/confirm.yaml: mode is min"),
     ("stop", CONFIRM, gone, r"confirm/confirm.yaml is missing"),
     ("stop", CONFIRM, cut, r"confirm/confirm.yaml"),
     ("stop", RUNS, event("params|seed", 9, event="asked", trial=1), r"confirm/events.jsonl: run 1"),
@@ -490,6 +632,17 @@ FAULTS = [
     ("stop", "best.yaml", entry("params|optimizer.lr", 0.0011), r"best.yaml: params.optimizer.lr is 0.0011"),
     ("stop", "best.yaml", entry("metric|value", 12.5), r"best.yaml: metric.value is 12.5"),
     ("stop", "best.yaml", entry("metric|high", 12.5), r"best.yaml: metric.high is 12.5"),
+    ("stop", "best.yaml", entry("metric|optimism", 0.5), r"best.yaml: metric.optimism is 0.5"),
+    ("stop", "best.yaml", entry("not_compared", ["trial 3"]), r"best.yaml: not_compared"),
+    ("promote", "best.yaml", entry("unknown|interval", "it is not"), r"best.yaml: unknown.interval is it is not"),
+    ("conditional", "best.yaml", entry("unknown", {}), r"best.yaml: unknown"),
+    ("max", "best.yaml", entry("metric|mode", "min"), r"best.yaml: metric.mode is min"),
+    (
+        "max",
+        "best.yaml",
+        entry("overrides", lambda all_: [each for each in all_ if "checkpoints" not in each]),
+        r"best",
+    ),
     ("stop", "best.yaml", entry("overrides|1", "optimizer.lr=9"), r"best.yaml: overrides"),
     ("stop", "best.yaml", entry("sweep|seed", 9), r"best.yaml: sweep.seed is 9"),
     ("stop", "best.yaml", entry("configuration|seed", 9), r"best.yaml: configuration.seed is 9"),
@@ -521,6 +674,25 @@ FAULTS = [
     ("stop", "sweep.yaml", entry("config|sweep|seed", 7), r"sweep.yaml has sweep.seed=7"),
     ("stop", "sweep.yaml", entry("config|optimizer|lr", 0.5), r"sweep.yaml has optimizer.lr=0.5"),
     ("stop", "sweep.yaml", entry("choices|scheduler", "fifo"), r"sweep.yaml: choices has scheduler=fifo"),
+    ("held", "sweep.yaml", entry("held|heatmap.sigma", 0.05), r"sweep.yaml: held has heatmap.sigma=0.05, but its over"),
+    ("held", "sweep.yaml", entry("held|heatmap.sigma", "0.04"), r"sweep.yaml: held has heatmap.sigma=0.04, but its ov"),
+    ("held", "sweep.yaml", entry("held", {}), r"journal.log: trial 0 has not drawn heatmap.sigma"),
+    ("held", "sweep.yaml", entry("held|optimizer.lr", 0.001), r"sweep.yaml"),
+    (
+        "held_conditional",
+        "sweep.yaml",
+        entry("held|model/decoder", "effpose"),
+        r"sweep.yaml: held has model/decoder=eff",
+    ),
+    ("held_conditional", "sweep.yaml", entry("held", {}), r"journal.log: trial 0 has not drawn model/decoder"),
+    ("max", "sweep.yaml", entry("config|sweep|mode", "min"), r"sweep.yaml.*sweep.mode=min"),
+    ("max", "sweep.yaml", entry("config|sweep|metric", METRIC), r"sweep.yaml.*sweep.metric=val/pa_mpjpe_mm"),
+    (
+        "max",
+        "sweep.yaml",
+        lambda content: content.replace(b"val/pck_auc", METRIC.encode()),
+        r"journal.log: its values are \['val/pck_auc'\], but the sweep's val/pa_mpjpe_mm",
+    ),
     ("stop", "sweep.yaml", entry("format", 99), r"sweep.yaml is of format 99"),
     ("stop", "sweep.yaml", gone, r"sweep.yaml"),
     ("stop", "sweep.yaml", cut, r"sweep.yaml"),

@@ -56,6 +56,15 @@ def test_the_best_and_the_default_run():
     assert chosen[-1].can_win
 
 
+def test_values_that_python_considers_equal_are_of_different_runs():
+    swept = table(*(("complete", value, {"optimizer.lr": lr}) for value, lr in ((1.0, 1), (2.0, True), (3.0, 1.0))))
+    chosen = candidates(swept, defaults={"optimizer.lr": 5}, top_k=3)
+    seeds, values = [1, 2], [[7.0, 7.5], [5.0, 5.5], [6.0, 6.5], [8.0, 8.5]]
+    said = account(chosen, seeds, trained(chosen, seeds, values))
+    assert [[*each["values"].values()] for each in said["candidates"]] == values
+    assert said["winner_trial"] == 1
+
+
 def test_a_default_that_is_a_finalist_runs_once():
     chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=4)
     assert [candidate.label for candidate in chosen] == ["trial 1", "trial 3", "trial 2", "trial 0 (default)"]

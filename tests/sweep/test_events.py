@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
+from handpose.sweep import events as module
 from handpose.sweep.events import (
     FORMAT,
     Asked,
@@ -159,6 +160,13 @@ def test_a_field_of_a_later_version_is_named(file, number, field):
 def test_a_later_format_is_refused_with_both_versions(file):
     changed(file, 1, version=FORMAT + 1, surprise=True)
     refused(file, rf"line 1 of 10 begins events of format {FORMAT + 1}, but .* reads formats up to {FORMAT}: use the")
+
+
+def test_a_program_before_the_spent_budget_says_that_the_file_is_of_a_later_version(file, monkeypatch):
+    changed(file, 10, reason="spent")
+    assert read_events(file)[-1] == Closed(EVENTS[-1].at, "spent")
+    monkeypatch.setattr(module, "FORMAT", 2)
+    refused(file, r"line 1 of 10 begins events of format 3, but .* reads formats up to 2: use the later version")
 
 
 def test_a_sweep_that_a_later_version_continued_is_refused_there(file):

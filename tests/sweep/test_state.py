@@ -273,6 +273,15 @@ def test_a_sweep_that_is_done_is_only_read_whatever_its_budget(simulate):
     assert read_again(swept, num_trials=13, time_budget_s=1.0).end == "spent"
 
 
+def test_a_sweep_that_has_tried_every_point_of_its_space_is_only_read(simulate):
+    swept = simulate("stop", num_trials=5).run()
+    settings = replace(swept.settings, num_trials=9, time_budget_s=1.0)
+    for num_points, end in ((5, "finished"), (6, "spent"), (None, "spent")):
+        history = History(settings, rule=swept.rule(), table=empty_table(settings))
+        table = finished_table(settings.path, history, num_points=num_points)
+        assert (table.end, table.num_trials) == (end, 5)
+
+
 def test_a_spent_sweep_goes_on_with_more_trials_too(simulate):
     swept = simulate("promote")
     for _ in range(12):

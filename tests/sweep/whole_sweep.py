@@ -13,20 +13,20 @@ from handpose.config import compose, location_overrides, quote_override, save
 from handpose.report.terminal import Clock, PlainView
 from handpose.sweep.audit import choices_of
 from handpose.sweep.confirm import FILE, FOLDER, PointSearcher, account, candidates, fresh_seeds, runs
-from handpose.sweep.events import EventLog
+from handpose.sweep.events import EVENTS, EventLog
 from handpose.sweep.history import History, empty_table
 from handpose.sweep.provenance import provenance, read_yaml, write_yaml
 from handpose.sweep.recorder import Recorder
 from handpose.sweep.reporting import REPORT, write_report
-from handpose.sweep.resume import Task, description, keep_space
+from handpose.sweep.resume import Task, description, held_values, keep_budgets, keep_space, recorded_task
 from handpose.sweep.retention import saved
 from handpose.sweep.rules import Fifo
 from handpose.sweep.run import trial_logs
 from handpose.sweep.scheduler import rule_maker
 from handpose.sweep.select import select_winner, write_chosen
-from handpose.sweep.space import load_space
+from handpose.sweep.space import holding, load_space
 from handpose.sweep.state import Failure, SweepState
-from handpose.sweep.trial import TrialRecipe, training_overrides, with_params
+from handpose.sweep.trial import TrialRecipe, training_overrides, with_params, with_target
 
 METRIC = "val/pa_mpjpe_mm"
 RATES = "optimizer.lr: tag(log, interval(1e-4, 1e-2))\nheatmap.sigma: interval(0.03, 0.08)\n"
@@ -55,12 +55,13 @@ class Process:
     """A process that runs a sweep, as run.py puts it together, but for Ray.
 
     fails: (trial, epoch) -> kind of failure, of a trial's first stretch. diverges: (trial, epoch). slots: at a time.
+    gpus: of each trial.
     """
 
-    def __init__(self, sweep, searcher, rule, recipe, *, fails=(), diverges=(), slots=2, measures=False):
+    def __init__(self, sweep, searcher, rule, recipe, *, fails=(), diverges=(), slots=2, measures=False, gpus=0.0):
         self.sweep, self.searcher, self.slots, self.measures = sweep, searcher, slots, measures
         self.fails, self.diverges = dict(fails), set(diverges)
-        self.log = EventLog(sweep.path / "events.jsonl")
+        self.log = EventLog(sweep.path / EVENTS)
         self.table = empty_table(sweep)
         history = History(sweep, rule=rule(), table=self.table, command=recipe.command)
         self.now = 0.0
@@ -70,12 +71,12 @@ class Process:
             self.table, folder=sweep.path, shelf=history.shelf, tick=self.state.tick, view=Silent(), logs=logs
         )
         self.recorder.catch_up(self.state.last_event)
-        self.state.open(num_slots=slots, listener=self.recorder)
+        self.state.open(num_slots=slots, gpus=gpus, listener=self.recorder)
         self.running = {}
 
     def run(self, num_reports=math.inf):
-        """Until nothing is left, or so many epochs are reported."""
-        while num_reports > 0:
+        """Until nothing is left, a budget is spent, or so many epochs are reported."""
+        while num_reports > 0 and not self._is_spent():
             while (stretch := self.state.next()) is not None:
                 self.now += 0.002
                 if stretch.epoch or not self.measures or self._measured(stretch):
@@ -87,6 +88,10 @@ class Process:
                 num_reports -= self._step(min(self.running, key=lambda number: (self.running[number][1], number)))
             self.recorder._next_write = 0.0
             self.recorder.on_step_end(0, [])
+
+    def _is_spent(self):
+        state = self.state
+        return self.sweep.spent_budget(elapsed_s=state.elapsed_s(), gpu_hours=state.gpu_hours()) is not None
 
     def _measured(self, stretch):
         costs = {"num_parameters": 1e6 * (1 + stretch.trial % 4), "latency_ms": 2.5, "memory_mb": 100.0 + stretch.trial}
@@ -104,7 +109,7 @@ class Process:
         file.write_text(f"trial {number} epoch {epoch}")
         checkpoint = saved(file, folder=self.sweep.path, epoch=epoch)
         value = math.nan if (number, epoch) in self.diverges else loss(stretch.params, epoch)
-        metrics = {METRIC: value, "val/pck_auc": 0.5 + epoch / 100}
+        metrics = {METRIC: value, "val/pck_auc": 10 / (10 + value)}
         self.running[number] = (stretch, epoch)
         if not self.state.reported(
             number, epoch, metrics, node="vm", resumed_from=stretch.epoch, checkpoint=checkpoint
@@ -142,44 +147,54 @@ class WholeSweep:
         ]
         config = compose("tune", [*self.overrides, quote_override("sweep.folder", str(folder))])
         space = load_space(str(source))
-        self.task = Task(config, self.overrides, location_overrides(config), choices_of(self.overrides), space)
+        task = Task(config, self.overrides, location_overrides(config), choices_of(self.overrides), space)
+        held = held_values(space, [each.partition("=")[0] for each in self.overrides], task.defaults)
+        self.task = replace(task, space=holding(space, held), held=held)
         self.sweep = instantiate(config.sweep)
         self.origin = provenance(data="0123456789abcdef")
         keep_space(space, folder)
         write_yaml(folder / "sweep.yaml", description(self.task, self.origin))
-        self.recipe = TrialRecipe(training_overrides(self.overrides), self.task.locations, 4, 1, 1)
+        overrides = with_target(training_overrides(self.overrides), config, self.sweep.target)
+        self.recipe = TrialRecipe(overrides, self.task.locations, 4, 1, 1)
 
-    def process(self, *, num_trials=None, is_new=False):
+    def resume(self, *given):
+        """What `sweep.resume` does before the sweep is opened. given: further overrides."""
+        self.task = recorded_task(self.folder, given)
+        self.sweep = instantiate(self.task.config.sweep)
+        keep_budgets(self.task)
+        return self
+
+    def process(self, *, is_new=False):
         """The next process that runs it."""
         sweep, config = self.sweep, self.task.config
-        sweep = sweep if num_trials is None else replace(sweep, num_trials=num_trials)
+        rule = rule_maker(instantiate(config.scheduler), sweep, self.task.space)
         searcher = instantiate(config.searcher)(
             space=self.task.space,
             folder=self.folder / "study",
             name=sweep.name,
-            metric=sweep.metric,
-            mode=sweep.mode,
+            metric=sweep.target.name,
+            mode=sweep.target.mode,
             second_objective=sweep.second_objective,
             max_epochs=sweep.max_epochs,
             seed=sweep.seed,
             defaults=self.task.defaults,
             fingerprint="0123456789abcdef",
             resume=not is_new,
+            repeats=rule().perturbs,
         )
-        rule = rule_maker(instantiate(config.scheduler), sweep, self.task.space)
         return Process(sweep, searcher, rule, self.recipe, **self.options)
 
-    def run(self, num_reports=math.inf, *, stops=(), last="finished", num_trials=None):
+    def run(self, num_reports=math.inf, *, stops=(), last="finished", given=()):
         """Run it to its end, or until so many epochs are reported.
 
         stops: (number of reports, reason) of processes before the last one, which leaves for the reason `last`. None:
-        killed. num_trials: of the later processes.
+        killed. given: overrides of the later processes.
         """
-        process = self.process(is_new=True)
-        for num_reports, reason in stops:
-            process.run(num_reports)
+        process = self.process(is_new=not (self.folder / EVENTS).exists())
+        for most, reason in stops:
+            process.run(most)
             process.leave(reason)
-            process = self.process(num_trials=num_trials)
+            process = self.resume(*given).process()
         process.run(num_reports)
         process.leave(last)
         self.table = process.table
@@ -215,6 +230,8 @@ class WholeSweep:
             resume=str(self.folder),
             num_trials=len(points),
             second_objective=None,
+            time_budget_s=None,
+            gpu_hours=None,
         )
         folder.mkdir()
         keep_space(self.task.space, folder)
