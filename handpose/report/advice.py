@@ -354,7 +354,9 @@ def early_ranks(record: SweepRecord) -> list[Finding]:
     question = "Do the rungs tell early which trials will be good?"
     if not record.rungs:
         return []
-    agreement = rank_agreement([record.values_at(epoch) for epoch in sorted({*record.rungs, record.max_epochs})])
+    epochs = sorted({*record.rungs, record.max_epochs})
+    losses_at = [{trial: record.sign * value for trial, value in record.values_at(epoch).items()} for epoch in epochs]
+    agreement = rank_agreement(losses_at)
     if agreement is None:
         num = len(record.values_at(record.max_epochs))
         text = f"Too few trials were trained to epoch {record.max_epochs}."

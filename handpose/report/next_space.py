@@ -5,7 +5,6 @@ ranges. It is written only if the other branches are shown to be worse.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +12,10 @@ import yaml
 
 from handpose.config import quote_override
 from handpose.report.effects import CONFIDENCE, Bound, shown_effects
-from handpose.report.ranges import Crowd, Settled, crowded_edges, expression, settled, widened
+from handpose.report.ranges import Crowd, Settled, crowded_edges, expression, outward, settled, widened
 from handpose.report.record import Parameter, SweepRecord, TrialRecord
 from handpose.report.words import value_text
+from handpose.values import same
 
 
 class _Line(NamedTuple):
@@ -82,10 +82,8 @@ def _line(
     low, high = parameter.low, parameter.high
     reasons = []
     if narrower is not None and narrower.best is not None:
-        low, high = (
-            min(_outward(parameter, narrower.low, up=False), value),
-            max(_outward(parameter, narrower.high, up=True), value),
-        )
+        low = _outward(parameter, min(narrower.low, value), up=False)
+        high = _outward(parameter, max(narrower.high, value), up=True)
         reasons.append(f"{narrower.text} ({CONFIDENCE:.0%} confidence)")
         reasons += [_bound_text(bound) for bound in (narrower.best.lower, narrower.best.upper) if bound is not None]
     if wider is not None:
@@ -106,12 +104,8 @@ def _bound_text(bound: Bound) -> str:
 
 
 def _outward(parameter: Parameter, value: float, *, up: bool) -> float:
-    """Two significant digits, so that the range does not become smaller and stays within the searched one."""
-    if parameter.kind == "int" or parameter.step is not None or value == 0:
-        return value
-    digit = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
-    away = (math.ceil(value / digit - 1e-9) if up else math.floor(value / digit + 1e-9)) * digit
-    return min(max(float(f"{away:.2g}"), parameter.low), parameter.high)
+    """With few digits, within the searched range."""
+    return min(max(outward(parameter, value, up=up), parameter.low), parameter.high)
 
 
 def _choice(parameter: Parameter, value: Any, allowed: Sequence[Any] | None, narrower: Settled | None) -> _Line:
@@ -134,7 +128,7 @@ def _choice(parameter: Parameter, value: Any, allowed: Sequence[Any] | None, nar
 
 def _is_in(choice: Any, choices: Sequence[Any]) -> bool:
     """Whether it is one of the choices; 1 and True differ."""
-    return any(choice == other and type(choice) is type(other) for other in choices)
+    return any(same(choice, other) for other in choices)
 
 
 def _allowed(record: SweepRecord, parameter: Parameter, winner: TrialRecord) -> list[Any] | None:

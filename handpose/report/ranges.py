@@ -6,6 +6,7 @@ beside it, and is no evidence by itself: a sampler puts its trials where earlier
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from handpose.report.effects import BestRange, ShownEffect, WorseOption, best_range, worse_options
@@ -18,6 +19,7 @@ NEAR = 0.15
 _LEAST_BEST = 5
 _MOST_BEST = 20
 _EDGE = 0.1  # part of a range
+_LARGEST_WHOLE = 2**53  # that a study keeps exactly
 _NARROW = 0.2  # part of a range that must be ruled out before anything is said
 
 
@@ -48,7 +50,7 @@ class Settled(NamedTuple):
             if len(self.kept) == 1:
                 return f"is best at {value_text(self.kept[0])}: {worse} did worse"
             return f"is not best at {worse}"
-        low, high = value_text(self.low), value_text(self.high)
+        low, high = _told_apart(self.low, self.high)
         if low == high:
             return f"is best at {low}"
         if self.low > self.parameter.low and self.high < self.parameter.high:
@@ -121,13 +123,28 @@ def _with_best_trials(record: SweepRecord, parameter: Parameter, best: BestRange
 
 
 def _value(parameter: Parameter, place: float) -> float:
-    """The value at a place; of numbers with a step the nearest one that is searched."""
+    """The value at a place from 0 to 1; of numbers with a step the nearest one that is searched."""
+    if place in (0.0, 1.0):
+        return parameter.high if place else parameter.low  # to the last digit, which logarithms lose
     value = parameter.value_at(place)
     if parameter.num_values is None or parameter.log:
         return round(value) if parameter.kind == "int" else value
-    step = parameter.step or 1
-    value = parameter.low + round((value - parameter.low) / step) * step
-    return int(value) if parameter.kind == "int" else value
+    return _from(parameter.low, parameter, round((value - parameter.low) / (parameter.step or 1)))
+
+
+def _from(value: float, parameter: Parameter, num_steps: int) -> float:
+    """So many steps above a value, counted in decimals: 0.3 and not 0.1 + 2 * 0.1."""
+    moved = Fraction(repr(value)) + num_steps * Fraction(repr(parameter.step or 1))
+    return int(moved) if parameter.kind == "int" else float(moved)
+
+
+def _told_apart(low: float, high: float) -> tuple[str, str]:
+    """Two values as texts, with as many digits as it takes to see that they differ."""
+    for digits in (3, *range(4, 17)):
+        texts = tuple(f"{value:.{digits}g}" if isinstance(value, float) else str(value) for value in (low, high))
+        if low == high or texts[0] != texts[1]:
+            break
+    return texts[0], texts[1]
 
 
 def _parameter(record: SweepRecord, effect: ShownEffect) -> Parameter:
@@ -142,37 +159,57 @@ def is_natural_end(parameter: Parameter, *, is_upper: bool) -> bool:
 
 
 def widened(parameter: Parameter, *, is_upper: bool) -> tuple[float, float]:
-    """The range with half of its length added at an end; a range of numbers above 0 stays above it."""
-    added = parameter.value_at(1.5 if is_upper else -0.5)
+    """The range with half of its length added at an end; a range of numbers above 0 stays above it.
+
+    The steps of a range remain where they are. Where nothing can be added the range is the one before.
+    """
+    low, high = parameter.low, parameter.high
+    least = -math.inf if low <= 0 else 0.0 if parameter.kind == "float" else min(1, int(low))
+    if parameter.step is not None and not parameter.log:
+        num_steps = math.ceil((high - low) / parameter.step / 2)
+        if is_upper:
+            added = _from(high, parameter, num_steps)
+            return low, added if abs(added) <= _LARGEST_WHOLE else high
+        if math.isfinite(least):
+            num_steps = min(num_steps, math.floor((low - least) / parameter.step + 1e-9))
+        return _from(low, parameter, -num_steps), high
+    try:
+        added = outward(parameter, parameter.value_at(1.5 if is_upper else -0.5), up=is_upper)
+    except OverflowError:
+        return low, high
+    if parameter.kind == "int" and abs(added) > _LARGEST_WHOLE:
+        return low, high
+    if not is_upper:
+        added = max(added, least)
+    if not math.isfinite(added) or not math.isfinite(high - added) or (parameter.log and added <= 0):
+        return low, high
+    return (low, max(added, high)) if is_upper else (min(added, low), high)
+
+
+def outward(parameter: Parameter, value: float, *, up: bool) -> float:
+    """A value of the range with about two digits less than the range has, so that the range does not become smaller."""
     if parameter.kind == "int":
-        added = math.ceil(added) if is_upper else max(math.floor(added), min(1, int(parameter.low)))
-    elif not is_upper and not parameter.log and parameter.low > 0:
-        added = max(added, 0.0)
-    return (parameter.low, rounded(added)) if is_upper else (rounded(added), parameter.high)
+        return math.ceil(value - 1e-9) if up else math.floor(value + 1e-9)
+    size = abs(value) if parameter.log else parameter.high - parameter.low
+    if parameter.step is not None or not 0 < size < math.inf:
+        return value
+    num_digits = 1 - math.floor(math.log10(size))  # behind the point
+    unit = Fraction(10) ** -num_digits
+    return float((math.ceil if up else math.floor)(Fraction(repr(value)) / unit) * unit)
 
 
 def expression(parameter: Parameter, low: float, high: float) -> str:
-    """A range as a search space writes it."""
+    """A range as a search space writes it: with all digits, so that the file has the very numbers."""
     if parameter.kind == "int":
         if parameter.log:
             return f"tag(int, log, interval({int(low)}, {int(high)}))"
         step = int(parameter.step or 1)
         return f"range({int(low)}, {int(high) + 1})" if step == 1 else f"range({int(low)}, {int(high) + step}, {step})"
     if parameter.step is not None:
-        return f"range({low:.6g}, {high + parameter.step / 2:.6g}, {parameter.step:.6g})"
-    numbers = f"interval({_float_text(low)}, {_float_text(high)})"
+        stop = float(Fraction(repr(float(high))) + Fraction(repr(float(parameter.step))) / 2)
+        return f"range({float(low)!r}, {stop!r}, {float(parameter.step)!r})"
+    numbers = f"interval({float(low)!r}, {float(high)!r})"
     return f"tag(log, {numbers})" if parameter.log else numbers
-
-
-def rounded(value: float, digits: int = 2) -> float:
-    """To so many significant digits."""
-    return float(f"{value:.{digits}g}")
-
-
-def _float_text(value: float) -> str:
-    """So that Hydra reads a float, not a whole number."""
-    text = f"{value:.4g}"
-    return text if any(mark in text for mark in ".en") else f"{text}.0"
 
 
 def places(parameter: Parameter, trials: Sequence[TrialRecord]) -> list[float]:

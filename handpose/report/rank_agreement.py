@@ -18,7 +18,7 @@ LEAST_TRIALS = 8
 """Trials with a value at the last epoch."""
 
 _NUM_DRAWS = 4000
-_SPREAD = 5.0  # median absolute deviations, beyond which a value is cut off
+_SPREAD = 5.0  # median absolute deviations, beyond which a bad value is cut off
 
 Array = NDArray[np.float64]
 
@@ -36,7 +36,8 @@ def rank_agreement(values: Sequence[Mapping[int, float]]) -> Agreement | None:
     """Estimate how values at the first of several epochs agree with those at the last, among all trials.
 
     Args:
-        values: at each epoch, ascending, trial -> finite value. Of a trial that was stopped the later ones are missing.
+        values: at each epoch, ascending, trial -> finite value, of which smaller is better. Of a trial that was stopped
+            the later ones are missing.
 
     Returns:
         The median and the 95 % interval of the correlation; None if fewer than 8 trials have both values. The values at
@@ -84,9 +85,12 @@ def _regress(target: Array, earlier: Array, generator: np.random.Generator) -> t
 
 
 def _moderate(at: Mapping[int, float]) -> dict[int, float]:
-    """The values with those cut off that lie far outside, in units of their spread."""
+    """The values with those cut off that are far worse than the rest, in units of their spread.
+
+    Good values are left as they are: where most trials are about equally bad, those that go on lie far from the median.
+    """
     values = np.array(list(at.values()))
     middle = float(np.median(values))
     spread = float(np.median(np.abs(values - middle))) or float(values.std()) or 1.0
-    cut = np.clip((values - middle) / spread, -_SPREAD, _SPREAD)
+    cut = np.minimum((values - middle) / spread, _SPREAD)
     return dict(zip(at, cut.tolist(), strict=True))

@@ -17,7 +17,7 @@ from handpose.report.parameter_plots import (
 from handpose.report.plots import best_so_far, learning_curves
 from handpose.report.record import SweepRecord, TrialRecord
 from handpose.report.table import short_names
-from handpose.report.words import metric_label, value_text
+from handpose.report.words import metric_label, metric_number, value_text
 
 _MOST_SLICES = 6
 
@@ -143,7 +143,12 @@ def add_front(page: Page, record: SweepRecord) -> None:
     front = [record.trial(number) for number in record.objective.front]
     keys = [parameter.key for parameter in record.parameters]
     rows = [
-        [trial.number, f"{trial.value:.2f}", cost_text(trial.costs[name]), *(param_text(trial, key) for key in keys)]
+        [
+            trial.number,
+            metric_number(record.metric, trial.value),
+            cost_text(trial.costs[name]),
+            *(param_text(trial, key) for key in keys),
+        ]
         for trial in front
     ]
     head = ["trial", metric_label(record.metric), cost_label(name), *short_names(keys).values()]

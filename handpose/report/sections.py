@@ -17,7 +17,7 @@ from handpose.report.record import Confirmation, Interval, SweepRecord, TrialRec
 from handpose.report.search_sections import add_course, add_front, add_isolation, add_parameters, param_text
 from handpose.report.slot_time import slot_time
 from handpose.report.table import STATES, short_names
-from handpose.report.words import duration, metric_label, metric_text, value_text
+from handpose.report.words import duration, metric_label, metric_number, metric_text, value_text
 
 _KINDS = {"act": "to do", "note": "worth knowing", "fine": "fine", "open": "open"}
 
@@ -145,10 +145,14 @@ def _headline(record: SweepRecord, winner: TrialRecord) -> list[tuple[str, str]]
     confirmation = record.confirmation
     if confirmation is not None and confirmation.winner is not None:
         mean = confirmation.winner.mean
-        shown.append((metric_text(record.metric, mean.mean), f"mean of {len(confirmation.seeds)} seeds{_within(mean)}"))
+        shown.append(
+            (metric_text(record.metric, mean.mean), f"mean of {len(confirmation.seeds)} seeds{_within(record, mean)}")
+        )
         if confirmation.gain is not None:
             gain = confirmation.gain
-            shown.append((metric_text(record.metric, gain.mean), f"gain over the default configuration{_within(gain)}"))
+            shown.append(
+                (metric_text(record.metric, gain.mean), f"gain over the default configuration{_within(record, gain)}")
+            )
         label = f"trial {winner.number}'s own value, which picked it"
     else:
         label = f"trial {winner.number} at epoch {winner.epochs}, one run (optimistic)"
@@ -163,10 +167,14 @@ def _test_value(record: SweepRecord) -> float | None:
     return record.retrained.metrics.get(f"test/{record.metric.partition('/')[2]}")
 
 
-def _within(interval: Interval) -> str:
+def _within(record: SweepRecord, interval: Interval) -> str:
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return ", no interval"
-    return f", 95 % interval {interval.low:.2f} to {interval.high:.2f}"
+    return f", 95 % interval {_ends(record, interval)}"
+
+
+def _ends(record: SweepRecord, interval: Interval) -> str:
+    return " to ".join(metric_number(record.metric, end) for end in (interval.low, interval.high))
 
 
 def _candidate_row(record: SweepRecord, candidate: Any) -> list[str]:
@@ -174,10 +182,14 @@ def _candidate_row(record: SweepRecord, candidate: Any) -> list[str]:
     is_winner = record.confirmation is not None and candidate is record.confirmation.winner
     if candidate.out:
         return [candidate.label, "", "", "", f"out: {candidate.out}"]
-    interval = f"{mean.low:.2f} to {mean.high:.2f}" if math.isfinite(mean.low) else "none"
-    against = f"{difference.mean:+.2f}{_within(difference)}" if difference is not None else ""
+    interval = _ends(record, mean) if math.isfinite(mean.low) else "none"
+    against = "" if difference is None else _signed(record, difference.mean) + _within(record, difference)
     verdict = "winner" if is_winner else _against_winner(record, candidate)
-    return [candidate.label, f"{mean.mean:.2f}", interval, against, verdict]
+    return [candidate.label, metric_number(record.metric, mean.mean), interval, against, verdict]
+
+
+def _signed(record: SweepRecord, difference: float) -> str:
+    return ("+" if difference >= 0 else "") + metric_number(record.metric, difference)
 
 
 def _against_winner(record: SweepRecord, candidate: Any) -> str:
@@ -195,8 +207,8 @@ def _values_of_winner(record: SweepRecord) -> list[str]:
     if confirmation is None or confirmation.winner is None:
         return [best, "not confirmed", ""]
     mean, gain = confirmation.winner.mean, confirmation.gain
-    said = metric_text(record.metric, mean.mean) + _within(mean)
-    return [best, said, "" if gain is None else metric_text(record.metric, gain.mean) + _within(gain)]
+    said = metric_text(record.metric, mean.mean) + _within(record, mean)
+    return [best, said, "" if gain is None else metric_text(record.metric, gain.mean) + _within(record, gain)]
 
 
 def _default(record: SweepRecord, key: str) -> str:
@@ -342,7 +354,7 @@ def _trials(page: Page, record: SweepRecord) -> None:
             (str(trial.number), None),
             (trial.state, None),
             (str(trial.epochs), None),
-            (f"{trial.value:.2f}" if trial.reports else "", None),
+            (metric_number(record.metric, trial.value) if trial.reports else "", None),
             *(
                 (cost_text(trial.costs[name]), trial.costs[name]) if name in trial.costs else ("", None)
                 for name in costs

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from handpose.report.table import TrialRow, TrialTable
-from handpose.report.words import interval_text, metric_text, value_text
+from handpose.report.words import interval_text, metric_number, metric_text, value_text
+from handpose.values import equal
 
 
 def summary(
@@ -60,7 +61,7 @@ def _confirmed(confirmed: Mapping[str, Any] | None, num_trials: int) -> list[str
         return [f"confirmed   nothing: no finalist came through; {optimistic}", *outs]
     winner, metric = confirmed["candidates"][confirmed["winner"]], confirmed["metric"]
     seeds = ", ".join(map(str, confirmed["seeds"]))
-    mean = f"{metric_text(metric, winner['mean'])}{interval_text(winner['low'], winner['high'])}"
+    mean = f"{metric_text(metric, winner['mean'])}{interval_text(metric, winner['low'], winner['high'])}"
     lines = [f"confirmed   mean {mean} after {confirmed['epochs']} epochs, seeds {seeds}"]
     return lines + _beside(confirmed) + outs
 
@@ -73,13 +74,13 @@ def _beside(confirmed: Mapping[str, Any]) -> list[str]:
         lines.append(f"            unknown whether it is better than the others: {reason}")
     elif alike:
         means = {each["label"]: each["mean"] for each in confirmed["candidates"]}
-        named = ", ".join(f"{label} ({means[label]:.2f})" for label in alike)
+        named = ", ".join(f"{label} ({metric_number(confirmed['metric'], means[label])})" for label in alike)
         lines.append(f"            not distinguishable from {named}: the runs do not show which is better")
     if confirmed["optimism"]:
         too_good = metric_text(confirmed["metric"], confirmed["optimism"])
         lines.append(f"            as the best of several means it is too good by about {too_good} on average")
     if (gain := confirmed["gain_over_default"]) is not None:
-        interval = interval_text(gain["low"], gain["high"])
+        interval = interval_text(confirmed["metric"], gain["low"], gain["high"])
         lines.append(f"gain        {metric_text(confirmed['metric'], gain['mean'])}{interval} over the default")
     else:
         lines.append(f"gain        unknown: {confirmed['unknown']['gain_over_default']}")
@@ -87,7 +88,9 @@ def _beside(confirmed: Mapping[str, Any]) -> list[str]:
 
 
 def _changes(winner: TrialRow, defaults: Mapping[str, Any]) -> str:
-    changed = {key: value for key, value in winner.params.items() if defaults.get(key) != value}
+    changed = {
+        key: value for key, value in winner.params.items() if key not in defaults or not equal(defaults[key], value)
+    }
     if not changed:
         return "changed     nothing: the default configuration won"
     texts = [f"{key} {_before(key, defaults)}{value_text(value)}" for key, value in changed.items()]

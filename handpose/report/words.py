@@ -23,9 +23,11 @@ def metric_number(metric: str, value: float) -> str:
     return f"{value:.3f}" if not unit and abs(value) < 1 else f"{value:.2f}"
 
 
-def interval_text(low: float | None, high: float | None) -> str:
+def interval_text(metric: str, low: float | None, high: float | None) -> str:
     """The ends of an interval, to follow its mean: " [9.60, 10.00]"; nothing where there is none."""
-    return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    if low is None or high is None:
+        return ""
+    return f" [{metric_number(metric, low)}, {metric_number(metric, high)}]"
 
 
 def _name_and_unit(metric: str) -> tuple[str, str]:
@@ -60,6 +62,9 @@ def params_text(params: Mapping[str, Any]) -> str:
 
 
 def value_text(value: Any) -> str:
+    """A value as configurations write it, numbers with three digits."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -167,3 +167,11 @@ def check_range(where: str, low: float, high: float, *, is_whole: bool) -> None:
         raise UserError(f"{where} is upside down: its low end {low:g} is above its high end {high:g}")
     if not is_whole and not math.isfinite(float(high) - float(low)):
         raise UserError(f"{where} is too wide: high - low must be a finite number; give a smaller range")
+
+
+def check_steps(where: str, start: float, stop: float, step: float) -> None:
+    """Raise UserError, which names `where`, for a range of more values than Optuna can count."""
+    if step and abs(_exact(stop) - _exact(start)) > _LARGEST_WHOLE * abs(_exact(step)):
+        raise UserError(
+            f"{where} has more than {_LARGEST_WHOLE} (2^53) values in steps of {step:g}; give a larger step"
+        )

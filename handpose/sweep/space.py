@@ -34,6 +34,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from handpose.errors import UserError
 from handpose.sweep.distributions import (
     check_range,
+    check_steps,
     fitted,
     from_label,
     labels,
@@ -377,6 +378,8 @@ def _range(where: str, sweep: RangeSweep) -> BaseDistribution:
         raise UserError(f"{where} must have finite ends and a finite step")
     if step == 0:
         raise UserError(f"{where}: range() arg 3 must not be zero, which is its step")
+    if not is_whole:
+        check_steps(where, start, stop, step)
     distribution = stepped(start, stop, step)
     if distribution is None:
         raise UserError(f"{where} is empty: a range runs from its start up to, but not including, its end")
@@ -432,6 +435,8 @@ class _Suggesting:
         if name in self._held:
             return self._held[name]
         check_range(self._where(name, low, high), low, high, is_whole=False)
+        if step is not None:
+            check_steps(self._where(name, low, high), low, high, step)
         drawn = self._trial.suggest_float(name, low, high, step=step, log=log)
         distribution = self._trial.distributions[name]
         assert isinstance(distribution, FloatDistribution)

@@ -115,7 +115,7 @@ def _after(folder: Path, metric: str) -> list[str]:
     if confirmed.get("winner") is not None:
         winner = confirmed["candidates"][confirmed["winner"]]
         mean = metric_text(confirmed["metric"], winner["mean"])
-        interval = interval_text(winner.get("low"), winner.get("high"))
+        interval = interval_text(confirmed["metric"], winner.get("low"), winner.get("high"))
         lines.append(f"confirmed   {winner['label']}: mean {mean}{interval or ', no interval'}")
     retraining = folder / "retrain"
     if (retraining / "metrics.json").is_file():

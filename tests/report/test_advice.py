@@ -4,12 +4,14 @@ import math
 import random
 
 import pytest
+from optuna.distributions import IntDistribution
 
 from handpose.report.advice import advice, advice_text
 from handpose.report.effects import LEAST_TRIALS, shown_effects
 from handpose.report.next_space import next_space
-from handpose.report.ranges import crowded_edges, settled, widened
+from handpose.report.ranges import crowded_edges, expression, settled, widened
 from handpose.report.record import Candidate, Confirmation, Interval, Parameter
+from handpose.sweep.distributions import fitted
 from handpose.sweep.space import ListedSpace, load_space
 from tests.report.records import DEPTH, HEAD, RATE, SCALE, record, swept, trial
 
@@ -60,6 +62,57 @@ def test_a_wider_range_holds_the_one_before(parameter, is_upper):
     assert low <= parameter.low
     assert parameter.high <= high
     assert (high > parameter.high) if is_upper else (low < parameter.low or parameter.low <= 1)
+
+
+@pytest.mark.parametrize("is_upper", [False, True])
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        Parameter("x", "float", 0.5, 0.502),
+        Parameter("x", "float", -3.14159, 2.71828),
+        Parameter("x", "float", 1.23456e-4, 0.0987654, log=True),
+        Parameter("x", "float", 0.15, 3.15, step=0.5),
+        Parameter("x", "float", 0.0, 4.0, step=2.0),
+        Parameter("x", "float", 1234567.0, 1234587.0, step=1.0),
+        Parameter("x", "float", 1e-300, 1e300, log=True),
+        Parameter("x", "int", 1000, 1010, step=1),
+        Parameter("x", "int", 12345, 67891, log=True),
+        Parameter("x", "int", 32, 144, step=16),
+        Parameter("x", "int", 0, 2**53 - 1, step=1),
+    ],
+)
+def test_a_wider_range_is_a_space_with_every_value_of_the_one_before(parameter, is_upper, tmp_path):
+    wider = loaded(f"x: {expression(parameter, *widened(parameter, is_upper=is_upper))}\ny: range(0, 2)", tmp_path)
+    distribution = wider.parameters["x"]
+    assert distribution.log == parameter.log
+    assert isinstance(distribution, IntDistribution) == (parameter.kind == "int")
+    for value in (parameter.low, parameter.low + (parameter.step or 0), parameter.high):
+        assert fitted(value, distribution) == pytest.approx(value, rel=1e-15)
+
+
+def test_a_range_is_not_narrowed_by_rounding(tmp_path):
+    """Two digits do not tell the ends of this range apart."""
+    narrow = Parameter("x", "float", 0.5, 0.502)
+    made = swept(lambda params: abs(params["x"] - 0.5012), [narrow, SCALE], num_trials=80)
+    (known,) = settled(made, shown_effects(made))
+    assert "is best between" in known.text
+    found = loaded(next_space(made), tmp_path).parameters["x"]
+    assert 0.5 < found.low <= known.low < 0.5012 < known.high <= found.high < 0.502
+
+
+def test_an_end_that_is_not_ruled_out_is_not_named_as_a_bound():
+    """The logarithm and back changes the last digit."""
+    rate = Parameter("x", "float", 1.23456e-4, 0.0987654, log=True)
+    made = swept(lambda params: rate.place(params["x"]), [rate, SCALE], num_trials=80)
+    (known,) = settled(made, shown_effects(made))
+    assert known.low == rate.low
+    assert "or below" in known.text
+
+
+def test_lists_with_values_that_python_considers_equal_are_told_apart(tmp_path):
+    lists = Parameter("x", "choice", choices=[[1, True], [1, 1]])
+    made = swept(lambda params: float(params["x"][1] is True) + params["augment.scale"], [lists, SCALE], num_trials=80)
+    assert str(loaded(next_space(made), tmp_path).fixed["x"]) == "[1, 1]"
 
 
 def test_an_end_that_cannot_be_moved_is_no_edge():

@@ -57,6 +57,16 @@ def test_a_single_outlier_does_not_decide():
     assert rank_agreement(epochs).low > 0.5
 
 
+@pytest.mark.parametrize("num_bad", [30, 45])
+def test_many_trials_that_are_equally_bad_do_not_hide_that_the_others_agree(num_bad):
+    """As with a choice that spoils every trial: the spread of all values is that of the bad ones then."""
+    generator = np.random.default_rng(4)
+    values = {number: 17.0 if number < num_bad else float(generator.uniform(10, 14)) for number in range(80)}
+    first, last = ({number: value + generator.normal(0, 0.1) for number, value in values.items()} for _ in range(2))
+    survivors = sorted(first, key=first.__getitem__)[:20]
+    assert rank_agreement([first, {number: last[number] for number in survivors}]).low > 0.8
+
+
 def test_few_trials_and_equal_values_say_nothing_or_little():
     values = {number: float(number) for number in range(LEAST_TRIALS - 1)}
     assert rank_agreement([values, values]) is None

@@ -277,3 +277,24 @@ def test_the_summary_says_that_the_validation_split_was_trained_on(tmp_path):
     )
     text = summed_up(tmp_path, retrained={"train/loss": 1.0}, use_val=True)
     assert "no figures, since the test split has no joints" in text
+
+
+def test_fractions_have_three_digits_in_means_and_intervals_alike(tmp_path):
+    """An area under a curve differs in the third one."""
+    means = {"trial 7": (0.714, 0.711, 0.717), "trial 3": (0.712, 0.709, 0.715)}
+    content = confirmed_content(metric="val/pck_auc", gain_over_default={"mean": 0.005, "low": 0.002, "high": 0.008})
+    content["candidates"] = [
+        each | dict(zip(("mean", "low", "high"), means[each["label"]], strict=True))
+        for each in content["candidates"]
+        if each["label"] in means
+    ]
+    text = summed_up(tmp_path, confirmed=content)
+    assert "mean PCK-AUC 0.714 [0.711, 0.717]" in text
+    assert "not distinguishable from trial 3 (0.712)" in text
+    assert "PCK-AUC 0.005 [0.002, 0.008] over the default" in text
+
+
+def test_what_the_defaults_lack_or_only_equal_is_a_change(tmp_path):
+    winner = TrialRow(0, {"a": None, "b": True, "c": 1.0}, "complete", 27, {METRIC: 9.5})
+    text = summary(table=make_table(0), winner=winner, defaults={"b": 1, "c": 1}, retrained=None, folder=tmp_path)
+    assert "changed     a null, b 1 -> true\n" in text

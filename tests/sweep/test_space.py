@@ -424,3 +424,18 @@ def test_an_interval_has_no_grid(write_space):
 
 def test_nested_values_are_flattened_to_dotted_keys():
     assert flattened({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
+
+
+@pytest.mark.parametrize("text", ["range(0.0, 1e308, 1.0)", "range(0, 1, 1e-300)", "range(1, 0, -1e-300)"])
+def test_a_range_of_more_values_than_can_be_counted_is_refused(tmp_path, text):
+    file = tmp_path / "space.yaml"
+    file.write_text(f"x: {text}\n")
+    with pytest.raises(UserError, match="give a larger step"):
+        load_space(str(file))
+
+
+def test_a_python_space_with_more_values_than_can_be_counted_is_refused(tmp_path):
+    file = tmp_path / "space.py"
+    file.write_text('def space(trial):\n    return {"x": trial.suggest_float("x", 0, 1, step=1e-300)}\n')
+    with pytest.raises(UserError, match="give a larger step"):
+        list(probes(load_space(str(file))))
