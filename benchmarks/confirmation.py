@@ -83,7 +83,7 @@ def main() -> None:
         rows.append(case._asdict() | _rounded(simulated(case, rng, given.repetitions)))
     print(table(rows))
     settings = {name: value for name, value in vars(given).items() if name != "output"}
-    write_results(given.output, {"settings": settings, "cases": rows})
+    write_results(given.output, {"settings": settings, "cases": rows}, indent=None)
 
 
 def cases(nums: Sequence[int], nums_seeds: Sequence[int]) -> Iterator[Case]:

@@ -34,12 +34,12 @@ def machine_line() -> str:
     return f"{found['processor']}, {found['cores']} cores{', ' + found['gpu'] if 'gpu' in found else ''}"
 
 
-def write_results(file: Path | None, content: Mapping[str, Any]) -> None:
+def write_results(file: Path | None, content: Mapping[str, Any], *, indent: int | None = 1) -> None:
     """Write figures as JSON, with the day and the machine; nothing without a file."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         head = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
-        write_json(file, {**head, **content}, indent=1)
+        write_json(file, {**head, **content}, indent=indent)
 
 
 def _processor() -> str:
