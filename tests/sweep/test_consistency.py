@@ -146,7 +146,7 @@ def test_the_simulation_has_all_that_makes_accounts_differ(swept):
     assert {row.epochs for row in history.table.rows.values() if row.state == "failed"} >= {0}
     table = TrialTable(METRIC, "min", NUM_TRIALS, EPOCHS)
     again = History(history._settings, rule=asha(EPOCHS)(), table=table)
-    expected = Expected(NUM_TRIALS, 0, {"latency_ms": 4.5}, lambda number: None, 1)
+    expected = Expected(NUM_TRIALS, None, 0, {"latency_ms": 4.5}, lambda number: None, 1)
     replayed = replay(again, folder, "", history._settings, expected)
     assert replayed.findings == []
 
