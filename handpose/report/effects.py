@@ -145,7 +145,8 @@ def _clearest(record: SweepRecord, at_epochs: Sequence[_Observed], shown: Sequen
         if not columns:
             continue
         for key, each in columns.items():
-            score = float(np.abs(sequential_scores(model.without_others(key)) @ each).max())
+            scores = sequential_scores(model.without_others(key)) @ each
+            score = float(np.abs(scores / np.maximum(1.0, model.inflation(key, each))).max())
             if best is None or score > best[0]:
                 best = score, key, at
         largest = np.maximum(largest, largest_null_scores(np.hstack([*columns.values()]), seed=at.epoch))
@@ -354,6 +355,25 @@ class _Model:
         parts = [part for other, part in self._parts.items() if other != key]
         return self._values - np.sum(parts, axis=0) if parts else self._values
 
+    def inflation(self, key: str, columns: Array) -> Array:
+        """How much too large sums of scores of `without_others` are, as standard deviations, if nothing has an effect.
+
+        Taking out the parts of many parameters takes noise out as well, but not in the directions of this parameter.
+        Scores are by rank, relative to the noise that is left, so that these directions stand out.
+
+        Args:
+            key: of the parameter.
+            columns: (N, T) weights of the sums, of length 1.
+        """
+        others = self._owners != key
+        design, fit = self._design[:, others], self._factors[others]
+        noise_left = (
+            len(design) - 2 * float((fit * design.T).sum()) + float(((design.T @ design) * (fit @ fit.T)).sum())
+        )
+        along = columns - fit.T @ (design.T @ columns)
+        inflation: Array = np.linalg.norm(along, axis=0) / math.sqrt(max(noise_left / len(design), 1e-12))
+        return inflation
+
     def _fit(self, known: Collection[str]) -> None:
         design = np.hstack([*self.terms.values()])
         design = design - design.mean(axis=0)
@@ -363,8 +383,10 @@ class _Model:
         is_known = np.isin(owners, list(known))
         penalty = len(design) * np.where(is_known, 1e-6, _RIDGE)
         gram = design.T @ design + np.diag(penalty)
-        factors = np.linalg.solve(gram, design.T @ (self._values - self._values.mean()))
+        fit = np.linalg.solve(gram, design.T)
+        factors = fit @ (self._values - self._values.mean())
         self._parts = {key: design[:, owners == key] @ factors[owners == key] for key in self.terms}
+        self._design, self._factors, self._owners = design, fit, owners
 
 
 def _index(parameter: Parameter, trial: TrialRecord) -> int:
