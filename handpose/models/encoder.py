@@ -224,6 +224,11 @@ def _create(
             **options,
         )
     except Exception as error:  # timm, the hub's client and torch each raise their own; the cause is told in all cases
+        if isinstance(error, TypeError) and "drop_path_rate" in options and "drop_path_rate" in str(error):
+            raise UserError(
+                f"model.encoder.drop_path={options['drop_path_rate']:g}: {name} has no branches to leave out; give "
+                "model.encoder.drop_path=0.0"
+            ) from error
         if weights is not None:
             raise UserError(f"model.encoder.weights={weights} does not fit {name}: {_reason(error)}") from error
         if pretrained:

@@ -365,7 +365,7 @@ class _Model:
         own = columns - solver.T @ (design.T @ columns)
         gram = design.T @ design
         trace = len(design) - 2 * float((design.T * solver).sum()) + float((gram * (solver @ solver.T)).sum())
-        return np.maximum(1.0, np.linalg.norm(own, axis=0) / np.sqrt(trace / len(design)))
+        return np.maximum(1.0, np.linalg.norm(own, axis=0) / np.sqrt(max(trace / len(design), 1e-12)))
 
     def _fit(self, known: Collection[str]) -> None:
         design = np.hstack([*self.terms.values()])

@@ -87,3 +87,9 @@ def test_weights_that_cannot_be_fetched_are_a_sentence(monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
     with pytest.raises(UserError, match=r"cannot be fetched \(no route.*model\.encoder\.weights=FILE"):
         encoder(pretrained=True)
+
+
+def test_a_model_without_stochastic_depth_is_refused_for_that_alone():
+    encoder("repghostnet_050")
+    with pytest.raises(UserError, match=r"model\.encoder\.drop_path=0\.1: repghostnet_050 .*drop_path=0\.0"):
+        encoder("repghostnet_050", drop_path=0.1)

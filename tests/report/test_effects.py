@@ -52,6 +52,17 @@ def test_no_effect_is_shown_in_noise_of_a_searcher_that_follows_the_luck():
     assert sum(bool(shown_effects(each)) for each in made) <= 3  # 5 %, at a level of 1 %
 
 
+def test_many_parameters_make_no_more_false_alarms_than_few():
+    """Taking out the parts of the other parameters takes noise out, too, on which the ranks are measured then."""
+    parameters = [Parameter(f"p{number}", "float", 0.0, 1.0) for number in range(14)]
+    alarms = 0
+    for seed in range(60):
+        draws = random.Random(seed + 1000)
+        made = swept(lambda params: draws.gauss(0, 1), parameters, seed=seed, num_trials=40)  # noqa: B023
+        alarms += bool(shown_effects(made))
+    assert alarms <= 3  # 1 % are meant; four or more of 60 have a probability of 0.003 then
+
+
 def test_the_effects_are_shown_and_the_clearest_comes_first():
     made = noisy(
         lambda params: 3 * abs(RATE.place(params["optimizer.lr"]) - 0.4) + (params["kind"] != "a"), [RATE, KIND, SCALE]
