@@ -102,8 +102,8 @@ def trust(record: SweepRecord) -> list[Finding]:
             return []
         evidence = f"best of {len(record.ranked)} trials, one run each"
         text = (
-            "The winner's value is that of the best of many noisy trials, which flatters it: confirm it over seeds "
-            "(sweep.confirm) before a claim rests on it."
+            "The winner is the best of many noisy trials, so its value is better than its configuration is: confirm it "
+            "over seeds (sweep.confirm) before you report it."
         )
         return [Finding(question, "note", text, evidence)]
     winner = confirmed.winner

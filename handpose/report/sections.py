@@ -68,7 +68,7 @@ def add_comparison(page: Page, records: Sequence[SweepRecord]) -> None:
         page.chart(
             best_so_far([record for record in records if record.ranked]),
             "What each sweep would have picked, had it ended after so much slot-time: the best trial at the highest "
-            "rung reached by then, by its own value, which flatters them all.",
+            "rung reached by then, by its own value. These values are too good, since they were picked.",
         )
 
 
