@@ -65,6 +65,9 @@ _TYPES: dict[str, Any] = {
     "lr_schedule.flat": _FRACTION,
     "lr_schedule.final": _FRACTION,
     "lr_schedule.gamma": _FRACTION,
+    "augment.rotation_deg": Annotated[float, Field(ge=0, le=180)],
+    "augment.perspective_deg": Annotated[float, Field(ge=0, le=45)],
+    "augment.scale": Annotated[float, Field(ge=0, lt=1)],
     "trainer.max_epochs": _COUNT,
     "trainer.precision": Literal["32-true", "bf16-mixed", "16-mixed", "64-true"],
     "trainer.check_val_every_n_epoch": _COUNT,
@@ -101,6 +104,15 @@ def _at(values: Values, key: str) -> Iterator[Any]:
             return
         node = node[name]
     yield node
+
+
+def is_allowed(key: str, value: float) -> bool:
+    """Whether the table, which does not have every key, takes a number."""
+    try:
+        _check_type(key, value, _TYPES.get(key, Any))
+    except UserError:
+        return False
+    return True
 
 
 def _check_epochs(values: Values) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from handpose.report.effects import BestRange, ShownEffect, WorseOption, best_range, worse_options
 from handpose.report.record import Parameter, SweepRecord, TrialRecord
 from handpose.report.words import value_text
+from handpose.schema import is_allowed
 
 NEAR = 0.15
 """Part of a range to either side of a value that counts as near it."""
@@ -161,8 +162,14 @@ def is_natural_end(parameter: Parameter, *, is_upper: bool) -> bool:
 def widened(parameter: Parameter, *, is_upper: bool) -> tuple[float, float]:
     """The range with half of its length added at an end; a range of numbers above 0 stays above it.
 
-    The steps of a range remain where they are. Where nothing can be added the range is the one before.
+    The steps of a range remain where they are. Where so much cannot be added, as a configuration does not take it, the
+    range is the one before.
     """
+    low, high = _widened(parameter, is_upper=is_upper)
+    return (low, high) if is_allowed(parameter.key, high if is_upper else low) else (parameter.low, parameter.high)
+
+
+def _widened(parameter: Parameter, *, is_upper: bool) -> tuple[float, float]:
     low, high = parameter.low, parameter.high
     least = -math.inf if low <= 0 else 0.0 if parameter.kind == "float" else min(1, int(low))
     if parameter.step is not None and not parameter.log:

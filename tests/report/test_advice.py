@@ -115,6 +115,16 @@ def test_lists_with_values_that_python_considers_equal_are_told_apart(tmp_path):
     assert str(loaded(next_space(made), tmp_path).fixed["x"]) == "[1, 1]"
 
 
+@pytest.mark.parametrize(
+    ("key", "high"), [("augment.rotation_deg", 180.0), ("lr_schedule.flat", 0.8), ("augment.perspective_deg", 40.0)]
+)
+def test_a_range_is_not_widened_to_what_a_configuration_does_not_take(key, high):
+    parameter = Parameter(key, "float", 0.2, high)
+    assert widened(parameter, is_upper=True) == (0.2, high)
+    made = swept(lambda params: -params[key] / high, [parameter, SCALE])
+    assert not crowded_edges(made, shown_effects(made))
+
+
 def test_an_end_that_cannot_be_moved_is_no_edge():
     """A depth of 1 is the least that `widened` proposes."""
     made = swept(lambda params: params["model.decoder.depth"] + params["augment.scale"], [DEPTH, SCALE])
