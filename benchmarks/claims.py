@@ -5,8 +5,8 @@
 Sweeps are fabricated (benchmarks/fabricated.py): the real searcher, scheduler, events, study and report, with values
 from a formula instead of trainings. Two truths:
 
-noise    no parameter does anything. Every claim is a false alarm: advice that asks for a change or notes something of a
-         parameter, or a space for the next round.
+noise    no parameter does anything. Every claim is a false alarm: a shown effect, advice that asks for a change or notes
+         something, or a space for the next round.
 effects  the metric improves towards the upper end of optimizer.lr (by 2 over the range), is best at 0.4 of the range of
          heatmap.sigma (3 per range to either side), and is 1.5 worse for all but one value of one more parameter, which
          a choice of the space or the decoder's depth is. Nothing else matters.
@@ -157,13 +157,14 @@ def effects_loss(space: str, params: Mapping[str, Any], epoch: int, generator: r
 def claims_of(record: SweepRecord, cell: Cell) -> dict[str, Any]:
     """What is claimed, and whether it is so."""
     shown = shown_effects(record)
-    findings = [each for each in advice(record) if each.kind in ("act", "note") and "trusted" not in each.question]
+    said = [finding for finding in advice(record, shown) if finding.kind in ("act", "note")]
+    findings = [finding for finding in said if "trusted" not in finding.question]
     edges = crowded_edges(record, shown)
     narrowed = settled(record, shown)
-    space = next_space(record)
+    space = next_space(record, shown)
     matters = {_RATE, _SIGMA, _THIRD[cell.space][0]} if cell.truth == "effects" else set()
     return {
-        "any": bool(findings) or space is not None,
+        "any": bool(findings) or bool(shown) or space is not None,
         "questions": sorted({finding.question for finding in findings}),
         "next_space": space is not None,
         "shown": sorted({effect.key for effect in shown} & matters),

@@ -63,9 +63,9 @@ class Finding(NamedTuple):
     paste: str = ""
 
 
-def advice(record: SweepRecord) -> list[Finding]:
-    """All answers, the ones that call for a change first."""
-    shown = shown_effects(record)
+def advice(record: SweepRecord, shown: Sequence[ShownEffect] | None = None) -> list[Finding]:
+    """All answers, the ones that call for a change first. shown: of `shown_effects`, if it was called already."""
+    shown = shown_effects(record) if shown is None else shown
     found = [
         *trust(record),
         *edges(record, shown),

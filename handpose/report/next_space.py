@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from handpose.config import quote_override
-from handpose.report.effects import CONFIDENCE, Bound, shown_effects
+from handpose.report.effects import CONFIDENCE, Bound, ShownEffect, shown_effects
 from handpose.report.ranges import Crowd, Settled, crowded_edges, expression, outward, settled, widened
 from handpose.report.record import Parameter, SweepRecord, TrialRecord
 from handpose.report.words import value_text
@@ -24,12 +24,15 @@ class _Line(NamedTuple):
     why: str
 
 
-def next_space(record: SweepRecord) -> str | None:
-    """The text of a search space file, or None if nothing is to be changed or there is no winner yet."""
+def next_space(record: SweepRecord, shown: Sequence[ShownEffect] | None = None) -> str | None:
+    """The text of a search space file, or None if nothing is to be changed or there is no winner yet.
+
+    shown: of `shown_effects`, if it was called already.
+    """
     winner = record.winner()
     if winner is None or not record.parameters:
         return None
-    shown = shown_effects(record)
+    shown = shown_effects(record) if shown is None else shown
     wider = {crowd.parameter.key: crowd for crowd in crowded_edges(record, shown)}
     narrower = {each.parameter.key: each for each in settled(record, shown)}
     kept = [parameter for parameter in record.parameters if parameter.key in winner.params]

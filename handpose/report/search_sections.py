@@ -1,7 +1,9 @@
 """The sections of a report about the search itself: curves, parameters, and how they act."""
 
+from collections.abc import Sequence
+
 from handpose.report.contours import contours
-from handpose.report.effects import FALSE_ALARMS, shown_effects
+from handpose.report.effects import FALSE_ALARMS, ShownEffect
 from handpose.report.html import Page, table
 from handpose.report.isolation import Isolation
 from handpose.report.parameter_plots import (
@@ -42,11 +44,11 @@ def add_course(page: Page, record: SweepRecord) -> None:
     )
 
 
-def add_parameters(page: Page, record: SweepRecord) -> None:
+def add_parameters(page: Page, record: SweepRecord, shown: Sequence[ShownEffect]) -> None:
     """Importance, parallel coordinates, slices and contours."""
     if not record.parameters:
         return
-    _importance(page, record)
+    _importance(page, record, shown)
     page.section(
         "parallel",
         "Parallel coordinates",
@@ -72,7 +74,7 @@ def add_parameters(page: Page, record: SweepRecord) -> None:
         page.charts(maps)
 
 
-def _importance(page: Page, record: SweepRecord) -> None:
+def _importance(page: Page, record: SweepRecord, shown: Sequence[ShownEffect]) -> None:
     if not record.importance:
         page.section(
             "importance",
@@ -94,12 +96,11 @@ def _importance(page: Page, record: SweepRecord) -> None:
         "shown is said below. Trials of later epochs are those that were not stopped, so what stopped the others seems "
         "less important there.",
     )
-    page.text(_shown_text(record))
+    page.text(_shown_text(record, shown))
 
 
-def _shown_text(record: SweepRecord) -> str:
+def _shown_text(record: SweepRecord, shown: Sequence[ShownEffect]) -> str:
     """Which effects are shown by tests that hold for this searcher and scheduler."""
-    shown = shown_effects(record)
     names = short_names([parameter.key for parameter in record.parameters])
     rate = f"In a sweep in which no parameter matters, any effect at all is shown with probability {FALSE_ALARMS:.0%}."
     if not shown:

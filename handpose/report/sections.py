@@ -9,6 +9,7 @@ import yaml
 
 from handpose.report.advice import Finding
 from handpose.report.comparison import compare
+from handpose.report.effects import ShownEffect
 from handpose.report.html import Page, cards, folded, pictures, preformatted, table, trials_table
 from handpose.report.isolation import Isolation
 from handpose.report.parameter_plots import cost_label, cost_text
@@ -23,14 +24,20 @@ _KINDS = {"act": "to do", "note": "worth knowing", "fine": "fine", "open": "open
 
 
 def add_sweep(
-    page: Page, record: SweepRecord, findings: Sequence[Finding], *, next_space: str | None, isolation: Isolation | None
+    page: Page,
+    record: SweepRecord,
+    findings: Sequence[Finding],
+    *,
+    shown: Sequence[ShownEffect],
+    next_space: str | None,
+    isolation: Isolation | None,
 ) -> None:
-    """All sections of one sweep. next_space: the text of next_space.yaml, where there is one."""
+    """All sections of one sweep. next_space: the text of next_space.yaml, if there is one."""
     _winner(page, record)
     _advice(page, findings, next_space)
     if any(trial.reports for trial in record.trials):
         add_course(page, record)
-        add_parameters(page, record)
+        add_parameters(page, record, shown)
     if isolation is not None:
         add_isolation(page, record, isolation)
     if record.objective is not None and any(record.objective.name in trial.costs for trial in record.trials):

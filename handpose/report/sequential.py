@@ -10,6 +10,7 @@ trials lie, is a martingale with a known variance.
 Letters: N trials in the order of their proposal, T terms.
 """
 
+from bisect import bisect_left, bisect_right
 from functools import cache
 
 import numpy as np
@@ -32,12 +33,12 @@ def sequential_scores(losses: Array) -> Array:
         (N,) normal scores with mean 0 and variance 1 if the values are exchangeable; negative is better than before.
         The first one is 0, since there is nothing to compare it with.
     """
-    num = len(losses)
-    ranks = np.empty(num)
-    for place in range(num):
-        before = losses[:place]
-        ranks[place] = (before < losses[place]).sum() + (before == losses[place]).sum() / 2
-    return _scores(ranks)
+    ranks, before = [], list[float]()
+    for loss in losses.tolist():
+        low, high = bisect_left(before, loss), bisect_right(before, loss)
+        ranks.append((low + high) / 2)
+        before.insert(high, loss)
+    return _scores(np.array(ranks))
 
 
 def _scores(ranks: Array) -> Array:

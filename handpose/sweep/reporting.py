@@ -9,6 +9,7 @@ from typing import NamedTuple
 from handpose.config import quote_override
 from handpose.errors import UserError
 from handpose.report.advice import Finding, advice, advice_text
+from handpose.report.effects import shown_effects
 from handpose.report.html import Page
 from handpose.report.isolation import isolate
 from handpose.report.next_space import next_space
@@ -47,8 +48,9 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
     folder holds no sweep, its files are damaged or the key is not searched. The files appear whole.
     """
     records = _told_apart([read_sweep(folder) for folder in folders])
-    findings = [advice(record) for record in records]
-    spaces = [next_space(record) for record in records]
+    effects = [shown_effects(record) for record in records]
+    findings = [advice(record, shown) for record, shown in zip(records, effects, strict=True)]
+    spaces = [next_space(record, shown) for record, shown in zip(records, effects, strict=True)]
     names = ", ".join(record.name for record in records)
     page = Page(f"Sweep {names}" if len(records) == 1 else f"Sweeps {names}")
     if len(records) == 1:
@@ -56,11 +58,11 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
     else:
         page.head(f"{len(records)} sweeps", names)
         add_comparison(page, records)
-    for place, (record, found, space) in enumerate(zip(records, findings, spaces, strict=True)):
+    for place, (record, found, space, shown) in enumerate(zip(records, findings, spaces, effects, strict=True)):
         if len(records) > 1:
             page.sweep_begins(record.name, f"sweep-{place + 1}-", status_line(record))
         isolation = isolate(record, scientific) if scientific is not None else None
-        add_sweep(page, record, found, next_space=space, isolation=isolation)
+        add_sweep(page, record, found, shown=shown, next_space=space, isolation=isolation)
     with whole_file(file) as part:
         part.write_text(page.html(), encoding="utf-8")
     written = [_write_space(folder, space) for folder, space in zip(folders, spaces, strict=True)]

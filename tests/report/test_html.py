@@ -43,7 +43,7 @@ class Tree(HTMLParser):
 def page_of(made, **rest):
     page = Page("a sweep")
     page.head("A sweep", status_line(made))
-    add_sweep(page, made, advice(made), **{"next_space": None, "isolation": None} | rest)
+    add_sweep(page, made, advice(made), **{"shown": [], "next_space": None, "isolation": None} | rest)
     return page.html()
 
 
@@ -107,7 +107,7 @@ def test_two_sweeps_share_no_identifier():
     add_comparison(page, [one, two])
     for place, made in enumerate((one, two)):
         page.sweep_begins(made.name, f"sweep-{place}-", status_line(made))
-        add_sweep(page, made, advice(made), next_space=None, isolation=None)
+        add_sweep(page, made, advice(made), shown=[], next_space=None, isolation=None)
     tree = Tree(without_plotly(page.html()))
     assert len(tree.ids) == len(set(tree.ids))
     assert {"sweep-0-trial-3", "sweep-1-trial-3"} <= set(tree.ids)

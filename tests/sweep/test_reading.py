@@ -135,7 +135,9 @@ def test_a_space_for_the_next_round_is_written_only_where_a_change_is_shown_to_b
     result, folder = written
     assert result.next_spaces == []  # no decoder of this conditional space is shown to be worse
     assert not (folder / "next_space.yaml").exists()
-    monkeypatch.setattr("handpose.sweep.reporting.next_space", lambda record: "optimizer.lr: interval(0.1, 0.2)\n")
+    monkeypatch.setattr(
+        "handpose.sweep.reporting.next_space", lambda record, shown: "optimizer.lr: interval(0.1, 0.2)\n"
+    )
     result = write_report([folder], folder / "again.html")
     assert result.next_spaces == [folder / "next_space.yaml"]
     assert set(load_space(str(folder / "next_space.yaml")).parameters) == {"optimizer.lr"}
