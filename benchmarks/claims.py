@@ -5,8 +5,8 @@
 Sweeps are fabricated (benchmarks/fabricated.py): the real searcher, scheduler, events, study and report, with values
 from a formula instead of trainings. Two truths:
 
-noise    no parameter does anything. Every claim is a false alarm: a shown effect, advice that asks for a change or notes
-         something, or a space for the next round.
+noise    no parameter does anything. Every claim is a false alarm: a shown effect, advice that asks for a change or
+         notes something, or a space for the next round.
 effects  the metric improves towards the upper end of optimizer.lr (by 2 over the range), is best at 0.4 of the range of
          heatmap.sigma (3 per range to either side), and is 1.5 worse for all but one value of one more parameter, which
          a choice of the space or the decoder's depth is. Nothing else matters.
