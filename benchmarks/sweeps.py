@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from hydra.utils import instantiate
 from optuna.distributions import BaseDistribution
 
 from benchmarks.clock import ClockedObjective, Trained, plain_trainable
@@ -146,7 +147,7 @@ def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    sweep, rule, space = config.sweep, config.scheduler, load_space(config.search_space)
+    sweep, rule, space = instantiate(config.sweep), config.scheduler, load_space(config.search_space)
     recipe = TrialRecipe(training_overrides(given), location_overrides(config), sweep.max_epochs, sweep.cpus_per_trial)
     name = sweep.metric.partition("/")[2]  # OptunaSearch takes no slashes
     train = plain_trainable(recipe, metric=sweep.metric, reported_as=name, clocks=str(folder / "clocks"))
