@@ -27,8 +27,10 @@ from handpose.sweep.resume import Task, description, recorded_task
 from handpose.sweep.retention import newest_whole, saved
 from handpose.sweep.run import INTERRUPTED, SweepInterruptedError, run_sweep
 from handpose.sweep.scheduler import rule_maker
+from handpose.sweep.settings import SweepSettings
 from handpose.sweep.space import load_space
 from handpose.sweep.stretch import Stretch, report, this_member
+from handpose.sweep.trial import TrialRecipe, training_overrides, with_target
 from handpose.whole_file import whole_file
 
 EPOCHS = 8
@@ -97,12 +99,18 @@ def main() -> None:
                 searcher=partial(instantiate(config.searcher), defaults=task.defaults, fingerprint=""),
                 rule=rule_maker(instantiate(config.scheduler), sweep, space),
                 objective=growing,
-                command=str,
+                command=_recipe(task, sweep).command,
                 description=None if task.origin else description(task, provenance(data="")),
             )
         except SweepInterruptedError as error:
             print(error, file=sys.stderr)
             sys.exit(INTERRUPTED)
+
+
+def _recipe(task: Task, sweep: SweepSettings) -> TrialRecipe:
+    """How a trial with a real network would be trained, for the commands in trials.csv."""
+    overrides = with_target(training_overrides(task.overrides), task.config, sweep.target)
+    return TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
 
 
 def _new_task(folder: Path, given: list[str]) -> Task:
