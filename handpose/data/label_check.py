@@ -88,14 +88,18 @@ def _unlike_the_rest(xyz_m: Tensor) -> Iterator[tuple[int, str]]:
     for hand in hands.is_unusual_bone.any(dim=-1).nonzero()[:, 0].tolist():
         deviation = hands.bones[hand].nan_to_num(math.inf).where(hands.is_unusual_bone[hand], torch.zeros(()))
         worst = int(deviation.abs().argmax())
-        times = hands.bones[hand, worst].exp()
-        yield hand, f"the bone {_bone(BONES[worst])} is {times:.3g} times as long as in the median hand"
-    for hand in hands.is_unusual_size.nonzero()[:, 0].tolist():
+        times = float(hands.bones[hand, worst].exp())
+        if math.isfinite(times) and times > 0:
+            yield hand, f"the bone {_bone(BONES[worst])} is {times:.3g} times as long as in the median hand"
+        else:
+            yield hand, f"the bone {_bone(BONES[worst])} has no length, or its joints are not finite"
+    for hand in (hands.is_unusual_size & hands.size.isfinite()).nonzero()[:, 0].tolist():
         yield hand, f"the hand is {hands.size[hand].exp():.3g} times as large as the median hand"
     root_m = xyz_m[:, ROOT, 2]
-    distance = (root_m / root_m.median()).log()
-    for hand in is_outlier(distance, least=_LEAST_DISTANCE_LIMIT).nonzero()[:, 0].tolist():
-        yield hand, f"it is {root_m[hand]:.3g} m from the camera, the median hand {root_m.median():.3g} m"
+    median_m = root_m.nanmedian()
+    is_far = is_outlier((root_m / median_m).log(), least=_LEAST_DISTANCE_LIMIT) & root_m.isfinite()
+    for hand in is_far.nonzero()[:, 0].tolist():
+        yield hand, f"it is {root_m[hand]:.3g} m from the camera, the median hand {median_m:.3g} m"
     is_right, is_left = _sides(xyz_m)
     side, others = ("right", "left") if is_right.sum() < is_left.sum() else ("left", "right")
     rare = is_right if side == "right" else is_left
@@ -112,7 +116,7 @@ def _sides(xyz_m: Tensor) -> tuple[Tensor, Tensor]:
     """
     normal = torch.linalg.cross(xyz_m[:, _INDEX] - xyz_m[:, _WRIST], xyz_m[:, _LITTLE] - xyz_m[:, _WRIST])
     normal = normal / torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
-    unit = bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)].median()
+    unit = bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)].nanmedian()
     thumb = ((xyz_m[:, _THUMB].mean(dim=1) - xyz_m[:, _WRIST]) * normal).sum(dim=-1) / unit
     fingers = ((xyz_m[:, _TIPS] - xyz_m[:, _BASES]).mean(dim=1) * normal).sum(dim=-1) / unit
     both = thumb + fingers

@@ -51,10 +51,10 @@ def multistep(
     milestones: fractions of the run, so that a run of any length reaches them. Raises UserError for other numbers, such
     as epochs.
     """
-    if not all(0.0 <= milestone <= 1.0 for milestone in milestones):
+    if not all(0.0 <= milestone < 1.0 for milestone in milestones):
         raise UserError(
-            f"lr_schedule.milestones={list(milestones)} must be fractions of the run between 0 and 1; divide epochs by "
-            "trainer.max_epochs"
+            f"lr_schedule.milestones={list(milestones)} must be fractions of the run, from 0 to below 1; divide epochs "
+            "by trainer.max_epochs"
         )
     steps = [round(milestone * num_steps) for milestone in milestones]
 

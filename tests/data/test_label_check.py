@@ -158,3 +158,12 @@ def test_a_long_list_is_cut_short():
     text = label_check.warning("train", [Path(f"/{i:08d}.jpg") for i in range(25)], suspicions, num_poses=300)
     assert text.startswith("warning: 25 of 300 hands of the train split")
     assert text.endswith("and 15 more")
+
+
+def test_joints_that_are_no_numbers_or_lie_on_one_point_are_said_in_words(clean):
+    xyz_m, intrinsics = clean
+    for broken in (np.full((21, 3), np.nan), np.tile(xyz_m[3, :1], (21, 1))):
+        reasons = found(changed(xyz_m, 3, broken), intrinsics)
+        assert "has no length, or its joints are not finite" in reasons[3]
+        assert "nan" not in reasons[3]
+        assert "inf" not in reasons[3].replace("finite", "")

@@ -1,3 +1,4 @@
+import re
 from itertools import pairwise
 
 import pytest
@@ -69,9 +70,12 @@ def test_a_short_trial_reaches_every_milestone(num_epochs):
     assert drops == [round(num_epochs * 100 * epoch / 145) for epoch in (100, 140)]
 
 
-def test_milestones_in_epochs_are_refused():
-    with pytest.raises(UserError, match=r"milestones=\[100, 140\] must be fractions of the run.*max_epochs"):
-        rates(multistep, 145, steps_per_epoch=1, milestones=[100, 140], gamma=0.1)
+@pytest.mark.parametrize("milestones", [[100, 140], [1]])
+def test_milestones_in_epochs_are_refused(milestones):
+    with pytest.raises(
+        UserError, match=rf"milestones={re.escape(str(milestones))} must be fractions of the run.*max_epochs"
+    ):
+        rates(multistep, 145, steps_per_epoch=1, milestones=milestones, gamma=0.1)
 
 
 def test_constant_stays():
