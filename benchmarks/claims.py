@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--schedulers", nargs="+", choices=list(_SCHEDULERS), default=list(_SCHEDULERS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--sweeps", type=Path, help="where fabricated sweeps are kept")
+    parser.add_argument("--kept-only", action="store_true", help="judge the sweeps that are there, and make no others")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     cells = [
@@ -103,6 +104,8 @@ def run(cells: Sequence[Cell], given: argparse.Namespace) -> dict[Cell, list[dic
     wanted = [(cell, seed) for cell in cells for seed in range(given.repetitions)]
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(given.workers) as pool:
         folder = given.sweeps or Path(scratch)
+        if given.kept_only:
+            wanted = [(cell, seed) for cell, seed in wanted if _place(folder, cell, seed, given.trials).exists()]
         waiting = {pool.submit(judge, cell, seed, given.trials, folder): cell for cell, seed in wanted}
         for future in as_completed(waiting):
             judged[waiting[future]].append(future.result())
@@ -114,7 +117,7 @@ def run(cells: Sequence[Cell], given: argparse.Namespace) -> dict[Cell, list[dic
 
 def judge(cell: Cell, seed: int, num_trials: int, sweeps: Path) -> dict[str, Any]:
     """Fabricate a sweep, unless it is there, and return what its report claims."""
-    folder = sweeps / f"{' '.join(cell)} {num_trials} trials" / str(seed)
+    folder = _place(sweeps, cell, seed, num_trials)
     if not folder.exists():
         scheduler, mode = _SCHEDULERS[cell.scheduler]
         setup = Setup(cell.space, _SEARCHERS[cell.searcher], scheduler, mode, num_trials=num_trials)
@@ -123,6 +126,10 @@ def judge(cell: Cell, seed: int, num_trials: int, sweeps: Path) -> dict[str, Any
         fabricate(setup, loss, unfinished, seed=seed)
         unfinished.rename(folder)
     return claims_of(read_sweep(folder, judges_importance=False), cell)
+
+
+def _place(sweeps: Path, cell: Cell, seed: int, num_trials: int) -> Path:
+    return sweeps / f"{' '.join(cell)} {num_trials} trials" / str(seed)
 
 
 def noise_loss(params: Mapping[str, Any], epoch: int, generator: random.Random) -> float:
