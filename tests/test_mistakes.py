@@ -118,7 +118,7 @@ def locations(place: Path) -> list[str]:
         ("experiment=exp_submission_wandb", "pip install wandb"),
         # Augmentation and optimisation
         ("augment.background=0.5", "augment.background needs the masks of the hands, but data set freihand has none"),
-        ("augment.perspective_deg=90", "augment.perspective_deg must lie between 0 and 45, but it is 90"),
+        ("augment.perspective_deg=90", "augment.perspective_deg must be at most 45, but it is 90"),
         ("augment.occlusion_size=[0.5]", "augment.occlusion_size must be [least, most]"),
         ("encoder_lr_factor=0", "encoder_lr_factor must be above 0, but it is 0"),
         ("ema_decay=1", "ema_decay must be below 1, but it is 1"),
