@@ -41,7 +41,7 @@ from benchmarks.record import write_results  # noqa: E402
 from handpose.report.advice import advice  # noqa: E402
 from handpose.report.effects import shown_effects  # noqa: E402
 from handpose.report.next_space import next_space  # noqa: E402
-from handpose.report.ranges import crowded_edges, settled  # noqa: E402
+from handpose.report.ranges import Settled, crowded_edges, settled  # noqa: E402
 from handpose.report.record import Parameter, SweepRecord  # noqa: E402
 from handpose.sweep.reading import read_sweep  # noqa: E402
 
@@ -182,7 +182,7 @@ def claims_of(record: SweepRecord, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _is_cut_off(known: Any, cell: Cell) -> bool:
+def _is_cut_off(known: Settled, cell: Cell) -> bool:
     """Whether the best value is left out. Of a parameter that does nothing every value is as good."""
     key, best = _THIRD[cell.space]
     parameter = known.parameter

@@ -72,14 +72,8 @@ def _line(
     record: SweepRecord, parameter: Parameter, winner: TrialRecord, wider: Crowd | None, narrower: Settled | None
 ) -> _Line:
     key, value = parameter.key, winner.params[parameter.key]
-    allowed = _allowed(record, parameter, winner)
     if parameter.kind == "choice":
-        return _choice(parameter, value, allowed, narrower)
-    if allowed is not None:
-        low, high = min(allowed), max(allowed)
-        if low == high:
-            return _Line(key, _quoted(value), "of the winner's branch")
-        return _Line(key, expression(parameter, low, high), "of the winner's branch")
+        return _choice(parameter, value, _allowed(record, parameter, winner), narrower)
     if wider is None and narrower is None:
         return _Line(key, parameter.expression or expression(parameter, parameter.low, parameter.high), "as before")
     low, high = parameter.low, parameter.high

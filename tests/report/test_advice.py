@@ -367,3 +367,20 @@ def test_the_terminal_has_what_is_to_be_done_with_its_evidence():
 
 def test_a_sweep_that_has_just_begun_gets_no_advice_but_openness():
     assert all(finding.kind in ("open", "fine") for finding in advice(record([])))
+
+
+def test_a_number_that_decides_the_branch_is_narrowed_with_its_evidence(tmp_path):
+    """Depth 0 has no skips, and is shown to be worse than the others."""
+    depth = Parameter("depth", "int", 0, 3, step=1, expression="range(0, 4)")
+    skips = Parameter("skips", "choice", choices=["none", "add"], is_conditional=True)
+    draws, trials = random.Random(0), []
+    for number in range(100):
+        params = {"depth": draws.randint(0, 3), "optimizer.lr": RATE.value_at(draws.random())}
+        if params["depth"]:
+            params["skips"] = draws.choice(["none", "add"])
+        trials.append(trial(number, params, [30 - 3 * params["depth"] + draws.gauss(0, 0.3)] * 4))
+    text = next_space(record(trials, [depth, skips, RATE]))
+    (line,) = [line for line in text.splitlines() if line.startswith("depth")]
+    assert "p = " in line
+    space = loaded(text, tmp_path)
+    assert 0 not in ([space.fixed["depth"]] if "depth" in space.fixed else [space.parameters["depth"].low])
