@@ -47,7 +47,7 @@ from handpose.sweep.reading import read_sweep  # noqa: E402
 
 _RATE, _SIGMA = "optimizer.lr", "heatmap.sigma"
 _BEST_SIGMA = 0.4  # place in its range
-_THIRD = {
+_THIRD: dict[str, tuple[str, Any]] = {
     "accuracy_latency": ("model.decoder.conv", "separable"),
     "architecture": ("model.decoder.head", "heatmaps"),
     "decoder_family": ("model/decoder", "pyramid"),
