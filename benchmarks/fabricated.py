@@ -1,7 +1,7 @@
 """Sweeps whose truth is known: the real searcher, scheduler, events and files, with values from a formula.
 
-Nothing is trained and Ray is not started, so that hundreds of sweeps take minutes. A folder of such a sweep is read,
-reported and audited like any other.
+Nothing is trained and Ray is not started, so that hundreds of sweeps take minutes. A folder of such a sweep can be read
+and reported like any other. It cannot be resumed or audited: its sweep.yaml has no overrides.
 """
 
 import random

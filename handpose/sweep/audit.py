@@ -24,6 +24,7 @@ from handpose.sweep.audit_records import (
     audit_checkpoints,
     audit_csv,
     audit_journal,
+    audit_plan,
     audit_study,
     audit_tensorboard,
     study_of,
@@ -162,7 +163,10 @@ def _audit_records(
         first: int = study.user_attrs.get("plan", {}).get("first_number", 0)
         journal = folder / "study" / JOURNAL
         label = f"study/{JOURNAL}" if task.config.searcher.storage is None else "the study"
-        yield from _audit_study_itself(study, sweep, label)
+        num_brought = len(task.config.searcher.get("warm_start") or [])
+        yield from _audit_study_itself(study, sweep, label, num_brought=num_brought)
+        if task.config.searcher.sampler is not None:  # a grid has an order of its own
+            yield from audit_plan(study, first_number=first, space=task.space, label=label)
         yield from audit_study(
             replayed,
             study.get_trials(deepcopy=False),
@@ -180,7 +184,9 @@ def _audit_records(
         yield from audit_checkpoints(replayed, folder, "")
 
 
-def _audit_study_itself(study: optuna.Study, sweep: SweepSettings, label: str) -> Iterator[Finding]:
+def _audit_study_itself(
+    study: optuna.Study, sweep: SweepSettings, label: str, *, num_brought: int
+) -> Iterator[Finding]:
     directions: list[str] = [sweep.target.mode, *(["min"] if sweep.second_objective else [])]
     names = [sweep.metric, *([sweep.second_objective] if sweep.second_objective else [])]
     if [each.name.lower()[:3] for each in study.directions] != directions:
@@ -191,6 +197,10 @@ def _audit_study_itself(study: optuna.Study, sweep: SweepSettings, label: str) -
         yield Finding("wrong", f"{label}: its values are {study.metric_names}, but the sweep's {', '.join(names)}")
     brought = study.user_attrs.get("warm_start", [])
     first = study.user_attrs.get("plan", {}).get("first_number", 0)
+    if len(brought) != num_brought:
+        yield Finding(
+            "wrong", f"{label}: it has learned from {len(brought)} sweeps, but sweep.yaml names {num_brought}"
+        )
     if sum(each.get("brought", 0) for each in brought) != first:
         yield Finding("wrong", f"{label}: the sweep begins at trial {first}, but its warm start says otherwise")
 
@@ -221,6 +231,7 @@ def _study(task: Task, folder: Path) -> Iterator[tuple[optuna.Study | None, list
 # --- sweep.yaml -------------------------------------------------------------------------------------------------------
 
 
+_COMPARED = ("sweep.", "retrain.", "report.", "ray.", "search_space")
 _NOT_COMPARED = ("sweep.name", "sweep.folder", "sweep.resume", "sweep.status", "sweep.storage")
 
 
@@ -229,7 +240,7 @@ def _audit_description(folder: Path, task: Task) -> Iterator[Finding]:
     record = read_yaml(folder / "sweep.yaml")
     written, now = (with_directions(flattened(each)) for each in (record["config"], plain(task.config)))
     for key in {**written, **now}:
-        is_compared = key.startswith(("sweep.", "retrain.", "report.", "ray.")) and not key.startswith(_NOT_COMPARED)
+        is_compared = key.startswith(_COMPARED) and not key.startswith(_NOT_COMPARED)
         if is_compared and written.get(key) != now.get(key):
             yield Finding(
                 "wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its overrides make it {now.get(key)}"
@@ -240,12 +251,14 @@ def _audit_description(folder: Path, task: Task) -> Iterator[Finding]:
             yield Finding("wrong", f"sweep.yaml: held has {key}={value}, but its overrides make it {made}")
     given = dict(each.partition("=")[::2] for each in record["locations"])
     overridden = {each.partition("=")[0] for each in record["overrides"]}
-    for key in given.keys() & {"paths.data", "paths.output", "paths.packed"} - overridden:
-        if str(written.get(key)) != given[key].strip("'"):
+    for key in sorted({"paths.data", "paths.output", "paths.packed"} - overridden):
+        if key not in given:
+            yield Finding("lost", f"sweep.yaml: locations has no {key}, but config has {written.get(key)}")
+        elif str(written.get(key)) != given[key].strip("'"):
             yield Finding("wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its locations {given[key]}")
     choices = choices_of(record["overrides"])
     for group, theirs, ours in differences(dict(record["choices"]), choices):
-        if not group.startswith("hydra") and record["choices"]:
+        if not group.startswith("hydra"):
             yield Finding("wrong", f"sweep.yaml: choices has {group}={theirs}, but its overrides make it {ours}")
 
 

@@ -29,7 +29,7 @@ from handpose.sweep.audit_events import Finding, Kind, Replayed, differences
 from handpose.sweep.distributions import from_label
 from handpose.sweep.events import EVENTS, Asked, Begun, Closed, Measured, Opened, Reported
 from handpose.sweep.history import TrialHistory
-from handpose.sweep.points import place
+from handpose.sweep.points import finite_points, place
 from handpose.sweep.retention import is_whole
 from handpose.sweep.searcher import Known
 from handpose.sweep.space import ListedSpace, Params, Space
@@ -189,6 +189,7 @@ def audit_study(
         if getattr(lagging, "trial", None) == number:
             continue  # the process may have been killed before it told the study
         yield from _outcome_in_study(place_of, stored[number], history, limits, second_objective, replayed)
+    yield from _audit_dates(list(stored.values()), replayed, label)
     starts = [(number, trial.datetime_start) for number, trial in sorted(stored.items())]
     for (_, before), (number, start) in itertools.pairwise(starts):
         if before is not None and start is not None and (before - start).total_seconds() > _CLOCK_CHANGE_S:
@@ -197,6 +198,47 @@ def audit_study(
 
 _CLOCK_CHANGE_S = 3 * 3600.0
 """A change to winter time, and a clock that was set, are no findings."""
+
+
+def _audit_dates(trials: Sequence[FrozenTrial], replayed: Replayed, label: str) -> Iterator[Finding]:
+    """The trials of a sweep that one process ran take no longer by their dates than by the events."""
+    if replayed.num_processes != 1 or not replayed.events:
+        return
+    first, last = replayed.events[0][1].at, replayed.events[-1][1].at
+    dated = [
+        (date, trial.number)
+        for trial in trials
+        for date in (trial.datetime_start, trial.datetime_complete)
+        if date is not None
+    ]
+    if not dated:
+        return
+    (earliest, one), (latest, other) = min(dated), max(dated)
+    if (latest - earliest).total_seconds() > last - first + _CLOCK_CHANGE_S:
+        said = f"trial {one} has the date {earliest} and trial {other} {latest}"
+        yield Finding("wrong", f"{label}: {said}, but by {EVENTS} the sweep took {last - first:.0f} s")
+
+
+def audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: str) -> Iterator[Finding]:
+    """The draws that were decided before a trial was proposed are those of the plan, and the trial has them."""
+    points = study.user_attrs.get("plan", {}).get("points", [])
+    for index, trial in enumerate(study.get_trials(deepcopy=False)[first_number:]):
+        decided = trial.system_attrs.get(_DECIDED)
+        if decided is None:  # drawn by the sampler
+            continue
+        place_of = f"{label}: trial {trial.number}"
+        for name in decided.keys() & trial.params.keys():
+            if not same(decided[name], trial.params[name]):
+                said = f"{name} {trial.params[name]}, but {decided[name]} was decided"
+                yield Finding("wrong", f"{place_of} has {said}")
+        if index < len(points) and not same(decided, points[index]):
+            yield Finding("wrong", f"{place_of} was decided to be {decided}, but the plan has {points[index]}")
+        elif index >= len(points) and finite_points(space) is None:
+            yield Finding("lost", f"{place_of} was decided to be {decided}, which the plan does not have")
+
+
+_DECIDED = "fixed_params"
+"""System attribute of Optuna's enqueued trials."""
 
 
 def _params_of_study(place_of: str, trial: FrozenTrial, asked: Params, space: Space) -> Iterator[Finding]:

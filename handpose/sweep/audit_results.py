@@ -1,7 +1,11 @@
 """What comes after the trials of a sweep, made again and compared: from its confirmation to the space that follows."""
 
 import gzip
+import html
+import itertools
 import json
+import math
+import re
 import shlex
 import tempfile
 import zipfile
@@ -16,23 +20,21 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from handpose.errors import UserError
-from handpose.report.next_space import next_space
 from handpose.report.table import TrialTable
 from handpose.sweep.audit_events import ABSENT, Expected, Finding, Replayed, UntouchedFiles, differences, replay, same
 from handpose.sweep.audit_records import audit_checkpoints, audit_csv, audit_tensorboard, is_truncated
 from handpose.sweep.confirm import FILE, FOLDER, account, candidates, fresh_seeds, runs
 from handpose.sweep.events import EVENTS
 from handpose.sweep.history import History, empty_table
-from handpose.sweep.provenance import configuration, read_yaml
-from handpose.sweep.reading import read_sweep
-from handpose.sweep.reporting import NEXT_SPACE, REPORT
+from handpose.sweep.provenance import configuration, git_state, read_yaml
+from handpose.sweep.reporting import NEXT_SPACE, REPORT, report_of
 from handpose.sweep.resume import Task
 from handpose.sweep.rules import Fifo
 from handpose.sweep.select import NoWinnerError, select_winner, without_seed, write_chosen
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.trial import TrialRecipe, with_params
 
-_BEST, _PREDICTIONS = "best.yaml", "test_preds.json.gz"
+_BEST, _PREDICTIONS, _ARCHIVE = "best.yaml", "test_preds.json.gz", "pred.zip"
 
 
 def audit_results(task: Task, sweep: SweepSettings, recipe: TrialRecipe, replayed: Replayed) -> Iterator[Finding]:
@@ -52,8 +54,8 @@ def audit_results(task: Task, sweep: SweepSettings, recipe: TrialRecipe, replaye
     ):
         if is_truncated(folder / name):
             yield Finding("wrong", f"{name} is truncated: it has no line end")
-    yield from _audit_retraining(folder)
-    yield from _audit_next_space(folder)
+    yield from _audit_retraining(folder, sweep)
+    yield from _audit_report(folder, task)
 
 
 def _first_clean(check: Any, replayed: Replayed) -> list[Finding]:
@@ -179,6 +181,9 @@ def _audit_confirmation(
         yield Finding("wrong", f"{name} is there, although {FOLDER}/{EVENTS} does not say that its runs are finished")
     top_k = sum(each["label"] != "default" for each in confirmed["candidates"])
     chosen = candidates(table, defaults=task.defaults, top_k=top_k)
+    if not chosen:
+        yield Finding("wrong", f"{name} is there, although no trial of the sweep has a value")
+        return
     seeds = fresh_seeds(len(confirmed["seeds"]), table, task.defaults)
     wanted = runs(chosen, seeds)
     asked = list(confirming.asked.values())
@@ -242,14 +247,14 @@ def _audit_best(
             elif not (folder / name).is_file():
                 yield Finding("lost", f"{name} is missing")
             else:
-                yield from _audit_best_file(folder / name, name, read_yaml(Path(place) / name))
+                yield from _audit_best_file(folder / name, name, read_yaml(Path(place) / name), sweep)
 
 
 def _is_later(file: Path, than: Path) -> bool:
     return file.exists() and file.stat().st_mtime >= than.stat().st_mtime
 
 
-def _audit_best_file(file: Path, name: str, wanted: dict[str, Any]) -> Iterator[Finding]:
+def _audit_best_file(file: Path, name: str, wanted: dict[str, Any], sweep: SweepSettings) -> Iterator[Finding]:
     try:
         there = read_yaml(file)
     except UserError as error:
@@ -257,7 +262,7 @@ def _audit_best_file(file: Path, name: str, wanted: dict[str, Any]) -> Iterator[
         return
     words = shlex.split(str(there.pop("command", "")))
     wanted.pop("command")
-    if words[:2] != ["python", "train.py"] or not words[-1].startswith("best=") or not words[-1].endswith(f"/{name}"):
+    if words[:2] != ["python", "train.py"] or len(words) != 3 or not _is_best(words[2], name, sweep):
         yield Finding("wrong", f"{name}: command is {shlex.join(words)}, which does not train it")
     for content in (there, wanted):  # paths may have been given anew when the sweep was continued
         content["overrides"] = [
@@ -267,10 +272,18 @@ def _audit_best_file(file: Path, name: str, wanted: dict[str, Any]) -> Iterator[
         yield Finding("wrong", f"{name}: {place} is {theirs}, but sweep.yaml and {EVENTS} make it {ours}")
 
 
+def _is_best(override: str, name: str, sweep: SweepSettings) -> bool:
+    """Whether an override names a file of the sweep, whose folder may have been moved or renamed since."""
+    key, _, path = override.partition("=")
+    if key != "best" or not path.endswith(f"/{name}"):
+        return False
+    return Path(path.removesuffix(f"/{name}")).name in (sweep.name, sweep.path.name)
+
+
 # --- after it ---------------------------------------------------------------------------------------------------------
 
 
-def _audit_retraining(folder: Path) -> Iterator[Finding]:
+def _audit_retraining(folder: Path, sweep: SweepSettings) -> Iterator[Finding]:
     """That best.yaml was retrained, and that the files of the retraining are there."""
     place = folder / "retrain"
     if not place.is_dir():
@@ -297,6 +310,8 @@ def _audit_retraining(folder: Path) -> Iterator[Finding]:
         yield Finding("lost", "retrain/config.yaml is missing")
     elif config and best.get("configuration"):
         yield from _audit_retrained_config(config, best["configuration"], overrides or [])
+        if config.get("best") is not None and not _is_best(f"best={config['best']}", _BEST, sweep):
+            yield Finding("wrong", f"retrain/config.yaml has best {config['best']}, which is of another sweep")
     for file in (place / "checkpoints").glob("*.ckpt"):
         if not _is_sound_archive(file):
             yield Finding("wrong", f"retrain/checkpoints/{file.name} is damaged")
@@ -307,7 +322,7 @@ def _audit_retraining(folder: Path) -> Iterator[Finding]:
 
 
 def _is_sound_archive(file: Path) -> bool:
-    """Whether a checkpoint, which is a ZIP archive, is whole by its own checksums."""
+    """Whether a ZIP archive, as checkpoints are, is whole by its own checksums."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
@@ -335,11 +350,18 @@ def _audit_retrained_config(
     made = OmegaConf.create(dict(config))
     assert isinstance(made, DictConfig)
     for key, theirs, ours in _of_configuration(configuration(made), best):
-        if key not in _OF_DEVICES:
+        if key not in _OF_DEVICES or (key == "data.batch_size" and theirs * _num_devices(config) != ours):
             yield Finding("wrong", f"retrain/config.yaml has {key} {theirs}, but {_BEST} has {ours}")
     is_on_val = "train_on_val=true" in overrides
     if config.get("train_on_val") not in (is_on_val, None):
         yield Finding("wrong", f"retrain/config.yaml has train_on_val {config.get('train_on_val')}")
+
+
+def _num_devices(config: Mapping[str, Any]) -> int:
+    """Devices of all nodes together, which share the batch of the trials."""
+    trainer = config["trainer"]
+    devices = trainer.get("devices")
+    return (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes") or 1)
 
 
 def _of_configuration(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -352,48 +374,79 @@ def _audit_retrained_metrics(place: Path, metrics: Any) -> Iterator[Finding]:
     if not isinstance(metrics, dict) or not isinstance(metrics.get("metrics"), dict):
         yield Finding("wrong", "retrain/metrics.json has no metrics")
         return
-    checkpoint = metrics.get("checkpoint")
-    if checkpoint is not None and not (place / "checkpoints" / Path(str(checkpoint)).name).is_file():
-        yield Finding("lost", f"retrain/metrics.json is of {checkpoint}, which is missing")
+    checkpoint = place / "checkpoints" / Path(str(metrics.get("checkpoint"))).name
+    if not checkpoint.is_file():
+        yield Finding("lost", f"retrain/metrics.json is of {checkpoint.name}, which is missing")
     if not (place / _PREDICTIONS).is_file():
         yield Finding("lost", f"retrain/{_PREDICTIONS} is missing, although retrain/metrics.json is there")
     elif not _is_sound_gzip(place / _PREDICTIONS):
         yield Finding("wrong", f"retrain/{_PREDICTIONS} is damaged")
-    yield from _audit_reported_metrics(place.parent, metrics["metrics"])
+    if (place / _ARCHIVE).is_file() and not _is_sound_archive(place / _ARCHIVE):
+        yield Finding("wrong", f"retrain/{_ARCHIVE} is damaged")
+    if not (place.parent / REPORT).is_file():
+        yield Finding("lost", f"{REPORT} is missing, although retrain/metrics.json is there")
+    yield from _audit_reported_metrics(place.parent, metrics["metrics"], checkpoint)
 
 
-def _audit_reported_metrics(folder: Path, metrics: Mapping[str, Any]) -> Iterator[Finding]:
-    """The report, where it is newer than the retraining, has its figures."""
-    report, file = folder / REPORT, folder / "retrain" / "metrics.json"
-    if not report.is_file():
+def _audit_reported_metrics(folder: Path, metrics: Mapping[str, Any], checkpoint: Path) -> Iterator[Finding]:
+    """The report, if it was written after this retraining, has its figures and no others."""
+    report, name = folder / REPORT, "retrain/metrics.json"
+    if not report.is_file() or not checkpoint.is_file() or not _is_later(report, checkpoint):
         return
     page = report.read_text(encoding="utf-8", errors="replace")
-    lacking = [name for name, value in metrics.items() if f">{value:.4g}<" not in page]
-    if len(lacking) < len(metrics):  # else the report was written in another way, or before the retraining
-        for name in lacking:
-            yield Finding("wrong", f"retrain/{file.name} has {name} = {metrics[name]}, which {REPORT} does not have")
+    section = re.search(r'<h2 id="retrained">.*?(?=<h2 |</body>)', page, re.DOTALL)
+    if section is None:  # the process was killed before it wrote the report again
+        return
+    shown = [cell for cell in re.findall(r'<td class="number">([^<]*)</td>', section[0]) if cell]
+    for metric, value in metrics.items():
+        text = f"{math.nan if value is None else value:.4g}"
+        if text in shown:
+            shown.remove(text)
+        else:
+            yield Finding("wrong", f"{name} has {metric} = {value}, which {REPORT} does not have")
+    for text in shown:
+        yield Finding("lost", f"{name} has no metric of {text}, which {REPORT} has")
 
 
-def _audit_next_space(folder: Path) -> Iterator[Finding]:
-    """next_space.yaml is what the advice gives now, unless something was written since."""
-    file, report = folder / NEXT_SPACE, folder / REPORT
-    made_of = [folder / EVENTS, folder / _BEST, folder / FOLDER / FILE, folder / "sweep.yaml"]
+def _audit_report(folder: Path, task: Task) -> Iterator[Finding]:
+    """report.html and next_space.yaml are what they would be now, unless something was written since."""
+    files = [EVENTS, _BEST, f"{FOLDER}/{FILE}", "sweep.yaml", "retrain/metrics.json"]
+    made_of = [folder / name for name in files]
     newest = max((each.stat().st_mtime for each in made_of if each.is_file()), default=0.0)
-    is_current = [each.is_file() and each.stat().st_mtime >= newest for each in (file, report)]
-    if not any(is_current):
+    report, space = (
+        each.is_file() and each.stat().st_mtime >= newest for each in (folder / REPORT, folder / NEXT_SPACE)
+    )
+    if not (report or space):
         return
     try:
-        record = read_sweep(folder, judges_importance=False)
-        wanted = next_space(record)
-    except (UserError, KeyError, ValueError, TypeError) as error:
-        yield Finding("wrong", f"{NEXT_SPACE} cannot be made again ({error})")
+        page, wanted = report_of(folder, scientific=task.config.report.scientific)
+    except (UserError, KeyError, ValueError, TypeError, OSError) as error:
+        yield Finding("wrong", f"{REPORT} and {NEXT_SPACE} cannot be made again ({error})")
         return
-    if is_current[0] and wanted is None:
+    if report and (task.origin or {}).get("git", {}).get("revision") == git_state()["revision"]:
+        yield from _compare_pages((folder / REPORT).read_text(encoding="utf-8", errors="replace"), page)
+    yield from _audit_next_space(folder / NEXT_SPACE, wanted, is_current=space)
+
+
+def _compare_pages(there: str, wanted: str) -> Iterator[Finding]:
+    """Only a page of this revision of the project can be compared: others may say the same in other words."""
+    title = "the head"
+    for number, (one, other) in enumerate(itertools.zip_longest(there.splitlines(), wanted.splitlines()), start=1):
+        if other is not None and (section := re.match(r"<h2[^>]*>([^<]*)</h2>", other)):
+            title = f"'{html.unescape(section[1])}'"
+        elif other is not None and other.startswith("<script"):
+            title = "the charts"
+        if one != other:
+            yield Finding("wrong", f"{REPORT}: line {number}, in {title}, is not what the files of the sweep give")
+            return
+
+
+def _audit_next_space(file: Path, wanted: str | None, *, is_current: bool) -> Iterator[Finding]:
+    if is_current and wanted is None:
         yield Finding("wrong", f"{NEXT_SPACE} is there, but the advice gives none")
-    elif is_current[0] and wanted is not None:
+    elif is_current and wanted is not None:
         theirs, ours = file.read_text(encoding="utf-8").splitlines(), wanted.splitlines()
-        pairs = zip([*theirs, *[""] * len(ours)], [*ours, *[""] * len(theirs)], strict=False)
-        for number, (one, other) in enumerate(pairs, start=1):
+        for number, (one, other) in enumerate(itertools.zip_longest(theirs, ours, fillvalue=""), start=1):
             if one != other:
                 yield Finding("wrong", f"{NEXT_SPACE}: line {number} is {one!r}, but the advice gives {other!r}")
     elif not file.is_file() and wanted is not None:

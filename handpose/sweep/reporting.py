@@ -47,6 +47,30 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
     scientific: a searched key whose values are to be compared with the others optimised. Raises UserError where a
     folder holds no sweep, its files are damaged or the key is not searched. The files appear whole.
     """
+    page, records, findings, spaces = _made(folders, scientific)
+    with whole_file(file) as part:
+        part.write_text(page, encoding="utf-8")
+    written = [_write_space(folder, space) for folder, space in zip(folders, spaces, strict=True)]
+    return Written(file, records, findings, [place for place in written if place is not None])
+
+
+def report_of(folder: Path, *, scientific: str | None = None) -> tuple[str, str | None]:
+    """The texts of report.html and of next_space.yaml that `write_report` writes for one sweep.
+
+    The second one is None where there is no such file.
+    """
+    page, _, _, (space,) = _made([folder], scientific)
+    return page, space
+
+
+class _Made(NamedTuple):
+    page: str
+    records: Sequence[SweepRecord]
+    findings: Sequence[Sequence[Finding]]
+    spaces: Sequence[str | None]
+
+
+def _made(folders: Sequence[Path], scientific: str | None) -> _Made:
     records = _told_apart([read_sweep(folder) for folder in folders])
     effects = [shown_effects(record) for record in records]
     findings = [advice(record, shown) for record, shown in zip(records, effects, strict=True)]
@@ -63,10 +87,7 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
             page.sweep_begins(record.name, f"sweep-{place + 1}-", status_line(record))
         isolation = isolate(record, scientific) if scientific is not None else None
         add_sweep(page, record, found, shown=shown, next_space=space, isolation=isolation)
-    with whole_file(file) as part:
-        part.write_text(page.html(), encoding="utf-8")
-    written = [_write_space(folder, space) for folder, space in zip(folders, spaces, strict=True)]
-    return Written(file, records, findings, [place for place in written if place is not None])
+    return _Made(page.html(), records, findings, spaces)
 
 
 def _told_apart(records: Sequence[SweepRecord]) -> list[SweepRecord]:
