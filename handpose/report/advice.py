@@ -49,6 +49,7 @@ _LEAST_AGREEMENT = 0.3
 
 _WORSE = 0.03  # of the metric, by which the best trials must get worse before it is called overfitting
 _BETTER = 0.05  # of the metric, by which they must still improve
+_LEVEL = 0.02  # of the intervals for both: with the effects of parameters, claims in noise stay below 5 %
 
 
 class Finding(NamedTuple):
@@ -243,7 +244,7 @@ def overfitting(record: SweepRecord) -> list[Finding]:
         return [_too_short(question, record)]
     changes = [_relative_change(quarters[:, place], quarters[:, 3]) for place in range(3)]
     worst = max(changes, key=lambda change: change.mean())
-    low, _ = _interval(worst, level=0.05 / len(changes))
+    low, _ = _interval(worst, level=_LEVEL / len(changes))
     evidence = f"last quarter of the epochs {worst.mean():+.1%} against the best one before, of {len(worst)} trials"
     if low > 0 and worst.mean() > _WORSE:
         text = "The best trials are past their best: they overfit, or their learning rate stays too high. Train them "
@@ -271,7 +272,7 @@ def unfinished(record: SweepRecord) -> list[Finding]:
     if quarters is None:
         return [_too_short(question, record)]
     gains = -_relative_change(quarters[:, 2], quarters[:, 3])
-    low, _ = _interval(gains, level=0.05)
+    low, _ = _interval(gains, level=_LEVEL)
     evidence = f"mean improvement from the third to the last quarter {gains.mean():.1%}, of {len(gains)} trials"
     if low > 0 and gains.mean() > _BETTER:
         text = "The best trials still improve at the last epoch, so a longer training may rank them differently: raise "
@@ -283,8 +284,11 @@ def unfinished(record: SweepRecord) -> list[Finding]:
 def _quarters(record: SweepRecord) -> NDArray[np.float64] | None:
     """(trials, 4) mean loss in each quarter of the epochs, of up to five good trials that were trained to the end.
 
-    Good by their mean over all epochs: picking them by the last value would make them look as if they improved.
+    Good by their mean over all epochs: picking them by the last value would make them look as if they improved. The
+    epochs of rungs do not count: only trials with good values there were trained further, so that these values are too
+    good on average, and trials whose curves are flat would look as if they got worse after them.
     """
+    selecting = {epoch for epoch in record.rungs if epoch < record.max_epochs}
     curves = [
         trial.curve
         for trial in record.leading(len(record.ranked))
@@ -294,7 +298,7 @@ def _quarters(record: SweepRecord) -> NDArray[np.float64] | None:
     rows = []
     for curve in curves:
         groups = [
-            [record.sign * value for epoch, value in curve.items() if low < epoch <= high]
+            [record.sign * value for epoch, value in curve.items() if low < epoch <= high and epoch not in selecting]
             for low, high in itertools.pairwise(edges_at)
         ]
         if all(groups):
@@ -304,8 +308,11 @@ def _quarters(record: SweepRecord) -> NDArray[np.float64] | None:
 
 
 def _relative_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much larger each value became, as a part of its size."""
-    size = np.abs(before)
+    """How much larger each value became, as a part of the mean size of both.
+
+    Of the first one alone it would be positive on average in noise, which makes some of the first ones small.
+    """
+    size = (np.abs(before) + np.abs(after)) / 2
     change: NDArray[np.float64] = (after - before) / np.where(size > 0, size, 1.0)
     return change
 

@@ -323,6 +323,21 @@ def test_noise_at_the_end_of_the_curves_is_neither_overfitting_nor_progress():
     assert found.count("fine") >= 76
 
 
+def test_trials_that_were_kept_for_their_luck_at_a_rung_do_not_overfit():
+    """Flat curves: the third that was the luckiest at epoch 1, and of it the third at epoch 3, is trained on."""
+    draws, found = random.Random(0), []
+    for _ in range(60):
+        curves = [[10 + draws.gauss(0, 1) for _ in range(9)] for _ in range(45)]
+        curves.sort(key=lambda curve: curve[0])
+        kept = sorted(curves[:15], key=lambda curve: curve[2])
+        lengths = [9] * 5 + [3] * 10
+        trials = [trial(number, {}, curve[:length]) for number, (curve, length) in enumerate(zip(kept, lengths))]
+        trials += [trial(15 + number, {}, curve[:1]) for number, curve in enumerate(curves[15:])]
+        (answer,) = answers(record(trials, max_epochs=9, rungs=(1, 3)), "get worse again")
+        found.append(answer.kind)
+    assert found.count("act") <= 3
+
+
 def confirmed(*distinguishable, difference=1.0, unknown=None):
     """A confirmation of trial 1, the winner, beside trials of which it can be told apart, or not, or neither."""
     between = Interval(difference, difference - 0.1, difference + 0.1)
