@@ -205,10 +205,17 @@ def losses(record: SweepRecord) -> list[Finding]:
 
 
 def _lies_elsewhere(parameter: Parameter, lost: Sequence[TrialRecord], sound: Sequence[TrialRecord]) -> str:
-    middles = [statistics.median(places(parameter, trials)) for trials in (lost, sound)]
-    shown = [value_text(parameter.value_at(middle)) for middle in middles]
-    larger = "larger" if middles[0] > middles[1] else "smaller"
-    return f"They have a {larger} {parameter.key}: median {shown[0]}, against {shown[1]} of the others."
+    ours, theirs = (_middle_half(parameter, trials) for trials in (lost, sound))
+    return f"They differ in {parameter.key}: the middle half of them lies {ours}, that of the others {theirs}."
+
+
+def _middle_half(parameter: Parameter, trials: Sequence[TrialRecord]) -> str:
+    """Between which values the middle half of the trials lies: lost ones may be at both ends of a range."""
+    lie = places(parameter, trials)
+    if not lie:
+        return "nowhere, as none has it"
+    low, high = (value_text(parameter.value_at(float(place))) for place in np.quantile(lie, [0.25, 0.75]))
+    return f"at {low}" if low == high else f"between {low} and {high}"
 
 
 def _chosen_more_often(parameter: Parameter, lost: Sequence[TrialRecord], sound: Sequence[TrialRecord]) -> str:
@@ -260,8 +267,8 @@ def late_divergence(record: SweepRecord) -> list[Finding]:
     evidence = f"{len(diverged)} of {len(record.trials)} trials diverged in the second half of their epochs"
     if len(diverged) < 2:
         return [Finding(question, "fine", "No.", evidence)]
-    text = "Training becomes unstable late: a longer warm-up, trainer.gradient_clip_val or a smaller learning rate may "
-    text += "help."
+    text = "Some trials diverged after more than half of their epochs: trainer.gradient_clip_val or a smaller learning "
+    text += "rate may help."
     return [Finding(question, "act", text, evidence)]
 
 

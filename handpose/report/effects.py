@@ -84,7 +84,8 @@ class WorseOption(NamedTuple):
 class SmallEffect(NamedTuple):
     """A parameter that makes little difference, as shown by an equivalence test.
 
-    bound: with 95 % confidence the mean values of any two thirds of its range, or of any two choices, differ by less.
+    bound: the mean values of any two thirds of its range, or of any two choices, differ by less. With 95 % confidence
+    this holds for all parameters of the sweep together.
     margin: half of what the best trial gained over the median one.
     """
 
@@ -290,30 +291,33 @@ def small_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Sma
     for parameter in record.parameters:
         if parameter.key in keys:
             continue
-        bound = _largest_difference(parameter, at.trials, model.without_others(parameter.key))
+        level = (1 - CONFIDENCE) / len(record.parameters)
+        bound = _largest_difference(parameter, at.trials, model.without_others(parameter.key), level)
         if bound < margin:
             found.append(SmallEffect(parameter.key, at.epoch, len(at.trials), bound, margin))
     return found
 
 
-def _largest_difference(parameter: Parameter, trials: Sequence[TrialRecord], losses: Array) -> float:
-    """The upper end of the 90 % intervals of all differences between groups, in size; infinite with too few trials."""
+def _largest_difference(
+    parameter: Parameter, trials: Sequence[TrialRecord], losses: Array, level: float
+) -> float:
+    """The largest `_welch_bound` of two groups; infinite with too few trials."""
     groups = np.array([_group(parameter, trial) for trial in trials])
     names = range(_num_groups(parameter))
     values = [losses[groups == name] for name in names]
     if len(values) < 2 or min(map(len, values)) < _LEAST_GROUP:
         return math.inf
-    return max(_welch_bound(first, second) for first, second in itertools.combinations(values, 2))
+    return max(_welch_bound(first, second, level) for first, second in itertools.combinations(values, 2))
 
 
-def _welch_bound(first: Array, second: Array) -> float:
-    """The upper end of the 90 % interval of the size of a difference of means (Welch 1947)."""
+def _welch_bound(first: Array, second: Array, level: float) -> float:
+    """What the size of a difference of means exceeds with probability `level` (Welch 1947)."""
     parts = np.array([first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)])
     difference = abs(float(first.mean() - second.mean()))
     if parts.sum() == 0:
         return difference
     freedom = parts.sum() ** 2 / (parts**2 / np.array([len(first) - 1, len(second) - 1])).sum()
-    return difference + float(stats.t.ppf(0.95, freedom) * np.sqrt(parts.sum()))
+    return difference + float(stats.t.ppf(1 - level, freedom) * np.sqrt(parts.sum()))
 
 
 def _num_groups(parameter: Parameter) -> int:
