@@ -298,9 +298,7 @@ def small_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Sma
     return found
 
 
-def _largest_difference(
-    parameter: Parameter, trials: Sequence[TrialRecord], losses: Array, level: float
-) -> float:
+def _largest_difference(parameter: Parameter, trials: Sequence[TrialRecord], losses: Array, level: float) -> float:
     """The largest `_welch_bound` of two groups; infinite with too few trials."""
     groups = np.array([_group(parameter, trial) for trial in trials])
     names = range(_num_groups(parameter))

@@ -6,6 +6,7 @@ but the first of equal choices, go by a label there: their type and their JSON t
 
 import json
 import math
+import sys
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, TypeAlias
@@ -167,6 +168,11 @@ def check_range(where: str, low: float, high: float, *, is_whole: bool) -> None:
         raise UserError(f"{where} is upside down: its low end {low:g} is above its high end {high:g}")
     if not is_whole and not math.isfinite(float(high) - float(low)):
         raise UserError(f"{where} is too wide: high - low must be a finite number; give a smaller range")
+    if not is_whole and 0 < float(high) - float(low) < sys.float_info.min:
+        raise UserError(
+            f"{where} is too narrow: high - low is {float(high) - float(low):g}, and samplers divide by it: it must be "
+            f"at least {sys.float_info.min:.2g}; give a larger range, or one value"
+        )
 
 
 def check_steps(where: str, start: float, stop: float, step: float) -> None:

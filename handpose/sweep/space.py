@@ -101,7 +101,7 @@ class PythonSpace:
             params = self.function(_Suggesting(trial, self.file, self.held))
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"{self.file}: space(trial) raised {type(error).__name__}: {error}") from error
         if not isinstance(params, Mapping):
             raise UserError(f"{self.file}: space(trial) must return a dict of configuration keys, but gave {params!r}")
@@ -289,7 +289,7 @@ def _load_python(file: Path) -> PythonSpace:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
     function = getattr(module, "space", None)
     if not callable(function):

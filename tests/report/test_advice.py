@@ -331,7 +331,9 @@ def test_trials_that_were_kept_for_their_luck_at_a_rung_do_not_overfit():
         curves.sort(key=lambda curve: curve[0])
         kept = sorted(curves[:15], key=lambda curve: curve[2])
         lengths = [9] * 5 + [3] * 10
-        trials = [trial(number, {}, curve[:length]) for number, (curve, length) in enumerate(zip(kept, lengths))]
+        trials = [
+            trial(number, {}, curve[:length]) for number, (curve, length) in enumerate(zip(kept, lengths, strict=True))
+        ]
         trials += [trial(15 + number, {}, curve[:1]) for number, curve in enumerate(curves[15:])]
         (answer,) = answers(record(trials, max_epochs=9, rungs=(1, 3)), "get worse again")
         found.append(answer.kind)

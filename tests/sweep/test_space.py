@@ -84,6 +84,8 @@ def test_an_expression_of_hydra_is_searched(write_space, expression, distributio
         ("optimizer:\n  lr: interval(0, 1)", r"optimizer has the value .*write nested keys with dots"),
         ("day: 2020-01-01\nlr: interval(0, 1)", r"day has the value datetime.date"),
         ("lr: interval(-1e308, 1e308)", r"lr: .* is too wide: high - low must be a finite number"),
+        ("lr: interval(0, 5e-324)", r"lr: .* is too narrow: high - low is 4.94066e-324"),
+        ("lr: tag(log, interval(5e-324, 1e-323))", r"lr: .* is too narrow"),
         ("lr: interval(nan, 1)", r"lr: interval\(nan, 1\) must have finite ends"),
         ("lr: interval(0, -inf)", r"lr: .* must have finite ends"),
         ("lr: interval(0, 1" + 400 * "0" + ")", r"lr"),
@@ -297,6 +299,8 @@ def space(trial):
     [
         ("trial.suggest_categorical('a', [1, object()])", r"the choices of a are numbers, text or lists of them"),
         ("trial.suggest_float('a', -1e308, 1e308)", r"a from -1e\+308 to 1e\+308 is too wide"),
+        ("trial.suggest_float('a', 0, 5e-324)", r"a from 0 to 5e-324 is too narrow"),
+        ("exit(3)", r"space\(trial\) raised SystemExit: 3"),
         ("trial.suggest_float('a', 0, float('nan'))", r"a from 0 to nan must have finite ends"),
         ("trial.suggest_float('a', 2, 1)", r"a from 2 to 1 is upside down"),
         ("trial.suggest_int('a', 0, 2**63)", r"a from 0 to 9223372036854775808 goes beyond 9007199254740992"),
