@@ -106,8 +106,11 @@ def debiased_argmax(logits: Tensor, *, sigma: float, target: HeatmapShape) -> Te
     sigma, target: of the heatmaps the network was trained on. What the soft-argmax makes of each coordinate's own
     target is known, and is undone here: like Gu et al. 2021 it compensates the pull towards the middle, that of a
     target cut off by the border and that of mass that lies evenly over the axis. Exact for targets; inside the axis it
-    is the soft-argmax, which is the best guess of a network that is not sure, as the place of the mode is not.
+    is the soft-argmax, which is the best guess of a network that is not sure, as the place of the mode is not. One bin
+    tells nothing about the coordinate: then the middle is returned.
     """
+    if logits.shape[-1] == 1:
+        return soft_argmax(logits)
     coordinates = torch.linspace(0.0, 1.0, _CURVE_POINTS, device=logits.device, dtype=logits.dtype)
     curve = _mean_above_least(_DRAWN[target](coordinates, bins=logits.shape[-1], sigma=sigma))  # rises
     mean = _mean_above_least(torch.softmax(logits, dim=-1)).clamp(curve[0], curve[-1]).unsqueeze(-1)
@@ -118,7 +121,12 @@ def debiased_argmax(logits: Tensor, *, sigma: float, target: HeatmapShape) -> Te
 
 
 def _mean_above_least(heatmaps: Tensor) -> Tensor:
-    """Mean coordinate, (..., bins) -> (...), of what rises above the least bin; of an even heatmap the middle."""
+    """Mean coordinate, (..., bins) -> (...), of what rises above the least bin; of an even heatmap the middle.
+
+    Of two bins only one would be left, wherever the coordinate is: there it is the mean of all mass.
+    """
+    if heatmaps.shape[-1] < 3:
+        return (heatmaps * bin_centers(heatmaps.shape[-1], like=heatmaps)).sum(dim=-1)
     mass = heatmaps - heatmaps.amin(dim=-1, keepdim=True) + torch.finfo(heatmaps.dtype).tiny
     return (mass * bin_centers(heatmaps.shape[-1], like=heatmaps)).sum(dim=-1) / mass.sum(dim=-1)
 
