@@ -248,7 +248,12 @@ def _reason(error: Exception) -> str:
 
 
 def _check_name(name: str) -> None:
+    architecture, dot, tag = name.partition(".")
     if timm.is_model(name):
+        tags = timm.models.get_arch_pretrained_cfgs(architecture)
+        if dot and name not in tags:
+            known = f"it has {' and '.join(tags)}" if tags else "it has none"
+            raise UserError(f"model.encoder.name={name}: {architecture} has no weights with the tag '{tag}'; {known}")
         return
     near = difflib.get_close_matches(name, timm.list_models(), n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists them"

@@ -93,3 +93,8 @@ def test_a_model_without_stochastic_depth_is_refused_for_that_alone():
     encoder("repghostnet_050")
     with pytest.raises(UserError, match=r"model\.encoder\.drop_path=0\.1: repghostnet_050 .*drop_path=0\.0"):
         encoder("repghostnet_050", drop_path=0.1)
+
+
+def test_a_tag_of_weights_that_a_timm_model_does_not_have_is_refused_with_those_it_has():
+    with pytest.raises(UserError, match=r"has no weights with the tag 'foo'; it has mobilenetv3_small_100.lamb_in1k"):
+        Encoder(name="mobilenetv3_small_100.foo", pretrained=False, weights=None, normalize=True, drop_path=0.0)
