@@ -87,7 +87,8 @@ def test_an_argument_without_a_value_can_be_added():
 
 @pytest.mark.parametrize(
     "value",
-    ["two words", 1e-4, 3, True, None, "a=b", "true", "1e3", "null", [1, 2], ["a b", None], "it's", "C:\\x", "ünï", ""],
+    ["two words", 1e-4, 3, True, None, "a=b", "true", "1e3", "null", [1, 2], ["a b", None], "it's", "C:\\x", "ünï", ""]
+    + ["a\\ [b]", "it\\'s", "end [x]\\", "\\\\two, three\\\\"],
 )
 def test_a_quoted_override_is_read_back_as_the_same_value(value):
     assert OverridesParser.create().parse_override(quote_override("anything", value)).value() == value
@@ -129,6 +130,20 @@ def test_the_best_of_a_sweep_comes_before_the_command_line(tmp_path):
     path.write_text(yaml.safe_dump({"overrides": ["model.decoder.depth=2", "optimizer.lr=0.5"]}))
     config = compose("train", [f"best={path}", "optimizer.lr=0.25"])
     assert (config.model.decoder.depth, config.optimizer.lr) == (2, 0.25)
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "x [1], y"])
+def test_the_best_of_a_sweep_may_lie_in_any_folder(tmp_path, name):
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / "best.yaml"
+    path.write_text(yaml.safe_dump({"overrides": ["optimizer.lr=0.5"]}))
+    config = compose("train", [quote_override("best", str(path))])
+    assert (config.optimizer.lr, config.best) == (0.5, str(path))
+
+
+def test_a_value_that_needs_quotes_is_shown_with_the_quotes_that_it_needs():
+    with pytest.raises(UserError, match=r"""quotes for Hydra and for the shell: "data.root='/a \[b\]'"$"""):
+        compose("train", ["data.root=/a [b]"])
 
 
 def test_a_file_that_is_no_best_yaml_is_refused(tmp_path):

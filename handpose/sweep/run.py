@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from ray import tune
 from ray.tune.experiment import Trial
 
+from handpose.config import quote_override
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.report.tensorboard import SweepLog
@@ -316,7 +317,7 @@ def going_on(sweep: SweepSettings, table: TrialTable) -> str:
 
 def resume_command(folder: Path) -> str:
     """The command line that goes on with the sweep in a folder."""
-    return shlex.join(["python", "tune.py", f"sweep.resume={folder}"])
+    return shlex.join(["python", "tune.py", quote_override("sweep.resume", str(folder))])
 
 
 def _tuner(

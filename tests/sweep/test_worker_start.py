@@ -64,7 +64,7 @@ from handpose.sweep.space import load_space
 from tests.sweep.conftest import make_settings, start
 from tests.sweep.objectives import curve
 
-worker_start.PROBE_AFTER_S, worker_start.PATIENCE_S = 1.0, 12.0
+worker_start.PROBE_AFTER_S, worker_start.PATIENCE_S = 1.0, 4.0
 runtime.worker_interpreter = lambda executable: {"py_executable": "/nowhere/my python"}
 folder = Path(sys.argv[1])
 (folder / "space.yaml").write_text("x: interval(0, 1)")
@@ -72,6 +72,7 @@ start(make_settings(folder / "sweep"), load_space(str(folder / "space.yaml")), c
 """
 
 
+@pytest.mark.slow
 def test_without_a_preflight_a_sweep_whose_workers_never_start_ends_and_names_the_reason(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", _SWEEP, tmp_path], cwd=REPOSITORY, capture_output=True, text=True, timeout=100
