@@ -87,8 +87,10 @@ def test_an_argument_without_a_value_can_be_added():
 
 @pytest.mark.parametrize(
     "value",
-    ["two words", 1e-4, 3, True, None, "a=b", "true", "1e3", "null", [1, 2], ["a b", None], "it's", "C:\\x", "ünï", ""]
-    + ["a\\ [b]", "it\\'s", "end [x]\\", "\\\\two, three\\\\"],
+    [
+        *("two words", 1e-4, 3, True, None, "a=b", "true", "1e3", "null", [1, 2], ["a b", None], "it's", "ünï", ""),
+        *("C:\\x", "a\\ [b]", "it\\'s", "end [x]\\", "\\\\two, three\\\\"),
+    ],
 )
 def test_a_quoted_override_is_read_back_as_the_same_value(value):
     assert OverridesParser.create().parse_override(quote_override("anything", value)).value() == value
