@@ -9,11 +9,14 @@ import itertools
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, NoReturn
 
 import hydra
@@ -153,13 +156,35 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Turn a user's mistake, and Ctrl-C, into a sentence and a status."""
+    """Turn a user's mistake, and Ctrl-C or SIGTERM, into a sentence and a status."""
     try:
-        yield
+        with terminable():
+            yield
     except UserError as error:
         _leave(f"error: {_one_line(error)}", 2)
     except KeyboardInterrupt as error:
         _leave(str(error) or "interrupted", 130)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM act as Ctrl-C within the block, unless it is handled already.
+
+    Lightning takes note of SIGTERM and goes on to the end of the batch, which may never come.
+    """
+    is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not is_free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _leave(sentence: str, status: int) -> NoReturn:

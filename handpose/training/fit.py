@@ -39,7 +39,14 @@ from handpose.training.checkpoints import (
 )
 from handpose.training.module import HandPose, parameter_groups
 from handpose.training.results import RunFolders, RunResult, TrainingResult, check_folders, prepare_folders
-from handpose.training.trainer import Team, calm, check_trainer, predicting_trainer, training_trainer
+from handpose.training.trainer import (
+    Team,
+    calm,
+    check_trainer,
+    num_processes_here,
+    predicting_trainer,
+    training_trainer,
+)
 from handpose.whole_file import write_json
 
 
@@ -144,6 +151,7 @@ def prepare(
     if stage != "test":
         module.augment.check_backgrounds()
     data.setup(stage)
+    data.check_shared_memory(num_processes=num_processes_here(config))
     if weights is None:
         training_m = torch.from_numpy(_xyz_m(data.trained_on.xyz_m)).float()
         module.axes.fit(training_m, is_trained=initial is not None)
