@@ -90,12 +90,16 @@ class Killed(Stuck):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("dataset", "reason"), [(Stuck(), "timed out"), (Killed(), "killed by signal|exited unexpectedly")])
+@pytest.mark.parametrize(
+    ("dataset", "reason"), [(Stuck(), "timed out"), (Killed(), "killed by signal|exited unexpectedly")]
+)
 def test_a_loader_whose_processes_give_no_batch_ends_with_a_sentence(root, monkeypatch, dataset, reason):
     monkeypatch.setattr(datamodule, "_BATCH_PATIENCE_S", 1.0)
     data = make_data(root, num_workers=1)
     loader = data._loader(dataset, [0, 1])
-    with pytest.raises(UserError, match=rf"^data\.num_workers=1: .*({reason}).*/dev/shm has .* MB of .* give data\.num"):
+    with pytest.raises(
+        UserError, match=rf"^data\.num_workers=1: .*({reason}).*/dev/shm has .* MB of .* give data\.num"
+    ):
         next(iter(loader))
 
 
@@ -116,21 +120,18 @@ exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"))
 
 
 def in_small_memory(command, folder, size_kb):
-    """Start a command with another /dev/shm, of its own."""
+    """The command line that runs a command with a small /dev/shm of its own, and its settings for subprocess."""
     mounted = f'mount -t tmpfs -o size={size_kb}k tmpfs /dev/shm && exec "$@"'
-    return subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", mounted, "sh", *command],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    how = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return ["unshare", "--mount", "sh", "-c", mounted, "sh", *command], how
 
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory):
     """A folder with a data set."""
-    if shutil.which("unshare") is None or in_small_memory(["true"], "/", 100).wait():
+    command, how = in_small_memory(["true"], "/", 100)
+    if shutil.which("unshare") is None or subprocess.run(command, **how).returncode:
         pytest.skip("no tmpfs can be mounted here")
     folder = tmp_path_factory.mktemp("user")
     write_freihand(folder / "freihand", num_poses=24, variants=1, num_test=6, size=64)
@@ -138,27 +139,33 @@ def user(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train.py", "tune.py"])
-def test_a_run_that_does_not_fit_into_shared_memory_is_refused_before_work_starts(user, script):
-    more = ["ray.num_cpus=2", "sweep.gpus_per_trial=0"] if script == "tune.py" else []
+@pytest.mark.parametrize(
+    ("script", "more", "trials"),
+    [("train.py", [], ""), ("tune.py", ["ray.num_cpus=2", "sweep.gpus_per_trial=0"], "2 trials at a time x ")],
+)
+def test_a_run_that_does_not_fit_into_shared_memory_is_refused_before_work_starts(user, script, more, trials):
     command = [sys.executable, str(REPOSITORY / script), *TRAINING, "data.root=freihand", "paths.output=out", *more]
-    _, err = (process := in_small_memory(command, user, 300 * (1 + len(more)))).communicate(timeout=200)
-    assert process.returncode == 2, err
-    trials = r"2 trials at a time x " if script == "tune.py" else ""
+    command, how = in_small_memory(command, user, 600 if more else 300)  # a trial alone would fit into 600 kB
+    done = subprocess.run(command, **how, timeout=200)
+    assert done.returncode == 2, done.stderr
     told = rf"^error: data\.num_workers=2 needs .* MB of shared memory \({trials}2 workers x 2 batches of 0\.1"
-    assert re.search(told, err, re.MULTILINE), err
-    assert not (user / "out" / "sweeps").exists()
-    assert not (user / "out" / "logs").exists()
+    assert re.search(told, done.stderr, re.MULTILINE), done.stderr
+    assert {path.name for path in (user / "out").glob("*")} <= {"packed"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_waits_for_a_batch_is_ended_by_a_signal(user, number):
     command = [sys.executable, "-c", _UNCHECKED, str(REPOSITORY / "train.py"), *TRAINING, "data.root=freihand"]
-    process = in_small_memory(command, user, 100)
-    time.sleep(40.0)
-    assert process.poll() is None, process.communicate()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    assert "interrupted" in err
+    command, how = in_small_memory(command, user, 100)
+    with subprocess.Popen(command, **how) as process:
+        try:
+            assert any("unable to allocate shared memory" in line for line in process.stderr)
+            time.sleep(1.0)
+            assert process.poll() is None
+            process.send_signal(number)
+            told = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 130, told
+    assert told.splitlines()[-1].startswith("interrupted")
