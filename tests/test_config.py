@@ -1,4 +1,6 @@
 import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
-from handpose.config import CONFIGS, compose, leaf_keys, location_overrides, plain, quote_override
+from handpose.config import CONFIGS, compose, leaf_keys, location_overrides, plain, quote_override, told
 from handpose.errors import UserError
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
@@ -156,3 +158,24 @@ def test_a_file_that_is_no_best_yaml_is_refused(tmp_path):
 
 def test_leaf_keys_are_dotted():
     assert list(leaf_keys({"a": {"b": 1, "c": {"d": 2}}, "e": {}})) == ["a.b", "a.c.d", "e"]
+
+
+def test_sigterm_ends_a_program_with_a_sentence_as_ctrl_c_does(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left, told():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5.0)
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_who_handles_sigterm_already_goes_on_doing_so():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        with told():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]

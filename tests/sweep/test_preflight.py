@@ -489,7 +489,7 @@ def test_trials_cannot_be_chosen_by_what_they_are_trained_on(write_space, text):
 
 
 def test_loaders_of_all_trials_are_compared_with_shared_memory(tmp_path, write_space, monkeypatch):
-    usage = SimpleNamespace(total=64e6, used=0, free=16e6)
+    usage = SimpleNamespace(total=64e6, used=0, free=16_000_000)
     monkeypatch.setattr("handpose.data.shared_memory.shutil.disk_usage", lambda path: usage)
     settings, data = make_settings(tmp_path), DataSize(image_size=100, num_train=100, num_val=10)
     given = ["data=freihand", "data.batch_size=16", "data.num_workers=2"]
@@ -498,6 +498,6 @@ def test_loaders_of_all_trials_are_compared_with_shared_memory(tmp_path, write_s
     space = write_space("data.batch_size: choice(16, 64)")
     check_loaders(settings, space, given[:2], data, four)
     check_loaders(settings, space, given, data, two)
-    told = r"data\.num_workers=2 needs 30\.\d MB .*\(4 trials at a time x 2 workers x 2 batches of 1\.9\d MB\)"
+    told = r"data\.num_workers=2 needs 31\.2 MB .*\(4 trials at a time x 2 workers x 2 batches of 1\.9\d MB\)"
     with pytest.raises(UserError, match=told):
         check_loaders(settings, space, given, data, four)
