@@ -1,6 +1,5 @@
 import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -163,8 +162,7 @@ def test_leaf_keys_are_dotted():
 def test_sigterm_ends_a_program_with_a_sentence_as_ctrl_c_does(capsys):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as left, told():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5.0)
+        signal.raise_signal(signal.SIGTERM)
     assert left.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert signal.getsignal(signal.SIGTERM) == before
