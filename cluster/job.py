@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import Allocation, find_allocation, without_scheduler
 from cluster.sweep import INTERRUPTED, progress, sweep_folder, tune_command
-from handpose.config import load_environment, told
+from handpose.config import load_environment, quote_override, told
+from handpose.sweep.interpreter import check_interpreter
 from handpose.sweep.privacy import MODE, TOKEN, TOKEN_FILE, write_token
 
 _NODE = Path(__file__).resolve().with_name("node.py")
@@ -155,6 +157,7 @@ def main() -> None:
     ending = Ending()
     allocation = find_allocation(os.environ)
     with told():
+        check_interpreter(sys.executable)
         load_environment()
         folder = sweep_folder(arguments)
     before = progress(folder)
@@ -237,7 +240,7 @@ def _come_again(allocation: Allocation, place: Path, *, has_moved: bool, folder:
     file = place / "idle_jobs.json"
     num_idle = 0 if has_moved else (json.loads(file.read_text()) if file.exists() else 0) + 1
     file.write_text(json.dumps(num_idle))
-    goes_on = f"python tune.py sweep.resume={folder}"
+    goes_on = shlex.join(["python", "tune.py", quote_override("sweep.resume", str(folder))])
     if num_idle >= _MOST_IDLE_JOBS:
         say(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {goes_on}")
         return 1

@@ -145,15 +145,16 @@ def main(argv: list[str]) -> None:
         # Of machines of one's own Ray's second autoscaler (2.60) never starts any but the head.
         switch = "RAY_UP_enable_autoscaler_v2=0 " if given.provider == "local" else ""
         ray = _shown(Path(sys.executable).with_name("ray"))
-        print(f"\n{switch}{ray} up -y {given.output}")
-        print(f"{ray} exec --tmux {given.output} {shlex.quote(sweep)}")
-        print(f"{ray} down -y {given.output}")
+        file = shlex.quote(str(given.output))
+        print(f"\n{switch}{ray} up -y {file}")
+        print(f"{ray} exec --tmux {file} {shlex.quote(sweep)}")
+        print(f"{ray} down -y {file}")
 
 
 def _shown(program: Path) -> str:
-    """As it is typed here."""
+    """As it is typed into a shell here."""
     here = Path.cwd()
-    return str(program.relative_to(here) if program.is_relative_to(here) else program)
+    return shlex.quote(str(program.relative_to(here) if program.is_relative_to(here) else program))
 
 
 if __name__ == "__main__":

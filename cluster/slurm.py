@@ -36,7 +36,7 @@ def directives(submission: Submission) -> list[str]:
         f"--signal=B:USR1@{given.warning_s}",  # B: to the script alone, which tells the others
         "--requeue",
         "--no-kill",  # the loss of a node costs that node
-        f"--output={shlex.quote(str(submission.log))}",
+        f"--output={shlex.quote(str(submission.log).replace('%', '%%'))}",  # % begins a pattern, as in %j
         "--open-mode=append",
         *submission.more,
     ]

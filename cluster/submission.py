@@ -16,8 +16,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from cluster.sweep import key_of, sweep_folder  # noqa: E402
-from handpose.config import compose, load_environment  # noqa: E402
+from handpose.config import compose, load_environment, quote_override  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
+from handpose.sweep.interpreter import check_interpreter  # noqa: E402
 from handpose.sweep.space import load_space  # noqa: E402
 from handpose.sweep.study import without_password  # noqa: E402
 
@@ -163,6 +164,8 @@ def script(submission: Submission, directives: Sequence[str], *, before: Sequenc
     options += [f"--gpus={given.gpus_per_node}"]
     options += [] if given.cpus_per_node is None else [f"--cpus={given.cpus_per_node}"]
     options += [] if given.network is None else [f"--network={given.network}"]
+    if not given.setup:
+        check_interpreter(sys.executable)
     python = "python" if given.setup else sys.executable
     command = shlex.join([python, str(REPOSITORY / "cluster" / "job.py"), *options, "--", *submission.arguments])
     setup = [given.setup] if given.setup else []
@@ -189,4 +192,5 @@ def submit(submission: Submission, text: str, command: Sequence[str]) -> None:
     if done.returncode:
         raise UserError(f"{command[0]} refused {file}: {' '.join((done.stderr or done.stdout).split())}")
     print(text, done.stdout.strip(), f"log:    {submission.log}", sep="\n")
-    print(f"status: python tune.py sweep.status={submission.folder}")
+    shown = quote_override("sweep.status", str(submission.folder))
+    print("status: " + shlex.join(["python", "tune.py", shown]))

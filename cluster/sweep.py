@@ -17,7 +17,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from handpose.config import compose, load_environment, quote_override, told  # noqa: E402
+from handpose.config import compose, load_environment, override_value, quote_override, told  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
 
 ARGUMENTS = "SWEEP_ARGUMENTS"
@@ -31,9 +31,9 @@ def key_of(override: str) -> str:
 
 def sweep_folder(arguments: Sequence[str]) -> Path:
     """The folder of the sweep that these arguments of tune.py are about. Raises UserError for a mistake in them."""
-    resumed = [item.partition("=")[2].strip("'\"") for item in arguments if key_of(item) == "sweep.resume"]
+    resumed = [override_value(item) for item in arguments if key_of(item) == "sweep.resume"]
     if resumed:
-        return Path(resumed[-1]).expanduser().resolve()
+        return Path(str(resumed[-1])).expanduser().resolve()
     if not any(key_of(item) == "sweep.name" for item in arguments):
         raise UserError("sweep.name is missing: the next job finds the sweep by it")
     return Path(compose("tune", list(arguments)).sweep.folder)

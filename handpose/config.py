@@ -7,11 +7,16 @@ meant for, paths are absolute. What is wrong raises UserError, in one sentence t
 import difflib
 import itertools
 import os
+import re
+import shlex
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, NoReturn
 
 import hydra
@@ -151,13 +156,35 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Turn a user's mistake, and Ctrl-C, into a sentence and a status."""
+    """Turn a user's mistake, and Ctrl-C or SIGTERM, into a sentence and a status."""
     try:
-        yield
+        with terminable():
+            yield
     except UserError as error:
         _leave(f"error: {_one_line(error)}", 2)
     except KeyboardInterrupt as error:
         _leave(str(error) or "interrupted", 130)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM act as Ctrl-C within the block, unless it is handled already.
+
+    Lightning takes note of SIGTERM and goes on to the end of the batch, which may never come.
+    """
+    is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not is_free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _leave(sentence: str, status: int) -> NoReturn:
@@ -253,8 +280,20 @@ def _quoted(value: object) -> str:
     text = str(value)
     if not _needs_quotes(text):
         return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    # In quotes a backslash stands for itself, except before a quotation mark and at the end.
+    doubled = re.sub(r"\\+(?='|\Z)", lambda run: 2 * run[0], text)
+    return "'" + doubled.replace("'", "\\'") + "'"
+
+
+def override_value(override: str) -> object:
+    """The value that an override gives, as Hydra reads it; the text itself where Hydra reads no single value."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        parsed = None
+    if parsed is None or parsed.is_sweep_override():
+        return override.partition("=")[2].strip("'\"")
+    return parsed.value()
 
 
 def _needs_quotes(text: str) -> bool:
@@ -301,8 +340,8 @@ def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
 
 def _best_path(overrides: list[str]) -> str | None:
     given = [item for item in overrides if _key(item) == "best"]
-    path = given[-1].partition("=")[2].strip("'\"") if given else "null"
-    return None if path in ("null", "") else path
+    path = override_value(given[-1]) if given else None
+    return None if path in (None, "") else str(path)
 
 
 def _with_best(overrides: list[str]) -> list[str]:
@@ -378,12 +417,20 @@ def _parsed(override: str) -> Override:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
+        key, equals, value = override.partition("=")
+        quoted = f"; with special characters a value needs quotes for Hydra and for the shell: {_typed(key, value)}"
         raise UserError(
-            f"cannot read {override!r} on the command line; write key=value, and quote values with special characters"
+            f"cannot read {override!r} on the command line; write key=value{quoted if equals else ''}"
         ) from error
     if parsed.is_sweep_override():
         raise UserError(f"{override} is a search range; it belongs in a file under search_spaces/")
     return parsed
+
+
+def _typed(key: str, text: str) -> str:
+    """An override with a text as its value, as one types it into a shell."""
+    override = quote_override(key, text)
+    return shlex.quote(override) if re.search(r'["$`\\!]', override) else f'"{override}"'
 
 
 def _check_added(config_name: ConfigName, config: DictConfig, overrides: Sequence[str]) -> None:

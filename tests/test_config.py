@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
-from handpose.config import CONFIGS, compose, leaf_keys, location_overrides, plain, quote_override
+from handpose.config import CONFIGS, compose, leaf_keys, location_overrides, plain, quote_override, told
 from handpose.errors import UserError
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
@@ -87,7 +88,10 @@ def test_an_argument_without_a_value_can_be_added():
 
 @pytest.mark.parametrize(
     "value",
-    ["two words", 1e-4, 3, True, None, "a=b", "true", "1e3", "null", [1, 2], ["a b", None], "it's", "C:\\x", "ünï", ""],
+    [
+        *("two words", 1e-4, 3, True, None, "a=b", "true", "1e3", "null", [1, 2], ["a b", None], "it's", "ünï", ""),
+        *("C:\\x", "a\\ [b]", "it\\'s", "end [x]\\", "\\\\two, three\\\\"),
+    ],
 )
 def test_a_quoted_override_is_read_back_as_the_same_value(value):
     assert OverridesParser.create().parse_override(quote_override("anything", value)).value() == value
@@ -131,6 +135,20 @@ def test_the_best_of_a_sweep_comes_before_the_command_line(tmp_path):
     assert (config.model.decoder.depth, config.optimizer.lr) == (2, 0.25)
 
 
+@pytest.mark.parametrize("name", ["a b", "it's", "x [1], y"])
+def test_the_best_of_a_sweep_may_lie_in_any_folder(tmp_path, name):
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / "best.yaml"
+    path.write_text(yaml.safe_dump({"overrides": ["optimizer.lr=0.5"]}))
+    config = compose("train", [quote_override("best", str(path))])
+    assert (config.optimizer.lr, config.best) == (0.5, str(path))
+
+
+def test_a_value_that_needs_quotes_is_shown_with_the_quotes_that_it_needs():
+    with pytest.raises(UserError, match=r"""quotes for Hydra and for the shell: "data.root='/a \[b\]'"$"""):
+        compose("train", ["data.root=/a [b]"])
+
+
 def test_a_file_that_is_no_best_yaml_is_refused(tmp_path):
     (tmp_path / "best.yaml").write_text("winner: 3")
     with pytest.raises(UserError, match=r"is not the best\.yaml of a sweep"):
@@ -139,3 +157,23 @@ def test_a_file_that_is_no_best_yaml_is_refused(tmp_path):
 
 def test_leaf_keys_are_dotted():
     assert list(leaf_keys({"a": {"b": 1, "c": {"d": 2}}, "e": {}})) == ["a.b", "a.c.d", "e"]
+
+
+def test_sigterm_ends_a_program_with_a_sentence_as_ctrl_c_does(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left, told():
+        signal.raise_signal(signal.SIGTERM)
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_who_handles_sigterm_already_goes_on_doing_so():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        with told():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]

@@ -5,6 +5,7 @@ DistributedSamplers, Lightning leaves them as they are.
 """
 
 import hashlib
+import re
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -27,9 +28,14 @@ from handpose.data.labels import shared
 from handpose.data.masks import PackedMasks, pack_masks
 from handpose.data.pack import PackedImages, pack
 from handpose.data.sample import Annotations, HandBatch, ImageFiles, Splits, joined
+from handpose.data.shared_memory import PREFETCH, batch_bytes, check_shared_memory, loader_failure
 from handpose.errors import UserError
 from handpose.skeleton import NUM_JOINTS
 
+_BATCH_PATIENCE_S = 300.0
+"""For a batch from the processes of a loader, whose start includes their imports, maybe from a slow network disk."""
+_NO_BATCH = re.compile(r"timed out|exited unexpectedly|killed by signal|[Bb]us error|shared memory")
+"""What torch (2.15) says when the processes of a loader have died or are stuck."""
 _MANY_IMAGES = 10_000  # whose annotations and paths, as JSON and text, are worth giving back
 
 
@@ -121,6 +127,14 @@ class HandDataModule(pl.LightningDataModule):
             self._store("test")
             self._check_labels("test")
 
+    def check_shared_memory(self, *, num_processes: int = 1) -> None:
+        """Raise UserError where the batches of the loader's processes do not fit into the shared memory.
+
+        num_processes: training processes on this machine, each of which has a loader.
+        """
+        needed = batch_bytes(batch_size=self.batch_size, image_size=self.image_size, masks=self.masks)
+        check_shared_memory(num_workers=self.num_workers, bytes_per_batch=needed, num_processes=num_processes)
+
     @rank_zero_only
     def _check_labels(self, split: Literal["train", "val", "test"]) -> None:
         """Warn once of the labels of a split that are far from the rest."""
@@ -171,14 +185,16 @@ class HandDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: "PackedHands", batches: "ShuffledBatches | OrderedBatches") -> DataLoader[HandBatch]:
         on_gpu = torch.cuda.is_available()
-        loader = LoaderAhead if on_gpu and self.num_workers == 0 else DataLoader
-        return loader(
+        how: dict[str, Any] = {"batch_size": None, "sampler": batches, "pin_memory": on_gpu}  # which yields batches
+        if self.num_workers == 0:
+            return (LoaderAhead if on_gpu else DataLoader)(dataset, **how)
+        return LoaderOfProcesses(
             dataset,
-            batch_size=None,  # the sampler yields whole batches
-            sampler=batches,
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=on_gpu,
+            prefetch_factor=PREFETCH,
+            persistent_workers=True,
+            timeout=_BATCH_PATIENCE_S,
+            **how,
         )
 
     def _dataset(self, split: Literal["train", "val", "test"]) -> "PackedHands":
@@ -243,6 +259,18 @@ class LoaderAhead(DataLoader[HandBatch]):
             while (batch := ahead.popleft().result()) is not None:
                 ahead.append(thread.submit(next, batches, None))
                 yield batch
+
+
+class LoaderOfProcesses(DataLoader[HandBatch]):
+    """Gathers batches in processes; raises UserError where these have died or are stuck, as when memory is short."""
+
+    def __iter__(self) -> Iterator[HandBatch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:
+            if _NO_BATCH.search(str(error)) is None:
+                raise
+            raise loader_failure(self.num_workers, error) from error
 
 
 class PackedHands(Dataset[HandBatch]):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from handpose.config import quote_override
 from handpose.report.table import TrialRow, TrialTable
 from handpose.report.words import interval_text, metric_number, metric_text, value_text
 from handpose.values import equal
@@ -43,7 +44,7 @@ def summary(
     if retrained is not None:
         lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")
     lines.append(f"look at it  tensorboard --logdir {shlex.quote(str(folder))}")
-    lines.append("again       " + shlex.join(["python", "train.py", f"best={folder / 'best.yaml'}"]))
+    lines.append("again       " + shlex.join(["python", "train.py", quote_override("best", str(folder / "best.yaml"))]))
     return "\n".join(lines)
 
 

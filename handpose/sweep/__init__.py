@@ -8,10 +8,11 @@ What happened: `events` (the file), `history` (what they lead to), `state` (a sw
 checkpoints), `audit` (whether all files agree: `audit_events`, `audit_records` for what is written beside them,
 `audit_results` for what comes after the trials).
 How it runs: `plan` (all of it, from what was asked for), `run` (a sweep), `slots` (how many at a time), `runtime` (Ray,
-started), `privacy` (which keeps others out of it), `warm_up` (its workers, started ahead), `tuning` (Tune asks the
-state), `stretch` (what a worker is told), `trial` (what it trains), `saving` (its checkpoints), `checkpoint_files`
-(where they lie), `worker` (which it leaves as it was), `worker_death` (the signal that ended one), `recorder`
-(trials.csv, logs, terminal), `status` (from another shell), `resume` (going on), `settings`.
+started), `interpreter` (the paths it starts from), `privacy` (which keeps others out of it), `warm_up` (its workers,
+started ahead), `worker_start` (detects that none starts), `tuning` (Tune asks the state), `stretch` (what a worker is
+told), `trial` (what it trains), `saving` (its checkpoints), `checkpoint_files` (where they lie), `worker` (which it
+leaves as it was), `worker_death` (the signal that ended one), `recorder` (trials.csv, logs, terminal), `status` (from
+another shell), `resume` (going on), `settings`.
 On a cluster: `nodes` (which there are, and what runs where), `node_health` (which of them are to blame), `worker_group`
 (a trial on several workers), `group_trainer` (what starts them), `crew` (machines that share the retraining).
 In a store: `store` (files there), `mirror` (the sweep's folder, copied to it), `stored_sweep` (a sweep as it lies

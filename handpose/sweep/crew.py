@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from handpose.config import REPOSITORY
@@ -18,6 +19,7 @@ from handpose.sweep.nodes import live_nodes
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.slots import Slots, count_slots, num_fitting
 from handpose.sweep.worker_death import describe_exit
+from handpose.sweep.worker_start import PATIENCE_S, never_started
 
 _TAIL_LINES = 5
 
@@ -78,7 +80,7 @@ def run_crew(crew: Crew, module: str, arguments: Sequence[str], *, tell: Callabl
     UserError where one fails; all others are ended then.
     """
     on = [NodeAffinitySchedulingStrategy(node, soft=False) for node in crew.nodes]
-    meeting = ray.get(ray.remote(num_cpus=0)(_meeting_point).options(scheduling_strategy=on[0]).remote())
+    meeting = _first_answer(ray.remote(num_cpus=0)(_meeting_point).options(scheduling_strategy=on[0]).remote())
     member: Any = ray.remote(_member)
     held = {"num_cpus": crew.cpus * crew.devices, "num_gpus": crew.gpus * crew.devices, "max_retries": 0}
     # What the configuration reads from the driver's environment, which nodes need not have.
@@ -111,6 +113,15 @@ def run_crew(crew: Crew, module: str, arguments: Sequence[str], *, tell: Callabl
         for each in running:
             with suppress(Exception):
                 ray.cancel(each, force=True)
+
+
+def _first_answer(asked: Any) -> dict[str, str]:
+    """What a task that needs no resources returns; raises UserError where no worker is started for it."""
+    try:
+        answer: dict[str, str] = ray.get(asked, timeout=PATIENCE_S)
+    except GetTimeoutError as error:
+        raise never_started() from error
+    return answer
 
 
 def _meeting_point() -> dict[str, str]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from handpose.config import quote_override
 from handpose.errors import UserError
 from handpose.report.words import duration
 from handpose.sweep.checkpoint_files import CheckpointFiles, FolderFiles, StoreFiles, patiently
@@ -218,8 +219,8 @@ def mirrored(sweep: SweepSettings) -> Iterator[Mirror | None]:
     mirror = Mirror(sweep.path, Store(url))
     mirror.begin()
     mirror.start()
-    print(f"storage     {url}, where any machine can go on: {shlex.join([*_TUNE, f'sweep.resume={url}'])}", flush=True)
-    go_on = f"{shlex.join([*_TUNE, f'sweep.resume={sweep.path}'])} copies it then"
+    print(f"storage     {url}, where any machine can go on: {_resumed_at(url)}", flush=True)
+    go_on = f"{_resumed_at(str(sweep.path))} copies it then"
     try:
         yield mirror
     except BaseException:
@@ -232,6 +233,11 @@ def mirrored(sweep: SweepSettings) -> Iterator[Mirror | None]:
         mirror.finish(patience_s=_LAST_PATIENCE_S)
     except OSError as error:
         raise NotKeptError(f"the sweep is done, but {url} lacks the last of it ({reason(error)}); {go_on}") from error
+
+
+def _resumed_at(place: str) -> str:
+    """The command that goes on with the sweep in a folder or a store."""
+    return shlex.join([*_TUNE, quote_override("sweep.resume", place)])
 
 
 def files_of(mirror: Mirror | None, folder: Path) -> CheckpointFiles:

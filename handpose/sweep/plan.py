@@ -17,7 +17,16 @@ from handpose.sweep.events import EVENTS, read_events
 from handpose.sweep.mirror import Mirror
 from handpose.sweep.node_health import set_aside
 from handpose.sweep.points import most_trials
-from handpose.sweep.preflight import Survey, check_plan, check_space, check_sweep, preflight, survey
+from handpose.sweep.preflight import (
+    Survey,
+    check_loaders,
+    check_plan,
+    check_space,
+    check_sweep,
+    preflight,
+    slots_here,
+    survey,
+)
 from handpose.sweep.provenance import provenance
 from handpose.sweep.reporting import check_scientific
 from handpose.sweep.resume import Task, check_data, description, keep_budgets
@@ -145,6 +154,8 @@ def planned(task: Task) -> Plan:
     rule = rule_maker(instantiate(config.scheduler), sweep, space)
     data = survey(config)
     check_data(task, data.fingerprint)
+    if (slots := slots_here(sweep, cluster)) is not None:
+        check_loaders(sweep, space, overrides, data.size, slots)
     validates_every = config.trainer.check_val_every_n_epoch
     check_plan(sweep, rule(), validates_every=validates_every)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)

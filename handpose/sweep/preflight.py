@@ -20,6 +20,7 @@ import torch
 from ray import cloudpickle
 
 from handpose.config import compose
+from handpose.data.shared_memory import batch_bytes, check_shared_memory
 from handpose.errors import UserError
 from handpose.metrics.validation import target_metric
 from handpose.report.preflight import disk_line, points_table
@@ -32,7 +33,7 @@ from handpose.sweep.retention import KEPT_A_TRIAL
 from handpose.sweep.rules import Rule
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.slots import Slots, count_slots, num_cores
-from handpose.sweep.space import Params, Space, default_point, num_grid_points, probes
+from handpose.sweep.space import Params, Space, default_point, keys_of, num_grid_points, probes
 from handpose.sweep.stretch import Objective
 from handpose.sweep.trial import TrialRecipe, with_params
 from handpose.sweep.trial_cost import DataSize, one_workers
@@ -88,6 +89,45 @@ def survey(config: Any) -> Survey:
 def prepare_data(config: Any) -> str:
     """The fingerprint of the data, which is made ready with the default network: `survey`."""
     return survey(config).fingerprint
+
+
+def check_loaders(sweep: SweepSettings, space: Space, overrides: Sequence[str], data: DataSize, slots: Slots) -> None:
+    """Check that the loaders of all trials that this machine runs at a time fit into its shared memory.
+
+    Args:
+        sweep: its settings.
+        space: whose ends are tried where it has to do with loaders.
+        overrides: the user's, for train.py.
+        data: of the default configuration.
+        slots: of this machine.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    configs = [compose("train", list(overrides))]
+    if any(key.lstrip("+").startswith(("data", "augment")) for key in keys_of(space)):
+        configs += [compose("train", with_params(overrides, params)) for params in probes(space, num_random=0)]
+    for config in configs:
+        if config.data.num_workers:
+            needed = batch_bytes(
+                batch_size=one_workers(config, sweep.workers_per_trial).data.batch_size,
+                image_size=config.data.image_size or data.image_size,
+                masks=config.augment.background > 0,
+            )
+            check_shared_memory(
+                num_workers=config.data.num_workers,
+                bytes_per_batch=needed,
+                num_processes=max(1, slots.num_slots) * slots.workers,
+                processes="workers of trials" if slots.workers > 1 else "trials at a time",
+            )
+
+
+def slots_here(sweep: SweepSettings, cluster: RaySettings) -> Slots | None:
+    """The slots of this machine before Ray is started on it; None where a cluster is joined."""
+    if cluster.address is not None:
+        return None
+    here = {"CPU": float(cluster.num_cpus or num_cores()), "GPU": float(torch.cuda.device_count())}
+    return count_slots(sweep, [here])
 
 
 def check_plan(sweep: SweepSettings, rule: Rule, *, validates_every: int) -> None:
@@ -246,6 +286,7 @@ def preflight(
     if sweep.gpus_per_trial == "auto" and slots.gpus:
         slots, line = _sharing(sweep, recipe, data, probed)
         lines.append(line)
+        check_loaders(sweep, space, recipe.overrides, data, slots)
     disk, *warnings = _check_disk(sweep, slots, rule, probed)
     warnings += [*_check_gpu_share(slots, probed), *_check_objective(sweep, space, probed)]
     warnings += _warnings(space, probed, idle)

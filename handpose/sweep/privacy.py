@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
+from handpose.sweep.interpreter import can_hold_sockets
+
 MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 """What Ray reads from the environment."""
 
@@ -80,10 +82,10 @@ def keep_token(environment: MutableMapping[str, str], *, home: Path) -> None:
 def private_folder() -> Iterator[Path]:
     """A folder of this machine that only its owner can enter, for Ray's sockets and logs; it is removed at the end.
 
-    It lies under TMPDIR, or under /tmp where that is too long a path for sockets.
+    It lies under TMPDIR, or under /tmp where that path is too long for sockets or has characters that Ray cannot take.
     """
     place = tempfile.gettempdir()
-    if len(os.fsencode(place + _WITHIN)) > _LONGEST_SOCKET:
+    if len(os.fsencode(place + _WITHIN)) > _LONGEST_SOCKET or not can_hold_sockets(place):
         place = "/tmp"
     folder = Path(tempfile.mkdtemp(prefix="handpose-", dir=place))
     try:

@@ -16,8 +16,8 @@ from handpose.sweep.trial import TrialRecipe
 from handpose.sweep.trial_cost import FEWEST_STEPS, DataSize, Gauge, Refusal, TrialCost, first_line
 from handpose.sweep.warm_up import worker_environment
 from handpose.sweep.worker_death import death_of_worker
+from handpose.sweep.worker_start import PATIENCE_S, PROBE_AFTER_S, StartProbe, never_started
 
-_START_PATIENCE_S = 300.0
 _PATIENCE_S = 600.0
 
 _MOST_CANDIDATES = 4
@@ -110,16 +110,26 @@ class Bench:
             self._start()
         if self._is_ready:
             return
+        ready = self._worker.ready.remote()
         try:
-            ray.get(self._worker.ready.remote(), timeout=_START_PATIENCE_S)
-        except GetTimeoutError as error:
-            raise UserError(
-                f"no slot (sweep.cpus_per_trial={self._cpus}, sweep.gpus_per_trial={self.gpus:g}) was free for "
-                f"{_START_PATIENCE_S / 60:.0f} minutes: others hold what Ray has; try again when they are done"
-            ) from error
+            if not ray.wait([ready], timeout=PROBE_AFTER_S)[0]:
+                self._check_start(ready)
+            ray.get(ready)
         except RayError as error:
             raise UserError(f"no worker can be started: {first_line(error)}") from error
         self._is_ready = True
+
+    def _check_start(self, ready: Any) -> None:
+        """Wait for the rest of the patience; raises UserError, which tells a taken slot from a worker that fails."""
+        probe = StartProbe()
+        if ray.wait([ready], timeout=PATIENCE_S - PROBE_AFTER_S)[0]:
+            return
+        if not probe.has_run():
+            raise never_started()
+        raise UserError(
+            f"no slot (sweep.cpus_per_trial={self._cpus}, sweep.gpus_per_trial={self.gpus:g}) was free for "
+            f"{PATIENCE_S / 60:.0f} minutes: others use what Ray has; try again when they are done"
+        )
 
     def _start(self) -> None:
         worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus, runtime_env=worker_environment())(Gauge)

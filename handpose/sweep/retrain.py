@@ -4,7 +4,6 @@ Several GPUs share its batches: then it runs as a program of its own, `python -m
 NODES`, with train_on_val=true behind it or not, on each of these nodes, and Lightning starts it once for each device.
 """
 
-import contextlib
 import itertools
 import json
 import math
@@ -14,16 +13,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import torch
 from omegaconf import DictConfig
 
-from handpose.config import compose, quote_override
+from handpose.config import compose, quote_override, terminable
 from handpose.errors import UserError
 from handpose.sweep.crew import Crew, program_environment, run_crew
 from handpose.sweep.run import INTERRUPTED, SweepInterruptedError, resume_command
@@ -120,7 +118,7 @@ def _retrain(folder: Path, winner: list[str], *, devices: int, num_nodes: int = 
     folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
     (place / _WINNER).write_text(json.dumps(winner))
     try:
-        with _terminable():
+        with terminable():
             result = train_and_test(config, folders)
     except KeyboardInterrupt as error:
         raise _interrupted(folder) from error
@@ -139,7 +137,7 @@ def _run_apart(folder: Path, devices: int, *, use_val: bool) -> None:
     command = [sys.executable, "-m", __name__, str(folder), str(devices), "1", *_on_val(use_val)]
     process = subprocess.Popen(command, env=program_environment(), start_new_session=True)
     try:
-        with _terminable():
+        with terminable():
             status = process.wait()
     except KeyboardInterrupt as error:
         process.send_signal(signal.SIGINT)
@@ -157,7 +155,7 @@ def _run_elsewhere(folder: Path, crew: Crew, *, use_val: bool) -> None:
     """The same on machines of the cluster, which is joined."""
     arguments = [str(folder), str(crew.devices), str(len(crew.nodes)), *_on_val(use_val)]
     try:
-        with _terminable():
+        with terminable():
             run_crew(crew, __name__, arguments, tell=partial(print, end="", flush=True))
     except KeyboardInterrupt as error:
         raise _interrupted(folder) from error
@@ -174,20 +172,6 @@ def _put_aside(place: Path, winner: list[str]) -> None:
     if not file.is_file() or json.loads(file.read_text()) != winner:
         numbered = (place.with_name(f"{place.name}_{number}") for number in itertools.count(1))
         place.rename(next(path for path in numbered if not path.exists()))
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM acts as Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _where_it_was(checkpoints: Path, max_epochs: int) -> list[str]:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from ray import tune
 from ray.tune.experiment import Trial
 
+from handpose.config import quote_override
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.report.tensorboard import SweepLog
@@ -40,6 +41,7 @@ from handpose.sweep.stretch import AVOIDED, STRETCH, Objective, run_name
 from handpose.sweep.tuning import Conductor, StateScheduler, StateSearcher, StateStopper, stretch_of
 from handpose.sweep.warm_up import WarmUp, warm_up
 from handpose.sweep.worker_group import make_trainable
+from handpose.sweep.worker_start import StartWatch
 
 INTERRUPTED = 75
 """Exit status of a sweep that was ended by hand and can go on; sysexits.h calls it a temporary failure."""
@@ -233,7 +235,8 @@ def _run(
         table.num_trials = state.history.num_trials
         view.refresh(table)
         nodes = Nodes(_follower(sweep, slots, state, view, warm))
-        conductor = Conductor(state, sweep, nodes=nodes, is_interrupted=is_interrupted)
+        starts = StartWatch(view.note)
+        conductor = Conductor(state, sweep, nodes=nodes, starts=starts, is_interrupted=is_interrupted)
         # Else Tune asks a searcher of ours for one trial, and for the next when that one has a worker. How many run at
         # a time the state says.
         with watched_head(partial(_leave_at_once, sweep, _HEAD_LOST)), environment(TUNE_MAX_PENDING_TRIALS_PG=_ANY):
@@ -314,7 +317,7 @@ def going_on(sweep: SweepSettings, table: TrialTable) -> str:
 
 def resume_command(folder: Path) -> str:
     """The command line that goes on with the sweep in a folder."""
-    return shlex.join(["python", "tune.py", f"sweep.resume={folder}"])
+    return shlex.join(["python", "tune.py", quote_override("sweep.resume", str(folder))])
 
 
 def _tuner(

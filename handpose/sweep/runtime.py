@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ray._private.ray_logging import stdout_deduplicator
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from handpose.errors import UserError
+from handpose.sweep.interpreter import check_interpreter, worker_interpreter
 from handpose.sweep.privacy import keep_token, private_folder
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.slots import num_cores
@@ -56,6 +58,7 @@ def ray_runtime(cluster: RaySettings, *, hook: Callable[[], None] | None = None)
     if ray.is_initialized():
         yield
         return
+    check_interpreter(sys.executable)
     ENV_VARS_TO_PROPAGATE.difference_update(_CREDENTIALS)
     with contextlib.ExitStack() as stack:
         settings: dict[str, Any] = {"address": cluster.address}
@@ -74,8 +77,10 @@ def ray_runtime(cluster: RaySettings, *, hook: Callable[[], None] | None = None)
 
 def _start(cluster: RaySettings, settings: dict[str, Any], hook: Callable[[], None] | None) -> None:
     runtime_env: dict[str, Any] = {"env_vars": dict(_WORKER_ENVIRONMENT)}  # Ray adds to it
-    if hook is not None and not (cluster.address or "").startswith("ray://"):  # Ray's client takes no hooks
-        runtime_env["worker_process_setup_hook"] = hook
+    if not (cluster.address or "").startswith("ray://"):  # the workers of Ray's client run elsewhere, without hooks
+        runtime_env |= worker_interpreter(sys.executable)
+        if hook is not None:
+            runtime_env["worker_process_setup_hook"] = hook
     try:
         _check_answers(cluster.address)
         if cluster.address is not None:  # Ray does it for `auto` alone

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from handpose.config import compose
+from handpose.config import compose, quote_override
 from handpose.report.table import TrialRow, TrialTable
 from handpose.sweep.provenance import configuration, write_yaml
 from handpose.sweep.settings import SweepSettings
@@ -107,7 +107,7 @@ def write_best(
     metric = {"name": table.metric, "mode": table.mode, "value": table.value(row)}
     content = {
         "overrides": list(trains),
-        "command": shlex.join(["python", "train.py", f"best={path}"]),
+        "command": shlex.join(["python", "train.py", quote_override("best", str(path))]),
         "params": dict(row.params),
         **_measured(table, row, metric, confirmed),
         **({"costs": dict(row.costs)} if row.costs else {}),

@@ -134,6 +134,11 @@ class SweepState:
         """Nodes came or went: so many trials at a time from now on. room: that there is, also on nodes set aside."""
         self._num_slots, self._room = num_slots, room
 
+    @property
+    def has_slots(self) -> bool:
+        """Whether the cluster has a slot, free or taken."""
+        return self._num_slots > 0
+
     # --- what is next -------------------------------------------------------------------------------------------------
 
     def next(self) -> Stretch | None:

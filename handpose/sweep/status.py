@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+from handpose.config import quote_override
 from handpose.errors import UserError
 from handpose.report.terminal import Clock, picture
 from handpose.report.words import duration, interval_text, metric_text
@@ -38,7 +39,8 @@ def status(folder: Path, *, width: int, place: str | None = None) -> RenderableT
 
     Raises UserError where there is no sweep, or its files are damaged.
     """
-    record, go_on = _record(folder), shlex.join(["python", "tune.py", f"sweep.resume={place or folder}"])
+    resumed = quote_override("sweep.resume", place or str(folder))
+    record, go_on = _record(folder), shlex.join(["python", "tune.py", resumed])
     sweep = recorded_settings(record["sweep"], folder)
     space = Path(str(record["search_space"])).stem
     shown = _pictured(sweep, f"sweep {sweep.name}  ·  {space}", width=width, go_on=go_on)

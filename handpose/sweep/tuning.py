@@ -4,7 +4,7 @@ Tune's own bookkeeping is not used to decide or to restore. Each stretch of a tr
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from handpose.sweep.stretch import (
 )
 from handpose.sweep.worker_death import death_of_worker
 from handpose.sweep.worker_group import release
+from handpose.sweep.worker_start import StartWatch
 
 _TRACEBACK_CHARACTERS = 20_000
 _GPU_MEMORY = ("CUDA out of memory", "torch.OutOfMemoryError", "CUBLAS_STATUS_ALLOC_FAILED", "HIP out of memory")
@@ -46,13 +47,21 @@ class Conductor:
     """Takes Tune's questions to the state, and ends the experiment where there is nothing to ask any more.
 
     An exception within Tune's calls would come out as the text of a TuneError. So it is kept as `error`, to be raised
-    when Tune has ended in order. nodes: of the cluster. is_interrupted: whether the sweep is being ended by hand.
+    when Tune has ended in order. nodes: of the cluster. starts: watches that workers start. is_interrupted: whether the
+    sweep is being ended by hand.
     """
 
     def __init__(
-        self, state: SweepState, sweep: SweepSettings, *, nodes: Nodes, is_interrupted: Callable[[], bool]
+        self,
+        state: SweepState,
+        sweep: SweepSettings,
+        *,
+        nodes: Nodes,
+        starts: StartWatch,
+        is_interrupted: Callable[[], bool],
     ) -> None:
         self.state = state
+        self.starts = starts
         self.nodes = nodes
         self.hang_timeout_s = sweep.hang_timeout_s
         self.error: Exception | None = None
@@ -70,6 +79,10 @@ class Conductor:
             except Exception as error:
                 self.error = error
         return otherwise
+
+    def check_start(self, trials: Collection[Trial]) -> None:
+        """End the experiment where no worker can be started for any of Tune's live trials."""
+        self.ask(lambda: self.starts.check(trials, has_slots=self.state.has_slots), otherwise=None)
 
     def over(self, stretch: Stretch) -> None:
         """Give back what a stretch holds beside what Tune knows of."""
@@ -181,6 +194,7 @@ class StateScheduler(FIFOScheduler):
         """
         nodes, limit_s = self._conductor.nodes, self._conductor.hang_timeout_s
         nodes.refresh()
+        self._conductor.check_start(tune_controller.get_live_trials())
         for trial in list(tune_controller.get_live_trials()):
             avoided = set(map(nodes.name, trial.config[AVOIDED][0]))
             if avoided and trial.status == Trial.PENDING and not self._conductor.state.fits_without(avoided):

@@ -4,6 +4,7 @@ The one road for train.py, for a sweep's trials and for its retraining.
 """
 
 import copy
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 from torch.utils.data import DataLoader
 
-from handpose.config import instantiated, plain
+from handpose.config import instantiated, plain, quote_override
 from handpose.data.datamodule import HandDataModule
 from handpose.data.sample import Annotations, HandBatch
 from handpose.errors import UserError
@@ -38,7 +39,14 @@ from handpose.training.checkpoints import (
 )
 from handpose.training.module import HandPose, parameter_groups
 from handpose.training.results import RunFolders, RunResult, TrainingResult, check_folders, prepare_folders
-from handpose.training.trainer import Team, calm, check_trainer, predicting_trainer, training_trainer
+from handpose.training.trainer import (
+    Team,
+    calm,
+    check_trainer,
+    num_processes_here,
+    predicting_trainer,
+    training_trainer,
+)
 from handpose.whole_file import write_json
 
 
@@ -143,6 +151,7 @@ def prepare(
     if stage != "test":
         module.augment.check_backgrounds()
     data.setup(stage)
+    data.check_shared_memory(num_processes=num_processes_here(config))
     if weights is None:
         training_m = torch.from_numpy(_xyz_m(data.trained_on.xyz_m)).float()
         module.axes.fit(training_m, is_trained=initial is not None)
@@ -244,7 +253,8 @@ def _how_to_go_on(config: DictConfig, trainer: pl.Trainer) -> str:
     if saved is None or saved.last is None:
         return "interrupted before a checkpoint was written; start again with the same command"
     begun = " model.weights=null" if config.model.weights is not None else ""
-    return f"interrupted; to go on, give the same command and model.checkpoint_path={saved.last}{begun}"
+    checkpoint = shlex.quote(quote_override("model.checkpoint_path", str(saved.last)))
+    return f"interrupted; to go on, give the same command and {checkpoint}{begun}"
 
 
 def _test(config: DictConfig, prepared: Prepared, folders: RunFolders, *, quiet: bool) -> dict[str, float]:
@@ -276,7 +286,8 @@ def predict(config: DictConfig, prepared: Prepared, loader: DataLoader[HandBatch
         try:
             batches = predicting_trainer(config, quiet=quiet).predict(predictor, loader)
         except (KeyboardInterrupt, SystemExit) as error:
-            how = f"give the same command with test=true model.checkpoint_path={prepared.checkpoint}"
+            checkpoint = shlex.quote(quote_override("model.checkpoint_path", str(prepared.checkpoint)))
+            how = f"give the same command with test=true {checkpoint}"
             raise KeyboardInterrupt(f"interrupted; to predict the test split, {how}") from error
     assert batches is not None, "Lightning returns predictions unless it is told not to"
     position, xyz_m = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
 from pytorch_lightning.strategies import Strategy
@@ -120,6 +120,16 @@ def _trainer(config: DictConfig, *, environment: ClusterEnvironment | None = Non
 def trains_on_gpu(config: DictConfig) -> bool:
     """Whether the configured Trainer uses a GPU of this machine that torch reaches by CUDA or ROCm."""
     return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def num_processes_here(config: DictConfig) -> int:
+    """Training processes that Lightning starts on this machine: one for each device."""
+    devices = config.trainer.devices
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    if devices in ("auto", -1, "-1"):
+        return max(1, torch.cuda.device_count()) if trains_on_gpu(config) else 1
+    return len(devices) if OmegaConf.is_list(devices) else 1
 
 
 def _progress(config: DictConfig, quiet: bool) -> list[pl.Callback]:

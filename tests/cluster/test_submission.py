@@ -1,6 +1,7 @@
 """What the launchers write for a scheduler, and the mistakes that they find before anything is submitted."""
 
 import re
+import shlex
 import stat
 import subprocess
 from pathlib import Path
@@ -128,6 +129,28 @@ def test_the_script_that_is_handed_in_is_kept_for_its_owner_alone(here, capsys, 
     assert stat.S_IMODE(script.parent.stat().st_mode) == 0o700
     assert "Job <7> is submitted." in lines
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("launcher", [slurm, lsf])
+def test_a_job_runs_in_any_folder(here, capsys, monkeypatch, launcher):
+    folder = here / "it's [1] & $HOME 50%"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    *lines, command = printed(launcher, capsys, *JOB, "--dry-run", "--", *SWEEP)
+    assert shlex.split(command)[0] == "exec"
+    assert f"--folder={folder}/outputs/jobs/hands" in shlex.split(command)
+    assert ["cd", str(folder)] in [shlex.split(line) for line in lines if line.startswith("cd ")]
+    log = f"{folder}/outputs/jobs/hands/job.log"
+    if launcher is slurm:  # where % begins a pattern
+        [output] = [line for line in lines if "--output=" in line]
+        assert shlex.split(output, comments=False)[1] == f"--output={log.replace('%', '%%')}"
+    else:
+        assert ["exec", ">>", log, "2>&1"] in [shlex.split(line) for line in lines if line.startswith("exec >>")]
+
+
+def test_a_python_that_ray_cannot_start_is_refused_before_a_job_is_submitted(here, capsys, monkeypatch):
+    monkeypatch.setattr("sys.executable", "/home/me/it's/.venv/bin/python")
+    assert "Ray cannot start /home/me/it's/.venv/bin/python" in refused(slurm, capsys, *JOB, "--dry-run", "--", *SWEEP)
 
 
 def test_a_wall_time_may_have_days():

@@ -17,6 +17,7 @@ from handpose.report.words import duration
 from handpose.sweep import preflight as module
 from handpose.sweep.forecast import retraining
 from handpose.sweep.preflight import (
+    check_loaders,
     check_pickles,
     check_plan,
     check_space,
@@ -29,6 +30,7 @@ from handpose.sweep.preflight import (
 from handpose.sweep.probing import RANDOM, Point, Probed
 from handpose.sweep.rules import Fifo
 from handpose.sweep.settings import ConfirmSettings, RaySettings
+from handpose.sweep.slots import Slots
 from handpose.sweep.space import SPACES, load_space
 from handpose.sweep.trial import TrialRecipe
 from handpose.sweep.trial_cost import DataSize
@@ -484,3 +486,18 @@ def test_trials_cannot_be_chosen_by_what_they_are_trained_on(write_space, text):
     given = [] if "train_on_val" in text else ["train_on_val=true"]
     with pytest.raises(UserError, match=r"train_on_val=true leaves nothing to choose trials by; retrain\.use_val=true"):
         check_space(write_space(text), given)
+
+
+def test_loaders_of_all_trials_are_compared_with_shared_memory(tmp_path, write_space, monkeypatch):
+    usage = SimpleNamespace(total=64e6, used=0, free=16_000_000)
+    monkeypatch.setattr("handpose.data.shared_memory.shutil.disk_usage", lambda path: usage)
+    settings, data = make_settings(tmp_path), DataSize(image_size=100, num_train=100, num_val=10)
+    given = ["data=freihand", "data.batch_size=16", "data.num_workers=2"]
+    four, two = (Slots(num_slots=num_slots, cpus=1, gpus=0.0) for num_slots in (4, 2))
+    check_loaders(settings, write_space("optimizer.lr: choice(0.1, 0.2)"), given, data, four)
+    space = write_space("data.batch_size: choice(16, 64)")
+    check_loaders(settings, space, given[:2], data, four)
+    check_loaders(settings, space, given, data, two)
+    told = r"data\.num_workers=2 needs 31\.2 MB .*\(4 trials at a time x 2 workers x 2 batches of 1\.9\d MB\)"
+    with pytest.raises(UserError, match=told):
+        check_loaders(settings, space, given, data, four)

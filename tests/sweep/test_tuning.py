@@ -43,7 +43,7 @@ def scheduler():
     alive, taken_back = [Node("1", "gpu1", {}), Node("2", "gpu2", {})], []
     nodes = Nodes(lambda alive: None, look=lambda: list(alive), clock=iter(range(0, 1000, 2)).__next__)
     fits = SimpleNamespace(fits_without=lambda names: bool({node.name for node in alive} - names))
-    conductor = SimpleNamespace(nodes=nodes, hang_timeout_s=60.0, state=fits)
+    conductor = SimpleNamespace(nodes=nodes, hang_timeout_s=60.0, state=fits, check_start=lambda trials: None)
     return StateScheduler(conductor), alive, taken_back
 
 

@@ -1,0 +1,68 @@
+"""The shared memory that data loaders with several processes need, compared with what the system has.
+
+The processes of a DataLoader pass their batches on in /dev/shm, which a container often limits to 64 MB. torch waits
+for ever for a batch that did not fit.
+"""
+
+import mmap
+import shutil
+from pathlib import Path
+
+from handpose.errors import UserError
+from handpose.skeleton import NUM_JOINTS
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCH = 2
+"""Batches that each process of a loader holds ready."""
+
+
+def batch_bytes(*, batch_size: int, image_size: int, masks: bool) -> int:
+    """Shared memory of a batch: pictures, masks if wanted, and labels; each tensor takes whole pages."""
+    per_image = [
+        (4 if masks else 3) * image_size**2,
+        4 * 9,  # intrinsics
+        4 * 3 * NUM_JOINTS,
+        4,  # scale
+        8,  # position
+    ]
+    return sum(-(-batch_size * size // mmap.PAGESIZE) * mmap.PAGESIZE for size in per_image)
+
+
+def check_shared_memory(
+    *, num_workers: int, bytes_per_batch: int, num_processes: int = 1, processes: str = "processes"
+) -> None:
+    """Raise UserError where the batches of the loaders' processes do not fit into the free shared memory.
+
+    Args:
+        num_workers: processes of each loader, data.num_workers.
+        bytes_per_batch: as `batch_bytes` gives it.
+        num_processes: training processes on this machine, each with a loader.
+        processes: what these are, for the message.
+    """
+    if num_workers == 0 or not SHARED_MEMORY.is_dir():  # as on macOS
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    for_each_worker = num_processes * PREFETCH * bytes_per_batch
+    if num_workers * for_each_worker <= free:
+        return
+    times = f"{num_processes} {processes} x " if num_processes > 1 else ""
+    raise UserError(
+        f"data.num_workers={num_workers} needs {_mb(num_workers * for_each_worker)} of shared memory ({times}"
+        f"{num_workers} workers x {PREFETCH} batches of {_mb(bytes_per_batch)}), but {SHARED_MEMORY} has {_mb(free)} "
+        f"free; give data.num_workers={free // for_each_worker}, a smaller data.batch_size, or more shared memory "
+        "(docker run --shm-size=8g)"
+    )
+
+
+def loader_failure(num_workers: int, error: Exception) -> UserError:
+    """What to raise where the processes of a loader give no batch."""
+    usage = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
+    memory = f"; {SHARED_MEMORY} has {_mb(usage.free)} of {_mb(usage.total)} free" if usage else ""
+    return UserError(
+        f"data.num_workers={num_workers}: the worker processes of the data loader gave no batch "
+        f"({' '.join(str(error).split())[:200]}){memory}; give data.num_workers=0, or more shared memory"
+    )
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:.3g} MB"
