@@ -1,5 +1,6 @@
 """The report of sweeps, from their folders: read, judged, and written as report.html and next_space.yaml."""
 
+import errno
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from handpose.report.record import SweepRecord
 from handpose.report.sections import add_comparison, add_sweep, status_line
 from handpose.sweep.reading import read_sweep
 from handpose.sweep.space import ListedSpace, Space, probes
-from handpose.whole_file import whole_file
+from handpose.whole_file import check_writable, whole_file
 
 REPORT, NEXT_SPACE = "report.html", "next_space.yaml"
 
@@ -65,7 +66,11 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
         add_sweep(page, record, found, shown=shown, next_space=space, isolation=isolation)
     with whole_file(file) as part:
         part.write_text(page.html(), encoding="utf-8")
-    written = [_write_space(folder, space) for folder, space in zip(folders, spaces, strict=True)]
+    written = [
+        _write_space(folder, space)
+        for folder, space in zip(folders, spaces, strict=True)
+        if file.parent.absolute() == folder or not _is_read_only(folder)
+    ]
     return Written(file, records, findings, [place for place in written if place is not None])
 
 
@@ -100,3 +105,12 @@ def _write_space(folder: Path, text: str | None) -> Path | None:
     with whole_file(file) as part:
         part.write_text(text, encoding="utf-8")
     return file
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Whether the folder is another user's, of whose sweep a page may be written elsewhere."""
+    try:
+        check_writable(folder)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return False

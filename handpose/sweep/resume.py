@@ -22,6 +22,7 @@ from handpose.sweep.space import Space, flattened, holding, keys_of, load_space
 from handpose.sweep.store import is_url, parent_and_name
 from handpose.sweep.stored_sweep import brought_back
 from handpose.sweep.study import check_url, without_password
+from handpose.whole_file import expand_home
 from handpose.yaml_files import load_yaml
 
 _CHANGEABLE = (
@@ -180,7 +181,7 @@ def task_to_resume(config: Any, given: Sequence[str]) -> Task:
     """
     place = config.sweep.resume
     if not is_url(place):
-        return recorded_task(Path(place).expanduser().resolve(), given)
+        return recorded_task(expand_home(place).resolve(), given)
     _check_changes(given)
     storage, name = parent_and_name(place)
     folder = Path(config.paths.output) / "sweeps" / name
@@ -241,7 +242,7 @@ def _record(folder: Path) -> dict[str, Any]:
     file = folder / "sweep.yaml"
     try:
         record = load_yaml(file)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"sweep.resume={folder}: there is no {file}, so that there is no sweep to go on with"
         ) from error

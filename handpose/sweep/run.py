@@ -13,11 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from ray import tune
 from ray.tune.experiment import Trial
 
-from handpose.errors import UserError
+from handpose.errors import UserError, explain, is_about_files
+from handpose.locks import locked
 from handpose.report.table import TrialTable
 from handpose.report.tensorboard import SweepLog
 from handpose.report.terminal import SweepView, sweep_view, warm_start_line
@@ -31,7 +32,7 @@ from handpose.sweep.recorder import Recorder, TrialLog
 from handpose.sweep.resume import keep_space
 from handpose.sweep.rules import Rule
 from handpose.sweep.runtime import environment, limited, ray_runtime
-from handpose.sweep.settings import RaySettings, SweepSettings
+from handpose.sweep.settings import LOCK, RaySettings, SweepSettings
 from handpose.sweep.slots import Room, Slots, count_slots, counted_again, num_fitting
 from handpose.sweep.space import Params, Space
 from handpose.sweep.state import Searcher, SweepState
@@ -201,12 +202,12 @@ def _alone(folder: Path) -> Iterator[None]:
     A new folder is its owner's alone: what is in it says how to run the sweep, and whoever could write there could
     change what it goes on from. Who wants to share it opens it, and it stays open.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError(f"the sweep in {folder} is running already, in another process") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / LOCK, mode=0o700))
+        except Timeout as error:
+            raise UserError(f"the sweep in {folder} is running already, in another process") from error
+        yield
 
 
 def _run(
@@ -238,8 +239,11 @@ def _run(
         # a time the state says.
         with watched_head(partial(_leave_at_once, sweep, _HEAD_LOST)), environment(TUNE_MAX_PENDING_TRIALS_PG=_ANY):
             _tuner(sweep, slots, conductor, objective, recorder).fit()
-        if isinstance(conductor.error, (UserError, OSError)):  # as of a full disk
-            raise UserError(f"{conductor.error}; to go on: {resume_command(sweep.resumed_by)}") from conductor.error
+        failure = conductor.error
+        if isinstance(failure, OSError) and is_about_files(failure):  # as of a full disk
+            failure = UserError(explain(failure, failure.filename or sweep.path))
+        if isinstance(failure, UserError):
+            raise UserError(f"{failure}; to go on: {resume_command(sweep.resumed_by)}") from conductor.error
         if conductor.error is not None:
             raise conductor.error
         if not is_interrupted():

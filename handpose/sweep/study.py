@@ -22,7 +22,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, Jour
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from handpose.errors import UserError
+from handpose.errors import UserError, naming
 from handpose.sweep.distributions import from_label
 from handpose.sweep.space import Params
 
@@ -132,10 +132,14 @@ class _Journal(BaseJournalBackend):
         self._lock.acquire()
         try:
             with self._file.open("ab", buffering=0) as file:
-                size = file.tell()
-                if file.write(lines) != len(lines):
-                    os.truncate(self._file, size)  # the disk is full: nothing may be written behind half a line
-                    raise OSError(f"{self._file} cannot be written: is the disk full?")
+                size, written = file.tell(), 0
+                try:
+                    with naming(self._file):
+                        while written < len(lines):
+                            written += file.write(lines[written:])
+                except OSError:
+                    os.truncate(self._file, size)  # nothing may be written behind half a line
+                    raise
                 if any("params" in log and log["state"] == TrialState.RUNNING for log in logs):
                     os.fsync(file.fileno())
         finally:
