@@ -123,7 +123,7 @@ def instantiated(config: DictConfig, key: str, **arguments: Any) -> Any:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, UserError):
+        if isinstance(cause, (UserError, OSError)):
             raise cause from error
         if isinstance(cause, (ValueError, TypeError)):
             raise UserError(f"{key}: {_one_line(cause)}") from error

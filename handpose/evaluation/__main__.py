@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _options(arguments)
         source = options.checkpoint or options.predictions
         folder = options.output or source.parent / f"evaluation-{options.split}"
-        check_output(folder / "evaluation.json")
+        if source.is_file():  # what else it is shows when it is read
+            check_output(folder / "evaluation.json")
         predicted = (_of_checkpoint if options.checkpoint else _of_file)(source, options.split, options.overrides)
         result = _evaluate(predicted, options.split, folder)
         about = {"of": str(source), "split": options.split, "data": predicted.data.source.name}

@@ -9,7 +9,6 @@ from handpose.config import told
 from handpose.sweep.reporting import REPORT, write_report
 from handpose.sweep.store import is_url
 from handpose.sweep.stored_sweep import looked_at
-from handpose.whole_file import check_output
 
 _DESCRIPTION = """\
 Write one self-contained HTML page about a sweep, or about several with a comparison, also while they run.
@@ -27,7 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_of_one_folder = len(options.places) == 1 and not is_url(options.places[0])
     file = options.output or (Path(options.places[0]) if is_of_one_folder else Path()) / REPORT
     with told(), contextlib.ExitStack() as read:
-        check_output(file)
         folders = [read.enter_context(looked_at(place)) for place in options.places]
         written = write_report(folders, file, scientific=options.scientific)
         own = {str(folder) for folder, place in zip(folders, options.places, strict=True) if not is_url(place)}

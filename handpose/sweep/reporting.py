@@ -18,7 +18,7 @@ from handpose.report.record import SweepRecord
 from handpose.report.sections import add_comparison, add_sweep, status_line
 from handpose.sweep.reading import read_sweep
 from handpose.sweep.space import ListedSpace, Space, probes
-from handpose.whole_file import check_writable, whole_file
+from handpose.whole_file import check_output, check_writable, whole_file
 
 REPORT, NEXT_SPACE = "report.html", "next_space.yaml"
 
@@ -49,6 +49,7 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
     folder holds no sweep, its files are damaged or the key is not searched. The files appear whole.
     """
     records = _told_apart([read_sweep(folder) for folder in folders])
+    check_output(file)
     effects = [shown_effects(record) for record in records]
     findings = [advice(record, shown) for record, shown in zip(records, effects, strict=True)]
     spaces = [next_space(record, shown) for record, shown in zip(records, effects, strict=True)]

@@ -162,7 +162,7 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
         architecture(checkpoint["config"])
         checkpoint["state_dict"], checkpoint["epoch"]
     except FileNotFoundError as error:
-        others = sorted(other.name for other in path.parent.glob("*.ckpt"))
+        others = sorted(other.name for other in path.parent.glob("*.ckpt") if other.exists())
         hint = f"; its folder has {' and '.join(others)}" if others else ""
         raise UserError(f"{key}: there is no file {path}{hint}") from error
     except OSError as error:
