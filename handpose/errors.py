@@ -66,6 +66,8 @@ def explain(error: OSError, path: str | Path | None = None, *, verb: str = "used
     if error.errno == errno.ENOSPC and named is not None:
         reason += f": {_free_text(Path(os.fsdecode(named)))}"
     remedy = remedy or _REMEDIES.get(error.errno or 0, "")
+    if named is None and reason == os.strerror(errno.ENOENT):  # of os.getcwd
+        return "the working folder does not exist any more; change to one that does"
     if named is None:
         return f"{reason}; {remedy}" if remedy else reason
     verb = "written" if error.errno in (*_DISK_IS_FULL, errno.EROFS) else verb

@@ -12,18 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
 from handpose import export, predict
-from handpose.config import compose, script
+from handpose.config import script
 from handpose.data import synthetic
-from handpose.data.pack import pack
 from handpose.evaluation import __main__ as evaluation
+from handpose.locks import locked
 from handpose.report import __main__ as report
 from handpose.sweep import audit
-from handpose.training.fit import prepare
+from handpose.sweep.preflight import check_sweep
+from handpose.sweep.settings import LOCK, RaySettings
 from tests import builders
 from tests.builders import write_freihand
+from tests.sweep.conftest import make_settings
 from train import main as train
+from tune import guarded
 
 NOBODY = 54321
 """A user without an entry in the list of users, as in a container that is started with --user."""
@@ -86,10 +90,16 @@ def sentence(here, place, monkeypatch, capsys):
 
     def start(program: str, given: list[str], patch: pytest.MonkeyPatch) -> None:
         patch.setenv("DIR_SCRATCH", "outputs")
+        root = [f"data.root={place / 'data'}"] * (not any(each.startswith("data.root=") for each in given))
+        small = [*builders.SMALL, *root, "model.encoder.pretrained=false"]
         if program == "train":
-            defaults = [f"data.root={place / 'data'}"] * (not any(each.startswith("data.root=") for each in given))
-            patch.setattr(sys, "argv", ["train.py", *builders.SMALL, *defaults, "model.encoder.pretrained=false", *given])
+            patch.setattr(sys, "argv", ["train.py", *small, *given])
             script("train", train)
+        elif program == "tune":
+            patch.setattr(
+                sys, "argv", ["tune.py", *given] if "sweep.resume" in given[0] else ["tune.py", *small, *given]
+            )
+            script("tune", guarded)
         elif program == "audit":
             patch.setattr(sys, "argv", ["audit", *given])
             audit.main()
@@ -104,22 +114,22 @@ def make_unreadable(folder: Path, name: str) -> tuple[Path, str]:
     file = folder / name
     file.write_text("x: 1")
     file.chmod(0)
-    return file, "Permission denied|holds no sweep"
+    return file, "Permission denied|holds no sweep|there is no"
 
 
 def make_folder(folder: Path, name: str) -> tuple[Path, str]:
     (folder / name).mkdir()
-    return folder / name, "Is a directory|is not|holds no sweep"
+    return folder / name, "[Ii]s a (directory|folder)|is not|holds no sweep|there is no"
 
 
 def make_broken_link(folder: Path, name: str) -> tuple[Path, str]:
     (folder / name).symlink_to(folder / "nowhere")
-    return folder / name, "no such file|there is no file|does not exist|holds no sweep"
+    return folder / name, "no such file|there is no|does not exist|holds no sweep"
 
 
 def make_below_a_file(folder: Path, name: str) -> tuple[Path, str]:
     (folder / "file").write_text("")
-    return folder / "file" / name, "Not a directory|does not exist|holds no sweep"
+    return folder / "file" / name, "Not a directory|does not exist|holds no sweep|there is no"
 
 
 def make_in_a_locked_folder(folder: Path, name: str) -> tuple[Path, str]:
@@ -135,12 +145,12 @@ def make_long_name(folder: Path, name: str) -> tuple[Path, str]:
 
 def make_empty(folder: Path, name: str) -> tuple[Path, str]:
     (folder / name).write_bytes(b"")
-    return folder / name, "is not|does not hold|does not fit|holds no sweep"
+    return folder / name, "is not|does not hold|does not fit|must|holds no sweep|there is no"
 
 
 def make_latin_1(folder: Path, name: str) -> tuple[Path, str]:
     (folder / name).write_bytes("# Größe\nx: 1\n".encode("latin-1"))
-    return folder / name, "line 1 is not UTF-8|is not|does not hold|does not fit|holds no sweep"
+    return folder / name, "line 1 is not UTF-8|is not|does not hold|does not fit|codec|holds no sweep|there is no"
 
 
 WRONG_FILES = [
@@ -153,28 +163,36 @@ WRONG_FILES = [
     make_empty,
     make_latin_1,
 ]
-READ = [
-    ("train", "best={}", "best.yaml"),
-    ("train", "model.checkpoint_path={}", "last.ckpt"),
-    ("train", "model.weights={}", "last.ckpt"),
-    ("train", "model.encoder.weights={}", "weights.pth"),
-    ("evaluation", "--checkpoint={}", "last.ckpt"),
-    ("evaluation", "--predictions={}", "test_preds.json.gz"),
-    ("evaluation", "--predictions={}", "pred.zip"),
-    ("evaluation", "--predictions={}", "pred.json"),
-    ("export", "--output=a.onnx --checkpoint={}", "last.ckpt"),
-    ("predict", "PHOTOGRAPH --checkpoint={}", "last.ckpt"),
-    ("report", "{}", "sweep"),
-    ("audit", "{}", "sweep"),
-]
+READ = {
+    "best": ("train", "best={}", "best.yaml"),
+    "checkpoint": ("train", "model.checkpoint_path={}", "last.ckpt"),
+    "weights": ("train", "model.weights={}", "last.ckpt"),
+    "encoder weights": ("train", "model.encoder.weights={}", "weights.pth"),
+    "evaluated checkpoint": ("evaluation", "--checkpoint={}", "last.ckpt"),
+    "predictions": ("evaluation", "--predictions={}", "test_preds.json.gz"),
+    "official predictions": ("evaluation", "--predictions={}", "pred.zip"),
+    "plain predictions": ("evaluation", "--predictions={}", "pred.json"),
+    "exported": ("export", "--output=a.onnx --checkpoint={}", "last.ckpt"),
+    "predicting": ("predict", "PHOTOGRAPH --checkpoint={}", "last.ckpt"),
+    "reported": ("report", "{}", "sweep"),
+    "audited": ("audit", "{}", "sweep"),
+    "space": ("tune", "search_space={}", "space.yaml"),
+    "space in Python": ("tune", "search_space={}", "space.py"),
+    "resumed": ("tune", "sweep.resume={}", "sweep"),
+    "shown": ("tune", "sweep.status={}", "sweep"),
+}
+IN_EVERY_WAY = ("best", "checkpoint", "encoder weights", "official predictions", "reported", "space")
 
 
-@pytest.mark.parametrize("make", WRONG_FILES)
-@pytest.mark.parametrize(("program", "arguments", "name"), READ, ids=lambda each: str(each).split("{")[0])
-def test_a_file_that_cannot_be_read_is_named_with_the_reason(sentence, here, place, make, program, arguments, name):
+@pytest.mark.parametrize(
+    ("what", "make"),
+    [(what, make) for what in READ for make in (WRONG_FILES if what in IN_EVERY_WAY else WRONG_FILES[:2])],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(sentence, here, place, what, make):
+    program, arguments, name = READ[what]
     file, reason = make(here, name)
-    photograph = place / "data/evaluation/rgb/00000000.jpg"
-    said = sentence(program, *(each.format(file).replace("PHOTOGRAPH", str(photograph)) for each in arguments.split()))
+    arguments = arguments.format(file).replace("PHOTOGRAPH", str(place / "data/evaluation/rgb/00000000.jpg"))
+    said = sentence(program, *arguments.split())
     assert str(file) in said or str(here / "nowhere") in said  # where a link leads
     assert re.search(reason, said)
 
@@ -266,7 +284,7 @@ def below_a_read_only_folder(folder: Path) -> tuple[Path, str]:
         ("train", "paths.output={}"),
         ("train", "paths.packed={}"),
         ("train", "paths.logs={}/log"),
-        ("train", "data=synthetic data.root={} data.num_train=4 data.num_eval=1"),
+        ("train", "data=synthetic data.root={} data.source.num_train=4 data.source.num_eval=1"),
         ("evaluation", "--checkpoint=CHECKPOINT --output={}"),
         ("export", "--checkpoint=CHECKPOINT --output={}/a.onnx"),
         ("predict", "PHOTOGRAPH --checkpoint=CHECKPOINT --output={}"),
@@ -285,3 +303,101 @@ def test_a_folder_that_cannot_be_written_is_named_before_work_starts(
     said = sentence(program, *(each.format(folder) for each in arguments.split()))
     assert str(folder) in said
     assert reason in said
+
+
+@pytest.fixture
+def without_ray(monkeypatch) -> None:
+    def started(*_: object, **__: object) -> None:
+        pytest.fail("Ray was started")
+
+    monkeypatch.setattr("ray.init", started)
+
+
+@pytest.mark.parametrize("make", [read_only, file_in_the_way, broken_link, long_name, below_a_read_only_folder])
+def test_a_sweep_whose_folder_cannot_be_made_ends_before_ray_is_started(sentence, here, without_ray, make):
+    folder, reason = make(here)
+    said = sentence("tune", f"paths.output={folder}")
+    assert str(folder) in said
+    assert reason in said
+
+
+def refuse_locks(number: int, patch: pytest.MonkeyPatch) -> None:
+    """A network file system whose server locks no files."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    patch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_before_ray_is_started(sentence, here, without_ray, monkeypatch, number):
+    refuse_locks(number, monkeypatch)
+    said = sentence("tune", "sweep.name=first", "paths.output=results")
+    assert f"the sweep cannot be kept in {here / 'results/sweeps/first'}" in said
+    assert os.strerror(number) in said
+    assert "DIR_SCRATCH" in said
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_data_on_a_file_system_without_locks_are_not_packed(sentence, here, monkeypatch, number):
+    refuse_locks(number, monkeypatch)
+    said = sentence("train", f"paths.packed={here / 'new/packed'}")
+    assert str(here / "new/packed") in said
+    assert os.strerror(number) in said
+
+
+def test_a_file_system_without_symbolic_links_is_named_before_ray_is_started(sentence, here, without_ray, monkeypatch):
+    def symlink(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "symlink", symlink)
+    assert "Operation not permitted" in sentence("tune", "paths.output=results")
+
+
+def test_a_sweep_that_has_only_been_locked_leaves_its_name_free(tmp_path):
+    sweep = make_settings(tmp_path)
+    sweep.path.mkdir(parents=True)
+    (sweep.path / LOCK).touch()
+    check_sweep(sweep, RaySettings(address=None, num_cpus=4))
+
+
+def test_the_lock_of_a_running_sweep_is_told_apart_from_a_lock_that_cannot_be_had(tmp_path, monkeypatch):
+    with locked(tmp_path / "new" / LOCK):
+        with pytest.raises(Timeout), locked(tmp_path / "new" / LOCK):
+            pass
+        assert (tmp_path / "new" / LOCK).exists()
+    refuse_locks(errno.ENOLCK, monkeypatch)
+    with pytest.raises(OSError, match="No locks available") as raised, locked(tmp_path / "other/sweep" / LOCK):
+        pass
+    assert raised.value.filename == str(tmp_path / "other/sweep" / LOCK)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("make", [make_unreadable, make_folder])
+def test_an_env_file_that_cannot_be_read_is_named(sentence, here, make):
+    file, _ = make(here, ".env")
+    if file.is_dir():  # is no .env file
+        return
+    assert f"{file} cannot be read" in sentence("train")
+
+
+def test_without_a_home_folder_a_path_that_needs_it_is_refused(sentence, monkeypatch):
+    monkeypatch.delenv("HOME")
+    assert "~/data: there is no such home folder" in sentence("train", "data.root='~/data'")
+    assert "~nobody-here/x.yaml: there is no such home folder" in sentence("train", "best='~nobody-here/x.yaml'")
+
+
+def test_a_working_folder_that_is_gone_is_said(place, monkeypatch, capsys):
+    gone = place / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    try:
+        with pytest.raises(SystemExit) as left:
+            script("train", train)
+    finally:
+        os.chdir(place)
+    assert left.value.code == 2
+    assert "error: the working folder does not exist any more" in capsys.readouterr().err
