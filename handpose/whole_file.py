@@ -46,10 +46,13 @@ def check_writable(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(place / name)  # which raises where the name is too long
     try:
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".writable-") as file:
-            file.write(b"0")
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor, name = tempfile.mkstemp(dir=place, prefix=".writable-")
+        try:
+            os.write(descriptor, b"0")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+            os.unlink(name)
     except OSError as error:
         error.filename = str(place)
         raise

@@ -277,18 +277,27 @@ def below_a_read_only_folder(folder: Path) -> tuple[Path, str]:
     return read_only(folder)[0] / "new" / "folder", "Permission denied"
 
 
-@pytest.mark.parametrize("make", [read_only, file_in_the_way, broken_link, long_name, below_a_read_only_folder])
 @pytest.mark.parametrize(
-    ("program", "arguments"),
+    ("make", "program", "arguments"),
     [
-        ("train", "paths.output={}"),
-        ("train", "paths.packed={}"),
-        ("train", "paths.logs={}/log"),
-        ("train", "data=synthetic data.root={} data.source.num_train=4 data.source.num_eval=1"),
-        ("evaluation", "--checkpoint=CHECKPOINT --output={}"),
-        ("export", "--checkpoint=CHECKPOINT --output={}/a.onnx"),
-        ("predict", "PHOTOGRAPH --checkpoint=CHECKPOINT --output={}"),
-        ("synthetic", "--num=1 --image-size=32 --sheet={}/sheet.png"),
+        (read_only, "train", "paths.output={}"),
+        (file_in_the_way, "train", "paths.output={}"),
+        (broken_link, "train", "paths.output={}"),
+        (long_name, "train", "paths.output={}"),
+        (below_a_read_only_folder, "train", "paths.output={}"),
+        (read_only, "train", "paths.packed={}"),
+        (long_name, "train", "paths.packed={}"),
+        (read_only, "train", "paths.logs={}/log"),
+        (read_only, "train", "data=synthetic data.root={} data.source.num_train=4 data.source.num_eval=1"),
+        (file_in_the_way, "train", "data=synthetic data.root={} data.source.num_train=4 data.source.num_eval=1"),
+        (read_only, "evaluation", "--checkpoint=CHECKPOINT --output={}"),
+        (file_in_the_way, "evaluation", "--checkpoint=CHECKPOINT --output={}"),
+        (read_only, "export", "--checkpoint=CHECKPOINT --output={}/a.onnx"),
+        (broken_link, "export", "--checkpoint=CHECKPOINT --output={}/a.onnx"),
+        (read_only, "predict", "PHOTOGRAPH --checkpoint=CHECKPOINT --output={}"),
+        (file_in_the_way, "predict", "PHOTOGRAPH --checkpoint=CHECKPOINT --output={}"),
+        (read_only, "synthetic", "--num=1 --image-size=32 --sheet={}/sheet.png"),
+        (file_in_the_way, "synthetic", "--num=1 --image-size=32 --sheet={}/sheet.png"),
     ],
 )
 def test_a_folder_that_cannot_be_written_is_named_before_work_starts(
@@ -313,7 +322,7 @@ def without_ray(monkeypatch) -> None:
     monkeypatch.setattr("ray.init", started)
 
 
-@pytest.mark.parametrize("make", [read_only, file_in_the_way, broken_link, long_name, below_a_read_only_folder])
+@pytest.mark.parametrize("make", [read_only, file_in_the_way, long_name])
 def test_a_sweep_whose_folder_cannot_be_made_ends_before_ray_is_started(sentence, here, without_ray, make):
     folder, reason = make(here)
     said = sentence("tune", f"paths.output={folder}")
@@ -357,7 +366,6 @@ def test_a_file_system_without_symbolic_links_is_named_before_ray_is_started(sen
 
 def test_a_sweep_that_has_only_been_locked_leaves_its_name_free(tmp_path):
     sweep = make_settings(tmp_path)
-    sweep.path.mkdir(parents=True)
     (sweep.path / LOCK).touch()
     check_sweep(sweep, RaySettings(address=None, num_cpus=4))
 

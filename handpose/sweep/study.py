@@ -3,6 +3,7 @@
 The truth about a sweep are its events; the study is what samplers learn from and what optuna-dashboard shows.
 """
 
+import errno
 import json
 import math
 import os
@@ -132,14 +133,12 @@ class _Journal(BaseJournalBackend):
         self._lock.acquire()
         try:
             with self._file.open("ab", buffering=0) as file:
-                size, written = file.tell(), 0
-                try:
-                    with naming(self._file):
-                        while written < len(lines):
-                            written += file.write(lines[written:])
-                except OSError:
+                size = file.tell()
+                with naming(self._file):
+                    written = file.write(lines)
+                if written != len(lines):
                     os.truncate(self._file, size)  # nothing may be written behind half a line
-                    raise
+                    raise OSError(errno.ENOSPC, "is the disk full?", str(self._file))
                 if any("params" in log and log["state"] == TrialState.RUNNING for log in logs):
                     os.fsync(file.fileno())
         finally:

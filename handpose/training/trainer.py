@@ -16,7 +16,7 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment, Lightning
 from pytorch_lightning.strategies import Strategy
 
 from handpose.config import instantiated, plain
-from handpose.errors import UserError, naming
+from handpose.errors import UserError
 from handpose.metrics.validation import target_metric
 from handpose.training.averaging import AveragedWeights
 from handpose.training.batch_norm import SharedStatistics
@@ -142,8 +142,7 @@ class EpochLogger(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         scalars = dict(metrics)
         epoch = scalars.pop("epoch", None)  # that Lightning adds
-        with naming(self.log_dir):
-            super().log_metrics(scalars, step if epoch is None else int(epoch) + 1)
+        super().log_metrics(scalars, step if epoch is None else int(epoch) + 1)
 
 
 _NOT_FOR_USERS = (
