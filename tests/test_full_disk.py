@@ -3,9 +3,7 @@
 The disk is a small tmpfs, which only root can mount.
 """
 
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,25 +27,6 @@ from tests.data.test_synthetic import PARAMETERS
 from train import main as train
 
 SENTENCE = r"cannot be written \(No space left on device: [\d.]+ [kM]B free are not enough\); "
-
-
-@pytest.fixture
-def disk(tmp_path) -> Iterator[Callable[..., Path]]:
-    """A disk of its own of so many bytes, of which so many are left; as a function."""
-    folder = tmp_path / "disk"
-
-    def mounted(num_bytes: int, *, free: int | None = None, options: str = "") -> Path:
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}{options}", "tmpfs", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-        if free is not None:
-            (folder / "other").write_bytes(bytes(num_bytes - free))
-        return folder
-
-    yield mounted
-    subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)
 
 
 def left_in(folder: Path) -> list[str]:

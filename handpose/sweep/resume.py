@@ -53,6 +53,9 @@ _CHANGEABLE = (
 )
 """What may be given anew: none of it touches what a trial is, or how it is judged. Data have their fingerprint."""
 
+SPACE_FOLDER = "search_space"
+"""In the folder of a sweep."""
+
 _OF_TASK = ("config", "overrides", "locations", "choices")
 """What sweep.yaml has beside the provenance."""
 
@@ -167,7 +170,7 @@ def keep_budgets(task: Task) -> None:
 
 def keep_space(space: Space, folder: Path) -> None:
     """Copy a search space into the folder of a sweep."""
-    place = folder / "search_space"
+    place = folder / SPACE_FOLDER
     place.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(space.file, place / space.file.name)
 
@@ -209,7 +212,7 @@ def recorded_task(
     locations += [quote_override(key, str(value) if isinstance(value, Path) else value) for key, value in place.items()]
     config = compose("tune", [*kept, *locations, *new])
     _check_config(record["config"], _recorded(config), folder)
-    files = sorted((folder / "search_space").glob("*"))
+    files = sorted((folder / SPACE_FOLDER).glob("*"))
     if len(files) != 1:
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
     locations = [item for item in locations if _key(item) not in place]
