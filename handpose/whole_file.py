@@ -78,6 +78,12 @@ def expand_home(path: str | Path) -> Path:
         raise UserError(f"{path}: there is no such home folder (HOME is not set?); give the path without ~") from error
 
 
+def home_folder() -> Path | None:
+    """The user's home folder; None in a container whose user is not listed and where HOME is not set."""
+    home = Path(os.path.expanduser("~"))
+    return home if home.is_absolute() else None
+
+
 def nearest(path: Path) -> Path:
     """The path, or the nearest one above it that exists; a broken link exists."""
     return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
