@@ -103,7 +103,9 @@ def test_images_that_do_not_fit_are_not_packed(disk, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"needs 123 kB but .* has [\d.]+ kB free; set paths.packed"):
         packing.pack(annotations, image_size=None, folder=folder / "packed", progress=False)
     monkeypatch.setattr(packing, "_check_space", lambda *_: None)  # another program fills the disk meanwhile
-    with pytest.raises(UserError, match=rf"images cannot be packed in {folder}/packed: .* {SENTENCE}set paths.packed"):
+    with pytest.raises(
+        UserError, match=rf"images cannot be packed in {folder}/packed because .* {SENTENCE}set paths.packed"
+    ):
         packing.pack(annotations, image_size=None, folder=folder / "packed", progress=False)
     assert [path.suffix for path in (folder / "packed").iterdir()] == [".lock"]
 
@@ -114,7 +116,7 @@ def test_hands_that_do_not_fit_are_not_drawn(disk, monkeypatch, capfd):
     with pytest.raises(UserError, match=r"needs up to [\d.]+ [kM]B, but data.root=.* has [\d.]+ kB free"):
         hands_of.generate()
     monkeypatch.setattr(synthetic, "_check_space", lambda *_: None)
-    with pytest.raises(UserError, match=rf"data.root={folder}/hands: .*\.jpg {SENTENCE}choose another folder"):
+    with pytest.raises(UserError, match=rf"data.root={folder}/hands because .*\.jpg {SENTENCE}choose another folder"):
         hands_of.generate()
     assert [path.suffix for path in (folder / "hands").iterdir()] == [".lock"]
     assert "Traceback" not in capfd.readouterr().err

@@ -206,7 +206,7 @@ def _locked(store: Path, progress: bool) -> Iterator[None]:
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
     reason = explain(error, remedy="set paths.packed to a folder on a local disk with more space")
-    return UserError(f"images cannot be packed in {folder}: {reason}")
+    return UserError(f"images cannot be packed in {folder} because {reason}")
 
 
 def _make(store: Path, files: Files, kind: Kind, image_size: int | None, workers: int, progress: bool) -> None:

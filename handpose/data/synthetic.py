@@ -277,7 +277,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _unwritable(root: Path, error: OSError) -> UserError:
     reason = explain(error, remedy="choose another folder on a local disk")
-    return UserError(f"the synthetic hands cannot be written to data.root={root}: {reason}")
+    return UserError(f"the synthetic hands cannot be written to data.root={root} because {reason}")
 
 
 def _check_space(root: Path, needed_bytes: float) -> None:
@@ -351,6 +351,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_count("num", options.num, 1)
         _check_count("seed", options.seed, 0)
         _check_count("image_size", options.image_size, _LEAST_IMAGE_SIZE)
+        if not options.sheet.absolute().parent.is_dir():
+            raise UserError(f"--sheet {options.sheet} cannot be written: its folder does not exist")
         check_output(options.sheet, "--sheet")
         draw_sheet(
             options.sheet,

@@ -182,7 +182,7 @@ def _check_folder(sweep: SweepSettings) -> None:
         _check_locks(nearest(folder))
     except OSError as error:
         reason = explain(error, remedy="set DIR_SCRATCH to a folder on a local or shared disk that can be written")
-        raise UserError(f"the sweep cannot be kept in {folder}: {reason}") from error
+        raise UserError(f"the sweep cannot be kept in {folder} because {reason}") from error
 
 
 def _check_locks(place: Path) -> None:

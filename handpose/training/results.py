@@ -104,7 +104,7 @@ def check_folders(config: DictConfig) -> None:
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
     reason = explain(error, remedy="set DIR_SCRATCH to a folder that can be written")
-    return UserError(f"results cannot be written to {folder}: {reason}")
+    return UserError(f"results cannot be written to {folder} because {reason}")
 
 
 def prepare_folders(config: DictConfig) -> RunFolders:
