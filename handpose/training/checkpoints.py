@@ -165,6 +165,8 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
         others = sorted(other.name for other in path.parent.glob("*.ckpt") if other.exists())
         hint = f"; its folder has {' and '.join(others)}" if others else ""
         raise UserError(f"{key}: there is no file {path}{hint}") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is not a checkpoint of this project: it is a folder; give a file in it") from error
     except OSError as error:
         raise UserError(f"{key}={explain(error, path, verb='read')}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
