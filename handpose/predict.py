@@ -127,7 +127,8 @@ def _check_output(folder: Path) -> None:
     try:
         check_writable(folder)
     except OSError as error:
-        raise UserError(f"--output {folder}: {explain(error, remedy='give another --output')}") from error
+        reason = explain(error, remedy="give another --output")
+        raise UserError(f"the folder {folder} cannot be made or written to because {reason}") from error
 
 
 def _of_batch(
