@@ -1,11 +1,11 @@
 """Train one configuration and predict the test split: `python train.py`, with any configuration key as key=value."""
 
 import sys
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from handpose.config import script
+from handpose.whole_file import expand_home
 
 
 def main(config: DictConfig) -> None:
@@ -25,7 +25,7 @@ def _tell_differences(config: DictConfig) -> None:
     from handpose.sweep.provenance import differences
     from handpose.training.build import build_data
 
-    for sentence in differences(Path(config.best).expanduser(), data=build_data(config).fingerprint):
+    for sentence in differences(expand_home(config.best), data=build_data(config).fingerprint):
         print(f"best.yaml   {sentence}", file=sys.stderr, flush=True)
 
 

@@ -9,7 +9,6 @@ sweep and goes on. A sweep that is done, or failed, is not queued again, nor is 
 
 import argparse
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -29,6 +28,7 @@ from cluster.sweep import INTERRUPTED, progress, sweep_folder, tune_command
 from handpose.config import load_environment, quote_override, told
 from handpose.sweep.interpreter import check_interpreter
 from handpose.sweep.privacy import MODE, TOKEN, TOKEN_FILE, write_token
+from handpose.whole_file import read_json, write_json
 
 _NODE = Path(__file__).resolve().with_name("node.py")
 _LOOK_EVERY_S = 0.5
@@ -160,8 +160,8 @@ def main() -> None:
         check_interpreter(sys.executable)
         load_environment()
         folder = sweep_folder(arguments)
-    before = progress(folder)
-    with _run_folder(given.folder, allocation.job) as place:
+        before = progress(folder)
+    with told(), _run_folder(given.folder, allocation.job) as place:
         write_token(place / "token")
         os.environ[MODE], os.environ[TOKEN_FILE] = "token", str(place / "token")
         os.environ.pop(TOKEN, None)
@@ -175,7 +175,8 @@ def main() -> None:
         sys.exit(128 + signal.SIGTERM)
     if status not in _ENDED_BY_SIGNAL:  # it was done, or failed, at the last moment
         sys.exit(status if status >= 0 else 128 - status)
-    sys.exit(_come_again(allocation, given.folder, has_moved=progress(folder) > before, folder=folder))
+    with told():
+        sys.exit(_come_again(allocation, given.folder, has_moved=progress(folder) > before, folder=folder))
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -238,8 +239,8 @@ def _run_folder(folder: Path, job: str) -> Iterator[Path]:
 def _come_again(allocation: Allocation, place: Path, *, has_moved: bool, folder: Path) -> int:
     """Queue the job again, unless it gets nowhere; returns the status to leave with."""
     file = place / "idle_jobs.json"
-    num_idle = 0 if has_moved else (json.loads(file.read_text()) if file.exists() else 0) + 1
-    file.write_text(json.dumps(num_idle))
+    num_idle = 0 if has_moved else (read_json(file) if file.exists() else 0) + 1
+    write_json(file, num_idle)
     goes_on = shlex.join(["python", "tune.py", quote_override("sweep.resume", str(folder))])
     if num_idle >= _MOST_IDLE_JOBS:
         say(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {goes_on}")

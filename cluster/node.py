@@ -20,6 +20,7 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import without_scheduler
+from handpose.config import told
 from handpose.sweep.privacy import private_folder
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine
@@ -102,7 +103,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})  # the job's own; inherited by all of Ray
     other = given.head.rpartition(":")[0] if given.head else given.other
     address = own_address(network=given.network, host=given.host, other=other)
-    with private_folder() as folder, (given.folder / f"{given.host}.log").open("a") as log:
+    with told(), private_folder() as folder, (given.folder / f"{given.host}.log").open("a") as log:
         command = ray_command(given, folder=folder, address=address)
         environment = without_scheduler(os.environ) | {"RAY_USAGE_STATS_ENABLED": "0"}
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -24,6 +24,7 @@ from cluster.sweep import key_of
 from handpose.config import told
 from handpose.errors import UserError
 from handpose.sweep.privacy import keep_token
+from handpose.whole_file import check_output, expand_home, whole_file
 
 _TOKEN = "~/.ray/auth_token"
 _PYTHON = "~/handpose_venv/bin"
@@ -44,7 +45,7 @@ def cluster(submission: Submission) -> dict[str, Any]:
         **_machines(submission),
         "auth": {"ssh_user": given.ssh_user, **key},
         # The token travels as a file, with its mode; in a command it would stand in logs and lists of processes.
-        "file_mounts": {"~/handpose": str(REPOSITORY), _TOKEN: str(Path(_TOKEN).expanduser())},
+        "file_mounts": {"~/handpose": str(REPOSITORY), _TOKEN: str(expand_home(_TOKEN))},
         "rsync_exclude": ["/.git", "/.venv", "/outputs", "/data", "__pycache__"],  # /: of the clone, not of packages
         "setup_commands": [
             *([given.setup] if given.setup else []),
@@ -134,12 +135,14 @@ def main(argv: list[str]) -> None:
     with told():
         submission = read(made, argv, is_here=False)
         _check(submission)
+        check_output(submission.options.output)
         text = yaml.safe_dump(cluster(submission), sort_keys=False)
         print(text, end="")
         given = submission.options
         if not given.dry_run:
-            keep_token(os.environ, home=Path.home())
-            given.output.write_text(text)
+            keep_token(os.environ, home=expand_home("~"))
+            with whole_file(given.output) as part:
+                part.write_text(text, encoding="utf-8")
         command = shlex.join(["cluster/sweep.py", "--", *submission.arguments])
         sweep = f"cd ~/handpose && RAY_AUTH_MODE=token {_PYTHON}/python {command}"
         # Of machines of one's own Ray's second autoscaler (2.60) never starts any but the head.

@@ -21,6 +21,7 @@ from handpose.errors import UserError  # noqa: E402
 from handpose.sweep.interpreter import check_interpreter  # noqa: E402
 from handpose.sweep.space import load_space  # noqa: E402
 from handpose.sweep.study import without_password  # noqa: E402
+from handpose.whole_file import whole_file  # noqa: E402
 
 _NOT_IN_A_JOB = ("ray.address", "ray.num_cpus", "sweep.status", "sweep.folder")
 
@@ -186,8 +187,9 @@ def submit(submission: Submission, text: str, command: Sequence[str]) -> None:
     submission.place.mkdir(mode=0o700, parents=True, exist_ok=True)
     (submission.place / "idle_jobs.json").unlink(missing_ok=True)
     file = submission.place / "job.sh"
-    file.write_text(text)
-    file.chmod(0o600)
+    with whole_file(file) as part:
+        part.write_text(text, encoding="utf-8")
+        part.chmod(0o600)
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{command[0]} refused {file}: {' '.join((done.stderr or done.stdout).split())}")

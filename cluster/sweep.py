@@ -19,6 +19,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from handpose.config import compose, load_environment, override_value, quote_override, told  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
+from handpose.whole_file import expand_home  # noqa: E402
 
 ARGUMENTS = "SWEEP_ARGUMENTS"
 INTERRUPTED = 75
@@ -33,7 +34,7 @@ def sweep_folder(arguments: Sequence[str]) -> Path:
     """The folder of the sweep that these arguments of tune.py are about. Raises UserError for a mistake in them."""
     resumed = [override_value(item) for item in arguments if key_of(item) == "sweep.resume"]
     if resumed:
-        return Path(str(resumed[-1])).expanduser().resolve()
+        return expand_home(str(resumed[-1])).resolve()
     if not any(key_of(item) == "sweep.name" for item in arguments):
         raise UserError("sweep.name is missing: the next job finds the sweep by it")
     return Path(compose("tune", list(arguments)).sweep.folder)

@@ -15,6 +15,7 @@ import threading
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
@@ -30,8 +31,9 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from handpose.errors import UserError
+from handpose.errors import UserError, explain, is_about_files
 from handpose.schema import check, parameters, unknown_key
+from handpose.whole_file import expand_home, whole_file
 from handpose.yaml_files import load_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -125,7 +127,7 @@ def instantiated(config: DictConfig, key: str, **arguments: Any) -> Any:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, UserError):
+        if isinstance(cause, (UserError, OSError)):
             raise cause from error
         if isinstance(cause, (ValueError, TypeError)):
             raise UserError(f"{key}: {_one_line(cause)}") from error
@@ -156,14 +158,28 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Turn a user's mistake, and Ctrl-C or SIGTERM, into a sentence and a status."""
+    """Turn a user's mistake, what is wrong with a user's files, and Ctrl-C or SIGTERM into a sentence and a status."""
+    hook = threading.excepthook
+    threading.excepthook = partial(_of_thread, hook)
     try:
         with terminable():
             yield
     except UserError as error:
         _leave(f"error: {_one_line(error)}", 2)
+    except OSError as error:
+        if not is_about_files(error):
+            raise
+        _leave(f"error: {_one_line(explain(error))}", 2)
     except KeyboardInterrupt as error:
         _leave(str(error) or "interrupted", 130)
+    finally:
+        threading.excepthook = hook
+
+
+def _of_thread(hook: Callable[[threading.ExceptHookArgs], Any], arguments: threading.ExceptHookArgs) -> None:
+    """Print no traceback of what the thread has handed over to the main thread, as TensorBoard's writer does."""
+    if getattr(arguments.thread, "exception", None) is not arguments.exc_value:
+        hook(arguments)
 
 
 @contextmanager
@@ -312,8 +328,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def save(config: DictConfig, path: Path) -> None:
     """Write the configuration as YAML."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+    with whole_file(path) as part:
+        part.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def choice_of(group: str, target: str) -> str:
@@ -354,13 +370,16 @@ def _with_best(overrides: list[str]) -> list[str]:
 
 def _best(path: str) -> list[str]:
     """The overrides of a sweep's best.yaml."""
-    if not Path(path).expanduser().is_file():
-        raise UserError(f"best={path}: there is no such file; a finished sweep leaves one at sweeps/NAME/best.yaml")
     try:
-        overrides = load_yaml(Path(path).expanduser())["overrides"]
+        overrides = load_yaml(expand_home(path))["overrides"]
         if not isinstance(overrides, list):
             raise TypeError("overrides must be a list")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+    except FileNotFoundError as error:
+        hint = "a finished sweep leaves one at sweeps/NAME/best.yaml"
+        raise UserError(f"best={path}: there is no such file; {hint}") from error
+    except OSError as error:
+        raise UserError(f"best={explain(error, path, verb='read')}") from error
+    except (yaml.YAMLError, TypeError, KeyError) as error:
         raise UserError(f"best={path} is not the best.yaml of a sweep: it has no list `overrides`") from error
     return [str(item) for item in overrides]
 
@@ -389,7 +408,7 @@ def _unreadable(error: yaml.YAMLError) -> UserError:
         load_yaml(Path(mark.name))
     except UserError as twice:
         return twice
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, yaml.YAMLError):
         pass
     return UserError(f"{mark.name} is not valid YAML: {_one_line(error)}")
 
@@ -491,7 +510,7 @@ def _make_paths_absolute(config: DictConfig) -> None:
     for key in _PATH_KEYS:
         value = OmegaConf.select(config, key)
         if value is not None and not str(value).startswith("package:"):  # which model.encoder.weights may name
-            OmegaConf.update(config, key, str(base / Path(str(value)).expanduser()))
+            OmegaConf.update(config, key, str(base / expand_home(str(value))))
 
 
 def _check_groups(config: DictConfig) -> None:

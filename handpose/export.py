@@ -31,7 +31,7 @@ from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.trainer import calm
-from handpose.whole_file import to_json
+from handpose.whole_file import check_output, to_json, whole_file
 
 OPSET = 20
 """Of ONNX: the newest that torch 2.15 exports to by default, and that runtimes of 2024 and later read."""
@@ -98,12 +98,9 @@ def export(network: TrainedNetwork, path: Path, *, side: int) -> Coordinates:
         )
     assert exported is not None, "torch returns a program where it is not told to write a file"
     exported.model.metadata_props.update(metadata(network, side))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        exported.save(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give another --output") from error
-    onnx.checker.check_model(path)
+    with whole_file(path) as part:
+        exported.save(part)
+        onnx.checker.check_model(part)
     return graph
 
 
@@ -160,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _options(arguments)
         if options.output.suffix != ".onnx":
             raise UserError(f"--output {options.output} must end in .onnx")
+        check_output(options.output)
         network = read_network(options.checkpoint)
         side = network.input_size(options.image_size)
         if options.images:

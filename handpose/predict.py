@@ -15,7 +15,7 @@ from PIL import Image
 
 from handpose import drawing
 from handpose.config import told
-from handpose.errors import UserError
+from handpose.errors import UserError, explain
 from handpose.evaluation.hands import find_hands
 from handpose.evaluation.network import TrainedNetwork, read_network
 from handpose.evaluation.photographs import (
@@ -29,7 +29,7 @@ from handpose.evaluation.photographs import (
 from handpose.geometry import project, root_relative
 from handpose.heatmaps import CameraAxes
 from handpose.skeleton import JOINT_NAMES
-from handpose.whole_file import write_json
+from handpose.whole_file import check_writable, whole_file, write_json
 
 _FILL = 0.6
 
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with told():
         options = _options(arguments)
         device = _device(options.device)
+        _check_output(options.output)
         paths = find_photographs(options.photographs)
         network = read_network(options.checkpoint, overrides=[f"test_time={options.test_time}"])
         _check(options, network)
@@ -60,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = [path.name for path in paths]
         cameras = read_intrinsics(options.intrinsics, names) if options.intrinsics else [None] * len(paths)
         files = list(zip(paths, cameras, overlay_names(paths), strict=True))
-        _make_folder(options.output)
         network.module.to(device)
         hands: list[dict[str, Any]] = []
         for start in range(0, len(files), options.batch_size):
@@ -123,11 +123,12 @@ def _device(name: str) -> torch.device:
         raise UserError(f"--device {name} is not there ({str(error).splitlines()[0]}); give cpu or auto") from error
 
 
-def _make_folder(folder: Path) -> None:
+def _check_output(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
     except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made ({error.strerror}); give another --output") from error
+        reason = explain(error, remedy="give another --output")
+        raise UserError(f"the folder {folder} cannot be made or written to because {reason}") from error
 
 
 def _of_batch(
@@ -170,7 +171,9 @@ def _record(photograph: Photograph, xyz_m: NDArray[np.float64], overlay: Path) -
     """What hands.json says of a photograph; draws its overlay."""
     camera, xyz = photograph.camera, torch.from_numpy(xyz_m)
     uv = project(xyz, torch.from_numpy(camera.intrinsics)).numpy()
-    Image.fromarray(drawing.hand_over_photograph(np.asarray(photograph.picture), uv)).save(overlay, quality=92)
+    kind = "JPEG" if overlay.suffix == ".jpg" else "PNG"
+    with whole_file(overlay) as part:
+        Image.fromarray(drawing.hand_over_photograph(np.asarray(photograph.picture), uv)).save(part, kind, quality=92)
     return {
         "file": str(photograph.path),
         "overlay": overlay.name,

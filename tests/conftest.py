@@ -1,3 +1,5 @@
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,22 @@ def write_checkpoint(freihand, tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoint(write_checkpoint) -> Path:
     return write_checkpoint()
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Callable[..., Path]]:
+    """A small disk at tmp_path/disk, as a function of its bytes and of how many are left; root alone can mount it."""
+    folder = tmp_path / "disk"
+
+    def mounted(num_bytes: int, *, free: int | None = None, options: str = "") -> Path:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}{options}", "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        if free is not None:
+            (folder / "other").write_bytes(bytes(num_bytes - free))
+        return folder
+
+    yield mounted
+    subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)

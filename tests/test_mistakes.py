@@ -144,7 +144,7 @@ def locations(place: Path) -> list[str]:
         ("model.checkpoint_path=HERE/run", "run is not a checkpoint of this project"),
         ("model.checkpoint_path=HERE/run/last.ckpt", "2 epochs behind it and trainer.max_epochs=2; give a larger"),
         # Folders
-        ("paths.output=HERE/file", "file is a file); set DIR_SCRATCH"),
+        ("paths.output=HERE/file", "file cannot be used (Not a directory); set DIR_SCRATCH"),
         ("paths.packed=HERE/file", "set paths.packed to a folder on a local disk"),
         ("data.root=HERE/nowhere", "nowhere does not exist; download FreiHAND_pub_v2 from https://"),
         ("data.root=HERE/file", "file is no folder; download FreiHAND_pub_v2 from https://"),

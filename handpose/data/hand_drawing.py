@@ -19,7 +19,7 @@ import simplejpeg
 
 import handpose
 from handpose.data import hand_scene
-from handpose.errors import UserError
+from handpose.errors import is_about_files, naming
 
 Row = dict[str, Any]
 """Annotation of a picture: split, index, and K, xyz (metres) and scale as FreiHAND's JSON has them."""
@@ -28,6 +28,8 @@ SPLITS = ("training", "evaluation")
 MASKED = "training"
 """The split that has masks, as in FreiHAND."""
 JPEG_QUALITY = 92
+_FILE_ERROR = "OSError "
+"""Before the arguments of the exception, in JSON, that a process leaves on stderr where it could not write a file."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ def draw_share(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
     for split, index in pictures[worker::num_workers]:
         picture = hand_scene.draw_picture(order.seed, split, index, order.image_size, order.difficulty)
         jpeg = simplejpeg.encode_jpeg(picture.image, JPEG_QUALITY, colorsubsampling="420")
-        (Path(order.folder) / SPLITS[split] / "rgb" / f"{index:08d}.jpg").write_bytes(jpeg)
+        _write(Path(order.folder) / SPLITS[split] / "rgb" / f"{index:08d}.jpg", jpeg)
         if SPLITS[split] == MASKED:
-            (Path(order.folder) / MASKED / "mask" / f"{index:08d}.jpg").write_bytes(_mask_jpeg(picture))
+            _write(Path(order.folder) / MASKED / "mask" / f"{index:08d}.jpg", _mask_jpeg(picture))
         yield {
             "split": SPLITS[split],
             "index": index,
@@ -57,6 +59,11 @@ def draw_share(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
             "xyz": np.round(picture.xyz_m, 8).tolist(),
             "scale": round(picture.scale_m, 8),
         }
+
+
+def _write(file: Path, content: bytes) -> None:
+    with naming(file):
+        file.write_bytes(content)
 
 
 def _mask_jpeg(picture: hand_scene.Picture) -> bytes:
@@ -67,7 +74,7 @@ def _mask_jpeg(picture: hand_scene.Picture) -> bytes:
 def in_process(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
     """`draw_share` in a process of its own, which ends with this iterator.
 
-    Raises UserError when the disk is full, RuntimeError when the process fails otherwise.
+    Raises OSError where a file cannot be written, as on a full disk, and RuntimeError for any other failure.
     """
     package_parent = str(Path(handpose.__file__).resolve().parents[1])
     environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -90,16 +97,17 @@ def in_process(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
                 yield json.loads(line)
             if process.wait() != 0:
                 stderr.seek(0)
-                _raise_failure(stderr.read(), order.folder)
+                _raise_failure(stderr.read())
         finally:
             process.kill()
             process.stdout.close()
             process.wait()
 
 
-def _raise_failure(stderr: str, folder: str) -> None:
-    if "No space left on device" in stderr:
-        raise UserError(f"the disk of {folder} is full; free some space or choose another data.root")
+def _raise_failure(stderr: str) -> None:
+    said = stderr.rpartition(_FILE_ERROR)[2]
+    if said != stderr:
+        raise OSError(*json.loads(said))
     raise RuntimeError(f"a process that draws synthetic hands failed:\n{stderr[-2000:]}")
 
 
@@ -107,8 +115,13 @@ def _main() -> None:
     request = json.load(sys.stdin)
     difficulty = hand_scene.Difficulty(**request["order"].pop("difficulty"))
     order = Order(**request["order"], difficulty=difficulty)
-    for row in draw_share(order, request["worker"], request["num_workers"]):
-        print(json.dumps(row), flush=True)
+    try:
+        for row in draw_share(order, request["worker"], request["num_workers"]):
+            print(json.dumps(row), flush=True)
+    except OSError as error:
+        if not is_about_files(error):
+            raise
+        sys.exit(_FILE_ERROR + json.dumps([error.errno, error.strerror, error.filename]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Pixels: centres lie at integer coordinates (the top left pixel's centre is (0, 0
 s keeps the corners, so u' = (u + 0.5) s - 0.5, and the principal point moves alike.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -19,10 +20,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -31,7 +32,9 @@ from rich.progress import Progress
 
 from handpose.data.pictures import decode_labelled, resized
 from handpose.data.sample import Annotations, ImageFiles
-from handpose.errors import UserError
+from handpose.errors import UserError, explain, free_bytes, naming, size_text
+from handpose.locks import locked
+from handpose.whole_file import check_writable, write_json
 
 _VERSION = 2
 _CHUNK = 64  # images a task: 10 MB at 224 px, so few tasks and little memory
@@ -191,26 +194,19 @@ def _reopen(store: Path, intrinsics: NDArray[np.float32], contents: str) -> Pack
 def _locked(store: Path, progress: bool) -> Iterator[None]:
     """Hold the store's lock; several trials of a node may start at the same moment."""
     folder = store.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / f"{store.name}.lock")
+    wait = f"Waiting for another process that packs the images in {store}"
+    with contextlib.ExitStack() as stack:
         try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            if progress:
-                print(f"Waiting for another process that packs the images in {store}", file=sys.stderr)
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        raise _unwritable(folder, error) from None
-    try:
+            check_writable(folder)
+            stack.enter_context(locked(folder / f"{store.name}.lock", on_wait=wait if progress else ""))
+        except OSError as error:
+            raise _unwritable(folder, error) from None
         yield
-    finally:
-        lock.release()
 
 
-def _unwritable(folder: Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or error
-    return UserError(f"images cannot be packed in {folder} ({reason}); set paths.packed to a folder on a local disk")
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    reason = explain(error, remedy="set paths.packed to a folder on a local disk with more space")
+    return UserError(f"images cannot be packed in {folder} because {reason}")
 
 
 def _make(store: Path, files: Files, kind: Kind, image_size: int | None, workers: int, progress: bool) -> None:
@@ -223,8 +219,8 @@ def _make(store: Path, files: Files, kind: Kind, image_size: int | None, workers
                 shutil.rmtree(remains)
         size = image_size or _side(files.paths[0], kind.decode(files.paths[0]))
         _check_space(store.parent, (len(files.paths), size, size, kind.channels))
-        partial.mkdir()
         try:
+            partial.mkdir()
             _write_images(
                 partial, files.paths, kind, size, resize=image_size is not None, workers=workers, progress=progress
             )
@@ -240,11 +236,11 @@ def _make(store: Path, files: Files, kind: Kind, image_size: int | None, workers
 
 
 def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
-    needed, free = math.prod(shape), shutil.disk_usage(folder).free
+    needed, free = math.prod(shape), free_bytes(folder)
     if needed > free:
         raise UserError(
-            f"packing {shape[0]} images of {shape[1]} px needs {needed / 1e9:.2f} GB but {folder} has "
-            f"{free / 1e9:.2f} GB free; set paths.packed to a larger disk, or a smaller data.image_size"
+            f"packing {shape[0]} images of {shape[1]} px needs {size_text(needed)} but {folder} has {size_text(free)} "
+            "free; set paths.packed to a larger disk, or a smaller data.image_size"
         )
 
 
@@ -263,7 +259,7 @@ def _write_images(
         sides = [_side(path, image) for path, image in zip(paths[start:], decoded, strict=False)]
         if not resize:
             _check_same_side(paths, start, sides, size)
-        with open(target, "r+b") as file:
+        with naming(target), open(target, "r+b") as file:
             file.seek(header + start * math.prod(shape[1:]))
             file.write(np.stack([_resize(image, size) for image in decoded]).data)
         return np.array(sides, dtype=np.int32)
@@ -276,7 +272,9 @@ def _write_images(
         for chunk in pool.map(write_chunk, range(0, len(paths), _CHUNK)):
             sides.append(chunk)
             bar.advance(task, len(chunk))
-    np.save(folder / "sides.npy", np.concatenate(sides))
+    contents = BytesIO()  # into a file NumPy would write with an error that gives no reason
+    np.save(contents, np.concatenate(sides))
+    (folder / "sides.npy").write_bytes(contents.getbuffer())
 
 
 def _write_manifest(folder: Path, files: Files, image_size: int | None) -> None:
@@ -291,7 +289,7 @@ def _write_manifest(folder: Path, files: Files, image_size: int | None) -> None:
         "num_images": len(files.paths),
         "num_bytes": images.stat().st_size,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    write_json(folder / "manifest.json", manifest, indent=2)
 
 
 _IMAGES = Kind("images", 3, decode_labelled)

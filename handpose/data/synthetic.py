@@ -5,6 +5,7 @@ reader of the real data set. `python -m handpose.data.synthetic --sheet FILE` dr
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import filelock
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -31,7 +31,9 @@ from handpose.data import hand_drawing, hand_scene
 from handpose.data.freihand import FreiHand
 from handpose.data.hand_scene import Difficulty
 from handpose.data.sample import Splits
-from handpose.errors import UserError
+from handpose.errors import UserError, explain, free_bytes, is_about_files, size_text
+from handpose.locks import locked
+from handpose.whole_file import check_output, check_writable, whole_file, write_json
 from handpose.yaml_files import load_yaml
 
 GENERATOR_VERSION = 5
@@ -167,10 +169,10 @@ class Synthetic:
                 if remains.exists():
                     shutil.rmtree(remains)
             _check_space(self.root, sum(self.counts.values()) * self.image_size**2 * _BYTES_PER_PIXEL)
-            for split in hand_drawing.SPLITS:
-                (partial / split / "rgb").mkdir(parents=True)
-            (partial / hand_drawing.MASKED / "mask").mkdir()
             try:
+                for split in hand_drawing.SPLITS:
+                    (partial / split / "rgb").mkdir(parents=True)
+                (partial / hand_drawing.MASKED / "mask").mkdir()
                 self._write_annotations(partial, self._run_workers(partial))
                 partial.rename(self.folder)
             finally:
@@ -183,8 +185,8 @@ class Synthetic:
     def _write_annotations(self, folder: Path, rows: dict[str, list[hand_drawing.Row]]) -> None:
         for split, pictures in rows.items():
             for key in _KEYS:
-                (folder / f"{split}_{key}.json").write_text(json.dumps([row[key] for row in pictures]))
-        (folder / "synthetic.json").write_text(json.dumps(self._description(), indent=2) + "\n")
+                write_json(folder / f"{split}_{key}.json", [row[key] for row in pictures])
+        write_json(folder / "synthetic.json", self._description(), indent=2)
 
     def _run_workers(self, folder: Path) -> dict[str, list[hand_drawing.Row]]:
         """Share the pictures out to processes; returns the annotations of each split in order."""
@@ -263,33 +265,27 @@ def _pair(name: str, values: object, low: float, high: float) -> tuple[float, fl
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder that is to be made; the lock file lies beside it."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder.with_name(folder.name + ".lock"))
+    file = folder.with_name(folder.name + ".lock")
+    with contextlib.ExitStack() as stack:
         try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            print(f"Waiting for another process that draws {folder}", file=sys.stderr)
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        raise _unwritable(folder.parent, error) from None
-    try:
+            check_writable(folder.parent)
+            stack.enter_context(locked(file, on_wait=f"Waiting for another process that draws {folder}"))
+        except OSError as error:
+            raise _unwritable(folder.parent, error) from None
         yield
-    finally:
-        lock.release()
 
 
-def _unwritable(root: Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or error
-    return UserError(f"the synthetic hands cannot be written to data.root={root} ({reason}); choose another folder")
+def _unwritable(root: Path, error: OSError) -> UserError:
+    reason = explain(error, remedy="choose another folder on a local disk")
+    return UserError(f"the synthetic hands cannot be written to data.root={root} because {reason}")
 
 
 def _check_space(root: Path, needed_bytes: float) -> None:
-    free = shutil.disk_usage(root).free
+    free = free_bytes(root)
     if free < needed_bytes:
         raise UserError(
-            f"the synthetic set needs up to {needed_bytes / 1e6:.0f} MB, but data.root={root} has {free / 1e6:.0f} MB "
-            "free; choose another folder, or a smaller data.num_train or data.image_size"
+            f"the synthetic set needs up to {size_text(needed_bytes)}, but data.root={root} has "
+            f"{size_text(free)} free; choose another folder, or a smaller data.num_train or data.image_size"
         )
 
 
@@ -308,8 +304,11 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
 def draw_sheet(path: Path, *, num: int, seed: int, image_size: int, difficulty: Difficulty) -> None:
     """Write a contact sheet of the first training pictures: plain, and below with the joints and bones drawn in.
 
-    Raises UserError when the file cannot be written.
+    Raises UserError where the name does not end as that of a picture, and OSError where the file cannot be written.
     """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"the sheet {path} must have the name of a picture, like sheet.png")
     zoom = max(1, round(256 / image_size))
     tile, columns = image_size * zoom, min(num, 6)
     sheet = Image.new("RGB", (columns * tile, -(-num // columns) * 2 * tile))
@@ -320,10 +319,8 @@ def draw_sheet(path: Path, *, num: int, seed: int, image_size: int, difficulty: 
         sheet.paste(plain, (column * tile, 2 * row * tile))
         _draw_skeleton(plain, (picture.uv + 0.5) * zoom - 0.5)
         sheet.paste(plain, (column * tile, (2 * row + 1) * tile))
-    try:
-        sheet.save(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the sheet cannot be written to {path} ({error}); give a file like sheet.png") from None
+    with whole_file(path) as part:
+        sheet.save(part, kind)
 
 
 def _draw_skeleton(image: Image.Image, uv: NDArray[np.float64]) -> None:
@@ -354,6 +351,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_count("num", options.num, 1)
         _check_count("seed", options.seed, 0)
         _check_count("image_size", options.image_size, _LEAST_IMAGE_SIZE)
+        if not options.sheet.absolute().parent.is_dir():
+            raise UserError(f"--sheet {options.sheet} cannot be written: its folder does not exist")
+        check_output(options.sheet, "--sheet")
         draw_sheet(
             options.sheet,
             num=options.num,
@@ -363,6 +363,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not is_about_files(error):
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     print(f"Wrote {options.num} hands to {options.sheet}")
     return 0

@@ -24,7 +24,7 @@ from handpose.geometry import project
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import hand_size, predict, prepare
-from handpose.whole_file import write_json
+from handpose.whole_file import check_output, whole_file, write_json
 
 Split = Literal["train", "val", "test"]
 _NUM_PICTURES = 8  # of the worst, and of the best hands
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _options(arguments)
         source = options.checkpoint or options.predictions
         folder = options.output or source.parent / f"evaluation-{options.split}"
+        if source.is_file():  # what else it is shows when it is read
+            check_output(folder / "evaluation.json")
         predicted = (_of_checkpoint if options.checkpoint else _of_file)(source, options.split, options.overrides)
         result = _evaluate(predicted, options.split, folder)
         about = {"of": str(source), "split": options.split, "data": predicted.data.source.name}
@@ -165,7 +167,8 @@ def _draw_hands(
         project(torch.from_numpy(truth_m[chosen]), camera).numpy(),
         captions=[f"{which}: {names[i]}, {per_hand[i]:.1f} mm" for which, i in zip(kind, chosen, strict=True)],
     )
-    Image.fromarray(picture).save(path)
+    with whole_file(path) as part:
+        Image.fromarray(picture).save(part, "PNG")
 
 
 if __name__ == "__main__":

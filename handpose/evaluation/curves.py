@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from handpose.whole_file import whole_file
+
 MOST_MM = 50.0
 
 
@@ -26,4 +28,5 @@ def draw_pck(path: Path, errors_mm: Mapping[str, NDArray[np.floating]]) -> None:
         axes.plot(thresholds, within, label=f"{name} (AUC {area:.3f})")
     axes.grid(color="0.9")
     axes.legend(loc="lower right")
-    figure.savefig(path)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png")

@@ -12,7 +12,7 @@ from handpose import drawing
 from handpose.data.datamodule import PackedHands
 from handpose.evaluation.scores import joint_errors
 from handpose.geometry import project
-from handpose.whole_file import write_json
+from handpose.whole_file import whole_file, write_json
 
 FOLDER, LIST = "hands", "hands.json"
 NUM_OF_A_KIND = 6
@@ -30,11 +30,11 @@ def write_hands(folder: Path, dataset: PackedHands, predicted_m: NDArray[np.floa
         errors_mm = joint_errors(predicted_m, truth_m, dataset.intrinsics.numpy()).aligned_mm.mean(axis=1)
     chosen = chosen_hands(len(predicted_m), errors_mm)
     place = folder / FOLDER
-    place.mkdir(parents=True, exist_ok=True)
     listed = []
     for number, (kind, index) in enumerate(chosen):
         file = f"{kind}_{number:02d}.jpg"
-        Image.fromarray(_drawn(dataset, index, predicted_m, truth_m)).save(place / file, quality=85)
+        with whole_file(place / file) as part:
+            Image.fromarray(_drawn(dataset, index, predicted_m, truth_m)).save(part, "JPEG", quality=85)
         error_mm = None if errors_mm is None else float(errors_mm[index])
         listed.append(
             {"file": file, "kind": kind, "name": dataset.annotations.files[index].stem, "pa_mpjpe_mm": error_mm}

@@ -7,6 +7,7 @@ its frame are known in that of the photograph's own camera. Pixel centres lie at
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from handpose.data.pictures import open_upright, resized
-from handpose.errors import UserError
+from handpose.errors import UserError, explain
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 ASSUMED_FOCAL = 1.2
@@ -127,11 +128,13 @@ def read_intrinsics(text: str, names: Sequence[str]) -> list[NDArray[np.float64]
     The file holds one 3 x 3 matrix for all, a list with one for each of the photographs in their order, or an object of
     file names and matrices, in which some may be missing. Raises UserError for anything else.
     """
-    if not Path(text).is_file():
+    if not os.path.lexists(text):
         return [_from_numbers(text)] * len(names)
     try:
         content = json.loads(Path(text).read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"--intrinsics {explain(error, text, verb='read')}") from error
+    except ValueError as error:
         raise UserError(f"--intrinsics {text} does not hold JSON ({error})") from error
     if isinstance(content, dict):
         unknown = sorted(set(content) - set(names))

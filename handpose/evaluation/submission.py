@@ -121,7 +121,7 @@ def _from_json(text: bytes, path: str | Path) -> object:
 
 
 def _existing(path: str | Path) -> Path:
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise UserError(f"{path} does not exist; predictions are written at the end of a training run")
     return Path(path)
 

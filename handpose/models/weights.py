@@ -12,7 +12,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor
 
-from handpose.errors import UserError
+from handpose.errors import UserError, explain
 
 PACKAGE = "package:"
 """What `model.encoder.weights` begins with where the name of a package follows, and not a path."""
@@ -28,9 +28,13 @@ def weights_file(weights: str) -> Path:
     has not one file of weights.
     """
     if not weights.startswith(PACKAGE):
-        if not Path(weights).is_file():
-            raise UserError(f"model.encoder.weights: there is no file {weights}")
-        return Path(weights)
+        try:
+            with open(weights, "rb"):
+                return Path(weights)
+        except FileNotFoundError as error:
+            raise UserError(f"model.encoder.weights: there is no file {weights}") from error
+        except OSError as error:
+            raise UserError(f"model.encoder.weights={explain(error, verb='read')}") from error
     name = weights.removeprefix(PACKAGE)
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None:

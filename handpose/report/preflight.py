@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from handpose.errors import size_text
 from handpose.report.table import short_names
 from handpose.report.words import duration, value_text
 
@@ -79,7 +80,7 @@ def disk_line(*, checkpoint_mb: float, needed_gb: float, budget_gb: float, free_
     """What checkpoints take. needed_gb: at the least."""
     return (
         f"the disk    {checkpoint_mb:.0f} MB a checkpoint, {needed_gb:.2g} GB of them at the least, "
-        f"{budget_gb:g} GB at the most; {free_gb:.0f} GB are free in {folder}"
+        f"{budget_gb:g} GB at the most; {size_text(1e9 * free_gb)} are free in {folder}"
     )
 
 

@@ -5,7 +5,6 @@ One row a trial; its metrics are those of the last epoch it reported, so that va
 
 import csv
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.pareto import fronts
+from handpose.whole_file import whole_file
 
 State = Literal["running", "waiting", "paused", "complete", "stopped", "diverged", "infeasible", "failed"]
 """waiting: to be tried again, or for the sweep to go on. paused: at a rung, to be promoted. complete: trained to the
@@ -141,12 +141,10 @@ class TrialTable:
         """Write all rows, sorted by number. Atomic: a reader finds the old table or the new one."""
         rows = [self.rows[number] for number in sorted(self.rows)]
         columns = _columns(rows)
-        part = path.with_name(f".{path.name}.part")
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(_cells(row, columns) for row in rows)
-        os.replace(part, path)
 
 
 _BEFORE = ("number", "state", "epochs", "seconds")

@@ -27,6 +27,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
+from handpose.errors import naming
 from handpose.report.table import TrialRow
 from handpose.values import written
 
@@ -134,8 +135,9 @@ class SweepLog:
         self._add(row, row.epochs, row.metrics)
         self._spend(row)
         summary = Summary(value=[_picture(name, file) for name, file in pictures.items()])
-        self._writer(row)._get_file_writer().add_summary(summary, row.epochs)
-        self._writer(row).flush()
+        with naming(self._run(row)):
+            self._writer(row)._get_file_writer().add_summary(summary, row.epochs)
+            self._writer(row).flush()
 
     def closed(self, row: TrialRow, *, ended_s: float) -> None:
         """The trial does not run. ended_s: time since the epoch, noted if it is over."""
@@ -146,14 +148,17 @@ class SweepLog:
             status = api_pb2.STATUS_FAILURE if is_failure else api_pb2.STATUS_SUCCESS
             end = HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=ended_s))
             summary = Summary(value=[_value(metadata.SESSION_END_INFO_TAG, end)] if self._in_tab else [])
-            self._writer(row)._get_file_writer().add_summary(summary)
+            with naming(self._run(row)):
+                self._writer(row)._get_file_writer().add_summary(summary)
         if row.number in self._writers:
-            self._writers.pop(row.number).close()
+            with naming(self._run(row)):
+                self._writers.pop(row.number).close()
 
     def close(self) -> None:
         """Close all files; trials may go on."""
         while self._writers:
-            self._writers.popitem()[1].close()
+            with naming(self._folder):
+                self._writers.popitem()[1].close()
 
     def _spend(self, row: TrialRow) -> None:
         spent = row.epochs, row.seconds
@@ -170,9 +175,10 @@ class SweepLog:
         return self._writers[row.number]
 
     def _add(self, row: TrialRow, step: int, scalars: Mapping[str, float]) -> None:
-        for tag, value in scalars.items():
-            self._writer(row).add_scalar(tag, value, step)
-        self._writer(row).flush()
+        with naming(self._run(row)):
+            for tag, value in scalars.items():
+                self._writer(row).add_scalar(tag, value, step)
+            self._writer(row).flush()
 
     def _describe_all(self) -> None:
         for row in self._rows.values():
@@ -191,8 +197,12 @@ class SweepLog:
         folder = self._run(row)
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / ".part"  # a name that TensorBoard does not take for one of its files
-        part.write_bytes(_records(Event(file_version="brain.Event:2"), Event(summary=Summary(value=[value]))))
-        os.replace(part, folder / _FILE)
+        try:
+            with naming(folder / _FILE):
+                part.write_bytes(_records(Event(file_version="brain.Event:2"), Event(summary=Summary(value=[value]))))
+                os.replace(part, folder / _FILE)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _value(tag: str, data: HParamsPluginData) -> Summary.Value:

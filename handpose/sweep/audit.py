@@ -17,7 +17,7 @@ import optuna
 from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 
-from handpose.config import CONFIGS, plain
+from handpose.config import CONFIGS, plain, told
 from handpose.errors import UserError
 from handpose.sweep.audit_events import Expected, Finding, Replayed, UntouchedFiles, differences, replay
 from handpose.sweep.audit_records import (
@@ -36,7 +36,7 @@ from handpose.sweep.points import most_trials
 from handpose.sweep.provenance import read_yaml, with_directions
 from handpose.sweep.resume import Task, recorded_task
 from handpose.sweep.scheduler import rule_maker
-from handpose.sweep.settings import SweepSettings
+from handpose.sweep.settings import LOCK, SweepSettings
 from handpose.sweep.space import flattened
 from handpose.sweep.study import JOURNAL, close_storage, limits_of, params_of, read_storage
 from handpose.sweep.trial import TrialRecipe, training_overrides, with_target
@@ -74,7 +74,7 @@ def audit(folder: Path) -> Findings:
 
 
 def _is_running(folder: Path) -> bool:
-    lock = folder / ".lock"
+    lock = folder / LOCK
     if not lock.exists():
         return False
     try:
@@ -271,10 +271,10 @@ def choices_of(overrides: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Print what was found; status 1 where that is anything."""
-    try:
+    with told():
+        if len(sys.argv) != 2:
+            raise UserError("give the folder of a sweep")
         found = audit(Path(sys.argv[1]).resolve())
-    except (UserError, IndexError) as error:
-        sys.exit(f"error: {error or 'give the folder of a sweep'}")
     for kind, sentences in found._asdict().items():
         print(f"{kind}: {len(sentences)}", *sentences, sep="\n  ")
     sys.exit(1 if found else 0)

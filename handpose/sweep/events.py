@@ -16,7 +16,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from handpose.errors import UserError
+from handpose.errors import UserError, explain, naming
 
 if TYPE_CHECKING:  # workers read events without Optuna and Hydra
     from handpose.sweep.space import Params
@@ -197,7 +197,7 @@ class EventLog:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
             os.ftruncate(self._file, whole)
         except OSError as error:
-            raise UserError(f"{path} cannot be written ({error})") from error
+            raise UserError(explain(error, path, verb="written")) from error
         self._size = whole
         self._next_sync = 0.0
 
@@ -213,12 +213,15 @@ class EventLog:
                 self._next_sync = time.monotonic() + _SYNC_EVERY_S
         except OSError as error:  # such as a full disk, in the middle of the line
             os.ftruncate(self._file, self._size)
-            raise UserError(f"{self.path} cannot be written ({error})") from error
+            raise UserError(explain(error, self.path, verb="written")) from error
         self._size += len(line)
 
     def close(self) -> None:
-        os.fsync(self._file)
-        os.close(self._file)
+        try:
+            with naming(self.path):
+                os.fsync(self._file)
+        finally:
+            os.close(self._file)
 
 
 def read_events(path: Path) -> list[Event]:

@@ -7,7 +7,6 @@ few steps in a slot, which also tells what the sweep will cost.
 import math
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -21,7 +20,8 @@ from ray import cloudpickle
 
 from handpose.config import compose
 from handpose.data.shared_memory import batch_bytes, check_shared_memory
-from handpose.errors import UserError
+from handpose.errors import UserError, explain, free_bytes, naming, size_text
+from handpose.locks import locked
 from handpose.metrics.validation import target_metric
 from handpose.report.preflight import disk_line, points_table
 from handpose.report.words import params_text
@@ -31,7 +31,7 @@ from handpose.sweep.nodes import live_resources
 from handpose.sweep.probing import RANDOM, Bench, Probed, points_of, probe, without_effect
 from handpose.sweep.retention import KEPT_A_TRIAL
 from handpose.sweep.rules import Rule
-from handpose.sweep.settings import RaySettings, SweepSettings
+from handpose.sweep.settings import LOCK, RaySettings, SweepSettings
 from handpose.sweep.slots import Slots, count_slots, num_cores
 from handpose.sweep.space import Params, Space, default_point, keys_of, num_grid_points, probes
 from handpose.sweep.stretch import Objective
@@ -39,6 +39,7 @@ from handpose.sweep.trial import TrialRecipe, with_params
 from handpose.sweep.trial_cost import DataSize, one_workers
 from handpose.sweep.worker_group import make_trainable
 from handpose.training.fit import prepare
+from handpose.whole_file import check_writable, nearest
 
 
 def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
@@ -211,27 +212,25 @@ def _check_folder(sweep: SweepSettings) -> None:
     if not re.fullmatch(r"[\w.,=+-]+", sweep.name) or sweep.name.strip(".") == "":
         raise UserError(f"sweep.name={sweep.name} must be the name of a folder: letters, digits and any of _.,=+-")
     folder = sweep.path
-    if sweep.resume is None and folder.exists() and any(folder.iterdir()):
+    if sweep.resume is None and folder.is_dir() and any(each.name != LOCK for each in folder.iterdir()):
         raise UserError(
             f"there is a sweep in {folder} already; choose another sweep.name, or continue that sweep with "
             f"sweep.resume={folder}"
         )
-    place = _nearest(folder)
-    try:  # os.access is not asked: a network file system says yes, and refuses then
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".writable-") as file:
-            file.write(b"0")
-            file.flush()
-            os.fsync(file.fileno())
+    try:
+        check_writable(folder)
+        _check_locks(nearest(folder))
     except OSError as error:
-        raise UserError(
-            f"the folder {folder} cannot be made in {place}; set DIR_SCRATCH to a folder that can be written "
-            f"({error.strerror})"
-        ) from error
+        reason = explain(error, remedy="set DIR_SCRATCH to a folder on a local or shared disk that can be written")
+        raise UserError(f"the sweep cannot be kept in {folder} because {reason}") from error
 
 
-def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest one above that is there."""
-    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+def _check_locks(place: Path) -> None:
+    """Raise OSError where the file system does not lock files, or has no links, with which Optuna locks its journal."""
+    with tempfile.TemporaryDirectory(dir=place, prefix=".writable-") as folder, naming(place):
+        with locked(Path(folder) / LOCK):
+            pass
+        os.symlink(LOCK, Path(folder) / "link")
 
 
 # --- with Ray ---------------------------------------------------------------------------------------------------------
@@ -337,16 +336,17 @@ def _default(space: Space, defaults: Mapping[str, Any]) -> Params | None:
 
 def _check_disk(sweep: SweepSettings, slots: Slots, rule: Rule, probed: Probed) -> list[str]:
     """What the disk has for checkpoints, and warnings; raises UserError where it has too little for any sweep."""
-    place = _nearest(sweep.path)
-    free_gb = shutil.disk_usage(place).free / 1e9
+    place = nearest(sweep.path)
+    free_gb = free_bytes(place) / 1e9
     largest_gb = max(cost.checkpoint_mb for cost in probed.costs) / 1e3
     running_gb = slots.num_slots * KEPT_A_TRIAL * largest_gb
     waiting_gb = sweep.num_trials * largest_gb if rule.needs_checkpoints else 0.0
     needed_gb, budget = running_gb + waiting_gb, f"sweep.checkpoint_budget_gb={sweep.checkpoint_budget_gb:g}"
     if free_gb < min(needed_gb, sweep.checkpoint_budget_gb):
+        free, needed, largest = (size_text(1e9 * each) for each in (free_gb, needed_gb, largest_gb))
         raise UserError(
-            f"{place} has {free_gb:.3g} GB free, but the sweep's checkpoints need {needed_gb:.3g} GB ({largest_gb:.2g} "
-            f"GB each) within {budget}; make room, or set DIR_SCRATCH to a folder on another disk"
+            f"{place} has {free} free, but the sweep's checkpoints need {needed} ({largest} each) within {budget}; "
+            "make room, or set DIR_SCRATCH to a folder on another disk"
         )
     line = disk_line(
         checkpoint_mb=1e3 * largest_gb,

@@ -59,16 +59,20 @@ def tighten(file: Path) -> None:
         )
 
 
-def keep_token(environment: MutableMapping[str, str], *, home: Path) -> None:
+def keep_token(environment: MutableMapping[str, str], *, home: Path | None) -> None:
     """See to it that the Ray which is about to start finds a token that is its owner's alone.
 
-    environment: of this process and what it starts; home: of the user. A user's own RAY_AUTH_TOKEN, and a mode that
-    was chosen, are left as they are. Where no file can be written, the token is in the environment only.
+    environment: of this process and what it starts; home: of the user, None where it is not known. A user's own
+    RAY_AUTH_TOKEN, and a mode that was chosen, are left as they are. Where no file can be written, the token is in the
+    environment only.
     """
     if environment.get(MODE, "token").lower() != "token" or environment.get(TOKEN):
         return
     given = environment.get(TOKEN_FILE)
-    file = Path(given) if given else home / ".ray" / "auth_token"
+    if not given and home is None:
+        environment[TOKEN] = secrets.token_hex(32)
+        return
+    file = Path(given) if given else (home or Path()) / ".ray" / "auth_token"
     try:
         if not file.exists() or (not given and not file.stat().st_size):
             file.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from handpose.config import compose, plain, quote_override
 from handpose.errors import UserError
 from handpose.metrics.validation import direction
 from handpose.sweep.space import flattened
+from handpose.whole_file import whole_file
 from handpose.yaml_files import load_yaml
 
 FORMAT = 2
@@ -117,16 +118,15 @@ def _git(*arguments: str) -> str | None:
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write plain values. Atomic: a reader finds the whole file or none."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; nothing where there is none. Raises UserError for a damaged file."""
     try:
         content = load_yaml(path) if path.is_file() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
     content = content if isinstance(content, dict) else {}
     check_format(content, path)

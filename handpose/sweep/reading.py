@@ -4,7 +4,6 @@ The events tell what happened, by the same `History` that a sweep runs on; but a
 taken, so that sweeps of other versions can be read. What is not there yet is left out.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -37,6 +36,7 @@ from handpose.sweep.rules import Asha, Fifo
 from handpose.sweep.searched import searched
 from handpose.sweep.settings import SweepSettings, recorded_settings
 from handpose.sweep.space import flattened
+from handpose.whole_file import read_json
 
 _PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
 
@@ -270,9 +270,9 @@ def _retrained(folder: Path) -> Retrained | None:
     file = folder / "metrics.json"
     if not file.is_file():
         return None
-    metrics = {name: _number(value) for name, value in json.loads(file.read_text())["metrics"].items()}
+    metrics = {name: _number(value) for name, value in read_json(file)["metrics"].items()}
     listed = folder / "hands" / "hands.json"
-    hands = json.loads(listed.read_text()) if listed.is_file() else []
+    hands = read_json(listed) if listed.is_file() else []
     return Retrained(
         metrics,
         [

@@ -1,5 +1,6 @@
 """The report of sweeps, from their folders: read, judged, and written as report.html and next_space.yaml."""
 
+import errno
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from handpose.report.record import SweepRecord
 from handpose.report.sections import add_comparison, add_sweep, status_line
 from handpose.sweep.reading import read_sweep
 from handpose.sweep.space import ListedSpace, Space, probes
-from handpose.whole_file import whole_file
+from handpose.whole_file import check_output, check_writable, whole_file
 
 REPORT, NEXT_SPACE = "report.html", "next_space.yaml"
 
@@ -47,10 +48,14 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
     scientific: a searched key whose values are to be compared with the others optimised. Raises UserError where a
     folder holds no sweep, its files are damaged or the key is not searched. The files appear whole.
     """
-    page, records, findings, spaces = _made(folders, scientific)
+    page, records, findings, spaces = _made(folders, scientific, output=file)
     with whole_file(file) as part:
         part.write_text(page, encoding="utf-8")
-    written = [_write_space(folder, space) for folder, space in zip(folders, spaces, strict=True)]
+    written = [
+        _write_space(folder, space)
+        for folder, space in zip(folders, spaces, strict=True)
+        if file.parent.absolute() == folder or not _is_read_only(folder)
+    ]
     return Written(file, records, findings, [place for place in written if place is not None])
 
 
@@ -70,8 +75,10 @@ class _Made(NamedTuple):
     spaces: Sequence[str | None]
 
 
-def _made(folders: Sequence[Path], scientific: str | None) -> _Made:
+def _made(folders: Sequence[Path], scientific: str | None, *, output: Path | None = None) -> _Made:
     records = _told_apart([read_sweep(folder) for folder in folders])
+    if output is not None:
+        check_output(output)  # before the slow part
     effects = [shown_effects(record) for record in records]
     findings = [advice(record, shown) for record, shown in zip(records, effects, strict=True)]
     spaces = [next_space(record, shown) for record, shown in zip(records, effects, strict=True)]
@@ -121,3 +128,12 @@ def _write_space(folder: Path, text: str | None) -> Path | None:
     with whole_file(file) as part:
         part.write_text(text, encoding="utf-8")
     return file
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Whether the folder is another user's, of whose sweep a page may be written elsewhere."""
+    try:
+        check_writable(folder)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return False

@@ -22,6 +22,7 @@ from handpose.sweep.space import Space, flattened, holding, keys_of, load_space
 from handpose.sweep.store import is_url, parent_and_name
 from handpose.sweep.stored_sweep import brought_back
 from handpose.sweep.study import check_url, without_password
+from handpose.whole_file import expand_home
 from handpose.yaml_files import load_yaml
 
 _CHANGEABLE = (
@@ -51,6 +52,9 @@ _CHANGEABLE = (
     "data.root",
 )
 """What may be given anew: none of it touches what a trial is, or how it is judged. Data have their fingerprint."""
+
+SPACE_FOLDER = "search_space"
+"""In the folder of a sweep."""
 
 _OF_TASK = ("config", "overrides", "locations", "choices")
 """What sweep.yaml has beside the provenance."""
@@ -166,7 +170,7 @@ def keep_budgets(task: Task) -> None:
 
 def keep_space(space: Space, folder: Path) -> None:
     """Copy a search space into the folder of a sweep."""
-    place = folder / "search_space"
+    place = folder / SPACE_FOLDER
     place.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(space.file, place / space.file.name)
 
@@ -180,7 +184,7 @@ def task_to_resume(config: Any, given: Sequence[str]) -> Task:
     """
     place = config.sweep.resume
     if not is_url(place):
-        return recorded_task(Path(place).expanduser().resolve(), given)
+        return recorded_task(expand_home(place).resolve(), given)
     _check_changes(given)
     storage, name = parent_and_name(place)
     folder = Path(config.paths.output) / "sweeps" / name
@@ -208,7 +212,7 @@ def recorded_task(
     locations += [quote_override(key, str(value) if isinstance(value, Path) else value) for key, value in place.items()]
     config = compose("tune", [*kept, *locations, *new])
     _check_config(record["config"], _recorded(config), folder)
-    files = sorted((folder / "search_space").glob("*"))
+    files = sorted((folder / SPACE_FOLDER).glob("*"))
     if len(files) != 1:
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
     locations = [item for item in locations if _key(item) not in place]
@@ -241,7 +245,7 @@ def _record(folder: Path) -> dict[str, Any]:
     file = folder / "sweep.yaml"
     try:
         record = load_yaml(file)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"sweep.resume={folder}: there is no {file}, so that there is no sweep to go on with"
         ) from error

@@ -5,7 +5,6 @@ NODES`, with train_on_val=true behind it or not, on each of these nodes, and Lig
 """
 
 import itertools
-import json
 import math
 import os
 import signal
@@ -21,13 +20,14 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from handpose.config import compose, quote_override, terminable
+from handpose.config import compose, quote_override, terminable, told
 from handpose.errors import UserError
 from handpose.sweep.crew import Crew, program_environment, run_crew
 from handpose.sweep.run import INTERRUPTED, SweepInterruptedError, resume_command
 from handpose.sweep.worker_death import describe_exit
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
+from handpose.whole_file import read_json, write_json
 from handpose.yaml_files import load_yaml
 
 _WINNER = "overrides.json"
@@ -82,7 +82,7 @@ def _on_val(use_val: bool) -> list[str]:
 
 
 def _figures(place: Path) -> dict[str, float]:
-    metrics = json.loads((place / "metrics.json").read_text())["metrics"]
+    metrics = read_json(place / "metrics.json")["metrics"]
     return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
@@ -116,7 +116,7 @@ def _retrain(folder: Path, winner: list[str], *, devices: int, num_nodes: int = 
         overrides += [quote_override(key, value) for key, value in shared.items()]
     config = compose("train", [*overrides, *_where_it_was(place / "checkpoints", config.trainer.max_epochs)])
     folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
-    (place / _WINNER).write_text(json.dumps(winner))
+    write_json(place / _WINNER, winner)
     try:
         with terminable():
             result = train_and_test(config, folders)
@@ -169,7 +169,7 @@ def _put_aside(place: Path, winner: list[str]) -> None:
     if not place.exists():
         return
     file = place / _WINNER
-    if not file.is_file() or json.loads(file.read_text()) != winner:
+    if not file.is_file() or read_json(file) != winner:
         numbered = (place.with_name(f"{place.name}_{number}") for number in itertools.count(1))
         place.rename(next(path for path in numbered if not path.exists()))
 
@@ -209,12 +209,11 @@ def _end_with(parent: int) -> None:
 def _main() -> None:
     folder, devices, num_nodes, use_val = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), len(sys.argv) > 4
     _end_with(os.getppid())
-    try:
-        _retrain(folder, _winner(folder, use_val=use_val), devices=devices, num_nodes=num_nodes, use_val=use_val)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except SweepInterruptedError:
-        sys.exit(INTERRUPTED)
+    with told():
+        try:
+            _retrain(folder, _winner(folder, use_val=use_val), devices=devices, num_nodes=num_nodes, use_val=use_val)
+        except SweepInterruptedError:
+            sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -13,12 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from ray import tune
 from ray.tune.experiment import Trial
 
 from handpose.config import quote_override
-from handpose.errors import UserError
+from handpose.errors import UserError, explain, is_about_files
+from handpose.locks import locked
 from handpose.report.table import TrialTable
 from handpose.report.tensorboard import SweepLog
 from handpose.report.terminal import SweepView, sweep_view, warm_start_line
@@ -29,10 +31,10 @@ from handpose.sweep.mirror import Mirror, files_of
 from handpose.sweep.nodes import Node, Nodes, live_resources, watched_head
 from handpose.sweep.provenance import write_yaml
 from handpose.sweep.recorder import Recorder, TrialLog
-from handpose.sweep.resume import keep_space
+from handpose.sweep.resume import SPACE_FOLDER, keep_space
 from handpose.sweep.rules import Rule
 from handpose.sweep.runtime import environment, limited, ray_runtime
-from handpose.sweep.settings import RaySettings, SweepSettings
+from handpose.sweep.settings import LOCK, RaySettings, SweepSettings
 from handpose.sweep.slots import Room, Slots, count_slots, counted_again, num_fitting
 from handpose.sweep.space import Params, Space
 from handpose.sweep.state import Searcher, SweepState
@@ -125,8 +127,7 @@ def swept(
             slots = preflight(slots)
             warm.begin(slots)
             stack.enter_context(_alone(folder))
-            keep_space(space, folder)
-            write_yaml(folder / "sweep.yaml", description)
+            _begin(folder, space, description)
         with (
             contextlib.closing(asked_for(folder=folder / "study", resume=is_resumed)) as asked,
             contextlib.closing(EventLog(folder / EVENTS)) as log,
@@ -203,12 +204,12 @@ def _alone(folder: Path) -> Iterator[None]:
     A new folder is its owner's alone: what is in it says how to run the sweep, and whoever could write there could
     change what it goes on from. Who wants to share it opens it, and it stays open.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError(f"the sweep in {folder} is running already, in another process") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / LOCK, mode=0o700))
+        except Timeout as error:
+            raise UserError(f"the sweep in {folder} is running already, in another process") from error
+        yield
 
 
 def _run(
@@ -227,7 +228,7 @@ def _run(
     title = f"sweep {sweep.name}  ·  {space.name}" + ("  ·  goes on" if state.last_event else "")
     view = sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
     _allow_open_files()
-    with contextlib.closing(view), _interruptible(sweep, has_to_end) as is_interrupted:
+    with _with_command(sweep), contextlib.closing(view), _interruptible(sweep, has_to_end) as is_interrupted:
         logs = trial_logs(sweep, table)
         recorder = Recorder(table, folder=sweep.path, shelf=shelf, tick=state.tick, view=view, logs=logs)
         recorder.catch_up(state.last_event)
@@ -240,11 +241,7 @@ def _run(
         # Else Tune asks a searcher of ours for one trial, and for the next when that one has a worker. How many run at
         # a time the state says.
         with watched_head(partial(_leave_at_once, sweep, _HEAD_LOST)), environment(TUNE_MAX_PENDING_TRIALS_PG=_ANY):
-            _tuner(sweep, slots, conductor, objective, recorder).fit()
-        if isinstance(conductor.error, (UserError, OSError)):  # as of a full disk
-            raise UserError(f"{conductor.error}; to go on: {resume_command(sweep.resumed_by)}") from conductor.error
-        if conductor.error is not None:
-            raise conductor.error
+            _fit(_tuner(sweep, slots, conductor, objective, recorder), conductor)
         if not is_interrupted():
             state.close("finished")
     if is_interrupted():
@@ -255,6 +252,38 @@ def _run(
             f"{state.halted_by.cause} (traceback: {sweep.path / 'trials.csv'}); when that is mended, go on with "
             f"{resume_command(sweep.resumed_by)}"
         )
+
+
+def _fit(tuner: tune.Tuner, conductor: Conductor) -> None:
+    """Run the sweep, and raise what went wrong within Tune's calls in place of what Tune makes of it."""
+    try:
+        tuner.fit()
+    except Exception as error:  # such as of files that Tune cannot read since it could not write them
+        raise conductor.error or error from None
+    if conductor.error is not None:
+        raise conductor.error
+
+
+@contextlib.contextmanager
+def _with_command(sweep: SweepSettings) -> Iterator[None]:
+    """Say how to go on where the sweep ends since a file cannot be written, as on a full disk."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and not is_about_files(error):
+            raise
+        said = explain(error, error.filename or sweep.path) if isinstance(error, OSError) else error
+        raise UserError(f"{said}; to go on: {resume_command(sweep.resumed_by)}") from error
+
+
+def _begin(folder: Path, space: Space, description: Mapping[str, Any]) -> None:
+    """Write what a sweep is; where that cannot be done its name stays free."""
+    try:
+        keep_space(space, folder)
+        write_yaml(folder / "sweep.yaml", description)
+    except OSError:
+        shutil.rmtree(folder / SPACE_FOLDER, ignore_errors=True)
+        raise
 
 
 def _allow_open_files() -> None:

@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +20,7 @@ from handpose.sweep.interpreter import check_interpreter, worker_interpreter
 from handpose.sweep.privacy import keep_token, private_folder
 from handpose.sweep.settings import RaySettings, SweepSettings
 from handpose.sweep.slots import num_cores
+from handpose.whole_file import home_folder
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels; Ray's own choice is a third of the memory
 
@@ -67,7 +67,7 @@ def ray_runtime(cluster: RaySettings, *, hook: Callable[[], None] | None = None)
             settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
             settings["object_store_memory"] = _OBJECT_STORE_BYTES
             settings["_temp_dir"] = str(stack.enter_context(private_folder()))
-            keep_token(os.environ, home=Path(os.path.expanduser("~")))
+            keep_token(os.environ, home=home_folder())
         _start(cluster, settings, hook)
         try:
             yield

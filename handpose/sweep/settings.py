@@ -8,6 +8,9 @@ from typing import Any, Literal, NamedTuple
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.sweep.store import joined
 
+LOCK = ".lock"
+"""File in the folder of a sweep, whose lock the process that runs the sweep holds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConfirmSettings:

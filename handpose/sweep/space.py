@@ -44,6 +44,7 @@ from handpose.sweep.distributions import (
     value_at,
 )
 from handpose.values import as_plain, equal, is_plain, same, written
+from handpose.whole_file import expand_home
 from handpose.yaml_files import load_yaml
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study on stderr
@@ -128,11 +129,12 @@ def load_space(name: str, *, folder: Path = SPACES) -> Space:
 
 def find_space(name: str, *, folder: Path = SPACES) -> Path:
     """The file of a search space, given by name or path."""
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.suffix in (".yaml", ".yml", ".py") or len(path.parts) > 1:
         if path.is_file():
             return path.resolve()
-        raise UserError(f"search_space={name}: there is no such file")
+        problem = "is a folder; give a file" if path.is_dir() else "there is no such file"
+        raise UserError(f"search_space={name}: {problem}")
     files = {file.stem: file for file in sorted(folder.glob("*")) if file.suffix in (".yaml", ".yml", ".py")}
     if name in files:
         return files[name]
@@ -258,7 +260,7 @@ _MOST_GRID_POINTS = 100_000
 def _load_yaml(file: Path) -> ListedSpace:
     try:
         content = load_yaml(file)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file} must map configuration keys to ranges, as in `optimizer.lr: interval(0.0001, 0.01)`")

@@ -1,6 +1,5 @@
 """How a sweep stands, told from its files by another process: nothing is locked, and nothing is changed."""
 
-import json
 import shlex
 import time
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from handpose.sweep.rules import Fifo
 from handpose.sweep.settings import SweepSettings, recorded_settings
 from handpose.sweep.store import is_url
 from handpose.sweep.stored_sweep import looked_at
+from handpose.whole_file import read_json
 
 
 def print_status(place: str) -> None:
@@ -121,7 +121,7 @@ def _after(folder: Path, metric: str) -> list[str]:
         lines.append(f"confirmed   {winner['label']}: mean {mean}{interval or ', no interval'}")
     retraining = folder / "retrain"
     if (retraining / "metrics.json").is_file():
-        lines.append(_retrained(json.loads((retraining / "metrics.json").read_text())["metrics"], metric))
+        lines.append(_retrained(read_json(retraining / "metrics.json")["metrics"], metric))
     elif (retraining / "config.yaml").is_file():
         lines.append(_retraining(retraining, metric))
     return ["", *lines] if lines else []

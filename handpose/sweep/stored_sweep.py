@@ -19,6 +19,7 @@ from handpose.sweep.nodes import live_nodes
 from handpose.sweep.owner import OWNER
 from handpose.sweep.settings import SweepSettings
 from handpose.sweep.store import Store, is_url, reason
+from handpose.whole_file import expand_home
 
 SEGMENTS = "events"
 """Folder of a store for what is events.jsonl in the folder of a sweep."""
@@ -110,7 +111,7 @@ def looked_at(place: str) -> Iterator[Path]:
     Raises UserError where the store does not answer.
     """
     if not is_url(place):
-        yield Path(place).expanduser().resolve()
+        yield expand_home(place).resolve()
         return
     with tempfile.TemporaryDirectory(prefix="handpose-sweep-") as folder:
         with _told(place):

@@ -3,6 +3,7 @@
 The truth about a sweep are its events; the study is what samplers learn from and what optuna-dashboard shows.
 """
 
+import errno
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, Jour
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from handpose.errors import UserError
+from handpose.errors import UserError, naming
 from handpose.sweep.distributions import from_label
 from handpose.sweep.space import Params
 
@@ -133,9 +134,11 @@ class _Journal(BaseJournalBackend):
         try:
             with self._file.open("ab", buffering=0) as file:
                 size = file.tell()
-                if file.write(lines) != len(lines):
-                    os.truncate(self._file, size)  # the disk is full: nothing may be written behind half a line
-                    raise OSError(f"{self._file} cannot be written: is the disk full?")
+                with naming(self._file):
+                    written = file.write(lines)
+                if written != len(lines):
+                    os.truncate(self._file, size)  # nothing may be written behind half a line
+                    raise OSError(errno.ENOSPC, "is the disk full?", str(self._file))
                 if any("params" in log and log["state"] == TrialState.RUNNING for log in logs):
                     os.fsync(file.fileno())
         finally:

@@ -35,6 +35,7 @@ from handpose.sweep.study import (
     resolved_url,
 )
 from handpose.values import equal, same
+from handpose.whole_file import expand_home
 from handpose.yaml_files import load_yaml
 
 LINEAGE = "lineage"
@@ -325,7 +326,7 @@ def training_seeds(folders: Sequence[str]) -> set[int]:
     """
     seeds: set[int] = set()
     for given in folders:
-        folder = Path(given).expanduser()
+        folder = expand_home(given)
         config = read_yaml(folder / "sweep.yaml").get("config") or {}
         confirmed = read_yaml(folder / "confirm" / "confirm.yaml")
         seeds |= {config.get("seed", 0), *confirmed.get("seeds", [])}
@@ -338,7 +339,7 @@ def training_seeds(folders: Sequence[str]) -> set[int]:
 
 def _read(given: str) -> _Sweep:
     """The sweep in a folder. Raises UserError where there is none that can be read."""
-    folder = Path(given).expanduser().resolve()
+    folder = expand_home(given).resolve()
     file = folder / "sweep.yaml"
     if not file.is_file():
         raise UserError(f"searcher.warm_start={given} is not the folder of a sweep: there is no {file}")
@@ -355,7 +356,7 @@ def _read(given: str) -> _Sweep:
         )
         revision = (record.get("git") or {}).get("revision")
         url = resolved_url(config["searcher"].get("storage"))
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"searcher.warm_start: {file} is not that of a sweep, or damaged ({reason})") from error
     study, trials = _read_study(url, folder, sweep["name"])

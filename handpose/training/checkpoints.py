@@ -1,10 +1,11 @@
 """Checkpoints: plain data that carries its configuration, written whole, and read while another run goes on writing."""
 
+import contextlib
 import math
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from handpose.config import choice_of, plain, quote_override
-from handpose.errors import UserError
+from handpose.errors import UserError, explain
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.whole_file import whole_file
 
@@ -127,18 +128,27 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
         try:
-            with whole_file(path) as part, part.open("wb") as file:
+            with whole_file(path) as part, part.open("wb") as file, _as_it_was():
                 torch.save(checkpoint, file)
+                file.flush()
                 if self._is_durable:
-                    file.flush()
                     os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch
-            if isinstance(error.__context__, KeyboardInterrupt):  # so is Ctrl-C while it writes
-                raise error.__context__ from None
-            raise UserError(f"the checkpoint {path} cannot be written ({error})") from error
+        except OSError as error:
+            raise UserError(f"the checkpoint {explain(error, path, verb='written')}") from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return read_checkpoint(Path(path))
+
+
+@contextlib.contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Raise what interrupted torch.save, a full disk or Ctrl-C, in place of the RuntimeError that torch raises then."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__context__, (OSError, KeyboardInterrupt)):
+            raise error.__context__ from None
+        raise
 
 
 def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[str, Any]:
@@ -152,10 +162,14 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
         architecture(checkpoint["config"])
         checkpoint["state_dict"], checkpoint["epoch"]
     except FileNotFoundError as error:
-        others = sorted(other.name for other in path.parent.glob("*.ckpt"))
+        others = sorted(other.name for other in path.parent.glob("*.ckpt") if other.exists())
         hint = f"; its folder has {' and '.join(others)}" if others else ""
         raise UserError(f"{key}: there is no file {path}{hint}") from error
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is not a checkpoint of this project: it is a folder; give a file in it") from error
+    except OSError as error:
+        raise UserError(f"{key}={explain(error, path, verb='read')}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
     if checkpoint.get("format", 1) > FORMAT:
         raise UserError(

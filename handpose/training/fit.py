@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from handpose.config import instantiated, plain, quote_override
 from handpose.data.datamodule import HandDataModule
 from handpose.data.sample import Annotations, HandBatch
-from handpose.errors import UserError
+from handpose.errors import UserError, naming
 from handpose.evaluation.baselines import mean_pose_errors
 from handpose.evaluation.hand_pictures import write_hands
 from handpose.evaluation.predict import Predictor, measure, true_size_rr_mpjpe_mm
@@ -223,7 +223,7 @@ def _fit(
     started = time.monotonic()
     if prepared.checkpoint is not None:
         callbacks = [*callbacks, ConfiguredOptimizer()]
-    with calm():
+    with calm(), naming(folders.logs):  # checkpoints have names of their own
         trainer = training_trainer(config, folders, callbacks=callbacks, quiet=quiet, team=team)
         try:
             trainer.fit(prepared.module, datamodule=prepared.data, ckpt_path=prepared.checkpoint, weights_only=True)

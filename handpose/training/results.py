@@ -1,6 +1,5 @@
 """What a run leaves: its folders, and the figures that describe it."""
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from handpose.config import save
-from handpose.errors import UserError
+from handpose.errors import UserError, explain
+from handpose.whole_file import check_writable
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,18 @@ def _figures(title: str, stage: str, metrics: dict[str, float], *, of_given_size
 
 
 def check_folders(config: DictConfig) -> None:
-    """Raise UserError where the folders of a run cannot be made; nothing is made yet."""
-    logs = Path(config.paths.logs)
-    there = next(folder for folder in logs.parents if folder.exists())
-    if not there.is_dir():
-        raise _unwritable(logs, f"{there} is a file")
-    if not os.access(there, os.W_OK):
-        raise _unwritable(logs, f"{there} cannot be written to")
+    """Raise UserError where the folders of a run cannot be made or written to; nothing is made yet."""
+    folders = _folders(config)
+    for folder in (folders.logs, folders.checkpoints, folders.predictions):
+        try:
+            check_writable(folder)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
 
 
-def _unwritable(folder: Path, reason: str | None) -> UserError:
-    return UserError(f"the folder {folder} cannot be made ({reason}); set DIR_SCRATCH to a folder that can")
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    reason = explain(error, remedy="set DIR_SCRATCH to a folder that can be written")
+    return UserError(f"results cannot be written to {folder} because {reason}")
 
 
 def prepare_folders(config: DictConfig) -> RunFolders:
@@ -138,7 +139,7 @@ def _made(folders: RunFolders) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise _unwritable(folders.logs, error.strerror) from error
+        raise _unwritable(folders.logs, error) from error
     return True
 
 

@@ -258,7 +258,7 @@ def test_a_pack_folder_that_cannot_be_made_is_told(images, tmp_path):
 def test_too_small_a_disk_is_told_before_packing(images, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 10_000))
-    with pytest.raises(UserError, match=r"5 images of 1000 px needs 0.01 GB but .* has 0.00 GB free; .*paths.packed"):
+    with pytest.raises(UserError, match=r"5 images of 1000 px needs 15 MB but .* has 10 kB free; .*paths.packed"):
         packed(images, image_size=1000)
 
 

@@ -230,7 +230,7 @@ def test_two_processes_at_once_make_one_set(folder, tmp_path):
     ("complaint", "error", "message"),
     [
         ("ValueError: something broke", RuntimeError, "something broke"),
-        ("OSError: [Errno 28] No space left on device", UserError, "is full; free some space"),
+        ('OSError [28, "No space left on device", "/set/0.jpg"]', UserError, "/set/0.jpg cannot be written"),
     ],
 )
 def test_a_failing_drawing_process_ends_the_run_with_its_message(tmp_path, monkeypatch, complaint, error, message):

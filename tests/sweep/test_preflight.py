@@ -109,7 +109,10 @@ def test_a_sweep_is_never_written_over_another(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"sweep cannot be made in .*/file; set DIR_SCRATCH"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot be kept in .*/file/sweep because .*/file cannot be used \(Not a directory\); set DIR_SCRATCH",
+    ):
         check_sweep(make_settings(tmp_path / "file" / "sweep"), ALONE)
 
 
@@ -120,7 +123,10 @@ def test_a_folder_that_says_it_can_be_written_to_is_tried(tmp_path, monkeypatch)
     check_sweep(make_settings(tmp_path / "new" / "sweep"), ALONE)
     monkeypatch.setattr(os, "access", lambda path, mode: True)
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(UserError, match=rf"sweep cannot be made in {tmp_path}; set DIR_SCRATCH.*Read-only file system"):
+    with pytest.raises(
+        UserError,
+        match=rf"cannot be kept in .* because {tmp_path} cannot be written \(Read-only file system\); set DIR_SCRATCH",
+    ):
         check_sweep(make_settings(tmp_path / "new" / "sweep"), ALONE)
     assert list(tmp_path.iterdir()) == []
 
@@ -351,12 +357,12 @@ def test_a_searched_interval_that_misses_a_rung_is_refused(on_paper):
 def test_a_disk_that_is_too_small_is_refused(on_paper, monkeypatch):
     free = SimpleNamespace(free=0.07e9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    with pytest.raises(UserError, match=r"has 0.07 GB free, but the sweep's checkpoints need 0.08 GB .0.02 GB each"):
+    with pytest.raises(UserError, match=r"has 70 MB free, but the sweep's checkpoints need 80 MB .20 MB each"):
         on_paper()
     on_paper(checkpoint_budget_gb=0.06)  # never holds more than that
     free.free = 0.2e9
     on_paper()
-    with pytest.raises(UserError, match=r"need 0.24 GB"):  # 2 slots * 2, and 8 that may wait
+    with pytest.raises(UserError, match=r"need 240 MB"):  # 2 slots * 2, and 8 that may wait
         on_paper(rule=lambda: rule(1, 2, needs_checkpoints=True))
 
 

@@ -112,3 +112,11 @@ def test_a_ray_that_was_started_with_our_token_lets_nobody_in_without_it(tmp_pat
         finally:
             head.terminate()
             head.wait(60)
+
+
+def test_without_a_home_folder_the_token_is_in_the_environment_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment: dict[str, str] = {}
+    keep_token(environment, home=None)
+    assert len(environment["RAY_AUTH_TOKEN"]) == 64
+    assert list(tmp_path.iterdir()) == []

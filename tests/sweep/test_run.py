@@ -19,10 +19,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from handpose.config import told
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.sweep.events import Begun, Failed, Reported, read_events
 from handpose.sweep.population import PopulationBased
+from handpose.sweep.preflight import check_sweep
 from handpose.sweep.rules import Fifo
 from handpose.sweep.run import SweepHaltedError, SweepInterruptedError
 from handpose.sweep.runtime import ray_runtime
@@ -391,7 +393,10 @@ def test_a_full_disk_is_a_sentence_and_the_sweep_can_go_on(sweep, write_space, t
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", full)
     space = write_space(GROWING)
-    with pytest.raises(UserError, match=r"events.jsonl cannot be written \(.*No space left on device\); to go on: "):
+    with pytest.raises(
+        UserError,
+        match=r"events.jsonl cannot be written \(No space left on device: .* free are not enough\); .*; to go on: ",
+    ):
         sweep(space, grown, rule=Fifo, max_epochs=8, num_trials=3)
     monkeypatch.undo()
     table = start(make_settings(tmp_path / "sweep", max_epochs=8, num_trials=3), space, grown, rule=Fifo, resume=True)
@@ -402,3 +407,26 @@ def test_a_cluster_that_does_not_answer_is_a_sentence_at_once(monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(UserError, match=r"ray\.address=127\.0\.0\.1:1: no Ray cluster answers there"):
         ray_runtime(RaySettings(address="127.0.0.1:1", num_cpus=None)).__enter__()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_bytes", [2**14, 2**16])
+def test_a_disk_that_fills_up_ends_the_sweep_with_one_sentence(sweep, write_space, disk, capfd, num_bytes):
+    """Whichever file is the first that does not fit: TensorBoard's, the study's, the events, the table of trials."""
+    folder = disk(num_bytes)
+    with told(), pytest.raises(UserError, match=r"No space left on device.*; to go on: ") as raised:
+        sweep(write_space(GROWING), grown, name="disk", rule=Fifo, max_epochs=8, num_trials=40)
+    assert f"{folder}/" in str(raised.value)
+    assert "Traceback" not in capfd.readouterr().err
+    assert not list(folder.rglob("*.part"))
+
+
+def test_a_sweep_that_cannot_be_written_down_leaves_its_name_free(ray_started, write_space, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("handpose.sweep.run.write_yaml", full)
+    settings = make_settings(tmp_path / "sweep")
+    with pytest.raises(OSError, match="No space left on device"):
+        start(settings, write_space(GROWING), grown, rule=Fifo)
+    check_sweep(settings, RaySettings(address=None, num_cpus=4))

@@ -1,0 +1,55 @@
+"""Locks that let one of several processes make something; those of a process that is gone are free."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from handpose.errors import naming
+
+
+@contextlib.contextmanager
+def locked(file: Path, *, mode: int = 0o777, on_wait: str | None = None) -> Iterator[None]:
+    """Hold the lock of a file, which is made with its folder.
+
+    Args:
+        file: it stays where it is, since another process may wait for it.
+        mode: of the folder.
+        on_wait: what to print where another process holds the lock, before waiting for it.
+
+    Raises:
+        Timeout: another process holds the lock and on_wait is None.
+        OSError: the file system has no locks, or cannot be written. What was made for the lock is removed then.
+    """
+    made = [each for each in (file, *file.parents) if not os.path.lexists(each)]
+    lock = FileLock(file)
+    try:
+        file.parent.mkdir(mode=mode, parents=True, exist_ok=True)
+        _acquire(lock, file, on_wait)
+    except OSError as error:
+        if not isinstance(error, Timeout):
+            with contextlib.suppress(OSError):  # another process has put something there
+                for each in made:
+                    each.unlink(missing_ok=True) if each == file else each.rmdir()
+        raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, file: Path, on_wait: str | None) -> None:
+    with naming(file):
+        try:
+            lock.acquire(timeout=0)
+        except NotImplementedError as error:  # of filelock before 3.30, where the file system has no locks
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
+        except Timeout:
+            if on_wait is None:
+                raise
+            print(on_wait, end="\n" * bool(on_wait), file=sys.stderr)
+            lock.acquire()
