@@ -86,7 +86,7 @@ class Nodes:
         host, others = self._allocation.hosts[0], self._allocation.hosts[1:]
         self._start(host, [f"--other={others[0]}"] if others else [], is_here=True)
         _until(lambda: self._is_up(host) or self._has_ended(host) or ending.is_due, patience_s)
-        return (self._folder / f"{host}.up").read_text() if self._is_up(host) else None
+        return (self._folder / f"{host}.up").read_text(encoding="utf-8") if self._is_up(host) else None
 
     def start_others(self, address: str, ending: Ending, patience_s: float) -> None:
         """Those that have not come after that time may still come; who never does is missed, and no more."""
@@ -144,7 +144,7 @@ class Nodes:
 
     def _last_line(self, host: str) -> str:
         log = self._folder / f"{host}.log"
-        lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
         return next((line for line in reversed(lines) if line.strip()), "nothing")
 
 
@@ -235,8 +235,8 @@ def _run_folder(folder: Path, job: str) -> Iterator[Path]:
 def _come_again(allocation: Allocation, place: Path, *, has_moved: bool, folder: Path) -> int:
     """Queue the job again, unless it gets nowhere; returns the status to leave with."""
     file = place / "idle_jobs.json"
-    num_idle = 0 if has_moved else (json.loads(file.read_text()) if file.exists() else 0) + 1
-    file.write_text(json.dumps(num_idle))
+    num_idle = 0 if has_moved else (json.loads(file.read_text(encoding="utf-8")) if file.exists() else 0) + 1
+    file.write_text(json.dumps(num_idle), encoding="utf-8")
     goes_on = f"python tune.py sweep.resume={folder}"
     if num_idle >= _MOST_IDLE_JOBS:
         say(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {goes_on}")

@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
             return
         if shutil.which("kubectl") is None:
             raise UserError("there is no kubectl here; install it, or apply what --dry-run prints")
-        if subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True, check=False).returncode:
+        if subprocess.run(["kubectl", "apply", "-f", "-"], input=text, encoding="utf-8", check=False).returncode:
             raise UserError("kubectl refused the manifest, as it says above")
 
 

@@ -102,7 +102,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})  # the job's own; inherited by all of Ray
     other = given.head.rpartition(":")[0] if given.head else given.other
     address = own_address(network=given.network, host=given.host, other=other)
-    with private_folder() as folder, (given.folder / f"{given.host}.log").open("a") as log:
+    with private_folder() as folder, (given.folder / f"{given.host}.log").open("a", encoding="utf-8") as log:
         command = ray_command(given, folder=folder, address=address)
         environment = without_scheduler(os.environ) | {"RAY_USAGE_STATS_ENABLED": "0"}
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -121,9 +121,9 @@ def _attend(process: subprocess.Popen[bytes], address: Path, word: Path) -> int:
         signal.signal(number, end)
     parent = os.getppid()
     while process.poll() is None and not is_ended and os.getppid() == parent:
-        if not word.exists() and address.exists() and (text := address.read_text().strip()):
+        if not word.exists() and address.exists() and (text := address.read_text(encoding="utf-8").strip()):
             part = word.with_suffix(".part")
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
             part.replace(word)
         time.sleep(0.2)
     if process.poll() is not None:

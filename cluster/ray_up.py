@@ -139,7 +139,7 @@ def main(argv: list[str]) -> None:
         given = submission.options
         if not given.dry_run:
             keep_token(os.environ, home=Path.home())
-            given.output.write_text(text)
+            given.output.write_text(text, encoding="utf-8")
         command = shlex.join(["cluster/sweep.py", "--", *submission.arguments])
         sweep = f"cd ~/handpose && RAY_AUTH_MODE=token {_PYTHON}/python {command}"
         # Of machines of one's own Ray's second autoscaler (2.60) never starts any but the head.

@@ -183,9 +183,9 @@ def submit(submission: Submission, text: str, command: Sequence[str]) -> None:
     submission.place.mkdir(mode=0o700, parents=True, exist_ok=True)
     (submission.place / "idle_jobs.json").unlink(missing_ok=True)
     file = submission.place / "job.sh"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     file.chmod(0o600)
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         raise UserError(f"{command[0]} refused {file}: {' '.join((done.stderr or done.stdout).split())}")
     print(text, done.stdout.strip(), f"log:    {submission.log}", sep="\n")

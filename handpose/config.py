@@ -274,7 +274,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def save(config: DictConfig, path: Path) -> None:
     """Write the configuration as YAML."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+    path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def choice_of(group: str, target: str) -> str:

@@ -73,7 +73,10 @@ def in_process(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
     environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
     request = json.dumps({"order": asdict(order), "worker": worker, "num_workers": num_workers})
-    with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+") as stderr:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as stdin,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr,
+    ):
         stdin.write(request)
         stdin.seek(0)
         process = subprocess.Popen(
@@ -82,7 +85,7 @@ def in_process(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=environment,
-            text=True,
+            encoding="utf-8",
         )
         assert process.stdout is not None
         try:

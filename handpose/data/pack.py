@@ -291,7 +291,7 @@ def _write_manifest(folder: Path, files: Files, image_size: int | None) -> None:
         "num_images": len(files.paths),
         "num_bytes": images.stat().st_size,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 _IMAGES = Kind("images", 3, decode_labelled)

@@ -183,8 +183,10 @@ class Synthetic:
     def _write_annotations(self, folder: Path, rows: dict[str, list[hand_drawing.Row]]) -> None:
         for split, pictures in rows.items():
             for key in _KEYS:
-                (folder / f"{split}_{key}.json").write_text(json.dumps([row[key] for row in pictures]))
-        (folder / "synthetic.json").write_text(json.dumps(self._description(), indent=2) + "\n")
+                (folder / f"{split}_{key}.json").write_text(
+                    json.dumps([row[key] for row in pictures]), encoding="utf-8"
+                )
+        (folder / "synthetic.json").write_text(json.dumps(self._description(), indent=2) + "\n", encoding="utf-8")
 
     def _run_workers(self, folder: Path) -> dict[str, list[hand_drawing.Row]]:
         """Share the pictures out to processes; returns the annotations of each split in order."""

@@ -35,7 +35,7 @@ def write_token(file: Path) -> None:
     part = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "w") as opened:
+        with os.fdopen(descriptor, "w", encoding="ascii") as opened:
             opened.write(secrets.token_hex(32))  # 256 bits, as Ray's own
         try:
             os.link(part, file)

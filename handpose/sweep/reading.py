@@ -270,9 +270,9 @@ def _retrained(folder: Path) -> Retrained | None:
     file = folder / "metrics.json"
     if not file.is_file():
         return None
-    metrics = {name: _number(value) for name, value in json.loads(file.read_text())["metrics"].items()}
+    metrics = {name: _number(value) for name, value in json.loads(file.read_text(encoding="utf-8"))["metrics"].items()}
     listed = folder / "hands" / "hands.json"
-    hands = json.loads(listed.read_text()) if listed.is_file() else []
+    hands = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
     return Retrained(
         metrics,
         [

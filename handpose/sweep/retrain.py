@@ -84,7 +84,7 @@ def _on_val(use_val: bool) -> list[str]:
 
 
 def _figures(place: Path) -> dict[str, float]:
-    metrics = json.loads((place / "metrics.json").read_text())["metrics"]
+    metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))["metrics"]
     return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
@@ -118,7 +118,7 @@ def _retrain(folder: Path, winner: list[str], *, devices: int, num_nodes: int = 
         overrides += [quote_override(key, value) for key, value in shared.items()]
     config = compose("train", [*overrides, *_where_it_was(place / "checkpoints", config.trainer.max_epochs)])
     folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
-    (place / _WINNER).write_text(json.dumps(winner))
+    (place / _WINNER).write_text(json.dumps(winner), encoding="utf-8")
     try:
         with _terminable():
             result = train_and_test(config, folders)
@@ -171,7 +171,7 @@ def _put_aside(place: Path, winner: list[str]) -> None:
     if not place.exists():
         return
     file = place / _WINNER
-    if not file.is_file() or json.loads(file.read_text()) != winner:
+    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != winner:
         numbered = (place.with_name(f"{place.name}_{number}") for number in itertools.count(1))
         place.rename(next(path for path in numbered if not path.exists()))
 

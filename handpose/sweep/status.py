@@ -119,7 +119,9 @@ def _after(folder: Path, metric: str) -> list[str]:
         lines.append(f"confirmed   {winner['label']}: mean {mean}{interval or ', no interval'}")
     retraining = folder / "retrain"
     if (retraining / "metrics.json").is_file():
-        lines.append(_retrained(json.loads((retraining / "metrics.json").read_text())["metrics"], metric))
+        lines.append(
+            _retrained(json.loads((retraining / "metrics.json").read_text(encoding="utf-8"))["metrics"], metric)
+        )
     elif (retraining / "config.yaml").is_file():
         lines.append(_retraining(retraining, metric))
     return ["", *lines] if lines else []
