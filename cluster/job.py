@@ -27,6 +27,7 @@ from cluster.allocation import Allocation, find_allocation, without_scheduler
 from cluster.sweep import INTERRUPTED, progress, sweep_folder, tune_command
 from handpose.config import load_environment, told
 from handpose.sweep.privacy import MODE, TOKEN, TOKEN_FILE, write_token
+from handpose.utf8 import use_utf8
 
 _NODE = Path(__file__).resolve().with_name("node.py")
 _LOOK_EVERY_S = 0.5
@@ -265,4 +266,5 @@ def _end_at(process: subprocess.Popen[bytes], moment: float) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

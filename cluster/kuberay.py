@@ -24,6 +24,7 @@ from cluster.submission import Submission, parser, read
 from cluster.sweep import ARGUMENTS
 from handpose.config import told
 from handpose.errors import UserError
+from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _LONGEST_NAME = 47  # KubeRay makes the names of pods and services from it, of 63 characters
@@ -135,4 +136,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main(sys.argv[1:])

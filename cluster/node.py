@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import without_scheduler
 from handpose.sweep.privacy import private_folder
+from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine
 _END_PATIENCE_S = 15.0
@@ -138,4 +139,5 @@ def _attend(process: subprocess.Popen[bytes], address: Path, word: Path) -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

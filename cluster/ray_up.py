@@ -24,6 +24,7 @@ from cluster.sweep import key_of
 from handpose.config import told
 from handpose.errors import UserError
 from handpose.sweep.privacy import keep_token
+from handpose.utf8 import use_utf8
 
 _TOKEN = "~/.ray/auth_token"
 _PYTHON = "~/handpose_venv/bin"
@@ -157,4 +158,5 @@ def _shown(program: Path) -> str:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main(sys.argv[1:])

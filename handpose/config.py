@@ -5,6 +5,7 @@ meant for, paths are absolute. What is wrong raises UserError, in one sentence t
 """
 
 import difflib
+import io
 import itertools
 import os
 import sys
@@ -27,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from handpose.errors import UserError
 from handpose.schema import check, parameters, unknown_key
+from handpose.utf8 import is_utf8, read_utf8, use_utf8
 from handpose.yaml_files import load_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -74,6 +76,8 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     Raises UserError for what a user can mend.
     """
     given = list(overrides)
+    for item in given:
+        _check_name(_key(item), item.partition("=")[2])
     path = _best_path(given)
     every = _with_best(given)
     try:
@@ -97,6 +101,10 @@ def _checked(config_name: ConfigName, overrides: list[str]) -> DictConfig:
         config = _composed(config_name, overrides)
     except yaml.YAMLError as error:
         raise _unreadable(error) from error
+    except UnicodeDecodeError as error:  # which does not name the file
+        for path in CONFIGS.rglob("*.yaml"):
+            read_utf8(path)
+        raise UserError(_one_line(error)) from error
     except _HYDRA_ERRORS as error:
         raise UserError(_explained(config_name, overrides, error)) from error
     _check_added(config_name, config, overrides)
@@ -133,6 +141,7 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     A user's mistake is one sentence on stderr and status 2; Ctrl-C leaves with 130. A .env file in the working folder
     or above it is read first; what the environment sets already counts before it.
     """
+    use_utf8()
     with told():
         load_environment()
         flags, overrides = _command_line()
@@ -170,7 +179,10 @@ def load_environment() -> None:
     path = find_dotenv(usecwd=True)
     _drop_empty_folders()
     try:
-        load_dotenv(path)
+        if path:
+            load_dotenv(stream=io.StringIO(read_utf8(Path(path))))
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({_one_line(error)}); it must hold lines like MP_DATA=DIR") from error
     _drop_empty_folders()
@@ -321,7 +333,7 @@ def _best(path: str) -> list[str]:
         overrides = load_yaml(Path(path).expanduser())["overrides"]
         if not isinstance(overrides, list):
             raise TypeError("overrides must be a list")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
         raise UserError(f"best={path} is not the best.yaml of a sweep: it has no list `overrides`") from error
     return [str(item) for item in overrides]
 
@@ -350,7 +362,7 @@ def _unreadable(error: yaml.YAMLError) -> UserError:
         load_yaml(Path(mark.name))
     except UserError as twice:
         return twice
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, yaml.YAMLError):
         pass
     return UserError(f"{mark.name} is not valid YAML: {_one_line(error)}")
 
@@ -444,7 +456,17 @@ def _make_paths_absolute(config: DictConfig) -> None:
     for key in _PATH_KEYS:
         value = OmegaConf.select(config, key)
         if value is not None and not str(value).startswith("package:"):  # which model.encoder.weights may name
-            OmegaConf.update(config, key, str(base / Path(str(value)).expanduser()))
+            path = str(base / Path(str(value)).expanduser())
+            _check_name(key, path)
+            OmegaConf.update(config, key, path)
+
+
+def _check_name(key: str, value: str) -> None:
+    if not is_utf8(value):
+        raise UserError(
+            f"{key}={os.fsencode(value).decode('utf-8', 'backslashreplace')} is not UTF-8, as names of files have to "
+            "be; rename the file or folder (convmv renames whole trees)"
+        )
 
 
 def _check_groups(config: DictConfig) -> None:

@@ -20,6 +20,7 @@ import simplejpeg
 import handpose
 from handpose.data import hand_scene
 from handpose.errors import UserError
+from handpose.utf8 import use_utf8
 
 Row = dict[str, Any]
 """Annotation of a picture: split, index, and K, xyz (metres) and scale as FreiHAND's JSON has them."""
@@ -115,4 +116,5 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     _main()

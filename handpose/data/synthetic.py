@@ -32,6 +32,7 @@ from handpose.data.freihand import FreiHand
 from handpose.data.hand_scene import Difficulty
 from handpose.data.sample import Splits
 from handpose.errors import UserError
+from handpose.utf8 import use_utf8
 from handpose.yaml_files import load_yaml
 
 GENERATOR_VERSION = 5
@@ -371,4 +372,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

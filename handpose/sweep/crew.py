@@ -122,7 +122,7 @@ def _meeting_point() -> dict[str, str]:
 
 def _member(module: str, arguments: list[str], more: dict[str, str], folder: str) -> Iterator[Any]:
     """Run the program on this node; each line that it prints, then its exit status. Without this process it ends."""
-    environment = program_environment() | more | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    environment = program_environment() | more | {"PYTHONUNBUFFERED": "1"}
     environment.pop("OMP_NUM_THREADS", None)  # that Ray sets
     if (name := interface(ray.util.get_node_ip_address())) is not None:
         environment.setdefault("GLOO_SOCKET_IFNAME", name)

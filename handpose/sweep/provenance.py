@@ -132,7 +132,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; nothing where there is none. Raises UserError for a damaged file."""
     try:
         content = load_yaml(path) if path.is_file() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
     content = content if isinstance(content, dict) else {}
     check_format(content, path)

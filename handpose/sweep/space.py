@@ -258,7 +258,7 @@ _MOST_GRID_POINTS = 100_000
 def _load_yaml(file: Path) -> ListedSpace:
     try:
         content = load_yaml(file)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file} must map configuration keys to ranges, as in `optimizer.lr: interval(0.0001, 0.01)`")

@@ -355,7 +355,7 @@ def _read(given: str) -> _Sweep:
         )
         revision = (record.get("git") or {}).get("revision")
         url = resolved_url(config["searcher"].get("storage"))
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"searcher.warm_start: {file} is not that of a sweep, or damaged ({reason})") from error
     study, trials = _read_study(url, folder, sweep["name"])
