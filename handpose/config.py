@@ -75,7 +75,7 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     overrides: as on the command line. `best=FILE` puts that file's overrides before the others.
     Raises UserError for what a user can mend.
     """
-    given = list(overrides)
+    given = [_with_quotes(item) for item in overrides]
     for item in given:
         _check_name(_key(item), item.partition("=")[2])
     path = _best_path(given)
@@ -145,6 +145,7 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     with told():
         load_environment()
         flags, overrides = _command_line()
+        overrides = [_with_quotes(item) for item in overrides]
         if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
             for run in _runs(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
                 compose(config_name, run)  # before Hydra does, whose own messages are many lines
@@ -267,6 +268,14 @@ def _quoted(value: object) -> str:
         return text
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _with_quotes(override: str) -> str:
+    """Quote a value such as /home/jürgen/hands: Hydra's grammar takes letters beyond ASCII in quotes only."""
+    key, equals, value = override.partition("=")
+    if value.isascii() or set(value) & set("'\"[]{}"):
+        return override
+    return f"{key}{equals}{_quoted(value)}"
 
 
 def _needs_quotes(text: str) -> bool:
