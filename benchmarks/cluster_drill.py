@@ -34,6 +34,7 @@ from benchmarks.hosts import Network  # noqa: E402
 from benchmarks.record import write_results  # noqa: E402
 from handpose.sweep.audit import audit  # noqa: E402
 from handpose.sweep.events import EVENTS, Asked, Begun, Event, Failed, Reported, SetAside, read_events  # noqa: E402
+from handpose.sweep.privacy import NO_USAGE_STATS  # noqa: E402
 
 _METRIC = "val/pa_mpjpe_mm"
 _LIMIT_S = 1500.0
@@ -68,7 +69,7 @@ class Cluster:
         token = self.folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32), encoding="utf-8")
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **NO_USAGE_STATS}
         self.environment = {**os.environ, **own, "OMP_NUM_THREADS": "1", EPOCH_S: str(self.epoch_s)}
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]

@@ -24,6 +24,7 @@ from cluster.submission import Submission, parser, read
 from cluster.sweep import ARGUMENTS
 from handpose.config import told
 from handpose.errors import UserError
+from handpose.sweep.privacy import NO_USAGE_STATS
 from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20
@@ -75,7 +76,7 @@ def _pod(submission: Submission, name: str) -> dict[str, Any]:
         resources["nvidia.com/gpu"] = str(given.gpus_per_node)
     # Not in the entrypoint, which goes through two shells that quote in different ways.
     arguments = json.dumps(list(submission.arguments))
-    environment = {ARGUMENTS: arguments, "DIR_SCRATCH": _OUTPUT, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {ARGUMENTS: arguments, "DIR_SCRATCH": _OUTPUT, **NO_USAGE_STATS}
     container: dict[str, Any] = {
         "name": name,
         "image": given.image,

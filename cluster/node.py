@@ -20,7 +20,7 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import without_scheduler
-from handpose.sweep.privacy import private_folder
+from handpose.sweep.privacy import NO_USAGE_STATS, private_folder
 from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine
@@ -105,7 +105,7 @@ def main() -> None:
     address = own_address(network=given.network, host=given.host, other=other)
     with private_folder() as folder, (given.folder / f"{given.host}.log").open("a", encoding="utf-8") as log:
         command = ray_command(given, folder=folder, address=address)
-        environment = without_scheduler(os.environ) | {"RAY_USAGE_STATS_ENABLED": "0"}
+        environment = without_scheduler(os.environ) | NO_USAGE_STATS
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         sys.exit(_attend(process, folder / "ray_current_cluster", given.folder / f"{given.host}.up"))
 

@@ -8,6 +8,7 @@ import difflib
 import io
 import itertools
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,7 @@ def _composes(config_name: ConfigName, overrides: list[str]) -> bool:
 
 
 def _checked(config_name: ConfigName, overrides: list[str]) -> DictConfig:
+    _check_package_directives()
     try:
         config = _composed(config_name, overrides)
     except yaml.YAMLError as error:
@@ -458,6 +460,17 @@ def _of_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfi
         return _composed(config_name, [item.input_line for item in groups if item.input_line is not None])
     except _HYDRA_ERRORS:
         return _composed(config_name, [])
+
+
+def _check_package_directives() -> None:
+    """Refuse a byte-order mark before `# @package`, which Hydra then overlooks: the values would have no effect."""
+    for path in CONFIGS.rglob("*.yaml"):
+        with path.open("rb") as file:
+            if re.match(rb"\xef\xbb\xbf\s*#\s*@", file.read(32)):
+                raise UserError(
+                    f"{path} begins with a byte-order mark, which hides its # @package from Hydra; save the file in "
+                    "UTF-8 without one"
+                )
 
 
 def _make_paths_absolute(config: DictConfig) -> None:
