@@ -155,7 +155,7 @@ def test_a_file_that_is_not_utf_8_is_named_with_the_place(tmp_path, mark):
 def test_a_best_file_that_is_not_utf_8_is_named(tmp_path):
     file = tmp_path / "best.yaml"
     file.write_bytes("# Größe\noverrides: []\n".encode("latin-1"))
-    with pytest.raises(UserError, match="best.yaml is not UTF-8: byte 0xf6 in line 1, column 5"):
+    with pytest.raises(UserError, match=r"best\.yaml is not UTF-8: byte 0xf6 in line 1, column 5"):
         compose("train", [f"best={file}"])
 
 
