@@ -113,7 +113,7 @@ def test_a_sweep_goes_all_the_way_in_a_folder_with_an_umlaut(tmp_path, locale):
     (place / "Räume.yaml").write_text("# Größe des Netzes\nmodel.decoder.depth: range(1, 3)\n", encoding="utf-8-sig")
     sweep = ["search_space=Räume.yaml", "sweep.name=eins", "sweep.num_trials=2", "sweep.max_epochs=1"]
     confirmation = ["sweep.confirm.top_k=1", "sweep.confirm.seeds=1"]
-    status, out, err = run(REPOSITORY / "tune.py", *TINY, *sweep, *confirmation, cwd=place, locale=locale, timeout=600)
+    status, out, err = run(REPOSITORY / "tune.py", *TINY, *sweep, *confirmation, cwd=place, locale=locale, timeout=900)
     assert status == 0, err
     folder = place / "outputs" / "sweeps" / "eins"
     assert (folder / "retrain" / "pred.zip").is_file()
