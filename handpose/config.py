@@ -184,8 +184,6 @@ def load_environment() -> None:
     try:
         if path:
             load_dotenv(stream=io.StringIO(read_utf8(Path(path))))
-    except UserError:
-        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({_one_line(error)}); it must hold lines like MP_DATA=DIR") from error
     _drop_empty_folders()

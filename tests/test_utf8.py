@@ -170,7 +170,8 @@ def test_an_environment_file_may_have_a_byte_order_mark(tmp_path, monkeypatch):
 def test_an_environment_file_that_is_not_utf_8_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("MP_DATA=/data/Hände\n", encoding="latin-1")
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path / '.env'} is not UTF-8: byte 0xe4 in line 1, column 16")):
+    sentence = f"({tmp_path / '.env'} is not UTF-8: byte 0xe4 in line 1, column 16"
+    with pytest.raises(UserError, match=re.escape(sentence)):
         load_environment()
 
 
