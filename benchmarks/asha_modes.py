@@ -287,7 +287,7 @@ def _cell(figure: tuple[float, float, float] | None, digits: int) -> str:
 
 def read_curves(file: Path) -> tuple[list[Curve], int]:
     """The recorded trials, and the epochs of those that were trained to the end."""
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     trials, max_epochs = content["trials"], content["max_epochs"]
     cheapest: dict[Any, float] = {}
     for trial in trials:
@@ -303,10 +303,10 @@ def record(sweep: Path, file: Path) -> int:
 
     Trials that were neither trained to the end nor diverged are left out.
     """
-    description = yaml.safe_load((sweep / "sweep.yaml").read_text())
+    description = yaml.safe_load((sweep / "sweep.yaml").read_text(encoding="utf-8"))
     overrides = dict(item.partition("=")[::2] for item in shlex.split(description["command_line"])[2:])
     space = find_space(overrides["search_space"])
-    with (sweep / "trials.csv").open(newline="") as rows:
+    with (sweep / "trials.csv").open(newline="", encoding="utf-8") as rows:
         by_number = {int(row["number"]): row for row in csv.DictReader(rows)}
     storage = JournalStorage(JournalFileBackend(str(sweep / "study" / "journal.log")))
     study = optuna.load_study(study_name=None, storage=storage)
@@ -322,7 +322,7 @@ def record(sweep: Path, file: Path) -> int:
     head = {
         "command": shlex.join(["python", "tune.py", *_without_folder(overrides, space)]),
         "recorded": f"{len(trials)} of {overrides.get('sweep.num_trials', 'the')} trials",
-        "search_space": yaml.safe_load(space.read_text()),
+        "search_space": yaml.safe_load(space.read_text(encoding="utf-8")),
         "metric": study.metric_names[0] if study.metric_names else "",
         "versions": description["versions"],
         "data_fingerprint": description["data_fingerprint"],
@@ -331,7 +331,7 @@ def record(sweep: Path, file: Path) -> int:
     }
     lines = ",\n".join(to_json(trial) for trial in trials)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(head, indent=1)[:-2] + f',\n "trials": [\n{lines}\n]}}\n')
+    file.write_text(json.dumps(head, indent=1)[:-2] + f',\n "trials": [\n{lines}\n]}}\n', encoding="utf-8")
     return len(trials)
 
 

@@ -57,7 +57,7 @@ def growing(stretch: Stretch) -> None:
     if said := unseen(folder / EVENTS, patience_s=1.0):
         raise FileNotFoundError(said)
     newest = newest_whole(stretch.checkpoints, folder)
-    weight, epoch = json.loads((folder / newest.file).read_text()) if newest else (0.0, 0)
+    weight, epoch = json.loads((folder / newest.file).read_text(encoding="utf-8")) if newest else (0.0, 0)
     resumed_from = epoch
     while epoch < EPOCHS:
         time.sleep(float(os.environ.get(EPOCH_S, "1")))
@@ -67,7 +67,7 @@ def growing(stretch: Stretch) -> None:
         if this_member().rank == 0:
             file = stretch.checkpoint_file(epoch)
             with whole_file(file) as part:
-                part.write_text(json.dumps([weight, epoch]))
+                part.write_text(json.dumps([weight, epoch]), encoding="utf-8")
             checkpoint = saved(file, folder=folder, epoch=epoch)
         report(epoch, {_METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
 

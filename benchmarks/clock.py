@@ -137,4 +137,4 @@ class StepClock(pl.Callback):
     def _write(self) -> None:
         first_step = self._first_step or self._values[0][0]
         done = Trained(self._params, first_step, self._values[-1][0], self._train_s, self._val_s, self._values)
-        self._file.write_text(json.dumps(asdict(done)))
+        self._file.write_text(json.dumps(asdict(done)), encoding="utf-8")

@@ -34,6 +34,7 @@ from benchmarks.hosts import Network  # noqa: E402
 from benchmarks.record import write_results  # noqa: E402
 from handpose.sweep.audit import audit  # noqa: E402
 from handpose.sweep.events import EVENTS, Asked, Begun, Event, Failed, Reported, SetAside, read_events  # noqa: E402
+from handpose.sweep.privacy import NO_USAGE_STATS  # noqa: E402
 
 _METRIC = "val/pa_mpjpe_mm"
 _LIMIT_S = 1500.0
@@ -67,8 +68,8 @@ class Cluster:
     def __post_init__(self) -> None:
         token = self.folder / "token"
         token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        token.write_text(secrets.token_hex(32), encoding="utf-8")
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **NO_USAGE_STATS}
         self.environment = {**os.environ, **own, "OMP_NUM_THREADS": "1", EPOCH_S: str(self.epoch_s)}
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
@@ -93,10 +94,11 @@ class Cluster:
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={10**8}"]
         command += [f"--temp-dir={self.folder / name}"]
         environment = self.environment | {_NODE: str(self.folder / name)} | ({BROKEN_NODE: "1"} if is_broken else {})
-        with (self.folder / "ray.log").open("a") as log:
+        with (self.folder / "ray.log").open("a", encoding="utf-8") as log:
             started = subprocess.run(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log, timeout=300)
         if started.returncode:
-            sys.exit(f"{' '.join(command)} ended with {started.returncode}:\n{(self.folder / 'ray.log').read_text()}")
+            said = (self.folder / "ray.log").read_text(encoding="utf-8")
+            sys.exit(f"{' '.join(command)} ended with {started.returncode}:\n{said}")
 
     def kill(self, name: str) -> None:
         """SIGKILL to all processes of a node at once."""
@@ -156,7 +158,7 @@ class Drill:
         command = [sys.executable, "-m", "benchmarks.cheap_sweep", str(self._folder)]
         if not (self._folder / "sweep.yaml").is_file():
             command += [*self._given, f"ray.address={self._cluster.address}"]
-        with (self._cluster.folder / "driver.log").open("a") as log:
+        with (self._cluster.folder / "driver.log").open("a", encoding="utf-8") as log:
             return subprocess.Popen(command, env=self._cluster.environment, cwd=REPOSITORY, stdout=log, stderr=log)
 
     def kill_driver(self) -> None:
@@ -189,7 +191,7 @@ class Drill:
         return self._driver.wait(timeout=_LIMIT_S)
 
     def log(self) -> str:
-        return (self._cluster.folder / "driver.log").read_text()
+        return (self._cluster.folder / "driver.log").read_text(encoding="utf-8")
 
     def events(self) -> Sequence[Event]:
         return read_events(self._folder / EVENTS)

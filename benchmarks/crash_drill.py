@@ -164,13 +164,14 @@ def _sweep(
             subprocess.run(["rm", "-r", str(place)], check=True)  # killed before there was a sweep
         command = [sys.executable, str(REPOSITORY / "tune.py")]
         command += [f"sweep.resume={place}"] if is_there else [f"sweep.name={name}", *overrides]
-        with (folder / f"{name}.log").open("a") as log:
+        with (folder / f"{name}.log").open("a", encoding="utf-8") as log:
             driver = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
         status = _watch(driver, generator, done, left)
         if status == 0:
             return place
         if status != -signal.SIGKILL or time.monotonic() > limit:
-            sys.exit(f"{' '.join(command)} ended with {status}:\n{(folder / f'{name}.log').read_text()[-3000:]}")
+            said = (folder / f"{name}.log").read_text(encoding="utf-8")
+            sys.exit(f"{' '.join(command)} ended with {status}:\n{said[-3000:]}")
 
 
 def _watch(
@@ -200,7 +201,7 @@ def _workers(driver: int) -> list[int]:
     trials: list[int] = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (place / "stat").read_text().rpartition(")")[2].split()
+            fields = (place / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
             parents[int(place.name)] = int(fields[1])
             if (place / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc"):
                 trials.append(int(place.name))

@@ -149,7 +149,9 @@ def repeated(root: Path, folder: Path, copies: int) -> Path:
         for name in ("K", "xyz", "scale"):
             entries = root / f"{split}_{name}.json"
             if entries.exists():
-                (folder / entries.name).write_text(json.dumps(json.loads(entries.read_text()) * copies))
+                (folder / entries.name).write_text(
+                    json.dumps(json.loads(entries.read_text(encoding="utf-8")) * copies), encoding="utf-8"
+                )
     return folder
 
 
@@ -226,7 +228,9 @@ class Memory(NamedTuple):
     @classmethod
     def now(cls) -> "Memory":
         """This process's, as Linux counts it."""
-        fields = dict(_kb(line) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+        fields = dict(
+            _kb(line) for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+        )
         private = fields["Private_Clean"] + fields["Private_Dirty"]
         return cls(private / 1e3, fields["Pss"] / 1e3, (fields["Rss"] - fields["Anonymous"]) / 1e3)
 

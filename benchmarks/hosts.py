@@ -79,11 +79,13 @@ class Network:
     def processes(self, host: str) -> dict[int, str]:
         """What runs there: identifier -> command line."""
         command = ["ip", "netns", "pids", self._namespace(host)]
-        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
         found = {}
         for pid in map(int, listed.split()):
             with contextlib.suppress(OSError):  # it has ended
-                found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+                found[pid] = (
+                    Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ")
+                )
         return found
 
     def power_off(self, host: str) -> None:

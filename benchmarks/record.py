@@ -44,7 +44,7 @@ def write_results(file: Path | None, content: Mapping[str, Any], *, indent: int 
 
 def _processor() -> str:
     file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     found = [line for line in lines if line.startswith("model name")]
     return found[0].partition(":")[2].strip() if found else platform.processor()
 

@@ -132,7 +132,7 @@ def _drill(folder: Path, server: "Server", door: "Door", *, outage_s: float, sec
             driver.kill()
         status = driver.wait(timeout=_LIMIT_S)
         if status not in (0, -signal.SIGKILL):
-            sys.exit(f"the driver ended with {status}:\n{(place / 'log').read_text()[-3000:]}")
+            sys.exit(f"the driver ended with {status}:\n{(place / 'log').read_text(encoding='utf-8')[-3000:]}")
         part.seconds = time.monotonic() - began
         known = _decisions(_sweep_of(place))
         part.lost = sum(one != other for one, other in zip(before, known, strict=False)) + max(
@@ -140,7 +140,9 @@ def _drill(folder: Path, server: "Server", door: "Door", *, outage_s: float, sec
         )
         before = _stored_decisions()
         part.known, part.stored = len(known), len(before)
-        part.said = [line for line in (place / "log").read_text().splitlines() if line.startswith("storage ")]
+        part.said = [
+            line for line in (place / "log").read_text(encoding="utf-8").splitlines() if line.startswith("storage ")
+        ]
         print(_line(part), flush=True)
         for line in part.said:
             print(f"  {line}")
@@ -196,12 +198,12 @@ def _alone(folder: Path) -> Path:
     place.mkdir()
     status = _started(place, [*_SWEEP]).wait(timeout=_LIMIT_S)
     if status:
-        sys.exit(f"the sweep left alone ended with {status}:\n{(place / 'log').read_text()[-3000:]}")
+        sys.exit(f"the sweep left alone ended with {status}:\n{(place / 'log').read_text(encoding='utf-8')[-3000:]}")
     return _sweep_of(place)
 
 
 def _started(place: Path, overrides: Sequence[str]) -> "subprocess.Popen[bytes]":
-    with (place / "log").open("a") as log:
+    with (place / "log").open("a", encoding="utf-8") as log:
         return subprocess.Popen([sys.executable, REPOSITORY / "tune.py", *overrides], cwd=place, stdout=log, stderr=log)
 
 
@@ -234,7 +236,7 @@ def _until(is_so: Callable[[], bool], driver: "subprocess.Popen[bytes]", place: 
     end = time.monotonic() + _LIMIT_S
     while not is_so():
         if driver.poll() is not None or time.monotonic() > end:
-            sys.exit(f"the driver ended, or does nothing:\n{(place / 'log').read_text()[-3000:]}")
+            sys.exit(f"the driver ended, or does nothing:\n{(place / 'log').read_text(encoding='utf-8')[-3000:]}")
         time.sleep(0.2)
 
 

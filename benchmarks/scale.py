@@ -138,7 +138,7 @@ def loss(params: Params, number: int, epoch: int) -> float:
 
 def rss_mb() -> float:
     """Memory that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

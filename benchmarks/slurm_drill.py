@@ -93,7 +93,9 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:22} {value}")
     if given.output:
-        given.output.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), **found}, indent=1) + "\n")
+        given.output.write_text(
+            json.dumps({"date": time.strftime("%Y-%m-%d"), **found}, indent=1) + "\n", encoding="utf-8"
+        )
     sys.exit(0 if found["jobs"] >= 3 and found["is finished"] and not found["findings"] else 1)
 
 
@@ -138,7 +140,7 @@ class Slurm:
         self._daemons[node].wait()
 
     def ask(self, *command: str) -> str:
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False).stdout
+        return subprocess.run(command, env=self.environment, capture_output=True, encoding="utf-8", check=False).stdout
 
     def _add_nodes(self, num: int) -> list[str]:
         """Write them down for Slurm; their names."""
@@ -146,7 +148,7 @@ class Slurm:
         names = [host] if network is None else [f"n{number}" for number in range(1, num + 1)]
         addresses = ["127.0.0.1"] if network is None else [network.add(name) for name in names]
         if network is not None:
-            (self.folder / "hosts").write_text(network.names())
+            (self.folder / "hosts").write_text(network.names(), encoding="utf-8")
         lines = [
             f"NodeName={name} NodeAddr={address} CPUs={self.cpus_per_node} State=UNKNOWN"
             for name, address in zip(names, addresses, strict=True)
@@ -156,7 +158,7 @@ class Slurm:
         text = _SLURM_CONF.format(
             host=controller, place=self.folder, ports=(_free_port(), _free_port()), nodes="\n".join(lines)
         )
-        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "slurm.conf").write_text(text, encoding="utf-8")
         return names
 
     def _start(self, command: list[str]) -> "subprocess.Popen[bytes]":
@@ -168,12 +170,14 @@ class Slurm:
 
 def _drill(slurm: Slurm, given: argparse.Namespace) -> dict[str, Any]:
     folder, began = slurm.folder, time.monotonic()
-    (folder / "space.py").write_text(_SPACE)
+    (folder / "space.py").write_text(_SPACE, encoding="utf-8")
     options = [f"--wall-time={given.wall_time}", f"--warning-s={given.warning_s}", f"--nodes={given.nodes}"]
     options += [f"--cpus-per-node={slurm.cpus_per_node}"]
     arguments = ["sweep.name=drill", f"sweep.num_trials={given.trials}", f"search_space={folder / 'space.py'}", *_SMALL]
     command = [sys.executable, str(REPOSITORY / "cluster" / "slurm.py"), *options, "--", *arguments]
-    submitted = subprocess.run(command, cwd=folder, env=slurm.environment, capture_output=True, text=True, check=False)
+    submitted = subprocess.run(
+        command, cwd=folder, env=slurm.environment, capture_output=True, encoding="utf-8", check=False
+    )
     if submitted.returncode:
         sys.exit(submitted.stderr)
     job = re.search(r"Submitted batch job (\d+)", submitted.stdout)
@@ -185,7 +189,7 @@ def _drill(slurm: Slurm, given: argparse.Namespace) -> dict[str, Any]:
         state = _wait(slurm, job[1], began + given.limit_s)
     finally:
         slurm.ask("scancel", job[1])
-    text = log.read_text()
+    text = log.read_text(encoding="utf-8")
     print(text)
     events = read_events(sweep / EVENTS)
     reports = [event for event in events if isinstance(event, Reported)]
@@ -219,14 +223,15 @@ def _lose_a_node(slurm: Slurm, events: Path, log: Path, end: float) -> None:
         return [each for each in read_events(events) if isinstance(each, Reported)] if events.exists() else []
 
     def jobs_ended() -> int:
-        return log.read_text().count("job: queued again") if log.exists() else 0
+        return log.read_text(encoding="utf-8").count("job: queued again") if log.exists() else 0
 
     known: int | None = None
     while known is None or all(each.node != node for each in reports()[known:]):
         if known is None and jobs_ended() > 0:
             known = len(reports())
         if time.monotonic() > end:
-            sys.exit(f"no trial of a second job has reported from {node}:\n{log.read_text() if log.exists() else ''}")
+            said = log.read_text(encoding="utf-8") if log.exists() else ""
+            sys.exit(f"no trial of a second job has reported from {node}:\n{said}")
         time.sleep(0.5)
     slurm.power_off(node)
     print(f"{node} has lost its power", flush=True)

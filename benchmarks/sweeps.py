@@ -78,13 +78,14 @@ def in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
         # The module is imported, not run: what workers are sent must not come from a __main__ that they lack.
         code = (
             f"import json, pathlib, sys; from {module.replace('__main__', _script())} import {name}; "
-            f"pathlib.Path({str(answer)!r}).write_text(json.dumps({name}(**json.load(sys.stdin))))"
+            f"pathlib.Path({str(answer)!r}).write_text("
+            f"json.dumps({name}(**json.load(sys.stdin))), encoding='utf-8')"
         )
-        with log.open("w") as output:
+        with log.open("w", encoding="utf-8") as output:
             done = subprocess.run(
                 [sys.executable, "-c", code],
                 input=json.dumps(arguments),
-                text=True,
+                encoding="utf-8",
                 stdout=output,
                 stderr=output,
                 cwd=REPOSITORY,
@@ -92,8 +93,9 @@ def in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
                 timeout=_LIMIT_S,
             )
         if done.returncode:
-            sys.exit(f"{name}({arguments}) ended with {done.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
-        return json.loads(answer.read_text())
+            said = log.read_text(encoding="utf-8", errors="replace")
+            sys.exit(f"{name}({arguments}) ended with {done.returncode}:\n{said[-3000:]}")
+        return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def _script() -> str:
@@ -123,7 +125,7 @@ def run_measured(side: Side, overrides: Sequence[str], proposals: Sequence[Param
             ended = _run_ours(config, overrides, folder)
         else:
             ended = _run_plain(config, overrides, folder, proposals)
-        trials = [json.loads(file.read_text()) for file in (folder / "clocks").glob("*.json")]
+        trials = [json.loads(file.read_text(encoding="utf-8")) for file in (folder / "clocks").glob("*.json")]
     return {
         "began": began,
         "ended": ended,

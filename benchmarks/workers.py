@@ -45,7 +45,9 @@ def main() -> None:
     print(machine_line())
     with tempfile.TemporaryDirectory(prefix="workers-") as folder:
         space = Path(folder) / "seeds.yaml"
-        space.write_text(f"seed: choice({', '.join(str(seed) for seed in range(1, given.seeds + 1))})\n")
+        space.write_text(
+            f"seed: choice({', '.join(str(seed) for seed in range(1, given.seeds + 1))})\n", encoding="utf-8"
+        )
         kinds = {
             "double precision, one epoch": (1, 480, "64-true"),
             "single precision, one epoch": (1, 480, "32-true"),

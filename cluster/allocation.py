@@ -53,7 +53,9 @@ class Slurm(NamedTuple):
 
         A new sbatch from within a job is forbidden on many clusters.
         """
-        done = subprocess.run(["scontrol", "requeue", self.job], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["scontrol", "requeue", self.job], capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         return None if done.returncode == 0 else " ".join((done.stderr or done.stdout).split())
 
 
@@ -87,7 +89,9 @@ def find_allocation(environment: Mapping[str, str]) -> Allocation:
     """The job that this process runs in."""
     if "SLURM_JOB_ID" in environment and shutil.which("scontrol"):
         listed = ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]]
-        hosts = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
+        hosts = subprocess.run(
+            listed, capture_output=True, encoding="utf-8", errors="replace", check=True
+        ).stdout.split()
         return Slurm(environment["SLURM_JOB_ID"], hosts)
     if "LSB_JOBID" in environment:
         # "host1 8 host2 8": names and slots

@@ -28,6 +28,7 @@ from cluster.sweep import INTERRUPTED, progress, sweep_folder, tune_command
 from handpose.config import load_environment, quote_override, told
 from handpose.sweep.interpreter import check_interpreter
 from handpose.sweep.privacy import MODE, TOKEN, TOKEN_FILE, write_token
+from handpose.utf8 import use_utf8
 from handpose.whole_file import read_json, write_json
 
 _NODE = Path(__file__).resolve().with_name("node.py")
@@ -88,7 +89,7 @@ class Nodes:
         host, others = self._allocation.hosts[0], self._allocation.hosts[1:]
         self._start(host, [f"--other={others[0]}"] if others else [], is_here=True)
         _until(lambda: self._is_up(host) or self._has_ended(host) or ending.is_due, patience_s)
-        return (self._folder / f"{host}.up").read_text() if self._is_up(host) else None
+        return (self._folder / f"{host}.up").read_text(encoding="utf-8") if self._is_up(host) else None
 
     def start_others(self, address: str, ending: Ending, patience_s: float) -> None:
         """Those that have not come after that time may still come; who never does is missed, and no more."""
@@ -146,7 +147,7 @@ class Nodes:
 
     def _last_line(self, host: str) -> str:
         log = self._folder / f"{host}.log"
-        lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
         return next((line for line in reversed(lines) if line.strip()), "nothing")
 
 
@@ -269,4 +270,5 @@ def _end_at(process: subprocess.Popen[bytes], moment: float) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -24,6 +24,8 @@ from cluster.submission import Submission, parser, read
 from cluster.sweep import ARGUMENTS
 from handpose.config import told
 from handpose.errors import UserError
+from handpose.sweep.privacy import NO_USAGE_STATS
+from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _LONGEST_NAME = 47  # KubeRay makes the names of pods and services from it, of 63 characters
@@ -74,7 +76,7 @@ def _pod(submission: Submission, name: str) -> dict[str, Any]:
         resources["nvidia.com/gpu"] = str(given.gpus_per_node)
     # Not in the entrypoint, which goes through two shells that quote in different ways.
     arguments = json.dumps(list(submission.arguments))
-    environment = {ARGUMENTS: arguments, "DIR_SCRATCH": _OUTPUT, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {ARGUMENTS: arguments, "DIR_SCRATCH": _OUTPUT, **NO_USAGE_STATS}
     container: dict[str, Any] = {
         "name": name,
         "image": given.image,
@@ -130,9 +132,10 @@ def main(argv: list[str]) -> None:
             return
         if shutil.which("kubectl") is None:
             raise UserError("there is no kubectl here; install it, or apply what --dry-run prints")
-        if subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True, check=False).returncode:
+        if subprocess.run(["kubectl", "apply", "-f", "-"], input=text, encoding="utf-8", check=False).returncode:
             raise UserError("kubectl refused the manifest, as it says above")
 
 
 if __name__ == "__main__":
+    use_utf8()
     main(sys.argv[1:])

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cluster.submission import Submission, job_parser, read, script, seconds, submit
 from cluster.sweep import INTERRUPTED
 from handpose.config import told
+from handpose.utf8 import use_utf8
 
 _OURS = ("-n", "-W", "-wa", "-wt", "-Q", "-o", "-oo", "-e", "-eo", "-J", "-x", "-gpu", "-r", "-rn", "-K", "-I")
 
@@ -51,4 +52,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main(sys.argv[1:])

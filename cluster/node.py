@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import without_scheduler
 from handpose.config import told
-from handpose.sweep.privacy import private_folder
+from handpose.sweep.privacy import NO_USAGE_STATS, private_folder
+from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine
 _END_PATIENCE_S = 15.0
@@ -103,9 +104,9 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})  # the job's own; inherited by all of Ray
     other = given.head.rpartition(":")[0] if given.head else given.other
     address = own_address(network=given.network, host=given.host, other=other)
-    with told(), private_folder() as folder, (given.folder / f"{given.host}.log").open("a") as log:
+    with told(), private_folder() as folder, (given.folder / f"{given.host}.log").open("a", encoding="utf-8") as log:
         command = ray_command(given, folder=folder, address=address)
-        environment = without_scheduler(os.environ) | {"RAY_USAGE_STATS_ENABLED": "0"}
+        environment = without_scheduler(os.environ) | NO_USAGE_STATS
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         sys.exit(_attend(process, folder / "ray_current_cluster", given.folder / f"{given.host}.up"))
 
@@ -122,9 +123,9 @@ def _attend(process: subprocess.Popen[bytes], address: Path, word: Path) -> int:
         signal.signal(number, end)
     parent = os.getppid()
     while process.poll() is None and not is_ended and os.getppid() == parent:
-        if not word.exists() and address.exists() and (text := address.read_text().strip()):
+        if not word.exists() and address.exists() and (text := address.read_text(encoding="utf-8").strip()):
             part = word.with_suffix(".part")
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
             part.replace(word)
         time.sleep(0.2)
     if process.poll() is not None:
@@ -139,4 +140,5 @@ def _attend(process: subprocess.Popen[bytes], address: Path, word: Path) -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -23,13 +23,14 @@ from cluster.submission import REPOSITORY, Submission, parser, read
 from cluster.sweep import key_of
 from handpose.config import told
 from handpose.errors import UserError
-from handpose.sweep.privacy import keep_token
+from handpose.sweep.privacy import NO_USAGE_STATS, keep_token
+from handpose.utf8 import use_utf8
 from handpose.whole_file import check_output, expand_home, whole_file
 
 _TOKEN = "~/.ray/auth_token"
 _PYTHON = "~/handpose_venv/bin"
 """An environment of its own on each machine: into that of Debian and Ubuntu pip installs nothing (PEP 668)."""
-_RAY = f"RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 {_PYTHON}/ray"
+_RAY = " ".join(["RAY_AUTH_MODE=token", *map("=".join, NO_USAGE_STATS.items()), f"{_PYTHON}/ray"])
 _START = f"{_RAY} start --object-store-memory=104857600"
 _CLIENTS = {"aws": "boto3", "gcp": "google-api-python-client cryptography", "local": ""}
 """With which the head, from its Python, starts the other machines."""
@@ -161,4 +162,5 @@ def _shown(program: Path) -> str:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main(sys.argv[1:])

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.submission import Submission, job_parser, read, script, submit
 from handpose.config import told
+from handpose.utf8 import use_utf8
 
 _OURS = (
     *("--nodes", "-N", "--time", "-t", "--signal", "--requeue", "--no-requeue", "--output", "-o", "--open-mode"),
@@ -51,4 +52,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main(sys.argv[1:])

@@ -190,7 +190,7 @@ def submit(submission: Submission, text: str, command: Sequence[str]) -> None:
     with whole_file(file) as part:
         part.write_text(text, encoding="utf-8")
         part.chmod(0o600)
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         raise UserError(f"{command[0]} refused {file}: {' '.join((done.stderr or done.stdout).split())}")
     print(text, done.stdout.strip(), f"log:    {submission.log}", sep="\n")

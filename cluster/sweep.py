@@ -19,6 +19,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from handpose.config import compose, load_environment, override_value, quote_override, told  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
+from handpose.utf8 import use_utf8  # noqa: E402
 from handpose.whole_file import expand_home  # noqa: E402
 
 ARGUMENTS = "SWEEP_ARGUMENTS"
@@ -85,4 +86,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

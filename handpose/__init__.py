@@ -1,1 +1,12 @@
 """3-D hand pose networks and their hyper-parameter search."""
+
+import os
+
+# Libraries read these when they are imported, which is after this line; what a user has set counts. docs/security.md
+# lists what each library would send.
+for _switch, _value in (
+    ("ORT_DISABLE_TELEMETRY", "1"),  # ONNX Runtime
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),  # Hugging Face Hub, from which timm gets weights
+    ("WANDB_ERROR_REPORTING", "false"),  # Weights & Biases
+):
+    os.environ.setdefault(_switch, _value)

@@ -5,6 +5,7 @@ meant for, paths are absolute. What is wrong raises UserError, in one sentence t
 """
 
 import difflib
+import io
 import itertools
 import os
 import re
@@ -33,6 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from handpose.errors import UserError, explain, is_about_files
 from handpose.schema import check, parameters, unknown_key
+from handpose.utf8 import is_utf8, read_utf8, use_utf8
 from handpose.whole_file import expand_home, whole_file
 from handpose.yaml_files import load_yaml
 
@@ -80,7 +82,9 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     overrides: as on the command line. `best=FILE` puts that file's overrides before the others.
     Raises UserError for what a user can mend.
     """
-    given = list(overrides)
+    given = [_with_quotes(item) for item in overrides]
+    for item in given:
+        _check_name(_key(item), item.partition("=")[2])
     path = _best_path(given)
     every = _with_best(given)
     try:
@@ -100,10 +104,15 @@ def _composes(config_name: ConfigName, overrides: list[str]) -> bool:
 
 
 def _checked(config_name: ConfigName, overrides: list[str]) -> DictConfig:
+    _check_package_directives()
     try:
         config = _composed(config_name, overrides)
     except yaml.YAMLError as error:
         raise _unreadable(error) from error
+    except UnicodeDecodeError as error:  # which does not name the file
+        for path in CONFIGS.rglob("*.yaml"):
+            read_utf8(path)
+        raise UserError(_one_line(error)) from error
     except _HYDRA_ERRORS as error:
         raise UserError(_explained(config_name, overrides, error)) from error
     _check_added(config_name, config, overrides)
@@ -140,9 +149,11 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     A user's mistake is one sentence on stderr and status 2; Ctrl-C leaves with 130. A .env file in the working folder
     or above it is read first; what the environment sets already counts before it.
     """
+    use_utf8()
     with told():
         load_environment()
         flags, overrides = _command_line()
+        overrides = [_with_quotes(item) for item in overrides]
         if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
             for run in _runs(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
                 compose(config_name, run)  # before Hydra does, whose own messages are many lines
@@ -213,7 +224,8 @@ def load_environment() -> None:
     path = find_dotenv(usecwd=True)
     _drop_empty_folders()
     try:
-        load_dotenv(path)
+        if path:
+            load_dotenv(stream=io.StringIO(read_utf8(Path(path))))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({_one_line(error)}); it must hold lines like MP_DATA=DIR") from error
     _drop_empty_folders()
@@ -310,6 +322,14 @@ def override_value(override: str) -> object:
     if parsed is None or parsed.is_sweep_override():
         return override.partition("=")[2].strip("'\"")
     return parsed.value()
+
+
+def _with_quotes(override: str) -> str:
+    """Quote a value such as /home/jürgen/hands: Hydra's grammar takes letters beyond ASCII in quotes only."""
+    key, equals, value = override.partition("=")
+    if value.isascii() or set(value) & set("'\"[]{}"):
+        return override
+    return f"{key}{equals}{_quoted(value)}"
 
 
 def _needs_quotes(text: str) -> bool:
@@ -505,12 +525,33 @@ def _of_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfi
         return _composed(config_name, [])
 
 
+def _check_package_directives() -> None:
+    """Refuse a byte-order mark before `# @package`, which Hydra then overlooks: the values would have no effect."""
+    for path in CONFIGS.rglob("*.yaml"):
+        with path.open("rb") as file:
+            if re.match(rb"\xef\xbb\xbf\s*#\s*@", file.read(32)):
+                raise UserError(
+                    f"{path} begins with a byte-order mark, which hides its # @package from Hydra; save the file in "
+                    "UTF-8 without one"
+                )
+
+
 def _make_paths_absolute(config: DictConfig) -> None:
     base = Path(OmegaConf.select(config, "paths.base") or os.getcwd())
     for key in _PATH_KEYS:
         value = OmegaConf.select(config, key)
         if value is not None and not str(value).startswith("package:"):  # which model.encoder.weights may name
-            OmegaConf.update(config, key, str(base / expand_home(str(value))))
+            path = str(base / expand_home(str(value)))
+            _check_name(key, path)
+            OmegaConf.update(config, key, path)
+
+
+def _check_name(key: str, value: str) -> None:
+    if not is_utf8(value):
+        raise UserError(
+            f"{key}={os.fsencode(value).decode('utf-8', 'backslashreplace')} is not UTF-8, as names of files have to "
+            "be; rename the file or folder (convmv renames whole trees)"
+        )
 
 
 def _check_groups(config: DictConfig) -> None:

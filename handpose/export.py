@@ -31,6 +31,7 @@ from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.trainer import calm
+from handpose.utf8 import use_utf8
 from handpose.whole_file import check_output, to_json, whole_file
 
 OPSET = 20
@@ -225,4 +226,5 @@ def _summary(graph: Coordinates, path: Path, compared: Comparison, num_pictures:
 
 
 if __name__ == "__main__":
+    use_utf8()
     raise SystemExit(main())

@@ -29,6 +29,7 @@ from handpose.evaluation.photographs import (
 from handpose.geometry import project, root_relative
 from handpose.heatmaps import CameraAxes
 from handpose.skeleton import JOINT_NAMES
+from handpose.utf8 import use_utf8
 from handpose.whole_file import check_writable, whole_file, write_json
 
 _FILL = 0.6
@@ -223,4 +224,5 @@ def _tell(hands: list[dict[str, Any]], folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     raise SystemExit(main())

@@ -6,22 +6,18 @@ from typing import Any
 import yaml
 
 from handpose.errors import UserError
+from handpose.utf8 import read_utf8
 
 _MERGE = "tag:yaml.org,2002:merge"
 
 
 def load_yaml(path: Path) -> Any:
-    """The content of a YAML file in UTF-8.
+    """The content of a YAML file in UTF-8, with or without a byte-order mark.
 
-    Raises UserError for a key that stands twice in a mapping and for text in another encoding, and OSError or
-    yaml.YAMLError where the file cannot be read.
+    Raises UserError for a file in another encoding and for a key that stands twice in a mapping, and OSError or
+    yaml.YAMLError if the file cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the file in that encoding") from error
-    loader = _Loader(text, path)
+    loader = _Loader(read_utf8(path), path)
     try:
         return loader.get_single_data()
     finally:

@@ -70,7 +70,7 @@ def write_masks(folder: Path, num_poses: int, size: int = IMAGE_SIZE) -> None:
 
 
 def write_json(path: Path, values: object) -> None:
-    path.write_text(json.dumps(values.tolist() if isinstance(values, np.ndarray) else values))
+    path.write_text(json.dumps(values.tolist() if isinstance(values, np.ndarray) else values), encoding="utf-8")
 
 
 def write_freihand(

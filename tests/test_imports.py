@@ -12,7 +12,7 @@ MODULES = sorted(path for path in (REPOSITORY / "handpose").rglob("*.py") if pat
 SCRIPTS = [REPOSITORY / "tune.py", REPOSITORY / "train.py"]
 
 LAYERS = [
-    {"errors", "skeleton", "allocation", "whole_file", "locks", "pareto", "values", "yaml_files"},
+    {"errors", "skeleton", "allocation", "whole_file", "locks", "pareto", "values", "yaml_files", "utf8"},
     {"geometry", "drawing"},
     {"heatmaps"},
     {"losses", "data", "models", "metrics"},
@@ -36,7 +36,7 @@ DISTRIBUTIONS = {
 
 def imports(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

@@ -162,7 +162,7 @@ def test_the_run_this_project_starts_from(course):
 @contextlib.contextmanager
 def running(folder: Path, *arguments: str, until: str):
     """A run that has got as far as the file `until`; ended by its process id, if it has not ended by itself."""
-    with open(folder / "stderr.txt", "w") as stderr:
+    with open(folder / "stderr.txt", "w", encoding="utf-8") as stderr:
         process = subprocess.Popen(command(*arguments), cwd=folder, env=environment(), stderr=stderr)
     try:
         deadline = time.monotonic() + 120

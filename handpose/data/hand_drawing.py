@@ -20,6 +20,7 @@ import simplejpeg
 import handpose
 from handpose.data import hand_scene
 from handpose.errors import is_about_files, naming
+from handpose.utf8 import use_utf8
 
 Row = dict[str, Any]
 """Annotation of a picture: split, index, and K, xyz (metres) and scale as FreiHAND's JSON has them."""
@@ -80,7 +81,10 @@ def in_process(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
     environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
     request = json.dumps({"order": asdict(order), "worker": worker, "num_workers": num_workers})
-    with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+") as stderr:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as stdin,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr,
+    ):
         stdin.write(request)
         stdin.seek(0)
         process = subprocess.Popen(
@@ -89,7 +93,7 @@ def in_process(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=environment,
-            text=True,
+            encoding="utf-8",
         )
         assert process.stdout is not None
         try:
@@ -125,4 +129,5 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     _main()

@@ -33,6 +33,7 @@ from handpose.data.hand_scene import Difficulty
 from handpose.data.sample import Splits
 from handpose.errors import UserError, explain, free_bytes, is_about_files, size_text
 from handpose.locks import locked
+from handpose.utf8 import use_utf8
 from handpose.whole_file import check_output, check_writable, whole_file, write_json
 from handpose.yaml_files import load_yaml
 
@@ -374,4 +375,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

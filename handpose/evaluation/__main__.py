@@ -24,6 +24,7 @@ from handpose.geometry import project
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import hand_size, predict, prepare
+from handpose.utf8 import use_utf8
 from handpose.whole_file import check_output, whole_file, write_json
 
 Split = Literal["train", "val", "test"]
@@ -172,4 +173,5 @@ def _draw_hands(
 
 
 if __name__ == "__main__":
+    use_utf8()
     raise SystemExit(main())

@@ -9,6 +9,7 @@ from handpose.config import told
 from handpose.sweep.reporting import REPORT, write_report
 from handpose.sweep.store import is_url
 from handpose.sweep.stored_sweep import looked_at
+from handpose.utf8 import use_utf8
 
 _DESCRIPTION = """\
 Write one self-contained HTML page about a sweep, or about several with a comparison, also while they run.
@@ -46,4 +47,5 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    use_utf8()
     raise SystemExit(main())

@@ -105,5 +105,5 @@ def _kept_key(file: Path) -> str:
     """Of this sweep, the same in every process that goes on with it."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(uuid.uuid4().hex[:12])
-    return file.read_text()
+        file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return file.read_text(encoding="utf-8")

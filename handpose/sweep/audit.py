@@ -40,6 +40,7 @@ from handpose.sweep.settings import LOCK, SweepSettings
 from handpose.sweep.space import flattened
 from handpose.sweep.study import JOURNAL, close_storage, limits_of, params_of, read_storage
 from handpose.sweep.trial import TrialRecipe, training_overrides, with_target
+from handpose.utf8 import use_utf8
 from handpose.values import same
 
 _TRIES = 5
@@ -281,4 +282,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

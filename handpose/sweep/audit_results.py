@@ -291,9 +291,9 @@ def _audit_retraining(folder: Path, sweep: SweepSettings) -> Iterator[Finding]:
     try:
         best = read_yaml(folder / _BEST)
         content = place / "overrides.json"
-        overrides = json.loads(content.read_text()) if content.is_file() else None
+        overrides = json.loads(content.read_text(encoding="utf-8")) if content.is_file() else None
         metrics_file = place / "metrics.json"
-        metrics = json.loads(metrics_file.read_text()) if metrics_file.is_file() else None
+        metrics = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else None
         config = read_yaml(place / "config.yaml")
     except (UserError, ValueError) as error:
         yield Finding("wrong", f"retrain/ has a damaged file ({error})")

@@ -143,7 +143,8 @@ def _member(module: str, arguments: list[str], more: dict[str, str], folder: str
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         start_new_session=True,
     )
     assert process.stdout is not None

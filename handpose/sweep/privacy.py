@@ -22,6 +22,10 @@ from handpose.sweep.interpreter import can_hold_sockets
 MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 """What Ray reads from the environment."""
 
+NO_USAGE_STATS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/"}
+"""What keeps `ray start` from reporting: even switched off, it says so to Ray's makers (2.60, dashboard/modules/
+usage_stats/usage_stats_head.py). Nothing listens on port 9."""
+
 _LONGEST_SOCKET = 107
 """Bytes of the path of a Unix socket (Linux, unix(7))."""
 _WITHIN = "/handpose-12345678/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -37,7 +41,7 @@ def write_token(file: Path) -> None:
     part = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "w") as opened:
+        with os.fdopen(descriptor, "w", encoding="ascii") as opened:
             opened.write(secrets.token_hex(32))  # 256 bits, as Ray's own
         try:
             os.link(part, file)

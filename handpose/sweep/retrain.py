@@ -27,6 +27,7 @@ from handpose.sweep.run import INTERRUPTED, SweepInterruptedError, resume_comman
 from handpose.sweep.worker_death import describe_exit
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
+from handpose.utf8 import use_utf8
 from handpose.whole_file import read_json, write_json
 from handpose.yaml_files import load_yaml
 
@@ -217,4 +218,5 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     _main()

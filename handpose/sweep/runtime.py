@@ -41,6 +41,7 @@ _WORKER_ENVIRONMENT = {
     # are not enough for a Lightning loop, and the next trial fails then.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONUTF8": "1",  # as the driver (handpose/utf8.py), whatever the locale of a node
 }
 
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")

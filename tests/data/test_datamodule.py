@@ -347,5 +347,5 @@ def test_reading_a_whole_store_takes_no_memory_of_its_own(tmp_path):
 
 
 def anonymous_mb():
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("Anonymous:"))

@@ -23,7 +23,7 @@ def main() -> None:
         return Neighbours(params=params, **slot).steps_per_s(number)
 
     told = {"alone": steps_per_s(1), "three": steps_per_s(3), "killed": steps_per_s(2, kills=True)}
-    Path(sys.argv[1]).write_text(json.dumps(told))  # Ray prints when it likes
+    Path(sys.argv[1]).write_text(json.dumps(told), encoding="utf-8")  # Ray prints when it likes
 
 
 if __name__ == "__main__":

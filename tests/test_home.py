@@ -1,0 +1,89 @@
+"""Programs leave nothing in the home folder, where libraries keep the identifiers that their telemetry sends."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray._common.usage import usage_lib
+
+from handpose.config import REPOSITORY
+from handpose.sweep.privacy import NO_USAGE_STATS
+from tests.builders import SMALL, write_images
+
+TINY = [
+    *SMALL,
+    "model.decoder.depth=1",
+    "model.encoder.name=lcnet_035",
+    "model.encoder.pretrained=false",
+    "trainer.max_epochs=1",
+    "trainer.enable_progress_bar=false",
+    "num_threads=1",
+]
+OF_RAY = {".ray", ".ray/auth_token"}
+"""The token of our own, see docs/security.md."""
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A home folder in which nothing is but Matplotlib's list of fonts, which takes it seconds to make."""
+    code = "import matplotlib.font_manager"
+    subprocess.run([sys.executable, "-c", code], env=environment(tmp_path / "home"), check=True)
+    return tmp_path / "home"
+
+
+def environment(home: Path) -> dict[str, str]:
+    home.mkdir(exist_ok=True)
+    kept = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
+    return kept | {"HOME": str(home), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+def offline() -> list[str]:
+    """What starts a command without a network, where that is allowed."""
+    has_programs = shutil.which("unshare") and shutil.which("ip")
+    if has_programs and subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0:
+        return ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
+    return []
+
+
+def files_after(home: Path, *arguments: str, cwd: Path) -> set[str]:
+    """What stands in a home folder after a program, beside Matplotlib's files."""
+    command = [*offline(), sys.executable, *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment(home), capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = {path.relative_to(home).as_posix() for path in home.rglob("*")}
+    return {name for name in found if name not in (".cache", ".config") and "/matplotlib" not in name}
+
+
+def test_importing_onnxruntime_leaves_nothing(home, tmp_path):
+    assert files_after(home, "-c", "import handpose.export", cwd=tmp_path) == set()
+
+
+@pytest.mark.slow
+def test_programs_leave_nothing(home, tmp_path, freihand, checkpoint):
+    write_images(tmp_path / "pictures", 2, size=64)
+    data = [*TINY, f"data.root={freihand}"]
+    trained = ["--checkpoint", str(checkpoint)]
+    for program in (
+        [str(REPOSITORY / "train.py"), *data],
+        ["-m", "handpose.predict", "pictures", *trained],
+        ["-m", "handpose.evaluation", *trained, "--split", "val"],
+        ["-m", "handpose.export", *trained, "--output", "hand.onnx", "--images", "pictures"],
+    ):
+        assert files_after(home, *program, cwd=tmp_path) == set(), program
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_its_token_only(home, tmp_path, freihand):
+    sweep = ["sweep.num_trials=1", "sweep.max_epochs=1", "sweep.confirm.seeds=0", "sweep.preflight=off"]
+    program = [str(REPOSITORY / "tune.py"), *TINY, f"data.root={freihand}", *sweep]
+    assert files_after(home, *program, cwd=tmp_path) == OF_RAY
+
+
+def test_a_node_that_is_started_for_a_job_reports_no_usage(monkeypatch):
+    for name, value in NO_USAGE_STATS.items():
+        monkeypatch.setenv(name, value)
+    assert not usage_lib.usage_stats_enabled()
+    assert usage_lib._usage_stats_report_url().startswith("http://127.0.0.1:")
