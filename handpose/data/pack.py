@@ -32,6 +32,7 @@ from rich.progress import Progress
 from handpose.data.pictures import decode_labelled, resized
 from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError
+from handpose.resources import num_cores
 
 _VERSION = 2
 _CHUNK = 64  # images a task: 10 MB at 224 px, so few tasks and little memory
@@ -118,7 +119,7 @@ def open_store(
         with _locked(store, progress):
             opened = _open(store, len(files.paths), kind)  # another process may have made it meanwhile
             if opened is None:
-                _make(store, files, kind, image_size, workers or os.cpu_count() or 1, progress)
+                _make(store, files, kind, image_size, workers or num_cores(), progress)
                 opened = _open(store, len(files.paths), kind)
     assert opened is not None, f"{store} was made and cannot be opened"
     return store, *opened
