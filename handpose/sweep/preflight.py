@@ -273,15 +273,14 @@ def _sharing(
 ) -> tuple[float, str]:
     """The share of a GPU with the highest throughput, and what was measured, in a line."""
     resources = ray.cluster_resources()
+    cores = cores_a_gpu(resources, cpus_per_trial=sweep.cpus_per_trial)
     without_gpu = replace(slots, gpus=0.0, process_mb=_process_mb(probed))
     in_memory = sum(num_fitting(without_gpu, node) for node in live_resources() if node.get("GPU", 0))
     typical = min(probed.points, key=lambda point: point.label != RANDOM)
     neighbours = Neighbours(cpus=sweep.cpus_per_trial, recipe=recipe, data=data, params=typical.params)
     choice = choose(
         max(cost.memory_share for cost in probed.costs),
-        most=max(
-            1, int(min(cores_a_gpu(resources, cpus_per_trial=sweep.cpus_per_trial), in_memory // resources["GPU"]))
-        ),
+        most=max(1, min(cores, int(in_memory // resources["GPU"]))),
         steps_per_s=neighbours.steps_per_s,
     )
     return choice.gpus_per_trial, choice.line()
