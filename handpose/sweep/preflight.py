@@ -250,7 +250,6 @@ def preflight(
         lines.append(line)
     nodes = live_resources()
     slots = count_slots(sweep, nodes, gpus=gpus, process_mb=_process_mb(probed))
-    lines += filter(None, [memory_line(sweep, slots, nodes)])
     disk, *warnings = _check_disk(sweep, slots, rule, probed)
     warnings += [*_check_gpu_share(slots, probed), *_check_objective(sweep, space, probed)]
     warnings += _warnings(space, probed, idle)
@@ -258,6 +257,7 @@ def preflight(
         say(points_table(table_rows(probed)) + "\n")
     again = retraining(sweep, recipe, probed, data, use_val=use_val) if sweep.retrain else None
     lines += [*cost_lines(sweep, probed, make_rule, num_slots=slots.num_slots, retrained=again), disk]
+    lines += filter(None, [memory_line(sweep, slots, nodes)])
     say("\n".join([*lines, *(f"note        {warning}" for warning in warnings)]))
     return slots
 

@@ -127,7 +127,7 @@ def memory_line(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str,
     if slots.num_slots >= without_limit:
         return ""
     return (
-        f"the memory  {_process(slots)}, and {_memory(nodes)} free for trials: {slots.num_slots} run at a time instead "
+        f"the memory  {_process(slots)}, and {_memory(nodes)}: {slots.num_slots} run at a time instead "
         f"of {without_limit}; a smaller data.batch_size needs less"
     )
 
@@ -135,7 +135,7 @@ def memory_line(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str,
 def _too_little_memory(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
     times = f" for each of sweep.workers_per_trial={slots.workers}" if slots.workers > 1 else ""
     return (
-        f"no trial fits: {_process(slots)}{times}, but only {_memory(nodes)} free for trials; end other programs, "
+        f"no trial fits: {_process(slots)}{times}, but only {_memory(nodes)}; end other programs, "
         "raise the memory limit of the container or job (docker run --memory, limits.memory of a pod, --mem of Slurm), "
         "or give a smaller data.batch_size"
     )
@@ -149,7 +149,7 @@ def _memory(nodes: Sequence[Mapping[str, float]]) -> str:
     amounts = sorted(node["memory"] / 1e9 for node in nodes if "memory" in node and node.get("CPU"))
     least, most = f"{amounts[0]:.1f}", f"{amounts[-1]:.1f}"
     span = least if least == most else f"{least} to {most}"
-    return f"{span} GB of memory are" + (" on each node" if len(nodes) > 1 else "")
+    return f"{span} GB of memory are free for trials" + (" on each node" if len(nodes) > 1 else "")
 
 
 def memory_for_trials(memory: Memory, *, with_driver: bool = False) -> int:
