@@ -199,6 +199,8 @@ def _nearest(folder: Path) -> Path:
 
 _MOST_PICKLED_BYTES = 50_000_000
 _BRIEF_S = 60.0
+_MEMORY_MARGIN = 1.1
+"""A trial takes more main memory than its first steps did (5 % more after two epochs)."""
 
 
 def preflight(
@@ -263,8 +265,8 @@ def preflight(
 
 
 def _process_mb(probed: Probed) -> float:
-    """Main memory of a worker with the most demanding point, in MB, as far as it is known."""
-    measured = [cost.process_mb for cost in probed.costs if math.isfinite(cost.process_mb)]
+    """Main memory that a worker with the most demanding point may take, in MB, as far as it is known."""
+    measured = [_MEMORY_MARGIN * cost.process_mb for cost in probed.costs if math.isfinite(cost.process_mb)]
     return max([LEAST_PROCESS_MB, *measured])
 
 

@@ -33,7 +33,16 @@ from handpose.sweep.resume import keep_space
 from handpose.sweep.rules import Rule
 from handpose.sweep.runtime import environment, limited, ray_runtime
 from handpose.sweep.settings import RaySettings, SweepSettings
-from handpose.sweep.slots import LEAST_PROCESS_MB, Room, Slots, count_slots, counted_again, memory_line, num_fitting
+from handpose.sweep.slots import (
+    LEAST_PROCESS_MB,
+    Room,
+    Slots,
+    count_slots,
+    counted_again,
+    is_memory_short,
+    memory_line,
+    num_fitting,
+)
 from handpose.sweep.space import Params, Space
 from handpose.sweep.state import Searcher, SweepState
 from handpose.sweep.stored_sweep import check_nodes
@@ -120,9 +129,10 @@ def swept(
         hook = warm.hook if sweep.workers_per_trial == 1 else None
         stack.enter_context(ray_runtime(limited(cluster, sweep), hook=hook))
         check_nodes(sweep)
+        is_estimate = process_mb == LEAST_PROCESS_MB and sweep.preflight == "off"  # else the preflight says it
         process_mb = recorded_process_mb(folder) if is_resumed else process_mb
         slots = count_slots(sweep, live_resources(), process_mb=process_mb)
-        if (is_resumed or sweep.preflight == "off") and (line := memory_line(sweep, slots, live_resources())):
+        if (is_resumed or is_estimate) and (line := memory_line(sweep, slots, live_resources())):
             print(line, flush=True)
         if description is not None:
             if sweep.preflight != "off":
@@ -139,8 +149,10 @@ def swept(
             contextlib.closing(EventLog(folder / EVENTS)) as log,
         ):
             print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
-            if sweep.time_budget_s is not None:
-                warm.wait()  # so that the budget is spent on trials, and not on the start of their processes
+            # A budget is to be spent on trials, and not on the start of their processes. And while processes start Ray
+            # starts others for the same trials, which stay; there must be memory for them.
+            if sweep.time_budget_s is not None or is_memory_short(slots, live_resources()):
+                warm.wait()
             if asked.num_points is not None and asked.num_points < sweep.num_trials:
                 print(
                     f"search_space={space.name} has {asked.num_points} configurations, so that no more trials are run "

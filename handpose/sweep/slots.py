@@ -11,8 +11,8 @@ from handpose.sweep.settings import SweepSettings
 
 LEAST_PROCESS_MB = 500.0
 """What a worker takes that has imported torch, Lightning and timm (518 MiB seen), without files that workers share."""
-_USED_BY_RAY = 0.5e9
-"""Bytes for Ray's own processes (280 MiB seen), its object store and what the driver still takes."""
+_USED_BY_RAY = 0.6e9
+"""Bytes for Ray's own processes (280 MiB seen), its object store, shared libraries and what the driver still takes."""
 _USED_BY_DRIVER = 0.7e9
 """Bytes that tune.py takes (580 MiB seen)."""
 _MEMORY_THRESHOLD = 0.95
@@ -132,6 +132,11 @@ def memory_line(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str,
     )
 
 
+def is_memory_short(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> bool:
+    """Return whether one worker more than there are trials would be too much for the memory of a node."""
+    return any((num_fitting(slots, node) + 1) * slots.process_bytes > node.get("memory", math.inf) for node in nodes)
+
+
 def _too_little_memory(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
     times = f" for each of sweep.workers_per_trial={slots.workers}" if slots.workers > 1 else ""
     return (
@@ -142,7 +147,7 @@ def _too_little_memory(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> st
 
 
 def _process(slots: Slots) -> str:
-    return f"the process of a trial takes {slots.process_mb / 1e3:.1f} GB"
+    return f"the process of a trial may take {slots.process_mb / 1e3:.1f} GB"
 
 
 def _memory(nodes: Sequence[Mapping[str, float]]) -> str:

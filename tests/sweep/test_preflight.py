@@ -393,7 +393,7 @@ def test_what_is_odd_is_noted(on_paper):
 
 def test_slots_that_memory_cannot_hold_are_not_used(on_paper):
     """64 slots of 1.1 GB on a machine of 23 GB; the most demanding point counts."""
-    took = {0.1: 800.0, 0.9: 1100.0}
+    took = {0.1: 800.0, 0.9: 1000.0}  # and a tenth more is left to it
 
     def measured(params):
         return COST._replace(process_mb=took.get(params["optimizer.lr"], 900.0))
@@ -401,17 +401,17 @@ def test_slots_that_memory_cannot_hold_are_not_used(on_paper):
     machine = {"CPU": 64.0, "memory": 22e9}
     told = on_paper(measured, nodes=[machine], num_trials=64)
     assert "64 trials in 20 slots" in told
-    assert "the memory  the process of a trial takes 1.1 GB, and 22.0 GB of memory are free for trials: " in told
+    assert "the memory  the process of a trial may take 1.1 GB, and 22.0 GB of memory are free for trials: " in told
     assert "20 run at a time instead of 64; a smaller data.batch_size" in told
     with pytest.raises(
-        UserError, match=r"^no trial fits: .* takes 1.1 GB, but only 1.0 GB of memory are free for trial"
+        UserError, match=r"^no trial fits: .* may take 1.1 GB, but only 1.0 GB of memory are free for trial"
     ):
         on_paper(measured, nodes=[machine | {"memory": 1e9}])
 
 
 def test_memory_that_is_enough_is_not_mentioned(on_paper):
-    assert "the memory" not in on_paper(nodes=[{"CPU": 2.0, "memory": 2e9}])
-    assert "the memory" not in on_paper(nodes=[{"CPU": 64.0, "memory": 4e9}], max_concurrent=4)
+    assert "the memory" not in on_paper(nodes=[{"CPU": 2.0, "memory": 2.3e9}])
+    assert "the memory" not in on_paper(nodes=[{"CPU": 64.0, "memory": 4.5e9}], max_concurrent=4)
     assert "3 run at a time instead of 4" in on_paper(nodes=[{"CPU": 64.0, "memory": 3.5e9}], max_concurrent=4)
     assert "2 slots" in on_paper(lambda params: COST._replace(process_mb=math.nan))
 
@@ -424,7 +424,7 @@ def test_trials_that_share_a_gpu_are_held_against_main_memory_too(on_paper, monk
         return Choice(most, [Packing(most, 1.0)], memory_share)
 
     monkeypatch.setattr(module, "choose", choose)
-    node = {"CPU": 32.0, "GPU": 2.0, "memory": 10e9}
+    node = {"CPU": 32.0, "GPU": 2.0, "memory": 11.5e9}
     monkeypatch.setattr(module.ray, "cluster_resources", lambda: node)
     told = on_paper(slots=Slots(2, 1, 1.0), nodes=[node], gpus_per_trial="auto")
     assert mosts == [5]  # 10 processes of 1 GB on 2 GPUs, not 16 for as many cores

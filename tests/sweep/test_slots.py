@@ -4,7 +4,15 @@ import pytest
 
 from handpose.errors import UserError
 from handpose.resources import Memory
-from handpose.sweep.slots import Room, Slots, count_slots, counted_again, memory_for_trials, memory_line
+from handpose.sweep.slots import (
+    Room,
+    Slots,
+    count_slots,
+    counted_again,
+    is_memory_short,
+    memory_for_trials,
+    memory_line,
+)
 from tests.sweep.conftest import make_settings
 
 
@@ -102,15 +110,23 @@ def test_memory_counts_also_before_it_has_been_measured(tmp_path):
     assert slots.num_slots == 8
     line = memory_line(make_settings(tmp_path), slots, [machine])
     assert line.startswith(
-        "the memory  the process of a trial takes 0.5 GB, and 4.0 GB of memory are free for trials: 8"
+        "the memory  the process of a trial may take 0.5 GB, and 4.0 GB of memory are free for trials: 8"
     )
     assert memory_line(make_settings(tmp_path, max_concurrent=8), slots, [machine]) == ""
+
+
+def test_memory_is_short_where_another_process_would_be_too_much():
+    slots = Slots(2, 1, 0.0, process_mb=1000.0)
+    assert not is_memory_short(slots, [{"CPU": 2, "memory": 3.5e9}])
+    assert is_memory_short(slots, [{"CPU": 2, "memory": 2.5e9}])
+    assert is_memory_short(slots, [{"CPU": 2, "memory": 9e9}, {"CPU": 8, "memory": 2.5e9}])
+    assert not is_memory_short(slots, [{"CPU": 2}])
 
 
 def test_a_trial_that_no_nodes_memory_holds_is_refused_with_both_figures(tmp_path):
     nodes = [{"CPU": 8, "memory": 1e9}, {"CPU": 8, "memory": 2e9}, {"CPU": 0, "memory": 64e9}]
     with pytest.raises(
-        UserError, match=r"takes 3.0 GB, but only 1.0 to 2.0 GB of memory are free for trials on each node.*--memory"
+        UserError, match=r"may take 3.0 GB, but only 1.0 to 2.0 GB of memory are free for trials on each node.*--memory"
     ):
         count_slots(make_settings(tmp_path), nodes, process_mb=3000.0)
 

@@ -10,6 +10,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
+from handpose.resources import Memory
 from handpose.sweep import worker_death
 from handpose.sweep.tuning import cause
 from handpose.sweep.worker_death import death_of_worker, describe_exit
@@ -48,6 +49,27 @@ def test_the_signal_that_ended_a_worker_is_named(mortal, number, said, crashed):
     message = error_of(mortal.die.remote(number))
     assert death_of_worker(message) == (said, crashed)
     assert cause(message) == said
+
+
+def test_the_memory_limit_of_a_container_is_named_where_the_kernel_has_killed_for_it(mortal, monkeypatch):
+    monkeypatch.setattr(worker_death, "main_memory", lambda: Memory(int(4e9), int(1e9), limited=True))
+    monkeypatch.setattr(worker_death, "oom_kills", lambda: 2)
+    death = death_of_worker(error_of(mortal.die.remote(signal.SIGKILL)))
+    assert not death.crashed
+    assert "killed by the kernel because the memory limit of its container or job (4 GB) was reached" in death.sentence
+    assert "oom_kill=2" in death.sentence
+    assert "sweep.max_concurrent" in death.sentence
+
+
+def test_without_a_kill_of_the_kernel_the_limit_is_not_blamed(mortal, monkeypatch):
+    monkeypatch.setattr(worker_death, "main_memory", lambda: Memory(int(4e9), int(1e9), limited=True))
+    monkeypatch.setattr(worker_death, "oom_kills", lambda: 0)
+    assert death_of_worker(error_of(mortal.die.remote(signal.SIGKILL))).sentence == worker_death._NO_TRACE
+
+
+def test_what_helps_is_said_where_ray_has_killed_a_worker():
+    death = death_of_worker("Task was killed due to the node running low on memory.")
+    assert "killed by Ray because the memory of its node was almost full; fewer trials at a time" in death.sentence
 
 
 def test_the_log_of_a_worker_on_another_address_is_read_there(mortal, monkeypatch):
