@@ -42,7 +42,7 @@ import pytorch_lightning as pl  # noqa: E402
 from benchmarks.record import machine_line, write_results  # noqa: E402
 from benchmarks.sweeps import in_fresh_process  # noqa: E402
 from handpose.config import compose, quote_override  # noqa: E402
-from handpose.sweep.preflight import num_cores  # noqa: E402
+from handpose.resources import num_cores  # noqa: E402
 
 Overrides = Sequence[str]
 Recipe = Callable[[int], Overrides]

@@ -1,7 +1,6 @@
 """How figures are kept: as JSON, with the day and the machine that they were measured on."""
 
 import contextlib
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from handpose.resources import main_memory, num_cores
 from handpose.whole_file import write_json
 
 _PACKAGES = ("ray", "torch", "pytorch-lightning", "optuna")
@@ -20,8 +20,8 @@ def machine() -> dict[str, Any]:
     """Processor, cores, memory and GPU, and the versions of what does the work."""
     described = {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "cores": num_cores(),
+        "memory_gb": round(main_memory().total / 1e9),
         "python": platform.python_version(),
         "versions": _versions(),
     }

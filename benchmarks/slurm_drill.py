@@ -27,6 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.hosts import Network  # noqa: E402
+from handpose.resources import num_cores  # noqa: E402
 from handpose.sweep.audit import audit  # noqa: E402
 from handpose.sweep.events import EVENTS, Closed, Failed, Opened, Reported, read_events  # noqa: E402
 
@@ -113,7 +114,7 @@ class Slurm:
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         self._network = stack.enter_context(Network("hpslm", "10.77.8.")) if num_nodes > 1 else None
-        self.cpus_per_node = max(1, (os.cpu_count() or 1) // num_nodes)
+        self.cpus_per_node = max(1, num_cores() // num_nodes)
         self.nodes = self._add_nodes(num_nodes)
         self._stack = stack
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}

@@ -25,11 +25,11 @@ from optuna.distributions import BaseDistribution
 from benchmarks.clock import ClockedObjective, Trained, plain_trainable
 from handpose.config import REPOSITORY, compose, location_overrides, quote_override
 from handpose.errors import UserError
+from handpose.resources import num_cores
 from handpose.sweep.events import EVENTS
 from handpose.sweep.plan import planned
 from handpose.sweep.preflight import survey
 from handpose.sweep.resume import Task
-from handpose.sweep.slots import num_cores
 from handpose.sweep.space import Params, Space, load_space
 from handpose.sweep.trial import TrialRecipe, training_overrides
 

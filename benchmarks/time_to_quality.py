@@ -45,7 +45,7 @@ from benchmarks.asha_modes import CURVES, Curve, drawn, mean_of, read_curves, re
 from benchmarks.record import write_results  # noqa: E402
 from benchmarks.sweeps import ON_CPU, Side, distributions, make_data, measure  # noqa: E402
 from handpose.config import compose, plain, quote_override  # noqa: E402
-from handpose.sweep.preflight import num_cores  # noqa: E402
+from handpose.resources import num_cores  # noqa: E402
 from handpose.sweep.rules import Asha, Continuation, Fifo, Rule, Verdict  # noqa: E402
 from handpose.sweep.searcher import OptunaSearcher  # noqa: E402
 from handpose.sweep.space import Params, flattened, load_space  # noqa: E402

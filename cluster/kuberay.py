@@ -24,24 +24,27 @@ from cluster.submission import Submission, parser, read
 from cluster.sweep import ARGUMENTS
 from handpose.config import told
 from handpose.errors import UserError
+from handpose.resources import Memory
 from handpose.sweep.privacy import NO_USAGE_STATS
+from handpose.sweep.slots import memory_for_trials
 from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _LONGEST_NAME = 47  # KubeRay makes the names of pods and services from it, of 63 characters
 _OUTPUT = "/sweeps"
+_QUANTITY = re.compile(r"(?P<number>\d+(\.\d+)?)((?P<prefix>[KMGT])(?P<binary>i?))?")
 
 
 def manifest(submission: Submission) -> dict[str, Any]:
     """The RayJob. The head trains too, since the winner is retrained on the machine of the driver."""
     given = submission.options
-    head = {"rayStartParams": _start("--head"), "template": _pod(submission, "ray-head")}
+    head = {"rayStartParams": _start("--head", given.memory), "template": _pod(submission, "ray-head")}
     workers = {
         "groupName": "workers",
         "replicas": given.nodes - 1,
         "minReplicas": given.nodes - 1,
         "maxReplicas": given.nodes - 1,
-        "rayStartParams": _start("--worker"),
+        "rayStartParams": _start("--worker", given.memory),
         "template": _pod(submission, "ray-worker"),
     }
     return {
@@ -63,10 +66,19 @@ def manifest(submission: Submission) -> dict[str, Any]:
     }
 
 
-def _start(kind: str) -> dict[str, str]:
+def _start(kind: str, memory: str) -> dict[str, str]:
     # The operator asks the dashboard how the job stands, so that it cannot be on loopback; the token guards it.
     dashboard = {"dashboard-host": "0.0.0.0"} if kind == "--head" else {}
-    return {"object-store-memory": str(_OBJECT_STORE_BYTES), **dashboard}
+    limit = _num_bytes(memory)
+    for_trials = memory_for_trials(Memory(limit, limit, limited=True), with_driver=kind == "--head")
+    return {"object-store-memory": str(_OBJECT_STORE_BYTES), "memory": str(for_trials), **dashboard}
+
+
+def _num_bytes(quantity: str) -> int:
+    """Of an amount of memory as Kubernetes writes it: 32Gi, 1.5G."""
+    parts = _QUANTITY.fullmatch(quantity)
+    assert parts is not None, quantity
+    return int(float(parts["number"]) * (1024 if parts["binary"] else 1000) ** " KMGT".index(parts["prefix"] or " "))
 
 
 def _pod(submission: Submission, name: str) -> dict[str, Any]:
@@ -103,7 +115,7 @@ def _check(submission: Submission) -> None:
         raise UserError(f"--project {given.project} must be a path of letters, digits, dots, dashes and underlines")
     if given.cpus_per_node is None:
         raise UserError("--cpus-per-node is missing: a pod says how many cores it takes")
-    if not re.fullmatch(r"\d+(\.\d+)?([KMGT]i?)?", given.memory):
+    if not _QUANTITY.fullmatch(given.memory):
         raise UserError(f"--memory {given.memory} must be a quantity of Kubernetes, as 32Gi")
     if given.retries < 0:
         raise UserError(f"--retries must be at least 0, but it is {given.retries}")

@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import without_scheduler
 from handpose.config import told
+from handpose.resources import main_memory, num_cores
 from handpose.sweep.privacy import NO_USAGE_STATS, private_folder
+from handpose.sweep.slots import memory_for_trials
 from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine
@@ -65,12 +67,13 @@ def _addresses() -> list[str]:
 
 def ray_command(given: argparse.Namespace, *, folder: Path, address: str | None) -> list[str]:
     """The command line of the Ray node. folder: for its temporary files. address: of this machine."""
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     options = [
         f"--node-name={given.host}",
         f"--temp-dir={folder}",
         f"--num-cpus={min(cores, given.cpus) if given.cpus else cores}",
         f"--object-store-memory={_OBJECT_STORE_BYTES}",
+        f"--memory={memory_for_trials(main_memory(), with_driver=given.head is None)}",
         *("--min-worker-port=0", "--max-worker-port=0"),  # 10002 and up otherwise, in every job of a host
         "--dashboard-agent-listen-port=0",
         *([] if given.gpus is None else [f"--num-gpus={given.gpus}"]),

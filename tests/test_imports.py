@@ -12,7 +12,7 @@ MODULES = sorted(path for path in (REPOSITORY / "handpose").rglob("*.py") if pat
 SCRIPTS = [REPOSITORY / "tune.py", REPOSITORY / "train.py"]
 
 LAYERS = [
-    {"errors", "skeleton", "allocation", "whole_file", "locks", "pareto", "values", "yaml_files", "utf8"},
+    {"errors", "skeleton", "allocation", "resources", "whole_file", "locks", "pareto", "values", "yaml_files", "utf8"},
     {"geometry", "drawing"},
     {"heatmaps"},
     {"losses", "data", "models", "metrics"},

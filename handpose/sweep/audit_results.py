@@ -26,7 +26,7 @@ from handpose.sweep.audit_records import audit_checkpoints, audit_csv, audit_ten
 from handpose.sweep.confirm import FILE, FOLDER, account, candidates, fresh_seeds, runs
 from handpose.sweep.events import EVENTS
 from handpose.sweep.history import History, empty_table
-from handpose.sweep.provenance import configuration, git_state, read_yaml
+from handpose.sweep.provenance import PROCESS_MB, configuration, git_state, read_yaml
 from handpose.sweep.reporting import NEXT_SPACE, REPORT, report_of
 from handpose.sweep.resume import Task
 from handpose.sweep.rules import Fifo
@@ -95,7 +95,7 @@ def _audit_confirming(task: Task, sweep: SweepSettings, recipe: TrialRecipe, rep
     if not kept.is_file():
         found.append(Finding("lost", f"{label}sweep.yaml is missing"))
     elif record:
-        origin = {key: value for key, value in record.items() if key not in ("confirms", "format")}
+        origin = {key: value for key, value in record.items() if key not in ("confirms", "format", PROCESS_MB)}
         for name, theirs, ours in differences(origin, dict(task.origin or {})):
             found.append(Finding("wrong", f"{label}sweep.yaml has {name} {theirs}, but sweep.yaml has {ours}"))
         confirms = str(record.get("confirms"))

@@ -34,7 +34,7 @@ from handpose.sweep.paired_means import (
 )
 from handpose.sweep.provenance import write_yaml
 from handpose.sweep.rules import Fifo
-from handpose.sweep.run import swept
+from handpose.sweep.run import recorded_process_mb, swept
 from handpose.sweep.searcher import EndState, Known
 from handpose.sweep.select import finalists, is_default, without_seed
 from handpose.sweep.settings import RaySettings, SweepSettings
@@ -107,6 +107,7 @@ def confirm(
         command=command,
         description=None if begun else {"confirms": str(sweep.path), **origin},
         mirror=mirror,
+        process_mb=recorded_process_mb(sweep.path),
     ) as trained:
         content = account(chosen, seeds, trained)
     write_yaml(folder / FILE, content)

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from handpose.locks import locked
 from handpose.metrics.validation import target_metric
 from handpose.report.preflight import disk_line, points_table
 from handpose.report.words import params_text
+from handpose.resources import num_cores
 from handpose.sweep.forecast import cost_lines, retraining, table_rows
 from handpose.sweep.gpu_share import Neighbours, choose, cores_a_gpu
 from handpose.sweep.nodes import live_resources
@@ -32,7 +33,7 @@ from handpose.sweep.probing import RANDOM, Bench, Probed, points_of, probe, with
 from handpose.sweep.retention import KEPT_A_TRIAL
 from handpose.sweep.rules import Rule
 from handpose.sweep.settings import LOCK, RaySettings, SweepSettings
-from handpose.sweep.slots import Slots, count_slots, num_cores
+from handpose.sweep.slots import LEAST_PROCESS_MB, Slots, count_slots, memory_line, num_fitting
 from handpose.sweep.space import Params, Space, default_point, keys_of, num_grid_points, probes
 from handpose.sweep.stretch import Objective
 from handpose.sweep.trial import TrialRecipe, with_params
@@ -237,6 +238,8 @@ def _check_locks(place: Path) -> None:
 
 _MOST_PICKLED_BYTES = 50_000_000
 _BRIEF_S = 60.0
+_MEMORY_MARGIN = 1.1
+"""A trial takes more main memory than its first steps did (5 % more after two epochs)."""
 
 
 def preflight(
@@ -257,9 +260,9 @@ def preflight(
     Within a running Ray. slots: that trials will have. objective: what they run. data: of the default configuration.
     defaults: as `default_point` takes them. use_val: the winner is retrained on the validation split too.
     sweep.preflight: `brief` tries the space's ends, two points at random and every option of every choice; `only` more,
-    for longer, pretrained weights included; `off` nothing. Returns the slots, which are others where it has found out
-    the share of a GPU. Raises UserError, which names the parameters, where a point cannot be trained, and where
-    objective, disk or GPU are not up to it.
+    for longer, pretrained weights included; `off` nothing. Returns the slots with the memory that a trial takes, which
+    may be fewer than before, and with the share of a GPU that it has found out. Raises UserError, which names the
+    parameters, where a point cannot be trained, and where objective, disk, memory or GPU are not up to it.
     """
     if sweep.preflight == "off":
         return slots
@@ -282,10 +285,13 @@ def preflight(
     for cost in probed.costs:
         check_plan(sweep, rule, validates_every=cost.validates_every)
     lines = []
-    if sweep.gpus_per_trial == "auto" and slots.gpus:
-        slots, line = _sharing(sweep, recipe, data, probed)
+    gpus = slots.gpus
+    if sweep.gpus_per_trial == "auto" and gpus:
+        gpus, line = _sharing(sweep, slots, recipe, data, probed)
         lines.append(line)
-        check_loaders(sweep, space, recipe.overrides, data, slots)
+        check_loaders(sweep, space, recipe.overrides, data, replace(slots, gpus=gpus))
+    nodes = live_resources()
+    slots = count_slots(sweep, nodes, gpus=gpus, process_mb=_process_mb(probed))
     disk, *warnings = _check_disk(sweep, slots, rule, probed)
     warnings += [*_check_gpu_share(slots, probed), *_check_objective(sweep, space, probed)]
     warnings += _warnings(space, probed, idle)
@@ -293,21 +299,33 @@ def preflight(
         say(points_table(table_rows(probed)) + "\n")
     again = retraining(sweep, recipe, probed, data, use_val=use_val) if sweep.retrain else None
     lines += [*cost_lines(sweep, probed, make_rule, num_slots=slots.num_slots, retrained=again), disk]
+    lines += filter(None, [memory_line(sweep, slots, nodes)])
     say("\n".join([*lines, *(f"note        {warning}" for warning in warnings)]))
     return slots
 
 
-def _sharing(sweep: SweepSettings, recipe: TrialRecipe, data: DataSize, probed: Probed) -> tuple[Slots, str]:
-    """Slots with the share of a GPU that pays best, and what was measured, in a line."""
+def _process_mb(probed: Probed) -> float:
+    """Main memory that a worker with the most demanding point may take, in MB, as far as it is known."""
+    measured = [_MEMORY_MARGIN * cost.process_mb for cost in probed.costs if math.isfinite(cost.process_mb)]
+    return max([LEAST_PROCESS_MB, *measured])
+
+
+def _sharing(
+    sweep: SweepSettings, slots: Slots, recipe: TrialRecipe, data: DataSize, probed: Probed
+) -> tuple[float, str]:
+    """The share of a GPU with the highest throughput, and what was measured, in a line."""
     resources = ray.cluster_resources()
+    cores = cores_a_gpu(resources, cpus_per_trial=sweep.cpus_per_trial)
+    without_gpu = replace(slots, gpus=0.0, process_mb=_process_mb(probed))
+    in_memory = sum(num_fitting(without_gpu, node) for node in live_resources() if node.get("GPU", 0))
     typical = min(probed.points, key=lambda point: point.label != RANDOM)
     neighbours = Neighbours(cpus=sweep.cpus_per_trial, recipe=recipe, data=data, params=typical.params)
     choice = choose(
         max(cost.memory_share for cost in probed.costs),
-        most=cores_a_gpu(resources, cpus_per_trial=sweep.cpus_per_trial),
+        most=max(1, min(cores, int(in_memory // resources["GPU"]))),
         steps_per_s=neighbours.steps_per_s,
     )
-    return count_slots(sweep, live_resources(), gpus=choice.gpus_per_trial), choice.line()
+    return choice.gpus_per_trial, choice.line()
 
 
 def check_pickles(objective: Objective) -> None:

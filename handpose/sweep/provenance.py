@@ -56,6 +56,9 @@ def git_state() -> dict[str, Any]:
     return {"revision": revision, "dirty": None if revision is None or changes is None else bool(changes)}
 
 
+PROCESS_MB = "process_mb"
+"""Key of sweep.yaml: main memory of a worker as the preflight measured it, in MB. It is no part of the provenance."""
+
 _LOCATIONS = ("paths.", "data.root", "data.source.root", "model.checkpoint_path", "model.weights", "best")
 _FILES = ("model.encoder.weights", "augment.background_folder")
 """Keys of places, which differ between two machines for one configuration."""

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from handpose.config import compose, given_keys, location_overrides, plain, quote_override, task_overrides
 from handpose.errors import UserError
 from handpose.metrics.validation import direction
-from handpose.sweep.provenance import FORMAT, check_format, with_directions, write_yaml
+from handpose.sweep.provenance import FORMAT, PROCESS_MB, check_format, with_directions, write_yaml
 from handpose.sweep.space import Space, flattened, holding, keys_of, load_space
 from handpose.sweep.store import is_url, parent_and_name
 from handpose.sweep.stored_sweep import brought_back
@@ -216,7 +216,7 @@ def recorded_task(
     if len(files) != 1:
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
     locations = [item for item in locations if _key(item) not in place]
-    origin = {name: value for name, value in record.items() if name not in ("format", *_OF_TASK, "held")}
+    origin = {name: value for name, value in record.items() if name not in ("format", *_OF_TASK, "held", PROCESS_MB)}
     held = record.get("held") or {}  # which sweeps of earlier versions do not have
     space = holding(load_space(str(files[0])), held)
     return Task(config, [*kept, *new], locations, record["choices"], space, origin, held)

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -29,13 +30,22 @@ from handpose.sweep.events import EVENTS, EventLog, read_events
 from handpose.sweep.history import History, empty_table
 from handpose.sweep.mirror import Mirror, files_of
 from handpose.sweep.nodes import Node, Nodes, live_resources, watched_head
-from handpose.sweep.provenance import write_yaml
+from handpose.sweep.provenance import PROCESS_MB, read_yaml, write_yaml
 from handpose.sweep.recorder import Recorder, TrialLog
 from handpose.sweep.resume import SPACE_FOLDER, keep_space
 from handpose.sweep.rules import Rule
 from handpose.sweep.runtime import environment, limited, ray_runtime
 from handpose.sweep.settings import LOCK, RaySettings, SweepSettings
-from handpose.sweep.slots import Room, Slots, count_slots, counted_again, num_fitting
+from handpose.sweep.slots import (
+    LEAST_PROCESS_MB,
+    Room,
+    Slots,
+    count_slots,
+    counted_again,
+    is_memory_short,
+    memory_line,
+    num_fitting,
+)
 from handpose.sweep.space import Params, Space
 from handpose.sweep.state import Searcher, SweepState
 from handpose.sweep.stored_sweep import check_nodes
@@ -49,6 +59,8 @@ INTERRUPTED = 75
 """Exit status of a sweep that was ended by hand and can go on; sysexits.h calls it a temporary failure."""
 
 _ANY = str(10**6)
+_UNMEASURED_PROCESS_MB = 2000.0
+"""What a worker may take that nothing is known of, when workers are started ahead of the preflight."""
 _HEAD_LOST = "the head of the Ray cluster does not answer any more"
 
 
@@ -75,6 +87,7 @@ def swept(
     mirror: Mirror | None = None,
     on_resume: Callable[[], None] = lambda: None,
     num_points: Callable[[], int | None] = lambda: None,
+    process_mb: float = LEAST_PROCESS_MB,
 ) -> Iterator[TrialTable]:
     """Try configurations from the space until all trials are done or a budget is spent; yields the table of trials.
 
@@ -82,10 +95,11 @@ def swept(
     command: the command line that trains parameters again. description: kept as sweep.yaml; None: the sweep in the
     folder goes on, and one that is finished, or whose budget is still spent, is only read. on_resume: called when a
     sweep is about to go on, within its lock. num_points: how many trials there can be, as `most_trials` counts them.
-    preflight: what is tried before the first trial. mirror: that keeps the sweep in a store. Ray is started, unless it
-    runs already, and shut down at the end of the block, so that what follows in it has no need to wait for it; for a
-    finished sweep it is not started. Raises UserError where a trial does not fit into what Ray has or the sweep runs
-    already, SweepInterruptedError and SweepHaltedError.
+    preflight: what is tried before the first trial. process_mb: main memory of a worker, as far as it is known before;
+    a sweep that goes on has recorded what its preflight measured. mirror: that keeps the sweep in a store. Ray is
+    started, unless it runs already, and shut down at the end of the block, so that what follows in it has no need to
+    wait for it; for a finished sweep it is not started. Raises UserError where a trial does not fit into what Ray has
+    or the sweep runs already, SweepInterruptedError and SweepHaltedError.
     """
     folder, is_resumed, files = sweep.path, description is None, files_of(mirror, sweep.path)
 
@@ -119,22 +133,29 @@ def swept(
         hook = warm.hook if sweep.workers_per_trial == 1 else None
         stack.enter_context(ray_runtime(limited(cluster, sweep), hook=hook))
         check_nodes(sweep)
-        slots = count_slots(sweep, live_resources())
-        warm.begin(slots)
+        is_estimate = process_mb == LEAST_PROCESS_MB and sweep.preflight == "off"  # else the preflight says it
+        process_mb = recorded_process_mb(folder) if is_resumed else process_mb
+        slots = count_slots(sweep, live_resources(), process_mb=process_mb)
+        if (is_resumed or is_estimate) and (line := memory_line(sweep, slots, live_resources())):
+            print(line, flush=True)
         if description is not None:
             if sweep.preflight != "off":
+                # Not more than there may be room for: a worker that has been started stays.
+                warm.begin(replace(slots, process_mb=_UNMEASURED_PROCESS_MB))
                 warm.wait(num_more=1)  # for the preflight, which measures time, and ends its worker
             slots = preflight(slots)
             warm.begin(slots)
             stack.enter_context(_alone(folder))
-            _begin(folder, space, description)
+            _begin(folder, space, {**description, PROCESS_MB: round(slots.process_mb)})
         with (
             contextlib.closing(asked_for(folder=folder / "study", resume=is_resumed)) as asked,
             contextlib.closing(EventLog(folder / EVENTS)) as log,
         ):
             print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
-            if sweep.time_budget_s is not None:
-                warm.wait()  # so that the budget is spent on trials, and not on the start of their processes
+            # A budget is to be spent on trials, and not on the start of their processes. And while processes start Ray
+            # starts others for the same trials, which stay; there must be memory for them.
+            if sweep.time_budget_s is not None or is_memory_short(slots, live_resources()):
+                warm.wait()
             if asked.num_points is not None and asked.num_points < sweep.num_trials:
                 print(
                     f"search_space={space.name} has {asked.num_points} configurations, so that no more trials are run "
@@ -143,7 +164,7 @@ def swept(
                 )
             state = SweepState(sweep, log=log, history=history(), searcher=asked)
             if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
-                slots = count_slots(sweep, live_resources(), gpus=state.history.gpus)
+                slots = count_slots(sweep, live_resources(), gpus=state.history.gpus, process_mb=process_mb)
             if mirror is not None:
                 mirror.copy_at_rest()
             _run(
@@ -156,6 +177,11 @@ def swept(
                 has_to_end=lambda: mirror is not None and mirror.is_lost,
             )
         yield state.history.table
+
+
+def recorded_process_mb(folder: Path) -> float:
+    """Read what the preflight of the sweep in a folder measured of a worker's main memory, in MB."""
+    return float(read_yaml(folder / "sweep.yaml").get(PROCESS_MB, LEAST_PROCESS_MB))
 
 
 def run_sweep(**asked: Any) -> TrialTable:
@@ -354,7 +380,7 @@ def _tuner(
 ) -> tune.Tuner:
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         gpus = config[STRETCH][0].gpus
-        bundle = {"CPU": slots.cpus, "GPU": slots.gpus if gpus is None else gpus}
+        bundle = {"CPU": slots.cpus, "GPU": slots.gpus if gpus is None else gpus, "memory": slots.process_bytes}
         if slots.workers > 1:  # which hold that themselves; Tune insists on something
             bundle = {"memory": 1.0}
         avoided = config[AVOIDED][0]

@@ -16,10 +16,11 @@ from ray._private.ray_logging import stdout_deduplicator
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from handpose.errors import UserError
+from handpose.resources import main_memory, num_cores
 from handpose.sweep.interpreter import check_interpreter, worker_interpreter
 from handpose.sweep.privacy import keep_token, private_folder
 from handpose.sweep.settings import RaySettings, SweepSettings
-from handpose.sweep.slots import num_cores
+from handpose.sweep.slots import memory_for_trials
 from handpose.whole_file import home_folder
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels; Ray's own choice is a third of the memory
@@ -67,6 +68,8 @@ def ray_runtime(cluster: RaySettings, *, hook: Callable[[], None] | None = None)
             num_cpus = cluster.num_cpus or num_cores()
             settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
             settings["object_store_memory"] = _OBJECT_STORE_BYTES
+            # Ray itself looks at the quota and the limit of the topmost cgroup only, and not at the affinity.
+            settings["_memory"] = memory_for_trials(main_memory())
             settings["_temp_dir"] = str(stack.enter_context(private_folder()))
             keep_token(os.environ, home=home_folder())
         _start(cluster, settings, hook)

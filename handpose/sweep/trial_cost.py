@@ -6,6 +6,7 @@ Runs in a worker, whose imports it keeps few. No data set is read, and nothing i
 import copy
 import gc
 import math
+import re
 import sys
 import tempfile
 import time
@@ -49,9 +50,9 @@ class TrialCost(NamedTuple):
     """What was measured of one configuration.
 
     start_s: until the first step, without imports. step_s: a training step. validation_batch_s: a batch of the same
-    size. memory_mb, memory_share, gpu, latency_ms, checkpoint_mb: as CostWatch has them. process_mb: the most memory
-    that the process had so far. trace: loss and metrics; configurations that train alike have the same. ignored:
-    parameters whose value did not reach the configuration.
+    size. memory_mb, memory_share, gpu, latency_ms, checkpoint_mb: as CostWatch has them. process_mb: the most main
+    memory that the process has had for itself, with that of the processes of its data loaders. trace: loss and metrics;
+    configurations that train alike have the same. ignored: parameters whose value did not reach the configuration.
     """
 
     num_parameters: int
@@ -177,7 +178,7 @@ def measure(
         validates_every=config.trainer.check_val_every_n_epoch,
         memory_mb=watch.memory_mb,
         memory_share=watch.memory_share,
-        process_mb=_process_mb(),
+        process_mb=_process_mb() + _LOADERS * config.data.num_workers * _LOADER_PROCESS_MB,
         gpu=watch.gpu,
         latency_ms=watch.latency_ms,
         checkpoint_mb=watch.checkpoint_mb,
@@ -261,14 +262,27 @@ class _Repeated(pl.LightningDataModule):
         return DataLoader(batches, batch_size=None, pin_memory=torch.cuda.is_available())
 
 
-def _process_mb() -> float:
-    """The most memory that this process had; NaN where the system does not tell."""
+_LOADERS = 2
+"""That each keep data.num_workers processes: of training and of validation."""
+_LOADER_PROCESS_MB = 100.0
+"""What such a process, a fork that shares most of its memory with the trial, comes to have for itself: an estimate."""
+
+
+def _process_mb(status: Path = Path("/proc/self/status")) -> float:
+    """Return the most main memory that this process has had for itself, in megabytes.
+
+    Without the files that it has mapped, as libraries and packed images: the processes of a machine share them (some
+    400 MB with torch). NaN where the system does not tell.
+    """
     try:
         import resource
     except ImportError:  # Windows
         return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (peak if sys.platform == "darwin" else 1024 * peak) / 1e6
+    if not status.exists():
+        return (peak if sys.platform == "darwin" else 1024 * peak) / 1e6
+    mapped = re.search(r"^RssFile:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE)
+    return 1024 * (peak - int(mapped[1] if mapped else 0)) / 1e6
 
 
 def _shortened(config: DictConfig) -> DictConfig:

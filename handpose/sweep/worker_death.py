@@ -10,6 +10,8 @@ import ray
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
+from handpose.resources import main_memory, oom_kills
+
 _LOG_PATIENCE_S = 15.0
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 _UNKNOWN = "the worker process died: it was killed, ran out of memory or crashed"
@@ -17,6 +19,10 @@ _UNKNOWN = "the worker process died: it was killed, ran out of memory or crashed
 _NO_TRACE = (
     "the worker process died without a crash: most likely by SIGKILL, which the system sends when memory is full"
 )
+
+
+_BY_RAY = "the worker process was killed by Ray because the memory of its node was almost full"
+_LESS_MEMORY = "fewer trials at a time (sweep.max_concurrent) or a smaller data.batch_size take less memory"
 
 
 class Death(NamedTuple):
@@ -29,17 +35,17 @@ class Death(NamedTuple):
 def death_of_worker(message: str) -> Death:
     """Find out how a worker process died, from what Ray (2.60) says of its actor and from its log on its node."""
     if "running low on memory" in message:
-        return Death("the worker process was killed by Ray because the memory of its node was almost full", False)
+        return Death(f"{_BY_RAY}; {_LESS_MEMORY}", False)
     if told := re.search(r"receives? a (SIG[A-Z]+)", message):
         return Death(f"the worker process was ended by {told[1]}", False)
     if told := re.search(r"exit code (\d+)", message):
         return Death(f"the worker process exited with status {told[1]}", False)
-    log = _log(message)
-    if log is None:
+    traces = _traces(message)
+    if traces is None:
         return Death(_UNKNOWN, False)
-    received = re.findall(r"\*\*\* (SIG[A-Z]+) received", log)
+    received = re.findall(r"\*\*\* (SIG[A-Z]+) received", traces.log)
     if not received:
-        return Death(_NO_TRACE, False)
+        return Death(_without_crash(traces), False)
     number = signal.Signals[received[-1]]
     return Death(f"the worker process crashed with {number.name} ({signal.strsignal(number)})", number in _CRASHES)
 
@@ -52,22 +58,49 @@ def describe_exit(status: int) -> str:
     return f"was ended by {number.name} ({signal.strsignal(number)})"
 
 
-def _log(message: str) -> str | None:
-    """What the process wrote to stderr, where Ray's handler of fatal signals reports them; None if it is not found."""
+class _Traces(NamedTuple):
+    """What is left of a process on its node.
+
+    log: what it wrote to stderr, where Ray's handler of fatal signals reports them. memory_limit: of its container or
+    job in bytes; None where there is none. num_oom_kills: processes that the kernel has ended since the limit was set
+    because it was reached.
+    """
+
+    log: str
+    memory_limit: int | None
+    num_oom_kills: int
+
+
+def _without_crash(traces: _Traces) -> str:
+    if traces.memory_limit is None or not traces.num_oom_kills:
+        return _NO_TRACE
+    return (
+        "the worker process was most likely killed by the kernel because the memory limit of its container or job "
+        f"({traces.memory_limit / 1e9:.2g} GB) was reached, as the kernel's counter oom_kill={traces.num_oom_kills} "
+        f"says; {_LESS_MEMORY}"
+    )
+
+
+def _traces(message: str) -> _Traces | None:
+    """Of the process that Ray's message is about; None where its log is not found."""
     pid, address = re.search(r"\bpid: (\d+)", message), re.search(r"\bip: (\S+)", message)
     if pid is None or address is None or not ray.is_initialized():
         return None
     if address[1] == ray.util.get_node_ip_address():
-        return _last_log(int(pid[1]))
+        return _traces_here(int(pid[1]))
     with contextlib.suppress(RayError):  # its node is gone as well, or too busy to answer
-        there = ray.remote(_last_log).options(num_cpus=0, resources={f"node:{address[1]}": 0.001})
+        there = ray.remote(_traces_here).options(num_cpus=0, resources={f"node:{address[1]}": 0.001})
         return ray.get(there.remote(int(pid[1])), timeout=_LOG_PATIENCE_S)
     return None
 
 
-def _last_log(pid: int) -> str | None:
-    """The log of this node's worker process with this id; Ray has no public call for it."""
+def _traces_here(pid: int) -> _Traces | None:
+    """Of this node's worker process with this id; Ray has no public call for its log."""
     node: Any = ray_worker._global_node
     folder = Path(node.get_logs_dir_path())
     logs = sorted(folder.glob(f"worker-*-{pid}.err"), key=lambda file: file.stat().st_mtime)
-    return logs[-1].read_text(encoding="utf-8", errors="replace") if logs else None
+    if not logs:
+        return None
+    memory = main_memory()
+    limit = memory.total if memory.limited else None
+    return _Traces(logs[-1].read_text(encoding="utf-8", errors="replace"), limit, oom_kills())

@@ -167,7 +167,8 @@ def _fit(packed: bytes, stretch: Stretch, slots: Slots, avoided: Sequence[str], 
         scaling_config=scaling(
             num_workers=slots.workers,
             use_gpu=slots.gpus > 0,
-            resources_per_worker={"CPU": slots.cpus} | ({"GPU": slots.gpus} if slots.gpus else {}),
+            resources_per_worker={"CPU": slots.cpus, "memory": slots.process_bytes}
+            | ({"GPU": slots.gpus} if slots.gpus else {}),
             label_selector=elsewhere,
         ),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if slots.gpus else "gloo"),

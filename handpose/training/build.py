@@ -14,6 +14,7 @@ from handpose.data.datamodule import HandDataModule
 from handpose.errors import UserError
 from handpose.models.compilation import compile_in_place
 from handpose.models.pose_net import PoseNet
+from handpose.resources import num_cores
 from handpose.training.module import HandPose
 from handpose.training.trainer import trains_on_gpu
 
@@ -28,13 +29,20 @@ def build(
     Raises UserError for a value that its constructor refuses.
     """
     keep_freed_memory()
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    _set_num_threads(config.num_threads)
     if pretrained and config.model.encoder.pretrained and not quiet:
         print(f"Getting the pretrained weights of {config.model.encoder.name}", file=sys.stderr, flush=True)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module = _module(config, pretrained=pretrained, quiet=quiet)
     return module, build_data(config, masks=module.augment.needs_masks, quiet=quiet, keep_open=keep_open)
+
+
+def _set_num_threads(num_threads: int | None) -> None:
+    """By default one thread per core: torch starts as many as the machine has cores, whatever a container may use."""
+    if num_threads is None:
+        num_threads = min(torch.get_num_threads(), num_cores())  # OMP_NUM_THREADS may ask for fewer
+    if num_threads != torch.get_num_threads():
+        torch.set_num_threads(num_threads)
 
 
 def _module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandPose:

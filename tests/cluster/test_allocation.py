@@ -1,14 +1,18 @@
 """What a job's environment says of its hosts, and what of it Ray and trials must not see."""
 
 import os
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 from lightning_fabric.utilities import rank_zero
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 
+from cluster import node
 from cluster.allocation import Alone, Lsf, find_allocation, without_scheduler
-from cluster.node import own_address
+from cluster.node import own_address, ray_command
 from handpose.config import compose
+from handpose.resources import Memory
 from handpose.training.trainer import calm, predicting_trainer
 
 IN_A_STEP = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "LSB_JOBID": "7"}
@@ -22,6 +26,24 @@ def test_hosts_of_an_lsf_job_are_named_once_the_first_is_here():
 
 def test_without_a_scheduler_there_is_this_machine():
     assert find_allocation({}) == Alone(str(os.getpid()), [os.uname().nodename])
+
+
+def node_options(*, head=None, cpus=None):
+    given = Namespace(host="a01", head=head, cpus=cpus, gpus=None)
+    return dict(
+        option[2:].split("=") for option in ray_command(given, folder=Path("/x"), address=None) if "=" in option
+    )
+
+
+def test_ray_has_the_cores_and_the_memory_that_the_job_has_on_a_node(monkeypatch):
+    monkeypatch.setattr(node, "num_cores", lambda: 3)
+    monkeypatch.setattr(node, "main_memory", lambda: Memory(total=int(8e9), available=int(7e9), limited=True))
+    options = node_options(head="10.0.0.1:6379")
+    assert options["num-cpus"] == "3"
+    assert 5e9 < int(options["memory"]) < 7e9
+    assert node_options(cpus=2)["num-cpus"] == "2"
+    assert node_options(cpus=64)["num-cpus"] == "3"
+    assert int(node_options()["memory"]) < int(options["memory"])  # tune.py runs beside the head
 
 
 def test_a_node_keeps_its_gpus_and_loses_its_rank():

@@ -52,6 +52,18 @@ def test_a_ray_job_has_the_fields_of_its_kind(manifest):
         assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
 
 
+@pytest.mark.parametrize(
+    ("quantity", "num_bytes"), [("32Gi", 32 * 2**30), ("16G", 16e9), ("8000M", 8e9), ("1.5Ti", 1.5 * 2**40)]
+)
+def test_a_ray_job_leaves_memory_of_a_pod_to_ray_and_the_driver(manifest, quantity, num_bytes):
+    cluster = manifest("--memory", quantity, "--", "sweep.name=hands")["spec"]["rayClusterSpec"]
+    head, worker = (
+        int(group["rayStartParams"]["memory"]) for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    )
+    assert 0.8 * num_bytes < worker < 0.95 * num_bytes - 300e6
+    assert head < worker - 500e6
+
+
 def test_a_ray_job_lets_nobody_in_without_the_token_and_comes_again(manifest):
     spec = manifest("--retries", "5", "--", "sweep.name=hands")["spec"]
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}

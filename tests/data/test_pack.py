@@ -283,6 +283,21 @@ def test_an_image_size_of_nothing_is_told(images):
         packed(images, image_size=0)
 
 
+def test_files_are_decoded_by_as_many_threads_as_the_container_has_cores(images, monkeypatch):
+    pools = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, num_threads, *arguments, **more):
+            pools.append(num_threads)
+            super().__init__(num_threads, *arguments, **more)
+
+    monkeypatch.setattr(pack_module, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    packed(images)
+    assert pools[-1] == 1
+
+
 def test_packing_says_one_line_where_stderr_is_no_terminal(images, capsys):
     pack(annotate(images), image_size=None, folder=images.parent / "packed")
     said = capsys.readouterr()

@@ -112,6 +112,20 @@ def test_bytes_do_not_depend_on_the_number_of_workers(folder, tmp_path, num_work
     assert contents(other) == contents(folder)
 
 
+def test_as_many_processes_draw_as_the_container_has_cores(tmp_path, monkeypatch):
+    started = []
+
+    def in_process(order, worker, num_workers):
+        started.append((worker, num_workers))
+        return iter(())
+
+    monkeypatch.setattr(synthetic.hand_drawing, "in_process", in_process)
+    monkeypatch.setattr(synthetic, "num_cores", lambda: 3)
+    with pytest.raises(KeyError):  # nothing was drawn
+        make(tmp_path, num_workers=None).generate()
+    assert sorted(started) == [(0, 3), (1, 3), (2, 3)]
+
+
 def test_a_longer_set_begins_with_the_shorter_one(folder, tmp_path):
     longer = make(tmp_path, num_train=12).generate()
     assert longer.name != folder.name

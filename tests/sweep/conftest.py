@@ -11,6 +11,7 @@ from handpose.sweep.run import run_sweep
 from handpose.sweep.runtime import ray_runtime
 from handpose.sweep.searcher import OptunaSearcher
 from handpose.sweep.settings import ConfirmSettings, RaySettings, SweepSettings
+from handpose.sweep.slots import LEAST_PROCESS_MB
 from handpose.sweep.space import load_space
 from tests.sweep.objectives import METRIC
 
@@ -91,6 +92,8 @@ def start(
     resume=False,
     command=lambda params: f"python train.py {params}",
     mirror=None,
+    preflight=lambda slots: slots,
+    process_mb=LEAST_PROCESS_MB,
     **searcher,
 ):
     """Run a sweep; returns its table. sampler: None for a grid."""
@@ -104,6 +107,8 @@ def start(
         command=command,
         description=None if resume else {"name": "test"},
         mirror=mirror,
+        preflight=preflight,
+        process_mb=process_mb,
     )
 
 

@@ -14,15 +14,16 @@ import torch
 from handpose.config import compose
 from handpose.errors import UserError
 from handpose.report.words import duration
+from handpose.resources import num_cores
 from handpose.sweep import preflight as module
 from handpose.sweep.forecast import retraining
+from handpose.sweep.gpu_share import Choice, Packing
 from handpose.sweep.preflight import (
     check_loaders,
     check_pickles,
     check_plan,
     check_space,
     check_sweep,
-    num_cores,
     preflight,
     prepare_data,
     survey,
@@ -252,16 +253,18 @@ def test_what_cannot_be_sent_is_named(objective, reason):
 
 # --- what the measurements tell, on paper -----------------------------------------------------------------------------
 
-SLOTS = SimpleNamespace(num_slots=2, cpus=1, gpus=0.0)
+SLOTS = Slots(2, 1, 0.0)
 
 
 @pytest.fixture
 def on_paper(tmp_path, write_space, monkeypatch):
     """A preflight whose measurements are made up; returns what it says."""
 
-    def done(
-        measured=lambda params: COST, *, slots=SLOTS, rule=rule, text="optimizer.lr: interval(0.1, 0.9)", **changes
-    ):
+    def done(measured=lambda params: COST, *, slots=SLOTS, rule=rule, nodes=None, **changes):
+        gpus = slots.num_slots * slots.gpus
+        nodes = nodes or [{"CPU": float(slots.num_slots), "GPU": gpus, "memory": 1e12}]
+        monkeypatch.setattr(module, "live_resources", lambda: nodes)
+
         class Bench(PaperBench):
             def __init__(self, *, cpus, gpus, recipe, data):
                 super().__init__(measured, gpus=gpus)
@@ -374,7 +377,7 @@ def test_a_budget_that_cannot_hold_all_that_wait_is_told(on_paper):
 
 @pytest.mark.parametrize(("gpus", "largest", "outcome"), [(0.5, 0.4, ""), (0.5, 0.6, "note"), (1.0, 0.9, "")])
 def test_trials_that_share_a_gpu_are_held_against_its_memory(on_paper, gpus, largest, outcome):
-    slots = SimpleNamespace(num_slots=2, cpus=1, gpus=gpus)
+    slots = Slots(2, 1, gpus)
     shares = {0.9: largest}
     told = on_paper(
         lambda params: COST._replace(gpu="A100", memory_share=shares.get(params["optimizer.lr"], 0.3)), slots=slots
@@ -384,7 +387,7 @@ def test_trials_that_share_a_gpu_are_held_against_its_memory(on_paper, gpus, lar
 
 
 def test_a_share_of_a_gpu_that_no_trial_fits_into_is_refused(on_paper):
-    slots = SimpleNamespace(num_slots=4, cpus=1, gpus=0.25)
+    slots = Slots(4, 1, 0.25)
     with pytest.raises(UserError, match=r"^sweep.gpus_per_trial=0.25 puts 4 trials on a GPU, but one takes up to 30%"):
         on_paper(lambda params: COST._replace(gpu="A100", memory_share=0.3), slots=slots)
 
@@ -393,6 +396,46 @@ def test_what_is_odd_is_noted(on_paper):
     told = on_paper(lambda params: COST._replace(ignored=("trainer.max_epochs",), trace=(float("nan"),)))
     assert "note        search_space=space: trainer.max_epochs has no effect, because every trial" in told
     assert "within a few steps of random pictures this is not finite: lr 0.1" in told
+
+
+def test_slots_that_memory_cannot_hold_are_not_used(on_paper):
+    """64 slots of 1.1 GB on a machine of 23 GB; the most demanding point counts."""
+    took = {0.1: 800.0, 0.9: 1000.0}  # and a tenth more is left to it
+
+    def measured(params):
+        return COST._replace(process_mb=took.get(params["optimizer.lr"], 900.0))
+
+    machine = {"CPU": 64.0, "memory": 22e9}
+    told = on_paper(measured, nodes=[machine], num_trials=64)
+    assert "64 trials in 20 slots" in told
+    assert "the memory  the process of a trial may take 1.1 GB, and 22.0 GB of memory are free for trials: " in told
+    assert "20 run at a time instead of 64; a smaller data.batch_size" in told
+    with pytest.raises(
+        UserError, match=r"^no trial fits: .* may take 1.1 GB, but only 1.0 GB of memory are free for trial"
+    ):
+        on_paper(measured, nodes=[machine | {"memory": 1e9}])
+
+
+def test_memory_that_is_enough_is_not_mentioned(on_paper):
+    assert "the memory" not in on_paper(nodes=[{"CPU": 2.0, "memory": 2.3e9}])
+    assert "the memory" not in on_paper(nodes=[{"CPU": 64.0, "memory": 4.5e9}], max_concurrent=4)
+    assert "3 run at a time instead of 4" in on_paper(nodes=[{"CPU": 64.0, "memory": 3.5e9}], max_concurrent=4)
+    assert "2 slots" in on_paper(lambda params: COST._replace(process_mb=math.nan))
+
+
+def test_trials_that_share_a_gpu_are_held_against_main_memory_too(on_paper, monkeypatch):
+    mosts = []
+
+    def choose(memory_share, *, most, steps_per_s):
+        mosts.append(most)
+        return Choice(most, [Packing(most, 1.0)], memory_share)
+
+    monkeypatch.setattr(module, "choose", choose)
+    node = {"CPU": 32.0, "GPU": 2.0, "memory": 11.5e9}
+    monkeypatch.setattr(module.ray, "cluster_resources", lambda: node)
+    told = on_paper(slots=Slots(2, 1, 1.0), nodes=[node], gpus_per_trial="auto")
+    assert mosts == [5]  # 10 processes of 1 GB on 2 GPUs, not 16 for as many cores
+    assert "10 slots" in told
 
 
 def test_a_second_objective_that_is_the_same_everywhere_is_noted(on_paper):

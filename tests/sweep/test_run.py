@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import optuna
 import pandas as pd
 import pytest
+import ray
 from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -22,13 +24,16 @@ from optuna.trial import TrialState
 from handpose.config import told
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
+from handpose.resources import main_memory
 from handpose.sweep.events import Begun, Failed, Reported, read_events
+from handpose.sweep.nodes import live_resources
 from handpose.sweep.population import PopulationBased
 from handpose.sweep.preflight import check_sweep
 from handpose.sweep.rules import Fifo
-from handpose.sweep.run import SweepHaltedError, SweepInterruptedError
+from handpose.sweep.run import SweepHaltedError, SweepInterruptedError, recorded_process_mb
 from handpose.sweep.runtime import ray_runtime
 from handpose.sweep.settings import RaySettings
+from handpose.sweep.slots import count_slots
 from handpose.sweep.space import load_space
 from tests.report.test_tensorboard import hparams_tab
 from tests.sweep.conftest import asha, make_settings, start, tpe
@@ -430,3 +435,29 @@ def test_a_sweep_that_cannot_be_written_down_leaves_its_name_free(ray_started, w
     with pytest.raises(OSError, match="No space left on device"):
         start(settings, write_space(GROWING), grown, rule=Fifo)
     check_sweep(settings, RaySettings(address=None, num_cpus=4))
+
+
+def test_ray_has_less_memory_for_trials_than_the_machine(ray_started):
+    assert 0 < ray.cluster_resources()["memory"] < 0.95 * main_memory().total
+
+
+def test_trials_run_at_a_time_as_memory_allows_also_when_the_sweep_goes_on(ray_started, tmp_path, write_space, capfd):
+    """Two cores, but memory for one: what the preflight measured is kept for the resume."""
+    process_mb = 0.6e-6 * ray.cluster_resources()["memory"]
+    space, settings = write_space(SPACE), make_settings(tmp_path / "sweep", num_trials=2, preflight="brief")
+
+    def preflight(slots):
+        assert slots.num_slots == 2
+        return count_slots(settings, live_resources(), process_mb=process_mb)
+
+    table = start(settings, space, curve, preflight=preflight)
+    assert table.num_slots == 1
+    assert recorded_process_mb(settings.path) == pytest.approx(process_mb, abs=1)
+    assert "the memory" not in capfd.readouterr().out  # a real preflight says it
+    more = make_settings(tmp_path / "sweep", num_trials=3)
+    assert start(more, space, curve, resume=True).num_slots == 1
+    assert "the memory  the process of a trial may take" in capfd.readouterr().out
+    greedy = replace(make_settings(tmp_path / "greedy"), num_trials=1)
+    with pytest.raises(UserError, match=r"^no trial fits: the process of a trial may take .* of memory are free"):
+        start(greedy, space, curve, process_mb=2 * process_mb)
+    assert not (tmp_path / "greedy").exists()

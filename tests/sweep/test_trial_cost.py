@@ -2,6 +2,9 @@
 
 import os
 import random
+import re
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from handpose.config import compose
-from handpose.sweep import cost_watch
+from handpose.sweep import cost_watch, trial_cost
 from handpose.sweep.cost_watch import CostWatch
 from handpose.sweep.trial_cost import DataSize, Gauge, Refusal, costs, measure, random_hands
 from handpose.training.build import build
@@ -35,6 +38,21 @@ def gauged(overrides):
         return measure([*overrides, *more], params or {}, size, num_steps=num_steps, weights=False)
 
     return measured
+
+
+def test_the_memory_of_a_process_is_without_the_files_that_others_share(tmp_path, monkeypatch):
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = trial_cost._process_mb()
+    anonymous_kb = int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    assert 0.99 * 1.024e-3 * anonymous_kb <= found < 1.024e-3 * peak_kb
+    status = tmp_path / "status"
+    status.write_text(f"VmRSS:\t {peak_kb} kB\nRssFile:\t  {peak_kb // 2} kB\n")
+    assert trial_cost._process_mb(status) == pytest.approx(1.024e-3 * peak_kb / 2, rel=0.05)
+
+
+def test_processes_of_data_loaders_count(gauged):
+    alone, loaded = gauged().process_mb, gauged("data.num_workers=4").process_mb
+    assert loaded == pytest.approx(alone + 2 * 4 * 100, rel=0.1)
 
 
 class Toy(pl.LightningModule):

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import ray
 from ray.exceptions import RayActorError
 
+from handpose.resources import Memory
 from handpose.sweep import worker_death
 from handpose.sweep.tuning import cause
 from handpose.sweep.worker_death import death_of_worker, describe_exit
@@ -48,6 +50,34 @@ def test_the_signal_that_ended_a_worker_is_named(mortal, number, said, crashed):
     message = error_of(mortal.die.remote(number))
     assert death_of_worker(message) == (said, crashed)
     assert cause(message) == said
+
+
+@pytest.mark.parametrize(
+    ("limit", "num_kills", "is_blamed"), [(4 * 10**9, 2, True), (4 * 10**9, 0, False), (None, 2, False)]
+)
+def test_the_memory_limit_of_a_container_is_named_where_the_kernel_has_killed_for_it(
+    tmp_path, monkeypatch, limit, num_kills, is_blamed
+):
+    (tmp_path / "worker-1-7.err").write_text("nothing of a signal")
+    memory = Memory(limit or 10**10, 10**9, limited=limit is not None)
+    monkeypatch.setattr(worker_death, "main_memory", lambda: memory)
+    monkeypatch.setattr(worker_death, "oom_kills", lambda: num_kills)
+    monkeypatch.setattr(worker_death.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(worker_death.ray.util, "get_node_ip_address", lambda: "here")
+    monkeypatch.setattr(worker_death.ray_worker, "_global_node", SimpleNamespace(get_logs_dir_path=lambda: tmp_path))
+    sentence, crashed = death_of_worker("The actor died unexpectedly.\n\tpid: 7\n\tip: here")
+    assert not crashed
+    if not is_blamed:
+        assert sentence == worker_death._NO_TRACE
+        return
+    assert "killed by the kernel because the memory limit of its container or job (4 GB) was reached" in sentence
+    assert "oom_kill=2" in sentence
+    assert "sweep.max_concurrent" in sentence
+
+
+def test_what_helps_is_said_where_ray_has_killed_a_worker():
+    death = death_of_worker("Task was killed due to the node running low on memory.")
+    assert "killed by Ray because the memory of its node was almost full; fewer trials at a time" in death.sentence
 
 
 def test_the_log_of_a_worker_on_another_address_is_read_there(mortal, monkeypatch):

@@ -1,0 +1,140 @@
+"""How many cores and how much memory this process may use, which in a container are fewer than the machine has.
+
+A container, a pod or a job of a scheduler is a Linux control group (cgroup) with limits. `os.cpu_count` and
+/proc/meminfo ignore them: they describe the machine.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_ROOT = Path("/")
+
+
+class Memory(NamedTuple):
+    """Main memory in bytes.
+
+    total: the smaller of the machine's memory and of the cgroup's limit. available: what of it can still be used
+    without swapping; file caches count as available, since the kernel drops them on demand. limited: whether a cgroup,
+    and not the machine, sets the total.
+    """
+
+    total: int
+    available: int
+    limited: bool
+
+
+def num_cores(root: Path = _ROOT) -> int:
+    """Count the cores that this process may use: at least 1.
+
+    The minimum of the machine's cores, the process's CPU affinity (taskset, cpusets, Slurm) and the CPU quota of its
+    cgroups (docker --cpus, limits of Kubernetes). A quota is rounded down, as Ray does: with 1.5 cores a second busy
+    thread would be throttled half of the time.
+
+    Args:
+        root: the folder below which `proc` and `sys` lie.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else math.inf
+    return max(1, int(min(os.cpu_count() or 1, affinity, _cpu_quota(root))))
+
+
+def main_memory(root: Path = _ROOT) -> Memory:
+    """Measure the memory that this process may use.
+
+    Args:
+        root: the folder below which `proc` and `sys` lie.
+    """
+    total, available = _machine_memory(root)
+    limits = [
+        (limit, max(0, limit - _used_memory(folder)))
+        for folder in _cgroups(root, "memory")
+        if (limit := _number(folder, "memory.max", "memory.limit_in_bytes")) is not None and limit < total
+    ]
+    if not limits:  # cgroup v1 says "no limit" by a number that is larger than any machine's memory
+        return Memory(total, available, limited=False)
+    return Memory(min(limit for limit, _ in limits), min(available, *(free for _, free in limits)), limited=True)
+
+
+def oom_kills(root: Path = _ROOT) -> int:
+    """Count the processes that the kernel killed because a cgroup of this process was full; 0 where it is not known."""
+    # Of cgroup v2 the counts of a group include those of the groups below it, so that they are not added up.
+    counts = [
+        int(values["oom_kill"])
+        for folder in _cgroups(root, "memory")
+        for name in ("memory.events", "memory.oom_control")
+        if "oom_kill" in (values := _table(folder / name))
+    ]
+    return max(counts, default=0)
+
+
+def _cpu_quota(root: Path) -> float:
+    """In cores."""
+    quotas = [math.inf]
+    for folder in _cgroups(root, "cpu"):
+        limit = _text(folder / "cpu.max").split()
+        quota, period = (
+            limit if len(limit) == 2 else (_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        )
+        if quota.isdigit() and period.isdigit() and int(period):  # "max" and -1 mean no limit
+            quotas.append(int(quota) / int(period))
+    return min(quotas)
+
+
+def _machine_memory(root: Path) -> tuple[int, int]:
+    """Total and available."""
+    values = _table(root / "proc/meminfo")
+    if "MemTotal:" in values:
+        total = 1024 * int(values["MemTotal:"])
+        return total, 1024 * int(values["MemAvailable:"]) if "MemAvailable:" in values else total
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # macOS, which does not tell what is available
+    return total, total
+
+
+def _used_memory(cgroup: Path) -> int:
+    """What the processes of a cgroup take, without file caches."""
+    used = _number(cgroup, "memory.current", "memory.usage_in_bytes") or 0
+    values = _table(cgroup / "memory.stat")
+    # Of cgroup v1 only the totals include the groups below.
+    cached = [values.get(f"total_{name}", values.get(name, "0")) for name in ("inactive_file", "active_file")]
+    return used - sum(map(int, cached))
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's cgroup for a controller and of all groups above it.
+
+    A container without a cgroup namespace sees the path of its group on the host, but only the group itself, mounted
+    in the place of the root.
+    """
+    base = root / "sys/fs/cgroup"
+    yield from (base, base / "unified", base / controller)
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:  # v2; beside v1 it is mounted one folder further down
+            mounts = [base, base / "unified"]
+        elif controller in controllers.split(","):
+            mounts = [base / controllers, base / controller]
+        else:
+            continue
+        parts = [] if ".." in Path(path).parts else Path(path).parts[1:]  # a group outside of our namespace
+        for mount in mounts:
+            yield from (mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
+
+
+def _number(folder: Path, *names: str) -> int | None:
+    """The number in the first of the files that has one."""
+    return next((int(text) for name in names if (text := _text(folder / name)).isdigit()), None)
+
+
+def _table(file: Path) -> dict[str, str]:
+    """Lines of a name and a value, which a unit may follow."""
+    return {name: value for name, value, *_ in map(str.split, _text(file).splitlines())}
+
+
+def _text(file: Path) -> str:
+    """Empty where the file is missing or may not be read."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
