@@ -73,7 +73,7 @@ class BestAndLast(Checkpoint):
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         """Also after the last step of a training that is ended early, by max_steps or max_time."""
-        return trainer.should_stop or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        return (trainer.current_epoch + 1) % self.every_n_epochs == 0 or trainer.should_stop
 
     def _save_best(self, trainer: pl.Trainer, epochs: int, value: float) -> None:
         before = self.best
