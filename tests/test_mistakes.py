@@ -117,14 +117,10 @@ def locations(place: Path) -> list[str]:
         ("+trainer.max_time='00:00:00:00'", "trainer.max_time=00:00:00:00 leaves no time to train"),
         ("+trainer.max_time='00:01'", "Expected a string in the format DD:HH:MM:SS"),
         ("+trainer.fast_dev_run=-1", "trainer.fast_dev_run must be at least 0, but it is -1"),
-        (
-            "+trainer.fast_dev_run=true model.checkpoint_path=HERE/run/last.ckpt",
-            "cannot resume one; give model.weights=HERE/run/last.ckpt instead of model.checkpoint_path",
-        ),
         # Arguments of Lightning's Trainer that would be ignored, or break later
         (
             "+trainer.overfit_batches=1",
-            "trainer.overfit_batches=1 is not supported: give trainer.limit_train_batches=N",
+            "trainer.overfit_batches=1 is not supported: give trainer.limit",
         ),
         ("+trainer.val_check_interval=1", "trainer.val_check_interval=1 is not supported: validation runs at the end"),
         ("+trainer.val_check_interval=5", "give trainer.check_val_every_n_epoch"),

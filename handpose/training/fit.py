@@ -186,9 +186,10 @@ def _check_limits(config: DictConfig, data: HandDataModule) -> None:
 @rank_zero_only
 def _note_ignored_limits(config: DictConfig) -> None:
     for key in ("limit_test_batches", "limit_predict_batches"):
-        if config.trainer.get(key) not in (None, 1.0):
+        limit = config.trainer.get(key)
+        if limit is not None and not (isinstance(limit, float) and limit == 1.0):  # 1 is one batch
             print(
-                f"trainer.{key}={config.trainer[key]} is ignored: predictions cover the whole test split",
+                f"trainer.{key}={limit} is ignored: predictions cover the whole test split",
                 file=sys.stderr,
                 flush=True,
             )

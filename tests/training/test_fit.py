@@ -452,6 +452,13 @@ def test_fast_dev_run_predicts_a_batch_with_a_checkpoint(configure, trained, twe
     assert tested.folders.predictions.name == "fast_dev_run"
 
 
+def test_fast_dev_run_resumes_no_training(configure, trained):
+    _, result, _ = trained
+    config = configure(*QUIET, f"model.checkpoint_path={result.last_checkpoint}", "+trainer.fast_dev_run=true")
+    with pytest.raises(UserError, match=r"give model\.weights=.*last.ckpt instead of model\.checkpoint_path"):
+        train_and_test(config, quiet=True)
+
+
 def test_the_profile_of_a_run_lies_in_its_log(configure, folders):
     fit(configure(*QUIET, "trainer.max_epochs=1", "+trainer.profiler=simple"), folders, quiet=True)
     assert "run_training_batch" in (folders.logs / "fit-profile.txt").read_text()
