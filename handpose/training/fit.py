@@ -216,6 +216,12 @@ def _weights(config: DictConfig, stage: Literal["fit", "test"] | None, path: Pat
             f"{path} has {epochs} epochs behind it and trainer.max_epochs={config.trainer.max_epochs}; give a larger "
             "trainer.max_epochs to go on, or test=true to test it"
         )
+    steps, max_steps = checkpoint.get("global_step", 0), config.trainer.get("max_steps", -1)
+    if stage is None and 0 < max_steps <= steps:
+        raise UserError(
+            f"{path} has {steps} steps behind it and trainer.max_steps={max_steps}; give a larger trainer.max_steps to go "
+            "on, or test=true to test it"
+        )
     return checkpoint
 
 

@@ -397,6 +397,17 @@ def test_the_steps_after_the_last_whole_epoch_are_validated(configure, folders):
     assert torch.load(result.last_checkpoint, weights_only=True)["global_step"] == 3
 
 
+def test_a_run_that_max_steps_ended_goes_on_with_more_steps(configure, folders, tmp_path):
+    fit(configure(*QUIET, "+trainer.max_steps=1"), folders, quiet=True)
+    checkpoint = f"model.checkpoint_path={folders.checkpoints / 'last.ckpt'}"
+    with pytest.raises(UserError, match=r"has 1 steps behind it and trainer\.max_steps=1; give a larger"):
+        train_and_test(configure(*QUIET, "+trainer.max_steps=1", checkpoint), quiet=True)
+    on = RunFolders(*[tmp_path] * 3)
+    with pytest.warns(UserWarning, match="resuming from a checkpoint that ended before the epoch ended"):
+        result = fit(configure(*QUIET, "+trainer.max_steps=2", checkpoint), on, quiet=True)
+    assert torch.load(result.last_checkpoint, weights_only=True)["global_step"] == 2
+
+
 @pytest.mark.parametrize("time", ["'00:00:00:01'", "{seconds:1}"])
 def test_a_run_that_max_time_ends_is_validated_and_tested(configure, folders, time):
     config = configure(
