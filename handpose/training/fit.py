@@ -219,8 +219,8 @@ def _weights(config: DictConfig, stage: Literal["fit", "test"] | None, path: Pat
     steps, max_steps = checkpoint.get("global_step", 0), config.trainer.get("max_steps", -1)
     if stage is None and 0 < max_steps <= steps:
         raise UserError(
-            f"{path} has {steps} steps behind it and trainer.max_steps={max_steps}; give a larger trainer.max_steps to go "
-            "on, or test=true to test it"
+            f"{path} has {steps} steps behind it and trainer.max_steps={max_steps}; give a larger trainer.max_steps to "
+            "go on, or test=true to test it"
         )
     return checkpoint
 
