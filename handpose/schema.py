@@ -9,8 +9,8 @@ import json
 import math
 import pkgutil
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -73,6 +73,13 @@ _TYPES: dict[str, Any] = {
     "trainer.check_val_every_n_epoch": _COUNT,
     "trainer.limit_train_batches": Annotated[int | float, Field(gt=0)],
     "trainer.limit_val_batches": Annotated[int | float, Field(gt=0)],
+    "trainer.limit_test_batches": Annotated[int | float, Field(ge=0)] | None,
+    "trainer.limit_predict_batches": Annotated[int | float, Field(ge=0)] | None,
+    "trainer.fast_dev_run": Annotated[int, Field(ge=0)] | bool,
+    "trainer.accumulate_grad_batches": _COUNT,
+    "trainer.gradient_clip_val": Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
+    "trainer.log_every_n_steps": Annotated[int, Field(ge=0)],
+    "trainer.strategy": Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"],
     "checkpoints.enabled": bool,
     "checkpoints.metric": str,
     "checkpoints.mode": Literal["min", "max"] | None,
@@ -89,6 +96,9 @@ _TYPES: dict[str, Any] = {
 
 def check(values: Values) -> None:
     """Hold a whole configuration, as plain values, against the table and the constructors; raises UserError."""
+    for name, unsupported in _UNSUPPORTED.items():
+        for value in _at(values["trainer"], name):
+            unsupported.check(f"trainer.{name}", value)
     for key, kind in _TYPES.items():
         for value in _at(values, key):
             _check_type(key, value, kind)
@@ -115,8 +125,61 @@ def is_allowed(key: str, value: float) -> bool:
     return True
 
 
+class Unsupported(NamedTuple):
+    """An argument that is refused unless it has one of the allowed values. remedy: what to give instead."""
+
+    allowed: Sequence[Any]
+    remedy: str
+
+    def check(self, key: str, value: Any, *, where: str = "") -> None:
+        """Raise UserError for a value that is not allowed; 1 is not 1.0, since Lightning tells them apart."""
+        if not any(type(value) is type(allowed) and value == allowed for allowed in self.allowed):
+            raise UserError(f"{key}={_in_yaml(value)} is not supported{where}: {self.remedy}")
+
+
+_NO_EARLY_END = "a training runs to trainer.max_epochs unless trainer.max_steps or trainer.max_time ends it before"
+_UNSUPPORTED = {
+    "logger": Unsupported([None], "choose logger=tensorboard, logger=wandb or logger=none"),
+    "callbacks": Unsupported([None, []], "the project has its own callbacks, which the other keys configure"),
+    "plugins": Unsupported([None, []], "the project has its own plugins"),
+    "default_root_dir": Unsupported([None], "set paths.output, or paths.logs for this run alone"),
+    "enable_checkpointing": Unsupported([None], "give checkpoints.enabled=true or checkpoints.enabled=false"),
+    "enable_model_summary": Unsupported([None, False], "no summary is printed; leave the key out"),
+    "model_registry": Unsupported([None], "checkpoints are kept in paths.checkpoints"),
+    "num_sanity_val_steps": Unsupported(
+        [None, 0], "everything is checked before training; +trainer.fast_dev_run=true tries one batch of each stage"
+    ),
+    "use_distributed_sampler": Unsupported([False], "the data loaders already divide the batches among devices"),
+    "sync_batchnorm": Unsupported([False], "devices share the statistics of batch norm in any case"),
+    "barebones": Unsupported(
+        [False],
+        "give logger=none checkpoints.enabled=false trainer.enable_progress_bar=false for the bare speed",
+    ),
+    "overfit_batches": Unsupported(
+        [0, 0.0], "give trainer.limit_train_batches=N, although each epoch then draws other pictures"
+    ),
+    "val_check_interval": Unsupported(
+        [None, 1.0],
+        "validation runs at the end of an epoch; give trainer.check_val_every_n_epoch, or shorter epochs by "
+        "trainer.limit_train_batches",
+    ),
+    "min_epochs": Unsupported([None], _NO_EARLY_END),
+    "min_steps": Unsupported([None], _NO_EARLY_END),
+}
+"""Arguments of Lightning's Trainer that this project sets itself or that do not work with it."""
+
+
+def _in_yaml(value: Any) -> str:
+    return json.dumps(value).strip('"')
+
+
 def _check_epochs(values: Values) -> None:
     trainer, saving = values["trainer"], values["checkpoints"]
+    max_steps = trainer.get("max_steps", -1)
+    if max_steps < 1 and max_steps != -1:
+        raise UserError(f"trainer.max_steps must be at least 1, or -1 for no limit, but it is {max_steps}")
+    if trainer.get("fast_dev_run"):  # one epoch, after which everything is done
+        return
     every, epochs = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
     if every > epochs:
         raise UserError(

@@ -242,7 +242,7 @@ def test_a_real_memory_limit_is_seen_and_its_kills_are_counted():
         assert limit / 2 < int(available) < limit
         held = run_in(group, f"{use} x = bytearray(10**8); print(main_memory().available)").stdout.split()
         assert 0.9e8 < int(held[1]) - int(held[4]) < 1.1e8
-        if "swap" not in Path("/proc/swaps").read_text():
+        if "swap" not in Path("/proc/swaps").read_text(encoding="utf-8"):
             assert run_in(group, "bytearray(10**9)").returncode == -9
             assert int(run_in(group, use).stdout.split()[3]) >= 1
 

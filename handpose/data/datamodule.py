@@ -54,7 +54,8 @@ class HandDataModule(pl.LightningDataModule):
     batch_size: images a step on one device; training drops the rest of the epoch's last batch, the other splits drop
     nothing. pack_folder: where the packed images lie. seed: of the order of training. num_workers: processes that
     gather; 0 is fast unless the disk is slow. masks: give those of the training images too. train_on_val: train on the
-    validation split as well. progress: show packing, and warnings of labels that look wrong, on stderr.
+    validation split as well. num_test_batches: load only the first batches of the test split. progress: show packing,
+    and warnings of labels that look wrong, on stderr.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class HandDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         masks: bool = False,
         train_on_val: bool = False,
+        num_test_batches: int | None = None,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -80,6 +82,7 @@ class HandDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.masks = masks
         self.train_on_val = train_on_val
+        self.num_test_batches = num_test_batches
         self._packed_masks: PackedMasks | None = None
         self._requested_size = image_size
         self._progress = progress
@@ -202,7 +205,11 @@ class HandDataModule(pl.LightningDataModule):
         if split == "train":
             rows = self._rows if self.train_on_val else self._split_rows("train")
             return PackedHands(self.trained_on, store, rows, masks=self._masks())
-        return PackedHands(getattr(self.splits, split), store, self._split_rows(split))
+        annotations, rows = getattr(self.splits, split), self._split_rows(split)
+        if split == "test" and self.num_test_batches is not None:
+            rows = rows[: self.num_test_batches * self.batch_size * Share.of_process()[1]]
+            annotations = annotations.select(rows)
+        return PackedHands(annotations, store, rows)
 
     def _split_rows(self, split: Literal["train", "val", "test"]) -> NDArray[np.int64]:
         """Position in the opened store of each image of a split, (N,)."""

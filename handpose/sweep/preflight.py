@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import optuna
 import ray
 import torch
+from omegaconf import DictConfig, ListConfig
 from ray import cloudpickle
 
-from handpose.config import compose
+from handpose.config import compose, plain
 from handpose.data.shared_memory import batch_bytes, check_shared_memory
 from handpose.errors import UserError, explain, free_bytes, naming, size_text
 from handpose.locks import locked
@@ -26,6 +27,7 @@ from handpose.metrics.validation import target_metric
 from handpose.report.preflight import disk_line, points_table
 from handpose.report.words import params_text
 from handpose.resources import num_cores
+from handpose.schema import Unsupported
 from handpose.sweep.forecast import cost_lines, retraining, table_rows
 from handpose.sweep.gpu_share import Neighbours, choose, cores_a_gpu
 from handpose.sweep.nodes import live_resources
@@ -68,6 +70,44 @@ def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False
             raise UserError(
                 "train_on_val=true leaves nothing to choose trials by; retrain.use_val=true is for the winner alone"
             )
+        _check_trainer(config.trainer)
+
+
+_FOR_ONE_RUN = {
+    "fast_dev_run": Unsupported(
+        [False, 0],
+        "it is for train.py; sweep.preflight=only trains points of the search space for a few steps, and "
+        "sweep.num_trials=2 with trainer.limit_train_batches=1 and trainer.limit_val_batches=1 is a tiny sweep",
+    ),
+    "max_steps": Unsupported(
+        [-1],
+        "schedulers compare trials by epochs; give sweep.max_epochs for the trials, trainer.max_epochs for the "
+        "retraining, and trainer.limit_train_batches for shorter epochs",
+    ),
+    "max_time": Unsupported(
+        [None],
+        "schedulers compare trials by epochs; sweep.time_budget_s limits the whole sweep, and sweep.max_epochs a trial",
+    ),
+    "detect_anomaly": Unsupported(
+        [False], "it would fail the trials that diverge, which a sweep ends by itself; give it to train.py"
+    ),
+    "profiler": Unsupported([None], "give it to train.py, with the command line of a trial"),
+    "num_nodes": Unsupported([1], "sweep.workers_per_trial lets several processes, on any nodes, share a trial"),
+    "strategy": Unsupported(["auto"], "sweep.workers_per_trial lets several processes share a trial"),
+}
+"""Arguments of Lightning's Trainer that work in train.py, but not in the trials of a sweep."""
+
+
+def _check_trainer(trainer: DictConfig) -> None:
+    for name, unsupported in _FOR_ONE_RUN.items():
+        if name in trainer:
+            unsupported.check(f"trainer.{name}", plain(trainer)[name], where=" in a sweep")
+    devices = trainer.devices
+    if (isinstance(devices, int) and devices > 1) or (isinstance(devices, ListConfig) and len(devices) > 1):
+        raise UserError(
+            f"trainer.devices={devices} is not supported in a sweep: give sweep.workers_per_trial for the trials and "
+            "sweep.retrain_devices for the retraining"
+        )
 
 
 class Survey(NamedTuple):

@@ -31,7 +31,7 @@ from handpose.training.batch_norm import SharedStatistics
 from handpose.training.build import build
 from handpose.training.checkpoints import initial_weights
 from handpose.training.results import RunFolders
-from handpose.training.trainer import calm, check_trainer, training_trainer
+from handpose.training.trainer import calm, check_trainer, explained_errors, limited_batches, training_trainer
 
 FEWEST_STEPS = NUM_COUNTED + 1
 
@@ -164,7 +164,7 @@ def measure(
     hands = random_hands(config.data.batch_size, config.data.image_size or data.image_size)
     module.axes.fit(hands.xyz_m)
     watch = CostWatch(saves=True)
-    with tempfile.TemporaryDirectory() as folder, calm():
+    with tempfile.TemporaryDirectory() as folder, calm(), explained_errors(config):
         trainer = training_trainer(_shortened(config), RunFolders(*[Path(folder)] * 3), callbacks=[watch], quiet=True)
         trainer.fit(module, datamodule=_Repeated(hands, num_steps))
     return TrialCost(
@@ -311,15 +311,10 @@ def _num_batches(config: DictConfig, data: DataSize, num_workers: int) -> tuple[
         raise UserError(
             f"data.batch_size={config.data.batch_size} is more than the {data.num_train} images of the training split"
         )
-    trainer, validation = config.trainer, math.ceil(data.num_val / batch_size)
-    return _limited(data.num_train // batch_size, trainer.limit_train_batches), _limited(
-        validation, trainer.limit_val_batches
+    return (
+        limited_batches(config, "train", data.num_train // batch_size),
+        limited_batches(config, "val", math.ceil(data.num_val / batch_size)),
     )
-
-
-def _limited(num_batches: int, limit: float) -> int:
-    """As Lightning does: a whole number is a number of batches, any other a part of them."""
-    return max(1, min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit))
 
 
 def _is_ignored(config: DictConfig, key: str, value: Any) -> bool:

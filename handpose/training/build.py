@@ -96,6 +96,7 @@ def build_data(
         num_workers=config.data.num_workers,
         masks=masks,
         train_on_val=config.train_on_val,
+        num_test_batches=int(config.trainer.get("fast_dev_run") or 0) or None,
         progress=not quiet,
     )
     return _with_open_data(data, config) if keep_open else data
@@ -119,4 +120,5 @@ def _with_open_data(data: HandDataModule, config: DictConfig) -> HandDataModule:
         _open_data[key] = data
     shared = copy.copy(_open_data[key])
     shared.batch_size, shared.seed, shared.num_workers = data.batch_size, data.seed, data.num_workers
+    shared.num_test_batches = data.num_test_batches
     return shared

@@ -58,6 +58,22 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return {"initial_lr": group["lr"]} | {name: value for name, value in group.items() if name != "params"}
 
 
+class FinalValidation(pl.Callback):
+    """Validates after the last step of a training that max_steps or max_time ends within an epoch.
+
+    Lightning ends it without a validation otherwise, so that the last steps, or all, would leave no checkpoint. Must
+    come after Lightning's Timer.
+    """
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+        if trainer.should_stop:
+            trainer.check_val_every_n_epoch = 1
+
+
 class Pictures(pl.Callback):
     """Pictures of the same validation hands every N training steps and at the end: over the image, in 3-D, heatmaps."""
 

@@ -57,7 +57,7 @@ class BestAndLast(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epochs = trainer.current_epoch + 1
-        if self.metric is None or trainer.state.fn != "fit" or trainer.sanity_checking or epochs % self.every_n_epochs:
+        if self.metric is None or trainer.state.fn != "fit" or trainer.sanity_checking or not self._is_due(trainer):
             return
         value = float(trainer.callback_metrics[self.metric.name])
         if self.metric.loss(value) < self.best_value:
@@ -66,12 +66,15 @@ class BestAndLast(Checkpoint):
         trainer.save_checkpoint(self.last)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        epochs = trainer.current_epoch + 1
-        if self.metric is None and (epochs % self.every_n_epochs == 0 or epochs == trainer.max_epochs):
+        if self.metric is None and (self._is_due(trainer) or trainer.current_epoch + 1 == trainer.max_epochs):
             self.last = self.folder / "last.ckpt"
             trainer.save_checkpoint(self.last)
             is_finite = all(bool(torch.isfinite(weights).all()) for weights in pl_module.parameters())
             self.best = self.last if is_finite else None
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        """Also after the last step of a training that is ended early, by max_steps or max_time."""
+        return (trainer.current_epoch + 1) % self.every_n_epochs == 0 or trainer.should_stop
 
     def _save_best(self, trainer: pl.Trainer, epochs: int, value: float) -> None:
         before = self.best

@@ -5,6 +5,7 @@ The one road for train.py, for a sweep's trials and for its retraining.
 
 import copy
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,9 @@ from handpose.training.trainer import (
     Team,
     calm,
     check_trainer,
+    explained_errors,
+    fast_dev_run,
+    limited_batches,
     num_processes_here,
     predicting_trainer,
     training_trainer,
@@ -61,10 +65,12 @@ class Prepared(NamedTuple):
 def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, quiet: bool = False) -> RunResult:
     """Fit the configuration and predict the test split with its best checkpoint; with test=true only the latter.
 
-    With train_on_val nothing is held out to call a checkpoint the best by: it is the last one.
+    With train_on_val nothing is held out to call a checkpoint the best by: it is the last one. With
+    trainer.fast_dev_run a few batches of each stage are run, and all files lie in folders named fast_dev_run.
 
     folders: made when everything has been checked, unless they are given. Raises UserError.
     """
+    config = fast_dev_run(config)
     if folders is None:
         check_folders(config)
     checkpoint = _checkpoint_path(config)
@@ -77,14 +83,23 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     best = training.best_checkpoint
     if best is None:
         if config.checkpoints.enabled:
-            by_value = f"no epoch gave a finite {config.checkpoints.metric}"
-            reason = "the last weights are not finite" if config.train_on_val else by_value
-            raise UserError(f"{reason}; a smaller optimizer.lr may help")
+            raise UserError(_why_no_checkpoint(config, training))
         return RunResult(folders, training, None, {})
     load_weights(prepared.module, read_checkpoint(best), best)
     metrics = _test(config, prepared._replace(checkpoint=best), folders, quiet=quiet)
     _part()
     return RunResult(folders, training, best, metrics, hand_size(prepared, prepared.data.splits.test))
+
+
+def _why_no_checkpoint(config: DictConfig, training: TrainingResult) -> str:
+    if training.last_checkpoint is None:
+        return (
+            "training ended before the first checkpoint; give a larger trainer.max_steps or trainer.max_time, or leave "
+            "them out"
+        )
+    by_value = f"no epoch gave a finite {config.checkpoints.metric}"
+    reason = "the last weights are not finite" if config.train_on_val else by_value
+    return f"{reason}; a smaller optimizer.lr may help"
 
 
 def _part() -> None:
@@ -157,8 +172,30 @@ def prepare(
         module.axes.fit(training_m, is_trained=initial is not None)
     if stage != "test":
         _check_camera(module)
+        _check_limits(config, data)
+    if not quiet:
+        _note_ignored_limits(config)
     _check_image_size(config, module, data.test_dataloader() if stage == "test" else data.train_dataloader())
     return Prepared(module, data, checkpoint)
+
+
+def _check_limits(config: DictConfig, data: HandDataModule) -> None:
+    """Raise UserError where the Trainer's limits leave no batch of an epoch."""
+    limited_batches(config, "train", len(data.train_dataloader()))
+    if not config.train_on_val:
+        limited_batches(config, "val", len(data.val_dataloader()))
+
+
+@rank_zero_only
+def _note_ignored_limits(config: DictConfig) -> None:
+    for key in ("limit_test_batches", "limit_predict_batches"):
+        limit = config.trainer.get(key)
+        if limit is not None and not (isinstance(limit, float) and limit == 1.0):  # 1 is one batch
+            print(
+                f"trainer.{key}={limit} is ignored: predictions cover the whole test split",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _check_camera(module: HandPose) -> None:
@@ -181,6 +218,12 @@ def _weights(config: DictConfig, stage: Literal["fit", "test"] | None, path: Pat
         raise UserError(
             f"{path} has {epochs} epochs behind it and trainer.max_epochs={config.trainer.max_epochs}; give a larger "
             "trainer.max_epochs to go on, or test=true to test it"
+        )
+    steps, max_steps = checkpoint.get("global_step", 0), config.trainer.get("max_steps", -1)
+    if stage is None and 0 < max_steps <= steps:
+        raise UserError(
+            f"{path} has {steps} steps behind it and trainer.max_steps={max_steps}; give a larger trainer.max_steps to "
+            "go on, or test=true to test it"
         )
     return checkpoint
 
@@ -223,7 +266,7 @@ def _fit(
     started = time.monotonic()
     if prepared.checkpoint is not None:
         callbacks = [*callbacks, ConfiguredOptimizer()]
-    with calm(), naming(folders.logs):  # checkpoints have names of their own
+    with calm(), explained_errors(config), naming(folders.logs):  # checkpoints have names of their own
         trainer = training_trainer(config, folders, callbacks=callbacks, quiet=quiet, team=team)
         try:
             trainer.fit(prepared.module, datamodule=prepared.data, ckpt_path=prepared.checkpoint, weights_only=True)
@@ -300,10 +343,11 @@ def predict(config: DictConfig, prepared: Prepared, loader: DataLoader[HandBatch
 
 def _test_metrics(prepared: Prepared, predicted_m: np.ndarray) -> dict[str, float]:
     data, axes = prepared.data, prepared.module.axes
-    truth = data.splits.test.xyz_m
+    tested: Any = data.test_dataloader().dataset
+    truth = tested.annotations.xyz_m
     if truth is None:
         return {}
-    measured = measure(predicted_m, truth, data.test_dataloader().dataset.intrinsics.numpy())  # type: ignore[attr-defined]
+    measured = measure(predicted_m, truth, tested.intrinsics.numpy())
     if isinstance(axes, ImageAxes) and not data.splits.test.is_scale_given:
         measured["rr_mpjpe_true_size_mm"] = true_size_rr_mpjpe_mm(predicted_m, truth, axes.scale_m.item())
     baseline = _baseline(_xyz_m(data.trained_on.xyz_m), truth)

@@ -100,7 +100,7 @@ class HandPose(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means over the epoch with its last batch; all batches have one size."""
-        if self._epoch is None or not self.trainer.is_last_batch:
+        if self._epoch is None or not (self.trainer.is_last_batch or self.trainer.should_stop):
             return
         mean = self._epoch.total / self._epoch.num_steps
         terms = {f"train/{name}_loss": term for name, term in zip(self._epoch.names, mean, strict=True)}

@@ -20,6 +20,10 @@ class RunFolders:
     checkpoints: Path
     predictions: Path
 
+    def within(self, name: str) -> "RunFolders":
+        """The folders of this name in each of them; themselves for an empty name."""
+        return RunFolders(self.logs / name, self.checkpoints / name, self.predictions / name)
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -110,11 +114,13 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 def prepare_folders(config: DictConfig) -> RunFolders:
     """Make the dated folders of a run, its own even when two start in one second, and save its configuration there.
 
+    With trainer.fast_dev_run the run gets folders of that name within them, since its files are not of a whole run.
     Raises UserError when they cannot be made.
     """
+    inner = "fast_dev_run" if config.trainer.get("fast_dev_run") else ""
     folders = _folders(config)
     if getattr(rank_zero_only, "rank", 0) != 0:  # of several processes the first one's are used
-        return folders
+        return folders.within(inner)
     while not _made(folders):
         if folders.logs.name != config.paths.time:
             raise UserError(f"paths.logs={folders.logs} is there already; choose another folder")
@@ -122,6 +128,9 @@ def prepare_folders(config: DictConfig) -> RunFolders:
         _stamp_again(config)
         folders = _folders(config)
     save(config, folders.logs / "config.yaml")
+    folders = folders.within(inner)
+    for folder in vars(folders).values():
+        folder.mkdir(exist_ok=True)
     return folders
 
 

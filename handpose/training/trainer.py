@@ -1,26 +1,30 @@
 """Lightning's Trainer as this project uses it: its loggers, its silence, and what a machine cannot give."""
 
+import copy
 import importlib.util
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
 from pytorch_lightning.strategies import Strategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from handpose.config import instantiated, plain
 from handpose.errors import UserError
 from handpose.metrics.validation import target_metric
 from handpose.training.averaging import AveragedWeights
 from handpose.training.batch_norm import SharedStatistics
-from handpose.training.callbacks import Pictures
+from handpose.training.callbacks import FinalValidation, Pictures
 from handpose.training.checkpoints import BestAndLast, ConfigInCheckpoint, WholeFiles
 from handpose.training.progress import Progress
 from handpose.training.results import RunFolders
@@ -61,7 +65,7 @@ def training_trainer(
     logger = _logger(config, folders)
     if logger and pictures.every_n_steps > 0:
         every.append(Pictures(every_n_steps=pictures.every_n_steps, num_hands=pictures.num_hands))
-    return _trainer(
+    trainer = _trainer(
         config,
         callbacks=[*every, *_progress(config, quiet)],
         logger=logger,
@@ -71,11 +75,64 @@ def training_trainer(
         **({"strategy": team.strategy, "devices": "auto"} if team else {}),
         environment=team.environment if team else None,
     )
+    trainer.callbacks.append(FinalValidation())  # type: ignore[attr-defined]  # behind Lightning's Timer
+    if config.trainer.get("profiler") is not None:  # without a file it writes to Lightning's log, which is silenced
+        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+        profiler.dirpath, profiler.filename = folders.logs, "profile"
+    return trainer
 
 
 def predicting_trainer(config: DictConfig, *, quiet: bool = False) -> pl.Trainer:
-    """A Trainer that predicts, and leaves nothing behind."""
-    return _trainer(config, callbacks=_progress(config, quiet), logger=False, enable_checkpointing=False)
+    """A Trainer that predicts all it is given and writes no file."""
+    return _trainer(
+        config,
+        callbacks=_progress(config, quiet),
+        logger=False,
+        enable_checkpointing=False,
+        max_time=None,
+        profiler=None,
+    )
+
+
+def fast_dev_run(config: DictConfig) -> DictConfig:
+    """The configuration of a run of `trainer.fast_dev_run` batches in each stage; the same one where that is off.
+
+    Lightning's own fast_dev_run would skip checkpoints, so that the test predictions could not be tried. Raises
+    UserError where a training is to be resumed.
+    """
+    num_batches = int(config.trainer.get("fast_dev_run") or 0)
+    if not num_batches:
+        return config
+    if config.model.checkpoint_path is not None and not config.test:
+        raise UserError(
+            f"trainer.fast_dev_run={num_batches} starts a training and cannot resume one; give model.weights="
+            f"{config.model.checkpoint_path} instead of model.checkpoint_path, or test=true to try the predictions"
+        )
+    config = copy.deepcopy(config)
+    limits = {"max_epochs": 1, "limit_train_batches": num_batches, "limit_val_batches": num_batches}
+    for key, value in {**limits, "check_val_every_n_epoch": 1}.items():
+        OmegaConf.update(config, f"trainer.{key}", value)
+    config.checkpoints.every_n_epochs = 1
+    if config.logger.name == "wandb":
+        config.logger.name = "none"
+    return config
+
+
+def limited_batches(config: DictConfig, stage: Literal["train", "val"], num_batches: int) -> int:
+    """Batches of an epoch that `trainer.limit_<stage>_batches` leaves, counted as Lightning does.
+
+    A whole number is a number of batches, a float of at most 1.0 a part of them. Raises UserError where none is left.
+    """
+    key = f"limit_{stage}_batches"
+    limit = config.trainer[key]
+    is_part = isinstance(limit, float) and limit <= 1.0
+    limited = int(num_batches * limit) if is_part else min(num_batches, int(limit))
+    if num_batches and not limited:
+        raise UserError(
+            f"trainer.{key}={limit:g} leaves none of the {num_batches} batches; give a larger part, or a number of "
+            f"batches, such as trainer.{key}=1"
+        )
+    return limited
 
 
 def check_trainer(config: DictConfig) -> None:
@@ -83,8 +140,17 @@ def check_trainer(config: DictConfig) -> None:
     if config.logger.name == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("logger=wandb needs the package wandb, which is not installed: pip install wandb")
     _check_devices(config.trainer.accelerator, config.trainer.devices)
+    num_nodes = config.trainer.get("num_nodes", 1)
+    if num_nodes > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"trainer.num_nodes={num_nodes} would wait for other nodes; start the same command on each of them with "
+            "MASTER_ADDR, MASTER_PORT and NODE_RANK set"
+        )
     with calm():
-        _trainer(config, logger=False, enable_checkpointing=False)
+        trainer = _trainer(config, logger=False, enable_checkpointing=False)
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    if any((timer.time_remaining() or 0.0) <= 0 for timer in timers):
+        raise UserError(f"trainer.max_time={config.trainer.max_time} leaves no time to train; give a longer one")
 
 
 def _check_devices(accelerator: str, devices: Any) -> None:
@@ -101,6 +167,9 @@ def _trainer(config: DictConfig, *, environment: ClusterEnvironment | None = Non
         return instantiated(
             config,
             "trainer",
+            fast_dev_run=False,  # the function above has made it limits
+            limit_test_batches=1.0,
+            limit_predict_batches=1.0,
             use_distributed_sampler=False,  # the loader's own sampler shares the batches out
             # Lightning's detection of Slurm goes wrong inside a trial (lightning #6389).
             plugins=[
@@ -111,10 +180,39 @@ def _trainer(config: DictConfig, *, environment: ClusterEnvironment | None = Non
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=False,
+            _convert_="all",  # Lightning takes no DictConfig for max_time
             **arguments,
         )
     except InstantiationException as error:  # Lightning's MisconfigurationException
-        raise UserError(f"trainer: {' '.join(str(error.__cause__).split())}") from error
+        raise _refused(error.__cause__) from error
+
+
+@contextmanager
+def explained_errors(config: DictConfig) -> Iterator[None]:
+    """Turn what Lightning and torch raise during training because of the Trainer's arguments into UserError."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise _refused(error) from error
+    except RuntimeError as error:
+        if config.trainer.get("deterministic") is True and "deterministic" in str(error):
+            raise UserError(
+                f"trainer.deterministic=true: {_first_sentence(error)}; trainer.deterministic=warn only warns"
+            ) from error
+        if config.trainer.get("detect_anomaly") and "returned nan values" in str(error):
+            raise UserError(
+                f"trainer.detect_anomaly=true: {_first_sentence(error)} (the warning above shows where in the forward "
+                "pass); a smaller optimizer.lr may help"
+            ) from error
+        raise
+
+
+def _refused(error: BaseException | None) -> UserError:
+    return UserError(f"trainer: {' '.join(str(error).split())}")
+
+
+def _first_sentence(error: BaseException) -> str:
+    return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
 
 
 def trains_on_gpu(config: DictConfig) -> bool:

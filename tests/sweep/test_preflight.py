@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 import shutil
 import threading
 from dataclasses import dataclass, field
@@ -550,3 +551,35 @@ def test_loaders_of_all_trials_are_compared_with_shared_memory(tmp_path, write_s
     told = r"data\.num_workers=2 needs 31\.2 MB .*\(4 trials at a time x 2 workers x 2 batches of 1\.9\d MB\)"
     with pytest.raises(UserError, match=told):
         check_loaders(settings, space, given, data, four)
+
+
+@pytest.mark.parametrize(
+    ("argument", "remedy"),
+    [
+        ("+trainer.fast_dev_run=true", "it is for train.py; sweep.preflight=only"),
+        ("+trainer.fast_dev_run=3", "it is for train.py; sweep.preflight=only"),
+        ("+trainer.max_steps=3", "give sweep.max_epochs for the trials, trainer.max_epochs for the retraining"),
+        ("+trainer.max_time='00:00:01:00'", "sweep.time_budget_s limits the whole sweep"),
+        ("+trainer.max_time={minutes:1}", "sweep.time_budget_s limits the whole sweep"),
+        ("+trainer.detect_anomaly=true", "give it to train.py"),
+        ("+trainer.profiler=simple", "give it to train.py"),
+        ("+trainer.num_nodes=2", "sweep.workers_per_trial"),
+        ("+trainer.strategy=ddp", "sweep.workers_per_trial"),
+        ("trainer.devices=2", "sweep.workers_per_trial for the trials and sweep.retrain_devices for the retraining"),
+        ("trainer.devices=[0,1]", "sweep.workers_per_trial for the trials"),
+    ],
+)
+def test_what_trials_cannot_have_is_refused_with_what_to_give_instead(write_space, argument, remedy):
+    name = argument.lstrip("+").partition("=")[0]
+    with pytest.raises(UserError, match=rf"{re.escape(name)}=.* is not supported in a sweep: .*{re.escape(remedy)}"):
+        check_space(write_space("optimizer.lr: interval(0.1, 1)"), [argument])
+
+
+def test_what_trials_cannot_have_is_refused_where_it_is_searched(write_space):
+    with pytest.raises(UserError, match=r"trainer\.max_steps=\d is not supported in a sweep"):
+        check_space(write_space("+trainer.max_steps: choice(5, 9)"), [])
+
+
+@pytest.mark.parametrize("off", ["+trainer.fast_dev_run=0", "+trainer.max_steps=-1", "+trainer.profiler=null"])
+def test_what_is_off_is_no_obstacle(write_space, off):
+    check_space(write_space("optimizer.lr: interval(0.1, 1)"), [off])

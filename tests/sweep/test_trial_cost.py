@@ -43,7 +43,7 @@ def gauged(overrides):
 def test_the_memory_of_a_process_is_without_the_files_that_others_share(tmp_path, monkeypatch):
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = trial_cost._process_mb()
-    anonymous_kb = int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    anonymous_kb = int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
     assert 0.99 * 1.024e-3 * anonymous_kb <= found < 1.024e-3 * peak_kb
     status = tmp_path / "status"
     status.write_text(f"VmRSS:\t {peak_kb} kB\nRssFile:\t  {peak_kb // 2} kB\n")

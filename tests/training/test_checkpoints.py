@@ -21,6 +21,7 @@ class FakeTrainer:
 
     is_global_zero = True
     sanity_checking = False
+    should_stop = False
 
     class state:  # noqa: N801
         fn = "fit"

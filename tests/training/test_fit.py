@@ -373,3 +373,112 @@ def test_backgrounds_are_trained_with_where_there_are_masks(configure, folders, 
     plain, behind = (losses(configure(*silent, f"augment.background={share}"), folders) for share in (0.0, 1.0))
     assert len(behind) == len(plain)
     assert behind != plain
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+trainer.max_steps=1"],  # within the first epoch of two batches
+        ["+trainer.max_steps=1", "trainer.check_val_every_n_epoch=2"],
+        ["+trainer.max_steps=1", "checkpoints.every_n_epochs=2"],
+        ["+trainer.max_steps=1", "checkpoints.every_n_epochs=2", "train_on_val=true"],
+    ],
+)
+def test_a_run_that_max_steps_ends_within_an_epoch_leaves_its_last_step(configure, folders, overrides):
+    result = train_and_test(configure(*QUIET, *overrides), folders, quiet=True)
+    assert torch.load(folders.checkpoints / "last.ckpt", weights_only=True)["global_step"] == 1
+    assert torch.load(result.checkpoint, weights_only=True)["global_step"] == 1
+    assert "test/pa_mpjpe_mm" in result.test_metrics
+    assert "train/loss" in result.training.metrics
+
+
+def test_the_steps_after_the_last_whole_epoch_are_validated(configure, folders):
+    result = fit(configure(*QUIET, "+trainer.max_steps=3"), folders, quiet=True)
+    assert torch.load(result.last_checkpoint, weights_only=True)["global_step"] == 3
+
+
+def test_a_run_that_max_steps_ended_goes_on_with_more_steps(configure, folders, tmp_path):
+    fit(configure(*QUIET, "+trainer.max_steps=1"), folders, quiet=True)
+    checkpoint = f"model.checkpoint_path={folders.checkpoints / 'last.ckpt'}"
+    with pytest.raises(UserError, match=r"has 1 steps behind it and trainer\.max_steps=1; give a larger"):
+        train_and_test(configure(*QUIET, "+trainer.max_steps=1", checkpoint), quiet=True)
+    on = RunFolders(*[tmp_path] * 3)
+    with pytest.warns(UserWarning, match="resuming from a checkpoint that ended before the epoch ended"):
+        result = fit(configure(*QUIET, "+trainer.max_steps=2", checkpoint), on, quiet=True)
+    assert torch.load(result.last_checkpoint, weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize("time", ["'00:00:00:01'", "{seconds:1}"])
+def test_a_run_that_max_time_ends_is_validated_and_tested(configure, folders, time):
+    config = configure(
+        *QUIET,
+        *["trainer.max_epochs=100000", "trainer.check_val_every_n_epoch=100000", "checkpoints.every_n_epochs=100000"],
+        f"+trainer.max_time={time}",
+    )
+    result = train_and_test(config, folders, quiet=True)
+    assert result.training.epochs < 1000
+    assert "test/pa_mpjpe_mm" in result.test_metrics
+
+
+@pytest.fixture
+def twenty(tmp_path):
+    """A data set with 20 test hands: three batches of 8 at most."""
+    return write_freihand(tmp_path / "twenty", num_poses=24, variants=1, num_test=20, size=64)
+
+
+@pytest.mark.parametrize("limit", ["limit_predict_batches=1", "limit_predict_batches=0", "limit_test_batches=0.01"])
+def test_predictions_cover_the_whole_test_split_whatever_the_limits(configure, folders, twenty, capfd, limit):
+    config = configure(*QUIET, "trainer.max_epochs=1", f"data.root={twenty}", f"+trainer.{limit}")
+    train_and_test(config, folders)
+    assert read_course(folders.predictions / "test_preds.json.gz").shape == (20, 21, 3)
+    assert f"trainer.{limit} is ignored: predictions cover the whole test split" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "num_batches"), [("true", 1), ("1", 1), ("2", 2)])
+def test_fast_dev_run_runs_a_few_batches_of_each_stage(configure, twenty, given, num_batches):
+    more = ["trainer.max_epochs=50", "trainer.check_val_every_n_epoch=5", "checkpoints.every_n_epochs=5"]
+    result = train_and_test(configure(f"+trainer.fast_dev_run={given}", f"data.root={twenty}", *more), quiet=True)
+    checkpoint = torch.load(result.checkpoint, weights_only=True)
+    assert (checkpoint["global_step"], result.training.epochs) == (num_batches, 1)
+    predicted_m = read_course(result.folders.predictions / "test_preds.json.gz")
+    assert predicted_m.shape == (8 * num_batches, 21, 3)
+    assert read_official(result.folders.predictions / "pred.zip").shape == predicted_m.shape
+    metrics = json.loads((result.folders.predictions / "metrics.json").read_text())["metrics"]
+    assert metrics["test/pa_mpjpe_mm"] > 0
+    assert {folder.name for folder in vars(result.folders).values()} == {"fast_dev_run"}
+    assert (result.folders.logs / "tensorboard").is_dir()
+
+
+def test_fast_dev_run_that_is_off_changes_nothing(configure, folders):
+    result = fit(configure(*QUIET, "+trainer.fast_dev_run=false"), folders, quiet=True)
+    assert result.epochs == 2
+
+
+def test_fast_dev_run_predicts_a_batch_with_a_checkpoint(configure, trained, twenty):
+    _, result, _ = trained
+    checkpoint = f"model.checkpoint_path={result.best_checkpoint}"
+    config = configure(*QUIET, f"data.root={twenty}", "test=true", checkpoint, "+trainer.fast_dev_run=true")
+    tested = train_and_test(config, quiet=True)
+    assert read_course(tested.folders.predictions / "test_preds.json.gz").shape == (8, 21, 3)
+    assert tested.folders.predictions.name == "fast_dev_run"
+
+
+def test_fast_dev_run_resumes_no_training(configure, trained):
+    _, result, _ = trained
+    config = configure(*QUIET, f"model.checkpoint_path={result.last_checkpoint}", "+trainer.fast_dev_run=true")
+    with pytest.raises(UserError, match=r"give model\.weights=.*last.ckpt instead of model\.checkpoint_path"):
+        train_and_test(config, quiet=True)
+
+
+def test_the_profile_of_a_run_lies_in_its_log(configure, folders):
+    fit(configure(*QUIET, "trainer.max_epochs=1", "+trainer.profiler=simple"), folders, quiet=True)
+    assert "run_training_batch" in (folders.logs / "fit-profile.txt").read_text()
+
+
+def test_an_anomaly_that_was_asked_for_is_a_sentence(configure, folders):
+    config = configure(*QUIET, "+trainer.detect_anomaly=true", "optimizer.lr=1e30")
+    with (
+        pytest.warns(UserWarning, match="Error detected in"),
+        pytest.raises(UserError, match=r"trainer\.detect_anomaly=true: Function '\w+' returned nan values"),
+    ):
+        fit(config, folders, quiet=True)

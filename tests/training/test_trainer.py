@@ -8,12 +8,23 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from pytorch_lightning.trainer.connectors.data_connector import _parse_num_batches
+from pytorch_lightning.trainer.setup import _determine_batch_limits
+from pytorch_lightning.trainer.states import RunningStage
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from handpose.config import plain
 from handpose.errors import UserError
 from handpose.training.checkpoints import BestAndLast
 from handpose.training.fit import fit
-from handpose.training.trainer import EpochLogger, calm, check_trainer, training_trainer
+from handpose.training.trainer import (
+    EpochLogger,
+    calm,
+    check_trainer,
+    explained_errors,
+    limited_batches,
+    training_trainer,
+)
 
 
 @pytest.fixture
@@ -86,3 +97,40 @@ def test_calm_keeps_back_only_what_a_user_can_do_nothing_with():
         warnings.warn("The 'train_dataloader' does not have many workers", stacklevel=1)
         with pytest.warns(UserWarning, match="a disk is failing"):
             warnings.warn("a disk is failing", stacklevel=1)
+
+
+@pytest.mark.parametrize("num_batches", [1, 3, 10])
+@pytest.mark.parametrize("limit", [1, 2, 50, 0.34, 0.5, 1.0, 2.0])
+def test_limits_are_counted_as_lightning_counts_them(configure, num_batches, limit):
+    config = configure(f"trainer.limit_train_batches={limit}")
+    try:
+        counted = _parse_num_batches(RunningStage.TRAINING, num_batches, _determine_batch_limits(limit, ""))
+    except MisconfigurationException:
+        with pytest.raises(UserError, match=rf"trainer\.limit_train_batches={limit} leaves none of the {num_batches}"):
+            limited_batches(config, "train", num_batches)
+    else:
+        assert limited_batches(config, "train", num_batches) == counted
+
+
+def test_an_operation_that_is_not_deterministic_is_a_sentence(configure):
+    """CPU kernels have no such operation; this is the message of torch 2.15 for one on a GPU."""
+    message = "upsample_bicubic2d_backward_out_cuda does not have a deterministic implementation, but you set it"
+    with (
+        pytest.raises(UserError, match=r"trainer\.deterministic=true: upsample_.*; trainer\.deterministic=warn only"),
+        explained_errors(configure("+trainer.deterministic=true")),
+    ):
+        raise RuntimeError(message)
+
+
+def test_an_error_that_no_argument_explains_is_raised_as_it_is(configure):
+    with pytest.raises(RuntimeError, match="out of memory"), explained_errors(configure()):
+        raise RuntimeError("out of memory")
+
+
+def test_several_nodes_need_a_meeting_point(configure, monkeypatch):
+    config = configure("+trainer.num_nodes=2", "trainer.accelerator=cpu")
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    check_trainer(config)
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(UserError, match="MASTER_ADDR, MASTER_PORT and NODE_RANK"):
+        check_trainer(config)
