@@ -7,14 +7,15 @@ from omegaconf import DictConfig
 from handpose.config import script, task_overrides
 from handpose.report.front import front_text
 from handpose.report.summary import summary
-from handpose.sweep.mirror import Mirror, NotKeptError, mirrored
+from handpose.sweep.analysis.report import REPORT, write_report
+from handpose.sweep.analysis.status import print_status
+from handpose.sweep.driver.resume import held_line, new_task, task_to_resume
+from handpose.sweep.driver.run import SweepHaltedError, going_on
+from handpose.sweep.driver.shutdown import INTERRUPTED, SweepInterruptedError
 from handpose.sweep.plan import Plan, planned
-from handpose.sweep.reporting import REPORT, write_report
-from handpose.sweep.resume import held_line, new_task, task_to_resume
-from handpose.sweep.run import INTERRUPTED, SweepHaltedError, SweepInterruptedError, going_on
-from handpose.sweep.select import NoWinnerError, select_winner, write_chosen
-from handpose.sweep.status import print_status
-from handpose.sweep.trial import with_params
+from handpose.sweep.selection.winner import NoWinnerError, select_winner, write_chosen
+from handpose.sweep.storage.folder_sync import Mirror, NotKeptError, mirrored
+from handpose.sweep.trainable.trial import with_params
 
 
 def main(config: DictConfig) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/asha_modes.py --output asha_modes.json
     python benchmarks/asha_modes.py --slots 4 --start-seconds 10 --reduction-factor 2
 
-A sweep is replayed with the rules of handpose/sweep/rules.py on a clock that nobody waits for: slots train
+A sweep is replayed with the rules of handpose/schedulers/scheduler.py on a clock that nobody waits for: slots train
 configurations whose loss after every epoch is known. Each seed draws a part of the recorded configurations, in an order
 of its own, and all rules get the same ones. Cost is in slot-seconds: what the clock says times the number of slots,
 busy or not. An epoch costs what it took while recording, on the quickest trial of the same decoder depth, since the
@@ -45,8 +45,9 @@ from optuna.storages.journal import JournalFileBackend
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from handpose.sweep.rules import Asha, Fifo, Rule  # noqa: E402
-from handpose.sweep.space import Params, find_space  # noqa: E402
+from handpose.schedulers.asha import Asha  # noqa: E402
+from handpose.schedulers.scheduler import Fifo, Rule  # noqa: E402
+from handpose.search.space import Params, find_space  # noqa: E402
 from handpose.whole_file import to_json, write_json  # noqa: E402
 
 CURVES = REPOSITORY / "benchmarks" / "curves" / "decoder_27_epochs.json"

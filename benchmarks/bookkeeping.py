@@ -28,16 +28,16 @@ from hydra.utils import instantiate  # noqa: E402
 from handpose.config import compose, quote_override  # noqa: E402
 from handpose.report.table import TrialTable  # noqa: E402
 from handpose.report.terminal import Clock, PlainView  # noqa: E402
-from handpose.sweep.events import EVENTS, EventLog  # noqa: E402
-from handpose.sweep.history import History  # noqa: E402
-from handpose.sweep.recorder import Recorder  # noqa: E402
-from handpose.sweep.rules import Asha  # noqa: E402
-from handpose.sweep.run import trial_logs  # noqa: E402
-from handpose.sweep.searcher import OptunaSearcher  # noqa: E402
-from handpose.sweep.settings import SweepSettings  # noqa: E402
-from handpose.sweep.space import load_space  # noqa: E402
-from handpose.sweep.state import SweepState  # noqa: E402
-from handpose.sweep.stretch import Stretch  # noqa: E402
+from handpose.schedulers.asha import Asha  # noqa: E402
+from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
+from handpose.search.space import load_space  # noqa: E402
+from handpose.sweep.controller.controller import SweepState  # noqa: E402
+from handpose.sweep.controller.history import History  # noqa: E402
+from handpose.sweep.driver.recorder import Recorder  # noqa: E402
+from handpose.sweep.driver.run import trial_logs  # noqa: E402
+from handpose.sweep.record.events import EVENTS, EventLog  # noqa: E402
+from handpose.sweep.record.settings import SweepSettings  # noqa: E402
+from handpose.sweep.record.trial_segment import Stretch  # noqa: E402
 from handpose.whole_file import write_json  # noqa: E402
 
 _EPOCHS = 27

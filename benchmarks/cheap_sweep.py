@@ -20,17 +20,19 @@ from hydra.utils import instantiate
 from ray import cloudpickle
 
 from handpose.config import compose, location_overrides, quote_override, told
-from handpose.sweep.checkpoint_files import unseen
-from handpose.sweep.events import EVENTS
-from handpose.sweep.provenance import provenance
-from handpose.sweep.resume import Task, description, recorded_task
-from handpose.sweep.retention import newest_whole, saved
-from handpose.sweep.run import INTERRUPTED, SweepInterruptedError, run_sweep
-from handpose.sweep.scheduler import rule_maker
-from handpose.sweep.settings import SweepSettings
-from handpose.sweep.space import load_space
-from handpose.sweep.stretch import Stretch, report, this_member
-from handpose.sweep.trial import TrialRecipe, training_overrides, with_target
+from handpose.search.space import load_space
+from handpose.sweep.controller.scheduler_factory import rule_maker
+from handpose.sweep.driver.resume import Task, description, recorded_task
+from handpose.sweep.driver.run import run_sweep
+from handpose.sweep.driver.shutdown import INTERRUPTED, SweepInterruptedError
+from handpose.sweep.record.events import EVENTS
+from handpose.sweep.record.provenance import provenance
+from handpose.sweep.record.settings import SweepSettings
+from handpose.sweep.record.trial_segment import Stretch
+from handpose.sweep.storage.checkpoint_files import unseen
+from handpose.sweep.storage.retention import newest_whole, saved
+from handpose.sweep.trainable.reporting import report, this_member
+from handpose.sweep.trainable.trial import TrialRecipe, training_overrides, with_target
 from handpose.whole_file import whole_file
 
 EPOCHS = 8

@@ -43,7 +43,7 @@ from handpose.report.effects import shown_effects  # noqa: E402
 from handpose.report.next_space import next_space  # noqa: E402
 from handpose.report.ranges import Settled, crowded_edges, settled  # noqa: E402
 from handpose.report.record import Parameter, SweepRecord  # noqa: E402
-from handpose.sweep.reading import read_sweep  # noqa: E402
+from handpose.sweep.analysis.read_sweep import read_sweep  # noqa: E402
 
 _RATE, _SIGMA = "optimizer.lr", "heatmap.sigma"
 _BEST_SIGMA = 0.4  # place in its range

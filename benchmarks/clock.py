@@ -18,8 +18,8 @@ from ray import tune
 from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
 
 from handpose.config import compose
-from handpose.sweep.stretch import Stretch
-from handpose.sweep.trial import TrainingObjective, TrialRecipe
+from handpose.sweep.record.trial_segment import Stretch
+from handpose.sweep.trainable.trial import TrainingObjective, TrialRecipe
 from handpose.training.build import build
 from handpose.training.module import HandPose
 

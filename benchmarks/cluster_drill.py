@@ -7,7 +7,7 @@
 Every node is a real one: `ray start` in a process of its own, with a temporary folder and, with --namespaces, a network
 of its own. While trials run on them two nodes are ended by SIGKILL, or one, and the cable of another is taken out; one
 is taken away at five seconds' notice, one joins, one joins on which every trial fails, and the driver is ended by
-SIGKILL and started again. Afterwards the sweep is audited (handpose/sweep/audit.py), and every trial that came to its
+SIGKILL and started again. Afterwards the sweep is audited (handpose/sweep/audit), and every trial that came to its
 end must have the value of one that was left alone.
 """
 
@@ -32,9 +32,9 @@ sys.path.insert(0, str(REPOSITORY))
 from benchmarks.cheap_sweep import BROKEN_NODE, EPOCH_S, EPOCHS  # noqa: E402
 from benchmarks.hosts import Network  # noqa: E402
 from benchmarks.record import write_results  # noqa: E402
-from handpose.sweep.audit import audit  # noqa: E402
-from handpose.sweep.events import EVENTS, Asked, Begun, Event, Failed, Reported, SetAside, read_events  # noqa: E402
-from handpose.sweep.privacy import NO_USAGE_STATS  # noqa: E402
+from handpose.sweep.audit.audit import audit  # noqa: E402
+from handpose.sweep.execution.privacy import NO_USAGE_STATS  # noqa: E402
+from handpose.sweep.record.events import EVENTS, Asked, Begun, Event, Failed, Reported, SetAside, read_events  # noqa: E402
 
 _METRIC = "val/pa_mpjpe_mm"
 _LIMIT_S = 1500.0

@@ -4,7 +4,7 @@
 
 A confirmation trains some configurations with the same few seeds, and the one with the best mean wins. Here nothing is
 trained: the value of configuration i with seed j is drawn as mean of i + effect of seed j + noise, with variance 1 for
-the last two together. What handpose/sweep/paired_means.py makes of the values is held against the truth, over
+the last two together. What handpose/sweep/selection/paired_means.py makes of the values is held against the truth, over
 
 - 2 to 11 configurations with 2 to 5 seeds (one seed gives no interval and no claim);
 - true means that are all equal, spread evenly over two standard deviations, or equal but for a best one, which is five
@@ -45,7 +45,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.record import write_results  # noqa: E402
-from handpose.sweep.paired_means import difference_half_width, mean_half_width, optimism  # noqa: E402
+from handpose.sweep.selection.paired_means import difference_half_width, mean_half_width, optimism  # noqa: E402
 
 _ERROR = 0.05
 _SHARES = (0.0, 0.5, 0.9)

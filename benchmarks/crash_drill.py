@@ -5,7 +5,7 @@
 Each round is one sweep of real networks on synthetic hands: its driver (`python tune.py`) and its workers are ended by
 SIGKILL after random times, the driver at any moment from its first import on, and each time it is started again with
 sweep.resume. Rounds with one trial at a time are compared, report by report and to the last digit, with the same
-sweep left alone; every round is audited (handpose/sweep/audit.py): events, rules applied again, study, trials.csv.
+sweep left alone; every round is audited (handpose/sweep/audit): events, rules applied again, study, trials.csv.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from handpose.sweep.audit import audit  # noqa: E402
-from handpose.sweep.events import EVENTS, Asked, Ended, Reported, read_events  # noqa: E402
+from handpose.sweep.audit.audit import audit  # noqa: E402
+from handpose.sweep.record.events import EVENTS, Asked, Ended, Reported, read_events  # noqa: E402
 from handpose.whole_file import write_json  # noqa: E402
 
 _SMALL = (

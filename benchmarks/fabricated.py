@@ -18,11 +18,11 @@ from omegaconf import DictConfig
 
 from handpose.config import compose, plain
 from handpose.report.table import TrialTable
-from handpose.sweep.events import EVENTS, EventLog
-from handpose.sweep.history import History
-from handpose.sweep.scheduler import rule_maker
-from handpose.sweep.space import flattened, load_space
-from handpose.sweep.state import SweepState
+from handpose.search.space import flattened, load_space
+from handpose.sweep.controller.controller import SweepState
+from handpose.sweep.controller.history import History
+from handpose.sweep.controller.scheduler_factory import rule_maker
+from handpose.sweep.record.events import EVENTS, EventLog
 
 Loss = Callable[[Mapping[str, Any], int, random.Random], float]
 """(parameters, epoch, generator of the trial's own) -> value of the metric, smaller is better."""

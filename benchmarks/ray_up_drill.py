@@ -27,9 +27,9 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.hosts import Network  # noqa: E402
 from benchmarks.record import write_results  # noqa: E402
-from handpose.sweep.audit import audit  # noqa: E402
-from handpose.sweep.events import EVENTS, Reported, read_events  # noqa: E402
-from handpose.sweep.stored_sweep import brought_back  # noqa: E402
+from handpose.sweep.audit.audit import audit  # noqa: E402
+from handpose.sweep.record.events import EVENTS, Reported, read_events  # noqa: E402
+from handpose.sweep.storage.stored_sweep import brought_back  # noqa: E402
 
 _PROGRAMS = ("ip", "nsenter", "unshare", "/usr/sbin/sshd", "ssh-keygen", "rsync")
 _HOSTS = ("first", "second")

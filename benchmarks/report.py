@@ -35,18 +35,19 @@ from hydra.utils import instantiate  # noqa: E402
 from benchmarks.browser import Browser, Tab  # noqa: E402
 from handpose.config import compose, location_overrides, quote_override  # noqa: E402
 from handpose.report.table import TrialRow, TrialTable, second_objectives  # noqa: E402
-from handpose.sweep.confirm import FILE, FOLDER, account, candidates  # noqa: E402
-from handpose.sweep.events import EVENTS, EventLog  # noqa: E402
-from handpose.sweep.history import History  # noqa: E402
-from handpose.sweep.provenance import provenance, write_yaml  # noqa: E402
-from handpose.sweep.reporting import write_report  # noqa: E402
-from handpose.sweep.resume import Task, description, keep_space  # noqa: E402
-from handpose.sweep.rules import Asha  # noqa: E402
-from handpose.sweep.searcher import OptunaSearcher  # noqa: E402
-from handpose.sweep.settings import SweepSettings  # noqa: E402
-from handpose.sweep.space import Params, load_space  # noqa: E402
-from handpose.sweep.state import Failure, SweepState  # noqa: E402
+from handpose.schedulers.asha import Asha  # noqa: E402
+from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
+from handpose.search.space import Params, load_space  # noqa: E402
+from handpose.sweep.analysis.report import write_report  # noqa: E402
+from handpose.sweep.controller.controller import Failure, SweepState  # noqa: E402
+from handpose.sweep.controller.history import History  # noqa: E402
+from handpose.sweep.driver.resume import Task, description, keep_space  # noqa: E402
+from handpose.sweep.record.events import EVENTS, EventLog  # noqa: E402
+from handpose.sweep.record.provenance import provenance  # noqa: E402
+from handpose.sweep.record.settings import SweepSettings  # noqa: E402
+from handpose.sweep.selection.confirm import FILE, FOLDER, account, candidates  # noqa: E402
 from handpose.whole_file import write_json  # noqa: E402
+from handpose.yaml_files import write_yaml  # noqa: E402
 
 _METRIC = "val/pa_mpjpe_mm"
 _SLOTS = 16

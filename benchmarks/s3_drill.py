@@ -6,7 +6,7 @@ The store is moto's server on loopback, run by a Python that has it (`pip instal
 its own). The sweep is one of real networks on synthetic hands, with confirmation and retraining. Its driver is ended by
 SIGKILL and its folder removed; it goes on in another folder from what the store has, and once more. In the second part
 the store is out of reach for a while (connections are refused), in the last one it hangs. At the end the sweep is
-audited (handpose/sweep/audit.py), held against what the store knew when a machine was lost and, report by report and to
+audited (handpose/sweep/audit), held against what the store knew when a machine was lost and, report by report and to
 the last digit, against the same sweep left alone without a store.
 """
 
@@ -32,10 +32,10 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from handpose.sweep.audit import audit  # noqa: E402
-from handpose.sweep.events import EVENTS, Asked, Ended, Reported, read_events  # noqa: E402
-from handpose.sweep.store import Store  # noqa: E402
-from handpose.sweep.stored_sweep import fetch_events  # noqa: E402
+from handpose.sweep.audit.audit import audit  # noqa: E402
+from handpose.sweep.record.events import EVENTS, Asked, Ended, Reported, read_events  # noqa: E402
+from handpose.sweep.storage.object_store import Store  # noqa: E402
+from handpose.sweep.storage.stored_sweep import fetch_events  # noqa: E402
 from handpose.whole_file import write_json  # noqa: E402
 
 _SWEEP = (

@@ -49,11 +49,13 @@ from benchmarks.record import write_results  # noqa: E402
 from benchmarks.sweeps import in_fresh_process  # noqa: E402
 from handpose.config import compose, quote_override  # noqa: E402
 from handpose.report.terminal import Clock, trial_line  # noqa: E402
-from handpose.sweep.events import EVENTS  # noqa: E402
-from handpose.sweep.scheduler import rule_maker  # noqa: E402
-from handpose.sweep.searcher import Known, OptunaSearcher  # noqa: E402
-from handpose.sweep.space import Params, load_space  # noqa: E402
-from handpose.sweep.stretch import Stretch, report  # noqa: E402
+from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
+from handpose.search.searcher import Known  # noqa: E402
+from handpose.search.space import Params, load_space  # noqa: E402
+from handpose.sweep.controller.scheduler_factory import rule_maker  # noqa: E402
+from handpose.sweep.record.events import EVENTS  # noqa: E402
+from handpose.sweep.record.trial_segment import Stretch  # noqa: E402
+from handpose.sweep.trainable.reporting import report  # noqa: E402
 
 _METRIC = "val/pa_mpjpe_mm"
 _EPOCHS = 9
@@ -242,7 +244,7 @@ def _reports(sweep: Sweep, running: "deque[tuple[Stretch, int]]", until: int) ->
         began = time.process_time()
         goes_on = state.reported(stretch.trial, epoch + 1, metrics, node="node")
         reported = time.process_time()
-        sweep.recorder.on_step_end(0, [])
+        sweep.recorder.refresh()
         costs["report"].append((reported - began) * 1e3)
         costs["step"].append((time.process_time() - reported) * 1e3)
         if goes_on:
@@ -356,7 +358,7 @@ def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
     """A sweep of ours over the stub."""
     from ray import cloudpickle
 
-    from handpose.sweep.run import run_sweep
+    from handpose.sweep.driver.run import run_sweep
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else a worker imports all that this file does
     moments: list[tuple[float, float]] = []

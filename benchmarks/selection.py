@@ -6,8 +6,8 @@ Both have the same budget of epochs. `best trial` spends all of it on trials and
 those trained longest. `confirmed` ends its trials earlier, by what it needs to train the `sweep.confirm.top_k` best and
 the default configuration `sweep.confirm.seeds` times to the end, and takes the best mean of those.
 
-Nothing is trained. A sweep on four slots is replayed with the rules of handpose/sweep/rules.py (asha in mode `stop`)
-over learning curves of known quality: a configuration lies between two recorded ones that are neighbours in rank
+Nothing is trained. A sweep on four slots is replayed with the schedulers of the project (asha in mode `stop`) over
+learning curves of known quality: a configuration lies between two recorded ones that are neighbours in rank
 (benchmarks/curves), its curve between theirs, and its true quality is where that curve ends. What a training reports is
 the curve plus one draw of normal noise, which stands for its seed; what is drawn for the finalists is drawn afresh.
 `random` proposals are drawn evenly from the ranks, `model` proposals crowd at the better end (the cube of the former,
@@ -34,8 +34,9 @@ sys.path.insert(0, str(REPOSITORY))
 from benchmarks.asha_modes import CURVES, Curve, mean_of, read_curves  # noqa: E402
 from benchmarks.record import write_results  # noqa: E402
 from handpose.config import compose, plain  # noqa: E402
-from handpose.sweep.rules import Asha, Fifo, Rule  # noqa: E402
-from handpose.sweep.space import flattened  # noqa: E402
+from handpose.schedulers.asha import Asha  # noqa: E402
+from handpose.schedulers.scheduler import Fifo, Rule  # noqa: E402
+from handpose.search.space import flattened  # noqa: E402
 
 _NUM_SLOTS = 4
 _CROWDING = {"random": 1.0, "model": 3.0}

@@ -38,7 +38,7 @@ from benchmarks.record import write_results  # noqa: E402
 from benchmarks.sweeps import ON_CPU, Measured, Side, make_data, measure  # noqa: E402
 from handpose.config import compose, plain  # noqa: E402
 from handpose.resources import num_cores  # noqa: E402
-from handpose.sweep.space import Params, flattened, load_space  # noqa: E402
+from handpose.search.space import Params, flattened, load_space  # noqa: E402
 
 _SIDES: tuple[Side, ...] = get_args(Side)
 

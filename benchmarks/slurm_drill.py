@@ -28,8 +28,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.hosts import Network  # noqa: E402
 from handpose.resources import num_cores  # noqa: E402
-from handpose.sweep.audit import audit  # noqa: E402
-from handpose.sweep.events import EVENTS, Closed, Failed, Opened, Reported, read_events  # noqa: E402
+from handpose.sweep.audit.audit import audit  # noqa: E402
+from handpose.sweep.record.events import EVENTS, Closed, Failed, Opened, Reported, read_events  # noqa: E402
 
 _DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
 _OFF_S = 30.0

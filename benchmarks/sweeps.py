@@ -26,12 +26,12 @@ from benchmarks.clock import ClockedObjective, Trained, plain_trainable
 from handpose.config import REPOSITORY, compose, location_overrides, quote_override
 from handpose.errors import UserError
 from handpose.resources import num_cores
-from handpose.sweep.events import EVENTS
+from handpose.search.space import Params, Space, load_space
+from handpose.sweep.driver.resume import Task
 from handpose.sweep.plan import planned
-from handpose.sweep.preflight import survey
-from handpose.sweep.resume import Task
-from handpose.sweep.space import Params, Space, load_space
-from handpose.sweep.trial import TrialRecipe, training_overrides
+from handpose.sweep.preflight.checks import survey
+from handpose.sweep.record.events import EVENTS
+from handpose.sweep.trainable.trial import TrialRecipe, training_overrides
 
 Side = Literal["ours", "plain"]
 

@@ -46,9 +46,10 @@ from benchmarks.record import write_results  # noqa: E402
 from benchmarks.sweeps import ON_CPU, Side, distributions, make_data, measure  # noqa: E402
 from handpose.config import compose, plain, quote_override  # noqa: E402
 from handpose.resources import num_cores  # noqa: E402
-from handpose.sweep.rules import Asha, Continuation, Fifo, Rule, Verdict  # noqa: E402
-from handpose.sweep.searcher import OptunaSearcher  # noqa: E402
-from handpose.sweep.space import Params, flattened, load_space  # noqa: E402
+from handpose.schedulers.asha import Asha  # noqa: E402
+from handpose.schedulers.scheduler import Continuation, Fifo, Rule, Verdict  # noqa: E402
+from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
+from handpose.search.space import Params, flattened, load_space  # noqa: E402
 
 RANDOM, PLAIN = "random search", "Ray's ASHA + OptunaSearch"
 METHODS: Mapping[str, tuple[Side, Sequence[str]]] = {

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.record import machine_line, write_results  # noqa: E402
-from handpose.sweep.events import EVENTS, Reported, read_events  # noqa: E402
+from handpose.sweep.record.events import EVENTS, Reported, read_events  # noqa: E402
 
 _METRICS = ("val/pa_mpjpe_mm", "val/rr_mpjpe_mm", "val/keypoint_error_px", "val/pck_auc")
 _SIDES = {

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cluster.allocation import Allocation, find_allocation, without_scheduler
 from cluster.sweep import INTERRUPTED, progress, sweep_folder, tune_command
 from handpose.config import load_environment, quote_override, told
-from handpose.sweep.interpreter import check_interpreter
-from handpose.sweep.privacy import MODE, TOKEN, TOKEN_FILE, write_token
+from handpose.sweep.execution.interpreter import check_interpreter
+from handpose.sweep.execution.privacy import MODE, TOKEN, TOKEN_FILE, write_token
 from handpose.utf8 import use_utf8
 from handpose.whole_file import read_json, write_json
 

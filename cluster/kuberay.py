@@ -25,8 +25,8 @@ from cluster.sweep import ARGUMENTS
 from handpose.config import told
 from handpose.errors import UserError
 from handpose.resources import Memory
-from handpose.sweep.privacy import NO_USAGE_STATS
-from handpose.sweep.slots import memory_for_trials
+from handpose.sweep.controller.slots import memory_for_trials
+from handpose.sweep.execution.privacy import NO_USAGE_STATS
 from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20

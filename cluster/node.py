@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cluster.allocation import without_scheduler
 from handpose.config import told
 from handpose.resources import main_memory, num_cores
-from handpose.sweep.privacy import NO_USAGE_STATS, private_folder
-from handpose.sweep.slots import memory_for_trials
+from handpose.sweep.controller.slots import memory_for_trials
+from handpose.sweep.execution.privacy import NO_USAGE_STATS, private_folder
 from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine

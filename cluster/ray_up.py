@@ -23,7 +23,7 @@ from cluster.submission import REPOSITORY, Submission, parser, read
 from cluster.sweep import key_of
 from handpose.config import told
 from handpose.errors import UserError
-from handpose.sweep.privacy import NO_USAGE_STATS, keep_token
+from handpose.sweep.execution.privacy import NO_USAGE_STATS, keep_token
 from handpose.utf8 import use_utf8
 from handpose.whole_file import check_output, expand_home, whole_file
 

@@ -18,9 +18,9 @@ sys.path.insert(0, str(REPOSITORY))
 from cluster.sweep import key_of, sweep_folder  # noqa: E402
 from handpose.config import compose, load_environment, quote_override  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
-from handpose.sweep.interpreter import check_interpreter  # noqa: E402
-from handpose.sweep.space import load_space  # noqa: E402
-from handpose.sweep.study import without_password  # noqa: E402
+from handpose.search.space import load_space  # noqa: E402
+from handpose.search.study import without_password  # noqa: E402
+from handpose.sweep.execution.interpreter import check_interpreter  # noqa: E402
 from handpose.whole_file import whole_file  # noqa: E402
 
 _NOT_IN_A_JOB = ("ray.address", "ray.num_cpus", "sweep.status", "sweep.folder")

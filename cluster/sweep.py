@@ -59,7 +59,8 @@ def _kept_at(arguments: Sequence[str]) -> str | None:
     if sweep.storage is None:
         return None
     # Here, since its threads would get the signals that a job blocks after its imports.
-    from handpose.sweep.store import Store, joined
+    from handpose.sweep.storage.object_store import Store
+    from handpose.urls import joined
 
     url = joined(sweep.storage, sweep.name)
     with contextlib.suppress(OSError, UserError):  # which tune.py tells of

@@ -1,12 +1,15 @@
 """Reads YAML files, and refuses a key that stands twice in one of them: YAML forbids it, but PyYAML takes the last."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from handpose.errors import UserError
+from handpose.formats import upgrade
 from handpose.utf8 import read_utf8
+from handpose.whole_file import whole_file
 
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -43,3 +46,19 @@ class _Loader(yaml.SafeLoader):
                 )
             lines[key.tag, key.value] = line
         return node
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain values. Atomic: a reader finds the whole file or none."""
+    with whole_file(path) as part:
+        part.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; nothing where there is none. Raises UserError for a damaged file."""
+    try:
+        content = load_yaml(path) if path.is_file() else {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+    content = content if isinstance(content, dict) else {}
+    return upgrade(content, path)

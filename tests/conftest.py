@@ -1,4 +1,5 @@
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -6,6 +7,9 @@ import pytest
 import torch
 
 from handpose.config import compose, plain
+from handpose.search.space import load_space
+from handpose.sweep.execution.runtime import ray_runtime
+from handpose.sweep.record.settings import RaySettings
 from handpose.training.build import build
 from tests.builders import hands, write_freihand
 
@@ -64,3 +68,22 @@ def disk(tmp_path) -> Iterator[Callable[..., Path]]:
 
     yield mounted
     subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def ray_started():
+    """Two slots of one core."""
+    with warnings.catch_warnings(), ray_runtime(RaySettings(address=None, num_cpus=2)):
+        yield
+
+
+@pytest.fixture
+def write_space(tmp_path):
+    """Makes a search space of the given text."""
+
+    def write(text, suffix=".yaml"):
+        file = tmp_path / f"space{suffix}"
+        file.write_text(text)
+        return load_space(str(file))
+
+    return write

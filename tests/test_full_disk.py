@@ -17,10 +17,10 @@ from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError, explain, size_text
 from handpose.evaluation.submission import write_course, write_official
 from handpose.report.table import TrialTable
-from handpose.sweep.events import Asked, EventLog, Opened, read_events
-from handpose.sweep.provenance import write_yaml
+from handpose.sweep.record.events import Asked, EventLog, Opened, read_events
 from handpose.training.checkpoints import WholeFiles
 from handpose.whole_file import check_writable, whole_file, write_json
+from handpose.yaml_files import write_yaml
 from tests import builders
 from tests.builders import hands, write_freihand
 from tests.data.test_synthetic import PARAMETERS

@@ -10,7 +10,7 @@ import pytest
 from ray._common.usage import usage_lib
 
 from handpose.config import REPOSITORY
-from handpose.sweep.privacy import NO_USAGE_STATS
+from handpose.sweep.execution.privacy import NO_USAGE_STATS
 from tests.builders import SMALL, write_images
 
 TINY = [

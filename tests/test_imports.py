@@ -12,16 +12,36 @@ MODULES = sorted(path for path in (REPOSITORY / "handpose").rglob("*.py") if pat
 SCRIPTS = [REPOSITORY / "tune.py", REPOSITORY / "train.py"]
 
 LAYERS = [
-    {"errors", "skeleton", "allocation", "resources", "whole_file", "locks", "pareto", "values", "yaml_files", "utf8"},
+    {"errors", "resources", "utf8", "skeleton", "allocation", "pareto", "values"},
+    {"whole_file", "locks", "formats", "urls"},
+    {"yaml_files"},
     {"geometry", "drawing"},
     {"heatmaps"},
     {"losses", "data", "models", "metrics"},
     {"schema"},
     {"config"},
     {"training", "evaluation"},
-    {"sweep", "report", "predict", "export"},
+    {"search", "schedulers", "sweep", "report", "predict", "export"},
 ]
 SIBLINGS = ({"data", "models", "metrics"},)
+ROOMS = (
+    "search",
+    "schedulers",
+    "record",
+    "storage",
+    "controller",
+    "trainable",
+    "analysis",
+    "execution",
+    "driver",
+    "preflight",
+    "selection",
+    "audit",
+    "plan",
+)
+"""The sweep's half, lowest first: a room imports from itself and from those before it."""
+
+RAY_ROOMS = {"trainable", "execution"}
 DISTRIBUTIONS = {
     "hydra": "hydra-core",
     "yaml": "pyyaml",
@@ -79,14 +99,74 @@ def test_siblings_do_not_import_each_other(path):
     ("package", "homes"),
     [
         ("ray", {"sweep"}),
-        ("optuna", {"sweep"}),
-        ("hydra", {"config", "training", "sweep"}),
-        ("omegaconf", {"config", "training", "sweep"}),
+        ("optuna", {"sweep", "search", "schedulers"}),
+        ("hydra", {"config", "training", "sweep", "search"}),
+        ("omegaconf", {"config", "training", "sweep", "search"}),
     ],
 )
 def test_a_library_is_imported_only_where_it_belongs(package, homes):
     users = {ours(path) for path in MODULES if package in {item.split(".")[0] for item in imports(path)}}
     assert users <= homes
+
+
+def room(dotted: str) -> str | None:
+    """The room of a module of the sweep's half; None for any other module."""
+    parts = dotted.split(".")[1:]
+    if parts[0] == "sweep":
+        return parts[1] if len(parts) > 1 else None
+    return parts[0] if parts[0] in ROOMS else None
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+
+
+SWEEP_MODULES = [path for path in MODULES if room(dotted(path)) is not None]
+
+
+@pytest.mark.parametrize("path", SWEEP_MODULES, ids=name)
+def test_a_room_imports_only_from_itself_and_from_lower_rooms(path):
+    here = room(dotted(path))
+    for imported in imports(path):
+        there = room(imported) if imported.startswith("handpose.") else None
+        assert there is None or ROOMS.index(there) <= ROOMS.index(here), f"{name(path)} imports {imported}"
+
+
+@pytest.mark.parametrize("path", SWEEP_MODULES, ids=name)
+def test_ray_is_imported_only_where_it_belongs(path):
+    if "ray" in {item.split(".")[0] for item in imports(path)}:
+        assert room(dotted(path)) in RAY_ROOMS
+
+
+@pytest.mark.parametrize("folder", [name for name in ROOMS if (REPOSITORY / "handpose/sweep" / name).is_dir()])
+def test_a_room_says_what_it_owns(folder):
+    text = ast.get_docstring(ast.parse((REPOSITORY / "handpose/sweep" / folder / "__init__.py").read_text()))
+    assert text
+    assert f"{folder}/" in ast.get_docstring(ast.parse((REPOSITORY / "handpose/sweep/__init__.py").read_text()))
+
+
+def test_private_parts_of_ray_are_used_in_one_file_only():
+    private = re.compile(r"ray\._private|ray\.core\.|_internal|class_cache")
+    users = {name(path) for path in MODULES if any(private.search(item) for item in imports(path) if item[:3] == "ray")}
+    assert users == {"handpose/sweep/execution/ray_internals.py"}
+
+
+def test_every_use_of_private_parts_of_ray_states_its_fallback():
+    tree = ast.parse((REPOSITORY / "handpose/sweep/execution/ray_internals.py").read_text())
+    for function in [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]:
+        assert re.search("[Ff]allback", ast.get_docstring(function) or ""), function.name
+
+
+def test_the_installed_ray_is_one_that_was_tried_and_requirements_allow_no_other():
+    from importlib.metadata import version
+
+    from handpose.sweep.execution.ray_internals import TRIED
+
+    assert version("ray") in TRIED
+    line = next(each for each in (REPOSITORY / "requirements.txt").read_text().splitlines() if each.startswith("ray["))
+    low, high = re.fullmatch(r">=(\d+\.\d+),<(\d+\.\d+)", line.partition("]")[2].partition("#")[0].strip()).groups()
+    assert {low} == {tried.rpartition(".")[0] for tried in TRIED}
+    assert [int(part) for part in high.split(".")] == [int(low.split(".")[0]), int(low.split(".")[1]) + 1]
 
 
 def test_report_sees_no_model_no_trainer_and_no_sweep_but_where_it_is_a_program():
@@ -106,9 +186,3 @@ def test_everything_imported_is_in_requirements():
     third_party = used - set(sys.stdlib_module_names) - {"handpose", "benchmarks", "cluster", "tests"}
     third_party -= {"train", "tune", "wandb"}
     assert {DISTRIBUTIONS.get(item, item) for item in third_party} <= required
-
-
-def test_the_map_of_the_sweep_package_names_every_module():
-    described = ast.get_docstring(ast.parse((REPOSITORY / "handpose/sweep/__init__.py").read_text()))
-    named = set(re.findall(r"`(\w+)`", described))
-    assert named == {path.stem for path in MODULES if path.parent.name == "sweep"}

@@ -20,12 +20,12 @@ from handpose.data import synthetic
 from handpose.evaluation import __main__ as evaluation
 from handpose.locks import locked
 from handpose.report import __main__ as report
-from handpose.sweep import audit
-from handpose.sweep.preflight import check_sweep
-from handpose.sweep.settings import LOCK, RaySettings
+from handpose.sweep.audit import audit
+from handpose.sweep.preflight.checks import check_sweep
+from handpose.sweep.record.settings import LOCK, RaySettings
 from tests import builders
 from tests.builders import write_freihand
-from tests.sweep.conftest import make_settings
+from tests.sweep.sweeps import make_settings
 from train import main as train
 from tune import guarded
 

@@ -14,8 +14,8 @@ import yaml
 from handpose import config
 from handpose.config import compose, load_environment
 from handpose.errors import UserError
-from handpose.sweep.audit import audit
-from handpose.sweep.space import load_space
+from handpose.search.space import load_space
+from handpose.sweep.audit.audit import audit
 from handpose.utf8 import read_utf8
 from handpose.yaml_files import load_yaml
 from tests.builders import SMALL, write_freihand

@@ -9,8 +9,7 @@ from handpose import config
 from handpose.config import CONFIGS, compose
 from handpose.errors import UserError
 from handpose.evaluation import network
-from handpose.sweep.provenance import read_yaml
-from handpose.yaml_files import load_yaml
+from handpose.yaml_files import load_yaml, read_yaml
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handpose.config import told
-from handpose.sweep.reporting import REPORT, write_report
-from handpose.sweep.store import is_url
-from handpose.sweep.stored_sweep import looked_at
+from handpose.sweep.analysis.report import REPORT, write_report
+from handpose.sweep.storage.stored_sweep import looked_at
+from handpose.urls import is_url
 from handpose.utf8 import use_utf8
 
 _DESCRIPTION = """\

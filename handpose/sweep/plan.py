@@ -11,36 +11,36 @@ from hydra.utils import instantiate
 
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
-from handpose.sweep.confirm import confirm
-from handpose.sweep.crew import Crew, find_crew
-from handpose.sweep.events import EVENTS, read_events
-from handpose.sweep.mirror import Mirror
-from handpose.sweep.node_health import set_aside
-from handpose.sweep.points import most_trials
-from handpose.sweep.preflight import (
+from handpose.schedulers.scheduler import Fifo, Rule
+from handpose.search.points import most_trials
+from handpose.search.warm_start import training_seeds
+from handpose.sweep.analysis.report import check_scientific
+from handpose.sweep.controller.node_quarantine import set_aside
+from handpose.sweep.controller.scheduler_factory import rule_maker
+from handpose.sweep.controller.slots import Slots
+from handpose.sweep.driver.resume import Task, check_data, description, keep_budgets
+from handpose.sweep.driver.run import swept, try_out
+from handpose.sweep.execution.retrain_nodes import Crew, find_crew
+from handpose.sweep.execution.runtime import environment, ray_runtime
+from handpose.sweep.preflight.checks import (
     Survey,
     check_loaders,
     check_plan,
     check_space,
     check_sweep,
-    preflight,
     slots_here,
     survey,
 )
-from handpose.sweep.provenance import provenance
-from handpose.sweep.reporting import check_scientific
-from handpose.sweep.resume import Task, check_data, description, keep_budgets
-from handpose.sweep.retrain import retrain
-from handpose.sweep.rules import Fifo, Rule
-from handpose.sweep.run import swept, try_out
-from handpose.sweep.runtime import environment, ray_runtime
-from handpose.sweep.scheduler import rule_maker
-from handpose.sweep.settings import RaySettings, SweepSettings
-from handpose.sweep.slots import Slots
-from handpose.sweep.stored_sweep import check_storage
-from handpose.sweep.stretch import Objective
-from handpose.sweep.trial import TrainingObjective, TrialRecipe, training_overrides, with_target
-from handpose.sweep.warm_start import training_seeds
+from handpose.sweep.preflight.preflight import preflight
+from handpose.sweep.record.events import EVENTS, read_events
+from handpose.sweep.record.provenance import provenance
+from handpose.sweep.record.settings import RaySettings, SweepSettings
+from handpose.sweep.selection.confirm import confirm
+from handpose.sweep.selection.retrain import retrain
+from handpose.sweep.storage.folder_sync import Mirror
+from handpose.sweep.storage.stored_sweep import check_storage
+from handpose.sweep.trainable.reporting import Objective
+from handpose.sweep.trainable.trial import TrainingObjective, TrialRecipe, training_overrides, with_target
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from handpose.sweep.rules import Asha, Fifo
+from handpose.schedulers.asha import Asha
+from handpose.schedulers.scheduler import Fifo
 
 asha_modes = importlib.import_module("benchmarks.asha_modes")
 

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.claims import Cell, claims_of, effects_loss, judge, noise_loss, row, table
 from benchmarks.fabricated import SPACES, Setup, fabricate
-from handpose.sweep.reading import read_sweep
+from handpose.sweep.analysis.read_sweep import read_sweep
 from tests.report.records import RATE, SCALE, swept
 
 

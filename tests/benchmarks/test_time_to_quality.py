@@ -6,7 +6,7 @@ import json
 import pytest
 from optuna.trial import TrialState
 
-from handpose.sweep.rules import Asha
+from handpose.schedulers.asha import Asha
 
 quality = importlib.import_module("benchmarks.time_to_quality")
 asha_modes = importlib.import_module("benchmarks.asha_modes")

@@ -15,7 +15,7 @@ from cluster.job import Nodes, parse, run
 from cluster.sweep import progress, tune_command
 from handpose.config import REPOSITORY
 from tests.builders import write_freihand
-from tests.sweep.test_trial import SMALL
+from tests.sweep.trainable.test_trial import SMALL
 
 
 class FakeNodes:

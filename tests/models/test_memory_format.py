@@ -72,7 +72,7 @@ _TRAIN = """
 import sys
 import torch
 from handpose.config import compose
-from handpose.sweep.trial_cost import random_hands
+from handpose.sweep.trainable.trial_cost import random_hands
 from handpose.training.build import build
 
 config = compose("train", sys.argv[2:] + [f"model.encoder.name={sys.argv[1]}"])

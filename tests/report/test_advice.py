@@ -11,8 +11,8 @@ from handpose.report.effects import LEAST_TRIALS, shown_effects
 from handpose.report.next_space import next_space
 from handpose.report.ranges import crowded_edges, expression, settled, widened
 from handpose.report.record import Candidate, Confirmation, Interval, Parameter
-from handpose.sweep.distributions import fitted
-from handpose.sweep.space import ListedSpace, load_space
+from handpose.search.distributions import fitted
+from handpose.search.space import ListedSpace, load_space
 from tests.report.records import DEPTH, HEAD, RATE, SCALE, record, swept, trial
 
 

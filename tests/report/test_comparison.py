@@ -14,7 +14,7 @@ from tests.report.records import record, trial
 
 RANDOM = {
     "searcher": {"sampler": {"_target_": "optuna.samplers.RandomSampler"}},
-    "scheduler": {"_target_": "handpose.sweep.rules.Fifo"},
+    "scheduler": {"_target_": "handpose.schedulers.scheduler.Fifo"},
 }
 
 
@@ -81,8 +81,8 @@ def test_sweeps_that_are_not_confirmed_are_compared_by_all_their_trials():
     ("change", "rungs"),
     [
         ({"searcher": {"sampler": {"_target_": "optuna.samplers.TPESampler"}}}, ()),
-        ({"scheduler": {"_target_": "handpose.sweep.rules.Asha"}}, (1, 3)),
-        ({"scheduler": {"_target_": "handpose.sweep.rules.MedianStopping"}}, ()),
+        ({"scheduler": {"_target_": "handpose.schedulers.asha.Asha"}}, (1, 3)),
+        ({"scheduler": {"_target_": "handpose.schedulers.median.MedianStopping"}}, ()),
     ],
 )
 def test_trials_that_depend_on_each_other_are_not_tested(change, rungs):

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from handpose.errors import UserError
-from handpose.sweep.checkpoint_files import worker_files
-from handpose.sweep.retention import newest_whole, saved
-from handpose.sweep.stretch import WornWorkerError, measured, report, this_member
+from handpose.sweep.storage.checkpoint_files import worker_files
+from handpose.sweep.storage.retention import newest_whole, saved
+from handpose.sweep.trainable.reporting import WornWorkerError, measured, report, this_member
 
 METRIC = "val/pa_mpjpe_mm"
 

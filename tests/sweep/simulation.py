@@ -6,11 +6,11 @@ import random
 from dataclasses import replace
 
 from handpose.report.table import TrialTable, second_objectives
-from handpose.sweep.checkpoint_files import worker_files
-from handpose.sweep.events import Asked, Ended, EventLog, Measured, Reported, read_events
-from handpose.sweep.history import History
-from handpose.sweep.mirror import files_of
-from handpose.sweep.state import SweepState
+from handpose.sweep.controller.controller import SweepState
+from handpose.sweep.controller.history import History
+from handpose.sweep.record.events import Asked, Ended, EventLog, Measured, Reported, read_events
+from handpose.sweep.storage.checkpoint_files import worker_files
+from handpose.sweep.storage.folder_sync import files_of
 from tests.sweep.objectives import METRIC
 
 

@@ -15,8 +15,8 @@ import yaml
 
 from handpose import config as configuration
 from handpose.errors import UserError
-from handpose.sweep.audit import audit, main
-from handpose.sweep.events import FORMAT
+from handpose.sweep.audit.audit import audit, main
+from handpose.sweep.record.events import FORMAT
 from tests.sweep.whole_sweep import METRIC, WholeSweep
 
 HALVES = "scheduler.reduction_factor=2"

@@ -14,11 +14,11 @@ import pytest
 
 from benchmarks.cluster_drill import Cluster, Drill, figures
 from handpose.config import REPOSITORY
-from handpose.sweep.audit import audit
-from handpose.sweep.run import INTERRUPTED
+from handpose.sweep.audit.audit import audit
+from handpose.sweep.driver.shutdown import INTERRUPTED
 from handpose.training.checkpoints import read_checkpoint
 from tests.builders import write_freihand
-from tests.sweep.test_trial import SMALL
+from tests.sweep.trainable.test_trial import SMALL
 
 
 @pytest.fixture
@@ -109,7 +109,12 @@ def test_a_winner_of_several_workers_is_retrained_on_as_many_nodes_and_goes_on_a
     epochs = read_checkpoint(last)["epoch"] + 1
     assert epochs < 15
     end = time.monotonic() + 60
-    while subprocess.run(["pgrep", "-f", f"handpose.sweep.retrain {sweep}"], stdout=subprocess.DEVNULL).returncode == 0:
+    while (
+        subprocess.run(
+            ["pgrep", "-f", f"handpose.sweep.selection.retrain {sweep}"], stdout=subprocess.DEVNULL
+        ).returncode
+        == 0
+    ):
         assert time.monotonic() < end, "a process of the retraining is left"
         time.sleep(0.5)
     assert tune(f"sweep.resume={sweep}").wait(400) == 0, log.read_text()

@@ -7,10 +7,10 @@ from hydra.utils import instantiate
 
 from handpose.config import CONFIGS, compose
 from handpose.errors import UserError
-from handpose.sweep.scheduler import rule_maker
-from handpose.sweep.searcher import OptunaSearcher
-from handpose.sweep.settings import RaySettings, SweepSettings
-from handpose.sweep.space import load_space
+from handpose.search.optuna_searcher import OptunaSearcher
+from handpose.search.space import load_space
+from handpose.sweep.controller.scheduler_factory import rule_maker
+from handpose.sweep.record.settings import RaySettings, SweepSettings
 from tests.sweep.objectives import METRIC
 
 

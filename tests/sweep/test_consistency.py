@@ -22,19 +22,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from handpose.report.table import TrialTable
 from handpose.report.tensorboard import ABSENT, STATE
 from handpose.report.terminal import Clock, PlainView
-from handpose.sweep.audit_events import Expected, replay
-from handpose.sweep.events import EventLog
-from handpose.sweep.history import History
-from handpose.sweep.reading import read_sweep
-from handpose.sweep.recorder import Recorder
-from handpose.sweep.run import trial_logs
-from handpose.sweep.searcher import OptunaSearcher
-from handpose.sweep.space import load_space
-from handpose.sweep.state import Failure, SweepState
-from handpose.sweep.study import PARAMS
+from handpose.search.optuna_searcher import OptunaSearcher
+from handpose.search.space import load_space
+from handpose.search.study import PARAMS
+from handpose.sweep.analysis.read_sweep import read_sweep
+from handpose.sweep.audit.events import Expected, replay
+from handpose.sweep.controller.controller import Failure, SweepState
+from handpose.sweep.controller.history import History
+from handpose.sweep.driver.recorder import Recorder
+from handpose.sweep.driver.run import trial_logs
+from handpose.sweep.record.events import EventLog
 from tests.report.test_tensorboard import hparams_tab, metric_values, values_of
-from tests.sweep.conftest import asha, make_settings
 from tests.sweep.objectives import METRIC
+from tests.sweep.sweeps import asha, make_settings
 
 SPACE = """
 def space(trial):

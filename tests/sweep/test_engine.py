@@ -24,14 +24,15 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import SearchGenerator
 from ray.tune.search.optuna import OptunaSearch
 
-from handpose.sweep.events import Begun, Reported, read_events
-from handpose.sweep.rules import Asha, Fifo
-from handpose.sweep.select import select_winner
-from handpose.sweep.stretch import report
-from tests.sweep.conftest import asha, make_settings, start
+from handpose.schedulers.asha import Asha
+from handpose.schedulers.scheduler import Fifo
+from handpose.sweep.record.events import Begun, Reported, read_events
+from handpose.sweep.selection.winner import select_winner
+from handpose.sweep.trainable.reporting import report
+from tests.sweep.driver.test_run import GROWING, SPACE, study_of
 from tests.sweep.objectives import METRIC, grown
 from tests.sweep.simulation import Simulation
-from tests.sweep.test_run import GROWING, SPACE, study_of
+from tests.sweep.sweeps import asha, make_settings, start
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 

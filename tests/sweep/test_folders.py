@@ -5,9 +5,9 @@ import shlex
 import pytest
 
 from handpose.config import compose, override_value
-from handpose.sweep.run import resume_command
-from tests.sweep.conftest import make_settings, start
+from handpose.sweep.driver.shutdown import resume_command
 from tests.sweep.objectives import curve
+from tests.sweep.sweeps import make_settings, start
 
 NAMES = ["my thesis", "it's [1] & $HOME", "100% #1? größe", 'a;b "c" `d` (e) *', "back\\slash {x},y=z"]
 

@@ -12,10 +12,10 @@ import yaml
 
 from handpose.config import REPOSITORY
 from handpose.evaluation.submission import read_course, read_official
-from handpose.sweep.audit import audit
+from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand
 from tests.report.test_tensorboard import hparams_tab
-from tests.sweep.test_trial import SMALL
+from tests.sweep.trainable.test_trial import SMALL
 
 
 @pytest.fixture(scope="module")

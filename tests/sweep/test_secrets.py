@@ -16,7 +16,7 @@ import yaml
 
 from handpose.config import REPOSITORY
 from tests.builders import write_freihand
-from tests.sweep.test_trial import SMALL
+from tests.sweep.trainable.test_trial import SMALL
 
 SECRETS = {
     "WANDB_API_KEY": "planted-wandb-0123456789",

@@ -11,22 +11,23 @@ from hydra.utils import instantiate
 
 from handpose.config import compose, location_overrides, quote_override, save
 from handpose.report.terminal import Clock, PlainView
-from handpose.sweep.audit import choices_of
-from handpose.sweep.confirm import FILE, FOLDER, PointSearcher, account, candidates, fresh_seeds, runs
-from handpose.sweep.events import EVENTS, EventLog
-from handpose.sweep.history import History, empty_table
-from handpose.sweep.provenance import provenance, read_yaml, write_yaml
-from handpose.sweep.recorder import Recorder
-from handpose.sweep.reporting import REPORT, write_report
-from handpose.sweep.resume import Task, description, held_values, keep_budgets, keep_space, recorded_task
-from handpose.sweep.retention import saved
-from handpose.sweep.rules import Fifo
-from handpose.sweep.run import trial_logs
-from handpose.sweep.scheduler import rule_maker
-from handpose.sweep.select import select_winner, write_chosen
-from handpose.sweep.space import holding, load_space
-from handpose.sweep.state import Failure, SweepState
-from handpose.sweep.trial import TrialRecipe, training_overrides, with_params, with_target
+from handpose.schedulers.scheduler import Fifo
+from handpose.search.space import holding, load_space
+from handpose.sweep.analysis.report import REPORT, write_report
+from handpose.sweep.audit.audit import choices_of
+from handpose.sweep.controller.controller import Failure, SweepState
+from handpose.sweep.controller.history import History, empty_table
+from handpose.sweep.controller.scheduler_factory import rule_maker
+from handpose.sweep.driver.recorder import Recorder
+from handpose.sweep.driver.resume import Task, description, held_values, keep_budgets, keep_space, recorded_task
+from handpose.sweep.driver.run import trial_logs
+from handpose.sweep.record.events import EVENTS, EventLog
+from handpose.sweep.record.provenance import provenance
+from handpose.sweep.selection.confirm import FILE, FOLDER, PointSearcher, account, candidates, fresh_seeds, runs
+from handpose.sweep.selection.winner import select_winner, write_chosen
+from handpose.sweep.storage.retention import saved
+from handpose.sweep.trainable.trial import TrialRecipe, training_overrides, with_params, with_target
+from handpose.yaml_files import read_yaml, write_yaml
 
 METRIC = "val/pa_mpjpe_mm"
 RATES = "optimizer.lr: tag(log, interval(1e-4, 1e-2))\nheatmap.sigma: interval(0.03, 0.08)\n"
@@ -87,7 +88,7 @@ class Process:
             if self.running:
                 num_reports -= self._step(min(self.running, key=lambda number: (self.running[number][1], number)))
             self.recorder._next_write = 0.0
-            self.recorder.on_step_end(0, [])
+            self.recorder.refresh()
 
     def _is_spent(self):
         state = self.state

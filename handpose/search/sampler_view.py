@@ -1,0 +1,287 @@
+"""What a sampler is shown of a sweep's study while it proposes a trial."""
+
+import copy
+import heapq
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import cached_property
+from itertools import islice
+from typing import Any, NamedTuple
+
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from handpose.pareto import best_first
+from handpose.search.distributions import nearest
+from handpose.search.study import last_value
+
+PENDING = -1
+"""Identifier of the trial that is being proposed, which no storage has yet."""
+
+_OF_STUDY = "study:"
+_SHARED = ":relative_params:"
+
+
+class SamplerView(BaseStorage):
+    """A study as a sampler sees it while it proposes one trial, the pending one; nothing is written to the storage.
+
+    So a proposal is written with all it consists of at once, and there are no halves after a crash. What the sampler
+    keeps for the study (QMC its place in the sequence) goes with the trial too.
+
+    pending: takes what is drawn. A trial that waits counts with the values it has reported, like one that was stopped
+    there; before it has any, it counts as running. constraints: names; of a trial that has not been measured against
+    all of them nothing is learnt. completes_infeasible: one that is over a limit appears complete, with a value that
+    says nothing, the median. max_ended: so many ended trials are shown at most, a tenth of them the best ones, the
+    others the newest. second_objective: user attribute with the second value, where there are two.
+
+    With one objective Optuna ranks stopped trials by their epoch and value. With two it cannot (TPE of Optuna 5.0
+    raises at their reports), and takes them as they are listed where they have none. So they are shown without reports
+    and listed the best first: by epoch, and those of one epoch by fronts (`handpose.pareto.best_first`), as ASHA ranks.
+    They come after all complete ones either way; samplers that look only at those learn nothing of them.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        study_id: int,
+        pending: FrozenTrial,
+        *,
+        second_objective: str | None = None,
+        constraints: Collection[str] = (),
+        completes_infeasible: bool = False,
+        max_ended: int | None = None,
+    ) -> None:
+        self._storage = storage
+        self._study_id = study_id
+        self._pending = pending
+        self._second_objective = second_objective
+        self._constraints = frozenset(constraints)
+        self._completes_infeasible = completes_infeasible
+        self._max_ended = max_ended
+
+    def redraw(self, pending: FrozenTrial) -> None:
+        """Propose this trial instead of the one before, whose place in a sequence (of QMC) counts as taken."""
+        kept = {key: value for key, value in self._pending.system_attrs.items() if key.startswith(_OF_STUDY)}
+        pending.system_attrs = {**pending.system_attrs, **kept}
+        self._pending = pending
+
+    @property
+    def _trials(self) -> list[FrozenTrial]:
+        return [*self._others, self._pending]
+
+    @cached_property
+    def _others(self) -> list[FrozenTrial]:
+        stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        shown = list(
+            _shown(
+                stored,
+                self._constraints,
+                completes_infeasible=self._completes_infeasible,
+                second_objective=self._second_objective,
+            )
+        )
+        minimizes = self._storage.get_study_directions(self._study_id)[0] == StudyDirection.MINIMIZE
+        merit = _Merit(1.0 if minimizes else -1.0, bool(self._constraints), self._second_objective is not None)
+        if self._max_ended is not None:
+            shown = _bounded(shown, self._max_ended, merit)
+        if self._second_objective is not None:
+            shown = _listed_by_merit(shown, merit)
+        return shown
+
+    # What it answers differently from the storage.
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return copy.copy(self._pending) if trial_id == PENDING else self._storage.get_trial(trial_id)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = [trial for trial in self._trials if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        attributes = dict(self._storage.get_study_system_attrs(study_id))
+        for trial in self._trials:
+            for key, value in trial.system_attrs.items():
+                if key.startswith(_OF_STUDY):
+                    attributes[key.removeprefix(_OF_STUDY)] = value
+        return attributes
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._pending.system_attrs = {**self._pending.system_attrs, f"{_OF_STUDY}{key}": value}
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        assert trial_id == PENDING
+        if _SHARED not in key:  # drawn in advance, for others to see; here the trial shows itself whole
+            self._pending.system_attrs = {**self._pending.system_attrs, key: value}
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        assert trial_id == PENDING
+        self._pending.user_attrs = {**self._pending.user_attrs, key: value}
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        assert trial_id == PENDING
+        value = distribution.to_external_repr(param_value_internal)
+        if isinstance(distribution, (FloatDistribution, IntDistribution)):
+            value = nearest(value, distribution)  # as the trial has it: samplers compute 0.1 + 2 * 0.1
+        self._pending.params = {**self._pending.params, param_name: value}
+        self._pending.distributions = {**self._pending.distributions, param_name: distribution}
+
+    # What it passes on.
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return self._storage.get_study_id_from_name(study_name)
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return self._storage.get_study_name_from_id(study_id)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return self._storage.get_study_directions(study_id)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._storage.get_study_user_attrs(study_id)
+
+    def get_all_studies(self) -> list[Any]:
+        return self._storage.get_all_studies()
+
+    # What no sampler does.
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        raise NotImplementedError
+
+    def delete_study(self, study_id: int) -> None:
+        raise NotImplementedError
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        raise NotImplementedError
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        raise NotImplementedError
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        raise NotImplementedError
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        raise NotImplementedError
+
+
+def pending_trial(number: int, point: dict[str, Any] | None) -> FrozenTrial:
+    """A trial that is to be proposed. point: draws by name that are decided already."""
+    return FrozenTrial(
+        number=number,
+        trial_id=PENDING,
+        state=TrialState.RUNNING,
+        value=None,
+        datetime_start=datetime.now(),
+        datetime_complete=None,
+        params={},
+        distributions={},
+        user_attrs={},
+        system_attrs={"fixed_params": point} if point else {},  # as Study.enqueue_trial has it
+        intermediate_values={},
+    )
+
+
+def _shown(
+    trials: Sequence[FrozenTrial],
+    constraints: frozenset[str],
+    *,
+    completes_infeasible: bool,
+    second_objective: str | None,
+) -> Iterator[FrozenTrial]:
+    def values(trial: FrozenTrial, value: float | None) -> list[float] | None:
+        """Of a trial with that value of the metric; None where not all are known."""
+        if second_objective is None or value is None:
+            return None if value is None else [value]
+        cost = trial.user_attrs.get(second_objective)
+        return None if cost is None else [value, cost]
+
+    complete = [trial.values[0] for trial in trials if trial.state == TrialState.COMPLETE and trial.values]
+    for trial in trials:
+        state, shown = trial.state, trial.values
+        if state == TrialState.WAITING:
+            state = TrialState.PRUNED if trial.intermediate_values else TrialState.RUNNING
+            shown = values(trial, last_value(trial))
+        if constraints and state in (TrialState.COMPLETE, TrialState.PRUNED):
+            if not constraints <= trial.constraints.keys():
+                state, shown = TrialState.FAIL, None
+            elif completes_infeasible and complete and _excess(trial) > 0:
+                state, shown = TrialState.COMPLETE, values(trial, statistics.median(complete))
+        yield trial if (state, shown) == (trial.state, trial.values) else _with(trial, state, shown)
+
+
+class _Merit(NamedTuple):
+    """Ranks ended trials as TPE does: what is allowed before what is not, what was trained further, then the better.
+
+    sign: of the metric, 1.0 where less is better. limited: whether there are constraints. two: or one objective.
+    """
+
+    sign: float
+    limited: bool
+    two: bool
+
+    def best_first(self, trials: Iterable[FrozenTrial], most: int | None = None) -> list[FrozenTrial]:
+        """All of them, or the best `most`."""
+        if not self.two:
+            number = sys.maxsize if most is None else most
+            return heapq.nsmallest(number, trials, key=lambda trial: (*self._class(trial), self._loss(trial)))
+        return list(islice(self._by_fronts(trials), most))
+
+    def _by_fronts(self, trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
+        classes: defaultdict[tuple[float, float], list[FrozenTrial]] = defaultdict(list)
+        for trial in trials:
+            classes[self._class(trial)].append(trial)
+        for _, alike in sorted(classes.items()):
+            valued = [trial for trial in alike if trial.values]
+            points = [(self._loss(trial), trial.values[1]) for trial in valued]
+            yield from (valued[index] for index in best_first(points))
+            yield from (trial for trial in alike if not trial.values)
+
+    def _class(self, trial: FrozenTrial) -> tuple[float, float]:
+        epochs = math.inf if trial.state == TrialState.COMPLETE else max(trial.intermediate_values, default=-1)
+        return _excess(trial) if self.limited else 0.0, -epochs
+
+    def _loss(self, trial: FrozenTrial) -> float:
+        return self.sign * trial.values[0] if trial.values else math.inf
+
+
+def _excess(trial: FrozenTrial) -> float:
+    """How far a trial is over its limits, all together."""
+    return sum(excess for excess in trial.constraints.values() if excess > 0)
+
+
+def _bounded(trials: list[FrozenTrial], limit: int, merit: _Merit) -> list[FrozenTrial]:
+    """Without the ended trials that are neither among the best nor among the newest."""
+    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    if len(ended) <= limit:
+        return trials
+    best = {trial.number for trial in merit.best_first(ended, limit // 10)}
+    others = [trial.number for trial in ended if trial.number not in best]
+    left_out = set(others[: len(ended) - limit])
+    return [trial for trial in trials if trial.number not in left_out]
+
+
+def _listed_by_merit(trials: Sequence[FrozenTrial], merit: _Merit) -> list[FrozenTrial]:
+    """The stopped trials at each other's places, the best at the first one, and without what they reported."""
+    stopped = iter(merit.best_first(trial for trial in trials if trial.state == TrialState.PRUNED))
+    return [_without_reports(next(stopped)) if trial.state == TrialState.PRUNED else trial for trial in trials]
+
+
+def _without_reports(trial: FrozenTrial) -> FrozenTrial:
+    changed = copy.copy(trial)
+    changed.intermediate_values = {}
+    return changed
+
+
+def _with(trial: FrozenTrial, state: TrialState, values: list[float] | None) -> FrozenTrial:
+    changed = copy.copy(trial)
+    changed.state, changed.values = state, values
+    return changed

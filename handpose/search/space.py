@@ -1,0 +1,537 @@
+"""Search spaces: which configuration keys are searched, and over what.
+
+A space is a file under search_spaces/. In YAML it maps keys to Hydra's own sweep expressions, so that there is no
+syntax to learn beside the one of the command line (https://hydra.cc/docs/advanced/override_grammar/extended):
+
+    model.decoder.depth: range(1, 6)                    # 1, 2, 3, 4, 5: the end is not in it
+    optimizer.lr: tag(log, interval(5e-5, 3e-3))
+    data.batch_size: tag(int, log, interval(16, 256))   # whole numbers; both ends count, as in Hydra's Optuna sweeper
+    model/decoder: choice(pyramid, effpose)             # a configuration group
+    trainer.precision: 16-mixed                         # a plain value is set in every trial
+
+A Python file gives `space(trial: optuna.Trial) -> dict[str, object]` instead (define by run), whose keys may depend
+on what was drawn before. Hydra's parser is imported here and not in handpose/config.py, because a space is no part of
+a configuration.
+"""
+
+import difflib
+import importlib.util
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import optuna
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.errors import HydraException
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from handpose.errors import UserError
+from handpose.search.distributions import (
+    check_range,
+    check_steps,
+    fitted,
+    from_label,
+    labels,
+    nearest,
+    num_values,
+    stepped,
+    value_at,
+)
+from handpose.values import as_plain, equal, is_plain, same, written
+from handpose.whole_file import expand_home
+from handpose.yaml_files import load_yaml
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study on stderr
+
+SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
+
+Params: TypeAlias = dict[str, Any]
+"""Configuration key -> value of one trial; values are scalars or lists of scalars."""
+
+
+@dataclass(frozen=True)
+class ListedSpace:
+    """A space from YAML: every parameter is known beforehand.
+
+    parameters: key -> distribution, in the file's order. fixed: keys that every trial sets to one value. expressions:
+    key -> the text of the file, for messages.
+    """
+
+    file: Path
+    parameters: Mapping[str, BaseDistribution]
+    fixed: Mapping[str, Any]
+    expressions: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Params:
+        """Draw every parameter from the trial."""
+        return self.made_of({key: _draw(trial, key, each) for key, each in self.parameters.items()})
+
+    def made_of(self, draws: Params) -> Params:
+        """The parameters of a trial with these draws."""
+        return {key: self.fixed[key] if key in self.fixed else from_label(draws[key]) for key in self.expressions}
+
+
+@dataclass(frozen=True)
+class PythonSpace:
+    """A space from a Python file, which draws what it needs as it goes (define by run).
+
+    held: keys that have one value instead of what the file draws for them.
+    """
+
+    file: Path
+    function: Callable[[Any], Mapping[str, Any]]
+    held: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Params:
+        """Call the file's function. Raises UserError when it fails, or gives no mapping of plain values."""
+        try:
+            params = self.function(_Suggesting(trial, self.file, self.held))
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{self.file}: space(trial) raised {type(error).__name__}: {error}") from error
+        if not isinstance(params, Mapping):
+            raise UserError(f"{self.file}: space(trial) must return a dict of configuration keys, but gave {params!r}")
+        params = {key: as_plain(value) for key, value in params.items()}
+        for key, value in params.items():
+            if not isinstance(key, str) or not is_plain(value):
+                raise UserError(
+                    f"{self.file}: space(trial) gave {key!r}: {value!r}; values are numbers, text or lists of them"
+                )
+        return {key: self.held.get(key, value) for key, value in params.items()}
+
+
+Space: TypeAlias = ListedSpace | PythonSpace
+
+
+def load_space(name: str, *, folder: Path = SPACES) -> Space:
+    """The search space of that name in `folder`, or at that path.
+
+    Raises UserError where there is none, with the nearest name, and for all in the file that cannot be searched.
+    """
+    file = find_space(name, folder=folder)
+    return _load_python(file) if file.suffix == ".py" else _load_yaml(file)
+
+
+def find_space(name: str, *, folder: Path = SPACES) -> Path:
+    """The file of a search space, given by name or path."""
+    path = expand_home(name)
+    if path.suffix in (".yaml", ".yml", ".py") or len(path.parts) > 1:
+        if path.is_file():
+            return path.resolve()
+        problem = "is a folder; give a file" if path.is_dir() else "there is no such file"
+        raise UserError(f"search_space={name}: {problem}")
+    files = {file.stem: file for file in sorted(folder.glob("*")) if file.suffix in (".yaml", ".yml", ".py")}
+    if name in files:
+        return files[name]
+    near = difflib.get_close_matches(name, files, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"search_space={name}: {hint}{folder.name}/ has {', '.join(files) or 'no spaces'}")
+
+
+def keys_of(space: Space) -> list[str]:
+    """The configuration keys that the space sets, of a Python space as far as `probes` meets them."""
+    if isinstance(space, ListedSpace):
+        return list(space.expressions)
+    return list(dict.fromkeys(key for params in probes(space) for key in params))
+
+
+def holding(space: Space, held: Mapping[str, Any]) -> Space:
+    """The space with one value for these keys in every trial, whatever its file searches for them.
+
+    Raises UserError where nothing is left to search.
+    """
+    if not held:
+        return space
+    if isinstance(space, ListedSpace):
+        parameters = {key: each for key, each in space.parameters.items() if key not in held}
+        expressions = {key: written(held[key]) if key in held else text for key, text in space.expressions.items()}
+        less: Space = ListedSpace(space.file, parameters, {**space.fixed, **held}, expressions)
+        is_searched = bool(parameters)
+    else:
+        less = replace(space, held=held)
+        trial = optuna.create_study(sampler=_Extremes(upper=False, option=0)).ask()
+        less.suggest(trial)
+        is_searched = bool(trial.params)
+    if not is_searched:
+        raise UserError(
+            f"every key that {space.file} searches is given on the command line ({', '.join(held)}), so that all "
+            "trials would be the same; leave one of them out, or train once with train.py"
+        )
+    return less
+
+
+def default_point(space: Space, defaults: Mapping[str, Any]) -> Params | None:
+    """The draws that lead to the default configuration, by name, or None where it does not lie in the space.
+
+    defaults: configuration key -> value of the composed configuration; for a group (`model/decoder`) the option
+    chosen. A define-by-run space is asked as well, and has the default in it when it draws each parameter under its
+    configuration key.
+    """
+    sampler = Given(defaults)
+    trial = optuna.create_study(sampler=sampler).ask()
+    try:
+        space.suggest(trial)
+    except UserError:
+        if sampler.outside(trial) or sampler.missing(trial):  # it failed at values that are not the default's
+            return None
+        raise
+    return None if sampler.outside(trial) or sampler.missing(trial) else dict(trial.params)
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested configuration as dotted key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def probes(space: Space, *, num_random: int = 3, seed: int = 0) -> Iterator[Params]:
+    """Points that show what a space holds.
+
+    All parameters at their lower end, all at their upper end, every option of every choice, and some at random.
+    """
+    yield _probe(space, _Extremes(upper=False, option=0))
+    yield _probe(space, _Extremes(upper=True, option=-1))
+    for option in range(1, 100):
+        sampler = _Extremes(upper=bool(option % 2), option=option)
+        params = _probe(space, sampler)
+        if option >= sampler.num_options - 1:  # the last one was drawn above
+            break
+        yield params
+    random = optuna.samplers.RandomSampler(seed=seed)
+    yield from (_probe(space, random) for _ in range(num_random))
+
+
+def num_grid_points(space: Space) -> int:
+    """How many points a grid over the space has. Raises UserError where they cannot be listed, or are too many."""
+    if isinstance(space, PythonSpace):
+        raise UserError(f"searcher=grid cannot list the points of {space.file}; use searcher=optuna or random")
+    counts = []
+    for key, distribution in space.parameters.items():
+        count = num_values(distribution)
+        if count is None:
+            raise UserError(
+                f"searcher=grid needs a list of values, but {space.file} has {key}: {space.expressions[key]}; "
+                "write range(...) or choice(...), or use searcher=optuna or random"
+            )
+        counts.append(count)
+    total = math.prod(counts)
+    if total > _MOST_GRID_POINTS:
+        raise UserError(
+            f"searcher=grid would list {total} points of {space.file} ({' x '.join(map(str, counts))}), and takes at "
+            f"most {_MOST_GRID_POINTS}; make the ranges coarser, or use searcher=optuna or random"
+        )
+    return total
+
+
+def grid_points(space: Space) -> list[Params]:
+    """Every point of the space, as draws by name. Raises UserError where that cannot be listed."""
+    num_grid_points(space)
+    assert isinstance(space, ListedSpace)
+    values = [
+        [value_at(distribution, index) for index in range(num_values(distribution) or 0)]
+        for distribution in space.parameters.values()
+    ]
+    return [dict(zip(space.parameters, point, strict=True)) for point in itertools.product(*values)]
+
+
+_MOST_GRID_POINTS = 100_000
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _load_yaml(file: Path) -> ListedSpace:
+    try:
+        content = load_yaml(file)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{file} must map configuration keys to ranges, as in `optimizer.lr: interval(0.0001, 0.01)`")
+    parameters: dict[str, BaseDistribution] = {}
+    fixed: dict[str, Any] = {}
+    for key, value in content.items():
+        parsed = _parse(file, str(key), value) if isinstance(value, str) else None
+        if parsed is not None and parsed.is_sweep_override():
+            parameters[str(key)] = _distribution(file, parsed)
+        else:
+            fixed[str(key)] = value if parsed is None else _unquoted(parsed.value())
+            if not is_plain(fixed[str(key)]):
+                raise UserError(
+                    f"{file}: {key} has the value {value!r}; values are numbers, text or lists of them (write nested "
+                    "keys with dots, as optimizer.lr)"
+                )
+    if not parameters:
+        raise UserError(
+            f"{file} searches nothing: every key has one value; give at least one interval, range or choice"
+        )
+    return ListedSpace(file, parameters, fixed, {str(key): str(value) for key, value in content.items()})
+
+
+def _load_python(file: Path) -> PythonSpace:
+    spec = importlib.util.spec_from_file_location(f"search_space_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+    function = getattr(module, "space", None)
+    if not callable(function):
+        raise UserError(f"{file} must define a function space(trial) that returns a dict of configuration keys")
+    return PythonSpace(file, function)
+
+
+def _parse(file: Path, key: str, expression: str) -> Override:
+    try:
+        return _override(f"{key}={expression}")
+    except (HydraException, OverflowError) as error:
+        cause = error.__cause__  # of a grammar error it is the parser's, which says nothing
+        reason = str(cause if isinstance(cause, (HydraException, TypeError, ValueError)) else error)
+        raise UserError(f"{file}: cannot read {key}: {expression} ({' '.join(reason.split())})") from error
+
+
+def _override(text: str) -> Override:
+    """Hydra's reading; with null among choices too, which its choice(...) refuses and its list a, b, c takes."""
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        listed = re.fullmatch(r"([^=]+=)\s*choice\((.*\bnull\b.*)\)\s*", text)
+        if listed is None:
+            raise
+        return OverridesParser.create().parse_override(listed[1] + listed[2])
+
+
+def _distribution(file: Path, override: Override) -> BaseDistribution:
+    key = override.get_key_element()
+    where = f"{file}: {key}: {override.get_value_string()}"
+    sweep = override.value()
+    if isinstance(sweep, IntervalSweep):
+        return _interval(where, sweep)
+    if isinstance(sweep, RangeSweep):
+        return _range(where, sweep)
+    return CategoricalDistribution(tuple(dict.fromkeys(labels(_options(where, override, sweep)))))
+
+
+def _options(where: str, override: Override, sweep: Any) -> list[Any]:
+    """The values of a choice in the order of the file: a shuffled one would have another order in each process."""
+    if isinstance(sweep, ChoiceSweep):
+        if sweep.tags:
+            raise UserError(f"{where}: tag {min(sweep.tags)} is for interval and range, not for choice")
+        return [_unquoted(value) for value in sweep.list]
+    try:
+        return [_unquoted(value) for value in override.sweep_iterator()]
+    except (HydraException, ValueError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _unquoted(value: Any) -> Any:
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, dict):
+        return {_unquoted(key): _unquoted(item) for key, item in value.items()}
+    return [_unquoted(item) for item in value] if isinstance(value, list) else value
+
+
+def _interval(where: str, sweep: IntervalSweep) -> BaseDistribution:
+    low, high = sweep.start, sweep.end
+    log = _is_log(where, sweep.tags)
+    assert low is not None
+    assert high is not None
+    whole = "int" in sweep.tags or (isinstance(low, int) and isinstance(high, int))
+    check_range(where, low, high, is_whole=whole)
+    if log and (low <= 0 or (whole and low < 1)):
+        raise UserError(
+            f"{where} is logarithmic, so its low end must be {'at least 1' if whole else 'above 0'}, not {low:g}"
+        )
+    if not whole:
+        return FloatDistribution(float(low), float(high), log=log)
+    if low != int(low) or high != int(high):
+        raise UserError(f"{where} is for whole numbers, but its ends are {low:g} and {high:g}")
+    return IntDistribution(int(low), int(high), log=log)
+
+
+def _range(where: str, sweep: RangeSweep) -> BaseDistribution:
+    start, stop, step = sweep.start, sweep.stop, sweep.step
+    assert start is not None
+    assert stop is not None
+    log = _is_log(where, sweep.tags)
+    is_whole = all(isinstance(number, int) for number in (start, stop, step))
+    if "int" in sweep.tags and not is_whole:
+        raise UserError(f"{where} is for whole numbers, but not all of its are")
+    if not all(isinstance(number, int) or math.isfinite(number) for number in (start, stop, step)):
+        raise UserError(f"{where} must have finite ends and a finite step")
+    if step == 0:
+        raise UserError(f"{where}: range() arg 3 must not be zero, which is its step")
+    if not is_whole:
+        check_steps(where, start, stop, step)
+    distribution = stepped(start, stop, step)
+    if distribution is None:
+        raise UserError(f"{where} is empty: a range runs from its start up to, but not including, its end")
+    check_range(where, distribution.low, distribution.high, is_whole=is_whole)
+    if not log:
+        return distribution
+    if not isinstance(distribution, IntDistribution) or distribution.low < 1 or distribution.step != 1:
+        raise UserError(f"{where} is logarithmic, so it must be of whole numbers from 1 on, in steps of 1")
+    return IntDistribution(distribution.low, distribution.high, log=True)
+
+
+def _is_log(where: str, tags: set[str]) -> bool:
+    unknown = sorted(tags - {"log", "int"})
+    if unknown:
+        raise UserError(f"{where}: tag {unknown[0]} is not known; there are log and int")
+    return "log" in tags
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+
+class _Suggesting:
+    """The trial that `space(trial)` is called with: Optuna's, with all choices told apart and NumPy's numbers taken."""
+
+    def __init__(self, trial: optuna.trial.BaseTrial, file: Path, held: Mapping[str, Any]) -> None:
+        self._trial = trial
+        self._file = file
+        self._held = held
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices, as it was given."""
+        options = list(choices)
+        try:
+            given = labels(as_plain(option) for option in options)
+        except TypeError as error:
+            raise UserError(
+                f"{self._file}: the choices of {name} are numbers, text or lists of them, but {error}"
+            ) from error
+        if name in self._held:
+            value = self._held[name]
+            return next((option for option in options if equal(as_plain(option), value)), value)
+        drawn = self._trial.suggest_categorical(name, tuple(dict.fromkeys(given)))
+        return next(option for option, label in zip(options, given, strict=True) if same(label, drawn))
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number of the range."""
+        low, high, step = as_plain(low), as_plain(high), as_plain(step)
+        if name in self._held:
+            return self._held[name]
+        check_range(self._where(name, low, high), low, high, is_whole=False)
+        if step is not None:
+            check_steps(self._where(name, low, high), low, high, step)
+        drawn = self._trial.suggest_float(name, low, high, step=step, log=log)
+        distribution = self._trial.distributions[name]
+        assert isinstance(distribution, FloatDistribution)
+        return nearest(drawn, distribution)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """A whole number of the range."""
+        low, high, step = as_plain(low), as_plain(high), as_plain(step)
+        if name in self._held:
+            return self._held[name]
+        check_range(self._where(name, low, high), low, high, is_whole=True)
+        return self._trial.suggest_int(name, low, high, step=step, log=log)
+
+    def _where(self, name: str, low: float, high: float) -> str:
+        return f"{self._file}: {name} from {low} to {high}"
+
+
+def _draw(trial: optuna.trial.BaseTrial, key: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, FloatDistribution):
+        drawn = trial.suggest_float(
+            key, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+        return nearest(drawn, distribution)
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    assert isinstance(distribution, CategoricalDistribution)
+    return trial.suggest_categorical(key, distribution.choices)
+
+
+def _probe(space: Space, sampler: optuna.samplers.BaseSampler) -> Params:
+    return space.suggest(optuna.create_study(sampler=sampler).ask())
+
+
+class Given(optuna.samplers.BaseSampler):
+    """Draws the values it is given, by the names of the draws, and any other where there is none that fits."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def outside(self, trial: optuna.trial.BaseTrial | optuna.trial.FrozenTrial) -> tuple[str, ...]:
+        """Draws of the trial that do not take the value that was given."""
+        given = [name for name in trial.params if name in self._values]
+        return tuple(name for name in given if self._fitted(name, trial.distributions[name]) is None)
+
+    def missing(self, trial: optuna.trial.BaseTrial | optuna.trial.FrozenTrial) -> tuple[str, ...]:
+        """Draws of the trial that no value was given for, though there are several."""
+        return tuple(
+            name for name, each in trial.distributions.items() if name not in self._values and not each.single()
+        )
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
+        found = self._fitted(param_name, param_distribution)
+        if found is not None:
+            return found[0]
+        if isinstance(param_distribution, CategoricalDistribution):
+            return param_distribution.choices[0]
+        assert isinstance(param_distribution, (FloatDistribution, IntDistribution))
+        return param_distribution.low
+
+    def _fitted(self, name: str, distribution: BaseDistribution) -> tuple[Any] | None:
+        """The value as the distribution has it, which may be None."""
+        if name not in self._values:
+            return None
+        try:
+            return (fitted(self._values[name], distribution),)
+        except ValueError:
+            return None
+
+
+class _Extremes(optuna.samplers.BaseSampler):
+    """Draws the lower or upper end of every range, and one option of every choice."""
+
+    def __init__(self, *, upper: bool, option: int) -> None:
+        self.upper = upper
+        self.option = option
+        self.num_options = 0  # of the longest choice that was drawn from
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
+        if isinstance(param_distribution, CategoricalDistribution):
+            choices = param_distribution.choices
+            self.num_options = max(self.num_options, len(choices))
+            return choices[self.option % len(choices)]
+        assert isinstance(param_distribution, (FloatDistribution, IntDistribution))
+        return param_distribution.high if self.upper else param_distribution.low

@@ -1,0 +1,294 @@
+"""Reads a sweep from its folder, also while it runs: nothing is locked, mended, decided or run.
+
+The events tell what happened, by the same `History` that a sweep runs on; but a decision of the past stands as it was
+taken, so that sweeps of other versions can be read. What is not there yet is left out.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from optuna.distributions import BaseDistribution
+
+from handpose.errors import UserError
+from handpose.report.record import (
+    Candidate,
+    Confirmation,
+    Failure,
+    Hand,
+    Importance,
+    Interval,
+    Objective,
+    Report,
+    Retrained,
+    StretchRecord,
+    SweepRecord,
+    TrialRecord,
+)
+from handpose.report.table import TrialTable
+from handpose.schedulers.asha import Asha
+from handpose.schedulers.scheduler import Fifo
+from handpose.search.space import flattened
+from handpose.sweep.analysis.importance import LEAST_TRIALS, Drawn, importance
+from handpose.sweep.analysis.searched_parameters import searched
+from handpose.sweep.controller.history import History, TrialHistory, empty_table
+from handpose.sweep.record.events import (
+    EVENTS,
+    Begun,
+    Closed,
+    Ended,
+    Event,
+    Failed,
+    Measured,
+    Opened,
+    Reported,
+    read_events,
+)
+from handpose.sweep.record.settings import SweepSettings, recorded_settings
+from handpose.whole_file import read_json
+from handpose.yaml_files import read_yaml
+
+_PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
+
+
+def read_sweep(folder: Path, *, judges_importance: bool = True) -> SweepRecord:
+    """Read all that is known of the sweep in a folder.
+
+    Args:
+        folder: of the sweep.
+        judges_importance: whether to compute the importance of its parameters, which takes most of the time.
+
+    Raises:
+        UserError: there is no sweep, or its files are damaged.
+    """
+    kept = read_yaml(folder / "sweep.yaml")
+    config = kept.get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("sweep"), dict):
+        raise UserError(f"{folder} holds no sweep: there is no whole sweep.yaml in it; give the folder of a sweep")
+    settings = recorded_settings(config["sweep"], folder)
+    table = empty_table(settings)
+    history = History(settings, rule=Fifo(), table=table)
+    course = _Course()
+    for event in read_events(folder / EVENTS):
+        history.apply(event)
+        course.follow(event, settings.metric)
+    _spend(history, course.at)
+    trials = [_trial(history.trials[number], course, settings.metric) for number in sorted(history.trials)]
+    parameters, distributions, fixed = searched(folder, config, trials, held=kept.get("held") or {})
+    record = SweepRecord(
+        name=settings.name,
+        folder=str(folder),
+        metric=settings.metric,
+        mode=settings.target.mode,
+        num_trials=history.num_trials,
+        max_epochs=settings.max_epochs,
+        num_slots=course.most_running,
+        seconds=course.at,
+        end=course.end,
+        trials=trials,
+        ranked=[row.number for row in table.ranked()],
+        parameters=parameters,
+        rungs=_rungs(config.get("scheduler") or {}, settings),
+        fixed=fixed,
+        failures=course.failures,
+        limits={name: limit for name, limit in _constraints(config).items() if limit is not None},
+        objective=_objective(table),
+        confirmation=_confirmation(folder / "confirm" / "confirm.yaml"),
+        retrained=_retrained(folder / "retrain"),
+        defaults=flattened(config) | dict(kept.get("choices") or {}),
+        origin={name: kept[name] for name in _PROVENANCE if name in kept},
+        configuration=config,
+        best=read_yaml(folder / "best.yaml"),
+    )
+    return replace(record, importance=_importance(record, distributions)) if judges_importance else record
+
+
+# --- what happened ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Course:
+    """What the table of trials does not keep: when each trial ran and reported, and what failed."""
+
+    at: float = 0.0
+    end: Literal["", "finished", "spent", "interrupted", "halted"] = ""
+    most_running: int = 0
+    reports: dict[int, list[Report]] = field(default_factory=dict)
+    stretches: dict[int, list[StretchRecord]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    _running: dict[int, tuple[float, int]] = field(default_factory=dict)  # trial -> began at, epoch
+    perturbed: set[int] = field(default_factory=set)
+
+    def follow(self, event: Event, metric: str) -> None:
+        """Take the next event in."""
+        self.at, self.end = event.at, ""
+        match event:
+            case Opened():
+                self._lose_all(event.at)
+            case Begun():
+                self._running[event.trial] = (event.at, event.epoch)
+                self.most_running = max(self.most_running, len(self._running))
+                if event.params is not None:
+                    self.perturbed.add(event.trial)
+            case Measured():
+                if event.decision != "continue":
+                    self._leave(event.trial, event.at, "over")
+            case Reported():
+                self._report(event, metric)
+            case Failed():
+                self.failures.append(Failure(event.trial, event.kind, event.cause, event.retry))
+                self._leave(event.trial, event.at, "lost")
+            case Ended():
+                self._leave(event.trial, event.at, "over")
+            case Closed():
+                self._lose_all(event.at)
+                self.end = event.reason
+
+    def stretches_of(self, number: int) -> list[StretchRecord]:
+        """Those that are over, and the one that runs."""
+        done = self.stretches.get(number, [])
+        if number not in self._running:
+            return done
+        began, epoch = self._running[number]
+        return [*done, StretchRecord(began, self.at, epoch, "running")]
+
+    def _report(self, event: Reported, metric: str) -> None:
+        began = self._running.get(event.trial, (event.at, 0))[0]
+        before = sum(stretch.ended_s - stretch.began_s for stretch in self.stretches.get(event.trial, []))
+        value = event.metrics.get(metric, math.nan)
+        report = Report(event.epoch, event.at, before + event.at - began, value)
+        self.reports.setdefault(event.trial, []).append(report)
+        if event.decision != "continue":
+            self._leave(event.trial, event.at, "over")
+
+    def _leave(self, trial: int, at: float, end: Literal["over", "lost"]) -> None:
+        if trial in self._running:
+            began, epoch = self._running.pop(trial)
+            self.stretches.setdefault(trial, []).append(StretchRecord(began, at, epoch, end))
+
+    def _lose_all(self, at: float) -> None:
+        for trial in list(self._running):
+            self._leave(trial, at, "lost")
+
+
+def _spend(history: History, at: float) -> None:
+    for number in history.live["running"]:
+        history.trials[number].spend(at)
+
+
+def _trial(trial: TrialHistory, course: _Course, metric: str) -> TrialRecord:
+    row = trial.row
+    return TrialRecord(
+        number=row.number,
+        params=dict(row.params),
+        state=row.state,
+        epochs=row.epochs,
+        value=row.metrics.get(metric, math.nan),
+        seconds=row.seconds,
+        metrics=dict(row.metrics),
+        costs=dict(row.costs),
+        reports=course.reports.get(row.number, ()),
+        stretches=course.stretches_of(row.number),
+        node=row.node,
+        error=row.error,
+        is_perturbed=row.number in course.perturbed,
+    )
+
+
+def _rungs(scheduler: Mapping[str, Any], settings: SweepSettings) -> tuple[int, ...]:
+    """The epochs at which ASHA compares; of other schedulers there are none."""
+    if not str(scheduler.get("_target_", "")).endswith(".Asha"):
+        return ()
+    wanted = ("mode", "grace_period", "reduction_factor", "brackets")
+    return Asha(
+        **{name: scheduler[name] for name in wanted}, max_epochs=settings.max_epochs, seed=settings.seed or 0
+    ).rungs
+
+
+def _constraints(config: Mapping[str, Any]) -> dict[str, float | None]:
+    return dict((config.get("searcher") or {}).get("constraints") or {})
+
+
+def _objective(table: TrialTable) -> Objective | None:
+    if not table.objectives:
+        return None
+    (other,) = table.objectives
+    return Objective(other.name, other.mode, [row.number for row in table.front()])
+
+
+def _importance(record: SweepRecord, distributions: Mapping[int, Mapping[str, BaseDistribution]]) -> list[Importance]:
+    values = {epoch: record.values_at(epoch) for epoch in record.compared_epochs(least=LEAST_TRIALS)}
+    if not values:
+        return []
+    drawn = {
+        trial.number: Drawn(
+            {key: trial.params[key] for key in distributions[trial.number]}, distributions[trial.number]
+        )
+        for trial in record.trials
+    }
+    return importance(drawn, values, sign=record.sign)
+
+
+# --- what came after --------------------------------------------------------------------------------------------------
+
+
+def _confirmation(file: Path) -> Confirmation | None:
+    content = read_yaml(file)
+    if not content:
+        return None
+    try:
+        candidates = [_candidate(each) for each in content["candidates"]]
+        return Confirmation(
+            epochs=int(content["epochs"]),
+            seeds=[int(seed) for seed in content["seeds"]],
+            candidates=candidates,
+            winner=None if content["winner"] is None else candidates[content["winner"]],
+            gain=_interval(content.get("gain_over_default")),
+            method=str(content.get("method", "")),
+            optimism=_number(content.get("optimism")),
+            unknown=dict(content.get("unknown") or {}),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is not as this version writes it ({type(error).__name__}: {error})") from error
+
+
+def _candidate(content: Mapping[str, Any]) -> Candidate:
+    values = {int(seed): math.nan if value is None else float(value) for seed, value in content["values"].items()}
+    mean = Interval(*(_number(content.get(name)) for name in ("mean", "low", "high")))
+    difference = _interval(content.get("difference_to_winner"))
+    return Candidate(
+        label=str(content["label"]),
+        trial=content["trial"],
+        params=dict(content["params"] or {}),
+        values=values,
+        mean=mean,
+        difference=difference,
+        is_distinguishable=content.get("distinguishable"),
+        out=content.get("out") or "",
+    )
+
+
+def _interval(content: Mapping[str, Any] | None) -> Interval | None:
+    return None if content is None else Interval(*(_number(content.get(name)) for name in ("mean", "low", "high")))
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _retrained(folder: Path) -> Retrained | None:
+    file = folder / "metrics.json"
+    if not file.is_file():
+        return None
+    metrics = {name: _number(value) for name, value in read_json(file)["metrics"].items()}
+    listed = folder / "hands" / "hands.json"
+    hands = read_json(listed) if listed.is_file() else []
+    return Retrained(
+        metrics,
+        [
+            Hand(each["kind"], each["name"], _number(each["pa_mpjpe_mm"]), (listed.parent / each["file"]).read_bytes())
+            for each in hands
+        ],
+    )

@@ -1,0 +1,139 @@
+"""The report of sweeps, from their folders: read, judged, and written as report.html and next_space.yaml."""
+
+import errno
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from handpose.config import quote_override
+from handpose.errors import UserError
+from handpose.report.advice import Finding, advice, advice_text
+from handpose.report.effects import shown_effects
+from handpose.report.html import Page
+from handpose.report.isolation import isolate
+from handpose.report.next_space import next_space
+from handpose.report.record import SweepRecord
+from handpose.report.sections import add_comparison, add_sweep, status_line
+from handpose.search.space import ListedSpace, Space, probes
+from handpose.sweep.analysis.read_sweep import read_sweep
+from handpose.whole_file import check_output, check_writable, whole_file
+
+REPORT, NEXT_SPACE = "report.html", "next_space.yaml"
+
+
+class Written(NamedTuple):
+    """A report, and what it was made of. findings: of each sweep; next_spaces: files written into their folders."""
+
+    file: Path
+    records: Sequence[SweepRecord]
+    findings: Sequence[Sequence[Finding]]
+    next_spaces: Sequence[Path]
+
+    @property
+    def text(self) -> str:
+        """For the terminal: the advice, and where the files are."""
+        lines: list[str] = []
+        for record, findings in zip(self.records, self.findings, strict=True):
+            lines += [record.name] * (len(self.records) > 1) + list(filter(None, [advice_text(findings)]))
+        spaces = (["python", "tune.py", quote_override("search_space", str(path))] for path in self.next_spaces)
+        lines += [f"next round  {shlex.join(command)}" for command in spaces]
+        return "\n".join([*lines, f"report      {self.file}"])
+
+
+def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None = None) -> Written:
+    """Write a page about the sweeps in these folders, which may still run, and a space for the next round into each.
+
+    scientific: a searched key whose values are to be compared with the others optimised. Raises UserError where a
+    folder holds no sweep, its files are damaged or the key is not searched. The files appear whole.
+    """
+    page, records, findings, spaces = _made(folders, scientific, output=file)
+    with whole_file(file) as part:
+        part.write_text(page, encoding="utf-8")
+    written = [
+        _write_space(folder, space)
+        for folder, space in zip(folders, spaces, strict=True)
+        if file.parent.absolute() == folder or not _is_read_only(folder)
+    ]
+    return Written(file, records, findings, [place for place in written if place is not None])
+
+
+def report_of(folder: Path, *, scientific: str | None = None) -> tuple[str, str | None]:
+    """The texts of report.html and of next_space.yaml that `write_report` writes for one sweep.
+
+    The second one is None where there is no such file.
+    """
+    page, _, _, (space,) = _made([folder], scientific)
+    return page, space
+
+
+class _Made(NamedTuple):
+    page: str
+    records: Sequence[SweepRecord]
+    findings: Sequence[Sequence[Finding]]
+    spaces: Sequence[str | None]
+
+
+def _made(folders: Sequence[Path], scientific: str | None, *, output: Path | None = None) -> _Made:
+    records = _told_apart([read_sweep(folder) for folder in folders])
+    if output is not None:
+        check_output(output)  # before the slow part
+    effects = [shown_effects(record) for record in records]
+    findings = [advice(record, shown) for record, shown in zip(records, effects, strict=True)]
+    spaces = [next_space(record, shown) for record, shown in zip(records, effects, strict=True)]
+    names = ", ".join(record.name for record in records)
+    page = Page(f"Sweep {names}" if len(records) == 1 else f"Sweeps {names}")
+    if len(records) == 1:
+        page.head(f"Sweep {records[0].name}", status_line(records[0]))
+    else:
+        page.head(f"{len(records)} sweeps", names)
+        add_comparison(page, records)
+    for place, (record, found, space, shown) in enumerate(zip(records, findings, spaces, effects, strict=True)):
+        if len(records) > 1:
+            page.sweep_begins(record.name, f"sweep-{place + 1}-", status_line(record))
+        isolation = isolate(record, scientific) if scientific is not None else None
+        add_sweep(page, record, found, shown=shown, next_space=space, isolation=isolation)
+    return _Made(page.html(), records, findings, spaces)
+
+
+def _told_apart(records: Sequence[SweepRecord]) -> list[SweepRecord]:
+    """Sweeps of one name get a number behind it."""
+    names = [record.name for record in records]
+    return [
+        record if names.count(record.name) == 1 else replace(record, name=f"{record.name} ({place})")
+        for place, record in enumerate(records, start=1)
+    ]
+
+
+def check_scientific(key: str | None, space: Space) -> None:
+    """Raise UserError where report.scientific is no key that the space searches; before a sweep begins."""
+    if key is None:
+        return
+    searched = (
+        space.parameters if isinstance(space, ListedSpace) else {each for point in probes(space) for each in point}
+    )
+    if key not in searched:
+        raise UserError(
+            f"report.scientific={key} is not searched by {space.file}; it searches {', '.join(sorted(searched))}"
+        )
+
+
+def _write_space(folder: Path, text: str | None) -> Path | None:
+    """Write next_space.yaml; without a text remove the one of an earlier report, whose evidence has gone."""
+    file = folder / NEXT_SPACE
+    if text is None:
+        file.unlink(missing_ok=True)
+        return None
+    with whole_file(file) as part:
+        part.write_text(text, encoding="utf-8")
+    return file
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Whether the folder is another user's, of whose sweep a page may be written elsewhere."""
+    try:
+        check_writable(folder)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return False

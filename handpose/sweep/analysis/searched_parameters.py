@@ -1,0 +1,118 @@
+"""What a sweep has searched, as its reports have it, also where the space is a Python file or the study is gone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from handpose.report.record import Parameter, TrialRecord
+from handpose.search.distributions import from_label, labels
+from handpose.search.space import ListedSpace, holding, load_space
+from handpose.search.study import JOURNAL, close_storage, find_study, read_storage
+from handpose.values import same
+
+
+def searched(
+    folder: Path, config: Mapping[str, Any], trials: Sequence[TrialRecord], *, held: Mapping[str, Any]
+) -> tuple[list[Parameter], dict[int, dict[str, BaseDistribution]], dict[str, Any]]:
+    """Parameters, trial -> key -> distribution, and what all trials have alike.
+
+    held: keys that the command line fixed, with their values. A space in Python is never run, since a folder may be
+    another's: the study tells what was drawn from, and where it does not, the values themselves.
+    """
+    files = sorted((folder / "search_space").glob("*"))
+    if files and files[0].suffix in (".yaml", ".yml"):
+        space = holding(load_space(str(files[0])), held)
+        assert isinstance(space, ListedSpace)
+        declared: dict[int, dict[str, BaseDistribution]] = {trial.number: dict(space.parameters) for trial in trials}
+        parameters = [_parameter(key, [each], text=space.expressions[key]) for key, each in space.parameters.items()]
+        return parameters, declared, dict(space.fixed)
+    declared = _of_study(folder, config, trials)
+    seen = _as_seen(trials)
+    keys = dict.fromkeys(key for trial in trials for key in trial.params)
+    distributions = {
+        trial.number: {key: declared.get(trial.number, {}).get(key) or seen[key] for key in trial.params}
+        for trial in trials
+    }
+    is_declared = {
+        key: all(key in declared.get(trial.number, {}) for trial in trials if key in trial.params) for key in keys
+    }
+    parameters = []
+    for key in keys:
+        owners = [trial.number for trial in trials if key in trial.params]
+        kinds = list({repr(distributions[number][key]): distributions[number][key] for number in owners}.values())
+        parameters.append(
+            _parameter(key, kinds, is_declared=is_declared[key], is_conditional=len(owners) < len(trials))
+        )
+    varied = [each for each in parameters if each.is_declared or each.num_values != 1]
+    alike = keys.keys() - {each.key for each in varied}
+    fixed = {key: next(trial.params[key] for trial in trials if key in trial.params) for key in keys if key in alike}
+    return varied, distributions, fixed
+
+
+def _of_study(
+    folder: Path, config: Mapping[str, Any], trials: Sequence[TrialRecord]
+) -> dict[int, dict[str, BaseDistribution]]:
+    """Trial -> key -> what the key was drawn from; of keys that are drawn under their own name."""
+    if not (folder / "study" / JOURNAL).is_file():
+        return {}
+    try:
+        storage = read_storage(None, folder / "study")
+        study = find_study(storage, config["sweep"]["name"])
+        drawn = {} if study is None else {each.number: each for each in storage.get_all_trials(study, deepcopy=False)}
+        close_storage(storage)
+    except Exception:  # written by another version of Optuna, or by a sweep at this very moment
+        return {}
+    return {
+        trial.number: {
+            key: each
+            for key, each in drawn[trial.number].distributions.items()
+            if key in trial.params and same(from_label(drawn[trial.number].params[key]), trial.params[key])
+        }
+        for trial in trials
+        if trial.number in drawn
+    }
+
+
+def _as_seen(trials: Iterable[TrialRecord]) -> dict[str, BaseDistribution]:
+    """Distributions that hold the values that there are."""
+    values: dict[str, list[Any]] = {}
+    for trial in trials:
+        for key, value in trial.params.items():
+            values.setdefault(key, []).append(value)
+    return {key: _seen(each) for key, each in values.items()}
+
+
+def _seen(values: Sequence[Any]) -> BaseDistribution:
+    def are(kind: type) -> bool:
+        return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+
+    if are(int):
+        return IntDistribution(min(values), max(values))
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return FloatDistribution(float(min(values)), float(max(values)))
+    return CategoricalDistribution(tuple(dict.fromkeys(labels(values))))
+
+
+def _parameter(
+    key: str,
+    kinds: Sequence[BaseDistribution],
+    *,
+    text: str = "",
+    is_declared: bool = True,
+    is_conditional: bool = False,
+) -> Parameter:
+    """kinds: what it was drawn from, which may differ between trials: then the range that holds them all."""
+    extra: dict[str, Any] = {"expression": text, "is_declared": is_declared, "is_conditional": is_conditional}
+    first = kinds[0]
+    if isinstance(first, CategoricalDistribution):
+        labels = dict.fromkeys(
+            (type(each), each) for kind in kinds if isinstance(kind, CategoricalDistribution) for each in kind.choices
+        )
+        return Parameter(key, "choice", choices=[from_label(each) for _, each in labels], **extra)
+    numeric = [kind for kind in kinds if isinstance(kind, (FloatDistribution, IntDistribution))]
+    low, high = min(kind.low for kind in numeric), max(kind.high for kind in numeric)
+    log, step = numeric[0].log, numeric[0].step
+    kind: Literal["float", "int"] = "int" if isinstance(first, IntDistribution) else "float"
+    return Parameter(key, kind, low, high, log, None if log else step, **extra)

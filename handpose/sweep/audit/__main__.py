@@ -1,0 +1,5 @@
+"""`python -m handpose.sweep.audit FOLDER`: see `audit.main`."""
+
+from handpose.sweep.audit.audit import main
+
+main()

@@ -1,0 +1,287 @@
+"""Whether the files of a sweep agree: what was lost, what was done twice, what was decided wrongly.
+
+    python -m handpose.sweep.audit outputs/sweeps/NAME
+
+Every fact that stands in two places is compared, and every decision is taken again from the events before it: those of
+the scheduler, of retries and nodes, of constraints and budgets, and of the winner. Nothing in the folder is changed.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+import optuna
+from filelock import FileLock, Timeout
+from hydra.utils import instantiate
+
+from handpose.config import CONFIGS, plain, told
+from handpose.errors import UserError
+from handpose.search.points import most_trials
+from handpose.search.space import flattened
+from handpose.search.study import JOURNAL, close_storage, limits_of, params_of, read_storage
+from handpose.sweep.audit.events import Expected, Finding, Replayed, UntouchedFiles, differences, replay
+from handpose.sweep.audit.records import (
+    audit_checkpoints,
+    audit_csv,
+    audit_journal,
+    audit_plan,
+    audit_study,
+    audit_tensorboard,
+    study_of,
+)
+from handpose.sweep.audit.results import audit_results
+from handpose.sweep.controller.history import History, empty_table
+from handpose.sweep.controller.scheduler_factory import rule_maker
+from handpose.sweep.driver.resume import Task, recorded_task
+from handpose.sweep.record.events import EVENTS, scan
+from handpose.sweep.record.provenance import with_directions
+from handpose.sweep.record.settings import LOCK, SweepSettings
+from handpose.sweep.trainable.trial import TrialRecipe, training_overrides, with_target
+from handpose.utf8 import use_utf8
+from handpose.values import same
+from handpose.yaml_files import read_yaml
+
+_TRIES = 5
+"""Of a sweep that is running: what another process is just about to write is no finding."""
+
+
+class Findings(NamedTuple):
+    """A sentence for each thing that is not as it should be, which names the file and the place in it."""
+
+    lost: list[str]
+    repeated: list[str]
+    wrong: list[str]
+
+    def __bool__(self) -> bool:
+        return any(self)
+
+
+def audit(folder: Path) -> Findings:
+    """Look through the sweep in a folder. Raises UserError where there is none."""
+    if not (folder / "sweep.yaml").is_file() and not (folder / EVENTS).is_file():
+        raise UserError(f"{folder} holds no sweep: there is neither sweep.yaml nor {EVENTS} in it")
+    found = list(dict.fromkeys(_audited(folder)))
+    for _ in range(_TRIES):
+        if not found or not _is_running(folder):
+            break
+        again = set(_audited(folder))
+        found = [finding for finding in found if finding in again]
+    texts: dict[str, list[str]] = {"lost": [], "repeated": [], "wrong": []}
+    for finding in found:
+        texts[finding.kind].append(finding.text)
+    return Findings(**texts)
+
+
+def _is_running(folder: Path) -> bool:
+    lock = folder / LOCK
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def _audited(folder: Path) -> Iterator[Finding]:
+    try:
+        task = recorded_task(folder, [])
+        sweep: SweepSettings = instantiate(task.config.sweep)
+        rule = rule_maker(instantiate(task.config.scheduler), sweep, task.space)()
+        limits = limits_of(dict(task.config.searcher.constraints or {}))
+        overrides = with_target(training_overrides(task.overrides), task.config, sweep.target)
+    except UserError as error:
+        yield Finding("wrong", f"sweep.yaml and search_space/: {error}")
+        yield from _unreadable(folder)
+        return
+    yield from _audit_description(folder, task)
+    recipe = TrialRecipe(
+        overrides,
+        task.locations,
+        sweep.max_epochs,
+        sweep.cpus_per_trial,
+        sweep.workers_per_trial,
+    )
+    with _study(task, folder) as (study, problem):
+        yield from problem
+        replayed = _replayed(task, sweep, rule, limits, recipe, study)
+        yield from replayed.findings
+        if not replayed.events:
+            return
+        yield from _audit_records(task, sweep, limits, recipe, replayed, study)
+    yield from audit_results(task, sweep, recipe, replayed)
+
+
+def _unreadable(folder: Path) -> Iterator[Finding]:
+    """Lines of the events that cannot be read, where that is all that can be looked at."""
+    if (folder / EVENTS).is_file():
+        for line in scan((folder / EVENTS).read_bytes()):
+            if line.problem:
+                yield Finding("wrong", f"{EVENTS}: line {line.number} {line.problem}")
+
+
+def _replayed(
+    task: Task,
+    sweep: SweepSettings,
+    rule: Any,
+    limits: Mapping[str, float],
+    recipe: TrialRecipe,
+    study: optuna.Study | None,
+) -> Replayed:
+    files = UntouchedFiles(sweep.path)
+    history = History(sweep, rule=rule, table=empty_table(sweep), files=files, command=recipe.command)
+    proposed = {} if study is None else {trial.number: params_of(trial) for trial in study.get_trials(deepcopy=False)}
+    plan = {} if study is None else study.user_attrs.get("plan", {})
+    expected = Expected(
+        sweep.num_trials,
+        most_trials(task.space, is_grid=task.config.searcher.sampler is None, repeats=rule.perturbs),
+        plan.get("first_number", 0),
+        limits,
+        proposed.get,
+        task.config.trainer.check_val_every_n_epoch,
+        is_resuming=_is_newer(sweep.path / "sweep.yaml", sweep.path / EVENTS),
+    )
+    return replay(history, sweep.path, "", sweep, expected)
+
+
+def _is_newer(file: Path, than: Path) -> bool:
+    return file.is_file() and than.is_file() and file.stat().st_mtime_ns > than.stat().st_mtime_ns
+
+
+def _audit_records(
+    task: Task,
+    sweep: SweepSettings,
+    limits: Mapping[str, float],
+    recipe: TrialRecipe,
+    replayed: Replayed,
+    study: optuna.Study | None,
+) -> Iterator[Finding]:
+    folder = sweep.path
+    yield from audit_csv(replayed, folder / "trials.csv", "trials.csv")
+    if study is not None:
+        first: int = study.user_attrs.get("plan", {}).get("first_number", 0)
+        journal = folder / "study" / JOURNAL
+        label = f"study/{JOURNAL}" if task.config.searcher.storage is None else "the study"
+        num_brought = len(task.config.searcher.get("warm_start") or [])
+        yield from _audit_study_itself(study, sweep, label, num_brought=num_brought)
+        if task.config.searcher.sampler is not None:  # a grid has an order of its own
+            yield from audit_plan(study, first_number=first, space=task.space, label=label)
+        yield from audit_study(
+            replayed,
+            study.get_trials(deepcopy=False),
+            first_number=first,
+            space=task.space,
+            limits=limits,
+            second_objective=sweep.second_objective,
+            label=label,
+        )
+        if task.config.searcher.storage is None:
+            yield from audit_journal(replayed, journal, num_before=first, limits=limits, label=label)
+    is_ahead = sweep.storage is not None
+    yield from audit_tensorboard(replayed, folder / "tensorboard", "tensorboard", in_tab=True, is_ahead=is_ahead)
+    if sweep.storage is None:
+        yield from audit_checkpoints(replayed, folder, "")
+
+
+def _audit_study_itself(
+    study: optuna.Study, sweep: SweepSettings, label: str, *, num_brought: int
+) -> Iterator[Finding]:
+    directions: list[str] = [sweep.target.mode, *(["min"] if sweep.second_objective else [])]
+    names = [sweep.metric, *([sweep.second_objective] if sweep.second_objective else [])]
+    if [each.name.lower()[:3] for each in study.directions] != directions:
+        yield Finding(
+            "wrong", f"{label}: its directions are {study.directions}, but the sweep's {', '.join(directions)}"
+        )
+    if study.metric_names != names:
+        yield Finding("wrong", f"{label}: its values are {study.metric_names}, but the sweep's {', '.join(names)}")
+    brought = study.user_attrs.get("warm_start", [])
+    first = study.user_attrs.get("plan", {}).get("first_number", 0)
+    if len(brought) != num_brought:
+        yield Finding(
+            "wrong", f"{label}: it has learned from {len(brought)} sweeps, but sweep.yaml names {num_brought}"
+        )
+    if sum(each.get("brought", 0) for each in brought) != first:
+        yield Finding("wrong", f"{label}: the sweep begins at trial {first}, but its warm start says otherwise")
+
+
+@contextlib.contextmanager
+def _study(task: Task, folder: Path) -> Iterator[tuple[optuna.Study | None, list[Finding]]]:
+    """The study of a sweep, to be read, or why it cannot be."""
+    url, name = task.config.searcher.storage, task.config.sweep.name
+    label = "the study" if url else f"study/{JOURNAL}"
+    if url is None and not (folder / "study" / JOURNAL).is_file():
+        is_begun = (folder / EVENTS).is_file()
+        yield None, [Finding("lost", f"{label} is missing")] if is_begun else []
+        return
+    storage = None
+    try:
+        storage = read_storage(url, folder / "study")
+        study = study_of(storage, name)
+        study and study.get_trials(deepcopy=False)
+    except Exception as error:  # whatever Optuna raises for a damaged journal
+        yield None, [Finding("wrong", f"{label} cannot be read ({type(error).__name__}: {error})")]
+        return
+    try:
+        yield study, [] if study else [Finding("lost", f"{label} has no study {name}")]
+    finally:
+        close_storage(storage)
+
+
+# --- sweep.yaml -------------------------------------------------------------------------------------------------------
+
+
+_COMPARED = ("sweep.", "retrain.", "report.", "ray.", "search_space")
+_NOT_COMPARED = ("sweep.name", "sweep.folder", "sweep.resume", "sweep.status", "sweep.storage")
+
+
+def _audit_description(folder: Path, task: Task) -> Iterator[Finding]:
+    """The configuration in sweep.yaml is what its overrides make, also where a sweep that continues may change it."""
+    record = read_yaml(folder / "sweep.yaml")
+    written, now = (with_directions(flattened(each)) for each in (record["config"], plain(task.config)))
+    for key in {**written, **now}:
+        is_compared = key.startswith(_COMPARED) and not key.startswith(_NOT_COMPARED)
+        if is_compared and written.get(key) != now.get(key):
+            yield Finding(
+                "wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its overrides make it {now.get(key)}"
+            )
+    for key, value in task.held.items():
+        if not same(value, task.defaults.get(key.lstrip("+"))):
+            made = task.defaults.get(key.lstrip("+"))
+            yield Finding("wrong", f"sweep.yaml: held has {key}={value}, but its overrides make it {made}")
+    given = dict(each.partition("=")[::2] for each in record["locations"])
+    overridden = {each.partition("=")[0] for each in record["overrides"]}
+    for key in sorted({"paths.data", "paths.output", "paths.packed"} - overridden):
+        if key not in given:
+            yield Finding("lost", f"sweep.yaml: locations has no {key}, but config has {written.get(key)}")
+        elif str(written.get(key)) != given[key].strip("'"):
+            yield Finding("wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its locations {given[key]}")
+    choices = choices_of(record["overrides"])
+    for group, theirs, ours in differences(dict(record["choices"]), choices):
+        if not group.startswith("hydra"):
+            yield Finding("wrong", f"sweep.yaml: choices has {group}={theirs}, but its overrides make it {ours}")
+
+
+def choices_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """The choices of configuration groups that these overrides make."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose("tune", list(overrides), return_hydra_config=True)
+    return dict(config.hydra.runtime.choices)
+
+
+def main() -> None:
+    """Print what was found; status 1 where that is anything."""
+    with told():
+        if len(sys.argv) != 2:
+            raise UserError("give the folder of a sweep")
+        found = audit(Path(sys.argv[1]).resolve())
+    for kind, sentences in found._asdict().items():
+        print(f"{kind}: {len(sentences)}", *sentences, sep="\n  ")
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    use_utf8()
+    main()

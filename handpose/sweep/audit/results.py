@@ -1,0 +1,454 @@
+"""What comes after the trials of a sweep, made again and compared: from its confirmation to the space that follows."""
+
+import gzip
+import html
+import itertools
+import json
+import math
+import re
+import shlex
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from handpose.errors import UserError
+from handpose.report.table import TrialTable
+from handpose.schedulers.scheduler import Fifo
+from handpose.sweep.analysis.report import NEXT_SPACE, REPORT, report_of
+from handpose.sweep.audit.events import ABSENT, Expected, Finding, Replayed, UntouchedFiles, differences, replay, same
+from handpose.sweep.audit.records import audit_checkpoints, audit_csv, audit_tensorboard, is_truncated
+from handpose.sweep.controller.history import History, empty_table
+from handpose.sweep.driver.resume import Task
+from handpose.sweep.record.events import EVENTS
+from handpose.sweep.record.provenance import PROCESS_MB, configuration, git_state
+from handpose.sweep.record.settings import SweepSettings
+from handpose.sweep.selection.confirm import FILE, FOLDER, account, candidates, fresh_seeds, runs
+from handpose.sweep.selection.winner import NoWinnerError, select_winner, without_seed, write_chosen
+from handpose.sweep.trainable.trial import TrialRecipe, with_params
+from handpose.yaml_files import read_yaml
+
+_BEST, _PREDICTIONS, _ARCHIVE = "best.yaml", "test_preds.json.gz", "pred.zip"
+
+
+def audit_results(task: Task, sweep: SweepSettings, recipe: TrialRecipe, replayed: Replayed) -> Iterator[Finding]:
+    """Compare all that was made of a sweep's table with what is made of it now."""
+    folder = sweep.path
+    confirming = _audit_confirming(task, sweep, recipe, replayed)
+    yield from confirming.findings
+    yield from _first_clean(partial(_audit_chosen, task, sweep, recipe, confirming), replayed)
+    for name in (
+        "sweep.yaml",
+        _BEST,
+        NEXT_SPACE,
+        REPORT,
+        "retrain/config.yaml",
+        f"{FOLDER}/sweep.yaml",
+        f"{FOLDER}/{FILE}",
+    ):
+        if is_truncated(folder / name):
+            yield Finding("wrong", f"{name} is truncated: it has no line end")
+    yield from _audit_retraining(folder, sweep)
+    yield from _audit_report(folder, task)
+
+
+def _first_clean(check: Any, replayed: Replayed) -> list[Finding]:
+    """The findings of a check with the table that the sweep has come to.
+
+    A sweep that was given more trials or a larger budget has come to an end more than once, and what comes after the
+    trials may still be that of an earlier end: then there are no findings.
+    """
+    tables: Sequence[TrialTable | None] = replayed.ends[::-1] or [None]
+    found = [list(check(table, is_over=replayed.is_ended)) for table in tables]
+    return found[0] if all(found) else []
+
+
+# --- the confirmation -------------------------------------------------------------------------------------------------
+
+
+def _audit_confirming(task: Task, sweep: SweepSettings, recipe: TrialRecipe, replayed: Replayed) -> Replayed:
+    """The runs of a confirmation, as trials of a sweep of their own."""
+    folder, label = sweep.path / FOLDER, f"{FOLDER}/"
+    settings = replace(
+        sweep, folder=str(folder), second_objective=None, time_budget_s=None, gpu_hours=None, gpus_per_trial=None
+    )
+    files = UntouchedFiles(folder)
+    history = History(settings, rule=Fifo(), table=empty_table(settings), files=files, command=recipe.command)
+    every = task.config.trainer.check_val_every_n_epoch
+    if not folder.is_dir():
+        return Replayed(history)
+    confirming = replay(history, folder, label, settings, Expected(None, None, 0, {}, lambda number: None, every))
+    found = confirming.findings
+    found += _audit_space_copy(sweep.path)
+    kept = folder / "sweep.yaml"
+    try:
+        record = read_yaml(kept)
+    except UserError as error:
+        record = {}
+        found.append(Finding("wrong", f"{label}sweep.yaml: {error}"))
+    if not kept.is_file():
+        found.append(Finding("lost", f"{label}sweep.yaml is missing"))
+    elif record:
+        origin = {key: value for key, value in record.items() if key not in ("confirms", "format", PROCESS_MB)}
+        for name, theirs, ours in differences(origin, dict(task.origin or {})):
+            found.append(Finding("wrong", f"{label}sweep.yaml has {name} {theirs}, but sweep.yaml has {ours}"))
+        confirms = str(record.get("confirms"))
+        if Path(confirms).name != sweep.name and confirms != str(folder.parent):
+            found.append(Finding("wrong", f"{label}sweep.yaml confirms {confirms}, which is another sweep"))
+    found += audit_csv(confirming, folder / "trials.csv", f"{label}trials.csv")
+    is_ahead = sweep.storage is not None
+    place = folder / "tensorboard"
+    found += audit_tensorboard(confirming, place, f"{label}tensorboard", in_tab=False, is_ahead=is_ahead)
+    if sweep.storage is None:
+        found += audit_checkpoints(confirming, folder, label)
+    return confirming
+
+
+def _audit_space_copy(folder: Path) -> Iterator[Finding]:
+    for file in (folder / "search_space").glob("*"):
+        name = f"{FOLDER}/search_space/{file.name}"
+        if not (folder / name).is_file():
+            yield Finding("lost", f"{name} is missing")
+        elif (folder / name).read_bytes() != file.read_bytes():
+            yield Finding("wrong", f"{name} is not search_space/{file.name}")
+
+
+def _audit_chosen(
+    task: Task,
+    sweep: SweepSettings,
+    recipe: TrialRecipe,
+    confirming: Replayed,
+    table: TrialTable | None,
+    *,
+    is_over: bool,
+) -> Iterator[Finding]:
+    """confirm.yaml, best.yaml and front/ of the table that a sweep ended with."""
+    folder = sweep.path
+    if table is None:
+        for name in (f"{FOLDER}/{EVENTS}", _BEST):
+            if (folder / name).is_file():
+                yield Finding("wrong", f"{name} is there, although {EVENTS} does not say that the sweep has ended")
+        return
+    try:
+        confirmed = read_yaml(folder / FOLDER / FILE) or None
+    except UserError as error:
+        yield Finding("wrong", f"{FOLDER}/{FILE}: {error}")
+        return
+    yield from _audit_runs(task, table, confirming)
+    if confirmed is None and confirming.is_finished and (read_yaml(folder / _BEST).get("seeds") if is_over else None):
+        yield Finding("lost", f"{FOLDER}/{FILE} is missing, although {_BEST} is made of it")
+        return
+    if confirmed is not None:
+        try:
+            yield from _audit_confirmation(task, table, confirming, confirmed)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            yield Finding(
+                "wrong", f"{FOLDER}/{FILE} is not as a confirmation writes it ({type(error).__name__}: {error})"
+            )
+            return
+    yield from _audit_best(task, sweep, recipe, table, confirmed, is_over=is_over)
+
+
+def _audit_runs(task: Task, table: TrialTable, confirming: Replayed) -> Iterator[Finding]:
+    """That what was trained again are configurations of the table, with fresh seeds."""
+    configurations = [{}, *(without_seed(row.params) for row in table.rows.values())]
+    fresh = set(fresh_seeds(len(confirming.asked) or 1, table, task.defaults))
+    for number, params in confirming.asked.items():
+        if not any(same(without_seed(params), each) for each in configurations):
+            yield Finding("wrong", f"{FOLDER}/{EVENTS}: run {number} has parameters that no trial of the sweep had")
+        if params.get("seed") not in fresh:
+            yield Finding(
+                "wrong", f"{FOLDER}/{EVENTS}: run {number} has the seed {params.get('seed')}, which is not fresh"
+            )
+    seen: list[dict[str, Any]] = []
+    for number, params in confirming.asked.items():
+        if any(same(params, each) for each in seen):
+            yield Finding("repeated", f"{FOLDER}/{EVENTS}: run {number} has the parameters of one before it")
+        seen.append(params)
+
+
+def _audit_confirmation(
+    task: Task, table: TrialTable, confirming: Replayed, confirmed: Mapping[str, Any]
+) -> Iterator[Finding]:
+    name = f"{FOLDER}/{FILE}"
+    if not confirming.is_finished:
+        yield Finding("wrong", f"{name} is there, although {FOLDER}/{EVENTS} does not say that its runs are finished")
+    top_k = sum(each["label"] != "default" for each in confirmed["candidates"])
+    chosen = candidates(table, defaults=task.defaults, top_k=top_k)
+    if not chosen:
+        yield Finding("wrong", f"{name} is there, although no trial of the sweep has a value")
+        return
+    seeds = fresh_seeds(len(confirmed["seeds"]), table, task.defaults)
+    wanted = runs(chosen, seeds)
+    asked = list(confirming.asked.values())
+    if confirming.num_processes == 1 and asked and not same(asked, wanted):
+        index = next(
+            (i for i, (one, other) in enumerate(zip(asked, wanted, strict=False)) if not same(one, other)), len(wanted)
+        )
+        yield Finding("wrong", f"{FOLDER}/{EVENTS}: run {index} is not what {name} and the sweep's table make it")
+    for params in wanted:
+        if not any(same(params, each) for each in asked):
+            yield Finding("lost", f"{FOLDER}/{EVENTS} has no run of {params}")
+    trained = confirming.ends[-1] if confirming.ends else confirming.history.table
+    for place, theirs, ours in differences(dict(confirmed), _plain(account(chosen, seeds, trained))):
+        yield Finding("wrong", f"{name}: {place} is {theirs}, but its runs give {ours}")
+
+
+def _plain(content: Any) -> Any:
+    """As it is read back from YAML."""
+    return yaml.safe_load(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+# --- the winner -------------------------------------------------------------------------------------------------------
+
+
+def _audit_best(
+    task: Task,
+    sweep: SweepSettings,
+    recipe: TrialRecipe,
+    table: TrialTable,
+    confirmed: Mapping[str, Any] | None,
+    *,
+    is_over: bool,
+) -> Iterator[Finding]:
+    """Write best.yaml and front/ anew, elsewhere, and compare."""
+    folder = sweep.path
+    try:
+        winner = select_winner(table, folder=folder, confirmed=confirmed)
+    except (NoWinnerError, KeyError) as error:
+        if (folder / _BEST).is_file():
+            yield Finding("wrong", f"{_BEST} is there, but {error}")
+        return
+    if not (folder / _BEST).is_file():
+        later = [name for name in ("retrain", "front", REPORT) if is_over and _is_later(folder / name, folder / EVENTS)]
+        if later:
+            yield Finding("lost", f"{_BEST} is missing, although {later[0]} is there")
+        return
+    with tempfile.TemporaryDirectory() as place:
+        write_chosen(
+            table,
+            winner,
+            overrides=lambda row: with_params(recipe.overrides, row.params),
+            sweep=replace(sweep, folder=place),
+            origin=task.origin or {},
+            confirmed=confirmed,
+        )
+        wanted = sorted(each.relative_to(place).as_posix() for each in Path(place).rglob("*.yaml"))
+        there = sorted(each.relative_to(folder).as_posix() for each in (folder / "front").glob("*.yaml"))
+        for name in sorted({*wanted, *there}):
+            if name not in wanted:
+                yield Finding("wrong", f"{name} is of a trial that is not on the front")
+            elif not (folder / name).is_file():
+                yield Finding("lost", f"{name} is missing")
+            else:
+                yield from _audit_best_file(folder / name, name, read_yaml(Path(place) / name), sweep)
+
+
+def _is_later(file: Path, than: Path) -> bool:
+    return file.exists() and file.stat().st_mtime >= than.stat().st_mtime
+
+
+def _audit_best_file(file: Path, name: str, wanted: dict[str, Any], sweep: SweepSettings) -> Iterator[Finding]:
+    try:
+        there = read_yaml(file)
+    except UserError as error:
+        yield Finding("wrong", f"{name}: {error}")
+        return
+    words = shlex.split(str(there.pop("command", "")))
+    wanted.pop("command")
+    if words[:2] != ["python", "train.py"] or len(words) != 3 or not _is_best(words[2], name, sweep):
+        yield Finding("wrong", f"{name}: command is {shlex.join(words)}, which does not train it")
+    for content in (there, wanted):  # paths may have been given anew when the sweep was continued
+        content["overrides"] = [
+            each for each in content.get("overrides") or [] if not str(each).startswith(("paths.", "data.root="))
+        ]
+    for place, theirs, ours in differences(there, wanted):
+        yield Finding("wrong", f"{name}: {place} is {theirs}, but sweep.yaml and {EVENTS} make it {ours}")
+
+
+def _is_best(override: str, name: str, sweep: SweepSettings) -> bool:
+    """Whether an override names a file of the sweep, whose folder may have been moved or renamed since."""
+    key, _, path = override.partition("=")
+    if key != "best" or not path.endswith(f"/{name}"):
+        return False
+    return Path(path.removesuffix(f"/{name}")).name in (sweep.name, sweep.path.name)
+
+
+# --- after it ---------------------------------------------------------------------------------------------------------
+
+
+def _audit_retraining(folder: Path, sweep: SweepSettings) -> Iterator[Finding]:
+    """That best.yaml was retrained, and that the files of the retraining are there."""
+    place = folder / "retrain"
+    if not place.is_dir():
+        return
+    try:
+        best = read_yaml(folder / _BEST)
+        content = place / "overrides.json"
+        overrides = json.loads(content.read_text(encoding="utf-8")) if content.is_file() else None
+        metrics_file = place / "metrics.json"
+        metrics = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else None
+        config = read_yaml(place / "config.yaml")
+    except (UserError, ValueError) as error:
+        yield Finding("wrong", f"retrain/ has a damaged file ({error})")
+        return
+    is_begun = bool(config) or metrics is not None
+    if overrides is None:
+        if is_begun:
+            yield Finding("lost", "retrain/overrides.json is missing")
+    elif not best:
+        yield Finding("lost", f"{_BEST} is missing, although retrain/ is there")
+    elif [each for each in overrides if each != "train_on_val=true"] != best.get("overrides"):
+        yield Finding("wrong", f"retrain/overrides.json is of another configuration than {_BEST}")
+    if not config and (overrides is not None or metrics is not None):
+        yield Finding("lost", "retrain/config.yaml is missing")
+    elif config and best.get("configuration"):
+        yield from _audit_retrained_config(config, best["configuration"], overrides or [])
+        if config.get("best") is not None and not _is_best(f"best={config['best']}", _BEST, sweep):
+            yield Finding("wrong", f"retrain/config.yaml has best {config['best']}, which is of another sweep")
+    for file in (place / "checkpoints").glob("*.ckpt"):
+        if not _is_sound_archive(file):
+            yield Finding("wrong", f"retrain/checkpoints/{file.name} is damaged")
+    if metrics is not None:
+        yield from _audit_retrained_metrics(place, metrics)
+    elif _is_later(folder / REPORT, folder / _BEST) and (place / _PREDICTIONS).is_file():
+        yield Finding("lost", f"retrain/metrics.json is missing, although {REPORT} is there")
+
+
+def _is_sound_archive(file: Path) -> bool:
+    """Whether a ZIP archive, as checkpoints are, is whole by its own checksums."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _is_sound_gzip(file: Path) -> bool:
+    try:
+        with gzip.open(file) as stream:
+            while stream.read(2**20):
+                pass
+    except (OSError, EOFError, zlib.error):
+        return False
+    return True
+
+
+_OF_DEVICES = ("trainer.devices", "trainer.num_nodes", "data.batch_size", "train_on_val", "test")
+"""What a retraining on several devices, or with the validation split, changes."""
+
+
+def _audit_retrained_config(
+    config: Mapping[str, Any], best: Mapping[str, Any], overrides: Sequence[str]
+) -> Iterator[Finding]:
+    made = OmegaConf.create(dict(config))
+    assert isinstance(made, DictConfig)
+    for key, theirs, ours in _of_configuration(configuration(made), best):
+        if key not in _OF_DEVICES or (key == "data.batch_size" and theirs * _num_devices(config) != ours):
+            yield Finding("wrong", f"retrain/config.yaml has {key} {theirs}, but {_BEST} has {ours}")
+    is_on_val = "train_on_val=true" in overrides
+    if config.get("train_on_val") not in (is_on_val, None):
+        yield Finding("wrong", f"retrain/config.yaml has train_on_val {config.get('train_on_val')}")
+
+
+def _num_devices(config: Mapping[str, Any]) -> int:
+    """Devices of all nodes together, which share the batch of the trials."""
+    trainer = config["trainer"]
+    devices = trainer.get("devices")
+    return (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes") or 1)
+
+
+def _of_configuration(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for key in {**ours, **theirs}:
+        if not same(ours.get(key, ABSENT), theirs.get(key, ABSENT)):
+            yield key, ours.get(key, ABSENT), theirs.get(key, ABSENT)
+
+
+def _audit_retrained_metrics(place: Path, metrics: Any) -> Iterator[Finding]:
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("metrics"), dict):
+        yield Finding("wrong", "retrain/metrics.json has no metrics")
+        return
+    checkpoint = place / "checkpoints" / Path(str(metrics.get("checkpoint"))).name
+    if not checkpoint.is_file():
+        yield Finding("lost", f"retrain/metrics.json is of {checkpoint.name}, which is missing")
+    if not (place / _PREDICTIONS).is_file():
+        yield Finding("lost", f"retrain/{_PREDICTIONS} is missing, although retrain/metrics.json is there")
+    elif not _is_sound_gzip(place / _PREDICTIONS):
+        yield Finding("wrong", f"retrain/{_PREDICTIONS} is damaged")
+    if (place / _ARCHIVE).is_file() and not _is_sound_archive(place / _ARCHIVE):
+        yield Finding("wrong", f"retrain/{_ARCHIVE} is damaged")
+    if not (place.parent / REPORT).is_file():
+        yield Finding("lost", f"{REPORT} is missing, although retrain/metrics.json is there")
+    yield from _audit_reported_metrics(place.parent, metrics["metrics"], checkpoint)
+
+
+def _audit_reported_metrics(folder: Path, metrics: Mapping[str, Any], checkpoint: Path) -> Iterator[Finding]:
+    """The report, if it was written after this retraining, has its figures and no others."""
+    report, name = folder / REPORT, "retrain/metrics.json"
+    if not report.is_file() or not checkpoint.is_file() or not _is_later(report, checkpoint):
+        return
+    page = report.read_text(encoding="utf-8", errors="replace")
+    section = re.search(r'<h2 id="retrained">.*?(?=<h2 |</body>)', page, re.DOTALL)
+    if section is None:  # the process was killed before it wrote the report again
+        return
+    shown = [cell for cell in re.findall(r'<td class="number">([^<]*)</td>', section[0]) if cell]
+    for metric, value in metrics.items():
+        text = f"{math.nan if value is None else value:.4g}"
+        if text in shown:
+            shown.remove(text)
+        else:
+            yield Finding("wrong", f"{name} has {metric} = {value}, which {REPORT} does not have")
+    for text in shown:
+        yield Finding("lost", f"{name} has no metric of {text}, which {REPORT} has")
+
+
+def _audit_report(folder: Path, task: Task) -> Iterator[Finding]:
+    """report.html and next_space.yaml are what they would be now, unless something was written since."""
+    files = [EVENTS, _BEST, f"{FOLDER}/{FILE}", "sweep.yaml", "retrain/metrics.json"]
+    made_of = [folder / name for name in files]
+    newest = max((each.stat().st_mtime for each in made_of if each.is_file()), default=0.0)
+    report, space = (
+        each.is_file() and each.stat().st_mtime >= newest for each in (folder / REPORT, folder / NEXT_SPACE)
+    )
+    if not (report or space):
+        return
+    try:
+        page, wanted = report_of(folder, scientific=task.config.report.scientific)
+    except (UserError, KeyError, ValueError, TypeError, OSError) as error:
+        yield Finding("wrong", f"{REPORT} and {NEXT_SPACE} cannot be made again ({error})")
+        return
+    if report and (task.origin or {}).get("git", {}).get("revision") == git_state()["revision"]:
+        yield from _compare_pages((folder / REPORT).read_text(encoding="utf-8", errors="replace"), page)
+    yield from _audit_next_space(folder / NEXT_SPACE, wanted, is_current=space)
+
+
+def _compare_pages(there: str, wanted: str) -> Iterator[Finding]:
+    """Only a page of this revision of the project can be compared: others may say the same in other words."""
+    title = "the head"
+    for number, (one, other) in enumerate(itertools.zip_longest(there.splitlines(), wanted.splitlines()), start=1):
+        if other is not None and (section := re.match(r"<h2[^>]*>([^<]*)</h2>", other)):
+            title = f"'{html.unescape(section[1])}'"
+        elif other is not None and other.startswith("<script"):
+            title = "the charts"
+        if one != other:
+            yield Finding("wrong", f"{REPORT}: line {number}, in {title}, is not what the files of the sweep give")
+            return
+
+
+def _audit_next_space(file: Path, wanted: str | None, *, is_current: bool) -> Iterator[Finding]:
+    if is_current and wanted is None:
+        yield Finding("wrong", f"{NEXT_SPACE} is there, but the advice gives none")
+    elif is_current and wanted is not None:
+        theirs, ours = file.read_text(encoding="utf-8").splitlines(), wanted.splitlines()
+        for number, (one, other) in enumerate(itertools.zip_longest(theirs, ours, fillvalue=""), start=1):
+            if one != other:
+                yield Finding("wrong", f"{NEXT_SPACE}: line {number} is {one!r}, but the advice gives {other!r}")
+    elif not file.is_file() and wanted is not None:
+        yield Finding("lost", f"{NEXT_SPACE} is missing, although {REPORT} is there")

@@ -1,0 +1,383 @@
+"""A sweep's trials as its events tell of them: how far each came, what waits, what may be tried again.
+
+Applying the same events in the same order gives the same history and the same decisions; nothing here runs anything.
+"""
+
+import math
+from bisect import insort
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from handpose.errors import UserError
+from handpose.report.table import State, TrialRow, TrialTable, second_objectives
+from handpose.schedulers.scheduler import Continuation, Rule
+from handpose.search.space import Params
+from handpose.sweep.controller.node_quarantine import NodeHealth
+from handpose.sweep.controller.slots import Room
+from handpose.sweep.record.events import (
+    Asked,
+    Begun,
+    Closed,
+    Decision,
+    Ended,
+    Event,
+    Failed,
+    FailureKind,
+    Measured,
+    Opened,
+    Reported,
+    SetAside,
+)
+from handpose.sweep.record.settings import SpentBudget, SweepSettings
+from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles
+from handpose.sweep.storage.retention import CheckpointShelf, Need
+from handpose.values import same
+
+_NUM_FINALISTS = 3
+_NOT_ITS_FAULT: tuple[FailureKind, ...] = ("preempted", "lost", "worn")
+_AFTER: Mapping[Decision, State] = {
+    "continue": "running",
+    "pause": "paused",
+    "stop": "stopped",
+    "complete": "complete",
+    "diverged": "diverged",
+    "infeasible": "infeasible",
+}
+
+_CAN_FOLLOW: Mapping[type, tuple[State, ...]] = {
+    Begun: ("waiting", "paused"),
+    Ended: ("running", "waiting", "paused"),
+}
+"""States of a trial that an event finds it in; all others find it running."""
+
+
+@dataclass
+class TrialHistory:
+    """What is known of a trial beside its row in the table.
+
+    proposed: its parameters as the searcher gave them. values: the sweep's metric by epoch, as long as they belong to
+    these. gpus: its share, where it is not that of all. held_gpus: by the stretch that runs. not_before: when it may be
+    tried again, in the sweep's time.
+    """
+
+    row: TrialRow
+    proposed: Params
+    values: dict[int, float] = field(default_factory=dict)
+    best_value: float = math.nan
+    num_stretches: int = 0
+    num_failures: int = 0
+    not_before: float = 0.0
+    gpus: float | None = None
+    held_gpus: float = 0.0
+    is_perturbed: bool = False
+    _began_at: float = 0.0
+    _seconds_before: float = 0.0
+
+    def begin(self, at: float) -> None:
+        self._began_at, self._seconds_before = at, self.row.seconds
+
+    def spend(self, now: float) -> None:
+        """Count the time of the stretch that runs."""
+        self.row.seconds = self._seconds_before + now - self._began_at
+
+
+def empty_table(settings: SweepSettings) -> TrialTable:
+    """The table of a sweep before its first trial."""
+    objectives = second_objectives(settings.second_objective)
+    table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs, objectives=objectives)
+    table.gpu_hours_budget = math.inf if settings.gpu_hours is None else settings.gpu_hours
+    return table
+
+
+class History:
+    """All trials of a sweep, kept by `apply`.
+
+    rule: decides; it is told what happens. table: is filled. files: where the checkpoints lie; None: in the sweep's
+    folder. command: the command line that trains parameters again. `gpus` is the share of each trial, where the sweep
+    runs. `health`: of the nodes that this process has used.
+    """
+
+    def __init__(
+        self,
+        settings: SweepSettings,
+        *,
+        rule: Rule,
+        table: TrialTable,
+        files: CheckpointFiles | None = None,
+        command: Callable[[Params], str] = lambda params: "",
+    ) -> None:
+        self.trials: dict[int, TrialHistory] = {}
+        self.table = table
+        self.num_trials = settings.num_trials
+        self.num_reports = 0
+        self.at = 0.0
+        self.live: dict[State, set[int]] = {"running": set(), "waiting": set(), "paused": set()}
+        self.files = files or FolderFiles(settings.path)
+        self.shelf = CheckpointShelf(
+            self.files,
+            settings.checkpoint_budget_gb * 1e9,
+            need=self._need,
+            loss=lambda trial: self._target.loss(self.table.value(self.table.rows[trial])),
+            is_running=lambda trial: self.table.rows[trial].state in ("running", "waiting"),
+        )
+        self._settings = settings
+        self._rule = rule
+        self.gpus = 0.0
+        self.health = NodeHealth(settings.set_aside_after)
+        self._command = command
+        self._finalists: list[tuple[float, int]] = []
+        self._failed_first: set[int] = set()
+        self._gpu_s = 0.0
+        self._held_gpus = 0.0
+        self._target = settings.target
+
+    # --- decisions ----------------------------------------------------------------------------------------------------
+
+    def decide(self, number: int, epoch: int, value: float) -> Decision:
+        """What becomes of a trial that has reported. To be asked once a report: the rule learns it."""
+        if not math.isfinite(value) or self._explodes(number, value):
+            return "diverged"
+        verdict = self._rule.reported(number, epoch, self._target.loss(value))
+        return "complete" if epoch >= self._settings.max_epochs else verdict
+
+    def chance(self, number: int, kind: FailureKind, *, node: str = "") -> tuple[bool, float | None]:
+        """Whether a trial that failed on a node is tried again, and its share of a GPU then.
+
+        A mistake comes again, so that it ends the trial; but while no trial has reported it may be a bug that the
+        sweep stops for, and then the trial is tried again after it is mended.
+        """
+        trial = self.trials[number]
+        share = self.gpus if trial.gpus is None else trial.gpus
+        if kind == "gpu_memory" and 0 < share < 1:
+            return True, min(1.0, 2 * share)
+        if kind in _NOT_ITS_FAULT:
+            return True, trial.gpus
+        comes_again = kind == "gpu_memory" or (kind == "mistake" and self.num_reports)
+        left = (0 if comes_again else self._settings.max_retries) - trial.num_failures + self.health.excused(number)
+        return left > 0 or (left == 0 and self.health.excuses(node, number)), trial.gpus
+
+    def is_to_be_set_aside(self, number: int, kind: FailureKind, node: str, *, room: Room) -> bool:
+        """Whether with this failure so many different trials have failed on the node that it is to blame."""
+        return kind not in _NOT_ITS_FAULT and self.health.is_to_be_set_aside(node, number, room=room)
+
+    def is_hopeless(self, number: int, kind: FailureKind) -> bool:
+        """Whether with this failure so many different trials have failed, and none ever reported, that it is a bug."""
+        if self.num_reports or kind in _NOT_ITS_FAULT:
+            return False
+        return len(self._failed_first | {number}) >= self._settings.stop_after_failures
+
+    def promoted(self) -> Continuation | None:
+        return self._rule.promoted(can_begin=self.can_begin)
+
+    def gpu_hours(self, now: float) -> float:
+        """GPUs times hours that stretches have held them; those of a process that was killed until its last event."""
+        return (self._gpu_s + self._held_gpus * (now - self.at)) / 3600
+
+    @property
+    def spent_budget(self) -> SpentBudget | None:
+        """A budget that the sweep had used up at its last event; None while there is some left of each."""
+        return self._settings.spent_budget(elapsed_s=self.at, gpu_hours=self.gpu_hours(self.at))
+
+    @property
+    def can_begin(self) -> bool:
+        return len(self.trials) < self.num_trials
+
+    def ready(self, now: float) -> int | None:
+        """The trial to be tried again first."""
+        return next((each for each in sorted(self.live["waiting"]) if self.trials[each].not_before <= now), None)
+
+    def _explodes(self, number: int, value: float) -> bool:
+        factor, best = self._settings.explosion_factor, self.trials[number].best_value
+        if factor is None or not best > 0:  # no factor makes 0 or a negative value worse
+            return False
+        return value > factor * best if self._target.mode == "min" else value < best / factor
+
+    def _need(self, number: int) -> Need:
+        row = self.table.rows[number]
+        if not row.is_over:
+            return "resumable"
+        return "finalist" if any(number == finalist for _, finalist in self._finalists) else "none"
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def replay(self, events: Iterable[Event]) -> None:
+        """Check and apply events of the past. Raises UserError where this version would have decided otherwise."""
+        for line, event in enumerate(events, start=1):
+            self.check(event, line=line)
+            self.apply(event)
+
+    def check(self, event: Event, *, line: int) -> None:
+        """Decide an event of the past again, as has to be done before it is applied: the rule learns it.
+
+        Raises UserError where it was decided otherwise.
+        """
+        place = f"{self._settings.path / 'events.jsonl'}: line {line}"
+        impossible = self.impossible(event)
+        if impossible:
+            raise UserError(f"{place} {impossible}; restore the file from a copy")
+        ours, theirs, about = self._again(event)
+        if ours != theirs:
+            raise UserError(
+                f"{place} decides {about} as {theirs}, where this version "
+                f"of the project decides {ours}; go on with the revision that sweep.yaml names"
+            )
+
+    def impossible(self, event: Event) -> str:
+        """Why an event cannot follow those before it; empty where it can."""
+        if isinstance(event, Asked) and event.trial in self.trials:
+            return f"asks for trial {event.trial} again"
+        if isinstance(event, (Opened, Asked, SetAside, Closed)):
+            return ""
+        if event.trial not in self.trials:
+            return f"is about trial {event.trial}, which no line before it asks for"
+        row, kind = self.table.rows[event.trial], type(event).__name__.lower()
+        if row.state not in _CAN_FOLLOW.get(type(event), ("running",)):
+            return f"has {kind!r} of trial {event.trial}, which is {row.state} by then"
+        metric, second = self._settings.metric, self._settings.second_objective
+        if isinstance(event, Reported) and event.epoch <= row.epochs:
+            return f"reports epoch {event.epoch} of trial {event.trial}, which has reported epoch {row.epochs} before"
+        if isinstance(event, Reported) and metric not in event.metrics:
+            return f"reports epoch {event.epoch} of trial {event.trial} without {metric}"
+        if isinstance(event, Measured) and second is not None and second not in event.costs:
+            return f"has the costs of trial {event.trial} without {second}"
+        return ""
+
+    def _again(self, event: Event) -> tuple[Any, Any, str]:
+        """What is decided about an event, what it says was decided, and about what."""
+        if isinstance(event, Reported):
+            ours = self.decide(event.trial, event.epoch, event.metrics[self._settings.metric])
+            return ours, event.decision, f"epoch {event.epoch} of trial {event.trial}"
+        if isinstance(event, Begun) and self.table.rows[event.trial].state == "paused":
+            promoted = self.promoted()
+            return promoted, Continuation(event.trial, event.source, event.params), "which trial is promoted"
+        return None, None, ""
+
+    def apply(self, event: Event) -> None:
+        """Change what the event changes."""
+        if not isinstance(event, Opened):  # until then nothing ran
+            self._gpu_s += self._held_gpus * (event.at - self.at)
+        self.at = event.at
+        match event:
+            case Opened():
+                self._open(event)
+            case Asked():
+                row = TrialRow(event.trial, event.params, state="waiting", command=self._command(event.params))
+                self.table.rows[event.trial] = row
+                self.trials[event.trial] = TrialHistory(row, event.params)
+                self.live["waiting"].add(event.trial)
+                self._rule.begun(event.trial, event.params)
+            case Begun():
+                self._begin(event)
+            case Measured():
+                self._measure(event)
+            case Reported():
+                self._report(event)
+            case Failed():
+                self._fail(event)
+            case SetAside():
+                for number, times in self.health.set_aside(event.node).items():
+                    trial = self.trials[number]
+                    trial.num_failures, trial.not_before = max(0, trial.num_failures - times), event.at
+            case Ended():
+                self._end(event)
+            case Closed():
+                self._close(event)
+
+    def _open(self, event: Opened) -> None:
+        """Whatever ran when the process before was killed or left waits to go on."""
+        self.table.end = ""
+        self.num_trials, self.gpus = event.num_trials, event.gpus
+        self.health.forget()
+        for number in sorted(self.live["running"]):
+            self._go(number, "waiting")
+        for trial in self.trials.values():
+            trial.not_before = 0.0
+
+    def _begin(self, event: Begun) -> None:
+        trial = self.trials[event.trial]
+        if trial.row.state == "paused":
+            self._rule.resumed(Continuation(event.trial, event.source, event.params))
+        if event.checkpoint is not None:
+            self.shelf.put(event.trial, event.checkpoint)
+            trial.row.epochs = event.epoch
+        if event.params is not None and not same(event.params, trial.row.params):
+            # Population based training: the values from here on belong to other parameters than the searcher proposed.
+            trial.row.params, trial.row.command, trial.is_perturbed = event.params, "", True
+        trial.num_stretches = event.stretch
+        trial.held_gpus = self.gpus if event.gpus is None else event.gpus
+        trial.begin(event.at)
+        self._go(event.trial, "running")
+
+    def _measure(self, event: Measured) -> None:
+        self.table.rows[event.trial].costs = event.costs
+        self.trials[event.trial].spend(event.at)
+        if self._settings.second_objective is not None:
+            self._rule.measured(event.trial, event.costs[self._settings.second_objective])
+        self._go(event.trial, _AFTER[event.decision])
+
+    def _report(self, event: Reported) -> None:
+        trial = self.trials[event.trial]
+        row, value = trial.row, event.metrics[self._settings.metric]
+        row.epochs, row.metrics, row.node, row.error = event.epoch, event.metrics, event.node, event.note
+        trial.spend(event.at)
+        self.num_reports += 1
+        self.health.reported(event.node)
+        if not trial.is_perturbed:
+            trial.values[event.epoch] = value
+        if not self._target.loss(value) >= self._target.loss(trial.best_value):
+            trial.best_value = value
+        if event.checkpoint is not None:
+            self.shelf.put(event.trial, event.checkpoint)
+        if event.decision == "complete":
+            insort(self._finalists, (self._target.loss(value), event.trial))
+            del self._finalists[_NUM_FINALISTS:]
+        self._go(event.trial, _AFTER[event.decision])
+
+    def _fail(self, event: Failed) -> None:
+        trial = self.trials[event.trial]
+        trial.spend(event.at)
+        is_same_share, trial.gpus = event.gpus == trial.gpus, event.gpus
+        trial.row.error, trial.row.traceback = event.cause, event.traceback
+        trial.row.node = event.node or trial.row.node
+        if event.kind not in _NOT_ITS_FAULT:
+            self.health.failed(event.node, event.trial)
+        if not self.num_reports and event.kind not in _NOT_ITS_FAULT:
+            self._failed_first.add(event.trial)
+        if event.kind not in _NOT_ITS_FAULT and is_same_share:
+            delay_s = self._settings.retry_delay_s * 2**trial.num_failures
+            trial.num_failures += 1
+            trial.not_before = event.at + delay_s
+        self._go(event.trial, "waiting" if event.retry else "failed")
+
+    def _end(self, event: Ended) -> None:
+        trial = self.trials[event.trial]
+        if trial.row.state == "running":
+            trial.spend(event.at)
+        trial.row.error = event.cause
+        self._go(event.trial, event.state)
+        self._rule.ended(event.trial)
+
+    def _close(self, event: Closed) -> None:
+        self.table.end, self.table.elapsed_s = event.reason, event.at
+        self.table.gpu_hours = self.gpu_hours(event.at)
+        for number in sorted(self.live["running"]):
+            self.trials[number].spend(event.at)
+            self._go(number, "waiting")
+        if event.reason != "halted":
+            return
+        self._failed_first.clear()  # after a person has looked, all are given their chances again
+        for trial in self.trials.values():
+            trial.num_failures = 0
+
+    def _go(self, number: int, state: State) -> None:
+        row = self.trials[number].row
+        if (row.state == "running") != (state == "running"):
+            self._held_gpus += self.trials[number].held_gpus * (1 if state == "running" else -1)
+        if row.state in self.live:
+            self.live[row.state].discard(number)
+        if state in self.live:
+            self.live[state].add(number)
+        if state in ("diverged", "infeasible", "failed"):
+            self._rule.ended(number)
+        row.state = state

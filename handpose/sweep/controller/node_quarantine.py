@@ -1,0 +1,96 @@
+"""Whether a failure is the trial's or the node's fault, by what else happens on that node and elsewhere.
+
+A broken GPU, a full disk or a missing mount fails one trial after the other, the faster the more often its slots are
+free: left alone, one bad node of fifty spends the tries of most trials.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from handpose.sweep.controller.slots import Room
+from handpose.sweep.record.events import Event, Opened, SetAside
+
+
+def set_aside(events: Iterable[Event]) -> set[str]:
+    """The nodes that the process which ran the sweep last has set aside."""
+    found: set[str] = set()
+    for event in events:
+        if isinstance(event, Opened):
+            found.clear()
+        elif isinstance(event, SetAside):
+            found.add(event.node)
+    return found
+
+
+class NodeHealth:
+    """Which trials have failed on a node since its last report, and which nodes are set aside.
+
+    limit: so many different trials; None: no node is ever set aside. A node without a name is none.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._failures: dict[str, Counter[int]] = {}
+        self._sound: set[str] = set()
+        self.aside: set[str] = set()
+
+    def forget(self) -> None:
+        """Another process runs the sweep: nodes may have been mended, or exchanged."""
+        self._failures.clear()
+        self._sound.clear()
+        self.aside.clear()
+
+    def reported(self, node: str) -> None:
+        """A trial reported from there: what failed there before was not the node's fault."""
+        self._failures.pop(node, None)
+        if node:
+            self._sound.add(node)
+
+    def failed(self, node: str, trial: int) -> None:
+        if node:
+            self._failures.setdefault(node, Counter())[trial] += 1
+
+    def set_aside(self, node: str) -> Counter[int]:
+        """Nothing more is to run there; returns how often each trial has failed there, which was not its fault."""
+        self.aside.add(node)
+        self._sound.discard(node)
+        return self._failures.pop(node, Counter())
+
+    def excuses(self, node: str, trial: int) -> bool:
+        """Whether a failure of the trial there is not counted for now: its first there, while trials work elsewhere.
+
+        A second one there is, and all are when another trial reports from there.
+        """
+        if node in self.aside:
+            return True
+        return bool(self._limit and self._elsewhere(node)) and not self._failures.get(node, Counter())[trial]
+
+    def excused(self, trial: int) -> int:
+        """How many failures of the trial do not count, as long as their nodes have not reported since."""
+        return sum(bool(self._elsewhere(node)) and trial in failed for node, failed in self._failures.items())
+
+    def is_to_be_set_aside(self, node: str, trial: int, *, room: Room) -> bool:
+        """Whether a failure of the trial there, which has not been told yet, is one too many.
+
+        room: of the cluster. A node without which no trial fits is never set aside.
+        """
+        if self._limit is None or not node or node in self.aside:
+            return False
+        if not self._elsewhere(node) & room.without({*self.aside, node}):
+            return False
+        return len({*self._failures.get(node, ()), trial}) >= self._limit
+
+    def usable(self, room: Room) -> set[str]:
+        """The nodes that are not set aside; all, where no trial fits onto these."""
+        return room.without(self.aside) or room.nodes
+
+    def avoided(self, trial: int, *, room: Room) -> tuple[str, ...]:
+        """Nodes where the trial is not to run: those set aside, and where it has failed; if it fits elsewhere."""
+        failed_on = {node for node, failed in self._failures.items() if trial in failed}
+        for unwanted in (self.aside | failed_on, self.aside, failed_on):
+            if room.without(unwanted):
+                return tuple(sorted(unwanted & room.nodes))
+        return ()
+
+    def _elsewhere(self, node: str) -> set[str]:
+        return self._sound - {node}

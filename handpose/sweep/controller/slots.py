@@ -1,0 +1,179 @@
+"""Slots: what a trial holds, and how many of them there are at a time."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from handpose.errors import UserError
+from handpose.resources import Memory
+from handpose.sweep.record.settings import SweepSettings
+
+LEAST_PROCESS_MB = 500.0
+"""What a worker takes that has imported torch, Lightning and timm (518 MiB seen), without files that workers share."""
+_USED_BY_RAY = 0.6e9
+"""Bytes for Ray's own processes (280 MiB seen), its object store, shared libraries and what the driver still takes."""
+_USED_BY_DRIVER = 0.7e9
+"""Bytes that tune.py takes (580 MiB seen)."""
+_MEMORY_THRESHOLD = 0.95
+"""Ray ends workers when more of a node's memory is used (RAY_memory_usage_threshold)."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Trials at a time, and what each of them holds: cpus, gpus and process_mb for each of its workers.
+
+    process_mb: megabytes of main memory.
+    """
+
+    num_slots: int
+    cpus: int
+    gpus: float
+    workers: int = 1
+    process_mb: float = LEAST_PROCESS_MB
+
+    @property
+    def process_bytes(self) -> float:
+        """Main memory of a worker, in Ray's unit."""
+        return math.ceil(1e6 * self.process_mb)
+
+    @property
+    def all_gpus(self) -> float:
+        """Of a trial."""
+        return self.gpus * self.workers
+
+
+@dataclass(frozen=True)
+class Room:
+    """For how many workers of trials there is room on each node, by its name, and how many a trial has."""
+
+    workers: Mapping[str, int] = field(default_factory=dict)
+    needed: int = 1
+
+    @classmethod
+    def on(cls, nodes: Iterable[tuple[str, Mapping[str, float]]], slots: Slots) -> "Room":
+        """nodes: name and resources of each."""
+        workers: Counter[str] = Counter()
+        for name, resources in nodes:
+            workers[name] += num_fitting(slots, resources)
+        return cls(+workers, slots.workers)
+
+    @property
+    def nodes(self) -> set[str]:
+        return set(self.workers)
+
+    def without(self, nodes: Collection[str]) -> set[str]:
+        """The other nodes, where a trial fits onto these; else none."""
+        left = self.nodes.difference(nodes)
+        return left if sum(self.workers[name] for name in left) >= self.needed else set()
+
+
+def count_slots(
+    sweep: SweepSettings,
+    nodes: Sequence[Mapping[str, float]],
+    *,
+    gpus: float | None = None,
+    process_mb: float = LEAST_PROCESS_MB,
+) -> Slots:
+    """Count how many trials fit into the cores, GPUs and memory of Ray's nodes.
+
+    Args:
+        sweep: the settings.
+        nodes: the resources of each node.
+        gpus: of a worker, where that is known better than the settings say. Until then `auto` is a whole GPU.
+        process_mb: main memory of a worker, where it has been measured.
+
+    Raises:
+        UserError: no trial fits.
+    """
+    num_cpus, num_gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    if gpus is None:
+        asked = sweep.gpus_per_trial
+        gpus = float(num_gpus >= 1) if asked is None or asked == "auto" else asked
+    if sweep.gpu_hours is not None and not gpus:
+        raise UserError(
+            f"sweep.gpu_hours={sweep.gpu_hours:g} would never be used up: trials hold no GPU (Ray has {num_gpus:g}); "
+            "give sweep.time_budget_s instead"
+        )
+    slots = counted_again(sweep, Slots(0, sweep.cpus_per_trial, gpus, sweep.workers_per_trial, process_mb), nodes)
+    if slots.num_slots < 1:
+        if counted_again(sweep, replace(slots, process_mb=0.0), nodes).num_slots:
+            raise UserError(_too_little_memory(slots, nodes))
+        times = f" for each of sweep.workers_per_trial={slots.workers}" if slots.workers > 1 else ""
+        raise UserError(
+            f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}{times}, but "
+            f"Ray has {num_cpus:g} cores and {num_gpus:g} GPUs{_apart(nodes)}"
+        )
+    return slots
+
+
+def counted_again(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str, float]]) -> Slots:
+    """The same slots on other nodes than before; there may be none. A worker does not lie across two nodes."""
+    num_slots = sum(num_fitting(slots, node) for node in nodes) // slots.workers
+    return replace(slots, num_slots=num_slots if sweep.max_concurrent is None else min(num_slots, sweep.max_concurrent))
+
+
+def num_fitting(slots: Slots, node: Mapping[str, float]) -> int:
+    """How many workers of trials a node has room for."""
+    num_slots = int(node.get("CPU", 0) // slots.cpus)
+    if slots.process_mb:
+        num_slots = int(min(num_slots, node.get("memory", math.inf) // slots.process_bytes))
+    return min(num_slots, _gpu_slots(node.get("GPU", 0), slots.gpus)) if slots.gpus else num_slots
+
+
+def memory_line(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
+    """Say that memory allows fewer trials at a time than cores and GPUs do; empty where it does not."""
+    without_limit = counted_again(sweep, replace(slots, process_mb=0.0), nodes).num_slots
+    if slots.num_slots >= without_limit:
+        return ""
+    return (
+        f"the memory  {_process(slots)}, and {_memory(nodes)}: {slots.num_slots} run at a time instead "
+        f"of {without_limit}; a smaller data.batch_size needs less"
+    )
+
+
+def is_memory_short(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> bool:
+    """Return whether one worker more than there are trials would be too much for the memory of a node."""
+    return any((num_fitting(slots, node) + 1) * slots.process_bytes > node.get("memory", math.inf) for node in nodes)
+
+
+def _too_little_memory(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
+    times = f" for each of sweep.workers_per_trial={slots.workers}" if slots.workers > 1 else ""
+    return (
+        f"no trial fits: {_process(slots)}{times}, but only {_memory(nodes)}; end other programs, "
+        "raise the memory limit of the container or job (docker run --memory, limits.memory of a pod, --mem of Slurm), "
+        "or give a smaller data.batch_size"
+    )
+
+
+def _process(slots: Slots) -> str:
+    return f"the process of a trial may take {slots.process_mb / 1e3:.1f} GB"
+
+
+def _memory(nodes: Sequence[Mapping[str, float]]) -> str:
+    amounts = sorted(node["memory"] / 1e9 for node in nodes if "memory" in node and node.get("CPU"))
+    least, most = f"{amounts[0]:.1f}", f"{amounts[-1]:.1f}"
+    span = least if least == most else f"{least} to {most}"
+    return f"{span} GB of memory are free for trials" + (" on each node" if len(nodes) > 1 else "")
+
+
+def memory_for_trials(memory: Memory, *, with_driver: bool = False) -> int:
+    """Compute how much of a machine's memory trials can take without Ray, or the kernel, killing one of them.
+
+    Args:
+        memory: of the machine.
+        with_driver: tune.py will run there too, and has not been started yet.
+
+    Returns:
+        Bytes, at least 1.
+    """
+    kept = (1 - _MEMORY_THRESHOLD) * memory.total + _USED_BY_RAY + (_USED_BY_DRIVER if with_driver else 0)
+    return max(1, int(memory.available - kept))
+
+
+def _apart(nodes: Sequence[Mapping[str, float]]) -> str:
+    return f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
+
+
+def _gpu_slots(num_gpus: float, per_trial: float) -> int:
+    return int(num_gpus * int(1 / per_trial) if per_trial < 1 else num_gpus // per_trial)

@@ -1,0 +1,352 @@
+"""Runs a sweep: Tune asks the searcher for trials and obeys the scheduler, the recorder writes it all down."""
+
+import contextlib
+import resource
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from handpose.errors import UserError, explain, is_about_files
+from handpose.locks import locked
+from handpose.report.table import TrialTable
+from handpose.report.tensorboard import SweepLog
+from handpose.report.terminal import SweepView, sweep_view, warm_start_line
+from handpose.report.weights_and_biases import WandbLog
+from handpose.schedulers.scheduler import Rule
+from handpose.search.searcher import Searcher
+from handpose.search.space import Params, Space
+from handpose.sweep.controller.controller import SweepState
+from handpose.sweep.controller.history import History, empty_table
+from handpose.sweep.controller.slots import (
+    LEAST_PROCESS_MB,
+    Room,
+    Slots,
+    count_slots,
+    counted_again,
+    is_memory_short,
+    memory_line,
+    num_fitting,
+)
+from handpose.sweep.driver.recorder import Recorder, TrialLog
+from handpose.sweep.driver.resume import SPACE_FOLDER, keep_space
+from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, interruptible, resume_command
+from handpose.sweep.execution.nodes import Node, Nodes, live_resources, watched_head
+from handpose.sweep.execution.runtime import environment, limited, ray_runtime
+from handpose.sweep.execution.storage_access import check_nodes
+from handpose.sweep.execution.tune_bridge import (
+    Conductor,
+    build_tuner,
+    run_tuner,
+)
+from handpose.sweep.execution.warm_up import WarmUp, warm_up
+from handpose.sweep.execution.worker_start import StartWatch
+from handpose.sweep.record.events import EVENTS, EventLog, read_events
+from handpose.sweep.record.provenance import PROCESS_MB
+from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings
+from handpose.sweep.record.trial_segment import run_name
+from handpose.sweep.storage.folder_sync import Mirror, files_of
+from handpose.sweep.trainable.reporting import Objective
+from handpose.yaml_files import read_yaml, write_yaml
+
+_ANY = str(10**6)
+_UNMEASURED_PROCESS_MB = 2000.0
+"""What a worker may take that nothing is known of, when workers are started ahead of the preflight."""
+_HEAD_LOST = "the head of the Ray cluster does not answer any more"
+
+
+class SweepHaltedError(Exception):
+    """The sweep gave up, since the first trials all failed; it can go on when that is mended."""
+
+
+@contextlib.contextmanager
+def swept(
+    *,
+    sweep: SweepSettings,
+    cluster: RaySettings,
+    space: Space,
+    searcher: Callable[..., Searcher],
+    rule: Callable[[], Rule],
+    objective: Objective,
+    command: Callable[[Params], str],
+    description: Mapping[str, Any] | None,
+    preflight: Callable[[Slots], Slots] = lambda slots: slots,
+    mirror: Mirror | None = None,
+    on_resume: Callable[[], None] = lambda: None,
+    num_points: Callable[[], int | None] = lambda: None,
+    process_mb: float = LEAST_PROCESS_MB,
+) -> Iterator[TrialTable]:
+    """Try configurations from the space until all trials are done or a budget is spent; yields the table of trials.
+
+    searcher: as configured, still without what the sweep knows. rule: makes a fresh one. objective: what a trial runs.
+    command: the command line that trains parameters again. description: kept as sweep.yaml; None: the sweep in the
+    folder goes on, and one that is finished, or whose budget is still spent, is only read. on_resume: called when a
+    sweep is about to go on, within its lock. num_points: how many trials there can be, as `most_trials` counts them.
+    preflight: what is tried before the first trial. process_mb: main memory of a worker, as far as it is known before;
+    a sweep that goes on has recorded what its preflight measured. mirror: that keeps the sweep in a store. Ray is
+    started, unless it runs already, and shut down at the end of the block, so that what follows in it has no need to
+    wait for it; for a finished sweep it is not started. Raises UserError where a trial does not fit into what Ray has
+    or the sweep runs already, SweepInterruptedError and SweepHaltedError.
+    """
+    folder, is_resumed, files = sweep.path, description is None, files_of(mirror, sweep.path)
+
+    def history() -> History:
+        table = empty_table(sweep)
+        return History(sweep, rule=rule(), table=table, files=files, command=command)
+
+    asked_for = partial(
+        searcher,
+        space=space,
+        name=sweep.name,
+        metric=sweep.target.name,
+        mode=sweep.target.mode,
+        second_objective=sweep.second_objective,
+        max_epochs=sweep.max_epochs,
+        seed=sweep.seed,
+        repeats=rule().perturbs,
+    )
+    if not is_resumed:
+        _rehearse(asked_for)
+    elif finished := finished_table(folder, history(), num_points=num_points()):
+        yield finished
+        return
+    with contextlib.ExitStack() as stack:
+        if is_resumed:
+            stack.enter_context(_alone(folder))
+            on_resume()
+        stack.enter_context(environment())
+        warm = stack.enter_context(warm_up(objective, num_threads=sweep.cpus_per_trial))
+        # Before any file is made: it may not answer. Of the processes of a group half train nothing.
+        hook = warm.hook if sweep.workers_per_trial == 1 else None
+        stack.enter_context(ray_runtime(limited(cluster, sweep), hook=hook))
+        check_nodes(sweep)
+        is_estimate = process_mb == LEAST_PROCESS_MB and sweep.preflight == "off"  # else the preflight says it
+        process_mb = recorded_process_mb(folder) if is_resumed else process_mb
+        slots = count_slots(sweep, live_resources(), process_mb=process_mb)
+        if (is_resumed or is_estimate) and (line := memory_line(sweep, slots, live_resources())):
+            print(line, flush=True)
+        if description is not None:
+            if sweep.preflight != "off":
+                # Not more than there may be room for: a worker that has been started stays.
+                warm.begin(replace(slots, process_mb=_UNMEASURED_PROCESS_MB))
+                warm.wait(num_more=1)  # for the preflight, which measures time, and ends its worker
+            slots = preflight(slots)
+            warm.begin(slots)
+            stack.enter_context(_alone(folder))
+            _begin(folder, space, {**description, PROCESS_MB: round(slots.process_mb)})
+        with (
+            contextlib.closing(asked_for(folder=folder / "study", resume=is_resumed)) as asked,
+            contextlib.closing(EventLog(folder / EVENTS)) as log,
+        ):
+            print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
+            # A budget is to be spent on trials, and not on the start of their processes. And while processes start Ray
+            # starts others for the same trials, which stay; there must be memory for them.
+            if sweep.time_budget_s is not None or is_memory_short(slots, live_resources()):
+                warm.wait()
+            if asked.num_points is not None and asked.num_points < sweep.num_trials:
+                print(
+                    f"search_space={space.name} has {asked.num_points} configurations, so that no more trials are run "
+                    f"(sweep.num_trials={sweep.num_trials}): none is trained twice",
+                    flush=True,
+                )
+            state = SweepState(sweep, log=log, history=history(), searcher=asked)
+            if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
+                slots = count_slots(sweep, live_resources(), gpus=state.history.gpus, process_mb=process_mb)
+            if mirror is not None:
+                mirror.copy_at_rest()
+            _run(
+                sweep,
+                slots,
+                space,
+                state,
+                objective,
+                warm,
+                has_to_end=lambda: mirror is not None and mirror.is_lost,
+            )
+        yield state.history.table
+
+
+def recorded_process_mb(folder: Path) -> float:
+    """Read what the preflight of the sweep in a folder measured of a worker's main memory, in MB."""
+    return float(read_yaml(folder / "sweep.yaml").get(PROCESS_MB, LEAST_PROCESS_MB))
+
+
+def run_sweep(**asked: Any) -> TrialTable:
+    """A sweep by itself, as `swept` has it: the table of trials."""
+    with swept(**asked) as table:
+        return table
+
+
+def _rehearse(searcher: Callable[..., Searcher]) -> None:
+    """Begin a study that nobody keeps, so that mistakes in first points and warm starts show before Ray is started."""
+    with tempfile.TemporaryDirectory() as folder:
+        searcher(folder=Path(folder), storage=None).close()
+
+
+def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], Slots]) -> None:
+    """Only the preflight of a sweep, with Ray as the sweep would have it; no file is made."""
+    with environment(), ray_runtime(limited(cluster, sweep)):
+        preflight(count_slots(sweep, live_resources()))
+
+
+def finished_table(folder: Path, history: History, *, num_points: int | None = None) -> TrialTable | None:
+    """The table of a sweep with nothing left to run, or whose budget is still spent; None for one that goes on.
+
+    history: empty. num_points: how many trials there can be; None: any number. Raises UserError where the events are
+    damaged or were decided by other rules.
+    """
+    events = read_events(folder / EVENTS)
+    num_trials = history.num_trials if num_points is None else min(history.num_trials, num_points)
+    history.replay(events)
+    table = history.table
+    table.num_trials = history.num_trials
+    # Earlier versions closed a sweep as finished when its budget was spent, though it had trials left to begin.
+    has_more = num_trials > history.num_trials or history.can_begin
+    if table.end == "finished" and not has_more:
+        return table
+    if table.end in ("finished", "spent") and history.spent_budget is not None:
+        table.end = "spent"
+        return table
+    return None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no other process run the same sweep; the lock of a process that was killed is free.
+
+    A new folder is its owner's alone: what is in it says how to run the sweep, and whoever could write there could
+    change what it goes on from. Who wants to share it opens it, and it stays open.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / LOCK, mode=0o700))
+        except Timeout as error:
+            raise UserError(f"the sweep in {folder} is running already, in another process") from error
+        yield
+
+
+def _run(
+    sweep: SweepSettings,
+    slots: Slots,
+    space: Space,
+    state: SweepState,
+    objective: Objective,
+    warm: WarmUp,
+    *,
+    has_to_end: Callable[[], bool],
+) -> None:
+    table, shelf = state.history.table, state.history.shelf
+    table.num_slots = slots.num_slots
+    table.checkpoint_budget_bytes = shelf.budget_bytes
+    title = f"sweep {sweep.name}  ·  {space.name}" + ("  ·  goes on" if state.last_event else "")
+    view = sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
+    _allow_open_files()
+    with _with_command(sweep), contextlib.closing(view), interruptible(sweep, has_to_end) as is_interrupted:
+        logs = trial_logs(sweep, table)
+        recorder = Recorder(table, folder=sweep.path, shelf=shelf, tick=state.tick, view=view, logs=logs)
+        recorder.catch_up(state.last_event)
+        state.open(num_slots=slots.num_slots, gpus=slots.all_gpus, listener=recorder)
+        table.num_trials = state.history.num_trials
+        view.refresh(table)
+        nodes = Nodes(_follower(sweep, slots, state, view, warm))
+        starts = StartWatch(view.note)
+        conductor = Conductor(state, sweep, nodes=nodes, starts=starts, is_interrupted=is_interrupted)
+        # Else Tune asks a searcher of ours for one trial, and for the next when that one has a worker. How many run at
+        # a time the state says.
+        with watched_head(partial(exit_at_once, sweep, _HEAD_LOST)), environment(TUNE_MAX_PENDING_TRIALS_PG=_ANY):
+            run_tuner(build_tuner(sweep, slots, conductor, objective, every_step=recorder.refresh), conductor)
+        if not is_interrupted():
+            state.close("finished")
+    if is_interrupted():
+        raise SweepInterruptedError(f"the sweep was interrupted; to go on: {resume_command(sweep.resumed_by)}")
+    if state.halted_by is not None:
+        raise SweepHaltedError(
+            f"the first {sweep.stop_after_failures} trials failed before any had reported an epoch, the last one with: "
+            f"{state.halted_by.cause} (traceback: {sweep.path / 'trials.csv'}); when that is mended, go on with "
+            f"{resume_command(sweep.resumed_by)}"
+        )
+
+
+@contextlib.contextmanager
+def _with_command(sweep: SweepSettings) -> Iterator[None]:
+    """Say how to go on where the sweep ends since a file cannot be written, as on a full disk."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and not is_about_files(error):
+            raise
+        said = explain(error, error.filename or sweep.path) if isinstance(error, OSError) else error
+        raise UserError(f"{said}; to go on: {resume_command(sweep.resumed_by)}") from error
+
+
+def _begin(folder: Path, space: Space, description: Mapping[str, Any]) -> None:
+    """Write what a sweep is; where that cannot be done its name stays free."""
+    try:
+        keep_space(space, folder)
+        write_yaml(folder / "sweep.yaml", description)
+    except OSError:
+        shutil.rmtree(folder / SPACE_FOLDER, ignore_errors=True)
+        raise
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this user: every trial that runs has a log and a connection, and 1,024 is common."""
+    with contextlib.suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _follower(
+    sweep: SweepSettings, slots: Slots, state: SweepState, view: SweepView, warm: WarmUp
+) -> Callable[[Sequence[Node]], None]:
+    """What is to be done when nodes came or went: the slots are counted anew, and a node that joined gets trials."""
+    known: dict[str, str] | None = None
+
+    def follow(alive: Sequence[Node]) -> None:
+        nonlocal known
+        with_room = {node.id: node for node in alive if num_fitting(slots, node.resources)}
+        room = Room.on(((node.name, node.resources) for node in alive), slots)
+        usable = state.usable(room)
+        now = counted_again(sweep, slots, [node.resources for node in with_room.values() if node.name in usable])
+        state.resize(now.num_slots, room)
+        state.history.table.num_slots = max(1, now.num_slots)
+        if known is not None:
+            lost = [f"node {name} is gone" for node_id, name in known.items() if node_id not in with_room]
+            joined = [f"node {node.name} has joined" for node in with_room.values() if node.id not in known]
+            left = f"{now.num_slots} trials at a time" if with_room else "no node is left, and the sweep waits for one"
+            if lost or joined:
+                view.note(f"{', '.join([*lost, *joined])}: {left}")
+            warm.begin(now)
+        known = {node.id: node.name for node in with_room.values()}
+
+    return follow
+
+
+def trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:
+    """TensorBoard, and what else is asked for. table: of the trials so far.
+
+    The runs of a confirmation are not in the HParams tab: their seeds would be a column that no other trial has.
+    """
+    in_tab = sweep.resumed_by == sweep.path
+    rows = table.rows.values()
+    logs: list[TrialLog] = [SweepLog(sweep.path / "tensorboard", run_name=run_name, in_tab=in_tab, rows=rows)]
+    if sweep.wandb_project is not None:
+        logs.append(WandbLog(sweep.path, project=sweep.wandb_project, group=sweep.name, run_name=run_name))
+    return logs
+
+
+def going_on(sweep: SweepSettings, table: TrialTable) -> str:
+    """A line that says how a sweep goes on whose budget is spent; empty for any other sweep."""
+    budget = sweep.spent_budget(elapsed_s=table.elapsed_s, gpu_hours=table.gpu_hours)
+    if table.end != "spent" or budget is None:
+        return ""
+    num_over = sum(row.is_over for row in table.rows.values())
+    return (
+        f"budget      {budget.key}={budget.amount:g} is spent; {num_over} of {table.num_trials} trials have ended. "
+        f"To go on with a larger one: {resume_command(sweep.resumed_by)} {budget.larger}"
+    )

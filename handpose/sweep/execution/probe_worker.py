@@ -1,0 +1,140 @@
+"""Workers that measure what a trial costs, before the sweep."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from handpose.errors import UserError
+from handpose.search.space import Params
+from handpose.sweep.execution.ray_internals import worker_environment
+from handpose.sweep.execution.worker_death import death_of_worker
+from handpose.sweep.execution.worker_start import PATIENCE_S, PROBE_AFTER_S, StartProbe, never_started
+from handpose.sweep.trainable.gpu_memory import share_of
+from handpose.sweep.trainable.trial import TrialRecipe
+from handpose.sweep.trainable.trial_cost import FEWEST_STEPS, DataSize, Gauge, Refusal, TrialCost, first_line
+
+if TYPE_CHECKING:
+    pass
+
+_PATIENCE_S = 600.0
+
+
+class Bench:
+    """Measures configurations on one worker with a slot's resources, which imports only once.
+
+    A context manager, which ends the worker; one that a point has killed is replaced. Raises UserError where no worker
+    can be had.
+    """
+
+    def __init__(self, *, cpus: int, gpus: float, recipe: TrialRecipe, data: DataSize) -> None:
+        self.gpus = gpus
+        self._cpus = cpus
+        self._recipe = recipe
+        self._data = data
+        self._worker: Any = None
+        self._is_ready = False
+
+    def __enter__(self) -> "Bench":
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def outcome(self, params: Params, *, num_steps: int = FEWEST_STEPS, weights: bool = False) -> TrialCost | Refusal:
+        """Measure the trial with these parameters; num_steps, weights: as `measure` takes them."""
+        self._ensure_ready()
+        overrides = self._recipe.in_worker(params)
+        how = {"num_steps": num_steps, "weights": weights, "num_workers": self._recipe.num_workers}
+        call = self._worker.measure.remote(overrides, params, self._data, **how)
+        try:
+            return ray.get(call, timeout=_PATIENCE_S)
+        except GetTimeoutError:
+            refusal = Refusal("time", f"a few steps of it take more than {_PATIENCE_S / 60:.0f} minutes")
+        except OutOfMemoryError:
+            refusal = Refusal("memory", "the machine's memory was full")
+        except RayActorError as error:
+            death = death_of_worker(str(error))
+            refusal = Refusal("crashed" if death.crashed else "killed", death.sentence)
+        self._stop()
+        return refusal
+
+    def _ensure_ready(self) -> None:
+        if self._worker is None:
+            self._start()
+        if self._is_ready:
+            return
+        ready = self._worker.ready.remote()
+        try:
+            if not ray.wait([ready], timeout=PROBE_AFTER_S)[0]:
+                self._check_start(ready)
+            ray.get(ready)
+        except RayError as error:
+            raise UserError(f"no worker can be started: {first_line(error)}") from error
+        self._is_ready = True
+
+    def _check_start(self, ready: Any) -> None:
+        """Wait for the rest of the patience; raises UserError, which tells a taken slot from a worker that fails."""
+        probe = StartProbe()
+        if ray.wait([ready], timeout=PATIENCE_S - PROBE_AFTER_S)[0]:
+            return
+        if not probe.has_run():
+            raise never_started()
+        raise UserError(
+            f"no slot (sweep.cpus_per_trial={self._cpus}, sweep.gpus_per_trial={self.gpus:g}) was free for "
+            f"{PATIENCE_S / 60:.0f} minutes: others use what Ray has; try again when they are done"
+        )
+
+    def _start(self) -> None:
+        worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus, runtime_env=worker_environment())(Gauge)
+        self._worker = worker.remote()
+        self._is_ready = False
+
+    def _stop(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            with contextlib.suppress(RayError):
+                ray.kill(worker)
+
+
+_NUM_STEPS = 30
+
+
+class Neighbours:
+    """Trains the same trial in several workers that share one GPU, and tells how fast they are together.
+
+    params: of the trial. Raises UserError where there is no free GPU.
+    """
+
+    def __init__(self, *, cpus: int, recipe: "TrialRecipe", data: DataSize, params: Mapping[str, Any]) -> None:
+        self._cpus = cpus
+        self._recipe = recipe
+        self._data = data
+        self._params = params
+
+    def steps_per_s(self, number: int) -> float:
+        """Of that many trials, training side by side; 0 where one of them cannot."""
+        group = placement_group([{"CPU": self._cpus * number, "GPU": 1}])  # else Ray may take several GPUs for them
+        try:
+            if not group.wait(_PATIENCE_S):
+                raise UserError("sweep.gpus_per_trial=auto: no GPU was free for 10 minutes; give a number instead")
+            costs = ray.get(self._measured(group, number), timeout=_PATIENCE_S)
+        except RayError:  # a worker was killed, or does not come to an end
+            return 0.0
+        finally:
+            remove_placement_group(group)  # with the workers in it
+        return 0.0 if any(isinstance(cost, Refusal) for cost in costs) else sum(1 / cost.step_s for cost in costs)
+
+    def _measured(self, group: PlacementGroup, number: int) -> list[Any]:
+        worker = ray.remote(num_cpus=self._cpus, num_gpus=share_of(number))(Gauge)
+        placed = worker.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group))
+        workers: list[Any] = [placed.remote() for _ in range(number)]
+        ray.get([each.ready.remote() for each in workers], timeout=_PATIENCE_S)  # then all begin at one moment
+        overrides = self._recipe.in_worker(self._params)
+        arguments = (overrides, self._params, self._data)
+        return [each.measure.remote(*arguments, num_steps=_NUM_STEPS, weights=False) for each in workers]

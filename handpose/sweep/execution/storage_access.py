@@ -1,0 +1,63 @@
+"""Checks that every node of a cluster reaches the storage of a sweep."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from handpose.errors import UserError
+from handpose.sweep.execution.nodes import live_nodes
+from handpose.sweep.record.settings import SweepSettings
+from handpose.sweep.storage.checkpoint_files import unseen
+from handpose.sweep.storage.object_store import Store
+
+_NODE_PATIENCE_S = 300.0
+
+
+def check_nodes(sweep: SweepSettings) -> None:
+    """See, within a running Ray, that every node of a cluster can use the sweep's store, or sees its folder.
+
+    Raises UserError, which names one that does not.
+    """
+    nodes = live_nodes()
+    if len(nodes) == 1:
+        return
+    with contextlib.ExitStack() as stack:
+        found: tuple[Callable[[Any], str], Any] = (_refusal, sweep.storage)
+        if sweep.storage is None:
+            found = (unseen, stack.enter_context(_word(sweep.path)))
+        probe = ray.remote(num_cpus=0)(found[0])
+        there = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes]
+        answers = [probe.options(scheduling_strategy=node).remote(found[1]) for node in there]
+        for node, answer in zip(nodes, answers, strict=True):
+            with contextlib.suppress(RayError):  # it has been lost meanwhile, or hangs: the sweep does without it
+                if said := ray.get(answer, timeout=_NODE_PATIENCE_S):
+                    raise UserError(f"node {node.name} {said}")
+
+
+def _refusal(url: str) -> str:
+    """Why a store cannot be used here; nothing where it can."""
+    try:
+        Store(url).check()
+    except UserError as error:
+        return f"cannot use sweep.storage: {error}; nodes take their credentials from their own environment"
+    return ""
+
+
+@contextlib.contextmanager
+def _word(folder: Path) -> Iterator[Path]:
+    """A file in a sweep's folder for the length of a block; what had to be made for it is removed again."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as file:
+            yield Path(file.name)
+    finally:
+        with contextlib.suppress(OSError):  # another process has put something there
+            for each in made:
+                each.rmdir()

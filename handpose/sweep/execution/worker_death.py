@@ -1,0 +1,103 @@
+"""How a process died. Ray says that a worker is gone, but not which signal ended it; the worker's log does."""
+
+import contextlib
+import re
+import signal
+from typing import NamedTuple
+
+import ray
+from ray.exceptions import RayError
+
+from handpose.resources import main_memory, oom_kills
+from handpose.sweep.execution.ray_internals import newest_worker_log
+
+_LOG_PATIENCE_S = 15.0
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+_UNKNOWN = "the worker process died: it was killed, ran out of memory or crashed"
+
+_NO_TRACE = (
+    "the worker process died without a crash: most likely by SIGKILL, which the system sends when memory is full"
+)
+
+
+_BY_RAY = "the worker process was killed by Ray because the memory of its node was almost full"
+_LESS_MEMORY = "fewer trials at a time (sweep.max_concurrent) or a smaller data.batch_size take less memory"
+
+
+class Death(NamedTuple):
+    """The end of a worker process. crashed: by a fault of its own code, so that memory is not the reason."""
+
+    sentence: str
+    crashed: bool
+
+
+def death_of_worker(message: str) -> Death:
+    """Find out how a worker process died, from what Ray (2.60) says of its actor and from its log on its node."""
+    if "running low on memory" in message:
+        return Death(f"{_BY_RAY}; {_LESS_MEMORY}", False)
+    if told := re.search(r"receives? a (SIG[A-Z]+)", message):
+        return Death(f"the worker process was ended by {told[1]}", False)
+    if told := re.search(r"exit code (\d+)", message):
+        return Death(f"the worker process exited with status {told[1]}", False)
+    traces = _traces(message)
+    if traces is None:
+        return Death(_UNKNOWN, False)
+    received = re.findall(r"\*\*\* (SIG[A-Z]+) received", traces.log)
+    if not received:
+        return Death(_without_crash(traces), False)
+    number = signal.Signals[received[-1]]
+    return Death(f"the worker process crashed with {number.name} ({signal.strsignal(number)})", number in _CRASHES)
+
+
+def describe_exit(status: int) -> str:
+    """What the exit status of a program means: `ended with status 3`, or the signal that ended it."""
+    if status >= 0:
+        return f"ended with status {status}"
+    number = signal.Signals(-status)
+    return f"was ended by {number.name} ({signal.strsignal(number)})"
+
+
+class _Traces(NamedTuple):
+    """What is left of a process on its node.
+
+    log: what it wrote to stderr, where Ray's handler of fatal signals reports them. memory_limit: of its container or
+    job in bytes; None where there is none. num_oom_kills: processes that the kernel has ended since the limit was set
+    because it was reached.
+    """
+
+    log: str
+    memory_limit: int | None
+    num_oom_kills: int
+
+
+def _without_crash(traces: _Traces) -> str:
+    if traces.memory_limit is None or not traces.num_oom_kills:
+        return _NO_TRACE
+    return (
+        "the worker process was most likely killed by the kernel because the memory limit of its container or job "
+        f"({traces.memory_limit / 1e9:.2g} GB) was reached, as the kernel's counter oom_kill={traces.num_oom_kills} "
+        f"says; {_LESS_MEMORY}"
+    )
+
+
+def _traces(message: str) -> _Traces | None:
+    """Of the process that Ray's message is about; None where its log is not found."""
+    pid, address = re.search(r"\bpid: (\d+)", message), re.search(r"\bip: (\S+)", message)
+    if pid is None or address is None or not ray.is_initialized():
+        return None
+    if address[1] == ray.util.get_node_ip_address():
+        return _traces_here(int(pid[1]))
+    with contextlib.suppress(RayError):  # its node is gone as well, or too busy to answer
+        there = ray.remote(_traces_here).options(num_cpus=0, resources={f"node:{address[1]}": 0.001})
+        return ray.get(there.remote(int(pid[1])), timeout=_LOG_PATIENCE_S)
+    return None
+
+
+def _traces_here(pid: int) -> _Traces | None:
+    """Of this node's worker process with this id."""
+    log = newest_worker_log(pid)
+    if log is None:
+        return None
+    memory = main_memory()
+    limit = memory.total if memory.limited else None
+    return _Traces(log.read_text(encoding="utf-8", errors="replace"), limit, oom_kills())

@@ -1,0 +1,97 @@
+"""Tells worker processes that Ray cannot start from workers that wait until a slot is free."""
+
+import time
+from collections.abc import Callable, Collection
+
+import ray
+from ray.tune.experiment import Trial
+
+from handpose.errors import UserError
+from handpose.sweep.execution.ray_internals import raylet_log
+
+PATIENCE_S = 300.0
+"""For a worker process. Most of its start are imports, which take minutes from a slow network disk."""
+PROBE_AFTER_S = 120.0
+_LONGEST_REASON = 300
+
+
+class StartProbe:
+    """A task that needs no resources, so that it runs as soon as Ray has started any worker process for this job."""
+
+    def __init__(self) -> None:
+        self._done = ray.remote(num_cpus=0)(_do_nothing).remote()
+
+    def has_run(self, *, timeout_s: float = 0.0) -> bool:
+        """Whether the task has run; waits for it as long as timeout_s."""
+        done, _ = ray.wait([self._done], timeout=timeout_s)
+        return bool(done)
+
+
+def never_started() -> UserError:
+    """What to raise where Ray starts no worker process; names the reason where it is in the logs of this machine."""
+    reason = _last_line_of_raylet()
+    said = f" ({reason})" if reason else ""
+    return UserError(
+        f"Ray has not started a worker process within {PATIENCE_S / 60:.0f} minutes{said}; see that every node can run "
+        "this Python and import this project"
+    )
+
+
+class StartWatch:
+    """Ends a sweep for which Ray starts no worker; without it Tune would wait for ever.
+
+    Args:
+        say: shows a line to the user.
+        probe: sends a `StartProbe`.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        *,
+        probe: Callable[[], StartProbe] = StartProbe,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say = say
+        self._send = probe
+        self._clock = clock
+        self._since: float | None = None
+        self._probe: StartProbe | None = None
+        self._has_said = False
+
+    def check(self, trials: Collection[Trial], *, has_slots: bool) -> None:
+        """Look at the trials that have not ended; to be called often.
+
+        Args:
+            trials: Tune's.
+            has_slots: whether the cluster has a slot at all, free or taken.
+
+        Raises:
+            UserError: all of them have waited too long, and Ray starts no worker process at all.
+        """
+        if not trials or not has_slots or any(trial.status != Trial.PENDING for trial in trials):
+            self._since = self._probe = None
+            return
+        if self._since is None:
+            self._since = self._clock()
+        waited_s = self._clock() - self._since
+        if self._probe is None and waited_s > PROBE_AFTER_S:
+            self._probe = self._send()
+        if self._probe is None or self._has_said or waited_s <= PATIENCE_S:
+            return
+        if not self._probe.has_run():
+            raise never_started()
+        self._say("all slots are taken by others: the sweep waits until one is free")
+        self._has_said = True
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _last_line_of_raylet() -> str:
+    """The last that this machine's Ray node wrote to stderr, as a shell that cannot run the interpreter does."""
+    log = raylet_log()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:_LONGEST_REASON]

@@ -1,0 +1,263 @@
+"""What can be known to go wrong before a sweep, so that no slot is paid for it: raises UserError, in one sentence.
+
+First what needs no Ray: numbers, space, data, plan. Then, with Ray, `preflight`: points of the space are trained for a
+few steps in a slot, which also tells what the sweep will cost.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, ListConfig
+
+from handpose.config import compose, plain
+from handpose.data.shared_memory import batch_bytes, check_shared_memory
+from handpose.errors import UserError, explain, naming
+from handpose.locks import locked
+from handpose.metrics.validation import target_metric
+from handpose.resources import num_cores
+from handpose.schedulers.scheduler import Rule
+from handpose.schema import Unsupported
+from handpose.search.space import Space, keys_of, num_grid_points, probes
+from handpose.sweep.controller.slots import Slots, count_slots
+from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings
+from handpose.sweep.trainable.trial import with_params
+from handpose.sweep.trainable.trial_cost import DataSize, one_workers
+from handpose.training.fit import prepare
+from handpose.whole_file import check_writable, nearest
+
+
+def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
+    """Check the metric with its direction, numbers, slots and the folder."""
+    target_metric(sweep.metric, sweep.mode, group="sweep")
+    _check_numbers(sweep, cluster)
+    if cluster.address is None:
+        _check_machine(sweep, cluster)
+    _check_folder(sweep)
+
+
+def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False, num_workers: int = 1) -> None:
+    """Compose the space's corners and some points within, which shows keys that do not exist and impossible values.
+
+    overrides: the user's, for train.py. is_grid: every point is to be listed. num_workers: that share each batch.
+    """
+    if is_grid:
+        num_grid_points(space)
+    for params in probes(space):
+        try:
+            config = one_workers(compose("train", with_params(overrides, params)), num_workers)
+        except UserError as error:
+            raise UserError(f"{space.file}: {error}") from error
+        if config.train_on_val:
+            raise UserError(
+                "train_on_val=true leaves nothing to choose trials by; retrain.use_val=true is for the winner alone"
+            )
+        _check_trainer(config.trainer)
+
+
+_FOR_ONE_RUN = {
+    "fast_dev_run": Unsupported(
+        [False, 0],
+        "it is for train.py; sweep.preflight=only trains points of the search space for a few steps, and "
+        "sweep.num_trials=2 with trainer.limit_train_batches=1 and trainer.limit_val_batches=1 is a tiny sweep",
+    ),
+    "max_steps": Unsupported(
+        [-1],
+        "schedulers compare trials by epochs; give sweep.max_epochs for the trials, trainer.max_epochs for the "
+        "retraining, and trainer.limit_train_batches for shorter epochs",
+    ),
+    "max_time": Unsupported(
+        [None],
+        "schedulers compare trials by epochs; sweep.time_budget_s limits the whole sweep, and sweep.max_epochs a trial",
+    ),
+    "detect_anomaly": Unsupported(
+        [False], "it would fail the trials that diverge, which a sweep ends by itself; give it to train.py"
+    ),
+    "profiler": Unsupported([None], "give it to train.py, with the command line of a trial"),
+    "num_nodes": Unsupported([1], "sweep.workers_per_trial lets several processes, on any nodes, share a trial"),
+    "strategy": Unsupported(["auto"], "sweep.workers_per_trial lets several processes share a trial"),
+}
+"""Arguments of Lightning's Trainer that work in train.py, but not in the trials of a sweep."""
+
+
+def _check_trainer(trainer: DictConfig) -> None:
+    for name, unsupported in _FOR_ONE_RUN.items():
+        if name in trainer:
+            unsupported.check(f"trainer.{name}", plain(trainer)[name], where=" in a sweep")
+    devices = trainer.devices
+    if (isinstance(devices, int) and devices > 1) or (isinstance(devices, ListConfig) and len(devices) > 1):
+        raise UserError(
+            f"trainer.devices={devices} is not supported in a sweep: give sweep.workers_per_trial for the trials and "
+            "sweep.retrain_devices for the retraining"
+        )
+
+
+class Survey(NamedTuple):
+    """What the data of the default configuration are. fingerprint: of the data."""
+
+    fingerprint: str
+    size: DataSize
+
+
+def survey(config: Any) -> Survey:
+    """Make the default network and the data of all trials ready, as a run would, and look at them.
+
+    config: composed. Data that is missing or broken, and pictures that the network does not take, show here, before Ray
+    is started.
+    """
+    _, data, _ = prepare(config, stage=None)
+    size = DataSize(data.image_size, len(data.splits.train), len(data.splits.val))
+    return Survey(data.fingerprint, size)
+
+
+def prepare_data(config: Any) -> str:
+    """The fingerprint of the data, which is made ready with the default network: `survey`."""
+    return survey(config).fingerprint
+
+
+def check_loaders(sweep: SweepSettings, space: Space, overrides: Sequence[str], data: DataSize, slots: Slots) -> None:
+    """Check that the loaders of all trials that this machine runs at a time fit into its shared memory.
+
+    Args:
+        sweep: its settings.
+        space: whose ends are tried where it has to do with loaders.
+        overrides: the user's, for train.py.
+        data: of the default configuration.
+        slots: of this machine.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    configs = [compose("train", list(overrides))]
+    if any(key.lstrip("+").startswith(("data", "augment")) for key in keys_of(space)):
+        configs += [compose("train", with_params(overrides, params)) for params in probes(space, num_random=0)]
+    for config in configs:
+        if config.data.num_workers:
+            needed = batch_bytes(
+                batch_size=one_workers(config, sweep.workers_per_trial).data.batch_size,
+                image_size=config.data.image_size or data.image_size,
+                masks=config.augment.background > 0,
+            )
+            check_shared_memory(
+                num_workers=config.data.num_workers,
+                bytes_per_batch=needed,
+                num_processes=max(1, slots.num_slots) * slots.workers,
+                processes="workers of trials" if slots.workers > 1 else "trials at a time",
+            )
+
+
+def slots_here(sweep: SweepSettings, cluster: RaySettings) -> Slots | None:
+    """The slots of this machine before Ray is started on it; None where a cluster is joined."""
+    if cluster.address is not None:
+        return None
+    here = {"CPU": float(cluster.num_cpus or num_cores()), "GPU": float(torch.cuda.device_count())}
+    return count_slots(sweep, [here])
+
+
+def check_plan(sweep: SweepSettings, rule: Rule, *, validates_every: int) -> None:
+    """Check that trials are validated at their last epoch and wherever the rule compares them.
+
+    validates_every: trainer.check_val_every_n_epoch.
+    """
+    interval = f"trainer.check_val_every_n_epoch={validates_every}"
+    if sweep.max_epochs % validates_every:
+        raise UserError(
+            f"sweep.max_epochs={sweep.max_epochs} must be a multiple of {interval}, or its last epoch is not validated"
+        )
+    missed = [epoch for epoch in rule.rungs if epoch % validates_every]
+    if missed:
+        rungs = ", ".join(map(str, rule.rungs))
+        raise UserError(
+            f"{interval} validates no trial at epoch {missed[0]}, where the scheduler compares them (it does at "
+            f"{rungs}); give trainer.check_val_every_n_epoch=1, or make scheduler.grace_period (of pbt: "
+            "scheduler.perturbation_interval) a multiple of it"
+        )
+
+
+def _check_numbers(sweep: SweepSettings, cluster: RaySettings) -> None:
+    at_least_one = {
+        "sweep.num_trials": sweep.num_trials,
+        "sweep.max_epochs": sweep.max_epochs,
+        "sweep.workers_per_trial": sweep.workers_per_trial,
+        "sweep.cpus_per_trial": sweep.cpus_per_trial,
+        "sweep.max_concurrent": sweep.max_concurrent,
+        "sweep.checkpoint_every_epochs": sweep.checkpoint_every_epochs,
+        "sweep.set_aside_after": sweep.set_aside_after,
+        "sweep.stop_after_failures": sweep.stop_after_failures,
+        "ray.num_cpus": cluster.num_cpus,
+    }
+    for key, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise UserError(f"{key} must be at least 1, but it is {value}")
+    above_zero = {
+        "sweep.time_budget_s": sweep.time_budget_s,
+        "sweep.gpu_hours": sweep.gpu_hours,
+        "sweep.hang_timeout_s": sweep.hang_timeout_s,
+        "sweep.checkpoint_budget_gb": sweep.checkpoint_budget_gb,
+    }
+    for key, amount in above_zero.items():
+        if amount is not None and amount <= 0:
+            raise UserError(f"{key} must be above 0, but it is {amount:g}")
+    for key, least in {"sweep.max_retries": sweep.max_retries, "sweep.retry_delay_s": sweep.retry_delay_s}.items():
+        if least < 0:
+            raise UserError(f"{key} must be at least 0, but it is {least:g}")
+    if sweep.explosion_factor is not None and sweep.explosion_factor <= 1:
+        raise UserError(f"sweep.explosion_factor must be above 1, but it is {sweep.explosion_factor:g}")
+    gpus = sweep.gpus_per_trial
+    if sweep.workers_per_trial > 1 and (gpus == "auto" or 0 < (gpus or 0) < 1):
+        raise UserError(
+            f"sweep.gpus_per_trial={gpus} shares a GPU among trials, but sweep.workers_per_trial="
+            f"{sweep.workers_per_trial} gives each trial several; give sweep.gpus_per_trial=1, or one worker"
+        )
+    if gpus == "auto":
+        if sweep.preflight == "off" and sweep.resume is None:
+            raise UserError(
+                "sweep.gpus_per_trial=auto is found out by the preflight; with sweep.preflight=off give a number"
+            )
+    elif gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+        raise UserError(f"sweep.gpus_per_trial must be a whole number or a part of one GPU, but it is {gpus:g}")
+
+
+def _check_machine(sweep: SweepSettings, cluster: RaySettings) -> None:
+    num_cpus = cluster.num_cpus or num_cores()
+    times = f" for each of sweep.workers_per_trial={sweep.workers_per_trial}" if sweep.workers_per_trial > 1 else ""
+    if sweep.cpus_per_trial * sweep.workers_per_trial > num_cpus:
+        raise UserError(
+            f"sweep.cpus_per_trial={sweep.cpus_per_trial}{times}, but this machine has {num_cpus} for trials"
+        )
+    gpus, num_gpus = sweep.gpus_per_trial, torch.cuda.device_count()
+    if gpus is not None and gpus != "auto" and gpus * sweep.workers_per_trial > num_gpus:
+        found = f"{num_gpus} GPU{'' if num_gpus == 1 else 's'}" if num_gpus else "no GPU"
+        raise UserError(f"sweep.gpus_per_trial={gpus:g}{times}, but this machine has {found}")
+
+
+def _check_folder(sweep: SweepSettings) -> None:
+    if not re.fullmatch(r"[\w.,=+-]+", sweep.name) or sweep.name.strip(".") == "":
+        raise UserError(f"sweep.name={sweep.name} must be the name of a folder: letters, digits and any of _.,=+-")
+    folder = sweep.path
+    if sweep.resume is None and folder.is_dir() and any(each.name != LOCK for each in folder.iterdir()):
+        raise UserError(
+            f"there is a sweep in {folder} already; choose another sweep.name, or continue that sweep with "
+            f"sweep.resume={folder}"
+        )
+    try:
+        check_writable(folder)
+        _check_locks(nearest(folder))
+    except OSError as error:
+        reason = explain(error, remedy="set DIR_SCRATCH to a folder on a local or shared disk that can be written")
+        raise UserError(f"the sweep cannot be kept in {folder} because {reason}") from error
+
+
+def _check_locks(place: Path) -> None:
+    """Raise OSError where the file system does not lock files, or has no links, with which Optuna locks its journal."""
+    with tempfile.TemporaryDirectory(dir=place, prefix=".writable-") as folder, naming(place):
+        with locked(Path(folder) / LOCK):
+            pass
+        os.symlink(LOCK, Path(folder) / "link")
+
+
+# --- with Ray ---------------------------------------------------------------------------------------------------------

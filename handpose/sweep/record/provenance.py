@@ -1,0 +1,119 @@
+"""Where a result comes from: versions, revision, command line, data."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from handpose.config import compose, plain, quote_override
+from handpose.metrics.validation import direction
+from handpose.search.space import flattened
+from handpose.yaml_files import load_yaml
+
+_REPOSITORY = Path(__file__).resolve().parents[3]
+_PACKAGES = ("torch", "timm", "pytorch-lightning", "torchmetrics", "ray", "optuna", "hydra-core", "numpy")
+
+
+def provenance(*, data: str | None) -> dict[str, Any]:
+    """What to write beside a result. data: fingerprint of the data set, where it is known."""
+    return {
+        "data_fingerprint": data,
+        "git": git_state(),
+        "versions": versions(),
+        "command_line": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "folder": os.getcwd(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Revision of this project, and whether its files were changed since; both None outside a repository."""
+    revision = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain")
+    return {"revision": revision, "dirty": None if revision is None or changes is None else bool(changes)}
+
+
+PROCESS_MB = "process_mb"
+"""Key of sweep.yaml: main memory of a worker as the preflight measured it, in MB. It is no part of the provenance."""
+
+_LOCATIONS = ("paths.", "data.root", "data.source.root", "model.checkpoint_path", "model.weights", "best")
+_FILES = ("model.encoder.weights", "augment.background_folder")
+"""Keys of places, which differ between two machines for one configuration."""
+
+
+def configuration(config: DictConfig) -> dict[str, Any]:
+    """Dotted key -> value of all that a training depends on: the composed configuration without places."""
+    return {key: value for key, value in flattened(plain(config)).items() if not key.startswith(_LOCATIONS + _FILES)}
+
+
+def with_directions(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value, with a metric's own direction in place of a mode that is null.
+
+    Earlier versions always wrote a mode; so their files compare with those of this one.
+    """
+    modes = {f"{group}.mode": direction(values.get(f"{group}.metric", "")) for group in ("sweep", "checkpoints")}
+    return {**values, **{key: mode for key, mode in modes.items() if values.get(key) is None}}
+
+
+def differences(best: Path, *, data: str | None) -> Iterator[str]:
+    """What is not as it was when a best.yaml was written, a sentence each; what it does not tell is passed over.
+
+    data: fingerprint of the data set here. Raises UserError where its configuration cannot be composed.
+    """
+    then = load_yaml(best)
+    if "configuration" in then:
+        now = configuration(compose("train", [quote_override("best", str(best))]))
+        before = with_directions(then["configuration"])
+        yield from _changed(before, with_directions(now), "{name} is {now}, and was {then}: configs/ differ")
+    yield from _changed(then.get("versions", {}), versions(), "{name} is {now}, and was {then}")
+    yield from _other_revision(then.get("git") or {}, git_state())
+    if data is not None and then.get("data_fingerprint") not in (None, data):
+        yield f"the data have the fingerprint {data}, and had {then['data_fingerprint']}: other data or splits"
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any], sentence: str) -> Iterator[str]:
+    """A sentence for each name whose value is another one; one that is not there has the value null."""
+    for name in {**then, **now}:
+        if then.get(name) != now.get(name):
+            before, after = ("null" if each.get(name) is None else each[name] for each in (then, now))
+            yield sentence.format(name=name, now=after, then=before)
+
+
+def _other_revision(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    if then.get("revision") != now["revision"] and then.get("revision") is not None:
+        yield f"the project's revision is {now['revision'] or 'unknown'}, and was {then['revision']}"
+    if then.get("dirty"):
+        yield "the project had changes that were not committed"
+    if now["dirty"]:
+        yield "the project has changes here that are not committed"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(_REPOSITORY), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,95 @@
+"""Pictures and checkpoints of a trial. For these its training waits for a copy in memory, not for a disk."""
+
+import contextlib
+import copy
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+
+from handpose.errors import UserError
+from handpose.sweep.record.events import Saved
+from handpose.sweep.storage.checkpoint_files import CheckpointFiles
+from handpose.training.checkpoints import WholeFiles
+from handpose.whole_file import whole_file
+
+_JPEG_QUALITY = 88
+
+
+class Written(NamedTuple):
+    """What came of the checkpoints since the question before: the newest one, and what went wrong."""
+
+    checkpoint: Saved | None = None
+    note: str = ""
+
+
+class BackgroundFiles(WholeFiles):
+    """A Trainer's checkpoint_io that writes in a thread of its own, one checkpoint at a time.
+
+    files: where they are kept. is_needed: until the next question by `written`, the trial pauses with what is saved.
+    Lightning's AsyncCheckpointIO (2.6.6) does not tell when a file is whole, and copies within the GPU.
+    """
+
+    def __init__(self, files: CheckpointFiles) -> None:
+        super().__init__(is_durable=True)  # it may be found by its name alone, after a crash
+        self.files = files
+        self.is_needed = False
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[Saved] | None = None
+        self._written = Written()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Copy the checkpoint and return; waits for the one before."""
+        self._finish()
+        self._writing = self._thread.submit(self._write, copied(checkpoint), Path(path), self.is_needed)
+
+    def written(self) -> Written:
+        """Wait for what is being written."""
+        self._finish()
+        self.is_needed = False
+        written, self._written = self._written, Written()
+        return written
+
+    def close(self) -> None:
+        """Wait for what is being written, and end the thread."""
+        self._thread.shutdown(wait=True)
+
+    def _write(self, checkpoint: dict[str, Any], path: Path, is_needed: bool) -> Saved:
+        super().save_checkpoint(checkpoint, path)
+        return self.files.keep(path, epoch=checkpoint["epoch"] + 1, is_needed=is_needed)
+
+    def _finish(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            checkpoint = writing.result()
+        except UserError as error:  # as of a full disk: until there is another, the one before is gone on from
+            self._written = self._written._replace(note=str(error))
+            return
+        if self._written.checkpoint is not None:  # nobody will hear of it
+            self.files.discard(self._written.checkpoint)
+        self._written = Written(checkpoint)
+
+
+def copied(value: Any) -> Any:
+    """The value with tensors of its own on the CPU, wherever they are in dictionaries, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        result = copy.copy(value)  # with the attributes that a state_dict carries
+        result.update((key, copied(item)) for key, item in value.items())
+        return result
+    return type(value)(copied(item) for item in value) if type(value) in (list, tuple) else value
+
+
+def save_pictures(pictures: Mapping[str, np.ndarray], files: Mapping[str, Path]) -> None:
+    """Write (H, W, 3) uint8 pictures as JPEG, each to the file of its name; no training is lost for want of one."""
+    with contextlib.suppress(OSError):
+        for name, picture in pictures.items():
+            with whole_file(files[name]) as part:
+                part.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=_JPEG_QUALITY))

@@ -1,0 +1,277 @@
+"""One trial of a sweep: the configuration that the searcher suggests, trained by the function that train.py uses.
+
+A trial is composed in the worker, from overrides that train.py takes as well, and nothing in it depends on what the
+worker did before. So each trial can be trained again alone: `TrialRecipe.command`.
+"""
+
+import math
+import shlex
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from ray import tune
+
+from handpose.config import compose, quote_override
+from handpose.data.sample import HandBatch
+from handpose.errors import UserError
+from handpose.metrics.target import TargetMetric
+from handpose.metrics.validation import target_metric
+from handpose.schedulers.scheduler import Rule
+from handpose.sweep.record.settings import SweepSettings
+from handpose.sweep.record.trial_segment import Stretch
+from handpose.sweep.storage.checkpoint_files import CheckpointFiles, worker_files
+from handpose.sweep.trainable.checkpoint_writer import BackgroundFiles, save_pictures
+from handpose.sweep.trainable.gpu_memory import cap_gpu_memory
+from handpose.sweep.trainable.process_state import clean_process
+from handpose.sweep.trainable.reporting import measured, report, this_member
+from handpose.sweep.trainable.trial_cost import costs, one_workers
+from handpose.training.callbacks import prediction_pictures
+from handpose.training.fit import RunFolders, fit
+from handpose.training.module import HandPose
+from handpose.training.trainer import Team
+
+_LOOK_EVERY_STEPS = 20
+_SILENT = ("logger=none", "checkpoints.enabled=false")
+"""What trials leave out; none of it touches a metric."""
+
+
+@dataclass(frozen=True)
+class TrialRecipe:
+    """How trials are composed from parameters.
+
+    overrides: the user's, as train.py takes them. locations: overrides that lead a worker to the driver's paths.
+    max_epochs: of the schedule. num_threads: of torch, the slot's cores, since sums depend on how many threads share
+    them. num_workers: that share each batch.
+    """
+
+    overrides: Sequence[str]
+    locations: Sequence[str]
+    max_epochs: int
+    num_threads: int
+    num_workers: int = 1
+
+    def training(self, params: Mapping[str, Any]) -> list[str]:
+        """Overrides of the trial with these parameters, for train.py."""
+        slot = {"trainer.max_epochs": self.max_epochs, "num_threads": self.num_threads}
+        return with_params(self.overrides, {**params, **slot})
+
+    def in_worker(self, params: Mapping[str, Any]) -> list[str]:
+        """The same for a worker, which has a folder of its own and leaves no files."""
+        return [*self.locations, *self.training(params), *_SILENT]
+
+    def command(self, params: Mapping[str, Any]) -> str:
+        """The command line that trains the trial again, alone, with the same metrics on the same machine."""
+        return shlex.join(["python", "train.py", *self.training(params)])
+
+
+@dataclass(frozen=True)
+class TrainingObjective:
+    """Trains a trial's network.
+
+    metric: what the sweep optimises. checkpoint_every_epochs: None: only after `rungs`, epochs at which a trial may
+    pause. measures: costs (`trial_cost.costs`) that constraints or a second objective need.
+    """
+
+    recipe: TrialRecipe
+    metric: str
+    checkpoint_every_epochs: int | None
+    rungs: Sequence[int] = ()
+    measures: bool = False
+    compared_at: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, recipe: TrialRecipe, sweep: SweepSettings, rule: Rule, *, measures: bool) -> "TrainingObjective":
+        """As a sweep and its scheduler need it."""
+        rungs = rule.rungs if rule.needs_checkpoints else ()
+        return cls(recipe, sweep.metric, sweep.checkpoint_every_epochs, rungs, measures, rule.rungs)
+
+    def __call__(self, stretch: Stretch, /) -> None:
+        if this_member().num > 1:
+            with tempfile.TemporaryDirectory(dir=".", prefix="member-") as folder:
+                self._train(stretch, Path(folder), team=_team())
+            return
+        with clean_process():
+            cap_gpu_memory(_gpus())
+            self._train(stretch, Path(tune.get_context().get_trial_dir() or "."))
+
+    def _train(self, stretch: Stretch, folder: Path, *, team: Team | None = None) -> None:
+        config = one_workers(compose("train", self.recipe.in_worker(stretch.params)), this_member().num)
+        with worker_files(stretch, scratch=folder) as files:
+            newest, resume_from = files.fetched(stretch.checkpoints) or (None, None)
+            resumed_from, hands = newest.epoch if newest else 0, config.pictures.trial_hands
+            callback = TuneReport(stretch, self, files=files, resumed_from=resumed_from, num_hands=hands)
+            try:
+                fit(
+                    config,
+                    RunFolders(folder, folder, folder),
+                    callbacks=[callback],
+                    quiet=True,
+                    resume_from=resume_from,
+                    keep_open=True,
+                    team=team,
+                )
+            finally:
+                callback.close()
+
+    def saves(self, epoch: int) -> bool:
+        """Whether a checkpoint is due after this epoch, the last one of all not being asked."""
+        every = self.checkpoint_every_epochs
+        return epoch in self.rungs or (every is not None and epoch % every == 0)
+
+
+def _team() -> Team:
+    """Of the processes that Ray Train has started."""
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment  # here, since few trials need them
+
+    return Team(RayDDPStrategy(), RayLightningEnvironment())
+
+
+def _gpus() -> float:
+    """The share of this trial."""
+    resources = tune.get_context().get_trial_resources()
+    return float(resources.required_resources.get("GPU", 0)) if resources else 0.0
+
+
+class TuneReport(pl.Callback):
+    """Reports the validation metrics of each epoch to Tune, and saves a checkpoint where one is due.
+
+    A checkpoint is written while the next epoch is trained, and told with its report; only where the trial may pause
+    it is waited for, and told at once. Pictures of the first num_hands validation hands, the same in every trial, are
+    drawn after the last epoch and those at which trials are compared.
+
+    Training that leaves the numbers is reported at once, not at the end of its epoch. Unlike Ray's own callback, which
+    saves at every validation and only warns when the metric is missing, this one raises UserError then.
+    """
+
+    def __init__(
+        self,
+        stretch: Stretch,
+        objective: TrainingObjective,
+        *,
+        files: CheckpointFiles,
+        resumed_from: int,
+        num_hands: int = 0,
+    ) -> None:
+        self.stretch = stretch
+        self.objective = objective
+        self.resumed_from = resumed_from
+        self.num_hands = num_hands
+        self._files = BackgroundFiles(files)
+        self._is_finite: torch.Tensor | None = None
+
+    def close(self) -> None:
+        """Wait for the last checkpoint."""
+        self._files.close()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = self._files
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.objective.measures and not self.resumed_from:
+            measured(costs(pl_module))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if this_member().rank:  # they have the same weights
+            return
+        # Added up on the device, and looked at now and then only: reading it waits for the GPU.
+        is_finite = torch.isfinite(outputs["loss"].detach()).all()
+        self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
+        if (batch_idx + 1) % _LOOK_EVERY_STEPS == 0 and not self._is_finite:
+            self._report(trainer.current_epoch + 1, {self.objective.metric: math.nan})
+            trainer.should_stop = True
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: HandBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Here, since the weights are those that are validated, which may be an average, and the batch is at hand.
+        epoch, last = trainer.current_epoch + 1, trainer.max_epochs
+        if (
+            self.stretch.storage is None
+            and not this_member().rank
+            and self.num_hands
+            and batch_idx == 0
+            and (epoch == last or epoch in self.objective.compared_at)
+        ):
+            pictures = prediction_pictures(cast(HandPose, pl_module), batch, num_hands=self.num_hands)
+            save_pictures(pictures, {name: self.stretch.picture_file(epoch, name) for name in pictures})
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.should_stop:
+            return
+        metric = self.objective.metric
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if metric not in metrics:
+            raise UserError(f"sweep.metric={metric} is not validated; there are {', '.join(sorted(metrics))}")
+        epoch, is_finite = trainer.current_epoch + 1, math.isfinite(metrics[metric])
+        is_due = is_finite and epoch < (trainer.max_epochs or 0) and self.objective.saves(epoch)
+        may_pause = epoch in self.objective.rungs
+        if is_due and may_pause:
+            self._files.is_needed = True
+            self._save(trainer, epoch)
+        self._report(epoch, metrics)
+        if not is_finite:
+            trainer.should_stop = True
+        elif is_due and not may_pause:  # not before: a trial that has just been stopped needs none
+            self._save(trainer, epoch)
+
+    def _save(self, trainer: pl.Trainer, epoch: int) -> None:
+        trainer.save_checkpoint(self._files.files.place(self.stretch.checkpoint_name(epoch)))
+
+    def _report(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        checkpoint, note = self._files.written()
+        report(epoch, metrics, resumed_from=self.resumed_from, checkpoint=checkpoint, note=note)
+
+
+def training_overrides(overrides: Iterable[str]) -> list[str]:
+    """Of the overrides of tune.py's command line those that train.py knows too."""
+    return [item for item in overrides if _group(_key(item)) not in _SWEEP_GROUPS]
+
+
+def with_target(overrides: Sequence[str], config: Any, target: TargetMetric) -> list[str]:
+    """The overrides, with the sweep's metric as `checkpoints.metric` unless they set that key themselves.
+
+    So `train.py best=...` and the retraining keep the checkpoint with the best value of the sweep's metric.
+
+    Args:
+        overrides: the user's, for train.py.
+        config: what they compose.
+        target: the metric of the sweep.
+
+    Raises:
+        UserError: `checkpoints.mode` contradicts the metric.
+    """
+    if any(_key(item).lstrip("+") == "checkpoints.metric" for item in overrides):
+        return list(overrides)
+    target_metric(target.name, config.checkpoints.mode, group="checkpoints")
+    is_default = config.checkpoints.metric == target.name
+    return [*overrides, *([] if is_default else [quote_override("checkpoints.metric", target.name)])]
+
+
+def with_params(overrides: Iterable[str], params: Mapping[str, Any]) -> list[str]:
+    """The overrides with these values in place of what they say of the same keys: Hydra takes a group only once."""
+    kept = [item for item in overrides if _key(item) not in params]
+    return [*kept, *(quote_override(key, value) for key, value in params.items())]
+
+
+_SWEEP_GROUPS = ("sweep", "retrain", "report", "scheduler", "searcher", "ray", "search_space", "hydra")
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def _group(key: str) -> str:
+    return key.lstrip("+~").replace("/", ".").replace("@", ".").partition(".")[0]

@@ -1,0 +1,325 @@
+"""What a trial costs: its network, trained for a few steps on random pictures, on the trial's device, as a trial is.
+
+Runs in a worker, whose imports it keeps few. No data set is read, and nothing is left behind.
+"""
+
+import copy
+import gc
+import math
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader
+
+from handpose.config import compose
+from handpose.data.sample import HandBatch
+from handpose.errors import UserError
+from handpose.models.weights import weights_file
+from handpose.skeleton import NUM_JOINTS
+from handpose.sweep.trainable.cost_callback import NUM_COUNTED, NUM_VALIDATED, CostWatch
+from handpose.training.batch_norm import SharedStatistics
+from handpose.training.build import build
+from handpose.training.checkpoints import initial_weights
+from handpose.training.results import RunFolders
+from handpose.training.trainer import calm, check_trainer, explained_errors, limited_batches, training_trainer
+
+FEWEST_STEPS = NUM_COUNTED + 1
+
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad allocation")
+
+
+class DataSize(NamedTuple):
+    """Of the default configuration's data: side of the pictures in pixels, pictures to train and to validate on."""
+
+    image_size: int
+    num_train: int
+    num_val: int
+
+
+class TrialCost(NamedTuple):
+    """What was measured of one configuration.
+
+    start_s: until the first step, without imports. step_s: a training step. validation_batch_s: a batch of the same
+    size. memory_mb, memory_share, gpu, latency_ms, checkpoint_mb: as CostWatch has them. process_mb: the most main
+    memory that the process has had for itself, with that of the processes of its data loaders. trace: loss and metrics;
+    configurations that train alike have the same. ignored: parameters whose value did not reach the configuration.
+    """
+
+    num_parameters: int
+    start_s: float
+    step_s: float
+    validation_batch_s: float
+    steps_per_epoch: int
+    batches_per_validation: int
+    max_epochs: int
+    validates_every: int
+    memory_mb: float
+    memory_share: float
+    process_mb: float
+    gpu: str
+    latency_ms: float
+    checkpoint_mb: float
+    trace: tuple[float, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def epoch_s(self) -> float:
+        """Seconds of an epoch of training, with its part of the validations."""
+        validation_s = self.batches_per_validation * self.validation_batch_s
+        return self.steps_per_epoch * self.step_s + validation_s / self.validates_every
+
+    @property
+    def trial_s(self) -> float:
+        """Seconds of a trial that is trained to its last epoch."""
+        return self.start_s + self.max_epochs * self.epoch_s
+
+
+class Refusal(NamedTuple):
+    """Why a configuration cannot be trained.
+
+    kind: value: a UserError; memory: too little; error: an exception; killed: its worker process was ended from
+    outside; crashed: its worker process received a fatal signal, as SIGSEGV; time: it did not end in time.
+    """
+
+    kind: Literal["value", "memory", "error", "killed", "crashed", "time"]
+    reason: str
+
+
+class Gauge:
+    """Measures in a worker; every failure is an answer."""
+
+    def ready(self) -> None:
+        """Answers when everything is imported."""
+
+    def measure(self, *args: Any, **kwargs: Any) -> TrialCost | Refusal:
+        """As the function `measure`."""
+        try:
+            return measure(*args, **kwargs)
+        except UserError as error:
+            return Refusal("value", str(error))
+        except Exception as error:
+            is_memory = isinstance(error, MemoryError) or any(words in str(error) for words in _MEMORY_WORDS)
+            return Refusal("memory" if is_memory else "error", f"{type(error).__name__}: {first_line(error)}")
+        finally:
+            gc.collect()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in brief."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def one_workers(config: DictConfig, num_workers: int) -> DictConfig:
+    """The configuration for one of the workers that share each batch; raises UserError where it cannot be shared."""
+    if num_workers == 1:
+        return config
+    size = config.data.batch_size
+    if size % num_workers:
+        raise UserError(
+            f"data.batch_size={size} cannot be shared equally among sweep.workers_per_trial={num_workers}; give a "
+            "multiple of it"
+        )
+    config = copy.deepcopy(config)
+    OmegaConf.update(config, "data.batch_size", size // num_workers)
+    return config
+
+
+def measure(
+    overrides: Sequence[str],
+    params: Mapping[str, Any],
+    data: DataSize,
+    *,
+    num_steps: int,
+    weights: bool,
+    num_workers: int = 1,
+) -> TrialCost:
+    """Measure a configuration in this process.
+
+    overrides: for train.py, as a worker gets them, params included. num_steps: of training, FEWEST_STEPS or more.
+    weights: fetch pretrained ones, which changes no cost, but can go wrong. num_workers: that share each batch, of
+    which this process is as busy as one, but that it sends nothing to others. Raises UserError for what the
+    configuration gets wrong, and whatever torch raises for what cannot be computed.
+    """
+    assert num_steps >= FEWEST_STEPS
+    began = time.perf_counter()
+    config = one_workers(compose("train", list(overrides)), num_workers)
+    check_trainer(config)
+    _check_weights(config)
+    steps, batches = _num_batches(config, data, num_workers)
+    with calm():
+        module, _ = build(config, pretrained=weights, quiet=True)
+    hands = random_hands(config.data.batch_size, config.data.image_size or data.image_size)
+    module.axes.fit(hands.xyz_m)
+    watch = CostWatch(saves=True)
+    with tempfile.TemporaryDirectory() as folder, calm(), explained_errors(config):
+        trainer = training_trainer(_shortened(config), RunFolders(*[Path(folder)] * 3), callbacks=[watch], quiet=True)
+        trainer.fit(module, datamodule=_Repeated(hands, num_steps))
+    return TrialCost(
+        num_parameters=num_parameters(module),
+        start_s=watch.began_s - began,
+        step_s=watch.step_s,
+        validation_batch_s=watch.validation_batch_s,
+        steps_per_epoch=steps,
+        batches_per_validation=batches,
+        max_epochs=config.trainer.max_epochs,
+        validates_every=config.trainer.check_val_every_n_epoch,
+        memory_mb=watch.memory_mb,
+        memory_share=watch.memory_share,
+        process_mb=_process_mb() + _LOADERS * config.data.num_workers * _LOADER_PROCESS_MB,
+        gpu=watch.gpu,
+        latency_ms=watch.latency_ms,
+        checkpoint_mb=watch.checkpoint_mb,
+        trace=tuple(float(value) for _, value in sorted(trainer.callback_metrics.items())),
+        ignored=tuple(key for key, value in params.items() if _is_ignored(config, key, value)),
+    )
+
+
+def costs(module: pl.LightningModule) -> dict[str, float]:
+    """What `searcher.constraints` can limit, of a module that a Trainer is about to fit; to be called on_fit_start.
+
+    num_parameters: of the network. latency_ms: of one picture through it, in evaluation. memory_mb: that torch
+    holds at the peak of a training step. A copy is measured, and neither the module nor any generator of random numbers
+    is changed by it: the training that follows is the same as without, bit for bit.
+    """
+    trainer: Any = module.trainer
+    device, data, watch = trainer.strategy.root_device, trainer.datamodule, CostWatch(saves=False)
+    with isolate_rng(), calm():
+        rehearsal = pl.Trainer(
+            max_epochs=1,
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
+            precision=trainer.precision,
+            gradient_clip_val=trainer.gradient_clip_val,
+            callbacks=[watch],
+            plugins=[LightningEnvironment()],
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        hands = random_hands(data.batch_size, data.image_size)
+        alone = SharedStatistics(on_gpu=False).revert(copy.deepcopy(module).cpu())  # of several workers each does this
+        rehearsal.fit(alone, datamodule=_Repeated(hands, NUM_COUNTED))
+    return {
+        "num_parameters": float(num_parameters(module)),
+        "latency_ms": watch.latency_ms,
+        "memory_mb": watch.memory_mb,
+    }
+
+
+def num_parameters(module: pl.LightningModule) -> int:
+    """Of the network; nothing else in a module has any."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def random_hands(batch_size: int, image_size: int) -> HandBatch:
+    """Noise for pictures, and joints at random before the camera: as a loader hands a batch over, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
+    xyz_m = 0.05 * torch.randn(batch_size, NUM_JOINTS, 3, generator=generator) + torch.tensor([0.0, 0.0, 0.6])
+    focal, center = 2.0 * image_size, image_size / 2.0
+    intrinsics = torch.tensor([[focal, 0.0, center], [0.0, focal, center], [0.0, 0.0, 1.0]])
+    return HandBatch(
+        image=pictures.permute(0, 3, 1, 2),
+        intrinsics=intrinsics.repeat(batch_size, 1, 1),
+        xyz_m=xyz_m,
+        scale_m=torch.full((batch_size,), 0.03),
+        position=torch.arange(batch_size),
+        mask=torch.zeros(batch_size, 1, image_size, image_size, dtype=torch.uint8),
+    )
+
+
+class _Repeated(pl.LightningDataModule):
+    """The same batch again and again."""
+
+    def __init__(self, hands: HandBatch, num_steps: int) -> None:
+        super().__init__()
+        self.hands = hands
+        self.num_steps = num_steps
+
+    def train_dataloader(self) -> DataLoader[HandBatch]:
+        return self._loader(self.num_steps)
+
+    def val_dataloader(self) -> DataLoader[HandBatch]:
+        return self._loader(NUM_VALIDATED)
+
+    def _loader(self, num_batches: int) -> DataLoader[HandBatch]:
+        batches: Any = [self.hands] * num_batches
+        return DataLoader(batches, batch_size=None, pin_memory=torch.cuda.is_available())
+
+
+_LOADERS = 2
+"""That each keep data.num_workers processes: of training and of validation."""
+_LOADER_PROCESS_MB = 100.0
+"""What such a process, a fork that shares most of its memory with the trial, comes to have for itself: an estimate."""
+
+
+def _process_mb(status: Path = Path("/proc/self/status")) -> float:
+    """Return the most main memory that this process has had for itself, in megabytes.
+
+    Without the files that it has mapped, as libraries and packed images: the processes of a machine share them (some
+    400 MB with torch). NaN where the system does not tell.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if not status.exists():
+        return (peak if sys.platform == "darwin" else 1024 * peak) / 1e6
+    mapped = re.search(r"^RssFile:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE)
+    return 1024 * (peak - int(mapped[1] if mapped else 0)) / 1e6
+
+
+def _shortened(config: DictConfig) -> DictConfig:
+    """One epoch, whatever is asked for; the rest of the Trainer as it is."""
+    config = copy.deepcopy(config)
+    once = {"max_epochs": 1, "check_val_every_n_epoch": 1, "limit_train_batches": 1.0, "limit_val_batches": 1.0}
+    for key, value in once.items():
+        OmegaConf.update(config, f"trainer.{key}", value)
+    return config
+
+
+def _check_weights(config: DictConfig) -> None:
+    """A network that is built without its weights costs the same, but they must be there."""
+    if config.model.encoder.weights is not None:
+        weights_file(config.model.encoder.weights)
+    if config.model.weights is not None:
+        initial_weights(config)
+
+
+def _num_batches(config: DictConfig, data: DataSize, num_workers: int) -> tuple[int, int]:
+    """Of an epoch, and of a validation."""
+    devices = config.trainer.devices
+    num_devices = num_workers if num_workers > 1 else devices
+    batch_size = config.data.batch_size * (num_devices if isinstance(num_devices, int) and num_devices > 0 else 1)
+    if batch_size > data.num_train:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} is more than the {data.num_train} images of the training split"
+        )
+    return (
+        limited_batches(config, "train", data.num_train // batch_size),
+        limited_batches(config, "val", math.ceil(data.num_val / batch_size)),
+    )
+
+
+def _is_ignored(config: DictConfig, key: str, value: Any) -> bool:
+    """Whether the configuration has another number than the parameter."""
+    if not isinstance(value, (bool, int, float)) or "/" in key or "@" in key:
+        return False
+    found = OmegaConf.select(config, key)
+    return isinstance(found, (bool, int, float)) and found != value

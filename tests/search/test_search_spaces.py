@@ -1,0 +1,20 @@
+"""The contract of every file in search_spaces/; that all of it composes is tested with the preflight's checks."""
+
+import pytest
+
+from handpose.config import choice_of, compose, plain
+from handpose.search.space import SPACES, default_point, flattened, load_space
+
+NAMES = sorted(file.stem for file in SPACES.iterdir() if file.suffix in (".yaml", ".py"))
+
+
+def test_there_are_the_spaces_that_the_readme_names():
+    assert {"default", "recipe", "architecture", "full", "accuracy_latency"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_configuration_is_in_the_space(name):
+    values = flattened(plain(compose("tune", [])))
+    for group in ("model/decoder", "lr_schedule"):
+        values[group] = choice_of(group, values[f"{group.replace('/', '.')}._target_"])
+    assert default_point(load_space(name), values) is not None

@@ -1,0 +1,125 @@
+"""How a sweep stands, told by another process while it runs, when it has ended, and when there is none."""
+
+import json
+import math
+from dataclasses import asdict
+
+import pytest
+import yaml
+from rich.console import Console
+
+from handpose.errors import UserError
+from handpose.report.table import TrialRow
+from handpose.report.tensorboard import SweepLog
+from handpose.sweep.analysis.status import print_status, status
+from tests.sweep.objectives import METRIC
+from tests.sweep.simulation import Simulation
+from tests.sweep.sweeps import asha, make_settings
+
+
+def loss(trial, params, epoch):
+    return math.nan if trial == 1 and epoch == 2 else 10.0 + trial + 4 / epoch
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A sweep of six trials that has just begun."""
+    settings = make_settings(tmp_path / "sweep", num_trials=6, max_epochs=4)
+    simulation = Simulation(settings, asha(4), loss)
+    write_sweep(settings)
+    return simulation
+
+
+def write_sweep(settings):
+    config = {"sweep": {**asdict(settings), "_target_": "x"}, "search_space": "spaces/small.yaml"}
+    (settings.path / "sweep.yaml").write_text(yaml.safe_dump({"config": config}))
+
+
+def told(simulation, width=100):
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(status(simulation.settings.path, width=width), crop=False)
+    text = capture.get()
+    assert max(len(line) for line in text.splitlines() if not line.startswith("python tune.py ")) <= width
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def snapshot(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+def test_a_running_sweep_is_shown_as_its_table_has_it_and_nothing_is_touched(begun):
+    begun.fill()
+    for _ in range(4):
+        begun.step()
+        begun.fill()
+    with begun.file.open("ab") as file:
+        file.write(b'{"event": "repor')  # half a line, which is being written
+    before = snapshot(begun.settings.path)
+    text = told(begun)
+    assert snapshot(begun.settings.path) == before
+    table = begun.state.history.table
+    for state, number in table.count().items():
+        assert f"{number} {state}" in text
+    best = table.ranked()[0]
+    assert f"best  PA-MPJPE {table.value(best):.2f} mm  trial {best.number} at epoch {best.epochs}/4" in text
+    assert text.startswith("sweep test  ·  small")
+    assert f"should its process be gone:\npython tune.py sweep.resume={begun.settings.path}\n" in text
+
+
+def test_a_finished_sweep_says_so_and_what_came_after_it(begun):
+    begun.run()
+    assert "6/6 trials" in told(begun)
+    assert told(begun).splitlines()[-1] == "finished"
+    retraining = begun.settings.path / "retrain"
+    retraining.mkdir()
+    (retraining / "config.yaml").write_text("trainer: {max_epochs: 30}")
+    assert told(begun).splitlines()[-1] == "retraining  epoch 0/30"
+    log = SweepLog(retraining, run_name=lambda number: "tensorboard")
+    for epoch in (1, 2):
+        log.reported(TrialRow(0, {}, epochs=epoch, metrics={METRIC: 20.0 / epoch}), {})
+    log.close()
+    assert told(begun).splitlines()[-1] == "retraining  epoch 2/30, validation PA-MPJPE 10.00 mm"
+    (retraining / "metrics.json").write_text(json.dumps({"metrics": {"test/pa_mpjpe_mm": 9.5}}))
+    assert told(begun).splitlines()[-1] == "retrained   test PA-MPJPE 9.50 mm"
+
+
+def test_a_confirmation_is_shown_below_its_sweep(begun):
+    begun.run()
+    settings = make_settings(
+        begun.settings.path / "confirm", num_trials=2, max_epochs=4, resume=str(begun.settings.path)
+    )
+    confirming = Simulation(settings, asha(4), loss)
+    confirming.fill()
+    confirming.step()
+    text = told(begun)
+    assert "confirmation of test" in text
+    assert "0/2 trials" in text.partition("confirmation of test")[2]
+    (settings.path / "confirm.yaml").write_text(
+        yaml.safe_dump({"metric": METRIC, "winner": 0, "candidates": [{"label": "trial 3", "mean": 12.345}]})
+    )
+    assert told(begun).splitlines()[-1] == "confirmed   trial 3: mean PA-MPJPE 12.35 mm, no interval"
+
+
+def test_an_interrupted_sweep_is_told_with_the_command_that_goes_on(begun):
+    begun.fill()
+    begun.step()
+    begun.state.close("interrupted")
+    assert told(begun).endswith(f"interrupted; to go on:\npython tune.py sweep.resume={begun.settings.path}\n")
+
+
+def test_a_spent_budget_is_told_with_a_command_that_gives_a_larger_one(begun):
+    file = begun.settings.path / "sweep.yaml"
+    record = yaml.safe_load(file.read_text())
+    record["config"]["sweep"]["time_budget_s"] = 1.0
+    file.write_text(yaml.safe_dump(record))
+    begun.fill()
+    begun.step()
+    begun.state.close("spent")
+    go_on = f"python tune.py sweep.resume={begun.settings.path} sweep.time_budget_s={2 * begun.clock.now:g}"
+    assert told(begun).endswith(f"sweep.time_budget_s=1 is spent; to go on with a larger one:\n{go_on}\n")
+
+
+def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=f"sweep.status={tmp_path}: there is no sweep.yaml"):
+        print_status(tmp_path)

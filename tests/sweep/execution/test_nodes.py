@@ -1,0 +1,121 @@
+"""A cluster as a sweep sees it: nodes that come and go, and a head that does not answer."""
+
+import contextlib
+import socket
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from handpose.sweep.controller.slots import Slots
+from handpose.sweep.driver.run import _follower
+from handpose.sweep.execution import nodes as module
+from handpose.sweep.execution.nodes import Node, Nodes, _name, _watch
+from tests.sweep.simulation import Clock
+from tests.sweep.sweeps import make_settings
+
+ONE, TWO = Node("1", "gpu1", {"CPU": 4}), Node("2", "gpu2", {"CPU": 4})
+
+
+@pytest.fixture
+def cluster():
+    """The nodes that are alive, what was told of them, and a view of it."""
+    alive, told, clock = [ONE], [], Clock()
+    return alive, told, clock, Nodes(told.append, look=lambda: list(alive), clock=clock)
+
+
+def test_nodes_that_came_or_went_are_told_once(cluster):
+    alive, told, clock, nodes = cluster
+    for change in (lambda: None, lambda: alive.append(TWO), lambda: None, lambda: alive.remove(ONE)):
+        change()
+        clock.now += 1.0
+        nodes.refresh()
+    assert told == [[ONE], [ONE, TWO], [TWO]]
+
+
+def test_it_looks_no_oftener_than_once_a_second_unless_it_must(cluster):
+    alive, told, clock, nodes = cluster
+    nodes.refresh()
+    alive.append(TWO)
+    clock.now += 0.5
+    nodes.refresh()
+    assert told == [[ONE]]
+    nodes.refresh(at_once=True)
+    assert told == [[ONE], [ONE, TWO]]
+
+
+def test_a_node_that_is_gone_keeps_its_name(cluster):
+    alive, _, clock, nodes = cluster
+    nodes.refresh()
+    alive.clear()
+    clock.now += 1.0
+    nodes.refresh()
+    assert (nodes.name("1"), nodes.name("3"), nodes.name("")) == ("gpu1", "", "")
+    assert nodes.ids(["gpu1"]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [("", "host"), ("10.0.0.1", "host"), ("rack-2", "rack-2")], ids=["none", "Ray's own", "given"]
+)
+def test_a_node_is_called_by_its_host_unless_it_was_given_a_name(given, name):
+    node = {"NodeName": given, "NodeManagerAddress": "10.0.0.1", "NodeManagerHostname": "host"}
+    assert _name(node) == name
+
+
+def test_nodes_that_come_and_go_are_told_and_slots_counted_where_trials_may_run(tmp_path):
+    told, sizes, warmed = [], [], []
+    state = SimpleNamespace(
+        resize=lambda number, room: sizes.append((number, room.workers)),
+        usable=lambda room: room.without({"gpu2"}) or room.nodes,
+        history=SimpleNamespace(table=SimpleNamespace(num_slots=0)),
+    )
+    view, warm = SimpleNamespace(note=told.append), SimpleNamespace(begin=warmed.append)
+    head = Node("0", "head", {"CPU": 0})  # it has no room for a trial
+    follow = _follower(make_settings(tmp_path), Slots(4, 1, 0.0), state, view, warm)
+    for alive in ([head, ONE], [head, ONE, TWO], [head, TWO], [head]):
+        follow(alive)  # gpu2 is set aside
+    assert sizes == [(4, {"gpu1": 4}), (4, {"gpu1": 4, "gpu2": 4}), (4, {"gpu2": 4}), (0, {})]
+    assert told == [
+        "node gpu2 has joined: 4 trials at a time",
+        "node gpu1 is gone: 4 trials at a time",
+        "node gpu2 is gone: no node is left, and the sweep waits for one",
+    ]
+    assert [slots.num_slots for slots in warmed] == [4, 4, 0]
+
+
+@pytest.fixture
+def head(monkeypatch):
+    """A port that somebody listens on."""
+    monkeypatch.setattr(module, "_HEAD_EVERY_S", 0.02)
+    monkeypatch.setattr(module, "_HEAD_PATIENCE_S", 0.1)
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        yield listening
+
+
+def watched(head, *, then):
+    """Whether a head is given up; then: what happens to it, once it has been heard."""
+    lost, is_over = threading.Event(), threading.Event()
+    address = head.getsockname()
+    thread = threading.Thread(target=_watch, args=(address, lost.set, is_over))
+    thread.start()
+    head.accept()[0].close()
+    then(head)
+    lost.wait(timeout=0.5)
+    is_over.set()
+    thread.join()
+    return lost.is_set()
+
+
+def test_a_head_that_answers_no_more_is_given_up(head):
+    assert watched(head, then=lambda head: head.close())
+
+
+def test_a_head_that_answers_is_not_given_up(head):
+    assert not watched(head, then=lambda head: None)
+
+
+def test_a_head_that_was_never_heard_is_not_given_up(head):
+    head.close()
+    lost = threading.Event()
+    _watch(("127.0.0.1", 1), lost.set, threading.Event())
+    assert not lost.is_set()

@@ -1,0 +1,185 @@
+"""Trials of two workers, which Ray Train starts: over cheap curves, and real ones beside those of one worker."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import ray
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2.api.exceptions import PreemptionError
+from ray.train.v2.api.preemption import PreemptionInfo
+from ray.util import placement_group_table
+
+from handpose.config import REPOSITORY, compose
+from handpose.errors import UserError
+from handpose.schedulers.scheduler import Fifo
+from handpose.search.space import load_space
+from handpose.sweep.execution import worker_group
+from handpose.sweep.execution.group_trainer import use_nodes_interface
+from handpose.sweep.execution.ray_internals import WorkerGroupStartupFailedError
+from handpose.sweep.execution.tune_bridge import _kind
+from handpose.sweep.record.events import Failed, Reported, read_events
+from handpose.sweep.trainable.reporting import ALONE, Member, joined, this_member
+from handpose.sweep.trainable.trial_cost import one_workers
+from tests.sweep.objectives import METRIC, together
+from tests.sweep.sweeps import asha, make_settings, start
+
+
+def space_of(folder, *depths):
+    file = folder / "space.yaml"
+    file.write_text(f"model.decoder.depth: choice({', '.join(map(str, depths))})\n")
+    return load_space(str(file))
+
+
+def swept(folder, depths, rule, **changes):
+    settings = make_settings(folder / "sweep", num_trials=len(depths), workers_per_trial=2, **changes)
+    table = start(settings, space_of(folder, *depths), together, sampler=None, rule=rule)
+    return table, settings.path
+
+
+def held():
+    """Placement groups that hold anything."""
+    return [each for each in placement_group_table().values() if each["state"] != "REMOVED"]
+
+
+@pytest.mark.slow
+def test_the_first_worker_tells_and_none_goes_on_when_the_trial_is_stopped(ray_started, tmp_path):
+    """ASHA keeps the first trial and stops the second after epoch 1, whose workers never begin epoch 2."""
+    table, folder = swept(tmp_path, (0, 1), asha(4))
+    values = [(row.number, row.state, row.epochs, row.metrics[METRIC]) for row in table.rows.values()]
+    assert values == [(0, "complete", 4, 0.25), (1, "stopped", 1, 2.0)]
+    assert {file.name for file in folder.glob("trial_0001-*")} == {"trial_0001-0-1", "trial_0001-1-1"}
+    reports = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Reported)]
+    assert [(event.trial, event.epoch) for event in reports] == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1)]
+    assert not held()
+
+
+@pytest.mark.slow
+def test_a_dead_worker_is_a_try_and_what_one_raises_is_the_trials_end(ray_started, tmp_path):
+    table, folder = swept(tmp_path, (2, 3), lambda: Fifo(), max_retries=1)
+    failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
+    assert [(event.trial, event.kind) for event in failures] == [(0, "killed"), (1, "mistake")]
+    assert failures[1].cause.endswith("model.decoder.depth=3 does not fit")
+    assert [(row.state, row.epochs) for row in table.rows.values()] == [("complete", 4), ("failed", 1)]
+    assert not held()
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_metrics_of_one(tmp_path):
+    """A whole sweep each, in double precision: in single, rounding alone moves a training by per cents."""
+    small = ["data=synthetic", "data.source.num_train=240", "data.source.num_eval=60", "data.batch_size=72"]
+    small += [
+        "data.image_size=64",
+        "model.encoder.name=lcnet_035",
+        "model.decoder.depth=1",
+        "trainer.precision=64-true",
+    ]
+    small += ["trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.max_epochs=2", "sweep.num_trials=1"]
+    small += [
+        "sweep.confirm.seeds=0",
+        "sweep.retrain=false",
+        "scheduler=fifo",
+        "searcher=random",
+        "sweep.name=test",
+        "sweep.preflight=off",
+    ]
+    small += ["searcher.constraints.num_parameters=1e9"]  # which each worker measures in passing
+    metrics = []
+    for num in (1, 2):
+        places = [f"paths.data={tmp_path}/data", f"paths.output={tmp_path}/{num}"]
+        command = [sys.executable, "tune.py", *small, *places, f"sweep.workers_per_trial={num}"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        events = read_events(tmp_path / str(num) / "sweeps/test/events.jsonl")
+        metrics.append({event.epoch: event.metrics for event in events if isinstance(event, Reported)})
+    one, two = metrics
+    assert one.keys() == two.keys() == {1, 2}
+    for epoch in one:
+        assert two[epoch] == pytest.approx(one[epoch], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("address", "given", "used"),
+    [("127.0.0.1", None, "lo"), ("203.0.113.7", None, None), ("127.0.0.1", "ib0", "ib0")],  # RFC 5737: nobody's
+)
+def test_workers_talk_over_the_network_by_which_ray_knows_their_node(address, given, used, monkeypatch):
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: address)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", given or "")
+    if given is None:
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    use_nodes_interface()
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == used
+
+
+@pytest.mark.parametrize(
+    ("node_id", "said", "kind"),
+    [
+        ("lost", "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer", "lost"),
+        ("", "NCCL communicator was aborted on rank 0.", "killed"),
+        ("lost", "The size of tensor a (3) must match the size of tensor b (4)", "error"),
+    ],
+)
+def test_what_a_collective_raises_is_the_end_of_another_worker(node_id, said, kind, monkeypatch):
+    monkeypatch.setattr(worker_group, "_lost_node", lambda channel: node_id)
+    error = worker_group._failure(worker_group._Failed(RuntimeError(said), said, "its own"), channel=None)
+    assert _kind(error, said) == kind
+    assert error.node_id == (node_id if kind != "error" else "its own")
+
+
+TORN = WorkerGroupError("rank 1", {1: RayActorError(error_msg="gone")})
+PREEMPTED = WorkerGroupError("rank 1", {1: RayActorError(error_msg="gone", preempted=True)})
+DRAINED = PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"drained": [1]}))
+
+
+def test_a_worker_that_had_not_begun_is_lost_with_its_node(monkeypatch):
+    monkeypatch.setattr(worker_group, "_lost_node", lambda channel: "")
+    error = worker_group._of_the_group(ControllerError(WorkerGroupStartupFailedError("no start")), channel=None)
+    assert _kind(error, "RayActorError: The actor died because its node has died.\n...\nno start") == "lost"
+    assert _kind(error, "RayActorError: The actor died.\n...\nno start") == "killed"
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "node_id"),
+    [
+        (TORN, "lost", "dead"),
+        (PREEMPTED, "preempted", ""),
+        (DRAINED, "preempted", "drained"),
+        (ControllerError(WorkerGroupStartupFailedError("its node died")), "lost", "dead"),
+        (ControllerError(ValueError("no such backend")), "error", ""),
+    ],
+    ids=["worker", "preempted worker", "drained node", "start", "mistake"],
+)
+def test_what_ray_train_ends_a_group_with_is_told(raised, kind, node_id, monkeypatch):
+    monkeypatch.setattr(worker_group, "_lost_node", lambda channel: "dead")
+    error = worker_group._of_the_group(raised, channel=None)
+    assert _kind(error, str(error)) == kind
+    assert getattr(error, "node_id", "") == node_id
+
+
+def test_what_cannot_be_sent_is_told_by_its_text():
+    error = worker_group._failure(worker_group._Failed(None, "Traceback: a lambda was raised", "here"), channel=None)
+    assert str(error) == "Traceback: a lambda was raised"
+
+
+def test_a_process_is_alone_unless_it_has_joined_others():
+    told = []
+    assert this_member() is ALONE
+    with joined(Member(1, 2, told.append)):
+        assert this_member()[:2] == (1, 2)
+    assert this_member() is ALONE
+
+
+def test_a_batch_is_shared_equally_or_that_is_said(config):
+    assert one_workers(config("data.batch_size=12"), 3).data.batch_size == 4
+    assert one_workers(config("data.batch_size=12"), 1).data.batch_size == 12
+    with pytest.raises(
+        UserError, match=r"^data.batch_size=12 cannot be shared equally among sweep.workers_per_trial=5"
+    ):
+        one_workers(config("data.batch_size=12"), 5)
+
+
+@pytest.fixture
+def config():
+    return lambda *overrides: compose("train", list(overrides))

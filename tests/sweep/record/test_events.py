@@ -1,0 +1,283 @@
+"""The file of events: whole lines, whatever happened to the process or the disk."""
+
+import json
+import os
+import re
+from dataclasses import asdict, fields
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from handpose.errors import UserError
+from handpose.report.table import TrialTable
+from handpose.sweep.analysis.read_sweep import read_sweep
+from handpose.sweep.analysis.status import status
+from handpose.sweep.controller.history import History
+from handpose.sweep.driver.run import finished_table
+from handpose.sweep.record import events as module
+from handpose.sweep.record.events import (
+    FORMAT,
+    Asked,
+    Begun,
+    Closed,
+    Ended,
+    EventLog,
+    Failed,
+    Measured,
+    Opened,
+    Reported,
+    Saved,
+    SetAside,
+    read_events,
+)
+from tests.sweep.objectives import METRIC
+from tests.sweep.simulation import Simulation
+from tests.sweep.sweeps import asha, make_settings
+
+CHECKPOINT = Saved("checkpoints/trial_0003/epoch_0002_stretch_1.ckpt", 2, 1000, 77)
+EVENTS = [
+    Opened(0.0, 12),
+    Asked(0.5, 3, {"optimizer.lr": 1e-3, "model/decoder": "pyramid", "list": [1, 2], "none": None}),
+    Begun(0.6, 3, 1, 0),
+    Measured(0.7, 3, {"num_parameters": 1e6}, "continue"),
+    Reported(1.0, 3, 2, {"val/pa_mpjpe_mm": 12.345678901234567}, "node\n\r\u2028", 0, CHECKPOINT, "pause"),
+    Begun(2.0, 3, 2, 2, 0.5, 1, CHECKPOINT, {"optimizer.lr": 2e-3}),
+    Failed(2.5, 3, "killed", "gone", "a\nlong\nstory", True, 1.0, "gpu17"),
+    SetAside(2.6, "gpu17"),
+    Ended(3.0, 3, "stopped"),
+    Closed(4.0, "finished"),
+]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Holds all kinds of events."""
+    log = EventLog(tmp_path / "events.jsonl")
+    for event in EVENTS:
+        log.append(event)
+    log.close()
+    return tmp_path / "events.jsonl"
+
+
+def test_events_are_read_as_they_were_written(file):
+    assert read_events(file) == EVENTS
+    assert {type(event) for event in EVENTS} == {
+        Opened,
+        Asked,
+        Begun,
+        Measured,
+        Reported,
+        Failed,
+        SetAside,
+        Ended,
+        Closed,
+    }
+    assert all(field.name != "event" for event in EVENTS for field in fields(event))
+
+
+def test_values_that_are_no_numbers_come_back(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append(Asked(0.5, 0, {}))
+    log.append(Reported(1.0, 0, 1, {"val/a": float("nan"), "val/b": float("-inf")}, "", 0, None, "diverged"))
+    log.close()
+    _, event = read_events(tmp_path / "events.jsonl")
+    assert repr(event.metrics) == "{'val/a': nan, 'val/b': -inf}"
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_file_cut_anywhere_gives_the_events_before_and_can_be_gone_on_with(tmp_path_factory, data):
+    file = tmp_path_factory.mktemp("cut") / "events.jsonl"
+    log = EventLog(file)
+    ends = []
+    for event in EVENTS:
+        log.append(event)
+        ends.append(file.stat().st_size)
+    log.close()
+    cut = data.draw(st.integers(0, ends[-1]))
+    tail = data.draw(st.sampled_from([b"", b"\0" * 50, b"{", b'{"event": "ask']))
+    os.truncate(file, cut)
+    with file.open("ab") as stream:
+        stream.write(tail)
+    whole = sum(end <= cut for end in ends)
+    log = EventLog(file)
+    assert log.events == EVENTS[:whole]
+    log.append(EVENTS[-1])
+    log.close()
+    assert read_events(file) == [*EVENTS[:whole], EVENTS[-1]]
+
+
+def refused(file, match):
+    """Every reader refuses the file with this sentence, leaves it as it is, and never advises to delete from it."""
+    before = file.read_bytes()
+    for read in (read_events, EventLog):
+        with pytest.raises(UserError, match=match) as error:
+            read(file)
+        assert not re.search(r"remov|delet", str(error.value))
+    assert file.read_bytes() == before
+
+
+def changed(file, number, **values):
+    """Set fields of a line, counted from 1; a field that is None in `values` is left out."""
+    lines = file.read_text().splitlines()
+    line = json.loads(lines[number - 1]) | values
+    lines[number - 1] = json.dumps({key: value for key, value in line.items() if value != "LEFT OUT"})
+    file.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("number", [4, 10])
+@pytest.mark.parametrize("line", [b'{"event": "reported", "at"', b"", b"[1]", b'{"at": 1.0}', b"\xff"])
+def test_a_damaged_whole_line_is_refused_with_its_number(file, number, line):
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[: number - 1], line + b"\n", *lines[number:]]))
+    refused(file, rf"events\.jsonl: line {number} of 10 is damaged: .*restore the file from a copy")
+
+
+def test_a_torn_line_before_a_whole_one_is_refused(file):
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:3], lines[3][:20], *lines[4:]]))
+    refused(file, r"line 4 of 9 is damaged")
+
+
+@pytest.mark.parametrize("number", [5, 10])
+def test_an_event_of_a_later_version_is_neither_cut_off_nor_called_damaged(file, number):
+    changed(file, number, event="teleported")
+    sentence = (
+        rf"line {number} of 10 has an event 'teleported', which is unknown: the file is of format {FORMAT}, and this "
+        rf"version of the project reads formats up to {FORMAT}; if a later version wrote the line, use that version"
+    )
+    refused(file, sentence)
+
+
+@pytest.mark.parametrize(("number", "field"), [(1, "nodes"), (5, "rung"), (10, "why")])
+def test_a_field_of_a_later_version_is_named(file, number, field):
+    changed(file, number, **{field: 1})
+    refused(file, rf"line {number} of 10 has a field '{field}' of '\w+', which is unknown: .*use that version")
+
+
+def test_a_later_format_is_refused_with_both_versions(file):
+    changed(file, 1, version=FORMAT + 1, surprise=True)
+    refused(file, rf"line 1 of 10 begins events of format {FORMAT + 1}, but .* reads formats up to {FORMAT}: use the")
+
+
+def test_a_program_before_the_spent_budget_says_that_the_file_is_of_a_later_version(file, monkeypatch):
+    changed(file, 10, reason="spent")
+    assert read_events(file)[-1] == Closed(EVENTS[-1].at, "spent")
+    monkeypatch.setattr(module, "FORMAT", 2)
+    refused(file, r"line 1 of 10 begins events of format 3, but .* reads formats up to 2: use the later version")
+
+
+def test_a_sweep_that_a_later_version_continued_is_refused_there(file):
+    with file.open("a") as log:
+        log.write(json.dumps({"event": "opened", "at": 9.0, "num_trials": 12, "version": FORMAT + 3}) + "\n")
+        log.write(json.dumps({"event": "teleported"}) + "\n")
+    refused(file, rf"line 11 of 12 begins events of format {FORMAT + 3}")
+
+
+def test_events_without_a_version_are_of_format_1(file):
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line, lacking in ((0, ("version", "gpus")), (4, ("note",)), (6, ("gpus", "node"))):
+        for key in lacking:
+            del lines[line][key]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    events = read_events(file)
+    assert events[0] == Opened(0.0, 12, 0.0, version=1)
+    assert (events[4].note, events[6].node) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("number", "field", "value"),
+    [
+        (number, field.name, value)
+        for number, event in enumerate(EVENTS, start=1)
+        for field in fields(event)
+        for value in ("LEFT OUT", [1], {"file": "x"})
+        if (field.name, value) not in (("params", {"file": "x"}), ("version", "LEFT OUT"))
+    ],
+)
+def test_a_field_that_is_missing_or_of_another_type_is_named(file, number, field, value):
+    changed(file, number, **{field: value})
+    refused(file, rf"line {number} of 10 .*'{field}'|line {number} of 10 .* version of its format")
+
+
+@pytest.mark.parametrize(
+    ("number", "field", "value"),
+    [
+        (2, "trial", True),
+        (5, "epoch", 1.5),
+        (5, "metrics", {"val/a": "12"}),
+        (5, "decision", "go"),
+        (5, "at", float("nan")),
+        (7, "retry", 1),
+        (7, "kind", "sad"),
+        (10, "reason", "tired"),
+        (1, "version", 0),
+    ],
+)
+def test_a_wrong_value_is_shown(file, number, field, value):
+    changed(file, number, **{field: value})
+    refused(file, rf"line {number} of 10 .*{re.escape(repr(value))}")
+
+
+@pytest.mark.parametrize("field", ["file", "epoch", "size_bytes", "checksum"])
+def test_a_checkpoint_that_lacks_a_field_is_refused(file, field):
+    checkpoint = asdict(CHECKPOINT)
+    del checkpoint[field]
+    changed(file, 5, checkpoint=checkpoint)
+    refused(file, rf"line 5 of 10 is damaged: 'checkpoint' lacks '{field}'")
+
+
+def test_a_trial_that_is_asked_for_again_is_refused_and_not_reset(file):
+    with file.open("a") as log:
+        log.write(file.read_text().splitlines()[1] + "\n")
+    refused(file, r"line 11 of 11 asks for trial 3 again")
+
+
+def test_a_trial_that_nobody_asked_for_is_refused(file):
+    changed(file, 5, trial=7)
+    refused(file, r"line 5 of 10 is about trial 7, which no line before it asks for")
+
+
+def test_every_reader_of_a_sweep_refuses_the_same_file_in_the_same_sentence(tmp_path):
+    """Resume and its finished sweep, status and report; a warm start reads the study alone."""
+    settings = make_settings(tmp_path / "sweep")
+    Simulation(settings, asha(4), lambda number, params, epoch: number + 1 / epoch).run()
+    (settings.path / "sweep.yaml").write_text(
+        yaml.safe_dump({"config": {"sweep": asdict(settings), "search_space": "x"}})
+    )
+    changed(settings.path / "events.jsonl", 4, event="teleported")
+
+    def history():
+        return History(settings, rule=asha(4)(), table=TrialTable(METRIC, "min", 6, 4))
+
+    readers = [
+        lambda: read_sweep(settings.path),
+        lambda: status(settings.path, width=80),
+        lambda: finished_table(settings.path, history()),
+        lambda: Simulation(settings, asha(4), None),
+    ]
+    for read in readers:
+        with pytest.raises(UserError, match=r"events\.jsonl: line 4 of \d+ has an event 'teleported'"):
+            read()
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_line_leaves_the_lines_before(file, monkeypatch):
+    log = EventLog(file)
+    before = file.read_bytes()
+    pwrite = os.pwrite
+
+    def half(descriptor, content, place):
+        if len(content) < 20:
+            raise OSError(28, "No space left on device")
+        return pwrite(descriptor, content[: len(content) // 2], place)
+
+    monkeypatch.setattr(os, "pwrite", half)
+    with pytest.raises(UserError, match="No space left on device"):
+        log.append(EVENTS[0])
+    monkeypatch.undo()
+    assert file.read_bytes() == before
+    log.append(EVENTS[0])
+    log.close()
+    assert read_events(file) == [*EVENTS, EVENTS[0]]

@@ -1,0 +1,91 @@
+"""Files in a store, here on the disk: what is written is read again, and nothing that is secret gets into a URL."""
+
+import threading
+
+import pytest
+
+from handpose.errors import UserError
+from handpose.sweep.storage.object_store import Store
+from handpose.urls import joined, parent_and_name
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(f"file://{tmp_path}/store")
+
+
+def test_what_is_written_is_read_copied_listed_and_removed(store, tmp_path):
+    (tmp_path / "file").write_bytes(b"checkpoint")
+    store.write("a/b.txt", b"one")
+    store.upload(tmp_path / "file", "a/c/d.ckpt")
+    store.copy("a/c/d.ckpt", "e/f.ckpt")
+    store.download("e/f.ckpt", tmp_path / "back" / "f.ckpt")
+    assert store.read("a/b.txt") == b"one"
+    assert (tmp_path / "back" / "f.ckpt").read_bytes() == b"checkpoint"
+    assert {name: stored.size_bytes for name, stored in store.files().items()} == {
+        "a/b.txt": 3,
+        "a/c/d.ckpt": 10,
+        "e/f.ckpt": 10,
+    }
+    assert set(store.files("a/c")) == {"a/c/d.ckpt"}
+    assert set(store.below("a").files()) == {"b.txt", "c/d.ckpt"}
+    for _ in range(2):
+        store.remove("a/c/d.ckpt")
+    assert set(store.files("a")) == {"a/b.txt"}
+    assert store.files("nowhere") == {}
+    with pytest.raises(FileNotFoundError):
+        store.read("a/c/d.ckpt")
+
+
+def test_a_reader_never_sees_half_a_file(store):
+    """On a file system a file is moved to its name, as a store's own files appear at once."""
+    store.write("log", b"0" * 10)
+    lengths, is_over = set(), threading.Event()
+
+    def read():
+        while not is_over.is_set():
+            content = store.read("log")
+            lengths.add((len(content), len(set(content))))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for digit in b"123456789" * 5:
+        store.write("log", bytes([digit]) * 2_000_000)
+    is_over.set()
+    reader.join()
+    assert lengths <= {(10, 1), (2_000_000, 1)}
+    assert set(store.files()) == {"log"}
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("s4://bucket/folder", "sweep.storage=s4://bucket/folder cannot be opened"),
+        ("folder", "sweep.storage=folder cannot be opened"),
+        ("s3://KEY:hunter2@bucket/folder", "has a secret in it"),
+        ("s3://bucket/folder?secret_key=hunter2", "has a secret in it"),
+        ("abfs://bucket@account.dfs.core.windows.net/x?sas_token=hunter2", "has a secret in it"),
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_a_sentence_without_its_secret(url, sentence):
+    with pytest.raises(UserError, match=r"sweep\.storage=") as told:
+        Store(url)
+    assert sentence in str(told.value)
+    assert "hunter2" not in str(told.value)
+
+
+def test_a_store_that_cannot_be_written_is_told_before_work_starts(tmp_path):
+    (tmp_path / "store").write_text("a file where the folder would be")
+    with pytest.raises(UserError, match=r"sweep.storage=file://.*/store cannot be written and read"):
+        Store(f"file://{tmp_path}/store").check()
+
+
+def test_checking_leaves_nothing(store):
+    store.check()
+    assert store.files() == {}
+
+
+def test_what_lies_below_a_url_stays_before_its_options():
+    url = "s3://bucket/folder?region=eu-west-1"
+    assert joined(url, "name/confirm") == "s3://bucket/folder/name/confirm?region=eu-west-1"
+    assert parent_and_name(joined(url, "name")) == (url, "name")

@@ -1,0 +1,89 @@
+"""Small sweeps over cheap curves instead of networks."""
+
+from functools import partial
+
+from optuna.samplers import RandomSampler, TPESampler
+
+from handpose.schedulers.asha import Asha
+from handpose.search.optuna_searcher import OptunaSearcher
+from handpose.sweep.controller.slots import LEAST_PROCESS_MB
+from handpose.sweep.driver.run import run_sweep
+from handpose.sweep.record.settings import ConfirmSettings, RaySettings, SweepSettings
+from tests.sweep.objectives import METRIC
+
+
+def make_settings(folder, **changes):
+    """Settings of a small sweep in that folder."""
+    values = {
+        "name": "test",
+        "folder": str(folder),
+        "resume": None,
+        "status": None,
+        "num_trials": 6,
+        "max_epochs": 4,
+        "workers_per_trial": 1,
+        "cpus_per_trial": 1,
+        "gpus_per_trial": None,
+        "max_concurrent": None,
+        "time_budget_s": None,
+        "gpu_hours": None,
+        "seed": 0,
+        "metric": METRIC,
+        "mode": "min",
+        "second_objective": None,
+        "explosion_factor": 10.0,
+        "checkpoint_every_epochs": None,
+        "checkpoint_budget_gb": 1.0,
+        "max_retries": 2,
+        "retry_delay_s": 0.0,
+        "hang_timeout_s": None,
+        "set_aside_after": 3,
+        "stop_after_failures": 3,
+        "preflight": "off",
+        "confirm": ConfirmSettings(top_k=0, seeds=0),
+        "retrain": True,
+        "retrain_devices": None,
+        "wandb_project": None,
+        "storage": None,
+    }
+    return SweepSettings(**values | changes)
+
+
+def asha(max_epochs, **changes):
+    values = {"mode": "stop", "grace_period": 1, "reduction_factor": 2, "brackets": 1, "seed": 0}
+    return lambda: Asha(max_epochs=max_epochs, **values | changes)
+
+
+def tpe():
+    return partial(TPESampler, n_startup_trials=4)
+
+
+def start(
+    settings,
+    space,
+    objective,
+    *,
+    sampler=RandomSampler,
+    rule=None,
+    defaults=None,
+    resume=False,
+    command=lambda params: f"python train.py {params}",
+    mirror=None,
+    preflight=lambda slots: slots,
+    process_mb=LEAST_PROCESS_MB,
+    **searcher,
+):
+    """Run a sweep; returns its table. sampler: None for a grid."""
+    return run_sweep(
+        sweep=settings,
+        cluster=RaySettings(address=None, num_cpus=2),
+        space=space,
+        searcher=partial(OptunaSearcher, sampler=sampler, defaults=defaults or {}, **searcher),
+        rule=rule or asha(settings.max_epochs),
+        objective=objective,
+        command=command,
+        description=None if resume else {"name": "test"},
+        mirror=mirror,
+        preflight=preflight,
+        process_mb=process_mb,
+    )

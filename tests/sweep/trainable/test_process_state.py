@@ -1,0 +1,103 @@
+"""What a trial may do to its process, and that the next one does not notice."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from handpose.sweep.trainable import process_state as worker
+from handpose.sweep.trainable.process_state import clean_process
+from handpose.sweep.trainable.reporting import WornWorkerError
+from tests.builders import write_freihand
+from tests.sweep.trainable.dirt import DIRT
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("dirt", DIRT)
+def test_whatever_a_trial_sets_is_put_back(dirt):
+    make_dirty, look = DIRT[dirt]
+    with clean_process():
+        before = look()
+    with clean_process():
+        make_dirty()
+        assert look() != before, "the dirt cannot be seen"
+    with clean_process():
+        assert look() == before
+
+
+def test_what_a_trial_set_is_put_back_when_it_fails_too():
+    def fail():
+        torch.set_default_dtype(torch.float64)
+        raise FloatingPointError
+
+    with pytest.raises(FloatingPointError), clean_process():
+        fail()
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_what_nobody_has_set_is_not_set_afterwards(monkeypatch):
+    """So that what follows another setting goes on following it."""
+    for name in ("set_num_threads", "set_default_device", "set_float32_matmul_precision", "set_default_dtype"):
+        monkeypatch.setattr(torch, name, pytest.fail)
+    with clean_process():
+        pass
+
+
+def test_what_cannot_be_read_at_the_beginning_is_left_alone():
+    with clean_process():
+        DIRT["contradicting precisions"][0]()
+        with clean_process():
+            torch.set_default_dtype(torch.float64)
+        assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_training_in_a_used_process_is_that_of_a_fresh_one_bit_for_bit(tmp_path):
+    data = write_freihand(tmp_path / "freihand", num_poses=24, variants=1, num_test=6, size=64)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.sweep.trainable.dirt", state, str(data), str(tmp_path / state)],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for state in ("fresh", "used")
+    ]
+    fresh, used = (process.communicate()[0] for process in started)
+    assert len(fresh.strip()) == 64
+    assert used == fresh
+
+
+class FullGpu:
+    """Stands in for torch.cuda of a process whose last trial has left bytes behind."""
+
+    def __init__(self, left_bytes):
+        self.left_bytes = left_bytes
+        self.freed = []
+
+    def __getattr__(self, name):
+        return lambda *_: self.freed.append(name)
+
+    def is_initialized(self):
+        return True
+
+    def device_count(self):
+        return 1
+
+    def memory_allocated(self, device):
+        return self.left_bytes
+
+
+@pytest.mark.parametrize(("left_bytes", "is_worn"), [(0, False), (10 * 2**20, False), (10**9, True)])
+def test_a_process_whose_gpu_memory_does_not_come_back_takes_no_other_trial(monkeypatch, left_bytes, is_worn):
+    gpu = FullGpu(left_bytes)
+    monkeypatch.setattr(torch, "cuda", gpu)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+    if is_worn:
+        with pytest.raises(WornWorkerError, match="has left 1000 MB of GPU 0 taken"):
+            worker._free_memory()
+    else:
+        worker._free_memory()
+    assert {"empty_cache", "ipc_collect", "reset_peak_memory_stats"} <= set(gpu.freed)
