@@ -22,10 +22,10 @@ def main(config: DictConfig) -> None:
 
 def _tell_differences(config: DictConfig) -> None:
     """Say on stderr what is not as it was when best.yaml was written: configuration, versions, revision, data."""
-    from handpose.sweep.record.provenance import differences
+    from handpose.sweep.record.provenance import describe_differences
     from handpose.training.build import build_data
 
-    for sentence in differences(expand_home(config.best), data=build_data(config).fingerprint):
+    for sentence in describe_differences(expand_home(config.best), data=build_data(config).fingerprint):
         print(f"best.yaml   {sentence}", file=sys.stderr, flush=True)
 
 

@@ -7,15 +7,15 @@ from omegaconf import DictConfig
 from handpose.config import script, task_overrides
 from handpose.report.front import front_text
 from handpose.report.summary import summary
-from handpose.sweep.analysis.report import REPORT, write_report
+from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.analysis.status import print_status
-from handpose.sweep.driver.resume import held_line, new_task, task_to_resume
-from handpose.sweep.driver.run import SweepHaltedError, going_on
-from handpose.sweep.driver.shutdown import INTERRUPTED, SweepInterruptedError
-from handpose.sweep.plan import Plan, planned
-from handpose.sweep.selection.winner import NoWinnerError, select_winner, write_chosen
-from handpose.sweep.storage.folder_sync import Mirror, NotKeptError, mirrored
-from handpose.sweep.trainable.trial import with_params
+from handpose.sweep.driver.resume import describe_fixed_params, load_task_to_resume, make_new_task
+from handpose.sweep.driver.run import SweepHaltedError, describe_spent_budget
+from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError
+from handpose.sweep.plan import SweepPlan, build_plan
+from handpose.sweep.selection.winner import NoWinnerError, select_winner, write_winner
+from handpose.sweep.storage.folder_sync import FolderSync, SyncIncompleteError, sync_sweep_folder
+from handpose.sweep.trainable.trial import add_param_overrides
 
 
 def main(config: DictConfig) -> None:
@@ -23,36 +23,36 @@ def main(config: DictConfig) -> None:
     if config.sweep.status:
         print_status(config.sweep.status)
         return
-    task = task_to_resume(config, task_overrides()) if config.sweep.resume else new_task(config)
-    plan = planned(task)
-    if line := held_line(task):
+    task = load_task_to_resume(config, task_overrides()) if config.sweep.resume else make_new_task(config)
+    plan = build_plan(task)
+    if line := describe_fixed_params(task):
         print(line, flush=True)
     if plan.sweep.preflight == "only":
-        plan.try_out()
+        plan.run_preflight_alone()
         return
-    with mirrored(plan.sweep) as mirror:
+    with sync_sweep_folder(plan.sweep) as mirror:
         run(plan, mirror)
 
 
-def run(plan: Plan, mirror: Mirror | None) -> None:
+def run(plan: SweepPlan, folder_sync: FolderSync | None) -> None:
     """From the first trial to the report. mirror: that keeps the sweep in a store."""
-    with plan.swept(mirror=mirror) as table:
-        spent = going_on(plan.sweep, table)
+    with plan.run_sweep(folder_sync=folder_sync) as table:
+        spent = describe_spent_budget(plan.sweep, table)
         if spent:
             print(spent, flush=True)
-        confirmed = plan.confirmed(table, mirror=mirror)
+        confirmed = plan.confirm_finalists(table, folder_sync=folder_sync)
 
     sweep, folder, use_val = plan.sweep, plan.sweep.path, plan.task.config.retrain.use_val
     winner = select_winner(table, folder=folder, confirmed=confirmed)
-    write_chosen(
+    write_winner(
         table,
         winner,
-        overrides=lambda row: with_params(plan.recipe.overrides, row.params),
+        overrides=lambda row: add_param_overrides(plan.recipe.overrides, row.params),
         sweep=sweep,
         origin=plan.origin,
         confirmed=confirmed,
     )
-    retrained = plan.retrained(use_val=use_val) if sweep.retrain else None
+    retrained = plan.retrain_winner(use_val=use_val) if sweep.retrain else None
     found = summary(
         table=table,
         winner=winner,
@@ -63,7 +63,7 @@ def run(plan: Plan, mirror: Mirror | None) -> None:
         folder=folder,
     )
     print(*filter(None, [front_text(table), found, spent]), sep="\n", flush=True)
-    print(write_report([folder], folder / REPORT, scientific=plan.task.config.report.scientific).text)
+    print(write_report([folder], folder / REPORT_FILE, scientific=plan.task.config.report.scientific).text)
 
 
 def guarded(config: DictConfig) -> None:
@@ -72,9 +72,9 @@ def guarded(config: DictConfig) -> None:
         main(config)
     except (NoWinnerError, SweepHaltedError) as error:
         sys.exit(f"error: {error}")
-    except (SweepInterruptedError, NotKeptError) as error:
+    except (SweepInterruptedError, SyncIncompleteError) as error:
         print(error, file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(INTERRUPTED_STATUS)
 
 
 if __name__ == "__main__":

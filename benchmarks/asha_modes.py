@@ -46,7 +46,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from handpose.schedulers.asha import Asha  # noqa: E402
-from handpose.schedulers.scheduler import Fifo, Rule  # noqa: E402
+from handpose.schedulers.scheduler import Fifo, Scheduler  # noqa: E402
 from handpose.search.space import Params, find_space  # noqa: E402
 from handpose.whole_file import to_json, write_json  # noqa: E402
 
@@ -141,8 +141,8 @@ def main() -> None:
         write_json(given.output, content, indent=1)
 
 
-def _rules(max_epochs: int, halving: Mapping[str, Any]) -> dict[str, Callable[[int], Rule]]:
-    def asha(mode: Any, seed: int) -> Rule:
+def _rules(max_epochs: int, halving: Mapping[str, Any]) -> dict[str, Callable[[int], Scheduler]]:
+    def asha(mode: Any, seed: int) -> Scheduler:
         return Asha(mode=mode, max_epochs=max_epochs, seed=seed, **halving)
 
     return {"stop": partial(asha, "stop"), "promote": partial(asha, "promote"), "no stopping": lambda seed: Fifo()}
@@ -156,7 +156,7 @@ def drawn(curves: Sequence[Curve], seed: int, share: float) -> list[Curve]:
 # --- the replayed sweep -----------------------------------------------------------------------------------------------
 
 
-def replay(rule: Rule, curves: Sequence[Curve], *, num_slots: int, start_s: float, max_epochs: int) -> Replay:
+def replay(scheduler: Scheduler, curves: Sequence[Curve], *, num_slots: int, start_s: float, max_epochs: int) -> Replay:
     """Run a sweep over the curves, in their order, until none is left to begin and none goes on."""
     clock, num_begun, num_stretches, num_free = 0.0, 0, 0, num_slots
     trained: defaultdict[int, int] = defaultdict(int)
@@ -165,13 +165,13 @@ def replay(rule: Rule, curves: Sequence[Curve], *, num_slots: int, start_s: floa
     steps: list[Step] = []
     while True:
         while num_free:
-            continuation = rule.promoted(can_begin=num_begun < len(curves))
-            if continuation is not None:
-                trial = continuation.trial
-                rule.resumed(continuation)
+            start = scheduler.choose_trial_to_resume(can_start_trial=num_begun < len(curves))
+            if start is not None:
+                trial = start.trial
+                scheduler.on_trial_resume(start)
             elif num_begun < len(curves):
                 trial = num_begun
-                rule.begun(trial, curves[trial].params)
+                scheduler.on_trial_start(trial, curves[trial].params)
                 num_begun += 1
             else:
                 break
@@ -182,7 +182,7 @@ def replay(rule: Rule, curves: Sequence[Curve], *, num_slots: int, start_s: floa
             return Replay(steps, num_stretches, _regrets(curves, max_epochs), max_epochs)
         clock, trial = heapq.heappop(running)
         if trained[trial] == len(curves[trial].losses):  # it diverged in this epoch
-            rule.ended(trial)
+            scheduler.on_trial_end(trial)
             ranks.pop(trial, None)
             num_free += 1
             continue
@@ -190,7 +190,7 @@ def replay(rule: Rule, curves: Sequence[Curve], *, num_slots: int, start_s: floa
         trained[trial] += 1
         ranks[trial] = (-trained[trial], loss, trial)  # as select_winner ranks: the most trained first, then the best
         steps.append(Step(clock * num_slots, trial, trained[trial], min(ranks.values())[-1]))
-        if rule.reported(trial, trained[trial], loss) == "continue" and trained[trial] < max_epochs:
+        if scheduler.on_trial_result(trial, trained[trial], loss) == "continue" and trained[trial] < max_epochs:
             heapq.heappush(running, (clock + curves[trial].epoch_s, trial))
         else:
             num_free += 1

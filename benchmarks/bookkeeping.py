@@ -31,13 +31,13 @@ from handpose.report.terminal import Clock, PlainView  # noqa: E402
 from handpose.schedulers.asha import Asha  # noqa: E402
 from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
 from handpose.search.space import load_space  # noqa: E402
-from handpose.sweep.controller.controller import SweepState  # noqa: E402
+from handpose.sweep.controller.controller import SweepController  # noqa: E402
 from handpose.sweep.controller.history import History  # noqa: E402
 from handpose.sweep.driver.recorder import Recorder  # noqa: E402
-from handpose.sweep.driver.run import trial_logs  # noqa: E402
-from handpose.sweep.record.events import EVENTS, EventLog  # noqa: E402
+from handpose.sweep.driver.run import open_trial_logs  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, EventLog  # noqa: E402
 from handpose.sweep.record.settings import SweepSettings  # noqa: E402
-from handpose.sweep.record.trial_segment import Stretch  # noqa: E402
+from handpose.sweep.record.trial_segment import TrialSegment  # noqa: E402
 from handpose.whole_file import write_json  # noqa: E402
 
 _EPOCHS = 27
@@ -51,7 +51,7 @@ class Silent(PlainView):
     def __init__(self) -> None:
         self._clock = Clock(time_budget_s=None)
 
-    def ended(self, table: TrialTable, row: object) -> None:
+    def show_trial_end(self, table: TrialTable, row: object) -> None:
         pass
 
 
@@ -86,16 +86,21 @@ class Sweep:
             resume=resume,
             sampler=partial(RandomSampler),
         )
-        self.log = EventLog(settings.path / EVENTS)
-        rule = Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=_EPOCHS, seed=0)
+        self.log = EventLog(settings.path / EVENTS_FILE)
+        scheduler = Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=_EPOCHS, seed=0)
         table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs)
-        history = History(settings, rule=rule, table=table)
-        self.state = SweepState(settings, log=self.log, history=history, searcher=self.searcher)
-        logs = trial_logs(settings, table)
+        history = History(settings, scheduler=scheduler, table=table)
+        self.state = SweepController(settings, log=self.log, history=history, searcher=self.searcher)
+        logs = open_trial_logs(settings, table)
         recorder = Recorder(
-            table, folder=settings.path, shelf=history.shelf, tick=self.state.tick, view=Silent(), logs=logs
+            table,
+            folder=settings.path,
+            retention=history.retention,
+            refresh_times=self.state.refresh_times,
+            view=Silent(),
+            logs=logs,
         )
-        recorder.catch_up(self.state.last_event)
+        recorder.log_last_event(self.state.last_event)
         self.state.open(num_slots=num_slots, listener=recorder)
         self.recorder = recorder
 
@@ -107,24 +112,24 @@ class Sweep:
     def grow(self, num_trials: int) -> list[float]:
         """Run until so many trials have been begun; returns what each report cost, in milliseconds."""
         costs: list[float] = []
-        running: list[tuple[Stretch, int]] = []
+        running: list[tuple[TrialSegment, int]] = []
         while True:
-            while len(self.state.history.trials) < num_trials and (stretch := self.state.next()):
-                running.append((stretch, stretch.epoch))
+            while len(self.state.history.trials) < num_trials and (segment := self.state.next_segment()):
+                running.append((segment, segment.epoch))
             if not running:
                 return costs
-            stretch, epoch = running.pop(0)
-            metrics = {_METRIC: _loss(stretch, epoch + 1), "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
+            segment, epoch = running.pop(0)
+            metrics = {_METRIC: _loss(segment, epoch + 1), "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
             began = time.perf_counter()
-            goes_on = self.state.reported(stretch.trial, epoch + 1, metrics, node="node")
+            goes_on = self.state.process_report(segment.trial, epoch + 1, metrics, node="node")
             costs.append((time.perf_counter() - began) * 1e3)
             if goes_on:
-                running.append((stretch, epoch + 1))
+                running.append((segment, epoch + 1))
 
 
-def _loss(stretch: Stretch, epoch: int) -> float:
-    noise = random.Random(stretch.trial * 100 + epoch).gauss(0, 0.3)
-    return 15 + abs(math.log10(stretch.params["optimizer.lr"]) + 2.5) * 4 + 10 / epoch + noise
+def _loss(segment: TrialSegment, epoch: int) -> float:
+    noise = random.Random(segment.trial * 100 + epoch).gauss(0, 0.3)
+    return 15 + abs(math.log10(segment.params["optimizer.lr"]) + 2.5) * 4 + 10 / epoch + noise
 
 
 def main() -> None:

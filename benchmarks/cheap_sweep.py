@@ -21,18 +21,18 @@ from ray import cloudpickle
 
 from handpose.config import compose, location_overrides, quote_override, told
 from handpose.search.space import load_space
-from handpose.sweep.controller.scheduler_factory import rule_maker
-from handpose.sweep.driver.resume import Task, description, recorded_task
-from handpose.sweep.driver.run import run_sweep
-from handpose.sweep.driver.shutdown import INTERRUPTED, SweepInterruptedError
-from handpose.sweep.record.events import EVENTS
-from handpose.sweep.record.provenance import provenance
+from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from handpose.sweep.driver.resume import SweepTask, load_recorded_task, make_sweep_record
+from handpose.sweep.driver.run import run_sweep_alone
+from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError
+from handpose.sweep.record.events import EVENTS_FILE
+from handpose.sweep.record.provenance import collect_provenance
 from handpose.sweep.record.settings import SweepSettings
-from handpose.sweep.record.trial_segment import Stretch
-from handpose.sweep.storage.checkpoint_files import unseen
-from handpose.sweep.storage.retention import newest_whole, saved
-from handpose.sweep.trainable.reporting import report, this_member
-from handpose.sweep.trainable.trial import TrialRecipe, training_overrides, with_target
+from handpose.sweep.record.trial_segment import TrialSegment
+from handpose.sweep.storage.checkpoint_files import explain_unshared_folder
+from handpose.sweep.storage.retention import describe_checkpoint, find_newest_intact
+from handpose.sweep.trainable.reporting import get_worker_context, report_epoch
+from handpose.sweep.trainable.trial import TrialRecipe, add_checkpoint_metric, select_training_overrides
 from handpose.whole_file import whole_file
 
 EPOCHS = 8
@@ -51,32 +51,32 @@ _DEFAULTS = (
 )
 
 
-def growing(stretch: Stretch) -> None:
+def growing(segment: TrialSegment) -> None:
     """A weight that grows by the learning rate each epoch; the further, the better."""
     if os.environ.get(BROKEN_NODE):
         raise RuntimeError("CUDA error: an uncorrectable ECC error was encountered")
-    folder = Path(stretch.folder)
-    if said := unseen(folder / EVENTS, patience_s=1.0):
+    folder = Path(segment.folder)
+    if said := explain_unshared_folder(folder / EVENTS_FILE, timeout_s=1.0):
         raise FileNotFoundError(said)
-    newest = newest_whole(stretch.checkpoints, folder)
+    newest = find_newest_intact(segment.checkpoints, folder)
     weight, epoch = json.loads((folder / newest.file).read_text(encoding="utf-8")) if newest else (0.0, 0)
     resumed_from = epoch
     while epoch < EPOCHS:
         time.sleep(float(os.environ.get(EPOCH_S, "1")))
         epoch += 1
-        weight += _added(stretch.params["optimizer.lr"] / this_member().num)
+        weight += _added(segment.params["optimizer.lr"] / get_worker_context().num_workers)
         checkpoint = None
-        if this_member().rank == 0:
-            file = stretch.checkpoint_file(epoch)
+        if get_worker_context().rank == 0:
+            file = segment.make_checkpoint_path(epoch)
             with whole_file(file) as part:
                 part.write_text(json.dumps([weight, epoch]), encoding="utf-8")
-            checkpoint = saved(file, folder=folder, epoch=epoch)
-        report(epoch, {_METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
+            checkpoint = describe_checkpoint(file, folder=folder, epoch=epoch)
+        report_epoch(epoch, {_METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
 
 
 def _added(part: float) -> float:
     """The parts of all workers of the trial."""
-    if this_member().num == 1:
+    if get_worker_context().num_workers == 1:
         return part
     import torch
 
@@ -90,36 +90,36 @@ def main() -> None:
     folder, given = Path(sys.argv[1]).resolve(), sys.argv[2:]
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else a worker imports all that this file does
     with told():
-        task = recorded_task(folder, given) if (folder / "sweep.yaml").is_file() else _new_task(folder, given)
+        task = load_recorded_task(folder, given) if (folder / "sweep.yaml").is_file() else _new_task(folder, given)
         config, space = task.config, task.space
         sweep = instantiate(config.sweep)
         try:
-            run_sweep(
+            run_sweep_alone(
                 sweep=sweep,
                 cluster=instantiate(config.ray),
                 space=space,
                 searcher=partial(instantiate(config.searcher), defaults=task.defaults, fingerprint=""),
-                rule=rule_maker(instantiate(config.scheduler), sweep, space),
+                rule=bind_scheduler(instantiate(config.scheduler), sweep, space),
                 objective=growing,
-                command=_recipe(task, sweep).command,
-                description=None if task.origin else description(task, provenance(data="")),
+                command=_recipe(task, sweep).format_command,
+                description=None if task.origin else make_sweep_record(task, collect_provenance(data="")),
             )
         except SweepInterruptedError as error:
             print(error, file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            sys.exit(INTERRUPTED_STATUS)
 
 
-def _recipe(task: Task, sweep: SweepSettings) -> TrialRecipe:
+def _recipe(task: SweepTask, sweep: SweepSettings) -> TrialRecipe:
     """How a trial with a real network would be trained, for the commands in trials.csv."""
-    overrides = with_target(training_overrides(task.overrides), task.config, sweep.target)
+    overrides = add_checkpoint_metric(select_training_overrides(task.overrides), task.config, sweep.target)
     return TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
 
 
-def _new_task(folder: Path, given: list[str]) -> Task:
+def _new_task(folder: Path, given: list[str]) -> SweepTask:
     overrides = [*_DEFAULTS, *given]
     place = [quote_override("sweep.folder", str(folder)), f"sweep.name={folder.name}"]
     config = compose("tune", [*overrides, *place])
-    return Task(config, overrides, location_overrides(config), {}, load_space("default"))
+    return SweepTask(config, overrides, location_overrides(config), {}, load_space("default"))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def judge(cell: Cell, seed: int, num_trials: int, sweeps: Path) -> dict[str, Any
         unfinished = folder.with_suffix(f".{os.getpid()}")
         fabricate(setup, loss, unfinished, seed=seed)
         unfinished.rename(folder)
-    return claims_of(read_sweep(folder, judges_importance=False), cell)
+    return claims_of(read_sweep(folder, with_importance=False), cell)
 
 
 def _place(sweeps: Path, cell: Cell, seed: int, num_trials: int) -> Path:

@@ -18,8 +18,8 @@ from ray import tune
 from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
 
 from handpose.config import compose
-from handpose.sweep.record.trial_segment import Stretch
-from handpose.sweep.trainable.trial import TrainingObjective, TrialRecipe
+from handpose.sweep.record.trial_segment import TrialSegment
+from handpose.sweep.trainable.trial import TrainingFunction, TrialRecipe
 from handpose.training.build import build
 from handpose.training.module import HandPose
 
@@ -41,14 +41,14 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class ClockedObjective(TrainingObjective):
+class ClockedObjective(TrainingFunction):
     """Trains as a sweep's trials do, and clocks the steps. clocks: folder of what was clocked."""
 
     clocks: str = ""
 
-    def __call__(self, stretch: Stretch, /) -> None:
-        with clocked(Path(self.clocks) / f"{stretch.name}.json", stretch.params, self.metric):
-            super().__call__(stretch)
+    def __call__(self, segment: TrialSegment, /) -> None:
+        with clocked(Path(self.clocks) / f"{segment.name}.json", segment.params, self.metric):
+            super().__call__(segment)
 
 
 def plain_trainable(
@@ -61,7 +61,7 @@ def plain_trainable(
 
     def train(config: dict[str, Any]) -> None:
         params = config.get("params", config)
-        composed = compose("train", recipe.in_worker(params))
+        composed = compose("train", recipe.make_worker_overrides(params))
         module, data = build(composed)
         data.setup("fit")
         module.axes.fit(torch.from_numpy(data.splits.train.xyz_m).float())

@@ -34,7 +34,7 @@ from benchmarks.hosts import Network  # noqa: E402
 from benchmarks.record import write_results  # noqa: E402
 from handpose.sweep.audit.audit import audit  # noqa: E402
 from handpose.sweep.execution.privacy import NO_USAGE_STATS  # noqa: E402
-from handpose.sweep.record.events import EVENTS, Asked, Begun, Event, Failed, Reported, SetAside, read_events  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, Asked, Begun, Event, Failed, Reported, SetAside, read_events  # noqa: E402
 
 _METRIC = "val/pa_mpjpe_mm"
 _LIMIT_S = 1500.0
@@ -194,7 +194,7 @@ class Drill:
         return (self._cluster.folder / "driver.log").read_text(encoding="utf-8")
 
     def events(self) -> Sequence[Event]:
-        return read_events(self._folder / EVENTS)
+        return read_events(self._folder / EVENTS_FILE)
 
     def busy(self) -> str:
         """The node that the next report of a trial that goes on comes from: something is being trained there now."""

@@ -45,7 +45,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.record import write_results  # noqa: E402
-from handpose.sweep.selection.paired_means import difference_half_width, mean_half_width, optimism  # noqa: E402
+from handpose.sweep.selection.paired_means import (  # noqa: E402
+    compute_difference_half_width,
+    compute_mean_half_width,
+    estimate_optimism,
+)
 
 _ERROR = 0.05
 _SHARES = (0.0, 0.5, 0.9)
@@ -103,18 +107,18 @@ def simulated(case: Case, rng: np.random.Generator, repetitions: int) -> dict[st
     winner = means.argmin(axis=1)
     error = means[every, winner] - true[winner]
     widths = {
-        "ours": mean_half_width(values),
+        "ours": compute_mean_half_width(values),
         "uncorrected": _satterthwaite(values, 1),
         "Bonferroni": _satterthwaite(values, case.num),
     }
     coverage = {name: float(np.mean(np.abs(error) <= width)) for name, width in widths.items()}
     held_out_error, widths["held out"] = _held_out(values, true)
     coverage["held out"] = float(np.mean(np.abs(held_out_error) <= widths["held out"]))
-    wrong = np.abs((means - true) - error[:, None]) > difference_half_width(values)[:, None]
+    wrong = np.abs((means - true) - error[:, None]) > compute_difference_half_width(values)[:, None]
     has_gain = winner != case.num - 1
     gain_error = (means[:, -1] - true[-1] - error)[has_gain]
     few = values[:_MOST_OPTIMISM]
-    corrections = [optimism(each, range(case.num), mode="min") or 0.0 for each in few]
+    corrections = [estimate_optimism(each, range(case.num), mode="min") or 0.0 for each in few]
     return {
         "coverage": coverage,
         "half_width": {name: float(width.mean()) for name, width in widths.items()},

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from handpose.sweep.audit.audit import audit  # noqa: E402
-from handpose.sweep.record.events import EVENTS, Asked, Ended, Reported, read_events  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, Asked, Ended, Reported, read_events  # noqa: E402
 from handpose.whole_file import write_json  # noqa: E402
 
 _SMALL = (
@@ -142,7 +142,7 @@ def _round(folder: Path, number: int, generator: random.Random, left: tuple[int,
 
 def _decisions(folder: Path) -> list[dict[str, object]]:
     """Proposals, reports and decisions, without the time, the place and the stretch."""
-    kept = [event for event in read_events(folder / EVENTS) if isinstance(event, (Asked, Reported, Ended))]
+    kept = [event for event in read_events(folder / EVENTS_FILE) if isinstance(event, (Asked, Reported, Ended))]
     forgotten = ("at", "node", "resumed_from", "checkpoint")
     return [{name: value for name, value in asdict(event).items() if name not in forgotten} for event in kept]
 

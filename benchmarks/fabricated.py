@@ -18,11 +18,11 @@ from omegaconf import DictConfig
 
 from handpose.config import compose, plain
 from handpose.report.table import TrialTable
-from handpose.search.space import flattened, load_space
-from handpose.sweep.controller.controller import SweepState
+from handpose.search.space import flatten_config, load_space
+from handpose.sweep.controller.controller import SweepController
 from handpose.sweep.controller.history import History
-from handpose.sweep.controller.scheduler_factory import rule_maker
-from handpose.sweep.record.events import EVENTS, EventLog
+from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from handpose.sweep.record.events import EVENTS_FILE, EventLog
 
 Loss = Callable[[Mapping[str, Any], int, random.Random], float]
 """(parameters, epoch, generator of the trial's own) -> value of the metric, smaller is better."""
@@ -53,9 +53,9 @@ def fabricate(setup: Setup, loss: Loss, folder: Path, *, seed: int) -> None:
     sweep = instantiate(config.sweep)
     sweep = replace(sweep, folder=str(folder), seed=seed, num_trials=setup.num_trials, max_epochs=setup.max_epochs)
     space = load_space(setup.space)
-    rule = rule_maker(instantiate(config.scheduler), sweep, space)
+    scheduler = bind_scheduler(instantiate(config.scheduler), sweep, space)
     _write_description(config, folder, setup, seed)
-    searcher = partial(instantiate(config.searcher), defaults=flattened(plain(config)), fingerprint=None)(
+    searcher = partial(instantiate(config.searcher), defaults=flatten_config(plain(config)), fingerprint=None)(
         space=space,
         folder=folder / "study",
         name=sweep.name,
@@ -64,10 +64,12 @@ def fabricate(setup: Setup, loss: Loss, folder: Path, *, seed: int) -> None:
         max_epochs=sweep.max_epochs,
         seed=seed,
     )
-    log = EventLog(folder / EVENTS)
+    log = EventLog(folder / EVENTS_FILE)
     table = TrialTable(sweep.metric, sweep.target.mode, sweep.num_trials, sweep.max_epochs)
     clock = _Clock()
-    state = SweepState(sweep, log=log, history=History(sweep, rule=rule(), table=table), searcher=searcher, clock=clock)
+    state = SweepController(
+        sweep, log=log, history=History(sweep, scheduler=scheduler(), table=table), searcher=searcher, clock=clock
+    )
     state.open(num_slots=setup.num_slots)
     _run(state, loss, sweep.metric, clock, seed)
     state.close("finished")
@@ -83,13 +85,13 @@ class _Clock:
         return self.now
 
 
-def _run(state: SweepState, loss: Loss, metric: str, clock: _Clock, seed: int) -> None:
+def _run(state: SweepController, loss: Loss, metric: str, clock: _Clock, seed: int) -> None:
     """Give every slot an epoch in turn until the sweep is over."""
     running: dict[int, int] = {}  # trial -> epoch that it has reached
     generators: dict[int, random.Random] = {}
     while True:
-        while (stretch := state.next()) is not None:
-            running[stretch.trial] = state.history.trials[stretch.trial].row.epochs
+        while (segment := state.next_segment()) is not None:
+            running[segment.trial] = state.history.trials[segment.trial].row.epochs
         if state.is_over:
             return
         clock.now += 1.0
@@ -98,7 +100,7 @@ def _run(state: SweepState, loss: Loss, metric: str, clock: _Clock, seed: int) -
             generator = generators.setdefault(trial, random.Random(f"{seed} {trial}"))
             params = state.history.trials[trial].row.params
             value = loss(params, running[trial], generator)
-            if not state.reported(trial, running[trial], {metric: value}):
+            if not state.process_report(trial, running[trial], {metric: value}):
                 del running[trial]
 
 

@@ -42,7 +42,7 @@ import pytorch_lightning as pl  # noqa: E402
 from benchmarks.record import machine_line, write_results  # noqa: E402
 from benchmarks.sweeps import in_fresh_process  # noqa: E402
 from handpose.config import compose, quote_override  # noqa: E402
-from handpose.resources import num_cores  # noqa: E402
+from handpose.resources import count_cores  # noqa: E402
 
 Overrides = Sequence[str]
 Recipe = Callable[[int], Overrides]
@@ -78,7 +78,7 @@ class Side(NamedTuple):
 
 def train_all(sides: Mapping[str, Side], *, seeds: Sequence[int], jobs: int) -> dict[str, list[dict[str, Any]]]:
     """Each side with each seed, so many trainings at a time that share the cores; by side, in the order of seeds."""
-    threads = max(1, num_cores() // jobs)
+    threads = max(1, count_cores() // jobs)
     order = [(seed, name) for seed in seeds for name in sides]
     places = (re.sub(r"\W+", "_", f"{name} {seed}") for seed, name in order)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
@@ -356,7 +356,7 @@ def main() -> None:
         own.set_defaults(of=of)
         own.add_argument("overrides", nargs="*", help="of train.py, for all sides: key=value")
         own.add_argument("--output", type=Path)
-        own.add_argument("--jobs", type=int, default=num_cores(), help="trainings at a time, where they can share")
+        own.add_argument("--jobs", type=int, default=count_cores(), help="trainings at a time, where they can share")
         if part != "real":
             own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2] if part == "versus" else [0])
         if part != "ablation":

@@ -28,8 +28,8 @@ sys.path.insert(0, str(REPOSITORY))
 from benchmarks.hosts import Network  # noqa: E402
 from benchmarks.record import write_results  # noqa: E402
 from handpose.sweep.audit.audit import audit  # noqa: E402
-from handpose.sweep.record.events import EVENTS, Reported, read_events  # noqa: E402
-from handpose.sweep.storage.stored_sweep import brought_back  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, Reported, read_events  # noqa: E402
+from handpose.sweep.storage.stored_sweep import download_sweep  # noqa: E402
 
 _PROGRAMS = ("ip", "nsenter", "unshare", "/usr/sbin/sshd", "ssh-keygen", "rsync")
 _HOSTS = ("first", "second")
@@ -117,8 +117,8 @@ def _drill(network: Network, folder: Path, wheels: Path, num_trials: int) -> dic
     told = _run(["bash", "-c", sweep.replace(" --tmux", "")], folder, environment)
     print(told[-3000:])
     _run(["bash", "-c", down], folder, environment)
-    brought_back(f"file://{store}/drill", folder / "drill")
-    reports = [each for each in read_events(folder / "drill" / EVENTS) if isinstance(each, Reported)]
+    download_sweep(f"file://{store}/drill", folder / "drill")
+    reports = [each for each in read_events(folder / "drill" / EVENTS_FILE) if isinstance(each, Reported)]
     findings = audit(folder / "drill")
     return {
         "until the head was up, s": round(up_s),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from handpose.resources import main_memory, num_cores
+from handpose.resources import count_cores, main_memory
 from handpose.whole_file import write_json
 
 _PACKAGES = ("ray", "torch", "pytorch-lightning", "optuna")
@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
     """Processor, cores, memory and GPU, and the versions of what does the work."""
     described = {
         "processor": _processor(),
-        "cores": num_cores(),
+        "cores": count_cores(),
         "memory_gb": round(main_memory().total / 1e9),
         "python": platform.python_version(),
         "versions": _versions(),

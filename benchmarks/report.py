@@ -39,13 +39,13 @@ from handpose.schedulers.asha import Asha  # noqa: E402
 from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
 from handpose.search.space import Params, load_space  # noqa: E402
 from handpose.sweep.analysis.report import write_report  # noqa: E402
-from handpose.sweep.controller.controller import Failure, SweepState  # noqa: E402
+from handpose.sweep.controller.controller import SegmentFailure, SweepController  # noqa: E402
 from handpose.sweep.controller.history import History  # noqa: E402
-from handpose.sweep.driver.resume import Task, description, keep_space  # noqa: E402
-from handpose.sweep.record.events import EVENTS, EventLog  # noqa: E402
-from handpose.sweep.record.provenance import provenance  # noqa: E402
+from handpose.sweep.driver.resume import SweepTask, copy_space, make_sweep_record  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, EventLog  # noqa: E402
+from handpose.sweep.record.provenance import collect_provenance  # noqa: E402
 from handpose.sweep.record.settings import SweepSettings  # noqa: E402
-from handpose.sweep.selection.confirm import FILE, FOLDER, account, candidates  # noqa: E402
+from handpose.sweep.selection.confirm import CONFIRM_FILE, CONFIRM_FOLDER, choose_candidates, summarise_confirmation  # noqa: E402
 from handpose.whole_file import write_json  # noqa: E402
 from handpose.yaml_files import write_yaml  # noqa: E402
 
@@ -75,10 +75,10 @@ def make_sweep(
     ]
     config = compose("tune", [*overrides, quote_override("sweep.folder", str(folder))])
     found = load_space(space)
-    task = Task(config, overrides, location_overrides(config), {}, found)
+    task = SweepTask(config, overrides, location_overrides(config), {}, found)
     folder.mkdir(parents=True)
-    keep_space(found, folder)
-    write_yaml(folder / "sweep.yaml", description(task, provenance(data="0123456789abcdef")))
+    copy_space(found, folder)
+    write_yaml(folder / "sweep.yaml", make_sweep_record(task, collect_provenance(data="0123456789abcdef")))
     made = _MadeSweep(instantiate(config.sweep), space)
     made.run(num_left=0 if is_over else _SLOTS // 2)
     if is_over:
@@ -109,20 +109,24 @@ class _MadeSweep:
             constraints={"latency_ms": 40.0},
             sampler=partial(RandomSampler),
         )
-        self.log = EventLog(settings.path / EVENTS)
+        self.log = EventLog(settings.path / EVENTS_FILE)
         objectives = second_objectives(settings.second_objective)
         self.table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs, objectives=objectives)
-        rule = Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=settings.max_epochs, seed=0)
-        history = History(settings, rule=rule, table=self.table)
-        self.state = SweepState(settings, log=self.log, history=history, searcher=self.searcher, clock=lambda: self.now)
+        scheduler = Asha(
+            mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=settings.max_epochs, seed=0
+        )
+        history = History(settings, scheduler=scheduler, table=self.table)
+        self.state = SweepController(
+            settings, log=self.log, history=history, searcher=self.searcher, clock=lambda: self.now
+        )
 
     def run(self, *, num_left: int) -> None:
         """Until no more than so many trials are left running."""
         self.state.open(num_slots=_SLOTS)
         waiting: list[tuple[float, int, int]] = []  # when it comes, trial, epoch
         while True:
-            while (stretch := self.state.next()) is not None:
-                heapq.heappush(waiting, (self.now + 12 + _epoch_s(stretch.params), stretch.trial, stretch.epoch + 1))
+            while (segment := self.state.next_segment()) is not None:
+                heapq.heappush(waiting, (self.now + 12 + _epoch_s(segment.params), segment.trial, segment.epoch + 1))
             if not waiting and self.state.is_over:
                 break
             if not waiting:  # a trial is tried again later
@@ -142,14 +146,16 @@ class _MadeSweep:
         """What a worker tells after an epoch; returns whether it goes on."""
         params = self.table.rows[trial].params
         draws = random.Random(1000 * trial + epoch)
-        if epoch == 1 and not self.state.measured(trial, _costs(params)):
+        if epoch == 1 and not self.state.process_costs(trial, _costs(params)):
             return False
         if draws.random() < 0.004:
-            self.state.failed(trial, Failure("killed", "the worker's process was killed (signal 9)", "Traceback ..."))
+            self.state.process_failure(
+                trial, SegmentFailure("killed", "the worker's process was killed (signal 9)", "Traceback ...")
+            )
             return False
         is_lost = params["optimizer.lr"] > 8e-3 and draws.random() < 0.15
         value = math.nan if is_lost else loss(params, epoch) + draws.gauss(0, 0.25)
-        return self.state.reported(trial, epoch, {_METRIC: value, "val/pck_auc": 0.5}, node="node")
+        return self.state.process_report(trial, epoch, {_METRIC: value, "val/pck_auc": 0.5}, node="node")
 
 
 def loss(params: Mapping[str, Any], epoch: int) -> float:
@@ -170,7 +176,7 @@ def _epoch_s(params: Mapping[str, Any]) -> float:
 
 
 def _confirm(folder: Path, table: TrialTable) -> None:
-    chosen = candidates(table, defaults=_DEFAULTS | _SKIPS, top_k=3)
+    chosen = choose_candidates(table, defaults=_DEFAULTS | _SKIPS, top_k=3)
     seeds = [1, 2, 3]
     rows: dict[int, TrialRow] = {}
     for seed in seeds:
@@ -181,8 +187,8 @@ def _confirm(folder: Path, table: TrialTable) -> None:
             )
             rows[len(rows)] = TrialRow(len(rows), params, "complete", table.max_epochs, {_METRIC: value})
     trained = replace(table, rows=rows)
-    (folder / FOLDER).mkdir()
-    write_yaml(folder / FOLDER / FILE, account(chosen, seeds, trained))
+    (folder / CONFIRM_FOLDER).mkdir()
+    write_yaml(folder / CONFIRM_FOLDER / CONFIRM_FILE, summarise_confirmation(chosen, seeds, trained))
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

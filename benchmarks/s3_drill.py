@@ -33,9 +33,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from handpose.sweep.audit.audit import audit  # noqa: E402
-from handpose.sweep.record.events import EVENTS, Asked, Ended, Reported, read_events  # noqa: E402
-from handpose.sweep.storage.object_store import Store  # noqa: E402
-from handpose.sweep.storage.stored_sweep import fetch_events  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, Asked, Ended, Reported, read_events  # noqa: E402
+from handpose.sweep.storage.object_store import ObjectStore  # noqa: E402
+from handpose.sweep.storage.stored_sweep import download_events  # noqa: E402
 from handpose.whole_file import write_json  # noqa: E402
 
 _SWEEP = (
@@ -176,8 +176,8 @@ def _found(last: Path, secret: str) -> dict[str, int]:
     findings = audit(last)
     for sentence in (*findings.lost, *findings.repeated, *findings.wrong):
         print(f"  {sentence}")
-    store = Store(f"{_URL}/drill")
-    names = set(store.files())
+    store = ObjectStore(f"{_URL}/drill")
+    names = set(store.list_files())
     kept = {name for name in names if name.startswith("checkpoints/")}
     local = [file for file in last.rglob("*") if file.is_file()]
     found = {
@@ -221,13 +221,13 @@ def _num_reports(place: Path) -> int:
 
 def _stored_decisions() -> list[object]:
     with tempfile.TemporaryDirectory() as folder:
-        fetch_events(Store(f"{_URL}/drill"), Path(folder))
+        download_events(ObjectStore(f"{_URL}/drill"), Path(folder))
         return _decisions(Path(folder))
 
 
 def _decisions(folder: Path) -> list[object]:
     """Proposals, reports and decisions, without the time, the place and the stretch."""
-    kept = [event for event in read_events(folder / EVENTS) if isinstance(event, (Asked, Reported, Ended))]
+    kept = [event for event in read_events(folder / EVENTS_FILE) if isinstance(event, (Asked, Reported, Ended))]
     forgotten = ("at", "node", "resumed_from", "checkpoint", "note")
     return [{name: value for name, value in asdict(event).items() if name not in forgotten} for event in kept]
 

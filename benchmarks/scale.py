@@ -50,12 +50,12 @@ from benchmarks.sweeps import in_fresh_process  # noqa: E402
 from handpose.config import compose, quote_override  # noqa: E402
 from handpose.report.terminal import Clock, trial_line  # noqa: E402
 from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
-from handpose.search.searcher import Known  # noqa: E402
+from handpose.search.searcher import TrialSnapshot  # noqa: E402
 from handpose.search.space import Params, load_space  # noqa: E402
-from handpose.sweep.controller.scheduler_factory import rule_maker  # noqa: E402
-from handpose.sweep.record.events import EVENTS  # noqa: E402
-from handpose.sweep.record.trial_segment import Stretch  # noqa: E402
-from handpose.sweep.trainable.reporting import report  # noqa: E402
+from handpose.sweep.controller.scheduler_factory import bind_scheduler  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE  # noqa: E402
+from handpose.sweep.record.trial_segment import TrialSegment  # noqa: E402
+from handpose.sweep.trainable.reporting import report_epoch  # noqa: E402
 
 _METRIC = "val/pa_mpjpe_mm"
 _EPOCHS = 9
@@ -180,21 +180,21 @@ def driver(num_trials: int) -> dict[str, float]:
 def grow(sweep: Sweep, num_trials: int) -> list[float]:
     """Run until so many trials have been begun and all have ended; returns what each report cost, in ms."""
     costs: list[float] = []
-    running: list[tuple[Stretch, int]] = []
+    running: list[tuple[TrialSegment, int]] = []
     state = sweep.state
     while True:
-        while len(state.history.trials) < num_trials and (stretch := state.next()):
-            running.append((stretch, stretch.epoch))
+        while len(state.history.trials) < num_trials and (segment := state.next_segment()):
+            running.append((segment, segment.epoch))
         if not running:
             return costs
-        stretch, epoch = running.pop(0)
-        value = loss(stretch.params, stretch.trial, epoch + 1)
+        segment, epoch = running.pop(0)
+        value = loss(segment.params, segment.trial, epoch + 1)
         metrics = {_METRIC: value, "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
         began = time.perf_counter()
-        goes_on = state.reported(stretch.trial, epoch + 1, metrics, node="node")
+        goes_on = state.process_report(segment.trial, epoch + 1, metrics, node="node")
         costs.append((time.perf_counter() - began) * 1e3)
         if goes_on:
-            running.append((stretch, epoch + 1))
+            running.append((segment, epoch + 1))
 
 
 def wide(num_slots: int, num_reports: int) -> list[dict[str, float]]:
@@ -206,8 +206,8 @@ def wide(num_slots: int, num_reports: int) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         sweep = Sweep(Path(folder) / "sweep", num_reports)
         sweep.open(resume=False, num_slots=num_slots)
-        running, before_mb = deque[tuple[Stretch, int]](), rss_mb()
-        table, events = sweep.state.history.table, Path(folder) / "sweep" / EVENTS
+        running, before_mb = deque[tuple[TrialSegment, int]](), rss_mb()
+        table, events = sweep.state.history.table, Path(folder) / "sweep" / EVENTS_FILE
         for tenth in range(1, 11):
             costs = _reports(sweep, running, num_reports * tenth // 10)
             row = table.rows[generator.randrange(len(table.rows))]
@@ -230,25 +230,25 @@ def wide(num_slots: int, num_reports: int) -> list[dict[str, float]]:
     return rows
 
 
-def _reports(sweep: Sweep, running: "deque[tuple[Stretch, int]]", until: int) -> dict[str, list[float]]:
+def _reports(sweep: Sweep, running: "deque[tuple[TrialSegment, int]]", until: int) -> dict[str, list[float]]:
     """Go on until there are so many reports; what each proposal, report and step cost, in ms of the processor."""
     state, costs = sweep.state, {"proposal": list[float](), "report": list[float](), "step": list[float]()}
     while state.history.num_reports < until:
         before = time.process_time()
-        while stretch := state.next():
-            running.append((stretch, stretch.epoch))
+        while segment := state.next_segment():
+            running.append((segment, segment.epoch))
             costs["proposal"].append((time.process_time() - before) * 1e3)
             before = time.process_time()
-        stretch, epoch = running.popleft()
-        metrics = {_METRIC: loss(stretch.params, stretch.trial, epoch + 1), "val/pck_auc": 0.5}
+        segment, epoch = running.popleft()
+        metrics = {_METRIC: loss(segment.params, segment.trial, epoch + 1), "val/pck_auc": 0.5}
         began = time.process_time()
-        goes_on = state.reported(stretch.trial, epoch + 1, metrics, node="node")
+        goes_on = state.process_report(segment.trial, epoch + 1, metrics, node="node")
         reported = time.process_time()
         sweep.recorder.refresh()
         costs["report"].append((reported - began) * 1e3)
         costs["step"].append((time.process_time() - reported) * 1e3)
         if goes_on:
-            running.append((stretch, epoch + 1))
+            running.append((segment, epoch + 1))
     return costs
 
 
@@ -327,19 +327,19 @@ def _proposal_ms(sampler: Callable[..., BaseSampler], num_trials: int) -> float:
             sampler=sampler,
         )
         with contextlib.closing(searcher):
-            searcher.align(_ended(number, generator) for number in range(num_trials))
+            searcher.restore_trials(_ended(number, generator) for number in range(num_trials))
             costs = []
             for number in range(num_trials, num_trials + _ASKS):
                 began = time.perf_counter()
-                params = searcher.ask(number)
+                params = searcher.suggest(number)
                 costs.append((time.perf_counter() - began) * 1e3)
                 assert params is not None
-                searcher.reported(number, 1, loss(params, number, 1))
-                searcher.ended(number, "stopped")
+                searcher.on_trial_result(number, 1, loss(params, number, 1))
+                searcher.on_trial_end(number, "stopped")
     return statistics.median(costs)
 
 
-def _ended(number: int, generator: random.Random) -> Known:
+def _ended(number: int, generator: random.Random) -> TrialSnapshot:
     """Of nine trials six end at epoch 1, two at epoch 3, and one at the end."""
     params = {
         "model.decoder.depth": generator.randrange(1, 6),
@@ -348,7 +348,7 @@ def _ended(number: int, generator: random.Random) -> Known:
     }
     epochs = (1, 1, 1, 1, 1, 1, 3, 3, _EPOCHS)[number % 9]
     values = {epoch: loss(params, number, epoch) for epoch in range(1, epochs + 1)}
-    return Known(number, "complete" if epochs == _EPOCHS else "stopped", params, values)
+    return TrialSnapshot(number, "complete" if epochs == _EPOCHS else "stopped", params, values)
 
 
 # --- with Ray ---------------------------------------------------------------------------------------------------------
@@ -358,22 +358,22 @@ def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
     """A sweep of ours over the stub."""
     from ray import cloudpickle
 
-    from handpose.sweep.driver.run import run_sweep
+    from handpose.sweep.driver.run import run_sweep_alone
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else a worker imports all that this file does
     moments: list[tuple[float, float]] = []
 
     class Counted(OptunaSearcher):
-        def ask(self, number: int) -> Params | None:
+        def suggest(self, number: int) -> Params | None:
             moments.append(_moment())
-            return super().ask(number)
+            return super().suggest(number)
 
-    def stub(stretch: Stretch) -> None:
+    def stub(stretch: TrialSegment) -> None:
         for epoch in range(1, _EPOCHS + 1):
-            report(epoch, {_METRIC: loss(stretch.params, stretch.trial, epoch)})
+            report_epoch(epoch, {_METRIC: loss(stretch.params, stretch.trial, epoch)})
 
     stub.__module__ = (
-        report.__module__
+        report_epoch.__module__
     )  # what workers import ahead of the first trial; this file is more than they need
     with tempfile.TemporaryDirectory() as folder:
         overrides = [quote_override("sweep.folder", folder), "sweep.name=scale", "sweep.gpus_per_trial=0"]
@@ -381,12 +381,12 @@ def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
         config, space = compose("tune", overrides), load_space("default")
         sweep = instantiate(config.sweep)
         began = _moment()
-        run_sweep(
+        run_sweep_alone(
             sweep=sweep,
             cluster=instantiate(config.ray),
             space=space,
             searcher=partial(Counted, sampler=RandomSampler, defaults={}),
-            rule=rule_maker(instantiate(config.scheduler), sweep, space),
+            rule=bind_scheduler(instantiate(config.scheduler), sweep, space),
             objective=stub,
             command=str,
             description={"name": "scale"},

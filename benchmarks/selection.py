@@ -35,8 +35,8 @@ from benchmarks.asha_modes import CURVES, Curve, mean_of, read_curves  # noqa: E
 from benchmarks.record import write_results  # noqa: E402
 from handpose.config import compose, plain  # noqa: E402
 from handpose.schedulers.asha import Asha  # noqa: E402
-from handpose.schedulers.scheduler import Fifo, Rule  # noqa: E402
-from handpose.search.space import flattened  # noqa: E402
+from handpose.schedulers.scheduler import Fifo, Scheduler  # noqa: E402
+from handpose.search.space import flatten_config  # noqa: E402
 
 _NUM_SLOTS = 4
 _CROWDING = {"random": 1.0, "model": 3.0}
@@ -113,7 +113,7 @@ def case(
         sweep = swept(
             ranked,
             rng,
-            rule=_rule(scheduler, max_epochs, seed),
+            scheduler=_rule(scheduler, max_epochs, seed),
             budget=max(given.budgets) * max_epochs,
             crowding=_CROWDING[proposals],
             noise_mm=noise_mm,
@@ -129,7 +129,7 @@ def case(
     return [named | {"budget": budget} | figures(pairs, best=best, default=default) for budget, pairs in picks.items()]
 
 
-def _rule(scheduler: str, max_epochs: int, seed: int) -> Rule:
+def _rule(scheduler: str, max_epochs: int, seed: int) -> Scheduler:
     if scheduler == "fifo":
         return Fifo()
     return Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=max_epochs, seed=seed)
@@ -142,7 +142,7 @@ def swept(
     ranked: Sequence[Curve],
     rng: np.random.Generator,
     *,
-    rule: Rule,
+    scheduler: Scheduler,
     budget: int,
     crowding: float,
     noise_mm: float,
@@ -156,13 +156,13 @@ def swept(
     while len(order) < budget:
         while len(running) < _NUM_SLOTS:
             losses = _between(ranked, float(rng.uniform() ** crowding) if trials else default_rank)
-            rule.begun(len(trials), {})
+            scheduler.on_trial_start(len(trials), {})
             running.append((len(trials), 0))
             trials.append(Trial((losses + noise_mm * rng.standard_normal()).tolist(), float(losses[-1])))
         trial, epochs = running.popleft()
         order.append(trial)
-        verdict = rule.reported(trial, epochs + 1, trials[trial].losses[epochs])
-        if verdict == "continue" and epochs + 1 < max_epochs:
+        decision = scheduler.on_trial_result(trial, epochs + 1, trials[trial].losses[epochs])
+        if decision == "continue" and epochs + 1 < max_epochs:
             running.append((trial, epochs + 1))
     return Sweep(trials, order, max_epochs)
 
@@ -177,7 +177,7 @@ def _between(ranked: Sequence[Curve], rank: float) -> np.ndarray:
 
 def default_share(ranked: Sequence[Curve]) -> float:
     """The rank of the default configuration among the recorded ones, 0 to 1."""
-    defaults = flattened(plain(compose("train", [])))
+    defaults = flatten_config(plain(compose("train", [])))
     place = next(
         (i for i, curve in enumerate(ranked) if all(defaults[key] == value for key, value in curve.params.items())), 0
     )

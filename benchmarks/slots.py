@@ -37,8 +37,8 @@ from hydra.utils import instantiate  # noqa: E402
 from benchmarks.record import write_results  # noqa: E402
 from benchmarks.sweeps import ON_CPU, Measured, Side, make_data, measure  # noqa: E402
 from handpose.config import compose, plain  # noqa: E402
-from handpose.resources import num_cores  # noqa: E402
-from handpose.search.space import Params, flattened, load_space  # noqa: E402
+from handpose.resources import count_cores  # noqa: E402
+from handpose.search.space import Params, flatten_config, load_space  # noqa: E402
 
 _SIDES: tuple[Side, ...] = get_args(Side)
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--num-trials", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batches", type=int, default=15, help="of an epoch")
-    parser.add_argument("--slots", type=int, default=num_cores(), help="trials at a time, one core each")
+    parser.add_argument("--slots", type=int, default=count_cores(), help="trials at a time, one core each")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--schedulers", nargs="+", choices=["fifo", "asha"], default=["fifo", "asha"])
     parser.add_argument("--preflight", choices=["off", "brief"], default="off", help="of our side")
@@ -108,10 +108,10 @@ def proposals(overrides: Sequence[str]) -> list[Params]:
             mode=sweep.target.mode,
             max_epochs=sweep.max_epochs,
             seed=sweep.seed,
-            defaults=flattened(plain(config)),
+            defaults=flatten_config(plain(config)),
         )
         with contextlib.closing(searcher):
-            return [searcher.ask(number) for number in range(sweep.num_trials)]
+            return [searcher.suggest(number) for number in range(sweep.num_trials)]
 
 
 def account(sweep: Measured) -> Account:

@@ -27,9 +27,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.hosts import Network  # noqa: E402
-from handpose.resources import num_cores  # noqa: E402
+from handpose.resources import count_cores  # noqa: E402
 from handpose.sweep.audit.audit import audit  # noqa: E402
-from handpose.sweep.record.events import EVENTS, Closed, Failed, Opened, Reported, read_events  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, Closed, Failed, Opened, Reported, read_events  # noqa: E402
 
 _DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
 _OFF_S = 30.0
@@ -114,7 +114,7 @@ class Slurm:
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         self._network = stack.enter_context(Network("hpslm", "10.77.8.")) if num_nodes > 1 else None
-        self.cpus_per_node = max(1, num_cores() // num_nodes)
+        self.cpus_per_node = max(1, count_cores() // num_nodes)
         self.nodes = self._add_nodes(num_nodes)
         self._stack = stack
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -186,13 +186,13 @@ def _drill(slurm: Slurm, given: argparse.Namespace) -> dict[str, Any]:
     sweep, log = folder / "outputs" / "sweeps" / "drill", folder / "outputs" / "jobs" / "drill" / "job.log"
     try:
         if given.nodes > 1:
-            _lose_a_node(slurm, sweep / EVENTS, log, began + given.limit_s)
+            _lose_a_node(slurm, sweep / EVENTS_FILE, log, began + given.limit_s)
         state = _wait(slurm, job[1], began + given.limit_s)
     finally:
         slurm.ask("scancel", job[1])
     text = log.read_text(encoding="utf-8")
     print(text)
-    events = read_events(sweep / EVENTS)
+    events = read_events(sweep / EVENTS_FILE)
     reports = [event for event in events if isinstance(event, Reported)]
     findings = audit(sweep)
     return {

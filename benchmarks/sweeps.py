@@ -25,13 +25,13 @@ from optuna.distributions import BaseDistribution
 from benchmarks.clock import ClockedObjective, Trained, plain_trainable
 from handpose.config import REPOSITORY, compose, location_overrides, quote_override
 from handpose.errors import UserError
-from handpose.resources import num_cores
+from handpose.resources import count_cores
 from handpose.search.space import Params, Space, load_space
-from handpose.sweep.driver.resume import Task
-from handpose.sweep.plan import planned
-from handpose.sweep.preflight.checks import survey
-from handpose.sweep.record.events import EVENTS
-from handpose.sweep.trainable.trial import TrialRecipe, training_overrides
+from handpose.sweep.driver.resume import SweepTask
+from handpose.sweep.plan import build_plan
+from handpose.sweep.preflight.checks import summarise_data
+from handpose.sweep.record.events import EVENTS_FILE
+from handpose.sweep.trainable.trial import TrialRecipe, select_training_overrides
 
 Side = Literal["ours", "plain"]
 
@@ -105,7 +105,7 @@ def _script() -> str:
 def make_data(overrides: Sequence[str]) -> None:
     """Draw and pack the data of a sweep, so that no side has to; a mistake in the overrides ends the process."""
     try:
-        survey(compose("tune", overrides))
+        summarise_data(compose("tune", overrides))
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -129,17 +129,17 @@ def run_measured(side: Side, overrides: Sequence[str], proposals: Sequence[Param
     return {
         "began": began,
         "ended": ended,
-        "num_slots": config.ray.num_cpus or num_cores(),
+        "num_slots": config.ray.num_cpus or count_cores(),
         "trials": sorted(trials, key=lambda trial: trial["first_step"]),
     }
 
 
 def _run_ours(config: Any, given: Sequence[str], folder: Path) -> float:
     """As tune.py has it, up to the winner; returns when the last trial had ended."""
-    plan = planned(Task(config, given, location_overrides(config), {}, load_space(config.search_space)))
-    with plan.swept(objective=ClockedObjective(**vars(plan.objective), clocks=str(folder / "clocks"))):
+    plan = build_plan(SweepTask(config, given, location_overrides(config), {}, load_space(config.search_space)))
+    with plan.run_sweep(trial_function=ClockedObjective(**vars(plan.trial_function), clocks=str(folder / "clocks"))):
         pass
-    return (plan.sweep.path / EVENTS).stat().st_mtime  # of its last event: all trials had ended, and Ray still ran
+    return (plan.sweep.path / EVENTS_FILE).stat().st_mtime  # of its last event: all trials had ended, and Ray still ran
 
 
 def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence[Params] | None) -> float:
@@ -150,7 +150,9 @@ def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence
     from ray.tune.search.optuna import OptunaSearch
 
     sweep, rule, space = instantiate(config.sweep), config.scheduler, load_space(config.search_space)
-    recipe = TrialRecipe(training_overrides(given), location_overrides(config), sweep.max_epochs, sweep.cpus_per_trial)
+    recipe = TrialRecipe(
+        select_training_overrides(given), location_overrides(config), sweep.max_epochs, sweep.cpus_per_trial
+    )
     name = sweep.metric.partition("/")[2]  # OptunaSearch takes no slashes
     train = plain_trainable(recipe, metric=sweep.metric, reported_as=name, clocks=str(folder / "clocks"))
     scheduler = (
@@ -163,7 +165,7 @@ def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence
         if points is None
         else None
     )
-    ray.init(num_cpus=config.ray.num_cpus or num_cores())
+    ray.init(num_cpus=config.ray.num_cpus or count_cores())
     tune.Tuner(
         tune.with_resources(train, {"cpu": sweep.cpus_per_trial}),
         param_space=None if points is None else {"params": tune.grid_search(list(points))},
@@ -184,5 +186,5 @@ def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence
 def distributions(space: Space) -> dict[str, BaseDistribution]:
     """What OptunaSearch takes for a space without conditions; it pickles it, so that a function would not do."""
     trial = optuna.create_study().ask()
-    space.suggest(trial)
+    space.sample(trial)
     return trial.distributions

@@ -45,11 +45,11 @@ from benchmarks.asha_modes import CURVES, Curve, drawn, mean_of, read_curves, re
 from benchmarks.record import write_results  # noqa: E402
 from benchmarks.sweeps import ON_CPU, Side, distributions, make_data, measure  # noqa: E402
 from handpose.config import compose, plain, quote_override  # noqa: E402
-from handpose.resources import num_cores  # noqa: E402
+from handpose.resources import count_cores  # noqa: E402
 from handpose.schedulers.asha import Asha  # noqa: E402
-from handpose.schedulers.scheduler import Continuation, Fifo, Rule, Verdict  # noqa: E402
+from handpose.schedulers.scheduler import Fifo, Scheduler, SchedulerDecision, SegmentStart  # noqa: E402
 from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
-from handpose.search.space import Params, flattened, load_space  # noqa: E402
+from handpose.search.space import Params, flatten_config, load_space  # noqa: E402
 
 RANDOM, PLAIN = "random search", "Ray's ASHA + OptunaSearch"
 METHODS: Mapping[str, tuple[Side, Sequence[str]]] = {
@@ -107,7 +107,7 @@ def main() -> None:
     given = parser.parse_args()
     given.seeds = given.seeds or (100 if given.replay else 5)
     given.random_trials = given.random_trials or (32 if given.replay else 16)
-    given.slots = given.slots or (4 if given.replay else num_cores())
+    given.slots = given.slots or (4 if given.replay else count_cores())
     courses = replayed(given) if given.replay else trained(given)
     results = summary(courses)
     print(table(results, given.seeds))
@@ -171,8 +171,8 @@ def _asha(mode: Any, seed: int, max_epochs: int) -> Asha:
     return Asha(mode=mode, grace_period=1, reduction_factor=3, brackets=1, max_epochs=max_epochs, seed=seed)
 
 
-def _replayed(rule: Rule, curves: Sequence[Curve], **slots: Any) -> Course:
-    steps = replay(rule, curves, **slots).steps
+def _replayed(scheduler: Scheduler, curves: Sequence[Curve], **slots: Any) -> Course:
+    steps = replay(scheduler, curves, **slots).steps
     return Course([(step.slot_s, curves[step.trial].losses[step.epoch - 1]) for step in steps], steps[-1].slot_s)
 
 
@@ -180,8 +180,8 @@ def _modelled(
     searcher: "type[Ours] | type[Plain]", pool: Sequence[Curve], mode: str, seed: int, **slots: Any
 ) -> Course:
     with contextlib.closing(searcher(seed, slots["max_epochs"])) as asked:
-        rule = Told(_asha(mode, seed, slots["max_epochs"]), asked, slots["max_epochs"])
-        return _replayed(rule, Nearest(pool, asked.ask), **slots)
+        scheduler = Told(_asha(mode, seed, slots["max_epochs"]), asked, slots["max_epochs"])
+        return _replayed(scheduler, Nearest(pool, asked.suggest), **slots)
 
 
 class Ours:
@@ -200,13 +200,13 @@ class Ours:
             mode="min",
             max_epochs=max_epochs,
             seed=seed,
-            defaults=flattened(plain(config)),
+            defaults=flatten_config(plain(config)),
         )
-        self.began, self.reported = self._searcher.began, self._searcher.reported
-        self.waits, self.ended = self._searcher.waits, self._searcher.ended
+        self.on_segment_start, self.on_trial_result = self._searcher.on_segment_start, self._searcher.on_trial_result
+        self.on_trial_wait, self.on_trial_end = self._searcher.on_trial_wait, self._searcher.on_trial_end
 
-    def ask(self, number: int) -> Params:
-        params = self._searcher.ask(number)
+    def suggest(self, number: int) -> Params:
+        params = self._searcher.suggest(number)
         assert params is not None, "only a grid has an end"
         return params
 
@@ -225,22 +225,22 @@ class Plain:
         self._searcher = OptunaSearch(space, metric=_METRIC, mode="min", seed=seed)
         self._last: dict[int, dict[str, Any]] = {}
 
-    def ask(self, number: int) -> Params:
+    def suggest(self, number: int) -> Params:
         params = self._searcher.suggest(str(number))
         assert params is not None, "it proposes as often as it is asked"
         return params
 
-    def began(self, number: int) -> None:
+    def on_segment_start(self, number: int) -> None:
         """It is not told."""
 
-    def reported(self, number: int, epoch: int, value: float) -> None:
+    def on_trial_result(self, number: int, epoch: int, value: float) -> None:
         self._last[number] = {_METRIC: value, "training_iteration": epoch}
         self._searcher.on_trial_result(str(number), self._last[number])
 
-    def waits(self, number: int) -> None:
+    def on_trial_wait(self, number: int) -> None:
         """Nobody pauses."""
 
-    def ended(self, number: int, state: Any) -> None:
+    def on_trial_end(self, number: int, state: Any) -> None:
         self._searcher.on_trial_complete(str(number), self._last.get(number))
 
     def close(self) -> None:
@@ -250,37 +250,41 @@ class Plain:
 class Told:
     """A rule that lets a searcher hear of everything."""
 
-    def __init__(self, rule: Rule, searcher: Ours | Plain, max_epochs: int) -> None:
-        self.rungs, self.needs_checkpoints, self.takes_two = rule.rungs, rule.needs_checkpoints, rule.takes_two
-        self.perturbs = rule.perturbs
-        self._rule, self._searcher, self._max_epochs = rule, searcher, max_epochs
+    def __init__(self, scheduler: Scheduler, searcher: Ours | Plain, max_epochs: int) -> None:
+        self.rungs, self.needs_checkpoints, self.supports_two_objectives = (
+            scheduler.rungs,
+            scheduler.needs_checkpoints,
+            scheduler.supports_two_objectives,
+        )
+        self.perturbs_params = scheduler.perturbs_params
+        self._rule, self._searcher, self._max_epochs = scheduler, searcher, max_epochs
 
-    def begun(self, trial: int, params: Params) -> None:
-        self._searcher.began(trial)
-        self._rule.begun(trial, params)
+    def on_trial_start(self, trial: int, params: Params) -> None:
+        self._searcher.on_segment_start(trial)
+        self._rule.on_trial_start(trial, params)
 
-    def measured(self, trial: int, cost: float) -> None:
-        self._rule.measured(trial, cost)
+    def on_trial_cost(self, trial: int, cost: float) -> None:
+        self._rule.on_trial_cost(trial, cost)
 
-    def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
-        verdict = self._rule.reported(trial, epoch, loss)
-        self._searcher.reported(trial, epoch, loss)
-        if epoch == self._max_epochs or verdict == "stop":
-            self._searcher.ended(trial, "complete" if epoch == self._max_epochs else "stopped")
-        elif verdict == "pause":
-            self._searcher.waits(trial)
-        return verdict
+    def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
+        decision = self._rule.on_trial_result(trial, epoch, loss)
+        self._searcher.on_trial_result(trial, epoch, loss)
+        if epoch == self._max_epochs or decision == "stop":
+            self._searcher.on_trial_end(trial, "complete" if epoch == self._max_epochs else "stopped")
+        elif decision == "pause":
+            self._searcher.on_trial_wait(trial)
+        return decision
 
-    def promoted(self, *, can_begin: bool) -> Continuation | None:
-        return self._rule.promoted(can_begin=can_begin)
+    def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
+        return self._rule.choose_trial_to_resume(can_start_trial=can_start_trial)
 
-    def resumed(self, continuation: Continuation) -> None:
-        self._searcher.began(continuation.trial)
-        self._rule.resumed(continuation)
+    def on_trial_resume(self, start: SegmentStart) -> None:
+        self._searcher.on_segment_start(start.trial)
+        self._rule.on_trial_resume(start)
 
-    def ended(self, trial: int) -> None:
-        self._searcher.ended(trial, "diverged")
-        self._rule.ended(trial)
+    def on_trial_end(self, trial: int) -> None:
+        self._searcher.on_trial_end(trial, "diverged")
+        self._rule.on_trial_end(trial)
 
 
 class Nearest(Sequence[Curve]):

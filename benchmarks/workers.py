@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.record import machine_line, write_results  # noqa: E402
-from handpose.sweep.record.events import EVENTS, Reported, read_events  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, Reported, read_events  # noqa: E402
 
 _METRICS = ("val/pa_mpjpe_mm", "val/rr_mpjpe_mm", "val/keypoint_error_px", "val/pck_auc")
 _SIDES = {
@@ -83,7 +83,7 @@ def _sweep(
     size = (f"data.source.num_train={hands}", "data.source.num_eval=60", f"sweep.max_epochs={epochs}")
     command = [sys.executable, "tune.py", *_SMALL, *settings, *places, *size, "sweep.name=side"]
     subprocess.run([*command, f"sweep.num_trials={seeds}"], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
-    events = read_events(folder / "sweeps/side" / EVENTS)
+    events = read_events(folder / "sweeps/side" / EVENTS_FILE)
     last = {event.trial: event for event in events if isinstance(event, Reported) and event.epoch == epochs}
     return [{name: last[trial].metrics[name] for name in _METRICS} for trial in sorted(last)]
 

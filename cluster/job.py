@@ -27,7 +27,7 @@ from cluster.allocation import Allocation, find_allocation, without_scheduler
 from cluster.sweep import INTERRUPTED, progress, sweep_folder, tune_command
 from handpose.config import load_environment, quote_override, told
 from handpose.sweep.execution.interpreter import check_interpreter
-from handpose.sweep.execution.privacy import MODE, TOKEN, TOKEN_FILE, write_token
+from handpose.sweep.execution.privacy import AUTH_MODE_VARIABLE, TOKEN_PATH_VARIABLE, TOKEN_VARIABLE, write_token
 from handpose.utf8 import use_utf8
 from handpose.whole_file import read_json, write_json
 
@@ -164,8 +164,8 @@ def main() -> None:
         before = progress(folder)
     with told(), _run_folder(given.folder, allocation.job) as place:
         write_token(place / "token")
-        os.environ[MODE], os.environ[TOKEN_FILE] = "token", str(place / "token")
-        os.environ.pop(TOKEN, None)
+        os.environ[AUTH_MODE_VARIABLE], os.environ[TOKEN_PATH_VARIABLE] = "token", str(place / "token")
+        os.environ.pop(TOKEN_VARIABLE, None)
         os.environ.pop("RAY_ADDRESS", None)
         options = [f"--{name}={value}" for name in ("cpus", "gpus", "network") if (value := getattr(given, name))]
         options += ["--gpus=0"] if given.gpus == 0 else []

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import without_scheduler
 from handpose.config import told
-from handpose.resources import main_memory, num_cores
+from handpose.resources import count_cores, main_memory
 from handpose.sweep.controller.slots import memory_for_trials
-from handpose.sweep.execution.privacy import NO_USAGE_STATS, private_folder
+from handpose.sweep.execution.privacy import NO_USAGE_STATS, make_private_folder
 from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine
@@ -67,7 +67,7 @@ def _addresses() -> list[str]:
 
 def ray_command(given: argparse.Namespace, *, folder: Path, address: str | None) -> list[str]:
     """The command line of the Ray node. folder: for its temporary files. address: of this machine."""
-    cores = num_cores()
+    cores = count_cores()
     options = [
         f"--node-name={given.host}",
         f"--temp-dir={folder}",
@@ -107,7 +107,11 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})  # the job's own; inherited by all of Ray
     other = given.head.rpartition(":")[0] if given.head else given.other
     address = own_address(network=given.network, host=given.host, other=other)
-    with told(), private_folder() as folder, (given.folder / f"{given.host}.log").open("a", encoding="utf-8") as log:
+    with (
+        told(),
+        make_private_folder() as folder,
+        (given.folder / f"{given.host}.log").open("a", encoding="utf-8") as log,
+    ):
         command = ray_command(given, folder=folder, address=address)
         environment = without_scheduler(os.environ) | NO_USAGE_STATS
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -23,7 +23,7 @@ from cluster.submission import REPOSITORY, Submission, parser, read
 from cluster.sweep import key_of
 from handpose.config import told
 from handpose.errors import UserError
-from handpose.sweep.execution.privacy import NO_USAGE_STATS, keep_token
+from handpose.sweep.execution.privacy import NO_USAGE_STATS, ensure_token
 from handpose.utf8 import use_utf8
 from handpose.whole_file import check_output, expand_home, whole_file
 
@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
         print(text, end="")
         given = submission.options
         if not given.dry_run:
-            keep_token(os.environ, home=expand_home("~"))
+            ensure_token(os.environ, home=expand_home("~"))
             with whole_file(given.output) as part:
                 part.write_text(text, encoding="utf-8")
         command = shlex.join(["cluster/sweep.py", "--", *submission.arguments])

@@ -19,7 +19,7 @@ from cluster.sweep import key_of, sweep_folder  # noqa: E402
 from handpose.config import compose, load_environment, quote_override  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
 from handpose.search.space import load_space  # noqa: E402
-from handpose.search.study import without_password  # noqa: E402
+from handpose.search.study import hide_password  # noqa: E402
 from handpose.sweep.execution.interpreter import check_interpreter  # noqa: E402
 from handpose.whole_file import whole_file  # noqa: E402
 
@@ -140,9 +140,9 @@ def _check_arguments(arguments: Sequence[str]) -> None:
     for item in arguments:
         if key_of(item) in _NOT_IN_A_JOB:
             raise UserError(f"{item} has no place in a job, which has its own Ray, and finds the sweep by its name")
-        if without_password(item) != item:
+        if hide_password(item) != item:
             raise UserError(
-                f"{without_password(item)} would write its password into the job's script; put the whole URL into "
+                f"{hide_password(item)} would write its password into the job's script; put the whole URL into "
                 f".env, as STUDY_URL=..., and give {key_of(item)}='${{oc.env:STUDY_URL}}'"
             )
 

@@ -59,12 +59,12 @@ def _kept_at(arguments: Sequence[str]) -> str | None:
     if sweep.storage is None:
         return None
     # Here, since its threads would get the signals that a job blocks after its imports.
-    from handpose.sweep.storage.object_store import Store
-    from handpose.urls import joined
+    from handpose.sweep.storage.object_store import ObjectStore
+    from handpose.urls import join_url
 
-    url = joined(sweep.storage, sweep.name)
+    url = join_url(sweep.storage, sweep.name)
     with contextlib.suppress(OSError, UserError):  # which tune.py tells of
-        return url if "sweep.yaml" in Store(url).files() else None
+        return url if "sweep.yaml" in ObjectStore(url).list_files() else None
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from handpose.errors import UserError
 
-FORMAT = 3
+SWEEP_YAML_FORMAT = 3
 """Version of sweep.yaml, as its `format`; to be raised when an earlier version could not read what is written.
 
 1: says no version. 2: `held`. 3: classes of search, schedulers and settings lie in other modules.
@@ -49,9 +49,9 @@ def upgrade(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def check_format(content: Mapping[str, Any], path: Path) -> None:
     """Raise UserError for a file of a later format. Files of format 1 do not say so."""
     version = content.get("format", 1)
-    if not isinstance(version, int) or version > FORMAT:
+    if not isinstance(version, int) or version > SWEEP_YAML_FORMAT:
         raise UserError(
-            f"{path} is of format {version}, but this version of the project reads formats up to {FORMAT}: use the "
+            f"{path} is of format {version}, but this version of the project reads formats up to {SWEEP_YAML_FORMAT}: use the "
             "later version that wrote it"
         )
 

@@ -76,12 +76,12 @@ def procrustes_align(predicted: Tensor, target: Tensor, *, reflection: bool = Fa
     target_centroid = target.mean(dim=-2, keepdim=True)
     centred = predicted - predicted.mean(dim=-2, keepdim=True)
     covariance = centred.mT @ (target - target_centroid)  # (..., 3, 3)
-    u, stretch, vt = torch.linalg.svd(covariance.nan_to_num(0, 0, 0))  # svd raises for NaN, and one hand is no reason
+    u, segment, vt = torch.linalg.svd(covariance.nan_to_num(0, 0, 0))  # svd raises for NaN, and one hand is no reason
     if not reflection:
         sign = torch.linalg.det(u @ vt).sign()
-        stretch = torch.cat((stretch[..., :2], stretch[..., 2:] * sign[..., None]), dim=-1)
+        segment = torch.cat((segment[..., :2], segment[..., 2:] * sign[..., None]), dim=-1)
         u = torch.cat((u[..., :2], u[..., 2:] * sign[..., None, None]), dim=-1)
-    scale = stretch.sum(dim=-1) / _squared_size(predicted, centred)
+    scale = segment.sum(dim=-1) / _squared_size(predicted, centred)
     aligned = (scale[..., None, None] * centred) @ (u @ vt) + target_centroid
     return aligned.to(dtype)
 

@@ -26,7 +26,7 @@ class Memory(NamedTuple):
     limited: bool
 
 
-def num_cores(root: Path = _ROOT) -> int:
+def count_cores(root: Path = _ROOT) -> int:
     """Count the cores that this process may use: at least 1.
 
     The minimum of the machine's cores, the process's CPU affinity (taskset, cpusets, Slurm) and the CPU quota of its

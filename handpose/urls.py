@@ -8,13 +8,13 @@ def is_url(place: object) -> bool:
     return "://" in str(place)
 
 
-def joined(url: str, name: str) -> str:
+def join_url(url: str, name: str) -> str:
     """The URL of something in the folder that a URL names."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name.strip('/')}"))
 
 
-def parent_and_name(url: str) -> tuple[str, str]:
+def split_url(url: str) -> tuple[str, str]:
     """The URL of the folder that something lies in, and its name there."""
     parts = urlsplit(url)
     folder, _, name = parts.path.rstrip("/").rpartition("/")

@@ -8,7 +8,7 @@ import torch
 
 from handpose.config import compose, plain
 from handpose.search.space import load_space
-from handpose.sweep.execution.runtime import ray_runtime
+from handpose.sweep.execution.runtime import start_ray
 from handpose.sweep.record.settings import RaySettings
 from handpose.training.build import build
 from tests.builders import hands, write_freihand
@@ -73,7 +73,7 @@ def disk(tmp_path) -> Iterator[Callable[..., Path]]:
 @pytest.fixture(scope="session")
 def ray_started():
     """Two slots of one core."""
-    with warnings.catch_warnings(), ray_runtime(RaySettings(address=None, num_cpus=2)):
+    with warnings.catch_warnings(), start_ray(RaySettings(address=None, num_cpus=2)):
         yield
 
 

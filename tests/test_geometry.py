@@ -184,8 +184,8 @@ class TestProcrustes:
 
 def scipy_reflected(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
     source, goal = predicted - predicted.mean(axis=0), target - target.mean(axis=0)
-    turn, stretch = orthogonal_procrustes(source, goal)
-    return source @ turn * stretch / np.square(source).sum() + target.mean(axis=0)
+    turn, segment = orthogonal_procrustes(source, goal)
+    return source @ turn * segment / np.square(source).sum() + target.mean(axis=0)
 
 
 def scipy_rotated(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:

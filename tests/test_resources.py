@@ -12,7 +12,7 @@ import pytest
 from ray._common.utils import get_system_memory
 from ray._private.utils import _get_docker_cpus
 
-from handpose.resources import Memory, main_memory, num_cores, oom_kills
+from handpose.resources import Memory, count_cores, main_memory, oom_kills
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GB = 2**30
@@ -82,15 +82,15 @@ V1 = "5:cpu,cpuacct:/\n4:memory:/\n1:name=systemd:/\n0::/"
     ],
 )
 def test_the_cpu_quota_limits_the_cores(machine, cgroup, files, cores):
-    assert num_cores(machine(cgroup, files)) == cores
+    assert count_cores(machine(cgroup, files)) == cores
 
 
 def test_the_affinity_limits_the_cores(machine, monkeypatch):
     root = machine(V2, {"cpu.max": "400000 100000"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 5})
-    assert num_cores(root) == 2
+    assert count_cores(root) == 2
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
-    assert num_cores(root) == 4
+    assert count_cores(root) == 4
 
 
 @pytest.mark.parametrize("quota", ["100000", "150000", "299999", "400000"])
@@ -98,7 +98,7 @@ def test_ray_counts_the_same_cores(machine, quota):
     names = ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
     root = machine(V1, dict(zip(names, (quota, "100000"), strict=True)))
     rays = _get_docker_cpus(*(str(root / "sys/fs/cgroup" / name) for name in names), *[str(root / "missing")] * 2)
-    assert num_cores(root) == int(rays)
+    assert count_cores(root) == int(rays)
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,9 @@ def validation_poses(
             f"data.source.num_blocks={num_blocks} does not fit the {num_val} validation poses "
             f"(data.source.val_fraction={val_fraction} of {num_poses}); choose 1 to {num_val} blocks"
         )
-    stretches = _edges(num_poses, num_blocks)
-    lengths = np.minimum(np.diff(_edges(num_val, num_blocks)), np.diff(stretches))
-    starts = stretches[:-1] + generator.integers(0, np.diff(stretches) - lengths, endpoint=True)
+    segments = _edges(num_poses, num_blocks)
+    lengths = np.minimum(np.diff(_edges(num_val, num_blocks)), np.diff(segments))
+    starts = segments[:-1] + generator.integers(0, np.diff(segments) - lengths, endpoint=True)
     for start, length in zip(starts, lengths, strict=True):
         chosen[start : start + length] = True
     return chosen

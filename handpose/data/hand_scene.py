@@ -146,8 +146,8 @@ def _draw_forearm(rng: np.random.Generator, view: View) -> Floats:
     bend, lean = math.radians(rng.normal(0, 14)), math.radians(np.clip(rng.normal(0, 9), -20, 20))
     direction = np.array([math.sin(lean), -math.cos(lean) * math.cos(bend), math.cos(lean) * math.sin(bend)])
     approach = -float(view.rotation[2] @ direction)
-    room = float(view.translation[2]) - _NEAREST_MM / 2
-    return direction * min(_FOREARM_MM, room / max(approach, 1e-9))
+    capacity = float(view.translation[2]) - _NEAREST_MM / 2
+    return direction * min(_FOREARM_MM, capacity / max(approach, 1e-9))
 
 
 def _paint_hand(

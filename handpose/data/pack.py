@@ -34,7 +34,7 @@ from handpose.data.pictures import decode_labelled, resized
 from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError, explain, free_bytes, naming, size_text
 from handpose.locks import locked
-from handpose.resources import num_cores
+from handpose.resources import count_cores
 from handpose.whole_file import check_writable, write_json
 
 _VERSION = 2
@@ -122,7 +122,7 @@ def open_store(
         with _locked(store, progress):
             opened = _open(store, len(files.paths), kind)  # another process may have made it meanwhile
             if opened is None:
-                _make(store, files, kind, image_size, workers or num_cores(), progress)
+                _make(store, files, kind, image_size, workers or count_cores(), progress)
                 opened = _open(store, len(files.paths), kind)
     assert opened is not None, f"{store} was made and cannot be opened"
     return store, *opened

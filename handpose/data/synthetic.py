@@ -33,7 +33,7 @@ from handpose.data.hand_scene import Difficulty
 from handpose.data.sample import Splits
 from handpose.errors import UserError, explain, free_bytes, is_about_files, size_text
 from handpose.locks import locked
-from handpose.resources import num_cores
+from handpose.resources import count_cores
 from handpose.utf8 import use_utf8
 from handpose.whole_file import check_output, check_writable, whole_file, write_json
 from handpose.yaml_files import load_yaml
@@ -193,7 +193,7 @@ class Synthetic:
     def _run_workers(self, folder: Path) -> dict[str, list[hand_drawing.Row]]:
         """Share the pictures out to processes; returns the annotations of each split in order."""
         total = sum(self.counts.values())
-        num_workers = min(self.num_workers or num_cores(), total)
+        num_workers = min(self.num_workers or count_cores(), total)
         order = hand_drawing.Order(
             str(folder), tuple(self.counts.values()), self.image_size, self.seed, self.difficulty
         )

@@ -69,6 +69,6 @@ def _orthogonal(source: NDArray[np.float64], goal: NDArray[np.float64]) -> tuple
 
 def _rotation(source: NDArray[np.float64], goal: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """As `orthogonal_procrustes`, but a proper rotation: the least stretched axis is turned back (Umeyama 1991)."""
-    u, stretch, vt = np.linalg.svd(source.T @ goal)
+    u, segment, vt = np.linalg.svd(source.T @ goal)
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    return (u * signs) @ vt, float((stretch * signs).sum())
+    return (u * signs) @ vt, float((segment * signs).sum())

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handpose.config import told
-from handpose.sweep.analysis.report import REPORT, write_report
-from handpose.sweep.storage.stored_sweep import looked_at
+from handpose.sweep.analysis.report import REPORT_FILE, write_report
+from handpose.sweep.storage.stored_sweep import open_sweep_for_reading
 from handpose.urls import is_url
 from handpose.utf8 import use_utf8
 
@@ -25,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, or leaves with 2 after a mistake."""
     options = _options(arguments)
     is_of_one_folder = len(options.places) == 1 and not is_url(options.places[0])
-    file = options.output or (Path(options.places[0]) if is_of_one_folder else Path()) / REPORT
+    file = options.output or (Path(options.places[0]) if is_of_one_folder else Path()) / REPORT_FILE
     with told(), contextlib.ExitStack() as read:
-        folders = [read.enter_context(looked_at(place)) for place in options.places]
+        folders = [read.enter_context(open_sweep_for_reading(place)) for place in options.places]
         written = write_report(folders, file, scientific=options.scientific)
         own = {str(folder) for folder, place in zip(folders, options.places, strict=True) if not is_url(place)}
         print(written._replace(next_spaces=[file for file in written.next_spaces if str(file.parent) in own]).text)

@@ -125,5 +125,5 @@ def _is_independent(record: SweepRecord, epoch: int) -> bool:
 def _judged(comparison: Comparison, odds: float) -> Comparison:
     if not math.isfinite(odds):
         return comparison
-    verdict = "distinguishable" if odds < _SIGNIFICANT else "not distinguishable"
-    return comparison._replace(text=f"{comparison.text}; {verdict} (p = {odds:.2g})", odds=odds)
+    decision = "distinguishable" if odds < _SIGNIFICANT else "not distinguishable"
+    return comparison._replace(text=f"{comparison.text}; {decision} (p = {odds:.2g})", odds=odds)

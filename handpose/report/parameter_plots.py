@@ -203,10 +203,12 @@ def _without_the_worst(record: SweepRecord, values: Sequence[float]) -> dict[str
         return {}
     losses = record.sign * np.asarray(values)
     least, usual, most = losses.min(), np.quantile(losses, 0.95), losses.max()
-    room = 0.06 * (usual - least)
-    if most <= usual + 10 * room:
+    capacity = 0.06 * (usual - least)
+    if most <= usual + 10 * capacity:
         return {}
-    return {"range": [rounded(end) for end in sorted((record.sign * (least - room), record.sign * (usual + room)))]}
+    return {
+        "range": [rounded(end) for end in sorted((record.sign * (least - capacity), record.sign * (usual + capacity)))]
+    }
 
 
 def pareto_dots(record: SweepRecord) -> Figure:

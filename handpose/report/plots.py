@@ -190,10 +190,10 @@ def _without_outliers(record: SweepRecord) -> dict[str, Any]:
     if len(values) < 10:
         return {}
     least, most, usual = values.min(), values.max(), np.quantile(values, 0.97)
-    room = 0.05 * (usual - least)
-    if most <= usual + 10 * room or not room:
+    capacity = 0.05 * (usual - least)
+    if most <= usual + 10 * capacity or not capacity:
         return {}
-    ends = sorted([record.sign * (least - room), record.sign * (usual + room)])
+    ends = sorted([record.sign * (least - capacity), record.sign * (usual + capacity)])
     return {"range": [rounded(end) for end in ends]}
 
 

@@ -191,8 +191,8 @@ def _candidate_row(record: SweepRecord, candidate: Any) -> list[str]:
         return [candidate.label, "", "", "", f"out: {candidate.out}"]
     interval = _ends(record, mean) if math.isfinite(mean.low) else "none"
     against = "" if difference is None else _signed(record, difference.mean) + _within(record, difference)
-    verdict = "winner" if is_winner else _against_winner(record, candidate)
-    return [candidate.label, metric_number(record.metric, mean.mean), interval, against, verdict]
+    decision = "winner" if is_winner else _against_winner(record, candidate)
+    return [candidate.label, metric_number(record.metric, mean.mean), interval, against, decision]
 
 
 def _signed(record: SweepRecord, difference: float) -> str:

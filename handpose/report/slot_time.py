@@ -43,7 +43,7 @@ def slot_time(record: SweepRecord) -> SlotTime:
     start_up = lost = saved = 0.0
     for trial in record.trials:
         pace = paces.get(trial.number, typical)
-        parts = [_parts(trial, stretch, pace) for stretch in trial.stretches]
+        parts = [_parts(trial, segment, pace) for segment in trial.stretches]
         trained[trial.state] = trained.get(trial.state, 0.0) + sum(part[0] for part in parts)
         start_up += sum(part[1] for part in parts)
         lost += sum(part[2] for part in parts)
@@ -55,8 +55,8 @@ def slot_time(record: SweepRecord) -> SlotTime:
 
 def spent(record: SweepRecord, at_s: Sequence[float]) -> NDArray[np.float64]:
     """Slot-seconds that trials had held by each moment."""
-    stretches = [stretch for trial in record.trials for stretch in trial.stretches]
-    changes = sorted([(stretch.began_s, 1) for stretch in stretches] + [(stretch.ended_s, -1) for stretch in stretches])
+    segments = [segment for trial in record.trials for segment in trial.stretches]
+    changes = sorted([(segment.began_s, 1) for segment in segments] + [(segment.ended_s, -1) for segment in segments])
     times, held, total, running = [0.0], [0.0], 0.0, 0
     for moment, change in changes:
         total += running * (moment - times[-1])
@@ -73,8 +73,8 @@ def _of(trial: TrialRecord, stretch: StretchRecord) -> list[Report]:
 def _pace(trial: TrialRecord) -> float | None:
     """Seconds an epoch, from reports that follow each other in one stretch."""
     paces = []
-    for stretch in trial.stretches:
-        reports = _of(trial, stretch)
+    for segment in trial.stretches:
+        reports = _of(trial, segment)
         pairs = itertools.pairwise(reports)
         paces += [(later.at_s - report.at_s) / (later.epoch - report.epoch) for report, later in pairs]
     return statistics.median(paces) if paces else None

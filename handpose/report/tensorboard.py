@@ -117,7 +117,7 @@ class SweepLog:
             self._schema.add(row.params)
         self._describe_all()
 
-    def begun(self, row: TrialRow) -> None:
+    def open_run(self, row: TrialRow) -> None:
         """A trial begins, or goes on, maybe with other parameters."""
         is_new = row.number not in self._rows
         self._rows[row.number] = row
@@ -126,11 +126,11 @@ class SweepLog:
         else:
             self._describe(row)
 
-    def measured(self, row: TrialRow, costs: Mapping[str, float]) -> None:
+    def log_costs(self, row: TrialRow, costs: Mapping[str, float]) -> None:
         """What the trial costs, before it is trained."""
         self._add(row, 0, {f"work/{name}": value for name, value in costs.items()})
 
-    def reported(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
+    def log_epoch(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
         """The metrics of the row's epoch. pictures: name -> JPEG file."""
         self._add(row, row.epochs, row.metrics)
         self._spend(row)
@@ -139,7 +139,7 @@ class SweepLog:
             self._writer(row)._get_file_writer().add_summary(summary, row.epochs)
             self._writer(row).flush()
 
-    def closed(self, row: TrialRow, *, ended_s: float) -> None:
+    def close_run(self, row: TrialRow, *, ended_s: float) -> None:
         """The trial does not run. ended_s: time since the epoch, noted if it is over."""
         if row.is_over:
             self._describe(row)

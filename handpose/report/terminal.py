@@ -46,7 +46,7 @@ class SweepView(Protocol):
     def refresh(self, table: TrialTable, *, at_once: bool = False) -> None:
         """Show the table as it is now; may be called far more often than the view changes."""
 
-    def ended(self, table: TrialTable, row: TrialRow) -> None:
+    def show_trial_end(self, table: TrialTable, row: TrialRow) -> None:
         """A trial has ended, or does not run for a while."""
 
     def note(self, sentence: str) -> None:
@@ -134,7 +134,7 @@ class PlainView:
     def refresh(self, table: TrialTable, *, at_once: bool = False) -> None:
         pass
 
-    def ended(self, table: TrialTable, row: TrialRow) -> None:
+    def show_trial_end(self, table: TrialTable, row: TrialRow) -> None:
         began = time.monotonic()
         if began < self._next_line:
             self._num_left_out += 1
@@ -192,7 +192,7 @@ class LiveView:
         if at_once or time.monotonic() >= self._next_draw:
             self._draw(table)
 
-    def ended(self, table: TrialTable, row: TrialRow) -> None:
+    def show_trial_end(self, table: TrialTable, row: TrialRow) -> None:
         self.refresh(table)
 
     def note(self, sentence: str) -> None:

@@ -32,20 +32,20 @@ class WandbLog:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wandb")
         self._works = True
 
-    def begun(self, row: TrialRow) -> None:
+    def open_run(self, row: TrialRow) -> None:
         """A trial begins, or goes on, maybe with other parameters."""
         self._later(lambda row: self._run(row).config.update(dict(row.params), allow_val_change=True), row)
 
-    def measured(self, row: TrialRow, costs: Mapping[str, float]) -> None:
+    def log_costs(self, row: TrialRow, costs: Mapping[str, float]) -> None:
         """What the trial costs, before it is trained."""
         self._later(lambda row: self._run(row).summary.update(dict(costs)), row)
 
-    def reported(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
+    def log_epoch(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
         """The metrics of the row's epoch. pictures: name -> JPEG file."""
         contents = {name: file.read_bytes() for name, file in pictures.items()}
         self._later(lambda row: self._log(row, contents), row)
 
-    def closed(self, row: TrialRow, *, ended_s: float) -> None:
+    def close_run(self, row: TrialRow, *, ended_s: float) -> None:
         """The trial does not run, and may be over."""
         self._later(self._close, row)
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from handpose.errors import UserError
 from handpose.schedulers.rungs import AnyRung, ParetoRung, Rung
-from handpose.schedulers.scheduler import Continuation, Fifo, Verdict
+from handpose.schedulers.scheduler import Fifo, SchedulerDecision, SegmentStart
 from handpose.search.space import Params
 
 
@@ -49,11 +49,11 @@ class Asha(Fifo):
         seed: int,
         num_objectives: Literal[1, 2] = 1,
     ) -> None:
-        _check_asha(mode, grace_period, reduction_factor, brackets, max_epochs)
+        _check_asha_options(mode, grace_period, reduction_factor, brackets, max_epochs)
         self.needs_checkpoints = mode == "promote"
         self._max_epochs = max_epochs
         self._seed = seed
-        all_epochs = list(_rung_epochs(grace_period, reduction_factor, max_epochs))
+        all_epochs = list(_list_rung_epochs(grace_period, reduction_factor, max_epochs))
         self._costs: dict[int, float] = {}
         make_rung = Rung if num_objectives == 1 else partial(ParetoRung, costs=self._costs)
         self._brackets: list[dict[int, AnyRung]] = [
@@ -61,89 +61,92 @@ class Asha(Fifo):
             for skipped in range(brackets)
         ]
         self.rungs = tuple(sorted(set().union(*self._brackets)))
-        self._from_the_top = [
+        self._rungs_top_down = [
             bracket[epoch] for epoch in reversed(self.rungs) for bracket in self._brackets if epoch in bracket
         ]
         most = max(map(len, self._brackets))
         self._odds = [math.exp(len(bracket) - most) for bracket in self._brackets]
-        self._bracket_of: dict[int, dict[int, AnyRung]] = {}
+        self._bracket_by_trial: dict[int, dict[int, AnyRung]] = {}
         self._running: set[int] = set()
         self._paused: dict[int, AnyRung] = {}
-        self._any_complete = False
+        self._has_complete_trial = False
 
-    def begun(self, trial: int, params: Params) -> None:
+    def on_trial_start(self, trial: int, params: Params) -> None:
         """Draw the trial's bracket."""
-        self._bracket_of[trial] = self._brackets[0]
+        self._bracket_by_trial[trial] = self._brackets[0]
         if len(self._brackets) > 1:
             rng = random.Random(f"bracket {self._seed} {trial}")  # text is hashed the same way in every process
-            self._bracket_of[trial] = rng.choices(self._brackets, self._odds)[0]
+            self._bracket_by_trial[trial] = rng.choices(self._brackets, self._odds)[0]
         self._running.add(trial)
 
-    def measured(self, trial: int, cost: float) -> None:
+    def on_trial_cost(self, trial: int, cost: float) -> None:
         """What it is ranked by beside its losses."""
         self._costs[trial] = cost
 
-    def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
+    def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
         """At a rung: go on, stop or pause, as the mode says; anywhere else: go on."""
         if epoch >= self._max_epochs:
-            self._any_complete = True
+            self._has_complete_trial = True
             self._running.discard(trial)
             return "continue"
-        rung = self._bracket_of[trial].get(epoch)
+        rung = self._bracket_by_trial[trial].get(epoch)
         if rung is None:
             return "continue"
         decide = self._pause_or_continue if self.needs_checkpoints else self._stop_or_continue
         return decide(rung, trial, loss)
 
-    def _stop_or_continue(self, rung: AnyRung, trial: int, loss: float) -> Verdict:
-        passes = rung.passes(trial, loss)
+    def _stop_or_continue(self, rung: AnyRung, trial: int, loss: float) -> SchedulerDecision:
+        passes = rung.can_pass(trial, loss)
         rung.record(trial, loss)
         return "continue" if passes else "stop"
 
-    def _pause_or_continue(self, rung: AnyRung, trial: int, loss: float) -> Verdict:
+    def _pause_or_continue(self, rung: AnyRung, trial: int, loss: float) -> SchedulerDecision:
         rung.record(trial, loss)
-        rung.wait(trial)
-        if self._promotable() == trial:
-            rung.leave(trial)
+        rung.add_waiting(trial)
+        if self._find_promotable() == trial:
+            rung.remove_waiting(trial)
             return "continue"
         self._paused[trial] = rung
         self._running.remove(trial)
         return "pause"
 
-    def promoted(self, *, can_begin: bool) -> Continuation | None:
+    def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
         """From the top rung down, the best trial waiting that is among its rung's best 1 / reduction_factor."""
-        trial = self._promotable()
-        if trial is None and not (can_begin or self._running or self._any_complete):
-            trial = next((rung.first() for rung in self._from_the_top if rung.first() is not None), None)
-        return None if trial is None else Continuation(trial)
+        trial = self._find_promotable()
+        if trial is None and not (can_start_trial or self._running or self._has_complete_trial):
+            trial = next(
+                (rung.find_best_waiting() for rung in self._rungs_top_down if rung.find_best_waiting() is not None),
+                None,
+            )
+        return None if trial is None else SegmentStart(trial)
 
-    def _promotable(self) -> int | None:
-        return next((trial for rung in self._from_the_top if (trial := rung.promotable()) is not None), None)
+    def _find_promotable(self) -> int | None:
+        return next((trial for rung in self._rungs_top_down if (trial := rung.find_promotable()) is not None), None)
 
-    def resumed(self, continuation: Continuation) -> None:
+    def on_trial_resume(self, start: SegmentStart) -> None:
         """It has been promoted from the rung that it waited on."""
-        self._paused.pop(continuation.trial).leave(continuation.trial)
-        self._running.add(continuation.trial)
+        self._paused.pop(start.trial).remove_waiting(start.trial)
+        self._running.add(start.trial)
 
-    def ended(self, trial: int) -> None:
+    def on_trial_end(self, trial: int) -> None:
         """It is not promoted; its place in the rung stays taken."""
         self._running.discard(trial)
         if trial in self._paused:
-            self._paused.pop(trial).leave(trial)
+            self._paused.pop(trial).remove_waiting(trial)
 
 
 _ROUNDING = 1e-9
 """100 * 1.1 is a little above 110 in floating point, and is epoch 110 all the same."""
 
 
-def _rung_epochs(grace_period: int, reduction_factor: float, max_epochs: int) -> Iterator[float]:
+def _list_rung_epochs(grace_period: int, reduction_factor: float, max_epochs: int) -> Iterator[float]:
     epoch = float(grace_period)
     while math.ceil(epoch - _ROUNDING) < max_epochs:
         yield epoch
         epoch *= reduction_factor
 
 
-def _check_asha(mode: str, grace_period: int, reduction_factor: float, brackets: int, max_epochs: int) -> None:
+def _check_asha_options(mode: str, grace_period: int, reduction_factor: float, brackets: int, max_epochs: int) -> None:
     if mode not in ("stop", "promote"):
         raise UserError(f"scheduler.mode={mode} is not known: configs/scheduler/asha.yaml takes stop or promote")
     if not 1 <= grace_period <= max_epochs:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from handpose.errors import UserError
-from handpose.schedulers.scheduler import Fifo, Verdict
+from handpose.schedulers.scheduler import Fifo, SchedulerDecision
 
 
 class MedianStopping(Fifo):
@@ -17,7 +17,7 @@ class MedianStopping(Fifo):
     min_samples_required. Raises UserError for values that make no sense.
     """
 
-    takes_two = False  # by the first alone it would stop what the second one is good for
+    supports_two_objectives = False  # by the first alone it would stop what the second one is good for
 
     def __init__(self, *, grace_period: int, min_samples_required: int) -> None:
         for name, value in (("grace_period", grace_period), ("min_samples_required", min_samples_required)):
@@ -25,13 +25,13 @@ class MedianStopping(Fifo):
                 raise UserError(f"scheduler.{name}={value} must be at least 1 (configs/scheduler/median.yaml)")
         self._grace_period = grace_period
         self._min_samples_required = min_samples_required
-        self._histories: dict[int, _History] = {}
+        self._histories: dict[int, _LossHistory] = {}
         self._means: defaultdict[int, list[float]] = defaultdict(list)  # epoch -> ascending, of all trained that far
 
-    def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
+    def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
         """Stop, or go on."""
-        before = self._histories.get(trial, _History())
-        history = before.extended(epoch, loss, counts=epoch >= self._grace_period)
+        before = self._histories.get(trial, _LossHistory())
+        history = before.extend(epoch, loss, is_counted=epoch >= self._grace_period)
         self._histories[trial] = history
         if before.num_counted:
             for unreported in range(before.epoch + 1, epoch):
@@ -39,12 +39,12 @@ class MedianStopping(Fifo):
         if epoch < self._grace_period:
             return "continue"
         others = self._means[epoch]
-        is_worse = len(others) >= self._min_samples_required and history.best > _median(others)
+        is_worse = len(others) >= self._min_samples_required and history.best > _compute_median(others)
         insort(others, history.mean)
         return "stop" if is_worse else "continue"
 
 
-class _History(NamedTuple):
+class _LossHistory(NamedTuple):
     """A trial so far: its best loss, and the sum of those that count in its mean."""
 
     epoch: int = 0
@@ -52,15 +52,15 @@ class _History(NamedTuple):
     total: float = 0.0
     num_counted: int = 0
 
-    def extended(self, epoch: int, loss: float, *, counts: bool) -> "_History":
-        total, num_counted = (self.total + loss, self.num_counted + 1) if counts else (self.total, self.num_counted)
-        return _History(epoch, min(self.best, loss), total, num_counted)
+    def extend(self, epoch: int, loss: float, *, is_counted: bool) -> "_LossHistory":
+        total, num_counted = (self.total + loss, self.num_counted + 1) if is_counted else (self.total, self.num_counted)
+        return _LossHistory(epoch, min(self.best, loss), total, num_counted)
 
     @property
     def mean(self) -> float:
         return self.total / self.num_counted
 
 
-def _median(ascending: list[float]) -> float:
+def _compute_median(ascending: list[float]) -> float:
     middle = len(ascending) // 2
     return (ascending[middle] + ascending[-1 - middle]) / 2

@@ -10,9 +10,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from handpose.errors import UserError
-from handpose.schedulers.scheduler import Continuation, Fifo, Verdict
-from handpose.search.distributions import fitted, from_label, nearest
-from handpose.search.space import ListedSpace, Params, Space
+from handpose.schedulers.scheduler import Fifo, SchedulerDecision, SegmentStart
+from handpose.search.distributions import fit_value, parse_label, round_to_distribution
+from handpose.search.space import Params, Space, YamlSpace
 
 
 class PopulationBased(Fifo):
@@ -31,8 +31,8 @@ class PopulationBased(Fifo):
     """
 
     needs_checkpoints = True
-    perturbs = True
-    takes_two = False  # weights are taken over from what is better, and there are two answers to that
+    perturbs_params = True
+    supports_two_objectives = False  # weights are taken over from what is better, and there are two answers to that
 
     def __init__(
         self,
@@ -46,101 +46,101 @@ class PopulationBased(Fifo):
         seed: int,
         space: Space,
     ) -> None:
-        _check(perturbation_interval, quantile_fraction, resample_probability, max_epochs)
-        self._explore = _Explore(_mutable(space, mutate), resample_probability)
+        _check_pbt_options(perturbation_interval, quantile_fraction, resample_probability, max_epochs)
+        self._explore = _Explorer(_find_mutable_params(space, mutate), resample_probability)
         self._interval = perturbation_interval
         self._quantile_fraction = quantile_fraction
         self._population_size = population_size
         self._max_epochs = max_epochs
         self._seed = seed
         self.rungs = tuple(range(perturbation_interval, max_epochs, perturbation_interval))
-        self._num_begun = 0
-        self._members: dict[int, _Member] = {}
+        self._num_started = 0
+        self._individuals: dict[int, _Individual] = {}
         self._ranking: list[tuple[float, bool, int]] = []  # `_Member.rank` of those with a loss, best first
         self._waiting: list[tuple[int, int]] = []  # (epoch, trial) of those that pause, least trained first
 
-    def begun(self, trial: int, params: Params) -> None:
+    def on_trial_start(self, trial: int, params: Params) -> None:
         """One more member."""
-        self._num_begun += 1
-        self._members[trial] = _Member(trial, params)
+        self._num_started += 1
+        self._individuals[trial] = _Individual(trial, params)
 
-    def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
+    def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
         """At an interval: pause when it is another's turn, or to go on from another's weights."""
-        member = self._members[trial]
-        member.epoch = epoch
+        worker = self._individuals[trial]
+        worker.epoch = epoch
         if epoch >= self._max_epochs:
-            self.ended(trial)
+            self.on_trial_end(trial)
             return "continue"
         if epoch % self._interval:
             return "continue"
-        self._rank(member, loss, checkpoint=epoch)
-        if not self._someone_waits_behind(epoch) and self._sources(member) == []:
+        self._update_rank(worker, loss, checkpoint=epoch)
+        if not self._has_less_trained_waiting(epoch) and self._find_sources(worker) == []:
             return "continue"
         insort(self._waiting, (epoch, trial))
         return "pause"
 
-    def promoted(self, *, can_begin: bool) -> Continuation | None:
+    def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
         """The one that is trained least of those that wait, after the whole population has begun."""
-        if can_begin or not self._waiting:
+        if can_start_trial or not self._waiting:
             return None
-        member = self._members[self._waiting[0][1]]
-        sources = self._sources(member)
+        worker = self._individuals[self._waiting[0][1]]
+        sources = self._find_sources(worker)
         if not sources:
-            return Continuation(member.trial)
-        rng = random.Random(f"population {self._seed} {member.trial} {member.epoch}")  # text: the same in every process
+            return SegmentStart(worker.trial)
+        rng = random.Random(f"population {self._seed} {worker.trial} {worker.epoch}")  # text: the same in every process
         source = rng.choice(sources)
-        return Continuation(member.trial, source.trial, self._explore(source.params, rng))
+        return SegmentStart(worker.trial, source.trial, self._explore(source.params, rng))
 
-    def resumed(self, continuation: Continuation) -> None:
+    def on_trial_resume(self, start: SegmentStart) -> None:
         """It goes on from its own checkpoint, or as a copy of its source."""
-        member = self._members[continuation.trial]
-        self._stop_waiting(member)
-        if continuation.source is None:
+        worker = self._individuals[start.trial]
+        self._stop_waiting(worker)
+        if start.source is None:
             return
-        assert continuation.params is not None
-        source = self._members[continuation.source]
+        assert start.params is not None
+        source = self._individuals[start.source]
         assert source.loss is not None
-        member.params = continuation.params
-        self._rank(member, source.loss, checkpoint=0)
+        worker.params = start.params
+        self._update_rank(worker, source.loss, checkpoint=0)
 
-    def ended(self, trial: int) -> None:
+    def on_trial_end(self, trial: int) -> None:
         """It leaves the population."""
-        member = self._members[trial]
-        self._stop_waiting(member)
-        self._forget_rank(member)
-        member.checkpoint = 0
+        worker = self._individuals[trial]
+        self._stop_waiting(worker)
+        self._remove_rank(worker)
+        worker.checkpoint = 0
 
-    def _someone_waits_behind(self, epoch: int) -> bool:
-        return self._num_begun < self._population_size or bool(self._waiting and self._waiting[0][0] < epoch)
+    def _has_less_trained_waiting(self, epoch: int) -> bool:
+        return self._num_started < self._population_size or bool(self._waiting and self._waiting[0][0] < epoch)
 
-    def _sources(self, member: "_Member") -> list["_Member"]:
+    def _find_sources(self, individual: "_Individual") -> list["_Individual"]:
         """Whose weights the member may take over: none unless it is among the worst."""
         num_ranked = len(self._ranking)
         size = min(math.ceil(num_ranked * self._quantile_fraction), num_ranked // 2)
-        if bisect_left(self._ranking, member.rank) < num_ranked - size:
+        if bisect_left(self._ranking, individual.rank) < num_ranked - size:
             return []
-        best = (self._members[trial] for *_, trial in self._ranking[:size])
-        return [other for other in best if other.checkpoint >= member.epoch]
+        best = (self._individuals[trial] for *_, trial in self._ranking[:size])
+        return [other for other in best if other.checkpoint >= individual.epoch]
 
-    def _rank(self, member: "_Member", loss: float, *, checkpoint: int) -> None:
-        self._forget_rank(member)
-        member.loss = loss
-        member.checkpoint = checkpoint
-        insort(self._ranking, member.rank)
+    def _update_rank(self, individual: "_Individual", loss: float, *, checkpoint: int) -> None:
+        self._remove_rank(individual)
+        individual.loss = loss
+        individual.checkpoint = checkpoint
+        insort(self._ranking, individual.rank)
 
-    def _forget_rank(self, member: "_Member") -> None:
-        if member.loss is not None:
-            del self._ranking[bisect_left(self._ranking, member.rank)]
-            member.loss = None
+    def _remove_rank(self, individual: "_Individual") -> None:
+        if individual.loss is not None:
+            del self._ranking[bisect_left(self._ranking, individual.rank)]
+            individual.loss = None
 
-    def _stop_waiting(self, member: "_Member") -> None:
-        place = bisect_left(self._waiting, (member.epoch, member.trial))
-        if self._waiting[place : place + 1] == [(member.epoch, member.trial)]:
+    def _stop_waiting(self, individual: "_Individual") -> None:
+        place = bisect_left(self._waiting, (individual.epoch, individual.trial))
+        if self._waiting[place : place + 1] == [(individual.epoch, individual.trial)]:
             del self._waiting[place]
 
 
 @dataclass
-class _Member:
+class _Individual:
     """A trial of the population, and the parameters that its weights are trained with now.
 
     epoch: that it reported last. loss: at its last interval. checkpoint: epoch of the newest one that it has saved with
@@ -160,7 +160,7 @@ class _Member:
         return (self.loss, not self.checkpoint, self.trial)
 
 
-class _Explore:
+class _Explorer:
     """Changes some parameters; what comes out lies in the space, unlike with Ray's own."""
 
     def __init__(self, mutable: dict[str, BaseDistribution], resample_probability: float) -> None:
@@ -169,16 +169,17 @@ class _Explore:
 
     def __call__(self, params: Params, rng: random.Random) -> Params:
         changed = {
-            key: from_label(self._change(params[key], distribution, rng)) for key, distribution in self._mutable.items()
+            key: parse_label(self._change_value(params[key], distribution, rng))
+            for key, distribution in self._mutable.items()
         }
         return {**params, **changed}
 
-    def _change(self, value: Any, distribution: BaseDistribution, rng: random.Random) -> Any:
+    def _change_value(self, value: Any, distribution: BaseDistribution, rng: random.Random) -> Any:
         anew = rng.random() < self._resample_probability
         if isinstance(distribution, CategoricalDistribution):
             options = list(distribution.choices)
             try:
-                place = options.index(fitted(value, distribution))
+                place = options.index(fit_value(value, distribution))
             except ValueError:
                 anew = True
             if anew:
@@ -186,11 +187,13 @@ class _Explore:
             place += rng.choice((-1, 1))
             return options[min(max(place, 0), len(options) - 1)]
         assert isinstance(distribution, (FloatDistribution, IntDistribution))
-        return nearest(_draw(distribution, rng) if anew else value * rng.choice((0.8, 1.25)), distribution)
+        return round_to_distribution(
+            _sample_uniform(distribution, rng) if anew else value * rng.choice((0.8, 1.25)), distribution
+        )
 
 
-def _mutable(space: Space, mutate: Sequence[str]) -> dict[str, BaseDistribution]:
-    if not isinstance(space, ListedSpace):
+def _find_mutable_params(space: Space, mutate: Sequence[str]) -> dict[str, BaseDistribution]:
+    if not isinstance(space, YamlSpace):
         raise UserError(f"scheduler=pbt needs a search space in YAML, but search_space={space.name} is {space.file}")
     unknown = [key for key in mutate if key not in space.parameters]
     if unknown or not mutate:
@@ -201,13 +204,13 @@ def _mutable(space: Space, mutate: Sequence[str]) -> dict[str, BaseDistribution]
     return {key: space.parameters[key] for key in mutate}
 
 
-def _draw(distribution: FloatDistribution | IntDistribution, rng: random.Random) -> float:
+def _sample_uniform(distribution: FloatDistribution | IntDistribution, rng: random.Random) -> float:
     if distribution.log:
         return math.exp(rng.uniform(math.log(distribution.low), math.log(distribution.high)))
     return rng.uniform(distribution.low, distribution.high)
 
 
-def _check(interval: int, quantile_fraction: float, resample_probability: float, max_epochs: int) -> None:
+def _check_pbt_options(interval: int, quantile_fraction: float, resample_probability: float, max_epochs: int) -> None:
     if not 1 <= interval < max_epochs:
         raise UserError(
             f"scheduler.perturbation_interval={interval} must be at least 1 and below "

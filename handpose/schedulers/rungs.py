@@ -13,50 +13,50 @@ class Rung:
 
     def __init__(self, reduction_factor: float) -> None:
         self._reduction_factor = reduction_factor
-        self._recorded: list[tuple[float, int]] = []
+        self._results: list[tuple[float, int]] = []
         self._waiting: list[tuple[float, int]] = []
         self._losses: dict[int, float] = {}
 
     def record(self, trial: int, loss: float) -> None:
-        insort(self._recorded, (loss, trial))
+        insort(self._results, (loss, trial))
         self._losses[trial] = loss
 
-    def passes(self, trial: int, loss: float) -> bool:
+    def can_pass(self, trial: int, loss: float) -> bool:
         """Whether a trial that comes with this loss is not below the quantile of those that were here before."""
-        cutoff = self.cutoff()
+        cutoff = self.compute_cutoff()
         return cutoff is None or loss <= cutoff
 
-    def cutoff(self) -> float | None:
+    def compute_cutoff(self) -> float | None:
         """The loss above which a trial stops, None where nobody has been.
 
         numpy's percentile (linear) of the negated losses, step by step as numpy computes it, since Ray stops by it; but
         on a list that is sorted already.
         """
-        last = len(self._recorded) - 1
+        last = len(self._results) - 1
         if last < 0:
             return None
         place = last * ((1 - 1 / self._reduction_factor) * 100 / 100)
         below = math.floor(place)
-        low, high = (-self._recorded[max(last - i, 0)][0] for i in (below, below + 1))
+        low, high = (-self._results[max(last - i, 0)][0] for i in (below, below + 1))
         part = place - below
         return -(low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part))
 
-    def wait(self, trial: int) -> None:
+    def add_waiting(self, trial: int) -> None:
         insort(self._waiting, (self._losses[trial], trial))
 
-    def leave(self, trial: int) -> None:
+    def remove_waiting(self, trial: int) -> None:
         del self._waiting[bisect_left(self._waiting, (self._losses[trial], trial))]
 
-    def first(self) -> int | None:
+    def find_best_waiting(self) -> int | None:
         """The best that waits."""
         return self._waiting[0][1] if self._waiting else None
 
-    def promotable(self) -> int | None:
+    def find_promotable(self) -> int | None:
         """The best that waits, when it is among the best 1 / reduction_factor of all that have been here."""
         if not self._waiting:
             return None
-        num_promotable = math.floor(len(self._recorded) / self._reduction_factor)
-        return self.first() if bisect_left(self._recorded, self._waiting[0]) < num_promotable else None
+        num_promotable = math.floor(len(self._results) / self._reduction_factor)
+        return self.find_best_waiting() if bisect_left(self._results, self._waiting[0]) < num_promotable else None
 
 
 class ParetoRung:
@@ -67,41 +67,41 @@ class ParetoRung:
         self._costs = costs
         self._losses: dict[int, float] = {}
         self._waiting: set[int] = set()
-        self._promotable: list[int] | None = None
+        self._promotable_trials: list[int] | None = None
 
     def record(self, trial: int, loss: float) -> None:
         self._losses[trial] = loss
-        self._promotable = None
+        self._promotable_trials = None
 
-    def passes(self, trial: int, loss: float) -> bool:
+    def can_pass(self, trial: int, loss: float) -> bool:
         """Whether a trial that comes with this loss is among the best with those that were here before.
 
         With equal costs this is at least as strict as `Rung.passes`; see `Asha`.
         """
         losses = {**self._losses, trial: loss}
         num_passing = 1 + math.floor(max(0, len(losses) - 2) / self._reduction_factor)
-        return trial in self._best_first(losses, most=num_passing)
+        return trial in self._sort_best_first(losses, most=num_passing)
 
-    def wait(self, trial: int) -> None:
+    def add_waiting(self, trial: int) -> None:
         self._waiting.add(trial)
 
-    def leave(self, trial: int) -> None:
+    def remove_waiting(self, trial: int) -> None:
         self._waiting.remove(trial)
 
-    def first(self) -> int | None:
+    def find_best_waiting(self) -> int | None:
         """The best that waits."""
-        return next((trial for trial in self._best_first(self._losses) if trial in self._waiting), None)
+        return next((trial for trial in self._sort_best_first(self._losses) if trial in self._waiting), None)
 
-    def promotable(self) -> int | None:
+    def find_promotable(self) -> int | None:
         """The best that waits, when it is among the best 1 / reduction_factor of all that have been here."""
         if not self._waiting:
             return None
-        if self._promotable is None:
+        if self._promotable_trials is None:
             num_promotable = math.floor(len(self._losses) / self._reduction_factor)
-            self._promotable = self._best_first(self._losses, most=num_promotable)
-        return next((trial for trial in self._promotable if trial in self._waiting), None)
+            self._promotable_trials = self._sort_best_first(self._losses, most=num_promotable)
+        return next((trial for trial in self._promotable_trials if trial in self._waiting), None)
 
-    def _best_first(self, losses: Mapping[int, float], most: int | None = None) -> list[int]:
+    def _sort_best_first(self, losses: Mapping[int, float], most: int | None = None) -> list[int]:
         trials = sorted(losses)  # equals go by number, whoever came first
         order = best_first([(losses[trial], self._costs[trial]) for trial in trials], most=most)
         return [trials[index] for index in order]

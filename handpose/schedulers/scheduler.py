@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from handpose.search.space import Params
 
-Verdict: TypeAlias = Literal["continue", "stop", "pause"]
+SchedulerDecision: TypeAlias = Literal["continue", "stop", "pause"]
 
 
-class Continuation(NamedTuple):
+class SegmentStart(NamedTuple):
     """A paused trial that goes on.
 
     From its own checkpoint; in a population from the newest checkpoint of trial `source`, with these complete `params`.
@@ -23,7 +23,7 @@ class Continuation(NamedTuple):
     params: Params | None = None
 
 
-class Rule(Protocol):
+class Scheduler(Protocol):
     """Decides about trials, which are numbered in the order in which they begin; numbers may be missing.
 
     rungs: epochs at which trials are compared, ascending; empty where it compares at no fixed ones. needs_checkpoints:
@@ -33,31 +33,31 @@ class Rule(Protocol):
 
     rungs: tuple[int, ...]
     needs_checkpoints: bool
-    takes_two: bool
-    perturbs: bool
+    supports_two_objectives: bool
+    perturbs_params: bool
 
-    def begun(self, trial: int, params: Params) -> None:
+    def on_trial_start(self, trial: int, params: Params) -> None:
         """A new trial runs, with all its parameters."""
 
-    def measured(self, trial: int, cost: float) -> None:
+    def on_trial_cost(self, trial: int, cost: float) -> None:
         """The second objective of a trial, smaller is better, where there is one; before its first report."""
 
-    def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
+    def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
         """What becomes of a trial after `epoch`, counted from 1; its epochs ascend, and may have gaps.
 
         loss: finite, smaller is better. The rule takes it that its answer is followed.
         """
 
-    def promoted(self, *, can_begin: bool) -> Continuation | None:
+    def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
         """The paused trial that should run before a new one begins; a question that changes nothing.
 
         can_begin: there are new trials left to begin.
         """
 
-    def resumed(self, continuation: Continuation) -> None:
+    def on_trial_resume(self, start: SegmentStart) -> None:
         """That one runs again."""
 
-    def ended(self, trial: int) -> None:
+    def on_trial_end(self, trial: int) -> None:
         """A trial has diverged, failed for good or been cut off: it never runs again, and nobody goes on from it.
 
         What it reported still counts.
@@ -69,25 +69,25 @@ class Fifo:
 
     rungs: tuple[int, ...] = ()
     needs_checkpoints = False
-    takes_two = True
-    perturbs = False
+    supports_two_objectives = True
+    perturbs_params = False
 
-    def begun(self, trial: int, params: Params) -> None:
+    def on_trial_start(self, trial: int, params: Params) -> None:
         """Nothing to note."""
 
-    def measured(self, trial: int, cost: float) -> None:
+    def on_trial_cost(self, trial: int, cost: float) -> None:
         """Nothing to note."""
 
-    def reported(self, trial: int, epoch: int, loss: float) -> Verdict:
+    def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
         """Go on."""
         return "continue"
 
-    def promoted(self, *, can_begin: bool) -> Continuation | None:
+    def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
         """Nobody pauses."""
         return None
 
-    def resumed(self, continuation: Continuation) -> None:
+    def on_trial_resume(self, start: SegmentStart) -> None:
         """Nobody pauses."""
 
-    def ended(self, trial: int) -> None:
+    def on_trial_end(self, trial: int) -> None:
         """Nothing to note."""

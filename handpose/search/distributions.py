@@ -26,14 +26,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (float,),
     "str": (str,),
 }
-_LARGEST_WHOLE = 2**53
+_MAX_EXACT_INT = 2**53
 """Optuna stores whole numbers as floating point numbers, which are exact up to this one."""
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def labels(values: Iterable[Any]) -> list[Scalar]:
+def make_labels(values: Iterable[Any]) -> list[Scalar]:
     """What stands for each choice in the study; choices that are the same have the same label.
 
     Raises TypeError for a value that JSON does not have.
@@ -45,12 +45,12 @@ def labels(values: Iterable[Any]) -> list[Scalar]:
         text = written(value)
         texts.append(text)
         if text not in found:
-            found[text] = label if (label := _label(value)) not in taken else f"{type(value).__name__} {text}"
+            found[text] = label if (label := _make_label(value)) not in taken else f"{type(value).__name__} {text}"
             taken.add(found[text])
     return [found[text] for text in texts]
 
 
-def from_label(label: Scalar) -> Any:
+def parse_label(label: Scalar) -> Any:
     """The value that a label stands for."""
     if not isinstance(label, str):
         return label
@@ -64,12 +64,12 @@ def from_label(label: Scalar) -> Any:
     return value if type(value) in _TYPES[kind] else label
 
 
-def _label(value: Any) -> Scalar:
+def _make_label(value: Any) -> Scalar:
     if isinstance(value, (list, dict)):
         return f"list {written(value)}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"float {written(value)}"  # JSON proper has no such number
-    if isinstance(value, str) and not same(from_label(value), value):
+    if isinstance(value, str) and not same(parse_label(value), value):
         return f"str {written(value)}"  # it looks like a label itself
     assert value is None or isinstance(value, (bool, int, float, str))
     return value
@@ -78,7 +78,7 @@ def _label(value: Any) -> Scalar:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def fitted(value: Any, distribution: BaseDistribution) -> Any:
+def fit_value(value: Any, distribution: BaseDistribution) -> Any:
     """The value as the study has it. Raises ValueError where the distribution does not have it.
 
     A choice that is the same goes before one that is only equal, as 1.0 is to 1.
@@ -86,68 +86,72 @@ def fitted(value: Any, distribution: BaseDistribution) -> Any:
     if isinstance(distribution, CategoricalDistribution):
         for matches in (same, equal):
             for label in distribution.choices:
-                if matches(from_label(label), value):
+                if matches(parse_label(label), value):
                     return label
         raise ValueError(f"{value} is not one of {distribution.choices}")
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if is_number and distribution.low <= value <= distribution.high:
-        number = _number(value, distribution)
+        number = _round_to_step(value, distribution)
         if number == value or (isinstance(distribution, FloatDistribution) and distribution._contains(value)):
             return number
     raise ValueError(f"{value} is not a value of {distribution}")
 
 
-def nearest(value: float, distribution: Numeric) -> float:
+def round_to_distribution(value: float, distribution: Numeric) -> float:
     """The value of the distribution that is nearest to a number."""
-    return _number(min(max(value, distribution.low), distribution.high), distribution)
+    return _round_to_step(min(max(value, distribution.low), distribution.high), distribution)
 
 
-def num_values(distribution: BaseDistribution) -> int | None:
+def count_values(distribution: BaseDistribution) -> int | None:
     """How many values there are to draw; None: any number of an interval."""
     if isinstance(distribution, CategoricalDistribution):
         return len(distribution.choices)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     if distribution.step is None:
         return 1 if distribution.low == distribution.high else None
-    return round((_exact(distribution.high) - _exact(distribution.low)) / _exact(distribution.step)) + 1
+    return (
+        round((_to_fraction(distribution.high) - _to_fraction(distribution.low)) / _to_fraction(distribution.step)) + 1
+    )
 
 
-def value_at(distribution: BaseDistribution, index: int) -> Any:
+def get_value_at(distribution: BaseDistribution, index: int) -> Any:
     """The value with that number, counted from 0, as the study has it; of a distribution that `num_values` counts."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[index]
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     if distribution.step is None:
         return distribution.low
-    return _step(distribution.low, distribution.step, index)
+    return _compute_step_value(distribution.low, distribution.step, index)
 
 
-def stepped(start: float, stop: float, step: float) -> FloatDistribution | IntDistribution | None:
+def make_stepped_distribution(start: float, stop: float, step: float) -> FloatDistribution | IntDistribution | None:
     """The numbers of Hydra's range(start, stop, step), without the stop, counted exactly; None where there are none."""
-    count = math.ceil((_exact(stop) - _exact(start)) / _exact(step))
+    count = math.ceil((_to_fraction(stop) - _to_fraction(start)) / _to_fraction(step))
     if count < 1:
         return None
-    low, high = sorted((_step(start, step, 0), _step(start, step, count - 1)))
+    low, high = sorted((_compute_step_value(start, step, 0), _compute_step_value(start, step, count - 1)))
     if all(isinstance(number, int) for number in (start, stop, step)):
         return IntDistribution(int(low), int(high), step=abs(int(step)))
     return FloatDistribution(float(low), float(high), step=abs(float(step)))
 
 
-def _number(value: float, distribution: Numeric) -> float:
+def _round_to_step(value: float, distribution: Numeric) -> float:
     """The nearest value of a distribution that holds the number: in decimals, 0.3 and not 0.1 + 2 * 0.1."""
     if distribution.step is None:
         return float(value)
-    number = _step(distribution.low, distribution.step, round((value - distribution.low) / distribution.step))
+    number = _compute_step_value(
+        distribution.low, distribution.step, round((value - distribution.low) / distribution.step)
+    )
     return min(max(number, distribution.low), distribution.high)
 
 
-def _step(low: float, step: float, index: int) -> float:
-    exact = _exact(low) + index * _exact(step)
+def _compute_step_value(low: float, step: float, index: int) -> float:
+    exact = _to_fraction(low) + index * _to_fraction(step)
     return int(exact) if isinstance(low, int) and isinstance(step, int) else float(exact)
 
 
-def _exact(number: float) -> Fraction:
+def _to_fraction(number: float) -> Fraction:
     """The decimal number as it is written."""
     return Fraction(repr(number))
 
@@ -155,20 +159,20 @@ def _exact(number: float) -> Fraction:
 # --- what can be searched ---------------------------------------------------------------------------------------------
 
 
-def check_range(where: str, low: float, high: float, *, is_whole: bool) -> None:
+def check_range(where: str, low: float, high: float, *, is_integer: bool) -> None:
     """Raise UserError, which names `where`, for ends between which Optuna cannot draw."""
     if not all(isinstance(end, int) or math.isfinite(end) for end in (low, high)):
         raise UserError(f"{where} must have finite ends")
-    if is_whole and max(abs(low), abs(high)) > _LARGEST_WHOLE:
+    if is_integer and max(abs(low), abs(high)) > _MAX_EXACT_INT:
         raise UserError(
-            f"{where} goes beyond {_LARGEST_WHOLE} (2^53): larger whole numbers are not exact in an Optuna study; "
+            f"{where} goes beyond {_MAX_EXACT_INT} (2^53): larger whole numbers are not exact in an Optuna study; "
             "give a smaller range"
         )
     if low > high:
         raise UserError(f"{where} is upside down: its low end {low:g} is above its high end {high:g}")
-    if not is_whole and not math.isfinite(float(high) - float(low)):
+    if not is_integer and not math.isfinite(float(high) - float(low)):
         raise UserError(f"{where} is too wide: high - low must be a finite number; give a smaller range")
-    if not is_whole and 0 < float(high) - float(low) < sys.float_info.min:
+    if not is_integer and 0 < float(high) - float(low) < sys.float_info.min:
         raise UserError(
             f"{where} is too narrow: high - low is {float(high) - float(low):g}, and samplers divide by it: it must be "
             f"at least {sys.float_info.min:.2g}; give a larger range, or one value"
@@ -177,7 +181,7 @@ def check_range(where: str, low: float, high: float, *, is_whole: bool) -> None:
 
 def check_steps(where: str, start: float, stop: float, step: float) -> None:
     """Raise UserError, which names `where`, for a range of more values than Optuna can count."""
-    if step and abs(_exact(stop) - _exact(start)) > _LARGEST_WHOLE * abs(_exact(step)):
+    if step and abs(_to_fraction(stop) - _to_fraction(start)) > _MAX_EXACT_INT * abs(_to_fraction(step)):
         raise UserError(
-            f"{where} has more than {_LARGEST_WHOLE} (2^53) values in steps of {step:g}; give a larger step"
+            f"{where} has more than {_MAX_EXACT_INT} (2^53) values in steps of {step:g}; give a larger step"
         )

@@ -14,13 +14,21 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from handpose.errors import UserError
-from handpose.search.distributions import from_label, num_values, value_at
-from handpose.search.sampler_view import PENDING, SamplerView, pending_trial
-from handpose.search.space import Given, ListedSpace, Params, Space, default_point, grid_points, num_grid_points
+from handpose.search.distributions import count_values, get_value_at, parse_label
+from handpose.search.sampler_view import PENDING_TRIAL_ID, SamplerView, make_pending_trial
+from handpose.search.space import (
+    GivenValuesSampler,
+    Params,
+    Space,
+    YamlSpace,
+    count_grid_points,
+    find_default_point,
+    list_grid_points,
+)
 from handpose.values import equal, same, written
 
 
-class Placed(NamedTuple):
+class SpacePlacement(NamedTuple):
     """Values from elsewhere, put into a space.
 
     draws: by name. params: configuration keys and values that the space makes of them. distributions: of the draws.
@@ -30,56 +38,58 @@ class Placed(NamedTuple):
     draws: Params
     params: Params
     distributions: dict[str, BaseDistribution]
-    outside: tuple[str, ...]
+    out_of_range: tuple[str, ...]
     missing: tuple[str, ...]
 
-    def without(self, names: Collection[str]) -> Params:
+    def drop_draws(self, names: Collection[str]) -> Params:
         """The other draws."""
         return {name: value for name, value in self.draws.items() if name not in names}
 
 
-def draw(space: Space, sampler: BaseSampler, *, num_objectives: int = 1) -> tuple[FrozenTrial, Params]:
+def draw_trial(space: Space, sampler: BaseSampler, *, num_objectives: int = 1) -> tuple[FrozenTrial, Params]:
     """A first trial, of no study, and its parameters."""
     storage = InMemoryStorage()
     study_id = storage.create_new_study([StudyDirection.MINIMIZE] * num_objectives, "")
-    pending = pending_trial(0, None)
+    pending = make_pending_trial(0, None)
     study = optuna.Study("", SamplerView(storage, study_id, pending), sampler=sampler)
-    return pending, space.suggest(optuna.Trial(study, PENDING))
+    return pending, space.sample(optuna.Trial(study, PENDING_TRIAL_ID))
 
 
-def place(space: Space, values: Mapping[str, Any]) -> Placed:
+def place_values(space: Space, values: Mapping[str, Any]) -> SpacePlacement:
     """Put values into a space, by the names of the draws."""
-    sampler = Given(values)
-    pending, params = draw(space, sampler)
-    return Placed(pending.params, params, pending.distributions, sampler.outside(pending), sampler.missing(pending))
+    sampler = GivenValuesSampler(values)
+    pending, params = draw_trial(space, sampler)
+    return SpacePlacement(
+        pending.params, params, pending.distributions, sampler.find_out_of_range(pending), sampler.find_missing(pending)
+    )
 
 
-def first_points(space: Space, first: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[Params]:
+def list_first_points(space: Space, first: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[Params]:
     """The draws to try first, by name: the default configuration, where it lies in the space, and what `first` has.
 
     What an entry leaves out is the default's, or the sampler's where that is out of range. defaults: configuration key
     -> value. Raises UserError for an entry that does not lie in the space.
     """
-    default = default_point(space, defaults)
-    return [*([default] if default else []), *(_first_point(space, entry, defaults) for entry in first)]
+    default = find_default_point(space, defaults)
+    return [*([default] if default else []), *(_place_first_point(space, entry, defaults) for entry in first)]
 
 
-def grid_in_order(space: Space, first: Sequence[Params], seed: int) -> list[Params]:
+def order_grid_points(space: Space, first: Sequence[Params], seed: int) -> list[Params]:
     """Every point once, those that agree with one of `first` at the head, the others in an order drawn from the seed.
 
     Optuna's GridSampler is not used: told of the last point but one outside Study.optimize it calls Study.stop, which
     raises there. Raises UserError where the points cannot be listed.
     """
-    points = grid_points(space)
+    points = list_grid_points(space)
     random.Random(seed).shuffle(points)
 
     def place_among_first(point: Params) -> int:
-        return next((i for i, one in enumerate(first) if _agrees(point, one)), len(first))
+        return next((i for i, one in enumerate(first) if _matches(point, one)), len(first))
 
     return sorted(points, key=place_among_first)
 
 
-class Point(NamedTuple):
+class SpacePoint(NamedTuple):
     """A point of a space: draws by name, and the parameters that the space makes of them."""
 
     draws: Params
@@ -89,38 +99,38 @@ class Point(NamedTuple):
 class FinitePoints:
     """All points of a space that has finitely many: `num` of them, each with other parameters, made when asked for."""
 
-    def __init__(self, num: int, make: Callable[[int], Point]) -> None:
-        self.num = num
-        self._make = make
+    def __init__(self, num: int, make: Callable[[int], SpacePoint]) -> None:
+        self.num_points = num
+        self._make_point = make
 
-    def first_without(self, tried: Container[str], *, seed: int) -> Point | None:
+    def find_untried(self, tried: Container[str], *, seed: int) -> SpacePoint | None:
         """The first point whose parameters, as `written`, have not been tried, in turn from a random one on."""
-        start = random.Random(seed).randrange(self.num)
-        points = (self._make((start + index) % self.num) for index in range(self.num))
+        start = random.Random(seed).randrange(self.num_points)
+        points = (self._make_point((start + index) % self.num_points) for index in range(self.num_points))
         return next((point for point in points if written(point.params) not in tried), None)
 
 
-def finite_points(space: Space) -> FinitePoints | None:
+def find_finite_points(space: Space) -> FinitePoints | None:
     """All points of a space; None where there are infinitely many, or too many to call a Python space for each."""
-    if isinstance(space, ListedSpace):
-        return _listed_points(space)
-    found: dict[str, Point] = {}
-    sampler = _InTurn()
-    for _ in range(_MOST_CALLS):
+    if isinstance(space, YamlSpace):
+        return _index_grid_points(space)
+    found: dict[str, SpacePoint] = {}
+    sampler = _OdometerSampler()
+    for _ in range(_MAX_CALLS):
         try:
-            pending, params = draw(space, sampler)
+            pending, params = draw_trial(space, sampler)
         except UserError:  # it does not take every combination
             return None
         if sampler.is_infinite:
             return None
-        found.setdefault(written(params), Point(pending.params, params))
+        found.setdefault(written(params), SpacePoint(pending.params, params))
         if not sampler.advance():
             points = list(found.values())
             return FinitePoints(len(points), points.__getitem__)
     return None
 
 
-def most_trials(space: Space, *, is_grid: bool, repeats: bool) -> int | None:
+def count_possible_trials(space: Space, *, is_grid: bool, repeats: bool) -> int | None:
     """How many trials a search of the space has at most; None where there is no such limit.
 
     Args:
@@ -132,30 +142,30 @@ def most_trials(space: Space, *, is_grid: bool, repeats: bool) -> int | None:
         UserError: the points of a grid cannot be listed, or are too many.
     """
     if is_grid:
-        return num_grid_points(space)
-    points = None if repeats else finite_points(space)
-    return None if points is None else points.num
+        return count_grid_points(space)
+    points = None if repeats else find_finite_points(space)
+    return None if points is None else points.num_points
 
 
-def _listed_points(space: ListedSpace) -> FinitePoints | None:
-    counts = {name: num_values(distribution) for name, distribution in space.parameters.items()}
+def _index_grid_points(space: YamlSpace) -> FinitePoints | None:
+    counts = {name: count_values(distribution) for name, distribution in space.parameters.items()}
     if None in counts.values():
         return None
 
-    def make(index: int) -> Point:
+    def make(index: int) -> SpacePoint:
         draws: Params = {}
         for name, distribution in space.parameters.items():
             index, place = divmod(index, counts[name] or 1)
-            draws[name] = value_at(distribution, place)
-        return Point(draws, space.made_of(draws))
+            draws[name] = get_value_at(distribution, place)
+        return SpacePoint(draws, space.build_params(draws))
 
     return FinitePoints(math.prod(count or 1 for count in counts.values()), make)
 
 
-_MOST_CALLS = 2000
+_MAX_CALLS = 2000
 
 
-class _InTurn(BaseSampler):
+class _OdometerSampler(BaseSampler):
     """Draws every combination of values in turn, of whatever is drawn: as an odometer counts.
 
     is_infinite: something was drawn from an interval.
@@ -185,7 +195,7 @@ class _InTurn(BaseSampler):
         return {}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
-        count = num_values(param_distribution)
+        count = count_values(param_distribution)
         if count is None:
             self.is_infinite, count = True, 1
         place = len(self._counts)
@@ -194,36 +204,36 @@ class _InTurn(BaseSampler):
         if self.is_infinite:
             assert isinstance(param_distribution, FloatDistribution)
             return param_distribution.low
-        return value_at(param_distribution, index)
+        return get_value_at(param_distribution, index)
 
 
-def _agrees(point: Params, one: Params) -> bool:
+def _matches(point: Params, one: Params) -> bool:
     return all(same(point[name], value) for name, value in one.items())
 
 
-def _first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Params:
-    placed = place(space, {**defaults, **entry})
+def _place_first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Params:
+    placed = place_values(space, {**defaults, **entry})
     for key, value in entry.items():
-        if key in placed.outside:
+        if key in placed.out_of_range:
             raise UserError(
                 f"searcher.first: {key}={value} is out of range; {space.file} has "
-                f"{_range(space, key, placed.distributions[key])}"
+                f"{_format_range(space, key, placed.distributions[key])}"
             )
         if key not in placed.draws and not (key in placed.params and equal(placed.params[key], value)):
-            raise UserError(f"searcher.first: {space.file} does not search {key}{_hint(key, placed.draws)}")
-    return placed.without([*placed.outside, *placed.missing])
+            raise UserError(f"searcher.first: {space.file} does not search {key}{_suggest_key(key, placed.draws)}")
+    return placed.drop_draws([*placed.out_of_range, *placed.missing])
 
 
-def _hint(key: str, draws: Params) -> str:
+def _suggest_key(key: str, draws: Params) -> str:
     near = [name for name in draws if name.rpartition(".")[2] == key.rpartition(".")[2]]
     near = near or difflib.get_close_matches(key, draws, n=1)
     return f"; did you mean {near[0]}?" if near else f"; it searches {', '.join(draws)} there"
 
 
-def _range(space: Space, key: str, distribution: BaseDistribution) -> str:
-    if isinstance(space, ListedSpace):
+def _format_range(space: Space, key: str, distribution: BaseDistribution) -> str:
+    if isinstance(space, YamlSpace):
         return f"{key}: {space.expressions[key]}"
     if isinstance(distribution, CategoricalDistribution):
-        return " or ".join(str(from_label(choice)) for choice in distribution.choices)
+        return " or ".join(str(parse_label(choice)) for choice in distribution.choices)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     return f"{distribution.low:g} to {distribution.high:g}"

@@ -18,14 +18,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from handpose.pareto import best_first
-from handpose.search.distributions import nearest
-from handpose.search.study import last_value
+from handpose.search.distributions import round_to_distribution
+from handpose.search.study import get_last_value
 
-PENDING = -1
+PENDING_TRIAL_ID = -1
 """Identifier of the trial that is being proposed, which no storage has yet."""
 
-_OF_STUDY = "study:"
-_SHARED = ":relative_params:"
+_STUDY_PREFIX = "study:"
+_RELATIVE_PARAMS_INFIX = ":relative_params:"
 
 
 class SamplerView(BaseStorage):
@@ -65,21 +65,21 @@ class SamplerView(BaseStorage):
         self._completes_infeasible = completes_infeasible
         self._max_ended = max_ended
 
-    def redraw(self, pending: FrozenTrial) -> None:
+    def set_pending_trial(self, pending: FrozenTrial) -> None:
         """Propose this trial instead of the one before, whose place in a sequence (of QMC) counts as taken."""
-        kept = {key: value for key, value in self._pending.system_attrs.items() if key.startswith(_OF_STUDY)}
+        kept = {key: value for key, value in self._pending.system_attrs.items() if key.startswith(_STUDY_PREFIX)}
         pending.system_attrs = {**pending.system_attrs, **kept}
         self._pending = pending
 
     @property
     def _trials(self) -> list[FrozenTrial]:
-        return [*self._others, self._pending]
+        return [*self._visible_trials, self._pending]
 
     @cached_property
-    def _others(self) -> list[FrozenTrial]:
+    def _visible_trials(self) -> list[FrozenTrial]:
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
         shown = list(
-            _shown(
+            _show_trials(
                 stored,
                 self._constraints,
                 completes_infeasible=self._completes_infeasible,
@@ -87,17 +87,17 @@ class SamplerView(BaseStorage):
             )
         )
         minimizes = self._storage.get_study_directions(self._study_id)[0] == StudyDirection.MINIMIZE
-        merit = _Merit(1.0 if minimizes else -1.0, bool(self._constraints), self._second_objective is not None)
+        merit = _TrialRanking(1.0 if minimizes else -1.0, bool(self._constraints), self._second_objective is not None)
         if self._max_ended is not None:
-            shown = _bounded(shown, self._max_ended, merit)
+            shown = _limit_trials(shown, self._max_ended, merit)
         if self._second_objective is not None:
-            shown = _listed_by_merit(shown, merit)
+            shown = _sort_stopped_trials(shown, merit)
         return shown
 
     # What it answers differently from the storage.
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        return copy.copy(self._pending) if trial_id == PENDING else self._storage.get_trial(trial_id)
+        return copy.copy(self._pending) if trial_id == PENDING_TRIAL_ID else self._storage.get_trial(trial_id)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -109,29 +109,29 @@ class SamplerView(BaseStorage):
         attributes = dict(self._storage.get_study_system_attrs(study_id))
         for trial in self._trials:
             for key, value in trial.system_attrs.items():
-                if key.startswith(_OF_STUDY):
-                    attributes[key.removeprefix(_OF_STUDY)] = value
+                if key.startswith(_STUDY_PREFIX):
+                    attributes[key.removeprefix(_STUDY_PREFIX)] = value
         return attributes
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._pending.system_attrs = {**self._pending.system_attrs, f"{_OF_STUDY}{key}": value}
+        self._pending.system_attrs = {**self._pending.system_attrs, f"{_STUDY_PREFIX}{key}": value}
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        assert trial_id == PENDING
-        if _SHARED not in key:  # drawn in advance, for others to see; here the trial shows itself whole
+        assert trial_id == PENDING_TRIAL_ID
+        if _RELATIVE_PARAMS_INFIX not in key:  # drawn in advance, for others to see; here the trial shows itself whole
             self._pending.system_attrs = {**self._pending.system_attrs, key: value}
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        assert trial_id == PENDING
+        assert trial_id == PENDING_TRIAL_ID
         self._pending.user_attrs = {**self._pending.user_attrs, key: value}
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        assert trial_id == PENDING
+        assert trial_id == PENDING_TRIAL_ID
         value = distribution.to_external_repr(param_value_internal)
         if isinstance(distribution, (FloatDistribution, IntDistribution)):
-            value = nearest(value, distribution)  # as the trial has it: samplers compute 0.1 + 2 * 0.1
+            value = round_to_distribution(value, distribution)  # as the trial has it: samplers compute 0.1 + 2 * 0.1
         self._pending.params = {**self._pending.params, param_name: value}
         self._pending.distributions = {**self._pending.distributions, param_name: distribution}
 
@@ -173,11 +173,11 @@ class SamplerView(BaseStorage):
         raise NotImplementedError
 
 
-def pending_trial(number: int, point: dict[str, Any] | None) -> FrozenTrial:
+def make_pending_trial(number: int, point: dict[str, Any] | None) -> FrozenTrial:
     """A trial that is to be proposed. point: draws by name that are decided already."""
     return FrozenTrial(
         number=number,
-        trial_id=PENDING,
+        trial_id=PENDING_TRIAL_ID,
         state=TrialState.RUNNING,
         value=None,
         datetime_start=datetime.now(),
@@ -190,7 +190,7 @@ def pending_trial(number: int, point: dict[str, Any] | None) -> FrozenTrial:
     )
 
 
-def _shown(
+def _show_trials(
     trials: Sequence[FrozenTrial],
     constraints: frozenset[str],
     *,
@@ -209,79 +209,79 @@ def _shown(
         state, shown = trial.state, trial.values
         if state == TrialState.WAITING:
             state = TrialState.PRUNED if trial.intermediate_values else TrialState.RUNNING
-            shown = values(trial, last_value(trial))
+            shown = values(trial, get_last_value(trial))
         if constraints and state in (TrialState.COMPLETE, TrialState.PRUNED):
             if not constraints <= trial.constraints.keys():
                 state, shown = TrialState.FAIL, None
-            elif completes_infeasible and complete and _excess(trial) > 0:
+            elif completes_infeasible and complete and _sum_excess(trial) > 0:
                 state, shown = TrialState.COMPLETE, values(trial, statistics.median(complete))
-        yield trial if (state, shown) == (trial.state, trial.values) else _with(trial, state, shown)
+        yield trial if (state, shown) == (trial.state, trial.values) else _replace_outcome(trial, state, shown)
 
 
-class _Merit(NamedTuple):
+class _TrialRanking(NamedTuple):
     """Ranks ended trials as TPE does: what is allowed before what is not, what was trained further, then the better.
 
     sign: of the metric, 1.0 where less is better. limited: whether there are constraints. two: or one objective.
     """
 
     sign: float
-    limited: bool
-    two: bool
+    has_constraints: bool
+    has_two_objectives: bool
 
-    def best_first(self, trials: Iterable[FrozenTrial], most: int | None = None) -> list[FrozenTrial]:
+    def rank_trials(self, trials: Iterable[FrozenTrial], limit: int | None = None) -> list[FrozenTrial]:
         """All of them, or the best `most`."""
-        if not self.two:
-            number = sys.maxsize if most is None else most
-            return heapq.nsmallest(number, trials, key=lambda trial: (*self._class(trial), self._loss(trial)))
-        return list(islice(self._by_fronts(trials), most))
+        if not self.has_two_objectives:
+            number = sys.maxsize if limit is None else limit
+            return heapq.nsmallest(number, trials, key=lambda trial: (*self._get_class(trial), self._get_loss(trial)))
+        return list(islice(self._rank_by_fronts(trials), limit))
 
-    def _by_fronts(self, trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
+    def _rank_by_fronts(self, trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
         classes: defaultdict[tuple[float, float], list[FrozenTrial]] = defaultdict(list)
         for trial in trials:
-            classes[self._class(trial)].append(trial)
+            classes[self._get_class(trial)].append(trial)
         for _, alike in sorted(classes.items()):
             valued = [trial for trial in alike if trial.values]
-            points = [(self._loss(trial), trial.values[1]) for trial in valued]
+            points = [(self._get_loss(trial), trial.values[1]) for trial in valued]
             yield from (valued[index] for index in best_first(points))
             yield from (trial for trial in alike if not trial.values)
 
-    def _class(self, trial: FrozenTrial) -> tuple[float, float]:
+    def _get_class(self, trial: FrozenTrial) -> tuple[float, float]:
         epochs = math.inf if trial.state == TrialState.COMPLETE else max(trial.intermediate_values, default=-1)
-        return _excess(trial) if self.limited else 0.0, -epochs
+        return _sum_excess(trial) if self.has_constraints else 0.0, -epochs
 
-    def _loss(self, trial: FrozenTrial) -> float:
+    def _get_loss(self, trial: FrozenTrial) -> float:
         return self.sign * trial.values[0] if trial.values else math.inf
 
 
-def _excess(trial: FrozenTrial) -> float:
+def _sum_excess(trial: FrozenTrial) -> float:
     """How far a trial is over its limits, all together."""
     return sum(excess for excess in trial.constraints.values() if excess > 0)
 
 
-def _bounded(trials: list[FrozenTrial], limit: int, merit: _Merit) -> list[FrozenTrial]:
+def _limit_trials(trials: list[FrozenTrial], limit: int, ranking: _TrialRanking) -> list[FrozenTrial]:
     """Without the ended trials that are neither among the best nor among the newest."""
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(ended) <= limit:
         return trials
-    best = {trial.number for trial in merit.best_first(ended, limit // 10)}
+    best = {trial.number for trial in ranking.rank_trials(ended, limit // 10)}
     others = [trial.number for trial in ended if trial.number not in best]
     left_out = set(others[: len(ended) - limit])
     return [trial for trial in trials if trial.number not in left_out]
 
 
-def _listed_by_merit(trials: Sequence[FrozenTrial], merit: _Merit) -> list[FrozenTrial]:
+def _sort_stopped_trials(trials: Sequence[FrozenTrial], ranking: _TrialRanking) -> list[FrozenTrial]:
     """The stopped trials at each other's places, the best at the first one, and without what they reported."""
-    stopped = iter(merit.best_first(trial for trial in trials if trial.state == TrialState.PRUNED))
-    return [_without_reports(next(stopped)) if trial.state == TrialState.PRUNED else trial for trial in trials]
+    stopped = iter(ranking.rank_trials(trial for trial in trials if trial.state == TrialState.PRUNED))
+    return [_drop_reports(next(stopped)) if trial.state == TrialState.PRUNED else trial for trial in trials]
 
 
-def _without_reports(trial: FrozenTrial) -> FrozenTrial:
+def _drop_reports(trial: FrozenTrial) -> FrozenTrial:
     changed = copy.copy(trial)
     changed.intermediate_values = {}
     return changed
 
 
-def _with(trial: FrozenTrial, state: TrialState, values: list[float] | None) -> FrozenTrial:
+def _replace_outcome(trial: FrozenTrial, state: TrialState, values: list[float] | None) -> FrozenTrial:
     changed = copy.copy(trial)
     changed.state, changed.values = state, values
     return changed

@@ -35,13 +35,13 @@ from handpose.errors import UserError
 from handpose.search.distributions import (
     check_range,
     check_steps,
-    fitted,
-    from_label,
-    labels,
-    nearest,
-    num_values,
-    stepped,
-    value_at,
+    count_values,
+    fit_value,
+    get_value_at,
+    make_labels,
+    make_stepped_distribution,
+    parse_label,
+    round_to_distribution,
 )
 from handpose.values import as_plain, equal, is_plain, same, written
 from handpose.whole_file import expand_home
@@ -49,14 +49,14 @@ from handpose.yaml_files import load_yaml
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study on stderr
 
-SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
+SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
 
 Params: TypeAlias = dict[str, Any]
 """Configuration key -> value of one trial; values are scalars or lists of scalars."""
 
 
 @dataclass(frozen=True)
-class ListedSpace:
+class YamlSpace:
     """A space from YAML: every parameter is known beforehand.
 
     parameters: key -> distribution, in the file's order. fixed: keys that every trial sets to one value. expressions:
@@ -72,13 +72,13 @@ class ListedSpace:
     def name(self) -> str:
         return self.file.stem
 
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Params:
+    def sample(self, trial: optuna.trial.BaseTrial) -> Params:
         """Draw every parameter from the trial."""
-        return self.made_of({key: _draw(trial, key, each) for key, each in self.parameters.items()})
+        return self.build_params({key: _sample_param(trial, key, each) for key, each in self.parameters.items()})
 
-    def made_of(self, draws: Params) -> Params:
+    def build_params(self, draws: Params) -> Params:
         """The parameters of a trial with these draws."""
-        return {key: self.fixed[key] if key in self.fixed else from_label(draws[key]) for key in self.expressions}
+        return {key: self.fixed[key] if key in self.fixed else parse_label(draws[key]) for key in self.expressions}
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ class PythonSpace:
 
     file: Path
     function: Callable[[Any], Mapping[str, Any]]
-    held: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.file.stem
 
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Params:
+    def sample(self, trial: optuna.trial.BaseTrial) -> Params:
         """Call the file's function. Raises UserError when it fails, or gives no mapping of plain values."""
         try:
-            params = self.function(_Suggesting(trial, self.file, self.held))
+            params = self.function(_SuggestProxy(trial, self.file, self.fixed))
         except UserError:
             raise
         except (Exception, SystemExit) as error:
@@ -112,13 +112,13 @@ class PythonSpace:
                 raise UserError(
                     f"{self.file}: space(trial) gave {key!r}: {value!r}; values are numbers, text or lists of them"
                 )
-        return {key: self.held.get(key, value) for key, value in params.items()}
+        return {key: self.fixed.get(key, value) for key, value in params.items()}
 
 
-Space: TypeAlias = ListedSpace | PythonSpace
+Space: TypeAlias = YamlSpace | PythonSpace
 
 
-def load_space(name: str, *, folder: Path = SPACES) -> Space:
+def load_space(name: str, *, folder: Path = SPACES_FOLDER) -> Space:
     """The search space of that name in `folder`, or at that path.
 
     Raises UserError where there is none, with the nearest name, and for all in the file that cannot be searched.
@@ -127,7 +127,7 @@ def load_space(name: str, *, folder: Path = SPACES) -> Space:
     return _load_python(file) if file.suffix == ".py" else _load_yaml(file)
 
 
-def find_space(name: str, *, folder: Path = SPACES) -> Path:
+def find_space(name: str, *, folder: Path = SPACES_FOLDER) -> Path:
     """The file of a search space, given by name or path."""
     path = expand_home(name)
     if path.suffix in (".yaml", ".yml", ".py") or len(path.parts) > 1:
@@ -143,88 +143,90 @@ def find_space(name: str, *, folder: Path = SPACES) -> Path:
     raise UserError(f"search_space={name}: {hint}{folder.name}/ has {', '.join(files) or 'no spaces'}")
 
 
-def keys_of(space: Space) -> list[str]:
+def list_keys(space: Space) -> list[str]:
     """The configuration keys that the space sets, of a Python space as far as `probes` meets them."""
-    if isinstance(space, ListedSpace):
+    if isinstance(space, YamlSpace):
         return list(space.expressions)
-    return list(dict.fromkeys(key for params in probes(space) for key in params))
+    return list(dict.fromkeys(key for params in generate_probe_params(space) for key in params))
 
 
-def holding(space: Space, held: Mapping[str, Any]) -> Space:
+def fix_params(space: Space, fixed: Mapping[str, Any]) -> Space:
     """The space with one value for these keys in every trial, whatever its file searches for them.
 
     Raises UserError where nothing is left to search.
     """
-    if not held:
+    if not fixed:
         return space
-    if isinstance(space, ListedSpace):
-        parameters = {key: each for key, each in space.parameters.items() if key not in held}
-        expressions = {key: written(held[key]) if key in held else text for key, text in space.expressions.items()}
-        less: Space = ListedSpace(space.file, parameters, {**space.fixed, **held}, expressions)
+    if isinstance(space, YamlSpace):
+        parameters = {key: each for key, each in space.parameters.items() if key not in fixed}
+        expressions = {key: written(fixed[key]) if key in fixed else text for key, text in space.expressions.items()}
+        less: Space = YamlSpace(space.file, parameters, {**space.fixed, **fixed}, expressions)
         is_searched = bool(parameters)
     else:
-        less = replace(space, held=held)
-        trial = optuna.create_study(sampler=_Extremes(upper=False, option=0)).ask()
-        less.suggest(trial)
+        less = replace(space, fixed=fixed)
+        trial = optuna.create_study(sampler=_ExtremesSampler(upper=False, option=0)).ask()
+        less.sample(trial)
         is_searched = bool(trial.params)
     if not is_searched:
         raise UserError(
-            f"every key that {space.file} searches is given on the command line ({', '.join(held)}), so that all "
+            f"every key that {space.file} searches is given on the command line ({', '.join(fixed)}), so that all "
             "trials would be the same; leave one of them out, or train once with train.py"
         )
     return less
 
 
-def default_point(space: Space, defaults: Mapping[str, Any]) -> Params | None:
+def find_default_point(space: Space, defaults: Mapping[str, Any]) -> Params | None:
     """The draws that lead to the default configuration, by name, or None where it does not lie in the space.
 
     defaults: configuration key -> value of the composed configuration; for a group (`model/decoder`) the option
     chosen. A define-by-run space is asked as well, and has the default in it when it draws each parameter under its
     configuration key.
     """
-    sampler = Given(defaults)
+    sampler = GivenValuesSampler(defaults)
     trial = optuna.create_study(sampler=sampler).ask()
     try:
-        space.suggest(trial)
+        space.sample(trial)
     except UserError:
-        if sampler.outside(trial) or sampler.missing(trial):  # it failed at values that are not the default's
+        if sampler.find_out_of_range(trial) or sampler.find_missing(
+            trial
+        ):  # it failed at values that are not the default's
             return None
         raise
-    return None if sampler.outside(trial) or sampler.missing(trial) else dict(trial.params)
+    return None if sampler.find_out_of_range(trial) or sampler.find_missing(trial) else dict(trial.params)
 
 
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested configuration as dotted key -> value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
-def probes(space: Space, *, num_random: int = 3, seed: int = 0) -> Iterator[Params]:
+def generate_probe_params(space: Space, *, num_random: int = 3, seed: int = 0) -> Iterator[Params]:
     """Points that show what a space holds.
 
     All parameters at their lower end, all at their upper end, every option of every choice, and some at random.
     """
-    yield _probe(space, _Extremes(upper=False, option=0))
-    yield _probe(space, _Extremes(upper=True, option=-1))
+    yield _sample_space(space, _ExtremesSampler(upper=False, option=0))
+    yield _sample_space(space, _ExtremesSampler(upper=True, option=-1))
     for option in range(1, 100):
-        sampler = _Extremes(upper=bool(option % 2), option=option)
-        params = _probe(space, sampler)
+        sampler = _ExtremesSampler(upper=bool(option % 2), option=option)
+        params = _sample_space(space, sampler)
         if option >= sampler.num_options - 1:  # the last one was drawn above
             break
         yield params
     random = optuna.samplers.RandomSampler(seed=seed)
-    yield from (_probe(space, random) for _ in range(num_random))
+    yield from (_sample_space(space, random) for _ in range(num_random))
 
 
-def num_grid_points(space: Space) -> int:
+def count_grid_points(space: Space) -> int:
     """How many points a grid over the space has. Raises UserError where they cannot be listed, or are too many."""
     if isinstance(space, PythonSpace):
         raise UserError(f"searcher=grid cannot list the points of {space.file}; use searcher=optuna or random")
     counts = []
     for key, distribution in space.parameters.items():
-        count = num_values(distribution)
+        count = count_values(distribution)
         if count is None:
             raise UserError(
                 f"searcher=grid needs a list of values, but {space.file} has {key}: {space.expressions[key]}; "
@@ -232,32 +234,32 @@ def num_grid_points(space: Space) -> int:
             )
         counts.append(count)
     total = math.prod(counts)
-    if total > _MOST_GRID_POINTS:
+    if total > _MAX_GRID_POINTS:
         raise UserError(
             f"searcher=grid would list {total} points of {space.file} ({' x '.join(map(str, counts))}), and takes at "
-            f"most {_MOST_GRID_POINTS}; make the ranges coarser, or use searcher=optuna or random"
+            f"most {_MAX_GRID_POINTS}; make the ranges coarser, or use searcher=optuna or random"
         )
     return total
 
 
-def grid_points(space: Space) -> list[Params]:
+def list_grid_points(space: Space) -> list[Params]:
     """Every point of the space, as draws by name. Raises UserError where that cannot be listed."""
-    num_grid_points(space)
-    assert isinstance(space, ListedSpace)
+    count_grid_points(space)
+    assert isinstance(space, YamlSpace)
     values = [
-        [value_at(distribution, index) for index in range(num_values(distribution) or 0)]
+        [get_value_at(distribution, index) for index in range(count_values(distribution) or 0)]
         for distribution in space.parameters.values()
     ]
     return [dict(zip(space.parameters, point, strict=True)) for point in itertools.product(*values)]
 
 
-_MOST_GRID_POINTS = 100_000
+_MAX_GRID_POINTS = 100_000
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _load_yaml(file: Path) -> ListedSpace:
+def _load_yaml(file: Path) -> YamlSpace:
     try:
         content = load_yaml(file)
     except yaml.YAMLError as error:
@@ -267,11 +269,11 @@ def _load_yaml(file: Path) -> ListedSpace:
     parameters: dict[str, BaseDistribution] = {}
     fixed: dict[str, Any] = {}
     for key, value in content.items():
-        parsed = _parse(file, str(key), value) if isinstance(value, str) else None
+        parsed = _parse_expression(file, str(key), value) if isinstance(value, str) else None
         if parsed is not None and parsed.is_sweep_override():
-            parameters[str(key)] = _distribution(file, parsed)
+            parameters[str(key)] = _parse_distribution(file, parsed)
         else:
-            fixed[str(key)] = value if parsed is None else _unquoted(parsed.value())
+            fixed[str(key)] = value if parsed is None else _unquote(parsed.value())
             if not is_plain(fixed[str(key)]):
                 raise UserError(
                     f"{file}: {key} has the value {value!r}; values are numbers, text or lists of them (write nested "
@@ -281,7 +283,7 @@ def _load_yaml(file: Path) -> ListedSpace:
         raise UserError(
             f"{file} searches nothing: every key has one value; give at least one interval, range or choice"
         )
-    return ListedSpace(file, parameters, fixed, {str(key): str(value) for key, value in content.items()})
+    return YamlSpace(file, parameters, fixed, {str(key): str(value) for key, value in content.items()})
 
 
 def _load_python(file: Path) -> PythonSpace:
@@ -299,16 +301,16 @@ def _load_python(file: Path) -> PythonSpace:
     return PythonSpace(file, function)
 
 
-def _parse(file: Path, key: str, expression: str) -> Override:
+def _parse_expression(file: Path, key: str, expression: str) -> Override:
     try:
-        return _override(f"{key}={expression}")
+        return _parse_override(f"{key}={expression}")
     except (HydraException, OverflowError) as error:
         cause = error.__cause__  # of a grammar error it is the parser's, which says nothing
         reason = str(cause if isinstance(cause, (HydraException, TypeError, ValueError)) else error)
         raise UserError(f"{file}: cannot read {key}: {expression} ({' '.join(reason.split())})") from error
 
 
-def _override(text: str) -> Override:
+def _parse_override(text: str) -> Override:
     """Hydra's reading; with null among choices too, which its choice(...) refuses and its list a, b, c takes."""
     try:
         return OverridesParser.create().parse_override(text)
@@ -319,44 +321,44 @@ def _override(text: str) -> Override:
         return OverridesParser.create().parse_override(listed[1] + listed[2])
 
 
-def _distribution(file: Path, override: Override) -> BaseDistribution:
+def _parse_distribution(file: Path, override: Override) -> BaseDistribution:
     key = override.get_key_element()
     where = f"{file}: {key}: {override.get_value_string()}"
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
-        return _interval(where, sweep)
+        return _parse_interval(where, sweep)
     if isinstance(sweep, RangeSweep):
-        return _range(where, sweep)
-    return CategoricalDistribution(tuple(dict.fromkeys(labels(_options(where, override, sweep)))))
+        return _parse_range(where, sweep)
+    return CategoricalDistribution(tuple(dict.fromkeys(make_labels(_parse_options(where, override, sweep)))))
 
 
-def _options(where: str, override: Override, sweep: Any) -> list[Any]:
+def _parse_options(where: str, override: Override, sweep: Any) -> list[Any]:
     """The values of a choice in the order of the file: a shuffled one would have another order in each process."""
     if isinstance(sweep, ChoiceSweep):
         if sweep.tags:
             raise UserError(f"{where}: tag {min(sweep.tags)} is for interval and range, not for choice")
-        return [_unquoted(value) for value in sweep.list]
+        return [_unquote(value) for value in sweep.list]
     try:
-        return [_unquoted(value) for value in override.sweep_iterator()]
+        return [_unquote(value) for value in override.sweep_iterator()]
     except (HydraException, ValueError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
 
 
-def _unquoted(value: Any) -> Any:
+def _unquote(value: Any) -> Any:
     if isinstance(value, QuotedString):
         return value.text
     if isinstance(value, dict):
-        return {_unquoted(key): _unquoted(item) for key, item in value.items()}
-    return [_unquoted(item) for item in value] if isinstance(value, list) else value
+        return {_unquote(key): _unquote(item) for key, item in value.items()}
+    return [_unquote(item) for item in value] if isinstance(value, list) else value
 
 
-def _interval(where: str, sweep: IntervalSweep) -> BaseDistribution:
+def _parse_interval(where: str, sweep: IntervalSweep) -> BaseDistribution:
     low, high = sweep.start, sweep.end
     log = _is_log(where, sweep.tags)
     assert low is not None
     assert high is not None
     whole = "int" in sweep.tags or (isinstance(low, int) and isinstance(high, int))
-    check_range(where, low, high, is_whole=whole)
+    check_range(where, low, high, is_integer=whole)
     if log and (low <= 0 or (whole and low < 1)):
         raise UserError(
             f"{where} is logarithmic, so its low end must be {'at least 1' if whole else 'above 0'}, not {low:g}"
@@ -368,7 +370,7 @@ def _interval(where: str, sweep: IntervalSweep) -> BaseDistribution:
     return IntDistribution(int(low), int(high), log=log)
 
 
-def _range(where: str, sweep: RangeSweep) -> BaseDistribution:
+def _parse_range(where: str, sweep: RangeSweep) -> BaseDistribution:
     start, stop, step = sweep.start, sweep.stop, sweep.step
     assert start is not None
     assert stop is not None
@@ -382,10 +384,10 @@ def _range(where: str, sweep: RangeSweep) -> BaseDistribution:
         raise UserError(f"{where}: range() arg 3 must not be zero, which is its step")
     if not is_whole:
         check_steps(where, start, stop, step)
-    distribution = stepped(start, stop, step)
+    distribution = make_stepped_distribution(start, stop, step)
     if distribution is None:
         raise UserError(f"{where} is empty: a range runs from its start up to, but not including, its end")
-    check_range(where, distribution.low, distribution.high, is_whole=is_whole)
+    check_range(where, distribution.low, distribution.high, is_integer=is_whole)
     if not log:
         return distribution
     if not isinstance(distribution, IntDistribution) or distribution.low < 1 or distribution.step != 1:
@@ -403,13 +405,13 @@ def _is_log(where: str, tags: set[str]) -> bool:
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
-class _Suggesting:
+class _SuggestProxy:
     """The trial that `space(trial)` is called with: Optuna's, with all choices told apart and NumPy's numbers taken."""
 
-    def __init__(self, trial: optuna.trial.BaseTrial, file: Path, held: Mapping[str, Any]) -> None:
+    def __init__(self, trial: optuna.trial.BaseTrial, file: Path, fixed: Mapping[str, Any]) -> None:
         self._trial = trial
         self._file = file
-        self._held = held
+        self._fixed = fixed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trial, name)
@@ -418,13 +420,13 @@ class _Suggesting:
         """One of the choices, as it was given."""
         options = list(choices)
         try:
-            given = labels(as_plain(option) for option in options)
+            given = make_labels(as_plain(option) for option in options)
         except TypeError as error:
             raise UserError(
                 f"{self._file}: the choices of {name} are numbers, text or lists of them, but {error}"
             ) from error
-        if name in self._held:
-            value = self._held[name]
+        if name in self._fixed:
+            value = self._fixed[name]
             return next((option for option in options if equal(as_plain(option), value)), value)
         drawn = self._trial.suggest_categorical(name, tuple(dict.fromkeys(given)))
         return next(option for option, label in zip(options, given, strict=True) if same(label, drawn))
@@ -434,56 +436,56 @@ class _Suggesting:
     ) -> float:
         """A number of the range."""
         low, high, step = as_plain(low), as_plain(high), as_plain(step)
-        if name in self._held:
-            return self._held[name]
-        check_range(self._where(name, low, high), low, high, is_whole=False)
+        if name in self._fixed:
+            return self._fixed[name]
+        check_range(self._format_bounds(name, low, high), low, high, is_integer=False)
         if step is not None:
-            check_steps(self._where(name, low, high), low, high, step)
+            check_steps(self._format_bounds(name, low, high), low, high, step)
         drawn = self._trial.suggest_float(name, low, high, step=step, log=log)
         distribution = self._trial.distributions[name]
         assert isinstance(distribution, FloatDistribution)
-        return nearest(drawn, distribution)
+        return round_to_distribution(drawn, distribution)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """A whole number of the range."""
         low, high, step = as_plain(low), as_plain(high), as_plain(step)
-        if name in self._held:
-            return self._held[name]
-        check_range(self._where(name, low, high), low, high, is_whole=True)
+        if name in self._fixed:
+            return self._fixed[name]
+        check_range(self._format_bounds(name, low, high), low, high, is_integer=True)
         return self._trial.suggest_int(name, low, high, step=step, log=log)
 
-    def _where(self, name: str, low: float, high: float) -> str:
+    def _format_bounds(self, name: str, low: float, high: float) -> str:
         return f"{self._file}: {name} from {low} to {high}"
 
 
-def _draw(trial: optuna.trial.BaseTrial, key: str, distribution: BaseDistribution) -> Any:
+def _sample_param(trial: optuna.trial.BaseTrial, key: str, distribution: BaseDistribution) -> Any:
     if isinstance(distribution, FloatDistribution):
         drawn = trial.suggest_float(
             key, distribution.low, distribution.high, step=distribution.step, log=distribution.log
         )
-        return nearest(drawn, distribution)
+        return round_to_distribution(drawn, distribution)
     if isinstance(distribution, IntDistribution):
         return trial.suggest_int(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
     assert isinstance(distribution, CategoricalDistribution)
     return trial.suggest_categorical(key, distribution.choices)
 
 
-def _probe(space: Space, sampler: optuna.samplers.BaseSampler) -> Params:
-    return space.suggest(optuna.create_study(sampler=sampler).ask())
+def _sample_space(space: Space, sampler: optuna.samplers.BaseSampler) -> Params:
+    return space.sample(optuna.create_study(sampler=sampler).ask())
 
 
-class Given(optuna.samplers.BaseSampler):
+class GivenValuesSampler(optuna.samplers.BaseSampler):
     """Draws the values it is given, by the names of the draws, and any other where there is none that fits."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
 
-    def outside(self, trial: optuna.trial.BaseTrial | optuna.trial.FrozenTrial) -> tuple[str, ...]:
+    def find_out_of_range(self, trial: optuna.trial.BaseTrial | optuna.trial.FrozenTrial) -> tuple[str, ...]:
         """Draws of the trial that do not take the value that was given."""
         given = [name for name in trial.params if name in self._values]
-        return tuple(name for name in given if self._fitted(name, trial.distributions[name]) is None)
+        return tuple(name for name in given if self._fit_value(name, trial.distributions[name]) is None)
 
-    def missing(self, trial: optuna.trial.BaseTrial | optuna.trial.FrozenTrial) -> tuple[str, ...]:
+    def find_missing(self, trial: optuna.trial.BaseTrial | optuna.trial.FrozenTrial) -> tuple[str, ...]:
         """Draws of the trial that no value was given for, though there are several."""
         return tuple(
             name for name, each in trial.distributions.items() if name not in self._values and not each.single()
@@ -496,7 +498,7 @@ class Given(optuna.samplers.BaseSampler):
         return {}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
-        found = self._fitted(param_name, param_distribution)
+        found = self._fit_value(param_name, param_distribution)
         if found is not None:
             return found[0]
         if isinstance(param_distribution, CategoricalDistribution):
@@ -504,17 +506,17 @@ class Given(optuna.samplers.BaseSampler):
         assert isinstance(param_distribution, (FloatDistribution, IntDistribution))
         return param_distribution.low
 
-    def _fitted(self, name: str, distribution: BaseDistribution) -> tuple[Any] | None:
+    def _fit_value(self, name: str, distribution: BaseDistribution) -> tuple[Any] | None:
         """The value as the distribution has it, which may be None."""
         if name not in self._values:
             return None
         try:
-            return (fitted(self._values[name], distribution),)
+            return (fit_value(self._values[name], distribution),)
         except ValueError:
             return None
 
 
-class _Extremes(optuna.samplers.BaseSampler):
+class _ExtremesSampler(optuna.samplers.BaseSampler):
     """Draws the lower or upper end of every range, and one option of every choice."""
 
     def __init__(self, *, upper: bool, option: int) -> None:

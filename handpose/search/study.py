@@ -24,21 +24,21 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from handpose.errors import UserError, naming
-from handpose.search.distributions import from_label
+from handpose.search.distributions import parse_label
 from handpose.search.space import Params
 
-JOURNAL = "journal.log"
+JOURNAL_FILE = "journal.log"
 
-PARAMS = "params"
+PARAMS_ATTRIBUTE = "params"
 """User attribute with a trial's configuration keys and values, where these are not the draws themselves."""
 
-COSTS = ("num_parameters", "latency_ms", "memory_mb")
+COST_NAMES = ("num_parameters", "latency_ms", "memory_mb")
 """What a trial is measured for; user attributes of it, too. Constraints limit them."""
 
-_CONSTRAINT = "constraints:"
+_CONSTRAINT_PREFIX = "constraints:"
 """What `Trial.set_constraint` puts before a constraint's name among the system attributes (Optuna 5.0)."""
 
-ID = "id"
+STUDY_ID_ATTRIBUTE = "id"
 """User attribute of a study that tells it from others, also of the same name."""
 
 
@@ -53,29 +53,29 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     if url is not None:
         return _open_database(url)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / JOURNAL
-    mend_journal(file)
+    file = folder / JOURNAL_FILE
+    repair_journal(file)
     return JournalStorage(_Journal(file))
 
 
-def read_storage(url: str | None, folder: Path) -> BaseStorage:
+def open_storage_for_reading(url: str | None, folder: Path) -> BaseStorage:
     """The same for reading: nothing is mended or made. Raises UserError where there is none."""
-    file = folder / JOURNAL if url is None else _sqlite_file(url)
+    file = folder / JOURNAL_FILE if url is None else _find_sqlite_file(url)
     if file is not None and not file.is_file():
         raise UserError(f"there is no {file}")
     return JournalStorage(JournalFileBackend(str(file))) if url is None else _open_database(url)
 
 
-def check_url(url: str | None) -> None:
+def check_storage_url(url: str | None) -> None:
     """Refuse the URL of a database, as it was written, that says a password: a sweep writes it down in its folder."""
-    if url is not None and without_password(url) != url:
+    if url is not None and hide_password(url) != url:
         raise UserError(
-            f"searcher.storage={without_password(url)} would write its password into sweep.yaml; put the whole URL "
+            f"searcher.storage={hide_password(url)} would write its password into sweep.yaml; put the whole URL "
             "into the environment or into .env, as STUDY_URL=..., and give searcher.storage='${oc.env:STUDY_URL}'"
         )
 
 
-def resolved_url(url: str | None) -> str | None:
+def resolve_storage_url(url: str | None) -> str | None:
     """The URL of a database from what was written, which may name a variable of the environment.
 
     Raises UserError where that is not set.
@@ -94,7 +94,7 @@ def close_storage(storage: BaseStorage) -> None:
         backend.engine.dispose()
 
 
-def mend_journal(file: Path) -> None:
+def repair_journal(file: Path) -> None:
     """Cut off what a killed process or a full disk left half-written, and its lock.
 
     The next line would be written behind it, and Optuna cannot read past a broken line.
@@ -153,13 +153,13 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _sqlite_file(url: str) -> Path | None:
+def _find_sqlite_file(url: str) -> Path | None:
     found = re.fullmatch(r"sqlite(?:\+\w+)?://(?:/([^?]*).*)?", url)
     return Path(found[1] or "") if found else None
 
 
 def _open_database(url: str) -> BaseStorage:
-    file = _sqlite_file(url)
+    file = _find_sqlite_file(url)
     if file is not None and not file.is_absolute():  # a sweep may go on from another folder, and needs it then
         raise UserError(
             f"searcher.storage={url} must name a file from the root on, with four slashes: sqlite:////folder/study.db"
@@ -169,12 +169,12 @@ def _open_database(url: str) -> BaseStorage:
     except Exception as error:  # of SQLAlchemy, of the database's driver, or that there is no driver
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(
-            f"searcher.storage={without_password(url)} cannot be opened ({without_password(reason)}); give the URL "
+            f"searcher.storage={hide_password(url)} cannot be opened ({hide_password(reason)}); give the URL "
             "of a database, as sqlite:////folder/study.db, or null for a file in the sweep's folder"
         ) from error
 
 
-def without_password(text: str) -> str:
+def hide_password(text: str) -> str:
     """The text with three stars in place of each URL's password."""
     return re.sub(r"([?&]password=)[^&\s]*", r"\1***", re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text))
 
@@ -190,10 +190,10 @@ def create_study(storage: BaseStorage, name: str, objectives: Mapping[str, str],
         try:
             study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         except DuplicatedStudyError as error:
-            where = "the sweep's folder" if url is None else f"searcher.storage={without_password(url)}"
+            where = "the sweep's folder" if url is None else f"searcher.storage={hide_password(url)}"
             raise UserError(f"there is a study {name} in {where} already; choose another sweep.name") from error
         study.set_metric_names(list(objectives))
-    storage.set_study_user_attr(study._study_id, ID, uuid.uuid4().hex)
+    storage.set_study_user_attr(study._study_id, STUDY_ID_ATTRIBUTE, uuid.uuid4().hex)
     return study._study_id
 
 
@@ -208,33 +208,33 @@ def find_study(storage: BaseStorage, name: str) -> int | None:
 # --- what a trial of it says ------------------------------------------------------------------------------------------
 
 
-def params_of(trial: FrozenTrial) -> Params:
+def get_trial_params(trial: FrozenTrial) -> Params:
     """Configuration key -> value of a trial."""
-    drawn = {name: from_label(value) for name, value in trial.params.items()}
-    return dict(trial.user_attrs.get(PARAMS, drawn))
+    drawn = {name: parse_label(value) for name, value in trial.params.items()}
+    return dict(trial.user_attrs.get(PARAMS_ATTRIBUTE, drawn))
 
 
-def last_value(trial: FrozenTrial) -> float | None:
+def get_last_value(trial: FrozenTrial) -> float | None:
     """The value of the metric that was reported last."""
     if trial.last_step is not None:
         return trial.intermediate_values[trial.last_step]
     return trial.values[0] if trial.values else None
 
 
-def limits_of(constraints: Mapping[str, float | None]) -> dict[str, float]:
+def parse_limits(constraints: Mapping[str, float | None]) -> dict[str, float]:
     """The constraints that have a limit, in one order. Raises UserError for a limit that is none."""
     for name, limit in constraints.items():
-        if name not in COSTS:
-            raise UserError(f"searcher.constraints.{name}: a trial is measured for {', '.join(COSTS)} only")
+        if name not in COST_NAMES:
+            raise UserError(f"searcher.constraints.{name}: a trial is measured for {', '.join(COST_NAMES)} only")
         is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
         if limit is not None and not (is_number and 0 < limit < math.inf):
             raise UserError(f"searcher.constraints.{name} must be a number above 0, or null, but it is {limit}")
-    return {name: float(limit) for name in COSTS if (limit := constraints.get(name)) is not None}
+    return {name: float(limit) for name in COST_NAMES if (limit := constraints.get(name)) is not None}
 
 
-def excess(costs: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
+def compute_excess(costs: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
     """System attributes of the constraints: how far each cost is over its limit, as a part of the limit.
 
     So that parameters and milliseconds weigh alike where a sampler adds them up.
     """
-    return {f"{_CONSTRAINT}{name}": costs[name] / limit - 1 for name, limit in limits.items() if name in costs}
+    return {f"{_CONSTRAINT_PREFIX}{name}": costs[name] / limit - 1 for name, limit in limits.items() if name in costs}

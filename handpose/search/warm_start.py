@@ -20,28 +20,28 @@ from handpose.errors import UserError
 from handpose.formats import upgrade
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.metrics.validation import direction
-from handpose.search.points import Placed, first_points, place
-from handpose.search.space import Params, Space, flattened
+from handpose.search.points import SpacePlacement, list_first_points, place_values
+from handpose.search.space import Params, Space, flatten_config
 from handpose.search.study import (
-    COSTS,
-    ID,
-    PARAMS,
+    COST_NAMES,
+    PARAMS_ATTRIBUTE,
+    STUDY_ID_ATTRIBUTE,
     close_storage,
-    excess,
+    compute_excess,
     find_study,
-    last_value,
-    params_of,
-    read_storage,
-    resolved_url,
+    get_last_value,
+    get_trial_params,
+    open_storage_for_reading,
+    resolve_storage_url,
 )
 from handpose.values import equal, same
 from handpose.whole_file import expand_home
 from handpose.yaml_files import load_yaml, read_yaml
 
-LINEAGE = "lineage"
+LINEAGE_ATTRIBUTE = "lineage"
 """User attribute of a trial from an earlier sweep: which one's it was, and under `from` where that had it from."""
 
-_NO_MATTER = {
+_IRRELEVANT_GROUPS = {
     *(
         "best",
         "checkpoints",
@@ -60,7 +60,7 @@ _NO_MATTER = {
 }
 """Groups and keys that do not change what a configuration is worth; `seed` only draws another sample of that."""
 
-_NO_MATTER_EITHER = (
+_IRRELEVANT_KEYS = (
     "data.num_workers",
     "data.root",  # the data are known by their fingerprint
     "data.source.num_workers",
@@ -72,7 +72,7 @@ _NO_MATTER_EITHER = (
     "trainer.max_epochs",  # a sweep has its own
 )
 
-_OF_A_MACHINE = ("latency_ms", "memory_mb")
+_MACHINE_DEPENDENT_COSTS = ("latency_ms", "memory_mb")
 """Costs that are not comparable as values where nobody knows that it is the same machine, and as busy."""
 
 
@@ -90,7 +90,7 @@ class Conditions(NamedTuple):
 
 
 @dataclass
-class Beginning:
+class InitialTrials:
     """What a sweep begins with.
 
     points: draws by name, to try first. trials: from earlier sweeps, for the study. account: of each earlier sweep, in
@@ -101,10 +101,10 @@ class Beginning:
 
     points: list[Params] = field(default_factory=list)
     trials: list[FrozenTrial] = field(default_factory=list)
-    account: list[dict[str, Any]] = field(default_factory=list)
+    import_summaries: list[dict[str, Any]] = field(default_factory=list)
 
 
-class _Sweep(NamedTuple):
+class _EarlierSweep(NamedTuple):
     folder: Path
     name: str
     study: str
@@ -113,7 +113,7 @@ class _Sweep(NamedTuple):
     trials: list[FrozenTrial]
 
 
-def begin(
+def prepare_initial_trials(
     space: Space,
     here: Conditions,
     *,
@@ -122,7 +122,7 @@ def begin(
     num_points: int,
     limits: Mapping[str, float],
     second_objective: str | None = None,
-) -> Beginning:
+) -> InitialTrials:
     """What a sweep over this space begins with.
 
     here: the conditions of the sweep. first: configurations to try. warm_start: folders of earlier sweeps; of each the
@@ -130,13 +130,15 @@ def begin(
     without which a trial does not compare. Raises UserError for a configuration that does not lie in the space, and for
     a folder that is no sweep.
     """
-    beginning = Beginning(first_points(space, first, here.settings))
+    initial_trials = InitialTrials(list_first_points(space, first, here.settings))
     known: set[tuple[str, int]] = set()
     for folder in warm_start:
-        _Importer(_read(folder), space, here, limits, second_objective, known).bring_into(beginning, num_points)
-    points = beginning.points
-    beginning.points = [point for i, point in enumerate(points) if point not in points[:i]]
-    return beginning
+        _Importer(_read_earlier_sweep(folder), space, here, limits, second_objective, known).import_into(
+            initial_trials, num_points
+        )
+    points = initial_trials.points
+    initial_trials.points = [point for i, point in enumerate(points) if point not in points[:i]]
+    return initial_trials
 
 
 class _Importer:
@@ -144,120 +146,126 @@ class _Importer:
 
     def __init__(
         self,
-        sweep: _Sweep,
+        sweep: _EarlierSweep,
         space: Space,
         here: Conditions,
         limits: Mapping[str, float],
         second_objective: str | None,
-        known: set[tuple[str, int]],
+        seen_origins: set[tuple[str, int]],
     ) -> None:
-        self._sweep, self._space, self._limits, self._known = sweep, space, limits, known
-        self._second = [] if second_objective is None else [second_objective]
-        self._there, self._here = sweep.conditions.settings, here.settings
-        self._obstacle = _obstacle(sweep.conditions, here)
-        self._differing = {
-            key for key in {**self._there, **self._here} if _matters(key) and _differ(key, self._there, self._here)
+        self._sweep, self._space, self._limits, self._seen_origins = sweep, space, limits, seen_origins
+        self._second_objectives = [] if second_objective is None else [second_objective]
+        self._their_settings, self._our_settings = sweep.conditions.settings, here.settings
+        self._incompatibility = _find_incompatibility(sweep.conditions, here)
+        self._differing_keys = {
+            key
+            for key in {**self._their_settings, **self._our_settings}
+            if _affects_result(key) and _has_different_value(key, self._their_settings, self._our_settings)
         }
         self._counts: Counter[str] = Counter()
-        self._outside: Counter[str] = Counter()
+        self._out_of_range: Counter[str] = Counter()
         self._incomparable: Counter[str] = Counter()
 
-    def bring_into(self, beginning: Beginning, num_points: int) -> None:
+    def import_into(self, initial_trials: InitialTrials, num_points: int) -> None:
         others = []
         for trial in self._sweep.trials:
-            refusal = self._refusal(trial)
+            refusal = self._find_rejection(trial)
             if refusal:
                 self._counts[refusal] += 1
                 continue
-            placed = place(self._space, {**self._there, **trial.params, **params_of(trial)})
-            reason = self._obstacle or self._foreign(trial, placed)
+            placed = place_values(self._space, {**self._their_settings, **trial.params, **get_trial_params(trial)})
+            reason = self._incompatibility or self._find_difference(trial, placed)
             if reason:
                 self._incomparable[reason] += 1
                 others.append(trial)
-            elif name := self._out_of_range(trial, placed):
-                self._outside[name] += 1
+            elif name := self._find_out_of_range_key(trial, placed):
+                self._out_of_range[name] += 1
             else:
                 self._counts["brought"] += 1
-                beginning.trials.append(self._record(trial, placed))
-        points = list(self._best(others, num_points))
-        beginning.points += points
-        beginning.account.append(self._account(len(points)))
+                initial_trials.trials.append(self._make_trial(trial, placed))
+        points = list(self._choose_best_points(others, num_points))
+        initial_trials.points += points
+        initial_trials.import_summaries.append(self._summarise_import(len(points)))
 
-    def _refusal(self, trial: FrozenTrial) -> str:
+    def _find_rejection(self, trial: FrozenTrial) -> str:
         """Why nothing can be had of a trial."""
-        origin = _origin(self._lineage(trial))
-        if origin in self._known:
+        origin = _find_origin(self._make_lineage(trial))
+        if origin in self._seen_origins:
             return "known"
-        self._known.add(origin)
+        self._seen_origins.add(origin)
         if trial.state == TrialState.FAIL:
             return "failed"
-        value = last_value(trial)
+        value = get_last_value(trial)
         return "" if value is not None and math.isfinite(value) else "without_value"
 
-    def _foreign(self, trial: FrozenTrial, placed: Placed) -> str:
+    def _find_difference(self, trial: FrozenTrial, placed: SpacePlacement) -> str:
         """What kept the trial's value from being measured here, that neither of the two searches."""
-        for key in sorted(self._differing - params_of(trial).keys() - placed.params.keys()):
-            return f"{key} was {self._there.get(key, 'not there')} and is {self._here.get(key, 'not there')}"
-        for name in self._second:
-            if name in _OF_A_MACHINE:
+        for key in sorted(self._differing_keys - get_trial_params(trial).keys() - placed.params.keys()):
+            return f"{key} was {self._their_settings.get(key, 'not there')} and is {self._our_settings.get(key, 'not there')}"
+        for name in self._second_objectives:
+            if name in _MACHINE_DEPENDENT_COSTS:
                 return f"{name} depends on the machine"
-        lacking = [name for name in (*self._limits, *self._second) if name not in trial.user_attrs]
+        lacking = [name for name in (*self._limits, *self._second_objectives) if name not in trial.user_attrs]
         if lacking:
             return f"{lacking[0]} was not measured"
-        foreign = [name for name in self._limits if name in _OF_A_MACHINE]
+        foreign = [name for name in self._limits if name in _MACHINE_DEPENDENT_COSTS]
         return f"{foreign[0]} depends on the machine" if foreign else ""
 
-    def _out_of_range(self, trial: FrozenTrial, placed: Placed) -> str:
+    def _find_out_of_range_key(self, trial: FrozenTrial, placed: SpacePlacement) -> str:
         """A parameter that cannot have the trial's value here."""
-        for name in (*placed.outside, *placed.missing):
+        for name in (*placed.out_of_range, *placed.missing):
             return name
-        params = params_of(trial)
-        there, here = {**self._there, **params}, {**self._here, **placed.params}
+        params = get_trial_params(trial)
+        there, here = {**self._their_settings, **params}, {**self._our_settings, **placed.params}
         for key in {**params, **placed.params}:
-            if _differ(key, there, here):
+            if _has_different_value(key, there, here):
                 return key
         return ""
 
-    def _best(self, trials: Sequence[FrozenTrial], num_points: int) -> Iterator[Params]:
+    def _choose_best_points(self, trials: Sequence[FrozenTrial], num_points: int) -> Iterator[Params]:
         """Points of the best trials, the most trained first, as far as they lie in the space."""
         conditions = self._sweep.conditions
         target = TargetMetric(conditions.metric, conditions.mode)
 
         def rank(trial: FrozenTrial) -> tuple[float, float, int]:
-            value = last_value(trial)
+            value = get_last_value(trial)
             assert value is not None
             return -(trial.last_step or 0), target.loss(value), trial.number
 
         for trial in sorted(trials, key=rank):
             if num_points <= 0:
                 return
-            params = params_of(trial)
-            placed = place(self._space, {**self._there, **trial.params, **params})
-            own = [name for name in placed.outside if name in params or name in trial.params]
+            params = get_trial_params(trial)
+            placed = place_values(self._space, {**self._their_settings, **trial.params, **params})
+            own = [name for name in placed.out_of_range if name in params or name in trial.params]
             if own:
-                self._outside[own[0]] += 1
-            elif not any(cost > 0 for cost in excess(_costs(trial), self._limits).values()):
+                self._out_of_range[own[0]] += 1
+            elif not any(cost > 0 for cost in compute_excess(_get_portable_costs(trial), self._limits).values()):
                 num_points -= 1
-                yield placed.without([*placed.outside, *placed.missing])
+                yield placed.drop_draws([*placed.out_of_range, *placed.missing])
 
-    def _record(self, trial: FrozenTrial, placed: Placed) -> FrozenTrial:
+    def _make_trial(self, trial: FrozenTrial, placed: SpacePlacement) -> FrozenTrial:
         """The trial as one of the new study. One that has not ended counts as stopped where it is."""
-        is_complete, costs, value = trial.state == TrialState.COMPLETE, _costs(trial), last_value(trial)
+        is_complete, costs, value = (
+            trial.state == TrialState.COMPLETE,
+            _get_portable_costs(trial),
+            get_last_value(trial),
+        )
         assert value is not None
         record = create_trial(
             state=TrialState.COMPLETE if is_complete else TrialState.PRUNED,
-            values=[value, *(costs[name] for name in self._second)],
+            values=[value, *(costs[name] for name in self._second_objectives)],
             params=placed.draws,
             distributions=placed.distributions,
-            user_attrs={**costs, PARAMS: placed.params, LINEAGE: self._lineage(trial)},
-            system_attrs=excess(costs, self._limits),
+            user_attrs={**costs, PARAMS_ATTRIBUTE: placed.params, LINEAGE_ATTRIBUTE: self._make_lineage(trial)},
+            system_attrs=compute_excess(costs, self._limits),
             intermediate_values=trial.intermediate_values,
         )
         record.datetime_start = trial.datetime_start or record.datetime_start
         record.datetime_complete = trial.datetime_complete or record.datetime_complete
         return record
 
-    def _lineage(self, trial: FrozenTrial) -> dict[str, Any]:
+    def _make_lineage(self, trial: FrozenTrial) -> dict[str, Any]:
         sweep = self._sweep
         lineage = {
             "sweep": sweep.name,
@@ -267,22 +275,22 @@ class _Importer:
             "revision": sweep.revision,
             "folder": str(sweep.folder),
         }
-        before = trial.user_attrs.get(LINEAGE)
+        before = trial.user_attrs.get(LINEAGE_ATTRIBUTE)
         return {**lineage, "from": before} if before else lineage
 
-    def _account(self, num_points: int) -> dict[str, Any]:
+    def _summarise_import(self, num_points: int) -> dict[str, Any]:
         return {
             "folder": str(self._sweep.folder),
             "sweep": self._sweep.name,
             "brought": self._counts["brought"],
-            "dropped_out_of_range": dict(self._outside),
+            "dropped_out_of_range": dict(self._out_of_range),
             "not_comparable": dict(self._incomparable),
             "tried_first": num_points,
             **{name: self._counts[name] for name in ("failed", "without_value", "known")},
         }
 
 
-def _obstacle(there: Conditions, here: Conditions) -> str:
+def _find_incompatibility(there: Conditions, here: Conditions) -> str:
     """Why no value of a sweep compares with those of another, if so."""
     if (there.metric, there.mode) != (here.metric, here.mode):
         return f"it was judged by {there.metric} ({there.mode})"
@@ -293,7 +301,7 @@ def _obstacle(there: Conditions, here: Conditions) -> str:
     return ""
 
 
-def _differ(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+def _has_different_value(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
     """Whether two configurations have different values under a key."""
     if key not in there or key not in here:
         return (key in there) != (key in here)
@@ -302,23 +310,27 @@ def _differ(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool
     return not equal(there[key], here[key])
 
 
-def _matters(key: str) -> bool:
-    return re.split(r"[./]", key)[0] not in _NO_MATTER and key not in _NO_MATTER_EITHER
+def _affects_result(key: str) -> bool:
+    return re.split(r"[./]", key)[0] not in _IRRELEVANT_GROUPS and key not in _IRRELEVANT_KEYS
 
 
-def _costs(trial: FrozenTrial) -> dict[str, float]:
+def _get_portable_costs(trial: FrozenTrial) -> dict[str, float]:
     """What the trial costs on any machine."""
-    return {name: trial.user_attrs[name] for name in COSTS if name in trial.user_attrs and name not in _OF_A_MACHINE}
+    return {
+        name: trial.user_attrs[name]
+        for name in COST_NAMES
+        if name in trial.user_attrs and name not in _MACHINE_DEPENDENT_COSTS
+    }
 
 
-def _origin(lineage: Mapping[str, Any]) -> tuple[str, int]:
+def _find_origin(lineage: Mapping[str, Any]) -> tuple[str, int]:
     """The study and the number under which a trial was trained."""
     while "from" in lineage:
         lineage = lineage["from"]
     return lineage["study"], lineage["number"]
 
 
-def training_seeds(folders: Sequence[str]) -> set[int]:
+def find_used_seeds(folders: Sequence[str]) -> set[int]:
     """Return the seeds that earlier sweeps, those they began with, and their confirmations have trained with.
 
     Values of these seeds may have led to the configurations that this sweep tries, so they confirm nothing. A folder
@@ -330,14 +342,14 @@ def training_seeds(folders: Sequence[str]) -> set[int]:
         config = read_yaml(folder / "sweep.yaml").get("config") or {}
         confirmed = read_yaml(folder / "confirm" / "confirm.yaml")
         seeds |= {config.get("seed", 0), *confirmed.get("seeds", [])}
-        seeds |= training_seeds(config.get("searcher", {}).get("warm_start") or [])
+        seeds |= find_used_seeds(config.get("searcher", {}).get("warm_start") or [])
     return seeds
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(given: str) -> _Sweep:
+def _read_earlier_sweep(given: str) -> _EarlierSweep:
     """The sweep in a folder. Raises UserError where there is none that can be read."""
     folder = expand_home(given).resolve()
     file = folder / "sweep.yaml"
@@ -349,21 +361,21 @@ def _read(given: str) -> _Sweep:
         config, sweep = record["config"], record["config"]["sweep"]
         conditions = Conditions(
             sweep["metric"],
-            _mode(sweep["metric"], sweep["mode"]),
+            _resolve_mode(sweep["metric"], sweep["mode"]),
             sweep["max_epochs"],
             record["data_fingerprint"],
-            {**flattened(config), **record.get("choices", {})},
+            {**flatten_config(config), **record.get("choices", {})},
         )
         revision = (record.get("git") or {}).get("revision")
-        url = resolved_url(config["searcher"].get("storage"))
+        url = resolve_storage_url(config["searcher"].get("storage"))
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"searcher.warm_start: {file} is not that of a sweep, or damaged ({reason})") from error
     study, trials = _read_study(url, folder, sweep["name"])
-    return _Sweep(folder, sweep["name"], study, revision, conditions, trials)
+    return _EarlierSweep(folder, sweep["name"], study, revision, conditions, trials)
 
 
-def _mode(metric: str, recorded: Mode | None) -> Mode:
+def _resolve_mode(metric: str, recorded: Mode | None) -> Mode:
     """The better direction of a metric. Earlier versions recorded `min` for every metric unless told otherwise."""
     return recorded if recorded == "max" else direction(metric) or "min"
 
@@ -371,13 +383,13 @@ def _mode(metric: str, recorded: Mode | None) -> Mode:
 def _read_study(url: str | None, folder: Path, name: str) -> tuple[str, list[FrozenTrial]]:
     """What tells the study from others, and its trials."""
     try:
-        storage = read_storage(url, folder / "study")
+        storage = open_storage_for_reading(url, folder / "study")
         try:
             found = find_study(storage, name)
             if found is None:
                 raise UserError(f"there is no study {name} in it")
             attributes = storage.get_study_user_attrs(found)
-            return attributes.get(ID, str(folder)), storage.get_all_trials(found, deepcopy=False)
+            return attributes.get(STUDY_ID_ATTRIBUTE, str(folder)), storage.get_all_trials(found, deepcopy=False)
         finally:
             close_storage(storage)
     except (OSError, ValueError, KeyError, AssertionError) as error:  # what Optuna raises for a damaged journal

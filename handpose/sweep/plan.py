@@ -11,153 +11,160 @@ from hydra.utils import instantiate
 
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
-from handpose.schedulers.scheduler import Fifo, Rule
-from handpose.search.points import most_trials
-from handpose.search.warm_start import training_seeds
-from handpose.sweep.analysis.report import check_scientific
-from handpose.sweep.controller.node_quarantine import set_aside
-from handpose.sweep.controller.scheduler_factory import rule_maker
+from handpose.schedulers.scheduler import Fifo, Scheduler
+from handpose.search.points import count_possible_trials
+from handpose.search.warm_start import find_used_seeds
+from handpose.sweep.analysis.report import check_scientific_key
+from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
+from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.controller.slots import Slots
-from handpose.sweep.driver.resume import Task, check_data, description, keep_budgets
-from handpose.sweep.driver.run import swept, try_out
-from handpose.sweep.execution.retrain_nodes import Crew, find_crew
-from handpose.sweep.execution.runtime import environment, ray_runtime
+from handpose.sweep.driver.resume import SweepTask, check_fingerprint, make_sweep_record, save_budgets
+from handpose.sweep.driver.run import run_preflight_alone, run_sweep
+from handpose.sweep.execution.retrain_nodes import RetrainNodes, find_retrain_nodes
+from handpose.sweep.execution.runtime import set_ray_environment, start_ray
 from handpose.sweep.preflight.checks import (
-    Survey,
+    DataSummary,
     check_loaders,
-    check_plan,
     check_space,
     check_sweep,
+    check_validation_epochs,
     slots_here,
-    survey,
+    summarise_data,
 )
-from handpose.sweep.preflight.preflight import preflight
-from handpose.sweep.record.events import EVENTS, read_events
-from handpose.sweep.record.provenance import provenance
+from handpose.sweep.preflight.preflight import run_preflight
+from handpose.sweep.record.events import EVENTS_FILE, read_events
+from handpose.sweep.record.provenance import collect_provenance
 from handpose.sweep.record.settings import RaySettings, SweepSettings
-from handpose.sweep.selection.confirm import confirm
-from handpose.sweep.selection.retrain import retrain
-from handpose.sweep.storage.folder_sync import Mirror
+from handpose.sweep.selection.confirm import confirm_finalists
+from handpose.sweep.selection.retrain import retrain_winner
+from handpose.sweep.storage.folder_sync import FolderSync
 from handpose.sweep.storage.stored_sweep import check_storage
-from handpose.sweep.trainable.reporting import Objective
-from handpose.sweep.trainable.trial import TrainingObjective, TrialRecipe, training_overrides, with_target
+from handpose.sweep.trainable.reporting import TrialFunction
+from handpose.sweep.trainable.trial import (
+    TrainingFunction,
+    TrialRecipe,
+    add_checkpoint_metric,
+    select_training_overrides,
+)
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What runs a task. rule: makes a fresh one. origin: as `provenance` gives it."""
 
-    task: Task
+    task: SweepTask
     sweep: SweepSettings
     cluster: RaySettings
-    data: Survey
+    data: DataSummary
     recipe: TrialRecipe
-    rule: Callable[[], Rule]
+    make_scheduler: Callable[[], Scheduler]
     origin: Mapping[str, Any]
 
     @property
-    def objective(self) -> TrainingObjective:
+    def trial_function(self) -> TrainingFunction:
         """What a trial runs."""
         measures = self.sweep.second_objective is not None or any(self.task.config.searcher.constraints.values())
-        return TrainingObjective.of(self.recipe, self.sweep, self.rule(), measures=measures)
+        return TrainingFunction.from_settings(self.recipe, self.sweep, self.make_scheduler(), needs_costs=measures)
 
-    def try_out(self) -> None:
+    def run_preflight_alone(self) -> None:
         """The preflight alone, within Ray; no file is made."""
-        try_out(self.sweep, self.cluster, self._preflight(self.objective))
+        run_preflight_alone(self.sweep, self.cluster, self._bind_preflight(self.trial_function))
 
-    def swept(
-        self, *, objective: Objective | None = None, mirror: Mirror | None = None
+    def run_sweep(
+        self, *, trial_function: TrialFunction | None = None, folder_sync: FolderSync | None = None
     ) -> AbstractContextManager[TrialTable]:
         """Run the sweep, or go on with it: `run.swept`. objective: in place of its own."""
-        objective = objective or self.objective
+        trial_function = trial_function or self.trial_function
         searcher = instantiate(self.task.config.searcher)
-        return swept(
+        return run_sweep(
             sweep=self.sweep,
             cluster=self.cluster,
             space=self.task.space,
             searcher=partial(searcher, defaults=self.task.defaults, fingerprint=self.data.fingerprint),
-            rule=self.rule,
-            objective=objective,
-            command=self.recipe.command,
-            description=None if self.task.origin else description(self.task, self.origin),
-            preflight=self._preflight(objective),
-            mirror=mirror,
-            on_resume=partial(keep_budgets, self.task),
-            num_points=self._num_points,
+            make_scheduler=self.make_scheduler,
+            trial_function=trial_function,
+            command=self.recipe.format_command,
+            description=None if self.task.origin else make_sweep_record(self.task, self.origin),
+            preflight=self._bind_preflight(trial_function),
+            folder_sync=folder_sync,
+            on_resume=partial(save_budgets, self.task),
+            count_points=self._count_points,
         )
 
-    def confirmed(self, table: TrialTable, *, mirror: Mirror | None = None) -> dict[str, Any] | None:
+    def confirm_finalists(self, table: TrialTable, *, folder_sync: FolderSync | None = None) -> dict[str, Any] | None:
         """Train the finalists of its table again, within `swept`: `confirm`."""
-        return confirm(
+        return confirm_finalists(
             table,
             sweep=self.sweep,
             cluster=self.cluster,
             space=self.task.space,
             defaults=self.task.defaults,
-            objective=TrainingObjective.of(self.recipe, self.sweep, Fifo(), measures=False),
-            command=self.recipe.command,
+            trial_function=TrainingFunction.from_settings(self.recipe, self.sweep, Fifo(), needs_costs=False),
+            command=self.recipe.format_command,
             origin=self.origin,
-            mirror=mirror,
-            used_seeds=training_seeds(self.task.config.searcher.warm_start or []),
+            folder_sync=folder_sync,
+            used_seeds=find_used_seeds(self.task.config.searcher.warm_start or []),
         )
 
-    def retrained(self, *, use_val: bool) -> dict[str, float]:
+    def retrain_winner(self, *, use_val: bool) -> dict[str, float]:
         """Train the winner in best.yaml with its full schedule, and test it: `retrain`."""
         sweep = self.sweep
         # In a store the folder is the driver's alone.
         is_shared = self.cluster.address is not None and sweep.storage is None
-        return retrain(
+        return retrain_winner(
             sweep.path,
             devices=sweep.retrain_devices,
             use_val=use_val,
-            cluster=self._crew if is_shared else None,
+            find_nodes=self._find_retrain_nodes if is_shared else None,
         )
 
     @contextlib.contextmanager
-    def _crew(self, batch_size: int) -> Iterator[Crew | None]:
-        sweep, crew = self.sweep, None
+    def _find_retrain_nodes(self, batch_size: int) -> Iterator[RetrainNodes | None]:
+        sweep, retrain_nodes = self.sweep, None
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(UserError):  # where the cluster is gone this machine does it
-                stack.enter_context(environment())
-                stack.enter_context(ray_runtime(self.cluster))
-                aside = set_aside(read_events(sweep.path / EVENTS))
-                crew = find_crew(sweep, devices=sweep.retrain_devices, batch_size=batch_size, without=aside)
-            yield crew
+                stack.enter_context(set_ray_environment())
+                stack.enter_context(start_ray(self.cluster))
+                aside = find_quarantined_nodes(read_events(sweep.path / EVENTS_FILE))
+                retrain_nodes = find_retrain_nodes(
+                    sweep, devices=sweep.retrain_devices, batch_size=batch_size, excluded_nodes=aside
+                )
+            yield retrain_nodes
 
-    def _num_points(self) -> int | None:
+    def _count_points(self) -> int | None:
         is_grid = self.task.config.searcher.sampler is None
-        return most_trials(self.task.space, is_grid=is_grid, repeats=self.rule().perturbs)
+        return count_possible_trials(self.task.space, is_grid=is_grid, repeats=self.make_scheduler().perturbs_params)
 
-    def _preflight(self, objective: Objective) -> Callable[[Slots], Slots]:
+    def _bind_preflight(self, trial_function: TrialFunction) -> Callable[[Slots], Slots]:
         return partial(
-            preflight,
+            run_preflight,
             sweep=self.sweep,
             space=self.task.space,
             recipe=self.recipe,
-            objective=objective,
-            make_rule=self.rule,
+            trial_function=trial_function,
+            make_scheduler=self.make_scheduler,
             data=self.data.size,
             defaults=self.task.defaults,
             use_val=self.task.config.retrain.use_val,
         )
 
 
-def planned(task: Task) -> Plan:
+def build_plan(task: SweepTask) -> SweepPlan:
     """Look at all that a task names, and make its data ready; raises UserError for what cannot work."""
     config, space = task.config, task.space
     sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
     check_sweep(sweep, cluster)
-    overrides = with_target(training_overrides(task.overrides), config, sweep.target)
+    overrides = add_checkpoint_metric(select_training_overrides(task.overrides), config, sweep.target)
     check_storage(sweep)
     check_space(space, overrides, is_grid=config.searcher.sampler is None, num_workers=sweep.workers_per_trial)
-    check_scientific(config.report.scientific, space)
-    rule = rule_maker(instantiate(config.scheduler), sweep, space)
-    data = survey(config)
-    check_data(task, data.fingerprint)
+    check_scientific_key(config.report.scientific, space)
+    scheduler = bind_scheduler(instantiate(config.scheduler), sweep, space)
+    data = summarise_data(config)
+    check_fingerprint(task, data.fingerprint)
     if (slots := slots_here(sweep, cluster)) is not None:
         check_loaders(sweep, space, overrides, data.size, slots)
     validates_every = config.trainer.check_val_every_n_epoch
-    check_plan(sweep, rule(), validates_every=validates_every)
+    check_validation_epochs(sweep, scheduler(), validation_interval=validates_every)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
-    origin = task.origin or provenance(data=data.fingerprint)
-    return Plan(task, sweep, cluster, data, recipe, rule, origin)
+    origin = task.origin or collect_provenance(data=data.fingerprint)
+    return SweepPlan(task, sweep, cluster, data, recipe, scheduler, origin)

@@ -14,7 +14,7 @@ from handpose.data.datamodule import HandDataModule
 from handpose.errors import UserError
 from handpose.models.compilation import compile_in_place
 from handpose.models.pose_net import PoseNet
-from handpose.resources import num_cores
+from handpose.resources import count_cores
 from handpose.training.module import HandPose
 from handpose.training.trainer import trains_on_gpu
 
@@ -40,7 +40,7 @@ def build(
 def _set_num_threads(num_threads: int | None) -> None:
     """By default one thread per core: torch starts as many as the machine has cores, whatever a container may use."""
     if num_threads is None:
-        num_threads = min(torch.get_num_threads(), num_cores())  # OMP_NUM_THREADS may ask for fewer
+        num_threads = min(torch.get_num_threads(), count_cores())  # OMP_NUM_THREADS may ask for fewer
     if num_threads != torch.get_num_threads():
         torch.set_num_threads(num_threads)
 

@@ -20,8 +20,8 @@ def curve(*losses, epoch_s=1.0):
     return asha_modes.Curve({}, losses, epoch_s)
 
 
-def replay(rule, curves, *, num_slots=1, start_s=0.0, max_epochs=2):
-    return asha_modes.replay(rule, curves, num_slots=num_slots, start_s=start_s, max_epochs=max_epochs)
+def replay(scheduler, curves, *, num_slots=1, start_s=0.0, max_epochs=2):
+    return asha_modes.replay(scheduler, curves, num_slots=num_slots, start_s=start_s, max_epochs=max_epochs)
 
 
 def test_slots_that_wait_cost_as_much_as_those_that_train():
@@ -34,7 +34,7 @@ def test_slots_that_wait_cost_as_much_as_those_that_train():
         (23, 2, 1),
         (24, 2, 2),
     ]
-    assert done.num_stretches == 3
+    assert done.num_segments == 3
 
 
 def test_the_pick_is_the_best_of_those_trained_longest_and_its_regret_that_of_the_full_budget():
@@ -55,10 +55,10 @@ def test_a_trial_that_diverges_costs_its_last_epoch_and_is_as_bad_as_the_worst()
 
 
 def test_a_promoted_trial_pays_for_its_second_start():
-    rule = Asha(mode="promote", grace_period=1, reduction_factor=2, brackets=1, max_epochs=2, seed=0)
-    done = replay(rule, [curve(1, 1), curve(2, 2)], start_s=10.0)
+    scheduler = Asha(mode="promote", grace_period=1, reduction_factor=2, brackets=1, max_epochs=2, seed=0)
+    done = replay(scheduler, [curve(1, 1), curve(2, 2)], start_s=10.0)
     assert [(step.slot_s, step.trial, step.epoch) for step in done.steps] == [(11, 0, 1), (22, 1, 1), (33, 0, 2)]
-    assert done.num_stretches == 3
+    assert done.num_segments == 3
     assert done.cost_of(0.5) == 33
 
 

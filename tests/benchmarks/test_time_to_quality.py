@@ -34,25 +34,25 @@ def test_the_nearest_curve_that_is_left_is_trained_once():
 
 
 def replayed(searcher):
-    rule = Asha(mode="stop", grace_period=1, reduction_factor=2, brackets=1, max_epochs=2, seed=0)
+    scheduler = Asha(mode="stop", grace_period=1, reduction_factor=2, brackets=1, max_epochs=2, seed=0)
     pool = [curve(1e-3, 5, 4), curve(1e-2, 9, 8), curve(2e-3, 3, 2)]
     for number in range(len(pool)):
-        searcher.ask(number)
-    asha_modes.replay(quality.Told(rule, searcher, 2), pool, num_slots=1, start_s=0.0, max_epochs=2)
+        searcher.suggest(number)
+    asha_modes.replay(quality.Told(scheduler, searcher, 2), pool, num_slots=1, start_s=0.0, max_epochs=2)
     return searcher._searcher
 
 
 def test_our_study_is_told_where_a_trial_was_stopped():
     searcher = quality.Ours(0, 2)
     study = replayed(searcher).study
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
+    assert [trial.controller for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
     assert study.trials[1].intermediate_values == {1: 9}
     searcher.close()
 
 
 def test_the_plain_study_takes_a_stopped_trial_for_a_complete_one():
     study = replayed(quality.Plain(0, 2))._ot_study
-    assert [(trial.state, trial.value) for trial in study.trials] == [
+    assert [(trial.controller, trial.value) for trial in study.trials] == [
         (TrialState.COMPLETE, 4),
         (TrialState.COMPLETE, 9),
         (TrialState.COMPLETE, 2),

@@ -36,7 +36,7 @@ def node_options(*, head=None, cpus=None):
 
 
 def test_ray_has_the_cores_and_the_memory_that_the_job_has_on_a_node(monkeypatch):
-    monkeypatch.setattr(node, "num_cores", lambda: 3)
+    monkeypatch.setattr(node, "count_cores", lambda: 3)
     monkeypatch.setattr(node, "main_memory", lambda: Memory(total=int(8e9), available=int(7e9), limited=True))
     options = node_options(head="10.0.0.1:6379")
     assert options["num-cpus"] == "3"

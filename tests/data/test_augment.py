@@ -277,8 +277,8 @@ def test_a_mirrored_view_projects_to_the_mirrored_pixels(batch):
 def test_mirrored_pictures_are_as_many_as_asked_and_their_labels_go_along(batch):
     colors = {"brightness": 0.2, "contrast": 0.2}
     plain, some, every = (
-        augment(rotation_deg=20.0, mirror=mirror, **colors)(batch, torch.Generator().manual_seed(5))
-        for mirror in (0.0, 0.5, 1.0)
+        augment(rotation_deg=20.0, mirror=folder_sync, **colors)(batch, torch.Generator().manual_seed(5))
+        for folder_sync in (0.0, 0.5, 1.0)
     )
     assert torch.equal(every.image, plain.image.flip(-1))
     is_mirrored = (some.image == every.image).flatten(1).all(dim=1)

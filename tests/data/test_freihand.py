@@ -58,9 +58,9 @@ def test_blocks_are_runs_of_neighbours_one_in_each_stretch(num_poses, val_fracti
     )
     assert num_val - num_blocks <= chosen.sum() <= num_val
     for i in range(num_blocks):
-        stretch = chosen[i * num_poses // num_blocks : (i + 1) * num_poses // num_blocks]
-        first, last = np.flatnonzero(stretch)[[0, -1]]
-        assert stretch[first : last + 1].all()
+        segment = chosen[i * num_poses // num_blocks : (i + 1) * num_poses // num_blocks]
+        first, last = np.flatnonzero(segment)[[0, -1]]
+        assert segment[first : last + 1].all()
 
 
 @given(num_poses=st.integers(2, 300), val_fraction=st.floats(0.01, 0.99), seed=st.integers(0, 2**32))

@@ -101,12 +101,12 @@ def test_hands_outside_their_pictures_are_found(clean):
 
 def test_left_hands_among_right_ones_are_found_and_the_other_way_round(clean):
     xyz_m, intrinsics = clean
-    mirror = np.array([-1.0, 1.0, 1.0])
-    suspicions = found(changed(xyz_m, slice(0, 20), xyz_m[:20] * mirror), intrinsics)
+    folder_sync = np.array([-1.0, 1.0, 1.0])
+    suspicions = found(changed(xyz_m, slice(0, 20), xyz_m[:20] * folder_sync), intrinsics)
     assert len(suspicions) >= 19
     assert set(suspicions) <= set(range(20))
     assert all("a left hand among right ones" in reason for reason in suspicions.values())
-    suspicions = found(changed(xyz_m * mirror, slice(0, 20), xyz_m[:20]), intrinsics)
+    suspicions = found(changed(xyz_m * folder_sync, slice(0, 20), xyz_m[:20]), intrinsics)
     assert all("a right hand among left ones" in reason for reason in suspicions.values())
     assert len(suspicions) >= 19
 

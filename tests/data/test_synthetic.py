@@ -120,7 +120,7 @@ def test_as_many_processes_draw_as_the_container_has_cores(tmp_path, monkeypatch
         return iter(())
 
     monkeypatch.setattr(synthetic.hand_drawing, "in_process", in_process)
-    monkeypatch.setattr(synthetic, "num_cores", lambda: 3)
+    monkeypatch.setattr(synthetic, "count_cores", lambda: 3)
     with pytest.raises(KeyError):  # nothing was drawn
         make(tmp_path, num_workers=None).generate()
     assert sorted(started) == [(0, 3), (1, 3), (2, 3)]

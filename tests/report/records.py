@@ -34,7 +34,7 @@ def trial(number, params, values, *, state="complete", began=0.0, epoch_s=1.0, *
 
 def record(trials, parameters=(), *, max_epochs=4, **rest):
     """A finished sweep of these trials, ranked as the table ranks them."""
-    sound = [each for each in trials if each.state not in ("failed", "diverged", "infeasible")]
+    sound = [each for each in trials if each.controller not in ("failed", "diverged", "infeasible")]
     sound = [each for each in sound if math.isfinite(each.value)]
     ranked = sorted(sound, key=lambda each: (-each.epochs, each.value, each.number))
     given = {
@@ -45,7 +45,7 @@ def record(trials, parameters=(), *, max_epochs=4, **rest):
         "num_trials": len(trials),
         "max_epochs": max_epochs,
         "num_slots": 1,
-        "seconds": max((each.stretches[-1].ended_s for each in trials), default=0.0),
+        "seconds": max((each.segments[-1].ended_s for each in trials), default=0.0),
         "end": "finished",
         "trials": trials,
         "ranked": [each.number for each in ranked],

@@ -11,8 +11,8 @@ from handpose.report.effects import LEAST_TRIALS, shown_effects
 from handpose.report.next_space import next_space
 from handpose.report.ranges import crowded_edges, expression, settled, widened
 from handpose.report.record import Candidate, Confirmation, Interval, Parameter
-from handpose.search.distributions import fitted
-from handpose.search.space import ListedSpace, load_space
+from handpose.search.distributions import fit_value
+from handpose.search.space import YamlSpace, load_space
 from tests.report.records import DEPTH, HEAD, RATE, SCALE, record, swept, trial
 
 
@@ -24,7 +24,7 @@ def loaded(text, folder):
     file = folder / "next_space.yaml"
     file.write_text(text)
     space = load_space(str(file))
-    assert isinstance(space, ListedSpace)
+    assert isinstance(space, YamlSpace)
     return space
 
 
@@ -87,7 +87,7 @@ def test_a_wider_range_is_a_space_with_every_value_of_the_one_before(parameter, 
     assert distribution.log == parameter.log
     assert isinstance(distribution, IntDistribution) == (parameter.kind == "int")
     for value in (parameter.low, parameter.low + (parameter.step or 0), parameter.high):
-        assert fitted(value, distribution) == pytest.approx(value, rel=1e-15)
+        assert fit_value(value, distribution) == pytest.approx(value, rel=1e-15)
 
 
 def test_a_range_is_not_narrowed_by_rounding(tmp_path):

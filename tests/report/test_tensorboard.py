@@ -46,14 +46,14 @@ def write(folder, rows=(), trials=TRIALS, *, states=STATES):
     log = SweepLog(folder, run_name=run_name, rows=rows)
     for number, (params, values) in trials.items():
         row = TrialRow(number, params)
-        log.begun(row)
+        log.open_run(row)
         for row.epochs, value in enumerate(values, start=1):
             row.metrics = {METRIC: value, "val/pck_auc": 0.5}
             row.seconds = 10.0 * row.epochs
-            log.reported(row, {})
+            log.log_epoch(row, {})
         if number in states:
             row.state = states[number]
-            log.closed(row, ended_s=200.0)
+            log.close_run(row, ended_s=200.0)
     log.close()
 
 
@@ -180,10 +180,10 @@ def test_a_process_that_goes_on_adds_to_the_runs(tmp_path):
     write(tmp_path, trials=first, states={})
     before = TrialRow(0, TRIALS[0][0], "waiting", 2, {METRIC: 15.5}, 20.0)
     log = SweepLog(tmp_path, run_name=run_name, rows=[before])
-    log.begun(before)
+    log.open_run(before)
     before.epochs, before.metrics, before.state = 3, {METRIC: 14.0}, "complete"
-    log.reported(before, {})
-    log.closed(before, ended_s=9.0)
+    log.log_epoch(before, {})
+    log.close_run(before, ended_s=9.0)
     write(tmp_path, rows=[before], trials={1: TRIALS[1]})
     groups = hparams_tab(tmp_path)[1]
     assert metric_values(groups["trial_0000"])[METRIC] == (3, 14.0)
@@ -206,9 +206,9 @@ def test_costs_and_pictures_are_in_the_trials_run(tmp_path):
     file.write_bytes(simplejpeg.encode_jpeg(picture))
     row = TrialRow(0, {"a": 1}, epochs=4, metrics={METRIC: 1.0})
     log = SweepLog(tmp_path / "log", run_name=run_name)
-    log.begun(row)
-    log.measured(row, {"latency_ms": 2.5})
-    log.reported(row, {"keypoints": file})
+    log.open_run(row)
+    log.log_costs(row, {"latency_ms": 2.5})
+    log.log_epoch(row, {"keypoints": file})
     log.close()
     events = EventAccumulator(str(tmp_path / "log" / "trial_0000")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("work/latency_ms")] == [(0, 2.5)]

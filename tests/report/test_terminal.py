@@ -87,7 +87,7 @@ def test_lines_of_trials_take_no_more_than_a_part_of_the_time(monkeypatch, capsy
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now) / 10)  # each look at the clock is 0.1 s later
     view = terminal.PlainView("title", Clock(time_budget_s=None))
     for row in [*table.rows.values()] * 5:
-        view.ended(table, row)
+        view.show_trial_end(table, row)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "title"
     told = [line for line in lines if line.startswith("[")]

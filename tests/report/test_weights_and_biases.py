@@ -49,12 +49,12 @@ def make_log(folder):
 
 
 def train(log, row, values, state, pictures=None):
-    log.begun(row)
+    log.open_run(row)
     for value in values:
-        row.epochs, row.metrics, row.state = row.epochs + 1, {METRIC: value}, "running"
-        log.reported(row, pictures or {})
-    row.state = state
-    log.closed(row, ended_s=0.0)
+        row.epochs, row.metrics, row.controller = row.epochs + 1, {METRIC: value}, "running"
+        log.log_epoch(row, pictures or {})
+    row.controller = state
+    log.close_run(row, ended_s=0.0)
 
 
 def test_each_trial_is_a_run_of_the_sweeps_group(site, tmp_path):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import PopulationBasedTraining
 
 from handpose.errors import UserError
-from handpose.schedulers.population import PopulationBased, _Explore, _mutable
-from handpose.schedulers.scheduler import Continuation
+from handpose.schedulers.population import PopulationBased, _Explorer, _find_mutable_params
+from handpose.schedulers.scheduler import SegmentStart
 from handpose.search.space import load_space
 from tests.schedulers.test_schedulers import completed, drive
 
@@ -41,77 +41,77 @@ def params(trial):
     return {"optimizer.lr": 0.1 + trial / 100, "model.decoder.depth": 2}
 
 
-def begin(rule, num_trials=4):
+def begin(scheduler, num_trials=4):
     for trial in range(num_trials):
-        rule.begun(trial, params(trial))
+        scheduler.on_trial_start(trial, params(trial))
 
 
 def test_the_worst_go_on_from_the_best_with_other_parameters_of_the_kind_that_may_change(space):
-    rule = population(space, resample_probability=0)
-    begin(rule)
+    scheduler = population(space, resample_probability=0)
+    begin(scheduler)
     losses = {1: 0.1, 0: 0.05, 2: 0.9, 3: 0.3}
-    assert {trial: rule.reported(trial, 2, loss) for trial, loss in losses.items()} == {
+    assert {trial: scheduler.on_trial_result(trial, 2, loss) for trial, loss in losses.items()} == {
         1: "continue",
         0: "continue",
         2: "pause",
         3: "continue",
     }
-    trial, source, changed = rule.promoted(can_begin=False)
+    trial, source, changed = scheduler.choose_trial_to_resume(can_start_trial=False)
     assert (trial, source) == (2, 0)
     assert changed["optimizer.lr"] / params(0)["optimizer.lr"] in (0.8, 1.25)
     assert changed["model.decoder.depth"] == 2
 
 
 def test_who_is_worst_is_decided_by_what_is_known_when_it_goes_on(space):
-    rule = population(space)
-    begin(rule, 2)
+    scheduler = population(space)
+    begin(scheduler, 2)
     for trial in (0, 1):  # the other two have not begun
-        assert rule.reported(trial, 2, [0.4, 0.5][trial]) == "pause"
-    assert rule.promoted(can_begin=True) is None
+        assert scheduler.on_trial_result(trial, 2, [0.4, 0.5][trial]) == "pause"
+    assert scheduler.choose_trial_to_resume(can_start_trial=True) is None
     for trial in (2, 3):
-        rule.begun(trial, params(trial))
-        assert rule.reported(trial, 2, [0.9, 0.8][trial - 2]) in ("pause", "continue")
-    assert rule.promoted(can_begin=False) == Continuation(0)
-    rule.resumed(Continuation(0))
-    assert rule.promoted(can_begin=False) == Continuation(1)
-    rule.resumed(Continuation(1))
-    assert rule.promoted(can_begin=False).source == 0
+        scheduler.on_trial_start(trial, params(trial))
+        assert scheduler.on_trial_result(trial, 2, [0.9, 0.8][trial - 2]) in ("pause", "continue")
+    assert scheduler.choose_trial_to_resume(can_start_trial=False) == SegmentStart(0)
+    scheduler.on_trial_resume(SegmentStart(0))
+    assert scheduler.choose_trial_to_resume(can_start_trial=False) == SegmentStart(1)
+    scheduler.on_trial_resume(SegmentStart(1))
+    assert scheduler.choose_trial_to_resume(can_start_trial=False).source == 0
 
 
 def test_the_least_trained_goes_first(space):
-    rule = population(space, population_size=3)
-    begin(rule, 3)
-    assert rule.reported(0, 2, 0.5) == "continue"  # alone, and nobody waits
-    assert rule.reported(0, 4, 0.4) == "continue"
-    assert rule.reported(1, 2, 0.6) == "pause"  # the worst of two
-    assert rule.reported(0, 6, 0.1) == "pause"  # trial 1 is at epoch 2
-    assert rule.promoted(can_begin=False).trial == 1
+    scheduler = population(space, population_size=3)
+    begin(scheduler, 3)
+    assert scheduler.on_trial_result(0, 2, 0.5) == "continue"  # alone, and nobody waits
+    assert scheduler.on_trial_result(0, 4, 0.4) == "continue"
+    assert scheduler.on_trial_result(1, 2, 0.6) == "pause"  # the worst of two
+    assert scheduler.on_trial_result(0, 6, 0.1) == "pause"  # trial 1 is at epoch 2
+    assert scheduler.choose_trial_to_resume(can_start_trial=False).trial == 1
 
 
 def test_nobody_goes_on_from_what_is_trained_less_far_or_complete_or_ended_or_a_copy(space):
     def fresh():
-        rule = population(space, quantile_fraction=0.5, population_size=2)
-        begin(rule, 2)
-        return rule
+        scheduler = population(space, quantile_fraction=0.5, population_size=2)
+        begin(scheduler, 2)
+        return scheduler
 
-    rule = fresh()
-    rule.reported(0, 2, 0.1)
-    rule.reported(1, 3, 0.2)
-    assert rule.reported(1, 4, 0.2) == "continue"  # trial 0 is at epoch 2
-    rule = fresh()
-    rule.reported(0, 6, 0.1)
-    rule.reported(0, 8, 0.1)
-    assert rule.reported(1, 2, 0.2) == "continue"
-    rule = fresh()
-    rule.reported(0, 4, 0.1)
-    rule.ended(0)
-    assert rule.reported(1, 2, 0.2) == "continue"
-    rule = fresh()
-    rule.reported(0, 4, 0.1)
-    assert rule.reported(1, 4, 0.2) == "pause"
-    rule.resumed(rule.promoted(can_begin=False))  # 1 is a copy of 0 at epoch 4
-    assert rule.reported(0, 6, 0.3) == "continue"  # the worst now, but 1 has no checkpoint of its own
-    assert rule.reported(1, 6, 0.4) == "pause"
+    scheduler = fresh()
+    scheduler.on_trial_result(0, 2, 0.1)
+    scheduler.on_trial_result(1, 3, 0.2)
+    assert scheduler.on_trial_result(1, 4, 0.2) == "continue"  # trial 0 is at epoch 2
+    scheduler = fresh()
+    scheduler.on_trial_result(0, 6, 0.1)
+    scheduler.on_trial_result(0, 8, 0.1)
+    assert scheduler.on_trial_result(1, 2, 0.2) == "continue"
+    scheduler = fresh()
+    scheduler.on_trial_result(0, 4, 0.1)
+    scheduler.on_trial_end(0)
+    assert scheduler.on_trial_result(1, 2, 0.2) == "continue"
+    scheduler = fresh()
+    scheduler.on_trial_result(0, 4, 0.1)
+    assert scheduler.on_trial_result(1, 4, 0.2) == "pause"
+    scheduler.on_trial_resume(scheduler.choose_trial_to_resume(can_start_trial=False))  # 1 is a copy of 0 at epoch 4
+    assert scheduler.on_trial_result(0, 6, 0.3) == "continue"  # the worst now, but 1 has no checkpoint of its own
+    assert scheduler.on_trial_result(1, 6, 0.4) == "pause"
 
 
 def test_a_population_larger_than_the_slots_begins_whole_and_stays_together(space):
@@ -132,8 +132,8 @@ def test_a_population_larger_than_the_slots_begins_whole_and_stays_together(spac
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32), slots=st.integers(1, 12), interval=st.integers(1, 7), quantile=st.floats(0.01, 0.5))
 def test_every_member_that_does_not_fail_is_trained_to_the_end(space, seed, slots, interval, quantile):
-    rule = population(space, population_size=10, perturbation_interval=interval, quantile_fraction=quantile)
-    calls = drive(rule, seed=seed, num_trials=10, num_slots=slots, max_epochs=8, failures=0.03)
+    scheduler = population(space, population_size=10, perturbation_interval=interval, quantile_fraction=quantile)
+    calls = drive(scheduler, seed=seed, num_trials=10, num_slots=slots, max_epochs=8, failures=0.03)
     gone = {arguments[0] for method, arguments, *_ in calls if method == "ended"}
     assert completed(calls, 8) == set(range(10)) - gone
 
@@ -149,16 +149,16 @@ def test_the_worst_and_the_best_are_those_of_ray(space, num_trials, fraction):
     worst, best = ({trial.number for trial in quantile} for quantile in rays._quantiles())
     chosen = set()
     for seed in range(60):
-        rule = population(space, population_size=num_trials, quantile_fraction=fraction, seed=seed)
-        begin(rule, num_trials)
+        scheduler = population(space, population_size=num_trials, quantile_fraction=fraction, seed=seed)
+        begin(scheduler, num_trials)
         best_first = sorted(range(num_trials), key=losses.__getitem__)  # each is the worst when it reports
-        paused = {trial for trial in best_first if rule.reported(trial, 2, losses[trial]) == "pause"}
+        paused = {trial for trial in best_first if scheduler.on_trial_result(trial, 2, losses[trial]) == "pause"}
         for trial in sorted(paused):
-            continuation = rule.promoted(can_begin=False)
-            assert continuation.trial == trial
-            assert (continuation.source is not None) == (trial in worst)
-            chosen |= {continuation.source} - {None}
-            rule.resumed(Continuation(trial))
+            start = scheduler.choose_trial_to_resume(can_start_trial=False)
+            assert start.trial == trial
+            assert (start.source is not None) == (trial in worst)
+            chosen |= {start.source} - {None}
+            scheduler.on_trial_resume(SegmentStart(trial))
     assert chosen == best
 
 
@@ -172,15 +172,15 @@ class _RayTrial:
 
 def test_changes_depend_on_seed_trial_and_epoch_alone(space):
     def change(seed, epoch, first):
-        rule = population(space, quantile_fraction=0.5, seed=seed, population_size=2)
-        rule.begun(7, params(7))
-        rule.begun(9, params(9))
-        rule.reported(7, 6, 0.1)
+        scheduler = population(space, quantile_fraction=0.5, seed=seed, population_size=2)
+        scheduler.on_trial_start(7, params(7))
+        scheduler.on_trial_start(9, params(9))
+        scheduler.on_trial_result(7, 6, 0.1)
         if first:
-            rule.reported(9, 2, 0.5)
-            rule.resumed(Continuation(9))
-        rule.reported(9, epoch, 0.4)
-        return rule.promoted(can_begin=False)
+            scheduler.on_trial_result(9, 2, 0.5)
+            scheduler.on_trial_resume(SegmentStart(9))
+        scheduler.on_trial_result(9, epoch, 0.4)
+        return scheduler.choose_trial_to_resume(can_start_trial=False)
 
     assert change(0, 4, first=True) == change(0, 4, first=False)
     assert len({change(seed, epoch, first=False).params["optimizer.lr"] for seed in range(9) for epoch in (2, 4)}) > 5
@@ -192,7 +192,7 @@ def test_changed_parameters_are_values_of_the_space(write_space, seed):
         "a: tag(log, interval(0.1, 1))\nb: range(0, 10, 3)\nc: choice(x, y)\n"
         "d: range(0.0, 1.0, 0.25)\ne: choice([1], [2])\n"
     )
-    explore = _Explore(_mutable(space, list("abcde")), resample_probability=0.5)
+    explore = _Explorer(_find_mutable_params(space, list("abcde")), resample_probability=0.5)
     changed = explore({"a": 1.0, "b": 9, "c": "x", "d": 0.0, "e": [2], "fixed": 1}, random.Random(seed))
     assert 0.1 <= changed["a"] <= 1
     assert changed["b"] in (0, 3, 6, 9)
@@ -229,10 +229,10 @@ def test_values_that_do_not_go_together_are_told(space, changes, words):
 
 def test_choices_that_python_considers_equal_are_neighbours_of_their_own(write_space):
     space = write_space("a: choice(0, false, 0.0)\nb: range(0, 0.5, 0.1)\nc: choice(1, 2)")
-    explore = _Explore(_mutable(space, ["a", "b"]), resample_probability=0)
+    explore = _Explorer(_find_mutable_params(space, ["a", "b"]), resample_probability=0)
     found = {repr(explore({"a": False, "b": 0.3, "c": 1}, random.Random(seed))["a"]) for seed in range(20)}
     assert found == {"0", "0.0"}
     changed = [explore({"a": 0, "b": 0.3, "c": 1}, random.Random(seed)) for seed in range(40)]
     assert {each["b"] for each in changed} <= {0.0, 0.1, 0.2, 0.3, 0.4}
     assert {repr(each["a"]) for each in changed} == {"0", "False"}
-    assert repr(space.made_of({"a": "bool false", "b": 0.1, "c": 1})["a"]) == "False"
+    assert repr(space.build_params({"a": "bool false", "b": 0.1, "c": 1})["a"]) == "False"

@@ -19,7 +19,7 @@ from handpose.errors import UserError
 from handpose.schedulers.asha import Asha
 from handpose.schedulers.median import MedianStopping
 from handpose.schedulers.rungs import ParetoRung, Rung
-from handpose.schedulers.scheduler import Continuation, Fifo
+from handpose.schedulers.scheduler import Fifo, SegmentStart
 from handpose.search.space import load_space
 
 PARAMS = {"optimizer.lr": 1e-3, "heatmap.sigma": 0.05, "model.decoder.depth": 3}
@@ -54,13 +54,15 @@ def partial_rule(*overrides):
 
 def configured(overrides, *, max_epochs=9, num_trials=8, seed=0):
     """A rule as configs/ has it."""
-    rule = partial_rule(*overrides, f"sweep.num_trials={num_trials}")
+    scheduler = partial_rule(*overrides, f"sweep.num_trials={num_trials}")
     known = {"max_epochs": max_epochs, "seed": seed, "space": load_space("default")}
     known["num_objectives"] = 2 if TWO in overrides else 1
-    return rule(**{key: known[key] for key in inspect.signature(rule.func).parameters.keys() & known.keys()})
+    return scheduler(**{key: known[key] for key in inspect.signature(scheduler.func).parameters.keys() & known.keys()})
 
 
-def drive(rule, *, seed, num_trials=8, num_slots=3, max_epochs=9, gaps=0.0, failures=0.0, coarse=False, costs=None):
+def drive(
+    scheduler, *, seed, num_trials=8, num_slots=3, max_epochs=9, gaps=0.0, failures=0.0, coarse=False, costs=None
+):
     """Run a sweep that trains nothing; returns its calls as (method, arguments, answer).
 
     gaps: how often an epoch is not reported. failures: how often a trial ends for good. coarse: many equal losses.
@@ -70,21 +72,21 @@ def drive(rule, *, seed, num_trials=8, num_slots=3, max_epochs=9, gaps=0.0, fail
     calls, epochs, num_begun = [], {}, 0
 
     def call(method, *args, **named):
-        answer = getattr(rule, method)(*args, **named)
+        answer = getattr(scheduler, method)(*args, **named)
         calls.append((method, args, named, answer))
         return answer
 
     saved, paused = {}, set()
     while True:
         while len(epochs) < num_slots and not (epochs and rng.random() < 0.3):  # a free slot may wait a while
-            continuation = call("promoted", can_begin=num_begun < num_trials)
-            if continuation is not None:
-                trial, source, _ = continuation
+            start = call("promoted", can_begin=num_begun < num_trials)
+            if start is not None:
+                trial, source, _ = start
                 assert trial in paused
                 assert source is None or saved[trial] <= saved[source] < max_epochs
                 paused.remove(trial)
                 epochs[trial] = saved[trial] if source is None else saved[source]
-                call("resumed", continuation)
+                call("resumed", start)
             elif num_begun < num_trials:
                 epochs[num_begun] = 0
                 call("begun", num_begun, PARAMS)
@@ -105,14 +107,14 @@ def drive(rule, *, seed, num_trials=8, num_slots=3, max_epochs=9, gaps=0.0, fail
         if epochs[trial] < max_epochs and rng.random() < gaps:
             continue
         loss = rng.random() + 1 / epochs[trial]
-        verdict = call("reported", trial, epochs[trial], round(loss * 4) / 4 if coarse else loss)
-        if epochs[trial] in rule.rungs:
+        decision = call("reported", trial, epochs[trial], round(loss * 4) / 4 if coarse else loss)
+        if epochs[trial] in scheduler.rungs:
             saved[trial] = epochs[trial]
-        if verdict == "pause":
-            assert epochs[trial] in rule.rungs
-            assert rule.needs_checkpoints
+        if decision == "pause":
+            assert epochs[trial] in scheduler.rungs
+            assert scheduler.needs_checkpoints
             paused.add(trial)
-        if verdict != "continue" or epochs[trial] == max_epochs:
+        if decision != "continue" or epochs[trial] == max_epochs:
             del epochs[trial]
 
 
@@ -121,8 +123,8 @@ def cost(trial):
     return float(random.Random(trial).randrange(5))
 
 
-def replay(rule, calls):
-    return [(method, args, named, getattr(rule, method)(*args, **named)) for method, args, named, _ in calls]
+def replay(scheduler, calls):
+    return [(method, args, named, getattr(scheduler, method)(*args, **named)) for method, args, named, _ in calls]
 
 
 def reports(calls):
@@ -175,12 +177,14 @@ def test_fifo_trains_every_trial_to_its_end():
     [(1, 3, 1, 27), (1, 3, 3, 30), (2, 2, 1, 17), (5, 4, 2, 6), (4, 2.5, 1, 70), (3, 3, 1, 3), (1, 10, 1, 1000)],
 )
 def test_rungs_are_those_of_ray_below_the_last_epoch(grace_period, reduction_factor, brackets, max_epochs):
-    rule = asha(grace_period=grace_period, reduction_factor=reduction_factor, brackets=brackets, max_epochs=max_epochs)
+    scheduler = asha(
+        grace_period=grace_period, reduction_factor=reduction_factor, brackets=brackets, max_epochs=max_epochs
+    )
     rays = AsyncHyperBandScheduler(
         grace_period=grace_period, reduction_factor=reduction_factor, brackets=brackets, max_t=max_epochs
     )
     epochs = {math.ceil(epoch) for bracket in rays._brackets for epoch, _ in bracket._rungs}
-    assert rule.rungs == tuple(sorted(epoch for epoch in epochs if epoch < max_epochs))
+    assert scheduler.rungs == tuple(sorted(epoch for epoch in epochs if epoch < max_epochs))
 
 
 def test_a_rung_whose_epoch_is_whole_but_for_rounding_is_that_epoch():
@@ -196,7 +200,7 @@ class Ray:
         self._trials = {}
         scheduler.set_search_properties("loss", "min")
 
-    def reported(self, trial, epoch, loss):
+    def on_trial_result(self, trial, epoch, loss):
         if trial not in self._trials:
             self._trials[trial] = _RayTrial(str(trial))
             self._scheduler.on_trial_add(None, self._trials[trial])
@@ -215,12 +219,14 @@ _RAY = SimpleNamespace(get_live_trials=list)
 @pytest.mark.parametrize("coarse", [False, True])
 def test_mode_stop_decides_as_ray_when_every_epoch_is_reported(reduction_factor, coarse):
     for seed in range(20):
-        rule = asha(reduction_factor=reduction_factor, max_epochs=20)
-        calls = drive(rule, seed=seed, num_trials=40, num_slots=5, max_epochs=20, coarse=coarse)
+        scheduler = asha(reduction_factor=reduction_factor, max_epochs=20)
+        calls = drive(scheduler, seed=seed, num_trials=40, num_slots=5, max_epochs=20, coarse=coarse)
         rays = Ray(AsyncHyperBandScheduler("epoch", max_t=21, reduction_factor=reduction_factor, grace_period=1))
         below_the_end = [report for report in reports(calls) if report[1] < 20]
-        assert [verdict for *_, verdict in below_the_end] == [rays.reported(*report[:3]) for report in below_the_end]
-        assert {verdict for *_, verdict in below_the_end} == {"continue", "stop"}
+        assert [decision for *_, decision in below_the_end] == [
+            rays.on_trial_result(*report[:3]) for report in below_the_end
+        ]
+        assert {decision for *_, decision in below_the_end} == {"continue", "stop"}
 
 
 @settings(deadline=None)
@@ -230,38 +236,38 @@ def test_mode_stop_decides_as_ray_when_every_epoch_is_reported(reduction_factor,
 )
 def test_the_cutoff_is_numpys_percentile_to_the_last_bit(losses, reduction_factor):
     rung = Rung(reduction_factor)
-    assert rung.cutoff() is None
+    assert rung.compute_cutoff() is None
     for trial, loss in enumerate(losses):
         rung.record(trial, loss)
-    assert -rung.cutoff() == np.nanpercentile([-loss for loss in losses], (1 - 1 / reduction_factor) * 100)
+    assert -rung.compute_cutoff() == np.nanpercentile([-loss for loss in losses], (1 - 1 / reduction_factor) * 100)
 
 
 def test_a_report_that_comes_after_a_rung_is_not_recorded_there():
-    rule = asha()
+    scheduler = asha()
     for trial in range(3):
-        rule.begun(trial, PARAMS)
-    assert rule.reported(0, 2, 0.1) == "continue"  # rung 1 was jumped over
-    assert rule.reported(1, 1, 0.5) == "continue"  # and so has nobody to compare with
-    assert rule.reported(1, 3, 0.4) == "continue"
-    assert rule.reported(0, 4, 0.1) == "continue"
-    assert rule.reported(2, 3, 0.3) == "continue"
-    assert rule.reported(0, 9, 0.9) == "continue"
+        scheduler.on_trial_start(trial, PARAMS)
+    assert scheduler.on_trial_result(0, 2, 0.1) == "continue"  # rung 1 was jumped over
+    assert scheduler.on_trial_result(1, 1, 0.5) == "continue"  # and so has nobody to compare with
+    assert scheduler.on_trial_result(1, 3, 0.4) == "continue"
+    assert scheduler.on_trial_result(0, 4, 0.1) == "continue"
+    assert scheduler.on_trial_result(2, 3, 0.3) == "continue"
+    assert scheduler.on_trial_result(0, 9, 0.9) == "continue"
 
 
 def test_brackets_are_drawn_with_rays_odds_from_seed_and_number_alone():
     num_trials = 20_000
-    rule, rays = (
+    scheduler, rays = (
         asha(brackets=3, max_epochs=30),
         AsyncHyperBandScheduler(max_t=30, reduction_factor=3, brackets=3, grace_period=1),
     )
     first_rungs = []
     for trial in reversed(range(num_trials)):
-        rule.begun(trial, PARAMS)
-        first_rungs.append(min(rule._bracket_of[trial]))
+        scheduler.on_trial_start(trial, PARAMS)
+        first_rungs.append(min(scheduler._bracket_of[trial]))
     again = asha(brackets=3, max_epochs=30)
     for trial in range(0, num_trials, 7):  # numbers may be missing
         again.begun(trial, PARAMS)
-        assert min(again._bracket_of[trial]) == first_rungs[num_trials - 1 - trial]
+        assert min(again._bracket_by_trial[trial]) == first_rungs[num_trials - 1 - trial]
     weights = {min(epoch for epoch, _ in bracket._rungs): math.exp(len(bracket._rungs)) for bracket in rays._brackets}
     counts = Counter(first_rungs)
     for epoch, weight in weights.items():
@@ -270,15 +276,15 @@ def test_brackets_are_drawn_with_rays_odds_from_seed_and_number_alone():
 
 
 def test_trials_of_different_brackets_are_not_compared():
-    rule = asha(brackets=2, seed=1)
+    scheduler = asha(brackets=2, seed=1)
     brackets = {}
     for trial in range(20):
-        rule.begun(trial, PARAMS)
-        brackets.setdefault(min(rule._bracket_of[trial]), []).append(trial)
-    rule.reported(brackets[1][0], 3, 0.1)
-    assert rule.reported(brackets[3][0], 1, 9.9) == "continue"  # no rung of its bracket
-    assert rule.reported(brackets[3][0], 3, 9.9) == "continue"  # the first one there
-    assert rule.reported(brackets[1][1], 3, 9.9) == "stop"
+        scheduler.on_trial_start(trial, PARAMS)
+        brackets.setdefault(min(scheduler._bracket_of[trial]), []).append(trial)
+    scheduler.on_trial_result(brackets[1][0], 3, 0.1)
+    assert scheduler.on_trial_result(brackets[3][0], 1, 9.9) == "continue"  # no rung of its bracket
+    assert scheduler.on_trial_result(brackets[3][0], 3, 9.9) == "continue"  # the first one there
+    assert scheduler.on_trial_result(brackets[1][1], 3, 9.9) == "stop"
 
 
 class Paper:
@@ -303,16 +309,16 @@ class Paper:
                 return promotable[0], k
         return None
 
-    def promoted(self, *, can_begin):
+    def choose_trial_to_resume(self, *, can_start_trial):
         job = self.get_job()
-        return job and Continuation(job[0])
+        return job and SegmentStart(job[0])
 
-    def resumed(self, continuation):
+    def on_trial_resume(self, start):
         trial, k = self.get_job()
-        assert trial == continuation.trial
+        assert trial == start.trial
         self.already_promoted[k].add(trial)
 
-    def reported(self, trial, epoch, loss):
+    def on_trial_result(self, trial, epoch, loss):
         if epoch not in self.epochs:
             return "continue"
         k = self.epochs.index(epoch)
@@ -322,10 +328,10 @@ class Paper:
         self.already_promoted[k].add(trial)
         return "continue"
 
-    def ended(self, trial):
+    def on_trial_end(self, trial):
         self.gone.add(trial)
 
-    def begun(self, trial, params):
+    def on_trial_start(self, trial, params):
         pass
 
 
@@ -338,12 +344,12 @@ class Paper:
     coarse=st.booleans(),
 )
 def test_mode_promote_is_algorithm_2_of_the_paper(seed, eta, slots, gaps, coarse):
-    rule = asha(mode="promote", reduction_factor=eta, max_epochs=20)
+    scheduler = asha(mode="promote", reduction_factor=eta, max_epochs=20)
     calls = drive(
-        rule, seed=seed, num_trials=60, num_slots=slots, max_epochs=20, gaps=gaps, failures=0.05, coarse=coarse
+        scheduler, seed=seed, num_trials=60, num_slots=slots, max_epochs=20, gaps=gaps, failures=0.05, coarse=coarse
     )
     calls = calls[: last_beginning(calls)]  # with nothing left to begin the paper has no more to say
-    assert replay(Paper(eta, rule.rungs), calls) == calls
+    assert replay(Paper(eta, scheduler.rungs), calls) == calls
 
 
 class PaperOfTwo(Paper):
@@ -353,7 +359,7 @@ class PaperOfTwo(Paper):
         super().__init__(eta, rungs)
         self.costs = {}
 
-    def measured(self, trial, cost):
+    def on_trial_cost(self, trial, cost):
         self.costs[trial] = cost
 
     def ranked(self, rung):
@@ -381,28 +387,28 @@ class PaperOfTwo(Paper):
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), eta=st.sampled_from([2, 3, 2.5]), slots=st.integers(1, 8), coarse=st.booleans())
 def test_with_two_objectives_it_is_that_algorithm_over_fronts(seed, eta, slots, coarse):
-    rule = asha(mode="promote", reduction_factor=eta, max_epochs=9, num_objectives=2)
+    scheduler = asha(mode="promote", reduction_factor=eta, max_epochs=9, num_objectives=2)
     calls = drive(
-        rule, seed=seed, num_trials=20, num_slots=slots, max_epochs=9, failures=0.05, coarse=coarse, costs=cost
+        scheduler, seed=seed, num_trials=20, num_slots=slots, max_epochs=9, failures=0.05, coarse=coarse, costs=cost
     )
     calls = calls[: last_beginning(calls)]
-    assert replay(PaperOfTwo(eta, rule.rungs), calls) == calls
+    assert replay(PaperOfTwo(eta, scheduler.rungs), calls) == calls
 
 
 @pytest.mark.parametrize("mode", ["stop", "promote"])
 def test_what_is_cheap_goes_on_beside_what_is_accurate(mode):
     """Of nine trials, the worse the cheaper but for one, which is dominated."""
-    verdicts = {}
+    decisions = {}
     for num_objectives in (1, 2):
-        rule = asha(mode=mode, reduction_factor=3, num_objectives=num_objectives)
+        scheduler = asha(mode=mode, reduction_factor=3, num_objectives=num_objectives)
         for trial, (loss, price) in enumerate([*((20.0 - i, float(i)) for i in range(8)), (21.0, 9.0)]):
-            rule.begun(trial, PARAMS)
-            rule.measured(trial, price)
-            verdicts[num_objectives, trial] = rule.reported(trial, 1, loss)
-        going_on = [trial for trial in range(9) if verdicts[num_objectives, trial] == "continue"]
-        while (continuation := rule.promoted(can_begin=True)) is not None:
-            rule.resumed(continuation)
-            going_on.append(continuation.trial)
+            scheduler.on_trial_start(trial, PARAMS)
+            scheduler.on_trial_cost(trial, price)
+            decisions[num_objectives, trial] = scheduler.on_trial_result(trial, 1, loss)
+        going_on = [trial for trial in range(9) if decisions[num_objectives, trial] == "continue"]
+        while (start := scheduler.choose_trial_to_resume(can_start_trial=True)) is not None:
+            scheduler.on_trial_resume(start)
+            going_on.append(start.trial)
         assert 7 in going_on  # the most accurate
         assert (0 in going_on) == (num_objectives == 2 or mode == "stop")  # the cheapest; the first one passes anyway
         assert 8 not in going_on
@@ -420,8 +426,8 @@ def test_where_all_cost_the_same_two_objectives_stop_by_the_quantile_of_one(loss
         before = sorted(losses[:trial])
         place = (trial - 1) / reduction_factor
         between = trial and before[math.floor(place)] <= loss <= before[math.ceil(place)]
-        assert one.passes(trial, loss) or not two.passes(trial, loss)
-        assert one.passes(trial, loss) == two.passes(trial, loss) or between
+        assert one.can_pass(trial, loss) or not two.can_pass(trial, loss)
+        assert one.can_pass(trial, loss) == two.can_pass(trial, loss) or between
         one.record(trial, loss)
         two.record(trial, loss)
 
@@ -436,7 +442,7 @@ def test_a_loss_between_the_two_that_the_quantile_lies_between_stops_with_two_ob
     for trial, loss in enumerate([1.0, 2.0, 3.0]):
         one.record(trial, loss)
         two.record(trial, loss)
-    assert [(one.passes(3, loss), two.passes(3, loss)) for loss in (0.9, 1.4, 1.6)] == [
+    assert [(one.can_pass(3, loss), two.can_pass(3, loss)) for loss in (0.9, 1.4, 1.6)] == [
         (True, True),
         (True, False),
         (False, False),
@@ -444,48 +450,48 @@ def test_a_loss_between_the_two_that_the_quantile_lies_between_stops_with_two_ob
 
 
 def test_a_trial_is_promoted_however_late_it_enters_the_best():
-    rule = asha(mode="promote", reduction_factor=2)
+    scheduler = asha(mode="promote", reduction_factor=2)
     for trial, loss in enumerate([0.5, 0.4]):
-        rule.begun(trial, PARAMS)
-        assert rule.reported(trial, 1, loss) == ("pause" if trial == 0 else "continue")
+        scheduler.on_trial_start(trial, PARAMS)
+        assert scheduler.on_trial_result(trial, 1, loss) == ("pause" if trial == 0 else "continue")
     for trial, loss in ((2, 0.9), (3, 0.8)):
-        assert rule.promoted(can_begin=True) is None
-        rule.begun(trial, PARAMS)
-        assert rule.reported(trial, 1, loss) == "pause"
-    assert rule.promoted(can_begin=True) == Continuation(0)
-    rule.resumed(Continuation(0))
-    assert rule.promoted(can_begin=True) is None
+        assert scheduler.choose_trial_to_resume(can_start_trial=True) is None
+        scheduler.on_trial_start(trial, PARAMS)
+        assert scheduler.on_trial_result(trial, 1, loss) == "pause"
+    assert scheduler.choose_trial_to_resume(can_start_trial=True) == SegmentStart(0)
+    scheduler.on_trial_resume(SegmentStart(0))
+    assert scheduler.choose_trial_to_resume(can_start_trial=True) is None
 
 
 def test_a_trial_that_ended_is_not_promoted_and_keeps_its_place():
-    rule = asha(mode="promote", reduction_factor=2)
+    scheduler = asha(mode="promote", reduction_factor=2)
     for trial, loss in enumerate([0.1, 0.5, 0.9]):
-        rule.begun(trial, PARAMS)
-        rule.reported(trial, 1, loss)
-    rule.begun(3, PARAMS)
-    rule.ended(0)
-    assert rule.promoted(can_begin=True) is None  # the best of three was it
-    rule.reported(3, 1, 0.8)
-    assert rule.promoted(can_begin=True) == Continuation(1)
+        scheduler.on_trial_start(trial, PARAMS)
+        scheduler.on_trial_result(trial, 1, loss)
+    scheduler.on_trial_start(3, PARAMS)
+    scheduler.on_trial_end(0)
+    assert scheduler.choose_trial_to_resume(can_start_trial=True) is None  # the best of three was it
+    scheduler.on_trial_result(3, 1, 0.8)
+    assert scheduler.choose_trial_to_resume(can_start_trial=True) == SegmentStart(1)
 
 
 def test_at_the_end_of_a_short_sweep_the_best_goes_on_once_nothing_else_runs():
-    rule = asha(mode="promote", reduction_factor=4)
+    scheduler = asha(mode="promote", reduction_factor=4)
     for trial, loss in enumerate([0.5, 0.4, 0.6]):
-        rule.begun(trial, PARAMS)
-        assert rule.promoted(can_begin=False) is None
-        rule.reported(trial, 1, loss)
-    assert rule.promoted(can_begin=True) is None
-    assert rule.promoted(can_begin=False) == Continuation(1)
-    rule.resumed(Continuation(1))
-    assert rule.promoted(can_begin=False) is None  # it runs
-    rule.ended(1)
-    assert rule.promoted(can_begin=False) == Continuation(0)
-    rule.resumed(Continuation(0))
-    assert rule.reported(0, 4, 0.4) == "pause"
-    rule.resumed(rule.promoted(can_begin=False))
-    assert rule.reported(0, 27, 0.3) == "continue"
-    assert rule.promoted(can_begin=False) is None
+        scheduler.on_trial_start(trial, PARAMS)
+        assert scheduler.choose_trial_to_resume(can_start_trial=False) is None
+        scheduler.on_trial_result(trial, 1, loss)
+    assert scheduler.choose_trial_to_resume(can_start_trial=True) is None
+    assert scheduler.choose_trial_to_resume(can_start_trial=False) == SegmentStart(1)
+    scheduler.on_trial_resume(SegmentStart(1))
+    assert scheduler.choose_trial_to_resume(can_start_trial=False) is None  # it runs
+    scheduler.on_trial_end(1)
+    assert scheduler.choose_trial_to_resume(can_start_trial=False) == SegmentStart(0)
+    scheduler.on_trial_resume(SegmentStart(0))
+    assert scheduler.on_trial_result(0, 4, 0.4) == "pause"
+    scheduler.on_trial_resume(scheduler.choose_trial_to_resume(can_start_trial=False))
+    assert scheduler.on_trial_result(0, 27, 0.3) == "continue"
+    assert scheduler.choose_trial_to_resume(can_start_trial=False) is None
 
 
 @pytest.mark.parametrize(
@@ -510,10 +516,10 @@ def test_values_that_do_not_go_together_are_told(changes, words):
 @pytest.mark.parametrize("gaps", [0.0, 0.4])
 @pytest.mark.parametrize(("grace_period", "min_samples_required"), [(1, 1), (2, 3), (5, 4)])
 def test_the_median_rule_decides_as_rays(gaps, grace_period, min_samples_required):
-    verdicts = []
+    decisions = []
     for seed in range(20):
-        rule = MedianStopping(grace_period=grace_period, min_samples_required=min_samples_required)
-        calls = drive(rule, seed=seed, num_trials=20, num_slots=4, max_epochs=12, gaps=gaps)
+        scheduler = MedianStopping(grace_period=grace_period, min_samples_required=min_samples_required)
+        calls = drive(scheduler, seed=seed, num_trials=20, num_slots=4, max_epochs=12, gaps=gaps)
         rays = Ray(
             MedianStoppingRule(
                 "epoch",
@@ -522,9 +528,11 @@ def test_the_median_rule_decides_as_rays(gaps, grace_period, min_samples_require
                 min_time_slice=math.inf,
             )
         )
-        verdicts += [report[3] for report in reports(calls)]
-        assert [report[3] for report in reports(calls)] == [rays.reported(*report[:3]) for report in reports(calls)]
-    assert set(verdicts) == {"continue", "stop"}
+        decisions += [report[3] for report in reports(calls)]
+        assert [report[3] for report in reports(calls)] == [
+            rays.on_trial_result(*report[:3]) for report in reports(calls)
+        ]
+    assert set(decisions) == {"continue", "stop"}
 
 
 @pytest.mark.parametrize("name", ["grace_period", "min_samples_required"])

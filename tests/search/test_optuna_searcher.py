@@ -22,11 +22,11 @@ from handpose.config import CONFIGS, compose
 from handpose.errors import UserError
 from handpose.search import study as study_module
 from handpose.search.optuna_searcher import OptunaSearcher
-from handpose.search.points import place
-from handpose.search.searcher import Known
+from handpose.search.points import place_values
+from handpose.search.searcher import TrialSnapshot
 from handpose.search.space import load_space
-from handpose.search.study import params_of
-from handpose.search.warm_start import Beginning
+from handpose.search.study import get_trial_params
+from handpose.search.warm_start import InitialTrials
 from handpose.values import same, written
 
 METRIC = "val/pa_mpjpe_mm"
@@ -69,18 +69,18 @@ def run_alone(searcher, num_trials):
     """One trial after the other; what is far from a rate of 1e-3 is stopped after the first of three epochs."""
     asked = []
     for number in range(searcher.first_number, searcher.first_number + num_trials):
-        params = searcher.ask(number)
-        searcher.began(number)
+        params = searcher.suggest(number)
+        searcher.on_segment_start(number)
         epochs = 1 if value_of(params) > 1 else 3
         for epoch in range(1, epochs + 1):
-            searcher.reported(number, epoch, value_of(params) + 1 / epoch)
-        searcher.ended(number, "stopped" if epochs == 1 else "complete")
+            searcher.on_trial_result(number, epoch, value_of(params) + 1 / epoch)
+        searcher.on_trial_end(number, "stopped" if epochs == 1 else "complete")
         asked.append(params)
     return asked
 
 
 def states(searcher):
-    return [trial.state.name for trial in searcher.study.trials]
+    return [trial.controller.name for trial in searcher.study.trials]
 
 
 def record(searcher):
@@ -113,14 +113,14 @@ def test_every_configured_sampler_proposes_points_of_the_space_without_noise(nam
         space=space, folder=tmp_path, name="test", metric=METRIC, mode="min", max_epochs=1, seed=3, defaults={}
     )
     for number in range(14):
-        asked.append(searcher.ask(number))
+        asked.append(searcher.suggest(number))
         if number >= 2:  # three run at a time
-            searcher.reported(number - 2, 1, value_of(asked[number - 2]))
-            searcher.ended(number - 2, "complete")
+            searcher.on_trial_result(number - 2, 1, value_of(asked[number - 2]))
+            searcher.on_trial_end(number - 2, "complete")
     searcher.close()
     for params in asked:
-        placed = place(space, params)
-        assert (placed.outside, placed.missing) == ((), ())
+        placed = place_values(space, params)
+        assert (placed.out_of_range, placed.missing) == ((), ())
         assert placed.params == params
     assert len({json.dumps(params) for params in asked}) == len(asked)
     assert capfd.readouterr() == ("", "")
@@ -143,27 +143,29 @@ def test_a_proposal_is_what_optuna_draws_from_the_study_with_waiting_trials_as_s
     searcher = make(space, SAMPLERS[name], seed=5, constraints=constraints)
     plain, trials = optuna.create_study(), []
     for done in range(number):
-        params = searcher.ask(done)
+        params = searcher.suggest(done)
         excess = params["model.decoder.depth"] / 4 - 1
         trial = searcher.study.trials[-1]
-        searcher.measured(done, {"num_parameters": (1 + excess) * 1e6})
+        searcher.on_trial_cost(done, {"num_parameters": (1 + excess) * 1e6})
         if constraints:
             trial.set_constraint("num_parameters", excess)
         trial.intermediate_values = {1: value_of(params)}
-        trial.state, trial.value = [(TrialState.COMPLETE, 1.0 * done), (TrialState.PRUNED, 0.1 * done)][done % 3 == 2]
+        trial.controller, trial.value = [(TrialState.COMPLETE, 1.0 * done), (TrialState.PRUNED, 0.1 * done)][
+            done % 3 == 2
+        ]
         if done == number - 1:
-            trial.state, trial.value, trial.intermediate_values = TrialState.RUNNING, None, {}
-        elif trial.state == TrialState.PRUNED:
+            trial.controller, trial.value, trial.intermediate_values = TrialState.RUNNING, None, {}
+        elif trial.controller == TrialState.PRUNED:
             trial.intermediate_values = {1: 0.2, 2: 0.1 * done}
-            searcher.reported(done, 1, 0.2)
-            searcher.reported(done, 2, 0.1 * done)
-            searcher.waits(done)
+            searcher.on_trial_result(done, 1, 0.2)
+            searcher.on_trial_result(done, 2, 0.1 * done)
+            searcher.on_trial_wait(done)
         else:
-            searcher.reported(done, 1, 1.0 * done)
-            searcher.ended(done, "complete")
-        trial.datetime_complete = trial.datetime_start if trial.state.is_finished() else None
+            searcher.on_trial_result(done, 1, 1.0 * done)
+            searcher.on_trial_end(done, "complete")
+        trial.datetime_complete = trial.datetime_start if trial.controller.is_finished() else None
         trials.append(trial)
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    complete = [trial for trial in trials if trial.controller == TrialState.COMPLETE]
     median = statistics.median(trial.value for trial in complete)
     for trial in complete:
         if name in ("gp", "nsga") and sum(trial.constraints.values()) > 0:
@@ -172,7 +174,7 @@ def test_a_proposal_is_what_optuna_draws_from_the_study_with_waiting_trials_as_s
     seed = int(np.random.SeedSequence([5, number]).generate_state(1)[0])
     with silenced():
         plain.sampler = SAMPLERS[name](seed=seed)
-    assert searcher.ask(number) == space.suggest(plain.ask())
+    assert searcher.suggest(number) == space.sample(plain.ask())
 
 
 @pytest.fixture
@@ -192,12 +194,12 @@ def seen(monkeypatch):
 def test_a_trial_that_waits_is_seen_as_stopped_with_its_last_value_or_as_running_without_one(make, write_space, seen):
     searcher = make(write_space(SPACE))
     for number, values in enumerate([{}, {1: 5.0, 3: 7.0}]):
-        searcher.ask(number)
+        searcher.suggest(number)
         for epoch, value in values.items():
-            searcher.reported(number, epoch, value)
-        searcher.waits(number)
-    searcher.ask(2)
-    assert [(trial.state.name, trial.value) for trial in seen] == [
+            searcher.on_trial_result(number, epoch, value)
+        searcher.on_trial_wait(number)
+    searcher.suggest(2)
+    assert [(trial.controller.name, trial.value) for trial in seen] == [
         ("RUNNING", None),
         ("PRUNED", 7.0),
         ("RUNNING", None),
@@ -210,9 +212,9 @@ def test_qmc_gives_the_points_of_one_sequence(make, write_space):
     searcher = make(write_space("a: interval(0.0, 1.0)\nb: interval(0.0, 1.0)"), SAMPLERS["qmc"])
     asked = []
     for number in range(17):
-        asked.append(searcher.ask(number))
-        searcher.reported(number, 1, 1.0)
-        searcher.ended(number, "stopped")
+        asked.append(searcher.suggest(number))
+        searcher.on_trial_result(number, 1, 1.0)
+        searcher.on_trial_end(number, "stopped")
     for axis in "ab":
         assert sorted(int(16 * params[axis]) for params in asked[1:]) == list(range(16))  # the first one is random
 
@@ -241,14 +243,14 @@ def test_conditional_spaces_are_searched(make, write_space):
 def test_a_space_that_fails_leaves_nothing_and_the_number_free(make, write_space):
     text = "def space(trial):\n    {}\n    return {{'optimizer.lr': trial.suggest_float('optimizer.lr', 0.1, 1)}}"
     searcher = make(write_space(text.format("assert trial.number < 1"), ".py"))
-    assert searcher.ask(0)
+    assert searcher.suggest(0)
     with pytest.raises(UserError, match="AssertionError"):
-        searcher.ask(1)
+        searcher.suggest(1)
     assert len(searcher.study.trials) == 1
     searcher.close()
     mended = make(write_space(text.format("pass"), ".py"), resume=True)
-    mended.align([Known(0, "running", {"optimizer.lr": 0.2}, {})])
-    assert mended.ask(1)
+    mended.restore_trials([TrialSnapshot(0, "running", {"optimizer.lr": 0.2}, {})])
+    assert mended.suggest(1)
 
 
 # --- the same parameters twice ----------------------------------------------------------------------------------------
@@ -267,9 +269,9 @@ def tried(searcher, num):
     """The parameters of so many trials, each of which ends well but every third, which diverges."""
     asked = []
     for number in range(searcher.first_number, searcher.first_number + num):
-        asked.append(written(searcher.ask(number)))
-        searcher.reported(number, 1, float(len(asked[-1])))
-        searcher.ended(number, "diverged" if number % 3 == 2 else "complete")
+        asked.append(written(searcher.suggest(number)))
+        searcher.on_trial_result(number, 1, float(len(asked[-1])))
+        searcher.on_trial_end(number, "diverged" if number % 3 == 2 else "complete")
     return asked
 
 
@@ -304,15 +306,15 @@ def test_points_that_are_not_tried_twice_are_the_same_after_restarts(make, write
     whole = tried(make(space, SAMPLERS[name], folder="whole"), 10)
     searcher, known = make(space, SAMPLERS[name], folder="restarted"), []
     for number in range(10):
-        params = searcher.ask(number)
+        params = searcher.suggest(number)
         searcher.close()
         searcher = make(space, SAMPLERS[name], folder="restarted", resume=True)
-        searcher.align(known)
-        assert same(searcher.ask(number), params)
+        searcher.restore_trials(known)
+        assert same(searcher.suggest(number), params)
         value = float(len(written(params)))
-        searcher.reported(number, 1, value)
-        searcher.ended(number, "diverged" if number % 3 == 2 else "complete")
-        known.append(Known(number, "diverged" if number % 3 == 2 else "complete", params, {1: value}))
+        searcher.on_trial_result(number, 1, value)
+        searcher.on_trial_end(number, "diverged" if number % 3 == 2 else "complete")
+        known.append(TrialSnapshot(number, "diverged" if number % 3 == 2 else "complete", params, {1: value}))
     assert [written(each.params) for each in known] == whole
     assert len(set(whole)) == 10
 
@@ -335,7 +337,7 @@ def test_draws_that_make_the_same_parameters_are_the_same_point(make, write_spac
     text = "def space(trial):\n    return {'n': 2 ** round(trial.suggest_float('x', -0.4, 2.4))}"
     searcher = make(write_space(text, ".py"), TPE)
     assert set(tried(searcher, 3)) == {'{"n": 1}', '{"n": 2}', '{"n": 4}'}
-    assert searcher.ask(3)  # nobody knows that there are no more, since the draws cannot be listed
+    assert searcher.suggest(3)  # nobody knows that there are no more, since the draws cannot be listed
 
 
 def test_points_of_earlier_sweeps_are_tried_again_only_when_no_others_are_left(make, write_space, monkeypatch):
@@ -349,9 +351,9 @@ def test_points_of_earlier_sweeps_are_tried_again_only_when_no_others_are_left(m
             create_trial(state=TrialState.COMPLETE, value=1.0, params=params, distributions=distributions)
             for params, distributions in imported
         ]
-        return Beginning(points=[imported[0][0]], trials=trials)
+        return InitialTrials(points=[imported[0][0]], trials=trials)
 
-    monkeypatch.setattr("handpose.search.optuna_searcher.begin", begin)
+    monkeypatch.setattr("handpose.search.optuna_searcher.prepare_initial_trials", begin)
     searcher = make(space, TPE, folder="second")
     asked = tried(searcher, 10)
     assert asked[0] == before[0]  # it is to be tried first
@@ -387,7 +389,7 @@ def test_the_study_has_the_parameters_that_are_trained(make, write_space, name):
     ]
     searcher.close()
     again = make(space, sampler, resume=True)
-    assert [written(params_of(trial)) for trial in again.study.trials] == asked
+    assert [written(get_trial_params(trial)) for trial in again.study.trials] == asked
     assert {json.loads(each)["d"] for each in asked} <= {0.0, 0.01, 0.02, 0.03, 0.04}
 
 
@@ -396,7 +398,7 @@ def test_parameters_beside_the_draws_are_kept_where_python_considers_them_equal(
     searcher = make(write_space(text, ".py"))
     asked = tried(searcher, 2)
     assert set(asked) == {'{"a": false}', '{"a": true}'}
-    assert [written(params_of(trial)) for trial in searcher.study.trials] == asked
+    assert [written(get_trial_params(trial)) for trial in searcher.study.trials] == asked
 
 
 def test_gp_is_given_no_range_whose_values_fill_the_memory(make, write_space):
@@ -423,7 +425,7 @@ def test_what_neither_the_user_nor_the_default_gives_is_drawn(make, write_space)
     first = [{"model/decoder": "effpose"}]
     for seed in range(3):
         searcher = make(write_space(SPACE), folder=str(seed), seed=seed, first=first, defaults={"optimizer.lr": 5.0})
-        params = searcher.ask(0)
+        params = searcher.suggest(0)
         assert params["model/decoder"] == "effpose"
         assert 1e-5 <= params["optimizer.lr"] <= 1e-1
 
@@ -434,7 +436,7 @@ def test_lists_and_fixed_values_can_be_tried_first(make, write_space):
     )
     first = {"data.scale": [1, 2], "optimizer.lr": 1, "trainer.precision": "16-mixed"}
     searcher = make(space, first=[first])
-    assert searcher.ask(0) == first
+    assert searcher.suggest(0) == first
     searcher.close()
     assert make(space, resume=True).ask(0) == first
 
@@ -447,7 +449,7 @@ def test_a_grid_gives_each_point_once_and_then_ends(make, write_space, seed):
     points = [tuple(params.values()) for params in run_alone(searcher, 6)]
     assert points[0] == (0.01, "b")
     assert sorted(points) == [(lr, decoder) for lr in (0.01, 0.1) for decoder in "abc"]
-    assert searcher.ask(6) is None
+    assert searcher.suggest(6) is None
 
 
 # --- the record -------------------------------------------------------------------------------------------------------
@@ -474,23 +476,23 @@ def storage(request, tmp_path):
 )
 def test_every_end_is_told_and_telling_it_again_changes_nothing(make, write_space, reports, ended, state, value):
     searcher = make(write_space(SPACE))
-    searcher.ask(0)
+    searcher.suggest(0)
     for _ in range(2):
-        searcher.began(0)
+        searcher.on_segment_start(0)
         for epoch, reported in enumerate(reports, start=1):
-            searcher.reported(0, epoch, reported)
-        searcher.ended(0, ended)
+            searcher.on_trial_result(0, epoch, reported)
+        searcher.on_trial_end(0, ended)
         (trial,) = searcher.study.trials
-        assert (trial.state.name, trial.value) == (state, value)
+        assert (trial.controller.name, trial.value) == (state, value)
         assert list(trial.intermediate_values.values()) == [value for value in reports if math.isfinite(value)]
 
 
 def test_the_file_is_json_that_other_languages_read(make, write_space, tmp_path):
     searcher = make(write_space(SPACE), constraints={"latency_ms": 1.0})
-    searcher.ask(0)
-    searcher.reported(0, 1, math.nan)
-    searcher.measured(0, {"latency_ms": math.inf, "memory_mb": math.nan})
-    searcher.ended(0, "diverged")
+    searcher.suggest(0)
+    searcher.on_trial_result(0, 1, math.nan)
+    searcher.on_trial_cost(0, {"latency_ms": math.inf, "memory_mb": math.nan})
+    searcher.on_trial_end(0, "diverged")
 
     def refuse(constant):
         raise AssertionError(constant)
@@ -501,28 +503,28 @@ def test_the_file_is_json_that_other_languages_read(make, write_space, tmp_path)
 
 def test_a_trial_runs_waits_and_runs_again(make, write_space, storage):
     searcher = make(write_space(SPACE), storage=storage)
-    searcher.ask(0)
+    searcher.suggest(0)
     for epoch in (1, 2):
-        searcher.began(0)
+        searcher.on_segment_start(0)
         assert states(searcher) == ["RUNNING"]
-        searcher.reported(0, epoch, 5.0 - epoch)
-        searcher.waits(0)
-        searcher.waits(0)
+        searcher.on_trial_result(0, epoch, 5.0 - epoch)
+        searcher.on_trial_wait(0)
+        searcher.on_trial_wait(0)
         assert states(searcher) == ["WAITING"]
-    searcher.began(0)
-    searcher.ended(0, "stopped")
+    searcher.on_segment_start(0)
+    searcher.on_trial_end(0, "stopped")
     (trial,) = searcher.study.trials
-    assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.PRUNED, 3.0, {1: 4.0, 2: 3.0})
+    assert (trial.controller, trial.value, trial.intermediate_values) == (TrialState.PRUNED, 3.0, {1: 4.0, 2: 3.0})
 
 
 def test_a_report_samples_nothing_again(make, write_space):
     searcher = make(write_space(SPACE), TPE)
     run_alone(searcher, 8)
     before = searcher.study.trials[-1]
-    params = searcher.ask(8)
-    searcher.began(8)
-    searcher.reported(8, 1, 1.0)
-    searcher.waits(8)
+    params = searcher.suggest(8)
+    searcher.on_segment_start(8)
+    searcher.on_trial_result(8, 1, 1.0)
+    searcher.on_trial_wait(8)
     after = searcher.study.trials
     assert after[8].params == params
     assert after[7] == before
@@ -531,9 +533,9 @@ def test_a_report_samples_nothing_again(make, write_space):
 def test_nothing_runs_in_the_study_of_a_sweep_that_is_over(make, write_space):
     searcher = make(write_space(SPACE))
     for number in range(3):
-        searcher.ask(number)
-    searcher.reported(0, 1, 1.0)
-    searcher.ended(0, "stopped")
+        searcher.suggest(number)
+    searcher.on_trial_result(0, 1, 1.0)
+    searcher.on_trial_end(0, "stopped")
     searcher.close()
     assert states(searcher) == ["PRUNED", "WAITING", "WAITING"]
 
@@ -547,11 +549,11 @@ print(json.dumps([[t.state.name, t.params, t.value, t.intermediate_values, t.con
 
 def test_another_process_reads_the_study_while_the_sweep_runs(make, write_space, storage, tmp_path):
     searcher = make(write_space(SPACE), storage=storage, constraints={"num_parameters": 1e6})
-    asked = [searcher.ask(number) for number in range(3)]
-    searcher.measured(0, {"num_parameters": 1.5e6})
-    searcher.ended(0, "infeasible")
-    searcher.reported(1, 2, 7.5)
-    searcher.waits(1)
+    asked = [searcher.suggest(number) for number in range(3)]
+    searcher.on_trial_cost(0, {"num_parameters": 1.5e6})
+    searcher.on_trial_end(0, "infeasible")
+    searcher.on_trial_result(1, 2, 7.5)
+    searcher.on_trial_wait(1)
     backend = "optuna.storages.journal.JournalFileBackend"
     journal = f"optuna.storages.JournalStorage({backend}({str(tmp_path / 'study' / 'journal.log')!r}))"
     command = [sys.executable, "-c", READER, "test", repr(storage) if storage else journal]
@@ -618,7 +620,7 @@ class Sweep:
             try:
                 if searcher is None:
                     searcher = self.open()
-                    searcher.align(self.known())
+                    searcher.restore_trials(self.known())
                     for event in self.events[-1:]:
                         self.tell(searcher, *event)
                 else:
@@ -630,7 +632,7 @@ class Sweep:
 
     def perform(self, searcher, *step):
         if step[0] == "asked":
-            self.params[step[1]] = searcher.ask(step[1])
+            self.params[step[1]] = searcher.suggest(step[1])
             self.events.append(step)
         else:
             self.events.append(step)
@@ -640,13 +642,13 @@ class Sweep:
         if self.is_over(number, kind):
             return
         if kind == "measured":
-            searcher.measured(number, self.costs(number))
+            searcher.on_trial_cost(number, self.costs(number))
             if self.is_infeasible(number):
-                searcher.ended(number, "infeasible")
+                searcher.on_trial_end(number, "infeasible")
         elif kind == "reported":
-            searcher.reported(number, *epoch, self.value(number, *epoch))
+            searcher.on_trial_result(number, *epoch, self.value(number, *epoch))
         elif kind == "ended":
-            searcher.ended(number, self.end(number))
+            searcher.on_trial_end(number, self.end(number))
         elif kind != "asked":
             getattr(searcher, kind)(number)
 
@@ -675,7 +677,7 @@ class Sweep:
             values = {event[2]: self.value(number, event[2]) for event in mine if event[0] == "reported"}
             if measured and self.is_infeasible(number):
                 state, values = "infeasible", {}
-            yield Known(number, state, params, values, self.costs(number) if measured else {})
+            yield TrialSnapshot(number, state, params, values, self.costs(number) if measured else {})
 
 
 @pytest.mark.parametrize(
@@ -757,12 +759,12 @@ def test_what_a_damaged_file_lost_is_taken_from_the_events(make, write_space, tm
     whole.searcher.close()
     damaged(how, tmp_path / "study" / "journal.log")
     searcher = make(space, TPE, constraints={"num_parameters": 1e6}, resume=True)
-    searcher.align(known)
+    searcher.restore_trials(known)
     lost = ("user_attrs", "system_attrs")  # that a point was planned, and the parameters beside the draws
     for found, expected in zip(record(searcher), before, strict=True):
         assert {**found, **dict.fromkeys(lost)} == {**expected, **dict.fromkeys(lost)}
         assert found["user_attrs"].items() >= expected["user_attrs"].items()
-    assert searcher.ask(8)
+    assert searcher.suggest(8)
 
 
 @pytest.mark.parametrize("also", ["pass", "assert x > -5"])  # which fails for a draw that is not known
@@ -770,47 +772,49 @@ def test_lost_trials_of_a_space_that_names_its_draws_otherwise_keep_their_values
     draw = "x = trial.suggest_float('log_lr', -5, -1)"
     text = f"def space(trial):\n    {draw}\n    {also}\n    return {{'optimizer.lr': 10**x}}\n"
     searcher = make(write_space(text, ".py"))
-    params = searcher.ask(0)
+    params = searcher.suggest(0)
     searcher.close()
     (tmp_path / "study" / "journal.log").unlink()
     searcher = make(write_space(text, ".py"), resume=True)
-    searcher.align([Known(0, "stopped", params, {2: 5.0, 3: math.nan})])
+    searcher.restore_trials([TrialSnapshot(0, "stopped", params, {2: 5.0, 3: math.nan})])
     (trial,) = searcher.study.trials
-    assert (trial.state, trial.value, trial.params) == (TrialState.PRUNED, 5.0, {})
+    assert (trial.controller, trial.value, trial.params) == (TrialState.PRUNED, 5.0, {})
     assert trial.user_attrs["params"] == params
-    assert searcher.ask(1)
+    assert searcher.suggest(1)
 
 
 def test_trials_that_the_events_do_not_know_fail_but_for_the_next(make, write_space):
     space = write_space(SPACE)
     asked = make(space)
-    params = [asked.ask(number) for number in range(4)]
+    params = [asked.suggest(number) for number in range(4)]
     searcher = make(space, resume=True)
-    searcher.align([Known(0, "running", params[0], {}), Known(1, "waiting", params[1], {1: 2.0})])
+    searcher.restore_trials(
+        [TrialSnapshot(0, "running", params[0], {}), TrialSnapshot(1, "waiting", params[1], {1: 2.0})]
+    )
     assert states(searcher) == ["RUNNING", "WAITING", "RUNNING", "FAIL"]
-    assert searcher.ask(2) == params[2]
+    assert searcher.suggest(2) == params[2]
     assert searcher.study.trials[1].intermediate_values == {1: 2.0}
 
 
 def test_the_next_trial_that_was_never_asked_for_again_does_not_run_for_ever(make, write_space):
     asked = make(write_space(SPACE))
-    params = [asked.ask(number) for number in range(2)]
+    params = [asked.suggest(number) for number in range(2)]
     searcher = make(write_space(SPACE), resume=True)
-    searcher.align([Known(0, "complete", params[0], {3: 1.0})])
+    searcher.restore_trials([TrialSnapshot(0, "complete", params[0], {3: 1.0})])
     searcher.close()
     assert states(searcher) == ["COMPLETE", "FAIL"]
 
 
 def test_a_sweep_that_cannot_go_on_leaves_the_study_as_it_is(make, write_space):
     asked = make(write_space(SPACE))
-    asked.ask(0)
+    asked.suggest(0)
     make(write_space(SPACE), resume=True).close()  # killed before it knew what runs
     assert states(asked) == ["RUNNING"]
 
 
 def test_a_full_disk_leaves_no_half_line(make, write_space, tmp_path, monkeypatch):
     searcher = make(write_space(SPACE))
-    searcher.ask(0)
+    searcher.suggest(0)
     file = tmp_path / "study" / "journal.log"
     before = file.read_bytes()
     path_open = Path.open
@@ -834,9 +838,9 @@ def test_a_full_disk_leaves_no_half_line(make, write_space, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", lambda path, *args, **kwargs: Full(path_open(path, *args, **kwargs)))
         with pytest.raises(OSError, match="is the disk full"):
-            searcher.reported(0, 1, 2.0)
+            searcher.on_trial_result(0, 1, 2.0)
     assert file.read_bytes() == before
-    searcher.reported(0, 1, 2.0)
+    searcher.on_trial_result(0, 1, 2.0)
     assert searcher.study.trials[0].intermediate_values == {1: 2.0}
 
 
@@ -846,9 +850,9 @@ def test_a_full_disk_leaves_no_half_line(make, write_space, tmp_path, monkeypatc
 def test_a_constraint_is_kept_as_optuna_keeps_it(make, write_space):
     searcher = make(write_space(SPACE), constraints={"num_parameters": 2e6, "memory_mb": None})
     assert searcher.constraints == {"num_parameters": 2e6}
-    searcher.ask(0)
-    searcher.measured(0, {"num_parameters": 1e6, "latency_ms": 3.5})
-    searcher.measured(0, {"num_parameters": 1e6, "latency_ms": 4.5})
+    searcher.suggest(0)
+    searcher.on_trial_cost(0, {"num_parameters": 1e6, "latency_ms": 3.5})
+    searcher.on_trial_cost(0, {"num_parameters": 1e6, "latency_ms": 4.5})
     plain = optuna.create_study()
     plain.ask().set_constraint("num_parameters", -0.5)
     (trial,) = searcher.study.trials
@@ -861,12 +865,12 @@ def search_two_valleys(searcher, *, is_trained=True):
     """The deeper valley, at 0.2, costs too much and the other one, at 0.8, does not; where it searched at the end."""
     asked = []
     for number in range(30):
-        (x,) = searcher.ask(number).values()
-        searcher.measured(number, {"num_parameters": 2.5e6 - 2e6 * x})
+        (x,) = searcher.suggest(number).values()
+        searcher.on_trial_cost(number, {"num_parameters": 2.5e6 - 2e6 * x})
         is_feasible = x >= 0.5 or not searcher.constraints
         if is_trained or is_feasible:
-            searcher.reported(number, 3, abs(x - 0.2) if x < 0.5 else 0.5 + abs(x - 0.8))
-        searcher.ended(number, "complete" if is_feasible else "infeasible")
+            searcher.on_trial_result(number, 3, abs(x - 0.2) if x < 0.5 else 0.5 + abs(x - 0.8))
+        searcher.on_trial_end(number, "complete" if is_feasible else "infeasible")
         asked.append(x)
     return asked[-12:]
 
@@ -894,15 +898,15 @@ def test_what_was_never_trained_shows_its_constraint_to_those_who_look_at_comple
 ):
     searcher = make(write_space("x: interval(0.0, 1.0)"), SAMPLERS[name], constraints={"num_parameters": 1e6})
     for number, value in enumerate([3.0, 9.0, 4.0]):
-        searcher.ask(number)
-        searcher.measured(number, {"num_parameters": 1e6})
-        searcher.reported(number, 3, value)
-        searcher.ended(number, "complete")
-    searcher.ask(3)
-    searcher.measured(3, {"num_parameters": 2e6})
-    searcher.ended(3, "infeasible")
-    searcher.ask(4)
-    assert seen[3].state.name == state
+        searcher.suggest(number)
+        searcher.on_trial_cost(number, {"num_parameters": 1e6})
+        searcher.on_trial_result(number, 3, value)
+        searcher.on_trial_end(number, "complete")
+    searcher.suggest(3)
+    searcher.on_trial_cost(3, {"num_parameters": 2e6})
+    searcher.on_trial_end(3, "infeasible")
+    searcher.suggest(4)
+    assert seen[3].controller.name == state
     assert seen[3].value == (4.0 if state == "COMPLETE" else None)  # the median
     assert seen[3].constraints == {"num_parameters": 1.0}
     assert states(searcher) == ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED", "RUNNING"]
@@ -910,11 +914,11 @@ def test_what_was_never_trained_shows_its_constraint_to_those_who_look_at_comple
 
 def test_of_a_trial_that_was_not_measured_nothing_is_learnt_where_there_is_a_limit(make, write_space, seen):
     searcher = make(write_space("x: interval(0.0, 1.0)"), constraints={"num_parameters": 1e6})
-    searcher.ask(0)
-    searcher.reported(0, 3, 1.0)
-    searcher.ended(0, "complete")
-    searcher.ask(1)
-    assert [trial.state.name for trial in seen] == ["FAIL", "RUNNING"]
+    searcher.suggest(0)
+    searcher.on_trial_result(0, 3, 1.0)
+    searcher.on_trial_end(0, "complete")
+    searcher.suggest(1)
+    assert [trial.controller.name for trial in seen] == ["FAIL", "RUNNING"]
     assert states(searcher) == ["COMPLETE", "RUNNING"]
 
 
@@ -927,12 +931,12 @@ def run_for_two(searcher, num_trials):
     """Rates of 1e-1 are cheap; every third trial is stopped after the first of three epochs, every fifth fails."""
     asked = []
     for number in range(num_trials):
-        asked.append(searcher.ask(number))
-        searcher.measured(number, {"num_parameters": cost_of(asked[-1]), "latency_ms": 1.0})
+        asked.append(searcher.suggest(number))
+        searcher.on_trial_cost(number, {"num_parameters": cost_of(asked[-1]), "latency_ms": 1.0})
         end = "failed" if number % 5 == 4 else "stopped" if number % 3 == 2 else "complete"
         for epoch in range(1, 2 if end == "stopped" else 4):
-            searcher.reported(number, epoch, value_of(asked[-1]) + 1 / epoch)
-        searcher.ended(number, end)
+            searcher.on_trial_result(number, epoch, value_of(asked[-1]) + 1 / epoch)
+        searcher.on_trial_end(number, end)
     return asked
 
 
@@ -950,10 +954,10 @@ def test_the_study_has_both_objectives_with_their_names_and_optuna_their_front(m
     sign = 1 if mode == "min" else -1
     points = {}
     for number, (trial, params) in enumerate(zip(study.trials, asked, strict=True)):
-        assert trial.state.name == ("FAIL" if number % 5 == 4 else "PRUNED" if number % 3 == 2 else "COMPLETE")
-        reached = [value_of(params) + (1.0 if trial.state.name == "PRUNED" else 1 / 3), cost_of(params)]
-        assert trial.values == (None if trial.state.name == "FAIL" else pytest.approx(reached))
-        if trial.state.name == "COMPLETE":
+        assert trial.controller.name == ("FAIL" if number % 5 == 4 else "PRUNED" if number % 3 == 2 else "COMPLETE")
+        reached = [value_of(params) + (1.0 if trial.controller.name == "PRUNED" else 1 / 3), cost_of(params)]
+        assert trial.values == (None if trial.controller.name == "FAIL" else pytest.approx(reached))
+        if trial.controller.name == "COMPLETE":
             points[number] = (sign * trial.values[0], trial.values[1])
     front = [n for n, p in points.items() if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points.values())]
     assert sorted(trial.number for trial in study.best_trials) == front
@@ -965,15 +969,15 @@ def test_with_two_objectives_stopped_trials_are_listed_by_epoch_and_front_and_wi
     searcher = make(write_space(SPACE), TPE, **TWO)
     reports = [(1, 5.0, 1e6), (2, 9.0, 9e6), (1, 0.1, None), (1, 6.0, 3e6), (1, 4.0, 2e6)]
     for number, (epoch, value, cost) in enumerate(reports):
-        searcher.ask(number)
+        searcher.suggest(number)
         if cost:
-            searcher.measured(number, {"num_parameters": cost})
-        searcher.reported(number, epoch, value)
-        (searcher.waits if number == 3 else partial(searcher.ended, state="stopped"))(number)
-    searcher.ask(5)
-    shown = [(trial.number, trial.values) for trial in seen if trial.state == TrialState.PRUNED]
+            searcher.on_trial_cost(number, {"num_parameters": cost})
+        searcher.on_trial_result(number, epoch, value)
+        (searcher.on_trial_wait if number == 3 else partial(searcher.on_trial_end, state="stopped"))(number)
+    searcher.suggest(5)
+    shown = [(trial.number, trial.values) for trial in seen if trial.controller == TrialState.PRUNED]
     assert shown == [(1, [9.0, 9e6]), (4, [4.0, 2e6]), (0, [5.0, 1e6]), (3, [6.0, 3e6])]
-    assert not any(trial.intermediate_values for trial in seen if trial.state == TrialState.PRUNED)
+    assert not any(trial.intermediate_values for trial in seen if trial.controller == TrialState.PRUNED)
     assert searcher.study.trials[1].intermediate_values == {2: 9.0}  # in the study they are kept
     assert states(searcher)[:5] == ["PRUNED", "PRUNED", "FAIL", "WAITING", "PRUNED"]
 
@@ -984,18 +988,18 @@ def test_with_two_objectives_a_proposal_is_what_optuna_draws_from_what_is_comple
     searcher = make(space, SAMPLERS[name], seed=5, **TWO)
     plain = optuna.create_study(directions=["minimize", "minimize"])
     for done in range(number):
-        params = searcher.ask(done)
+        params = searcher.suggest(done)
         trial = searcher.study.trials[-1]
-        searcher.measured(done, {"num_parameters": cost_of(params)})
-        searcher.reported(done, 3, value_of(params))
-        searcher.ended(done, "complete")
-        trial.state, trial.values = TrialState.COMPLETE, [value_of(params), cost_of(params)]
+        searcher.on_trial_cost(done, {"num_parameters": cost_of(params)})
+        searcher.on_trial_result(done, 3, value_of(params))
+        searcher.on_trial_end(done, "complete")
+        trial.controller, trial.values = TrialState.COMPLETE, [value_of(params), cost_of(params)]
         trial.datetime_complete = trial.datetime_start
         plain.add_trial(trial)
     seed = int(np.random.SeedSequence([5, number]).generate_state(1)[0])
     with silenced():
         plain.sampler = SAMPLERS[name](seed=seed)
-    assert searcher.ask(number) == space.suggest(plain.ask())
+    assert searcher.suggest(number) == space.sample(plain.ask())
 
 
 @pytest.mark.parametrize("second", [None, "num_parameters"])
@@ -1026,11 +1030,11 @@ def test_tpe_learns_where_the_front_is_also_from_stopped_trials(make, write_spac
     searcher = make(write_space(NUMBERS), TPE, **TWO)
     asked = []
     for number in range(40):
-        asked.append(searcher.ask(number))
+        asked.append(searcher.suggest(number))
         loss = value_of(asked[-1]) + asked[-1]["model.decoder.depth"]
-        searcher.measured(number, {"num_parameters": cost_of(asked[-1])})
-        searcher.reported(number, 1, loss)
-        searcher.ended(number, "stopped")
+        searcher.on_trial_cost(number, {"num_parameters": cost_of(asked[-1])})
+        searcher.on_trial_result(number, 1, loss)
+        searcher.on_trial_end(number, "stopped")
     shallow = [params for params in asked[-20:] if params["model.decoder.depth"] == 1]
     assert len(shallow) >= 10  # by chance four
     assert sum(params["optimizer.lr"] > 1e-3 for params in shallow) >= 0.7 * len(shallow)
@@ -1044,13 +1048,13 @@ def test_a_sampler_of_one_objective_is_refused(make, write_space):
 def test_what_was_never_trained_shows_its_cost_with_a_value_that_says_nothing(make, write_space, seen):
     searcher = make(write_space("x: interval(0.0, 1.0)"), SAMPLERS["gp"], constraints={"num_parameters": 1e6}, **TWO)
     for number, value in enumerate([3.0, 9.0, 4.0, None]):
-        searcher.ask(number)
-        searcher.measured(number, {"num_parameters": 2e6 if value is None else 1e6})
+        searcher.suggest(number)
+        searcher.on_trial_cost(number, {"num_parameters": 2e6 if value is None else 1e6})
         if value is not None:
-            searcher.reported(number, 3, value)
-        searcher.ended(number, "infeasible" if value is None else "complete")
-    searcher.ask(4)
-    assert (seen[3].state.name, seen[3].values) == ("COMPLETE", [4.0, 2e6])
+            searcher.on_trial_result(number, 3, value)
+        searcher.on_trial_end(number, "infeasible" if value is None else "complete")
+    searcher.suggest(4)
+    assert (seen[3].controller.name, seen[3].values) == ("COMPLETE", [4.0, 2e6])
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
@@ -1116,7 +1120,7 @@ def test_two_sweeps_share_a_database_but_not_a_name(make, write_space, tmp_path)
         make(space, folder="d", name="a", storage=storage)
     other.close()
     again = make(space, folder="b", name="b", storage=storage, resume=True)
-    again.align([])
+    again.restore_trials([])
     assert len(again.study.trials) == 3
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from handpose.config import choice_of, compose, plain
-from handpose.search.space import SPACES, default_point, flattened, load_space
+from handpose.search.space import SPACES_FOLDER, find_default_point, flatten_config, load_space
 
-NAMES = sorted(file.stem for file in SPACES.iterdir() if file.suffix in (".yaml", ".py"))
+NAMES = sorted(file.stem for file in SPACES_FOLDER.iterdir() if file.suffix in (".yaml", ".py"))
 
 
 def test_there_are_the_spaces_that_the_readme_names():
@@ -14,7 +14,7 @@ def test_there_are_the_spaces_that_the_readme_names():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_default_configuration_is_in_the_space(name):
-    values = flattened(plain(compose("tune", [])))
+    values = flatten_config(plain(compose("tune", [])))
     for group in ("model/decoder", "lr_schedule"):
         values[group] = choice_of(group, values[f"{group.replace('/', '.')}._target_"])
-    assert default_point(load_space(name), values) is not None
+    assert find_default_point(load_space(name), values) is not None

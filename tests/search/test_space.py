@@ -11,16 +11,22 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from handpose.errors import UserError
-from handpose.search.distributions import from_label, labels, num_values, stepped, value_at
+from handpose.search.distributions import (
+    count_values,
+    get_value_at,
+    make_labels,
+    make_stepped_distribution,
+    parse_label,
+)
 from handpose.search.space import (
-    default_point,
-    flattened,
-    grid_points,
-    holding,
-    keys_of,
+    count_grid_points,
+    find_default_point,
+    fix_params,
+    flatten_config,
+    generate_probe_params,
+    list_grid_points,
+    list_keys,
     load_space,
-    num_grid_points,
-    probes,
 )
 from handpose.values import same
 
@@ -123,7 +129,7 @@ def test_what_cannot_be_searched_is_told_with_key_value_and_file(write_space, te
 )
 def test_what_a_python_space_gets_wrong_is_told_with_its_file(write_space, text, reason):
     with pytest.raises(UserError, match=reason) as told:
-        list(probes(write_space(text, ".py")))
+        list(generate_probe_params(write_space(text, ".py")))
     assert "space.py" in str(told.value)
 
 
@@ -144,7 +150,7 @@ def test_an_unknown_space_is_told_with_the_nearest_name_and_all_there_are(tmp_pa
 def test_a_plain_value_is_in_every_trial_and_lists_may_be_chosen(write_space):
     space = write_space("a: 3\nb: choice([1, 2], [3, 4])\nc: word\nd: null\ne: [5]\nf: interval(0, 1)")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [space.suggest(study.ask()) for _ in range(20)]
+    drawn = [space.sample(study.ask()) for _ in range(20)]
     assert all(
         params["a"] == 3 and params["c"] == "word" and params["d"] is None and params["e"] == [5] for params in drawn
     )
@@ -155,19 +161,19 @@ def test_a_plain_value_is_in_every_trial_and_lists_may_be_chosen(write_space):
 def test_the_default_is_found_in_a_space_that_holds_it(write_space):
     space = write_space("a: range(1, 4)\nb: choice([1], [2])\nc: tag(log, interval(0.1, 1))")
     inside = {"a": 2, "b": [2], "c": 0.5, "other": "x"}
-    point = default_point(space, inside)
-    assert space.suggest(optuna.trial.FixedTrial(point)) == {"a": 2, "b": [2], "c": 0.5}
-    assert default_point(space, inside | {"a": 4}) is None
-    assert default_point(space, inside | {"b": [3]}) is None
-    assert default_point(space, {"a": 2}) is None
+    point = find_default_point(space, inside)
+    assert space.sample(optuna.trial.FixedTrial(point)) == {"a": 2, "b": [2], "c": 0.5}
+    assert find_default_point(space, inside | {"a": 4}) is None
+    assert find_default_point(space, inside | {"b": [3]}) is None
+    assert find_default_point(space, {"a": 2}) is None
 
 
 def test_the_default_is_found_in_a_space_that_is_defined_by_running(write_space):
     space = write_space(CONDITIONAL, ".py")
     defaults = {"model/decoder": "pyramid", "model.decoder.depth": 3, "optimizer.lr": 1.0}
-    assert default_point(space, defaults) == {"model/decoder": "pyramid", "model.decoder.depth": 3}
-    assert default_point(space, defaults | {"model/decoder": "effpose"}) == {"model/decoder": "effpose"}
-    assert default_point(space, defaults | {"model.decoder.depth": 9}) is None
+    assert find_default_point(space, defaults) == {"model/decoder": "pyramid", "model.decoder.depth": 3}
+    assert find_default_point(space, defaults | {"model/decoder": "effpose"}) == {"model/decoder": "effpose"}
+    assert find_default_point(space, defaults | {"model.decoder.depth": 9}) is None
 
 
 def test_a_warning_within_a_python_space_does_not_lose_the_default(write_space):
@@ -184,16 +190,16 @@ def space(trial):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         space = write_space(text, ".py")
-        point = default_point(space, {"a": 0.3, "b": [2]})
-        assert space.suggest(optuna.trial.FixedTrial(point)) == {"a": 0.3, "b": [2]}
-        assert default_point(space, {"a": 0.4, "b": [2]}) is None
+        point = find_default_point(space, {"a": 0.3, "b": [2]})
+        assert space.sample(optuna.trial.FixedTrial(point)) == {"a": 0.3, "b": [2]}
+        assert find_default_point(space, {"a": 0.4, "b": [2]}) is None
 
 
 def test_a_python_space_that_fails_at_the_default_is_told_and_elsewhere_the_default_is_outside(write_space):
     text = "def space(trial):\n    a = trial.suggest_int('a', 1, 5)\n    assert a != {}\n    return {{'a': a}}"
     with pytest.raises(UserError, match="AssertionError"):
-        default_point(write_space(text.format(3), ".py"), {"a": 3})
-    assert default_point(write_space(text.format(1), ".py"), {"a": 9}) is None
+        find_default_point(write_space(text.format(3), ".py"), {"a": 3})
+    assert find_default_point(write_space(text.format(1), ".py"), {"a": 9}) is None
 
 
 # --- values that Python considers equal -------------------------------------------------------------------------------
@@ -205,8 +211,8 @@ LABELS = ["bool false", "int 1", "float 1.0", "list [1]", 'str "a"', "list of th
 def drawn_again(space, num=200):
     """Parameters of random trials, and those that a study in a file has of them."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [space.suggest(study.ask()) for _ in range(num)]
-    return drawn, [{key: from_label(value) for key, value in trial.params.items()} for trial in study.trials]
+    drawn = [space.sample(study.ask()) for _ in range(num)]
+    return drawn, [{key: parse_label(value) for key, value in trial.params.items()} for trial in study.trials]
 
 
 @pytest.mark.parametrize(
@@ -230,25 +236,25 @@ def test_choices_that_python_considers_equal_stay_different_in_the_study(write_s
     assert all(map(same, drawn, stored))
     assert {repr(params["key"]) for params in drawn} == {repr(value) for value in values}
     for value in values:
-        point = default_point(space, {"key": value})
-        assert same(space.suggest(optuna.trial.FixedTrial(point)), {"key": value})
-    assert [repr(from_label(point["key"])) for point in grid_points(space)] == [repr(value) for value in values]
+        point = find_default_point(space, {"key": value})
+        assert same(space.sample(optuna.trial.FixedTrial(point)), {"key": value})
+    assert [repr(parse_label(point["key"])) for point in list_grid_points(space)] == [repr(value) for value in values]
 
 
 @pytest.mark.parametrize("choices", [ALIKE, list(reversed(ALIKE)), LABELS, [*LABELS, *ALIKE]])
 def test_labels_are_different_scalars_for_different_values_and_are_read_back(choices):
-    found = labels(choices)
+    found = make_labels(choices)
     assert len(set(found)) == len(choices)
-    assert all(same(from_label(label), value) for label, value in zip(found, choices, strict=True))
+    assert all(same(parse_label(label), value) for label, value in zip(found, choices, strict=True))
     distribution = CategoricalDistribution(found)
     assert [distribution.to_internal_repr(label) for label in found] == list(range(len(choices)))
-    assert labels([*choices, *choices]) == [*found, *found]
+    assert make_labels([*choices, *choices]) == [*found, *found]
 
 
 def test_plain_choices_stand_in_the_study_as_they_are(write_space):
     choices = ("a", 1, 0.5, True, None, "with space", "list")
-    assert labels(choices[1:3]) == [1, 0.5]
-    assert labels(["a", 2, True, None]) == ["a", 2, True, None]
+    assert make_labels(choices[1:3]) == [1, 0.5]
+    assert make_labels(["a", 2, True, None]) == ["a", 2, True, None]
 
 
 def test_a_python_space_is_given_its_own_choices_back(write_space):
@@ -290,7 +296,7 @@ def space(trial):
         kinds = {type(value) for value in (*params.values(), *params["d"])}
         assert kinds <= {int, float, bool, str, list}
     assert {params["b"] for params in drawn} == {16, 32}
-    point = default_point(space, {"b": 32, "c": "x", "d": 2, "e": 0.5, "f": 1})
+    point = find_default_point(space, {"b": 32, "c": "x", "d": 2, "e": 0.5, "f": 1})
     assert point == {"b": 32, "c": "x", "d": 2, "e": 0.5, "f": 1}
 
 
@@ -310,7 +316,7 @@ def space(trial):
 def test_what_optuna_cannot_draw_in_a_python_space_is_told(write_space, line, reason):
     space = write_space(f"def space(trial):\n    return {{'a': {line}}}", ".py")
     with pytest.raises(UserError, match=reason) as told:
-        list(probes(space))
+        list(generate_probe_params(space))
     assert "space.py" in str(told.value)
 
 
@@ -332,12 +338,12 @@ def test_what_optuna_cannot_draw_in_a_python_space_is_told(write_space, line, re
 )
 def test_a_range_has_exactly_its_values_without_the_end(write_space, expression, values):
     space = write_space(f"key: {expression}")
-    assert [point["key"] for point in grid_points(space)] == values
+    assert [point["key"] for point in list_grid_points(space)] == values
     drawn, _ = drawn_again(space)
     assert {params["key"] for params in drawn} == set(values)
     for value in values:
-        assert default_point(space, {"key": value}) == {"key": value}
-    assert default_point(space, {"key": 2 * max(values) + 1}) is None
+        assert find_default_point(space, {"key": value}) == {"key": value}
+    assert find_default_point(space, {"key": 2 * max(values) + 1}) is None
 
 
 @settings(deadline=None)
@@ -346,46 +352,46 @@ def test_the_steps_of_a_range_are_counted_as_decimals(start, count, step, part):
     """Of hundredths, where the end is a part of a step above the last value, as far as that has few digits."""
     last = start + (count - 1) * step
     stop = float(Fraction(last, 100) + Fraction(max(1, round(part * step)), 100))
-    distribution = stepped(start / 100, stop, step / 100)
+    distribution = make_stepped_distribution(start / 100, stop, step / 100)
     expected = [(start + index * step) / 100 for index in range(count)]
-    assert [value_at(distribution, index) for index in range(num_values(distribution))] == expected
+    assert [get_value_at(distribution, index) for index in range(count_values(distribution))] == expected
     assert distribution.high == expected[-1]  # Optuna has cut nothing back
 
 
 def test_a_huge_range_is_not_listed(write_space):
     space = write_space("seed: range(0, 2147483647)\na: tag(log, range(1, 9007199254740993))\nb: range(0, 1e6, 1e-6)")
     assert space.parameters["seed"] == IntDistribution(0, 2147483646)
-    assert [num_values(each) for each in space.parameters.values()] == [2147483647, 2**53, 10**12]
-    assert {params["seed"] for params in probes(space)} > {0, 2147483646}
+    assert [count_values(each) for each in space.parameters.values()] == [2147483647, 2**53, 10**12]
+    assert {params["seed"] for params in generate_probe_params(space)} > {0, 2147483646}
 
 
 def test_a_grid_is_counted_before_it_is_listed(write_space):
     space = write_space("a: range(0, 6000)\nb: range(0, 6000)\nc: choice(x, y)")
     with pytest.raises(UserError, match=r"searcher=grid would list 72000000 points of .*\(6000 x 6000 x 2\)"):
-        grid_points(space)
-    assert num_grid_points(write_space("a: range(0, 100)\nb: range(0, 1, 0.01)")) == 10_000
+        list_grid_points(space)
+    assert count_grid_points(write_space("a: range(0, 100)\nb: range(0, 1, 0.01)")) == 10_000
 
 
 # --- what the command line fixes --------------------------------------------------------------------------------------
 
 
 def test_a_key_that_is_held_is_the_same_in_all_trials_and_not_searched(write_space):
-    space = holding(write_space("a: range(1, 6)\nb: interval(0, 1)\nc: 7"), {"a": 9, "c": 8})
+    space = fix_params(write_space("a: range(1, 6)\nb: interval(0, 1)\nc: 7"), {"a": 9, "c": 8})
     drawn, stored = drawn_again(space, 20)
     assert {(params["a"], params["c"]) for params in drawn} == {(9, 8)}
     assert all(draws.keys() == {"b"} for draws in stored)
     assert list(drawn[0]) == ["a", "b", "c"]
-    assert default_point(space, {"a": 1, "b": 0.5}) == {"b": 0.5}
+    assert find_default_point(space, {"a": 1, "b": 0.5}) == {"b": 0.5}
 
 
 def test_what_a_python_space_draws_under_a_held_key_is_that_value(write_space):
     space = write_space(CONDITIONAL, ".py")
-    assert keys_of(space) == ["model/decoder", "model.decoder.depth"]
-    drawn, stored = drawn_again(holding(space, {"model/decoder": "pyramid"}), 30)
+    assert list_keys(space) == ["model/decoder", "model.decoder.depth"]
+    drawn, stored = drawn_again(fix_params(space, {"model/decoder": "pyramid"}), 30)
     assert {params["model/decoder"] for params in drawn} == {"pyramid"}
     assert {params["model.decoder.depth"] for params in drawn} == {1, 2, 3, 4, 5}
     assert all(draws.keys() == {"model.decoder.depth"} for draws in stored)
-    drawn, _ = drawn_again(holding(space, {"model.decoder.depth": 9}), 30)
+    drawn, _ = drawn_again(fix_params(space, {"model.decoder.depth": 9}), 30)
     assert {params.get("model.decoder.depth", 9) for params in drawn} == {9}
     assert {params["model/decoder"] for params in drawn} == {"pyramid", "effpose", "third"}
 
@@ -394,24 +400,26 @@ def test_what_a_python_space_draws_under_a_held_key_is_that_value(write_space):
 def test_a_space_with_nothing_left_to_search_is_told(write_space, text, suffix):
     space = write_space(text, suffix)
     with pytest.raises(UserError, match=r"every key that .*space.* searches is given on the command line"):
-        holding(space, {"a": 1, "model/decoder": "effpose"})
+        fix_params(space, {"a": 1, "model/decoder": "effpose"})
 
 
 def test_probes_reach_both_ends_of_every_range_and_every_choice(write_space):
-    points = list(probes(write_space("a: range(1, 6)\nb: tag(log, interval(0.1, 1))\nc: choice(x, y, z, w)")))
+    points = list(
+        generate_probe_params(write_space("a: range(1, 6)\nb: tag(log, interval(0.1, 1))\nc: choice(x, y, z, w)"))
+    )
     assert {1, 5} <= {point["a"] for point in points}
     assert {0.1, 1.0} <= {point["b"] for point in points}
     assert {"x", "y", "z", "w"} == {point["c"] for point in points}
 
 
 def test_probes_reach_conditional_parameters(write_space):
-    points = list(probes(write_space(CONDITIONAL, ".py")))
+    points = list(generate_probe_params(write_space(CONDITIONAL, ".py")))
     assert {point["model/decoder"] for point in points} == {"pyramid", "effpose", "third"}
     assert any("model.decoder.depth" in point for point in points)
 
 
 def test_a_grid_has_every_point(write_space):
-    points = grid_points(write_space("a: range(1, 3)\nb: choice(x, y)\nc: range(0, 1, 0.5)\nd: 7"))
+    points = list_grid_points(write_space("a: range(1, 3)\nb: choice(x, y)\nc: range(0, 1, 0.5)\nd: 7"))
     assert [tuple(point.values()) for point in points] == [
         (a, b, c) for a in (1, 2) for b in ("x", "y") for c in (0.0, 0.5)
     ]
@@ -421,13 +429,13 @@ def test_an_interval_has_no_grid(write_space):
     with pytest.raises(
         UserError, match=r"searcher=grid needs a list of values, but .*space.yaml has b: interval\(0, 1\)"
     ):
-        grid_points(write_space("a: range(1, 3)\nb: interval(0, 1)"))
+        list_grid_points(write_space("a: range(1, 3)\nb: interval(0, 1)"))
     with pytest.raises(UserError, match=r"searcher=grid cannot list the points of .*space.py"):
-        grid_points(write_space(CONDITIONAL, ".py"))
+        list_grid_points(write_space(CONDITIONAL, ".py"))
 
 
 def test_nested_values_are_flattened_to_dotted_keys():
-    assert flattened({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
+    assert flatten_config({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
 
 
 @pytest.mark.parametrize("text", ["range(0.0, 1e308, 1.0)", "range(0, 1, 1e-300)", "range(1, 0, -1e-300)"])
@@ -442,4 +450,4 @@ def test_a_python_space_with_more_values_than_can_be_counted_is_refused(tmp_path
     file = tmp_path / "space.py"
     file.write_text('def space(trial):\n    return {"x": trial.suggest_float("x", 0, 1, step=1e-300)}\n')
     with pytest.raises(UserError, match="give a larger step"):
-        list(probes(load_space(str(file))))
+        list(generate_probe_params(load_space(str(file))))

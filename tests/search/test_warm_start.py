@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 
 from handpose.errors import UserError
 from handpose.search.optuna_searcher import OptunaSearcher
-from handpose.search.space import flattened
-from handpose.search.warm_start import training_seeds
+from handpose.search.space import flatten_config
+from handpose.search.warm_start import find_used_seeds
 
 METRIC = "val/pa_mpjpe_mm"
 SPACE = "optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel.decoder.depth: range(1, 6)\n"
@@ -36,7 +36,7 @@ class Sweeps:
     def begin(self, name, *, space=SPACE, config=None, fingerprint="hands", settings=None, suffix=".yaml", **changes):
         """A searcher. config: of the composed configuration what is not CONFIG's, flattened."""
         sweep = {"name": name, "metric": METRIC, "mode": "min", "max_epochs": 9} | (settings or {})
-        defaults = flattened(CONFIG) | (config or {})
+        defaults = flatten_config(CONFIG) | (config or {})
         folder = self.folder / name
         searcher = OptunaSearcher(
             space=self.write_space(space, suffix),
@@ -59,13 +59,13 @@ class Sweeps:
         """A sweep that was run to its end; how each trial ended. Returns its folder."""
         searcher = self.begin(name, **settings)
         for number, state in enumerate(ends, start=searcher.first_number):
-            loss = self.loss(searcher.ask(number))
+            loss = self.loss(searcher.suggest(number))
             for epoch in {"complete": (1, 9), "failed": (), "diverged": (1,)}.get(state, (1, 3)):
-                searcher.reported(number, epoch, loss + 1 / epoch)
+                searcher.on_trial_result(number, epoch, loss + 1 / epoch)
             if state == "waiting":
-                searcher.waits(number)
+                searcher.on_trial_wait(number)
             elif state != "running":
-                searcher.ended(number, state)
+                searcher.on_trial_end(number, state)
         if "running" not in ends:
             searcher.close()
         return str(self.folder / name)
@@ -93,7 +93,7 @@ def sweeps(tmp_path, write_space):
 
 
 def results(trials):
-    return [(t.state, t.params, t.value, t.intermediate_values) for t in trials]
+    return [(t.controller, t.params, t.value, t.intermediate_values) for t in trials]
 
 
 def account(searcher):
@@ -117,7 +117,7 @@ def test_results_under_the_same_conditions_count_as_the_sweeps_own(sweeps):
     assert results(brought) == expected
     assert account(searcher) == {"brought": 5, "failed": 2}
     assert searcher.first_number == 5
-    assert searcher.ask(5)
+    assert searcher.suggest(5)
     assert searcher.study.trials[5].number == 5
 
 
@@ -148,7 +148,7 @@ def test_the_sampler_learns_from_what_was_brought(sweeps):
     for name, warm_start in (("cold", []), ("warm", [path])):
         searcher = sweeps.begin(name, warm_start=warm_start, sampler=tpe)
         begin = searcher.first_number + 1  # after the default
-        losses[name] = [sweeps.loss(searcher.ask(number)) for number in range(begin, begin + 20)]
+        losses[name] = [sweeps.loss(searcher.suggest(number)) for number in range(begin, begin + 20)]
     assert sum(losses["warm"]) < 0.8 * sum(losses["cold"])
 
 
@@ -265,7 +265,7 @@ def test_values_under_other_conditions_are_not_brought_but_the_best_points_are_t
     ranked = [*sorted(whole, key=lambda t: t.value), *sorted(stopped, key=lambda t: t.value)]
     default = {"optimizer.lr": 0.001, "model.decoder.depth": 3}
     expected = [default, *(trial.params for trial in ranked if trial.params != default)]
-    assert [searcher.ask(number) for number in range(4)] == expected[:4]
+    assert [searcher.suggest(number) for number in range(4)] == expected[:4]
 
 
 def test_data_that_nobody_knows_compare_with_nothing(sweeps):
@@ -292,7 +292,7 @@ def test_points_to_try_first_lie_in_the_new_space(sweeps):
     space = SPACE.replace("range(1, 6)", "range(4, 9)") + "data.batch_size: choice(32, 64)\n"
     searcher = sweeps.begin("after", warm_start=[path], warm_start_points=12, fingerprint="other", space=space)
     deep = [trial for trial in sweeps.trials(path) if trial.params["model.decoder.depth"] >= 4]
-    asked = [searcher.ask(number) for number in range(len(deep))]
+    asked = [searcher.suggest(number) for number in range(len(deep))]
     assert [{name: params[name] for name in deep[0].params} for params in asked] == [
         trial.params for trial in sorted(deep, key=lambda trial: trial.value)
     ]
@@ -303,24 +303,24 @@ def test_points_to_try_first_lie_in_the_new_space(sweeps):
 def test_the_best_of_a_sweep_are_those_with_the_largest_area_under_pck(sweeps, recorded):
     path = sweeps.run("before", ["complete"] * 5, settings={"metric": "val/pck_auc", "mode": recorded})
     searcher = sweeps.begin("after", warm_start=[path], warm_start_points=1)  # judged by another metric
-    searcher.ask(0)
-    assert searcher.ask(1) == max(sweeps.trials(path), key=lambda trial: trial.value).params
+    searcher.suggest(0)
+    assert searcher.suggest(1) == max(sweeps.trials(path), key=lambda trial: trial.value).params
 
 
 def test_the_best_of_a_sweep_that_maximised_are_the_largest(sweeps):
     path = sweeps.run("before", ["complete"] * 5, settings={"mode": "max"})
     searcher = sweeps.begin("after", warm_start=[path], warm_start_points=1)
-    searcher.ask(0)
-    assert searcher.ask(1) == max(sweeps.trials(path), key=lambda trial: trial.value).params
+    searcher.suggest(0)
+    assert searcher.suggest(1) == max(sweeps.trials(path), key=lambda trial: trial.value).params
 
 
 def test_constraints_are_judged_anew(sweeps):
     searcher = sweeps.begin("before", constraints={"num_parameters": 4e6})
     for number in range(3):
-        searcher.ask(number)
-        searcher.measured(number, {"num_parameters": (number + 1) * 1e6, "latency_ms": 3.0})
-        searcher.reported(number, 9, 1.0)
-        searcher.ended(number, "complete")
+        searcher.suggest(number)
+        searcher.on_trial_cost(number, {"num_parameters": (number + 1) * 1e6, "latency_ms": 3.0})
+        searcher.on_trial_result(number, 9, 1.0)
+        searcher.on_trial_end(number, "complete")
     searcher.close()
     path = str(sweeps.folder / "before")
     after = sweeps.begin("after", warm_start=[path], constraints={"num_parameters": 2e6})
@@ -340,16 +340,16 @@ def test_constraints_are_judged_anew(sweeps):
 def test_a_second_objective_comes_along_where_it_was_measured_and_depends_on_no_machine(sweeps):
     searcher = sweeps.begin("before")
     for number, end in enumerate(["complete", "stopped", "complete"]):
-        searcher.ask(number)
+        searcher.suggest(number)
         if number < 2:
-            searcher.measured(number, {"num_parameters": (number + 1) * 1e6, "latency_ms": 3.0})
-        searcher.reported(number, 9 if end == "complete" else 1, 1.0 + number)
-        searcher.ended(number, end)
+            searcher.on_trial_cost(number, {"num_parameters": (number + 1) * 1e6, "latency_ms": 3.0})
+        searcher.on_trial_result(number, 9 if end == "complete" else 1, 1.0 + number)
+        searcher.on_trial_end(number, end)
     searcher.close()
     path = str(sweeps.folder / "before")
     after = sweeps.begin("after", warm_start=[path], settings={"second_objective": "num_parameters"})
     assert account(after) == {"brought": 2, "not_comparable": {"num_parameters was not measured": 1}}
-    assert [(trial.state.name, trial.values) for trial in after.study.trials] == [
+    assert [(trial.controller.name, trial.values) for trial in after.study.trials] == [
         ("COMPLETE", [1.0, 1e6]),
         ("PRUNED", [2.0, 2e6]),
     ]
@@ -363,10 +363,10 @@ def test_a_second_objective_comes_along_where_it_was_measured_and_depends_on_no_
 def test_what_another_machine_measured_is_held_against_no_limit(sweeps, cost):
     searcher = sweeps.begin("before")
     for number in range(3):
-        searcher.ask(number)
-        searcher.measured(number, {"num_parameters": 1e6, "latency_ms": 3.0, "memory_mb": 3.0})
-        searcher.reported(number, 9, 1.0)
-        searcher.ended(number, "complete")
+        searcher.suggest(number)
+        searcher.on_trial_cost(number, {"num_parameters": 1e6, "latency_ms": 3.0, "memory_mb": 3.0})
+        searcher.on_trial_result(number, 9, 1.0)
+        searcher.on_trial_end(number, "complete")
     searcher.close()
     path = str(sweeps.folder / "before")
     for limit in (1.0, 9.0):  # for the machine that measured them too slow, and fast enough
@@ -439,5 +439,5 @@ def test_seeds_of_earlier_sweeps_and_their_confirmations_are_known(tmp_path):
         (tmp_path / name / "confirm").mkdir(parents=True)
         (tmp_path / name / "sweep.yaml").write_text(yaml.safe_dump({"config": config}))
     (tmp_path / "second" / "confirm" / "confirm.yaml").write_text(yaml.safe_dump({"seeds": [1, 2]}))
-    assert training_seeds([str(tmp_path / "second")]) == {0, 1, 2, 7}
-    assert training_seeds([]) == set()
+    assert find_used_seeds([str(tmp_path / "second")]) == {0, 1, 2, 7}
+    assert find_used_seeds([]) == set()

@@ -13,6 +13,6 @@ def sweep(ray_started, tmp_path):
     def run(space, objective, *, name="sweep", sampler=RandomSampler, rule=None, defaults=None, **changes):
         folder = tmp_path / name
         settings = make_settings(folder, **changes)
-        return start(settings, space, objective, sampler=sampler, rule=rule, defaults=defaults), folder
+        return start(settings, space, objective, sampler=sampler, scheduler=rule, defaults=defaults), folder
 
     return run

@@ -8,150 +8,150 @@ import time
 from pathlib import Path
 
 from handpose.errors import UserError
-from handpose.sweep.storage.checkpoint_files import worker_files
-from handpose.sweep.storage.retention import newest_whole, saved
-from handpose.sweep.trainable.reporting import WornWorkerError, measured, report, this_member
+from handpose.sweep.storage.checkpoint_files import open_worker_files
+from handpose.sweep.storage.retention import describe_checkpoint, find_newest_intact
+from handpose.sweep.trainable.reporting import UnfitWorkerError, get_worker_context, report_costs, report_epoch
 
 METRIC = "val/pa_mpjpe_mm"
 
 
-def curve(stretch):
+def curve(segment):
     """Falls with the epochs towards a value that is least at lr 1e-3 and depth 1."""
-    params = stretch.params
+    params = segment.params
     for epoch in range(1, 5):
         end = abs(math.log10(params["optimizer.lr"]) + 3) + params["model.decoder.depth"]
-        report(epoch, {METRIC: end + 4 / epoch, "val/pck_auc": 0.5})
+        report_epoch(epoch, {METRIC: end + 4 / epoch, "val/pck_auc": 0.5})
 
 
-def fails_or_diverges(stretch):
+def fails_or_diverges(segment):
     """Depth 1 diverges at epoch 2, depth 2 raises at epoch 2, depth 3 is trained."""
-    depth = stretch.params["model.decoder.depth"]
-    report(1, {METRIC: 3.0})
+    depth = segment.params["model.decoder.depth"]
+    report_epoch(1, {METRIC: 3.0})
     if depth == 2:
         raise FloatingPointError("no gradient at all")
-    report(2, {METRIC: math.nan if depth == 1 else 1.0})
+    report_epoch(2, {METRIC: math.nan if depth == 1 else 1.0})
     for epoch in (3, 4):
-        report(epoch, {METRIC: 1.0 / epoch})
+        report_epoch(epoch, {METRIC: 1.0 / epoch})
 
 
-def always_fails(stretch):
+def always_fails(segment):
     """A bug of the user's."""
     raise KeyError("no_such_layer")
 
 
-def is_a_mistake(stretch):
+def is_a_mistake(segment):
     """Depth 2 cannot be trained, and that is said in a sentence; the others take a while."""
-    report(1, {METRIC: 3.0})
-    if stretch.params["model.decoder.depth"] == 2:
+    report_epoch(1, {METRIC: 3.0})
+    if segment.params["model.decoder.depth"] == 2:
         raise UserError("model.decoder.depth=2 does not fit")
     for epoch in (2, 3, 4):
-        report(epoch, {METRIC: 1.0 / epoch})
+        report_epoch(epoch, {METRIC: 1.0 / epoch})
 
 
-def costs_by_depth(stretch):
+def costs_by_depth(segment):
     """Says what it costs before it begins."""
-    measured({"num_parameters": 1e6 * stretch.params["model.decoder.depth"], "latency_ms": 1.0, "memory_mb": 1.0})
-    curve(stretch)
+    report_costs({"num_parameters": 1e6 * segment.params["model.decoder.depth"], "latency_ms": 1.0, "memory_mb": 1.0})
+    curve(segment)
 
 
-def shallow_is_cheap(stretch):
+def shallow_is_cheap(segment):
     """Says what it costs, the less the worse it will be."""
-    depth = stretch.params["model.decoder.depth"]
-    measured({"num_parameters": 1e6 * depth, "latency_ms": 1.0, "memory_mb": 1.0})
+    depth = segment.params["model.decoder.depth"]
+    report_costs({"num_parameters": 1e6 * depth, "latency_ms": 1.0, "memory_mb": 1.0})
     for epoch in range(1, 5):
-        report(epoch, {METRIC: abs(math.log10(stretch.params["optimizer.lr"]) + 3) - 2 * depth + 4 / epoch})
+        report_epoch(epoch, {METRIC: abs(math.log10(segment.params["optimizer.lr"]) + 3) - 2 * depth + 4 / epoch})
 
 
-def hangs_once(stretch):
+def hangs_once(segment):
     """Each trial's first worker hangs after epoch 2."""
-    report(1, {METRIC: 3.0})
-    report(2, {METRIC: 2.0})
-    if stretch.stretch == 1:
+    report_epoch(1, {METRIC: 3.0})
+    report_epoch(2, {METRIC: 2.0})
+    if segment.segment_number == 1:
         time.sleep(600)
     for epoch in (3, 4):
-        report(epoch, {METRIC: 1.0 / epoch})
+        report_epoch(epoch, {METRIC: 1.0 / epoch})
 
 
 used = []
 """Of this process: trials that it has trained."""
 
 
-def wears_its_worker_out(stretch):
+def wears_its_worker_out(segment):
     """A worker is good for one trial."""
     if used:
-        raise WornWorkerError(f"trial {used[0]} has left its memory taken")
-    used.append(stretch.trial)
-    curve(stretch)
+        raise UnfitWorkerError(f"trial {used[0]} has left its memory taken")
+    used.append(segment.trial)
+    curve(segment)
 
 
-def grown(stretch, *, seconds=0.05, dies=False):
+def grown(segment, *, seconds=0.05, dies=False):
     """A weight that grows by the learning rate each epoch and travels in the checkpoint; the further, the better.
 
     dies: each trial's first worker is killed after epoch 3.
     """
     weight, epoch = 0.0, 0
-    newest = newest_whole(stretch.checkpoints, Path(stretch.folder))
+    newest = find_newest_intact(segment.checkpoints, Path(segment.folder))
     if newest is not None:
-        weight, epoch = json.loads((Path(stretch.folder) / newest.file).read_text())
+        weight, epoch = json.loads((Path(segment.folder) / newest.file).read_text())
     assert epoch < 8, "a trial that is whole must not be sent on"
     resumed_from = epoch
     while epoch < 8:
         epoch += 1
-        weight += stretch.params["optimizer.lr"] / stretch.params["model.decoder.depth"]
+        weight += segment.params["optimizer.lr"] / segment.params["model.decoder.depth"]
         time.sleep(seconds)
-        file = stretch.checkpoint_file(epoch)
+        file = segment.make_checkpoint_path(epoch)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps([weight, epoch]))
-        checkpoint = saved(file, folder=Path(stretch.folder), epoch=epoch)
-        report(epoch, {METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
-        if dies and stretch.stretch == 1 and epoch == 3:
+        checkpoint = describe_checkpoint(file, folder=Path(segment.folder), epoch=epoch)
+        report_epoch(epoch, {METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
+        if dies and segment.segment_number == 1 and epoch == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dies_once(stretch):
+def dies_once(segment):
     """The same, from a worker that is killed once a trial."""
-    grown(stretch, seconds=0.0, dies=True)
+    grown(segment, seconds=0.0, dies=True)
 
 
-def grows_slowly(stretch):
+def grows_slowly(segment):
     """The same, with time to be interrupted."""
-    grown(stretch, seconds=0.3)
+    grown(segment, seconds=0.3)
 
 
-def grows_in_a_store(stretch):
+def grows_in_a_store(segment):
     """A weight that grows, and travels in checkpoints that are kept where the sweep keeps them."""
-    with worker_files(stretch, scratch=Path.cwd()) as files:
-        newest = files.fetched(stretch.checkpoints)
+    with open_worker_files(segment, scratch=Path.cwd()) as files:
+        newest = files.fetch_newest(segment.checkpoints)
         weight, epoch = json.loads(newest[1].read_text()) if newest else (0.0, 0)
         resumed_from = epoch
         while epoch < 4:
             epoch += 1
-            weight += stretch.params["optimizer.lr"] / stretch.params["model.decoder.depth"]
-            file = files.place(stretch.checkpoint_name(epoch))
+            weight += segment.params["optimizer.lr"] / segment.params["model.decoder.depth"]
+            file = files.get_local_path(segment.make_checkpoint_name(epoch))
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps([weight, epoch]))
-            checkpoint = files.keep(file, epoch=epoch, is_needed=True)
-            report(epoch, {METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
-            if stretch.stretch == 1 and epoch == 2 and stretch.trial == 1:
+            checkpoint = files.commit(file, epoch=epoch, is_needed=True)
+            report_epoch(epoch, {METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
+            if segment.segment_number == 1 and epoch == 2 and segment.trial == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def together(stretch):
+def together(segment):
     """Two workers leave word of the epochs that they begin, the second one after the first. Depth 2: the second one
     dies in epoch 2, the first time; depth 3: it says then that the trial cannot be trained."""
-    rank, depth = this_member().rank, stretch.params["model.decoder.depth"]
+    rank, depth = get_worker_context().rank, segment.params["model.decoder.depth"]
     for epoch in range(1, 5):
-        own, other = (Path(stretch.folder, f"{stretch.name}-{each}-{epoch}") for each in (rank, 1 - rank))
+        own, other = (Path(segment.folder, f"{segment.name}-{each}-{epoch}") for each in (rank, 1 - rank))
         if rank == 0:
             own.touch()
         while not other.exists():
             time.sleep(0.05)
         own.touch()
         if rank == 1 and epoch == 2:
-            if depth == 2 and stretch.stretch == 1:
+            if depth == 2 and segment.segment_number == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             if depth == 3:
                 raise UserError("model.decoder.depth=3 does not fit")
-        if rank == 0 and epoch == 2 and depth in (2, 3) and stretch.stretch == 1:
+        if rank == 0 and epoch == 2 and depth in (2, 3) and segment.segment_number == 1:
             time.sleep(600)  # as a step that is shared waits for the other one
-        report(epoch, {METRIC: depth + 1 / epoch if rank == 0 else -1.0})
+        report_epoch(epoch, {METRIC: depth + 1 / epoch if rank == 0 else -1.0})

@@ -6,11 +6,11 @@ import random
 from dataclasses import replace
 
 from handpose.report.table import TrialTable, second_objectives
-from handpose.sweep.controller.controller import SweepState
+from handpose.sweep.controller.controller import SweepController
 from handpose.sweep.controller.history import History
 from handpose.sweep.record.events import Asked, Ended, EventLog, Measured, Reported, read_events
-from handpose.sweep.storage.checkpoint_files import worker_files
-from handpose.sweep.storage.folder_sync import files_of
+from handpose.sweep.storage.checkpoint_files import open_worker_files
+from handpose.sweep.storage.folder_sync import open_checkpoint_files
 from tests.sweep.objectives import METRIC
 
 
@@ -24,29 +24,29 @@ class Proposer:
     def __init__(self):
         self.told = {}
 
-    def ask(self, number):
+    def suggest(self, number):
         generator = random.Random(number)
         return {"optimizer.lr": 10 ** generator.uniform(-4, -1), "model.decoder.depth": generator.randrange(1, 6)}
 
-    def began(self, number):
+    def on_segment_start(self, number):
         self.told[number] = "running"
 
-    def reported(self, number, epoch, value):
+    def on_trial_result(self, number, epoch, value):
         pass
 
-    def measured(self, number, costs):
+    def on_trial_cost(self, number, costs):
         pass
 
-    def waits(self, number):
+    def on_trial_wait(self, number):
         self.told[number] = "waits"
 
-    def ended(self, number, state):
+    def on_trial_end(self, number, state):
         self.told[number] = state
 
-    def align(self, trials):
-        for trial in trials:
-            over = trial.state not in ("running", "waiting", "paused")
-            self.told[trial.number] = trial.state if over else "waits"
+    def restore_trials(self, snapshots):
+        for trial in snapshots:
+            over = trial.controller not in ("running", "waiting", "paused")
+            self.told[trial.number] = trial.controller if over else "waits"
 
 
 class Clock:
@@ -70,12 +70,14 @@ class Simulation:
     how many reports there were, so that two sweeps that are killed at different moments hear the same.
     """
 
-    def __init__(self, settings, rule, loss, *, num_slots=3, every=1, seed=0, is_late=False, mirror=None, scratch=None):
-        self.settings, self.rule, self.loss, self.num_slots, self.every = settings, rule, loss, num_slots, every
+    def __init__(
+        self, settings, scheduler, loss, *, num_slots=3, every=1, seed=0, is_late=False, folder_sync=None, scratch=None
+    ):
+        self.settings, self.rule, self.loss, self.num_slots, self.every = settings, scheduler, loss, num_slots, every
         self.seed = seed
         self.is_late = is_late
-        self.make_mirror, self.scratch = mirror or (lambda: None), scratch
-        self.rungs = rule().rungs if rule().needs_checkpoints else ()
+        self.make_mirror, self.scratch = folder_sync or (lambda: None), scratch
+        self.rungs = scheduler().rungs if scheduler().needs_checkpoints else ()
         self.clock = Clock()
         self.opened = 0
         self.start()
@@ -91,9 +93,11 @@ class Simulation:
         self.log = EventLog(self.file)
         self.proposer = Proposer()
         table.objectives = second_objectives(self.settings.second_objective)
-        files = files_of(self.mirror, self.settings.path)
-        history = History(self.settings, rule=self.rule(), table=table, files=files)
-        self.state = SweepState(self.settings, log=self.log, history=history, searcher=self.proposer, clock=self.clock)
+        files = open_checkpoint_files(self.mirror, self.settings.path)
+        history = History(self.settings, scheduler=self.rule(), table=table, files=files)
+        self.state = SweepController(
+            self.settings, log=self.log, history=history, searcher=self.proposer, clock=self.clock
+        )
         self.state.open(num_slots=self.num_slots)
         self.stretches, self.epochs, self.untold = {}, {}, {}
         self.opened += 1
@@ -104,28 +108,28 @@ class Simulation:
 
     def fill(self):
         """Give every slot something to do."""
-        while (stretch := self.state.next()) is not None:
-            with worker_files(stretch, scratch=self.scratch) as files:
-                whole = files.fetched(stretch.checkpoints)
+        while (segment := self.state.next_segment()) is not None:
+            with open_worker_files(segment, scratch=self.scratch) as files:
+                whole = files.fetch_newest(segment.checkpoints)
                 assert whole is None or whole[1].read_text().endswith(f" epoch {whole[0].epoch}")
-            assert stretch.epoch == (whole[0].epoch if whole else 0)
-            if not self._measure(stretch):
+            assert segment.epoch == (whole[0].epoch if whole else 0)
+            if not self._measure(segment):
                 continue
-            self.stretches[stretch.trial], self.epochs[stretch.trial] = stretch, stretch.epoch
+            self.stretches[segment.trial], self.epochs[segment.trial] = segment, segment.epoch
 
-    def _measure(self, stretch):
+    def _measure(self, segment):
         """What the trial costs, where it is asked for; measured again it comes out otherwise."""
-        if self.settings.second_objective is None or stretch.epoch:
+        if self.settings.second_objective is None or segment.epoch:
             return True
-        noise = 1.0 if self.state.history.table.rows[stretch.trial].costs else 0.0
-        costs = {"latency_ms": latency_ms(stretch.params) + noise, "num_parameters": 1e6, "memory_mb": 50.0}
-        return self.state.measured(stretch.trial, costs)
+        noise = 1.0 if self.state.history.table.rows[segment.trial].costs else 0.0
+        costs = {"latency_ms": latency_ms(segment.params) + noise, "num_parameters": 1e6, "memory_mb": 50.0}
+        return self.state.process_costs(segment.trial, costs)
 
     def step(self):
         """One report; those of before, which a trial repeats after a kill, change nothing and do not count."""
         self.clock.now += 1.0
         number = self._next_to_report()
-        stretch = self.stretches[number]
+        segment = self.stretches[number]
         row = self.state.history.table.rows[number]
         while True:
             self.epochs[number] = epoch = self.epochs[number] + 1
@@ -133,11 +137,13 @@ class Simulation:
             is_due, is_late = epoch % self.every == 0, self.is_late and epoch not in self.rungs
             checkpoint = self.untold.pop(number, None)
             if is_due and not is_late:
-                checkpoint = self._save(stretch, epoch)
-            metrics = {METRIC: self.loss(number, stretch.params, epoch)}
-            goes_on = self.state.reported(number, epoch, metrics, resumed_from=stretch.epoch, checkpoint=checkpoint)
+                checkpoint = self._save(segment, epoch)
+            metrics = {METRIC: self.loss(number, segment.params, epoch)}
+            goes_on = self.state.process_report(
+                number, epoch, metrics, resumed_from=segment.epoch, checkpoint=checkpoint
+            )
             if is_due and is_late and goes_on:
-                self.untold[number] = self._save(stretch, epoch)
+                self.untold[number] = self._save(segment, epoch)
             if is_new or not goes_on:
                 break
         if not goes_on:
@@ -148,12 +154,12 @@ class Simulation:
         text = f"{self.seed} {self.state.history.num_reports}"
         return running[int(hashlib.sha256(text.encode()).hexdigest(), 16) % len(running)]
 
-    def _save(self, stretch, epoch):
-        with worker_files(stretch, scratch=self.scratch) as files:
-            file = files.place(stretch.checkpoint_name(epoch))
+    def _save(self, segment, epoch):
+        with open_worker_files(segment, scratch=self.scratch) as files:
+            file = files.get_local_path(segment.make_checkpoint_name(epoch))
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"trial {stretch.trial} epoch {epoch}")
-            return files.keep(file, epoch=epoch, is_needed=False)
+            file.write_text(f"trial {segment.trial} epoch {epoch}")
+            return files.commit(file, epoch=epoch, is_needed=False)
 
     def run(self, *, kill_when=lambda num_reports: False):
         """To the end; kill_when: whether the process is killed after so many reports."""

@@ -7,7 +7,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from handpose.schedulers.asha import Asha
 from handpose.search.optuna_searcher import OptunaSearcher
 from handpose.sweep.controller.slots import LEAST_PROCESS_MB
-from handpose.sweep.driver.run import run_sweep
+from handpose.sweep.driver.run import run_sweep_alone
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings, SweepSettings
 from tests.sweep.objectives import METRIC
 
@@ -61,29 +61,29 @@ def tpe():
 def start(
     settings,
     space,
-    objective,
+    trial_function,
     *,
     sampler=RandomSampler,
-    rule=None,
+    scheduler=None,
     defaults=None,
     resume=False,
     command=lambda params: f"python train.py {params}",
-    mirror=None,
+    folder_sync=None,
     preflight=lambda slots: slots,
     process_mb=LEAST_PROCESS_MB,
     **searcher,
 ):
     """Run a sweep; returns its table. sampler: None for a grid."""
-    return run_sweep(
+    return run_sweep_alone(
         sweep=settings,
         cluster=RaySettings(address=None, num_cpus=2),
         space=space,
         searcher=partial(OptunaSearcher, sampler=sampler, defaults=defaults or {}, **searcher),
-        rule=rule or asha(settings.max_epochs),
-        objective=objective,
+        rule=scheduler or asha(settings.max_epochs),
+        objective=trial_function,
         command=command,
         description=None if resume else {"name": "test"},
-        mirror=mirror,
+        mirror=folder_sync,
         preflight=preflight,
         process_mb=process_mb,
     )

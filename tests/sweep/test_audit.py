@@ -16,7 +16,7 @@ import yaml
 from handpose import config as configuration
 from handpose.errors import UserError
 from handpose.sweep.audit.audit import audit, main
-from handpose.sweep.record.events import FORMAT
+from handpose.sweep.record.events import EVENTS_FORMAT
 from tests.sweep.whole_sweep import METRIC, WholeSweep
 
 HALVES = "scheduler.reduction_factor=2"
@@ -45,7 +45,7 @@ def space(trial):
 def in_format_2(sweep):
     """As an earlier version wrote the events: a spent budget is `finished`."""
     file = sweep.folder / "events.jsonl"
-    file.write_text(file.read_text().replace(f'"version": {FORMAT}', '"version": 2'))
+    file.write_text(file.read_text().replace(f'"version": {EVENTS_FORMAT}', '"version": 2'))
 
 
 MAKE = {

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.cluster_drill import Cluster, Drill, figures
 from handpose.config import REPOSITORY
 from handpose.sweep.audit.audit import audit
-from handpose.sweep.driver.shutdown import INTERRUPTED
+from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS
 from handpose.training.checkpoints import read_checkpoint
 from tests.builders import write_freihand
 from tests.sweep.trainable.test_trial import SMALL
@@ -59,7 +59,7 @@ def test_a_sweep_whose_head_is_lost_ends_and_can_go_on(drill):
     cluster, swept = drill
     swept.do("begun", 1, lambda: None)
     cluster.kill("head")
-    assert swept.status() == INTERRUPTED
+    assert swept.status() == INTERRUPTED_STATUS
     assert "the head of the Ray cluster does not answer any more; to go on: python tune.py sweep.resume=" in swept.log()
 
 
@@ -105,7 +105,7 @@ def test_a_winner_of_several_workers_is_retrained_on_as_many_nodes_and_goes_on_a
         assert process.poll() is None, log.read_text()
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == INTERRUPTED, log.read_text()
+    assert process.wait(120) == INTERRUPTED_STATUS, log.read_text()
     epochs = read_checkpoint(last)["epoch"] + 1
     assert epochs < 15
     end = time.monotonic() + 60

@@ -9,7 +9,7 @@ from handpose.config import CONFIGS, compose
 from handpose.errors import UserError
 from handpose.search.optuna_searcher import OptunaSearcher
 from handpose.search.space import load_space
-from handpose.sweep.controller.scheduler_factory import rule_maker
+from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.record.settings import RaySettings, SweepSettings
 from tests.sweep.objectives import METRIC
 
@@ -21,37 +21,37 @@ def names(group):
 @pytest.mark.parametrize("name", names("scheduler"))
 def test_every_scheduler_makes_fresh_rules(name):
     config = compose("tune", [f"scheduler={name}"])
-    fresh = rule_maker(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
+    fresh = bind_scheduler(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
     one, other = fresh(), fresh()
     assert one is not other
-    for rule in (one, other):
-        rule.begun(0, {"optimizer.lr": 0.005, "heatmap.sigma": 0.04, "model.decoder.depth": 3})
-        assert rule.reported(0, 1, 20.0) == "continue"
+    for scheduler in (one, other):
+        scheduler.on_trial_start(0, {"optimizer.lr": 0.005, "heatmap.sigma": 0.04, "model.decoder.depth": 3})
+        assert scheduler.on_trial_result(0, 1, 20.0) == "continue"
 
 
 @pytest.mark.parametrize("override", ["grace_period=0", "reduction_factor=1", "grace_period=99"])
 def test_values_of_a_scheduler_that_do_not_go_together_are_a_sentence(override):
     config = compose("tune", [f"scheduler.{override}"])
     with pytest.raises(UserError, match=f"scheduler.{override.partition('=')[0]}"):
-        rule_maker(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
+        bind_scheduler(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
 
 
 @pytest.mark.parametrize(("name", "rule"), [("median", "MedianStopping"), ("pbt", "PopulationBased")])
 def test_a_scheduler_that_compares_one_objective_is_refused_for_two(name, rule):
     config = compose("tune", [f"scheduler={name}", "sweep.second_objective=latency_ms"])
     with pytest.raises(UserError, match=rf"second_objective=latency_ms needs scheduler=asha or fifo: {rule} compares"):
-        rule_maker(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
+        bind_scheduler(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
 
 
 @pytest.mark.parametrize("name", ["asha", "fifo"])
 def test_the_others_take_a_second_objective(name):
     config = compose("tune", [f"scheduler={name}", "sweep.second_objective=latency_ms"])
-    rule = rule_maker(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))()
+    scheduler = bind_scheduler(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))()
     for trial, cost in enumerate([5.0, 6.0]):
-        rule.begun(trial, {})
-        rule.measured(trial, cost)
-    assert rule.reported(0, 1, 20.0) == "continue"
-    assert rule.reported(1, 1, 21.0) == ("stop" if name == "asha" else "continue")
+        scheduler.on_trial_start(trial, {})
+        scheduler.on_trial_cost(trial, cost)
+    assert scheduler.on_trial_result(0, 1, 20.0) == "continue"
+    assert scheduler.on_trial_result(1, 1, 21.0) == ("stop" if name == "asha" else "continue")
 
 
 @pytest.mark.parametrize("name", names("searcher"))
@@ -70,7 +70,7 @@ def test_every_searcher_can_be_made(name, tmp_path, write_space):
             defaults={},
         )
     assert isinstance(searcher, OptunaSearcher)
-    assert searcher.ask(0)["optimizer.lr"] in (0.1, 0.2)
+    assert searcher.suggest(0)["optimizer.lr"] in (0.1, 0.2)
     searcher.close()
 
 

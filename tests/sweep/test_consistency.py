@@ -24,13 +24,13 @@ from handpose.report.tensorboard import ABSENT, STATE
 from handpose.report.terminal import Clock, PlainView
 from handpose.search.optuna_searcher import OptunaSearcher
 from handpose.search.space import load_space
-from handpose.search.study import PARAMS
+from handpose.search.study import PARAMS_ATTRIBUTE
 from handpose.sweep.analysis.read_sweep import read_sweep
-from handpose.sweep.audit.events import Expected, replay
-from handpose.sweep.controller.controller import Failure, SweepState
+from handpose.sweep.audit.events import Expectations, replay_events
+from handpose.sweep.controller.controller import SegmentFailure, SweepController
 from handpose.sweep.controller.history import History
 from handpose.sweep.driver.recorder import Recorder
-from handpose.sweep.driver.run import trial_logs
+from handpose.sweep.driver.run import open_trial_logs
 from handpose.sweep.record.events import EventLog
 from tests.report.test_tensorboard import hparams_tab, metric_values, values_of
 from tests.sweep.objectives import METRIC
@@ -53,7 +53,7 @@ class Silent(PlainView):
     def __init__(self):
         self._clock = Clock(time_budget_s=None)
 
-    def ended(self, table, row):
+    def show_trial_end(self, table, row):
         pass
 
 
@@ -76,36 +76,45 @@ class Process:
         )
         self.log = EventLog(settings.path / "events.jsonl")
         self.table = TrialTable(METRIC, "min", settings.num_trials, EPOCHS)
-        history = History(settings, rule=asha(EPOCHS)(), table=self.table)
+        history = History(settings, scheduler=asha(EPOCHS)(), table=self.table)
         self.now = 0.0
-        self.state = SweepState(settings, log=self.log, history=history, searcher=self.searcher, clock=lambda: self.now)
-        logs = trial_logs(settings, self.table)
+        self.state = SweepController(
+            settings, log=self.log, history=history, searcher=self.searcher, clock=lambda: self.now
+        )
+        logs = open_trial_logs(settings, self.table)
         view = Silent()
         recorder = Recorder(
-            self.table, folder=settings.path, shelf=history.shelf, tick=self.state.tick, view=view, logs=logs
+            self.table,
+            folder=settings.path,
+            retention=history.retention,
+            refresh_times=self.state.refresh_times,
+            view=view,
+            logs=logs,
         )
-        recorder.catch_up(self.state.last_event)
+        recorder.log_last_event(self.state.last_event)
         self.state.open(num_slots=1, listener=recorder)
 
     def run(self, num_reports):
         """Trial after trial, until so many epochs are reported."""
-        while num_reports > 0 and (stretch := self.state.next()) is not None:
-            num_reports -= self._train(stretch)
+        while num_reports > 0 and (segment := self.state.next_segment()) is not None:
+            num_reports -= self._train(segment)
 
-    def _train(self, stretch):
-        number, epoch = stretch.trial, stretch.epoch
-        if not epoch and not self.state.measured(number, {"latency_ms": 1.0 + number % 5, "memory_mb": 50.0 + number}):
+    def _train(self, segment):
+        number, epoch = segment.trial, segment.epoch
+        if not epoch and not self.state.process_costs(
+            number, {"latency_ms": 1.0 + number % 5, "memory_mb": 50.0 + number}
+        ):
             return 0
         while True:
             epoch, self.now = epoch + 1, self.now + 1.25
             if number % 7 == 3 and epoch == 1 + number % 2:
-                self.state.failed(number, Failure("error", "=cmd: no gradient", "line one\nline two"))
+                self.state.process_failure(number, SegmentFailure("error", "=cmd: no gradient", "line one\nline two"))
                 return epoch
             diverges = number % 6 == 4 and epoch == 1 + number // 6 % 2
             value = math.nan if diverges else 20.0 / epoch - number * (-1) ** number / 7
             within = number % 12 == 4 and math.isnan(value)
             metrics = {METRIC: value} if within else {METRIC: value, "val/pck_auc": 0.5 + epoch / 100}
-            if not self.state.reported(number, epoch, metrics, node="a"):
+            if not self.state.process_report(number, epoch, metrics, node="a"):
                 return epoch
 
     def kill(self):
@@ -140,14 +149,14 @@ def test_the_simulation_has_all_that_makes_accounts_differ(swept):
     folder, history, _ = swept
     states = set(history.table.count())
     assert states == {"complete", "stopped", "diverged", "infeasible", "failed"}
-    diverged = [row for row in history.table.rows.values() if row.state == "diverged"]
+    diverged = [row for row in history.table.rows.values() if row.controller == "diverged"]
     assert {row.epochs for row in diverged} == {1, 2}
     assert {len(row.metrics) for row in diverged} == {1, 2}  # within an epoch, and at its end
-    assert {row.epochs for row in history.table.rows.values() if row.state == "failed"} >= {0}
+    assert {row.epochs for row in history.table.rows.values() if row.controller == "failed"} >= {0}
     table = TrialTable(METRIC, "min", NUM_TRIALS, EPOCHS)
-    again = History(history._settings, rule=asha(EPOCHS)(), table=table)
-    expected = Expected(NUM_TRIALS, None, 0, {"latency_ms": 4.5}, lambda number: None, 1)
-    replayed = replay(again, folder, "", history._settings, expected)
+    again = History(history._settings, scheduler=asha(EPOCHS)(), table=table)
+    expected = Expectations(NUM_TRIALS, None, 0, {"latency_ms": 4.5}, lambda number: None, 1)
+    replayed = replay_events(again, folder, "", history._settings, expected)
     assert replayed.findings == []
 
 
@@ -158,7 +167,7 @@ def test_trials_csv_says_what_the_events_say(swept):
     table = pd.read_csv(folder / "trials.csv", keep_default_na=False).set_index("number")
     for number, row in history.table.rows.items():
         cells = table.loc[number]
-        assert (cells["state"], cells["epochs"]) == (row.state, row.epochs)
+        assert (cells["state"], cells["epochs"]) == (row.controller, row.epochs)
         for name in (METRIC, "val/pck_auc"):
             assert cells[name] == (repr(row.metrics[name]) if name in row.metrics else "")
         assert {name: float(cells[name]) for name in ("latency_ms", "memory_mb")} == row.costs
@@ -206,10 +215,10 @@ def test_the_study_says_what_the_table_says(swept):
     assert [trial.number for trial in study] == list(history.table.rows)
     for trial in study:
         row = history.table.rows[trial.number]
-        assert trial.state == states.get(row.state, TrialState.FAIL)
-        assert trial.user_attrs.get(PARAMS, trial.params) == row.params
+        assert trial.controller == states.get(row.controller, TrialState.FAIL)
+        assert trial.user_attrs.get(PARAMS_ATTRIBUTE, trial.params) == row.params
         assert {name: trial.user_attrs[name] for name in row.costs} == row.costs
-        if trial.state == TrialState.COMPLETE:
+        if trial.controller == TrialState.COMPLETE:
             assert trial.values == [history.table.value(row)]
             assert trial.last_step == row.epochs
 
@@ -220,7 +229,12 @@ def test_the_record_says_what_the_table_says(swept):
     assert record.ranked == [row.number for row in history.table.ranked()]
     for trial in record.trials:
         row = history.table.rows[trial.number]
-        assert (trial.state, trial.epochs, trial.params, trial.error) == (row.state, row.epochs, row.params, row.error)
+        assert (trial.state, trial.epochs, trial.params, trial.error) == (
+            row.controller,
+            row.epochs,
+            row.params,
+            row.error,
+        )
         assert trial.costs == row.costs
         assert trial.seconds == pytest.approx(row.seconds, abs=1e-3)
         assert json.dumps(trial.metrics, sort_keys=True) == json.dumps(row.metrics, sort_keys=True)

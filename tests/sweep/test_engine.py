@@ -28,7 +28,7 @@ from handpose.schedulers.asha import Asha
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.record.events import Begun, Reported, read_events
 from handpose.sweep.selection.winner import select_winner
-from handpose.sweep.trainable.reporting import report
+from handpose.sweep.trainable.reporting import report_epoch
 from tests.sweep.driver.test_run import GROWING, SPACE, study_of
 from tests.sweep.objectives import METRIC, grown
 from tests.sweep.simulation import Simulation
@@ -69,8 +69,8 @@ def simulated(tmp_path):
 
     def run(loss, *, every=1, **changes):
         settings = make_settings(tmp_path / "ours", **{"num_trials": 9, "max_epochs": 27, **changes})
-        rule = asha(settings.max_epochs, reduction_factor=3)
-        return Simulation(settings, rule, lambda number, params, epoch: loss(number, epoch), num_slots=3).run()
+        scheduler = asha(settings.max_epochs, reduction_factor=3)
+        return Simulation(settings, scheduler, lambda number, params, epoch: loss(number, epoch), num_slots=3).run()
 
     return run
 
@@ -80,8 +80,8 @@ def test_a_trial_without_a_number_holds_its_slot_in_plain_asha_and_not_in_ours(s
     for number in range(8):
         plain.report(number, 1, 1.0)
     assert {plain.report(8, epoch, math.nan) for epoch in range(1, 27)} == {CONTINUE}
-    rows = simulated(lambda number, epoch: math.nan if number == 8 else 1.0).state.history.table.rows
-    assert (rows[8].state, rows[8].epochs) == ("diverged", 1)
+    rows = simulated(lambda number, epoch: math.nan if number == 8 else 1.0).controller.history.table.rows
+    assert (rows[8].controller, rows[8].epochs) == ("diverged", 1)
 
 
 @pytest.mark.slow
@@ -89,14 +89,14 @@ def test_plain_search_leaves_a_diverged_trial_running_for_ever_and_ours_fails_it
     plain = plain_searcher()
     plain.suggest("a")
     plain.on_trial_complete("a", {METRIC: math.nan, "training_iteration": 3})
-    assert [trial.state for trial in plain._ot_study.trials] == [TrialState.RUNNING]
+    assert [trial.controller for trial in plain._ot_study.trials] == [TrialState.RUNNING]
     _, folder = sweep(write_space(SPACE), diverges, num_trials=2, rule=Fifo)
-    assert [trial.state for trial in study_of(folder).trials] == [TrialState.FAIL] * 2
+    assert [trial.controller for trial in study_of(folder).trials] == [TrialState.FAIL] * 2
 
 
-def diverges(stretch):
-    report(1, {METRIC: 1.0})
-    report(2, {METRIC: math.nan})
+def diverges(segment):
+    report_epoch(1, {METRIC: 1.0})
+    report_epoch(2, {METRIC: math.nan})
 
 
 @pytest.mark.slow
@@ -105,11 +105,11 @@ def test_plain_search_takes_a_stopped_trial_for_a_complete_one_and_ours_knows_it
     plain.suggest("a")
     plain.on_trial_result("a", {METRIC: 3.0, "training_iteration": 1})
     plain.on_trial_complete("a", {METRIC: 3.0, "training_iteration": 1})
-    assert [(trial.state, trial.value) for trial in plain._ot_study.trials] == [(TrialState.COMPLETE, 3.0)]
+    assert [(trial.controller, trial.value) for trial in plain._ot_study.trials] == [(TrialState.COMPLETE, 3.0)]
     table, folder = sweep(write_space(GROWING), grown, num_trials=6, max_epochs=8)
-    stopped = [trial for trial in study_of(folder).trials if table.rows[trial.number].state == "stopped"]
+    stopped = [trial for trial in study_of(folder).trials if table.rows[trial.number].controller == "stopped"]
     assert stopped
-    assert all(trial.state == TrialState.PRUNED and trial.last_step < 8 for trial in stopped)
+    assert all(trial.controller == TrialState.PRUNED and trial.last_step < 8 for trial in stopped)
 
 
 def test_a_plain_rung_takes_the_report_of_a_later_epoch_and_ours_does_not():
@@ -119,10 +119,10 @@ def test_a_plain_rung_takes_the_report_of_a_later_epoch_and_ours_does_not():
     assert plain.rungs() == {27: {}, 9: {"0": -10.0}, 3: {"0": -5.0}, 1: {"0": -15.0}}  # kept with the sign turned
     ours = Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=27, seed=0)
     for number in range(4):
-        ours.begun(number, {})
-    assert {ours.reported(number, 5, float(number)) for number in range(4)} == {"continue"}
-    assert ours.reported(3, 9, 100.0) == "continue"  # the first at rung 9
-    assert ours.reported(2, 9, 200.0) == "stop"
+        ours.on_trial_start(number, {})
+    assert {ours.on_trial_result(number, 5, float(number)) for number in range(4)} == {"continue"}
+    assert ours.on_trial_result(3, 9, 100.0) == "continue"  # the first at rung 9
+    assert ours.on_trial_result(2, 9, 200.0) == "stop"
 
 
 def test_plain_brackets_depend_on_the_global_generator_and_ours_on_the_seed():
@@ -139,11 +139,11 @@ def test_plain_brackets_depend_on_the_global_generator_and_ours_on_the_seed():
     def ours(seed, noise):
         np.random.seed(noise)
         rule = Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=3, max_epochs=27, seed=seed)
-        verdicts = []
+        decisions = []
         for number in range(30):
-            rule.begun(number, {})
-            verdicts.append(rule.reported(number, 1, float(number)))
-        return verdicts
+            rule.on_trial_start(number, {})
+            decisions.append(rule.on_trial_result(number, 1, float(number)))
+        return decisions
 
     assert ours(0, noise=0) == ours(0, noise=1)
     assert ours(0, noise=0) != ours(1, noise=0)
@@ -151,17 +151,17 @@ def test_plain_brackets_depend_on_the_global_generator_and_ours_on_the_seed():
 
 def test_a_plain_searcher_is_asked_for_one_trial_at_a_time_and_ours_for_all_slots(ray_started, write_space, tmp_path):
     assert _get_max_pending_trials(SearchGenerator(plain_searcher())) == 1
-    start(make_settings(tmp_path / "sweep", num_trials=2), write_space(SPACE), slow_start, rule=Fifo)
+    start(make_settings(tmp_path / "sweep", num_trials=2), write_space(SPACE), slow_start, scheduler=Fifo)
     events = read_events(tmp_path / "sweep" / "events.jsonl")
     begun = [event.at for event in events if isinstance(event, Begun)]
     first_report = min(event.at for event in events if isinstance(event, Reported))
     assert begun[1] - begun[0] < 0.5 < first_report - begun[1]
 
 
-def slow_start(stretch):
+def slow_start(segment):
     time.sleep(1.0)
     for epoch in range(1, 5):
-        report(epoch, {METRIC: 1.0})
+        report_epoch(epoch, {METRIC: 1.0})
 
 
 @pytest.mark.slow
@@ -183,10 +183,10 @@ def plain_flatters(config):
         tune.report({"epoch": epoch, METRIC: config["lr"]})
 
 
-def flatters(stretch):
-    lr = stretch.params["optimizer.lr"]
+def flatters(segment):
+    lr = segment.params["optimizer.lr"]
     for epoch in range(1, 5 if lr == 2.0 else 2):
-        report(epoch, {METRIC: lr})
+        report_epoch(epoch, {METRIC: lr})
 
 
 PLAIN = """

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from handpose.config import compose, override_value
-from handpose.sweep.driver.shutdown import resume_command
+from handpose.sweep.driver.shutdown import format_resume_command
 from tests.sweep.objectives import curve
 from tests.sweep.sweeps import make_settings, start
 
@@ -15,15 +15,15 @@ NAMES = ["my thesis", "it's [1] & $HOME", "100% #1? größe", 'a;b "c" `d` (e) *
 def test_a_sweep_runs_and_goes_on_in_any_folder(ray_started, tmp_path, write_space):
     name = " ".join(NAMES)
     settings = make_settings(tmp_path / name / "first", num_trials=1, max_epochs=1)
-    assert start(settings, write_space("x: interval(0.0, 1.0)"), curve).end == "finished"
-    assert start(settings, write_space("x: interval(0.0, 1.0)"), curve, resume=True).end == "finished"
+    assert start(settings, write_space("x: interval(0.0, 1.0)"), curve).check_end == "finished"
+    assert start(settings, write_space("x: interval(0.0, 1.0)"), curve, resume=True).check_end == "finished"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [name]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_command_that_is_shown_names_the_same_folder_when_it_is_pasted_into_a_shell(tmp_path, name):
     folder = tmp_path / name
-    *program, resumed = shlex.split(resume_command(folder))
+    *program, resumed = shlex.split(format_resume_command(folder))
     assert program == ["python", "tune.py"]
     assert override_value(resumed) == str(folder)
     assert compose("tune", [resumed]).sweep.resume == str(folder)

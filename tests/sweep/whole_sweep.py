@@ -12,21 +12,41 @@ from hydra.utils import instantiate
 from handpose.config import compose, location_overrides, quote_override, save
 from handpose.report.terminal import Clock, PlainView
 from handpose.schedulers.scheduler import Fifo
-from handpose.search.space import holding, load_space
-from handpose.sweep.analysis.report import REPORT, write_report
-from handpose.sweep.audit.audit import choices_of
-from handpose.sweep.controller.controller import Failure, SweepState
-from handpose.sweep.controller.history import History, empty_table
-from handpose.sweep.controller.scheduler_factory import rule_maker
+from handpose.search.space import fix_params, load_space
+from handpose.sweep.analysis.report import REPORT_FILE, write_report
+from handpose.sweep.audit.audit import compose_choices
+from handpose.sweep.controller.controller import SegmentFailure, SweepController
+from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.driver.recorder import Recorder
-from handpose.sweep.driver.resume import Task, description, held_values, keep_budgets, keep_space, recorded_task
-from handpose.sweep.driver.run import trial_logs
-from handpose.sweep.record.events import EVENTS, EventLog
-from handpose.sweep.record.provenance import provenance
-from handpose.sweep.selection.confirm import FILE, FOLDER, PointSearcher, account, candidates, fresh_seeds, runs
-from handpose.sweep.selection.winner import select_winner, write_chosen
-from handpose.sweep.storage.retention import saved
-from handpose.sweep.trainable.trial import TrialRecipe, training_overrides, with_params, with_target
+from handpose.sweep.driver.resume import (
+    SweepTask,
+    copy_space,
+    find_fixed_params,
+    load_recorded_task,
+    make_sweep_record,
+    save_budgets,
+)
+from handpose.sweep.driver.run import open_trial_logs
+from handpose.sweep.record.events import EVENTS_FILE, EventLog
+from handpose.sweep.record.provenance import collect_provenance
+from handpose.sweep.selection.confirm import (
+    CONFIRM_FILE,
+    CONFIRM_FOLDER,
+    PointSearcher,
+    choose_candidates,
+    choose_fresh_seeds,
+    list_runs,
+    summarise_confirmation,
+)
+from handpose.sweep.selection.winner import select_winner, write_winner
+from handpose.sweep.storage.retention import describe_checkpoint
+from handpose.sweep.trainable.trial import (
+    TrialRecipe,
+    add_checkpoint_metric,
+    add_param_overrides,
+    select_training_overrides,
+)
 from handpose.yaml_files import read_yaml, write_yaml
 
 METRIC = "val/pa_mpjpe_mm"
@@ -39,7 +59,7 @@ class Silent(PlainView):
     def __init__(self):
         self._clock = Clock(time_budget_s=None)
 
-    def ended(self, table, row):
+    def show_trial_end(self, table, row):
         """Say nothing."""
 
     def note(self, text):
@@ -59,29 +79,34 @@ class Process:
     gpus: of each trial.
     """
 
-    def __init__(self, sweep, searcher, rule, recipe, *, fails=(), diverges=(), slots=2, measures=False, gpus=0.0):
+    def __init__(self, sweep, searcher, scheduler, recipe, *, fails=(), diverges=(), slots=2, measures=False, gpus=0.0):
         self.sweep, self.searcher, self.slots, self.measures = sweep, searcher, slots, measures
         self.fails, self.diverges = dict(fails), set(diverges)
-        self.log = EventLog(sweep.path / EVENTS)
-        self.table = empty_table(sweep)
-        history = History(sweep, rule=rule(), table=self.table, command=recipe.command)
+        self.log = EventLog(sweep.path / EVENTS_FILE)
+        self.table = make_empty_table(sweep)
+        history = History(sweep, scheduler=scheduler(), table=self.table, command=recipe.format_command)
         self.now = 0.0
-        self.state = SweepState(sweep, log=self.log, history=history, searcher=searcher, clock=lambda: self.now)
-        logs = trial_logs(sweep, self.table)
+        self.state = SweepController(sweep, log=self.log, history=history, searcher=searcher, clock=lambda: self.now)
+        logs = open_trial_logs(sweep, self.table)
         self.recorder = Recorder(
-            self.table, folder=sweep.path, shelf=history.shelf, tick=self.state.tick, view=Silent(), logs=logs
+            self.table,
+            folder=sweep.path,
+            retention=history.retention,
+            refresh_times=self.state.refresh_times,
+            view=Silent(),
+            logs=logs,
         )
-        self.recorder.catch_up(self.state.last_event)
+        self.recorder.log_last_event(self.state.last_event)
         self.state.open(num_slots=slots, gpus=gpus, listener=self.recorder)
         self.running = {}
 
     def run(self, num_reports=math.inf):
         """Until nothing is left, a budget is spent, or so many epochs are reported."""
         while num_reports > 0 and not self._is_spent():
-            while (stretch := self.state.next()) is not None:
+            while (segment := self.state.next_segment()) is not None:
                 self.now += 0.002
-                if stretch.epoch or not self.measures or self._measured(stretch):
-                    self.running[stretch.trial] = (stretch, stretch.epoch)
+                if segment.epoch or not self.measures or self._measured(segment):
+                    self.running[segment.trial] = (segment, segment.epoch)
             if not self.running and self.state.is_over:
                 return
             self.now += 1.25
@@ -92,28 +117,28 @@ class Process:
 
     def _is_spent(self):
         state = self.state
-        return self.sweep.spent_budget(elapsed_s=state.elapsed_s(), gpu_hours=state.gpu_hours()) is not None
+        return self.sweep.find_spent_budget(elapsed_s=state.elapsed_s(), gpu_hours=state.count_gpu_hours()) is not None
 
-    def _measured(self, stretch):
-        costs = {"num_parameters": 1e6 * (1 + stretch.trial % 4), "latency_ms": 2.5, "memory_mb": 100.0 + stretch.trial}
-        return self.state.measured(stretch.trial, costs)
+    def _measured(self, segment):
+        costs = {"num_parameters": 1e6 * (1 + segment.trial % 4), "latency_ms": 2.5, "memory_mb": 100.0 + segment.trial}
+        return self.state.process_costs(segment.trial, costs)
 
     def _step(self, number):
-        stretch, epoch = self.running[number]
+        segment, epoch = self.running[number]
         epoch += 1
-        if stretch.stretch == 1 and (kind := self.fails.get((number, epoch))):
+        if segment.segment_number == 1 and (kind := self.fails.get((number, epoch))):
             del self.running[number]
-            self.state.failed(number, Failure(kind, "it broke", "Traceback:\nit broke", "vm"))
+            self.state.process_failure(number, SegmentFailure(kind, "it broke", "Traceback:\nit broke", "vm"))
             return 0
-        file = stretch.checkpoint_file(epoch)
+        file = segment.make_checkpoint_path(epoch)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"trial {number} epoch {epoch}")
-        checkpoint = saved(file, folder=self.sweep.path, epoch=epoch)
-        value = math.nan if (number, epoch) in self.diverges else loss(stretch.params, epoch)
+        checkpoint = describe_checkpoint(file, folder=self.sweep.path, epoch=epoch)
+        value = math.nan if (number, epoch) in self.diverges else loss(segment.params, epoch)
         metrics = {METRIC: value, "val/pck_auc": 10 / (10 + value)}
-        self.running[number] = (stretch, epoch)
-        if not self.state.reported(
-            number, epoch, metrics, node="vm", resumed_from=stretch.epoch, checkpoint=checkpoint
+        self.running[number] = (segment, epoch)
+        if not self.state.process_report(
+            number, epoch, metrics, node="vm", resumed_from=segment.epoch, checkpoint=checkpoint
         ):
             del self.running[number]
         return 1
@@ -148,27 +173,27 @@ class WholeSweep:
         ]
         config = compose("tune", [*self.overrides, quote_override("sweep.folder", str(folder))])
         space = load_space(str(source))
-        task = Task(config, self.overrides, location_overrides(config), choices_of(self.overrides), space)
-        held = held_values(space, [each.partition("=")[0] for each in self.overrides], task.defaults)
-        self.task = replace(task, space=holding(space, held), held=held)
+        task = SweepTask(config, self.overrides, location_overrides(config), compose_choices(self.overrides), space)
+        held = find_fixed_params(space, [each.partition("=")[0] for each in self.overrides], task.defaults)
+        self.task = replace(task, space=fix_params(space, held), fixed=held)
         self.sweep = instantiate(config.sweep)
-        self.origin = provenance(data="0123456789abcdef")
-        keep_space(space, folder)
-        write_yaml(folder / "sweep.yaml", description(self.task, self.origin))
-        overrides = with_target(training_overrides(self.overrides), config, self.sweep.target)
+        self.origin = collect_provenance(data="0123456789abcdef")
+        copy_space(space, folder)
+        write_yaml(folder / "sweep.yaml", make_sweep_record(self.task, self.origin))
+        overrides = add_checkpoint_metric(select_training_overrides(self.overrides), config, self.sweep.target)
         self.recipe = TrialRecipe(overrides, self.task.locations, 4, 1, 1)
 
     def resume(self, *given):
         """What `sweep.resume` does before the sweep is opened. given: further overrides."""
-        self.task = recorded_task(self.folder, given)
+        self.task = load_recorded_task(self.folder, given)
         self.sweep = instantiate(self.task.config.sweep)
-        keep_budgets(self.task)
+        save_budgets(self.task)
         return self
 
     def process(self, *, is_new=False):
         """The next process that runs it."""
         sweep, config = self.sweep, self.task.config
-        rule = rule_maker(instantiate(config.scheduler), sweep, self.task.space)
+        scheduler = bind_scheduler(instantiate(config.scheduler), sweep, self.task.space)
         searcher = instantiate(config.searcher)(
             space=self.task.space,
             folder=self.folder / "study",
@@ -181,9 +206,9 @@ class WholeSweep:
             defaults=self.task.defaults,
             fingerprint="0123456789abcdef",
             resume=not is_new,
-            repeats=rule().perturbs,
+            repeats=scheduler().perturbs_params,
         )
-        return Process(sweep, searcher, rule, self.recipe, **self.options)
+        return Process(sweep, searcher, scheduler, self.recipe, **self.options)
 
     def run(self, num_reports=math.inf, *, stops=(), last="finished", given=()):
         """Run it to its end, or until so many epochs are reported.
@@ -191,13 +216,13 @@ class WholeSweep:
         stops: (number of reports, reason) of processes before the last one, which leaves for the reason `last`. None:
         killed. given: overrides of the later processes.
         """
-        process = self.process(is_new=not (self.folder / EVENTS).exists())
+        process = self.process(is_new=not (self.folder / EVENTS_FILE).exists())
         for most, reason in stops:
             process.run(most)
-            process.leave(reason)
+            process.remove_waiting(reason)
             process = self.resume(*given).process()
         process.run(num_reports)
-        process.leave(last)
+        process.remove_waiting(last)
         self.table = process.table
         return self
 
@@ -205,10 +230,10 @@ class WholeSweep:
         """What comes after the trials."""
         confirmed = self._confirm(seeds) if seeds else None
         winner = select_winner(self.table, folder=self.folder, confirmed=confirmed)
-        write_chosen(
+        write_winner(
             self.table,
             winner,
-            overrides=lambda row: with_params(self.recipe.overrides, row.params),
+            overrides=lambda row: add_param_overrides(self.recipe.overrides, row.params),
             sweep=self.sweep,
             origin=self.origin,
             confirmed=confirmed,
@@ -216,17 +241,17 @@ class WholeSweep:
         if retrained:
             self._retrain()
         with contextlib.redirect_stdout(None):
-            write_report([self.folder], self.folder / REPORT)
+            write_report([self.folder], self.folder / REPORT_FILE)
         return self
 
     def _confirm(self, num_seeds):
-        folder = self.folder / FOLDER
-        chosen = candidates(self.table, defaults=self.task.defaults, top_k=2)
-        seeds = fresh_seeds(num_seeds, self.table, self.task.defaults)
-        points = runs(chosen, seeds)
+        folder = self.folder / CONFIRM_FOLDER
+        chosen = choose_candidates(self.table, defaults=self.task.defaults, top_k=2)
+        seeds = choose_fresh_seeds(num_seeds, self.table, self.task.defaults)
+        points = list_runs(chosen, seeds)
         sweep = replace(
             self.sweep,
-            name=f"{self.sweep.name}/{FOLDER}",
+            name=f"{self.sweep.name}/{CONFIRM_FOLDER}",
             folder=str(folder),
             resume=str(self.folder),
             num_trials=len(points),
@@ -235,13 +260,13 @@ class WholeSweep:
             gpu_hours=None,
         )
         folder.mkdir()
-        keep_space(self.task.space, folder)
+        copy_space(self.task.space, folder)
         write_yaml(folder / "sweep.yaml", {"confirms": str(self.folder), **self.origin})
         process = Process(sweep, PointSearcher(points), Fifo, self.recipe)
         process.run()
         process.leave("finished")
-        confirmed = account(chosen, seeds, process.table)
-        write_yaml(folder / FILE, confirmed)
+        confirmed = summarise_confirmation(chosen, seeds, process.table)
+        write_yaml(folder / CONFIRM_FILE, confirmed)
         return confirmed
 
     def _retrain(self):
@@ -249,7 +274,7 @@ class WholeSweep:
         (place / "checkpoints").mkdir(parents=True)
         best = quote_override("best", str(self.folder / "best.yaml"))
         save(compose("train", [best]), place / "config.yaml")
-        overrides = with_params(self.recipe.overrides, read_yaml(self.folder / "best.yaml")["params"])
+        overrides = add_param_overrides(self.recipe.overrides, read_yaml(self.folder / "best.yaml")["params"])
         (place / "overrides.json").write_text(json.dumps(overrides))
         with zipfile.ZipFile(place / "checkpoints" / "best-epoch003.ckpt", "w") as archive:
             archive.writestr("data.pkl", "weights" * 1000)

@@ -19,56 +19,58 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.report.record import Effect, Importance
-from handpose.search.distributions import fitted
+from handpose.search.distributions import fit_value
 from handpose.search.space import Params
 
-LEAST_TRIALS = 20
+MIN_TRIALS = 20
 """Of one epoch. With fewer no more than a handful are among the best, which says nothing."""
 
-_LEAST_BEST, _SHARE_BEST = 5, 0.1
+_MIN_BEST, _BEST_FRACTION = 5, 0.1
 _NUM_RESAMPLES = 20
-_MOST_EPOCHS = 3
+_MAX_EPOCHS = 3
 
 
 @dataclass(frozen=True)
-class Drawn:
+class TrialDraws:
     """A trial's draws, by the keys that have a distribution."""
 
     params: Params
     distributions: Mapping[str, BaseDistribution]
 
 
-def importance(
-    drawn: Mapping[int, Drawn], values: Mapping[int, Mapping[int, float]], *, sign: float, seed: int = 0
+def compute_importance(
+    draws: Mapping[int, TrialDraws], values: Mapping[int, Mapping[int, float]], *, sign: float, seed: int = 0
 ) -> list[Importance]:
     """The importance of every parameter that was drawn, by the values of the lowest, a middle and the highest epoch
     that has LEAST_TRIALS of them.
 
     drawn: by trial. values: epoch -> trial -> finite value; sign: what makes smaller better.
     """
-    enough = [epoch for epoch in sorted(values) if len(values[epoch].keys() & drawn.keys()) >= LEAST_TRIALS]
-    chosen = sorted({enough[0], enough[len(enough) // 2], enough[-1]})[:_MOST_EPOCHS] if enough else []
+    enough = [epoch for epoch in sorted(values) if len(values[epoch].keys() & draws.keys()) >= MIN_TRIALS]
+    chosen = sorted({enough[0], enough[len(enough) // 2], enough[-1]})[:_MAX_EPOCHS] if enough else []
     made = []
     for epoch in chosen:
-        numbers = sorted(values[epoch].keys() & drawn.keys())
+        numbers = sorted(values[epoch].keys() & draws.keys())
         losses = sign * np.array([values[epoch][number] for number in numbers])
-        made.append(_of_epoch(epoch, [drawn[number] for number in numbers], losses, np.random.default_rng(seed)))
+        made.append(
+            _compute_epoch_importance(epoch, [draws[number] for number in numbers], losses, np.random.default_rng(seed))
+        )
     return made
 
 
-def _of_epoch(
-    epoch: int, trials: Sequence[Drawn], losses: NDArray[np.float64], generator: np.random.Generator
+def _compute_epoch_importance(
+    epoch: int, trials: Sequence[TrialDraws], losses: NDArray[np.float64], generator: np.random.Generator
 ) -> Importance:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.add_trials([_frozen(trial, loss) for trial, loss in zip(trials, losses, strict=True)])
-    num_best = max(_LEAST_BEST, math.ceil(_SHARE_BEST * len(trials)))
+    study.add_trials([_make_frozen_trial(trial, loss) for trial, loss in zip(trials, losses, strict=True)])
+    num_best = max(_MIN_BEST, math.ceil(_BEST_FRACTION * len(trials)))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=num_best / len(trials))
-    whole = _importances(study, evaluator, losses)
+    whole = _evaluate_importances(study, evaluator, losses)
     total = sum(whole.values()) or 1.0
     halves, shuffled = [], []
     for _ in range(_NUM_RESAMPLES):
-        halves.append(_shares(_importances(study, evaluator, _half(losses, generator))))
-        shuffled.append(_importances(study, evaluator, generator.permutation(losses)))
+        halves.append(_normalise_importances(_evaluate_importances(study, evaluator, _drop_half(losses, generator))))
+        shuffled.append(_evaluate_importances(study, evaluator, generator.permutation(losses)))
     effects = []
     for key, value in whole.items():
         low, high = np.quantile([each.get(key, 0.0) for each in halves], (0.05, 0.95))
@@ -77,16 +79,16 @@ def _of_epoch(
     return Importance(epoch, len(trials), num_best, sorted(effects, key=lambda effect: (-effect.share, effect.key)))
 
 
-def _frozen(trial: Drawn, loss: float) -> FrozenTrial:
+def _make_frozen_trial(trial: TrialDraws, loss: float) -> FrozenTrial:
     params: Params = {}
     for key, distribution in trial.distributions.items():
         with contextlib.suppress(ValueError):  # a value that an earlier version drew, and that is out of range now
-            params[key] = fitted(trial.params[key], distribution)
+            params[key] = fit_value(trial.params[key], distribution)
     distributions = {key: trial.distributions[key] for key in params}
     return create_trial(state=TrialState.COMPLETE, value=float(loss), params=params, distributions=distributions)
 
 
-def _half(losses: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+def _drop_half(losses: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
     """Half of the trials, drawn without putting back (Shao & Tu 1995: the spread of the whole, unscaled)."""
     left_out = generator.permutation(len(losses))[: len(losses) // 2]
     kept = losses.copy()
@@ -94,7 +96,7 @@ def _half(losses: NDArray[np.float64], generator: np.random.Generator) -> NDArra
     return kept
 
 
-def _importances(
+def _evaluate_importances(
     study: optuna.Study, evaluator: PedAnovaImportanceEvaluator, losses: NDArray[np.float64]
 ) -> dict[str, float]:
     """Parameter -> importance with these losses; trials without one do not count."""
@@ -105,6 +107,6 @@ def _importances(
         )
 
 
-def _shares(importances: Mapping[str, float]) -> dict[str, float]:
+def _normalise_importances(importances: Mapping[str, float]) -> dict[str, float]:
     total = sum(importances.values())
     return {key: value / total if total > 0 else 0.0 for key, value in importances.items()}

@@ -30,12 +30,12 @@ from handpose.report.record import (
 from handpose.report.table import TrialTable
 from handpose.schedulers.asha import Asha
 from handpose.schedulers.scheduler import Fifo
-from handpose.search.space import flattened
-from handpose.sweep.analysis.importance import LEAST_TRIALS, Drawn, importance
-from handpose.sweep.analysis.searched_parameters import searched
-from handpose.sweep.controller.history import History, TrialHistory, empty_table
+from handpose.search.space import flatten_config
+from handpose.sweep.analysis.importance import MIN_TRIALS, TrialDraws, compute_importance
+from handpose.sweep.analysis.searched_parameters import read_searched_space
+from handpose.sweep.controller.history import History, TrialHistory, make_empty_table
 from handpose.sweep.record.events import (
-    EVENTS,
+    EVENTS_FILE,
     Begun,
     Closed,
     Ended,
@@ -46,14 +46,14 @@ from handpose.sweep.record.events import (
     Reported,
     read_events,
 )
-from handpose.sweep.record.settings import SweepSettings, recorded_settings
+from handpose.sweep.record.settings import SweepSettings, restore_settings
 from handpose.whole_file import read_json
 from handpose.yaml_files import read_yaml
 
 _PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
 
 
-def read_sweep(folder: Path, *, judges_importance: bool = True) -> SweepRecord:
+def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
     """Read all that is known of the sweep in a folder.
 
     Args:
@@ -67,16 +67,16 @@ def read_sweep(folder: Path, *, judges_importance: bool = True) -> SweepRecord:
     config = kept.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("sweep"), dict):
         raise UserError(f"{folder} holds no sweep: there is no whole sweep.yaml in it; give the folder of a sweep")
-    settings = recorded_settings(config["sweep"], folder)
-    table = empty_table(settings)
-    history = History(settings, rule=Fifo(), table=table)
-    course = _Course()
-    for event in read_events(folder / EVENTS):
+    settings = restore_settings(config["sweep"], folder)
+    table = make_empty_table(settings)
+    history = History(settings, scheduler=Fifo(), table=table)
+    course = _Timeline()
+    for event in read_events(folder / EVENTS_FILE):
         history.apply(event)
-        course.follow(event, settings.metric)
-    _spend(history, course.at)
-    trials = [_trial(history.trials[number], course, settings.metric) for number in sorted(history.trials)]
-    parameters, distributions, fixed = searched(folder, config, trials, held=kept.get("held") or {})
+        course.add_event(event, settings.metric)
+    _update_running_seconds(history, course.at)
+    trials = [_make_trial_record(history.trials[number], course, settings.metric) for number in sorted(history.trials)]
+    parameters, distributions, fixed = read_searched_space(folder, config, trials, fixed_params=kept.get("held") or {})
     record = SweepRecord(
         name=settings.name,
         folder=str(folder),
@@ -84,101 +84,101 @@ def read_sweep(folder: Path, *, judges_importance: bool = True) -> SweepRecord:
         mode=settings.target.mode,
         num_trials=history.num_trials,
         max_epochs=settings.max_epochs,
-        num_slots=course.most_running,
+        num_slots=course.max_running,
         seconds=course.at,
         end=course.end,
         trials=trials,
         ranked=[row.number for row in table.ranked()],
         parameters=parameters,
-        rungs=_rungs(config.get("scheduler") or {}, settings),
+        rungs=_compute_rungs(config.get("scheduler") or {}, settings),
         fixed=fixed,
         failures=course.failures,
-        limits={name: limit for name, limit in _constraints(config).items() if limit is not None},
-        objective=_objective(table),
-        confirmation=_confirmation(folder / "confirm" / "confirm.yaml"),
-        retrained=_retrained(folder / "retrain"),
-        defaults=flattened(config) | dict(kept.get("choices") or {}),
+        limits={name: limit for name, limit in _read_constraints(config).items() if limit is not None},
+        objective=_make_second_objective(table),
+        confirmation=_read_confirmation(folder / "confirm" / "confirm.yaml"),
+        retrained=_read_retraining(folder / "retrain"),
+        defaults=flatten_config(config) | dict(kept.get("choices") or {}),
         origin={name: kept[name] for name in _PROVENANCE if name in kept},
         configuration=config,
         best=read_yaml(folder / "best.yaml"),
     )
-    return replace(record, importance=_importance(record, distributions)) if judges_importance else record
+    return replace(record, importance=_compute_sweep_importance(record, distributions)) if with_importance else record
 
 
 # --- what happened ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Course:
+class _Timeline:
     """What the table of trials does not keep: when each trial ran and reported, and what failed."""
 
     at: float = 0.0
     end: Literal["", "finished", "spent", "interrupted", "halted"] = ""
-    most_running: int = 0
+    max_running: int = 0
     reports: dict[int, list[Report]] = field(default_factory=dict)
-    stretches: dict[int, list[StretchRecord]] = field(default_factory=dict)
+    segments: dict[int, list[StretchRecord]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     _running: dict[int, tuple[float, int]] = field(default_factory=dict)  # trial -> began at, epoch
     perturbed: set[int] = field(default_factory=set)
 
-    def follow(self, event: Event, metric: str) -> None:
+    def add_event(self, event: Event, metric: str) -> None:
         """Take the next event in."""
         self.at, self.end = event.at, ""
         match event:
             case Opened():
-                self._lose_all(event.at)
+                self._end_all_segments(event.at)
             case Begun():
                 self._running[event.trial] = (event.at, event.epoch)
-                self.most_running = max(self.most_running, len(self._running))
+                self.max_running = max(self.max_running, len(self._running))
                 if event.params is not None:
                     self.perturbed.add(event.trial)
             case Measured():
                 if event.decision != "continue":
-                    self._leave(event.trial, event.at, "over")
+                    self._end_segment(event.trial, event.at, "over")
             case Reported():
-                self._report(event, metric)
+                self._add_report(event, metric)
             case Failed():
                 self.failures.append(Failure(event.trial, event.kind, event.cause, event.retry))
-                self._leave(event.trial, event.at, "lost")
+                self._end_segment(event.trial, event.at, "lost")
             case Ended():
-                self._leave(event.trial, event.at, "over")
+                self._end_segment(event.trial, event.at, "over")
             case Closed():
-                self._lose_all(event.at)
+                self._end_all_segments(event.at)
                 self.end = event.reason
 
-    def stretches_of(self, number: int) -> list[StretchRecord]:
+    def list_segments(self, number: int) -> list[StretchRecord]:
         """Those that are over, and the one that runs."""
-        done = self.stretches.get(number, [])
+        done = self.segments.get(number, [])
         if number not in self._running:
             return done
         began, epoch = self._running[number]
         return [*done, StretchRecord(began, self.at, epoch, "running")]
 
-    def _report(self, event: Reported, metric: str) -> None:
+    def _add_report(self, event: Reported, metric: str) -> None:
         began = self._running.get(event.trial, (event.at, 0))[0]
-        before = sum(stretch.ended_s - stretch.began_s for stretch in self.stretches.get(event.trial, []))
+        before = sum(segment.ended_s - segment.began_s for segment in self.segments.get(event.trial, []))
         value = event.metrics.get(metric, math.nan)
         report = Report(event.epoch, event.at, before + event.at - began, value)
         self.reports.setdefault(event.trial, []).append(report)
         if event.decision != "continue":
-            self._leave(event.trial, event.at, "over")
+            self._end_segment(event.trial, event.at, "over")
 
-    def _leave(self, trial: int, at: float, end: Literal["over", "lost"]) -> None:
+    def _end_segment(self, trial: int, at: float, end: Literal["over", "lost"]) -> None:
         if trial in self._running:
             began, epoch = self._running.pop(trial)
-            self.stretches.setdefault(trial, []).append(StretchRecord(began, at, epoch, end))
+            self.segments.setdefault(trial, []).append(StretchRecord(began, at, epoch, end))
 
-    def _lose_all(self, at: float) -> None:
+    def _end_all_segments(self, at: float) -> None:
         for trial in list(self._running):
-            self._leave(trial, at, "lost")
+            self._end_segment(trial, at, "lost")
 
 
-def _spend(history: History, at: float) -> None:
+def _update_running_seconds(history: History, at: float) -> None:
     for number in history.live["running"]:
-        history.trials[number].spend(at)
+        history.trials[number].update_seconds(at)
 
 
-def _trial(trial: TrialHistory, course: _Course, metric: str) -> TrialRecord:
+def _make_trial_record(trial: TrialHistory, timeline: _Timeline, metric: str) -> TrialRecord:
     row = trial.row
     return TrialRecord(
         number=row.number,
@@ -189,15 +189,15 @@ def _trial(trial: TrialHistory, course: _Course, metric: str) -> TrialRecord:
         seconds=row.seconds,
         metrics=dict(row.metrics),
         costs=dict(row.costs),
-        reports=course.reports.get(row.number, ()),
-        stretches=course.stretches_of(row.number),
+        reports=timeline.reports.get(row.number, ()),
+        stretches=timeline.list_segments(row.number),
         node=row.node,
         error=row.error,
-        is_perturbed=row.number in course.perturbed,
+        is_perturbed=row.number in timeline.perturbed,
     )
 
 
-def _rungs(scheduler: Mapping[str, Any], settings: SweepSettings) -> tuple[int, ...]:
+def _compute_rungs(scheduler: Mapping[str, Any], settings: SweepSettings) -> tuple[int, ...]:
     """The epochs at which ASHA compares; of other schedulers there are none."""
     if not str(scheduler.get("_target_", "")).endswith(".Asha"):
         return ()
@@ -207,57 +207,59 @@ def _rungs(scheduler: Mapping[str, Any], settings: SweepSettings) -> tuple[int, 
     ).rungs
 
 
-def _constraints(config: Mapping[str, Any]) -> dict[str, float | None]:
+def _read_constraints(config: Mapping[str, Any]) -> dict[str, float | None]:
     return dict((config.get("searcher") or {}).get("constraints") or {})
 
 
-def _objective(table: TrialTable) -> Objective | None:
+def _make_second_objective(table: TrialTable) -> Objective | None:
     if not table.objectives:
         return None
     (other,) = table.objectives
     return Objective(other.name, other.mode, [row.number for row in table.front()])
 
 
-def _importance(record: SweepRecord, distributions: Mapping[int, Mapping[str, BaseDistribution]]) -> list[Importance]:
-    values = {epoch: record.values_at(epoch) for epoch in record.compared_epochs(least=LEAST_TRIALS)}
+def _compute_sweep_importance(
+    record: SweepRecord, distributions: Mapping[int, Mapping[str, BaseDistribution]]
+) -> list[Importance]:
+    values = {epoch: record.values_at(epoch) for epoch in record.compared_epochs(least=MIN_TRIALS)}
     if not values:
         return []
     drawn = {
-        trial.number: Drawn(
+        trial.number: TrialDraws(
             {key: trial.params[key] for key in distributions[trial.number]}, distributions[trial.number]
         )
         for trial in record.trials
     }
-    return importance(drawn, values, sign=record.sign)
+    return compute_importance(drawn, values, sign=record.sign)
 
 
 # --- what came after --------------------------------------------------------------------------------------------------
 
 
-def _confirmation(file: Path) -> Confirmation | None:
+def _read_confirmation(file: Path) -> Confirmation | None:
     content = read_yaml(file)
     if not content:
         return None
     try:
-        candidates = [_candidate(each) for each in content["candidates"]]
+        candidates = [_parse_candidate(each) for each in content["candidates"]]
         return Confirmation(
             epochs=int(content["epochs"]),
             seeds=[int(seed) for seed in content["seeds"]],
             candidates=candidates,
             winner=None if content["winner"] is None else candidates[content["winner"]],
-            gain=_interval(content.get("gain_over_default")),
+            gain=_parse_interval(content.get("gain_over_default")),
             method=str(content.get("method", "")),
-            optimism=_number(content.get("optimism")),
+            optimism=_parse_number(content.get("optimism")),
             unknown=dict(content.get("unknown") or {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} is not as this version writes it ({type(error).__name__}: {error})") from error
 
 
-def _candidate(content: Mapping[str, Any]) -> Candidate:
+def _parse_candidate(content: Mapping[str, Any]) -> Candidate:
     values = {int(seed): math.nan if value is None else float(value) for seed, value in content["values"].items()}
-    mean = Interval(*(_number(content.get(name)) for name in ("mean", "low", "high")))
-    difference = _interval(content.get("difference_to_winner"))
+    mean = Interval(*(_parse_number(content.get(name)) for name in ("mean", "low", "high")))
+    difference = _parse_interval(content.get("difference_to_winner"))
     return Candidate(
         label=str(content["label"]),
         trial=content["trial"],
@@ -270,25 +272,32 @@ def _candidate(content: Mapping[str, Any]) -> Candidate:
     )
 
 
-def _interval(content: Mapping[str, Any] | None) -> Interval | None:
-    return None if content is None else Interval(*(_number(content.get(name)) for name in ("mean", "low", "high")))
+def _parse_interval(content: Mapping[str, Any] | None) -> Interval | None:
+    return (
+        None if content is None else Interval(*(_parse_number(content.get(name)) for name in ("mean", "low", "high")))
+    )
 
 
-def _number(value: Any) -> float:
+def _parse_number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _retrained(folder: Path) -> Retrained | None:
+def _read_retraining(folder: Path) -> Retrained | None:
     file = folder / "metrics.json"
     if not file.is_file():
         return None
-    metrics = {name: _number(value) for name, value in read_json(file)["metrics"].items()}
+    metrics = {name: _parse_number(value) for name, value in read_json(file)["metrics"].items()}
     listed = folder / "hands" / "hands.json"
     hands = read_json(listed) if listed.is_file() else []
     return Retrained(
         metrics,
         [
-            Hand(each["kind"], each["name"], _number(each["pa_mpjpe_mm"]), (listed.parent / each["file"]).read_bytes())
+            Hand(
+                each["kind"],
+                each["name"],
+                _parse_number(each["pa_mpjpe_mm"]),
+                (listed.parent / each["file"]).read_bytes(),
+            )
             for each in hands
         ],
     )

@@ -16,14 +16,14 @@ from handpose.report.isolation import isolate
 from handpose.report.next_space import next_space
 from handpose.report.record import SweepRecord
 from handpose.report.sections import add_comparison, add_sweep, status_line
-from handpose.search.space import ListedSpace, Space, probes
+from handpose.search.space import Space, YamlSpace, generate_probe_params
 from handpose.sweep.analysis.read_sweep import read_sweep
 from handpose.whole_file import check_output, check_writable, whole_file
 
-REPORT, NEXT_SPACE = "report.html", "next_space.yaml"
+REPORT_FILE, NEXT_SPACE_FILE = "report.html", "next_space.yaml"
 
 
-class Written(NamedTuple):
+class SweepReport(NamedTuple):
     """A report, and what it was made of. findings: of each sweep; next_spaces: files written into their folders."""
 
     file: Path
@@ -42,7 +42,7 @@ class Written(NamedTuple):
         return "\n".join([*lines, f"report      {self.file}"])
 
 
-def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None = None) -> Written:
+def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None = None) -> SweepReport:
     """Write a page about the sweeps in these folders, which may still run, and a space for the next round into each.
 
     scientific: a searched key whose values are to be compared with the others optimised. Raises UserError where a
@@ -52,11 +52,11 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
     with whole_file(file) as part:
         part.write_text(page, encoding="utf-8")
     written = [
-        _write_space(folder, space)
+        _write_next_space(folder, space)
         for folder, space in zip(folders, spaces, strict=True)
         if file.parent.absolute() == folder or not _is_read_only(folder)
     ]
-    return Written(file, records, findings, [place for place in written if place is not None])
+    return SweepReport(file, records, findings, [place for place in written if place is not None])
 
 
 def report_of(folder: Path, *, scientific: str | None = None) -> tuple[str, str | None]:
@@ -76,7 +76,7 @@ class _Made(NamedTuple):
 
 
 def _made(folders: Sequence[Path], scientific: str | None, *, output: Path | None = None) -> _Made:
-    records = _told_apart([read_sweep(folder) for folder in folders])
+    records = _make_names_unique([read_sweep(folder) for folder in folders])
     if output is not None:
         check_output(output)  # before the slow part
     effects = [shown_effects(record) for record in records]
@@ -97,7 +97,7 @@ def _made(folders: Sequence[Path], scientific: str | None, *, output: Path | Non
     return _Made(page.html(), records, findings, spaces)
 
 
-def _told_apart(records: Sequence[SweepRecord]) -> list[SweepRecord]:
+def _make_names_unique(records: Sequence[SweepRecord]) -> list[SweepRecord]:
     """Sweeps of one name get a number behind it."""
     names = [record.name for record in records]
     return [
@@ -106,12 +106,14 @@ def _told_apart(records: Sequence[SweepRecord]) -> list[SweepRecord]:
     ]
 
 
-def check_scientific(key: str | None, space: Space) -> None:
+def check_scientific_key(key: str | None, space: Space) -> None:
     """Raise UserError where report.scientific is no key that the space searches; before a sweep begins."""
     if key is None:
         return
     searched = (
-        space.parameters if isinstance(space, ListedSpace) else {each for point in probes(space) for each in point}
+        space.parameters
+        if isinstance(space, YamlSpace)
+        else {each for point in generate_probe_params(space) for each in point}
     )
     if key not in searched:
         raise UserError(
@@ -119,9 +121,9 @@ def check_scientific(key: str | None, space: Space) -> None:
         )
 
 
-def _write_space(folder: Path, text: str | None) -> Path | None:
+def _write_next_space(folder: Path, text: str | None) -> Path | None:
     """Write next_space.yaml; without a text remove the one of an earlier report, whose evidence has gone."""
-    file = folder / NEXT_SPACE
+    file = folder / NEXT_SPACE_FILE
     if text is None:
         file.unlink(missing_ok=True)
         return None

@@ -7,14 +7,14 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from handpose.report.record import Parameter, TrialRecord
-from handpose.search.distributions import from_label, labels
-from handpose.search.space import ListedSpace, holding, load_space
-from handpose.search.study import JOURNAL, close_storage, find_study, read_storage
+from handpose.search.distributions import make_labels, parse_label
+from handpose.search.space import YamlSpace, fix_params, load_space
+from handpose.search.study import JOURNAL_FILE, close_storage, find_study, open_storage_for_reading
 from handpose.values import same
 
 
-def searched(
-    folder: Path, config: Mapping[str, Any], trials: Sequence[TrialRecord], *, held: Mapping[str, Any]
+def read_searched_space(
+    folder: Path, config: Mapping[str, Any], trials: Sequence[TrialRecord], *, fixed_params: Mapping[str, Any]
 ) -> tuple[list[Parameter], dict[int, dict[str, BaseDistribution]], dict[str, Any]]:
     """Parameters, trial -> key -> distribution, and what all trials have alike.
 
@@ -23,13 +23,15 @@ def searched(
     """
     files = sorted((folder / "search_space").glob("*"))
     if files and files[0].suffix in (".yaml", ".yml"):
-        space = holding(load_space(str(files[0])), held)
-        assert isinstance(space, ListedSpace)
+        space = fix_params(load_space(str(files[0])), fixed_params)
+        assert isinstance(space, YamlSpace)
         declared: dict[int, dict[str, BaseDistribution]] = {trial.number: dict(space.parameters) for trial in trials}
-        parameters = [_parameter(key, [each], text=space.expressions[key]) for key, each in space.parameters.items()]
+        parameters = [
+            _make_parameter(key, [each], text=space.expressions[key]) for key, each in space.parameters.items()
+        ]
         return parameters, declared, dict(space.fixed)
-    declared = _of_study(folder, config, trials)
-    seen = _as_seen(trials)
+    declared = _read_study_distributions(folder, config, trials)
+    seen = _infer_distributions(trials)
     keys = dict.fromkeys(key for trial in trials for key in trial.params)
     distributions = {
         trial.number: {key: declared.get(trial.number, {}).get(key) or seen[key] for key in trial.params}
@@ -43,7 +45,7 @@ def searched(
         owners = [trial.number for trial in trials if key in trial.params]
         kinds = list({repr(distributions[number][key]): distributions[number][key] for number in owners}.values())
         parameters.append(
-            _parameter(key, kinds, is_declared=is_declared[key], is_conditional=len(owners) < len(trials))
+            _make_parameter(key, kinds, is_declared=is_declared[key], is_conditional=len(owners) < len(trials))
         )
     varied = [each for each in parameters if each.is_declared or each.num_values != 1]
     alike = keys.keys() - {each.key for each in varied}
@@ -51,14 +53,14 @@ def searched(
     return varied, distributions, fixed
 
 
-def _of_study(
+def _read_study_distributions(
     folder: Path, config: Mapping[str, Any], trials: Sequence[TrialRecord]
 ) -> dict[int, dict[str, BaseDistribution]]:
     """Trial -> key -> what the key was drawn from; of keys that are drawn under their own name."""
-    if not (folder / "study" / JOURNAL).is_file():
+    if not (folder / "study" / JOURNAL_FILE).is_file():
         return {}
     try:
-        storage = read_storage(None, folder / "study")
+        storage = open_storage_for_reading(None, folder / "study")
         study = find_study(storage, config["sweep"]["name"])
         drawn = {} if study is None else {each.number: each for each in storage.get_all_trials(study, deepcopy=False)}
         close_storage(storage)
@@ -68,23 +70,23 @@ def _of_study(
         trial.number: {
             key: each
             for key, each in drawn[trial.number].distributions.items()
-            if key in trial.params and same(from_label(drawn[trial.number].params[key]), trial.params[key])
+            if key in trial.params and same(parse_label(drawn[trial.number].params[key]), trial.params[key])
         }
         for trial in trials
         if trial.number in drawn
     }
 
 
-def _as_seen(trials: Iterable[TrialRecord]) -> dict[str, BaseDistribution]:
+def _infer_distributions(trials: Iterable[TrialRecord]) -> dict[str, BaseDistribution]:
     """Distributions that hold the values that there are."""
     values: dict[str, list[Any]] = {}
     for trial in trials:
         for key, value in trial.params.items():
             values.setdefault(key, []).append(value)
-    return {key: _seen(each) for key, each in values.items()}
+    return {key: _infer_distribution(each) for key, each in values.items()}
 
 
-def _seen(values: Sequence[Any]) -> BaseDistribution:
+def _infer_distribution(values: Sequence[Any]) -> BaseDistribution:
     def are(kind: type) -> bool:
         return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
 
@@ -92,12 +94,12 @@ def _seen(values: Sequence[Any]) -> BaseDistribution:
         return IntDistribution(min(values), max(values))
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         return FloatDistribution(float(min(values)), float(max(values)))
-    return CategoricalDistribution(tuple(dict.fromkeys(labels(values))))
+    return CategoricalDistribution(tuple(dict.fromkeys(make_labels(values))))
 
 
-def _parameter(
+def _make_parameter(
     key: str,
-    kinds: Sequence[BaseDistribution],
+    distributions: Sequence[BaseDistribution],
     *,
     text: str = "",
     is_declared: bool = True,
@@ -105,13 +107,16 @@ def _parameter(
 ) -> Parameter:
     """kinds: what it was drawn from, which may differ between trials: then the range that holds them all."""
     extra: dict[str, Any] = {"expression": text, "is_declared": is_declared, "is_conditional": is_conditional}
-    first = kinds[0]
+    first = distributions[0]
     if isinstance(first, CategoricalDistribution):
         labels = dict.fromkeys(
-            (type(each), each) for kind in kinds if isinstance(kind, CategoricalDistribution) for each in kind.choices
+            (type(each), each)
+            for kind in distributions
+            if isinstance(kind, CategoricalDistribution)
+            for each in kind.choices
         )
-        return Parameter(key, "choice", choices=[from_label(each) for _, each in labels], **extra)
-    numeric = [kind for kind in kinds if isinstance(kind, (FloatDistribution, IntDistribution))]
+        return Parameter(key, "choice", choices=[parse_label(each) for _, each in labels], **extra)
+    numeric = [kind for kind in distributions if isinstance(kind, (FloatDistribution, IntDistribution))]
     low, high = min(kind.low for kind in numeric), max(kind.high for kind in numeric)
     log, step = numeric[0].log, numeric[0].step
     kind: Literal["float", "int"] = "int" if isinstance(first, IntDistribution) else "float"

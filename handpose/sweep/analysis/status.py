@@ -16,10 +16,10 @@ from handpose.errors import UserError
 from handpose.report.terminal import Clock, picture
 from handpose.report.words import duration, interval_text, metric_text
 from handpose.schedulers.scheduler import Fifo
-from handpose.sweep.controller.history import History, empty_table
-from handpose.sweep.record.events import EVENTS, Closed, Event, Opened, read_events
-from handpose.sweep.record.settings import SweepSettings, recorded_settings
-from handpose.sweep.storage.stored_sweep import looked_at
+from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.record.events import EVENTS_FILE, Closed, Event, Opened, read_events
+from handpose.sweep.record.settings import SweepSettings, restore_settings
+from handpose.sweep.storage.stored_sweep import open_sweep_for_reading
 from handpose.urls import is_url
 from handpose.whole_file import read_json
 from handpose.yaml_files import read_yaml
@@ -28,11 +28,11 @@ from handpose.yaml_files import read_yaml
 def print_status(place: str) -> None:
     """Show how the sweep in a folder stands, or at the URL of a store. Raises UserError where there is none."""
     console = Console()
-    with looked_at(place) as folder:
-        console.print(status(folder, width=console.width, place=place if is_url(place) else None), crop=False)
+    with open_sweep_for_reading(place) as folder:
+        console.print(render_status(folder, width=console.width, place=place if is_url(place) else None), crop=False)
 
 
-def status(folder: Path, *, width: int, place: str | None = None) -> RenderableType:
+def render_status(folder: Path, *, width: int, place: str | None = None) -> RenderableType:
     """The sweep in a folder as its live view would show it, and what has come after it: confirmation, retraining.
 
     width: of the terminal, in columns. place: that it goes on from, if not the folder.
@@ -40,77 +40,82 @@ def status(folder: Path, *, width: int, place: str | None = None) -> RenderableT
     Raises UserError where there is no sweep, or its files are damaged.
     """
     resumed = quote_override("sweep.resume", place or str(folder))
-    record, go_on = _record(folder), shlex.join(["python", "tune.py", resumed])
-    sweep = recorded_settings(record["sweep"], folder)
+    record, go_on = _read_config(folder), shlex.join(["python", "tune.py", resumed])
+    sweep = restore_settings(record["sweep"], folder)
     space = Path(str(record["search_space"])).stem
-    shown = _pictured(sweep, f"sweep {sweep.name}  ·  {space}", width=width, go_on=go_on)
+    shown = _render_sweep(sweep, f"sweep {sweep.name}  ·  {space}", width=width, go_on=go_on)
     confirming = folder / "confirm"
-    if (confirming / EVENTS).is_file():
+    if (confirming / EVENTS_FILE).is_file():
         of_the_sweep = {"second_objective": None, "time_budget_s": None, "gpu_hours": None}
-        again = recorded_settings(record["sweep"] | of_the_sweep, confirming)
-        shown += [Text(), *_pictured(again, f"confirmation of {sweep.name}", width=width, go_on=go_on)]
-    events = read_events(folder / EVENTS)
+        again = restore_settings(record["sweep"] | of_the_sweep, confirming)
+        shown += [Text(), *_render_sweep(again, f"confirmation of {sweep.name}", width=width, go_on=go_on)]
+    events = read_events(folder / EVENTS_FILE)
     runs_again = bool(events) and not isinstance(events[-1], Closed)  # what came after an earlier end is out of date
-    return Group(*shown, *map(Text, [] if runs_again else _after(folder, sweep.metric)))
+    return Group(*shown, *map(Text, [] if runs_again else _describe_later_steps(folder, sweep.metric)))
 
 
 @dataclass
-class _Told:
+class _SweepStatus:
     """What the events say. num_slots: the most trials that ran at a time."""
 
     history: History
     last: Event | None = None
     num_slots: int = 1
 
-    def follow(self, event: Event) -> None:
+    def add_event(self, event: Event) -> None:
         """A decision of the past stands as it was taken."""
         self.history.apply(event)
         self.last = event
         self.num_slots = max(self.num_slots, len(self.history.live["running"]))
 
     @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Whether a process runs the sweep, as far as it can be told: one that was killed has said nothing."""
         return not isinstance(self.last, Closed)
 
 
-def _pictured(sweep: SweepSettings, title: str, *, width: int, go_on: str) -> list[RenderableType]:
-    table = empty_table(sweep)
-    told = _Told(History(sweep, rule=Fifo(), table=table))
-    events = sweep.path / EVENTS
+def _render_sweep(sweep: SweepSettings, title: str, *, width: int, go_on: str) -> list[RenderableType]:
+    table = make_empty_table(sweep)
+    told = _SweepStatus(History(sweep, scheduler=Fifo(), table=table))
+    events = sweep.path / EVENTS_FILE
     for event in read_events(events):
-        told.follow(event)
-    silent_s = max(0.0, time.time() - events.stat().st_mtime) if told.runs and events.exists() else 0.0
+        told.add_event(event)
+    silent_s = max(0.0, time.time() - events.stat().st_mtime) if told.is_running and events.exists() else 0.0
     now = told.history.at + silent_s
     for number in told.history.live["running"]:
-        told.history.trials[number].spend(now)
-    table.gpu_hours = told.history.gpu_hours(now)
+        told.history.trials[number].update_seconds(now)
+    table.gpu_hours = told.history.count_gpu_hours(now)
     table.num_trials, table.num_slots = told.history.num_trials, told.num_slots
-    table.checkpoint_bytes = told.history.shelf.total_bytes
-    table.checkpoint_budget_bytes = told.history.shelf.budget_bytes
+    table.checkpoint_bytes = told.history.retention.total_bytes
+    table.checkpoint_budget_bytes = told.history.retention.budget_bytes
     clock = Clock(time_budget_s=sweep.time_budget_s, used_s=now)
-    if not told.runs:
+    if not told.is_running:
         clock.end()
-    lines = [Text(line, style="dim", no_wrap=True, overflow="ignore") for line in _how_it_runs(told, silent_s, go_on)]
+    lines = [
+        Text(line, style="dim", no_wrap=True, overflow="ignore") for line in _describe_progress(told, silent_s, go_on)
+    ]
     return [picture(title, table, clock, width=width), *lines]
 
 
-def _how_it_runs(told: _Told, silent_s: float, go_on: str) -> list[str]:
+def _describe_progress(sweep_status: _SweepStatus, silent_s: float, go_on: str) -> list[str]:
     """A sentence, and the command in a line of its own, which a person copies."""
-    if isinstance(told.last, Closed):
-        reason = told.last.reason
+    if isinstance(sweep_status.last, Closed):
+        reason = sweep_status.last.reason
         if reason == "finished":
             return [reason]
-        budget = told.history.spent_budget
+        budget = sweep_status.history.spent_budget
         if reason == "spent" and budget is not None:
-            return [f"{budget.key}={budget.amount:g} is spent; to go on with a larger one:", f"{go_on} {budget.larger}"]
+            return [
+                f"{budget.key}={budget.amount:g} is spent; to go on with a larger one:",
+                f"{go_on} {budget.larger_override}",
+            ]
         return [f"{reason}; to go on:", go_on]
-    if told.last is None or isinstance(told.last, Opened):
+    if sweep_status.last is None or isinstance(sweep_status.last, Opened):
         return ["its workers are being started"]
     return [f"the last event was {duration(silent_s, rough=True)} ago; should its process be gone:", go_on]
 
 
-def _after(folder: Path, metric: str) -> list[str]:
+def _describe_later_steps(folder: Path, metric: str) -> list[str]:
     """Lines on what comes after the trials, as far as it has begun."""
     lines = []
     confirmed = read_yaml(folder / "confirm" / "confirm.yaml")
@@ -121,19 +126,19 @@ def _after(folder: Path, metric: str) -> list[str]:
         lines.append(f"confirmed   {winner['label']}: mean {mean}{interval or ', no interval'}")
     retraining = folder / "retrain"
     if (retraining / "metrics.json").is_file():
-        lines.append(_retrained(read_json(retraining / "metrics.json")["metrics"], metric))
+        lines.append(_describe_retrained(read_json(retraining / "metrics.json")["metrics"], metric))
     elif (retraining / "config.yaml").is_file():
-        lines.append(_retraining(retraining, metric))
+        lines.append(_describe_retraining(retraining, metric))
     return ["", *lines] if lines else []
 
 
-def _retrained(metrics: Mapping[str, float | None], metric: str) -> str:
+def _describe_retrained(metrics: Mapping[str, float | None], metric: str) -> str:
     tested = f"test/{metric.rpartition('/')[2]}"
     value = metrics.get(tested)
     return "retrained" if value is None else f"retrained   test {metric_text(tested, value)}"
 
 
-def _retraining(folder: Path, metric: str) -> str:
+def _describe_retraining(folder: Path, metric: str) -> str:
     """How far it is, from its log."""
     max_epochs = read_yaml(folder / "config.yaml")["trainer"]["max_epochs"]
     log = EventAccumulator(str(folder / "tensorboard"), size_guidance={SCALARS: 1})
@@ -143,7 +148,7 @@ def _retraining(folder: Path, metric: str) -> str:
     return f"retraining  epoch {last.step}/{max_epochs}, validation {metric_text(metric, last.value)}"
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     config = read_yaml(folder / "sweep.yaml").get("config")
     if not isinstance(config, dict) or not isinstance(config.get("sweep"), dict):
         raise UserError(f"sweep.status={folder}: there is no sweep.yaml of a sweep in it; give the folder of a sweep")

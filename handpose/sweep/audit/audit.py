@@ -19,10 +19,17 @@ from hydra.utils import instantiate
 
 from handpose.config import CONFIGS, plain, told
 from handpose.errors import UserError
-from handpose.search.points import most_trials
-from handpose.search.space import flattened
-from handpose.search.study import JOURNAL, close_storage, limits_of, params_of, read_storage
-from handpose.sweep.audit.events import Expected, Finding, Replayed, UntouchedFiles, differences, replay
+from handpose.search.points import count_possible_trials
+from handpose.search.space import flatten_config
+from handpose.search.study import JOURNAL_FILE, close_storage, get_trial_params, open_storage_for_reading, parse_limits
+from handpose.sweep.audit.events import (
+    AuditFinding,
+    Expectations,
+    ReadOnlyCheckpointFiles,
+    ReplayResult,
+    find_differences,
+    replay_events,
+)
 from handpose.sweep.audit.records import (
     audit_checkpoints,
     audit_csv,
@@ -30,21 +37,21 @@ from handpose.sweep.audit.records import (
     audit_plan,
     audit_study,
     audit_tensorboard,
-    study_of,
+    load_study,
 )
 from handpose.sweep.audit.results import audit_results
-from handpose.sweep.controller.history import History, empty_table
-from handpose.sweep.controller.scheduler_factory import rule_maker
-from handpose.sweep.driver.resume import Task, recorded_task
-from handpose.sweep.record.events import EVENTS, scan
-from handpose.sweep.record.provenance import with_directions
+from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from handpose.sweep.driver.resume import SweepTask, load_recorded_task
+from handpose.sweep.record.events import EVENTS_FILE, scan_event_lines
+from handpose.sweep.record.provenance import fill_in_modes
 from handpose.sweep.record.settings import LOCK, SweepSettings
-from handpose.sweep.trainable.trial import TrialRecipe, training_overrides, with_target
+from handpose.sweep.trainable.trial import TrialRecipe, add_checkpoint_metric, select_training_overrides
 from handpose.utf8 import use_utf8
 from handpose.values import same
 from handpose.yaml_files import read_yaml
 
-_TRIES = 5
+_NUM_ATTEMPTS = 5
 """Of a sweep that is running: what another process is just about to write is no finding."""
 
 
@@ -61,13 +68,13 @@ class Findings(NamedTuple):
 
 def audit(folder: Path) -> Findings:
     """Look through the sweep in a folder. Raises UserError where there is none."""
-    if not (folder / "sweep.yaml").is_file() and not (folder / EVENTS).is_file():
-        raise UserError(f"{folder} holds no sweep: there is neither sweep.yaml nor {EVENTS} in it")
-    found = list(dict.fromkeys(_audited(folder)))
-    for _ in range(_TRIES):
-        if not found or not _is_running(folder):
+    if not (folder / "sweep.yaml").is_file() and not (folder / EVENTS_FILE).is_file():
+        raise UserError(f"{folder} holds no sweep: there is neither sweep.yaml nor {EVENTS_FILE} in it")
+    found = list(dict.fromkeys(_audit_once(folder)))
+    for _ in range(_NUM_ATTEMPTS):
+        if not found or not _is_locked(folder):
             break
-        again = set(_audited(folder))
+        again = set(_audit_once(folder))
         found = [finding for finding in found if finding in again]
     texts: dict[str, list[str]] = {"lost": [], "repeated": [], "wrong": []}
     for finding in found:
@@ -75,7 +82,7 @@ def audit(folder: Path) -> Findings:
     return Findings(**texts)
 
 
-def _is_running(folder: Path) -> bool:
+def _is_locked(folder: Path) -> bool:
     lock = folder / LOCK
     if not lock.exists():
         return False
@@ -86,16 +93,16 @@ def _is_running(folder: Path) -> bool:
         return True
 
 
-def _audited(folder: Path) -> Iterator[Finding]:
+def _audit_once(folder: Path) -> Iterator[AuditFinding]:
     try:
-        task = recorded_task(folder, [])
+        task = load_recorded_task(folder, [])
         sweep: SweepSettings = instantiate(task.config.sweep)
-        rule = rule_maker(instantiate(task.config.scheduler), sweep, task.space)()
-        limits = limits_of(dict(task.config.searcher.constraints or {}))
-        overrides = with_target(training_overrides(task.overrides), task.config, sweep.target)
+        scheduler = bind_scheduler(instantiate(task.config.scheduler), sweep, task.space)()
+        limits = parse_limits(dict(task.config.searcher.constraints or {}))
+        overrides = add_checkpoint_metric(select_training_overrides(task.overrides), task.config, sweep.target)
     except UserError as error:
-        yield Finding("wrong", f"sweep.yaml and search_space/: {error}")
-        yield from _unreadable(folder)
+        yield AuditFinding("wrong", f"sweep.yaml and search_space/: {error}")
+        yield from _find_unreadable_lines(folder)
         return
     yield from _audit_description(folder, task)
     recipe = TrialRecipe(
@@ -105,9 +112,9 @@ def _audited(folder: Path) -> Iterator[Finding]:
         sweep.cpus_per_trial,
         sweep.workers_per_trial,
     )
-    with _study(task, folder) as (study, problem):
+    with _open_study(task, folder) as (study, problem):
         yield from problem
-        replayed = _replayed(task, sweep, rule, limits, recipe, study)
+        replayed = _replay_sweep(task, sweep, scheduler, limits, recipe, study)
         yield from replayed.findings
         if not replayed.events:
             return
@@ -115,36 +122,42 @@ def _audited(folder: Path) -> Iterator[Finding]:
     yield from audit_results(task, sweep, recipe, replayed)
 
 
-def _unreadable(folder: Path) -> Iterator[Finding]:
+def _find_unreadable_lines(folder: Path) -> Iterator[AuditFinding]:
     """Lines of the events that cannot be read, where that is all that can be looked at."""
-    if (folder / EVENTS).is_file():
-        for line in scan((folder / EVENTS).read_bytes()):
+    if (folder / EVENTS_FILE).is_file():
+        for line in scan_event_lines((folder / EVENTS_FILE).read_bytes()):
             if line.problem:
-                yield Finding("wrong", f"{EVENTS}: line {line.number} {line.problem}")
+                yield AuditFinding("wrong", f"{EVENTS_FILE}: line {line.number} {line.problem}")
 
 
-def _replayed(
-    task: Task,
+def _replay_sweep(
+    task: SweepTask,
     sweep: SweepSettings,
-    rule: Any,
+    scheduler: Any,
     limits: Mapping[str, float],
     recipe: TrialRecipe,
     study: optuna.Study | None,
-) -> Replayed:
-    files = UntouchedFiles(sweep.path)
-    history = History(sweep, rule=rule, table=empty_table(sweep), files=files, command=recipe.command)
-    proposed = {} if study is None else {trial.number: params_of(trial) for trial in study.get_trials(deepcopy=False)}
+) -> ReplayResult:
+    files = ReadOnlyCheckpointFiles(sweep.path)
+    history = History(
+        sweep, scheduler=scheduler, table=make_empty_table(sweep), files=files, command=recipe.format_command
+    )
+    proposed = (
+        {} if study is None else {trial.number: get_trial_params(trial) for trial in study.get_trials(deepcopy=False)}
+    )
     plan = {} if study is None else study.user_attrs.get("plan", {})
-    expected = Expected(
+    expected = Expectations(
         sweep.num_trials,
-        most_trials(task.space, is_grid=task.config.searcher.sampler is None, repeats=rule.perturbs),
+        count_possible_trials(
+            task.space, is_grid=task.config.searcher.sampler is None, repeats=scheduler.perturbs_params
+        ),
         plan.get("first_number", 0),
         limits,
         proposed.get,
         task.config.trainer.check_val_every_n_epoch,
-        is_resuming=_is_newer(sweep.path / "sweep.yaml", sweep.path / EVENTS),
+        is_resuming=_is_newer(sweep.path / "sweep.yaml", sweep.path / EVENTS_FILE),
     )
-    return replay(history, sweep.path, "", sweep, expected)
+    return replay_events(history, sweep.path, "", sweep, expected)
 
 
 def _is_newer(file: Path, than: Path) -> bool:
@@ -152,21 +165,21 @@ def _is_newer(file: Path, than: Path) -> bool:
 
 
 def _audit_records(
-    task: Task,
+    task: SweepTask,
     sweep: SweepSettings,
     limits: Mapping[str, float],
     recipe: TrialRecipe,
-    replayed: Replayed,
+    replayed: ReplayResult,
     study: optuna.Study | None,
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     folder = sweep.path
     yield from audit_csv(replayed, folder / "trials.csv", "trials.csv")
     if study is not None:
         first: int = study.user_attrs.get("plan", {}).get("first_number", 0)
-        journal = folder / "study" / JOURNAL
-        label = f"study/{JOURNAL}" if task.config.searcher.storage is None else "the study"
+        journal = folder / "study" / JOURNAL_FILE
+        label = f"study/{JOURNAL_FILE}" if task.config.searcher.storage is None else "the study"
         num_brought = len(task.config.searcher.get("warm_start") or [])
-        yield from _audit_study_itself(study, sweep, label, num_brought=num_brought)
+        yield from _audit_study_settings(study, sweep, label, num_brought=num_brought)
         if task.config.searcher.sampler is not None:  # a grid has an order of its own
             yield from audit_plan(study, first_number=first, space=task.space, label=label)
         yield from audit_study(
@@ -186,46 +199,46 @@ def _audit_records(
         yield from audit_checkpoints(replayed, folder, "")
 
 
-def _audit_study_itself(
+def _audit_study_settings(
     study: optuna.Study, sweep: SweepSettings, label: str, *, num_brought: int
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     directions: list[str] = [sweep.target.mode, *(["min"] if sweep.second_objective else [])]
     names = [sweep.metric, *([sweep.second_objective] if sweep.second_objective else [])]
     if [each.name.lower()[:3] for each in study.directions] != directions:
-        yield Finding(
+        yield AuditFinding(
             "wrong", f"{label}: its directions are {study.directions}, but the sweep's {', '.join(directions)}"
         )
     if study.metric_names != names:
-        yield Finding("wrong", f"{label}: its values are {study.metric_names}, but the sweep's {', '.join(names)}")
+        yield AuditFinding("wrong", f"{label}: its values are {study.metric_names}, but the sweep's {', '.join(names)}")
     brought = study.user_attrs.get("warm_start", [])
     first = study.user_attrs.get("plan", {}).get("first_number", 0)
     if len(brought) != num_brought:
-        yield Finding(
+        yield AuditFinding(
             "wrong", f"{label}: it has learned from {len(brought)} sweeps, but sweep.yaml names {num_brought}"
         )
     if sum(each.get("brought", 0) for each in brought) != first:
-        yield Finding("wrong", f"{label}: the sweep begins at trial {first}, but its warm start says otherwise")
+        yield AuditFinding("wrong", f"{label}: the sweep begins at trial {first}, but its warm start says otherwise")
 
 
 @contextlib.contextmanager
-def _study(task: Task, folder: Path) -> Iterator[tuple[optuna.Study | None, list[Finding]]]:
+def _open_study(task: SweepTask, folder: Path) -> Iterator[tuple[optuna.Study | None, list[AuditFinding]]]:
     """The study of a sweep, to be read, or why it cannot be."""
     url, name = task.config.searcher.storage, task.config.sweep.name
-    label = "the study" if url else f"study/{JOURNAL}"
-    if url is None and not (folder / "study" / JOURNAL).is_file():
-        is_begun = (folder / EVENTS).is_file()
-        yield None, [Finding("lost", f"{label} is missing")] if is_begun else []
+    label = "the study" if url else f"study/{JOURNAL_FILE}"
+    if url is None and not (folder / "study" / JOURNAL_FILE).is_file():
+        is_begun = (folder / EVENTS_FILE).is_file()
+        yield None, [AuditFinding("lost", f"{label} is missing")] if is_begun else []
         return
     storage = None
     try:
-        storage = read_storage(url, folder / "study")
-        study = study_of(storage, name)
+        storage = open_storage_for_reading(url, folder / "study")
+        study = load_study(storage, name)
         study and study.get_trials(deepcopy=False)
     except Exception as error:  # whatever Optuna raises for a damaged journal
-        yield None, [Finding("wrong", f"{label} cannot be read ({type(error).__name__}: {error})")]
+        yield None, [AuditFinding("wrong", f"{label} cannot be read ({type(error).__name__}: {error})")]
         return
     try:
-        yield study, [] if study else [Finding("lost", f"{label} has no study {name}")]
+        yield study, [] if study else [AuditFinding("lost", f"{label} has no study {name}")]
     finally:
         close_storage(storage)
 
@@ -234,37 +247,39 @@ def _study(task: Task, folder: Path) -> Iterator[tuple[optuna.Study | None, list
 
 
 _COMPARED = ("sweep.", "retrain.", "report.", "ray.", "search_space")
-_NOT_COMPARED = ("sweep.name", "sweep.folder", "sweep.resume", "sweep.status", "sweep.storage")
+_IGNORED_KEYS = ("sweep.name", "sweep.folder", "sweep.resume", "sweep.status", "sweep.storage")
 
 
-def _audit_description(folder: Path, task: Task) -> Iterator[Finding]:
+def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     """The configuration in sweep.yaml is what its overrides make, also where a sweep that continues may change it."""
     record = read_yaml(folder / "sweep.yaml")
-    written, now = (with_directions(flattened(each)) for each in (record["config"], plain(task.config)))
+    written, now = (fill_in_modes(flatten_config(each)) for each in (record["config"], plain(task.config)))
     for key in {**written, **now}:
-        is_compared = key.startswith(_COMPARED) and not key.startswith(_NOT_COMPARED)
+        is_compared = key.startswith(_COMPARED) and not key.startswith(_IGNORED_KEYS)
         if is_compared and written.get(key) != now.get(key):
-            yield Finding(
+            yield AuditFinding(
                 "wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its overrides make it {now.get(key)}"
             )
-    for key, value in task.held.items():
+    for key, value in task.fixed.items():
         if not same(value, task.defaults.get(key.lstrip("+"))):
             made = task.defaults.get(key.lstrip("+"))
-            yield Finding("wrong", f"sweep.yaml: held has {key}={value}, but its overrides make it {made}")
+            yield AuditFinding("wrong", f"sweep.yaml: held has {key}={value}, but its overrides make it {made}")
     given = dict(each.partition("=")[::2] for each in record["locations"])
     overridden = {each.partition("=")[0] for each in record["overrides"]}
     for key in sorted({"paths.data", "paths.output", "paths.packed"} - overridden):
         if key not in given:
-            yield Finding("lost", f"sweep.yaml: locations has no {key}, but config has {written.get(key)}")
+            yield AuditFinding("lost", f"sweep.yaml: locations has no {key}, but config has {written.get(key)}")
         elif str(written.get(key)) != given[key].strip("'"):
-            yield Finding("wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its locations {given[key]}")
-    choices = choices_of(record["overrides"])
-    for group, theirs, ours in differences(dict(record["choices"]), choices):
+            yield AuditFinding(
+                "wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its locations {given[key]}"
+            )
+    choices = compose_choices(record["overrides"])
+    for group, theirs, ours in find_differences(dict(record["choices"]), choices):
         if not group.startswith("hydra"):
-            yield Finding("wrong", f"sweep.yaml: choices has {group}={theirs}, but its overrides make it {ours}")
+            yield AuditFinding("wrong", f"sweep.yaml: choices has {group}={theirs}, but its overrides make it {ours}")
 
 
-def choices_of(overrides: Sequence[str]) -> dict[str, Any]:
+def compose_choices(overrides: Sequence[str]) -> dict[str, Any]:
     """The choices of configuration groups that these overrides make."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("tune", list(overrides), return_hydra_config=True)

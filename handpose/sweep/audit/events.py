@@ -9,13 +9,14 @@ from typing import Any, Literal, NamedTuple
 from handpose.errors import UserError
 from handpose.report.table import TrialRow, TrialTable
 from handpose.search.space import Params
-from handpose.sweep.controller.controller import NOTHING_REPORTED, is_feasible
+from handpose.sweep.controller.controller import NO_REPORT_CAUSE, is_feasible
 from handpose.sweep.controller.history import History
-from handpose.sweep.controller.slots import Room
+from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.record.events import (
-    EVENTS,
+    EVENTS_FILE,
     Asked,
     Begun,
+    CheckpointRecord,
     Closed,
     CloseReason,
     Ended,
@@ -24,32 +25,31 @@ from handpose.sweep.record.events import (
     Measured,
     Opened,
     Reported,
-    Saved,
     SetAside,
-    scan,
+    scan_event_lines,
 )
 from handpose.sweep.record.settings import SweepSettings
-from handpose.sweep.record.trial_segment import FOLDER, run_name
+from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, make_run_name
 from handpose.sweep.storage.checkpoint_files import FolderFiles
-from handpose.sweep.storage.retention import saved
+from handpose.sweep.storage.retention import describe_checkpoint
 
-Kind = Literal["lost", "repeated", "wrong"]
+FindingKind = Literal["lost", "repeated", "wrong"]
 
-ENDS: tuple[CloseReason, ...] = ("finished", "spent")
+FINAL_REASONS: tuple[CloseReason, ...] = ("finished", "spent")
 """Reasons for closing a sweep after which a winner is chosen."""
 
-_TELLS_SPENT = 3
+_FORMAT_WITH_SPENT = 3
 """Format of events from which on a spent budget is not `finished`, and a sweep ends with its finite space."""
 
 
-class Finding(NamedTuple):
+class AuditFinding(NamedTuple):
     """Something that is not as it should be. lost: missing. repeated: there twice. wrong: contradicts something."""
 
-    kind: Kind
+    kind: FindingKind
     text: str
 
 
-class Expected(NamedTuple):
+class Expectations(NamedTuple):
     """What is known of a sweep from elsewhere than its events.
 
     num_trials: that the last process was to run; None: unknown. num_points: how many trials the searcher proposes at
@@ -63,11 +63,11 @@ class Expected(NamedTuple):
     first_number: int
     limits: Mapping[str, float]
     params: Callable[[int], Params | None]
-    validates_every: int
+    validation_interval: int
     is_resuming: bool = False
 
 
-class UntouchedFiles(FolderFiles):
+class ReadOnlyCheckpointFiles(FolderFiles):
     """The checkpoints of a sweep while its events are applied: nothing on the disk is removed."""
 
     def remove(self, name: str) -> None:
@@ -75,7 +75,7 @@ class UntouchedFiles(FolderFiles):
 
 
 @dataclass
-class Replayed:
+class ReplayResult:
     """What the events of a sweep lead to.
 
     events: those that can be applied, with their lines. rows: trial -> (index of an event, the row after it), for all
@@ -86,10 +86,10 @@ class Replayed:
     history: History
     events: list[tuple[int, Event]] = field(default_factory=list)
     rows: dict[int, list[tuple[int, TrialRow]]] = field(default_factory=dict)
-    asked: dict[int, Params] = field(default_factory=dict)
-    ends: list[TrialTable] = field(default_factory=list)
-    adopted: set[int] = field(default_factory=set)
-    findings: list[Finding] = field(default_factory=list)
+    suggested_params: dict[int, Params] = field(default_factory=dict)
+    final_tables: list[TrialTable] = field(default_factory=list)
+    adopted_trials: set[int] = field(default_factory=set)
+    findings: list[AuditFinding] = field(default_factory=list)
 
     @property
     def is_closed(self) -> bool:
@@ -99,15 +99,15 @@ class Replayed:
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to run."""
-        return self._reason == "finished"
+        return self._close_reason == "finished"
 
     @property
     def is_ended(self) -> bool:
         """Whether there is nothing left to run, or a budget is spent: what comes after the trials is then made."""
-        return self._reason in ENDS
+        return self._close_reason in FINAL_REASONS
 
     @property
-    def _reason(self) -> str:
+    def _close_reason(self) -> str:
         """Why the last process closed the sweep; empty where it did not."""
         last = self.events[-1][1] if self.events else None
         return last.reason if isinstance(last, Closed) else ""
@@ -118,35 +118,37 @@ class Replayed:
         return sum(isinstance(event, Opened) for _, event in self.events)
 
 
-def replay(history: History, folder: Path, label: str, settings: SweepSettings, expected: Expected) -> Replayed:
+def replay_events(
+    history: History, folder: Path, label: str, settings: SweepSettings, expected: Expectations
+) -> ReplayResult:
     """Apply the events of the sweep in a folder, and look at each of them.
 
     history: empty, with `UntouchedFiles`. label: of the folder in findings. Lines that cannot be read or applied are
     findings, and are left out.
     """
-    replayed = Replayed(history)
-    file = folder / EVENTS
+    replayed = ReplayResult(history)
+    file = folder / EVENTS_FILE
     if not file.is_file():
-        replayed.findings.append(Finding("lost", f"{label}{EVENTS} is missing"))
+        replayed.findings.append(AuditFinding("lost", f"{label}{EVENTS_FILE} is missing"))
         return replayed
     readable: list[tuple[int, Event]] = []
-    for line in scan(file.read_bytes()):
+    for line in scan_event_lines(file.read_bytes()):
         if line.event is not None:
             readable.append((line.number, line.event))
         else:
             problem = line.problem or "is torn: it has no line end"
-            replayed.findings.append(Finding("wrong", f"{label}{EVENTS}: line {line.number} {problem}"))
-    checks = _Checks(replayed, settings, expected, folder, f"{label}{EVENTS}")
-    closing = _closing(readable)
+            replayed.findings.append(AuditFinding("wrong", f"{label}{EVENTS_FILE}: line {line.number} {problem}"))
+    checks = _EventChecker(replayed, settings, expected, folder, f"{label}{EVENTS_FILE}")
+    closing = _find_closing_events(readable)
     last_opened = max((place for place, (_, event) in enumerate(readable) if isinstance(event, Opened)), default=0)
     for place, (number, event) in enumerate(readable):
         following = [each for _, each in readable[place + 1 : place + 3]]
-        checks.take(number, event, following, is_closing=place in closing, is_last_process=place >= last_opened)
-    checks.end()
+        checks.check_event(number, event, following, is_closing=place in closing, is_last_process=place >= last_opened)
+    checks.check_end()
     return replayed
 
 
-def _closing(events: Sequence[tuple[int, Event]]) -> set[int]:
+def _find_closing_events(events: Sequence[tuple[int, Event]]) -> set[int]:
     """The places of `ended` events that close a finished sweep: only such ones stand between them and its end."""
     found: set[int] = set()
     is_closing = False
@@ -158,11 +160,11 @@ def _closing(events: Sequence[tuple[int, Event]]) -> set[int]:
     return found
 
 
-class _Checks:
+class _EventChecker:
     """Looks at one event after the other, and applies it."""
 
     def __init__(
-        self, replayed: Replayed, settings: SweepSettings, expected: Expected, folder: Path, label: str
+        self, replayed: ReplayResult, settings: SweepSettings, expected: Expectations, folder: Path, label: str
     ) -> None:
         self._replayed = replayed
         self._history = replayed.history
@@ -171,83 +173,83 @@ class _Checks:
         self._folder = folder
         self._label = label
         self._last: Event | None = None
-        self._begun: dict[int, Begun] = {}
+        self._last_begun: dict[int, Begun] = {}
         self._nodes: dict[int, str] = {}
-        self._told: dict[int, int] = {}  # epoch of the newest checkpoint that the trial reported
+        self._newest_checkpoint_epochs: dict[int, int] = {}  # epoch of the newest checkpoint that the trial reported
         self._line = 0
         self._version = 1
-        self._has_these_budgets = True  # the process that wrote the event had those of sweep.yaml
+        self._has_current_budgets = True  # the process that wrote the event had those of sweep.yaml
 
-    def _find(self, kind: Kind, text: str) -> None:
-        self._replayed.findings.append(Finding(kind, f"{self._label}: line {self._line} {text}"))
+    def _add_finding(self, kind: FindingKind, text: str) -> None:
+        self._replayed.findings.append(AuditFinding(kind, f"{self._label}: line {self._line} {text}"))
 
-    def take(
+    def check_event(
         self, line: int, event: Event, following: Sequence[Event], *, is_closing: bool, is_last_process: bool
     ) -> None:
         """The next event. following: the two after it. is_closing: it is of those that close a finished sweep."""
         self._line = line
-        self._has_these_budgets = is_last_process and not self._expected.is_resuming
-        self._in_order(event)
-        if impossible := self._history.impossible(event):
-            self._find("wrong", impossible)
+        self._has_current_budgets = is_last_process and not self._expected.is_resuming
+        self._check_order(event)
+        if impossible := self._history.find_contradiction(event):
+            self._add_finding("wrong", impossible)
             return
         match event:
             case Opened():
-                self._opened(event)
+                self._check_opened(event)
             case Asked():
-                self._asked(event)
+                self._check_asked(event)
             case Begun():
-                self._begin(event)
+                self._check_begun(event)
             case Measured():
-                self._measured(event)
+                self._check_measured(event)
             case Reported():
-                self._reported(event)
+                self._check_reported(event)
             case Failed():
-                self._failed(event, following)
+                self._check_failed(event, following)
             case SetAside():
                 if not (isinstance(self._last, Failed) and self._last.node == event.node):
-                    self._find("wrong", f"sets node {event.node} aside, although no trial has just failed there")
+                    self._add_finding("wrong", f"sets node {event.node} aside, although no trial has just failed there")
             case Ended():
-                self._ended(event, is_last=not following, is_closing=is_closing)
+                self._check_ended(event, is_last=not following, is_closing=is_closing)
             case Closed():
-                self._closed(event)
-        self._apply(line, event)
-        self._keep(event)
+                self._check_closed(event)
+        self._check_and_apply(line, event)
+        self._record_result(event)
         self._last = event
 
-    def end(self) -> None:
+    def check_end(self) -> None:
         """After the last event."""
         if self._last is None:
-            self._replayed.findings.append(Finding("lost", f"{self._label} holds no events"))
+            self._replayed.findings.append(AuditFinding("lost", f"{self._label} holds no events"))
 
-    def _apply(self, line: int, event: Event) -> None:
+    def _check_and_apply(self, line: int, event: Event) -> None:
         """Decide again, and apply the event; a decision that was taken otherwise is applied as it stands."""
         history = self._history
         try:
             history.check(event, line=line)
         except UserError as error:
-            self._find("wrong", str(error).partition(f"line {line} ")[2].partition(";")[0])
+            self._add_finding("wrong", str(error).partition(f"line {line} ")[2].partition(";")[0])
         except (KeyError, ValueError, AssertionError) as error:  # of a rule that was misled by events before
-            self._find("wrong", f"cannot follow what is before it ({type(error).__name__}: {error})")
+            self._add_finding("wrong", f"cannot follow what is before it ({type(error).__name__}: {error})")
         try:
             history.apply(event)
         except (KeyError, ValueError, AssertionError) as error:
-            self._find("wrong", f"cannot be applied to what is before it ({type(error).__name__}: {error})")
+            self._add_finding("wrong", f"cannot be applied to what is before it ({type(error).__name__}: {error})")
 
-    def _keep(self, event: Event) -> None:
+    def _record_result(self, event: Event) -> None:
         replayed, history = self._replayed, self._history
         replayed.events.append((self._line, event))
         if isinstance(event, Reported):
-            history.shelf.tidy(event.trial)
+            history.retention.enforce_budget(event.trial)
         if isinstance(event, Opened):
             for number in history.trials:
-                history.shelf.tidy(number)
+                history.retention.enforce_budget(number)
         if isinstance(event, Asked):
-            replayed.asked[event.trial] = dict(event.params)
-        if isinstance(event, Closed) and event.reason in ENDS:
+            replayed.suggested_params[event.trial] = dict(event.params)
+        if isinstance(event, Closed) and event.reason in FINAL_REASONS:
             table = copy(history.table)
             table.rows = deepcopy(history.table.rows)
-            replayed.ends.append(table)
+            replayed.final_tables.append(table)
         changed = history.trials if isinstance(event, (Opened, SetAside, Closed)) else (event.trial,)
         for number in changed:
             after = copy(history.trials[number].row)
@@ -257,261 +259,287 @@ class _Checks:
 
     # --- the order of events ------------------------------------------------------------------------------------------
 
-    def _in_order(self, event: Event) -> None:
+    def _check_order(self, event: Event) -> None:
         if event.at < self._history.at:
-            self._find(
+            self._add_finding(
                 "wrong", f"is of {event.at} s, but the line before it of {self._history.at} s: time runs backwards"
             )
         if event.at < 0:
-            self._find("wrong", f"is of {event.at} s, before the sweep began")
+            self._add_finding("wrong", f"is of {event.at} s, before the sweep began")
         is_opened = isinstance(event, Opened)
         if self._last is None and not is_opened:
-            self._find("lost", "is the first one, but the events of a sweep begin with 'opened'")
+            self._add_finding("lost", "is the first one, but the events of a sweep begin with 'opened'")
         is_sent = isinstance(event, Begun) and isinstance(self._last, Asked) and event.trial == self._last.trial
         if isinstance(self._last, Asked) and not is_opened and not is_sent:
-            self._find("wrong", f"is between 'asked' and 'begun' of trial {self._last.trial}")
+            self._add_finding("wrong", f"is between 'asked' and 'begun' of trial {self._last.trial}")
         if isinstance(self._last, Closed) and not is_opened:
-            self._find("wrong", "follows 'closed', after which there can only be 'opened'")
+            self._add_finding("wrong", "follows 'closed', after which there can only be 'opened'")
 
-    def _opened(self, event: Opened) -> None:
+    def _check_opened(self, event: Opened) -> None:
         settings, self._version = self._settings, event.version
         num_trials, num_points = self._expected.num_trials, self._expected.num_points
-        possible = {num_trials} if self._has_these_budgets and num_trials is not None else {event.num_trials}
+        possible = {num_trials} if self._has_current_budgets and num_trials is not None else {event.num_trials}
         if num_points is not None:
             capped = {min(each, num_points) for each in possible}
-            possible = capped if event.version >= _TELLS_SPENT else possible | capped
+            possible = capped if event.version >= _FORMAT_WITH_SPENT else possible | capped
         if event.num_trials not in possible:
             said = f"opens the sweep for {event.num_trials} trials"
-            self._find("wrong", f"{said}, but its configuration has {min(possible)}")
+            self._add_finding("wrong", f"{said}, but its configuration has {min(possible)}")
         if event == self._last:
-            self._find("repeated", "opens the sweep again at the same moment")
+            self._add_finding("repeated", "opens the sweep again at the same moment")
         if event.num_trials < 1:
-            self._find("wrong", f"opens the sweep for {event.num_trials} trials")
+            self._add_finding("wrong", f"opens the sweep for {event.num_trials} trials")
         share, workers = settings.gpus_per_trial, settings.workers_per_trial
         if share == "auto":
             is_possible = event.gpus >= 0
         else:
             is_possible = event.gpus in ((0, workers) if share is None else (share * workers,))
         if not is_possible:
-            self._find("wrong", f"gives each trial {event.gpus} GPUs, but the configuration has {share}")
+            self._add_finding("wrong", f"gives each trial {event.gpus} GPUs, but the configuration has {share}")
 
-    def _asked(self, event: Asked) -> None:
+    def _check_asked(self, event: Asked) -> None:
         history = self._history
         number = self._expected.first_number + len(history.trials)
         if event.trial != number:
-            self._find("lost", f"asks for trial {event.trial}, but trial {number} is the next")
-        if not history.can_begin:
-            self._find("wrong", f"asks for trial {event.trial}, but the sweep has only {history.num_trials} trials")
-        self._comes_first("asks for a new trial")
-        promoted = history.promoted()
+            self._add_finding("lost", f"asks for trial {event.trial}, but trial {number} is the next")
+        if not history.can_start_trial:
+            self._add_finding(
+                "wrong", f"asks for trial {event.trial}, but the sweep has only {history.num_trials} trials"
+            )
+        self._check_no_retry_is_due("asks for a new trial")
+        promoted = history.choose_trial_to_resume()
         if promoted is not None:
-            self._find("wrong", f"asks for a new trial, but trial {promoted.trial} is promoted first")
+            self._add_finding("wrong", f"asks for a new trial, but trial {promoted.trial} is promoted first")
         params = self._expected.params(event.trial)
-        if params is not None and not same(dict(event.params), params):
-            self._find(
+        if params is not None and not is_same_value(dict(event.params), params):
+            self._add_finding(
                 "wrong",
-                f"has other parameters of trial {event.trial} than were proposed: {_other(event.params, params)}",
+                f"has other parameters of trial {event.trial} than were proposed: {_format_differences(event.params, params)}",
             )
 
-    def _comes_first(self, what: str, *, than: int | None = None) -> None:
+    def _check_no_retry_is_due(self, what: str, *, than: int | None = None) -> None:
         """Find a trial that was to be tried again by the time of the event before, and comes first."""
-        ready = self._history.ready(self._history.at)
+        ready = self._history.find_trial_to_retry(self._history.at)
         if ready is not None and (than is None or ready < than):
-            self._find("wrong", f"{what}, but trial {ready} is tried again first")
+            self._add_finding("wrong", f"{what}, but trial {ready} is tried again first")
 
-    def _begin(self, event: Begun) -> None:
+    def _check_begun(self, event: Begun) -> None:
         _history, trial = self._history, self._history.trials[event.trial]
         name = f"begins trial {event.trial}"
         if trial.row.state == "paused":
-            self._comes_first(f"promotes trial {event.trial}")
+            self._check_no_retry_is_due(f"promotes trial {event.trial}")
         elif not (isinstance(self._last, Asked) and self._last.trial == event.trial):
-            self._comes_first(name, than=event.trial)
-            if trial.not_before > event.at:
-                self._find("wrong", f"{name} at {event.at} s, but it is tried again from {trial.not_before} s on")
-        if event.stretch != trial.num_stretches + 1:
-            self._find("wrong", f"{name} for stretch {event.stretch}, but {trial.num_stretches + 1} is the next")
+            self._check_no_retry_is_due(name, than=event.trial)
+            if trial.retry_at > event.at:
+                self._add_finding("wrong", f"{name} at {event.at} s, but it is tried again from {trial.retry_at} s on")
+        if event.stretch != trial.num_segments + 1:
+            self._add_finding("wrong", f"{name} for stretch {event.stretch}, but {trial.num_segments + 1} is the next")
         if event.gpus != trial.gpus:
-            self._find("wrong", f"{name} with {event.gpus} GPUs, but its share is {trial.gpus}")
+            self._add_finding("wrong", f"{name} with {event.gpus} GPUs, but its share is {trial.gpus}")
         if trial.row.state != "paused" and (event.source, event.params, event.checkpoint) != (None, None, None):
-            self._find("wrong", f"{name} from another trial, although it was not promoted")
+            self._add_finding("wrong", f"{name} from another trial, although it was not promoted")
         if event.checkpoint is not None:
-            self._taken_over(event, event.checkpoint)
+            self._check_source_checkpoint(event, event.checkpoint)
         else:
-            self._goes_on_from(event)
-        self._begun[event.trial] = event
+            self._check_own_checkpoint(event)
+        self._last_begun[event.trial] = event
         self._nodes.pop(event.trial, None)
 
-    def _goes_on_from(self, event: Begun) -> None:
+    def _check_own_checkpoint(self, event: Begun) -> None:
         """A trial goes on from its newest checkpoint, which no event tells of where its process was killed."""
-        shelf, row = self._history.shelf, self._history.table.rows[event.trial]
-        newest = max((each.epoch for each in shelf.of(event.trial)), default=0)
+        retention, row = self._history.retention, self._history.table.rows[event.trial]
+        newest = max((each.epoch for each in retention.list_checkpoints(event.trial)), default=0)
         if event.epoch == newest:
             return
         if not newest < event.epoch <= row.epochs:
-            kind: Kind = "repeated" if event.epoch < newest else "wrong"
-            self._find(
+            kind: FindingKind = "repeated" if event.epoch < newest else "wrong"
+            self._add_finding(
                 kind, f"begins trial {event.trial} at epoch {event.epoch}, but its newest checkpoint is of {newest}"
             )
             return
-        self._replayed.adopted.add(event.trial)
-        name = checkpoint_name(event.trial, event.epoch, event.stretch - 1)
+        self._replayed.adopted_trials.add(event.trial)
+        name = format_checkpoint_name(event.trial, event.epoch, event.stretch - 1)
         file = self._folder / name
         known = (
-            saved(file, folder=self._folder, epoch=event.epoch) if file.is_file() else Saved(name, event.epoch, 0, 0)
+            describe_checkpoint(file, folder=self._folder, epoch=event.epoch)
+            if file.is_file()
+            else CheckpointRecord(name, event.epoch, 0, 0)
         )
-        shelf.put(event.trial, known)
+        retention.add(event.trial, known)
 
-    def _taken_over(self, event: Begun, checkpoint: Saved) -> None:
-        name = f"{FOLDER}/{run_name(event.trial)}/stretch_{event.stretch}_of_{event.source}.ckpt"
+    def _check_source_checkpoint(self, event: Begun, checkpoint: CheckpointRecord) -> None:
+        name = f"{CHECKPOINTS_FOLDER}/{make_run_name(event.trial)}/stretch_{event.stretch}_of_{event.source}.ckpt"
         if checkpoint.file != name:
-            self._find("wrong", f"begins trial {event.trial} from {checkpoint.file}, which must be {name}")
+            self._add_finding("wrong", f"begins trial {event.trial} from {checkpoint.file}, which must be {name}")
         if checkpoint.epoch != event.epoch:
-            self._find(
+            self._add_finding(
                 "wrong", f"begins trial {event.trial} at epoch {event.epoch} from a checkpoint of {checkpoint.epoch}"
             )
-        theirs = self._history.shelf.of(event.source) if event.source in self._history.trials else []
+        theirs = self._history.retention.list_checkpoints(event.source) if event.source in self._history.trials else []
         is_theirs = any(replace(each, file=checkpoint.file) == checkpoint for each in theirs)
-        if not is_theirs and event.source not in self._replayed.adopted:
-            self._find("wrong", f"begins trial {event.trial} from a checkpoint that trial {event.source} does not have")
+        if not is_theirs and event.source not in self._replayed.adopted_trials:
+            self._add_finding(
+                "wrong", f"begins trial {event.trial} from a checkpoint that trial {event.source} does not have"
+            )
 
     # --- what is decided ----------------------------------------------------------------------------------------------
 
-    def _measured(self, event: Measured) -> None:
+    def _check_measured(self, event: Measured) -> None:
         trial = self._history.trials[event.trial]
         if trial.row.costs:
-            self._find("repeated", f"measures trial {event.trial} again")
+            self._add_finding("repeated", f"measures trial {event.trial} again")
         if set(self._expected.limits) - set(event.costs):
-            self._find("lost", f"lacks costs of trial {event.trial} that are limited")
+            self._add_finding("lost", f"lacks costs of trial {event.trial} that are limited")
             return
         limits, second = self._expected.limits, self._settings.second_objective
         decision = "continue" if is_feasible(event.costs, limits, second) else "infeasible"
         if event.decision != decision:
-            self._find("wrong", f"decides {event.decision} of the costs of trial {event.trial}, which are {decision}")
+            self._add_finding(
+                "wrong", f"decides {event.decision} of the costs of trial {event.trial}, which are {decision}"
+            )
 
-    def _reported(self, event: Reported) -> None:
-        trial, begun = self._history.trials[event.trial], self._begun[event.trial]
-        every, before = self._expected.validates_every, trial.row.epochs
+    def _check_reported(self, event: Reported) -> None:
+        trial, begun = self._history.trials[event.trial], self._last_begun[event.trial]
+        every, before = self._expected.validation_interval, trial.row.epochs
         following = (before // every + 1) * every
         if event.epoch > following:
-            self._find("lost", f"reports epoch {event.epoch} of trial {event.trial}, but {following} follows {before}")
+            self._add_finding(
+                "lost", f"reports epoch {event.epoch} of trial {event.trial}, but {following} follows {before}"
+            )
         if event.epoch > self._settings.max_epochs:
-            self._find("wrong", f"reports epoch {event.epoch} of {self._settings.max_epochs}")
+            self._add_finding("wrong", f"reports epoch {event.epoch} of {self._settings.max_epochs}")
         if event.resumed_from != begun.epoch:
-            kind: Kind = "repeated" if event.resumed_from < begun.epoch else "wrong"
+            kind: FindingKind = "repeated" if event.resumed_from < begun.epoch else "wrong"
             said = f"reports that trial {event.trial} went on from epoch {event.resumed_from}"
-            self._find(kind, f"{said}, but its stretch began at {begun.epoch}")
+            self._add_finding(kind, f"{said}, but its stretch began at {begun.epoch}")
         node = self._nodes.setdefault(event.trial, event.node)
         if event.node != node:
-            self._find("wrong", f"reports trial {event.trial} from node {event.node}, but its stretch runs on {node}")
+            self._add_finding(
+                "wrong", f"reports trial {event.trial} from node {event.node}, but its stretch runs on {node}"
+            )
         if event.checkpoint is not None:
-            self._told_checkpoint(event, event.checkpoint, trial.num_stretches)
+            self._check_reported_checkpoint(event, event.checkpoint, trial.num_segments)
 
-    def _told_checkpoint(self, event: Reported, checkpoint: Saved, stretch: int) -> None:
-        names = [checkpoint_name(event.trial, checkpoint.epoch, each) for each in range(stretch, 0, -1)]
+    def _check_reported_checkpoint(self, event: Reported, checkpoint: CheckpointRecord, segment_number: int) -> None:
+        names = [format_checkpoint_name(event.trial, checkpoint.epoch, each) for each in range(segment_number, 0, -1)]
         name = checkpoint.file
         if self._settings.storage is not None:
             name = name.replace(f".{checkpoint.checksum:08x}.ckpt", ".ckpt")
         if name not in names:
-            self._find(
+            self._add_finding(
                 "wrong", f"has {checkpoint.file} as the checkpoint of trial {event.trial}, which must be {names[0]}"
             )
-        newest = max(self._told.get(event.trial, 0), self._begun[event.trial].epoch)
+        newest = max(self._newest_checkpoint_epochs.get(event.trial, 0), self._last_begun[event.trial].epoch)
         if not newest < checkpoint.epoch <= event.epoch:
             said = f"has a checkpoint of epoch {checkpoint.epoch} of trial {event.trial}"
-            self._find("repeated" if checkpoint.epoch <= newest else "wrong", f"{said}, after one of {newest}")
-        self._told[event.trial] = max(newest, checkpoint.epoch)
+            self._add_finding("repeated" if checkpoint.epoch <= newest else "wrong", f"{said}, after one of {newest}")
+        self._newest_checkpoint_epochs[event.trial] = max(newest, checkpoint.epoch)
 
-    def _failed(self, event: Failed, following: Sequence[Event]) -> None:
+    def _check_failed(self, event: Failed, following: Sequence[Event]) -> None:
         history = self._history
         node = self._nodes.get(event.trial, event.node)
         if event.node and event.node != node:
-            self._find("wrong", f"fails trial {event.trial} on node {event.node}, but its stretch runs on {node}")
+            self._add_finding(
+                "wrong", f"fails trial {event.trial} on node {event.node}, but its stretch runs on {node}"
+            )
         aside = bool(following) and isinstance(following[0], SetAside) and following[0].node == event.node
-        halts = history.is_hopeless(event.trial, event.kind)
-        retry, gpus = history.chance(event.trial, event.kind, node=event.node)
+        halts = history.should_halt(event.trial, event.kind)
+        retry, gpus = history.decide_retry(event.trial, event.kind, node=event.node)
         if event.gpus != gpus:
-            self._find("wrong", f"gives trial {event.trial} {event.gpus} GPUs from now on, but its share is {gpus}")
-        if aside and not history.is_to_be_set_aside(
-            event.trial, event.kind, event.node, room=_anywhere(self._replayed)
+            self._add_finding(
+                "wrong", f"gives trial {event.trial} {event.gpus} GPUs from now on, but its share is {gpus}"
+            )
+        if aside and not history.should_quarantine(
+            event.trial, event.kind, event.node, capacity=_assume_capacity(self._replayed)
         ):
-            self._find("wrong", f"fails on node {event.node}, which is set aside too early")
+            self._add_finding("wrong", f"fails on node {event.node}, which is set aside too early")
         if self._replayed.num_processes > 1:  # retries and limits may have been changed on the command line
             return
         if event.retry != (retry or halts or aside):
             said = "tries again" if event.retry else "gives up"
-            self._find("wrong", f"{said} trial {event.trial} after {event.kind!r}, against the settings of retries")
+            self._add_finding(
+                "wrong", f"{said} trial {event.trial} after {event.kind!r}, against the settings of retries"
+            )
         rest = following[aside:]
         if rest and halts != (rest[0] == Closed(rest[0].at, "halted")):
-            self._find("wrong", f"fails trial {event.trial}, and the sweep is {'not ' if halts else ''}given up then")
+            self._add_finding(
+                "wrong", f"fails trial {event.trial}, and the sweep is {'not ' if halts else ''}given up then"
+            )
 
-    def _ended(self, event: Ended, *, is_last: bool, is_closing: bool) -> None:
+    def _check_ended(self, event: Ended, *, is_last: bool, is_closing: bool) -> None:
         row = self._history.table.rows[event.trial]
         causes = {""} if is_closing or is_last else set()
         if row.state == "running":
-            causes.add("" if row.epochs else NOTHING_REPORTED)
+            causes.add("" if row.epochs else NO_REPORT_CAUSE)
         if event.cause not in causes or event.state != ("failed" if event.cause else "stopped"):
             said = f"ends trial {event.trial}, which is {row.state}, as {event.state} ({event.cause or 'no cause'})"
-            self._find("wrong", said)
+            self._add_finding("wrong", said)
         if is_closing and not isinstance(self._last, Ended):
-            self._nothing_left(event.at)
+            self._check_nothing_left(event.at)
 
-    def _closed(self, event: Closed) -> None:
+    def _check_closed(self, event: Closed) -> None:
         history = self._history
         left = [number for number, trial in history.trials.items() if not trial.row.is_over]
         if event.reason == "finished":
             if left:
                 said = ", ".join(f"{number} is {history.table.rows[number].state}" for number in left)
-                self._find("lost", f"closes the sweep as finished, but trial {said}")
+                self._add_finding("lost", f"closes the sweep as finished, but trial {said}")
             elif not isinstance(self._last, Ended):
-                self._nothing_left(event.at)
+                self._check_nothing_left(event.at)
         elif event.reason == "spent":
-            if not self._is_left and not history.live["running"]:
-                self._find("wrong", "closes the sweep for a spent budget, but it is finished: nothing is left to run")
-            if not self._is_spent(event.at) and self._has_these_budgets:
-                self._find("wrong", f"closes the sweep at {event.at} s for a spent budget, but no budget is spent")
+            if not self._has_trials_left and not history.live["running"]:
+                self._add_finding(
+                    "wrong", "closes the sweep for a spent budget, but it is finished: nothing is left to run"
+                )
+            if not self._is_budget_spent(event.at) and self._has_current_budgets:
+                self._add_finding(
+                    "wrong", f"closes the sweep at {event.at} s for a spent budget, but no budget is spent"
+                )
         elif event.reason == "halted":
             is_due = isinstance(self._last, SetAside) or (isinstance(self._last, Failed) and self._last.retry)
             if not is_due or history.num_reports:
-                self._find("wrong", "closes the sweep as halted, although no trial has just failed before any reported")
+                self._add_finding(
+                    "wrong", "closes the sweep as halted, although no trial has just failed before any reported"
+                )
 
-    def _nothing_left(self, at: float) -> None:
+    def _check_nothing_left(self, at: float) -> None:
         """A sweep is finished when nothing can be run any more; in earlier formats also when a budget is spent."""
         history = self._history
-        if not self._is_left:
+        if not self._has_trials_left:
             return
-        if self._version < _TELLS_SPENT and (self._is_spent(at) or not self._has_these_budgets):
+        if self._version < _FORMAT_WITH_SPENT and (self._is_budget_spent(at) or not self._has_current_budgets):
             return
         num_left = history.num_trials - len(history.trials)
-        what = f"{num_left} trials to begin" if history.can_begin else "trials to run"
-        self._find("lost", f"finishes the sweep, but there are {what}")
+        what = f"{num_left} trials to begin" if history.can_start_trial else "trials to run"
+        self._add_finding("lost", f"finishes the sweep, but there are {what}")
 
     @property
-    def _is_left(self) -> bool:
+    def _has_trials_left(self) -> bool:
         """Whether a trial can begin or go on."""
         history = self._history
-        return bool(history.can_begin or history.live["waiting"] or history.promoted() is not None)
+        return bool(history.can_start_trial or history.live["waiting"] or history.choose_trial_to_resume() is not None)
 
-    def _is_spent(self, at: float) -> bool:
-        return self._settings.spent_budget(elapsed_s=at, gpu_hours=self._history.gpu_hours(at)) is not None
+    def _is_budget_spent(self, at: float) -> bool:
+        return self._settings.find_spent_budget(elapsed_s=at, gpu_hours=self._history.count_gpu_hours(at)) is not None
 
 
-def checkpoint_name(trial: int, epoch: int, stretch: int) -> str:
+def format_checkpoint_name(trial: int, epoch: int, segment_number: int) -> str:
     """As `Stretch.checkpoint_name` gives it."""
-    return f"{FOLDER}/{run_name(trial)}/epoch_{epoch:04d}_stretch_{stretch}.ckpt"
+    return f"{CHECKPOINTS_FOLDER}/{make_run_name(trial)}/epoch_{epoch:04d}_stretch_{segment_number}.ckpt"
 
 
-def _anywhere(replayed: Replayed) -> Room:
+def _assume_capacity(replayed: ReplayResult) -> NodeCapacity:
     """Room for every trial on each node that reported."""
     nodes = {event.node for _, event in replayed.events if isinstance(event, (Reported, Failed))}
-    return Room(dict.fromkeys(nodes, 1))
+    return NodeCapacity(dict.fromkeys(nodes, 1))
 
 
-def same(ours: Any, theirs: Any) -> bool:
+def is_same_value(ours: Any, theirs: Any) -> bool:
     """Whether two plain values are the same; 1, 1.0 and true differ, and NaN is NaN."""
-    return not list(differences(ours, theirs))
+    return not list(find_differences(ours, theirs))
 
 
-def differences(ours: Any, theirs: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+def find_differences(ours: Any, theirs: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where two plain values differ: the place, with dots, and both values there.
 
     Numbers that were computed again may differ in their last digits. 1, 1.0 and true are different values.
@@ -519,10 +547,10 @@ def differences(ours: Any, theirs: Any, place: str = "") -> Iterator[tuple[str, 
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for key in {**ours, **theirs}:
             name = f"{place}.{key}" if place else str(key)
-            yield from differences(ours.get(key, ABSENT), theirs.get(key, ABSENT), name)
+            yield from find_differences(ours.get(key, ABSENT_VALUE), theirs.get(key, ABSENT_VALUE), name)
     elif isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(ours) == len(theirs):
         for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            yield from differences(one, other, f"{place}.{index}" if place else str(index))
+            yield from find_differences(one, other, f"{place}.{index}" if place else str(index))
     elif isinstance(ours, float) and isinstance(theirs, float):
         if not (abs(ours - theirs) <= 1e-12 * abs(ours) or ours == theirs or (ours != ours and theirs != theirs)):
             yield place, ours, theirs
@@ -530,8 +558,8 @@ def differences(ours: Any, theirs: Any, place: str = "") -> Iterator[tuple[str, 
         yield place, ours, theirs
 
 
-ABSENT = "(nothing)"
+ABSENT_VALUE = "(nothing)"
 
 
-def _other(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    return "; ".join(f"{place} is {one}, and was {other}" for place, one, other in differences(ours, theirs))
+def _format_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    return "; ".join(f"{place} is {one}, and was {other}" for place, one, other in find_differences(ours, theirs))

@@ -25,17 +25,17 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from handpose.errors import UserError
 from handpose.report.table import TrialRow, TrialTable
 from handpose.report.tensorboard import ABSENT, EPOCHS, NOT_OVER, SECONDS, STATE, as_shown
-from handpose.search.distributions import from_label
-from handpose.search.points import finite_points, place
-from handpose.search.searcher import Known
-from handpose.search.space import ListedSpace, Params, Space
-from handpose.search.study import COSTS, PARAMS, excess, params_of
-from handpose.sweep.audit.events import Finding, Kind, Replayed, differences
-from handpose.sweep.controller.controller import known_of
+from handpose.search.distributions import parse_label
+from handpose.search.points import find_finite_points, place_values
+from handpose.search.searcher import TrialSnapshot
+from handpose.search.space import Params, Space, YamlSpace
+from handpose.search.study import COST_NAMES, PARAMS_ATTRIBUTE, compute_excess, get_trial_params
+from handpose.sweep.audit.events import AuditFinding, FindingKind, ReplayResult, find_differences
+from handpose.sweep.controller.controller import snapshot_trial
 from handpose.sweep.controller.history import TrialHistory
-from handpose.sweep.record.events import EVENTS, Asked, Begun, Closed, Measured, Opened, Reported
-from handpose.sweep.record.trial_segment import run_name
-from handpose.sweep.storage.retention import is_whole
+from handpose.sweep.record.events import EVENTS_FILE, Asked, Begun, Closed, Measured, Opened, Reported
+from handpose.sweep.record.trial_segment import make_run_name
+from handpose.sweep.storage.retention import is_intact
 from handpose.values import same
 
 
@@ -47,40 +47,42 @@ def is_truncated(file: Path) -> bool:
 # --- trials.csv -------------------------------------------------------------------------------------------------------
 
 
-def audit_csv(replayed: Replayed, file: Path, label: str) -> Iterator[Finding]:
+def audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[AuditFinding]:
     """Compare trials.csv with the table that the events lead to, cell by cell.
 
     While a sweep runs, and after it was killed, trials.csv is that of some moment before. label: of the file in
     findings.
     """
     if is_truncated(file):
-        yield Finding("wrong", f"{label} is truncated: it has no line end")
+        yield AuditFinding("wrong", f"{label} is truncated: it has no line end")
     if not file.is_file():
         if any(isinstance(event, Begun) for _, event in replayed.events):
-            yield Finding("lost", f"{label} is missing")
+            yield AuditFinding("lost", f"{label} is missing")
         return
     try:
         with file.open(newline="", encoding="utf-8") as stream:
             header, *lines = [*csv.reader(stream)] or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
-        yield Finding("wrong", f"{label} is damaged ({error})")
+        yield AuditFinding("wrong", f"{label} is damaged ({error})")
         return
     numbers = [line[0] if line else "" for line in lines]
     for number in {each for each in numbers if numbers.count(each) > 1}:
-        yield Finding("repeated", f"{label} has trial {number} {numbers.count(number)} times")
+        yield AuditFinding("repeated", f"{label} has trial {number} {numbers.count(number)} times")
     rows = {line[0]: dict(zip(header, line, strict=False)) for line in lines if line}
-    expected = _table_at(replayed, _moment(replayed, rows))
-    wanted_header, wanted = _written(expected)
+    expected = _make_table_at(replayed, _find_csv_moment(replayed, rows))
+    wanted_header, wanted = _render_csv(expected)
     if header != wanted_header:
-        yield Finding("wrong", f"{label}: line 1 has the columns {', '.join(header)}, not {', '.join(wanted_header)}")
+        yield AuditFinding(
+            "wrong", f"{label}: line 1 has the columns {', '.join(header)}, not {', '.join(wanted_header)}"
+        )
     if numbers != sorted(numbers, key=lambda number: (len(number), number)):
-        yield Finding("wrong", f"{label}: the trials are not in order")
+        yield AuditFinding("wrong", f"{label}: the trials are not in order")
     has_commands = any(row.get("command") for row in rows.values())
     for number in [*wanted, *(number for number in rows if number not in wanted)]:
         if number not in rows:
-            yield Finding("lost", f"{label} has no row of trial {number}")
+            yield AuditFinding("lost", f"{label} has no row of trial {number}")
         elif number not in wanted:
-            yield Finding("wrong", f"{label} has a trial {number}, which {EVENTS} does not ask for")
+            yield AuditFinding("wrong", f"{label} has a trial {number}, which {EVENTS_FILE} does not ask for")
         else:
             row = expected.rows[int(number)]
             cells = {name: cell for name, cell in wanted[number].items() if name != "command"}
@@ -88,16 +90,16 @@ def audit_csv(replayed: Replayed, file: Path, label: str) -> Iterator[Finding]:
                 cells["seconds"] = rows[number].get("seconds", "")  # it goes on while nothing is reported
             for name, cell in cells.items():
                 if rows[number].get(name) != cell:
-                    said = f"{rows[number].get(name)!r}, where {EVENTS} has {cell!r}"
-                    yield Finding("wrong", f"{label}: trial {number} has {name} {said}")
-            if has_commands and not _is_command(rows[number].get("command", ""), row, replayed):
-                yield Finding("wrong", f"{label}: trial {number} has a command that does not train its parameters")
+                    said = f"{rows[number].get(name)!r}, where {EVENTS_FILE} has {cell!r}"
+                    yield AuditFinding("wrong", f"{label}: trial {number} has {name} {said}")
+            if has_commands and not _is_same_command(rows[number].get("command", ""), row, replayed):
+                yield AuditFinding("wrong", f"{label}: trial {number} has a command that does not train its parameters")
     if any(len(line) != len(header) for line in lines):
         place_of = next(index for index, line in enumerate(lines) if len(line) != len(header))
-        yield Finding("wrong", f"{label}: line {place_of + 2} has {len(lines[place_of])} cells of {len(header)}")
+        yield AuditFinding("wrong", f"{label}: line {place_of + 2} has {len(lines[place_of])} cells of {len(header)}")
 
 
-def _moment(replayed: Replayed, rows: Mapping[str, Mapping[str, str]]) -> int:
+def _find_csv_moment(replayed: ReplayResult, rows: Mapping[str, Mapping[str, str]]) -> int:
     """The index of the event after which the table was what most rows of trials.csv show; the last such one."""
     num_events = len(replayed.events)
     if replayed.is_closed or not num_events:
@@ -107,7 +109,7 @@ def _moment(replayed: Replayed, rows: Mapping[str, Mapping[str, str]]) -> int:
         shown = rows.get(str(number))
         spans = [(-1, None), *states, (num_events, None)]
         for (begin, row), (end, _) in itertools.pairwise(spans):
-            if (shown is None) if row is None else (shown is not None and _looks_like(shown, row)):
+            if (shown is None) if row is None else (shown is not None and _matches_row(shown, row)):
                 change[max(begin, 0)] += 1
                 change[end] -= 1
     agreeing, best, most = 0, num_events - 1, -1
@@ -118,14 +120,14 @@ def _moment(replayed: Replayed, rows: Mapping[str, Mapping[str, str]]) -> int:
     return best
 
 
-def _looks_like(shown: Mapping[str, str], row: TrialRow) -> bool:
-    known = (shown.get("state"), shown.get("epochs"), any(shown.get(name) for name in row.costs or COSTS))
+def _matches_row(shown: Mapping[str, str], row: TrialRow) -> bool:
+    known = (shown.get("state"), shown.get("epochs"), any(shown.get(name) for name in row.costs or COST_NAMES))
     return known == (row.state, str(row.epochs), bool(row.costs)) and (
         row.state == "running" or shown.get("seconds") == str(round(row.seconds, 2))
     )
 
 
-def _table_at(replayed: Replayed, moment: int) -> TrialTable:
+def _make_table_at(replayed: ReplayResult, moment: int) -> TrialTable:
     """The table after an event."""
     rows = {}
     for number, states in replayed.rows.items():
@@ -135,7 +137,7 @@ def _table_at(replayed: Replayed, moment: int) -> TrialTable:
     return replace(replayed.history.table, rows=rows)
 
 
-def _written(table: TrialTable) -> tuple[list[str], dict[str, dict[str, str]]]:
+def _render_csv(table: TrialTable) -> tuple[list[str], dict[str, dict[str, str]]]:
     """Header and rows, by number, of trials.csv as the table writes it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trials.csv"
@@ -145,7 +147,7 @@ def _written(table: TrialTable) -> tuple[list[str], dict[str, dict[str, str]]]:
     return header, {line[0]: dict(zip(header, line, strict=True)) for line in lines}
 
 
-def _is_command(written: str, row: TrialRow, replayed: Replayed) -> bool:
+def _is_same_command(written: str, row: TrialRow, replayed: ReplayResult) -> bool:
     """Whether a command line trains the row's parameters; a process that continued may have had other paths."""
     try:
         ours, theirs = shlex.split(row.command), shlex.split(written)
@@ -162,7 +164,7 @@ def _is_command(written: str, row: TrialRow, replayed: Replayed) -> bool:
 
 
 def audit_study(
-    replayed: Replayed,
+    replayed: ReplayResult,
     trials: Sequence[FrozenTrial],
     *,
     first_number: int,
@@ -170,7 +172,7 @@ def audit_study(
     limits: Mapping[str, float],
     second_objective: str | None,
     label: str,
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     """Compare the trials of a study with the events. limits: cost -> upper limit."""
     stored = {trial.number: trial for trial in trials if trial.number >= first_number}
     known = replayed.history.trials
@@ -178,29 +180,29 @@ def audit_study(
     for number, trial in sorted(stored.items()):
         is_next = number == newest and not (replayed.is_closed and replayed.num_processes == 1)
         if number not in known and not is_next and trial.state != TrialState.FAIL:
-            yield Finding("repeated", f"{label} has a trial {number}, which {EVENTS} does not ask for")
+            yield AuditFinding("repeated", f"{label} has a trial {number}, which {EVENTS_FILE} does not ask for")
     lagging = replayed.events[-1][1] if replayed.events and not replayed.is_closed else None
     for number, history in known.items():
         if number not in stored:
-            yield Finding("lost", f"{label} has no trial {number}")
+            yield AuditFinding("lost", f"{label} has no trial {number}")
             continue
         place_of = f"{label}: trial {number}"
-        yield from _params_of_study(place_of, stored[number], replayed.asked.get(number, {}), space)
+        yield from _audit_study_params(place_of, stored[number], replayed.suggested_params.get(number, {}), space)
         if getattr(lagging, "trial", None) == number:
             continue  # the process may have been killed before it told the study
-        yield from _outcome_in_study(place_of, stored[number], history, limits, second_objective, replayed)
+        yield from _audit_study_outcome(place_of, stored[number], history, limits, second_objective, replayed)
     yield from _audit_dates(list(stored.values()), replayed, label)
     starts = [(number, trial.datetime_start) for number, trial in sorted(stored.items())]
     for (_, before), (number, start) in itertools.pairwise(starts):
         if before is not None and start is not None and (before - start).total_seconds() > _CLOCK_CHANGE_S:
-            yield Finding("wrong", f"{label}: trial {number} began before the trial before it")
+            yield AuditFinding("wrong", f"{label}: trial {number} began before the trial before it")
 
 
 _CLOCK_CHANGE_S = 3 * 3600.0
 """A change to winter time, and a clock that was set, are no findings."""
 
 
-def _audit_dates(trials: Sequence[FrozenTrial], replayed: Replayed, label: str) -> Iterator[Finding]:
+def _audit_dates(trials: Sequence[FrozenTrial], replayed: ReplayResult, label: str) -> Iterator[AuditFinding]:
     """The trials of a sweep that one process ran take no longer by their dates than by the events."""
     if replayed.num_processes != 1 or not replayed.events:
         return
@@ -216,10 +218,10 @@ def _audit_dates(trials: Sequence[FrozenTrial], replayed: Replayed, label: str) 
     (earliest, one), (latest, other) = min(dated), max(dated)
     if (latest - earliest).total_seconds() > last - first + _CLOCK_CHANGE_S:
         said = f"trial {one} has the date {earliest} and trial {other} {latest}"
-        yield Finding("wrong", f"{label}: {said}, but by {EVENTS} the sweep took {last - first:.0f} s")
+        yield AuditFinding("wrong", f"{label}: {said}, but by {EVENTS_FILE} the sweep took {last - first:.0f} s")
 
 
-def audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: str) -> Iterator[Finding]:
+def audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: str) -> Iterator[AuditFinding]:
     """The draws that were decided before a trial was proposed are those of the plan, and the trial has them."""
     points = study.user_attrs.get("plan", {}).get("points", [])
     for index, trial in enumerate(study.get_trials(deepcopy=False)[first_number:]):
@@ -230,93 +232,99 @@ def audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: s
         for name in decided.keys() & trial.params.keys():
             if not same(decided[name], trial.params[name]):
                 said = f"{name} {trial.params[name]}, but {decided[name]} was decided"
-                yield Finding("wrong", f"{place_of} has {said}")
+                yield AuditFinding("wrong", f"{place_of} has {said}")
         if index < len(points) and not same(decided, points[index]):
-            yield Finding("wrong", f"{place_of} was decided to be {decided}, but the plan has {points[index]}")
-        elif index >= len(points) and finite_points(space) is None:
-            yield Finding("lost", f"{place_of} was decided to be {decided}, which the plan does not have")
+            yield AuditFinding("wrong", f"{place_of} was decided to be {decided}, but the plan has {points[index]}")
+        elif index >= len(points) and find_finite_points(space) is None:
+            yield AuditFinding("lost", f"{place_of} was decided to be {decided}, which the plan does not have")
 
 
 _DECIDED = "fixed_params"
 """System attribute of Optuna's enqueued trials."""
 
 
-def _params_of_study(place_of: str, trial: FrozenTrial, asked: Params, space: Space) -> Iterator[Finding]:
-    for name, theirs, ours in differences(params_of(trial), asked):
-        yield Finding("wrong", f"{place_of} has the parameter {name} {theirs}, but {EVENTS} has {ours}")
-    if isinstance(space, ListedSpace) and list(asked) != list(space.expressions):
+def _audit_study_params(place_of: str, trial: FrozenTrial, suggested: Params, space: Space) -> Iterator[AuditFinding]:
+    for name, theirs, ours in find_differences(get_trial_params(trial), suggested):
+        yield AuditFinding("wrong", f"{place_of} has the parameter {name} {theirs}, but {EVENTS_FILE} has {ours}")
+    if isinstance(space, YamlSpace) and list(suggested) != list(space.expressions):
         searched = ", ".join(space.expressions)
-        yield Finding("wrong", f"{place_of} has {', '.join(asked)}, but {space.file.name} searches {searched}")
+        yield AuditFinding("wrong", f"{place_of} has {', '.join(suggested)}, but {space.file.name} searches {searched}")
     if not trial.params:
         return
     try:
-        placed = place(space, {name: from_label(value) for name, value in trial.params.items()})
+        placed = place_values(space, {name: parse_label(value) for name, value in trial.params.items()})
     except UserError as error:
-        yield Finding("wrong", f"{place_of}: {error}")
+        yield AuditFinding("wrong", f"{place_of}: {error}")
         return
     for name in trial.params.keys() - placed.draws.keys():
-        yield Finding("wrong", f"{place_of} has drawn {name}, which {space.file.name} does not search")
-    for name in placed.outside:
-        yield Finding("wrong", f"{place_of} has {name} {trial.params[name]}, which {space.file.name} does not have")
+        yield AuditFinding("wrong", f"{place_of} has drawn {name}, which {space.file.name} does not search")
+    for name in placed.out_of_range:
+        yield AuditFinding(
+            "wrong", f"{place_of} has {name} {trial.params[name]}, which {space.file.name} does not have"
+        )
     for name in placed.missing:
-        yield Finding("lost", f"{place_of} has not drawn {name}, which {space.file.name} searches")
+        yield AuditFinding("lost", f"{place_of} has not drawn {name}, which {space.file.name} searches")
     declared: Mapping[str, BaseDistribution] = (
-        space.parameters if isinstance(space, ListedSpace) else placed.distributions
+        space.parameters if isinstance(space, YamlSpace) else placed.distributions
     )
     for name, distribution in trial.distributions.items():
-        if name in declared and not _is_written_alike(declared[name], distribution):
-            yield Finding(
+        if name in declared and not _is_same_distribution(declared[name], distribution):
+            yield AuditFinding(
                 "wrong", f"{place_of} drew {name} from {distribution}, but {space.file.name} has {declared[name]}"
             )
-    for name in placed.draws.keys() & trial.params.keys() - {*placed.outside}:
+    for name in placed.draws.keys() & trial.params.keys() - {*placed.out_of_range}:
         theirs, ours = trial.params[name], placed.draws[name]
         if isinstance(placed.distributions[name], CategoricalDistribution) and not same(theirs, ours):
-            yield Finding("wrong", f"{place_of} has {name} as {theirs!r}, but {space.file.name} makes it {ours!r}")
-    if PARAMS in trial.user_attrs and not placed.outside:
-        for name, theirs, ours in differences(dict(trial.user_attrs[PARAMS]), placed.params):
-            yield Finding("wrong", f"{place_of} has {name} {theirs}, but its draws make it {ours}")
+            yield AuditFinding("wrong", f"{place_of} has {name} as {theirs!r}, but {space.file.name} makes it {ours!r}")
+    if PARAMS_ATTRIBUTE in trial.user_attrs and not placed.out_of_range:
+        for name, theirs, ours in find_differences(dict(trial.user_attrs[PARAMS_ATTRIBUTE]), placed.params):
+            yield AuditFinding("wrong", f"{place_of} has {name} {theirs}, but its draws make it {ours}")
 
 
-def _is_written_alike(one: BaseDistribution, other: BaseDistribution) -> bool:
+def _is_same_distribution(one: BaseDistribution, other: BaseDistribution) -> bool:
     """Whether two distributions are the same; unlike with ==, choices of 1, 1.0 and true differ."""
     return distribution_to_json(one) == distribution_to_json(other)
 
 
-def _outcome_in_study(
+def _audit_study_outcome(
     place_of: str,
     trial: FrozenTrial,
     history: TrialHistory,
     limits: Mapping[str, float],
     second_objective: str | None,
-    replayed: Replayed,
-) -> Iterator[Finding]:
-    known = known_of(history)
+    replayed: ReplayResult,
+) -> Iterator[AuditFinding]:
+    known = snapshot_trial(history)
     finite = {epoch: value for epoch, value in known.values.items() if math.isfinite(value)}
     for epoch in sorted({*finite, *trial.intermediate_values}):
         ours, theirs = finite.get(epoch), trial.intermediate_values.get(epoch)
         if ours != theirs:
-            kind: Kind = "lost" if theirs is None else "wrong"
-            yield Finding(kind, f"{place_of} has the value {theirs} at epoch {epoch}, but {EVENTS} has {ours}")
+            kind: FindingKind = "lost" if theirs is None else "wrong"
+            yield AuditFinding(
+                kind, f"{place_of} has the value {theirs} at epoch {epoch}, but {EVENTS_FILE} has {ours}"
+            )
     costs = {name: float(cost) for name, cost in known.costs.items() if math.isfinite(cost)}
-    wanted = costs | excess(costs, limits)
+    wanted = costs | compute_excess(costs, limits)
     attributes = {**trial.user_attrs, **trial.system_attrs}
-    stored = {name: value for name, value in attributes.items() if name in COSTS or name.startswith("constraints:")}
-    for name, theirs, ours in differences(stored, wanted):
-        yield Finding("wrong", f"{place_of} has {name} {theirs}, but {EVENTS} has {ours}")
-    state, values = _outcome(known, finite, second_objective)
+    stored = {
+        name: value for name, value in attributes.items() if name in COST_NAMES or name.startswith("constraints:")
+    }
+    for name, theirs, ours in find_differences(stored, wanted):
+        yield AuditFinding("wrong", f"{place_of} has {name} {theirs}, but {EVENTS_FILE} has {ours}")
+    state, values = _get_expected_outcome(known, finite, second_objective)
     states = [state]
     if known.state == "running" and not replayed.is_closed:
         states.append(TrialState.WAITING)  # an error ended the process
     if trial.state not in states:
-        yield Finding("wrong", f"{place_of} is {trial.state.name}, but {known.state} by {EVENTS}")
+        yield AuditFinding("wrong", f"{place_of} is {trial.state.name}, but {known.state} by {EVENTS_FILE}")
     elif trial.values != values:
-        yield Finding("wrong", f"{place_of} ended with {trial.values}, but {EVENTS} has {values}")
+        yield AuditFinding("wrong", f"{place_of} ended with {trial.values}, but {EVENTS_FILE} has {values}")
     if (trial.datetime_complete is not None) != state.is_finished() and trial.state == state:
-        yield Finding("wrong", f"{place_of} has the time {trial.datetime_complete} as its end")
+        yield AuditFinding("wrong", f"{place_of} has the time {trial.datetime_complete} as its end")
     if trial.datetime_complete is not None and trial.datetime_start is not None:
         seconds = (trial.datetime_complete - trial.datetime_start).total_seconds()
         if seconds < -_CLOCK_CHANGE_S:
-            yield Finding("wrong", f"{place_of} ended before it began")
+            yield AuditFinding("wrong", f"{place_of} ended before it began")
 
 
 _STATES = {
@@ -329,18 +337,18 @@ _STATES = {
 }
 
 
-def _outcome(
-    known: Known, finite: Mapping[int, float], second_objective: str | None
+def _get_expected_outcome(
+    snapshot: TrialSnapshot, finite: Mapping[int, float], second_objective: str | None
 ) -> tuple[TrialState, list[float] | None]:
     """State and values that a trial has in the study."""
-    state = _STATES.get(known.state, TrialState.FAIL)
+    state = _STATES.get(snapshot.state, TrialState.FAIL)
     if not state.is_finished() or state == TrialState.FAIL:
         return state, None
     values = [finite[max(finite)]] if finite else None
     if values and second_objective is not None:
-        cost = known.costs.get(second_objective, math.nan)
+        cost = snapshot.costs.get(second_objective, math.nan)
         values = [*values, cost] if math.isfinite(cost) else None
-    if values is None and known.state != "infeasible":
+    if values is None and snapshot.state != "infeasible":
         return TrialState.FAIL, None
     return state, values
 
@@ -349,45 +357,45 @@ def _outcome(
 
 
 def audit_journal(
-    replayed: Replayed, file: Path, *, num_before: int, limits: Mapping[str, float], label: str
-) -> Iterator[Finding]:
+    replayed: ReplayResult, file: Path, *, num_before: int, limits: Mapping[str, float], label: str
+) -> Iterator[AuditFinding]:
     """Look through the lines of journal.log: none is torn, none is there twice, and they follow the events.
 
     num_before: trials from earlier sweeps, which come first.
     """
-    done: list[tuple[int, _Act]] = []
+    done: list[tuple[int, _JournalAct]] = []
     content = file.read_bytes()
     if content and not content.endswith(b"\n") and replayed.is_closed:
-        yield Finding("wrong", f"{label}: its last line is torn")
+        yield AuditFinding("wrong", f"{label}: its last line is torn")
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             values = json.loads(line)
-            act = _act(values)
+            act = _parse_act(values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield Finding("wrong", f"{label}: line {number} is damaged ({type(error).__name__}: {error})")
+            yield AuditFinding("wrong", f"{label}: line {number} is damaged ({type(error).__name__}: {error})")
             continue
         done.append((number, act))
-    seen: dict[_Act, int] = {}
+    seen: dict[_JournalAct, int] = {}
     last_state: dict[int, object] = {}
     for number, act in done:
         kind, trial, what = act
         is_again = last_state.get(trial) == what if kind == "state" else act in seen and kind != "created"
         if is_again:
-            yield Finding("repeated", f"{label}: line {number} says again that {_said(act)}")
+            yield AuditFinding("repeated", f"{label}: line {number} says again that {_format_act(act)}")
         seen[act] = number
         if kind == "state":
             last_state[trial] = what
     if replayed.num_processes == 1 and replayed.is_closed and not replayed.findings:
         created = [number for number, act in done if act[0] == "created"][num_before:]
         acts = [(number, act) for number, act in done if number in created or act[1] >= num_before]
-        yield from _in_order(acts, list(_acts(replayed, limits)), label)
+        yield from _audit_act_order(acts, list(_list_expected_acts(replayed, limits)), label)
 
 
-_Act = tuple[str, int, object]
+_JournalAct = tuple[str, int, object]
 """What a line of the journal does: kind, trial, and the state, epoch or attribute."""
 
 
-def _act(line: Mapping[str, Any]) -> _Act:
+def _parse_act(line: Mapping[str, Any]) -> _JournalAct:
     operation = JournalOperation(line["op_code"])
     match operation:
         case JournalOperation.CREATE_TRIAL:
@@ -403,20 +411,20 @@ def _act(line: Mapping[str, Any]) -> _Act:
     return "study", -1, json.dumps({key: value for key, value in line.items() if key != "worker_id"}, sort_keys=True)
 
 
-def _said(act: _Act) -> str:
+def _format_act(act: _JournalAct) -> str:
     kind, trial, what = act
     if kind == "state":
         return f"trial {trial} is {getattr(what, 'name', what)}"
     return f"trial {trial} has its {kind} {what}" if kind != "study" else f"the study has {what}"
 
 
-def _acts(replayed: Replayed, limits: Mapping[str, float]) -> Iterator[_Act]:
+def _list_expected_acts(replayed: ReplayResult, limits: Mapping[str, float]) -> Iterator[_JournalAct]:
     """What the events tell the study, in order, where one process ran the whole sweep."""
     states: dict[int, TrialState] = {}
     params: dict[int, Params] = {}
     perturbed: set[int] = set()
 
-    def move(number: int, state: TrialState) -> Iterator[_Act]:
+    def move(number: int, state: TrialState) -> Iterator[_JournalAct]:
         if states[number] != state:
             states[number] = state
             yield "state", number, state
@@ -440,7 +448,7 @@ def _acts(replayed: Replayed, limits: Mapping[str, float]) -> Iterator[_Act]:
             continue
         elif isinstance(event, Measured):
             costs = {name: cost for name, cost in event.costs.items() if math.isfinite(cost)}
-            yield from (("attribute", number, name) for name in (*costs, *excess(costs, limits)))
+            yield from (("attribute", number, name) for name in (*costs, *compute_excess(costs, limits)))
         elif isinstance(event, Reported):
             value = event.metrics[replayed.history.table.metric]
             if number not in perturbed and math.isfinite(value):
@@ -450,30 +458,33 @@ def _acts(replayed: Replayed, limits: Mapping[str, float]) -> Iterator[_Act]:
             history = replayed.history.trials[number]
             finite = {epoch: value for epoch, value in history.values.items() if math.isfinite(value)}
             second = replayed.history.table.objectives
-            state, _ = _outcome(known_of(history), finite, second[0].name if second else None)
+            state, _ = _get_expected_outcome(snapshot_trial(history), finite, second[0].name if second else None)
             yield from move(number, state)
         elif row.state != "running" and not isinstance(event, Asked):
             yield from move(number, TrialState.WAITING)
 
 
-def _in_order(done: Sequence[tuple[int, _Act]], wanted: Sequence[_Act], label: str) -> Iterator[Finding]:
+def _audit_act_order(
+    done: Sequence[tuple[int, _JournalAct]], wanted: Sequence[_JournalAct], label: str
+) -> Iterator[AuditFinding]:
     for (number, act), each in zip(done, wanted, strict=False):
         if act[0] != each[0] or (act[0] != "created" and act != each):
-            yield Finding(
-                "wrong", f"{label}: line {number} says that {_said(act)}, where {EVENTS} says that {_said(each)}"
+            yield AuditFinding(
+                "wrong",
+                f"{label}: line {number} says that {_format_act(act)}, where {EVENTS_FILE} says that {_format_act(each)}",
             )
             return
     if len(done) != len(wanted):
-        kind: Kind = "lost" if len(done) < len(wanted) else "repeated"
-        yield Finding(kind, f"{label} has {len(done)} lines about trials, but {EVENTS} makes {len(wanted)}")
+        kind: FindingKind = "lost" if len(done) < len(wanted) else "repeated"
+        yield AuditFinding(kind, f"{label} has {len(done)} lines about trials, but {EVENTS_FILE} makes {len(wanted)}")
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
 def audit_tensorboard(
-    replayed: Replayed, folder: Path, label: str, *, in_tab: bool, is_ahead: bool
-) -> Iterator[Finding]:
+    replayed: ReplayResult, folder: Path, label: str, *, in_tab: bool, is_ahead: bool
+) -> Iterator[AuditFinding]:
     """Compare the scalars and parameters of all trials with the events.
 
     Where there is no folder nothing is compared. in_tab: the HParams tab shows the trials. is_ahead: the folder may
@@ -481,33 +492,35 @@ def audit_tensorboard(
     """
     if not folder.is_dir():
         return
-    begun = [number for number, trial in replayed.history.trials.items() if trial.num_stretches]
+    begun = [number for number, trial in replayed.history.trials.items() if trial.num_segments]
     runs = {each.name for each in folder.iterdir() if each.is_dir()}
-    for name in sorted(runs - {run_name(number) for number in begun}):
-        yield Finding("wrong", f"{label}/{name} is of no trial that began")
-    wanted, times = _scalars(replayed)
+    for name in sorted(runs - {make_run_name(number) for number in begun}):
+        yield AuditFinding("wrong", f"{label}/{name} is of no trial that began")
+    wanted, times = _collect_scalars(replayed)
     for number in begun:
-        name = run_name(number)
+        name = make_run_name(number)
         if name not in runs:
-            yield Finding("lost", f"{label}/{name} is missing")
+            yield AuditFinding("lost", f"{label}/{name} is missing")
             continue
         try:
             shown, params, has_end = _read_run(folder / name)
         except Exception as error:  # of TensorBoard's reader, for a damaged file
-            yield Finding("wrong", f"{label}/{name} is damaged ({type(error).__name__}: {error})")
+            yield AuditFinding("wrong", f"{label}/{name} is damaged ({type(error).__name__}: {error})")
             continue
         place_of = f"{label}/{name}"
         if replayed.is_closed and replayed.num_processes == 1:
-            torn = [each.name for each in sorted((folder / name).glob("events.out.*")) if not _ends_whole(each)]
-            yield from (Finding("wrong", f"{place_of}/{each} is truncated") for each in torn)
+            torn = [
+                each.name for each in sorted((folder / name).glob("events.out.*")) if not _ends_with_whole_record(each)
+            ]
+            yield from (AuditFinding("wrong", f"{place_of}/{each} is truncated") for each in torn)
         yield from _compare_scalars(place_of, shown, wanted[number], times[number], replayed, number, is_ahead=is_ahead)
         if in_tab:
             yield from _compare_params(place_of, params, replayed, number)
-            if not has_end and _is_seen_to_end(replayed, number):
-                yield Finding("lost", f"{place_of} does not say that the trial is over, which {EVENTS} does")
+            if not has_end and _has_certain_end(replayed, number):
+                yield AuditFinding("lost", f"{place_of} does not say that the trial is over, which {EVENTS_FILE} does")
 
 
-def _is_seen_to_end(replayed: Replayed, number: int) -> bool:
+def _has_certain_end(replayed: ReplayResult, number: int) -> bool:
     """Whether a trial is over, and its process was not killed right then."""
     end = replayed.rows[number][-1][0]
     following = [event for _, event in replayed.events[end + 1 : end + 2]]
@@ -518,28 +531,29 @@ def _is_seen_to_end(replayed: Replayed, number: int) -> bool:
 _Scalars = dict[tuple[str, int], set[float]]
 
 
-def _scalars(replayed: Replayed) -> tuple[dict[int, _Scalars], dict[int, set[tuple[int, float]]]]:
+def _collect_scalars(replayed: ReplayResult) -> tuple[dict[int, _Scalars], dict[int, set[tuple[int, float]]]]:
     """Trial -> (tag, step) -> value; and trial -> (epochs, seconds), which may be there more than once a step."""
     wanted: dict[int, _Scalars] = defaultdict(lambda: defaultdict(set))
     for _, event in replayed.events:
         if isinstance(event, Measured):
             for name, cost in event.costs.items():
-                wanted[event.trial][f"work/{name}", 0].add(_single(cost))
+                wanted[event.trial][f"work/{name}", 0].add(_to_float32(cost))
         elif isinstance(event, Reported):
             for name, value in event.metrics.items():
-                wanted[event.trial][name, event.epoch].add(_single(value))
+                wanted[event.trial][name, event.epoch].add(_to_float32(value))
     times = {
-        number: {(row.epochs, _single(row.seconds)) for _, row in states} for number, states in replayed.rows.items()
+        number: {(row.epochs, _to_float32(row.seconds)) for _, row in states}
+        for number, states in replayed.rows.items()
     }
     for index, (_, event) in enumerate(replayed.events):
         if isinstance(event, Reported):
             row = next(row for at, row in reversed(replayed.rows[event.trial]) if at <= index)
-            wanted[event.trial][SECONDS, event.epoch].add(_single(row.seconds))
+            wanted[event.trial][SECONDS, event.epoch].add(_to_float32(row.seconds))
             wanted[event.trial][EPOCHS, event.epoch].add(float(row.epochs))
     return wanted, times
 
 
-def _single(value: float) -> float:
+def _to_float32(value: float) -> float:
     """As a 32-bit number."""
     with np.errstate(over="ignore"):
         return float(np.float32(value))
@@ -555,7 +569,7 @@ def _read_run(folder: Path) -> tuple[_Scalars, dict[str, Any] | None, bool]:
             event = TensorBoardEvent.FromString(record)
             for value in event.summary.value:
                 if value.HasField("simple_value"):
-                    shown[value.tag, event.step].add(_single(value.simple_value))
+                    shown[value.tag, event.step].add(_to_float32(value.simple_value))
                 elif value.tag == SESSION_END_INFO_TAG:
                     has_end = True
                 elif value.tag == SESSION_START_INFO_TAG:
@@ -567,7 +581,7 @@ def _read_run(folder: Path) -> tuple[_Scalars, dict[str, Any] | None, bool]:
     return shown, params, has_end
 
 
-def _ends_whole(file: Path) -> bool:
+def _ends_with_whole_record(file: Path) -> bool:
     """Whether a file ends with a whole record: its length in 8 bytes, 4 of a checksum, the content, 4 more."""
     content, place_of = file.read_bytes(), 0
     while place_of < len(content):
@@ -580,45 +594,47 @@ def _compare_scalars(
     shown: Mapping[tuple[str, int], set[float]],
     wanted: Mapping[tuple[str, int], set[float]],
     times: Iterable[tuple[int, float]],
-    replayed: Replayed,
+    replayed: ReplayResult,
     number: int,
     *,
     is_ahead: bool,
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     last = replayed.events[-1][1]
     is_lagging = isinstance(last, (Measured, Reported)) and last.trial == number
     for (tag, step), values in wanted.items():
-        lacking = {each for each in values if not _has(shown.get((tag, step), set()), each)}
+        lacking = {each for each in values if not _contains(shown.get((tag, step), set()), each)}
         if lacking and not is_lagging:
-            yield Finding("lost", f"{place_of} lacks {tag} = {min(lacking)} at step {step}, which {EVENTS} reports")
+            yield AuditFinding(
+                "lost", f"{place_of} lacks {tag} = {min(lacking)} at step {step}, which {EVENTS_FILE} reports"
+            )
     allowed = {(EPOCHS, epochs): {float(epochs)} for epochs, _ in times}
     for epochs, seconds in times:
         allowed.setdefault((SECONDS, epochs), set()).add(seconds)
     for (tag, step), values in shown.items():
         expected = wanted.get((tag, step), set()) | allowed.get((tag, step), set())
-        extra = {each for each in values if not _has(expected, each)}
+        extra = {each for each in values if not _contains(expected, each)}
         if extra and not is_ahead:
-            yield Finding(
-                "wrong", f"{place_of} has {tag} = {min(extra)} at step {step}, which {EVENTS} does not report"
+            yield AuditFinding(
+                "wrong", f"{place_of} has {tag} = {min(extra)} at step {step}, which {EVENTS_FILE} does not report"
             )
 
 
-def _has(values: Iterable[float], value: float) -> bool:
+def _contains(values: Iterable[float], value: float) -> bool:
     return any(each == value or (math.isnan(each) and math.isnan(value)) for each in values)
 
 
 def _compare_params(
-    place_of: str, shown: Mapping[str, Any] | None, replayed: Replayed, number: int
-) -> Iterator[Finding]:
+    place_of: str, shown: Mapping[str, Any] | None, replayed: ReplayResult, number: int
+) -> Iterator[AuditFinding]:
     """The HParams tab has the state of a trial that is over, and its parameters, some as words."""
     row, is_last = replayed.history.table.rows[number], getattr(replayed.events[-1][1], "trial", None) == number
     if shown is None:
         if not is_last:
-            yield Finding("lost", f"{place_of} has no parameters for the HParams tab")
+            yield AuditFinding("lost", f"{place_of} has no parameters for the HParams tab")
         return
     state = row.state if row.is_over else NOT_OVER
     if shown.get(STATE) != state and not (is_last and shown.get(STATE) == NOT_OVER):
-        yield Finding("wrong", f"{place_of} shows the state {shown.get(STATE)}, but it is {state}")
+        yield AuditFinding("wrong", f"{place_of} shows the state {shown.get(STATE)}, but it is {state}")
     keys = (
         {key for each in replayed.history.table.rows.values() for key in each.params}
         if replayed.is_closed
@@ -627,35 +643,37 @@ def _compare_params(
     for key in {*keys, *shown} - {STATE}:
         value, theirs = row.params.get(key, ABSENT), shown.get(key, ABSENT)
         if theirs != value and theirs != as_shown(value, "word"):
-            yield Finding("wrong", f"{place_of} shows {key} {theirs}, but it is {value}")
+            yield AuditFinding("wrong", f"{place_of} shows {key} {theirs}, but it is {value}")
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def audit_checkpoints(replayed: Replayed, folder: Path, label: str) -> Iterator[Finding]:
+def audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Iterator[AuditFinding]:
     """See that the checkpoints which were not removed are there, and undamaged.
 
     Those before one that no event tells of may be gone, and where the budget was reached then, only the newest of
     trials that are not over are sure to be there.
     """
-    shelf, history = replayed.history.shelf, replayed.history
-    is_tight = bool(replayed.adopted) and shelf.total_bytes > 0.5 * shelf.budget_bytes
+    retention, history = replayed.history.retention, replayed.history
+    is_tight = bool(replayed.adopted_trials) and retention.total_bytes > 0.5 * retention.budget_bytes
     for number, trial in history.trials.items():
-        held = shelf.of(number)
-        if number in replayed.adopted or (is_tight and not trial.row.is_over):
+        held = retention.list_checkpoints(number)
+        if number in replayed.adopted_trials or (is_tight and not trial.row.is_over):
             held = held[-1:]
         elif is_tight:
             continue
         for checkpoint in held:
             if not (folder / checkpoint.file).is_file():
-                yield Finding("lost", f"{label}{checkpoint.file} is missing, which {EVENTS} has of trial {number}")
-            elif not is_whole(checkpoint, folder):
-                said = f"is damaged: it is not what {EVENTS} has of trial {number} after epoch {checkpoint.epoch}"
-                yield Finding("wrong", f"{label}{checkpoint.file} {said}")
+                yield AuditFinding(
+                    "lost", f"{label}{checkpoint.file} is missing, which {EVENTS_FILE} has of trial {number}"
+                )
+            elif not is_intact(checkpoint, folder):
+                said = f"is damaged: it is not what {EVENTS_FILE} has of trial {number} after epoch {checkpoint.epoch}"
+                yield AuditFinding("wrong", f"{label}{checkpoint.file} {said}")
 
 
-def study_of(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study | None:
+def load_study(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study | None:
     """The study of that name, None where there is none."""
     try:
         return optuna.load_study(study_name=name, storage=storage)

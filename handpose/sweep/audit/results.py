@@ -22,50 +22,68 @@ from omegaconf import DictConfig, OmegaConf
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.schedulers.scheduler import Fifo
-from handpose.sweep.analysis.report import NEXT_SPACE, REPORT, report_of
-from handpose.sweep.audit.events import ABSENT, Expected, Finding, Replayed, UntouchedFiles, differences, replay, same
+from handpose.sweep.analysis.report import NEXT_SPACE_FILE, REPORT_FILE, report_of
+from handpose.sweep.audit.events import (
+    ABSENT_VALUE,
+    AuditFinding,
+    Expectations,
+    ReadOnlyCheckpointFiles,
+    ReplayResult,
+    find_differences,
+    is_same_value,
+    replay_events,
+)
 from handpose.sweep.audit.records import audit_checkpoints, audit_csv, audit_tensorboard, is_truncated
-from handpose.sweep.controller.history import History, empty_table
-from handpose.sweep.driver.resume import Task
-from handpose.sweep.record.events import EVENTS
-from handpose.sweep.record.provenance import PROCESS_MB, configuration, git_state
+from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.driver.resume import SweepTask
+from handpose.sweep.record.events import EVENTS_FILE
+from handpose.sweep.record.provenance import PROCESS_MB, read_git_state, select_configuration
 from handpose.sweep.record.settings import SweepSettings
-from handpose.sweep.selection.confirm import FILE, FOLDER, account, candidates, fresh_seeds, runs
-from handpose.sweep.selection.winner import NoWinnerError, select_winner, without_seed, write_chosen
-from handpose.sweep.trainable.trial import TrialRecipe, with_params
+from handpose.sweep.selection.confirm import (
+    CONFIRM_FILE,
+    CONFIRM_FOLDER,
+    choose_candidates,
+    choose_fresh_seeds,
+    list_runs,
+    summarise_confirmation,
+)
+from handpose.sweep.selection.winner import NoWinnerError, drop_seed, select_winner, write_winner
+from handpose.sweep.trainable.trial import TrialRecipe, add_param_overrides
 from handpose.yaml_files import read_yaml
 
 _BEST, _PREDICTIONS, _ARCHIVE = "best.yaml", "test_preds.json.gz", "pred.zip"
 
 
-def audit_results(task: Task, sweep: SweepSettings, recipe: TrialRecipe, replayed: Replayed) -> Iterator[Finding]:
+def audit_results(
+    task: SweepTask, sweep: SweepSettings, recipe: TrialRecipe, replayed: ReplayResult
+) -> Iterator[AuditFinding]:
     """Compare all that was made of a sweep's table with what is made of it now."""
     folder = sweep.path
-    confirming = _audit_confirming(task, sweep, recipe, replayed)
+    confirming = _audit_confirm_sweep(task, sweep, recipe, replayed)
     yield from confirming.findings
-    yield from _first_clean(partial(_audit_chosen, task, sweep, recipe, confirming), replayed)
+    yield from _find_unless_outdated(partial(_audit_winner_files, task, sweep, recipe, confirming), replayed)
     for name in (
         "sweep.yaml",
         _BEST,
-        NEXT_SPACE,
-        REPORT,
+        NEXT_SPACE_FILE,
+        REPORT_FILE,
         "retrain/config.yaml",
-        f"{FOLDER}/sweep.yaml",
-        f"{FOLDER}/{FILE}",
+        f"{CONFIRM_FOLDER}/sweep.yaml",
+        f"{CONFIRM_FOLDER}/{CONFIRM_FILE}",
     ):
         if is_truncated(folder / name):
-            yield Finding("wrong", f"{name} is truncated: it has no line end")
+            yield AuditFinding("wrong", f"{name} is truncated: it has no line end")
     yield from _audit_retraining(folder, sweep)
     yield from _audit_report(folder, task)
 
 
-def _first_clean(check: Any, replayed: Replayed) -> list[Finding]:
+def _find_unless_outdated(check: Any, replayed: ReplayResult) -> list[AuditFinding]:
     """The findings of a check with the table that the sweep has come to.
 
     A sweep that was given more trials or a larger budget has come to an end more than once, and what comes after the
     trials may still be that of an earlier end: then there are no findings.
     """
-    tables: Sequence[TrialTable | None] = replayed.ends[::-1] or [None]
+    tables: Sequence[TrialTable | None] = replayed.final_tables[::-1] or [None]
     found = [list(check(table, is_over=replayed.is_ended)) for table in tables]
     return found[0] if all(found) else []
 
@@ -73,18 +91,24 @@ def _first_clean(check: Any, replayed: Replayed) -> list[Finding]:
 # --- the confirmation -------------------------------------------------------------------------------------------------
 
 
-def _audit_confirming(task: Task, sweep: SweepSettings, recipe: TrialRecipe, replayed: Replayed) -> Replayed:
+def _audit_confirm_sweep(
+    task: SweepTask, sweep: SweepSettings, recipe: TrialRecipe, replayed: ReplayResult
+) -> ReplayResult:
     """The runs of a confirmation, as trials of a sweep of their own."""
-    folder, label = sweep.path / FOLDER, f"{FOLDER}/"
+    folder, label = sweep.path / CONFIRM_FOLDER, f"{CONFIRM_FOLDER}/"
     settings = replace(
         sweep, folder=str(folder), second_objective=None, time_budget_s=None, gpu_hours=None, gpus_per_trial=None
     )
-    files = UntouchedFiles(folder)
-    history = History(settings, rule=Fifo(), table=empty_table(settings), files=files, command=recipe.command)
+    files = ReadOnlyCheckpointFiles(folder)
+    history = History(
+        settings, scheduler=Fifo(), table=make_empty_table(settings), files=files, command=recipe.format_command
+    )
     every = task.config.trainer.check_val_every_n_epoch
     if not folder.is_dir():
-        return Replayed(history)
-    confirming = replay(history, folder, label, settings, Expected(None, None, 0, {}, lambda number: None, every))
+        return ReplayResult(history)
+    confirming = replay_events(
+        history, folder, label, settings, Expectations(None, None, 0, {}, lambda number: None, every)
+    )
     found = confirming.findings
     found += _audit_space_copy(sweep.path)
     kept = folder / "sweep.yaml"
@@ -92,16 +116,16 @@ def _audit_confirming(task: Task, sweep: SweepSettings, recipe: TrialRecipe, rep
         record = read_yaml(kept)
     except UserError as error:
         record = {}
-        found.append(Finding("wrong", f"{label}sweep.yaml: {error}"))
+        found.append(AuditFinding("wrong", f"{label}sweep.yaml: {error}"))
     if not kept.is_file():
-        found.append(Finding("lost", f"{label}sweep.yaml is missing"))
+        found.append(AuditFinding("lost", f"{label}sweep.yaml is missing"))
     elif record:
         origin = {key: value for key, value in record.items() if key not in ("confirms", "format", PROCESS_MB)}
-        for name, theirs, ours in differences(origin, dict(task.origin or {})):
-            found.append(Finding("wrong", f"{label}sweep.yaml has {name} {theirs}, but sweep.yaml has {ours}"))
+        for name, theirs, ours in find_differences(origin, dict(task.origin or {})):
+            found.append(AuditFinding("wrong", f"{label}sweep.yaml has {name} {theirs}, but sweep.yaml has {ours}"))
         confirms = str(record.get("confirms"))
         if Path(confirms).name != sweep.name and confirms != str(folder.parent):
-            found.append(Finding("wrong", f"{label}sweep.yaml confirms {confirms}, which is another sweep"))
+            found.append(AuditFinding("wrong", f"{label}sweep.yaml confirms {confirms}, which is another sweep"))
     found += audit_csv(confirming, folder / "trials.csv", f"{label}trials.csv")
     is_ahead = sweep.storage is not None
     place = folder / "tensorboard"
@@ -111,97 +135,112 @@ def _audit_confirming(task: Task, sweep: SweepSettings, recipe: TrialRecipe, rep
     return confirming
 
 
-def _audit_space_copy(folder: Path) -> Iterator[Finding]:
+def _audit_space_copy(folder: Path) -> Iterator[AuditFinding]:
     for file in (folder / "search_space").glob("*"):
-        name = f"{FOLDER}/search_space/{file.name}"
+        name = f"{CONFIRM_FOLDER}/search_space/{file.name}"
         if not (folder / name).is_file():
-            yield Finding("lost", f"{name} is missing")
+            yield AuditFinding("lost", f"{name} is missing")
         elif (folder / name).read_bytes() != file.read_bytes():
-            yield Finding("wrong", f"{name} is not search_space/{file.name}")
+            yield AuditFinding("wrong", f"{name} is not search_space/{file.name}")
 
 
-def _audit_chosen(
-    task: Task,
+def _audit_winner_files(
+    task: SweepTask,
     sweep: SweepSettings,
     recipe: TrialRecipe,
-    confirming: Replayed,
+    confirming: ReplayResult,
     table: TrialTable | None,
     *,
     is_over: bool,
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     """confirm.yaml, best.yaml and front/ of the table that a sweep ended with."""
     folder = sweep.path
     if table is None:
-        for name in (f"{FOLDER}/{EVENTS}", _BEST):
+        for name in (f"{CONFIRM_FOLDER}/{EVENTS_FILE}", _BEST):
             if (folder / name).is_file():
-                yield Finding("wrong", f"{name} is there, although {EVENTS} does not say that the sweep has ended")
+                yield AuditFinding(
+                    "wrong", f"{name} is there, although {EVENTS_FILE} does not say that the sweep has ended"
+                )
         return
     try:
-        confirmed = read_yaml(folder / FOLDER / FILE) or None
+        confirmed = read_yaml(folder / CONFIRM_FOLDER / CONFIRM_FILE) or None
     except UserError as error:
-        yield Finding("wrong", f"{FOLDER}/{FILE}: {error}")
+        yield AuditFinding("wrong", f"{CONFIRM_FOLDER}/{CONFIRM_FILE}: {error}")
         return
-    yield from _audit_runs(task, table, confirming)
+    yield from _audit_confirm_runs(task, table, confirming)
     if confirmed is None and confirming.is_finished and (read_yaml(folder / _BEST).get("seeds") if is_over else None):
-        yield Finding("lost", f"{FOLDER}/{FILE} is missing, although {_BEST} is made of it")
+        yield AuditFinding("lost", f"{CONFIRM_FOLDER}/{CONFIRM_FILE} is missing, although {_BEST} is made of it")
         return
     if confirmed is not None:
         try:
-            yield from _audit_confirmation(task, table, confirming, confirmed)
+            yield from _audit_confirm_yaml(task, table, confirming, confirmed)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            yield Finding(
-                "wrong", f"{FOLDER}/{FILE} is not as a confirmation writes it ({type(error).__name__}: {error})"
+            yield AuditFinding(
+                "wrong",
+                f"{CONFIRM_FOLDER}/{CONFIRM_FILE} is not as a confirmation writes it ({type(error).__name__}: {error})",
             )
             return
-    yield from _audit_best(task, sweep, recipe, table, confirmed, is_over=is_over)
+    yield from _audit_best_files(task, sweep, recipe, table, confirmed, is_over=is_over)
 
 
-def _audit_runs(task: Task, table: TrialTable, confirming: Replayed) -> Iterator[Finding]:
+def _audit_confirm_runs(task: SweepTask, table: TrialTable, confirming: ReplayResult) -> Iterator[AuditFinding]:
     """That what was trained again are configurations of the table, with fresh seeds."""
-    configurations = [{}, *(without_seed(row.params) for row in table.rows.values())]
-    fresh = set(fresh_seeds(len(confirming.asked) or 1, table, task.defaults))
-    for number, params in confirming.asked.items():
-        if not any(same(without_seed(params), each) for each in configurations):
-            yield Finding("wrong", f"{FOLDER}/{EVENTS}: run {number} has parameters that no trial of the sweep had")
+    configurations = [{}, *(drop_seed(row.params) for row in table.rows.values())]
+    fresh = set(choose_fresh_seeds(len(confirming.suggested_params) or 1, table, task.defaults))
+    for number, params in confirming.suggested_params.items():
+        if not any(is_same_value(drop_seed(params), each) for each in configurations):
+            yield AuditFinding(
+                "wrong", f"{CONFIRM_FOLDER}/{EVENTS_FILE}: run {number} has parameters that no trial of the sweep had"
+            )
         if params.get("seed") not in fresh:
-            yield Finding(
-                "wrong", f"{FOLDER}/{EVENTS}: run {number} has the seed {params.get('seed')}, which is not fresh"
+            yield AuditFinding(
+                "wrong",
+                f"{CONFIRM_FOLDER}/{EVENTS_FILE}: run {number} has the seed {params.get('seed')}, which is not fresh",
             )
     seen: list[dict[str, Any]] = []
-    for number, params in confirming.asked.items():
-        if any(same(params, each) for each in seen):
-            yield Finding("repeated", f"{FOLDER}/{EVENTS}: run {number} has the parameters of one before it")
+    for number, params in confirming.suggested_params.items():
+        if any(is_same_value(params, each) for each in seen):
+            yield AuditFinding(
+                "repeated", f"{CONFIRM_FOLDER}/{EVENTS_FILE}: run {number} has the parameters of one before it"
+            )
         seen.append(params)
 
 
-def _audit_confirmation(
-    task: Task, table: TrialTable, confirming: Replayed, confirmed: Mapping[str, Any]
-) -> Iterator[Finding]:
-    name = f"{FOLDER}/{FILE}"
+def _audit_confirm_yaml(
+    task: SweepTask, table: TrialTable, confirming: ReplayResult, confirmed: Mapping[str, Any]
+) -> Iterator[AuditFinding]:
+    name = f"{CONFIRM_FOLDER}/{CONFIRM_FILE}"
     if not confirming.is_finished:
-        yield Finding("wrong", f"{name} is there, although {FOLDER}/{EVENTS} does not say that its runs are finished")
-    top_k = sum(each["label"] != "default" for each in confirmed["candidates"])
-    chosen = candidates(table, defaults=task.defaults, top_k=top_k)
-    if not chosen:
-        yield Finding("wrong", f"{name} is there, although no trial of the sweep has a value")
-        return
-    seeds = fresh_seeds(len(confirmed["seeds"]), table, task.defaults)
-    wanted = runs(chosen, seeds)
-    asked = list(confirming.asked.values())
-    if confirming.num_processes == 1 and asked and not same(asked, wanted):
-        index = next(
-            (i for i, (one, other) in enumerate(zip(asked, wanted, strict=False)) if not same(one, other)), len(wanted)
+        yield AuditFinding(
+            "wrong", f"{name} is there, although {CONFIRM_FOLDER}/{EVENTS_FILE} does not say that its runs are finished"
         )
-        yield Finding("wrong", f"{FOLDER}/{EVENTS}: run {index} is not what {name} and the sweep's table make it")
+    top_k = sum(each["label"] != "default" for each in confirmed["candidates"])
+    chosen = choose_candidates(table, defaults=task.defaults, top_k=top_k)
+    if not chosen:
+        yield AuditFinding("wrong", f"{name} is there, although no trial of the sweep has a value")
+        return
+    seeds = choose_fresh_seeds(len(confirmed["seeds"]), table, task.defaults)
+    wanted = list_runs(chosen, seeds)
+    asked = list(confirming.suggested_params.values())
+    if confirming.num_processes == 1 and asked and not is_same_value(asked, wanted):
+        index = next(
+            (i for i, (one, other) in enumerate(zip(asked, wanted, strict=False)) if not is_same_value(one, other)),
+            len(wanted),
+        )
+        yield AuditFinding(
+            "wrong", f"{CONFIRM_FOLDER}/{EVENTS_FILE}: run {index} is not what {name} and the sweep's table make it"
+        )
     for params in wanted:
-        if not any(same(params, each) for each in asked):
-            yield Finding("lost", f"{FOLDER}/{EVENTS} has no run of {params}")
-    trained = confirming.ends[-1] if confirming.ends else confirming.history.table
-    for place, theirs, ours in differences(dict(confirmed), _plain(account(chosen, seeds, trained))):
-        yield Finding("wrong", f"{name}: {place} is {theirs}, but its runs give {ours}")
+        if not any(is_same_value(params, each) for each in asked):
+            yield AuditFinding("lost", f"{CONFIRM_FOLDER}/{EVENTS_FILE} has no run of {params}")
+    trained = confirming.final_tables[-1] if confirming.final_tables else confirming.history.table
+    for place, theirs, ours in find_differences(
+        dict(confirmed), _roundtrip_yaml(summarise_confirmation(chosen, seeds, trained))
+    ):
+        yield AuditFinding("wrong", f"{name}: {place} is {theirs}, but its runs give {ours}")
 
 
-def _plain(content: Any) -> Any:
+def _roundtrip_yaml(content: Any) -> Any:
     """As it is read back from YAML."""
     return yaml.safe_load(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
@@ -209,33 +248,37 @@ def _plain(content: Any) -> Any:
 # --- the winner -------------------------------------------------------------------------------------------------------
 
 
-def _audit_best(
-    task: Task,
+def _audit_best_files(
+    task: SweepTask,
     sweep: SweepSettings,
     recipe: TrialRecipe,
     table: TrialTable,
     confirmed: Mapping[str, Any] | None,
     *,
     is_over: bool,
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     """Write best.yaml and front/ anew, elsewhere, and compare."""
     folder = sweep.path
     try:
         winner = select_winner(table, folder=folder, confirmed=confirmed)
     except (NoWinnerError, KeyError) as error:
         if (folder / _BEST).is_file():
-            yield Finding("wrong", f"{_BEST} is there, but {error}")
+            yield AuditFinding("wrong", f"{_BEST} is there, but {error}")
         return
     if not (folder / _BEST).is_file():
-        later = [name for name in ("retrain", "front", REPORT) if is_over and _is_later(folder / name, folder / EVENTS)]
+        later = [
+            name
+            for name in ("retrain", "front", REPORT_FILE)
+            if is_over and _is_not_older(folder / name, folder / EVENTS_FILE)
+        ]
         if later:
-            yield Finding("lost", f"{_BEST} is missing, although {later[0]} is there")
+            yield AuditFinding("lost", f"{_BEST} is missing, although {later[0]} is there")
         return
     with tempfile.TemporaryDirectory() as place:
-        write_chosen(
+        write_winner(
             table,
             winner,
-            overrides=lambda row: with_params(recipe.overrides, row.params),
+            overrides=lambda row: add_param_overrides(recipe.overrides, row.params),
             sweep=replace(sweep, folder=place),
             origin=task.origin or {},
             confirmed=confirmed,
@@ -244,33 +287,33 @@ def _audit_best(
         there = sorted(each.relative_to(folder).as_posix() for each in (folder / "front").glob("*.yaml"))
         for name in sorted({*wanted, *there}):
             if name not in wanted:
-                yield Finding("wrong", f"{name} is of a trial that is not on the front")
+                yield AuditFinding("wrong", f"{name} is of a trial that is not on the front")
             elif not (folder / name).is_file():
-                yield Finding("lost", f"{name} is missing")
+                yield AuditFinding("lost", f"{name} is missing")
             else:
                 yield from _audit_best_file(folder / name, name, read_yaml(Path(place) / name), sweep)
 
 
-def _is_later(file: Path, than: Path) -> bool:
+def _is_not_older(file: Path, than: Path) -> bool:
     return file.exists() and file.stat().st_mtime >= than.stat().st_mtime
 
 
-def _audit_best_file(file: Path, name: str, wanted: dict[str, Any], sweep: SweepSettings) -> Iterator[Finding]:
+def _audit_best_file(file: Path, name: str, wanted: dict[str, Any], sweep: SweepSettings) -> Iterator[AuditFinding]:
     try:
         there = read_yaml(file)
     except UserError as error:
-        yield Finding("wrong", f"{name}: {error}")
+        yield AuditFinding("wrong", f"{name}: {error}")
         return
     words = shlex.split(str(there.pop("command", "")))
     wanted.pop("command")
     if words[:2] != ["python", "train.py"] or len(words) != 3 or not _is_best(words[2], name, sweep):
-        yield Finding("wrong", f"{name}: command is {shlex.join(words)}, which does not train it")
+        yield AuditFinding("wrong", f"{name}: command is {shlex.join(words)}, which does not train it")
     for content in (there, wanted):  # paths may have been given anew when the sweep was continued
         content["overrides"] = [
             each for each in content.get("overrides") or [] if not str(each).startswith(("paths.", "data.root="))
         ]
-    for place, theirs, ours in differences(there, wanted):
-        yield Finding("wrong", f"{name}: {place} is {theirs}, but sweep.yaml and {EVENTS} make it {ours}")
+    for place, theirs, ours in find_differences(there, wanted):
+        yield AuditFinding("wrong", f"{name}: {place} is {theirs}, but sweep.yaml and {EVENTS_FILE} make it {ours}")
 
 
 def _is_best(override: str, name: str, sweep: SweepSettings) -> bool:
@@ -284,7 +327,7 @@ def _is_best(override: str, name: str, sweep: SweepSettings) -> bool:
 # --- after it ---------------------------------------------------------------------------------------------------------
 
 
-def _audit_retraining(folder: Path, sweep: SweepSettings) -> Iterator[Finding]:
+def _audit_retraining(folder: Path, sweep: SweepSettings) -> Iterator[AuditFinding]:
     """That best.yaml was retrained, and that the files of the retraining are there."""
     place = folder / "retrain"
     if not place.is_dir():
@@ -297,32 +340,32 @@ def _audit_retraining(folder: Path, sweep: SweepSettings) -> Iterator[Finding]:
         metrics = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else None
         config = read_yaml(place / "config.yaml")
     except (UserError, ValueError) as error:
-        yield Finding("wrong", f"retrain/ has a damaged file ({error})")
+        yield AuditFinding("wrong", f"retrain/ has a damaged file ({error})")
         return
     is_begun = bool(config) or metrics is not None
     if overrides is None:
         if is_begun:
-            yield Finding("lost", "retrain/overrides.json is missing")
+            yield AuditFinding("lost", "retrain/overrides.json is missing")
     elif not best:
-        yield Finding("lost", f"{_BEST} is missing, although retrain/ is there")
+        yield AuditFinding("lost", f"{_BEST} is missing, although retrain/ is there")
     elif [each for each in overrides if each != "train_on_val=true"] != best.get("overrides"):
-        yield Finding("wrong", f"retrain/overrides.json is of another configuration than {_BEST}")
+        yield AuditFinding("wrong", f"retrain/overrides.json is of another configuration than {_BEST}")
     if not config and (overrides is not None or metrics is not None):
-        yield Finding("lost", "retrain/config.yaml is missing")
+        yield AuditFinding("lost", "retrain/config.yaml is missing")
     elif config and best.get("configuration"):
-        yield from _audit_retrained_config(config, best["configuration"], overrides or [])
+        yield from _audit_retrain_config(config, best["configuration"], overrides or [])
         if config.get("best") is not None and not _is_best(f"best={config['best']}", _BEST, sweep):
-            yield Finding("wrong", f"retrain/config.yaml has best {config['best']}, which is of another sweep")
+            yield AuditFinding("wrong", f"retrain/config.yaml has best {config['best']}, which is of another sweep")
     for file in (place / "checkpoints").glob("*.ckpt"):
-        if not _is_sound_archive(file):
-            yield Finding("wrong", f"retrain/checkpoints/{file.name} is damaged")
+        if not _is_intact_archive(file):
+            yield AuditFinding("wrong", f"retrain/checkpoints/{file.name} is damaged")
     if metrics is not None:
-        yield from _audit_retrained_metrics(place, metrics)
-    elif _is_later(folder / REPORT, folder / _BEST) and (place / _PREDICTIONS).is_file():
-        yield Finding("lost", f"retrain/metrics.json is missing, although {REPORT} is there")
+        yield from _audit_retrain_metrics(place, metrics)
+    elif _is_not_older(folder / REPORT_FILE, folder / _BEST) and (place / _PREDICTIONS).is_file():
+        yield AuditFinding("lost", f"retrain/metrics.json is missing, although {REPORT_FILE} is there")
 
 
-def _is_sound_archive(file: Path) -> bool:
+def _is_intact_archive(file: Path) -> bool:
     """Whether a ZIP archive, as checkpoints are, is whole by its own checksums."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -331,7 +374,7 @@ def _is_sound_archive(file: Path) -> bool:
         return False
 
 
-def _is_sound_gzip(file: Path) -> bool:
+def _is_intact_gzip(file: Path) -> bool:
     try:
         with gzip.open(file) as stream:
             while stream.read(2**20):
@@ -341,21 +384,21 @@ def _is_sound_gzip(file: Path) -> bool:
     return True
 
 
-_OF_DEVICES = ("trainer.devices", "trainer.num_nodes", "data.batch_size", "train_on_val", "test")
+_DEVICE_KEYS = ("trainer.devices", "trainer.num_nodes", "data.batch_size", "train_on_val", "test")
 """What a retraining on several devices, or with the validation split, changes."""
 
 
-def _audit_retrained_config(
+def _audit_retrain_config(
     config: Mapping[str, Any], best: Mapping[str, Any], overrides: Sequence[str]
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     made = OmegaConf.create(dict(config))
     assert isinstance(made, DictConfig)
-    for key, theirs, ours in _of_configuration(configuration(made), best):
-        if key not in _OF_DEVICES or (key == "data.batch_size" and theirs * _num_devices(config) != ours):
-            yield Finding("wrong", f"retrain/config.yaml has {key} {theirs}, but {_BEST} has {ours}")
+    for key, theirs, ours in _find_config_differences(select_configuration(made), best):
+        if key not in _DEVICE_KEYS or (key == "data.batch_size" and theirs * _num_devices(config) != ours):
+            yield AuditFinding("wrong", f"retrain/config.yaml has {key} {theirs}, but {_BEST} has {ours}")
     is_on_val = "train_on_val=true" in overrides
     if config.get("train_on_val") not in (is_on_val, None):
-        yield Finding("wrong", f"retrain/config.yaml has train_on_val {config.get('train_on_val')}")
+        yield AuditFinding("wrong", f"retrain/config.yaml has train_on_val {config.get('train_on_val')}")
 
 
 def _num_devices(config: Mapping[str, Any]) -> int:
@@ -365,34 +408,34 @@ def _num_devices(config: Mapping[str, Any]) -> int:
     return (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes") or 1)
 
 
-def _of_configuration(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _find_config_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for key in {**ours, **theirs}:
-        if not same(ours.get(key, ABSENT), theirs.get(key, ABSENT)):
-            yield key, ours.get(key, ABSENT), theirs.get(key, ABSENT)
+        if not is_same_value(ours.get(key, ABSENT_VALUE), theirs.get(key, ABSENT_VALUE)):
+            yield key, ours.get(key, ABSENT_VALUE), theirs.get(key, ABSENT_VALUE)
 
 
-def _audit_retrained_metrics(place: Path, metrics: Any) -> Iterator[Finding]:
+def _audit_retrain_metrics(place: Path, metrics: Any) -> Iterator[AuditFinding]:
     if not isinstance(metrics, dict) or not isinstance(metrics.get("metrics"), dict):
-        yield Finding("wrong", "retrain/metrics.json has no metrics")
+        yield AuditFinding("wrong", "retrain/metrics.json has no metrics")
         return
     checkpoint = place / "checkpoints" / Path(str(metrics.get("checkpoint"))).name
     if not checkpoint.is_file():
-        yield Finding("lost", f"retrain/metrics.json is of {checkpoint.name}, which is missing")
+        yield AuditFinding("lost", f"retrain/metrics.json is of {checkpoint.name}, which is missing")
     if not (place / _PREDICTIONS).is_file():
-        yield Finding("lost", f"retrain/{_PREDICTIONS} is missing, although retrain/metrics.json is there")
-    elif not _is_sound_gzip(place / _PREDICTIONS):
-        yield Finding("wrong", f"retrain/{_PREDICTIONS} is damaged")
-    if (place / _ARCHIVE).is_file() and not _is_sound_archive(place / _ARCHIVE):
-        yield Finding("wrong", f"retrain/{_ARCHIVE} is damaged")
-    if not (place.parent / REPORT).is_file():
-        yield Finding("lost", f"{REPORT} is missing, although retrain/metrics.json is there")
-    yield from _audit_reported_metrics(place.parent, metrics["metrics"], checkpoint)
+        yield AuditFinding("lost", f"retrain/{_PREDICTIONS} is missing, although retrain/metrics.json is there")
+    elif not _is_intact_gzip(place / _PREDICTIONS):
+        yield AuditFinding("wrong", f"retrain/{_PREDICTIONS} is damaged")
+    if (place / _ARCHIVE).is_file() and not _is_intact_archive(place / _ARCHIVE):
+        yield AuditFinding("wrong", f"retrain/{_ARCHIVE} is damaged")
+    if not (place.parent / REPORT_FILE).is_file():
+        yield AuditFinding("lost", f"{REPORT_FILE} is missing, although retrain/metrics.json is there")
+    yield from _audit_report_metrics(place.parent, metrics["metrics"], checkpoint)
 
 
-def _audit_reported_metrics(folder: Path, metrics: Mapping[str, Any], checkpoint: Path) -> Iterator[Finding]:
+def _audit_report_metrics(folder: Path, metrics: Mapping[str, Any], checkpoint: Path) -> Iterator[AuditFinding]:
     """The report, if it was written after this retraining, has its figures and no others."""
-    report, name = folder / REPORT, "retrain/metrics.json"
-    if not report.is_file() or not checkpoint.is_file() or not _is_later(report, checkpoint):
+    report, name = folder / REPORT_FILE, "retrain/metrics.json"
+    if not report.is_file() or not checkpoint.is_file() or not _is_not_older(report, checkpoint):
         return
     page = report.read_text(encoding="utf-8", errors="replace")
     section = re.search(r'<h2 id="retrained">.*?(?=<h2 |</body>)', page, re.DOTALL)
@@ -404,32 +447,32 @@ def _audit_reported_metrics(folder: Path, metrics: Mapping[str, Any], checkpoint
         if text in shown:
             shown.remove(text)
         else:
-            yield Finding("wrong", f"{name} has {metric} = {value}, which {REPORT} does not have")
+            yield AuditFinding("wrong", f"{name} has {metric} = {value}, which {REPORT_FILE} does not have")
     for text in shown:
-        yield Finding("lost", f"{name} has no metric of {text}, which {REPORT} has")
+        yield AuditFinding("lost", f"{name} has no metric of {text}, which {REPORT_FILE} has")
 
 
-def _audit_report(folder: Path, task: Task) -> Iterator[Finding]:
+def _audit_report(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     """report.html and next_space.yaml are what they would be now, unless something was written since."""
-    files = [EVENTS, _BEST, f"{FOLDER}/{FILE}", "sweep.yaml", "retrain/metrics.json"]
+    files = [EVENTS_FILE, _BEST, f"{CONFIRM_FOLDER}/{CONFIRM_FILE}", "sweep.yaml", "retrain/metrics.json"]
     made_of = [folder / name for name in files]
     newest = max((each.stat().st_mtime for each in made_of if each.is_file()), default=0.0)
     report, space = (
-        each.is_file() and each.stat().st_mtime >= newest for each in (folder / REPORT, folder / NEXT_SPACE)
+        each.is_file() and each.stat().st_mtime >= newest for each in (folder / REPORT_FILE, folder / NEXT_SPACE_FILE)
     )
     if not (report or space):
         return
     try:
         page, wanted = report_of(folder, scientific=task.config.report.scientific)
     except (UserError, KeyError, ValueError, TypeError, OSError) as error:
-        yield Finding("wrong", f"{REPORT} and {NEXT_SPACE} cannot be made again ({error})")
+        yield AuditFinding("wrong", f"{REPORT_FILE} and {NEXT_SPACE_FILE} cannot be made again ({error})")
         return
-    if report and (task.origin or {}).get("git", {}).get("revision") == git_state()["revision"]:
-        yield from _compare_pages((folder / REPORT).read_text(encoding="utf-8", errors="replace"), page)
-    yield from _audit_next_space(folder / NEXT_SPACE, wanted, is_current=space)
+    if report and (task.origin or {}).get("git", {}).get("revision") == read_git_state()["revision"]:
+        yield from _compare_pages((folder / REPORT_FILE).read_text(encoding="utf-8", errors="replace"), page)
+    yield from _audit_next_space(folder / NEXT_SPACE_FILE, wanted, is_current=space)
 
 
-def _compare_pages(there: str, wanted: str) -> Iterator[Finding]:
+def _compare_pages(there: str, wanted: str) -> Iterator[AuditFinding]:
     """Only a page of this revision of the project can be compared: others may say the same in other words."""
     title = "the head"
     for number, (one, other) in enumerate(itertools.zip_longest(there.splitlines(), wanted.splitlines()), start=1):
@@ -438,17 +481,21 @@ def _compare_pages(there: str, wanted: str) -> Iterator[Finding]:
         elif other is not None and other.startswith("<script"):
             title = "the charts"
         if one != other:
-            yield Finding("wrong", f"{REPORT}: line {number}, in {title}, is not what the files of the sweep give")
+            yield AuditFinding(
+                "wrong", f"{REPORT_FILE}: line {number}, in {title}, is not what the files of the sweep give"
+            )
             return
 
 
-def _audit_next_space(file: Path, wanted: str | None, *, is_current: bool) -> Iterator[Finding]:
+def _audit_next_space(file: Path, wanted: str | None, *, is_current: bool) -> Iterator[AuditFinding]:
     if is_current and wanted is None:
-        yield Finding("wrong", f"{NEXT_SPACE} is there, but the advice gives none")
+        yield AuditFinding("wrong", f"{NEXT_SPACE_FILE} is there, but the advice gives none")
     elif is_current and wanted is not None:
         theirs, ours = file.read_text(encoding="utf-8").splitlines(), wanted.splitlines()
         for number, (one, other) in enumerate(itertools.zip_longest(theirs, ours, fillvalue=""), start=1):
             if one != other:
-                yield Finding("wrong", f"{NEXT_SPACE}: line {number} is {one!r}, but the advice gives {other!r}")
+                yield AuditFinding(
+                    "wrong", f"{NEXT_SPACE_FILE}: line {number} is {one!r}, but the advice gives {other!r}"
+                )
     elif not file.is_file() and wanted is not None:
-        yield Finding("lost", f"{NEXT_SPACE} is missing, although {REPORT} is there")
+        yield AuditFinding("lost", f"{NEXT_SPACE_FILE} is missing, although {REPORT_FILE} is there")

@@ -11,10 +11,10 @@ from typing import Any
 
 from handpose.errors import UserError
 from handpose.report.table import State, TrialRow, TrialTable, second_objectives
-from handpose.schedulers.scheduler import Continuation, Rule
+from handpose.schedulers.scheduler import Scheduler, SegmentStart
 from handpose.search.space import Params
 from handpose.sweep.controller.node_quarantine import NodeHealth
-from handpose.sweep.controller.slots import Room
+from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.record.events import (
     Asked,
     Begun,
@@ -31,12 +31,12 @@ from handpose.sweep.record.events import (
 )
 from handpose.sweep.record.settings import SpentBudget, SweepSettings
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles
-from handpose.sweep.storage.retention import CheckpointShelf, Need
+from handpose.sweep.storage.retention import CheckpointNeed, CheckpointRetention
 from handpose.values import same
 
 _NUM_FINALISTS = 3
-_NOT_ITS_FAULT: tuple[FailureKind, ...] = ("preempted", "lost", "worn")
-_AFTER: Mapping[Decision, State] = {
+_BLAMELESS_FAILURES: tuple[FailureKind, ...] = ("preempted", "lost", "worn")
+_STATE_AFTER_DECISION: Mapping[Decision, State] = {
     "continue": "running",
     "pause": "paused",
     "stop": "stopped",
@@ -45,7 +45,7 @@ _AFTER: Mapping[Decision, State] = {
     "infeasible": "infeasible",
 }
 
-_CAN_FOLLOW: Mapping[type, tuple[State, ...]] = {
+_STATES_BEFORE_EVENT: Mapping[type, tuple[State, ...]] = {
     Begun: ("waiting", "paused"),
     Ended: ("running", "waiting", "paused"),
 }
@@ -65,24 +65,24 @@ class TrialHistory:
     proposed: Params
     values: dict[int, float] = field(default_factory=dict)
     best_value: float = math.nan
-    num_stretches: int = 0
+    num_segments: int = 0
     num_failures: int = 0
-    not_before: float = 0.0
+    retry_at: float = 0.0
     gpus: float | None = None
-    held_gpus: float = 0.0
+    segment_gpus: float = 0.0
     is_perturbed: bool = False
-    _began_at: float = 0.0
-    _seconds_before: float = 0.0
+    _segment_started_at: float = 0.0
+    _seconds_before_segment: float = 0.0
 
-    def begin(self, at: float) -> None:
-        self._began_at, self._seconds_before = at, self.row.seconds
+    def start_segment(self, at: float) -> None:
+        self._segment_started_at, self._seconds_before_segment = at, self.row.seconds
 
-    def spend(self, now: float) -> None:
+    def update_seconds(self, now: float) -> None:
         """Count the time of the stretch that runs."""
-        self.row.seconds = self._seconds_before + now - self._began_at
+        self.row.seconds = self._seconds_before_segment + now - self._segment_started_at
 
 
-def empty_table(settings: SweepSettings) -> TrialTable:
+def make_empty_table(settings: SweepSettings) -> TrialTable:
     """The table of a sweep before its first trial."""
     objectives = second_objectives(settings.second_objective)
     table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs, objectives=objectives)
@@ -102,7 +102,7 @@ class History:
         self,
         settings: SweepSettings,
         *,
-        rule: Rule,
+        scheduler: Scheduler,
         table: TrialTable,
         files: CheckpointFiles | None = None,
         command: Callable[[Params], str] = lambda params: "",
@@ -114,34 +114,34 @@ class History:
         self.at = 0.0
         self.live: dict[State, set[int]] = {"running": set(), "waiting": set(), "paused": set()}
         self.files = files or FolderFiles(settings.path)
-        self.shelf = CheckpointShelf(
+        self.retention = CheckpointRetention(
             self.files,
             settings.checkpoint_budget_gb * 1e9,
-            need=self._need,
-            loss=lambda trial: self._target.loss(self.table.value(self.table.rows[trial])),
+            get_need=self._get_checkpoint_need,
+            get_loss=lambda trial: self._target.loss(self.table.value(self.table.rows[trial])),
             is_running=lambda trial: self.table.rows[trial].state in ("running", "waiting"),
         )
         self._settings = settings
-        self._rule = rule
+        self._scheduler = scheduler
         self.gpus = 0.0
         self.health = NodeHealth(settings.set_aside_after)
         self._command = command
         self._finalists: list[tuple[float, int]] = []
-        self._failed_first: set[int] = set()
+        self._failed_before_any_report: set[int] = set()
         self._gpu_s = 0.0
-        self._held_gpus = 0.0
+        self._running_gpus = 0.0
         self._target = settings.target
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
-    def decide(self, number: int, epoch: int, value: float) -> Decision:
+    def decide_after_report(self, number: int, epoch: int, value: float) -> Decision:
         """What becomes of a trial that has reported. To be asked once a report: the rule learns it."""
-        if not math.isfinite(value) or self._explodes(number, value):
+        if not math.isfinite(value) or self._is_exploding(number, value):
             return "diverged"
-        verdict = self._rule.reported(number, epoch, self._target.loss(value))
-        return "complete" if epoch >= self._settings.max_epochs else verdict
+        decision = self._scheduler.on_trial_result(number, epoch, self._target.loss(value))
+        return "complete" if epoch >= self._settings.max_epochs else decision
 
-    def chance(self, number: int, kind: FailureKind, *, node: str = "") -> tuple[bool, float | None]:
+    def decide_retry(self, number: int, kind: FailureKind, *, node: str = "") -> tuple[bool, float | None]:
         """Whether a trial that failed on a node is tried again, and its share of a GPU then.
 
         A mistake comes again, so that it ends the trial; but while no trial has reported it may be a bug that the
@@ -151,49 +151,53 @@ class History:
         share = self.gpus if trial.gpus is None else trial.gpus
         if kind == "gpu_memory" and 0 < share < 1:
             return True, min(1.0, 2 * share)
-        if kind in _NOT_ITS_FAULT:
+        if kind in _BLAMELESS_FAILURES:
             return True, trial.gpus
         comes_again = kind == "gpu_memory" or (kind == "mistake" and self.num_reports)
-        left = (0 if comes_again else self._settings.max_retries) - trial.num_failures + self.health.excused(number)
-        return left > 0 or (left == 0 and self.health.excuses(node, number)), trial.gpus
+        left = (
+            (0 if comes_again else self._settings.max_retries)
+            - trial.num_failures
+            + self.health.count_excused_failures(number)
+        )
+        return left > 0 or (left == 0 and self.health.is_excusable(node, number)), trial.gpus
 
-    def is_to_be_set_aside(self, number: int, kind: FailureKind, node: str, *, room: Room) -> bool:
+    def should_quarantine(self, number: int, kind: FailureKind, node: str, *, capacity: NodeCapacity) -> bool:
         """Whether with this failure so many different trials have failed on the node that it is to blame."""
-        return kind not in _NOT_ITS_FAULT and self.health.is_to_be_set_aside(node, number, room=room)
+        return kind not in _BLAMELESS_FAILURES and self.health.should_quarantine(node, number, capacity=capacity)
 
-    def is_hopeless(self, number: int, kind: FailureKind) -> bool:
+    def should_halt(self, number: int, kind: FailureKind) -> bool:
         """Whether with this failure so many different trials have failed, and none ever reported, that it is a bug."""
-        if self.num_reports or kind in _NOT_ITS_FAULT:
+        if self.num_reports or kind in _BLAMELESS_FAILURES:
             return False
-        return len(self._failed_first | {number}) >= self._settings.stop_after_failures
+        return len(self._failed_before_any_report | {number}) >= self._settings.stop_after_failures
 
-    def promoted(self) -> Continuation | None:
-        return self._rule.promoted(can_begin=self.can_begin)
+    def choose_trial_to_resume(self) -> SegmentStart | None:
+        return self._scheduler.choose_trial_to_resume(can_start_trial=self.can_start_trial)
 
-    def gpu_hours(self, now: float) -> float:
+    def count_gpu_hours(self, now: float) -> float:
         """GPUs times hours that stretches have held them; those of a process that was killed until its last event."""
-        return (self._gpu_s + self._held_gpus * (now - self.at)) / 3600
+        return (self._gpu_s + self._running_gpus * (now - self.at)) / 3600
 
     @property
     def spent_budget(self) -> SpentBudget | None:
         """A budget that the sweep had used up at its last event; None while there is some left of each."""
-        return self._settings.spent_budget(elapsed_s=self.at, gpu_hours=self.gpu_hours(self.at))
+        return self._settings.find_spent_budget(elapsed_s=self.at, gpu_hours=self.count_gpu_hours(self.at))
 
     @property
-    def can_begin(self) -> bool:
+    def can_start_trial(self) -> bool:
         return len(self.trials) < self.num_trials
 
-    def ready(self, now: float) -> int | None:
+    def find_trial_to_retry(self, now: float) -> int | None:
         """The trial to be tried again first."""
-        return next((each for each in sorted(self.live["waiting"]) if self.trials[each].not_before <= now), None)
+        return next((each for each in sorted(self.live["waiting"]) if self.trials[each].retry_at <= now), None)
 
-    def _explodes(self, number: int, value: float) -> bool:
+    def _is_exploding(self, number: int, value: float) -> bool:
         factor, best = self._settings.explosion_factor, self.trials[number].best_value
         if factor is None or not best > 0:  # no factor makes 0 or a negative value worse
             return False
         return value > factor * best if self._target.mode == "min" else value < best / factor
 
-    def _need(self, number: int) -> Need:
+    def _get_checkpoint_need(self, number: int) -> CheckpointNeed:
         row = self.table.rows[number]
         if not row.is_over:
             return "resumable"
@@ -213,17 +217,17 @@ class History:
         Raises UserError where it was decided otherwise.
         """
         place = f"{self._settings.path / 'events.jsonl'}: line {line}"
-        impossible = self.impossible(event)
+        impossible = self.find_contradiction(event)
         if impossible:
             raise UserError(f"{place} {impossible}; restore the file from a copy")
-        ours, theirs, about = self._again(event)
+        ours, theirs, about = self._decide_again(event)
         if ours != theirs:
             raise UserError(
                 f"{place} decides {about} as {theirs}, where this version "
                 f"of the project decides {ours}; go on with the revision that sweep.yaml names"
             )
 
-    def impossible(self, event: Event) -> str:
+    def find_contradiction(self, event: Event) -> str:
         """Why an event cannot follow those before it; empty where it can."""
         if isinstance(event, Asked) and event.trial in self.trials:
             return f"asks for trial {event.trial} again"
@@ -232,7 +236,7 @@ class History:
         if event.trial not in self.trials:
             return f"is about trial {event.trial}, which no line before it asks for"
         row, kind = self.table.rows[event.trial], type(event).__name__.lower()
-        if row.state not in _CAN_FOLLOW.get(type(event), ("running",)):
+        if row.state not in _STATES_BEFORE_EVENT.get(type(event), ("running",)):
             return f"has {kind!r} of trial {event.trial}, which is {row.state} by then"
         metric, second = self._settings.metric, self._settings.second_objective
         if isinstance(event, Reported) and event.epoch <= row.epochs:
@@ -243,141 +247,141 @@ class History:
             return f"has the costs of trial {event.trial} without {second}"
         return ""
 
-    def _again(self, event: Event) -> tuple[Any, Any, str]:
+    def _decide_again(self, event: Event) -> tuple[Any, Any, str]:
         """What is decided about an event, what it says was decided, and about what."""
         if isinstance(event, Reported):
-            ours = self.decide(event.trial, event.epoch, event.metrics[self._settings.metric])
+            ours = self.decide_after_report(event.trial, event.epoch, event.metrics[self._settings.metric])
             return ours, event.decision, f"epoch {event.epoch} of trial {event.trial}"
         if isinstance(event, Begun) and self.table.rows[event.trial].state == "paused":
-            promoted = self.promoted()
-            return promoted, Continuation(event.trial, event.source, event.params), "which trial is promoted"
+            promoted = self.choose_trial_to_resume()
+            return promoted, SegmentStart(event.trial, event.source, event.params), "which trial is promoted"
         return None, None, ""
 
     def apply(self, event: Event) -> None:
         """Change what the event changes."""
         if not isinstance(event, Opened):  # until then nothing ran
-            self._gpu_s += self._held_gpus * (event.at - self.at)
+            self._gpu_s += self._running_gpus * (event.at - self.at)
         self.at = event.at
         match event:
             case Opened():
-                self._open(event)
+                self._apply_opened(event)
             case Asked():
                 row = TrialRow(event.trial, event.params, state="waiting", command=self._command(event.params))
                 self.table.rows[event.trial] = row
                 self.trials[event.trial] = TrialHistory(row, event.params)
                 self.live["waiting"].add(event.trial)
-                self._rule.begun(event.trial, event.params)
+                self._scheduler.on_trial_start(event.trial, event.params)
             case Begun():
-                self._begin(event)
+                self._apply_begun(event)
             case Measured():
-                self._measure(event)
+                self._apply_measured(event)
             case Reported():
-                self._report(event)
+                self._apply_reported(event)
             case Failed():
-                self._fail(event)
+                self._apply_failed(event)
             case SetAside():
-                for number, times in self.health.set_aside(event.node).items():
+                for number, times in self.health.quarantine(event.node).items():
                     trial = self.trials[number]
-                    trial.num_failures, trial.not_before = max(0, trial.num_failures - times), event.at
+                    trial.num_failures, trial.retry_at = max(0, trial.num_failures - times), event.at
             case Ended():
-                self._end(event)
+                self._apply_ended(event)
             case Closed():
-                self._close(event)
+                self._apply_closed(event)
 
-    def _open(self, event: Opened) -> None:
+    def _apply_opened(self, event: Opened) -> None:
         """Whatever ran when the process before was killed or left waits to go on."""
         self.table.end = ""
         self.num_trials, self.gpus = event.num_trials, event.gpus
-        self.health.forget()
+        self.health.reset()
         for number in sorted(self.live["running"]):
-            self._go(number, "waiting")
+            self._set_state(number, "waiting")
         for trial in self.trials.values():
-            trial.not_before = 0.0
+            trial.retry_at = 0.0
 
-    def _begin(self, event: Begun) -> None:
+    def _apply_begun(self, event: Begun) -> None:
         trial = self.trials[event.trial]
         if trial.row.state == "paused":
-            self._rule.resumed(Continuation(event.trial, event.source, event.params))
+            self._scheduler.on_trial_resume(SegmentStart(event.trial, event.source, event.params))
         if event.checkpoint is not None:
-            self.shelf.put(event.trial, event.checkpoint)
+            self.retention.add(event.trial, event.checkpoint)
             trial.row.epochs = event.epoch
         if event.params is not None and not same(event.params, trial.row.params):
             # Population based training: the values from here on belong to other parameters than the searcher proposed.
             trial.row.params, trial.row.command, trial.is_perturbed = event.params, "", True
-        trial.num_stretches = event.stretch
-        trial.held_gpus = self.gpus if event.gpus is None else event.gpus
-        trial.begin(event.at)
-        self._go(event.trial, "running")
+        trial.num_segments = event.stretch
+        trial.segment_gpus = self.gpus if event.gpus is None else event.gpus
+        trial.start_segment(event.at)
+        self._set_state(event.trial, "running")
 
-    def _measure(self, event: Measured) -> None:
+    def _apply_measured(self, event: Measured) -> None:
         self.table.rows[event.trial].costs = event.costs
-        self.trials[event.trial].spend(event.at)
+        self.trials[event.trial].update_seconds(event.at)
         if self._settings.second_objective is not None:
-            self._rule.measured(event.trial, event.costs[self._settings.second_objective])
-        self._go(event.trial, _AFTER[event.decision])
+            self._scheduler.on_trial_cost(event.trial, event.costs[self._settings.second_objective])
+        self._set_state(event.trial, _STATE_AFTER_DECISION[event.decision])
 
-    def _report(self, event: Reported) -> None:
+    def _apply_reported(self, event: Reported) -> None:
         trial = self.trials[event.trial]
         row, value = trial.row, event.metrics[self._settings.metric]
         row.epochs, row.metrics, row.node, row.error = event.epoch, event.metrics, event.node, event.note
-        trial.spend(event.at)
+        trial.update_seconds(event.at)
         self.num_reports += 1
-        self.health.reported(event.node)
+        self.health.record_report(event.node)
         if not trial.is_perturbed:
             trial.values[event.epoch] = value
         if not self._target.loss(value) >= self._target.loss(trial.best_value):
             trial.best_value = value
         if event.checkpoint is not None:
-            self.shelf.put(event.trial, event.checkpoint)
+            self.retention.add(event.trial, event.checkpoint)
         if event.decision == "complete":
             insort(self._finalists, (self._target.loss(value), event.trial))
             del self._finalists[_NUM_FINALISTS:]
-        self._go(event.trial, _AFTER[event.decision])
+        self._set_state(event.trial, _STATE_AFTER_DECISION[event.decision])
 
-    def _fail(self, event: Failed) -> None:
+    def _apply_failed(self, event: Failed) -> None:
         trial = self.trials[event.trial]
-        trial.spend(event.at)
+        trial.update_seconds(event.at)
         is_same_share, trial.gpus = event.gpus == trial.gpus, event.gpus
         trial.row.error, trial.row.traceback = event.cause, event.traceback
         trial.row.node = event.node or trial.row.node
-        if event.kind not in _NOT_ITS_FAULT:
-            self.health.failed(event.node, event.trial)
-        if not self.num_reports and event.kind not in _NOT_ITS_FAULT:
-            self._failed_first.add(event.trial)
-        if event.kind not in _NOT_ITS_FAULT and is_same_share:
+        if event.kind not in _BLAMELESS_FAILURES:
+            self.health.record_failure(event.node, event.trial)
+        if not self.num_reports and event.kind not in _BLAMELESS_FAILURES:
+            self._failed_before_any_report.add(event.trial)
+        if event.kind not in _BLAMELESS_FAILURES and is_same_share:
             delay_s = self._settings.retry_delay_s * 2**trial.num_failures
             trial.num_failures += 1
-            trial.not_before = event.at + delay_s
-        self._go(event.trial, "waiting" if event.retry else "failed")
+            trial.retry_at = event.at + delay_s
+        self._set_state(event.trial, "waiting" if event.retry else "failed")
 
-    def _end(self, event: Ended) -> None:
+    def _apply_ended(self, event: Ended) -> None:
         trial = self.trials[event.trial]
         if trial.row.state == "running":
-            trial.spend(event.at)
+            trial.update_seconds(event.at)
         trial.row.error = event.cause
-        self._go(event.trial, event.state)
-        self._rule.ended(event.trial)
+        self._set_state(event.trial, event.state)
+        self._scheduler.on_trial_end(event.trial)
 
-    def _close(self, event: Closed) -> None:
+    def _apply_closed(self, event: Closed) -> None:
         self.table.end, self.table.elapsed_s = event.reason, event.at
-        self.table.gpu_hours = self.gpu_hours(event.at)
+        self.table.gpu_hours = self.count_gpu_hours(event.at)
         for number in sorted(self.live["running"]):
-            self.trials[number].spend(event.at)
-            self._go(number, "waiting")
+            self.trials[number].update_seconds(event.at)
+            self._set_state(number, "waiting")
         if event.reason != "halted":
             return
-        self._failed_first.clear()  # after a person has looked, all are given their chances again
+        self._failed_before_any_report.clear()  # after a person has looked, all are given their chances again
         for trial in self.trials.values():
             trial.num_failures = 0
 
-    def _go(self, number: int, state: State) -> None:
+    def _set_state(self, number: int, state: State) -> None:
         row = self.trials[number].row
         if (row.state == "running") != (state == "running"):
-            self._held_gpus += self.trials[number].held_gpus * (1 if state == "running" else -1)
+            self._running_gpus += self.trials[number].segment_gpus * (1 if state == "running" else -1)
         if row.state in self.live:
             self.live[row.state].discard(number)
         if state in self.live:
             self.live[state].add(number)
         if state in ("diverged", "infeasible", "failed"):
-            self._rule.ended(number)
+            self._scheduler.on_trial_end(number)
         row.state = state

@@ -7,11 +7,11 @@ free: left alone, one bad node of fifty spends the tries of most trials.
 from collections import Counter
 from collections.abc import Iterable
 
-from handpose.sweep.controller.slots import Room
+from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.record.events import Event, Opened, SetAside
 
 
-def set_aside(events: Iterable[Event]) -> set[str]:
+def find_quarantined_nodes(events: Iterable[Event]) -> set[str]:
     """The nodes that the process which ran the sweep last has set aside."""
     found: set[str] = set()
     for event in events:
@@ -31,66 +31,71 @@ class NodeHealth:
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
         self._failures: dict[str, Counter[int]] = {}
-        self._sound: set[str] = set()
-        self.aside: set[str] = set()
+        self._working_nodes: set[str] = set()
+        self.quarantined_nodes: set[str] = set()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Another process runs the sweep: nodes may have been mended, or exchanged."""
         self._failures.clear()
-        self._sound.clear()
-        self.aside.clear()
+        self._working_nodes.clear()
+        self.quarantined_nodes.clear()
 
-    def reported(self, node: str) -> None:
+    def record_report(self, node: str) -> None:
         """A trial reported from there: what failed there before was not the node's fault."""
         self._failures.pop(node, None)
         if node:
-            self._sound.add(node)
+            self._working_nodes.add(node)
 
-    def failed(self, node: str, trial: int) -> None:
+    def record_failure(self, node: str, trial: int) -> None:
         if node:
             self._failures.setdefault(node, Counter())[trial] += 1
 
-    def set_aside(self, node: str) -> Counter[int]:
+    def quarantine(self, node: str) -> Counter[int]:
         """Nothing more is to run there; returns how often each trial has failed there, which was not its fault."""
-        self.aside.add(node)
-        self._sound.discard(node)
+        self.quarantined_nodes.add(node)
+        self._working_nodes.discard(node)
         return self._failures.pop(node, Counter())
 
-    def excuses(self, node: str, trial: int) -> bool:
+    def is_excusable(self, node: str, trial: int) -> bool:
         """Whether a failure of the trial there is not counted for now: its first there, while trials work elsewhere.
 
         A second one there is, and all are when another trial reports from there.
         """
-        if node in self.aside:
+        if node in self.quarantined_nodes:
             return True
-        return bool(self._limit and self._elsewhere(node)) and not self._failures.get(node, Counter())[trial]
+        return (
+            bool(self._limit and self._find_other_working_nodes(node))
+            and not self._failures.get(node, Counter())[trial]
+        )
 
-    def excused(self, trial: int) -> int:
+    def count_excused_failures(self, trial: int) -> int:
         """How many failures of the trial do not count, as long as their nodes have not reported since."""
-        return sum(bool(self._elsewhere(node)) and trial in failed for node, failed in self._failures.items())
+        return sum(
+            bool(self._find_other_working_nodes(node)) and trial in failed for node, failed in self._failures.items()
+        )
 
-    def is_to_be_set_aside(self, node: str, trial: int, *, room: Room) -> bool:
+    def should_quarantine(self, node: str, trial: int, *, capacity: NodeCapacity) -> bool:
         """Whether a failure of the trial there, which has not been told yet, is one too many.
 
         room: of the cluster. A node without which no trial fits is never set aside.
         """
-        if self._limit is None or not node or node in self.aside:
+        if self._limit is None or not node or node in self.quarantined_nodes:
             return False
-        if not self._elsewhere(node) & room.without({*self.aside, node}):
+        if not self._find_other_working_nodes(node) & capacity.find_nodes_without({*self.quarantined_nodes, node}):
             return False
         return len({*self._failures.get(node, ()), trial}) >= self._limit
 
-    def usable(self, room: Room) -> set[str]:
+    def find_usable_nodes(self, capacity: NodeCapacity) -> set[str]:
         """The nodes that are not set aside; all, where no trial fits onto these."""
-        return room.without(self.aside) or room.nodes
+        return capacity.find_nodes_without(self.quarantined_nodes) or capacity.nodes
 
-    def avoided(self, trial: int, *, room: Room) -> tuple[str, ...]:
+    def find_nodes_to_avoid(self, trial: int, *, capacity: NodeCapacity) -> tuple[str, ...]:
         """Nodes where the trial is not to run: those set aside, and where it has failed; if it fits elsewhere."""
         failed_on = {node for node, failed in self._failures.items() if trial in failed}
-        for unwanted in (self.aside | failed_on, self.aside, failed_on):
-            if room.without(unwanted):
-                return tuple(sorted(unwanted & room.nodes))
+        for unwanted in (self.quarantined_nodes | failed_on, self.quarantined_nodes, failed_on):
+            if capacity.find_nodes_without(unwanted):
+                return tuple(sorted(unwanted & capacity.nodes))
         return ()
 
-    def _elsewhere(self, node: str) -> set[str]:
-        return self._sound - {node}
+    def _find_other_working_nodes(self, node: str) -> set[str]:
+        return self._working_nodes - {node}

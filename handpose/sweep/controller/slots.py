@@ -29,7 +29,7 @@ class Slots:
     num_slots: int
     cpus: int
     gpus: float
-    workers: int = 1
+    num_workers: int = 1
     process_mb: float = LEAST_PROCESS_MB
 
     @property
@@ -38,34 +38,34 @@ class Slots:
         return math.ceil(1e6 * self.process_mb)
 
     @property
-    def all_gpus(self) -> float:
+    def total_gpus(self) -> float:
         """Of a trial."""
-        return self.gpus * self.workers
+        return self.gpus * self.num_workers
 
 
 @dataclass(frozen=True)
-class Room:
+class NodeCapacity:
     """For how many workers of trials there is room on each node, by its name, and how many a trial has."""
 
-    workers: Mapping[str, int] = field(default_factory=dict)
-    needed: int = 1
+    workers_by_node: Mapping[str, int] = field(default_factory=dict)
+    num_workers_needed: int = 1
 
     @classmethod
-    def on(cls, nodes: Iterable[tuple[str, Mapping[str, float]]], slots: Slots) -> "Room":
+    def from_nodes(cls, nodes: Iterable[tuple[str, Mapping[str, float]]], slots: Slots) -> "NodeCapacity":
         """nodes: name and resources of each."""
         workers: Counter[str] = Counter()
         for name, resources in nodes:
-            workers[name] += num_fitting(slots, resources)
-        return cls(+workers, slots.workers)
+            workers[name] += count_fitting_workers(slots, resources)
+        return cls(+workers, slots.num_workers)
 
     @property
     def nodes(self) -> set[str]:
-        return set(self.workers)
+        return set(self.workers_by_node)
 
-    def without(self, nodes: Collection[str]) -> set[str]:
+    def find_nodes_without(self, nodes: Collection[str]) -> set[str]:
         """The other nodes, where a trial fits onto these; else none."""
         left = self.nodes.difference(nodes)
-        return left if sum(self.workers[name] for name in left) >= self.needed else set()
+        return left if sum(self.workers_by_node[name] for name in left) >= self.num_workers_needed else set()
 
 
 def count_slots(
@@ -95,35 +95,35 @@ def count_slots(
             f"sweep.gpu_hours={sweep.gpu_hours:g} would never be used up: trials hold no GPU (Ray has {num_gpus:g}); "
             "give sweep.time_budget_s instead"
         )
-    slots = counted_again(sweep, Slots(0, sweep.cpus_per_trial, gpus, sweep.workers_per_trial, process_mb), nodes)
+    slots = recount_slots(sweep, Slots(0, sweep.cpus_per_trial, gpus, sweep.workers_per_trial, process_mb), nodes)
     if slots.num_slots < 1:
-        if counted_again(sweep, replace(slots, process_mb=0.0), nodes).num_slots:
+        if recount_slots(sweep, replace(slots, process_mb=0.0), nodes).num_slots:
             raise UserError(_too_little_memory(slots, nodes))
-        times = f" for each of sweep.workers_per_trial={slots.workers}" if slots.workers > 1 else ""
+        times = f" for each of sweep.workers_per_trial={slots.num_workers}" if slots.num_workers > 1 else ""
         raise UserError(
             f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}{times}, but "
-            f"Ray has {num_cpus:g} cores and {num_gpus:g} GPUs{_apart(nodes)}"
+            f"Ray has {num_cpus:g} cores and {num_gpus:g} GPUs{_format_num_nodes(nodes)}"
         )
     return slots
 
 
-def counted_again(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str, float]]) -> Slots:
+def recount_slots(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str, float]]) -> Slots:
     """The same slots on other nodes than before; there may be none. A worker does not lie across two nodes."""
-    num_slots = sum(num_fitting(slots, node) for node in nodes) // slots.workers
+    num_slots = sum(count_fitting_workers(slots, node) for node in nodes) // slots.num_workers
     return replace(slots, num_slots=num_slots if sweep.max_concurrent is None else min(num_slots, sweep.max_concurrent))
 
 
-def num_fitting(slots: Slots, node: Mapping[str, float]) -> int:
+def count_fitting_workers(slots: Slots, node: Mapping[str, float]) -> int:
     """How many workers of trials a node has room for."""
     num_slots = int(node.get("CPU", 0) // slots.cpus)
     if slots.process_mb:
         num_slots = int(min(num_slots, node.get("memory", math.inf) // slots.process_bytes))
-    return min(num_slots, _gpu_slots(node.get("GPU", 0), slots.gpus)) if slots.gpus else num_slots
+    return min(num_slots, _count_gpu_slots(node.get("GPU", 0), slots.gpus)) if slots.gpus else num_slots
 
 
 def memory_line(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
     """Say that memory allows fewer trials at a time than cores and GPUs do; empty where it does not."""
-    without_limit = counted_again(sweep, replace(slots, process_mb=0.0), nodes).num_slots
+    without_limit = recount_slots(sweep, replace(slots, process_mb=0.0), nodes).num_slots
     if slots.num_slots >= without_limit:
         return ""
     return (
@@ -134,11 +134,13 @@ def memory_line(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str,
 
 def is_memory_short(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> bool:
     """Return whether one worker more than there are trials would be too much for the memory of a node."""
-    return any((num_fitting(slots, node) + 1) * slots.process_bytes > node.get("memory", math.inf) for node in nodes)
+    return any(
+        (count_fitting_workers(slots, node) + 1) * slots.process_bytes > node.get("memory", math.inf) for node in nodes
+    )
 
 
 def _too_little_memory(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
-    times = f" for each of sweep.workers_per_trial={slots.workers}" if slots.workers > 1 else ""
+    times = f" for each of sweep.workers_per_trial={slots.num_workers}" if slots.num_workers > 1 else ""
     return (
         f"no trial fits: {_process(slots)}{times}, but only {_memory(nodes)}; end other programs, "
         "raise the memory limit of the container or job (docker run --memory, limits.memory of a pod, --mem of Slurm), "
@@ -171,9 +173,9 @@ def memory_for_trials(memory: Memory, *, with_driver: bool = False) -> int:
     return max(1, int(memory.available - kept))
 
 
-def _apart(nodes: Sequence[Mapping[str, float]]) -> str:
+def _format_num_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
     return f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
 
 
-def _gpu_slots(num_gpus: float, per_trial: float) -> int:
+def _count_gpu_slots(num_gpus: float, per_trial: float) -> int:
     return int(num_gpus * int(1 / per_trial) if per_trial < 1 else num_gpus // per_trial)

@@ -16,17 +16,17 @@ from omegaconf import OmegaConf
 
 from handpose.config import compose, given_keys, location_overrides, plain, quote_override, task_overrides
 from handpose.errors import UserError
-from handpose.formats import FORMAT, upgrade
+from handpose.formats import SWEEP_YAML_FORMAT, upgrade
 from handpose.metrics.validation import direction
-from handpose.search.space import Space, flattened, holding, keys_of, load_space
-from handpose.search.study import check_url, without_password
-from handpose.sweep.record.provenance import PROCESS_MB, with_directions
-from handpose.sweep.storage.stored_sweep import brought_back
-from handpose.urls import is_url, parent_and_name
+from handpose.search.space import Space, fix_params, flatten_config, list_keys, load_space
+from handpose.search.study import check_storage_url, hide_password
+from handpose.sweep.record.provenance import PROCESS_MB, fill_in_modes
+from handpose.sweep.storage.stored_sweep import download_sweep
+from handpose.urls import is_url, split_url
 from handpose.whole_file import expand_home
 from handpose.yaml_files import load_yaml, write_yaml
 
-_CHANGEABLE = (
+_CHANGEABLE_KEYS = (
     "sweep.resume",
     "sweep.num_trials",
     "sweep.max_concurrent",
@@ -57,10 +57,10 @@ _CHANGEABLE = (
 SPACE_FOLDER = "search_space"
 """In the folder of a sweep."""
 
-_OF_TASK = ("config", "overrides", "locations", "choices")
+_TASK_KEYS = ("config", "overrides", "locations", "choices")
 """What sweep.yaml has beside the provenance."""
 
-_ELSEWHERE = (
+_LOCATION_KEYS = (
     "paths.",
     "search_space",
     "sweep.folder",
@@ -71,7 +71,7 @@ _ELSEWHERE = (
 
 
 @dataclass(frozen=True)
-class Task:
+class SweepTask:
     """What tune.py is asked to do.
 
     overrides: as on the command line of the sweep's first day. locations: lead another process to its paths. choices:
@@ -85,62 +85,62 @@ class Task:
     choices: Mapping[str, str]
     space: Space
     origin: Mapping[str, Any] | None = None
-    held: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def defaults(self) -> dict[str, Any]:
         """Configuration key -> value of the default configuration; for a group the option chosen."""
-        return flattened(_recorded(self.config)) | dict(self.choices)
+        return flatten_config(_to_plain_config(self.config)) | dict(self.choices)
 
 
-def new_task(config: Any) -> Task:
+def make_new_task(config: Any) -> SweepTask:
     """The task of the command line as it stands. Raises UserError where it says a password."""
-    check_url(_as_written(config, "searcher.storage"))
+    check_storage_url(_get_unresolved_value(config, "searcher.storage"))
     choices, space = dict(HydraConfig.get().runtime.choices), load_space(config.search_space)
-    values = flattened(_recorded(config)) | choices
-    held = held_values(space, given_keys(), values)
+    values = flatten_config(_to_plain_config(config)) | choices
+    held = find_fixed_params(space, given_keys(), values)
     task = (config, task_overrides(), location_overrides(config), choices)
-    return Task(*task, holding(space, held), held=held)
+    return SweepTask(*task, fix_params(space, held), fixed=held)
 
 
-def held_values(space: Space, given: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+def find_fixed_params(space: Space, given: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
     """Key -> value of what the space sets and the command line gives: what is given holds for all trials.
 
     given: keys on the command line. values: configuration key -> value.
     """
     given = [key for key in given if key in values]
-    return {key: values[name] for key in keys_of(space) if (name := key.lstrip("+")) in given} if given else {}
+    return {key: values[name] for key in list_keys(space) if (name := key.lstrip("+")) in given} if given else {}
 
 
-def held_line(task: Task) -> str:
+def describe_fixed_params(task: SweepTask) -> str:
     """What is not searched because the command line gives it, in a line; empty where there is nothing."""
-    if not task.held:
+    if not task.fixed:
         return ""
-    values = ", ".join(quote_override(key, value) for key, value in task.held.items())
+    values = ", ".join(quote_override(key, value) for key, value in task.fixed.items())
     return f"every trial has {values}, as given on the command line: {task.space.name} does not search it"
 
 
-def description(task: Task, origin: Mapping[str, Any]) -> dict[str, Any]:
+def make_sweep_record(task: SweepTask, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What sweep.yaml keeps of a new sweep."""
     return {
-        "format": FORMAT,
-        "config": _recorded(task.config),
+        "format": SWEEP_YAML_FORMAT,
+        "config": _to_plain_config(task.config),
         **origin,
         "overrides": list(task.overrides),
         "locations": list(task.locations),
         "choices": dict(task.choices),
-        "held": dict(task.held),
+        "held": dict(task.fixed),
     }
 
 
-def _recorded(config: Any) -> dict[str, Any]:
+def _to_plain_config(config: Any) -> dict[str, Any]:
     """The configuration as plain values, but a database by the name of the variable that may hold its password."""
     values = plain(config)
-    values["searcher"]["storage"] = _as_written(config, "searcher.storage")
+    values["searcher"]["storage"] = _get_unresolved_value(config, "searcher.storage")
     return values
 
 
-def _as_written(config: Any, key: str) -> str | None:
+def _get_unresolved_value(config: Any, key: str) -> str | None:
     """The value of a key with its interpolations."""
     group, _, name = key.rpartition(".")
     values: Any = OmegaConf.to_container(OmegaConf.select(config, group), resolve=False)
@@ -148,35 +148,35 @@ def _as_written(config: Any, key: str) -> str | None:
     return written
 
 
-_BUDGETS = ("num_trials", "time_budget_s", "gpu_hours")
+_BUDGET_KEYS = ("num_trials", "time_budget_s", "gpu_hours")
 
 
-def keep_budgets(task: Task) -> None:
+def save_budgets(task: SweepTask) -> None:
     """Record how much a sweep that goes on may use now, so that it need not be given again after an interrupt.
 
     sweep.yaml keeps the rest as it was.
     """
     file = Path(task.config.sweep.folder) / "sweep.yaml"
-    record = _record(file.parent)
+    record = _read_sweep_record(file.parent)
     before = record["config"]["sweep"]
-    given = {name: task.config.sweep[name] for name in _BUDGETS if task.config.sweep[name] != before.get(name)}
+    given = {name: task.config.sweep[name] for name in _BUDGET_KEYS if task.config.sweep[name] != before.get(name)}
     if not given:
         return
     keys = {f"sweep.{name}" for name in given}
-    record["overrides"] = [item for item in record["overrides"] if _key(item) not in keys]
+    record["overrides"] = [item for item in record["overrides"] if _get_override_key(item) not in keys]
     record["overrides"] += [quote_override(f"sweep.{name}", value) for name, value in given.items()]
     before.update(given)
     write_yaml(file, record)
 
 
-def keep_space(space: Space, folder: Path) -> None:
+def copy_space(space: Space, folder: Path) -> None:
     """Copy a search space into the folder of a sweep."""
     place = folder / SPACE_FOLDER
     place.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(space.file, place / space.file.name)
 
 
-def task_to_resume(config: Any, given: Sequence[str]) -> Task:
+def load_task_to_resume(config: Any, given: Sequence[str]) -> SweepTask:
     """The task of the sweep that sweep.resume names: a folder, or the URL of one that was kept in a store.
 
     config: of this command line. given: its overrides, which may change little. A sweep from a store comes into the
@@ -185,45 +185,49 @@ def task_to_resume(config: Any, given: Sequence[str]) -> Task:
     """
     place = config.sweep.resume
     if not is_url(place):
-        return recorded_task(expand_home(place).resolve(), given)
-    _check_changes(given)
-    storage, name = parent_and_name(place)
+        return load_recorded_task(expand_home(place).resolve(), given)
+    _check_overrides(given)
+    storage, name = split_url(place)
     folder = Path(config.paths.output) / "sweeps" / name
-    brought_back(place, folder)
-    return recorded_task(folder, given, storage=storage, locations=location_overrides(config))
+    download_sweep(place, folder)
+    return load_recorded_task(folder, given, storage=storage, locations=location_overrides(config))
 
 
-def recorded_task(
+def load_recorded_task(
     folder: Path, given: Sequence[str], *, storage: str | None = None, locations: Sequence[str] | None = None
-) -> Task:
+) -> SweepTask:
     """The task of the sweep in a folder. storage, locations: where they are others than they were; else as above."""
-    record = _record(folder)
-    _check_changes(given)
-    new = [item for item in given if _key(item) != "sweep.resume"]
-    here = [item for item in new if _key(item).startswith("paths.")]  # no part of what the trials are
+    record = _read_sweep_record(folder)
+    _check_overrides(given)
+    new = [item for item in given if _get_override_key(item) != "sweep.resume"]
+    here = [item for item in new if _get_override_key(item).startswith("paths.")]  # no part of what the trials are
     new = [item for item in new if item not in here]
     place = {"sweep.name": record["config"]["sweep"]["name"], "sweep.folder": folder, "sweep.resume": folder}
     place |= {} if storage is None else {"sweep.storage": storage}
-    place |= _fixed_by_events(record["config"])
-    replaced = {*place, *(_key(item) for item in (*new, *here))}
-    kept = [item for item in record["overrides"] if _key(item) not in replaced]
-    said = {_key(item) for item in kept}  # on the first day, of places too: workers hear of these last
-    before = record["locations"] if locations is None else [item for item in locations if _key(item) not in said]
-    locations = [item for item in before if _key(item) not in replaced] + here
+    place |= _find_overrides_fixed_by_events(record["config"])
+    replaced = {*place, *(_get_override_key(item) for item in (*new, *here))}
+    kept = [item for item in record["overrides"] if _get_override_key(item) not in replaced]
+    said = {_get_override_key(item) for item in kept}  # on the first day, of places too: workers hear of these last
+    before = (
+        record["locations"]
+        if locations is None
+        else [item for item in locations if _get_override_key(item) not in said]
+    )
+    locations = [item for item in before if _get_override_key(item) not in replaced] + here
     locations += [quote_override(key, str(value) if isinstance(value, Path) else value) for key, value in place.items()]
     config = compose("tune", [*kept, *locations, *new])
-    _check_config(record["config"], _recorded(config), folder)
+    _check_config(record["config"], _to_plain_config(config), folder)
     files = sorted((folder / SPACE_FOLDER).glob("*"))
     if len(files) != 1:
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
-    locations = [item for item in locations if _key(item) not in place]
-    origin = {name: value for name, value in record.items() if name not in ("format", *_OF_TASK, "held", PROCESS_MB)}
+    locations = [item for item in locations if _get_override_key(item) not in place]
+    origin = {name: value for name, value in record.items() if name not in ("format", *_TASK_KEYS, "held", PROCESS_MB)}
     held = record.get("held") or {}  # which sweeps of earlier versions do not have
-    space = holding(load_space(str(files[0])), held)
-    return Task(config, [*kept, *new], locations, record["choices"], space, origin, held)
+    space = fix_params(load_space(str(files[0])), held)
+    return SweepTask(config, [*kept, *new], locations, record["choices"], space, origin, held)
 
 
-def _fixed_by_events(config: Mapping[str, Any]) -> dict[str, Any]:
+def _find_overrides_fixed_by_events(config: Mapping[str, Any]) -> dict[str, Any]:
     """What follows sweep.num_trials in a new sweep, but was decided by in the events of one that goes on.
 
     A population does not grow with num_trials: further trials join it as slots become free.
@@ -232,7 +236,7 @@ def _fixed_by_events(config: Mapping[str, Any]) -> dict[str, Any]:
     return {} if size is None else {"scheduler.population_size": size}
 
 
-def check_data(task: Task, fingerprint: str) -> None:
+def check_fingerprint(task: SweepTask, fingerprint: str) -> None:
     """Raise UserError where a sweep would go on with other data."""
     before = (task.origin or {}).get("data_fingerprint", fingerprint)
     if fingerprint != before:
@@ -242,7 +246,7 @@ def check_data(task: Task, fingerprint: str) -> None:
         )
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _read_sweep_record(folder: Path) -> dict[str, Any]:
     file = folder / "sweep.yaml"
     try:
         record = load_yaml(file)
@@ -252,25 +256,25 @@ def _record(folder: Path) -> dict[str, Any]:
         ) from error
     except yaml.YAMLError as error:
         raise UserError(f"{file} is damaged ({' '.join(str(error).split())})") from error
-    missing = [key for key in _OF_TASK if key not in (record or {})]
+    missing = [key for key in _TASK_KEYS if key not in (record or {})]
     if missing:
         raise UserError(f"{file} lacks {', '.join(missing)}: it is not of a sweep that can go on")
     return upgrade(record, file)
 
 
-def _check_changes(given: Sequence[str]) -> None:
-    fixed = [item for item in given if _key(item) not in _CHANGEABLE]
+def _check_overrides(given: Sequence[str]) -> None:
+    fixed = [item for item in given if _get_override_key(item) not in _CHANGEABLE_KEYS]
     if fixed:
         raise UserError(
-            f"{without_password(fixed[0])}: a sweep that goes on keeps its configuration; beside sweep.resume there "
-            f"may be {', '.join(key for key in _CHANGEABLE if key != 'sweep.resume')}"
+            f"{hide_password(fixed[0])}: a sweep that goes on keeps its configuration; beside sweep.resume there "
+            f"may be {', '.join(key for key in _CHANGEABLE_KEYS if key != 'sweep.resume')}"
         )
 
 
 def _check_config(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """The project's own defaults may have been edited since."""
-    free = (*_CHANGEABLE, *_ELSEWHERE)
-    ours, theirs = with_directions(flattened(now)), with_directions(flattened(before))
+    free = (*_CHANGEABLE_KEYS, *_LOCATION_KEYS)
+    ours, theirs = fill_in_modes(flatten_config(now)), fill_in_modes(flatten_config(before))
     _check_direction(theirs, folder)
     for key in {**theirs, **ours}:
         if ours.get(key) != theirs.get(key) and not key.startswith(free):
@@ -290,5 +294,5 @@ def _check_direction(before: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _key(override: str) -> str:
+def _get_override_key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")

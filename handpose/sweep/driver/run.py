@@ -18,46 +18,46 @@ from handpose.report.table import TrialTable
 from handpose.report.tensorboard import SweepLog
 from handpose.report.terminal import SweepView, sweep_view, warm_start_line
 from handpose.report.weights_and_biases import WandbLog
-from handpose.schedulers.scheduler import Rule
+from handpose.schedulers.scheduler import Scheduler
 from handpose.search.searcher import Searcher
 from handpose.search.space import Params, Space
-from handpose.sweep.controller.controller import SweepState
-from handpose.sweep.controller.history import History, empty_table
+from handpose.sweep.controller.controller import SweepController
+from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.slots import (
     LEAST_PROCESS_MB,
-    Room,
+    NodeCapacity,
     Slots,
+    count_fitting_workers,
     count_slots,
-    counted_again,
     is_memory_short,
     memory_line,
-    num_fitting,
+    recount_slots,
 )
 from handpose.sweep.driver.recorder import Recorder, TrialLog
-from handpose.sweep.driver.resume import SPACE_FOLDER, keep_space
-from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, interruptible, resume_command
-from handpose.sweep.execution.nodes import Node, Nodes, live_resources, watched_head
-from handpose.sweep.execution.runtime import environment, limited, ray_runtime
+from handpose.sweep.driver.resume import SPACE_FOLDER, copy_space
+from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, format_resume_command, interruptible
+from handpose.sweep.execution.nodes import Node, NodeWatcher, list_live_resources, watch_head
+from handpose.sweep.execution.runtime import limit_cpus, set_ray_environment, start_ray
 from handpose.sweep.execution.storage_access import check_nodes
 from handpose.sweep.execution.tune_bridge import (
-    Conductor,
+    TuneBridge,
     build_tuner,
     run_tuner,
 )
-from handpose.sweep.execution.warm_up import WarmUp, warm_up
+from handpose.sweep.execution.warm_up import WorkerWarmUp, prepare_warm_up
 from handpose.sweep.execution.worker_start import StartWatch
-from handpose.sweep.record.events import EVENTS, EventLog, read_events
+from handpose.sweep.record.events import EVENTS_FILE, EventLog, read_events
 from handpose.sweep.record.provenance import PROCESS_MB
 from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings
-from handpose.sweep.record.trial_segment import run_name
-from handpose.sweep.storage.folder_sync import Mirror, files_of
-from handpose.sweep.trainable.reporting import Objective
+from handpose.sweep.record.trial_segment import make_run_name
+from handpose.sweep.storage.folder_sync import FolderSync, open_checkpoint_files
+from handpose.sweep.trainable.reporting import TrialFunction
 from handpose.yaml_files import read_yaml, write_yaml
 
-_ANY = str(10**6)
+_UNLIMITED = str(10**6)
 _UNMEASURED_PROCESS_MB = 2000.0
 """What a worker may take that nothing is known of, when workers are started ahead of the preflight."""
-_HEAD_LOST = "the head of the Ray cluster does not answer any more"
+_HEAD_LOST_MESSAGE = "the head of the Ray cluster does not answer any more"
 
 
 class SweepHaltedError(Exception):
@@ -65,20 +65,20 @@ class SweepHaltedError(Exception):
 
 
 @contextlib.contextmanager
-def swept(
+def run_sweep(
     *,
     sweep: SweepSettings,
     cluster: RaySettings,
     space: Space,
     searcher: Callable[..., Searcher],
-    rule: Callable[[], Rule],
-    objective: Objective,
+    make_scheduler: Callable[[], Scheduler],
+    trial_function: TrialFunction,
     command: Callable[[Params], str],
     description: Mapping[str, Any] | None,
     preflight: Callable[[Slots], Slots] = lambda slots: slots,
-    mirror: Mirror | None = None,
+    folder_sync: FolderSync | None = None,
     on_resume: Callable[[], None] = lambda: None,
-    num_points: Callable[[], int | None] = lambda: None,
+    count_points: Callable[[], int | None] = lambda: None,
     process_mb: float = LEAST_PROCESS_MB,
 ) -> Iterator[TrialTable]:
     """Try configurations from the space until all trials are done or a budget is spent; yields the table of trials.
@@ -93,11 +93,11 @@ def swept(
     wait for it; for a finished sweep it is not started. Raises UserError where a trial does not fit into what Ray has
     or the sweep runs already, SweepInterruptedError and SweepHaltedError.
     """
-    folder, is_resumed, files = sweep.path, description is None, files_of(mirror, sweep.path)
+    folder, is_resumed, files = sweep.path, description is None, open_checkpoint_files(folder_sync, sweep.path)
 
     def history() -> History:
-        table = empty_table(sweep)
-        return History(sweep, rule=rule(), table=table, files=files, command=command)
+        table = make_empty_table(sweep)
+        return History(sweep, scheduler=make_scheduler(), table=table, files=files, command=command)
 
     asked_for = partial(
         searcher,
@@ -108,45 +108,45 @@ def swept(
         second_objective=sweep.second_objective,
         max_epochs=sweep.max_epochs,
         seed=sweep.seed,
-        repeats=rule().perturbs,
+        repeats=make_scheduler().perturbs_params,
     )
     if not is_resumed:
-        _rehearse(asked_for)
-    elif finished := finished_table(folder, history(), num_points=num_points()):
+        _check_searcher(asked_for)
+    elif finished := read_finished_table(folder, history(), num_points=count_points()):
         yield finished
         return
     with contextlib.ExitStack() as stack:
         if is_resumed:
-            stack.enter_context(_alone(folder))
+            stack.enter_context(_lock_sweep_folder(folder))
             on_resume()
-        stack.enter_context(environment())
-        warm = stack.enter_context(warm_up(objective, num_threads=sweep.cpus_per_trial))
+        stack.enter_context(set_ray_environment())
+        warm = stack.enter_context(prepare_warm_up(trial_function, num_threads=sweep.cpus_per_trial))
         # Before any file is made: it may not answer. Of the processes of a group half train nothing.
         hook = warm.hook if sweep.workers_per_trial == 1 else None
-        stack.enter_context(ray_runtime(limited(cluster, sweep), hook=hook))
+        stack.enter_context(start_ray(limit_cpus(cluster, sweep), hook=hook))
         check_nodes(sweep)
         is_estimate = process_mb == LEAST_PROCESS_MB and sweep.preflight == "off"  # else the preflight says it
         process_mb = recorded_process_mb(folder) if is_resumed else process_mb
-        slots = count_slots(sweep, live_resources(), process_mb=process_mb)
-        if (is_resumed or is_estimate) and (line := memory_line(sweep, slots, live_resources())):
+        slots = count_slots(sweep, list_live_resources(), process_mb=process_mb)
+        if (is_resumed or is_estimate) and (line := memory_line(sweep, slots, list_live_resources())):
             print(line, flush=True)
         if description is not None:
             if sweep.preflight != "off":
                 # Not more than there may be room for: a worker that has been started stays.
-                warm.begin(replace(slots, process_mb=_UNMEASURED_PROCESS_MB))
+                warm.start_workers(replace(slots, process_mb=_UNMEASURED_PROCESS_MB))
                 warm.wait(num_more=1)  # for the preflight, which measures time, and ends its worker
             slots = preflight(slots)
-            warm.begin(slots)
-            stack.enter_context(_alone(folder))
+            warm.start_workers(slots)
+            stack.enter_context(_lock_sweep_folder(folder))
             _begin(folder, space, {**description, PROCESS_MB: round(slots.process_mb)})
         with (
             contextlib.closing(asked_for(folder=folder / "study", resume=is_resumed)) as asked,
-            contextlib.closing(EventLog(folder / EVENTS)) as log,
+            contextlib.closing(EventLog(folder / EVENTS_FILE)) as log,
         ):
             print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
             # A budget is to be spent on trials, and not on the start of their processes. And while processes start Ray
             # starts others for the same trials, which stay; there must be memory for them.
-            if sweep.time_budget_s is not None or is_memory_short(slots, live_resources()):
+            if sweep.time_budget_s is not None or is_memory_short(slots, list_live_resources()):
                 warm.wait()
             if asked.num_points is not None and asked.num_points < sweep.num_trials:
                 print(
@@ -154,19 +154,19 @@ def swept(
                     f"(sweep.num_trials={sweep.num_trials}): none is trained twice",
                     flush=True,
                 )
-            state = SweepState(sweep, log=log, history=history(), searcher=asked)
+            state = SweepController(sweep, log=log, history=history(), searcher=asked)
             if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
-                slots = count_slots(sweep, live_resources(), gpus=state.history.gpus, process_mb=process_mb)
-            if mirror is not None:
-                mirror.copy_at_rest()
-            _run(
+                slots = count_slots(sweep, list_live_resources(), gpus=state.history.gpus, process_mb=process_mb)
+            if folder_sync is not None:
+                folder_sync.sync_all()
+            _run_trials(
                 sweep,
                 slots,
                 space,
                 state,
-                objective,
+                trial_function,
                 warm,
-                has_to_end=lambda: mirror is not None and mirror.is_lost,
+                must_end=lambda: folder_sync is not None and folder_sync.has_lost_lease,
             )
         yield state.history.table
 
@@ -176,37 +176,37 @@ def recorded_process_mb(folder: Path) -> float:
     return float(read_yaml(folder / "sweep.yaml").get(PROCESS_MB, LEAST_PROCESS_MB))
 
 
-def run_sweep(**asked: Any) -> TrialTable:
+def run_sweep_alone(**asked: Any) -> TrialTable:
     """A sweep by itself, as `swept` has it: the table of trials."""
-    with swept(**asked) as table:
+    with run_sweep(**asked) as table:
         return table
 
 
-def _rehearse(searcher: Callable[..., Searcher]) -> None:
+def _check_searcher(searcher: Callable[..., Searcher]) -> None:
     """Begin a study that nobody keeps, so that mistakes in first points and warm starts show before Ray is started."""
     with tempfile.TemporaryDirectory() as folder:
         searcher(folder=Path(folder), storage=None).close()
 
 
-def try_out(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], Slots]) -> None:
+def run_preflight_alone(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], Slots]) -> None:
     """Only the preflight of a sweep, with Ray as the sweep would have it; no file is made."""
-    with environment(), ray_runtime(limited(cluster, sweep)):
-        preflight(count_slots(sweep, live_resources()))
+    with set_ray_environment(), start_ray(limit_cpus(cluster, sweep)):
+        preflight(count_slots(sweep, list_live_resources()))
 
 
-def finished_table(folder: Path, history: History, *, num_points: int | None = None) -> TrialTable | None:
+def read_finished_table(folder: Path, history: History, *, num_points: int | None = None) -> TrialTable | None:
     """The table of a sweep with nothing left to run, or whose budget is still spent; None for one that goes on.
 
     history: empty. num_points: how many trials there can be; None: any number. Raises UserError where the events are
     damaged or were decided by other rules.
     """
-    events = read_events(folder / EVENTS)
+    events = read_events(folder / EVENTS_FILE)
     num_trials = history.num_trials if num_points is None else min(history.num_trials, num_points)
     history.replay(events)
     table = history.table
     table.num_trials = history.num_trials
     # Earlier versions closed a sweep as finished when its budget was spent, though it had trials left to begin.
-    has_more = num_trials > history.num_trials or history.can_begin
+    has_more = num_trials > history.num_trials or history.can_start_trial
     if table.end == "finished" and not has_more:
         return table
     if table.end in ("finished", "spent") and history.spent_budget is not None:
@@ -216,7 +216,7 @@ def finished_table(folder: Path, history: History, *, num_points: int | None = N
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _lock_sweep_folder(folder: Path) -> Iterator[None]:
     """Let no other process run the same sweep; the lock of a process that was killed is free.
 
     A new folder is its owner's alone: what is in it says how to run the sweep, and whoever could write there could
@@ -230,45 +230,50 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run(
+def _run_trials(
     sweep: SweepSettings,
     slots: Slots,
     space: Space,
-    state: SweepState,
-    objective: Objective,
-    warm: WarmUp,
+    state: SweepController,
+    trial_function: TrialFunction,
+    warm: WorkerWarmUp,
     *,
-    has_to_end: Callable[[], bool],
+    must_end: Callable[[], bool],
 ) -> None:
-    table, shelf = state.history.table, state.history.shelf
+    table, retention = state.history.table, state.history.retention
     table.num_slots = slots.num_slots
-    table.checkpoint_budget_bytes = shelf.budget_bytes
+    table.checkpoint_budget_bytes = retention.budget_bytes
     title = f"sweep {sweep.name}  ·  {space.name}" + ("  ·  goes on" if state.last_event else "")
     view = sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
-    _allow_open_files()
-    with _with_command(sweep), contextlib.closing(view), interruptible(sweep, has_to_end) as is_interrupted:
-        logs = trial_logs(sweep, table)
-        recorder = Recorder(table, folder=sweep.path, shelf=shelf, tick=state.tick, view=view, logs=logs)
-        recorder.catch_up(state.last_event)
-        state.open(num_slots=slots.num_slots, gpus=slots.all_gpus, listener=recorder)
+    _raise_open_file_limit()
+    with _with_command(sweep), contextlib.closing(view), interruptible(sweep, must_end) as is_interrupted:
+        logs = open_trial_logs(sweep, table)
+        recorder = Recorder(
+            table, folder=sweep.path, retention=retention, refresh_times=state.refresh_times, view=view, logs=logs
+        )
+        recorder.log_last_event(state.last_event)
+        state.open(num_slots=slots.num_slots, gpus=slots.total_gpus, listener=recorder)
         table.num_trials = state.history.num_trials
         view.refresh(table)
-        nodes = Nodes(_follower(sweep, slots, state, view, warm))
+        nodes = NodeWatcher(_make_node_listener(sweep, slots, state, view, warm))
         starts = StartWatch(view.note)
-        conductor = Conductor(state, sweep, nodes=nodes, starts=starts, is_interrupted=is_interrupted)
+        bridge = TuneBridge(state, sweep, nodes=nodes, starts=starts, is_interrupted=is_interrupted)
         # Else Tune asks a searcher of ours for one trial, and for the next when that one has a worker. How many run at
         # a time the state says.
-        with watched_head(partial(exit_at_once, sweep, _HEAD_LOST)), environment(TUNE_MAX_PENDING_TRIALS_PG=_ANY):
-            run_tuner(build_tuner(sweep, slots, conductor, objective, every_step=recorder.refresh), conductor)
+        with (
+            watch_head(partial(exit_at_once, sweep, _HEAD_LOST_MESSAGE)),
+            set_ray_environment(TUNE_MAX_PENDING_TRIALS_PG=_UNLIMITED),
+        ):
+            run_tuner(build_tuner(sweep, slots, bridge, trial_function, every_step=recorder.refresh), bridge)
         if not is_interrupted():
             state.close("finished")
     if is_interrupted():
-        raise SweepInterruptedError(f"the sweep was interrupted; to go on: {resume_command(sweep.resumed_by)}")
+        raise SweepInterruptedError(f"the sweep was interrupted; to go on: {format_resume_command(sweep.resume_path)}")
     if state.halted_by is not None:
         raise SweepHaltedError(
             f"the first {sweep.stop_after_failures} trials failed before any had reported an epoch, the last one with: "
             f"{state.halted_by.cause} (traceback: {sweep.path / 'trials.csv'}); when that is mended, go on with "
-            f"{resume_command(sweep.resumed_by)}"
+            f"{format_resume_command(sweep.resume_path)}"
         )
 
 
@@ -281,39 +286,39 @@ def _with_command(sweep: SweepSettings) -> Iterator[None]:
         if isinstance(error, OSError) and not is_about_files(error):
             raise
         said = explain(error, error.filename or sweep.path) if isinstance(error, OSError) else error
-        raise UserError(f"{said}; to go on: {resume_command(sweep.resumed_by)}") from error
+        raise UserError(f"{said}; to go on: {format_resume_command(sweep.resume_path)}") from error
 
 
 def _begin(folder: Path, space: Space, description: Mapping[str, Any]) -> None:
     """Write what a sweep is; where that cannot be done its name stays free."""
     try:
-        keep_space(space, folder)
+        copy_space(space, folder)
         write_yaml(folder / "sweep.yaml", description)
     except OSError:
         shutil.rmtree(folder / SPACE_FOLDER, ignore_errors=True)
         raise
 
 
-def _allow_open_files() -> None:
+def _raise_open_file_limit() -> None:
     """As many as the system lets this user: every trial that runs has a log and a connection, and 1,024 is common."""
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _follower(
-    sweep: SweepSettings, slots: Slots, state: SweepState, view: SweepView, warm: WarmUp
+def _make_node_listener(
+    sweep: SweepSettings, slots: Slots, state: SweepController, view: SweepView, warm: WorkerWarmUp
 ) -> Callable[[Sequence[Node]], None]:
     """What is to be done when nodes came or went: the slots are counted anew, and a node that joined gets trials."""
     known: dict[str, str] | None = None
 
     def follow(alive: Sequence[Node]) -> None:
         nonlocal known
-        with_room = {node.id: node for node in alive if num_fitting(slots, node.resources)}
-        room = Room.on(((node.name, node.resources) for node in alive), slots)
-        usable = state.usable(room)
-        now = counted_again(sweep, slots, [node.resources for node in with_room.values() if node.name in usable])
-        state.resize(now.num_slots, room)
+        with_room = {node.id: node for node in alive if count_fitting_workers(slots, node.resources)}
+        capacity = NodeCapacity.from_nodes(((node.name, node.resources) for node in alive), slots)
+        usable = state.find_usable_nodes(capacity)
+        now = recount_slots(sweep, slots, [node.resources for node in with_room.values() if node.name in usable])
+        state.resize(now.num_slots, capacity)
         state.history.table.num_slots = max(1, now.num_slots)
         if known is not None:
             lost = [f"node {name} is gone" for node_id, name in known.items() if node_id not in with_room]
@@ -321,32 +326,32 @@ def _follower(
             left = f"{now.num_slots} trials at a time" if with_room else "no node is left, and the sweep waits for one"
             if lost or joined:
                 view.note(f"{', '.join([*lost, *joined])}: {left}")
-            warm.begin(now)
+            warm.start_workers(now)
         known = {node.id: node.name for node in with_room.values()}
 
     return follow
 
 
-def trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:
+def open_trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:
     """TensorBoard, and what else is asked for. table: of the trials so far.
 
     The runs of a confirmation are not in the HParams tab: their seeds would be a column that no other trial has.
     """
-    in_tab = sweep.resumed_by == sweep.path
+    in_tab = sweep.resume_path == sweep.path
     rows = table.rows.values()
-    logs: list[TrialLog] = [SweepLog(sweep.path / "tensorboard", run_name=run_name, in_tab=in_tab, rows=rows)]
+    logs: list[TrialLog] = [SweepLog(sweep.path / "tensorboard", run_name=make_run_name, in_tab=in_tab, rows=rows)]
     if sweep.wandb_project is not None:
-        logs.append(WandbLog(sweep.path, project=sweep.wandb_project, group=sweep.name, run_name=run_name))
+        logs.append(WandbLog(sweep.path, project=sweep.wandb_project, group=sweep.name, run_name=make_run_name))
     return logs
 
 
-def going_on(sweep: SweepSettings, table: TrialTable) -> str:
+def describe_spent_budget(sweep: SweepSettings, table: TrialTable) -> str:
     """A line that says how a sweep goes on whose budget is spent; empty for any other sweep."""
-    budget = sweep.spent_budget(elapsed_s=table.elapsed_s, gpu_hours=table.gpu_hours)
+    budget = sweep.find_spent_budget(elapsed_s=table.elapsed_s, gpu_hours=table.gpu_hours)
     if table.end != "spent" or budget is None:
         return ""
     num_over = sum(row.is_over for row in table.rows.values())
     return (
         f"budget      {budget.key}={budget.amount:g} is spent; {num_over} of {table.num_trials} trials have ended. "
-        f"To go on with a larger one: {resume_command(sweep.resumed_by)} {budget.larger}"
+        f"To go on with a larger one: {format_resume_command(sweep.resume_path)} {budget.larger_override}"
     )

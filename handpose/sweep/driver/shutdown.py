@@ -13,7 +13,7 @@ from typing import NoReturn
 from handpose.config import quote_override
 from handpose.sweep.record.settings import SweepSettings
 
-INTERRUPTED = 75
+INTERRUPTED_STATUS = 75
 """Exit status of a sweep that was ended by hand and can go on; sysexits.h calls it a temporary failure."""
 
 
@@ -21,7 +21,7 @@ class SweepInterruptedError(Exception):
     """The sweep was ended by hand (SIGINT or SIGTERM); what it knows is kept, and it can go on."""
 
 
-def resume_command(folder: Path) -> str:
+def format_resume_command(folder: Path) -> str:
     """The command line that goes on with the sweep in a folder."""
     return shlex.join(["python", "tune.py", quote_override("sweep.resume", str(folder))])
 
@@ -53,6 +53,6 @@ def interruptible(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> Itera
 def exit_at_once(sweep: SweepSettings, why: str) -> NoReturn:
     """End the process. Whatever is lost by that is lost by a SIGKILL too: nothing that was reported."""
     cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the live view has hidden it
-    told = f"{cursor}\n{why}; to go on: {resume_command(sweep.resumed_by)}\n"
+    told = f"{cursor}\n{why}; to go on: {format_resume_command(sweep.resume_path)}\n"
     os.write(sys.stderr.fileno(), told.encode())
-    os._exit(INTERRUPTED)
+    os._exit(INTERRUPTED_STATUS)

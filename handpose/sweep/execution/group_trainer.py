@@ -13,7 +13,7 @@ from ray.train import torch as train_torch
 from handpose.sweep.execution.ray_internals import group_start_callback, without_group_cleaner
 
 _TorchTrainer: Any = train_torch.TorchTrainer  # of Train V2, while type checkers are shown the class of V1
-_ASK_ADDRESS = 0x8915
+_SIOCGIFADDR = 0x8915
 """SIOCGIFADDR of Linux."""
 
 
@@ -31,27 +31,27 @@ class GroupTrainer(_TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = without_group_cleaner(super()._create_default_callbacks())
-        return [group_start_callback(self._group_name, use_nodes_interface), *callbacks]
+        return [group_start_callback(self._group_name, set_gloo_interface), *callbacks]
 
 
-def use_nodes_interface() -> None:
+def set_gloo_interface() -> None:
     """Let gloo talk over the network by which Ray knows this node, unless it was told otherwise.
 
     By itself gloo (torch 2.15) takes the address that the host's own name has, which on many a system is 127.0.1.1:
     workers of other nodes cannot reach that.
     """
-    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface(ray.util.get_node_ip_address())):
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := find_interface(ray.util.get_node_ip_address())):
         os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
-def interface(address: str) -> str | None:
+def find_interface(address: str) -> str | None:
     """The one that has this IPv4 address first."""
     import fcntl  # here, since not every system has it
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):  # it has none
-                answer = fcntl.ioctl(asked, _ASK_ADDRESS, struct.pack("256s", name.encode()))
+                answer = fcntl.ioctl(asked, _SIOCGIFADDR, struct.pack("256s", name.encode()))
                 if socket.inet_ntoa(answer[20:24]) == address:
                     return name
     return None

@@ -13,9 +13,9 @@ import ray
 
 from handpose.sweep.execution.ray_internals import actor_state, draining_node_ids
 
-_LOOK_EVERY_S = 1.0
+_REFRESH_EVERY_S = 1.0
 _HEAD_EVERY_S = 5.0
-_HEAD_PATIENCE_S = 30.0
+_HEAD_TIMEOUT_S = 30.0
 """Ray (2.60) ends the driver by itself, with status 1, when the head has been silent for 60 s."""
 
 
@@ -28,15 +28,17 @@ class Node:
     resources: Mapping[str, float]
 
 
-def live_nodes() -> list[Node]:
+def list_live_nodes() -> list[Node]:
     """Of the cluster that this process belongs to; without those that are to be taken away, which get nothing more."""
     alive, leaving = filter(itemgetter("Alive"), ray.nodes()), draining_node_ids()
-    return [Node(each["NodeID"], _name(each), each["Resources"]) for each in alive if each["NodeID"] not in leaving]
+    return [
+        Node(each["NodeID"], _get_node_name(each), each["Resources"]) for each in alive if each["NodeID"] not in leaving
+    ]
 
 
-def live_resources() -> list[Mapping[str, float]]:
+def list_live_resources() -> list[Mapping[str, float]]:
     """What each node that is alive has, taken or free."""
-    return [node.resources for node in live_nodes()]
+    return [node.resources for node in list_live_nodes()]
 
 
 def cluster_resources() -> Mapping[str, float]:
@@ -44,13 +46,13 @@ def cluster_resources() -> Mapping[str, float]:
     return dict(ray.cluster_resources())
 
 
-def _name(node: Mapping[str, Any]) -> str:
+def _get_node_name(node: Mapping[str, Any]) -> str:
     """That it was started with (`ray start --node-name`), else its host's."""
     name, host = node["NodeName"], node["NodeManagerHostname"]
     return str(host if name in ("", node["NodeManagerAddress"]) else name)
 
 
-class Nodes:
+class NodeWatcher:
     """Looks at the cluster now and then.
 
     changed: is called with the nodes that are alive whenever there are others than before. look: at the cluster.
@@ -58,40 +60,40 @@ class Nodes:
 
     def __init__(
         self,
-        changed: Callable[[Sequence[Node]], None],
+        on_change: Callable[[Sequence[Node]], None],
         *,
-        look: Callable[[], Sequence[Node]] = live_nodes,
+        list_nodes: Callable[[], Sequence[Node]] = list_live_nodes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._changed = changed
-        self._look = look
+        self._on_change = on_change
+        self._list_nodes = list_nodes
         self._clock = clock
-        self._next_look = 0.0
+        self._next_refresh = 0.0
         self._alive: Sequence[Node] = ()
         self._names: dict[str, str] = {}
 
     def refresh(self, *, at_once: bool = False) -> None:
         """Tell of nodes that came or went; may be called far more often than it looks."""
-        if not at_once and self._clock() < self._next_look:
+        if not at_once and self._clock() < self._next_refresh:
             return
-        alive = sorted(self._look(), key=lambda node: node.id)
-        self._next_look = self._clock() + _LOOK_EVERY_S
+        alive = sorted(self._list_nodes(), key=lambda node: node.id)
+        self._next_refresh = self._clock() + _REFRESH_EVERY_S
         self._names.update((node.id, node.name) for node in alive)
         if alive != self._alive:
             self._alive = alive
-            self._changed(alive)
+            self._on_change(alive)
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Of the nodes that were there when it last looked, again."""
-        self._changed(self._alive)
+        self._on_change(self._alive)
 
-    def name(self, node_id: str) -> str:
+    def get_name(self, node_id: str) -> str:
         """Of a node, also of one that is gone; empty where it is not known."""
         if node_id and node_id not in self._names:
             self.refresh(at_once=True)
         return self._names.get(node_id, "")
 
-    def ids(self, names: Collection[str]) -> list[str]:
+    def get_ids(self, names: Collection[str]) -> list[str]:
         """Of the nodes with these names that are alive."""
         return [node.id for node in self._alive if node.name in names]
 
@@ -99,20 +101,20 @@ class Nodes:
         return any(node.id == node_id for node in self._alive)
 
 
-class Whereabouts(NamedTuple):
+class ActorLocation(NamedTuple):
     """Of an actor. node_id: that it runs on, or ran on when it died; empty where Ray does not know."""
 
     node_id: str = ""
     is_dead: bool = False
 
 
-def whereabouts(actor_id: str) -> Whereabouts:
+def find_actor(actor_id: str) -> ActorLocation:
     """The node of an actor, as the head node knows."""
-    return Whereabouts(*actor_state(actor_id))
+    return ActorLocation(*actor_state(actor_id))
 
 
 @contextlib.contextmanager
-def watched_head(lost: Callable[[], None]) -> Iterator[None]:
+def watch_head(on_lost: Callable[[], None]) -> Iterator[None]:
     """Call `lost`, in a thread of its own, when the head of the cluster has not answered for half a minute.
 
     Ray's calls wait for it meanwhile, so that nobody else can tell. A head that cannot be reached from the start, as
@@ -120,7 +122,7 @@ def watched_head(lost: Callable[[], None]) -> Iterator[None]:
     """
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     is_over = threading.Event()
-    thread = threading.Thread(target=_watch, args=((host.strip("[]"), int(port)), lost, is_over), daemon=True)
+    thread = threading.Thread(target=_poll_head, args=((host.strip("[]"), int(port)), on_lost, is_over), daemon=True)
     thread.start()
     try:
         yield
@@ -129,19 +131,19 @@ def watched_head(lost: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-def _watch(address: tuple[str, int], lost: Callable[[], None], is_over: threading.Event) -> None:
-    if not _answers(address):
+def _poll_head(address: tuple[str, int], on_lost: Callable[[], None], is_over: threading.Event) -> None:
+    if not _can_connect(address):
         return
     heard = time.monotonic()
     while not is_over.wait(_HEAD_EVERY_S):
-        if _answers(address):
+        if _can_connect(address):
             heard = time.monotonic()
-        elif time.monotonic() - heard >= _HEAD_PATIENCE_S:
-            lost()
+        elif time.monotonic() - heard >= _HEAD_TIMEOUT_S:
+            on_lost()
             return
 
 
-def _answers(address: tuple[str, int]) -> bool:
+def _can_connect(address: tuple[str, int]) -> bool:
     try:
         socket.create_connection(address, timeout=_HEAD_EVERY_S).close()
     except OSError:

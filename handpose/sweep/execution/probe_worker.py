@@ -11,20 +11,27 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from handpose.errors import UserError
 from handpose.search.space import Params
-from handpose.sweep.execution.ray_internals import worker_environment
-from handpose.sweep.execution.worker_death import death_of_worker
+from handpose.sweep.execution.ray_internals import make_worker_runtime_env
+from handpose.sweep.execution.worker_death import diagnose_worker_death
 from handpose.sweep.execution.worker_start import PATIENCE_S, PROBE_AFTER_S, StartProbe, never_started
-from handpose.sweep.trainable.gpu_memory import share_of
+from handpose.sweep.trainable.gpu_memory import compute_gpus_per_trial
 from handpose.sweep.trainable.trial import TrialRecipe
-from handpose.sweep.trainable.trial_cost import FEWEST_STEPS, DataSize, Gauge, Refusal, TrialCost, first_line
+from handpose.sweep.trainable.trial_cost import (
+    MIN_STEPS,
+    DataSize,
+    ProbeFailure,
+    TrialCost,
+    TrialCostProbe,
+    summarise_error,
+)
 
 if TYPE_CHECKING:
     pass
 
-_PATIENCE_S = 600.0
+_TIMEOUT_S = 600.0
 
 
-class Bench:
+class ProbeWorker:
     """Measures configurations on one worker with a slot's resources, which imports only once.
 
     A context manager, which ends the worker; one that a point has killed is replaced. Raises UserError where no worker
@@ -39,43 +46,45 @@ class Bench:
         self._worker: Any = None
         self._is_ready = False
 
-    def __enter__(self) -> "Bench":
-        self._start()
+    def __enter__(self) -> "ProbeWorker":
+        self._start_worker()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self._stop_worker()
 
-    def outcome(self, params: Params, *, num_steps: int = FEWEST_STEPS, weights: bool = False) -> TrialCost | Refusal:
+    def measure_params(
+        self, params: Params, *, num_steps: int = MIN_STEPS, weights: bool = False
+    ) -> TrialCost | ProbeFailure:
         """Measure the trial with these parameters; num_steps, weights: as `measure` takes them."""
         self._ensure_ready()
-        overrides = self._recipe.in_worker(params)
+        overrides = self._recipe.make_worker_overrides(params)
         how = {"num_steps": num_steps, "weights": weights, "num_workers": self._recipe.num_workers}
-        call = self._worker.measure.remote(overrides, params, self._data, **how)
+        call = self._worker.measure_cost.remote(overrides, params, self._data, **how)
         try:
-            return ray.get(call, timeout=_PATIENCE_S)
+            return ray.get(call, timeout=_TIMEOUT_S)
         except GetTimeoutError:
-            refusal = Refusal("time", f"a few steps of it take more than {_PATIENCE_S / 60:.0f} minutes")
+            refusal = ProbeFailure("time", f"a few steps of it take more than {_TIMEOUT_S / 60:.0f} minutes")
         except OutOfMemoryError:
-            refusal = Refusal("memory", "the machine's memory was full")
+            refusal = ProbeFailure("memory", "the machine's memory was full")
         except RayActorError as error:
-            death = death_of_worker(str(error))
-            refusal = Refusal("crashed" if death.crashed else "killed", death.sentence)
-        self._stop()
+            death = diagnose_worker_death(str(error))
+            refusal = ProbeFailure("crashed" if death.is_crash else "killed", death.sentence)
+        self._stop_worker()
         return refusal
 
     def _ensure_ready(self) -> None:
         if self._worker is None:
-            self._start()
+            self._start_worker()
         if self._is_ready:
             return
-        ready = self._worker.ready.remote()
+        ready = self._worker.wait_until_ready.remote()
         try:
             if not ray.wait([ready], timeout=PROBE_AFTER_S)[0]:
                 self._check_start(ready)
             ray.get(ready)
         except RayError as error:
-            raise UserError(f"no worker can be started: {first_line(error)}") from error
+            raise UserError(f"no worker can be started: {summarise_error(error)}") from error
         self._is_ready = True
 
     def _check_start(self, ready: Any) -> None:
@@ -90,12 +99,14 @@ class Bench:
             f"{PATIENCE_S / 60:.0f} minutes: others use what Ray has; try again when they are done"
         )
 
-    def _start(self) -> None:
-        worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus, runtime_env=worker_environment())(Gauge)
+    def _start_worker(self) -> None:
+        worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus, runtime_env=make_worker_runtime_env())(
+            TrialCostProbe
+        )
         self._worker = worker.remote()
         self._is_ready = False
 
-    def _stop(self) -> None:
+    def _stop_worker(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
             with contextlib.suppress(RayError):
@@ -105,7 +116,7 @@ class Bench:
 _NUM_STEPS = 30
 
 
-class Neighbours:
+class GpuThroughputBenchmark:
     """Trains the same trial in several workers that share one GPU, and tells how fast they are together.
 
     params: of the trial. Raises UserError where there is no free GPU.
@@ -117,24 +128,26 @@ class Neighbours:
         self._data = data
         self._params = params
 
-    def steps_per_s(self, number: int) -> float:
+    def measure_steps_per_s(self, number: int) -> float:
         """Of that many trials, training side by side; 0 where one of them cannot."""
         group = placement_group([{"CPU": self._cpus * number, "GPU": 1}])  # else Ray may take several GPUs for them
         try:
-            if not group.wait(_PATIENCE_S):
+            if not group.wait(_TIMEOUT_S):
                 raise UserError("sweep.gpus_per_trial=auto: no GPU was free for 10 minutes; give a number instead")
-            costs = ray.get(self._measured(group, number), timeout=_PATIENCE_S)
+            costs = ray.get(self._start_measurements(group, number), timeout=_TIMEOUT_S)
         except RayError:  # a worker was killed, or does not come to an end
             return 0.0
         finally:
             remove_placement_group(group)  # with the workers in it
-        return 0.0 if any(isinstance(cost, Refusal) for cost in costs) else sum(1 / cost.step_s for cost in costs)
+        return 0.0 if any(isinstance(cost, ProbeFailure) for cost in costs) else sum(1 / cost.step_s for cost in costs)
 
-    def _measured(self, group: PlacementGroup, number: int) -> list[Any]:
-        worker = ray.remote(num_cpus=self._cpus, num_gpus=share_of(number))(Gauge)
+    def _start_measurements(self, group: PlacementGroup, number: int) -> list[Any]:
+        worker = ray.remote(num_cpus=self._cpus, num_gpus=compute_gpus_per_trial(number))(TrialCostProbe)
         placed = worker.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group))
         workers: list[Any] = [placed.remote() for _ in range(number)]
-        ray.get([each.ready.remote() for each in workers], timeout=_PATIENCE_S)  # then all begin at one moment
-        overrides = self._recipe.in_worker(self._params)
+        ray.get(
+            [each.wait_until_ready.remote() for each in workers], timeout=_TIMEOUT_S
+        )  # then all begin at one moment
+        overrides = self._recipe.make_worker_overrides(self._params)
         arguments = (overrides, self._params, self._data)
-        return [each.measure.remote(*arguments, num_steps=_NUM_STEPS, weights=False) for each in workers]
+        return [each.measure_cost.remote(*arguments, num_steps=_NUM_STEPS, weights=False) for each in workers]

@@ -114,7 +114,7 @@ def keep_from_workers(names: Iterable[str]) -> None:
     ENV_VARS_TO_PROPAGATE.difference_update(names)
 
 
-def worker_environment() -> dict[str, Any]:
+def make_worker_runtime_env() -> dict[str, Any]:
     """The runtime environment that Tune gives its actors: other actors that share their processes need the same.
 
     No fallback; without it workers that were started ahead are not used.
@@ -137,7 +137,7 @@ def prestart_workers(node: Mapping[str, Any], num_workers: int, *, keep_alive_s:
     request = messages.PrestartWorkersRequest(
         language=language.PYTHON,
         job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
-        runtime_env_info=environments.RuntimeEnvInfo(serialized_runtime_env=_serialized(worker_environment())),
+        runtime_env_info=environments.RuntimeEnvInfo(serialized_runtime_env=_serialized(make_worker_runtime_env())),
         num_workers=num_workers,
         keep_alive_duration_secs=keep_alive_s,
     )

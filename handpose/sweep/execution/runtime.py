@@ -12,17 +12,17 @@ from typing import Any
 import ray
 
 from handpose.errors import UserError
-from handpose.resources import main_memory, num_cores
+from handpose.resources import count_cores, main_memory
 from handpose.sweep.controller.slots import memory_for_trials
 from handpose.sweep.execution.interpreter import check_interpreter, worker_interpreter
-from handpose.sweep.execution.privacy import keep_token, private_folder
+from handpose.sweep.execution.privacy import ensure_token, make_private_folder
 from handpose.sweep.execution.ray_internals import hide_driver_messages, keep_from_workers, use_token_where_there_is_one
 from handpose.sweep.record.settings import RaySettings, SweepSettings
 from handpose.whole_file import home_folder
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels; Ray's own choice is a third of the memory
 
-_ENVIRONMENT = {
+_DRIVER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints its own table, and every error, at any verbosity
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files beside ours
@@ -48,7 +48,7 @@ which everybody on the machine can read. Workers have the environment of their n
 
 
 @contextlib.contextmanager
-def ray_runtime(cluster: RaySettings, *, hook: Callable[[], None] | None = None) -> Iterator[None]:
+def start_ray(cluster: RaySettings, *, hook: Callable[[], None] | None = None) -> Iterator[None]:
     """Ray, without its noise, for the length of a block; one that runs already is used, and left running.
 
     hook: what every worker does first, where Ray is started here or joined. Ray that is started here lets in nobody
@@ -62,28 +62,28 @@ def ray_runtime(cluster: RaySettings, *, hook: Callable[[], None] | None = None)
     with contextlib.ExitStack() as stack:
         settings: dict[str, Any] = {"address": cluster.address}
         if cluster.address is None:
-            num_cpus = cluster.num_cpus or num_cores()
+            num_cpus = cluster.num_cpus or count_cores()
             settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
             settings["object_store_memory"] = _OBJECT_STORE_BYTES
             # Ray itself looks at the quota and the limit of the topmost cgroup only, and not at the affinity.
             settings["_memory"] = memory_for_trials(main_memory())
-            settings["_temp_dir"] = str(stack.enter_context(private_folder()))
-            keep_token(os.environ, home=home_folder())
-        _start(cluster, settings, hook)
+            settings["_temp_dir"] = str(stack.enter_context(make_private_folder()))
+            ensure_token(os.environ, home=home_folder())
+        _init_ray(cluster, settings, hook)
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _start(cluster: RaySettings, settings: dict[str, Any], hook: Callable[[], None] | None) -> None:
+def _init_ray(cluster: RaySettings, settings: dict[str, Any], hook: Callable[[], None] | None) -> None:
     runtime_env: dict[str, Any] = {"env_vars": dict(_WORKER_ENVIRONMENT)}  # Ray adds to it
     if not (cluster.address or "").startswith("ray://"):  # the workers of Ray's client run elsewhere, without hooks
         runtime_env |= worker_interpreter(sys.executable)
         if hook is not None:
             runtime_env["worker_process_setup_hook"] = hook
     try:
-        _check_answers(cluster.address)
+        _check_cluster_answers(cluster.address)
         if cluster.address is not None:  # Ray does it for `auto` alone
             use_token_where_there_is_one()
         ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env, **settings)
@@ -100,27 +100,27 @@ def _start(cluster: RaySettings, settings: dict[str, Any], hook: Callable[[], No
     hide_driver_messages("A worker died or was killed|has been marked dead|Raylet is terminated")
 
 
-def _check_answers(address: str | None) -> None:
+def _check_cluster_answers(address: str | None) -> None:
     """Ray itself tries an address that nobody listens on for minutes, and tells each try; raises OSError."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def limited(cluster: RaySettings, sweep: SweepSettings) -> RaySettings:
+def limit_cpus(cluster: RaySettings, sweep: SweepSettings) -> RaySettings:
     """Alone on a machine max_concurrent limits the cores too: what runs of a population its scheduler chooses."""
     if cluster.address is not None or sweep.max_concurrent is None:
         return cluster
     num_cpus = min(
-        cluster.num_cpus or num_cores(), sweep.max_concurrent * sweep.workers_per_trial * sweep.cpus_per_trial
+        cluster.num_cpus or count_cores(), sweep.max_concurrent * sweep.workers_per_trial * sweep.cpus_per_trial
     )
     return replace(cluster, num_cpus=num_cpus)
 
 
 @contextlib.contextmanager
-def environment(**more: str) -> Iterator[None]:
+def set_ray_environment(**extra: str) -> Iterator[None]:
     """Ray's switches, set for the length of a sweep; what the user has set counts before them."""
-    added = {name: value for name, value in (_ENVIRONMENT | more).items() if name not in os.environ}
+    added = {name: value for name, value in (_DRIVER_ENVIRONMENT | extra).items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield

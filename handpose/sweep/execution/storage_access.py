@@ -11,12 +11,12 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from handpose.errors import UserError
-from handpose.sweep.execution.nodes import live_nodes
+from handpose.sweep.execution.nodes import list_live_nodes
 from handpose.sweep.record.settings import SweepSettings
-from handpose.sweep.storage.checkpoint_files import unseen
-from handpose.sweep.storage.object_store import Store
+from handpose.sweep.storage.checkpoint_files import explain_unshared_folder
+from handpose.sweep.storage.object_store import ObjectStore
 
-_NODE_PATIENCE_S = 300.0
+_NODE_TIMEOUT_S = 300.0
 
 
 def check_nodes(sweep: SweepSettings) -> None:
@@ -24,33 +24,33 @@ def check_nodes(sweep: SweepSettings) -> None:
 
     Raises UserError, which names one that does not.
     """
-    nodes = live_nodes()
+    nodes = list_live_nodes()
     if len(nodes) == 1:
         return
     with contextlib.ExitStack() as stack:
-        found: tuple[Callable[[Any], str], Any] = (_refusal, sweep.storage)
+        found: tuple[Callable[[Any], str], Any] = (_explain_unusable_store, sweep.storage)
         if sweep.storage is None:
-            found = (unseen, stack.enter_context(_word(sweep.path)))
+            found = (explain_unshared_folder, stack.enter_context(_write_marker_file(sweep.path)))
         probe = ray.remote(num_cpus=0)(found[0])
         there = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes]
         answers = [probe.options(scheduling_strategy=node).remote(found[1]) for node in there]
         for node, answer in zip(nodes, answers, strict=True):
             with contextlib.suppress(RayError):  # it has been lost meanwhile, or hangs: the sweep does without it
-                if said := ray.get(answer, timeout=_NODE_PATIENCE_S):
+                if said := ray.get(answer, timeout=_NODE_TIMEOUT_S):
                     raise UserError(f"node {node.name} {said}")
 
 
-def _refusal(url: str) -> str:
+def _explain_unusable_store(url: str) -> str:
     """Why a store cannot be used here; nothing where it can."""
     try:
-        Store(url).check()
+        ObjectStore(url).check()
     except UserError as error:
         return f"cannot use sweep.storage: {error}; nodes take their credentials from their own environment"
     return ""
 
 
 @contextlib.contextmanager
-def _word(folder: Path) -> Iterator[Path]:
+def _write_marker_file(folder: Path) -> Iterator[Path]:
     """A file in a sweep's folder for the length of a block; what had to be made for it is removed again."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -19,15 +19,15 @@ from typing import Any
 import ray
 
 from handpose.config import REPOSITORY
-from handpose.sweep.controller.slots import Slots, num_fitting
+from handpose.sweep.controller.slots import Slots, count_fitting_workers
 from handpose.sweep.execution.ray_internals import prestart_workers
 
 _KEEP_ALIVE_S = 1800
-_START_PATIENCE_S = 5.0
-_IMPORT_PATIENCE_S = 60.0
+_START_TIMEOUT_S = 5.0
+_IMPORT_TIMEOUT_S = 60.0
 
 
-class WarmUp:
+class WorkerWarmUp:
     """Starts workers ahead of a sweep, in a Ray that was started with its `hook`; in another it does nothing.
 
     module: that trials need imported, with all that it imports. num_threads: of a slot, for libraries that read
@@ -35,16 +35,18 @@ class WarmUp:
     """
 
     def __init__(self, module: str, *, num_threads: int, folder: Path) -> None:
-        self.hook = _hook(module, num_threads=num_threads, folder=folder)
+        self.hook = _make_setup_hook(module, num_threads=num_threads, folder=folder)
         self._folder = folder
-        self._asked: Counter[str] = Counter()
+        self._num_requested: Counter[str] = Counter()
 
-    def begin(self, slots: Slots) -> None:
+    def start_workers(self, slots: Slots) -> None:
         """Have a worker started for every slot that has none yet, on each node for as many as fit into it."""
         if "worker_process_setup_hook" not in getattr(ray.get_runtime_context(), "runtime_env", {}):
             return
         for node in filter(itemgetter("Alive"), ray.nodes()):
-            self._ask(node, _num_needed(slots, node["Resources"]) - self._asked[node["NodeID"]])
+            self._request_workers(
+                node, _count_needed_workers(slots, node["Resources"]) - self._num_requested[node["NodeID"]]
+            )
 
     def wait(self, *, num_more: int = 0) -> None:
         """Until the workers of this machine have imported everything.
@@ -52,47 +54,49 @@ class WarmUp:
         num_more: beyond those of the slots, for what ends before the first trial. They are asked for apart, since Ray
         starts no more at a time than it has cores, and forgets the others.
         """
-        if not self._asked:
+        if not self._num_requested:
             return
         here = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
         for num in (0, num_more):
-            self._ask(here, num)
-            _until(lambda: len(self._told("started")) >= self._asked[here["NodeID"]], _START_PATIENCE_S)
-        _until(lambda: len(self.pids) >= len(self._told("started")), _IMPORT_PATIENCE_S)
+            self._request_workers(here, num)
+            _wait_until(
+                lambda: len(self._read_marks("started")) >= self._num_requested[here["NodeID"]], _START_TIMEOUT_S
+            )
+        _wait_until(lambda: len(self.pids) >= len(self._read_marks("started")), _IMPORT_TIMEOUT_S)
 
     @property
     def pids(self) -> set[int]:
         """Of this machine's processes that have imported everything."""
-        return self._told("ready")
+        return self._read_marks("ready")
 
-    def _told(self, what: str) -> set[int]:
+    def _read_marks(self, what: str) -> set[int]:
         return {int(file.stem) for file in self._folder.glob(f"*.{what}")}
 
-    def _ask(self, node: dict[str, Any], num_workers: int) -> None:
+    def _request_workers(self, node: dict[str, Any], num_workers: int) -> None:
         if num_workers > 0:
             with contextlib.suppress(Exception):  # it is no public call, and another version of Ray may not have it
                 prestart_workers(node, num_workers, keep_alive_s=_KEEP_ALIVE_S)
-                self._asked[node["NodeID"]] += num_workers
+                self._num_requested[node["NodeID"]] += num_workers
 
 
 @contextlib.contextmanager
-def warm_up(objective: object, *, num_threads: int) -> Iterator[WarmUp]:
+def prepare_warm_up(trial_function: object, *, num_threads: int) -> Iterator[WorkerWarmUp]:
     """A WarmUp for what trials run, a function or an object."""
     with tempfile.TemporaryDirectory(prefix="handpose-workers-") as folder:
-        yield WarmUp(objective.__module__, num_threads=num_threads, folder=Path(folder))
+        yield WorkerWarmUp(trial_function.__module__, num_threads=num_threads, folder=Path(folder))
 
 
-def _num_needed(slots: Slots, resources: Mapping[str, float]) -> int:
-    return min(slots.num_slots, num_fitting(slots, resources)) if slots.workers == 1 else 0
+def _count_needed_workers(slots: Slots, resources: Mapping[str, float]) -> int:
+    return min(slots.num_slots, count_fitting_workers(slots, resources)) if slots.num_workers == 1 else 0
 
 
-def _until(is_so: Callable[[], bool], patience_s: float) -> None:
-    end = time.monotonic() + patience_s
-    while not is_so() and time.monotonic() < end:
+def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < end:
         time.sleep(0.02)
 
 
-def _hook(module: str, *, num_threads: int, folder: Path) -> Callable[[], None]:
+def _make_setup_hook(module: str, *, num_threads: int, folder: Path) -> Callable[[], None]:
     """What a worker does first. A function within one travels whole: the worker cannot import this package yet."""
     repository, marks = str(REPOSITORY), str(folder)
 

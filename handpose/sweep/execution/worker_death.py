@@ -11,8 +11,8 @@ from ray.exceptions import RayError
 from handpose.resources import main_memory, oom_kills
 from handpose.sweep.execution.ray_internals import newest_worker_log
 
-_LOG_PATIENCE_S = 15.0
-_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+_LOG_TIMEOUT_S = 15.0
+_CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 _UNKNOWN = "the worker process died: it was killed, ran out of memory or crashed"
 
 _NO_TRACE = (
@@ -24,29 +24,31 @@ _BY_RAY = "the worker process was killed by Ray because the memory of its node w
 _LESS_MEMORY = "fewer trials at a time (sweep.max_concurrent) or a smaller data.batch_size take less memory"
 
 
-class Death(NamedTuple):
+class WorkerDeath(NamedTuple):
     """The end of a worker process. crashed: by a fault of its own code, so that memory is not the reason."""
 
     sentence: str
-    crashed: bool
+    is_crash: bool
 
 
-def death_of_worker(message: str) -> Death:
+def diagnose_worker_death(message: str) -> WorkerDeath:
     """Find out how a worker process died, from what Ray (2.60) says of its actor and from its log on its node."""
     if "running low on memory" in message:
-        return Death(f"{_BY_RAY}; {_LESS_MEMORY}", False)
+        return WorkerDeath(f"{_BY_RAY}; {_LESS_MEMORY}", False)
     if told := re.search(r"receives? a (SIG[A-Z]+)", message):
-        return Death(f"the worker process was ended by {told[1]}", False)
+        return WorkerDeath(f"the worker process was ended by {told[1]}", False)
     if told := re.search(r"exit code (\d+)", message):
-        return Death(f"the worker process exited with status {told[1]}", False)
+        return WorkerDeath(f"the worker process exited with status {told[1]}", False)
     traces = _traces(message)
     if traces is None:
-        return Death(_UNKNOWN, False)
+        return WorkerDeath(_UNKNOWN, False)
     received = re.findall(r"\*\*\* (SIG[A-Z]+) received", traces.log)
     if not received:
-        return Death(_without_crash(traces), False)
+        return WorkerDeath(_without_crash(traces), False)
     number = signal.Signals[received[-1]]
-    return Death(f"the worker process crashed with {number.name} ({signal.strsignal(number)})", number in _CRASHES)
+    return WorkerDeath(
+        f"the worker process crashed with {number.name} ({signal.strsignal(number)})", number in _CRASH_SIGNALS
+    )
 
 
 def describe_exit(status: int) -> str:
@@ -89,7 +91,7 @@ def _traces(message: str) -> _Traces | None:
         return _traces_here(int(pid[1]))
     with contextlib.suppress(RayError):  # its node is gone as well, or too busy to answer
         there = ray.remote(_traces_here).options(num_cpus=0, resources={f"node:{address[1]}": 0.001})
-        return ray.get(there.remote(int(pid[1])), timeout=_LOG_PATIENCE_S)
+        return ray.get(there.remote(int(pid[1])), timeout=_LOG_TIMEOUT_S)
     return None
 
 

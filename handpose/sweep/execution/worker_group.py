@@ -27,20 +27,27 @@ from ray.train.v2.api.exceptions import PreemptionError
 from ray.util.placement_group import get_placement_group, remove_placement_group
 
 from handpose.errors import UserError
-from handpose.sweep.controller.slots import Slots, num_fitting
-from handpose.sweep.execution.nodes import live_nodes
+from handpose.sweep.controller.slots import Slots, count_fitting_workers
+from handpose.sweep.execution.nodes import list_live_nodes
 from handpose.sweep.execution.ray_internals import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
-from handpose.sweep.record.trial_segment import Stretch
-from handpose.sweep.trainable.reporting import AVOIDED, STRETCH, LostMemberError, Member, Objective, joined
+from handpose.sweep.record.trial_segment import TrialSegment
+from handpose.sweep.trainable.reporting import (
+    AVOIDED_NODES_KEY,
+    SEGMENT_KEY,
+    LostWorkerError,
+    TrialFunction,
+    WorkerContext,
+    set_worker_context,
+)
 
 _ANSWER_EVERY_S = 1.0
-_NODE_PATIENCE_S = 25.0
+_NODE_TIMEOUT_S = 25.0
 """Ray (2.60) finds a node that does not answer dead after some 15 s."""
-_CUT_OFF = re.compile(r"onnection (closed|reset|refused)|peer|NCCL|gloo", re.IGNORECASE)
+_CONNECTION_ERRORS = re.compile(r"onnection (closed|reset|refused)|peer|NCCL|gloo", re.IGNORECASE)
 """What torch's collectives raise in one process when another is gone."""
 
 
-class _Failed(NamedTuple):
+class _WorkerFailure(NamedTuple):
     """The end of a member. error: None where it cannot be pickled."""
 
     error: BaseException | None
@@ -48,49 +55,49 @@ class _Failed(NamedTuple):
     node_id: str
 
 
-class _Channel:
+class _ReportChannel:
     """Between the workers and Tune's actor, which runs it on its own node."""
 
     def __init__(self) -> None:
-        self._told: asyncio.Queue[Any] = asyncio.Queue()
+        self._reports: asyncio.Queue[Any] = asyncio.Queue()
         self._answers: asyncio.Queue[None] = asyncio.Queue()
         self._nodes: dict[int, str] = {}
 
-    async def join(self, rank: int, node_id: str) -> None:
+    async def register_worker(self, rank: int, node_id: str) -> None:
         self._nodes[rank] = node_id
 
-    async def tell(self, values: Mapping[str, Any]) -> None:
+    async def send_report(self, values: Mapping[str, Any]) -> None:
         """Returns when Tune lets the trial go on."""
-        await self._told.put(dict(values))
+        await self._reports.put(dict(values))
         await self._answers.get()
 
-    async def fail(self, failed: bytes) -> None:
-        await self._told.put(failed)
+    async def send_failure(self, failure: bytes) -> None:
+        await self._reports.put(failure)
 
-    async def next(self) -> Any:
+    async def receive(self) -> Any:
         """What was told, None where that takes long."""
         try:
-            return await asyncio.wait_for(self._told.get(), _ANSWER_EVERY_S)
+            return await asyncio.wait_for(self._reports.get(), _ANSWER_EVERY_S)
         except TimeoutError:
             return None
 
-    async def go_on(self) -> None:
+    async def send_answer(self) -> None:
         await self._answers.put(None)
 
-    async def nodes(self) -> set[str]:
+    async def list_nodes(self) -> set[str]:
         """Ids of those that members run on."""
         return set(self._nodes.values())
 
 
-def make_trainable(objective: Objective, slots: Slots | None = None) -> Callable[[dict[str, Any]], None]:
+def make_trainable(trial_function: TrialFunction, slots: Slots | None = None) -> Callable[[dict[str, Any]], None]:
     """The function that Tune calls in a worker, with the configuration that the driver made."""
-    if slots is None or slots.workers == 1:
-        return lambda config: objective(config[STRETCH][0])
-    packed = cloudpickle.dumps(objective)  # so that only the workers have to import what it needs
-    return lambda config: train_together(packed, config[STRETCH][0], slots, avoided=config[AVOIDED][0])
+    if slots is None or slots.num_workers == 1:
+        return lambda config: trial_function(config[SEGMENT_KEY][0])
+    packed = cloudpickle.dumps(trial_function)  # so that only the workers have to import what it needs
+    return lambda config: train_in_group(packed, config[SEGMENT_KEY][0], slots, avoided=config[AVOIDED_NODES_KEY][0])
 
 
-def train_together(packed: bytes, stretch: Stretch, slots: Slots, avoided: Sequence[str]) -> None:
+def train_in_group(packed: bytes, segment: TrialSegment, slots: Slots, avoided: Sequence[str]) -> None:
     """Run an objective in every worker of a group; the reports of the first one are the stretch's.
 
     To be called in Tune's function. packed: the objective, pickled. slots: what each worker holds, and how many there
@@ -98,41 +105,43 @@ def train_together(packed: bytes, stretch: Stretch, slots: Slots, avoided: Seque
     ends the group then, by `release`. Raises what a worker raised, and LostMemberError where one is gone.
     """
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    channel: Any = ray.remote(_Channel)  # which has room for a waiting call of each worker
-    channel = channel.options(num_cpus=0, max_concurrency=16 + slots.workers, label_selector=here).remote()
-    training = _in_thread(packed, stretch, slots, avoided, channel)
+    channel: Any = ray.remote(_ReportChannel)  # which has room for a waiting call of each worker
+    channel = channel.options(num_cpus=0, max_concurrency=16 + slots.num_workers, label_selector=here).remote()
+    training = _start_training_thread(packed, segment, slots, avoided, channel)
     while True:
-        told = ray.get(channel.next.remote())
+        told = ray.get(channel.receive.remote())
         if isinstance(told, bytes):
-            raise _failure(cloudpickle.loads(told), channel)
+            raise _make_worker_error(cloudpickle.loads(told), channel)
         if told is not None:
             tune.report(told)
-            ray.get(channel.go_on.remote())
+            ray.get(channel.send_answer.remote())
         elif training.done():
             if (error := training.exception()) is not None:
-                raise _of_the_group(error, channel) from error
+                raise _make_group_error(error, channel) from error
             return
 
 
-def group_name(stretch: Stretch) -> str:
+def make_group_name(segment: TrialSegment) -> str:
     """Of the placement group that holds the workers of a stretch."""
-    return f"{ray.get_runtime_context().get_job_id()}-{stretch.name}"
+    return f"{ray.get_runtime_context().get_job_id()}-{segment.name}"
 
 
-def release(stretch: Stretch) -> None:
+def release_group(segment: TrialSegment) -> None:
     """End the workers of a stretch that is over, whatever became of its own process, and give back what they hold."""
     with contextlib.suppress(ValueError):  # there is none any more
-        remove_placement_group(get_placement_group(group_name(stretch)))
+        remove_placement_group(get_placement_group(make_group_name(segment)))
 
 
-def _in_thread(packed: bytes, stretch: Stretch, slots: Slots, avoided: Sequence[str], channel: Any) -> "Future[None]":
+def _start_training_thread(
+    packed: bytes, segment: TrialSegment, slots: Slots, avoided: Sequence[str], channel: Any
+) -> "Future[None]":
     """Ray Train's run, in a thread that ends with the process."""
     training: Future[None] = Future()
     place = str(Path(tune.get_context().get_trial_dir() or ".").absolute())
 
     def run() -> None:
         try:
-            _fit(packed, stretch, slots, avoided, channel, place)
+            _run_trainer(packed, segment, slots, avoided, channel, place)
         except BaseException as error:
             training.set_exception(error)
         else:
@@ -142,7 +151,9 @@ def _in_thread(packed: bytes, stretch: Stretch, slots: Slots, avoided: Sequence[
     return training
 
 
-def _fit(packed: bytes, stretch: Stretch, slots: Slots, avoided: Sequence[str], channel: Any, place: str) -> None:
+def _run_trainer(
+    packed: bytes, segment: TrialSegment, slots: Slots, avoided: Sequence[str], channel: Any, place: str
+) -> None:
     from ray.train.torch import TorchConfig  # here, since it brings torch
 
     from handpose.sweep.execution.group_trainer import GroupTrainer
@@ -152,23 +163,23 @@ def _fit(packed: bytes, stretch: Stretch, slots: Slots, avoided: Sequence[str], 
     def member() -> None:
         context = ray.train.get_context()
         rank, node_id = context.get_world_rank(), ray.get_runtime_context().get_node_id()
-        ray.get(channel.join.remote(rank, node_id))
-        tell = _telling(channel) if rank == 0 else _nothing
+        ray.get(channel.register_worker.remote(rank, node_id))
+        tell = _make_report_function(channel) if rank == 0 else _ignore_report
         try:
-            with joined(Member(rank, slots.workers, tell)):
-                cloudpickle.loads(packed)(stretch)
+            with set_worker_context(WorkerContext(rank, slots.num_workers, tell)):
+                cloudpickle.loads(packed)(segment)
         except BaseException as error:
-            ray.get(channel.fail.remote(_pickled(error, node_id)))
+            ray.get(channel.send_failure.remote(_pickle_failure(error, node_id)))
             raise
 
     elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else None
     scaling: Any = ScalingConfig  # of Train V2, which has more than the class that type checkers are shown
     failures: Any = FailureConfig
     trainer = GroupTrainer(
-        group_name(stretch),
+        make_group_name(segment),
         member,
         scaling_config=scaling(
-            num_workers=slots.workers,
+            num_workers=slots.num_workers,
             use_gpu=slots.gpus > 0,
             resources_per_worker={"CPU": slots.cpus, "memory": slots.process_bytes}
             | ({"GPU": slots.gpus} if slots.gpus else {}),
@@ -190,65 +201,69 @@ def _fit(packed: bytes, stretch: Stretch, slots: Slots, avoided: Sequence[str], 
         except ControllerError as error:
             if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
                 raise
-            left = sum(num_fitting(slots, node.resources) for node in live_nodes() if node.id not in avoided)
-            if avoided and left < slots.workers:  # it may run elsewhere again, as a failure of before counts no more
-                raise LostMemberError("lost", "the nodes that it could run on were lost") from error
+            left = sum(
+                count_fitting_workers(slots, node.resources) for node in list_live_nodes() if node.id not in avoided
+            )
+            if (
+                avoided and left < slots.num_workers
+            ):  # it may run elsewhere again, as a failure of before counts no more
+                raise LostWorkerError("lost", "the nodes that it could run on were lost") from error
 
 
-def _telling(channel: Any) -> Any:
+def _make_report_function(channel: Any) -> Any:
     def tell(values: Mapping[str, Any]) -> None:
-        ray.get(channel.tell.remote(values))
+        ray.get(channel.send_report.remote(values))
 
     return tell
 
 
-def _nothing(values: Mapping[str, Any]) -> None:
+def _ignore_report(values: Mapping[str, Any]) -> None:
     pass
 
 
-def _pickled(error: BaseException, node_id: str) -> bytes:
+def _pickle_failure(error: BaseException, node_id: str) -> bytes:
     text = "".join(traceback.format_exception(error))
     try:
-        return cloudpickle.dumps(_Failed(error, text, node_id))
+        return cloudpickle.dumps(_WorkerFailure(error, text, node_id))
     except Exception:
-        return cloudpickle.dumps(_Failed(None, text, node_id))
+        return cloudpickle.dumps(_WorkerFailure(None, text, node_id))
 
 
-def _failure(failed: _Failed, channel: Any) -> BaseException:
+def _make_worker_error(failure: _WorkerFailure, channel: Any) -> BaseException:
     """What is to be raised for a member's end; that of another one may be the reason."""
-    if not _is_cut_off(failed.error):
-        error = failed.error or RuntimeError(failed.text)
+    if not _is_connection_error(failure.error):
+        error = failure.error or RuntimeError(failure.text)
         error.__cause__ = None
-        error.node_id = failed.node_id  # type: ignore[attr-defined]
+        error.node_id = failure.node_id  # type: ignore[attr-defined]
         return error
-    return _lost(failed.text, channel)
+    return _make_lost_worker_error(failure.text, channel)
 
 
-def _of_the_group(error: BaseException, channel: Any) -> BaseException:
+def _make_group_error(error: BaseException, channel: Any) -> BaseException:
     """What is to be raised when Ray Train has ended the group, and no member has told why."""
     if isinstance(error, PreemptionError):
-        return LostMemberError("preempted", str(error), min(error.preemption_info.preempted_node_to_ranks))
+        return LostWorkerError("preempted", str(error), min(error.preemption_info.preempted_node_to_ranks))
     reason = error.controller_failure if isinstance(error, ControllerError) else error
     if any(getattr(each, "preempted", False) for each in getattr(reason, "worker_failures", {}).values()):
-        return LostMemberError("preempted", str(reason))
-    if isinstance(reason, RayTaskError) and not _is_cut_off(reason):  # what setting up the group has raised
+        return LostWorkerError("preempted", str(reason))
+    if isinstance(reason, RayTaskError) and not _is_connection_error(reason):  # what setting up the group has raised
         return error
     is_gone = isinstance(reason, (RayError, WorkerGroupError, WorkerGroupStartupFailedError))
-    return _lost(str(reason), channel) if is_gone else error
+    return _make_lost_worker_error(str(reason), channel) if is_gone else error
 
 
-def _is_cut_off(error: BaseException | None) -> bool:
-    return isinstance(error, RuntimeError) and _CUT_OFF.search(str(error)) is not None
+def _is_connection_error(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and _CONNECTION_ERRORS.search(str(error)) is not None
 
 
-def _lost(text: str, channel: Any) -> LostMemberError:
-    node_id = _lost_node(channel)
-    return LostMemberError("lost" if node_id else "killed", text, node_id)
+def _make_lost_worker_error(text: str, channel: Any) -> LostWorkerError:
+    node_id = _find_lost_node(channel)
+    return LostWorkerError("lost" if node_id else "killed", text, node_id)
 
 
-def _lost_node(channel: Any) -> str:
+def _find_lost_node(channel: Any) -> str:
     """Id of a member's node that is dead, as soon as Ray knows; empty where none is."""
-    nodes, end = ray.get(channel.nodes.remote()), time.monotonic() + _NODE_PATIENCE_S
+    nodes, end = ray.get(channel.list_nodes.remote()), time.monotonic() + _NODE_TIMEOUT_S
     nodes -= {ray.get_runtime_context().get_node_id()}  # which is well
     while nodes and time.monotonic() < end:
         alive = {node["NodeID"] for node in filter(itemgetter("Alive"), ray.nodes())}
@@ -258,22 +273,26 @@ def _lost_node(channel: Any) -> str:
     return ""
 
 
-_MOST_PICKLED_BYTES = 50_000_000
+_MAX_PICKLED_BYTES = 50_000_000
 
 
-def check_pickles(objective: Objective) -> None:
+def check_picklable(trial_function: TrialFunction) -> None:
     """See that what trials run reaches a worker, whole and not as a heavy load; raises UserError."""
-    name = type(objective).__name__ if is_dataclass(objective) else getattr(objective, "__qualname__", repr(objective))
+    name = (
+        type(trial_function).__name__
+        if is_dataclass(trial_function)
+        else getattr(trial_function, "__qualname__", repr(trial_function))
+    )
     try:
-        pickled = cloudpickle.dumps(make_trainable(objective))
+        pickled = cloudpickle.dumps(make_trainable(trial_function))
         cloudpickle.loads(pickled)
-        copied = cloudpickle.loads(cloudpickle.dumps(objective))
+        copied = cloudpickle.loads(cloudpickle.dumps(trial_function))
     except Exception as error:  # pickle raises whatever the objects in it do
         raise UserError(f"{name} cannot be sent to a worker: {type(error).__name__}: {error}") from error
-    if len(pickled) > _MOST_PICKLED_BYTES:
+    if len(pickled) > _MAX_PICKLED_BYTES:
         raise UserError(
             f"{name} has {len(pickled) / 1e6:.0f} MB, which would be sent to every worker; let it read what it needs "
             "there instead of carrying it"
         )
-    if is_dataclass(objective) and copied != objective:
-        raise UserError(f"{name} does not arrive at a worker as it was sent: it is {copied}, not {objective}")
+    if is_dataclass(trial_function) and copied != trial_function:
+        raise UserError(f"{name} does not arrive at a worker as it was sent: it is {copied}, not {trial_function}")

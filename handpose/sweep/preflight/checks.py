@@ -19,14 +19,14 @@ from handpose.data.shared_memory import batch_bytes, check_shared_memory
 from handpose.errors import UserError, explain, naming
 from handpose.locks import locked
 from handpose.metrics.validation import target_metric
-from handpose.resources import num_cores
-from handpose.schedulers.scheduler import Rule
+from handpose.resources import count_cores
+from handpose.schedulers.scheduler import Scheduler
 from handpose.schema import Unsupported
-from handpose.search.space import Space, keys_of, num_grid_points, probes
+from handpose.search.space import Space, count_grid_points, generate_probe_params, list_keys
 from handpose.sweep.controller.slots import Slots, count_slots
 from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings
-from handpose.sweep.trainable.trial import with_params
-from handpose.sweep.trainable.trial_cost import DataSize, one_workers
+from handpose.sweep.trainable.trial import add_param_overrides
+from handpose.sweep.trainable.trial_cost import DataSize, split_batch
 from handpose.training.fit import prepare
 from handpose.whole_file import check_writable, nearest
 
@@ -34,7 +34,7 @@ from handpose.whole_file import check_writable, nearest
 def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
     """Check the metric with its direction, numbers, slots and the folder."""
     target_metric(sweep.metric, sweep.mode, group="sweep")
-    _check_numbers(sweep, cluster)
+    _check_setting_ranges(sweep, cluster)
     if cluster.address is None:
         _check_machine(sweep, cluster)
     _check_folder(sweep)
@@ -46,10 +46,10 @@ def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False
     overrides: the user's, for train.py. is_grid: every point is to be listed. num_workers: that share each batch.
     """
     if is_grid:
-        num_grid_points(space)
-    for params in probes(space):
+        count_grid_points(space)
+    for params in generate_probe_params(space):
         try:
-            config = one_workers(compose("train", with_params(overrides, params)), num_workers)
+            config = split_batch(compose("train", add_param_overrides(overrides, params)), num_workers)
         except UserError as error:
             raise UserError(f"{space.file}: {error}") from error
         if config.train_on_val:
@@ -96,14 +96,14 @@ def _check_trainer(trainer: DictConfig) -> None:
         )
 
 
-class Survey(NamedTuple):
+class DataSummary(NamedTuple):
     """What the data of the default configuration are. fingerprint: of the data."""
 
     fingerprint: str
     size: DataSize
 
 
-def survey(config: Any) -> Survey:
+def summarise_data(config: Any) -> DataSummary:
     """Make the default network and the data of all trials ready, as a run would, and look at them.
 
     config: composed. Data that is missing or broken, and pictures that the network does not take, show here, before Ray
@@ -111,12 +111,12 @@ def survey(config: Any) -> Survey:
     """
     _, data, _ = prepare(config, stage=None)
     size = DataSize(data.image_size, len(data.splits.train), len(data.splits.val))
-    return Survey(data.fingerprint, size)
+    return DataSummary(data.fingerprint, size)
 
 
-def prepare_data(config: Any) -> str:
+def compute_data_fingerprint(config: Any) -> str:
     """The fingerprint of the data, which is made ready with the default network: `survey`."""
-    return survey(config).fingerprint
+    return summarise_data(config).fingerprint
 
 
 def check_loaders(sweep: SweepSettings, space: Space, overrides: Sequence[str], data: DataSize, slots: Slots) -> None:
@@ -133,20 +133,23 @@ def check_loaders(sweep: SweepSettings, space: Space, overrides: Sequence[str], 
         UserError: they do not fit.
     """
     configs = [compose("train", list(overrides))]
-    if any(key.lstrip("+").startswith(("data", "augment")) for key in keys_of(space)):
-        configs += [compose("train", with_params(overrides, params)) for params in probes(space, num_random=0)]
+    if any(key.lstrip("+").startswith(("data", "augment")) for key in list_keys(space)):
+        configs += [
+            compose("train", add_param_overrides(overrides, params))
+            for params in generate_probe_params(space, num_random=0)
+        ]
     for config in configs:
         if config.data.num_workers:
             needed = batch_bytes(
-                batch_size=one_workers(config, sweep.workers_per_trial).data.batch_size,
+                batch_size=split_batch(config, sweep.workers_per_trial).data.batch_size,
                 image_size=config.data.image_size or data.image_size,
                 masks=config.augment.background > 0,
             )
             check_shared_memory(
                 num_workers=config.data.num_workers,
                 bytes_per_batch=needed,
-                num_processes=max(1, slots.num_slots) * slots.workers,
-                processes="workers of trials" if slots.workers > 1 else "trials at a time",
+                num_processes=max(1, slots.num_slots) * slots.num_workers,
+                processes="workers of trials" if slots.num_workers > 1 else "trials at a time",
             )
 
 
@@ -154,23 +157,23 @@ def slots_here(sweep: SweepSettings, cluster: RaySettings) -> Slots | None:
     """The slots of this machine before Ray is started on it; None where a cluster is joined."""
     if cluster.address is not None:
         return None
-    here = {"CPU": float(cluster.num_cpus or num_cores()), "GPU": float(torch.cuda.device_count())}
+    here = {"CPU": float(cluster.num_cpus or count_cores()), "GPU": float(torch.cuda.device_count())}
     return count_slots(sweep, [here])
 
 
-def check_plan(sweep: SweepSettings, rule: Rule, *, validates_every: int) -> None:
+def check_validation_epochs(sweep: SweepSettings, scheduler: Scheduler, *, validation_interval: int) -> None:
     """Check that trials are validated at their last epoch and wherever the rule compares them.
 
     validates_every: trainer.check_val_every_n_epoch.
     """
-    interval = f"trainer.check_val_every_n_epoch={validates_every}"
-    if sweep.max_epochs % validates_every:
+    interval = f"trainer.check_val_every_n_epoch={validation_interval}"
+    if sweep.max_epochs % validation_interval:
         raise UserError(
             f"sweep.max_epochs={sweep.max_epochs} must be a multiple of {interval}, or its last epoch is not validated"
         )
-    missed = [epoch for epoch in rule.rungs if epoch % validates_every]
+    missed = [epoch for epoch in scheduler.rungs if epoch % validation_interval]
     if missed:
-        rungs = ", ".join(map(str, rule.rungs))
+        rungs = ", ".join(map(str, scheduler.rungs))
         raise UserError(
             f"{interval} validates no trial at epoch {missed[0]}, where the scheduler compares them (it does at "
             f"{rungs}); give trainer.check_val_every_n_epoch=1, or make scheduler.grace_period (of pbt: "
@@ -178,7 +181,7 @@ def check_plan(sweep: SweepSettings, rule: Rule, *, validates_every: int) -> Non
         )
 
 
-def _check_numbers(sweep: SweepSettings, cluster: RaySettings) -> None:
+def _check_setting_ranges(sweep: SweepSettings, cluster: RaySettings) -> None:
     at_least_one = {
         "sweep.num_trials": sweep.num_trials,
         "sweep.max_epochs": sweep.max_epochs,
@@ -223,7 +226,7 @@ def _check_numbers(sweep: SweepSettings, cluster: RaySettings) -> None:
 
 
 def _check_machine(sweep: SweepSettings, cluster: RaySettings) -> None:
-    num_cpus = cluster.num_cpus or num_cores()
+    num_cpus = cluster.num_cpus or count_cores()
     times = f" for each of sweep.workers_per_trial={sweep.workers_per_trial}" if sweep.workers_per_trial > 1 else ""
     if sweep.cpus_per_trial * sweep.workers_per_trial > num_cpus:
         raise UserError(

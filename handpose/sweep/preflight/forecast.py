@@ -14,19 +14,19 @@ from omegaconf import DictConfig
 
 from handpose.config import compose
 from handpose.report.preflight import PointRow, Work, confirm_line, retrain_line, sweep_line, total_line, trial_line
-from handpose.schedulers.scheduler import Fifo, Rule
+from handpose.schedulers.scheduler import Fifo, Scheduler
 from handpose.search.space import Params
-from handpose.sweep.preflight.probe import Probed
+from handpose.sweep.preflight.probe import ProbeResults
 from handpose.sweep.record.settings import SweepSettings
-from handpose.sweep.trainable.trial import TrialRecipe, with_params
+from handpose.sweep.trainable.trial import TrialRecipe, add_param_overrides
 from handpose.sweep.trainable.trial_cost import DataSize, TrialCost
 
-_MOST_TRIALS = 5000
-_REPORTS_ENOUGH = 4000
+_MAX_TRIALS = 5000
+_MIN_REPORTS = 4000
 
 
 @dataclass(frozen=True)
-class Forecast:
+class SweepForecast:
     """Of one sweep, as means over several rehearsals.
 
     epochs: trained by all trials together. rounds: epochs that pass while all slots work side by side. stretches: how
@@ -35,112 +35,112 @@ class Forecast:
 
     epochs: float
     rounds: float
-    stretches: float
+    segments: float
     most_paused: float
 
-    def times(self, factor: float) -> "Forecast":
+    def scale(self, factor: float) -> "SweepForecast":
         """Of a sweep with so many times the trials."""
-        return Forecast(*(factor * value for value in (self.epochs, self.rounds, self.stretches, self.most_paused)))
+        return SweepForecast(*(factor * value for value in (self.epochs, self.rounds, self.segments, self.most_paused)))
 
 
-def forecast(
-    make_rule: Callable[[], Rule],
+def forecast_sweep(
+    make_scheduler: Callable[[], Scheduler],
     *,
     num_trials: int,
     max_epochs: int,
     num_slots: int,
-    validates_every: int,
+    validation_interval: int,
     params: Sequence[Params],
-) -> Forecast:
+) -> SweepForecast:
     """Rehearse a sweep: every trial has a random rank, which it keeps at all epochs, and all train equally fast.
 
     That is kind to rules of early stopping: curves that cross cost them more. params: of the trials, taken in turn,
     for rules that change them. A sweep of very many trials is rehearsed with fewer.
     """
-    rehearsed = min(num_trials, max(_MOST_TRIALS, num_slots))
-    repeats = max(1, min(20, _REPORTS_ENOUGH // (rehearsed * max_epochs)))
+    rehearsed = min(num_trials, max(_MAX_TRIALS, num_slots))
+    repeats = max(1, min(20, _MIN_REPORTS // (rehearsed * max_epochs)))
     rehearsals = []
     for seed in range(repeats):
-        stage = _Stage(make_rule(), rehearsed, max_epochs, validates_every, params, random.Random(seed))
-        rehearsals.append(stage.play(num_slots))
-    columns = zip(*((each.epochs, each.rounds, each.stretches, each.most_paused) for each in rehearsals), strict=True)
-    return Forecast(*map(fmean, columns)).times(num_trials / rehearsed)
+        stage = _Rehearsal(make_scheduler(), rehearsed, max_epochs, validation_interval, params, random.Random(seed))
+        rehearsals.append(stage.simulate(num_slots))
+    columns = zip(*((each.epochs, each.rounds, each.segments, each.most_paused) for each in rehearsals), strict=True)
+    return SweepForecast(*map(fmean, columns)).scale(num_trials / rehearsed)
 
 
-class _Stage:
+class _Rehearsal:
     """One rehearsal: in each round every running trial trains an epoch, and free slots are filled as in a sweep."""
 
     def __init__(
         self,
-        rule: Rule,
+        scheduler: Scheduler,
         num_trials: int,
         max_epochs: int,
-        validates_every: int,
+        validation_interval: int,
         params: Sequence[Params],
         rng: random.Random,
     ) -> None:
-        self._rule = rule
+        self._scheduler = scheduler
         self._losses = [rng.random() for _ in range(num_trials)]
         self._costs = [rng.random() for _ in range(num_trials)]
         self._max_epochs = max_epochs
-        self._validates_every = validates_every
+        self._validates_every = validation_interval
         self._params = params
         self._epochs = [0] * num_trials
         self._saved = [0] * num_trials
         self._running: list[int] = []
-        self._num_begun = 0
-        self._num_stretches = 0
+        self._num_started = 0
+        self._num_segments = 0
         self._num_paused = 0
 
-    def play(self, num_slots: int) -> Forecast:
+    def simulate(self, num_slots: int) -> SweepForecast:
         trained, rounds, most_paused = 0, 0, 0
         worst = 4 * len(self._losses) * self._max_epochs  # of a rule that sends trials back for ever
         while trained < worst:
-            while len(self._running) < num_slots and self._fill():
+            while len(self._running) < num_slots and self._fill_slot():
                 pass
             if not self._running:
                 break
             trained += len(self._running)
             rounds += 1
-            self._running = [trial for trial in self._running if self._train(trial)]
+            self._running = [trial for trial in self._running if self._train_epoch(trial)]
             most_paused = max(most_paused, self._num_paused)
-        return Forecast(trained, rounds, self._num_stretches, most_paused)
+        return SweepForecast(trained, rounds, self._num_segments, most_paused)
 
-    def _fill(self) -> bool:
+    def _fill_slot(self) -> bool:
         """Send a trial on, or begin one; False where there is none."""
-        can_begin = self._num_begun < len(self._losses)
-        continuation = self._rule.promoted(can_begin=can_begin)
-        if continuation is not None:
-            source = continuation.trial if continuation.source is None else continuation.source
-            self._epochs[continuation.trial] = self._saved[continuation.trial] = self._saved[source]
-            self._rule.resumed(continuation)
-            self._run(continuation.trial)
+        can_begin = self._num_started < len(self._losses)
+        start = self._scheduler.choose_trial_to_resume(can_start_trial=can_begin)
+        if start is not None:
+            source = start.trial if start.source is None else start.source
+            self._epochs[start.trial] = self._saved[start.trial] = self._saved[source]
+            self._scheduler.on_trial_resume(start)
+            self._start_segment(start.trial)
             self._num_paused -= 1
         elif can_begin:
-            self._rule.begun(self._num_begun, dict(self._params[self._num_begun % len(self._params)]))
-            self._rule.measured(self._num_begun, self._costs[self._num_begun])
-            self._run(self._num_begun)
-            self._num_begun += 1
-        return continuation is not None or can_begin
+            self._scheduler.on_trial_start(self._num_started, dict(self._params[self._num_started % len(self._params)]))
+            self._scheduler.on_trial_cost(self._num_started, self._costs[self._num_started])
+            self._start_segment(self._num_started)
+            self._num_started += 1
+        return start is not None or can_begin
 
-    def _run(self, trial: int) -> None:
+    def _start_segment(self, trial: int) -> None:
         self._running.append(trial)
-        self._num_stretches += 1
+        self._num_segments += 1
 
-    def _train(self, trial: int) -> bool:
+    def _train_epoch(self, trial: int) -> bool:
         """Train an epoch; True if the trial goes on at once."""
         epoch = self._epochs[trial] = self._epochs[trial] + 1
-        if epoch in self._rule.rungs:
+        if epoch in self._scheduler.rungs:
             self._saved[trial] = epoch
         if epoch % self._validates_every and epoch < self._max_epochs:
             return True
-        verdict = self._rule.reported(trial, epoch, self._losses[trial])
-        if epoch < self._max_epochs and verdict == "pause":
+        decision = self._scheduler.on_trial_result(trial, epoch, self._losses[trial])
+        if epoch < self._max_epochs and decision == "pause":
             self._num_paused += 1
-        return epoch < self._max_epochs and verdict == "continue"
+        return epoch < self._max_epochs and decision == "continue"
 
 
-class Retraining(NamedTuple):
+class RetrainForecast(NamedTuple):
     """What the retraining of a winner takes. wall_s: at the speed of the trials, each device doing its equal part."""
 
     epochs: int
@@ -148,28 +148,30 @@ class Retraining(NamedTuple):
     wall_s: float
 
 
-def retraining(
-    sweep: SweepSettings, recipe: TrialRecipe, probed: Probed, data: DataSize, *, use_val: bool
-) -> Retraining:
+def forecast_retraining(
+    sweep: SweepSettings, recipe: TrialRecipe, probed: ProbeResults, data: DataSize, *, use_val: bool
+) -> RetrainForecast:
     """The retraining of a typical point with its full schedule, as means over those that were tried.
 
     Without the test of its checkpoint. data: of the default configuration. use_val: the validation split is trained
     on too, and nothing is validated.
     """
     found = [
-        _retraining(sweep, compose("train", with_params(recipe.overrides, point.params)), cost, data, use_val=use_val)
+        _forecast_point_retraining(
+            sweep, compose("train", add_param_overrides(recipe.overrides, point.params)), cost, data, use_val=use_val
+        )
         for point, cost in zip(probed.points, probed.costs, strict=True)
-        if cost in probed.typical
+        if cost in probed.typical_costs
     ]
     epochs, devices, seconds = zip(*found, strict=True)
-    return Retraining(round(fmean(epochs)), max(devices), fmean(seconds))
+    return RetrainForecast(round(fmean(epochs)), max(devices), fmean(seconds))
 
 
-def _retraining(
+def _forecast_point_retraining(
     sweep: SweepSettings, config: DictConfig, cost: TrialCost, data: DataSize, *, use_val: bool
-) -> Retraining:
+) -> RetrainForecast:
     batch_size, epochs = config.data.batch_size, config.trainer.max_epochs
-    given = config.trainer.devices
+    given = config.trainer.devices_per_node
     most = sweep.retrain_devices or max(sweep.workers_per_trial, torch.cuda.device_count() if cost.gpu else 1)
     num_devices = max(number for number in range(1, most + 1) if batch_size % number == 0)
     if isinstance(given, int) and given > 0 and sweep.retrain_devices is None:
@@ -179,37 +181,37 @@ def _retraining(
     if not use_val:
         epoch_s += cost.batches_per_validation * cost.validation_batch_s / config.trainer.check_val_every_n_epoch
     # A worker of a trial was measured, whose batch is its part of the trial's.
-    return Retraining(epochs, num_devices, cost.start_s + epochs * epoch_s * sweep.workers_per_trial / num_devices)
+    return RetrainForecast(epochs, num_devices, cost.start_s + epochs * epoch_s * sweep.workers_per_trial / num_devices)
 
 
-def cost_lines(
+def format_cost_lines(
     sweep: SweepSettings,
-    probed: Probed,
-    make_rule: Callable[[], Rule],
+    probed: ProbeResults,
+    make_scheduler: Callable[[], Scheduler],
     *,
     num_slots: int,
-    retrained: Retraining | None = None,
+    retraining: RetrainForecast | None = None,
 ) -> list[str]:
     """What a trial costs, and what the sweep, its confirmation and the retraining take, in a line each, with a total.
 
     retrained: None where the winner is not retrained.
     """
 
-    def work(rule: Callable[[], Rule], num_trials: int) -> Work:
-        plan = forecast(
+    def work(rule: Callable[[], Scheduler], num_trials: int) -> Work:
+        plan = forecast_sweep(
             rule,
             num_trials=num_trials,
             max_epochs=sweep.max_epochs,
             num_slots=num_slots,
-            validates_every=min(cost.validates_every for cost in probed.costs),
+            validation_interval=min(cost.validation_interval for cost in probed.costs),
             params=[point.params for point in probed.points],
         )
-        return _work(plan, probed, num_slots)
+        return _compute_work(plan, probed, num_slots)
 
-    typical_s = fmean(cost.trial_s for cost in probed.typical)
-    expected = work(make_rule, sweep.num_trials)
+    typical_s = fmean(cost.trial_s for cost in probed.typical_costs)
+    expected = work(make_scheduler, sweep.num_trials)
     lines = [
-        trial_line(table_rows(probed), typical_s=typical_s, gpu=probed.costs[0].gpu),
+        trial_line(make_point_rows(probed), typical_s=typical_s, gpu=probed.costs[0].gpu),
         sweep_line(
             num_trials=sweep.num_trials,
             num_slots=num_slots,
@@ -218,35 +220,35 @@ def cost_lines(
             time_budget_s=sweep.time_budget_s,
         ),
     ]
-    works = [_within_budget(expected, sweep.time_budget_s)]
-    if sweep.confirm.is_on:
+    works = [_limit_to_budget(expected, sweep.time_budget_s)]
+    if sweep.confirm.is_enabled:
         num_runs = (sweep.confirm.top_k + 1) * sweep.confirm.seeds  # with the default configuration beside them
         works.append(work(Fifo, num_runs))
         lines.append(confirm_line(num_runs=num_runs, work=works[-1]))
-    if retrained is not None:
-        lines.append(retrain_line(**retrained._asdict()))
-    if len(works) > 1 or retrained is not None:
-        lines.append(total_line(works, retraining_s=0.0 if retrained is None else retrained.wall_s))
+    if retraining is not None:
+        lines.append(retrain_line(**retraining._asdict()))
+    if len(works) > 1 or retraining is not None:
+        lines.append(total_line(works, retraining_s=0.0 if retraining is None else retraining.wall_s))
     return lines
 
 
-def _within_budget(work: Work, time_budget_s: float | None) -> Work:
+def _limit_to_budget(work: Work, time_budget_s: float | None) -> Work:
     """The work that is done before the budget is spent."""
     if time_budget_s is None or time_budget_s >= work.wall_s:
         return work
     return Work(work.slot_s * time_budget_s / work.wall_s, time_budget_s)
 
 
-def _work(plan: Forecast, probed: Probed, num_slots: int) -> Work:
-    epoch_s = fmean(cost.epoch_s for cost in probed.typical)
-    start_s = fmean(cost.start_s for cost in probed.typical)
+def _compute_work(plan: SweepForecast, probed: ProbeResults, num_slots: int) -> Work:
+    epoch_s = fmean(cost.epoch_s for cost in probed.typical_costs)
+    start_s = fmean(cost.start_s for cost in probed.typical_costs)
     return Work(
-        slot_s=plan.epochs * epoch_s + plan.stretches * start_s,
-        wall_s=plan.rounds * epoch_s + plan.stretches * start_s / num_slots,
+        slot_s=plan.epochs * epoch_s + plan.segments * start_s,
+        wall_s=plan.rounds * epoch_s + plan.segments * start_s / num_slots,
     )
 
 
-def table_rows(probed: Probed) -> list[PointRow]:
+def make_point_rows(probed: ProbeResults) -> list[PointRow]:
     """The points that were tried, for a table."""
     return [
         PointRow(

@@ -7,66 +7,72 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from handpose.sweep.trainable.gpu_memory import share_of
+from handpose.sweep.trainable.gpu_memory import compute_gpus_per_trial
 
 if TYPE_CHECKING:
     pass
 
-_USABLE = 0.95
+_USABLE_MEMORY_FRACTION = 0.95
 """Of a GPU's memory; what trials take at their peaks is never quite what a few steps took."""
-_GAIN = 0.05
+_MIN_GAIN = 0.05
 """Less than this in throughput is not worth another neighbour, which slows each trial down."""
 
 
-class Packing(NamedTuple):
+class GpuThroughput(NamedTuple):
     """So many trials on one GPU, and the training steps a second of all of them."""
 
     num_trials: int
     steps_per_s: float
 
 
-class Choice(NamedTuple):
+class TrialsPerGpuChoice(NamedTuple):
     """What was found. packings: that were measured. memory_share: of a GPU, taken by the most demanding trial."""
 
     num_trials: int
-    packings: Sequence[Packing]
-    memory_share: float
+    throughputs: Sequence[GpuThroughput]
+    gpu_memory_fraction: float
 
     @property
     def gpus_per_trial(self) -> float:
-        return share_of(self.num_trials)
+        return compute_gpus_per_trial(self.num_trials)
 
-    def line(self) -> str:
+    def format_line(self) -> str:
         """For a person."""
-        measured = ", ".join(f"{each.num_trials}: {each.steps_per_s:.3g}" for each in self.packings)
+        measured = ", ".join(f"{each.num_trials}: {each.steps_per_s:.3g}" for each in self.throughputs)
         return (
-            f"a GPU       the largest trial takes {self.memory_share:.0%} of its memory; steps a second with so many "
+            f"a GPU       the largest trial takes {self.gpu_memory_fraction:.0%} of its memory; steps a second with so many "
             f"trials on it: {measured}; so sweep.gpus_per_trial={self.gpus_per_trial:g}"
         )
 
 
-def choose(memory_share: float, *, most: int, steps_per_s: Callable[[int], float]) -> Choice:
+def choose_trials_per_gpu(
+    gpu_memory_fraction: float, *, max_trials: int, measure_steps_per_s: Callable[[int], float]
+) -> TrialsPerGpuChoice:
     """The fewest trials on a GPU that come within 5 % of the most steps a second that any number reaches.
 
     memory_share: of the most demanding trial. most: that there are cores for. steps_per_s: measures that many trials
     side by side, 0 where they do not fit. Doubles the number until it no longer pays.
     """
-    fitting = min(most, math.floor(_USABLE / memory_share)) if memory_share else most
-    packings: list[Packing] = []
-    for number in _numbers(max(1, fitting)):
-        packings.append(Packing(number, steps_per_s(number)))
-        if len(packings) > 1 and packings[-1].steps_per_s < (1 + _GAIN) * packings[-2].steps_per_s:
+    fitting = (
+        min(max_trials, math.floor(_USABLE_MEMORY_FRACTION / gpu_memory_fraction))
+        if gpu_memory_fraction
+        else max_trials
+    )
+    packings: list[GpuThroughput] = []
+    for number in _list_candidate_counts(max(1, fitting)):
+        packings.append(GpuThroughput(number, measure_steps_per_s(number)))
+        if len(packings) > 1 and packings[-1].steps_per_s < (1 + _MIN_GAIN) * packings[-2].steps_per_s:
             break
     best = max(each.steps_per_s for each in packings)
-    chosen = next(each for each in packings if each.steps_per_s * (1 + _GAIN) >= best)
-    return Choice(chosen.num_trials, tuple(packings), memory_share)
+    chosen = next(each for each in packings if each.steps_per_s * (1 + _MIN_GAIN) >= best)
+    return TrialsPerGpuChoice(chosen.num_trials, tuple(packings), gpu_memory_fraction)
 
 
-def _numbers(most: int) -> list[int]:
-    doubled = [2**i for i in range(most.bit_length())]
-    return doubled if doubled[-1] == most else [*doubled, most]
+def _list_candidate_counts(max_trials: int) -> list[int]:
+    doubled = [2**i for i in range(max_trials.bit_length())]
+    return doubled if doubled[-1] == max_trials else [*doubled, max_trials]
 
 
-def cores_a_gpu(resources: Mapping[str, float], *, cpus_per_trial: int) -> int:
+def count_trials_per_gpu(resources: Mapping[str, float], *, cpus_per_trial: int) -> int:
     """Trials for which each of Ray's GPUs has cores."""
     return max(1, int(resources["CPU"] // resources["GPU"] // cpus_per_trial))

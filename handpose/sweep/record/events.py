@@ -21,7 +21,7 @@ from handpose.errors import UserError, explain, naming
 if TYPE_CHECKING:  # workers read events without Optuna and Hydra
     from handpose.search.space import Params
 
-FORMAT = 3
+EVENTS_FORMAT = 3
 """Version of the file's format; to be raised with every new kind of event, field or value.
 
 Each `opened` line carries the version of the program that continues the file. Files of format 1 carry none. Format 3
@@ -40,7 +40,7 @@ before it left the worker unfit. These three are not the trial's fault."""
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointRecord:
     """A checkpoint of a trial. file: relative to the sweep's folder. checksum: CRC-32 of its bytes."""
 
     file: str
@@ -60,7 +60,7 @@ class Opened:
     at: float
     num_trials: int
     gpus: float = 0.0
-    version: int = FORMAT
+    version: int = EVENTS_FORMAT
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Begun:
     epoch: int
     gpus: float | None = None
     source: int | None = None
-    checkpoint: Saved | None = None
+    checkpoint: CheckpointRecord | None = None
     params: "Params | None" = None
 
 
@@ -113,7 +113,7 @@ class Reported:
     metrics: Mapping[str, float]
     node: str
     resumed_from: int
-    checkpoint: Saved | None
+    checkpoint: CheckpointRecord | None
     decision: Decision
     note: str = ""
 
@@ -168,7 +168,7 @@ class Closed:
 
 Event: TypeAlias = Opened | Asked | Begun | Measured | Reported | Failed | SetAside | Ended | Closed
 
-EVENTS = "events.jsonl"
+EVENTS_FILE = "events.jsonl"
 """The file, in the folder of a sweep."""
 
 _SYNC_EVERY_S = 1.0
@@ -176,7 +176,10 @@ _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind for kind in (Opened, Asked, Begun, Measured, Reported, Failed, SetAside, Ended, Closed)
 }
 
-_HINTS = {kind: typing.get_type_hints(kind, localns={"Params": dict[str, Any]}) for kind in (Saved, *_KINDS.values())}
+_HINTS = {
+    kind: typing.get_type_hints(kind, localns={"Params": dict[str, Any]})
+    for kind in (CheckpointRecord, *_KINDS.values())
+}
 
 
 class EventLog:
@@ -191,7 +194,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         content = path.read_bytes() if path.exists() else b""
-        self.events, whole = _parse(content, path)
+        self.events, whole = _parse_events(content, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -226,16 +229,16 @@ class EventLog:
 
 def read_events(path: Path) -> list[Event]:
     """The events of a sweep, which may be running. Raises UserError for a damaged file and one of a later format."""
-    return _parse(path.read_bytes() if path.exists() else b"", path)[0]
+    return _parse_events(path.read_bytes() if path.exists() else b"", path)[0]
 
 
-def _parse(content: bytes, path: Path) -> tuple[list[Event], int]:
+def _parse_events(content: bytes, path: Path) -> tuple[list[Event], int]:
     """The events, and how many bytes hold whole lines."""
     events: list[Event] = []
     asked: set[int] = set()
     whole, num_lines = 0, content.count(b"\n")
-    for line in scan(content):
-        problem = line.problem or (_out_of_place(line.event, asked) if line.event else "")
+    for line in scan_event_lines(content):
+        problem = line.problem or (_find_order_problem(line.event, asked) if line.event else "")
         if problem:
             raise UserError(f"{path}: line {line.number} of {num_lines} {problem}")
         if line.event is not None:
@@ -244,23 +247,23 @@ def _parse(content: bytes, path: Path) -> tuple[list[Event], int]:
     return events, whole
 
 
-def _out_of_place(event: Event, asked: set[int]) -> str:
+def _find_order_problem(event: Event, suggested: set[int]) -> str:
     """Why an event cannot follow those before it. asked: trials so far, to which that of an `asked` line is added."""
     if isinstance(event, Asked):
-        if event.trial in asked:
-            return f"asks for trial {event.trial} again; {_RESTORE}"
-        asked.add(event.trial)
-    elif not isinstance(event, (Opened, SetAside, Closed)) and event.trial not in asked:
-        return f"is about trial {event.trial}, which no line before it asks for; {_RESTORE}"
+        if event.trial in suggested:
+            return f"asks for trial {event.trial} again; {_RESTORE_HINT}"
+        suggested.add(event.trial)
+    elif not isinstance(event, (Opened, SetAside, Closed)) and event.trial not in suggested:
+        return f"is about trial {event.trial}, which no line before it asks for; {_RESTORE_HINT}"
     return ""
 
 
 # --- reading lines ----------------------------------------------------------------------------------------------------
 
-_RESTORE = "restore the file from a copy; nothing has been changed"
+_RESTORE_HINT = "restore the file from a copy; nothing has been changed"
 
 
-class Line(NamedTuple):
+class EventLine(NamedTuple):
     """A line of the file, numbered from 1.
 
     event: None where the line is torn or has a problem. problem: what is wrong with the line, the end of a sentence
@@ -273,100 +276,100 @@ class Line(NamedTuple):
     problem: str = ""
 
 
-def scan(content: bytes) -> Iterator[Line]:
+def scan_event_lines(content: bytes) -> Iterator[EventLine]:
     """The lines of a file of events, also those that cannot be read."""
     version = 1
     lines = content.split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
         num_bytes = len(line) + 1
         try:
-            event = _event(line, version)
+            event = _parse_event(line, version)
         except _LineError as error:
-            yield Line(number, num_bytes, None, str(error))
+            yield EventLine(number, num_bytes, None, str(error))
             continue
         if isinstance(event, Opened):
             version = event.version
-        yield Line(number, num_bytes, event)
+        yield EventLine(number, num_bytes, event)
     if lines[-1]:
-        yield Line(len(lines), len(lines[-1]), None)
+        yield EventLine(len(lines), len(lines[-1]), None)
 
 
 class _LineError(Exception):
     """What is wrong with a line."""
 
 
-def _event(line: bytes, version: int) -> Event:
+def _parse_event(line: bytes, version: int) -> Event:
     try:
         values = json.loads(line)
     except ValueError as error:
-        raise _LineError(f"is damaged: it is no JSON ({error}); {_RESTORE}") from error
+        raise _LineError(f"is damaged: it is no JSON ({error}); {_RESTORE_HINT}") from error
     if not isinstance(values, dict) or not isinstance(values.get("event"), str):
-        raise _LineError(f"is damaged: it names no event; {_RESTORE}")
+        raise _LineError(f"is damaged: it names no event; {_RESTORE_HINT}")
     name = values.pop("event")
     if name == "opened":
-        version = _version(values)
+        version = _read_version(values)
     if name not in _KINDS:
-        raise _LineError(f"has an event {name!r}, which is unknown: {_of_later(version)}")
-    event: Event = _made(_KINDS[name], values, name, version)
+        raise _LineError(f"has an event {name!r}, which is unknown: {_explain_unknown(version)}")
+    event: Event = _build_record(_KINDS[name], values, name, version)
     return event
 
 
-def _version(values: dict[str, Any]) -> int:
+def _read_version(values: dict[str, Any]) -> int:
     """The format that an `opened` line announces."""
     version = values.setdefault("version", 1)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise _LineError(f"is damaged: the version of its format is {version!r}; {_RESTORE}")
-    if version > FORMAT:
-        raise _LineError(f"begins events of format {version}, {_later_version()}")
+        raise _LineError(f"is damaged: the version of its format is {version!r}; {_RESTORE_HINT}")
+    if version > EVENTS_FORMAT:
+        raise _LineError(f"begins events of format {version}, {_explain_later_format()}")
     return version
 
 
-def _later_version() -> str:
+def _explain_later_format() -> str:
     return (
-        f"but this version of the project reads formats up to {FORMAT}: use the later version that wrote it; "
+        f"but this version of the project reads formats up to {EVENTS_FORMAT}: use the later version that wrote it; "
         "nothing has been changed"
     )
 
 
-def _of_later(version: int) -> str:
+def _explain_unknown(version: int) -> str:
     """For what this format does not have, which a file of it must not have either."""
     return (
-        f"the file is of format {version}, and this version of the project reads formats up to {FORMAT}; if a later "
+        f"the file is of format {version}, and this version of the project reads formats up to {EVENTS_FORMAT}; if a later "
         "version wrote the line, use that version; nothing has been changed"
     )
 
 
-def _made(kind: type[Any], values: dict[str, Any], name: str, version: int) -> Any:
+def _build_record(kind: type[Any], values: dict[str, Any], name: str, version: int) -> Any:
     """An instance from a JSON object. name: for messages."""
     known = {field.name: field for field in fields(kind)}
     for field in known.values():
         is_required = field.default is MISSING or version > 1
         if is_required and field.name not in values:
-            raise _LineError(f"is damaged: {name!r} lacks {field.name!r}; {_RESTORE}")
+            raise _LineError(f"is damaged: {name!r} lacks {field.name!r}; {_RESTORE_HINT}")
     for key, value in values.items():
         if key not in known:
-            raise _LineError(f"has a field {key!r} of {name!r}, which is unknown: {_of_later(version)}")
+            raise _LineError(f"has a field {key!r} of {name!r}, which is unknown: {_explain_unknown(version)}")
         hint = _HINTS[kind][key]
-        if Saved in typing.get_args(hint) and isinstance(value, dict):
-            values[key] = _made(Saved, value, key, version)
-        elif not _fits(value, hint):
-            raise _LineError(f"is damaged: {key!r} of {name!r} cannot be {value!r}; {_RESTORE}")
+        if CheckpointRecord in typing.get_args(hint) and isinstance(value, dict):
+            values[key] = _build_record(CheckpointRecord, value, key, version)
+        elif not _has_type(value, hint):
+            raise _LineError(f"is damaged: {key!r} of {name!r} cannot be {value!r}; {_RESTORE_HINT}")
     if not math.isfinite(values.get("at", 0.0)):
-        raise _LineError(f"is damaged: 'at' of {name!r} cannot be {values['at']!r}; {_RESTORE}")
+        raise _LineError(f"is damaged: 'at' of {name!r} cannot be {values['at']!r}; {_RESTORE_HINT}")
     return kind(**values)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _has_type(value: Any, hint: Any) -> bool:
     """Whether a JSON value is of the type of a field."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, each) for each in arguments)
+        return any(_has_type(value, each) for each in arguments)
     if origin is Literal:
         return value in arguments
     if origin is not None:  # a mapping
-        return isinstance(value, dict) and all(_fits(each, arguments[1]) for each in value.values())
+        return isinstance(value, dict) and all(_has_type(each, arguments[1]) for each in value.values())
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

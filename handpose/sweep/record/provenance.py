@@ -14,25 +14,25 @@ from omegaconf import DictConfig
 
 from handpose.config import compose, plain, quote_override
 from handpose.metrics.validation import direction
-from handpose.search.space import flattened
+from handpose.search.space import flatten_config
 from handpose.yaml_files import load_yaml
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _PACKAGES = ("torch", "timm", "pytorch-lightning", "torchmetrics", "ray", "optuna", "hydra-core", "numpy")
 
 
-def provenance(*, data: str | None) -> dict[str, Any]:
+def collect_provenance(*, data: str | None) -> dict[str, Any]:
     """What to write beside a result. data: fingerprint of the data set, where it is known."""
     return {
         "data_fingerprint": data,
-        "git": git_state(),
-        "versions": versions(),
+        "git": read_git_state(),
+        "versions": collect_versions(),
         "command_line": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "folder": os.getcwd(),
     }
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -43,27 +43,31 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_state() -> dict[str, Any]:
+def read_git_state() -> dict[str, Any]:
     """Revision of this project, and whether its files were changed since; both None outside a repository."""
-    revision = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain")
+    revision = _run_git("rev-parse", "HEAD")
+    changes = _run_git("status", "--porcelain")
     return {"revision": revision, "dirty": None if revision is None or changes is None else bool(changes)}
 
 
 PROCESS_MB = "process_mb"
 """Key of sweep.yaml: main memory of a worker as the preflight measured it, in MB. It is no part of the provenance."""
 
-_LOCATIONS = ("paths.", "data.root", "data.source.root", "model.checkpoint_path", "model.weights", "best")
-_FILES = ("model.encoder.weights", "augment.background_folder")
+_LOCATION_PREFIXES = ("paths.", "data.root", "data.source.root", "model.checkpoint_path", "model.weights", "best")
+_FILE_KEYS = ("model.encoder.weights", "augment.background_folder")
 """Keys of places, which differ between two machines for one configuration."""
 
 
-def configuration(config: DictConfig) -> dict[str, Any]:
+def select_configuration(config: DictConfig) -> dict[str, Any]:
     """Dotted key -> value of all that a training depends on: the composed configuration without places."""
-    return {key: value for key, value in flattened(plain(config)).items() if not key.startswith(_LOCATIONS + _FILES)}
+    return {
+        key: value
+        for key, value in flatten_config(plain(config)).items()
+        if not key.startswith(_LOCATION_PREFIXES + _FILE_KEYS)
+    }
 
 
-def with_directions(values: Mapping[str, Any]) -> dict[str, Any]:
+def fill_in_modes(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value, with a metric's own direction in place of a mode that is null.
 
     Earlier versions always wrote a mode; so their files compare with those of this one.
@@ -72,23 +76,23 @@ def with_directions(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **{key: mode for key, mode in modes.items() if values.get(key) is None}}
 
 
-def differences(best: Path, *, data: str | None) -> Iterator[str]:
+def describe_differences(best: Path, *, data: str | None) -> Iterator[str]:
     """What is not as it was when a best.yaml was written, a sentence each; what it does not tell is passed over.
 
     data: fingerprint of the data set here. Raises UserError where its configuration cannot be composed.
     """
     then = load_yaml(best)
     if "configuration" in then:
-        now = configuration(compose("train", [quote_override("best", str(best))]))
-        before = with_directions(then["configuration"])
-        yield from _changed(before, with_directions(now), "{name} is {now}, and was {then}: configs/ differ")
-    yield from _changed(then.get("versions", {}), versions(), "{name} is {now}, and was {then}")
-    yield from _other_revision(then.get("git") or {}, git_state())
+        now = select_configuration(compose("train", [quote_override("best", str(best))]))
+        before = fill_in_modes(then["configuration"])
+        yield from _describe_changes(before, fill_in_modes(now), "{name} is {now}, and was {then}: configs/ differ")
+    yield from _describe_changes(then.get("versions", {}), collect_versions(), "{name} is {now}, and was {then}")
+    yield from _describe_revision_changes(then.get("git") or {}, read_git_state())
     if data is not None and then.get("data_fingerprint") not in (None, data):
         yield f"the data have the fingerprint {data}, and had {then['data_fingerprint']}: other data or splits"
 
 
-def _changed(then: Mapping[str, Any], now: Mapping[str, Any], sentence: str) -> Iterator[str]:
+def _describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], sentence: str) -> Iterator[str]:
     """A sentence for each name whose value is another one; one that is not there has the value null."""
     for name in {**then, **now}:
         if then.get(name) != now.get(name):
@@ -96,7 +100,7 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any], sentence: str) -> 
             yield sentence.format(name=name, now=after, then=before)
 
 
-def _other_revision(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _describe_revision_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     if then.get("revision") != now["revision"] and then.get("revision") is not None:
         yield f"the project's revision is {now['revision'] or 'unknown'}, and was {then['revision']}"
     if then.get("dirty"):
@@ -105,7 +109,7 @@ def _other_revision(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
         yield "the project has changes here that are not committed"
 
 
-def _git(*arguments: str) -> str | None:
+def _run_git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(_REPOSITORY), *arguments],

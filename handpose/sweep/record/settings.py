@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from handpose.metrics.target import Mode, TargetMetric
-from handpose.urls import joined
+from handpose.urls import join_url
 
 LOCK = ".lock"
 """File in the folder of a sweep, whose lock the process that runs the sweep holds."""
@@ -20,7 +20,7 @@ class ConfirmSettings:
     seeds: int
 
     @property
-    def is_on(self) -> bool:
+    def is_enabled(self) -> bool:
         return self.top_k > 0 and self.seeds > 0
 
 
@@ -32,7 +32,7 @@ class SpentBudget(NamedTuple):
     used: float
 
     @property
-    def larger(self) -> str:
+    def larger_override(self) -> str:
         """An override that lets the sweep go on, with as much again."""
         amount = 2 * max(self.amount, self.used)
         return f"{self.key}={amount:.0f}" if amount >= 10 else f"{self.key}={amount:.2g}"
@@ -98,7 +98,7 @@ class SweepSettings:
 
     def __post_init__(self) -> None:
         if self.mode is None:
-            object.__setattr__(self, "mode", _direction(self.metric))
+            object.__setattr__(self, "mode", _find_direction(self.metric))
 
     @property
     def target(self) -> TargetMetric:
@@ -106,7 +106,7 @@ class SweepSettings:
         assert self.mode is not None, "set by __post_init__"
         return TargetMetric(self.metric, self.mode)
 
-    def spent_budget(self, *, elapsed_s: float, gpu_hours: float) -> "SpentBudget | None":
+    def find_spent_budget(self, *, elapsed_s: float, gpu_hours: float) -> "SpentBudget | None":
         """A budget that is used up; None while there is some left of each.
 
         elapsed_s, gpu_hours: what the sweep has used so far.
@@ -122,17 +122,17 @@ class SweepSettings:
         return Path(self.folder)
 
     @property
-    def stored_at(self) -> str | None:
+    def storage_url(self) -> str | None:
         """The URL of the sweep in the store; of a confirmation below that of its sweep."""
-        return None if self.storage is None else joined(self.storage, self.name)
+        return None if self.storage is None else join_url(self.storage, self.name)
 
     @property
-    def resumed_by(self) -> Path:
+    def resume_path(self) -> Path:
         """What sweep.resume is to name; of a confirmation the sweep that it belongs to."""
         return Path(self.resume or self.folder)
 
 
-def _direction(metric: str) -> Mode:
+def _find_direction(metric: str) -> Mode:
     # Imported here because it brings torch, which a worker that only reads settings does without. An unknown metric is
     # refused by check_sweep before a sweep begins.
     from handpose.metrics.validation import direction
@@ -140,7 +140,7 @@ def _direction(metric: str) -> Mode:
     return direction(metric) or "min"
 
 
-def recorded_settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:
+def restore_settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:
     """The settings of a sweep that is only read, from its sweep.yaml; a key that its version did not have is None.
 
     A recorded mode stands as it is, even where it contradicts the metric: the sweep was decided by it.

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from handpose.sweep.record.events import Saved
+from handpose.sweep.record.events import CheckpointRecord
 
 if TYPE_CHECKING:
     from handpose.search.space import Params
 
 
-PICTURES = "pictures"
+PICTURES_FOLDER = "pictures"
 """Folder of a sweep for pictures on their way from the workers into the log."""
 
 
-class Stretch(NamedTuple):
+class TrialSegment(NamedTuple):
     """A part of a trial that one worker trains without a break.
 
     epoch: trained before. checkpoints: to go on from, oldest first; the newest that is whole counts. folder: of the
@@ -23,10 +23,10 @@ class Stretch(NamedTuple):
     """
 
     trial: int
-    stretch: int
+    segment_number: int
     params: "Params"
     epoch: int
-    checkpoints: Sequence[Saved]
+    checkpoints: Sequence[CheckpointRecord]
     folder: str
     gpus: float | None
     storage: str | None = None
@@ -34,34 +34,34 @@ class Stretch(NamedTuple):
     @property
     def name(self) -> str:
         """Of Tune's folder for it."""
-        return run_name(self.trial) + (f"_{self.stretch}" if self.stretch > 1 else "")
+        return make_run_name(self.trial) + (f"_{self.segment_number}" if self.segment_number > 1 else "")
 
-    def checkpoint_name(self, epoch: int) -> str:
+    def make_checkpoint_name(self, epoch: int) -> str:
         """Of what is saved after an epoch, from the sweep's folder on: one that no other stretch of the trial uses."""
-        return f"{FOLDER}/{run_name(self.trial)}/epoch_{epoch:04d}_stretch_{self.stretch}.ckpt"
+        return f"{CHECKPOINTS_FOLDER}/{make_run_name(self.trial)}/epoch_{epoch:04d}_stretch_{self.segment_number}.ckpt"
 
-    def checkpoint_file(self, epoch: int) -> Path:
+    def make_checkpoint_path(self, epoch: int) -> Path:
         """The same in the folder."""
-        return Path(self.folder) / self.checkpoint_name(epoch)
+        return Path(self.folder) / self.make_checkpoint_name(epoch)
 
-    def picture_file(self, epoch: int, name: str) -> Path:
+    def make_picture_path(self, epoch: int, name: str) -> Path:
         """Where to put a picture of the trial's predictions after an epoch, for the driver to find."""
-        return Path(self.folder) / PICTURES / f"{_stem(self.trial, epoch)}_{name}.jpg"
+        return Path(self.folder) / PICTURES_FOLDER / f"{_make_stem(self.trial, epoch)}_{name}.jpg"
 
 
-def run_name(number: int) -> str:
+def make_run_name(number: int) -> str:
     """Name of a trial's folders and TensorBoard run."""
     return f"trial_{number:04d}"
 
 
-def pictures_of(folder: Path, trial: int, epoch: int) -> dict[str, Path]:
+def find_pictures(folder: Path, trial: int, epoch: int) -> dict[str, Path]:
     """Name -> file of the pictures that a trial of the sweep in that folder has drawn after an epoch."""
-    start = f"{_stem(trial, epoch)}_"
-    return {file.stem.removeprefix(start): file for file in sorted((folder / PICTURES).glob(f"{start}*.jpg"))}
+    start = f"{_make_stem(trial, epoch)}_"
+    return {file.stem.removeprefix(start): file for file in sorted((folder / PICTURES_FOLDER).glob(f"{start}*.jpg"))}
 
 
-def _stem(trial: int, epoch: int) -> str:
-    return f"{run_name(trial)}_epoch_{epoch:04d}"
+def _make_stem(trial: int, epoch: int) -> str:
+    return f"{make_run_name(trial)}_epoch_{epoch:04d}"
 
 
-FOLDER = "checkpoints"
+CHECKPOINTS_FOLDER = "checkpoints"

@@ -48,12 +48,12 @@ class Estimate(NamedTuple):
         """Whether zero lies outside the interval; None where there is no interval."""
         return None if self.low is None or self.high is None else self.low > 0 or self.high < 0
 
-    def negated(self) -> "Estimate":
+    def negate(self) -> "Estimate":
         low, high = (None if end is None else -end for end in (self.high, self.low))
         return Estimate(0.0 - self.mean, low, high)  # no -0.0 in files
 
 
-def mean_estimates(values: NDArray[np.float64]) -> list[Estimate]:
+def estimate_means(values: NDArray[np.float64]) -> list[Estimate]:
     """Estimate the mean of each configuration over all possible seeds.
 
     The interval of the configuration with the best mean holds at 95 % although that configuration was picked by these
@@ -68,11 +68,11 @@ def mean_estimates(values: NDArray[np.float64]) -> list[Estimate]:
     Returns:
         One estimate for each configuration. Without an interval where `why_no_interval` gives a reason.
     """
-    half_width = float(mean_half_width(values)) if why_no_interval(values) is None else None
-    return _estimates(values.mean(axis=1), half_width)
+    half_width = float(compute_mean_half_width(values)) if explain_missing_interval(values) is None else None
+    return _make_estimates(values.mean(axis=1), half_width)
 
 
-def difference_estimates(values: NDArray[np.float64], to: int) -> list[Estimate]:
+def estimate_differences(values: NDArray[np.float64], reference: int) -> list[Estimate]:
     """Estimate the mean of each configuration minus that of configuration `to`.
 
     Tukey's honestly significant differences: at 95 % the intervals hold together for every pair of configurations,
@@ -85,44 +85,44 @@ def difference_estimates(values: NDArray[np.float64], to: int) -> list[Estimate]
     Returns:
         One estimate for each configuration. Without an interval where `why_not_comparable` gives a reason.
     """
-    half_width = float(difference_half_width(values)) if why_not_comparable(values) is None else None
-    return _estimates(values.mean(axis=1) - values[to].mean(), half_width)
+    half_width = float(compute_difference_half_width(values)) if explain_incomparability(values) is None else None
+    return _make_estimates(values.mean(axis=1) - values[reference].mean(), half_width)
 
 
-def mean_half_width(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_mean_half_width(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Half the width of the interval of a mean, of (..., configurations, seeds) with at least two seeds."""
     *_, num, num_seeds = values.shape
-    of_seeds, residual = _mean_squares(values)
-    variance = _t(num_seeds - 1, 1) ** 2 * of_seeds / num
+    of_seeds, residual = _compute_mean_squares(values)
+    variance = _get_t_quantile(num_seeds - 1, 1) ** 2 * of_seeds / num
     if num > 1:
-        variance = variance + _t((num - 1) * (num_seeds - 1), num) ** 2 * residual * (num - 1) / num
+        variance = variance + _get_t_quantile((num - 1) * (num_seeds - 1), num) ** 2 * residual * (num - 1) / num
     return np.sqrt(variance / num_seeds)
 
 
-def difference_half_width(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_difference_half_width(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Half the width of the interval of a difference, of (..., configurations, seeds) with at least two of both."""
     *_, num, num_seeds = values.shape
-    return _tukey(num, (num - 1) * (num_seeds - 1)) * _standard_error(values)
+    return _get_tukey_quantile(num, (num - 1) * (num_seeds - 1)) * _compute_standard_error(values)
 
 
-def why_no_interval(values: NDArray[np.float64]) -> str | None:
+def explain_missing_interval(values: NDArray[np.float64]) -> str | None:
     """Say why (configurations, seeds) give no interval of a mean; None where they give one."""
     if values.shape[1] == 1:
         return ONE_SEED
-    return None if _varies(values - values.mean(axis=1, keepdims=True), values) else SAME_VALUES
+    return None if _has_variation(values - values.mean(axis=1, keepdims=True), values) else SAME_VALUES
 
 
-def why_not_comparable(values: NDArray[np.float64]) -> str | None:
+def explain_incomparability(values: NDArray[np.float64]) -> str | None:
     """Say why (configurations, seeds) do not show which differences are real; None where they do."""
     num, num_seeds = values.shape
     if num == 1:
         return ONE_CONFIGURATION
     if num_seeds == 1:
         return ONE_SEED
-    return None if _varies(_residuals(values), values) else NO_NOISE
+    return None if _has_variation(_compute_residuals(values), values) else NO_NOISE
 
 
-def optimism(values: NDArray[np.float64], selectable: Sequence[int], *, mode: str) -> float | None:
+def estimate_optimism(values: NDArray[np.float64], selectable: Sequence[int], *, mode: str) -> float | None:
     """Estimate by how much the best of several means is better, on average, than the mean of its configuration.
 
     The expectation of that difference if the true means were the observed ones, the noise being as large as the
@@ -139,9 +139,9 @@ def optimism(values: NDArray[np.float64], selectable: Sequence[int], *, mode: st
     """
     if len(selectable) == 1:
         return 0.0
-    if why_not_comparable(values) is not None:
+    if explain_incomparability(values) is not None:
         return None
-    error = float(_standard_error(values))
+    error = float(_compute_standard_error(values))
     means = (1 if mode == "min" else -1) * values.mean(axis=1)[list(selectable)] / error
     noise = np.linspace(-8.0, 8.0, 201)
     others_are_worse = ndtr(means[:, None] - means[:, None, None] - noise)  # (picked, others, noise)
@@ -150,42 +150,42 @@ def optimism(values: NDArray[np.float64], selectable: Sequence[int], *, mode: st
     return max(0.0, -error * float(np.trapezoid(noise * density, noise)))
 
 
-def _estimates(means: NDArray[np.float64], half_width: float | None) -> list[Estimate]:
+def _make_estimates(means: NDArray[np.float64], half_width: float | None) -> list[Estimate]:
     if half_width is None:
         return [Estimate(float(mean), None, None) for mean in means]
     return [Estimate(float(mean), float(mean - half_width), float(mean + half_width)) for mean in means]
 
 
-def _residuals(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_residuals(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(..., configurations, seeds) without the means of both."""
     of_configurations, of_seeds = values.mean(axis=-1, keepdims=True), values.mean(axis=-2, keepdims=True)
     return values - of_configurations - of_seeds + values.mean(axis=(-2, -1), keepdims=True)
 
 
-def _varies(deviations: NDArray[np.float64], values: NDArray[np.float64]) -> bool:
+def _has_variation(deviations: NDArray[np.float64], values: NDArray[np.float64]) -> bool:
     return bool(np.abs(deviations).max() > _ROUNDING * np.abs(values).max())
 
 
-def _mean_squares(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _compute_mean_squares(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean squares of the seeds and of the residuals; (..., configurations, seeds) with at least two seeds."""
     *_, num, num_seeds = values.shape
     of_seeds = num * values.mean(axis=-2).var(axis=-1, ddof=1)
-    residual = (_residuals(values) ** 2).sum(axis=(-2, -1)) / max(1, (num - 1) * (num_seeds - 1))
+    residual = (_compute_residuals(values) ** 2).sum(axis=(-2, -1)) / max(1, (num - 1) * (num_seeds - 1))
     return of_seeds, residual
 
 
-def _standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The standard error of a mean, but for the effects of the seeds, which all means share."""
-    return np.sqrt(_mean_squares(values)[1] / values.shape[-1])
+    return np.sqrt(_compute_mean_squares(values)[1] / values.shape[-1])
 
 
 @cache
-def _t(freedom: int, num: int) -> float:
+def _get_t_quantile(freedom: int, num: int) -> float:
     """Return the two-sided quantile of Student's t, corrected for `num` comparisons."""
     return float(t.ppf(1 - (1 - _CONFIDENCE) / 2 / num, freedom))
 
 
 @cache
-def _tukey(num: int, freedom: int) -> float:
+def _get_tukey_quantile(num: int, freedom: int) -> float:
     """Return the quantile of the studentized range: of the widest difference among `num` means, in standard errors."""
     return float(studentized_range.ppf(_CONFIDENCE, num, freedom))

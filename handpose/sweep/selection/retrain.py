@@ -22,8 +22,8 @@ from omegaconf import DictConfig
 
 from handpose.config import compose, quote_override, terminable, told
 from handpose.errors import UserError
-from handpose.sweep.driver.shutdown import INTERRUPTED, SweepInterruptedError, resume_command
-from handpose.sweep.execution.retrain_nodes import Crew, program_environment, run_crew
+from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError, format_resume_command
+from handpose.sweep.execution.retrain_nodes import RetrainNodes, make_program_environment, run_on_nodes
 from handpose.sweep.execution.worker_death import describe_exit
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
@@ -31,17 +31,17 @@ from handpose.utf8 import use_utf8
 from handpose.whole_file import read_json, write_json
 from handpose.yaml_files import load_yaml
 
-_WINNER = "overrides.json"
+_WINNER_FILE = "overrides.json"
 """Of the configuration that is retrained."""
-_END_PATIENCE_S = 60.0
+_END_TIMEOUT_S = 60.0
 
 
-def retrain(
+def retrain_winner(
     folder: Path,
     *,
     devices: int | None = None,
     use_val: bool = False,
-    cluster: Callable[[int], AbstractContextManager[Crew | None]] | None = None,
+    find_nodes: Callable[[int], AbstractContextManager[RetrainNodes | None]] | None = None,
 ) -> dict[str, float]:
     """Train best.yaml of the sweep in that folder as train.py would, and test it; returns metrics of both.
 
@@ -55,127 +55,139 @@ def retrain(
     of another winner is put aside, as retrain_1. Raises UserError, and SweepInterruptedError.
     """
     place = folder / "retrain"
-    winner = _winner(folder, use_val=use_val)
-    _put_aside(place, winner)
+    winner = _read_winner(folder, use_val=use_val)
+    _archive_other_winner(place, winner)
     if (place / "metrics.json").is_file():
-        return _figures(place)
-    config = compose("train", [_best(folder)])
-    if cluster is not None and not _says_where(winner):
-        with cluster(config.data.batch_size) as crew:
-            if crew is not None:
-                _run_elsewhere(folder, crew, use_val=use_val)
-                return _figures(place)
-    number = _dividing(devices or _num_gpus(config, winner), config.data.batch_size)
+        return _read_metrics(place)
+    config = compose("train", [_format_best_override(folder)])
+    if find_nodes is not None and not _has_devices(winner):
+        with find_nodes(config.data.batch_size) as retrain_nodes:
+            if retrain_nodes is not None:
+                _run_on_cluster(folder, retrain_nodes, use_val=use_val)
+                return _read_metrics(place)
+    number = _find_divisor(devices or _count_gpus(config, winner), config.data.batch_size)
     if number == 1:
-        return _retrain(folder, winner, devices=1, use_val=use_val)
-    _run_apart(folder, number, use_val=use_val)
-    return _figures(place)
+        return _train_in_process(folder, winner, devices=1, use_val=use_val)
+    _run_in_subprocess(folder, number, use_val=use_val)
+    return _read_metrics(place)
 
 
-def _winner(folder: Path, *, use_val: bool) -> list[str]:
+def _read_winner(folder: Path, *, use_val: bool) -> list[str]:
     """What is trained: a retraining on other images is another one."""
     overrides: list[str] = load_yaml(folder / "best.yaml")["overrides"]
-    return [*overrides, *_on_val(use_val)]
+    return [*overrides, *_make_val_overrides(use_val)]
 
 
-def _on_val(use_val: bool) -> list[str]:
+def _make_val_overrides(use_val: bool) -> list[str]:
     return ["train_on_val=true"] if use_val else []
 
 
-def _figures(place: Path) -> dict[str, float]:
+def _read_metrics(place: Path) -> dict[str, float]:
     metrics = read_json(place / "metrics.json")["metrics"]
     return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
-def _best(folder: Path) -> str:
+def _format_best_override(folder: Path) -> str:
     return quote_override("best", str(folder / "best.yaml"))
 
 
-def _says_where(winner: list[str]) -> bool:
+def _has_devices(winner: list[str]) -> bool:
     return any(item.partition("=")[0].lstrip("+") == "trainer.devices" for item in winner)
 
 
-def _num_gpus(config: DictConfig, winner: list[str]) -> int:
+def _count_gpus(config: DictConfig, winner: list[str]) -> int:
     is_on_cpu = config.trainer.accelerator == "cpu"
-    return 1 if is_on_cpu or _says_where(winner) else max(1, torch.cuda.device_count())
+    return 1 if is_on_cpu or _has_devices(winner) else max(1, torch.cuda.device_count())
 
 
-def _dividing(most: int, batch_size: int) -> int:
+def _find_divisor(most: int, batch_size: int) -> int:
     return next(number for number in range(most, 0, -1) if batch_size % number == 0)
 
 
-def _retrain(folder: Path, winner: list[str], *, devices: int, num_nodes: int = 1, use_val: bool) -> dict[str, float]:
+def _train_in_process(
+    folder: Path, winner: list[str], *, devices: int, num_nodes: int = 1, use_val: bool
+) -> dict[str, float]:
     """In this process, which is one of several where there are several devices, or nodes with so many each."""
     place = folder / "retrain"
     places = {"logs": place, "checkpoints": place / "checkpoints", "predictions": place}
-    overrides = [_best(folder), *(quote_override(f"paths.{name}", str(path)) for name, path in places.items())]
-    overrides += _on_val(use_val)
+    overrides = [
+        _format_best_override(folder),
+        *(quote_override(f"paths.{name}", str(path)) for name, path in places.items()),
+    ]
+    overrides += _make_val_overrides(use_val)
     config = compose("train", overrides)
     if devices * num_nodes > 1:
         shared = {"trainer.devices": devices, "+trainer.num_nodes": num_nodes}
         shared["data.batch_size"] = config.data.batch_size // (devices * num_nodes)
         overrides += [quote_override(key, value) for key, value in shared.items()]
-    config = compose("train", [*overrides, *_where_it_was(place / "checkpoints", config.trainer.max_epochs)])
+    config = compose("train", [*overrides, *_make_resume_overrides(place / "checkpoints", config.trainer.max_epochs)])
     folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
-    write_json(place / _WINNER, winner)
+    write_json(place / _WINNER_FILE, winner)
     try:
         with terminable():
             result = train_and_test(config, folders)
     except KeyboardInterrupt as error:
-        raise _interrupted(folder) from error
+        raise _make_interrupted_error(folder) from error
     return (result.training.metrics if result.training else {}) | result.test_metrics
 
 
-def _interrupted(folder: Path) -> SweepInterruptedError:
-    return SweepInterruptedError(f"the retraining was interrupted; to go on: {resume_command(folder)}")
+def _make_interrupted_error(folder: Path) -> SweepInterruptedError:
+    return SweepInterruptedError(f"the retraining was interrupted; to go on: {format_resume_command(folder)}")
 
 
-def _run_apart(folder: Path, devices: int, *, use_val: bool) -> None:
+def _run_in_subprocess(folder: Path, devices: int, *, use_val: bool) -> None:
     """As a program of its own, since Lightning starts for each device what began this process.
 
     It hears of Ctrl-C from here only, once.
     """
-    command = [sys.executable, "-m", __name__, str(folder), str(devices), "1", *_on_val(use_val)]
-    process = subprocess.Popen(command, env=program_environment(), start_new_session=True)
+    command = [sys.executable, "-m", __name__, str(folder), str(devices), "1", *_make_val_overrides(use_val)]
+    process = subprocess.Popen(command, env=make_program_environment(), start_new_session=True)
     try:
         with terminable():
             status = process.wait()
     except KeyboardInterrupt as error:
         process.send_signal(signal.SIGINT)
         process.wait()
-        raise _interrupted(folder) from error
-    if status == INTERRUPTED:
-        raise _interrupted(folder)
+        raise _make_interrupted_error(folder) from error
+    if status == INTERRUPTED_STATUS:
+        raise _make_interrupted_error(folder)
     if status:
         raise UserError(
-            f"the retraining on {devices} devices {describe_exit(status)}; {resume_command(folder)} goes on"
+            f"the retraining on {devices} devices {describe_exit(status)}; {format_resume_command(folder)} goes on"
         )
 
 
-def _run_elsewhere(folder: Path, crew: Crew, *, use_val: bool) -> None:
+def _run_on_cluster(folder: Path, retrain_nodes: RetrainNodes, *, use_val: bool) -> None:
     """The same on machines of the cluster, which is joined."""
-    arguments = [str(folder), str(crew.devices), str(len(crew.nodes)), *_on_val(use_val)]
+    arguments = [
+        str(folder),
+        str(retrain_nodes.devices_per_node),
+        str(len(retrain_nodes.node_ids)),
+        *_make_val_overrides(use_val),
+    ]
     try:
         with terminable():
-            run_crew(crew, __name__, arguments, tell=partial(print, end="", flush=True))
+            run_on_nodes(retrain_nodes, __name__, arguments, print_line=partial(print, end="", flush=True))
     except KeyboardInterrupt as error:
-        raise _interrupted(folder) from error
+        raise _make_interrupted_error(folder) from error
     except UserError as error:
-        on = f"{crew.size} devices of {len(crew.nodes)} nodes"
-        raise UserError(f"the retraining on {on} has failed: {error}; {resume_command(folder)} goes on") from error
+        on = f"{retrain_nodes.num_devices} devices of {len(retrain_nodes.node_ids)} nodes"
+        raise UserError(
+            f"the retraining on {on} has failed: {error}; {format_resume_command(folder)} goes on"
+        ) from error
 
 
-def _put_aside(place: Path, winner: list[str]) -> None:
+def _archive_other_winner(place: Path, winner: list[str]) -> None:
     """A sweep that was given more trials may have another winner; what the one before left is kept under a number."""
     if not place.exists():
         return
-    file = place / _WINNER
+    file = place / _WINNER_FILE
     if not file.is_file() or read_json(file) != winner:
         numbered = (place.with_name(f"{place.name}_{number}") for number in itertools.count(1))
         place.rename(next(path for path in numbered if not path.exists()))
 
 
-def _where_it_was(checkpoints: Path, max_epochs: int) -> list[str]:
+def _make_resume_overrides(checkpoints: Path, max_epochs: int) -> list[str]:
     """Overrides that go on from the last checkpoint, or only test the best one when all epochs are done."""
     try:
         epochs = read_checkpoint(checkpoints / "last.ckpt")["epoch"] + 1
@@ -191,7 +203,7 @@ def _where_it_was(checkpoints: Path, max_epochs: int) -> list[str]:
     return [quote_override("model.checkpoint_path", str(best)), begun, "test=true"]
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent(parent: int) -> None:
     """End this process when the one that started it is gone, and might start another.
 
     By an interrupt; but one that waits for processes of other nodes, which are gone too, does not hear of it.
@@ -201,7 +213,7 @@ def _end_with(parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(_END_PATIENCE_S)
+        time.sleep(_END_TIMEOUT_S)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -209,12 +221,14 @@ def _end_with(parent: int) -> None:
 
 def _main() -> None:
     folder, devices, num_nodes, use_val = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), len(sys.argv) > 4
-    _end_with(os.getppid())
+    _end_with_parent(os.getppid())
     with told():
         try:
-            _retrain(folder, _winner(folder, use_val=use_val), devices=devices, num_nodes=num_nodes, use_val=use_val)
+            _train_in_process(
+                folder, _read_winner(folder, use_val=use_val), devices=devices, num_nodes=num_nodes, use_val=use_val
+            )
         except SweepInterruptedError:
-            sys.exit(INTERRUPTED)
+            sys.exit(INTERRUPTED_STATUS)
 
 
 if __name__ == "__main__":

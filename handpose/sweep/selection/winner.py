@@ -12,7 +12,7 @@ import numpy as np
 from handpose.config import compose, quote_override
 from handpose.report.table import TrialRow, TrialTable
 from handpose.search.space import Params
-from handpose.sweep.record.provenance import configuration
+from handpose.sweep.record.provenance import select_configuration
 from handpose.sweep.record.settings import SweepSettings
 from handpose.values import equal
 from handpose.yaml_files import write_yaml
@@ -22,28 +22,28 @@ class NoWinnerError(RuntimeError):
     """No trial of a sweep gave a finite value."""
 
 
-def finalists(table: TrialTable, num: int) -> list[TrialRow]:
+def select_finalists(table: TrialTable, num: int) -> list[TrialRow]:
     """The best trials, no configuration twice: as many of the ranking, or, of two objectives, spread over the front.
 
     Trials that differ in their seed alone are of one configuration.
     """
     different: dict[str, TrialRow] = {}
     for row in table.front() if table.objectives else table.ranked():
-        different.setdefault(json.dumps(without_seed(row.params), sort_keys=True), row)
+        different.setdefault(json.dumps(drop_seed(row.params), sort_keys=True), row)
     rows = list(different.values())
     if not table.objectives or len(rows) <= num:
         return rows[:num]
     return [rows[round(place)] for place in np.linspace(0, len(rows) - 1, num)]
 
 
-def without_seed(params: Mapping[str, Any]) -> Params:
+def drop_seed(params: Mapping[str, Any]) -> Params:
     """The parameters but for the training's seed, which is no part of a configuration."""
     return {key: value for key, value in params.items() if key != "seed"}
 
 
 def is_default(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Whether these parameters are those of the default configuration: configuration key -> value."""
-    return all(key in defaults and equal(defaults[key], value) for key, value in without_seed(params).items())
+    return all(key in defaults and equal(defaults[key], value) for key, value in drop_seed(params).items())
 
 
 def select_winner(table: TrialTable, *, folder: Path, confirmed: Mapping[str, Any] | None = None) -> TrialRow:
@@ -55,13 +55,13 @@ def select_winner(table: TrialTable, *, folder: Path, confirmed: Mapping[str, An
     """
     ranked = table.ranked()
     if not ranked:
-        raise NoWinnerError(_why_none(table, folder))
+        raise NoWinnerError(_explain_no_winner(table, folder))
     if confirmed is None or confirmed["winner"] is None:
         return ranked[0]
     return table.rows[confirmed["winner_trial"]]
 
 
-def _why_none(table: TrialTable, folder: Path) -> str:
+def _explain_no_winner(table: TrialTable, folder: Path) -> str:
     counts = table.count()
     ends = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     if table.end == "spent":
@@ -74,7 +74,7 @@ def _why_none(table: TrialTable, folder: Path) -> str:
     return f"no trial gave a finite {table.metric} ({ends}); {said}"
 
 
-def write_chosen(
+def write_winner(
     table: TrialTable,
     winner: TrialRow,
     *,
@@ -110,17 +110,17 @@ def write_best(
         "overrides": list(trains),
         "command": shlex.join(["python", "train.py", quote_override("best", str(path))]),
         "params": dict(row.params),
-        **_measured(table, row, metric, confirmed),
+        **_describe_metric(table, row, metric, confirmed),
         **({"costs": dict(row.costs)} if row.costs else {}),
         "trial": row.number,
         "sweep": {"name": sweep.name, "seed": sweep.seed, "num_trials": len(table.rows)},
         **origin,
-        "configuration": configuration(compose("train", trains)),
+        "configuration": select_configuration(compose("train", trains)),
     }
     write_yaml(path, content)
 
 
-def write_front(folder: Path, table: TrialTable, write: Callable[..., None]) -> None:
+def write_front(folder: Path, table: TrialTable, write_file: Callable[..., None]) -> None:
     """Write a file like best.yaml for every trial that no other one dominates in both objectives; none for one alone.
 
     write: `write_best` but for path and row. Files of trials that were on the front before more trials came go.
@@ -132,20 +132,22 @@ def write_front(folder: Path, table: TrialTable, write: Callable[..., None]) -> 
     for file in set(folder.glob("trial_*.yaml")) - set(files):
         file.unlink()
     for file, row in files.items():
-        write(file, row=row)
+        write_file(file, row=row)
 
 
-def _measured(
+def _describe_metric(
     table: TrialTable, row: TrialRow, metric: Mapping[str, Any], confirmed: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The metric, how far it was trained, what the trial was chosen by, and how it compares with the others."""
-    candidate = None if confirmed is None else _candidate(confirmed, row)
+    candidate = None if confirmed is None else _find_candidate(confirmed, row)
     if confirmed is None or candidate is None or candidate["mean"] is None:
         value = f"its value in the sweep, one of {len(table.rows)}: the best of them is too good on average"
         return {
             "metric": dict(metric),
             "chosen_by": value,
-            **_not_compared("the configuration was not confirmed: its value is that of one run, with one seed"),
+            **_make_empty_comparison(
+                "the configuration was not confirmed: its value is that of one run, with one seed"
+            ),
             "fidelity": {"epochs": row.epochs, "max_epochs": table.max_epochs},
             "seeds": [],
         }
@@ -154,10 +156,10 @@ def _measured(
     if is_winner:
         chosen_by = f"its mean over {num_seeds} fresh seeds; value is that of the trial"
         means["optimism"] = confirmed["optimism"]
-        comparison = {key: confirmed[key] for key in (*_COMPARISON, "not_compared", "unknown")}
+        comparison = {key: confirmed[key] for key in (*_COMPARISON_KEYS, "not_compared", "unknown")}
     else:
         chosen_by = f"its place on the Pareto front; mean is over {num_seeds} fresh seeds, value is that of the trial"
-        comparison = _not_compared("only the winner is compared with the others: see confirm/confirm.yaml")
+        comparison = _make_empty_comparison("only the winner is compared with the others: see confirm/confirm.yaml")
     return {
         "metric": {**metric, **means},
         "chosen_by": chosen_by,
@@ -167,14 +169,14 @@ def _measured(
     }
 
 
-_COMPARISON = ("not_distinguishable_from", "gain_over_default")
+_COMPARISON_KEYS = ("not_distinguishable_from", "gain_over_default")
 
 
-def _not_compared(reason: str) -> dict[str, Any]:
-    return {**dict.fromkeys(_COMPARISON), "unknown": dict.fromkeys(_COMPARISON, reason)}
+def _make_empty_comparison(reason: str) -> dict[str, Any]:
+    return {**dict.fromkeys(_COMPARISON_KEYS), "unknown": dict.fromkeys(_COMPARISON_KEYS, reason)}
 
 
-def _candidate(confirmed: Mapping[str, Any], row: TrialRow) -> Mapping[str, Any] | None:
+def _find_candidate(confirmed: Mapping[str, Any], row: TrialRow) -> Mapping[str, Any] | None:
     """What was confirmed of a trial."""
     winner = confirmed["candidates"][confirmed["winner"]] if confirmed["winner_trial"] == row.number else None
     return winner or next((each for each in confirmed["candidates"] if each["trial"] == row.number), None)

@@ -20,108 +20,115 @@ from pathlib import Path
 from handpose.config import quote_override
 from handpose.errors import UserError
 from handpose.report.words import duration
-from handpose.sweep.record.events import EVENTS
+from handpose.sweep.record.events import EVENTS_FILE
 from handpose.sweep.record.settings import SweepSettings
-from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles, StoreFiles, patiently
-from handpose.sweep.storage.lease import OtherOwnerError, Owner
-from handpose.sweep.storage.object_store import Store, reason
-from handpose.sweep.storage.stored_sweep import LOGS, SEGMENTS, bring_back, files_beside, part_of, whole_bytes
+from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles, StoreFiles, retry_store_call
+from handpose.sweep.storage.lease import Lease, LeaseLostError
+from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
+from handpose.sweep.storage.stored_sweep import (
+    EVENT_CHUNKS_FOLDER,
+    EVENT_LOGS,
+    count_whole_line_bytes,
+    list_synced_files,
+    read_byte_range,
+    restore_folder,
+)
 
-_SEGMENT_BYTES = 2**20
+_CHUNK_BYTES = 2**20
 _EVENTS_EVERY_S = 3.0
-_REST_EVERY_S = 60.0
-_LONGEST_DELAY_S = 60.0
-_LAST_PATIENCE_S = 300.0
-_THREADS = 8
-_TUNE = ("python", "tune.py")
-_GOES_ON = "; the sweep goes on, and is copied when it answers"
+_FULL_SYNC_EVERY_S = 60.0
+_MAX_DELAY_S = 60.0
+_FINAL_TIMEOUT_S = 300.0
+_NUM_THREADS = 8
+_TUNE_COMMAND = ("python", "tune.py")
+_RETRY_NOTE = "; the sweep goes on, and is copied when it answers"
 
 
-class NotKeptError(Exception):
+class SyncIncompleteError(Exception):
     """The sweep is done, but the store lacks the last of it; it can go on, and copies it then."""
 
 
-class Mirror:
+class FolderSync:
     """Copies the folder of a sweep into a store. `is_lost`: another process runs the sweep now, and this one must not.
 
     every_s: between two looks at the events.
     """
 
-    def __init__(self, folder: Path, store: Store, *, every_s: float = _EVENTS_EVERY_S) -> None:
-        self.is_lost = False
+    def __init__(self, folder: Path, store: ObjectStore, *, every_s: float = _EVENTS_EVERY_S) -> None:
+        self.has_lost_lease = False
         self._folder = folder
         self._store = store
         self._every_s = every_s
-        self._shelves: list[StoreFiles] = []
-        self._copied_bytes = dict.fromkeys(LOGS, 0)
+        self._checkpoint_files: list[StoreFiles] = []
+        self._copied_bytes = dict.fromkeys(EVENT_LOGS, 0)
         self._copied_files: dict[str, tuple[int, int]] = {}
-        self._next_rest = 0.0
-        self._owner = Owner(store)
+        self._next_full_sync = 0.0
+        self._lease = Lease(store)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
-        self._copying = threading.Lock()
+        self._sync_lock = threading.Lock()
         self._outage: str | None = None
 
-    def begin(self) -> None:
+    def connect(self) -> None:
         """Bring folder and store to the same state, and see that nobody else runs the sweep. Raises UserError."""
         try:
-            self._owner.take()
-            self._copied_bytes = bring_back(self._store, self._folder)
+            self._lease.acquire()
+            self._copied_bytes = restore_folder(self._store, self._folder)
             self._copy_events()
         except OSError as error:
-            raise UserError(f"sweep.storage: {self._store} does not answer ({reason(error)})") from error
+            raise UserError(f"sweep.storage: {self._store} does not answer ({summarise_store_error(error)})") from error
 
-    def checkpoint_files(self, folder: Path) -> StoreFiles:
+    def add_checkpoint_files(self, folder: Path) -> StoreFiles:
         """Where the checkpoints of the sweep in a folder lie: of this one, or of its confirmation."""
         name = folder.relative_to(self._folder).as_posix()
-        files = StoreFiles(self._store if name == "." else self._store.below(name))
-        self._shelves.append(files)
+        files = StoreFiles(self._store if name == "." else self._store.open_subfolder(name))
+        self._checkpoint_files.append(files)
         return files
 
-    def copy(self) -> None:
+    def sync_changes(self) -> None:
         """Copy what has happened since, and now and then the rest. Raises OSError, OtherOwnerError."""
-        self._owner.beat()
-        obsolete = self._obsolete()
+        self._lease.renew()
+        obsolete = self._count_obsolete()
         self._copy_events()
-        self._remove(obsolete)
-        if time.monotonic() >= self._next_rest:
+        self._remove_obsolete(obsolete)
+        if time.monotonic() >= self._next_full_sync:
             began = time.monotonic()
-            self._copy_rest(with_study=False)
+            self._copy_other_files(with_study=False)
             # However much there is, copying it takes at most a twentieth of the time.
-            self._next_rest = began + max(_REST_EVERY_S, 20 * (time.monotonic() - began))
+            self._next_full_sync = began + max(_FULL_SYNC_EVERY_S, 20 * (time.monotonic() - began))
 
-    def copy_at_rest(self) -> None:
+    def sync_all(self) -> None:
         """Copy everything, the study too: nothing may be running. A store that does not answer lacks it for a while."""
-        with self._copying:
+        with self._sync_lock:
             try:
                 self._copy_all()
             except OSError as error:
-                self._tell_outage(error, _GOES_ON)
+                self._report_outage(error, _RETRY_NOTE)
 
     def start(self) -> None:
         self._thread.start()
 
-    def finish(self, *, patience_s: float) -> None:
+    def finish(self, *, timeout_s: float) -> None:
         """End the thread, copy everything that is left, and give the sweep free. Raises OSError."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        if self.is_lost:
+        if self.has_lost_lease:
             return
-        self._patiently(self._last, patience_s)
+        self._retry_until(self._sync_last, timeout_s)
 
-    def _last(self) -> None:
+    def _sync_last(self) -> None:
         self._copy_all()
-        self._remove(self._obsolete())
-        self._owner.release()
+        self._remove_obsolete(self._count_obsolete())
+        self._lease.release()
 
-    def _patiently(self, act: Callable[[], None], patience_s: float) -> None:
+    def _retry_until(self, call: Callable[[], None], timeout_s: float) -> None:
         try:
-            act()
+            call()
         except OSError as error:
-            self._tell_outage(error, f"; waiting for it for at most {duration(patience_s, rough=True)}")
-            patiently(act, patience_s)
-        self._tell_return()
+            self._report_outage(error, f"; waiting for it for at most {duration(timeout_s, rough=True)}")
+            retry_store_call(call, timeout_s)
+        self._report_recovery()
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -129,24 +136,26 @@ class Mirror:
         delay_s = self._every_s
         while not self._stop.wait(delay_s):
             try:
-                with self._copying:
-                    self.copy()
+                with self._sync_lock:
+                    self.sync_changes()
                 delay_s = self._every_s
-                self._tell_return()
-            except OtherOwnerError as error:
-                self.is_lost = True
+                self._report_recovery()
+            except LeaseLostError as error:
+                self.has_lost_lease = True
                 print(error, file=sys.stderr, flush=True)
                 return
             except OSError as error:
-                self._tell_outage(error, _GOES_ON)
-                delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+                self._report_outage(error, _RETRY_NOTE)
+                delay_s = min(2 * delay_s, _MAX_DELAY_S)
 
-    def _tell_outage(self, error: OSError, more: str) -> None:
+    def _report_outage(self, error: OSError, consequence: str) -> None:
         if self._outage is None:
-            self._outage = reason(error)
-            print(f"storage     {self._store} does not answer ({self._outage}){more}", file=sys.stderr, flush=True)
+            self._outage = summarise_store_error(error)
+            print(
+                f"storage     {self._store} does not answer ({self._outage}){consequence}", file=sys.stderr, flush=True
+            )
 
-    def _tell_return(self) -> None:
+    def _report_recovery(self) -> None:
         if self._outage is not None:
             self._outage = None
             print(f"storage     {self._store} answers again", file=sys.stderr, flush=True)
@@ -155,38 +164,40 @@ class Mirror:
 
     def _copy_all(self) -> None:
         self._copy_events()
-        self._copy_rest(with_study=True)
+        self._copy_other_files(with_study=True)
 
-    def _obsolete(self) -> list[tuple[StoreFiles, int]]:
+    def _count_obsolete(self) -> list[tuple[StoreFiles, int]]:
         """How many checkpoints of each are needed no more as of now."""
-        return [(files, len(files.obsolete)) for files in self._shelves]
+        return [(files, len(files.obsolete)) for files in self._checkpoint_files]
 
-    def _remove(self, obsolete: list[tuple[StoreFiles, int]]) -> None:
+    def _remove_obsolete(self, obsolete: list[tuple[StoreFiles, int]]) -> None:
         for files, number in obsolete:
-            with ThreadPoolExecutor(_THREADS, thread_name_prefix="mirror") as pool:
+            with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="mirror") as pool:
                 list(pool.map(files.remove_now, [files.obsolete[place] for place in range(number)]))
             for _ in range(number):
                 files.obsolete.popleft()
 
     def _copy_events(self) -> None:
-        for log in LOGS:
-            content_bytes = whole_bytes(self._folder / f"{log}{EVENTS}")
+        for log in EVENT_LOGS:
+            content_bytes = count_whole_line_bytes(self._folder / f"{log}{EVENTS_FILE}")
             if content_bytes < self._copied_bytes[log]:  # a line was taken back, since the disk did not take it
-                self._copied_bytes[log] = content_bytes - content_bytes % _SEGMENT_BYTES
+                self._copied_bytes[log] = content_bytes - content_bytes % _CHUNK_BYTES
             while self._copied_bytes[log] < content_bytes:
-                segment = self._copied_bytes[log] // _SEGMENT_BYTES
-                end = min((segment + 1) * _SEGMENT_BYTES, content_bytes)
-                content = part_of(self._folder / f"{log}{EVENTS}", segment * _SEGMENT_BYTES, end)
-                self._store.write(f"{log}{SEGMENTS}/{segment:06d}.jsonl", content)
+                segment = self._copied_bytes[log] // _CHUNK_BYTES
+                end = min((segment + 1) * _CHUNK_BYTES, content_bytes)
+                content = read_byte_range(self._folder / f"{log}{EVENTS_FILE}", segment * _CHUNK_BYTES, end)
+                self._store.write(f"{log}{EVENT_CHUNKS_FOLDER}/{segment:06d}.jsonl", content)
                 self._copied_bytes[log] = end
 
-    def _copy_rest(self, *, with_study: bool) -> None:
+    def _copy_other_files(self, *, with_study: bool) -> None:
         found = {
-            name: state for name, state in files_beside(self._folder) if with_study or not name.startswith("study/")
+            name: state
+            for name, state in list_synced_files(self._folder)
+            if with_study or not name.startswith("study/")
         }
         changed = [name for name, state in found.items() if self._copied_files.get(name) != state]
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="mirror") as pool:
-            for name in pool.map(self._copied, changed):
+        with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="mirror") as pool:
+            for name in pool.map(self._copy_file, changed):
                 if name is not None:
                     self._copied_files[name] = found[name]
             gone = [name for name in self._copied_files.keys() - found.keys() if not (self._folder / name).exists()]
@@ -194,7 +205,7 @@ class Mirror:
         for name in gone:
             del self._copied_files[name]
 
-    def _copied(self, name: str) -> str | None:
+    def _copy_file(self, name: str) -> str | None:
         try:
             self._store.upload(self._folder / name, name)
         except FileNotFoundError:
@@ -205,41 +216,46 @@ class Mirror:
 
 
 @contextlib.contextmanager
-def mirrored(sweep: SweepSettings) -> Iterator[Mirror | None]:
+def sync_sweep_folder(sweep: SweepSettings) -> Iterator[FolderSync | None]:
     """Keep a sweep in its store too, for the length of a block; without one there is no mirror.
 
     Before the block folder and store are brought to the same state, the longer of the two; after it everything is
     copied, whatever has ended it. Raises UserError where the store does not answer at the beginning, holds another
     sweep, or another process runs this one, and NotKeptError where it does not answer at the end.
     """
-    url = sweep.stored_at
+    url = sweep.storage_url
     if url is None:
         yield None
         return
-    mirror = Mirror(sweep.path, Store(url))
-    mirror.begin()
-    mirror.start()
+    folder_sync = FolderSync(sweep.path, ObjectStore(url))
+    folder_sync.connect()
+    folder_sync.start()
     print(f"storage     {url}, where any machine can go on: {_resumed_at(url)}", flush=True)
     go_on = f"{_resumed_at(str(sweep.path))} copies it then"
     try:
-        yield mirror
+        yield folder_sync
     except BaseException:
         try:
-            mirror.finish(patience_s=_LAST_PATIENCE_S / 5)
+            folder_sync.finish(timeout_s=_FINAL_TIMEOUT_S / 5)
         except OSError as error:
-            print(f"storage     {url} lacks the last of the sweep ({reason(error)}); {go_on}", file=sys.stderr)
+            print(
+                f"storage     {url} lacks the last of the sweep ({summarise_store_error(error)}); {go_on}",
+                file=sys.stderr,
+            )
         raise
     try:
-        mirror.finish(patience_s=_LAST_PATIENCE_S)
+        folder_sync.finish(timeout_s=_FINAL_TIMEOUT_S)
     except OSError as error:
-        raise NotKeptError(f"the sweep is done, but {url} lacks the last of it ({reason(error)}); {go_on}") from error
+        raise SyncIncompleteError(
+            f"the sweep is done, but {url} lacks the last of it ({summarise_store_error(error)}); {go_on}"
+        ) from error
 
 
 def _resumed_at(place: str) -> str:
     """The command that goes on with the sweep in a folder or a store."""
-    return shlex.join([*_TUNE, quote_override("sweep.resume", place)])
+    return shlex.join([*_TUNE_COMMAND, quote_override("sweep.resume", place)])
 
 
-def files_of(mirror: Mirror | None, folder: Path) -> CheckpointFiles:
+def open_checkpoint_files(folder_sync: FolderSync | None, folder: Path) -> CheckpointFiles:
     """Where the checkpoints of the sweep in a folder lie."""
-    return FolderFiles(folder) if mirror is None else mirror.checkpoint_files(folder)
+    return FolderFiles(folder) if folder_sync is None else folder_sync.add_checkpoint_files(folder)

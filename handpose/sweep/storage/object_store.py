@@ -18,24 +18,24 @@ import pyarrow
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from handpose.errors import UserError
-from handpose.urls import joined
+from handpose.urls import join_url
 from handpose.whole_file import whole_file
 
-_PUT_IS_WHOLE = ("s3", "gcs", "abfs")
+_ATOMIC_FILE_SYSTEMS = ("s3", "gcs", "abfs")
 """File systems on which a file is there when it has been closed, and not before. On others it is moved there."""
 
 _CHUNK_BYTES = 2**22
 _SECRET = re.compile("secret|token|key|password|signature|^sig$", re.IGNORECASE)
 
 
-class Stored(NamedTuple):
+class StoredFile(NamedTuple):
     """A file in a store. modified_s: seconds since the epoch, by the store's clock."""
 
     size_bytes: int
     modified_s: float
 
 
-class Store:
+class ObjectStore:
     """A folder in a store. Names are relative to it, with slashes.
 
     Whatever the store does not do is an OSError, FileNotFoundError where a file is not there. Raises UserError for a
@@ -44,41 +44,41 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._files, self._root = _opened(url)
+        self._files, self._root = _open_file_system(url)
 
     def __str__(self) -> str:
         return self.url
 
-    def below(self, name: str) -> "Store":
+    def open_subfolder(self, name: str) -> "ObjectStore":
         """A folder in it."""
-        return Store(joined(self.url, name))
+        return ObjectStore(join_url(self.url, name))
 
     def read(self, name: str) -> bytes:
-        with _errors_of_arrow(), self._files.open_input_stream(self._path(name)) as stream:
+        with _convert_arrow_errors(), self._files.open_input_stream(self._get_path(name)) as stream:
             return bytes(stream.read())
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file; a reader finds the one before or this one."""
-        with _errors_of_arrow():
-            path = self._begun(name)
+        with _convert_arrow_errors():
+            path = self._begin_write(name)
             with self._files.open_output_stream(path) as stream:
                 stream.write(content)
-            self._finish(path, name)
+            self._finish_write(path, name)
 
     def upload(self, file: Path, name: str) -> None:
         """The same with what is in a file."""
-        with _errors_of_arrow(), file.open("rb") as source:
-            path = self._begun(name)
+        with _convert_arrow_errors(), file.open("rb") as source:
+            path = self._begin_write(name)
             with self._files.open_output_stream(path) as stream:
                 while chunk := source.read(_CHUNK_BYTES):
                     stream.write(chunk)
-            self._finish(path, name)
+            self._finish_write(path, name)
 
     def download(self, name: str, file: Path) -> None:
         """Fetch a file, which appears when it is whole."""
         with (
-            _errors_of_arrow(),
-            self._files.open_input_stream(self._path(name)) as stream,
+            _convert_arrow_errors(),
+            self._files.open_input_stream(self._get_path(name)) as stream,
             whole_file(file) as part,
             part.open("wb") as target,
         ):
@@ -87,25 +87,25 @@ class Store:
 
     def copy(self, source: str, target: str) -> None:
         """Copy a file within the store."""
-        with _errors_of_arrow():
+        with _convert_arrow_errors():
             self._make_folder(target)
-            self._files.copy_file(self._path(source), self._path(target))
+            self._files.copy_file(self._get_path(source), self._get_path(target))
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         try:
-            with _errors_of_arrow():
-                self._files.delete_file(self._path(name))
+            with _convert_arrow_errors():
+                self._files.delete_file(self._get_path(name))
         except FileNotFoundError:
             return
 
-    def files(self, folder: str = "") -> dict[str, Stored]:
+    def list_files(self, folder: str = "") -> dict[str, StoredFile]:
         """All files in a folder and below it: name -> what is known of it."""
-        place = self._path(folder).rstrip("/")
-        with _errors_of_arrow():
+        place = self._get_path(folder).rstrip("/")
+        with _convert_arrow_errors():
             found: list[FileInfo] = self._files.get_file_info(FileSelector(place, recursive=True, allow_not_found=True))
         return {
-            each.path.removeprefix(self._root).lstrip("/"): Stored(each.size, (each.mtime_ns or 0) / 1e9)
+            each.path.removeprefix(self._root).lstrip("/"): StoredFile(each.size, (each.mtime_ns or 0) / 1e9)
             for each in found
             if each.type == FileType.File
         }
@@ -119,46 +119,46 @@ class Store:
             self.remove(name)
         except OSError as error:
             raise UserError(
-                f"sweep.storage={self.url} cannot be written and read ({reason(error)}); give a bucket or folder that "
+                f"sweep.storage={self.url} cannot be written and read ({summarise_store_error(error)}); give a bucket or folder that "
                 "is there, and credentials in the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from error
         if not is_same:
             raise UserError(f"sweep.storage={self.url} gives back something else than was written")
 
-    def _path(self, name: str) -> str:
+    def _get_path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    def _begun(self, name: str) -> str:
+    def _begin_write(self, name: str) -> str:
         """Where to write a file that is to have a name."""
         self._make_folder(name)
-        path = self._path(name)
-        if self._files.type_name in _PUT_IS_WHOLE:
+        path = self._get_path(name)
+        if self._files.type_name in _ATOMIC_FILE_SYSTEMS:
             return path
         folder, _, last = path.rpartition("/")
         return f"{folder}/.{last}.{uuid.uuid4().hex[:8]}.part"
 
-    def _finish(self, path: str, name: str) -> None:
-        if path != self._path(name):
-            self._files.move(path, self._path(name))
+    def _finish_write(self, path: str, name: str) -> None:
+        if path != self._get_path(name):
+            self._files.move(path, self._get_path(name))
 
     def _make_folder(self, name: str) -> None:
-        if self._files.type_name not in _PUT_IS_WHOLE:  # these have none
-            self._files.create_dir(self._path(name).rpartition("/")[0], recursive=True)
+        if self._files.type_name not in _ATOMIC_FILE_SYSTEMS:  # these have none
+            self._files.create_dir(self._get_path(name).rpartition("/")[0], recursive=True)
 
 
-def reason(error: BaseException) -> str:
+def summarise_store_error(error: BaseException) -> str:
     """What a store says went wrong, in a line, without the number of the request."""
     text = " ".join(str(error).split())
     return re.sub(r"^When .*?: (?=AWS Error)|; Details: .*| ?\(Request ID: [^)]*\)|\. Detail: .*", "", text)
 
 
 @lru_cache(maxsize=64)
-def _opened(url: str) -> tuple[FileSystem, str]:
+def _open_file_system(url: str) -> tuple[FileSystem, str]:
     """pyarrow's file system and the path in it. Opening reaches for nothing but the region of a bucket of Amazon's."""
     parts = urlsplit(url)
     if parts.password or any(_SECRET.search(name) for name, _ in parse_qsl(parts.query)):
         raise UserError(
-            f"sweep.storage={_without_secrets(url)} has a secret in it, which would be written down; give it in the "
+            f"sweep.storage={_hide_secrets(url)} has a secret in it, which would be written down; give it in the "
             "environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     try:
@@ -167,23 +167,23 @@ def _opened(url: str) -> tuple[FileSystem, str]:
         files, path = FileSystem.from_uri(urlunsplit(parts._replace(query=query)))
     except (pyarrow.ArrowException, OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"sweep.storage={url} cannot be opened ({reason(error)}); give a URL as s3://bucket/folder, gs://bucket/"
+            f"sweep.storage={url} cannot be opened ({summarise_store_error(error)}); give a URL as s3://bucket/folder, gs://bucket/"
             "folder or file:///folder"
         ) from error
     return files, path.rstrip("/")
 
 
-def _without_secrets(url: str) -> str:
+def _hide_secrets(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
 
 
 @contextlib.contextmanager
-def _errors_of_arrow() -> Iterator[None]:
+def _convert_arrow_errors() -> Iterator[None]:
     """What pyarrow raises beside OSError as one."""
     try:
         yield
     except pyarrow.ArrowException as error:
         if isinstance(error, OSError):
             raise
-        raise OSError(reason(error)) from error
+        raise OSError(summarise_store_error(error)) from error

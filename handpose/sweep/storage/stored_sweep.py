@@ -8,21 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from handpose.errors import UserError
-from handpose.sweep.record.events import EVENTS
+from handpose.sweep.record.events import EVENTS_FILE
 from handpose.sweep.record.settings import SweepSettings
-from handpose.sweep.storage.lease import OWNER
-from handpose.sweep.storage.object_store import Store, reason
+from handpose.sweep.storage.lease import LEASE_FILE
+from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
 from handpose.urls import is_url
 from handpose.whole_file import expand_home
 
-SEGMENTS = "events"
+EVENT_CHUNKS_FOLDER = "events"
 """Folder of a store for what is events.jsonl in the folder of a sweep."""
 
-LOGS = ("", "confirm/")
+EVENT_LOGS = ("", "confirm/")
 """Where there are events: of the sweep, and of its confirmation."""
 
-_LEFT_OUT = ("checkpoints/", "trials/", "pictures/", "events/")
-_THREADS = 8
+_EXCLUDED_FOLDERS = ("checkpoints/", "trials/", "pictures/", "events/")
+_NUM_THREADS = 8
 
 
 def check_storage(sweep: SweepSettings) -> None:
@@ -30,31 +30,31 @@ def check_storage(sweep: SweepSettings) -> None:
 
     Raises UserError.
     """
-    if sweep.storage is None or sweep.stored_at is None:
+    if sweep.storage is None or sweep.storage_url is None:
         return
     if not is_url(sweep.storage):
         raise UserError(f"sweep.storage={sweep.storage} is no URL; give one as s3://bucket/folder or file:///folder")
-    Store(sweep.storage).check()
-    if sweep.resume is None and Store(sweep.stored_at).files().keys() - {OWNER}:
+    ObjectStore(sweep.storage).check()
+    if sweep.resume is None and ObjectStore(sweep.storage_url).list_files().keys() - {LEASE_FILE}:
         raise UserError(
-            f"there is a sweep in {sweep.stored_at} already; choose another sweep.name, or continue that sweep with "
-            f"sweep.resume={sweep.stored_at}"
+            f"there is a sweep in {sweep.storage_url} already; choose another sweep.name, or continue that sweep with "
+            f"sweep.resume={sweep.storage_url}"
         )
 
 
-def brought_back(url: str, folder: Path) -> None:
+def download_sweep(url: str, folder: Path) -> None:
     """Bring a sweep that was kept at a URL into a folder. Raises UserError where there is none, or it cannot be had."""
-    with _told(url):
-        store = Store(url)
-        if "sweep.yaml" not in store.files():
+    with _convert_read_errors(url):
+        store = ObjectStore(url)
+        if "sweep.yaml" not in store.list_files():
             raise UserError(
                 f"sweep.resume={url}: there is no sweep.yaml in it, so that there is no sweep to go on with"
             )
-        bring_back(store, folder)
+        restore_folder(store, folder)
 
 
 @contextlib.contextmanager
-def looked_at(place: str) -> Iterator[Path]:
+def open_sweep_for_reading(place: str) -> Iterator[Path]:
     """The folder of a sweep that is only to be read; of one in a store a copy without checkpoints, for a block.
 
     Raises UserError where the store does not answer.
@@ -63,90 +63,92 @@ def looked_at(place: str) -> Iterator[Path]:
         yield expand_home(place).resolve()
         return
     with tempfile.TemporaryDirectory(prefix="handpose-sweep-") as folder:
-        with _told(place):
-            store = Store(place)
-            fetch(store, Path(folder), which=_is_read)
-            fetch_events(store, Path(folder))
+        with _convert_read_errors(place):
+            store = ObjectStore(place)
+            download_files(store, Path(folder), is_wanted=_is_needed_for_reading)
+            download_events(store, Path(folder))
         yield Path(folder)
 
 
 @contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
+def _convert_read_errors(url: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{url} cannot be read ({reason(error)})") from error
+        raise UserError(f"{url} cannot be read ({summarise_store_error(error)})") from error
 
 
-def _is_read(name: str) -> bool:
-    return not is_left_out(name) and not name.startswith("tensorboard/") and not name.endswith(".ckpt")
+def _is_needed_for_reading(name: str) -> bool:
+    return not is_excluded(name) and not name.startswith("tensorboard/") and not name.endswith(".ckpt")
 
 
-def bring_back(store: Store, folder: Path) -> dict[str, int]:
+def restore_folder(store: ObjectStore, folder: Path) -> dict[str, int]:
     """Bring a folder to what the store knows of its sweep, where that is more; how many bytes of each log it has.
 
     The longer log of events wins; one must be the beginning of the other. Raises UserError, OSError.
     """
-    theirs, ours = ({log: read(log) for log in LOGS} for read in (_in_store(store), _in_folder(folder)))
-    for log in LOGS:
+    theirs, ours = (
+        {log: read(log) for log in EVENT_LOGS} for read in (_make_store_reader(store), _make_folder_reader(folder))
+    )
+    for log in EVENT_LOGS:
         common = min(len(theirs[log]), len(ours[log]))
         if theirs[log][:common] != ours[log][:common]:
             raise UserError(
-                f"{folder / log / EVENTS} and {store} have gone different ways since they were copied; rename "
+                f"{folder / log / EVENTS_FILE} and {store} have gone different ways since they were copied; rename "
                 f"{folder} to continue with what the store has"
             )
     stored_bytes = {log: len(content) for log, content in theirs.items()}
-    if ours[""] and all(len(ours[log]) >= stored_bytes[log] for log in LOGS):
+    if ours[""] and all(len(ours[log]) >= stored_bytes[log] for log in EVENT_LOGS):
         return stored_bytes
-    fetch(store, folder, which=lambda name: not is_left_out(name))
-    for log in LOGS:
+    download_files(store, folder, is_wanted=lambda name: not is_excluded(name))
+    for log in EVENT_LOGS:
         if len(theirs[log]) > len(ours[log]):
             (folder / log).mkdir(parents=True, exist_ok=True)
-            (folder / log / EVENTS).write_bytes(theirs[log])
+            (folder / log / EVENTS_FILE).write_bytes(theirs[log])
     return stored_bytes
 
 
-def fetch(store: Store, folder: Path, *, which: Callable[[str], bool]) -> None:
+def download_files(store: ObjectStore, folder: Path, *, is_wanted: Callable[[str], bool]) -> None:
     """Fetch files of a sweep, and its events. Raises OSError."""
-    found = {name: stored for name, stored in store.files().items() if which(name)}
+    found = {name: stored for name, stored in store.list_files().items() if is_wanted(name)}
 
     def one(name: str) -> None:
         store.download(name, folder / name)
         os.utime(folder / name, (found[name].modified_s, found[name].modified_s))
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
         list(pool.map(one, found))
 
 
-def fetch_events(store: Store, folder: Path) -> None:
+def download_events(store: ObjectStore, folder: Path) -> None:
     """Write the events of a sweep and of its confirmation into a folder, with the time of the last. Raises OSError."""
-    for log in LOGS:
-        content, segments = _in_store(store)(log), store.files(f"{log}{SEGMENTS}")
+    for log in EVENT_LOGS:
+        content, segments = _make_store_reader(store)(log), store.list_files(f"{log}{EVENT_CHUNKS_FOLDER}")
         if content:
             (folder / log).mkdir(parents=True, exist_ok=True)
-            (folder / log / EVENTS).write_bytes(content)
+            (folder / log / EVENTS_FILE).write_bytes(content)
             modified_s = max(stored.modified_s for stored in segments.values())
-            os.utime(folder / log / EVENTS, (modified_s, modified_s))
+            os.utime(folder / log / EVENTS_FILE, (modified_s, modified_s))
 
 
-def _in_store(store: Store) -> Callable[[str], bytes]:
+def _make_store_reader(store: ObjectStore) -> Callable[[str], bytes]:
     def read(log: str) -> bytes:
-        names = sorted(store.files(f"{log}{SEGMENTS}"))
-        with ThreadPoolExecutor(_THREADS) as pool:
+        names = sorted(store.list_files(f"{log}{EVENT_CHUNKS_FOLDER}"))
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
             return b"".join(pool.map(store.read, names))
 
     return read
 
 
-def _in_folder(folder: Path) -> Callable[[str], bytes]:
+def _make_folder_reader(folder: Path) -> Callable[[str], bytes]:
     def read(log: str) -> bytes:
-        file = folder / log / EVENTS
-        return part_of(file, 0, whole_bytes(file)) if file.exists() else b""
+        file = folder / log / EVENTS_FILE
+        return read_byte_range(file, 0, count_whole_line_bytes(file)) if file.exists() else b""
 
     return read
 
 
-def whole_bytes(file: Path) -> int:
+def count_whole_line_bytes(file: Path) -> int:
     """How many bytes of a log are whole lines."""
     if not file.exists():
         return 0
@@ -162,27 +164,32 @@ def whole_bytes(file: Path) -> int:
     return 0
 
 
-def part_of(file: Path, start: int, end: int) -> bytes:
+def read_byte_range(file: Path, start: int, end: int) -> bytes:
     with file.open("rb") as log:
         log.seek(start)
         return log.read(end - start)
 
 
-def files_beside(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+def list_synced_files(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """Files beside events and checkpoints, and when and how long each is."""
     for place, folders, files in os.walk(folder):
         at = Path(place).relative_to(folder)
-        folders[:] = [name for name in folders if not is_left_out(f"{(at / name).as_posix()}/")]
+        folders[:] = [name for name in folders if not is_excluded(f"{(at / name).as_posix()}/")]
         for each in files:
             name = (at / each).as_posix()
             with contextlib.suppress(FileNotFoundError):
                 stat = (folder / name).stat()
-                if not is_left_out(name):
+                if not is_excluded(name):
                     yield name, (stat.st_mtime_ns, stat.st_size)
 
 
-def is_left_out(name: str) -> bool:
+def is_excluded(name: str) -> bool:
     """What is copied otherwise, belongs to one machine, or is not whole yet."""
     own = name.removeprefix("confirm/")
     last = name.rstrip("/").rpartition("/")[2]
-    return own.startswith(_LEFT_OUT) or own in (EVENTS, OWNER) or last.startswith(".") or last.endswith(".part")
+    return (
+        own.startswith(_EXCLUDED_FOLDERS)
+        or own in (EVENTS_FILE, LEASE_FILE)
+        or last.startswith(".")
+        or last.endswith(".part")
+    )

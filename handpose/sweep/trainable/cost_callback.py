@@ -19,9 +19,9 @@ import torch
 from handpose.data.augment import unchanged
 from handpose.data.sample import HandBatch
 
-NUM_COUNTED = 2
+NUM_PROFILED_STEPS = 2
 """The first steps, whose memory is counted: at the second one the optimizer has its state. The others are timed."""
-NUM_VALIDATED = 2
+NUM_VALIDATION_BATCHES = 2
 """Batches of the validation, of which the first prepares."""
 
 _LATENCY_WARM_UP = 2
@@ -36,7 +36,7 @@ CONTEXT_BYTES = 500e6
 _MB = 1e6
 
 
-class CostWatch(pl.Callback):
+class CostMonitor(pl.Callback):
     """Measures while a module is fitted for one epoch of a few steps, with a validation of NUM_VALIDATED batches.
 
     saves: a checkpoint too, for its size. began_s: when the first step began, by time.perf_counter. memory_mb: that
@@ -44,27 +44,27 @@ class CostWatch(pl.Callback):
     took; empty and 0 on a CPU. latency_ms: of one picture through the network, in evaluation, the least of many.
     """
 
-    def __init__(self, *, saves: bool) -> None:
-        self._saves = saves
+    def __init__(self, *, saves_checkpoint: bool) -> None:
+        self._saves_checkpoint = saves_checkpoint
         self._steps_s: list[float] = []
         self._validations_s: list[float] = []
         self._profile: torch.profiler.profile | None = None
         self._held_bytes = 0
         self._before_bytes = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
         self.memory_mb = math.nan
-        self.memory_share = 0.0
+        self.gpu_memory_fraction = 0.0
         self.gpu = ""
         self.latency_ms = math.nan
         self.checkpoint_mb = math.nan
 
     @property
-    def began_s(self) -> float:
+    def first_step_at_s(self) -> float:
         return self._steps_s[0]
 
     @property
     def step_s(self) -> float:
         """Median seconds of a step, the loop round it included."""
-        return statistics.median(after - before for before, after in pairwise(self._steps_s[NUM_COUNTED:]))
+        return statistics.median(after - before for before, after in pairwise(self._steps_s[NUM_PROFILED_STEPS:]))
 
     @property
     def validation_batch_s(self) -> float:
@@ -77,7 +77,7 @@ class CostWatch(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._steps_s.append(_now(pl_module.device))
+        self._steps_s.append(_read_device_clock(pl_module.device))
         if batch_idx == 0 and pl_module.device.type == "cpu":
             held = (*batch, *pl_module.parameters(), *pl_module.buffers())
             self._held_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
@@ -89,13 +89,13 @@ class CostWatch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._profile is not None and batch_idx == NUM_COUNTED - 1:
+        if self._profile is not None and batch_idx == NUM_PROFILED_STEPS - 1:
             self._profile.stop()
-            self.memory_mb = (self._held_bytes + _peak_bytes(self._profile)) / _MB
+            self.memory_mb = (self._held_bytes + _compute_peak_bytes(self._profile)) / _MB
             self._profile = None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._steps_s.append(_now(pl_module.device))  # the last step's end
+        self._steps_s.append(_read_device_clock(pl_module.device))  # the last step's end
 
     def on_validation_batch_end(
         self,
@@ -106,10 +106,10 @@ class CostWatch(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._validations_s.append(_now(pl_module.device))
-        if batch_idx == NUM_VALIDATED - 1:
+        self._validations_s.append(_read_device_clock(pl_module.device))
+        if batch_idx == NUM_VALIDATION_BATCHES - 1:
             with trainer.precision_plugin.val_step_context():
-                self.latency_ms = 1e3 * min(_latencies_s(pl_module, batch))
+                self.latency_ms = 1e3 * min(_time_forward_passes(pl_module, batch))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         device = pl_module.device
@@ -117,10 +117,10 @@ class CostWatch(pl.Callback):
             self.gpu = torch.cuda.get_device_name(device)
             self.memory_mb = (torch.cuda.max_memory_allocated(device) - self._before_bytes) / _MB
             whole = torch.cuda.get_device_properties(device).total_memory
-            self.memory_share = (torch.cuda.max_memory_reserved(device) + CONTEXT_BYTES) / whole
+            self.gpu_memory_fraction = (torch.cuda.max_memory_reserved(device) + CONTEXT_BYTES) / whole
         elif device.type == "mps":
             self.memory_mb = torch.mps.driver_allocated_memory() / _MB  # what is there now: it does not tell the peak
-        if self._saves:
+        if self._saves_checkpoint:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "trial.ckpt"
                 trainer.save_checkpoint(file)
@@ -132,7 +132,7 @@ class CostWatch(pl.Callback):
             self._profile = None
 
 
-def _now(device: torch.device) -> float:
+def _read_device_clock(device: torch.device) -> float:
     """Seconds, when all that the device was asked for is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -141,23 +141,23 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _latencies_s(module: pl.LightningModule, batch: HandBatch) -> Iterator[float]:
+def _time_forward_passes(module: pl.LightningModule, batch: HandBatch) -> Iterator[float]:
     """Of one picture through the network, which is in evaluation."""
     view = unchanged(HandBatch(*(field[:1] for field in batch)))
     for _ in range(_LATENCY_WARM_UP):
         module(view)
     least, most = _LATENCY_REPEATS
-    began = before = _now(module.device)
+    began = before = _read_device_clock(module.device)
     for repeat in range(most):
         if repeat >= least and before - began >= _LATENCY_S:
             return
         module(view)
-        after = _now(module.device)
+        after = _read_device_clock(module.device)
         yield after - before
         before = after
 
 
-def _peak_bytes(profile: torch.profiler.profile) -> int:
+def _compute_peak_bytes(profile: torch.profiler.profile) -> int:
     """The most that was allocated on the CPU at one time, beyond what was there when the profile began.
 
     The profiler does not see that memory from before is freed, so that none of it may be.

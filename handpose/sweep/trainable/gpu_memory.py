@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     pass
 
 
-def share_of(num_trials: int) -> float:
+def compute_gpus_per_trial(num_trials: int) -> float:
     """The part of a GPU that lets so many trials share it; Ray counts in steps of 1/10,000."""
     return math.floor(10_000 / num_trials) / 10_000
 
 
-def cap_gpu_memory(share: float) -> None:
+def cap_gpu_memory(gpus: float) -> None:
     """Let torch in this process hold no more of its GPU than the share, less what the process takes beside tensors.
 
     share: 1 or more, or 0 for none, lifts the cap. Beyond it torch raises its out-of-memory error in this process, and
@@ -25,11 +25,11 @@ def cap_gpu_memory(share: float) -> None:
     if not torch.cuda.is_available():
         return
     whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    torch.cuda.set_per_process_memory_fraction(memory_fraction(share, whole_bytes=whole))
+    torch.cuda.set_per_process_memory_fraction(compute_memory_fraction(gpus, total_bytes=whole))
 
 
-def memory_fraction(share: float, *, whole_bytes: int) -> float:
+def compute_memory_fraction(gpus: float, *, total_bytes: int) -> float:
     """Of a GPU's memory, for the tensors of a trial with this share of it."""
-    if not 0 < share < 1:
+    if not 0 < gpus < 1:
         return 1.0
-    return max(share - CONTEXT_BYTES / whole_bytes, share / 2)
+    return max(gpus - CONTEXT_BYTES / total_bytes, gpus / 2)

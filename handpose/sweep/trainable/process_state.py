@@ -23,7 +23,7 @@ import torch.nn.modules.module as torch_modules
 import torch.optim.optimizer as torch_optimizers
 from torch import backends
 
-from handpose.sweep.trainable.reporting import WornWorkerError
+from handpose.sweep.trainable.reporting import UnfitWorkerError
 
 _TOLERATED_BYTES = 64 * 2**20
 """What a library may keep on a GPU from one trial to the next, such as a table of constants."""
@@ -32,13 +32,13 @@ _is_frozen = False
 
 
 @contextlib.contextmanager
-def clean_process() -> Iterator[None]:
+def preserve_process_state() -> Iterator[None]:
     """Leave the process after the block as it was before, whatever the block has set.
 
     Memory that an earlier block left behind is freed first. Raises WornWorkerError, at once, where that is impossible.
     """
     _free_memory()
-    before = list(_readable())
+    before = list(_read_settings())
     # What these two undo has no value that could be read.
     with warnings.catch_warnings(), torch.inference_mode(False):
         try:
@@ -47,10 +47,10 @@ def clean_process() -> Iterator[None]:
             if "torch._dynamo" in sys.modules:  # compiled code; and after a few recompilations dynamo gives up
                 torch.compiler.reset()
             for setting, value in before:
-                setting.put_back(value)
+                setting.restore_value(value)
 
 
-def settle() -> None:
+def freeze_imports() -> None:
     """What has been imported is there to stay: no collection of garbage looks at it again.
 
     A collection is due before every trial, and takes 0.2 s after the imports of a trial, but milliseconds without them.
@@ -63,7 +63,7 @@ def settle() -> None:
 
 
 def _free_memory() -> None:
-    gc.collect() if _is_frozen else settle()
+    gc.collect() if _is_frozen else freeze_imports()
     if not torch.cuda.is_initialized():
         return
     torch._C._cuda_clearCublasWorkspaces()  # they count as allocated, and are made again on use
@@ -73,17 +73,17 @@ def _free_memory() -> None:
         torch.cuda.reset_peak_memory_stats(device)
         taken = torch.cuda.memory_allocated(device)
         if taken > _TOLERATED_BYTES:
-            raise WornWorkerError(f"a trial before this one has left {taken / 1e6:.0f} MB of GPU {device} taken")
+            raise UnfitWorkerError(f"a trial before this one has left {taken / 1e6:.0f} MB of GPU {device} taken")
 
 
-class Setting(NamedTuple):
+class ProcessSetting(NamedTuple):
     """Something that belongs to a process or its thread. is_same: whether two values of it are alike."""
 
     read: Callable[[], Any]
     write: Callable[[Any], object]
     is_same: Callable[[Any, Any], bool] = lambda first, second: bool(first == second)
 
-    def put_back(self, value: Any) -> None:
+    def restore_value(self, value: Any) -> None:
         """Write a value that was read, if it has changed: a precision that was never set follows the one above it."""
         try:
             is_changed = not self.is_same(self.read(), value)
@@ -93,104 +93,106 @@ class Setting(NamedTuple):
             self.write(value)
 
 
-def _readable() -> Iterator[tuple[Setting, Any]]:
+def _read_settings() -> Iterator[tuple[ProcessSetting, Any]]:
     """Settings with their values: not those that this torch lacks, or that contradict each other already."""
-    for setting in _settings():
+    for setting in _list_settings():
         with contextlib.suppress(AttributeError, RuntimeError, OSError):
             yield setting, setting.read()
 
 
-def _settings() -> Iterator[Setting]:
+def _list_settings() -> Iterator[ProcessSetting]:
     """All of them, in the order in which they are put back."""
-    yield from _of_the_process()
-    yield from _of_torch()
-    yield from (hooks for module in (torch_modules, torch_optimizers) for hooks in _global_hooks(module))
-    yield from _autocast()
-    yield from _precisions()
-    yield from _backends()
-    yield from _precisions()  # again, since the older switches among the backends' set some of these
-    yield from _generators()
+    yield from _list_process_settings()
+    yield from _list_torch_settings()
+    yield from (hooks for module in (torch_modules, torch_optimizers) for hooks in _list_global_hooks(module))
+    yield from _list_autocast_settings()
+    yield from _list_precision_settings()
+    yield from _list_backend_settings()
+    yield from _list_precision_settings()  # again, since the older switches among the backends' set some of these
+    yield from _list_generator_settings()
 
 
-def _of_the_process() -> Iterator[Setting]:
-    yield Setting(os.environ.copy, partial(_refill, os.environ))
-    yield Setting(os.getcwd, os.chdir)
-    yield Setting(_umask, os.umask)
-    yield Setting(sys.path.copy, lambda path: sys.path.__setitem__(slice(None), path))
-    yield Setting(_logging, _set_logging)
-    yield Setting(np.geterr, lambda errors: np.seterr(**errors))
+def _list_process_settings() -> Iterator[ProcessSetting]:
+    yield ProcessSetting(os.environ.copy, partial(_refill, os.environ))
+    yield ProcessSetting(os.getcwd, os.chdir)
+    yield ProcessSetting(_read_umask, os.umask)
+    yield ProcessSetting(sys.path.copy, lambda path: sys.path.__setitem__(slice(None), path))
+    yield ProcessSetting(_read_logging, _set_logging)
+    yield ProcessSetting(np.geterr, lambda errors: np.seterr(**errors))
 
 
-def _of_torch() -> Iterator[Setting]:
-    yield Setting(torch.get_num_threads, torch.set_num_threads)
-    yield Setting(torch.get_default_dtype, torch.set_default_dtype)
-    yield Setting(_default_device, torch.set_default_device)
-    yield Setting(torch.is_grad_enabled, torch.set_grad_enabled)
-    yield Setting(
+def _list_torch_settings() -> Iterator[ProcessSetting]:
+    yield ProcessSetting(torch.get_num_threads, torch.set_num_threads)
+    yield ProcessSetting(torch.get_default_dtype, torch.set_default_dtype)
+    yield ProcessSetting(_read_default_device, torch.set_default_device)
+    yield ProcessSetting(torch.is_grad_enabled, torch.set_grad_enabled)
+    yield ProcessSetting(
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
         lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
     )
-    yield _attribute(torch.utils.deterministic, "fill_uninitialized_memory")
-    yield Setting(
+    yield _make_attribute_setting(torch.utils.deterministic, "fill_uninitialized_memory")
+    yield ProcessSetting(
         lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
         lambda value: torch.set_anomaly_enabled(*value),
     )
-    yield Setting(_flushes_denormals, torch.set_flush_denormal)
+    yield ProcessSetting(_is_flushing_denormals, torch.set_flush_denormal)
     if torch.cuda.is_initialized():
-        yield Setting(torch.cuda.current_device, torch.cuda.set_device)
+        yield ProcessSetting(torch.cuda.current_device, torch.cuda.set_device)
 
 
-def _global_hooks(module: ModuleType) -> Iterator[Setting]:
+def _list_global_hooks(module: ModuleType) -> Iterator[ProcessSetting]:
     """Those that act on every module, or every optimizer."""
     for name, hooks in vars(module).items():
         if name.startswith("_global_") and isinstance(hooks, dict):
-            yield Setting(hooks.copy, partial(_refill, hooks))
+            yield ProcessSetting(hooks.copy, partial(_refill, hooks))
         elif name.startswith("_global_is_"):
-            yield _attribute(module, name)
+            yield _make_attribute_setting(module, name)
 
 
-def _autocast() -> Iterator[Setting]:
+def _list_autocast_settings() -> Iterator[ProcessSetting]:
     for device in ("cpu", "cuda"):
-        yield Setting(partial(torch.is_autocast_enabled, device), partial(torch.set_autocast_enabled, device))
-        yield Setting(partial(torch.get_autocast_dtype, device), partial(torch.set_autocast_dtype, device))
-    yield Setting(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled)
+        yield ProcessSetting(partial(torch.is_autocast_enabled, device), partial(torch.set_autocast_enabled, device))
+        yield ProcessSetting(partial(torch.get_autocast_dtype, device), partial(torch.set_autocast_dtype, device))
+    yield ProcessSetting(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled)
 
 
-def _precisions() -> Iterator[Setting]:
+def _list_precision_settings() -> Iterator[ProcessSetting]:
     """Of float32 sums, from the one that others follow to those that follow."""
     cudnn: Any = backends.cudnn
     mkldnn: Any = backends.mkldnn
     followers = (backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.rnn, mkldnn.matmul)
-    yield from (_attribute(owner, "fp32_precision") for owner in (backends, cudnn, mkldnn, *followers))
+    yield from (_make_attribute_setting(owner, "fp32_precision") for owner in (backends, cudnn, mkldnn, *followers))
 
 
-def _backends() -> Iterator[Setting]:
-    yield Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
+def _list_backend_settings() -> Iterator[ProcessSetting]:
+    yield ProcessSetting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
     for name in ("enabled", "benchmark", "benchmark_limit", "deterministic", "allow_tf32"):
-        yield _attribute(backends.cudnn, name)
+        yield _make_attribute_setting(backends.cudnn, name)
     for name in ("fp16_reduced_precision_reduction", "bf16_reduced_precision_reduction", "fp16_accumulation", "tf32"):
-        yield _attribute(backends.cuda.matmul, f"allow_{name}")
+        yield _make_attribute_setting(backends.cuda.matmul, f"allow_{name}")
     for name in ("enabled", "deterministic"):
-        yield _attribute(backends.mkldnn, name)
+        yield _make_attribute_setting(backends.mkldnn, name)
     for name in ("flash", "mem_efficient", "math", "cudnn"):
-        yield Setting(getattr(backends.cuda, f"{name}_sdp_enabled"), getattr(backends.cuda, f"enable_{name}_sdp"))
+        yield ProcessSetting(
+            getattr(backends.cuda, f"{name}_sdp_enabled"), getattr(backends.cuda, f"enable_{name}_sdp")
+        )
 
 
-def _generators() -> Iterator[Setting]:
+def _list_generator_settings() -> Iterator[ProcessSetting]:
     """Of random numbers. Last, since nothing may draw afterwards; written always, since comparing takes as long."""
-    yield Setting(random.getstate, random.setstate, _never)
-    yield Setting(np.random.get_state, np.random.set_state, _never)
-    yield Setting(torch.get_rng_state, torch.set_rng_state, _never)
+    yield ProcessSetting(random.getstate, random.setstate, _is_never_same)
+    yield ProcessSetting(np.random.get_state, np.random.set_state, _is_never_same)
+    yield ProcessSetting(torch.get_rng_state, torch.set_rng_state, _is_never_same)
     if torch.cuda.is_initialized():
-        yield Setting(torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, _never)
+        yield ProcessSetting(torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, _is_never_same)
 
 
-def _never(first: object, second: object) -> bool:
+def _is_never_same(first: object, second: object) -> bool:
     return False
 
 
-def _attribute(owner: Any, name: str) -> Setting:
-    return Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+def _make_attribute_setting(holder: Any, name: str) -> ProcessSetting:
+    return ProcessSetting(lambda: getattr(holder, name), lambda value: setattr(holder, name, value))
 
 
 def _refill(values: MutableMapping[Any, Any], before: Mapping[Any, Any]) -> None:
@@ -200,14 +202,14 @@ def _refill(values: MutableMapping[Any, Any], before: Mapping[Any, Any]) -> None
     values.update(before)
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     """It can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
-def _logging() -> dict[logging.Logger, tuple[Any, ...]]:
+def _read_logging() -> dict[logging.Logger, tuple[Any, ...]]:
     """Level and handlers of every logger that there is."""
     named = [log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)]
     return {log: (log.level, log.disabled, log.propagate, [*log.handlers]) for log in (logging.root, *named)}
@@ -219,12 +221,12 @@ def _set_logging(before: dict[logging.Logger, tuple[Any, ...]]) -> None:
         log.disabled, log.propagate, log.handlers = disabled, propagate, handlers
 
 
-def _default_device() -> torch.device | None:
+def _read_default_device() -> torch.device | None:
     """That was set, not the one that counts where none was: every call is slower with one."""
     mode = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
     return None if mode is None else mode.device
 
 
-def _flushes_denormals() -> bool:
+def _is_flushing_denormals() -> bool:
     """Torch tells it nowhere."""
     return bool((torch.tensor([1e-40]) * 1.0 == 0).item())

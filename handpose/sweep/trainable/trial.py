@@ -21,22 +21,22 @@ from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 from handpose.metrics.target import TargetMetric
 from handpose.metrics.validation import target_metric
-from handpose.schedulers.scheduler import Rule
+from handpose.schedulers.scheduler import Scheduler
 from handpose.sweep.record.settings import SweepSettings
-from handpose.sweep.record.trial_segment import Stretch
-from handpose.sweep.storage.checkpoint_files import CheckpointFiles, worker_files
-from handpose.sweep.trainable.checkpoint_writer import BackgroundFiles, save_pictures
+from handpose.sweep.record.trial_segment import TrialSegment
+from handpose.sweep.storage.checkpoint_files import CheckpointFiles, open_worker_files
+from handpose.sweep.trainable.checkpoint_writer import BackgroundCheckpointIO, save_pictures
 from handpose.sweep.trainable.gpu_memory import cap_gpu_memory
-from handpose.sweep.trainable.process_state import clean_process
-from handpose.sweep.trainable.reporting import measured, report, this_member
-from handpose.sweep.trainable.trial_cost import costs, one_workers
+from handpose.sweep.trainable.process_state import preserve_process_state
+from handpose.sweep.trainable.reporting import get_worker_context, report_costs, report_epoch
+from handpose.sweep.trainable.trial_cost import measure_costs, split_batch
 from handpose.training.callbacks import prediction_pictures
 from handpose.training.fit import RunFolders, fit
 from handpose.training.module import HandPose
 from handpose.training.trainer import Team
 
-_LOOK_EVERY_STEPS = 20
-_SILENT = ("logger=none", "checkpoints.enabled=false")
+_CHECK_EVERY_STEPS = 20
+_QUIET_OVERRIDES = ("logger=none", "checkpoints.enabled=false")
 """What trials leave out; none of it touches a metric."""
 
 
@@ -55,22 +55,22 @@ class TrialRecipe:
     num_threads: int
     num_workers: int = 1
 
-    def training(self, params: Mapping[str, Any]) -> list[str]:
+    def make_overrides(self, params: Mapping[str, Any]) -> list[str]:
         """Overrides of the trial with these parameters, for train.py."""
         slot = {"trainer.max_epochs": self.max_epochs, "num_threads": self.num_threads}
-        return with_params(self.overrides, {**params, **slot})
+        return add_param_overrides(self.overrides, {**params, **slot})
 
-    def in_worker(self, params: Mapping[str, Any]) -> list[str]:
+    def make_worker_overrides(self, params: Mapping[str, Any]) -> list[str]:
         """The same for a worker, which has a folder of its own and leaves no files."""
-        return [*self.locations, *self.training(params), *_SILENT]
+        return [*self.locations, *self.make_overrides(params), *_QUIET_OVERRIDES]
 
-    def command(self, params: Mapping[str, Any]) -> str:
+    def format_command(self, params: Mapping[str, Any]) -> str:
         """The command line that trains the trial again, alone, with the same metrics on the same machine."""
-        return shlex.join(["python", "train.py", *self.training(params)])
+        return shlex.join(["python", "train.py", *self.make_overrides(params)])
 
 
 @dataclass(frozen=True)
-class TrainingObjective:
+class TrainingFunction:
     """Trains a trial's network.
 
     metric: what the sweep optimises. checkpoint_every_epochs: None: only after `rungs`, epochs at which a trial may
@@ -81,30 +81,34 @@ class TrainingObjective:
     metric: str
     checkpoint_every_epochs: int | None
     rungs: Sequence[int] = ()
-    measures: bool = False
-    compared_at: Sequence[int] = ()
+    needs_costs: bool = False
+    comparison_epochs: Sequence[int] = ()
 
     @classmethod
-    def of(cls, recipe: TrialRecipe, sweep: SweepSettings, rule: Rule, *, measures: bool) -> "TrainingObjective":
+    def from_settings(
+        cls, recipe: TrialRecipe, sweep: SweepSettings, scheduler: Scheduler, *, needs_costs: bool
+    ) -> "TrainingFunction":
         """As a sweep and its scheduler need it."""
-        rungs = rule.rungs if rule.needs_checkpoints else ()
-        return cls(recipe, sweep.metric, sweep.checkpoint_every_epochs, rungs, measures, rule.rungs)
+        rungs = scheduler.rungs if scheduler.needs_checkpoints else ()
+        return cls(recipe, sweep.metric, sweep.checkpoint_every_epochs, rungs, needs_costs, scheduler.rungs)
 
-    def __call__(self, stretch: Stretch, /) -> None:
-        if this_member().num > 1:
+    def __call__(self, segment: TrialSegment, /) -> None:
+        if get_worker_context().num_workers > 1:
             with tempfile.TemporaryDirectory(dir=".", prefix="member-") as folder:
-                self._train(stretch, Path(folder), team=_team())
+                self._train(segment, Path(folder), process_group=_make_process_group())
             return
-        with clean_process():
-            cap_gpu_memory(_gpus())
-            self._train(stretch, Path(tune.get_context().get_trial_dir() or "."))
+        with preserve_process_state():
+            cap_gpu_memory(_get_trial_gpus())
+            self._train(segment, Path(tune.get_context().get_trial_dir() or "."))
 
-    def _train(self, stretch: Stretch, folder: Path, *, team: Team | None = None) -> None:
-        config = one_workers(compose("train", self.recipe.in_worker(stretch.params)), this_member().num)
-        with worker_files(stretch, scratch=folder) as files:
-            newest, resume_from = files.fetched(stretch.checkpoints) or (None, None)
+    def _train(self, segment: TrialSegment, folder: Path, *, process_group: Team | None = None) -> None:
+        config = split_batch(
+            compose("train", self.recipe.make_worker_overrides(segment.params)), get_worker_context().num_workers
+        )
+        with open_worker_files(segment, scratch=folder) as files:
+            newest, resume_from = files.fetch_newest(segment.checkpoints) or (None, None)
             resumed_from, hands = newest.epoch if newest else 0, config.pictures.trial_hands
-            callback = TuneReport(stretch, self, files=files, resumed_from=resumed_from, num_hands=hands)
+            callback = TrialReportCallback(segment, self, files=files, resumed_from=resumed_from, num_hands=hands)
             try:
                 fit(
                     config,
@@ -113,31 +117,31 @@ class TrainingObjective:
                     quiet=True,
                     resume_from=resume_from,
                     keep_open=True,
-                    team=team,
+                    team=process_group,
                 )
             finally:
                 callback.close()
 
-    def saves(self, epoch: int) -> bool:
+    def is_checkpoint_due(self, epoch: int) -> bool:
         """Whether a checkpoint is due after this epoch, the last one of all not being asked."""
         every = self.checkpoint_every_epochs
         return epoch in self.rungs or (every is not None and epoch % every == 0)
 
 
-def _team() -> Team:
+def _make_process_group() -> Team:
     """Of the processes that Ray Train has started."""
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment  # here, since few trials need them
 
     return Team(RayDDPStrategy(), RayLightningEnvironment())
 
 
-def _gpus() -> float:
+def _get_trial_gpus() -> float:
     """The share of this trial."""
     resources = tune.get_context().get_trial_resources()
     return float(resources.required_resources.get("GPU", 0)) if resources else 0.0
 
 
-class TuneReport(pl.Callback):
+class TrialReportCallback(pl.Callback):
     """Reports the validation metrics of each epoch to Tune, and saves a checkpoint where one is due.
 
     A checkpoint is written while the next epoch is trained, and told with its report; only where the trial may pause
@@ -150,18 +154,18 @@ class TuneReport(pl.Callback):
 
     def __init__(
         self,
-        stretch: Stretch,
-        objective: TrainingObjective,
+        segment: TrialSegment,
+        training_function: TrainingFunction,
         *,
         files: CheckpointFiles,
         resumed_from: int,
         num_hands: int = 0,
     ) -> None:
-        self.stretch = stretch
-        self.objective = objective
+        self.segment = segment
+        self.training_function = training_function
         self.resumed_from = resumed_from
         self.num_hands = num_hands
-        self._files = BackgroundFiles(files)
+        self._files = BackgroundCheckpointIO(files)
         self._is_finite: torch.Tensor | None = None
 
     def close(self) -> None:
@@ -172,19 +176,19 @@ class TuneReport(pl.Callback):
         trainer.strategy.checkpoint_io = self._files
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.objective.measures and not self.resumed_from:
-            measured(costs(pl_module))
+        if self.training_function.needs_costs and not self.resumed_from:
+            report_costs(measure_costs(pl_module))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if this_member().rank:  # they have the same weights
+        if get_worker_context().rank:  # they have the same weights
             return
         # Added up on the device, and looked at now and then only: reading it waits for the GPU.
         is_finite = torch.isfinite(outputs["loss"].detach()).all()
         self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
-        if (batch_idx + 1) % _LOOK_EVERY_STEPS == 0 and not self._is_finite:
-            self._report(trainer.current_epoch + 1, {self.objective.metric: math.nan})
+        if (batch_idx + 1) % _CHECK_EVERY_STEPS == 0 and not self._is_finite:
+            self._report_epoch(trainer.current_epoch + 1, {self.training_function.metric: math.nan})
             trainer.should_stop = True
 
     def on_validation_batch_end(
@@ -199,48 +203,48 @@ class TuneReport(pl.Callback):
         # Here, since the weights are those that are validated, which may be an average, and the batch is at hand.
         epoch, last = trainer.current_epoch + 1, trainer.max_epochs
         if (
-            self.stretch.storage is None
-            and not this_member().rank
+            self.segment.storage is None
+            and not get_worker_context().rank
             and self.num_hands
             and batch_idx == 0
-            and (epoch == last or epoch in self.objective.compared_at)
+            and (epoch == last or epoch in self.training_function.comparison_epochs)
         ):
             pictures = prediction_pictures(cast(HandPose, pl_module), batch, num_hands=self.num_hands)
-            save_pictures(pictures, {name: self.stretch.picture_file(epoch, name) for name in pictures})
+            save_pictures(pictures, {name: self.segment.make_picture_path(epoch, name) for name in pictures})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.should_stop:
             return
-        metric = self.objective.metric
+        metric = self.training_function.metric
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if metric not in metrics:
             raise UserError(f"sweep.metric={metric} is not validated; there are {', '.join(sorted(metrics))}")
         epoch, is_finite = trainer.current_epoch + 1, math.isfinite(metrics[metric])
-        is_due = is_finite and epoch < (trainer.max_epochs or 0) and self.objective.saves(epoch)
-        may_pause = epoch in self.objective.rungs
+        is_due = is_finite and epoch < (trainer.max_epochs or 0) and self.training_function.is_checkpoint_due(epoch)
+        may_pause = epoch in self.training_function.rungs
         if is_due and may_pause:
             self._files.is_needed = True
-            self._save(trainer, epoch)
-        self._report(epoch, metrics)
+            self._save_checkpoint(trainer, epoch)
+        self._report_epoch(epoch, metrics)
         if not is_finite:
             trainer.should_stop = True
         elif is_due and not may_pause:  # not before: a trial that has just been stopped needs none
-            self._save(trainer, epoch)
+            self._save_checkpoint(trainer, epoch)
 
-    def _save(self, trainer: pl.Trainer, epoch: int) -> None:
-        trainer.save_checkpoint(self._files.files.place(self.stretch.checkpoint_name(epoch)))
+    def _save_checkpoint(self, trainer: pl.Trainer, epoch: int) -> None:
+        trainer.save_checkpoint(self._files.files.get_local_path(self.segment.make_checkpoint_name(epoch)))
 
-    def _report(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        checkpoint, note = self._files.written()
-        report(epoch, metrics, resumed_from=self.resumed_from, checkpoint=checkpoint, note=note)
+    def _report_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        checkpoint, note = self._files.wait_for_result()
+        report_epoch(epoch, metrics, resumed_from=self.resumed_from, checkpoint=checkpoint, note=note)
 
 
-def training_overrides(overrides: Iterable[str]) -> list[str]:
+def select_training_overrides(overrides: Iterable[str]) -> list[str]:
     """Of the overrides of tune.py's command line those that train.py knows too."""
-    return [item for item in overrides if _group(_key(item)) not in _SWEEP_GROUPS]
+    return [item for item in overrides if _get_override_group(_get_override_key(item)) not in _SWEEP_GROUPS]
 
 
-def with_target(overrides: Sequence[str], config: Any, target: TargetMetric) -> list[str]:
+def add_checkpoint_metric(overrides: Sequence[str], config: Any, target: TargetMetric) -> list[str]:
     """The overrides, with the sweep's metric as `checkpoints.metric` unless they set that key themselves.
 
     So `train.py best=...` and the retraining keep the checkpoint with the best value of the sweep's metric.
@@ -253,25 +257,25 @@ def with_target(overrides: Sequence[str], config: Any, target: TargetMetric) -> 
     Raises:
         UserError: `checkpoints.mode` contradicts the metric.
     """
-    if any(_key(item).lstrip("+") == "checkpoints.metric" for item in overrides):
+    if any(_get_override_key(item).lstrip("+") == "checkpoints.metric" for item in overrides):
         return list(overrides)
     target_metric(target.name, config.checkpoints.mode, group="checkpoints")
     is_default = config.checkpoints.metric == target.name
     return [*overrides, *([] if is_default else [quote_override("checkpoints.metric", target.name)])]
 
 
-def with_params(overrides: Iterable[str], params: Mapping[str, Any]) -> list[str]:
+def add_param_overrides(overrides: Iterable[str], params: Mapping[str, Any]) -> list[str]:
     """The overrides with these values in place of what they say of the same keys: Hydra takes a group only once."""
-    kept = [item for item in overrides if _key(item) not in params]
+    kept = [item for item in overrides if _get_override_key(item) not in params]
     return [*kept, *(quote_override(key, value) for key, value in params.items())]
 
 
 _SWEEP_GROUPS = ("sweep", "retrain", "report", "scheduler", "searcher", "ray", "search_space", "hydra")
 
 
-def _key(override: str) -> str:
+def _get_override_key(override: str) -> str:
     return override.partition("=")[0]
 
 
-def _group(key: str) -> str:
+def _get_override_group(key: str) -> str:
     return key.lstrip("+~").replace("/", ".").replace("@", ".").partition(".")[0]

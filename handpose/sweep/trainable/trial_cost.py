@@ -26,14 +26,14 @@ from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 from handpose.models.weights import weights_file
 from handpose.skeleton import NUM_JOINTS
-from handpose.sweep.trainable.cost_callback import NUM_COUNTED, NUM_VALIDATED, CostWatch
+from handpose.sweep.trainable.cost_callback import NUM_PROFILED_STEPS, NUM_VALIDATION_BATCHES, CostMonitor
 from handpose.training.batch_norm import SharedStatistics
 from handpose.training.build import build
 from handpose.training.checkpoints import initial_weights
 from handpose.training.results import RunFolders
 from handpose.training.trainer import calm, check_trainer, explained_errors, limited_batches, training_trainer
 
-FEWEST_STEPS = NUM_COUNTED + 1
+MIN_STEPS = NUM_PROFILED_STEPS + 1
 
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad allocation")
 
@@ -62,9 +62,9 @@ class TrialCost(NamedTuple):
     steps_per_epoch: int
     batches_per_validation: int
     max_epochs: int
-    validates_every: int
+    validation_interval: int
     memory_mb: float
-    memory_share: float
+    gpu_memory_fraction: float
     process_mb: float
     gpu: str
     latency_ms: float
@@ -76,7 +76,7 @@ class TrialCost(NamedTuple):
     def epoch_s(self) -> float:
         """Seconds of an epoch of training, with its part of the validations."""
         validation_s = self.batches_per_validation * self.validation_batch_s
-        return self.steps_per_epoch * self.step_s + validation_s / self.validates_every
+        return self.steps_per_epoch * self.step_s + validation_s / self.validation_interval
 
     @property
     def trial_s(self) -> float:
@@ -84,7 +84,7 @@ class TrialCost(NamedTuple):
         return self.start_s + self.max_epochs * self.epoch_s
 
 
-class Refusal(NamedTuple):
+class ProbeFailure(NamedTuple):
     """Why a configuration cannot be trained.
 
     kind: value: a UserError; memory: too little; error: an exception; killed: its worker process was ended from
@@ -95,34 +95,34 @@ class Refusal(NamedTuple):
     reason: str
 
 
-class Gauge:
+class TrialCostProbe:
     """Measures in a worker; every failure is an answer."""
 
-    def ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """Answers when everything is imported."""
 
-    def measure(self, *args: Any, **kwargs: Any) -> TrialCost | Refusal:
+    def measure_cost(self, *args: Any, **kwargs: Any) -> TrialCost | ProbeFailure:
         """As the function `measure`."""
         try:
-            return measure(*args, **kwargs)
+            return measure_trial_cost(*args, **kwargs)
         except UserError as error:
-            return Refusal("value", str(error))
+            return ProbeFailure("value", str(error))
         except Exception as error:
             is_memory = isinstance(error, MemoryError) or any(words in str(error) for words in _MEMORY_WORDS)
-            return Refusal("memory" if is_memory else "error", f"{type(error).__name__}: {first_line(error)}")
+            return ProbeFailure("memory" if is_memory else "error", f"{type(error).__name__}: {summarise_error(error)}")
         finally:
             gc.collect()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
 
 
-def first_line(error: BaseException) -> str:
+def summarise_error(error: BaseException) -> str:
     """What an exception says, in brief."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
-def one_workers(config: DictConfig, num_workers: int) -> DictConfig:
+def split_batch(config: DictConfig, num_workers: int) -> DictConfig:
     """The configuration for one of the workers that share each batch; raises UserError where it cannot be shared."""
     if num_workers == 1:
         return config
@@ -137,7 +137,7 @@ def one_workers(config: DictConfig, num_workers: int) -> DictConfig:
     return config
 
 
-def measure(
+def measure_trial_cost(
     overrides: Sequence[str],
     params: Mapping[str, Any],
     data: DataSize,
@@ -153,32 +153,34 @@ def measure(
     which this process is as busy as one, but that it sends nothing to others. Raises UserError for what the
     configuration gets wrong, and whatever torch raises for what cannot be computed.
     """
-    assert num_steps >= FEWEST_STEPS
+    assert num_steps >= MIN_STEPS
     began = time.perf_counter()
-    config = one_workers(compose("train", list(overrides)), num_workers)
+    config = split_batch(compose("train", list(overrides)), num_workers)
     check_trainer(config)
     _check_weights(config)
-    steps, batches = _num_batches(config, data, num_workers)
+    steps, batches = _count_batches(config, data, num_workers)
     with calm():
         module, _ = build(config, pretrained=weights, quiet=True)
-    hands = random_hands(config.data.batch_size, config.data.image_size or data.image_size)
+    hands = make_random_hands(config.data.batch_size, config.data.image_size or data.image_size)
     module.axes.fit(hands.xyz_m)
-    watch = CostWatch(saves=True)
+    watch = CostMonitor(saves_checkpoint=True)
     with tempfile.TemporaryDirectory() as folder, calm(), explained_errors(config):
-        trainer = training_trainer(_shortened(config), RunFolders(*[Path(folder)] * 3), callbacks=[watch], quiet=True)
-        trainer.fit(module, datamodule=_Repeated(hands, num_steps))
+        trainer = training_trainer(
+            _shorten_training(config), RunFolders(*[Path(folder)] * 3), callbacks=[watch], quiet=True
+        )
+        trainer.fit(module, datamodule=_RepeatedBatch(hands, num_steps))
     return TrialCost(
-        num_parameters=num_parameters(module),
-        start_s=watch.began_s - began,
+        num_parameters=count_parameters(module),
+        start_s=watch.first_step_at_s - began,
         step_s=watch.step_s,
         validation_batch_s=watch.validation_batch_s,
         steps_per_epoch=steps,
         batches_per_validation=batches,
         max_epochs=config.trainer.max_epochs,
-        validates_every=config.trainer.check_val_every_n_epoch,
+        validation_interval=config.trainer.check_val_every_n_epoch,
         memory_mb=watch.memory_mb,
-        memory_share=watch.memory_share,
-        process_mb=_process_mb() + _LOADERS * config.data.num_workers * _LOADER_PROCESS_MB,
+        gpu_memory_fraction=watch.gpu_memory_fraction,
+        process_mb=_measure_process_mb() + _LOADERS * config.data.num_workers * _LOADER_PROCESS_MB,
         gpu=watch.gpu,
         latency_ms=watch.latency_ms,
         checkpoint_mb=watch.checkpoint_mb,
@@ -187,7 +189,7 @@ def measure(
     )
 
 
-def costs(module: pl.LightningModule) -> dict[str, float]:
+def measure_costs(module: pl.LightningModule) -> dict[str, float]:
     """What `searcher.constraints` can limit, of a module that a Trainer is about to fit; to be called on_fit_start.
 
     num_parameters: of the network. latency_ms: of one picture through it, in evaluation. memory_mb: that torch
@@ -195,7 +197,7 @@ def costs(module: pl.LightningModule) -> dict[str, float]:
     is changed by it: the training that follows is the same as without, bit for bit.
     """
     trainer: Any = module.trainer
-    device, data, watch = trainer.strategy.root_device, trainer.datamodule, CostWatch(saves=False)
+    device, data, watch = trainer.strategy.root_device, trainer.datamodule, CostMonitor(saves_checkpoint=False)
     with isolate_rng(), calm():
         rehearsal = pl.Trainer(
             max_epochs=1,
@@ -211,22 +213,22 @@ def costs(module: pl.LightningModule) -> dict[str, float]:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        hands = random_hands(data.batch_size, data.image_size)
+        hands = make_random_hands(data.batch_size, data.image_size)
         alone = SharedStatistics(on_gpu=False).revert(copy.deepcopy(module).cpu())  # of several workers each does this
-        rehearsal.fit(alone, datamodule=_Repeated(hands, NUM_COUNTED))
+        rehearsal.fit(alone, datamodule=_RepeatedBatch(hands, NUM_PROFILED_STEPS))
     return {
-        "num_parameters": float(num_parameters(module)),
+        "num_parameters": float(count_parameters(module)),
         "latency_ms": watch.latency_ms,
         "memory_mb": watch.memory_mb,
     }
 
 
-def num_parameters(module: pl.LightningModule) -> int:
+def count_parameters(module: pl.LightningModule) -> int:
     """Of the network; nothing else in a module has any."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def random_hands(batch_size: int, image_size: int) -> HandBatch:
+def make_random_hands(batch_size: int, image_size: int) -> HandBatch:
     """Noise for pictures, and joints at random before the camera: as a loader hands a batch over, always the same."""
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
@@ -243,7 +245,7 @@ def random_hands(batch_size: int, image_size: int) -> HandBatch:
     )
 
 
-class _Repeated(pl.LightningDataModule):
+class _RepeatedBatch(pl.LightningDataModule):
     """The same batch again and again."""
 
     def __init__(self, hands: HandBatch, num_steps: int) -> None:
@@ -255,7 +257,7 @@ class _Repeated(pl.LightningDataModule):
         return self._loader(self.num_steps)
 
     def val_dataloader(self) -> DataLoader[HandBatch]:
-        return self._loader(NUM_VALIDATED)
+        return self._loader(NUM_VALIDATION_BATCHES)
 
     def _loader(self, num_batches: int) -> DataLoader[HandBatch]:
         batches: Any = [self.hands] * num_batches
@@ -268,7 +270,7 @@ _LOADER_PROCESS_MB = 100.0
 """What such a process, a fork that shares most of its memory with the trial, comes to have for itself: an estimate."""
 
 
-def _process_mb(status: Path = Path("/proc/self/status")) -> float:
+def _measure_process_mb(status: Path = Path("/proc/self/status")) -> float:
     """Return the most main memory that this process has had for itself, in megabytes.
 
     Without the files that it has mapped, as libraries and packed images: the processes of a machine share them (some
@@ -285,7 +287,7 @@ def _process_mb(status: Path = Path("/proc/self/status")) -> float:
     return 1024 * (peak - int(mapped[1] if mapped else 0)) / 1e6
 
 
-def _shortened(config: DictConfig) -> DictConfig:
+def _shorten_training(config: DictConfig) -> DictConfig:
     """One epoch, whatever is asked for; the rest of the Trainer as it is."""
     config = copy.deepcopy(config)
     once = {"max_epochs": 1, "check_val_every_n_epoch": 1, "limit_train_batches": 1.0, "limit_val_batches": 1.0}
@@ -302,9 +304,9 @@ def _check_weights(config: DictConfig) -> None:
         initial_weights(config)
 
 
-def _num_batches(config: DictConfig, data: DataSize, num_workers: int) -> tuple[int, int]:
+def _count_batches(config: DictConfig, data: DataSize, num_workers: int) -> tuple[int, int]:
     """Of an epoch, and of a validation."""
-    devices = config.trainer.devices
+    devices = config.trainer.devices_per_node
     num_devices = num_workers if num_workers > 1 else devices
     batch_size = config.data.batch_size * (num_devices if isinstance(num_devices, int) and num_devices > 0 else 1)
     if batch_size > data.num_train:

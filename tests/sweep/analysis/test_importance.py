@@ -4,7 +4,7 @@ import random
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from handpose.sweep.analysis.importance import LEAST_TRIALS, Drawn, importance
+from handpose.sweep.analysis.importance import MIN_TRIALS, TrialDraws, compute_importance
 
 RANGE = FloatDistribution(0.0, 1.0)
 KIND = CategoricalDistribution(["a", "b"])
@@ -17,8 +17,8 @@ def drawn(num, *, seed=0):
 
 def judged(points, values, distributions=None):
     kinds = {"main": RANGE, "idle": RANGE} | (distributions or {})
-    made = {number: Drawn(params, {key: kinds[key] for key in params}) for number, params in points.items()}
-    return importance(made, values, sign=1.0)
+    made = {number: TrialDraws(params, {key: kinds[key] for key in params}) for number, params in points.items()}
+    return compute_importance(made, values, sign=1.0)
 
 
 def test_the_parameter_that_matters_is_seen_and_the_other_is_not():
@@ -27,17 +27,17 @@ def test_the_parameter_that_matters_is_seen_and_the_other_is_not():
     main, idle = found.effects
     assert (found.epoch, found.num_trials) == (9, 60)
     assert main.key == "main"
-    assert main.low > main.chance
+    assert main.low > main.decide_retry
     assert main.share > 0.7
     assert main.low <= main.high
-    assert idle.low < idle.chance
+    assert idle.low < idle.decide_retry
 
 
 def test_more_may_be_better():
     points = drawn(60)
-    kinds = {number: Drawn(params, {"main": RANGE, "idle": RANGE}) for number, params in points.items()}
+    kinds = {number: TrialDraws(params, {"main": RANGE, "idle": RANGE}) for number, params in points.items()}
     values = {9: {number: params["main"] > 0.9 for number, params in points.items()}}
-    (found,) = importance(kinds, values, sign=-1.0)
+    (found,) = compute_importance(kinds, values, sign=-1.0)
     assert found.effects[0].key == "main"
 
 
@@ -52,11 +52,11 @@ def test_what_only_some_trials_have_counts_too():
     assert {effect.key for effect in found.effects} == {"main", "kind", "extra", "idle"}
     by_key = {effect.key: effect for effect in found.effects}
     assert found.effects[0].key == "extra"
-    assert by_key["kind"].share > by_key["kind"].chance
+    assert by_key["kind"].share > by_key["kind"].decide_retry
 
 
 def test_few_trials_say_nothing_and_many_epochs_are_judged_at_three():
-    points = drawn(LEAST_TRIALS)
+    points = drawn(MIN_TRIALS)
     values = {number: params["main"] for number, params in points.items()}
     fewer = dict(list(values.items())[:-1])
     assert judged(points, {1: fewer}) == []

@@ -11,7 +11,7 @@ from rich.console import Console
 from handpose.errors import UserError
 from handpose.report.table import TrialRow
 from handpose.report.tensorboard import SweepLog
-from handpose.sweep.analysis.status import print_status, status
+from handpose.sweep.analysis.status import print_status, render_status
 from tests.sweep.objectives import METRIC
 from tests.sweep.simulation import Simulation
 from tests.sweep.sweeps import asha, make_settings
@@ -38,7 +38,7 @@ def write_sweep(settings):
 def told(simulation, width=100):
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
-        console.print(status(simulation.settings.path, width=width), crop=False)
+        console.print(render_status(simulation.settings.path, width=width), crop=False)
     text = capture.get()
     assert max(len(line) for line in text.splitlines() if not line.startswith("python tune.py ")) <= width
     return text.replace("\N{NO-BREAK SPACE}", " ")
@@ -58,7 +58,7 @@ def test_a_running_sweep_is_shown_as_its_table_has_it_and_nothing_is_touched(beg
     before = snapshot(begun.settings.path)
     text = told(begun)
     assert snapshot(begun.settings.path) == before
-    table = begun.state.history.table
+    table = begun.controller.history.table
     for state, number in table.count().items():
         assert f"{number} {state}" in text
     best = table.ranked()[0]
@@ -77,7 +77,7 @@ def test_a_finished_sweep_says_so_and_what_came_after_it(begun):
     assert told(begun).splitlines()[-1] == "retraining  epoch 0/30"
     log = SweepLog(retraining, run_name=lambda number: "tensorboard")
     for epoch in (1, 2):
-        log.reported(TrialRow(0, {}, epochs=epoch, metrics={METRIC: 20.0 / epoch}), {})
+        log.log_epoch(TrialRow(0, {}, epochs=epoch, metrics={METRIC: 20.0 / epoch}), {})
     log.close()
     assert told(begun).splitlines()[-1] == "retraining  epoch 2/30, validation PA-MPJPE 10.00 mm"
     (retraining / "metrics.json").write_text(json.dumps({"metrics": {"test/pa_mpjpe_mm": 9.5}}))
@@ -104,7 +104,7 @@ def test_a_confirmation_is_shown_below_its_sweep(begun):
 def test_an_interrupted_sweep_is_told_with_the_command_that_goes_on(begun):
     begun.fill()
     begun.step()
-    begun.state.close("interrupted")
+    begun.controller.close("interrupted")
     assert told(begun).endswith(f"interrupted; to go on:\npython tune.py sweep.resume={begun.settings.path}\n")
 
 
@@ -115,7 +115,7 @@ def test_a_spent_budget_is_told_with_a_command_that_gives_a_larger_one(begun):
     file.write_text(yaml.safe_dump(record))
     begun.fill()
     begun.step()
-    begun.state.close("spent")
+    begun.controller.close("spent")
     go_on = f"python tune.py sweep.resume={begun.settings.path} sweep.time_budget_s={2 * begun.clock.now:g}"
     assert told(begun).endswith(f"sweep.time_budget_s=1 is spent; to go on with a larger one:\n{go_on}\n")
 

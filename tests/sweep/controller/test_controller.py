@@ -11,12 +11,12 @@ from handpose.schedulers.asha import Asha
 from handpose.schedulers.median import MedianStopping
 from handpose.schedulers.population import PopulationBased
 from handpose.schedulers.scheduler import Fifo
-from handpose.sweep.controller.controller import Failure
-from handpose.sweep.controller.history import History, empty_table
-from handpose.sweep.controller.slots import Room
-from handpose.sweep.driver.run import finished_table, going_on
+from handpose.sweep.controller.controller import SegmentFailure
+from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.controller.slots import NodeCapacity
+from handpose.sweep.driver.run import describe_spent_budget, read_finished_table
 from handpose.sweep.record.events import Begun, Ended, Measured, Reported, SetAside, read_events
-from handpose.sweep.storage.retention import newest_whole
+from handpose.sweep.storage.retention import find_newest_intact
 from tests.sweep.objectives import METRIC
 from tests.sweep.simulation import Simulation
 from tests.sweep.sweeps import make_settings
@@ -64,8 +64,8 @@ def simulate(tmp_path, write_space):
         folder = tmp_path / f"sweep_{next(count)}"
         second = "latency_ms" if kind.endswith("of two") else None
         settings = make_settings(folder, **{"num_trials": 12, "max_epochs": 9, "second_objective": second, **changes})
-        rule = rules(write_space(SPACE))[kind]
-        return Simulation(settings, rule, loss, num_slots=num_slots, every=every, seed=seed, is_late=is_late)
+        scheduler = rules(write_space(SPACE))[kind]
+        return Simulation(settings, scheduler, loss, num_slots=num_slots, every=every, seed=seed, is_late=is_late)
 
     return made
 
@@ -96,7 +96,7 @@ def test_checkpoints_that_are_told_an_epoch_later_change_no_decision(simulate, k
 
 def resumed(swept):
     """Epoch from which trial 0 goes on."""
-    return swept.state.next().epoch
+    return swept.controller.next_segment().epoch
 
 
 def reported_twice(simulate, *, then):
@@ -120,14 +120,14 @@ def restart(swept):
 
 
 def fail(swept):
-    swept.state.failed(0, failure("killed"))
+    swept.controller.process_failure(0, failure("killed"))
 
 
 @pytest.mark.parametrize("then", [restart, fail])
 def test_a_checkpoint_that_was_written_but_not_told_is_gone_on_from(simulate, then):
     swept = reported_twice(simulate, then=then)
     assert resumed(swept) == 2
-    assert swept.state.history.shelf.total_bytes == sum(
+    assert swept.controller.history.retention.total_bytes == sum(
         file.stat().st_size for file in (swept.settings.path / "checkpoints").glob("*/*")
     )
 
@@ -149,7 +149,7 @@ def test_where_it_was_not_written_the_one_before_is_gone_on_from_and_the_epoch_i
 @pytest.mark.parametrize("then", [restart, fail])
 def test_a_checkpoint_of_an_epoch_that_was_never_reported_is_not_gone_on_from(simulate, then):
     def save_one_more_and(swept):
-        swept._save(swept.stretches[0], 3)
+        swept._save_checkpoint(swept.segments[0], 3)
         then(swept)
 
     assert resumed(reported_twice(simulate, then=save_one_more_and)) == 2
@@ -177,13 +177,13 @@ def test_no_finished_trial_is_begun_again(simulate, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_trial_is_left_running_in_study_or_table(simulate, kind):
     done = simulate(kind).run()
-    states = {number: row.state for number, row in done.state.history.table.rows.items()}
-    changed = {number for number, trial in done.state.history.trials.items() if trial.is_perturbed}
+    states = {number: row.controller for number, row in done.controller.history.table.rows.items()}
+    changed = {number for number, trial in done.controller.history.trials.items() if trial.is_perturbed}
     assert bool(changed) == (kind == "population")
     assert done.proposer.told == {
         number: "stopped" if number in changed and state == "complete" else state for number, state in states.items()
     }
-    assert all(row.is_over for row in done.state.history.table.rows.values())
+    assert all(row.is_over for row in done.controller.history.table.rows.values())
     assert kind not in ("fifo", "median") or states[8] == "diverged"
 
 
@@ -196,16 +196,16 @@ def test_a_sweep_with_a_spent_budget_leaves_its_trials_waiting_and_goes_on_as_if
         swept.fill()
         swept.step()
     swept.fill()
-    swept.state.close("spent")
-    table = swept.state.history.table
-    assert table.end == "spent"
-    assert {row.state for row in table.rows.values() if not row.is_over} <= {"waiting", "paused"}
+    swept.controller.close("spent")
+    table = swept.controller.history.table
+    assert table.check_end == "spent"
+    assert {row.controller for row in table.rows.values() if not row.is_over} <= {"waiting", "paused"}
     assert any(not row.is_over for row in table.rows.values())
     assert not events_of(swept, Ended)
     assert {swept.proposer.told[number] for number, row in table.rows.items() if not row.is_over} == {"waits"}
     swept.log.close()
     swept.start()
-    assert swept.state.history.table.end == ""
+    assert swept.controller.history.table.check_end == ""
     assert swept.run().decisions() == simulate(kind).run().decisions()
 
 
@@ -218,7 +218,7 @@ def left(simulate):
         for _ in range(10):
             swept.fill()
             swept.step()
-        swept.state.close(reason)
+        swept.controller.close(reason)
         swept.log.close()
         return swept
 
@@ -228,7 +228,9 @@ def left(simulate):
 def read_again(swept, **changes):
     """What another process with these settings reads of a sweep with nothing to run; None where it goes on."""
     settings = replace(swept.settings, **changes)
-    return finished_table(swept.settings.path, History(settings, rule=swept.rule(), table=empty_table(settings)))
+    return read_finished_table(
+        swept.settings.path, History(settings, scheduler=swept.make_scheduler(), table=make_empty_table(settings))
+    )
 
 
 @pytest.mark.parametrize(
@@ -250,18 +252,18 @@ def test_a_sweep_goes_on_when_its_budget_is_larger_now(left, reason, changes, is
     if table is not None:
         settings = replace(swept.settings, **changes)
         command = f"python tune.py sweep.resume={settings.path} sweep.time_budget_s=20"
-        assert going_on(settings, table).endswith(command)
+        assert describe_spent_budget(settings, table).endswith(command)
 
 
 def test_gpu_hours_may_be_given_anew_too(simulate):
     swept = simulate("fifo", num_slots=1, num_trials=2)
-    swept.state.open(num_slots=1, gpus=1.0)
+    swept.controller.open(num_slots=1, gpus=1.0)
     swept.fill()
     swept.clock.now += 3600
-    swept.state.close("spent")
+    swept.controller.close("spent")
     swept.log.close()
     table = read_again(swept, gpu_hours=1.0)
-    assert going_on(replace(swept.settings, gpu_hours=1.0), table).endswith("sweep.gpu_hours=2")
+    assert describe_spent_budget(replace(swept.settings, gpu_hours=1.0), table).endswith("sweep.gpu_hours=2")
     assert read_again(swept, gpu_hours=1.5) is None
 
 
@@ -269,18 +271,18 @@ def test_a_sweep_that_is_done_is_only_read_whatever_its_budget(simulate):
     swept = simulate("stop").run()
     for budget in (None, 1.0, 1e6):
         table = read_again(swept, time_budget_s=budget)
-        assert table.end == "finished"
-        assert going_on(replace(swept.settings, time_budget_s=budget), table) == ""
+        assert table.check_end == "finished"
+        assert describe_spent_budget(replace(swept.settings, time_budget_s=budget), table) == ""
     assert read_again(swept, num_trials=13) is None
-    assert read_again(swept, num_trials=13, time_budget_s=1.0).end == "spent"
+    assert read_again(swept, num_trials=13, time_budget_s=1.0).check_end == "spent"
 
 
 def test_a_sweep_that_has_tried_every_point_of_its_space_is_only_read(simulate):
     swept = simulate("stop", num_trials=5).run()
     settings = replace(swept.settings, num_trials=9, time_budget_s=1.0)
     for num_points, end in ((5, "finished"), (6, "spent"), (None, "spent")):
-        history = History(settings, rule=swept.rule(), table=empty_table(settings))
-        table = finished_table(settings.path, history, num_points=num_points)
+        history = History(settings, scheduler=swept.make_scheduler(), table=make_empty_table(settings))
+        table = read_finished_table(settings.path, history, num_points=num_points)
         assert (table.end, table.num_trials) == (end, 5)
 
 
@@ -289,11 +291,11 @@ def test_a_spent_sweep_goes_on_with_more_trials_too(simulate):
     for _ in range(12):
         swept.fill()
         swept.step()
-    swept.state.close("spent")
+    swept.controller.close("spent")
     swept.log.close()
     swept.settings = replace(swept.settings, num_trials=15)
     swept.start()
-    table = swept.run().state.history.table
+    table = swept.run().controller.history.table
     assert len(table.rows) == 15
     assert all(row.is_over for row in table.rows.values())
     reports = [(event.trial, event.epoch) for event in read_events(swept.file) if isinstance(event, Reported)]
@@ -308,9 +310,9 @@ def test_a_population_goes_on_with_more_trials_than_it_began_with(simulate):
     swept.kill()
     swept.settings = replace(swept.settings, num_trials=16)  # the rule keeps its size of 12
     swept.start()
-    table = swept.run(kill_when=lambda num_reports: num_reports % 7 == 0).state.history.table
+    table = swept.run(kill_when=lambda num_reports: num_reports % 7 == 0).controller.history.table
     assert len(table.rows) == 16
-    assert {row.state for row in table.rows.values()} <= {"complete", "diverged"}
+    assert {row.controller for row in table.rows.values()} <= {"complete", "diverged"}
 
 
 def test_the_best_of_a_maximised_metric_is_kept_and_an_explosion_is_a_fall(simulate):
@@ -318,8 +320,8 @@ def test_the_best_of_a_maximised_metric_is_kept_and_an_explosion_is_a_fall(simul
     swept = simulate(
         "fifo", loss=lambda number, params, epoch: areas[number][epoch - 1], num_trials=2, max_epochs=3, mode="max"
     ).run()
-    rows = swept.state.history.table.rows
-    assert {number: row.state for number, row in rows.items()} == {0: "diverged", 1: "complete"}
+    rows = swept.controller.history.table.rows
+    assert {number: row.controller for number, row in rows.items()} == {0: "diverged", 1: "complete"}
 
 
 @pytest.mark.parametrize(
@@ -329,7 +331,7 @@ def test_no_factor_makes_a_best_value_of_0_or_below_worse(simulate, mode, values
     swept = simulate(
         "fifo", loss=lambda number, params, epoch: values[epoch - 1], num_trials=1, max_epochs=3, mode=mode
     ).run()
-    assert swept.state.history.table.rows[0].state == "complete"
+    assert swept.controller.history.table.rows[0].controller == "complete"
 
 
 def test_an_interrupted_sweep_leaves_its_trials_waiting_and_goes_on(simulate):
@@ -338,11 +340,11 @@ def test_an_interrupted_sweep_leaves_its_trials_waiting_and_goes_on(simulate):
         swept.fill()
         swept.step()
     swept.fill()
-    swept.state.close("interrupted")
-    assert swept.state.is_over
-    assert swept.state.next() is None
+    swept.controller.close("interrupted")
+    assert swept.controller.is_over
+    assert swept.controller.next_segment() is None
     assert "running" not in swept.proposer.told.values()
-    states = {row.state for row in swept.state.history.table.rows.values()}
+    states = {row.controller for row in swept.controller.history.table.rows.values()}
     assert "waiting" in states
     assert "running" not in states
     swept.log.close()
@@ -354,12 +356,12 @@ def test_a_sweep_that_is_finished_can_be_given_more_trials(simulate):
     short = simulate("stop", num_trials=6).run()
     short.settings = make_settings(short.settings.path, num_trials=12, max_epochs=9)
     short.start()
-    assert len(short.run().state.history.table.rows) == 12
+    assert len(short.run().controller.history.table.rows) == 12
 
 
 def test_rules_that_decide_otherwise_than_the_log_are_refused(simulate):
     swept = simulate("stop").run()
-    swept.rule = Fifo
+    swept.make_scheduler = Fifo
     with pytest.raises(UserError, match=r"events\.jsonl: line \d+ decides epoch \d of trial \d+ as stop, where this"):
         swept.start()
 
@@ -372,14 +374,14 @@ def test_the_time_of_all_processes_counts(simulate):
     swept.kill()
     swept.clock.now += 1000  # nobody runs it
     swept.start()
-    assert swept.state.elapsed_s() == 5.0
+    assert swept.controller.elapsed_s() == 5.0
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
 def failure(kind="error", cause="ValueError: no"):
-    return Failure(kind, cause, f"Traceback ...\n{cause}")
+    return SegmentFailure(kind, cause, f"Traceback ...\n{cause}")
 
 
 def test_a_failed_trial_is_tried_again_from_its_newest_checkpoint_after_a_while(simulate):
@@ -387,26 +389,26 @@ def test_a_failed_trial_is_tried_again_from_its_newest_checkpoint_after_a_while(
     swept.fill()
     swept.step()
     swept.step()
-    swept.state.failed(0, failure())
-    assert swept.state.history.table.rows[0].state == "waiting"
+    swept.controller.process_failure(0, failure())
+    assert swept.controller.history.table.rows[0].controller == "waiting"
     assert swept.proposer.told[0] == "waits"
-    assert swept.state.next() is None
+    assert swept.controller.next_segment() is None
     swept.clock.now += 10
-    stretch = swept.state.next()
-    assert (stretch.trial, stretch.stretch, stretch.epoch) == (0, 2, 2)
-    swept.state.failed(0, failure())
+    segment = swept.controller.next_segment()
+    assert (segment.trial, segment.segment_number, segment.epoch) == (0, 2, 2)
+    swept.controller.process_failure(0, failure())
     swept.clock.now += 19
-    assert swept.state.next() is None  # the second time it waits twice as long
+    assert swept.controller.next_segment() is None  # the second time it waits twice as long
     swept.clock.now += 1
-    assert swept.state.next().stretch == 3
+    assert swept.controller.next_segment().stretch == 3
 
 
 def test_a_slot_is_not_kept_for_a_trial_that_waits_to_be_tried_again(simulate):
     swept = simulate("fifo", num_slots=1, retry_delay_s=10.0)
     swept.fill()
     swept.step()
-    swept.state.failed(0, failure())
-    assert swept.state.next().trial == 1
+    swept.controller.process_failure(0, failure())
+    assert swept.controller.next_segment().trial == 1
 
 
 def test_a_trial_that_keeps_failing_is_given_up_with_its_traceback(simulate):
@@ -415,54 +417,54 @@ def test_a_trial_that_keeps_failing_is_given_up_with_its_traceback(simulate):
     swept.step()
     swept.step()
     for _ in range(2):
-        swept.state.failed(0, failure())
+        swept.controller.process_failure(0, failure())
         swept.fill()
-    row = swept.state.history.table.rows[0]
-    assert (row.state, row.error, row.traceback) == ("failed", "ValueError: no", "Traceback ...\nValueError: no")
+    row = swept.controller.history.table.rows[0]
+    assert (row.controller, row.error, row.traceback) == ("failed", "ValueError: no", "Traceback ...\nValueError: no")
     assert swept.proposer.told[0] == "failed"
-    assert not swept.state.is_over
+    assert not swept.controller.is_over
 
 
 def test_failures_count_after_a_kill_too(simulate):
     swept = simulate("fifo", num_slots=1, max_retries=1, retry_delay_s=0.0, num_trials=1)
     swept.fill()
     swept.step()
-    swept.state.failed(0, failure())
+    swept.controller.process_failure(0, failure())
     swept.kill()
     swept.start()
     swept.fill()
-    swept.state.failed(0, failure())
-    assert swept.state.history.table.rows[0].state == "failed"
+    swept.controller.process_failure(0, failure())
+    assert swept.controller.history.table.rows[0].controller == "failed"
 
 
 def test_out_of_gpu_memory_is_tried_again_with_twice_the_share_until_that_is_a_whole_gpu(simulate):
     swept = simulate("fifo", num_slots=1, max_retries=0, num_trials=1)
-    swept.state.history.gpus = 0.3
+    swept.controller.history.gpus = 0.3
     swept.fill()
     shares = []
     for _ in range(3):
-        swept.state.failed(0, failure("gpu_memory"))
-        stretch = swept.state.next()
-        shares.append(stretch and stretch.gpus)
+        swept.controller.process_failure(0, failure("gpu_memory"))
+        segment = swept.controller.next_segment()
+        shares.append(segment and segment.gpus)
     assert shares == [0.6, 1.0, None]
-    assert swept.state.history.table.rows[0].state == "failed"
+    assert swept.controller.history.table.rows[0].controller == "failed"
 
 
 @pytest.mark.parametrize("kind", ["preempted", "lost", "worn"])
 def test_what_is_not_the_trials_fault_costs_it_no_try(simulate, kind):
     swept = simulate("fifo", num_slots=1, max_retries=0, num_trials=1)
-    for stretch in range(1, 8):
-        assert swept.state.next().stretch == stretch
-        swept.state.failed(0, failure(kind))
-    assert swept.state.history.table.rows[0].state == "waiting"
+    for segment in range(1, 8):
+        assert swept.controller.next_segment().stretch == segment
+        swept.controller.process_failure(0, failure(kind))
+    assert swept.controller.history.table.rows[0].controller == "waiting"
 
 
 def test_a_mistake_is_not_tried_again_once_trials_work(simulate):
     swept = simulate("fifo", num_slots=2, max_retries=5)
     swept.fill()
     swept.step()
-    swept.state.failed(1, failure("mistake"))
-    assert swept.state.history.table.rows[1].state == "failed"
+    swept.controller.process_failure(1, failure("mistake"))
+    assert swept.controller.history.table.rows[1].controller == "failed"
 
 
 @pytest.mark.parametrize("kind", ["error", "killed", "mistake"])
@@ -471,13 +473,13 @@ def test_a_bug_that_fails_every_first_trial_ends_the_sweep_and_nothing_is_given_
     swept = simulate("fifo", num_slots=2, stop_after_failures=3, **changes)
     for number in range(3):
         swept.fill()
-        assert swept.state.halted_by is None
-        swept.state.failed(number, failure(kind))
-    assert swept.state.halted_by.cause == "ValueError: no"
-    assert swept.state.next() is None
+        assert swept.controller.halted_by is None
+        swept.controller.process_failure(number, failure(kind))
+    assert swept.controller.halted_by.cause == "ValueError: no"
+    assert swept.controller.next_segment() is None
     swept.log.close()
     swept.start()
-    numbers = [swept.state.next().trial for _ in range(2)]
+    numbers = [swept.controller.next_segment().trial for _ in range(2)]
     assert numbers == ([2, 3] if kind == "killed" else [0, 1])  # without retries the first were given up at once
 
 
@@ -486,9 +488,9 @@ def test_one_report_shows_that_it_is_no_bug(simulate):
     swept.fill()
     swept.step()
     for number in range(5):
-        swept.state.failed(number, failure())
+        swept.controller.process_failure(number, failure())
         swept.fill()
-    assert swept.state.halted_by is None
+    assert swept.controller.halted_by is None
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------
@@ -497,26 +499,26 @@ def test_one_report_shows_that_it_is_no_bug(simulate):
 def test_slots_that_come_and_go_are_used_and_left_alone(simulate):
     swept = simulate("fifo", num_slots=1, num_trials=9)
     swept.fill()
-    assert len(swept.stretches) == 1
-    swept.state.resize(4, Room())
+    assert len(swept.segments) == 1
+    swept.controller.resize(4, NodeCapacity())
     swept.fill()
-    assert len(swept.stretches) == 4
-    swept.state.resize(2, Room())
-    swept.state.failed(0, failure("lost"))
-    assert swept.state.next() is None
-    swept.state.failed(1, failure("lost"))
-    assert swept.state.next() is None
-    swept.state.failed(2, failure("lost"))
-    assert swept.state.next().trial == 0
+    assert len(swept.segments) == 4
+    swept.controller.resize(2, NodeCapacity())
+    swept.controller.process_failure(0, failure("lost"))
+    assert swept.controller.next_segment() is None
+    swept.controller.process_failure(1, failure("lost"))
+    assert swept.controller.next_segment() is None
+    swept.controller.process_failure(2, failure("lost"))
+    assert swept.controller.next_segment().trial == 0
 
 
 @pytest.fixture
 def on_two_nodes(simulate):
     """A sweep that runs on the nodes good and bad; trial 0 has reported from the good one."""
     swept = simulate("fifo", num_slots=6, max_retries=0)
-    swept.state.resize(6, Room({"good": 3, "bad": 3}))
+    swept.controller.resize(6, NodeCapacity({"good": 3, "bad": 3}))
     swept.fill()
-    swept.state.reported(0, 1, {METRIC: 1.0}, node="good")
+    swept.controller.process_report(0, 1, {METRIC: 1.0}, node="good")
     return swept
 
 
@@ -526,107 +528,107 @@ def events_of(swept, kind):
 
 @pytest.mark.parametrize("kind", ["error", "mistake", "killed", "gpu_memory"])
 def test_a_node_that_fails_one_trial_after_the_other_is_set_aside_and_no_trial_loses_a_try(on_two_nodes, kind):
-    state = on_two_nodes.state
+    state = on_two_nodes.controller
     for number in (1, 2, 3):
         assert not events_of(on_two_nodes, SetAside)
-        state.failed(number, failure(kind)._replace(node="bad"))
-        assert state.avoided(number) == ("bad",)
+        state.process_failure(number, failure(kind)._replace(node="bad"))
+        assert state.find_nodes_to_avoid(number) == ("bad",)
     assert [event.node for event in events_of(on_two_nodes, SetAside)] == ["bad"]
     assert [state.history.trials[number].num_failures for number in (1, 2, 3)] == [0, 0, 0]
-    assert [state.history.table.rows[number].state for number in (1, 2, 3)] == ["waiting"] * 3
+    assert [state.history.table.rows[number].controller for number in (1, 2, 3)] == ["waiting"] * 3
     assert state.history.table.rows[3].node == "bad"
-    assert state.avoided(4) == ("bad",)  # nor does any other trial run there
-    state.failed(5, failure(kind)._replace(node="bad"))  # it was running there still
-    assert state.history.table.rows[5].state == "waiting"
+    assert state.find_nodes_to_avoid(4) == ("bad",)  # nor does any other trial run there
+    state.process_failure(5, failure(kind)._replace(node="bad"))  # it was running there still
+    assert state.history.table.rows[5].controller == "waiting"
 
 
 @pytest.mark.parametrize("kind", ["error", "mistake", "killed", "gpu_memory"])
 def test_a_trial_that_fails_wherever_it_runs_comes_to_its_end(on_two_nodes, kind):
-    state = on_two_nodes.state
-    state.failed(1, failure(kind)._replace(node="bad"))
-    assert state.history.table.rows[1].state == "waiting"
-    state.reported(2, 1, {METRIC: 1.0}, node="bad")  # so that it was not the node
+    state = on_two_nodes.controller
+    state.process_failure(1, failure(kind)._replace(node="bad"))
+    assert state.history.table.rows[1].controller == "waiting"
+    state.process_report(2, 1, {METRIC: 1.0}, node="bad")  # so that it was not the node
     on_two_nodes.clock.now += 1000
-    assert state.next().trial == 1
-    state.failed(1, failure(kind)._replace(node="good"))
-    assert state.history.table.rows[1].state == "failed"
+    assert state.next_segment().trial == 1
+    state.process_failure(1, failure(kind)._replace(node="good"))
+    assert state.history.table.rows[1].controller == "failed"
     assert not events_of(on_two_nodes, SetAside)
 
 
 def test_a_trial_that_fails_twice_on_a_node_may_be_at_fault(on_two_nodes):
-    state = on_two_nodes.state
-    state.failed(1, failure()._replace(node="bad"))
+    state = on_two_nodes.controller
+    state.process_failure(1, failure()._replace(node="bad"))
     on_two_nodes.fill()
-    state.failed(1, failure()._replace(node="bad"))
-    assert state.history.table.rows[1].state == "failed"
+    state.process_failure(1, failure()._replace(node="bad"))
+    assert state.history.table.rows[1].controller == "failed"
 
 
 @pytest.mark.parametrize("alive", [("bad",), ("bad", "unheard of")])
 def test_a_node_is_not_set_aside_where_no_other_is_known_to_work(on_two_nodes, alive):
-    state = on_two_nodes.state
-    state.resize(6, Room(dict.fromkeys(alive, 3)))
+    state = on_two_nodes.controller
+    state.resize(6, NodeCapacity(dict.fromkeys(alive, 3)))
     for number in (1, 2, 3, 4):
-        state.failed(number, failure()._replace(node="bad"))
+        state.process_failure(number, failure()._replace(node="bad"))
     assert not events_of(on_two_nodes, SetAside)
 
 
 def test_the_last_node_is_used_though_it_was_set_aside(on_two_nodes):
-    state = on_two_nodes.state
+    state = on_two_nodes.controller
     for number in (1, 2, 3):
-        state.failed(number, failure()._replace(node="bad"))
-    state.resize(3, Room({"bad": 3}))
-    assert state.avoided(1) == ()
+        state.process_failure(number, failure()._replace(node="bad"))
+    state.resize(3, NodeCapacity({"bad": 3}))
+    assert state.find_nodes_to_avoid(1) == ()
 
 
 def test_what_has_several_workers_avoids_no_node_without_which_it_does_not_fit(on_two_nodes):
-    state = on_two_nodes.state
-    state.resize(1, Room({"good": 1, "bad": 1}, needed=2))
+    state = on_two_nodes.controller
+    state.resize(1, NodeCapacity({"good": 1, "bad": 1}, num_workers_needed=2))
     for number in (1, 2, 3, 4):
-        state.failed(number, failure()._replace(node="bad"))
-        assert state.avoided(number) == ()
+        state.process_failure(number, failure()._replace(node="bad"))
+        assert state.find_nodes_to_avoid(number) == ()
     assert not events_of(on_two_nodes, SetAside)
-    assert not state.fits_without({"bad"})
-    state.resize(1, Room({"good": 1, "bad": 1, "new": 1}, needed=2))  # one that joined
-    assert state.avoided(1) == ("bad",)
-    assert state.fits_without({"bad"})
+    assert not state.can_place_without({"bad"})
+    state.resize(1, NodeCapacity({"good": 1, "bad": 1, "new": 1}, num_workers_needed=2))  # one that joined
+    assert state.find_nodes_to_avoid(1) == ("bad",)
+    assert state.can_place_without({"bad"})
 
 
 def test_a_node_that_works_in_between_is_not_set_aside(on_two_nodes):
-    state = on_two_nodes.state
+    state = on_two_nodes.controller
     for number in (1, 2, 3, 4):
-        state.failed(number, failure()._replace(node="bad"))
-        state.reported(5, number, {METRIC: 1.0}, node="bad")
+        state.process_failure(number, failure()._replace(node="bad"))
+        state.process_report(5, number, {METRIC: 1.0}, node="bad")
     assert not events_of(on_two_nodes, SetAside)
 
 
 def test_another_process_looks_at_all_nodes_anew(on_two_nodes):
-    state = on_two_nodes.state
+    state = on_two_nodes.controller
     for number in (1, 2, 3):
-        state.failed(number, failure()._replace(node="bad"))
+        state.process_failure(number, failure()._replace(node="bad"))
     restart(on_two_nodes)
-    on_two_nodes.state.resize(6, Room({"good": 3, "bad": 3}))
-    assert on_two_nodes.state.avoided(4) == ()
-    assert [on_two_nodes.state.history.trials[number].num_failures for number in (1, 2, 3)] == [0, 0, 0]
+    on_two_nodes.controller.resize(6, NodeCapacity({"good": 3, "bad": 3}))
+    assert on_two_nodes.controller.find_nodes_to_avoid(4) == ()
+    assert [on_two_nodes.controller.history.trials[number].num_failures for number in (1, 2, 3)] == [0, 0, 0]
 
 
 def test_gpu_hours_are_shares_times_the_time_of_stretches_and_outlive_a_kill(simulate):
     swept = simulate("fifo", num_slots=2, num_trials=2, max_retries=5)
-    swept.state.open(num_slots=2, gpus=0.5)
+    swept.controller.open(num_slots=2, gpus=0.5)
     swept.fill()
     swept.clock.now += 3600
-    assert swept.state.gpu_hours() == pytest.approx(1.0)
-    swept.state.failed(0, failure("gpu_memory"))
+    assert swept.controller.count_gpu_hours() == pytest.approx(1.0)
+    swept.controller.process_failure(0, failure("gpu_memory"))
     swept.clock.now += 3600  # the other goes on
-    assert swept.state.gpu_hours() == pytest.approx(1.5)
+    assert swept.controller.count_gpu_hours() == pytest.approx(1.5)
     swept.fill()  # with a whole GPU
     swept.clock.now += 3600
-    swept.state.reported(1, 1, {METRIC: 1.0})
-    assert swept.state.gpu_hours() == pytest.approx(3.0)
+    swept.controller.process_report(1, 1, {METRIC: 1.0})
+    assert swept.controller.count_gpu_hours() == pytest.approx(3.0)
     swept.kill()
     swept.clock.now += 10 * 3600  # nobody runs it
     swept.start()
     swept.clock.now += 3600  # nothing runs yet
-    assert swept.state.gpu_hours() == pytest.approx(3.0)
+    assert swept.controller.count_gpu_hours() == pytest.approx(3.0)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -636,15 +638,15 @@ def test_gpu_hours_are_shares_times_the_time_of_stretches_and_outlive_a_kill(sim
 def test_a_trial_that_explodes_ends_at_once(simulate, mode, values):
     swept = simulate("fifo", loss=lambda number, params, epoch: values[epoch - 1], mode=mode, num_trials=1)
     swept.run()
-    row = swept.state.history.table.rows[0]
-    assert (row.state, row.epochs) == ("diverged", 4)
+    row = swept.controller.history.table.rows[0]
+    assert (row.controller, row.epochs) == ("diverged", 4)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_trial_that_is_no_number_any_more_ends_at_once(simulate, value):
     swept = simulate("stop", loss=lambda number, params, epoch: value if epoch == 2 else 1.0, num_trials=4)
     swept.run()
-    assert {(row.state, row.epochs) for row in swept.state.history.table.rows.values()} <= {
+    assert {(row.controller, row.epochs) for row in swept.controller.history.table.rows.values()} <= {
         ("diverged", 2),
         ("stopped", 1),
     }
@@ -654,17 +656,17 @@ def test_what_is_too_expensive_is_not_trained(simulate):
     swept = simulate("fifo", num_slots=1, num_trials=2)
     swept.proposer.constraints = {"num_parameters": 1e6}
     swept.fill()
-    assert not swept.state.measured(0, {"num_parameters": 2e6})
+    assert not swept.controller.process_costs(0, {"num_parameters": 2e6})
     assert swept.proposer.told[0] == "infeasible"
-    assert swept.state.next().trial == 1
-    assert swept.state.measured(1, {"num_parameters": 1e6})
+    assert swept.controller.next_segment().trial == 1
+    assert swept.controller.process_costs(1, {"num_parameters": 1e6})
 
 
 def test_what_cannot_be_told_by_its_second_objective_is_not_trained(simulate):
     swept = simulate("stop of two", num_slots=1, num_trials=2)
-    assert not swept.state.measured(swept.state.next().trial, {"latency_ms": math.nan})
+    assert not swept.controller.process_costs(swept.controller.next_segment().trial, {"latency_ms": math.nan})
     assert swept.proposer.told[0] == "infeasible"
-    assert swept.state.measured(swept.state.next().trial, {"latency_ms": 3.0})
+    assert swept.controller.process_costs(swept.controller.next_segment().trial, {"latency_ms": 3.0})
 
 
 @pytest.mark.parametrize("kind", ["fifo of two", "stop of two", "promote of two"])
@@ -679,7 +681,7 @@ def test_the_front_is_that_of_the_log(simulate, kind):
         for trial, point in sorted(points.items(), key=lambda item: item[1])
         if not any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in points.values())
     ]
-    assert [row.number for row in swept.state.history.table.front()] == expected
+    assert [row.number for row in swept.controller.history.table.front()] == expected
     assert len(expected) >= 2
 
 
@@ -691,12 +693,12 @@ def test_a_damaged_checkpoint_leads_to_the_one_before_it(simulate):
     swept.fill()
     for _ in range(3):
         swept.step()
-    newest = swept.settings.path / swept.state.history.shelf.of(0)[-1].file
+    newest = swept.settings.path / swept.controller.history.retention.list_checkpoints(0)[-1].file
     newest.write_text("")
     swept.kill()
     swept.start()
-    stretch = swept.state.next()
-    assert newest_whole(stretch.checkpoints, swept.settings.path).epoch == 2
+    segment = swept.controller.next_segment()
+    assert find_newest_intact(segment.checkpoints, swept.settings.path).epoch == 2
 
 
 def test_all_checkpoints_fit_into_the_budget_and_what_can_go_on_is_kept_longest(simulate):
@@ -705,13 +707,17 @@ def test_all_checkpoints_fit_into_the_budget_and_what_can_go_on_is_kept_longest(
     done = set()
     while True:
         swept.fill()
-        if swept.state.is_over:
+        if swept.controller.is_over:
             break
         swept.step()
         files = list((swept.settings.path / "checkpoints").glob("*/*"))
-        assert sum(file.stat().st_size for file in files) == swept.state.history.shelf.total_bytes <= 10 * size_bytes
+        assert (
+            sum(file.stat().st_size for file in files)
+            == swept.controller.history.retention.total_bytes
+            <= 10 * size_bytes
+        )
         held = {int(file.parent.name.removeprefix("trial_")) for file in files}
-        rows = swept.state.history.table.rows
-        assert {number for number, row in rows.items() if row.state == "running" and row.epochs} <= held
-        done |= {row.state for number, row in rows.items() if number in held}
+        rows = swept.controller.history.table.rows
+        assert {number for number, row in rows.items() if row.controller == "running" and row.epochs} <= held
+        done |= {row.controller for number, row in rows.items() if number in held}
     assert "paused" in done

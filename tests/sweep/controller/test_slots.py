@@ -5,13 +5,13 @@ import pytest
 from handpose.errors import UserError
 from handpose.resources import Memory
 from handpose.sweep.controller.slots import (
-    Room,
+    NodeCapacity,
     Slots,
     count_slots,
-    counted_again,
     is_memory_short,
     memory_for_trials,
     memory_line,
+    recount_slots,
 )
 from tests.sweep.sweeps import make_settings
 
@@ -54,8 +54,8 @@ def test_no_trial_lies_across_two_nodes(tmp_path):
 def test_workers_of_a_trial_may_lie_on_several_nodes(tmp_path):
     settings = make_settings(tmp_path, workers_per_trial=3, cpus_per_trial=2)
     slots = count_slots(settings, [{"CPU": 64, "GPU": 4}, {"CPU": 64, "GPU": 3}])
-    assert slots == Slots(2, 2, 1.0, workers=3)
-    assert slots.all_gpus == 3.0
+    assert slots == Slots(2, 2, 1.0, num_workers=3)
+    assert slots.total_gpus == 3.0
     with pytest.raises(
         UserError, match=r"gpus_per_trial=1 for each of sweep.workers_per_trial=3, but Ray has .* 2 GPUs"
     ):
@@ -64,17 +64,17 @@ def test_workers_of_a_trial_may_lie_on_several_nodes(tmp_path):
 
 def test_a_trial_is_kept_off_nodes_only_where_it_fits_without_them():
     nodes = [("head", {"CPU": 0}), ("one", {"CPU": 2}), ("two", {"CPU": 3}), ("two", {"CPU": 1})]  # of one host
-    room = Room.on(nodes, Slots(3, 1, 0.0, workers=3))
-    assert room.workers == {"one": 2, "two": 4}
-    assert room.without({"one"}) == {"two"}
-    assert room.without({"two"}) == set()
-    assert room.without({"another"}) == {"one", "two"}
+    capacity = NodeCapacity.from_nodes(nodes, Slots(3, 1, 0.0, num_workers=3))
+    assert capacity.workers_by_node == {"one": 2, "two": 4}
+    assert capacity.find_nodes_without({"one"}) == {"two"}
+    assert capacity.find_nodes_without({"two"}) == set()
+    assert capacity.find_nodes_without({"another"}) == {"one", "two"}
 
 
 def test_slots_are_counted_anew_when_nodes_come_and_go(tmp_path):
     settings = make_settings(tmp_path, max_concurrent=3)
     slots = count_slots(settings, [{"CPU": 2}])
-    counts = [counted_again(settings, slots, [{"CPU": 2}] * number).num_slots for number in (0, 1, 2)]
+    counts = [recount_slots(settings, slots, [{"CPU": 2}] * number).num_slots for number in (0, 1, 2)]
     assert counts == [0, 2, 3]
 
 

@@ -7,23 +7,23 @@ from hydra.utils import instantiate
 from handpose.config import compose, location_overrides, plain
 from handpose.errors import UserError
 from handpose.report.table import TrialRow
-from handpose.search.space import flattened, holding
-from handpose.search.study import check_url
-from handpose.sweep.controller.history import empty_table
+from handpose.search.space import fix_params, flatten_config
+from handpose.search.study import check_storage_url
+from handpose.sweep.controller.history import make_empty_table
 from handpose.sweep.driver.resume import (
-    Task,
-    check_data,
-    description,
-    held_line,
-    held_values,
-    keep_budgets,
-    keep_space,
-    recorded_task,
-    task_to_resume,
+    SweepTask,
+    check_fingerprint,
+    copy_space,
+    describe_fixed_params,
+    find_fixed_params,
+    load_recorded_task,
+    load_task_to_resume,
+    make_sweep_record,
+    save_budgets,
 )
-from handpose.sweep.plan import planned
-from handpose.sweep.storage.folder_sync import Mirror
-from handpose.sweep.storage.object_store import Store
+from handpose.sweep.plan import build_plan
+from handpose.sweep.storage.folder_sync import FolderSync
+from handpose.sweep.storage.object_store import ObjectStore
 from handpose.yaml_files import write_yaml
 
 
@@ -34,15 +34,15 @@ def folder(tmp_path, write_space):
     overrides = ["sweep.name=mine", "optimizer.lr=0.007", f"paths.output={tmp_path / 'outputs'}", "scheduler=median"]
     config = compose("tune", overrides)
     space = write_space("optimizer.lr: tag(log, interval(1e-4, 1e-2))")
-    task = Task(config, overrides, location_overrides(config), {"model/decoder": "pyramid"}, space)
-    keep_space(space, folder)
-    write_yaml(folder / "sweep.yaml", description(task, {"data_fingerprint": "abc"}))
+    task = SweepTask(config, overrides, location_overrides(config), {"model/decoder": "pyramid"}, space)
+    copy_space(space, folder)
+    write_yaml(folder / "sweep.yaml", make_sweep_record(task, {"data_fingerprint": "abc"}))
     space.file.write_text("edited: choice(1, 2)")  # for the next sweep
     return folder
 
 
 def test_a_sweep_goes_on_as_it_was_configured(folder):
-    task = recorded_task(folder, [f"sweep.resume={folder}", "sweep.num_trials=99"])
+    task = load_recorded_task(folder, [f"sweep.resume={folder}", "sweep.num_trials=99"])
     before = yaml.safe_load((folder / "sweep.yaml").read_text())["config"]
     now = plain(task.config)
     assert now["sweep"] | {"num_trials": 12, "resume": None} == before["sweep"]
@@ -54,11 +54,11 @@ def test_a_sweep_goes_on_as_it_was_configured(folder):
 
 
 def test_budgets_that_were_given_anew_hold_for_the_next_resume_too(folder):
-    keep_budgets(recorded_task(folder, ["sweep.num_trials=99", "sweep.time_budget_s=50", "sweep.preflight=off"]))
-    sweep = recorded_task(folder, []).config.sweep
-    assert (sweep.num_trials, sweep.time_budget_s, sweep.gpu_hours) == (99, 50, None)
+    save_budgets(load_recorded_task(folder, ["sweep.num_trials=99", "sweep.time_budget_s=50", "sweep.preflight=off"]))
+    sweep = load_recorded_task(folder, []).config.sweep
+    assert (sweep.num_trials, sweep.time_budget_s, sweep.count_gpu_hours) == (99, 50, None)
     assert sweep.preflight == "brief"  # of that one resume
-    assert recorded_task(folder, ["sweep.time_budget_s=null"]).config.sweep.time_budget_s is None
+    assert load_recorded_task(folder, ["sweep.time_budget_s=null"]).config.sweep.time_budget_s is None
 
 
 @pytest.fixture
@@ -67,17 +67,17 @@ def population(tmp_path, write_space):
     folder = tmp_path / "outputs" / "sweeps" / "population"
     overrides = ["sweep.name=population", f"paths.output={tmp_path / 'outputs'}", "scheduler=pbt"]
     config = compose("tune", overrides)
-    task = Task(config, overrides, location_overrides(config), {}, write_space("optimizer.lr: interval(0.1, 0.2)"))
-    keep_space(task.space, folder)
-    write_yaml(folder / "sweep.yaml", description(task, {"data_fingerprint": "abc"}))
+    task = SweepTask(config, overrides, location_overrides(config), {}, write_space("optimizer.lr: interval(0.1, 0.2)"))
+    copy_space(task.space, folder)
+    write_yaml(folder / "sweep.yaml", make_sweep_record(task, {"data_fingerprint": "abc"}))
     return folder
 
 
 def test_a_population_keeps_the_size_it_began_with(population):
-    task = recorded_task(population, ["sweep.num_trials=20"])
+    task = load_recorded_task(population, ["sweep.num_trials=20"])
     assert (task.config.sweep.num_trials, task.config.scheduler.population_size) == (20, 12)
-    keep_budgets(task)
-    assert recorded_task(population, []).config.scheduler.population_size == 12
+    save_budgets(task)
+    assert load_recorded_task(population, []).config.scheduler.population_size == 12
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,14 @@ def test_a_population_keeps_the_size_it_began_with(population):
 def test_a_metric_that_cannot_rule_a_sweep_is_refused_before_any_work(
     tmp_path, write_space, monkeypatch, given, reason
 ):
-    monkeypatch.setattr("handpose.sweep.plan.survey", lambda config: pytest.fail("data were made ready"))
+    monkeypatch.setattr(
+        "handpose.sweep.plan.summarise_data", lambda config: pytest.send_failure("data were made ready")
+    )
     overrides = [f"paths.output={tmp_path}", *given]
     config = compose("tune", overrides)
     space = write_space("optimizer.lr: interval(0.1, 0.2)")
     with pytest.raises(UserError, match=reason):
-        planned(Task(config, overrides, location_overrides(config), {}, space))
+        build_plan(SweepTask(config, overrides, location_overrides(config), {}, space))
 
 
 def test_files_of_versions_that_recorded_a_mode_go_on(folder):
@@ -108,12 +110,12 @@ def test_files_of_versions_that_recorded_a_mode_go_on(folder):
     content = yaml.safe_load(file.read_text())
     content["config"]["sweep"]["mode"] = content["config"]["checkpoints"]["mode"] = "min"
     write_yaml(file, content)
-    recorded_task(folder, [])
+    load_recorded_task(folder, [])
     content["config"]["sweep"] |= {"metric": "val/pck_auc", "mode": "min"}
     content["overrides"].append("sweep.metric=val/pck_auc")
     write_yaml(file, content)
     with pytest.raises(UserError, match=r"sweep\.mode=min, which is the wrong direction of sweep\.metric=val/pck_auc"):
-        recorded_task(folder, [])
+        load_recorded_task(folder, [])
 
 
 def test_what_the_command_line_gives_is_held_and_stays_so_when_the_sweep_goes_on(tmp_path, write_space):
@@ -121,39 +123,39 @@ def test_what_the_command_line_gives_is_held_and_stays_so_when_the_sweep_goes_on
     overrides = ["sweep.name=mine", "optimizer.lr=0.007", f"paths.output={tmp_path / 'outputs'}"]
     config = compose("tune", overrides)
     space = write_space("optimizer.lr: tag(log, interval(1e-4, 1e-2))\nheatmap.sigma: interval(0.01, 0.05)")
-    values = flattened(plain(config))
-    held = held_values(space, ["sweep.name", "optimizer.lr", "paths.output"], values)
+    values = flatten_config(plain(config))
+    held = find_fixed_params(space, ["sweep.name", "optimizer.lr", "paths.output"], values)
     assert held == {"optimizer.lr": 0.007}
-    task = Task(config, overrides, location_overrides(config), {}, holding(space, held), held=held)
-    assert "every trial has optimizer.lr=0.007, as given on the command line" in held_line(task)
-    keep_space(space, folder)
-    write_yaml(folder / "sweep.yaml", description(task, {"data_fingerprint": "abc"}))
-    again = recorded_task(folder, [f"sweep.resume={folder}"])
+    task = SweepTask(config, overrides, location_overrides(config), {}, fix_params(space, held), fixed=held)
+    assert "every trial has optimizer.lr=0.007, as given on the command line" in describe_fixed_params(task)
+    copy_space(space, folder)
+    write_yaml(folder / "sweep.yaml", make_sweep_record(task, {"data_fingerprint": "abc"}))
+    again = load_recorded_task(folder, [f"sweep.resume={folder}"])
     for each in (task, again):
         assert set(each.space.parameters) == {"heatmap.sigma"}
         assert each.space.fixed == {"optimizer.lr": 0.007}
-    assert again.held == held
+    assert again.fixed == held
     assert again.origin == {"data_fingerprint": "abc"}
 
 
 def test_nothing_is_held_that_the_space_does_not_set(write_space):
     space = write_space("optimizer.lr: interval(1e-4, 1e-2)\nmodel/decoder: choice(pyramid, effpose)")
     values = {"optimizer.lr": 0.1, "model/decoder": "effpose", "heatmap.sigma": 0.02}
-    assert held_values(space, [], values) == {}
-    assert held_values(space, ["heatmap.sigma", "sweep.name"], values) == {}
-    assert held_values(space, ["model/decoder"], values) == {"model/decoder": "effpose"}
+    assert find_fixed_params(space, [], values) == {}
+    assert find_fixed_params(space, ["heatmap.sigma", "sweep.name"], values) == {}
+    assert find_fixed_params(space, ["model/decoder"], values) == {"model/decoder": "effpose"}
 
 
 def test_a_folder_that_was_moved_is_gone_on_with_where_it_is(folder, tmp_path):
     moved = folder.rename(tmp_path / "elsewhere")
-    config = recorded_task(moved, []).config
+    config = load_recorded_task(moved, []).config
     assert (config.sweep.folder, config.sweep.name) == (str(moved), "mine")
 
 
 @pytest.mark.parametrize("given", ["optimizer.lr=1", "scheduler=asha", "sweep.max_epochs=3", "searcher.first=[]"])
 def test_what_a_trial_is_cannot_be_changed(folder, given):
     with pytest.raises(UserError, match=rf"{given.split('=')[0]}=.*keeps its configuration.*sweep\.num_trials"):
-        recorded_task(folder, [given])
+        load_recorded_task(folder, [given])
 
 
 def test_defaults_that_were_edited_since_are_told(folder):
@@ -162,13 +164,13 @@ def test_defaults_that_were_edited_since_are_told(folder):
     content["config"]["heatmap"]["sigma"] = 0.123
     write_yaml(file, content)
     with pytest.raises(UserError, match=r"sweep\.yaml has heatmap\.sigma=0\.123, but configs/ now gives 0\.04"):
-        recorded_task(folder, [])
+        load_recorded_task(folder, [])
 
 
 def test_the_direction_of_a_sweep_is_that_of_its_metric(tmp_path):
     for metric, mode in (("val/pck_auc", "max"), ("val/keypoint_error_px", "min")):
         sweep = instantiate(compose("tune", [f"sweep.metric={metric}", f"paths.output={tmp_path}"]).sweep)
-        table = empty_table(sweep)
+        table = make_empty_table(sweep)
         assert (sweep.target.mode, table.mode) == (mode, mode)
         for number, value in enumerate((0.2, 0.9, 0.5)):
             table.rows[number] = TrialRow(number, {}, state="complete", epochs=6, metrics={metric: value})
@@ -176,26 +178,26 @@ def test_the_direction_of_a_sweep_is_that_of_its_metric(tmp_path):
 
 
 def test_other_data_are_refused(folder):
-    task = recorded_task(folder, [])
-    check_data(task, "abc")
+    task = load_recorded_task(folder, [])
+    check_fingerprint(task, "abc")
     with pytest.raises(UserError, match=r"begun with other data \(fingerprint abc, and now xyz\)"):
-        check_data(task, "xyz")
+        check_fingerprint(task, "xyz")
 
 
 def test_a_sweep_from_a_store_goes_on_with_the_paths_of_this_process(folder, tmp_path, monkeypatch):
     (folder / "events.jsonl").write_text('{"event": "opened", "at": 0.0, "num_trials": 12, "gpus": 0.0}\n')
     url = f"file://{tmp_path}/store/mine"
-    mirror = Mirror(folder, Store(url))
-    mirror.begin()
-    mirror.finish(patience_s=0.0)
+    folder_sync = FolderSync(folder, ObjectStore(url))
+    folder_sync.connect()
+    folder_sync.finish(timeout_s=0.0)
     monkeypatch.setenv("DIR_SCRATCH", str(tmp_path / "here"))
     monkeypatch.setenv("MP_DATA", str(tmp_path / "data"))
     given = [f"sweep.resume={url}", "paths.output=there", f"paths.base={tmp_path}", "paths.packed=/local/packed"]
     with pytest.raises(UserError, match=r"paths\.base.*keeps its configuration"):
-        task_to_resume(compose("tune", given), given)
+        load_task_to_resume(compose("tune", given), given)
     given.remove(f"paths.base={tmp_path}")
     monkeypatch.chdir(tmp_path)
-    task = task_to_resume(compose("tune", given), given)
+    task = load_task_to_resume(compose("tune", given), given)
     there = tmp_path / "there" / "sweeps" / "mine"
     sweep, paths = task.config.sweep, task.config.paths
     assert (sweep.folder, sweep.resume, sweep.storage) == (str(there), str(there), f"file://{tmp_path}/store")
@@ -211,13 +213,13 @@ def test_a_sweep_from_a_store_goes_on_with_the_paths_of_this_process(folder, tmp
 
 def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=rf"sweep\.resume={tmp_path}: there is no .*sweep\.yaml"):
-        recorded_task(tmp_path, [])
+        load_recorded_task(tmp_path, [])
     (tmp_path / "sweep.yaml").write_text("config: {")
     with pytest.raises(UserError, match=r"sweep\.yaml is damaged"):
-        recorded_task(tmp_path, [])
+        load_recorded_task(tmp_path, [])
     (tmp_path / "sweep.yaml").write_text("")
     with pytest.raises(UserError, match="lacks config, overrides, locations, choices"):
-        recorded_task(tmp_path, [])
+        load_recorded_task(tmp_path, [])
 
 
 PASSWORD = "hunter2hunter2"
@@ -225,11 +227,11 @@ PASSWORD = "hunter2hunter2"
 
 def test_a_password_on_the_command_line_is_refused_with_the_remedy():
     with pytest.raises(UserError, match=r"postgresql://me:\*\*\*@db/x .*\.env.*\$\{oc\.env:STUDY_URL\}") as refused:
-        check_url(f"postgresql://me:{PASSWORD}@db/x")
+        check_storage_url(f"postgresql://me:{PASSWORD}@db/x")
     assert PASSWORD not in str(refused.value)
-    check_url("postgresql://me@db/x")
-    check_url("sqlite:////folder/study.db")
-    check_url("${oc.env:STUDY_URL}")
+    check_storage_url("postgresql://me@db/x")
+    check_storage_url("sqlite:////folder/study.db")
+    check_storage_url("${oc.env:STUDY_URL}")
 
 
 def test_a_database_of_the_environment_is_kept_by_its_name(tmp_path, write_space, monkeypatch):
@@ -237,19 +239,19 @@ def test_a_database_of_the_environment_is_kept_by_its_name(tmp_path, write_space
     folder = tmp_path / "outputs" / "sweeps" / "mine"
     overrides = ["sweep.name=mine", "searcher.storage=${oc.env:STUDY_URL}", f"paths.output={tmp_path / 'outputs'}"]
     config = compose("tune", overrides)
-    task = Task(config, overrides, location_overrides(config), {}, write_space("optimizer.lr: interval(0.1, 0.2)"))
-    keep_space(task.space, folder)
-    write_yaml(folder / "sweep.yaml", description(task, {"data_fingerprint": "abc"}))
+    task = SweepTask(config, overrides, location_overrides(config), {}, write_space("optimizer.lr: interval(0.1, 0.2)"))
+    copy_space(task.space, folder)
+    write_yaml(folder / "sweep.yaml", make_sweep_record(task, {"data_fingerprint": "abc"}))
     assert PASSWORD not in (folder / "sweep.yaml").read_text()
     assert PASSWORD not in str(task.defaults)
-    now = recorded_task(folder, [])
+    now = load_recorded_task(folder, [])
     assert now.config.searcher.storage == f"postgresql://me:{PASSWORD}@db/x"
     assert now.defaults["searcher.storage"] == "${oc.env:STUDY_URL}"
     monkeypatch.setenv("STUDY_URL", f"postgresql://me:{PASSWORD}@elsewhere/x")
-    recorded_task(folder, [])
+    load_recorded_task(folder, [])
 
 
 def test_another_database_is_refused_without_its_password(folder):
     with pytest.raises(UserError, match=r"searcher\.storage=postgresql://me:\*\*\*@db/x: ") as refused:
-        recorded_task(folder, [f"searcher.storage=postgresql://me:{PASSWORD}@db/x"])
+        load_recorded_task(folder, [f"searcher.storage=postgresql://me:{PASSWORD}@db/x"])
     assert PASSWORD not in str(refused.value)

@@ -13,7 +13,7 @@ import pytest
 from handpose.config import REPOSITORY
 from handpose.errors import UserError
 from handpose.sweep.execution.interpreter import check_interpreter, worker_interpreter
-from handpose.sweep.execution.privacy import private_folder
+from handpose.sweep.execution.privacy import make_private_folder
 
 _START = """
 import sys, ray
@@ -62,5 +62,5 @@ def test_an_ordinary_path_is_left_to_each_node():
 @pytest.mark.parametrize("name", ["it's", "back\\slash", "größe"])
 def test_rays_temporary_files_do_not_go_where_ray_cannot_start(tmp_path, monkeypatch, name):
     monkeypatch.setattr("tempfile.tempdir", f"/{name}")
-    with private_folder() as folder:
+    with make_private_folder() as folder:
         assert name not in str(folder)

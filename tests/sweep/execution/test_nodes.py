@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from handpose.sweep.controller.slots import Slots
-from handpose.sweep.driver.run import _follower
+from handpose.sweep.driver.run import _make_node_listener
 from handpose.sweep.execution import nodes as module
-from handpose.sweep.execution.nodes import Node, Nodes, _name, _watch
+from handpose.sweep.execution.nodes import Node, NodeWatcher, _get_node_name, _poll_head
 from tests.sweep.simulation import Clock
 from tests.sweep.sweeps import make_settings
 
@@ -21,7 +21,7 @@ ONE, TWO = Node("1", "gpu1", {"CPU": 4}), Node("2", "gpu2", {"CPU": 4})
 def cluster():
     """The nodes that are alive, what was told of them, and a view of it."""
     alive, told, clock = [ONE], [], Clock()
-    return alive, told, clock, Nodes(told.append, look=lambda: list(alive), clock=clock)
+    return alive, told, clock, NodeWatcher(told.append, list_nodes=lambda: list(alive), clock=clock)
 
 
 def test_nodes_that_came_or_went_are_told_once(cluster):
@@ -50,8 +50,8 @@ def test_a_node_that_is_gone_keeps_its_name(cluster):
     alive.clear()
     clock.now += 1.0
     nodes.refresh()
-    assert (nodes.name("1"), nodes.name("3"), nodes.name("")) == ("gpu1", "", "")
-    assert nodes.ids(["gpu1"]) == []
+    assert (nodes.get_name("1"), nodes.get_name("3"), nodes.get_name("")) == ("gpu1", "", "")
+    assert nodes.get_ids(["gpu1"]) == []
 
 
 @pytest.mark.parametrize(
@@ -59,19 +59,19 @@ def test_a_node_that_is_gone_keeps_its_name(cluster):
 )
 def test_a_node_is_called_by_its_host_unless_it_was_given_a_name(given, name):
     node = {"NodeName": given, "NodeManagerAddress": "10.0.0.1", "NodeManagerHostname": "host"}
-    assert _name(node) == name
+    assert _get_node_name(node) == name
 
 
 def test_nodes_that_come_and_go_are_told_and_slots_counted_where_trials_may_run(tmp_path):
     told, sizes, warmed = [], [], []
     state = SimpleNamespace(
-        resize=lambda number, room: sizes.append((number, room.workers)),
-        usable=lambda room: room.without({"gpu2"}) or room.nodes,
+        resize=lambda number, capacity: sizes.append((number, capacity.workers_by_node)),
+        usable=lambda capacity: capacity.find_nodes_without({"gpu2"}) or capacity.nodes,
         history=SimpleNamespace(table=SimpleNamespace(num_slots=0)),
     )
     view, warm = SimpleNamespace(note=told.append), SimpleNamespace(begin=warmed.append)
     head = Node("0", "head", {"CPU": 0})  # it has no room for a trial
-    follow = _follower(make_settings(tmp_path), Slots(4, 1, 0.0), state, view, warm)
+    follow = _make_node_listener(make_settings(tmp_path), Slots(4, 1, 0.0), state, view, warm)
     for alive in ([head, ONE], [head, ONE, TWO], [head, TWO], [head]):
         follow(alive)  # gpu2 is set aside
     assert sizes == [(4, {"gpu1": 4}), (4, {"gpu1": 4, "gpu2": 4}), (4, {"gpu2": 4}), (0, {})]
@@ -87,7 +87,7 @@ def test_nodes_that_come_and_go_are_told_and_slots_counted_where_trials_may_run(
 def head(monkeypatch):
     """A port that somebody listens on."""
     monkeypatch.setattr(module, "_HEAD_EVERY_S", 0.02)
-    monkeypatch.setattr(module, "_HEAD_PATIENCE_S", 0.1)
+    monkeypatch.setattr(module, "_HEAD_TIMEOUT_S", 0.1)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
         yield listening
 
@@ -96,7 +96,7 @@ def watched(head, *, then):
     """Whether a head is given up; then: what happens to it, once it has been heard."""
     lost, is_over = threading.Event(), threading.Event()
     address = head.getsockname()
-    thread = threading.Thread(target=_watch, args=(address, lost.set, is_over))
+    thread = threading.Thread(target=_poll_head, args=(address, lost.set, is_over))
     thread.start()
     head.accept()[0].close()
     then(head)
@@ -117,5 +117,5 @@ def test_a_head_that_answers_is_not_given_up(head):
 def test_a_head_that_was_never_heard_is_not_given_up(head):
     head.close()
     lost = threading.Event()
-    _watch(("127.0.0.1", 1), lost.set, threading.Event())
+    _poll_head(("127.0.0.1", 1), lost.set, threading.Event())
     assert not lost.is_set()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from handpose.sweep.execution.privacy import keep_token, private_folder, write_token
+from handpose.sweep.execution.privacy import ensure_token, make_private_folder, write_token
 
 
 def mode(path):
@@ -19,7 +19,7 @@ def mode(path):
 def test_a_token_is_its_owners_alone_whatever_the_umask(tmp_path):
     before = os.umask(0)
     try:
-        keep_token({}, home=tmp_path)
+        ensure_token({}, home=tmp_path)
     finally:
         os.umask(before)
     file = tmp_path / ".ray" / "auth_token"
@@ -30,9 +30,9 @@ def test_a_token_is_its_owners_alone_whatever_the_umask(tmp_path):
 
 
 def test_a_token_that_is_there_is_kept(tmp_path):
-    keep_token({}, home=tmp_path)
+    ensure_token({}, home=tmp_path)
     before = (tmp_path / ".ray" / "auth_token").read_text()
-    keep_token({}, home=tmp_path)
+    ensure_token({}, home=tmp_path)
     write_token(tmp_path / ".ray" / "auth_token")
     assert (tmp_path / ".ray" / "auth_token").read_text() == before
 
@@ -41,19 +41,19 @@ def test_a_token_that_others_could_read_is_tightened_and_that_is_said(tmp_path, 
     file = tmp_path / "token"
     file.write_text("a" * 64)
     file.chmod(0o644)
-    keep_token({"RAY_AUTH_TOKEN_PATH": str(file)}, home=tmp_path)
+    ensure_token({"RAY_AUTH_TOKEN_PATH": str(file)}, home=tmp_path)
     assert mode(file) == 0o600
     told = capsys.readouterr().err
     assert str(file) in told
     assert "a" * 64 not in told
-    keep_token({"RAY_AUTH_TOKEN_PATH": str(file)}, home=tmp_path)
+    ensure_token({"RAY_AUTH_TOKEN_PATH": str(file)}, home=tmp_path)
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("chosen", [{"RAY_AUTH_TOKEN": "mine"}, {"RAY_AUTH_MODE": "disabled"}])
 def test_what_a_user_has_chosen_is_left_alone(tmp_path, chosen):
     environment = dict(chosen)
-    keep_token(environment, home=tmp_path)
+    ensure_token(environment, home=tmp_path)
     assert environment == chosen
     assert list(tmp_path.iterdir()) == []
 
@@ -61,13 +61,13 @@ def test_what_a_user_has_chosen_is_left_alone(tmp_path, chosen):
 def test_without_a_home_to_write_to_the_token_is_in_the_environment(tmp_path):
     (tmp_path / "file").write_text("")
     environment = {}
-    keep_token(environment, home=tmp_path / "file")
+    ensure_token(environment, home=tmp_path / "file")
     assert len(environment["RAY_AUTH_TOKEN"]) == 64
 
 
 def test_rays_folder_is_within_a_private_one_and_goes_with_it(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 30)))
-    with private_folder() as folder:
+    with make_private_folder() as folder:
         assert mode(folder.parent) == 0o700
         sockets = folder / "session_2026-01-01_00-00-00_000000_4194304" / "sockets"
         assert len(str(sockets / "plasma_store")) <= 107
@@ -94,7 +94,7 @@ def test_a_ray_that_was_started_with_our_token_lets_nobody_in_without_it(tmp_pat
             "let in 1" in subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120).stdout
         )
 
-    with private_folder() as folder:
+    with make_private_folder() as folder:
         ray_program = str(Path(sys.executable).with_name("ray"))
         options = ["--port=0", f"--temp-dir={folder}", "--include-dashboard=false", "--num-cpus=1"]
         options += ["--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0"]
@@ -117,6 +117,6 @@ def test_a_ray_that_was_started_with_our_token_lets_nobody_in_without_it(tmp_pat
 def test_without_a_home_folder_the_token_is_in_the_environment_only(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environment: dict[str, str] = {}
-    keep_token(environment, home=None)
+    ensure_token(environment, home=None)
     assert len(environment["RAY_AUTH_TOKEN"]) == 64
     assert list(tmp_path.iterdir()) == []

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from handpose.config import compose
-from handpose.sweep.controller.node_quarantine import set_aside
+from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
 from handpose.sweep.execution import retrain_nodes as module
 from handpose.sweep.execution.nodes import Node
-from handpose.sweep.execution.retrain_nodes import divided, find_crew
+from handpose.sweep.execution.retrain_nodes import divide_devices, find_retrain_nodes
 from handpose.sweep.record.events import Opened, SetAside
 from handpose.sweep.record.settings import SweepSettings
 
@@ -29,7 +29,7 @@ from handpose.sweep.record.settings import SweepSettings
     ],
 )
 def test_devices_are_as_many_as_share_the_batch_equally_on_as_few_nodes(rooms, wanted, batch_size, found):
-    assert divided(rooms, wanted, batch_size) == found
+    assert divide_devices(rooms, wanted, batch_size) == found
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def ask(monkeypatch):
 
     def asked(nodes, *overrides, **more):
         alive = [Node(name, name, {"CPU": cpus, "GPU": gpus}) for name, (cpus, gpus) in nodes.items()]
-        monkeypatch.setattr(module, "live_nodes", lambda: alive)
+        monkeypatch.setattr(module, "list_live_nodes", lambda: alive)
         context = SimpleNamespace(get_node_id=lambda: next(iter(nodes)))
         monkeypatch.setattr(module.ray, "get_runtime_context", lambda: context)
         config = compose("tune", ["sweep.name=a", *overrides])
         settings = {key: value for key, value in config.sweep.items() if key not in ("_target_", "confirm")}
         sweep = SweepSettings(**settings, confirm=config.sweep.confirm)
-        found = find_crew(sweep, **{"devices": None, "batch_size": 32, **more})
-        return found and (list(found.nodes), found.devices, found.gpus)
+        found = find_retrain_nodes(sweep, **{"devices": None, "batch_size": 32, **more})
+        return found and (list(found.node_ids), found.devices_per_node, found.gpus_per_device)
 
     return asked
 
@@ -82,6 +82,6 @@ def test_a_node_that_was_set_aside_is_left_out(ask):
 
 def test_nodes_count_as_set_aside_until_the_sweep_is_opened_again():
     events = [Opened(0.0, 4, 0.0), SetAside(1.0, "a"), Opened(2.0, 4, 0.0), SetAside(3.0, "b")]
-    assert set_aside(events[:2]) == {"a"}
-    assert set_aside(events[:3]) == set()
-    assert set_aside(events) == {"b"}
+    assert find_quarantined_nodes(events[:2]) == {"a"}
+    assert find_quarantined_nodes(events[:3]) == set()
+    assert find_quarantined_nodes(events) == {"b"}

@@ -7,9 +7,9 @@ import pytest
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune.experiment import Trial
 
-from handpose.sweep.execution.nodes import Node, Nodes
-from handpose.sweep.execution.tune_bridge import StateScheduler, _kind, cause
-from handpose.sweep.trainable.reporting import AVOIDED
+from handpose.sweep.execution.nodes import Node, NodeWatcher
+from handpose.sweep.execution.tune_bridge import BridgeScheduler, _classify_failure, summarise_error_text
+from handpose.sweep.trainable.reporting import AVOIDED_NODES_KEY
 
 NODE_DIED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: ImplicitFunc\n"
@@ -33,24 +33,24 @@ RESET = "RpcError: RPC error: recvmsg:Connection reset by peer rpc_code: 14"
 )
 def test_a_lost_node_is_told_from_a_worker_that_was_killed(error, kind, said):
     text = str(error)  # as Ray 2.60 said it when a node, or a worker, was ended by SIGKILL
-    assert _kind(error, text) == kind
-    assert cause(text).startswith(said)
+    assert _classify_failure(error, text) == kind
+    assert summarise_error_text(text).startswith(said)
 
 
 @pytest.fixture
 def scheduler():
     """With the nodes 1 and 2, and a list of the trials that were taken back."""
     alive, taken_back = [Node("1", "gpu1", {}), Node("2", "gpu2", {})], []
-    nodes = Nodes(lambda alive: None, look=lambda: list(alive), clock=iter(range(0, 1000, 2)).__next__)
+    nodes = NodeWatcher(lambda alive: None, list_nodes=lambda: list(alive), clock=iter(range(0, 1000, 2)).__next__)
     fits = SimpleNamespace(fits_without=lambda names: bool({node.name for node in alive} - names))
-    conductor = SimpleNamespace(nodes=nodes, hang_timeout_s=60.0, state=fits, check_start=lambda trials: None)
-    return StateScheduler(conductor), alive, taken_back
+    bridge = SimpleNamespace(nodes=nodes, hang_timeout_s=60.0, state=fits, check_start=lambda trials: None)
+    return BridgeScheduler(bridge), alive, taken_back
 
 
 def trial(status, avoided, *, silent_s=0.0):
     known = SimpleNamespace(start_time=time.time() - silent_s, last_result_time=-float("inf"))
     actor = SimpleNamespace() if status == Trial.RUNNING else None
-    config, temporary = {AVOIDED: [avoided]}, SimpleNamespace(ray_actor=actor)
+    config, temporary = {AVOIDED_NODES_KEY: [avoided]}, SimpleNamespace(ray_actor=actor)
     return SimpleNamespace(
         trial_id=str(avoided), status=status, config=config, run_metadata=known, temporary_state=temporary
     )

@@ -13,8 +13,8 @@ from ray.exceptions import RayActorError
 
 from handpose.resources import Memory
 from handpose.sweep.execution import worker_death
-from handpose.sweep.execution.tune_bridge import cause
-from handpose.sweep.execution.worker_death import death_of_worker, describe_exit
+from handpose.sweep.execution.tune_bridge import summarise_error_text
+from handpose.sweep.execution.worker_death import describe_exit, diagnose_worker_death
 
 
 class Mortal:
@@ -48,8 +48,8 @@ def mortal(ray_started):
 )
 def test_the_signal_that_ended_a_worker_is_named(mortal, number, said, crashed):
     message = error_of(mortal.die.remote(number))
-    assert death_of_worker(message) == (said, crashed)
-    assert cause(message) == said
+    assert diagnose_worker_death(message) == (said, crashed)
+    assert summarise_error_text(message) == said
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_memory_limit_of_a_container_is_named_where_the_kernel_has_killed_fo
     monkeypatch.setattr(worker_death.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(worker_death.ray.util, "get_node_ip_address", lambda: "here")
     monkeypatch.setattr(worker_death.ray_worker, "_global_node", SimpleNamespace(get_logs_dir_path=lambda: tmp_path))
-    sentence, crashed = death_of_worker("The actor died unexpectedly.\n\tpid: 7\n\tip: here")
+    sentence, crashed = diagnose_worker_death("The actor died unexpectedly.\n\tpid: 7\n\tip: here")
     assert not crashed
     if not is_blamed:
         assert sentence == worker_death._NO_TRACE
@@ -76,22 +76,25 @@ def test_the_memory_limit_of_a_container_is_named_where_the_kernel_has_killed_fo
 
 
 def test_what_helps_is_said_where_ray_has_killed_a_worker():
-    death = death_of_worker("Task was killed due to the node running low on memory.")
+    death = diagnose_worker_death("Task was killed due to the node running low on memory.")
     assert "killed by Ray because the memory of its node was almost full; fewer trials at a time" in death.sentence
 
 
 def test_the_log_of_a_worker_on_another_address_is_read_there(mortal, monkeypatch):
     message = error_of(mortal.die.remote(signal.SIGSEGV))
     monkeypatch.setattr(worker_death.ray.util, "get_node_ip_address", lambda: "another")
-    assert death_of_worker(message).crashed
+    assert diagnose_worker_death(message).is_crash
 
 
 def test_a_worker_that_exits_is_not_said_to_have_been_killed(mortal):
-    assert death_of_worker(error_of(mortal.leave.remote())).sentence == "the worker process exited with status 3"
+    assert (
+        diagnose_worker_death(error_of(mortal.remove_waiting.remote())).sentence
+        == "the worker process exited with status 3"
+    )
 
 
 def test_without_a_log_no_signal_is_named():
-    assert death_of_worker("The actor died unexpectedly.\n\tpid: 1\n\tip: nowhere").sentence == (
+    assert diagnose_worker_death("The actor died unexpectedly.\n\tpid: 1\n\tip: nowhere").sentence == (
         "the worker process died: it was killed, ran out of memory or crashed"
     )
 

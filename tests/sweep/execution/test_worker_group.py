@@ -17,12 +17,12 @@ from handpose.errors import UserError
 from handpose.schedulers.scheduler import Fifo
 from handpose.search.space import load_space
 from handpose.sweep.execution import worker_group
-from handpose.sweep.execution.group_trainer import use_nodes_interface
+from handpose.sweep.execution.group_trainer import set_gloo_interface
 from handpose.sweep.execution.ray_internals import WorkerGroupStartupFailedError
-from handpose.sweep.execution.tune_bridge import _kind
+from handpose.sweep.execution.tune_bridge import _classify_failure
 from handpose.sweep.record.events import Failed, Reported, read_events
-from handpose.sweep.trainable.reporting import ALONE, Member, joined, this_member
-from handpose.sweep.trainable.trial_cost import one_workers
+from handpose.sweep.trainable.reporting import SINGLE_WORKER, WorkerContext, get_worker_context, set_worker_context
+from handpose.sweep.trainable.trial_cost import split_batch
 from tests.sweep.objectives import METRIC, together
 from tests.sweep.sweeps import asha, make_settings, start
 
@@ -33,9 +33,9 @@ def space_of(folder, *depths):
     return load_space(str(file))
 
 
-def swept(folder, depths, rule, **changes):
+def swept(folder, depths, scheduler, **changes):
     settings = make_settings(folder / "sweep", num_trials=len(depths), workers_per_trial=2, **changes)
-    table = start(settings, space_of(folder, *depths), together, sampler=None, rule=rule)
+    table = start(settings, space_of(folder, *depths), together, sampler=None, scheduler=scheduler)
     return table, settings.path
 
 
@@ -48,7 +48,7 @@ def held():
 def test_the_first_worker_tells_and_none_goes_on_when_the_trial_is_stopped(ray_started, tmp_path):
     """ASHA keeps the first trial and stops the second after epoch 1, whose workers never begin epoch 2."""
     table, folder = swept(tmp_path, (0, 1), asha(4))
-    values = [(row.number, row.state, row.epochs, row.metrics[METRIC]) for row in table.rows.values()]
+    values = [(row.number, row.controller, row.epochs, row.metrics[METRIC]) for row in table.rows.values()]
     assert values == [(0, "complete", 4, 0.25), (1, "stopped", 1, 2.0)]
     assert {file.name for file in folder.glob("trial_0001-*")} == {"trial_0001-0-1", "trial_0001-1-1"}
     reports = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Reported)]
@@ -62,7 +62,7 @@ def test_a_dead_worker_is_a_try_and_what_one_raises_is_the_trials_end(ray_starte
     failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
     assert [(event.trial, event.kind) for event in failures] == [(0, "killed"), (1, "mistake")]
     assert failures[1].cause.endswith("model.decoder.depth=3 does not fit")
-    assert [(row.state, row.epochs) for row in table.rows.values()] == [("complete", 4), ("failed", 1)]
+    assert [(row.controller, row.epochs) for row in table.rows.values()] == [("complete", 4), ("failed", 1)]
     assert not held()
 
 
@@ -109,7 +109,7 @@ def test_workers_talk_over_the_network_by_which_ray_knows_their_node(address, gi
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", given or "")
     if given is None:
         monkeypatch.delenv("GLOO_SOCKET_IFNAME")
-    use_nodes_interface()
+    set_gloo_interface()
     assert os.environ.get("GLOO_SOCKET_IFNAME") == used
 
 
@@ -122,9 +122,11 @@ def test_workers_talk_over_the_network_by_which_ray_knows_their_node(address, gi
     ],
 )
 def test_what_a_collective_raises_is_the_end_of_another_worker(node_id, said, kind, monkeypatch):
-    monkeypatch.setattr(worker_group, "_lost_node", lambda channel: node_id)
-    error = worker_group._failure(worker_group._Failed(RuntimeError(said), said, "its own"), channel=None)
-    assert _kind(error, said) == kind
+    monkeypatch.setattr(worker_group, "_find_lost_node", lambda channel: node_id)
+    error = worker_group._make_worker_error(
+        worker_group._WorkerFailure(RuntimeError(said), said, "its own"), channel=None
+    )
+    assert _classify_failure(error, said) == kind
     assert error.node_id == (node_id if kind != "error" else "its own")
 
 
@@ -134,10 +136,10 @@ DRAINED = PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ran
 
 
 def test_a_worker_that_had_not_begun_is_lost_with_its_node(monkeypatch):
-    monkeypatch.setattr(worker_group, "_lost_node", lambda channel: "")
-    error = worker_group._of_the_group(ControllerError(WorkerGroupStartupFailedError("no start")), channel=None)
-    assert _kind(error, "RayActorError: The actor died because its node has died.\n...\nno start") == "lost"
-    assert _kind(error, "RayActorError: The actor died.\n...\nno start") == "killed"
+    monkeypatch.setattr(worker_group, "_find_lost_node", lambda channel: "")
+    error = worker_group._make_group_error(ControllerError(WorkerGroupStartupFailedError("no start")), channel=None)
+    assert _classify_failure(error, "RayActorError: The actor died because its node has died.\n...\nno start") == "lost"
+    assert _classify_failure(error, "RayActorError: The actor died.\n...\nno start") == "killed"
 
 
 @pytest.mark.parametrize(
@@ -152,32 +154,34 @@ def test_a_worker_that_had_not_begun_is_lost_with_its_node(monkeypatch):
     ids=["worker", "preempted worker", "drained node", "start", "mistake"],
 )
 def test_what_ray_train_ends_a_group_with_is_told(raised, kind, node_id, monkeypatch):
-    monkeypatch.setattr(worker_group, "_lost_node", lambda channel: "dead")
-    error = worker_group._of_the_group(raised, channel=None)
-    assert _kind(error, str(error)) == kind
+    monkeypatch.setattr(worker_group, "_find_lost_node", lambda channel: "dead")
+    error = worker_group._make_group_error(raised, channel=None)
+    assert _classify_failure(error, str(error)) == kind
     assert getattr(error, "node_id", "") == node_id
 
 
 def test_what_cannot_be_sent_is_told_by_its_text():
-    error = worker_group._failure(worker_group._Failed(None, "Traceback: a lambda was raised", "here"), channel=None)
+    error = worker_group._make_worker_error(
+        worker_group._WorkerFailure(None, "Traceback: a lambda was raised", "here"), channel=None
+    )
     assert str(error) == "Traceback: a lambda was raised"
 
 
 def test_a_process_is_alone_unless_it_has_joined_others():
     told = []
-    assert this_member() is ALONE
-    with joined(Member(1, 2, told.append)):
-        assert this_member()[:2] == (1, 2)
-    assert this_member() is ALONE
+    assert get_worker_context() is SINGLE_WORKER
+    with set_worker_context(WorkerContext(1, 2, told.append)):
+        assert get_worker_context()[:2] == (1, 2)
+    assert get_worker_context() is SINGLE_WORKER
 
 
 def test_a_batch_is_shared_equally_or_that_is_said(config):
-    assert one_workers(config("data.batch_size=12"), 3).data.batch_size == 4
-    assert one_workers(config("data.batch_size=12"), 1).data.batch_size == 12
+    assert split_batch(config("data.batch_size=12"), 3).data.batch_size == 4
+    assert split_batch(config("data.batch_size=12"), 1).data.batch_size == 12
     with pytest.raises(
         UserError, match=r"^data.batch_size=12 cannot be shared equally among sweep.workers_per_trial=5"
     ):
-        one_workers(config("data.batch_size=12"), 5)
+        split_batch(config("data.batch_size=12"), 5)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import ray
 from ray.tune.execution.class_cache import _ActorClassCache
 
 from handpose.sweep.controller.slots import Slots
-from handpose.sweep.execution.runtime import environment, ray_runtime
-from handpose.sweep.execution.warm_up import warm_up, worker_environment
+from handpose.sweep.execution.runtime import set_ray_environment, start_ray
+from handpose.sweep.execution.warm_up import prepare_warm_up, worker_environment
 from handpose.sweep.record.settings import RaySettings
 from tests.sweep.objectives import curve
 
@@ -29,17 +29,17 @@ class Worker:
 
 def main():
     with (
-        environment(),
-        warm_up(curve, num_threads=1) as warm,
-        ray_runtime(RaySettings(address=None, num_cpus=2), hook=warm.hook),
+        set_ray_environment(),
+        prepare_warm_up(curve, num_threads=1) as warm,
+        start_ray(RaySettings(address=None, num_cpus=2), hook=warm.hook),
     ):
-        warm.begin(Slots(2, 1, 0.0))
-        warm.begin(Slots(2, 1, 0.0))  # which have theirs already
+        warm.start_workers(Slots(2, 1, 0.0))
+        warm.start_workers(Slots(2, 1, 0.0))  # which have theirs already
         warm.wait(num_more=1)
         ready = warm.pids
-        bench = ray.remote(num_cpus=1, runtime_env=worker_environment())(Worker).remote()
-        tried = ray.get(bench.who.remote())
-        ray.kill(bench)
+        probe_worker = ray.remote(num_cpus=1, runtime_env=worker_environment())(Worker).remote()
+        tried = ray.get(probe_worker.who.remote())
+        ray.kill(probe_worker)
         tunes = _ActorClassCache().get(Worker).options(num_cpus=1)
         trials = ray.get([worker.who.remote() for worker in [tunes.remote() for _ in range(2)]])
     print(json.dumps({"ready": sorted(ready), "preflight": tried, "trials": trials}))

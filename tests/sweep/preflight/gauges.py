@@ -5,13 +5,13 @@ import time
 from types import SimpleNamespace
 
 
-class FragileGauge:
+class FragileCostProbe:
     """Answers with the parameters; those that ask for it kill the worker, or keep it for good."""
 
-    def ready(self):
+    def wait_until_ready(self):
         pass
 
-    def measure(self, overrides, params, data, *, num_steps, weights, num_workers=1):
+    def measure_cost(self, overrides, params, data, *, num_steps, weights, num_workers=1):
         if params.get("kills"):
             os._exit(1)
         if params.get("hangs"):
@@ -19,13 +19,13 @@ class FragileGauge:
         return os.getpid(), overrides, params
 
 
-class SteadyGauge:
+class SteadyCostProbe:
     """Trains two steps a second, whatever it is asked for; those that ask for it kill the worker."""
 
-    def ready(self):
+    def wait_until_ready(self):
         pass
 
-    def measure(self, overrides, params, data, *, num_steps, weights, num_workers=1):
+    def measure_cost(self, overrides, params, data, *, num_steps, weights, num_workers=1):
         if params.get("kills"):
             os._exit(1)
         return SimpleNamespace(step_s=0.5)

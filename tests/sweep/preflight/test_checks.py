@@ -15,23 +15,30 @@ import torch
 from handpose.config import compose
 from handpose.errors import UserError
 from handpose.report.words import duration
-from handpose.resources import num_cores
+from handpose.resources import count_cores
 from handpose.schedulers.scheduler import Fifo
-from handpose.search.space import SPACES, load_space
+from handpose.search.space import SPACES_FOLDER, load_space
 from handpose.sweep.controller.slots import Slots
-from handpose.sweep.execution.worker_group import check_pickles
+from handpose.sweep.execution.worker_group import check_picklable
 from handpose.sweep.preflight import checks as module
-from handpose.sweep.preflight.checks import check_loaders, check_plan, check_space, check_sweep, prepare_data, survey
-from handpose.sweep.preflight.forecast import retraining
-from handpose.sweep.preflight.gpu_sharing import Choice, Packing
-from handpose.sweep.preflight.preflight import preflight
-from handpose.sweep.preflight.probe import RANDOM, Point, Probed
+from handpose.sweep.preflight.checks import (
+    check_loaders,
+    check_space,
+    check_sweep,
+    check_validation_epochs,
+    compute_data_fingerprint,
+    summarise_data,
+)
+from handpose.sweep.preflight.forecast import forecast_retraining
+from handpose.sweep.preflight.gpu_sharing import GpuThroughput, TrialsPerGpuChoice
+from handpose.sweep.preflight.preflight import run_preflight
+from handpose.sweep.preflight.probe import RANDOM, ProbePoint, ProbeResults
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings
 from handpose.sweep.trainable.trial import TrialRecipe
 from handpose.sweep.trainable.trial_cost import DataSize
 from tests.builders import write_freihand
 from tests.sweep.objectives import curve
-from tests.sweep.preflight.test_probe import COST, PaperBench
+from tests.sweep.preflight.test_probe import COST, FakeProbeWorker
 from tests.sweep.sweeps import asha, make_settings
 from tests.sweep.trainable.test_trial import SMALL
 
@@ -55,7 +62,7 @@ ALONE = RaySettings(address=None, num_cpus=None)
         ({"set_aside_after": 0}, "sweep.set_aside_after must be at least 1, but it is 0"),
         ({"gpus_per_trial": 1.5}, "sweep.gpus_per_trial must be a whole number or a part of one GPU, but it is 1.5"),
         ({"gpus_per_trial": 99}, "sweep.gpus_per_trial=99, but this machine has"),
-        ({"cpus_per_trial": 10_000}, f"sweep.cpus_per_trial=10000, but this machine has {num_cores()} for trials"),
+        ({"cpus_per_trial": 10_000}, f"sweep.cpus_per_trial=10000, but this machine has {count_cores()} for trials"),
         ({"workers_per_trial": 0}, "sweep.workers_per_trial must be at least 1, but it is 0"),
         (
             {"workers_per_trial": 10_000},
@@ -131,7 +138,7 @@ def test_a_sweep_that_goes_on_has_its_folder(tmp_path):
     check_sweep(make_settings(tmp_path, resume=str(tmp_path)), ALONE)
 
 
-@pytest.mark.parametrize("file", sorted(SPACES.iterdir()), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted(SPACES_FOLDER.iterdir()), ids=lambda file: file.name)
 def test_every_shipped_space_composes(file):
     if file.suffix in (".yaml", ".py"):
         check_space(load_space(str(file)), [])
@@ -158,7 +165,7 @@ def test_a_grid_over_an_interval_is_refused(write_space):
 
 def test_a_missing_data_set_is_told_before_ray_starts(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
-        prepare_data(compose("train", ["data=freihand", f"data.root={tmp_path / 'nowhere'}"]))
+        compute_data_fingerprint(compose("train", ["data=freihand", f"data.root={tmp_path / 'nowhere'}"]))
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -173,8 +180,8 @@ def rule(*rungs, needs_checkpoints=False):
 
 def test_a_plan_that_is_validated_is_sound(tmp_path):
     settings = make_settings(tmp_path, max_epochs=6)
-    check_plan(settings, rule(), validates_every=1)
-    check_plan(settings, rule(2, 4), validates_every=2)
+    check_validation_epochs(settings, rule(), validation_interval=1)
+    check_validation_epochs(settings, rule(2, 4), validation_interval=2)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +200,7 @@ def test_a_plan_that_is_validated_is_sound(tmp_path):
 def test_a_plan_that_is_not_validated_is_refused(tmp_path, changes, rungs, every, reason):
     settings = make_settings(tmp_path, **{"max_epochs": 6} | changes)
     with pytest.raises(UserError, match=reason):
-        check_plan(settings, rule(*rungs), validates_every=every)
+        check_validation_epochs(settings, rule(*rungs), validation_interval=every)
 
 
 # --- what is sent to workers ------------------------------------------------------------------------------------------
@@ -203,7 +210,7 @@ def test_a_plan_that_is_not_validated_is_refused(tmp_path, changes, rungs, every
 class Locked:
     lock: object = field(default_factory=threading.Lock)
 
-    def __call__(self, stretch):
+    def __call__(self, segment):
         pass
 
 
@@ -211,7 +218,7 @@ class Locked:
 class Forgetful:
     kept: int = 1
 
-    def __call__(self, stretch):
+    def __call__(self, segment):
         pass
 
     def __getstate__(self):
@@ -222,13 +229,13 @@ class Forgetful:
 class Heavy:
     load: bytes
 
-    def __call__(self, stretch):
+    def __call__(self, segment):
         pass
 
 
 def test_what_can_be_sent_is_sent():
-    check_pickles(curve)
-    check_pickles(Heavy(b"1"))
+    check_picklable(curve)
+    check_picklable(Heavy(b"1"))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +249,7 @@ def test_what_can_be_sent_is_sent():
 )
 def test_what_cannot_be_sent_is_named(objective, reason):
     with pytest.raises(UserError, match=reason):
-        check_pickles(objective)
+        check_picklable(objective)
 
 
 # --- what the measurements tell, on paper -----------------------------------------------------------------------------
@@ -259,7 +266,7 @@ def on_paper(tmp_path, write_space, monkeypatch):
         nodes = nodes or [{"CPU": float(slots.num_slots), "GPU": gpus, "memory": 1e12}]
         monkeypatch.setattr(module, "live_resources", lambda: nodes)
 
-        class Bench(PaperBench):
+        class Bench(FakeProbeWorker):
             def __init__(self, *, cpus, gpus, recipe, data):
                 super().__init__(measured, gpus=gpus)
 
@@ -271,16 +278,16 @@ def on_paper(tmp_path, write_space, monkeypatch):
 
         monkeypatch.setattr(module, "Bench", Bench)
         said = []
-        preflight(
+        run_preflight(
             slots,
             sweep=make_settings(tmp_path / "sweep", **{"num_trials": 8, "preflight": "brief"} | changes),
             space=write_space("optimizer.lr: interval(0.1, 0.9)"),
             recipe=TrialRecipe([], [], max_epochs=4, num_threads=1),
-            objective=curve,
-            make_rule=rule,
+            trial_function=curve,
+            make_scheduler=rule,
             data=DataSize(32, 10, 5),
             defaults={"optimizer.lr": 0.5},
-            say=said.append,
+            print_text=said.append,
         )
         return "\n".join(said)
 
@@ -337,9 +344,9 @@ def test_a_retraining_that_is_off_is_not_told(on_paper):
 )
 def test_a_retraining_has_the_full_schedule_on_its_devices(tmp_path, changes, use_val, seconds):
     cost = COST._replace(step_s=9.0, validation_batch_s=4.5)
-    probed = Probed([Point(RANDOM, {"optimizer.lr": 0.1})], [cost])
+    probed = ProbeResults([ProbePoint(RANDOM, {"optimizer.lr": 0.1})], [cost])
     recipe = TrialRecipe(["trainer.max_epochs=30", "data.batch_size=8"], [], max_epochs=4, num_threads=1)
-    found = retraining(
+    found = forecast_retraining(
         make_settings(tmp_path, **changes), recipe, probed, DataSize(32, num_train=10, num_val=5), use_val=use_val
     )
     assert (found.epochs, found.wall_s) == (30, pytest.approx(seconds))
@@ -348,7 +355,7 @@ def test_a_retraining_has_the_full_schedule_on_its_devices(tmp_path, changes, us
 def test_a_searched_interval_that_misses_a_rung_is_refused(on_paper):
     every = {0.1: 1, 0.9: 3}
     with pytest.raises(UserError, match=r"sweep.max_epochs=4 must be a multiple of trainer.check_val_every_n_epoch=3"):
-        on_paper(lambda params: COST._replace(validates_every=every.get(params["optimizer.lr"], 1)))
+        on_paper(lambda params: COST._replace(validation_interval=every.get(params["optimizer.lr"], 1)))
 
 
 def test_a_disk_that_is_too_small_is_refused(on_paper, monkeypatch):
@@ -374,7 +381,8 @@ def test_trials_that_share_a_gpu_are_held_against_its_memory(on_paper, gpus, lar
     slots = Slots(2, 1, gpus)
     shares = {0.9: largest}
     told = on_paper(
-        lambda params: COST._replace(gpu="A100", memory_share=shares.get(params["optimizer.lr"], 0.3)), slots=slots
+        lambda params: COST._replace(gpu="A100", gpu_memory_fraction=shares.get(params["optimizer.lr"], 0.3)),
+        slots=slots,
     )
     assert "on A100" in told
     assert ("sweep.gpus_per_trial=0.5 puts 2 trials on a GPU, but one takes up to 60%" in told) is bool(outcome)
@@ -383,7 +391,7 @@ def test_trials_that_share_a_gpu_are_held_against_its_memory(on_paper, gpus, lar
 def test_a_share_of_a_gpu_that_no_trial_fits_into_is_refused(on_paper):
     slots = Slots(4, 1, 0.25)
     with pytest.raises(UserError, match=r"^sweep.gpus_per_trial=0.25 puts 4 trials on a GPU, but one takes up to 30%"):
-        on_paper(lambda params: COST._replace(gpu="A100", memory_share=0.3), slots=slots)
+        on_paper(lambda params: COST._replace(gpu="A100", gpu_memory_fraction=0.3), slots=slots)
 
 
 def test_what_is_odd_is_noted(on_paper):
@@ -422,7 +430,7 @@ def test_trials_that_share_a_gpu_are_held_against_main_memory_too(on_paper, monk
 
     def choose(memory_share, *, most, steps_per_s):
         mosts.append(most)
-        return Choice(most, [Packing(most, 1.0)], memory_share)
+        return TrialsPerGpuChoice(most, [GpuThroughput(most, 1.0)], memory_share)
 
     monkeypatch.setattr(module, "choose", choose)
     node = {"CPU": 32.0, "GPU": 2.0, "memory": 11.5e9}
@@ -482,16 +490,16 @@ def small(tmp_path_factory):
 def in_a_worker(ray_started, small, tmp_path, write_space):
     def done(text, **changes):
         said = []
-        preflight(
+        run_preflight(
             SLOTS,
             sweep=make_settings(tmp_path / "sweep", **changes),
             space=write_space(text),
             recipe=TrialRecipe(small, [], max_epochs=4, num_threads=1),
-            objective=curve,
-            make_rule=asha(4),
-            data=survey(compose("train", small)).size,
+            trial_function=curve,
+            make_scheduler=asha(4),
+            data=summarise_data(compose("train", small)).size,
             defaults={"optimizer.lr": 0.005, "model.decoder.width": 48},
-            say=said.append,
+            print_text=said.append,
         )
         assert not (tmp_path / "sweep").exists()
         return "\n".join(said)
@@ -500,9 +508,9 @@ def in_a_worker(ray_started, small, tmp_path, write_space):
 
 
 def test_the_data_is_surveyed_as_it_is_trained_on(small):
-    found = survey(compose("train", small))
+    found = summarise_data(compose("train", small))
     assert found.size == DataSize(image_size=64, num_train=18, num_val=6)
-    assert found.fingerprint == prepare_data(compose("train", small))
+    assert found.fingerprint == compute_data_fingerprint(compose("train", small))
 
 
 def test_real_networks_are_measured(in_a_worker):

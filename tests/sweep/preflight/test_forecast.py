@@ -5,17 +5,17 @@ import math
 import pytest
 
 from handpose.schedulers.asha import Asha
-from handpose.schedulers.scheduler import Continuation, Fifo
-from handpose.sweep.preflight.forecast import forecast
+from handpose.schedulers.scheduler import Fifo, SegmentStart
+from handpose.sweep.preflight.forecast import forecast_sweep
 
 
-def planned(make_rule, *, num_trials=12, max_epochs=6, num_slots=2, validates_every=1):
-    return forecast(
-        make_rule,
+def planned(make_scheduler, *, num_trials=12, max_epochs=6, num_slots=2, validation_interval=1):
+    return forecast_sweep(
+        make_scheduler,
         num_trials=num_trials,
         max_epochs=max_epochs,
         num_slots=num_slots,
-        validates_every=validates_every,
+        validation_interval=validation_interval,
         params=[{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}],
     )
 
@@ -25,7 +25,7 @@ def test_without_early_stopping_every_epoch_is_trained(num_trials, num_slots):
     plan = planned(Fifo, num_trials=num_trials, num_slots=num_slots)
     assert plan.epochs == 6 * num_trials
     assert plan.rounds == 6 * math.ceil(num_trials / num_slots)
-    assert plan.stretches == num_trials
+    assert plan.segments == num_trials
     assert plan.most_paused == 0
 
 
@@ -39,7 +39,7 @@ class Halving(Fifo):
         self.waiting = []
         self.left = []
 
-    def reported(self, trial, epoch, loss):
+    def on_trial_result(self, trial, epoch, loss):
         if epoch == 8:
             return "continue"
         self.waiting.append((loss, trial))
@@ -48,11 +48,11 @@ class Halving(Fifo):
             self.waiting = []
         return "pause"
 
-    def promoted(self, *, can_begin):
-        return Continuation(self.left[0]) if self.left else None
+    def choose_trial_to_resume(self, *, can_start_trial):
+        return SegmentStart(self.left[0]) if self.left else None
 
-    def resumed(self, continuation):
-        self.left.remove(continuation.trial)
+    def on_trial_resume(self, start):
+        self.left.remove(start.trial)
 
 
 @pytest.mark.parametrize("num_slots", [1, 3, 8])
@@ -63,7 +63,7 @@ def test_successive_halving_trains_the_sum_of_its_rungs(num_slots):
 
     plan = planned(Exact, num_trials=8, max_epochs=8, num_slots=num_slots)
     assert plan.epochs == 8 * 1 + 4 * 1 + 2 * 2 + 1 * 4
-    assert plan.stretches == 8 + 4 + 2 + 1
+    assert plan.segments == 8 + 4 + 2 + 1
     assert plan.most_paused == 8
 
 
@@ -75,7 +75,7 @@ def test_only_validated_epochs_are_reported():
             heard.append(epoch)
             return "continue"
 
-    planned(Hears, num_trials=1, max_epochs=7, validates_every=3)
+    planned(Hears, num_trials=1, max_epochs=7, validation_interval=3)
     assert set(heard) == {3, 6, 7}
 
 
@@ -94,14 +94,14 @@ def test_a_trial_that_takes_over_weights_goes_on_from_their_epoch():
             return "pause" if self.waits else "continue"
 
         def promoted(self, *, can_begin):
-            return Continuation(1, 0, {"optimizer.lr": 0.3}) if self.waits else None
+            return SegmentStart(1, 0, {"optimizer.lr": 0.3}) if self.waits else None
 
         def resumed(self, continuation):
             self.waits = False
 
     plan = planned(Copies, num_trials=2, max_epochs=5, num_slots=1)
     assert plan.epochs == 5 + 1 + 2
-    assert plan.stretches == 3
+    assert plan.segments == 3
 
 
 def test_a_rule_that_never_lets_go_is_left():
@@ -116,7 +116,7 @@ def test_a_rule_that_never_lets_go_is_left():
             return "pause"
 
         def promoted(self, *, can_begin):
-            return Continuation(self.paused[0], 99) if self.paused else None
+            return SegmentStart(self.paused[0], 99) if self.paused else None
 
         def resumed(self, continuation):
             self.paused.pop(0)

@@ -8,8 +8,8 @@ import pytest
 
 from handpose.config import REPOSITORY
 from handpose.sweep.preflight import gpu_sharing as gpu_share
-from handpose.sweep.preflight.gpu_sharing import choose, cores_a_gpu
-from handpose.sweep.trainable.gpu_memory import memory_fraction, share_of
+from handpose.sweep.preflight.gpu_sharing import choose_trials_per_gpu, count_trials_per_gpu
+from handpose.sweep.trainable.gpu_memory import compute_gpus_per_trial, compute_memory_fraction
 
 
 def saturating(limit):
@@ -30,9 +30,9 @@ def saturating(limit):
     ],
 )
 def test_the_fewest_trials_that_train_most_are_put_on_a_gpu(limit, memory_share, most, chosen):
-    choice = choose(memory_share, most=most, steps_per_s=saturating(limit))
+    choice = choose_trials_per_gpu(memory_share, max_trials=most, measure_steps_per_s=saturating(limit))
     assert choice.num_trials == chosen
-    assert max(each.num_trials for each in choice.packings) * memory_share <= max(1.0, memory_share)
+    assert max(each.num_trials for each in choice.throughputs) * memory_share <= max(1.0, memory_share)
 
 
 def test_more_trials_are_not_tried_once_they_no_longer_pay():
@@ -42,21 +42,26 @@ def test_more_trials_are_not_tried_once_they_no_longer_pay():
         tried.append(number)
         return 10.0 if number == 1 else 8.0
 
-    assert choose(0.01, most=32, steps_per_s=crowded).num_trials == 1
+    assert choose_trials_per_gpu(0.01, max_trials=32, measure_steps_per_s=crowded).num_trials == 1
     assert tried == [1, 2]
 
 
 def test_a_number_that_does_not_fit_after_all_is_not_chosen():
-    assert choose(0.2, most=32, steps_per_s=lambda number: 0.0 if number > 2 else 10.0 * number).num_trials == 2
+    assert (
+        choose_trials_per_gpu(
+            0.2, max_trials=32, measure_steps_per_s=lambda number: 0.0 if number > 2 else 10.0 * number
+        ).num_trials
+        == 2
+    )
 
 
 def test_a_trial_that_takes_nothing_of_a_gpu_is_limited_by_cores():
-    assert choose(0.0, most=3, steps_per_s=saturating(100)).num_trials == 3
+    assert choose_trials_per_gpu(0.0, max_trials=3, measure_steps_per_s=saturating(100)).num_trials == 3
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 7, 8])
 def test_as_many_shares_as_asked_for_fit_on_a_gpu_and_no_more(number):
-    share = share_of(number)
+    share = compute_gpus_per_trial(number)
     assert int(1 / share) == number
     assert round(share * 10_000) * number <= 10_000  # Ray's unit
 
@@ -64,22 +69,24 @@ def test_as_many_shares_as_asked_for_fit_on_a_gpu_and_no_more(number):
 @pytest.mark.parametrize("number", [2, 4, 8])
 def test_capped_neighbours_leave_room_for_what_is_no_tensor(number):
     whole = 80e9
-    taken = number * (memory_fraction(share_of(number), whole_bytes=whole) * whole + gpu_share.CONTEXT_BYTES)
+    taken = number * (
+        compute_memory_fraction(compute_gpus_per_trial(number), total_bytes=whole) * whole + gpu_share.CONTEXT_BYTES
+    )
     assert 0.98 * whole < taken <= whole
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 2.0])
 def test_a_trial_that_is_alone_on_its_gpus_has_no_cap(share):
-    assert memory_fraction(share, whole_bytes=80e9) == 1.0
+    assert compute_memory_fraction(share, total_bytes=80e9) == 1.0
 
 
 def test_a_small_gpu_leaves_half_of_a_share_at_least():
-    assert memory_fraction(0.125, whole_bytes=4e9) == 0.0625
+    assert compute_memory_fraction(0.125, total_bytes=4e9) == 0.0625
 
 
 def test_each_gpu_has_its_part_of_the_cores():
-    assert cores_a_gpu({"CPU": 64.0, "GPU": 8.0}, cpus_per_trial=2) == 4
-    assert cores_a_gpu({"CPU": 4.0, "GPU": 8.0}, cpus_per_trial=1) == 1
+    assert count_trials_per_gpu({"CPU": 64.0, "GPU": 8.0}, cpus_per_trial=2) == 4
+    assert count_trials_per_gpu({"CPU": 4.0, "GPU": 8.0}, cpus_per_trial=1) == 1
 
 
 @pytest.mark.slow

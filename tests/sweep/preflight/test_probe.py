@@ -6,12 +6,22 @@ from types import SimpleNamespace
 import pytest
 
 from handpose.errors import UserError
-from handpose.sweep.execution.probe_worker import Bench
+from handpose.sweep.execution.probe_worker import ProbeWorker
 from handpose.sweep.preflight import probe as probing
-from handpose.sweep.preflight.probe import LOWER, OPTION, RANDOM, UPPER, Point, Probed, points_of, probe, without_effect
+from handpose.sweep.preflight.probe import (
+    LOWER,
+    OPTION,
+    RANDOM,
+    UPPER,
+    ProbePoint,
+    ProbeResults,
+    choose_probe_points,
+    find_ineffective_params,
+    probe_points,
+)
 from handpose.sweep.trainable.trial import TrialRecipe
-from handpose.sweep.trainable.trial_cost import DataSize, Refusal, TrialCost
-from tests.sweep.preflight.gauges import FragileGauge
+from handpose.sweep.trainable.trial_cost import DataSize, ProbeFailure, TrialCost
+from tests.sweep.preflight.gauges import FragileCostProbe
 
 COST = TrialCost(
     num_parameters=1_000_000,
@@ -21,9 +31,9 @@ COST = TrialCost(
     steps_per_epoch=10,
     batches_per_validation=2,
     max_epochs=4,
-    validates_every=1,
+    validation_interval=1,
     memory_mb=100.0,
-    memory_share=0.0,
+    gpu_memory_fraction=0.0,
     process_mb=1000.0,
     gpu="",
     latency_ms=5.0,
@@ -33,24 +43,24 @@ COST = TrialCost(
 )
 
 
-class PaperBench:
+class FakeProbeWorker:
     """Answers by a rule what a worker would measure."""
 
-    def __init__(self, rule, *, gpus=0.0):
-        self.rule = rule
+    def __init__(self, scheduler, *, gpus=0.0):
+        self.rule = scheduler
         self.gpus = gpus
         self.asked = []
 
-    def outcome(self, params, *, num_steps=3, weights=False):
+    def measure_params(self, params, *, num_steps=3, weights=False):
         self.asked.append(dict(params))
         answer = self.rule(params)
-        return answer if isinstance(answer, (Refusal, TrialCost)) else COST
+        return answer if isinstance(answer, (ProbeFailure, TrialCost)) else COST
 
 
 def tried(bench, points, *, default=None, time_s=60.0):
     space = SimpleNamespace(file="space.yaml")
-    points = [Point(RANDOM, params) for params in points]
-    return probe(bench, points, space=space, default=default, num_steps=3, weights=False, time_s=time_s)
+    points = [ProbePoint(RANDOM, params) for params in points]
+    return probe_points(bench, points, space=space, default=default, num_steps=3, weights=False, time_s=time_s)
 
 
 SOUND = {"a": 0, "b": 0, "c": 0, "d": 0}
@@ -61,82 +71,86 @@ BAD = {"a": 1, "b": 1, "c": 1, "d": 1}
     "guilty", [subset for size in (1, 2, 3, 4) for subset in itertools.combinations("abcd", size)], ids="".join
 )
 def test_exactly_those_parameters_are_named_that_fail_together(guilty):
-    error = Refusal("error", "RuntimeError: no")
-    bench = PaperBench(lambda params: error if all(params[key] for key in guilty) else None)
+    error = ProbeFailure("error", "RuntimeError: no")
+    probe_worker = FakeProbeWorker(lambda params: error if all(params[key] for key in guilty) else None)
     with pytest.raises(UserError) as raised:
-        tried(bench, [SOUND, BAD])
+        tried(probe_worker, [SOUND, BAD])
     named = " ".join(f"{key}=1" for key in guilty)
     assert str(raised.value) == f"space.yaml: {named} cannot be trained: RuntimeError: no"
 
 
 def test_a_point_is_held_against_the_default_configuration_where_that_lies_in_the_space():
-    bench = PaperBench(lambda params: Refusal("error", "no") if params["a"] > 1 else None)
+    probe_worker = FakeProbeWorker(lambda params: ProbeFailure("error", "no") if params["a"] > 1 else None)
     with pytest.raises(UserError, match=r"space.yaml: a=2 cannot be trained"):
-        tried(bench, [{"a": 2, "b": 5}, {"a": 0, "b": 0}], default={"a": 1, "b": 5})
-    assert bench.asked == [{"a": 2, "b": 5}, {"a": 1, "b": 5}]
+        tried(probe_worker, [{"a": 2, "b": 5}, {"a": 0, "b": 0}], default={"a": 1, "b": 5})
+    assert probe_worker.asked == [{"a": 2, "b": 5}, {"a": 1, "b": 5}]
 
 
 def test_another_failure_on_the_way_clears_nobody():
     def rule(params):
         if params["a"] and params["b"]:
-            return Refusal("memory", "full")
-        return Refusal("value", "a without b") if params["a"] else None
+            return ProbeFailure("memory", "full")
+        return ProbeFailure("value", "a without b") if params["a"] else None
 
     with pytest.raises(UserError, match=r"space.yaml: a=1 b=1 cannot be trained, for want of memory: full"):
-        tried(PaperBench(rule), [SOUND, BAD])
+        tried(FakeProbeWorker(rule), [SOUND, BAD])
 
 
 @pytest.mark.parametrize(("gpus", "remedy"), [(0.5, "a larger sweep.gpus_per_trial"), (0.0, "sweep.max_concurrent")])
 def test_what_helps_against_too_little_memory_is_said(gpus, remedy):
-    bench = PaperBench(lambda params: Refusal("memory", "CUDA out of memory") if params["a"] else None, gpus=gpus)
+    probe_worker = FakeProbeWorker(
+        lambda params: ProbeFailure("memory", "CUDA out of memory") if params["a"] else None, gpus=gpus
+    )
     with pytest.raises(UserError, match=rf"a=1 cannot be trained.*data.batch_size.*{remedy}"):
-        tried(bench, [SOUND, BAD])
+        tried(probe_worker, [SOUND, BAD])
 
 
 def test_a_crash_is_not_said_to_be_for_want_of_memory():
-    crash = Refusal("crashed", "the worker process crashed with SIGSEGV (Segmentation fault)")
+    crash = ProbeFailure("crashed", "the worker process crashed with SIGSEGV (Segmentation fault)")
     with pytest.raises(UserError) as raised:
-        tried(PaperBench(lambda params: crash if params["a"] else None), [SOUND, BAD])
+        tried(FakeProbeWorker(lambda params: crash if params["a"] else None), [SOUND, BAD])
     assert str(raised.value) == f"space.yaml: a=1 cannot be trained: {crash.reason}"
 
 
 def test_a_mistake_that_names_its_key_is_told_as_it_is():
-    bench = PaperBench(lambda params: Refusal("value", "a must be at least 2, but it is 1") if params["a"] else None)
+    probe_worker = FakeProbeWorker(
+        lambda params: ProbeFailure("value", "a must be at least 2, but it is 1") if params["a"] else None
+    )
     with pytest.raises(UserError, match=r"^space.yaml: a must be at least 2, but it is 1$"):
-        tried(bench, [SOUND, BAD])
-    assert bench.asked == [SOUND, BAD]
+        tried(probe_worker, [SOUND, BAD])
+    assert probe_worker.asked == [SOUND, BAD]
 
 
 def test_where_nothing_can_be_trained_no_parameter_is_blamed():
-    bench = PaperBench(lambda params: Refusal("error", "ImportError: no torch"))
+    probe_worker = FakeProbeWorker(lambda params: ProbeFailure("error", "ImportError: no torch"))
     with pytest.raises(UserError, match=r"^space.yaml: no point that was tried can be trained: ImportError: no torch$"):
-        tried(bench, [SOUND, BAD])
+        tried(probe_worker, [SOUND, BAD])
 
 
 def test_the_first_points_are_tried_whatever_they_take_and_the_others_are_counted():
-    probed = tried(PaperBench(lambda params: None), [{"a": number} for number in range(10)], time_s=0.0)
+    probed = tried(FakeProbeWorker(lambda params: None), [{"a": number} for number in range(10)], time_s=0.0)
     assert len(probed.points) == len(probed.costs) == 3
     assert probed.num_left_out == 7
 
 
 def test_a_parameter_without_effect_is_one_that_leaves_the_trace_alone():
-    bench = PaperBench(lambda params: COST._replace(trace=(params["model.width"], params["optimizer.lr"])))
+    probe_worker = FakeProbeWorker(lambda params: COST._replace(trace=(params["model.width"], params["optimizer.lr"])))
     start = {"model.width": 1, "heatmap.sigma": 1, "optimizer.lr": 1, "lr_schedule.final": 1, "model.skips": 1}
     others = {"model.width": 2, "heatmap.sigma": 2, "optimizer.lr": 2, "lr_schedule.final": 2, "model.skips": 1}
-    probed = Probed([Point(LOWER, start), Point(UPPER, others)], [COST, COST])
-    assert list(without_effect(bench, probed, start)) == [
+    probed = ProbeResults([ProbePoint(LOWER, start), ProbePoint(UPPER, others)], [COST, COST])
+    assert list(find_ineffective_params(probe_worker, probed, start)) == [
         "heatmap.sigma"
     ]  # a schedule may act later; skips did not move
 
 
 def test_points_are_both_ends_some_at_random_and_every_option_and_none_twice(write_space):
     space = write_space("optimizer.lr: interval(0.1, 0.9)\nmodel.decoder.skips: choice(a, b, c, d)")
-    points = points_of(space, num_random=3)
+    points = choose_probe_points(space, num_random=3)
     assert [point.label for point in points] == [LOWER, UPPER, RANDOM, RANDOM, RANDOM, OPTION, OPTION]
     assert [point.params["optimizer.lr"] for point in points[:2]] == [0.1, 0.9]
     assert {point.params["model.decoder.skips"] for point in points if point.label != RANDOM} == set("abcd")
     assert len({str(point.params) for point in points}) == len(points)
-    assert len(points_of(write_space("model.decoder.skips: choice(a)"), num_random=3)) == 1
+    assert len(choose_probe_points(write_space("model.decoder.skips: choice(a)"), num_random=3)) == 1
 
 
 RECIPE = TrialRecipe(["seed=1"], ["paths.base=/x"], max_epochs=3, num_threads=1)
@@ -146,28 +160,28 @@ DATA = DataSize(32, 10, 5)
 @pytest.fixture(scope="module")
 def bench(ray_started):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing, "Gauge", FragileGauge)
-        with Bench(cpus=1, gpus=0.0, recipe=RECIPE, data=DATA) as bench:
-            yield bench
+        patch.setattr(probing, "Gauge", FragileCostProbe)
+        with ProbeWorker(cpus=1, gpus=0.0, recipe=RECIPE, data=DATA) as probe_worker:
+            yield probe_worker
 
 
 @pytest.mark.slow
 def test_a_point_that_kills_its_worker_is_told_and_the_next_one_has_another(bench):
-    first, overrides, _ = bench.outcome({"a": 1})
-    assert bench.outcome({"a": 2})[0] == first
+    first, overrides, _ = bench.measure_params({"a": 1})
+    assert bench.measure_params({"a": 2})[0] == first
     assert "trainer.max_epochs=3" in overrides
     assert "a=1" in overrides
-    refusal = bench.outcome({"kills": True})
+    refusal = bench.measure_params({"kills": True})
     assert refusal.kind == "killed"
-    assert bench.outcome({"a": 3})[0] != first
+    assert bench.measure_params({"a": 3})[0] != first
 
 
 def test_a_point_that_never_ends_is_told_and_the_next_one_has_another_worker(bench, monkeypatch):
-    first, *_ = bench.outcome({"a": 1})
+    first, *_ = bench.measure_params({"a": 1})
     with monkeypatch.context() as patch:
         patch.setattr(probing, "_PATIENCE_S", 0.5)
-        assert bench.outcome({"hangs": True}).kind == "time"
-    assert bench.outcome({"a": 2})[0] != first
+        assert bench.measure_params({"hangs": True}).kind == "time"
+    assert bench.measure_params({"a": 2})[0] != first
 
 
 @pytest.fixture
@@ -175,14 +189,14 @@ def never_ready(ray_started, monkeypatch):
     """A bench whose worker never gets the cores that it asks for."""
     monkeypatch.setattr(probing, "PROBE_AFTER_S", 0.2)
     monkeypatch.setattr(probing, "PATIENCE_S", 8.0)
-    with Bench(cpus=1_000, gpus=0.0, recipe=RECIPE, data=DATA) as bench:
-        yield bench
+    with ProbeWorker(cpus=1_000, gpus=0.0, recipe=RECIPE, data=DATA) as probe_worker:
+        yield probe_worker
 
 
 def test_a_slot_that_others_hold_is_told_from_a_worker_that_never_starts(never_ready, monkeypatch):
     with pytest.raises(UserError, match=r"^no slot \(sweep.cpus_per_trial=1000, sweep.gpus_per_trial=0\) was free"):
-        never_ready.outcome({"a": 1})
+        never_ready.measure_params({"a": 1})
     monkeypatch.setattr(probing, "PATIENCE_S", 0.4)
     monkeypatch.setattr(probing.StartProbe, "has_run", lambda probe: False)
     with pytest.raises(UserError, match=r"^Ray has not started a worker process within .* this Python"):
-        never_ready.outcome({"a": 1})
+        never_ready.measure_params({"a": 1})

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.sweep.analysis.read_sweep import read_sweep
-from handpose.sweep.analysis.status import status
+from handpose.sweep.analysis.status import render_status
 from handpose.sweep.controller.history import History
-from handpose.sweep.driver.run import finished_table
+from handpose.sweep.driver.run import read_finished_table
 from handpose.sweep.record import events as module
 from handpose.sweep.record.events import (
-    FORMAT,
+    EVENTS_FORMAT,
     Asked,
     Begun,
+    CheckpointRecord,
     Closed,
     Ended,
     EventLog,
@@ -28,7 +29,6 @@ from handpose.sweep.record.events import (
     Measured,
     Opened,
     Reported,
-    Saved,
     SetAside,
     read_events,
 )
@@ -36,7 +36,7 @@ from tests.sweep.objectives import METRIC
 from tests.sweep.simulation import Simulation
 from tests.sweep.sweeps import asha, make_settings
 
-CHECKPOINT = Saved("checkpoints/trial_0003/epoch_0002_stretch_1.ckpt", 2, 1000, 77)
+CHECKPOINT = CheckpointRecord("checkpoints/trial_0003/epoch_0002_stretch_1.ckpt", 2, 1000, 77)
 EVENTS = [
     Opened(0.0, 12),
     Asked(0.5, 3, {"optimizer.lr": 1e-3, "model/decoder": "pyramid", "list": [1, 2], "none": None}),
@@ -145,8 +145,8 @@ def test_a_torn_line_before_a_whole_one_is_refused(file):
 def test_an_event_of_a_later_version_is_neither_cut_off_nor_called_damaged(file, number):
     changed(file, number, event="teleported")
     sentence = (
-        rf"line {number} of 10 has an event 'teleported', which is unknown: the file is of format {FORMAT}, and this "
-        rf"version of the project reads formats up to {FORMAT}; if a later version wrote the line, use that version"
+        rf"line {number} of 10 has an event 'teleported', which is unknown: the file is of format {EVENTS_FORMAT}, and this "
+        rf"version of the project reads formats up to {EVENTS_FORMAT}; if a later version wrote the line, use that version"
     )
     refused(file, sentence)
 
@@ -158,22 +158,25 @@ def test_a_field_of_a_later_version_is_named(file, number, field):
 
 
 def test_a_later_format_is_refused_with_both_versions(file):
-    changed(file, 1, version=FORMAT + 1, surprise=True)
-    refused(file, rf"line 1 of 10 begins events of format {FORMAT + 1}, but .* reads formats up to {FORMAT}: use the")
+    changed(file, 1, version=EVENTS_FORMAT + 1, surprise=True)
+    refused(
+        file,
+        rf"line 1 of 10 begins events of format {EVENTS_FORMAT + 1}, but .* reads formats up to {EVENTS_FORMAT}: use the",
+    )
 
 
 def test_a_program_before_the_spent_budget_says_that_the_file_is_of_a_later_version(file, monkeypatch):
     changed(file, 10, reason="spent")
     assert read_events(file)[-1] == Closed(EVENTS[-1].at, "spent")
-    monkeypatch.setattr(module, "FORMAT", 2)
+    monkeypatch.setattr(module, "EVENTS_FORMAT", 2)
     refused(file, r"line 1 of 10 begins events of format 3, but .* reads formats up to 2: use the later version")
 
 
 def test_a_sweep_that_a_later_version_continued_is_refused_there(file):
     with file.open("a") as log:
-        log.write(json.dumps({"event": "opened", "at": 9.0, "num_trials": 12, "version": FORMAT + 3}) + "\n")
+        log.write(json.dumps({"event": "opened", "at": 9.0, "num_trials": 12, "version": EVENTS_FORMAT + 3}) + "\n")
         log.write(json.dumps({"event": "teleported"}) + "\n")
-    refused(file, rf"line 11 of 12 begins events of format {FORMAT + 3}")
+    refused(file, rf"line 11 of 12 begins events of format {EVENTS_FORMAT + 3}")
 
 
 def test_events_without_a_version_are_of_format_1(file):
@@ -250,12 +253,12 @@ def test_every_reader_of_a_sweep_refuses_the_same_file_in_the_same_sentence(tmp_
     changed(settings.path / "events.jsonl", 4, event="teleported")
 
     def history():
-        return History(settings, rule=asha(4)(), table=TrialTable(METRIC, "min", 6, 4))
+        return History(settings, scheduler=asha(4)(), table=TrialTable(METRIC, "min", 6, 4))
 
     readers = [
         lambda: read_sweep(settings.path),
-        lambda: status(settings.path, width=80),
-        lambda: finished_table(settings.path, history()),
+        lambda: render_status(settings.path, width=80),
+        lambda: read_finished_table(settings.path, history()),
         lambda: Simulation(settings, asha(4), None),
     ]
     for read in readers:

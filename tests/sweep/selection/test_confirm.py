@@ -18,7 +18,13 @@ from handpose.sweep.driver.shutdown import SweepInterruptedError
 from handpose.sweep.record.events import Asked, Begun, EventLog, Opened, read_events
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings
 from handpose.sweep.selection import confirm as module
-from handpose.sweep.selection.confirm import account, candidates, confirm, fresh_seeds, runs
+from handpose.sweep.selection.confirm import (
+    choose_candidates,
+    choose_fresh_seeds,
+    confirm_finalists,
+    list_runs,
+    summarise_confirmation,
+)
 from tests.sweep.objectives import METRIC, curve, grown, grows_slowly
 from tests.sweep.sweeps import make_settings, start
 
@@ -41,7 +47,7 @@ def trained(chosen, seeds, values, *, mode="min", states=None):
     """The table of the runs. values: a row a candidate. states: (candidate, seed) -> another than complete."""
     made = TrialTable(METRIC, mode, num_trials=0, max_epochs=9)
     for params, (seed_index, index) in zip(
-        runs(chosen, seeds), ((s, c) for s in range(len(seeds)) for c in range(len(chosen))), strict=True
+        list_runs(chosen, seeds), ((s, c) for s in range(len(seeds)) for c in range(len(chosen))), strict=True
     ):
         state = (states or {}).get((index, seeds[seed_index]), "complete")
         row = TrialRow(len(made.rows), params, state, 9, {METRIC: values[index][seed_index]}, error="")
@@ -50,7 +56,7 @@ def trained(chosen, seeds, values, *, mode="min", states=None):
 
 
 def test_the_best_and_the_default_run():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
     assert [candidate.label for candidate in chosen] == ["trial 1", "trial 3", "default"]
     assert [candidate.params["optimizer.lr"] for candidate in chosen] == [0.2, 0.4, 0.1]
     assert chosen[-1].can_win
@@ -58,57 +64,60 @@ def test_the_best_and_the_default_run():
 
 def test_values_that_python_considers_equal_are_of_different_runs():
     swept = table(*(("complete", value, {"optimizer.lr": lr}) for value, lr in ((1.0, 1), (2.0, True), (3.0, 1.0))))
-    chosen = candidates(swept, defaults={"optimizer.lr": 5}, top_k=3)
+    chosen = choose_candidates(swept, defaults={"optimizer.lr": 5}, top_k=3)
     seeds, values = [1, 2], [[7.0, 7.5], [5.0, 5.5], [6.0, 6.5], [8.0, 8.5]]
-    said = account(chosen, seeds, trained(chosen, seeds, values))
+    said = summarise_confirmation(chosen, seeds, trained(chosen, seeds, values))
     assert [[*each["values"].values()] for each in said["candidates"]] == values
     assert said["winner_trial"] == 1
 
 
 def test_a_default_that_is_a_finalist_runs_once():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=4)
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=4)
     assert [candidate.label for candidate in chosen] == ["trial 1", "trial 3", "trial 2", "trial 0 (default)"]
 
 
 def test_a_default_outside_the_space_is_a_yardstick_and_cannot_win():
-    chosen = candidates(SWEPT, defaults={"optimizer.lr": 7.0}, top_k=1)
+    chosen = choose_candidates(SWEPT, defaults={"optimizer.lr": 7.0}, top_k=1)
     assert (chosen[-1].params, chosen[-1].can_win) == ({}, False)
-    found = account(chosen, [1, 2], trained(chosen, [1, 2], [[4, 5], [1, 2]]))
+    found = summarise_confirmation(chosen, [1, 2], trained(chosen, [1, 2], [[4, 5], [1, 2]]))
     assert (found["winner"], found["winner_trial"]) == (0, 1)
     assert found["gain_over_default"]["mean"] == pytest.approx(-3.0)
 
 
 def test_a_default_that_costs_too_much_cannot_win():
     dear = table(("infeasible", None, 0.1), ("complete", 4.0, 0.2))
-    assert not candidates(dear, defaults=DEFAULTS, top_k=1)[-1].can_win
+    assert not choose_candidates(dear, defaults=DEFAULTS, top_k=1)[-1].can_win
 
 
 def test_trials_that_differ_in_their_seed_alone_are_one_configuration():
     same = table(*(("complete", 4.0 + seed, {"optimizer.lr": 0.2, "seed": seed}) for seed in range(3)))
-    assert [candidate.label for candidate in candidates(same, defaults=DEFAULTS, top_k=3)] == ["trial 0", "default"]
+    assert [candidate.label for candidate in choose_candidates(same, defaults=DEFAULTS, top_k=3)] == [
+        "trial 0",
+        "default",
+    ]
 
 
 def test_seeds_are_fresh_and_the_same_for_all():
     seeded = table(("complete", 4.0, {"optimizer.lr": 0.2, "seed": 2}))
-    seeds = fresh_seeds(3, seeded, DEFAULTS)
+    seeds = choose_fresh_seeds(3, seeded, DEFAULTS)
     assert seeds == [1, 3, 4]
-    trained_with = runs(candidates(SWEPT, defaults=DEFAULTS, top_k=1), seeds)
+    trained_with = list_runs(choose_candidates(SWEPT, defaults=DEFAULTS, top_k=1), seeds)
     for rate in (0.2, 0.1):
         assert [run["seed"] for run in trained_with if run["optimizer.lr"] == rate] == seeds
 
 
 def test_seeds_of_earlier_sweeps_are_not_fresh_and_a_confirmation_keeps_its_own():
-    assert fresh_seeds(3, SWEPT, DEFAULTS, used={1, 3}) == [2, 4, 5]
-    assert fresh_seeds(3, SWEPT, DEFAULTS, begun=[5, 2, 5, 2]) == [5, 2, 1]
-    assert fresh_seeds(2, SWEPT, DEFAULTS, used={5}, begun=[5, 2]) == [2, 1]
+    assert choose_fresh_seeds(3, SWEPT, DEFAULTS, used_seeds={1, 3}) == [2, 4, 5]
+    assert choose_fresh_seeds(3, SWEPT, DEFAULTS, earlier_seeds=[5, 2, 5, 2]) == [5, 2, 1]
+    assert choose_fresh_seeds(2, SWEPT, DEFAULTS, used_seeds={5}, earlier_seeds=[5, 2]) == [2, 1]
 
 
 VALUES = [[5.0, 5.2, 5.1], [4.9, 5.2, 5.05], [7.0, 7.1, 7.2]]
 
 
 def test_the_best_mean_wins_and_what_noise_hides_is_said():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = account(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], VALUES))
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], VALUES))
     first, second, default = found["candidates"]
     assert (found["winner"], found["winner_trial"]) == (1, 3)  # the sweep had ranked it second
     assert (first["distinguishable"], second["distinguishable"], default["distinguishable"]) == (False, None, True)
@@ -122,8 +131,10 @@ def test_the_best_mean_wins_and_what_noise_hides_is_said():
 
 
 def test_where_more_is_better_the_gain_is_still_positive():
-    chosen = candidates(table(*SWEPT_BY_AUC, mode="max"), defaults=DEFAULTS, top_k=2)
-    found = account(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], [[6, 7, 8], [5, 5, 5], [1, 2, 3]], mode="max"))
+    chosen = choose_candidates(table(*SWEPT_BY_AUC, mode="max"), defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(
+        chosen, [1, 2, 3], trained(chosen, [1, 2, 3], [[6, 7, 8], [5, 5, 5], [1, 2, 3]], mode="max")
+    )
     assert found["winner"] == 0
     assert found["candidates"][2]["difference_to_winner"]["mean"] == pytest.approx(-5.0)
     assert found["gain_over_default"]["mean"] == pytest.approx(5.0)
@@ -133,26 +144,26 @@ SWEPT_BY_AUC = [("complete", 1.0, 0.1), ("complete", 4.0, 0.2), ("complete", 3.5
 
 
 def test_a_candidate_that_diverged_with_a_seed_is_out():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
     runs_of = trained(chosen, [1, 2, 3], VALUES, states={(1, 2): "diverged"})
-    found = account(chosen, [1, 2, 3], runs_of)
+    found = summarise_confirmation(chosen, [1, 2, 3], runs_of)
     assert found["candidates"][1]["out"] == "diverged with seed 2"
     assert (found["candidates"][1]["mean"], found["candidates"][1]["values"][2]) == (None, None)
     assert found["winner"] == 0
 
 
 def test_without_the_default_the_gain_is_not_known():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = account(chosen, [1, 2], trained(chosen, [1, 2], VALUES, states={(2, 1): "failed"}))
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(chosen, [1, 2], trained(chosen, [1, 2], VALUES, states={(2, 1): "failed"}))
     assert found["gain_over_default"] is None
     assert found["unknown"] == {"gain_over_default": "the default configuration is out: failed with seed 1"}
     assert (found["not_distinguishable_from"], found["not_compared"]) == (["trial 1"], ["default"])
 
 
 def test_where_all_fail_nobody_wins():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=1)
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=1)
     states = {(index, seed): "failed" for index in (0, 1) for seed in (1, 2)}
-    found = account(chosen, [1, 2], trained(chosen, [1, 2], VALUES, states=states))
+    found = summarise_confirmation(chosen, [1, 2], trained(chosen, [1, 2], VALUES, states=states))
     assert (found["winner"], found["winner_trial"], found["gain_over_default"]) == (None, None, None)
     assert_nothing_is_known(found, reason="no finalist was trained to the end")
 
@@ -167,8 +178,8 @@ def assert_nothing_is_known(found, *, reason):
 
 
 def test_with_one_seed_nothing_can_be_told_apart():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = account(chosen, [1], trained(chosen, [1], VALUES))
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(chosen, [1], trained(chosen, [1], VALUES))
     assert_nothing_is_known(found, reason="one seed")
     assert "one seed" in found["unknown"]["interval"]
     assert found["optimism"] is None
@@ -176,9 +187,9 @@ def test_with_one_seed_nothing_can_be_told_apart():
 
 
 def test_where_all_others_have_failed_the_winner_is_compared_with_nothing():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
     states = {(1, 2): "failed", (2, 1): "diverged"}
-    found = account(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], VALUES, states=states))
+    found = summarise_confirmation(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], VALUES, states=states))
     assert found["winner"] == 0
     assert_nothing_is_known(found, reason="no other configuration")
     assert found["not_compared"] == ["trial 3", "default"]
@@ -188,31 +199,35 @@ def test_where_all_others_have_failed_the_winner_is_compared_with_nothing():
 
 
 def test_a_winner_that_is_the_only_candidate_is_compared_with_nothing():
-    chosen = candidates(table(("complete", 5.0, 0.1)), defaults=DEFAULTS, top_k=3)
-    found = account(chosen, [1, 2], trained(chosen, [1, 2], VALUES))
+    chosen = choose_candidates(table(("complete", 5.0, 0.1)), defaults=DEFAULTS, top_k=3)
+    found = summarise_confirmation(chosen, [1, 2], trained(chosen, [1, 2], VALUES))
     assert_nothing_is_known(found, reason="no other configuration")
     assert found["gain_over_default"] is None
 
 
 @pytest.mark.parametrize("values", [[[5.0, 5.0], [4.9, 4.9], [7.0, 7.0]], [[5.1, 5.3], [4.9, 5.1], [7.0, 7.2]]])
 def test_an_objective_without_noise_gives_no_certainty(values):
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = account(chosen, [1, 2], trained(chosen, [1, 2], values))
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(chosen, [1, 2], trained(chosen, [1, 2], values))
     assert found["winner"] == 1
     assert_nothing_is_known(found, reason="no noise")
 
 
 def test_a_default_that_wins_has_no_gain_over_itself():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = account(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], [[5.0, 5.2, 5.1], [4.9, 5.2, 5.05], [1.0, 1.1, 1.3]]))
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(
+        chosen, [1, 2, 3], trained(chosen, [1, 2, 3], [[5.0, 5.2, 5.1], [4.9, 5.2, 5.05], [1.0, 1.1, 1.3]])
+    )
     assert (found["winner"], found["gain_over_default"]) == (2, None)
     assert found["unknown"] == {"gain_over_default": "the default configuration is the winner"}
     assert found["not_distinguishable_from"] == []  # all others are worse, which three seeds show
 
 
 def test_a_run_that_ended_without_a_finite_value_puts_its_candidate_out():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = account(chosen, [1, 2], trained(chosen, [1, 2], [[5.0, math.nan], [5.1, 5.2], [math.inf, 7.0]]))
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(
+        chosen, [1, 2], trained(chosen, [1, 2], [[5.0, math.nan], [5.1, 5.2], [math.inf, 7.0]])
+    )
     assert [each["out"] for each in found["candidates"]] == [
         f"no finite {METRIC} with seed 2",
         None,
@@ -222,8 +237,8 @@ def test_a_run_that_ended_without_a_finite_value_puts_its_candidate_out():
 
 
 def test_the_winner_says_how_optimistic_its_mean_is():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = account(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], VALUES))
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], VALUES))
     assert 0.01 < found["optimism"] < 0.1  # two of three are alike, with a standard error of 0.05
     assert "picked" in found["method"]
     assert "same variance" in found["method"]
@@ -234,14 +249,14 @@ def test_no_seed_of_the_sweep_is_a_seed_of_the_confirmation(seed):
     """The value of a seed that has picked a finalist would pick it again."""
     own = {} if seed is None else {"seed": seed}
     made = table(*(("complete", 4.0 + rate, {"optimizer.lr": rate, **own}) for rate in (0.1, 0.2, 0.3)))
-    fresh = fresh_seeds(5, made, {"optimizer.lr": 0.1, "seed": 2})
+    fresh = choose_fresh_seeds(5, made, {"optimizer.lr": 0.1, "seed": 2})
     assert not {2, seed} & set(fresh)
     assert len(set(fresh)) == 5
 
 
 def test_one_seed_gives_means_without_intervals_and_says_so():
-    chosen = candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = account(chosen, [1], trained(chosen, [1], VALUES))
+    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(chosen, [1], trained(chosen, [1], VALUES))
     assert [each["mean"] for each in found["candidates"]] == [5.0, 4.9, 7.0]
     assert all(each["low"] is None and each["distinguishable"] is None for each in found["candidates"])
     assert "no intervals" in found["method"]
@@ -264,27 +279,27 @@ def confirmed(tmp_path, monkeypatch, write_space):
         for number, params in enumerate(new, start=len(log.events)):
             log.append(Asked(0.0, number, params))
         log.close()
-        confirm_.asked.append(new)
+        confirm_.suggested_params.append(new)
         confirm_.settings.append(sweep)
         rows = {i: TrialRow(i, params, "complete", 4, {METRIC: i}) for i, params in enumerate(points)}
         yield TrialTable(METRIC, "min", len(points), 4, rows=rows)
 
-    monkeypatch.setattr(module, "swept", swept)
+    monkeypatch.setattr(module, "run_sweep", swept)
     settings = make_settings(tmp_path, confirm=ConfirmSettings(top_k=1, seeds=2))
 
     def confirm_(of, **changes):
-        return confirm(
+        return confirm_finalists(
             of,
             sweep=replace(settings, **changes),
             cluster=RaySettings(address=None, num_cpus=1),
             space=space,
             defaults=DEFAULTS,
-            objective=curve,
+            trial_function=curve,
             command=str,
             origin={},
         )
 
-    confirm_.asked, confirm_.settings = [], []
+    confirm_.suggested_params, confirm_.settings = [], []
     return confirm_
 
 
@@ -293,7 +308,7 @@ def test_what_confirm_yaml_says_is_returned_and_its_sweep_resumes_the_whole(conf
     assert yaml.safe_load((tmp_path / "confirm" / "confirm.yaml").read_text()) == found
     (settings,) = confirmed.settings
     assert settings.path == tmp_path / "confirm"
-    assert settings.resumed_by == tmp_path
+    assert settings.resume_path == tmp_path
     assert (settings.preflight, settings.time_budget_s, settings.num_trials) == ("off", None, 4)
 
 
@@ -303,7 +318,7 @@ def test_another_finalist_is_trained_and_what_is_known_is_not_trained_again(conf
         *(("complete", row.metrics[METRIC], row.params) for row in SWEPT.rows.values()), ("complete", 3.0, 0.9)
     )
     found = confirmed(more)
-    assert [[(run["optimizer.lr"], run["seed"]) for run in asked] for asked in confirmed.asked] == [
+    assert [[(run["optimizer.lr"], run["seed"]) for run in asked] for asked in confirmed.suggested_params] == [
         [(0.2, 1), (0.1, 1), (0.2, 2), (0.1, 2)],
         [(0.9, 1), (0.9, 2)],
     ]
@@ -315,7 +330,7 @@ def test_another_finalist_is_trained_and_what_is_known_is_not_trained_again(conf
 def test_it_can_be_turned_off_also_afterwards(confirmed, tmp_path, off):
     confirmed(SWEPT)
     assert confirmed(SWEPT, confirm=ConfirmSettings(**off)) is None
-    assert len(confirmed.asked) == 1
+    assert len(confirmed.suggested_params) == 1
     assert not (tmp_path / "confirm" / "confirm.yaml").exists()
 
 
@@ -339,16 +354,16 @@ def test_a_confirmation_that_was_cut_off_goes_on_where_it_was(ray_started, write
     )
     space = write_space("optimizer.lr: choice(0.1, 0.2, 0.4)\nmodel.decoder.depth: 1")
     defaults = {"optimizer.lr": 0.1, "model.decoder.depth": 1, "seed": 0}
-    swept = start(settings, space, grown, sampler=None, rule=Fifo, defaults=defaults)
+    swept = start(settings, space, grown, sampler=None, scheduler=Fifo, defaults=defaults)
 
     def confirmed():
-        return confirm(
+        return confirm_finalists(
             swept,
             sweep=settings,
             cluster=RaySettings(address=None, num_cpus=2),
             space=space,
             defaults=defaults,
-            objective=grows_slowly,
+            trial_function=grows_slowly,
             command=str,
             origin={"data_fingerprint": "f"},
         )

@@ -12,7 +12,7 @@ import pytest
 from handpose.errors import UserError
 from handpose.sweep.driver.shutdown import SweepInterruptedError
 from handpose.sweep.selection import retrain as module
-from handpose.sweep.selection.retrain import retrain
+from handpose.sweep.selection.retrain import retrain_winner
 from handpose.training.checkpoints import read_checkpoint
 from handpose.yaml_files import write_yaml
 from tests.builders import write_freihand
@@ -39,21 +39,21 @@ def choose(folder, lr):
 
 def test_a_finished_retraining_is_not_done_again(trained, tmp_path):
     choose(tmp_path / "sweep", 0.001)
-    assert retrain(tmp_path / "sweep") == retrain(tmp_path / "sweep") == {"test/x": 1.0}
+    assert retrain_winner(tmp_path / "sweep") == retrain_winner(tmp_path / "sweep") == {"test/x": 1.0}
     assert [config.optimizer.lr for config in trained] == [0.001]
 
 
 def test_with_the_validation_split_it_is_another_retraining(trained, tmp_path):
     folder = tmp_path / "sweep"
     choose(folder, 0.001)
-    retrain(folder)
-    assert retrain(folder, use_val=True) == retrain(folder, use_val=True) == {"test/x": 2.0}
+    retrain_winner(folder)
+    assert retrain_winner(folder, use_val=True) == retrain_winner(folder, use_val=True) == {"test/x": 2.0}
     assert [config.train_on_val for config in trained] == [False, True]
 
 
 def test_what_is_gone_on_with_without_a_best_checkpoint_is_the_last_one(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "read_checkpoint", lambda path: {"epoch": 8})
-    overrides = module._where_it_was(tmp_path, 9)
+    overrides = module._make_resume_overrides(tmp_path, 9)
     assert f"model.checkpoint_path={tmp_path / 'last.ckpt'}" in overrides
     assert "test=true" in overrides
 
@@ -61,13 +61,13 @@ def test_what_is_gone_on_with_without_a_best_checkpoint_is_the_last_one(tmp_path
 def test_another_winner_is_retrained_and_the_one_before_put_aside(trained, tmp_path):
     folder = tmp_path / "sweep"
     choose(folder, 0.001)
-    retrain(folder)
+    retrain_winner(folder)
     choose(folder, 0.002)
-    assert retrain(folder) == {"test/x": 2.0}
+    assert retrain_winner(folder) == {"test/x": 2.0}
     assert [config.optimizer.lr for config in trained] == [0.001, 0.002]
     assert json.loads((folder / "retrain_1" / "metrics.json").read_text())["metrics"] == {"test/x": 1.0}
     choose(folder, 0.003)
-    retrain(folder)
+    retrain_winner(folder)
     assert (folder / "retrain_2").is_dir()
 
 
@@ -78,11 +78,11 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train_and_test", interrupted)
     choose(tmp_path / "sweep", 0.001)
     with pytest.raises(SweepInterruptedError, match=r"to go on: python tune\.py sweep\.resume="):
-        retrain(tmp_path / "sweep")
+        retrain_winner(tmp_path / "sweep")
 
 
 def test_the_devices_divide_the_batch_of_the_trials():
-    assert [module._dividing(most, 32) for most in (1, 2, 3, 5, 8, 64)] == [1, 2, 2, 4, 8, 32]
+    assert [module._find_divisor(most, 32) for most in (1, 2, 3, 5, 8, 64)] == [1, 2, 2, 4, 8, 32]
 
 
 def test_all_gpus_are_used_unless_the_winner_or_the_machine_says_otherwise(tmp_path, monkeypatch):
@@ -93,12 +93,12 @@ def test_all_gpus_are_used_unless_the_winner_or_the_machine_says_otherwise(tmp_p
         started.append(devices)
         raise UserError("stands in")
 
-    monkeypatch.setattr(module, "_run_apart", run_apart)
+    monkeypatch.setattr(module, "_run_in_subprocess", run_apart)
     choose(tmp_path / "sweep", 0.001)
     with pytest.raises(UserError):
-        retrain(tmp_path / "sweep")
+        retrain_winner(tmp_path / "sweep")
     with pytest.raises(UserError):
-        retrain(tmp_path / "sweep", devices=2)
+        retrain_winner(tmp_path / "sweep", devices=2)
     assert started == [4, 2]
 
 
@@ -107,7 +107,7 @@ def test_a_winner_that_names_its_devices_is_retrained_on_those(trained, tmp_path
     (tmp_path / "sweep").mkdir()
     for i, said in enumerate(["trainer.devices=1", "trainer.accelerator=cpu"]):
         write_yaml(tmp_path / "sweep" / "best.yaml", {"overrides": [said, f"seed={i}"]})
-        retrain(tmp_path / "sweep")
+        retrain_winner(tmp_path / "sweep")
     assert [config.seed for config in trained] == [0, 1]
 
 
@@ -147,10 +147,10 @@ def test_two_devices_share_the_batches_and_go_on_after_an_interrupt(small_winner
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(SweepInterruptedError):
-        retrain(small_winner, devices=2)
+        retrain_winner(small_winner, devices=2)
     epochs = read_checkpoint(last)["epoch"] + 1
     assert epochs < 40
-    metrics = retrain(small_winner, devices=2)
+    metrics = retrain_winner(small_winner, devices=2)
     assert metrics["test/pa_mpjpe_mm"] > 0
     checkpoint = read_checkpoint(last)
     assert (checkpoint["epoch"], checkpoint["global_step"]) == (39, 40 * 3)  # 18 hands to train on, 6 a step

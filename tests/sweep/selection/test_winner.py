@@ -9,8 +9,8 @@ import yaml
 from handpose.config import compose
 from handpose.errors import UserError
 from handpose.report.table import Objective, TrialRow, TrialTable
-from handpose.sweep.record.provenance import configuration, differences, provenance
-from handpose.sweep.selection.winner import NoWinnerError, finalists, select_winner, write_best, write_front
+from handpose.sweep.record.provenance import collect_provenance, describe_differences, select_configuration
+from handpose.sweep.selection.winner import NoWinnerError, select_finalists, select_winner, write_best, write_front
 from tests.sweep.objectives import METRIC
 from tests.sweep.sweeps import make_settings
 
@@ -149,8 +149,8 @@ def test_finalists_are_spread_over_the_front_of_two_objectives():
     made.objectives = (Objective("latency_ms", "min"),)
     for row, latency_ms in zip(made.rows.values(), (50, 40, 30, 20, 10, 60), strict=True):
         row.costs = {"latency_ms": float(latency_ms)}
-    assert [row.number for row in finalists(made, 3)] == [0, 2, 4]
-    assert [row.number for row in finalists(made, 9)] == [0, 1, 2, 3, 4]
+    assert [row.number for row in select_finalists(made, 3)] == [0, 2, 4]
+    assert [row.number for row in select_finalists(made, 9)] == [0, 1, 2, 3, 4]
 
 
 def test_every_point_of_the_front_is_a_best_yaml_and_old_ones_go(tmp_path):
@@ -184,13 +184,13 @@ def test_the_same_configuration_is_composed_elsewhere_and_nothing_is_said(tmp_pa
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("MP_DATA", "mine")
-    file = best_yaml(tmp_path, overrides=WINNER, origin=provenance(data="abc"))
-    whole = configuration(compose("train", WINNER))
+    file = best_yaml(tmp_path, overrides=WINNER, origin=collect_provenance(data="abc"))
+    whole = select_configuration(compose("train", WINNER))
     monkeypatch.chdir(tmp_path / "there")
     monkeypatch.setenv("MP_DATA", str(tmp_path / "elsewhere"))
-    assert configuration(compose("train", [f"best={file}"])) == whole
+    assert select_configuration(compose("train", [f"best={file}"])) == whole
     assert len(whole) > 60
-    said = [sentence for sentence in differences(file, data="abc") if "not committed" not in sentence]
+    said = [sentence for sentence in describe_differences(file, data="abc") if "not committed" not in sentence]
     assert said == []
 
 
@@ -204,7 +204,7 @@ def test_what_differs_is_a_sentence_each(tmp_path):
     content = yaml.safe_load(file.read_text())
     content["configuration"]["heatmap.sigma"] = 0.123
     file.write_text(yaml.safe_dump(content))
-    said = "\n".join(differences(file, data="xyz"))
+    said = "\n".join(describe_differences(file, data="xyz"))
     for sentence in (
         "heatmap.sigma is 0.04, and was 0.123: configs/ differ",
         "and was 1.0\n",

@@ -3,13 +3,13 @@
 import pytest
 
 from handpose.errors import UserError
-from handpose.sweep.record.trial_segment import Stretch
+from handpose.sweep.record.trial_segment import TrialSegment
 from handpose.sweep.storage import checkpoint_files
-from handpose.sweep.storage.checkpoint_files import FolderFiles, StoreFiles, worker_files
-from handpose.sweep.storage.object_store import Store
+from handpose.sweep.storage.checkpoint_files import FolderFiles, StoreFiles, open_worker_files
+from handpose.sweep.storage.object_store import ObjectStore
 
 
-class Unreliable(Store):
+class Unreliable(ObjectStore):
     """A store that does not answer while it is out."""
 
     is_out = False
@@ -19,7 +19,7 @@ class Unreliable(Store):
         if self.is_out:
             self.num_refused += 1
             raise OSError("AWS Error NETWORK_CONNECTION during PutObject operation: curlCode: 7 (Request ID: 123)")
-        return super()._path(name)
+        return super()._get_path(name)
 
 
 @pytest.fixture
@@ -37,65 +37,65 @@ def in_store(store, tmp_path):
     return StoreFiles(store, tmp_path)
 
 
-def keep(files, epoch, *, stretch=1, is_needed=False, content=b"weights"):
-    name = Stretch(3, stretch, {}, 0, [], "", None).checkpoint_name(epoch)
+def keep(files, epoch, *, segment=1, is_needed=False, content=b"weights"):
+    name = TrialSegment(3, segment, {}, 0, [], "", None).make_checkpoint_name(epoch)
     file = files.place(name)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content + bytes(str(epoch), "ascii"))
-    return files.keep(file, epoch=epoch, is_needed=is_needed)
+    return files.commit(file, epoch=epoch, is_needed=is_needed)
 
 
 def test_a_node_that_does_not_see_the_sweeps_folder_says_so_before_it_trains(tmp_path, monkeypatch):
-    stretch = Stretch(3, 1, {}, 0, [], str(tmp_path / "sweep"), None)
-    monkeypatch.setattr(checkpoint_files.unseen, "__kwdefaults__", {"patience_s": 0.0})
+    segment = TrialSegment(3, 1, {}, 0, [], str(tmp_path / "sweep"), None)
+    monkeypatch.setattr(checkpoint_files.explain_unshared_folder, "__kwdefaults__", {"patience_s": 0.0})
     with pytest.raises(FileNotFoundError, match=r"does not see .*/sweep, the folder of the sweep: keep it in"):
-        worker_files(stretch, scratch=tmp_path).__enter__()
+        open_worker_files(segment, scratch=tmp_path).__enter__()
     (tmp_path / "sweep").mkdir()
     with pytest.raises(FileNotFoundError, match="does not see"):
-        worker_files(stretch, scratch=tmp_path).__enter__()
+        open_worker_files(segment, scratch=tmp_path).__enter__()
     (tmp_path / "sweep" / "events.jsonl").touch()
-    with worker_files(stretch, scratch=tmp_path) as files:
-        assert files.place("a") == tmp_path / "sweep" / "a"
+    with open_worker_files(segment, scratch=tmp_path) as files:
+        assert files.get_local_path("a") == tmp_path / "sweep" / "a"
     assert not list(tmp_path.glob("sweep/checkpoints"))
 
 
 def test_the_newest_that_is_whole_is_fetched(files, store, tmp_path):
     kept = [keep(files, epoch) for epoch in (1, 2, 3)]
-    newest, file = files.fetched(kept)
+    newest, file = files.fetch_newest(kept)
     assert (newest, file.read_bytes()) == (kept[2], b"weights3")
     for place in (tmp_path / "store", tmp_path):
         if (place / kept[2].file).is_file():
             (place / kept[2].file).write_bytes(b"weightsX")
     files.remove(kept[1].file)
     getattr(files, "remove_now", lambda name: None)(kept[1].file)
-    newest, file = files.fetched(kept)
+    newest, file = files.fetch_newest(kept)
     assert (newest, file.read_bytes()) == (kept[0], b"weights1")
-    assert files.fetched([]) is None
+    assert files.fetch_newest([]) is None
 
 
 def test_what_a_stretch_left_untold_is_found_by_its_name(files):
-    kept = [keep(files, epoch, stretch=2) for epoch in (4, 5, 6)]
-    keep(files, 5, stretch=1)
-    assert files.left_by(3, 2, range(5, 7)) == kept[1:]
-    assert files.left_by(3, 3, range(1, 9)) == files.left_by(4, 2, range(1, 9)) == []
+    kept = [keep(files, epoch, segment=2) for epoch in (4, 5, 6)]
+    keep(files, 5, segment=1)
+    assert files.find_unreported(3, 2, range(5, 7)) == kept[1:]
+    assert files.find_unreported(3, 3, range(1, 9)) == files.find_unreported(4, 2, range(1, 9)) == []
 
 
 def test_a_checkpoint_is_taken_over_under_a_name_of_its_own(files):
     kept = [keep(files, 1), keep(files, 2)]
-    taken = files.taken_over(kept, "checkpoints/trial_0007/stretch_1_of_3.ckpt")
+    taken = files.copy_newest(kept, "checkpoints/trial_0007/stretch_1_of_3.ckpt")
     assert (taken.file, taken.epoch) == ("checkpoints/trial_0007/stretch_1_of_3.ckpt", 2)
-    assert files.fetched([taken])[1].read_bytes() == b"weights2"
+    assert files.fetch_newest([taken])[1].read_bytes() == b"weights2"
     assert files.names() == {each.file for each in (*kept, taken)}
 
 
 def test_a_worker_leaves_nothing_on_its_node(store, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    with worker_files(Stretch(3, 1, {}, 0, [], "", None, store.url), scratch=scratch) as files:
+    with open_worker_files(TrialSegment(3, 1, {}, 0, [], "", None, store.url), scratch=scratch) as files:
         kept = keep(files, 1)
-        assert files.fetched([kept])[1].is_relative_to(scratch)
+        assert files.fetch_newest([kept])[1].is_relative_to(scratch)
     assert list(scratch.iterdir()) == []
-    assert set(store.files()) == {kept.file}
+    assert set(store.list_files()) == {kept.file}
 
 
 def test_without_a_store_a_checkpoint_is_left_out_with_a_note_and_asked_for_later_again(in_store, store, monkeypatch):
@@ -114,7 +114,7 @@ def test_without_a_store_a_checkpoint_is_left_out_with_a_note_and_asked_for_late
     assert store.num_refused > asked
     store.is_out = False
     now[0] += 60.0
-    assert in_store.fetched([keep(in_store, 4)])[0].epoch == 4
+    assert in_store.fetch_newest([keep(in_store, 4)])[0].epoch == 4
 
 
 def test_a_checkpoint_that_a_trial_pauses_with_and_one_to_go_on_from_are_waited_for(in_store, store, monkeypatch):
@@ -128,12 +128,12 @@ def test_a_checkpoint_that_a_trial_pauses_with_and_one_to_go_on_from_are_waited_
     kept = keep(in_store, 1, is_needed=True)
     assert slept == [2.0, 4.0, 8.0]
     store.is_out = True
-    assert in_store.fetched([kept])[0] == kept
+    assert in_store.fetch_newest([kept])[0] == kept
     assert slept == [2.0, 4.0, 8.0] * 2
 
 
 def test_the_driver_removes_nothing_until_the_store_knows_why(in_store, store):
     kept = keep(in_store, 1)
     in_store.remove(kept.file)
-    assert set(store.files()) == {kept.file}
+    assert set(store.list_files()) == {kept.file}
     assert list(in_store.obsolete) == [kept.file]

@@ -13,15 +13,21 @@ import optuna
 import pytest
 
 from handpose.errors import UserError
-from handpose.search.study import read_storage
+from handpose.search.study import open_storage_for_reading
 from handpose.sweep.analysis.status import print_status
 from handpose.sweep.record.events import Reported, read_events
 from handpose.sweep.storage import folder_sync as mirrors
 from handpose.sweep.storage import lease as owner
-from handpose.sweep.storage.folder_sync import Mirror, NotKeptError, mirrored
-from handpose.sweep.storage.lease import OWNER, OtherOwnerError
-from handpose.sweep.storage.object_store import Store
-from handpose.sweep.storage.stored_sweep import SEGMENTS, brought_back, check_storage, fetch_events, looked_at
+from handpose.sweep.storage.folder_sync import FolderSync, SyncIncompleteError, sync_sweep_folder
+from handpose.sweep.storage.lease import LEASE_FILE, LeaseLostError
+from handpose.sweep.storage.object_store import ObjectStore
+from handpose.sweep.storage.stored_sweep import (
+    EVENT_CHUNKS_FOLDER,
+    check_storage,
+    download_events,
+    download_sweep,
+    open_sweep_for_reading,
+)
 from tests.sweep.analysis.test_status import write_sweep
 from tests.sweep.controller.test_controller import SPACE, falling, rules
 from tests.sweep.objectives import METRIC, curve, grows_in_a_store
@@ -33,8 +39,8 @@ from tests.sweep.sweeps import asha, make_settings, start, tpe
 @pytest.fixture
 def simulate(tmp_path, write_space, monkeypatch):
     """Makes a simulated sweep that is kept in a store; alone: in its folder only."""
-    monkeypatch.setattr(mirrors, "_SEGMENT_BYTES", 3000)
-    monkeypatch.setattr(owner, "_SILENT_S", 0.0)  # seconds, that a process of before is given to say it is alive
+    monkeypatch.setattr(mirrors, "_CHUNK_BYTES", 3000)
+    monkeypatch.setattr(owner, "_EXPIRY_S", 0.0)  # seconds, that a process of before is given to say it is alive
 
     def made(kind, *, seed=0, is_late=False, alone=False, name="sweep"):
         url = None if alone else f"file://{tmp_path}/store"
@@ -43,18 +49,18 @@ def simulate(tmp_path, write_space, monkeypatch):
         scratch.mkdir(exist_ok=True)
 
         def mirror():
-            begun = Mirror(settings.path, Unreliable(settings.stored_at))
-            begun.begin()
+            begun = FolderSync(settings.path, Unreliable(settings.storage_url))
+            begun.connect()
             return begun
 
-        rule = rules(write_space(SPACE))[kind]
+        scheduler = rules(write_space(SPACE))[kind]
         return Simulation(
             settings,
-            rule,
+            scheduler,
             falling,
             seed=seed,
             is_late=is_late,
-            mirror=None if alone else mirror,
+            folder_sync=None if alone else mirror,
             scratch=scratch,
         )
 
@@ -66,21 +72,21 @@ def run(swept, generator, *, lost):
     num_lost, next_loss = 0, 12
     while True:
         swept.fill()
-        if swept.state.is_over:
+        if swept.controller.is_over:
             break
         swept.step()
         if generator.random() < 0.3:
-            swept.mirror.copy()
+            swept.mirror.sync_changes()
             check_what_the_store_would_go_on_from(swept)
-        if swept.state.history.num_reports >= next_loss:
+        if swept.controller.history.num_reports >= next_loss:
             next_loss += generator.randrange(6, 20)
             swept.kill()
             if lost and generator.random() < 0.7:
                 num_lost += 1
                 shutil.rmtree(swept.settings.path)
             swept.start()
-    swept.state.close("finished")
-    swept.mirror.finish(patience_s=0.0)
+    swept.controller.close("finished")
+    swept.mirror.finish(timeout_s=0.0)
     swept.log.close()
     return num_lost
 
@@ -89,9 +95,9 @@ def check_what_the_store_would_go_on_from(swept):
     """Of every trial that is not over, by the events in the store, it has the newest checkpoint that these tell of."""
     folder = swept.scratch / "seen"
     shutil.rmtree(folder, ignore_errors=True)
-    store = Store(swept.settings.stored_at)
-    fetch_events(store, folder)
-    newest, names = {}, set(store.files())
+    store = ObjectStore(swept.settings.storage_url)
+    download_events(store, folder)
+    newest, names = {}, set(store.list_files())
     for event in read_events(folder / "events.jsonl"):
         if isinstance(event, Reported):
             newest[event.trial] = event.checkpoint or newest.get(event.trial)
@@ -107,8 +113,10 @@ def test_a_sweep_whose_machine_is_lost_decides_what_one_left_alone_decides(simul
     swept = simulate(kind, is_late=is_late)
     assert run(swept, random.Random(kind), lost=True) >= 2
     assert swept.decisions() == whole.decisions()
-    assert set(Store(swept.settings.stored_at).files("checkpoints")) == {
-        each.file for trial in swept.state.history.trials for each in swept.state.history.shelf.of(trial)
+    assert set(ObjectStore(swept.settings.storage_url).list_files("checkpoints")) == {
+        each.file
+        for trial in swept.controller.history.trials
+        for each in swept.controller.history.retention.list_checkpoints(trial)
     }
 
 
@@ -121,7 +129,7 @@ def test_a_process_that_was_killed_goes_on_with_the_longer_log_of_its_folder(sim
 
 def begun(simulate, num_reports=20):
     swept = simulate("stop")
-    while swept.state.history.num_reports < num_reports:
+    while swept.controller.history.num_reports < num_reports:
         swept.fill()
         swept.step()
     return swept
@@ -136,68 +144,77 @@ def test_everything_a_user_wants_is_in_the_store_at_the_end_and_nothing_else(sim
     for name in (".lock", "trials/trial_0000/x", "retrain/.last.ckpt.7.part", "pictures/x.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    swept.mirror.copy()
-    names = set(Store(swept.settings.stored_at).files())
+    swept.mirror.sync_changes()
+    names = set(ObjectStore(swept.settings.storage_url).list_files())
     assert "sweep.yaml" in names
     assert "study/journal.log" not in names  # it may know more than the events
     (folder / "retrain/checkpoints/last.ckpt").unlink()
-    swept.mirror.finish(patience_s=0.0)
-    names = {name for name in Store(swept.settings.stored_at).files() if not name.startswith(("checkpoints", SEGMENTS))}
+    swept.mirror.finish(timeout_s=0.0)
+    names = {
+        name
+        for name in ObjectStore(swept.settings.storage_url).list_files()
+        if not name.startswith(("checkpoints", EVENT_CHUNKS_FOLDER))
+    }
     assert names == {"sweep.yaml", "study/journal.log", "tensorboard/trial_0000/events"}
 
 
 def test_a_log_is_copied_in_segments_of_which_only_the_last_one_changes(simulate):
     swept = begun(simulate)
-    swept.mirror.copy()
-    before = Store(swept.settings.stored_at).files(SEGMENTS)
+    swept.mirror.sync_changes()
+    before = ObjectStore(swept.settings.storage_url).list_files(EVENT_CHUNKS_FOLDER)
     for _ in range(6):
         swept.fill()
         swept.step()
-    swept.mirror.copy()
-    after = Store(swept.settings.stored_at).files(SEGMENTS)
+    swept.mirror.sync_changes()
+    after = ObjectStore(swept.settings.storage_url).list_files(EVENT_CHUNKS_FOLDER)
     assert len(before) >= 2
     assert all(after[name] == before[name] for name in sorted(before)[:-1])
-    assert b"".join(Store(swept.settings.stored_at).read(name) for name in sorted(after)) == swept.file.read_bytes()
+    assert (
+        b"".join(ObjectStore(swept.settings.storage_url).read(name) for name in sorted(after))
+        == swept.file.read_bytes()
+    )
 
 
 def test_during_an_outage_the_thread_says_so_once_and_everything_is_copied_afterwards(simulate, capsys, monkeypatch):
     swept = begun(simulate)
     swept.mirror._store.is_out = True
     swept.mirror._every_s = 0.01
-    monkeypatch.setattr(mirrors, "_LONGEST_DELAY_S", 0.01)
+    monkeypatch.setattr(mirrors, "_MAX_DELAY_S", 0.01)
     asked = swept.mirror._store.num_refused
     swept.mirror.start()
     while swept.mirror._store.num_refused < asked + 5:
         pass
     swept.mirror._store.is_out = False
-    swept.mirror.finish(patience_s=0.0)
+    swept.mirror.finish(timeout_s=0.0)
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2
     assert "does not answer (AWS Error NETWORK_CONNECTION" in told[0]
     assert told[1].endswith("answers again")
-    segments = Store(swept.settings.stored_at).files(SEGMENTS)
+    segments = ObjectStore(swept.settings.storage_url).list_files(EVENT_CHUNKS_FOLDER)
     assert sum(each.size_bytes for each in segments.values()) == swept.file.stat().st_size
 
 
 def test_a_store_that_is_out_at_the_end_leaves_a_sweep_that_can_go_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(mirrors, "_LAST_PATIENCE_S", 0.0)
-    monkeypatch.setattr(mirrors, "Store", Unreliable)
+    monkeypatch.setattr(mirrors, "_FINAL_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(mirrors, "ObjectStore", Unreliable)
     settings = make_settings(tmp_path / "sweep", storage=f"file://{tmp_path}/store")
 
     def swept():
-        with mirrored(settings) as mirror:
+        with sync_sweep_folder(settings) as folder_sync:
             settings.path.mkdir()
             (settings.path / "best.yaml").write_text("{}")
-            mirror._store.is_out = True
+            folder_sync._store.is_out = True
 
-    with pytest.raises(NotKeptError, match=rf"lacks the last of it .* python tune.py sweep.resume={settings.path}"):
+    with pytest.raises(
+        SyncIncompleteError, match=rf"lacks the last of it .* python tune.py sweep.resume={settings.path}"
+    ):
         swept()
     assert "waiting for it" in capsys.readouterr().err
 
 
 def test_logs_that_went_different_ways_are_a_sentence(simulate):
     swept = begun(simulate)
-    swept.mirror.copy()
+    swept.mirror.sync_changes()
     swept.kill()
     lines = swept.file.read_text().splitlines(keepends=True)
     swept.file.write_text("".join(lines[:-3]) + lines[-1])
@@ -207,32 +224,32 @@ def test_logs_that_went_different_ways_are_a_sentence(simulate):
 
 def test_two_processes_do_not_run_one_sweep(simulate, monkeypatch):
     swept = begun(simulate)
-    store = Store(swept.settings.stored_at)
-    other = Mirror(swept.settings.path, Store(swept.settings.stored_at))
-    other.begin()  # after the first has been silent
-    with pytest.raises(OtherOwnerError, match=f"is run by process {os.getpid()} on"):
-        swept.mirror.copy()
-    monkeypatch.setattr(owner, "_SILENT_S", 5.0)
-    monkeypatch.setattr(owner.time, "sleep", lambda seconds: other.copy())
+    store = ObjectStore(swept.settings.storage_url)
+    other = FolderSync(swept.settings.path, ObjectStore(swept.settings.storage_url))
+    other.connect()  # after the first has been silent
+    with pytest.raises(LeaseLostError, match=f"is run by process {os.getpid()} on"):
+        swept.mirror.sync_changes()
+    monkeypatch.setattr(owner, "_EXPIRY_S", 5.0)
+    monkeypatch.setattr(owner.time, "sleep", lambda seconds: other.sync_changes())
     with pytest.raises(UserError, match=r"is running already, as process"):
-        Mirror(swept.settings.path, store).begin()
-    other.finish(patience_s=0.0)
-    assert OWNER not in store.files()
+        FolderSync(swept.settings.path, store).connect()
+    other.finish(timeout_s=0.0)
+    assert LEASE_FILE not in store.list_files()
 
 
 def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(simulate, monkeypatch):
     swept = begun(simulate)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    store = Store(swept.settings.stored_at)
-    store.write(OWNER, json.dumps({"id": "x", "host": socket.gethostname(), "pid": gone.pid, "beat": 1}).encode())
-    monkeypatch.setattr(owner.time, "sleep", pytest.fail)
-    Mirror(swept.settings.path, store).begin()
+    store = ObjectStore(swept.settings.storage_url)
+    store.write(LEASE_FILE, json.dumps({"id": "x", "host": socket.gethostname(), "pid": gone.pid, "beat": 1}).encode())
+    monkeypatch.setattr(owner.time, "sleep", pytest.send_failure)
+    FolderSync(swept.settings.path, store).connect()
 
 
 def test_a_name_that_is_taken_in_the_store_is_a_sentence(simulate, tmp_path):
     swept = begun(simulate)
-    swept.mirror.copy()
+    swept.mirror.sync_changes()
     with pytest.raises(UserError, match=r"there is a sweep in file://.*/store/sweep already"):
         check_storage(swept.settings)
     check_storage(make_settings(tmp_path / "b", name="other", storage=swept.settings.storage))
@@ -243,17 +260,17 @@ def test_a_name_that_is_taken_in_the_store_is_a_sentence(simulate, tmp_path):
 def test_where_there_is_no_sweep_nothing_is_brought_back(tmp_path):
     url = f"file://{tmp_path}/store/none"
     with pytest.raises(UserError, match=rf"sweep.resume={url}: there is no sweep.yaml in it"):
-        brought_back(url, tmp_path / "sweep")
+        download_sweep(url, tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
 
 
 def test_a_sweep_in_a_store_is_looked_at_without_its_checkpoints(simulate, capsys):
     swept = begun(simulate)
     write_sweep(swept.settings)
-    swept.mirror.copy_at_rest()
-    print_status(swept.settings.stored_at)
-    assert f"python tune.py sweep.resume={swept.settings.stored_at}" in capsys.readouterr().out
-    with looked_at(swept.settings.stored_at) as folder:
+    swept.mirror.sync_all()
+    print_status(swept.settings.storage_url)
+    assert f"python tune.py sweep.resume={swept.settings.storage_url}" in capsys.readouterr().out
+    with open_sweep_for_reading(swept.settings.storage_url) as folder:
         assert (folder / "events.jsonl").read_bytes() == swept.file.read_bytes()
         assert {each.name for each in folder.iterdir()} == {"events.jsonl", "sweep.yaml"}
     assert not folder.exists()
@@ -266,13 +283,13 @@ def test_a_sweep_with_workers_is_whole_in_its_store(ray_started, tmp_path, write
 
     def run_on(folder, num_trials, *, resume):
         settings = make_settings(tmp_path / folder, num_trials=num_trials, storage=storage)
-        with mirrored(settings) as mirror:
-            return start(settings, space, grows_in_a_store, resume=resume, mirror=mirror, rule=asha(4))
+        with sync_sweep_folder(settings) as folder_sync:
+            return start(settings, space, grows_in_a_store, resume=resume, folder_sync=folder_sync, scheduler=asha(4))
 
     before = run_on("here", 3, resume=False)
     shutil.rmtree(tmp_path / "here")
     table = run_on("there", 6, resume=True)
-    store = Store(f"{storage}/test")
+    store = ObjectStore(f"{storage}/test")
     assert len(table.rows) == 6
     assert all(table.rows[number] == row for number, row in before.rows.items())
     for row in table.rows.values():
@@ -280,7 +297,7 @@ def test_a_sweep_with_workers_is_whole_in_its_store(ray_started, tmp_path, write
         assert row.metrics[METRIC] == pytest.approx(10.0 - grown)
     resumed = [event for event in read_events(tmp_path / "there" / "events.jsonl") if isinstance(event, Reported)]
     assert {event.resumed_from for event in resumed if event.trial == 1 and event.epoch > 2} <= {2}
-    assert {"trials.csv", "study/journal.log", "sweep.yaml"} <= set(store.files())
+    assert {"trials.csv", "study/journal.log", "sweep.yaml"} <= set(store.list_files())
     assert not list((tmp_path / "there").glob("checkpoints/*/*"))
 
 
@@ -294,6 +311,6 @@ def test_the_study_is_made_again_from_the_events(ray_started, tmp_path, write_sp
         if name == "rebuilt":
             shutil.rmtree(tmp_path / name / "study")
         start(replace(settings, num_trials=9), space, curve, sampler=tpe(), resume=True)
-        study = optuna.load_study(study_name="test", storage=read_storage(None, tmp_path / name / "study"))
+        study = optuna.load_study(study_name="test", storage=open_storage_for_reading(None, tmp_path / name / "study"))
         studies.append([(trial.params, trial.state, trial.intermediate_values) for trial in study.trials])
     assert studies[0] == studies[1]

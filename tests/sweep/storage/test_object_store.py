@@ -5,13 +5,13 @@ import threading
 import pytest
 
 from handpose.errors import UserError
-from handpose.sweep.storage.object_store import Store
-from handpose.urls import joined, parent_and_name
+from handpose.sweep.storage.object_store import ObjectStore
+from handpose.urls import join_url, split_url
 
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(f"file://{tmp_path}/store")
+    return ObjectStore(f"file://{tmp_path}/store")
 
 
 def test_what_is_written_is_read_copied_listed_and_removed(store, tmp_path):
@@ -22,17 +22,17 @@ def test_what_is_written_is_read_copied_listed_and_removed(store, tmp_path):
     store.download("e/f.ckpt", tmp_path / "back" / "f.ckpt")
     assert store.read("a/b.txt") == b"one"
     assert (tmp_path / "back" / "f.ckpt").read_bytes() == b"checkpoint"
-    assert {name: stored.size_bytes for name, stored in store.files().items()} == {
+    assert {name: stored.size_bytes for name, stored in store.list_files().items()} == {
         "a/b.txt": 3,
         "a/c/d.ckpt": 10,
         "e/f.ckpt": 10,
     }
-    assert set(store.files("a/c")) == {"a/c/d.ckpt"}
-    assert set(store.below("a").files()) == {"b.txt", "c/d.ckpt"}
+    assert set(store.list_files("a/c")) == {"a/c/d.ckpt"}
+    assert set(store.open_subfolder("a").files()) == {"b.txt", "c/d.ckpt"}
     for _ in range(2):
         store.remove("a/c/d.ckpt")
-    assert set(store.files("a")) == {"a/b.txt"}
-    assert store.files("nowhere") == {}
+    assert set(store.list_files("a")) == {"a/b.txt"}
+    assert store.list_files("nowhere") == {}
     with pytest.raises(FileNotFoundError):
         store.read("a/c/d.ckpt")
 
@@ -54,7 +54,7 @@ def test_a_reader_never_sees_half_a_file(store):
     is_over.set()
     reader.join()
     assert lengths <= {(10, 1), (2_000_000, 1)}
-    assert set(store.files()) == {"log"}
+    assert set(store.list_files()) == {"log"}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_reader_never_sees_half_a_file(store):
 )
 def test_a_url_that_cannot_be_meant_is_a_sentence_without_its_secret(url, sentence):
     with pytest.raises(UserError, match=r"sweep\.storage=") as told:
-        Store(url)
+        ObjectStore(url)
     assert sentence in str(told.value)
     assert "hunter2" not in str(told.value)
 
@@ -77,15 +77,15 @@ def test_a_url_that_cannot_be_meant_is_a_sentence_without_its_secret(url, senten
 def test_a_store_that_cannot_be_written_is_told_before_work_starts(tmp_path):
     (tmp_path / "store").write_text("a file where the folder would be")
     with pytest.raises(UserError, match=r"sweep.storage=file://.*/store cannot be written and read"):
-        Store(f"file://{tmp_path}/store").check()
+        ObjectStore(f"file://{tmp_path}/store").check()
 
 
 def test_checking_leaves_nothing(store):
     store.check()
-    assert store.files() == {}
+    assert store.list_files() == {}
 
 
 def test_what_lies_below_a_url_stays_before_its_options():
     url = "s3://bucket/folder?region=eu-west-1"
-    assert joined(url, "name/confirm") == "s3://bucket/folder/name/confirm?region=eu-west-1"
-    assert parent_and_name(joined(url, "name")) == (url, "name")
+    assert join_url(url, "name/confirm") == "s3://bucket/folder/name/confirm?region=eu-west-1"
+    assert split_url(join_url(url, "name")) == (url, "name")

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from handpose.sweep.storage.checkpoint_files import FolderFiles
-from handpose.sweep.storage.retention import CheckpointShelf, is_whole, newest_whole, saved
+from handpose.sweep.storage.retention import CheckpointRetention, describe_checkpoint, find_newest_intact, is_intact
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def save(tmp_path):
         file = tmp_path / "checkpoints" / f"trial_{trial:04d}" / f"epoch_{epoch}.ckpt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(os.urandom(size))
-        return saved(file, folder=tmp_path, epoch=epoch)
+        return describe_checkpoint(file, folder=tmp_path, epoch=epoch)
 
     return written
 
@@ -28,7 +28,9 @@ def shelf(tmp_path):
     def need(trial):
         return "none" if trial < 10 else "finalist" if trial < 20 else "resumable"
 
-    return CheckpointShelf(FolderFiles(tmp_path), 500, need=need, loss=float, is_running=lambda trial: trial >= 30)
+    return CheckpointRetention(
+        FolderFiles(tmp_path), 500, get_need=need, get_loss=float, is_running=lambda trial: trial >= 30
+    )
 
 
 def files(folder):
@@ -47,22 +49,22 @@ def files(folder):
 )
 def test_whatever_happened_to_the_newest_the_one_before_it_is_used(save, tmp_path, damage):
     checkpoints = [save(0, 1), save(0, 2)]
-    assert newest_whole(checkpoints, tmp_path) == checkpoints[1]
+    assert find_newest_intact(checkpoints, tmp_path) == checkpoints[1]
     damage(tmp_path / checkpoints[1].file)
-    assert not is_whole(checkpoints[1], tmp_path)
-    assert newest_whole(checkpoints, tmp_path) == checkpoints[0]
+    assert not is_intact(checkpoints[1], tmp_path)
+    assert find_newest_intact(checkpoints, tmp_path) == checkpoints[0]
 
 
 def test_nothing_whole_is_none(save, tmp_path):
     checkpoint = save(0, 1)
     (tmp_path / checkpoint.file).unlink()
-    assert newest_whole([checkpoint], tmp_path) is None
+    assert find_newest_intact([checkpoint], tmp_path) is None
 
 
 def test_a_trial_keeps_its_newest_two(shelf, save, tmp_path):
     for epoch in (1, 2, 3, 4):
-        shelf.put(30, save(30, epoch))
-        shelf.tidy(30)
+        shelf.add(30, save(30, epoch))
+        shelf.enforce_budget(30)
     assert files(tmp_path) == {"30/epoch_3", "30/epoch_4"}
     assert shelf.total_bytes == 200
 
@@ -70,11 +72,11 @@ def test_a_trial_keeps_its_newest_two(shelf, save, tmp_path):
 def test_what_is_needed_least_goes_first_and_of_that_the_worst(shelf, save, tmp_path):
     order = []
     for trial, epoch in [(5, 1), (6, 1), (11, 1), (12, 1), (20, 1), (21, 1), (30, 1), (30, 2), (20, 2)]:
-        shelf.put(trial, save(trial, epoch))
+        shelf.add(trial, save(trial, epoch))
     while True:
         before = files(tmp_path)
         shelf.budget_bytes = shelf.total_bytes - 1
-        shelf.tidy(30)
+        shelf.enforce_budget(30)
         gone = before - files(tmp_path)
         if not gone:
             break
@@ -97,9 +99,9 @@ def test_after_a_crash_only_what_is_known_and_there_is_left(shelf, save, tmp_pat
     save(30, 3)  # written, but never reported
     (tmp_path / "checkpoints" / "trial_0030" / ".epoch_4.ckpt.part").write_bytes(b"half")
     (tmp_path / gone.file).unlink()
-    shelf.put(30, gone)
-    shelf.put(30, known)
-    shelf.settle()
+    shelf.add(30, gone)
+    shelf.add(30, known)
+    shelf.reconcile()
     assert files(tmp_path) == {"30/epoch_2"}
-    assert shelf.of(30) == [known]
+    assert shelf.list_checkpoints(30) == [known]
     assert shelf.total_bytes == 100

@@ -20,7 +20,7 @@ import torch.optim.optimizer as optimizers
 from torch import backends, nn
 
 from handpose.config import compose
-from handpose.sweep.trainable.process_state import clean_process
+from handpose.sweep.trainable.process_state import preserve_process_state
 from handpose.training.fit import fit
 from handpose.training.results import RunFolders
 from tests import builders
@@ -155,7 +155,7 @@ def weights(data, folder, *overrides, fails=False):
     """Hash of the weights after a short training."""
     given = [*SMALL, f"data.root={data}", f"paths.output={folder}", *overrides]
     kept = Weights(fails=fails)
-    with clean_process():
+    with preserve_process_state():
         fit(compose("train", given), RunFolders(folder, folder, folder), callbacks=[kept], quiet=True)
         if overrides:
             for make_dirty, _ in DIRT.values():

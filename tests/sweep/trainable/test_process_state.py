@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from handpose.sweep.trainable import process_state as worker
-from handpose.sweep.trainable.process_state import clean_process
-from handpose.sweep.trainable.reporting import WornWorkerError
+from handpose.sweep.trainable.process_state import preserve_process_state
+from handpose.sweep.trainable.reporting import UnfitWorkerError
 from tests.builders import write_freihand
 from tests.sweep.trainable.dirt import DIRT
 
@@ -19,12 +19,12 @@ REPOSITORY = Path(__file__).parents[3]
 @pytest.mark.parametrize("dirt", DIRT)
 def test_whatever_a_trial_sets_is_put_back(dirt):
     make_dirty, look = DIRT[dirt]
-    with clean_process():
+    with preserve_process_state():
         before = look()
-    with clean_process():
+    with preserve_process_state():
         make_dirty()
         assert look() != before, "the dirt cannot be seen"
-    with clean_process():
+    with preserve_process_state():
         assert look() == before
 
 
@@ -33,7 +33,7 @@ def test_what_a_trial_set_is_put_back_when_it_fails_too():
         torch.set_default_dtype(torch.float64)
         raise FloatingPointError
 
-    with pytest.raises(FloatingPointError), clean_process():
+    with pytest.raises(FloatingPointError), preserve_process_state():
         fail()
     assert torch.get_default_dtype() == torch.float32
 
@@ -41,15 +41,15 @@ def test_what_a_trial_set_is_put_back_when_it_fails_too():
 def test_what_nobody_has_set_is_not_set_afterwards(monkeypatch):
     """So that what follows another setting goes on following it."""
     for name in ("set_num_threads", "set_default_device", "set_float32_matmul_precision", "set_default_dtype"):
-        monkeypatch.setattr(torch, name, pytest.fail)
-    with clean_process():
+        monkeypatch.setattr(torch, name, pytest.send_failure)
+    with preserve_process_state():
         pass
 
 
 def test_what_cannot_be_read_at_the_beginning_is_left_alone():
-    with clean_process():
+    with preserve_process_state():
         DIRT["contradicting precisions"][0]()
-        with clean_process():
+        with preserve_process_state():
             torch.set_default_dtype(torch.float64)
         assert torch.get_default_dtype() == torch.float32
 
@@ -96,7 +96,7 @@ def test_a_process_whose_gpu_memory_does_not_come_back_takes_no_other_trial(monk
     monkeypatch.setattr(torch, "cuda", gpu)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
     if is_worn:
-        with pytest.raises(WornWorkerError, match="has left 1000 MB of GPU 0 taken"):
+        with pytest.raises(UnfitWorkerError, match="has left 1000 MB of GPU 0 taken"):
             worker._free_memory()
     else:
         worker._free_memory()

@@ -11,16 +11,16 @@ from handpose.config import compose
 from handpose.errors import UserError
 from handpose.metrics.target import TargetMetric
 from handpose.sweep.record.events import Begun, Measured, Reported, read_events
-from handpose.sweep.record.trial_segment import Stretch, pictures_of
+from handpose.sweep.record.trial_segment import TrialSegment, find_pictures
 from handpose.sweep.storage.checkpoint_files import FolderFiles
 from handpose.sweep.trainable import trial
 from handpose.sweep.trainable.trial import (
-    TrainingObjective,
+    TrainingFunction,
     TrialRecipe,
-    TuneReport,
-    training_overrides,
-    with_params,
-    with_target,
+    TrialReportCallback,
+    add_checkpoint_metric,
+    add_param_overrides,
+    select_training_overrides,
 )
 from handpose.training.fit import RunFolders, fit
 from tests import builders
@@ -56,7 +56,7 @@ def train(overrides, tmp_path):
 
 def reproduced(row, tmp_path):
     """Metrics of the row's command, trained in this process as far as the row says."""
-    config = compose("train", [*shlex.split(row.command)[2:], *SILENT])
+    config = compose("train", [*shlex.split(row.format_command)[2:], *SILENT])
     epochs = Epochs(row.epochs)
     fit(config, RunFolders(tmp_path, tmp_path, tmp_path), quiet=True, callbacks=[epochs])
     return {name: epochs.metrics[name] for name in row.metrics}
@@ -67,19 +67,19 @@ AUC = TargetMetric("val/pck_auc", "max")
 
 def test_the_best_checkpoint_is_chosen_by_the_metric_of_the_sweep():
     given = ["optimizer.lr=0.01"]
-    assert with_target(given, compose("train", given), AUC) == [*given, "checkpoints.metric=val/pck_auc"]
-    assert with_target(given, compose("train", given), TargetMetric("val/pa_mpjpe_mm", "min")) == given
+    assert add_checkpoint_metric(given, compose("train", given), AUC) == [*given, "checkpoints.metric=val/pck_auc"]
+    assert add_checkpoint_metric(given, compose("train", given), TargetMetric("val/pa_mpjpe_mm", "min")) == given
 
 
 def test_a_metric_for_checkpoints_that_was_given_stays():
     given = ["checkpoints.metric=val/rr_mpjpe_mm"]
-    assert with_target(given, compose("train", given), AUC) == given
+    assert add_checkpoint_metric(given, compose("train", given), AUC) == given
 
 
 def test_a_mode_for_checkpoints_that_contradicts_the_metric_of_the_sweep_is_refused():
     given = ["checkpoints.mode=min"]
     with pytest.raises(UserError, match=r"checkpoints\.mode=min contradicts checkpoints\.metric=val/pck_auc"):
-        with_target(given, compose("train", given), AUC)
+        add_checkpoint_metric(given, compose("train", given), AUC)
 
 
 class Epochs(pl.Callback):
@@ -100,14 +100,14 @@ def test_each_trial_of_two_at_a_time_is_reproduced_alone_from_its_row(ray_starte
     """Paused at every rung, and promoted from its checkpoint in another worker; constraints are measured before."""
     recipe = TrialRecipe(overrides, [], max_epochs=4, num_threads=1)
     settings = make_settings(tmp_path / "sweep", num_trials=4, max_epochs=4)
-    rule = asha(4, mode="promote", reduction_factor=2)
-    objective = TrainingObjective.of(recipe, settings, rule(), measures=True)
+    scheduler = asha(4, mode="promote", reduction_factor=2)
+    objective = TrainingFunction.from_settings(recipe, settings, scheduler(), needs_costs=True)
     table = start(
         settings,
         write_space(SPACE),
         objective,
-        rule=rule,
-        command=recipe.command,
+        scheduler=scheduler,
+        command=recipe.format_command,
         constraints={"num_parameters": 1e9},
     )
     events = read_events(tmp_path / "sweep" / "events.jsonl")
@@ -122,7 +122,7 @@ def test_each_trial_of_two_at_a_time_is_reproduced_alone_from_its_row(ray_starte
 
 def test_a_commands_values_take_the_place_of_the_users():
     recipe = TrialRecipe(["model/decoder=effpose", "optimizer.lr=1", "seed=3"], [], max_epochs=4, num_threads=2)
-    command = recipe.command({"model/decoder": "pyramid", "optimizer.lr": 0.002})
+    command = recipe.format_command({"model/decoder": "pyramid", "optimizer.lr": 0.002})
     assert shlex.split(command) == [
         "python",
         "train.py",
@@ -137,11 +137,11 @@ def test_a_commands_values_take_the_place_of_the_users():
 def test_overrides_of_the_sweep_are_not_for_train_py():
     kept = ["data=freihand", "optimizer.lr=1e-3", "+experiment=x", "sweeping=1"]
     gone = ["sweep.name=x", "scheduler=asha", "search_space=default", "ray.address=auto", "searcher.sampler.seed=1"]
-    assert training_overrides([*gone, *kept, "++sweep.seed=2", "hydra.run.dir=."]) == kept
+    assert select_training_overrides([*gone, *kept, "++sweep.seed=2", "hydra.run.dir=."]) == kept
 
 
 def test_params_replace_overrides_of_the_same_key():
-    assert with_params(["a=1", "b=2"], {"a": 3, "c": [1, 2]}) == ["b=2", "a=3", "c=[1,2]"]
+    assert add_param_overrides(["a=1", "b=2"], {"a": 3, "c": [1, 2]}) == ["b=2", "a=3", "c=[1,2]"]
 
 
 @pytest.fixture
@@ -151,9 +151,9 @@ def told(overrides, tmp_path):
     callbacks = []
 
     def made(metric=METRIC, every=None, rungs=(), compared_at=(), num_hands=0):
-        stretch, files = Stretch(0, 1, {}, 0, [], str(tmp_path), None), FolderFiles(tmp_path)
-        objective = TrainingObjective(TrialRecipe([], [], 4, 1), metric, every, rungs, compared_at=compared_at)
-        callbacks.append(TuneReport(stretch, objective, files=files, resumed_from=0, num_hands=num_hands))
+        segment, files = TrialSegment(0, 1, {}, 0, [], str(tmp_path), None), FolderFiles(tmp_path)
+        objective = TrainingFunction(TrialRecipe([], [], 4, 1), metric, every, rungs, comparison_epochs=compared_at)
+        callbacks.append(TrialReportCallback(segment, objective, files=files, resumed_from=0, num_hands=num_hands))
         return callbacks[-1]
 
     yield made
@@ -170,8 +170,8 @@ def test_a_metric_that_is_not_validated_is_told_with_those_that_are(train, told)
 def test_a_diverged_trial_ends_itself_after_the_report(train, told, monkeypatch, look_every):
     """Within the epoch where it looks often enough, else after it."""
     reports = []
-    monkeypatch.setattr(trial, "_LOOK_EVERY_STEPS", look_every)
-    monkeypatch.setattr(trial, "report", lambda epoch, metrics, **_: reports.append((epoch, metrics)))
+    monkeypatch.setattr(trial, "_CHECK_EVERY_STEPS", look_every)
+    monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **_: reports.append((epoch, metrics)))
     train("trainer.max_epochs=4", "optimizer.lr=1e30", "lr_schedule=constant", callbacks=[told()])
     assert not math.isfinite(reports[-1][1][METRIC])
     assert all(math.isfinite(metrics[METRIC]) for _, metrics in reports[:-1])
@@ -181,7 +181,7 @@ def test_a_diverged_trial_ends_itself_after_the_report(train, told, monkeypatch,
 
 def test_a_checkpoint_that_cannot_be_written_is_noted_and_training_goes_on(train, told, monkeypatch, tmp_path):
     reports = []
-    monkeypatch.setattr(trial, "report", lambda epoch, metrics, **more: reports.append((epoch, more)))
+    monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **more: reports.append((epoch, more)))
     (tmp_path / "checkpoints").write_text("in the way of a folder")
     metrics = train("trainer.max_epochs=2", callbacks=[told(every=1)])
     assert [(epoch, more["checkpoint"]) for epoch, more in reports] == [(1, None), (2, None)]
@@ -191,7 +191,7 @@ def test_a_checkpoint_that_cannot_be_written_is_noted_and_training_goes_on(train
 
 def test_a_checkpoint_is_told_with_the_next_epoch_and_at_a_rung_at_once(train, told, monkeypatch):
     reports = []
-    monkeypatch.setattr(trial, "report", lambda epoch, metrics, checkpoint, **_: reports.append(checkpoint))
+    monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, checkpoint, **_: reports.append(checkpoint))
     train("trainer.max_epochs=4", callbacks=[told(every=1)])
     assert [checkpoint and checkpoint.epoch for checkpoint in reports] == [None, 1, 2, 3]
     reports.clear()
@@ -204,18 +204,18 @@ def test_a_trial_that_is_stopped_saves_no_more(train, told, monkeypatch, tmp_pat
         if epoch == 2:
             raise SystemExit(0)  # as Ray ends a stretch
 
-    monkeypatch.setattr(trial, "report", stop_at_two)
+    monkeypatch.setattr(trial, "report_epoch", stop_at_two)
     with pytest.raises(KeyboardInterrupt):
         train("trainer.max_epochs=4", callbacks=[told(every=1)])
     assert [file.name for file in tmp_path.glob("checkpoints/*/*")] == ["epoch_0001_stretch_1.ckpt"]
 
 
 def test_pictures_are_drawn_where_a_trial_may_end_and_change_nothing(train, told, monkeypatch, tmp_path):
-    monkeypatch.setattr(trial, "report", lambda epoch, metrics, **_: None)
+    monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **_: None)
     given = ["trainer.max_epochs=3", "ema_decay=0.9"]
     assert train(*given, callbacks=[told(compared_at=(1,), num_hands=2)]) == train(*given)
     names = {"keypoints", "skeletons", "heatmaps"}
-    drawn = {epoch: pictures_of(tmp_path, 0, epoch) for epoch in (1, 2, 3)}
+    drawn = {epoch: find_pictures(tmp_path, 0, epoch) for epoch in (1, 2, 3)}
     assert [set(drawn[epoch]) for epoch in drawn] == [names, set(), names]
     sizes = [[decode_jpeg_header(drawn[epoch][name].read_bytes())[:2] for name in names] for epoch in (1, 3)]
     assert sizes[0] == sizes[1]
@@ -232,7 +232,7 @@ class Rates(pl.Callback):
 
 
 def test_a_trial_goes_on_from_a_checkpoint_with_the_new_learning_rate(train, told, monkeypatch, tmp_path):
-    monkeypatch.setattr(trial, "report", lambda epoch, metrics, **_: None)
+    monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **_: None)
     old, new = ["trainer.max_epochs=3", "optimizer.lr=1e-3"], ["trainer.max_epochs=3", "optimizer.lr=2e-4"]
     whole = train(*old, callbacks=[told(every=2)])
     checkpoint = tmp_path / "checkpoints" / "trial_0000" / "epoch_0002_stretch_1.ckpt"
@@ -247,7 +247,7 @@ def test_a_trial_goes_on_from_a_checkpoint_with_the_new_learning_rate(train, tol
 
 def test_a_trial_with_averaged_weights_pauses_and_goes_on(train, told, monkeypatch, tmp_path):
     """What is validated and reported after the pause is what it would have been, with weights that began elsewhere."""
-    monkeypatch.setattr(trial, "report", lambda epoch, metrics, **_: None)
+    monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **_: None)
     begun = tmp_path / "begun.ckpt"
     train("trainer.max_epochs=2", callbacks=[told(rungs=(1,))])
     (tmp_path / "checkpoints/trial_0000/epoch_0001_stretch_1.ckpt").rename(begun)
@@ -262,4 +262,4 @@ def test_a_folder_for_packed_images_may_depend_on_the_node(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/driver")
     recipe = TrialRecipe(["paths.packed='${oc.env:TMPDIR,/tmp}/handpose'"], ["paths.packed=/driver/handpose"], 4, 1)
     monkeypatch.setenv("TMPDIR", "/node")
-    assert compose("train", recipe.in_worker({})).paths.packed == "/node/handpose"
+    assert compose("train", recipe.make_worker_overrides({})).paths.packed == "/node/handpose"

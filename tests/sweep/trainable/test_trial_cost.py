@@ -14,8 +14,15 @@ import torch
 from handpose.config import compose
 from handpose.sweep.trainable import cost_callback as cost_watch
 from handpose.sweep.trainable import trial_cost
-from handpose.sweep.trainable.cost_callback import CostWatch
-from handpose.sweep.trainable.trial_cost import DataSize, Gauge, Refusal, costs, measure, random_hands
+from handpose.sweep.trainable.cost_callback import CostMonitor
+from handpose.sweep.trainable.trial_cost import (
+    DataSize,
+    ProbeFailure,
+    TrialCostProbe,
+    make_random_hands,
+    measure_costs,
+    measure_trial_cost,
+)
 from handpose.training.build import build
 from handpose.training.fit import RunFolders, fit
 from tests.builders import write_freihand
@@ -36,19 +43,19 @@ def gauged(overrides):
     """Measures the small configuration with more overrides."""
 
     def measured(*more, params=None, size=SIZE, num_steps=3):
-        return measure([*overrides, *more], params or {}, size, num_steps=num_steps, weights=False)
+        return measure_trial_cost([*overrides, *more], params or {}, size, num_steps=num_steps, weights=False)
 
     return measured
 
 
 def test_the_memory_of_a_process_is_without_the_files_that_others_share(tmp_path, monkeypatch):
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = trial_cost._process_mb()
+    found = trial_cost._measure_process_mb()
     anonymous_kb = int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
     assert 0.99 * 1.024e-3 * anonymous_kb <= found < 1.024e-3 * peak_kb
     status = tmp_path / "status"
     status.write_text(f"VmRSS:\t {peak_kb} kB\nRssFile:\t  {peak_kb // 2} kB\n")
-    assert trial_cost._process_mb(status) == pytest.approx(1.024e-3 * peak_kb / 2, rel=0.05)
+    assert trial_cost._measure_process_mb(status) == pytest.approx(1.024e-3 * peak_kb / 2, rel=0.05)
 
 
 def test_processes_of_data_loaders_count(gauged):
@@ -80,7 +87,7 @@ class Toy(pl.LightningModule):
 class Loaders(pl.LightningDataModule):
     def __init__(self):
         super().__init__()
-        hands = random_hands(1, 32)
+        hands = make_random_hands(1, 32)
         self.batch = hands._replace(image=hands.image.float())
 
     def train_dataloader(self):
@@ -99,7 +106,7 @@ class Loaders(pl.LightningDataModule):
     ],
 )
 def test_memory_is_that_of_weights_gradients_and_optimizer(optimizer, num_copies):
-    watch = CostWatch(saves=False)
+    watch = CostMonitor(saves_checkpoint=False)
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", callbacks=[watch], enable_model_summary=False, num_sanity_val_steps=0, **silent
@@ -133,8 +140,8 @@ def test_a_latency_is_the_least_of_as_many_as_there_is_time_for(monkeypatch, tim
             self.now_s += 9.0 if self.num_calls <= 2 else times_s[self.num_calls % len(times_s)]
 
     network = Network()
-    monkeypatch.setattr(cost_watch, "_now", lambda device: network.now_s)
-    timed = list(cost_watch._latencies_s(network, random_hands(4, 32)))
+    monkeypatch.setattr(cost_watch, "_read_device_clock", lambda device: network.now_s)
+    timed = list(cost_watch._time_forward_passes(network, make_random_hands(4, 32)))
     assert min(timed) == pytest.approx(min(times_s))
     assert len(timed) == num_timed == network.num_calls - 2  # but for the first two
 
@@ -149,7 +156,7 @@ class Told(pl.Callback):
     def on_fit_start(self, trainer, pl_module):
         if self.measures:
             before = states(), {name: value.clone() for name, value in pl_module.state_dict().items()}
-            self.costs = costs(pl_module)
+            self.costs = measure_costs(pl_module)
             assert states() == before[0]
             assert all(torch.equal(value, before[1][name]) for name, value in pl_module.state_dict().items())
             assert all(parameter.grad is None for parameter in pl_module.parameters())
@@ -225,8 +232,8 @@ def test_a_parameter_that_the_sweep_sets_itself_is_told(gauged):
 )
 def test_what_cannot_be_trained_is_an_answer(overrides, override, kind, reason):
     given = [item for item in overrides if item.partition("=")[0] != override.partition("=")[0]]
-    refusal = Gauge().measure([*given, override], {}, SIZE, num_steps=3, weights=False)
-    assert isinstance(refusal, Refusal)
+    refusal = TrialCostProbe().measure_cost([*given, override], {}, SIZE, num_steps=3, weights=False)
+    assert isinstance(refusal, ProbeFailure)
     assert refusal.kind == kind
     assert refusal.reason.startswith(reason)
 
