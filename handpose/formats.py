@@ -51,8 +51,8 @@ def check_format(content: Mapping[str, Any], path: Path) -> None:
     version = content.get("format", 1)
     if not isinstance(version, int) or version > SWEEP_YAML_FORMAT:
         raise UserError(
-            f"{path} is of format {version}, but this version of the project reads formats up to {SWEEP_YAML_FORMAT}: use the "
-            "later version that wrote it"
+            f"{path} is of format {version}, but this version of the project reads formats up to "
+            f"{SWEEP_YAML_FORMAT}: use the later version that wrote it"
         )
 
 

@@ -450,7 +450,8 @@ def _check_list_lengths(distributions: Mapping[str, BaseDistribution]) -> None:
         count = count_values(distribution) or 0
         if count > _MAX_LISTED_VALUES:
             raise UserError(
-                f"searcher=gp lists the {count} values of {name}, and takes at most {_MAX_LISTED_VALUES}; give {name} larger "
+                f"searcher=gp lists the {count} values of {name}, and takes at most {_MAX_LISTED_VALUES}; give "
+                f"{name} larger "
                 "steps or an interval, or use searcher=optuna"
             )
 

@@ -201,7 +201,8 @@ class _Importer:
     def _find_difference(self, trial: FrozenTrial, placed: SpacePlacement) -> str:
         """What kept the trial's value from being measured here, that neither of the two searches."""
         for key in sorted(self._differing_keys - get_trial_params(trial).keys() - placed.params.keys()):
-            return f"{key} was {self._their_settings.get(key, 'not there')} and is {self._our_settings.get(key, 'not there')}"
+            theirs, ours = (each.get(key, "not there") for each in (self._their_settings, self._our_settings))
+            return f"{key} was {theirs} and is {ours}"
         for name in self._second_objectives:
             if name in _MACHINE_DEPENDENT_COSTS:
                 return f"{name} depends on the machine"

@@ -314,7 +314,8 @@ class _EventChecker:
         if params is not None and not is_same_value(dict(event.params), params):
             self._add_finding(
                 "wrong",
-                f"has other parameters of trial {event.trial} than were proposed: {_format_differences(event.params, params)}",
+                f"has other parameters of trial {event.trial} than were proposed: "
+                f"{_format_differences(event.params, params)}",
             )
 
     def _check_no_retry_is_due(self, what: str, *, than: int | None = None) -> None:

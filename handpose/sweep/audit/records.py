@@ -471,7 +471,8 @@ def _audit_act_order(
         if act[0] != each[0] or (act[0] != "created" and act != each):
             yield AuditFinding(
                 "wrong",
-                f"{label}: line {number} says that {_format_act(act)}, where {EVENTS_FILE} says that {_format_act(each)}",
+                f"{label}: line {number} says that {_format_act(act)}, where {EVENTS_FILE} says that "
+                f"{_format_act(each)}",
             )
             return
     if len(done) != len(wanted):

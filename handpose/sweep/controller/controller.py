@@ -200,7 +200,8 @@ class SweepController:
     def _copy_source_checkpoint(self, number: int, source: int) -> CheckpointRecord | None:
         """The newest checkpoint of another trial, in a place of its own, since that trial goes on and tidies up."""
         history = self.history
-        name = f"{CHECKPOINTS_FOLDER}/{make_run_name(number)}/stretch_{history.trials[number].num_segments + 1}_of_{source}.ckpt"
+        segment = history.trials[number].num_segments + 1
+        name = f"{CHECKPOINTS_FOLDER}/{make_run_name(number)}/stretch_{segment}_of_{source}.ckpt"
         return history.files.copy_newest(history.retention.list_checkpoints(source), name)
 
     # --- what came back -----------------------------------------------------------------------------------------------

@@ -334,7 +334,8 @@ def _explain_later_format() -> str:
 def _explain_unknown(version: int) -> str:
     """For what this format does not have, which a file of it must not have either."""
     return (
-        f"the file is of format {version}, and this version of the project reads formats up to {EVENTS_FORMAT}; if a later "
+        f"the file is of format {version}, and this version of the project reads formats up to "
+        f"{EVENTS_FORMAT}; if a later "
         "version wrote the line, use that version; nothing has been changed"
     )
 

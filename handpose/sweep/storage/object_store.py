@@ -119,7 +119,8 @@ class ObjectStore:
             self.remove(name)
         except OSError as error:
             raise UserError(
-                f"sweep.storage={self.url} cannot be written and read ({summarise_store_error(error)}); give a bucket or folder that "
+                f"sweep.storage={self.url} cannot be written and read ({summarise_store_error(error)}); "
+                "give a bucket or folder that "
                 "is there, and credentials in the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from error
         if not is_same:

@@ -145,8 +145,9 @@ def test_a_torn_line_before_a_whole_one_is_refused(file):
 def test_an_event_of_a_later_version_is_neither_cut_off_nor_called_damaged(file, number):
     changed(file, number, event="teleported")
     sentence = (
-        rf"line {number} of 10 has an event 'teleported', which is unknown: the file is of format {EVENTS_FORMAT}, and this "
-        rf"version of the project reads formats up to {EVENTS_FORMAT}; if a later version wrote the line, use that version"
+        rf"line {number} of 10 has an event 'teleported', which is unknown: the file is of format "
+        rf"{EVENTS_FORMAT}, and this version of the project reads formats up to {EVENTS_FORMAT}; if a later version "
+        "wrote the line, use that version"
     )
     refused(file, sentence)
 
@@ -161,7 +162,8 @@ def test_a_later_format_is_refused_with_both_versions(file):
     changed(file, 1, version=EVENTS_FORMAT + 1, surprise=True)
     refused(
         file,
-        rf"line 1 of 10 begins events of format {EVENTS_FORMAT + 1}, but .* reads formats up to {EVENTS_FORMAT}: use the",
+        rf"line 1 of 10 begins events of format {EVENTS_FORMAT + 1}, but .* reads formats up to "
+        rf"{EVENTS_FORMAT}: use the",
     )
 
 
