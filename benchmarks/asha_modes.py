@@ -78,7 +78,7 @@ class Replay:
     """A sweep that has run out of configurations. regrets_mm: of each trial, at the full budget."""
 
     steps: Sequence[Step]
-    num_stretches: int
+    num_segments: int
     regrets_mm: Sequence[float]
     max_epochs: int
 
@@ -158,7 +158,7 @@ def drawn(curves: Sequence[Curve], seed: int, share: float) -> list[Curve]:
 
 def replay(scheduler: Scheduler, curves: Sequence[Curve], *, num_slots: int, start_s: float, max_epochs: int) -> Replay:
     """Run a sweep over the curves, in their order, until none is left to begin and none goes on."""
-    clock, num_begun, num_stretches, num_free = 0.0, 0, 0, num_slots
+    clock, num_begun, num_segments, num_free = 0.0, 0, 0, num_slots
     trained: defaultdict[int, int] = defaultdict(int)
     running: list[tuple[float, int]] = []  # (end of its epoch, trial)
     ranks: dict[int, tuple[int, float, int]] = {}
@@ -176,10 +176,10 @@ def replay(scheduler: Scheduler, curves: Sequence[Curve], *, num_slots: int, sta
             else:
                 break
             num_free -= 1
-            num_stretches += 1
+            num_segments += 1
             heapq.heappush(running, (clock + start_s + curves[trial].epoch_s, trial))
         if not running:
-            return Replay(steps, num_stretches, _regrets(curves, max_epochs), max_epochs)
+            return Replay(steps, num_segments, _regrets(curves, max_epochs), max_epochs)
         clock, trial = heapq.heappop(running)
         if trained[trial] == len(curves[trial].losses):  # it diverged in this epoch
             scheduler.on_trial_end(trial)
@@ -222,7 +222,7 @@ def summary(replays: Mapping[str, Sequence[Replay]]) -> dict[str, Any]:
                 "slot_s": mean_of([each.steps[-1].slot_s for each in runs]),
                 "epochs": mean_of([len(each.steps) for each in runs]),
                 "complete": mean_of([sum(step.epoch == each.max_epochs for step in each.steps) for each in runs]),
-                "stretches": mean_of([each.num_stretches for each in runs]),
+                "stretches": mean_of([each.num_segments for each in runs]),
                 "regret_mm": mean_of([each.regrets_mm[each.steps[-1].pick] for each in runs]),
             }
             for name, runs in replays.items()

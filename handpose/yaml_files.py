@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
                 continue
-            line = key.start_mark.format_line + 1
+            line = key.start_mark.line + 1
             first = lines.get((key.tag, key.value))
             if first is not None:
                 raise UserError(

@@ -317,7 +317,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_work_starts(
 @pytest.fixture
 def without_ray(monkeypatch) -> None:
     def started(*_: object, **__: object) -> None:
-        pytest.send_failure("Ray was started")
+        pytest.fail("Ray was started")
 
     monkeypatch.setattr("ray.init", started)
 

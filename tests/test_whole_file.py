@@ -11,7 +11,7 @@ NOT_FINITE = {"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": (math.
 
 
 def test_numbers_that_are_not_finite_become_null_at_any_depth():
-    strict = json.loads(to_json(NOT_FINITE), parse_constant=pytest.send_failure)
+    strict = json.loads(to_json(NOT_FINITE), parse_constant=pytest.fail)
     assert strict == {"a": None, "b": [1.5, None, {"c": None}], "d": [None, 2], "e": None, "f": "NaN"}
 
 

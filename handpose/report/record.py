@@ -30,7 +30,7 @@ class Report(NamedTuple):
     value: float
 
 
-class StretchRecord(NamedTuple):
+class SegmentRecord(NamedTuple):
     """A part of a trial in one worker.
 
     epoch: of the checkpoint that it began with. end: running; over, by a decision of the sweep; lost, by a failure or
@@ -70,7 +70,7 @@ class TrialRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
     reports: Sequence[Report] = ()
-    stretches: Sequence[StretchRecord] = ()
+    segments: Sequence[SegmentRecord] = ()
     node: str = ""
     error: str = ""
     is_perturbed: bool = False

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from handpose.report.record import Report, StretchRecord, SweepRecord, TrialRecord
+from handpose.report.record import Report, SegmentRecord, SweepRecord, TrialRecord
 from handpose.report.table import State
 
 
@@ -43,7 +43,7 @@ def slot_time(record: SweepRecord) -> SlotTime:
     start_up = lost = saved = 0.0
     for trial in record.trials:
         pace = paces.get(trial.number, typical)
-        parts = [_parts(trial, segment, pace) for segment in trial.stretches]
+        parts = [_parts(trial, segment, pace) for segment in trial.segments]
         trained[trial.state] = trained.get(trial.state, 0.0) + sum(part[0] for part in parts)
         start_up += sum(part[1] for part in parts)
         lost += sum(part[2] for part in parts)
@@ -55,7 +55,7 @@ def slot_time(record: SweepRecord) -> SlotTime:
 
 def spent(record: SweepRecord, at_s: Sequence[float]) -> NDArray[np.float64]:
     """Slot-seconds that trials had held by each moment."""
-    segments = [segment for trial in record.trials for segment in trial.stretches]
+    segments = [segment for trial in record.trials for segment in trial.segments]
     changes = sorted([(segment.began_s, 1) for segment in segments] + [(segment.ended_s, -1) for segment in segments])
     times, held, total, running = [0.0], [0.0], 0.0, 0
     for moment, change in changes:
@@ -66,32 +66,32 @@ def spent(record: SweepRecord, at_s: Sequence[float]) -> NDArray[np.float64]:
     return np.interp(np.asarray(at_s, dtype=float), times, held)
 
 
-def _of(trial: TrialRecord, stretch: StretchRecord) -> list[Report]:
-    return [report for report in trial.reports if stretch.began_s < report.at_s <= stretch.ended_s]
+def _of(trial: TrialRecord, segment: SegmentRecord) -> list[Report]:
+    return [report for report in trial.reports if segment.began_s < report.at_s <= segment.ended_s]
 
 
 def _pace(trial: TrialRecord) -> float | None:
     """Seconds an epoch, from reports that follow each other in one stretch."""
     paces = []
-    for segment in trial.stretches:
+    for segment in trial.segments:
         reports = _of(trial, segment)
         pairs = itertools.pairwise(reports)
         paces += [(later.at_s - report.at_s) / (later.epoch - report.epoch) for report, later in pairs]
     return statistics.median(paces) if paces else None
 
 
-def _parts(trial: TrialRecord, stretch: StretchRecord, pace: float) -> tuple[float, float, float]:
+def _parts(trial: TrialRecord, segment: SegmentRecord, pace: float) -> tuple[float, float, float]:
     """Seconds of a stretch that trained, started up, and were lost."""
-    reports = _of(trial, stretch)
+    reports = _of(trial, segment)
     if not reports:
-        seconds = stretch.ended_s - stretch.began_s
-        return (0.0, 0.0, seconds) if stretch.end == "lost" else (0.0, seconds, 0.0)
-    known = max((report.epoch for report in trial.reports if report.at_s <= stretch.began_s), default=0)
-    first = reports[0].at_s - stretch.began_s
-    anew = max(0, min(known, reports[0].epoch) - stretch.epoch)
-    epochs = max(1, reports[0].epoch - stretch.epoch)
+        seconds = segment.ended_s - segment.began_s
+        return (0.0, 0.0, seconds) if segment.end == "lost" else (0.0, seconds, 0.0)
+    known = max((report.epoch for report in trial.reports if report.at_s <= segment.began_s), default=0)
+    first = reports[0].at_s - segment.began_s
+    anew = max(0, min(known, reports[0].epoch) - segment.epoch)
+    epochs = max(1, reports[0].epoch - segment.epoch)
     training = min(first, epochs * pace) if pace else first
     again = training * anew / epochs
-    tail = stretch.ended_s - reports[-1].at_s
-    trained = training - again + reports[-1].at_s - reports[0].at_s + (tail if stretch.end != "lost" else 0.0)
-    return trained, first - training, again + (tail if stretch.end == "lost" else 0.0)
+    tail = segment.ended_s - reports[-1].at_s
+    trained = training - again + reports[-1].at_s - reports[0].at_s + (tail if segment.end != "lost" else 0.0)
+    return trained, first - training, again + (tail if segment.end == "lost" else 0.0)

@@ -139,7 +139,7 @@ def check_trainer(config: DictConfig) -> None:
     """See that this machine has what the configuration asks of it; raises UserError."""
     if config.logger.name == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("logger=wandb needs the package wandb, which is not installed: pip install wandb")
-    _check_devices(config.trainer.accelerator, config.trainer.devices_per_node)
+    _check_devices(config.trainer.accelerator, config.trainer.devices)
     num_nodes = config.trainer.get("num_nodes", 1)
     if num_nodes > 1 and "MASTER_ADDR" not in os.environ:
         raise UserError(
@@ -222,7 +222,7 @@ def trains_on_gpu(config: DictConfig) -> bool:
 
 def num_processes_here(config: DictConfig) -> int:
     """Training processes that Lightning starts on this machine: one for each device."""
-    devices = config.trainer.devices_per_node
+    devices = config.trainer.devices
     if isinstance(devices, int) and devices > 0:
         return devices
     if devices in ("auto", -1, "-1"):

@@ -45,14 +45,14 @@ def replayed(searcher):
 def test_our_study_is_told_where_a_trial_was_stopped():
     searcher = quality.Ours(0, 2)
     study = replayed(searcher).study
-    assert [trial.controller for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
     assert study.trials[1].intermediate_values == {1: 9}
     searcher.close()
 
 
 def test_the_plain_study_takes_a_stopped_trial_for_a_complete_one():
     study = replayed(quality.Plain(0, 2))._ot_study
-    assert [(trial.controller, trial.value) for trial in study.trials] == [
+    assert [(trial.state, trial.value) for trial in study.trials] == [
         (TrialState.COMPLETE, 4),
         (TrialState.COMPLETE, 9),
         (TrialState.COMPLETE, 2),

@@ -92,7 +92,7 @@ def test_images_of_several_sizes_get_each_their_own_camera(images):
 
 def test_a_store_is_made_once(images, monkeypatch):
     first = packed(images)
-    decodes_no_more = pack_module._IMAGES._replace(decode=lambda path: pytest.send_failure(f"decoded {path} again"))
+    decodes_no_more = pack_module._IMAGES._replace(decode=lambda path: pytest.fail(f"decoded {path} again"))
     monkeypatch.setattr(pack_module, "_IMAGES", decodes_no_more)
     second = packed(images)
     assert second.store == first.store
@@ -274,7 +274,7 @@ def test_a_disk_that_fills_up_while_packing_is_told(images, monkeypatch):
 
 def test_a_store_in_a_folder_that_cannot_be_written_is_used(images, monkeypatch):
     first = packed(images)
-    monkeypatch.setattr(pack_module, "_locked", lambda *args: pytest.send_failure("asked for the lock"))
+    monkeypatch.setattr(pack_module, "_locked", lambda *args: pytest.fail("asked for the lock"))
     assert packed(images).store == first.store
 
 

@@ -66,7 +66,7 @@ def test_hands_of_zeros_leave_valid_json(evaluate, freihand, tmp_path, zeros):
     write_official(tmp_path / "pred.zip", predicted)
     result, told = evaluate("--predictions", str(tmp_path / "pred.zip"), *DATA, f"data.root={freihand}")
     text = (tmp_path / "out/evaluation.json").read_text()
-    assert json.loads(text, parse_constant=pytest.send_failure) == result
+    assert json.loads(text, parse_constant=pytest.fail) == result
     assert result["papers"]["pa_mpjpe_mm"] > 1.0
     assert "that have no image" in told
 

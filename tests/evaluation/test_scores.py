@@ -62,7 +62,7 @@ def test_hands_of_zeros_only_have_no_pixels_and_are_valid_json(truth):
     target, intrinsics = truth
     result = scored(np.zeros_like(target), target, intrinsics)
     assert result["num_hands_without_pixels"] == NUM
-    strict = json.loads(to_json(result), parse_constant=pytest.send_failure)
+    strict = json.loads(to_json(result), parse_constant=pytest.fail)
     assert strict["keypoint_error_px"] is None
     assert strict["papers"]["pa_mpjpe_mm"] == pytest.approx(result["papers"]["pa_mpjpe_mm"])
     assert "nan px" in table(result)

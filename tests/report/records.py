@@ -3,7 +3,7 @@
 import math
 import random
 
-from handpose.report.record import Parameter, Report, StretchRecord, SweepRecord, TrialRecord
+from handpose.report.record import Parameter, Report, SegmentRecord, SweepRecord, TrialRecord
 
 METRIC = "val/pa_mpjpe_mm"
 
@@ -27,14 +27,14 @@ def trial(number, params, values, *, state="complete", began=0.0, epoch_s=1.0, *
         values[-1] if values else math.nan,
         end - began,
         reports=reports,
-        stretches=[StretchRecord(began, end, 0, "over")],
+        segments=[SegmentRecord(began, end, 0, "over")],
         **rest,
     )
 
 
 def record(trials, parameters=(), *, max_epochs=4, **rest):
     """A finished sweep of these trials, ranked as the table ranks them."""
-    sound = [each for each in trials if each.controller not in ("failed", "diverged", "infeasible")]
+    sound = [each for each in trials if each.state not in ("failed", "diverged", "infeasible")]
     sound = [each for each in sound if math.isfinite(each.value)]
     ranked = sorted(sound, key=lambda each: (-each.epochs, each.value, each.number))
     given = {

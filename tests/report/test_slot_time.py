@@ -2,7 +2,7 @@
 
 import pytest
 
-from handpose.report.record import Report, StretchRecord, TrialRecord
+from handpose.report.record import Report, SegmentRecord, TrialRecord
 from handpose.report.slot_time import slot_time, spent
 from tests.report.records import record
 
@@ -20,7 +20,7 @@ def test_the_first_epoch_of_a_stretch_has_the_start_up_in_it():
         1.0,
         18.0,
         reports=reports((1, 12), (2, 14), (3, 16), (4, 18)),
-        stretches=[StretchRecord(0, 18, 0, "over")],
+        segments=[SegmentRecord(0, 18, 0, "over")],
     )
     account = slot_time(record([whole]))
     assert account.trained == {"complete": 8.0}
@@ -38,7 +38,7 @@ def test_epochs_that_are_trained_again_after_a_failure_are_lost():
         1.0,
         33.0,
         reports=reports((1, 12), (2, 14), (3, 34), (4, 36)),
-        stretches=[StretchRecord(0, 15, 0, "lost"), StretchRecord(20, 36, 1, "over")],
+        segments=[SegmentRecord(0, 15, 0, "lost"), SegmentRecord(20, 36, 1, "over")],
     )
     account = slot_time(record([tried]))
     assert account.trained == {"complete": pytest.approx(8.0)}
@@ -50,21 +50,21 @@ def test_epochs_that_are_trained_again_after_a_failure_are_lost():
 
 def test_stopping_saves_the_epochs_that_were_left():
     stopped = TrialRecord(
-        0, {}, "stopped", 2, 1.0, 14.0, reports=reports((1, 12), (2, 14)), stretches=[StretchRecord(0, 14, 0, "over")]
+        0, {}, "stopped", 2, 1.0, 14.0, reports=reports((1, 12), (2, 14)), segments=[SegmentRecord(0, 14, 0, "over")]
     )
     assert slot_time(record([stopped], max_epochs=10)).saved == pytest.approx(16.0)
 
 
 def test_all_of_a_stretch_without_a_report_is_lost_or_start_up():
-    failed = TrialRecord(0, {}, "failed", 0, 1.0, 7.0, stretches=[StretchRecord(0, 7, 0, "lost")])
-    costly = TrialRecord(1, {}, "infeasible", 0, 1.0, 3.0, stretches=[StretchRecord(7, 10, 0, "over")])
+    failed = TrialRecord(0, {}, "failed", 0, 1.0, 7.0, segments=[SegmentRecord(0, 7, 0, "lost")])
+    costly = TrialRecord(1, {}, "infeasible", 0, 1.0, 3.0, segments=[SegmentRecord(7, 10, 0, "over")])
     account = slot_time(record([failed, costly]))
     assert (account.lost, account.start_up, account.trained) == (7.0, 3.0, {})
 
 
 def test_what_is_spent_grows_with_the_trials_that_run():
     both = [
-        TrialRecord(number, {}, "complete", 1, 1.0, 10.0, stretches=[StretchRecord(began, began + 10, 0, "over")])
+        TrialRecord(number, {}, "complete", 1, 1.0, 10.0, segments=[SegmentRecord(began, began + 10, 0, "over")])
         for number, began in enumerate((0, 5))
     ]
     assert spent(record(both), [0, 5, 10, 15, 20]).tolist() == [0, 5, 15, 20, 20]

@@ -110,7 +110,7 @@ def test_the_front_is_optunas(mode, points):
 def test_on_the_front_are_only_those_that_were_trained_the_longest_and_measured_and_came_to_something():
     made = of_two("min", (5.0, 5.0), (1.0, 1.0), (4.0, 6.0), (math.nan, 1.0), (1.0, None), (2.0, math.nan), (3.0, 3.0))
     made.rows[1].epochs = 8
-    made.rows[6].controller = "diverged"
+    made.rows[6].state = "diverged"
     assert [row.number for row in made.front()] == [2, 0]
 
 

@@ -51,9 +51,9 @@ def make_log(folder):
 def train(log, row, values, state, pictures=None):
     log.open_run(row)
     for value in values:
-        row.epochs, row.metrics, row.controller = row.epochs + 1, {METRIC: value}, "running"
+        row.epochs, row.metrics, row.state = row.epochs + 1, {METRIC: value}, "running"
         log.log_epoch(row, pictures or {})
-    row.controller = state
+    row.state = state
     log.close_run(row, ended_s=0.0)
 
 

@@ -80,7 +80,7 @@ def run_alone(searcher, num_trials):
 
 
 def states(searcher):
-    return [trial.controller.name for trial in searcher.study.trials]
+    return [trial.state.name for trial in searcher.study.trials]
 
 
 def record(searcher):
@@ -150,12 +150,10 @@ def test_a_proposal_is_what_optuna_draws_from_the_study_with_waiting_trials_as_s
         if constraints:
             trial.set_constraint("num_parameters", excess)
         trial.intermediate_values = {1: value_of(params)}
-        trial.controller, trial.value = [(TrialState.COMPLETE, 1.0 * done), (TrialState.PRUNED, 0.1 * done)][
-            done % 3 == 2
-        ]
+        trial.state, trial.value = [(TrialState.COMPLETE, 1.0 * done), (TrialState.PRUNED, 0.1 * done)][done % 3 == 2]
         if done == number - 1:
-            trial.controller, trial.value, trial.intermediate_values = TrialState.RUNNING, None, {}
-        elif trial.controller == TrialState.PRUNED:
+            trial.state, trial.value, trial.intermediate_values = TrialState.RUNNING, None, {}
+        elif trial.state == TrialState.PRUNED:
             trial.intermediate_values = {1: 0.2, 2: 0.1 * done}
             searcher.on_trial_result(done, 1, 0.2)
             searcher.on_trial_result(done, 2, 0.1 * done)
@@ -163,9 +161,9 @@ def test_a_proposal_is_what_optuna_draws_from_the_study_with_waiting_trials_as_s
         else:
             searcher.on_trial_result(done, 1, 1.0 * done)
             searcher.on_trial_end(done, "complete")
-        trial.datetime_complete = trial.datetime_start if trial.controller.is_finished() else None
+        trial.datetime_complete = trial.datetime_start if trial.state.is_finished() else None
         trials.append(trial)
-    complete = [trial for trial in trials if trial.controller == TrialState.COMPLETE]
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     median = statistics.median(trial.value for trial in complete)
     for trial in complete:
         if name in ("gp", "nsga") and sum(trial.constraints.values()) > 0:
@@ -199,7 +197,7 @@ def test_a_trial_that_waits_is_seen_as_stopped_with_its_last_value_or_as_running
             searcher.on_trial_result(number, epoch, value)
         searcher.on_trial_wait(number)
     searcher.suggest(2)
-    assert [(trial.controller.name, trial.value) for trial in seen] == [
+    assert [(trial.state.name, trial.value) for trial in seen] == [
         ("RUNNING", None),
         ("PRUNED", 7.0),
         ("RUNNING", None),
@@ -483,7 +481,7 @@ def test_every_end_is_told_and_telling_it_again_changes_nothing(make, write_spac
             searcher.on_trial_result(0, epoch, reported)
         searcher.on_trial_end(0, ended)
         (trial,) = searcher.study.trials
-        assert (trial.controller.name, trial.value) == (state, value)
+        assert (trial.state.name, trial.value) == (state, value)
         assert list(trial.intermediate_values.values()) == [value for value in reports if math.isfinite(value)]
 
 
@@ -514,7 +512,7 @@ def test_a_trial_runs_waits_and_runs_again(make, write_space, storage):
     searcher.on_segment_start(0)
     searcher.on_trial_end(0, "stopped")
     (trial,) = searcher.study.trials
-    assert (trial.controller, trial.value, trial.intermediate_values) == (TrialState.PRUNED, 3.0, {1: 4.0, 2: 3.0})
+    assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.PRUNED, 3.0, {1: 4.0, 2: 3.0})
 
 
 def test_a_report_samples_nothing_again(make, write_space):
@@ -778,7 +776,7 @@ def test_lost_trials_of_a_space_that_names_its_draws_otherwise_keep_their_values
     searcher = make(write_space(text, ".py"), resume=True)
     searcher.restore_trials([TrialSnapshot(0, "stopped", params, {2: 5.0, 3: math.nan})])
     (trial,) = searcher.study.trials
-    assert (trial.controller, trial.value, trial.params) == (TrialState.PRUNED, 5.0, {})
+    assert (trial.state, trial.value, trial.params) == (TrialState.PRUNED, 5.0, {})
     assert trial.user_attrs["params"] == params
     assert searcher.suggest(1)
 
@@ -906,7 +904,7 @@ def test_what_was_never_trained_shows_its_constraint_to_those_who_look_at_comple
     searcher.on_trial_cost(3, {"num_parameters": 2e6})
     searcher.on_trial_end(3, "infeasible")
     searcher.suggest(4)
-    assert seen[3].controller.name == state
+    assert seen[3].state.name == state
     assert seen[3].value == (4.0 if state == "COMPLETE" else None)  # the median
     assert seen[3].constraints == {"num_parameters": 1.0}
     assert states(searcher) == ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED", "RUNNING"]
@@ -918,7 +916,7 @@ def test_of_a_trial_that_was_not_measured_nothing_is_learnt_where_there_is_a_lim
     searcher.on_trial_result(0, 3, 1.0)
     searcher.on_trial_end(0, "complete")
     searcher.suggest(1)
-    assert [trial.controller.name for trial in seen] == ["FAIL", "RUNNING"]
+    assert [trial.state.name for trial in seen] == ["FAIL", "RUNNING"]
     assert states(searcher) == ["COMPLETE", "RUNNING"]
 
 
@@ -954,10 +952,10 @@ def test_the_study_has_both_objectives_with_their_names_and_optuna_their_front(m
     sign = 1 if mode == "min" else -1
     points = {}
     for number, (trial, params) in enumerate(zip(study.trials, asked, strict=True)):
-        assert trial.controller.name == ("FAIL" if number % 5 == 4 else "PRUNED" if number % 3 == 2 else "COMPLETE")
-        reached = [value_of(params) + (1.0 if trial.controller.name == "PRUNED" else 1 / 3), cost_of(params)]
-        assert trial.values == (None if trial.controller.name == "FAIL" else pytest.approx(reached))
-        if trial.controller.name == "COMPLETE":
+        assert trial.state.name == ("FAIL" if number % 5 == 4 else "PRUNED" if number % 3 == 2 else "COMPLETE")
+        reached = [value_of(params) + (1.0 if trial.state.name == "PRUNED" else 1 / 3), cost_of(params)]
+        assert trial.values == (None if trial.state.name == "FAIL" else pytest.approx(reached))
+        if trial.state.name == "COMPLETE":
             points[number] = (sign * trial.values[0], trial.values[1])
     front = [n for n, p in points.items() if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points.values())]
     assert sorted(trial.number for trial in study.best_trials) == front
@@ -975,9 +973,9 @@ def test_with_two_objectives_stopped_trials_are_listed_by_epoch_and_front_and_wi
         searcher.on_trial_result(number, epoch, value)
         (searcher.on_trial_wait if number == 3 else partial(searcher.on_trial_end, state="stopped"))(number)
     searcher.suggest(5)
-    shown = [(trial.number, trial.values) for trial in seen if trial.controller == TrialState.PRUNED]
+    shown = [(trial.number, trial.values) for trial in seen if trial.state == TrialState.PRUNED]
     assert shown == [(1, [9.0, 9e6]), (4, [4.0, 2e6]), (0, [5.0, 1e6]), (3, [6.0, 3e6])]
-    assert not any(trial.intermediate_values for trial in seen if trial.controller == TrialState.PRUNED)
+    assert not any(trial.intermediate_values for trial in seen if trial.state == TrialState.PRUNED)
     assert searcher.study.trials[1].intermediate_values == {2: 9.0}  # in the study they are kept
     assert states(searcher)[:5] == ["PRUNED", "PRUNED", "FAIL", "WAITING", "PRUNED"]
 
@@ -993,7 +991,7 @@ def test_with_two_objectives_a_proposal_is_what_optuna_draws_from_what_is_comple
         searcher.on_trial_cost(done, {"num_parameters": cost_of(params)})
         searcher.on_trial_result(done, 3, value_of(params))
         searcher.on_trial_end(done, "complete")
-        trial.controller, trial.values = TrialState.COMPLETE, [value_of(params), cost_of(params)]
+        trial.state, trial.values = TrialState.COMPLETE, [value_of(params), cost_of(params)]
         trial.datetime_complete = trial.datetime_start
         plain.add_trial(trial)
     seed = int(np.random.SeedSequence([5, number]).generate_state(1)[0])
@@ -1054,7 +1052,7 @@ def test_what_was_never_trained_shows_its_cost_with_a_value_that_says_nothing(ma
             searcher.on_trial_result(number, 3, value)
         searcher.on_trial_end(number, "infeasible" if value is None else "complete")
     searcher.suggest(4)
-    assert (seen[3].controller.name, seen[3].values) == ("COMPLETE", [4.0, 2e6])
+    assert (seen[3].state.name, seen[3].values) == ("COMPLETE", [4.0, 2e6])
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

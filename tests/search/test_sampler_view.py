@@ -45,7 +45,7 @@ def shown(study, max_ended):
 
 
 def ended(trials):
-    return [each for each in trials if each.controller in (TrialState.COMPLETE, TrialState.PRUNED)]
+    return [each for each in trials if each.state in (TrialState.COMPLETE, TrialState.PRUNED)]
 
 
 def test_of_many_ended_trials_a_tenth_shown_are_the_best_and_the_others_the_newest(study):
@@ -65,7 +65,7 @@ def test_tpe_takes_the_same_trials_for_good(study):
 def test_trials_that_have_not_ended_are_all_shown_and_the_order_stays(study):
     trials = shown(study, 300)
     assert [each.number for each in trials] == sorted(each.number for each in trials)
-    assert sum(each.controller == TrialState.RUNNING for each in trials) == 100
+    assert sum(each.state == TrialState.RUNNING for each in trials) == 100
 
 
 def test_up_to_the_bound_nothing_is_left_out(study):

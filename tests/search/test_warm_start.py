@@ -93,7 +93,7 @@ def sweeps(tmp_path, write_space):
 
 
 def results(trials):
-    return [(t.controller, t.params, t.value, t.intermediate_values) for t in trials]
+    return [(t.state, t.params, t.value, t.intermediate_values) for t in trials]
 
 
 def account(searcher):
@@ -349,7 +349,7 @@ def test_a_second_objective_comes_along_where_it_was_measured_and_depends_on_no_
     path = str(sweeps.folder / "before")
     after = sweeps.begin("after", warm_start=[path], settings={"second_objective": "num_parameters"})
     assert account(after) == {"brought": 2, "not_comparable": {"num_parameters was not measured": 1}}
-    assert [(trial.controller.name, trial.values) for trial in after.study.trials] == [
+    assert [(trial.state.name, trial.values) for trial in after.study.trials] == [
         ("COMPLETE", [1.0, 1e6]),
         ("PRUNED", [2.0, 2e6]),
     ]

@@ -45,8 +45,8 @@ class Proposer:
 
     def restore_trials(self, snapshots):
         for trial in snapshots:
-            over = trial.controller not in ("running", "waiting", "paused")
-            self.told[trial.number] = trial.controller if over else "waits"
+            over = trial.state not in ("running", "waiting", "paused")
+            self.told[trial.number] = trial.state if over else "waits"
 
 
 class Clock:
@@ -73,7 +73,13 @@ class Simulation:
     def __init__(
         self, settings, scheduler, loss, *, num_slots=3, every=1, seed=0, is_late=False, folder_sync=None, scratch=None
     ):
-        self.settings, self.rule, self.loss, self.num_slots, self.every = settings, scheduler, loss, num_slots, every
+        self.settings, self.make_scheduler, self.loss, self.num_slots, self.every = (
+            settings,
+            scheduler,
+            loss,
+            num_slots,
+            every,
+        )
         self.seed = seed
         self.is_late = is_late
         self.make_mirror, self.scratch = folder_sync or (lambda: None), scratch
@@ -94,12 +100,12 @@ class Simulation:
         self.proposer = Proposer()
         table.objectives = second_objectives(self.settings.second_objective)
         files = open_checkpoint_files(self.mirror, self.settings.path)
-        history = History(self.settings, scheduler=self.rule(), table=table, files=files)
-        self.state = SweepController(
+        history = History(self.settings, scheduler=self.make_scheduler(), table=table, files=files)
+        self.controller = SweepController(
             self.settings, log=self.log, history=history, searcher=self.proposer, clock=self.clock
         )
-        self.state.open(num_slots=self.num_slots)
-        self.stretches, self.epochs, self.untold = {}, {}, {}
+        self.controller.open(num_slots=self.num_slots)
+        self.segments, self.epochs, self.untold = {}, {}, {}
         self.opened += 1
 
     def kill(self):
@@ -108,53 +114,53 @@ class Simulation:
 
     def fill(self):
         """Give every slot something to do."""
-        while (segment := self.state.next_segment()) is not None:
+        while (segment := self.controller.next_segment()) is not None:
             with open_worker_files(segment, scratch=self.scratch) as files:
                 whole = files.fetch_newest(segment.checkpoints)
                 assert whole is None or whole[1].read_text().endswith(f" epoch {whole[0].epoch}")
             assert segment.epoch == (whole[0].epoch if whole else 0)
             if not self._measure(segment):
                 continue
-            self.stretches[segment.trial], self.epochs[segment.trial] = segment, segment.epoch
+            self.segments[segment.trial], self.epochs[segment.trial] = segment, segment.epoch
 
     def _measure(self, segment):
         """What the trial costs, where it is asked for; measured again it comes out otherwise."""
         if self.settings.second_objective is None or segment.epoch:
             return True
-        noise = 1.0 if self.state.history.table.rows[segment.trial].costs else 0.0
+        noise = 1.0 if self.controller.history.table.rows[segment.trial].costs else 0.0
         costs = {"latency_ms": latency_ms(segment.params) + noise, "num_parameters": 1e6, "memory_mb": 50.0}
-        return self.state.process_costs(segment.trial, costs)
+        return self.controller.process_costs(segment.trial, costs)
 
     def step(self):
         """One report; those of before, which a trial repeats after a kill, change nothing and do not count."""
         self.clock.now += 1.0
         number = self._next_to_report()
-        segment = self.stretches[number]
-        row = self.state.history.table.rows[number]
+        segment = self.segments[number]
+        row = self.controller.history.table.rows[number]
         while True:
             self.epochs[number] = epoch = self.epochs[number] + 1
             is_new = epoch > row.epochs
             is_due, is_late = epoch % self.every == 0, self.is_late and epoch not in self.rungs
             checkpoint = self.untold.pop(number, None)
             if is_due and not is_late:
-                checkpoint = self._save(segment, epoch)
+                checkpoint = self._save_checkpoint(segment, epoch)
             metrics = {METRIC: self.loss(number, segment.params, epoch)}
-            goes_on = self.state.process_report(
+            goes_on = self.controller.process_report(
                 number, epoch, metrics, resumed_from=segment.epoch, checkpoint=checkpoint
             )
             if is_due and is_late and goes_on:
-                self.untold[number] = self._save(segment, epoch)
+                self.untold[number] = self._save_checkpoint(segment, epoch)
             if is_new or not goes_on:
                 break
         if not goes_on:
-            del self.stretches[number]
+            del self.segments[number]
 
     def _next_to_report(self):
-        running = sorted(self.stretches)
-        text = f"{self.seed} {self.state.history.num_reports}"
+        running = sorted(self.segments)
+        text = f"{self.seed} {self.controller.history.num_reports}"
         return running[int(hashlib.sha256(text.encode()).hexdigest(), 16) % len(running)]
 
-    def _save(self, segment, epoch):
+    def _save_checkpoint(self, segment, epoch):
         with open_worker_files(segment, scratch=self.scratch) as files:
             file = files.get_local_path(segment.make_checkpoint_name(epoch))
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -166,15 +172,15 @@ class Simulation:
         killed_after = set()
         while True:
             self.fill()
-            if self.state.is_over:
+            if self.controller.is_over:
                 break
             self.step()
-            num_reports = self.state.history.num_reports
+            num_reports = self.controller.history.num_reports
             if num_reports not in killed_after and kill_when(num_reports):
                 killed_after.add(num_reports)
                 self.kill()
                 self.start()
-        self.state.close("finished")
+        self.controller.close("finished")
         self.log.close()
         return self
 

@@ -149,10 +149,10 @@ def test_the_simulation_has_all_that_makes_accounts_differ(swept):
     folder, history, _ = swept
     states = set(history.table.count())
     assert states == {"complete", "stopped", "diverged", "infeasible", "failed"}
-    diverged = [row for row in history.table.rows.values() if row.controller == "diverged"]
+    diverged = [row for row in history.table.rows.values() if row.state == "diverged"]
     assert {row.epochs for row in diverged} == {1, 2}
     assert {len(row.metrics) for row in diverged} == {1, 2}  # within an epoch, and at its end
-    assert {row.epochs for row in history.table.rows.values() if row.controller == "failed"} >= {0}
+    assert {row.epochs for row in history.table.rows.values() if row.state == "failed"} >= {0}
     table = TrialTable(METRIC, "min", NUM_TRIALS, EPOCHS)
     again = History(history._settings, scheduler=asha(EPOCHS)(), table=table)
     expected = Expectations(NUM_TRIALS, None, 0, {"latency_ms": 4.5}, lambda number: None, 1)
@@ -167,7 +167,7 @@ def test_trials_csv_says_what_the_events_say(swept):
     table = pd.read_csv(folder / "trials.csv", keep_default_na=False).set_index("number")
     for number, row in history.table.rows.items():
         cells = table.loc[number]
-        assert (cells["state"], cells["epochs"]) == (row.controller, row.epochs)
+        assert (cells["state"], cells["epochs"]) == (row.state, row.epochs)
         for name in (METRIC, "val/pck_auc"):
             assert cells[name] == (repr(row.metrics[name]) if name in row.metrics else "")
         assert {name: float(cells[name]) for name in ("latency_ms", "memory_mb")} == row.costs
@@ -215,10 +215,10 @@ def test_the_study_says_what_the_table_says(swept):
     assert [trial.number for trial in study] == list(history.table.rows)
     for trial in study:
         row = history.table.rows[trial.number]
-        assert trial.controller == states.get(row.controller, TrialState.FAIL)
+        assert trial.state == states.get(row.state, TrialState.FAIL)
         assert trial.user_attrs.get(PARAMS_ATTRIBUTE, trial.params) == row.params
         assert {name: trial.user_attrs[name] for name in row.costs} == row.costs
-        if trial.controller == TrialState.COMPLETE:
+        if trial.state == TrialState.COMPLETE:
             assert trial.values == [history.table.value(row)]
             assert trial.last_step == row.epochs
 
@@ -230,7 +230,7 @@ def test_the_record_says_what_the_table_says(swept):
     for trial in record.trials:
         row = history.table.rows[trial.number]
         assert (trial.state, trial.epochs, trial.params, trial.error) == (
-            row.controller,
+            row.state,
             row.epochs,
             row.params,
             row.error,

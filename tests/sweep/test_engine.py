@@ -81,7 +81,7 @@ def test_a_trial_without_a_number_holds_its_slot_in_plain_asha_and_not_in_ours(s
         plain.report(number, 1, 1.0)
     assert {plain.report(8, epoch, math.nan) for epoch in range(1, 27)} == {CONTINUE}
     rows = simulated(lambda number, epoch: math.nan if number == 8 else 1.0).controller.history.table.rows
-    assert (rows[8].controller, rows[8].epochs) == ("diverged", 1)
+    assert (rows[8].state, rows[8].epochs) == ("diverged", 1)
 
 
 @pytest.mark.slow
@@ -89,9 +89,9 @@ def test_plain_search_leaves_a_diverged_trial_running_for_ever_and_ours_fails_it
     plain = plain_searcher()
     plain.suggest("a")
     plain.on_trial_complete("a", {METRIC: math.nan, "training_iteration": 3})
-    assert [trial.controller for trial in plain._ot_study.trials] == [TrialState.RUNNING]
+    assert [trial.state for trial in plain._ot_study.trials] == [TrialState.RUNNING]
     _, folder = sweep(write_space(SPACE), diverges, num_trials=2, rule=Fifo)
-    assert [trial.controller for trial in study_of(folder).trials] == [TrialState.FAIL] * 2
+    assert [trial.state for trial in study_of(folder).trials] == [TrialState.FAIL] * 2
 
 
 def diverges(segment):
@@ -105,11 +105,11 @@ def test_plain_search_takes_a_stopped_trial_for_a_complete_one_and_ours_knows_it
     plain.suggest("a")
     plain.on_trial_result("a", {METRIC: 3.0, "training_iteration": 1})
     plain.on_trial_complete("a", {METRIC: 3.0, "training_iteration": 1})
-    assert [(trial.controller, trial.value) for trial in plain._ot_study.trials] == [(TrialState.COMPLETE, 3.0)]
+    assert [(trial.state, trial.value) for trial in plain._ot_study.trials] == [(TrialState.COMPLETE, 3.0)]
     table, folder = sweep(write_space(GROWING), grown, num_trials=6, max_epochs=8)
-    stopped = [trial for trial in study_of(folder).trials if table.rows[trial.number].controller == "stopped"]
+    stopped = [trial for trial in study_of(folder).trials if table.rows[trial.number].state == "stopped"]
     assert stopped
-    assert all(trial.controller == TrialState.PRUNED and trial.last_step < 8 for trial in stopped)
+    assert all(trial.state == TrialState.PRUNED and trial.last_step < 8 for trial in stopped)
 
 
 def test_a_plain_rung_takes_the_report_of_a_later_epoch_and_ours_does_not():

@@ -219,10 +219,10 @@ class WholeSweep:
         process = self.process(is_new=not (self.folder / EVENTS_FILE).exists())
         for most, reason in stops:
             process.run(most)
-            process.remove_waiting(reason)
+            process.leave(reason)
             process = self.resume(*given).process()
         process.run(num_reports)
-        process.remove_waiting(last)
+        process.leave(last)
         self.table = process.table
         return self
 

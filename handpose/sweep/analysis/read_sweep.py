@@ -23,7 +23,7 @@ from handpose.report.record import (
     Objective,
     Report,
     Retrained,
-    StretchRecord,
+    SegmentRecord,
     SweepRecord,
     TrialRecord,
 )
@@ -116,7 +116,7 @@ class _Timeline:
     end: Literal["", "finished", "spent", "interrupted", "halted"] = ""
     max_running: int = 0
     reports: dict[int, list[Report]] = field(default_factory=dict)
-    segments: dict[int, list[StretchRecord]] = field(default_factory=dict)
+    segments: dict[int, list[SegmentRecord]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     _running: dict[int, tuple[float, int]] = field(default_factory=dict)  # trial -> began at, epoch
     perturbed: set[int] = field(default_factory=set)
@@ -146,13 +146,13 @@ class _Timeline:
                 self._end_all_segments(event.at)
                 self.end = event.reason
 
-    def list_segments(self, number: int) -> list[StretchRecord]:
+    def list_segments(self, number: int) -> list[SegmentRecord]:
         """Those that are over, and the one that runs."""
         done = self.segments.get(number, [])
         if number not in self._running:
             return done
         began, epoch = self._running[number]
-        return [*done, StretchRecord(began, self.at, epoch, "running")]
+        return [*done, SegmentRecord(began, self.at, epoch, "running")]
 
     def _add_report(self, event: Reported, metric: str) -> None:
         began = self._running.get(event.trial, (event.at, 0))[0]
@@ -166,7 +166,7 @@ class _Timeline:
     def _end_segment(self, trial: int, at: float, end: Literal["over", "lost"]) -> None:
         if trial in self._running:
             began, epoch = self._running.pop(trial)
-            self.segments.setdefault(trial, []).append(StretchRecord(began, at, epoch, end))
+            self.segments.setdefault(trial, []).append(SegmentRecord(began, at, epoch, end))
 
     def _end_all_segments(self, at: float) -> None:
         for trial in list(self._running):
@@ -190,7 +190,7 @@ def _make_trial_record(trial: TrialHistory, timeline: _Timeline, metric: str) ->
         metrics=dict(row.metrics),
         costs=dict(row.costs),
         reports=timeline.reports.get(row.number, ()),
-        stretches=timeline.list_segments(row.number),
+        segments=timeline.list_segments(row.number),
         node=row.node,
         error=row.error,
         is_perturbed=row.number in timeline.perturbed,

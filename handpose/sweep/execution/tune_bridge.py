@@ -312,7 +312,7 @@ def build_tuner(
     """Tune's experiment for a sweep. every_step: called several times a second while it runs."""
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        gpus = config[SEGMENT_KEY][0].gpus_per_device
+        gpus = config[SEGMENT_KEY][0].gpus
         bundle = {"CPU": slots.cpus, "GPU": slots.gpus if gpus is None else gpus, "memory": slots.process_bytes}
         if slots.num_workers > 1:  # which hold that themselves; Tune insists on something
             bundle = {"memory": 1.0}

@@ -171,7 +171,7 @@ def _forecast_point_retraining(
     sweep: SweepSettings, config: DictConfig, cost: TrialCost, data: DataSize, *, use_val: bool
 ) -> RetrainForecast:
     batch_size, epochs = config.data.batch_size, config.trainer.max_epochs
-    given = config.trainer.devices_per_node
+    given = config.trainer.devices
     most = sweep.retrain_devices or max(sweep.workers_per_trial, torch.cuda.device_count() if cost.gpu else 1)
     num_devices = max(number for number in range(1, most + 1) if batch_size % number == 0)
     if isinstance(given, int) and given > 0 and sweep.retrain_devices is None:

@@ -306,7 +306,7 @@ def _check_weights(config: DictConfig) -> None:
 
 def _count_batches(config: DictConfig, data: DataSize, num_workers: int) -> tuple[int, int]:
     """Of an epoch, and of a validation."""
-    devices = config.trainer.devices_per_node
+    devices = config.trainer.devices
     num_devices = num_workers if num_workers > 1 else devices
     batch_size = config.data.batch_size * (num_devices if isinstance(num_devices, int) and num_devices > 0 else 1)
     if batch_size > data.num_train:

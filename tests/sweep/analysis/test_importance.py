@@ -27,10 +27,10 @@ def test_the_parameter_that_matters_is_seen_and_the_other_is_not():
     main, idle = found.effects
     assert (found.epoch, found.num_trials) == (9, 60)
     assert main.key == "main"
-    assert main.low > main.decide_retry
+    assert main.low > main.chance
     assert main.share > 0.7
     assert main.low <= main.high
-    assert idle.low < idle.decide_retry
+    assert idle.low < idle.chance
 
 
 def test_more_may_be_better():
@@ -52,7 +52,7 @@ def test_what_only_some_trials_have_counts_too():
     assert {effect.key for effect in found.effects} == {"main", "kind", "extra", "idle"}
     by_key = {effect.key: effect for effect in found.effects}
     assert found.effects[0].key == "extra"
-    assert by_key["kind"].share > by_key["kind"].decide_retry
+    assert by_key["kind"].share > by_key["kind"].chance
 
 
 def test_few_trials_say_nothing_and_many_epochs_are_judged_at_three():

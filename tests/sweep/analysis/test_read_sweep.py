@@ -38,8 +38,8 @@ def test_every_trial_is_read_as_the_sweep_had_it(swept, record):
     assert [trial.number for trial in record.trials] == sorted(table.rows)
     for trial in record.trials:
         row = table.rows[trial.number]
-        assert (trial.controller, trial.epochs, trial.params, trial.costs) == (
-            row.controller,
+        assert (trial.state, trial.epochs, trial.params, trial.costs) == (
+            row.state,
             row.epochs,
             row.params,
             row.costs,
@@ -47,10 +47,10 @@ def test_every_trial_is_read_as_the_sweep_had_it(swept, record):
         assert trial.value == table.value(row) or (math.isnan(trial.value) and math.isnan(table.value(row)))
         assert trial.seconds == pytest.approx(row.seconds)
         assert not trial.reports or trial.reports[-1].epoch == row.epochs
-        assert sum(each.ended_s - each.first_step_at_s for each in trial.segments) == pytest.approx(row.seconds)
+        assert sum(each.ended_s - each.began_s for each in trial.segments) == pytest.approx(row.seconds)
     assert record.ranked == [row.number for row in table.ranked()]
     assert record.objective.front == [row.number for row in table.front()]
-    assert {trial.controller for trial in record.trials} >= {"complete", "stopped", "diverged", "infeasible"}
+    assert {trial.state for trial in record.trials} >= {"complete", "stopped", "diverged", "infeasible"}
     assert record.check_end == "finished"
 
 

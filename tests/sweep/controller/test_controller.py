@@ -177,7 +177,7 @@ def test_no_finished_trial_is_begun_again(simulate, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_trial_is_left_running_in_study_or_table(simulate, kind):
     done = simulate(kind).run()
-    states = {number: row.controller for number, row in done.controller.history.table.rows.items()}
+    states = {number: row.state for number, row in done.controller.history.table.rows.items()}
     changed = {number for number, trial in done.controller.history.trials.items() if trial.is_perturbed}
     assert bool(changed) == (kind == "population")
     assert done.proposer.told == {
@@ -199,7 +199,7 @@ def test_a_sweep_with_a_spent_budget_leaves_its_trials_waiting_and_goes_on_as_if
     swept.controller.close("spent")
     table = swept.controller.history.table
     assert table.check_end == "spent"
-    assert {row.controller for row in table.rows.values() if not row.is_over} <= {"waiting", "paused"}
+    assert {row.state for row in table.rows.values() if not row.is_over} <= {"waiting", "paused"}
     assert any(not row.is_over for row in table.rows.values())
     assert not events_of(swept, Ended)
     assert {swept.proposer.told[number] for number, row in table.rows.items() if not row.is_over} == {"waits"}
@@ -312,7 +312,7 @@ def test_a_population_goes_on_with_more_trials_than_it_began_with(simulate):
     swept.start()
     table = swept.run(kill_when=lambda num_reports: num_reports % 7 == 0).controller.history.table
     assert len(table.rows) == 16
-    assert {row.controller for row in table.rows.values()} <= {"complete", "diverged"}
+    assert {row.state for row in table.rows.values()} <= {"complete", "diverged"}
 
 
 def test_the_best_of_a_maximised_metric_is_kept_and_an_explosion_is_a_fall(simulate):
@@ -321,7 +321,7 @@ def test_the_best_of_a_maximised_metric_is_kept_and_an_explosion_is_a_fall(simul
         "fifo", loss=lambda number, params, epoch: areas[number][epoch - 1], num_trials=2, max_epochs=3, mode="max"
     ).run()
     rows = swept.controller.history.table.rows
-    assert {number: row.controller for number, row in rows.items()} == {0: "diverged", 1: "complete"}
+    assert {number: row.state for number, row in rows.items()} == {0: "diverged", 1: "complete"}
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_no_factor_makes_a_best_value_of_0_or_below_worse(simulate, mode, values
     swept = simulate(
         "fifo", loss=lambda number, params, epoch: values[epoch - 1], num_trials=1, max_epochs=3, mode=mode
     ).run()
-    assert swept.controller.history.table.rows[0].controller == "complete"
+    assert swept.controller.history.table.rows[0].state == "complete"
 
 
 def test_an_interrupted_sweep_leaves_its_trials_waiting_and_goes_on(simulate):
@@ -344,7 +344,7 @@ def test_an_interrupted_sweep_leaves_its_trials_waiting_and_goes_on(simulate):
     assert swept.controller.is_over
     assert swept.controller.next_segment() is None
     assert "running" not in swept.proposer.told.values()
-    states = {row.controller for row in swept.controller.history.table.rows.values()}
+    states = {row.state for row in swept.controller.history.table.rows.values()}
     assert "waiting" in states
     assert "running" not in states
     swept.log.close()
@@ -390,7 +390,7 @@ def test_a_failed_trial_is_tried_again_from_its_newest_checkpoint_after_a_while(
     swept.step()
     swept.step()
     swept.controller.process_failure(0, failure())
-    assert swept.controller.history.table.rows[0].controller == "waiting"
+    assert swept.controller.history.table.rows[0].state == "waiting"
     assert swept.proposer.told[0] == "waits"
     assert swept.controller.next_segment() is None
     swept.clock.now += 10
@@ -420,7 +420,7 @@ def test_a_trial_that_keeps_failing_is_given_up_with_its_traceback(simulate):
         swept.controller.process_failure(0, failure())
         swept.fill()
     row = swept.controller.history.table.rows[0]
-    assert (row.controller, row.error, row.traceback) == ("failed", "ValueError: no", "Traceback ...\nValueError: no")
+    assert (row.state, row.error, row.traceback) == ("failed", "ValueError: no", "Traceback ...\nValueError: no")
     assert swept.proposer.told[0] == "failed"
     assert not swept.controller.is_over
 
@@ -434,7 +434,7 @@ def test_failures_count_after_a_kill_too(simulate):
     swept.start()
     swept.fill()
     swept.controller.process_failure(0, failure())
-    assert swept.controller.history.table.rows[0].controller == "failed"
+    assert swept.controller.history.table.rows[0].state == "failed"
 
 
 def test_out_of_gpu_memory_is_tried_again_with_twice_the_share_until_that_is_a_whole_gpu(simulate):
@@ -447,7 +447,7 @@ def test_out_of_gpu_memory_is_tried_again_with_twice_the_share_until_that_is_a_w
         segment = swept.controller.next_segment()
         shares.append(segment and segment.gpus)
     assert shares == [0.6, 1.0, None]
-    assert swept.controller.history.table.rows[0].controller == "failed"
+    assert swept.controller.history.table.rows[0].state == "failed"
 
 
 @pytest.mark.parametrize("kind", ["preempted", "lost", "worn"])
@@ -456,7 +456,7 @@ def test_what_is_not_the_trials_fault_costs_it_no_try(simulate, kind):
     for segment in range(1, 8):
         assert swept.controller.next_segment().stretch == segment
         swept.controller.process_failure(0, failure(kind))
-    assert swept.controller.history.table.rows[0].controller == "waiting"
+    assert swept.controller.history.table.rows[0].state == "waiting"
 
 
 def test_a_mistake_is_not_tried_again_once_trials_work(simulate):
@@ -464,7 +464,7 @@ def test_a_mistake_is_not_tried_again_once_trials_work(simulate):
     swept.fill()
     swept.step()
     swept.controller.process_failure(1, failure("mistake"))
-    assert swept.controller.history.table.rows[1].controller == "failed"
+    assert swept.controller.history.table.rows[1].state == "failed"
 
 
 @pytest.mark.parametrize("kind", ["error", "killed", "mistake"])
@@ -535,23 +535,23 @@ def test_a_node_that_fails_one_trial_after_the_other_is_set_aside_and_no_trial_l
         assert state.find_nodes_to_avoid(number) == ("bad",)
     assert [event.node for event in events_of(on_two_nodes, SetAside)] == ["bad"]
     assert [state.history.trials[number].num_failures for number in (1, 2, 3)] == [0, 0, 0]
-    assert [state.history.table.rows[number].controller for number in (1, 2, 3)] == ["waiting"] * 3
+    assert [state.history.table.rows[number].state for number in (1, 2, 3)] == ["waiting"] * 3
     assert state.history.table.rows[3].node == "bad"
     assert state.find_nodes_to_avoid(4) == ("bad",)  # nor does any other trial run there
     state.process_failure(5, failure(kind)._replace(node="bad"))  # it was running there still
-    assert state.history.table.rows[5].controller == "waiting"
+    assert state.history.table.rows[5].state == "waiting"
 
 
 @pytest.mark.parametrize("kind", ["error", "mistake", "killed", "gpu_memory"])
 def test_a_trial_that_fails_wherever_it_runs_comes_to_its_end(on_two_nodes, kind):
     state = on_two_nodes.controller
     state.process_failure(1, failure(kind)._replace(node="bad"))
-    assert state.history.table.rows[1].controller == "waiting"
+    assert state.history.table.rows[1].state == "waiting"
     state.process_report(2, 1, {METRIC: 1.0}, node="bad")  # so that it was not the node
     on_two_nodes.clock.now += 1000
     assert state.next_segment().trial == 1
     state.process_failure(1, failure(kind)._replace(node="good"))
-    assert state.history.table.rows[1].controller == "failed"
+    assert state.history.table.rows[1].state == "failed"
     assert not events_of(on_two_nodes, SetAside)
 
 
@@ -560,7 +560,7 @@ def test_a_trial_that_fails_twice_on_a_node_may_be_at_fault(on_two_nodes):
     state.process_failure(1, failure()._replace(node="bad"))
     on_two_nodes.fill()
     state.process_failure(1, failure()._replace(node="bad"))
-    assert state.history.table.rows[1].controller == "failed"
+    assert state.history.table.rows[1].state == "failed"
 
 
 @pytest.mark.parametrize("alive", [("bad",), ("bad", "unheard of")])
@@ -639,14 +639,14 @@ def test_a_trial_that_explodes_ends_at_once(simulate, mode, values):
     swept = simulate("fifo", loss=lambda number, params, epoch: values[epoch - 1], mode=mode, num_trials=1)
     swept.run()
     row = swept.controller.history.table.rows[0]
-    assert (row.controller, row.epochs) == ("diverged", 4)
+    assert (row.state, row.epochs) == ("diverged", 4)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_trial_that_is_no_number_any_more_ends_at_once(simulate, value):
     swept = simulate("stop", loss=lambda number, params, epoch: value if epoch == 2 else 1.0, num_trials=4)
     swept.run()
-    assert {(row.controller, row.epochs) for row in swept.controller.history.table.rows.values()} <= {
+    assert {(row.state, row.epochs) for row in swept.controller.history.table.rows.values()} <= {
         ("diverged", 2),
         ("stopped", 1),
     }
@@ -718,6 +718,6 @@ def test_all_checkpoints_fit_into_the_budget_and_what_can_go_on_is_kept_longest(
         )
         held = {int(file.parent.name.removeprefix("trial_")) for file in files}
         rows = swept.controller.history.table.rows
-        assert {number for number, row in rows.items() if row.controller == "running" and row.epochs} <= held
-        done |= {row.controller for number, row in rows.items() if number in held}
+        assert {number for number, row in rows.items() if row.state == "running" and row.epochs} <= held
+        done |= {row.state for number, row in rows.items() if number in held}
     assert "paused" in done

@@ -56,7 +56,7 @@ def test_a_sweep_goes_on_as_it_was_configured(folder):
 def test_budgets_that_were_given_anew_hold_for_the_next_resume_too(folder):
     save_budgets(load_recorded_task(folder, ["sweep.num_trials=99", "sweep.time_budget_s=50", "sweep.preflight=off"]))
     sweep = load_recorded_task(folder, []).config.sweep
-    assert (sweep.num_trials, sweep.time_budget_s, sweep.count_gpu_hours) == (99, 50, None)
+    assert (sweep.num_trials, sweep.time_budget_s, sweep.gpu_hours) == (99, 50, None)
     assert sweep.preflight == "brief"  # of that one resume
     assert load_recorded_task(folder, ["sweep.time_budget_s=null"]).config.sweep.time_budget_s is None
 
@@ -95,9 +95,7 @@ def test_a_population_keeps_the_size_it_began_with(population):
 def test_a_metric_that_cannot_rule_a_sweep_is_refused_before_any_work(
     tmp_path, write_space, monkeypatch, given, reason
 ):
-    monkeypatch.setattr(
-        "handpose.sweep.plan.summarise_data", lambda config: pytest.send_failure("data were made ready")
-    )
+    monkeypatch.setattr("handpose.sweep.plan.summarise_data", lambda config: pytest.fail("data were made ready"))
     overrides = [f"paths.output={tmp_path}", *given]
     config = compose("tune", overrides)
     space = write_space("optimizer.lr: interval(0.1, 0.2)")

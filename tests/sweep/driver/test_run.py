@@ -93,10 +93,10 @@ def finished(ray_started, tmp_path_factory):
 def test_study_knows_each_trials_end_and_fidelity(finished):
     trials = study_of(finished.folder).trials
     assert len(trials) == len(finished.table.rows) == 8
-    assert {row.controller for row in finished.table.rows.values()} == {"complete", "stopped"}
+    assert {row.state for row in finished.table.rows.values()} == {"complete", "stopped"}
     for trial in trials:
         row = finished.table.rows[trial.number]
-        assert trial.controller == (TrialState.COMPLETE if row.epochs == 4 else TrialState.PRUNED)
+        assert trial.state == (TrialState.COMPLETE if row.epochs == 4 else TrialState.PRUNED)
         assert trial.last_step == row.epochs
         assert trial.value == trial.intermediate_values[row.epochs] == row.metrics[METRIC]
         assert trial.params == {key: row.params[key] for key in ("optimizer.lr", "model.decoder.depth")}
@@ -129,9 +129,9 @@ def test_diverged_and_crashed_trials_fail_in_the_study_and_the_sweep_goes_on(swe
     table, folder = sweep(
         write_space("model.decoder.depth: range(1, 4)"), fails_or_diverges, sampler=None, rule=Fifo, max_retries=0
     )
-    ends = {row.params["model.decoder.depth"]: (row.controller, row.epochs) for row in table.rows.values()}
+    ends = {row.params["model.decoder.depth"]: (row.state, row.epochs) for row in table.rows.values()}
     assert ends == {1: ("diverged", 2), 2: ("failed", 1), 3: ("complete", 4)}
-    states = {trial.params["model.decoder.depth"]: trial.controller for trial in study_of(folder).trials}
+    states = {trial.params["model.decoder.depth"]: trial.state for trial in study_of(folder).trials}
     assert states == {1: TrialState.FAIL, 2: TrialState.FAIL, 3: TrialState.COMPLETE}
     csv = pd.read_csv(folder / "trials.csv").set_index("model.decoder.depth")
     assert csv.loc[2, "error"] == "FloatingPointError: no gradient at all"
@@ -144,7 +144,7 @@ def test_the_same_seed_gives_the_same_sweep_with_one_trial_at_a_time(sweep, writ
         sweep(write_space(SPACE), curve, sampler=tpe(), seed=3, name=name, num_trials=7, max_concurrent=1)[0]
         for name in ("a", "b")
     ]
-    first, second = ([(row.params, row.controller, row.metrics) for row in table.rows.values()] for table in tables)
+    first, second = ([(row.params, row.state, row.metrics) for row in table.rows.values()] for table in tables)
     assert first == second
 
 
@@ -155,7 +155,7 @@ def test_a_grid_is_tried_whole_and_each_point_once(sweep, write_space):
     points = [(row.params["model.decoder.depth"], row.params["optimizer.lr"]) for row in table.rows.values()]
     assert sorted(points) == [(depth, lr) for depth in (1, 2, 3) for lr in (1e-3, 1e-2)]
     assert table.rows[0].params == {"model.decoder.depth": 2, "optimizer.lr": 1e-2}
-    assert all(trial.controller == TrialState.COMPLETE for trial in study_of(folder).trials)
+    assert all(trial.state == TrialState.COMPLETE for trial in study_of(folder).trials)
 
 
 def test_a_spent_time_budget_leaves_no_trial_running_and_a_larger_one_lets_the_sweep_go_on(sweep, write_space):
@@ -163,15 +163,15 @@ def test_a_spent_time_budget_leaves_no_trial_running_and_a_larger_one_lets_the_s
     changes = {"max_epochs": 8, "num_trials": 3, "time_budget_s": 2.0}
     table, folder = sweep(space, grows_slowly, rule=Fifo, **changes)
     assert table.check_end == "spent"
-    assert {row.controller for row in table.rows.values()} <= {"waiting", "complete"}
-    assert all(trial.controller in (TrialState.WAITING, TrialState.COMPLETE) for trial in study_of(folder).trials)
+    assert {row.state for row in table.rows.values()} <= {"waiting", "complete"}
+    assert all(trial.state in (TrialState.WAITING, TrialState.COMPLETE) for trial in study_of(folder).trials)
     before = (folder / "events.jsonl").read_bytes()
     start(make_settings(folder, **changes), space, grows_slowly, scheduler=Fifo, resume=True)  # still spent
     assert (folder / "events.jsonl").read_bytes() == before
 
     settings = make_settings(folder, **changes | {"time_budget_s": 600.0})
     table = start(settings, space, grows_slowly, scheduler=Fifo, resume=True)
-    assert {(row.controller, row.epochs) for row in table.rows.values()} == {("complete", 8)}
+    assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 8)}
     epochs = [event.epoch for event in read_events(folder / "events.jsonl") if isinstance(event, Reported)]
     assert sorted(epochs) == sorted([*range(1, 9)] * 3)  # no epoch was trained twice
 
@@ -220,11 +220,11 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sw
     assert signal.getsignal(signal.SIGTERM) is handler
     before = pd.read_csv(folder / "trials.csv").set_index("number")
     assert set(before["state"]) <= {"waiting", "complete"}
-    assert all(trial.controller != TrialState.RUNNING for trial in study_of(folder).trials)
+    assert all(trial.state != TrialState.RUNNING for trial in study_of(folder).trials)
 
     settings = make_settings(folder, max_epochs=8, num_trials=3)
     table = start(settings, space, grows_slowly, scheduler=Fifo, resume=True)
-    assert {row.controller for row in table.rows.values()} == {"complete"}
+    assert {row.state for row in table.rows.values()} == {"complete"}
     for number in before.index:
         row, params = table.rows[number], before.loc[number]
         assert row.params["optimizer.lr"] == params["optimizer.lr"]
@@ -232,7 +232,7 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sw
         assert row.metrics[METRIC] == pytest.approx(
             10 - 8 * row.params["optimizer.lr"] / row.params["model.decoder.depth"]
         )
-    assert [trial.controller for trial in study_of(folder).trials] == [TrialState.COMPLETE] * 3
+    assert [trial.state for trial in study_of(folder).trials] == [TrialState.COMPLETE] * 3
     resumed = [
         event for event in read_events(folder / "events.jsonl") if isinstance(event, Begun) and event.stretch > 1
     ]
@@ -247,7 +247,7 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sw
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_ended_and_its_trial_tried_again(sweep, write_space):
     table, folder = sweep(write_space(GROWING), hangs_once, rule=Fifo, num_trials=2, hang_timeout_s=5.0)
-    assert {row.controller for row in table.rows.values()} == {"complete"}
+    assert {row.state for row in table.rows.values()} == {"complete"}
     failed = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
     assert {(event.kind, event.cause) for event in failed} == {("killed", "no report for 5 s: it was ended")}
 
@@ -255,7 +255,7 @@ def test_a_worker_that_hangs_is_ended_and_its_trial_tried_again(sweep, write_spa
 @pytest.mark.slow
 def test_a_killed_worker_costs_the_work_since_its_checkpoint_and_no_more(sweep, write_space):
     table, folder = sweep(write_space(GROWING), dies_once, rule=Fifo, max_epochs=8, num_trials=3)
-    assert {(row.controller, row.epochs) for row in table.rows.values()} == {("complete", 8)}
+    assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 8)}
     for row in table.rows.values():
         assert row.metrics[METRIC] == pytest.approx(
             10 - 8 * row.params["optimizer.lr"] / row.params["model.decoder.depth"]
@@ -277,7 +277,7 @@ def test_paused_trials_are_promoted_from_their_checkpoints(sweep, write_space):
     for row in table.rows.values():
         grown_by = row.epochs * row.params["optimizer.lr"] / row.params["model.decoder.depth"]
         assert row.metrics[METRIC] == pytest.approx(10 - grown_by)
-    states = {trial.number: trial.controller for trial in study_of(folder).trials}
+    states = {trial.number: trial.state for trial in study_of(folder).trials}
     assert states == {
         row.number: TrialState.COMPLETE if row.epochs == 8 else TrialState.PRUNED for row in table.rows.values()
     }
@@ -299,14 +299,14 @@ def population(ray_started, tmp_path_factory):
 @pytest.mark.slow
 def test_a_population_goes_on_from_its_best(population):
     table, trials = population
-    assert all((row.controller, row.epochs) == ("complete", 8) for row in table.rows.values())
+    assert all((row.state, row.epochs) == ("complete", 8) for row in table.rows.values())
     changed = [row for row in table.rows.values() if row.params != trials[row.number].params]
     assert changed
     for row in changed:
         first = trials[row.number].params
         alone = 10.0 - 8 * first["optimizer.lr"] / first["model.decoder.depth"]
         assert row.metrics[METRIC] != pytest.approx(alone)
-        assert row.format_command == ""
+        assert row.command == ""
 
 
 @pytest.mark.slow
@@ -315,7 +315,7 @@ def test_the_study_hears_of_no_value_that_a_proposal_did_not_earn(population):
         rate = trial.params["optimizer.lr"] / trial.params["model.decoder.depth"]
         earned = {epoch: 10.0 - epoch * rate for epoch in range(1, trial.last_step + 1)}
         assert trial.intermediate_values == pytest.approx(earned)
-        assert trial.controller == (TrialState.COMPLETE if trial.last_step == 8 else TrialState.PRUNED)
+        assert trial.state == (TrialState.COMPLETE if trial.last_step == 8 else TrialState.PRUNED)
 
 
 @pytest.mark.slow
@@ -327,13 +327,13 @@ def test_a_bug_in_every_trial_ends_the_sweep_after_a_few_with_one_sentence(sweep
     csv = pd.read_csv(tmp_path / "sweep" / "trials.csv")
     assert len(csv) <= 4
     assert all("KeyError" in text for text in csv["traceback"].dropna())
-    assert all(trial.controller != TrialState.RUNNING for trial in study_of(tmp_path / "sweep").trials)
+    assert all(trial.state != TrialState.RUNNING for trial in study_of(tmp_path / "sweep").trials)
 
 
 @pytest.mark.slow
 def test_a_mistake_in_one_configuration_is_not_tried_again(sweep, write_space):
     table, folder = sweep(write_space("model.decoder.depth: range(1, 4)"), is_a_mistake, sampler=None, rule=Fifo)
-    states = {row.params["model.decoder.depth"]: row.controller for row in table.rows.values()}
+    states = {row.params["model.decoder.depth"]: row.state for row in table.rows.values()}
     assert states == {1: "complete", 2: "failed", 3: "complete"}
     failures = [event.kind for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
     assert failures == ["mistake"]
@@ -342,7 +342,7 @@ def test_a_mistake_in_one_configuration_is_not_tried_again(sweep, write_space):
 @pytest.mark.slow
 def test_a_trial_that_gets_an_unfit_worker_gets_another_without_losing_a_try(sweep, write_space):
     table, folder = sweep(write_space(SPACE), wears_its_worker_out, rule=Fifo, num_trials=4, max_retries=0)
-    assert {(row.controller, row.epochs) for row in table.rows.values()} == {("complete", 4)}
+    assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 4)}
     failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
     assert {event.kind for event in failures} == {"worn"}
 
@@ -355,7 +355,7 @@ def test_what_costs_too_much_is_told_the_sampler_and_not_trained(ray_started, wr
     for trial in study_of(tmp_path / "sweep").trials:
         row = table.rows[trial.number]
         is_feasible = row.params["model.decoder.depth"] <= 2
-        assert row.controller == ("complete" if is_feasible else "infeasible")
+        assert row.state == ("complete" if is_feasible else "infeasible")
         assert (max(trial.constraints.values()) <= 0) == is_feasible
 
 
@@ -377,7 +377,7 @@ def test_a_sweep_with_two_objectives_goes_on_and_has_one_front_in_table_study_an
             assert trial.values == [row.metrics[METRIC], row.costs["num_parameters"]]
         read = pd.read_csv(folder / "trials.csv").set_index("number")
         assert read["num_parameters"].to_dict() == {n: row.costs["num_parameters"] for n, row in table.rows.items()}
-    assert {row.controller for row in table.rows.values()} == {"complete", "stopped"}
+    assert {row.state for row in table.rows.values()} == {"complete", "stopped"}
 
 
 def test_two_processes_cannot_run_one_sweep(sweep, write_space, tmp_path):
@@ -408,7 +408,7 @@ def test_a_full_disk_is_a_sentence_and_the_sweep_can_go_on(sweep, write_space, t
     table = start(
         make_settings(tmp_path / "sweep", max_epochs=8, num_trials=3), space, grown, scheduler=Fifo, resume=True
     )
-    assert {(row.controller, row.epochs) for row in table.rows.values()} == {("complete", 8)}
+    assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 8)}
 
 
 def test_a_cluster_that_does_not_answer_is_a_sentence_at_once(monkeypatch):

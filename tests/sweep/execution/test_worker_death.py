@@ -87,10 +87,7 @@ def test_the_log_of_a_worker_on_another_address_is_read_there(mortal, monkeypatc
 
 
 def test_a_worker_that_exits_is_not_said_to_have_been_killed(mortal):
-    assert (
-        diagnose_worker_death(error_of(mortal.remove_waiting.remote())).sentence
-        == "the worker process exited with status 3"
-    )
+    assert diagnose_worker_death(error_of(mortal.leave.remote())).sentence == "the worker process exited with status 3"
 
 
 def test_without_a_log_no_signal_is_named():

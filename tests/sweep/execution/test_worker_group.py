@@ -48,7 +48,7 @@ def held():
 def test_the_first_worker_tells_and_none_goes_on_when_the_trial_is_stopped(ray_started, tmp_path):
     """ASHA keeps the first trial and stops the second after epoch 1, whose workers never begin epoch 2."""
     table, folder = swept(tmp_path, (0, 1), asha(4))
-    values = [(row.number, row.controller, row.epochs, row.metrics[METRIC]) for row in table.rows.values()]
+    values = [(row.number, row.state, row.epochs, row.metrics[METRIC]) for row in table.rows.values()]
     assert values == [(0, "complete", 4, 0.25), (1, "stopped", 1, 2.0)]
     assert {file.name for file in folder.glob("trial_0001-*")} == {"trial_0001-0-1", "trial_0001-1-1"}
     reports = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Reported)]
@@ -62,7 +62,7 @@ def test_a_dead_worker_is_a_try_and_what_one_raises_is_the_trials_end(ray_starte
     failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
     assert [(event.trial, event.kind) for event in failures] == [(0, "killed"), (1, "mistake")]
     assert failures[1].cause.endswith("model.decoder.depth=3 does not fit")
-    assert [(row.controller, row.epochs) for row in table.rows.values()] == [("complete", 4), ("failed", 1)]
+    assert [(row.state, row.epochs) for row in table.rows.values()] == [("complete", 4), ("failed", 1)]
     assert not held()
 
 

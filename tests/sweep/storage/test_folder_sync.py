@@ -243,7 +243,7 @@ def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(simulate, monk
     gone.wait()
     store = ObjectStore(swept.settings.storage_url)
     store.write(LEASE_FILE, json.dumps({"id": "x", "host": socket.gethostname(), "pid": gone.pid, "beat": 1}).encode())
-    monkeypatch.setattr(owner.time, "sleep", pytest.send_failure)
+    monkeypatch.setattr(owner.time, "sleep", pytest.fail)
     FolderSync(swept.settings.path, store).connect()
 
 

@@ -41,7 +41,7 @@ def test_what_a_trial_set_is_put_back_when_it_fails_too():
 def test_what_nobody_has_set_is_not_set_afterwards(monkeypatch):
     """So that what follows another setting goes on following it."""
     for name in ("set_num_threads", "set_default_device", "set_float32_matmul_precision", "set_default_dtype"):
-        monkeypatch.setattr(torch, name, pytest.send_failure)
+        monkeypatch.setattr(torch, name, pytest.fail)
     with preserve_process_state():
         pass
 

@@ -56,7 +56,7 @@ def train(overrides, tmp_path):
 
 def reproduced(row, tmp_path):
     """Metrics of the row's command, trained in this process as far as the row says."""
-    config = compose("train", [*shlex.split(row.format_command)[2:], *SILENT])
+    config = compose("train", [*shlex.split(row.command)[2:], *SILENT])
     epochs = Epochs(row.epochs)
     fit(config, RunFolders(tmp_path, tmp_path, tmp_path), quiet=True, callbacks=[epochs])
     return {name: epochs.metrics[name] for name in row.metrics}

@@ -1,0 +1,95 @@
+"""What an earlier version of the project left behind is still read: a sweep's folder and a checkpoint of format 2.
+
+tests/sweep/earlier_versions/format_2 is such a sweep: two of its three trials were stopped at their first rung. Of its
+checkpoints one is kept. hand.json is what that version's `python -m handpose.predict` found with this checkpoint.
+"""
+
+import json
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from handpose.config import REPOSITORY
+from handpose.export import main as export
+from handpose.formats import MOVED, SWEEP_YAML_FORMAT
+from handpose.predict import main as predict
+from handpose.sweep.analysis.read_sweep import read_sweep
+from handpose.sweep.analysis.report import write_report
+from handpose.sweep.record.events import read_events
+from handpose.yaml_files import read_yaml
+
+KEPT = Path(__file__).parent / "earlier_versions" / "format_2"
+CHECKPOINT = KEPT / "checkpoints" / "trial_0002" / "epoch_0001_stretch_1.ckpt"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Path(shutil.copytree(KEPT, tmp_path / "before_rooms"))
+
+
+@pytest.mark.parametrize("target", MOVED.values())
+def test_a_class_that_moved_is_where_the_table_says(target):
+    assert isinstance(pkgutil.resolve_name(target), type)
+
+
+def test_its_classes_are_read_under_their_new_names(folder):
+    before = yaml.safe_load((folder / "sweep.yaml").read_text(encoding="utf-8"))["config"]["scheduler"]["_target_"]
+    assert before == "handpose.sweep.rules.Asha"
+    now = read_yaml(folder / "sweep.yaml")["config"]["scheduler"]["_target_"]
+    assert now == "handpose.schedulers.asha.Asha"
+
+
+def test_its_report_has_its_trials_and_rungs(folder):
+    record = read_sweep(folder)
+    assert [trial.state for trial in record.trials] == ["stopped", "complete", "stopped"]
+    assert record.rungs == (1,)
+    written = write_report([folder], folder / "report.html")
+    assert "PA-MPJPE" in written.file.read_text(encoding="utf-8")
+
+
+def test_its_checkpoint_predicts_what_it_predicted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    camera = ["--focal", "100", "--scale", "28"]
+    assert predict(["noise.png", "--checkpoint", str(CHECKPOINT), "--device", "cpu", *camera]) == 0
+    (hand,) = json.loads((tmp_path / "hands" / "hands.json").read_text(encoding="utf-8"))["hands"]
+    expected = json.loads((KEPT / "hand.json").read_text(encoding="utf-8"))["xyz_mm"]
+    assert np.array(hand["xyz_mm"]) == pytest.approx(np.array(expected), rel=1e-3, abs=0.5)
+
+
+def test_its_checkpoint_is_exported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "gray.png")
+    export(["--checkpoint", str(CHECKPOINT), "--output", "hand.onnx", "--images", "."])
+    assert (tmp_path / "hand.onnx").stat().st_size > 100_000
+
+
+@pytest.mark.slow
+def test_it_is_resumed_with_one_more_trial(folder, tmp_path):
+    record = yaml.safe_load((folder / "sweep.yaml").read_text(encoding="utf-8"))
+    del record["data_fingerprint"]  # hands that are drawn here may differ in their last bits
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(record), encoding="utf-8")
+    before = read_events(folder / "events.jsonl")
+    places = [
+        f"paths.data={tmp_path / 'data'}",
+        f"paths.output={tmp_path / 'out'}",
+        f"paths.packed={tmp_path / 'packed'}",
+    ]
+    data = f"data.root={tmp_path / 'data' / 'synthetic'}"
+    more = [f"sweep.resume={folder}", "sweep.num_trials=4", "sweep.retrain=false", data, *places]
+    command = [sys.executable, str(REPOSITORY / "tune.py"), *more]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    after = read_events(folder / "events.jsonl")
+    assert after[: len(before)] == before
+    assert {event.trial for event in after[len(before) :] if hasattr(event, "trial")} >= {3}
+    assert [trial.number for trial in read_sweep(folder).trials] == [0, 1, 2, 3]
+    assert yaml.safe_load((folder / "sweep.yaml").read_text(encoding="utf-8"))["format"] == SWEEP_YAML_FORMAT
