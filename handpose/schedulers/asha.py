@@ -20,7 +20,7 @@ class Asha(Fifo):
 
     Mode `stop` is the rule of Ray's AsyncHyperBandScheduler. A trial continues unless its result is worse than the
     1 - 1 / reduction_factor quantile of the trials that reached the rung before it. No checkpoint is needed, but the
-    first trial at a rung always continues, however good it is.
+    first trial at a rung always continues, and the next ones are compared with few others.
 
     Mode `promote` is Algorithm 2 of the paper. A trial pauses at a rung. It is promoted as soon as it is among the best
     floor(n / reduction_factor) of the n trials that reported there, which may be at once or much later. The paper never

@@ -23,7 +23,7 @@ class MedianStopping(Fifo):
         UserError: an argument is below 1.
     """
 
-    supports_two_objectives = False  # with the first alone it would stop trials that are good in the second
+    supports_two_objectives = False  # the first alone would stop trials that are good in the second
 
     def __init__(self, *, grace_period: int, min_samples_required: int) -> None:
         for name, value in (("grace_period", grace_period), ("min_samples_required", min_samples_required)):
@@ -57,7 +57,7 @@ class _LossHistory(NamedTuple):
         epoch: the last reported epoch.
         best: the best loss.
         total: the sum of the losses since the grace period, which the mean is taken of.
-        num_counted: their number.
+        num_counted: the number of these losses.
     """
 
     epoch: int = 0

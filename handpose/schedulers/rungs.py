@@ -55,9 +55,9 @@ class Rung:
         return self._waiting[0][1] if self._waiting else None
 
     def find_promotable(self) -> int | None:
-        """Return the best trial to promote, or None.
+        """Return the best waiting trial, or None if it cannot be promoted yet.
 
-        It waits, and is among the best floor(n / reduction_factor) of the n trials recorded here.
+        It can be promoted if it is among the best floor(n / reduction_factor) of the n trials recorded here.
         """
         if not self._waiting:
             return None
@@ -104,9 +104,9 @@ class ParetoRung:
         return next((trial for trial in self._sort_best_first(self._losses) if trial in self._waiting), None)
 
     def find_promotable(self) -> int | None:
-        """Return the best trial to promote, or None.
+        """Return the best waiting trial, or None if it cannot be promoted yet.
 
-        It waits, and is among the best floor(n / reduction_factor) of the n trials recorded here.
+        It can be promoted if it is among the best floor(n / reduction_factor) of the n trials recorded here.
         """
         if not self._waiting:
             return None

@@ -121,7 +121,7 @@ def round_to_distribution(value: float, distribution: Numeric) -> float:
 
 
 def count_values(distribution: BaseDistribution) -> int | None:
-    """Count the values of a distribution. None for an interval, which has infinitely many."""
+    """Count the values of a distribution. None for an interval of infinitely many values."""
     if isinstance(distribution, CategoricalDistribution):
         return len(distribution.choices)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))

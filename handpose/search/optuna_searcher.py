@@ -71,9 +71,9 @@ TPE counts at most 25 trials as good (with two objectives, a tenth of them). The
 """
 _MAX_LISTED_VALUES = 100_000
 _MAX_DRAWS = 5
-"""Draws from the sampler before it counts as unable to propose parameters that no earlier trial has."""
+"""The largest number of draws from the sampler for one proposal, if each draw repeats an earlier trial."""
 _MAX_RANDOM_DRAWS = 20
-"""Draws from the random sampler after that, in a space whose points cannot be listed."""
+"""The largest number of further draws from the random sampler, in a space whose points cannot be listed."""
 _PLAN_ATTRIBUTE = "plan"
 _WARM_START_ATTRIBUTE = "warm_start"
 """User attributes of the study.
@@ -218,7 +218,7 @@ class OptunaSearcher:
         self._set_state(self._get_trial(number), TrialState.WAITING)
 
     def on_trial_result(self, number: int, epoch: int, value: float) -> None:
-        """Store the metric after an epoch. Non-finite values are not stored: the trial fails, nothing is learnt."""
+        """Store the metric after an epoch, unless it is not finite: such a trial fails, and nothing is learnt from it."""
         self._store_values(self._get_trial(number), {epoch: value})
 
     def on_trial_cost(self, number: int, costs: Mapping[str, float]) -> None:

@@ -126,7 +126,7 @@ class SamplerView(BaseStorage):
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         assert trial_id == PENDING_TRIAL_ID
-        if _RELATIVE_PARAMS_INFIX not in key:  # TPE's draws in advance, for other workers; here a trial is stored whole
+        if _RELATIVE_PARAMS_INFIX not in key:  # TPE's early notice to other workers, not needed here
             self._pending.system_attrs = {**self._pending.system_attrs, key: value}
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:

@@ -98,7 +98,7 @@ def resolve_storage_url(url: str | None) -> str | None:
         url: the URL as the user wrote it, which may contain ${oc.env:...}.
 
     Raises:
-        UserError: the environment variable is not set.
+        UserError: an environment variable is not set, or the text is malformed.
     """
     try:
         return OmegaConf.create({"url": url}).url

@@ -246,7 +246,10 @@ class _Importer:
         return ""
 
     def _choose_best_points(self, trials: Sequence[FrozenTrial], num_points: int) -> Iterator[Params]:
-        """Yield the points of the best trials in the space that meet the limits, the longest trained first."""
+        """Yield the points of the best trials, the longest trained first.
+
+        Trials out of range are left out, and so are those above a limit that does not depend on the machine.
+        """
         conditions = self._sweep.conditions
         target = TargetMetric(conditions.metric, conditions.mode)
 
