@@ -218,7 +218,7 @@ class OptunaSearcher:
         self._set_state(self._get_trial(number), TrialState.WAITING)
 
     def on_trial_result(self, number: int, epoch: int, value: float) -> None:
-        """Store the metric after an epoch, unless it is not finite: such a trial fails, and nothing is learnt from it."""
+        """Store the metric after an epoch, unless it is not finite: such a trial fails, and samplers ignore it."""
         self._store_values(self._get_trial(number), {epoch: value})
 
     def on_trial_cost(self, number: int, costs: Mapping[str, float]) -> None:

@@ -159,8 +159,8 @@ def prepare_initial_trials(
 class _Importer:
     """Importer of the trials of one earlier sweep.
 
-    Attributes:
-        seen_origins: (study, number) of the first occurrence of each trial met so far, shared between the importers.
+    Args:
+        seen_origins: (study, number) of the origin of each trial met so far, shared between the importers.
     """
 
     def __init__(
