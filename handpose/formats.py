@@ -1,6 +1,6 @@
-"""The version of the YAML files that a sweep leaves behind, and what has been renamed since earlier versions.
+"""The format version of the YAML files that a sweep writes, and the names that changed since earlier versions.
 
-Events have a version of their own (handpose/sweep/record/events.py), and so have checkpoints
+Events have their own version (handpose/sweep/record/events.py), and so do checkpoints
 (handpose/training/checkpoints.py).
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 from handpose.errors import UserError
 
 SWEEP_YAML_FORMAT = 3
-"""Version of sweep.yaml, as its `format`; to be raised when an earlier version could not read what is written.
+"""The version of sweep.yaml, stored under `format`. Raise it when an earlier version could not read the file.
 
-1: says no version. 2: `held`. 3: classes of search, schedulers and settings lie in other modules.
+1: no `format` key. 2: adds `held`. 3: the classes of search, schedulers and settings are in other modules.
 """
 
 MOVED = {
@@ -26,28 +26,28 @@ MOVED = {
     "handpose.sweep.settings.ConfirmSettings": "handpose.sweep.record.settings.ConfirmSettings",
     "handpose.sweep.settings.RaySettings": "handpose.sweep.record.settings.RaySettings",
 }
-"""The `_target_` of a class in files of format 1 and 2 -> its `_target_` now."""
+"""The `_target_` of a class in files of format 1 and 2 -> its current `_target_`."""
 
 
 def upgrade(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Bring the content of a file that a sweep has written to the names of this version.
+    """Convert the content of a file that a sweep wrote to the names of this version.
 
     Args:
-        content: what the YAML file holds.
-        path: of the file, for the error.
+        content: the content of the YAML file.
+        path: the path of the file, for the error message.
 
     Returns:
         A copy in which every `_target_` names a class of this version.
 
     Raises:
-        UserError: a later version has written the file.
+        UserError: a later version of the project wrote the file.
     """
     check_format(content, path)
     return {key: _with_moved_targets(value) for key, value in content.items()}
 
 
 def check_format(content: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError for a file of a later format. Files of format 1 do not say so."""
+    """Raise UserError if the file has a later format. Files of format 1 have no `format` key."""
     version = content.get("format", 1)
     if not isinstance(version, int) or version > SWEEP_YAML_FORMAT:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Reads YAML files, and refuses a key that stands twice in one of them: YAML forbids it, but PyYAML takes the last."""
+"""Reading and writing of YAML files. A duplicate key is an error, as YAML says; PyYAML would take the last one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +15,15 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 def load_yaml(path: Path) -> Any:
-    """The content of a YAML file in UTF-8, with or without a byte-order mark.
+    """Load a YAML file in UTF-8, with or without a byte-order mark.
 
-    Raises UserError for a file in another encoding and for a key that stands twice in a mapping, and OSError or
-    yaml.YAMLError if the file cannot be read.
+    Args:
+        path: the path of the file.
+
+    Raises:
+        UserError: the file has another encoding, or a mapping has a duplicate key.
+        OSError: the file cannot be opened.
+        yaml.YAMLError: the file is not valid YAML.
     """
     loader = _Loader(read_utf8(path), path)
     try:
@@ -30,7 +35,7 @@ def load_yaml(path: Path) -> Any:
 class _Loader(yaml.SafeLoader):
     def __init__(self, text: str, path: Path) -> None:
         super().__init__(text)
-        self.name = str(path)  # which errors name
+        self.name = str(path)  # for error messages
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -49,13 +54,30 @@ class _Loader(yaml.SafeLoader):
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain values. Atomic: a reader finds the whole file or none."""
+    """Write plain values to a YAML file.
+
+    The file is replaced atomically: a reader never finds a half-written file.
+
+    Args:
+        path: the path of the file. Its folder is created if it does not exist.
+        content: key -> plain value.
+    """
     with whole_file(path) as part:
         part.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; nothing where there is none. Raises UserError for a damaged file."""
+    """Read the mapping in a YAML file that a sweep wrote, with the names of this version.
+
+    Args:
+        path: the path of the file.
+
+    Returns:
+        The mapping. It is empty if the file does not exist or has no mapping.
+
+    Raises:
+        UserError: the file is damaged, or a later version of the project wrote it.
+    """
     try:
         content = load_yaml(path) if path.is_file() else {}
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving (Li et al. 2018, arXiv:1810.05934): trials are compared at rungs."""
+"""The ASHA scheduler: asynchronous successive halving (Li et al. 2018, arXiv:1810.05934)."""
 
 import math
 import random
@@ -13,29 +13,41 @@ from handpose.search.space import Params
 
 
 class Asha(Fifo):
-    """Asynchronous successive halving (Li et al. 2018, arXiv:1810.05934).
+    """Scheduler that stops or pauses unpromising trials early: asynchronous successive halving (Li et al. 2018).
 
-    Trials are compared at the rungs, epochs grace_period * reduction_factor^k below max_epochs, rounded up. Only a
-    report of exactly that epoch counts: one that comes later belongs to another fidelity. brackets: so many kinds of
-    trial, of which kind s has no rung below grace_period * reduction_factor^s; the kind is drawn for each trial, with
-    Ray's odds (those with more rungs more often, by exp), from the seed and its number alone.
+    Trials are compared at rungs, the epochs grace_period * reduction_factor^k below max_epochs, rounded up. Only a
+    report of exactly that epoch counts: a later report belongs to another fidelity.
 
-    mode `stop`: the rule of Ray's AsyncHyperBandScheduler. A trial goes on at once unless it is below the
-    1 - 1 / reduction_factor quantile of those that were there before it; so no checkpoint is needed, but the first ones
-    pass whatever they are worth.
-    mode `promote`: Algorithm 2 of the paper. A trial pauses at a rung, and goes on when it is among the best
-    floor(n / reduction_factor) of the n that have reported there, at once or however late. Beyond the paper, which
-    never runs out of new trials: when nothing runs, nothing may begin and no trial has reached max_epochs, the best of
-    the highest rung goes on, so that a short sweep has a winner too.
+    Mode `stop` is the rule of Ray's AsyncHyperBandScheduler. A trial continues unless its result is worse than the
+    1 - 1 / reduction_factor quantile of the trials that reached the rung before it. No checkpoint is needed, but the
+    first trial at a rung always continues, and the next ones are compared with few others.
 
-    With two objectives trials are ranked at a rung by fronts, and within a front so that the first ones are spread over
-    it (Schmucker et al. 2021, arXiv:2106.12639), the best of the first objective at the head. Mode `stop` then lets a
-    trial go on that is among the first 1 + (n - 2) / reduction_factor of the n that are there with it, rounded down.
-    Where all cost the same, no trial goes on that the quantile of one objective stops. The reverse can happen, since
-    ranks are not interpolated: the quantile lies between two recorded losses, and a trial whose loss lies between them,
-    or equals one of them, may stop here. Ranking takes time in proportion to n.
+    Mode `promote` is Algorithm 2 of the paper. A trial pauses at a rung. It is promoted as soon as it is among the best
+    floor(n / reduction_factor) of the n trials that reported there, which may be at once or much later. The paper never
+    runs out of new trials, so one rule is added here: if no trial runs, none can start and none has reached max_epochs,
+    the best waiting trial of the highest rung is promoted. So a short sweep has a winner too.
 
-    Raises UserError when the values do not go together.
+    With two objectives, a rung ranks its trials by Pareto fronts. Within a front, the order spreads the first trials
+    over the front, starting with the best in the first objective (Schmucker et al. 2021, arXiv:2106.12639). In mode
+    `stop` a trial then continues if it is among the first 1 + (n - 2) / reduction_factor, rounded down, of the n trials
+    at the rung, itself included. If all costs are equal, every trial that the one-objective quantile stops is stopped
+    here too. The reverse is not true, because ranks are not interpolated: the quantile lies between two recorded
+    losses, and a trial whose loss lies between them or equals one of them may be stopped here. The time to rank grows
+    linearly with n.
+
+    Args:
+        mode: `stop` or `promote`.
+        grace_period: the epoch of the first rung.
+        reduction_factor: about one trial in this many continues at each rung.
+        brackets: the number of brackets. Bracket s has no rung below grace_period * reduction_factor^s. The bracket of
+            a trial is drawn from the seed and the trial's number alone, with Ray's probabilities: the softmax of the
+            brackets' numbers of rungs.
+        max_epochs: the number of epochs of a complete trial.
+        seed: the seed of the brackets.
+        num_objectives: 1 or 2.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     def __init__(
@@ -75,16 +87,16 @@ class Asha(Fifo):
         """Draw the trial's bracket."""
         self._bracket_by_trial[trial] = self._brackets[0]
         if len(self._brackets) > 1:
-            rng = random.Random(f"bracket {self._seed} {trial}")  # text is hashed the same way in every process
+            rng = random.Random(f"bracket {self._seed} {trial}")  # text gives the same seed in every process
             self._bracket_by_trial[trial] = rng.choices(self._brackets, self._odds)[0]
         self._running.add(trial)
 
     def on_trial_cost(self, trial: int, cost: float) -> None:
-        """What it is ranked by beside its losses."""
+        """Store the second objective, which ranks the trial together with its loss."""
         self._costs[trial] = cost
 
     def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
-        """At a rung: go on, stop or pause, as the mode says; anywhere else: go on."""
+        """Decide by the mode at a rung of the trial's bracket, and continue at every other epoch."""
         if epoch >= self._max_epochs:
             self._has_complete_trial = True
             self._running.discard(trial)
@@ -111,7 +123,11 @@ class Asha(Fifo):
         return "pause"
 
     def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
-        """From the top rung down, the best trial waiting that is among its rung's best 1 / reduction_factor."""
+        """Return the best promotable trial of the highest rung that has one.
+
+        If there is none, and the sweep would end without a complete trial, return the best waiting trial of the highest
+        rung.
+        """
         trial = self._find_promotable()
         if trial is None and not (can_start_trial or self._running or self._has_complete_trial):
             trial = next(
@@ -124,19 +140,19 @@ class Asha(Fifo):
         return next((trial for rung in self._rungs_top_down if (trial := rung.find_promotable()) is not None), None)
 
     def on_trial_resume(self, start: SegmentStart) -> None:
-        """It has been promoted from the rung that it waited on."""
+        """Remove the trial from the rung where it waited."""
         self._paused.pop(start.trial).remove_waiting(start.trial)
         self._running.add(start.trial)
 
     def on_trial_end(self, trial: int) -> None:
-        """It is not promoted; its place in the rung stays taken."""
+        """Stop waiting to promote the trial. Its result still counts at the rung."""
         self._running.discard(trial)
         if trial in self._paused:
             self._paused.pop(trial).remove_waiting(trial)
 
 
 _ROUNDING = 1e-9
-"""100 * 1.1 is a little above 110 in floating point, and is epoch 110 all the same."""
+"""Tolerance before rounding up: 100 * 1.1 is slightly above 110 in floating point, but means epoch 110."""
 
 
 def _list_rung_epochs(grace_period: int, reduction_factor: float, max_epochs: int) -> Iterator[float]:

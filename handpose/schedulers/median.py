@@ -1,4 +1,4 @@
-"""The median stopping rule (Golovin et al. 2017, Google Vizier)."""
+"""The median stopping scheduler (Golovin et al. 2017, Google Vizier)."""
 
 import math
 from bisect import insort
@@ -10,14 +10,20 @@ from handpose.schedulers.scheduler import Fifo, SchedulerDecision
 
 
 class MedianStopping(Fifo):
-    """The median stopping rule (Golovin et al. 2017, Google Vizier), as Ray's MedianStoppingRule has it.
+    """Scheduler with the median stopping rule of Google Vizier (Golovin et al. 2017), as in Ray's MedianStoppingRule.
 
-    From grace_period on a trial stops at an epoch when its best loss so far is above the median of what the others
-    had on average from grace_period to that epoch; of them those count that have been trained as far, and there must be
-    min_samples_required. Raises UserError for values that make no sense.
+    From the grace period on, a trial stops at an epoch if its best loss so far is above the median of the other trials'
+    mean losses. The mean is taken from grace_period to that epoch, and only trials that were trained that far count.
+
+    Args:
+        grace_period: the first epoch at which a trial may stop.
+        min_samples_required: the number of other trials that must have been trained that far.
+
+    Raises:
+        UserError: an argument is below 1.
     """
 
-    supports_two_objectives = False  # by the first alone it would stop what the second one is good for
+    supports_two_objectives = False  # the first alone would stop trials that are good in the second
 
     def __init__(self, *, grace_period: int, min_samples_required: int) -> None:
         for name, value in (("grace_period", grace_period), ("min_samples_required", min_samples_required)):
@@ -29,7 +35,7 @@ class MedianStopping(Fifo):
         self._means: defaultdict[int, list[float]] = defaultdict(list)  # epoch -> ascending, of all trained that far
 
     def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
-        """Stop, or go on."""
+        """Stop the trial if its best loss is above the median of the other trials' means, otherwise continue."""
         before = self._histories.get(trial, _LossHistory())
         history = before.extend(epoch, loss, is_counted=epoch >= self._grace_period)
         self._histories[trial] = history
@@ -45,7 +51,14 @@ class MedianStopping(Fifo):
 
 
 class _LossHistory(NamedTuple):
-    """A trial so far: its best loss, and the sum of those that count in its mean."""
+    """The losses of a trial so far.
+
+    Attributes:
+        epoch: the last reported epoch.
+        best: the best loss.
+        total: the sum of the losses since the grace period, which the mean is taken of.
+        num_counted: the number of these losses.
+    """
 
     epoch: int = 0
     best: float = math.inf

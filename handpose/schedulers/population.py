@@ -1,4 +1,4 @@
-"""Population based training (Jaderberg et al. 2017, arXiv:1711.09846) as a rule of a sweep."""
+"""The scheduler of population-based training (Jaderberg et al. 2017, arXiv:1711.09846)."""
 
 import math
 import random
@@ -16,23 +16,35 @@ from handpose.search.space import Params, Space, YamlSpace
 
 
 class PopulationBased(Fifo):
-    """At every interval the worst trials go on from the best ones' weights, with some parameters changed.
+    """Scheduler of population-based training: at intervals the worst trials copy the weights of the best ones.
 
-    mutate: keys of the space that change then; the others come with the weights, so that the network still fits them.
-    perturbation_interval: epochs. quantile_fraction: of the population, the share that counts as the worst, and as the
-    best. resample_probability: that a changed value is drawn anew instead of moved to a neighbour. population_size:
-    trials of the sweep when it begins; if it goes on with more, these join as slots become free. seed: of the changes.
+    A copy also takes all parameters of its source and then changes some of them.
 
-    The population takes turns where it is larger than the slots: a trial pauses at an interval when another one has
-    been trained less far and waits. Who is among the worst is decided when a trial goes on, by what is known then. It
-    goes on from a random one of the best that has a checkpoint at least as old as itself; where there is none, from its
-    own. A trial that took over weights counts with their loss until it reports one of its own. Those that are complete
-    or ended are no longer part of the population. Raises UserError when the values do not go together.
+    If the population is larger than the number of slots, trials take turns: a trial pauses at an interval if a less
+    trained trial waits, or if not all of the population has started. Whether a trial is among the worst is decided when
+    it resumes, from the losses at that time. It then resumes from a random one of the best trials with a checkpoint of
+    its own epoch or a later one. If there is none, it resumes from its own checkpoint. A copy is ranked with the
+    loss of its source until it reports a loss itself. Trials that are complete or have ended leave the population.
+
+    Args:
+        mutate: the keys of the space that a copy changes. It takes the other parameters from its source unchanged, so
+            that they fit the weights.
+        perturbation_interval: the number of epochs between two comparisons.
+        quantile_fraction: the fraction of the population that counts as the worst, and as the best.
+        resample_probability: the probability that a changed value is drawn at random instead of moved by one step.
+        population_size: the number of trials that the sweep starts with. If it is resumed with more trials, these
+            join as slots become free.
+        max_epochs: the number of epochs of a complete trial.
+        seed: the seed of the changes.
+        space: the search space, which must be a YAML file.
+
+    Raises:
+        UserError: an argument is out of range, or `mutate` does not fit the space.
     """
 
     needs_checkpoints = True
     perturbs_params = True
-    supports_two_objectives = False  # weights are taken over from what is better, and there are two answers to that
+    supports_two_objectives = False  # which weights are better to copy is ambiguous with two objectives
 
     def __init__(
         self,
@@ -56,16 +68,16 @@ class PopulationBased(Fifo):
         self.rungs = tuple(range(perturbation_interval, max_epochs, perturbation_interval))
         self._num_started = 0
         self._individuals: dict[int, _Individual] = {}
-        self._ranking: list[tuple[float, bool, int]] = []  # `_Member.rank` of those with a loss, best first
-        self._waiting: list[tuple[int, int]] = []  # (epoch, trial) of those that pause, least trained first
+        self._ranking: list[tuple[float, bool, int]] = []  # `_Individual.rank` of those with a loss, best first
+        self._waiting: list[tuple[int, int]] = []  # (epoch, trial) of paused trials, least trained first
 
     def on_trial_start(self, trial: int, params: Params) -> None:
-        """One more member."""
+        """Add the trial to the population."""
         self._num_started += 1
         self._individuals[trial] = _Individual(trial, params)
 
     def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
-        """At an interval: pause when it is another's turn, or to go on from another's weights."""
+        """At an interval, pause if it is another trial's turn, or to copy the weights of another trial."""
         worker = self._individuals[trial]
         worker.epoch = epoch
         if epoch >= self._max_epochs:
@@ -80,7 +92,7 @@ class PopulationBased(Fifo):
         return "pause"
 
     def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
-        """The one that is trained least of those that wait, after the whole population has begun."""
+        """Return the least trained waiting trial, once the whole population has started."""
         if can_start_trial or not self._waiting:
             return None
         worker = self._individuals[self._waiting[0][1]]
@@ -92,7 +104,7 @@ class PopulationBased(Fifo):
         return SegmentStart(worker.trial, source.trial, self._explore(source.params, rng))
 
     def on_trial_resume(self, start: SegmentStart) -> None:
-        """It goes on from its own checkpoint, or as a copy of its source."""
+        """Resume the trial from its own checkpoint or as a copy of its source."""
         worker = self._individuals[start.trial]
         self._stop_waiting(worker)
         if start.source is None:
@@ -104,7 +116,7 @@ class PopulationBased(Fifo):
         self._update_rank(worker, source.loss, checkpoint=0)
 
     def on_trial_end(self, trial: int) -> None:
-        """It leaves the population."""
+        """Remove the trial from the population."""
         worker = self._individuals[trial]
         self._stop_waiting(worker)
         self._remove_rank(worker)
@@ -114,7 +126,7 @@ class PopulationBased(Fifo):
         return self._num_started < self._population_size or bool(self._waiting and self._waiting[0][0] < epoch)
 
     def _find_sources(self, individual: "_Individual") -> list["_Individual"]:
-        """Whose weights the member may take over: none unless it is among the worst."""
+        """Return the individuals whose weights this one may copy; none unless it is among the worst."""
         num_ranked = len(self._ranking)
         size = min(math.ceil(num_ranked * self._quantile_fraction), num_ranked // 2)
         if bisect_left(self._ranking, individual.rank) < num_ranked - size:
@@ -141,10 +153,14 @@ class PopulationBased(Fifo):
 
 @dataclass
 class _Individual:
-    """A trial of the population, and the parameters that its weights are trained with now.
+    """A trial of the population.
 
-    epoch: that it reported last. loss: at its last interval. checkpoint: epoch of the newest one that it has saved with
-    these parameters; 0 where it has none.
+    Attributes:
+        trial: the number of the trial.
+        params: the parameters that it is currently trained with.
+        epoch: the last reported epoch.
+        loss: the loss at its last interval, or that of its source; None before the first.
+        checkpoint: the epoch of the newest checkpoint saved with these parameters; 0 if there is none.
     """
 
     trial: int
@@ -155,13 +171,17 @@ class _Individual:
 
     @property
     def rank(self) -> tuple[float, bool, int]:
-        """Sorts the population, the best first; of equals a copy comes after its source."""
+        """Key that sorts the population, the best first. A copy comes after its source when their losses are equal."""
         assert self.loss is not None
         return (self.loss, not self.checkpoint, self.trial)
 
 
 class _Explorer:
-    """Changes some parameters; what comes out lies in the space, unlike with Ray's own."""
+    """Changes the mutable parameters. Unlike in Ray's scheduler, the new values are always in the space.
+
+    A number is multiplied by 0.8 or 1.25 and rounded to its distribution. An option is replaced by the one before or
+    after it. With the probability `resample_probability` a value is drawn at random instead.
+    """
 
     def __init__(self, mutable: dict[str, BaseDistribution], resample_probability: float) -> None:
         self._mutable = mutable

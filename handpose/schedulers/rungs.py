@@ -1,4 +1,4 @@
-"""The rungs of successive halving: epochs at which trials are compared, with what they reported there."""
+"""The rungs of successive halving: the epochs at which trials are compared, with the results reported there."""
 
 import math
 from bisect import bisect_left, insort
@@ -9,7 +9,10 @@ from handpose.pareto import best_first
 
 
 class Rung:
-    """What trials have reported at one epoch, and which of them wait there; (loss, trial) pairs, best first."""
+    """The results that trials reported at one epoch, and the trials that wait there for a promotion.
+
+    Both are sorted lists of (loss, trial), the best first.
+    """
 
     def __init__(self, reduction_factor: float) -> None:
         self._reduction_factor = reduction_factor
@@ -22,15 +25,15 @@ class Rung:
         self._losses[trial] = loss
 
     def can_pass(self, trial: int, loss: float) -> bool:
-        """Whether a trial that comes with this loss is not below the quantile of those that were here before."""
+        """Whether a trial with this loss is at least as good as the quantile of the results recorded so far."""
         cutoff = self.compute_cutoff()
         return cutoff is None or loss <= cutoff
 
     def compute_cutoff(self) -> float | None:
-        """The loss above which a trial stops, None where nobody has been.
+        """Return the loss above which a trial stops, or None if there is no result yet.
 
-        numpy's percentile (linear) of the negated losses, step by step as numpy computes it, since Ray stops by it; but
-        on a list that is sorted already.
+        This is NumPy's linear percentile of the negated losses, which Ray uses. It repeats NumPy's arithmetic step by
+        step for the same rounding, but takes a list that is already sorted.
         """
         last = len(self._results) - 1
         if last < 0:
@@ -48,11 +51,14 @@ class Rung:
         del self._waiting[bisect_left(self._waiting, (self._losses[trial], trial))]
 
     def find_best_waiting(self) -> int | None:
-        """The best that waits."""
+        """Return the best waiting trial, or None if none waits."""
         return self._waiting[0][1] if self._waiting else None
 
     def find_promotable(self) -> int | None:
-        """The best that waits, when it is among the best 1 / reduction_factor of all that have been here."""
+        """Return the best waiting trial, or None if it cannot be promoted yet.
+
+        It can be promoted if it is among the best floor(n / reduction_factor) of the n trials recorded here.
+        """
         if not self._waiting:
             return None
         num_promotable = math.floor(len(self._results) / self._reduction_factor)
@@ -60,7 +66,12 @@ class Rung:
 
 
 class ParetoRung:
-    """The same for two objectives. costs: the second one by trial, kept by others."""
+    """The same as `Rung`, for two objectives.
+
+    Args:
+        reduction_factor: about one trial in this many continues.
+        costs: trial -> its second objective. The caller fills it.
+    """
 
     def __init__(self, reduction_factor: float, *, costs: Mapping[int, float]) -> None:
         self._reduction_factor = reduction_factor
@@ -74,9 +85,9 @@ class ParetoRung:
         self._promotable_trials = None
 
     def can_pass(self, trial: int, loss: float) -> bool:
-        """Whether a trial that comes with this loss is among the best with those that were here before.
+        """Whether a trial with this loss ranks among the best, together with the results recorded so far.
 
-        With equal costs this is at least as strict as `Rung.passes`; see `Asha`.
+        With equal costs this is at least as strict as `Rung.can_pass`; see `Asha`.
         """
         losses = {**self._losses, trial: loss}
         num_passing = 1 + math.floor(max(0, len(losses) - 2) / self._reduction_factor)
@@ -89,11 +100,14 @@ class ParetoRung:
         self._waiting.remove(trial)
 
     def find_best_waiting(self) -> int | None:
-        """The best that waits."""
+        """Return the best waiting trial, or None if none waits."""
         return next((trial for trial in self._sort_best_first(self._losses) if trial in self._waiting), None)
 
     def find_promotable(self) -> int | None:
-        """The best that waits, when it is among the best 1 / reduction_factor of all that have been here."""
+        """Return the best waiting trial, or None if it cannot be promoted yet.
+
+        It can be promoted if it is among the best floor(n / reduction_factor) of the n trials recorded here.
+        """
         if not self._waiting:
             return None
         if self._promotable_trials is None:
@@ -102,7 +116,7 @@ class ParetoRung:
         return next((trial for trial in self._promotable_trials if trial in self._waiting), None)
 
     def _sort_best_first(self, losses: Mapping[int, float], most: int | None = None) -> list[int]:
-        trials = sorted(losses)  # equals go by number, whoever came first
+        trials = sorted(losses)  # equal results are ordered by number, not by time
         order = best_first([(losses[trial], self._costs[trial]) for trial in trials], most=most)
         return [trials[index] for index in order]
 

@@ -1,8 +1,8 @@
-"""Which trial goes on: the rules of early stopping, as configs/scheduler names them.
+"""The protocol of schedulers, which configs/scheduler selects, and the FIFO scheduler.
 
-A rule hears of everything that happens in a sweep, in order, and what it answers depends on nothing else: no clock, no
-generator that others draw from. So a sweep that was killed is brought back by telling a fresh rule the same things
-again. Rules know nothing of Ray; population based training has a file of its own, population.py.
+A scheduler is notified of everything that happens in a sweep, in order, and its decisions depend on nothing else: no
+clock, and no random generator that others draw from. So a killed sweep is resumed by notifying a new scheduler of the
+same events. Schedulers do not depend on Ray.
 """
 
 from typing import Literal, NamedTuple, Protocol, TypeAlias
@@ -13,9 +13,13 @@ SchedulerDecision: TypeAlias = Literal["continue", "stop", "pause"]
 
 
 class SegmentStart(NamedTuple):
-    """A paused trial that goes on.
+    """A paused trial to resume.
 
-    From its own checkpoint; in a population from the newest checkpoint of trial `source`, with these complete `params`.
+    Attributes:
+        trial: the number of the trial.
+        source: None to resume from the trial's own checkpoint; in a population, the trial whose newest checkpoint to
+            resume from.
+        params: with a source, all parameters to continue with.
     """
 
     trial: int
@@ -24,11 +28,14 @@ class SegmentStart(NamedTuple):
 
 
 class Scheduler(Protocol):
-    """Decides about trials, which are numbered in the order in which they begin; numbers may be missing.
+    """Protocol of a scheduler. Trials are numbered in the order of their start; numbers may be missing.
 
-    rungs: epochs at which trials are compared, ascending; empty where it compares at no fixed ones. needs_checkpoints:
-    a trial must save a checkpoint at every rung, since it may pause there. takes_two: it does right by a sweep with two
-    objectives. perturbs: it changes parameters on the way, so that trials that begin alike may end differently.
+    Attributes:
+        rungs: the epochs at which trials are compared, ascending. Empty if there are no fixed ones.
+        needs_checkpoints: a trial must save a checkpoint at every rung, because it may pause there.
+        supports_two_objectives: the scheduler can be used with two objectives.
+        perturbs_params: the scheduler changes parameters during training, so that trials with the same initial
+            parameters may end with different ones.
     """
 
     rungs: tuple[int, ...]
@@ -37,35 +44,54 @@ class Scheduler(Protocol):
     perturbs_params: bool
 
     def on_trial_start(self, trial: int, params: Params) -> None:
-        """A new trial runs, with all its parameters."""
+        """Handle the start of a new trial.
+
+        Args:
+            trial: the number of the trial.
+            params: all its parameters.
+        """
 
     def on_trial_cost(self, trial: int, cost: float) -> None:
-        """The second objective of a trial, smaller is better, where there is one; before its first report."""
+        """Handle the cost of a trial, the second objective if there is one. Called before its first report.
+
+        Args:
+            trial: the number of the trial.
+            cost: the measured cost; smaller is better.
+        """
 
     def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
-        """What becomes of a trial after `epoch`, counted from 1; its epochs ascend, and may have gaps.
+        """Decide whether a trial continues, stops or pauses after a report.
 
-        loss: finite, smaller is better. The rule takes it that its answer is followed.
+        The scheduler assumes that its decision is followed.
+
+        Args:
+            trial: the number of the trial.
+            epoch: the reported epoch, counted from 1. The epochs of a trial ascend and may have gaps.
+            loss: the reported loss, which is finite; smaller is better.
         """
 
     def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
-        """The paused trial that should run before a new one begins; a question that changes nothing.
+        """Return the paused trial to resume before a new one starts, or None. This changes no state.
 
-        can_begin: there are new trials left to begin.
+        Args:
+            can_start_trial: there are new trials left to start.
         """
 
     def on_trial_resume(self, start: SegmentStart) -> None:
-        """That one runs again."""
+        """Handle the resumption of a paused trial."""
 
     def on_trial_end(self, trial: int) -> None:
-        """A trial has diverged, failed for good or been cut off: it never runs again, and nobody goes on from it.
+        """Handle the end of a trial that diverged, failed for good, or ended without a decision of the scheduler.
 
-        What it reported still counts.
+        It never runs again, and no other trial resumes from its checkpoints. Its reports still count.
+
+        Args:
+            trial: the number of the trial.
         """
 
 
 class Fifo:
-    """Trains every trial to its end; the other rules begin from this one."""
+    """Scheduler that trains every trial to its end; the base class of the other schedulers."""
 
     rungs: tuple[int, ...] = ()
     needs_checkpoints = False
@@ -73,21 +99,21 @@ class Fifo:
     perturbs_params = False
 
     def on_trial_start(self, trial: int, params: Params) -> None:
-        """Nothing to note."""
+        """Do nothing."""
 
     def on_trial_cost(self, trial: int, cost: float) -> None:
-        """Nothing to note."""
+        """Do nothing."""
 
     def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
-        """Go on."""
+        """Continue always."""
         return "continue"
 
     def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
-        """Nobody pauses."""
+        """Return None, because no trial pauses."""
         return None
 
     def on_trial_resume(self, start: SegmentStart) -> None:
-        """Nobody pauses."""
+        """Do nothing, because no trial pauses."""
 
     def on_trial_end(self, trial: int) -> None:
-        """Nothing to note."""
+        """Do nothing."""

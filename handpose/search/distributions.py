@@ -1,7 +1,8 @@
-"""What a parameter is drawn from: how its values stand in an Optuna study, and how many there are.
+"""Distributions of parameters: how an Optuna study stores their values, and how many values there are.
 
-Optuna stores scalars, and takes choices that Python considers equal (0 and false, 1 and 1.0) for one. So lists, and all
-but the first of equal choices, go by a label there: their type and their JSON text, as `list [1, 2]` or `bool false`.
+Optuna stores scalars only, and treats choices that Python considers equal (0 and false, 1 and 1.0) as one. So lists,
+and all but the first of equal choices, are stored as a label: their type and their JSON text, for example `list [1, 2]`
+or `bool false`.
 """
 
 import json
@@ -27,16 +28,22 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
 }
 _MAX_EXACT_INT = 2**53
-"""Optuna stores whole numbers as floating point numbers, which are exact up to this one."""
+"""Optuna stores integers as floating point numbers, which are exact up to this one."""
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def make_labels(values: Iterable[Any]) -> list[Scalar]:
-    """What stands for each choice in the study; choices that are the same have the same label.
+    """Return the label of each choice, which stands for it in the study.
 
-    Raises TypeError for a value that JSON does not have.
+    Choices with the same JSON text have the same label.
+
+    Args:
+        values: the choices.
+
+    Raises:
+        TypeError: JSON cannot represent a value.
     """
     found: dict[str, Scalar] = {}
     taken: set[Scalar] = set()
@@ -51,7 +58,7 @@ def make_labels(values: Iterable[Any]) -> list[Scalar]:
 
 
 def parse_label(label: Scalar) -> Any:
-    """The value that a label stands for."""
+    """Return the value that a label stands for."""
     if not isinstance(label, str):
         return label
     kind, _, text = label.partition(" ")
@@ -68,9 +75,9 @@ def _make_label(value: Any) -> Scalar:
     if isinstance(value, (list, dict)):
         return f"list {written(value)}"
     if isinstance(value, float) and not math.isfinite(value):
-        return f"float {written(value)}"  # JSON proper has no such number
+        return f"float {written(value)}"  # standard JSON has no such number
     if isinstance(value, str) and not same(parse_label(value), value):
-        return f"str {written(value)}"  # it looks like a label itself
+        return f"str {written(value)}"  # the text itself looks like a label
     assert value is None or isinstance(value, (bool, int, float, str))
     return value
 
@@ -79,9 +86,19 @@ def _make_label(value: Any) -> Scalar:
 
 
 def fit_value(value: Any, distribution: BaseDistribution) -> Any:
-    """The value as the study has it. Raises ValueError where the distribution does not have it.
+    """Convert a value to the form that the study stores.
 
-    A choice that is the same goes before one that is only equal, as 1.0 is to 1.
+    A choice with the same JSON is preferred to one that is only equal, such as 1.0 and 1.
+
+    Args:
+        value: the value of a parameter.
+        distribution: the distribution of the parameter.
+
+    Returns:
+        The label of a choice, or the number.
+
+    Raises:
+        ValueError: the distribution does not contain the value.
     """
     if isinstance(distribution, CategoricalDistribution):
         for matches in (same, equal):
@@ -99,12 +116,12 @@ def fit_value(value: Any, distribution: BaseDistribution) -> Any:
 
 
 def round_to_distribution(value: float, distribution: Numeric) -> float:
-    """The value of the distribution that is nearest to a number."""
+    """Return the value of the distribution that is nearest to a number."""
     return _round_to_step(min(max(value, distribution.low), distribution.high), distribution)
 
 
 def count_values(distribution: BaseDistribution) -> int | None:
-    """How many values there are to draw; None: any number of an interval."""
+    """Count the values of a distribution. None for an interval of infinitely many values."""
     if isinstance(distribution, CategoricalDistribution):
         return len(distribution.choices)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
@@ -116,7 +133,12 @@ def count_values(distribution: BaseDistribution) -> int | None:
 
 
 def get_value_at(distribution: BaseDistribution, index: int) -> Any:
-    """The value with that number, counted from 0, as the study has it; of a distribution that `num_values` counts."""
+    """Return the value at an index, as the study stores it.
+
+    Args:
+        distribution: a distribution for which `count_values` is not None.
+        index: the index of the value, counted from 0.
+    """
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[index]
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
@@ -126,7 +148,10 @@ def get_value_at(distribution: BaseDistribution, index: int) -> Any:
 
 
 def make_stepped_distribution(start: float, stop: float, step: float) -> FloatDistribution | IntDistribution | None:
-    """The numbers of Hydra's range(start, stop, step), without the stop, counted exactly; None where there are none."""
+    """Return the distribution of Hydra's range(start, stop, step), which excludes the stop.
+
+    The numbers are counted in exact decimals. None if the range is empty.
+    """
     count = math.ceil((_to_fraction(stop) - _to_fraction(start)) / _to_fraction(step))
     if count < 1:
         return None
@@ -137,7 +162,7 @@ def make_stepped_distribution(start: float, stop: float, step: float) -> FloatDi
 
 
 def _round_to_step(value: float, distribution: Numeric) -> float:
-    """The nearest value of a distribution that holds the number: in decimals, 0.3 and not 0.1 + 2 * 0.1."""
+    """Round a number to the steps of a distribution, in exact decimals: 0.3 and not 0.1 + 2 * 0.1."""
     if distribution.step is None:
         return float(value)
     number = _compute_step_value(
@@ -152,7 +177,7 @@ def _compute_step_value(low: float, step: float, index: int) -> float:
 
 
 def _to_fraction(number: float) -> Fraction:
-    """The decimal number as it is written."""
+    """Return the exact value of the decimal number as Python prints it."""
     return Fraction(repr(number))
 
 
@@ -160,7 +185,17 @@ def _to_fraction(number: float) -> Fraction:
 
 
 def check_range(where: str, low: float, high: float, *, is_integer: bool) -> None:
-    """Raise UserError, which names `where`, for ends between which Optuna cannot draw."""
+    """Check that Optuna can draw from a range.
+
+    Args:
+        where: the file and the key of the range, for the error message.
+        low: the lower end.
+        high: the upper end.
+        is_integer: whether the range consists of integers.
+
+    Raises:
+        UserError: Optuna cannot draw between these ends.
+    """
     if not all(isinstance(end, int) or math.isfinite(end) for end in (low, high)):
         raise UserError(f"{where} must have finite ends")
     if is_integer and max(abs(low), abs(high)) > _MAX_EXACT_INT:
@@ -180,7 +215,17 @@ def check_range(where: str, low: float, high: float, *, is_integer: bool) -> Non
 
 
 def check_steps(where: str, start: float, stop: float, step: float) -> None:
-    """Raise UserError, which names `where`, for a range of more values than Optuna can count."""
+    """Check that a stepped range has at most 2^53 values, the most that Optuna can count.
+
+    Args:
+        where: the file and the key of the range, for the error message.
+        start: the first value.
+        stop: the end of the range.
+        step: the distance between two values.
+
+    Raises:
+        UserError: the range has more values.
+    """
     if step and abs(_to_fraction(stop) - _to_fraction(start)) > _MAX_EXACT_INT * abs(_to_fraction(step)):
         raise UserError(
             f"{where} has more than {_MAX_EXACT_INT} (2^53) values in steps of {step:g}; give a larger step"

@@ -1,18 +1,19 @@
-"""What proposes the next configuration, and the truthful record of what became of it: an Optuna study.
+"""The searcher that proposes configurations with an Optuna sampler and records every trial in an Optuna study.
 
-What a trial reports reaches the study with its epoch, and each trial stands there in the state it deserves:
+The study stores each reported value with its epoch. The state of a trial in the study means:
 
-    RUNNING   a stretch of it runs
-    WAITING   it waits at a rung, for a retry, or for the sweep to go on
+    RUNNING   a segment of the trial is running
+    WAITING   the trial waits at a rung, for a retry, or until the sweep is resumed
     COMPLETE  trained to sweep.max_epochs
-    PRUNED    stopped before, which is ranked by (epoch, value); or it costs more than the constraints allow
-    FAIL      diverged, failed for good, or ended before it reported anything; no sampler learns from it
+    PRUNED    stopped early and ranked by (epoch, value); or its cost is above a constraint
+    FAIL      diverged, failed for good, or ended before it reported anything; samplers do not learn from it
 
-With a second objective the study has two directions, and a trial's values are the metric and the cost. Its front, as
-Optuna and optuna-dashboard show it, is made of complete trials.
+With a second objective the study has two directions, and the values of a trial are the metric and the cost. Optuna and
+optuna-dashboard build the Pareto front from complete trials only.
 
-A proposal is a pure function of the sweep's seed, the trial's number and what the study holds: each one has a sampler
-of its own. So no generator's state has to be saved, and a sweep that was killed proposes what it would have proposed.
+A proposal is a pure function of the sweep's seed, the trial's number and the content of the study, because each
+proposal gets a new sampler. So no generator state has to be saved, and a killed sweep, once resumed, proposes what it
+would have proposed without the interruption.
 """
 
 import contextlib
@@ -64,39 +65,56 @@ _STUDY_STATES: Mapping[str, TrialState] = {
     "failed": TrialState.FAIL,
 }
 _MAX_ENDED_TRIALS = 1000
-"""Ended trials that TPE is shown at most, since it looks at all of them for each proposal: 76 ms at 10,000 trials.
+"""The largest number of ended trials shown to TPE, which reads all of them for each proposal: 76 ms at 10,000 trials.
 
-Those that it takes for good are at most 25, with two objectives a tenth, and are among the best that it is shown.
+TPE counts at most 25 trials as good (with two objectives, a tenth of them). These are among the best trials shown.
 """
 _MAX_LISTED_VALUES = 100_000
 _MAX_DRAWS = 5
-"""How often a proposal is drawn that an earlier trial has."""
+"""The largest number of draws from the sampler for one proposal, if each draw repeats an earlier trial."""
 _MAX_RANDOM_DRAWS = 20
-"""And after that, by the random sampler, in a space whose points cannot be listed."""
+"""The largest number of further draws from the random sampler, in a space whose points cannot be listed."""
 _PLAN_ATTRIBUTE = "plan"
 _WARM_START_ATTRIBUTE = "warm_start"
-"""User attributes of the study: what is tried first and where the sweep's own trials begin; of the earlier sweeps."""
+"""User attributes of the study.
+
+`plan` holds the points to try first and the number of the sweep's first own trial. `warm_start` holds a summary of the
+import from each earlier sweep.
+"""
 
 
 class OptunaSearcher:
-    """Proposes configurations, and keeps the study of what became of them. Every call can be repeated.
+    """Searcher that proposes configurations with an Optuna sampler and keeps the study. Every call can be repeated.
 
-    space: what is drawn. folder: of the study, which is journal.log in it unless there is a `storage`, the URL of a
-    database. name: of the study. metric, mode: what is optimised. second_objective: a cost of which as little as
-    possible is wanted, beside it. max_epochs: full fidelity. seed: of all that is drawn. defaults: configuration key ->
-    value of the default configuration, which is tried first where it lies in the space; where the space leaves a key
-    alone, it holds for all trials. fingerprint: of the data. resume: the study is there, unless the sweep was killed
-    before it was whole.
+    Args:
+        space: the search space to draw from.
+        folder: the folder of the study, whose file there is journal.log. Not used when `storage` is given.
+        name: the name of the study.
+        metric: the metric to optimise.
+        mode: `min` or `max`, the better direction of the metric.
+        max_epochs: the number of epochs of a complete trial.
+        seed: the seed of everything that is drawn.
+        defaults: configuration key -> value of the default configuration. It is tried first if it lies in the space.
+            Keys that the space does not search have this value in every trial.
+        second_objective: a cost to minimise as well.
+        fingerprint: the fingerprint of the data set.
+        resume: the study exists already. If the sweep was killed before the study was complete, it is made again.
+        sampler: makes a sampler from a seed. Without it every point of the space is tried once.
+        storage: the URL of a database for the study.
+        first: configurations to try right after the default one. Keys that they leave out have their default values.
+        warm_start: folders of earlier sweeps.
+        warm_start_points: how many of the best configurations of each earlier sweep to try first, chosen among the
+            trials whose values are not comparable and so cannot be imported.
+        constraints: cost -> upper limit, or None for no limit.
+        repeats: a finite space does not limit the number of trials, because parameters change during training.
 
-    sampler: makes a sampler from a seed; without one every point of the space is tried once. first: configurations to
-    try next after the default; what they leave out is the default's. warm_start: folders of earlier sweeps, and
-    warm_start_points: how many of one's best to try first when their values cannot be brought in. constraints: cost ->
-    upper limit, or None. repeats: trials may have the same parameters where a space has no others left, because they
-    change on the way.
+    Attributes:
+        first_number: the number of the first trial of this sweep. Lower numbers are trials of earlier sweeps.
+        warm_start: for each earlier sweep, a summary of what was imported.
+        constraints: the constraints that have a limit.
 
-    Trials before `first_number` were brought in from earlier sweeps, and `warm_start`
-    says of each of those what became of it. `constraints` are those with a limit. Raises UserError for a mistake in
-    any of it.
+    Raises:
+        UserError: an argument is invalid.
     """
 
     def __init__(
@@ -136,7 +154,7 @@ class OptunaSearcher:
             num_points=warm_start_points,
             limits=self.constraints,
         )
-        initial_trials = None if resume else begins_with()  # a mistake in it shows before there is any file
+        initial_trials = None if resume else begins_with()  # first, so that a mistake is reported before a file exists
         self._storage = open_storage(storage, folder)
         found = find_study(self._storage, name) if resume else None
         if found is None or _PLAN_ATTRIBUTE not in self._storage.get_study_user_attrs(found):
@@ -155,19 +173,28 @@ class OptunaSearcher:
 
     @property
     def study(self) -> optuna.Study:
-        """The study as it is now."""
+        """The study with its current content."""
         return optuna.load_study(study_name=self._name, storage=self._storage)
 
     @cached_property
     def num_points(self) -> int | None:
-        """How many trials with different parameters there can be; None: any number, or they may repeat."""
+        """The number of trials with different parameters; None if it is unlimited or trials may repeat parameters."""
         return count_possible_trials(self._space, is_grid=self._make_sampler is None, repeats=self._repeats)
 
     def suggest(self, number: int) -> Params | None:
-        """The parameters of the trial with the next number, counted from `first_number`; None: a grid has no more.
+        """Return the parameters of the trial with the next number.
 
-        One that was asked for before a crash is given again. Raises UserError where the space fails; then nothing is
-        kept, and the number is still the next.
+        A trial that was proposed before a crash is proposed again with the same parameters.
+
+        Args:
+            number: the number of the trial, counted from `first_number`.
+
+        Returns:
+            Configuration key -> value, or None if a grid has no points left.
+
+        Raises:
+            UserError: the space fails. Nothing is stored, and the number remains the next one.
+            RuntimeError: the study has this trial and it has ended, but the events of the sweep lack it.
         """
         assert number >= self.first_number
         if number < len(self._trial_ids):
@@ -183,44 +210,48 @@ class OptunaSearcher:
         return params
 
     def on_segment_start(self, number: int) -> None:
-        """A stretch of the trial runs."""
+        """Record that a segment of the trial is running."""
         self._set_state(self._get_trial(number), TrialState.RUNNING)
 
     def on_trial_wait(self, number: int) -> None:
-        """The trial does not run, and may go on later."""
+        """Record that the trial is not running but may resume later."""
         self._set_state(self._get_trial(number), TrialState.WAITING)
 
     def on_trial_result(self, number: int, epoch: int, value: float) -> None:
-        """The metric after an epoch. One that is not finite is not kept: such a trial fails, and teaches nothing."""
+        """Store the metric after an epoch, unless it is not finite: such a trial fails, and samplers ignore it."""
         self._store_values(self._get_trial(number), {epoch: value})
 
     def on_trial_cost(self, number: int, costs: Mapping[str, float]) -> None:
-        """What the trial costs; kept with how far it is over each limit, as a part of the limit."""
+        """Store the costs of the trial, and how far each is above its limit, as a fraction of the limit."""
         self._store_costs(self._get_trial(number), costs)
 
     def on_trial_end(self, number: int, state: EndState) -> None:
-        """How the trial ended. Its value is the one that was reported last."""
+        """Record how the trial ended. Its value is the last one reported."""
         trial = self._get_trial(number)
         self._set_state(trial, *self._get_outcome(state, trial.intermediate_values, trial.user_attrs))
 
     def restore_trials(self, snapshots: Iterable[TrialSnapshot]) -> None:
-        """Make the study agree with the sweep's events, where a crash came between the two.
+        """Make the study agree with the events of the sweep, which a crash may have left ahead of or behind the study.
 
-        What the study lacks is added. A trial that the events do not know fails, unless it is the next to be asked for.
+        What the study lacks is added. A trial of the study that the events lack is marked as failed, unless it has the
+        number that is proposed next.
+
+        Args:
+            snapshots: all trials of the sweep, as the events describe them.
         """
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        known = {trial.number: trial for trial in snapshots}
-        for number in sorted(known):
+        expected = {trial.number: trial for trial in snapshots}
+        for number in sorted(expected):
             if number < len(stored):
-                self._update_trial(stored[number], known[number])
+                self._update_trial(stored[number], expected[number])
             else:
-                self._store_trial(number, self._rebuild_trial(known[number]))
-        self._next_number = max(known, default=self.first_number - 1) + 1
-        self._fail_unknown(stored, {*known, self._next_number})
+                self._store_trial(number, self._rebuild_trial(expected[number]))
+        self._next_number = max(expected, default=self.first_number - 1) + 1
+        self._fail_unknown(stored, {*expected, self._next_number})
 
     def close(self) -> None:
-        """Leave no trial running in the study, and close it."""
-        if self._next_number is not None:  # otherwise it was never told what runs
+        """Set running trials of the study to waiting, mark those that the events lack as failed, and close it."""
+        if self._next_number is not None:  # None: the trials were never restored
             stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
             for trial in stored[: self._next_number]:
                 if trial.state == TrialState.RUNNING:
@@ -232,11 +263,15 @@ class OptunaSearcher:
     # --- proposals ----------------------------------------------------------------------------------------------------
 
     def _propose(self, number: int, point: Params | None) -> tuple[FrozenTrial, Params]:
-        """A new trial with all its draws, as it is to be stored. point: draws that are decided.
+        """Return a new trial with all its draws, ready to be stored, and its parameters.
 
-        With the same training seed, equal parameters give the same training. So a proposal that an earlier trial has is
-        drawn again a few times, and after that, where the points of the space can be listed, one is taken that no trial
-        has. A point that is to be tried first may repeat a trial of an earlier sweep: only own trials can win.
+        With the same training seed, equal parameters give the same training. So a proposal that repeats an earlier
+        trial is drawn again a few times. After that, if the points of the space can be listed, an untried point is
+        taken. A point to try first may repeat a trial of an earlier sweep, because only own trials can win.
+
+        Args:
+            number: the number of the trial.
+            point: draws that are fixed, by name.
         """
         view = SamplerView(
             self._storage,
@@ -273,12 +308,12 @@ class OptunaSearcher:
         return pending, params
 
     def _is_tried(self, params: Params, *, besides_imported: bool = False) -> bool:
-        """Whether an earlier trial has these parameters. besides_imported: one of this sweep's own."""
+        """Whether an earlier trial has these parameters. besides_imported: count only own trials of this sweep."""
         text = written(params)
         return text in self._tried_params or (text in self._imported_params and not besides_imported)
 
     def _find_untried_point(self, number: int) -> Params | None:
-        """The draws of a point that no trial has, or at least none of this sweep; None where none can be found."""
+        """Return the draws of a point that no trial has, or at least no trial of this sweep; None if there is none."""
         points = self._finite_points
         if points is None:
             return None
@@ -305,15 +340,15 @@ class OptunaSearcher:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 sampler = self._make_sampler(seed=seed)
-                if isinstance(sampler, QMCSampler):  # the trials are points of one sequence
+                if isinstance(sampler, QMCSampler):  # all trials are points of one sequence, with one seed
                     sampler = self._make_sampler(seed=self._seed, independent_sampler=RandomSampler(seed=seed))
         except (TypeError, ValueError) as error:
             raise _make_sampler_error(error) from error
         return sampler
 
     def _check_sampler(self, warm_start: Sequence[str]) -> None:
-        """Draw once; raises UserError for values that the sampler does not take."""
-        # These two learn what is infeasible from complete trials only, and what is never trained is never complete.
+        """Draw once, and raise UserError if the sampler rejects its options or the number of objectives."""
+        # These two learn infeasibility from complete trials only, and a trial that is never trained is never complete.
         sampler = self._build_sampler(0)
         self._completes_infeasible = isinstance(sampler, (GPSampler, BaseGASampler))
         self._max_ended = _MAX_ENDED_TRIALS if isinstance(sampler, TPESampler) else None
@@ -347,13 +382,13 @@ class OptunaSearcher:
             raise RuntimeError(f"trial {number} of the study {self._name} has ended, but the sweep's events lack it")
         return get_trial_params(trial)
 
-    # --- the record ---------------------------------------------------------------------------------------------------
+    # --- records of trials --------------------------------------------------------------------------------------------
 
     def _get_trial(self, number: int) -> FrozenTrial:
         return self._storage.get_trial(self._trial_ids[number])
 
     def _store_trial(self, number: int, trial: FrozenTrial) -> None:
-        """Store a trial under its number; numbers that were left out fail."""
+        """Store a trial under its number. Skipped numbers get failed trials."""
         while len(self._trial_ids) < number:
             self._trial_ids.append(self._storage.create_new_trial(self._study_id, create_trial(state=TrialState.FAIL)))
         self._trial_ids.append(self._storage.create_new_trial(self._study_id, trial))
@@ -385,7 +420,7 @@ class OptunaSearcher:
         self._set_state(trial, *self._get_outcome(snapshot.state, _keep_finite(snapshot.values), snapshot.costs))
 
     def _rebuild_trial(self, snapshot: TrialSnapshot) -> FrozenTrial:
-        """A trial that the study lost, as far as the events have it."""
+        """Rebuild a trial that the study lacks from the events."""
         draws, distributions = self._recover_draws(snapshot.params)
         values, costs = _keep_finite(snapshot.values), _keep_finite(snapshot.costs)
         state, reached = self._get_outcome(snapshot.state, values, costs)
@@ -402,7 +437,13 @@ class OptunaSearcher:
     def _get_outcome(
         self, state: str, values: Mapping[int, float], costs: Mapping[str, float]
     ) -> tuple[TrialState, list[float] | None]:
-        """The state and values in the study for a state of the table, what was reported and what was measured."""
+        """Return the study's state and values of a trial.
+
+        Args:
+            state: the state in the table of trials.
+            values: epoch -> metric.
+            costs: the measured costs by name.
+        """
         if state == "running":
             return TrialState.RUNNING, None
         if state not in _STUDY_STATES:
@@ -416,7 +457,7 @@ class OptunaSearcher:
         return _STUDY_STATES[state], reached
 
     def _recover_draws(self, params: Params) -> tuple[Params, dict[str, BaseDistribution]]:
-        """The draws that led to these parameters, with their ranges; none where they cannot be told from them."""
+        """Return the draws that give these parameters, and their distributions; both empty if there are none."""
         with contextlib.suppress(UserError):
             placed = place_values(self._space, params)
             if same(placed.params, params):
@@ -440,12 +481,12 @@ class OptunaSearcher:
         for trial in initial_trials.trials:
             self._storage.create_new_trial(study_id, trial)
         plan = {"first_number": len(initial_trials.trials), "points": initial_trials.points}
-        self._storage.set_study_user_attr(study_id, _PLAN_ATTRIBUTE, plan)  # the last: with it the study is whole
+        self._storage.set_study_user_attr(study_id, _PLAN_ATTRIBUTE, plan)  # last: it marks a complete study
         return study_id
 
 
 def _check_list_lengths(distributions: Mapping[str, BaseDistribution]) -> None:
-    """Raise UserError where GPSampler, which lists the values of each range of steps, would need much memory."""
+    """Raise UserError for a long stepped range: GPSampler lists all its values, which would need much memory."""
     for name, distribution in distributions.items():
         count = count_values(distribution) or 0
         if count > _MAX_LISTED_VALUES:
@@ -457,17 +498,17 @@ def _check_list_lengths(distributions: Mapping[str, BaseDistribution]) -> None:
 
 
 def _make_params_key(trial: FrozenTrial) -> str:
-    """The parameters of a trial as they are compared."""
+    """Return the parameters of a trial as text, for comparison."""
     return written(get_trial_params(trial))
 
 
 def _resolve_sampler(
     sampler: Callable[..., BaseSampler] | None, *, num_objectives: int
 ) -> Callable[..., BaseSampler] | None:
-    """TPE with `multivariate: null` decided, by Optuna's own default, but with the `group` that goes with it.
+    """Replace `multivariate: null` of TPE: true with one objective, false with two. `group` works only with true.
 
-    For two objectives it looks for each parameter by itself: in a made-up sweep the front was better by that (0.96 of
-    the volume that there is, and 0.93 together, after the epochs of 90 whole trials).
+    With two objectives each parameter is modelled independently, which gave a better front in a synthetic sweep: 0.96
+    of the attainable hypervolume, against 0.93 with joint modelling, after the epochs of 90 complete trials.
     """
     if not isinstance(sampler, partial) or sampler.func is not TPESampler:
         return sampler

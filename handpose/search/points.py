@@ -1,4 +1,4 @@
-"""Points of a search space that are not drawn but given: what is tried first, the points of a grid, earlier results."""
+"""Points of a search space that no sampler draws: points to try first, grid points, results of earlier sweeps."""
 
 import difflib
 import math
@@ -29,10 +29,15 @@ from handpose.values import equal, same, written
 
 
 class SpacePlacement(NamedTuple):
-    """Values from elsewhere, put into a space.
+    """Given values, placed in a search space.
 
-    draws: by name. params: configuration keys and values that the space makes of them. distributions: of the draws.
-    outside: draws whose value is out of range; missing: draws that there was no value for. Both have another one.
+    Attributes:
+        draws: name -> drawn value.
+        params: configuration key -> value, as the space builds them from the draws.
+        distributions: name -> distribution of the draw.
+        out_of_range: names of the draws whose given value is out of range. They have the first choice or the lower end.
+        missing: names of the draws without a given value that have several possible values. They have the first choice
+            or the lower end.
     """
 
     draws: Params
@@ -42,12 +47,21 @@ class SpacePlacement(NamedTuple):
     missing: tuple[str, ...]
 
     def drop_draws(self, names: Collection[str]) -> Params:
-        """The other draws."""
+        """Return the draws without those of the given names."""
         return {name: value for name, value in self.draws.items() if name not in names}
 
 
 def draw_trial(space: Space, sampler: BaseSampler, *, num_objectives: int = 1) -> tuple[FrozenTrial, Params]:
-    """A first trial, of no study, and its parameters."""
+    """Draw the first trial of an empty study in memory.
+
+    Args:
+        space: the search space.
+        sampler: the sampler to draw with.
+        num_objectives: the number of objectives of the study.
+
+    Returns:
+        The trial, and its parameters.
+    """
     storage = InMemoryStorage()
     study_id = storage.create_new_study([StudyDirection.MINIMIZE] * num_objectives, "")
     pending = make_pending_trial(0, None)
@@ -56,7 +70,12 @@ def draw_trial(space: Space, sampler: BaseSampler, *, num_objectives: int = 1) -
 
 
 def place_values(space: Space, values: Mapping[str, Any]) -> SpacePlacement:
-    """Put values into a space, by the names of the draws."""
+    """Place values in a space, by the names of its draws.
+
+    Args:
+        space: the search space.
+        values: name -> value. Names that the space does not draw are ignored.
+    """
     sampler = GivenValuesSampler(values)
     pending, params = draw_trial(space, sampler)
     return SpacePlacement(
@@ -65,20 +84,37 @@ def place_values(space: Space, values: Mapping[str, Any]) -> SpacePlacement:
 
 
 def list_first_points(space: Space, first: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[Params]:
-    """The draws to try first, by name: the default configuration, where it lies in the space, and what `first` has.
+    """List the points to try first: the default configuration, if the space contains it, then the entries of `first`.
 
-    What an entry leaves out is the default's, or the sampler's where that is out of range. defaults: configuration key
-    -> value. Raises UserError for an entry that does not lie in the space.
+    Args:
+        space: the search space.
+        first: configurations to try, as configuration key -> value. Keys that an entry leaves out have their default
+            value, and are left to the sampler if that is out of range.
+        defaults: configuration key -> default value.
+
+    Returns:
+        The draws of each point, by name.
+
+    Raises:
+        UserError: an entry is not in the space.
     """
     default = find_default_point(space, defaults)
     return [*([default] if default else []), *(_place_first_point(space, entry, defaults) for entry in first)]
 
 
 def order_grid_points(space: Space, first: Sequence[Params], seed: int) -> list[Params]:
-    """Every point once, those that agree with one of `first` at the head, the others in an order drawn from the seed.
+    """List every point of a grid once, in the order in which to try them.
 
-    Optuna's GridSampler is not used: told of the last point but one outside Study.optimize it calls Study.stop, which
-    raises there. Raises UserError where the points cannot be listed.
+    Points that match an entry of `first` come first. The others follow in an order drawn from the seed. Optuna's
+    GridSampler is not used: after the last but one point it calls Study.stop, which raises outside Study.optimize.
+
+    Args:
+        space: the search space.
+        first: draws of the points to try first, by name. They may leave names out.
+        seed: the seed of the order.
+
+    Raises:
+        UserError: the points cannot be listed.
     """
     points = list_grid_points(space)
     random.Random(seed).shuffle(points)
@@ -90,28 +126,47 @@ def order_grid_points(space: Space, first: Sequence[Params], seed: int) -> list[
 
 
 class SpacePoint(NamedTuple):
-    """A point of a space: draws by name, and the parameters that the space makes of them."""
+    """A point of a space.
+
+    Attributes:
+        draws: name -> drawn value.
+        params: configuration key -> value, as the space builds them from the draws.
+    """
 
     draws: Params
     params: Params
 
 
 class FinitePoints:
-    """All points of a space that has finitely many: `num` of them, each with other parameters, made when asked for."""
+    """The points of a finite space, built on demand. No two have the same parameters.
+
+    Args:
+        num: the number of points.
+        make: builds the point at an index.
+    """
 
     def __init__(self, num: int, make: Callable[[int], SpacePoint]) -> None:
         self.num_points = num
         self._make_point = make
 
     def find_untried(self, tried: Container[str], *, seed: int) -> SpacePoint | None:
-        """The first point whose parameters, as `written`, have not been tried, in turn from a random one on."""
+        """Return the first untried point, in order from a random start; None if every point was tried.
+
+        Args:
+            tried: the parameters that were tried, as text from `written`.
+            seed: the seed of the start.
+        """
         start = random.Random(seed).randrange(self.num_points)
         points = (self._make_point((start + index) % self.num_points) for index in range(self.num_points))
         return next((point for point in points if written(point.params) not in tried), None)
 
 
 def find_finite_points(space: Space) -> FinitePoints | None:
-    """All points of a space; None where there are infinitely many, or too many to call a Python space for each."""
+    """Return all points of a space, or None if they cannot be listed.
+
+    That is so if there are infinitely many, if a Python space rejects a combination of values, or if its function would
+    have to be called more than `_MAX_CALLS` times.
+    """
     if isinstance(space, YamlSpace):
         return _index_grid_points(space)
     found: dict[str, SpacePoint] = {}
@@ -119,7 +174,7 @@ def find_finite_points(space: Space) -> FinitePoints | None:
     for _ in range(_MAX_CALLS):
         try:
             pending, params = draw_trial(space, sampler)
-        except UserError:  # it does not take every combination
+        except UserError:  # the space rejects this combination of values
             return None
         if sampler.is_infinite:
             return None
@@ -131,12 +186,12 @@ def find_finite_points(space: Space) -> FinitePoints | None:
 
 
 def count_possible_trials(space: Space, *, is_grid: bool, repeats: bool) -> int | None:
-    """How many trials a search of the space has at most; None where there is no such limit.
+    """Return the largest number of trials that a search of the space can have, or None if there is no limit.
 
     Args:
-        space: what is searched.
-        is_grid: every point is tried once; otherwise a sampler proposes.
-        repeats: trials may have the parameters of earlier ones.
+        space: the search space.
+        is_grid: every point is tried once. Otherwise a sampler proposes the points.
+        repeats: trials may repeat the parameters of earlier trials.
 
     Raises:
         UserError: the points of a grid cannot be listed, or are too many.
@@ -166,9 +221,10 @@ _MAX_CALLS = 2000
 
 
 class _OdometerSampler(BaseSampler):
-    """Draws every combination of values in turn, of whatever is drawn: as an odometer counts.
+    """Sampler that draws every combination of values in turn, as an odometer counts, also of a conditional space.
 
-    is_infinite: something was drawn from an interval.
+    Attributes:
+        is_infinite: a parameter was drawn from an interval, so the combinations cannot be counted.
     """
 
     def __init__(self) -> None:
@@ -177,7 +233,7 @@ class _OdometerSampler(BaseSampler):
         self._counts: list[int] = []
 
     def advance(self) -> bool:
-        """Go on to the next combination; whether there is one."""
+        """Advance to the next combination. Returns whether there is one."""
         del self._indices[len(self._counts) :]
         self._indices += [0] * (len(self._counts) - len(self._indices))
         while self._indices and self._indices[-1] + 1 >= self._counts[len(self._indices) - 1]:

@@ -1,4 +1,4 @@
-"""What a sampler is shown of a sweep's study while it proposes a trial."""
+"""The view of a sweep's study that a sampler gets while it proposes a trial."""
 
 import copy
 import heapq
@@ -22,28 +22,36 @@ from handpose.search.distributions import round_to_distribution
 from handpose.search.study import get_last_value
 
 PENDING_TRIAL_ID = -1
-"""Identifier of the trial that is being proposed, which no storage has yet."""
+"""Identifier of the trial that is being proposed, which is in no storage yet."""
 
 _STUDY_PREFIX = "study:"
 _RELATIVE_PARAMS_INFIX = ":relative_params:"
 
 
 class SamplerView(BaseStorage):
-    """A study as a sampler sees it while it proposes one trial, the pending one; nothing is written to the storage.
+    """A storage that shows a study to a sampler while it proposes one trial, the pending trial.
 
-    So a proposal is written with all it consists of at once, and there are no halves after a crash. What the sampler
-    keeps for the study (QMC its place in the sequence) goes with the trial too.
+    Nothing is written to the underlying storage. So a proposal can be stored in one step, and a crash never leaves half
+    of it. What the sampler stores for the study (QMC stores its position in the sequence) is kept in the pending trial
+    too.
 
-    pending: takes what is drawn. A trial that waits counts with the values it has reported, like one that was stopped
-    there; before it has any, it counts as running. constraints: names; of a trial that has not been measured against
-    all of them nothing is learnt. completes_infeasible: one that is over a limit appears complete, with a value that
-    says nothing, the median. max_ended: so many ended trials are shown at most, a tenth of them the best ones, the
-    others the newest. second_objective: user attribute with the second value, where there are two.
+    A waiting trial is shown like a trial that was stopped at its last report. A waiting trial without a report is shown
+    as running.
 
-    With one objective Optuna ranks stopped trials by their epoch and value. With two it cannot (TPE of Optuna 5.0
-    raises at their reports), and takes them as they are listed where they have none. So they are shown without reports
-    and listed the best first: by epoch, and those of one epoch by fronts (`handpose.pareto.best_first`), as ASHA ranks.
-    They come after all complete ones either way; samplers that look only at those learn nothing of them.
+    With one objective, Optuna ranks stopped trials by epoch and value. With two it cannot: TPE of Optuna 5.0 raises if
+    such trials have reports, and keeps their order if they have none. So the view removes the reports and sorts the
+    stopped trials, the best first: by epoch, and within an epoch by fronts (`handpose.pareto.best_first`), as ASHA
+    does. In both cases TPE ranks stopped trials after all complete ones. Samplers that use only complete trials learn
+    nothing from stopped ones.
+
+    Args:
+        storage: the underlying storage.
+        study_id: the identifier of the study.
+        pending: the trial that is proposed. It receives the draws.
+        second_objective: the user attribute with the second value of a trial, if there are two objectives.
+        constraints: names of the constraints. A trial that was not measured for all of them is shown as failed.
+        completes_infeasible: show a trial above a limit as complete, with the median as an uninformative value.
+        max_ended: the largest number of ended trials to show: a tenth of them are the best ones, the others the newest.
     """
 
     def __init__(
@@ -66,7 +74,7 @@ class SamplerView(BaseStorage):
         self._max_ended = max_ended
 
     def set_pending_trial(self, pending: FrozenTrial) -> None:
-        """Propose this trial instead of the one before, whose place in a sequence (of QMC) counts as taken."""
+        """Replace the pending trial. The previous one's position in a sequence (of QMC) remains used."""
         kept = {key: value for key, value in self._pending.system_attrs.items() if key.startswith(_STUDY_PREFIX)}
         pending.system_attrs = {**pending.system_attrs, **kept}
         self._pending = pending
@@ -94,7 +102,7 @@ class SamplerView(BaseStorage):
             shown = _sort_stopped_trials(shown, merit)
         return shown
 
-    # What it answers differently from the storage.
+    # Methods that answer differently from the storage.
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         return copy.copy(self._pending) if trial_id == PENDING_TRIAL_ID else self._storage.get_trial(trial_id)
@@ -118,7 +126,7 @@ class SamplerView(BaseStorage):
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         assert trial_id == PENDING_TRIAL_ID
-        if _RELATIVE_PARAMS_INFIX not in key:  # drawn in advance, for others to see; here the trial shows itself whole
+        if _RELATIVE_PARAMS_INFIX not in key:  # TPE's early notice to other workers, not needed here
             self._pending.system_attrs = {**self._pending.system_attrs, key: value}
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -131,11 +139,11 @@ class SamplerView(BaseStorage):
         assert trial_id == PENDING_TRIAL_ID
         value = distribution.to_external_repr(param_value_internal)
         if isinstance(distribution, (FloatDistribution, IntDistribution)):
-            value = round_to_distribution(value, distribution)  # as the trial has it: samplers compute 0.1 + 2 * 0.1
+            value = round_to_distribution(value, distribution)  # samplers compute 0.1 + 2 * 0.1
         self._pending.params = {**self._pending.params, param_name: value}
         self._pending.distributions = {**self._pending.distributions, param_name: distribution}
 
-    # What it passes on.
+    # Methods that forward to the storage.
 
     def get_study_id_from_name(self, study_name: str) -> int:
         return self._storage.get_study_id_from_name(study_name)
@@ -152,7 +160,7 @@ class SamplerView(BaseStorage):
     def get_all_studies(self) -> list[Any]:
         return self._storage.get_all_studies()
 
-    # What no sampler does.
+    # Methods that no sampler calls.
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         raise NotImplementedError
@@ -174,7 +182,12 @@ class SamplerView(BaseStorage):
 
 
 def make_pending_trial(number: int, point: dict[str, Any] | None) -> FrozenTrial:
-    """A trial that is to be proposed. point: draws by name that are decided already."""
+    """Make a trial that is to be proposed.
+
+    Args:
+        number: the number of the trial.
+        point: name -> value of the draws that are fixed.
+    """
     return FrozenTrial(
         number=number,
         trial_id=PENDING_TRIAL_ID,
@@ -185,7 +198,7 @@ def make_pending_trial(number: int, point: dict[str, Any] | None) -> FrozenTrial
         params={},
         distributions={},
         user_attrs={},
-        system_attrs={"fixed_params": point} if point else {},  # as Study.enqueue_trial has it
+        system_attrs={"fixed_params": point} if point else {},  # as Study.enqueue_trial stores it
         intermediate_values={},
     )
 
@@ -198,7 +211,7 @@ def _show_trials(
     second_objective: str | None,
 ) -> Iterator[FrozenTrial]:
     def values(trial: FrozenTrial, value: float | None) -> list[float] | None:
-        """Of a trial with that value of the metric; None where not all are known."""
+        """Return all values of a trial with this value of the metric, or None if one of them is missing."""
         if second_objective is None or value is None:
             return None if value is None else [value]
         cost = trial.user_attrs.get(second_objective)
@@ -219,9 +232,12 @@ def _show_trials(
 
 
 class _TrialRanking(NamedTuple):
-    """Ranks ended trials as TPE does: what is allowed before what is not, what was trained further, then the better.
+    """Ranking of ended trials as TPE ranks them: by excess over the limits, then by epochs, then by value.
 
-    sign: of the metric, 1.0 where less is better. limited: whether there are constraints. two: or one objective.
+    Attributes:
+        sign: 1.0 if a smaller metric is better, else -1.0.
+        has_constraints: whether the sweep has constraints.
+        has_two_objectives: whether the sweep has two objectives.
     """
 
     sign: float
@@ -229,7 +245,7 @@ class _TrialRanking(NamedTuple):
     has_two_objectives: bool
 
     def rank_trials(self, trials: Iterable[FrozenTrial], limit: int | None = None) -> list[FrozenTrial]:
-        """All of them, or the best `most`."""
+        """Return the trials, the best first, or only the best `limit` of them."""
         if not self.has_two_objectives:
             number = sys.maxsize if limit is None else limit
             return heapq.nsmallest(number, trials, key=lambda trial: (*self._get_class(trial), self._get_loss(trial)))
@@ -254,12 +270,12 @@ class _TrialRanking(NamedTuple):
 
 
 def _sum_excess(trial: FrozenTrial) -> float:
-    """How far a trial is over its limits, all together."""
+    """Return how far a trial is above its limits, in total."""
     return sum(excess for excess in trial.constraints.values() if excess > 0)
 
 
 def _limit_trials(trials: list[FrozenTrial], limit: int, ranking: _TrialRanking) -> list[FrozenTrial]:
-    """Without the ended trials that are neither among the best nor among the newest."""
+    """Remove the ended trials that are neither among the best `limit // 10` nor among the newest."""
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(ended) <= limit:
         return trials
@@ -270,7 +286,7 @@ def _limit_trials(trials: list[FrozenTrial], limit: int, ranking: _TrialRanking)
 
 
 def _sort_stopped_trials(trials: Sequence[FrozenTrial], ranking: _TrialRanking) -> list[FrozenTrial]:
-    """The stopped trials at each other's places, the best at the first one, and without what they reported."""
+    """Sort the stopped trials among their positions, the best first, and remove their reports."""
     stopped = iter(ranking.rank_trials(trial for trial in trials if trial.state == TrialState.PRUNED))
     return [_drop_reports(next(stopped)) if trial.state == TrialState.PRUNED else trial for trial in trials]
 

@@ -1,4 +1,4 @@
-"""The protocol of searchers: they propose trials and learn from their results."""
+"""The protocol of searchers, which propose trials and learn from their results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -9,9 +9,14 @@ EndState = Literal["complete", "stopped", "diverged", "failed", "infeasible"]
 
 
 class TrialSnapshot(NamedTuple):
-    """What the sweep's events say of a trial.
+    """A trial as the events of the sweep describe it.
 
-    state: of the table. params: as they were asked. values: epoch -> metric. costs: as they were measured.
+    Attributes:
+        number: the number of the trial.
+        state: its state in the table of trials.
+        params: its parameters, as the searcher proposed them.
+        values: epoch -> metric.
+        costs: the measured costs by name.
     """
 
     number: int
@@ -22,9 +27,15 @@ class TrialSnapshot(NamedTuple):
 
 
 class Searcher(Protocol):
-    """Proposes trials, and hears what becomes of them; every call can be repeated. See OptunaSearcher.
+    """Protocol of a searcher: it proposes trials and is notified of their results. Every call can be repeated.
 
-    `num_points`: how many trials it proposes at most; None: any number. `warm_start`: of earlier sweeps, to be told.
+    `OptunaSearcher` documents the methods.
+
+    Attributes:
+        first_number: the number of the first trial that it proposes.
+        num_points: the largest number of trials that it proposes; None if there is no limit.
+        constraints: cost -> upper limit.
+        warm_start: for each earlier sweep, a summary of what was imported, to be shown to the user.
     """
 
     first_number: int

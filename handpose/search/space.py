@@ -1,17 +1,17 @@
-"""Search spaces: which configuration keys are searched, and over what.
+"""Search spaces: which configuration keys are searched, and over which values.
 
-A space is a file under search_spaces/. In YAML it maps keys to Hydra's own sweep expressions, so that there is no
-syntax to learn beside the one of the command line (https://hydra.cc/docs/advanced/override_grammar/extended):
+A space is a file under search_spaces/. A YAML file maps keys to Hydra's sweep expressions, so the syntax is the same as
+on the command line (https://hydra.cc/docs/advanced/override_grammar/extended):
 
-    model.decoder.depth: range(1, 6)                    # 1, 2, 3, 4, 5: the end is not in it
+    model.decoder.depth: range(1, 6)                    # 1, 2, 3, 4, 5: the end is excluded
     optimizer.lr: tag(log, interval(5e-5, 3e-3))
-    data.batch_size: tag(int, log, interval(16, 256))   # whole numbers; both ends count, as in Hydra's Optuna sweeper
+    data.batch_size: tag(int, log, interval(16, 256))   # integers, both ends included, as in Hydra's Optuna sweeper
     model/decoder: choice(pyramid, effpose)             # a configuration group
     trainer.precision: 16-mixed                         # a plain value is set in every trial
 
-A Python file gives `space(trial: optuna.Trial) -> dict[str, object]` instead (define by run), whose keys may depend
-on what was drawn before. Hydra's parser is imported here and not in handpose/config.py, because a space is no part of
-a configuration.
+A Python file defines `space(trial: optuna.Trial) -> dict[str, object]` instead (define by run). Its keys may depend on
+earlier draws. Hydra's parser is imported here and not in handpose/config.py, because a search space is not part of a
+configuration.
 """
 
 import difflib
@@ -47,7 +47,7 @@ from handpose.values import as_plain, equal, is_plain, same, written
 from handpose.whole_file import expand_home
 from handpose.yaml_files import load_yaml
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study on stderr
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise Optuna reports every new study on stderr
 
 SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
 
@@ -57,10 +57,13 @@ Params: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class YamlSpace:
-    """A space from YAML: every parameter is known beforehand.
+    """A search space from a YAML file, whose parameters are all known before a trial is drawn.
 
-    parameters: key -> distribution, in the file's order. fixed: keys that every trial sets to one value. expressions:
-    key -> the text of the file, for messages.
+    Attributes:
+        file: the YAML file.
+        parameters: key -> distribution, in the order of the file.
+        fixed: key -> value of the keys that have the same value in every trial.
+        expressions: key -> its text in the file, for messages.
     """
 
     file: Path
@@ -73,19 +76,29 @@ class YamlSpace:
         return self.file.stem
 
     def sample(self, trial: optuna.trial.BaseTrial) -> Params:
-        """Draw every parameter from the trial."""
+        """Draw all parameters of a trial.
+
+        Args:
+            trial: Optuna's trial, which the values are drawn from.
+
+        Returns:
+            Configuration key -> value.
+        """
         return self.build_params({key: _sample_param(trial, key, each) for key, each in self.parameters.items()})
 
     def build_params(self, draws: Params) -> Params:
-        """The parameters of a trial with these draws."""
+        """Return the parameters of a trial with these draws, fixed keys included."""
         return {key: self.fixed[key] if key in self.fixed else parse_label(draws[key]) for key in self.expressions}
 
 
 @dataclass(frozen=True)
 class PythonSpace:
-    """A space from a Python file, which draws what it needs as it goes (define by run).
+    """A search space from a Python file, whose function draws parameters one after the other (define by run).
 
-    held: keys that have one value instead of what the file draws for them.
+    Attributes:
+        file: the Python file.
+        function: the file's `space(trial)`.
+        fixed: key -> value of the keys that have this value in every trial instead of the drawn one.
     """
 
     file: Path
@@ -97,7 +110,17 @@ class PythonSpace:
         return self.file.stem
 
     def sample(self, trial: optuna.trial.BaseTrial) -> Params:
-        """Call the file's function. Raises UserError when it fails, or gives no mapping of plain values."""
+        """Draw all parameters of a trial by calling the function of the file.
+
+        Args:
+            trial: Optuna's trial, which the values are drawn from.
+
+        Returns:
+            Configuration key -> value.
+
+        Raises:
+            UserError: the function fails, or does not return a mapping of keys to plain values.
+        """
         try:
             params = self.function(_SuggestProxy(trial, self.file, self.fixed))
         except UserError:
@@ -119,16 +142,22 @@ Space: TypeAlias = YamlSpace | PythonSpace
 
 
 def load_space(name: str, *, folder: Path = SPACES_FOLDER) -> Space:
-    """The search space of that name in `folder`, or at that path.
+    """Load a search space.
 
-    Raises UserError where there is none, with the nearest name, and for all in the file that cannot be searched.
+    Args:
+        name: the name of a file in `folder` without its suffix, or the path of a file.
+        folder: the folder of the search spaces.
+
+    Raises:
+        UserError: there is no such space (the message suggests the closest name), or something in the file cannot be
+            searched.
     """
     file = find_space(name, folder=folder)
     return _load_python(file) if file.suffix == ".py" else _load_yaml(file)
 
 
 def find_space(name: str, *, folder: Path = SPACES_FOLDER) -> Path:
-    """The file of a search space, given by name or path."""
+    """Return the file of a search space, given by name or path. Raises UserError if there is none."""
     path = expand_home(name)
     if path.suffix in (".yaml", ".yml", ".py") or len(path.parts) > 1:
         if path.is_file():
@@ -144,16 +173,21 @@ def find_space(name: str, *, folder: Path = SPACES_FOLDER) -> Path:
 
 
 def list_keys(space: Space) -> list[str]:
-    """The configuration keys that the space sets, of a Python space as far as `probes` meets them."""
+    """List the configuration keys that the space sets; for a Python space, those in `generate_probe_params`."""
     if isinstance(space, YamlSpace):
         return list(space.expressions)
     return list(dict.fromkeys(key for params in generate_probe_params(space) for key in params))
 
 
 def fix_params(space: Space, fixed: Mapping[str, Any]) -> Space:
-    """The space with one value for these keys in every trial, whatever its file searches for them.
+    """Return the space with fixed values for some keys, which are then no longer searched.
 
-    Raises UserError where nothing is left to search.
+    Args:
+        space: the search space.
+        fixed: configuration key -> its value in every trial.
+
+    Raises:
+        UserError: nothing is left to search.
     """
     if not fixed:
         return space
@@ -176,11 +210,17 @@ def fix_params(space: Space, fixed: Mapping[str, Any]) -> Space:
 
 
 def find_default_point(space: Space, defaults: Mapping[str, Any]) -> Params | None:
-    """The draws that lead to the default configuration, by name, or None where it does not lie in the space.
+    """Return the draws that give the default configuration, or None if the space does not contain it.
 
-    defaults: configuration key -> value of the composed configuration; for a group (`model/decoder`) the option
-    chosen. A define-by-run space is asked as well, and has the default in it when it draws each parameter under its
-    configuration key.
+    A Python space contains it only if each parameter is drawn under the name of its configuration key.
+
+    Args:
+        space: the search space.
+        defaults: configuration key -> value of the composed configuration; for a group (`model/decoder`), the chosen
+            option.
+
+    Returns:
+        Name -> drawn value, as Optuna stores it.
     """
     sampler = GivenValuesSampler(defaults)
     trial = optuna.create_study(sampler=sampler).ask()
@@ -189,14 +229,14 @@ def find_default_point(space: Space, defaults: Mapping[str, Any]) -> Params | No
     except UserError:
         if sampler.find_out_of_range(trial) or sampler.find_missing(
             trial
-        ):  # it failed at values that are not the default's
+        ):  # the failure was at values other than the defaults
             return None
         raise
     return None if sampler.find_out_of_range(trial) or sampler.find_missing(trial) else dict(trial.params)
 
 
 def flatten_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested configuration as dotted key -> value."""
+    """Flatten a nested configuration to dotted key -> value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -204,16 +244,22 @@ def flatten_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any
 
 
 def generate_probe_params(space: Space, *, num_random: int = 3, seed: int = 0) -> Iterator[Params]:
-    """Points that show what a space holds.
+    """Generate parameters that probe the space.
 
-    All parameters at their lower end, all at their upper end, every option of every choice, and some at random.
+    First all parameters are at their lower end, then all are at their upper end. The following points have every option
+    of every choice (at most the first 100 options), and the last points are random.
+
+    Args:
+        space: the search space.
+        num_random: the number of random points.
+        seed: the seed of the random points.
     """
     yield _sample_space(space, _ExtremesSampler(upper=False, option=0))
     yield _sample_space(space, _ExtremesSampler(upper=True, option=-1))
     for option in range(1, 100):
         sampler = _ExtremesSampler(upper=bool(option % 2), option=option)
         params = _sample_space(space, sampler)
-        if option >= sampler.num_options - 1:  # the last one was drawn above
+        if option >= sampler.num_options - 1:  # the last option was drawn above
             break
         yield params
     random = optuna.samplers.RandomSampler(seed=seed)
@@ -221,7 +267,7 @@ def generate_probe_params(space: Space, *, num_random: int = 3, seed: int = 0) -
 
 
 def count_grid_points(space: Space) -> int:
-    """How many points a grid over the space has. Raises UserError where they cannot be listed, or are too many."""
+    """Count the points of a grid over the space. Raises UserError if they cannot be listed or are too many."""
     if isinstance(space, PythonSpace):
         raise UserError(f"searcher=grid cannot list the points of {space.file}; use searcher=optuna or random")
     counts = []
@@ -243,7 +289,7 @@ def count_grid_points(space: Space) -> int:
 
 
 def list_grid_points(space: Space) -> list[Params]:
-    """Every point of the space, as draws by name. Raises UserError where that cannot be listed."""
+    """List every point of the space, as name -> drawn value. Raises UserError as `count_grid_points` does."""
     count_grid_points(space)
     assert isinstance(space, YamlSpace)
     values = [
@@ -305,13 +351,13 @@ def _parse_expression(file: Path, key: str, expression: str) -> Override:
     try:
         return _parse_override(f"{key}={expression}")
     except (HydraException, OverflowError) as error:
-        cause = error.__cause__  # of a grammar error it is the parser's, which says nothing
+        cause = error.__cause__  # after a grammar error it is the parser's own error, which explains nothing
         reason = str(cause if isinstance(cause, (HydraException, TypeError, ValueError)) else error)
         raise UserError(f"{file}: cannot read {key}: {expression} ({' '.join(reason.split())})") from error
 
 
 def _parse_override(text: str) -> Override:
-    """Hydra's reading; with null among choices too, which its choice(...) refuses and its list a, b, c takes."""
+    """Parse with Hydra. Its choice(...) rejects null, so such a choice is parsed as a list a, b, c, which allows it."""
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException:
@@ -333,7 +379,7 @@ def _parse_distribution(file: Path, override: Override) -> BaseDistribution:
 
 
 def _parse_options(where: str, override: Override, sweep: Any) -> list[Any]:
-    """The values of a choice in the order of the file: a shuffled one would have another order in each process."""
+    """Return the options of a choice in the order of the file, since a shuffled order would differ by process."""
     if isinstance(sweep, ChoiceSweep):
         if sweep.tags:
             raise UserError(f"{where}: tag {min(sweep.tags)} is for interval and range, not for choice")
@@ -406,7 +452,7 @@ def _is_log(where: str, tags: set[str]) -> bool:
 
 
 class _SuggestProxy:
-    """The trial that `space(trial)` is called with: Optuna's, with all choices told apart and NumPy's numbers taken."""
+    """The trial passed to `space(trial)`: Optuna's, but it tells equal choices (0 and false) apart and takes NumPy."""
 
     def __init__(self, trial: optuna.trial.BaseTrial, file: Path, fixed: Mapping[str, Any]) -> None:
         self._trial = trial
@@ -417,7 +463,7 @@ class _SuggestProxy:
         return getattr(self._trial, name)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of the choices, as it was given."""
+        """Return one of the choices, unchanged."""
         options = list(choices)
         try:
             given = make_labels(as_plain(option) for option in options)
@@ -434,7 +480,7 @@ class _SuggestProxy:
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """A number of the range."""
+        """Return a number in the range."""
         low, high, step = as_plain(low), as_plain(high), as_plain(step)
         if name in self._fixed:
             return self._fixed[name]
@@ -447,7 +493,7 @@ class _SuggestProxy:
         return round_to_distribution(drawn, distribution)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        """A whole number of the range."""
+        """Return an integer in the range."""
         low, high, step = as_plain(low), as_plain(high), as_plain(step)
         if name in self._fixed:
             return self._fixed[name]
@@ -475,18 +521,18 @@ def _sample_space(space: Space, sampler: optuna.samplers.BaseSampler) -> Params:
 
 
 class GivenValuesSampler(optuna.samplers.BaseSampler):
-    """Draws the values it is given, by the names of the draws, and any other where there is none that fits."""
+    """Sampler that returns given values by name. Without a fitting value it returns the first choice or lower end."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
 
     def find_out_of_range(self, trial: optuna.trial.BaseTrial | optuna.trial.FrozenTrial) -> tuple[str, ...]:
-        """Draws of the trial that do not take the value that was given."""
+        """Return the names of the draws whose given value is out of range."""
         given = [name for name in trial.params if name in self._values]
         return tuple(name for name in given if self._fit_value(name, trial.distributions[name]) is None)
 
     def find_missing(self, trial: optuna.trial.BaseTrial | optuna.trial.FrozenTrial) -> tuple[str, ...]:
-        """Draws of the trial that no value was given for, though there are several."""
+        """Return the names of the draws that have no given value and more than one possible value."""
         return tuple(
             name for name, each in trial.distributions.items() if name not in self._values and not each.single()
         )
@@ -507,7 +553,7 @@ class GivenValuesSampler(optuna.samplers.BaseSampler):
         return param_distribution.low
 
     def _fit_value(self, name: str, distribution: BaseDistribution) -> tuple[Any] | None:
-        """The value as the distribution has it, which may be None."""
+        """Return the value as the distribution stores it, in a tuple since it may be None; None if it does not fit."""
         if name not in self._values:
             return None
         try:
@@ -517,12 +563,12 @@ class GivenValuesSampler(optuna.samplers.BaseSampler):
 
 
 class _ExtremesSampler(optuna.samplers.BaseSampler):
-    """Draws the lower or upper end of every range, and one option of every choice."""
+    """Sampler that returns the lower or upper end of every range, and one option of every choice."""
 
     def __init__(self, *, upper: bool, option: int) -> None:
         self.upper = upper
         self.option = option
-        self.num_options = 0  # of the longest choice that was drawn from
+        self.num_options = 0  # of the longest choice drawn so far
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
         return {}

@@ -1,6 +1,6 @@
-"""The Optuna study of a sweep: where it is kept, and what is kept of a trial.
+"""The Optuna study of a sweep: its storage, and what it stores for each trial.
 
-The truth about a sweep are its events; the study is what samplers learn from and what optuna-dashboard shows.
+The events of a sweep are the authoritative record. The study is what samplers learn from and optuna-dashboard shows.
 """
 
 import errno
@@ -30,25 +30,30 @@ from handpose.search.space import Params
 JOURNAL_FILE = "journal.log"
 
 PARAMS_ATTRIBUTE = "params"
-"""User attribute with a trial's configuration keys and values, where these are not the draws themselves."""
+"""User attribute of a trial: its configuration keys and values, if they differ from its draws."""
 
 COST_NAMES = ("num_parameters", "latency_ms", "memory_mb")
-"""What a trial is measured for; user attributes of it, too. Constraints limit them."""
+"""The costs that are measured for a trial, which are also user attributes of it. Constraints limit them."""
 
 _CONSTRAINT_PREFIX = "constraints:"
-"""What `Trial.set_constraint` puts before a constraint's name among the system attributes (Optuna 5.0)."""
+"""Prefix that `Trial.set_constraint` adds to the name of a constraint in the system attributes (Optuna 5.0)."""
 
 STUDY_ID_ATTRIBUTE = "id"
-"""User attribute of a study that tells it from others, also of the same name."""
+"""User attribute of a study with a unique identifier, since several studies may have the same name."""
 
 
-# --- where it is kept -------------------------------------------------------------------------------------------------
+# --- storage ----------------------------------------------------------------------------------------------------------
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """The database at a URL, or the journal file in the folder, which is mended first; nobody else may be writing.
+    """Open the storage of a study for writing. No other process may be writing to it.
 
-    Raises UserError for a URL that cannot be opened.
+    Args:
+        url: the URL of a database, or None for the journal file in the folder, which is repaired first.
+        folder: the folder of the journal file. It is created if it does not exist.
+
+    Raises:
+        UserError: the URL cannot be opened.
     """
     if url is not None:
         return _open_database(url)
@@ -59,7 +64,15 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
 
 
 def open_storage_for_reading(url: str | None, folder: Path) -> BaseStorage:
-    """The same for reading: nothing is mended or made. Raises UserError where there is none."""
+    """Open the storage of a study for reading. Nothing is repaired or created.
+
+    Args:
+        url: the URL of a database, or None for the journal file in the folder.
+        folder: the folder of the journal file.
+
+    Raises:
+        UserError: there is no such file, or the URL cannot be opened.
+    """
     file = folder / JOURNAL_FILE if url is None else _find_sqlite_file(url)
     if file is not None and not file.is_file():
         raise UserError(f"there is no {file}")
@@ -67,7 +80,10 @@ def open_storage_for_reading(url: str | None, folder: Path) -> BaseStorage:
 
 
 def check_storage_url(url: str | None) -> None:
-    """Refuse the URL of a database, as it was written, that says a password: a sweep writes it down in its folder."""
+    """Raise UserError if the URL of a database, as the user wrote it, contains a password.
+
+    The sweep saves this URL in its folder.
+    """
     if url is not None and hide_password(url) != url:
         raise UserError(
             f"searcher.storage={hide_password(url)} would write its password into sweep.yaml; put the whole URL "
@@ -76,9 +92,13 @@ def check_storage_url(url: str | None) -> None:
 
 
 def resolve_storage_url(url: str | None) -> str | None:
-    """The URL of a database from what was written, which may name a variable of the environment.
+    """Return the URL of a database with its environment variables resolved.
 
-    Raises UserError where that is not set.
+    Args:
+        url: the URL as the user wrote it, which may contain ${oc.env:...}.
+
+    Raises:
+        UserError: an environment variable is not set, or the text is malformed.
     """
     try:
         return OmegaConf.create({"url": url}).url
@@ -89,15 +109,16 @@ def resolve_storage_url(url: str | None) -> str | None:
 def close_storage(storage: BaseStorage) -> None:
     """Close the connections of a database."""
     storage.remove_session()
-    backend = getattr(storage, "_backend", None)  # of the cache that Optuna puts before a database
+    backend = getattr(storage, "_backend", None)  # Optuna wraps a database in a cache
     if isinstance(backend, RDBStorage):
         backend.engine.dispose()
 
 
 def repair_journal(file: Path) -> None:
-    """Cut off what a killed process or a full disk left half-written, and its lock.
+    """Truncate a journal file at its first broken line, and remove its lock.
 
-    The next line would be written behind it, and Optuna cannot read past a broken line.
+    A killed process or a full disk may leave half a line. The next line would be appended to it, and Optuna cannot read
+    past a broken line.
     """
     for lock in file.parent.glob(f"{file.name}.lock*"):
         lock.unlink()
@@ -114,10 +135,10 @@ def repair_journal(file: Path) -> None:
 
 
 class _Journal(BaseJournalBackend):
-    """Optuna's journal file, flushed to the disk with each proposal and not with each line.
+    """Optuna's journal file, with an fsync for each proposal and not for each line.
 
-    A killed process loses nothing by that; what a power failure may take is in the sweep's events, and is told again
-    when it goes on. An fsync takes milliseconds, and a worker waits while its report is written.
+    A killed process loses nothing this way. What a power failure may lose is in the events of the sweep, and resuming
+    the sweep restores it. An fsync takes milliseconds, and a worker waits while its report is written.
     """
 
     def __init__(self, file: Path) -> None:
@@ -137,7 +158,7 @@ class _Journal(BaseJournalBackend):
                 with naming(self._file):
                     written = file.write(lines)
                 if written != len(lines):
-                    os.truncate(self._file, size)  # nothing may be written behind half a line
+                    os.truncate(self._file, size)  # nothing may be appended to half a line
                     raise OSError(errno.ENOSPC, "is the disk full?", str(self._file))
                 if any("params" in log and log["state"] == TrialState.RUNNING for log in logs):
                     os.fsync(file.fileno())
@@ -160,13 +181,13 @@ def _find_sqlite_file(url: str) -> Path | None:
 
 def _open_database(url: str) -> BaseStorage:
     file = _find_sqlite_file(url)
-    if file is not None and not file.is_absolute():  # a sweep may go on from another folder, and needs it then
+    if file is not None and not file.is_absolute():  # a sweep may be resumed from another working directory
         raise UserError(
             f"searcher.storage={url} must name a file from the root on, with four slashes: sqlite:////folder/study.db"
         )
     try:
         return optuna.storages.get_storage(RDBStorage(url))
-    except Exception as error:  # of SQLAlchemy, of the database's driver, or that there is no driver
+    except Exception as error:  # from SQLAlchemy or the driver, or the driver is missing
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(
             f"searcher.storage={hide_password(url)} cannot be opened ({hide_password(reason)}); give the URL "
@@ -175,18 +196,28 @@ def _open_database(url: str) -> BaseStorage:
 
 
 def hide_password(text: str) -> str:
-    """The text with three stars in place of each URL's password."""
+    """Replace the password of each URL in the text by three stars."""
     return re.sub(r"([?&]password=)[^&\s]*", r"\1***", re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text))
 
 
 def create_study(storage: BaseStorage, name: str, objectives: Mapping[str, str], *, url: str | None) -> int:
-    """Make a study; returns its identifier. Raises UserError where there is one of that name.
+    """Create a study.
 
-    objectives: name -> min or max, of the values that its trials will have.
+    Args:
+        storage: the storage to create it in.
+        name: the name of the study.
+        objectives: name -> `min` or `max`, one for each value of a trial.
+        url: the URL of the storage, for the error message; None for the journal file of the sweep.
+
+    Returns:
+        The identifier of the study in the storage.
+
+    Raises:
+        UserError: the storage has a study of this name already.
     """
     directions = [StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE for mode in objectives.values()]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # of the name of the metric
+        warnings.simplefilter("ignore", ExperimentalWarning)  # set_metric_names is experimental
         try:
             study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         except DuplicatedStudyError as error:
@@ -198,31 +229,38 @@ def create_study(storage: BaseStorage, name: str, objectives: Mapping[str, str],
 
 
 def find_study(storage: BaseStorage, name: str) -> int | None:
-    """The identifier of a study, if it is there."""
+    """Return the identifier of a study in the storage, or None if it does not exist."""
     try:
         return storage.get_study_id_from_name(name)
     except KeyError:
         return None
 
 
-# --- what a trial of it says ------------------------------------------------------------------------------------------
+# --- trials -----------------------------------------------------------------------------------------------------------
 
 
 def get_trial_params(trial: FrozenTrial) -> Params:
-    """Configuration key -> value of a trial."""
+    """Return the parameters of a trial, as configuration key -> value."""
     drawn = {name: parse_label(value) for name, value in trial.params.items()}
     return dict(trial.user_attrs.get(PARAMS_ATTRIBUTE, drawn))
 
 
 def get_last_value(trial: FrozenTrial) -> float | None:
-    """The value of the metric that was reported last."""
+    """Return the last reported value of the metric, or None if there is none."""
     if trial.last_step is not None:
         return trial.intermediate_values[trial.last_step]
     return trial.values[0] if trial.values else None
 
 
 def parse_limits(constraints: Mapping[str, float | None]) -> dict[str, float]:
-    """The constraints that have a limit, in one order. Raises UserError for a limit that is none."""
+    """Return the constraints that have a limit, in the order of `COST_NAMES`.
+
+    Args:
+        constraints: cost -> upper limit, or None for no limit.
+
+    Raises:
+        UserError: a cost is not measured, or its limit is not a finite number above 0.
+    """
     for name, limit in constraints.items():
         if name not in COST_NAMES:
             raise UserError(f"searcher.constraints.{name}: a trial is measured for {', '.join(COST_NAMES)} only")
@@ -233,8 +271,13 @@ def parse_limits(constraints: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def compute_excess(costs: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
-    """System attributes of the constraints: how far each cost is over its limit, as a part of the limit.
+    """Compute the system attributes of the constraints: how far each cost is above its limit.
 
-    So that parameters and milliseconds weigh alike where a sampler adds them up.
+    The excess is a fraction of the limit, so that parameters and milliseconds have the same weight when a sampler adds
+    them up. It is negative for a cost below its limit.
+
+    Args:
+        costs: the measured costs by name.
+        limits: cost -> upper limit.
     """
     return {f"{_CONSTRAINT_PREFIX}{name}": costs[name] / limit - 1 for name, limit in limits.items() if name in costs}

@@ -1,8 +1,8 @@
-"""What a sweep begins with: configurations to try first, and the results of earlier sweeps.
+"""Warm start: the configurations that a sweep tries first, and the results that it imports from earlier sweeps.
 
-A result counts as the new sweep's own only where it would have been the same there: the same metric, on the same data,
-of the same schedule, and with the same value under every configuration key. Of what does not compare, the best
-configurations are tried first instead.
+A result is imported only if the new sweep would have measured the same value: the same metric, the same data, the same
+schedule, and the same value of every configuration key. Of the trials that are not comparable, the best configurations
+are tried first instead.
 """
 
 import math
@@ -39,7 +39,7 @@ from handpose.whole_file import expand_home
 from handpose.yaml_files import load_yaml, read_yaml
 
 LINEAGE_ATTRIBUTE = "lineage"
-"""User attribute of a trial from an earlier sweep: which one's it was, and under `from` where that had it from."""
+"""User attribute of an imported trial: the sweep it comes from. `from` has the lineage it already had there, if any."""
 
 _IRRELEVANT_GROUPS = {
     *(
@@ -58,28 +58,33 @@ _IRRELEVANT_GROUPS = {
     ),
     *("resume", "scheduler", "search_space", "searcher", "seed", "sweep", "test", "test_time"),
 }
-"""Groups and keys that do not change what a configuration is worth; `seed` only draws another sample of that."""
+"""Groups and keys that do not affect the result of a configuration; `seed` only draws another sample of it."""
 
 _IRRELEVANT_KEYS = (
     "data.num_workers",
-    "data.root",  # the data are known by their fingerprint
+    "data.root",  # the fingerprint identifies the data
     "data.source.num_workers",
     "data.source.root",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
-    "trainer.max_epochs",  # a sweep has its own
+    "trainer.max_epochs",  # a sweep uses sweep.max_epochs
 )
 
 _MACHINE_DEPENDENT_COSTS = ("latency_ms", "memory_mb")
-"""Costs that are not comparable as values where nobody knows that it is the same machine, and as busy."""
+"""Costs that are comparable only if measured on the same machine under the same load, which is not recorded."""
 
 
 class Conditions(NamedTuple):
-    """Under which a sweep's values are measured.
+    """The conditions under which a sweep measures its values.
 
-    fingerprint: of the data. settings: configuration key -> value, which holds for every trial that does not set it.
+    Attributes:
+        metric: the optimised metric.
+        mode: `min` or `max`, its better direction.
+        max_epochs: the number of epochs of a complete trial.
+        fingerprint: the fingerprint of the data; None if there is none.
+        settings: configuration key -> value, for the trials that do not set the key themselves.
     """
 
     metric: str
@@ -91,12 +96,14 @@ class Conditions(NamedTuple):
 
 @dataclass
 class InitialTrials:
-    """What a sweep begins with.
+    """The points and trials that a sweep starts with.
 
-    points: draws by name, to try first. trials: from earlier sweeps, for the study. account: of each earlier sweep, in
-    plain values, what became of its trials: how many were brought in, how many lie out of range and for which
-    parameter, how many do not compare and why, how many had failed, had no value, or had come with another sweep
-    already, and how many of its points are tried first.
+    Attributes:
+        points: the points to try first, each as name -> drawn value.
+        trials: the trials imported from earlier sweeps, for the study.
+        import_summaries: one summary for each earlier sweep, in plain values. It counts the trials that were imported,
+            were out of range (by parameter), were not comparable (by reason), had failed, had no value, or had already
+            come with another sweep; and the points of the sweep that are tried first.
     """
 
     points: list[Params] = field(default_factory=list)
@@ -123,17 +130,25 @@ def prepare_initial_trials(
     limits: Mapping[str, float],
     second_objective: str | None = None,
 ) -> InitialTrials:
-    """What a sweep over this space begins with.
+    """Collect the points and trials that a sweep over this space starts with.
 
-    here: the conditions of the sweep. first: configurations to try. warm_start: folders of earlier sweeps; of each the
-    best num_points are tried first among the trials that do not compare. limits: of the constraints. second_objective:
-    without which a trial does not compare. Raises UserError for a configuration that does not lie in the space, and for
-    a folder that is no sweep.
+    Args:
+        space: the search space.
+        here: the conditions of the new sweep.
+        first: configurations to try first, as configuration key -> value.
+        warm_start: folders of earlier sweeps.
+        num_points: how many of the best configurations of each earlier sweep to try first, among its trials that are
+            not comparable.
+        limits: constraint -> upper limit.
+        second_objective: the cost that is the second objective. A trial without it is not comparable.
+
+    Raises:
+        UserError: a configuration is not in the space, or a folder is not that of a readable sweep.
     """
     initial_trials = InitialTrials(list_first_points(space, first, here.settings))
-    known: set[tuple[str, int]] = set()
+    seen_origins: set[tuple[str, int]] = set()
     for folder in warm_start:
-        _Importer(_read_earlier_sweep(folder), space, here, limits, second_objective, known).import_into(
+        _Importer(_read_earlier_sweep(folder), space, here, limits, second_objective, seen_origins).import_into(
             initial_trials, num_points
         )
     points = initial_trials.points
@@ -142,7 +157,11 @@ def prepare_initial_trials(
 
 
 class _Importer:
-    """Sorts out the trials of one earlier sweep. known: (study, number) where each was first, of those met before."""
+    """Importer of the trials of one earlier sweep.
+
+    Args:
+        seen_origins: (study, number) of the origin of each trial met so far, shared between the importers.
+    """
 
     def __init__(
         self,
@@ -188,7 +207,7 @@ class _Importer:
         initial_trials.import_summaries.append(self._summarise_import(len(points)))
 
     def _find_rejection(self, trial: FrozenTrial) -> str:
-        """Why nothing can be had of a trial."""
+        """Return why the trial cannot be used, or an empty string if it can. It counts as seen from then on."""
         origin = _find_origin(self._make_lineage(trial))
         if origin in self._seen_origins:
             return "known"
@@ -199,7 +218,10 @@ class _Importer:
         return "" if value is not None and math.isfinite(value) else "without_value"
 
     def _find_difference(self, trial: FrozenTrial, placed: SpacePlacement) -> str:
-        """What kept the trial's value from being measured here, that neither of the two searches."""
+        """Return why the new sweep would not measure the same value, or an empty string if it would.
+
+        Differences in a key that the trial or the new space sets are left to `_find_out_of_range_key`.
+        """
         for key in sorted(self._differing_keys - get_trial_params(trial).keys() - placed.params.keys()):
             theirs, ours = (each.get(key, "not there") for each in (self._their_settings, self._our_settings))
             return f"{key} was {theirs} and is {ours}"
@@ -213,7 +235,7 @@ class _Importer:
         return f"{foreign[0]} depends on the machine" if foreign else ""
 
     def _find_out_of_range_key(self, trial: FrozenTrial, placed: SpacePlacement) -> str:
-        """A parameter that cannot have the trial's value here."""
+        """Return a parameter that cannot have the trial's value in the new space, or an empty string."""
         for name in (*placed.out_of_range, *placed.missing):
             return name
         params = get_trial_params(trial)
@@ -224,7 +246,10 @@ class _Importer:
         return ""
 
     def _choose_best_points(self, trials: Sequence[FrozenTrial], num_points: int) -> Iterator[Params]:
-        """Points of the best trials, the most trained first, as far as they lie in the space."""
+        """Yield the points of the best trials, the longest trained first.
+
+        Trials out of range are left out, and so are those above a limit that does not depend on the machine.
+        """
         conditions = self._sweep.conditions
         target = TargetMetric(conditions.metric, conditions.mode)
 
@@ -246,7 +271,7 @@ class _Importer:
                 yield placed.drop_draws([*placed.out_of_range, *placed.missing])
 
     def _make_trial(self, trial: FrozenTrial, placed: SpacePlacement) -> FrozenTrial:
-        """The trial as one of the new study. One that has not ended counts as stopped where it is."""
+        """Convert a trial to one of the new study. A trial that has not ended counts as stopped at its last epoch."""
         is_complete, costs, value = (
             trial.state == TrialState.COMPLETE,
             _get_portable_costs(trial),
@@ -292,7 +317,7 @@ class _Importer:
 
 
 def _find_incompatibility(there: Conditions, here: Conditions) -> str:
-    """Why no value of a sweep compares with those of another, if so."""
+    """Return why no value of one sweep is comparable with those of the other, or an empty string if they are."""
     if (there.metric, there.mode) != (here.metric, here.mode):
         return f"it was judged by {there.metric} ({there.mode})"
     if there.max_epochs != here.max_epochs:
@@ -303,10 +328,10 @@ def _find_incompatibility(there: Conditions, here: Conditions) -> str:
 
 
 def _has_different_value(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    """Whether two configurations have different values under a key."""
+    """Whether two configurations have different values of a key."""
     if key not in there or key not in here:
         return (key in there) != (key in here)
-    if key.startswith("trainer."):  # for Lightning limit_train_batches=1 is one batch, and 1.0 all of them
+    if key.startswith("trainer."):  # for Lightning limit_train_batches=1 means one batch, but 1.0 means all batches
         return not same(there[key], here[key])
     return not equal(there[key], here[key])
 
@@ -316,7 +341,7 @@ def _affects_result(key: str) -> bool:
 
 
 def _get_portable_costs(trial: FrozenTrial) -> dict[str, float]:
-    """What the trial costs on any machine."""
+    """Return the costs that do not depend on the machine."""
     return {
         name: trial.user_attrs[name]
         for name in COST_NAMES
@@ -325,17 +350,21 @@ def _get_portable_costs(trial: FrozenTrial) -> dict[str, float]:
 
 
 def _find_origin(lineage: Mapping[str, Any]) -> tuple[str, int]:
-    """The study and the number under which a trial was trained."""
+    """Return the identifier of the study that trained the trial, and its number in that study."""
     while "from" in lineage:
         lineage = lineage["from"]
     return lineage["study"], lineage["number"]
 
 
 def find_used_seeds(folders: Sequence[str]) -> set[int]:
-    """Return the seeds that earlier sweeps, those they began with, and their confirmations have trained with.
+    """Return the training seeds of earlier sweeps, of the sweeps they were warm-started from, and of confirmations.
 
-    Values of these seeds may have led to the configurations that this sweep tries, so they confirm nothing. A folder
-    that is no longer there is left out, and so are seeds that an earlier sweep has searched.
+    Values measured with these seeds may have led to the configurations that this sweep tries, so they cannot confirm
+    them. A folder that no longer exists adds only the default seed 0. Seeds that an earlier sweep searched are not
+    included.
+
+    Args:
+        folders: folders of earlier sweeps.
     """
     seeds: set[int] = set()
     for given in folders:
@@ -351,7 +380,7 @@ def find_used_seeds(folders: Sequence[str]) -> set[int]:
 
 
 def _read_earlier_sweep(given: str) -> _EarlierSweep:
-    """The sweep in a folder. Raises UserError where there is none that can be read."""
+    """Read the sweep in a folder. Raises UserError if there is none or it cannot be read."""
     folder = expand_home(given).resolve()
     file = folder / "sweep.yaml"
     if not file.is_file():
@@ -377,12 +406,12 @@ def _read_earlier_sweep(given: str) -> _EarlierSweep:
 
 
 def _resolve_mode(metric: str, recorded: Mode | None) -> Mode:
-    """The better direction of a metric. Earlier versions recorded `min` for every metric unless told otherwise."""
+    """Return the better direction of a metric. Earlier versions recorded `min` for every metric by default."""
     return recorded if recorded == "max" else direction(metric) or "min"
 
 
 def _read_study(url: str | None, folder: Path, name: str) -> tuple[str, list[FrozenTrial]]:
-    """What tells the study from others, and its trials."""
+    """Return the identifier of the study and its trials."""
     try:
         storage = open_storage_for_reading(url, folder / "study")
         try:
@@ -393,5 +422,5 @@ def _read_study(url: str | None, folder: Path, name: str) -> tuple[str, list[Fro
             return attributes.get(STUDY_ID_ATTRIBUTE, str(folder)), storage.get_all_trials(found, deepcopy=False)
         finally:
             close_storage(storage)
-    except (OSError, ValueError, KeyError, AssertionError) as error:  # what Optuna raises for a damaged journal
+    except (OSError, ValueError, KeyError, AssertionError) as error:  # Optuna raises these for a damaged journal
         raise UserError(f"searcher.warm_start: the study of {folder} cannot be read: {error}") from error
