@@ -1,4 +1,4 @@
-"""What the driver sends to a worker to train, and the names of the files for it. Imports no torch, so tests are fast."""
+"""What the driver sends to a worker to train, and the names of its files. Imports no torch, so that tests are fast."""
 
 from collections.abc import Sequence
 from pathlib import Path
