@@ -10,7 +10,7 @@ from handpose.resources import Memory
 from handpose.sweep.record.settings import SweepSettings
 
 LEAST_PROCESS_MB = 500.0
-"""Memory of a worker that has imported torch, Lightning and timm (518 MiB measured), without files shared by workers."""
+"""Memory in MB of a worker that has imported torch, Lightning and timm (518 MiB measured), without shared files."""
 _USED_BY_RAY = 0.6e9
 """Bytes for Ray's own processes (280 MiB measured), its object store, shared libraries and the driver's growth."""
 _USED_BY_DRIVER = 0.7e9
@@ -95,12 +95,12 @@ def count_slots(
 
     Args:
         sweep: the settings.
-        nodes: the resources of each node.
-        gpus: GPUs of a worker, to be used instead of the settings. Without it, `auto` is a whole GPU.
+        nodes: Ray's resources of each node: `CPU`, `GPU`, and `memory` in bytes.
+        gpus: GPUs of a worker, to be used instead of the settings. Without it, `auto` is a whole GPU if there is one.
         process_mb: main memory of a worker in MB, if it has been measured.
 
     Raises:
-        UserError: no trial fits.
+        UserError: no trial fits, or `sweep.gpu_hours` is given although trials hold no GPU.
     """
     num_cpus, num_gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     if gpus is None:
@@ -152,7 +152,7 @@ def memory_line(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str,
 
 
 def is_memory_short(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> bool:
-    """Return whether the memory of a node is too small for one worker more than fit on it."""
+    """Return whether the memory of any node is too small for one more worker than the number that fits on it."""
     return any(
         (count_fitting_workers(slots, node) + 1) * slots.process_bytes > node.get("memory", math.inf) for node in nodes
     )
