@@ -174,11 +174,11 @@ class History:
     def decide_retry(self, number: int, kind: FailureKind, *, node: str = "") -> tuple[bool, float | None]:
         """Decide whether a failed trial is retried.
 
-        - Out of memory on a fraction of a GPU: retried with twice the fraction, at most a whole GPU.
+        - Out of GPU memory on a fraction of a GPU: retried with twice the fraction, at most a whole GPU.
         - Preempted, lost or worn: always retried.
-        - Out of memory without a larger fraction, or a mistake: the same failure would come again, so the trial is not
-          retried. An exception is a mistake before the first report of any trial: it may be a bug that halts the sweep,
-          and then the trial must be retried after the bug has been fixed.
+        - Out of GPU memory without a larger fraction, or a mistake: the same failure would come again, so the trial is
+          not retried. An exception is a mistake before the first report of any trial: it may be a bug that halts the
+          sweep, and then the trial must be retried after the bug has been fixed.
         - All other failures: retried at most `max_retries` times.
 
         Failures for which the node may be to blame do not count for now; see `NodeHealth`.
@@ -410,14 +410,14 @@ class History:
     def _apply_failed(self, event: Failed) -> None:
         trial = self.trials[event.trial]
         trial.update_seconds(event.at)
-        is_same_share, trial.gpus = event.gpus == trial.gpus, event.gpus
+        has_same_gpus, trial.gpus = event.gpus == trial.gpus, event.gpus
         trial.row.error, trial.row.traceback = event.cause, event.traceback
         trial.row.node = event.node or trial.row.node
         if event.kind not in _BLAMELESS_FAILURES:
             self.health.record_failure(event.node, event.trial)
         if not self.num_reports and event.kind not in _BLAMELESS_FAILURES:
             self._failed_before_any_report.add(event.trial)
-        if event.kind not in _BLAMELESS_FAILURES and is_same_share:
+        if event.kind not in _BLAMELESS_FAILURES and has_same_gpus:
             delay_s = self._settings.retry_delay_s * 2**trial.num_failures
             trial.num_failures += 1
             trial.retry_at = event.at + delay_s

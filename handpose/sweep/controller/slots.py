@@ -12,7 +12,7 @@ from handpose.sweep.record.settings import SweepSettings
 LEAST_PROCESS_MB = 500.0
 """Memory in MB of a worker that has imported torch, Lightning and timm (518 MiB measured), without shared files."""
 _USED_BY_RAY = 0.6e9
-"""Bytes for Ray's own processes (280 MiB measured), its object store, shared libraries and the driver's growth."""
+"""Bytes for Ray's processes (280 MiB measured), its object store, shared libraries and future growth of tune.py."""
 _USED_BY_DRIVER = 0.7e9
 """Bytes that tune.py takes (580 MiB measured)."""
 _MEMORY_THRESHOLD = 0.95

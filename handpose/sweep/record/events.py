@@ -112,7 +112,7 @@ class Begun:
         gpus: GPUs that the trial holds; None: `Opened.gpus`.
         source: the trial from whose checkpoint this one resumes (population based training); None: its own.
         checkpoint: the trial's own copy of the checkpoint of `source`.
-        params: the new parameters, if they have changed.
+        params: all parameters of the trial from now on (population based training); None: unchanged.
     """
 
     at: float
@@ -294,6 +294,7 @@ class EventLog:
         self._size += len(line)
 
     def close(self) -> None:
+        """Write the file to the disk (fsync) and close it."""
         try:
             with naming(self.path):
                 os.fsync(self._file)

@@ -26,6 +26,7 @@ class ConfirmSettings:
 
     @property
     def is_enabled(self) -> bool:
+        """Whether finalists are trained again."""
         return self.top_k > 0 and self.seeds > 0
 
 
@@ -74,7 +75,7 @@ class SweepSettings:
         seed: seed of the searcher and the scheduler. It is not the seed of the training.
         metric: validation metric to optimise.
         mode: whether smaller (`min`) or larger (`max`) values of the metric are better; None: the metric's own
-            direction. A sweep with any other direction is rejected before it starts.
+            direction. A new sweep accepts `min` or `max` only if it is the metric's own direction.
         second_objective: cost to minimise in addition to the metric. It is measured before a trial is trained.
         explosion_factor: a trial ends when its metric is worse than its own best value by more than this factor. The
             check needs a best value above 0, since no factor makes 0 or a negative value worse. None: a trial ends
@@ -94,7 +95,8 @@ class SweepSettings:
         confirm: how many finalists are trained again, and with how many seeds, before a winner is chosen.
         retrain: whether the winner is trained again with its full schedule.
         retrain_devices: number of devices that share each batch of the retraining. None: all GPUs of the driver's
-            machine, and on a Ray cluster at least as many devices as a trial has workers.
+            machine, and on a Ray cluster at least as many devices as a trial has workers. The number is lowered until
+            it divides the batch size.
         wandb_project: Weights & Biases project in which trials are logged; None: they are logged to TensorBoard only.
         storage: URL of a folder in an object store, in which the sweep is kept under its name. None: the sweep is kept
             only in its folder, which all nodes must share.

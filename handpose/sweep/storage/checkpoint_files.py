@@ -34,7 +34,7 @@ _Answer = TypeVar("_Answer")
 
 
 class CheckpointFiles(Protocol):
-    """Where the checkpoints of a sweep are.
+    """Access to the checkpoints of a sweep.
 
     Names are relative to the sweep, as in `CheckpointRecord.file`. Workers call the first four methods, the driver
     calls the others.
@@ -49,7 +49,7 @@ class CheckpointFiles(Protocol):
         Args:
             file: the local path.
             epoch: number of epochs trained.
-            is_needed: the trial pauses now and can only be resumed from this checkpoint.
+            is_needed: whether the trial pauses now, so that it needs this checkpoint to resume.
 
         Raises:
             UserError: the checkpoint cannot be kept.
@@ -188,9 +188,9 @@ class FolderFiles:
 class StoreFiles:
     """Checkpoints in an object store.
 
-    Requests that the store does not answer are retried with growing delays. If a worker cannot upload a checkpoint, it
-    drops the checkpoint and tries again with the next one. It waits for the upload only when the trial pauses, because
-    then it needs the checkpoint to resume.
+    If the store does not answer, most requests are retried with growing delays. Uploads are different: if a worker
+    cannot upload a checkpoint, it drops the checkpoint and tries again with the next one. It retries the same upload
+    only when the trial pauses, because the trial then needs the checkpoint to resume.
 
     Args:
         store: the store, opened at the URL of the sweep.
@@ -256,6 +256,7 @@ class StoreFiles:
         ]
 
     def copy_newest(self, checkpoints: Sequence[CheckpointRecord], name: str) -> CheckpointRecord | None:
+        """Copy the newest checkpoint that exists in the store. Its content is not verified."""
         for checkpoint in reversed(checkpoints):
             with contextlib.suppress(FileNotFoundError):
                 retry_store_call(partial(self._store.copy, checkpoint.file, name), _PAUSE_TIMEOUT_S)

@@ -81,8 +81,8 @@ class FolderSync:
         """Acquire the lease of the sweep and bring the folder and the store to the same state.
 
         Raises:
-            UserError: another process runs the sweep, the store does not answer, or the folder and the store contain
-                different sweeps.
+            UserError: another process runs the sweep, the store does not answer, or the events in the folder and in the
+                store differ.
         """
         try:
             self._lease.acquire()
@@ -200,7 +200,7 @@ class FolderSync:
         self._copy_other_files(with_study=True)
 
     def _count_obsolete(self) -> list[tuple[StoreFiles, int]]:
-        """Return how many checkpoints are obsolete at this moment."""
+        """Return the number of obsolete checkpoints at this moment, for the sweep and for its confirmation."""
         return [(files, len(files.obsolete)) for files in self._checkpoint_files]
 
     def _remove_obsolete(self, obsolete: list[tuple[StoreFiles, int]]) -> None:
@@ -256,9 +256,9 @@ def sync_sweep_folder(sweep: SweepSettings) -> Iterator[FolderSync | None]:
     everything is copied, even after an exception.
 
     Raises:
-        UserError: at the start, the store does not answer or contains a different sweep, or another process runs the
+        UserError: at the start, the store does not answer or contains different events, or another process runs the
             sweep.
-        SyncIncompleteError: at the end, the store does not answer.
+        SyncIncompleteError: the store does not answer at the end of a block that raised no exception.
     """
     url = sweep.storage_url
     if url is None:

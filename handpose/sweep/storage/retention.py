@@ -129,7 +129,7 @@ class CheckpointRetention:
         self.total_bytes += checkpoint.size_bytes
 
     def enforce_budget(self, trial: int) -> None:
-        """Remove superfluous checkpoints of this trial, and then those of all trials that exceed the budget."""
+        """Remove superfluous checkpoints of this trial, then checkpoints of any trials until the budget is met."""
         self._trim(trial)
         if self.total_bytes <= self.budget_bytes:
             return

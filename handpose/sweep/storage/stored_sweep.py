@@ -207,7 +207,7 @@ def read_byte_range(file: Path, start: int, end: int) -> bytes:
 
 
 def list_synced_files(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """List the files that `FolderSync` copies as whole files: all except events, checkpoints and local files.
+    """List the files that `FolderSync` copies: all except those that `is_excluded` names, such as events.
 
     Yields:
         Name relative to `folder`, and the state of the file: modification time in nanoseconds and size in bytes.
