@@ -1,4 +1,4 @@
-"""A sweep as it is going to run: all that its task asks for, checked as far as that can be without Ray."""
+"""The plan of a sweep: everything that its configuration asks for, checked as far as possible without starting Ray."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +50,17 @@ from handpose.sweep.trainable.trial import (
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What runs a task. rule: makes a fresh one. origin: as `provenance` gives it."""
+    """Everything needed to run a sweep. Use `build_plan` to make one.
+
+    Attributes:
+        task: what tune.py was asked to do.
+        sweep: settings of the sweep.
+        cluster: settings of Ray.
+        data: fingerprint and size of the data set.
+        recipe: composes the configuration of a trial from its parameters.
+        make_scheduler: returns a new scheduler.
+        origin: provenance of the sweep, from `collect_provenance`.
+    """
 
     task: SweepTask
     sweep: SweepSettings
@@ -62,18 +72,26 @@ class SweepPlan:
 
     @property
     def trial_function(self) -> TrainingFunction:
-        """What a trial runs."""
+        """The function that trains a trial."""
         measures = self.sweep.second_objective is not None or any(self.task.config.searcher.constraints.values())
         return TrainingFunction.from_settings(self.recipe, self.sweep, self.make_scheduler(), needs_costs=measures)
 
     def run_preflight_alone(self) -> None:
-        """The preflight alone, within Ray; no file is made."""
+        """Run only the preflight, on Ray. No files are written."""
         run_preflight_alone(self.sweep, self.cluster, self._bind_preflight(self.trial_function))
 
     def run_sweep(
         self, *, trial_function: TrialFunction | None = None, folder_sync: FolderSync | None = None
     ) -> AbstractContextManager[TrialTable]:
-        """Run the sweep, or go on with it: `run.swept`. objective: in place of its own."""
+        """Start or resume the sweep; see `handpose.sweep.driver.run.run_sweep`.
+
+        Args:
+            trial_function: trains a trial; None: the plan's own function.
+            folder_sync: keeps the sweep in an object store; None: the sweep has no store.
+
+        Returns:
+            A context manager that runs the sweep on entry and returns the table of trials.
+        """
         trial_function = trial_function or self.trial_function
         searcher = instantiate(self.task.config.searcher)
         return run_sweep(
@@ -92,7 +110,17 @@ class SweepPlan:
         )
 
     def confirm_finalists(self, table: TrialTable, *, folder_sync: FolderSync | None = None) -> dict[str, Any] | None:
-        """Train the finalists of its table again, within `swept`: `confirm`."""
+        """Train the finalists again; see `handpose.sweep.selection.confirm.confirm_finalists`.
+
+        Call this within the `with` block of `run_sweep`, so that it uses the same Ray instance.
+
+        Args:
+            table: the trials of the sweep.
+            folder_sync: keeps the sweep in an object store; None: the sweep has no store.
+
+        Returns:
+            The content of confirm.yaml; None if there was nothing to confirm.
+        """
         return confirm_finalists(
             table,
             sweep=self.sweep,
@@ -107,9 +135,16 @@ class SweepPlan:
         )
 
     def retrain_winner(self, *, use_val: bool) -> dict[str, float]:
-        """Train the winner in best.yaml with its full schedule, and test it: `retrain`."""
+        """Train the winner in best.yaml with its full schedule and test it.
+
+        Args:
+            use_val: train on the training and the validation split.
+
+        Returns:
+            Name -> value of the metrics.
+        """
         sweep = self.sweep
-        # In a store the folder is the driver's alone.
+        # A sweep in an object store has its folder on the driver's machine only.
         is_shared = self.cluster.address is not None and sweep.storage is None
         return retrain_winner(
             sweep.path,
@@ -122,12 +157,12 @@ class SweepPlan:
     def _find_retrain_nodes(self, batch_size: int) -> Iterator[RetrainNodes | None]:
         sweep, retrain_nodes = self.sweep, None
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(UserError):  # where the cluster is gone this machine does it
+            with contextlib.suppress(UserError):  # without the cluster, this machine retrains the winner
                 stack.enter_context(set_ray_environment())
                 stack.enter_context(start_ray(self.cluster))
-                aside = find_quarantined_nodes(read_events(sweep.path / EVENTS_FILE))
+                quarantined = find_quarantined_nodes(read_events(sweep.path / EVENTS_FILE))
                 retrain_nodes = find_retrain_nodes(
-                    sweep, devices=sweep.retrain_devices, batch_size=batch_size, excluded_nodes=aside
+                    sweep, devices=sweep.retrain_devices, batch_size=batch_size, excluded_nodes=quarantined
                 )
             yield retrain_nodes
 
@@ -150,7 +185,11 @@ class SweepPlan:
 
 
 def build_plan(task: SweepTask) -> SweepPlan:
-    """Look at all that a task names, and make its data ready; raises UserError for what cannot work."""
+    """Check everything that a task asks for, and prepare its data.
+
+    Raises:
+        UserError: something in the configuration cannot work.
+    """
     config, space = task.config, task.space
     sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
     check_sweep(sweep, cluster)

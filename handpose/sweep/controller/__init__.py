@@ -1,4 +1,4 @@
-"""What a sweep decides: which trial is next, what follows from a report or a failure. Nothing here knows Ray.
+"""Decisions of a sweep: which trial runs next, and what follows from a report or a failure. Does not depend on Ray.
 
-Every decision is an event first; `history` folds the events into the state that the next decision is made from.
+Every decision is first recorded as an event. `history` applies the events to the state from which decisions are made.
 """

@@ -1,10 +1,11 @@
-"""A sweep while it runs: which trial is next, what becomes of a report, what a failure costs. Nothing here knows Ray.
+"""Controls a running sweep: chooses the next trial, and decides what follows from a report or a failure.
 
-Every change is an event (events.py): written first, then applied (history.py), then told to the searcher and to those
-who listen. So a sweep that was killed goes on with the rungs, the searcher, the retries and the budgets that it had.
+This module does not depend on Ray. Every change is an event (events.py). An event is first written, then applied
+(history.py), and then passed to the searcher and to the listener. A killed sweep is therefore resumed with the same
+rungs, searcher state, retries and budgets.
 
-A trial is trained in stretches: from its beginning or from its newest checkpoint, until it ends, pauses at a rung,
-fails, or the sweep is interrupted.
+A trial is trained in segments. A segment starts from scratch or from the trial's newest checkpoint. It lasts until the
+trial ends, pauses at a rung or fails, or until the sweep is interrupted.
 """
 
 import math
@@ -38,11 +39,18 @@ from handpose.sweep.record.settings import SweepSettings
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, TrialSegment, make_run_name
 
 NO_REPORT_CAUSE = "it came back without a report"
-"""Why a trial failed that came back before its first report, without an error."""
+"""Cause recorded for a trial whose function returned without an error before its first report."""
 
 
 class SegmentFailure(NamedTuple):
-    """Why a stretch failed, and on which node. cause: in a line. traceback: all that is known."""
+    """Why and where a segment of a trial failed.
+
+    Attributes:
+        kind: the kind of failure.
+        cause: the error message in one line.
+        traceback: the full text of the error.
+        node: name of the node; empty if it is unknown.
+    """
 
     kind: FailureKind
     cause: str
@@ -51,18 +59,30 @@ class SegmentFailure(NamedTuple):
 
 
 class EventListener(Protocol):
-    """Is told of each event after it has been applied; row: of the trial that it is about."""
+    """Receives each event after it has been applied."""
 
-    def on_event(self, event: Event, row: TrialRow | None, /) -> None: ...
+    def on_event(self, event: Event, row: TrialRow | None, /) -> None:
+        """Process an event. `row` is the trial of the event; None for an event of the whole sweep."""
 
 
 class SweepController:
-    """Runs a sweep's history on.
+    """Makes the decisions of a sweep and records them as events.
 
-    log: of its events; those in it are checked and applied. history: empty. searcher: proposes, and keeps the study.
-    clock: in seconds. Raises UserError where the log was decided by other rules.
+    Args:
+        settings: settings of the sweep.
+        log: the event log. The events in it are checked and replayed.
+        history: an empty history.
+        searcher: proposes parameters and stores the study.
+        clock: returns the time in seconds.
 
-    `halted_by` is the failure that the sweep gave up for, since no trial works.
+    Attributes:
+        history: the state of all trials.
+        halted_by: the failure at which the sweep gave up because no trial has worked; None if it has not.
+        is_closed: whether the sweep has been closed. No more segments are started then.
+        last_event: the last event in the log when it was opened; None for a new sweep.
+
+    Raises:
+        UserError: the log contradicts itself, or contains decisions that this version of the project would not make.
     """
 
     def __init__(
@@ -90,9 +110,12 @@ class SweepController:
         self._opened_at_s = clock()
 
     def open(self, *, num_slots: int, gpus: float = 0.0, listener: EventListener | None = None) -> None:
-        """Go on from here.
+        """Start or resume the sweep.
 
-        num_slots: trials at a time. gpus: the share of each. listener: is told what happens from now on.
+        Args:
+            num_slots: maximum number of trials that run at a time.
+            gpus: GPUs that each trial holds.
+            listener: receives the events from now on.
         """
         self._num_slots = num_slots
         num_points = self._searcher.num_points
@@ -105,18 +128,29 @@ class SweepController:
         self._listener = listener
 
     def resize(self, num_slots: int, capacity: NodeCapacity) -> None:
-        """Nodes came or went: so many trials at a time from now on. room: that there is, also on nodes set aside."""
+        """Update the cluster's size after nodes have joined or left.
+
+        Args:
+            num_slots: maximum number of trials that run at a time from now on.
+            capacity: capacity of all nodes, including quarantined ones.
+        """
         self._num_slots, self._capacity = num_slots, capacity
 
     @property
     def has_slots(self) -> bool:
-        """Whether the cluster has a slot, free or taken."""
+        """Whether the cluster has at least one slot, free or in use."""
         return self._num_slots > 0
 
-    # --- what is next -------------------------------------------------------------------------------------------------
+    # --- next segment -------------------------------------------------------------------------------------------------
 
     def next_segment(self) -> TrialSegment | None:
-        """The stretch to run now, or None when all slots are taken or nothing can be run at the moment."""
+        """Start the next segment.
+
+        Interrupted trials and retries come first, then paused trials that the scheduler resumes, then new trials.
+
+        Returns:
+            The segment to run now; None if all slots are in use or nothing can run at the moment.
+        """
         history = self.history
         if self.is_closed or len(history.live["running"]) >= self._num_slots:
             return None
@@ -130,7 +164,7 @@ class SweepController:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing runs, and nothing will."""
+        """Whether nothing runs and nothing is left to run."""
         history = self.history
         if self.is_closed:
             return True
@@ -139,27 +173,27 @@ class SweepController:
         return history.choose_trial_to_resume() is None
 
     def elapsed_s(self) -> float:
-        """The sweep's own time: of all processes that ran it, together."""
+        """Return the sweep's own time in seconds, added up over all processes that have run it."""
         return round(self._elapsed_before_s + self._clock() - self._opened_at_s, 3)
 
     def count_gpu_hours(self) -> float:
-        """That the sweep has used, of all processes that ran it, together."""
+        """Return the GPU-hours that the sweep has used, added up over all processes that have run it."""
         return self.history.count_gpu_hours(self.elapsed_s())
 
     def find_usable_nodes(self, capacity: NodeCapacity) -> set[str]:
-        """The nodes that trials are sent to."""
+        """Return the names of the nodes on which trials may run."""
         return self.history.health.find_usable_nodes(capacity)
 
     def find_nodes_to_avoid(self, number: int) -> tuple[str, ...]:
-        """Nodes where the trial is not to run, for what has failed there."""
+        """Return the names of nodes on which the trial should not run because of earlier failures."""
         return self.history.health.find_nodes_to_avoid(number, capacity=self._capacity)
 
     def can_place_without(self, nodes: Collection[str]) -> bool:
-        """Whether a trial fits onto other nodes than these."""
+        """Return whether a trial fits on the nodes other than these."""
         return bool(self._capacity.find_nodes_without(nodes))
 
     def refresh_times(self) -> None:
-        """Let the table, and its rows of running trials, show the time."""
+        """Update the GPU-hours in the table, and the time of running trials in their rows."""
         now = self.elapsed_s()
         self.history.table.gpu_hours = self.history.count_gpu_hours(now)
         for number in self.history.live["running"]:
@@ -186,28 +220,37 @@ class SweepController:
         return TrialSegment(number, segment, dict(trial.row.params), epoch, held, *where)
 
     def _adopt_checkpoints(self, number: int) -> None:
-        """Take in what the last stretch saved and did not come to tell: it is told with the report of the next epoch.
+        """Adopt checkpoints that the trial's last segment saved but could not report.
 
-        Of an epoch that was never reported there is none.
+        A checkpoint is reported together with the next epoch, so it can be lost if the segment ends before. Only
+        checkpoints of epochs that have been reported are adopted.
         """
         trial, retention = self.history.trials[number], self.history.retention
-        known = max((checkpoint.epoch for checkpoint in retention.list_checkpoints(number)), default=0)
-        if known < trial.row.epochs:
-            reported = range(known + 1, trial.row.epochs + 1)
+        newest_epoch = max((checkpoint.epoch for checkpoint in retention.list_checkpoints(number)), default=0)
+        if newest_epoch < trial.row.epochs:
+            reported = range(newest_epoch + 1, trial.row.epochs + 1)
             for checkpoint in self.history.files.find_unreported(number, trial.num_segments, reported):
                 retention.add(number, checkpoint)
 
     def _copy_source_checkpoint(self, number: int, source: int) -> CheckpointRecord | None:
-        """The newest checkpoint of another trial, in a place of its own, since that trial goes on and tidies up."""
+        """Copy the newest checkpoint of another trial, because that trial trains on and removes its old checkpoints."""
         history = self.history
         segment = history.trials[number].num_segments + 1
         name = f"{CHECKPOINTS_FOLDER}/{make_run_name(number)}/stretch_{segment}_of_{source}.ckpt"
         return history.files.copy_newest(history.retention.list_checkpoints(source), name)
 
-    # --- what came back -----------------------------------------------------------------------------------------------
+    # --- results and failures -----------------------------------------------------------------------------------------
 
     def process_costs(self, number: int, costs: Mapping[str, float]) -> bool:
-        """A trial has been built, and this is what it costs; returns whether it is to be trained."""
+        """Process the costs of a trial, measured before its training.
+
+        Args:
+            number: number of the trial.
+            costs: name -> cost.
+
+        Returns:
+            Whether the trial should be trained.
+        """
         trial = self.history.trials[number]
         if self._is_running(trial) and not trial.row.costs:
             second, limits = self._settings.second_objective, self._searcher.constraints
@@ -228,9 +271,19 @@ class SweepController:
         checkpoint: CheckpointRecord | None = None,
         note: str = "",
     ) -> bool:
-        """A trial has been trained to that epoch; returns whether its stretch goes on.
+        """Process the report of an epoch. An epoch that was reported before, as after a retry, changes nothing.
 
-        An epoch that was reported before, as after a retry, changes nothing.
+        Args:
+            number: number of the trial.
+            epoch: number of epochs trained.
+            metrics: name -> value of the validation metrics.
+            node: name of the node on which the trial runs.
+            resumed_from: epoch of the checkpoint from which the segment was resumed; 0 if it started from scratch.
+            checkpoint: a checkpoint that has been saved since the last report.
+            note: a problem that did not end the trial.
+
+        Returns:
+            Whether the segment should train on.
         """
         trial = self.history.trials[number]
         if self._is_running(trial) and epoch > trial.row.epochs:
@@ -246,32 +299,40 @@ class SweepController:
         return self._is_running(trial)
 
     def process_failure(self, number: int, failure: SegmentFailure) -> None:
-        """A stretch of the trial failed: it is tried again, or given up, or its node is, or the sweep."""
+        """Process the failure of a segment.
+
+        The trial is retried or fails for good. The failure may also quarantine the node or halt the sweep.
+        """
         trial = self.history.trials[number]
         if not self._is_running(trial):
             return
         kind, cause, traceback, node = failure
         halts = self.history.should_halt(number, kind)
-        to_be_set_aside = self.history.should_quarantine(number, kind, node, capacity=self._capacity)
+        quarantines = self.history.should_quarantine(number, kind, node, capacity=self._capacity)
         retry, gpus = self.history.decide_retry(number, kind, node=node)
-        retry = retry or halts or to_be_set_aside
+        retry = retry or halts or quarantines
         event = Failed(self.elapsed_s(), number, kind, cause, traceback, retry=retry, gpus=gpus, node=node)
         self._record_event(event)
         self._update_searcher(trial)
-        if to_be_set_aside:
+        if quarantines:
             self._record_event(SetAside(self.elapsed_s(), node))
         if halts:
             self.halted_by = event
             self.close("halted")
 
     def process_return(self, number: int) -> None:
-        """A stretch of the trial came back before the end, without a failure."""
+        """Process the return of a segment. If the trial is not over, it has returned early and ends here."""
         trial = self.history.trials[number]
         if self._is_running(trial):
             self._end_trial(trial, "" if trial.row.epochs else NO_REPORT_CAUSE)
 
     def close(self, reason: CloseReason) -> None:
-        """Run no more. finished: paused trials are stopped; otherwise they wait for the sweep to go on."""
+        """Close the sweep: start no more segments.
+
+        Args:
+            reason: why. With `finished`, trials that are not over are stopped. With any other reason, they wait until
+                the sweep is resumed.
+        """
         if self.is_closed:
             return
         for trial in [trial for trial in self.history.trials.values() if not trial.row.is_over]:
@@ -290,7 +351,7 @@ class SweepController:
         self._update_searcher(trial)
 
     def _update_searcher(self, trial: TrialHistory) -> None:
-        """Tell the study where the trial stands now."""
+        """Pass the trial's current state to the searcher."""
         if trial.row.is_over:
             self._searcher.on_trial_end(trial.row.number, cast(EndState, _to_study_state(trial)))
         elif trial.row.state != "running":
@@ -305,18 +366,28 @@ class SweepController:
 
 
 def is_feasible(costs: Mapping[str, float], limits: Mapping[str, float], second_objective: str | None) -> bool:
-    """Whether a trial may cost that, and can be told from others by its second objective."""
+    """Return whether a trial's costs satisfy the constraints and its second objective is finite.
+
+    Args:
+        costs: name -> cost of the trial.
+        limits: name -> largest allowed cost.
+        second_objective: name of the cost that is also minimised; None if there is none.
+    """
     within = all(costs[name] <= limits[name] for name in limits)
     return within and (second_objective is None or math.isfinite(costs[second_objective]))
 
 
 def _to_study_state(trial: TrialHistory) -> State:
-    """The state for the study: what a trial reached with other parameters than were proposed, these did not earn."""
+    """Return the trial's state for the study.
+
+    A complete trial whose parameters were perturbed counts as stopped, since the proposed parameters did not produce
+    its result.
+    """
     return "stopped" if trial.is_perturbed and trial.row.state == "complete" else trial.row.state
 
 
 def snapshot_trial(trial: TrialHistory) -> TrialSnapshot:
-    """What the searcher is told of a trial when the sweep is opened."""
+    """Make the snapshot of a trial that the searcher receives when the sweep is opened."""
     return TrialSnapshot(
         trial.row.number, _to_study_state(trial), dict(trial.proposed), dict(trial.values), dict(trial.row.costs)
     )

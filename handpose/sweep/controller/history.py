@@ -1,6 +1,6 @@
-"""A sweep's trials as its events tell of them: how far each came, what waits, what may be tried again.
+"""The state of a sweep's trials, computed from its events: progress, waiting trials, retries and budgets.
 
-Applying the same events in the same order gives the same history and the same decisions; nothing here runs anything.
+Applying the same events in the same order gives the same state and the same decisions. This module starts nothing.
 """
 
 import math
@@ -49,16 +49,24 @@ _STATES_BEFORE_EVENT: Mapping[type, tuple[State, ...]] = {
     Begun: ("waiting", "paused"),
     Ended: ("running", "waiting", "paused"),
 }
-"""States of a trial that an event finds it in; all others find it running."""
+"""States in which a trial may be before an event. Before all other events of a trial it must be running."""
 
 
 @dataclass
 class TrialHistory:
-    """What is known of a trial beside its row in the table.
+    """The state of a trial in addition to its row in the table.
 
-    proposed: its parameters as the searcher gave them. values: the sweep's metric by epoch, as long as they belong to
-    these. gpus: its share, where it is not that of all. held_gpus: by the stretch that runs. not_before: when it may be
-    tried again, in the sweep's time.
+    Attributes:
+        row: its row in the table.
+        proposed: its parameters as the searcher proposed them.
+        values: epoch -> value of the sweep's metric, for epochs trained with the proposed parameters.
+        best_value: best value of the metric so far; NaN before the first report.
+        num_segments: number of segments started so far.
+        num_failures: number of failures that count towards `max_retries`.
+        retry_at: when it may be retried, in seconds of the sweep's own time.
+        gpus: GPUs that it holds; None: as many as other trials.
+        segment_gpus: GPUs that its running or last segment holds.
+        is_perturbed: whether population based training has changed its parameters.
     """
 
     row: TrialRow
@@ -75,15 +83,16 @@ class TrialHistory:
     _seconds_before_segment: float = 0.0
 
     def start_segment(self, at: float) -> None:
+        """Start to count the time of a segment."""
         self._segment_started_at, self._seconds_before_segment = at, self.row.seconds
 
     def update_seconds(self, now: float) -> None:
-        """Count the time of the stretch that runs."""
+        """Update the trial's total time with the time of the running segment."""
         self.row.seconds = self._seconds_before_segment + now - self._segment_started_at
 
 
 def make_empty_table(settings: SweepSettings) -> TrialTable:
-    """The table of a sweep before its first trial."""
+    """Make the table of a sweep before its first trial."""
     objectives = second_objectives(settings.second_objective)
     table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs, objectives=objectives)
     table.gpu_hours_budget = math.inf if settings.gpu_hours is None else settings.gpu_hours
@@ -91,11 +100,24 @@ def make_empty_table(settings: SweepSettings) -> TrialTable:
 
 
 class History:
-    """All trials of a sweep, kept by `apply`.
+    """The state of all trials of a sweep. `apply` updates it with each event.
 
-    rule: decides; it is told what happens. table: is filled. files: where the checkpoints lie; None: in the sweep's
-    folder. command: the command line that trains parameters again. `gpus` is the share of each trial, where the sweep
-    runs. `health`: of the nodes that this process has used.
+    Args:
+        settings: settings of the sweep.
+        scheduler: a new scheduler. It receives everything that happens.
+        table: an empty table, to which the trials are added.
+        files: where the checkpoints are; None: in the sweep's folder.
+        command: returns the command line that trains given parameters again.
+
+    Attributes:
+        trials: number -> state of each trial.
+        num_trials: number of trials to run.
+        num_reports: number of reports of all trials.
+        at: time of the last event, in seconds of the sweep's own time.
+        live: state -> numbers of the trials that are running, waiting or paused.
+        retention: the checkpoints that are kept.
+        gpus: GPUs that each trial holds, unless it has its own value.
+        health: health of the nodes since the sweep was last opened.
     """
 
     def __init__(
@@ -135,22 +157,44 @@ class History:
     # --- decisions ----------------------------------------------------------------------------------------------------
 
     def decide_after_report(self, number: int, epoch: int, value: float) -> Decision:
-        """What becomes of a trial that has reported. To be asked once a report: the rule learns it."""
+        """Decide what happens to a trial after a report.
+
+        Call this exactly once for each report, because the scheduler records the result.
+
+        Args:
+            number: number of the trial.
+            epoch: number of epochs trained.
+            value: value of the sweep's metric.
+        """
         if not math.isfinite(value) or self._is_exploding(number, value):
             return "diverged"
         decision = self._scheduler.on_trial_result(number, epoch, self._target.loss(value))
         return "complete" if epoch >= self._settings.max_epochs else decision
 
     def decide_retry(self, number: int, kind: FailureKind, *, node: str = "") -> tuple[bool, float | None]:
-        """Whether a trial that failed on a node is tried again, and its share of a GPU then.
+        """Decide whether a failed trial is retried.
 
-        A mistake comes again, so that it ends the trial; but while no trial has reported it may be a bug that the
-        sweep stops for, and then the trial is tried again after it is mended.
+        - Out of GPU memory on a fraction of a GPU: retried with twice the fraction, at most a whole GPU.
+        - Preempted, lost or worn: always retried.
+        - Out of GPU memory without a larger fraction, or a mistake: the same failure would come again, so the trial is
+          not retried. An exception is a mistake before the first report of any trial: it may be a bug that halts the
+          sweep, and then the trial must be retried after the bug has been fixed.
+        - All other failures: retried at most `max_retries` times.
+
+        Failures for which the node may be to blame do not count for now; see `NodeHealth`.
+
+        Args:
+            number: number of the trial.
+            kind: the kind of failure.
+            node: name of the node; empty if it is unknown.
+
+        Returns:
+            Whether the trial is retried, and the GPUs that it holds then; None: as many as other trials.
         """
         trial = self.trials[number]
-        share = self.gpus if trial.gpus is None else trial.gpus
-        if kind == "gpu_memory" and 0 < share < 1:
-            return True, min(1.0, 2 * share)
+        num_gpus = self.gpus if trial.gpus is None else trial.gpus
+        if kind == "gpu_memory" and 0 < num_gpus < 1:
+            return True, min(1.0, 2 * num_gpus)
         if kind in _BLAMELESS_FAILURES:
             return True, trial.gpus
         comes_again = kind == "gpu_memory" or (kind == "mistake" and self.num_reports)
@@ -162,33 +206,47 @@ class History:
         return left > 0 or (left == 0 and self.health.is_excusable(node, number)), trial.gpus
 
     def should_quarantine(self, number: int, kind: FailureKind, node: str, *, capacity: NodeCapacity) -> bool:
-        """Whether with this failure so many different trials have failed on the node that it is to blame."""
+        """Return whether enough different trials have failed on the node, with this failure, to quarantine it."""
         return kind not in _BLAMELESS_FAILURES and self.health.should_quarantine(node, number, capacity=capacity)
 
     def should_halt(self, number: int, kind: FailureKind) -> bool:
-        """Whether with this failure so many different trials have failed, and none ever reported, that it is a bug."""
+        """Return whether to halt the sweep with this failure.
+
+        This is so if no trial has ever reported and `stop_after_failures` different trials have failed, which points to
+        a bug.
+        """
         if self.num_reports or kind in _BLAMELESS_FAILURES:
             return False
         return len(self._failed_before_any_report | {number}) >= self._settings.stop_after_failures
 
     def choose_trial_to_resume(self) -> SegmentStart | None:
+        """Ask the scheduler which paused trial to resume next; None if there is none."""
         return self._scheduler.choose_trial_to_resume(can_start_trial=self.can_start_trial)
 
     def count_gpu_hours(self, now: float) -> float:
-        """GPUs times hours that stretches have held them; those of a process that was killed until its last event."""
+        """Return the GPU-hours used by all segments. Those of a killed process are counted up to its last event.
+
+        Args:
+            now: current time, in seconds of the sweep's own time.
+        """
         return (self._gpu_s + self._running_gpus * (now - self.at)) / 3600
 
     @property
     def spent_budget(self) -> SpentBudget | None:
-        """A budget that the sweep had used up at its last event; None while there is some left of each."""
+        """A budget that was spent at the last event; None if no budget was spent."""
         return self._settings.find_spent_budget(elapsed_s=self.at, gpu_hours=self.count_gpu_hours(self.at))
 
     @property
     def can_start_trial(self) -> bool:
+        """Whether fewer trials than `num_trials` have been started."""
         return len(self.trials) < self.num_trials
 
     def find_trial_to_retry(self, now: float) -> int | None:
-        """The trial to be tried again first."""
+        """Return the waiting trial with the lowest number that may run now; None if there is none.
+
+        Args:
+            now: current time, in seconds of the sweep's own time.
+        """
         return next((each for each in sorted(self.live["waiting"]) if self.trials[each].retry_at <= now), None)
 
     def _is_exploding(self, number: int, value: float) -> bool:
@@ -206,15 +264,26 @@ class History:
     # --- events -------------------------------------------------------------------------------------------------------
 
     def replay(self, events: Iterable[Event]) -> None:
-        """Check and apply events of the past. Raises UserError where this version would have decided otherwise."""
+        """Check and apply past events.
+
+        Raises:
+            UserError: an event contradicts those before it, or this version of the project would decide differently.
+        """
         for line, event in enumerate(events, start=1):
             self.check(event, line=line)
             self.apply(event)
 
     def check(self, event: Event, *, line: int) -> None:
-        """Decide an event of the past again, as has to be done before it is applied: the rule learns it.
+        """Make the decision of a past event again and compare it.
 
-        Raises UserError where it was decided otherwise.
+        Call this before `apply`, because the scheduler records the result of a report.
+
+        Args:
+            event: the event.
+            line: number of its line in the event log, for error messages.
+
+        Raises:
+            UserError: the event contradicts those before it, or this version of the project decides differently.
         """
         place = f"{self._settings.path / 'events.jsonl'}: line {line}"
         impossible = self.find_contradiction(event)
@@ -228,7 +297,7 @@ class History:
             )
 
     def find_contradiction(self, event: Event) -> str:
-        """Why an event cannot follow those before it; empty where it can."""
+        """Explain why an event cannot follow those before it; empty if it can."""
         if isinstance(event, Asked) and event.trial in self.trials:
             return f"asks for trial {event.trial} again"
         if isinstance(event, (Opened, Asked, SetAside, Closed)):
@@ -248,7 +317,7 @@ class History:
         return ""
 
     def _decide_again(self, event: Event) -> tuple[Any, Any, str]:
-        """What is decided about an event, what it says was decided, and about what."""
+        """Return the decision made now, the decision recorded in the event, and what the decision is about."""
         if isinstance(event, Reported):
             ours = self.decide_after_report(event.trial, event.epoch, event.metrics[self._settings.metric])
             return ours, event.decision, f"epoch {event.epoch} of trial {event.trial}"
@@ -258,8 +327,8 @@ class History:
         return None, None, ""
 
     def apply(self, event: Event) -> None:
-        """Change what the event changes."""
-        if not isinstance(event, Opened):  # until then nothing ran
+        """Update the state with an event."""
+        if not isinstance(event, Opened):  # nothing ran between the last event and an `opened` event
             self._gpu_s += self._running_gpus * (event.at - self.at)
         self.at = event.at
         match event:
@@ -289,7 +358,7 @@ class History:
                 self._apply_closed(event)
 
     def _apply_opened(self, event: Opened) -> None:
-        """Whatever ran when the process before was killed or left waits to go on."""
+        """Trials that ran when the previous process ended now wait to be resumed."""
         self.table.end = ""
         self.num_trials, self.gpus = event.num_trials, event.gpus
         self.health.reset()
@@ -306,7 +375,7 @@ class History:
             self.retention.add(event.trial, event.checkpoint)
             trial.row.epochs = event.epoch
         if event.params is not None and not same(event.params, trial.row.params):
-            # Population based training: the values from here on belong to other parameters than the searcher proposed.
+            # Population based training: values from now on belong to other parameters than the searcher proposed.
             trial.row.params, trial.row.command, trial.is_perturbed = event.params, "", True
         trial.num_segments = event.stretch
         trial.segment_gpus = self.gpus if event.gpus is None else event.gpus
@@ -341,14 +410,14 @@ class History:
     def _apply_failed(self, event: Failed) -> None:
         trial = self.trials[event.trial]
         trial.update_seconds(event.at)
-        is_same_share, trial.gpus = event.gpus == trial.gpus, event.gpus
+        has_same_gpus, trial.gpus = event.gpus == trial.gpus, event.gpus
         trial.row.error, trial.row.traceback = event.cause, event.traceback
         trial.row.node = event.node or trial.row.node
         if event.kind not in _BLAMELESS_FAILURES:
             self.health.record_failure(event.node, event.trial)
         if not self.num_reports and event.kind not in _BLAMELESS_FAILURES:
             self._failed_before_any_report.add(event.trial)
-        if event.kind not in _BLAMELESS_FAILURES and is_same_share:
+        if event.kind not in _BLAMELESS_FAILURES and has_same_gpus:
             delay_s = self._settings.retry_delay_s * 2**trial.num_failures
             trial.num_failures += 1
             trial.retry_at = event.at + delay_s
@@ -370,7 +439,7 @@ class History:
             self._set_state(number, "waiting")
         if event.reason != "halted":
             return
-        self._failed_before_any_report.clear()  # after a person has looked, all are given their chances again
+        self._failed_before_any_report.clear()  # the user has looked into it: all trials get their retries back
         for trial in self.trials.values():
             trial.num_failures = 0
 

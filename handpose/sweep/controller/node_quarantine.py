@@ -1,7 +1,8 @@
-"""Whether a failure is the trial's or the node's fault, by what else happens on that node and elsewhere.
+"""Decides whether a failure is the fault of the trial or of the node, from what else happens there and on other nodes.
 
-A broken GPU, a full disk or a missing mount fails one trial after the other, the faster the more often its slots are
-free: left alone, one bad node of fifty spends the tries of most trials.
+On a node with a broken GPU, a full disk or a missing mount, one trial after the other fails. Since its slots are
+quickly free again, such a node receives more trials than others. Without quarantine, one bad node of fifty uses up the
+retries of most trials.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from handpose.sweep.record.events import Event, Opened, SetAside
 
 
 def find_quarantined_nodes(events: Iterable[Event]) -> set[str]:
-    """The nodes that the process which ran the sweep last has set aside."""
+    """Return the nodes that the last process that ran the sweep has quarantined."""
     found: set[str] = set()
     for event in events:
         if isinstance(event, Opened):
@@ -23,9 +24,15 @@ def find_quarantined_nodes(events: Iterable[Event]) -> set[str]:
 
 
 class NodeHealth:
-    """Which trials have failed on a node since its last report, and which nodes are set aside.
+    """The failures on each node since its last report, and the quarantined nodes.
 
-    limit: so many different trials; None: no node is ever set aside. A node without a name is none.
+    An empty node name means that the node is unknown; it is ignored.
+
+    Args:
+        limit: number of different trials whose failures quarantine a node; None: no node is quarantined.
+
+    Attributes:
+        quarantined_nodes: names of the quarantined nodes.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -35,31 +42,37 @@ class NodeHealth:
         self.quarantined_nodes: set[str] = set()
 
     def reset(self) -> None:
-        """Another process runs the sweep: nodes may have been mended, or exchanged."""
+        """Forget everything when another process runs the sweep, since nodes may have been repaired or replaced."""
         self._failures.clear()
         self._working_nodes.clear()
         self.quarantined_nodes.clear()
 
     def record_report(self, node: str) -> None:
-        """A trial reported from there: what failed there before was not the node's fault."""
+        """Record that a trial has reported from a node. Earlier failures there were not the node's fault."""
         self._failures.pop(node, None)
         if node:
             self._working_nodes.add(node)
 
     def record_failure(self, node: str, trial: int) -> None:
+        """Record that a trial has failed on a node."""
         if node:
             self._failures.setdefault(node, Counter())[trial] += 1
 
     def quarantine(self, node: str) -> Counter[int]:
-        """Nothing more is to run there; returns how often each trial has failed there, which was not its fault."""
+        """Quarantine a node.
+
+        Returns:
+            Trial -> number of its failures on the node. They were not the trial's fault.
+        """
         self.quarantined_nodes.add(node)
         self._working_nodes.discard(node)
         return self._failures.pop(node, Counter())
 
     def is_excusable(self, node: str, trial: int) -> bool:
-        """Whether a failure of the trial there is not counted for now: its first there, while trials work elsewhere.
+        """Return whether a new failure of the trial may be the node's fault and does not count for now.
 
-        A second one there is, and all are when another trial reports from there.
+        The first failure of a trial on a node does not count while trials work on other nodes. A second failure there
+        counts. When any trial reports from the node, all failures there count.
         """
         if node in self.quarantined_nodes:
             return True
@@ -69,15 +82,23 @@ class NodeHealth:
         )
 
     def count_excused_failures(self, trial: int) -> int:
-        """How many failures of the trial do not count, as long as their nodes have not reported since."""
+        """Return how many failures of the trial do not count for now.
+
+        One failure is excused for each node that has not reported since the failure, while other nodes work.
+        """
         return sum(
             bool(self._find_other_working_nodes(node)) and trial in failed for node, failed in self._failures.items()
         )
 
     def should_quarantine(self, node: str, trial: int, *, capacity: NodeCapacity) -> bool:
-        """Whether a failure of the trial there, which has not been told yet, is one too many.
+        """Return whether a new failure of the trial, which has not been recorded yet, should quarantine the node.
 
-        room: of the cluster. A node without which no trial fits is never set aside.
+        A node is not quarantined if no trial would fit on the other nodes, or if no other node works.
+
+        Args:
+            node: name of the node.
+            trial: number of the trial.
+            capacity: capacity of all nodes of the cluster.
         """
         if self._limit is None or not node or node in self.quarantined_nodes:
             return False
@@ -86,11 +107,15 @@ class NodeHealth:
         return len({*self._failures.get(node, ()), trial}) >= self._limit
 
     def find_usable_nodes(self, capacity: NodeCapacity) -> set[str]:
-        """The nodes that are not set aside; all, where no trial fits onto these."""
+        """Return the nodes that are not quarantined, or all nodes if no trial fits on those."""
         return capacity.find_nodes_without(self.quarantined_nodes) or capacity.nodes
 
     def find_nodes_to_avoid(self, trial: int, *, capacity: NodeCapacity) -> tuple[str, ...]:
-        """Nodes where the trial is not to run: those set aside, and where it has failed; if it fits elsewhere."""
+        """Return the nodes on which the trial should not run.
+
+        These are the quarantined nodes and those on which the trial has failed. If the trial would not fit on the other
+        nodes, only the quarantined nodes are avoided, or else only those on which it has failed, or else none.
+        """
         failed_on = {node for node, failed in self._failures.items() if trial in failed}
         for unwanted in (self.quarantined_nodes | failed_on, self.quarantined_nodes, failed_on):
             if capacity.find_nodes_without(unwanted):

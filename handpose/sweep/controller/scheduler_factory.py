@@ -11,18 +11,28 @@ from handpose.sweep.record.settings import SweepSettings
 
 
 def bind_scheduler(scheduler: Callable[..., Scheduler], sweep: SweepSettings, space: Space) -> Callable[[], Scheduler]:
-    """What makes fresh rules, as configs/scheduler has them; each is given what its signature asks for.
+    """Make a function that creates new schedulers as configured.
 
-    Raises UserError at once where the scheduler's values do not go together, or not with two objectives.
+    Args:
+        scheduler: the partial class from configs/scheduler. Of `max_epochs`, `seed`, `space` and `num_objectives` it
+            receives those that its signature asks for.
+        sweep: settings of the sweep.
+        space: search space of the sweep.
+
+    Returns:
+        A function that returns a new scheduler with each call.
+
+    Raises:
+        UserError: the scheduler's values are invalid, or it does not support the sweep's second objective.
     """
-    known: dict[str, Any] = {
+    available: dict[str, Any] = {
         "max_epochs": sweep.max_epochs,
         "seed": sweep.seed,
         "space": space,
         "num_objectives": 1 if sweep.second_objective is None else 2,
     }
     wanted = inspect.signature(scheduler).parameters
-    extra = {name: value for name, value in known.items() if name in wanted}
+    extra = {name: value for name, value in available.items() if name in wanted}
 
     def fresh() -> Scheduler:
         return scheduler(**extra)

@@ -1,4 +1,4 @@
-"""Slots: what a trial holds, and how many of them there are at a time."""
+"""Slots: the resources that a trial holds, and how many trials run at a time."""
 
 import math
 from collections import Counter
@@ -10,20 +10,25 @@ from handpose.resources import Memory
 from handpose.sweep.record.settings import SweepSettings
 
 LEAST_PROCESS_MB = 500.0
-"""What a worker takes that has imported torch, Lightning and timm (518 MiB seen), without files that workers share."""
+"""Memory in MB of a worker that has imported torch, Lightning and timm (518 MiB measured), without shared files."""
 _USED_BY_RAY = 0.6e9
-"""Bytes for Ray's own processes (280 MiB seen), its object store, shared libraries and what the driver still takes."""
+"""Bytes for Ray's processes (280 MiB measured), its object store, shared libraries and future growth of tune.py."""
 _USED_BY_DRIVER = 0.7e9
-"""Bytes that tune.py takes (580 MiB seen)."""
+"""Bytes that tune.py takes (580 MiB measured)."""
 _MEMORY_THRESHOLD = 0.95
-"""Ray ends workers when more of a node's memory is used (RAY_memory_usage_threshold)."""
+"""Fraction of a node's memory above which Ray kills workers (RAY_memory_usage_threshold)."""
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Trials at a time, and what each of them holds: cpus, gpus and process_mb for each of its workers.
+    """The number of trials that run at a time, and the resources that each of them holds.
 
-    process_mb: megabytes of main memory.
+    Attributes:
+        num_slots: number of trials that run at a time.
+        cpus: CPU cores of each worker.
+        gpus: GPUs of each worker; may be a fraction.
+        num_workers: number of workers of a trial.
+        process_mb: main memory of each worker in MB.
     """
 
     num_slots: int
@@ -34,25 +39,35 @@ class Slots:
 
     @property
     def process_bytes(self) -> float:
-        """Main memory of a worker, in Ray's unit."""
+        """Main memory of a worker in bytes, rounded up, as Ray needs it."""
         return math.ceil(1e6 * self.process_mb)
 
     @property
     def total_gpus(self) -> float:
-        """Of a trial."""
+        """GPUs of a trial: those of all its workers."""
         return self.gpus * self.num_workers
 
 
 @dataclass(frozen=True)
 class NodeCapacity:
-    """For how many workers of trials there is room on each node, by its name, and how many a trial has."""
+    """How many workers of trials fit on each node.
+
+    Attributes:
+        workers_by_node: name of the node -> number of workers that fit on it.
+        num_workers_needed: number of workers of a trial.
+    """
 
     workers_by_node: Mapping[str, int] = field(default_factory=dict)
     num_workers_needed: int = 1
 
     @classmethod
     def from_nodes(cls, nodes: Iterable[tuple[str, Mapping[str, float]]], slots: Slots) -> "NodeCapacity":
-        """nodes: name and resources of each."""
+        """Count the workers that fit on each node.
+
+        Args:
+            nodes: name and resources of each node. Nodes with the same name are added up.
+            slots: the resources that a trial holds.
+        """
         workers: Counter[str] = Counter()
         for name, resources in nodes:
             workers[name] += count_fitting_workers(slots, resources)
@@ -60,10 +75,11 @@ class NodeCapacity:
 
     @property
     def nodes(self) -> set[str]:
+        """Names of the nodes on which at least one worker fits."""
         return set(self.workers_by_node)
 
     def find_nodes_without(self, nodes: Collection[str]) -> set[str]:
-        """The other nodes, where a trial fits onto these; else none."""
+        """Return the nodes other than these; empty if no trial would fit on them."""
         left = self.nodes.difference(nodes)
         return left if sum(self.workers_by_node[name] for name in left) >= self.num_workers_needed else set()
 
@@ -79,12 +95,12 @@ def count_slots(
 
     Args:
         sweep: the settings.
-        nodes: the resources of each node.
-        gpus: of a worker, where that is known better than the settings say. Until then `auto` is a whole GPU.
-        process_mb: main memory of a worker, where it has been measured.
+        nodes: Ray's resources of each node: `CPU`, `GPU`, and `memory` in bytes.
+        gpus: GPUs of a worker, to be used instead of the settings. Without it, `auto` is a whole GPU if there is one.
+        process_mb: main memory of a worker in MB, if it has been measured.
 
     Raises:
-        UserError: no trial fits.
+        UserError: no trial fits, or `sweep.gpu_hours` is given although trials hold no GPU.
     """
     num_cpus, num_gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     if gpus is None:
@@ -108,13 +124,16 @@ def count_slots(
 
 
 def recount_slots(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str, float]]) -> Slots:
-    """The same slots on other nodes than before; there may be none. A worker does not lie across two nodes."""
+    """Count the same slots again on other nodes. The result may be 0.
+
+    A trial may use several nodes, but each worker runs on a single node.
+    """
     num_slots = sum(count_fitting_workers(slots, node) for node in nodes) // slots.num_workers
     return replace(slots, num_slots=num_slots if sweep.max_concurrent is None else min(num_slots, sweep.max_concurrent))
 
 
 def count_fitting_workers(slots: Slots, node: Mapping[str, float]) -> int:
-    """How many workers of trials a node has room for."""
+    """Return how many workers of trials fit on a node."""
     num_slots = int(node.get("CPU", 0) // slots.cpus)
     if slots.process_mb:
         num_slots = int(min(num_slots, node.get("memory", math.inf) // slots.process_bytes))
@@ -122,7 +141,7 @@ def count_fitting_workers(slots: Slots, node: Mapping[str, float]) -> int:
 
 
 def memory_line(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
-    """Say that memory allows fewer trials at a time than cores and GPUs do; empty where it does not."""
+    """Describe that memory allows fewer trials at a time than cores and GPUs do; empty if it does not."""
     without_limit = recount_slots(sweep, replace(slots, process_mb=0.0), nodes).num_slots
     if slots.num_slots >= without_limit:
         return ""
@@ -133,7 +152,7 @@ def memory_line(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str,
 
 
 def is_memory_short(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> bool:
-    """Return whether one worker more than there are trials would be too much for the memory of a node."""
+    """Return whether the memory of any node is too small for one more worker than the number that fits on it."""
     return any(
         (count_fitting_workers(slots, node) + 1) * slots.process_bytes > node.get("memory", math.inf) for node in nodes
     )
@@ -160,11 +179,11 @@ def _memory(nodes: Sequence[Mapping[str, float]]) -> str:
 
 
 def memory_for_trials(memory: Memory, *, with_driver: bool = False) -> int:
-    """Compute how much of a machine's memory trials can take without Ray, or the kernel, killing one of them.
+    """Compute how much memory trials can use before Ray or the kernel kills one of them.
 
     Args:
-        memory: of the machine.
-        with_driver: tune.py will run there too, and has not been started yet.
+        memory: memory of the machine.
+        with_driver: whether tune.py will run on the machine, too, and has not been started yet.
 
     Returns:
         Bytes, at least 1.

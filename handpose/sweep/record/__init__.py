@@ -1,1 +1,1 @@
-"""What a sweep writes down: its settings, its events, the segments of its trials, and where its results come from."""
+"""Records of a sweep: its settings, its event log, the segments of its trials and the provenance of its results."""

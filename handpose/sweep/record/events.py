@@ -1,8 +1,8 @@
-"""What happened in a sweep, in the order it happened: `events.jsonl`, the one truth that a sweep is resumed from.
+"""The event log of a sweep, `events.jsonl`: the single source of truth from which a sweep is resumed.
 
-An event is written before anything else is done about it. Applied again in the same order, the events lead to the same
-state and the same decisions. Ray's own snapshots cannot serve: they are at least 10 s apart
-and leave the scheduler's rungs out (seen on Ray 2.60).
+Each event is written before the program acts on it. Replaying the events in the same order gives the same state and
+the same decisions. Ray's own snapshots cannot replace the log: they are at least 10 s apart and do not contain the
+scheduler's rungs (observed with Ray 2.60).
 """
 
 import json
@@ -22,26 +22,51 @@ if TYPE_CHECKING:  # workers read events without Optuna and Hydra
     from handpose.search.space import Params
 
 EVENTS_FORMAT = 3
-"""Version of the file's format; to be raised with every new kind of event, field or value.
+"""Version of the file format. Increase it with every new kind of event, field or value.
 
-Each `opened` line carries the version of the program that continues the file. Files of format 1 carry none. Format 3
-tells a spent budget from a finished sweep, and ends a sweep when every point of a finite space has been tried.
+Each `opened` line contains the format version of the program that writes the lines after it. Files of format 1 contain
+no version. Format 3 distinguishes a spent budget from a finished sweep, and it ends a sweep when every point of a
+finite search space has been tried.
 """
 
 Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasible"]
-"""What becomes of a trial after a report. stop: by the scheduler. complete: it has reached sweep.max_epochs."""
+"""What happens to a trial after a report or after its costs have been measured.
+
+- continue: it trains on.
+- pause: the scheduler pauses it at a rung.
+- stop: the scheduler stops it early.
+- complete: it has reached `sweep.max_epochs`.
+- diverged: its metric is not finite, or it is worse than the trial's best by more than `sweep.explosion_factor`.
+- infeasible: it violates a constraint on its costs, or its second objective is not finite.
+"""
 
 CloseReason = Literal["finished", "spent", "interrupted", "halted"]
 
 FailureKind = Literal["error", "mistake", "killed", "gpu_memory", "preempted", "lost", "worn"]
-"""error: it raised. mistake: it raised a UserError, which comes again. killed: its process is gone. gpu_memory: there
-was not enough. preempted: the cluster took the machine away. lost: the machine is gone, or out of reach. worn: a trial
-before it left the worker unfit. These three are not the trial's fault."""
+"""Why a segment of a trial failed.
+
+- error: it raised an exception.
+- mistake: it raised a UserError, which would be raised again on a retry.
+- killed: its process died.
+- gpu_memory: the GPU ran out of memory.
+- preempted: the cluster took the machine away.
+- lost: the machine died or cannot be reached.
+- worn: an earlier trial left the worker process unfit for another one.
+
+The last three are not the trial's fault and do not count as retries.
+"""
 
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """A checkpoint of a trial. file: relative to the sweep's folder. checksum: CRC-32 of its bytes."""
+    """A checkpoint of a trial.
+
+    Attributes:
+        file: name, relative to the folder of the sweep.
+        epoch: number of epochs trained when it was saved.
+        size_bytes: size of the file.
+        checksum: CRC-32 of the content.
+    """
 
     file: str
     epoch: int
@@ -51,10 +76,13 @@ class CheckpointRecord:
 
 @dataclass(frozen=True)
 class Opened:
-    """A process began to run the sweep, or went on with it.
+    """A process started or resumed the sweep.
 
-    at: seconds of the sweep's own time, as in all events. num_trials: that it is to run, which may grow. gpus: of each
-    trial, where nothing else is said. version: of the format of the events that follow.
+    Attributes:
+        at: the sweep's own time in seconds, added up over all processes that have run it. All events have this field.
+        num_trials: number of trials to run. It may be larger when the sweep is resumed.
+        gpus: GPUs that each trial holds, unless another event gives the trial its own value.
+        version: format version of the events that follow.
     """
 
     at: float
@@ -74,10 +102,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Begun:
-    """A stretch of a trial was sent to a worker.
+    """A segment of a trial was sent to a worker.
 
-    stretch: counted from 1. epoch: trained before. gpus: its share; None: as all. source: the trial that it goes on
-    from, if not itself; checkpoint: that one's, in a place of its own; params: changed ones.
+    Attributes:
+        at: the sweep's own time in seconds.
+        trial: number of the trial.
+        stretch: number of the segment within the trial, counted from 1.
+        epoch: number of epochs trained before this segment.
+        gpus: GPUs that the trial holds; None: `Opened.gpus`.
+        source: the trial from whose checkpoint this one resumes (population based training); None: its own.
+        checkpoint: the trial's own copy of the checkpoint of `source`.
+        params: all parameters of the trial from now on (population based training); None: unchanged.
     """
 
     at: float
@@ -92,7 +127,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a trial costs, measured before it is trained."""
+    """The costs of a trial were measured before its training."""
 
     at: float
     trial: int
@@ -104,7 +139,16 @@ class Measured:
 class Reported:
     """A trial reported an epoch.
 
-    resumed_from: the epoch of the checkpoint that its stretch began with. note: what went wrong without ending it.
+    Attributes:
+        at: the sweep's own time in seconds.
+        trial: number of the trial.
+        epoch: number of epochs trained.
+        metrics: name -> value of the validation metrics.
+        node: name of the node on which the trial runs.
+        resumed_from: epoch of the checkpoint from which the segment was resumed; 0 if it started from scratch.
+        checkpoint: the newest checkpoint, if one has been saved since the last report.
+        decision: what happens to the trial.
+        note: a problem that did not end the trial.
     """
 
     at: float
@@ -120,10 +164,17 @@ class Reported:
 
 @dataclass(frozen=True)
 class Failed:
-    """A stretch failed.
+    """A segment of a trial failed.
 
-    retry: the trial is tried again, from its newest checkpoint, with this share of a GPU. node: that it ran on; empty
-    where that is not known.
+    Attributes:
+        at: the sweep's own time in seconds.
+        trial: number of the trial.
+        kind: why it failed.
+        cause: the error message in one line.
+        traceback: the full text of the error.
+        retry: whether the trial is retried from its newest checkpoint.
+        gpus: GPUs that the trial holds from now on; None: `Opened.gpus`.
+        node: name of the node on which it ran; empty if it is unknown.
     """
 
     at: float
@@ -138,7 +189,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class SetAside:
-    """One trial after the other failed on a node, while others work: nothing more runs there, and no try was lost."""
+    """A node was quarantined: several different trials failed on it while other nodes work.
+
+    No more trials run on the node. The failures on it do not count as retries of the trials.
+    """
 
     at: float
     node: str
@@ -146,7 +200,11 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial ended without a report: the budget was spent, nothing was left to promote it, or it came back early."""
+    """A trial ended without a final report.
+
+    Either the sweep finished and the paused trial was not promoted, or the trial's function returned early. In files
+    before format 3 a spent budget also ended the trials that were not over.
+    """
 
     at: float
     trial: int
@@ -156,10 +214,13 @@ class Ended:
 
 @dataclass(frozen=True)
 class Closed:
-    """The process that ran the sweep left it in order.
+    """The process that ran the sweep closed it normally.
 
-    reason: `finished`, nothing is left to run; `spent`, a budget is used up, and a larger one lets the sweep go on;
-    `interrupted`, by hand; `halted`, since no trial works. Before format 3 a spent budget was `finished`, too.
+    Attributes:
+        at: the sweep's own time in seconds.
+        reason: `finished`: nothing is left to run. `spent`: a budget is used up, and the sweep can be resumed with a
+            larger one. `interrupted`: the user stopped it. `halted`: the first trials all failed. Before format 3 a
+            spent budget was recorded as `finished`, too.
     """
 
     at: float
@@ -169,7 +230,7 @@ class Closed:
 Event: TypeAlias = Opened | Asked | Begun | Measured | Reported | Failed | SetAside | Ended | Closed
 
 EVENTS_FILE = "events.jsonl"
-"""The file, in the folder of a sweep."""
+"""Name of the event log in the folder of a sweep."""
 
 _SYNC_EVERY_S = 1.0
 _KINDS: dict[str, type[Any]] = {
@@ -183,12 +244,21 @@ _HINTS = {
 
 
 class EventLog:
-    """The file of events: read once, then only added to.
+    """The event log of a sweep. It is read once, and after that events are only appended.
 
-    `events` are those that were in it. A last line without a line end, which a killed process left, is dropped. An
-    event that was added outlives the process; a machine that loses its power loses the last second, and those epochs
-    are trained again. Raises UserError for a damaged file and for one of a later format, both of which are left as
-    they are, and where the file cannot be written.
+    If a killed process left an incomplete last line, the line is dropped. An appended event survives the end of the
+    process. A power failure can lose the events appended since the last fsync, which `append` calls at most once a
+    second; the epochs of these events are trained again.
+
+    Args:
+        path: the file. It is created if it does not exist.
+
+    Attributes:
+        events: the events that the file contained when it was opened.
+
+    Raises:
+        UserError: the file is damaged, has a later format, or cannot be written. A damaged file and a file of a later
+            format are not changed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -205,21 +275,26 @@ class EventLog:
         self._next_sync = 0.0
 
     def append(self, event: Event) -> None:
-        """Write an event. Raises UserError, with nothing added, where that cannot be done."""
+        """Append an event to the file.
+
+        Raises:
+            UserError: the event cannot be written. The file is then unchanged.
+        """
         line = (json.dumps({"event": type(event).__name__.lower(), **asdict(event)}) + "\n").encode()
         try:
             written = 0
             while written < len(line):
                 written += os.pwrite(self._file, line[written:], self._size + written)
-            if time.monotonic() >= self._next_sync:  # takes milliseconds, while a worker waits for its decision
+            if time.monotonic() >= self._next_sync:  # fsync takes milliseconds, and a worker waits for its decision
                 os.fsync(self._file)
                 self._next_sync = time.monotonic() + _SYNC_EVERY_S
-        except OSError as error:  # such as a full disk, in the middle of the line
+        except OSError as error:  # for example a disk that became full in the middle of the line
             os.ftruncate(self._file, self._size)
             raise UserError(explain(error, self.path, verb="written")) from error
         self._size += len(line)
 
     def close(self) -> None:
+        """Write the file to the disk (fsync) and close it."""
         try:
             with naming(self.path):
                 os.fsync(self._file)
@@ -228,12 +303,19 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events of a sweep, which may be running. Raises UserError for a damaged file and one of a later format."""
+    """Read the events of a sweep, which may still be running.
+
+    Args:
+        path: the event log. If it does not exist, there are no events.
+
+    Raises:
+        UserError: the file is damaged or has a later format.
+    """
     return _parse_events(path.read_bytes() if path.exists() else b"", path)[0]
 
 
 def _parse_events(content: bytes, path: Path) -> tuple[list[Event], int]:
-    """The events, and how many bytes hold whole lines."""
+    """Return the events, and how many bytes of `content` are complete lines."""
     events: list[Event] = []
     asked: set[int] = set()
     whole, num_lines = 0, content.count(b"\n")
@@ -248,7 +330,10 @@ def _parse_events(content: bytes, path: Path) -> tuple[list[Event], int]:
 
 
 def _find_order_problem(event: Event, suggested: set[int]) -> str:
-    """Why an event cannot follow those before it. asked: trials so far, to which that of an `asked` line is added."""
+    """Explain why an event cannot follow the ones before it; empty if it can.
+
+    Adds the trial of an `asked` event to `suggested`, the trials that have been suggested so far.
+    """
     if isinstance(event, Asked):
         if event.trial in suggested:
             return f"asks for trial {event.trial} again; {_RESTORE_HINT}"
@@ -264,10 +349,14 @@ _RESTORE_HINT = "restore the file from a copy; nothing has been changed"
 
 
 class EventLine(NamedTuple):
-    """A line of the file, numbered from 1.
+    """A line of the event log.
 
-    event: None where the line is torn or has a problem. problem: what is wrong with the line, the end of a sentence
-    that begins with its number. A torn line, which has no line end, can only be the last one, and is no problem.
+    Attributes:
+        number: number of the line, counted from 1.
+        num_bytes: length of the line, with its line end.
+        event: the event; None if the line is incomplete or has a problem.
+        problem: what is wrong with the line, as the end of a sentence that begins with its number. Only the last line
+            can be incomplete (without a line end), and that is not a problem.
     """
 
     number: int
@@ -277,7 +366,7 @@ class EventLine(NamedTuple):
 
 
 def scan_event_lines(content: bytes) -> Iterator[EventLine]:
-    """The lines of a file of events, also those that cannot be read."""
+    """Yield the lines of an event log, including those that cannot be parsed."""
     version = 1
     lines = content.split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
@@ -295,7 +384,7 @@ def scan_event_lines(content: bytes) -> Iterator[EventLine]:
 
 
 class _LineError(Exception):
-    """What is wrong with a line."""
+    """A line of the event log is invalid; the message says why."""
 
 
 def _parse_event(line: bytes, version: int) -> Event:
@@ -315,7 +404,7 @@ def _parse_event(line: bytes, version: int) -> Event:
 
 
 def _read_version(values: dict[str, Any]) -> int:
-    """The format that an `opened` line announces."""
+    """Read the format version from an `opened` line; without one it is set to 1."""
     version = values.setdefault("version", 1)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise _LineError(f"is damaged: the version of its format is {version!r}; {_RESTORE_HINT}")
@@ -332,7 +421,7 @@ def _explain_later_format() -> str:
 
 
 def _explain_unknown(version: int) -> str:
-    """For what this format does not have, which a file of it must not have either."""
+    """Explain an event or field that the format of the file does not define."""
     return (
         f"the file is of format {version}, and this version of the project reads formats up to "
         f"{EVENTS_FORMAT}; if a later "
@@ -341,14 +430,14 @@ def _explain_unknown(version: int) -> str:
 
 
 def _build_record(kind: type[Any], values: dict[str, Any], name: str, version: int) -> Any:
-    """An instance from a JSON object. name: for messages."""
-    known = {field.name: field for field in fields(kind)}
-    for field in known.values():
+    """Build an event or checkpoint record from a JSON object. `name` appears in error messages."""
+    fields_by_name = {field.name: field for field in fields(kind)}
+    for field in fields_by_name.values():
         is_required = field.default is MISSING or version > 1
         if is_required and field.name not in values:
             raise _LineError(f"is damaged: {name!r} lacks {field.name!r}; {_RESTORE_HINT}")
     for key, value in values.items():
-        if key not in known:
+        if key not in fields_by_name:
             raise _LineError(f"has a field {key!r} of {name!r}, which is unknown: {_explain_unknown(version)}")
         hint = _HINTS[kind][key]
         if CheckpointRecord in typing.get_args(hint) and isinstance(value, dict):
@@ -361,7 +450,7 @@ def _build_record(kind: type[Any], values: dict[str, Any], name: str, version: i
 
 
 def _has_type(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of the type of a field."""
+    """Return whether a JSON value has the type of a field."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True

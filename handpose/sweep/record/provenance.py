@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, revision, command line, data."""
+"""The provenance of a result: package versions, git revision, command line and data."""
 
 import os
 import platform
@@ -22,7 +22,14 @@ _PACKAGES = ("torch", "timm", "pytorch-lightning", "torchmetrics", "ray", "optun
 
 
 def collect_provenance(*, data: str | None) -> dict[str, Any]:
-    """What to write beside a result. data: fingerprint of the data set, where it is known."""
+    """Collect the provenance to be saved with a result.
+
+    Args:
+        data: fingerprint of the data set; None if it is unknown.
+
+    Returns:
+        A dictionary that can be written as YAML.
+    """
     return {
         "data_fingerprint": data,
         "git": read_git_state(),
@@ -33,7 +40,7 @@ def collect_provenance(*, data: str | None) -> dict[str, Any]:
 
 
 def collect_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Collect the versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -44,22 +51,26 @@ def collect_versions() -> dict[str, str]:
 
 
 def read_git_state() -> dict[str, Any]:
-    """Revision of this project, and whether its files were changed since; both None outside a repository."""
+    """Read the project's git revision and whether there are uncommitted changes; both are None outside a repository."""
     revision = _run_git("rev-parse", "HEAD")
     changes = _run_git("status", "--porcelain")
     return {"revision": revision, "dirty": None if revision is None or changes is None else bool(changes)}
 
 
 PROCESS_MB = "process_mb"
-"""Key of sweep.yaml: main memory of a worker as the preflight measured it, in MB. It is no part of the provenance."""
+"""Key of sweep.yaml: main memory of a worker in MB, measured by the preflight. It is not part of the provenance."""
 
 _LOCATION_PREFIXES = ("paths.", "data.root", "data.source.root", "model.checkpoint_path", "model.weights", "best")
 _FILE_KEYS = ("model.encoder.weights", "augment.background_folder")
-"""Keys of places, which differ between two machines for one configuration."""
+"""Keys whose values are locations. They differ between two machines that use the same configuration."""
 
 
 def select_configuration(config: DictConfig) -> dict[str, Any]:
-    """Dotted key -> value of all that a training depends on: the composed configuration without places."""
+    """Select everything that a training depends on: the composed configuration without locations.
+
+    Returns:
+        Dotted key -> value.
+    """
     return {
         key: value
         for key, value in flatten_config(plain(config)).items()
@@ -68,18 +79,32 @@ def select_configuration(config: DictConfig) -> dict[str, Any]:
 
 
 def fill_in_modes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value, with a metric's own direction in place of a mode that is null.
+    """Replace each mode that is null by the direction of its metric.
 
-    Earlier versions always wrote a mode; so their files compare with those of this one.
+    Earlier versions always wrote a mode. This makes their files comparable with those of this version.
+
+    Args:
+        values: dotted key -> value.
+
+    Returns:
+        A copy of `values` with the modes filled in.
     """
     modes = {f"{group}.mode": direction(values.get(f"{group}.metric", "")) for group in ("sweep", "checkpoints")}
     return {**values, **{key: mode for key, mode in modes.items() if values.get(key) is None}}
 
 
 def describe_differences(best: Path, *, data: str | None) -> Iterator[str]:
-    """What is not as it was when a best.yaml was written, a sentence each; what it does not tell is passed over.
+    """Describe what has changed since a best.yaml was written. What the file does not contain is not compared.
 
-    data: fingerprint of the data set here. Raises UserError where its configuration cannot be composed.
+    Args:
+        best: the best.yaml.
+        data: fingerprint of the current data set; None if it is unknown.
+
+    Yields:
+        One sentence for each difference.
+
+    Raises:
+        UserError: the configuration of the file cannot be composed.
     """
     then = load_yaml(best)
     if "configuration" in then:
@@ -93,7 +118,7 @@ def describe_differences(best: Path, *, data: str | None) -> Iterator[str]:
 
 
 def _describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], sentence: str) -> Iterator[str]:
-    """A sentence for each name whose value is another one; one that is not there has the value null."""
+    """Yield a sentence for each name whose value has changed. A missing name has the value null."""
     for name in {**then, **now}:
         if then.get(name) != now.get(name):
             before, after = ("null" if each.get(name) is None else each[name] for each in (then, now))

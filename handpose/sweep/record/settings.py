@@ -1,4 +1,4 @@
-"""What a sweep is asked to be: the schema of the configuration groups `sweep` and `ray`, whose values stand in YAML."""
+"""Schema of the configuration groups `sweep` and `ray`. Their values are in configs/."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,23 +9,35 @@ from handpose.metrics.target import Mode, TargetMetric
 from handpose.urls import join_url
 
 LOCK = ".lock"
-"""File in the folder of a sweep, whose lock the process that runs the sweep holds."""
+"""Name of the lock file in the folder of a sweep. The process that runs the sweep holds the lock."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfirmSettings:
-    """The group `sweep.confirm`: the best top_k configurations are trained again with so many fresh seeds each."""
+    """The configuration group `sweep.confirm`: train the finalists again before a winner is chosen.
+
+    Attributes:
+        top_k: number of best configurations to train again; 0: none.
+        seeds: number of new seeds with which each of them is trained; 0: no confirmation.
+    """
 
     top_k: int
     seeds: int
 
     @property
     def is_enabled(self) -> bool:
+        """Whether finalists are trained again."""
         return self.top_k > 0 and self.seeds > 0
 
 
 class SpentBudget(NamedTuple):
-    """A budget of a sweep that is used up: its configuration key, its amount, and how much of it was used."""
+    """A budget of a sweep that is used up.
+
+    Attributes:
+        key: its configuration key.
+        amount: its configured value.
+        used: how much the sweep has used.
+    """
 
     key: str
     amount: float
@@ -33,36 +45,61 @@ class SpentBudget(NamedTuple):
 
     @property
     def larger_override(self) -> str:
-        """An override that lets the sweep go on, with as much again."""
+        """The override with which the sweep can be resumed: twice the amount (or twice what was used, if more)."""
         amount = 2 * max(self.amount, self.used)
         return f"{self.key}={amount:.0f}" if amount >= 10 else f"{self.key}={amount:.2g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """The group `sweep`.
+    """The configuration group `sweep`.
 
-    folder: all that the sweep leaves behind lies in it. resume: folder of a sweep to go on with; nothing else is read
-    then. status: folder of a sweep to be shown, and nothing is done. num_trials: configurations tried. max_epochs: of a
-    trial at full fidelity. workers_per_trial: processes that share the steps of a trial. cpus_per_trial,
-    gpus_per_trial: of each of them; a part of a GPU is a share of its trials and of its memory; auto: the share that
-    trains most in all; None: one GPU where there is one. max_concurrent: trials at a time;
-    None: as many as there are slots. time_budget_s: seconds that the sweep may run. gpu_hours: GPU-hours that
-    its trials may use. Both count all processes that ran the sweep; None: no limit. A sweep that has spent one can go
-    on with a larger one. seed: of searcher and scheduler. metric: the validation metric
-    that is optimised. mode: whether smaller or larger values of it are better; None follows the metric's own
-    direction. second_objective: a cost to minimise as well; it is measured before a trial is trained.
-    explosion_factor: a trial ends when its metric is worse than its best by this factor. Only a best value above 0 is
-    judged so, since no factor makes 0 or a negative value worse. None: a trial ends only when its metric is not
-    finite. checkpoint_every_epochs: of a trial; None: only at rungs where it may pause. checkpoint_budget_gb: of all
-    trials together, in 1e9 bytes. max_retries: of a trial that failed; retry_delay_s: before the first, doubled for
-    each. hang_timeout_s: a trial without a report for so long is ended and has failed; None: never. set_aside_after:
-    trials that fail one after the other on a node, while others work, end its use; None: never. stop_after_failures:
-    trials that fail before any has reported end the sweep. preflight: what is tried out before it. confirm: what is
-    trained again before a winner is chosen. retrain: the winner, with the full schedule, on retrain_devices; None: on
-    all GPUs of the driver's machine, or as many as a trial had workers. wandb_project: of Weights & Biases, for the
-    trials; None: they are in TensorBoard only. storage: URL of a folder in a store, where the sweep is kept under its
-    name; None: only in its folder, which all nodes share.
+    A sweep whose budget (`time_budget_s` or `gpu_hours`) is spent can be resumed with a larger one. Both budgets count
+    all processes that have run the sweep.
+
+    Attributes:
+        name: name of the sweep, and of its folder.
+        folder: folder that contains all files of the sweep.
+        resume: folder or URL of a sweep to resume. Its configuration is read from there; None: start a new sweep.
+        status: folder or URL of a sweep whose progress is printed. Nothing is run.
+        num_trials: number of configurations to try.
+        max_epochs: epochs of a trial at full fidelity.
+        workers_per_trial: number of processes that share each batch of a trial.
+        cpus_per_trial: CPU cores of each worker.
+        gpus_per_trial: GPUs of each worker. A fraction lets several trials share a GPU and limits the memory that each
+            may use. `auto`: the preflight chooses the largest fraction whose total throughput is within 5 % of the
+            best one. None: one GPU if there is one.
+        max_concurrent: maximum number of trials that run at a time; None: as many as fit.
+        time_budget_s: seconds that the sweep may run; None: no limit.
+        gpu_hours: GPU-hours that the trials may use; None: no limit.
+        seed: seed of the searcher and the scheduler. It is not the seed of the training.
+        metric: validation metric to optimise.
+        mode: whether smaller (`min`) or larger (`max`) values of the metric are better; None: the metric's own
+            direction. A new sweep accepts `min` or `max` only if it is the metric's own direction.
+        second_objective: cost to minimise in addition to the metric. It is measured before a trial is trained.
+        explosion_factor: a trial ends when its metric is worse than its own best value by more than this factor. The
+            check needs a best value above 0, since no factor makes 0 or a negative value worse. None: a trial ends
+            only when its metric is not finite.
+        checkpoint_every_epochs: interval between the checkpoints of a trial; None: only at rungs where the trial may
+            pause.
+        checkpoint_budget_gb: disk space for the checkpoints of all trials together, in units of 1e9 bytes.
+        max_retries: number of times that a failed trial is retried.
+        retry_delay_s: seconds before the first retry of a trial. The delay doubles with each further retry.
+        hang_timeout_s: a trial that does not report for this many seconds fails, and its worker is killed; None: no
+            timeout.
+        set_aside_after: a node is quarantined when this many different trials have failed on it since its last report
+            while other nodes work; None: never.
+        stop_after_failures: the sweep ends when this many different trials have failed before any trial has reported.
+        preflight: what is tested before the sweep. `brief`: a few points of the search space. `only`: more points, for
+            longer, without a sweep afterwards. `off`: nothing.
+        confirm: how many finalists are trained again, and with how many seeds, before a winner is chosen.
+        retrain: whether the winner is trained again with its full schedule.
+        retrain_devices: number of devices that share each batch of the retraining. None: all GPUs of the driver's
+            machine, and on a Ray cluster at least as many devices as a trial has workers. The number is lowered until
+            it divides the batch size.
+        wandb_project: Weights & Biases project in which trials are logged; None: they are logged to TensorBoard only.
+        storage: URL of a folder in an object store, in which the sweep is kept under its name. None: the sweep is kept
+            only in its folder, which all nodes must share.
     """
 
     name: str
@@ -102,14 +139,19 @@ class SweepSettings:
 
     @property
     def target(self) -> TargetMetric:
-        """The metric with its direction. It decides which trial, which winner and which checkpoint is the best."""
+        """The metric with its direction. It defines the best trial, the winner and the best checkpoint."""
         assert self.mode is not None, "set by __post_init__"
         return TargetMetric(self.metric, self.mode)
 
     def find_spent_budget(self, *, elapsed_s: float, gpu_hours: float) -> "SpentBudget | None":
-        """A budget that is used up; None while there is some left of each.
+        """Find a budget that is used up.
 
-        elapsed_s, gpu_hours: what the sweep has used so far.
+        Args:
+            elapsed_s: seconds that the sweep has run so far.
+            gpu_hours: GPU-hours that its trials have used so far.
+
+        Returns:
+            The first spent budget; None if no budget is spent.
         """
         if self.time_budget_s is not None and elapsed_s >= self.time_budget_s:
             return SpentBudget("sweep.time_budget_s", self.time_budget_s, elapsed_s)
@@ -119,45 +161,54 @@ class SweepSettings:
 
     @property
     def path(self) -> Path:
+        """The folder of the sweep."""
         return Path(self.folder)
 
     @property
     def storage_url(self) -> str | None:
-        """The URL of the sweep in the store; of a confirmation below that of its sweep."""
+        """The URL of the sweep in the object store; None if it is kept only in its folder."""
         return None if self.storage is None else join_url(self.storage, self.name)
 
     @property
     def resume_path(self) -> Path:
-        """What sweep.resume is to name; of a confirmation the sweep that it belongs to."""
+        """The value of `sweep.resume` that resumes this sweep. For a confirmation it is the sweep it belongs to."""
         return Path(self.resume or self.folder)
 
 
 def _find_direction(metric: str) -> Mode:
-    # Imported here because it brings torch, which a worker that only reads settings does without. An unknown metric is
-    # refused by check_sweep before a sweep begins.
+    # Imported here because it imports torch, which a worker that only reads settings does not need. check_sweep rejects
+    # an unknown metric before the sweep starts.
     from handpose.metrics.validation import direction
 
     return direction(metric) or "min"
 
 
 def restore_settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:
-    """The settings of a sweep that is only read, from its sweep.yaml; a key that its version did not have is None.
+    """Restore the settings of a sweep that is only read, not run.
 
-    A recorded mode stands as it is, even where it contradicts the metric: the sweep was decided by it.
+    A recorded mode is kept even if it contradicts the direction of the metric, because the sweep's decisions were made
+    with it.
+
+    Args:
+        values: the group `sweep` from its sweep.yaml. A key that is missing, as in files of older versions, becomes
+            None, or a neutral value where None is not allowed.
+        folder: where the sweep is now.
     """
-    known = {field.name: values.get(field.name) for field in fields(SweepSettings)}
+    field_values = {field.name: values.get(field.name) for field in fields(SweepSettings)}
     budget = values.get("checkpoint_budget_gb") or 0.0
-    num_workers = known["workers_per_trial"] or 1
+    num_workers = field_values["workers_per_trial"] or 1
     numbers = {"checkpoint_budget_gb": budget, "retry_delay_s": 0.0, "workers_per_trial": num_workers}
-    return SweepSettings(**known | {"folder": str(folder)} | numbers)
+    return SweepSettings(**field_values | {"folder": str(folder)} | numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RaySettings:
-    """The group `ray`.
+    """The configuration group `ray`.
 
-    address: of a cluster to join; auto: the one this machine belongs to; None: this machine alone. num_cpus: cores for
-    trials when it is alone; None: all.
+    Attributes:
+        address: address of the Ray cluster to join. `auto`: the cluster to which this machine belongs. None: start Ray
+            on this machine only.
+        num_cpus: CPU cores for trials if Ray runs on this machine only; None: all cores.
     """
 
     address: str | None

@@ -1,4 +1,4 @@
-"""What the driver tells a worker to train, and what the worker tells back. Imports no torch, for quick tests."""
+"""What the driver sends to a worker to train, and the names of its files. Imports no torch, so that tests are fast."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,21 @@ if TYPE_CHECKING:
 
 
 PICTURES_FOLDER = "pictures"
-"""Folder of a sweep for pictures on their way from the workers into the log."""
+"""Subfolder of a sweep in which workers leave pictures until the driver has logged them."""
 
 
 class TrialSegment(NamedTuple):
-    """A part of a trial that one worker trains without a break.
+    """A part of a trial that is trained without interruption.
 
-    epoch: trained before. checkpoints: to go on from, oldest first; the newest that is whole counts. folder: of the
-    sweep. gpus: its share, where it is not that of all. storage: the URL of the sweep in a store, where its checkpoints
-    lie then; None: they lie in the folder.
+    Attributes:
+        trial: number of the trial.
+        segment_number: number of the segment within the trial, counted from 1.
+        params: the trial's parameters.
+        epoch: number of epochs trained before this segment.
+        checkpoints: checkpoints to resume from, oldest first. The newest intact one is used.
+        folder: folder of the sweep.
+        gpus: GPUs that the trial holds; None: the same as other trials.
+        storage: URL of the sweep in an object store that contains its checkpoints; None: they are in `folder`.
     """
 
     trial: int
@@ -33,29 +39,42 @@ class TrialSegment(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of Tune's folder for it."""
+        """Name of Ray Tune's trial and its folder for this segment."""
         return make_run_name(self.trial) + (f"_{self.segment_number}" if self.segment_number > 1 else "")
 
     def make_checkpoint_name(self, epoch: int) -> str:
-        """Of what is saved after an epoch, from the sweep's folder on: one that no other stretch of the trial uses."""
+        """Make the name of the checkpoint after an epoch, relative to the sweep. No other segment uses the same name.
+
+        Args:
+            epoch: number of epochs trained.
+        """
         return f"{CHECKPOINTS_FOLDER}/{make_run_name(self.trial)}/epoch_{epoch:04d}_stretch_{self.segment_number}.ckpt"
 
     def make_checkpoint_path(self, epoch: int) -> Path:
-        """The same in the folder."""
+        """Make the path of the checkpoint after an epoch in the sweep's folder."""
         return Path(self.folder) / self.make_checkpoint_name(epoch)
 
     def make_picture_path(self, epoch: int, name: str) -> Path:
-        """Where to put a picture of the trial's predictions after an epoch, for the driver to find."""
+        """Make the path of a picture of the trial's predictions after an epoch, where the driver will find it."""
         return Path(self.folder) / PICTURES_FOLDER / f"{_make_stem(self.trial, epoch)}_{name}.jpg"
 
 
 def make_run_name(number: int) -> str:
-    """Name of a trial's folders and TensorBoard run."""
+    """Make the name of a trial's folders and of its TensorBoard run."""
     return f"trial_{number:04d}"
 
 
 def find_pictures(folder: Path, trial: int, epoch: int) -> dict[str, Path]:
-    """Name -> file of the pictures that a trial of the sweep in that folder has drawn after an epoch."""
+    """Find the pictures that a trial has drawn after an epoch.
+
+    Args:
+        folder: folder of the sweep.
+        trial: number of the trial.
+        epoch: number of epochs trained.
+
+    Returns:
+        Name of the picture -> file.
+    """
     start = f"{_make_stem(trial, epoch)}_"
     return {file.stem.removeprefix(start): file for file in sorted((folder / PICTURES_FOLDER).glob(f"{start}*.jpg"))}
 

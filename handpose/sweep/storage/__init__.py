@@ -1,1 +1,1 @@
-"""Where a sweep lies: checkpoints and which of them are kept, and the copy of its folder in an object store."""
+"""Storage of a sweep: access to its checkpoints, their retention, and the copy of its folder in an object store."""

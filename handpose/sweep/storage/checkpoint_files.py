@@ -1,7 +1,7 @@
-"""Where the checkpoints of a sweep's trials lie: in its folder, which all nodes share, or in a store.
+"""Access to the checkpoints of a sweep: in its folder, which all nodes share, or in an object store.
 
-In a store a checkpoint's name ends with the checksum of its bytes, so that one that no event tells of can be taken in
-without being fetched.
+In an object store, the name of a checkpoint ends with the checksum of its content. A checkpoint that no event mentions
+can therefore be adopted without downloading it.
 """
 
 import contextlib
@@ -34,31 +34,74 @@ _Answer = TypeVar("_Answer")
 
 
 class CheckpointFiles(Protocol):
-    """Names are relative to the sweep, as those of `Saved`. The first four are for workers, the others for the driver.
+    """Access to the checkpoints of a sweep.
 
-    place: where a checkpoint of that name is to be written on this machine. keep: of one that has been written there;
-    is_needed: the trial pauses now. UserError where it cannot be kept. fetched: of a trial's, oldest first, the newest
-    that is whole, and where on this machine it is to be read. discard: one that nobody has heard of. left_by: those of
-    a stretch of a trial after these epochs. taken_over: the newest whole one of these under another name. remove: may
-    come to pass later. clear: remove at once, since the names may be used again.
+    Names are relative to the sweep, as in `CheckpointRecord.file`. Workers call the first four methods, the driver
+    calls the others.
     """
 
-    def get_local_path(self, name: str, /) -> Path: ...
-    def commit(self, file: Path, /, *, epoch: int, is_needed: bool) -> CheckpointRecord: ...
-    def fetch_newest(self, checkpoints: Sequence[CheckpointRecord], /) -> tuple[CheckpointRecord, Path] | None: ...
-    def discard(self, checkpoint: CheckpointRecord, /) -> None: ...
-    def find_unreported(self, trial: int, segment_number: int, epochs: range, /) -> list[CheckpointRecord]: ...
-    def copy_newest(self, checkpoints: Sequence[CheckpointRecord], name: str, /) -> CheckpointRecord | None: ...
-    def list_names(self) -> set[str]: ...
-    def remove(self, name: str, /) -> None: ...
-    def clear(self, names: set[str], /) -> None: ...
+    def get_local_path(self, name: str, /) -> Path:
+        """Return the path on this machine to which a checkpoint of that name must be written."""
+
+    def commit(self, file: Path, /, *, epoch: int, is_needed: bool) -> CheckpointRecord:
+        """Keep a checkpoint that has been written to its local path.
+
+        Args:
+            file: the local path.
+            epoch: number of epochs trained.
+            is_needed: whether the trial pauses now, so that it needs this checkpoint to resume.
+
+        Raises:
+            UserError: the checkpoint cannot be kept.
+        """
+
+    def fetch_newest(self, checkpoints: Sequence[CheckpointRecord], /) -> tuple[CheckpointRecord, Path] | None:
+        """Find the newest intact checkpoint of a trial.
+
+        Args:
+            checkpoints: the trial's checkpoints, oldest first.
+
+        Returns:
+            The checkpoint and its path on this machine; None if none is intact.
+        """
+
+    def discard(self, checkpoint: CheckpointRecord, /) -> None:
+        """Remove a checkpoint that has not been reported."""
+
+    def find_unreported(self, trial: int, segment_number: int, epochs: range, /) -> list[CheckpointRecord]:
+        """Find the checkpoints that a segment of a trial has saved after the given epochs."""
+
+    def copy_newest(self, checkpoints: Sequence[CheckpointRecord], name: str, /) -> CheckpointRecord | None:
+        """Copy the newest intact checkpoint to another name.
+
+        Args:
+            checkpoints: checkpoints of a trial, oldest first.
+            name: name of the copy.
+
+        Returns:
+            The copy; None if no checkpoint could be copied.
+        """
+
+    def list_names(self) -> set[str]:
+        """List the names of all checkpoints of the sweep."""
+
+    def remove(self, name: str, /) -> None:
+        """Remove a checkpoint, at once or later."""
+
+    def clear(self, names: set[str], /) -> None:
+        """Remove checkpoints at once, because their names may be used again."""
 
 
 @contextlib.contextmanager
 def open_worker_files(segment: TrialSegment, *, scratch: Path) -> Iterator[CheckpointFiles]:
-    """Of the sweep that a stretch belongs to. scratch: folder of this machine for what is on its way to a store.
+    """Open the checkpoints of a segment's sweep on a worker, within a `with` block.
 
-    Raises FileNotFoundError on a node that does not see the sweep's folder.
+    Args:
+        segment: the segment that the worker trains.
+        scratch: local folder for files that are being copied to or from an object store.
+
+    Raises:
+        FileNotFoundError: this node does not see the sweep's folder.
     """
     if segment.storage is None:
         if said := explain_unshared_folder(Path(segment.folder) / EVENTS_FILE):
@@ -70,9 +113,17 @@ def open_worker_files(segment: TrialSegment, *, scratch: Path) -> Iterator[Check
 
 
 def explain_unshared_folder(file: Path, *, timeout_s: float = _NFS_TIMEOUT_S) -> str:
-    """Why this node does not do for a sweep in whose folder the driver has written a file; nothing where it does."""
+    """Explain why this node cannot run trials of a sweep, because it does not see a file in the sweep's folder.
+
+    Args:
+        file: a file that the driver has written in the sweep's folder.
+        timeout_s: how long to wait for the file to appear.
+
+    Returns:
+        The explanation; empty if the node sees the file.
+    """
     folder, end = file.parent, time.monotonic() + timeout_s
-    while not (folder.is_dir() and file.name in os.listdir(folder)):  # not file.exists(), of which NFS keeps a "no"
+    while not (folder.is_dir() and file.name in os.listdir(folder)):  # not file.exists(): NFS caches a negative answer
         if time.monotonic() > end:
             return (
                 f"does not see {folder}, the folder of the sweep: keep it in an object store "
@@ -83,7 +134,7 @@ def explain_unshared_folder(file: Path, *, timeout_s: float = _NFS_TIMEOUT_S) ->
 
 
 class FolderFiles:
-    """In the sweep's folder."""
+    """Checkpoints in the sweep's folder, which all nodes share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -102,7 +153,7 @@ class FolderFiles:
         self.remove(checkpoint.file)
 
     def find_unreported(self, trial: int, segment_number: int, epochs: range) -> list[CheckpointRecord]:
-        """They are whole, since they got their names when they were."""
+        """Find the checkpoints on the disk. They are intact: a file gets its name only when it is complete."""
         files = sorted(
             (self._folder / CHECKPOINTS_FOLDER / make_run_name(trial)).glob(f"epoch_*_stretch_{segment_number}.ckpt")
         )
@@ -135,11 +186,19 @@ class FolderFiles:
 
 
 class StoreFiles:
-    """In a store. scratch: folder of this machine, of a worker only.
+    """Checkpoints in an object store.
 
-    A store that does not answer is asked again after growing delays. What a worker cannot upload is left out, and the
-    next checkpoint is tried in its place; only what it needs to go on with it waits for. `obsolete` are the names of
-    what the driver needs no more: they are removed from the store when it knows the events by which that is so.
+    If the store does not answer, most requests are retried with growing delays. Uploads are different: if a worker
+    cannot upload a checkpoint, it drops the checkpoint and tries again with the next one. It retries the same upload
+    only when the trial pauses, because the trial then needs the checkpoint to resume.
+
+    Args:
+        store: the store, opened at the URL of the sweep.
+        scratch: local folder for copies. Only workers need one.
+
+    Attributes:
+        obsolete: names that the driver no longer needs. They are removed only after the store has received the events
+            that made them obsolete.
     """
 
     def __init__(self, store: ObjectStore, scratch: Path | None = None) -> None:
@@ -173,12 +232,18 @@ class StoreFiles:
         return None
 
     def discard(self, checkpoint: CheckpointRecord) -> None:
-        """Without trying again: the driver removes, when it goes on with the sweep, what no event tells of."""
+        """Remove an unreported checkpoint without retries.
+
+        If this fails, the driver removes the checkpoint when it resumes the sweep, since no event mentions it.
+        """
         with contextlib.suppress(OSError):
             self._store.remove(checkpoint.file)
 
     def find_unreported(self, trial: int, segment_number: int, epochs: range) -> list[CheckpointRecord]:
-        """None where the store does not answer: the trial goes on from an earlier one then."""
+        """Find the checkpoints by name.
+
+        If the store does not answer, the result is empty, and the trial resumes from an earlier checkpoint.
+        """
         try:
             files = self._store.list_files(f"{CHECKPOINTS_FOLDER}/{make_run_name(trial)}")
         except OSError:
@@ -191,6 +256,7 @@ class StoreFiles:
         ]
 
     def copy_newest(self, checkpoints: Sequence[CheckpointRecord], name: str) -> CheckpointRecord | None:
+        """Copy the newest checkpoint that exists in the store. Its content is not verified."""
         for checkpoint in reversed(checkpoints):
             with contextlib.suppress(FileNotFoundError):
                 retry_store_call(partial(self._store.copy, checkpoint.file, name), _PAUSE_TIMEOUT_S)
@@ -204,16 +270,26 @@ class StoreFiles:
         self.obsolete.append(name)
 
     def clear(self, names: set[str]) -> None:
-        """What cannot be removed now is cleared when the sweep is gone on with."""
+        """Remove checkpoints at once. What cannot be removed now is removed when the sweep is resumed."""
         with contextlib.suppress(OSError), ThreadPoolExecutor(_NUM_THREADS) as pool:
             list(pool.map(self._store.remove, names))
 
     def remove_now(self, name: str) -> None:
-        """Remove it from the store. Raises OSError."""
+        """Remove a checkpoint from the store.
+
+        Raises:
+            OSError: the store does not answer.
+        """
         self._store.remove(name)
 
     def _upload(self, file: Path, name: str, *, timeout_s: float) -> None:
-        """Raises UserError where the store does not take it, also without asking while it is too soon to ask again."""
+        """Upload a checkpoint.
+
+        After a failure, calls without a timeout fail at once until the next attempt is due.
+
+        Raises:
+            UserError: the store does not accept the file.
+        """
         if not timeout_s and time.monotonic() < self._next_attempt_at:
             raise UserError(self._upload_error)
         try:
@@ -227,7 +303,16 @@ class StoreFiles:
 
 
 def retry_store_call(call: Callable[[], _Answer], timeout_s: float) -> _Answer:
-    """Try again with growing delays what a store does not do, but for what is not there; OSError when it takes long."""
+    """Call a function of the store, and retry with growing delays while it fails.
+
+    Args:
+        call: the function. It is always called at least once.
+        timeout_s: seconds after which no new attempt is made.
+
+    Raises:
+        FileNotFoundError: a file does not exist. This is not retried.
+        OSError: the last attempt failed.
+    """
     end, delay_s = time.monotonic() + timeout_s, _FIRST_DELAY_S
     while True:
         try:

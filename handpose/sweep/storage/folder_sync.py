@@ -1,11 +1,13 @@
-"""A sweep's folder, kept in a store as well, so that it goes on when the driver's machine is gone.
+"""Copies a sweep's folder to an object store, so that the sweep can be resumed when the driver's machine is lost.
 
-The driver works in its folder, and a thread copies: every few seconds what has happened, every minute whatever else has
-changed, and at the end all of it. What the store has is a sweep of a moment ago: epochs reported since are trained
-again. Events go as segments of a fixed size, of which only the last one changes. Checkpoints are put there by the
-workers; one that is needed no more is removed when the store knows the events that say so, or the sweep that it has
-would lack it. The study is copied while nothing runs, so that it never knows more than the events; what it lacks is
-told to it again.
+The driver works in its local folder, and a background thread copies it. New events are copied every few seconds, other
+changed files every minute, and everything at the end. The store therefore contains the sweep as it was a moment ago.
+After a loss, epochs that were reported since then are trained again.
+
+Events are copied in chunks of a fixed size, of which only the last one changes. Workers upload the checkpoints
+themselves. An obsolete checkpoint is removed only after the store has received the events that made it obsolete.
+Before that, the sweep in the store still needs the checkpoint. The study is copied only while nothing runs, so that it
+never contains more than the events. When the sweep is resumed, the missing results are added to it from the events.
 """
 
 import contextlib
@@ -45,13 +47,19 @@ _RETRY_NOTE = "; the sweep goes on, and is copied when it answers"
 
 
 class SyncIncompleteError(Exception):
-    """The sweep is done, but the store lacks the last of it; it can go on, and copies it then."""
+    """The sweep is done, but its last changes could not be copied to the store. Resuming the sweep copies them."""
 
 
 class FolderSync:
-    """Copies the folder of a sweep into a store. `is_lost`: another process runs the sweep now, and this one must not.
+    """Copies the folder of a sweep to an object store.
 
-    every_s: between two looks at the events.
+    Args:
+        folder: folder of the sweep.
+        store: the store, opened at the URL of the sweep.
+        every_s: seconds between two checks for new events.
+
+    Attributes:
+        has_lost_lease: whether another process has taken over the sweep. This process must then stop.
     """
 
     def __init__(self, folder: Path, store: ObjectStore, *, every_s: float = _EVENTS_EVERY_S) -> None:
@@ -70,7 +78,12 @@ class FolderSync:
         self._outage: str | None = None
 
     def connect(self) -> None:
-        """Bring folder and store to the same state, and see that nobody else runs the sweep. Raises UserError."""
+        """Acquire the lease of the sweep and bring the folder and the store to the same state.
+
+        Raises:
+            UserError: another process runs the sweep, the store does not answer, or the events in the folder and in the
+                store differ.
+        """
         try:
             self._lease.acquire()
             self._copied_bytes = restore_folder(self._store, self._folder)
@@ -79,14 +92,23 @@ class FolderSync:
             raise UserError(f"sweep.storage: {self._store} does not answer ({summarise_store_error(error)})") from error
 
     def add_checkpoint_files(self, folder: Path) -> StoreFiles:
-        """Where the checkpoints of the sweep in a folder lie: of this one, or of its confirmation."""
+        """Open the checkpoints of this sweep or of its confirmation.
+
+        Args:
+            folder: folder of the sweep, or of its confirmation.
+        """
         name = folder.relative_to(self._folder).as_posix()
         files = StoreFiles(self._store if name == "." else self._store.open_subfolder(name))
         self._checkpoint_files.append(files)
         return files
 
     def sync_changes(self) -> None:
-        """Copy what has happened since, and now and then the rest. Raises OSError, OtherOwnerError."""
+        """Copy new events and, about once a minute, other changed files.
+
+        Raises:
+            OSError: the store does not answer.
+            LeaseLostError: another process has taken over the sweep.
+        """
         self._lease.renew()
         obsolete = self._count_obsolete()
         self._copy_events()
@@ -94,11 +116,14 @@ class FolderSync:
         if time.monotonic() >= self._next_full_sync:
             began = time.monotonic()
             self._copy_other_files(with_study=False)
-            # However much there is, copying it takes at most a twentieth of the time.
+            # Copying takes at most a twentieth of the time, however much there is to copy.
             self._next_full_sync = began + max(_FULL_SYNC_EVERY_S, 20 * (time.monotonic() - began))
 
     def sync_all(self) -> None:
-        """Copy everything, the study too: nothing may be running. A store that does not answer lacks it for a while."""
+        """Copy everything, including the study. No trial may be running.
+
+        If the store does not answer, a message is printed, and the files are copied later.
+        """
         with self._sync_lock:
             try:
                 self._copy_all()
@@ -106,10 +131,18 @@ class FolderSync:
                 self._report_outage(error, _RETRY_NOTE)
 
     def start(self) -> None:
+        """Start the background thread."""
         self._thread.start()
 
     def finish(self, *, timeout_s: float) -> None:
-        """End the thread, copy everything that is left, and give the sweep free. Raises OSError."""
+        """Stop the thread, copy everything that is left and release the lease.
+
+        Args:
+            timeout_s: how long to wait for a store that does not answer.
+
+        Raises:
+            OSError: the store still does not answer after that time.
+        """
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -130,7 +163,7 @@ class FolderSync:
             retry_store_call(call, timeout_s)
         self._report_recovery()
 
-    # --- the thread ---------------------------------------------------------------------------------------------------
+    # --- background thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         delay_s = self._every_s
@@ -160,14 +193,14 @@ class FolderSync:
             self._outage = None
             print(f"storage     {self._store} answers again", file=sys.stderr, flush=True)
 
-    # --- what is copied -----------------------------------------------------------------------------------------------
+    # --- copying ------------------------------------------------------------------------------------------------------
 
     def _copy_all(self) -> None:
         self._copy_events()
         self._copy_other_files(with_study=True)
 
     def _count_obsolete(self) -> list[tuple[StoreFiles, int]]:
-        """How many checkpoints of each are needed no more as of now."""
+        """Return the number of obsolete checkpoints at this moment, for the sweep and for its confirmation."""
         return [(files, len(files.obsolete)) for files in self._checkpoint_files]
 
     def _remove_obsolete(self, obsolete: list[tuple[StoreFiles, int]]) -> None:
@@ -180,7 +213,7 @@ class FolderSync:
     def _copy_events(self) -> None:
         for log in EVENT_LOGS:
             content_bytes = count_whole_line_bytes(self._folder / f"{log}{EVENTS_FILE}")
-            if content_bytes < self._copied_bytes[log]:  # a line was taken back, since the disk did not take it
+            if content_bytes < self._copied_bytes[log]:  # the last line could not be written and was removed
                 self._copied_bytes[log] = content_bytes - content_bytes % _CHUNK_BYTES
             while self._copied_bytes[log] < content_bytes:
                 segment = self._copied_bytes[log] // _CHUNK_BYTES
@@ -211,17 +244,21 @@ class FolderSync:
         except FileNotFoundError:
             if (self._folder / name).is_file():
                 raise
-            return None  # it has gone meanwhile
+            return None  # the file was removed in the meantime
         return name
 
 
 @contextlib.contextmanager
 def sync_sweep_folder(sweep: SweepSettings) -> Iterator[FolderSync | None]:
-    """Keep a sweep in its store too, for the length of a block; without one there is no mirror.
+    """Keep a sweep in its object store within a `with` block. Yields None if the sweep has no store.
 
-    Before the block folder and store are brought to the same state, the longer of the two; after it everything is
-    copied, whatever has ended it. Raises UserError where the store does not answer at the beginning, holds another
-    sweep, or another process runs this one, and NotKeptError where it does not answer at the end.
+    At the start, the folder and the store are brought to the same state: the longer event log wins. At the end,
+    everything is copied, even after an exception.
+
+    Raises:
+        UserError: at the start, the store does not answer or contains different events, or another process runs the
+            sweep.
+        SyncIncompleteError: the store does not answer at the end of a block that raised no exception.
     """
     url = sweep.storage_url
     if url is None:
@@ -252,10 +289,10 @@ def sync_sweep_folder(sweep: SweepSettings) -> Iterator[FolderSync | None]:
 
 
 def _resumed_at(place: str) -> str:
-    """The command that goes on with the sweep in a folder or a store."""
+    """Format the command that resumes the sweep in a folder or a store."""
     return shlex.join([*_TUNE_COMMAND, quote_override("sweep.resume", place)])
 
 
 def open_checkpoint_files(folder_sync: FolderSync | None, folder: Path) -> CheckpointFiles:
-    """Where the checkpoints of the sweep in a folder lie."""
+    """Open the checkpoints of the sweep in a folder: in the store if the sweep is kept in one, else in the folder."""
     return FolderFiles(folder) if folder_sync is None else folder_sync.add_checkpoint_files(folder)

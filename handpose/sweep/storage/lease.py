@@ -1,4 +1,4 @@
-"""Who runs a sweep that lies in a store: one process at a time, on whichever machine."""
+"""The lease of a sweep in an object store: only one process, on any machine, runs the sweep at a time."""
 
 import json
 import os
@@ -11,20 +11,21 @@ from handpose.errors import UserError
 from handpose.sweep.storage.object_store import ObjectStore
 
 LEASE_FILE = "owner.json"
-"""The file that says so."""
+"""Name of the file in the store that identifies the holder of the lease."""
 
 _EXPIRY_S = 60.0
 
 
 class LeaseLostError(Exception):
-    """Another process has begun to run the sweep."""
+    """Another process has taken over the sweep."""
 
 
 class Lease:
-    """Says in the store who runs the sweep, and that he is alive.
+    """A file in the store that says which process runs the sweep, and that this process is alive.
 
-    There is no lock that all stores have. Two that begin within the same second are not told apart; one that was cut
-    off from the store and comes back finds that another has taken over, and stops.
+    Not all stores offer locks, so the lease is weaker than a lock: two processes that start within the same second can
+    both acquire it. A process that loses its connection to the store and gets it back notices at its next renewal
+    whether another process has taken over, and then stops.
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -33,7 +34,12 @@ class Lease:
         self._id = uuid.uuid4().hex
 
     def acquire(self) -> None:
-        """Raises UserError where another process is alive, OSError where the store does not answer."""
+        """Acquire the lease. If it has a holder that may be alive, wait 60 s for a sign of life of that process first.
+
+        Raises:
+            UserError: another process runs the sweep.
+            OSError: the store does not answer.
+        """
         before = self._read()
         if before is not None and not _is_holder_gone(before):
             who = f"process {before.get('pid')} on {before.get('host')}"
@@ -49,7 +55,12 @@ class Lease:
         self._write()
 
     def renew(self) -> None:
-        """Say that this process is alive. Raises OtherOwnerError, OSError."""
+        """Renew the lease: tell other processes that this one is alive.
+
+        Raises:
+            LeaseLostError: another process has taken over the sweep.
+            OSError: the store does not answer.
+        """
         now = self._read()
         if now is not None and now.get("id") != self._id:
             raise LeaseLostError(
@@ -58,6 +69,7 @@ class Lease:
         self._write()
 
     def release(self) -> None:
+        """Release the lease. Raises OSError if the store does not answer."""
         self._store.remove(LEASE_FILE)
 
     def _write(self) -> None:
@@ -74,7 +86,7 @@ class Lease:
 
 
 def _is_holder_gone(holder: dict[str, Any]) -> bool:
-    """Whether it was a process of this machine that is no more; of another machine nobody can tell at once."""
+    """Return whether the holder was a process of this machine that has ended; False for a holder on another machine."""
     if holder.get("host") != socket.gethostname():
         return False
     try:

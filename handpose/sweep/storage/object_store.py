@@ -1,8 +1,9 @@
-"""Files in an object store, or on anything else that pyarrow opens by a URL: s3://, gs://, abfs://, hdfs://, file://.
+"""Files in an object store, or in anything else that pyarrow opens by URL: s3://, gs://, abfs://, hdfs://, file://.
 
-Credentials come from where the store's own library looks for them (of s3 AWS_ACCESS_KEY_ID and its like, ~/.aws or the
-machine's role; AWS_ENDPOINT_URL names a store that is not Amazon's), in each process that opens it: those of the driver
-and those of the workers on every node. Nothing of them is in a URL, so that nothing of them is written down.
+Each process that opens the store, the driver and the workers on every node, takes the credentials from where the
+store's own library looks for them. For S3 these are AWS_ACCESS_KEY_ID and related variables, ~/.aws, or the role of the
+machine; AWS_ENDPOINT_URL selects an S3-compatible store other than Amazon's. URLs must not contain credentials, because
+URLs are saved to files.
 """
 
 import contextlib
@@ -22,24 +23,35 @@ from handpose.urls import join_url
 from handpose.whole_file import whole_file
 
 _ATOMIC_FILE_SYSTEMS = ("s3", "gcs", "abfs")
-"""File systems on which a file is there when it has been closed, and not before. On others it is moved there."""
+"""File systems on which a file appears only when it is closed. On others, a temporary file is moved to its name."""
 
 _CHUNK_BYTES = 2**22
 _SECRET = re.compile("secret|token|key|password|signature|^sig$", re.IGNORECASE)
 
 
 class StoredFile(NamedTuple):
-    """A file in a store. modified_s: seconds since the epoch, by the store's clock."""
+    """A file in a store.
+
+    Attributes:
+        size_bytes: its size.
+        modified_s: time of the last change by the store's clock, in seconds since 1970.
+    """
 
     size_bytes: int
     modified_s: float
 
 
 class ObjectStore:
-    """A folder in a store. Names are relative to it, with slashes.
+    """A folder in an object store.
 
-    Whatever the store does not do is an OSError, FileNotFoundError where a file is not there. Raises UserError for a
-    URL that cannot be meant.
+    Names of files are relative to the folder, with slashes. All methods raise OSError when an operation fails, and
+    FileNotFoundError when a file does not exist.
+
+    Args:
+        url: URL of the folder.
+
+    Raises:
+        UserError: the URL cannot be opened or contains a secret.
     """
 
     def __init__(self, url: str) -> None:
@@ -50,15 +62,16 @@ class ObjectStore:
         return self.url
 
     def open_subfolder(self, name: str) -> "ObjectStore":
-        """A folder in it."""
+        """Open a subfolder."""
         return ObjectStore(join_url(self.url, name))
 
     def read(self, name: str) -> bytes:
+        """Read a file."""
         with _convert_arrow_errors(), self._files.open_input_stream(self._get_path(name)) as stream:
             return bytes(stream.read())
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file; a reader finds the one before or this one."""
+        """Write a file. Concurrent readers see either the old or the new content."""
         with _convert_arrow_errors():
             path = self._begin_write(name)
             with self._files.open_output_stream(path) as stream:
@@ -66,7 +79,7 @@ class ObjectStore:
             self._finish_write(path, name)
 
     def upload(self, file: Path, name: str) -> None:
-        """The same with what is in a file."""
+        """Upload a local file. Concurrent readers see either the old or the new content."""
         with _convert_arrow_errors(), file.open("rb") as source:
             path = self._begin_write(name)
             with self._files.open_output_stream(path) as stream:
@@ -75,7 +88,7 @@ class ObjectStore:
             self._finish_write(path, name)
 
     def download(self, name: str, file: Path) -> None:
-        """Fetch a file, which appears when it is whole."""
+        """Download a file. The local file appears only when it is complete."""
         with (
             _convert_arrow_errors(),
             self._files.open_input_stream(self._get_path(name)) as stream,
@@ -92,7 +105,7 @@ class ObjectStore:
             self._files.copy_file(self._get_path(source), self._get_path(target))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         try:
             with _convert_arrow_errors():
                 self._files.delete_file(self._get_path(name))
@@ -100,7 +113,14 @@ class ObjectStore:
             return
 
     def list_files(self, folder: str = "") -> dict[str, StoredFile]:
-        """All files in a folder and below it: name -> what is known of it."""
+        """List all files in a folder and its subfolders.
+
+        Args:
+            folder: name of the folder; empty for all files.
+
+        Returns:
+            Name of the file -> its size and time. Empty if the folder does not exist.
+        """
         place = self._get_path(folder).rstrip("/")
         with _convert_arrow_errors():
             found: list[FileInfo] = self._files.get_file_info(FileSelector(place, recursive=True, allow_not_found=True))
@@ -111,7 +131,11 @@ class ObjectStore:
         }
 
     def check(self) -> None:
-        """Write a file, read it back and remove it. Raises UserError where that cannot be done."""
+        """Check the access to the store: write a file, read it back and remove it.
+
+        Raises:
+            UserError: one of these failed, or the content was not the same.
+        """
         name, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
         try:
             self.write(name, content)
@@ -130,7 +154,7 @@ class ObjectStore:
         return f"{self._root}/{name}" if name else self._root
 
     def _begin_write(self, name: str) -> str:
-        """Where to write a file that is to have a name."""
+        """Return the path to which the content of a file must be written before `_finish_write` gives it its name."""
         self._make_folder(name)
         path = self._get_path(name)
         if self._files.type_name in _ATOMIC_FILE_SYSTEMS:
@@ -143,19 +167,22 @@ class ObjectStore:
             self._files.move(path, self._get_path(name))
 
     def _make_folder(self, name: str) -> None:
-        if self._files.type_name not in _ATOMIC_FILE_SYSTEMS:  # these have none
+        if self._files.type_name not in _ATOMIC_FILE_SYSTEMS:  # the atomic ones do not need folders
             self._files.create_dir(self._get_path(name).rpartition("/")[0], recursive=True)
 
 
 def summarise_store_error(error: BaseException) -> str:
-    """What a store says went wrong, in a line, without the number of the request."""
+    """Summarise an error of a store in one line, without the request ID."""
     text = " ".join(str(error).split())
     return re.sub(r"^When .*?: (?=AWS Error)|; Details: .*| ?\(Request ID: [^)]*\)|\. Detail: .*", "", text)
 
 
 @lru_cache(maxsize=64)
 def _open_file_system(url: str) -> tuple[FileSystem, str]:
-    """pyarrow's file system and the path in it. Opening reaches for nothing but the region of a bucket of Amazon's."""
+    """Return pyarrow's file system and the path in it.
+
+    Opening makes no network request, except for the region of an Amazon S3 bucket.
+    """
     parts = urlsplit(url)
     if parts.password or any(_SECRET.search(name) for name, _ in parse_qsl(parts.query)):
         raise UserError(
@@ -163,7 +190,7 @@ def _open_file_system(url: str) -> tuple[FileSystem, str]:
             "environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     try:
-        # Google's is asked again for a quarter of an hour otherwise (pyarrow 26).
+        # By default pyarrow 26 retries requests to Google Cloud Storage for 15 minutes.
         query = "retry_limit_seconds=20" if parts.scheme in ("gs", "gcs") and not parts.query else parts.query
         files, path = FileSystem.from_uri(urlunsplit(parts._replace(query=query)))
     except (pyarrow.ArrowException, OSError, ValueError, ImportError) as error:
@@ -181,7 +208,7 @@ def _hide_secrets(url: str) -> str:
 
 @contextlib.contextmanager
 def _convert_arrow_errors() -> Iterator[None]:
-    """What pyarrow raises beside OSError as one."""
+    """Convert pyarrow's exceptions that are not OSErrors to OSError."""
     try:
         yield
     except pyarrow.ArrowException as error:

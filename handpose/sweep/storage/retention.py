@@ -1,6 +1,7 @@
-"""Checkpoints of trials on the disk: whole or not, and which of them go when the sweep's budget is full.
+"""Retention of checkpoints: which are intact, and which are removed when the sweep's disk budget is full.
 
-Ray's `num_to_keep` is a limit a trial, so that a sweep of many trials fills the disk. Here there is one budget.
+Ray's `num_to_keep` limits the checkpoints of each trial, so a sweep with many trials can still fill the disk. Here one
+budget applies to the whole sweep.
 """
 
 import zlib
@@ -11,30 +12,46 @@ from typing import Literal, Protocol
 from handpose.sweep.record.events import CheckpointRecord
 
 NUM_KEPT_PER_TRIAL = 2
-"""The newest, and the one before it in case the newest is damaged."""
+"""The newest checkpoint, and the one before it in case the newest is damaged."""
 
 CheckpointNeed = Literal["none", "finalist", "resumable"]
-"""What a trial's checkpoints are still good for. finalist: it is among the best of those trained to the end."""
+"""Why a trial's checkpoints are still needed.
+
+- none: they are not needed.
+- finalist: the trial is among the best of those that were trained to the end.
+- resumable: the trial is not over and may be resumed.
+"""
 
 _CHUNK_BYTES = 2**20
 
 
 class RemovableFiles(Protocol):
-    """Where the checkpoints lie. remove: may come to pass later. clear: at once, since the names may be used again."""
+    """Files from which `CheckpointRetention` removes checkpoints."""
 
-    def list_names(self) -> set[str]: ...
-    def remove(self, name: str, /) -> None: ...
-    def clear(self, names: set[str], /) -> None: ...
+    def list_names(self) -> set[str]:
+        """List the names of all checkpoints."""
+
+    def remove(self, name: str, /) -> None:
+        """Remove a checkpoint, at once or later."""
+
+    def clear(self, names: set[str], /) -> None:
+        """Remove checkpoints at once, because their names may be used again."""
 
 
 def describe_checkpoint(file: Path, *, folder: Path, epoch: int) -> CheckpointRecord:
-    """Describe a checkpoint that has just been written. folder: of the sweep."""
+    """Make the record of a checkpoint that has just been written.
+
+    Args:
+        file: the checkpoint.
+        folder: folder of the sweep. The name in the record is relative to it.
+        epoch: number of epochs trained.
+    """
     size_bytes, checksum = compute_size_and_checksum(file)
     return CheckpointRecord(str(file.relative_to(folder)), epoch, size_bytes, checksum)
 
 
 def is_intact(checkpoint: CheckpointRecord, folder: Path) -> bool:
-    """Whether the file is there with all that was written."""
+    """Return whether the checkpoint's file exists and has the recorded size and checksum."""
     try:
         return compute_size_and_checksum(folder / checkpoint.file) == (checkpoint.size_bytes, checkpoint.checksum)
     except OSError:
@@ -42,12 +59,20 @@ def is_intact(checkpoint: CheckpointRecord, folder: Path) -> bool:
 
 
 def find_newest_intact(checkpoints: Iterable[CheckpointRecord], folder: Path) -> CheckpointRecord | None:
-    """Of a trial's checkpoints, oldest first, the newest that is whole."""
+    """Find the newest intact checkpoint.
+
+    Args:
+        checkpoints: checkpoints of a trial, oldest first.
+        folder: folder of the sweep.
+
+    Returns:
+        The checkpoint; None if none is intact.
+    """
     return next((each for each in reversed(list(checkpoints)) if is_intact(each, folder)), None)
 
 
 def compute_size_and_checksum(file: Path) -> tuple[int, int]:
-    """Size in bytes and CRC-32 of a file."""
+    """Compute the size in bytes and the CRC-32 of a file."""
     size, checksum = 0, 0
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -57,11 +82,23 @@ def compute_size_and_checksum(file: Path) -> tuple[int, int]:
 
 
 class CheckpointRetention:
-    """The checkpoints that a sweep holds, at most `budget_bytes` of them as long as that is possible.
+    """The checkpoints that a sweep keeps, limited to `budget_bytes` in total as far as possible.
 
-    files: in which they lie. need: of a trial, by number. loss: of a trial, smaller is better; the worse of two goes
-    first. What goes first: checkpoints of trials that need none; the older one of every other trial; finalists; the
-    newest of a trial that waits at a rung, which would begin anew. The newest of a trial that runs is never removed.
+    When the budget is exceeded, checkpoints are removed in this order, and those of worse trials first:
+
+    1. all checkpoints of trials that do not need them;
+    2. the older checkpoint of every other trial;
+    3. the newest checkpoint of finalists;
+    4. the newest checkpoint of trials paused at a rung, which then start from scratch if they are promoted.
+
+    The newest checkpoint of a running or waiting trial is never removed, even if the budget is exceeded.
+
+    Args:
+        files: where the checkpoints are.
+        budget_bytes: disk space for all checkpoints together.
+        get_need: number of a trial -> why its checkpoints are needed.
+        get_loss: number of a trial -> its loss; smaller is better.
+        is_running: number of a trial -> whether it runs, or waits to be started again.
     """
 
     def __init__(
@@ -82,17 +119,17 @@ class CheckpointRetention:
         self._checkpoints: dict[int, list[CheckpointRecord]] = {}
 
     def list_checkpoints(self, trial: int) -> list[CheckpointRecord]:
-        """A trial's checkpoints, oldest first."""
+        """List a trial's checkpoints, oldest first."""
         return self._checkpoints.get(trial, [])
 
     def add(self, trial: int, checkpoint: CheckpointRecord) -> None:
-        """A trial has a new newest checkpoint."""
+        """Add a checkpoint as the newest of a trial."""
         held = self._checkpoints.setdefault(trial, [])
         held.append(checkpoint)
         self.total_bytes += checkpoint.size_bytes
 
     def enforce_budget(self, trial: int) -> None:
-        """Keep no more of this trial than it can use, and of all no more than the budget has room for."""
+        """Remove superfluous checkpoints of this trial, then checkpoints of any trials until the budget is met."""
         self._trim(trial)
         if self.total_bytes <= self.budget_bytes:
             return
@@ -102,14 +139,14 @@ class CheckpointRetention:
                 return
 
     def reconcile(self) -> None:
-        """After a crash: forget what is gone, and remove files that no event tells of."""
+        """Reconcile records and files after a crash: forget missing files and remove files without a record."""
         there = self.files.list_names()
         for trial, held in list(self._checkpoints.items()):
             for checkpoint in [each for each in held if each.file not in there]:
                 self._forget(trial, checkpoint)
             self._trim(trial)
-        known = {each.file for held in self._checkpoints.values() for each in held}
-        self.files.clear(there - known)
+        recorded = {each.file for held in self._checkpoints.values() for each in held}
+        self.files.clear(there - recorded)
 
     def _trim(self, trial: int) -> None:
         for checkpoint in self.list_checkpoints(trial)[:-NUM_KEPT_PER_TRIAL]:

@@ -1,4 +1,4 @@
-"""A sweep as a store has it: its events in segments, its checkpoints, and whatever else lies in its folder."""
+"""The copy of a sweep in an object store: its events in chunks, its checkpoints, and the other files of its folder."""
 
 import contextlib
 import os
@@ -16,19 +16,20 @@ from handpose.urls import is_url
 from handpose.whole_file import expand_home
 
 EVENT_CHUNKS_FOLDER = "events"
-"""Folder of a store for what is events.jsonl in the folder of a sweep."""
+"""Folder of a store with the chunks of the event log."""
 
 EVENT_LOGS = ("", "confirm/")
-"""Where there are events: of the sweep, and of its confirmation."""
+"""Prefixes of the event logs: the log of the sweep and the log of its confirmation."""
 
 _EXCLUDED_FOLDERS = ("checkpoints/", "trials/", "pictures/", "events/")
 _NUM_THREADS = 8
 
 
 def check_storage(sweep: SweepSettings) -> None:
-    """See that the store of a sweep can be used, before work starts, and that a new sweep has its name to itself there.
+    """Check before a sweep starts that its store works and that the name of a new sweep is free there.
 
-    Raises UserError.
+    Raises:
+        UserError: the URL is invalid, the store cannot be read and written, or it contains a sweep of this name.
     """
     if sweep.storage is None or sweep.storage_url is None:
         return
@@ -43,7 +44,15 @@ def check_storage(sweep: SweepSettings) -> None:
 
 
 def download_sweep(url: str, folder: Path) -> None:
-    """Bring a sweep that was kept at a URL into a folder. Raises UserError where there is none, or it cannot be had."""
+    """Download a sweep so that it can be resumed. The checkpoints stay in the store.
+
+    Args:
+        url: URL of the sweep.
+        folder: folder to download it to.
+
+    Raises:
+        UserError: there is no sweep at the URL, or it cannot be read.
+    """
     with _convert_read_errors(url):
         store = ObjectStore(url)
         if "sweep.yaml" not in store.list_files():
@@ -55,9 +64,15 @@ def download_sweep(url: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def open_sweep_for_reading(place: str) -> Iterator[Path]:
-    """The folder of a sweep that is only to be read; of one in a store a copy without checkpoints, for a block.
+    """Yield the folder of a sweep that is only read.
 
-    Raises UserError where the store does not answer.
+    For a sweep in a store, this is a copy without checkpoints, which is deleted at the end of the `with` block.
+
+    Args:
+        place: folder or URL of the sweep.
+
+    Raises:
+        UserError: the store does not answer.
     """
     if not is_url(place):
         yield expand_home(place).resolve()
@@ -83,9 +98,16 @@ def _is_needed_for_reading(name: str) -> bool:
 
 
 def restore_folder(store: ObjectStore, folder: Path) -> dict[str, int]:
-    """Bring a folder to what the store knows of its sweep, where that is more; how many bytes of each log it has.
+    """Update a sweep's folder from the store, if the store contains more of the sweep.
 
-    The longer log of events wins; one must be the beginning of the other. Raises UserError, OSError.
+    The longer event log wins. The shorter one must be a prefix of it.
+
+    Returns:
+        Prefix of each event log -> number of its bytes that are in the store.
+
+    Raises:
+        UserError: the folder and the store have different events.
+        OSError: the store does not answer.
     """
     theirs, ours = (
         {log: read(log) for log in EVENT_LOGS} for read in (_make_store_reader(store), _make_folder_reader(folder))
@@ -109,7 +131,16 @@ def restore_folder(store: ObjectStore, folder: Path) -> dict[str, int]:
 
 
 def download_files(store: ObjectStore, folder: Path, *, is_wanted: Callable[[str], bool]) -> None:
-    """Fetch files of a sweep, and its events. Raises OSError."""
+    """Download the files of a sweep, with their modification times.
+
+    Args:
+        store: the store, opened at the URL of the sweep.
+        folder: folder to download them to.
+        is_wanted: name of a file -> whether to download it.
+
+    Raises:
+        OSError: the store does not answer.
+    """
     found = {name: stored for name, stored in store.list_files().items() if is_wanted(name)}
 
     def one(name: str) -> None:
@@ -121,7 +152,11 @@ def download_files(store: ObjectStore, folder: Path, *, is_wanted: Callable[[str
 
 
 def download_events(store: ObjectStore, folder: Path) -> None:
-    """Write the events of a sweep and of its confirmation into a folder, with the time of the last. Raises OSError."""
+    """Download the event logs of a sweep and of its confirmation, with the time of the last change.
+
+    Raises:
+        OSError: the store does not answer.
+    """
     for log in EVENT_LOGS:
         content, segments = _make_store_reader(store)(log), store.list_files(f"{log}{EVENT_CHUNKS_FOLDER}")
         if content:
@@ -149,7 +184,7 @@ def _make_folder_reader(folder: Path) -> Callable[[str], bytes]:
 
 
 def count_whole_line_bytes(file: Path) -> int:
-    """How many bytes of a log are whole lines."""
+    """Return how many bytes of an event log are complete lines."""
     if not file.exists():
         return 0
     with file.open("rb") as log:
@@ -165,13 +200,18 @@ def count_whole_line_bytes(file: Path) -> int:
 
 
 def read_byte_range(file: Path, start: int, end: int) -> bytes:
+    """Read the bytes from `start` up to, but not including, `end`."""
     with file.open("rb") as log:
         log.seek(start)
         return log.read(end - start)
 
 
 def list_synced_files(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Files beside events and checkpoints, and when and how long each is."""
+    """List the files that `FolderSync` copies: all except those that `is_excluded` names, such as events.
+
+    Yields:
+        Name relative to `folder`, and the state of the file: modification time in nanoseconds and size in bytes.
+    """
     for place, folders, files in os.walk(folder):
         at = Path(place).relative_to(folder)
         folders[:] = [name for name in folders if not is_excluded(f"{(at / name).as_posix()}/")]
@@ -184,7 +224,7 @@ def list_synced_files(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def is_excluded(name: str) -> bool:
-    """What is copied otherwise, belongs to one machine, or is not whole yet."""
+    """Return whether a file is copied in another way, belongs to one machine only, or is incomplete."""
     own = name.removeprefix("confirm/")
     last = name.rstrip("/").rpartition("/")[2]
     return (
