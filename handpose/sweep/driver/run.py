@@ -310,24 +310,24 @@ def _make_node_listener(
     sweep: SweepSettings, slots: Slots, state: SweepController, view: SweepView, warm: WorkerWarmUp
 ) -> Callable[[Sequence[Node]], None]:
     """What is to be done when nodes came or went: the slots are counted anew, and a node that joined gets trials."""
-    known: dict[str, str] | None = None
+    names_by_id: dict[str, str] | None = None
 
     def follow(alive: Sequence[Node]) -> None:
-        nonlocal known
-        with_room = {node.id: node for node in alive if count_fitting_workers(slots, node.resources)}
+        nonlocal names_by_id
+        fitting = {node.id: node for node in alive if count_fitting_workers(slots, node.resources)}
         capacity = NodeCapacity.from_nodes(((node.name, node.resources) for node in alive), slots)
         usable = state.find_usable_nodes(capacity)
-        now = recount_slots(sweep, slots, [node.resources for node in with_room.values() if node.name in usable])
+        now = recount_slots(sweep, slots, [node.resources for node in fitting.values() if node.name in usable])
         state.resize(now.num_slots, capacity)
         state.history.table.num_slots = max(1, now.num_slots)
-        if known is not None:
-            lost = [f"node {name} is gone" for node_id, name in known.items() if node_id not in with_room]
-            joined = [f"node {node.name} has joined" for node in with_room.values() if node.id not in known]
-            left = f"{now.num_slots} trials at a time" if with_room else "no node is left, and the sweep waits for one"
+        if names_by_id is not None:
+            lost = [f"node {name} is gone" for node_id, name in names_by_id.items() if node_id not in fitting]
+            joined = [f"node {node.name} has joined" for node in fitting.values() if node.id not in names_by_id]
+            left = f"{now.num_slots} trials at a time" if fitting else "no node is left, and the sweep waits for one"
             if lost or joined:
                 view.note(f"{', '.join([*lost, *joined])}: {left}")
             warm.start_workers(now)
-        known = {node.id: node.name for node in with_room.values()}
+        names_by_id = {node.id: node.name for node in fitting.values()}
 
     return follow
 

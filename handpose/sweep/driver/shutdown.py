@@ -53,6 +53,6 @@ def interruptible(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> Itera
 def exit_at_once(sweep: SweepSettings, why: str) -> NoReturn:
     """End the process. Whatever is lost by that is lost by a SIGKILL too: nothing that was reported."""
     cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the live view has hidden it
-    told = f"{cursor}\n{why}; to go on: {format_resume_command(sweep.resume_path)}\n"
-    os.write(sys.stderr.fileno(), told.encode())
+    message = f"{cursor}\n{why}; to go on: {format_resume_command(sweep.resume_path)}\n"
+    os.write(sys.stderr.fileno(), message.encode())
     os._exit(INTERRUPTED_STATUS)

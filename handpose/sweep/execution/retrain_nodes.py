@@ -49,13 +49,13 @@ def find_retrain_nodes(
     trial = count_slots(sweep, [node.resources for node in nodes])
     worker = Slots(0, trial.cpus, float(trial.gpus > 0), 1)
     here = ray.get_runtime_context().get_node_id()
-    rooms = {node.id: count_fitting_workers(worker, node.resources) for node in nodes}
-    own, largest = rooms.get(here, 0), max(rooms.values(), default=0)
+    devices_by_node = {node.id: count_fitting_workers(worker, node.resources) for node in nodes}
+    own, largest = devices_by_node.get(here, 0), max(devices_by_node.values(), default=0)
     wanted = devices or max(sweep.workers_per_trial, (own or largest) if worker.gpus else 1)
     if wanted <= max(own, 0 if worker.gpus else 1):
         return None
-    order = sorted(rooms, key=lambda node: (node != here, -rooms[node]))
-    found = divide_devices({node: rooms[node] for node in order}, wanted, batch_size)
+    order = sorted(devices_by_node, key=lambda node: (node != here, -devices_by_node[node]))
+    found = divide_devices({node: devices_by_node[node] for node in order}, wanted, batch_size)
     return None if found is None else RetrainNodes(*found, worker.cpus, worker.gpus)
 
 
@@ -90,11 +90,11 @@ def run_on_nodes(
         "max_retries": 0,
     }
     # What the configuration reads from the driver's environment, which nodes need not have.
-    known = {name: os.environ[name] for name in ("MP_DATA", "DIR_SCRATCH") if name in os.environ}
+    path_variables = {name: os.environ[name] for name in ("MP_DATA", "DIR_SCRATCH") if name in os.environ}
     running: dict[Any, int] = {}
     for rank, node in enumerate(on):
         started = worker.options(num_returns="streaming", scheduling_strategy=node, **held)
-        environment = known | meeting | {"NODE_RANK": str(rank)}
+        environment = path_variables | meeting | {"NODE_RANK": str(rank)}
         running[started.remote(module, list(arguments), environment, os.getcwd())] = rank
     last: dict[int, list[str]] = {rank: [] for rank in running.values()}
     try:

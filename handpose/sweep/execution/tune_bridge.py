@@ -235,10 +235,10 @@ def get_segment(trial: Trial) -> TrialSegment:
 
 def _count_silent_seconds(trial: Trial) -> float:
     """Seconds since a stretch that runs began, or has reported."""
-    known = trial.run_metadata
+    metadata = trial.run_metadata
     if trial.status != Trial.RUNNING or trial.temporary_state.ray_actor is None:
         return 0.0
-    return time.time() - max(known.start_time or 0.0, known.last_result_time)
+    return time.time() - max(metadata.start_time or 0.0, metadata.last_result_time)
 
 
 def _is_metric(name: str, value: Any) -> bool:
@@ -304,7 +304,7 @@ class EveryStep(tune.Callback):
 def build_tuner(
     sweep: SweepSettings,
     slots: Slots,
-    conductor: TuneBridge,
+    bridge: TuneBridge,
     objective: TrialFunction,
     *,
     every_step: Callable[[], None],
@@ -330,8 +330,8 @@ def build_tuner(
         tune_config=tune.TuneConfig(
             metric=sweep.target.name,
             mode=sweep.target.mode,
-            search_alg=BridgeSearcher(conductor, metric=sweep.target.name, mode=sweep.target.mode),
-            scheduler=BridgeScheduler(conductor),
+            search_alg=BridgeSearcher(bridge, metric=sweep.target.name, mode=sweep.target.mode),
+            scheduler=BridgeScheduler(bridge),
             num_samples=-1,  # the searcher says when it is over
             # The larger part of a short trial is a fresh process importing torch. But a group ends with its actor.
             reuse_actors=slots.num_workers == 1,
@@ -341,18 +341,18 @@ def build_tuner(
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(sweep.path),
-            stop=BridgeStopper(conductor),
+            stop=BridgeStopper(bridge),
             callbacks=[EveryStep(every_step)],
             verbose=0,
         ),
     )
 
 
-def run_tuner(tuner: tune.Tuner, conductor: TuneBridge) -> None:
+def run_tuner(tuner: tune.Tuner, bridge: TuneBridge) -> None:
     """Run the sweep, and raise what went wrong within Tune's calls in place of what Tune makes of it."""
     try:
         tuner.fit()
     except Exception as error:  # such as of files that Tune cannot read since it could not write them
-        raise conductor.error or error from None
-    if conductor.error is not None:
-        raise conductor.error
+        raise bridge.error or error from None
+    if bridge.error is not None:
+        raise bridge.error

@@ -35,10 +35,10 @@ def diagnose_worker_death(message: str) -> WorkerDeath:
     """Find out how a worker process died, from what Ray (2.60) says of its actor and from its log on its node."""
     if "running low on memory" in message:
         return WorkerDeath(f"{_BY_RAY}; {_LESS_MEMORY}", False)
-    if told := re.search(r"receives? a (SIG[A-Z]+)", message):
-        return WorkerDeath(f"the worker process was ended by {told[1]}", False)
-    if told := re.search(r"exit code (\d+)", message):
-        return WorkerDeath(f"the worker process exited with status {told[1]}", False)
+    if match := re.search(r"receives? a (SIG[A-Z]+)", message):
+        return WorkerDeath(f"the worker process was ended by {match[1]}", False)
+    if match := re.search(r"exit code (\d+)", message):
+        return WorkerDeath(f"the worker process exited with status {match[1]}", False)
     traces = _traces(message)
     if traces is None:
         return WorkerDeath(_UNKNOWN, False)

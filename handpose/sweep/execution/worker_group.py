@@ -109,11 +109,11 @@ def train_in_group(packed: bytes, segment: TrialSegment, slots: Slots, avoided: 
     channel = channel.options(num_cpus=0, max_concurrency=16 + slots.num_workers, label_selector=here).remote()
     training = _start_training_thread(packed, segment, slots, avoided, channel)
     while True:
-        told = ray.get(channel.receive.remote())
-        if isinstance(told, bytes):
-            raise _make_worker_error(cloudpickle.loads(told), channel)
-        if told is not None:
-            tune.report(told)
+        report = ray.get(channel.receive.remote())
+        if isinstance(report, bytes):
+            raise _make_worker_error(cloudpickle.loads(report), channel)
+        if report is not None:
+            tune.report(report)
             ray.get(channel.send_answer.remote())
         elif training.done():
             if (error := training.exception()) is not None:
@@ -160,7 +160,7 @@ def _run_trainer(
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
-    def member() -> None:
+    def train_worker() -> None:
         context = ray.train.get_context()
         rank, node_id = context.get_world_rank(), ray.get_runtime_context().get_node_id()
         ray.get(channel.register_worker.remote(rank, node_id))
@@ -177,7 +177,7 @@ def _run_trainer(
     failures: Any = FailureConfig
     trainer = GroupTrainer(
         make_group_name(segment),
-        member,
+        train_worker,
         scaling_config=scaling(
             num_workers=slots.num_workers,
             use_gpu=slots.gpus > 0,

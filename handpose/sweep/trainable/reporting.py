@@ -93,8 +93,8 @@ def report_epoch(
     resumed_from: epoch of the checkpoint that the stretch went on from. checkpoint: saved after this epoch. note: what
     went wrong without ending the stretch.
     """
-    told = {"epoch": epoch, "resumed_from": resumed_from, CHECKPOINT_KEY: [checkpoint], "note": note}
-    get_worker_context().report({**metrics, **told, NODE_ID_KEY: _get_node_id()})
+    progress = {"epoch": epoch, "resumed_from": resumed_from, CHECKPOINT_KEY: [checkpoint], "note": note}
+    get_worker_context().report({**metrics, **progress, NODE_ID_KEY: _get_node_id()})
 
 
 def report_costs(costs: Mapping[str, float]) -> None:
