@@ -158,8 +158,9 @@ class TrialReportCallback(pl.Callback):
     validation hands, the same in every trial, are drawn after the last epoch and after the epochs at which trials are
     compared.
 
-    A loss that is not finite is reported before its epoch ends. Ray's own callback saves at every validation and only
-    warns when the metric is missing; this one raises UserError then.
+    The loss is checked every few steps. If it is not finite, that is reported without waiting for the end of the epoch.
+    Ray's own callback saves at every validation and only warns when the metric is missing; this one raises UserError
+    then.
 
     Args:
         segment: the segment to train.
