@@ -1,1 +1,1 @@
-"""The process that runs a sweep: it starts and resumes it, records what happens, and shuts it down in good order."""
+"""The process that runs a sweep: it starts and resumes the sweep, records events, and ends it in an orderly way."""

@@ -1,4 +1,4 @@
-"""Writes down what happens to the trials while a sweep runs: trials.csv, logs and the view in the terminal."""
+"""Records what happens to the trials while a sweep runs: trials.csv, the logs and the terminal view."""
 
 import contextlib
 import time
@@ -17,29 +17,44 @@ _TICK_EVERY_S = 0.25
 
 
 class TrialLog(Protocol):
-    """Keeps curves and pictures of all trials, such as TensorBoard does. Rows are as the event has left them."""
+    """A log of the curves and pictures of all trials, for example TensorBoard. Each row already includes the event."""
 
     def open_run(self, row: TrialRow) -> None:
-        """A trial begins, or goes on, maybe with other parameters."""
+        """A trial starts or resumes, possibly with changed parameters."""
 
     def log_costs(self, row: TrialRow, costs: Mapping[str, float]) -> None:
-        """What the trial costs, before it is trained."""
+        """The costs of a trial were measured, before it is trained."""
 
     def log_epoch(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
-        """The metrics of the row's epoch. pictures: name -> JPEG file, which is removed afterwards."""
+        """Log the metrics of the row's epoch.
+
+        Args:
+            row: the trial.
+            pictures: name -> JPEG file. The files are removed afterwards.
+        """
 
     def close_run(self, row: TrialRow, *, ended_s: float) -> None:
-        """The trial does not run, and may be over. ended_s: time since the epoch."""
+        """The trial no longer runs, and may be over.
+
+        Args:
+            row: the trial.
+            ended_s: seconds since the Unix epoch.
+        """
 
     def close(self) -> None:
-        """Nothing more comes from this process; trials may go on in another."""
+        """Close the log in this process. Another process may continue the trials later."""
 
 
 class Recorder:
-    """Keeps trials.csv, the logs, and the view in the terminal, as events come.
+    """Keeps trials.csv, the logs and the terminal view up to date with the events.
 
-    table: of the trials, kept by others. folder: of the sweep. shelf: of checkpoints. tick: lets rows of running trials
-    show their time. view: shown while the sweep runs.
+    Args:
+        table: the table of trials; the controller updates it.
+        folder: the folder of the sweep.
+        retention: knows how many bytes of checkpoints are kept.
+        refresh_times: updates the times in the rows of running trials.
+        view: the terminal view.
+        logs: receive the metrics and pictures.
     """
 
     def __init__(
@@ -59,12 +74,12 @@ class Recorder:
         self._view = view
         self._logs = logs
         self._shown_trials: set[tuple[int, int]] = set()
-        self._is_csv_outdated = True  # trials.csv, of the table
+        self._is_csv_outdated = True
         self._next_write = 0.0
         self._next_tick = 0.0
 
     def log_last_event(self, last: Event | None) -> None:
-        """After a crash: log the last event, which may have come to the disk alone."""
+        """Log the last event again after a crash: it may be on the disk but not yet in the logs."""
         if isinstance(last, Reported):
             row = self._table.rows[last.trial]
             self._log_epoch(row)
@@ -73,7 +88,12 @@ class Recorder:
         self._write_csv()
 
     def on_event(self, event: Event, row: TrialRow | None, /) -> None:
-        """Write an event down; row: of the trial that it is about."""
+        """Record an event.
+
+        Args:
+            event: what happened.
+            row: the trial that the event is about; None: it is about no trial.
+        """
         self._is_csv_outdated = True
         if row is None:
             if isinstance(event, Closed):
@@ -95,18 +115,18 @@ class Recorder:
             self._show_trial(event, row)
 
     def refresh(self) -> None:
-        """Bring the table, trials.csv and the view up to date; meant to be called several times a second."""
-        if time.monotonic() >= self._next_tick:  # it looks at all trials that run
+        """Bring the table, trials.csv and the view up to date. Call this several times a second."""
+        if time.monotonic() >= self._next_tick:  # the call loops over all running trials
             self._refresh_times()
             self._next_tick = time.monotonic() + _TICK_EVERY_S
         self._table.checkpoint_bytes = self._retention.total_bytes
         if self._is_csv_outdated and time.monotonic() >= self._next_write:
-            with contextlib.suppress(OSError):  # it is made of the events, and is written again
+            with contextlib.suppress(OSError):  # nothing is lost: trials.csv is written again from the table
                 self._write_csv()
         self._view.refresh(self._table)
 
     def _show_trial(self, event: Event, row: TrialRow) -> None:
-        """Show how a trial stands; one that paused and is never promoted has been told already."""
+        """Show the state of a trial, but not again when a trial ends that was already shown at the same epoch."""
         if not isinstance(event, Ended) or (row.number, row.epochs) not in self._shown_trials:
             self._view.show_trial_end(self._table, row)
         self._shown_trials.add((row.number, row.epochs))
@@ -114,13 +134,13 @@ class Recorder:
     def _close_logs(self) -> None:
         for log in self._logs:
             log.close()
-        with contextlib.suppress(OSError):  # there is none, or something in it that was never reported
+        with contextlib.suppress(OSError):  # there is no folder, or it holds pictures of an epoch never reported
             (self._folder / PICTURES_FOLDER).rmdir()
         self._write_csv()
         self._view.refresh(self._table, at_once=True)
 
     def _log_epoch(self, row: TrialRow) -> None:
-        """Pictures lie in a shared folder, whichever node the trial ran on, until they are in the log."""
+        """Log an epoch. Whichever node drew its pictures, they are in the sweep's folder until they are in the log."""
         pictures = find_pictures(self._folder, row.number, row.epochs)
         for log in self._logs:
             log.log_epoch(row, pictures)
@@ -135,5 +155,5 @@ class Recorder:
         began = time.monotonic()
         self._table.write_csv(self._folder / "trials.csv")
         self._is_csv_outdated = False
-        # However long the table grows, writing it takes at most a twentieth of the time.
+        # Writing takes at most one twentieth of the time, however long the table becomes.
         self._next_write = began + max(_CSV_EVERY_S, 20 * (time.monotonic() - began))

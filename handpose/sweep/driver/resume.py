@@ -1,7 +1,7 @@
-"""Going on with a sweep: its configuration comes from its own folder, not from the command line.
+"""Resumes a sweep: its configuration comes from its own folder, not from the command line.
 
-A sweep that was killed may be gone on with days later, by another working folder, after its search space was edited
-for the next one. So the space is copied into the folder, and the configuration is composed again and compared.
+A killed sweep may be resumed days later, from another working folder, after its search space was edited for the next
+sweep. Therefore the space is copied into the sweep's folder, and the configuration is composed again and compared.
 """
 
 import shutil
@@ -52,13 +52,16 @@ _CHANGEABLE_KEYS = (
     "ray.num_cpus",
     "data.root",
 )
-"""What may be given anew: none of it touches what a trial is, or how it is judged. Data have their fingerprint."""
+"""Keys that may change when a sweep is resumed.
+
+None of them changes what a trial is or how it is judged. Other data are detected by their fingerprint.
+"""
 
 SPACE_FOLDER = "search_space"
-"""In the folder of a sweep."""
+"""Folder for the copy of the search space, in the folder of a sweep."""
 
 _TASK_KEYS = ("config", "overrides", "locations", "choices")
-"""What sweep.yaml has beside the provenance."""
+"""Required keys of sweep.yaml, in addition to the provenance."""
 
 _LOCATION_KEYS = (
     "paths.",
@@ -67,16 +70,21 @@ _LOCATION_KEYS = (
     "sweep.storage",
     "data.source.root",
 )
-"""What differs between two places or days of the same sweep."""
+"""Keys and key prefixes that may differ when the same sweep runs at another place or on another day."""
 
 
 @dataclass(frozen=True)
 class SweepTask:
-    """What tune.py is asked to do.
+    """What tune.py is asked to run.
 
-    overrides: as on the command line of the sweep's first day. locations: lead another process to its paths. choices:
-    of configuration groups. origin: as `provenance` gives it; None for a new sweep. held: key -> value of what the
-    space's file searches and the command line fixes; the space has it in every trial.
+    Attributes:
+        config: the composed configuration.
+        overrides: the overrides that define the sweep, as they were given on the command line.
+        locations: overrides that give another process the paths of this one.
+        choices: configuration group -> chosen option.
+        space: the search space.
+        origin: the result of `collect_provenance`; None for a new sweep.
+        fixed: key -> value of what the space's file searches but the command line fixes. Every trial has these values.
     """
 
     config: Any
@@ -89,12 +97,16 @@ class SweepTask:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Configuration key -> value of the default configuration; for a group the option chosen."""
+        """Configuration key -> value in the default configuration; for a group, the chosen option."""
         return flatten_config(_to_plain_config(self.config)) | dict(self.choices)
 
 
 def make_new_task(config: Any) -> SweepTask:
-    """The task of the command line as it stands. Raises UserError where it says a password."""
+    """Make the task of a new sweep from the command line.
+
+    Raises:
+        UserError: the storage URL of the searcher contains a password, or the search space is invalid.
+    """
     check_storage_url(_get_unresolved_value(config, "searcher.storage"))
     choices, space = dict(HydraConfig.get().runtime.choices), load_space(config.search_space)
     values = flatten_config(_to_plain_config(config)) | choices
@@ -104,16 +116,22 @@ def make_new_task(config: Any) -> SweepTask:
 
 
 def find_fixed_params(space: Space, given: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Key -> value of what the space sets and the command line gives: what is given holds for all trials.
+    """Return the parameters that the space sets and the command line fixes for all trials.
 
-    given: keys on the command line. values: configuration key -> value.
+    Args:
+        space: the search space.
+        given: keys on the command line.
+        values: configuration key -> value.
+
+    Returns:
+        Key -> value.
     """
     given = [key for key in given if key in values]
     return {key: values[name] for key in list_keys(space) if (name := key.lstrip("+")) in given} if given else {}
 
 
 def describe_fixed_params(task: SweepTask) -> str:
-    """What is not searched because the command line gives it, in a line; empty where there is nothing."""
+    """Return a line about the parameters that the command line fixes; empty if there are none."""
     if not task.fixed:
         return ""
     values = ", ".join(quote_override(key, value) for key, value in task.fixed.items())
@@ -121,7 +139,7 @@ def describe_fixed_params(task: SweepTask) -> str:
 
 
 def make_sweep_record(task: SweepTask, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What sweep.yaml keeps of a new sweep."""
+    """Return the content of sweep.yaml for a new sweep."""
     return {
         "format": SWEEP_YAML_FORMAT,
         "config": _to_plain_config(task.config),
@@ -134,14 +152,14 @@ def make_sweep_record(task: SweepTask, origin: Mapping[str, Any]) -> dict[str, A
 
 
 def _to_plain_config(config: Any) -> dict[str, Any]:
-    """The configuration as plain values, but a database by the name of the variable that may hold its password."""
+    """Return the configuration as plain values. The storage URL keeps the variable that may hold its password."""
     values = plain(config)
     values["searcher"]["storage"] = _get_unresolved_value(config, "searcher.storage")
     return values
 
 
 def _get_unresolved_value(config: Any, key: str) -> str | None:
-    """The value of a key with its interpolations."""
+    """Return the value of a key without resolving its interpolations."""
     group, _, name = key.rpartition(".")
     values: Any = OmegaConf.to_container(OmegaConf.select(config, group), resolve=False)
     written: str | None = values.get(name)
@@ -152,9 +170,9 @@ _BUDGET_KEYS = ("num_trials", "time_budget_s", "gpu_hours")
 
 
 def save_budgets(task: SweepTask) -> None:
-    """Record how much a sweep that goes on may use now, so that it need not be given again after an interrupt.
+    """Record the new budgets of a resumed sweep in sweep.yaml, so that a later resume need not repeat them.
 
-    sweep.yaml keeps the rest as it was.
+    The rest of sweep.yaml does not change.
     """
     file = Path(task.config.sweep.folder) / "sweep.yaml"
     record = _read_sweep_record(file.parent)
@@ -177,11 +195,17 @@ def copy_space(space: Space, folder: Path) -> None:
 
 
 def load_task_to_resume(config: Any, given: Sequence[str]) -> SweepTask:
-    """The task of the sweep that sweep.resume names: a folder, or the URL of one that was kept in a store.
+    """Load the task of the sweep that `sweep.resume` names: a folder, or the URL of a sweep in a store.
 
-    config: of this command line. given: its overrides, which may change little. A sweep from a store comes into the
-    folder that a new one of its name would have here, and works with the paths of this process. Raises UserError where
-    there is no sweep, or where what it was cannot be had any more.
+    A sweep from a store is downloaded to the folder that a new sweep of this name would have here. It uses the paths of
+    this process.
+
+    Args:
+        config: the configuration of this command line.
+        given: the overrides of this command line; only a few keys may change.
+
+    Raises:
+        UserError: there is no sweep, its files are damaged, or its configuration cannot be composed again.
     """
     place = config.sweep.resume
     if not is_url(place):
@@ -196,18 +220,28 @@ def load_task_to_resume(config: Any, given: Sequence[str]) -> SweepTask:
 def load_recorded_task(
     folder: Path, given: Sequence[str], *, storage: str | None = None, locations: Sequence[str] | None = None
 ) -> SweepTask:
-    """The task of the sweep in a folder. storage, locations: where they are others than they were; else as above."""
+    """Load the task of the sweep in a folder.
+
+    Args:
+        folder: the folder of the sweep.
+        given: the overrides of this command line; only a few keys may change.
+        storage: the new folder of sweeps in the store; None: as recorded.
+        locations: the new overrides for paths; None: as recorded.
+
+    Raises:
+        UserError: as for `load_task_to_resume`.
+    """
     record = _read_sweep_record(folder)
     _check_overrides(given)
     new = [item for item in given if _get_override_key(item) != "sweep.resume"]
-    here = [item for item in new if _get_override_key(item).startswith("paths.")]  # no part of what the trials are
+    here = [item for item in new if _get_override_key(item).startswith("paths.")]  # do not define trials
     new = [item for item in new if item not in here]
     place = {"sweep.name": record["config"]["sweep"]["name"], "sweep.folder": folder, "sweep.resume": folder}
     place |= {} if storage is None else {"sweep.storage": storage}
     place |= _find_overrides_fixed_by_events(record["config"])
     replaced = {*place, *(_get_override_key(item) for item in (*new, *here))}
     kept = [item for item in record["overrides"] if _get_override_key(item) not in replaced]
-    said = {_get_override_key(item) for item in kept}  # on the first day, of places too: workers hear of these last
+    said = {_get_override_key(item) for item in kept}  # they may set locations too; workers apply them last
     before = (
         record["locations"]
         if locations is None
@@ -222,22 +256,23 @@ def load_recorded_task(
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
     locations = [item for item in locations if _get_override_key(item) not in place]
     origin = {name: value for name, value in record.items() if name not in ("format", *_TASK_KEYS, "held", PROCESS_MB)}
-    held = record.get("held") or {}  # which sweeps of earlier versions do not have
+    held = record.get("held") or {}  # sweeps of earlier versions lack the key
     space = fix_params(load_space(str(files[0])), held)
     return SweepTask(config, [*kept, *new], locations, record["choices"], space, origin, held)
 
 
 def _find_overrides_fixed_by_events(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What follows sweep.num_trials in a new sweep, but was decided by in the events of one that goes on.
+    """Return overrides that keep values on which the recorded events depend.
 
-    A population does not grow with num_trials: further trials join it as slots become free.
+    In a new sweep the size of the population follows `sweep.num_trials`. In a resumed sweep it does not grow with
+    `sweep.num_trials`: the further trials join the population as slots become free.
     """
     size = (config.get("scheduler") or {}).get("population_size")
     return {} if size is None else {"scheduler.population_size": size}
 
 
 def check_fingerprint(task: SweepTask, fingerprint: str) -> None:
-    """Raise UserError where a sweep would go on with other data."""
+    """Raise UserError if a sweep would be resumed with other data."""
     before = (task.origin or {}).get("data_fingerprint", fingerprint)
     if fingerprint != before:
         raise UserError(
@@ -272,7 +307,7 @@ def _check_overrides(given: Sequence[str]) -> None:
 
 
 def _check_config(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """The project's own defaults may have been edited since."""
+    """Check that the resumed configuration equals the recorded one: the defaults in configs/ may have been edited."""
     free = (*_CHANGEABLE_KEYS, *_LOCATION_KEYS)
     ours, theirs = fill_in_modes(flatten_config(now)), fill_in_modes(flatten_config(before))
     _check_direction(theirs, folder)
@@ -285,7 +320,7 @@ def _check_config(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
 
 
 def _check_direction(before: Mapping[str, Any], folder: Path) -> None:
-    """Earlier versions took any mode, so that a sweep could optimise its metric in the wrong direction."""
+    """Check the recorded mode: earlier versions accepted a mode that optimises the metric in the wrong direction."""
     metric, mode = before["sweep.metric"], before["sweep.mode"]
     if direction(metric) not in (None, mode):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Runs a sweep: Tune asks the searcher for trials and obeys the scheduler, the recorder writes it all down."""
+"""Runs a sweep: Tune asks the searcher for trials and obeys the scheduler, and the recorder logs what happens."""
 
 import contextlib
 import resource
@@ -56,12 +56,12 @@ from handpose.yaml_files import read_yaml, write_yaml
 
 _UNLIMITED = str(10**6)
 _UNMEASURED_PROCESS_MB = 2000.0
-"""What a worker may take that nothing is known of, when workers are started ahead of the preflight."""
+"""Assumed main memory of a worker, in MB, when workers are started before the preflight has measured it."""
 _HEAD_LOST_MESSAGE = "the head of the Ray cluster does not answer any more"
 
 
 class SweepHaltedError(Exception):
-    """The sweep gave up, since the first trials all failed; it can go on when that is mended."""
+    """The sweep stopped because all of its first trials failed. It can be resumed when the cause is fixed."""
 
 
 @contextlib.contextmanager
@@ -81,17 +81,32 @@ def run_sweep(
     count_points: Callable[[], int | None] = lambda: None,
     process_mb: float = LEAST_PROCESS_MB,
 ) -> Iterator[TrialTable]:
-    """Try configurations from the space until all trials are done or a budget is spent; yields the table of trials.
+    """Run trials until all are done or a budget is spent, and yield the table of trials.
 
-    searcher: as configured, still without what the sweep knows. rule: makes a fresh one. objective: what a trial runs.
-    command: the command line that trains parameters again. description: kept as sweep.yaml; None: the sweep in the
-    folder goes on, and one that is finished, or whose budget is still spent, is only read. on_resume: called when a
-    sweep is about to go on, within its lock. num_points: how many trials there can be, as `most_trials` counts them.
-    preflight: what is tried before the first trial. process_mb: main memory of a worker, as far as it is known before;
-    a sweep that goes on has recorded what its preflight measured. mirror: that keeps the sweep in a store. Ray is
-    started, unless it runs already, and shut down at the end of the block, so that what follows in it has no need to
-    wait for it; for a finished sweep it is not started. Raises UserError where a trial does not fit into what Ray has
-    or the sweep runs already, SweepInterruptedError and SweepHaltedError.
+    Ray is started unless it already runs. It is shut down at the end of the `with` block, so the code in the block can
+    still use it. For a finished sweep Ray is not started.
+
+    Args:
+        sweep: the settings of the sweep.
+        cluster: which Ray cluster to use.
+        space: the search space.
+        searcher: creates the searcher; it lacks only what the sweep adds, such as the space and the metric.
+        make_scheduler: creates a new scheduler.
+        trial_function: the function that trains a segment in a worker.
+        command: returns the command line that trains a trial's parameters again.
+        description: the content of sweep.yaml; None: resume the sweep in the folder. A resumed sweep that is finished,
+            or whose budget is still spent, is only read.
+        preflight: checks and measures trials before the first one starts, and returns the slots to use.
+        folder_sync: copies the sweep's folder to a store; None: the sweep has no store.
+        on_resume: called when a sweep is about to be resumed, while its lock is held.
+        count_points: returns how many different trials the space allows; None: any number.
+        process_mb: main memory of a worker in MB, as far as it is known before the preflight. A resumed sweep uses the
+            value that its own preflight measured.
+
+    Raises:
+        UserError: a trial does not fit into the resources of Ray, or another process already runs the sweep.
+        SweepInterruptedError: the sweep was interrupted.
+        SweepHaltedError: all of the first trials failed.
     """
     folder, is_resumed, files = sweep.path, description is None, open_checkpoint_files(folder_sync, sweep.path)
 
@@ -121,20 +136,21 @@ def run_sweep(
             on_resume()
         stack.enter_context(set_ray_environment())
         warm = stack.enter_context(prepare_warm_up(trial_function, num_threads=sweep.cpus_per_trial))
-        # Before any file is made: it may not answer. Of the processes of a group half train nothing.
+        # Ray starts before any file is made, since the cluster may not answer. No hook for trials with several
+        # workers: half of their processes train nothing.
         hook = warm.hook if sweep.workers_per_trial == 1 else None
         stack.enter_context(start_ray(limit_cpus(cluster, sweep), hook=hook))
         check_nodes(sweep)
-        is_estimate = process_mb == LEAST_PROCESS_MB and sweep.preflight == "off"  # else the preflight says it
+        is_estimate = process_mb == LEAST_PROCESS_MB and sweep.preflight == "off"  # else the preflight prints it
         process_mb = recorded_process_mb(folder) if is_resumed else process_mb
         slots = count_slots(sweep, list_live_resources(), process_mb=process_mb)
         if (is_resumed or is_estimate) and (line := memory_line(sweep, slots, list_live_resources())):
             print(line, flush=True)
         if description is not None:
             if sweep.preflight != "off":
-                # Not more than there may be room for: a worker that has been started stays.
+                # A worker that was started stays, so start no more than fit into memory even if they are large.
                 warm.start_workers(replace(slots, process_mb=_UNMEASURED_PROCESS_MB))
-                warm.wait(num_more=1)  # for the preflight, which measures time, and ends its worker
+                warm.wait(num_more=1)  # for the preflight, which measures times and ends its worker
             slots = preflight(slots)
             warm.start_workers(slots)
             stack.enter_context(_lock_sweep_folder(folder))
@@ -144,8 +160,8 @@ def run_sweep(
             contextlib.closing(EventLog(folder / EVENTS_FILE)) as log,
         ):
             print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
-            # A budget is to be spent on trials, and not on the start of their processes. And while processes start Ray
-            # starts others for the same trials, which stay; there must be memory for them.
+            # A time budget is for trials, not for the start of their processes. And while processes are still starting,
+            # Ray starts more processes for the same trials. Those stay, so there must be enough memory for them.
             if sweep.time_budget_s is not None or is_memory_short(slots, list_live_resources()):
                 warm.wait()
             if asked.num_points is not None and asked.num_points < sweep.num_trials:
@@ -155,7 +171,7 @@ def run_sweep(
                     flush=True,
                 )
             state = SweepController(sweep, log=log, history=history(), searcher=asked)
-            if sweep.gpus_per_trial == "auto" and state.last_event:  # it was found out before
+            if sweep.gpus_per_trial == "auto" and state.last_event:  # an earlier run has measured it
                 slots = count_slots(sweep, list_live_resources(), gpus=state.history.gpus, process_mb=process_mb)
             if folder_sync is not None:
                 folder_sync.sync_all()
@@ -172,40 +188,48 @@ def run_sweep(
 
 
 def recorded_process_mb(folder: Path) -> float:
-    """Read what the preflight of the sweep in a folder measured of a worker's main memory, in MB."""
+    """Return the main memory of a worker, in MB, that the preflight of the sweep in a folder measured."""
     return float(read_yaml(folder / "sweep.yaml").get(PROCESS_MB, LEAST_PROCESS_MB))
 
 
 def run_sweep_alone(**asked: Any) -> TrialTable:
-    """A sweep by itself, as `swept` has it: the table of trials."""
+    """Run a sweep and return its table of trials. The arguments are those of `run_sweep`."""
     with run_sweep(**asked) as table:
         return table
 
 
 def _check_searcher(searcher: Callable[..., Searcher]) -> None:
-    """Begin a study that nobody keeps, so that mistakes in first points and warm starts show before Ray is started."""
+    """Create a temporary study, so that mistakes in initial points and warm starts are reported before Ray starts."""
     with tempfile.TemporaryDirectory() as folder:
         searcher(folder=Path(folder), storage=None).close()
 
 
 def run_preflight_alone(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], Slots]) -> None:
-    """Only the preflight of a sweep, with Ray as the sweep would have it; no file is made."""
+    """Run only the preflight of a sweep, with Ray set up as the sweep would use it. No file is written."""
     with set_ray_environment(), start_ray(limit_cpus(cluster, sweep)):
         preflight(count_slots(sweep, list_live_resources()))
 
 
 def read_finished_table(folder: Path, history: History, *, num_points: int | None = None) -> TrialTable | None:
-    """The table of a sweep with nothing left to run, or whose budget is still spent; None for one that goes on.
+    """Return the table of a sweep that has nothing left to run or whose budget is still spent.
 
-    history: empty. num_points: how many trials there can be; None: any number. Raises UserError where the events are
-    damaged or were decided by other rules.
+    Args:
+        folder: the folder of the sweep.
+        history: an empty history; the events are replayed into it.
+        num_points: how many trials the space allows; None: any number.
+
+    Returns:
+        The table; None: the sweep can continue.
+
+    Raises:
+        UserError: the events are damaged, or replaying them leads to other decisions.
     """
     events = read_events(folder / EVENTS_FILE)
     num_trials = history.num_trials if num_points is None else min(history.num_trials, num_points)
     history.replay(events)
     table = history.table
     table.num_trials = history.num_trials
-    # Earlier versions closed a sweep as finished when its budget was spent, though it had trials left to begin.
+    # Earlier versions closed a sweep as finished when its budget was spent, although it had trials left to start.
     has_more = num_trials > history.num_trials or history.can_start_trial
     if table.end == "finished" and not has_more:
         return table
@@ -217,10 +241,10 @@ def read_finished_table(folder: Path, history: History, *, num_points: int | Non
 
 @contextlib.contextmanager
 def _lock_sweep_folder(folder: Path) -> Iterator[None]:
-    """Let no other process run the same sweep; the lock of a process that was killed is free.
+    """Prevent other processes from running the same sweep. The lock of a killed process is free.
 
-    A new folder is its owner's alone: what is in it says how to run the sweep, and whoever could write there could
-    change what it goes on from. Who wants to share it opens it, and it stays open.
+    A new folder is accessible to its owner only: its files say how to run the sweep, so whoever could write there could
+    change what the sweep resumes from. A user who wants to share the folder can change its mode, which is kept.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -258,8 +282,8 @@ def _run_trials(
         nodes = NodeWatcher(_make_node_listener(sweep, slots, state, view, warm))
         starts = StartWatch(view.note)
         bridge = TuneBridge(state, sweep, nodes=nodes, starts=starts, is_interrupted=is_interrupted)
-        # Else Tune asks a searcher of ours for one trial, and for the next when that one has a worker. How many run at
-        # a time the state says.
+        # By default Tune asks a custom searcher for one trial, and for the next one only when that trial has a worker.
+        # Here the controller limits how many trials run at a time.
         with (
             watch_head(partial(exit_at_once, sweep, _HEAD_LOST_MESSAGE)),
             set_ray_environment(TUNE_MAX_PENDING_TRIALS_PG=_UNLIMITED),
@@ -279,7 +303,7 @@ def _run_trials(
 
 @contextlib.contextmanager
 def _with_command(sweep: SweepSettings) -> Iterator[None]:
-    """Say how to go on where the sweep ends since a file cannot be written, as on a full disk."""
+    """Add the command that resumes the sweep to the error when a file cannot be written, for example on a full disk."""
     try:
         yield
     except (UserError, OSError) as error:
@@ -290,7 +314,7 @@ def _with_command(sweep: SweepSettings) -> Iterator[None]:
 
 
 def _begin(folder: Path, space: Space, description: Mapping[str, Any]) -> None:
-    """Write what a sweep is; where that cannot be done its name stays free."""
+    """Write the space and sweep.yaml of a new sweep. If that fails, the name of the sweep remains free."""
     try:
         copy_space(space, folder)
         write_yaml(folder / "sweep.yaml", description)
@@ -300,7 +324,10 @@ def _begin(folder: Path, space: Space, description: Mapping[str, Any]) -> None:
 
 
 def _raise_open_file_limit() -> None:
-    """As many as the system lets this user: every trial that runs has a log and a connection, and 1,024 is common."""
+    """Raise the limit of open files as far as allowed.
+
+    Each running trial has a log and a connection, and a limit of 1,024 is common.
+    """
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -309,33 +336,37 @@ def _raise_open_file_limit() -> None:
 def _make_node_listener(
     sweep: SweepSettings, slots: Slots, state: SweepController, view: SweepView, warm: WorkerWarmUp
 ) -> Callable[[Sequence[Node]], None]:
-    """What is to be done when nodes came or went: the slots are counted anew, and a node that joined gets trials."""
-    known: dict[str, str] | None = None
+    """Return a function that adapts the slots when nodes join or leave, and starts workers on nodes that joined."""
+    names_by_id: dict[str, str] | None = None
 
     def follow(alive: Sequence[Node]) -> None:
-        nonlocal known
-        with_room = {node.id: node for node in alive if count_fitting_workers(slots, node.resources)}
+        nonlocal names_by_id
+        fitting = {node.id: node for node in alive if count_fitting_workers(slots, node.resources)}
         capacity = NodeCapacity.from_nodes(((node.name, node.resources) for node in alive), slots)
         usable = state.find_usable_nodes(capacity)
-        now = recount_slots(sweep, slots, [node.resources for node in with_room.values() if node.name in usable])
+        now = recount_slots(sweep, slots, [node.resources for node in fitting.values() if node.name in usable])
         state.resize(now.num_slots, capacity)
         state.history.table.num_slots = max(1, now.num_slots)
-        if known is not None:
-            lost = [f"node {name} is gone" for node_id, name in known.items() if node_id not in with_room]
-            joined = [f"node {node.name} has joined" for node in with_room.values() if node.id not in known]
-            left = f"{now.num_slots} trials at a time" if with_room else "no node is left, and the sweep waits for one"
+        if names_by_id is not None:
+            lost = [f"node {name} is gone" for node_id, name in names_by_id.items() if node_id not in fitting]
+            joined = [f"node {node.name} has joined" for node in fitting.values() if node.id not in names_by_id]
+            left = f"{now.num_slots} trials at a time" if fitting else "no node is left, and the sweep waits for one"
             if lost or joined:
                 view.note(f"{', '.join([*lost, *joined])}: {left}")
             warm.start_workers(now)
-        known = {node.id: node.name for node in with_room.values()}
+        names_by_id = {node.id: node.name for node in fitting.values()}
 
     return follow
 
 
 def open_trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:
-    """TensorBoard, and what else is asked for. table: of the trials so far.
+    """Open TensorBoard and the other logs that the settings ask for.
 
     The runs of a confirmation are not in the HParams tab: their seeds would be a column that no other trial has.
+
+    Args:
+        sweep: the settings of the sweep.
+        table: the trials so far.
     """
     in_tab = sweep.resume_path == sweep.path
     rows = table.rows.values()
@@ -346,7 +377,7 @@ def open_trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:
 
 
 def describe_spent_budget(sweep: SweepSettings, table: TrialTable) -> str:
-    """A line that says how a sweep goes on whose budget is spent; empty for any other sweep."""
+    """Return a line that says how to resume a sweep whose budget is spent; empty for any other sweep."""
     budget = sweep.find_spent_budget(elapsed_s=table.elapsed_s, gpu_hours=table.gpu_hours)
     if table.end != "spent" or budget is None:
         return ""

@@ -1,4 +1,4 @@
-"""Ends a sweep in good order on SIGINT or SIGTERM, or at once where that is not possible."""
+"""Ends a sweep in an orderly way on SIGINT or SIGTERM, or immediately where that is not possible."""
 
 import contextlib
 import os
@@ -14,23 +14,28 @@ from handpose.config import quote_override
 from handpose.sweep.record.settings import SweepSettings
 
 INTERRUPTED_STATUS = 75
-"""Exit status of a sweep that was ended by hand and can go on; sysexits.h calls it a temporary failure."""
+"""Exit status of a sweep that was interrupted and can be resumed; sysexits.h calls it a temporary failure."""
 
 
 class SweepInterruptedError(Exception):
-    """The sweep was ended by hand (SIGINT or SIGTERM); what it knows is kept, and it can go on."""
+    """The sweep was interrupted by SIGINT or SIGTERM. Its state is saved, and it can be resumed."""
 
 
 def format_resume_command(folder: Path) -> str:
-    """The command line that goes on with the sweep in a folder."""
+    """Return the command line that resumes the sweep in a folder."""
     return shlex.join(["python", "tune.py", quote_override("sweep.resume", str(folder))])
 
 
 @contextlib.contextmanager
 def interruptible(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM end the sweep in good order, which takes some seconds; a second one leaves at once.
+    """Let SIGINT and SIGTERM end the sweep in an orderly way, which takes some seconds; a second one ends it at once.
 
-    Yields whether there was one, or the sweep has to end for another reason.
+    Args:
+        sweep: the settings of the sweep.
+        has_to_end: returns whether the sweep has to end for another reason.
+
+    Yields:
+        A function that returns whether a signal came or `has_to_end` is true.
     """
     is_requested = False
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -51,8 +56,8 @@ def interruptible(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> Itera
 
 
 def exit_at_once(sweep: SweepSettings, why: str) -> NoReturn:
-    """End the process. Whatever is lost by that is lost by a SIGKILL too: nothing that was reported."""
-    cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the live view has hidden it
-    told = f"{cursor}\n{why}; to go on: {format_resume_command(sweep.resume_path)}\n"
-    os.write(sys.stderr.fileno(), told.encode())
+    """Print how to resume, and end the process immediately. Nothing is lost that was reported, just as with SIGKILL."""
+    cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # shows the cursor, which the live view hides
+    message = f"{cursor}\n{why}; to go on: {format_resume_command(sweep.resume_path)}\n"
+    os.write(sys.stderr.fileno(), message.encode())
     os._exit(INTERRUPTED_STATUS)

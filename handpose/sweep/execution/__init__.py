@@ -1,4 +1,4 @@
-"""Ray: the cluster and its nodes, workers, and the bridge between Ray Tune and the controller.
+"""Ray: the cluster and its nodes, worker processes, and the bridge between Ray Tune and the sweep controller.
 
-What is not public in Ray is used in `ray_internals` only.
+Only `ray_internals` uses parts of Ray that are not public.
 """

@@ -1,4 +1,4 @@
-"""Ray Train's trainer as the workers of a trial need it, on one node or several."""
+"""Ray Train's trainer, adapted to the workers of a trial on one node or several."""
 
 import contextlib
 import os
@@ -12,17 +12,23 @@ from ray.train import torch as train_torch
 
 from handpose.sweep.execution.ray_internals import group_start_callback, without_group_cleaner
 
-_TorchTrainer: Any = train_torch.TorchTrainer  # of Train V2, while type checkers are shown the class of V1
+_TorchTrainer: Any = train_torch.TorchTrainer  # the class of Train V2; type checkers see that of V1
 _SIOCGIFADDR = 0x8915
-"""SIOCGIFADDR of Linux."""
+"""The ioctl request SIOCGIFADDR of Linux, which returns the address of an interface."""
 
 
 class GroupTrainer(_TorchTrainer):
-    """A TorchTrainer whose workers are held by a placement group of this name, and find each other on any network.
+    """A TorchTrainer with a named placement group for its workers, which find each other on any network.
 
-    Ray (2.60) keeps a placement group that an actor has made until the job ends. So Train has an actor that removes it
-    when the run was ended from outside, as Tune ends a trial; but that one asks the dashboard. Without one, as here,
-    every trial that was stopped would keep its cores and GPUs, and a process that asks for ever.
+    Ray (2.60) keeps a placement group that an actor has created until the job ends. Train therefore has an actor that
+    removes the group when its run is ended from outside, as Tune ends a trial. That actor asks the dashboard. Without a
+    dashboard, as here, every stopped trial would keep its cores and GPUs, and a process that asks forever. So this
+    class does without that actor, and the name lets the driver remove the group.
+
+    Args:
+        name: name of the placement group.
+        train_loop: the function that every worker runs.
+        settings: the other arguments of TorchTrainer.
     """
 
     def __init__(self, name: str, train_loop: Callable[[], None], **settings: Any) -> None:
@@ -35,22 +41,22 @@ class GroupTrainer(_TorchTrainer):
 
 
 def set_gloo_interface() -> None:
-    """Let gloo talk over the network by which Ray knows this node, unless it was told otherwise.
+    """Make gloo use the network interface through which Ray reaches this node, unless the user has set another.
 
-    By itself gloo (torch 2.15) takes the address that the host's own name has, which on many a system is 127.0.1.1:
-    workers of other nodes cannot reach that.
+    By default gloo (torch 2.15) uses the address of the host's own name, which on many systems is 127.0.1.1. Workers on
+    other nodes cannot reach that address.
     """
     if "GLOO_SOCKET_IFNAME" not in os.environ and (name := find_interface(ray.util.get_node_ip_address())):
         os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def find_interface(address: str) -> str | None:
-    """The one that has this IPv4 address first."""
-    import fcntl  # here, since not every system has it
+    """Return the first network interface that has this IPv4 address; None if there is none."""
+    import fcntl  # imported here, since not every system has it
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # it has none
+            with contextlib.suppress(OSError):  # the interface has no IPv4 address
                 answer = fcntl.ioctl(asked, _SIOCGIFADDR, struct.pack("256s", name.encode()))
                 if socket.inet_ntoa(answer[20:24]) == address:
                     return name

@@ -1,9 +1,10 @@
-"""Which paths of the Python interpreter, and of temporary folders, Ray can start processes from.
+"""Checks from which paths of the Python interpreter and of temporary folders Ray can start processes.
 
-Ray (2.60) starts its processes through two parsers of command lines. The raylet splits the command of its workers by
-rules of its own: it aborts at an apostrophe or a backslash. Then, wherever there is a runtime environment, a worker's
-interpreter is put into `bash -c` unquoted (_private/runtime_env/context.py). The other characters of the shell work
-when they are quoted, as was tried. Names of sockets, in the temporary folder, must be ASCII. Imports no Ray.
+Ray (2.60) passes the commands of its processes through two parsers. First, the raylet splits the command of its workers
+by its own rules: it aborts at an apostrophe or a backslash. Then, if there is a runtime environment, the interpreter of
+a worker is put into `bash -c` without quotes (_private/runtime_env/context.py). Tests showed that the other special
+characters of the shell work if they are quoted. Socket names, which are in the temporary folder, must be ASCII. This
+module does not import Ray.
 """
 
 import re
@@ -15,12 +16,12 @@ _ABORTS_RAYLET = re.compile(r"['\\]")
 
 
 def can_hold_sockets(folder: str) -> bool:
-    """Whether Ray starts with a temporary folder of this name."""
+    """Return whether Ray can start with this temporary folder."""
     return folder.isascii() and not _ABORTS_RAYLET.search(folder)
 
 
 def check_interpreter(executable: str) -> None:
-    """Raise UserError where Ray cannot start processes with this Python because of its path."""
+    """Raise UserError if Ray cannot start processes with this Python because of its path."""
     if found := _ABORTS_RAYLET.search(executable):
         raise UserError(
             f"Ray cannot start {executable}: the path contains {found[0]}, which its command lines do not allow; move "
@@ -29,10 +30,10 @@ def check_interpreter(executable: str) -> None:
 
 
 def worker_interpreter(executable: str) -> dict[str, str]:
-    """The part of a runtime environment that lets workers start from a path with characters of the shell.
+    """Return the part of a runtime environment that lets workers start from a path with special shell characters.
 
-    It is empty where the path needs no quotes, so that each node of a cluster uses its own interpreter. Otherwise all
-    nodes must have the interpreter at this path.
+    It is empty if the path needs no quotes, so each node of a cluster uses its own interpreter. Otherwise all nodes
+    must have the interpreter at this path.
     """
     quoted = shlex.quote(executable)
     return {} if quoted == executable else {"py_executable": quoted}

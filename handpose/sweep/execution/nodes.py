@@ -1,4 +1,4 @@
-"""The nodes of a cluster while a sweep runs: they come, go, and may be lost all at once."""
+"""Watches the nodes of a cluster while a sweep runs: nodes join, leave, or are lost all at once."""
 
 import contextlib
 import socket
@@ -16,12 +16,18 @@ from handpose.sweep.execution.ray_internals import actor_state, draining_node_id
 _REFRESH_EVERY_S = 1.0
 _HEAD_EVERY_S = 5.0
 _HEAD_TIMEOUT_S = 30.0
-"""Ray (2.60) ends the driver by itself, with status 1, when the head has been silent for 60 s."""
+"""How long the head may be silent. After 60 s Ray (2.60) ends the driver by itself, with status 1."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is alive. name: as people know it. resources: all that it has, taken or free."""
+    """A node that is alive.
+
+    Attributes:
+        id: Ray's id.
+        name: the name to show to users.
+        resources: all resources of the node, used or free.
+    """
 
     id: str
     name: str
@@ -29,7 +35,7 @@ class Node:
 
 
 def list_live_nodes() -> list[Node]:
-    """Of the cluster that this process belongs to; without those that are to be taken away, which get nothing more."""
+    """List the nodes of this process's cluster, without those that are being drained: they get no new trials."""
     alive, leaving = filter(itemgetter("Alive"), ray.nodes()), draining_node_ids()
     return [
         Node(each["NodeID"], _get_node_name(each), each["Resources"]) for each in alive if each["NodeID"] not in leaving
@@ -37,25 +43,28 @@ def list_live_nodes() -> list[Node]:
 
 
 def list_live_resources() -> list[Mapping[str, float]]:
-    """What each node that is alive has, taken or free."""
+    """List the resources of each live node, used or free."""
     return [node.resources for node in list_live_nodes()]
 
 
 def cluster_resources() -> Mapping[str, float]:
-    """Resource -> its amount on all nodes together, taken or free."""
+    """Return resource -> amount on all nodes together, used or free."""
     return dict(ray.cluster_resources())
 
 
 def _get_node_name(node: Mapping[str, Any]) -> str:
-    """That it was started with (`ray start --node-name`), else its host's."""
+    """Return the name given by `ray start --node-name`, otherwise the host's name."""
     name, host = node["NodeName"], node["NodeManagerHostname"]
     return str(host if name in ("", node["NodeManagerAddress"]) else name)
 
 
 class NodeWatcher:
-    """Looks at the cluster now and then.
+    """Checks regularly which nodes the cluster has.
 
-    changed: is called with the nodes that are alive whenever there are others than before. look: at the cluster.
+    Args:
+        on_change: called with the live nodes whenever they have changed.
+        list_nodes: lists the live nodes.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -73,7 +82,11 @@ class NodeWatcher:
         self._names: dict[str, str] = {}
 
     def refresh(self, *, at_once: bool = False) -> None:
-        """Tell of nodes that came or went; may be called far more often than it looks."""
+        """Check the nodes, at most once in a certain time, and call `on_change` if they have changed.
+
+        Args:
+            at_once: check now in any case.
+        """
         if not at_once and self._clock() < self._next_refresh:
             return
         alive = sorted(self._list_nodes(), key=lambda node: node.id)
@@ -84,17 +97,17 @@ class NodeWatcher:
             self._on_change(alive)
 
     def notify(self) -> None:
-        """Of the nodes that were there when it last looked, again."""
+        """Call `on_change` again with the nodes of the last check."""
         self._on_change(self._alive)
 
     def get_name(self, node_id: str) -> str:
-        """Of a node, also of one that is gone; empty where it is not known."""
+        """Return the name of a node, which may be gone; empty if it is unknown."""
         if node_id and node_id not in self._names:
             self.refresh(at_once=True)
         return self._names.get(node_id, "")
 
     def get_ids(self, names: Collection[str]) -> list[str]:
-        """Of the nodes with these names that are alive."""
+        """Return the ids of the live nodes with these names."""
         return [node.id for node in self._alive if node.name in names]
 
     def is_alive(self, node_id: str) -> bool:
@@ -102,23 +115,28 @@ class NodeWatcher:
 
 
 class ActorLocation(NamedTuple):
-    """Of an actor. node_id: that it runs on, or ran on when it died; empty where Ray does not know."""
+    """Where an actor runs.
+
+    Attributes:
+        node_id: the node that it runs on, or ran on when it died; empty if Ray does not know.
+        is_dead: whether the actor is dead.
+    """
 
     node_id: str = ""
     is_dead: bool = False
 
 
 def find_actor(actor_id: str) -> ActorLocation:
-    """The node of an actor, as the head node knows."""
+    """Return the location of an actor, as the head node knows it."""
     return ActorLocation(*actor_state(actor_id))
 
 
 @contextlib.contextmanager
 def watch_head(on_lost: Callable[[], None]) -> Iterator[None]:
-    """Call `lost`, in a thread of its own, when the head of the cluster has not answered for half a minute.
+    """Call `on_lost`, in its own thread, when the head of the cluster has not answered for half a minute.
 
-    Ray's calls wait for it meanwhile, so that nobody else can tell. A head that cannot be reached from the start, as
-    behind Ray's client, is not watched.
+    Ray's calls block during that time, so no other code can notice it. A head that cannot be reached from the start,
+    for example through Ray's client, is not watched.
     """
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     is_over = threading.Event()

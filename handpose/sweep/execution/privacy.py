@@ -1,10 +1,10 @@
-"""What keeps others out of Ray, whose ports and sockets give whoever reaches them a shell: a token, a private folder.
+"""Keeps other users out of Ray, by a token and a private folder: Ray's ports and sockets allow anyone to run commands.
 
-Ray 2.60 looks for the token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, and in ~/.ray/auth_token,
-in this order. Left to itself, `ray.init()` writes that file with the mode of the umask, so that colleagues can often
-read it, and `ray start` without a token begins an open cluster (ray/_private/authentication/).
-Its folder gets the mode 0777 whatever the umask is (seen), so that it needs a private one around it.
-Imports no Ray: a job has its token before Ray is started.
+Ray 2.60 looks for the token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, and in ~/.ray/auth_token, in
+this order. By default, `ray.init()` writes that file with the mode of the umask, so other users can often read it, and
+`ray start` without a token starts an open cluster (ray/_private/authentication/). Ray's folder gets mode 0777 whatever
+the umask is (observed), so it needs a private folder around it. This module does not import Ray: a job has its token
+before Ray is started.
 """
 
 import contextlib
@@ -20,39 +20,48 @@ from pathlib import Path
 from handpose.sweep.execution.interpreter import can_hold_sockets
 
 AUTH_MODE_VARIABLE, TOKEN_VARIABLE, TOKEN_PATH_VARIABLE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-"""What Ray reads from the environment."""
+"""Environment variables that Ray reads."""
 
 NO_USAGE_STATS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/"}
-"""What keeps `ray start` from reporting: even switched off, it says so to Ray's makers (2.60, dashboard/modules/
-usage_stats/usage_stats_head.py). Nothing listens on port 9."""
+"""Environment variables that keep `ray start` from reporting usage.
+
+Even when the reports are off, Ray tells its makers that they are off (2.60,
+dashboard/modules/usage_stats/usage_stats_head.py). Nothing listens on port 9.
+"""
 
 _MAX_SOCKET_PATH_BYTES = 107
-"""Bytes of the path of a Unix socket (Linux, unix(7))."""
+"""Maximum length of the path of a Unix socket, in bytes (Linux, unix(7))."""
 _LONGEST_SOCKET_SUFFIX = "/handpose-12345678/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""Of the longest of Ray's sockets, below the folder for temporary files."""
+"""Longest path of a Ray socket, relative to the folder for temporary files."""
 
 
 def write_token(file: Path) -> None:
-    """Make a token that only its owner can read, unless the file is there; nobody ever sees it half-written.
+    """Write a new token to a file that only its owner can read, unless the file exists.
 
-    The folder, where it is made here, is its owner's alone too. Raises OSError.
+    No other process ever sees a partial token. The folder, if it is created here, is accessible only to its owner too.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as opened:
-            opened.write(secrets.token_hex(32))  # 256 bits, as Ray's own
+            opened.write(secrets.token_hex(32))  # 256 bits, like Ray's own tokens
         try:
             os.link(part, file)
-        except FileExistsError:  # another process was faster; one token is as good as another
+        except FileExistsError:  # another process was faster; its token will do
             return
     finally:
         part.unlink()
 
 
 def restrict_permissions(file: Path) -> None:
-    """Take from all but its owner what they may do with a token, and say so; what another one owns is left alone."""
+    """Make a token file accessible only to its owner, and print a warning if others had access.
+
+    Files of other users stay as they are.
+    """
     found = file.stat()
     if found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) & 0o077:
         file.chmod(0o600)
@@ -64,11 +73,14 @@ def restrict_permissions(file: Path) -> None:
 
 
 def ensure_token(environment: MutableMapping[str, str], *, home: Path | None) -> None:
-    """See to it that the Ray which is about to start finds a token that is its owner's alone.
+    """Make sure that the Ray that is about to start finds a token that only its owner can read.
 
-    environment: of this process and what it starts; home: of the user, None where it is not known. A user's own
-    RAY_AUTH_TOKEN, and a mode that was chosen, are left as they are. Where no file can be written, the token is in the
-    environment only.
+    A RAY_AUTH_TOKEN or an authentication mode that the user has set stays as it is. If the file cannot be written, the
+    token is only in the environment.
+
+    Args:
+        environment: the environment of this process and of those it starts.
+        home: the user's home folder; None if it is unknown.
     """
     if environment.get(AUTH_MODE_VARIABLE, "token").lower() != "token" or environment.get(TOKEN_VARIABLE):
         return
@@ -88,9 +100,10 @@ def ensure_token(environment: MutableMapping[str, str], *, home: Path | None) ->
 
 @contextlib.contextmanager
 def make_private_folder() -> Iterator[Path]:
-    """A folder of this machine that only its owner can enter, for Ray's sockets and logs; it is removed at the end.
+    """Create a private folder on this machine for Ray's sockets and logs, and remove it at the end.
 
-    It lies under TMPDIR, or under /tmp where that path is too long for sockets or has characters that Ray cannot take.
+    Only its owner can enter it. It is in TMPDIR, or in /tmp if that path is too long for sockets or has characters that
+    Ray does not accept.
     """
     place = tempfile.gettempdir()
     if len(os.fsencode(place + _LONGEST_SOCKET_SUFFIX)) > _MAX_SOCKET_PATH_BYTES or not can_hold_sockets(place):

@@ -1,4 +1,4 @@
-"""Workers that measure what a trial costs, before the sweep."""
+"""Workers that measure what a trial costs before the sweep starts."""
 
 import contextlib
 from collections.abc import Mapping
@@ -32,10 +32,18 @@ _TIMEOUT_S = 600.0
 
 
 class ProbeWorker:
-    """Measures configurations on one worker with a slot's resources, which imports only once.
+    """Measures configurations in one worker with the resources of a slot, which imports everything only once.
 
-    A context manager, which ends the worker; one that a point has killed is replaced. Raises UserError where no worker
-    can be had.
+    A context manager that ends the worker on exit. A worker that a configuration has killed is replaced.
+
+    Args:
+        cpus: cores of the worker.
+        gpus: GPUs of the worker.
+        recipe: how to compose trials.
+        data: the size of the data.
+
+    Raises:
+        UserError: no worker can be started.
     """
 
     def __init__(self, *, cpus: int, gpus: float, recipe: TrialRecipe, data: DataSize) -> None:
@@ -56,7 +64,13 @@ class ProbeWorker:
     def measure_params(
         self, params: Params, *, num_steps: int = MIN_STEPS, weights: bool = False
     ) -> TrialCost | ProbeFailure:
-        """Measure the trial with these parameters; num_steps, weights: as `measure` takes them."""
+        """Measure the costs of the trial with these parameters.
+
+        Args:
+            params: the parameters.
+            num_steps: as in `measure_trial_cost`.
+            weights: as in `measure_trial_cost`.
+        """
         self._ensure_ready()
         overrides = self._recipe.make_worker_overrides(params)
         how = {"num_steps": num_steps, "weights": weights, "num_workers": self._recipe.num_workers}
@@ -88,7 +102,11 @@ class ProbeWorker:
         self._is_ready = True
 
     def _check_start(self, ready: Any) -> None:
-        """Wait for the rest of the patience; raises UserError, which tells a taken slot from a worker that fails."""
+        """Wait longer for the worker.
+
+        Raises:
+            UserError: it still has not started; the message says whether all slots are taken or workers cannot start.
+        """
         probe = StartProbe()
         if ray.wait([ready], timeout=PATIENCE_S - PROBE_AFTER_S)[0]:
             return
@@ -117,9 +135,13 @@ _NUM_STEPS = 30
 
 
 class GpuThroughputBenchmark:
-    """Trains the same trial in several workers that share one GPU, and tells how fast they are together.
+    """Measures how fast the same trial trains in several workers that share one GPU.
 
-    params: of the trial. Raises UserError where there is no free GPU.
+    Args:
+        cpus: cores of each worker.
+        recipe: how to compose the trial.
+        data: the size of the data.
+        params: the parameters of the trial.
     """
 
     def __init__(self, *, cpus: int, recipe: "TrialRecipe", data: DataSize, params: Mapping[str, Any]) -> None:
@@ -129,16 +151,23 @@ class GpuThroughputBenchmark:
         self._params = params
 
     def measure_steps_per_s(self, number: int) -> float:
-        """Of that many trials, training side by side; 0 where one of them cannot."""
-        group = placement_group([{"CPU": self._cpus * number, "GPU": 1}])  # else Ray may take several GPUs for them
+        """Return the steps per second of all trials together; 0 if one of them cannot train.
+
+        Args:
+            number: how many trials train at the same time.
+
+        Raises:
+            UserError: no GPU is free.
+        """
+        group = placement_group([{"CPU": self._cpus * number, "GPU": 1}])  # otherwise Ray may use several GPUs
         try:
             if not group.wait(_TIMEOUT_S):
                 raise UserError("sweep.gpus_per_trial=auto: no GPU was free for 10 minutes; give a number instead")
             costs = ray.get(self._start_measurements(group, number), timeout=_TIMEOUT_S)
-        except RayError:  # a worker was killed, or does not come to an end
+        except RayError:  # a worker was killed, or did not finish in time
             return 0.0
         finally:
-            remove_placement_group(group)  # with the workers in it
+            remove_placement_group(group)  # this ends its workers too
         return 0.0 if any(isinstance(cost, ProbeFailure) for cost in costs) else sum(1 / cost.step_s for cost in costs)
 
     def _start_measurements(self, group: PlacementGroup, number: int) -> list[Any]:
@@ -147,7 +176,7 @@ class GpuThroughputBenchmark:
         workers: list[Any] = [placed.remote() for _ in range(number)]
         ray.get(
             [each.wait_until_ready.remote() for each in workers], timeout=_TIMEOUT_S
-        )  # then all begin at one moment
+        )  # so that all start at the same time
         overrides = self._recipe.make_worker_overrides(self._params)
         arguments = (overrides, self._params, self._data)
         return [each.measure_cost.remote(*arguments, num_steps=_NUM_STEPS, weights=False) for each in workers]

@@ -1,7 +1,7 @@
-"""All that this project uses of Ray although Ray does not document it; no other file imports private parts of Ray.
+"""Everything undocumented that this project uses of Ray; no other file imports private parts of Ray.
 
-Each function and name says what it is for and what happens without it. `TRIED` are the versions of Ray that the tests
-ran on, which requirements.txt allows and no others; before adding one, run the whole of `.ci/run` on it.
+Each function and name says what it is for and what happens without it. `TRIED` lists the versions of Ray that the tests
+ran on. requirements.txt allows only these. Before you add one, run all of `.ci/run` with it.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from ray._private.authentication import authentication_token_setup
 from ray._private.ray_logging import stdout_deduplicator
 from ray._private.state import state as ray_state
 
-# Raised by Ray Train where the workers of a trial cannot be started: the first when one of them died, the second when
-# there was no place for them in time. No fallback: a trial of several workers whose node died would count as failed by
-# its own fault.
+# Ray Train raises these when it cannot start the workers of a trial: the first when a worker died, the second when no
+# resources were free in time. No fallback: otherwise, when a node of a trial with several workers dies, the failure
+# would be blamed on the trial.
 from ray.train.v2._internal.exceptions import (  # noqa: F401
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
@@ -36,9 +36,9 @@ _REQUEST_TIMEOUT_S = 5.0
 
 
 def draining_node_ids() -> set[str]:
-    """Ids of the nodes that Ray was told to drain, as before a spot machine is taken back; they get no more trials.
+    """Return the ids of nodes that Ray drains, for example before a spot machine is taken back. They get no new trials.
 
-    Fallback: no node counts as draining, and its trials are retried when it is gone.
+    Fallback: no node counts as draining, and trials are retried when their node is gone.
     """
     with contextlib.suppress(Exception):  # whatever another version of Ray raises
         return set(ray_state.get_draining_nodes())
@@ -46,10 +46,10 @@ def draining_node_ids() -> set[str]:
 
 
 def actor_state(actor_id: str) -> tuple[str, bool]:
-    """The node id of an actor and whether it is dead, as the head node knows.
+    """Return the node id of an actor, and whether the actor is dead, as the head node knows it.
 
-    Ray's public call for it asks the dashboard, which a cluster may be without. Fallback: an empty node id, and not
-    dead; a failure is then not counted against a node.
+    Ray's public call asks the dashboard, which a cluster may not have. Fallback: an empty node id, and not dead; a
+    failure is then not counted against a node.
     """
     with contextlib.suppress(Exception):  # whatever another version of Ray raises
         actor = ray_state.actor_table(actor_id)
@@ -58,9 +58,9 @@ def actor_state(actor_id: str) -> tuple[str, bool]:
 
 
 def newest_worker_log(pid: int) -> Path | None:
-    """The stderr of this node's worker process with this id, where Ray reports fatal signals.
+    """Return the stderr file of the worker process with this id on this node. Ray reports fatal signals there.
 
-    Fallback: None; the cause of a worker's death is then not known.
+    Fallback: None; the reason for a worker's death is then unknown.
     """
     folder = _logs_folder()
     logs = () if folder is None else folder.glob(f"worker-*-{pid}.err")
@@ -68,9 +68,9 @@ def newest_worker_log(pid: int) -> Path | None:
 
 
 def raylet_log() -> Path | None:
-    """What the raylet of this node wrote to stderr, as a shell does that cannot run the interpreter of a worker.
+    """Return the stderr file of this node's raylet. A shell that cannot run the interpreter of a worker writes there.
 
-    Fallback: None; the sentence about workers that do not start then names no reason.
+    Fallback: None; the message about workers that do not start then names no reason.
     """
     folder = _logs_folder()
     log = None if folder is None else folder / "raylet.err"
@@ -79,19 +79,19 @@ def raylet_log() -> Path | None:
 
 def _logs_folder() -> Path | None:
     with contextlib.suppress(Exception):  # whatever another version of Ray raises
-        node: Any = ray_worker._global_node  # None where this process has started no Ray, or left it
+        node: Any = ray_worker._global_node  # None if this process is not connected to Ray
         return Path(node.get_logs_dir_path())
     return None
 
 
 def use_token_where_there_is_one() -> None:
-    """Show the token of this user to a cluster that is joined by its address; Ray itself does so for `auto` alone.
+    """Use this user's token when joining a cluster by its address; Ray itself does so only for `auto`.
 
-    No fallback: without it a cluster that wants a token lets nobody in.
+    No fallback: without the token, a cluster that requires one refuses the connection.
     """
     log = logging.getLogger(authentication_token_setup.__name__)
     level = log.level
-    log.setLevel(logging.ERROR)  # that a token is used is a warning to Ray
+    log.setLevel(logging.ERROR)  # Ray logs the use of a token as a warning
     try:
         authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     finally:
@@ -99,39 +99,47 @@ def use_token_where_there_is_one() -> None:
 
 
 def hide_driver_messages(pattern: str) -> None:
-    """Keep messages of Ray that match the pattern out of the terminal.
+    """Do not print Ray's messages that match the pattern.
 
-    Ray's switch for it, RAY_DEDUP_LOGS_SKIP_REGEX, is read when Ray is imported. Fallback: they are printed.
+    Ray reads its own setting, RAY_DEDUP_LOGS_SKIP_REGEX, when it is imported. Fallback: the messages are printed.
     """
     stdout_deduplicator.skip_re = re.compile(pattern)
 
 
 def keep_from_workers(names: Iterable[str]) -> None:
-    """Do not hand these environment variables to Tune's workers, which would get them in their argument lists.
+    """Do not pass these environment variables to Tune's workers, which would receive them in their argument lists.
 
-    Everybody on a machine can read argument lists. No fallback: without it credentials would leak.
+    Everyone on a machine can read argument lists. No fallback: without this, credentials would leak.
     """
     ENV_VARS_TO_PROPAGATE.difference_update(names)
 
 
 def make_worker_runtime_env() -> dict[str, Any]:
-    """The runtime environment that Tune gives its actors: other actors that share their processes need the same.
+    """Return the runtime environment that Tune gives its actors. Other actors need the same to share their processes.
 
-    No fallback; without it workers that were started ahead are not used.
+    No fallback: without it, workers that were started in advance are not used.
     """
     given = {name: os.environ[name] for name in ENV_VARS_TO_PROPAGATE if name in os.environ}
     return {"env_vars": {**DEFAULT_ENV_VARS, **given}}
 
 
 def prestart_workers(node: Mapping[str, Any], num_workers: int, *, keep_alive_s: int) -> None:
-    """Have a node start idle worker processes, as Ray does for itself; `node` is one of `ray.nodes()`.
+    """Ask a node to start idle worker processes, as Ray does internally.
 
-    Raises whatever another version of Ray raises. Fallback, of the caller: the first trials start some seconds later.
+    Fallback, in the caller: the first trials start some seconds later.
+
+    Args:
+        node: one item of `ray.nodes()`.
+        num_workers: number of processes.
+        keep_alive_s: how long an idle process stays, in seconds.
+
+    Raises:
+        Exception: whatever another version of Ray raises.
     """
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc, runtime_environment_pb2
 
-    messages: Any = node_manager_pb2  # whose names are made when it is imported
+    messages: Any = node_manager_pb2  # its names are created at import
     language: Any = common_pb2
     environments: Any = runtime_environment_pb2
     request = messages.PrestartWorkersRequest(
@@ -146,17 +154,23 @@ def prestart_workers(node: Mapping[str, Any], num_workers: int, *, keep_alive_s:
 
 
 def _serialized(environment: dict[str, Any]) -> str:
-    """The job's runtime environment with an actor's own, exactly as Ray's core writes it, since it compares hashes."""
+    """Merge an actor's runtime environment into the job's, and serialise it exactly as Ray's core does.
+
+    Ray compares hashes of the result.
+    """
     job = dict(ray.get_runtime_context().runtime_env)
     merged = {**job, "env_vars": {**job.get("env_vars", {}), **environment["env_vars"]}}
     return json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def group_start_callback(group_name: str, on_workers_start: Callable[[], None]) -> Any:
-    """A callback of Ray Train that names the placement group of its workers and calls a function in each of them.
+    """Return a Ray Train callback that names the placement group of the workers and calls a function in each worker.
 
-    on_workers_start: called before torch.distributed is set up. Ray has no setting for the name. No fallback: without
-    the name, the resources of a stopped trial are not freed.
+    Ray has no setting for the name. No fallback: without the name, the resources of a stopped trial are not freed.
+
+    Args:
+        group_name: the name of the placement group.
+        on_workers_start: called in each worker before torch.distributed is set up.
     """
     import ray.train.v2._internal.execution.worker_group.worker_group as worker_groups
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
@@ -172,10 +186,11 @@ def group_start_callback(group_name: str, on_workers_start: Callable[[], None]) 
 
 
 def without_group_cleaner(callbacks: Sequence[Any]) -> list[Any]:
-    """Ray Train's default callbacks without the one that removes the placement group of a run ended from outside.
+    """Return Ray Train's default callbacks without PlacementGroupCleanerCallback.
 
-    That one asks the dashboard. Without one every trial that was stopped would keep its cores and GPUs, and a process
-    that asks for ever; so there is no fallback.
+    That callback removes the placement group of a run that was ended from outside, but it asks the dashboard. Without a
+    dashboard, each stopped trial would keep its cores and GPUs, and a process that asks forever. So there is no
+    fallback.
     """
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 

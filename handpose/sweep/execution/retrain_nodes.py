@@ -1,4 +1,4 @@
-"""Machines of a cluster that share the retraining of a winner, where the driver's own has not the room for it."""
+"""Nodes of a cluster that retrain the winner together, when the driver's own node has too few devices."""
 
 import os
 import socket
@@ -25,7 +25,14 @@ _TAIL_LINES = 5
 
 
 class RetrainNodes(NamedTuple):
-    """nodes: ids, the first one's process speaks for all. devices: on each. cpus, gpus: that each device holds."""
+    """The nodes that retrain the winner.
+
+    Attributes:
+        node_ids: ids of the nodes; the process on the first one prints the output.
+        devices_per_node: number of devices on each node.
+        cpus_per_device: cores for each device.
+        gpus_per_device: 1 if the devices are GPUs, 0 if they are CPUs.
+    """
 
     node_ids: Sequence[str]
     devices_per_node: int
@@ -40,29 +47,44 @@ class RetrainNodes(NamedTuple):
 def find_retrain_nodes(
     sweep: SweepSettings, *, devices: int | None, batch_size: int, excluded_nodes: Collection[str] = ()
 ) -> RetrainNodes | None:
-    """Who is to retrain the winner; None where the driver's machine does. To be called within Ray.
+    """Choose the nodes that retrain the winner. Call this while connected to Ray.
 
-    without: names of nodes that are not to. devices: that are to share each batch. By default as many as a trial had
-    workers, which its memory may need, and all GPUs of a machine: of the driver's, or of another where that has none.
+    Args:
+        sweep: the settings of the sweep.
+        devices: number of devices that share each batch. None: the number of workers of a trial, whose memory may be
+            needed, but at least all GPUs of the driver's node, or of the largest node if the driver's has none.
+        batch_size: size of the batch that the devices share equally.
+        excluded_nodes: names of nodes that must not be used.
+
+    Returns:
+        The nodes; None: the driver's machine retrains the winner.
     """
     nodes = [node for node in list_live_nodes() if node.name not in excluded_nodes]
     trial = count_slots(sweep, [node.resources for node in nodes])
     worker = Slots(0, trial.cpus, float(trial.gpus > 0), 1)
     here = ray.get_runtime_context().get_node_id()
-    rooms = {node.id: count_fitting_workers(worker, node.resources) for node in nodes}
-    own, largest = rooms.get(here, 0), max(rooms.values(), default=0)
+    devices_by_node = {node.id: count_fitting_workers(worker, node.resources) for node in nodes}
+    own, largest = devices_by_node.get(here, 0), max(devices_by_node.values(), default=0)
     wanted = devices or max(sweep.workers_per_trial, (own or largest) if worker.gpus else 1)
     if wanted <= max(own, 0 if worker.gpus else 1):
         return None
-    order = sorted(rooms, key=lambda node: (node != here, -rooms[node]))
-    found = divide_devices({node: rooms[node] for node in order}, wanted, batch_size)
+    order = sorted(devices_by_node, key=lambda node: (node != here, -devices_by_node[node]))
+    found = divide_devices({node: devices_by_node[node] for node in order}, wanted, batch_size)
     return None if found is None else RetrainNodes(*found, worker.cpus, worker.gpus)
 
 
 def divide_devices(devices_by_node: Mapping[str, int], wanted: int, batch_size: int) -> tuple[list[str], int] | None:
-    """The nodes, and the devices on each, that share batches equally: as many in all, on as few nodes, as there can be.
+    """Choose nodes with an equal number of devices each, so that all devices share a batch equally.
 
-    rooms: node -> devices, those first that are preferred.
+    Prefers more devices in total, then fewer nodes.
+
+    Args:
+        devices_by_node: node -> number of devices, preferred nodes first.
+        wanted: the largest number of devices in total.
+        batch_size: must be divisible by the total number of devices.
+
+    Returns:
+        The nodes, and the number of devices on each; None if there are none.
     """
     for total in range(wanted, 0, -1):
         for number in range(1, len(devices_by_node) + 1):
@@ -76,10 +98,16 @@ def divide_devices(devices_by_node: Mapping[str, int], wanted: int, batch_size: 
 def run_on_nodes(
     retrain_nodes: RetrainNodes, module: str, arguments: Sequence[str], *, print_line: Callable[[str], None]
 ) -> None:
-    """Run a program on all nodes of a crew until it has ended, each in Lightning's environment for several nodes.
+    """Run a program on all nodes until it has ended, each in Lightning's environment for several nodes.
 
-    module: the program; arguments: of its command line. tell: takes each line of the first one's output. Raises
-    UserError where one fails; all others are ended then.
+    Args:
+        retrain_nodes: the nodes.
+        module: the program.
+        arguments: the arguments of its command line.
+        print_line: takes each line of the output of the first node.
+
+    Raises:
+        UserError: the program fails on a node. It is then ended on all others.
     """
     on = [NodeAffinitySchedulingStrategy(node, soft=False) for node in retrain_nodes.node_ids]
     meeting = _first_answer(ray.remote(num_cpus=0)(_find_rendezvous).options(scheduling_strategy=on[0]).remote())
@@ -89,12 +117,12 @@ def run_on_nodes(
         "num_gpus": retrain_nodes.gpus_per_device * retrain_nodes.devices_per_node,
         "max_retries": 0,
     }
-    # What the configuration reads from the driver's environment, which nodes need not have.
-    known = {name: os.environ[name] for name in ("MP_DATA", "DIR_SCRATCH") if name in os.environ}
+    # The configuration reads these from the driver's environment. Other nodes may not have them.
+    path_variables = {name: os.environ[name] for name in ("MP_DATA", "DIR_SCRATCH") if name in os.environ}
     running: dict[Any, int] = {}
     for rank, node in enumerate(on):
         started = worker.options(num_returns="streaming", scheduling_strategy=node, **held)
-        environment = known | meeting | {"NODE_RANK": str(rank)}
+        environment = path_variables | meeting | {"NODE_RANK": str(rank)}
         running[started.remote(module, list(arguments), environment, os.getcwd())] = rank
     last: dict[int, list[str]] = {rank: [] for rank in running.values()}
     try:
@@ -122,7 +150,7 @@ def run_on_nodes(
 
 
 def _first_answer(asked: Any) -> dict[str, str]:
-    """What a task that needs no resources returns; raises UserError where no worker is started for it."""
+    """Return the result of a task that needs no resources; raise UserError if Ray starts no worker for it."""
     try:
         answer: dict[str, str] = ray.get(asked, timeout=PATIENCE_S)
     except GetTimeoutError as error:
@@ -131,21 +159,24 @@ def _first_answer(asked: Any) -> dict[str, str]:
 
 
 def _find_rendezvous() -> dict[str, str]:
-    """Where the processes of a crew find each other: on this node."""
+    """Return the address on this node at which the processes of all nodes meet."""
     address = ray.util.get_node_ip_address()
     with closing(socket.create_server((address, 0))) as free:
         return {"MASTER_ADDR": address, "MASTER_PORT": str(free.getsockname()[1])}
 
 
 def _run_program(module: str, arguments: list[str], extra_environment: dict[str, str], folder: str) -> Iterator[Any]:
-    """Run the program on this node; each line that it prints, then its exit status. Without this process it ends."""
+    """Run the program on this node. Yield each line that it prints, then its exit status.
+
+    The program has to end by itself when this process is gone.
+    """
     environment = make_program_environment() | extra_environment | {"PYTHONUNBUFFERED": "1"}
-    environment.pop("OMP_NUM_THREADS", None)  # that Ray sets
+    environment.pop("OMP_NUM_THREADS", None)  # set by Ray
     if (name := find_interface(ray.util.get_node_ip_address())) is not None:
         environment.setdefault("GLOO_SOCKET_IFNAME", name)
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        cwd=folder if os.path.isdir(folder) else None,  # to which paths on the command line may be relative
+        cwd=folder if os.path.isdir(folder) else None,  # paths in the arguments may be relative
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -154,12 +185,12 @@ def _run_program(module: str, arguments: list[str], extra_environment: dict[str,
         start_new_session=True,
     )
     assert process.stdout is not None
-    for line in process.stdout:  # noqa: UP028  # Ray sends into its generators, which a file does not take
+    for line in process.stdout:  # noqa: UP028  # Ray sends to its generators; files have no send()
         yield line
     yield process.wait()
 
 
 def make_program_environment() -> dict[str, str]:
-    """This process's, for a program that is a module of this project, wherever it is started."""
+    """Return this process's environment for a program that is a module of this project, whatever its working folder."""
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,4 +1,4 @@
-"""Ray as a sweep needs it: quiet, sized, with the switches that it reads from the environment."""
+"""Starts Ray as a sweep needs it: without noise, with the right size, and with Ray's environment variables set."""
 
 import contextlib
 import logging
@@ -20,39 +20,45 @@ from handpose.sweep.execution.ray_internals import hide_driver_messages, keep_fr
 from handpose.sweep.record.settings import RaySettings, SweepSettings
 from handpose.whole_file import home_folder
 
-_OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels; Ray's own choice is a third of the memory
+_OBJECT_STORE_BYTES = 100 * 2**20  # it holds only reports; Ray's default is a third of the memory
 
 _DRIVER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints its own table, and every error, at any verbosity
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its CSV, JSON and TensorBoard files beside ours
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they stand in trials.csv
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the trials with a state
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # what a trial costs is reported before it has a metric
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files of Tune
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they are in trials.csv
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # our handler records how each trial ended
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # costs are reported before there is a metric
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # nothing is restored from Tune's snapshots
-    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune would start the trial again by itself
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # otherwise Tune would retry by itself
 }
-"""What Ray takes from the environment of the driver only."""
+"""Variables that Ray reads only in the driver."""
 
 _WORKER_ENVIRONMENT = {
-    # A trial that was stopped gets this long to leave its epoch, before the worker is given to the next; Ray's 2 s
-    # are not enough for a Lightning loop, and the next trial fails then.
+    # Seconds that a stopped trial has to leave its epoch before the worker gets the next trial. Ray's default of 2 s is
+    # not enough for a Lightning loop, and the next trial would fail.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "PYTHONUTF8": "1",  # as the driver (handpose/utf8.py), whatever the locale of a node
+    "PYTHONUTF8": "1",  # as in the driver (handpose/utf8.py), whatever the node's locale
 }
 
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
-"""What Tune (Ray 2.60, tune/execution/class_cache.py) would hand to its workers, and they get in their argument lists,
-which everybody on the machine can read. Workers have the environment of their node."""
+"""Variables that Tune (Ray 2.60, tune/execution/class_cache.py) would pass to its workers.
+
+The workers would get them in their argument lists, which everyone on the machine can read. Workers use the environment
+of their node instead.
+"""
 
 
 @contextlib.contextmanager
 def start_ray(cluster: RaySettings, *, hook: Callable[[], None] | None = None) -> Iterator[None]:
-    """Ray, without its noise, for the length of a block; one that runs already is used, and left running.
+    """Run Ray, without its noise, within the block. A Ray that already runs is used and stays running.
 
-    hook: what every worker does first, where Ray is started here or joined. Ray that is started here lets in nobody
-    without the token, and has a folder of its own.
+    A Ray that is started here admits only processes that have the token, and has its own folder.
+
+    Args:
+        cluster: which cluster to use.
+        hook: what every worker runs first, if Ray is started or joined here.
     """
     if ray.is_initialized():
         yield
@@ -65,7 +71,7 @@ def start_ray(cluster: RaySettings, *, hook: Callable[[], None] | None = None) -
             num_cpus = cluster.num_cpus or count_cores()
             settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
             settings["object_store_memory"] = _OBJECT_STORE_BYTES
-            # Ray itself looks at the quota and the limit of the topmost cgroup only, and not at the affinity.
+            # Ray by itself reads the CPU quota and the memory limit of the topmost cgroup only, and no CPU affinity.
             settings["_memory"] = memory_for_trials(main_memory())
             settings["_temp_dir"] = str(stack.enter_context(make_private_folder()))
             ensure_token(os.environ, home=home_folder())
@@ -77,14 +83,14 @@ def start_ray(cluster: RaySettings, *, hook: Callable[[], None] | None = None) -
 
 
 def _init_ray(cluster: RaySettings, settings: dict[str, Any], hook: Callable[[], None] | None) -> None:
-    runtime_env: dict[str, Any] = {"env_vars": dict(_WORKER_ENVIRONMENT)}  # Ray adds to it
-    if not (cluster.address or "").startswith("ray://"):  # the workers of Ray's client run elsewhere, without hooks
+    runtime_env: dict[str, Any] = {"env_vars": dict(_WORKER_ENVIRONMENT)}  # a copy, since Ray changes it
+    if not (cluster.address or "").startswith("ray://"):  # workers of Ray's client run elsewhere, without hooks
         runtime_env |= worker_interpreter(sys.executable)
         if hook is not None:
             runtime_env["worker_process_setup_hook"] = hook
     try:
         _check_cluster_answers(cluster.address)
-        if cluster.address is not None:  # Ray does it for `auto` alone
+        if cluster.address is not None:  # Ray does this only for `auto`
             use_token_where_there_is_one()
         ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env, **settings)
     except (OSError, RuntimeError, ValueError) as error:
@@ -96,19 +102,19 @@ def _init_ray(cluster: RaySettings, settings: dict[str, Any], hook: Callable[[],
             "on this machine"
         ) from error
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # What became of a worker stands in trials.csv.
+    # trials.csv says what happened to a worker.
     hide_driver_messages("A worker died or was killed|has been marked dead|Raylet is terminated")
 
 
 def _check_cluster_answers(address: str | None) -> None:
-    """Ray itself tries an address that nobody listens on for minutes, and tells each try; raises OSError."""
+    """Raise OSError if nobody listens at the address: Ray would try for minutes and print each attempt."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def limit_cpus(cluster: RaySettings, sweep: SweepSettings) -> RaySettings:
-    """Alone on a machine max_concurrent limits the cores too: what runs of a population its scheduler chooses."""
+    """Limit Ray's cores to those that `max_concurrent` trials need, if Ray is started on this machine."""
     if cluster.address is not None or sweep.max_concurrent is None:
         return cluster
     num_cpus = min(
@@ -119,7 +125,7 @@ def limit_cpus(cluster: RaySettings, sweep: SweepSettings) -> RaySettings:
 
 @contextlib.contextmanager
 def set_ray_environment(**extra: str) -> Iterator[None]:
-    """Ray's switches, set for the length of a sweep; what the user has set counts before them."""
+    """Set Ray's environment variables within the block. Variables that the user has set take precedence."""
     added = {name: value for name, value in (_DRIVER_ENVIRONMENT | extra).items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -1,4 +1,4 @@
-"""Checks that every node of a cluster reaches the storage of a sweep."""
+"""Checks that every node of a cluster can access the storage of a sweep."""
 
 import contextlib
 import tempfile
@@ -20,9 +20,10 @@ _NODE_TIMEOUT_S = 300.0
 
 
 def check_nodes(sweep: SweepSettings) -> None:
-    """See, within a running Ray, that every node of a cluster can use the sweep's store, or sees its folder.
+    """Check that every node of the running Ray cluster can use the sweep's store, or sees its folder.
 
-    Raises UserError, which names one that does not.
+    Raises:
+        UserError: a node cannot; the message names it.
     """
     nodes = list_live_nodes()
     if len(nodes) == 1:
@@ -35,13 +36,13 @@ def check_nodes(sweep: SweepSettings) -> None:
         there = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes]
         answers = [probe.options(scheduling_strategy=node).remote(found[1]) for node in there]
         for node, answer in zip(nodes, answers, strict=True):
-            with contextlib.suppress(RayError):  # it has been lost meanwhile, or hangs: the sweep does without it
+            with contextlib.suppress(RayError):  # the node was lost or hangs: the sweep continues without it
                 if said := ray.get(answer, timeout=_NODE_TIMEOUT_S):
                     raise UserError(f"node {node.name} {said}")
 
 
 def _explain_unusable_store(url: str) -> str:
-    """Why a store cannot be used here; nothing where it can."""
+    """Return why this node cannot use a store; empty if it can."""
     try:
         ObjectStore(url).check()
     except UserError as error:
@@ -51,13 +52,13 @@ def _explain_unusable_store(url: str) -> str:
 
 @contextlib.contextmanager
 def _write_marker_file(folder: Path) -> Iterator[Path]:
-    """A file in a sweep's folder for the length of a block; what had to be made for it is removed again."""
+    """Create a file in a sweep's folder within the block. Folders that were created for it are removed afterwards."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as file:
             yield Path(file.name)
     finally:
-        with contextlib.suppress(OSError):  # another process has put something there
+        with contextlib.suppress(OSError):  # another process has created files there
             for each in made:
                 each.rmdir()

@@ -1,6 +1,7 @@
-"""Tune runs what the sweep's state tells it to: a searcher and a scheduler that only pass on questions and answers.
+"""Connects Ray Tune to the sweep controller: a Tune searcher and a Tune scheduler that pass on calls and decisions.
 
-Tune's own bookkeeping is not used to decide or to restore. Each stretch of a trial is one trial of Tune's.
+They decide nothing, and Tune's own bookkeeping is used neither to decide nor to restore. Each segment of a trial is one
+Tune trial.
 """
 
 import time
@@ -39,18 +40,30 @@ from handpose.sweep.trainable.reporting import (
 _TRACEBACK_CHARACTERS = 20_000
 _GPU_MEMORY_TEXTS = ("CUDA out of memory", "torch.OutOfMemoryError", "CUBLAS_STATUS_ALLOC_FAILED", "HIP out of memory")
 _NODE_LOST_TEXTS = ("its node has died", "may not have been executed on the actor")
-"""What Ray (2.60) says of an actor whose node was killed: by a health check that failed, some 15 s later, or when the
-connection to the actor broke; there is no exception of its own for it."""
+"""Parts of Ray's (2.60) error message for an actor whose node was killed.
+
+Ray notices it when a health check fails, some 15 s later, or when the connection to the actor breaks. It has no
+exception class for this case.
+"""
 _NODES_LOST = SegmentFailure("lost", "the nodes that it could run on were lost", "")
 _Answer = TypeVar("_Answer")
 
 
 class TuneBridge:
-    """Takes Tune's questions to the state, and ends the experiment where there is nothing to ask any more.
+    """Passes Tune's calls to the sweep controller, and ends Tune's experiment when the sweep is over.
 
-    An exception within Tune's calls would come out as the text of a TuneError. So it is kept as `error`, to be raised
-    when Tune has ended in order. nodes: of the cluster. starts: watches that workers start. is_interrupted: whether the
-    sweep is being ended by hand.
+    Tune would turn an exception in one of its calls into the text of a TuneError. The bridge therefore stores the first
+    exception as `error`. It is raised after Tune has ended in an orderly way.
+
+    Args:
+        controller: decides what runs next and what happens after each report.
+        sweep: the settings of the sweep.
+        nodes: watches the nodes of the cluster.
+        starts: watches that Ray starts worker processes.
+        is_interrupted: returns whether the sweep has to end before it is finished.
+
+    Attributes:
+        error: the first exception in one of Tune's calls; None: there was none.
     """
 
     def __init__(
@@ -71,10 +84,18 @@ class TuneBridge:
         self._is_interrupted = is_interrupted
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles searcher and stopper with an experiment's settings; open files do not travel
+        return {}  # Tune pickles searcher and stopper with the experiment's settings; open files cannot be pickled
 
     def ask_controller(self, question: Callable[[], _Answer], *, otherwise: _Answer) -> _Answer:
-        """The state's answer, or another when it has none any more."""
+        """Call a function that asks the controller, and store its exception as `error`.
+
+        Args:
+            question: the function to call. It is not called once there is an error.
+            otherwise: returned when there is an error.
+
+        Returns:
+            What `question` returns, or `otherwise`.
+        """
         if self.error is None:
             try:
                 return question()
@@ -83,16 +104,19 @@ class TuneBridge:
         return otherwise
 
     def check_start(self, trials: Collection[Trial]) -> None:
-        """End the experiment where no worker can be started for any of Tune's live trials."""
+        """End the experiment if Ray starts no worker for any of Tune's live trials."""
         self.ask_controller(lambda: self.starts.check(trials, has_slots=self.controller.has_slots), otherwise=None)
 
     def release_workers(self, segment: TrialSegment) -> None:
-        """Give back what a stretch holds beside what Tune knows of."""
+        """Free the resources of a segment that Tune does not know about."""
         if self._sweep.workers_per_trial > 1:
             release_group(segment)
 
     def should_stop(self) -> bool:
-        """Whether Tune is to end the experiment; if so, the state has been closed."""
+        """Return whether Tune must end the experiment.
+
+        Closes the controller first if the sweep was interrupted or has used up a budget.
+        """
         if self._is_interrupted():
             self.ask_controller(lambda: self.controller.close("interrupted"), otherwise=None)
         elif self._is_budget_spent():
@@ -102,20 +126,24 @@ class TuneBridge:
         return self.error is not None or self.controller.is_closed
 
     def _is_budget_spent(self) -> bool:
-        """Whether the sweep has used up a budget."""
+        """Return whether the sweep has used up a budget."""
         state = self.controller
         return self._sweep.find_spent_budget(elapsed_s=state.elapsed_s(), gpu_hours=state.count_gpu_hours()) is not None
 
 
 class BridgeSearcher(Searcher):
-    """Hands Tune the next stretch, when there is one."""
+    """Gives Tune the next segment to train."""
 
     def __init__(self, bridge: TuneBridge, *, metric: str, mode: str) -> None:
         super().__init__(metric=metric, mode=mode)
         self._bridge = bridge
 
     def suggest(self, trial_id: str) -> Any:
-        """The configuration of the next stretch; None: not now; FINISHED: never again."""
+        """Return the Tune configuration of the next segment.
+
+        Returns:
+            The configuration; None: there is nothing to start now; `Searcher.FINISHED`: there never will be again.
+        """
         bridge = self._bridge
         if bridge.should_stop():
             return Searcher.FINISHED
@@ -128,17 +156,17 @@ class BridgeSearcher(Searcher):
         return Searcher.FINISHED if is_over else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The scheduler has heard of it."""
+        """Do nothing: `BridgeScheduler` handles the end of a segment."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing of it is restored."""
+        """Do nothing: the searcher has no state of its own."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing of it is restored."""
+        """Do nothing: the searcher has no state of its own."""
 
 
 class BridgeScheduler(FIFOScheduler):
-    """Takes the reports of workers to the state, and its decisions back."""
+    """Passes the reports of workers to the controller, and its decisions to Tune."""
 
     def __init__(self, bridge: TuneBridge) -> None:
         super().__init__()
@@ -146,7 +174,11 @@ class BridgeScheduler(FIFOScheduler):
         self._hung: set[str] = set()
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Stop: the stretch ends here, for good or at a rung."""
+        """Process a report of a worker.
+
+        Returns:
+            CONTINUE, or STOP if the segment ends here: the trial is over, or pauses at a rung.
+        """
         goes_on = self._bridge.ask_controller(
             lambda: self._process_result(get_segment(trial).trial, result), otherwise=False
         )
@@ -167,19 +199,20 @@ class BridgeScheduler(FIFOScheduler):
         )
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """A stretch that the state ended, or that came back by itself."""
+        """Process the end of a segment that the controller stopped or that returned by itself."""
         self._bridge.release_workers(get_segment(trial))
         number = get_segment(trial).trial
         self._bridge.ask_controller(lambda: self._bridge.controller.process_return(number), otherwise=None)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """A stretch failed; Tune itself tries nothing again."""
+        """Process the failure of a segment. The controller decides about retries; Tune itself never retries."""
         self._bridge.release_workers(get_segment(trial))
         nodes, failure, actor = self._bridge.nodes, describe_failure(trial), trial.temporary_state.ray_actor
         found = find_actor(actor._actor_id.hex()) if actor is not None else ActorLocation()
-        nodes.refresh(at_once=True)  # it may be gone, and then there are fewer slots
+        nodes.refresh(at_once=True)  # the trial's node may be gone, which leaves fewer slots
+        # Ray may learn of a worker's death too late to report it as such. If the node is alive, only the worker died.
         if failure.kind == "lost" and found.is_dead and nodes.is_alive(found.node_id):
-            failure = failure._replace(kind="killed")  # of its death Ray heard too late to say so
+            failure = failure._replace(kind="killed")
         if trial.trial_id in self._hung:
             failure = failure._replace(cause=f"no report for {self._bridge.hang_timeout_s:g} s: it was ended")
         on = failure.node or found.node_id or (trial.last_result or {}).get(NODE_ID_KEY, "")
@@ -187,20 +220,20 @@ class BridgeScheduler(FIFOScheduler):
         self._bridge.ask_controller(
             lambda: self._bridge.controller.process_failure(get_segment(trial).trial, failure), otherwise=None
         )
-        nodes.notify()  # one may have been set aside
+        nodes.notify()  # a node may have been quarantined
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """A stretch that had not begun was taken back."""
+        """Process a segment that was withdrawn before it started."""
         self._bridge.ask_controller(
             lambda: self._bridge.controller.process_failure(get_segment(trial).trial, _NODES_LOST), otherwise=None
         )
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Tune's own choice: what was asked for first. Called in every step.
+        """Return None, so that Tune starts trials in the order in which they were suggested.
 
-        Before it, stretches that wait for a node while all that are left are those they are not to run on are taken
-        back, to be sent again, and workers that hang are ended. FIFOScheduler looks through all trials there have been,
-        in every step.
+        Tune calls this in every step. The method also withdraws waiting segments that can run on none of the remaining
+        nodes, because they must avoid all of them; the controller sends them again. And it kills workers that hang. The
+        method of FIFOScheduler is not used because it searches all trials of the experiment in every step.
         """
         nodes, limit_s = self._bridge.nodes, self._bridge.hang_timeout_s
         nodes.refresh()
@@ -215,7 +248,7 @@ class BridgeScheduler(FIFOScheduler):
 
 
 class BridgeStopper(tune.Stopper):
-    """Ends Tune's experiment."""
+    """Ends Tune's experiment when the bridge says so."""
 
     def __init__(self, bridge: TuneBridge) -> None:
         self._bridge = bridge
@@ -228,17 +261,17 @@ class BridgeStopper(tune.Stopper):
 
 
 def get_segment(trial: Trial) -> TrialSegment:
-    """What one of Tune's trials trains."""
+    """Return the segment that a Tune trial trains."""
     segment: TrialSegment = trial.config[SEGMENT_KEY][0]
     return segment
 
 
 def _count_silent_seconds(trial: Trial) -> float:
-    """Seconds since a stretch that runs began, or has reported."""
-    known = trial.run_metadata
+    """Return the seconds since a running segment started or last reported; 0 if it does not run."""
+    metadata = trial.run_metadata
     if trial.status != Trial.RUNNING or trial.temporary_state.ray_actor is None:
         return 0.0
-    return time.time() - max(known.start_time or 0.0, known.last_result_time)
+    return time.time() - max(metadata.start_time or 0.0, metadata.last_result_time)
 
 
 def _is_metric(name: str, value: Any) -> bool:
@@ -246,11 +279,11 @@ def _is_metric(name: str, value: Any) -> bool:
 
 
 def describe_failure(trial: Trial) -> SegmentFailure:
-    """Why one of Tune's trials failed."""
-    # Trial.get_error looks where the files are copied to later.
+    """Describe why a Tune trial failed."""
+    # Not Trial.get_error: it looks in the folder that the files are copied to only later.
     error = cloudpickle.loads(_read_file(trial.pickled_error_file)) if trial.pickled_error_file else None
     text = _read_file(trial.error_file).decode() or str(error or "no message")
-    node_id = getattr(getattr(error, "cause", error), "node_id", "")  # of one worker of several
+    node_id = getattr(getattr(error, "cause", error), "node_id", "")  # set for trials with several workers
     return SegmentFailure(
         _classify_failure(error, text), summarise_error_text(text), text[-_TRACEBACK_CHARACTERS:], node=str(node_id)
     )
@@ -271,7 +304,7 @@ def _classify_failure(error: Exception | None, text: str) -> FailureKind:
     if isinstance(raised, LostWorkerError):
         is_gone = raised.kind == "killed" and any(
             said in text for said in _NODE_LOST_TEXTS
-        )  # before any worker had begun
+        )  # the node was lost before any worker started
         return "lost" if is_gone else raised.kind
     if isinstance(raised, UserError):
         return "mistake"
@@ -279,7 +312,7 @@ def _classify_failure(error: Exception | None, text: str) -> FailureKind:
 
 
 def summarise_error_text(text: str) -> str:
-    """What an error says, in a line: the end of a traceback, or how the worker process died."""
+    """Summarise an error in one line: the last line of its traceback, or how the worker process died."""
     if any(said in text for said in _NODE_LOST_TEXTS):
         return "its node was lost"
     if "The actor died" in text or "ActorDiedError" in text:
@@ -295,7 +328,7 @@ class EveryStep(tune.Callback):
         self._function = function
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles callbacks with an experiment's settings; open files do not travel
+        return {}  # Tune pickles callbacks with the experiment's settings; open files cannot be pickled
 
     def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
         self._function()
@@ -304,17 +337,25 @@ class EveryStep(tune.Callback):
 def build_tuner(
     sweep: SweepSettings,
     slots: Slots,
-    conductor: TuneBridge,
+    bridge: TuneBridge,
     objective: TrialFunction,
     *,
     every_step: Callable[[], None],
 ) -> tune.Tuner:
-    """Tune's experiment for a sweep. every_step: called several times a second while it runs."""
+    """Build Tune's experiment for a sweep.
+
+    Args:
+        sweep: the settings of the sweep.
+        slots: the resources of a trial.
+        bridge: connects the experiment to the controller.
+        objective: the function that trains a segment in a worker.
+        every_step: called several times a second while the experiment runs.
+    """
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         gpus = config[SEGMENT_KEY][0].gpus
         bundle = {"CPU": slots.cpus, "GPU": slots.gpus if gpus is None else gpus, "memory": slots.process_bytes}
-        if slots.num_workers > 1:  # which hold that themselves; Tune insists on something
+        if slots.num_workers > 1:  # the workers reserve their own resources; Tune demands a bundle that is not empty
             bundle = {"memory": 1.0}
         avoided = config[AVOIDED_NODES_KEY][0]
         if not avoided:
@@ -322,7 +363,7 @@ def build_tuner(
         elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"}
         return tune.PlacementGroupFactory([bundle], bundle_label_selector=[elsewhere])
 
-    def name(trial: Trial) -> str:  # Ray copies it for every trial, so that it must hold nothing
+    def name(trial: Trial) -> str:  # Ray copies this function for every trial, so it must capture nothing
         return get_segment(trial).name
 
     return tune.Tuner(
@@ -330,10 +371,11 @@ def build_tuner(
         tune_config=tune.TuneConfig(
             metric=sweep.target.name,
             mode=sweep.target.mode,
-            search_alg=BridgeSearcher(conductor, metric=sweep.target.name, mode=sweep.target.mode),
-            scheduler=BridgeScheduler(conductor),
-            num_samples=-1,  # the searcher says when it is over
-            # The larger part of a short trial is a fresh process importing torch. But a group ends with its actor.
+            search_alg=BridgeSearcher(bridge, metric=sweep.target.name, mode=sweep.target.mode),
+            scheduler=BridgeScheduler(bridge),
+            num_samples=-1,  # no limit: the searcher ends the experiment
+            # In a fresh process the import of torch takes most of the time of a short trial. But the workers of a group
+            # end with their actor.
             reuse_actors=slots.num_workers == 1,
             trial_name_creator=name,
             trial_dirname_creator=name,
@@ -341,18 +383,22 @@ def build_tuner(
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(sweep.path),
-            stop=BridgeStopper(conductor),
+            stop=BridgeStopper(bridge),
             callbacks=[EveryStep(every_step)],
             verbose=0,
         ),
     )
 
 
-def run_tuner(tuner: tune.Tuner, conductor: TuneBridge) -> None:
-    """Run the sweep, and raise what went wrong within Tune's calls in place of what Tune makes of it."""
+def run_tuner(tuner: tune.Tuner, bridge: TuneBridge) -> None:
+    """Run the experiment.
+
+    Raises:
+        Exception: the original error of the bridge if there is one, instead of what Tune makes of it.
+    """
     try:
         tuner.fit()
-    except Exception as error:  # such as of files that Tune cannot read since it could not write them
-        raise conductor.error or error from None
-    if conductor.error is not None:
-        raise conductor.error
+    except Exception as error:  # for example, Tune reads a file that it could not write before
+        raise bridge.error or error from None
+    if bridge.error is not None:
+        raise bridge.error

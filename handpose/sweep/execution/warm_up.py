@@ -1,9 +1,9 @@
-"""Workers that import what a trial needs while the driver still prepares the sweep, so that no slot waits for it.
+"""Starts workers that import what a trial needs while the driver prepares the sweep, so that no slot waits for imports.
 
-Ray gives an actor a process that has run nothing yet and was started with the very runtime environment of the actor; a
-process that has run a task never becomes an actor's (worker_pool.cc). So the imports stand in the setup hook of the
-job, and the raylet is asked to start processes ahead, which Ray does for itself but offers in no public call. Where
-that fails the sweep only begins some seconds later.
+Ray gives an actor only a process that has run nothing yet and was started with exactly the actor's runtime environment;
+a process that has run a task never becomes an actor's (worker_pool.cc). Therefore the imports are in the job's setup
+hook, and the raylet is asked to start processes in advance. Ray does this internally, but has no public call for it. If
+it fails, the sweep only starts some seconds later.
 """
 
 import contextlib
@@ -28,10 +28,15 @@ _IMPORT_TIMEOUT_S = 60.0
 
 
 class WorkerWarmUp:
-    """Starts workers ahead of a sweep, in a Ray that was started with its `hook`; in another it does nothing.
+    """Starts workers before a sweep, if Ray was started with its `hook`; otherwise it does nothing.
 
-    module: that trials need imported, with all that it imports. num_threads: of a slot, for libraries that read
-    OMP_NUM_THREADS when they are imported. folder: of this machine, where its workers leave word.
+    Args:
+        module: the module that trials need; importing it also imports everything else.
+        num_threads: threads of a slot, for libraries that read OMP_NUM_THREADS when they are imported.
+        folder: a folder of this machine, in which its workers write marker files.
+
+    Attributes:
+        hook: the setup hook for `start_ray`.
     """
 
     def __init__(self, module: str, *, num_threads: int, folder: Path) -> None:
@@ -40,7 +45,7 @@ class WorkerWarmUp:
         self._num_requested: Counter[str] = Counter()
 
     def start_workers(self, slots: Slots) -> None:
-        """Have a worker started for every slot that has none yet, on each node for as many as fit into it."""
+        """Start a worker for every slot that has none yet, on each node as many as fit."""
         if "worker_process_setup_hook" not in getattr(ray.get_runtime_context(), "runtime_env", {}):
             return
         for node in filter(itemgetter("Alive"), ray.nodes()):
@@ -49,10 +54,12 @@ class WorkerWarmUp:
             )
 
     def wait(self, *, num_more: int = 0) -> None:
-        """Until the workers of this machine have imported everything.
+        """Wait until the workers of this machine have imported everything, or a time limit is reached.
 
-        num_more: beyond those of the slots, for what ends before the first trial. They are asked for apart, since Ray
-        starts no more at a time than it has cores, and forgets the others.
+        Args:
+            num_more: workers in addition to those of the slots, for work that ends before the first trial. They are
+                requested separately, since Ray starts no more processes at a time than it has cores, and forgets the
+                others.
         """
         if not self._num_requested:
             return
@@ -66,7 +73,7 @@ class WorkerWarmUp:
 
     @property
     def pids(self) -> set[int]:
-        """Of this machine's processes that have imported everything."""
+        """Ids of the processes on this machine that have imported everything."""
         return self._read_marks("ready")
 
     def _read_marks(self, what: str) -> set[int]:
@@ -74,14 +81,14 @@ class WorkerWarmUp:
 
     def _request_workers(self, node: dict[str, Any], num_workers: int) -> None:
         if num_workers > 0:
-            with contextlib.suppress(Exception):  # it is no public call, and another version of Ray may not have it
+            with contextlib.suppress(Exception):  # not a public call: another version of Ray may lack it
                 prestart_workers(node, num_workers, keep_alive_s=_KEEP_ALIVE_S)
                 self._num_requested[node["NodeID"]] += num_workers
 
 
 @contextlib.contextmanager
 def prepare_warm_up(trial_function: object, *, num_threads: int) -> Iterator[WorkerWarmUp]:
-    """A WarmUp for what trials run, a function or an object."""
+    """Yield a WorkerWarmUp for what trials run, a function or an object."""
     with tempfile.TemporaryDirectory(prefix="handpose-workers-") as folder:
         yield WorkerWarmUp(trial_function.__module__, num_threads=num_threads, folder=Path(folder))
 
@@ -97,7 +104,10 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
 
 
 def _make_setup_hook(module: str, *, num_threads: int, folder: Path) -> Callable[[], None]:
-    """What a worker does first. A function within one travels whole: the worker cannot import this package yet."""
+    """Make the function that a worker runs first.
+
+    It is a nested function, which is pickled as a whole: the worker cannot import this package yet.
+    """
     repository, marks = str(REPOSITORY), str(folder)
 
     def import_what_trials_need() -> None:
@@ -106,9 +116,9 @@ def _make_setup_hook(module: str, *, num_threads: int, folder: Path) -> Callable
         import pathlib
         import sys
 
-        os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))  # as Ray does later, when the libraries are there
+        os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))  # Ray sets it only after the imports
         sys.path.insert(0, repository)
-        with contextlib.suppress(Exception):  # what is missing the first trial tells better
+        with contextlib.suppress(Exception):  # the first trial reports better what is missing
             pathlib.Path(marks, f"{os.getpid()}.started").touch()
             importlib.import_module(module)
             if "handpose.sweep.trainable.process_state" in sys.modules:

@@ -1,4 +1,4 @@
-"""How a process died. Ray says that a worker is gone, but not which signal ended it; the worker's log does."""
+"""Finds out how a worker process died. Ray says that a worker is gone; the worker's log says which signal ended it."""
 
 import contextlib
 import re
@@ -25,20 +25,29 @@ _LESS_MEMORY = "fewer trials at a time (sweep.max_concurrent) or a smaller data.
 
 
 class WorkerDeath(NamedTuple):
-    """The end of a worker process. crashed: by a fault of its own code, so that memory is not the reason."""
+    """The end of a worker process.
+
+    Attributes:
+        sentence: how it died.
+        is_crash: whether a fault in its own code ended it, so that memory is not the reason.
+    """
 
     sentence: str
     is_crash: bool
 
 
 def diagnose_worker_death(message: str) -> WorkerDeath:
-    """Find out how a worker process died, from what Ray (2.60) says of its actor and from its log on its node."""
+    """Find out how a worker process died.
+
+    Args:
+        message: what Ray (2.60) says about the worker's actor.
+    """
     if "running low on memory" in message:
         return WorkerDeath(f"{_BY_RAY}; {_LESS_MEMORY}", False)
-    if told := re.search(r"receives? a (SIG[A-Z]+)", message):
-        return WorkerDeath(f"the worker process was ended by {told[1]}", False)
-    if told := re.search(r"exit code (\d+)", message):
-        return WorkerDeath(f"the worker process exited with status {told[1]}", False)
+    if match := re.search(r"receives? a (SIG[A-Z]+)", message):
+        return WorkerDeath(f"the worker process was ended by {match[1]}", False)
+    if match := re.search(r"exit code (\d+)", message):
+        return WorkerDeath(f"the worker process exited with status {match[1]}", False)
     traces = _traces(message)
     if traces is None:
         return WorkerDeath(_UNKNOWN, False)
@@ -52,7 +61,7 @@ def diagnose_worker_death(message: str) -> WorkerDeath:
 
 
 def describe_exit(status: int) -> str:
-    """What the exit status of a program means: `ended with status 3`, or the signal that ended it."""
+    """Describe the exit status of a program: `ended with status 3`, or the signal that ended it."""
     if status >= 0:
         return f"ended with status {status}"
     number = signal.Signals(-status)
@@ -60,11 +69,12 @@ def describe_exit(status: int) -> str:
 
 
 class _Traces(NamedTuple):
-    """What is left of a process on its node.
+    """What a dead process has left on its node.
 
-    log: what it wrote to stderr, where Ray's handler of fatal signals reports them. memory_limit: of its container or
-    job in bytes; None where there is none. num_oom_kills: processes that the kernel has ended since the limit was set
-    because it was reached.
+    Attributes:
+        log: what it wrote to stderr; Ray's handler of fatal signals writes there.
+        memory_limit: memory limit of its container or job in bytes; None: there is none.
+        num_oom_kills: processes that the kernel has killed because the limit was reached, since the limit was set.
     """
 
     log: str
@@ -83,20 +93,20 @@ def _without_crash(traces: _Traces) -> str:
 
 
 def _traces(message: str) -> _Traces | None:
-    """Of the process that Ray's message is about; None where its log is not found."""
+    """Collect the traces of the process in Ray's message; None if its log cannot be found."""
     pid, address = re.search(r"\bpid: (\d+)", message), re.search(r"\bip: (\S+)", message)
     if pid is None or address is None or not ray.is_initialized():
         return None
     if address[1] == ray.util.get_node_ip_address():
         return _traces_here(int(pid[1]))
-    with contextlib.suppress(RayError):  # its node is gone as well, or too busy to answer
+    with contextlib.suppress(RayError):  # its node is gone too, or too busy to answer
         there = ray.remote(_traces_here).options(num_cpus=0, resources={f"node:{address[1]}": 0.001})
         return ray.get(there.remote(int(pid[1])), timeout=_LOG_TIMEOUT_S)
     return None
 
 
 def _traces_here(pid: int) -> _Traces | None:
-    """Of this node's worker process with this id."""
+    """Collect the traces of a worker process of this node."""
     log = newest_worker_log(pid)
     if log is None:
         return None

@@ -1,8 +1,8 @@
-"""A trial on several workers, of one node or of several, that share its steps: Ray Train starts them and watches them.
+"""Trains one trial on several workers, on one node or several. Ray Train starts and watches the workers.
 
-Tune's own actor of the trial trains nothing and holds nothing. What the first worker reports it passes on to Tune, and
-the worker goes on when Tune has answered, as a trial in one process does. Ray's TuneReportCallback (2.60) lets workers
-go on at once, so that a trial that was stopped or paused would train on into the next epoch.
+Tune's own actor of the trial trains nothing and reserves no resources. It passes the reports of the first worker to
+Tune. The worker continues when Tune has answered, as a trial in one process does. With Ray's TuneReportCallback (2.60)
+the workers would continue immediately, so a trial that was stopped or paused would train on into the next epoch.
 """
 
 import asyncio
@@ -42,13 +42,13 @@ from handpose.sweep.trainable.reporting import (
 
 _ANSWER_EVERY_S = 1.0
 _NODE_TIMEOUT_S = 25.0
-"""Ray (2.60) finds a node that does not answer dead after some 15 s."""
+"""How long to wait for news of a lost node; Ray (2.60) declares a silent node dead after some 15 s."""
 _CONNECTION_ERRORS = re.compile(r"onnection (closed|reset|refused)|peer|NCCL|gloo", re.IGNORECASE)
-"""What torch's collectives raise in one process when another is gone."""
+"""What torch's collectives raise in one process when another one is gone."""
 
 
 class _WorkerFailure(NamedTuple):
-    """The end of a member. error: None where it cannot be pickled."""
+    """Why a worker ended. error: None if the exception cannot be pickled."""
 
     error: BaseException | None
     text: str
@@ -56,7 +56,7 @@ class _WorkerFailure(NamedTuple):
 
 
 class _ReportChannel:
-    """Between the workers and Tune's actor, which runs it on its own node."""
+    """Passes reports from the workers to Tune's actor, on whose node it runs."""
 
     def __init__(self) -> None:
         self._reports: asyncio.Queue[Any] = asyncio.Queue()
@@ -67,7 +67,7 @@ class _ReportChannel:
         self._nodes[rank] = node_id
 
     async def send_report(self, values: Mapping[str, Any]) -> None:
-        """Returns when Tune lets the trial go on."""
+        """Send a report. Returns when Tune lets the trial continue."""
         await self._reports.put(dict(values))
         await self._answers.get()
 
@@ -75,7 +75,7 @@ class _ReportChannel:
         await self._reports.put(failure)
 
     async def receive(self) -> Any:
-        """What was told, None where that takes long."""
+        """Return the next report or failure; None if there is none for some time."""
         try:
             return await asyncio.wait_for(self._reports.get(), _ANSWER_EVERY_S)
         except TimeoutError:
@@ -85,35 +85,49 @@ class _ReportChannel:
         await self._answers.put(None)
 
     async def list_nodes(self) -> set[str]:
-        """Ids of those that members run on."""
+        """Return the ids of the nodes that the workers run on."""
         return set(self._nodes.values())
 
 
 def make_trainable(trial_function: TrialFunction, slots: Slots | None = None) -> Callable[[dict[str, Any]], None]:
-    """The function that Tune calls in a worker, with the configuration that the driver made."""
+    """Make the function that Tune calls in a worker with the configuration from the driver.
+
+    Args:
+        trial_function: trains a segment.
+        slots: the resources of a trial; None: one worker.
+    """
     if slots is None or slots.num_workers == 1:
         return lambda config: trial_function(config[SEGMENT_KEY][0])
-    packed = cloudpickle.dumps(trial_function)  # so that only the workers have to import what it needs
+    packed = cloudpickle.dumps(trial_function)  # only the workers have to import what it needs
     return lambda config: train_in_group(packed, config[SEGMENT_KEY][0], slots, avoided=config[AVOIDED_NODES_KEY][0])
 
 
 def train_in_group(packed: bytes, segment: TrialSegment, slots: Slots, avoided: Sequence[str]) -> None:
-    """Run an objective in every worker of a group; the reports of the first one are the stretch's.
+    """Run the trial function in every worker of a group, and report to Tune what the first worker reports.
 
-    To be called in Tune's function. packed: the objective, pickled. slots: what each worker holds, and how many there
-    are. avoided: ids of nodes that none is to run on. Does not return when the stretch ends at a report; the driver
-    ends the group then, by `release`. Raises what a worker raised, and LostMemberError where one is gone.
+    Call this in Tune's function. It does not return if the segment ends at a report; the driver then ends the group by
+    `release_group`.
+
+    Args:
+        packed: the pickled trial function.
+        segment: the segment to train.
+        slots: the number of workers, and the resources of each.
+        avoided: ids of nodes that no worker may run on.
+
+    Raises:
+        LostWorkerError: a worker died, or its node did.
+        Exception: what a worker raised.
     """
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    channel: Any = ray.remote(_ReportChannel)  # which has room for a waiting call of each worker
+    channel: Any = ray.remote(_ReportChannel)  # max_concurrency allows a waiting call of each worker
     channel = channel.options(num_cpus=0, max_concurrency=16 + slots.num_workers, label_selector=here).remote()
     training = _start_training_thread(packed, segment, slots, avoided, channel)
     while True:
-        told = ray.get(channel.receive.remote())
-        if isinstance(told, bytes):
-            raise _make_worker_error(cloudpickle.loads(told), channel)
-        if told is not None:
-            tune.report(told)
+        report = ray.get(channel.receive.remote())
+        if isinstance(report, bytes):
+            raise _make_worker_error(cloudpickle.loads(report), channel)
+        if report is not None:
+            tune.report(report)
             ray.get(channel.send_answer.remote())
         elif training.done():
             if (error := training.exception()) is not None:
@@ -122,20 +136,20 @@ def train_in_group(packed: bytes, segment: TrialSegment, slots: Slots, avoided: 
 
 
 def make_group_name(segment: TrialSegment) -> str:
-    """Of the placement group that holds the workers of a stretch."""
+    """Return the name of the placement group that holds the workers of a segment."""
     return f"{ray.get_runtime_context().get_job_id()}-{segment.name}"
 
 
 def release_group(segment: TrialSegment) -> None:
-    """End the workers of a stretch that is over, whatever became of its own process, and give back what they hold."""
-    with contextlib.suppress(ValueError):  # there is none any more
+    """End the workers of a segment that is over, even if Tune's actor died, and free their resources."""
+    with contextlib.suppress(ValueError):  # the group no longer exists
         remove_placement_group(get_placement_group(make_group_name(segment)))
 
 
 def _start_training_thread(
     packed: bytes, segment: TrialSegment, slots: Slots, avoided: Sequence[str], channel: Any
 ) -> "Future[None]":
-    """Ray Train's run, in a thread that ends with the process."""
+    """Run Ray Train in a daemon thread, which ends with the process."""
     training: Future[None] = Future()
     place = str(Path(tune.get_context().get_trial_dir() or ".").absolute())
 
@@ -154,13 +168,13 @@ def _start_training_thread(
 def _run_trainer(
     packed: bytes, segment: TrialSegment, slots: Slots, avoided: Sequence[str], channel: Any, place: str
 ) -> None:
-    from ray.train.torch import TorchConfig  # here, since it brings torch
+    from ray.train.torch import TorchConfig  # imported here, since it imports torch
 
     from handpose.sweep.execution.group_trainer import GroupTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
-    def member() -> None:
+    def train_worker() -> None:
         context = ray.train.get_context()
         rank, node_id = context.get_world_rank(), ray.get_runtime_context().get_node_id()
         ray.get(channel.register_worker.remote(rank, node_id))
@@ -173,11 +187,11 @@ def _run_trainer(
             raise
 
     elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else None
-    scaling: Any = ScalingConfig  # of Train V2, which has more than the class that type checkers are shown
+    scaling: Any = ScalingConfig  # Train V2's class has more arguments than the one type checkers see
     failures: Any = FailureConfig
     trainer = GroupTrainer(
         make_group_name(segment),
-        member,
+        train_worker,
         scaling_config=scaling(
             num_workers=slots.num_workers,
             use_gpu=slots.gpus > 0,
@@ -186,8 +200,8 @@ def _run_trainer(
             label_selector=elsewhere,
         ),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if slots.gpus else "gloo"),
-        # Its own bookkeeping; checkpoints go where those of other trials go. Who begins again, and where, the sweep
-        # decides: Train itself would begin for ever, from the first epoch of the stretch.
+        # Only Train's own files: checkpoints are stored like those of other trials. Retries are left to the sweep:
+        # Train would retry without end, each time from the first epoch of the segment.
         run_config=RunConfig(
             name="workers",
             storage_path=place,
@@ -204,9 +218,7 @@ def _run_trainer(
             left = sum(
                 count_fitting_workers(slots, node.resources) for node in list_live_nodes() if node.id not in avoided
             )
-            if (
-                avoided and left < slots.num_workers
-            ):  # it may run elsewhere again, as a failure of before counts no more
+            if avoided and left < slots.num_workers:  # the sweep may retry on the avoided nodes when no others are left
                 raise LostWorkerError("lost", "the nodes that it could run on were lost") from error
 
 
@@ -230,7 +242,7 @@ def _pickle_failure(error: BaseException, node_id: str) -> bytes:
 
 
 def _make_worker_error(failure: _WorkerFailure, channel: Any) -> BaseException:
-    """What is to be raised for a member's end; that of another one may be the reason."""
+    """Return the exception to raise for a failed worker. The real reason may be that another worker is gone."""
     if not _is_connection_error(failure.error):
         error = failure.error or RuntimeError(failure.text)
         error.__cause__ = None
@@ -240,13 +252,13 @@ def _make_worker_error(failure: _WorkerFailure, channel: Any) -> BaseException:
 
 
 def _make_group_error(error: BaseException, channel: Any) -> BaseException:
-    """What is to be raised when Ray Train has ended the group, and no member has told why."""
+    """Return the exception to raise when Ray Train has ended the group and no worker has sent a reason."""
     if isinstance(error, PreemptionError):
         return LostWorkerError("preempted", str(error), min(error.preemption_info.preempted_node_to_ranks))
     reason = error.controller_failure if isinstance(error, ControllerError) else error
     if any(getattr(each, "preempted", False) for each in getattr(reason, "worker_failures", {}).values()):
         return LostWorkerError("preempted", str(reason))
-    if isinstance(reason, RayTaskError) and not _is_connection_error(reason):  # what setting up the group has raised
+    if isinstance(reason, RayTaskError) and not _is_connection_error(reason):  # raised while the group was set up
         return error
     is_gone = isinstance(reason, (RayError, WorkerGroupError, WorkerGroupStartupFailedError))
     return _make_lost_worker_error(str(reason), channel) if is_gone else error
@@ -262,9 +274,9 @@ def _make_lost_worker_error(text: str, channel: Any) -> LostWorkerError:
 
 
 def _find_lost_node(channel: Any) -> str:
-    """Id of a member's node that is dead, as soon as Ray knows; empty where none is."""
+    """Return the id of a worker's node that is dead, as soon as Ray knows; empty if there is none."""
     nodes, end = ray.get(channel.list_nodes.remote()), time.monotonic() + _NODE_TIMEOUT_S
-    nodes -= {ray.get_runtime_context().get_node_id()}  # which is well
+    nodes -= {ray.get_runtime_context().get_node_id()}  # this node is alive
     while nodes and time.monotonic() < end:
         alive = {node["NodeID"] for node in filter(itemgetter("Alive"), ray.nodes())}
         if gone := nodes - alive:
@@ -277,7 +289,11 @@ _MAX_PICKLED_BYTES = 50_000_000
 
 
 def check_picklable(trial_function: TrialFunction) -> None:
-    """See that what trials run reaches a worker, whole and not as a heavy load; raises UserError."""
+    """Check that workers can receive the trial function.
+
+    Raises:
+        UserError: it cannot be pickled, is too large, or is not the same after unpickling.
+    """
     name = (
         type(trial_function).__name__
         if is_dataclass(trial_function)
@@ -287,7 +303,7 @@ def check_picklable(trial_function: TrialFunction) -> None:
         pickled = cloudpickle.dumps(make_trainable(trial_function))
         cloudpickle.loads(pickled)
         copied = cloudpickle.loads(cloudpickle.dumps(trial_function))
-    except Exception as error:  # pickle raises whatever the objects in it do
+    except Exception as error:  # objects may raise any exception when they are pickled
         raise UserError(f"{name} cannot be sent to a worker: {type(error).__name__}: {error}") from error
     if len(pickled) > _MAX_PICKLED_BYTES:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Tells worker processes that Ray cannot start from workers that wait until a slot is free."""
+"""Distinguishes worker processes that Ray cannot start from workers that wait for a free slot."""
 
 import time
 from collections.abc import Callable, Collection
@@ -10,25 +10,25 @@ from handpose.errors import UserError
 from handpose.sweep.execution.ray_internals import raylet_log
 
 PATIENCE_S = 300.0
-"""For a worker process. Most of its start are imports, which take minutes from a slow network disk."""
+"""How long a worker process may take to start. Imports take most of it: minutes from a slow network disk."""
 PROBE_AFTER_S = 120.0
 _LONGEST_REASON = 300
 
 
 class StartProbe:
-    """A task that needs no resources, so that it runs as soon as Ray has started any worker process for this job."""
+    """A task that needs no resources: it runs as soon as Ray has started any worker process for this job."""
 
     def __init__(self) -> None:
         self._done = ray.remote(num_cpus=0)(_do_nothing).remote()
 
     def has_run(self, *, timeout_s: float = 0.0) -> bool:
-        """Whether the task has run; waits for it as long as timeout_s."""
+        """Return whether the task has run; wait for it at most `timeout_s`."""
         done, _ = ray.wait([self._done], timeout=timeout_s)
         return bool(done)
 
 
 def never_started() -> UserError:
-    """What to raise where Ray starts no worker process; names the reason where it is in the logs of this machine."""
+    """Return the error for a Ray that starts no worker process. It names the reason if this machine's logs have it."""
     reason = _last_line_of_raylet()
     said = f" ({reason})" if reason else ""
     return UserError(
@@ -38,12 +38,12 @@ def never_started() -> UserError:
 
 
 class StartWatch:
-    """Ends a sweep for which Ray starts no worker; without it Tune would wait for ever.
+    """Ends a sweep for which Ray starts no worker; otherwise Tune would wait forever.
 
     Args:
         say: shows a line to the user.
         probe: sends a `StartProbe`.
-        clock: seconds, monotonic.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class StartWatch:
         self._has_said = False
 
     def check(self, trials: Collection[Trial], *, has_slots: bool) -> None:
-        """Look at the trials that have not ended; to be called often.
+        """Check the trials that have not ended. Call this often.
 
         Args:
-            trials: Tune's.
-            has_slots: whether the cluster has a slot at all, free or taken.
+            trials: Tune's trials.
+            has_slots: whether the cluster has any slot, free or taken.
 
         Raises:
-            UserError: all of them have waited too long, and Ray starts no worker process at all.
+            UserError: all trials have waited too long, and Ray starts no worker process at all.
         """
         if not trials or not has_slots or any(trial.status != Trial.PENDING for trial in trials):
             self._since = self._probe = None
@@ -91,7 +91,7 @@ def _do_nothing() -> None:
 
 
 def _last_line_of_raylet() -> str:
-    """The last that this machine's Ray node wrote to stderr, as a shell that cannot run the interpreter does."""
+    """Return the last line that this node's raylet wrote to stderr, for example that the interpreter cannot be run."""
     log = raylet_log()
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "")[:_LONGEST_REASON]

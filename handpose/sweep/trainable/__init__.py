@@ -1,1 +1,1 @@
-"""What a worker runs: a segment of a trial, its checkpoints, its reports, and the measurement of what a trial costs."""
+"""What a worker runs: a segment of a trial, its checkpoints and reports, and the measurement of a trial's cost."""

@@ -1,4 +1,7 @@
-"""Pictures and checkpoints of a trial. For these its training waits for a copy in memory, not for a disk."""
+"""Saves the pictures and checkpoints of a trial.
+
+Training waits only until a checkpoint is copied in memory, not until it is on the disk.
+"""
 
 import contextlib
 import copy
@@ -21,21 +24,31 @@ _JPEG_QUALITY = 88
 
 
 class SaveResult(NamedTuple):
-    """What came of the checkpoints since the question before: the newest one, and what went wrong."""
+    """Result of the saves since the last call of `wait_for_result`.
+
+    Attributes:
+        checkpoint: the newest checkpoint; None: there is no new one.
+        note: what went wrong.
+    """
 
     checkpoint: CheckpointRecord | None = None
     note: str = ""
 
 
 class BackgroundCheckpointIO(WholeFiles):
-    """A Trainer's checkpoint_io that writes in a thread of its own, one checkpoint at a time.
+    """A Trainer's checkpoint_io that writes checkpoints in its own thread, one at a time.
 
-    files: where they are kept. is_needed: until the next question by `written`, the trial pauses with what is saved.
-    Lightning's AsyncCheckpointIO (2.6.6) does not tell when a file is whole, and copies within the GPU.
+    Lightning's AsyncCheckpointIO (2.6.6) does not say when a file is complete, and its copies stay on the GPU.
+
+    Args:
+        files: where checkpoints are kept.
+
+    Attributes:
+        is_needed: whether the trial pauses with the checkpoints saved from now on. `wait_for_result` resets it.
     """
 
     def __init__(self, files: CheckpointFiles) -> None:
-        super().__init__(is_durable=True)  # it may be found by its name alone, after a crash
+        super().__init__(is_durable=True)  # after a crash it may be found by its name alone
         self.files = files
         self.is_needed = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -43,19 +56,19 @@ class BackgroundCheckpointIO(WholeFiles):
         self._result = SaveResult()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Copy the checkpoint and return; waits for the one before."""
+        """Copy the checkpoint, start to write it, and return. Waits for the previous checkpoint first."""
         self._finish_save()
         self._pending_save = self._thread.submit(self._save, copy_to_cpu(checkpoint), Path(path), self.is_needed)
 
     def wait_for_result(self) -> SaveResult:
-        """Wait for what is being written."""
+        """Wait until the pending checkpoint is written, and return the result of the saves since the last call."""
         self._finish_save()
         self.is_needed = False
         written, self._result = self._result, SaveResult()
         return written
 
     def close(self) -> None:
-        """Wait for what is being written, and end the thread."""
+        """Wait until the pending checkpoint is written, and end the thread."""
         self._thread.shutdown(wait=True)
 
     def _save(self, checkpoint: dict[str, Any], path: Path, is_needed: bool) -> CheckpointRecord:
@@ -68,27 +81,32 @@ class BackgroundCheckpointIO(WholeFiles):
             return
         try:
             checkpoint = writing.result()
-        except UserError as error:  # as of a full disk: until there is another, the one before is gone on from
+        except UserError as error:  # for example a full disk: the previous checkpoint stays the newest
             self._result = self._result._replace(note=str(error))
             return
-        if self._result.checkpoint is not None:  # nobody will hear of it
+        if self._result.checkpoint is not None:  # it was never reported
             self.files.discard(self._result.checkpoint)
         self._result = SaveResult(checkpoint)
 
 
 def copy_to_cpu(value: Any) -> Any:
-    """The value with tensors of its own on the CPU, wherever they are in dictionaries, lists and tuples."""
+    """Copy a value, with copies on the CPU of all tensors in its dictionaries, lists and tuples."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        result = copy.copy(value)  # with the attributes that a state_dict carries
+        result = copy.copy(value)  # keeps the attributes of a state_dict
         result.update((key, copy_to_cpu(item)) for key, item in value.items())
         return result
     return type(value)(copy_to_cpu(item) for item in value) if type(value) in (list, tuple) else value
 
 
 def save_pictures(pictures: Mapping[str, np.ndarray], files: Mapping[str, Path]) -> None:
-    """Write (H, W, 3) uint8 pictures as JPEG, each to the file of its name; no training is lost for want of one."""
+    """Save pictures as JPEG files. Errors of the disk are ignored: training does not depend on pictures.
+
+    Args:
+        pictures: name -> (H, W, 3) uint8 picture.
+        files: name -> file to write.
+    """
     with contextlib.suppress(OSError):
         for name, picture in pictures.items():
             with whole_file(files[name]) as part:

@@ -1,7 +1,7 @@
-"""Looks on while a network is trained for a few steps: how long a step takes, and what memory torch holds.
+"""Measures the time of a step and the memory that torch holds while a network is trained for a few steps.
 
-Memory is counted by torch's allocator on a GPU, and on the CPU from the profiler's events: unlike the size of the
-process it does not depend on what ran there before.
+On a GPU, torch's allocator counts the memory. On the CPU, the memory is counted from the profiler's events: unlike the
+size of the process, this does not depend on what ran in the process before.
 """
 
 import math
@@ -20,28 +20,38 @@ from handpose.data.augment import unchanged
 from handpose.data.sample import HandBatch
 
 NUM_PROFILED_STEPS = 2
-"""The first steps, whose memory is counted: at the second one the optimizer has its state. The others are timed."""
+"""Number of first steps whose memory is measured; from the second one on, the optimizer has its state.
+
+The steps after these are timed.
+"""
 NUM_VALIDATION_BATCHES = 2
-"""Batches of the validation, of which the first prepares."""
+"""Number of validation batches; the first is a warm-up."""
 
 _LATENCY_WARM_UP = 2
 _LATENCY_REPEATS = (7, 50)
 _LATENCY_S = 0.5
-"""One picture is timed for so long, at least and at most so often. What else the machine does only adds to a time, so
-that the least one counts: beside six other processes on two cores it was 1.9 to 2.2 ms, and 2.0 to 2.3 ms alone, where
-the median of seven was 27 to 37 ms.
+"""How long the network is timed on one image, within the two limits on repeats.
+
+Other work on the machine only adds to a time, so the minimum counts. Next to six other processes on two cores, the
+minimum was 1.9 to 2.2 ms, and 2.0 to 2.3 ms alone, whereas the median of seven was 27 to 37 ms.
 """
 CONTEXT_BYTES = 500e6
-"""What a process takes of a GPU beside its tensors: kernels, the work spaces of cuDNN and cuBLAS. Rough."""
+"""Rough GPU memory of a process in addition to its tensors: kernels, and work spaces of cuDNN and cuBLAS."""
 _MB = 1e6
 
 
 class CostMonitor(pl.Callback):
-    """Measures while a module is fitted for one epoch of a few steps, with a validation of NUM_VALIDATED batches.
+    """Measures costs while a module is fitted for one short epoch with NUM_VALIDATION_BATCHES validation batches.
+    Args:
+        saves_checkpoint: whether to save a checkpoint, to measure its size.
 
-    saves: a checkpoint too, for its size. began_s: when the first step began, by time.perf_counter. memory_mb: that
-    torch holds at the peak of a step, in 1e6 bytes. gpu: its name, and memory_share the part of it that the process
-    took; empty and 0 on a CPU. latency_ms: of one picture through the network, in evaluation, the least of many.
+    Attributes:
+        memory_mb: peak memory that torch holds during a step, in 1e6 bytes. On MPS it is the memory at the end, since
+            MPS does not report the peak.
+        gpu_memory_fraction: fraction of the GPU's memory that the process used; 0 without a CUDA GPU.
+        gpu: name of the CUDA GPU; empty without one.
+        latency_ms: time of one image through the network in evaluation mode, the minimum of many.
+        checkpoint_mb: size of a checkpoint, in 1e6 bytes.
     """
 
     def __init__(self, *, saves_checkpoint: bool) -> None:
@@ -59,15 +69,17 @@ class CostMonitor(pl.Callback):
 
     @property
     def first_step_at_s(self) -> float:
+        """When the first step started, by time.perf_counter."""
         return self._steps_s[0]
 
     @property
     def step_s(self) -> float:
-        """Median seconds of a step, the loop round it included."""
+        """Median seconds of a training step, including the loop around it."""
         return statistics.median(after - before for before, after in pairwise(self._steps_s[NUM_PROFILED_STEPS:]))
 
     @property
     def validation_batch_s(self) -> float:
+        """Seconds of the last validation batch."""
         return self._validations_s[-1] - self._validations_s[-2]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -95,7 +107,7 @@ class CostMonitor(pl.Callback):
             self._profile = None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._steps_s.append(_read_device_clock(pl_module.device))  # the last step's end
+        self._steps_s.append(_read_device_clock(pl_module.device))  # end of the last step
 
     def on_validation_batch_end(
         self,
@@ -119,7 +131,7 @@ class CostMonitor(pl.Callback):
             whole = torch.cuda.get_device_properties(device).total_memory
             self.gpu_memory_fraction = (torch.cuda.max_memory_reserved(device) + CONTEXT_BYTES) / whole
         elif device.type == "mps":
-            self.memory_mb = torch.mps.driver_allocated_memory() / _MB  # what is there now: it does not tell the peak
+            self.memory_mb = torch.mps.driver_allocated_memory() / _MB  # MPS reports no peak
         if self._saves_checkpoint:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "trial.ckpt"
@@ -127,13 +139,13 @@ class CostMonitor(pl.Callback):
                 self.checkpoint_mb = file.stat().st_size / _MB
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if self._profile is not None:  # there can be only one in a process
+        if self._profile is not None:  # a process can have only one profiler
             self._profile.stop()
             self._profile = None
 
 
 def _read_device_clock(device: torch.device) -> float:
-    """Seconds, when all that the device was asked for is done."""
+    """Return time.perf_counter in seconds when the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -142,7 +154,7 @@ def _read_device_clock(device: torch.device) -> float:
 
 
 def _time_forward_passes(module: pl.LightningModule, batch: HandBatch) -> Iterator[float]:
-    """Of one picture through the network, which is in evaluation."""
+    """Yield the seconds of each pass of one image through the network, which is in evaluation mode."""
     view = unchanged(HandBatch(*(field[:1] for field in batch)))
     for _ in range(_LATENCY_WARM_UP):
         module(view)
@@ -158,9 +170,9 @@ def _time_forward_passes(module: pl.LightningModule, batch: HandBatch) -> Iterat
 
 
 def _compute_peak_bytes(profile: torch.profiler.profile) -> int:
-    """The most that was allocated on the CPU at one time, beyond what was there when the profile began.
+    """Return the peak of the memory on the CPU that was allocated since the profile started, in bytes.
 
-    The profiler does not see that memory from before is freed, so that none of it may be.
+    The profiler does not see that memory from before is freed, so none of that memory may be freed while it runs.
     """
     kineto: Any = profile.profiler and profile.profiler.kineto_results
     events = [event for event in kineto.events() if event.name() == "[memory]"]

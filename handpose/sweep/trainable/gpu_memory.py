@@ -1,4 +1,4 @@
-"""The share of a GPU that a trial may use."""
+"""Limits the GPU memory of trials that share a GPU."""
 
 import math
 from typing import TYPE_CHECKING
@@ -12,15 +12,18 @@ if TYPE_CHECKING:
 
 
 def compute_gpus_per_trial(num_trials: int) -> float:
-    """The part of a GPU that lets so many trials share it; Ray counts in steps of 1/10,000."""
+    """Return the fraction of a GPU for each of `num_trials` trials that share it; Ray counts in steps of 1/10,000."""
     return math.floor(10_000 / num_trials) / 10_000
 
 
 def cap_gpu_memory(gpus: float) -> None:
-    """Let torch in this process hold no more of its GPU than the share, less what the process takes beside tensors.
+    """Limit the GPU memory that torch may hold in this process to the trial's fraction of its GPU.
 
-    share: 1 or more, or 0 for none, lifts the cap. Beyond it torch raises its out-of-memory error in this process, and
-    the neighbours go on.
+    What the process needs in addition to tensors counts as part of the fraction. Beyond the limit, torch raises its
+    out-of-memory error in this process, and the other trials on the GPU continue.
+
+    Args:
+        gpus: the trial's fraction of a GPU. 1 or more, or 0 for no GPU, removes the limit.
     """
     if not torch.cuda.is_available():
         return
@@ -29,7 +32,12 @@ def cap_gpu_memory(gpus: float) -> None:
 
 
 def compute_memory_fraction(gpus: float, *, total_bytes: int) -> float:
-    """Of a GPU's memory, for the tensors of a trial with this share of it."""
+    """Return the fraction of a GPU's memory that the tensors of a trial may use.
+
+    Args:
+        gpus: the trial's fraction of a GPU.
+        total_bytes: memory of the GPU.
+    """
     if not 0 < gpus < 1:
         return 1.0
     return max(gpus - CONTEXT_BYTES / total_bytes, gpus / 2)

@@ -1,7 +1,7 @@
-"""A worker trains one trial after another, and each leaves the process as it found it.
+"""Restores the state of a worker process after each trial, because a worker trains one trial after another.
 
-So a trial in a used worker gives, on the CPU, bit for bit what it gives in a fresh one. What a trial has imported
-stays, and so does what libraries keep for themselves.
+On the CPU, a trial in a used worker therefore gives bit for bit the same results as in a fresh one. Imported modules
+stay, and so does what libraries cache.
 """
 
 import atexit
@@ -26,47 +26,50 @@ from torch import backends
 from handpose.sweep.trainable.reporting import UnfitWorkerError
 
 _TOLERATED_BYTES = 64 * 2**20
-"""What a library may keep on a GPU from one trial to the next, such as a table of constants."""
+"""GPU memory that libraries may keep from one trial to the next, for example a table of constants."""
 
 _is_frozen = False
 
 
 @contextlib.contextmanager
 def preserve_process_state() -> Iterator[None]:
-    """Leave the process after the block as it was before, whatever the block has set.
+    """Restore the state of the process after the block, whatever the block has set.
 
-    Memory that an earlier block left behind is freed first. Raises WornWorkerError, at once, where that is impossible.
+    Memory that an earlier block left behind is freed first.
+
+    Raises:
+        UnfitWorkerError: more than a little GPU memory cannot be freed. It is raised before the block runs.
     """
     _free_memory()
     before = list(_read_settings())
-    # What these two undo has no value that could be read.
+    # These two restore state that cannot be read as a value.
     with warnings.catch_warnings(), torch.inference_mode(False):
         try:
             yield
         finally:
-            if "torch._dynamo" in sys.modules:  # compiled code; and after a few recompilations dynamo gives up
+            if "torch._dynamo" in sys.modules:  # drops compiled code; dynamo gives up after a few recompilations
                 torch.compiler.reset()
             for setting, value in before:
                 setting.restore_value(value)
 
 
 def freeze_imports() -> None:
-    """What has been imported is there to stay: no collection of garbage looks at it again.
+    """Exclude everything that has been imported so far from garbage collection.
 
-    A collection is due before every trial, and takes 0.2 s after the imports of a trial, but milliseconds without them.
+    Garbage is collected before every trial. After the imports of a trial this takes 0.2 s, without them milliseconds.
     """
     global _is_frozen
     _is_frozen = True
     gc.collect()
     gc.freeze()
-    atexit.register(gc.unfreeze)  # else libraries complain at the end that their objects were never freed
+    atexit.register(gc.unfreeze)  # otherwise libraries complain at exit that their objects were never freed
 
 
 def _free_memory() -> None:
     gc.collect() if _is_frozen else freeze_imports()
     if not torch.cuda.is_initialized():
         return
-    torch._C._cuda_clearCublasWorkspaces()  # they count as allocated, and are made again on use
+    torch._C._cuda_clearCublasWorkspaces()  # they count as allocated; torch makes them again on use
     torch.cuda.empty_cache()
     torch.cuda.ipc_collect()
     for device in range(torch.cuda.device_count()):
@@ -77,38 +80,47 @@ def _free_memory() -> None:
 
 
 class ProcessSetting(NamedTuple):
-    """Something that belongs to a process or its thread. is_same: whether two values of it are alike."""
+    """A setting of the process or of its thread.
+
+    Attributes:
+        read: returns the value.
+        write: sets the value.
+        is_same: whether two values are equal.
+    """
 
     read: Callable[[], Any]
     write: Callable[[Any], object]
     is_same: Callable[[Any, Any], bool] = lambda first, second: bool(first == second)
 
     def restore_value(self, value: Any) -> None:
-        """Write a value that was read, if it has changed: a precision that was never set follows the one above it."""
+        """Set the value again if it has changed.
+
+        An unchanged value is not written: a precision that was never set follows its parent, and must not become fixed.
+        """
         try:
             is_changed = not self.is_same(self.read(), value)
-        except (RuntimeError, OSError):  # as of precisions that contradict each other, or a folder that is gone
+        except (RuntimeError, OSError):  # for example precisions that contradict each other, or a deleted folder
             is_changed = True
         if is_changed:
             self.write(value)
 
 
 def _read_settings() -> Iterator[tuple[ProcessSetting, Any]]:
-    """Settings with their values: not those that this torch lacks, or that contradict each other already."""
+    """Yield settings with their values, except those that this torch lacks or that already contradict each other."""
     for setting in _list_settings():
         with contextlib.suppress(AttributeError, RuntimeError, OSError):
             yield setting, setting.read()
 
 
 def _list_settings() -> Iterator[ProcessSetting]:
-    """All of them, in the order in which they are put back."""
+    """List all settings in the order in which they are restored."""
     yield from _list_process_settings()
     yield from _list_torch_settings()
     yield from (hooks for module in (torch_modules, torch_optimizers) for hooks in _list_global_hooks(module))
     yield from _list_autocast_settings()
     yield from _list_precision_settings()
     yield from _list_backend_settings()
-    yield from _list_precision_settings()  # again, since the older switches among the backends' set some of these
+    yield from _list_precision_settings()  # again, since older settings of the backends change some of these
     yield from _list_generator_settings()
 
 
@@ -141,7 +153,7 @@ def _list_torch_settings() -> Iterator[ProcessSetting]:
 
 
 def _list_global_hooks(module: ModuleType) -> Iterator[ProcessSetting]:
-    """Those that act on every module, or every optimizer."""
+    """List the hooks that act on every module or every optimizer."""
     for name, hooks in vars(module).items():
         if name.startswith("_global_") and isinstance(hooks, dict):
             yield ProcessSetting(hooks.copy, partial(_refill, hooks))
@@ -157,7 +169,7 @@ def _list_autocast_settings() -> Iterator[ProcessSetting]:
 
 
 def _list_precision_settings() -> Iterator[ProcessSetting]:
-    """Of float32 sums, from the one that others follow to those that follow."""
+    """List the precisions of float32 sums: first those that others inherit, then those that inherit."""
     cudnn: Any = backends.cudnn
     mkldnn: Any = backends.mkldnn
     followers = (backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.rnn, mkldnn.matmul)
@@ -179,7 +191,11 @@ def _list_backend_settings() -> Iterator[ProcessSetting]:
 
 
 def _list_generator_settings() -> Iterator[ProcessSetting]:
-    """Of random numbers. Last, since nothing may draw afterwards; written always, since comparing takes as long."""
+    """List the random number generators.
+
+    They come last, since nothing may draw numbers after they are restored. They are always written, since a comparison
+    takes as long.
+    """
     yield ProcessSetting(random.getstate, random.setstate, _is_never_same)
     yield ProcessSetting(np.random.get_state, np.random.set_state, _is_never_same)
     yield ProcessSetting(torch.get_rng_state, torch.set_rng_state, _is_never_same)
@@ -196,21 +212,21 @@ def _make_attribute_setting(holder: Any, name: str) -> ProcessSetting:
 
 
 def _refill(values: MutableMapping[Any, Any], before: Mapping[Any, Any]) -> None:
-    """The same object, since others hold it."""
+    """Restore the contents of the same object, since others hold a reference to it."""
     for key in values.keys() - before.keys():
         del values[key]
     values.update(before)
 
 
 def _read_umask() -> int:
-    """It can only be read by setting it."""
+    """Read the umask, which is possible only by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def _read_logging() -> dict[logging.Logger, tuple[Any, ...]]:
-    """Level and handlers of every logger that there is."""
+    """Read the level and the handlers of every logger."""
     named = [log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)]
     return {log: (log.level, log.disabled, log.propagate, [*log.handlers]) for log in (logging.root, *named)}
 
@@ -222,11 +238,11 @@ def _set_logging(before: dict[logging.Logger, tuple[Any, ...]]) -> None:
 
 
 def _read_default_device() -> torch.device | None:
-    """That was set, not the one that counts where none was: every call is slower with one."""
+    """Return the default device that was set, or None. Setting one explicitly would slow down every call."""
     mode = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
     return None if mode is None else mode.device
 
 
 def _is_flushing_denormals() -> bool:
-    """Torch tells it nowhere."""
+    """Return whether denormals are flushed to zero; torch has no function for it."""
     return bool((torch.tensor([1e-40]) * 1.0 == 0).item())

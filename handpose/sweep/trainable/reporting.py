@@ -1,4 +1,4 @@
-"""What a worker tells the driver while it trains a segment of a trial."""
+"""What a worker reports to the driver while it trains a segment of a trial."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,20 +20,25 @@ SEGMENT_KEY, CHECKPOINT_KEY, COSTS_KEY, AVOIDED_NODES_KEY, NODE_ID_KEY = (
     "avoided",
     "node_id",
 )
-"""Keys of Tune's configuration and results. Values lie in a list each, which Tune does not take apart."""
+"""Keys of Tune's configuration and results.
+
+Except for the node id, each value is wrapped in a list, because Tune would flatten it otherwise.
+"""
 
 
 class TrialFunction(Protocol):
-    """What a worker runs: it trains the stretch and reports each epoch. Tests have cheap ones."""
+    """The function that a worker runs: it trains the segment and reports each epoch. Tests use cheap ones."""
 
     def __call__(self, segment: TrialSegment, /) -> None: ...
 
 
 class WorkerContext(NamedTuple):
-    """This process among those that train a trial together.
+    """The role of this process among the workers that train a trial together.
 
-    tell: takes what Tune is to hear, and does not return when the stretch ends here; only that of the first one, with
-    rank 0, tells.
+    Attributes:
+        rank: rank of this worker; only rank 0 reports to Tune.
+        num_workers: number of workers of the trial.
+        report: takes the values of a report. It does not return if the segment ends at this report.
     """
 
     rank: int
@@ -49,7 +54,7 @@ _worker_context = SINGLE_WORKER
 
 @contextlib.contextmanager
 def set_worker_context(context: WorkerContext) -> Iterator[None]:
-    """Be that one for the length of a block."""
+    """Set this process's worker context within a `with` block."""
     global _worker_context
     before, _worker_context = _worker_context, context
     try:
@@ -59,12 +64,18 @@ def set_worker_context(context: WorkerContext) -> Iterator[None]:
 
 
 def get_worker_context() -> WorkerContext:
-    """What this process is."""
+    """Return this process's worker context."""
     return _worker_context
 
 
 class LostWorkerError(Exception):
-    """A worker of several died, or its node did. kind: of failure. node_id: where, if that is known."""
+    """One of several workers of a trial died, or its node did.
+
+    Args:
+        kind: the kind of the failure.
+        text: the message.
+        node_id: the node of the worker; empty if it is unknown.
+    """
 
     def __init__(self, kind: FailureKind, text: str, node_id: str = "") -> None:
         super().__init__(kind, text, node_id)
@@ -77,7 +88,7 @@ class LostWorkerError(Exception):
 
 
 class UnfitWorkerError(Exception):
-    """The worker's process is unfit for another trial, which begins again in a new one without losing a try."""
+    """The worker process is unfit for another trial. The trial starts again in a new process; this is not a retry."""
 
 
 def report_epoch(
@@ -88,17 +99,21 @@ def report_epoch(
     checkpoint: CheckpointRecord | None = None,
     note: str = "",
 ) -> None:
-    """Tell Tune the metrics after an epoch, counted from 1. Does not return when the stretch ends here.
+    """Report the metrics of an epoch to Tune. Does not return if the segment ends here.
 
-    resumed_from: epoch of the checkpoint that the stretch went on from. checkpoint: saved after this epoch. note: what
-    went wrong without ending the stretch.
+    Args:
+        epoch: counted from 1.
+        metrics: name -> value.
+        resumed_from: epoch of the checkpoint from which the segment was resumed; 0: it started from scratch.
+        checkpoint: the newest checkpoint saved since the last report.
+        note: what went wrong without ending the segment.
     """
-    told = {"epoch": epoch, "resumed_from": resumed_from, CHECKPOINT_KEY: [checkpoint], "note": note}
-    get_worker_context().report({**metrics, **told, NODE_ID_KEY: _get_node_id()})
+    progress = {"epoch": epoch, "resumed_from": resumed_from, CHECKPOINT_KEY: [checkpoint], "note": note}
+    get_worker_context().report({**metrics, **progress, NODE_ID_KEY: _get_node_id()})
 
 
 def report_costs(costs: Mapping[str, float]) -> None:
-    """Tell Tune what the trial costs, before it is trained. Does not return when that is too much."""
+    """Report the costs of a trial to Tune before it is trained. Does not return if the trial is too expensive."""
     get_worker_context().report({"epoch": 0, COSTS_KEY: [dict(costs)]})
 
 

@@ -1,7 +1,7 @@
-"""One trial of a sweep: the configuration that the searcher suggests, trained by the function that train.py uses.
+"""One trial of a sweep: trains the configuration that the searcher suggests, with the function that train.py uses.
 
-A trial is composed in the worker, from overrides that train.py takes as well, and nothing in it depends on what the
-worker did before. So each trial can be trained again alone: `TrialRecipe.command`.
+The worker composes a trial from overrides that train.py also accepts. Nothing in a trial depends on what the worker did
+before, so each trial can be trained again alone: see `TrialRecipe.format_command`.
 """
 
 import math
@@ -37,16 +37,20 @@ from handpose.training.trainer import Team
 
 _CHECK_EVERY_STEPS = 20
 _QUIET_OVERRIDES = ("logger=none", "checkpoints.enabled=false")
-"""What trials leave out; none of it touches a metric."""
+"""Parts of a training that trials omit; none of them affects a metric."""
 
 
 @dataclass(frozen=True)
 class TrialRecipe:
-    """How trials are composed from parameters.
+    """How to compose trials from parameters.
 
-    overrides: the user's, as train.py takes them. locations: overrides that lead a worker to the driver's paths.
-    max_epochs: of the schedule. num_threads: of torch, the slot's cores, since sums depend on how many threads share
-    them. num_workers: that share each batch.
+    Attributes:
+        overrides: the user's overrides, as train.py takes them.
+        locations: overrides that give a worker the paths of the driver.
+        max_epochs: number of epochs of the learning rate schedule.
+        num_threads: number of threads of torch. It equals the cores of a slot, because sums depend on how many threads
+            share them.
+        num_workers: number of workers that share each batch.
     """
 
     overrides: Sequence[str]
@@ -56,25 +60,30 @@ class TrialRecipe:
     num_workers: int = 1
 
     def make_overrides(self, params: Mapping[str, Any]) -> list[str]:
-        """Overrides of the trial with these parameters, for train.py."""
+        """Return the overrides for train.py of the trial with these parameters."""
         slot = {"trainer.max_epochs": self.max_epochs, "num_threads": self.num_threads}
         return add_param_overrides(self.overrides, {**params, **slot})
 
     def make_worker_overrides(self, params: Mapping[str, Any]) -> list[str]:
-        """The same for a worker, which has a folder of its own and leaves no files."""
+        """Return the overrides of the trial in a worker, which has its own folder and leaves no files."""
         return [*self.locations, *self.make_overrides(params), *_QUIET_OVERRIDES]
 
     def format_command(self, params: Mapping[str, Any]) -> str:
-        """The command line that trains the trial again, alone, with the same metrics on the same machine."""
+        """Return the command line that trains the trial again, alone, with the same metrics on the same machine."""
         return shlex.join(["python", "train.py", *self.make_overrides(params)])
 
 
 @dataclass(frozen=True)
 class TrainingFunction:
-    """Trains a trial's network.
+    """Trains the network of a trial.
 
-    metric: what the sweep optimises. checkpoint_every_epochs: None: only after `rungs`, epochs at which a trial may
-    pause. measures: costs (`trial_cost.costs`) that constraints or a second objective need.
+    Attributes:
+        recipe: how to compose the trial.
+        metric: the metric that the sweep optimises.
+        checkpoint_every_epochs: epochs between checkpoints; None: save only after the epochs in `rungs`.
+        rungs: epochs at which a trial may pause.
+        needs_costs: whether to measure costs (`trial_cost.measure_costs`), for constraints or a second objective.
+        comparison_epochs: epochs at which trials are compared; pictures are drawn at these.
     """
 
     recipe: TrialRecipe
@@ -88,7 +97,7 @@ class TrainingFunction:
     def from_settings(
         cls, recipe: TrialRecipe, sweep: SweepSettings, scheduler: Scheduler, *, needs_costs: bool
     ) -> "TrainingFunction":
-        """As a sweep and its scheduler need it."""
+        """Return the function that a sweep and its scheduler need."""
         rungs = scheduler.rungs if scheduler.needs_checkpoints else ()
         return cls(recipe, sweep.metric, sweep.checkpoint_every_epochs, rungs, needs_costs, scheduler.rungs)
 
@@ -123,33 +132,42 @@ class TrainingFunction:
                 callback.close()
 
     def is_checkpoint_due(self, epoch: int) -> bool:
-        """Whether a checkpoint is due after this epoch, the last one of all not being asked."""
+        """Return whether a checkpoint is due after this epoch. The caller excludes the last epoch of a trial."""
         every = self.checkpoint_every_epochs
         return epoch in self.rungs or (every is not None and epoch % every == 0)
 
 
 def _make_process_group() -> Team:
-    """Of the processes that Ray Train has started."""
-    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment  # here, since few trials need them
+    """Return the process group of the workers that Ray Train has started."""
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment  # imported here, since few trials need them
 
     return Team(RayDDPStrategy(), RayLightningEnvironment())
 
 
 def _get_trial_gpus() -> float:
-    """The share of this trial."""
+    """Return the number of GPUs of this trial, a fraction if it shares a GPU."""
     resources = tune.get_context().get_trial_resources()
     return float(resources.required_resources.get("GPU", 0)) if resources else 0.0
 
 
 class TrialReportCallback(pl.Callback):
-    """Reports the validation metrics of each epoch to Tune, and saves a checkpoint where one is due.
+    """Reports the validation metrics of each epoch to Tune, and saves checkpoints when they are due.
 
-    A checkpoint is written while the next epoch is trained, and told with its report; only where the trial may pause
-    it is waited for, and told at once. Pictures of the first num_hands validation hands, the same in every trial, are
-    drawn after the last epoch and those at which trials are compared.
+    A checkpoint is written while the next epoch is trained, and reported with that epoch. At epochs where the trial may
+    pause, the callback waits for the checkpoint and reports it immediately. Pictures of the first `num_hands`
+    validation hands, the same in every trial, are drawn after the last epoch and after the epochs at which trials are
+    compared.
 
-    Training that leaves the numbers is reported at once, not at the end of its epoch. Unlike Ray's own callback, which
-    saves at every validation and only warns when the metric is missing, this one raises UserError then.
+    The loss is checked every few steps. If it is not finite, that is reported without waiting for the end of the epoch.
+    Ray's own callback saves at every validation and only warns when the metric is missing; this one raises UserError
+    then.
+
+    Args:
+        segment: the segment to train.
+        training_function: the settings of the training.
+        files: where checkpoints are kept.
+        resumed_from: epoch of the checkpoint from which the segment was resumed; 0: it started from scratch.
+        num_hands: number of hands in the pictures.
     """
 
     def __init__(
@@ -182,9 +200,9 @@ class TrialReportCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if get_worker_context().rank:  # they have the same weights
+        if get_worker_context().rank:  # the weights of all workers are the same
             return
-        # Added up on the device, and looked at now and then only: reading it waits for the GPU.
+        # Accumulated on the device and read only every few steps: reading waits for the GPU.
         is_finite = torch.isfinite(outputs["loss"].detach()).all()
         self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
         if (batch_idx + 1) % _CHECK_EVERY_STEPS == 0 and not self._is_finite:
@@ -200,7 +218,7 @@ class TrialReportCallback(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        # Here, since the weights are those that are validated, which may be an average, and the batch is at hand.
+        # Here the module has the weights that are validated, which may be an average, and the batch is available.
         epoch, last = trainer.current_epoch + 1, trainer.max_epochs
         if (
             self.segment.storage is None
@@ -228,7 +246,7 @@ class TrialReportCallback(pl.Callback):
         self._report_epoch(epoch, metrics)
         if not is_finite:
             trainer.should_stop = True
-        elif is_due and not may_pause:  # not before: a trial that has just been stopped needs none
+        elif is_due and not may_pause:  # after the report: a trial that it stops needs no checkpoint
             self._save_checkpoint(trainer, epoch)
 
     def _save_checkpoint(self, trainer: pl.Trainer, epoch: int) -> None:
@@ -240,18 +258,18 @@ class TrialReportCallback(pl.Callback):
 
 
 def select_training_overrides(overrides: Iterable[str]) -> list[str]:
-    """Of the overrides of tune.py's command line those that train.py knows too."""
+    """Return those overrides of tune.py's command line that train.py also knows."""
     return [item for item in overrides if _get_override_group(_get_override_key(item)) not in _SWEEP_GROUPS]
 
 
 def add_checkpoint_metric(overrides: Sequence[str], config: Any, target: TargetMetric) -> list[str]:
-    """The overrides, with the sweep's metric as `checkpoints.metric` unless they set that key themselves.
+    """Return the overrides with the sweep's metric as `checkpoints.metric`, unless they set that key themselves.
 
-    So `train.py best=...` and the retraining keep the checkpoint with the best value of the sweep's metric.
+    `train.py best=...` and the retraining then keep the checkpoint with the best value of the sweep's metric.
 
     Args:
-        overrides: the user's, for train.py.
-        config: what they compose.
+        overrides: the user's overrides for train.py.
+        config: the configuration that they compose.
         target: the metric of the sweep.
 
     Raises:
@@ -265,7 +283,10 @@ def add_checkpoint_metric(overrides: Sequence[str], config: Any, target: TargetM
 
 
 def add_param_overrides(overrides: Iterable[str], params: Mapping[str, Any]) -> list[str]:
-    """The overrides with these values in place of what they say of the same keys: Hydra takes a group only once."""
+    """Return the overrides with these parameters, which replace overrides of the same keys.
+
+    Both cannot stay: Hydra accepts only one override for a group.
+    """
     kept = [item for item in overrides if _get_override_key(item) not in params]
     return [*kept, *(quote_override(key, value) for key, value in params.items())]
 

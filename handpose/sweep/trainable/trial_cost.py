@@ -1,6 +1,6 @@
-"""What a trial costs: its network, trained for a few steps on random pictures, on the trial's device, as a trial is.
+"""Measures what a trial costs: trains its network for a few steps on random images, on the same device as a trial.
 
-Runs in a worker, whose imports it keeps few. No data set is read, and nothing is left behind.
+This module runs in a worker, so it imports little. It reads no data set and leaves no files.
 """
 
 import copy
@@ -39,7 +39,13 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_
 
 
 class DataSize(NamedTuple):
-    """Of the default configuration's data: side of the pictures in pixels, pictures to train and to validate on."""
+    """Size of the data in the default configuration.
+
+    Attributes:
+        image_size: side length of the images in pixels.
+        num_train: number of training images.
+        num_val: number of validation images.
+    """
 
     image_size: int
     num_train: int
@@ -47,12 +53,25 @@ class DataSize(NamedTuple):
 
 
 class TrialCost(NamedTuple):
-    """What was measured of one configuration.
+    """The measured costs of one configuration.
 
-    start_s: until the first step, without imports. step_s: a training step. validation_batch_s: a batch of the same
-    size. memory_mb, memory_share, gpu, latency_ms, checkpoint_mb: as CostWatch has them. process_mb: the most main
-    memory that the process has had for itself, with that of the processes of its data loaders. trace: loss and metrics;
-    configurations that train alike have the same. ignored: parameters whose value did not reach the configuration.
+    Attributes:
+        num_parameters: parameters of the network.
+        start_s: seconds until the first step, without imports.
+        step_s: seconds of a training step.
+        validation_batch_s: seconds of a validation batch, which is as large as a training batch.
+        steps_per_epoch: training steps of an epoch.
+        batches_per_validation: batches of a validation.
+        max_epochs: epochs of a whole training.
+        validation_interval: epochs from one validation to the next.
+        memory_mb: as in `CostMonitor`.
+        gpu_memory_fraction: as in `CostMonitor`.
+        process_mb: peak main memory of the process, including its data loader processes but not shared files, in MB.
+        gpu: as in `CostMonitor`.
+        latency_ms: as in `CostMonitor`.
+        checkpoint_mb: as in `CostMonitor`.
+        trace: loss and metrics; configurations that train in the same way have the same trace.
+        ignored: parameters whose value did not reach the configuration.
     """
 
     num_parameters: int
@@ -74,7 +93,7 @@ class TrialCost(NamedTuple):
 
     @property
     def epoch_s(self) -> float:
-        """Seconds of an epoch of training, with its part of the validations."""
+        """Seconds of a training epoch, with its share of the validations."""
         validation_s = self.batches_per_validation * self.validation_batch_s
         return self.steps_per_epoch * self.step_s + validation_s / self.validation_interval
 
@@ -87,8 +106,11 @@ class TrialCost(NamedTuple):
 class ProbeFailure(NamedTuple):
     """Why a configuration cannot be trained.
 
-    kind: value: a UserError; memory: too little; error: an exception; killed: its worker process was ended from
-    outside; crashed: its worker process received a fatal signal, as SIGSEGV; time: it did not end in time.
+    Attributes:
+        kind: `value`: it raised a UserError; `memory`: there is too little memory; `error`: it raised another
+            exception; `killed`: its worker process was ended from outside; `crashed`: its worker process received a
+            fatal signal, for example SIGSEGV; `time`: it took too long.
+        reason: the message.
     """
 
     kind: Literal["value", "memory", "error", "killed", "crashed", "time"]
@@ -96,13 +118,13 @@ class ProbeFailure(NamedTuple):
 
 
 class TrialCostProbe:
-    """Measures in a worker; every failure is an answer."""
+    """Measures trial costs in a worker. It returns failures instead of raising them."""
 
     def wait_until_ready(self) -> None:
-        """Answers when everything is imported."""
+        """Do nothing: the call returns when the worker has imported everything."""
 
     def measure_cost(self, *args: Any, **kwargs: Any) -> TrialCost | ProbeFailure:
-        """As the function `measure`."""
+        """Call `measure_trial_cost` with the same arguments, and return a failure instead of raising it."""
         try:
             return measure_trial_cost(*args, **kwargs)
         except UserError as error:
@@ -117,13 +139,17 @@ class TrialCostProbe:
 
 
 def summarise_error(error: BaseException) -> str:
-    """What an exception says, in brief."""
+    """Return the first line of an exception's message, at most 200 characters, or the name of its type."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
 def split_batch(config: DictConfig, num_workers: int) -> DictConfig:
-    """The configuration for one of the workers that share each batch; raises UserError where it cannot be shared."""
+    """Return the configuration for one of the workers that share each batch.
+
+    Raises:
+        UserError: the batch size is not divisible by the number of workers.
+    """
     if num_workers == 1:
         return config
     size = config.data.batch_size
@@ -146,12 +172,20 @@ def measure_trial_cost(
     weights: bool,
     num_workers: int = 1,
 ) -> TrialCost:
-    """Measure a configuration in this process.
+    """Measure the costs of a configuration in this process.
 
-    overrides: for train.py, as a worker gets them, params included. num_steps: of training, FEWEST_STEPS or more.
-    weights: fetch pretrained ones, which changes no cost, but can go wrong. num_workers: that share each batch, of
-    which this process is as busy as one, but that it sends nothing to others. Raises UserError for what the
-    configuration gets wrong, and whatever torch raises for what cannot be computed.
+    Args:
+        overrides: overrides for train.py, as a worker gets them; they include the parameters.
+        params: the parameters of the trial.
+        data: the size of the data.
+        num_steps: number of training steps, at least MIN_STEPS.
+        weights: whether to load pretrained weights. They do not change the costs, but loading them can fail.
+        num_workers: number of workers that share each batch. This process does the work of one of them, except for the
+            communication.
+
+    Raises:
+        UserError: the configuration is invalid.
+        Exception: whatever torch raises when it cannot train the network.
     """
     assert num_steps >= MIN_STEPS
     began = time.perf_counter()
@@ -190,11 +224,17 @@ def measure_trial_cost(
 
 
 def measure_costs(module: pl.LightningModule) -> dict[str, float]:
-    """What `searcher.constraints` can limit, of a module that a Trainer is about to fit; to be called on_fit_start.
+    """Measure the costs that `searcher.constraints` can limit. Call this in `on_fit_start`.
 
-    num_parameters: of the network. latency_ms: of one picture through it, in evaluation. memory_mb: that torch
-    holds at the peak of a training step. A copy is measured, and neither the module nor any generator of random numbers
-    is changed by it: the training that follows is the same as without, bit for bit.
+    A copy of the module is trained. Neither the module nor any random number generator changes, so the training that
+    follows is bit for bit the same as without the measurement.
+
+    Args:
+        module: a module that a Trainer is about to fit.
+
+    Returns:
+        num_parameters: parameters of the network. latency_ms: time of one image through the network in evaluation mode.
+            memory_mb: peak memory that torch holds during a training step.
     """
     trainer: Any = module.trainer
     device, data, watch = trainer.strategy.root_device, trainer.datamodule, CostMonitor(saves_checkpoint=False)
@@ -214,7 +254,7 @@ def measure_costs(module: pl.LightningModule) -> dict[str, float]:
             enable_model_summary=False,
         )
         hands = make_random_hands(data.batch_size, data.image_size)
-        alone = SharedStatistics(on_gpu=False).revert(copy.deepcopy(module).cpu())  # of several workers each does this
+        alone = SharedStatistics(on_gpu=False).revert(copy.deepcopy(module).cpu())  # each worker measures alone
         rehearsal.fit(alone, datamodule=_RepeatedBatch(hands, NUM_PROFILED_STEPS))
     return {
         "num_parameters": float(count_parameters(module)),
@@ -224,12 +264,20 @@ def measure_costs(module: pl.LightningModule) -> dict[str, float]:
 
 
 def count_parameters(module: pl.LightningModule) -> int:
-    """Of the network; nothing else in a module has any."""
+    """Count the parameters of the network; nothing else in a module has parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def make_random_hands(batch_size: int, image_size: int) -> HandBatch:
-    """Noise for pictures, and joints at random before the camera: as a loader hands a batch over, always the same."""
+    """Make a batch with noise as images and random joints in front of the camera. Every call returns the same values.
+
+    Args:
+        batch_size: number of hands.
+        image_size: side length of the images in pixels.
+
+    Returns:
+        A batch as a data loader returns it.
+    """
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
     xyz_m = 0.05 * torch.randn(batch_size, NUM_JOINTS, 3, generator=generator) + torch.tensor([0.0, 0.0, 0.6])
@@ -246,7 +294,7 @@ def make_random_hands(batch_size: int, image_size: int) -> HandBatch:
 
 
 class _RepeatedBatch(pl.LightningDataModule):
-    """The same batch again and again."""
+    """A data module that returns the same batch again and again."""
 
     def __init__(self, hands: HandBatch, num_steps: int) -> None:
         super().__init__()
@@ -265,16 +313,16 @@ class _RepeatedBatch(pl.LightningDataModule):
 
 
 _LOADERS = 2
-"""That each keep data.num_workers processes: of training and of validation."""
+"""Data loaders of a trial, for training and for validation. Each has `data.num_workers` processes."""
 _LOADER_PROCESS_MB = 100.0
-"""What such a process, a fork that shares most of its memory with the trial, comes to have for itself: an estimate."""
+"""Estimated private memory of a data loader process, in MB: a fork that shares most of its memory with the trial."""
 
 
 def _measure_process_mb(status: Path = Path("/proc/self/status")) -> float:
-    """Return the most main memory that this process has had for itself, in megabytes.
+    """Return the peak main memory that this process has used, in MB, without mapped files; NaN if it is unknown.
 
-    Without the files that it has mapped, as libraries and packed images: the processes of a machine share them (some
-    400 MB with torch). NaN where the system does not tell.
+    Mapped files are, for example, libraries and packed images. The processes of a machine share them (some 400 MB with
+    torch).
     """
     try:
         import resource
@@ -288,7 +336,7 @@ def _measure_process_mb(status: Path = Path("/proc/self/status")) -> float:
 
 
 def _shorten_training(config: DictConfig) -> DictConfig:
-    """One epoch, whatever is asked for; the rest of the Trainer as it is."""
+    """Return the configuration with one epoch and without limits on batches; the rest of the Trainer stays as it is."""
     config = copy.deepcopy(config)
     once = {"max_epochs": 1, "check_val_every_n_epoch": 1, "limit_train_batches": 1.0, "limit_val_batches": 1.0}
     for key, value in once.items():
@@ -297,7 +345,7 @@ def _shorten_training(config: DictConfig) -> DictConfig:
 
 
 def _check_weights(config: DictConfig) -> None:
-    """A network that is built without its weights costs the same, but they must be there."""
+    """Check that the weights exist: the cost is measured without them, but the trial needs them."""
     if config.model.encoder.weights is not None:
         weights_file(config.model.encoder.weights)
     if config.model.weights is not None:
@@ -305,7 +353,7 @@ def _check_weights(config: DictConfig) -> None:
 
 
 def _count_batches(config: DictConfig, data: DataSize, num_workers: int) -> tuple[int, int]:
-    """Of an epoch, and of a validation."""
+    """Return the number of batches of an epoch and of a validation."""
     devices = config.trainer.devices
     num_devices = num_workers if num_workers > 1 else devices
     batch_size = config.data.batch_size * (num_devices if isinstance(num_devices, int) and num_devices > 0 else 1)
@@ -320,7 +368,7 @@ def _count_batches(config: DictConfig, data: DataSize, num_workers: int) -> tupl
 
 
 def _is_ignored(config: DictConfig, key: str, value: Any) -> bool:
-    """Whether the configuration has another number than the parameter."""
+    """Return whether the configuration has another number than the parameter."""
     if not isinstance(value, (bool, int, float)) or "/" in key or "@" in key:
         return False
     found = OmegaConf.select(config, key)
