@@ -121,8 +121,8 @@ def _find_csv_moment(replayed: ReplayResult, rows: Mapping[str, Mapping[str, str
 
 
 def _matches_row(shown: Mapping[str, str], row: TrialRow) -> bool:
-    known = (shown.get("state"), shown.get("epochs"), any(shown.get(name) for name in row.costs or COST_NAMES))
-    return known == (row.state, str(row.epochs), bool(row.costs)) and (
+    written = (shown.get("state"), shown.get("epochs"), any(shown.get(name) for name in row.costs or COST_NAMES))
+    return written == (row.state, str(row.epochs), bool(row.costs)) and (
         row.state == "running" or shown.get("seconds") == str(round(row.seconds, 2))
     )
 
@@ -175,14 +175,14 @@ def audit_study(
 ) -> Iterator[AuditFinding]:
     """Compare the trials of a study with the events. limits: cost -> upper limit."""
     stored = {trial.number: trial for trial in trials if trial.number >= first_number}
-    known = replayed.history.trials
-    newest = first_number + len(known)
+    histories = replayed.history.trials
+    newest = first_number + len(histories)
     for number, trial in sorted(stored.items()):
         is_next = number == newest and not (replayed.is_closed and replayed.num_processes == 1)
-        if number not in known and not is_next and trial.state != TrialState.FAIL:
+        if number not in histories and not is_next and trial.state != TrialState.FAIL:
             yield AuditFinding("repeated", f"{label} has a trial {number}, which {EVENTS_FILE} does not ask for")
     lagging = replayed.events[-1][1] if replayed.events and not replayed.is_closed else None
-    for number, history in known.items():
+    for number, history in histories.items():
         if number not in stored:
             yield AuditFinding("lost", f"{label} has no trial {number}")
             continue
@@ -294,8 +294,8 @@ def _audit_study_outcome(
     second_objective: str | None,
     replayed: ReplayResult,
 ) -> Iterator[AuditFinding]:
-    known = snapshot_trial(history)
-    finite = {epoch: value for epoch, value in known.values.items() if math.isfinite(value)}
+    snapshot = snapshot_trial(history)
+    finite = {epoch: value for epoch, value in snapshot.values.items() if math.isfinite(value)}
     for epoch in sorted({*finite, *trial.intermediate_values}):
         ours, theirs = finite.get(epoch), trial.intermediate_values.get(epoch)
         if ours != theirs:
@@ -303,7 +303,7 @@ def _audit_study_outcome(
             yield AuditFinding(
                 kind, f"{place_of} has the value {theirs} at epoch {epoch}, but {EVENTS_FILE} has {ours}"
             )
-    costs = {name: float(cost) for name, cost in known.costs.items() if math.isfinite(cost)}
+    costs = {name: float(cost) for name, cost in snapshot.costs.items() if math.isfinite(cost)}
     wanted = costs | compute_excess(costs, limits)
     attributes = {**trial.user_attrs, **trial.system_attrs}
     stored = {
@@ -311,12 +311,12 @@ def _audit_study_outcome(
     }
     for name, theirs, ours in find_differences(stored, wanted):
         yield AuditFinding("wrong", f"{place_of} has {name} {theirs}, but {EVENTS_FILE} has {ours}")
-    state, values = _get_expected_outcome(known, finite, second_objective)
+    state, values = _get_expected_outcome(snapshot, finite, second_objective)
     states = [state]
-    if known.state == "running" and not replayed.is_closed:
+    if snapshot.state == "running" and not replayed.is_closed:
         states.append(TrialState.WAITING)  # an error ended the process
     if trial.state not in states:
-        yield AuditFinding("wrong", f"{place_of} is {trial.state.name}, but {known.state} by {EVENTS_FILE}")
+        yield AuditFinding("wrong", f"{place_of} is {trial.state.name}, but {snapshot.state} by {EVENTS_FILE}")
     elif trial.values != values:
         yield AuditFinding("wrong", f"{place_of} ended with {trial.values}, but {EVENTS_FILE} has {values}")
     if (trial.datetime_complete is not None) != state.is_finished() and trial.state == state:
