@@ -153,7 +153,7 @@ def _audit_winner_files(
     *,
     is_over: bool,
 ) -> Iterator[AuditFinding]:
-    """Audit confirm.yaml, best.yaml and front/ for the table that a sweep ended with; None if it has not ended."""
+    """Audit confirm.yaml, best.yaml and front/ with the table at the sweep's end (None: it has not ended)."""
     folder = sweep.path
     if table is None:
         for name in (f"{CONFIRM_FOLDER}/{EVENTS_FILE}", _BEST):
@@ -184,7 +184,7 @@ def _audit_winner_files(
 
 
 def _audit_confirm_runs(task: SweepTask, table: TrialTable, confirming: ReplayResult) -> Iterator[AuditFinding]:
-    """Check that the confirmation's runs have configurations of the table and fresh seeds, and that none is repeated."""
+    """Check that the confirmation's runs have configurations of the table and fresh seeds, without repeats."""
     configurations = [{}, *(drop_seed(row.params) for row in table.rows.values())]
     fresh = set(choose_fresh_seeds(len(confirming.suggested_params) or 1, table, task.defaults))
     for number, params in confirming.suggested_params.items():
