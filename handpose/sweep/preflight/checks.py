@@ -294,6 +294,3 @@ def _check_locks(place: Path) -> None:
         with locked(Path(folder) / LOCK):
             pass
         os.symlink(LOCK, Path(folder) / "link")
-
-
-# --- with Ray ---------------------------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def _make_resume_overrides(checkpoints: Path, max_epochs: int) -> list[str]:
         epochs = read_checkpoint(checkpoints / "last.ckpt")["epoch"] + 1
     except UserError:  # there is no checkpoint yet, or it is incomplete
         return []
-    begun = quote_override("model.weights", None)  # they only initialise a new training
+    begun = quote_override("model.weights", None)  # weights only initialise a new training
     if epochs < max_epochs:
         return [quote_override("model.checkpoint_path", str(checkpoints / "last.ckpt")), begun]
     # A training without a validation split has only the last checkpoint.
