@@ -349,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_count("num", options.num, 1)
         _check_count("seed", options.seed, 0)
         _check_count("image_size", options.image_size, _LEAST_IMAGE_SIZE)
-        if not options.sheet.absolute().parent.is_dir():
+        if not options.sheet.absolute().parent.exists():
             raise UserError(f"--sheet {options.sheet} cannot be written: its folder does not exist")
         check_output(options.sheet, "--sheet")
         draw_sheet(

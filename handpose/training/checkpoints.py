@@ -1,6 +1,7 @@
 """Checkpoints: plain data that carries its configuration, written whole, and read while another run goes on writing."""
 
 import contextlib
+import errno
 import math
 import os
 import pickle
@@ -171,6 +172,8 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
     except IsADirectoryError as error:
         raise UserError(f"{path} is not a checkpoint of this project: it is a folder; give a file in it") from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a file that was cut off: torch seeks to before its beginning
+            raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
         raise UserError(f"{key}={explain(error, path, verb='read')}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error

@@ -1,1 +1,1 @@
-"""What the files of a sweep tell: records for its reports, the importance of parameters, its status."""
+"""Reads the files of a sweep: records for reports, the importance of parameters, and the sweep's status."""

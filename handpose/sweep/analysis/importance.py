@@ -1,8 +1,9 @@
-"""Which parameters decide whether a trial is among the best: Optuna's PED-ANOVA, with how far it can be trusted.
+"""Estimate which parameters decide whether a trial is among the best: Optuna's PED-ANOVA, with its uncertainty.
 
 PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255; for conditional parameters arXiv:2601.20800) compares where the best
-trials lie with where all of them lie, so that a sampler which looks more closely at some places does not by that make a
-parameter important. It needs no model of the values, and knows what a trial does not have.
+trials lie with where all trials lie. A parameter therefore does not appear important only because the sampler looked
+more closely at some of its values. The method needs no model of the metric, and supports trials that do not have every
+parameter.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from handpose.search.distributions import fit_value
 from handpose.search.space import Params
 
 MIN_TRIALS = 20
-"""Of one epoch. With fewer no more than a handful are among the best, which says nothing."""
+"""Trials with a value at one epoch. With fewer, at most a handful are among the best, which shows nothing."""
 
 _MIN_BEST, _BEST_FRACTION = 5, 0.1
 _NUM_RESAMPLES = 20
@@ -32,7 +33,12 @@ _MAX_EPOCHS = 3
 
 @dataclass(frozen=True)
 class TrialDraws:
-    """A trial's draws, by the keys that have a distribution."""
+    """The values that were drawn for a trial.
+
+    Attributes:
+        params: key -> value, for all keys in `distributions`.
+        distributions: key -> distribution that the value was drawn from.
+    """
 
     params: Params
     distributions: Mapping[str, BaseDistribution]
@@ -41,10 +47,16 @@ class TrialDraws:
 def compute_importance(
     draws: Mapping[int, TrialDraws], values: Mapping[int, Mapping[int, float]], *, sign: float, seed: int = 0
 ) -> list[Importance]:
-    """The importance of every parameter that was drawn, by the values of the lowest, a middle and the highest epoch
-    that has LEAST_TRIALS of them.
+    """Compute the importance of every parameter that was drawn.
 
-    drawn: by trial. values: epoch -> trial -> finite value; sign: what makes smaller better.
+    It is computed from the values at up to three epochs: the lowest, a middle and the highest one that have at least
+    MIN_TRIALS values.
+
+    Args:
+        draws: trial -> its draws.
+        values: epoch -> trial -> finite value.
+        sign: factor for the values, after which smaller is better.
+        seed: seed of the resampling.
     """
     enough = [epoch for epoch in sorted(values) if len(values[epoch].keys() & draws.keys()) >= MIN_TRIALS]
     chosen = sorted({enough[0], enough[len(enough) // 2], enough[-1]})[:_MAX_EPOCHS] if enough else []
@@ -74,22 +86,25 @@ def _compute_epoch_importance(
     effects = []
     for key, value in whole.items():
         low, high = np.quantile([each.get(key, 0.0) for each in halves], (0.05, 0.95))
-        chance = max(each[key] for each in shuffled)
-        effects.append(Effect(key, value / total, float(low), float(high), float(chance / total)))
+        largest_shuffled = max(each[key] for each in shuffled)
+        effects.append(Effect(key, value / total, float(low), float(high), float(largest_shuffled / total)))
     return Importance(epoch, len(trials), num_best, sorted(effects, key=lambda effect: (-effect.share, effect.key)))
 
 
 def _make_frozen_trial(trial: TrialDraws, loss: float) -> FrozenTrial:
     params: Params = {}
     for key, distribution in trial.distributions.items():
-        with contextlib.suppress(ValueError):  # a value that an earlier version drew, and that is out of range now
+        with contextlib.suppress(ValueError):  # drawn by an earlier version, and now out of range
             params[key] = fit_value(trial.params[key], distribution)
     distributions = {key: trial.distributions[key] for key in params}
     return create_trial(state=TrialState.COMPLETE, value=float(loss), params=params, distributions=distributions)
 
 
 def _drop_half(losses: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Half of the trials, drawn without putting back (Shao & Tu 1995: the spread of the whole, unscaled)."""
+    """Set a random half of the losses to NaN.
+
+    Halves drawn without replacement show the spread of the whole sample, without scaling (Shao & Tu 1995).
+    """
     left_out = generator.permutation(len(losses))[: len(losses) // 2]
     kept = losses.copy()
     kept[left_out] = np.nan
@@ -99,9 +114,9 @@ def _drop_half(losses: NDArray[np.float64], generator: np.random.Generator) -> N
 def _evaluate_importances(
     study: optuna.Study, evaluator: PedAnovaImportanceEvaluator, losses: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Parameter -> importance with these losses; trials without one do not count."""
+    """Return parameter -> importance for these losses; trials whose loss is NaN do not count."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of branches that few trials have, and that smaller is better
+        warnings.simplefilter("ignore")  # about branches with few trials, and that smaller is better
         return get_param_importances(
             study, evaluator=evaluator, target=lambda trial: float(losses[trial.number]), normalize=False
         )

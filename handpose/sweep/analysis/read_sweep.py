@@ -1,7 +1,7 @@
-"""Reads a sweep from its folder, also while it runs: nothing is locked, mended, decided or run.
+"""Read a sweep from its folder, even while it runs; nothing is locked, repaired, decided or run.
 
-The events tell what happened, by the same `History` that a sweep runs on; but a decision of the past stands as it was
-taken, so that sweeps of other versions can be read. What is not there yet is left out.
+The events are applied to the same `History` that a running sweep uses. Past decisions are taken as recorded and are not
+repeated, so that sweeps of other versions can be read. What does not exist yet is left empty.
 """
 
 import math
@@ -54,14 +54,14 @@ _PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
 
 
 def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
-    """Read all that is known of the sweep in a folder.
+    """Read everything that is known about the sweep in a folder.
 
     Args:
-        folder: of the sweep.
-        judges_importance: whether to compute the importance of its parameters, which takes most of the time.
+        folder: folder of the sweep.
+        with_importance: whether to compute the importance of its parameters, which takes most of the time.
 
     Raises:
-        UserError: there is no sweep, or its files are damaged.
+        UserError: the folder holds no sweep, or its files are damaged.
     """
     kept = read_yaml(folder / "sweep.yaml")
     config = kept.get("config")
@@ -105,12 +105,22 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
     return replace(record, importance=_compute_sweep_importance(record, distributions)) if with_importance else record
 
 
-# --- what happened ----------------------------------------------------------------------------------------------------
+# --- events -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Timeline:
-    """What the table of trials does not keep: when each trial ran and reported, and what failed."""
+    """What the table of trials does not contain: when each trial ran and reported, and what failed.
+
+    Attributes:
+        at: time of the last event, in seconds of the sweep's own time.
+        end: why the sweep was closed; empty if the last event did not close it.
+        max_running: highest number of trials that ran at a time.
+        reports: trial -> its reports.
+        segments: trial -> its segments that are over.
+        failures: all failures.
+        perturbed: trials that the scheduler gave other parameters.
+    """
 
     at: float = 0.0
     end: Literal["", "finished", "spent", "interrupted", "halted"] = ""
@@ -118,11 +128,11 @@ class _Timeline:
     reports: dict[int, list[Report]] = field(default_factory=dict)
     segments: dict[int, list[SegmentRecord]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
-    _running: dict[int, tuple[float, int]] = field(default_factory=dict)  # trial -> began at, epoch
+    _running: dict[int, tuple[float, int]] = field(default_factory=dict)  # trial -> (start time, epoch)
     perturbed: set[int] = field(default_factory=set)
 
     def add_event(self, event: Event, metric: str) -> None:
-        """Take the next event in."""
+        """Add the next event."""
         self.at, self.end = event.at, ""
         match event:
             case Opened():
@@ -147,7 +157,7 @@ class _Timeline:
                 self.end = event.reason
 
     def list_segments(self, number: int) -> list[SegmentRecord]:
-        """Those that are over, and the one that runs."""
+        """List the segments of a trial that are over, followed by the running one."""
         done = self.segments.get(number, [])
         if number not in self._running:
             return done
@@ -198,7 +208,7 @@ def _make_trial_record(trial: TrialHistory, timeline: _Timeline, metric: str) ->
 
 
 def _compute_rungs(scheduler: Mapping[str, Any], settings: SweepSettings) -> tuple[int, ...]:
-    """The epochs at which ASHA compares; of other schedulers there are none."""
+    """Return the epochs at which ASHA compares trials; empty for any other scheduler."""
     if not str(scheduler.get("_target_", "")).endswith(".Asha"):
         return ()
     wanted = ("mode", "grace_period", "reduction_factor", "brackets")
@@ -233,7 +243,7 @@ def _compute_sweep_importance(
     return compute_importance(drawn, values, sign=record.sign)
 
 
-# --- what came after --------------------------------------------------------------------------------------------------
+# --- confirmation and retraining --------------------------------------------------------------------------------------
 
 
 def _read_confirmation(file: Path) -> Confirmation | None:

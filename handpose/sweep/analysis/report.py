@@ -1,4 +1,4 @@
-"""The report of sweeps, from their folders: read, judged, and written as report.html and next_space.yaml."""
+"""Makes the report of one or more sweeps from their folders: report.html and next_space.yaml."""
 
 import errno
 import shlex
@@ -24,7 +24,14 @@ REPORT_FILE, NEXT_SPACE_FILE = "report.html", "next_space.yaml"
 
 
 class SweepReport(NamedTuple):
-    """A report, and what it was made of. findings: of each sweep; next_spaces: files written into their folders."""
+    """A report, and what it was made from.
+
+    Attributes:
+        file: the HTML page.
+        records: the sweeps.
+        findings: findings about each sweep.
+        next_spaces: search spaces for the next round, written into the sweeps' folders.
+    """
 
     file: Path
     records: Sequence[SweepRecord]
@@ -33,7 +40,7 @@ class SweepReport(NamedTuple):
 
     @property
     def text(self) -> str:
-        """For the terminal: the advice, and where the files are."""
+        """Text for the terminal: the advice, and the paths of the files."""
         lines: list[str] = []
         for record, findings in zip(self.records, self.findings, strict=True):
             lines += [record.name] * (len(self.records) > 1) + list(filter(None, [advice_text(findings)]))
@@ -43,10 +50,18 @@ class SweepReport(NamedTuple):
 
 
 def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None = None) -> SweepReport:
-    """Write a page about the sweeps in these folders, which may still run, and a space for the next round into each.
+    """Write a page about the sweeps in these folders, and a search space for the next round into each folder.
 
-    scientific: a searched key whose values are to be compared with the others optimised. Raises UserError where a
-    folder holds no sweep, its files are damaged or the key is not searched. The files appear whole.
+    The sweeps may still be running. Each file is written atomically.
+
+    Args:
+        folders: folders of the sweeps.
+        file: the HTML page to write.
+        scientific: a searched key whose values are compared, each with all other parameters optimised; None for no
+            comparison.
+
+    Raises:
+        UserError: a folder holds no sweep, its files are damaged, or the key is not searched.
     """
     page, records, findings, spaces = _made(folders, scientific, output=file)
     with whole_file(file) as part:
@@ -60,9 +75,9 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
 
 
 def report_of(folder: Path, *, scientific: str | None = None) -> tuple[str, str | None]:
-    """The texts of report.html and of next_space.yaml that `write_report` writes for one sweep.
+    """Return the contents of report.html and next_space.yaml that `write_report` would write for one sweep.
 
-    The second one is None where there is no such file.
+    The second is None if there would be no such file.
     """
     page, _, _, (space,) = _made([folder], scientific)
     return page, space
@@ -78,7 +93,7 @@ class _Made(NamedTuple):
 def _made(folders: Sequence[Path], scientific: str | None, *, output: Path | None = None) -> _Made:
     records = _make_names_unique([read_sweep(folder) for folder in folders])
     if output is not None:
-        check_output(output)  # before the slow part
+        check_output(output)  # fail before the slow part
     effects = [shown_effects(record) for record in records]
     findings = [advice(record, shown) for record, shown in zip(records, effects, strict=True)]
     spaces = [next_space(record, shown) for record, shown in zip(records, effects, strict=True)]
@@ -98,7 +113,7 @@ def _made(folders: Sequence[Path], scientific: str | None, *, output: Path | Non
 
 
 def _make_names_unique(records: Sequence[SweepRecord]) -> list[SweepRecord]:
-    """Sweeps of one name get a number behind it."""
+    """Append numbers to the names of sweeps that have the same name."""
     names = [record.name for record in records]
     return [
         record if names.count(record.name) == 1 else replace(record, name=f"{record.name} ({place})")
@@ -107,7 +122,11 @@ def _make_names_unique(records: Sequence[SweepRecord]) -> list[SweepRecord]:
 
 
 def check_scientific_key(key: str | None, space: Space) -> None:
-    """Raise UserError where report.scientific is no key that the space searches; before a sweep begins."""
+    """Check before a sweep that the space searches the key `report.scientific`.
+
+    Raises:
+        UserError: it does not.
+    """
     if key is None:
         return
     searched = (
@@ -122,7 +141,7 @@ def check_scientific_key(key: str | None, space: Space) -> None:
 
 
 def _write_next_space(folder: Path, text: str | None) -> Path | None:
-    """Write next_space.yaml; without a text remove the one of an earlier report, whose evidence has gone."""
+    """Write next_space.yaml; without a text, remove the file of an earlier report, which is out of date."""
     file = folder / NEXT_SPACE_FILE
     if text is None:
         file.unlink(missing_ok=True)
@@ -133,7 +152,7 @@ def _write_next_space(folder: Path, text: str | None) -> Path | None:
 
 
 def _is_read_only(folder: Path) -> bool:
-    """Whether the folder is another user's, of whose sweep a page may be written elsewhere."""
+    """Return whether this user cannot write to the folder, for example because it belongs to another user."""
     try:
         check_writable(folder)
     except OSError as error:

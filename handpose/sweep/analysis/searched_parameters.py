@@ -1,4 +1,4 @@
-"""What a sweep has searched, as its reports have it, also where the space is a Python file or the study is gone."""
+"""Reads what a sweep has searched, even if the search space is a Python file or the study does not exist."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +16,19 @@ from handpose.values import same
 def read_searched_space(
     folder: Path, config: Mapping[str, Any], trials: Sequence[TrialRecord], *, fixed_params: Mapping[str, Any]
 ) -> tuple[list[Parameter], dict[int, dict[str, BaseDistribution]], dict[str, Any]]:
-    """Parameters, trial -> key -> distribution, and what all trials have alike.
+    """Read the searched parameters of a sweep.
 
-    held: keys that the command line fixed, with their values. A space in Python is never run, since a folder may be
-    another's: the study tells what was drawn from, and where it does not, the values themselves.
+    A search space in Python is never run, because the folder may belong to someone else. Instead the distributions are
+    read from the study or, if it does not have them, inferred from the values of the trials.
+
+    Args:
+        folder: folder of the sweep.
+        config: configuration of the sweep.
+        trials: its trials.
+        fixed_params: key -> value that the command line fixed.
+
+    Returns:
+        The parameters; trial -> key -> distribution; and key -> value of what is the same in all trials.
     """
     files = sorted((folder / "search_space").glob("*"))
     if files and files[0].suffix in (".yaml", ".yml"):
@@ -56,7 +65,10 @@ def read_searched_space(
 def _read_study_distributions(
     folder: Path, config: Mapping[str, Any], trials: Sequence[TrialRecord]
 ) -> dict[int, dict[str, BaseDistribution]]:
-    """Trial -> key -> what the key was drawn from; of keys that are drawn under their own name."""
+    """Return trial -> key -> distribution from the study.
+
+    Only keys that were drawn under their own name are included.
+    """
     if not (folder / "study" / JOURNAL_FILE).is_file():
         return {}
     try:
@@ -64,7 +76,7 @@ def _read_study_distributions(
         study = find_study(storage, config["sweep"]["name"])
         drawn = {} if study is None else {each.number: each for each in storage.get_all_trials(study, deepcopy=False)}
         close_storage(storage)
-    except Exception:  # written by another version of Optuna, or by a sweep at this very moment
+    except Exception:  # another version of Optuna wrote it, or a sweep is writing it now
         return {}
     return {
         trial.number: {
@@ -78,7 +90,7 @@ def _read_study_distributions(
 
 
 def _infer_distributions(trials: Iterable[TrialRecord]) -> dict[str, BaseDistribution]:
-    """Distributions that hold the values that there are."""
+    """Return key -> a distribution that contains the values of all trials."""
     values: dict[str, list[Any]] = {}
     for trial in trials:
         for key, value in trial.params.items():
@@ -105,7 +117,7 @@ def _make_parameter(
     is_declared: bool = True,
     is_conditional: bool = False,
 ) -> Parameter:
-    """kinds: what it was drawn from, which may differ between trials: then the range that holds them all."""
+    """Describe a parameter; if its distributions differ between trials, by the range that contains them all."""
     extra: dict[str, Any] = {"expression": text, "is_declared": is_declared, "is_conditional": is_conditional}
     first = distributions[0]
     if isinstance(first, CategoricalDistribution):

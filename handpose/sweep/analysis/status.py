@@ -1,4 +1,4 @@
-"""How a sweep stands, told from its files by another process: nothing is locked, and nothing is changed."""
+"""Shows the status of a sweep from its files, from another process; nothing is locked or changed."""
 
 import shlex
 import time
@@ -26,18 +26,26 @@ from handpose.yaml_files import read_yaml
 
 
 def print_status(place: str) -> None:
-    """Show how the sweep in a folder stands, or at the URL of a store. Raises UserError where there is none."""
+    """Print the status of the sweep in a folder, or at the URL of an object store.
+
+    Raises:
+        UserError: there is no sweep.
+    """
     console = Console()
     with open_sweep_for_reading(place) as folder:
         console.print(render_status(folder, width=console.width, place=place if is_url(place) else None), crop=False)
 
 
 def render_status(folder: Path, *, width: int, place: str | None = None) -> RenderableType:
-    """The sweep in a folder as its live view would show it, and what has come after it: confirmation, retraining.
+    """Render the sweep in a folder as its live view would, with the later steps: confirmation and retraining.
 
-    width: of the terminal, in columns. place: that it goes on from, if not the folder.
+    Args:
+        folder: folder of the sweep.
+        width: width of the terminal in columns.
+        place: what the command to resume names instead of the folder, such as a URL.
 
-    Raises UserError where there is no sweep, or its files are damaged.
+    Raises:
+        UserError: there is no sweep, or its files are damaged.
     """
     resumed = quote_override("sweep.resume", place or str(folder))
     record, go_on = _read_config(folder), shlex.join(["python", "tune.py", resumed])
@@ -50,55 +58,64 @@ def render_status(folder: Path, *, width: int, place: str | None = None) -> Rend
         again = restore_settings(record["sweep"] | of_the_sweep, confirming)
         shown += [Text(), *_render_sweep(again, f"confirmation of {sweep.name}", width=width, go_on=go_on)]
     events = read_events(folder / EVENTS_FILE)
-    runs_again = bool(events) and not isinstance(events[-1], Closed)  # what came after an earlier end is out of date
+    runs_again = bool(events) and not isinstance(events[-1], Closed)  # results after an earlier end are out of date
     return Group(*shown, *map(Text, [] if runs_again else _describe_later_steps(folder, sweep.metric)))
 
 
 @dataclass
 class _SweepStatus:
-    """What the events say. num_slots: the most trials that ran at a time."""
+    """What the events say about a sweep.
+
+    Attributes:
+        history: the history after all events so far.
+        last: the last event.
+        num_slots: highest number of trials that ran at a time.
+    """
 
     history: History
     last: Event | None = None
     num_slots: int = 1
 
     def add_event(self, event: Event) -> None:
-        """A decision of the past stands as it was taken."""
+        """Apply the next event; past decisions are taken as recorded."""
         self.history.apply(event)
         self.last = event
         self.num_slots = max(self.num_slots, len(self.history.live["running"]))
 
     @property
     def is_running(self) -> bool:
-        """Whether a process runs the sweep, as far as it can be told: one that was killed has said nothing."""
+        """Whether a process runs the sweep, as far as the events show.
+
+        A process that was killed leaves no event, so this may be true for it.
+        """
         return not isinstance(self.last, Closed)
 
 
 def _render_sweep(sweep: SweepSettings, title: str, *, width: int, go_on: str) -> list[RenderableType]:
     table = make_empty_table(sweep)
-    told = _SweepStatus(History(sweep, scheduler=Fifo(), table=table))
+    status = _SweepStatus(History(sweep, scheduler=Fifo(), table=table))
     events = sweep.path / EVENTS_FILE
     for event in read_events(events):
-        told.add_event(event)
-    silent_s = max(0.0, time.time() - events.stat().st_mtime) if told.is_running and events.exists() else 0.0
-    now = told.history.at + silent_s
-    for number in told.history.live["running"]:
-        told.history.trials[number].update_seconds(now)
-    table.gpu_hours = told.history.count_gpu_hours(now)
-    table.num_trials, table.num_slots = told.history.num_trials, told.num_slots
-    table.checkpoint_bytes = told.history.retention.total_bytes
-    table.checkpoint_budget_bytes = told.history.retention.budget_bytes
+        status.add_event(event)
+    silent_s = max(0.0, time.time() - events.stat().st_mtime) if status.is_running and events.exists() else 0.0
+    now = status.history.at + silent_s
+    for number in status.history.live["running"]:
+        status.history.trials[number].update_seconds(now)
+    table.gpu_hours = status.history.count_gpu_hours(now)
+    table.num_trials, table.num_slots = status.history.num_trials, status.num_slots
+    table.checkpoint_bytes = status.history.retention.total_bytes
+    table.checkpoint_budget_bytes = status.history.retention.budget_bytes
     clock = Clock(time_budget_s=sweep.time_budget_s, used_s=now)
-    if not told.is_running:
+    if not status.is_running:
         clock.end()
     lines = [
-        Text(line, style="dim", no_wrap=True, overflow="ignore") for line in _describe_progress(told, silent_s, go_on)
+        Text(line, style="dim", no_wrap=True, overflow="ignore") for line in _describe_progress(status, silent_s, go_on)
     ]
     return [picture(title, table, clock, width=width), *lines]
 
 
 def _describe_progress(sweep_status: _SweepStatus, silent_s: float, go_on: str) -> list[str]:
-    """A sentence, and the command in a line of its own, which a person copies."""
+    """Return a sentence and, if the sweep can be resumed, the command on a separate line, so that it can be copied."""
     if isinstance(sweep_status.last, Closed):
         reason = sweep_status.last.reason
         if reason == "finished":
@@ -116,7 +133,7 @@ def _describe_progress(sweep_status: _SweepStatus, silent_s: float, go_on: str) 
 
 
 def _describe_later_steps(folder: Path, metric: str) -> list[str]:
-    """Lines on what comes after the trials, as far as it has begun."""
+    """Return lines about the confirmation and the retraining, as far as they have begun."""
     lines = []
     confirmed = read_yaml(folder / "confirm" / "confirm.yaml")
     if confirmed.get("winner") is not None:
@@ -139,7 +156,7 @@ def _describe_retrained(metrics: Mapping[str, float | None], metric: str) -> str
 
 
 def _describe_retraining(folder: Path, metric: str) -> str:
-    """How far it is, from its log."""
+    """Describe the progress of the retraining, from its TensorBoard log."""
     max_epochs = read_yaml(folder / "config.yaml")["trainer"]["max_epochs"]
     log = EventAccumulator(str(folder / "tensorboard"), size_guidance={SCALARS: 1})
     if not (folder / "tensorboard").is_dir() or metric not in log.Reload().Tags()["scalars"]:

@@ -1,1 +1,1 @@
-"""Whether all files of a sweep agree: `python -m handpose.sweep.audit FOLDER`."""
+"""Audits whether all files of a sweep agree with each other: `python -m handpose.sweep.audit FOLDER`."""

@@ -1,4 +1,4 @@
-"""`python -m handpose.sweep.audit FOLDER`: see `audit.main`."""
+"""Command line of the audit, `python -m handpose.sweep.audit FOLDER`; see `audit.main`."""
 
 from handpose.sweep.audit.audit import main
 

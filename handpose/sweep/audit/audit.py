@@ -1,9 +1,10 @@
-"""Whether the files of a sweep agree: what was lost, what was done twice, what was decided wrongly.
+"""Audit the files of a sweep: find what was lost, what was done twice and what was decided wrongly.
 
     python -m handpose.sweep.audit outputs/sweeps/NAME
 
-Every fact that stands in two places is compared, and every decision is taken again from the events before it: those of
-the scheduler, of retries and nodes, of constraints and budgets, and of the winner. Nothing in the folder is changed.
+The audit compares every fact that is stored in two places. It also repeats every decision from the events before it:
+those of the scheduler, of retries and nodes, of constraints and budgets, and the choice of the winner. It changes
+nothing in the folder.
 """
 
 import contextlib
@@ -52,11 +53,17 @@ from handpose.values import same
 from handpose.yaml_files import read_yaml
 
 _NUM_ATTEMPTS = 5
-"""Of a sweep that is running: what another process is just about to write is no finding."""
+"""Audits of a running sweep are repeated this often, to drop findings caused by a write in progress."""
 
 
 class Findings(NamedTuple):
-    """A sentence for each thing that is not as it should be, which names the file and the place in it."""
+    """Findings of an audit. Each one is a sentence that names the file and the place in it.
+
+    Attributes:
+        lost: what is missing.
+        repeated: what is there twice.
+        wrong: what contradicts something else.
+    """
 
     lost: list[str]
     repeated: list[str]
@@ -67,7 +74,11 @@ class Findings(NamedTuple):
 
 
 def audit(folder: Path) -> Findings:
-    """Look through the sweep in a folder. Raises UserError where there is none."""
+    """Audit the sweep in a folder.
+
+    Raises:
+        UserError: the folder holds no sweep.
+    """
     if not (folder / "sweep.yaml").is_file() and not (folder / EVENTS_FILE).is_file():
         raise UserError(f"{folder} holds no sweep: there is neither sweep.yaml nor {EVENTS_FILE} in it")
     found = list(dict.fromkeys(_audit_once(folder)))
@@ -123,7 +134,7 @@ def _audit_once(folder: Path) -> Iterator[AuditFinding]:
 
 
 def _find_unreadable_lines(folder: Path) -> Iterator[AuditFinding]:
-    """Lines of the events that cannot be read, where that is all that can be looked at."""
+    """Yield unreadable lines of the events, for a sweep whose description cannot be read either."""
     if (folder / EVENTS_FILE).is_file():
         for line in scan_event_lines((folder / EVENTS_FILE).read_bytes()):
             if line.problem:
@@ -180,7 +191,7 @@ def _audit_records(
         label = f"study/{JOURNAL_FILE}" if task.config.searcher.storage is None else "the study"
         num_brought = len(task.config.searcher.get("warm_start") or [])
         yield from _audit_study_settings(study, sweep, label, num_brought=num_brought)
-        if task.config.searcher.sampler is not None:  # a grid has an order of its own
+        if task.config.searcher.sampler is not None:  # a grid is enumerated in its own order
             yield from audit_plan(study, first_number=first, space=task.space, label=label)
         yield from audit_study(
             replayed,
@@ -222,7 +233,7 @@ def _audit_study_settings(
 
 @contextlib.contextmanager
 def _open_study(task: SweepTask, folder: Path) -> Iterator[tuple[optuna.Study | None, list[AuditFinding]]]:
-    """The study of a sweep, to be read, or why it cannot be."""
+    """Open the study of a sweep for reading; yield it with findings that say why it cannot be read."""
     url, name = task.config.searcher.storage, task.config.sweep.name
     label = "the study" if url else f"study/{JOURNAL_FILE}"
     if url is None and not (folder / "study" / JOURNAL_FILE).is_file():
@@ -251,7 +262,10 @@ _IGNORED_KEYS = ("sweep.name", "sweep.folder", "sweep.resume", "sweep.status", "
 
 
 def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
-    """The configuration in sweep.yaml is what its overrides make, also where a sweep that continues may change it."""
+    """Check that the configuration in sweep.yaml is what its overrides compose.
+
+    This includes settings that may change when the sweep is resumed.
+    """
     record = read_yaml(folder / "sweep.yaml")
     written, now = (fill_in_modes(flatten_config(each)) for each in (record["config"], plain(task.config)))
     for key in {**written, **now}:
@@ -280,14 +294,14 @@ def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
 
 
 def compose_choices(overrides: Sequence[str]) -> dict[str, Any]:
-    """The choices of configuration groups that these overrides make."""
+    """Return the options of configuration groups that these overrides choose."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("tune", list(overrides), return_hydra_config=True)
     return dict(config.hydra.runtime.choices)
 
 
 def main() -> None:
-    """Print what was found; status 1 where that is anything."""
+    """Print the findings; exit with status 1 if there are any."""
     with told():
         if len(sys.argv) != 2:
             raise UserError("give the folder of a sweep")

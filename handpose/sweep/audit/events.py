@@ -1,4 +1,4 @@
-"""The events of a sweep, held against each other: every decision is taken again from the events before it."""
+"""Audits the events of a sweep: repeats every decision from the events before it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
@@ -36,26 +36,39 @@ from handpose.sweep.storage.retention import describe_checkpoint
 FindingKind = Literal["lost", "repeated", "wrong"]
 
 FINAL_REASONS: tuple[CloseReason, ...] = ("finished", "spent")
-"""Reasons for closing a sweep after which a winner is chosen."""
+"""Reasons for closing a sweep after which a winner is selected."""
 
 _FORMAT_WITH_SPENT = 3
-"""Format of events from which on a spent budget is not `finished`, and a sweep ends with its finite space."""
+"""First format of the events in which a sweep with a spent budget is not closed as `finished`.
+
+From this format on, `opened` never has more trials than a finite space has points.
+"""
 
 
 class AuditFinding(NamedTuple):
-    """Something that is not as it should be. lost: missing. repeated: there twice. wrong: contradicts something."""
+    """Something in a sweep that is not as it should be.
+
+    Attributes:
+        kind: "lost" (missing), "repeated" (there twice) or "wrong" (contradicts something else).
+        text: a sentence that names the file and the place in it.
+    """
 
     kind: FindingKind
     text: str
 
 
 class Expectations(NamedTuple):
-    """What is known of a sweep from elsewhere than its events.
+    """What other files than the events say about a sweep.
 
-    num_trials: that the last process was to run; None: unknown. num_points: how many trials the searcher proposes at
-    most; None: any number. first_number: of the sweep's trials. limits: cost -> upper limit. params: of a trial as it
-    was proposed, None where that is unknown. validates_every: epochs. is_resuming: the budgets in sweep.yaml may be
-    those of a process that has not opened the sweep yet: a resume writes sweep.yaml first.
+    Attributes:
+        num_trials: number of trials that the last process was to run; None if unknown.
+        num_points: highest number of trials that the searcher can propose; None if there is no limit.
+        first_number: number of the sweep's first trial.
+        limits: cost -> upper limit.
+        params: returns the parameters that were proposed for a trial; None if unknown.
+        validation_interval: epochs between validations.
+        is_resuming: whether sweep.yaml is newer than the events. A resume writes sweep.yaml first, so the budgets in it
+            may belong to a process that has not opened the sweep yet.
     """
 
     num_trials: int | None
@@ -68,19 +81,24 @@ class Expectations(NamedTuple):
 
 
 class ReadOnlyCheckpointFiles(FolderFiles):
-    """The checkpoints of a sweep while its events are applied: nothing on the disk is removed."""
+    """The checkpoint files of a sweep during a replay of its events: no file is removed from the disk."""
 
     def remove(self, name: str) -> None:
-        """Only the shelf forgets the file."""
+        """Keep the file; only CheckpointRetention forgets it."""
 
 
 @dataclass
 class ReplayResult:
-    """What the events of a sweep lead to.
+    """The state that the events of a sweep lead to.
 
-    events: those that can be applied, with their lines. rows: trial -> (index of an event, the row after it), for all
-    events that change it. asked: trial -> parameters as proposed. ends: the table whenever the trials came to an end.
-    adopted: trials that continued from checkpoints that no event tells of. findings: about the events.
+    Attributes:
+        history: the history after all events.
+        events: (line number, event) of the events that do not contradict the ones before.
+        rows: trial -> (index in `events`, the trial's row after that event), for all events that change the row.
+        suggested_params: trial -> parameters as proposed by the searcher.
+        final_tables: copies of the table from each time the trials came to an end.
+        adopted_trials: trials that resumed from a checkpoint that no event mentions.
+        findings: findings about the events.
     """
 
     history: History
@@ -93,38 +111,44 @@ class ReplayResult:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the last process left the sweep in order."""
+        """Whether the last process closed the sweep."""
         return bool(self.events) and isinstance(self.events[-1][1], Closed)
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is nothing left to run."""
+        """Whether nothing is left to run."""
         return self._close_reason == "finished"
 
     @property
     def is_ended(self) -> bool:
-        """Whether there is nothing left to run, or a budget is spent: what comes after the trials is then made."""
+        """Whether nothing is left to run or a budget is spent, so that the steps after the trials follow."""
         return self._close_reason in FINAL_REASONS
 
     @property
     def _close_reason(self) -> str:
-        """Why the last process closed the sweep; empty where it did not."""
+        """Reason for which the last process closed the sweep; empty if it did not."""
         last = self.events[-1][1] if self.events else None
         return last.reason if isinstance(last, Closed) else ""
 
     @property
     def num_processes(self) -> int:
-        """That have run the sweep."""
+        """Number of processes that have run the sweep."""
         return sum(isinstance(event, Opened) for _, event in self.events)
 
 
 def replay_events(
     history: History, folder: Path, label: str, settings: SweepSettings, expected: Expectations
 ) -> ReplayResult:
-    """Apply the events of the sweep in a folder, and look at each of them.
+    """Apply the events of the sweep in a folder, and check each of them.
 
-    history: empty, with `UntouchedFiles`. label: of the folder in findings. Lines that cannot be read or applied are
-    findings, and are left out.
+    Lines that cannot be read, and events that contradict the ones before, become findings and are skipped.
+
+    Args:
+        history: an empty history with `ReadOnlyCheckpointFiles`.
+        folder: folder of the sweep.
+        label: prefix of file names in findings.
+        settings: settings of the sweep.
+        expected: what other files say about the sweep.
     """
     replayed = ReplayResult(history)
     file = folder / EVENTS_FILE
@@ -149,7 +173,10 @@ def replay_events(
 
 
 def _find_closing_events(events: Sequence[tuple[int, Event]]) -> set[int]:
-    """The places of `ended` events that close a finished sweep: only such ones stand between them and its end."""
+    """Return the indices of `Ended` events that close a finished sweep.
+
+    Between such an event and the final `Closed` there are only further `Ended` events.
+    """
     found: set[int] = set()
     is_closing = False
     for place in range(len(events) - 1, -1, -1):
@@ -161,7 +188,7 @@ def _find_closing_events(events: Sequence[tuple[int, Event]]) -> set[int]:
 
 
 class _EventChecker:
-    """Looks at one event after the other, and applies it."""
+    """Checks the events in order, and applies each one to the history."""
 
     def __init__(
         self, replayed: ReplayResult, settings: SweepSettings, expected: Expectations, folder: Path, label: str
@@ -175,10 +202,10 @@ class _EventChecker:
         self._last: Event | None = None
         self._last_begun: dict[int, Begun] = {}
         self._nodes: dict[int, str] = {}
-        self._newest_checkpoint_epochs: dict[int, int] = {}  # epoch of the newest checkpoint that the trial reported
+        self._newest_checkpoint_epochs: dict[int, int] = {}  # trial -> epoch of the newest checkpoint it reported
         self._line = 0
         self._version = 1
-        self._has_current_budgets = True  # the process that wrote the event had those of sweep.yaml
+        self._has_current_budgets = True  # whether the event's process had the budgets of sweep.yaml
 
     def _add_finding(self, kind: FindingKind, text: str) -> None:
         self._replayed.findings.append(AuditFinding(kind, f"{self._label}: line {self._line} {text}"))
@@ -186,7 +213,15 @@ class _EventChecker:
     def check_event(
         self, line: int, event: Event, following: Sequence[Event], *, is_closing: bool, is_last_process: bool
     ) -> None:
-        """The next event. following: the two after it. is_closing: it is of those that close a finished sweep."""
+        """Check the next event, and apply it.
+
+        Args:
+            line: its line number.
+            event: the event.
+            following: up to two events after it.
+            is_closing: whether it is one of the `Ended` events that close a finished sweep.
+            is_last_process: whether the last process wrote it.
+        """
         self._line = line
         self._has_current_budgets = is_last_process and not self._expected.is_resuming
         self._check_order(event)
@@ -218,18 +253,18 @@ class _EventChecker:
         self._last = event
 
     def check_end(self) -> None:
-        """After the last event."""
+        """Check the replay after the last event."""
         if self._last is None:
             self._replayed.findings.append(AuditFinding("lost", f"{self._label} holds no events"))
 
     def _check_and_apply(self, line: int, event: Event) -> None:
-        """Decide again, and apply the event; a decision that was taken otherwise is applied as it stands."""
+        """Repeat the decision of an event and apply the event as recorded, even if the decision differs."""
         history = self._history
         try:
             history.check(event, line=line)
         except UserError as error:
             self._add_finding("wrong", str(error).partition(f"line {line} ")[2].partition(";")[0])
-        except (KeyError, ValueError, AssertionError) as error:  # of a rule that was misled by events before
+        except (KeyError, ValueError, AssertionError) as error:  # from a scheduler that wrong earlier events confused
             self._add_finding("wrong", f"cannot follow what is before it ({type(error).__name__}: {error})")
         try:
             history.apply(event)
@@ -289,13 +324,15 @@ class _EventChecker:
             self._add_finding("repeated", "opens the sweep again at the same moment")
         if event.num_trials < 1:
             self._add_finding("wrong", f"opens the sweep for {event.num_trials} trials")
-        share, workers = settings.gpus_per_trial, settings.workers_per_trial
-        if share == "auto":
+        gpus_per_trial, workers = settings.gpus_per_trial, settings.workers_per_trial
+        if gpus_per_trial == "auto":
             is_possible = event.gpus >= 0
         else:
-            is_possible = event.gpus in ((0, workers) if share is None else (share * workers,))
+            is_possible = event.gpus in ((0, workers) if gpus_per_trial is None else (gpus_per_trial * workers,))
         if not is_possible:
-            self._add_finding("wrong", f"gives each trial {event.gpus} GPUs, but the configuration has {share}")
+            self._add_finding(
+                "wrong", f"gives each trial {event.gpus} GPUs, but the configuration has {gpus_per_trial}"
+            )
 
     def _check_asked(self, event: Asked) -> None:
         history = self._history
@@ -319,7 +356,12 @@ class _EventChecker:
             )
 
     def _check_no_retry_is_due(self, what: str, *, than: int | None = None) -> None:
-        """Find a trial that was to be tried again by the time of the event before, and comes first."""
+        """Report a trial whose retry was due at the time of the previous event, and should have started first.
+
+        Args:
+            what: start of the finding's sentence.
+            than: report only trials with a smaller number than this.
+        """
         ready = self._history.find_trial_to_retry(self._history.at)
         if ready is not None and (than is None or ready < than):
             self._add_finding("wrong", f"{what}, but trial {ready} is tried again first")
@@ -347,7 +389,10 @@ class _EventChecker:
         self._nodes.pop(event.trial, None)
 
     def _check_own_checkpoint(self, event: Begun) -> None:
-        """A trial goes on from its newest checkpoint, which no event tells of where its process was killed."""
+        """Check that a trial resumes from its newest checkpoint.
+
+        If its process was killed, this may be a checkpoint that no event mentions; it is then adopted.
+        """
         retention, row = self._history.retention, self._history.table.rows[event.trial]
         newest = max((each.epoch for each in retention.list_checkpoints(event.trial)), default=0)
         if event.epoch == newest:
@@ -361,12 +406,12 @@ class _EventChecker:
         self._replayed.adopted_trials.add(event.trial)
         name = format_checkpoint_name(event.trial, event.epoch, event.stretch - 1)
         file = self._folder / name
-        known = (
+        checkpoint = (
             describe_checkpoint(file, folder=self._folder, epoch=event.epoch)
             if file.is_file()
             else CheckpointRecord(name, event.epoch, 0, 0)
         )
-        retention.add(event.trial, known)
+        retention.add(event.trial, checkpoint)
 
     def _check_source_checkpoint(self, event: Begun, checkpoint: CheckpointRecord) -> None:
         name = f"{CHECKPOINTS_FOLDER}/{make_run_name(event.trial)}/stretch_{event.stretch}_of_{event.source}.ckpt"
@@ -383,7 +428,7 @@ class _EventChecker:
                 "wrong", f"begins trial {event.trial} from a checkpoint that trial {event.source} does not have"
             )
 
-    # --- what is decided ----------------------------------------------------------------------------------------------
+    # --- decisions ----------------------------------------------------------------------------------------------------
 
     def _check_measured(self, event: Measured) -> None:
         trial = self._history.trials[event.trial]
@@ -443,25 +488,25 @@ class _EventChecker:
             self._add_finding(
                 "wrong", f"fails trial {event.trial} on node {event.node}, but its stretch runs on {node}"
             )
-        aside = bool(following) and isinstance(following[0], SetAside) and following[0].node == event.node
+        is_quarantined = bool(following) and isinstance(following[0], SetAside) and following[0].node == event.node
         halts = history.should_halt(event.trial, event.kind)
         retry, gpus = history.decide_retry(event.trial, event.kind, node=event.node)
         if event.gpus != gpus:
             self._add_finding(
                 "wrong", f"gives trial {event.trial} {event.gpus} GPUs from now on, but its share is {gpus}"
             )
-        if aside and not history.should_quarantine(
+        if is_quarantined and not history.should_quarantine(
             event.trial, event.kind, event.node, capacity=_assume_capacity(self._replayed)
         ):
             self._add_finding("wrong", f"fails on node {event.node}, which is set aside too early")
-        if self._replayed.num_processes > 1:  # retries and limits may have been changed on the command line
+        if self._replayed.num_processes > 1:  # a resume may have changed the settings of retries
             return
-        if event.retry != (retry or halts or aside):
+        if event.retry != (retry or halts or is_quarantined):
             said = "tries again" if event.retry else "gives up"
             self._add_finding(
                 "wrong", f"{said} trial {event.trial} after {event.kind!r}, against the settings of retries"
             )
-        rest = following[aside:]
+        rest = following[is_quarantined:]
         if rest and halts != (rest[0] == Closed(rest[0].at, "halted")):
             self._add_finding(
                 "wrong", f"fails trial {event.trial}, and the sweep is {'not ' if halts else ''}given up then"
@@ -504,7 +549,10 @@ class _EventChecker:
                 )
 
     def _check_nothing_left(self, at: float) -> None:
-        """A sweep is finished when nothing can be run any more; in earlier formats also when a budget is spent."""
+        """Check that nothing is left to run in a sweep that is closed as finished.
+
+        Earlier formats closed a sweep as finished also when a budget was spent.
+        """
         history = self._history
         if not self._has_trials_left:
             return
@@ -516,7 +564,7 @@ class _EventChecker:
 
     @property
     def _has_trials_left(self) -> bool:
-        """Whether a trial can begin or go on."""
+        """Whether a trial can start or resume."""
         history = self._history
         return bool(history.can_start_trial or history.live["waiting"] or history.choose_trial_to_resume() is not None)
 
@@ -525,25 +573,26 @@ class _EventChecker:
 
 
 def format_checkpoint_name(trial: int, epoch: int, segment_number: int) -> str:
-    """As `Stretch.checkpoint_name` gives it."""
+    """Return the name that `TrialSegment.make_checkpoint_name` gives to a checkpoint."""
     return f"{CHECKPOINTS_FOLDER}/{make_run_name(trial)}/epoch_{epoch:04d}_stretch_{segment_number}.ckpt"
 
 
 def _assume_capacity(replayed: ReplayResult) -> NodeCapacity:
-    """Room for every trial on each node that reported."""
+    """Assume that any node in the events has capacity for any trial."""
     nodes = {event.node for _, event in replayed.events if isinstance(event, (Reported, Failed))}
     return NodeCapacity(dict.fromkeys(nodes, 1))
 
 
 def is_same_value(ours: Any, theirs: Any) -> bool:
-    """Whether two plain values are the same; 1, 1.0 and true differ, and NaN is NaN."""
+    """Return whether two plain values are the same; 1, 1.0 and True differ, and NaN equals NaN."""
     return not list(find_differences(ours, theirs))
 
 
 def find_differences(ours: Any, theirs: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two plain values differ: the place, with dots, and both values there.
+    """Yield where two plain values differ: the place, as a dotted path, and both values there.
 
-    Numbers that were computed again may differ in their last digits. 1, 1.0 and true are different values.
+    Floats may differ in their last digits (relative difference up to 1e-12), because they may have been computed again.
+    1, 1.0 and True are different values.
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for key in {**ours, **theirs}:

@@ -1,4 +1,4 @@
-"""What a sweep writes down beside its events, held against them: trials.csv, study, TensorBoard and checkpoints."""
+"""Audits what a sweep writes in addition to its events: trials.csv, the study, TensorBoard files and checkpoints."""
 
 import csv
 import itertools
@@ -40,7 +40,7 @@ from handpose.values import same
 
 
 def is_truncated(file: Path) -> bool:
-    """Whether a text file is there, but does not end with a line."""
+    """Return whether a text file exists but does not end with a line break."""
     return file.is_file() and not file.read_bytes().endswith(b"\n")
 
 
@@ -48,10 +48,14 @@ def is_truncated(file: Path) -> bool:
 
 
 def audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[AuditFinding]:
-    """Compare trials.csv with the table that the events lead to, cell by cell.
+    """Compare trials.csv with the table that results from the events, cell by cell.
 
-    While a sweep runs, and after it was killed, trials.csv is that of some moment before. label: of the file in
-    findings.
+    While a sweep runs, and after it was killed, trials.csv may show an earlier moment.
+
+    Args:
+        replayed: the replayed events.
+        file: path of trials.csv.
+        label: name of the file in findings.
     """
     if is_truncated(file):
         yield AuditFinding("wrong", f"{label} is truncated: it has no line end")
@@ -87,7 +91,7 @@ def audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[AuditF
             row = expected.rows[int(number)]
             cells = {name: cell for name, cell in wanted[number].items() if name != "command"}
             if row.state == "running":
-                cells["seconds"] = rows[number].get("seconds", "")  # it goes on while nothing is reported
+                cells["seconds"] = rows[number].get("seconds", "")  # it increases between reports
             for name, cell in cells.items():
                 if rows[number].get(name) != cell:
                     said = f"{rows[number].get(name)!r}, where {EVENTS_FILE} has {cell!r}"
@@ -100,11 +104,14 @@ def audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[AuditF
 
 
 def _find_csv_moment(replayed: ReplayResult, rows: Mapping[str, Mapping[str, str]]) -> int:
-    """The index of the event after which the table was what most rows of trials.csv show; the last such one."""
+    """Return the index of the event after which the table agrees with most rows of trials.csv.
+
+    If several events qualify, the last one counts.
+    """
     num_events = len(replayed.events)
     if replayed.is_closed or not num_events:
         return num_events - 1
-    change = [0] * (num_events + 1)  # in how many trials agree, from one event to the next
+    change = [0] * (num_events + 1)  # of the number of rows that agree, from one event to the next
     for number, states in replayed.rows.items():
         shown = rows.get(str(number))
         spans = [(-1, None), *states, (num_events, None)]
@@ -121,14 +128,14 @@ def _find_csv_moment(replayed: ReplayResult, rows: Mapping[str, Mapping[str, str
 
 
 def _matches_row(shown: Mapping[str, str], row: TrialRow) -> bool:
-    known = (shown.get("state"), shown.get("epochs"), any(shown.get(name) for name in row.costs or COST_NAMES))
-    return known == (row.state, str(row.epochs), bool(row.costs)) and (
+    written = (shown.get("state"), shown.get("epochs"), any(shown.get(name) for name in row.costs or COST_NAMES))
+    return written == (row.state, str(row.epochs), bool(row.costs)) and (
         row.state == "running" or shown.get("seconds") == str(round(row.seconds, 2))
     )
 
 
 def _make_table_at(replayed: ReplayResult, moment: int) -> TrialTable:
-    """The table after an event."""
+    """Return the table after the event with this index."""
     rows = {}
     for number, states in replayed.rows.items():
         until = [row for index, row in states if index <= moment]
@@ -138,7 +145,7 @@ def _make_table_at(replayed: ReplayResult, moment: int) -> TrialTable:
 
 
 def _render_csv(table: TrialTable) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """Header and rows, by number, of trials.csv as the table writes it."""
+    """Return the header and the rows, by trial number, of trials.csv as the table writes it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trials.csv"
         table.write_csv(file)
@@ -148,7 +155,10 @@ def _render_csv(table: TrialTable) -> tuple[list[str], dict[str, dict[str, str]]
 
 
 def _is_same_command(written: str, row: TrialRow, replayed: ReplayResult) -> bool:
-    """Whether a command line trains the row's parameters; a process that continued may have had other paths."""
+    """Return whether a command line trains the row's parameters.
+
+    If several processes ran the sweep, paths are ignored: each of them may have had others.
+    """
     try:
         ours, theirs = shlex.split(row.command), shlex.split(written)
     except ValueError:
@@ -173,23 +183,33 @@ def audit_study(
     second_objective: str | None,
     label: str,
 ) -> Iterator[AuditFinding]:
-    """Compare the trials of a study with the events. limits: cost -> upper limit."""
+    """Compare the trials of a study with the events.
+
+    Args:
+        replayed: the replayed events.
+        trials: the study's trials.
+        first_number: number of the sweep's first trial; the ones before come from earlier sweeps.
+        space: search space.
+        limits: cost -> upper limit.
+        second_objective: name of the second objective; None if there is only one objective.
+        label: name of the study in findings.
+    """
     stored = {trial.number: trial for trial in trials if trial.number >= first_number}
-    known = replayed.history.trials
-    newest = first_number + len(known)
+    histories = replayed.history.trials
+    newest = first_number + len(histories)
     for number, trial in sorted(stored.items()):
         is_next = number == newest and not (replayed.is_closed and replayed.num_processes == 1)
-        if number not in known and not is_next and trial.state != TrialState.FAIL:
+        if number not in histories and not is_next and trial.state != TrialState.FAIL:
             yield AuditFinding("repeated", f"{label} has a trial {number}, which {EVENTS_FILE} does not ask for")
     lagging = replayed.events[-1][1] if replayed.events and not replayed.is_closed else None
-    for number, history in known.items():
+    for number, history in histories.items():
         if number not in stored:
             yield AuditFinding("lost", f"{label} has no trial {number}")
             continue
         place_of = f"{label}: trial {number}"
         yield from _audit_study_params(place_of, stored[number], replayed.suggested_params.get(number, {}), space)
         if getattr(lagging, "trial", None) == number:
-            continue  # the process may have been killed before it told the study
+            continue  # the process may have been killed before it updated the study
         yield from _audit_study_outcome(place_of, stored[number], history, limits, second_objective, replayed)
     yield from _audit_dates(list(stored.values()), replayed, label)
     starts = [(number, trial.datetime_start) for number, trial in sorted(stored.items())]
@@ -199,11 +219,11 @@ def audit_study(
 
 
 _CLOCK_CHANGE_S = 3 * 3600.0
-"""A change to winter time, and a clock that was set, are no findings."""
+"""Tolerance for dates: neither the end of daylight saving time nor an adjusted clock is a finding."""
 
 
 def _audit_dates(trials: Sequence[FrozenTrial], replayed: ReplayResult, label: str) -> Iterator[AuditFinding]:
-    """The trials of a sweep that one process ran take no longer by their dates than by the events."""
+    """Check that the trials took no longer by their dates than by the events, if a single process ran the sweep."""
     if replayed.num_processes != 1 or not replayed.events:
         return
     first, last = replayed.events[0][1].at, replayed.events[-1][1].at
@@ -222,11 +242,14 @@ def _audit_dates(trials: Sequence[FrozenTrial], replayed: ReplayResult, label: s
 
 
 def audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: str) -> Iterator[AuditFinding]:
-    """The draws that were decided before a trial was proposed are those of the plan, and the trial has them."""
+    """Check draws that were decided before their trial was proposed.
+
+    They must be those of the study's plan, and the trial must have them.
+    """
     points = study.user_attrs.get("plan", {}).get("points", [])
     for index, trial in enumerate(study.get_trials(deepcopy=False)[first_number:]):
         decided = trial.system_attrs.get(_DECIDED)
-        if decided is None:  # drawn by the sampler
+        if decided is None:  # the sampler drew all of its values
             continue
         place_of = f"{label}: trial {trial.number}"
         for name in decided.keys() & trial.params.keys():
@@ -240,7 +263,7 @@ def audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: s
 
 
 _DECIDED = "fixed_params"
-"""System attribute of Optuna's enqueued trials."""
+"""System attribute that Optuna gives to enqueued trials."""
 
 
 def _audit_study_params(place_of: str, trial: FrozenTrial, suggested: Params, space: Space) -> Iterator[AuditFinding]:
@@ -282,7 +305,7 @@ def _audit_study_params(place_of: str, trial: FrozenTrial, suggested: Params, sp
 
 
 def _is_same_distribution(one: BaseDistribution, other: BaseDistribution) -> bool:
-    """Whether two distributions are the same; unlike with ==, choices of 1, 1.0 and true differ."""
+    """Return whether two distributions are the same; unlike with ==, the choices 1, 1.0 and True differ."""
     return distribution_to_json(one) == distribution_to_json(other)
 
 
@@ -294,8 +317,8 @@ def _audit_study_outcome(
     second_objective: str | None,
     replayed: ReplayResult,
 ) -> Iterator[AuditFinding]:
-    known = snapshot_trial(history)
-    finite = {epoch: value for epoch, value in known.values.items() if math.isfinite(value)}
+    snapshot = snapshot_trial(history)
+    finite = {epoch: value for epoch, value in snapshot.values.items() if math.isfinite(value)}
     for epoch in sorted({*finite, *trial.intermediate_values}):
         ours, theirs = finite.get(epoch), trial.intermediate_values.get(epoch)
         if ours != theirs:
@@ -303,7 +326,7 @@ def _audit_study_outcome(
             yield AuditFinding(
                 kind, f"{place_of} has the value {theirs} at epoch {epoch}, but {EVENTS_FILE} has {ours}"
             )
-    costs = {name: float(cost) for name, cost in known.costs.items() if math.isfinite(cost)}
+    costs = {name: float(cost) for name, cost in snapshot.costs.items() if math.isfinite(cost)}
     wanted = costs | compute_excess(costs, limits)
     attributes = {**trial.user_attrs, **trial.system_attrs}
     stored = {
@@ -311,12 +334,12 @@ def _audit_study_outcome(
     }
     for name, theirs, ours in find_differences(stored, wanted):
         yield AuditFinding("wrong", f"{place_of} has {name} {theirs}, but {EVENTS_FILE} has {ours}")
-    state, values = _get_expected_outcome(known, finite, second_objective)
+    state, values = _get_expected_outcome(snapshot, finite, second_objective)
     states = [state]
-    if known.state == "running" and not replayed.is_closed:
+    if snapshot.state == "running" and not replayed.is_closed:
         states.append(TrialState.WAITING)  # an error ended the process
     if trial.state not in states:
-        yield AuditFinding("wrong", f"{place_of} is {trial.state.name}, but {known.state} by {EVENTS_FILE}")
+        yield AuditFinding("wrong", f"{place_of} is {trial.state.name}, but {snapshot.state} by {EVENTS_FILE}")
     elif trial.values != values:
         yield AuditFinding("wrong", f"{place_of} ended with {trial.values}, but {EVENTS_FILE} has {values}")
     if (trial.datetime_complete is not None) != state.is_finished() and trial.state == state:
@@ -340,7 +363,7 @@ _STATES = {
 def _get_expected_outcome(
     snapshot: TrialSnapshot, finite: Mapping[int, float], second_objective: str | None
 ) -> tuple[TrialState, list[float] | None]:
-    """State and values that a trial has in the study."""
+    """Return the state and the values that a trial should have in the study."""
     state = _STATES.get(snapshot.state, TrialState.FAIL)
     if not state.is_finished() or state == TrialState.FAIL:
         return state, None
@@ -359,9 +382,14 @@ def _get_expected_outcome(
 def audit_journal(
     replayed: ReplayResult, file: Path, *, num_before: int, limits: Mapping[str, float], label: str
 ) -> Iterator[AuditFinding]:
-    """Look through the lines of journal.log: none is torn, none is there twice, and they follow the events.
+    """Check the lines of journal.log: none is torn or repeated, and they follow the events.
 
-    num_before: trials from earlier sweeps, which come first.
+    Args:
+        replayed: the replayed events.
+        file: path of journal.log.
+        num_before: number of trials from earlier sweeps, which come first.
+        limits: cost -> upper limit.
+        label: name of the file in findings.
     """
     done: list[tuple[int, _JournalAct]] = []
     content = file.read_bytes()
@@ -392,7 +420,7 @@ def audit_journal(
 
 
 _JournalAct = tuple[str, int, object]
-"""What a line of the journal does: kind, trial, and the state, epoch or attribute."""
+"""What a line of the journal records: kind, trial, and the state, epoch or attribute."""
 
 
 def _parse_act(line: Mapping[str, Any]) -> _JournalAct:
@@ -419,7 +447,7 @@ def _format_act(act: _JournalAct) -> str:
 
 
 def _list_expected_acts(replayed: ReplayResult, limits: Mapping[str, float]) -> Iterator[_JournalAct]:
-    """What the events tell the study, in order, where one process ran the whole sweep."""
+    """Yield the acts that the journal should contain, in order, for a sweep that a single process ran."""
     states: dict[int, TrialState] = {}
     params: dict[int, Params] = {}
     perturbed: set[int] = set()
@@ -486,10 +514,14 @@ def _audit_act_order(
 def audit_tensorboard(
     replayed: ReplayResult, folder: Path, label: str, *, in_tab: bool, is_ahead: bool
 ) -> Iterator[AuditFinding]:
-    """Compare the scalars and parameters of all trials with the events.
+    """Compare the scalars and parameters of all trials in TensorBoard files with the events.
 
-    Where there is no folder nothing is compared. in_tab: the HParams tab shows the trials. is_ahead: the folder may
-    have been copied after the events.
+    Args:
+        replayed: the replayed events.
+        folder: folder of the TensorBoard files; nothing is compared if it does not exist.
+        label: name of the folder in findings.
+        in_tab: whether the HParams tab shows the trials.
+        is_ahead: whether the folder may have been copied after the events, and so contain more than they do.
     """
     if not folder.is_dir():
         return
@@ -505,7 +537,7 @@ def audit_tensorboard(
             continue
         try:
             shown, params, has_end = _read_run(folder / name)
-        except Exception as error:  # of TensorBoard's reader, for a damaged file
+        except Exception as error:  # whatever TensorBoard's reader raises for a damaged file
             yield AuditFinding("wrong", f"{label}/{name} is damaged ({type(error).__name__}: {error})")
             continue
         place_of = f"{label}/{name}"
@@ -522,7 +554,7 @@ def audit_tensorboard(
 
 
 def _has_certain_end(replayed: ReplayResult, number: int) -> bool:
-    """Whether a trial is over, and its process was not killed right then."""
+    """Return whether a trial is over and its process was certainly not killed at that moment."""
     end = replayed.rows[number][-1][0]
     following = [event for _, event in replayed.events[end + 1 : end + 2]]
     is_over = replayed.history.table.rows[number].is_over
@@ -533,7 +565,12 @@ _Scalars = dict[tuple[str, int], set[float]]
 
 
 def _collect_scalars(replayed: ReplayResult) -> tuple[dict[int, _Scalars], dict[int, set[tuple[int, float]]]]:
-    """Trial -> (tag, step) -> value; and trial -> (epochs, seconds), which may be there more than once a step."""
+    """Collect the scalars that the events report.
+
+    Returns:
+        Trial -> (tag, step) -> values; and trial -> (epochs, seconds) of its rows. The latter may be recorded more than
+        once per step.
+    """
     wanted: dict[int, _Scalars] = defaultdict(lambda: defaultdict(set))
     for _, event in replayed.events:
         if isinstance(event, Measured):
@@ -555,13 +592,13 @@ def _collect_scalars(replayed: ReplayResult) -> tuple[dict[int, _Scalars], dict[
 
 
 def _to_float32(value: float) -> float:
-    """As a 32-bit number."""
+    """Round to a 32-bit float."""
     with np.errstate(over="ignore"):
         return float(np.float32(value))
 
 
 def _read_run(folder: Path) -> tuple[_Scalars, dict[str, Any] | None, bool]:
-    """(tag, step) -> values, the parameters of the HParams tab, and whether it shows the run as over."""
+    """Return (tag, step) -> values, the parameters in the HParams tab, and whether the tab shows the run as over."""
     has_end = False
     shown: _Scalars = defaultdict(set)
     params: dict[str, Any] | None = None
@@ -583,7 +620,10 @@ def _read_run(folder: Path) -> tuple[_Scalars, dict[str, Any] | None, bool]:
 
 
 def _ends_with_whole_record(file: Path) -> bool:
-    """Whether a file ends with a whole record: its length in 8 bytes, 4 of a checksum, the content, 4 more."""
+    """Return whether a file ends with a complete record.
+
+    A record is its length (8 bytes), a checksum (4 bytes), the content, and another checksum (4 bytes).
+    """
     content, place_of = file.read_bytes(), 0
     while place_of < len(content):
         place_of += 16 + int.from_bytes(content[place_of : place_of + 8], "little")
@@ -627,7 +667,10 @@ def _contains(values: Iterable[float], value: float) -> bool:
 def _compare_params(
     place_of: str, shown: Mapping[str, Any] | None, replayed: ReplayResult, number: int
 ) -> Iterator[AuditFinding]:
-    """The HParams tab has the state of a trial that is over, and its parameters, some as words."""
+    """Compare the HParams tab with a trial's parameters and state.
+
+    For a trial that is not over, the tab shows `not over` instead of its state. It shows some values as words.
+    """
     row, is_last = replayed.history.table.rows[number], getattr(replayed.events[-1][1], "trial", None) == number
     if shown is None:
         if not is_last:
@@ -651,10 +694,11 @@ def _compare_params(
 
 
 def audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Iterator[AuditFinding]:
-    """See that the checkpoints which were not removed are there, and undamaged.
+    """Check that the checkpoints which were not removed exist and are intact.
 
-    Those before one that no event tells of may be gone, and where the budget was reached then, only the newest of
-    trials that are not over are sure to be there.
+    A trial that resumed from a checkpoint that no event mentions may have lost its earlier ones. If the checkpoint
+    budget may have been reached at that moment, only the newest checkpoints of trials that are not over are certain to
+    exist.
     """
     retention, history = replayed.history.retention, replayed.history
     is_tight = bool(replayed.adopted_trials) and retention.total_bytes > 0.5 * retention.budget_bytes
@@ -675,7 +719,7 @@ def audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Itera
 
 
 def load_study(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study | None:
-    """The study of that name, None where there is none."""
+    """Load the study with this name; return None if there is none."""
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:

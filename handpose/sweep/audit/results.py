@@ -1,4 +1,4 @@
-"""What comes after the trials of a sweep, made again and compared: from its confirmation to the space that follows."""
+"""Audits what follows the trials of a sweep, from the confirmation to the next search space, by making it again."""
 
 import gzip
 import html
@@ -57,7 +57,7 @@ _BEST, _PREDICTIONS, _ARCHIVE = "best.yaml", "test_preds.json.gz", "pred.zip"
 def audit_results(
     task: SweepTask, sweep: SweepSettings, recipe: TrialRecipe, replayed: ReplayResult
 ) -> Iterator[AuditFinding]:
-    """Compare all that was made of a sweep's table with what is made of it now."""
+    """Compare all files that were made from a sweep's table with what the table gives now."""
     folder = sweep.path
     confirming = _audit_confirm_sweep(task, sweep, recipe, replayed)
     yield from confirming.findings
@@ -78,10 +78,10 @@ def audit_results(
 
 
 def _find_unless_outdated(check: Any, replayed: ReplayResult) -> list[AuditFinding]:
-    """The findings of a check with the table that the sweep has come to.
+    """Return the findings of a check with the table at the sweep's latest end.
 
-    A sweep that was given more trials or a larger budget has come to an end more than once, and what comes after the
-    trials may still be that of an earlier end: then there are no findings.
+    A sweep that was continued with more trials or a larger budget has ended more than once, and the later files may
+    still belong to an earlier end. If the check finds nothing with the table of any end, the result is empty.
     """
     tables: Sequence[TrialTable | None] = replayed.final_tables[::-1] or [None]
     found = [list(check(table, is_over=replayed.is_ended)) for table in tables]
@@ -94,7 +94,7 @@ def _find_unless_outdated(check: Any, replayed: ReplayResult) -> list[AuditFindi
 def _audit_confirm_sweep(
     task: SweepTask, sweep: SweepSettings, recipe: TrialRecipe, replayed: ReplayResult
 ) -> ReplayResult:
-    """The runs of a confirmation, as trials of a sweep of their own."""
+    """Audit the runs of a confirmation, which are the trials of a separate sweep."""
     folder, label = sweep.path / CONFIRM_FOLDER, f"{CONFIRM_FOLDER}/"
     settings = replace(
         sweep, folder=str(folder), second_objective=None, time_budget_s=None, gpu_hours=None, gpus_per_trial=None
@@ -153,7 +153,7 @@ def _audit_winner_files(
     *,
     is_over: bool,
 ) -> Iterator[AuditFinding]:
-    """confirm.yaml, best.yaml and front/ of the table that a sweep ended with."""
+    """Audit confirm.yaml, best.yaml and front/ with the table at the sweep's end (None: it has not ended)."""
     folder = sweep.path
     if table is None:
         for name in (f"{CONFIRM_FOLDER}/{EVENTS_FILE}", _BEST):
@@ -184,7 +184,7 @@ def _audit_winner_files(
 
 
 def _audit_confirm_runs(task: SweepTask, table: TrialTable, confirming: ReplayResult) -> Iterator[AuditFinding]:
-    """That what was trained again are configurations of the table, with fresh seeds."""
+    """Check that the confirmation's runs have configurations of the table and fresh seeds, without repeats."""
     configurations = [{}, *(drop_seed(row.params) for row in table.rows.values())]
     fresh = set(choose_fresh_seeds(len(confirming.suggested_params) or 1, table, task.defaults))
     for number, params in confirming.suggested_params.items():
@@ -241,7 +241,7 @@ def _audit_confirm_yaml(
 
 
 def _roundtrip_yaml(content: Any) -> Any:
-    """As it is read back from YAML."""
+    """Write a value as YAML and read it back."""
     return yaml.safe_load(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
@@ -257,7 +257,7 @@ def _audit_best_files(
     *,
     is_over: bool,
 ) -> Iterator[AuditFinding]:
-    """Write best.yaml and front/ anew, elsewhere, and compare."""
+    """Write best.yaml and front/ into a temporary folder, and compare them with those of the sweep."""
     folder = sweep.path
     try:
         winner = select_winner(table, folder=folder, confirmed=confirmed)
@@ -308,7 +308,7 @@ def _audit_best_file(file: Path, name: str, wanted: dict[str, Any], sweep: Sweep
     wanted.pop("command")
     if words[:2] != ["python", "train.py"] or len(words) != 3 or not _is_best(words[2], name, sweep):
         yield AuditFinding("wrong", f"{name}: command is {shlex.join(words)}, which does not train it")
-    for content in (there, wanted):  # paths may have been given anew when the sweep was continued
+    for content in (there, wanted):  # a resume may have changed the paths
         content["overrides"] = [
             each for each in content.get("overrides") or [] if not str(each).startswith(("paths.", "data.root="))
         ]
@@ -317,18 +317,18 @@ def _audit_best_file(file: Path, name: str, wanted: dict[str, Any], sweep: Sweep
 
 
 def _is_best(override: str, name: str, sweep: SweepSettings) -> bool:
-    """Whether an override names a file of the sweep, whose folder may have been moved or renamed since."""
+    """Return whether an override names this file of the sweep, whose folder may have been moved or renamed since."""
     key, _, path = override.partition("=")
     if key != "best" or not path.endswith(f"/{name}"):
         return False
     return Path(path.removesuffix(f"/{name}")).name in (sweep.name, sweep.path.name)
 
 
-# --- after it ---------------------------------------------------------------------------------------------------------
+# --- retraining and report --------------------------------------------------------------------------------------------
 
 
 def _audit_retraining(folder: Path, sweep: SweepSettings) -> Iterator[AuditFinding]:
-    """That best.yaml was retrained, and that the files of the retraining are there."""
+    """Check that the retraining is that of best.yaml, and that its files exist and are intact."""
     place = folder / "retrain"
     if not place.is_dir():
         return
@@ -366,7 +366,7 @@ def _audit_retraining(folder: Path, sweep: SweepSettings) -> Iterator[AuditFindi
 
 
 def _is_intact_archive(file: Path) -> bool:
-    """Whether a ZIP archive, as checkpoints are, is whole by its own checksums."""
+    """Return whether a ZIP archive, such as a checkpoint, is complete and matches its checksums."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
@@ -385,7 +385,7 @@ def _is_intact_gzip(file: Path) -> bool:
 
 
 _DEVICE_KEYS = ("trainer.devices", "trainer.num_nodes", "data.batch_size", "train_on_val", "test")
-"""What a retraining on several devices, or with the validation split, changes."""
+"""Keys that may differ in a retraining on several devices or with the validation split."""
 
 
 def _audit_retrain_config(
@@ -402,7 +402,7 @@ def _audit_retrain_config(
 
 
 def _num_devices(config: Mapping[str, Any]) -> int:
-    """Devices of all nodes together, which share the batch of the trials."""
+    """Return the number of devices of all nodes together, which share the batch of the trials."""
     trainer = config["trainer"]
     devices = trainer.get("devices")
     return (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes") or 1)
@@ -433,13 +433,13 @@ def _audit_retrain_metrics(place: Path, metrics: Any) -> Iterator[AuditFinding]:
 
 
 def _audit_report_metrics(folder: Path, metrics: Mapping[str, Any], checkpoint: Path) -> Iterator[AuditFinding]:
-    """The report, if it was written after this retraining, has its figures and no others."""
+    """Check that a report written after this retraining shows the retraining's metrics and no others."""
     report, name = folder / REPORT_FILE, "retrain/metrics.json"
     if not report.is_file() or not checkpoint.is_file() or not _is_not_older(report, checkpoint):
         return
     page = report.read_text(encoding="utf-8", errors="replace")
     section = re.search(r'<h2 id="retrained">.*?(?=<h2 |</body>)', page, re.DOTALL)
-    if section is None:  # the process was killed before it wrote the report again
+    if section is None:  # the process was killed before it updated the report
         return
     shown = [cell for cell in re.findall(r'<td class="number">([^<]*)</td>', section[0]) if cell]
     for metric, value in metrics.items():
@@ -453,7 +453,7 @@ def _audit_report_metrics(folder: Path, metrics: Mapping[str, Any], checkpoint: 
 
 
 def _audit_report(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
-    """report.html and next_space.yaml are what they would be now, unless something was written since."""
+    """Check that report.html and next_space.yaml are current, unless a file they are made from is newer."""
     files = [EVENTS_FILE, _BEST, f"{CONFIRM_FOLDER}/{CONFIRM_FILE}", "sweep.yaml", "retrain/metrics.json"]
     made_of = [folder / name for name in files]
     newest = max((each.stat().st_mtime for each in made_of if each.is_file()), default=0.0)
@@ -473,7 +473,10 @@ def _audit_report(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
 
 
 def _compare_pages(there: str, wanted: str) -> Iterator[AuditFinding]:
-    """Only a page of this revision of the project can be compared: others may say the same in other words."""
+    """Compare a report with the one that the sweep's files give now; yield only the first difference.
+
+    Both must come from the same revision of the project: others may say the same in other words.
+    """
     title = "the head"
     for number, (one, other) in enumerate(itertools.zip_longest(there.splitlines(), wanted.splitlines()), start=1):
         if other is not None and (section := re.match(r"<h2[^>]*>([^<]*)</h2>", other)):

@@ -122,7 +122,7 @@ def _make_setup_hook(module: str, *, num_threads: int, folder: Path) -> Callable
             pathlib.Path(marks, f"{os.getpid()}.started").touch()
             importlib.import_module(module)
             if "handpose.sweep.trainable.process_state" in sys.modules:
-                sys.modules["handpose.sweep.trainable.process_state"].settle()
+                sys.modules["handpose.sweep.trainable.process_state"].freeze_imports()
             pathlib.Path(marks, f"{os.getpid()}.ready").touch()
 
     return import_what_trials_need

@@ -1,1 +1,1 @@
-"""What is checked and tried out before a sweep, so that mistakes cost no slot, and the forecast of its cost."""
+"""Checks and short trial runs before a sweep, so that mistakes use no slot; also forecasts the sweep's cost."""

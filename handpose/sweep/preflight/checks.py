@@ -1,7 +1,7 @@
-"""What can be known to go wrong before a sweep, so that no slot is paid for it: raises UserError, in one sentence.
+"""Checks that find mistakes before a sweep starts, so that they use no slot.
 
-First what needs no Ray: numbers, space, data, plan. Then, with Ray, `preflight`: points of the space are trained for a
-few steps in a slot, which also tells what the sweep will cost.
+These checks need no Ray: settings, search space, data and the plan of the sweep. Each one raises a UserError of one
+sentence. `preflight.py` then trains a few points of the space with Ray, which also shows what the sweep will cost.
 """
 
 import os
@@ -32,7 +32,14 @@ from handpose.whole_file import check_writable, nearest
 
 
 def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
-    """Check the metric with its direction, numbers, slots and the folder."""
+    """Check the settings that need neither the space nor the data.
+
+    These are the metric and its direction, the ranges of numbers, the resources of this machine (unless the sweep joins
+    a cluster) and the folder of the sweep.
+
+    Raises:
+        UserError: a setting is invalid, or the folder cannot hold the sweep.
+    """
     target_metric(sweep.metric, sweep.mode, group="sweep")
     _check_setting_ranges(sweep, cluster)
     if cluster.address is None:
@@ -41,9 +48,19 @@ def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
 
 
 def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False, num_workers: int = 1) -> None:
-    """Compose the space's corners and some points within, which shows keys that do not exist and impossible values.
+    """Compose configurations at the corners of the space and at some points within it.
 
-    overrides: the user's, for train.py. is_grid: every point is to be listed. num_workers: that share each batch.
+    This finds configuration keys that do not exist and values that are not allowed.
+
+    Args:
+        space: the search space.
+        overrides: the user's overrides for train.py.
+        is_grid: whether the searcher enumerates every point of the space.
+        num_workers: number of workers that share each batch.
+
+    Raises:
+        UserError: a configuration is invalid, trials have no validation split, or the trainer has an argument that
+            sweeps do not support.
     """
     if is_grid:
         count_grid_points(space)
@@ -81,7 +98,7 @@ _FOR_ONE_RUN = {
     "num_nodes": Unsupported([1], "sweep.workers_per_trial lets several processes, on any nodes, share a trial"),
     "strategy": Unsupported(["auto"], "sweep.workers_per_trial lets several processes share a trial"),
 }
-"""Arguments of Lightning's Trainer that work in train.py, but not in the trials of a sweep."""
+"""Arguments of Lightning's Trainer that train.py supports but the trials of a sweep do not."""
 
 
 def _check_trainer(trainer: DictConfig) -> None:
@@ -97,17 +114,24 @@ def _check_trainer(trainer: DictConfig) -> None:
 
 
 class DataSummary(NamedTuple):
-    """What the data of the default configuration are. fingerprint: of the data."""
+    """The data of the default configuration.
+
+    Attributes:
+        fingerprint: hash that identifies the data.
+        size: image size and number of images.
+    """
 
     fingerprint: str
     size: DataSize
 
 
 def summarise_data(config: Any) -> DataSummary:
-    """Make the default network and the data of all trials ready, as a run would, and look at them.
+    """Prepare the data and the default network as a run would, and describe the data.
 
-    config: composed. Data that is missing or broken, and pictures that the network does not take, show here, before Ray
-    is started.
+    Missing or broken data, and images that the network does not accept, are reported here, before Ray starts.
+
+    Args:
+        config: the composed configuration.
     """
     _, data, _ = prepare(config, stage=None)
     size = DataSize(data.image_size, len(data.splits.train), len(data.splits.val))
@@ -115,19 +139,19 @@ def summarise_data(config: Any) -> DataSummary:
 
 
 def compute_data_fingerprint(config: Any) -> str:
-    """The fingerprint of the data, which is made ready with the default network: `survey`."""
+    """Prepare the data and the default network, and return the fingerprint of the data; see `summarise_data`."""
     return summarise_data(config).fingerprint
 
 
 def check_loaders(sweep: SweepSettings, space: Space, overrides: Sequence[str], data: DataSize, slots: Slots) -> None:
-    """Check that the loaders of all trials that this machine runs at a time fit into its shared memory.
+    """Check that the data loaders of all concurrent trials on this machine fit into its shared memory.
 
     Args:
-        sweep: its settings.
-        space: whose ends are tried where it has to do with loaders.
-        overrides: the user's, for train.py.
-        data: of the default configuration.
-        slots: of this machine.
+        sweep: settings of the sweep.
+        space: search space. Its ends and options are checked too if it searches keys of `data` or `augment`.
+        overrides: the user's overrides for train.py.
+        data: size of the data of the default configuration.
+        slots: slots of this machine.
 
     Raises:
         UserError: they do not fit.
@@ -154,7 +178,7 @@ def check_loaders(sweep: SweepSettings, space: Space, overrides: Sequence[str], 
 
 
 def slots_here(sweep: SweepSettings, cluster: RaySettings) -> Slots | None:
-    """The slots of this machine before Ray is started on it; None where a cluster is joined."""
+    """Count the slots of this machine before Ray starts; None if the sweep joins a running cluster."""
     if cluster.address is not None:
         return None
     here = {"CPU": float(cluster.num_cpus or count_cores()), "GPU": float(torch.cuda.device_count())}
@@ -162,9 +186,15 @@ def slots_here(sweep: SweepSettings, cluster: RaySettings) -> Slots | None:
 
 
 def check_validation_epochs(sweep: SweepSettings, scheduler: Scheduler, *, validation_interval: int) -> None:
-    """Check that trials are validated at their last epoch and wherever the rule compares them.
+    """Check that trials are validated at their last epoch and at every epoch where the scheduler compares them.
 
-    validates_every: trainer.check_val_every_n_epoch.
+    Args:
+        sweep: settings of the sweep.
+        scheduler: its `rungs` are the epochs at which it compares trials.
+        validation_interval: epochs between validations, `trainer.check_val_every_n_epoch`.
+
+    Raises:
+        UserError: one of these epochs is not validated.
     """
     interval = f"trainer.check_val_every_n_epoch={validation_interval}"
     if sweep.max_epochs % validation_interval:
@@ -256,11 +286,11 @@ def _check_folder(sweep: SweepSettings) -> None:
 
 
 def _check_locks(place: Path) -> None:
-    """Raise OSError where the file system does not lock files, or has no links, with which Optuna locks its journal."""
+    """Raise OSError if the file system does not support file locks or symbolic links.
+
+    Optuna locks its journal with a symbolic link.
+    """
     with tempfile.TemporaryDirectory(dir=place, prefix=".writable-") as folder, naming(place):
         with locked(Path(folder) / LOCK):
             pass
         os.symlink(LOCK, Path(folder) / "link")
-
-
-# --- with Ray ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""What a sweep will cost: what its trials cost, times as many epochs as its rule will let them train.
+"""Forecast the cost of a sweep: the measured cost of an epoch times the epochs that the scheduler lets trials train.
 
-How many those are is found by rehearsing the sweep with trials that have nothing but a rank.
+The number of epochs is found by simulating the sweep with trials that have nothing but a rank.
 """
 
 import random
@@ -27,10 +27,13 @@ _MIN_REPORTS = 4000
 
 @dataclass(frozen=True)
 class SweepForecast:
-    """Of one sweep, as means over several rehearsals.
+    """Forecast of one sweep: means over several simulations.
 
-    epochs: trained by all trials together. rounds: epochs that pass while all slots work side by side. stretches: how
-    often a trial begins or goes on. most_paused: trials that wait with a checkpoint at one time.
+    Attributes:
+        epochs: epochs trained by all trials together.
+        rounds: duration of the sweep in epochs, with all slots training side by side.
+        segments: how often a trial starts or resumes.
+        most_paused: highest number of trials paused at a time, each with a checkpoint.
     """
 
     epochs: float
@@ -39,7 +42,7 @@ class SweepForecast:
     most_paused: float
 
     def scale(self, factor: float) -> "SweepForecast":
-        """Of a sweep with so many times the trials."""
+        """Return the forecast of a sweep with `factor` times as many trials."""
         return SweepForecast(*(factor * value for value in (self.epochs, self.rounds, self.segments, self.most_paused)))
 
 
@@ -52,10 +55,18 @@ def forecast_sweep(
     validation_interval: int,
     params: Sequence[Params],
 ) -> SweepForecast:
-    """Rehearse a sweep: every trial has a random rank, which it keeps at all epochs, and all train equally fast.
+    """Simulate a sweep in which every trial has a random rank and all trials train equally fast.
 
-    That is kind to rules of early stopping: curves that cross cost them more. params: of the trials, taken in turn,
-    for rules that change them. A sweep of very many trials is rehearsed with fewer.
+    A trial keeps its rank at all epochs. This favours schedulers that stop trials early: real learning curves cross,
+    which makes early stopping less effective.
+
+    Args:
+        make_scheduler: returns a new scheduler.
+        num_trials: number of trials. A sweep with very many trials is simulated with fewer, and the result is scaled.
+        max_epochs: epochs of a trial that is not stopped early.
+        num_slots: number of concurrent trials.
+        validation_interval: epochs between validations.
+        params: parameters of the trials, used in turn, for schedulers that change them.
     """
     rehearsed = min(num_trials, max(_MAX_TRIALS, num_slots))
     repeats = max(1, min(20, _MIN_REPORTS // (rehearsed * max_epochs)))
@@ -68,7 +79,7 @@ def forecast_sweep(
 
 
 class _Rehearsal:
-    """One rehearsal: in each round every running trial trains an epoch, and free slots are filled as in a sweep."""
+    """One simulation: in each round free slots are filled as in a sweep, then each running trial trains one epoch."""
 
     def __init__(
         self,
@@ -94,7 +105,7 @@ class _Rehearsal:
 
     def simulate(self, num_slots: int) -> SweepForecast:
         trained, rounds, most_paused = 0, 0, 0
-        worst = 4 * len(self._losses) * self._max_epochs  # of a rule that sends trials back for ever
+        worst = 4 * len(self._losses) * self._max_epochs  # guards against a scheduler that resumes trials for ever
         while trained < worst:
             while len(self._running) < num_slots and self._fill_slot():
                 pass
@@ -107,7 +118,7 @@ class _Rehearsal:
         return SweepForecast(trained, rounds, self._num_segments, most_paused)
 
     def _fill_slot(self) -> bool:
-        """Send a trial on, or begin one; False where there is none."""
+        """Resume a trial, or start a new one; return False if there is neither."""
         can_begin = self._num_started < len(self._losses)
         start = self._scheduler.choose_trial_to_resume(can_start_trial=can_begin)
         if start is not None:
@@ -128,7 +139,7 @@ class _Rehearsal:
         self._num_segments += 1
 
     def _train_epoch(self, trial: int) -> bool:
-        """Train an epoch; True if the trial goes on at once."""
+        """Train one epoch; return True if the trial keeps its slot."""
         epoch = self._epochs[trial] = self._epochs[trial] + 1
         if epoch in self._scheduler.rungs:
             self._saved[trial] = epoch
@@ -141,7 +152,13 @@ class _Rehearsal:
 
 
 class RetrainForecast(NamedTuple):
-    """What the retraining of a winner takes. wall_s: at the speed of the trials, each device doing its equal part."""
+    """Forecast of retraining the winner.
+
+    Attributes:
+        epochs: number of epochs.
+        num_devices: devices that share each batch.
+        wall_s: duration in seconds at the speed of the trials, if the devices share the work equally.
+    """
 
     epochs: int
     num_devices: int
@@ -151,10 +168,16 @@ class RetrainForecast(NamedTuple):
 def forecast_retraining(
     sweep: SweepSettings, recipe: TrialRecipe, probed: ProbeResults, data: DataSize, *, use_val: bool
 ) -> RetrainForecast:
-    """The retraining of a typical point with its full schedule, as means over those that were tried.
+    """Forecast the retraining of the winner with its full schedule, without the test of its checkpoint.
 
-    Without the test of its checkpoint. data: of the default configuration. use_val: the validation split is trained
-    on too, and nothing is validated.
+    The forecast is the mean over the typical points that were measured.
+
+    Args:
+        sweep: settings of the sweep.
+        recipe: makes the overrides of a trial.
+        probed: the measured points.
+        data: size of the data of the default configuration.
+        use_val: whether the retraining also trains on the validation split, so that it validates nothing.
     """
     found = [
         _forecast_point_retraining(
@@ -180,7 +203,7 @@ def _forecast_point_retraining(
     epoch_s = cost.steps_per_epoch * cost.step_s * num_images / data.num_train
     if not use_val:
         epoch_s += cost.batches_per_validation * cost.validation_batch_s / config.trainer.check_val_every_n_epoch
-    # A worker of a trial was measured, whose batch is its part of the trial's.
+    # The measured worker had only its part of the trial's batch.
     return RetrainForecast(epochs, num_devices, cost.start_s + epochs * epoch_s * sweep.workers_per_trial / num_devices)
 
 
@@ -192,9 +215,14 @@ def format_cost_lines(
     num_slots: int,
     retraining: RetrainForecast | None = None,
 ) -> list[str]:
-    """What a trial costs, and what the sweep, its confirmation and the retraining take, in a line each, with a total.
+    """Describe the cost of a trial, the sweep, the confirmation and the retraining in one line each, with a total.
 
-    retrained: None where the winner is not retrained.
+    Args:
+        sweep: settings of the sweep.
+        probed: the measured points.
+        make_scheduler: returns a new scheduler.
+        num_slots: number of concurrent trials.
+        retraining: forecast of the retraining; None if the winner is not retrained.
     """
 
     def work(rule: Callable[[], Scheduler], num_trials: int) -> Work:
@@ -222,7 +250,7 @@ def format_cost_lines(
     ]
     works = [_limit_to_budget(expected, sweep.time_budget_s)]
     if sweep.confirm.is_enabled:
-        num_runs = (sweep.confirm.top_k + 1) * sweep.confirm.seeds  # with the default configuration beside them
+        num_runs = (sweep.confirm.top_k + 1) * sweep.confirm.seeds  # finalists and the default configuration
         works.append(work(Fifo, num_runs))
         lines.append(confirm_line(num_runs=num_runs, work=works[-1]))
     if retraining is not None:
@@ -233,7 +261,7 @@ def format_cost_lines(
 
 
 def _limit_to_budget(work: Work, time_budget_s: float | None) -> Work:
-    """The work that is done before the budget is spent."""
+    """Return the part of the work that fits into the time budget."""
     if time_budget_s is None or time_budget_s >= work.wall_s:
         return work
     return Work(work.slot_s * time_budget_s / work.wall_s, time_budget_s)
@@ -249,7 +277,7 @@ def _compute_work(plan: SweepForecast, probed: ProbeResults, num_slots: int) -> 
 
 
 def make_point_rows(probed: ProbeResults) -> list[PointRow]:
-    """The points that were tried, for a table."""
+    """Convert the measured points to rows of the report's table."""
     return [
         PointRow(
             label=point.label,

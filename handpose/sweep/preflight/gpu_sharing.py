@@ -1,6 +1,6 @@
-"""How many trials share a GPU: as many as its memory holds, as long as they train more together than fewer would.
+"""Choose how many trials share a GPU: the number with the highest throughput among those that fit into its memory.
 
-A part of a GPU in Ray is a count and limits nothing, so the memory of a worker is capped here too.
+A fraction of a GPU in Ray is only a count and limits nothing, so the memory of each worker is capped as well.
 """
 
 import math
@@ -13,20 +13,31 @@ if TYPE_CHECKING:
     pass
 
 _USABLE_MEMORY_FRACTION = 0.95
-"""Of a GPU's memory; what trials take at their peaks is never quite what a few steps took."""
+"""Fraction of a GPU's memory that trials may use; peaks in training exceed what a few steps took."""
 _MIN_GAIN = 0.05
-"""Less than this in throughput is not worth another neighbour, which slows each trial down."""
+"""Smallest relative gain in throughput that justifies more trials on a GPU, since each of them becomes slower."""
 
 
 class GpuThroughput(NamedTuple):
-    """So many trials on one GPU, and the training steps a second of all of them."""
+    """Measured throughput of several trials on one GPU.
+
+    Attributes:
+        num_trials: trials that share the GPU.
+        steps_per_s: training steps per second of all these trials together.
+    """
 
     num_trials: int
     steps_per_s: float
 
 
 class TrialsPerGpuChoice(NamedTuple):
-    """What was found. packings: that were measured. memory_share: of a GPU, taken by the most demanding trial."""
+    """How many trials share a GPU, with the measurements behind the choice.
+
+    Attributes:
+        num_trials: the chosen number of trials.
+        throughputs: measured throughputs.
+        gpu_memory_fraction: fraction of a GPU's memory that the most demanding trial takes.
+    """
 
     num_trials: int
     throughputs: Sequence[GpuThroughput]
@@ -37,7 +48,7 @@ class TrialsPerGpuChoice(NamedTuple):
         return compute_gpus_per_trial(self.num_trials)
 
     def format_line(self) -> str:
-        """For a person."""
+        """Describe the choice in one line for the terminal."""
         measured = ", ".join(f"{each.num_trials}: {each.steps_per_s:.3g}" for each in self.throughputs)
         return (
             f"a GPU       the largest trial takes {self.gpu_memory_fraction:.0%} of its memory; "
@@ -49,10 +60,14 @@ class TrialsPerGpuChoice(NamedTuple):
 def choose_trials_per_gpu(
     gpu_memory_fraction: float, *, max_trials: int, measure_steps_per_s: Callable[[int], float]
 ) -> TrialsPerGpuChoice:
-    """The fewest trials on a GPU that come within 5 % of the most steps a second that any number reaches.
+    """Return the smallest number of trials per GPU whose throughput is within 5 % of the highest measured one.
 
-    memory_share: of the most demanding trial. most: that there are cores for. steps_per_s: measures that many trials
-    side by side, 0 where they do not fit. Doubles the number until it no longer pays.
+    The number is doubled until the throughput no longer grows by at least 5 %.
+
+    Args:
+        gpu_memory_fraction: fraction of a GPU's memory that the most demanding trial takes.
+        max_trials: largest number for which there are cores.
+        measure_steps_per_s: returns the steps per second of that many trials side by side; 0 if they do not fit.
     """
     fitting = (
         min(max_trials, math.floor(_USABLE_MEMORY_FRACTION / gpu_memory_fraction))
@@ -75,5 +90,5 @@ def _list_candidate_counts(max_trials: int) -> list[int]:
 
 
 def count_trials_per_gpu(resources: Mapping[str, float], *, cpus_per_trial: int) -> int:
-    """Trials for which each of Ray's GPUs has cores."""
+    """Count the trials per GPU for which Ray has enough cores; at least 1."""
     return max(1, int(resources["CPU"] // resources["GPU"] // cpus_per_trial))

@@ -1,4 +1,4 @@
-"""The preflight: configurations are trained for a few steps before the sweep begins, with Ray."""
+"""The preflight: trains configurations for a few steps with Ray before the sweep starts."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,14 +49,34 @@ def run_preflight(
     use_val: bool = False,
     print_text: Callable[[str], None] = print,
 ) -> Slots:
-    """Train points of the space for a few steps, each as trials are, and say what a trial and the sweep will cost.
+    """Train points of the space for a few steps on a worker, and print what a trial and the sweep will cost.
 
-    Within a running Ray. slots: that trials will have. objective: what they run. data: of the default configuration.
-    defaults: as `default_point` takes them. use_val: the winner is retrained on the validation split too.
-    sweep.preflight: `brief` tries the space's ends, two points at random and every option of every choice; `only` more,
-    for longer, pretrained weights included; `off` nothing. Returns the slots with the memory that a trial takes, which
-    may be fewer than before, and with the share of a GPU that it has found out. Raises UserError, which names the
-    parameters, where a point cannot be trained, and where objective, disk, memory or GPU are not up to it.
+    Ray must be running. `sweep.preflight` says how much is tried:
+
+    - `brief`: the ends of the space, two random points, and every option of every choice while there is time.
+    - `only`: more random points and more steps, with pretrained weights, and without a time limit. Also looks for
+      parameters that have no effect.
+    - `off`: nothing.
+
+    Args:
+        slots: slots that the trials will have.
+        sweep: settings of the sweep.
+        space: search space.
+        recipe: makes the overrides of a trial.
+        trial_function: what a trial runs.
+        make_scheduler: returns a new scheduler.
+        data: size of the data of the default configuration.
+        defaults: default configuration as `find_default_point` takes it.
+        use_val: whether the winner is also retrained on the validation split.
+        print_text: receives the text for the terminal.
+
+    Returns:
+        The slots, with the measured memory per worker and, for `sweep.gpus_per_trial=auto`, with the chosen fraction of
+        a GPU. There may be fewer slots than before.
+
+    Raises:
+        UserError: a point cannot be trained (the message names its parameters), the trial function cannot be pickled,
+            the resources do not suffice, or the second objective cannot be measured.
     """
     if sweep.preflight == "off":
         return slots
@@ -65,7 +85,7 @@ def run_preflight(
     if not is_brief:
         print_text(f"trying {len(points)} points of {space.name} on a worker\n")
     with ProbeWorker(cpus=slots.cpus, gpus=slots.gpus, recipe=recipe, data=data) as probe_worker:
-        check_picklable(trial_function)  # while the worker imports what it needs
+        check_picklable(trial_function)  # meanwhile the worker runs its imports
         probed = probe_points(
             probe_worker,
             points,
@@ -101,7 +121,7 @@ def run_preflight(
 
 
 def _process_mb(probed: ProbeResults) -> float:
-    """Main memory that a worker with the most demanding point may take, in MB, as far as it is known."""
+    """Return the main memory in MB to reserve for a worker, as far as it was measured."""
     measured = [_MEMORY_MARGIN * cost.process_mb for cost in probed.costs if math.isfinite(cost.process_mb)]
     return max([LEAST_PROCESS_MB, *measured])
 
@@ -109,7 +129,7 @@ def _process_mb(probed: ProbeResults) -> float:
 def _choose_gpus_per_trial(
     sweep: SweepSettings, slots: Slots, recipe: TrialRecipe, data: DataSize, probed: ProbeResults
 ) -> tuple[float, str]:
-    """The share of a GPU with the highest throughput, and what was measured, in a line."""
+    """Find the fraction of a GPU per trial with the highest throughput; return it and a line that describes it."""
     resources = cluster_resources()
     cores = count_trials_per_gpu(resources, cpus_per_trial=sweep.cpus_per_trial)
     without_gpu = replace(slots, gpus=0.0, process_mb=_process_mb(probed))
@@ -125,13 +145,17 @@ def _choose_gpus_per_trial(
 
 
 def _find_default_params(space: Space, defaults: Mapping[str, Any]) -> Params | None:
-    """Parameters of the default configuration, where it lies in the space."""
+    """Return the parameters of the default configuration; None if it does not lie in the space."""
     draws = find_default_point(space, defaults)
     return None if draws is None else space.sample(optuna.trial.FixedTrial(draws))
 
 
 def _check_disk(sweep: SweepSettings, slots: Slots, scheduler: Scheduler, probed: ProbeResults) -> list[str]:
-    """What the disk has for checkpoints, and warnings; raises UserError where it has too little for any sweep."""
+    """Describe the disk space for checkpoints in a line, followed by warnings.
+
+    Raises:
+        UserError: the disk has less free space than the checkpoints need within their budget.
+    """
     place = nearest(sweep.path)
     free_gb = free_bytes(place) / 1e9
     largest_gb = max(cost.checkpoint_mb for cost in probed.costs) / 1e3
@@ -160,22 +184,30 @@ def _check_disk(sweep: SweepSettings, slots: Slots, scheduler: Scheduler, probed
 
 
 def _check_gpu_memory(slots: Slots, probed: ProbeResults) -> list[str]:
-    """Warnings where trials that share a GPU do not fit beside each other; raises UserError where none does."""
+    """Return a warning if the most demanding trials do not fit onto a shared GPU together.
+
+    Raises:
+        UserError: not even the least demanding ones fit.
+    """
     num_sharing = int(1 / slots.gpus) if 0 < slots.gpus < 1 else 1
     shares = sorted(cost.gpu_memory_fraction for cost in probed.costs if cost.gpu)
     if num_sharing == 1 or not shares or shares[-1] * num_sharing <= 1:
         return []
-    told = (
+    message = (
         f"sweep.gpus_per_trial={slots.gpus:g} puts {num_sharing} trials on a GPU, but one takes up to "
         f"{shares[-1]:.0%} of its memory; a larger sweep.gpus_per_trial or a smaller data.batch_size fits"
     )
     if shares[0] * num_sharing > 1:
-        raise UserError(told)
-    return [told]
+        raise UserError(message)
+    return [message]
 
 
 def _check_second_objective(sweep: SweepSettings, space: Space, probed: ProbeResults) -> list[str]:
-    """Warnings where the second objective tells no trial from another; raises UserError where it cannot be measured."""
+    """Return a warning if the second objective has the same value at every point that was tried.
+
+    Raises:
+        UserError: it cannot be measured on this device.
+    """
     name = sweep.second_objective
     if name is None:
         return []
@@ -201,4 +233,4 @@ def _list_warnings(space: Space, probed: ProbeResults, ineffective_keys: Sequenc
 
 
 _MEMORY_MARGIN = 1.1
-"""A trial takes more main memory than its first steps did (5 % more after two epochs)."""
+"""Margin for main memory: a trial takes more than in its first steps (5 % more after two epochs)."""

@@ -1,4 +1,4 @@
-"""Points of a search space, tried on a worker as trials have them, and which parameter is to blame where one fails."""
+"""Trains points of the search space on a worker as trials do, and finds the parameters that make a point fail."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,17 @@ from handpose.sweep.trainable.trial_cost import ProbeFailure, TrialCost
 _MAX_CANDIDATES = 4
 
 LOWER, UPPER, OPTION, RANDOM = "lower end", "upper end", "option", "random"
-"""Labels of points."""
+"""Values of `ProbePoint.label`."""
 
 
 @dataclass(frozen=True)
 class ProbePoint:
-    """A point of a space. label: which one it is."""
+    """A point of the search space to measure.
+
+    Attributes:
+        label: why it was chosen: one of LOWER, UPPER, OPTION and RANDOM.
+        params: its parameters.
+    """
 
     label: str
     params: Params
@@ -26,7 +31,13 @@ class ProbePoint:
 
 @dataclass
 class ProbeResults:
-    """Points that were tried, and what each costs. num_left_out: those for which there was no time."""
+    """Points that were measured, and their costs.
+
+    Attributes:
+        points: the measured points.
+        costs: the cost of each point, in the same order.
+        num_left_out: number of points that were skipped because the time was over.
+    """
 
     points: list[ProbePoint] = field(default_factory=list)
     costs: list[TrialCost] = field(default_factory=list)
@@ -34,13 +45,13 @@ class ProbeResults:
 
     @property
     def typical_costs(self) -> list[TrialCost]:
-        """Of points drawn at random, as trials are; of all where none were."""
+        """Costs of the points drawn at random, as trials are; costs of all points if none was."""
         drawn = [cost for point, cost in zip(self.points, self.costs, strict=True) if point.label == RANDOM]
         return drawn or self.costs
 
 
 def choose_probe_points(space: Space, *, num_random: int) -> list[ProbePoint]:
-    """The space's ends, some points at random as trials are, then every option of every choice; none twice."""
+    """Choose the ends of the space, then random points, then every option of every choice, without duplicates."""
     corners = list(generate_probe_params(space, num_random=0))
     drawn = list(generate_probe_params(space, num_random=num_random))[len(corners) :]
     labelled = [
@@ -65,10 +76,19 @@ def probe_points(
     weights: bool,
     time_s: float,
 ) -> ProbeResults:
-    """Measure points of a space, the first three whatever they take, the others while there is time.
+    """Measure points of a space: the first three in any case, the others while there is time.
 
-    default: parameters of the default configuration, where it lies in the space. num_steps, weights: as `measure` takes
-    them. Raises UserError where a point cannot be trained, which names the parameters that are to blame.
+    Args:
+        worker: worker that trains the points.
+        points: points to measure.
+        space: search space, named in errors.
+        default: parameters of the default configuration, if it lies in the space.
+        num_steps: training steps per point.
+        weights: whether to fetch pretrained weights.
+        time_s: seconds after which no further point is started.
+
+    Raises:
+        UserError: a point cannot be trained; the message names the parameters that cause it.
     """
     began = time.monotonic()
     probed = ProbeResults()
@@ -87,7 +107,7 @@ def probe_points(
 
 
 def _explain_failure(worker: ProbeWorker, params: Params, failure: ProbeFailure, candidates: Sequence[Params]) -> str:
-    if failure.kind == "value":  # these tell what to mend
+    if failure.kind == "value":  # such a message already says what to correct
         is_named = any(key in failure.reason for key in params)
         return failure.reason if is_named else f"{failure.reason} (tried with {_format_params(params)})"
     sound = next((other for other in candidates if isinstance(worker.measure_params(other), TrialCost)), None)
@@ -107,9 +127,9 @@ def _format_params(params: Params) -> str:
 
 
 def _find_culprits(worker: ProbeWorker, params: Params, failure: ProbeFailure, working: Params) -> Params:
-    """The least part of a point that fails alike when all the rest is as in a point that is sound.
+    """Return the parameters that cause a point to fail in the same way while all others are those of a working point.
 
-    Parameters are put back one by one; those that cannot be put back without mending the point remain.
+    Parameters are reset to the working point one by one. Those without which the failure disappears are kept.
     """
     guilty = [key for key, value in params.items() if key not in working or working[key] != value]
     for key in list(guilty):
@@ -124,9 +144,9 @@ _GROUPS_USED_EVERY_STEP = ("model", "heatmap", "loss", "augment", "optimizer")
 
 
 def find_ineffective_params(worker: ProbeWorker, probed: ProbeResults, start: Params) -> Iterator[str]:
-    """Parameters that, moved alone from `start`, leave the first steps of training as they were, bit for bit.
+    """Yield parameters that do not change the first training steps when they alone differ from `start`, bit for bit.
 
-    Only of parts that act at every step: what a schedule does may come later.
+    Only parameters of components that act at every step are tried. A schedule may act later.
     """
     before = worker.measure_params(start)
     for key in start:

@@ -1,1 +1,1 @@
-"""The winner of a sweep: confirmed over fresh seeds, selected, and retrained with the full schedule."""
+"""Confirms the finalists of a sweep with fresh seeds, selects the winner and retrains it with its full schedule."""

@@ -1,12 +1,13 @@
-"""The finalists of a sweep once more, at full fidelity over fresh seeds, so that noise does not choose the winner.
+"""Train the finalists of a sweep again with all epochs and fresh seeds, so that noise does not choose the winner.
 
-The best of many noisy values is better than the configuration that it belongs to; the more trials, the more. Values of
-fresh seeds, which no trial was trained with, do not have this bias. A smaller one comes back when the best of the few
-means is picked; `paired_means` says how the intervals allow for it. All configurations are trained with the same seeds,
-so they are compared in pairs. The default configuration is trained, too, which measures what tuning has gained.
+The best of many noisy values is better, on average, than the true value of its configuration; the more trials, the
+larger this bias. Results with fresh seeds, which no trial was trained with, are free of it. Picking the best of the few
+means brings back a smaller bias; `paired_means` explains how the intervals account for it. All configurations are
+trained with the same seeds, so that they can be compared in pairs. The default configuration is trained as well, which
+measures the gain from tuning.
 
-The runs are trials of a sweep in the folder `confirm/`, with its own events, trials.csv and TensorBoard. One that was
-cut off goes on, and one whose finalists have changed trains only what it has not trained yet.
+The runs are trials of a sweep in the folder `confirm/`, with its own events, trials.csv and TensorBoard files. An
+interrupted confirmation resumes. If the finalists have changed since, only the missing runs are trained.
 """
 
 import itertools
@@ -46,10 +47,15 @@ CONFIRM_FOLDER, CONFIRM_FILE = "confirm", "confirm.yaml"
 
 
 class Candidate(NamedTuple):
-    """A configuration to be confirmed.
+    """A configuration to confirm.
 
-    row: its trial; None: it was none. params: without a seed. is_finalist: by its value; else it is the default
-    configuration, which runs along. can_win: it was a trial, and costs no more than the sweep allows.
+    Attributes:
+        row: its trial in the sweep; None if no trial had this configuration.
+        params: its parameters without the seed.
+        is_finalist: whether its result in the sweep made it a finalist. Otherwise it is the default configuration,
+            trained for comparison.
+        is_default: whether it is the default configuration.
+        can_win: whether it may be selected: it was a trial and does not exceed the sweep's limits on costs.
     """
 
     row: TrialRow | None
@@ -60,7 +66,7 @@ class Candidate(NamedTuple):
 
     @property
     def label(self) -> str:
-        """How people call it."""
+        """Name of the candidate for readers."""
         if not self.is_finalist or self.row is None:
             return "default"
         return f"trial {self.row.number}" + (" (default)" if self.is_default else "")
@@ -79,14 +85,30 @@ def confirm_finalists(
     folder_sync: FolderSync | None = None,
     used_seeds: Collection[int] = (),
 ) -> dict[str, Any] | None:
-    """Train the finalists of a sweep's table again; returns what confirm.yaml says, None where nothing is to be done.
+    """Train the finalists of a sweep again with fresh seeds, and write confirm.yaml.
 
-    sweep: settings of the sweep that has ended. defaults: configuration key -> value of the default configuration.
-    objective, command, mirror: as `swept` takes them. origin: as `provenance` gives it. used_seeds: of earlier
-    sweeps that this one has learned from. Ray is used where it runs. Raises as `swept` does.
+    Uses Ray if it is running already.
+
+    Args:
+        table: trials of the sweep.
+        sweep: settings of the sweep, which has ended.
+        cluster: settings of Ray.
+        space: search space.
+        defaults: configuration key -> value of the default configuration.
+        trial_function: what a trial runs.
+        command: returns the command line that trains parameters again.
+        origin: provenance of the sweep, as `collect_provenance` returns it.
+        folder_sync: copies the folder to an object store.
+        used_seeds: seeds of earlier sweeps that this one has learned from.
+
+    Returns:
+        The content of confirm.yaml; None if the confirmation is disabled or there are no finalists.
+
+    Raises:
+        UserError, SweepInterruptedError, SweepHaltedError: as `run_sweep` raises them.
     """
     folder = sweep.path / CONFIRM_FOLDER
-    (folder / CONFIRM_FILE).unlink(missing_ok=True)  # it may be of other finalists; what it is made of remains
+    (folder / CONFIRM_FILE).unlink(missing_ok=True)  # it may describe other finalists; the runs are kept
     chosen = choose_candidates(table, defaults=defaults, top_k=sweep.confirm.top_k)
     if not sweep.confirm.is_enabled or not chosen:
         return None
@@ -115,13 +137,16 @@ def confirm_finalists(
 
 
 def choose_candidates(table: TrialTable, *, defaults: Mapping[str, Any], top_k: int) -> list[Candidate]:
-    """The finalists, the best first, and the default configuration, unless it is one of them; none where none is."""
+    """Choose the finalists, the best first, then the default configuration unless it is one of them.
+
+    The list is empty if there are no finalists.
+    """
     best = select_finalists(table, top_k)
     chosen = [Candidate(row, drop_seed(row.params), True, is_default(row.params, defaults), True) for row in best]
     if not chosen or any(candidate.is_default for candidate in chosen):
         return chosen
     row = next((row for row in table.rows.values() if is_default(row.params, defaults)), None)
-    if row is None:  # it does not lie in the search space
+    if row is None:  # no trial had it, for example because it lies outside the search space
         return [*chosen, Candidate(None, {}, False, True, False)]
     return [*chosen, Candidate(row, drop_seed(row.params), False, True, row.state != "infeasible")]
 
@@ -134,9 +159,15 @@ def choose_fresh_seeds(
     used_seeds: Collection[int] = (),
     earlier_seeds: Sequence[int] = (),
 ) -> list[int]:
-    """Return seeds that nothing was chosen by: no trial of the table was trained with them, nor are they in `used`.
+    """Choose seeds that had no influence on which configurations became finalists.
 
-    begun: seeds of an earlier confirmation of this sweep, which are taken first; then the smallest ones from 1 on.
+    Args:
+        num: number of seeds.
+        table: trials of the sweep; their seeds are excluded.
+        defaults: configuration key -> value of the default configuration; its seed is excluded.
+        used_seeds: further seeds to exclude.
+        earlier_seeds: seeds of an earlier confirmation of this sweep. They are reused first; the smallest unused
+            integers from 1 on follow.
     """
     taken = {defaults.get("seed"), *(row.params.get("seed") for row in table.rows.values()), *used_seeds}
     first = [seed for seed in dict.fromkeys(earlier_seeds) if seed not in taken]
@@ -145,12 +176,12 @@ def choose_fresh_seeds(
 
 
 def list_runs(chosen: Sequence[Candidate], seeds: Sequence[int]) -> list[Params]:
-    """What is trained: all configurations with the first seed, then all with the next one."""
+    """List the runs to train: all configurations with the first seed, then all with the next one, and so on."""
     return [{**candidate.params, "seed": seed} for seed in seeds for candidate in chosen]
 
 
 class PointSearcher:
-    """Proposes the points of a list, one after the other, and learns nothing."""
+    """A searcher that proposes the points of a list in order and learns nothing."""
 
     first_number = 0
     constraints: Mapping[str, float] = {}
@@ -164,25 +195,25 @@ class PointSearcher:
         return self._points[number]
 
     def on_segment_start(self, number: int, /) -> None:
-        """Nothing to note."""
+        """Do nothing."""
 
     def on_trial_cost(self, number: int, costs: Mapping[str, float], /) -> None:
-        """Nothing to note."""
+        """Do nothing."""
 
     def on_trial_result(self, number: int, epoch: int, value: float, /) -> None:
-        """Nothing to note."""
+        """Do nothing."""
 
     def on_trial_wait(self, number: int, /) -> None:
-        """Nothing to note."""
+        """Do nothing."""
 
     def on_trial_end(self, number: int, state: EndState, /) -> None:
-        """Nothing to note."""
+        """Do nothing."""
 
     def restore_trials(self, snapshots: Sequence[TrialSnapshot], /) -> None:
-        """There is no study."""
+        """Do nothing: there is no study."""
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no resource is held."""
 
 
 def _describe_plan(chosen: Sequence[Candidate], seeds: Sequence[int], num_runs: int, max_epochs: int) -> str:
@@ -191,7 +222,10 @@ def _describe_plan(chosen: Sequence[Candidate], seeds: Sequence[int], num_runs: 
 
 
 def _make_confirm_settings(sweep: SweepSettings, folder: Path, *, num_trials: int) -> SweepSettings:
-    """Of the sweep over seeds. The share of a GPU that the preflight found stands in the events."""
+    """Return the settings of the confirmation, a sweep over seeds.
+
+    For `gpus_per_trial=auto`, read from the sweep's events the value that the preflight found.
+    """
     gpus = sweep.gpus_per_trial
     if gpus == "auto":
         gpus = [event.gpus for event in read_events(sweep.path / EVENTS_FILE) if isinstance(event, Opened)][-1]
@@ -209,20 +243,21 @@ def _make_confirm_settings(sweep: SweepSettings, folder: Path, *, num_trials: in
     )
 
 
-# --- what came out ----------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def summarise_confirmation(chosen: Sequence[Candidate], seeds: Sequence[int], table: TrialTable) -> dict[str, Any]:
     """Return the content of confirm.yaml.
 
-    The winner is the one with the best mean among those that can win, and of equal ones the first. No further rule
-    picks among the configurations that the data do not distinguish from it; they are listed. A candidate with a run
-    that diverged or failed is out. What the values do not show is null, with the reason in `unknown`.
+    The winner is the candidate with the best mean among those that can win; of equal means, the first. Configurations
+    that the data do not distinguish from the winner are listed, and no further criterion chooses between them. A
+    candidate is excluded if one of its runs diverged or failed. What the values cannot show is null, and `unknown`
+    gives the reason.
 
     Args:
         chosen: the candidates.
-        seeds: that each of them was trained with.
-        trained: the table of the runs.
+        seeds: seeds that each candidate was trained with.
+        table: the confirmation's runs.
     """
     values = [[_get_final_value(table, {**candidate.params, "seed": seed}) for seed in seeds] for candidate in chosen]
     sound = [index for index, row in enumerate(values) if all(map(math.isfinite, row))]
@@ -264,9 +299,13 @@ def summarise_confirmation(chosen: Sequence[Candidate], seeds: Sequence[int], ta
 def _summarise_evidence(
     rows: Sequence[Mapping[str, Any]], winner: int | None, matrix: NDArray[np.float64], *, mode: str
 ) -> dict[str, Any]:
-    """What the values say of the winner beside the others, and why where they say nothing.
+    """Describe how the winner compares with the other candidates, with reasons for what the values do not show.
 
-    rows: of the candidates. matrix: (candidates that are not out, seeds).
+    Args:
+        rows: descriptions of the candidates, as in confirm.yaml.
+        winner: index of the winner in `rows`; None if there is none.
+        matrix: (candidates that are not excluded, seeds) values.
+        mode: "min" or "max", which values are better.
     """
     default = next(row for row in rows if row["is_default"])
     gain = None if default["difference_to_winner"] is None else Estimate(**default["difference_to_winner"])
@@ -290,7 +329,7 @@ def _summarise_evidence(
 
 
 def _describe_candidate(candidate: Candidate, metric: str) -> dict[str, Any]:
-    """Which one it is, and what the sweep had measured of it."""
+    """Return which candidate it is, and its result in the sweep."""
     row = candidate.row
     return {
         "trial": row.number if row is not None and candidate.is_finalist else None,
@@ -313,13 +352,13 @@ def _find_run(table: TrialTable, params: Params) -> TrialRow | None:
 
 
 def _get_final_value(table: TrialTable, params: Params) -> float:
-    """At full fidelity; NaN where the run did not come to it."""
+    """Return the value of a run after all epochs; NaN if it did not complete."""
     row = _find_run(table, params)
     return table.value(row) if row is not None and row.state == "complete" else math.nan
 
 
 def _explain_exclusion(candidate: Candidate, seeds: Sequence[int], table: TrialTable) -> str:
-    """Name the first run without a finite value at full fidelity."""
+    """Name the candidate's first run that has no finite value after all epochs."""
     points = {seed: {**candidate.params, "seed": seed} for seed in seeds}
     seed = next(seed for seed, params in points.items() if not math.isfinite(_get_final_value(table, params)))
     row = _find_run(table, points[seed])

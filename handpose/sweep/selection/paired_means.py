@@ -1,8 +1,8 @@
-"""Means of configurations that were trained with the same seeds, and what can be said of their differences.
+"""Means of configurations that were trained with the same seeds, and confidence intervals of their differences.
 
 The model is additive: value of configuration i with seed j = mean of i + effect of seed j + noise, where the noise has
-the same variance for every configuration (a randomised block design whose blocks are the seeds). How often the
-intervals below are right, and how wide they are, is simulated by benchmarks/confirmation.py.
+the same variance for every configuration (a randomised block design whose blocks are the seeds).
+benchmarks/confirmation.py simulates how often the intervals below are right, and how wide they are.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from scipy.stats import studentized_range, t
 
 _CONFIDENCE = 0.95
 _ROUNDING = 1e-12
-"""Relative to the values: a smaller standard deviation is rounding, not noise."""
+"""Relative to the values: a smaller deviation is attributed to rounding, not to noise."""
 
 METHOD = (
     "The value of a run is modelled as the mean of its configuration + the effect of its seed + noise. The interval of "
@@ -37,7 +37,13 @@ SAME_VALUES = "every seed gave the same value, so the values do not show how muc
 
 
 class Estimate(NamedTuple):
-    """A mean and its 95 % interval, whose ends are None where the values do not show how large the noise is."""
+    """A mean and its 95 % interval.
+
+    Attributes:
+        mean: the estimated mean.
+        low: lower end of the interval; None if the values do not show how large the noise is.
+        high: upper end of the interval; None like `low`.
+    """
 
     mean: float
     low: float | None
@@ -45,7 +51,7 @@ class Estimate(NamedTuple):
 
     @property
     def excludes_zero(self) -> bool | None:
-        """Whether zero lies outside the interval; None where there is no interval."""
+        """Whether zero lies outside the interval; None if there is no interval."""
         return None if self.low is None or self.high is None else self.low > 0 or self.high < 0
 
     def negate(self) -> "Estimate":
@@ -57,40 +63,47 @@ def estimate_means(values: NDArray[np.float64]) -> list[Estimate]:
     """Estimate the mean of each configuration over all possible seeds.
 
     The interval of the configuration with the best mean holds at 95 % although that configuration was picked by these
-    values, and so does the interval of any single configuration. It has two independent parts, combined by the square
-    root of the sum of squares (MOVER, Zou and Donner 2008): the t interval of the mean over all configurations, which
-    carries the effects of the seeds and which picking a winner does not bias, and the Bonferroni-corrected t interval
-    of a configuration's deviation from it.
+    values, and so does the interval of any single configuration. It combines two independent parts by the square root
+    of the sum of squares (MOVER, Zou and Donner 2008). The first part is the t interval of the mean over all
+    configurations: it contains the effects of the seeds, and picking a winner does not bias it. The second part is the
+    Bonferroni-corrected t interval of a configuration's deviation from that mean.
 
     Args:
         values: (configurations, seeds), finite.
 
     Returns:
-        One estimate for each configuration. Without an interval where `why_no_interval` gives a reason.
+        One estimate per configuration, without an interval if `explain_missing_interval` gives a reason.
     """
     half_width = float(compute_mean_half_width(values)) if explain_missing_interval(values) is None else None
     return _make_estimates(values.mean(axis=1), half_width)
 
 
 def estimate_differences(values: NDArray[np.float64], reference: int) -> list[Estimate]:
-    """Estimate the mean of each configuration minus that of configuration `to`.
+    """Estimate the mean of each configuration minus that of the configuration `reference`.
 
-    Tukey's honestly significant differences: at 95 % the intervals hold together for every pair of configurations,
-    whichever is picked as `to` by looking at the values. For two configurations this is the paired t test.
+    The intervals are Tukey's honestly significant differences: at 95 % they hold for all pairs of configurations at
+    once, even if `reference` was picked by looking at the values. For two configurations this is the paired t test.
 
     Args:
         values: (configurations, seeds), finite.
-        to: index of the configuration that the others are compared with.
+        reference: index of the configuration that the others are compared with.
 
     Returns:
-        One estimate for each configuration. Without an interval where `why_not_comparable` gives a reason.
+        One estimate per configuration, without an interval if `explain_incomparability` gives a reason.
     """
     half_width = float(compute_difference_half_width(values)) if explain_incomparability(values) is None else None
     return _make_estimates(values.mean(axis=1) - values[reference].mean(), half_width)
 
 
 def compute_mean_half_width(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Half the width of the interval of a mean, of (..., configurations, seeds) with at least two seeds."""
+    """Return half the width of the interval of a mean.
+
+    Args:
+        values: (..., configurations, seeds), at least two seeds.
+
+    Returns:
+        (...) half widths.
+    """
     *_, num, num_seeds = values.shape
     of_seeds, residual = _compute_mean_squares(values)
     variance = _get_t_quantile(num_seeds - 1, 1) ** 2 * of_seeds / num
@@ -100,20 +113,27 @@ def compute_mean_half_width(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def compute_difference_half_width(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Half the width of the interval of a difference, of (..., configurations, seeds) with at least two of both."""
+    """Return half the width of the interval of a difference between two means.
+
+    Args:
+        values: (..., configurations, seeds), at least two of both.
+
+    Returns:
+        (...) half widths.
+    """
     *_, num, num_seeds = values.shape
     return _get_tukey_quantile(num, (num - 1) * (num_seeds - 1)) * _compute_standard_error(values)
 
 
 def explain_missing_interval(values: NDArray[np.float64]) -> str | None:
-    """Say why (configurations, seeds) give no interval of a mean; None where they give one."""
+    """Explain why the (configurations, seeds) values give no interval of a mean; None if they give one."""
     if values.shape[1] == 1:
         return ONE_SEED
     return None if _has_variation(values - values.mean(axis=1, keepdims=True), values) else SAME_VALUES
 
 
 def explain_incomparability(values: NDArray[np.float64]) -> str | None:
-    """Say why (configurations, seeds) do not show which differences are real; None where they do."""
+    """Explain why the (configurations, seeds) values do not show which differences are real; None if they do."""
     num, num_seeds = values.shape
     if num == 1:
         return ONE_CONFIGURATION
@@ -123,19 +143,19 @@ def explain_incomparability(values: NDArray[np.float64]) -> str | None:
 
 
 def estimate_optimism(values: NDArray[np.float64], selectable: Sequence[int], *, mode: str) -> float | None:
-    """Estimate by how much the best of several means is better, on average, than the mean of its configuration.
+    """Estimate how much better, on average, the best of several observed means is than its configuration's true mean.
 
-    The expectation of that difference if the true means were the observed ones, the noise being as large as the
-    residuals: a parametric bootstrap by numerical integration. It removes a half to three quarters of the bias if all
-    configurations are equally good, and next to nothing where one is clearly the best.
+    This is the expectation of that difference if the true means were the observed ones and the noise were as large as
+    the residuals: a parametric bootstrap by numerical integration. It removes a half to three quarters of the bias if
+    all configurations are equally good, and almost nothing if one is clearly the best.
 
     Args:
         values: (configurations, seeds), finite.
         selectable: indices of the configurations that can be picked.
-        mode: "min" or "max", what is better.
+        mode: "min" or "max", which values are better.
 
     Returns:
-        The estimate, at least 0; None where the noise is not known.
+        The estimate, at least 0; None if the values do not show how large the noise is.
     """
     if len(selectable) == 1:
         return 0.0
@@ -157,7 +177,7 @@ def _make_estimates(means: NDArray[np.float64], half_width: float | None) -> lis
 
 
 def _compute_residuals(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., configurations, seeds) without the means of both."""
+    """Subtract the means of configurations and of seeds from (..., configurations, seeds) values."""
     of_configurations, of_seeds = values.mean(axis=-1, keepdims=True), values.mean(axis=-2, keepdims=True)
     return values - of_configurations - of_seeds + values.mean(axis=(-2, -1), keepdims=True)
 
@@ -167,7 +187,7 @@ def _has_variation(deviations: NDArray[np.float64], values: NDArray[np.float64])
 
 
 def _compute_mean_squares(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean squares of the seeds and of the residuals; (..., configurations, seeds) with at least two seeds."""
+    """Return the mean squares of seeds and of residuals of (..., configurations, seeds) with at least two seeds."""
     *_, num, num_seeds = values.shape
     of_seeds = num * values.mean(axis=-2).var(axis=-1, ddof=1)
     residual = (_compute_residuals(values) ** 2).sum(axis=(-2, -1)) / max(1, (num - 1) * (num_seeds - 1))
@@ -175,7 +195,7 @@ def _compute_mean_squares(values: NDArray[np.float64]) -> tuple[NDArray[np.float
 
 
 def _compute_standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The standard error of a mean, but for the effects of the seeds, which all means share."""
+    """Return the standard error of a mean, without the effects of the seeds, which all means share."""
     return np.sqrt(_compute_mean_squares(values)[1] / values.shape[-1])
 
 
@@ -187,5 +207,5 @@ def _get_t_quantile(freedom: int, num: int) -> float:
 
 @cache
 def _get_tukey_quantile(num: int, freedom: int) -> float:
-    """Return the quantile of the studentized range: of the widest difference among `num` means, in standard errors."""
+    """Return the quantile of the studentized range: the largest difference among `num` means, in standard errors."""
     return float(studentized_range.ppf(_CONFIDENCE, num, freedom))

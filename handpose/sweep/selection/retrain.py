@@ -1,7 +1,8 @@
-"""The winner of a sweep once more, with its full schedule, by the road of train.py; it goes on where it was cut off.
+"""Retrain the winner of a sweep with its full schedule, as train.py would; an interrupted retraining resumes.
 
-Several GPUs share its batches: then it runs as a program of its own on each of the nodes, and Lightning starts it once
-for each device: `python -m handpose.sweep.selection.retrain FOLDER DEVICES NODES`, with or without train_on_val=true.
+If several GPUs share its batches, the retraining runs as a separate program on each node, and Lightning starts that
+program once per device: `python -m handpose.sweep.selection.retrain FOLDER DEVICES NODES`, followed by
+`train_on_val=true` to train on the validation split as well.
 """
 
 import itertools
@@ -32,7 +33,7 @@ from handpose.whole_file import read_json, write_json
 from handpose.yaml_files import load_yaml
 
 _WINNER_FILE = "overrides.json"
-"""Of the configuration that is retrained."""
+"""File with the overrides of the configuration that is retrained."""
 _END_TIMEOUT_S = 60.0
 
 
@@ -43,16 +44,27 @@ def retrain_winner(
     use_val: bool = False,
     find_nodes: Callable[[int], AbstractContextManager[RetrainNodes | None]] | None = None,
 ) -> dict[str, float]:
-    """Train best.yaml of the sweep in that folder as train.py would, and test it; returns metrics of both.
+    """Train the configuration of best.yaml as train.py would, and test it once the training is over.
 
-    devices: that share each batch; None: all GPUs of this machine, where best.yaml does not say which. Their number is
-    lowered until it divides data.batch_size, so that the steps remain those of the trials. cluster: asked, with that
-    batch size, for machines that are to do it instead, which see the folder. use_val: train on training
-    and validation split; nothing is held out then, so that the last checkpoint is tested, not the best one. Either way
-    the test split is looked at once, when the training is over.
+    The test split is used only then. An interrupted retraining resumes from its last checkpoint; of a finished one only
+    the metrics are read. The retraining of another winner is kept as `retrain_1`, `retrain_2` and so on.
 
-    A retraining that was cut off goes on from its last checkpoint; of one that was finished the figures are read. One
-    of another winner is put aside, as retrain_1. Raises UserError, and SweepInterruptedError.
+    Args:
+        folder: folder of the sweep.
+        devices: number of devices that share each batch. None: those of best.yaml if it names them, else all GPUs of
+            this machine. The number is reduced until it divides `data.batch_size`, so that each step uses as many
+            images as in the trials.
+        use_val: whether to train on both the training and the validation split. No split remains to choose a checkpoint
+            by, so the last checkpoint is tested instead of the best one.
+        find_nodes: called with the batch size. Its context holds the nodes of the cluster that retrain instead of this
+            machine, and that can access the folder; or None.
+
+    Returns:
+        Metrics of the training and of the test.
+
+    Raises:
+        UserError: the retraining failed.
+        SweepInterruptedError: it was interrupted.
     """
     place = folder / "retrain"
     winner = _read_winner(folder, use_val=use_val)
@@ -73,7 +85,7 @@ def retrain_winner(
 
 
 def _read_winner(folder: Path, *, use_val: bool) -> list[str]:
-    """What is trained: a retraining on other images is another one."""
+    """Return the overrides that define the retraining; training on other images counts as a different one."""
     overrides: list[str] = load_yaml(folder / "best.yaml")["overrides"]
     return [*overrides, *_make_val_overrides(use_val)]
 
@@ -107,7 +119,7 @@ def _find_divisor(most: int, batch_size: int) -> int:
 def _train_in_process(
     folder: Path, winner: list[str], *, devices: int, num_nodes: int = 1, use_val: bool
 ) -> dict[str, float]:
-    """In this process, which is one of several where there are several devices, or nodes with so many each."""
+    """Train in this process, which is one of several if there are several devices per node or several nodes."""
     place = folder / "retrain"
     places = {"logs": place, "checkpoints": place / "checkpoints", "predictions": place}
     overrides = [
@@ -136,9 +148,9 @@ def _make_interrupted_error(folder: Path) -> SweepInterruptedError:
 
 
 def _run_in_subprocess(folder: Path, devices: int, *, use_val: bool) -> None:
-    """As a program of its own, since Lightning starts for each device what began this process.
+    """Run the retraining as a separate program, because Lightning starts the program of this process once per device.
 
-    It hears of Ctrl-C from here only, once.
+    The subprocess runs in its own session, so that it receives Ctrl-C only once, from here.
     """
     command = [sys.executable, "-m", __name__, str(folder), str(devices), "1", *_make_val_overrides(use_val)]
     process = subprocess.Popen(command, env=make_program_environment(), start_new_session=True)
@@ -158,7 +170,7 @@ def _run_in_subprocess(folder: Path, devices: int, *, use_val: bool) -> None:
 
 
 def _run_on_cluster(folder: Path, retrain_nodes: RetrainNodes, *, use_val: bool) -> None:
-    """The same on machines of the cluster, which is joined."""
+    """Run the retraining on nodes of the Ray cluster, which this process has joined."""
     arguments = [
         str(folder),
         str(retrain_nodes.devices_per_node),
@@ -178,7 +190,10 @@ def _run_on_cluster(folder: Path, retrain_nodes: RetrainNodes, *, use_val: bool)
 
 
 def _archive_other_winner(place: Path, winner: list[str]) -> None:
-    """A sweep that was given more trials may have another winner; what the one before left is kept under a number."""
+    """Rename the retraining of another winner to `retrain_1`, `retrain_2` and so on.
+
+    A sweep that was continued with more trials may have a new winner.
+    """
     if not place.exists():
         return
     file = place / _WINNER_FILE
@@ -188,15 +203,15 @@ def _archive_other_winner(place: Path, winner: list[str]) -> None:
 
 
 def _make_resume_overrides(checkpoints: Path, max_epochs: int) -> list[str]:
-    """Overrides that go on from the last checkpoint, or only test the best one when all epochs are done."""
+    """Return overrides that resume from the last checkpoint, or only test the best one if all epochs are done."""
     try:
         epochs = read_checkpoint(checkpoints / "last.ckpt")["epoch"] + 1
-    except UserError:  # none yet, or not a whole one
+    except UserError:  # there is no checkpoint yet, or it is incomplete
         return []
-    begun = quote_override("model.weights", None)  # what the training began with
+    begun = quote_override("model.weights", None)  # weights only initialise a new training
     if epochs < max_epochs:
         return [quote_override("model.checkpoint_path", str(checkpoints / "last.ckpt")), begun]
-    # Where nothing was held out there is only the last one.
+    # A training without a validation split has only the last checkpoint.
     best = max(
         checkpoints.glob("best-*.ckpt"), key=lambda file: file.stat().st_mtime, default=checkpoints / "last.ckpt"
     )
@@ -204,9 +219,10 @@ def _make_resume_overrides(checkpoints: Path, max_epochs: int) -> list[str]:
 
 
 def _end_with_parent(parent: int) -> None:
-    """End this process when the one that started it is gone, and might start another.
+    """End this process when its parent is gone, since the parent might be started again and retrain a second time.
 
-    By an interrupt; but one that waits for processes of other nodes, which are gone too, does not hear of it.
+    The process interrupts itself first, then kills itself: it cannot react to an interrupt while it waits for processes
+    of other nodes that are gone too.
     """
 
     def watch() -> None:

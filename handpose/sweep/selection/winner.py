@@ -1,4 +1,4 @@
-"""Which trials are finalists, which one has won, and what is kept of it: best.yaml, and a file a point of the front."""
+"""Selects the finalists and the winner of a sweep, and writes best.yaml and the files of the Pareto front."""
 
 import json
 import shlex
@@ -19,13 +19,14 @@ from handpose.yaml_files import write_yaml
 
 
 class NoWinnerError(RuntimeError):
-    """No trial of a sweep gave a finite value."""
+    """No trial of the sweep has a finite value."""
 
 
 def select_finalists(table: TrialTable, num: int) -> list[TrialRow]:
-    """The best trials, no configuration twice: as many of the ranking, or, of two objectives, spread over the front.
+    """Select up to `num` of the best trials, each with a different configuration.
 
-    Trials that differ in their seed alone are of one configuration.
+    With one objective these are the first ones of the ranking; with two, trials spread evenly over the Pareto front.
+    Trials that differ only in their seed have the same configuration.
     """
     different: dict[str, TrialRow] = {}
     for row in table.front() if table.objectives else table.ranked():
@@ -37,21 +38,29 @@ def select_finalists(table: TrialTable, num: int) -> list[TrialRow]:
 
 
 def drop_seed(params: Mapping[str, Any]) -> Params:
-    """The parameters but for the training's seed, which is no part of a configuration."""
+    """Return the parameters without the training seed, which does not belong to a configuration."""
     return {key: value for key, value in params.items() if key != "seed"}
 
 
 def is_default(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
-    """Whether these parameters are those of the default configuration: configuration key -> value."""
+    """Return whether parameters, except the seed, equal those of the default configuration (key -> value)."""
     return all(key in defaults and equal(defaults[key], value) for key, value in drop_seed(params).items())
 
 
 def select_winner(table: TrialTable, *, folder: Path, confirmed: Mapping[str, Any] | None = None) -> TrialRow:
-    """The winner of the confirmation; without one the best of the trials that were trained longest.
+    """Return the winner of the confirmation; without one, the best of the trials that were trained longest.
 
-    Values of different epochs are never compared. Of two epochs a trial's last one counts, not its best one: the
-    minimum over an epoch's noise flatters whoever was measured most often. confirmed: what confirm.yaml says. Raises
-    NoWinnerError, with the first error and its file, when there is none.
+    Values of different epochs are never compared. The last epoch of a trial counts, not its best one: the minimum over
+    noisy epochs favours trials that were measured more often.
+
+    Args:
+        table: trials of the sweep.
+        folder: folder of the sweep, named in the error.
+        confirmed: content of confirm.yaml; None without a confirmation.
+
+    Raises:
+        NoWinnerError: no trial has a finite value. The message contains the first error and the file with its
+            traceback.
     """
     ranked = table.ranked()
     if not ranked:
@@ -83,10 +92,10 @@ def write_winner(
     origin: Mapping[str, Any],
     confirmed: Mapping[str, Any] | None,
 ) -> None:
-    """Write best.yaml of the winner and, with two objectives, front/, into the sweep's folder; see `write_best`."""
-    told = partial(write_best, table=table, overrides=overrides, sweep=sweep, origin=origin, confirmed=confirmed)
-    told(sweep.path / "best.yaml", row=winner)
-    write_front(sweep.path / "front", table, told)
+    """Write best.yaml of the winner into the sweep's folder and, with two objectives, `front/`; see `write_best`."""
+    write_file = partial(write_best, table=table, overrides=overrides, sweep=sweep, origin=origin, confirmed=confirmed)
+    write_file(sweep.path / "best.yaml", row=winner)
+    write_front(sweep.path / "front", table, write_file)
 
 
 def write_best(
@@ -99,10 +108,19 @@ def write_best(
     origin: Mapping[str, Any],
     confirmed: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write best.yaml, which `best=PATH` of train.py reads.
+    """Write best.yaml, which train.py reads with `best=PATH`.
 
-    overrides: of a trial the user's and its own, for train.py with its full schedule. origin: as `provenance` gives it.
-    confirmed: what confirm.yaml says. What train.py composes now stands in it too, for `provenance.differences`.
+    The file also contains the configuration that train.py composes now, so that `provenance.describe_differences` can
+    compare it later.
+
+    Args:
+        path: file to write.
+        table: trials of the sweep.
+        row: the trial.
+        overrides: returns the user's overrides followed by the trial's, for train.py with its full schedule.
+        sweep: settings of the sweep.
+        origin: provenance of the sweep, as `collect_provenance` returns it.
+        confirmed: content of confirm.yaml; None without a confirmation.
     """
     trains = overrides(row)
     metric = {"name": table.metric, "mode": table.mode, "value": table.value(row)}
@@ -121,9 +139,14 @@ def write_best(
 
 
 def write_front(folder: Path, table: TrialTable, write_file: Callable[..., None]) -> None:
-    """Write a file like best.yaml for every trial that no other one dominates in both objectives; none for one alone.
+    """Write a file like best.yaml for every trial on the Pareto front; do nothing with a single objective.
 
-    write: `write_best` but for path and row. Files of trials that were on the front before more trials came go.
+    Files of trials that are no longer on the front are removed.
+
+    Args:
+        folder: folder of the files.
+        table: trials of the sweep.
+        write_file: `write_best` with all arguments bound except the path and `row`.
     """
     if not table.objectives:
         return
@@ -138,7 +161,7 @@ def write_front(folder: Path, table: TrialTable, write_file: Callable[..., None]
 def _describe_metric(
     table: TrialTable, row: TrialRow, metric: Mapping[str, Any], confirmed: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The metric, how far it was trained, what the trial was chosen by, and how it compares with the others."""
+    """Describe the metric, the epochs trained, what the trial was chosen by and how it compares with the others."""
     candidate = None if confirmed is None else _find_candidate(confirmed, row)
     if confirmed is None or candidate is None or candidate["mean"] is None:
         value = f"its value in the sweep, one of {len(table.rows)}: the best of them is too good on average"
@@ -177,6 +200,6 @@ def _make_empty_comparison(reason: str) -> dict[str, Any]:
 
 
 def _find_candidate(confirmed: Mapping[str, Any], row: TrialRow) -> Mapping[str, Any] | None:
-    """What was confirmed of a trial."""
+    """Return the confirmed candidate of a trial; None if the trial was not confirmed."""
     winner = confirmed["candidates"][confirmed["winner"]] if confirmed["winner_trial"] == row.number else None
     return winner or next((each for each in confirmed["candidates"] if each["trial"] == row.number), None)
