@@ -78,15 +78,15 @@ class PopulationBased(Fifo):
 
     def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
         """At an interval, pause if it is another trial's turn, or to copy the weights of another trial."""
-        worker = self._individuals[trial]
-        worker.epoch = epoch
+        individual = self._individuals[trial]
+        individual.epoch = epoch
         if epoch >= self._max_epochs:
             self.on_trial_end(trial)
             return "continue"
         if epoch % self._interval:
             return "continue"
-        self._update_rank(worker, loss, checkpoint=epoch)
-        if not self._has_less_trained_waiting(epoch) and self._find_sources(worker) == []:
+        self._update_rank(individual, loss, checkpoint=epoch)
+        if not self._has_less_trained_waiting(epoch) and self._find_sources(individual) == []:
             return "continue"
         insort(self._waiting, (epoch, trial))
         return "pause"
@@ -95,32 +95,34 @@ class PopulationBased(Fifo):
         """Return the least trained waiting trial, once the whole population has started."""
         if can_start_trial or not self._waiting:
             return None
-        worker = self._individuals[self._waiting[0][1]]
-        sources = self._find_sources(worker)
+        individual = self._individuals[self._waiting[0][1]]
+        sources = self._find_sources(individual)
         if not sources:
-            return SegmentStart(worker.trial)
-        rng = random.Random(f"population {self._seed} {worker.trial} {worker.epoch}")  # text: the same in every process
+            return SegmentStart(individual.trial)
+        rng = random.Random(
+            f"population {self._seed} {individual.trial} {individual.epoch}"
+        )  # text: the same in every process
         source = rng.choice(sources)
-        return SegmentStart(worker.trial, source.trial, self._explore(source.params, rng))
+        return SegmentStart(individual.trial, source.trial, self._explore(source.params, rng))
 
     def on_trial_resume(self, start: SegmentStart) -> None:
         """Resume the trial from its own checkpoint or as a copy of its source."""
-        worker = self._individuals[start.trial]
-        self._stop_waiting(worker)
+        individual = self._individuals[start.trial]
+        self._stop_waiting(individual)
         if start.source is None:
             return
         assert start.params is not None
         source = self._individuals[start.source]
         assert source.loss is not None
-        worker.params = start.params
-        self._update_rank(worker, source.loss, checkpoint=0)
+        individual.params = start.params
+        self._update_rank(individual, source.loss, checkpoint=0)
 
     def on_trial_end(self, trial: int) -> None:
         """Remove the trial from the population."""
-        worker = self._individuals[trial]
-        self._stop_waiting(worker)
-        self._remove_rank(worker)
-        worker.checkpoint = 0
+        individual = self._individuals[trial]
+        self._stop_waiting(individual)
+        self._remove_rank(individual)
+        individual.checkpoint = 0
 
     def _has_less_trained_waiting(self, epoch: int) -> bool:
         return self._num_started < self._population_size or bool(self._waiting and self._waiting[0][0] < epoch)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
@@ -24,9 +24,6 @@ from handpose.sweep.trainable.trial_cost import (
     TrialCostProbe,
     summarise_error,
 )
-
-if TYPE_CHECKING:
-    pass
 
 _TIMEOUT_S = 600.0
 

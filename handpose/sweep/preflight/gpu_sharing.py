@@ -5,12 +5,9 @@ A fraction of a GPU in Ray is only a count and limits nothing, so the memory of 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from handpose.sweep.trainable.gpu_memory import compute_gpus_per_trial
-
-if TYPE_CHECKING:
-    pass
 
 _USABLE_MEMORY_FRACTION = 0.95
 """Fraction of a GPU's memory that trials may use; peaks in training exceed what a few steps took."""

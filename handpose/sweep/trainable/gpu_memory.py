@@ -1,14 +1,10 @@
 """Limits the GPU memory of trials that share a GPU."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
 from handpose.sweep.trainable.cost_callback import CONTEXT_BYTES
-
-if TYPE_CHECKING:
-    pass
 
 
 def compute_gpus_per_trial(num_trials: int) -> float:

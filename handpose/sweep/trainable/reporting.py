@@ -2,16 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ray
 from ray import tune
 
 from handpose.sweep.record.events import CheckpointRecord, FailureKind
 from handpose.sweep.record.trial_segment import TrialSegment
-
-if TYPE_CHECKING:
-    pass
 
 SEGMENT_KEY, CHECKPOINT_KEY, COSTS_KEY, AVOIDED_NODES_KEY, NODE_ID_KEY = (
     "stretch",
