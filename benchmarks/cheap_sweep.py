@@ -99,8 +99,8 @@ def main() -> None:
                 cluster=instantiate(config.ray),
                 space=space,
                 searcher=partial(instantiate(config.searcher), defaults=task.defaults, fingerprint=""),
-                rule=bind_scheduler(instantiate(config.scheduler), sweep, space),
-                objective=growing,
+                make_scheduler=bind_scheduler(instantiate(config.scheduler), sweep, space),
+                trial_function=growing,
                 command=_recipe(task, sweep).format_command,
                 description=None if task.origin else make_sweep_record(task, collect_provenance(data="")),
             )

@@ -289,7 +289,7 @@ def _timed_ms(action: Callable[[], object]) -> float:
 
 
 def _configured() -> Callable[..., BaseSampler]:
-    sampler: Callable[..., BaseSampler] = instantiate(compose("tune", ["searcher=optuna"]).searcher.sampler)
+    sampler: Callable[..., BaseSampler] = instantiate(compose("tune", ["searcher=tpe"]).searcher.sampler)
     return sampler
 
 
@@ -386,8 +386,8 @@ def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
             cluster=instantiate(config.ray),
             space=space,
             searcher=partial(Counted, sampler=RandomSampler, defaults={}),
-            rule=bind_scheduler(instantiate(config.scheduler), sweep, space),
-            objective=stub,
+            make_scheduler=bind_scheduler(instantiate(config.scheduler), sweep, space),
+            trial_function=stub,
             command=str,
             description={"name": "scale"},
         )

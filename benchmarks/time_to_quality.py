@@ -55,9 +55,9 @@ RANDOM, PLAIN = "random search", "Ray's ASHA + OptunaSearch"
 METHODS: Mapping[str, tuple[Side, Sequence[str]]] = {
     RANDOM: ("ours", ("scheduler=fifo", "searcher=random")),
     "ASHA + random": ("ours", ("scheduler=asha", "searcher=random")),
-    "ASHA + TPE, ours": ("ours", ("scheduler=asha", "searcher=optuna")),
-    "the same, promote": ("ours", ("scheduler=asha", "scheduler.mode=promote", "searcher=optuna")),
-    PLAIN: ("plain", ("scheduler=asha", "searcher=optuna")),
+    "ASHA + TPE, ours": ("ours", ("scheduler=asha", "searcher=tpe")),
+    "the same, promote": ("ours", ("scheduler=asha", "scheduler.mode=promote", "searcher=tpe")),
+    PLAIN: ("plain", ("scheduler=asha", "searcher=tpe")),
 }
 
 _METRIC = "val/pa_mpjpe_mm"
@@ -190,7 +190,7 @@ class Ours:
     def __init__(self, seed: int, max_epochs: int) -> None:
         from hydra.utils import instantiate
 
-        config = compose("tune", ["searcher=optuna"])
+        config = compose("tune", ["searcher=tpe"])
         self._folder = tempfile.TemporaryDirectory()
         self._searcher: OptunaSearcher = instantiate(config.searcher)(
             space=load_space(str(_SPACE)),

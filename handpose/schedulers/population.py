@@ -99,9 +99,8 @@ class PopulationBased(Fifo):
         sources = self._find_sources(individual)
         if not sources:
             return SegmentStart(individual.trial)
-        rng = random.Random(
-            f"population {self._seed} {individual.trial} {individual.epoch}"
-        )  # text: the same in every process
+        # Text is hashed the same way in every process.
+        rng = random.Random(f"population {self._seed} {individual.trial} {individual.epoch}")
         source = rng.choice(sources)
         return SegmentStart(individual.trial, source.trial, self._explore(source.params, rng))
 

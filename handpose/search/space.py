@@ -269,21 +269,21 @@ def generate_probe_params(space: Space, *, num_random: int = 3, seed: int = 0) -
 def count_grid_points(space: Space) -> int:
     """Count the points of a grid over the space. Raises UserError if they cannot be listed or are too many."""
     if isinstance(space, PythonSpace):
-        raise UserError(f"searcher=grid cannot list the points of {space.file}; use searcher=optuna or random")
+        raise UserError(f"searcher=grid cannot list the points of {space.file}; use searcher=tpe or random")
     counts = []
     for key, distribution in space.parameters.items():
         count = count_values(distribution)
         if count is None:
             raise UserError(
                 f"searcher=grid needs a list of values, but {space.file} has {key}: {space.expressions[key]}; "
-                "write range(...) or choice(...), or use searcher=optuna or random"
+                "write range(...) or choice(...), or use searcher=tpe or random"
             )
         counts.append(count)
     total = math.prod(counts)
     if total > _MAX_GRID_POINTS:
         raise UserError(
             f"searcher=grid would list {total} points of {space.file} ({' x '.join(map(str, counts))}), and takes at "
-            f"most {_MAX_GRID_POINTS}; make the ranges coarser, or use searcher=optuna or random"
+            f"most {_MAX_GRID_POINTS}; make the ranges coarser, or use searcher=tpe or random"
         )
     return total
 

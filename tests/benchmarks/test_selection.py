@@ -73,7 +73,7 @@ def test_without_noise_the_best_trial_is_what_it_looks_like(scheduler):
     ranked = [asha_modes.Curve({}, (end + 3.0, end + 1.0, end), 1.0) for end in (1.0, 2.0, 5.0)]
     rng = np.random.default_rng(0)
     given = {"crowding": 1.0, "noise_mm": 0.0, "default_rank": 0.5, "max_epochs": 3}
-    sweep = selection.swept(ranked, rng, rule=selection._rule(scheduler, 3, 0), budget=60, **given)
+    sweep = selection.swept(ranked, rng, scheduler=selection._rule(scheduler, 3, 0), budget=60, **given)
     pick = selection.best_trial(sweep, 60)
     assert pick.true == pick.measured == min(sweep.trials[trial].true for trial in set(sweep.order))
     assert sweep.trials[0].true == 2.0

@@ -36,7 +36,7 @@ def distance(points, flesh):
     """(P, N) signed distance to each cone: the least over spheres along the axis, by dense sampling."""
     share = np.linspace(0, 1, 4001)[:, None]
     columns = []
-    for start, end, r0, r1 in zip(flesh.start, flesh.check_end, flesh.start_radius, flesh.end_radius, strict=True):
+    for start, end, r0, r1 in zip(flesh.start, flesh.end, flesh.start_radius, flesh.end_radius, strict=True):
         centres, radii = start + share * (end - start), (r0 + share * (r1 - r0))[:, 0]
         columns.append(np.array([(np.linalg.norm(point - centres, axis=1) - radii).min() for point in points]))
     return np.stack(columns, axis=1)

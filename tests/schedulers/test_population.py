@@ -119,13 +119,13 @@ def test_a_population_larger_than_the_slots_begins_whole_and_stays_together(spac
     assert completed(calls, 8) == set(range(8))
     waiting = dict.fromkeys(range(8), 0)  # trial -> epoch
     for method, arguments, _, answer in calls:
-        if method == "begun":
+        if method == "on_trial_start":
             del waiting[arguments[0]]
-        elif method == "resumed":
+        elif method == "on_trial_resume":
             assert min(waiting.values()) == waiting.pop(arguments[0].trial)
-        elif method == "reported" and answer == "pause":
+        elif method == "on_trial_result" and answer == "pause":
             waiting[arguments[0]] = arguments[1]
-        elif method == "reported" and arguments[1] in (2, 4, 6):
+        elif method == "on_trial_result" and arguments[1] in (2, 4, 6):
             assert min(waiting.values(), default=9) >= arguments[1]
 
 
@@ -134,7 +134,7 @@ def test_a_population_larger_than_the_slots_begins_whole_and_stays_together(spac
 def test_every_member_that_does_not_fail_is_trained_to_the_end(space, seed, slots, interval, quantile):
     scheduler = population(space, population_size=10, perturbation_interval=interval, quantile_fraction=quantile)
     calls = drive(scheduler, seed=seed, num_trials=10, num_slots=slots, max_epochs=8, failures=0.03)
-    gone = {arguments[0] for method, arguments, *_ in calls if method == "ended"}
+    gone = {arguments[0] for method, arguments, *_ in calls if method == "on_trial_end"}
     assert completed(calls, 8) == set(range(10)) - gone
 
 

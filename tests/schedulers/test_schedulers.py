@@ -79,19 +79,19 @@ def drive(
     saved, paused = {}, set()
     while True:
         while len(epochs) < num_slots and not (epochs and rng.random() < 0.3):  # a free slot may wait a while
-            start = call("promoted", can_begin=num_begun < num_trials)
+            start = call("choose_trial_to_resume", can_start_trial=num_begun < num_trials)
             if start is not None:
                 trial, source, _ = start
                 assert trial in paused
                 assert source is None or saved[trial] <= saved[source] < max_epochs
                 paused.remove(trial)
                 epochs[trial] = saved[trial] if source is None else saved[source]
-                call("resumed", start)
+                call("on_trial_resume", start)
             elif num_begun < num_trials:
                 epochs[num_begun] = 0
-                call("begun", num_begun, PARAMS)
+                call("on_trial_start", num_begun, PARAMS)
                 if costs is not None:
-                    call("measured", num_begun, costs(num_begun))
+                    call("on_trial_cost", num_begun, costs(num_begun))
                 num_begun += 1
             else:
                 break
@@ -102,12 +102,12 @@ def drive(
         if rng.random() < failures:
             del epochs[trial]
             saved.pop(trial, None)
-            call("ended", trial)
+            call("on_trial_end", trial)
             continue
         if epochs[trial] < max_epochs and rng.random() < gaps:
             continue
         loss = rng.random() + 1 / epochs[trial]
-        decision = call("reported", trial, epochs[trial], round(loss * 4) / 4 if coarse else loss)
+        decision = call("on_trial_result", trial, epochs[trial], round(loss * 4) / 4 if coarse else loss)
         if epochs[trial] in scheduler.rungs:
             saved[trial] = epochs[trial]
         if decision == "pause":
@@ -129,7 +129,7 @@ def replay(scheduler, calls):
 
 def reports(calls):
     """(trial, epoch, loss, verdict) of each report."""
-    return [(*args, answer) for method, args, _, answer in calls if method == "reported"]
+    return [(*args, answer) for method, args, _, answer in calls if method == "on_trial_result"]
 
 
 def completed(calls, max_epochs):
@@ -150,7 +150,7 @@ def completed(calls, max_epochs):
 def test_the_same_calls_get_the_same_answers(overrides, seed, slots, gaps, failures):
     costs = cost if TWO in overrides else None
     calls = drive(configured(overrides), seed=seed, num_slots=slots, gaps=gaps, failures=failures, costs=costs)
-    asked_twice = [call for call in calls for _ in range(1 + (call[0] == "promoted"))]
+    asked_twice = [call for call in calls for _ in range(1 + (call[0] == "choose_trial_to_resume"))]
     assert replay(configured(overrides), calls) == calls
     assert replay(configured(overrides), asked_twice) == asked_twice
 
@@ -263,10 +263,10 @@ def test_brackets_are_drawn_with_rays_odds_from_seed_and_number_alone():
     first_rungs = []
     for trial in reversed(range(num_trials)):
         scheduler.on_trial_start(trial, PARAMS)
-        first_rungs.append(min(scheduler._bracket_of[trial]))
+        first_rungs.append(min(scheduler._bracket_by_trial[trial]))
     again = asha(brackets=3, max_epochs=30)
     for trial in range(0, num_trials, 7):  # numbers may be missing
-        again.begun(trial, PARAMS)
+        again.on_trial_start(trial, PARAMS)
         assert min(again._bracket_by_trial[trial]) == first_rungs[num_trials - 1 - trial]
     weights = {min(epoch for epoch, _ in bracket._rungs): math.exp(len(bracket._rungs)) for bracket in rays._brackets}
     counts = Counter(first_rungs)
@@ -280,7 +280,7 @@ def test_trials_of_different_brackets_are_not_compared():
     brackets = {}
     for trial in range(20):
         scheduler.on_trial_start(trial, PARAMS)
-        brackets.setdefault(min(scheduler._bracket_of[trial]), []).append(trial)
+        brackets.setdefault(min(scheduler._bracket_by_trial[trial]), []).append(trial)
     scheduler.on_trial_result(brackets[1][0], 3, 0.1)
     assert scheduler.on_trial_result(brackets[3][0], 1, 9.9) == "continue"  # no rung of its bracket
     assert scheduler.on_trial_result(brackets[3][0], 3, 9.9) == "continue"  # the first one there
@@ -433,7 +433,7 @@ def test_where_all_cost_the_same_two_objectives_stop_by_the_quantile_of_one(loss
 
 
 def last_beginning(calls):
-    return max(i for i, (method, *_) in enumerate(calls) if method == "begun")
+    return max(i for i, (method, *_) in enumerate(calls) if method == "on_trial_start")
 
 
 def test_a_loss_between_the_two_that_the_quantile_lies_between_stops_with_two_objectives():

@@ -436,7 +436,7 @@ def test_lists_and_fixed_values_can_be_tried_first(make, write_space):
     searcher = make(space, first=[first])
     assert searcher.suggest(0) == first
     searcher.close()
-    assert make(space, resume=True).ask(0) == first
+    assert make(space, resume=True).suggest(0) == first
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -648,7 +648,7 @@ class Sweep:
         elif kind == "ended":
             searcher.on_trial_end(number, self.end(number))
         elif kind != "asked":
-            getattr(searcher, kind)(number)
+            {"began": searcher.on_segment_start, "waits": searcher.on_trial_wait}[kind](number)
 
     def is_over(self, number, kind):
         measured = ("measured", number) in self.events and self.is_infeasible(number)

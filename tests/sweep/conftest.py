@@ -10,9 +10,9 @@ from tests.sweep.sweeps import make_settings, start
 def sweep(ray_started, tmp_path):
     """Runs a sweep over a cheap objective; returns its table and its folder."""
 
-    def run(space, objective, *, name="sweep", sampler=RandomSampler, rule=None, defaults=None, **changes):
+    def run(space, objective, *, name="sweep", sampler=RandomSampler, scheduler=None, defaults=None, **changes):
         folder = tmp_path / name
         settings = make_settings(folder, **changes)
-        return start(settings, space, objective, sampler=sampler, scheduler=rule, defaults=defaults), folder
+        return start(settings, space, objective, sampler=sampler, scheduler=scheduler, defaults=defaults), folder
 
     return run

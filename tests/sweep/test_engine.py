@@ -90,7 +90,7 @@ def test_plain_search_leaves_a_diverged_trial_running_for_ever_and_ours_fails_it
     plain.suggest("a")
     plain.on_trial_complete("a", {METRIC: math.nan, "training_iteration": 3})
     assert [trial.state for trial in plain._ot_study.trials] == [TrialState.RUNNING]
-    _, folder = sweep(write_space(SPACE), diverges, num_trials=2, rule=Fifo)
+    _, folder = sweep(write_space(SPACE), diverges, num_trials=2, scheduler=Fifo)
     assert [trial.state for trial in study_of(folder).trials] == [TrialState.FAIL] * 2
 
 
@@ -172,7 +172,7 @@ def test_the_plain_best_result_compares_fidelities_and_our_winner_does_not(sweep
     best = tune.Tuner(plain_flatters, param_space=space, run_config=run_config).fit().get_best_result(METRIC, "min")
     assert best.metrics["epoch"] == 1
     table, folder = sweep(
-        write_space("optimizer.lr: choice(1.0, 2.0)"), flatters, sampler=None, rule=Fifo, max_epochs=4
+        write_space("optimizer.lr: choice(1.0, 2.0)"), flatters, sampler=None, scheduler=Fifo, max_epochs=4
     )
     assert {row.params["optimizer.lr"]: row.epochs for row in table.rows.values()} == {1.0: 1, 2.0: 4}
     assert select_winner(table, folder=folder).params["optimizer.lr"] == 2.0

@@ -15,8 +15,8 @@ NAMES = ["my thesis", "it's [1] & $HOME", "100% #1? größe", 'a;b "c" `d` (e) *
 def test_a_sweep_runs_and_goes_on_in_any_folder(ray_started, tmp_path, write_space):
     name = " ".join(NAMES)
     settings = make_settings(tmp_path / name / "first", num_trials=1, max_epochs=1)
-    assert start(settings, write_space("x: interval(0.0, 1.0)"), curve).check_end == "finished"
-    assert start(settings, write_space("x: interval(0.0, 1.0)"), curve, resume=True).check_end == "finished"
+    assert start(settings, write_space("x: interval(0.0, 1.0)"), curve).end == "finished"
+    assert start(settings, write_space("x: interval(0.0, 1.0)"), curve, resume=True).end == "finished"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [name]
 
 

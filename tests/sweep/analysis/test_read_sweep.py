@@ -51,7 +51,7 @@ def test_every_trial_is_read_as_the_sweep_had_it(swept, record):
     assert record.ranked == [row.number for row in table.ranked()]
     assert record.objective.front == [row.number for row in table.front()]
     assert {trial.state for trial in record.trials} >= {"complete", "stopped", "diverged", "infeasible"}
-    assert record.check_end == "finished"
+    assert record.end == "finished"
 
 
 def test_a_conditional_space_is_read_from_the_study_and_never_run(swept):

@@ -198,14 +198,14 @@ def test_a_sweep_with_a_spent_budget_leaves_its_trials_waiting_and_goes_on_as_if
     swept.fill()
     swept.controller.close("spent")
     table = swept.controller.history.table
-    assert table.check_end == "spent"
+    assert table.end == "spent"
     assert {row.state for row in table.rows.values() if not row.is_over} <= {"waiting", "paused"}
     assert any(not row.is_over for row in table.rows.values())
     assert not events_of(swept, Ended)
     assert {swept.proposer.told[number] for number, row in table.rows.items() if not row.is_over} == {"waits"}
     swept.log.close()
     swept.start()
-    assert swept.controller.history.table.check_end == ""
+    assert swept.controller.history.table.end == ""
     assert swept.run().decisions() == simulate(kind).run().decisions()
 
 
@@ -271,10 +271,10 @@ def test_a_sweep_that_is_done_is_only_read_whatever_its_budget(simulate):
     swept = simulate("stop").run()
     for budget in (None, 1.0, 1e6):
         table = read_again(swept, time_budget_s=budget)
-        assert table.check_end == "finished"
+        assert table.end == "finished"
         assert describe_spent_budget(replace(swept.settings, time_budget_s=budget), table) == ""
     assert read_again(swept, num_trials=13) is None
-    assert read_again(swept, num_trials=13, time_budget_s=1.0).check_end == "spent"
+    assert read_again(swept, num_trials=13, time_budget_s=1.0).end == "spent"
 
 
 def test_a_sweep_that_has_tried_every_point_of_its_space_is_only_read(simulate):
@@ -400,7 +400,7 @@ def test_a_failed_trial_is_tried_again_from_its_newest_checkpoint_after_a_while(
     swept.clock.now += 19
     assert swept.controller.next_segment() is None  # the second time it waits twice as long
     swept.clock.now += 1
-    assert swept.controller.next_segment().stretch == 3
+    assert swept.controller.next_segment().segment_number == 3
 
 
 def test_a_slot_is_not_kept_for_a_trial_that_waits_to_be_tried_again(simulate):
@@ -454,7 +454,7 @@ def test_out_of_gpu_memory_is_tried_again_with_twice_the_share_until_that_is_a_w
 def test_what_is_not_the_trials_fault_costs_it_no_try(simulate, kind):
     swept = simulate("fifo", num_slots=1, max_retries=0, num_trials=1)
     for segment in range(1, 8):
-        assert swept.controller.next_segment().stretch == segment
+        assert swept.controller.next_segment().segment_number == segment
         swept.controller.process_failure(0, failure(kind))
     assert swept.controller.history.table.rows[0].state == "waiting"
 

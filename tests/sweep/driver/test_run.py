@@ -127,7 +127,7 @@ def test_output_without_a_terminal_is_one_line_a_trial(finished):
 
 def test_diverged_and_crashed_trials_fail_in_the_study_and_the_sweep_goes_on(sweep, write_space):
     table, folder = sweep(
-        write_space("model.decoder.depth: range(1, 4)"), fails_or_diverges, sampler=None, rule=Fifo, max_retries=0
+        write_space("model.decoder.depth: range(1, 4)"), fails_or_diverges, sampler=None, scheduler=Fifo, max_retries=0
     )
     ends = {row.params["model.decoder.depth"]: (row.state, row.epochs) for row in table.rows.values()}
     assert ends == {1: ("diverged", 2), 2: ("failed", 1), 3: ("complete", 4)}
@@ -151,7 +151,7 @@ def test_the_same_seed_gives_the_same_sweep_with_one_trial_at_a_time(sweep, writ
 def test_a_grid_is_tried_whole_and_each_point_once(sweep, write_space):
     space = write_space("model.decoder.depth: range(1, 4)\noptimizer.lr: choice(1e-3, 1e-2)")
     defaults = {"optimizer.lr": 1e-2, "model.decoder.depth": 2}
-    table, folder = sweep(space, curve, sampler=None, rule=Fifo, num_trials=50, defaults=defaults)
+    table, folder = sweep(space, curve, sampler=None, scheduler=Fifo, num_trials=50, defaults=defaults)
     points = [(row.params["model.decoder.depth"], row.params["optimizer.lr"]) for row in table.rows.values()]
     assert sorted(points) == [(depth, lr) for depth in (1, 2, 3) for lr in (1e-3, 1e-2)]
     assert table.rows[0].params == {"model.decoder.depth": 2, "optimizer.lr": 1e-2}
@@ -161,8 +161,8 @@ def test_a_grid_is_tried_whole_and_each_point_once(sweep, write_space):
 def test_a_spent_time_budget_leaves_no_trial_running_and_a_larger_one_lets_the_sweep_go_on(sweep, write_space):
     space = write_space(GROWING)
     changes = {"max_epochs": 8, "num_trials": 3, "time_budget_s": 2.0}
-    table, folder = sweep(space, grows_slowly, rule=Fifo, **changes)
-    assert table.check_end == "spent"
+    table, folder = sweep(space, grows_slowly, scheduler=Fifo, **changes)
+    assert table.end == "spent"
     assert {row.state for row in table.rows.values()} <= {"waiting", "complete"}
     assert all(trial.state in (TrialState.WAITING, TrialState.COMPLETE) for trial in study_of(folder).trials)
     before = (folder / "events.jsonl").read_bytes()
@@ -193,7 +193,7 @@ def test_a_population_is_as_large_as_it_was_asked_for_in_a_space_with_fewer_poin
     def rule():
         return PopulationBased(mutate=["optimizer.lr"], population_size=4, seed=0, space=space, **values)
 
-    table, _ = sweep(space, grown, rule=rule, num_trials=4)
+    table, _ = sweep(space, grown, scheduler=rule, num_trials=4)
     assert len(table.rows) == 4
 
 
@@ -216,7 +216,7 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sw
     handler = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(SweepInterruptedError, match=f"to go on: python tune.py sweep.resume={folder}"):
-        sweep(space, grows_slowly, rule=Fifo, max_epochs=8, num_trials=3)
+        sweep(space, grows_slowly, scheduler=Fifo, max_epochs=8, num_trials=3)
     assert signal.getsignal(signal.SIGTERM) is handler
     before = pd.read_csv(folder / "trials.csv").set_index("number")
     assert set(before["state"]) <= {"waiting", "complete"}
@@ -246,7 +246,7 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sw
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_ended_and_its_trial_tried_again(sweep, write_space):
-    table, folder = sweep(write_space(GROWING), hangs_once, rule=Fifo, num_trials=2, hang_timeout_s=5.0)
+    table, folder = sweep(write_space(GROWING), hangs_once, scheduler=Fifo, num_trials=2, hang_timeout_s=5.0)
     assert {row.state for row in table.rows.values()} == {"complete"}
     failed = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
     assert {(event.kind, event.cause) for event in failed} == {("killed", "no report for 5 s: it was ended")}
@@ -254,7 +254,7 @@ def test_a_worker_that_hangs_is_ended_and_its_trial_tried_again(sweep, write_spa
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_the_work_since_its_checkpoint_and_no_more(sweep, write_space):
-    table, folder = sweep(write_space(GROWING), dies_once, rule=Fifo, max_epochs=8, num_trials=3)
+    table, folder = sweep(write_space(GROWING), dies_once, scheduler=Fifo, max_epochs=8, num_trials=3)
     assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 8)}
     for row in table.rows.values():
         assert row.metrics[METRIC] == pytest.approx(
@@ -268,7 +268,7 @@ def test_a_killed_worker_costs_the_work_since_its_checkpoint_and_no_more(sweep, 
 
 def test_paused_trials_are_promoted_from_their_checkpoints(sweep, write_space):
     scheduler = asha(8, mode="promote", reduction_factor=2)
-    table, folder = sweep(write_space(GROWING), grown, rule=scheduler, max_epochs=8, num_trials=6)
+    table, folder = sweep(write_space(GROWING), grown, scheduler=scheduler, max_epochs=8, num_trials=6)
     reached = sorted(row.epochs for row in table.rows.values())
     assert reached[-1] == 8
     assert set(reached) <= {1, 2, 4, 8}
@@ -332,7 +332,7 @@ def test_a_bug_in_every_trial_ends_the_sweep_after_a_few_with_one_sentence(sweep
 
 @pytest.mark.slow
 def test_a_mistake_in_one_configuration_is_not_tried_again(sweep, write_space):
-    table, folder = sweep(write_space("model.decoder.depth: range(1, 4)"), is_a_mistake, sampler=None, rule=Fifo)
+    table, folder = sweep(write_space("model.decoder.depth: range(1, 4)"), is_a_mistake, sampler=None, scheduler=Fifo)
     states = {row.params["model.decoder.depth"]: row.state for row in table.rows.values()}
     assert states == {1: "complete", 2: "failed", 3: "complete"}
     failures = [event.kind for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
@@ -341,7 +341,7 @@ def test_a_mistake_in_one_configuration_is_not_tried_again(sweep, write_space):
 
 @pytest.mark.slow
 def test_a_trial_that_gets_an_unfit_worker_gets_another_without_losing_a_try(sweep, write_space):
-    table, folder = sweep(write_space(SPACE), wears_its_worker_out, rule=Fifo, num_trials=4, max_retries=0)
+    table, folder = sweep(write_space(SPACE), wears_its_worker_out, scheduler=Fifo, num_trials=4, max_retries=0)
     assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 4)}
     failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
     assert {event.kind for event in failures} == {"worn"}
@@ -403,7 +403,7 @@ def test_a_full_disk_is_a_sentence_and_the_sweep_can_go_on(sweep, write_space, t
         UserError,
         match=r"events.jsonl cannot be written \(No space left on device: .* free are not enough\); .*; to go on: ",
     ):
-        sweep(space, grown, rule=Fifo, max_epochs=8, num_trials=3)
+        sweep(space, grown, scheduler=Fifo, max_epochs=8, num_trials=3)
     monkeypatch.undo()
     table = start(
         make_settings(tmp_path / "sweep", max_epochs=8, num_trials=3), space, grown, scheduler=Fifo, resume=True
@@ -423,7 +423,7 @@ def test_a_disk_that_fills_up_ends_the_sweep_with_one_sentence(sweep, write_spac
     """Whichever file is the first that does not fit: TensorBoard's, the study's, the events, the table of trials."""
     folder = disk(num_bytes)
     with told(), pytest.raises(UserError, match=r"No space left on device.*; to go on: ") as raised:
-        sweep(write_space(GROWING), grown, name="disk", rule=Fifo, max_epochs=8, num_trials=40)
+        sweep(write_space(GROWING), grown, name="disk", scheduler=Fifo, max_epochs=8, num_trials=40)
     assert f"{folder}/" in str(raised.value)
     assert "Traceback" not in capfd.readouterr().err
     assert not list(folder.rglob("*.part"))

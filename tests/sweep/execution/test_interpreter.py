@@ -17,9 +17,9 @@ from handpose.sweep.execution.privacy import make_private_folder
 
 _START = """
 import sys, ray
-from handpose.sweep.execution.runtime import ray_runtime
+from handpose.sweep.execution.runtime import start_ray
 from handpose.sweep.record.settings import RaySettings
-with ray_runtime(RaySettings(address=None, num_cpus=1)):
+with start_ray(RaySettings(address=None, num_cpus=1)):
     print(ray.get(ray.remote(lambda: sys.executable).remote(), timeout=60))
 """
 

@@ -66,10 +66,10 @@ def test_nodes_that_come_and_go_are_told_and_slots_counted_where_trials_may_run(
     told, sizes, warmed = [], [], []
     state = SimpleNamespace(
         resize=lambda number, capacity: sizes.append((number, capacity.workers_by_node)),
-        usable=lambda capacity: capacity.find_nodes_without({"gpu2"}) or capacity.nodes,
+        find_usable_nodes=lambda capacity: capacity.find_nodes_without({"gpu2"}) or capacity.nodes,
         history=SimpleNamespace(table=SimpleNamespace(num_slots=0)),
     )
-    view, warm = SimpleNamespace(note=told.append), SimpleNamespace(begin=warmed.append)
+    view, warm = SimpleNamespace(note=told.append), SimpleNamespace(start_workers=warmed.append)
     head = Node("0", "head", {"CPU": 0})  # it has no room for a trial
     follow = _make_node_listener(make_settings(tmp_path), Slots(4, 1, 0.0), state, view, warm)
     for alive in ([head, ONE], [head, ONE, TWO], [head, TWO], [head]):

@@ -77,7 +77,7 @@ def test_devices_that_were_asked_for_are_found_on_other_nodes(ask):
 
 def test_a_node_that_was_set_aside_is_left_out(ask):
     nodes = {"head": (8, 0), "broken": (8, 8), "sound": (8, 4)}
-    assert ask(nodes, without={"broken"}) == (["sound"], 4, 1.0)
+    assert ask(nodes, excluded_nodes={"broken"}) == (["sound"], 4, 1.0)
 
 
 def test_nodes_count_as_set_aside_until_the_sweep_is_opened_again():

@@ -42,8 +42,8 @@ def scheduler():
     """With the nodes 1 and 2, and a list of the trials that were taken back."""
     alive, taken_back = [Node("1", "gpu1", {}), Node("2", "gpu2", {})], []
     nodes = NodeWatcher(lambda alive: None, list_nodes=lambda: list(alive), clock=iter(range(0, 1000, 2)).__next__)
-    fits = SimpleNamespace(fits_without=lambda names: bool({node.name for node in alive} - names))
-    bridge = SimpleNamespace(nodes=nodes, hang_timeout_s=60.0, state=fits, check_start=lambda trials: None)
+    fits = SimpleNamespace(can_place_without=lambda names: bool({node.name for node in alive} - names))
+    bridge = SimpleNamespace(nodes=nodes, hang_timeout_s=60.0, controller=fits, check_start=lambda trials: None)
     return BridgeScheduler(bridge), alive, taken_back
 
 

@@ -20,7 +20,7 @@ from handpose.schedulers.scheduler import Fifo
 from handpose.search.space import SPACES_FOLDER, load_space
 from handpose.sweep.controller.slots import Slots
 from handpose.sweep.execution.worker_group import check_picklable
-from handpose.sweep.preflight import checks as module
+from handpose.sweep.preflight import preflight as module
 from handpose.sweep.preflight.checks import (
     check_loaders,
     check_space,
@@ -264,9 +264,9 @@ def on_paper(tmp_path, write_space, monkeypatch):
     def done(measured=lambda params: COST, *, slots=SLOTS, rule=rule, nodes=None, **changes):
         gpus = slots.num_slots * slots.gpus
         nodes = nodes or [{"CPU": float(slots.num_slots), "GPU": gpus, "memory": 1e12}]
-        monkeypatch.setattr(module, "live_resources", lambda: nodes)
+        monkeypatch.setattr(module, "list_live_resources", lambda: nodes)
 
-        class Bench(FakeProbeWorker):
+        class PaperWorker(FakeProbeWorker):
             def __init__(self, *, cpus, gpus, recipe, data):
                 super().__init__(measured, gpus=gpus)
 
@@ -276,7 +276,7 @@ def on_paper(tmp_path, write_space, monkeypatch):
             def __exit__(self, *_):
                 pass
 
-        monkeypatch.setattr(module, "Bench", Bench)
+        monkeypatch.setattr(module, "ProbeWorker", PaperWorker)
         said = []
         run_preflight(
             slots,
@@ -428,13 +428,13 @@ def test_memory_that_is_enough_is_not_mentioned(on_paper):
 def test_trials_that_share_a_gpu_are_held_against_main_memory_too(on_paper, monkeypatch):
     mosts = []
 
-    def choose(memory_share, *, most, steps_per_s):
-        mosts.append(most)
-        return TrialsPerGpuChoice(most, [GpuThroughput(most, 1.0)], memory_share)
+    def choose(memory_share, *, max_trials, measure_steps_per_s):
+        mosts.append(max_trials)
+        return TrialsPerGpuChoice(max_trials, [GpuThroughput(max_trials, 1.0)], memory_share)
 
-    monkeypatch.setattr(module, "choose", choose)
+    monkeypatch.setattr(module, "choose_trials_per_gpu", choose)
     node = {"CPU": 32.0, "GPU": 2.0, "memory": 11.5e9}
-    monkeypatch.setattr(module.ray, "cluster_resources", lambda: node)
+    monkeypatch.setattr(module, "cluster_resources", lambda: node)
     told = on_paper(slots=Slots(2, 1, 1.0), nodes=[node], gpus_per_trial="auto")
     assert mosts == [5]  # 10 processes of 1 GB on 2 GPUs, not 16 for as many cores
     assert "10 slots" in told

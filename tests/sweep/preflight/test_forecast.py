@@ -58,8 +58,8 @@ class Halving(Fifo):
 @pytest.mark.parametrize("num_slots", [1, 3, 8])
 def test_successive_halving_trains_the_sum_of_its_rungs(num_slots):
     class Exact(Halving):
-        def reported(self, trial, epoch, loss):
-            return super().reported(trial, epoch, loss) if epoch in (1, 2, 4) else "continue"
+        def on_trial_result(self, trial, epoch, loss):
+            return super().on_trial_result(trial, epoch, loss) if epoch in (1, 2, 4) else "continue"
 
     plan = planned(Exact, num_trials=8, max_epochs=8, num_slots=num_slots)
     assert plan.epochs == 8 * 1 + 4 * 1 + 2 * 2 + 1 * 4
@@ -71,7 +71,7 @@ def test_only_validated_epochs_are_reported():
     heard = []
 
     class Hears(Fifo):
-        def reported(self, trial, epoch, loss):
+        def on_trial_result(self, trial, epoch, loss):
             heard.append(epoch)
             return "continue"
 
@@ -89,14 +89,14 @@ def test_a_trial_that_takes_over_weights_goes_on_from_their_epoch():
         def __init__(self):
             self.waits = False
 
-        def reported(self, trial, epoch, loss):
+        def on_trial_result(self, trial, epoch, loss):
             self.waits = trial == 1 and epoch == 1
             return "pause" if self.waits else "continue"
 
-        def promoted(self, *, can_begin):
+        def choose_trial_to_resume(self, *, can_start_trial):
             return SegmentStart(1, 0, {"optimizer.lr": 0.3}) if self.waits else None
 
-        def resumed(self, continuation):
+        def on_trial_resume(self, start):
             self.waits = False
 
     plan = planned(Copies, num_trials=2, max_epochs=5, num_slots=1)
@@ -111,14 +111,14 @@ def test_a_rule_that_never_lets_go_is_left():
         def __init__(self):
             self.paused = []
 
-        def reported(self, trial, epoch, loss):
+        def on_trial_result(self, trial, epoch, loss):
             self.paused.append(trial)
             return "pause"
 
-        def promoted(self, *, can_begin):
+        def choose_trial_to_resume(self, *, can_start_trial):
             return SegmentStart(self.paused[0], 99) if self.paused else None
 
-        def resumed(self, continuation):
+        def on_trial_resume(self, start):
             self.paused.pop(0)
 
     assert planned(Endless, num_trials=100, max_epochs=3).epochs < 10_000

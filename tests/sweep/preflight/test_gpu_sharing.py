@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from handpose.config import REPOSITORY
-from handpose.sweep.preflight import gpu_sharing as gpu_share
 from handpose.sweep.preflight.gpu_sharing import choose_trials_per_gpu, count_trials_per_gpu
+from handpose.sweep.trainable.cost_callback import CONTEXT_BYTES
 from handpose.sweep.trainable.gpu_memory import compute_gpus_per_trial, compute_memory_fraction
 
 
@@ -70,7 +70,7 @@ def test_as_many_shares_as_asked_for_fit_on_a_gpu_and_no_more(number):
 def test_capped_neighbours_leave_room_for_what_is_no_tensor(number):
     whole = 80e9
     taken = number * (
-        compute_memory_fraction(compute_gpus_per_trial(number), total_bytes=whole) * whole + gpu_share.CONTEXT_BYTES
+        compute_memory_fraction(compute_gpus_per_trial(number), total_bytes=whole) * whole + CONTEXT_BYTES
     )
     assert 0.98 * whole < taken <= whole
 

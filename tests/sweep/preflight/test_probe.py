@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from handpose.errors import UserError
+from handpose.sweep.execution import probe_worker as probing
 from handpose.sweep.execution.probe_worker import ProbeWorker
-from handpose.sweep.preflight import probe as probing
 from handpose.sweep.preflight.probe import (
     LOWER,
     OPTION,
@@ -160,7 +160,7 @@ DATA = DataSize(32, 10, 5)
 @pytest.fixture(scope="module")
 def bench(ray_started):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing, "Gauge", FragileCostProbe)
+        patch.setattr(probing, "TrialCostProbe", FragileCostProbe)
         with ProbeWorker(cpus=1, gpus=0.0, recipe=RECIPE, data=DATA) as probe_worker:
             yield probe_worker
 
@@ -179,7 +179,7 @@ def test_a_point_that_kills_its_worker_is_told_and_the_next_one_has_another(benc
 def test_a_point_that_never_ends_is_told_and_the_next_one_has_another_worker(bench, monkeypatch):
     first, *_ = bench.measure_params({"a": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(probing, "_PATIENCE_S", 0.5)
+        patch.setattr(probing, "_TIMEOUT_S", 0.5)
         assert bench.measure_params({"hangs": True}).kind == "time"
     assert bench.measure_params({"a": 2})[0] != first
 

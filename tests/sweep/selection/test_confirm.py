@@ -272,7 +272,7 @@ def confirmed(tmp_path, monkeypatch, write_space):
 
     @contextlib.contextmanager
     def swept(*, sweep, searcher, description, **others):
-        points = [searcher().ask(number) for number in range(sweep.num_trials)]
+        points = [searcher().suggest(number) for number in range(sweep.num_trials)]
         log = EventLog(sweep.path / "events.jsonl")
         new = points[len(log.events) :]
         assert (description is None) == bool(log.events)

@@ -15,7 +15,7 @@ class Unreliable(ObjectStore):
     is_out = False
     num_refused = 0
 
-    def _path(self, name):
+    def _get_path(self, name):
         if self.is_out:
             self.num_refused += 1
             raise OSError("AWS Error NETWORK_CONNECTION during PutObject operation: curlCode: 7 (Request ID: 123)")
@@ -39,7 +39,7 @@ def in_store(store, tmp_path):
 
 def keep(files, epoch, *, segment=1, is_needed=False, content=b"weights"):
     name = TrialSegment(3, segment, {}, 0, [], "", None).make_checkpoint_name(epoch)
-    file = files.place(name)
+    file = files.get_local_path(name)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content + bytes(str(epoch), "ascii"))
     return files.commit(file, epoch=epoch, is_needed=is_needed)
@@ -47,7 +47,7 @@ def keep(files, epoch, *, segment=1, is_needed=False, content=b"weights"):
 
 def test_a_node_that_does_not_see_the_sweeps_folder_says_so_before_it_trains(tmp_path, monkeypatch):
     segment = TrialSegment(3, 1, {}, 0, [], str(tmp_path / "sweep"), None)
-    monkeypatch.setattr(checkpoint_files.explain_unshared_folder, "__kwdefaults__", {"patience_s": 0.0})
+    monkeypatch.setattr(checkpoint_files.explain_unshared_folder, "__kwdefaults__", {"timeout_s": 0.0})
     with pytest.raises(FileNotFoundError, match=r"does not see .*/sweep, the folder of the sweep: keep it in"):
         open_worker_files(segment, scratch=tmp_path).__enter__()
     (tmp_path / "sweep").mkdir()
@@ -85,7 +85,7 @@ def test_a_checkpoint_is_taken_over_under_a_name_of_its_own(files):
     taken = files.copy_newest(kept, "checkpoints/trial_0007/stretch_1_of_3.ckpt")
     assert (taken.file, taken.epoch) == ("checkpoints/trial_0007/stretch_1_of_3.ckpt", 2)
     assert files.fetch_newest([taken])[1].read_bytes() == b"weights2"
-    assert files.names() == {each.file for each in (*kept, taken)}
+    assert files.list_names() == {each.file for each in (*kept, taken)}
 
 
 def test_a_worker_leaves_nothing_on_its_node(store, tmp_path):

@@ -28,7 +28,7 @@ def test_what_is_written_is_read_copied_listed_and_removed(store, tmp_path):
         "e/f.ckpt": 10,
     }
     assert set(store.list_files("a/c")) == {"a/c/d.ckpt"}
-    assert set(store.open_subfolder("a").files()) == {"b.txt", "c/d.ckpt"}
+    assert set(store.open_subfolder("a").list_files()) == {"b.txt", "c/d.ckpt"}
     for _ in range(2):
         store.remove("a/c/d.ckpt")
     assert set(store.list_files("a")) == {"a/b.txt"}
