@@ -229,7 +229,7 @@ def run_in(folder, code):
 
 def test_a_real_cpu_quota_limits_the_cores():
     with real_cgroup("cpu", {"cpu.max": "100000 100000", "cpu.cfs_quota_us": "100000"}) as group:
-        done = run_in(group, "from handpose.resources import num_cores; print(num_cores())")
+        done = run_in(group, "from handpose.resources import count_cores; print(count_cores())")
         assert (done.stdout, done.stderr) == ("1\n", "")
 
 

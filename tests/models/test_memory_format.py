@@ -72,12 +72,12 @@ _TRAIN = """
 import sys
 import torch
 from handpose.config import compose
-from handpose.sweep.trainable.trial_cost import random_hands
+from handpose.sweep.trainable.trial_cost import make_random_hands
 from handpose.training.build import build
 
 config = compose("train", sys.argv[2:] + [f"model.encoder.name={sys.argv[1]}"])
 module, _ = build(config, quiet=True)
-hands = random_hands(2, 64)
+hands = make_random_hands(2, 64)
 module.axes.fit(hands.xyz_m)
 optimizer = torch.optim.AdamW(module.net.parameters())
 for step in range(3):
