@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.train import torch as train_torch
 
-from handpose.sweep.execution.ray_internals import group_start_callback, without_group_cleaner
+from handpose.sweep.execution.ray_internals import make_group_start_callback, remove_group_cleaner
 
 _TorchTrainer: Any = train_torch.TorchTrainer  # the class of Train V2; type checkers see that of V1
 _SIOCGIFADDR = 0x8915
@@ -36,8 +36,8 @@ class GroupTrainer(_TorchTrainer):
         self._group_name = name
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = without_group_cleaner(super()._create_default_callbacks())
-        return [group_start_callback(self._group_name, set_gloo_interface), *callbacks]
+        callbacks = remove_group_cleaner(super()._create_default_callbacks())
+        return [make_group_start_callback(self._group_name, set_gloo_interface), *callbacks]
 
 
 def set_gloo_interface() -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from handpose.sweep.execution.ray_internals import actor_state, draining_node_ids
+from handpose.sweep.execution.ray_internals import get_actor_state, list_draining_node_ids
 
 _REFRESH_EVERY_S = 1.0
 _HEAD_EVERY_S = 5.0
@@ -36,7 +36,7 @@ class Node:
 
 def list_live_nodes() -> list[Node]:
     """List the nodes of this process's cluster, without those that are being drained: they get no new trials."""
-    alive, leaving = filter(itemgetter("Alive"), ray.nodes()), draining_node_ids()
+    alive, leaving = filter(itemgetter("Alive"), ray.nodes()), list_draining_node_ids()
     return [
         Node(each["NodeID"], _get_node_name(each), each["Resources"]) for each in alive if each["NodeID"] not in leaving
     ]
@@ -128,7 +128,7 @@ class ActorLocation(NamedTuple):
 
 def find_actor(actor_id: str) -> ActorLocation:
     """Return the location of an actor, as the head node knows it."""
-    return ActorLocation(*actor_state(actor_id))
+    return ActorLocation(*get_actor_state(actor_id))
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ TRIED = ("2.60.0",)
 _REQUEST_TIMEOUT_S = 5.0
 
 
-def draining_node_ids() -> set[str]:
+def list_draining_node_ids() -> set[str]:
     """Return the ids of nodes that Ray drains, for example before a spot machine is taken back. They get no new trials.
 
     Fallback: no node counts as draining, and trials are retried when their node is gone.
@@ -45,7 +45,7 @@ def draining_node_ids() -> set[str]:
     return set()
 
 
-def actor_state(actor_id: str) -> tuple[str, bool]:
+def get_actor_state(actor_id: str) -> tuple[str, bool]:
     """Return the node id of an actor, and whether the actor is dead, as the head node knows it.
 
     Ray's public call asks the dashboard, which a cluster may not have. Fallback: an empty node id, and not dead; a
@@ -57,7 +57,7 @@ def actor_state(actor_id: str) -> tuple[str, bool]:
     return "", False
 
 
-def newest_worker_log(pid: int) -> Path | None:
+def find_newest_worker_log(pid: int) -> Path | None:
     """Return the stderr file of the worker process with this id on this node. Ray reports fatal signals there.
 
     Fallback: None; the reason for a worker's death is then unknown.
@@ -67,7 +67,7 @@ def newest_worker_log(pid: int) -> Path | None:
     return max(logs, key=lambda file: file.stat().st_mtime, default=None)
 
 
-def raylet_log() -> Path | None:
+def find_raylet_log() -> Path | None:
     """Return the stderr file of this node's raylet. A shell that cannot run the interpreter of a worker writes there.
 
     Fallback: None; the message about workers that do not start then names no reason.
@@ -106,7 +106,7 @@ def hide_driver_messages(pattern: str) -> None:
     stdout_deduplicator.skip_re = re.compile(pattern)
 
 
-def keep_from_workers(names: Iterable[str]) -> None:
+def hide_from_workers(names: Iterable[str]) -> None:
     """Do not pass these environment variables to Tune's workers, which would receive them in their argument lists.
 
     Everyone on a machine can read argument lists. No fallback: without this, credentials would leak.
@@ -163,7 +163,7 @@ def _serialized(environment: dict[str, Any]) -> str:
     return json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def group_start_callback(group_name: str, on_workers_start: Callable[[], None]) -> Any:
+def make_group_start_callback(group_name: str, on_workers_start: Callable[[], None]) -> Any:
     """Return a Ray Train callback that names the placement group of the workers and calls a function in each worker.
 
     Ray has no setting for the name. No fallback: without the name, the resources of a stopped trial are not freed.
@@ -185,7 +185,7 @@ def group_start_callback(group_name: str, on_workers_start: Callable[[], None]) 
     return StartCallback()
 
 
-def without_group_cleaner(callbacks: Sequence[Any]) -> list[Any]:
+def remove_group_cleaner(callbacks: Sequence[Any]) -> list[Any]:
     """Return Ray Train's default callbacks without PlacementGroupCleanerCallback.
 
     That callback removes the placement group of a run that was ended from outside, but it asks the dashboard. Without a

@@ -16,7 +16,7 @@ from handpose.resources import count_cores, main_memory
 from handpose.sweep.controller.slots import memory_for_trials
 from handpose.sweep.execution.interpreter import check_interpreter, worker_interpreter
 from handpose.sweep.execution.privacy import ensure_token, make_private_folder
-from handpose.sweep.execution.ray_internals import hide_driver_messages, keep_from_workers, use_token_where_there_is_one
+from handpose.sweep.execution.ray_internals import hide_driver_messages, hide_from_workers, use_token_where_there_is_one
 from handpose.sweep.record.settings import RaySettings, SweepSettings
 from handpose.whole_file import home_folder
 
@@ -64,7 +64,7 @@ def start_ray(cluster: RaySettings, *, hook: Callable[[], None] | None = None) -
         yield
         return
     check_interpreter(sys.executable)
-    keep_from_workers(_CREDENTIALS)
+    hide_from_workers(_CREDENTIALS)
     with contextlib.ExitStack() as stack:
         settings: dict[str, Any] = {"address": cluster.address}
         if cluster.address is None:

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from handpose.resources import main_memory, oom_kills
-from handpose.sweep.execution.ray_internals import newest_worker_log
+from handpose.sweep.execution.ray_internals import find_newest_worker_log
 
 _LOG_TIMEOUT_S = 15.0
 _CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
@@ -107,7 +107,7 @@ def _traces(message: str) -> _Traces | None:
 
 def _traces_here(pid: int) -> _Traces | None:
     """Collect the traces of a worker process of this node."""
-    log = newest_worker_log(pid)
+    log = find_newest_worker_log(pid)
     if log is None:
         return None
     memory = main_memory()

@@ -7,7 +7,7 @@ import ray
 from ray.tune.experiment import Trial
 
 from handpose.errors import UserError
-from handpose.sweep.execution.ray_internals import raylet_log
+from handpose.sweep.execution.ray_internals import find_raylet_log
 
 PATIENCE_S = 300.0
 """How long a worker process may take to start. Imports take most of it: minutes from a slow network disk."""
@@ -92,6 +92,6 @@ def _do_nothing() -> None:
 
 def _last_line_of_raylet() -> str:
     """Return the last line that this node's raylet wrote to stderr, for example that the interpreter cannot be run."""
-    log = raylet_log()
+    log = find_raylet_log()
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "")[:_LONGEST_REASON]

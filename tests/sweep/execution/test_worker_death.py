@@ -63,7 +63,7 @@ def test_the_memory_limit_of_a_container_is_named_where_the_kernel_has_killed_fo
     monkeypatch.setattr(worker_death, "oom_kills", lambda: num_kills)
     monkeypatch.setattr(worker_death.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(worker_death.ray.util, "get_node_ip_address", lambda: "here")
-    monkeypatch.setattr(worker_death, "newest_worker_log", lambda pid: tmp_path / f"worker-1-{pid}.err")
+    monkeypatch.setattr(worker_death, "find_newest_worker_log", lambda pid: tmp_path / f"worker-1-{pid}.err")
     sentence, crashed = diagnose_worker_death("The actor died unexpectedly.\n\tpid: 7\n\tip: here")
     assert not crashed
     if not is_blamed:

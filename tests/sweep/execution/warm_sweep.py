@@ -11,7 +11,7 @@ import ray
 from ray.tune.execution.class_cache import _ActorClassCache
 
 from handpose.sweep.controller.slots import Slots
-from handpose.sweep.execution.ray_internals import make_worker_environment
+from handpose.sweep.execution.ray_internals import make_worker_runtime_env
 from handpose.sweep.execution.runtime import set_ray_environment, start_ray
 from handpose.sweep.execution.warm_up import prepare_warm_up
 from handpose.sweep.record.settings import RaySettings
@@ -38,7 +38,7 @@ def main():
         warm.start_workers(Slots(2, 1, 0.0))  # which have theirs already
         warm.wait(num_more=1)
         ready = warm.pids
-        probe_worker = ray.remote(num_cpus=1, runtime_env=make_worker_environment())(Worker).remote()
+        probe_worker = ray.remote(num_cpus=1, runtime_env=make_worker_runtime_env())(Worker).remote()
         tried = ray.get(probe_worker.who.remote())
         ray.kill(probe_worker)
         tunes = _ActorClassCache().get(Worker).options(num_cpus=1)
