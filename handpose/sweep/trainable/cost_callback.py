@@ -4,6 +4,7 @@ On a GPU, torch's allocator counts the memory. On the CPU, the memory is counted
 size of the process, this does not depend on what ran in the process before.
 """
 
+import gc
 import math
 import statistics
 import tempfile
@@ -93,6 +94,7 @@ class CostMonitor(pl.Callback):
         if batch_idx == 0 and pl_module.device.type == "cpu":
             held = (*batch, *pl_module.parameters(), *pl_module.buffers())
             self._held_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
+            gc.collect()  # the memory of earlier trainings must not be freed while the profile runs
             self._profile = torch.profiler.profile(
                 activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
             )

@@ -38,7 +38,7 @@ def test_in_a_ray_that_others_have_started_nothing_is_started_or_waited_for(ray_
 def test_a_ray_without_that_call_only_begins_later(ray_started, monkeypatch):
     asked = []
 
-    def missing(node, num_workers):
+    def missing(node, num_workers, *, keep_alive_s):
         asked.append(num_workers)
         raise AttributeError("no such call")
 
