@@ -7,7 +7,6 @@ it fails, the sweep only starts some seconds later.
 """
 
 import contextlib
-import os
 import tempfile
 import time
 from collections import Counter
@@ -113,6 +112,7 @@ def _make_setup_hook(module: str, *, num_threads: int, folder: Path) -> Callable
     def import_what_trials_need() -> None:
         import contextlib
         import importlib
+        import os
         import pathlib
         import sys
 
