@@ -6,8 +6,8 @@ from pathlib import Path
 
 import ray
 
+from handpose.sweep.execution import probe_worker
 from handpose.sweep.execution.probe_worker import GpuThroughputBenchmark
-from handpose.sweep.preflight import gpu_sharing as gpu_share
 from handpose.sweep.trainable.trial import TrialRecipe
 from handpose.sweep.trainable.trial_cost import DataSize
 from tests.sweep.preflight.gauges import SteadyCostProbe
@@ -16,7 +16,7 @@ from tests.sweep.preflight.gauges import SteadyCostProbe
 def main() -> None:
     """Write into the file that is named what was measured of one, of three, and of workers that die."""
     ray.init(num_cpus=3, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    vars(gpu_share)["Gauge"] = SteadyCostProbe
+    vars(probe_worker)["TrialCostProbe"] = SteadyCostProbe
 
     def steps_per_s(number: int, **params: bool) -> float:
         slot = {"cpus": 1, "recipe": TrialRecipe((), (), 4, 1), "data": DataSize(64, 8, 4)}
