@@ -21,6 +21,7 @@ from ray import cloudpickle
 
 from handpose.config import compose, location_overrides, quote_override, told
 from handpose.search.space import load_space
+from handpose.sweep.audit.audit import compose_choices
 from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.driver.resume import SweepTask, load_recorded_task, make_sweep_record
 from handpose.sweep.driver.run import run_sweep_alone
@@ -119,7 +120,7 @@ def _new_task(folder: Path, given: list[str]) -> SweepTask:
     overrides = [*_DEFAULTS, *given]
     place = [quote_override("sweep.folder", str(folder)), f"sweep.name={folder.name}"]
     config = compose("tune", [*overrides, *place])
-    return SweepTask(config, overrides, location_overrides(config), {}, load_space("default"))
+    return SweepTask(config, overrides, location_overrides(config), compose_choices(overrides), load_space("default"))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,15 @@ MOVED = {
 """The `_target_` of a class in files of format 1 and 2 -> its current `_target_`."""
 
 
+RENAMED_OPTIONS = {("searcher", "optuna"): "tpe"}
+"""Configuration group and an option's former name -> its name now."""
+
+
+def rename_options(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the chosen option of each configuration group under the name that it has now."""
+    return {group: RENAMED_OPTIONS.get((group, option), option) for group, option in choices.items()}
+
+
 def upgrade(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Convert the content of a file that a sweep wrote to the names of this version.
 

@@ -22,6 +22,7 @@ from handpose.formats import MOVED, SWEEP_YAML_FORMAT
 from handpose.predict import main as predict
 from handpose.sweep.analysis.read_sweep import read_sweep
 from handpose.sweep.analysis.report import write_report
+from handpose.sweep.audit.audit import audit
 from handpose.sweep.record.events import read_events
 from handpose.yaml_files import read_yaml
 
@@ -52,6 +53,11 @@ def test_its_report_has_its_trials_and_rungs(folder):
     assert record.rungs == (1,)
     written = write_report([folder], folder / "report.html")
     assert "PA-MPJPE" in written.file.read_text(encoding="utf-8")
+
+
+def test_its_searcher_has_another_name_now_and_is_the_same(folder):
+    assert read_yaml(folder / "sweep.yaml")["choices"]["searcher"] == "optuna"
+    assert not [finding for finding in audit(folder).wrong if "choices" in finding]
 
 
 def test_its_checkpoint_predicts_what_it_predicted(tmp_path, monkeypatch):

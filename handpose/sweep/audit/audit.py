@@ -20,6 +20,7 @@ from hydra.utils import instantiate
 
 from handpose.config import CONFIGS, plain, told
 from handpose.errors import UserError
+from handpose.formats import rename_options
 from handpose.search.points import count_possible_trials
 from handpose.search.space import flatten_config
 from handpose.search.study import JOURNAL_FILE, close_storage, get_trial_params, open_storage_for_reading, parse_limits
@@ -288,7 +289,7 @@ def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
                 "wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its locations {given[key]}"
             )
     choices = compose_choices(record["overrides"])
-    for group, theirs, ours in find_differences(dict(record["choices"]), choices):
+    for group, theirs, ours in find_differences(rename_options(record["choices"]), rename_options(choices)):
         if not group.startswith("hydra"):
             yield AuditFinding("wrong", f"sweep.yaml: choices has {group}={theirs}, but its overrides make it {ours}")
 
