@@ -368,9 +368,9 @@ def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
             moments.append(_moment())
             return super().suggest(number)
 
-    def stub(stretch: TrialSegment) -> None:
+    def stub(segment: TrialSegment) -> None:
         for epoch in range(1, _EPOCHS + 1):
-            report_epoch(epoch, {_METRIC: loss(stretch.params, stretch.trial, epoch)})
+            report_epoch(epoch, {_METRIC: loss(segment.params, segment.trial, epoch)})
 
     stub.__module__ = (
         report_epoch.__module__

@@ -204,7 +204,7 @@ def check_range(where: str, low: float, high: float, *, is_integer: bool) -> Non
             "give a smaller range"
         )
     if low > high:
-        raise UserError(f"{where} is upside down: its low end {low:g} is above its high end {high:g}")
+        raise UserError(f"{where}: low must be <= high, but low={low:g} and high={high:g}")
     if not is_integer and not math.isfinite(float(high) - float(low)):
         raise UserError(f"{where} is too wide: high - low must be a finite number; give a smaller range")
     if not is_integer and 0 < float(high) - float(low) < sys.float_info.min:

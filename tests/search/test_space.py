@@ -67,7 +67,7 @@ def test_an_expression_of_hydra_is_searched(write_space, expression, distributio
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("lr: interval(2, 1)", r"lr: interval\(2, 1\) is upside down: its low end 2 is above its high end 1"),
+        ("lr: interval(2, 1)", r"lr: interval\(2, 1\): low must be <= high, but low=2 and high=1"),
         ("depth: range(3, 1)", r"depth: range\(3, 1\) is empty"),
         ("depth: range(1, 3, 0)", r"depth: range\(1, 3, 0\): range\(\) arg 3 must not be zero"),
         ("lr: tag(log, interval(0, 1))", r"lr: .* its low end must be above 0, not 0"),
@@ -308,7 +308,7 @@ def space(trial):
         ("trial.suggest_float('a', 0, 5e-324)", r"a from 0 to 5e-324 is too narrow"),
         ("exit(3)", r"space\(trial\) raised SystemExit: 3"),
         ("trial.suggest_float('a', 0, float('nan'))", r"a from 0 to nan must have finite ends"),
-        ("trial.suggest_float('a', 2, 1)", r"a from 2 to 1 is upside down"),
+        ("trial.suggest_float('a', 2, 1)", r"a from 2 to 1: low must be <= high"),
         ("trial.suggest_int('a', 0, 2**63)", r"a from 0 to 9223372036854775808 goes beyond 9007199254740992"),
         ("trial.suggest_float('a', 0, 1, log=True)", r"space\(trial\) raised ValueError: .*low"),
     ],
