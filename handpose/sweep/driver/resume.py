@@ -184,7 +184,7 @@ def save_budgets(task: SweepTask) -> None:
     record["overrides"] = [item for item in record["overrides"] if _get_override_key(item) not in keys]
     record["overrides"] += [quote_override(f"sweep.{name}", value) for name, value in given.items()]
     before.update(given)
-    write_yaml(file, record)
+    write_yaml(file, {**record, "format": SWEEP_YAML_FORMAT})
 
 
 def copy_space(space: Space, folder: Path) -> None:
