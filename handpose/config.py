@@ -194,12 +194,17 @@ def _of_thread(hook: Callable[[threading.ExceptHookArgs], Any], arguments: threa
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def terminable(*, replaces_handler: bool = False) -> Iterator[None]:
     """Let SIGTERM act as Ctrl-C within the block, unless it is handled already.
 
     Lightning takes note of SIGTERM and goes on to the end of the batch, which may never come.
+
+    Args:
+        replaces_handler: replace a handler that there is, for the length of the block. Ray leaves one that ends the
+            process at once.
     """
-    is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    before = signal.getsignal(signal.SIGTERM)
+    is_free = replaces_handler or before == signal.SIG_DFL
     if not is_free or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -207,7 +212,7 @@ def terminable() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

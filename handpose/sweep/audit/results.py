@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from handpose.config import override_value
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.schedulers.scheduler import Fifo
@@ -318,7 +319,7 @@ def _audit_best_file(file: Path, name: str, wanted: dict[str, Any], sweep: Sweep
 
 def _is_best(override: str, name: str, sweep: SweepSettings) -> bool:
     """Return whether an override names this file of the sweep, whose folder may have been moved or renamed since."""
-    key, _, path = override.partition("=")
+    key, path = override.partition("=")[0], str(override_value(override))
     if key != "best" or not path.endswith(f"/{name}"):
         return False
     return Path(path.removesuffix(f"/{name}")).name in (sweep.name, sweep.path.name)
