@@ -16,7 +16,7 @@ import threading
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
@@ -104,7 +104,7 @@ def _composes(config_name: ConfigName, overrides: list[str]) -> bool:
 
 
 def _checked(config_name: ConfigName, overrides: list[str]) -> DictConfig:
-    _check_package_directives()
+    _check_package_directives(CONFIGS)
     try:
         config = _composed(config_name, overrides)
     except yaml.YAMLError as error:
@@ -194,17 +194,12 @@ def _of_thread(hook: Callable[[threading.ExceptHookArgs], Any], arguments: threa
 
 
 @contextmanager
-def terminable(*, replaces_handler: bool = False) -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM act as Ctrl-C within the block, unless it is handled already.
 
     Lightning takes note of SIGTERM and goes on to the end of the batch, which may never come.
-
-    Args:
-        replaces_handler: replace a handler that there is, for the length of the block. Ray leaves one that ends the
-            process at once.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    is_free = replaces_handler or before == signal.SIG_DFL
+    is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if not is_free or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -212,7 +207,7 @@ def terminable(*, replaces_handler: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -530,9 +525,10 @@ def _of_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfi
         return _composed(config_name, [])
 
 
-def _check_package_directives() -> None:
+@cache  # a process composes many configurations, and this opens every file
+def _check_package_directives(configs: Path) -> None:
     """Refuse a byte-order mark before `# @package`, which Hydra then overlooks: the values would have no effect."""
-    for path in CONFIGS.rglob("*.yaml"):
+    for path in configs.rglob("*.yaml"):
         with path.open("rb") as file:
             if re.match(rb"\xef\xbb\xbf\s*#\s*@", file.read(32)):
                 raise UserError(

@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -88,6 +90,7 @@ def _init_ray(cluster: RaySettings, settings: dict[str, Any], hook: Callable[[],
         runtime_env |= worker_interpreter(sys.executable)
         if hook is not None:
             runtime_env["worker_process_setup_hook"] = hook
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         _check_cluster_answers(cluster.address)
         if cluster.address is not None:  # Ray does this only for `auto`
@@ -101,6 +104,9 @@ def _init_ray(cluster: RaySettings, settings: dict[str, Any], hook: Callable[[],
             "RAY_AUTH_TOKEN_PATH, RAY_AUTH_TOKEN); `ray start --head` begins one, and ray.address=null runs the sweep "
             "on this machine"
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has set one that ends the process at once, and leaves it there
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # trials.csv says what happened to a worker.
     hide_driver_messages("A worker died or was killed|has been marked dead|Raylet is terminated")

@@ -136,7 +136,7 @@ def _train_in_process(
     folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
     write_json(place / _WINNER_FILE, winner)
     try:
-        with terminable(replaces_handler=True):
+        with terminable():
             result = train_and_test(config, folders)
     except KeyboardInterrupt as error:
         raise _make_interrupted_error(folder) from error
@@ -155,7 +155,7 @@ def _run_in_subprocess(folder: Path, devices: int, *, use_val: bool) -> None:
     command = [sys.executable, "-m", __name__, str(folder), str(devices), "1", *_make_val_overrides(use_val)]
     process = subprocess.Popen(command, env=make_program_environment(), start_new_session=True)
     try:
-        with terminable(replaces_handler=True):
+        with terminable():
             status = process.wait()
     except KeyboardInterrupt as error:
         process.send_signal(signal.SIGINT)
@@ -178,7 +178,7 @@ def _run_on_cluster(folder: Path, retrain_nodes: RetrainNodes, *, use_val: bool)
         *_make_val_overrides(use_val),
     ]
     try:
-        with terminable(replaces_handler=True):
+        with terminable():
             run_on_nodes(retrain_nodes, __name__, arguments, print_line=partial(print, end="", flush=True))
     except KeyboardInterrupt as error:
         raise _make_interrupted_error(folder) from error
