@@ -25,6 +25,7 @@ from handpose.resources import count_cores, main_memory
 from handpose.sweep.controller.slots import memory_for_trials
 from handpose.sweep.execution.privacy import NO_USAGE_STATS, make_private_folder
 from handpose.utf8 import use_utf8
+from handpose.whole_file import whole_file
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine
 _END_PATIENCE_S = 15.0
@@ -131,9 +132,8 @@ def _attend(process: subprocess.Popen[bytes], address: Path, word: Path) -> int:
     parent = os.getppid()
     while process.poll() is None and not is_ended and os.getppid() == parent:
         if not word.exists() and address.exists() and (text := address.read_text(encoding="utf-8").strip()):
-            part = word.with_suffix(".part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(word)
+            with whole_file(word) as part:
+                part.write_text(text, encoding="utf-8")
         time.sleep(0.2)
     if process.poll() is not None:
         return process.returncode

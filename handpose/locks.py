@@ -4,12 +4,13 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from handpose.errors import naming
+from handpose.whole_file import check_writable
 
 
 @contextlib.contextmanager
@@ -40,6 +41,24 @@ def locked(file: Path, *, mode: int = 0o777, on_wait: str | None = None) -> Iter
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def locked_for_writing(file: Path, *, on_wait: str, refusal: Callable[[OSError], Exception]) -> Iterator[None]:
+    """Hold the lock of a file beside something that is to be made in the same folder.
+
+    Args:
+        file: as `locked` takes it.
+        on_wait: as `locked` takes it.
+        refusal: makes the exception to raise from the OSError of a folder that cannot be written or locked.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            check_writable(file.parent)
+            stack.enter_context(locked(file, on_wait=on_wait))
+        except OSError as error:
+            raise refusal(error) from None
+        yield
 
 
 def _acquire(lock: FileLock, file: Path, on_wait: str | None) -> None:

@@ -8,7 +8,6 @@ Pixels: centres lie at integer coordinates (the top left pixel's centre is (0, 0
 s keeps the corners, so u' = (u + 0.5) s - 0.5, and the principal point moves alike.
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -16,9 +15,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -33,9 +31,9 @@ from rich.progress import Progress
 from handpose.data.pictures import decode_labelled, resized
 from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError, explain, free_bytes, naming, size_text
-from handpose.locks import locked
+from handpose.locks import locked_for_writing
 from handpose.resources import count_cores
-from handpose.whole_file import check_writable, write_json
+from handpose.whole_file import write_json
 
 _VERSION = 2
 _CHUNK = 64  # images a task: 10 MB at 224 px, so few tasks and little memory
@@ -119,7 +117,9 @@ def open_store(
     store = folder.expanduser().absolute() / files.fingerprint(image_size, kind)
     opened = _open(store, len(files.paths), kind)
     if opened is None:
-        with _locked(store, progress):
+        lock = store.with_name(f"{store.name}.lock")  # several trials of a node may start at the same moment
+        wait = f"Waiting for another process that packs the images in {store}" if progress else ""
+        with locked_for_writing(lock, on_wait=wait, refusal=lambda error: _unwritable(store.parent, error)):
             opened = _open(store, len(files.paths), kind)  # another process may have made it meanwhile
             if opened is None:
                 _make(store, files, kind, image_size, workers or count_cores(), progress)
@@ -189,20 +189,6 @@ def open_map(store: Path) -> NDArray[np.uint8]:
 
 def _reopen(store: Path, intrinsics: NDArray[np.float32], contents: str) -> PackedImages:
     return PackedImages(store, open_map(store), intrinsics, contents)
-
-
-@contextmanager
-def _locked(store: Path, progress: bool) -> Iterator[None]:
-    """Hold the store's lock; several trials of a node may start at the same moment."""
-    folder = store.parent
-    wait = f"Waiting for another process that packs the images in {store}"
-    with contextlib.ExitStack() as stack:
-        try:
-            check_writable(folder)
-            stack.enter_context(locked(folder / f"{store.name}.lock", on_wait=wait if progress else ""))
-        except OSError as error:
-            raise _unwritable(folder, error) from None
-        yield
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:

@@ -5,7 +5,6 @@ reader of the real data set. `python -m handpose.data.synthetic --sheet FILE` dr
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -32,10 +31,10 @@ from handpose.data.freihand import FreiHand
 from handpose.data.hand_scene import Difficulty
 from handpose.data.sample import Splits
 from handpose.errors import UserError, explain, free_bytes, is_about_files, size_text
-from handpose.locks import locked
+from handpose.locks import locked_for_writing
 from handpose.resources import count_cores
 from handpose.utf8 import use_utf8
-from handpose.whole_file import check_output, check_writable, whole_file, write_json
+from handpose.whole_file import check_output, whole_file, write_json
 from handpose.yaml_files import load_yaml
 
 GENERATOR_VERSION = 5
@@ -146,7 +145,9 @@ class Synthetic:
     def generate(self) -> Path:
         """Draw the set unless it is there, and return its folder. Of several processes one draws, the others wait."""
         if not self._is_whole():
-            with _locked(self.folder):
+            lock = self.folder.with_name(f"{self.folder.name}.lock")
+            wait = f"Waiting for another process that draws {self.folder}"
+            with locked_for_writing(lock, on_wait=wait, refusal=lambda error: _unwritable(self.root, error)):
                 if not self._is_whole():
                     self._draw_all()
         return self.folder
@@ -258,19 +259,6 @@ def _pair(name: str, values: object, low: float, high: float) -> tuple[float, fl
     if first > last:
         raise UserError(f"data.{name} must be a pair [low, high] with low <= high, but got [{first:g}, {last:g}]")
     return first, last
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder that is to be made; the lock file lies beside it."""
-    file = folder.with_name(folder.name + ".lock")
-    with contextlib.ExitStack() as stack:
-        try:
-            check_writable(folder.parent)
-            stack.enter_context(locked(file, on_wait=f"Waiting for another process that draws {folder}"))
-        except OSError as error:
-            raise _unwritable(folder.parent, error) from None
-        yield
 
 
 def _unwritable(root: Path, error: OSError) -> UserError:

@@ -386,8 +386,7 @@ def _read_earlier_sweep(given: str) -> _EarlierSweep:
     if not file.is_file():
         raise UserError(f"searcher.warm_start={given} is not the folder of a sweep: there is no {file}")
     try:
-        record = load_yaml(file)
-        record = upgrade(record, file)
+        record = upgrade(load_yaml(file), file)
         config, sweep = record["config"], record["config"]["sweep"]
         conditions = Conditions(
             sweep["metric"],

@@ -274,7 +274,7 @@ def test_a_disk_that_fills_up_while_packing_is_told(images, monkeypatch):
 
 def test_a_store_in_a_folder_that_cannot_be_written_is_used(images, monkeypatch):
     first = packed(images)
-    monkeypatch.setattr(pack_module, "_locked", lambda *args: pytest.fail("asked for the lock"))
+    monkeypatch.setattr(pack_module, "locked_for_writing", lambda *args, **more: pytest.fail("asked for the lock"))
     assert packed(images).store == first.store
 
 

@@ -115,10 +115,9 @@ def count_slots(
     if slots.num_slots < 1:
         if recount_slots(sweep, replace(slots, process_mb=0.0), nodes).num_slots:
             raise UserError(_too_little_memory(slots, nodes))
-        times = f" for each of sweep.workers_per_trial={slots.num_workers}" if slots.num_workers > 1 else ""
         raise UserError(
-            f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}{times}, but "
-            f"Ray has {num_cpus:g} cores and {num_gpus:g} GPUs{_format_num_nodes(nodes)}"
+            f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}"
+            f"{_for_each_worker(slots)}, but Ray has {num_cpus:g} cores and {num_gpus:g} GPUs{_format_num_nodes(nodes)}"
         )
     return slots
 
@@ -159,12 +158,15 @@ def is_memory_short(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> bool:
 
 
 def _too_little_memory(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
-    times = f" for each of sweep.workers_per_trial={slots.num_workers}" if slots.num_workers > 1 else ""
     return (
-        f"no trial fits: {_process(slots)}{times}, but only {_memory(nodes)}; end other programs, "
+        f"no trial fits: {_process(slots)}{_for_each_worker(slots)}, but only {_memory(nodes)}; end other programs, "
         "raise the memory limit of the container or job (docker run --memory, limits.memory of a pod, --mem of Slurm), "
         "or give a smaller data.batch_size"
     )
+
+
+def _for_each_worker(slots: Slots) -> str:
+    return f" for each of sweep.workers_per_trial={slots.num_workers}" if slots.num_workers > 1 else ""
 
 
 def _process(slots: Slots) -> str:

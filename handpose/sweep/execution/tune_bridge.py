@@ -237,8 +237,9 @@ class BridgeScheduler(FIFOScheduler):
         """
         nodes, limit_s = self._bridge.nodes, self._bridge.hang_timeout_s
         nodes.refresh()
-        self._bridge.check_start(tune_controller.get_live_trials())
-        for trial in list(tune_controller.get_live_trials()):
+        live = list(tune_controller.get_live_trials())
+        self._bridge.check_start(live)
+        for trial in live:
             avoided = set(map(nodes.get_name, trial.config[AVOIDED_NODES_KEY][0]))
             if avoided and trial.status == Trial.PENDING and not self._bridge.controller.can_place_without(avoided):
                 tune_controller.stop_trial(trial)

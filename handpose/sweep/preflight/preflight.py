@@ -34,6 +34,8 @@ from handpose.sweep.trainable.trial_cost import DataSize
 from handpose.whole_file import nearest
 
 _BRIEF_S = 60.0
+_MEMORY_MARGIN = 1.1
+"""Margin for main memory: a trial takes more than in its first steps (5 % more after two epochs)."""
 
 
 def run_preflight(
@@ -230,7 +232,3 @@ def _list_warnings(space: Space, probed: ProbeResults, ineffective_keys: Sequenc
         if not all(map(math.isfinite, cost.trace)):
             where = params_text(point.params)
             yield f"search_space={space.name}: within a few steps of random pictures this is not finite: {where}"
-
-
-_MEMORY_MARGIN = 1.1
-"""Margin for main memory: a trial takes more than in its first steps (5 % more after two epochs)."""
