@@ -1,13 +1,14 @@
 """Files that a user names and the operating system does not let us read or write: one sentence, status 2, no traces."""
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
+import pwd
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,18 +30,17 @@ from tests.sweep.sweeps import make_settings
 from train import main as train
 from tune import guarded
 
-NOBODY = 54321
-"""A user without an entry in the list of users, as in a container that is started with --user."""
+CAPABILITIES_V3 = 0x20080522
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+"""What lets root read and write in spite of a file's permissions: <linux/capability.h>, capabilities(7)."""
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    """A folder that everybody can enter, unlike pytest's own, with a data set."""
-    folder = Path(tempfile.mkdtemp(prefix="user-files-", dir=tempfile.gettempdir()))
-    folder.chmod(0o755)
+def place(tmp_path_factory) -> Path:
+    """A folder with a data set."""
+    folder = tmp_path_factory.mktemp("user_files")
     write_freihand(folder / "data", num_poses=12, variants=1, num_test=3, size=64)
-    yield folder
-    shutil.rmtree(folder)
+    return folder
 
 
 @pytest.fixture
@@ -48,7 +48,6 @@ def here(place, monkeypatch) -> Iterator[Path]:
     """An empty working folder that the user may write."""
     folder = place / "here"
     folder.mkdir()
-    folder.chmod(0o777)
     monkeypatch.chdir(folder)
     yield folder
     monkeypatch.chdir(place)
@@ -56,18 +55,27 @@ def here(place, monkeypatch) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def ordinary_user() -> Iterator[None]:
-    """Permissions hold within the block, which they do not for root."""
+def permissions_hold() -> Iterator[None]:
+    """A file's permissions bind this thread and those that it starts, also for root.
+
+    The user stays the same: another one could not read a virtual environment that root alone may enter.
+    """
     if os.getuid() != 0:
         yield
         return
-    os.setresgid(NOBODY, NOBODY, 0)
-    os.setresuid(NOBODY, NOBODY, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(CAPABILITIES_V3, 0)  # version, this thread
+    before = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice 32 bits
+    if libc.capget(header, before) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    within = (ctypes.c_uint32 * 6)(*before)
+    within[0] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
+    if libc.capset(header, within) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
     try:
         yield
     finally:
-        os.setresuid(0, 0, 0)
-        os.setresgid(0, 0, 0)
+        libc.capset(header, before)
 
 
 @pytest.fixture
@@ -77,7 +85,7 @@ def sentence(here, place, monkeypatch, capsys):
     def run(program: str, *arguments: object) -> str:
         given = [str(each) for each in arguments]
         before = set(here.rglob("*"))
-        with ordinary_user(), pytest.raises(SystemExit) as left:
+        with permissions_hold(), pytest.raises(SystemExit) as left:
             start(program, given, monkeypatch)
         output = capsys.readouterr()
         assert left.value.code == 2, output.err
@@ -247,7 +255,6 @@ def test_a_data_set_that_cannot_be_read_is_named_with_the_reason(sentence, here,
     file = damage(root)
     packed = place / "packed"
     packed.mkdir(exist_ok=True)
-    packed.chmod(0o777)
     said = sentence("train", f"data.root={root}", f"paths.packed={packed}")
     assert str(file) in said
     assert re.search("Permission denied|Is a directory", said)
@@ -391,7 +398,13 @@ def test_an_env_file_that_cannot_be_read_is_named(sentence, here, make):
 
 
 def test_without_a_home_folder_a_path_that_needs_it_is_refused(sentence, monkeypatch):
+    """A user without an entry in the list of users, as in a container that is started with --user."""
+
+    def getpwuid(user: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {user}")
+
     monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
     assert "~/data: there is no such home folder" in sentence("train", "data.root='~/data'")
     assert "~nobody-here/x.yaml: there is no such home folder" in sentence("train", "best='~nobody-here/x.yaml'")
 
