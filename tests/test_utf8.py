@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -126,8 +127,9 @@ def test_a_sweep_goes_all_the_way_in_a_folder_with_an_umlaut(tmp_path, locale):
     status, written, err = run("-m", "handpose.report", folder, cwd=place, locale=locale)
     assert status == 0, err
     assert str(folder) in written
-    (again,) = re.findall("^again +python train.py '(best=.*)'$", out, re.MULTILINE)
-    status, printed, err = run(REPOSITORY / "train.py", again, "--cfg", "job", cwd=place, locale=locale)
+    (again,) = re.findall("^again +python train.py (.*)$", out, re.MULTILINE)
+    command = [REPOSITORY / "train.py", *shlex.split(again), "--cfg", "job"]
+    status, printed, err = run(*command, cwd=place, locale=locale)
     assert status == 0, err
     assert "Hände" in printed
 
