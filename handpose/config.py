@@ -157,6 +157,8 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
         if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
             for run in _runs(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
                 compose(config_name, run)  # before Hydra does, whose own messages are many lines
+        if {"-c", "--cfg", "-i", "--info"} & {flag.partition("=")[0] for flag in flags}:
+            overrides = _with_best(overrides)  # Hydra prints the configuration and never reaches main
         sys.argv[1:] = [*flags, *overrides]  # Hydra takes no flag between two overrides
 
     @hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")
