@@ -46,24 +46,38 @@ ALONE = RaySettings(address=None, num_cpus=None)
 
 
 @pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("sweep.num_trials=0", "sweep.num_trials must be at least 1, but it is 0"),
+        ("sweep.max_epochs=0", "sweep.max_epochs must be at least 1"),
+        ("sweep.max_concurrent=0", "sweep.max_concurrent must be at least 1"),
+        ("sweep.stop_after_failures=0", "sweep.stop_after_failures must be at least 1, but it is 0"),
+        ("sweep.checkpoint_budget_gb=0.0", "sweep.checkpoint_budget_gb must be above 0, but it is 0"),
+        ("sweep.max_retries=-1", "sweep.max_retries must be at least 0, but it is -1"),
+        ("sweep.retry_delay_s=-0.5", "sweep.retry_delay_s must be at least 0, but it is -0.5"),
+        ("sweep.explosion_factor=1.0", "sweep.explosion_factor must be above 1, but it is 1"),
+        ("sweep.time_budget_s=-1.0", "sweep.time_budget_s must be above 0, but it is -1"),
+        ("sweep.gpu_hours=0.0", "sweep.gpu_hours must be above 0, but it is 0"),
+        ("sweep.hang_timeout_s=0.0", "sweep.hang_timeout_s must be above 0, but it is 0"),
+        ("sweep.set_aside_after=0", "sweep.set_aside_after must be at least 1, but it is 0"),
+        ("sweep.workers_per_trial=0", "sweep.workers_per_trial must be at least 1, but it is 0"),
+        ("sweep.cpus_per_trial=0", "sweep.cpus_per_trial must be at least 1, but it is 0"),
+        ("sweep.checkpoint_every_epochs=0", "sweep.checkpoint_every_epochs must be at least 1, but it is 0"),
+        ("sweep.confirm.seeds=-1", "sweep.confirm.seeds must be at least 0, but it is -1"),
+        ("ray.num_cpus=0", "ray.num_cpus must be at least 1, but it is 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_when_the_configuration_is_composed(override, reason):
+    with pytest.raises(UserError, match=f"^{reason}"):
+        compose("tune", ["sweep.name=test", override])
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"num_trials": 0}, "sweep.num_trials must be at least 1, but it is 0"),
-        ({"max_epochs": 0}, "sweep.max_epochs must be at least 1"),
-        ({"max_concurrent": 0}, "sweep.max_concurrent must be at least 1"),
-        ({"stop_after_failures": 0}, "sweep.stop_after_failures must be at least 1, but it is 0"),
-        ({"checkpoint_budget_gb": 0.0}, "sweep.checkpoint_budget_gb must be above 0, but it is 0"),
-        ({"max_retries": -1}, "sweep.max_retries must be at least 0, but it is -1"),
-        ({"retry_delay_s": -0.5}, "sweep.retry_delay_s must be at least 0, but it is -0.5"),
-        ({"explosion_factor": 1.0}, "sweep.explosion_factor must be above 1, but it is 1"),
-        ({"time_budget_s": -1.0}, "sweep.time_budget_s must be above 0, but it is -1"),
-        ({"gpu_hours": 0.0}, "sweep.gpu_hours must be above 0, but it is 0"),
-        ({"hang_timeout_s": 0.0}, "sweep.hang_timeout_s must be above 0, but it is 0"),
-        ({"set_aside_after": 0}, "sweep.set_aside_after must be at least 1, but it is 0"),
         ({"gpus_per_trial": 1.5}, "sweep.gpus_per_trial must be a whole number or a part of one GPU, but it is 1.5"),
         ({"gpus_per_trial": 99}, "sweep.gpus_per_trial=99, but this machine has"),
         ({"cpus_per_trial": 10_000}, f"sweep.cpus_per_trial=10000, but this machine has {count_cores()} for trials"),
-        ({"workers_per_trial": 0}, "sweep.workers_per_trial must be at least 1, but it is 0"),
         (
             {"workers_per_trial": 10_000},
             "sweep.cpus_per_trial=1 for each of sweep.workers_per_trial=10000, but this mach",
