@@ -35,7 +35,7 @@ from handpose.sweep.controller.slots import (
 )
 from handpose.sweep.driver.recorder import Recorder, TrialLog
 from handpose.sweep.driver.resume import SPACE_FOLDER, copy_space
-from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, format_resume_command, interruptible
+from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, interruptible
 from handpose.sweep.execution.nodes import Node, NodeWatcher, list_live_resources, watch_head
 from handpose.sweep.execution.runtime import limit_cpus, set_ray_environment, start_ray
 from handpose.sweep.execution.storage_access import check_nodes
@@ -48,7 +48,7 @@ from handpose.sweep.execution.warm_up import WorkerWarmUp, prepare_warm_up
 from handpose.sweep.execution.worker_start import StartWatch
 from handpose.sweep.record.events import EVENTS_FILE, EventLog, read_events
 from handpose.sweep.record.provenance import PROCESS_MB
-from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings
+from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings, format_resume_command
 from handpose.sweep.record.trial_segment import make_run_name
 from handpose.sweep.storage.folder_sync import FolderSync, open_checkpoint_files
 from handpose.sweep.trainable.reporting import TrialFunction

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray._private import worker as ray_worker
@@ -45,16 +45,28 @@ def list_draining_node_ids() -> set[str]:
     return set()
 
 
-def get_actor_state(actor_id: str) -> tuple[str, bool]:
-    """Return the node id of an actor, and whether the actor is dead, as the head node knows it.
+class ActorLocation(NamedTuple):
+    """Where an actor runs.
 
-    Ray's public call asks the dashboard, which a cluster may not have. Fallback: an empty node id, and not dead; a
-    failure is then not counted against a node.
+    Attributes:
+        node_id: the node that it runs on, or ran on when it died; empty if Ray does not know.
+        is_dead: whether the actor is dead.
+    """
+
+    node_id: str = ""
+    is_dead: bool = False
+
+
+def find_actor(actor_id: str) -> ActorLocation:
+    """Return the location of an actor, as the head node knows it.
+
+    Ray's public call asks the dashboard, which a cluster may not have. Fallback: an unknown location; a failure is then
+    not counted against a node.
     """
     with contextlib.suppress(Exception):  # whatever another version of Ray raises
         actor = ray_state.actor_table(actor_id)
-        return str(actor["Address"]["NodeID"]), actor["State"] == "DEAD"
-    return "", False
+        return ActorLocation(str(actor["Address"]["NodeID"]), actor["State"] == "DEAD")
+    return ActorLocation()
 
 
 def find_newest_worker_log(pid: int) -> Path | None:

@@ -1,5 +1,6 @@
 """Schema of the configuration groups `sweep` and `ray`. Their values are in configs/."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from handpose.config import quote_override
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.urls import join_url
 
@@ -179,6 +181,11 @@ class SweepSettings:
     def resume_path(self) -> Path:
         """The value of `sweep.resume` that resumes this sweep. For a confirmation it is the sweep it belongs to."""
         return Path(self.resume or self.folder)
+
+
+def format_resume_command(place: str | Path) -> str:
+    """Return the command line that resumes the sweep in a folder or at the URL of a store."""
+    return shlex.join(["python", "tune.py", quote_override("sweep.resume", str(place))])
 
 
 def _find_direction(metric: str) -> Mode:
