@@ -5,7 +5,6 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from handpose.sweep.controller.slots import (
     Slots,
     count_fitting_workers,
     count_slots,
-    is_memory_short,
     memory_line,
     recount_slots,
 )
@@ -44,7 +42,6 @@ from handpose.sweep.execution.tune_bridge import (
     build_tuner,
     run_tuner,
 )
-from handpose.sweep.execution.warm_up import WorkerWarmUp, prepare_warm_up
 from handpose.sweep.execution.worker_start import StartWatch
 from handpose.sweep.record.events import EVENTS_FILE, EventLog, read_events
 from handpose.sweep.record.provenance import PROCESS_MB
@@ -55,8 +52,6 @@ from handpose.sweep.trainable.reporting import TrialFunction
 from handpose.yaml_files import read_yaml, write_yaml
 
 _UNLIMITED = str(10**6)
-_UNMEASURED_PROCESS_MB = 2000.0
-"""Assumed main memory of a worker, in MB, when workers are started before the preflight has measured it."""
 _HEAD_LOST_MESSAGE = "the head of the Ray cluster does not answer any more"
 
 
@@ -135,11 +130,8 @@ def run_sweep(
             stack.enter_context(_lock_sweep_folder(folder))
             on_resume()
         stack.enter_context(set_ray_environment())
-        warm = stack.enter_context(prepare_warm_up(trial_function, num_threads=sweep.cpus_per_trial))
-        # Ray starts before any file is made, since the cluster may not answer. No hook for trials with several
-        # workers: half of their processes train nothing.
-        hook = warm.hook if sweep.workers_per_trial == 1 else None
-        stack.enter_context(start_ray(limit_cpus(cluster, sweep), hook=hook))
+        # Ray starts before any file is made, since the cluster may not answer.
+        stack.enter_context(start_ray(limit_cpus(cluster, sweep)))
         check_nodes(sweep)
         is_estimate = process_mb == LEAST_PROCESS_MB and sweep.preflight == "off"  # else the preflight prints it
         process_mb = recorded_process_mb(folder) if is_resumed else process_mb
@@ -147,12 +139,7 @@ def run_sweep(
         if (is_resumed or is_estimate) and (line := memory_line(sweep, slots, list_live_resources())):
             print(line, flush=True)
         if description is not None:
-            if sweep.preflight != "off":
-                # A worker that was started stays, so start no more than fit into memory even if they are large.
-                warm.start_workers(replace(slots, process_mb=_UNMEASURED_PROCESS_MB))
-                warm.wait(num_more=1)  # for the preflight, which measures times and ends its worker
             slots = preflight(slots)
-            warm.start_workers(slots)
             stack.enter_context(_lock_sweep_folder(folder))
             _begin(folder, space, {**description, PROCESS_MB: round(slots.process_mb)})
         with (
@@ -160,10 +147,6 @@ def run_sweep(
             contextlib.closing(EventLog(folder / EVENTS_FILE)) as log,
         ):
             print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
-            # A time budget is for trials, not for the start of their processes. And while processes are still starting,
-            # Ray starts more processes for the same trials. Those stay, so there must be enough memory for them.
-            if sweep.time_budget_s is not None or is_memory_short(slots, list_live_resources()):
-                warm.wait()
             if asked.num_points is not None and asked.num_points < sweep.num_trials:
                 print(
                     f"search_space={space.name} has {asked.num_points} configurations, so that no more trials are run "
@@ -181,7 +164,6 @@ def run_sweep(
                 space,
                 state,
                 trial_function,
-                warm,
                 must_end=lambda: folder_sync is not None and folder_sync.has_lost_lease,
             )
         yield state.history.table
@@ -260,7 +242,6 @@ def _run_trials(
     space: Space,
     state: SweepController,
     trial_function: TrialFunction,
-    warm: WorkerWarmUp,
     *,
     must_end: Callable[[], bool],
 ) -> None:
@@ -279,7 +260,7 @@ def _run_trials(
         state.open(num_slots=slots.num_slots, gpus=slots.total_gpus, listener=recorder)
         table.num_trials = state.history.num_trials
         view.refresh(table)
-        nodes = NodeWatcher(_make_node_listener(sweep, slots, state, view, warm))
+        nodes = NodeWatcher(_make_node_listener(sweep, slots, state, view))
         starts = StartWatch(view.note)
         bridge = TuneBridge(state, sweep, nodes=nodes, starts=starts, is_interrupted=is_interrupted)
         # By default Tune asks a custom searcher for one trial, and for the next one only when that trial has a worker.
@@ -334,9 +315,9 @@ def _raise_open_file_limit() -> None:
 
 
 def _make_node_listener(
-    sweep: SweepSettings, slots: Slots, state: SweepController, view: SweepView, warm: WorkerWarmUp
+    sweep: SweepSettings, slots: Slots, state: SweepController, view: SweepView
 ) -> Callable[[Sequence[Node]], None]:
-    """Return a function that adapts the slots when nodes join or leave, and starts workers on nodes that joined."""
+    """Return a function that adapts the slots when nodes join or leave."""
     names_by_id: dict[str, str] | None = None
 
     def follow(alive: Sequence[Node]) -> None:
@@ -353,7 +334,6 @@ def _make_node_listener(
             left = f"{now.num_slots} trials at a time" if fitting else "no node is left, and the sweep waits for one"
             if lost or joined:
                 view.note(f"{', '.join([*lost, *joined])}: {left}")
-            warm.start_workers(now)
         names_by_id = {node.id: node.name for node in fitting.values()}
 
     return follow
