@@ -30,7 +30,7 @@ from handpose.sweep.preflight.checks import (
 )
 from handpose.sweep.preflight.forecast import forecast_retraining
 from handpose.sweep.preflight.gpu_sharing import GpuThroughput, TrialsPerGpuChoice
-from handpose.sweep.preflight.preflight import run_preflight
+from handpose.sweep.preflight.preflight import Preflight
 from handpose.sweep.preflight.probe import RANDOM, ProbePoint, ProbeResults
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings
 from handpose.sweep.trainable.trial import TrialRecipe
@@ -291,8 +291,7 @@ def on_paper(tmp_path, write_space, monkeypatch):
 
         monkeypatch.setattr(module, "ProbeWorker", PaperWorker)
         said = []
-        run_preflight(
-            slots,
+        Preflight(
             sweep=make_settings(tmp_path / "sweep", **{"num_trials": 8, "preflight": "brief"} | changes),
             space=write_space("optimizer.lr: interval(0.1, 0.9)"),
             recipe=TrialRecipe([], [], max_epochs=4, num_threads=1),
@@ -301,7 +300,7 @@ def on_paper(tmp_path, write_space, monkeypatch):
             data=DataSize(32, 10, 5),
             defaults={"optimizer.lr": 0.5},
             print_text=said.append,
-        )
+        ).run(slots)
         return "\n".join(said)
 
     return done
@@ -503,8 +502,7 @@ def small(tmp_path_factory):
 def in_a_worker(ray_started, small, tmp_path, write_space):
     def done(text, **changes):
         said = []
-        run_preflight(
-            SLOTS,
+        Preflight(
             sweep=make_settings(tmp_path / "sweep", **changes),
             space=write_space(text),
             recipe=TrialRecipe(small, [], max_epochs=4, num_threads=1),
@@ -513,7 +511,7 @@ def in_a_worker(ray_started, small, tmp_path, write_space):
             data=summarise_data(compose("train", small)).size,
             defaults={"optimizer.lr": 0.005, "model.decoder.width": 48},
             print_text=said.append,
-        )
+        ).run(SLOTS)
         assert not (tmp_path / "sweep").exists()
         return "\n".join(said)
 
