@@ -76,7 +76,17 @@ def say(text: str) -> None:
 
 
 class Nodes:
-    """The Ray nodes of a job. folder: where they leave word; options: of node.py for each of them."""
+    """The Ray nodes of a job.
+
+    `ray symmetric-run` (Ray 2.60) does less: it refuses to start where another job already runs Ray, and its `ray stop`
+    ends the Ray of all jobs on the host; it gives up if a node is missing after 30 s, and starts no node again; on
+    SIGTERM it leaves without telling tune.py, and Ray stays.
+
+    Args:
+        allocation: the hosts of the job.
+        folder: where each node writes its address and its log.
+        options: options of node.py for every node.
+    """
 
     def __init__(self, allocation: Allocation, folder: Path, options: Sequence[str]) -> None:
         self._folder, self._options, self._allocation = folder, options, allocation
