@@ -53,17 +53,16 @@ class FolderSync:
     Args:
         folder: folder of the sweep.
         store: the store, opened at the URL of the sweep.
-        every_s: seconds between two checks for new events.
 
     Attributes:
         has_lost_lease: whether another process has taken over the sweep. This process must then stop.
     """
 
-    def __init__(self, folder: Path, store: ObjectStore, *, every_s: float = _EVENTS_EVERY_S) -> None:
+    def __init__(self, folder: Path, store: ObjectStore) -> None:
         self.has_lost_lease = False
         self._folder = folder
         self._store = store
-        self._every_s = every_s
+        self._every_s = _EVENTS_EVERY_S
         self._checkpoint_files: list[StoreFiles] = []
         self._copied_bytes = dict.fromkeys(EVENT_LOGS, 0)
         self._copied_files: dict[str, tuple[int, int]] = {}
