@@ -84,7 +84,7 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     """
     given = [_with_quotes(item) for item in overrides]
     for item in given:
-        _check_name(_key(item), item.partition("=")[2])
+        _check_name(override_key(item), item.partition("=")[2])
     path = _best_path(given)
     every = _with_best(given)
     try:
@@ -267,12 +267,12 @@ def _single_values(override: str) -> list[str]:
 def task_overrides() -> list[str]:
     """The overrides of the running script's command line, those of best=FILE in its place."""
     overrides = _with_best(_given())
-    return [item for item in overrides if _key(item) != "best"]
+    return [item for item in overrides if override_key(item) != "best"]
 
 
 def given_keys() -> list[str]:
     """The keys that the running script's command line sets by name, those of best=FILE left out."""
-    return [_key(item) for item in _given() if not item.startswith("~")]
+    return [override_key(item) for item in _given() if not item.startswith("~")]
 
 
 def _given() -> list[str]:
@@ -282,7 +282,7 @@ def _given() -> list[str]:
     """
     resolved = HydraConfig.get().overrides.task
     written = typing.cast(list[str], OmegaConf.to_container(resolved, resolve=False))
-    return [item if _key(item).startswith("searcher.") else resolved[i] for i, item in enumerate(written)]
+    return [item if override_key(item).startswith("searcher.") else resolved[i] for i, item in enumerate(written)]
 
 
 def location_overrides(config: DictConfig) -> list[str]:
@@ -377,7 +377,7 @@ def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
 
 
 def _best_path(overrides: list[str]) -> str | None:
-    given = [item for item in overrides if _key(item) == "best"]
+    given = [item for item in overrides if override_key(item) == "best"]
     path = override_value(given[-1]) if given else None
     return None if path in (None, "") else str(path)
 
@@ -386,8 +386,8 @@ def _with_best(overrides: list[str]) -> list[str]:
     path = _best_path(overrides)
     if path is None:
         return overrides
-    groups = {_key(item) for item in overrides if _is_group(_key(item))}
-    return [item for item in _best(path) if _key(item) not in groups] + overrides
+    groups = {override_key(item) for item in overrides if _is_group(override_key(item))}
+    return [item for item in _best(path) if override_key(item) not in groups] + overrides
 
 
 def _best(path: str) -> list[str]:
@@ -406,7 +406,8 @@ def _best(path: str) -> list[str]:
     return [str(item) for item in overrides]
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
+    """Return the key of an override, without a prefix such as `+`."""
     return override.partition("=")[0].lstrip("+~")
 
 
@@ -479,7 +480,7 @@ def _check_added(config_name: ConfigName, config: DictConfig, overrides: Sequenc
     added = [item for item in map(_parsed, overrides) if item.is_add() and not _is_group(item.key_or_group)]
     if not added:
         return
-    known = _known_keys(config_name, [_parsed(item) for item in overrides if _is_group(_key(item))])
+    known = _known_keys(config_name, [_parsed(item) for item in overrides if _is_group(override_key(item))])
     for item in added:
         if item.key_or_group not in known and not _has_target(config, item.key_or_group):
             raise UserError(unknown_key(item.key_or_group, known))

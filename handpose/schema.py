@@ -30,8 +30,6 @@ _TYPES: dict[str, Any] = {
     "train_on_val": bool,
     "retrain.use_val": bool,
     "report.scientific": str | None,
-    "sweep.confirm.top_k": Annotated[int, Field(ge=0)],
-    "sweep.confirm.seeds": Annotated[int, Field(ge=0)],
     "test_time.num_rotations": _COUNT,
     "test_time.rotation_deg": Annotated[float, Field(ge=0, le=180)],
     "test_time.crop": Annotated[float, Field(gt=0, le=1)] | None,
@@ -220,7 +218,8 @@ def _check_arguments(values: Values, *, prefix: str) -> None:
 
 def _type_hints(target: Any) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(inspect.unwrap(target.__init__ if inspect.isclass(target) else target))
+        function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+        return typing.get_type_hints(function, include_extras=True)
     except Exception:  # annotations of a library that only its type checker can resolve
         return {}
 

@@ -19,7 +19,7 @@ from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
 from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.controller.slots import Slots
 from handpose.sweep.driver.resume import SweepTask, check_fingerprint, make_sweep_record, save_budgets
-from handpose.sweep.driver.run import run_preflight_alone, run_sweep
+from handpose.sweep.driver.run import SweepRun, run_preflight_alone, run_sweep
 from handpose.sweep.execution.retrain_nodes import RetrainNodes, find_retrain_nodes
 from handpose.sweep.execution.runtime import set_ray_environment, start_ray
 from handpose.sweep.preflight.checks import (
@@ -31,7 +31,7 @@ from handpose.sweep.preflight.checks import (
     slots_here,
     summarise_data,
 )
-from handpose.sweep.preflight.preflight import run_preflight
+from handpose.sweep.preflight.preflight import Preflight
 from handpose.sweep.record.events import EVENTS_FILE, read_events
 from handpose.sweep.record.provenance import collect_provenance
 from handpose.sweep.record.settings import RaySettings, SweepSettings
@@ -94,7 +94,7 @@ class SweepPlan:
         """
         trial_function = trial_function or self.trial_function
         searcher = instantiate(self.task.config.searcher)
-        return run_sweep(
+        run = SweepRun(
             sweep=self.sweep,
             cluster=self.cluster,
             space=self.task.space,
@@ -108,6 +108,7 @@ class SweepPlan:
             on_resume=partial(save_budgets, self.task),
             count_points=self._count_points,
         )
+        return run_sweep(run)
 
     def confirm_finalists(self, table: TrialTable, *, folder_sync: FolderSync | None = None) -> dict[str, Any] | None:
         """Train the finalists again; see `handpose.sweep.selection.confirm.confirm_finalists`.
@@ -171,8 +172,7 @@ class SweepPlan:
         return count_possible_trials(self.task.space, is_grid=is_grid, repeats=self.make_scheduler().perturbs_params)
 
     def _bind_preflight(self, trial_function: TrialFunction) -> Callable[[Slots], Slots]:
-        return partial(
-            run_preflight,
+        preflight = Preflight(
             sweep=self.sweep,
             space=self.task.space,
             recipe=self.recipe,
@@ -182,6 +182,7 @@ class SweepPlan:
             defaults=self.task.defaults,
             use_val=self.task.config.retrain.use_val,
         )
+        return preflight.run
 
 
 def build_plan(task: SweepTask) -> SweepPlan:
