@@ -358,15 +358,6 @@ def choice_of(group: str, target: str) -> str:
     return targets.get(target, target)
 
 
-def leaf_keys(values: object, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all leaves of nested dictionaries."""
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from leaf_keys(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix(".")
-
-
 def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
     if GlobalHydra.instance().is_initialized():
         return hydra.compose(config_name, overrides)
@@ -512,9 +503,15 @@ def _wrong_choice(item: Override) -> str | None:
 
 
 def _known_keys(config_name: ConfigName, groups: Sequence[Override]) -> set[str]:
-    leaves = set(leaf_keys(OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)))
-    inner = {key.rsplit(".", i)[0] for key in leaves for i in range(1, key.count(".") + 1)}
-    return leaves | inner
+    return set(dotted_keys(OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)))
+
+
+def dotted_keys(values: object, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of nested dictionaries, those of inner ones too."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            yield from dotted_keys(value, f"{prefix}{key}.")
 
 
 def _of_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfig:
