@@ -4,6 +4,7 @@ A configuration that comes out of `compose` is checked: keys exist, values have 
 meant for, paths are absolute. What is wrong raises UserError, in one sentence that names the key and the remedy.
 """
 
+import argparse
 import difflib
 import io
 import itertools
@@ -165,6 +166,13 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
             main(compose(config_name, _given()))
 
     entry()
+
+
+def make_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """Make the parser of `python -m module`, whose help shows the description as it is."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import sys
 import threading
 import time
@@ -34,7 +33,7 @@ from handpose.errors import UserError, explain, free_bytes, is_about_files, size
 from handpose.locks import locked_for_writing
 from handpose.resources import count_cores
 from handpose.utf8 import use_utf8
-from handpose.whole_file import check_output, whole_file, write_json
+from handpose.whole_file import check_output, whole_file, whole_folder, write_json
 from handpose.yaml_files import load_yaml
 
 GENERATOR_VERSION = 5
@@ -145,21 +144,14 @@ class Synthetic:
 
     def _draw_all(self) -> None:
         """Draw into a folder beside the final one and rename it last: what has the name is whole. The lock is held."""
-        partial = self.folder.with_name(f".{self.folder.name}.partial")
         start = time.monotonic()
         try:
-            for remains in (partial, self.folder):  # of a run that was killed, or of a set that has lost a file
-                if remains.exists():
-                    shutil.rmtree(remains)
-            _check_space(self._root, sum(self.counts.values()) * self.image_size**2 * _BYTES_PER_PIXEL)
-            try:
+            with whole_folder(self.folder) as partial:
+                _check_space(self._root, sum(self.counts.values()) * self.image_size**2 * _BYTES_PER_PIXEL)
                 for split in hand_drawing.SPLITS:
                     (partial / split / "rgb").mkdir(parents=True)
                 (partial / hand_drawing.MASKED / "mask").mkdir()
                 self._write_annotations(partial, self._run_workers(partial))
-                partial.rename(self.folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
         except OSError as error:
             raise _unwritable(self._root, error) from None
         seconds = time.monotonic() - start

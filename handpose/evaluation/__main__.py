@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from handpose import drawing
-from handpose.config import CONFIGS, compose, load_environment, told
+from handpose.config import CONFIGS, compose, load_environment, make_parser, told
 from handpose.data.datamodule import HandDataModule, OrderedBatches, PackedHands
 from handpose.errors import UserError
 from handpose.evaluation.curves import draw_pck
@@ -71,11 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m handpose.evaluation",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("handpose.evaluation", _DESCRIPTION)
     of = parser.add_mutually_exclusive_group(required=True)
     of.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a training")
     of.add_argument("--predictions", type=Path, metavar="FILE", help="test_preds.json.gz, pred.zip or pred.json")

@@ -23,6 +23,7 @@ from handpose.sweep.record.events import EVENTS_FILE, CheckpointRecord
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, TrialSegment, make_run_name
 from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
 from handpose.sweep.storage.retention import compute_size_and_checksum, describe_checkpoint, find_newest_intact
+from handpose.whole_file import whole_file
 
 _DOWNLOAD_TIMEOUT_S = 600.0
 _PAUSE_TIMEOUT_S = 60.0
@@ -168,10 +169,8 @@ class FolderFiles:
         newest = find_newest_intact(checkpoints, self._folder)
         if newest is None:
             return None
-        part = (self._folder / name).with_suffix(".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._folder / newest.file, part)
-        os.replace(part, self._folder / name)
+        with whole_file(self._folder / name) as part:
+            shutil.copyfile(self._folder / newest.file, part)
         return replace(newest, file=name)
 
     def list_names(self) -> set[str]:
