@@ -96,14 +96,12 @@ def mirrored_back(xyz_m: Tensor) -> Tensor:
     return xyz_m * xyz_m.new_tensor([-1.0, 1.0, 1.0])
 
 
-def looking_at(
-    uv: Tensor, intrinsics: Tensor, size: tuple[int, int], *, fill: float, most_zoom: float = MOST_ZOOM
-) -> tuple[Tensor, Tensor]:
+def looking_at(uv: Tensor, intrinsics: Tensor, size: tuple[int, int], *, fill: float) -> tuple[Tensor, Tensor]:
     """The camera that looks at joints: its rotation (B, 3, 3) and intrinsics (B, 3, 3) for a picture of the same size.
 
     uv: (B, K, 2) in pixels of a picture of `size` (H, W) with intrinsics (B, 3, 3). The longer side of the joints' box
     fills that fraction of the shorter side of the new picture, whose middle is that of the box; it is enlarged by
-    most_zoom at most.
+    MOST_ZOOM at most.
     """
     rays = F.pad(normalized_image_points(uv, intrinsics), (0, 1), value=1.0)  # (B, K, 3)
     middle = (rays.amin(dim=1) + rays.amax(dim=1)) / 2.0
@@ -114,7 +112,7 @@ def looking_at(
     low, high = points.amin(dim=1), points.amax(dim=1)  # (B, 2)
     height, width = size
     focal = fill * min(size) / (high - low).amax(dim=-1)
-    focal = torch.minimum(focal, most_zoom * intrinsics[:, 0, 0])  # (B,)
+    focal = torch.minimum(focal, MOST_ZOOM * intrinsics[:, 0, 0])  # (B,)
     center = (low + high) / 2.0
     camera = torch.zeros_like(intrinsics)
     camera[:, 0, 0] = camera[:, 1, 1] = focal
