@@ -31,6 +31,11 @@ class View(NamedTuple):
     intrinsics: Tensor  # (B, 3, 3), px
     xyz_m: Tensor  # (B, K, 3), metres
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the pictures."""
+        return self.image.shape[-2], self.image.shape[-1]
+
 
 def unchanged(batch: HandBatch) -> View:
     """The batch as it is, as floating-point numbers in [0, 1]."""

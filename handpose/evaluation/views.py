@@ -74,7 +74,7 @@ class Views:
         if self.crop is None:
             return self._mean(module, view, scale_m)
         found = project(module.predict_xyz_m(view, scale_m), view.intrinsics)
-        rotation, intrinsics = looking_at(found, view.intrinsics, _size(view), fill=self.crop)
+        rotation, intrinsics = looking_at(found, view.intrinsics, view.size, fill=self.crop)
         cropped_m = self._mean(module, turned(view, rotation, intrinsics), scale_m)
         return turned_back(cropped_m, rotation)
 
@@ -149,7 +149,7 @@ def _angles(num_rotations: int, reach: float) -> list[float]:
 
 def _seen(view: View, angle: float, scale: float) -> tuple[View, Tensor]:
     """The view turned and zoomed about its centre, and the rotation (B, 3, 3) of its camera."""
-    size, angles = _size(view), view.intrinsics.new_full((len(view.image),), angle)
+    size, angles = view.size, view.intrinsics.new_full((len(view.image),), angle)
     rotation = rotation_about_center(angles, view.intrinsics, size)
     if angle == 0.0 and scale == 1.0:
         return view, rotation  # a warp would cost time and change nothing
@@ -172,7 +172,3 @@ def _onto_the_axis(ray: Tensor) -> Tensor:
     with exactly(ray):
         square = cross @ cross
     return torch.eye(3, device=ray.device, dtype=ray.dtype) + cross + square / (1.0 + z)[:, None, None]
-
-
-def _size(view: View) -> tuple[int, int]:
-    return view.image.shape[-2], view.image.shape[-1]
