@@ -35,7 +35,6 @@ from handpose.sweep.audit.events import (
     AuditFinding,
     Expectations,
     Lost,
-    ReadOnlyCheckpointFiles,
     Repeated,
     ReplayResult,
     Wrong,
@@ -44,14 +43,11 @@ from handpose.sweep.audit.events import (
 )
 from handpose.sweep.audit.records import (
     AuditedSweep,
-    audit_checkpoints,
-    audit_csv,
     audit_study,
-    audit_tensorboard,
+    audit_trial_files,
     get_first_number,
 )
 from handpose.sweep.audit.results import audit_results
-from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.driver.resume import SweepTask, load_recorded_task
 from handpose.sweep.record.events import EVENTS_FILE, scan_event_lines
@@ -131,13 +127,9 @@ def _audit_once(folder: Path) -> Iterator[AuditFinding]:
         yield from replayed.findings
         if not replayed.events:
             return
-        yield from audit_csv(replayed, folder / "trials.csv", "trials.csv")
         if study is not None:
             yield from audit_study(audited, replayed, study)
-    is_ahead = sweep.storage is not None
-    yield from audit_tensorboard(replayed, folder / "tensorboard", "tensorboard", in_tab=True, is_ahead=is_ahead)
-    if sweep.storage is None:
-        yield from audit_checkpoints(replayed, folder, "")
+    yield from audit_trial_files(replayed, sweep, in_tab=True)
     yield from audit_results(audited, replayed)
 
 
@@ -151,9 +143,6 @@ def _find_unreadable_lines(folder: Path) -> Iterator[AuditFinding]:
 
 def _replay_sweep(audited: AuditedSweep, scheduler: Any, study: optuna.Study | None) -> ReplayResult:
     task, sweep = audited.task, audited.settings
-    files = ReadOnlyCheckpointFiles(sweep.path)
-    table, command = make_empty_table(sweep), audited.recipe.format_command
-    history = History(sweep, scheduler=scheduler, table=table, files=files, command=command)
     is_grid = task.config.searcher.sampler is None
     trials = [] if study is None else study.get_trials(deepcopy=False)
     expected = Expectations(
@@ -165,7 +154,7 @@ def _replay_sweep(audited: AuditedSweep, scheduler: Any, study: optuna.Study | N
         task.config.trainer.check_val_every_n_epoch,
         is_resuming=_is_newer(sweep.path / "sweep.yaml", sweep.path / EVENTS_FILE),
     )
-    return replay_events(history, sweep.path, "", sweep, expected)
+    return replay_events(sweep, expected, scheduler=scheduler, command=audited.recipe.format_command)
 
 
 def _is_newer(file: Path, than: Path) -> bool:

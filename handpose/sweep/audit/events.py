@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from handpose.errors import UserError
 from handpose.report.table import TrialRow, TrialTable
+from handpose.schedulers.scheduler import Scheduler
 from handpose.search.space import Params
 from handpose.sweep.controller.controller import NO_REPORT_CAUSE, is_feasible
-from handpose.sweep.controller.history import History
+from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.record.events import (
     EVENTS_FILE,
@@ -114,9 +114,9 @@ class ReplayResult:
     adopted_trials: set[int] = field(default_factory=set)
     findings: list[AuditFinding] = field(default_factory=list)
 
-    def get_row(self, trial: int, index: int) -> TrialRow | None:
-        """Return the row of a trial after the event with this index in `events`; None if it had none yet."""
-        return next((row for at, row in reversed(self.rows[trial]) if at <= index), None)
+    def get_row(self, trial: int, index: int) -> TrialRow:
+        """Return the row of a trial after the event with this index in `events`, not before it was asked for."""
+        return next(row for at, row in reversed(self.rows[trial]) if at <= index)
 
     @property
     def is_closed(self) -> bool:
@@ -146,32 +146,39 @@ class ReplayResult:
 
 
 def replay_events(
-    history: History, folder: Path, label: str, settings: SweepSettings, expected: Expectations
+    settings: SweepSettings,
+    expected: Expectations,
+    *,
+    scheduler: Scheduler,
+    command: Callable[[Params], str] = lambda params: "",
+    label: str = "",
 ) -> ReplayResult:
-    """Apply the events of the sweep in a folder, and check each of them.
+    """Apply the events of a sweep, and check each of them.
 
     Lines that cannot be read, and events that contradict the ones before, become findings and are skipped.
 
     Args:
-        history: an empty history with `ReadOnlyCheckpointFiles`.
-        folder: folder of the sweep.
-        label: prefix of file names in findings.
         settings: settings of the sweep.
         expected: what other files say about the sweep.
+        scheduler: a new scheduler, which repeats the decisions.
+        command: returns the command line that trains parameters.
+        label: prefix of file names in findings.
     """
-    replayed = ReplayResult(history)
-    file = folder / EVENTS_FILE
-    if not file.is_file():
-        replayed.findings.append(Lost(f"{label}{EVENTS_FILE} is missing"))
+    folder, table = settings.path, make_empty_table(settings)
+    files = ReadOnlyCheckpointFiles(folder)
+    replayed = ReplayResult(History(settings, scheduler=scheduler, table=table, files=files, command=command))
+    if not (folder / EVENTS_FILE).is_file():
+        if folder.is_dir():
+            replayed.findings.append(Lost(f"{label}{EVENTS_FILE} is missing"))
         return replayed
     readable: list[tuple[int, Event]] = []
-    for line in scan_event_lines(file.read_bytes()):
+    for line in scan_event_lines((folder / EVENTS_FILE).read_bytes()):
         if line.event is not None:
             readable.append((line.number, line.event))
         else:
             problem = line.problem or "is torn: it has no line end"
             replayed.findings.append(Wrong(f"{label}{EVENTS_FILE}: line {line.number} {problem}"))
-    checks = _EventChecker(replayed, settings, expected, folder, f"{label}{EVENTS_FILE}")
+    checks = _EventChecker(replayed, settings, expected, f"{label}{EVENTS_FILE}")
     closing = _find_closing_events(readable)
     last_opened = max((place for place, (_, event) in enumerate(readable) if isinstance(event, Opened)), default=0)
     for place, (number, event) in enumerate(readable):
@@ -199,14 +206,12 @@ def _find_closing_events(events: Sequence[tuple[int, Event]]) -> set[int]:
 class _EventChecker:
     """Checks the events in order, and applies each one to the history."""
 
-    def __init__(
-        self, replayed: ReplayResult, settings: SweepSettings, expected: Expectations, folder: Path, label: str
-    ) -> None:
+    def __init__(self, replayed: ReplayResult, settings: SweepSettings, expected: Expectations, label: str) -> None:
         self._replayed = replayed
         self._history = replayed.history
         self._settings = settings
         self._expected = expected
-        self._folder = folder
+        self._folder = settings.path
         self._label = label
         self._last: Event | None = None
         self._last_begun: dict[int, Begun] = {}

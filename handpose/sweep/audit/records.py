@@ -63,10 +63,30 @@ def is_truncated(file: Path) -> bool:
     return file.is_file() and not file.read_bytes().endswith(b"\n")
 
 
+def audit_trial_files(
+    replayed: ReplayResult, settings: SweepSettings, label: str = "", *, in_tab: bool
+) -> Iterator[AuditFinding]:
+    """Compare trials.csv, the TensorBoard files and the checkpoints of trials with the events.
+
+    Args:
+        replayed: the replayed events.
+        settings: settings of the sweep.
+        label: prefix of file names in findings.
+        in_tab: whether the HParams tab of TensorBoard shows the trials.
+    """
+    folder, is_ahead = settings.path, settings.storage is not None
+    yield from _audit_csv(replayed, folder / "trials.csv", f"{label}trials.csv")
+    yield from _audit_tensorboard(
+        replayed, folder / "tensorboard", f"{label}tensorboard", in_tab=in_tab, is_ahead=is_ahead
+    )
+    if settings.storage is None:
+        yield from _audit_checkpoints(replayed, folder, label)
+
+
 # --- trials.csv -------------------------------------------------------------------------------------------------------
 
 
-def audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[AuditFinding]:
+def _audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[AuditFinding]:
     """Compare trials.csv with the table that results from the events, cell by cell.
 
     While a sweep runs, and after it was killed, trials.csv may show an earlier moment.
@@ -161,8 +181,8 @@ def _matches_row(shown: Mapping[str, str], row: TrialRow) -> bool:
 
 def _make_table_at(replayed: ReplayResult, moment: int) -> TrialTable:
     """Return the table after the event with this index."""
-    rows = {number: replayed.get_row(number, moment) for number in replayed.rows}
-    return replace(replayed.history.table, rows={number: row for number, row in rows.items() if row is not None})
+    begun = [number for number, states in replayed.rows.items() if states[0][0] <= moment]
+    return replace(replayed.history.table, rows={number: replayed.get_row(number, moment) for number in begun})
 
 
 def _is_same_command(written: str, row: TrialRow, replayed: ReplayResult) -> bool:
@@ -345,7 +365,7 @@ def _audit_study_outcome(
     }
     for name, theirs, ours in find_differences(stored, wanted):
         yield Wrong(f"{place_of} has {name} {theirs}, but {EVENTS_FILE} has {ours}")
-    state, values = _get_expected_outcome(snapshot, finite, audited.settings.second_objective)
+    state, values = _get_expected_outcome(snapshot, audited.settings.second_objective)
     was_killed = trial.state == TrialState.WAITING and snapshot.state == "running" and not replayed.is_closed
     if trial.state != state and not was_killed:
         yield Wrong(f"{place_of} is {trial.state.name}, but {snapshot.state} by {EVENTS_FILE}")
@@ -368,12 +388,13 @@ _STATES = {
 
 
 def _get_expected_outcome(
-    snapshot: TrialSnapshot, finite: Mapping[int, float], second_objective: str | None
+    snapshot: TrialSnapshot, second_objective: str | None
 ) -> tuple[TrialState, list[float] | None]:
     """Return the state and the values that a trial should have in the study."""
     state = _STATES.get(snapshot.state, TrialState.FAIL)
     if not state.is_finished() or state == TrialState.FAIL:
         return state, None
+    finite = {epoch: value for epoch, value in snapshot.values.items() if math.isfinite(value)}
     values = [finite[max(finite)]] if finite else None
     if values and second_objective is not None:
         cost = snapshot.costs.get(second_objective, math.nan)
@@ -477,13 +498,10 @@ def _list_expected_acts(replayed: ReplayResult, limits: Mapping[str, float]) -> 
             value = event.metrics[replayed.history.table.metric]
             if number not in perturbed and math.isfinite(value):
                 yield "value", number, event.epoch
-        row = replayed.get_row(number, index)
-        assert row is not None
+        row, second = replayed.get_row(number, index), replayed.history.table.objectives
         if row.is_over:
-            history = replayed.history.trials[number]
-            finite = {epoch: value for epoch, value in history.values.items() if math.isfinite(value)}
-            second = replayed.history.table.objectives
-            state, _ = _get_expected_outcome(snapshot_trial(history), finite, second[0].name if second else None)
+            snapshot = snapshot_trial(replayed.history.trials[number])
+            state, _ = _get_expected_outcome(snapshot, second[0].name if second else None)
             yield from move(number, state)
         elif row.state != "running" and not isinstance(event, Asked):
             yield from move(number, TrialState.WAITING)
@@ -507,14 +525,14 @@ def _audit_act_order(
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
-def audit_tensorboard(
+def _audit_tensorboard(
     replayed: ReplayResult, folder: Path, label: str, *, in_tab: bool, is_ahead: bool
 ) -> Iterator[AuditFinding]:
-    """Compare the scalars and parameters of all trials in TensorBoard files with the events.
+    """Compare the scalars and parameters of all trials with the events; nothing if there are no TensorBoard files.
 
     Args:
         replayed: the replayed events.
-        folder: folder of the TensorBoard files; nothing is compared if it does not exist.
+        folder: folder of the TensorBoard files.
         label: name of the folder in findings.
         in_tab: whether the HParams tab shows the trials.
         is_ahead: whether the folder may have been copied after the events, and so contain more than they do.
@@ -568,7 +586,6 @@ def _collect_scalars(replayed: ReplayResult) -> dict[int, _Scalars]:
                 wanted[event.trial][f"work/{name}", 0].add(_to_float32(cost))
         elif isinstance(event, Reported):
             row = replayed.get_row(event.trial, index)
-            assert row is not None
             for name, value in {**event.metrics, SECONDS: row.seconds, EPOCHS: row.epochs}.items():
                 wanted[event.trial][name, event.epoch].add(_to_float32(value))
     return wanted
@@ -660,7 +677,7 @@ def _compare_params(
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Iterator[AuditFinding]:
+def _audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Iterator[AuditFinding]:
     """Check that the checkpoints which were not removed exist and are intact.
 
     A trial that resumed from a checkpoint that no event mentions may have lost its earlier ones. If the checkpoint

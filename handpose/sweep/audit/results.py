@@ -28,7 +28,6 @@ from handpose.sweep.audit.events import (
     AuditFinding,
     Expectations,
     Lost,
-    ReadOnlyCheckpointFiles,
     Repeated,
     ReplayResult,
     Wrong,
@@ -36,14 +35,7 @@ from handpose.sweep.audit.events import (
     is_same_value,
     replay_events,
 )
-from handpose.sweep.audit.records import (
-    AuditedSweep,
-    audit_checkpoints,
-    audit_csv,
-    audit_tensorboard,
-    is_truncated,
-)
-from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.audit.records import AuditedSweep, audit_trial_files, is_truncated
 from handpose.sweep.driver.resume import SweepTask
 from handpose.sweep.record.events import EVENTS_FILE
 from handpose.sweep.record.provenance import PROCESS_MB, read_git_state, select_configuration
@@ -100,15 +92,11 @@ def _audit_confirm_sweep(audited: AuditedSweep) -> ReplayResult:
     settings = replace(
         sweep, folder=str(folder), second_objective=None, time_budget_s=None, gpu_hours=None, gpus_per_trial=None
     )
-    files = ReadOnlyCheckpointFiles(folder)
-    table, command = make_empty_table(settings), audited.recipe.format_command
-    history = History(settings, scheduler=Fifo(), table=table, files=files, command=command)
     every = task.config.trainer.check_val_every_n_epoch
+    expected = Expectations(None, None, 0, {}, lambda number: None, every)
+    confirming = replay_events(settings, expected, scheduler=Fifo(), command=audited.recipe.format_command, label=label)
     if not folder.is_dir():
-        return ReplayResult(history)
-    confirming = replay_events(
-        history, folder, label, settings, Expectations(None, None, 0, {}, lambda number: None, every)
-    )
+        return confirming
     found = confirming.findings
     found += _audit_space_copy(sweep.path)
     kept = folder / "sweep.yaml"
@@ -126,12 +114,7 @@ def _audit_confirm_sweep(audited: AuditedSweep) -> ReplayResult:
         confirms = str(record.get("confirms"))
         if Path(confirms).name != sweep.name and confirms != str(folder.parent):
             found.append(Wrong(f"{label}sweep.yaml confirms {confirms}, which is another sweep"))
-    found += audit_csv(confirming, folder / "trials.csv", f"{label}trials.csv")
-    is_ahead = sweep.storage is not None
-    place = folder / "tensorboard"
-    found += audit_tensorboard(confirming, place, f"{label}tensorboard", in_tab=False, is_ahead=is_ahead)
-    if sweep.storage is None:
-        found += audit_checkpoints(confirming, folder, label)
+    found += audit_trial_files(confirming, settings, label, in_tab=False)
     return confirming
 
 
