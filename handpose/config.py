@@ -4,6 +4,7 @@ A configuration that comes out of `compose` is checked: keys exist, values have 
 meant for, paths are absolute. What is wrong raises UserError, in one sentence that names the key and the remedy.
 """
 
+import argparse
 import difflib
 import io
 import itertools
@@ -167,6 +168,13 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
             main(compose(config_name, _given()))
 
     entry()
+
+
+def make_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """Make the parser of `python -m module`, whose help shows the description as it is."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 @contextmanager
@@ -360,15 +368,6 @@ def choice_of(group: str, target: str) -> str:
     return targets.get(target, target)
 
 
-def leaf_keys(values: object, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all leaves of nested dictionaries."""
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from leaf_keys(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix(".")
-
-
 def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
     if GlobalHydra.instance().is_initialized():
         return hydra.compose(config_name, overrides)
@@ -515,9 +514,15 @@ def _wrong_choice(item: Override) -> str | None:
 
 
 def _known_keys(config_name: ConfigName, groups: Sequence[Override]) -> set[str]:
-    leaves = set(leaf_keys(OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)))
-    inner = {key.rsplit(".", i)[0] for key in leaves for i in range(1, key.count(".") + 1)}
-    return leaves | inner
+    return set(dotted_keys(OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)))
+
+
+def dotted_keys(values: object, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of nested dictionaries, those of inner ones too."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            yield from dotted_keys(value, f"{prefix}{key}.")
 
 
 def _of_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfig:
