@@ -9,14 +9,16 @@ import json
 import math
 import pkgutil
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from handpose.errors import UserError
 
 Values = Mapping[str, Any]
+T = TypeVar("T")
 
 _FRACTION = Annotated[float, Field(ge=0, le=1)]
 _SHARE = Annotated[float, Field(gt=0, lt=1)]
@@ -262,6 +264,13 @@ def _refusal(key: str, value: Any, item: Any) -> str:
 def parameters(target: str) -> set[str]:
     """Names of the arguments of what a `_target_` names."""
     return set(inspect.signature(pkgutil.resolve_name(target)).parameters)
+
+
+def bind_arguments(make: Callable[..., T], **available: Any) -> Callable[..., T]:
+    """Bind those of the available arguments that the signature of a class or function has."""
+    known = inspect.signature(make).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return partial(make, **{name: value for name, value in available.items() if takes_all or name in known})
 
 
 def unknown_key(key: str, known: set[str]) -> str:

@@ -42,7 +42,7 @@ from handpose.search.points import (
     place_values,
 )
 from handpose.search.sampler_view import PENDING_TRIAL_ID, SamplerView, make_pending_trial
-from handpose.search.searcher import EndState, TrialSnapshot
+from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.search.space import Params, Space, count_grid_points
 from handpose.search.study import (
     PARAMS_ATTRIBUTE,
@@ -83,7 +83,7 @@ import from each earlier sweep.
 """
 
 
-class OptunaSearcher:
+class OptunaSearcher(Searcher):
     """Searcher that proposes configurations with an Optuna sampler and keeps the study. Every call can be repeated.
 
     Args:
@@ -176,10 +176,15 @@ class OptunaSearcher:
         """The study with its current content."""
         return optuna.load_study(study_name=self._name, storage=self._storage)
 
+    @classmethod
+    def count_points(cls, space: Space, *, repeats: bool, **options: Any) -> int | None:
+        """Return the number of points of a finite space, unless trials may repeat parameters."""
+        return count_possible_trials(space, is_grid=options.get("sampler") is None, repeats=repeats)
+
     @cached_property
-    def num_points(self) -> int | None:
+    def num_points(self) -> int | None:  # type: ignore[override]
         """The number of trials with different parameters; None if it is unlimited or trials may repeat parameters."""
-        return count_possible_trials(self._space, is_grid=self._make_sampler is None, repeats=self._repeats)
+        return self.count_points(self._space, repeats=self._repeats, sampler=self._make_sampler)
 
     def suggest(self, number: int) -> Params | None:
         """Return the parameters of the trial with the next number.
@@ -209,38 +214,21 @@ class OptunaSearcher:
         self._next_number = max(self._next_number or 0, number + 1)
         return params
 
-    def on_segment_start(self, number: int) -> None:
-        """Record that a segment of the trial is running."""
-        self._set_state(self._get_trial(number), TrialState.RUNNING)
+    def on_trial_update(self, trial: TrialSnapshot) -> None:
+        """Store what has changed in a trial, unless it has ended in the study."""
+        self._update_trial(self._get_trial(trial.number), trial)
 
-    def on_trial_wait(self, number: int) -> None:
-        """Record that the trial is not running but may resume later."""
-        self._set_state(self._get_trial(number), TrialState.WAITING)
-
-    def on_trial_result(self, number: int, epoch: int, value: float) -> None:
-        """Store the metric after an epoch, unless it is not finite: such a trial fails, and samplers ignore it."""
-        self._store_values(self._get_trial(number), {epoch: value})
-
-    def on_trial_cost(self, number: int, costs: Mapping[str, float]) -> None:
-        """Store the costs of the trial, and how far each is above its limit, as a fraction of the limit."""
-        self._store_costs(self._get_trial(number), costs)
-
-    def on_trial_end(self, number: int, state: EndState) -> None:
-        """Record how the trial ended. Its value is the last one reported."""
-        trial = self._get_trial(number)
-        self._set_state(trial, *self._get_outcome(state, trial.intermediate_values, trial.user_attrs))
-
-    def restore_trials(self, snapshots: Iterable[TrialSnapshot]) -> None:
+    def restore_trials(self, trials: Iterable[TrialSnapshot]) -> None:
         """Make the study agree with the events of the sweep, which a crash may have left ahead of or behind the study.
 
         What the study lacks is added. A trial of the study that the events lack is marked as failed, unless it has the
         number that is proposed next.
 
         Args:
-            snapshots: all trials of the sweep, as the events describe them.
+            trials: all trials of the sweep, as the events describe them.
         """
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        expected = {trial.number: trial for trial in snapshots}
+        expected = {trial.number: trial for trial in trials}
         for number in sorted(expected):
             if number < len(stored):
                 self._update_trial(stored[number], expected[number])
