@@ -43,7 +43,11 @@ SAMPLERS = {
     "nsga": partial(NSGAIISampler, population_size=4),
     "random": RandomSampler,
 }
-FILES = sorted(file.stem for file in (CONFIGS / "searcher").glob("*.yaml"))
+FILES = sorted(
+    file.stem
+    for file in (CONFIGS / "searcher").glob("*.yaml")
+    if compose("tune", [f"searcher={file.stem}"]).searcher._target_.endswith(f".{OptunaSearcher.__name__}")
+)
 
 
 @pytest.fixture

@@ -1,19 +1,23 @@
-"""What every searcher in configs/searcher promises, with the options that its file gives, and the searcher of a user."""
+"""What every searcher promises: each file in configs/searcher, with the options it gives, and a searcher of a user."""
 
+import inspect
 import shutil
-import subprocess
-import sys
 import zlib
+from dataclasses import replace
 from functools import cache, partial
 
 import pytest
 from hydra.utils import instantiate
 
+from handpose import config
 from handpose.config import CONFIGS, compose
 from handpose.errors import UserError
 from handpose.schema import bind_arguments
 from handpose.search.points import place_values
-from handpose.search.searcher import Searcher, count_points
+from handpose.search.searcher import count_points
+from handpose.sweep.audit import audit as audit_module
+from handpose.sweep.plan import build_plan
+from handpose.sweep.preflight.checks import DataSummary
 from handpose.values import written
 from tests.search.local_searcher import LocalSearcher
 from tests.search.trial_feed import TrialFeed
@@ -26,7 +30,7 @@ SPACES = {
     "conditional": (
         "def space(trial):\n"
         "    lr = trial.suggest_float('optimizer.lr', 1e-5, 1e-1, log=True)\n"
-        "    deep = {'model.decoder.depth': trial.suggest_int('model.decoder.depth', 1, 5)} if lr < 1e-2 else {}\n"
+        "    deep = {'model.decoder.depth': trial.suggest_int('model.decoder.depth', 1, 5)} if lr < 0.05 else {}\n"
         "    return {'optimizer.lr': lr} | deep\n",
         ".py",
     ),
@@ -49,33 +53,38 @@ def space(request, write_space):
     return write_space(*SPACES[request.param])
 
 
+def make_searcher(name, space, folder, *, seed=0, resume=False, **options):
+    """Make the searcher as a sweep does. Raises UserError if it refuses the space."""
+    count_points(configured(name), space, repeats=False)
+    searcher = bind_arguments(
+        configured(name),
+        space=space,
+        defaults=DEFAULTS,
+        metric="val/pa_mpjpe_mm",
+        mode="min",
+        second_objective=None,
+        max_epochs=2,
+        seed=seed,
+        repeats=False,
+        name="test",
+        folder=folder,
+        resume=resume,
+        fingerprint=None,
+    )(**options)
+    return TrialFeed(searcher)
+
+
 @pytest.fixture(params=[*FILES, "local"])
 def make(request, space, tmp_path):
-    """Makes the searcher as a sweep does; skips the test if it refuses the space."""
+    """Makes the searcher; skips the test if it refuses the space."""
     made = []
 
-    def build(folder="study", *, seed=0, resume=False, **options):
-        searcher = bind_arguments(
-            configured(request.param),
-            space=space,
-            defaults=DEFAULTS,
-            metric="val/pa_mpjpe_mm",
-            mode="min",
-            second_objective=None,
-            max_epochs=2,
-            seed=seed,
-            repeats=False,
-            name="test",
-            folder=tmp_path / folder,
-            resume=resume,
-            fingerprint=None,
-        )(**options)
-        made.append(TrialFeed(searcher))
+    def build(folder="study", **options):
+        made.append(make_searcher(request.param, space, tmp_path / folder, **options))
         return made[-1]
 
     build.configured = configured(request.param)
     try:
-        count_points(build.configured, space, repeats=False)
         build("probe").close()
     except UserError as error:
         pytest.skip(str(error))
@@ -108,11 +117,11 @@ def end(searcher, number):
 
 
 @pytest.mark.parametrize("name", [*FILES, "local"])
-def test_a_searcher_searches_a_space_or_refuses_it_in_one_sentence(name, write_space):
+def test_a_searcher_searches_a_space_or_refuses_it_in_one_sentence(name, write_space, tmp_path):
     refusals = []
-    for text, suffix in SPACES.values():
+    for kind, (text, suffix) in SPACES.items():
         try:
-            count_points(configured(name), write_space(text, suffix), repeats=False)
+            make_searcher(name, write_space(text, suffix), tmp_path / kind).close()
         except UserError as error:
             refusals.append(str(error))
     assert len(refusals) < len(SPACES)
@@ -160,27 +169,29 @@ def test_the_number_of_points_is_known_before_and_none_is_proposed_twice(make, s
 
 
 def test_the_default_comes_first_and_then_the_points_that_the_user_gives(make):
-    searcher = make()
-    if isinstance(searcher.searcher, LocalSearcher):
-        pytest.skip("its constructor has neither `defaults` nor `first`")
+    """For searchers whose constructors have the arguments `defaults` and `first`."""
+    arguments = inspect.signature(make.configured.func).parameters
+    if not {"defaults", "first"} <= arguments.keys():
+        pytest.skip(f"{make.configured.func.__name__} has no initial points")
     first = {"optimizer.lr": 0.01, "model.decoder.depth": 2}
-    asked = run(make("first", first=[first]), range(2)) if "first" in make.configured.keywords else [searcher.suggest(0)]
-    expected = [DEFAULTS, {"optimizer.lr": 0.01, "model.decoder.depth": 2}]
-    assert [{**params} for params in asked] == [
-        {key: point[key] for key in params} for point, params in zip(expected, asked, strict=False)
-    ]
+    assert run(make(first=[first]), range(2)) == [DEFAULTS, first]
 
 
-MAKE_ALL = """
-import sys
-from hydra.utils import instantiate
-from handpose.config import CONFIGS, compose
-from handpose.search.searcher import Searcher
-for file in (CONFIGS / "searcher").glob("*.yaml"):
-    assert issubclass(instantiate(compose("tune", [f"searcher={file.stem}"]).searcher).func, Searcher), file
-assert "ray" not in sys.modules
-"""
-
-
-def test_searchers_are_made_without_ray():
-    subprocess.run([sys.executable, "-c", MAKE_ALL], check=True)
+def test_a_whole_sweep_runs_with_a_searcher_of_one_python_and_one_yaml_file(tmp_path, monkeypatch):
+    copy = tmp_path / "configs"
+    shutil.copytree(CONFIGS, copy)
+    for module in (config, audit_module):
+        monkeypatch.setattr(module, "CONFIGS", copy)
+    (copy / "searcher" / "local.yaml").write_text(
+        "_target_: tests.search.local_searcher.LocalSearcher\n_partial_: true\nnum_random: 2\n"
+    )
+    sweep = WholeSweep(tmp_path / "sweep", "searcher=local").run(stops=[(4, "interrupted"), (3, None)])
+    whole = WholeSweep(tmp_path / "whole", "searcher=local").run()
+    assert [row.params for row in sweep.table.rows.values()] == [row.params for row in whole.table.rows.values()]
+    assert not audit_module.audit(sweep.finish(retrained=False).folder)
+    monkeypatch.setattr("handpose.sweep.plan.summarise_data", lambda config: DataSummary("0123456789abcdef", None))
+    monkeypatch.setattr("handpose.sweep.plan.check_loaders", lambda *arguments: None)
+    plan = build_plan(replace(sweep.task, origin=None))
+    assert isinstance(bind_arguments(plan.searcher, space=plan.task.space, seed=0, mode="min")(), LocalSearcher)
+    assert plan._count_points() is None
+    assert not plan.trial_function.needs_costs

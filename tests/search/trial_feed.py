@@ -11,19 +11,19 @@ class TrialFeed:
     """A searcher that is notified of single events. Everything else is the searcher's own."""
 
     searcher: Searcher
-    _snapshots: dict[int, TrialSnapshot] = field(default_factory=dict)
+    snapshots: dict[int, TrialSnapshot] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.searcher, name)
 
     def suggest(self, number):
         params = self.searcher.suggest(number)
-        self._snapshots.setdefault(number, TrialSnapshot(number, "running", params, {}))
+        self.snapshots.setdefault(number, TrialSnapshot(number, "running", params, {}))
         return params
 
     def restore_trials(self, trials):
-        self._snapshots = {trial.number: trial for trial in trials}
-        self.searcher.restore_trials(list(self._snapshots.values()))
+        self.snapshots = {trial.number: trial for trial in trials}
+        self.searcher.restore_trials(list(self.snapshots.values()))
 
     def on_segment_start(self, number):
         self._update(number, state="running")
@@ -35,11 +35,11 @@ class TrialFeed:
         self._update(number, costs=costs)
 
     def on_trial_result(self, number, epoch, value):
-        self._update(number, values={**self._snapshots[number].values, epoch: value})
+        self._update(number, values={**self.snapshots[number].values, epoch: value})
 
     def on_trial_end(self, number, state):
         self._update(number, state=state)
 
     def _update(self, number, **changes):
-        self._snapshots[number] = self._snapshots[number]._replace(**changes)
-        self.searcher.on_trial_update(self._snapshots[number])
+        self.snapshots[number] = self.snapshots[number]._replace(**changes)
+        self.searcher.on_trial_update(self.snapshots[number])
