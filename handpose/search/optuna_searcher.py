@@ -41,7 +41,7 @@ from handpose.search.points import (
     order_grid_points,
     place_values,
 )
-from handpose.search.sampler_view import PENDING_TRIAL_ID, SamplerView, make_pending_trial
+from handpose.search.sampler_view import SamplerView, show_trials
 from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.search.space import Params, Space, count_grid_points
 from handpose.search.study import (
@@ -261,14 +261,17 @@ class OptunaSearcher(Searcher):
             number: the number of the trial.
             point: draws that are fixed, by name.
         """
+        directions = self._storage.get_study_directions(self._study_id)
         view = SamplerView(
-            self._storage,
-            self._study_id,
-            make_pending_trial(number, point),
-            second_objective=self._second_objective,
-            constraints=self.constraints,
-            completes_infeasible=self._completes_infeasible,
-            max_ended=self._max_ended,
+            directions,
+            lambda: show_trials(
+                self._storage.get_all_trials(self._study_id, deepcopy=False),
+                directions[0],
+                second_objective=self._second_objective,
+                constraints=self.constraints,
+                completes_infeasible=self._completes_infeasible,
+                max_ended=self._max_ended,
+            ),
         )
         decided = [None] * self._num_draws if point is None else [point, point, *[None] * self._num_draws]
         for attempt, given in enumerate(decided):
@@ -285,12 +288,9 @@ class OptunaSearcher(Searcher):
     def _draw_trial(
         self, view: SamplerView, number: int, point: Params | None, sampler: BaseSampler
     ) -> tuple[FrozenTrial, Params]:
-        pending = make_pending_trial(number, point)
-        view.set_pending_trial(pending)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            study = optuna.load_study(study_name=self._name, storage=view, sampler=sampler)
-            params = self._space.sample(optuna.Trial(study, PENDING_TRIAL_ID))
+            pending, params = view.draw(self._space, sampler, number=number, point=point)
         if not same(params, {name: parse_label(value) for name, value in pending.params.items()}):
             pending.set_user_attr(PARAMS_ATTRIBUTE, params)
         return pending, params

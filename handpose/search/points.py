@@ -6,16 +6,14 @@ import random
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from handpose.errors import UserError
 from handpose.search.distributions import count_values, get_value_at, parse_label
-from handpose.search.sampler_view import PENDING_TRIAL_ID, SamplerView, make_pending_trial
+from handpose.search.sampler_view import SamplerView
 from handpose.search.space import (
     GivenValuesSampler,
     Params,
@@ -62,11 +60,7 @@ def draw_trial(space: Space, sampler: BaseSampler, *, num_objectives: int = 1) -
     Returns:
         The trial, and its parameters.
     """
-    storage = InMemoryStorage()
-    study_id = storage.create_new_study([StudyDirection.MINIMIZE] * num_objectives, "")
-    pending = make_pending_trial(0, None)
-    study = optuna.Study("", SamplerView(storage, study_id, pending), sampler=sampler)
-    return pending, space.sample(optuna.Trial(study, PENDING_TRIAL_ID))
+    return SamplerView([StudyDirection.MINIMIZE] * num_objectives).draw(space, sampler)
 
 
 def place_values(space: Space, values: Mapping[str, Any]) -> SpacePlacement:
