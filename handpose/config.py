@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -84,7 +84,7 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     """
     given = [_with_quotes(item) for item in overrides]
     for item in given:
-        _check_name(_key(item), item.partition("=")[2])
+        _check_name(override_key(item), item.partition("=")[2])
     path = _best_path(given)
     every = _with_best(given)
     try:
@@ -265,12 +265,12 @@ def _single_values(override: str) -> list[str]:
 def task_overrides() -> list[str]:
     """The overrides of the running script's command line, those of best=FILE in its place."""
     overrides = _with_best(_given())
-    return [item for item in overrides if _key(item) != "best"]
+    return [item for item in overrides if override_key(item) != "best"]
 
 
 def given_keys() -> list[str]:
     """The keys that the running script's command line sets by name, those of best=FILE left out."""
-    return [_key(item) for item in _given() if not item.startswith("~")]
+    return [override_key(item) for item in _given() if not item.startswith("~")]
 
 
 def _given() -> list[str]:
@@ -280,7 +280,7 @@ def _given() -> list[str]:
     """
     resolved = HydraConfig.get().overrides.task
     written = typing.cast(list[str], OmegaConf.to_container(resolved, resolve=False))
-    return [item if _key(item).startswith("searcher.") else resolved[i] for i, item in enumerate(written)]
+    return [item if override_key(item).startswith("searcher.") else resolved[i] for i, item in enumerate(written)]
 
 
 def location_overrides(config: DictConfig) -> list[str]:
@@ -358,13 +358,12 @@ def choice_of(group: str, target: str) -> str:
     return targets.get(target, target)
 
 
-def leaf_keys(values: object, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all leaves of nested dictionaries."""
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from leaf_keys(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix(".")
+def nested_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Generate the dotted keys of nested dictionaries, each dictionary before what it holds."""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from nested_keys(value, f"{prefix}{key}.")
 
 
 def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
@@ -375,7 +374,7 @@ def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
 
 
 def _best_path(overrides: list[str]) -> str | None:
-    given = [item for item in overrides if _key(item) == "best"]
+    given = [item for item in overrides if override_key(item) == "best"]
     path = override_value(given[-1]) if given else None
     return None if path in (None, "") else str(path)
 
@@ -384,8 +383,8 @@ def _with_best(overrides: list[str]) -> list[str]:
     path = _best_path(overrides)
     if path is None:
         return overrides
-    groups = {_key(item) for item in overrides if _is_group(_key(item))}
-    return [item for item in _best(path) if _key(item) not in groups] + overrides
+    groups = {override_key(item) for item in overrides if _is_group(override_key(item))}
+    return [item for item in _best(path) if override_key(item) not in groups] + overrides
 
 
 def _best(path: str) -> list[str]:
@@ -404,7 +403,8 @@ def _best(path: str) -> list[str]:
     return [str(item) for item in overrides]
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
+    """Return the key of an override without the + or ~ before it."""
     return override.partition("=")[0].lstrip("+~")
 
 
@@ -477,7 +477,7 @@ def _check_added(config_name: ConfigName, config: DictConfig, overrides: Sequenc
     added = [item for item in map(_parsed, overrides) if item.is_add() and not _is_group(item.key_or_group)]
     if not added:
         return
-    known = _known_keys(config_name, [_parsed(item) for item in overrides if _is_group(_key(item))])
+    known = _known_keys(config_name, [_parsed(item) for item in overrides if _is_group(override_key(item))])
     for item in added:
         if item.key_or_group not in known and not _has_target(config, item.key_or_group):
             raise UserError(unknown_key(item.key_or_group, known))
@@ -512,9 +512,8 @@ def _wrong_choice(item: Override) -> str | None:
 
 
 def _known_keys(config_name: ConfigName, groups: Sequence[Override]) -> set[str]:
-    leaves = set(leaf_keys(OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)))
-    inner = {key.rsplit(".", i)[0] for key in leaves for i in range(1, key.count(".") + 1)}
-    return leaves | inner
+    values = OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)
+    return set(nested_keys(typing.cast(dict[str, Any], values)))
 
 
 def _of_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfig:

@@ -9,7 +9,7 @@ import json
 import math
 import pkgutil
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -273,10 +273,14 @@ def bind_arguments(make: Callable[..., T], **available: Any) -> Callable[..., T]
     return partial(make, **{name: value for name, value in available.items() if takes_all or name in known})
 
 
+def find_nearest_keys(key: str, known: Collection[str]) -> list[str]:
+    """Return up to two of the keys: those with the same last word, as optimizer.lr for lr, or else similar ones."""
+    near = sorted(name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2])[:2]
+    return near or difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+
+
 def unknown_key(key: str, known: set[str]) -> str:
     """The sentence for a key that is not there, with the nearest that are."""
-    # The right last word comes first, as optimizer.lr for lr.
-    near = sorted(name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2])[:2]
-    near = near or difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+    near = find_nearest_keys(key, known)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `--cfg job` prints all keys"
     return f"there is no configuration key {key}{hint}"

@@ -1,6 +1,5 @@
 """Points of a search space that no sampler draws: points to try first, grid points, results of earlier sweeps."""
 
-import difflib
 import math
 import random
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
@@ -12,6 +11,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from handpose.errors import UserError
+from handpose.schema import find_nearest_keys
 from handpose.search.distributions import count_values, get_value_at, parse_label
 from handpose.search.sampler_view import SamplerView
 from handpose.search.space import (
@@ -275,8 +275,7 @@ def _place_first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping
 
 
 def _suggest_key(key: str, draws: Params) -> str:
-    near = [name for name in draws if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = near or difflib.get_close_matches(key, draws, n=1)
+    near = find_nearest_keys(key, draws)
     return f"; did you mean {near[0]}?" if near else f"; it searches {', '.join(draws)} there"
 
 

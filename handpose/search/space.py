@@ -10,8 +10,7 @@ on the command line (https://hydra.cc/docs/advanced/override_grammar/extended):
     trainer.precision: 16-mixed                         # a plain value is set in every trial
 
 A Python file defines `space(trial: optuna.Trial) -> dict[str, object]` instead (define by run). Its keys may depend on
-earlier draws. Hydra's parser is imported here and not in handpose/config.py, because a search space is not part of a
-configuration.
+earlier draws.
 """
 
 import difflib
@@ -243,7 +242,7 @@ def flatten_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any
     return flat
 
 
-def generate_probe_params(space: Space, *, num_random: int = 3, seed: int = 0) -> Iterator[Params]:
+def generate_probe_params(space: Space, *, num_random: int = 3) -> Iterator[Params]:
     """Generate parameters that probe the space.
 
     First all parameters are at their lower end, then all are at their upper end. The following points have every option
@@ -252,7 +251,6 @@ def generate_probe_params(space: Space, *, num_random: int = 3, seed: int = 0) -
     Args:
         space: the search space.
         num_random: the number of random points.
-        seed: the seed of the random points.
     """
     yield _sample_space(space, _ExtremesSampler(upper=False, option=0))
     yield _sample_space(space, _ExtremesSampler(upper=True, option=-1))
@@ -262,7 +260,7 @@ def generate_probe_params(space: Space, *, num_random: int = 3, seed: int = 0) -
         if option >= sampler.num_options - 1:  # the last option was drawn above
             break
         yield params
-    random = optuna.samplers.RandomSampler(seed=seed)
+    random = optuna.samplers.RandomSampler(seed=0)
     yield from (_sample_space(space, random) for _ in range(num_random))
 
 

@@ -135,11 +135,6 @@ def summarise_data(config: Any) -> DataSummary:
     return DataSummary(data.fingerprint, size)
 
 
-def compute_data_fingerprint(config: Any) -> str:
-    """Prepare the data and the default network, and return the fingerprint of the data; see `summarise_data`."""
-    return summarise_data(config).fingerprint
-
-
 def check_loaders(sweep: SweepSettings, space: Space, overrides: Sequence[str], data: DataSize, slots: Slots) -> None:
     """Check that the data loaders of all concurrent trials on this machine fit into its shared memory.
 
