@@ -359,7 +359,7 @@ class OptunaSearcher(Searcher):
                 raise
             raise UserError(
                 f"sweep.second_objective={self._second_objective}: {type(sampler).__name__} proposes for one objective "
-                "alone; give searcher=optuna, nsga2, gp, qmc or random"
+                "alone; give searcher=tpe, nsga2, gp, qmc or random"
             ) from error
         if isinstance(sampler, GPSampler):
             _check_list_lengths(pending.distributions)
@@ -480,8 +480,7 @@ def _check_list_lengths(distributions: Mapping[str, BaseDistribution]) -> None:
         if count > _MAX_LISTED_VALUES:
             raise UserError(
                 f"searcher=gp lists the {count} values of {name}, and takes at most {_MAX_LISTED_VALUES}; give "
-                f"{name} larger "
-                "steps or an interval, or use searcher=optuna"
+                f"{name} larger steps or an interval, or use searcher=tpe"
             )
 
 

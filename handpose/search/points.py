@@ -16,6 +16,7 @@ from handpose.search.distributions import count_values, get_value_at, parse_labe
 from handpose.search.sampler_view import SamplerView
 from handpose.search.space import (
     GivenValuesSampler,
+    IndependentSampler,
     Params,
     Space,
     YamlSpace,
@@ -214,7 +215,7 @@ def _index_grid_points(space: YamlSpace) -> FinitePoints | None:
 _MAX_CALLS = 2000
 
 
-class _OdometerSampler(BaseSampler):
+class _OdometerSampler(IndependentSampler):
     """Sampler that draws every combination of values in turn, as an odometer counts, also of a conditional space.
 
     Attributes:
@@ -237,12 +238,6 @@ class _OdometerSampler(BaseSampler):
             return False
         self._indices[-1] += 1
         return True
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
         count = count_values(param_distribution)

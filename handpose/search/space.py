@@ -518,7 +518,17 @@ def _sample_space(space: Space, sampler: optuna.samplers.BaseSampler) -> Params:
     return space.sample(optuna.create_study(sampler=sampler).ask())
 
 
-class GivenValuesSampler(optuna.samplers.BaseSampler):
+class IndependentSampler(optuna.samplers.BaseSampler):
+    """Base class of samplers that draw each parameter by itself, in `sample_independent`."""
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {}
+
+
+class GivenValuesSampler(IndependentSampler):
     """Sampler that returns given values by name. Without a fitting value it returns the first choice or lower end."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -534,12 +544,6 @@ class GivenValuesSampler(optuna.samplers.BaseSampler):
         return tuple(
             name for name, each in trial.distributions.items() if name not in self._values and not each.single()
         )
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
         found = self._fit_value(param_name, param_distribution)
@@ -560,19 +564,13 @@ class GivenValuesSampler(optuna.samplers.BaseSampler):
             return None
 
 
-class _ExtremesSampler(optuna.samplers.BaseSampler):
+class _ExtremesSampler(IndependentSampler):
     """Sampler that returns the lower or upper end of every range, and one option of every choice."""
 
     def __init__(self, *, upper: bool, option: int) -> None:
         self.upper = upper
         self.option = option
         self.num_options = 0  # of the longest choice drawn so far
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
         if isinstance(param_distribution, CategoricalDistribution):
