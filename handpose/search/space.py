@@ -223,15 +223,16 @@ def find_default_point(space: Space, defaults: Mapping[str, Any]) -> Params | No
     """
     sampler = GivenValuesSampler(defaults)
     trial = optuna.create_study(sampler=sampler).ask()
+
+    def has_defaults() -> bool:
+        return not (sampler.find_out_of_range(trial) or sampler.find_missing(trial))
+
     try:
         space.sample(trial)
     except UserError:
-        if sampler.find_out_of_range(trial) or sampler.find_missing(
-            trial
-        ):  # the failure was at values other than the defaults
-            return None
-        raise
-    return None if sampler.find_out_of_range(trial) or sampler.find_missing(trial) else dict(trial.params)
+        if has_defaults():  # otherwise it failed at values other than the defaults
+            raise
+    return dict(trial.params) if has_defaults() else None
 
 
 def flatten_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

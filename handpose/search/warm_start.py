@@ -5,6 +5,7 @@ schedule, and the same value of every configuration key. Of the trials that are 
 are tried first instead.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -225,14 +226,10 @@ class _Importer:
 
     def _find_out_of_range_key(self, trial: FrozenTrial, placed: SpacePlacement) -> str:
         """Return a parameter that cannot have the trial's value in the new space, or an empty string."""
-        for name in (*placed.out_of_range, *placed.missing):
-            return name
         params = get_trial_params(trial)
         there, here = {**self._their_settings, **params}, {**self._our_settings, **placed.params}
-        for key in {**params, **placed.params}:
-            if _has_different_value(key, there, here):
-                return key
-        return ""
+        differing = (key for key in {**params, **placed.params} if _has_different_value(key, there, here))
+        return next(itertools.chain(placed.out_of_range, placed.missing, differing), "")
 
     def _choose_best_points(self, trials: Sequence[FrozenTrial], num_points: int) -> Iterator[Params]:
         """Yield the points of the best trials, the longest trained first.

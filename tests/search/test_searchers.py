@@ -177,6 +177,22 @@ def test_the_default_comes_first_and_then_the_points_that_the_user_gives(make):
     assert run(make(first=[first]), range(2)) == [DEFAULTS, first]
 
 
+def test_a_grid_over_an_interval_is_refused_before_it_is_made(write_space):
+    with pytest.raises(UserError, match="searcher=grid needs a list of values"):
+        count_points(configured("grid"), write_space("optimizer.lr: interval(0.1, 1)"), repeats=False)
+
+
+@pytest.mark.parametrize("made", [partial(dict), LocalSearcher, {"_target_": "tests.search.local_searcher"}])
+def test_a_file_that_makes_no_searcher_is_refused_in_one_sentence(write_space, made):
+    with pytest.raises(UserError, match=r"must name a subclass of .*Searcher as _target_, with _partial_: true"):
+        count_points(made, write_space(*SPACES["finite"]), repeats=False)
+
+
+def test_a_searcher_receives_only_the_arguments_that_its_constructor_has():
+    assert bind_arguments(lambda seed: seed, seed=3, space=None)() == 3
+    assert bind_arguments(lambda **given: given, seed=3, space=None)() == {"seed": 3, "space": None}
+
+
 def test_a_whole_sweep_runs_with_a_searcher_of_one_python_and_one_yaml_file(tmp_path, monkeypatch):
     copy = tmp_path / "configs"
     shutil.copytree(CONFIGS, copy)
