@@ -47,7 +47,7 @@ ConfigName = Literal["train", "tune"]
 # ValueError: what Hydra 1.3 raises for a group that is set to null.
 _HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
-_PATH_KEYS = (
+PATH_KEYS = (
     "paths.data",
     "paths.output",
     "paths.packed",
@@ -60,6 +60,11 @@ _PATH_KEYS = (
     "model.encoder.weights",
     "augment.background_folder",
 )
+"""Keys whose values are locations. They are made absolute, and differ between machines."""
+
+SWEEP_GROUPS = ("sweep", "retrain", "report", "scheduler", "searcher", "ray", "search_space", "hydra")
+"""Groups and keys of tune.py that train.py does not have, and `hydra`."""
+
 _NEEDED = (
     "data",
     "model",
@@ -547,7 +552,7 @@ def _check_package_directives(configs: Path) -> None:
 
 def _make_paths_absolute(config: DictConfig) -> None:
     base = Path(OmegaConf.select(config, "paths.base") or os.getcwd())
-    for key in _PATH_KEYS:
+    for key in PATH_KEYS:
         value = OmegaConf.select(config, key)
         if value is not None and not str(value).startswith("package:"):  # which model.encoder.weights may name
             path = str(base / expand_home(str(value)))

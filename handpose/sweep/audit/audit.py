@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import hydra
 import optuna
 from filelock import FileLock, Timeout
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 
 from handpose.config import CONFIGS, plain, told
 from handpose.errors import UserError
 from handpose.formats import rename_options
-from handpose.search.points import count_possible_trials
+from handpose.search.optuna_searcher import OptunaSearcher
+from handpose.search.searcher import count_points
 from handpose.search.space import flatten_config
 from handpose.search.study import (
     JOURNAL_FILE,
@@ -112,7 +113,7 @@ def _audit_once(folder: Path) -> Iterator[AuditFinding]:
         task = load_recorded_task(folder, [])
         sweep: SweepSettings = instantiate(task.config.sweep)
         scheduler = bind_scheduler(instantiate(task.config.scheduler), sweep, task.space)()
-        limits = parse_limits(dict(task.config.searcher.constraints or {}))
+        limits = parse_limits(dict(task.config.searcher.get("constraints") or {}))
         overrides = add_checkpoint_metric(select_training_overrides(task.overrides), task.config, sweep.target)
     except UserError as error:
         yield Wrong(f"sweep.yaml and search_space/: {error}")
@@ -143,11 +144,10 @@ def _find_unreadable_lines(folder: Path) -> Iterator[AuditFinding]:
 
 def _replay_sweep(audited: AuditedSweep, scheduler: Any, study: optuna.Study | None) -> ReplayResult:
     task, sweep = audited.task, audited.settings
-    is_grid = task.config.searcher.sampler is None
     trials = [] if study is None else study.get_trials(deepcopy=False)
     expected = Expectations(
         sweep.num_trials,
-        count_possible_trials(task.space, is_grid=is_grid, repeats=scheduler.perturbs_params),
+        count_points(instantiate(task.config.searcher), task.space, repeats=scheduler.perturbs_params),
         0 if study is None else get_first_number(study),
         audited.limits,
         {trial.number: get_trial_params(trial) for trial in trials}.get,
@@ -163,7 +163,13 @@ def _is_newer(file: Path, than: Path) -> bool:
 
 @contextlib.contextmanager
 def _open_study(task: SweepTask, folder: Path) -> Iterator[tuple[optuna.Study | None, list[AuditFinding]]]:
-    """Open the study of a sweep for reading; yield it with findings that say why it cannot be read."""
+    """Open the study of a sweep for reading; yield it with findings that say why it cannot be read.
+
+    Yield None for a searcher without a study.
+    """
+    if not issubclass(get_class(task.config.searcher._target_), OptunaSearcher):
+        yield None, []
+        return
     url, name = task.config.searcher.storage, task.config.sweep.name
     label = "the study" if url else f"study/{JOURNAL_FILE}"
     if url is None and not (folder / "study" / JOURNAL_FILE).is_file():

@@ -162,7 +162,8 @@ def make_sweep_record(task: SweepTask, origin: Mapping[str, Any]) -> dict[str, A
 def _to_plain_config(config: Any) -> dict[str, Any]:
     """Return the configuration as plain values. The storage URL keeps the variable that may hold its password."""
     values = plain(config)
-    values["searcher"]["storage"] = _get_unresolved_value(config, "searcher.storage")
+    if "storage" in values["searcher"]:
+        values["searcher"]["storage"] = _get_unresolved_value(config, "searcher.storage")
     return values
 
 

@@ -19,6 +19,7 @@ from handpose.report.tensorboard import SweepLog
 from handpose.report.terminal import SweepView, sweep_view, warm_start_line
 from handpose.report.weights_and_biases import WandbLog
 from handpose.schedulers.scheduler import Scheduler
+from handpose.schema import bind_arguments
 from handpose.search.searcher import Searcher
 from handpose.search.space import Params, Space
 from handpose.sweep.controller.controller import SweepController
@@ -110,7 +111,8 @@ class SweepRun:
     def make_searcher(self, folder: Path, **changes: Any) -> Searcher:
         """Make the searcher, with its study in a folder."""
         sweep = self.sweep
-        return self.searcher(
+        make = bind_arguments(
+            self.searcher,
             space=self.space,
             name=sweep.name,
             metric=sweep.target.name,
@@ -122,6 +124,7 @@ class SweepRun:
             folder=folder,
             **changes,
         )
+        return make()
 
 
 @contextlib.contextmanager
@@ -147,7 +150,7 @@ def run_sweep(run: SweepRun) -> Iterator[TrialTable]:
 
 
 def _check_searcher(run: SweepRun) -> None:
-    """Create a temporary study, so that mistakes in initial points and warm starts are reported before Ray starts."""
+    """Create a temporary searcher, so that mistakes in its options are reported before Ray starts."""
     with tempfile.TemporaryDirectory() as folder:
         run.make_searcher(Path(folder), storage=None).close()
 

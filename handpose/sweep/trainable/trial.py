@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from ray import tune
 
-from handpose.config import compose, override_key, quote_override
+from handpose.config import SWEEP_GROUPS, compose, override_key, quote_override
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 from handpose.metrics.target import TargetMetric
@@ -259,7 +259,7 @@ class TrialReportCallback(pl.Callback):
 
 def select_training_overrides(overrides: Iterable[str]) -> list[str]:
     """Return those overrides of tune.py's command line that train.py also knows."""
-    return [item for item in overrides if _get_group(override_key(item)) not in _SWEEP_GROUPS]
+    return [item for item in overrides if _get_override_group(override_key(item)) not in SWEEP_GROUPS]
 
 
 def add_checkpoint_metric(overrides: Sequence[str], config: Any, target: TargetMetric) -> list[str]:
@@ -291,8 +291,5 @@ def add_param_overrides(overrides: Iterable[str], params: Mapping[str, Any]) -> 
     return [*kept, *(quote_override(key, value) for key, value in params.items())]
 
 
-_SWEEP_GROUPS = ("sweep", "retrain", "report", "scheduler", "searcher", "ray", "search_space", "hydra")
-
-
-def _get_group(key: str) -> str:
+def _get_override_group(key: str) -> str:
     return key.replace("/", ".").replace("@", ".").partition(".")[0]

@@ -171,11 +171,6 @@ def test_a_space_that_no_configuration_can_have_is_refused_with_its_file(write_s
         check_space(write_space(text), [])
 
 
-def test_a_grid_over_an_interval_is_refused(write_space):
-    with pytest.raises(UserError, match="searcher=grid needs a list of values"):
-        check_space(write_space("optimizer.lr: interval(0.1, 1)"), [], is_grid=True)
-
-
 def test_a_missing_data_set_is_told_before_ray_starts(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
         summarise_data(compose("train", ["data=freihand", f"data.root={tmp_path / 'nowhere'}"]))
