@@ -8,14 +8,15 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
-from handpose.config import CONFIGS, compose, leaf_keys, location_overrides, plain, quote_override, told
+from handpose.config import compose, leaf_keys, location_overrides, plain, quote_override, told
+from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 GROUPS = sorted(
     f"{path.parent.relative_to(CONFIGS).as_posix()}={path.stem}"
     for path in CONFIGS.glob("*/**/*.yaml")
-    if not {"experiment", "sweep", "scheduler", "searcher", "ray"} & set(path.relative_to(CONFIGS).parts)
+    if not {"experiment", "sweep", "scheduler", "searcher", "ray", "metrics"} & set(path.relative_to(CONFIGS).parts)
 )
 
 

@@ -45,6 +45,7 @@ class PopulationBased(Fifo):
     needs_checkpoints = True
     perturbs_params = True
     supports_two_objectives = False  # which weights are better to copy is ambiguous with two objectives
+    selects_only_at_rungs = False  # a trial goes on with the weights of another one
 
     def __init__(
         self,

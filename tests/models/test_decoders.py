@@ -7,7 +7,8 @@ import hydra
 import pytest
 import torch
 
-from handpose.config import CONFIGS, compose, plain
+from handpose.config import compose, plain
+from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.heatmaps import ImageAxes, expected_coordinates
 from handpose.models.encoder import Encoder

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 
-from handpose.config import CONFIGS, compose
+from handpose.config import compose
+from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.schedulers.asha import Asha
 from handpose.schedulers.median import MedianStopping

@@ -1,16 +1,22 @@
 """Builds fresh schedulers from the configuration of a sweep."""
 
 import inspect
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from handpose.config_files import find_options
 from handpose.errors import UserError
 from handpose.schedulers.scheduler import Scheduler
 from handpose.search.space import Space
 from handpose.sweep.record.settings import SweepSettings
+from handpose.yaml_files import load_yaml
 
 
-def bind_scheduler(scheduler: Callable[..., Scheduler], sweep: SweepSettings, space: Space) -> Callable[[], Scheduler]:
+def bind_scheduler(
+    scheduler: Callable[..., Scheduler], sweep: SweepSettings, space: Space | None
+) -> Callable[[], Scheduler]:
     """Make a function that creates new schedulers as configured.
 
     Args:
@@ -39,7 +45,30 @@ def bind_scheduler(scheduler: Callable[..., Scheduler], sweep: SweepSettings, sp
 
     if not fresh().supports_two_objectives and sweep.second_objective is not None:
         raise UserError(
-            f"sweep.second_objective={sweep.second_objective} needs scheduler=asha or fifo: {type(fresh()).__name__} "
-            "compares trials by one objective alone"
+            f"sweep.second_objective={sweep.second_objective} needs a scheduler for two objectives, such as "
+            f"scheduler=asha or fifo: {type(fresh()).__name__} compares trials by one objective alone"
         )
     return fresh
+
+
+def restore_scheduler(config: Mapping[str, Any], sweep: SweepSettings) -> Scheduler | None:
+    """Make the scheduler of a sweep that is only read, not run.
+
+    The folder of the sweep may belong to someone else, so that no class is made but those that configs/scheduler names.
+
+    Args:
+        config: the group `scheduler` from its sweep.yaml.
+        sweep: settings of the sweep.
+
+    Returns:
+        A new scheduler, which knows no search space; None if it needs one, or if this version of the project does not
+        have the scheduler, or has it with other options.
+    """
+    target = config.get("_target_")
+    if target not in {load_yaml(file).get("_target_") for file in find_options("scheduler").values()}:
+        return None
+    options = {name: value for name, value in config.items() if not name.startswith("_")}
+    try:
+        return bind_scheduler(partial(pkgutil.resolve_name(target), **options), sweep, None)()
+    except (ImportError, AttributeError, TypeError, ValueError, UserError):
+        return None

@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.sweep.controller.slots import Slots, count_fitting_workers
 from handpose.sweep.execution.ray_internals import prestart_workers
 

@@ -206,8 +206,8 @@ def check_validation_epochs(sweep: SweepSettings, scheduler: Scheduler, *, valid
         rungs = ", ".join(map(str, scheduler.rungs))
         raise UserError(
             f"{interval} validates no trial at epoch {missed[0]}, where the scheduler compares them (it does at "
-            f"{rungs}); give trainer.check_val_every_n_epoch=1, or make scheduler.grace_period (of pbt: "
-            "scheduler.perturbation_interval) a multiple of it"
+            f"{rungs}); give trainer.check_val_every_n_epoch=1, or change the options of the scheduler that these epochs "
+            "come from, such as scheduler.grace_period or scheduler.perturbation_interval, to multiples of it"
         )
 
 
