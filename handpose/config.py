@@ -8,6 +8,7 @@ import difflib
 import io
 import itertools
 import os
+import pkgutil
 import re
 import shlex
 import signal
@@ -382,6 +383,15 @@ def choice_of(group: str, target: str) -> str:
     return targets.get(target, target)
 
 
+def find_target(group: str, target: str | None) -> Any:
+    """The class or function of a target that a file of the group names; None for any other, which is not imported.
+
+    For files that may come from someone else, as checkpoints and sweeps: they choose among what is here.
+    """
+    known = {load_yaml(path).get("_target_") for path in find_options(group).values()}
+    return None if target is None or target not in known else pkgutil.resolve_name(target)
+
+
 def leaf_keys(values: object, prefix: str = "") -> Iterator[str]:
     """Dotted keys of all leaves of nested dictionaries."""
     if isinstance(values, dict) and values:
@@ -540,6 +550,8 @@ def _wrong_choice(item: Override) -> str | None:
         return None
     near = difflib.get_close_matches(str(choice), choices, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(choices)}"
+    if "." in str(choice):  # the name of a class, which a checkpoint or a sweep has in place of a file
+        hint = f"if it is in a folder of your own, give paths.extensions=FOLDER; {hint}"
     return f"{group}={'null' if choice is None else choice}: no such choice; {hint}"
 
 

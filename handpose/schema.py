@@ -220,7 +220,8 @@ def _check_arguments(values: Values, *, prefix: str) -> None:
 
 def _type_hints(target: Any) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(inspect.unwrap(target.__init__ if inspect.isclass(target) else target))
+        function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+        return typing.get_type_hints(function, include_extras=True)
     except Exception:  # annotations of a library that only its type checker can resolve
         return {}
 

@@ -55,7 +55,7 @@ def read_network(path: Path, *, overrides: Sequence[str] = ()) -> TrainedNetwork
 def network_overrides(config: Mapping[str, Any]) -> list[str]:
     """Of a checkpoint's configuration the overrides that give its network, its read-out and its views at test time."""
     every = architecture(config) | {f"heatmap.{key}": value for key, value in _values(config["heatmap"])}
-    every["augment.rotation_deg"] = config["augment"]["rotation_deg"]
+    every["augment.rotation_deg"] = config["augment"].get("rotation_deg", 0.0)  # not every augmentation has it
     return [quote_override(key, value) for key, value in every.items()]
 
 

@@ -5,7 +5,6 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import MetricCollection
 
 from handpose.data.augment import unchanged
 from handpose.data.sample import HandBatch
@@ -44,7 +43,7 @@ def measure(
     predicted, target, camera = (
         torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m, intrinsics)
     )
-    metrics = MetricCollection(make_metrics(), compute_groups=False)
+    metrics = make_metrics()
     metrics.update(
         predicted_m=predicted,
         target_m=target,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from handpose.config_files import find_options
 from handpose.errors import UserError
@@ -27,19 +27,22 @@ def list_validation_metrics() -> list[str]:
     return [f"{_STAGE}{name}" for name in find_options("metrics")]
 
 
-def make_metrics() -> dict[str, Metric]:
+def make_metrics(*, prefix: str = "") -> MetricCollection:
     """Make one new metric for each file in configs/metrics.
 
     Their `update` takes what it names of `predicted_m` and `target_m`, (B, K, 3) joints in metres in the camera frame,
     and `predicted_uv` and `target_uv`, (B, K, 2) keypoints in pixels.
 
-    Returns:
-        Name without a stage, such as `pa_mpjpe_mm`, -> metric.
+    Args:
+        prefix: precedes the name of each metric, such as `val/`.
 
     Raises:
         UserError: a file names no metric, or has options that its class refuses.
     """
-    return {name: _make_metric(file) for name, file in find_options("metrics").items()}
+    metrics: dict[str, Metric | MetricCollection] = {
+        f"{prefix}{name}": _make_metric(file) for name, file in find_options("metrics").items()
+    }
+    return MetricCollection(metrics, compute_groups=False)
 
 
 def direction(name: str) -> Mode | None:

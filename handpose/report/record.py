@@ -239,8 +239,8 @@ class SweepRecord:
 
     metric, mode: what is optimised. num_trials, max_epochs: as planned. seconds: of its own time; end: how the last
     process left it, empty while it runs or after it was killed. rungs: epochs at which trials are compared.
-    selects_only_at_rungs: as in `Scheduler`. ranked: sound trials by number, the most trained first and among equals the
-    best. defaults: configuration key -> value. origin: versions, revision, data and command. configuration: as
+    selects_only_at_rungs: as in `Scheduler`. ranked: sound trials by number, the most trained first and among equals
+    the best. defaults: configuration key -> value. origin: versions, revision, data and command. configuration: as
     composed. best: what best.yaml has.
     """
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MetricCollection
 
 from handpose import geometry
-from handpose.data.augment import Augment, View, unchanged
+from handpose.data.augment import Augmentation, View, unchanged
 from handpose.data.draws import Share
 from handpose.data.sample import HandBatch
 from handpose.heatmaps import Axes, AxisLogits, Truth
@@ -47,7 +46,7 @@ class HandPose(pl.LightningModule):
         net: nn.Module,
         axes: Axes,
         loss: nn.Module,
-        augment: Augment,
+        augment: Augmentation,
         optimizer: Callable[..., Optimizer],
         lr_schedule: Callable[..., LambdaLR],
         encoder_lr_factor: float,
@@ -63,8 +62,7 @@ class HandPose(pl.LightningModule):
         self.encoder_lr_factor = encoder_lr_factor
         self.seed = seed
         self._epoch: _LossSums | None = None
-        metrics = {f"val/{name}": metric for name, metric in make_metrics().items()}
-        self.val_metrics = MetricCollection(metrics, compute_groups=False)
+        self.val_metrics = make_metrics(prefix="val/")
 
     def forward(self, view: View) -> AxisLogits:
         return self.net(view.image.to(next(self.net.parameters()).dtype))  # which trainer.precision=64-true changes

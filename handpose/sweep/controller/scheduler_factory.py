@@ -1,17 +1,15 @@
 """Builds fresh schedulers from the configuration of a sweep."""
 
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from handpose.config_files import find_options
+from handpose.config import find_target
 from handpose.errors import UserError
 from handpose.schedulers.scheduler import Scheduler
 from handpose.search.space import Space
 from handpose.sweep.record.settings import SweepSettings
-from handpose.yaml_files import load_yaml
 
 
 def bind_scheduler(
@@ -64,11 +62,9 @@ def restore_scheduler(config: Mapping[str, Any], sweep: SweepSettings) -> Schedu
         A new scheduler, which knows no search space; None if it needs one, or if this version of the project does not
         have the scheduler, or has it with other options.
     """
-    target = config.get("_target_")
-    if target not in {load_yaml(file).get("_target_") for file in find_options("scheduler").values()}:
-        return None
     options = {name: value for name, value in config.items() if not name.startswith("_")}
     try:
-        return bind_scheduler(partial(pkgutil.resolve_name(target), **options), sweep, None)()
+        scheduler = find_target("scheduler", config.get("_target_"))
+        return None if scheduler is None else bind_scheduler(partial(scheduler, **options), sweep, None)()
     except (ImportError, AttributeError, TypeError, ValueError, UserError):
         return None
