@@ -35,6 +35,11 @@ class HeatmapLoss(nn.Module):
     is not there.
     """
 
+    contract_variants = (
+        {"bone_length_weight": 1.0, "bone_direction_weight": 1.0},
+        {"divergence": "jsd", "bone_length_weight": 1.0, "bone_direction_weight": 1.0},
+    )
+
     def __init__(
         self,
         *,

@@ -196,6 +196,11 @@ class Augment(Augmentation):
     What is 0 costs nothing, and without it the rest is drawn as before. Raises UserError for a value out of its range.
     """
 
+    contract_variants = (
+        {"perspective_deg": 20.0, "mirror": 0.5},
+        {"background": 0.5, "occlusion": 0.5, "blur": 0.5, "noise": 10.0},
+    )
+
     def __init__(
         self,
         *,

@@ -41,9 +41,9 @@ class FeatureEncoder(Protocol):
 class PoseNet(nn.Module):
     """Picture -> logits along the axes.
 
-    encoder: gives the pyramid. decoder: is called with `channels` and `reductions` of the encoder's pyramid and gives the module that turns the
-    pyramid into AxisLogits. on_gpu: whether the network will be trained on a GPU, which decides the memory format of
-    its weights and pictures.
+    encoder: gives the pyramid. decoder: is called with `channels` and `reductions` of the encoder's pyramid and gives
+    the module that turns the pyramid into AxisLogits. on_gpu: whether the network will be trained on a GPU, which
+    decides the memory format of its weights and pictures.
     """
 
     def __init__(self, *, encoder: FeatureEncoder, decoder: Callable[..., nn.Module], on_gpu: bool = False) -> None:
