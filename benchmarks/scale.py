@@ -334,8 +334,7 @@ def _proposal_ms(sampler: Callable[..., BaseSampler], num_trials: int) -> float:
                 params = searcher.suggest(number)
                 costs.append((time.perf_counter() - began) * 1e3)
                 assert params is not None
-                searcher.on_trial_result(number, 1, loss(params, number, 1))
-                searcher.on_trial_end(number, "stopped")
+                searcher.on_trial_update(TrialSnapshot(number, "stopped", params, {1: loss(params, number, 1)}))
     return statistics.median(costs)
 
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -45,7 +45,7 @@ ConfigName = Literal["train", "tune"]
 # ValueError: what Hydra 1.3 raises for a group that is set to null.
 _HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
-_PATH_KEYS = (
+PATH_KEYS = (
     "paths.data",
     "paths.output",
     "paths.packed",
@@ -59,6 +59,11 @@ _PATH_KEYS = (
     "model.encoder.weights",
     "augment.background_folder",
 )
+"""Keys whose values are locations. They are made absolute, and differ between machines."""
+
+SWEEP_GROUPS = ("sweep", "retrain", "report", "scheduler", "searcher", "ray", "search_space", "hydra")
+"""Groups and keys of tune.py that train.py does not have, and `hydra`."""
+
 _NEEDED = (
     "data",
     "model",
@@ -84,7 +89,7 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     """
     given = [_with_quotes(item) for item in overrides]
     for item in given:
-        _check_name(_key(item), item.partition("=")[2])
+        _check_name(override_key(item), item.partition("=")[2])
     path = _best_path(given)
     every = _with_best(given)
     use_given_extensions(every)
@@ -101,7 +106,7 @@ def use_given_extensions(overrides: Sequence[str]) -> None:
 
     `compose` does this by itself. Raises UserError where there is no such folder.
     """
-    values = {_key(item): override_value(item) for item in overrides if _key(item) in _EXTENSION_KEYS}
+    values = {override_key(item): override_value(item) for item in overrides if override_key(item) in _EXTENSION_KEYS}
     given = values.get("paths.extensions")
     if given in (None, ""):
         return
@@ -290,12 +295,12 @@ def _single_values(override: str) -> list[str]:
 def task_overrides() -> list[str]:
     """The overrides of the running script's command line, those of best=FILE in its place."""
     overrides = _with_best(_given())
-    return [item for item in overrides if _key(item) != "best"]
+    return [item for item in overrides if override_key(item) != "best"]
 
 
 def given_keys() -> list[str]:
     """The keys that the running script's command line sets by name, those of best=FILE left out."""
-    return [_key(item) for item in _given() if not item.startswith("~")]
+    return [override_key(item) for item in _given() if not item.startswith("~")]
 
 
 def _given() -> list[str]:
@@ -305,7 +310,7 @@ def _given() -> list[str]:
     """
     resolved = HydraConfig.get().overrides.task
     written = typing.cast(list[str], OmegaConf.to_container(resolved, resolve=False))
-    return [item if _key(item).startswith("searcher.") else resolved[i] for i, item in enumerate(written)]
+    return [item if override_key(item).startswith("searcher.") else resolved[i] for i, item in enumerate(written)]
 
 
 def location_overrides(config: DictConfig) -> list[str]:
@@ -392,13 +397,12 @@ def find_target(group: str, target: str | None) -> Any:
     return None if target is None or target not in known else pkgutil.resolve_name(target)
 
 
-def leaf_keys(values: object, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all leaves of nested dictionaries."""
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from leaf_keys(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix(".")
+def nested_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Generate the dotted keys of nested dictionaries, each dictionary before what it holds."""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from nested_keys(value, f"{prefix}{key}.")
 
 
 def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
@@ -416,7 +420,7 @@ def search_path_override() -> list[str]:
 
 
 def _best_path(overrides: list[str]) -> str | None:
-    given = [item for item in overrides if _key(item) == "best"]
+    given = [item for item in overrides if override_key(item) == "best"]
     path = override_value(given[-1]) if given else None
     return None if path in (None, "") else str(path)
 
@@ -425,8 +429,8 @@ def _with_best(overrides: list[str]) -> list[str]:
     path = _best_path(overrides)
     if path is None:
         return overrides
-    groups = {_key(item) for item in overrides if is_group(_key(item))}
-    return [item for item in _best(path) if _key(item) not in groups] + overrides
+    groups = {override_key(item) for item in overrides if is_group(override_key(item))}
+    return [item for item in _best(path) if override_key(item) not in groups] + overrides
 
 
 def _best(path: str) -> list[str]:
@@ -445,7 +449,8 @@ def _best(path: str) -> list[str]:
     return [str(item) for item in overrides]
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
+    """Return the key of an override without the + or ~ before it."""
     return override.partition("=")[0].lstrip("+~")
 
 
@@ -519,7 +524,7 @@ def _check_added(config_name: ConfigName, config: DictConfig, overrides: Sequenc
     added = [item for item in map(_parsed, overrides) if item.is_add() and not is_group(item.key_or_group)]
     if not added:
         return
-    known = _known_keys(config_name, [_parsed(item) for item in overrides if is_group(_key(item))])
+    known = _known_keys(config_name, [_parsed(item) for item in overrides if is_group(override_key(item))])
     for item in added:
         if item.key_or_group not in known and not _has_target(config, item.key_or_group):
             raise UserError(unknown_key(item.key_or_group, known))
@@ -556,9 +561,8 @@ def _wrong_choice(item: Override) -> str | None:
 
 
 def _known_keys(config_name: ConfigName, groups: Sequence[Override]) -> set[str]:
-    leaves = set(leaf_keys(OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)))
-    inner = {key.rsplit(".", i)[0] for key in leaves for i in range(1, key.count(".") + 1)}
-    return leaves | inner
+    values = OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)
+    return set(nested_keys(typing.cast(dict[str, Any], values)))
 
 
 def _of_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfig:
@@ -583,7 +587,7 @@ def _check_package_directives(configs: Path) -> None:
 
 def _make_paths_absolute(config: DictConfig) -> None:
     base = Path(OmegaConf.select(config, "paths.base") or os.getcwd())
-    for key in _PATH_KEYS:
+    for key in PATH_KEYS:
         value = OmegaConf.select(config, key)
         if value is not None and not str(value).startswith("package:"):  # which model.encoder.weights may name
             path = str(base / expand_home(str(value)))

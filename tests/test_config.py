@@ -8,7 +8,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
-from handpose.config import compose, leaf_keys, location_overrides, plain, quote_override, told
+from handpose.config import compose, location_overrides, nested_keys, plain, quote_override, told
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 
@@ -156,8 +156,8 @@ def test_a_file_that_is_no_best_yaml_is_refused(tmp_path):
         compose("train", [f"best={tmp_path / 'best.yaml'}"])
 
 
-def test_leaf_keys_are_dotted():
-    assert list(leaf_keys({"a": {"b": 1, "c": {"d": 2}}, "e": {}})) == ["a.b", "a.c.d", "e"]
+def test_nested_keys_are_dotted():
+    assert list(nested_keys({"a": {"b": 1, "c": {"d": 2}}, "e": {}})) == ["a", "a.b", "a.c", "a.c.d", "e"]
 
 
 def test_sigterm_ends_a_program_with_a_sentence_as_ctrl_c_does(capsys):

@@ -16,7 +16,7 @@ from handpose.formats import SWEEP_YAML_FORMAT
 from tests.builders import cameras, hands, write_images
 from tests.examples_of_page import read_examples, write_examples
 
-DOORS = {"scheduler", "metrics", "model/decoder", "model/encoder", "loss", "data", "augment"}
+DOORS = {"scheduler", "searcher", "metrics", "model/decoder", "model/encoder", "loss", "data", "augment"}
 NETWORK = ["data=npz_hands", "model/decoder=line", "model/encoder=plain", "loss=coordinate_huber", "augment=grey"]
 METRIC = "val/tips_within_20mm"
 

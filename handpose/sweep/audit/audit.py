@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import hydra
 import optuna
 from filelock import FileLock, Timeout
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 
 from handpose.config import plain, search_path_override, told
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.formats import rename_options
-from handpose.search.points import count_possible_trials
+from handpose.search.optuna_searcher import OptunaSearcher
+from handpose.search.searcher import count_points
 from handpose.search.space import flatten_config
 from handpose.search.study import JOURNAL_FILE, close_storage, get_trial_params, open_storage_for_reading, parse_limits
 from handpose.sweep.audit.events import (
@@ -111,7 +112,7 @@ def _audit_once(folder: Path) -> Iterator[AuditFinding]:
         task = load_recorded_task(folder, [])
         sweep: SweepSettings = instantiate(task.config.sweep)
         scheduler = bind_scheduler(instantiate(task.config.scheduler), sweep, task.space)()
-        limits = parse_limits(dict(task.config.searcher.constraints or {}))
+        limits = parse_limits(dict(task.config.searcher.get("constraints") or {}))
         overrides = add_checkpoint_metric(select_training_overrides(task.overrides), task.config, sweep.target)
     except UserError as error:
         yield AuditFinding("wrong", f"sweep.yaml and search_space/: {error}")
@@ -161,9 +162,7 @@ def _replay_sweep(
     plan = {} if study is None else study.user_attrs.get("plan", {})
     expected = Expectations(
         sweep.num_trials,
-        count_possible_trials(
-            task.space, is_grid=task.config.searcher.sampler is None, repeats=scheduler.perturbs_params
-        ),
+        count_points(instantiate(task.config.searcher), task.space, repeats=scheduler.perturbs_params),
         plan.get("first_number", 0),
         limits,
         proposed.get,
@@ -235,7 +234,13 @@ def _audit_study_settings(
 
 @contextlib.contextmanager
 def _open_study(task: SweepTask, folder: Path) -> Iterator[tuple[optuna.Study | None, list[AuditFinding]]]:
-    """Open the study of a sweep for reading; yield it with findings that say why it cannot be read."""
+    """Open the study of a sweep for reading; yield it with findings that say why it cannot be read.
+
+    Yield None for a searcher without a study.
+    """
+    if not issubclass(get_class(task.config.searcher._target_), OptunaSearcher):
+        yield None, []
+        return
     url, name = task.config.searcher.storage, task.config.sweep.name
     label = "the study" if url else f"study/{JOURNAL_FILE}"
     if url is None and not (folder / "study" / JOURNAL_FILE).is_file():

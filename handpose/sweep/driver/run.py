@@ -19,6 +19,7 @@ from handpose.report.tensorboard import SweepLog
 from handpose.report.terminal import SweepView, sweep_view, warm_start_line
 from handpose.report.weights_and_biases import WandbLog
 from handpose.schedulers.scheduler import Scheduler
+from handpose.schema import bind_arguments
 from handpose.search.searcher import Searcher
 from handpose.search.space import Params, Space
 from handpose.sweep.controller.controller import SweepController
@@ -114,7 +115,7 @@ def run_sweep(
         table = make_empty_table(sweep)
         return History(sweep, scheduler=make_scheduler(), table=table, files=files, command=command)
 
-    asked_for = partial(
+    asked_for = bind_arguments(
         searcher,
         space=space,
         name=sweep.name,
@@ -156,7 +157,7 @@ def run_sweep(
             stack.enter_context(_lock_sweep_folder(folder))
             _begin(folder, space, {**description, PROCESS_MB: round(slots.process_mb)})
         with (
-            contextlib.closing(asked_for(folder=folder / "study", resume=is_resumed)) as asked,
+            contextlib.closing(bind_arguments(asked_for, folder=folder / "study", resume=is_resumed)()) as asked,
             contextlib.closing(EventLog(folder / EVENTS_FILE)) as log,
         ):
             print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
@@ -199,9 +200,9 @@ def run_sweep_alone(**asked: Any) -> TrialTable:
 
 
 def _check_searcher(searcher: Callable[..., Searcher]) -> None:
-    """Create a temporary study, so that mistakes in initial points and warm starts are reported before Ray starts."""
+    """Create a temporary searcher, so that mistakes in its options are reported before Ray starts."""
     with tempfile.TemporaryDirectory() as folder:
-        searcher(folder=Path(folder), storage=None).close()
+        bind_arguments(searcher, folder=Path(folder), storage=None)().close()
 
 
 def run_preflight_alone(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], Slots]) -> None:

@@ -22,7 +22,7 @@ from handpose.metrics.validation import target_metric
 from handpose.resources import count_cores
 from handpose.schedulers.scheduler import Scheduler
 from handpose.schema import Unsupported
-from handpose.search.space import Space, count_grid_points, generate_probe_params, list_keys
+from handpose.search.space import Space, generate_probe_params, list_keys
 from handpose.sweep.controller.slots import Slots, count_slots
 from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings
 from handpose.sweep.trainable.trial import add_param_overrides
@@ -47,7 +47,7 @@ def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
     _check_folder(sweep)
 
 
-def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False, num_workers: int = 1) -> None:
+def check_space(space: Space, overrides: Sequence[str], *, num_workers: int = 1) -> None:
     """Compose configurations at the corners of the space and at some points within it.
 
     This finds configuration keys that do not exist and values that are not allowed.
@@ -55,15 +55,12 @@ def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False
     Args:
         space: the search space.
         overrides: the user's overrides for train.py.
-        is_grid: whether the searcher enumerates every point of the space.
         num_workers: number of workers that share each batch.
 
     Raises:
         UserError: a configuration is invalid, trials have no validation split, or the trainer has an argument that
             sweeps do not support.
     """
-    if is_grid:
-        count_grid_points(space)
     for params in generate_probe_params(space):
         try:
             config = split_batch(compose("train", add_param_overrides(overrides, params)), num_workers)
@@ -136,11 +133,6 @@ def summarise_data(config: Any) -> DataSummary:
     _, data, _ = prepare(config, stage=None)
     size = DataSize(data.image_size, len(data.splits.train), len(data.splits.val))
     return DataSummary(data.fingerprint, size)
-
-
-def compute_data_fingerprint(config: Any) -> str:
-    """Prepare the data and the default network, and return the fingerprint of the data; see `summarise_data`."""
-    return summarise_data(config).fingerprint
 
 
 def check_loaders(sweep: SweepSettings, space: Space, overrides: Sequence[str], data: DataSize, slots: Slots) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from handpose.report.table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo
-from handpose.search.searcher import EndState, TrialSnapshot
+from handpose.search.searcher import Searcher
 from handpose.search.space import Params, Space
 from handpose.sweep.driver.run import recorded_process_mb, run_sweep
 from handpose.sweep.record.events import EVENTS_FILE, Asked, Opened, read_events
@@ -180,40 +180,15 @@ def list_runs(chosen: Sequence[Candidate], seeds: Sequence[int]) -> list[Params]
     return [{**candidate.params, "seed": seed} for seed in seeds for candidate in chosen]
 
 
-class PointSearcher:
+class PointSearcher(Searcher):
     """A searcher that proposes the points of a list in order and learns nothing."""
-
-    first_number = 0
-    constraints: Mapping[str, float] = {}
-    warm_start: Sequence[Mapping[str, Any]] = ()
 
     def __init__(self, points: Sequence[Params]) -> None:
         self._points = points
-        self.num_points: int | None = len(points)
+        self.num_points = len(points)
 
     def suggest(self, number: int, /) -> Params:
         return self._points[number]
-
-    def on_segment_start(self, number: int, /) -> None:
-        """Do nothing."""
-
-    def on_trial_cost(self, number: int, costs: Mapping[str, float], /) -> None:
-        """Do nothing."""
-
-    def on_trial_result(self, number: int, epoch: int, value: float, /) -> None:
-        """Do nothing."""
-
-    def on_trial_wait(self, number: int, /) -> None:
-        """Do nothing."""
-
-    def on_trial_end(self, number: int, state: EndState, /) -> None:
-        """Do nothing."""
-
-    def restore_trials(self, snapshots: Sequence[TrialSnapshot], /) -> None:
-        """Do nothing: there is no study."""
-
-    def close(self) -> None:
-        """Do nothing: no resource is held."""
 
 
 def _describe_plan(chosen: Sequence[Candidate], seeds: Sequence[int], num_runs: int, max_epochs: int) -> str:

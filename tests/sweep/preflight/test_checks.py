@@ -26,7 +26,6 @@ from handpose.sweep.preflight.checks import (
     check_space,
     check_sweep,
     check_validation_epochs,
-    compute_data_fingerprint,
     summarise_data,
 )
 from handpose.sweep.preflight.forecast import forecast_retraining
@@ -158,14 +157,9 @@ def test_a_space_that_no_configuration_can_have_is_refused_with_its_file(write_s
         check_space(write_space(text), [])
 
 
-def test_a_grid_over_an_interval_is_refused(write_space):
-    with pytest.raises(UserError, match="searcher=grid needs a list of values"):
-        check_space(write_space("optimizer.lr: interval(0.1, 1)"), [], is_grid=True)
-
-
 def test_a_missing_data_set_is_told_before_ray_starts(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
-        compute_data_fingerprint(compose("train", ["data=freihand", f"data.root={tmp_path / 'nowhere'}"]))
+        summarise_data(compose("train", ["data=freihand", f"data.root={tmp_path / 'nowhere'}"]))
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -510,7 +504,7 @@ def in_a_worker(ray_started, small, tmp_path, write_space):
 def test_the_data_is_surveyed_as_it_is_trained_on(small):
     found = summarise_data(compose("train", small))
     assert found.size == DataSize(image_size=64, num_train=18, num_val=6)
-    assert found.fingerprint == compute_data_fingerprint(compose("train", small))
+    assert found.fingerprint == summarise_data(compose("train", small)).fingerprint
 
 
 def test_real_networks_are_measured(in_a_worker):
