@@ -19,6 +19,7 @@ from tests.examples_of_page import read_examples, write_examples
 DOORS = {"scheduler", "searcher", "metrics", "model/decoder", "model/encoder", "loss", "data", "augment"}
 NETWORK = ["data=npz_hands", "model/decoder=line", "model/encoder=plain", "loss=coordinate_huber", "augment=grey"]
 METRIC = "val/tips_within_20mm"
+PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(REPOSITORY / "pyproject.toml")]
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +64,15 @@ def test_every_yaml_file_names_a_class_of_the_page():
 
 
 def test_the_examples_pass_the_contract_tests(place):
-    shown = run(
-        place,
-        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(REPOSITORY)),
-        *("-c", str(REPOSITORY / "pyproject.toml"), str(REPOSITORY / "tests/contracts"), "--extensions", "mine"),
-    )
+    shown = run(place, *PYTEST, str(REPOSITORY / "tests/contracts"), "--extensions", "mine")
     assert re.search(r"\d+ passed", shown)
     assert "skipped" not in shown.splitlines()[-1]
+
+
+def test_the_searcher_passes_the_contract_tests_of_searchers(place):
+    tests = str(REPOSITORY / "tests/search/test_searchers.py")
+    shown = run(place, *PYTEST, tests, "--extensions", "mine", "-k", "one_change")
+    assert re.search(r"\d+ passed", shown)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,14 @@ def sweep(place):
     shown = run(
         place,
         str(REPOSITORY / "tune.py"),
-        *("paths.extensions=mine", *NETWORK, "data.batch_size=4", "scheduler=half_time", f"sweep.metric={METRIC}"),
+        *(
+            "paths.extensions=mine",
+            *NETWORK,
+            "data.batch_size=4",
+            "scheduler=half_time",
+            "searcher=one_change",
+            f"sweep.metric={METRIC}",
+        ),
         *("search_space=space.yaml", "sweep.name=new", "sweep.num_trials=2", "sweep.max_epochs=2", "ray.num_cpus=1"),
         *("sweep.preflight=off", "sweep.confirm.top_k=1", "sweep.confirm.seeds=1", "trainer.max_epochs=2"),
     )

@@ -3,8 +3,7 @@
 import pkgutil
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import pytest
@@ -29,7 +28,7 @@ class Option(NamedTuple):
 
     group: str
     name: str
-    values: Mapping[str, Any] = MappingProxyType({})
+    values: tuple[tuple[str, Any], ...] = ()
 
     @property
     def key(self) -> str:
@@ -37,7 +36,7 @@ class Option(NamedTuple):
 
     @property
     def overrides(self) -> list[str]:
-        changes = [quote_override(f"{self.key}.{name}", value) for name, value in self.values.items()]
+        changes = [quote_override(f"{self.key}.{name}", value) for name, value in self.values]
         return [f"{self.group}={self.name}", *changes]
 
     def compose(self, *more: str) -> Any:
@@ -48,7 +47,7 @@ class Option(NamedTuple):
         return instantiated(self.compose(*more), self.key, **arguments)
 
     def __str__(self) -> str:
-        return " ".join([self.name, *(f"{name}={value}" for name, value in self.values.items())])
+        return " ".join([self.name, *(f"{name}={value}" for name, value in self.values)])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -76,8 +75,8 @@ def list_variants(group: str, name: str) -> Iterator[Option]:
     for argument, hint in hints.items():
         if argument in values:
             others = [value for value in _list_choices(hint) if value != values[argument]]
-            yield from (Option(group, name, {argument: value}) for value in others)
-    yield from (Option(group, name, dict(variant)) for variant in getattr(target, "contract_variants", ()))
+            yield from (Option(group, name, ((argument, value),)) for value in others)
+    yield from (Option(group, name, tuple(variant.items())) for variant in getattr(target, "contract_variants", ()))
 
 
 def _list_choices(hint: Any) -> list[Any]:
