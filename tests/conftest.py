@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from handpose.config import compose, plain
+from handpose.config_files import use_extensions
 from handpose.search.space import load_space
 from handpose.sweep.execution.runtime import start_ray
 from handpose.sweep.record.settings import RaySettings
@@ -14,6 +15,15 @@ from handpose.training.build import build
 from tests.builders import hands, write_freihand
 
 SIZE = 64
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--extensions", type=Path, help="of tests/contracts: test the options in FOLDER/configs instead")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (folder := config.getoption("--extensions")) is not None:
+        use_extensions(folder.resolve())
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,8 @@ class Asha(Fifo):
         UserError: a value is out of range.
     """
 
+    contract_variants = ({"mode": "promote", "brackets": 3, "reduction_factor": 2}, {"brackets": 2})
+
     def __init__(
         self,
         *,

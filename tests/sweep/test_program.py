@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.evaluation.submission import read_course, read_official
 from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand

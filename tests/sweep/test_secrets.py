@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from tests.builders import write_freihand
 from tests.sweep.trainable.test_trial import SMALL
 

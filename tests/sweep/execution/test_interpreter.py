@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
 from handpose.sweep.execution.interpreter import check_interpreter, worker_interpreter
 from handpose.sweep.execution.privacy import make_private_folder
