@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from handpose import config as configuration
 from handpose.config import compose, plain
 from handpose.search.space import load_space
 from handpose.sweep.execution.runtime import start_ray
@@ -14,6 +16,23 @@ from handpose.training.build import build
 from tests.builders import hands, write_freihand
 
 SIZE = 64
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compose_each_configuration_once() -> Iterator[None]:
+    """Keep what Hydra composes, a tenth of a second's work; it is unresolved, and so the same for equal overrides."""
+    compose_anew, folder, kept = configuration._composed, configuration.CONFIGS, {}
+
+    def compose_once(name, overrides):
+        if folder != configuration.CONFIGS:
+            return compose_anew(name, overrides)
+        if (name, *overrides) not in kept:
+            kept[name, *overrides] = compose_anew(name, list(overrides))
+        return copy.deepcopy(kept[name, *overrides])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuration, "_composed", compose_once)
+        yield
 
 
 @pytest.fixture(scope="session")
