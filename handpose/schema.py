@@ -4,6 +4,7 @@ The schema of what a `_target_` takes is its constructor's signature; the table 
 """
 
 import difflib
+import functools
 import inspect
 import json
 import math
@@ -218,6 +219,7 @@ def _check_arguments(values: Values, *, prefix: str) -> None:
             _check_type(f"{prefix}{name}", values[name], hints[name])
 
 
+@functools.cache
 def _type_hints(target: Any) -> dict[str, Any]:
     try:
         function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
@@ -226,10 +228,18 @@ def _type_hints(target: Any) -> dict[str, Any]:
         return {}
 
 
-def _check_type(key: str, value: Any, kind: Any) -> None:
+@functools.cache
+def _make_adapter(kind: Any) -> TypeAdapter[Any] | None:
+    """Make what validates a value of this type, or None if YAML could hold no value of it."""
     try:
-        adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
-    except Exception:  # not a type that a value of YAML could have
+        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    except Exception:
+        return None
+
+
+def _check_type(key: str, value: Any, kind: Any) -> None:
+    adapter = _make_adapter(kind)
+    if adapter is None:
         return
     try:
         # Strict, because "3" or 2.0 for a number of blocks is a mistake; JSON, because like YAML it has no tuples.

@@ -1,13 +1,17 @@
+import copy
+import shutil
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 
+from handpose import config_files
 from handpose.config import compose, plain
-from handpose.config_files import use_extensions
+from handpose.config_files import CONFIGS, use_extensions
 from handpose.search.space import load_space
 from handpose.sweep.execution.runtime import start_ray
 from handpose.sweep.record.settings import RaySettings
@@ -24,6 +28,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if (folder := config.getoption("--extensions")) is not None:
         use_extensions(folder.resolve())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compose_each_configuration_once() -> Iterator[None]:
+    """Keep what Hydra composes, a tenth of a second's work; it is unresolved, and so the same for equal overrides."""
+    compose_anew, kept = hydra.compose, {}
+
+    def compose_once(name, overrides, return_hydra_config=False):
+        if config_files.config_folders() != [CONFIGS]:
+            return compose_anew(name, overrides, return_hydra_config)
+        key = (name, *overrides, return_hydra_config)
+        if key not in kept:
+            kept[key] = compose_anew(name, list(overrides), return_hydra_config)
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hydra, "compose", compose_once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def latin_1(tmp_path_factory):
+    """A German locale of the last century."""
+    folder = tmp_path_factory.mktemp("locales")
+    if shutil.which("localedef") is None:
+        pytest.skip("there is no localedef, which makes locales")
+    command = ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(folder / "de_DE.ISO-8859-1")]
+    made = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if made.returncode > 1:  # 1: it was made, with warnings
+        pytest.skip(f"localedef cannot make the locale de_DE.ISO-8859-1: {made.stderr.strip()}")
+    return {"LOCPATH": str(folder), "LC_ALL": "de_DE.ISO-8859-1"}
 
 
 @pytest.fixture(scope="session")

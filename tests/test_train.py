@@ -15,8 +15,10 @@ import pytest
 import torch
 import yaml
 
+from handpose.config import script
 from handpose.evaluation.submission import read_course, read_official
 from tests.builders import write_course, write_freihand
+from train import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ["data.image_size=64", "model.encoder.name=lcnet_035", "model.encoder.pretrained=false", "num_threads=1"]
@@ -213,19 +215,31 @@ def test_a_multirun_is_one_run_after_the_other(folder):
     assert run.stdout.count("PA-MPJPE") == 4
 
 
-def test_help_says_what_can_be_given(tmp_path):
-    run = train(tmp_path, "--help")
-    assert run.returncode == 0
-    assert "python train.py best=" in run.stdout
-    assert "experiment: exp_submission, exp_submission_wandb, test_submission" in run.stdout
-    assert (run.stderr, list(tmp_path.iterdir())) == ("", [])
+@pytest.fixture
+def shown(tmp_path, monkeypatch, capsys):
+    """What the program prints in an empty folder, where it only shows something."""
+
+    def show(*arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        with contextlib.suppress(SystemExit):
+            script("train", main)
+        output = capsys.readouterr()
+        assert (output.err, list(tmp_path.iterdir())) == ("", [])
+        return output.out
+
+    return show
 
 
-def test_the_whole_configuration_can_be_printed(tmp_path):
-    run = train(tmp_path, "--cfg", "job", "experiment=exp_submission")
-    config = yaml.safe_load(run.stdout)
+def test_help_says_what_can_be_given(shown):
+    out = shown("--help")
+    assert "python train.py best=" in out
+    assert "experiment: exp_submission, exp_submission_wandb, test_submission" in out
+
+
+def test_the_whole_configuration_can_be_printed(shown):
+    config = yaml.safe_load(shown("--cfg", "job", "experiment=exp_submission"))
     assert (config["trainer"]["max_epochs"], config["model"]["encoder"]["name"]) == (145, "efficientnet_b4")
-    assert (run.returncode, run.stderr, list(tmp_path.iterdir())) == (0, "", [])
 
 
 @pytest.mark.slow

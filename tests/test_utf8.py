@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from handpose import config_files
 from handpose.config import compose, load_environment
 from handpose.errors import UserError
 from handpose.search.space import load_space
-from handpose.sweep.audit.audit import audit
 from handpose.utf8 import read_utf8
 from handpose.yaml_files import load_yaml
 from tests.builders import SMALL, write_freihand
@@ -38,25 +36,13 @@ TEXT_MODES = re.compile("[rwxat+]*")
 # --- locales ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def latin_1(tmp_path_factory):
-    """A German locale of the last century."""
-    folder = tmp_path_factory.mktemp("locales")
-    if shutil.which("localedef") is None:
-        pytest.skip("there is no localedef, which makes locales")
-    command = ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(folder / "de_DE.ISO-8859-1")]
-    made = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-    if made.returncode > 1:  # 1: it was made, with warnings
-        pytest.skip(f"localedef cannot make the locale de_DE.ISO-8859-1: {made.stderr.strip()}")
-    return {"LOCPATH": str(folder), "LC_ALL": "de_DE.ISO-8859-1"}
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 @pytest.fixture(params=["latin_1", "ascii"])
 def locale(request):
     """Variables of an environment whose encoding is not UTF-8, and that encoding."""
-    if request.param == "latin_1":
-        return request.getfixturevalue("latin_1")
-    return {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    return request.getfixturevalue("latin_1") if request.param == "latin_1" else ASCII
 
 
 def run(*command, cwd, locale, timeout=300):
@@ -105,33 +91,6 @@ def test_a_name_that_is_not_utf_8_is_one_sentence(tmp_path, latin_1):
         status, _, err = run(REPOSITORY / "train.py", "data=freihand", given, cwd=tmp_path, locale=latin_1)
         assert status == 2
         assert re.fullmatch(r"error: data.root='?H\\xe4nde'? is not UTF-8, .*; rename the file or folder .*\n", err)
-
-
-@pytest.mark.slow
-def test_a_sweep_goes_all_the_way_in_a_folder_with_an_umlaut(tmp_path, locale):
-    place = tmp_path / "Größe"
-    write_freihand(place / "Hände", num_poses=24, variants=1, num_test=6, size=64)
-    (place / "Räume.yaml").write_text("# Größe des Netzes\nmodel.decoder.depth: range(1, 3)\n", encoding="utf-8-sig")
-    sweep = ["search_space=Räume.yaml", "sweep.name=eins", "sweep.num_trials=2", "sweep.max_epochs=1"]
-    confirmation = ["sweep.confirm.top_k=1", "sweep.confirm.seeds=1"]
-    status, out, err = run(REPOSITORY / "tune.py", *TINY, *sweep, *confirmation, cwd=place, locale=locale, timeout=900)
-    assert status == 0, err
-    folder = place / "outputs" / "sweeps" / "eins"
-    assert (folder / "retrain" / "pred.zip").is_file()
-    assert f"report      {folder / 'report.html'}" in out
-    assert not audit(folder)
-
-    status, shown, err = run(REPOSITORY / "tune.py", f"sweep.status={folder}", cwd=place, locale=locale)
-    assert status == 0, err
-    assert "2/2 trials" in shown
-    status, written, err = run("-m", "handpose.report", folder, cwd=place, locale=locale)
-    assert status == 0, err
-    assert str(folder) in written
-    (again,) = re.findall("^again +python train.py (.*)$", out, re.MULTILINE)
-    command = [REPOSITORY / "train.py", *shlex.split(again), "--cfg", "job"]
-    status, printed, err = run(*command, cwd=place, locale=locale)
-    assert status == 0, err
-    assert "Hände" in printed
 
 
 # --- files and names --------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+from ray import tune
+
 from handpose.errors import UserError
 from handpose.sweep.storage.checkpoint_files import open_worker_files
 from handpose.sweep.storage.retention import describe_checkpoint, find_newest_intact
@@ -155,3 +157,29 @@ def together(segment):
         if rank == 0 and epoch == 2 and depth in (2, 3) and segment.segment_number == 1:
             time.sleep(600)  # as a step that is shared waits for the other one
         report_epoch(epoch, {METRIC: depth + 1 / epoch if rank == 0 else -1.0})
+
+
+def diverges(segment):
+    """Has no number after its second epoch."""
+    report_epoch(1, {METRIC: 1.0})
+    report_epoch(2, {METRIC: math.nan})
+
+
+def slow_start(segment):
+    """Reports nothing for a second, as a trial that loads its data."""
+    time.sleep(1.0)
+    for epoch in range(1, 5):
+        report_epoch(epoch, {METRIC: 1.0})
+
+
+def flatters(segment):
+    """At lr 1 trains one epoch, which looks better than all four at lr 2."""
+    lr = segment.params["optimizer.lr"]
+    for epoch in range(1, 5 if lr == 2.0 else 2):
+        report_epoch(epoch, {METRIC: lr})
+
+
+def plain_flatters(config):
+    """The same, as Ray's own sweeps have their trials."""
+    for epoch in range(1, 5 if config["lr"] == 2.0 else 2):
+        tune.report({"epoch": epoch, METRIC: config["lr"]})

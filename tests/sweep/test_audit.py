@@ -1,7 +1,6 @@
 """The audit passes healthy sweeps of every kind, and notices every fault that is planted into one of their files."""
 
 import contextlib
-import copy
 import csv
 import io
 import json
@@ -13,7 +12,6 @@ import sys
 import pytest
 import yaml
 
-from handpose import config as configuration
 from handpose.errors import UserError
 from handpose.sweep.audit.audit import audit, main
 from handpose.sweep.record.events import EVENTS_FORMAT
@@ -147,22 +145,6 @@ MAKE = {
         .finish(retrained=False)
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def composed_once():
-    """Composing a configuration takes most of an audit's time; the same overrides give the same."""
-    compose, known = configuration._composed, {}
-
-    def composed(name, overrides):
-        key = (name, *overrides)
-        if key not in known:
-            known[key] = compose(name, list(overrides))
-        return copy.deepcopy(known[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configuration, "_composed", composed)
-        yield
 
 
 @pytest.fixture(scope="module")

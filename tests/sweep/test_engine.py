@@ -28,9 +28,8 @@ from handpose.schedulers.asha import Asha
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.record.events import Begun, Reported, read_events
 from handpose.sweep.selection.winner import select_winner
-from handpose.sweep.trainable.reporting import report_epoch
 from tests.sweep.driver.test_run import GROWING, SPACE, study_of
-from tests.sweep.objectives import METRIC, grown
+from tests.sweep.objectives import METRIC, diverges, flatters, grown, plain_flatters, slow_start
 from tests.sweep.simulation import Simulation
 from tests.sweep.sweeps import asha, make_settings, start
 
@@ -94,11 +93,6 @@ def test_plain_search_leaves_a_diverged_trial_running_for_ever_and_ours_fails_it
     assert [trial.state for trial in study_of(folder).trials] == [TrialState.FAIL] * 2
 
 
-def diverges(segment):
-    report_epoch(1, {METRIC: 1.0})
-    report_epoch(2, {METRIC: math.nan})
-
-
 @pytest.mark.slow
 def test_plain_search_takes_a_stopped_trial_for_a_complete_one_and_ours_knows_its_fidelity(sweep, write_space):
     plain = plain_searcher()
@@ -158,12 +152,6 @@ def test_a_plain_searcher_is_asked_for_one_trial_at_a_time_and_ours_for_all_slot
     assert begun[1] - begun[0] < 0.5 < first_report - begun[1]
 
 
-def slow_start(segment):
-    time.sleep(1.0)
-    for epoch in range(1, 5):
-        report_epoch(epoch, {METRIC: 1.0})
-
-
 @pytest.mark.slow
 def test_the_plain_best_result_compares_fidelities_and_our_winner_does_not(sweep, write_space, tmp_path):
     """At lr 1 the one epoch that was trained looks better than all four at lr 2."""
@@ -176,17 +164,6 @@ def test_the_plain_best_result_compares_fidelities_and_our_winner_does_not(sweep
     )
     assert {row.params["optimizer.lr"]: row.epochs for row in table.rows.values()} == {1.0: 1, 2.0: 4}
     assert select_winner(table, folder=folder).params["optimizer.lr"] == 2.0
-
-
-def plain_flatters(config):
-    for epoch in range(1, 5 if config["lr"] == 2.0 else 2):
-        tune.report({"epoch": epoch, METRIC: config["lr"]})
-
-
-def flatters(segment):
-    lr = segment.params["optimizer.lr"]
-    for epoch in range(1, 5 if lr == 2.0 else 2):
-        report_epoch(epoch, {METRIC: lr})
 
 
 PLAIN = """

@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 import yaml
 
+from handpose.config import script
 from handpose.config_files import REPOSITORY
 from handpose.evaluation.submission import read_course, read_official
 from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand
 from tests.report.test_tensorboard import hparams_tab
 from tests.sweep.trainable.test_trial import SMALL
+from tune import guarded
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +85,13 @@ def test_tensorboard_shows_the_trials_with_the_retraining_beside_them(swept):
     assert set(groups) == {f"tensorboard/trial_000{number}" for number in range(3)}
 
 
-def test_a_mistake_is_one_sentence_and_status_2(swept, start):
-    process = start("sweep.name=first")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert err == (
+def test_a_mistake_is_one_sentence_and_status_2(swept, start, monkeypatch, capsys):
+    monkeypatch.chdir(start.folder)
+    monkeypatch.setattr(sys, "argv", ["tune.py", *SMALL, "data.root=freihand", "sweep.name=first"])
+    with pytest.raises(SystemExit) as left:
+        script("tune", guarded)
+    assert left.value.code == 2
+    assert capsys.readouterr().err == (
         f"error: there is a sweep in {swept[0]} already; choose another sweep.name, or continue that sweep with "
         f"sweep.resume={swept[0]}\n"
     )

@@ -4,9 +4,10 @@ import pytest
 import timm
 import torch
 from timm.layers import BatchNormAct2d
-from torch import distributed, multiprocessing, nn
+from torch import nn
 
 from handpose.training.batch_norm import CpuSharedBatchNorm, GpuSharedBatchNorm, SharedStatistics
+from tests.training.two_processes import run_in_two_processes
 
 
 def network():
@@ -29,19 +30,14 @@ def trained(net, x):
     return y.detach(), [parameter.grad for parameter in net.parameters()], dict(net.named_buffers())
 
 
-def one_of_two(rank, folder):
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def one_of_two(rank):
     net = SharedStatistics(on_gpu=False).apply(network())
-    own = trained(net, pictures()[4 * rank :][:4])
-    torch.save(own, f"{folder}/{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return trained(net, pictures()[4 * rank :][:4])
 
 
 def test_two_processes_normalise_as_one_that_has_the_whole_batch(tmp_path):
     """Outputs, gradients averaged over the processes as DDP does it, and running statistics: against torch's."""
-    multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
-    (first, first_grads, buffers), (second, second_grads, others) = (torch.load(tmp_path / f"{k}.pt") for k in (0, 1))
+    (first, first_grads, buffers), (second, second_grads, others) = run_in_two_processes(one_of_two, tmp_path)
     whole, grads, expected = trained(network(), pictures())
     assert torch.allclose(torch.cat([first, second]), whole, atol=1e-12)
     for one, other, both in zip(first_grads, second_grads, grads, strict=True):

@@ -12,10 +12,10 @@ from handpose.training.schedules import constant, flat_cosine, multistep, warmup
 def rates(schedule, steps, **options):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     scheduler = schedule(optimizer, num_steps=steps, **options)
+    optimizer.step()  # of nothing; a scheduler warns where its optimizer has made no step
     values = []
     for _ in range(steps):
         values.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
         scheduler.step()
     return values
 

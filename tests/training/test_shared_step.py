@@ -1,7 +1,8 @@
 """A step of two processes is the step of one that has the whole batch."""
 
+from functools import partial
+
 import torch
-from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from handpose.config import compose
@@ -11,6 +12,7 @@ from handpose.heatmaps import Truth
 from handpose.training.batch_norm import SharedStatistics
 from handpose.training.build import build
 from tests.training.conftest import SMALL
+from tests.training.two_processes import run_in_two_processes
 
 SIZE = 64
 
@@ -44,17 +46,14 @@ def step(root, share):
     return gradients, dict(module.net.named_buffers()), float(truth.coordinates.sub(0.5).abs().gt(0.5).double().mean())
 
 
-def one_of_two(rank, root):
-    distributed.init_process_group("gloo", init_method=f"file://{root}/meet", rank=rank, world_size=2)
-    torch.save(step(root, Share(rank, 2)), f"{root}/{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
+def one_of_two(root, rank):
+    return step(root, Share(rank, 2))
 
 
 def test_gradients_and_statistics_are_those_of_the_whole_batch(tmp_path):
-    multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    halves = run_in_two_processes(partial(one_of_two, tmp_path), tmp_path)
+    (first, seen, off_first), (second, _, off_second) = halves
     gradients, statistics, off_axes = step(tmp_path, Share())
-    (first, seen, off_first), (second, _, off_second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert off_first != off_second  # the two have unequally many joints that count
     assert 0 < off_axes < 1
     largest = max(float(gradient.norm()) for gradient in gradients.values())

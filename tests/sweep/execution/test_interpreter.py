@@ -1,6 +1,7 @@
 """Where the Python interpreter and temporary folders may lie for Ray to start its processes."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -9,11 +10,14 @@ import venv
 from pathlib import Path
 
 import pytest
+import ray
 
 from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
 from handpose.sweep.execution.interpreter import check_interpreter, worker_interpreter
 from handpose.sweep.execution.privacy import make_private_folder
+from handpose.sweep.execution.runtime import start_ray
+from handpose.sweep.record.settings import RaySettings
 
 _START = """
 import sys, ray
@@ -45,11 +49,13 @@ def test_workers_start_where_the_shell_would_split_the_path_of_python_and_of_tem
 
 
 @pytest.mark.parametrize(("name", "character"), [("it's", "'"), ("back\\slash", "\\")])
-def test_a_path_that_ray_cannot_start_is_refused_in_a_sentence_before_ray_starts(tmp_path, name, character):
-    python = make_interpreter(tmp_path / name / ".venv")
-    done = run(python, _START)
-    assert f"UserError: Ray cannot start {python}: the path contains {character}, " in done.stderr
-    assert "move the virtual environment" in done.stderr
+def test_a_path_that_ray_cannot_start_is_refused_in_a_sentence_before_ray_starts(monkeypatch, name, character):
+    monkeypatch.setattr(sys, "executable", f"/{name}/.venv/bin/python")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
+    sentence = f"Ray cannot start {sys.executable}: the path contains {character}, "
+    with pytest.raises(UserError, match=rf"^{re.escape(sentence)}.*move the virtual environment"):
+        start_ray(RaySettings(address=None, num_cpus=1)).__enter__()
 
 
 def test_an_ordinary_path_is_left_to_each_node():

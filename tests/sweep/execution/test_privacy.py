@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,7 @@ def test_a_ray_that_was_started_with_our_token_lets_nobody_in_without_it(tmp_pat
             file = folder / "ray_current_cluster"
             while not (file.exists() and file.read_text()):
                 assert head.poll() is None, log.read_text()
+                time.sleep(0.1)
             address = file.read_text()
             assert let_in(ours)
             assert not let_in(clean | {"HOME": str(tmp_path)})

@@ -16,15 +16,6 @@ from handpose.sweep.execution.tune_bridge import summarise_error_text
 from handpose.sweep.execution.worker_death import describe_exit, diagnose_worker_death
 
 
-class Mortal:
-    def die(self, number):
-        os.kill(os.getpid(), number)
-        time.sleep(60)
-
-    def leave(self):
-        sys.exit(3)
-
-
 def error_of(call):
     with pytest.raises(RayActorError) as raised:
         ray.get(call)
@@ -33,6 +24,16 @@ def error_of(call):
 
 @pytest.fixture
 def mortal(ray_started):
+    """A worker that dies as it is told; of a nested class, which is sent whole, so that the worker imports nothing."""
+
+    class Mortal:
+        def die(self, number):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+        def leave(self):
+            sys.exit(3)
+
     return ray.remote(num_cpus=0)(Mortal).remote()
 
 
@@ -89,7 +90,8 @@ def test_a_worker_that_exits_is_not_said_to_have_been_killed(mortal):
     assert diagnose_worker_death(error_of(mortal.leave.remote())).sentence == "the worker process exited with status 3"
 
 
-def test_without_a_log_no_signal_is_named():
+def test_without_a_log_no_signal_is_named(monkeypatch):
+    monkeypatch.setattr(worker_death, "_LOG_TIMEOUT_S", 0.5)
     assert diagnose_worker_death("The actor died unexpectedly.\n\tpid: 1\n\tip: nowhere").sentence == (
         "the worker process died: it was killed, ran out of memory or crashed"
     )

@@ -1,10 +1,13 @@
 """Trials of two workers, which Ray Train starts: over cheap curves, and real ones beside those of one worker."""
 
 import os
+import shlex
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import ray
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
@@ -24,6 +27,7 @@ from handpose.sweep.execution.tune_bridge import _classify_failure
 from handpose.sweep.record.events import Failed, Reported, read_events
 from handpose.sweep.trainable.reporting import SINGLE_WORKER, WorkerContext, get_worker_context, set_worker_context
 from handpose.sweep.trainable.trial_cost import split_batch
+from handpose.training.fit import RunFolders, fit
 from tests.sweep.objectives import METRIC, together
 from tests.sweep.sweeps import asha, make_settings, start
 
@@ -67,38 +71,41 @@ def test_a_dead_worker_is_a_try_and_what_one_raises_is_the_trials_end(ray_starte
     assert not held()
 
 
+class EpochMetrics(pl.Callback):
+    """Keeps the metrics of every epoch."""
+
+    def __init__(self):
+        self.values = {}
+
+    def on_validation_end(self, trainer, pl_module):
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.values[trainer.current_epoch + 1] = metrics
+
+
 @pytest.mark.slow
 def test_two_workers_give_the_metrics_of_one(tmp_path):
-    """A whole sweep each, in double precision: in single, rounding alone moves a training by per cents."""
+    """A sweep of one trial, in double precision: in single, rounding alone moves a training by per cents."""
     small = ["data=synthetic", "data.source.num_train=240", "data.source.num_eval=60", "data.batch_size=72"]
-    small += [
-        "data.image_size=64",
-        "model.encoder.name=lcnet_035",
-        "model.decoder.depth=1",
-        "trainer.precision=64-true",
-    ]
-    small += ["trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.max_epochs=2", "sweep.num_trials=1"]
-    small += [
-        "sweep.confirm.seeds=0",
-        "sweep.retrain=false",
-        "scheduler=fifo",
-        "searcher=random",
-        "sweep.name=test",
-        "sweep.preflight=off",
-    ]
+    small += ["data.image_size=64", "model.encoder.name=lcnet_035", "model.decoder.depth=1"]
+    small += ["trainer.precision=64-true", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.max_epochs=2"]
+    small += ["sweep.num_trials=1", "sweep.confirm.seeds=0", "sweep.retrain=false", "scheduler=fifo"]
+    small += ["searcher=random", "sweep.name=test", "sweep.preflight=off", "sweep.workers_per_trial=2"]
     small += ["searcher.constraints.num_parameters=1e9"]  # which each worker measures in passing
-    metrics = []
-    for num in (1, 2):
-        places = [f"paths.data={tmp_path}/data", f"paths.output={tmp_path}/{num}"]
-        command = [sys.executable, "tune.py", *small, *places, f"sweep.workers_per_trial={num}"]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        events = read_events(tmp_path / str(num) / "sweeps/test/events.jsonl")
-        metrics.append({event.epoch: event.metrics for event in events if isinstance(event, Reported)})
-    one, two = metrics
-    assert one.keys() == two.keys() == {1, 2}
-    for epoch in one:
-        assert two[epoch] == pytest.approx(one[epoch], rel=0.01)
+    command = [sys.executable, "tune.py", *small, f"paths.data={tmp_path}/data", f"paths.output={tmp_path}/out"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out" / "sweeps" / "test"
+    events = read_events(folder / "events.jsonl")
+    two = {event.epoch: event.metrics for event in events if isinstance(event, Reported)}
+
+    alone = shlex.split(pd.read_csv(folder / "trials.csv").loc[0, "command"])[2:]
+    one = EpochMetrics()
+    config = compose("train", [*alone, "logger=none", "checkpoints.enabled=false"])
+    fit(config, RunFolders(tmp_path, tmp_path, tmp_path), quiet=True, callbacks=[one])
+    assert config.data.batch_size == 72
+    assert one.values.keys() == two.keys() == {1, 2}
+    for epoch, metrics in two.items():
+        assert metrics == pytest.approx({name: one.values[epoch][name] for name in metrics}, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -188,15 +188,16 @@ def test_a_point_that_never_ends_is_told_and_the_next_one_has_another_worker(ben
 def never_ready(ray_started, monkeypatch):
     """A bench whose worker never gets the cores that it asks for."""
     monkeypatch.setattr(probing, "PROBE_AFTER_S", 0.2)
-    monkeypatch.setattr(probing, "PATIENCE_S", 8.0)
+    monkeypatch.setattr(probing, "PATIENCE_S", 0.4)
     with ProbeWorker(cpus=1_000, gpus=0.0, recipe=RECIPE, data=DATA) as probe_worker:
         yield probe_worker
 
 
 def test_a_slot_that_others_hold_is_told_from_a_worker_that_never_starts(never_ready, monkeypatch):
+    has_run = probing.StartProbe.has_run
+    monkeypatch.setattr(probing.StartProbe, "has_run", lambda probe: has_run(probe, timeout_s=60.0))
     with pytest.raises(UserError, match=r"^no slot \(sweep.cpus_per_trial=1000, sweep.gpus_per_trial=0\) was free"):
         never_ready.measure_params({"a": 1})
-    monkeypatch.setattr(probing, "PATIENCE_S", 0.4)
     monkeypatch.setattr(probing.StartProbe, "has_run", lambda probe: False)
     with pytest.raises(UserError, match=r"^Ray has not started a worker process within .* this Python"):
         never_ready.measure_params({"a": 1})
