@@ -183,9 +183,7 @@ def group_page(group: str) -> list[str]:
             is_default = choice.name == default_choice(group)
             lines += [f"### {group}={choice.name}{' (default)' if is_default else ''}", ""]
             if not choice.summary:
-                raise UserError(
-                    f"configs/{group}/{choice.name}.yaml has no comment at its top; say what this choice is"
-                )
+                raise UserError(f"configs/{group}/{choice.name}.yaml has no comment at its top that describes it")
         lines += [choice.summary, ""] if choice.summary else []
         if group == "experiment":
             continue
@@ -218,16 +216,17 @@ def table(prefix: str, choice: Choice, keys: Sequence[Key], comments: dict[str, 
         target = choice.targets.get(owner)
         meaning = (describe_arguments(target) if target else {}).get(name) or key.comment or comments.get(key.name)
         if not meaning:
-            raise UserError(
-                f"{prefix}{key.name} ({choice.name}.yaml) has no description; add a comment behind its value"
-            )
+            raise UserError(f"{prefix}{key.name} ({choice.name}.yaml) has no description; add a comment to it")
         values = describe_values(type_of(prefix + key.name, target))
-        sentence = re.sub(
-            r"^(?!true|false|null)[a-z]+\b(?!\.\w)", lambda word: word[0].capitalize(), meaning.rstrip(".")
-        )
-        cells = [f"`{prefix}{key.name}`", f"`{key.value}`", f"{sentence}. ({values})" if values else f"{sentence}."]
+        sentence = _make_sentence(meaning)
+        cells = [f"`{prefix}{key.name}`", f"`{key.value}`", f"{sentence} ({values})" if values else sentence]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]
+
+
+def _make_sentence(text: str) -> str:
+    """Add a capital letter, unless the text starts with a value or a file name, and a full stop."""
+    return re.sub(r"^(?!true|false|null)[a-z]+\b(?!\.\w)", lambda word: word[0].capitalize(), text.rstrip(".")) + "."
 
 
 def _more_arguments(prefix: str, owner: str, target: str) -> str:

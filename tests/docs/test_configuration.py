@@ -61,7 +61,8 @@ def test_a_choice_without_a_description_is_an_error(configs):
 def test_a_file_is_read_with_its_comments(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "# @package _global_\n# What it\n# is.\ndefaults:\n  - other\na: [1, 2]  # a list\nb:\n  _target_: c.D\n  e: 'x#y'\n",
+        "# @package _global_\n# What it\n# is.\ndefaults:\n  - other\n"
+        "a: [1, 2]  # a list\nb:\n  _target_: c.D\n  e: 'x#y'\n",
         encoding="utf-8",
     )
     choice = read_choice(path)
