@@ -14,7 +14,7 @@ PAGES = sorted(
     for path in REPOSITORY.glob(pattern)
 )
 
-_BLOCK = re.compile(r"^([ ]*)```(\w*)[ ]*([^\n]*)\n(.*?)^\1```", flags=re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^([ ]*)```(\w*)[^\n]*\n(.*?)^\1```", flags=re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`((?:\.venv/bin/)?python[ ][^`]+)`")
 _HERE_DOCUMENT = re.compile(r"^cat >\s*(\S+) <<\s*'?(\w+)'?\n(.*?\n)\2$", flags=re.MULTILINE | re.DOTALL)
 _OPTIONAL = re.compile(r"[ ]\[[^\]=]*\]")
@@ -43,7 +43,7 @@ def find_commands(text: str, page: str) -> Iterator[Command]:
     for block in _BLOCK.finditer(text):
         if block[2] == "bash":
             first_line = text.count("\n", 0, block.start()) + 2
-            yield from _split(_HERE_DOCUMENT.sub(_blank, block[4]), page, first_line)
+            yield from _split(_HERE_DOCUMENT.sub(_blank, block[3]), page, first_line)
     around = _BLOCK.sub(_blank, text)
     for span in _INLINE.finditer(around):  # a table writes | as \|
         command = _OPTIONAL.sub("", span[1].replace("\\|", "|").replace(" ...", ""))
@@ -55,12 +55,16 @@ def find_commands(text: str, page: str) -> Iterator[Command]:
 def find_files(text: str) -> dict[str, str]:
     """Find the files that a page tells the reader to write: name -> content.
 
-    These are blocks with a title (```yaml title="space.yaml") and here-documents (cat > space.yaml <<'EOF').
+    These are blocks of YAML or Python after a paragraph that names a file, as in "Write `my_space.yaml`:", and
+    here-documents (cat > my_space.yaml <<'EOF'). If a paragraph names several files, the first one counts.
     """
-    titled = {
-        title[1]: block[4] for block in _BLOCK.finditer(text) if (title := re.search(r'title="([^"]+)"', block[3]))
-    }
-    return titled | {found[1]: found[3] for found in _HERE_DOCUMENT.finditer(text)}
+    files = {found[1]: found[3] for found in _HERE_DOCUMENT.finditer(text)}
+    for block in _BLOCK.finditer(text):
+        paragraph = text[: block.start()].rstrip().rpartition("\n\n")[2]
+        named = re.search(r"`([\w./-]+\.(?:yaml|py))`", paragraph)
+        if named and block[2] in ("yaml", "python"):
+            files[named[1]] = block[3]
+    return files
 
 
 def _blank(found: re.Match[str]) -> str:

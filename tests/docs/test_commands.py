@@ -43,8 +43,23 @@ PLACEHOLDERS = {
 """What stands in a page for something of the reader's -> what it is replaced by. Other words such as DIR may stay."""
 
 OTHER_PROGRAMS = {
-    *("bkill", "bjobs", "cat", "cd", "chmod", "docker", "export", "git", "kubectl", "ls", "mkdir", "mkdocs"),
-    *("optuna-dashboard", "pip", "scancel", "source", "squeue", "tail", "tensorboard", "unzip"),
+    *(
+        "bkill",
+        "bjobs",
+        "cat",
+        "cd",
+        "chmod",
+        "docker",
+        "export",
+        "git",
+        "grep",
+        "head",
+        "kubectl",
+        "ls",
+        "mkdir",
+        "mkdocs",
+    ),
+    *("mkdir", "mkdocs", "optuna-dashboard", "pip", "scancel", "source", "squeue", "tail", "tensorboard", "unzip"),
 }
 """Programs that are not this project's, whose options are not checked."""
 
@@ -70,11 +85,11 @@ COMMANDS = [command for page, text in map(read_page, PAGES) for command in find_
 def folder(tmp_path_factory):
     """A working folder with the results of earlier commands, and with the files that pages tell the reader to write."""
     place = tmp_path_factory.mktemp("reader")
-    for path in PAGES:
-        for name, content in find_files(read_page(path)[1]).items():
-            if not Path(name).is_absolute() and not name.startswith(("configs/", "handpose/", "tests/", "cluster/")):
-                (place / name).parent.mkdir(parents=True, exist_ok=True)
-                (place / name).write_text(content, encoding="utf-8")
+    for _, text in map(read_page, PAGES):
+        beside = place / "mine" if "paths.extensions=mine" in text else place
+        for name, content in find_files(text).items():
+            (beside / name).parent.mkdir(parents=True, exist_ok=True)
+            (beside / name).write_text(content, encoding="utf-8")
     shutil.copy(REPOSITORY / "requirements.txt", place)
     shutil.copy(REPOSITORY / "requirements-docs.txt", place)
     return place
@@ -145,7 +160,8 @@ def test_commands_are_split_as_a_shell_does():
         ("p.md:7", "cat"),
         ("p.md:1", "python", "train.py", "seed=1"),
     ]
-    assert find_files(text) == {"s.yaml": "a: 1\n"}
+    more = "Write `b.yaml`, as `c.yaml`:\n\n```yaml\nb: 2\n```\n\nNo file:\n\n```yaml\nd: 3\n```\n"
+    assert find_files(text + more) == {"s.yaml": "a: 1\n", "b.yaml": "b: 2\n"}
 
 
 def check_command(command: Command, parse: Callable[..., argparse.Namespace]) -> None:
