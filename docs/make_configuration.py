@@ -31,8 +31,8 @@ INTRODUCTION = """\
 # Configuration reference
 
 ```bash
-python tune.py --cfg job                                  # prints every key of a sweep with its value
-python train.py optimizer.lr=1e-3 augment=none --cfg job  # and how the command line changes them
+python tune.py --cfg job                        # prints all keys of a sweep with their values
+python train.py optimizer.lr=1e-3 --cfg job     # and of a training, as changed by the command line
 ```
 
 Any key on this page can be set on the command line as `key=value`, and almost any can be searched
