@@ -20,7 +20,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from handpose.config import CONFIGS
+from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.schema import type_of
 from handpose.whole_file import whole_file
