@@ -24,7 +24,7 @@ from handpose.search.space import load_space
 from handpose.sweep.audit.audit import compose_choices
 from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.driver.resume import SweepTask, load_recorded_task, make_sweep_record
-from handpose.sweep.driver.run import run_sweep_alone
+from handpose.sweep.driver.run import SweepRun, run_sweep
 from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError
 from handpose.sweep.record.events import EVENTS_FILE
 from handpose.sweep.record.provenance import collect_provenance
@@ -95,7 +95,7 @@ def main() -> None:
         config, space = task.config, task.space
         sweep = instantiate(config.sweep)
         try:
-            run_sweep_alone(
+            run = SweepRun(
                 sweep=sweep,
                 cluster=instantiate(config.ray),
                 space=space,
@@ -105,6 +105,8 @@ def main() -> None:
                 command=_recipe(task, sweep).format_command,
                 description=None if task.origin else make_sweep_record(task, collect_provenance(data="")),
             )
+            with run_sweep(run):
+                pass
         except SweepInterruptedError as error:
             print(error, file=sys.stderr)
             sys.exit(INTERRUPTED_STATUS)

@@ -334,8 +334,7 @@ def _proposal_ms(sampler: Callable[..., BaseSampler], num_trials: int) -> float:
                 params = searcher.suggest(number)
                 costs.append((time.perf_counter() - began) * 1e3)
                 assert params is not None
-                searcher.on_trial_result(number, 1, loss(params, number, 1))
-                searcher.on_trial_end(number, "stopped")
+                searcher.on_trial_update(TrialSnapshot(number, "stopped", params, {1: loss(params, number, 1)}))
     return statistics.median(costs)
 
 
@@ -358,7 +357,7 @@ def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
     """A sweep of ours over the stub."""
     from ray import cloudpickle
 
-    from handpose.sweep.driver.run import run_sweep_alone
+    from handpose.sweep.driver.run import SweepRun, run_sweep
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else a worker imports all that this file does
     moments: list[tuple[float, float]] = []
@@ -372,16 +371,13 @@ def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
         for epoch in range(1, _EPOCHS + 1):
             report_epoch(epoch, {_METRIC: loss(segment.params, segment.trial, epoch)})
 
-    stub.__module__ = (
-        report_epoch.__module__
-    )  # what workers import ahead of the first trial; this file is more than they need
     with tempfile.TemporaryDirectory() as folder:
         overrides = [quote_override("sweep.folder", folder), "sweep.name=scale", "sweep.gpus_per_trial=0"]
         overrides += [f"sweep.num_trials={num_trials}", f"sweep.max_epochs={_EPOCHS}", f"ray.num_cpus={num_slots}"]
         config, space = compose("tune", overrides), load_space("default")
         sweep = instantiate(config.sweep)
         began = _moment()
-        run_sweep_alone(
+        run = SweepRun(
             sweep=sweep,
             cluster=instantiate(config.ray),
             space=space,
@@ -391,6 +387,8 @@ def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
             command=str,
             description={"name": "scale"},
         )
+        with run_sweep(run):
+            pass
     return _of_moments(num_trials, began, moments)
 
 

@@ -49,6 +49,7 @@ from handpose.resources import count_cores  # noqa: E402
 from handpose.schedulers.asha import Asha  # noqa: E402
 from handpose.schedulers.scheduler import Fifo, Scheduler, SchedulerDecision, SegmentStart  # noqa: E402
 from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
+from handpose.search.searcher import TrialSnapshot  # noqa: E402
 from handpose.search.space import Params, flatten_config, load_space  # noqa: E402
 
 RANDOM, PLAIN = "random search", "Ray's ASHA + OptunaSearch"
@@ -202,13 +203,29 @@ class Ours:
             seed=seed,
             defaults=flatten_config(plain(config)),
         )
-        self.on_segment_start, self.on_trial_result = self._searcher.on_segment_start, self._searcher.on_trial_result
-        self.on_trial_wait, self.on_trial_end = self._searcher.on_trial_wait, self._searcher.on_trial_end
+        self._snapshots: dict[int, TrialSnapshot] = {}
 
     def suggest(self, number: int) -> Params:
         params = self._searcher.suggest(number)
         assert params is not None, "only a grid has an end"
+        self._snapshots[number] = TrialSnapshot(number, "running", params, {})
         return params
+
+    def on_segment_start(self, number: int) -> None:
+        self._update(number, state="running")
+
+    def on_trial_result(self, number: int, epoch: int, value: float) -> None:
+        self._update(number, values={**self._snapshots[number].values, epoch: value})
+
+    def on_trial_wait(self, number: int) -> None:
+        self._update(number, state="paused")
+
+    def on_trial_end(self, number: int, state: str) -> None:
+        self._update(number, state=state)
+
+    def _update(self, number: int, **changes: Any) -> None:
+        self._snapshots[number] = self._snapshots[number]._replace(**changes)
+        self._searcher.on_trial_update(self._snapshots[number])
 
     def close(self) -> None:
         self._searcher.close()

@@ -10,7 +10,6 @@ sweep and goes on. A sweep that is done, or failed, is not queued again, nor is 
 import argparse
 import contextlib
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -24,10 +23,11 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import Allocation, find_allocation, without_scheduler
-from cluster.sweep import INTERRUPTED, progress, sweep_folder, tune_command
-from handpose.config import load_environment, quote_override, told
+from cluster.sweep import INTERRUPTED, progress, split_arguments, sweep_folder, tune_command
+from handpose.config import load_environment, told
 from handpose.sweep.execution.interpreter import check_interpreter
 from handpose.sweep.execution.privacy import AUTH_MODE_VARIABLE, TOKEN_PATH_VARIABLE, TOKEN_VARIABLE, write_token
+from handpose.sweep.record.settings import format_resume_command
 from handpose.utf8 import use_utf8
 from handpose.whole_file import read_json, write_json
 
@@ -76,7 +76,17 @@ def say(text: str) -> None:
 
 
 class Nodes:
-    """The Ray nodes of a job. folder: where they leave word; options: of node.py for each of them."""
+    """The Ray nodes of a job.
+
+    `ray symmetric-run` (Ray 2.60) does less: it refuses to start where another job already runs Ray, and its `ray stop`
+    ends the Ray of all jobs on the host; it gives up if a node is missing after 30 s, and starts no node again; on
+    SIGTERM it leaves without telling tune.py, and Ray stays.
+
+    Args:
+        allocation: the hosts of the job.
+        folder: where each node writes its address and its log.
+        options: options of node.py for every node.
+    """
 
     def __init__(self, allocation: Allocation, folder: Path, options: Sequence[str]) -> None:
         self._folder, self._options, self._allocation = folder, options, allocation
@@ -182,7 +192,7 @@ def main() -> None:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the arguments of tune.py, which follow two dashes."""
-    mine, _, arguments = _split(argv)
+    before, arguments = split_arguments(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="of the job, which all hosts see")
     parser.add_argument("--warning-s", type=float, required=True, help="from the signal to the end of the wall time")
@@ -190,12 +200,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--cpus", type=int, help="of each host; all that the job has there")
     parser.add_argument("--gpus", type=int, help="of each host; all that Ray finds there")
     parser.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16")
-    return parser.parse_args(mine), arguments
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    place = list(argv).index("--") if "--" in argv else len(argv)
-    return list(argv[:place]), "--", list(argv[place + 1 :])
+    return parser.parse_args(before), arguments
 
 
 def run(nodes: Nodes, ending: Ending, given: argparse.Namespace, arguments: Sequence[str], folder: Path) -> int:
@@ -242,7 +247,7 @@ def _come_again(allocation: Allocation, place: Path, *, has_moved: bool, folder:
     file = place / "idle_jobs.json"
     num_idle = 0 if has_moved else (read_json(file) if file.exists() else 0) + 1
     write_json(file, num_idle)
-    goes_on = shlex.join(["python", "tune.py", quote_override("sweep.resume", str(folder))])
+    goes_on = format_resume_command(folder)
     if num_idle >= _MOST_IDLE_JOBS:
         say(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {goes_on}")
         return 1

@@ -5,12 +5,10 @@ folder for temporary files that nobody else can enter, and the job's token.
 """
 
 import argparse
-import fcntl
 import ipaddress
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -21,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import without_scheduler
 from handpose.config import told
-from handpose.resources import count_cores, main_memory
+from handpose.resources import count_cores, list_addresses, main_memory
 from handpose.sweep.controller.slots import memory_for_trials
 from handpose.sweep.execution.privacy import NO_USAGE_STATS, make_private_folder
 from handpose.utf8 import use_utf8
@@ -29,7 +27,6 @@ from handpose.whole_file import whole_file
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine
 _END_PATIENCE_S = 15.0
-_SIOCGIFADDR = 0x8915
 
 
 def own_address(*, network: str | None, host: str, other: str | None) -> str | None:
@@ -39,9 +36,10 @@ def own_address(*, network: str | None, host: str, other: str | None) -> str | N
     another machine of the job, to which the way is looked up. Raises ValueError where there is none in the network.
     """
     if network is not None:
-        inside = [each for each in _addresses() if ipaddress.ip_address(each) in ipaddress.ip_network(network)]
+        addresses = list_addresses().values()
+        inside = [each for each in addresses if ipaddress.ip_address(each) in ipaddress.ip_network(network)]
         if not inside:
-            raise ValueError(f"{host} has no address in --network {network}, only {', '.join(_addresses())}")
+            raise ValueError(f"{host} has no address in --network {network}, only {', '.join(addresses)}")
         return inside[0]
     if other is not None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:  # nothing is sent
@@ -52,18 +50,6 @@ def own_address(*, network: str | None, host: str, other: str | None) -> str | N
             found = str(way.getsockname()[0])
         return None if ipaddress.ip_address(found).is_loopback else found
     return None
-
-
-def _addresses() -> list[str]:
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(asked, _SIOCGIFADDR, struct.pack("256s", name.encode()))
-            except OSError:  # it has none
-                continue
-            found.append(socket.inet_ntoa(answer[20:24]))
-    return found
 
 
 def ray_command(given: argparse.Namespace, *, folder: Path, address: str | None) -> list[str]:

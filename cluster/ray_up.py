@@ -20,8 +20,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.submission import REPOSITORY, Submission, parser, read
-from cluster.sweep import key_of
-from handpose.config import told
+from handpose.config import override_key, told
 from handpose.errors import UserError
 from handpose.sweep.execution.privacy import NO_USAGE_STATS, ensure_token
 from handpose.utf8 import use_utf8
@@ -110,7 +109,7 @@ def _check(submission: Submission) -> None:
     if given.provider == "local" and given.nodes not in (1, len(given.hosts)):
         raise UserError(f"--nodes {given.nodes}: --hosts names {len(given.hosts)} machines, and all of them are used")
     num_machines = len(given.hosts) if given.provider == "local" else given.nodes
-    if num_machines > 1 and not {"sweep.storage", "paths.output"} & set(map(key_of, submission.arguments)):
+    if num_machines > 1 and not {"sweep.storage", "paths.output"} & set(map(override_key, submission.arguments)):
         raise UserError(
             "the machines share no folder: keep the sweep in an object store (sweep.storage=s3://BUCKET/sweeps), or "
             "name one that --setup mounts on all of them (paths.output=FOLDER)"

@@ -15,8 +15,8 @@ from typing import NamedTuple
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from cluster.sweep import key_of, sweep_folder  # noqa: E402
-from handpose.config import compose, load_environment, quote_override  # noqa: E402
+from cluster.sweep import split_arguments, sweep_folder  # noqa: E402
+from handpose.config import compose, load_environment, override_key, quote_override  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
 from handpose.search.space import load_space  # noqa: E402
 from handpose.search.study import hide_password  # noqa: E402
@@ -76,16 +76,15 @@ def read(
     ours: options of the scheduler that the launcher sets itself; it takes all others. None: there are no others.
     is_here: the sweep's folder is seen from this machine. Raises UserError for any mistake in the command line.
     """
-    place = list(argv).index("--") if "--" in argv else len(argv)
-    options, unknown = made.parse_known_args(argv[:place])
+    before, arguments = split_arguments(argv)
+    options, unknown = made.parse_known_args(before)
     if ours is None and unknown:
         raise UserError(f"{unknown[0]} is no option (--help); the arguments of tune.py follow two dashes")
     more = _passed_through(unknown, ours or ())
     load_environment()
-    arguments = list(argv[place + 1 :])
     _check_options(options)
     _check_arguments(arguments)
-    given = {key_of(item) for item in arguments}
+    given = {override_key(item) for item in arguments}
     if not {"sweep.name", "sweep.resume"} & given:
         arguments.append(f"sweep.name={datetime.now():sweep-%Y-%m-%d-%H-%M-%S}")
     # What the environment of a machine elsewhere has need not be here.
@@ -138,12 +137,12 @@ def seconds(wall_time: str) -> int:
 
 def _check_arguments(arguments: Sequence[str]) -> None:
     for item in arguments:
-        if key_of(item) in _NOT_IN_A_JOB:
+        if override_key(item) in _NOT_IN_A_JOB:
             raise UserError(f"{item} has no place in a job, which has its own Ray, and finds the sweep by its name")
         if hide_password(item) != item:
             raise UserError(
                 f"{hide_password(item)} would write its password into the job's script; put the whole URL into "
-                f".env, as STUDY_URL=..., and give {key_of(item)}='${{oc.env:STUDY_URL}}'"
+                f".env, as STUDY_URL=..., and give {override_key(item)}='${{oc.env:STUDY_URL}}'"
             )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from handpose.config import compose, load_environment, override_value, quote_override, told  # noqa: E402
+from handpose.config import compose, load_environment, override_key, override_value, quote_override, told  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
 from handpose.utf8 import use_utf8  # noqa: E402
 from handpose.whole_file import expand_home  # noqa: E402
@@ -27,16 +27,18 @@ INTERRUPTED = 75
 """Exit status of tune.py for a sweep that can go on."""
 
 
-def key_of(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line at its first `--` into the options before it and the arguments of tune.py after it."""
+    place = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:place]), list(argv[place + 1 :])
 
 
 def sweep_folder(arguments: Sequence[str]) -> Path:
     """The folder of the sweep that these arguments of tune.py are about. Raises UserError for a mistake in them."""
-    resumed = [override_value(item) for item in arguments if key_of(item) == "sweep.resume"]
+    resumed = [override_value(item) for item in arguments if override_key(item) == "sweep.resume"]
     if resumed:
         return expand_home(str(resumed[-1])).resolve()
-    if not any(key_of(item) == "sweep.name" for item in arguments):
+    if not any(override_key(item) == "sweep.name" for item in arguments):
         raise UserError("sweep.name is missing: the next job finds the sweep by it")
     return Path(compose("tune", list(arguments)).sweep.folder)
 
@@ -44,11 +46,11 @@ def sweep_folder(arguments: Sequence[str]) -> Path:
 def tune_command(arguments: Sequence[str], folder: Path) -> list[str]:
     """The command line that begins the sweep, or goes on with it where its folder, or its store, has it already."""
     asked = list(arguments)
-    if not any(key_of(item) == "sweep.resume" for item in asked):
+    if not any(override_key(item) == "sweep.resume" for item in asked):
         if (folder / "sweep.yaml").is_file():
             asked = [quote_override("sweep.resume", str(folder))]
         elif (url := _kept_at(asked)) is not None:
-            here = [item for item in asked if key_of(item).startswith("paths.")]
+            here = [item for item in asked if override_key(item).startswith("paths.")]
             asked = [quote_override("sweep.resume", url), *here]
     return [sys.executable, str(REPOSITORY / "tune.py"), *asked, "ray.address=auto"]
 

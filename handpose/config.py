@@ -4,6 +4,7 @@ A configuration that comes out of `compose` is checked: keys exist, values have 
 meant for, paths are absolute. What is wrong raises UserError, in one sentence that names the key and the remedy.
 """
 
+import argparse
 import difflib
 import io
 import itertools
@@ -46,7 +47,7 @@ ConfigName = Literal["train", "tune"]
 # ValueError: what Hydra 1.3 raises for a group that is set to null.
 _HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
-_PATH_KEYS = (
+PATH_KEYS = (
     "paths.data",
     "paths.output",
     "paths.packed",
@@ -59,6 +60,11 @@ _PATH_KEYS = (
     "model.encoder.weights",
     "augment.background_folder",
 )
+"""Keys whose values are locations. They are made absolute, and differ between machines."""
+
+SWEEP_GROUPS = ("sweep", "retrain", "report", "scheduler", "searcher", "ray", "search_space", "hydra")
+"""Groups and keys of tune.py that train.py does not have, and `hydra`."""
+
 _NEEDED = (
     "data",
     "model",
@@ -84,7 +90,7 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     """
     given = [_with_quotes(item) for item in overrides]
     for item in given:
-        _check_name(_key(item), item.partition("=")[2])
+        _check_name(override_key(item), item.partition("=")[2])
     path = _best_path(given)
     every = _with_best(given)
     try:
@@ -157,6 +163,8 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
         if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
             for run in _runs(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
                 compose(config_name, run)  # before Hydra does, whose own messages are many lines
+        if {"-c", "--cfg", "-i", "--info"} & {flag.partition("=")[0] for flag in flags}:
+            overrides = _with_best(overrides)  # Hydra prints the configuration and never reaches main
         sys.argv[1:] = [*flags, *overrides]  # Hydra takes no flag between two overrides
 
     @hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")
@@ -165,6 +173,13 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
             main(compose(config_name, _given()))
 
     entry()
+
+
+def make_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """Make the parser of `python -m module`, whose help shows the description as it is."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 @contextmanager
@@ -265,12 +280,12 @@ def _single_values(override: str) -> list[str]:
 def task_overrides() -> list[str]:
     """The overrides of the running script's command line, those of best=FILE in its place."""
     overrides = _with_best(_given())
-    return [item for item in overrides if _key(item) != "best"]
+    return [item for item in overrides if override_key(item) != "best"]
 
 
 def given_keys() -> list[str]:
     """The keys that the running script's command line sets by name, those of best=FILE left out."""
-    return [_key(item) for item in _given() if not item.startswith("~")]
+    return [override_key(item) for item in _given() if not item.startswith("~")]
 
 
 def _given() -> list[str]:
@@ -280,7 +295,7 @@ def _given() -> list[str]:
     """
     resolved = HydraConfig.get().overrides.task
     written = typing.cast(list[str], OmegaConf.to_container(resolved, resolve=False))
-    return [item if _key(item).startswith("searcher.") else resolved[i] for i, item in enumerate(written)]
+    return [item if override_key(item).startswith("searcher.") else resolved[i] for i, item in enumerate(written)]
 
 
 def location_overrides(config: DictConfig) -> list[str]:
@@ -358,15 +373,6 @@ def choice_of(group: str, target: str) -> str:
     return targets.get(target, target)
 
 
-def leaf_keys(values: object, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all leaves of nested dictionaries."""
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from leaf_keys(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix(".")
-
-
 def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
     if GlobalHydra.instance().is_initialized():
         return hydra.compose(config_name, overrides)
@@ -375,7 +381,7 @@ def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
 
 
 def _best_path(overrides: list[str]) -> str | None:
-    given = [item for item in overrides if _key(item) == "best"]
+    given = [item for item in overrides if override_key(item) == "best"]
     path = override_value(given[-1]) if given else None
     return None if path in (None, "") else str(path)
 
@@ -384,8 +390,8 @@ def _with_best(overrides: list[str]) -> list[str]:
     path = _best_path(overrides)
     if path is None:
         return overrides
-    groups = {_key(item) for item in overrides if _is_group(_key(item))}
-    return [item for item in _best(path) if _key(item) not in groups] + overrides
+    groups = {override_key(item) for item in overrides if _is_group(override_key(item))}
+    return [item for item in _best(path) if override_key(item) not in groups] + overrides
 
 
 def _best(path: str) -> list[str]:
@@ -404,7 +410,8 @@ def _best(path: str) -> list[str]:
     return [str(item) for item in overrides]
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
+    """Return the key of an override, without a prefix such as `+`."""
     return override.partition("=")[0].lstrip("+~")
 
 
@@ -477,7 +484,7 @@ def _check_added(config_name: ConfigName, config: DictConfig, overrides: Sequenc
     added = [item for item in map(_parsed, overrides) if item.is_add() and not _is_group(item.key_or_group)]
     if not added:
         return
-    known = _known_keys(config_name, [_parsed(item) for item in overrides if _is_group(_key(item))])
+    known = _known_keys(config_name, [_parsed(item) for item in overrides if _is_group(override_key(item))])
     for item in added:
         if item.key_or_group not in known and not _has_target(config, item.key_or_group):
             raise UserError(unknown_key(item.key_or_group, known))
@@ -512,9 +519,15 @@ def _wrong_choice(item: Override) -> str | None:
 
 
 def _known_keys(config_name: ConfigName, groups: Sequence[Override]) -> set[str]:
-    leaves = set(leaf_keys(OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)))
-    inner = {key.rsplit(".", i)[0] for key in leaves for i in range(1, key.count(".") + 1)}
-    return leaves | inner
+    return set(dotted_keys(OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)))
+
+
+def dotted_keys(values: object, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of nested dictionaries, those of inner ones too."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            yield from dotted_keys(value, f"{prefix}{key}.")
 
 
 def _of_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfig:
@@ -539,7 +552,7 @@ def _check_package_directives(configs: Path) -> None:
 
 def _make_paths_absolute(config: DictConfig) -> None:
     base = Path(OmegaConf.select(config, "paths.base") or os.getcwd())
-    for key in _PATH_KEYS:
+    for key in PATH_KEYS:
         value = OmegaConf.select(config, key)
         if value is not None and not str(value).startswith("package:"):  # which model.encoder.weights may name
             path = str(base / expand_home(str(value)))

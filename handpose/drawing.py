@@ -172,11 +172,7 @@ def hand_over_photograph(photograph: Pixels, uv: Values) -> Pixels:
     photograph: (H, W, 3) uint8; uv: (K, 2) in its pixels. A skeleton with a coordinate that is not finite is left out.
     """
     height, width = photograph.shape[:2]
-    dpi = _DPI * max(1.0, max(height, width) / 400)
-    figure = Figure(figsize=((width + 0.01) / dpi, (height + 0.01) / dpi), dpi=dpi)  # Matplotlib rounds pixels down
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
-    axes.axis("off")
+    axes = _blank_axes(width, height, dpi=_DPI * max(1.0, max(height, width) / 400))
     box = _Box(0, 0, width, height)
     _show(axes, box, photograph)
     _skeleton(axes, box, uv + 0.5)
@@ -258,10 +254,7 @@ def _framing(hands_mm: Values) -> tuple[Values, float]:
 def _canvas(size: tuple[int, int], background: str, legend: Sequence[tuple[str, str]]) -> Axes:
     """Empty axes whose unit is the pixel, y down, with the legend on the last line."""
     width, height = size
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=background)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
-    axes.axis("off")
+    axes = _blank_axes(width, height, dpi=_DPI, background=background)
     step = min(96.0, (width - 8) / len(legend))
     for place, (name, colour) in enumerate(legend):
         left, middle = 10 + place * step, height - _LEGEND / 2
@@ -269,6 +262,16 @@ def _canvas(size: tuple[int, int], background: str, legend: Sequence[tuple[str, 
             [left], [middle], "s", color=colour, markersize=10 * _PX, markeredgecolor="black", markeredgewidth=0.5
         )
         axes.text(left + 10, middle, name, color=_INK if background == _DESK else "white", va="center", fontsize=7.5)
+    return axes
+
+
+def _blank_axes(width: int, height: int, *, dpi: float, background: str = "white") -> Axes:
+    """Axes that fill a new picture, whose unit is the pixel, y down."""
+    size = (width + 0.01) / dpi, (height + 0.01) / dpi  # Matplotlib rounds pixels down
+    figure = Figure(figsize=size, dpi=dpi, facecolor=background)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.axis("off")
     return axes
 
 
@@ -354,13 +357,8 @@ def _curves(
     curves = np.nan_to_num(curves)
     bins = curves.shape[1]
     rise = 0.94 * (curves / max(peak or float(curves.max()), 1e-12)).clip(max=1.0)
-    along = np.broadcast_to((np.arange(bins) + 0.5) / bins, rise.shape)
-    if upright:
-        line = np.stack((box.left + rise * box.width, box.top + along * box.height), axis=-1)
-        feet = ((box.left, box.top), (box.left, box.top + box.height))
-    else:
-        line = np.stack((box.left + along * box.width, box.top + (1 - rise) * box.height), axis=-1)
-        feet = ((box.left, box.top + box.height), (box.left + box.width, box.top + box.height))
+    line = _placed(box, (np.arange(bins) + 0.5) / bins, rise, upright=upright)
+    feet = _placed(box, np.array([0.0, 1.0]), np.zeros(2), upright=upright)
     area = PolyCollection([[feet[0], *one, feet[1]] for one in line], facecolors=colours, alpha=0.22, linewidths=0)
     axes.add_collection(area, autolim=False)
     _lines(axes, box, line, colours, 1.4)
@@ -369,11 +367,18 @@ def _curves(
 
 def _marks(axes: Axes, box: _Box, places: Values, colours: Values, *, upright: bool) -> None:
     """A line across the box at each place (J,) in [0, 1]."""
-    if upright:
-        ends = [[(box.left, y), (box.left + box.width, y)] for y in box.top + places * box.height]
-    else:
-        ends = [[(x, box.top), (x, box.top + box.height)] for x in box.left + places * box.width]
-    _lines(axes, box, np.array(ends), colours, 1.0, linestyles=(0, (1, 2)))
+    ends = np.array([0.0, 1.0] if upright else [1.0, 0.0])
+    _lines(axes, box, _placed(box, places[:, None], ends, upright=upright), colours, 1.0, linestyles=(0, (1, 2)))
+
+
+def _placed(box: _Box, along: Values, rise: Values, *, upright: bool) -> Values:
+    """Pixels (..., 2) of places in [0, 1] along the lower border of the box and above it.
+
+    upright: along its left border, downwards, and to the right of it.
+    """
+    along, rise = np.broadcast_arrays(along, rise)
+    x, y = (rise, along) if upright else (along, 1 - rise)
+    return np.stack((box.left + x * box.width, box.top + y * box.height), axis=-1)
 
 
 def _crosses(axes: Axes, box: _Box, places: Values) -> None:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handpose.config import compose, told
+from handpose.config import compose, make_parser, told
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 from handpose.evaluation.network import TrainedNetwork, data_overrides, read_network
@@ -179,11 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m handpose.export",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("handpose.export", _DESCRIPTION)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of a training")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures to compare on; default: the test split")

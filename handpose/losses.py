@@ -5,6 +5,7 @@ loss. A joint outside the picture has no place on the heatmap: its coordinate al
 the bones that end in it.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ _LONG = 4.0
 """Length, in reference bones, that no bone of a hand has (the longest has 2.5): the label of that hand is wrong."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class HeatmapLoss(nn.Module):
     """Divergence from the target heatmaps plus L1 of the soft-argmax coordinates, and what is asked of the bones.
 
@@ -35,30 +37,23 @@ class HeatmapLoss(nn.Module):
     is not there.
     """
 
-    def __init__(
-        self,
-        *,
-        divergence: Divergence,
-        heatmap_weight: float,
-        coordinate_weight: float,
-        depth_weight: float,
-        bone_length_weight: float,
-        bone_direction_weight: float,
-    ) -> None:
+    divergence: Divergence
+    heatmap_weight: float
+    coordinate_weight: float
+    depth_weight: float
+    bone_length_weight: float
+    bone_direction_weight: float
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.divergence = _DIVERGENCES[divergence]
-        self.heatmap_weight = heatmap_weight
-        self.coordinate_weight = coordinate_weight
-        self.depth_weight = depth_weight
-        self.bone_length_weight = bone_length_weight
-        self.bone_direction_weight = bone_direction_weight
+        self._compute_divergence = _DIVERGENCES[self.divergence]
 
     def forward(self, logits: AxisLogits, truth: Truth, axes: Axes) -> dict[str, Tensor]:
         inside, target = _inside(truth.coordinates)
         weights = inside * target.new_tensor([1.0, 1.0, self.depth_weight])
         divergence = torch.stack(
             [
-                self.divergence(at_least_float32(axis), axes.heatmaps(target[..., i], bins=axis.shape[-1]))
+                self._compute_divergence(at_least_float32(axis), axes.heatmaps(target[..., i], bins=axis.shape[-1]))
                 for i, axis in enumerate(logits)
             ],
             dim=-1,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from handpose import drawing
-from handpose.config import told
+from handpose.config import make_parser, told
 from handpose.errors import UserError, explain
 from handpose.evaluation.hands import find_hands
 from handpose.evaluation.network import TrainedNetwork, read_network
@@ -72,11 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m handpose.predict",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("handpose.predict", _DESCRIPTION)
     add = parser.add_argument
     add("photographs", nargs="+", type=Path, metavar="IMAGE|FOLDER")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="of a training")

@@ -10,14 +10,16 @@ import json
 import math
 import pkgutil
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from handpose.errors import UserError
 
 Values = Mapping[str, Any]
+T = TypeVar("T")
 
 _FRACTION = Annotated[float, Field(ge=0, le=1)]
 _SHARE = Annotated[float, Field(gt=0, lt=1)]
@@ -31,8 +33,6 @@ _TYPES: dict[str, Any] = {
     "train_on_val": bool,
     "retrain.use_val": bool,
     "report.scientific": str | None,
-    "sweep.confirm.top_k": Annotated[int, Field(ge=0)],
-    "sweep.confirm.seeds": Annotated[int, Field(ge=0)],
     "test_time.num_rotations": _COUNT,
     "test_time.rotation_deg": Annotated[float, Field(ge=0, le=180)],
     "test_time.crop": Annotated[float, Field(gt=0, le=1)] | None,
@@ -222,7 +222,8 @@ def _check_arguments(values: Values, *, prefix: str) -> None:
 @functools.cache
 def _type_hints(target: Any) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(inspect.unwrap(target.__init__ if inspect.isclass(target) else target))
+        function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+        return typing.get_type_hints(function, include_extras=True)
     except Exception:  # annotations of a library that only its type checker can resolve
         return {}
 
@@ -274,10 +275,21 @@ def parameters(target: str) -> set[str]:
     return set(inspect.signature(pkgutil.resolve_name(target)).parameters)
 
 
+def bind_arguments(make: Callable[..., T], **available: Any) -> Callable[..., T]:
+    """Bind those of the available arguments that the signature of a class or function has."""
+    known = inspect.signature(make).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return partial(make, **{name: value for name, value in available.items() if takes_all or name in known})
+
+
+def find_nearest_keys(key: str, known: Collection[str]) -> list[str]:
+    """Return up to two of the keys: those with the same last word, as optimizer.lr for lr, or else similar ones."""
+    near = sorted(name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2])[:2]
+    return near or difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+
+
 def unknown_key(key: str, known: set[str]) -> str:
     """The sentence for a key that is not there, with the nearest that are."""
-    # The right last word comes first, as optimizer.lr for lr.
-    near = sorted(name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2])[:2]
-    near = near or difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+    near = find_nearest_keys(key, known)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `--cfg job` prints all keys"
     return f"there is no configuration key {key}{hint}"

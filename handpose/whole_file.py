@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,25 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, that is renamed to `path` at the end and removed after an error.
+
+    What is left of an earlier attempt, or of a folder `path` that has lost a file, is removed first. Only one process
+    at a time may do this.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    for remains in (partial, path):
+        if remains.exists():
+            shutil.rmtree(remains)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:

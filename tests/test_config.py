@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
-from handpose.config import CONFIGS, compose, leaf_keys, location_overrides, plain, quote_override, told
+from handpose.config import CONFIGS, compose, dotted_keys, location_overrides, plain, quote_override, script, told
 from handpose.errors import UserError
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
@@ -135,6 +136,15 @@ def test_the_best_of_a_sweep_comes_before_the_command_line(tmp_path):
     assert (config.model.decoder.depth, config.optimizer.lr) == (2, 0.25)
 
 
+def test_the_printed_configuration_has_the_values_of_best_yaml(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "best.yaml"
+    path.write_text(yaml.safe_dump({"overrides": ["model.decoder.depth=2", "optimizer.lr=0.5"]}))
+    monkeypatch.setattr(sys, "argv", ["train.py", f"best={path}", "optimizer.lr=0.25", "--cfg", "job"])
+    script("train", lambda _: pytest.fail("--cfg only prints"))
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["model"]["decoder"]["depth"], printed["optimizer"]["lr"]) == (2, 0.25)
+
+
 @pytest.mark.parametrize("name", ["a b", "it's", "x [1], y"])
 def test_the_best_of_a_sweep_may_lie_in_any_folder(tmp_path, name):
     (tmp_path / name).mkdir()
@@ -155,8 +165,8 @@ def test_a_file_that_is_no_best_yaml_is_refused(tmp_path):
         compose("train", [f"best={tmp_path / 'best.yaml'}"])
 
 
-def test_leaf_keys_are_dotted():
-    assert list(leaf_keys({"a": {"b": 1, "c": {"d": 2}}, "e": {}})) == ["a.b", "a.c.d", "e"]
+def test_keys_of_leaves_and_of_what_holds_them_are_dotted():
+    assert list(dotted_keys({"a": {"b": 1, "c": {"d": 2}}, "e": {}})) == ["a", "a.b", "a.c", "a.c.d", "e"]
 
 
 def test_sigterm_ends_a_program_with_a_sentence_as_ctrl_c_does(capsys):

@@ -7,6 +7,7 @@ batch, on the batch's device; test-time augmentation uses the same functions.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -29,6 +30,11 @@ class View(NamedTuple):
     image: Tensor  # (B, 3, H, W) float32 in [0, 1]
     intrinsics: Tensor  # (B, 3, 3), px
     xyz_m: Tensor  # (B, K, 3), metres
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the pictures."""
+        return self.image.shape[-2], self.image.shape[-1]
 
 
 def unchanged(batch: HandBatch) -> View:
@@ -144,6 +150,7 @@ class Motion(NamedTuple):
     xyz_m: Tensor  # (B, K, 3), metres, in its frame
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Augment(nn.Module):
     """Random views of a batch, drawn from a generator, so that a step is the same whenever it is repeated.
 
@@ -160,59 +167,38 @@ class Augment(nn.Module):
     What is 0 costs nothing, and without it the rest is drawn as before. Raises UserError for a value out of its range.
     """
 
-    def __init__(
-        self,
-        *,
-        rotation_deg: float,
-        perspective_deg: float,
-        scale: float,
-        shift: float,
-        mirror: float,
-        brightness: float,
-        contrast: float,
-        color: float,
-        background: float,
-        background_folder: str | None,
-        occlusion: float,
-        occlusion_size: Sequence[float],
-        blur: float,
-        noise: float,
-        interpolation: Interpolation,
-    ) -> None:
+    rotation_deg: float
+    perspective_deg: float
+    scale: float
+    shift: float
+    mirror: float
+    brightness: float
+    contrast: float
+    color: float
+    background: float
+    background_folder: str | None
+    occlusion: float
+    occlusion_size: Sequence[float]
+    blur: float
+    noise: float
+    interpolation: Interpolation
+
+    def __post_init__(self) -> None:
         super().__init__()
-        for name, value in (
-            ("scale", scale),
-            ("shift", shift),
-            ("brightness", brightness),
-            ("contrast", contrast),
-            ("color", color),
-        ):
+        for name in ("scale", "shift", "brightness", "contrast", "color"):
+            value = getattr(self, name)
             if not 0.0 <= value < 1.0:
                 raise UserError(f"augment.{name} must be at least 0 and less than 1, but it is {value}")
-        _check_range("rotation_deg", rotation_deg, 180.0)
-        _check_range("perspective_deg", perspective_deg, 45.0)
-        for name, value in (("mirror", mirror), ("background", background), ("occlusion", occlusion), ("blur", blur)):
-            _check_range(name, value, 1.0)
-        _check_range("noise", noise, 255.0)
-        if len(occlusion_size) != 2 or not 0.0 < occlusion_size[0] <= occlusion_size[1]:
+        largest = {"rotation_deg": 180.0, "perspective_deg": 45.0, "noise": 255.0}
+        for name, most in {**largest, **dict.fromkeys(("mirror", "background", "occlusion", "blur"), 1.0)}.items():
+            value = getattr(self, name)
+            if not 0.0 <= value <= most:
+                raise UserError(f"augment.{name} must lie between 0 and {most:g}, but it is {value}")
+        size = self.occlusion_size
+        if len(size) != 2 or not 0.0 < size[0] <= size[1]:
             raise UserError(
-                f"augment.occlusion_size must be [least, most] with 0 < least <= most, but it is {list(occlusion_size)}"
+                f"augment.occlusion_size must be [least, most] with 0 < least <= most, but it is {list(size)}"
             )
-        self.rotation_deg = rotation_deg
-        self.perspective_deg = perspective_deg
-        self.scale = scale
-        self.shift = shift
-        self.mirror = mirror
-        self.brightness = brightness
-        self.contrast = contrast
-        self.color = color
-        self.background = background
-        self.background_folder = background_folder
-        self.occlusion = occlusion
-        self.occlusion_size = tuple(occlusion_size)
-        self.blur = blur
-        self.noise = noise
-        self.interpolation = interpolation
 
     @property
     def needs_masks(self) -> bool:
@@ -315,11 +301,6 @@ class Augment(nn.Module):
         if self.background_folder is None:
             return appearance.drawn_backgrounds(size, draws, device)
         return appearance.photographed_backgrounds(self.background_folder, size, draws, device)
-
-
-def _check_range(name: str, value: float, most: float) -> None:
-    if not 0.0 <= value <= most:
-        raise UserError(f"augment.{name} must lie between 0 and {most:g}, but it is {value}")
 
 
 def _cover(mask: Tensor, homography: Tensor | None, rows: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ Pixels: the published toolbox draws K xyz over `imshow`, so pixel centres lie at
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,30 +29,27 @@ _REFERENCE_BONE_LIMITS_M = (0.005, 0.2)
 _SCALE_TOLERANCE = 0.05
 
 
+@dataclass(eq=False)
 class FreiHand:
     """Reader of the FreiHAND_pub_v2 layout.
 
-    val_fraction: share of the training poses that is kept for validation. split: "blocks" takes `num_blocks` runs of
-    neighbouring poses spread over the sequence (the frames are video, so neighbours look alike), "random" takes single
-    poses. split_seed places the blocks or draws the poses.
+    Args:
+        root: folder of the data set.
+        val_fraction: share of the training poses that is kept for validation.
+        split: "blocks" takes `num_blocks` runs of neighbouring poses spread over the sequence (the frames are video, so
+            neighbours look alike), "random" takes single poses.
+        num_blocks: see split.
+        split_seed: places the blocks or draws the poses.
     """
 
-    name = "freihand"
+    name: ClassVar[str] = "freihand"
 
-    def __init__(
-        self,
-        root: str,
-        *,
-        val_fraction: float,
-        split: Literal["blocks", "random"],
-        num_blocks: int,
-        split_seed: int,
-    ) -> None:
-        self.root = Path(root).expanduser().absolute()
-        self.val_fraction = val_fraction
-        self.split = split
-        self.num_blocks = num_blocks
-        self.split_seed = split_seed
+    root: str
+    _: KW_ONLY
+    val_fraction: float
+    split: Literal["blocks", "random"]
+    num_blocks: int
+    split_seed: int
 
     def splits(self) -> Splits:
         """Read the annotations and list the images; no image is opened.
@@ -60,11 +57,12 @@ class FreiHand:
         Raises UserError when a folder or file is missing, broken or does not agree with the others, and when the
         split would leave no pose for training or for validation.
         """
-        _check_root(self.root)
-        training = read_annotations(self.root / "training/rgb", self.root, "training", _LAYOUT, xyz="required")
-        test = read_annotations(self.root / "evaluation/rgb", self.root, "evaluation", _LAYOUT, xyz="optional")
+        root = Path(self.root).expanduser().absolute()
+        _check_root(root)
+        training = read_annotations(root / "training/rgb", root, "training", _LAYOUT, xyz="required")
+        test = read_annotations(root / "evaluation/rgb", root, "evaluation", _LAYOUT, xyz="optional")
         num_poses = int(training.pose.max()) + 1
-        masks = self.root / "training/mask"
+        masks = root / "training/mask"
         training = replace(training, masks=masks if masks.is_dir() else None)
         in_val = validation_poses(
             num_poses,

@@ -24,19 +24,33 @@ _FOREARM_MM = 240.0
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What makes the pictures harder. Angles in degrees, probabilities a picture, pairs are (low, high)."""
+    """What makes the pictures harder. Pairs are (low, high).
+
+    Attributes:
+        roll_deg: the hand turns by up to this in the picture, to either side.
+        tilt_deg: the hand turns by up to this out of the picture, to either side.
+        back_probability: of the back of the hand facing the camera rather than the palm.
+        pose_variety: factor on the postural synergies.
+        focal: focal length in picture sizes.
+        fill: longer side of the joints' box in picture sizes.
+        cutoff_probability: of a hand over the border of the picture.
+        occluder_probability: of a shape before the hand.
+        blur_probability: of a blurred picture.
+        noise: largest standard deviation of the sensor noise in grey levels.
+        clutter: 0 for plain backgrounds, 1 for busy ones.
+    """
 
     roll_deg: float
     tilt_deg: float
     back_probability: float
     pose_variety: float
-    focal: tuple[float, float]  # in picture sizes
-    fill: tuple[float, float]  # longer side of the joints' box in picture sizes
+    focal: tuple[float, float]
+    fill: tuple[float, float]
     cutoff_probability: float
     occluder_probability: float
     blur_probability: float
-    noise: float  # standard deviation in grey levels at most
-    clutter: float  # 0 plain, 1 busy backgrounds
+    noise: float
+    clutter: float
 
 
 class Picture(NamedTuple):
@@ -277,19 +291,10 @@ def _expose(rng: np.random.Generator, image: Pixels, difficulty: Difficulty) -> 
     if rng.random() < difficulty.blur_probability:
         share = np.float32(rng.uniform(0.1, 0.3))
         for axis in (0, 1):
-            image = (1 - 2 * share) * image + share * (_shift(image, 1, axis) + _shift(image, -1, axis))
+            rows = np.moveaxis(image, axis, 0)
+            neighbours = np.concatenate([rows[:1], rows[:-1]]) + np.concatenate([rows[1:], rows[-1:]])
+            image = (1 - 2 * share) * image + share * np.moveaxis(neighbours, 0, axis)
     pixels = hand_shading.to_srgb(image * np.float32(math.exp(rng.normal(0, 0.12)))).astype(np.float32)
     level = np.float32(rng.uniform(0, difficulty.noise))
     pixels += level * rng.standard_normal(pixels.shape, np.float32)
     return np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
-
-
-def _shift(image: Pixels, step: int, axis: int) -> Pixels:
-    rolled = np.roll(image, step, axis)
-    edge, copied = (0, 0) if step > 0 else (-1, -1)
-    index: list[slice | int] = [slice(None)] * image.ndim
-    index[axis] = edge
-    source: list[slice | int] = [slice(None)] * image.ndim
-    source[axis] = copied
-    rolled[tuple(index)] = image[tuple(source)]
-    return rolled

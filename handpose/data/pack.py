@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError, explain, free_bytes, naming, size_text
 from handpose.locks import locked_for_writing
 from handpose.resources import count_cores
-from handpose.whole_file import write_json
+from handpose.whole_file import whole_folder, write_json
 
 _VERSION = 2
 _CHUNK = 64  # images a task: 10 MB at 224 px, so few tasks and little memory
@@ -198,23 +197,14 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 def _make(store: Path, files: Files, kind: Kind, image_size: int | None, workers: int, progress: bool) -> None:
     """Decode all files into a folder beside `store` and move it there when it is whole. The lock is held."""
-    partial = store.with_name(f".{store.name}.partial")
     start = time.monotonic()
     try:
-        for remains in (partial, store):  # of a process that was killed, or of a disk that lost something
-            if remains.exists():
-                shutil.rmtree(remains)
-        size = image_size or _side(files.paths[0], kind.decode(files.paths[0]))
-        _check_space(store.parent, (len(files.paths), size, size, kind.channels))
-        try:
-            partial.mkdir()
-            _write_images(
-                partial, files.paths, kind, size, resize=image_size is not None, workers=workers, progress=progress
-            )
+        with whole_folder(store) as partial:
+            size = image_size or _side(files.paths[0], kind.decode(files.paths[0]))
+            _check_space(store.parent, (len(files.paths), size, size, kind.channels))
+            resize = image_size is not None
+            _write_images(partial, files.paths, kind, size, resize=resize, workers=workers, progress=progress)
             _write_manifest(partial, files, image_size)
-            partial.rename(store)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise _unwritable(store.parent, error) from None
     if progress:

@@ -8,16 +8,15 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ from handpose.errors import UserError, explain, free_bytes, is_about_files, size
 from handpose.locks import locked_for_writing
 from handpose.resources import count_cores
 from handpose.utf8 import use_utf8
-from handpose.whole_file import check_output, whole_file, write_json
+from handpose.whole_file import check_output, whole_file, whole_folder, write_json
 from handpose.yaml_files import load_yaml
 
 GENERATOR_VERSION = 5
@@ -46,92 +45,72 @@ _BYTES_PER_PIXEL = 1.1  # of a noisy picture as JPEG, its mask and its annotatio
 _FINGER_COLOURS = ((255, 70, 60), (255, 190, 0), (60, 220, 70), (60, 160, 255), (225, 90, 255))
 
 
+@dataclass(eq=False)
 class Synthetic:
-    """The rendered data set; `splits` draws it first where that has not been done."""
+    """The rendered data set; `splits` draws it first if that has not been done.
 
-    name = "synthetic"
+    Args:
+        root: folder of all synthetic sets.
+        num_train: pictures of training, validation included.
+        num_eval: pictures of evaluation.
+        image_size: side of a picture in px.
+        seed: seed of all pictures.
+        roll_deg, and all others down to clutter: as in `Difficulty`.
+        val_fraction, split, num_blocks, split_seed: as in `FreiHand`.
+        num_workers: processes that draw; None for one per core.
 
-    def __init__(
-        self,
-        root: str,
-        *,
-        num_train: int,
-        num_eval: int,
-        image_size: int,
-        seed: int,
-        roll_deg: float,
-        tilt_deg: float,
-        back_probability: float,
-        pose_variety: float,
-        focal: Sequence[float],
-        fill: Sequence[float],
-        cutoff_probability: float,
-        occluder_probability: float,
-        blur_probability: float,
-        noise: float,
-        clutter: float,
-        val_fraction: float,
-        split: Literal["blocks", "random"],
-        num_blocks: int,
-        split_seed: int,
-        num_workers: int | None = None,
-    ) -> None:
-        """Check the parameters; nothing is drawn yet.
+    Raises:
+        UserError: a value is out of its range.
+    """
 
-        root: folder of all synthetic sets. num_train, num_eval: pictures of training (validation included) and
-        evaluation. image_size: px. roll_deg, tilt_deg: the hand turns by up to +- this in the picture and out of it.
-        back_probability: of the back of the hand facing the camera rather than the palm. pose_variety: factor on the
-        postural synergies. focal: (least, most) focal length in picture sizes. fill: (least, most) longer side of the
-        joints' box in picture sizes. cutoff_, occluder_, blur_probability: of a hand over the border, of a shape before
-        it, of a blurred picture. noise: most sensor noise, grey levels. clutter: 0 for plain backgrounds, 1 for busy
-        ones. val_fraction, split, num_blocks, split_seed: as in `FreiHand`. num_workers: processes that draw; None for
-        one a core.
+    name: ClassVar[str] = "synthetic"
 
-        Raises UserError for a value out of its range.
-        """
-        _check_count("num_train", num_train, 2)
-        _check_count("num_eval", num_eval, 1)
-        _check_count("image_size", image_size, _LEAST_IMAGE_SIZE)
-        _check_count("seed", seed, 0)
-        if num_workers is not None:
-            _check_count("num_workers", num_workers, 1)
-        self.root = Path(root).expanduser().absolute()
-        self.counts = {"training": num_train, "evaluation": num_eval}
-        self.image_size = image_size
-        self.seed = seed
-        self.difficulty = _checked_difficulty(
-            roll_deg=roll_deg,
-            tilt_deg=tilt_deg,
-            back_probability=back_probability,
-            pose_variety=pose_variety,
-            focal=focal,
-            fill=fill,
-            cutoff_probability=cutoff_probability,
-            occluder_probability=occluder_probability,
-            blur_probability=blur_probability,
-            noise=noise,
-            clutter=clutter,
-        )
-        self.num_workers = num_workers
-        self._reader: dict[str, Any] = {
-            "val_fraction": val_fraction,
-            "split": split,
-            "num_blocks": num_blocks,
-            "split_seed": split_seed,
-        }
+    root: str
+    _: KW_ONLY
+    num_train: int
+    num_eval: int
+    image_size: int
+    seed: int
+    roll_deg: float
+    tilt_deg: float
+    back_probability: float
+    pose_variety: float
+    focal: Sequence[float]
+    fill: Sequence[float]
+    cutoff_probability: float
+    occluder_probability: float
+    blur_probability: float
+    noise: float
+    clutter: float
+    val_fraction: float
+    split: Literal["blocks", "random"]
+    num_blocks: int
+    split_seed: int
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        least = {"num_train": 2, "num_eval": 1, "image_size": _LEAST_IMAGE_SIZE, "seed": 0}
+        for name, number in least.items():
+            _check_count(name, getattr(self, name), number)
+        if self.num_workers is not None:
+            _check_count("num_workers", self.num_workers, 1)
+        self.difficulty = _checked_difficulty(**{each.name: getattr(self, each.name) for each in fields(Difficulty)})
+        self.counts = {"training": self.num_train, "evaluation": self.num_eval}
+        self._root = Path(self.root).expanduser().absolute()
 
     def splits(self) -> Splits:
         """The splits as `FreiHand` reads them, drawn first if need be.
 
         Raises UserError when the folder cannot be written or the disk is too small.
         """
-        return FreiHand(str(self.generate()), **self._reader).splits()
+        names = ("val_fraction", "split", "num_blocks", "split_seed")
+        return FreiHand(str(self.generate()), **{name: getattr(self, name) for name in names}).splits()
 
     @property
     def folder(self) -> Path:
         """Where the set of these parameters lies; the name is a fingerprint of all that decides its pixels."""
         text = json.dumps(self._description(), sort_keys=True)
-        return self.root / f"hands-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return self._root / f"hands-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -147,7 +126,7 @@ class Synthetic:
         if not self._is_whole():
             lock = self.folder.with_name(f"{self.folder.name}.lock")
             wait = f"Waiting for another process that draws {self.folder}"
-            with locked_for_writing(lock, on_wait=wait, refusal=lambda error: _unwritable(self.root, error)):
+            with locked_for_writing(lock, on_wait=wait, refusal=lambda error: _unwritable(self._root, error)):
                 if not self._is_whole():
                     self._draw_all()
         return self.folder
@@ -165,23 +144,16 @@ class Synthetic:
 
     def _draw_all(self) -> None:
         """Draw into a folder beside the final one and rename it last: what has the name is whole. The lock is held."""
-        partial = self.folder.with_name(f".{self.folder.name}.partial")
         start = time.monotonic()
         try:
-            for remains in (partial, self.folder):  # of a run that was killed, or of a set that has lost a file
-                if remains.exists():
-                    shutil.rmtree(remains)
-            _check_space(self.root, sum(self.counts.values()) * self.image_size**2 * _BYTES_PER_PIXEL)
-            try:
+            with whole_folder(self.folder) as partial:
+                _check_space(self._root, sum(self.counts.values()) * self.image_size**2 * _BYTES_PER_PIXEL)
                 for split in hand_drawing.SPLITS:
                     (partial / split / "rgb").mkdir(parents=True)
                 (partial / hand_drawing.MASKED / "mask").mkdir()
                 self._write_annotations(partial, self._run_workers(partial))
-                partial.rename(self.folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
         except OSError as error:
-            raise _unwritable(self.root, error) from None
+            raise _unwritable(self._root, error) from None
         seconds = time.monotonic() - start
         print(f"Drew {sum(self.counts.values())} hands in {self.folder} in {seconds:.1f} s", file=sys.stderr)
 

@@ -12,10 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from handpose import drawing
-from handpose.config import CONFIGS, compose, load_environment, told
+from handpose.config import CONFIGS, compose, load_environment, make_parser, told
 from handpose.data.datamodule import HandDataModule, OrderedBatches, PackedHands
 from handpose.errors import UserError
 from handpose.evaluation.curves import draw_pck
+from handpose.evaluation.hand_pictures import chosen_hands
 from handpose.evaluation.network import data_overrides, network_overrides
 from handpose.evaluation.scores import JointErrors, joint_errors, scores
 from handpose.evaluation.submission import read_predictions, write_course
@@ -71,11 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m handpose.evaluation",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("handpose.evaluation", _DESCRIPTION)
     of = parser.add_mutually_exclusive_group(required=True)
     of.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a training")
     of.add_argument("--predictions", type=Path, metavar="FILE", help="test_preds.json.gz, pred.zip or pred.json")
@@ -157,16 +154,15 @@ def _draw_hands(
 ) -> None:
     """The worst hands, worst first, then the best, best first."""
     per_hand = errors.aligned_mm.mean(axis=1)
-    order, num = np.argsort(-per_hand, kind="stable"), min(_NUM_PICTURES, -(-len(per_hand) // 2))
-    chosen = np.concatenate([order[:num], order[::-1][:num]])
-    kind = ["worst"] * num + ["best"] * num
+    kinds, indices = zip(*chosen_hands(len(per_hand), per_hand, most=_NUM_PICTURES), strict=True)
+    chosen = np.array(indices)
     batch = predicted.dataset[chosen]
     camera = batch.intrinsics.double()
     picture = drawing.predictions_over_images(
         batch.image.permute(0, 2, 3, 1).numpy(),
         project(torch.from_numpy(predicted.xyz_m[chosen]), camera).numpy(),
         project(torch.from_numpy(truth_m[chosen]), camera).numpy(),
-        captions=[f"{which}: {names[i]}, {per_hand[i]:.1f} mm" for which, i in zip(kind, chosen, strict=True)],
+        captions=[f"{which}: {names[i]}, {per_hand[i]:.1f} mm" for which, i in zip(kinds, chosen, strict=True)],
     )
     with whole_file(path) as part:
         Image.fromarray(picture).save(part, "PNG")

@@ -42,13 +42,18 @@ def write_hands(folder: Path, dataset: PackedHands, predicted_m: NDArray[np.floa
     write_json(place / LIST, listed, indent=1)
 
 
-def chosen_hands(num: int, errors_mm: NDArray[np.floating] | None) -> Sequence[tuple[str, int]]:
-    """Kind and index of the hands that are shown: the worst, worst first, then the best, best first; none twice."""
+def chosen_hands(
+    num: int, errors_mm: NDArray[np.floating] | None, *, most: int = NUM_OF_A_KIND
+) -> Sequence[tuple[str, int]]:
+    """Kind and index of the hands that are shown: the worst, worst first, then the best, best first; none twice.
+
+    most: of a kind.
+    """
     if errors_mm is None:
-        return [("other", int(index)) for index in np.unique(np.linspace(0, num - 1, min(num, NUM_OF_A_KIND)).round())]
+        return [("other", int(index)) for index in np.unique(np.linspace(0, num - 1, min(num, most)).round())]
     order = np.argsort(-errors_mm, kind="stable")
-    worst = order[: min(NUM_OF_A_KIND, -(-num // 2))]
-    best = order[::-1][: min(NUM_OF_A_KIND, num // 2)]
+    worst = order[: min(most, -(-num // 2))]
+    best = order[::-1][: min(most, num // 2)]
     return [*(("worst", int(index)) for index in worst), *(("best", int(index)) for index in best)]
 
 

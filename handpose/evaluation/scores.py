@@ -20,7 +20,7 @@ THRESHOLDS_MM = (5, 10, 15, 20, 30)
 TRUNCATION = (("0", 0, 0), ("1-5", 1, 5), (">5", 6, len(JOINT_NAMES)))
 """Name, least and most joints outside the picture."""
 
-NUM_RESAMPLES = 2000
+NUM_RESAMPLES, NUM_WORST = 2000, 20
 _MM_PER_M = 1000.0
 
 Errors = NDArray[np.float64]
@@ -70,7 +70,6 @@ def scores(
     size: tuple[int, int],
     training_m: NDArray[np.floating],
     names: Sequence[str],
-    num_worst: int = 20,
 ) -> dict[str, Any]:
     """Everything of evaluation.json, as plain values.
 
@@ -107,18 +106,18 @@ def scores(
         "truncation": _by_truncation(errors, joints_outside(target_m, intrinsics, size)),
         "worst": [
             {"hand": names[i], "pa_mpjpe_mm": float(per_hand[i])}
-            for i in np.argsort(-per_hand, kind="stable")[:num_worst]
+            for i in np.argsort(-per_hand, kind="stable")[:NUM_WORST]
         ],
     }
 
 
-def bootstrap_interval(per_hand: Errors, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> list[float]:
+def bootstrap_interval(per_hand: Errors, *, seed: int = 0) -> list[float]:
     """The 95 % interval of the mean over hands (N,) by the percentile bootstrap (Efron 1979), hands drawn singly.
 
     Neighbouring frames of a sequence are alike, so for hands of sequences the true interval is wider.
     """
     generator = np.random.default_rng(seed)
-    means = [per_hand[generator.integers(len(per_hand), size=len(per_hand))].mean() for _ in range(num_resamples)]
+    means = [per_hand[generator.integers(len(per_hand), size=len(per_hand))].mean() for _ in range(NUM_RESAMPLES)]
     return [float(end) for end in np.percentile(means, (2.5, 97.5))]
 
 

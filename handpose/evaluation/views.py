@@ -74,7 +74,7 @@ class Views:
         if self.crop is None:
             return self._mean(module, view, scale_m)
         found = project(module.predict_xyz_m(view, scale_m), view.intrinsics)
-        rotation, intrinsics = looking_at(found, view.intrinsics, _size(view), fill=self.crop)
+        rotation, intrinsics = looking_at(found, view.intrinsics, view.size, fill=self.crop)
         cropped_m = self._mean(module, turned(view, rotation, intrinsics), scale_m)
         return turned_back(cropped_m, rotation)
 
@@ -96,14 +96,12 @@ def mirrored_back(xyz_m: Tensor) -> Tensor:
     return xyz_m * xyz_m.new_tensor([-1.0, 1.0, 1.0])
 
 
-def looking_at(
-    uv: Tensor, intrinsics: Tensor, size: tuple[int, int], *, fill: float, most_zoom: float = MOST_ZOOM
-) -> tuple[Tensor, Tensor]:
+def looking_at(uv: Tensor, intrinsics: Tensor, size: tuple[int, int], *, fill: float) -> tuple[Tensor, Tensor]:
     """The camera that looks at joints: its rotation (B, 3, 3) and intrinsics (B, 3, 3) for a picture of the same size.
 
     uv: (B, K, 2) in pixels of a picture of `size` (H, W) with intrinsics (B, 3, 3). The longer side of the joints' box
     fills that fraction of the shorter side of the new picture, whose middle is that of the box; it is enlarged by
-    most_zoom at most.
+    MOST_ZOOM at most.
     """
     rays = F.pad(normalized_image_points(uv, intrinsics), (0, 1), value=1.0)  # (B, K, 3)
     middle = (rays.amin(dim=1) + rays.amax(dim=1)) / 2.0
@@ -114,7 +112,7 @@ def looking_at(
     low, high = points.amin(dim=1), points.amax(dim=1)  # (B, 2)
     height, width = size
     focal = fill * min(size) / (high - low).amax(dim=-1)
-    focal = torch.minimum(focal, most_zoom * intrinsics[:, 0, 0])  # (B,)
+    focal = torch.minimum(focal, MOST_ZOOM * intrinsics[:, 0, 0])  # (B,)
     center = (low + high) / 2.0
     camera = torch.zeros_like(intrinsics)
     camera[:, 0, 0] = camera[:, 1, 1] = focal
@@ -151,7 +149,7 @@ def _angles(num_rotations: int, reach: float) -> list[float]:
 
 def _seen(view: View, angle: float, scale: float) -> tuple[View, Tensor]:
     """The view turned and zoomed about its centre, and the rotation (B, 3, 3) of its camera."""
-    size, angles = _size(view), view.intrinsics.new_full((len(view.image),), angle)
+    size, angles = view.size, view.intrinsics.new_full((len(view.image),), angle)
     rotation = rotation_about_center(angles, view.intrinsics, size)
     if angle == 0.0 and scale == 1.0:
         return view, rotation  # a warp would cost time and change nothing
@@ -174,7 +172,3 @@ def _onto_the_axis(ray: Tensor) -> Tensor:
     with exactly(ray):
         square = cross @ cross
     return torch.eye(3, device=ray.device, dtype=ray.dtype) + cross + square / (1.0 + z)[:, None, None]
-
-
-def _size(view: View) -> tuple[int, int]:
-    return view.image.shape[-2], view.image.shape[-1]

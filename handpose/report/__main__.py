@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from handpose.config import told
+from handpose.config import make_parser, told
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.storage.stored_sweep import open_sweep_for_reading
 from handpose.urls import is_url
@@ -35,11 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m handpose.report",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("handpose.report", _DESCRIPTION)
     parser.add_argument("places", nargs="+", metavar="DIR", help="of a sweep, or its URL in a store")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the one folder, or here")
     parser.add_argument("--scientific", metavar="KEY", help="a searched key to compare the values of, others optimised")

@@ -8,6 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+
+from handpose.report.record import TrialRecord
 from handpose.report.table import State
 
 Trace: TypeAlias = dict[str, Any]
@@ -46,6 +49,44 @@ def figure(data: Sequence[Trace], *, x: str, y: str, height: int = 340, **layout
 def rounded(value: float) -> float | None:
     """Five digits, which is more than a screen shows; a number that is none is a gap."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def error_bars(middles: Sequence[float], ends: Sequence[tuple[float, float]], **style: Any) -> dict[str, Any]:
+    """Error bars from the low to the high end around each middle. style: as plotly's."""
+    above = [rounded(max(0.0, high - middle)) for middle, (_, high) in zip(middles, ends, strict=True)]
+    below = [rounded(max(0.0, middle - low)) for middle, (low, _) in zip(middles, ends, strict=True)]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **style}
+
+
+def dots_of_trials(trials: Sequence[TrialRecord], x: Sequence[Any], *, at: str = "", **style: Any) -> Trace:
+    """A dot for each trial's last value. at: end of the text shown on hovering; style: of plotly, as marker={...}."""
+    return {
+        "x": x,
+        "y": [rounded(trial.value) for trial in trials],
+        "customdata": [[trial.number, trial.epochs] for trial in trials],
+        "mode": "markers",
+        "hovertemplate": f"trial %{{customdata[0]}} at epoch %{{customdata[1]}}: %{{y}}{at}<extra></extra>",
+        **style,
+    }
+
+
+def range_without_outliers(values: Sequence[float], sign: float, *, num: int, share: float) -> dict[str, Any]:
+    """An axis on which a few bad values do not squeeze the others; all of it if there are none.
+
+    Args:
+        values: finite values; with fewer than `num` the axis has all of them.
+        sign: factor that makes smaller values better.
+        num: see above.
+        share: share of the values that the axis has at the least.
+    """
+    losses = sign * np.asarray(values)
+    if len(losses) < num:
+        return {}
+    least, usual, most = losses.min(), np.quantile(losses, share), losses.max()
+    margin = 0.05 * (usual - least)
+    if most <= usual + 10 * margin:
+        return {}
+    return {"range": [rounded(end) for end in sorted((sign * (least - margin), sign * (usual + margin)))]}
 
 
 def time_unit(seconds: float) -> tuple[float, str]:

@@ -6,11 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from handpose.report.figure import COLOURS, Figure, Trace, figure, rounded, with_gaps
+from handpose.report.figure import (
+    COLOURS,
+    Figure,
+    Trace,
+    dots_of_trials,
+    error_bars,
+    figure,
+    range_without_outliers,
+    rounded,
+    with_gaps,
+)
 from handpose.report.isolation import Isolation
 from handpose.report.record import Effect, Importance, Parameter, SweepRecord, TrialRecord
 from handpose.report.table import short_names
-from handpose.report.words import metric_label, value_text
+from handpose.report.words import cost_label, cost_value, metric_label, value_text
 
 PREFERRED = ("model.decoder.depth", "heatmap.sigma", "optimizer.lr")
 """Shown first where they are searched."""
@@ -55,17 +65,11 @@ def _effects(
 ) -> list[Trace]:
     """Of one epoch: the shares, and a bar each for what chance reaches."""
     y = [rounded(rows[effect.key] + offset) for effect in effects]
-    spread = {
-        "type": "data",
-        "symmetric": False,
-        "array": [rounded(max(0.0, effect.high - effect.share)) for effect in effects],
-        "arrayminus": [rounded(max(0.0, effect.share - effect.low)) for effect in effects],
-        "color": colour,
-    }
+    middles, ends = [effect.share for effect in effects], [(effect.low, effect.high) for effect in effects]
     shares = {
-        "x": [rounded(effect.share) for effect in effects],
+        "x": [rounded(share) for share in middles],
         "y": y,
-        "error_x": spread,
+        "error_x": error_bars(middles, ends, color=colour),
         "mode": "markers",
         "marker": {"size": 9, "color": colour},
         "name": f"epoch {at.epoch} ({at.num_trials} trials)",
@@ -165,15 +169,10 @@ def slice_dots(record: SweepRecord, parameter: Parameter) -> Figure:
     """Every trial's last value over a parameter; the stronger its colour, the longer it was trained."""
     trials = [trial for trial in record.trials if parameter.key in trial.params and trial.reports]
     trials = sorted((trial for trial in trials if np.isfinite(trial.value)), key=lambda trial: trial.epochs)
-    dots = {
-        "x": [axis_value(parameter, trial.params[parameter.key]) for trial in trials],
-        "y": [rounded(trial.value) for trial in trials],
-        "customdata": [[trial.number, trial.epochs] for trial in trials],
-        "mode": "markers",
-        "marker": _by_epochs(record, trials, size=9 if len(trials) < 200 else 6),
-        "hovertemplate": "trial %{customdata[0]} at epoch %{customdata[1]}: %{y} at %{x}<extra></extra>",
-    }
-    shown = _without_the_worst(record, [trial.value for trial in trials])
+    x = [axis_value(parameter, trial.params[parameter.key]) for trial in trials]
+    marker = _by_epochs(record, trials, size=9 if len(trials) < 200 else 6)
+    dots = dots_of_trials(trials, x, at=" at %{x}", marker=marker)
+    shown = range_without_outliers([trial.value for trial in trials], record.sign, num=20, share=0.95)
     return figure(
         [dots],
         x=parameter.key,
@@ -198,78 +197,32 @@ def _by_epochs(record: SweepRecord, trials: Sequence[TrialRecord], *, size: int)
     }
 
 
-def _without_the_worst(record: SweepRecord, values: Sequence[float]) -> dict[str, Any]:
-    if len(values) < 20:
-        return {}
-    losses = record.sign * np.asarray(values)
-    least, usual, most = losses.min(), np.quantile(losses, 0.95), losses.max()
-    capacity = 0.06 * (usual - least)
-    if most <= usual + 10 * capacity:
-        return {}
-    return {
-        "range": [rounded(end) for end in sorted((record.sign * (least - capacity), record.sign * (usual + capacity)))]
-    }
-
-
 def pareto_dots(record: SweepRecord) -> Figure:
     """Both objectives of every trial that was measured; the front as a line through its trials."""
     assert record.objective is not None
     name = record.objective.name
-    front = [record.trial(number) for number in record.objective.front]
-    on_front = {trial.number for trial in front}
-    front = sorted(front, key=lambda trial: trial.costs[name])
+    front = sorted(map(record.trial, record.objective.front), key=lambda trial: trial.costs[name])
     measured = [trial for trial in record.trials if name in trial.costs and np.isfinite(trial.value)]
-    others = [trial for trial in measured if trial.number not in on_front]
-    hover = "trial %{customdata[0]} at epoch %{customdata[1]}: %{y} at %{x}<extra></extra>"
-
-    def dots(trials: Sequence[TrialRecord], **style: Any) -> Trace:
-        return {
-            "x": [rounded(trial.costs[name]) for trial in trials],
-            "y": [rounded(trial.value) for trial in trials],
-            "customdata": [[trial.number, trial.epochs] for trial in trials],
-            "hovertemplate": hover,
-            **style,
-        }
-
+    others = [trial for trial in measured if trial.number not in record.objective.front]
+    costs = [[rounded(cost_value(name, trial.costs[name])) for trial in trials] for trials in (others, front)]
+    line = {"shape": "hv", "width": 2, "color": "@vermillion"}
+    marker = {"size": 10, "color": "@vermillion", "symbol": "diamond"}
     data = [
-        dots(others, mode="markers", marker=_by_epochs(record, others, size=7), name="other trials"),
-        dots(
-            front,
-            mode="lines+markers",
-            line={"shape": "hv", "width": 2, "color": "@vermillion"},
-            marker={"size": 10, "color": "@vermillion", "symbol": "diamond"},
-            name="front",
-        ),
+        dots_of_trials(others, costs[0], at=" at %{x}", marker=_by_epochs(record, others, size=7), name="other trials"),
+        dots_of_trials(front, costs[1], at=" at %{x}", mode="lines+markers", line=line, marker=marker, name="front"),
     ]
-    shown = _without_the_worst(record, [trial.value for trial in measured])
+    shown = range_without_outliers([trial.value for trial in measured], record.sign, num=20, share=0.95)
     return figure(data, x=cost_label(name), y=metric_label(record.metric), height=380, yaxis=shown)
-
-
-def cost_label(name: str) -> str:
-    """latency_ms -> latency, ms."""
-    words, _, unit = name.rpartition("_")
-    return f"{words.replace('_', ' ')}, {unit}" if unit in ("ms", "mb") else name.replace("_", " ").removeprefix("num ")
-
-
-def cost_text(value: float) -> str:
-    """A cost as a person writes it: 5,000,000 parameters, 26.4 ms."""
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def isolation_dots(isolation: Isolation, metric: str) -> Figure:
     """Each value of the scientific parameter: its best trial, and what the best of as many trials would be."""
     values = list(isolation.values)
-    labels = [each.label for each in values]
+    labels, middles = [each.label for each in values], [each.expected for each in values]
     expected = {
         "x": labels,
-        "y": [rounded(each.expected) for each in values],
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": [rounded(each.high - each.expected) for each in values],
-            "arrayminus": [rounded(each.expected - each.low) for each in values],
-            "color": "@blue",
-        },
+        "y": [rounded(middle) for middle in middles],
+        "error_y": error_bars(middles, [(each.low, each.high) for each in values], color="@blue"),
         "mode": "markers",
         "marker": {"size": 10, "color": "@blue", "symbol": "diamond"},
         "name": f"best of {isolation.num_drawn} trials, on average (10 to 90 %)",

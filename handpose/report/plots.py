@@ -11,7 +11,10 @@ from handpose.report.figure import (
     STATE_SYMBOLS,
     Figure,
     Trace,
+    dots_of_trials,
+    error_bars,
     figure,
+    range_without_outliers,
     rounded,
     time_unit,
     with_gaps,
@@ -83,16 +86,9 @@ def _best_so_far(record: SweepRecord, colour: str, seconds: float, *, is_one: bo
         "name": "best so far" if is_one else record.name,
         "hovertemplate": "trial %{customdata[0]} at epoch %{customdata[1]}: %{y}<extra></extra>",
     }
-    dots = {
-        "x": [rounded(each / seconds) for each in ends],
-        "y": [rounded(trial.value) for trial in whole],
-        "customdata": [[trial.number, trial.epochs] for trial in whole],
-        "mode": "markers",
-        "marker": {"size": 7, "color": colour, "opacity": 0.6},
-        "name": "trained to the end",
-        "showlegend": is_one,
-        "hovertemplate": line["hovertemplate"],
-    }
+    marker = {"size": 7, "color": colour, "opacity": 0.6}
+    at_end = [rounded(each / seconds) for each in ends]
+    dots = dots_of_trials(whole, at_end, marker=marker, name="trained to the end", showlegend=is_one)
     return [line, dots] if leaders else []
 
 
@@ -108,18 +104,9 @@ def learning_curves(record: SweepRecord) -> Figure:
     if winner is not None and winner.reports:
         bold = _curves([winner], kept) | {"name": f"winner, trial {winner.number}", "opacity": 1.0}
         data.append(bold | {"line": {"width": 3, "color": "@ink"}, "showlegend": True})
-    lines: list[dict[str, Any]] = [
-        {
-            "type": "line",
-            "x0": rung,
-            "x1": rung,
-            "yref": "paper",
-            "y0": 0,
-            "y1": 1,
-            "line": {"dash": "dot", "width": 1, "color": "@muted"},
-        }
-        for rung in record.rungs
-    ]
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "width": 1, "color": "@muted"}}
+    lines: list[dict[str, Any]] = [line | {"x0": rung, "x1": rung} for rung in record.rungs]
+    values = np.array([report.value for trial in record.trials for report in trial.reports])
     most = record.max_epochs + 0.5
     return figure(
         data,
@@ -127,7 +114,7 @@ def learning_curves(record: SweepRecord) -> Figure:
         y=metric_label(record.metric),
         height=420,
         xaxis={"range": [0.5, most]},
-        yaxis=_without_outliers(record),
+        yaxis=range_without_outliers(values[np.isfinite(values)], record.sign, num=10, share=0.97),
         shapes=lines,
     )
 
@@ -183,20 +170,6 @@ def _kept_epochs(record: SweepRecord) -> set[int] | None:
     return {*record.rungs, record.max_epochs, *range(1, record.max_epochs + 1, -(-num // _MOST_POINTS))}
 
 
-def _without_outliers(record: SweepRecord) -> dict[str, Any]:
-    """A range of values that a few bad epochs do not squeeze."""
-    values = np.array([report.value for trial in record.trials for report in trial.reports])
-    values = record.sign * values[np.isfinite(values)]
-    if len(values) < 10:
-        return {}
-    least, most, usual = values.min(), values.max(), np.quantile(values, 0.97)
-    capacity = 0.05 * (usual - least)
-    if most <= usual + 10 * capacity or not capacity:
-        return {}
-    ends = sorted([record.sign * (least - capacity), record.sign * (usual + capacity)])
-    return {"range": [rounded(end) for end in ends]}
-
-
 def slot_time_bars(account: SlotTime) -> Figure:
     """One bar a use of slot-time, and what early stopping saved, which was not spent."""
     names = {"complete": "trained to the end", "stopped": "trained, then stopped", "running": "training now"}
@@ -244,17 +217,11 @@ def confirmed(confirmation: Confirmation, metric: str) -> Figure:
     candidates = list(confirmation.candidates)
     runs = [(each.label, seed, value) for each in candidates for seed, value in each.values.items()]
     known = [each for each in candidates if np.isfinite(each.mean.mean)]
+    middles = [each.mean.mean for each in known]
     means = {
-        "x": [rounded(each.mean.mean) for each in known],
+        "x": [rounded(middle) for middle in middles],
         "y": [each.label for each in known],
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [rounded(each.mean.high - each.mean.mean) for each in known],
-            "arrayminus": [rounded(each.mean.mean - each.mean.low) for each in known],
-            "color": "@blue",
-            "thickness": 2,
-        },
+        "error_x": error_bars(middles, [each.mean[1:] for each in known], color="@blue", thickness=2),
         "mode": "markers",
         "marker": {"size": 11, "color": "@blue", "symbol": "diamond"},
         "name": "mean, 95 % interval",

@@ -89,9 +89,8 @@ def points_table(rows: Sequence[PointRow]) -> str:
     names = short_names(list(dict.fromkeys(key for row in rows for key in row.params)))
     shown = Table(box=None, padding=(0, 2, 0, 0))
     shown.add_column("point", no_wrap=True)
-    for name in names.values():
-        shown.add_column(name, justify="right", no_wrap=True)
-    for title in ("parameters", "step ms", "trial", "memory MB", "latency ms", "checkpoint MB"):
+    costs = ("parameters", "step ms", "trial", "memory MB", "latency ms", "checkpoint MB")
+    for title in (*names.values(), *costs):
         shown.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         shown.add_row(

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 
 from handpose.report.contours import contours
 from handpose.report.effects import FALSE_ALARMS, ShownEffect
-from handpose.report.html import Page, table
+from handpose.report.html import BLOCKS, Page
 from handpose.report.isolation import Isolation
 from handpose.report.parameter_plots import (
     by_importance,
-    cost_label,
-    cost_text,
     importance_dots,
     isolation_dots,
     parallel_coordinates,
@@ -19,7 +17,7 @@ from handpose.report.parameter_plots import (
 from handpose.report.plots import best_so_far, learning_curves
 from handpose.report.record import SweepRecord, TrialRecord
 from handpose.report.table import short_names
-from handpose.report.words import metric_label, metric_number, value_text
+from handpose.report.words import cost_label, cost_number, metric_label, metric_number, value_text
 
 _MOST_SLICES = 6
 
@@ -147,10 +145,10 @@ def add_front(page: Page, record: SweepRecord) -> None:
         [
             trial.number,
             metric_number(record.metric, trial.value),
-            cost_text(trial.costs[name]),
+            cost_number(name, trial.costs[name]),
             *(param_text(trial, key) for key in keys),
         ]
         for trial in front
     ]
     head = ["trial", metric_label(record.metric), cost_label(name), *short_names(keys).values()]
-    page.add(table(head, rows, numeric=range(len(head))))
+    page.add(BLOCKS.table(head, rows, numeric=range(len(head))))

@@ -10,15 +10,22 @@ import yaml
 from handpose.report.advice import Finding
 from handpose.report.comparison import compare
 from handpose.report.effects import ShownEffect
-from handpose.report.html import Page, cards, folded, pictures, preformatted, table, trials_table
+from handpose.report.html import BLOCKS, Page
 from handpose.report.isolation import Isolation
-from handpose.report.parameter_plots import cost_label, cost_text
 from handpose.report.plots import best_so_far, confirmed, slot_time_bars
 from handpose.report.record import Confirmation, Interval, SweepRecord, TrialRecord
 from handpose.report.search_sections import add_course, add_front, add_isolation, add_parameters, param_text
 from handpose.report.slot_time import slot_time
 from handpose.report.table import STATES, short_names
-from handpose.report.words import duration, metric_label, metric_number, metric_text, value_text
+from handpose.report.words import (
+    cost_label,
+    cost_number,
+    duration,
+    metric_label,
+    metric_number,
+    metric_text,
+    value_text,
+)
 
 _KINDS = {"act": "to do", "note": "worth knowing", "fine": "fine", "open": "open"}
 
@@ -68,9 +75,9 @@ def add_comparison(page: Page, records: Sequence[SweepRecord]) -> None:
         ]
         for record in records
     ]
-    page.add(table(head, rows, numeric=(1, 2, 3)))
+    page.add(BLOCKS.table(head, rows, numeric=(1, 2, 3)))
     pairs = [[each.first, each.second, each.test, each.text] for each in compare(records)]
-    page.add(table(["sweep", "against", "what was compared", "what came out"], pairs, wide=(3,)))
+    page.add(BLOCKS.table(["sweep", "against", "what was compared", "what came out"], pairs, wide=(3,)))
     if len({record.metric for record in records}) == 1 and any(record.ranked for record in records):
         page.chart(
             best_so_far([record for record in records if record.ranked]),
@@ -116,7 +123,7 @@ def _winner(page: Page, record: SweepRecord) -> None:
             f"seeds at {confirmation.epochs} epochs.{_doubts(record, confirmation)}"
         )
     page.section("winner", "Winner", sentence)
-    page.add(cards(_headline(record, winner)))
+    page.add(BLOCKS.cards(_headline(record, winner)))
     if confirmation is not None:
         page.chart(
             confirmed(confirmation, record.metric),
@@ -125,12 +132,12 @@ def _winner(page: Page, record: SweepRecord) -> None:
         )
         head = ["configuration", "mean", "95 % interval", "against the winner", "verdict"]
         rows = [_candidate_row(record, each) for each in confirmation.candidates]
-        page.add(table(head, rows, numeric=(1,), wide=(4,)))
+        page.add(BLOCKS.table(head, rows, numeric=(1,), wide=(4,)))
     names = short_names(winner.params)
     rows = [[key, _default(record, key), value_text(value)] for key, value in winner.params.items() if key in names]
-    page.add(table(["parameter", "default", "winner"], rows))
+    page.add(BLOCKS.table(["parameter", "default", "winner"], rows))
     if "command" in record.best:
-        page.add(preformatted(str(record.best["command"])))
+        page.add(BLOCKS.preformatted(str(record.best["command"])))
 
 
 def _doubts(record: SweepRecord, confirmation: Confirmation) -> str:
@@ -230,12 +237,11 @@ def _advice(page: Page, findings: Sequence[Finding], next_space: str | None) -> 
         "each; where there is too little of it, that is said instead.",
     )
     for finding in findings:
-        page.finding(
-            _KINDS[finding.kind], finding.kind, finding.question, finding.text, finding.evidence, finding.paste
-        )
+        text = (finding.question, finding.text, finding.evidence, finding.paste)
+        page.add(BLOCKS.finding(finding.kind, _KINDS[finding.kind], *text))
     if next_space is not None:
         page.text("A search space for the next round, as written to next_space.yaml in the sweep's folder:")
-        page.add(preformatted(next_space))
+        page.add(BLOCKS.preformatted(next_space))
 
 
 # --- what it took -----------------------------------------------------------------------------------------------------
@@ -279,7 +285,7 @@ def _failures(page: Page, record: SweepRecord) -> None:
             ]
             for (kind, cause, retried), number in causes.most_common(20)
         ]
-        page.add(table(["what", "cause", "times", "then", "trials"], rows, numeric=(2,), wide=(1, 4)))
+        page.add(BLOCKS.table(["what", "cause", "times", "then", "trials"], rows, numeric=(2,), wide=(1, 4)))
     reasons: dict[tuple[str, str], list[TrialRecord]] = {}
     for trial in lost:
         if trial.state != "failed":
@@ -289,7 +295,7 @@ def _failures(page: Page, record: SweepRecord) -> None:
             [state, why, len(trials), _listed(each.number for each in trials)]
             for (state, why), trials in reasons.items()
         ]
-        page.add(table(["state", "why", "trials", "which"], rows, numeric=(2,), wide=(1, 3)))
+        page.add(BLOCKS.table(["state", "why", "trials", "which"], rows, numeric=(2,), wide=(1, 3)))
 
 
 def _owners(record: SweepRecord, kind: str, cause: str) -> str:
@@ -305,7 +311,7 @@ def _listed(numbers: Iterable[int]) -> str:
 def _why(record: SweepRecord, trial: TrialRecord) -> str:
     if trial.state == "infeasible":
         over = [name for name, limit in record.limits.items() if trial.costs.get(name, 0.0) > limit]
-        said = [f"{cost_label(name)}: above the limit of {cost_text(record.limits[name])}" for name in over]
+        said = [f"{cost_label(name)}: above the limit of {cost_number(name, record.limits[name])}" for name in over]
         return "; ".join(said) or trial.error or "a cost cannot be told"
     if not math.isfinite(trial.value):
         return f"{metric_label(record.metric)} was not finite"
@@ -328,12 +334,12 @@ def _retrained(page: Page, record: SweepRecord) -> None:
         for name in names
     ]
     titles = {"test": "test", "val": "validation", "baseline": "mean pose"}
-    page.add(table(["metric", *(titles[stage] for stage in columns)], rows, numeric=range(1, 4)))
+    page.add(BLOCKS.table(["metric", *(titles[stage] for stage in columns)], rows, numeric=range(1, 4)))
     for kind, title in (("worst", "Its worst hands"), ("best", "Its best hands"), ("other", "Some of its predictions")):
         hands = [hand for hand in record.retrained.hands if hand.kind == kind]
         if hands:
             page.text(f"{title} of the test split; the truth, where it is known, is the thin white line.")
-            page.add(pictures((hand.jpeg, _caption(hand.name, hand.error_mm)) for hand in hands))
+            page.add(BLOCKS.pictures([(hand.jpeg, _caption(hand.name, hand.error_mm)) for hand in hands]))
 
 
 def _caption(name: str, error_mm: float) -> str:
@@ -363,7 +369,7 @@ def _trials(page: Page, record: SweepRecord) -> None:
             (str(trial.epochs), None),
             (metric_number(record.metric, trial.value) if trial.reports else "", None),
             *(
-                (cost_text(trial.costs[name]), trial.costs[name]) if name in trial.costs else ("", None)
+                (cost_number(name, trial.costs[name]), trial.costs[name]) if name in trial.costs else ("", None)
                 for name in costs
             ),
             *((param_text(trial, key), None) for key in keys),
@@ -372,7 +378,7 @@ def _trials(page: Page, record: SweepRecord) -> None:
         ]
         for trial in trials
     ]
-    page.add(trials_table([*head, "time", "error"], rows, prefix=page.sweep))
+    page.add(BLOCKS.trials_table([*head, "time", "error"], rows, prefix=page.sweep))
 
 
 def _origin(page: Page, record: SweepRecord) -> None:
@@ -389,12 +395,12 @@ def _origin(page: Page, record: SweepRecord) -> None:
         ["metric", f"{record.metric}, {record.mode}"],
         ["rungs", ", ".join(map(str, record.rungs)) or "none"],
     ]
-    page.add(table(["what", "value"], rows, wide=(1,)))
+    page.add(BLOCKS.table(["what", "value"], rows, wide=(1,)))
     space = [[each.key, each.expression or _range(each), _default(record, each.key)] for each in record.parameters]
     space += [[key, value_text(value), _default(record, key)] for key, value in record.fixed.items()]
-    page.add(table(["searched", "over", "default"], space))
+    page.add(BLOCKS.table(["searched", "over", "default"], space))
     text = yaml.safe_dump(dict(record.configuration), sort_keys=False, allow_unicode=True)
-    page.add(folded("The whole configuration", preformatted(text)))
+    page.add(BLOCKS.folded("The whole configuration", BLOCKS.preformatted(text)))
 
 
 def _range(parameter: Any) -> str:

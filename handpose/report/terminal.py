@@ -290,16 +290,11 @@ def _searched(table: TrialTable) -> list[str]:
 def _trials(table: TrialTable, width: int) -> RenderableType:
     rows, num_hidden = _shown(table)
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", caption_justify="left", caption_style="dim")
-    shown.add_column("trial", justify="right", no_wrap=True)
-    shown.add_column("state", no_wrap=True)
-    shown.add_column("epoch", justify="right", no_wrap=True)
-    shown.add_column(metric_label(table.metric), justify="right", no_wrap=True)
-    for objective in table.objectives:
-        shown.add_column(cost_label(objective.name), justify="right", no_wrap=True)
     names = _fitting(table, rows, width - 46 - 16 * len(table.objectives))
-    for name in names.values():
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("time", justify="right", no_wrap=True)
+    costs = [cost_label(objective.name) for objective in table.objectives]
+    titles = ["trial", "state", "epoch", metric_label(table.metric), *costs, *names.values(), "time"]
+    for place, title in enumerate(titles):
+        shown.add_column(title, justify="left" if place == 1 else "right", no_wrap=True)
     best = table.front()
     for row in rows:
         shown.add_row(*_cells(table, row, list(names), is_best=row in best))

@@ -36,23 +36,34 @@ def _name_and_unit(metric: str) -> tuple[str, str]:
     return "-".join(words).upper(), unit
 
 
-_COSTS = {"num_parameters": ("parameters", "M"), "latency_ms": ("latency", "ms"), "memory_mb": ("memory", "MB")}
+_COSTS = {
+    "num_parameters": ("parameters", "M", 1e6),
+    "latency_ms": ("latency", "ms", 1.0),
+    "memory_mb": ("memory", "MB", 1.0),
+}
+"""Cost of a trial -> name, unit, and how much of the cost a unit is."""
 
 
 def cost_label(name: str) -> str:
     """A cost of trials as a person writes it: latency_ms -> latency ms."""
-    return " ".join(_COSTS[name])
+    return " ".join(_COSTS[name][:2])
 
 
 def cost_text(name: str, value: float) -> str:
     """A cost with its value: latency 3.14 ms."""
-    label, unit = _COSTS[name]
+    label, unit, _ = _COSTS[name]
     return f"{label} {cost_number(name, value)} {unit}"
 
 
 def cost_number(name: str, value: float) -> str:
-    number = value / 1e6 if name == "num_parameters" else value
+    """A value of a cost in the unit of `cost_label`: 3.14."""
+    number = cost_value(name, value)
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def cost_value(name: str, value: float) -> float:
+    """A cost in the unit of `cost_label`."""
+    return value / _COSTS[name][2]
 
 
 def params_text(params: Mapping[str, Any]) -> str:

@@ -41,8 +41,8 @@ from handpose.search.points import (
     order_grid_points,
     place_values,
 )
-from handpose.search.sampler_view import PENDING_TRIAL_ID, SamplerView, make_pending_trial
-from handpose.search.searcher import EndState, TrialSnapshot
+from handpose.search.sampler_view import SamplerView, show_trials
+from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.search.space import Params, Space, count_grid_points
 from handpose.search.study import (
     PARAMS_ATTRIBUTE,
@@ -83,7 +83,7 @@ import from each earlier sweep.
 """
 
 
-class OptunaSearcher:
+class OptunaSearcher(Searcher):
     """Searcher that proposes configurations with an Optuna sampler and keeps the study. Every call can be repeated.
 
     Args:
@@ -176,10 +176,15 @@ class OptunaSearcher:
         """The study with its current content."""
         return optuna.load_study(study_name=self._name, storage=self._storage)
 
+    @classmethod
+    def count_points(cls, space: Space, *, repeats: bool, **options: Any) -> int | None:
+        """Return the number of points of a finite space, unless trials may repeat parameters."""
+        return count_possible_trials(space, is_grid=options.get("sampler") is None, repeats=repeats)
+
     @cached_property
-    def num_points(self) -> int | None:
+    def num_points(self) -> int | None:  # type: ignore[override]
         """The number of trials with different parameters; None if it is unlimited or trials may repeat parameters."""
-        return count_possible_trials(self._space, is_grid=self._make_sampler is None, repeats=self._repeats)
+        return self.count_points(self._space, repeats=self._repeats, sampler=self._make_sampler)
 
     def suggest(self, number: int) -> Params | None:
         """Return the parameters of the trial with the next number.
@@ -209,38 +214,21 @@ class OptunaSearcher:
         self._next_number = max(self._next_number or 0, number + 1)
         return params
 
-    def on_segment_start(self, number: int) -> None:
-        """Record that a segment of the trial is running."""
-        self._set_state(self._get_trial(number), TrialState.RUNNING)
+    def on_trial_update(self, trial: TrialSnapshot) -> None:
+        """Store what has changed in a trial, unless it has ended in the study."""
+        self._update_trial(self._get_trial(trial.number), trial)
 
-    def on_trial_wait(self, number: int) -> None:
-        """Record that the trial is not running but may resume later."""
-        self._set_state(self._get_trial(number), TrialState.WAITING)
-
-    def on_trial_result(self, number: int, epoch: int, value: float) -> None:
-        """Store the metric after an epoch, unless it is not finite: such a trial fails, and samplers ignore it."""
-        self._store_values(self._get_trial(number), {epoch: value})
-
-    def on_trial_cost(self, number: int, costs: Mapping[str, float]) -> None:
-        """Store the costs of the trial, and how far each is above its limit, as a fraction of the limit."""
-        self._store_costs(self._get_trial(number), costs)
-
-    def on_trial_end(self, number: int, state: EndState) -> None:
-        """Record how the trial ended. Its value is the last one reported."""
-        trial = self._get_trial(number)
-        self._set_state(trial, *self._get_outcome(state, trial.intermediate_values, trial.user_attrs))
-
-    def restore_trials(self, snapshots: Iterable[TrialSnapshot]) -> None:
+    def restore_trials(self, trials: Iterable[TrialSnapshot]) -> None:
         """Make the study agree with the events of the sweep, which a crash may have left ahead of or behind the study.
 
         What the study lacks is added. A trial of the study that the events lack is marked as failed, unless it has the
         number that is proposed next.
 
         Args:
-            snapshots: all trials of the sweep, as the events describe them.
+            trials: all trials of the sweep, as the events describe them.
         """
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        expected = {trial.number: trial for trial in snapshots}
+        expected = {trial.number: trial for trial in trials}
         for number in sorted(expected):
             if number < len(stored):
                 self._update_trial(stored[number], expected[number])
@@ -273,14 +261,17 @@ class OptunaSearcher:
             number: the number of the trial.
             point: draws that are fixed, by name.
         """
+        directions = self._storage.get_study_directions(self._study_id)
         view = SamplerView(
-            self._storage,
-            self._study_id,
-            make_pending_trial(number, point),
-            second_objective=self._second_objective,
-            constraints=self.constraints,
-            completes_infeasible=self._completes_infeasible,
-            max_ended=self._max_ended,
+            directions,
+            lambda: show_trials(
+                self._storage.get_all_trials(self._study_id, deepcopy=False),
+                directions[0],
+                second_objective=self._second_objective,
+                constraints=self.constraints,
+                completes_infeasible=self._completes_infeasible,
+                max_ended=self._max_ended,
+            ),
         )
         decided = [None] * self._num_draws if point is None else [point, point, *[None] * self._num_draws]
         for attempt, given in enumerate(decided):
@@ -297,12 +288,9 @@ class OptunaSearcher:
     def _draw_trial(
         self, view: SamplerView, number: int, point: Params | None, sampler: BaseSampler
     ) -> tuple[FrozenTrial, Params]:
-        pending = make_pending_trial(number, point)
-        view.set_pending_trial(pending)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            study = optuna.load_study(study_name=self._name, storage=view, sampler=sampler)
-            params = self._space.sample(optuna.Trial(study, PENDING_TRIAL_ID))
+            pending, params = view.draw(self._space, sampler, number=number, point=point)
         if not same(params, {name: parse_label(value) for name, value in pending.params.items()}):
             pending.set_user_attr(PARAMS_ATTRIBUTE, params)
         return pending, params
@@ -371,7 +359,7 @@ class OptunaSearcher:
                 raise
             raise UserError(
                 f"sweep.second_objective={self._second_objective}: {type(sampler).__name__} proposes for one objective "
-                "alone; give searcher=optuna, nsga2, gp, qmc or random"
+                "alone; give searcher=tpe, nsga2, gp, qmc or random"
             ) from error
         if isinstance(sampler, GPSampler):
             _check_list_lengths(pending.distributions)
@@ -492,8 +480,7 @@ def _check_list_lengths(distributions: Mapping[str, BaseDistribution]) -> None:
         if count > _MAX_LISTED_VALUES:
             raise UserError(
                 f"searcher=gp lists the {count} values of {name}, and takes at most {_MAX_LISTED_VALUES}; give "
-                f"{name} larger "
-                "steps or an interval, or use searcher=optuna"
+                f"{name} larger steps or an interval, or use searcher=tpe"
             )
 
 

@@ -1,23 +1,22 @@
 """Points of a search space that no sampler draws: points to try first, grid points, results of earlier sweeps."""
 
-import difflib
 import math
 import random
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from handpose.errors import UserError
+from handpose.schema import find_nearest_keys
 from handpose.search.distributions import count_values, get_value_at, parse_label
-from handpose.search.sampler_view import PENDING_TRIAL_ID, SamplerView, make_pending_trial
+from handpose.search.sampler_view import SamplerView
 from handpose.search.space import (
     GivenValuesSampler,
+    IndependentSampler,
     Params,
     Space,
     YamlSpace,
@@ -62,11 +61,7 @@ def draw_trial(space: Space, sampler: BaseSampler, *, num_objectives: int = 1) -
     Returns:
         The trial, and its parameters.
     """
-    storage = InMemoryStorage()
-    study_id = storage.create_new_study([StudyDirection.MINIMIZE] * num_objectives, "")
-    pending = make_pending_trial(0, None)
-    study = optuna.Study("", SamplerView(storage, study_id, pending), sampler=sampler)
-    return pending, space.sample(optuna.Trial(study, PENDING_TRIAL_ID))
+    return SamplerView([StudyDirection.MINIMIZE] * num_objectives).draw(space, sampler)
 
 
 def place_values(space: Space, values: Mapping[str, Any]) -> SpacePlacement:
@@ -220,7 +215,7 @@ def _index_grid_points(space: YamlSpace) -> FinitePoints | None:
 _MAX_CALLS = 2000
 
 
-class _OdometerSampler(BaseSampler):
+class _OdometerSampler(IndependentSampler):
     """Sampler that draws every combination of values in turn, as an odometer counts, also of a conditional space.
 
     Attributes:
@@ -243,12 +238,6 @@ class _OdometerSampler(BaseSampler):
             return False
         self._indices[-1] += 1
         return True
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
         count = count_values(param_distribution)
@@ -281,8 +270,7 @@ def _place_first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping
 
 
 def _suggest_key(key: str, draws: Params) -> str:
-    near = [name for name in draws if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = near or difflib.get_close_matches(key, draws, n=1)
+    near = find_nearest_keys(key, draws)
     return f"; did you mean {near[0]}?" if near else f"; it searches {', '.join(draws)} there"
 
 

@@ -1,4 +1,4 @@
-"""The view of a sweep's study that a sampler gets while it proposes a trial."""
+"""The trials that a sampler sees while it proposes a new one, and the storage that shows them."""
 
 import copy
 import heapq
@@ -6,106 +6,90 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
+import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage
+from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.pareto import best_first
 from handpose.search.distributions import round_to_distribution
+from handpose.search.space import Params, Space
 from handpose.search.study import get_last_value
 
-PENDING_TRIAL_ID = -1
-"""Identifier of the trial that is being proposed, which is in no storage yet."""
+_PENDING_TRIAL_ID = -1
+"""Identifier of the trial that is being proposed, which is in no other storage yet."""
 
+_STUDY_NAME = "view"
 _STUDY_PREFIX = "study:"
 _RELATIVE_PARAMS_INFIX = ":relative_params:"
 
 
-class SamplerView(BaseStorage):
-    """A storage that shows a study to a sampler while it proposes one trial, the pending trial.
+class SamplerView(InMemoryStorage):
+    """A storage that shows trials to a sampler while it proposes a new one, the pending trial.
 
-    Nothing is written to the underlying storage. So a proposal can be stored in one step, and a crash never leaves half
-    of it. What the sampler stores for the study (QMC stores its position in the sequence) is kept in the pending trial
+    The pending trial is in no other storage. So a proposal can be stored in one step, and a crash never leaves half of
+    it. What the sampler stores for the study (QMC stores its position in the sequence) is kept in the pending trial
     too.
 
-    A waiting trial is shown like a trial that was stopped at its last report. A waiting trial without a report is shown
-    as running.
-
-    With one objective, Optuna ranks stopped trials by epoch and value. With two it cannot: TPE of Optuna 5.0 raises if
-    such trials have reports, and keeps their order if they have none. So the view removes the reports and sorts the
-    stopped trials, the best first: by epoch, and within an epoch by fronts (`handpose.pareto.best_first`), as ASHA
-    does. In both cases TPE ranks stopped trials after all complete ones. Samplers that use only complete trials learn
-    nothing from stopped ones.
-
     Args:
-        storage: the underlying storage.
-        study_id: the identifier of the study.
-        pending: the trial that is proposed. It receives the draws.
-        second_objective: the user attribute with the second value of a trial, if there are two objectives.
-        constraints: names of the constraints. A trial that was not measured for all of them is shown as failed.
-        completes_infeasible: show a trial above a limit as complete, with the median as an uninformative value.
-        max_ended: the largest number of ended trials to show: a tenth of them are the best ones, the others the newest.
+        directions: the directions of the study.
+        list_trials: returns the trials to show, as `show_trials` does. Called at most once, when a sampler asks.
     """
 
     def __init__(
-        self,
-        storage: BaseStorage,
-        study_id: int,
-        pending: FrozenTrial,
-        *,
-        second_objective: str | None = None,
-        constraints: Collection[str] = (),
-        completes_infeasible: bool = False,
-        max_ended: int | None = None,
+        self, directions: Sequence[StudyDirection], list_trials: Callable[[], list[FrozenTrial]] = lambda: []
     ) -> None:
-        self._storage = storage
-        self._study_id = study_id
-        self._pending = pending
-        self._second_objective = second_objective
-        self._constraints = frozenset(constraints)
-        self._completes_infeasible = completes_infeasible
-        self._max_ended = max_ended
+        super().__init__()
+        self.create_new_study(directions, _STUDY_NAME)
+        self._list_trials = list_trials
+        self._pending: FrozenTrial | None = None
 
-    def set_pending_trial(self, pending: FrozenTrial) -> None:
-        """Replace the pending trial. The previous one's position in a sequence (of QMC) remains used."""
-        kept = {key: value for key, value in self._pending.system_attrs.items() if key.startswith(_STUDY_PREFIX)}
-        pending.system_attrs = {**pending.system_attrs, **kept}
-        self._pending = pending
+    def draw(
+        self, space: Space, sampler: BaseSampler, *, number: int = 0, point: Mapping[str, Any] | None = None
+    ) -> tuple[FrozenTrial, Params]:
+        """Draw a trial.
 
-    @property
-    def _trials(self) -> list[FrozenTrial]:
-        return [*self._visible_trials, self._pending]
+        The position in a sequence (of QMC) that an earlier draw has used remains used.
+
+        Args:
+            space: the search space.
+            sampler: the sampler to draw with.
+            number: the number of the trial.
+            point: name -> value of the draws that are fixed.
+
+        Returns:
+            The trial, which has all its draws, and its parameters.
+        """
+        before = {} if self._pending is None else self._pending.system_attrs
+        kept = {key: value for key, value in before.items() if key.startswith(_STUDY_PREFIX)}
+        fixed = {"fixed_params": point} if point else {}  # as Study.enqueue_trial stores it
+        self._pending = create_trial(state=TrialState.RUNNING, system_attrs={**fixed, **kept})
+        self._pending.number, self._pending._trial_id = number, _PENDING_TRIAL_ID
+        study = optuna.Study(_STUDY_NAME, self, sampler=sampler)
+        return self._pending, space.sample(optuna.Trial(study, _PENDING_TRIAL_ID))
 
     @cached_property
     def _visible_trials(self) -> list[FrozenTrial]:
-        stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        shown = list(
-            _show_trials(
-                stored,
-                self._constraints,
-                completes_infeasible=self._completes_infeasible,
-                second_objective=self._second_objective,
-            )
-        )
-        minimizes = self._storage.get_study_directions(self._study_id)[0] == StudyDirection.MINIMIZE
-        merit = _TrialRanking(1.0 if minimizes else -1.0, bool(self._constraints), self._second_objective is not None)
-        if self._max_ended is not None:
-            shown = _limit_trials(shown, self._max_ended, merit)
-        if self._second_objective is not None:
-            shown = _sort_stopped_trials(shown, merit)
-        return shown
+        return self._list_trials()
 
-    # Methods that answer differently from the storage.
+    @property
+    def _trials(self) -> list[FrozenTrial]:
+        return [*self._visible_trials, *([] if self._pending is None else [self._pending])]
+
+    def _get_pending(self, trial_id: int) -> FrozenTrial:
+        assert trial_id == _PENDING_TRIAL_ID
+        assert self._pending is not None
+        return self._pending
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        return copy.copy(self._pending) if trial_id == PENDING_TRIAL_ID else self._storage.get_trial(trial_id)
+        return copy.copy(self._get_pending(trial_id))
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -114,99 +98,76 @@ class SamplerView(BaseStorage):
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        attributes = dict(self._storage.get_study_system_attrs(study_id))
-        for trial in self._trials:
-            for key, value in trial.system_attrs.items():
-                if key.startswith(_STUDY_PREFIX):
-                    attributes[key.removeprefix(_STUDY_PREFIX)] = value
-        return attributes
+        return {
+            key.removeprefix(_STUDY_PREFIX): value
+            for trial in self._trials
+            for key, value in trial.system_attrs.items()
+            if key.startswith(_STUDY_PREFIX)
+        }
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._pending.system_attrs = {**self._pending.system_attrs, f"{_STUDY_PREFIX}{key}": value}
+        self.set_trial_system_attr(_PENDING_TRIAL_ID, f"{_STUDY_PREFIX}{key}", value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        assert trial_id == PENDING_TRIAL_ID
+        pending = self._get_pending(trial_id)
         if _RELATIVE_PARAMS_INFIX not in key:  # TPE's early notice to other workers, not needed here
-            self._pending.system_attrs = {**self._pending.system_attrs, key: value}
+            pending.system_attrs = {**pending.system_attrs, key: value}
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        assert trial_id == PENDING_TRIAL_ID
-        self._pending.user_attrs = {**self._pending.user_attrs, key: value}
+        pending = self._get_pending(trial_id)
+        pending.user_attrs = {**pending.user_attrs, key: value}
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        assert trial_id == PENDING_TRIAL_ID
+        pending = self._get_pending(trial_id)
         value = distribution.to_external_repr(param_value_internal)
         if isinstance(distribution, (FloatDistribution, IntDistribution)):
             value = round_to_distribution(value, distribution)  # samplers compute 0.1 + 2 * 0.1
-        self._pending.params = {**self._pending.params, param_name: value}
-        self._pending.distributions = {**self._pending.distributions, param_name: distribution}
-
-    # Methods that forward to the storage.
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        return self._storage.get_study_id_from_name(study_name)
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        return self._storage.get_study_name_from_id(study_id)
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self._storage.get_study_directions(study_id)
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._storage.get_study_user_attrs(study_id)
-
-    def get_all_studies(self) -> list[Any]:
-        return self._storage.get_all_studies()
-
-    # Methods that no sampler calls.
-
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        raise NotImplementedError
-
-    def delete_study(self, study_id: int) -> None:
-        raise NotImplementedError
-
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        raise NotImplementedError
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        raise NotImplementedError
-
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        raise NotImplementedError
-
-    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        raise NotImplementedError
+        pending.params = {**pending.params, param_name: value}
+        pending.distributions = {**pending.distributions, param_name: distribution}
 
 
-def make_pending_trial(number: int, point: dict[str, Any] | None) -> FrozenTrial:
-    """Make a trial that is to be proposed.
+def show_trials(
+    trials: Sequence[FrozenTrial],
+    direction: StudyDirection,
+    *,
+    second_objective: str | None = None,
+    constraints: Collection[str] = (),
+    completes_infeasible: bool = False,
+    max_ended: int | None = None,
+) -> list[FrozenTrial]:
+    """Return trials of a sweep's study as a sampler should see them.
+
+    A waiting trial is shown like a trial that was stopped at its last report. A waiting trial without a report is shown
+    as running.
+
+    With one objective, Optuna ranks stopped trials by epoch and value. With two it cannot: TPE of Optuna 5.0 raises if
+    such trials have reports, and keeps their order if they have none. So the reports are removed, and the stopped
+    trials are sorted, the best first: by epoch, and within an epoch by fronts (`handpose.pareto.best_first`), as ASHA
+    does. In both cases TPE ranks stopped trials after all complete ones. Samplers that use only complete trials learn
+    nothing from stopped ones.
 
     Args:
-        number: the number of the trial.
-        point: name -> value of the draws that are fixed.
+        trials: the trials of the study, by number.
+        direction: the better direction of the metric.
+        second_objective: the user attribute with the second value of a trial, if there are two objectives.
+        constraints: names of the constraints. A trial that was not measured for all of them is shown as failed.
+        completes_infeasible: show a trial above a limit as complete, with the median as an uninformative value.
+        max_ended: the largest number of ended trials to show: a tenth of them are the best ones, the others the newest.
     """
-    return FrozenTrial(
-        number=number,
-        trial_id=PENDING_TRIAL_ID,
-        state=TrialState.RUNNING,
-        value=None,
-        datetime_start=datetime.now(),
-        datetime_complete=None,
-        params={},
-        distributions={},
-        user_attrs={},
-        system_attrs={"fixed_params": point} if point else {},  # as Study.enqueue_trial stores it
-        intermediate_values={},
-    )
+    has_two_objectives = second_objective is not None
+    sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
+    ranking = _TrialRanking(sign, bool(constraints), has_two_objectives)
+    shown = list(_show_outcomes(trials, frozenset(constraints), completes_infeasible, second_objective))
+    if max_ended is not None:
+        shown = _limit_trials(shown, max_ended, ranking)
+    return _sort_stopped_trials(shown, ranking) if has_two_objectives else shown
 
 
-def _show_trials(
+def _show_outcomes(
     trials: Sequence[FrozenTrial],
     constraints: frozenset[str],
-    *,
     completes_infeasible: bool,
     second_objective: str | None,
 ) -> Iterator[FrozenTrial]:

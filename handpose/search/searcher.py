@@ -1,11 +1,11 @@
-"""The protocol of searchers, which propose trials and learn from their results."""
+"""The interface of searchers, which propose trials and learn from their results. configs/searcher selects one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple
 
-from handpose.search.space import Params
-
-EndState = Literal["complete", "stopped", "diverged", "failed", "infeasible"]
+from handpose.errors import UserError
+from handpose.search.space import Params, Space
 
 
 class TrialSnapshot(NamedTuple):
@@ -13,9 +13,11 @@ class TrialSnapshot(NamedTuple):
 
     Attributes:
         number: the number of the trial.
-        state: its state in the table of trials.
+        state: its state. `running`, `waiting` (for a retry or until the sweep is resumed) and `paused` (at a rung)
+            trials have not ended. The others have: `complete`, `stopped` (early), `diverged`, `failed` (for good), or
+            `infeasible` (a cost is above its limit).
         params: its parameters, as the searcher proposed them.
-        values: epoch -> metric.
+        values: epoch -> metric. A value of a diverged trial may be infinite or NaN.
         costs: the measured costs by name.
     """
 
@@ -26,31 +28,96 @@ class TrialSnapshot(NamedTuple):
     costs: Mapping[str, float] = {}
 
 
-class Searcher(Protocol):
-    """Protocol of a searcher: it proposes trials and is notified of their results. Every call can be repeated.
+class Searcher:
+    """Base class of searchers. Only `suggest` has to be written; a searcher that learns also writes `on_trial_update`.
 
-    `OptunaSearcher` documents the methods.
+    A YAML file in configs/searcher names the class as `_target_`, with `_partial_: true` and the options of its
+    constructor. The sweep adds those of the following arguments that the constructor has:
+
+    - space: the search space. Its `sample` draws from an `optuna.trial.BaseTrial`.
+    - defaults: configuration key -> value of the default configuration.
+    - metric, mode: the metric to optimise, and `min` or `max`, its better direction.
+    - second_objective: the name of a cost to minimise as well, or None.
+    - max_epochs: the number of epochs of a complete trial.
+    - seed: the seed of everything that is drawn.
+    - repeats: trials may have the parameters of earlier ones, because parameters change during training.
+    - name, folder, resume: the name of the sweep, a folder for the searcher's own files, and whether the sweep is
+      resumed. To find mistakes before Ray is started, the searcher is first created with a temporary folder, and with
+      storage=None if it has this argument.
+    - fingerprint: the fingerprint of the data set.
+
+    The constructor raises `handpose.errors.UserError` if it cannot search the space. An interrupted sweep is resumed
+    with a new searcher. So a proposal must depend on nothing but the options, the number of the trial, and the newest
+    snapshots of the other trials; in particular on no generator that is not seeded anew for each proposal.
 
     Attributes:
-        first_number: the number of the first trial that it proposes.
+        first_number: the number of the first trial that the searcher proposes.
         num_points: the largest number of trials that it proposes; None if there is no limit.
-        constraints: cost -> upper limit.
+        constraints: cost -> upper limit. A trial above a limit is not trained.
         warm_start: for each earlier sweep, a summary of what was imported, to be shown to the user.
     """
 
-    first_number: int
+    first_number: int = 0
+    num_points: int | None = None
+    constraints: Mapping[str, float] = {}
+    warm_start: Sequence[Mapping[str, Any]] = ()
 
-    @property
-    def num_points(self) -> int | None: ...
-    @property
-    def constraints(self) -> Mapping[str, float]: ...
-    @property
-    def warm_start(self) -> Sequence[Mapping[str, Any]]: ...
-    def suggest(self, number: int, /) -> Params | None: ...
-    def on_segment_start(self, number: int, /) -> None: ...
-    def on_trial_cost(self, number: int, costs: Mapping[str, float], /) -> None: ...
-    def on_trial_result(self, number: int, epoch: int, value: float, /) -> None: ...
-    def on_trial_wait(self, number: int, /) -> None: ...
-    def on_trial_end(self, number: int, state: EndState, /) -> None: ...
-    def restore_trials(self, snapshots: Sequence[TrialSnapshot], /) -> None: ...
-    def close(self) -> None: ...
+    @classmethod
+    def count_points(cls, space: Space, *, repeats: bool, **options: Any) -> int | None:
+        """Return what `num_points` of a searcher with these options is; None also if it is not known.
+
+        Called before a searcher is created and before the data are prepared.
+
+        Args:
+            space: the search space.
+            repeats: trials may have the parameters of earlier ones.
+            options: the options of the YAML file.
+
+        Raises:
+            UserError: the searcher cannot search the space.
+        """
+        return None
+
+    def suggest(self, number: int, /) -> Params | None:
+        """Return the parameters of a new trial.
+
+        Numbers ascend by one from `first_number`. When the sweep is resumed, the last number may be asked for again.
+
+        Args:
+            number: the number of the trial.
+
+        Returns:
+            Configuration key -> value; None if no points are left.
+        """
+        raise NotImplementedError
+
+    def on_trial_update(self, trial: TrialSnapshot, /) -> None:
+        """Learn from a trial that has changed. The same snapshot may come again, and must then change nothing."""
+
+    def restore_trials(self, trials: Sequence[TrialSnapshot], /) -> None:
+        """Learn from all trials that the sweep has when it is started or resumed. Called before any other method."""
+        for trial in trials:
+            self.on_trial_update(trial)
+
+    def close(self) -> None:
+        """Release resources. May be called twice."""
+
+
+def count_points(searcher: partial[Searcher], space: Space, *, repeats: bool) -> int | None:
+    """Return what `Searcher.count_points` gives for a searcher as its YAML file configures it.
+
+    Args:
+        searcher: what the file makes: the class with its options.
+        space: the search space.
+        repeats: trials may have the parameters of earlier ones.
+
+    Raises:
+        UserError: the file does not name a searcher, or the searcher cannot search the space.
+    """
+    made = getattr(searcher, "func", None)
+    if not (isinstance(made, type) and issubclass(made, Searcher)):
+        raise UserError(
+            "searcher: the file in configs/searcher must name a subclass of handpose.search.searcher.Searcher as "
+            "_target_, with _partial_: true"
+        )
+    return made.count_points(space, repeats=repeats, **searcher.keywords)

@@ -10,8 +10,7 @@ on the command line (https://hydra.cc/docs/advanced/override_grammar/extended):
     trainer.precision: 16-mixed                         # a plain value is set in every trial
 
 A Python file defines `space(trial: optuna.Trial) -> dict[str, object]` instead (define by run). Its keys may depend on
-earlier draws. Hydra's parser is imported here and not in handpose/config.py, because a search space is not part of a
-configuration.
+earlier draws.
 """
 
 import difflib
@@ -224,15 +223,16 @@ def find_default_point(space: Space, defaults: Mapping[str, Any]) -> Params | No
     """
     sampler = GivenValuesSampler(defaults)
     trial = optuna.create_study(sampler=sampler).ask()
+
+    def has_defaults() -> bool:
+        return not (sampler.find_out_of_range(trial) or sampler.find_missing(trial))
+
     try:
         space.sample(trial)
     except UserError:
-        if sampler.find_out_of_range(trial) or sampler.find_missing(
-            trial
-        ):  # the failure was at values other than the defaults
-            return None
-        raise
-    return None if sampler.find_out_of_range(trial) or sampler.find_missing(trial) else dict(trial.params)
+        if has_defaults():  # otherwise it failed at values other than the defaults
+            raise
+    return dict(trial.params) if has_defaults() else None
 
 
 def flatten_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -243,7 +243,7 @@ def flatten_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any
     return flat
 
 
-def generate_probe_params(space: Space, *, num_random: int = 3, seed: int = 0) -> Iterator[Params]:
+def generate_probe_params(space: Space, *, num_random: int = 3) -> Iterator[Params]:
     """Generate parameters that probe the space.
 
     First all parameters are at their lower end, then all are at their upper end. The following points have every option
@@ -252,7 +252,6 @@ def generate_probe_params(space: Space, *, num_random: int = 3, seed: int = 0) -
     Args:
         space: the search space.
         num_random: the number of random points.
-        seed: the seed of the random points.
     """
     yield _sample_space(space, _ExtremesSampler(upper=False, option=0))
     yield _sample_space(space, _ExtremesSampler(upper=True, option=-1))
@@ -262,7 +261,7 @@ def generate_probe_params(space: Space, *, num_random: int = 3, seed: int = 0) -
         if option >= sampler.num_options - 1:  # the last option was drawn above
             break
         yield params
-    random = optuna.samplers.RandomSampler(seed=seed)
+    random = optuna.samplers.RandomSampler(seed=0)
     yield from (_sample_space(space, random) for _ in range(num_random))
 
 
@@ -520,7 +519,17 @@ def _sample_space(space: Space, sampler: optuna.samplers.BaseSampler) -> Params:
     return space.sample(optuna.create_study(sampler=sampler).ask())
 
 
-class GivenValuesSampler(optuna.samplers.BaseSampler):
+class IndependentSampler(optuna.samplers.BaseSampler):
+    """Base class of samplers that draw each parameter by itself, in `sample_independent`."""
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {}
+
+
+class GivenValuesSampler(IndependentSampler):
     """Sampler that returns given values by name. Without a fitting value it returns the first choice or lower end."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -536,12 +545,6 @@ class GivenValuesSampler(optuna.samplers.BaseSampler):
         return tuple(
             name for name, each in trial.distributions.items() if name not in self._values and not each.single()
         )
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
         found = self._fit_value(param_name, param_distribution)
@@ -562,19 +565,13 @@ class GivenValuesSampler(optuna.samplers.BaseSampler):
             return None
 
 
-class _ExtremesSampler(optuna.samplers.BaseSampler):
+class _ExtremesSampler(IndependentSampler):
     """Sampler that returns the lower or upper end of every range, and one option of every choice."""
 
     def __init__(self, *, upper: bool, option: int) -> None:
         self.upper = upper
         self.option = option
         self.num_options = 0  # of the longest choice drawn so far
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
         if isinstance(param_distribution, CategoricalDistribution):

@@ -5,6 +5,7 @@ schedule, and the same value of every configuration key. Of the trials that are 
 are tried first instead.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from handpose.config import SWEEP_GROUPS
 from handpose.errors import UserError
 from handpose.formats import upgrade
 from handpose.metrics.target import Mode, TargetMetric
@@ -42,21 +44,9 @@ LINEAGE_ATTRIBUTE = "lineage"
 """User attribute of an imported trial: the sweep it comes from. `from` has the lineage it already had there, if any."""
 
 _IRRELEVANT_GROUPS = {
-    *(
-        "best",
-        "checkpoints",
-        "experiment",
-        "hydra",
-        "logger",
-        "num_rotations",
-        "num_threads",
-        "paths",
-        "pictures",
-        "ray",
-        "report",
-        "retrain",
-    ),
-    *("resume", "scheduler", "search_space", "searcher", "seed", "sweep", "test", "test_time"),
+    *SWEEP_GROUPS,
+    *("best", "checkpoints", "experiment", "logger", "num_rotations", "num_threads", "paths", "pictures"),
+    *("resume", "seed", "test", "test_time"),
 }
 """Groups and keys that do not affect the result of a configuration; `seed` only draws another sample of it."""
 
@@ -236,14 +226,10 @@ class _Importer:
 
     def _find_out_of_range_key(self, trial: FrozenTrial, placed: SpacePlacement) -> str:
         """Return a parameter that cannot have the trial's value in the new space, or an empty string."""
-        for name in (*placed.out_of_range, *placed.missing):
-            return name
         params = get_trial_params(trial)
         there, here = {**self._their_settings, **params}, {**self._our_settings, **placed.params}
-        for key in {**params, **placed.params}:
-            if _has_different_value(key, there, here):
-                return key
-        return ""
+        differing = (key for key in {**params, **placed.params} if _has_different_value(key, there, here))
+        return next(itertools.chain(placed.out_of_range, placed.missing, differing), "")
 
     def _choose_best_points(self, trials: Sequence[FrozenTrial], num_points: int) -> Iterator[Params]:
         """Yield the points of the best trials, the longest trained first.
@@ -272,11 +258,8 @@ class _Importer:
 
     def _make_trial(self, trial: FrozenTrial, placed: SpacePlacement) -> FrozenTrial:
         """Convert a trial to one of the new study. A trial that has not ended counts as stopped at its last epoch."""
-        is_complete, costs, value = (
-            trial.state == TrialState.COMPLETE,
-            _get_portable_costs(trial),
-            get_last_value(trial),
-        )
+        is_complete, costs = trial.state == TrialState.COMPLETE, _get_portable_costs(trial)
+        value = get_last_value(trial)
         assert value is not None
         record = create_trial(
             state=TrialState.COMPLETE if is_complete else TrialState.PRUNED,

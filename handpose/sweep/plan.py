@@ -12,14 +12,15 @@ from hydra.utils import instantiate
 from handpose.errors import UserError
 from handpose.report.table import TrialTable
 from handpose.schedulers.scheduler import Fifo, Scheduler
-from handpose.search.points import count_possible_trials
+from handpose.schema import bind_arguments
+from handpose.search.searcher import Searcher, count_points
 from handpose.search.warm_start import find_used_seeds
 from handpose.sweep.analysis.report import check_scientific_key
 from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
 from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.controller.slots import Slots
 from handpose.sweep.driver.resume import SweepTask, check_fingerprint, make_sweep_record, save_budgets
-from handpose.sweep.driver.run import run_preflight_alone, run_sweep
+from handpose.sweep.driver.run import SweepRun, run_preflight_alone, run_sweep
 from handpose.sweep.execution.retrain_nodes import RetrainNodes, find_retrain_nodes
 from handpose.sweep.execution.runtime import set_ray_environment, start_ray
 from handpose.sweep.preflight.checks import (
@@ -31,7 +32,7 @@ from handpose.sweep.preflight.checks import (
     slots_here,
     summarise_data,
 )
-from handpose.sweep.preflight.preflight import run_preflight
+from handpose.sweep.preflight.preflight import Preflight
 from handpose.sweep.record.events import EVENTS_FILE, read_events
 from handpose.sweep.record.provenance import collect_provenance
 from handpose.sweep.record.settings import RaySettings, SweepSettings
@@ -59,6 +60,7 @@ class SweepPlan:
         data: fingerprint and size of the data set.
         recipe: composes the configuration of a trial from its parameters.
         make_scheduler: returns a new scheduler.
+        searcher: makes a searcher.
         origin: provenance of the sweep, from `collect_provenance`.
     """
 
@@ -68,12 +70,15 @@ class SweepPlan:
     data: DataSummary
     recipe: TrialRecipe
     make_scheduler: Callable[[], Scheduler]
+    searcher: partial[Searcher]
     origin: Mapping[str, Any]
 
     @property
     def trial_function(self) -> TrainingFunction:
         """The function that trains a trial."""
-        measures = self.sweep.second_objective is not None or any(self.task.config.searcher.constraints.values())
+        measures = self.sweep.second_objective is not None or any(
+            (self.task.config.searcher.get("constraints") or {}).values()
+        )
         return TrainingFunction.from_settings(self.recipe, self.sweep, self.make_scheduler(), needs_costs=measures)
 
     def run_preflight_alone(self) -> None:
@@ -93,12 +98,11 @@ class SweepPlan:
             A context manager that runs the sweep on entry and returns the table of trials.
         """
         trial_function = trial_function or self.trial_function
-        searcher = instantiate(self.task.config.searcher)
-        return run_sweep(
+        run = SweepRun(
             sweep=self.sweep,
             cluster=self.cluster,
             space=self.task.space,
-            searcher=partial(searcher, defaults=self.task.defaults, fingerprint=self.data.fingerprint),
+            searcher=bind_arguments(self.searcher, defaults=self.task.defaults, fingerprint=self.data.fingerprint),
             make_scheduler=self.make_scheduler,
             trial_function=trial_function,
             command=self.recipe.format_command,
@@ -108,6 +112,7 @@ class SweepPlan:
             on_resume=partial(save_budgets, self.task),
             count_points=self._count_points,
         )
+        return run_sweep(run)
 
     def confirm_finalists(self, table: TrialTable, *, folder_sync: FolderSync | None = None) -> dict[str, Any] | None:
         """Train the finalists again; see `handpose.sweep.selection.confirm.confirm_finalists`.
@@ -131,7 +136,7 @@ class SweepPlan:
             command=self.recipe.format_command,
             origin=self.origin,
             folder_sync=folder_sync,
-            used_seeds=find_used_seeds(self.task.config.searcher.warm_start or []),
+            used_seeds=find_used_seeds(self.task.config.searcher.get("warm_start") or []),
         )
 
     def retrain_winner(self, *, use_val: bool) -> dict[str, float]:
@@ -167,12 +172,10 @@ class SweepPlan:
             yield retrain_nodes
 
     def _count_points(self) -> int | None:
-        is_grid = self.task.config.searcher.sampler is None
-        return count_possible_trials(self.task.space, is_grid=is_grid, repeats=self.make_scheduler().perturbs_params)
+        return count_points(self.searcher, self.task.space, repeats=self.make_scheduler().perturbs_params)
 
     def _bind_preflight(self, trial_function: TrialFunction) -> Callable[[Slots], Slots]:
-        return partial(
-            run_preflight,
+        preflight = Preflight(
             sweep=self.sweep,
             space=self.task.space,
             recipe=self.recipe,
@@ -182,6 +185,7 @@ class SweepPlan:
             defaults=self.task.defaults,
             use_val=self.task.config.retrain.use_val,
         )
+        return preflight.run
 
 
 def build_plan(task: SweepTask) -> SweepPlan:
@@ -195,9 +199,11 @@ def build_plan(task: SweepTask) -> SweepPlan:
     check_sweep(sweep, cluster)
     overrides = add_checkpoint_metric(select_training_overrides(task.overrides), config, sweep.target)
     check_storage(sweep)
-    check_space(space, overrides, is_grid=config.searcher.sampler is None, num_workers=sweep.workers_per_trial)
+    check_space(space, overrides, num_workers=sweep.workers_per_trial)
     check_scientific_key(config.report.scientific, space)
     scheduler = bind_scheduler(instantiate(config.scheduler), sweep, space)
+    searcher = instantiate(config.searcher)
+    count_points(searcher, space, repeats=scheduler().perturbs_params)  # raises if it cannot search the space
     data = summarise_data(config)
     check_fingerprint(task, data.fingerprint)
     if (slots := slots_here(sweep, cluster)) is not None:
@@ -206,4 +212,4 @@ def build_plan(task: SweepTask) -> SweepPlan:
     check_validation_epochs(sweep, scheduler(), validation_interval=validates_every)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
     origin = task.origin or collect_provenance(data=data.fingerprint)
-    return SweepPlan(task, sweep, cluster, data, recipe, scheduler, origin)
+    return SweepPlan(task, sweep, cluster, data, recipe, scheduler, searcher, origin)

@@ -79,12 +79,12 @@ class HandPose(pl.LightningModule):
 
     def decode(self, logits: AxisLogits, view: View, scale_m: Tensor) -> Tensor:
         """Joints in metres in the camera frame of the view, (B, K, 3), that the network's logits for it mean."""
-        return self.axes.decode(self.axes.read_out(logits), view.intrinsics, _size(view), scale_m)
+        return self.axes.decode(self.axes.read_out(logits), view.intrinsics, view.size, scale_m)
 
     def training_step(self, batch: HandBatch, batch_idx: int) -> Tensor:
         view = self.augment(batch, self._generator(), Share.of_process())
-        coordinates = self.axes.encode(view.xyz_m, view.intrinsics, _size(view))  # (B, K, 3)
-        truth = Truth(coordinates, view.xyz_m, view.intrinsics, _size(view))
+        coordinates = self.axes.encode(view.xyz_m, view.intrinsics, view.size)  # (B, K, 3)
+        truth = Truth(coordinates, view.xyz_m, view.intrinsics, view.size)
         terms = self.loss(self(view), truth, self.axes)
         values = torch.stack(list(terms.values()))
         self._add(terms, values.detach())
@@ -180,7 +180,3 @@ def _undecayed_names(net: nn.Module) -> set[str]:
         own = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
         names |= {f"{prefix}.{name}" if prefix else name for name in own}
     return names
-
-
-def _size(view: View) -> tuple[int, int]:
-    return view.image.shape[-2], view.image.shape[-1]

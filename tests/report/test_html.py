@@ -8,7 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 from handpose.report.advice import advice
-from handpose.report.html import Page, pictures, table
+from handpose.report.html import BLOCKS, Page
 from handpose.report.record import Candidate, Confirmation, Hand, Interval, Retrained
 from handpose.report.sections import add_comparison, add_sweep, status_line
 from tests.report.records import DEPTH, RATE, record, swept, trial
@@ -119,8 +119,8 @@ def test_two_sweeps_share_no_identifier():
 
 
 def test_cells_are_escaped_but_for_markup():
-    assert "<td>&lt;i&gt;</td>" in table(["a"], [["<i>"]])
-    assert 'alt="&lt;i&gt;"' in pictures([(b"", "<i>")])
+    assert "<td>&lt;i&gt;</td>" in BLOCKS.table(["a"], [["<i>"]])
+    assert 'alt="&lt;i&gt;"' in BLOCKS.pictures([(b"", "<i>")])
 
 
 def test_each_candidate_has_its_verdict_against_the_winner():

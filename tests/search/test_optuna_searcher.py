@@ -28,6 +28,7 @@ from handpose.search.space import load_space
 from handpose.search.study import get_trial_params
 from handpose.search.warm_start import InitialTrials
 from handpose.values import same, written
+from tests.search.trial_feed import TrialFeed
 
 METRIC = "val/pa_mpjpe_mm"
 SPACE = "optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel/decoder: choice(pyramid, effpose)\n"
@@ -42,7 +43,11 @@ SAMPLERS = {
     "nsga": partial(NSGAIISampler, population_size=4),
     "random": RandomSampler,
 }
-FILES = sorted(file.stem for file in (CONFIGS / "searcher").glob("*.yaml"))
+FILES = sorted(
+    file.stem
+    for file in (CONFIGS / "searcher").glob("*.yaml")
+    if compose("tune", [f"searcher={file.stem}"]).searcher._target_.endswith(f".{OptunaSearcher.__name__}")
+)
 
 
 @pytest.fixture
@@ -52,7 +57,8 @@ def make(tmp_path):
 
     def build(space, sampler=RandomSampler, *, folder="study", **changes):
         values = {"name": "test", "metric": METRIC, "mode": "min", "max_epochs": 3, "seed": 0, "defaults": {}}
-        made.append(OptunaSearcher(space=space, folder=tmp_path / folder, sampler=sampler, **values | changes))
+        searcher = OptunaSearcher(space=space, folder=tmp_path / folder, sampler=sampler, **values | changes)
+        made.append(TrialFeed(searcher))
         return made[-1]
 
     yield build
@@ -101,8 +107,12 @@ def silenced():
 
 
 @cache
-def configured(name):
+def make_configured(name):
     return instantiate(compose("tune", [f"searcher={name}"]).searcher)
+
+
+def configured(name):
+    return lambda **values: TrialFeed(make_configured(name)(**values))
 
 
 @pytest.mark.parametrize("space", ["default", "decoder_family"])

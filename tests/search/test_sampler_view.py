@@ -3,7 +3,7 @@ import pytest
 from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import TrialState, create_trial
 
-from handpose.search.sampler_view import SamplerView, make_pending_trial
+from handpose.search.sampler_view import show_trials
 
 RANGE = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
 
@@ -34,14 +34,7 @@ def study(request):
 
 
 def shown(study, max_ended):
-    view = SamplerView(
-        study._storage,
-        study._study_id,
-        make_pending_trial(900, None),
-        constraints=study.trials[0].constraints,
-        max_ended=max_ended,
-    )
-    return [each for each in view.get_all_trials(study._study_id) if each.number < 900]
+    return show_trials(study.trials, study.direction, constraints=study.trials[0].constraints, max_ended=max_ended)
 
 
 def ended(trials):

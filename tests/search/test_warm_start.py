@@ -13,6 +13,7 @@ from handpose.errors import UserError
 from handpose.search.optuna_searcher import OptunaSearcher
 from handpose.search.space import flatten_config
 from handpose.search.warm_start import find_used_seeds
+from tests.search.trial_feed import TrialFeed
 
 METRIC = "val/pa_mpjpe_mm"
 SPACE = "optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel.decoder.depth: range(1, 6)\n"
@@ -38,15 +39,17 @@ class Sweeps:
         sweep = {"name": name, "metric": METRIC, "mode": "min", "max_epochs": 9} | (settings or {})
         defaults = flatten_config(CONFIG) | (config or {})
         folder = self.folder / name
-        searcher = OptunaSearcher(
-            space=self.write_space(space, suffix),
-            folder=folder / "study",
-            seed=0,
-            defaults=defaults | CHOICES,
-            fingerprint=fingerprint,
-            sampler=changes.pop("sampler", RandomSampler),
-            **sweep,
-            **changes,
+        searcher = TrialFeed(
+            OptunaSearcher(
+                space=self.write_space(space, suffix),
+                folder=folder / "study",
+                seed=0,
+                defaults=defaults | CHOICES,
+                fingerprint=fingerprint,
+                sampler=changes.pop("sampler", RandomSampler),
+                **sweep,
+                **changes,
+            )
         )
         kept = {"sweep": sweep, "searcher": {"storage": changes.get("storage")}, **defaults}
         record = {"config": kept, "choices": CHOICES, "data_fingerprint": fingerprint, "git": {"revision": "abc"}}

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 from handpose.report.table import TrialTable, second_objectives
+from handpose.search.searcher import Searcher
 from handpose.sweep.controller.controller import SweepController
 from handpose.sweep.controller.history import History
 from handpose.sweep.record.events import Asked, Ended, EventLog, Measured, Reported, read_events
@@ -14,12 +15,8 @@ from handpose.sweep.storage.folder_sync import open_checkpoint_files
 from tests.sweep.objectives import METRIC
 
 
-class Proposer:
-    """Stands in for the searcher: its proposals depend on the number alone; what it is told is written down."""
-
-    first_number = 0
-    num_points = None
-    constraints: dict = {}  # noqa: RUF012
+class Proposer(Searcher):
+    """A searcher whose proposals depend on the number alone, and that writes down what it is told of each trial."""
 
     def __init__(self):
         self.told = {}
@@ -28,25 +25,8 @@ class Proposer:
         generator = random.Random(number)
         return {"optimizer.lr": 10 ** generator.uniform(-4, -1), "model.decoder.depth": generator.randrange(1, 6)}
 
-    def on_segment_start(self, number):
-        self.told[number] = "running"
-
-    def on_trial_result(self, number, epoch, value):
-        pass
-
-    def on_trial_cost(self, number, costs):
-        pass
-
-    def on_trial_wait(self, number):
-        self.told[number] = "waits"
-
-    def on_trial_end(self, number, state):
-        self.told[number] = state
-
-    def restore_trials(self, snapshots):
-        for trial in snapshots:
-            over = trial.state not in ("running", "waiting", "paused")
-            self.told[trial.number] = trial.state if over else "waits"
+    def on_trial_update(self, trial):
+        self.told[trial.number] = "waits" if trial.state in ("waiting", "paused") else trial.state
 
 
 class Clock:

@@ -7,7 +7,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from handpose.schedulers.asha import Asha
 from handpose.search.optuna_searcher import OptunaSearcher
 from handpose.sweep.controller.slots import LEAST_PROCESS_MB
-from handpose.sweep.driver.run import run_sweep_alone
+from handpose.sweep.driver.run import SweepRun, run_sweep
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings, SweepSettings
 from tests.sweep.objectives import METRIC
 
@@ -74,7 +74,7 @@ def start(
     **searcher,
 ):
     """Run a sweep; returns its table. sampler: None for a grid."""
-    return run_sweep_alone(
+    run = SweepRun(
         sweep=settings,
         cluster=RaySettings(address=None, num_cpus=2),
         space=space,
@@ -87,3 +87,5 @@ def start(
         preflight=preflight,
         process_mb=process_mb,
     )
+    with run_sweep(run) as table:
+        return table

@@ -7,7 +7,8 @@ from hydra.utils import instantiate
 
 from handpose.config import CONFIGS, compose
 from handpose.errors import UserError
-from handpose.search.optuna_searcher import OptunaSearcher
+from handpose.schema import bind_arguments
+from handpose.search.searcher import Searcher
 from handpose.search.space import load_space
 from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.record.settings import RaySettings, SweepSettings
@@ -59,7 +60,8 @@ def test_every_searcher_can_be_made(name, tmp_path, write_space):
     config = compose("tune", [f"searcher={name}"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        searcher = instantiate(config.searcher)(
+        searcher = bind_arguments(
+            instantiate(config.searcher),
             space=write_space("optimizer.lr: choice(0.1, 0.2)"),
             folder=tmp_path,
             name="test",
@@ -68,8 +70,8 @@ def test_every_searcher_can_be_made(name, tmp_path, write_space):
             max_epochs=2,
             seed=0,
             defaults={},
-        )
-    assert isinstance(searcher, OptunaSearcher)
+        )()
+    assert isinstance(searcher, Searcher)
     assert searcher.suggest(0)["optimizer.lr"] in (0.1, 0.2)
     searcher.close()
 

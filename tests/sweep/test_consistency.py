@@ -146,17 +146,15 @@ def swept(tmp_path_factory):
 
 
 def test_the_simulation_has_all_that_makes_accounts_differ(swept):
-    folder, history, _ = swept
+    _, history, _ = swept
     states = set(history.table.count())
     assert states == {"complete", "stopped", "diverged", "infeasible", "failed"}
     diverged = [row for row in history.table.rows.values() if row.state == "diverged"]
     assert {row.epochs for row in diverged} == {1, 2}
     assert {len(row.metrics) for row in diverged} == {1, 2}  # within an epoch, and at its end
     assert {row.epochs for row in history.table.rows.values() if row.state == "failed"} >= {0}
-    table = TrialTable(METRIC, "min", NUM_TRIALS, EPOCHS)
-    again = History(history._settings, scheduler=asha(EPOCHS)(), table=table)
     expected = Expectations(NUM_TRIALS, None, 0, {"latency_ms": 4.5}, lambda number: None, 1)
-    replayed = replay_events(again, folder, "", history._settings, expected)
+    replayed = replay_events(history._settings, expected, scheduler=asha(EPOCHS)())
     assert replayed.findings == []
 
 

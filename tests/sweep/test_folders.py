@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from handpose.config import compose, override_value
-from handpose.sweep.driver.shutdown import format_resume_command
+from handpose.sweep.record.settings import format_resume_command
 from tests.sweep.objectives import curve
 from tests.sweep.sweeps import make_settings, start
 

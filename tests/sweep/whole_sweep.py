@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from handpose.config import compose, location_overrides, quote_override, save
 from handpose.report.terminal import Clock, PlainView
 from handpose.schedulers.scheduler import Fifo
+from handpose.schema import bind_arguments
 from handpose.search.space import fix_params, load_space
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.audit.audit import compose_choices
@@ -194,7 +195,8 @@ class WholeSweep:
         """The next process that runs it."""
         sweep, config = self.sweep, self.task.config
         scheduler = bind_scheduler(instantiate(config.scheduler), sweep, self.task.space)
-        searcher = instantiate(config.searcher)(
+        searcher = bind_arguments(
+            instantiate(config.searcher),
             space=self.task.space,
             folder=self.folder / "study",
             name=sweep.name,
@@ -207,7 +209,7 @@ class WholeSweep:
             fingerprint="0123456789abcdef",
             resume=not is_new,
             repeats=scheduler().perturbs_params,
-        )
+        )()
         return Process(sweep, searcher, scheduler, self.recipe, **self.options)
 
     def run(self, num_reports=math.inf, *, stops=(), last="finished", given=()):

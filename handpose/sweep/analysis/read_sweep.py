@@ -74,9 +74,11 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
     for event in read_events(folder / EVENTS_FILE):
         history.apply(event)
         course.add_event(event, settings.metric)
-    _update_running_seconds(history, course.at)
+    for number in history.live["running"]:
+        history.trials[number].update_seconds(course.at)
     trials = [_make_trial_record(history.trials[number], course, settings.metric) for number in sorted(history.trials)]
     parameters, distributions, fixed = read_searched_space(folder, config, trials, fixed_params=kept.get("held") or {})
+    constraints = (config.get("searcher") or {}).get("constraints") or {}
     record = SweepRecord(
         name=settings.name,
         folder=str(folder),
@@ -93,7 +95,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         rungs=_compute_rungs(config.get("scheduler") or {}, settings),
         fixed=fixed,
         failures=course.failures,
-        limits={name: limit for name, limit in _read_constraints(config).items() if limit is not None},
+        limits={name: limit for name, limit in constraints.items() if limit is not None},
         objective=_make_second_objective(table),
         confirmation=_read_confirmation(folder / "confirm" / "confirm.yaml"),
         retrained=_read_retraining(folder / "retrain"),
@@ -183,11 +185,6 @@ class _Timeline:
             self._end_segment(trial, at, "lost")
 
 
-def _update_running_seconds(history: History, at: float) -> None:
-    for number in history.live["running"]:
-        history.trials[number].update_seconds(at)
-
-
 def _make_trial_record(trial: TrialHistory, timeline: _Timeline, metric: str) -> TrialRecord:
     row = trial.row
     return TrialRecord(
@@ -215,10 +212,6 @@ def _compute_rungs(scheduler: Mapping[str, Any], settings: SweepSettings) -> tup
     return Asha(
         **{name: scheduler[name] for name in wanted}, max_epochs=settings.max_epochs, seed=settings.seed or 0
     ).rungs
-
-
-def _read_constraints(config: Mapping[str, Any]) -> dict[str, float | None]:
-    return dict((config.get("searcher") or {}).get("constraints") or {})
 
 
 def _make_second_objective(table: TrialTable) -> Objective | None:
@@ -251,13 +244,13 @@ def _read_confirmation(file: Path) -> Confirmation | None:
     if not content:
         return None
     try:
-        candidates = [_parse_candidate(each) for each in content["candidates"]]
+        candidates, gain = [_parse_candidate(each) for each in content["candidates"]], content.get("gain_over_default")
         return Confirmation(
             epochs=int(content["epochs"]),
             seeds=[int(seed) for seed in content["seeds"]],
             candidates=candidates,
             winner=None if content["winner"] is None else candidates[content["winner"]],
-            gain=_parse_interval(content.get("gain_over_default")),
+            gain=None if gain is None else _parse_interval(gain),
             method=str(content.get("method", "")),
             optimism=_parse_number(content.get("optimism")),
             unknown=dict(content.get("unknown") or {}),
@@ -267,25 +260,21 @@ def _read_confirmation(file: Path) -> Confirmation | None:
 
 
 def _parse_candidate(content: Mapping[str, Any]) -> Candidate:
-    values = {int(seed): math.nan if value is None else float(value) for seed, value in content["values"].items()}
-    mean = Interval(*(_parse_number(content.get(name)) for name in ("mean", "low", "high")))
-    difference = _parse_interval(content.get("difference_to_winner"))
+    difference = content.get("difference_to_winner")
     return Candidate(
         label=str(content["label"]),
         trial=content["trial"],
         params=dict(content["params"] or {}),
-        values=values,
-        mean=mean,
-        difference=difference,
+        values={int(seed): _parse_number(value) for seed, value in content["values"].items()},
+        mean=_parse_interval(content),
+        difference=None if difference is None else _parse_interval(difference),
         is_distinguishable=content.get("distinguishable"),
         out=content.get("out") or "",
     )
 
 
-def _parse_interval(content: Mapping[str, Any] | None) -> Interval | None:
-    return (
-        None if content is None else Interval(*(_parse_number(content.get(name)) for name in ("mean", "low", "high")))
-    )
+def _parse_interval(content: Mapping[str, Any]) -> Interval:
+    return Interval(*(_parse_number(content.get(name)) for name in ("mean", "low", "high")))
 
 
 def _parse_number(value: Any) -> float:
@@ -297,17 +286,8 @@ def _read_retraining(folder: Path) -> Retrained | None:
     if not file.is_file():
         return None
     metrics = {name: _parse_number(value) for name, value in read_json(file)["metrics"].items()}
-    listed = folder / "hands" / "hands.json"
-    hands = read_json(listed) if listed.is_file() else []
-    return Retrained(
-        metrics,
-        [
-            Hand(
-                each["kind"],
-                each["name"],
-                _parse_number(each["pa_mpjpe_mm"]),
-                (listed.parent / each["file"]).read_bytes(),
-            )
-            for each in hands
-        ],
-    )
+    place, hands = folder / "hands", []
+    for each in read_json(place / "hands.json") if (place / "hands.json").is_file() else []:
+        error_mm, jpeg = _parse_number(each["pa_mpjpe_mm"]), (place / each["file"]).read_bytes()
+        hands.append(Hand(each["kind"], each["name"], error_mm, jpeg))
+    return Retrained(metrics, hands)

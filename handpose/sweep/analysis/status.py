@@ -1,6 +1,5 @@
 """Shows the status of a sweep from its files, from another process; nothing is locked or changed."""
 
-import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +10,13 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from handpose.config import quote_override
 from handpose.errors import UserError
 from handpose.report.terminal import Clock, picture
 from handpose.report.words import duration, interval_text, metric_text
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.record.events import EVENTS_FILE, Closed, Event, Opened, read_events
-from handpose.sweep.record.settings import SweepSettings, restore_settings
+from handpose.sweep.record.settings import SweepSettings, format_resume_command, restore_settings
 from handpose.sweep.storage.stored_sweep import open_sweep_for_reading
 from handpose.urls import is_url
 from handpose.whole_file import read_json
@@ -47,8 +45,7 @@ def render_status(folder: Path, *, width: int, place: str | None = None) -> Rend
     Raises:
         UserError: there is no sweep, or its files are damaged.
     """
-    resumed = quote_override("sweep.resume", place or str(folder))
-    record, go_on = _read_config(folder), shlex.join(["python", "tune.py", resumed])
+    record, go_on = _read_config(folder), format_resume_command(place or folder)
     sweep = restore_settings(record["sweep"], folder)
     space = Path(str(record["search_space"])).stem
     shown = _render_sweep(sweep, f"sweep {sweep.name}  ·  {space}", width=width, go_on=go_on)

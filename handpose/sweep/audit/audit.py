@@ -9,40 +9,46 @@ nothing in the folder.
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
 import optuna
 from filelock import FileLock, Timeout
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 
 from handpose.config import CONFIGS, plain, told
 from handpose.errors import UserError
 from handpose.formats import rename_options
-from handpose.search.points import count_possible_trials
+from handpose.search.optuna_searcher import OptunaSearcher
+from handpose.search.searcher import count_points
 from handpose.search.space import flatten_config
-from handpose.search.study import JOURNAL_FILE, close_storage, get_trial_params, open_storage_for_reading, parse_limits
+from handpose.search.study import (
+    JOURNAL_FILE,
+    close_storage,
+    find_study,
+    get_trial_params,
+    open_storage_for_reading,
+    parse_limits,
+)
 from handpose.sweep.audit.events import (
     AuditFinding,
     Expectations,
-    ReadOnlyCheckpointFiles,
+    Lost,
+    Repeated,
     ReplayResult,
+    Wrong,
     find_differences,
     replay_events,
 )
 from handpose.sweep.audit.records import (
-    audit_checkpoints,
-    audit_csv,
-    audit_journal,
-    audit_plan,
+    AuditedSweep,
     audit_study,
-    audit_tensorboard,
-    load_study,
+    audit_trial_files,
+    get_first_number,
 )
 from handpose.sweep.audit.results import audit_results
-from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.driver.resume import SweepTask, load_recorded_task
 from handpose.sweep.record.events import EVENTS_FILE, scan_event_lines
@@ -88,10 +94,7 @@ def audit(folder: Path) -> Findings:
             break
         again = set(_audit_once(folder))
         found = [finding for finding in found if finding in again]
-    texts: dict[str, list[str]] = {"lost": [], "repeated": [], "wrong": []}
-    for finding in found:
-        texts[finding.kind].append(finding.text)
-    return Findings(**texts)
+    return Findings(*([each.text for each in found if isinstance(each, kind)] for kind in (Lost, Repeated, Wrong)))
 
 
 def _is_locked(folder: Path) -> bool:
@@ -110,28 +113,25 @@ def _audit_once(folder: Path) -> Iterator[AuditFinding]:
         task = load_recorded_task(folder, [])
         sweep: SweepSettings = instantiate(task.config.sweep)
         scheduler = bind_scheduler(instantiate(task.config.scheduler), sweep, task.space)()
-        limits = parse_limits(dict(task.config.searcher.constraints or {}))
+        limits = parse_limits(dict(task.config.searcher.get("constraints") or {}))
         overrides = add_checkpoint_metric(select_training_overrides(task.overrides), task.config, sweep.target)
     except UserError as error:
-        yield AuditFinding("wrong", f"sweep.yaml and search_space/: {error}")
+        yield Wrong(f"sweep.yaml and search_space/: {error}")
         yield from _find_unreadable_lines(folder)
         return
     yield from _audit_description(folder, task)
-    recipe = TrialRecipe(
-        overrides,
-        task.locations,
-        sweep.max_epochs,
-        sweep.cpus_per_trial,
-        sweep.workers_per_trial,
-    )
+    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
+    audited = AuditedSweep(task, sweep, limits, recipe)
     with _open_study(task, folder) as (study, problem):
         yield from problem
-        replayed = _replay_sweep(task, sweep, scheduler, limits, recipe, study)
+        replayed = _replay_sweep(audited, scheduler, study)
         yield from replayed.findings
         if not replayed.events:
             return
-        yield from _audit_records(task, sweep, limits, recipe, replayed, study)
-    yield from audit_results(task, sweep, recipe, replayed)
+        if study is not None:
+            yield from audit_study(audited, replayed, study)
+    yield from audit_trial_files(replayed, sweep, in_tab=True)
+    yield from audit_results(audited, replayed)
 
 
 def _find_unreadable_lines(folder: Path) -> Iterator[AuditFinding]:
@@ -139,118 +139,53 @@ def _find_unreadable_lines(folder: Path) -> Iterator[AuditFinding]:
     if (folder / EVENTS_FILE).is_file():
         for line in scan_event_lines((folder / EVENTS_FILE).read_bytes()):
             if line.problem:
-                yield AuditFinding("wrong", f"{EVENTS_FILE}: line {line.number} {line.problem}")
+                yield Wrong(f"{EVENTS_FILE}: line {line.number} {line.problem}")
 
 
-def _replay_sweep(
-    task: SweepTask,
-    sweep: SweepSettings,
-    scheduler: Any,
-    limits: Mapping[str, float],
-    recipe: TrialRecipe,
-    study: optuna.Study | None,
-) -> ReplayResult:
-    files = ReadOnlyCheckpointFiles(sweep.path)
-    history = History(
-        sweep, scheduler=scheduler, table=make_empty_table(sweep), files=files, command=recipe.format_command
-    )
-    proposed = (
-        {} if study is None else {trial.number: get_trial_params(trial) for trial in study.get_trials(deepcopy=False)}
-    )
-    plan = {} if study is None else study.user_attrs.get("plan", {})
+def _replay_sweep(audited: AuditedSweep, scheduler: Any, study: optuna.Study | None) -> ReplayResult:
+    task, sweep = audited.task, audited.settings
+    trials = [] if study is None else study.get_trials(deepcopy=False)
     expected = Expectations(
         sweep.num_trials,
-        count_possible_trials(
-            task.space, is_grid=task.config.searcher.sampler is None, repeats=scheduler.perturbs_params
-        ),
-        plan.get("first_number", 0),
-        limits,
-        proposed.get,
+        count_points(instantiate(task.config.searcher), task.space, repeats=scheduler.perturbs_params),
+        0 if study is None else get_first_number(study),
+        audited.limits,
+        {trial.number: get_trial_params(trial) for trial in trials}.get,
         task.config.trainer.check_val_every_n_epoch,
         is_resuming=_is_newer(sweep.path / "sweep.yaml", sweep.path / EVENTS_FILE),
     )
-    return replay_events(history, sweep.path, "", sweep, expected)
+    return replay_events(sweep, expected, scheduler=scheduler, command=audited.recipe.format_command)
 
 
 def _is_newer(file: Path, than: Path) -> bool:
     return file.is_file() and than.is_file() and file.stat().st_mtime_ns > than.stat().st_mtime_ns
 
 
-def _audit_records(
-    task: SweepTask,
-    sweep: SweepSettings,
-    limits: Mapping[str, float],
-    recipe: TrialRecipe,
-    replayed: ReplayResult,
-    study: optuna.Study | None,
-) -> Iterator[AuditFinding]:
-    folder = sweep.path
-    yield from audit_csv(replayed, folder / "trials.csv", "trials.csv")
-    if study is not None:
-        first: int = study.user_attrs.get("plan", {}).get("first_number", 0)
-        journal = folder / "study" / JOURNAL_FILE
-        label = f"study/{JOURNAL_FILE}" if task.config.searcher.storage is None else "the study"
-        num_brought = len(task.config.searcher.get("warm_start") or [])
-        yield from _audit_study_settings(study, sweep, label, num_brought=num_brought)
-        if task.config.searcher.sampler is not None:  # a grid is enumerated in its own order
-            yield from audit_plan(study, first_number=first, space=task.space, label=label)
-        yield from audit_study(
-            replayed,
-            study.get_trials(deepcopy=False),
-            first_number=first,
-            space=task.space,
-            limits=limits,
-            second_objective=sweep.second_objective,
-            label=label,
-        )
-        if task.config.searcher.storage is None:
-            yield from audit_journal(replayed, journal, num_before=first, limits=limits, label=label)
-    is_ahead = sweep.storage is not None
-    yield from audit_tensorboard(replayed, folder / "tensorboard", "tensorboard", in_tab=True, is_ahead=is_ahead)
-    if sweep.storage is None:
-        yield from audit_checkpoints(replayed, folder, "")
-
-
-def _audit_study_settings(
-    study: optuna.Study, sweep: SweepSettings, label: str, *, num_brought: int
-) -> Iterator[AuditFinding]:
-    directions: list[str] = [sweep.target.mode, *(["min"] if sweep.second_objective else [])]
-    names = [sweep.metric, *([sweep.second_objective] if sweep.second_objective else [])]
-    if [each.name.lower()[:3] for each in study.directions] != directions:
-        yield AuditFinding(
-            "wrong", f"{label}: its directions are {study.directions}, but the sweep's {', '.join(directions)}"
-        )
-    if study.metric_names != names:
-        yield AuditFinding("wrong", f"{label}: its values are {study.metric_names}, but the sweep's {', '.join(names)}")
-    brought = study.user_attrs.get("warm_start", [])
-    first = study.user_attrs.get("plan", {}).get("first_number", 0)
-    if len(brought) != num_brought:
-        yield AuditFinding(
-            "wrong", f"{label}: it has learned from {len(brought)} sweeps, but sweep.yaml names {num_brought}"
-        )
-    if sum(each.get("brought", 0) for each in brought) != first:
-        yield AuditFinding("wrong", f"{label}: the sweep begins at trial {first}, but its warm start says otherwise")
-
-
 @contextlib.contextmanager
 def _open_study(task: SweepTask, folder: Path) -> Iterator[tuple[optuna.Study | None, list[AuditFinding]]]:
-    """Open the study of a sweep for reading; yield it with findings that say why it cannot be read."""
+    """Open the study of a sweep for reading; yield it with findings that say why it cannot be read.
+
+    Yield None for a searcher without a study.
+    """
+    if not issubclass(get_class(task.config.searcher._target_), OptunaSearcher):
+        yield None, []
+        return
     url, name = task.config.searcher.storage, task.config.sweep.name
     label = "the study" if url else f"study/{JOURNAL_FILE}"
     if url is None and not (folder / "study" / JOURNAL_FILE).is_file():
         is_begun = (folder / EVENTS_FILE).is_file()
-        yield None, [AuditFinding("lost", f"{label} is missing")] if is_begun else []
+        yield None, [Lost(f"{label} is missing")] if is_begun else []
         return
-    storage = None
     try:
         storage = open_storage_for_reading(url, folder / "study")
-        study = load_study(storage, name)
+        is_there = find_study(storage, name) is not None
+        study = optuna.load_study(study_name=name, storage=storage) if is_there else None
         study and study.get_trials(deepcopy=False)
     except Exception as error:  # whatever Optuna raises for a damaged journal
-        yield None, [AuditFinding("wrong", f"{label} cannot be read ({type(error).__name__}: {error})")]
+        yield None, [Wrong(f"{label} cannot be read ({type(error).__name__}: {error})")]
         return
     try:
-        yield study, [] if study else [AuditFinding("lost", f"{label} has no study {name}")]
+        yield study, [] if study else [Lost(f"{label} has no study {name}")]
     finally:
         close_storage(storage)
 
@@ -272,26 +207,22 @@ def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     for key in {**written, **now}:
         is_compared = key.startswith(_COMPARED) and not key.startswith(_IGNORED_KEYS)
         if is_compared and written.get(key) != now.get(key):
-            yield AuditFinding(
-                "wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its overrides make it {now.get(key)}"
-            )
+            yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but its overrides make it {now.get(key)}")
     for key, value in task.fixed.items():
         if not same(value, task.defaults.get(key.lstrip("+"))):
             made = task.defaults.get(key.lstrip("+"))
-            yield AuditFinding("wrong", f"sweep.yaml: held has {key}={value}, but its overrides make it {made}")
+            yield Wrong(f"sweep.yaml: held has {key}={value}, but its overrides make it {made}")
     given = dict(each.partition("=")[::2] for each in record["locations"])
     overridden = {each.partition("=")[0] for each in record["overrides"]}
     for key in sorted({"paths.data", "paths.output", "paths.packed"} - overridden):
         if key not in given:
-            yield AuditFinding("lost", f"sweep.yaml: locations has no {key}, but config has {written.get(key)}")
+            yield Lost(f"sweep.yaml: locations has no {key}, but config has {written.get(key)}")
         elif str(written.get(key)) != given[key].strip("'"):
-            yield AuditFinding(
-                "wrong", f"sweep.yaml: config has {key}={written.get(key)}, but its locations {given[key]}"
-            )
+            yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but its locations {given[key]}")
     choices = compose_choices(record["overrides"])
     for group, theirs, ours in find_differences(rename_options(record["choices"]), rename_options(choices)):
         if not group.startswith("hydra"):
-            yield AuditFinding("wrong", f"sweep.yaml: choices has {group}={theirs}, but its overrides make it {ours}")
+            yield Wrong(f"sweep.yaml: choices has {group}={theirs}, but its overrides make it {ours}")
 
 
 def compose_choices(overrides: Sequence[str]) -> dict[str, Any]:

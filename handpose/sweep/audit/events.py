@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from handpose.errors import UserError
 from handpose.report.table import TrialRow, TrialTable
+from handpose.schedulers.scheduler import Scheduler
 from handpose.search.space import Params
 from handpose.sweep.controller.controller import NO_REPORT_CAUSE, is_feasible
-from handpose.sweep.controller.history import History
+from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.record.events import (
     EVENTS_FILE,
@@ -33,8 +33,6 @@ from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, make_run_nam
 from handpose.sweep.storage.checkpoint_files import FolderFiles
 from handpose.sweep.storage.retention import describe_checkpoint
 
-FindingKind = Literal["lost", "repeated", "wrong"]
-
 FINAL_REASONS: tuple[CloseReason, ...] = ("finished", "spent")
 """Reasons for closing a sweep after which a winner is selected."""
 
@@ -45,16 +43,23 @@ From this format on, `opened` never has more trials than a finite space has poin
 """
 
 
-class AuditFinding(NamedTuple):
-    """Something in a sweep that is not as it should be.
+@dataclass(frozen=True)
+class AuditFinding:
+    """Something in a sweep that is not as it should be: a sentence that names the file and the place in it."""
 
-    Attributes:
-        kind: "lost" (missing), "repeated" (there twice) or "wrong" (contradicts something else).
-        text: a sentence that names the file and the place in it.
-    """
-
-    kind: FindingKind
     text: str
+
+
+class Lost(AuditFinding):
+    """Something is missing."""
+
+
+class Repeated(AuditFinding):
+    """Something is there twice."""
+
+
+class Wrong(AuditFinding):
+    """Something contradicts something else."""
 
 
 class Expectations(NamedTuple):
@@ -109,6 +114,10 @@ class ReplayResult:
     adopted_trials: set[int] = field(default_factory=set)
     findings: list[AuditFinding] = field(default_factory=list)
 
+    def get_row(self, trial: int, index: int) -> TrialRow:
+        """Return the row of a trial after the event with this index in `events`, not before it was asked for."""
+        return next(row for at, row in reversed(self.rows[trial]) if at <= index)
+
     @property
     def is_closed(self) -> bool:
         """Whether the last process closed the sweep."""
@@ -137,32 +146,39 @@ class ReplayResult:
 
 
 def replay_events(
-    history: History, folder: Path, label: str, settings: SweepSettings, expected: Expectations
+    settings: SweepSettings,
+    expected: Expectations,
+    *,
+    scheduler: Scheduler,
+    command: Callable[[Params], str] = lambda params: "",
+    label: str = "",
 ) -> ReplayResult:
-    """Apply the events of the sweep in a folder, and check each of them.
+    """Apply the events of a sweep, and check each of them.
 
     Lines that cannot be read, and events that contradict the ones before, become findings and are skipped.
 
     Args:
-        history: an empty history with `ReadOnlyCheckpointFiles`.
-        folder: folder of the sweep.
-        label: prefix of file names in findings.
         settings: settings of the sweep.
         expected: what other files say about the sweep.
+        scheduler: a new scheduler, which repeats the decisions.
+        command: returns the command line that trains parameters.
+        label: prefix of file names in findings.
     """
-    replayed = ReplayResult(history)
-    file = folder / EVENTS_FILE
-    if not file.is_file():
-        replayed.findings.append(AuditFinding("lost", f"{label}{EVENTS_FILE} is missing"))
+    folder, table = settings.path, make_empty_table(settings)
+    files = ReadOnlyCheckpointFiles(folder)
+    replayed = ReplayResult(History(settings, scheduler=scheduler, table=table, files=files, command=command))
+    if not (folder / EVENTS_FILE).is_file():
+        if folder.is_dir():
+            replayed.findings.append(Lost(f"{label}{EVENTS_FILE} is missing"))
         return replayed
     readable: list[tuple[int, Event]] = []
-    for line in scan_event_lines(file.read_bytes()):
+    for line in scan_event_lines((folder / EVENTS_FILE).read_bytes()):
         if line.event is not None:
             readable.append((line.number, line.event))
         else:
             problem = line.problem or "is torn: it has no line end"
-            replayed.findings.append(AuditFinding("wrong", f"{label}{EVENTS_FILE}: line {line.number} {problem}"))
-    checks = _EventChecker(replayed, settings, expected, folder, f"{label}{EVENTS_FILE}")
+            replayed.findings.append(Wrong(f"{label}{EVENTS_FILE}: line {line.number} {problem}"))
+    checks = _EventChecker(replayed, settings, expected, f"{label}{EVENTS_FILE}")
     closing = _find_closing_events(readable)
     last_opened = max((place for place, (_, event) in enumerate(readable) if isinstance(event, Opened)), default=0)
     for place, (number, event) in enumerate(readable):
@@ -190,14 +206,12 @@ def _find_closing_events(events: Sequence[tuple[int, Event]]) -> set[int]:
 class _EventChecker:
     """Checks the events in order, and applies each one to the history."""
 
-    def __init__(
-        self, replayed: ReplayResult, settings: SweepSettings, expected: Expectations, folder: Path, label: str
-    ) -> None:
+    def __init__(self, replayed: ReplayResult, settings: SweepSettings, expected: Expectations, label: str) -> None:
         self._replayed = replayed
         self._history = replayed.history
         self._settings = settings
         self._expected = expected
-        self._folder = folder
+        self._folder = settings.path
         self._label = label
         self._last: Event | None = None
         self._last_begun: dict[int, Begun] = {}
@@ -207,8 +221,13 @@ class _EventChecker:
         self._version = 1
         self._has_current_budgets = True  # whether the event's process had the budgets of sweep.yaml
 
-    def _add_finding(self, kind: FindingKind, text: str) -> None:
-        self._replayed.findings.append(AuditFinding(kind, f"{self._label}: line {self._line} {text}"))
+    def _add(self, kind: type[AuditFinding], text: str) -> None:
+        self._replayed.findings.append(kind(f"{self._label}: line {self._line} {text}"))
+
+    def _require(self, is_right: bool, text: str, kind: type[AuditFinding] = Wrong) -> None:
+        """Add a finding if a condition of the current event does not hold."""
+        if not is_right:
+            self._add(kind, text)
 
     def check_event(
         self, line: int, event: Event, following: Sequence[Event], *, is_closing: bool, is_last_process: bool
@@ -226,7 +245,7 @@ class _EventChecker:
         self._has_current_budgets = is_last_process and not self._expected.is_resuming
         self._check_order(event)
         if impossible := self._history.find_contradiction(event):
-            self._add_finding("wrong", impossible)
+            self._add(Wrong, impossible)
             return
         match event:
             case Opened():
@@ -242,8 +261,8 @@ class _EventChecker:
             case Failed():
                 self._check_failed(event, following)
             case SetAside():
-                if not (isinstance(self._last, Failed) and self._last.node == event.node):
-                    self._add_finding("wrong", f"sets node {event.node} aside, although no trial has just failed there")
+                has_failed = isinstance(self._last, Failed) and self._last.node == event.node
+                self._require(has_failed, f"sets node {event.node} aside, although no trial has just failed there")
             case Ended():
                 self._check_ended(event, is_last=not following, is_closing=is_closing)
             case Closed():
@@ -255,7 +274,7 @@ class _EventChecker:
     def check_end(self) -> None:
         """Check the replay after the last event."""
         if self._last is None:
-            self._replayed.findings.append(AuditFinding("lost", f"{self._label} holds no events"))
+            self._replayed.findings.append(Lost(f"{self._label} holds no events"))
 
     def _check_and_apply(self, line: int, event: Event) -> None:
         """Repeat the decision of an event and apply the event as recorded, even if the decision differs."""
@@ -263,13 +282,13 @@ class _EventChecker:
         try:
             history.check(event, line=line)
         except UserError as error:
-            self._add_finding("wrong", str(error).partition(f"line {line} ")[2].partition(";")[0])
+            self._add(Wrong, str(error).partition(f"line {line} ")[2].partition(";")[0])
         except (KeyError, ValueError, AssertionError) as error:  # from a scheduler that wrong earlier events confused
-            self._add_finding("wrong", f"cannot follow what is before it ({type(error).__name__}: {error})")
+            self._add(Wrong, f"cannot follow what is before it ({type(error).__name__}: {error})")
         try:
             history.apply(event)
         except (KeyError, ValueError, AssertionError) as error:
-            self._add_finding("wrong", f"cannot be applied to what is before it ({type(error).__name__}: {error})")
+            self._add(Wrong, f"cannot be applied to what is before it ({type(error).__name__}: {error})")
 
     def _record_result(self, event: Event) -> None:
         replayed, history = self._replayed, self._history
@@ -295,20 +314,19 @@ class _EventChecker:
     # --- the order of events ------------------------------------------------------------------------------------------
 
     def _check_order(self, event: Event) -> None:
-        if event.at < self._history.at:
-            self._add_finding(
-                "wrong", f"is of {event.at} s, but the line before it of {self._history.at} s: time runs backwards"
-            )
-        if event.at < 0:
-            self._add_finding("wrong", f"is of {event.at} s, before the sweep began")
-        is_opened = isinstance(event, Opened)
-        if self._last is None and not is_opened:
-            self._add_finding("lost", "is the first one, but the events of a sweep begin with 'opened'")
-        is_sent = isinstance(event, Begun) and isinstance(self._last, Asked) and event.trial == self._last.trial
-        if isinstance(self._last, Asked) and not is_opened and not is_sent:
-            self._add_finding("wrong", f"is between 'asked' and 'begun' of trial {self._last.trial}")
-        if isinstance(self._last, Closed) and not is_opened:
-            self._add_finding("wrong", "follows 'closed', after which there can only be 'opened'")
+        last, before = self._last, self._history.at
+        self._require(
+            event.at >= before, f"is of {event.at} s, but the line before it of {before} s: time runs backwards"
+        )
+        self._require(event.at >= 0, f"is of {event.at} s, before the sweep began")
+        if isinstance(event, Opened):
+            return
+        if last is None:
+            self._add(Lost, "is the first one, but the events of a sweep begin with 'opened'")
+        if isinstance(last, Asked) and not (isinstance(event, Begun) and event.trial == last.trial):
+            self._add(Wrong, f"is between 'asked' and 'begun' of trial {last.trial}")
+        if isinstance(last, Closed):
+            self._add(Wrong, "follows 'closed', after which there can only be 'opened'")
 
     def _check_opened(self, event: Opened) -> None:
         settings, self._version = self._settings, event.version
@@ -317,43 +335,30 @@ class _EventChecker:
         if num_points is not None:
             capped = {min(each, num_points) for each in possible}
             possible = capped if event.version >= _FORMAT_WITH_SPENT else possible | capped
-        if event.num_trials not in possible:
-            said = f"opens the sweep for {event.num_trials} trials"
-            self._add_finding("wrong", f"{said}, but its configuration has {min(possible)}")
-        if event == self._last:
-            self._add_finding("repeated", "opens the sweep again at the same moment")
-        if event.num_trials < 1:
-            self._add_finding("wrong", f"opens the sweep for {event.num_trials} trials")
+        said = f"opens the sweep for {event.num_trials} trials"
+        self._require(event.num_trials in possible, f"{said}, but its configuration has {min(possible)}")
+        self._require(event != self._last, "opens the sweep again at the same moment", Repeated)
+        self._require(event.num_trials >= 1, said)
         gpus_per_trial, workers = settings.gpus_per_trial, settings.workers_per_trial
         if gpus_per_trial == "auto":
             is_possible = event.gpus >= 0
         else:
             is_possible = event.gpus in ((0, workers) if gpus_per_trial is None else (gpus_per_trial * workers,))
-        if not is_possible:
-            self._add_finding(
-                "wrong", f"gives each trial {event.gpus} GPUs, but the configuration has {gpus_per_trial}"
-            )
+        self._require(is_possible, f"gives each trial {event.gpus} GPUs, but the configuration has {gpus_per_trial}")
 
     def _check_asked(self, event: Asked) -> None:
         history = self._history
-        number = self._expected.first_number + len(history.trials)
-        if event.trial != number:
-            self._add_finding("lost", f"asks for trial {event.trial}, but trial {number} is the next")
-        if not history.can_start_trial:
-            self._add_finding(
-                "wrong", f"asks for trial {event.trial}, but the sweep has only {history.num_trials} trials"
-            )
+        number, name = self._expected.first_number + len(history.trials), f"asks for trial {event.trial}"
+        self._require(event.trial == number, f"{name}, but trial {number} is the next", Lost)
+        self._require(history.can_start_trial, f"{name}, but the sweep has only {history.num_trials} trials")
         self._check_no_retry_is_due("asks for a new trial")
         promoted = history.choose_trial_to_resume()
         if promoted is not None:
-            self._add_finding("wrong", f"asks for a new trial, but trial {promoted.trial} is promoted first")
+            self._add(Wrong, f"asks for a new trial, but trial {promoted.trial} is promoted first")
         params = self._expected.params(event.trial)
-        if params is not None and not is_same_value(dict(event.params), params):
-            self._add_finding(
-                "wrong",
-                f"has other parameters of trial {event.trial} than were proposed: "
-                f"{_format_differences(event.params, params)}",
-            )
+        if params is not None and (differences := list(find_differences(dict(event.params), params))):
+            said = "; ".join(f"{place} is {ours}, and was {theirs}" for place, ours, theirs in differences)
+            self._add(Wrong, f"has other parameters of trial {event.trial} than were proposed: {said}")
 
     def _check_no_retry_is_due(self, what: str, *, than: int | None = None) -> None:
         """Report a trial whose retry was due at the time of the previous event, and should have started first.
@@ -364,23 +369,21 @@ class _EventChecker:
         """
         ready = self._history.find_trial_to_retry(self._history.at)
         if ready is not None and (than is None or ready < than):
-            self._add_finding("wrong", f"{what}, but trial {ready} is tried again first")
+            self._add(Wrong, f"{what}, but trial {ready} is tried again first")
 
     def _check_begun(self, event: Begun) -> None:
-        _history, trial = self._history, self._history.trials[event.trial]
-        name = f"begins trial {event.trial}"
+        trial, name = self._history.trials[event.trial], f"begins trial {event.trial}"
         if trial.row.state == "paused":
             self._check_no_retry_is_due(f"promotes trial {event.trial}")
         elif not (isinstance(self._last, Asked) and self._last.trial == event.trial):
             self._check_no_retry_is_due(name, than=event.trial)
-            if trial.retry_at > event.at:
-                self._add_finding("wrong", f"{name} at {event.at} s, but it is tried again from {trial.retry_at} s on")
-        if event.stretch != trial.num_segments + 1:
-            self._add_finding("wrong", f"{name} for stretch {event.stretch}, but {trial.num_segments + 1} is the next")
-        if event.gpus != trial.gpus:
-            self._add_finding("wrong", f"{name} with {event.gpus} GPUs, but its share is {trial.gpus}")
-        if trial.row.state != "paused" and (event.source, event.params, event.checkpoint) != (None, None, None):
-            self._add_finding("wrong", f"{name} from another trial, although it was not promoted")
+            is_due = trial.retry_at <= event.at
+            self._require(is_due, f"{name} at {event.at} s, but it is tried again from {trial.retry_at} s on")
+        segment = trial.num_segments + 1
+        self._require(event.stretch == segment, f"{name} for stretch {event.stretch}, but {segment} is the next")
+        self._require(event.gpus == trial.gpus, f"{name} with {event.gpus} GPUs, but its share is {trial.gpus}")
+        is_own = (event.source, event.params, event.checkpoint) == (None, None, None)
+        self._require(is_own or trial.row.state == "paused", f"{name} from another trial, although it was not promoted")
         if event.checkpoint is not None:
             self._check_source_checkpoint(event, event.checkpoint)
         else:
@@ -398,71 +401,53 @@ class _EventChecker:
         if event.epoch == newest:
             return
         if not newest < event.epoch <= row.epochs:
-            kind: FindingKind = "repeated" if event.epoch < newest else "wrong"
-            self._add_finding(
-                kind, f"begins trial {event.trial} at epoch {event.epoch}, but its newest checkpoint is of {newest}"
-            )
+            said = f"begins trial {event.trial} at epoch {event.epoch}, but its newest checkpoint is of {newest}"
+            self._add(Repeated if event.epoch < newest else Wrong, said)
             return
         self._replayed.adopted_trials.add(event.trial)
         name = format_checkpoint_name(event.trial, event.epoch, event.stretch - 1)
-        file = self._folder / name
-        checkpoint = (
-            describe_checkpoint(file, folder=self._folder, epoch=event.epoch)
-            if file.is_file()
-            else CheckpointRecord(name, event.epoch, 0, 0)
-        )
+        checkpoint = CheckpointRecord(name, event.epoch, 0, 0)
+        if (self._folder / name).is_file():
+            checkpoint = describe_checkpoint(self._folder / name, folder=self._folder, epoch=event.epoch)
         retention.add(event.trial, checkpoint)
 
     def _check_source_checkpoint(self, event: Begun, checkpoint: CheckpointRecord) -> None:
-        name = f"{CHECKPOINTS_FOLDER}/{make_run_name(event.trial)}/stretch_{event.stretch}_of_{event.source}.ckpt"
-        if checkpoint.file != name:
-            self._add_finding("wrong", f"begins trial {event.trial} from {checkpoint.file}, which must be {name}")
-        if checkpoint.epoch != event.epoch:
-            self._add_finding(
-                "wrong", f"begins trial {event.trial} at epoch {event.epoch} from a checkpoint of {checkpoint.epoch}"
-            )
+        file = f"{CHECKPOINTS_FOLDER}/{make_run_name(event.trial)}/stretch_{event.stretch}_of_{event.source}.ckpt"
+        name = f"begins trial {event.trial}"
+        self._require(checkpoint.file == file, f"{name} from {checkpoint.file}, which must be {file}")
+        is_same_epoch = checkpoint.epoch == event.epoch
+        self._require(is_same_epoch, f"{name} at epoch {event.epoch} from a checkpoint of {checkpoint.epoch}")
         theirs = self._history.retention.list_checkpoints(event.source) if event.source in self._history.trials else []
         is_theirs = any(replace(each, file=checkpoint.file) == checkpoint for each in theirs)
-        if not is_theirs and event.source not in self._replayed.adopted_trials:
-            self._add_finding(
-                "wrong", f"begins trial {event.trial} from a checkpoint that trial {event.source} does not have"
-            )
+        is_theirs = is_theirs or event.source in self._replayed.adopted_trials
+        self._require(is_theirs, f"{name} from a checkpoint that trial {event.source} does not have")
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
     def _check_measured(self, event: Measured) -> None:
         trial = self._history.trials[event.trial]
-        if trial.row.costs:
-            self._add_finding("repeated", f"measures trial {event.trial} again")
+        self._require(not trial.row.costs, f"measures trial {event.trial} again", Repeated)
         if set(self._expected.limits) - set(event.costs):
-            self._add_finding("lost", f"lacks costs of trial {event.trial} that are limited")
+            self._add(Lost, f"lacks costs of trial {event.trial} that are limited")
             return
         limits, second = self._expected.limits, self._settings.second_objective
         decision = "continue" if is_feasible(event.costs, limits, second) else "infeasible"
-        if event.decision != decision:
-            self._add_finding(
-                "wrong", f"decides {event.decision} of the costs of trial {event.trial}, which are {decision}"
-            )
+        said = f"decides {event.decision} of the costs of trial {event.trial}, which are {decision}"
+        self._require(event.decision == decision, said)
 
     def _check_reported(self, event: Reported) -> None:
         trial, begun = self._history.trials[event.trial], self._last_begun[event.trial]
         every, before = self._expected.validation_interval, trial.row.epochs
-        following = (before // every + 1) * every
-        if event.epoch > following:
-            self._add_finding(
-                "lost", f"reports epoch {event.epoch} of trial {event.trial}, but {following} follows {before}"
-            )
-        if event.epoch > self._settings.max_epochs:
-            self._add_finding("wrong", f"reports epoch {event.epoch} of {self._settings.max_epochs}")
+        following, name = (before // every + 1) * every, f"reports epoch {event.epoch} of"
+        self._require(event.epoch <= following, f"{name} trial {event.trial}, but {following} follows {before}", Lost)
+        self._require(event.epoch <= self._settings.max_epochs, f"{name} {self._settings.max_epochs}")
         if event.resumed_from != begun.epoch:
-            kind: FindingKind = "repeated" if event.resumed_from < begun.epoch else "wrong"
+            kind = Repeated if event.resumed_from < begun.epoch else Wrong
             said = f"reports that trial {event.trial} went on from epoch {event.resumed_from}"
-            self._add_finding(kind, f"{said}, but its stretch began at {begun.epoch}")
+            self._add(kind, f"{said}, but its stretch began at {begun.epoch}")
         node = self._nodes.setdefault(event.trial, event.node)
-        if event.node != node:
-            self._add_finding(
-                "wrong", f"reports trial {event.trial} from node {event.node}, but its stretch runs on {node}"
-            )
+        said = f"reports trial {event.trial} from node {event.node}, but its stretch runs on {node}"
+        self._require(event.node == node, said)
         if event.checkpoint is not None:
             self._check_reported_checkpoint(event, event.checkpoint, trial.num_segments)
 
@@ -471,46 +456,37 @@ class _EventChecker:
         name = checkpoint.file
         if self._settings.storage is not None:
             name = name.replace(f".{checkpoint.checksum:08x}.ckpt", ".ckpt")
-        if name not in names:
-            self._add_finding(
-                "wrong", f"has {checkpoint.file} as the checkpoint of trial {event.trial}, which must be {names[0]}"
-            )
+        said = f"has {checkpoint.file} as the checkpoint of trial {event.trial}, which must be {names[0]}"
+        self._require(name in names, said)
         newest = max(self._newest_checkpoint_epochs.get(event.trial, 0), self._last_begun[event.trial].epoch)
         if not newest < checkpoint.epoch <= event.epoch:
             said = f"has a checkpoint of epoch {checkpoint.epoch} of trial {event.trial}"
-            self._add_finding("repeated" if checkpoint.epoch <= newest else "wrong", f"{said}, after one of {newest}")
+            self._add(Repeated if checkpoint.epoch <= newest else Wrong, f"{said}, after one of {newest}")
         self._newest_checkpoint_epochs[event.trial] = max(newest, checkpoint.epoch)
 
     def _check_failed(self, event: Failed, following: Sequence[Event]) -> None:
         history = self._history
         node = self._nodes.get(event.trial, event.node)
-        if event.node and event.node != node:
-            self._add_finding(
-                "wrong", f"fails trial {event.trial} on node {event.node}, but its stretch runs on {node}"
-            )
+        said = f"fails trial {event.trial} on node {event.node}, but its stretch runs on {node}"
+        self._require(event.node in ("", node), said)
         is_quarantined = bool(following) and isinstance(following[0], SetAside) and following[0].node == event.node
         halts = history.should_halt(event.trial, event.kind)
         retry, gpus = history.decide_retry(event.trial, event.kind, node=event.node)
-        if event.gpus != gpus:
-            self._add_finding(
-                "wrong", f"gives trial {event.trial} {event.gpus} GPUs from now on, but its share is {gpus}"
-            )
-        if is_quarantined and not history.should_quarantine(
-            event.trial, event.kind, event.node, capacity=_assume_capacity(self._replayed)
-        ):
-            self._add_finding("wrong", f"fails on node {event.node}, which is set aside too early")
+        said = f"gives trial {event.trial} {event.gpus} GPUs from now on, but its share is {gpus}"
+        self._require(event.gpus == gpus, said)
+        if is_quarantined:
+            nodes = {each.node for _, each in self._replayed.events if isinstance(each, (Reported, Failed))}
+            capacity = NodeCapacity(dict.fromkeys(nodes, 1))  # of any trial on any node
+            is_due = history.should_quarantine(event.trial, event.kind, event.node, capacity=capacity)
+            self._require(is_due, f"fails on node {event.node}, which is set aside too early")
         if self._replayed.num_processes > 1:  # a resume may have changed the settings of retries
             return
-        if event.retry != (retry or halts or is_quarantined):
-            said = "tries again" if event.retry else "gives up"
-            self._add_finding(
-                "wrong", f"{said} trial {event.trial} after {event.kind!r}, against the settings of retries"
-            )
+        said = f"{'tries again' if event.retry else 'gives up'} trial {event.trial} after {event.kind!r}"
+        is_right = event.retry == (retry or halts or is_quarantined)
+        self._require(is_right, f"{said}, against the settings of retries")
         rest = following[is_quarantined:]
         if rest and halts != (rest[0] == Closed(rest[0].at, "halted")):
-            self._add_finding(
-                "wrong", f"fails trial {event.trial}, and the sweep is {'not ' if halts else ''}given up then"
-            )
+            self._add(Wrong, f"fails trial {event.trial}, and the sweep is {'not ' if halts else ''}given up then")
 
     def _check_ended(self, event: Ended, *, is_last: bool, is_closing: bool) -> None:
         row = self._history.table.rows[event.trial]
@@ -519,7 +495,7 @@ class _EventChecker:
             causes.add("" if row.epochs else NO_REPORT_CAUSE)
         if event.cause not in causes or event.state != ("failed" if event.cause else "stopped"):
             said = f"ends trial {event.trial}, which is {row.state}, as {event.state} ({event.cause or 'no cause'})"
-            self._add_finding("wrong", said)
+            self._add(Wrong, said)
         if is_closing and not isinstance(self._last, Ended):
             self._check_nothing_left(event.at)
 
@@ -529,24 +505,18 @@ class _EventChecker:
         if event.reason == "finished":
             if left:
                 said = ", ".join(f"{number} is {history.table.rows[number].state}" for number in left)
-                self._add_finding("lost", f"closes the sweep as finished, but trial {said}")
+                self._add(Lost, f"closes the sweep as finished, but trial {said}")
             elif not isinstance(self._last, Ended):
                 self._check_nothing_left(event.at)
         elif event.reason == "spent":
             if not self._has_trials_left and not history.live["running"]:
-                self._add_finding(
-                    "wrong", "closes the sweep for a spent budget, but it is finished: nothing is left to run"
-                )
+                self._add(Wrong, "closes the sweep for a spent budget, but it is finished: nothing is left to run")
             if not self._is_budget_spent(event.at) and self._has_current_budgets:
-                self._add_finding(
-                    "wrong", f"closes the sweep at {event.at} s for a spent budget, but no budget is spent"
-                )
+                self._add(Wrong, f"closes the sweep at {event.at} s for a spent budget, but no budget is spent")
         elif event.reason == "halted":
             is_due = isinstance(self._last, SetAside) or (isinstance(self._last, Failed) and self._last.retry)
             if not is_due or history.num_reports:
-                self._add_finding(
-                    "wrong", "closes the sweep as halted, although no trial has just failed before any reported"
-                )
+                self._add(Wrong, "closes the sweep as halted, although no trial has just failed before any reported")
 
     def _check_nothing_left(self, at: float) -> None:
         """Check that nothing is left to run in a sweep that is closed as finished.
@@ -560,7 +530,7 @@ class _EventChecker:
             return
         num_left = history.num_trials - len(history.trials)
         what = f"{num_left} trials to begin" if history.can_start_trial else "trials to run"
-        self._add_finding("lost", f"finishes the sweep, but there are {what}")
+        self._add(Lost, f"finishes the sweep, but there are {what}")
 
     @property
     def _has_trials_left(self) -> bool:
@@ -575,12 +545,6 @@ class _EventChecker:
 def format_checkpoint_name(trial: int, epoch: int, segment_number: int) -> str:
     """Return the name that `TrialSegment.make_checkpoint_name` gives to a checkpoint."""
     return f"{CHECKPOINTS_FOLDER}/{make_run_name(trial)}/epoch_{epoch:04d}_stretch_{segment_number}.ckpt"
-
-
-def _assume_capacity(replayed: ReplayResult) -> NodeCapacity:
-    """Assume that any node in the events has capacity for any trial."""
-    nodes = {event.node for _, event in replayed.events if isinstance(event, (Reported, Failed))}
-    return NodeCapacity(dict.fromkeys(nodes, 1))
 
 
 def is_same_value(ours: Any, theirs: Any) -> bool:
@@ -609,7 +573,3 @@ def find_differences(ours: Any, theirs: Any, place: str = "") -> Iterator[tuple[
 
 
 ABSENT_VALUE = "(nothing)"
-
-
-def _format_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    return "; ".join(f"{place} is {one}, and was {other}" for place, one, other in find_differences(ours, theirs))

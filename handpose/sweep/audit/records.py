@@ -7,10 +7,10 @@ import math
 import shlex
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -29,14 +29,33 @@ from handpose.search.distributions import parse_label
 from handpose.search.points import find_finite_points, place_values
 from handpose.search.searcher import TrialSnapshot
 from handpose.search.space import Params, Space, YamlSpace
-from handpose.search.study import COST_NAMES, PARAMS_ATTRIBUTE, compute_excess, get_trial_params
-from handpose.sweep.audit.events import AuditFinding, FindingKind, ReplayResult, find_differences
+from handpose.search.study import COST_NAMES, JOURNAL_FILE, PARAMS_ATTRIBUTE, compute_excess, get_trial_params
+from handpose.sweep.audit.events import AuditFinding, Lost, Repeated, ReplayResult, Wrong, find_differences
 from handpose.sweep.controller.controller import snapshot_trial
 from handpose.sweep.controller.history import TrialHistory
+from handpose.sweep.driver.resume import SweepTask
 from handpose.sweep.record.events import EVENTS_FILE, Asked, Begun, Closed, Measured, Opened, Reported
+from handpose.sweep.record.settings import SweepSettings
 from handpose.sweep.record.trial_segment import make_run_name
 from handpose.sweep.storage.retention import is_intact
+from handpose.sweep.trainable.trial import TrialRecipe
 from handpose.values import same
+
+
+class AuditedSweep(NamedTuple):
+    """A sweep as sweep.yaml and its search space describe it.
+
+    Attributes:
+        task: what tune.py was asked to run.
+        settings: settings of the sweep.
+        limits: cost -> upper limit.
+        recipe: how its trials are started.
+    """
+
+    task: SweepTask
+    settings: SweepSettings
+    limits: Mapping[str, float]
+    recipe: TrialRecipe
 
 
 def is_truncated(file: Path) -> bool:
@@ -44,10 +63,30 @@ def is_truncated(file: Path) -> bool:
     return file.is_file() and not file.read_bytes().endswith(b"\n")
 
 
+def audit_trial_files(
+    replayed: ReplayResult, settings: SweepSettings, label: str = "", *, in_tab: bool
+) -> Iterator[AuditFinding]:
+    """Compare trials.csv, the TensorBoard files and the checkpoints of trials with the events.
+
+    Args:
+        replayed: the replayed events.
+        settings: settings of the sweep.
+        label: prefix of file names in findings.
+        in_tab: whether the HParams tab of TensorBoard shows the trials.
+    """
+    folder, is_ahead = settings.path, settings.storage is not None
+    yield from _audit_csv(replayed, folder / "trials.csv", f"{label}trials.csv")
+    yield from _audit_tensorboard(
+        replayed, folder / "tensorboard", f"{label}tensorboard", in_tab=in_tab, is_ahead=is_ahead
+    )
+    if settings.storage is None:
+        yield from _audit_checkpoints(replayed, folder, label)
+
+
 # --- trials.csv -------------------------------------------------------------------------------------------------------
 
 
-def audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[AuditFinding]:
+def _audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[AuditFinding]:
     """Compare trials.csv with the table that results from the events, cell by cell.
 
     While a sweep runs, and after it was killed, trials.csv may show an earlier moment.
@@ -57,50 +96,56 @@ def audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[AuditF
         file: path of trials.csv.
         label: name of the file in findings.
     """
-    if is_truncated(file):
-        yield AuditFinding("wrong", f"{label} is truncated: it has no line end")
     if not file.is_file():
         if any(isinstance(event, Begun) for _, event in replayed.events):
-            yield AuditFinding("lost", f"{label} is missing")
+            yield Lost(f"{label} is missing")
         return
+    if is_truncated(file):
+        yield Wrong(f"{label} is truncated: it has no line end")
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            header, *lines = [*csv.reader(stream)] or [[]]
+        header, lines = _read_csv(file)
     except (csv.Error, UnicodeDecodeError) as error:
-        yield AuditFinding("wrong", f"{label} is damaged ({error})")
+        yield Wrong(f"{label} is damaged ({error})")
         return
     numbers = [line[0] if line else "" for line in lines]
     for number in {each for each in numbers if numbers.count(each) > 1}:
-        yield AuditFinding("repeated", f"{label} has trial {number} {numbers.count(number)} times")
+        yield Repeated(f"{label} has trial {number} {numbers.count(number)} times")
     rows = {line[0]: dict(zip(header, line, strict=False)) for line in lines if line}
     expected = _make_table_at(replayed, _find_csv_moment(replayed, rows))
-    wanted_header, wanted = _render_csv(expected)
+    with tempfile.TemporaryDirectory() as folder:
+        expected.write_csv(Path(folder) / "trials.csv")
+        wanted_header, wanted_lines = _read_csv(Path(folder) / "trials.csv")
+    wanted = {line[0]: dict(zip(wanted_header, line, strict=True)) for line in wanted_lines}
     if header != wanted_header:
-        yield AuditFinding(
-            "wrong", f"{label}: line 1 has the columns {', '.join(header)}, not {', '.join(wanted_header)}"
-        )
+        yield Wrong(f"{label}: line 1 has the columns {', '.join(header)}, not {', '.join(wanted_header)}")
     if numbers != sorted(numbers, key=lambda number: (len(number), number)):
-        yield AuditFinding("wrong", f"{label}: the trials are not in order")
+        yield Wrong(f"{label}: the trials are not in order")
+    for place, line in enumerate(lines, start=2):
+        if len(line) != len(header):
+            yield Wrong(f"{label}: line {place} has {len(line)} cells of {len(header)}")
+            break
+    yield from (Lost(f"{label} has no row of trial {number}") for number in wanted if number not in rows)
     has_commands = any(row.get("command") for row in rows.values())
-    for number in [*wanted, *(number for number in rows if number not in wanted)]:
-        if number not in rows:
-            yield AuditFinding("lost", f"{label} has no row of trial {number}")
-        elif number not in wanted:
-            yield AuditFinding("wrong", f"{label} has a trial {number}, which {EVENTS_FILE} does not ask for")
-        else:
-            row = expected.rows[int(number)]
-            cells = {name: cell for name, cell in wanted[number].items() if name != "command"}
-            if row.state == "running":
-                cells["seconds"] = rows[number].get("seconds", "")  # it increases between reports
-            for name, cell in cells.items():
-                if rows[number].get(name) != cell:
-                    said = f"{rows[number].get(name)!r}, where {EVENTS_FILE} has {cell!r}"
-                    yield AuditFinding("wrong", f"{label}: trial {number} has {name} {said}")
-            if has_commands and not _is_same_command(rows[number].get("command", ""), row, replayed):
-                yield AuditFinding("wrong", f"{label}: trial {number} has a command that does not train its parameters")
-    if any(len(line) != len(header) for line in lines):
-        place_of = next(index for index, line in enumerate(lines) if len(line) != len(header))
-        yield AuditFinding("wrong", f"{label}: line {place_of + 2} has {len(lines[place_of])} cells of {len(header)}")
+    for number, cells in rows.items():
+        if number not in wanted:
+            yield Wrong(f"{label} has a trial {number}, which {EVENTS_FILE} does not ask for")
+            continue
+        row = expected.rows[int(number)]
+        for name, cell in wanted[number].items():
+            if name == "command" or (name == "seconds" and row.state == "running"):  # increases between reports
+                continue
+            if cells.get(name) != cell:
+                said = f"{cells.get(name)!r}, where {EVENTS_FILE} has {cell!r}"
+                yield Wrong(f"{label}: trial {number} has {name} {said}")
+        if has_commands and not _is_same_command(cells.get("command", ""), row, replayed):
+            yield Wrong(f"{label}: trial {number} has a command that does not train its parameters")
+
+
+def _read_csv(file: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the other lines."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        header, *lines = [*csv.reader(stream)] or [[]]
+    return header, lines
 
 
 def _find_csv_moment(replayed: ReplayResult, rows: Mapping[str, Mapping[str, str]]) -> int:
@@ -136,22 +181,8 @@ def _matches_row(shown: Mapping[str, str], row: TrialRow) -> bool:
 
 def _make_table_at(replayed: ReplayResult, moment: int) -> TrialTable:
     """Return the table after the event with this index."""
-    rows = {}
-    for number, states in replayed.rows.items():
-        until = [row for index, row in states if index <= moment]
-        if until:
-            rows[number] = until[-1]
-    return replace(replayed.history.table, rows=rows)
-
-
-def _render_csv(table: TrialTable) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """Return the header and the rows, by trial number, of trials.csv as the table writes it."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trials.csv"
-        table.write_csv(file)
-        with file.open(newline="", encoding="utf-8") as stream:
-            header, *lines = csv.reader(stream)
-    return header, {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    begun = [number for number, states in replayed.rows.items() if states[0][0] <= moment]
+    return replace(replayed.history.table, rows={number: replayed.get_row(number, moment) for number in begun})
 
 
 def _is_same_command(written: str, row: TrialRow, replayed: ReplayResult) -> bool:
@@ -173,49 +204,65 @@ def _is_same_command(written: str, row: TrialRow, replayed: ReplayResult) -> boo
 # --- the study --------------------------------------------------------------------------------------------------------
 
 
-def audit_study(
-    replayed: ReplayResult,
-    trials: Sequence[FrozenTrial],
-    *,
-    first_number: int,
-    space: Space,
-    limits: Mapping[str, float],
-    second_objective: str | None,
-    label: str,
-) -> Iterator[AuditFinding]:
-    """Compare the trials of a study with the events.
+def audit_study(audited: AuditedSweep, replayed: ReplayResult, study: optuna.Study) -> Iterator[AuditFinding]:
+    """Compare the study of a sweep with its settings and its events."""
+    task, first = audited.task, get_first_number(study)
+    is_journal = task.config.searcher.storage is None
+    label = f"study/{JOURNAL_FILE}" if is_journal else "the study"
+    yield from _audit_study_settings(audited, study, label)
+    if task.config.searcher.sampler is not None:  # a grid is enumerated in its own order
+        yield from _audit_plan(study, first_number=first, space=task.space, label=label)
+    yield from _audit_study_trials(audited, replayed, study, label)
+    if is_journal:
+        file = audited.settings.path / "study" / JOURNAL_FILE
+        yield from _audit_journal(replayed, file, num_before=first, limits=audited.limits, label=label)
 
-    Args:
-        replayed: the replayed events.
-        trials: the study's trials.
-        first_number: number of the sweep's first trial; the ones before come from earlier sweeps.
-        space: search space.
-        limits: cost -> upper limit.
-        second_objective: name of the second objective; None if there is only one objective.
-        label: name of the study in findings.
-    """
-    stored = {trial.number: trial for trial in trials if trial.number >= first_number}
-    histories = replayed.history.trials
+
+def get_first_number(study: optuna.Study) -> int:
+    """Return the number of the sweep's first trial; the ones before it come from earlier sweeps."""
+    return int(study.user_attrs.get("plan", {}).get("first_number", 0))
+
+
+def _audit_study_settings(audited: AuditedSweep, study: optuna.Study, label: str) -> Iterator[AuditFinding]:
+    settings, first = audited.settings, get_first_number(study)
+    names = [settings.metric, *filter(None, [settings.second_objective])]
+    directions = [settings.target.mode, "min"][: len(names)]
+    if [each.name.lower()[:3] for each in study.directions] != directions:
+        yield Wrong(f"{label}: its directions are {study.directions}, but the sweep's {', '.join(directions)}")
+    if study.metric_names != names:
+        yield Wrong(f"{label}: its values are {study.metric_names}, but the sweep's {', '.join(names)}")
+    brought = study.user_attrs.get("warm_start", [])
+    num_brought = len(audited.task.config.searcher.get("warm_start") or [])
+    if len(brought) != num_brought:
+        yield Wrong(f"{label}: it has learned from {len(brought)} sweeps, but sweep.yaml names {num_brought}")
+    if sum(each.get("brought", 0) for each in brought) != first:
+        yield Wrong(f"{label}: the sweep begins at trial {first}, but its warm start says otherwise")
+
+
+def _audit_study_trials(
+    audited: AuditedSweep, replayed: ReplayResult, study: optuna.Study, label: str
+) -> Iterator[AuditFinding]:
+    first_number, histories = get_first_number(study), replayed.history.trials
+    stored = {each.number: each for each in study.get_trials(deepcopy=False) if each.number >= first_number}
     newest = first_number + len(histories)
     for number, trial in sorted(stored.items()):
         is_next = number == newest and not (replayed.is_closed and replayed.num_processes == 1)
         if number not in histories and not is_next and trial.state != TrialState.FAIL:
-            yield AuditFinding("repeated", f"{label} has a trial {number}, which {EVENTS_FILE} does not ask for")
+            yield Repeated(f"{label} has a trial {number}, which {EVENTS_FILE} does not ask for")
     lagging = replayed.events[-1][1] if replayed.events and not replayed.is_closed else None
     for number, history in histories.items():
         if number not in stored:
-            yield AuditFinding("lost", f"{label} has no trial {number}")
+            yield Lost(f"{label} has no trial {number}")
             continue
-        place_of = f"{label}: trial {number}"
-        yield from _audit_study_params(place_of, stored[number], replayed.suggested_params.get(number, {}), space)
-        if getattr(lagging, "trial", None) == number:
-            continue  # the process may have been killed before it updated the study
-        yield from _audit_study_outcome(place_of, stored[number], history, limits, second_objective, replayed)
+        place, params = f"{label}: trial {number}", replayed.suggested_params.get(number, {})
+        yield from _audit_study_params(place, stored[number], params, audited.task.space)
+        if getattr(lagging, "trial", None) != number:  # else the process may have been killed before it updated it
+            yield from _audit_study_outcome(place, stored[number], history, audited, replayed)
     yield from _audit_dates(list(stored.values()), replayed, label)
     starts = [(number, trial.datetime_start) for number, trial in sorted(stored.items())]
     for (_, before), (number, start) in itertools.pairwise(starts):
         if before is not None and start is not None and (before - start).total_seconds() > _CLOCK_CHANGE_S:
-            yield AuditFinding("wrong", f"{label}: trial {number} began before the trial before it")
+            yield Wrong(f"{label}: trial {number} began before the trial before it")
 
 
 _CLOCK_CHANGE_S = 3 * 3600.0
@@ -238,10 +285,10 @@ def _audit_dates(trials: Sequence[FrozenTrial], replayed: ReplayResult, label: s
     (earliest, one), (latest, other) = min(dated), max(dated)
     if (latest - earliest).total_seconds() > last - first + _CLOCK_CHANGE_S:
         said = f"trial {one} has the date {earliest} and trial {other} {latest}"
-        yield AuditFinding("wrong", f"{label}: {said}, but by {EVENTS_FILE} the sweep took {last - first:.0f} s")
+        yield Wrong(f"{label}: {said}, but by {EVENTS_FILE} the sweep took {last - first:.0f} s")
 
 
-def audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: str) -> Iterator[AuditFinding]:
+def _audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: str) -> Iterator[AuditFinding]:
     """Check draws that were decided before their trial was proposed.
 
     They must be those of the study's plan, and the trial must have them.
@@ -255,11 +302,11 @@ def audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: s
         for name in decided.keys() & trial.params.keys():
             if not same(decided[name], trial.params[name]):
                 said = f"{name} {trial.params[name]}, but {decided[name]} was decided"
-                yield AuditFinding("wrong", f"{place_of} has {said}")
+                yield Wrong(f"{place_of} has {said}")
         if index < len(points) and not same(decided, points[index]):
-            yield AuditFinding("wrong", f"{place_of} was decided to be {decided}, but the plan has {points[index]}")
+            yield Wrong(f"{place_of} was decided to be {decided}, but the plan has {points[index]}")
         elif index >= len(points) and find_finite_points(space) is None:
-            yield AuditFinding("lost", f"{place_of} was decided to be {decided}, which the plan does not have")
+            yield Lost(f"{place_of} was decided to be {decided}, which the plan does not have")
 
 
 _DECIDED = "fixed_params"
@@ -268,86 +315,66 @@ _DECIDED = "fixed_params"
 
 def _audit_study_params(place_of: str, trial: FrozenTrial, suggested: Params, space: Space) -> Iterator[AuditFinding]:
     for name, theirs, ours in find_differences(get_trial_params(trial), suggested):
-        yield AuditFinding("wrong", f"{place_of} has the parameter {name} {theirs}, but {EVENTS_FILE} has {ours}")
+        yield Wrong(f"{place_of} has the parameter {name} {theirs}, but {EVENTS_FILE} has {ours}")
     if isinstance(space, YamlSpace) and list(suggested) != list(space.expressions):
         searched = ", ".join(space.expressions)
-        yield AuditFinding("wrong", f"{place_of} has {', '.join(suggested)}, but {space.file.name} searches {searched}")
+        yield Wrong(f"{place_of} has {', '.join(suggested)}, but {space.file.name} searches {searched}")
     if not trial.params:
         return
     try:
         placed = place_values(space, {name: parse_label(value) for name, value in trial.params.items()})
     except UserError as error:
-        yield AuditFinding("wrong", f"{place_of}: {error}")
+        yield Wrong(f"{place_of}: {error}")
         return
     for name in trial.params.keys() - placed.draws.keys():
-        yield AuditFinding("wrong", f"{place_of} has drawn {name}, which {space.file.name} does not search")
+        yield Wrong(f"{place_of} has drawn {name}, which {space.file.name} does not search")
     for name in placed.out_of_range:
-        yield AuditFinding(
-            "wrong", f"{place_of} has {name} {trial.params[name]}, which {space.file.name} does not have"
-        )
+        yield Wrong(f"{place_of} has {name} {trial.params[name]}, which {space.file.name} does not have")
     for name in placed.missing:
-        yield AuditFinding("lost", f"{place_of} has not drawn {name}, which {space.file.name} searches")
+        yield Lost(f"{place_of} has not drawn {name}, which {space.file.name} searches")
     declared: Mapping[str, BaseDistribution] = (
         space.parameters if isinstance(space, YamlSpace) else placed.distributions
     )
     for name, distribution in trial.distributions.items():
-        if name in declared and not _is_same_distribution(declared[name], distribution):
-            yield AuditFinding(
-                "wrong", f"{place_of} drew {name} from {distribution}, but {space.file.name} has {declared[name]}"
-            )
+        if name in declared and distribution_to_json(declared[name]) != distribution_to_json(distribution):
+            yield Wrong(f"{place_of} drew {name} from {distribution}, but {space.file.name} has {declared[name]}")
     for name in placed.draws.keys() & trial.params.keys() - {*placed.out_of_range}:
         theirs, ours = trial.params[name], placed.draws[name]
         if isinstance(placed.distributions[name], CategoricalDistribution) and not same(theirs, ours):
-            yield AuditFinding("wrong", f"{place_of} has {name} as {theirs!r}, but {space.file.name} makes it {ours!r}")
+            yield Wrong(f"{place_of} has {name} as {theirs!r}, but {space.file.name} makes it {ours!r}")
     if PARAMS_ATTRIBUTE in trial.user_attrs and not placed.out_of_range:
         for name, theirs, ours in find_differences(dict(trial.user_attrs[PARAMS_ATTRIBUTE]), placed.params):
-            yield AuditFinding("wrong", f"{place_of} has {name} {theirs}, but its draws make it {ours}")
-
-
-def _is_same_distribution(one: BaseDistribution, other: BaseDistribution) -> bool:
-    """Return whether two distributions are the same; unlike with ==, the choices 1, 1.0 and True differ."""
-    return distribution_to_json(one) == distribution_to_json(other)
+            yield Wrong(f"{place_of} has {name} {theirs}, but its draws make it {ours}")
 
 
 def _audit_study_outcome(
-    place_of: str,
-    trial: FrozenTrial,
-    history: TrialHistory,
-    limits: Mapping[str, float],
-    second_objective: str | None,
-    replayed: ReplayResult,
+    place_of: str, trial: FrozenTrial, history: TrialHistory, audited: AuditedSweep, replayed: ReplayResult
 ) -> Iterator[AuditFinding]:
     snapshot = snapshot_trial(history)
     finite = {epoch: value for epoch, value in snapshot.values.items() if math.isfinite(value)}
     for epoch in sorted({*finite, *trial.intermediate_values}):
         ours, theirs = finite.get(epoch), trial.intermediate_values.get(epoch)
         if ours != theirs:
-            kind: FindingKind = "lost" if theirs is None else "wrong"
-            yield AuditFinding(
-                kind, f"{place_of} has the value {theirs} at epoch {epoch}, but {EVENTS_FILE} has {ours}"
-            )
+            kind = Lost if theirs is None else Wrong
+            yield kind(f"{place_of} has the value {theirs} at epoch {epoch}, but {EVENTS_FILE} has {ours}")
     costs = {name: float(cost) for name, cost in snapshot.costs.items() if math.isfinite(cost)}
-    wanted = costs | compute_excess(costs, limits)
+    wanted = costs | compute_excess(costs, audited.limits)
     attributes = {**trial.user_attrs, **trial.system_attrs}
     stored = {
         name: value for name, value in attributes.items() if name in COST_NAMES or name.startswith("constraints:")
     }
     for name, theirs, ours in find_differences(stored, wanted):
-        yield AuditFinding("wrong", f"{place_of} has {name} {theirs}, but {EVENTS_FILE} has {ours}")
-    state, values = _get_expected_outcome(snapshot, finite, second_objective)
-    states = [state]
-    if snapshot.state == "running" and not replayed.is_closed:
-        states.append(TrialState.WAITING)  # an error ended the process
-    if trial.state not in states:
-        yield AuditFinding("wrong", f"{place_of} is {trial.state.name}, but {snapshot.state} by {EVENTS_FILE}")
+        yield Wrong(f"{place_of} has {name} {theirs}, but {EVENTS_FILE} has {ours}")
+    state, values = _get_expected_outcome(snapshot, audited.settings.second_objective)
+    was_killed = trial.state == TrialState.WAITING and snapshot.state == "running" and not replayed.is_closed
+    if trial.state != state and not was_killed:
+        yield Wrong(f"{place_of} is {trial.state.name}, but {snapshot.state} by {EVENTS_FILE}")
     elif trial.values != values:
-        yield AuditFinding("wrong", f"{place_of} ended with {trial.values}, but {EVENTS_FILE} has {values}")
+        yield Wrong(f"{place_of} ended with {trial.values}, but {EVENTS_FILE} has {values}")
     if (trial.datetime_complete is not None) != state.is_finished() and trial.state == state:
-        yield AuditFinding("wrong", f"{place_of} has the time {trial.datetime_complete} as its end")
-    if trial.datetime_complete is not None and trial.datetime_start is not None:
-        seconds = (trial.datetime_complete - trial.datetime_start).total_seconds()
-        if seconds < -_CLOCK_CHANGE_S:
-            yield AuditFinding("wrong", f"{place_of} ended before it began")
+        yield Wrong(f"{place_of} has the time {trial.datetime_complete} as its end")
+    if trial.duration is not None and trial.duration.total_seconds() < -_CLOCK_CHANGE_S:
+        yield Wrong(f"{place_of} ended before it began")
 
 
 _STATES = {
@@ -361,12 +388,13 @@ _STATES = {
 
 
 def _get_expected_outcome(
-    snapshot: TrialSnapshot, finite: Mapping[int, float], second_objective: str | None
+    snapshot: TrialSnapshot, second_objective: str | None
 ) -> tuple[TrialState, list[float] | None]:
     """Return the state and the values that a trial should have in the study."""
     state = _STATES.get(snapshot.state, TrialState.FAIL)
     if not state.is_finished() or state == TrialState.FAIL:
         return state, None
+    finite = {epoch: value for epoch, value in snapshot.values.items() if math.isfinite(value)}
     values = [finite[max(finite)]] if finite else None
     if values and second_objective is not None:
         cost = snapshot.costs.get(second_objective, math.nan)
@@ -379,38 +407,27 @@ def _get_expected_outcome(
 # --- the study's journal ----------------------------------------------------------------------------------------------
 
 
-def audit_journal(
+def _audit_journal(
     replayed: ReplayResult, file: Path, *, num_before: int, limits: Mapping[str, float], label: str
 ) -> Iterator[AuditFinding]:
-    """Check the lines of journal.log: none is torn or repeated, and they follow the events.
-
-    Args:
-        replayed: the replayed events.
-        file: path of journal.log.
-        num_before: number of trials from earlier sweeps, which come first.
-        limits: cost -> upper limit.
-        label: name of the file in findings.
-    """
+    """Check the lines of journal.log: none is torn or repeated, and they follow the events."""
     done: list[tuple[int, _JournalAct]] = []
+    seen: set[_JournalAct] = set()
+    last_state: dict[int, object] = {}
     content = file.read_bytes()
     if content and not content.endswith(b"\n") and replayed.is_closed:
-        yield AuditFinding("wrong", f"{label}: its last line is torn")
+        yield Wrong(f"{label}: its last line is torn")
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            values = json.loads(line)
-            act = _parse_act(values)
+            act = kind, trial, what = _parse_act(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield AuditFinding("wrong", f"{label}: line {number} is damaged ({type(error).__name__}: {error})")
+            yield Wrong(f"{label}: line {number} is damaged ({type(error).__name__}: {error})")
             continue
         done.append((number, act))
-    seen: dict[_JournalAct, int] = {}
-    last_state: dict[int, object] = {}
-    for number, act in done:
-        kind, trial, what = act
         is_again = last_state.get(trial) == what if kind == "state" else act in seen and kind != "created"
         if is_again:
-            yield AuditFinding("repeated", f"{label}: line {number} says again that {_format_act(act)}")
-        seen[act] = number
+            yield Repeated(f"{label}: line {number} says again that {_format_act(act)}")
+        seen.add(act)
         if kind == "state":
             last_state[trial] = what
     if replayed.num_processes == 1 and replayed.is_closed and not replayed.findings:
@@ -481,12 +498,10 @@ def _list_expected_acts(replayed: ReplayResult, limits: Mapping[str, float]) -> 
             value = event.metrics[replayed.history.table.metric]
             if number not in perturbed and math.isfinite(value):
                 yield "value", number, event.epoch
-        row = next(row for at, row in reversed(replayed.rows[number]) if at <= index)
+        row, second = replayed.get_row(number, index), replayed.history.table.objectives
         if row.is_over:
-            history = replayed.history.trials[number]
-            finite = {epoch: value for epoch, value in history.values.items() if math.isfinite(value)}
-            second = replayed.history.table.objectives
-            state, _ = _get_expected_outcome(snapshot_trial(history), finite, second[0].name if second else None)
+            snapshot = snapshot_trial(replayed.history.trials[number])
+            state, _ = _get_expected_outcome(snapshot, second[0].name if second else None)
             yield from move(number, state)
         elif row.state != "running" and not isinstance(event, Asked):
             yield from move(number, TrialState.WAITING)
@@ -497,28 +512,27 @@ def _audit_act_order(
 ) -> Iterator[AuditFinding]:
     for (number, act), each in zip(done, wanted, strict=False):
         if act[0] != each[0] or (act[0] != "created" and act != each):
-            yield AuditFinding(
-                "wrong",
+            yield Wrong(
                 f"{label}: line {number} says that {_format_act(act)}, where {EVENTS_FILE} says that "
-                f"{_format_act(each)}",
+                f"{_format_act(each)}"
             )
             return
     if len(done) != len(wanted):
-        kind: FindingKind = "lost" if len(done) < len(wanted) else "repeated"
-        yield AuditFinding(kind, f"{label} has {len(done)} lines about trials, but {EVENTS_FILE} makes {len(wanted)}")
+        kind = Lost if len(done) < len(wanted) else Repeated
+        yield kind(f"{label} has {len(done)} lines about trials, but {EVENTS_FILE} makes {len(wanted)}")
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
-def audit_tensorboard(
+def _audit_tensorboard(
     replayed: ReplayResult, folder: Path, label: str, *, in_tab: bool, is_ahead: bool
 ) -> Iterator[AuditFinding]:
-    """Compare the scalars and parameters of all trials in TensorBoard files with the events.
+    """Compare the scalars and parameters of all trials with the events; nothing if there are no TensorBoard files.
 
     Args:
         replayed: the replayed events.
-        folder: folder of the TensorBoard files; nothing is compared if it does not exist.
+        folder: folder of the TensorBoard files.
         label: name of the folder in findings.
         in_tab: whether the HParams tab shows the trials.
         is_ahead: whether the folder may have been copied after the events, and so contain more than they do.
@@ -528,29 +542,28 @@ def audit_tensorboard(
     begun = [number for number, trial in replayed.history.trials.items() if trial.num_segments]
     runs = {each.name for each in folder.iterdir() if each.is_dir()}
     for name in sorted(runs - {make_run_name(number) for number in begun}):
-        yield AuditFinding("wrong", f"{label}/{name} is of no trial that began")
-    wanted, times = _collect_scalars(replayed)
+        yield Wrong(f"{label}/{name} is of no trial that began")
+    wanted = _collect_scalars(replayed)
     for number in begun:
         name = make_run_name(number)
         if name not in runs:
-            yield AuditFinding("lost", f"{label}/{name} is missing")
+            yield Lost(f"{label}/{name} is missing")
             continue
         try:
             shown, params, has_end = _read_run(folder / name)
         except Exception as error:  # whatever TensorBoard's reader raises for a damaged file
-            yield AuditFinding("wrong", f"{label}/{name} is damaged ({type(error).__name__}: {error})")
+            yield Wrong(f"{label}/{name} is damaged ({type(error).__name__}: {error})")
             continue
         place_of = f"{label}/{name}"
         if replayed.is_closed and replayed.num_processes == 1:
-            torn = [
-                each.name for each in sorted((folder / name).glob("events.out.*")) if not _ends_with_whole_record(each)
-            ]
-            yield from (AuditFinding("wrong", f"{place_of}/{each} is truncated") for each in torn)
-        yield from _compare_scalars(place_of, shown, wanted[number], times[number], replayed, number, is_ahead=is_ahead)
+            for file in sorted((folder / name).glob("events.out.*")):
+                if not _ends_with_whole_record(file):
+                    yield Wrong(f"{place_of}/{file.name} is truncated")
+        yield from _compare_scalars(place_of, shown, wanted[number], replayed, number, is_ahead=is_ahead)
         if in_tab:
             yield from _compare_params(place_of, params, replayed, number)
             if not has_end and _has_certain_end(replayed, number):
-                yield AuditFinding("lost", f"{place_of} does not say that the trial is over, which {EVENTS_FILE} does")
+                yield Lost(f"{place_of} does not say that the trial is over, which {EVENTS_FILE} does")
 
 
 def _has_certain_end(replayed: ReplayResult, number: int) -> bool:
@@ -564,37 +577,25 @@ def _has_certain_end(replayed: ReplayResult, number: int) -> bool:
 _Scalars = dict[tuple[str, int], set[float]]
 
 
-def _collect_scalars(replayed: ReplayResult) -> tuple[dict[int, _Scalars], dict[int, set[tuple[int, float]]]]:
-    """Collect the scalars that the events report.
-
-    Returns:
-        Trial -> (tag, step) -> values; and trial -> (epochs, seconds) of its rows. The latter may be recorded more than
-        once per step.
-    """
+def _collect_scalars(replayed: ReplayResult) -> dict[int, _Scalars]:
+    """Collect the scalars that the events report: trial -> (tag, step) -> values."""
     wanted: dict[int, _Scalars] = defaultdict(lambda: defaultdict(set))
-    for _, event in replayed.events:
+    for index, (_, event) in enumerate(replayed.events):
         if isinstance(event, Measured):
             for name, cost in event.costs.items():
                 wanted[event.trial][f"work/{name}", 0].add(_to_float32(cost))
         elif isinstance(event, Reported):
-            for name, value in event.metrics.items():
+            row = replayed.get_row(event.trial, index)
+            for name, value in {**event.metrics, SECONDS: row.seconds, EPOCHS: row.epochs}.items():
                 wanted[event.trial][name, event.epoch].add(_to_float32(value))
-    times = {
-        number: {(row.epochs, _to_float32(row.seconds)) for _, row in states}
-        for number, states in replayed.rows.items()
-    }
-    for index, (_, event) in enumerate(replayed.events):
-        if isinstance(event, Reported):
-            row = next(row for at, row in reversed(replayed.rows[event.trial]) if at <= index)
-            wanted[event.trial][SECONDS, event.epoch].add(_to_float32(row.seconds))
-            wanted[event.trial][EPOCHS, event.epoch].add(float(row.epochs))
-    return wanted, times
+    return wanted
 
 
 def _to_float32(value: float) -> float:
-    """Round to a 32-bit float."""
+    """Round to a 32-bit float. NaN is always the same object, so that it equals itself in sets."""
     with np.errstate(over="ignore"):
-        return float(np.float32(value))
+        rounded = float(np.float32(value))
+    return math.nan if math.isnan(rounded) else rounded
 
 
 def _read_run(folder: Path) -> tuple[_Scalars, dict[str, Any] | None, bool]:
@@ -631,37 +632,20 @@ def _ends_with_whole_record(file: Path) -> bool:
 
 
 def _compare_scalars(
-    place_of: str,
-    shown: Mapping[tuple[str, int], set[float]],
-    wanted: Mapping[tuple[str, int], set[float]],
-    times: Iterable[tuple[int, float]],
-    replayed: ReplayResult,
-    number: int,
-    *,
-    is_ahead: bool,
+    place_of: str, shown: _Scalars, wanted: _Scalars, replayed: ReplayResult, number: int, *, is_ahead: bool
 ) -> Iterator[AuditFinding]:
+    """Compare the scalars of a trial. Those of its row may be recorded more than once per step."""
     last = replayed.events[-1][1]
     is_lagging = isinstance(last, (Measured, Reported)) and last.trial == number
     for (tag, step), values in wanted.items():
-        lacking = {each for each in values if not _contains(shown.get((tag, step), set()), each)}
-        if lacking and not is_lagging:
-            yield AuditFinding(
-                "lost", f"{place_of} lacks {tag} = {min(lacking)} at step {step}, which {EVENTS_FILE} reports"
-            )
-    allowed = {(EPOCHS, epochs): {float(epochs)} for epochs, _ in times}
-    for epochs, seconds in times:
-        allowed.setdefault((SECONDS, epochs), set()).add(seconds)
+        if (lacking := values - shown[tag, step]) and not is_lagging:
+            yield Lost(f"{place_of} lacks {tag} = {min(lacking)} at step {step}, which {EVENTS_FILE} reports")
+    for _, row in replayed.rows[number]:
+        wanted[EPOCHS, row.epochs].add(float(row.epochs))
+        wanted[SECONDS, row.epochs].add(_to_float32(row.seconds))
     for (tag, step), values in shown.items():
-        expected = wanted.get((tag, step), set()) | allowed.get((tag, step), set())
-        extra = {each for each in values if not _contains(expected, each)}
-        if extra and not is_ahead:
-            yield AuditFinding(
-                "wrong", f"{place_of} has {tag} = {min(extra)} at step {step}, which {EVENTS_FILE} does not report"
-            )
-
-
-def _contains(values: Iterable[float], value: float) -> bool:
-    return any(each == value or (math.isnan(each) and math.isnan(value)) for each in values)
+        if (extra := values - wanted[tag, step]) and not is_ahead:
+            yield Wrong(f"{place_of} has {tag} = {min(extra)} at step {step}, which {EVENTS_FILE} does not report")
 
 
 def _compare_params(
@@ -674,11 +658,11 @@ def _compare_params(
     row, is_last = replayed.history.table.rows[number], getattr(replayed.events[-1][1], "trial", None) == number
     if shown is None:
         if not is_last:
-            yield AuditFinding("lost", f"{place_of} has no parameters for the HParams tab")
+            yield Lost(f"{place_of} has no parameters for the HParams tab")
         return
     state = row.state if row.is_over else NOT_OVER
     if shown.get(STATE) != state and not (is_last and shown.get(STATE) == NOT_OVER):
-        yield AuditFinding("wrong", f"{place_of} shows the state {shown.get(STATE)}, but it is {state}")
+        yield Wrong(f"{place_of} shows the state {shown.get(STATE)}, but it is {state}")
     keys = (
         {key for each in replayed.history.table.rows.values() for key in each.params}
         if replayed.is_closed
@@ -687,13 +671,13 @@ def _compare_params(
     for key in {*keys, *shown} - {STATE}:
         value, theirs = row.params.get(key, ABSENT), shown.get(key, ABSENT)
         if theirs != value and theirs != as_shown(value, "word"):
-            yield AuditFinding("wrong", f"{place_of} shows {key} {theirs}, but it is {value}")
+            yield Wrong(f"{place_of} shows {key} {theirs}, but it is {value}")
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Iterator[AuditFinding]:
+def _audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Iterator[AuditFinding]:
     """Check that the checkpoints which were not removed exist and are intact.
 
     A trial that resumed from a checkpoint that no event mentions may have lost its earlier ones. If the checkpoint
@@ -710,17 +694,7 @@ def audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Itera
             continue
         for checkpoint in held:
             if not (folder / checkpoint.file).is_file():
-                yield AuditFinding(
-                    "lost", f"{label}{checkpoint.file} is missing, which {EVENTS_FILE} has of trial {number}"
-                )
+                yield Lost(f"{label}{checkpoint.file} is missing, which {EVENTS_FILE} has of trial {number}")
             elif not is_intact(checkpoint, folder):
                 said = f"is damaged: it is not what {EVENTS_FILE} has of trial {number} after epoch {checkpoint.epoch}"
-                yield AuditFinding("wrong", f"{label}{checkpoint.file} {said}")
-
-
-def load_study(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study | None:
-    """Load the study with this name; return None if there is none."""
-    try:
-        return optuna.load_study(study_name=name, storage=storage)
-    except KeyError:
-        return None
+                yield Wrong(f"{label}{checkpoint.file} {said}")

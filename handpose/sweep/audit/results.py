@@ -3,7 +3,6 @@
 import gzip
 import html
 import itertools
-import json
 import math
 import re
 import shlex
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from handpose.config import override_value
 from handpose.errors import UserError
@@ -28,14 +27,15 @@ from handpose.sweep.audit.events import (
     ABSENT_VALUE,
     AuditFinding,
     Expectations,
-    ReadOnlyCheckpointFiles,
+    Lost,
+    Repeated,
     ReplayResult,
+    Wrong,
     find_differences,
     is_same_value,
     replay_events,
 )
-from handpose.sweep.audit.records import audit_checkpoints, audit_csv, audit_tensorboard, is_truncated
-from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.audit.records import AuditedSweep, audit_trial_files, is_truncated
 from handpose.sweep.driver.resume import SweepTask
 from handpose.sweep.record.events import EVENTS_FILE
 from handpose.sweep.record.provenance import PROCESS_MB, read_git_state, select_configuration
@@ -49,31 +49,24 @@ from handpose.sweep.selection.confirm import (
     summarise_confirmation,
 )
 from handpose.sweep.selection.winner import NoWinnerError, drop_seed, select_winner, write_winner
-from handpose.sweep.trainable.trial import TrialRecipe, add_param_overrides
+from handpose.sweep.trainable.trial import add_param_overrides
+from handpose.whole_file import read_json
 from handpose.yaml_files import read_yaml
 
+_RUNS, _CONFIRMED = f"{CONFIRM_FOLDER}/{EVENTS_FILE}", f"{CONFIRM_FOLDER}/{CONFIRM_FILE}"
 _BEST, _PREDICTIONS, _ARCHIVE = "best.yaml", "test_preds.json.gz", "pred.zip"
 
 
-def audit_results(
-    task: SweepTask, sweep: SweepSettings, recipe: TrialRecipe, replayed: ReplayResult
-) -> Iterator[AuditFinding]:
+def audit_results(audited: AuditedSweep, replayed: ReplayResult) -> Iterator[AuditFinding]:
     """Compare all files that were made from a sweep's table with what the table gives now."""
-    folder = sweep.path
-    confirming = _audit_confirm_sweep(task, sweep, recipe, replayed)
+    task, sweep, folder = audited.task, audited.settings, audited.settings.path
+    confirming = _audit_confirm_sweep(audited)
     yield from confirming.findings
-    yield from _find_unless_outdated(partial(_audit_winner_files, task, sweep, recipe, confirming), replayed)
-    for name in (
-        "sweep.yaml",
-        _BEST,
-        NEXT_SPACE_FILE,
-        REPORT_FILE,
-        "retrain/config.yaml",
-        f"{CONFIRM_FOLDER}/sweep.yaml",
-        f"{CONFIRM_FOLDER}/{CONFIRM_FILE}",
-    ):
+    yield from _find_unless_outdated(partial(_audit_winner_files, audited, confirming), replayed)
+    settings = ("sweep.yaml", f"{CONFIRM_FOLDER}/sweep.yaml", "retrain/config.yaml")
+    for name in (*settings, _BEST, _CONFIRMED, NEXT_SPACE_FILE, REPORT_FILE):
         if is_truncated(folder / name):
-            yield AuditFinding("wrong", f"{name} is truncated: it has no line end")
+            yield Wrong(f"{name} is truncated: it has no line end")
     yield from _audit_retraining(folder, sweep)
     yield from _audit_report(folder, task)
 
@@ -92,24 +85,18 @@ def _find_unless_outdated(check: Any, replayed: ReplayResult) -> list[AuditFindi
 # --- the confirmation -------------------------------------------------------------------------------------------------
 
 
-def _audit_confirm_sweep(
-    task: SweepTask, sweep: SweepSettings, recipe: TrialRecipe, replayed: ReplayResult
-) -> ReplayResult:
+def _audit_confirm_sweep(audited: AuditedSweep) -> ReplayResult:
     """Audit the runs of a confirmation, which are the trials of a separate sweep."""
+    task, sweep = audited.task, audited.settings
     folder, label = sweep.path / CONFIRM_FOLDER, f"{CONFIRM_FOLDER}/"
     settings = replace(
         sweep, folder=str(folder), second_objective=None, time_budget_s=None, gpu_hours=None, gpus_per_trial=None
     )
-    files = ReadOnlyCheckpointFiles(folder)
-    history = History(
-        settings, scheduler=Fifo(), table=make_empty_table(settings), files=files, command=recipe.format_command
-    )
     every = task.config.trainer.check_val_every_n_epoch
+    expected = Expectations(None, None, 0, {}, lambda number: None, every)
+    confirming = replay_events(settings, expected, scheduler=Fifo(), command=audited.recipe.format_command, label=label)
     if not folder.is_dir():
-        return ReplayResult(history)
-    confirming = replay_events(
-        history, folder, label, settings, Expectations(None, None, 0, {}, lambda number: None, every)
-    )
+        return confirming
     found = confirming.findings
     found += _audit_space_copy(sweep.path)
     kept = folder / "sweep.yaml"
@@ -117,22 +104,17 @@ def _audit_confirm_sweep(
         record = read_yaml(kept)
     except UserError as error:
         record = {}
-        found.append(AuditFinding("wrong", f"{label}sweep.yaml: {error}"))
+        found.append(Wrong(f"{label}sweep.yaml: {error}"))
     if not kept.is_file():
-        found.append(AuditFinding("lost", f"{label}sweep.yaml is missing"))
+        found.append(Lost(f"{label}sweep.yaml is missing"))
     elif record:
         origin = {key: value for key, value in record.items() if key not in ("confirms", "format", PROCESS_MB)}
         for name, theirs, ours in find_differences(origin, dict(task.origin or {})):
-            found.append(AuditFinding("wrong", f"{label}sweep.yaml has {name} {theirs}, but sweep.yaml has {ours}"))
+            found.append(Wrong(f"{label}sweep.yaml has {name} {theirs}, but sweep.yaml has {ours}"))
         confirms = str(record.get("confirms"))
         if Path(confirms).name != sweep.name and confirms != str(folder.parent):
-            found.append(AuditFinding("wrong", f"{label}sweep.yaml confirms {confirms}, which is another sweep"))
-    found += audit_csv(confirming, folder / "trials.csv", f"{label}trials.csv")
-    is_ahead = sweep.storage is not None
-    place = folder / "tensorboard"
-    found += audit_tensorboard(confirming, place, f"{label}tensorboard", in_tab=False, is_ahead=is_ahead)
-    if sweep.storage is None:
-        found += audit_checkpoints(confirming, folder, label)
+            found.append(Wrong(f"{label}sweep.yaml confirms {confirms}, which is another sweep"))
+    found += audit_trial_files(confirming, settings, label, in_tab=False)
     return confirming
 
 
@@ -140,157 +122,118 @@ def _audit_space_copy(folder: Path) -> Iterator[AuditFinding]:
     for file in (folder / "search_space").glob("*"):
         name = f"{CONFIRM_FOLDER}/search_space/{file.name}"
         if not (folder / name).is_file():
-            yield AuditFinding("lost", f"{name} is missing")
+            yield Lost(f"{name} is missing")
         elif (folder / name).read_bytes() != file.read_bytes():
-            yield AuditFinding("wrong", f"{name} is not search_space/{file.name}")
+            yield Wrong(f"{name} is not search_space/{file.name}")
 
 
 def _audit_winner_files(
-    task: SweepTask,
-    sweep: SweepSettings,
-    recipe: TrialRecipe,
-    confirming: ReplayResult,
-    table: TrialTable | None,
-    *,
-    is_over: bool,
+    audited: AuditedSweep, confirming: ReplayResult, table: TrialTable | None, *, is_over: bool
 ) -> Iterator[AuditFinding]:
     """Audit confirm.yaml, best.yaml and front/ with the table at the sweep's end (None: it has not ended)."""
-    folder = sweep.path
+    task, folder = audited.task, audited.settings.path
     if table is None:
-        for name in (f"{CONFIRM_FOLDER}/{EVENTS_FILE}", _BEST):
+        for name in (_RUNS, _BEST):
             if (folder / name).is_file():
-                yield AuditFinding(
-                    "wrong", f"{name} is there, although {EVENTS_FILE} does not say that the sweep has ended"
-                )
+                yield Wrong(f"{name} is there, although {EVENTS_FILE} does not say that the sweep has ended")
         return
     try:
-        confirmed = read_yaml(folder / CONFIRM_FOLDER / CONFIRM_FILE) or None
+        confirmed = read_yaml(folder / _CONFIRMED) or None
     except UserError as error:
-        yield AuditFinding("wrong", f"{CONFIRM_FOLDER}/{CONFIRM_FILE}: {error}")
+        yield Wrong(f"{_CONFIRMED}: {error}")
         return
     yield from _audit_confirm_runs(task, table, confirming)
     if confirmed is None and confirming.is_finished and (read_yaml(folder / _BEST).get("seeds") if is_over else None):
-        yield AuditFinding("lost", f"{CONFIRM_FOLDER}/{CONFIRM_FILE} is missing, although {_BEST} is made of it")
+        yield Lost(f"{_CONFIRMED} is missing, although {_BEST} is made of it")
         return
     if confirmed is not None:
         try:
             yield from _audit_confirm_yaml(task, table, confirming, confirmed)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            yield AuditFinding(
-                "wrong",
-                f"{CONFIRM_FOLDER}/{CONFIRM_FILE} is not as a confirmation writes it ({type(error).__name__}: {error})",
-            )
+            yield Wrong(f"{_CONFIRMED} is not as a confirmation writes it ({type(error).__name__}: {error})")
             return
-    yield from _audit_best_files(task, sweep, recipe, table, confirmed, is_over=is_over)
+    yield from _audit_best_files(audited, table, confirmed, is_over=is_over)
 
 
 def _audit_confirm_runs(task: SweepTask, table: TrialTable, confirming: ReplayResult) -> Iterator[AuditFinding]:
     """Check that the confirmation's runs have configurations of the table and fresh seeds, without repeats."""
     configurations = [{}, *(drop_seed(row.params) for row in table.rows.values())]
     fresh = set(choose_fresh_seeds(len(confirming.suggested_params) or 1, table, task.defaults))
-    for number, params in confirming.suggested_params.items():
-        if not any(is_same_value(drop_seed(params), each) for each in configurations):
-            yield AuditFinding(
-                "wrong", f"{CONFIRM_FOLDER}/{EVENTS_FILE}: run {number} has parameters that no trial of the sweep had"
-            )
-        if params.get("seed") not in fresh:
-            yield AuditFinding(
-                "wrong",
-                f"{CONFIRM_FOLDER}/{EVENTS_FILE}: run {number} has the seed {params.get('seed')}, which is not fresh",
-            )
     seen: list[dict[str, Any]] = []
     for number, params in confirming.suggested_params.items():
+        if not any(is_same_value(drop_seed(params), each) for each in configurations):
+            yield Wrong(f"{_RUNS}: run {number} has parameters that no trial of the sweep had")
+        if params.get("seed") not in fresh:
+            yield Wrong(f"{_RUNS}: run {number} has the seed {params.get('seed')}, which is not fresh")
         if any(is_same_value(params, each) for each in seen):
-            yield AuditFinding(
-                "repeated", f"{CONFIRM_FOLDER}/{EVENTS_FILE}: run {number} has the parameters of one before it"
-            )
+            yield Repeated(f"{_RUNS}: run {number} has the parameters of one before it")
         seen.append(params)
 
 
 def _audit_confirm_yaml(
     task: SweepTask, table: TrialTable, confirming: ReplayResult, confirmed: Mapping[str, Any]
 ) -> Iterator[AuditFinding]:
-    name = f"{CONFIRM_FOLDER}/{CONFIRM_FILE}"
+    name = f"{_CONFIRMED}"
     if not confirming.is_finished:
-        yield AuditFinding(
-            "wrong", f"{name} is there, although {CONFIRM_FOLDER}/{EVENTS_FILE} does not say that its runs are finished"
-        )
+        yield Wrong(f"{name} is there, although {_RUNS} does not say that its runs are finished")
     top_k = sum(each["label"] != "default" for each in confirmed["candidates"])
     chosen = choose_candidates(table, defaults=task.defaults, top_k=top_k)
     if not chosen:
-        yield AuditFinding("wrong", f"{name} is there, although no trial of the sweep has a value")
+        yield Wrong(f"{name} is there, although no trial of the sweep has a value")
         return
     seeds = choose_fresh_seeds(len(confirmed["seeds"]), table, task.defaults)
     wanted = list_runs(chosen, seeds)
     asked = list(confirming.suggested_params.values())
-    if confirming.num_processes == 1 and asked and not is_same_value(asked, wanted):
-        index = next(
-            (i for i, (one, other) in enumerate(zip(asked, wanted, strict=False)) if not is_same_value(one, other)),
-            len(wanted),
-        )
-        yield AuditFinding(
-            "wrong", f"{CONFIRM_FOLDER}/{EVENTS_FILE}: run {index} is not what {name} and the sweep's table make it"
-        )
+    if confirming.num_processes == 1 and asked:
+        for index, (one, other) in enumerate(itertools.zip_longest(asked, wanted)):
+            if not is_same_value(one, other):
+                yield Wrong(f"{_RUNS}: run {index} is not what {name} and the sweep's table make it")
+                break
     for params in wanted:
         if not any(is_same_value(params, each) for each in asked):
-            yield AuditFinding("lost", f"{CONFIRM_FOLDER}/{EVENTS_FILE} has no run of {params}")
+            yield Lost(f"{_RUNS} has no run of {params}")
     trained = confirming.final_tables[-1] if confirming.final_tables else confirming.history.table
-    for place, theirs, ours in find_differences(
-        dict(confirmed), _roundtrip_yaml(summarise_confirmation(chosen, seeds, trained))
-    ):
-        yield AuditFinding("wrong", f"{name}: {place} is {theirs}, but its runs give {ours}")
-
-
-def _roundtrip_yaml(content: Any) -> Any:
-    """Write a value as YAML and read it back."""
-    return yaml.safe_load(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    summary = yaml.safe_load(yaml.safe_dump(summarise_confirmation(chosen, seeds, trained)))
+    for place, theirs, ours in find_differences(dict(confirmed), summary):
+        yield Wrong(f"{name}: {place} is {theirs}, but its runs give {ours}")
 
 
 # --- the winner -------------------------------------------------------------------------------------------------------
 
 
 def _audit_best_files(
-    task: SweepTask,
-    sweep: SweepSettings,
-    recipe: TrialRecipe,
-    table: TrialTable,
-    confirmed: Mapping[str, Any] | None,
-    *,
-    is_over: bool,
+    audited: AuditedSweep, table: TrialTable, confirmed: Mapping[str, Any] | None, *, is_over: bool
 ) -> Iterator[AuditFinding]:
     """Write best.yaml and front/ into a temporary folder, and compare them with those of the sweep."""
-    folder = sweep.path
+    sweep, folder = audited.settings, audited.settings.path
     try:
         winner = select_winner(table, folder=folder, confirmed=confirmed)
     except (NoWinnerError, KeyError) as error:
         if (folder / _BEST).is_file():
-            yield AuditFinding("wrong", f"{_BEST} is there, but {error}")
+            yield Wrong(f"{_BEST} is there, but {error}")
         return
     if not (folder / _BEST).is_file():
-        later = [
-            name
-            for name in ("retrain", "front", REPORT_FILE)
-            if is_over and _is_not_older(folder / name, folder / EVENTS_FILE)
-        ]
-        if later:
-            yield AuditFinding("lost", f"{_BEST} is missing, although {later[0]} is there")
+        for name in ("retrain", "front", REPORT_FILE):
+            if is_over and _is_not_older(folder / name, folder / EVENTS_FILE):
+                yield Lost(f"{_BEST} is missing, although {name} is there")
+                break
         return
     with tempfile.TemporaryDirectory() as place:
         write_winner(
             table,
             winner,
-            overrides=lambda row: add_param_overrides(recipe.overrides, row.params),
+            overrides=lambda row: add_param_overrides(audited.recipe.overrides, row.params),
             sweep=replace(sweep, folder=place),
-            origin=task.origin or {},
+            origin=audited.task.origin or {},
             confirmed=confirmed,
         )
         wanted = sorted(each.relative_to(place).as_posix() for each in Path(place).rglob("*.yaml"))
         there = sorted(each.relative_to(folder).as_posix() for each in (folder / "front").glob("*.yaml"))
         for name in sorted({*wanted, *there}):
             if name not in wanted:
-                yield AuditFinding("wrong", f"{name} is of a trial that is not on the front")
+                yield Wrong(f"{name} is of a trial that is not on the front")
             elif not (folder / name).is_file():
-                yield AuditFinding("lost", f"{name} is missing")
+                yield Lost(f"{name} is missing")
             else:
                 yield from _audit_best_file(folder / name, name, read_yaml(Path(place) / name), sweep)
 
@@ -303,18 +246,18 @@ def _audit_best_file(file: Path, name: str, wanted: dict[str, Any], sweep: Sweep
     try:
         there = read_yaml(file)
     except UserError as error:
-        yield AuditFinding("wrong", f"{name}: {error}")
+        yield Wrong(f"{name}: {error}")
         return
     words = shlex.split(str(there.pop("command", "")))
     wanted.pop("command")
     if words[:2] != ["python", "train.py"] or len(words) != 3 or not _is_best(words[2], name, sweep):
-        yield AuditFinding("wrong", f"{name}: command is {shlex.join(words)}, which does not train it")
+        yield Wrong(f"{name}: command is {shlex.join(words)}, which does not train it")
     for content in (there, wanted):  # a resume may have changed the paths
         content["overrides"] = [
             each for each in content.get("overrides") or [] if not str(each).startswith(("paths.", "data.root="))
         ]
     for place, theirs, ours in find_differences(there, wanted):
-        yield AuditFinding("wrong", f"{name}: {place} is {theirs}, but sweep.yaml and {EVENTS_FILE} make it {ours}")
+        yield Wrong(f"{name}: {place} is {theirs}, but sweep.yaml and {EVENTS_FILE} make it {ours}")
 
 
 def _is_best(override: str, name: str, sweep: SweepSettings) -> bool:
@@ -333,37 +276,34 @@ def _audit_retraining(folder: Path, sweep: SweepSettings) -> Iterator[AuditFindi
     place = folder / "retrain"
     if not place.is_dir():
         return
+    files = place / "overrides.json", place / "metrics.json"
     try:
-        best = read_yaml(folder / _BEST)
-        content = place / "overrides.json"
-        overrides = json.loads(content.read_text(encoding="utf-8")) if content.is_file() else None
-        metrics_file = place / "metrics.json"
-        metrics = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else None
-        config = read_yaml(place / "config.yaml")
-    except (UserError, ValueError) as error:
-        yield AuditFinding("wrong", f"retrain/ has a damaged file ({error})")
+        best, config = read_yaml(folder / _BEST), read_yaml(place / "config.yaml")
+        overrides, metrics = (read_json(file) if file.is_file() else None for file in files)
+    except UserError as error:
+        yield Wrong(f"retrain/ has a damaged file ({error})")
         return
     is_begun = bool(config) or metrics is not None
     if overrides is None:
         if is_begun:
-            yield AuditFinding("lost", "retrain/overrides.json is missing")
+            yield Lost("retrain/overrides.json is missing")
     elif not best:
-        yield AuditFinding("lost", f"{_BEST} is missing, although retrain/ is there")
+        yield Lost(f"{_BEST} is missing, although retrain/ is there")
     elif [each for each in overrides if each != "train_on_val=true"] != best.get("overrides"):
-        yield AuditFinding("wrong", f"retrain/overrides.json is of another configuration than {_BEST}")
+        yield Wrong(f"retrain/overrides.json is of another configuration than {_BEST}")
     if not config and (overrides is not None or metrics is not None):
-        yield AuditFinding("lost", "retrain/config.yaml is missing")
+        yield Lost("retrain/config.yaml is missing")
     elif config and best.get("configuration"):
         yield from _audit_retrain_config(config, best["configuration"], overrides or [])
         if config.get("best") is not None and not _is_best(f"best={config['best']}", _BEST, sweep):
-            yield AuditFinding("wrong", f"retrain/config.yaml has best {config['best']}, which is of another sweep")
+            yield Wrong(f"retrain/config.yaml has best {config['best']}, which is of another sweep")
     for file in (place / "checkpoints").glob("*.ckpt"):
         if not _is_intact_archive(file):
-            yield AuditFinding("wrong", f"retrain/checkpoints/{file.name} is damaged")
+            yield Wrong(f"retrain/checkpoints/{file.name} is damaged")
     if metrics is not None:
         yield from _audit_retrain_metrics(place, metrics)
     elif _is_not_older(folder / REPORT_FILE, folder / _BEST) and (place / _PREDICTIONS).is_file():
-        yield AuditFinding("lost", f"retrain/metrics.json is missing, although {REPORT_FILE} is there")
+        yield Lost(f"retrain/metrics.json is missing, although {REPORT_FILE} is there")
 
 
 def _is_intact_archive(file: Path) -> bool:
@@ -392,14 +332,16 @@ _DEVICE_KEYS = ("trainer.devices", "trainer.num_nodes", "data.batch_size", "trai
 def _audit_retrain_config(
     config: Mapping[str, Any], best: Mapping[str, Any], overrides: Sequence[str]
 ) -> Iterator[AuditFinding]:
-    made = OmegaConf.create(dict(config))
-    assert isinstance(made, DictConfig)
-    for key, theirs, ours in _find_config_differences(select_configuration(made), best):
+    made = select_configuration(DictConfig(dict(config)))
+    for key in {**made, **best}:
+        theirs, ours = made.get(key, ABSENT_VALUE), best.get(key, ABSENT_VALUE)
+        if is_same_value(theirs, ours):
+            continue
         if key not in _DEVICE_KEYS or (key == "data.batch_size" and theirs * _num_devices(config) != ours):
-            yield AuditFinding("wrong", f"retrain/config.yaml has {key} {theirs}, but {_BEST} has {ours}")
+            yield Wrong(f"retrain/config.yaml has {key} {theirs}, but {_BEST} has {ours}")
     is_on_val = "train_on_val=true" in overrides
     if config.get("train_on_val") not in (is_on_val, None):
-        yield AuditFinding("wrong", f"retrain/config.yaml has train_on_val {config.get('train_on_val')}")
+        yield Wrong(f"retrain/config.yaml has train_on_val {config.get('train_on_val')}")
 
 
 def _num_devices(config: Mapping[str, Any]) -> int:
@@ -409,27 +351,21 @@ def _num_devices(config: Mapping[str, Any]) -> int:
     return (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes") or 1)
 
 
-def _find_config_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for key in {**ours, **theirs}:
-        if not is_same_value(ours.get(key, ABSENT_VALUE), theirs.get(key, ABSENT_VALUE)):
-            yield key, ours.get(key, ABSENT_VALUE), theirs.get(key, ABSENT_VALUE)
-
-
 def _audit_retrain_metrics(place: Path, metrics: Any) -> Iterator[AuditFinding]:
     if not isinstance(metrics, dict) or not isinstance(metrics.get("metrics"), dict):
-        yield AuditFinding("wrong", "retrain/metrics.json has no metrics")
+        yield Wrong("retrain/metrics.json has no metrics")
         return
     checkpoint = place / "checkpoints" / Path(str(metrics.get("checkpoint"))).name
     if not checkpoint.is_file():
-        yield AuditFinding("lost", f"retrain/metrics.json is of {checkpoint.name}, which is missing")
+        yield Lost(f"retrain/metrics.json is of {checkpoint.name}, which is missing")
     if not (place / _PREDICTIONS).is_file():
-        yield AuditFinding("lost", f"retrain/{_PREDICTIONS} is missing, although retrain/metrics.json is there")
+        yield Lost(f"retrain/{_PREDICTIONS} is missing, although retrain/metrics.json is there")
     elif not _is_intact_gzip(place / _PREDICTIONS):
-        yield AuditFinding("wrong", f"retrain/{_PREDICTIONS} is damaged")
+        yield Wrong(f"retrain/{_PREDICTIONS} is damaged")
     if (place / _ARCHIVE).is_file() and not _is_intact_archive(place / _ARCHIVE):
-        yield AuditFinding("wrong", f"retrain/{_ARCHIVE} is damaged")
+        yield Wrong(f"retrain/{_ARCHIVE} is damaged")
     if not (place.parent / REPORT_FILE).is_file():
-        yield AuditFinding("lost", f"{REPORT_FILE} is missing, although retrain/metrics.json is there")
+        yield Lost(f"{REPORT_FILE} is missing, although retrain/metrics.json is there")
     yield from _audit_report_metrics(place.parent, metrics["metrics"], checkpoint)
 
 
@@ -448,14 +384,14 @@ def _audit_report_metrics(folder: Path, metrics: Mapping[str, Any], checkpoint: 
         if text in shown:
             shown.remove(text)
         else:
-            yield AuditFinding("wrong", f"{name} has {metric} = {value}, which {REPORT_FILE} does not have")
+            yield Wrong(f"{name} has {metric} = {value}, which {REPORT_FILE} does not have")
     for text in shown:
-        yield AuditFinding("lost", f"{name} has no metric of {text}, which {REPORT_FILE} has")
+        yield Lost(f"{name} has no metric of {text}, which {REPORT_FILE} has")
 
 
 def _audit_report(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     """Check that report.html and next_space.yaml are current, unless a file they are made from is newer."""
-    files = [EVENTS_FILE, _BEST, f"{CONFIRM_FOLDER}/{CONFIRM_FILE}", "sweep.yaml", "retrain/metrics.json"]
+    files = [EVENTS_FILE, _BEST, _CONFIRMED, "sweep.yaml", "retrain/metrics.json"]
     made_of = [folder / name for name in files]
     newest = max((each.stat().st_mtime for each in made_of if each.is_file()), default=0.0)
     report, space = (
@@ -466,7 +402,7 @@ def _audit_report(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     try:
         page, wanted = report_of(folder, scientific=task.config.report.scientific)
     except (UserError, KeyError, ValueError, TypeError, OSError) as error:
-        yield AuditFinding("wrong", f"{REPORT_FILE} and {NEXT_SPACE_FILE} cannot be made again ({error})")
+        yield Wrong(f"{REPORT_FILE} and {NEXT_SPACE_FILE} cannot be made again ({error})")
         return
     if report and (task.origin or {}).get("git", {}).get("revision") == read_git_state()["revision"]:
         yield from _compare_pages((folder / REPORT_FILE).read_text(encoding="utf-8", errors="replace"), page)
@@ -485,21 +421,17 @@ def _compare_pages(there: str, wanted: str) -> Iterator[AuditFinding]:
         elif other is not None and other.startswith("<script"):
             title = "the charts"
         if one != other:
-            yield AuditFinding(
-                "wrong", f"{REPORT_FILE}: line {number}, in {title}, is not what the files of the sweep give"
-            )
+            yield Wrong(f"{REPORT_FILE}: line {number}, in {title}, is not what the files of the sweep give")
             return
 
 
 def _audit_next_space(file: Path, wanted: str | None, *, is_current: bool) -> Iterator[AuditFinding]:
     if is_current and wanted is None:
-        yield AuditFinding("wrong", f"{NEXT_SPACE_FILE} is there, but the advice gives none")
+        yield Wrong(f"{NEXT_SPACE_FILE} is there, but the advice gives none")
     elif is_current and wanted is not None:
         theirs, ours = file.read_text(encoding="utf-8").splitlines(), wanted.splitlines()
         for number, (one, other) in enumerate(itertools.zip_longest(theirs, ours, fillvalue=""), start=1):
             if one != other:
-                yield AuditFinding(
-                    "wrong", f"{NEXT_SPACE_FILE}: line {number} is {one!r}, but the advice gives {other!r}"
-                )
+                yield Wrong(f"{NEXT_SPACE_FILE}: line {number} is {one!r}, but the advice gives {other!r}")
     elif not file.is_file() and wanted is not None:
-        yield AuditFinding("lost", f"{NEXT_SPACE_FILE} is missing, although {REPORT_FILE} is there")
+        yield Lost(f"{NEXT_SPACE_FILE} is missing, although {REPORT_FILE} is there")

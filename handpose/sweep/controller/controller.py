@@ -11,11 +11,11 @@ trial ends, pauses at a rung or fails, or until the sweep is interrupted.
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 from handpose.report.table import State, TrialRow
 from handpose.schedulers.scheduler import SegmentStart
-from handpose.search.searcher import EndState, Searcher, TrialSnapshot
+from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.sweep.controller.history import History, TrialHistory
 from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.record.events import (
@@ -215,7 +215,6 @@ class SweepController:
         epoch = held[-1].epoch if held else 0
         segment = trial.num_segments + 1
         self._record_event(Begun(self.elapsed_s(), number, segment, epoch, trial.gpus, source, taken, params))
-        self._searcher.on_segment_start(number)
         where = (self._settings.folder, trial.gpus, self._settings.storage_url)
         return TrialSegment(number, segment, dict(trial.row.params), epoch, held, *where)
 
@@ -256,8 +255,6 @@ class SweepController:
             second, limits = self._settings.second_objective, self._searcher.constraints
             decision: Decision = "continue" if is_feasible(costs, limits, second) else "infeasible"
             self._record_event(Measured(self.elapsed_s(), number, dict(costs), decision))
-            self._searcher.on_trial_cost(number, costs)
-            self._update_searcher(trial)
         return self._is_running(trial)
 
     def process_report(
@@ -292,9 +289,6 @@ class SweepController:
             self._record_event(
                 Reported(at, number, epoch, dict(metrics), node, resumed_from, checkpoint, decision, note)
             )
-            if epoch in trial.values:
-                self._searcher.on_trial_result(number, epoch, trial.values[epoch])
-            self._update_searcher(trial)
             self.history.retention.enforce_budget(number)
         return self._is_running(trial)
 
@@ -313,7 +307,6 @@ class SweepController:
         retry = retry or halts or quarantines
         event = Failed(self.elapsed_s(), number, kind, cause, traceback, retry=retry, gpus=gpus, node=node)
         self._record_event(event)
-        self._update_searcher(trial)
         if quarantines:
             self._record_event(SetAside(self.elapsed_s(), node))
         if halts:
@@ -335,34 +328,30 @@ class SweepController:
         """
         if self.is_closed:
             return
-        for trial in [trial for trial in self.history.trials.values() if not trial.row.is_over]:
-            if reason == "finished":
+        left = [trial for trial in self.history.trials.values() if not trial.row.is_over]
+        if reason == "finished":
+            for trial in left:
                 self._end_trial(trial)
-            else:
-                self._searcher.on_trial_wait(trial.row.number)
         self.is_closed = True
         self._record_event(Closed(self.elapsed_s(), reason))
+        for trial in left:
+            if not trial.row.is_over:
+                self._searcher.on_trial_update(snapshot_trial(trial))
 
     def _is_running(self, trial: TrialHistory) -> bool:
         return not self.is_closed and trial.row.state == "running"
 
     def _end_trial(self, trial: TrialHistory, cause: str = "") -> None:
         self._record_event(Ended(self.elapsed_s(), trial.row.number, "failed" if cause else "stopped", cause))
-        self._update_searcher(trial)
-
-    def _update_searcher(self, trial: TrialHistory) -> None:
-        """Pass the trial's current state to the searcher."""
-        if trial.row.is_over:
-            self._searcher.on_trial_end(trial.row.number, cast(EndState, _to_study_state(trial)))
-        elif trial.row.state != "running":
-            self._searcher.on_trial_wait(trial.row.number)
 
     def _record_event(self, event: Event) -> None:
         self._log.append(event)
         self.history.apply(event)
+        trial = None if isinstance(event, (Opened, SetAside, Closed)) else self.history.trials[event.trial]
+        if trial is not None and not isinstance(event, Asked):
+            self._searcher.on_trial_update(snapshot_trial(trial))
         if self._listener is not None:
-            about = None if isinstance(event, (Opened, SetAside, Closed)) else self.history.trials[event.trial].row
-            self._listener.on_event(event, about)
+            self._listener.on_event(event, None if trial is None else trial.row)
 
 
 def is_feasible(costs: Mapping[str, float], limits: Mapping[str, float], second_objective: str | None) -> bool:
@@ -378,7 +367,7 @@ def is_feasible(costs: Mapping[str, float], limits: Mapping[str, float], second_
 
 
 def _to_study_state(trial: TrialHistory) -> State:
-    """Return the trial's state for the study.
+    """Return the trial's state for the searcher.
 
     A complete trial whose parameters were perturbed counts as stopped, since the proposed parameters did not produce
     its result.
@@ -387,7 +376,7 @@ def _to_study_state(trial: TrialHistory) -> State:
 
 
 def snapshot_trial(trial: TrialHistory) -> TrialSnapshot:
-    """Make the snapshot of a trial that the searcher receives when the sweep is opened."""
+    """Make the snapshot of a trial that the searcher receives."""
     return TrialSnapshot(
         trial.row.number, _to_study_state(trial), dict(trial.proposed), dict(trial.values), dict(trial.row.costs)
     )

@@ -415,12 +415,11 @@ class History:
         trial.row.node = event.node or trial.row.node
         if event.kind not in _BLAMELESS_FAILURES:
             self.health.record_failure(event.node, event.trial)
-        if not self.num_reports and event.kind not in _BLAMELESS_FAILURES:
-            self._failed_before_any_report.add(event.trial)
-        if event.kind not in _BLAMELESS_FAILURES and has_same_gpus:
-            delay_s = self._settings.retry_delay_s * 2**trial.num_failures
-            trial.num_failures += 1
-            trial.retry_at = event.at + delay_s
+            if not self.num_reports:
+                self._failed_before_any_report.add(event.trial)
+            if has_same_gpus:
+                trial.retry_at = event.at + self._settings.retry_delay_s * 2**trial.num_failures
+                trial.num_failures += 1
         self._set_state(event.trial, "waiting" if event.retry else "failed")
 
     def _apply_ended(self, event: Ended) -> None:

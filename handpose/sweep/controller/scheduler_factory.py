@@ -1,11 +1,10 @@
 """Builds fresh schedulers from the configuration of a sweep."""
 
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 from handpose.errors import UserError
 from handpose.schedulers.scheduler import Scheduler
+from handpose.schema import bind_arguments
 from handpose.search.space import Space
 from handpose.sweep.record.settings import SweepSettings
 
@@ -25,18 +24,10 @@ def bind_scheduler(scheduler: Callable[..., Scheduler], sweep: SweepSettings, sp
     Raises:
         UserError: the scheduler's values are invalid, or it does not support the sweep's second objective.
     """
-    available: dict[str, Any] = {
-        "max_epochs": sweep.max_epochs,
-        "seed": sweep.seed,
-        "space": space,
-        "num_objectives": 1 if sweep.second_objective is None else 2,
-    }
-    wanted = inspect.signature(scheduler).parameters
-    extra = {name: value for name, value in available.items() if name in wanted}
-
-    def fresh() -> Scheduler:
-        return scheduler(**extra)
-
+    num_objectives = 1 if sweep.second_objective is None else 2
+    fresh = bind_arguments(
+        scheduler, max_epochs=sweep.max_epochs, seed=sweep.seed, space=space, num_objectives=num_objectives
+    )
     if not fresh().supports_two_objectives and sweep.second_objective is not None:
         raise UserError(
             f"sweep.second_objective={sweep.second_objective} needs scheduler=asha or fifo: {type(fresh()).__name__} "

@@ -150,13 +150,6 @@ def memory_line(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str,
     )
 
 
-def is_memory_short(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> bool:
-    """Return whether the memory of any node is too small for one more worker than the number that fits on it."""
-    return any(
-        (count_fitting_workers(slots, node) + 1) * slots.process_bytes > node.get("memory", math.inf) for node in nodes
-    )
-
-
 def _too_little_memory(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
     return (
         f"no trial fits: {_process(slots)}{_for_each_worker(slots)}, but only {_memory(nodes)}; end other programs, "

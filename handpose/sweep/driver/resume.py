@@ -14,7 +14,15 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from handpose.config import compose, given_keys, location_overrides, plain, quote_override, task_overrides
+from handpose.config import (
+    compose,
+    given_keys,
+    location_overrides,
+    override_key,
+    plain,
+    quote_override,
+    task_overrides,
+)
 from handpose.errors import UserError
 from handpose.formats import SWEEP_YAML_FORMAT, upgrade
 from handpose.metrics.validation import direction
@@ -154,7 +162,8 @@ def make_sweep_record(task: SweepTask, origin: Mapping[str, Any]) -> dict[str, A
 def _to_plain_config(config: Any) -> dict[str, Any]:
     """Return the configuration as plain values. The storage URL keeps the variable that may hold its password."""
     values = plain(config)
-    values["searcher"]["storage"] = _get_unresolved_value(config, "searcher.storage")
+    if "storage" in values["searcher"]:
+        values["searcher"]["storage"] = _get_unresolved_value(config, "searcher.storage")
     return values
 
 
@@ -181,7 +190,7 @@ def save_budgets(task: SweepTask) -> None:
     if not given:
         return
     keys = {f"sweep.{name}" for name in given}
-    record["overrides"] = [item for item in record["overrides"] if _get_override_key(item) not in keys]
+    record["overrides"] = [item for item in record["overrides"] if override_key(item) not in keys]
     record["overrides"] += [quote_override(f"sweep.{name}", value) for name, value in given.items()]
     before.update(given)
     write_yaml(file, {**record, "format": SWEEP_YAML_FORMAT})
@@ -233,28 +242,26 @@ def load_recorded_task(
     """
     record = _read_sweep_record(folder)
     _check_overrides(given)
-    new = [item for item in given if _get_override_key(item) != "sweep.resume"]
-    here = [item for item in new if _get_override_key(item).startswith("paths.")]  # do not define trials
+    new = [item for item in given if override_key(item) != "sweep.resume"]
+    here = [item for item in new if override_key(item).startswith("paths.")]  # do not define trials
     new = [item for item in new if item not in here]
     place = {"sweep.name": record["config"]["sweep"]["name"], "sweep.folder": folder, "sweep.resume": folder}
     place |= {} if storage is None else {"sweep.storage": storage}
     place |= _find_overrides_fixed_by_events(record["config"])
-    replaced = {*place, *(_get_override_key(item) for item in (*new, *here))}
-    kept = [item for item in record["overrides"] if _get_override_key(item) not in replaced]
-    said = {_get_override_key(item) for item in kept}  # they may set locations too; workers apply them last
+    replaced = {*place, *(override_key(item) for item in (*new, *here))}
+    kept = [item for item in record["overrides"] if override_key(item) not in replaced]
+    said = {override_key(item) for item in kept}  # they may set locations too; workers apply them last
     before = (
-        record["locations"]
-        if locations is None
-        else [item for item in locations if _get_override_key(item) not in said]
+        record["locations"] if locations is None else [item for item in locations if override_key(item) not in said]
     )
-    locations = [item for item in before if _get_override_key(item) not in replaced] + here
+    locations = [item for item in before if override_key(item) not in replaced] + here
     locations += [quote_override(key, str(value) if isinstance(value, Path) else value) for key, value in place.items()]
     config = compose("tune", [*kept, *locations, *new])
     _check_config(record["config"], _to_plain_config(config), folder)
     files = sorted((folder / SPACE_FOLDER).glob("*"))
     if len(files) != 1:
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
-    locations = [item for item in locations if _get_override_key(item) not in place]
+    locations = [item for item in locations if override_key(item) not in place]
     origin = {name: value for name, value in record.items() if name not in ("format", *_TASK_KEYS, "held", PROCESS_MB)}
     held = record.get("held") or {}  # sweeps of earlier versions lack the key
     space = fix_params(load_space(str(files[0])), held)
@@ -298,7 +305,7 @@ def _read_sweep_record(folder: Path) -> dict[str, Any]:
 
 
 def _check_overrides(given: Sequence[str]) -> None:
-    fixed = [item for item in given if _get_override_key(item) not in _CHANGEABLE_KEYS]
+    fixed = [item for item in given if override_key(item) not in _CHANGEABLE_KEYS]
     if fixed:
         raise UserError(
             f"{hide_password(fixed[0])}: a sweep that goes on keeps its configuration; beside sweep.resume there "
@@ -327,7 +334,3 @@ def _check_direction(before: Mapping[str, Any], folder: Path) -> None:
             f"{folder / 'sweep.yaml'} has sweep.mode={mode}, which is the wrong direction of sweep.metric={metric}: "
             f"the sweep cannot go on, but its trials can teach a new one: searcher.warm_start=[{folder}]"
         )
-
-
-def _get_override_key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")

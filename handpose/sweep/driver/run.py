@@ -5,8 +5,8 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from handpose.report.tensorboard import SweepLog
 from handpose.report.terminal import SweepView, sweep_view, warm_start_line
 from handpose.report.weights_and_biases import WandbLog
 from handpose.schedulers.scheduler import Scheduler
+from handpose.schema import bind_arguments
 from handpose.search.searcher import Searcher
 from handpose.search.space import Params, Space
 from handpose.sweep.controller.controller import SweepController
@@ -29,13 +30,12 @@ from handpose.sweep.controller.slots import (
     Slots,
     count_fitting_workers,
     count_slots,
-    is_memory_short,
     memory_line,
     recount_slots,
 )
 from handpose.sweep.driver.recorder import Recorder, TrialLog
 from handpose.sweep.driver.resume import SPACE_FOLDER, copy_space
-from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, format_resume_command, interruptible
+from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, interruptible
 from handpose.sweep.execution.nodes import Node, NodeWatcher, list_live_resources, watch_head
 from handpose.sweep.execution.runtime import limit_cpus, set_ray_environment, start_ray
 from handpose.sweep.execution.storage_access import check_nodes
@@ -44,19 +44,17 @@ from handpose.sweep.execution.tune_bridge import (
     build_tuner,
     run_tuner,
 )
-from handpose.sweep.execution.warm_up import WorkerWarmUp, prepare_warm_up
 from handpose.sweep.execution.worker_start import StartWatch
 from handpose.sweep.record.events import EVENTS_FILE, EventLog, read_events
 from handpose.sweep.record.provenance import PROCESS_MB
-from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings
+from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings, format_resume_command
 from handpose.sweep.record.trial_segment import make_run_name
+from handpose.sweep.storage.checkpoint_files import CheckpointFiles
 from handpose.sweep.storage.folder_sync import FolderSync, open_checkpoint_files
 from handpose.sweep.trainable.reporting import TrialFunction
 from handpose.yaml_files import read_yaml, write_yaml
 
 _UNLIMITED = str(10**6)
-_UNMEASURED_PROCESS_MB = 2000.0
-"""Assumed main memory of a worker, in MB, when workers are started before the preflight has measured it."""
 _HEAD_LOST_MESSAGE = "the head of the Ray cluster does not answer any more"
 
 
@@ -64,29 +62,11 @@ class SweepHaltedError(Exception):
     """The sweep stopped because all of its first trials failed. It can be resumed when the cause is fixed."""
 
 
-@contextlib.contextmanager
-def run_sweep(
-    *,
-    sweep: SweepSettings,
-    cluster: RaySettings,
-    space: Space,
-    searcher: Callable[..., Searcher],
-    make_scheduler: Callable[[], Scheduler],
-    trial_function: TrialFunction,
-    command: Callable[[Params], str],
-    description: Mapping[str, Any] | None,
-    preflight: Callable[[Slots], Slots] = lambda slots: slots,
-    folder_sync: FolderSync | None = None,
-    on_resume: Callable[[], None] = lambda: None,
-    count_points: Callable[[], int | None] = lambda: None,
-    process_mb: float = LEAST_PROCESS_MB,
-) -> Iterator[TrialTable]:
-    """Run trials until all are done or a budget is spent, and yield the table of trials.
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """A sweep to run, with everything that this takes.
 
-    Ray is started unless it already runs. It is shut down at the end of the `with` block, so the code in the block can
-    still use it. For a finished sweep Ray is not started.
-
-    Args:
+    Attributes:
         sweep: the settings of the sweep.
         cluster: which Ray cluster to use.
         space: the search space.
@@ -102,106 +82,132 @@ def run_sweep(
         count_points: returns how many different trials the space allows; None: any number.
         process_mb: main memory of a worker in MB, as far as it is known before the preflight. A resumed sweep uses the
             value that its own preflight measured.
+    """
+
+    sweep: SweepSettings
+    cluster: RaySettings
+    space: Space
+    searcher: Callable[..., Searcher]
+    make_scheduler: Callable[[], Scheduler]
+    trial_function: TrialFunction
+    command: Callable[[Params], str]
+    description: Mapping[str, Any] | None
+    preflight: Callable[[Slots], Slots] = lambda slots: slots
+    folder_sync: FolderSync | None = None
+    on_resume: Callable[[], None] = lambda: None
+    count_points: Callable[[], int | None] = lambda: None
+    process_mb: float = LEAST_PROCESS_MB
+
+    @cached_property
+    def files(self) -> CheckpointFiles:
+        """The checkpoints of the sweep."""
+        return open_checkpoint_files(self.folder_sync, self.sweep.path)
+
+    def make_history(self) -> History:
+        """Make the history of a sweep in which nothing has happened yet."""
+        table = make_empty_table(self.sweep)
+        return History(self.sweep, scheduler=self.make_scheduler(), table=table, files=self.files, command=self.command)
+
+    def make_searcher(self, folder: Path, **changes: Any) -> Searcher:
+        """Make the searcher, with its study in a folder."""
+        sweep = self.sweep
+        make = bind_arguments(
+            self.searcher,
+            space=self.space,
+            name=sweep.name,
+            metric=sweep.target.name,
+            mode=sweep.target.mode,
+            second_objective=sweep.second_objective,
+            max_epochs=sweep.max_epochs,
+            seed=sweep.seed,
+            repeats=self.make_scheduler().perturbs_params,
+            folder=folder,
+            **changes,
+        )
+        return make()
+
+
+@contextlib.contextmanager
+def run_sweep(run: SweepRun) -> Iterator[TrialTable]:
+    """Run trials until all are done or a budget is spent, and yield the table of trials.
+
+    Ray is started unless it already runs. It is shut down at the end of the `with` block, so the code in the block can
+    still use it. For a finished sweep Ray is not started.
 
     Raises:
         UserError: a trial does not fit into the resources of Ray, or another process already runs the sweep.
         SweepInterruptedError: the sweep was interrupted.
         SweepHaltedError: all of the first trials failed.
     """
-    folder, is_resumed, files = sweep.path, description is None, open_checkpoint_files(folder_sync, sweep.path)
-
-    def history() -> History:
-        table = make_empty_table(sweep)
-        return History(sweep, scheduler=make_scheduler(), table=table, files=files, command=command)
-
-    asked_for = partial(
-        searcher,
-        space=space,
-        name=sweep.name,
-        metric=sweep.target.name,
-        mode=sweep.target.mode,
-        second_objective=sweep.second_objective,
-        max_epochs=sweep.max_epochs,
-        seed=sweep.seed,
-        repeats=make_scheduler().perturbs_params,
-    )
-    if not is_resumed:
-        _check_searcher(asked_for)
-    elif finished := read_finished_table(folder, history(), num_points=count_points()):
+    if run.description is not None:
+        _check_searcher(run)
+    elif finished := read_finished_table(run.sweep.path, run.make_history(), num_points=run.count_points()):
         yield finished
         return
     with contextlib.ExitStack() as stack:
-        if is_resumed:
-            stack.enter_context(_lock_sweep_folder(folder))
-            on_resume()
-        stack.enter_context(set_ray_environment())
-        warm = stack.enter_context(prepare_warm_up(trial_function, num_threads=sweep.cpus_per_trial))
-        # Ray starts before any file is made, since the cluster may not answer. No hook for trials with several
-        # workers: half of their processes train nothing.
-        hook = warm.hook if sweep.workers_per_trial == 1 else None
-        stack.enter_context(start_ray(limit_cpus(cluster, sweep), hook=hook))
-        check_nodes(sweep)
-        is_estimate = process_mb == LEAST_PROCESS_MB and sweep.preflight == "off"  # else the preflight prints it
-        process_mb = recorded_process_mb(folder) if is_resumed else process_mb
-        slots = count_slots(sweep, list_live_resources(), process_mb=process_mb)
-        if (is_resumed or is_estimate) and (line := memory_line(sweep, slots, list_live_resources())):
-            print(line, flush=True)
-        if description is not None:
-            if sweep.preflight != "off":
-                # A worker that was started stays, so start no more than fit into memory even if they are large.
-                warm.start_workers(replace(slots, process_mb=_UNMEASURED_PROCESS_MB))
-                warm.wait(num_more=1)  # for the preflight, which measures times and ends its worker
-            slots = preflight(slots)
-            warm.start_workers(slots)
-            stack.enter_context(_lock_sweep_folder(folder))
-            _begin(folder, space, {**description, PROCESS_MB: round(slots.process_mb)})
-        with (
-            contextlib.closing(asked_for(folder=folder / "study", resume=is_resumed)) as asked,
-            contextlib.closing(EventLog(folder / EVENTS_FILE)) as log,
-        ):
-            print(*map(warm_start_line, asked.warm_start), sep="\n", end="\n" * bool(asked.warm_start), flush=True)
-            # A time budget is for trials, not for the start of their processes. And while processes are still starting,
-            # Ray starts more processes for the same trials. Those stay, so there must be enough memory for them.
-            if sweep.time_budget_s is not None or is_memory_short(slots, list_live_resources()):
-                warm.wait()
-            if asked.num_points is not None and asked.num_points < sweep.num_trials:
-                print(
-                    f"search_space={space.name} has {asked.num_points} configurations, so that no more trials are run "
-                    f"(sweep.num_trials={sweep.num_trials}): none is trained twice",
-                    flush=True,
-                )
-            state = SweepController(sweep, log=log, history=history(), searcher=asked)
-            if sweep.gpus_per_trial == "auto" and state.last_event:  # an earlier run has measured it
-                slots = count_slots(sweep, list_live_resources(), gpus=state.history.gpus, process_mb=process_mb)
-            if folder_sync is not None:
-                folder_sync.sync_all()
-            _run_trials(
-                sweep,
-                slots,
-                space,
-                state,
-                trial_function,
-                warm,
-                must_end=lambda: folder_sync is not None and folder_sync.has_lost_lease,
+        slots = _prepare(run, stack)
+        yield _search(run, slots)
+
+
+def _check_searcher(run: SweepRun) -> None:
+    """Create a temporary searcher, so that mistakes in its options are reported before Ray starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        run.make_searcher(Path(folder), storage=None).close()
+
+
+def _prepare(run: SweepRun, stack: contextlib.ExitStack) -> Slots:
+    """Start Ray and lock the folder until the stack is closed; for a new sweep, run the preflight and begin its files.
+
+    Returns:
+        The slots of the sweep.
+    """
+    sweep, folder, is_resumed, process_mb = run.sweep, run.sweep.path, run.description is None, run.process_mb
+    if is_resumed:
+        stack.enter_context(_lock_sweep_folder(folder))
+        run.on_resume()
+        process_mb = recorded_process_mb(folder)
+    stack.enter_context(set_ray_environment())
+    stack.enter_context(start_ray(limit_cpus(run.cluster, sweep)))  # before any file is made: it may not answer
+    check_nodes(sweep)
+    slots = count_slots(sweep, list_live_resources(), process_mb=process_mb)
+    is_estimate = process_mb == LEAST_PROCESS_MB and sweep.preflight == "off"  # otherwise the preflight prints it
+    if (is_resumed or is_estimate) and (line := memory_line(sweep, slots, list_live_resources())):
+        print(line, flush=True)
+    if run.description is not None:
+        slots = run.preflight(slots)
+        stack.enter_context(_lock_sweep_folder(folder))
+        _begin(folder, run.space, {**run.description, PROCESS_MB: round(slots.process_mb)})
+    return slots
+
+
+def _search(run: SweepRun, slots: Slots) -> TrialTable:
+    """Run the trials that are left, and return the table of all trials."""
+    sweep, space = run.sweep, run.space
+    with (
+        contextlib.closing(run.make_searcher(sweep.path / "study", resume=run.description is None)) as searcher,
+        contextlib.closing(EventLog(sweep.path / EVENTS_FILE)) as log,
+    ):
+        print(*map(warm_start_line, searcher.warm_start), sep="\n", end="\n" * bool(searcher.warm_start), flush=True)
+        if searcher.num_points is not None and searcher.num_points < sweep.num_trials:
+            print(
+                f"search_space={space.name} has {searcher.num_points} configurations, so that no more trials are run "
+                f"(sweep.num_trials={sweep.num_trials}): none is trained twice",
+                flush=True,
             )
-        yield state.history.table
+        state = SweepController(sweep, log=log, history=run.make_history(), searcher=searcher)
+        if sweep.gpus_per_trial == "auto" and state.last_event:  # an earlier run has measured it
+            slots = count_slots(
+                sweep, list_live_resources(), gpus=state.history.gpus, process_mb=recorded_process_mb(sweep.path)
+            )
+        if run.folder_sync is not None:
+            run.folder_sync.sync_all()
+        _run_trials(run, slots, state)
+    return state.history.table
 
 
 def recorded_process_mb(folder: Path) -> float:
     """Return the main memory of a worker, in MB, that the preflight of the sweep in a folder measured."""
     return float(read_yaml(folder / "sweep.yaml").get(PROCESS_MB, LEAST_PROCESS_MB))
-
-
-def run_sweep_alone(**asked: Any) -> TrialTable:
-    """Run a sweep and return its table of trials. The arguments are those of `run_sweep`."""
-    with run_sweep(**asked) as table:
-        return table
-
-
-def _check_searcher(searcher: Callable[..., Searcher]) -> None:
-    """Create a temporary study, so that mistakes in initial points and warm starts are reported before Ray starts."""
-    with tempfile.TemporaryDirectory() as folder:
-        searcher(folder=Path(folder), storage=None).close()
 
 
 def run_preflight_alone(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], Slots]) -> None:
@@ -254,20 +260,16 @@ def _lock_sweep_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run_trials(
-    sweep: SweepSettings,
-    slots: Slots,
-    space: Space,
-    state: SweepController,
-    trial_function: TrialFunction,
-    warm: WorkerWarmUp,
-    *,
-    must_end: Callable[[], bool],
-) -> None:
+def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
+    sweep = run.sweep
+
+    def must_end() -> bool:
+        return run.folder_sync is not None and run.folder_sync.has_lost_lease
+
     table, retention = state.history.table, state.history.retention
     table.num_slots = slots.num_slots
     table.checkpoint_budget_bytes = retention.budget_bytes
-    title = f"sweep {sweep.name}  ·  {space.name}" + ("  ·  goes on" if state.last_event else "")
+    title = f"sweep {sweep.name}  ·  {run.space.name}" + ("  ·  goes on" if state.last_event else "")
     view = sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
     _raise_open_file_limit()
     with _with_command(sweep), contextlib.closing(view), interruptible(sweep, must_end) as is_interrupted:
@@ -279,7 +281,7 @@ def _run_trials(
         state.open(num_slots=slots.num_slots, gpus=slots.total_gpus, listener=recorder)
         table.num_trials = state.history.num_trials
         view.refresh(table)
-        nodes = NodeWatcher(_make_node_listener(sweep, slots, state, view, warm))
+        nodes = NodeWatcher(_make_node_listener(sweep, slots, state, view))
         starts = StartWatch(view.note)
         bridge = TuneBridge(state, sweep, nodes=nodes, starts=starts, is_interrupted=is_interrupted)
         # By default Tune asks a custom searcher for one trial, and for the next one only when that trial has a worker.
@@ -288,7 +290,7 @@ def _run_trials(
             watch_head(partial(exit_at_once, sweep, _HEAD_LOST_MESSAGE)),
             set_ray_environment(TUNE_MAX_PENDING_TRIALS_PG=_UNLIMITED),
         ):
-            run_tuner(build_tuner(sweep, slots, bridge, trial_function, every_step=recorder.refresh), bridge)
+            run_tuner(build_tuner(sweep, slots, bridge, run.trial_function, every_step=recorder.refresh), bridge)
         if not is_interrupted():
             state.close("finished")
     if is_interrupted():
@@ -334,9 +336,9 @@ def _raise_open_file_limit() -> None:
 
 
 def _make_node_listener(
-    sweep: SweepSettings, slots: Slots, state: SweepController, view: SweepView, warm: WorkerWarmUp
+    sweep: SweepSettings, slots: Slots, state: SweepController, view: SweepView
 ) -> Callable[[Sequence[Node]], None]:
-    """Return a function that adapts the slots when nodes join or leave, and starts workers on nodes that joined."""
+    """Return a function that adapts the slots when nodes join or leave."""
     names_by_id: dict[str, str] | None = None
 
     def follow(alive: Sequence[Node]) -> None:
@@ -353,7 +355,6 @@ def _make_node_listener(
             left = f"{now.num_slots} trials at a time" if fitting else "no node is left, and the sweep waits for one"
             if lost or joined:
                 view.note(f"{', '.join([*lost, *joined])}: {left}")
-            warm.start_workers(now)
         names_by_id = {node.id: node.name for node in fitting.values()}
 
     return follow

@@ -2,16 +2,13 @@
 
 import contextlib
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from handpose.config import quote_override
-from handpose.sweep.record.settings import SweepSettings
+from handpose.sweep.record.settings import SweepSettings, format_resume_command
 
 INTERRUPTED_STATUS = 75
 """Exit status of a sweep that was interrupted and can be resumed; sysexits.h calls it a temporary failure."""
@@ -19,11 +16,6 @@ INTERRUPTED_STATUS = 75
 
 class SweepInterruptedError(Exception):
     """The sweep was interrupted by SIGINT or SIGTERM. Its state is saved, and it can be resumed."""
-
-
-def format_resume_command(folder: Path) -> str:
-    """Return the command line that resumes the sweep in a folder."""
-    return shlex.join(["python", "tune.py", quote_override("sweep.resume", str(folder))])
 
 
 @contextlib.contextmanager

@@ -1,20 +1,16 @@
 """Ray Train's trainer, adapted to the workers of a trial on one node or several."""
 
-import contextlib
 import os
-import socket
-import struct
 from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.train import torch as train_torch
 
+from handpose.resources import list_addresses
 from handpose.sweep.execution.ray_internals import make_group_start_callback, remove_group_cleaner
 
 _TorchTrainer: Any = train_torch.TorchTrainer  # the class of Train V2; type checkers see that of V1
-_SIOCGIFADDR = 0x8915
-"""The ioctl request SIOCGIFADDR of Linux, which returns the address of an interface."""
 
 
 class GroupTrainer(_TorchTrainer):
@@ -52,12 +48,4 @@ def set_gloo_interface() -> None:
 
 def find_interface(address: str) -> str | None:
     """Return the first network interface that has this IPv4 address; None if there is none."""
-    import fcntl  # imported here, since not every system has it
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # the interface has no IPv4 address
-                answer = fcntl.ioctl(asked, _SIOCGIFADDR, struct.pack("256s", name.encode()))
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
-    return None
+    return next((name for name, found in list_addresses().items() if found == address), None)

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 
-from handpose.sweep.execution.ray_internals import get_actor_state, list_draining_node_ids
+from handpose.sweep.execution.ray_internals import list_draining_node_ids
 
 _REFRESH_EVERY_S = 1.0
 _HEAD_EVERY_S = 5.0
@@ -112,23 +112,6 @@ class NodeWatcher:
 
     def is_alive(self, node_id: str) -> bool:
         return any(node.id == node_id for node in self._alive)
-
-
-class ActorLocation(NamedTuple):
-    """Where an actor runs.
-
-    Attributes:
-        node_id: the node that it runs on, or ran on when it died; empty if Ray does not know.
-        is_dead: whether the actor is dead.
-    """
-
-    node_id: str = ""
-    is_dead: bool = False
-
-
-def find_actor(actor_id: str) -> ActorLocation:
-    """Return the location of an actor, as the head node knows it."""
-    return ActorLocation(*get_actor_state(actor_id))
 
 
 @contextlib.contextmanager

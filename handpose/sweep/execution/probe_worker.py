@@ -11,7 +11,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from handpose.errors import UserError
 from handpose.search.space import Params
-from handpose.sweep.execution.ray_internals import make_worker_runtime_env
 from handpose.sweep.execution.worker_death import diagnose_worker_death
 from handpose.sweep.execution.worker_start import PATIENCE_S, PROBE_AFTER_S, StartProbe, never_started
 from handpose.sweep.trainable.gpu_memory import compute_gpus_per_trial
@@ -115,10 +114,7 @@ class ProbeWorker:
         )
 
     def _start_worker(self) -> None:
-        worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus, runtime_env=make_worker_runtime_env())(
-            TrialCostProbe
-        )
-        self._worker = worker.remote()
+        self._worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus)(TrialCostProbe).remote()
         self._is_ready = False
 
     def _stop_worker(self) -> None:

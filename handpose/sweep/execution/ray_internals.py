@@ -5,16 +5,13 @@ ran on. requirements.txt allows only these. Before you add one, run all of `.ci/
 """
 
 import contextlib
-import json
 import logging
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import ray
 from ray._private import worker as ray_worker
 from ray._private.authentication import authentication_token_setup
 from ray._private.ray_logging import stdout_deduplicator
@@ -27,12 +24,10 @@ from ray.train.v2._internal.exceptions import (  # noqa: F401
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
 )
-from ray.tune.execution.class_cache import DEFAULT_ENV_VARS, ENV_VARS_TO_PROPAGATE
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.util.placement_group import placement_group
 
 TRIED = ("2.60.0",)
-
-_REQUEST_TIMEOUT_S = 5.0
 
 
 def list_draining_node_ids() -> set[str]:
@@ -45,16 +40,28 @@ def list_draining_node_ids() -> set[str]:
     return set()
 
 
-def get_actor_state(actor_id: str) -> tuple[str, bool]:
-    """Return the node id of an actor, and whether the actor is dead, as the head node knows it.
+class ActorLocation(NamedTuple):
+    """Where an actor runs.
 
-    Ray's public call asks the dashboard, which a cluster may not have. Fallback: an empty node id, and not dead; a
-    failure is then not counted against a node.
+    Attributes:
+        node_id: the node that it runs on, or ran on when it died; empty if Ray does not know.
+        is_dead: whether the actor is dead.
+    """
+
+    node_id: str = ""
+    is_dead: bool = False
+
+
+def find_actor(actor_id: str) -> ActorLocation:
+    """Return the location of an actor, as the head node knows it.
+
+    Ray's public call asks the dashboard, which a cluster may not have. Fallback: an unknown location; a failure is then
+    not counted against a node.
     """
     with contextlib.suppress(Exception):  # whatever another version of Ray raises
         actor = ray_state.actor_table(actor_id)
-        return str(actor["Address"]["NodeID"]), actor["State"] == "DEAD"
-    return "", False
+        return ActorLocation(str(actor["Address"]["NodeID"]), actor["State"] == "DEAD")
+    return ActorLocation()
 
 
 def find_newest_worker_log(pid: int) -> Path | None:
@@ -112,55 +119,6 @@ def hide_from_workers(names: Iterable[str]) -> None:
     Everyone on a machine can read argument lists. No fallback: without this, credentials would leak.
     """
     ENV_VARS_TO_PROPAGATE.difference_update(names)
-
-
-def make_worker_runtime_env() -> dict[str, Any]:
-    """Return the runtime environment that Tune gives its actors. Other actors need the same to share their processes.
-
-    No fallback: without it, workers that were started in advance are not used.
-    """
-    given = {name: os.environ[name] for name in ENV_VARS_TO_PROPAGATE if name in os.environ}
-    return {"env_vars": {**DEFAULT_ENV_VARS, **given}}
-
-
-def prestart_workers(node: Mapping[str, Any], num_workers: int, *, keep_alive_s: int) -> None:
-    """Ask a node to start idle worker processes, as Ray does internally.
-
-    Fallback, in the caller: the first trials start some seconds later.
-
-    Args:
-        node: one item of `ray.nodes()`.
-        num_workers: number of processes.
-        keep_alive_s: how long an idle process stays, in seconds.
-
-    Raises:
-        Exception: whatever another version of Ray raises.
-    """
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc, runtime_environment_pb2
-
-    messages: Any = node_manager_pb2  # its names are created at import
-    language: Any = common_pb2
-    environments: Any = runtime_environment_pb2
-    request = messages.PrestartWorkersRequest(
-        language=language.PYTHON,
-        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
-        runtime_env_info=environments.RuntimeEnvInfo(serialized_runtime_env=_serialized(make_worker_runtime_env())),
-        num_workers=num_workers,
-        keep_alive_duration_secs=keep_alive_s,
-    )
-    with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
-        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_REQUEST_TIMEOUT_S)
-
-
-def _serialized(environment: dict[str, Any]) -> str:
-    """Merge an actor's runtime environment into the job's, and serialise it exactly as Ray's core does.
-
-    Ray compares hashes of the result.
-    """
-    job = dict(ray.get_runtime_context().runtime_env)
-    merged = {**job, "env_vars": {**job.get("env_vars", {}), **environment["env_vars"]}}
-    return json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def make_group_start_callback(group_name: str, on_workers_start: Callable[[], None]) -> Any:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -53,14 +53,13 @@ of their node instead.
 
 
 @contextlib.contextmanager
-def start_ray(cluster: RaySettings, *, hook: Callable[[], None] | None = None) -> Iterator[None]:
+def start_ray(cluster: RaySettings) -> Iterator[None]:
     """Run Ray, without its noise, within the block. A Ray that already runs is used and stays running.
 
     A Ray that is started here admits only processes that have the token, and has its own folder.
 
     Args:
         cluster: which cluster to use.
-        hook: what every worker runs first, if Ray is started or joined here.
     """
     if ray.is_initialized():
         yield
@@ -77,19 +76,17 @@ def start_ray(cluster: RaySettings, *, hook: Callable[[], None] | None = None) -
             settings["_memory"] = memory_for_trials(main_memory())
             settings["_temp_dir"] = str(stack.enter_context(make_private_folder()))
             ensure_token(os.environ, home=home_folder())
-        _init_ray(cluster, settings, hook)
+        _init_ray(cluster, settings)
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _init_ray(cluster: RaySettings, settings: dict[str, Any], hook: Callable[[], None] | None) -> None:
+def _init_ray(cluster: RaySettings, settings: dict[str, Any]) -> None:
     runtime_env: dict[str, Any] = {"env_vars": dict(_WORKER_ENVIRONMENT)}  # a copy, since Ray changes it
-    if not (cluster.address or "").startswith("ray://"):  # workers of Ray's client run elsewhere, without hooks
+    if not (cluster.address or "").startswith("ray://"):  # workers of Ray's client run elsewhere
         runtime_env |= worker_interpreter(sys.executable)
-        if hook is not None:
-            runtime_env["worker_process_setup_hook"] = hook
     handler = signal.getsignal(signal.SIGTERM)
     try:
         _check_cluster_answers(cluster.address)

@@ -19,7 +19,8 @@ from ray.tune.search import Searcher
 from handpose.errors import UserError
 from handpose.sweep.controller.controller import SegmentFailure, SweepController
 from handpose.sweep.controller.slots import Slots
-from handpose.sweep.execution.nodes import ActorLocation, NodeWatcher, find_actor
+from handpose.sweep.execution.nodes import NodeWatcher
+from handpose.sweep.execution.ray_internals import ActorLocation, find_actor
 from handpose.sweep.execution.worker_death import diagnose_worker_death
 from handpose.sweep.execution.worker_group import make_trainable, release_group
 from handpose.sweep.execution.worker_start import StartWatch

@@ -178,9 +178,13 @@ def _run_trainer(
         context = ray.train.get_context()
         rank, node_id = context.get_world_rank(), ray.get_runtime_context().get_node_id()
         ray.get(channel.register_worker.remote(rank, node_id))
-        tell = _make_report_function(channel) if rank == 0 else _ignore_report
+
+        def send_report(values: Mapping[str, Any]) -> None:
+            if rank == 0:
+                ray.get(channel.send_report.remote(values))
+
         try:
-            with set_worker_context(WorkerContext(rank, slots.num_workers, tell)):
+            with set_worker_context(WorkerContext(rank, slots.num_workers, send_report)):
                 cloudpickle.loads(packed)(segment)
         except BaseException as error:
             ray.get(channel.send_failure.remote(_pickle_failure(error, node_id)))
@@ -220,17 +224,6 @@ def _run_trainer(
             )
             if avoided and left < slots.num_workers:  # the sweep may retry on the avoided nodes when no others are left
                 raise LostWorkerError("lost", "the nodes that it could run on were lost") from error
-
-
-def _make_report_function(channel: Any) -> Any:
-    def tell(values: Mapping[str, Any]) -> None:
-        ray.get(channel.send_report.remote(values))
-
-    return tell
-
-
-def _ignore_report(values: Mapping[str, Any]) -> None:
-    pass
 
 
 def _pickle_failure(error: BaseException, node_id: str) -> bytes:

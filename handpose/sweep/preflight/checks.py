@@ -22,7 +22,7 @@ from handpose.metrics.validation import target_metric
 from handpose.resources import count_cores
 from handpose.schedulers.scheduler import Scheduler
 from handpose.schema import Unsupported
-from handpose.search.space import Space, count_grid_points, generate_probe_params, list_keys
+from handpose.search.space import Space, generate_probe_params, list_keys
 from handpose.sweep.controller.slots import Slots, count_slots
 from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings
 from handpose.sweep.trainable.trial import add_param_overrides
@@ -34,20 +34,20 @@ from handpose.whole_file import check_writable, nearest
 def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
     """Check the settings that need neither the space nor the data.
 
-    These are the metric and its direction, the ranges of numbers, the resources of this machine (unless the sweep joins
-    a cluster) and the folder of the sweep.
+    These are the metric and its direction, the GPUs of a trial, the resources of this machine (unless the sweep joins a
+    cluster) and the folder of the sweep.
 
     Raises:
         UserError: a setting is invalid, or the folder cannot hold the sweep.
     """
     target_metric(sweep.metric, sweep.mode, group="sweep")
-    _check_setting_ranges(sweep, cluster)
+    _check_gpus(sweep)
     if cluster.address is None:
         _check_machine(sweep, cluster)
     _check_folder(sweep)
 
 
-def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False, num_workers: int = 1) -> None:
+def check_space(space: Space, overrides: Sequence[str], *, num_workers: int = 1) -> None:
     """Compose configurations at the corners of the space and at some points within it.
 
     This finds configuration keys that do not exist and values that are not allowed.
@@ -55,15 +55,12 @@ def check_space(space: Space, overrides: Sequence[str], *, is_grid: bool = False
     Args:
         space: the search space.
         overrides: the user's overrides for train.py.
-        is_grid: whether the searcher enumerates every point of the space.
         num_workers: number of workers that share each batch.
 
     Raises:
         UserError: a configuration is invalid, trials have no validation split, or the trainer has an argument that
             sweeps do not support.
     """
-    if is_grid:
-        count_grid_points(space)
     for params in generate_probe_params(space):
         try:
             config = split_batch(compose("train", add_param_overrides(overrides, params)), num_workers)
@@ -138,11 +135,6 @@ def summarise_data(config: Any) -> DataSummary:
     return DataSummary(data.fingerprint, size)
 
 
-def compute_data_fingerprint(config: Any) -> str:
-    """Prepare the data and the default network, and return the fingerprint of the data; see `summarise_data`."""
-    return summarise_data(config).fingerprint
-
-
 def check_loaders(sweep: SweepSettings, space: Space, overrides: Sequence[str], data: DataSize, slots: Slots) -> None:
     """Check that the data loaders of all concurrent trials on this machine fit into its shared memory.
 
@@ -211,35 +203,7 @@ def check_validation_epochs(sweep: SweepSettings, scheduler: Scheduler, *, valid
         )
 
 
-def _check_setting_ranges(sweep: SweepSettings, cluster: RaySettings) -> None:
-    at_least_one = {
-        "sweep.num_trials": sweep.num_trials,
-        "sweep.max_epochs": sweep.max_epochs,
-        "sweep.workers_per_trial": sweep.workers_per_trial,
-        "sweep.cpus_per_trial": sweep.cpus_per_trial,
-        "sweep.max_concurrent": sweep.max_concurrent,
-        "sweep.checkpoint_every_epochs": sweep.checkpoint_every_epochs,
-        "sweep.set_aside_after": sweep.set_aside_after,
-        "sweep.stop_after_failures": sweep.stop_after_failures,
-        "ray.num_cpus": cluster.num_cpus,
-    }
-    for key, value in at_least_one.items():
-        if value is not None and value < 1:
-            raise UserError(f"{key} must be at least 1, but it is {value}")
-    above_zero = {
-        "sweep.time_budget_s": sweep.time_budget_s,
-        "sweep.gpu_hours": sweep.gpu_hours,
-        "sweep.hang_timeout_s": sweep.hang_timeout_s,
-        "sweep.checkpoint_budget_gb": sweep.checkpoint_budget_gb,
-    }
-    for key, amount in above_zero.items():
-        if amount is not None and amount <= 0:
-            raise UserError(f"{key} must be above 0, but it is {amount:g}")
-    for key, least in {"sweep.max_retries": sweep.max_retries, "sweep.retry_delay_s": sweep.retry_delay_s}.items():
-        if least < 0:
-            raise UserError(f"{key} must be at least 0, but it is {least:g}")
-    if sweep.explosion_factor is not None and sweep.explosion_factor <= 1:
-        raise UserError(f"sweep.explosion_factor must be above 1, but it is {sweep.explosion_factor:g}")
+def _check_gpus(sweep: SweepSettings) -> None:
     gpus = sweep.gpus_per_trial
     if sweep.workers_per_trial > 1 and (gpus == "auto" or 0 < (gpus or 0) < 1):
         raise UserError(

@@ -5,7 +5,6 @@ The number of epochs is found by simulating the sweep with trials that have noth
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
@@ -25,8 +24,7 @@ _MAX_TRIALS = 5000
 _MIN_REPORTS = 4000
 
 
-@dataclass(frozen=True)
-class SweepForecast:
+class SweepForecast(NamedTuple):
     """Forecast of one sweep: means over several simulations.
 
     Attributes:
@@ -43,7 +41,7 @@ class SweepForecast:
 
     def scale(self, factor: float) -> "SweepForecast":
         """Return the forecast of a sweep with `factor` times as many trials."""
-        return SweepForecast(*(factor * value for value in (self.epochs, self.rounds, self.segments, self.most_paused)))
+        return SweepForecast(*(factor * value for value in self))
 
 
 def forecast_sweep(
@@ -74,8 +72,7 @@ def forecast_sweep(
     for seed in range(repeats):
         stage = _Rehearsal(make_scheduler(), rehearsed, max_epochs, validation_interval, params, random.Random(seed))
         rehearsals.append(stage.simulate(num_slots))
-    columns = zip(*((each.epochs, each.rounds, each.segments, each.most_paused) for each in rehearsals), strict=True)
-    return SweepForecast(*map(fmean, columns)).scale(num_trials / rehearsed)
+    return SweepForecast(*map(fmean, zip(*rehearsals, strict=True))).scale(num_trials / rehearsed)
 
 
 class _Rehearsal:

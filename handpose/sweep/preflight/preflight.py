@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -38,30 +38,16 @@ _MEMORY_MARGIN = 1.1
 """Margin for main memory: a trial takes more than in its first steps (5 % more after two epochs)."""
 
 
-def run_preflight(
-    slots: Slots,
-    *,
-    sweep: SweepSettings,
-    space: Space,
-    recipe: TrialRecipe,
-    trial_function: TrialFunction,
-    make_scheduler: Callable[[], Scheduler],
-    data: DataSize,
-    defaults: Mapping[str, Any],
-    use_val: bool = False,
-    print_text: Callable[[str], None] = print,
-) -> Slots:
-    """Train points of the space for a few steps on a worker, and print what a trial and the sweep will cost.
-
-    Ray must be running. `sweep.preflight` says how much is tried:
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """The preflight of a sweep; `sweep.preflight` says how much is tried.
 
     - `brief`: the ends of the space, two random points, and every option of every choice while there is time.
     - `only`: more random points and more steps, with pretrained weights, and without a time limit. Also looks for
       parameters that have no effect.
     - `off`: nothing.
 
-    Args:
-        slots: slots that the trials will have.
+    Attributes:
         sweep: settings of the sweep.
         space: search space.
         recipe: makes the overrides of a trial.
@@ -71,79 +57,103 @@ def run_preflight(
         defaults: default configuration as `find_default_point` takes it.
         use_val: whether the winner is also retrained on the validation split.
         print_text: receives the text for the terminal.
-
-    Returns:
-        The slots, with the measured memory per worker and, for `sweep.gpus_per_trial=auto`, with the chosen fraction of
-        a GPU. There may be fewer slots than before.
-
-    Raises:
-        UserError: a point cannot be trained (the message names its parameters), the trial function cannot be pickled,
-            the resources do not suffice, or the second objective cannot be measured.
     """
-    if sweep.preflight == "off":
+
+    sweep: SweepSettings
+    space: Space
+    recipe: TrialRecipe
+    trial_function: TrialFunction
+    make_scheduler: Callable[[], Scheduler]
+    data: DataSize
+    defaults: Mapping[str, Any]
+    use_val: bool = False
+    print_text: Callable[[str], None] = print
+
+    def run(self, slots: Slots) -> Slots:
+        """Train points of the space for a few steps on a worker, and print what a trial and the sweep will cost.
+
+        Ray must be running.
+
+        Args:
+            slots: slots that the trials will have.
+
+        Returns:
+            The slots, with the measured memory per worker and, for `sweep.gpus_per_trial=auto`, with the chosen
+            fraction of a GPU. There may be fewer slots than before.
+
+        Raises:
+            UserError: a point cannot be trained (the message names its parameters), the trial function cannot be
+                pickled, the resources do not suffice, or the second objective cannot be measured.
+        """
+        sweep, scheduler = self.sweep, self.make_scheduler()
+        if sweep.preflight == "off":
+            return slots
+        probed, ineffective_keys = self._probe_points(slots)
+        for cost in probed.costs:
+            check_validation_epochs(sweep, scheduler, validation_interval=cost.validation_interval)
+        lines, gpus = [], slots.gpus
+        if sweep.gpus_per_trial == "auto" and gpus:
+            gpus, line = self._choose_gpus_per_trial(slots, probed)
+            lines.append(line)
+            check_loaders(sweep, self.space, self.recipe.overrides, self.data, replace(slots, gpus=gpus))
+        nodes = list_live_resources()
+        slots = count_slots(sweep, nodes, gpus=gpus, process_mb=_get_process_mb(probed))
+        disk, *warnings = _check_disk(sweep, slots, scheduler, probed)
+        warnings += [*_check_gpu_memory(slots, probed), *_check_second_objective(sweep, self.space, probed)]
+        warnings += _list_warnings(self.space, probed, ineffective_keys)
+        if sweep.preflight == "only":
+            self.print_text(points_table(make_point_rows(probed)) + "\n")
+        retraining = None
+        if sweep.retrain:
+            retraining = forecast_retraining(sweep, self.recipe, probed, self.data, use_val=self.use_val)
+        num_slots = slots.num_slots
+        lines += format_cost_lines(sweep, probed, self.make_scheduler, num_slots=num_slots, retraining=retraining)
+        lines += [disk, *filter(None, [memory_line(sweep, slots, nodes)])]
+        self.print_text("\n".join([*lines, *(f"note        {warning}" for warning in warnings)]))
         return slots
-    is_brief, scheduler, default = sweep.preflight == "brief", make_scheduler(), _find_default_params(space, defaults)
-    points = choose_probe_points(space, num_random=2 if is_brief else 8)
-    if not is_brief:
-        print_text(f"trying {len(points)} points of {space.name} on a worker\n")
-    with ProbeWorker(cpus=slots.cpus, gpus=slots.gpus, recipe=recipe, data=data) as probe_worker:
-        check_picklable(trial_function)  # meanwhile the worker runs its imports
-        probed = probe_points(
-            probe_worker,
-            points,
-            space=space,
-            default=default,
-            num_steps=3 if is_brief else 8,
-            weights=not is_brief,
-            time_s=_BRIEF_S if is_brief else math.inf,
+
+    def _probe_points(self, slots: Slots) -> tuple[ProbeResults, list[str]]:
+        """Measure points of the space, and list the parameters without an effect if the preflight is thorough."""
+        is_brief, default = self.sweep.preflight == "brief", _find_default_params(self.space, self.defaults)
+        points = choose_probe_points(self.space, num_random=2 if is_brief else 8)
+        if not is_brief:
+            self.print_text(f"trying {len(points)} points of {self.space.name} on a worker\n")
+        with ProbeWorker(cpus=slots.cpus, gpus=slots.gpus, recipe=self.recipe, data=self.data) as worker:
+            check_picklable(self.trial_function)  # meanwhile the worker runs its imports
+            probed = probe_points(
+                worker,
+                points,
+                space=self.space,
+                default=default,
+                num_steps=3 if is_brief else 8,
+                weights=not is_brief,
+                time_s=_BRIEF_S if is_brief else math.inf,
+            )
+            if is_brief:
+                return probed, []
+            return probed, list(find_ineffective_params(worker, probed, default or probed.points[0].params))
+
+    def _choose_gpus_per_trial(self, slots: Slots, probed: ProbeResults) -> tuple[float, str]:
+        """Find the fraction of a GPU per trial with the highest throughput; return it and a line that describes it."""
+        resources, cpus = cluster_resources(), self.sweep.cpus_per_trial
+        cores = count_trials_per_gpu(resources, cpus_per_trial=cpus)
+        without_gpu = replace(slots, gpus=0.0, process_mb=_get_process_mb(probed))
+        nodes = [node for node in list_live_resources() if node.get("GPU", 0)]
+        in_memory = sum(count_fitting_workers(without_gpu, node) for node in nodes)
+        typical = min(probed.points, key=lambda point: point.label != RANDOM)
+        benchmark = GpuThroughputBenchmark(cpus=cpus, recipe=self.recipe, data=self.data, params=typical.params)
+        choice = choose_trials_per_gpu(
+            max(cost.gpu_memory_fraction for cost in probed.costs),
+            max_trials=max(1, min(cores, int(in_memory // resources["GPU"]))),
+            measure_steps_per_s=benchmark.measure_steps_per_s,
         )
-        idle = (
-            [] if is_brief else list(find_ineffective_params(probe_worker, probed, default or probed.points[0].params))
-        )
-    for cost in probed.costs:
-        check_validation_epochs(sweep, scheduler, validation_interval=cost.validation_interval)
-    lines = []
-    gpus = slots.gpus
-    if sweep.gpus_per_trial == "auto" and gpus:
-        gpus, line = _choose_gpus_per_trial(sweep, slots, recipe, data, probed)
-        lines.append(line)
-        check_loaders(sweep, space, recipe.overrides, data, replace(slots, gpus=gpus))
-    nodes = list_live_resources()
-    slots = count_slots(sweep, nodes, gpus=gpus, process_mb=_process_mb(probed))
-    disk, *warnings = _check_disk(sweep, slots, scheduler, probed)
-    warnings += [*_check_gpu_memory(slots, probed), *_check_second_objective(sweep, space, probed)]
-    warnings += _list_warnings(space, probed, idle)
-    if not is_brief:
-        print_text(points_table(make_point_rows(probed)) + "\n")
-    again = forecast_retraining(sweep, recipe, probed, data, use_val=use_val) if sweep.retrain else None
-    lines += [*format_cost_lines(sweep, probed, make_scheduler, num_slots=slots.num_slots, retraining=again), disk]
-    lines += filter(None, [memory_line(sweep, slots, nodes)])
-    print_text("\n".join([*lines, *(f"note        {warning}" for warning in warnings)]))
-    return slots
+        return choice.gpus_per_trial, choice.format_line()
 
 
-def _process_mb(probed: ProbeResults) -> float:
+def _get_process_mb(probed: ProbeResults) -> float:
     """Return the main memory in MB to reserve for a worker, as far as it was measured."""
     measured = [_MEMORY_MARGIN * cost.process_mb for cost in probed.costs if math.isfinite(cost.process_mb)]
     return max([LEAST_PROCESS_MB, *measured])
-
-
-def _choose_gpus_per_trial(
-    sweep: SweepSettings, slots: Slots, recipe: TrialRecipe, data: DataSize, probed: ProbeResults
-) -> tuple[float, str]:
-    """Find the fraction of a GPU per trial with the highest throughput; return it and a line that describes it."""
-    resources = cluster_resources()
-    cores = count_trials_per_gpu(resources, cpus_per_trial=sweep.cpus_per_trial)
-    without_gpu = replace(slots, gpus=0.0, process_mb=_process_mb(probed))
-    in_memory = sum(count_fitting_workers(without_gpu, node) for node in list_live_resources() if node.get("GPU", 0))
-    typical = min(probed.points, key=lambda point: point.label != RANDOM)
-    benchmark = GpuThroughputBenchmark(cpus=sweep.cpus_per_trial, recipe=recipe, data=data, params=typical.params)
-    choice = choose_trials_per_gpu(
-        max(cost.gpu_memory_fraction for cost in probed.costs),
-        max_trials=max(1, min(cores, int(in_memory // resources["GPU"]))),
-        measure_steps_per_s=benchmark.measure_steps_per_s,
-    )
-    return choice.gpus_per_trial, choice.format_line()
 
 
 def _find_default_params(space: Space, defaults: Mapping[str, Any]) -> Params | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from handpose.config import compose, plain, quote_override
+from handpose.config import PATH_KEYS, compose, plain, quote_override
 from handpose.metrics.validation import direction
 from handpose.search.space import flatten_config
 from handpose.yaml_files import load_yaml
@@ -60,9 +60,7 @@ def read_git_state() -> dict[str, Any]:
 PROCESS_MB = "process_mb"
 """Key of sweep.yaml: main memory of a worker in MB, measured by the preflight. It is not part of the provenance."""
 
-_LOCATION_PREFIXES = ("paths.", "data.root", "data.source.root", "model.checkpoint_path", "model.weights", "best")
-_FILE_KEYS = ("model.encoder.weights", "augment.background_folder")
-"""Keys whose values are locations. They differ between two machines that use the same configuration."""
+_LOCATION_PREFIXES = ("paths.", "data.source.root", "best", *PATH_KEYS)
 
 
 def select_configuration(config: DictConfig) -> dict[str, Any]:
@@ -72,9 +70,7 @@ def select_configuration(config: DictConfig) -> dict[str, Any]:
         Dotted key -> value.
     """
     return {
-        key: value
-        for key, value in flatten_config(plain(config)).items()
-        if not key.startswith(_LOCATION_PREFIXES + _FILE_KEYS)
+        key: value for key, value in flatten_config(plain(config)).items() if not key.startswith(_LOCATION_PREFIXES)
     }
 
 

@@ -1,15 +1,23 @@
 """Schema of the configuration groups `sweep` and `ray`. Their values are in configs/."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from pydantic import Field
+
+from handpose.config import quote_override
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.urls import join_url
 
 LOCK = ".lock"
 """Name of the lock file in the folder of a sweep. The process that runs the sweep holds the lock."""
+
+_Count = Annotated[int, Field(ge=1)]
+_Amount = Annotated[float, Field(gt=0)]
+# handpose.schema checks these bounds when a configuration is composed.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +29,8 @@ class ConfirmSettings:
         seeds: number of new seeds with which each of them is trained; 0: no confirmation.
     """
 
-    top_k: int
-    seeds: int
+    top_k: Annotated[int, Field(ge=0)]
+    seeds: Annotated[int, Field(ge=0)]
 
     @property
     def is_enabled(self) -> bool:
@@ -106,26 +114,26 @@ class SweepSettings:
     folder: str
     resume: str | None
     status: str | None
-    num_trials: int
-    max_epochs: int
-    workers_per_trial: int
-    cpus_per_trial: int
+    num_trials: _Count
+    max_epochs: _Count
+    workers_per_trial: _Count
+    cpus_per_trial: _Count
     gpus_per_trial: float | Literal["auto"] | None
-    max_concurrent: int | None
-    time_budget_s: float | None
-    gpu_hours: float | None
+    max_concurrent: _Count | None
+    time_budget_s: _Amount | None
+    gpu_hours: _Amount | None
     seed: int
     metric: str
     mode: Mode | None
     second_objective: Literal["latency_ms", "num_parameters", "memory_mb"] | None
-    explosion_factor: float | None
-    checkpoint_every_epochs: int | None
-    checkpoint_budget_gb: float
-    max_retries: int
-    retry_delay_s: float
-    hang_timeout_s: float | None
-    set_aside_after: int | None
-    stop_after_failures: int
+    explosion_factor: Annotated[float, Field(gt=1)] | None
+    checkpoint_every_epochs: _Count | None
+    checkpoint_budget_gb: _Amount
+    max_retries: Annotated[int, Field(ge=0)]
+    retry_delay_s: Annotated[float, Field(ge=0)]
+    hang_timeout_s: _Amount | None
+    set_aside_after: _Count | None
+    stop_after_failures: _Count
     preflight: Literal["brief", "only", "off"]
     confirm: ConfirmSettings
     retrain: bool
@@ -175,6 +183,11 @@ class SweepSettings:
         return Path(self.resume or self.folder)
 
 
+def format_resume_command(place: str | Path) -> str:
+    """Return the command line that resumes the sweep in a folder or at the URL of a store."""
+    return shlex.join(["python", "tune.py", quote_override("sweep.resume", str(place))])
+
+
 def _find_direction(metric: str) -> Mode:
     # Imported here because it imports torch, which a worker that only reads settings does not need. check_sweep rejects
     # an unknown metric before the sweep starts.
@@ -212,4 +225,4 @@ class RaySettings:
     """
 
     address: str | None
-    num_cpus: int | None
+    num_cpus: _Count | None

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from handpose.report.table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo
-from handpose.search.searcher import EndState, TrialSnapshot
+from handpose.search.searcher import Searcher
 from handpose.search.space import Params, Space
-from handpose.sweep.driver.run import recorded_process_mb, run_sweep
+from handpose.sweep.driver.run import SweepRun, recorded_process_mb, run_sweep
 from handpose.sweep.record.events import EVENTS_FILE, Asked, Opened, read_events
 from handpose.sweep.record.settings import RaySettings, SweepSettings
 from handpose.sweep.selection.paired_means import (
@@ -87,8 +87,6 @@ def confirm_finalists(
 ) -> dict[str, Any] | None:
     """Train the finalists of a sweep again with fresh seeds, and write confirm.yaml.
 
-    Uses Ray if it is running already.
-
     Args:
         table: trials of the sweep.
         sweep: settings of the sweep, which has ended.
@@ -116,10 +114,9 @@ def confirm_finalists(
     seeds = choose_fresh_seeds(
         sweep.confirm.seeds, table, defaults, used_seeds=used_seeds, earlier_seeds=[params["seed"] for params in begun]
     )
-    points = begun + [point for point in list_runs(chosen, seeds) if not any(same(point, each) for each in begun)]
-    if len(points) > len(begun):
-        print(_describe_plan(chosen, seeds, len(points) - len(begun), sweep.max_epochs), flush=True)
-    with run_sweep(
+    points = begun + [params for params in list_runs(chosen, seeds) if not any(same(params, each) for each in begun)]
+    _print_plan(chosen, seeds, num_runs=len(points) - len(begun), max_epochs=sweep.max_epochs)
+    run = SweepRun(
         sweep=_make_confirm_settings(sweep, folder, num_trials=len(points)),
         cluster=cluster,
         space=space,
@@ -130,7 +127,8 @@ def confirm_finalists(
         description=None if begun else {"confirms": str(sweep.path), **origin},
         folder_sync=folder_sync,
         process_mb=recorded_process_mb(sweep.path),
-    ) as trained:
+    )
+    with run_sweep(run) as trained:
         content = summarise_confirmation(chosen, seeds, trained)
     write_yaml(folder / CONFIRM_FILE, content)
     return content
@@ -180,45 +178,21 @@ def list_runs(chosen: Sequence[Candidate], seeds: Sequence[int]) -> list[Params]
     return [{**candidate.params, "seed": seed} for seed in seeds for candidate in chosen]
 
 
-class PointSearcher:
+class PointSearcher(Searcher):
     """A searcher that proposes the points of a list in order and learns nothing."""
-
-    first_number = 0
-    constraints: Mapping[str, float] = {}
-    warm_start: Sequence[Mapping[str, Any]] = ()
 
     def __init__(self, points: Sequence[Params]) -> None:
         self._points = points
-        self.num_points: int | None = len(points)
+        self.num_points = len(points)
 
     def suggest(self, number: int, /) -> Params:
         return self._points[number]
 
-    def on_segment_start(self, number: int, /) -> None:
-        """Do nothing."""
 
-    def on_trial_cost(self, number: int, costs: Mapping[str, float], /) -> None:
-        """Do nothing."""
-
-    def on_trial_result(self, number: int, epoch: int, value: float, /) -> None:
-        """Do nothing."""
-
-    def on_trial_wait(self, number: int, /) -> None:
-        """Do nothing."""
-
-    def on_trial_end(self, number: int, state: EndState, /) -> None:
-        """Do nothing."""
-
-    def restore_trials(self, snapshots: Sequence[TrialSnapshot], /) -> None:
-        """Do nothing: there is no study."""
-
-    def close(self) -> None:
-        """Do nothing: no resource is held."""
-
-
-def _describe_plan(chosen: Sequence[Candidate], seeds: Sequence[int], num_runs: int, max_epochs: int) -> str:
-    named = ", ".join(candidate.label for candidate in chosen)
-    return f"confirm     {named} with seeds {', '.join(map(str, seeds))}: {num_runs} runs of {max_epochs} epochs"
+def _print_plan(chosen: Sequence[Candidate], seeds: Sequence[int], *, num_runs: int, max_epochs: int) -> None:
+    names, numbers = ", ".join(candidate.label for candidate in chosen), ", ".join(map(str, seeds))
+    if num_runs:
+        print(f"confirm     {names} with seeds {numbers}: {num_runs} runs of {max_epochs} epochs", flush=True)
 
 
 def _make_confirm_settings(sweep: SweepSettings, folder: Path, *, num_trials: int) -> SweepSettings:

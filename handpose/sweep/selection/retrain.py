@@ -21,11 +21,12 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from handpose.config import compose, quote_override, terminable, told
+from handpose.config import compose, override_key, quote_override, terminable, told
 from handpose.errors import UserError
-from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError, format_resume_command
+from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError
 from handpose.sweep.execution.retrain_nodes import RetrainNodes, make_program_environment, run_on_nodes
 from handpose.sweep.execution.worker_death import describe_exit
+from handpose.sweep.record.settings import format_resume_command
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
 from handpose.utf8 import use_utf8
@@ -104,7 +105,7 @@ def _format_best_override(folder: Path) -> str:
 
 
 def _has_devices(winner: list[str]) -> bool:
-    return any(item.partition("=")[0].lstrip("+") == "trainer.devices" for item in winner)
+    return any(override_key(item) == "trainer.devices" for item in winner)
 
 
 def _count_gpus(config: DictConfig, winner: list[str]) -> int:

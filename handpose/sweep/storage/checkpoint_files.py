@@ -22,7 +22,13 @@ from handpose.errors import UserError
 from handpose.sweep.record.events import EVENTS_FILE, CheckpointRecord
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, TrialSegment, make_run_name
 from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
-from handpose.sweep.storage.retention import compute_size_and_checksum, describe_checkpoint, find_newest_intact
+from handpose.sweep.storage.retention import (
+    RemovableFiles,
+    compute_size_and_checksum,
+    describe_checkpoint,
+    find_newest_intact,
+)
+from handpose.whole_file import whole_file
 
 _DOWNLOAD_TIMEOUT_S = 600.0
 _PAUSE_TIMEOUT_S = 60.0
@@ -33,11 +39,11 @@ _CHECKPOINT_NAME = re.compile(r"epoch_(\d+)_stretch_(\d+)\.([0-9a-f]{8})\.ckpt")
 _Answer = TypeVar("_Answer")
 
 
-class CheckpointFiles(Protocol):
+class CheckpointFiles(RemovableFiles, Protocol):
     """Access to the checkpoints of a sweep.
 
     Names are relative to the sweep, as in `CheckpointRecord.file`. Workers call the first four methods, the driver
-    calls the others.
+    calls the others and those of `RemovableFiles`.
     """
 
     def get_local_path(self, name: str, /) -> Path:
@@ -81,15 +87,6 @@ class CheckpointFiles(Protocol):
         Returns:
             The copy; None if no checkpoint could be copied.
         """
-
-    def list_names(self) -> set[str]:
-        """List the names of all checkpoints of the sweep."""
-
-    def remove(self, name: str, /) -> None:
-        """Remove a checkpoint, at once or later."""
-
-    def clear(self, names: set[str], /) -> None:
-        """Remove checkpoints at once, because their names may be used again."""
 
 
 @contextlib.contextmanager
@@ -168,10 +165,8 @@ class FolderFiles:
         newest = find_newest_intact(checkpoints, self._folder)
         if newest is None:
             return None
-        part = (self._folder / name).with_suffix(".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._folder / newest.file, part)
-        os.replace(part, self._folder / name)
+        with whole_file(self._folder / name) as part:
+            shutil.copyfile(self._folder / newest.file, part)
         return replace(newest, file=name)
 
     def list_names(self) -> set[str]:

@@ -11,7 +11,6 @@ never contains more than the events. When the sweep is resumed, the missing resu
 """
 
 import contextlib
-import shlex
 import sys
 import threading
 import time
@@ -19,11 +18,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from handpose.config import quote_override
 from handpose.errors import UserError
 from handpose.report.words import duration
 from handpose.sweep.record.events import EVENTS_FILE
-from handpose.sweep.record.settings import SweepSettings
+from handpose.sweep.record.settings import SweepSettings, format_resume_command
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles, StoreFiles, retry_store_call
 from handpose.sweep.storage.lease import Lease, LeaseLostError
 from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
@@ -42,7 +40,6 @@ _FULL_SYNC_EVERY_S = 60.0
 _MAX_DELAY_S = 60.0
 _FINAL_TIMEOUT_S = 300.0
 _NUM_THREADS = 8
-_TUNE_COMMAND = ("python", "tune.py")
 _RETRY_NOTE = "; the sweep goes on, and is copied when it answers"
 
 
@@ -56,17 +53,16 @@ class FolderSync:
     Args:
         folder: folder of the sweep.
         store: the store, opened at the URL of the sweep.
-        every_s: seconds between two checks for new events.
 
     Attributes:
         has_lost_lease: whether another process has taken over the sweep. This process must then stop.
     """
 
-    def __init__(self, folder: Path, store: ObjectStore, *, every_s: float = _EVENTS_EVERY_S) -> None:
+    def __init__(self, folder: Path, store: ObjectStore) -> None:
         self.has_lost_lease = False
         self._folder = folder
         self._store = store
-        self._every_s = every_s
+        self._every_s = _EVENTS_EVERY_S
         self._checkpoint_files: list[StoreFiles] = []
         self._copied_bytes = dict.fromkeys(EVENT_LOGS, 0)
         self._copied_files: dict[str, tuple[int, int]] = {}
@@ -267,8 +263,8 @@ def sync_sweep_folder(sweep: SweepSettings) -> Iterator[FolderSync | None]:
     folder_sync = FolderSync(sweep.path, ObjectStore(url))
     folder_sync.connect()
     folder_sync.start()
-    print(f"storage     {url}, where any machine can go on: {_resumed_at(url)}", flush=True)
-    go_on = f"{_resumed_at(str(sweep.path))} copies it then"
+    print(f"storage     {url}, where any machine can go on: {format_resume_command(url)}", flush=True)
+    go_on = f"{format_resume_command(sweep.path)} copies it then"
     try:
         yield folder_sync
     except BaseException:
@@ -286,11 +282,6 @@ def sync_sweep_folder(sweep: SweepSettings) -> Iterator[FolderSync | None]:
         raise SyncIncompleteError(
             f"the sweep is done, but {url} lacks the last of it ({summarise_store_error(error)}); {go_on}"
         ) from error
-
-
-def _resumed_at(place: str) -> str:
-    """Format the command that resumes the sweep in a folder or a store."""
-    return shlex.join([*_TUNE_COMMAND, quote_override("sweep.resume", place)])
 
 
 def open_checkpoint_files(folder_sync: FolderSync | None, folder: Path) -> CheckpointFiles:

@@ -72,20 +72,14 @@ class ObjectStore:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file. Concurrent readers see either the old or the new content."""
-        with _convert_arrow_errors():
-            path = self._begin_write(name)
-            with self._files.open_output_stream(path) as stream:
-                stream.write(content)
-            self._finish_write(path, name)
+        with self._open_for_writing(name) as stream:
+            stream.write(content)
 
     def upload(self, file: Path, name: str) -> None:
         """Upload a local file. Concurrent readers see either the old or the new content."""
-        with _convert_arrow_errors(), file.open("rb") as source:
-            path = self._begin_write(name)
-            with self._files.open_output_stream(path) as stream:
-                while chunk := source.read(_CHUNK_BYTES):
-                    stream.write(chunk)
-            self._finish_write(path, name)
+        with file.open("rb") as source, self._open_for_writing(name) as stream:
+            while chunk := source.read(_CHUNK_BYTES):
+                stream.write(chunk)
 
     def download(self, name: str, file: Path) -> None:
         """Download a file. The local file appears only when it is complete."""
@@ -153,18 +147,19 @@ class ObjectStore:
     def _get_path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    def _begin_write(self, name: str) -> str:
-        """Return the path to which the content of a file must be written before `_finish_write` gives it its name."""
-        self._make_folder(name)
+    @contextlib.contextmanager
+    def _open_for_writing(self, name: str) -> Iterator[pyarrow.NativeFile]:
+        """Yield a stream for the content of a file, which gets its name when the block ends without an exception."""
         path = self._get_path(name)
-        if self._files.type_name in _ATOMIC_FILE_SYSTEMS:
-            return path
         folder, _, last = path.rpartition("/")
-        return f"{folder}/.{last}.{uuid.uuid4().hex[:8]}.part"
-
-    def _finish_write(self, path: str, name: str) -> None:
-        if path != self._get_path(name):
-            self._files.move(path, self._get_path(name))
+        is_atomic = self._files.type_name in _ATOMIC_FILE_SYSTEMS
+        part = path if is_atomic else f"{folder}/.{last}.{uuid.uuid4().hex[:8]}.part"
+        with _convert_arrow_errors():
+            self._make_folder(name)
+            with self._files.open_output_stream(part) as stream:
+                yield stream
+            if not is_atomic:
+                self._files.move(part, path)
 
     def _make_folder(self, name: str) -> None:
         if self._files.type_name not in _ATOMIC_FILE_SYSTEMS:  # the atomic ones do not need folders

@@ -109,9 +109,8 @@ def restore_folder(store: ObjectStore, folder: Path) -> dict[str, int]:
         UserError: the folder and the store have different events.
         OSError: the store does not answer.
     """
-    theirs, ours = (
-        {log: read(log) for log in EVENT_LOGS} for read in (_make_store_reader(store), _make_folder_reader(folder))
-    )
+    theirs = {log: _read_stored_events(store, log) for log in EVENT_LOGS}
+    ours = {log: _read_whole_lines(folder / log / EVENTS_FILE) for log in EVENT_LOGS}
     for log in EVENT_LOGS:
         common = min(len(theirs[log]), len(ours[log]))
         if theirs[log][:common] != ours[log][:common]:
@@ -158,7 +157,7 @@ def download_events(store: ObjectStore, folder: Path) -> None:
         OSError: the store does not answer.
     """
     for log in EVENT_LOGS:
-        content, segments = _make_store_reader(store)(log), store.list_files(f"{log}{EVENT_CHUNKS_FOLDER}")
+        content, segments = _read_stored_events(store, log), store.list_files(f"{log}{EVENT_CHUNKS_FOLDER}")
         if content:
             (folder / log).mkdir(parents=True, exist_ok=True)
             (folder / log / EVENTS_FILE).write_bytes(content)
@@ -166,21 +165,14 @@ def download_events(store: ObjectStore, folder: Path) -> None:
             os.utime(folder / log / EVENTS_FILE, (modified_s, modified_s))
 
 
-def _make_store_reader(store: ObjectStore) -> Callable[[str], bytes]:
-    def read(log: str) -> bytes:
-        names = sorted(store.list_files(f"{log}{EVENT_CHUNKS_FOLDER}"))
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            return b"".join(pool.map(store.read, names))
-
-    return read
+def _read_stored_events(store: ObjectStore, log: str) -> bytes:
+    names = sorted(store.list_files(f"{log}{EVENT_CHUNKS_FOLDER}"))
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return b"".join(pool.map(store.read, names))
 
 
-def _make_folder_reader(folder: Path) -> Callable[[str], bytes]:
-    def read(log: str) -> bytes:
-        file = folder / log / EVENTS_FILE
-        return read_byte_range(file, 0, count_whole_line_bytes(file)) if file.exists() else b""
-
-    return read
+def _read_whole_lines(file: Path) -> bytes:
+    return read_byte_range(file, 0, count_whole_line_bytes(file)) if file.exists() else b""
 
 
 def count_whole_line_bytes(file: Path) -> int:

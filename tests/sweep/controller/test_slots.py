@@ -8,7 +8,6 @@ from handpose.sweep.controller.slots import (
     NodeCapacity,
     Slots,
     count_slots,
-    is_memory_short,
     memory_for_trials,
     memory_line,
     recount_slots,
@@ -113,14 +112,6 @@ def test_memory_counts_also_before_it_has_been_measured(tmp_path):
         "the memory  the process of a trial may take 0.5 GB, and 4.0 GB of memory are free for trials: 8"
     )
     assert memory_line(make_settings(tmp_path, max_concurrent=8), slots, [machine]) == ""
-
-
-def test_memory_is_short_where_another_process_would_be_too_much():
-    slots = Slots(2, 1, 0.0, process_mb=1000.0)
-    assert not is_memory_short(slots, [{"CPU": 2, "memory": 3.5e9}])
-    assert is_memory_short(slots, [{"CPU": 2, "memory": 2.5e9}])
-    assert is_memory_short(slots, [{"CPU": 2, "memory": 9e9}, {"CPU": 8, "memory": 2.5e9}])
-    assert not is_memory_short(slots, [{"CPU": 2}])
 
 
 def test_a_trial_that_no_nodes_memory_holds_is_refused_with_both_figures(tmp_path):

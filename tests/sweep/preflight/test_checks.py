@@ -26,12 +26,11 @@ from handpose.sweep.preflight.checks import (
     check_space,
     check_sweep,
     check_validation_epochs,
-    compute_data_fingerprint,
     summarise_data,
 )
 from handpose.sweep.preflight.forecast import forecast_retraining
 from handpose.sweep.preflight.gpu_sharing import GpuThroughput, TrialsPerGpuChoice
-from handpose.sweep.preflight.preflight import run_preflight
+from handpose.sweep.preflight.preflight import Preflight
 from handpose.sweep.preflight.probe import RANDOM, ProbePoint, ProbeResults
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings
 from handpose.sweep.trainable.trial import TrialRecipe
@@ -46,24 +45,38 @@ ALONE = RaySettings(address=None, num_cpus=None)
 
 
 @pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("sweep.num_trials=0", "sweep.num_trials must be at least 1, but it is 0"),
+        ("sweep.max_epochs=0", "sweep.max_epochs must be at least 1"),
+        ("sweep.max_concurrent=0", "sweep.max_concurrent must be at least 1"),
+        ("sweep.stop_after_failures=0", "sweep.stop_after_failures must be at least 1, but it is 0"),
+        ("sweep.checkpoint_budget_gb=0.0", "sweep.checkpoint_budget_gb must be above 0, but it is 0"),
+        ("sweep.max_retries=-1", "sweep.max_retries must be at least 0, but it is -1"),
+        ("sweep.retry_delay_s=-0.5", "sweep.retry_delay_s must be at least 0, but it is -0.5"),
+        ("sweep.explosion_factor=1.0", "sweep.explosion_factor must be above 1, but it is 1"),
+        ("sweep.time_budget_s=-1.0", "sweep.time_budget_s must be above 0, but it is -1"),
+        ("sweep.gpu_hours=0.0", "sweep.gpu_hours must be above 0, but it is 0"),
+        ("sweep.hang_timeout_s=0.0", "sweep.hang_timeout_s must be above 0, but it is 0"),
+        ("sweep.set_aside_after=0", "sweep.set_aside_after must be at least 1, but it is 0"),
+        ("sweep.workers_per_trial=0", "sweep.workers_per_trial must be at least 1, but it is 0"),
+        ("sweep.cpus_per_trial=0", "sweep.cpus_per_trial must be at least 1, but it is 0"),
+        ("sweep.checkpoint_every_epochs=0", "sweep.checkpoint_every_epochs must be at least 1, but it is 0"),
+        ("sweep.confirm.seeds=-1", "sweep.confirm.seeds must be at least 0, but it is -1"),
+        ("ray.num_cpus=0", "ray.num_cpus must be at least 1, but it is 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_when_the_configuration_is_composed(override, reason):
+    with pytest.raises(UserError, match=f"^{reason}"):
+        compose("tune", ["sweep.name=test", override])
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"num_trials": 0}, "sweep.num_trials must be at least 1, but it is 0"),
-        ({"max_epochs": 0}, "sweep.max_epochs must be at least 1"),
-        ({"max_concurrent": 0}, "sweep.max_concurrent must be at least 1"),
-        ({"stop_after_failures": 0}, "sweep.stop_after_failures must be at least 1, but it is 0"),
-        ({"checkpoint_budget_gb": 0.0}, "sweep.checkpoint_budget_gb must be above 0, but it is 0"),
-        ({"max_retries": -1}, "sweep.max_retries must be at least 0, but it is -1"),
-        ({"retry_delay_s": -0.5}, "sweep.retry_delay_s must be at least 0, but it is -0.5"),
-        ({"explosion_factor": 1.0}, "sweep.explosion_factor must be above 1, but it is 1"),
-        ({"time_budget_s": -1.0}, "sweep.time_budget_s must be above 0, but it is -1"),
-        ({"gpu_hours": 0.0}, "sweep.gpu_hours must be above 0, but it is 0"),
-        ({"hang_timeout_s": 0.0}, "sweep.hang_timeout_s must be above 0, but it is 0"),
-        ({"set_aside_after": 0}, "sweep.set_aside_after must be at least 1, but it is 0"),
         ({"gpus_per_trial": 1.5}, "sweep.gpus_per_trial must be a whole number or a part of one GPU, but it is 1.5"),
         ({"gpus_per_trial": 99}, "sweep.gpus_per_trial=99, but this machine has"),
         ({"cpus_per_trial": 10_000}, f"sweep.cpus_per_trial=10000, but this machine has {count_cores()} for trials"),
-        ({"workers_per_trial": 0}, "sweep.workers_per_trial must be at least 1, but it is 0"),
         (
             {"workers_per_trial": 10_000},
             "sweep.cpus_per_trial=1 for each of sweep.workers_per_trial=10000, but this mach",
@@ -158,14 +171,9 @@ def test_a_space_that_no_configuration_can_have_is_refused_with_its_file(write_s
         check_space(write_space(text), [])
 
 
-def test_a_grid_over_an_interval_is_refused(write_space):
-    with pytest.raises(UserError, match="searcher=grid needs a list of values"):
-        check_space(write_space("optimizer.lr: interval(0.1, 1)"), [], is_grid=True)
-
-
 def test_a_missing_data_set_is_told_before_ray_starts(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
-        compute_data_fingerprint(compose("train", ["data=freihand", f"data.root={tmp_path / 'nowhere'}"]))
+        summarise_data(compose("train", ["data=freihand", f"data.root={tmp_path / 'nowhere'}"]))
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -278,8 +286,7 @@ def on_paper(tmp_path, write_space, monkeypatch):
 
         monkeypatch.setattr(module, "ProbeWorker", PaperWorker)
         said = []
-        run_preflight(
-            slots,
+        Preflight(
             sweep=make_settings(tmp_path / "sweep", **{"num_trials": 8, "preflight": "brief"} | changes),
             space=write_space("optimizer.lr: interval(0.1, 0.9)"),
             recipe=TrialRecipe([], [], max_epochs=4, num_threads=1),
@@ -288,7 +295,7 @@ def on_paper(tmp_path, write_space, monkeypatch):
             data=DataSize(32, 10, 5),
             defaults={"optimizer.lr": 0.5},
             print_text=said.append,
-        )
+        ).run(slots)
         return "\n".join(said)
 
     return done
@@ -490,8 +497,7 @@ def small(tmp_path_factory):
 def in_a_worker(ray_started, small, tmp_path, write_space):
     def done(text, **changes):
         said = []
-        run_preflight(
-            SLOTS,
+        Preflight(
             sweep=make_settings(tmp_path / "sweep", **changes),
             space=write_space(text),
             recipe=TrialRecipe(small, [], max_epochs=4, num_threads=1),
@@ -500,7 +506,7 @@ def in_a_worker(ray_started, small, tmp_path, write_space):
             data=summarise_data(compose("train", small)).size,
             defaults={"optimizer.lr": 0.005, "model.decoder.width": 48},
             print_text=said.append,
-        )
+        ).run(SLOTS)
         assert not (tmp_path / "sweep").exists()
         return "\n".join(said)
 
@@ -510,7 +516,7 @@ def in_a_worker(ray_started, small, tmp_path, write_space):
 def test_the_data_is_surveyed_as_it_is_trained_on(small):
     found = summarise_data(compose("train", small))
     assert found.size == DataSize(image_size=64, num_train=18, num_val=6)
-    assert found.fingerprint == compute_data_fingerprint(compose("train", small))
+    assert found.fingerprint == summarise_data(compose("train", small)).fingerprint
 
 
 def test_real_networks_are_measured(in_a_worker):

@@ -271,11 +271,12 @@ def confirmed(tmp_path, monkeypatch, write_space):
     space = write_space("optimizer.lr: interval(0.1, 1)")
 
     @contextlib.contextmanager
-    def swept(*, sweep, searcher, description, **others):
-        points = [searcher().suggest(number) for number in range(sweep.num_trials)]
+    def swept(run):
+        sweep = run.sweep
+        points = [run.searcher().suggest(number) for number in range(sweep.num_trials)]
         log = EventLog(sweep.path / "events.jsonl")
         new = points[len(log.events) :]
-        assert (description is None) == bool(log.events)
+        assert (run.description is None) == bool(log.events)
         for number, params in enumerate(new, start=len(log.events)):
             log.append(Asked(0.0, number, params))
         log.close()
