@@ -96,6 +96,7 @@ def sweep(place):
     return place / "outputs" / "sweeps" / "new", shown
 
 
+@pytest.mark.slow
 def test_a_sweep_with_the_examples_is_ruled_by_their_metric(sweep):
     folder, shown = sweep
     record = yaml.safe_load((folder / "sweep.yaml").read_text(encoding="utf-8"))
@@ -109,6 +110,7 @@ def test_a_sweep_with_the_examples_is_ruled_by_their_metric(sweep):
     assert len(list((folder / "retrain" / "checkpoints").glob("best-*tips_within_20mm*.ckpt"))) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_the_examples_without_naming_their_folder(sweep, place):
     folder, _ = sweep
     before = (folder / "events.jsonl").read_text(encoding="utf-8").count('"reported"')
@@ -116,7 +118,8 @@ def test_a_sweep_goes_on_with_the_examples_without_naming_their_folder(sweep, pl
     assert (folder / "events.jsonl").read_text(encoding="utf-8").count('"reported"') == before
 
 
-def test_train_py_takes_the_winner_and_the_checkpoint_needs_the_folder(sweep, place):
+@pytest.mark.slow
+def test_train_py_tests_the_checkpoint_of_the_winner(sweep, place):
     (checkpoint,) = (sweep[0] / "retrain" / "checkpoints").glob("best-*.ckpt")
     program = [str(REPOSITORY / "train.py"), f"best={sweep[0] / 'best.yaml'}", f"model.checkpoint_path={checkpoint}"]
     assert "test" in run(place, *program, "test=true")
