@@ -33,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from handpose.errors import UserError, explain, is_about_files
+from handpose.formats import rename_key
 from handpose.schema import check, parameters, unknown_key
 from handpose.utf8 import is_utf8, read_utf8, use_utf8
 from handpose.whole_file import expand_home, whole_file
@@ -82,7 +83,7 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     overrides: as on the command line. `best=FILE` puts that file's overrides before the others.
     Raises UserError for what a user can mend.
     """
-    given = [_with_quotes(item) for item in overrides]
+    given = [_with_quotes(rename_key(item)) for item in overrides]
     for item in given:
         _check_name(_key(item), item.partition("=")[2])
     path = _best_path(given)
@@ -153,7 +154,7 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     with told():
         load_environment()
         flags, overrides = _command_line()
-        overrides = [_with_quotes(item) for item in overrides]
+        overrides = [_with_quotes(_rename_with_warning(item)) for item in overrides]
         if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
             for run in _runs(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
                 compose(config_name, run)  # before Hydra does, whose own messages are many lines
@@ -165,6 +166,14 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
             main(compose(config_name, _given()))
 
     entry()
+
+
+def _rename_with_warning(override: str) -> str:
+    """Replace the former name of a key, which earlier versions used, by its name now."""
+    renamed = rename_key(override)
+    if renamed != override:
+        print(f"warning: {_key(override)} has been renamed to {_key(renamed)}; use the new name", file=sys.stderr)
+    return renamed
 
 
 @contextmanager

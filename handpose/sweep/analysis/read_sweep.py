@@ -76,7 +76,9 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         course.add_event(event, settings.metric)
     _update_running_seconds(history, course.at)
     trials = [_make_trial_record(history.trials[number], course, settings.metric) for number in sorted(history.trials)]
-    parameters, distributions, fixed = read_searched_space(folder, config, trials, fixed_params=kept.get("held") or {})
+    parameters, distributions, fixed = read_searched_space(
+        folder, config, trials, fixed_params=kept.get("fixed_params") or {}
+    )
     record = SweepRecord(
         name=settings.name,
         folder=str(folder),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from handpose.errors import UserError
+from handpose.formats import get_former_checkpoint_name, upgrade_checkpoint_name
 from handpose.report.table import TrialRow, TrialTable
 from handpose.search.space import Params
 from handpose.sweep.controller.controller import NO_REPORT_CAUSE, is_feasible
@@ -303,12 +304,14 @@ class _EventChecker:
             self._add_finding("wrong", f"is of {event.at} s, before the sweep began")
         is_opened = isinstance(event, Opened)
         if self._last is None and not is_opened:
-            self._add_finding("lost", "is the first one, but the events of a sweep begin with 'opened'")
+            self._add_finding("lost", "is the first one, but the events of a sweep begin with 'sweep_opened'")
         is_sent = isinstance(event, Begun) and isinstance(self._last, Asked) and event.trial == self._last.trial
         if isinstance(self._last, Asked) and not is_opened and not is_sent:
-            self._add_finding("wrong", f"is between 'asked' and 'begun' of trial {self._last.trial}")
+            self._add_finding(
+                "wrong", f"is between 'trial_suggested' and 'segment_started' of trial {self._last.trial}"
+            )
         if isinstance(self._last, Closed) and not is_opened:
-            self._add_finding("wrong", "follows 'closed', after which there can only be 'opened'")
+            self._add_finding("wrong", "follows 'sweep_closed', after which there can only be 'sweep_opened'")
 
     def _check_opened(self, event: Opened) -> None:
         settings, self._version = self._settings, event.version
@@ -375,8 +378,8 @@ class _EventChecker:
             self._check_no_retry_is_due(name, than=event.trial)
             if trial.retry_at > event.at:
                 self._add_finding("wrong", f"{name} at {event.at} s, but it is tried again from {trial.retry_at} s on")
-        if event.stretch != trial.num_segments + 1:
-            self._add_finding("wrong", f"{name} for stretch {event.stretch}, but {trial.num_segments + 1} is the next")
+        if event.segment != trial.num_segments + 1:
+            self._add_finding("wrong", f"{name} for segment {event.segment}, but {trial.num_segments + 1} is the next")
         if event.gpus != trial.gpus:
             self._add_finding("wrong", f"{name} with {event.gpus} GPUs, but its share is {trial.gpus}")
         if trial.row.state != "paused" and (event.source, event.params, event.checkpoint) != (None, None, None):
@@ -404,7 +407,10 @@ class _EventChecker:
             )
             return
         self._replayed.adopted_trials.add(event.trial)
-        name = format_checkpoint_name(event.trial, event.epoch, event.stretch - 1)
+        name = format_checkpoint_name(event.trial, event.epoch, event.segment - 1)
+        former_name = get_former_checkpoint_name(name)
+        if (self._folder / former_name).is_file():
+            name = former_name
         file = self._folder / name
         checkpoint = (
             describe_checkpoint(file, folder=self._folder, epoch=event.epoch)
@@ -414,8 +420,8 @@ class _EventChecker:
         retention.add(event.trial, checkpoint)
 
     def _check_source_checkpoint(self, event: Begun, checkpoint: CheckpointRecord) -> None:
-        name = f"{CHECKPOINTS_FOLDER}/{make_run_name(event.trial)}/stretch_{event.stretch}_of_{event.source}.ckpt"
-        if checkpoint.file != name:
+        name = f"{CHECKPOINTS_FOLDER}/{make_run_name(event.trial)}/segment_{event.segment}_of_{event.source}.ckpt"
+        if upgrade_checkpoint_name(checkpoint.file) != name:
             self._add_finding("wrong", f"begins trial {event.trial} from {checkpoint.file}, which must be {name}")
         if checkpoint.epoch != event.epoch:
             self._add_finding(
@@ -457,18 +463,18 @@ class _EventChecker:
         if event.resumed_from != begun.epoch:
             kind: FindingKind = "repeated" if event.resumed_from < begun.epoch else "wrong"
             said = f"reports that trial {event.trial} went on from epoch {event.resumed_from}"
-            self._add_finding(kind, f"{said}, but its stretch began at {begun.epoch}")
+            self._add_finding(kind, f"{said}, but its segment began at {begun.epoch}")
         node = self._nodes.setdefault(event.trial, event.node)
         if event.node != node:
             self._add_finding(
-                "wrong", f"reports trial {event.trial} from node {event.node}, but its stretch runs on {node}"
+                "wrong", f"reports trial {event.trial} from node {event.node}, but its segment runs on {node}"
             )
         if event.checkpoint is not None:
             self._check_reported_checkpoint(event, event.checkpoint, trial.num_segments)
 
     def _check_reported_checkpoint(self, event: Reported, checkpoint: CheckpointRecord, segment_number: int) -> None:
         names = [format_checkpoint_name(event.trial, checkpoint.epoch, each) for each in range(segment_number, 0, -1)]
-        name = checkpoint.file
+        name = upgrade_checkpoint_name(checkpoint.file)
         if self._settings.storage is not None:
             name = name.replace(f".{checkpoint.checksum:08x}.ckpt", ".ckpt")
         if name not in names:
@@ -486,7 +492,7 @@ class _EventChecker:
         node = self._nodes.get(event.trial, event.node)
         if event.node and event.node != node:
             self._add_finding(
-                "wrong", f"fails trial {event.trial} on node {event.node}, but its stretch runs on {node}"
+                "wrong", f"fails trial {event.trial} on node {event.node}, but its segment runs on {node}"
             )
         is_quarantined = bool(following) and isinstance(following[0], SetAside) and following[0].node == event.node
         halts = history.should_halt(event.trial, event.kind)
@@ -574,7 +580,7 @@ class _EventChecker:
 
 def format_checkpoint_name(trial: int, epoch: int, segment_number: int) -> str:
     """Return the name that `TrialSegment.make_checkpoint_name` gives to a checkpoint."""
-    return f"{CHECKPOINTS_FOLDER}/{make_run_name(trial)}/epoch_{epoch:04d}_stretch_{segment_number}.ckpt"
+    return f"{CHECKPOINTS_FOLDER}/{make_run_name(trial)}/epoch_{epoch:04d}_segment_{segment_number}.ckpt"
 
 
 def _assume_capacity(replayed: ReplayResult) -> NodeCapacity:

@@ -219,7 +219,7 @@ def _check_setting_ranges(sweep: SweepSettings, cluster: RaySettings) -> None:
         "sweep.cpus_per_trial": sweep.cpus_per_trial,
         "sweep.max_concurrent": sweep.max_concurrent,
         "sweep.checkpoint_every_epochs": sweep.checkpoint_every_epochs,
-        "sweep.set_aside_after": sweep.set_aside_after,
+        "sweep.quarantine_after_failures": sweep.quarantine_after_failures,
         "sweep.stop_after_failures": sweep.stop_after_failures,
         "ray.num_cpus": cluster.num_cpus,
     }
@@ -238,8 +238,8 @@ def _check_setting_ranges(sweep: SweepSettings, cluster: RaySettings) -> None:
     for key, least in {"sweep.max_retries": sweep.max_retries, "sweep.retry_delay_s": sweep.retry_delay_s}.items():
         if least < 0:
             raise UserError(f"{key} must be at least 0, but it is {least:g}")
-    if sweep.explosion_factor is not None and sweep.explosion_factor <= 1:
-        raise UserError(f"sweep.explosion_factor must be above 1, but it is {sweep.explosion_factor:g}")
+    if sweep.divergence_factor is not None and sweep.divergence_factor <= 1:
+        raise UserError(f"sweep.divergence_factor must be above 1, but it is {sweep.divergence_factor:g}")
     gpus = sweep.gpus_per_trial
     if sweep.workers_per_trial > 1 and (gpus == "auto" or 0 < (gpus or 0) < 1):
         raise UserError(
