@@ -73,7 +73,8 @@ def _kept_at(arguments: Sequence[str]) -> str | None:
 def progress(folder: Path) -> int:
     """A number that grows with the epochs that sweep, confirmation and retraining have trained."""
     logs = [folder / "events.jsonl", folder / "confirm" / "events.jsonl"]
-    reports = sum(file.read_bytes().count(b'"event": "reported"') for file in logs if file.is_file())
+    content = b"".join(file.read_bytes() for file in logs if file.is_file())
+    reports = content.count(b'"event": "epoch_reported"') + content.count(b'"event": "reported"')  # before format 4
     last = folder / "retrain" / "checkpoints" / "last.ckpt"
     return reports + (last.stat().st_mtime_ns if last.is_file() else 0)
 

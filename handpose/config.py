@@ -36,6 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from handpose.config_files import config_folders, extension_configs, find_options, use_extensions
 from handpose.errors import UserError, explain, is_about_files
+from handpose.formats import rename_key
 from handpose.schema import check, parameters, unknown_key
 from handpose.utf8 import is_utf8, read_utf8, use_utf8
 from handpose.whole_file import expand_home, whole_file
@@ -88,7 +89,7 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     overrides: as on the command line. `best=FILE` puts that file's overrides before the others.
     Raises UserError for what a user can mend.
     """
-    given = [_with_quotes(item) for item in overrides]
+    given = [_with_quotes(rename_key(item)) for item in overrides]
     for item in given:
         _check_name(override_key(item), item.partition("=")[2])
     path = _best_path(given)
@@ -183,7 +184,7 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     with told():
         load_environment()
         flags, overrides = _command_line()
-        overrides = [_with_quotes(item) for item in overrides]
+        overrides = [_with_quotes(_rename_with_warning(item)) for item in overrides]
         use_given_extensions(overrides)
         if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
             for run in _runs(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
@@ -205,6 +206,15 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def _rename_with_warning(override: str) -> str:
+    """Replace the former name of a key, which earlier versions used, by its name now."""
+    renamed = rename_key(override)
+    if renamed != override:
+        old, new = override_key(override), override_key(renamed)
+        print(f"warning: {old} has been renamed to {new}; use the new name", file=sys.stderr)
+    return renamed
 
 
 @contextmanager

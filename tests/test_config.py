@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from handpose import config_files
 from handpose.config import compose, dotted_keys, location_overrides, plain, quote_override, script, told
@@ -165,6 +166,28 @@ def test_a_file_that_is_no_best_yaml_is_refused(tmp_path):
     (tmp_path / "best.yaml").write_text("winner: 3")
     with pytest.raises(UserError, match=r"is not the best\.yaml of a sweep"):
         compose("train", [f"best={tmp_path / 'best.yaml'}"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("sweep.set_aside_after=5", "sweep.quarantine_after_failures"),
+        ("sweep.explosion_factor=5", "sweep.divergence_factor"),
+        ("searcher.first=[{optimizer.lr:0.1}]", "searcher.points_to_evaluate"),
+    ],
+)
+def test_a_key_is_accepted_under_its_former_name(old, new):
+    before, now = (OmegaConf.select(compose("tune", given), new) for given in ([], [old]))
+    assert now != before
+
+
+def test_a_script_warns_of_a_former_name_and_names_the_new_one(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tune.py", "sweep.explosion_factor=5", "sweep.num_trials=7"])
+    composed = []
+    script("tune", composed.append)
+    assert (composed[0].sweep.divergence_factor, composed[0].sweep.num_trials) == (5, 7)
+    warning = "warning: sweep.explosion_factor has been renamed to sweep.divergence_factor; use the new name\n"
+    assert capsys.readouterr().err == warning
 
 
 def test_keys_of_leaves_and_of_what_holds_them_are_dotted():

@@ -101,7 +101,8 @@ class OptunaSearcher(Searcher):
         resume: the study exists already. If the sweep was killed before the study was complete, it is made again.
         sampler: makes a sampler from a seed. Without it every point of the space is tried once.
         storage: the URL of a database for the study.
-        first: configurations to try right after the default one. Keys that they leave out have their default values.
+        points_to_evaluate: configurations to try right after the default one. Keys that they leave out have their
+            default values.
         warm_start: folders of earlier sweeps.
         warm_start_points: how many of the best configurations of each earlier sweep to try first, chosen among the
             trials whose values are not comparable and so cannot be imported.
@@ -133,7 +134,7 @@ class OptunaSearcher(Searcher):
         resume: bool = False,
         sampler: Callable[..., BaseSampler] | None = None,
         storage: str | None = None,
-        first: list[dict[str, Any]] | None = None,
+        points_to_evaluate: list[dict[str, Any]] | None = None,
         warm_start: list[str] | None = None,
         warm_start_points: int = 0,
         constraints: dict[str, float | None] | None = None,
@@ -149,7 +150,7 @@ class OptunaSearcher(Searcher):
             space,
             Conditions(metric, mode, max_epochs, fingerprint, defaults),
             second_objective=second_objective,
-            first=first or [],
+            first=points_to_evaluate or [],
             warm_start=warm_start or [],
             num_points=warm_start_points,
             limits=self.constraints,

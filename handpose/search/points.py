@@ -261,11 +261,13 @@ def _place_first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping
     for key, value in entry.items():
         if key in placed.out_of_range:
             raise UserError(
-                f"searcher.first: {key}={value} is out of range; {space.file} has "
+                f"searcher.points_to_evaluate: {key}={value} is out of range; {space.file} has "
                 f"{_format_range(space, key, placed.distributions[key])}"
             )
         if key not in placed.draws and not (key in placed.params and equal(placed.params[key], value)):
-            raise UserError(f"searcher.first: {space.file} does not search {key}{_suggest_key(key, placed.draws)}")
+            raise UserError(
+                f"searcher.points_to_evaluate: {space.file} does not search {key}{_suggest_key(key, placed.draws)}"
+            )
     return placed.drop_draws([*placed.out_of_range, *placed.missing])
 
 

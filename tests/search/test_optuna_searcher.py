@@ -1072,14 +1072,17 @@ def test_what_was_never_trained_shows_its_cost_with_a_value_that_says_nothing(ma
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"first": [{"lr": 0.1}]}, r"searcher.first: .*space.yaml does not search lr; did you mean optimizer.lr\?"),
-        ({"first": [{"x": 0.1}]}, "does not search x; it searches optimizer.lr, model/decoder there"),
         (
-            {"first": [{"optimizer.lr": 1.0}]},
-            r"searcher.first: optimizer.lr=1.0 is out of range; .*tag\(log, interval\(1e-5, 1e-1\)\)",
+            {"points_to_evaluate": [{"lr": 0.1}]},
+            r"searcher.points_to_evaluate: .*space.yaml does not search lr; did you mean optimizer.lr\?",
         ),
-        ({"first": [{"optimizer.lr": "fast"}]}, "optimizer.lr=fast is out of range"),
-        ({"first": [{"model/decoder": True}]}, "model/decoder=True is out of range"),
+        ({"points_to_evaluate": [{"x": 0.1}]}, "does not search x; it searches optimizer.lr, model/decoder there"),
+        (
+            {"points_to_evaluate": [{"optimizer.lr": 1.0}]},
+            r"searcher.points_to_evaluate: optimizer.lr=1.0 is out of range; .*tag\(log, interval\(1e-5, 1e-1\)\)",
+        ),
+        ({"points_to_evaluate": [{"optimizer.lr": "fast"}]}, "optimizer.lr=fast is out of range"),
+        ({"points_to_evaluate": [{"model/decoder": True}]}, "model/decoder=True is out of range"),
         ({"constraints": {"parameters": 1.0}}, "constraints.parameters: .* num_parameters, latency_ms, memory_mb"),
         ({"constraints": {"latency_ms": 0}}, "constraints.latency_ms must be a number above 0, or null, but it is 0"),
         ({"constraints": {"latency_ms": "fast"}}, "constraints.latency_ms must be a number above 0"),
@@ -1136,5 +1139,7 @@ def test_two_sweeps_share_a_database_but_not_a_name(make, write_space, tmp_path)
 def test_settings_of_the_sampler_are_configuration():
     made = instantiate(compose("tune", ["searcher.sampler.n_startup_trials=7"]).searcher)
     assert made.keywords["sampler"].keywords["n_startup_trials"] == 7
-    first = compose("tune", ["searcher.first=[{optimizer.lr:0.01,model/decoder:effpose}]", "searcher=gp"]).searcher
+    first = compose(
+        "tune", ["searcher.points_to_evaluate=[{optimizer.lr:0.01,model/decoder:effpose}]", "searcher=gp"]
+    ).searcher
     assert instantiate(first).keywords["first"] == [{"optimizer.lr": 0.01, "model/decoder": "effpose"}]

@@ -78,7 +78,7 @@ MAKE = {
     "interrupted": lambda folder: WholeSweep(folder, HALVES, PROMOTE).run(num_reports=9, last="interrupted"),
     "killed": lambda folder: WholeSweep(folder, HALVES, "searcher=random").run(num_reports=7, last=None),
     "failing": lambda folder: (
-        WholeSweep(folder, "sweep.max_retries=0", fails={(2, 2): "error", (3, 1): "mistake", (0, 3): "preempted"})
+        WholeSweep(folder, "sweep.max_retries=0", fails={(2, 2): "error", (3, 1): "user_error", (0, 3): "preempted"})
         .run()
         .finish(retrained=False)
     ),
@@ -295,13 +295,18 @@ CONFIRM, RUNS = "confirm/confirm.yaml", "confirm/events.jsonl"
 
 FAULTS = [
     # the order of events
-    ("plain", EVENTS, removed(0), r"events.jsonl: line 1 is the first one, but .* begin with 'opened'"),
-    ("plain", EVENTS, removed(event="asked", trial=3), r"events.jsonl: line \d+ is about trial 3, which no line"),
+    ("plain", EVENTS, removed(0), r"events.jsonl: line 1 is the first one, but .* begin with 'sweep_opened'"),
     (
         "plain",
         EVENTS,
-        removed(event="begun", trial=3),
-        r"events.jsonl: line \d+ has 'reported' of trial 3, which is wait",
+        removed(event="trial_suggested", trial=3),
+        r"events.jsonl: line \d+ is about trial 3, which no line",
+    ),
+    (
+        "plain",
+        EVENTS,
+        removed(event="segment_started", trial=3),
+        r"events.jsonl: line \d+ has 'epoch_reported' of trial 3, which is wait",
     ),
     (
         "stop",
@@ -309,190 +314,300 @@ FAULTS = [
         lambda content: content.replace(METRIC.encode(), b"val/pa_mpjpe_cm"),
         r"confirm.yaml is there, although no trial of the sweep has a value",
     ),
-    ("plain", EVENTS, removed(event="reported", epoch=2), r"reports epoch 3 of trial \d, but 2 follows 1"),
+    ("plain", EVENTS, removed(event="epoch_reported", epoch=2), r"reports epoch 3 of trial \d, but 2 follows 1"),
     (
         "plain",
         EVENTS,
-        removed(event="failed"),
-        r"events.jsonl: line \d+ has 'begun' of trial 1, which is running by then",
+        removed(event="segment_failed"),
+        r"events.jsonl: line \d+ has 'segment_started' of trial 1, which is running by then",
     ),
-    ("stop", EVENTS, removed(event="closed"), r"best.yaml is there, although events.jsonl does not say"),
-    ("plain", EVENTS, doubled(event="opened"), r"events.jsonl: line 2 opens the sweep again"),
-    ("plain", EVENTS, doubled(event="asked", trial=2), r"events.jsonl: line \d+ asks for trial 2 again"),
+    ("stop", EVENTS, removed(event="sweep_closed"), r"best.yaml is there, although events.jsonl does not say"),
+    ("plain", EVENTS, doubled(event="sweep_opened"), r"events.jsonl: line 2 opens the sweep again"),
+    ("plain", EVENTS, doubled(event="trial_suggested", trial=2), r"events.jsonl: line \d+ asks for trial 2 again"),
     (
         "plain",
         EVENTS,
-        doubled(event="begun", trial=2),
-        r"events.jsonl: line \d+ has 'begun' of trial 2, which is running",
+        doubled(event="segment_started", trial=2),
+        r"events.jsonl: line \d+ has 'segment_started' of trial 2, which is running",
     ),
     (
         "plain",
         EVENTS,
-        doubled(event="reported", epoch=2),
+        doubled(event="epoch_reported", epoch=2),
         r"events.jsonl: line \d+ reports epoch 2 of trial \d, which has",
     ),
-    ("plain", EVENTS, doubled(event="closed"), r"events.jsonl: line \d+ follows 'closed'"),
-    ("plain", EVENTS, swapped(event="asked", trial=2), r"events.jsonl: line \d+ is about trial 2, which no line"),
-    ("plain", EVENTS, swapped(event="begun", trial=4), r"events.jsonl: line \d+"),
+    ("plain", EVENTS, doubled(event="sweep_closed"), r"events.jsonl: line \d+ follows 'sweep_closed'"),
+    (
+        "plain",
+        EVENTS,
+        swapped(event="trial_suggested", trial=2),
+        r"events.jsonl: line \d+ is about trial 2, which no line",
+    ),
+    ("plain", EVENTS, swapped(event="segment_started", trial=4), r"events.jsonl: line \d+"),
     ("plain", EVENTS, cut, r"events.jsonl: line \d+ is torn"),
     ("plain", EVENTS, gone, r"events.jsonl is missing"),
     (
         "plain",
         EVENTS,
-        event("event", "teleported", event="begun", trial=2),
+        event("event", "teleported", event="segment_started", trial=2),
         r"events.jsonl: line \d+ has an event 'tel",
     ),
-    ("plain", EVENTS, event("version", 99, event="opened"), r"events.jsonl: line 1 begins events of format 99"),
-    ("plain", EVENTS, event("trial", 17, event="reported", epoch=2), r"events.jsonl: line \d+ is about trial 17"),
+    ("plain", EVENTS, event("version", 99, event="sweep_opened"), r"events.jsonl: line 1 begins events of format 99"),
+    ("plain", EVENTS, event("trial", 17, event="epoch_reported", epoch=2), r"events.jsonl: line \d+ is about trial 17"),
     (
         "plain",
         EVENTS,
-        event("trial", 9, event="asked", trial=3),
+        event("trial", 9, event="trial_suggested", trial=3),
         r"events.jsonl: line \d+ asks for trial 9, but trial 3",
     ),
     # times
-    ("plain", EVENTS, event("at", 0.001, event="reported", epoch=2), r"events.jsonl: line \d+ .* time runs backwards"),
-    ("plain", EVENTS, event("at", lambda at: at + 0.4, event="reported", epoch=2), r"events.jsonl"),
-    ("plain", EVENTS, event("at", -1.0, event="opened"), r"events.jsonl: line 1 is of -1.0 s, before the sweep began"),
+    (
+        "plain",
+        EVENTS,
+        event("at", 0.001, event="epoch_reported", epoch=2),
+        r"events.jsonl: line \d+ .* time runs backwards",
+    ),
+    ("plain", EVENTS, event("at", lambda at: at + 0.4, event="epoch_reported", epoch=2), r"events.jsonl"),
+    (
+        "plain",
+        EVENTS,
+        event("at", -1.0, event="sweep_opened"),
+        r"events.jsonl: line 1 is of -1.0 s, before the sweep began",
+    ),
     # what events say
     (
         "plain",
         EVENTS,
-        event("num_trials", 7, event="opened"),
+        event("num_trials", 7, event="sweep_opened"),
         r"events.jsonl: line 1 opens the sweep for 7 trials, but",
     ),
     (
         "plain",
         EVENTS,
-        event("params|optimizer.lr", 0.0011, event="asked", trial=3),
+        event("params|optimizer.lr", 0.0011, event="trial_suggested", trial=3),
         r"events.jsonl: line \d+ has other para",
     ),
     (
         "plain",
         EVENTS,
-        event("stretch", 2, event="begun", trial=3),
+        event("segment", 2, event="segment_started", trial=3),
         r"events.jsonl: line \d+ begins trial 3 for stretch 2",
     ),
     (
         "plain",
         EVENTS,
-        event("epoch", 1, event="begun", trial=3),
+        event("epoch", 1, event="segment_started", trial=3),
         r"events.jsonl: line \d+ begins trial 3 at epoch 1, but",
     ),
     (
         "plain",
         EVENTS,
-        event("gpus", 0.5, event="begun", trial=3),
+        event("gpus", 0.5, event="segment_started", trial=3),
         r"events.jsonl: line \d+ begins trial 3 with 0.5 GPUs",
     ),
-    ("plain", EVENTS, event("epoch", 3, event="reported", epoch=1), r"reports epoch 3 of trial \d, but 1 follows 0"),
     (
         "plain",
         EVENTS,
-        event("resumed_from", 1, event="reported", epoch=2),
+        event("epoch", 3, event="epoch_reported", epoch=1),
+        r"reports epoch 3 of trial \d, but 1 follows 0",
+    ),
+    (
+        "plain",
+        EVENTS,
+        event("resumed_from", 1, event="epoch_reported", epoch=2),
         r"events.jsonl: line \d+ .* went on from epoch 1",
     ),
-    ("plain", EVENTS, event("node", "other", event="reported", epoch=2), r"events.jsonl: line \d+ .* from node other"),
-    ("plain", EVENTS, event(f"metrics|{METRIC}", 12.5, event="reported", epoch=2), r"journal.log.*12.5"),
-    ("plain", EVENTS, event("metrics|val/pck_auc", 0.4, event="reported", epoch=2), r"lacks val/pck_auc.*events.jsonl"),
     (
         "plain",
         EVENTS,
-        event("checkpoint|file", lambda name: name.replace("0002", "0001"), event="reported", epoch=2),
+        event("node", "other", event="epoch_reported", epoch=2),
+        r"events.jsonl: line \d+ .* from node other",
+    ),
+    ("plain", EVENTS, event(f"metrics|{METRIC}", 12.5, event="epoch_reported", epoch=2), r"journal.log.*12.5"),
+    (
+        "plain",
+        EVENTS,
+        event("metrics|val/pck_auc", 0.4, event="epoch_reported", epoch=2),
+        r"lacks val/pck_auc.*events.jsonl",
+    ),
+    (
+        "plain",
+        EVENTS,
+        event("checkpoint|file", lambda name: name.replace("0002", "0001"), event="epoch_reported", epoch=2),
         r"events.jsonl: line \d+ has checkpoints/.* as the checkpoint of trial",
     ),
-    ("plain", EVENTS, event("checkpoint|epoch", 1, event="reported", epoch=2), r"events.jsonl: line \d+"),
-    ("plain", EVENTS, event("checkpoint|checksum", 7, event="reported", epoch=4, trial=0), r"checkpoints/trial_0000/"),
+    ("plain", EVENTS, event("checkpoint|epoch", 1, event="epoch_reported", epoch=2), r"events.jsonl: line \d+"),
+    (
+        "plain",
+        EVENTS,
+        event("checkpoint|checksum", 7, event="epoch_reported", epoch=4, trial=0),
+        r"checkpoints/trial_0000/",
+    ),
     # decisions
     (
         "plain",
         EVENTS,
-        event("decision", "stop", event="reported", decision="continue"),
+        event("decision", "stop", event="epoch_reported", decision="continue"),
         r"events.jsonl: line \d+ decides",
     ),
     (
         "plain",
         EVENTS,
-        event("decision", "continue", event="reported", decision="stop"),
+        event("decision", "continue", event="epoch_reported", decision="stop"),
         r"events.jsonl: line \d+ decides",
     ),
     (
         "plain",
         EVENTS,
-        event("decision", "stop", event="reported", decision="complete"),
+        event("decision", "stop", event="epoch_reported", decision="complete"),
         r"events.jsonl: line \d+ decides",
     ),
     (
         "plain",
         EVENTS,
-        event("decision", "stop", event="reported", decision="diverged"),
+        event("decision", "stop", event="epoch_reported", decision="diverged"),
         r"events.jsonl: line \d+ decides",
     ),
-    ("plain", EVENTS, event("retry", False, event="failed"), r"events.jsonl: line \d+ gives up trial 1 after 'error'"),
+    (
+        "plain",
+        EVENTS,
+        event("retry", False, event="segment_failed"),
+        r"events.jsonl: line \d+ gives up trial 1 after 'error'",
+    ),
     (
         "failing",
         EVENTS,
-        event("retry", True, event="failed", kind="error"),
+        event("retry", True, event="segment_failed", kind="error"),
         r"events.jsonl: line \d+ tries again trial 2",
     ),
     (
         "failing",
         EVENTS,
-        event("kind", "error", event="failed", kind="preempted"),
+        event("kind", "error", event="segment_failed", kind="preempted"),
         r"events.jsonl: line \d+ tries again",
     ),
-    ("plain", EVENTS, event("gpus", 1.0, event="failed"), r"events.jsonl: line \d+ gives trial 1 1.0 GPUs"),
+    ("plain", EVENTS, event("gpus", 1.0, event="segment_failed"), r"events.jsonl: line \d+ gives trial 1 1.0 GPUs"),
     (
         "failing",
         EVENTS,
-        event("node", "other", event="failed", trial=2),
+        event("node", "other", event="segment_failed", trial=2),
         r"events.jsonl: line \d+ fails trial 2 on node",
     ),
-    ("stop", EVENTS, event("reason", "interrupted", event="closed"), r"best.yaml is there, although events.jsonl"),
-    ("halted", EVENTS, event("reason", "interrupted", event="closed"), r"events.jsonl: line \d+ fails trial 1, and"),
-    ("interrupted", EVENTS, event("reason", "finished", event="closed"), r"events.jsonl: line \d+ closes the sweep as"),
-    ("interrupted", EVENTS, event("reason", "halted", event="closed"), r"events.jsonl: line \d+ closes the sweep as"),
+    (
+        "stop",
+        EVENTS,
+        event("reason", "interrupted", event="sweep_closed"),
+        r"best.yaml is there, although events.jsonl",
+    ),
+    (
+        "halted",
+        EVENTS,
+        event("reason", "interrupted", event="sweep_closed"),
+        r"events.jsonl: line \d+ fails trial 1, and",
+    ),
+    (
+        "interrupted",
+        EVENTS,
+        event("reason", "finished", event="sweep_closed"),
+        r"events.jsonl: line \d+ closes the sweep as",
+    ),
+    (
+        "interrupted",
+        EVENTS,
+        event("reason", "halted", event="sweep_closed"),
+        r"events.jsonl: line \d+ closes the sweep as",
+    ),
     (
         "promote",
         EVENTS,
-        event("decision", "continue", event="reported", decision="pause"),
+        event("decision", "continue", event="epoch_reported", decision="pause"),
         r"events.jsonl: line \d+ dec",
     ),
-    ("promote", EVENTS, swapped(event="begun", epoch=1), r"events.jsonl: line \d+"),
+    ("promote", EVENTS, swapped(event="segment_started", epoch=1), r"events.jsonl: line \d+"),
     (
         "promote",
         EVENTS,
-        event("cause", "tired", event="ended"),
+        event("cause", "tired", event="trial_ended"),
         r"events.jsonl: line \d+ ends trial \d, which is paused",
     ),
-    ("promote", EVENTS, event("state", "failed", event="ended"), r"events.jsonl: line \d+ ends trial \d"),
-    ("population", EVENTS, event("source", 0, event="begun", stretch=2), r"events.jsonl: line \d+"),
+    ("promote", EVENTS, event("state", "failed", event="trial_ended"), r"events.jsonl: line \d+ ends trial \d"),
+    ("population", EVENTS, event("source", 0, event="segment_started", segment=2), r"events.jsonl: line \d+"),
     (
         "front",
         EVENTS,
-        event("decision", "continue", event="measured", decision="infeasible"),
+        event("decision", "continue", event="costs_measured", decision="infeasible"),
         r"decides continue of the",
     ),
-    ("front", EVENTS, event("decision", "infeasible", event="measured", decision="continue"), r"decides infeasible of"),
-    ("front", EVENTS, event("costs|latency_ms", 9.0, event="measured"), r"latency_ms"),
-    ("front", EVENTS, removed(event="measured", trial=1), r"num_parameters"),
+    (
+        "front",
+        EVENTS,
+        event("decision", "infeasible", event="costs_measured", decision="continue"),
+        r"decides infeasible of",
+    ),
+    ("front", EVENTS, event("costs|latency_ms", 9.0, event="costs_measured"), r"latency_ms"),
+    ("front", EVENTS, removed(event="costs_measured", trial=1), r"num_parameters"),
     # budgets
-    ("spent", EVENTS, event("reason", "finished", event="closed"), r"line \d+ closes the sweep as finished, but tri"),
-    ("spent", EVENTS, event("reason", "interrupted", event="closed"), r"best.yaml is there, although events.jsonl"),
-    ("spent", EVENTS, event("reason", "halted", event="closed"), r"events.jsonl: line \d+ closes the sweep as halted"),
-    ("gpu_hours", EVENTS, event("reason", "finished", event="closed"), r"line \d+ closes the sweep as finished, but"),
-    ("plain", EVENTS, event("reason", "spent", event="closed"), r"line \d+ closes .* spent budget, but it is finished"),
-    ("stop", EVENTS, event("reason", "spent", event="closed"), r"line \d+ closes .* spent budget, but no budget is"),
-    ("promote", EVENTS, event("reason", "spent", event="closed"), r"line \d+ closes .* spent budget, but it is fin"),
-    ("interrupted", EVENTS, event("reason", "spent", event="closed"), r"line \d+ closes .* but no budget is spent"),
+    (
+        "spent",
+        EVENTS,
+        event("reason", "finished", event="sweep_closed"),
+        r"line \d+ closes the sweep as finished, but tri",
+    ),
+    (
+        "spent",
+        EVENTS,
+        event("reason", "interrupted", event="sweep_closed"),
+        r"best.yaml is there, although events.jsonl",
+    ),
+    (
+        "spent",
+        EVENTS,
+        event("reason", "halted", event="sweep_closed"),
+        r"events.jsonl: line \d+ closes the sweep as halted",
+    ),
+    (
+        "gpu_hours",
+        EVENTS,
+        event("reason", "finished", event="sweep_closed"),
+        r"line \d+ closes the sweep as finished, but",
+    ),
+    (
+        "plain",
+        EVENTS,
+        event("reason", "spent", event="sweep_closed"),
+        r"line \d+ closes .* spent budget, but it is finished",
+    ),
+    (
+        "stop",
+        EVENTS,
+        event("reason", "spent", event="sweep_closed"),
+        r"line \d+ closes .* spent budget, but no budget is",
+    ),
+    (
+        "promote",
+        EVENTS,
+        event("reason", "spent", event="sweep_closed"),
+        r"line \d+ closes .* spent budget, but it is fin",
+    ),
+    (
+        "interrupted",
+        EVENTS,
+        event("reason", "spent", event="sweep_closed"),
+        r"line \d+ closes .* but no budget is spent",
+    ),
     (
         "raised",
         EVENTS,
-        event("reason", "finished", event="closed"),
+        event("reason", "finished", event="sweep_closed"),
         r"line \d+ closes the sweep as finished, but trial",
     ),
     ("raised", EVENTS, event("reason", "spent", reason="finished"), r"line \d+ closes .* spent budget, but it is fin"),
-    ("raised", EVENTS, event("num_trials", 2, event="opened"), r"asks for trial 2, but the sweep has only 2 trials"),
+    (
+        "raised",
+        EVENTS,
+        event("num_trials", 2, event="sweep_opened"),
+        r"asks for trial 2, but the sweep has only 2 trials",
+    ),
     (
         "lowered",
         EVENTS,
@@ -505,7 +620,7 @@ FAULTS = [
         replaced('"version": 2', '"version": 3'),
         r"finishes the sweep, but there are \d trials",
     ),
-    ("held", EVENTS, event("num_trials", 9, event="opened"), r"opens the sweep for 9 trials, but its .* has 2"),
+    ("held", EVENTS, event("num_trials", 9, event="sweep_opened"), r"opens the sweep for 9 trials, but its .* has 2"),
     ("spent", "sweep.yaml", entry("config|sweep|time_budget_s", 99), r"sweep.yaml: config has sweep.time_budget_s=99"),
     # trials.csv
     ("plain", CSV, cell(METRIC, "12.5"), rf"trials.csv: trial 1 has {METRIC} '12.5', where events.jsonl has '\d+"),
@@ -557,7 +672,7 @@ FAULTS = [
     (
         "equal",
         EVENTS,
-        event("params|optimizer.lr", lambda lr: True if type(lr) is float else float(lr), event="asked"),
+        event("params|optimizer.lr", lambda lr: True if type(lr) is float else float(lr), event="trial_suggested"),
         r"events.jsonl: line \d+ has other parameters of trial 0",
     ),
     ("equal", CSV, cell("optimizer.lr", "1.00"), r"trials.csv: trial 1 has optimizer.lr '1.00'"),
@@ -630,15 +745,20 @@ FAULTS = [
     ("max", CONFIRM, entry("mode", "min"), r"confirm/confirm.yaml: mode is min"),
     ("stop", CONFIRM, gone, r"confirm/confirm.yaml is missing"),
     ("stop", CONFIRM, cut, r"confirm/confirm.yaml"),
-    ("stop", RUNS, event("params|seed", 9, event="asked", trial=1), r"confirm/events.jsonl: run 1"),
+    ("stop", RUNS, event("params|seed", 9, event="trial_suggested", trial=1), r"confirm/events.jsonl: run 1"),
     (
         "stop",
         RUNS,
-        event("params|optimizer.lr", 0.0011, event="asked", trial=1),
+        event("params|optimizer.lr", 0.0011, event="trial_suggested", trial=1),
         r"confirm/events.jsonl: run 1 has param",
     ),
-    ("stop", RUNS, event(f"metrics|{METRIC}", 12.5, event="reported", epoch=4), r"confirm/"),
-    ("stop", RUNS, removed(event="begun", trial=1), r"confirm/events.jsonl: line \d+ has 'reported' of trial 1"),
+    ("stop", RUNS, event(f"metrics|{METRIC}", 12.5, event="epoch_reported", epoch=4), r"confirm/"),
+    (
+        "stop",
+        RUNS,
+        removed(event="segment_started", trial=1),
+        r"confirm/events.jsonl: line \d+ has 'epoch_reported' of trial 1",
+    ),
     ("stop", "confirm/trials.csv", cell("seed", "9"), r"confirm/trials.csv: trial 1 has seed '9'"),
     (
         "stop",
@@ -715,17 +835,27 @@ FAULTS = [
     ("stop", "sweep.yaml", entry("locations", []), r"sweep.yaml: locations has no paths.data, but config has"),
     ("stop", "sweep.yaml", entry("config|search_space", "other.yaml"), r"sweep.yaml: config has search_space=other"),
     ("stop", "sweep.yaml", entry("choices|scheduler", "fifo"), r"sweep.yaml: choices has scheduler=fifo"),
-    ("held", "sweep.yaml", entry("held|heatmap.sigma", 0.05), r"sweep.yaml: held has heatmap.sigma=0.05, but its over"),
-    ("held", "sweep.yaml", entry("held|heatmap.sigma", "0.04"), r"sweep.yaml: held has heatmap.sigma=0.04, but its ov"),
-    ("held", "sweep.yaml", entry("held", {}), r"journal.log: trial 0 has not drawn heatmap.sigma"),
-    ("held", "sweep.yaml", entry("held|optimizer.lr", 0.001), r"sweep.yaml"),
+    (
+        "held",
+        "sweep.yaml",
+        entry("fixed_params|heatmap.sigma", 0.05),
+        r"sweep.yaml: fixed_params has heatmap.sigma=0.05, but its over",
+    ),
+    (
+        "held",
+        "sweep.yaml",
+        entry("fixed_params|heatmap.sigma", "0.04"),
+        r"sweep.yaml: fixed_params has heatmap.sigma=0.04, but its ov",
+    ),
+    ("held", "sweep.yaml", entry("fixed_params", {}), r"journal.log: trial 0 has not drawn heatmap.sigma"),
+    ("held", "sweep.yaml", entry("fixed_params|optimizer.lr", 0.001), r"sweep.yaml"),
     (
         "held_conditional",
         "sweep.yaml",
-        entry("held|model/decoder", "effpose"),
-        r"sweep.yaml: held has model/decoder=eff",
+        entry("fixed_params|model/decoder", "effpose"),
+        r"sweep.yaml: fixed_params has model/decoder=eff",
     ),
-    ("held_conditional", "sweep.yaml", entry("held", {}), r"journal.log: trial 0 has not drawn model/decoder"),
+    ("held_conditional", "sweep.yaml", entry("fixed_params", {}), r"journal.log: trial 0 has not drawn model/decoder"),
     ("max", "sweep.yaml", entry("config|sweep|mode", "min"), r"sweep.yaml.*sweep.mode=min"),
     ("max", "sweep.yaml", entry("config|sweep|metric", METRIC), r"sweep.yaml.*sweep.metric=val/pa_mpjpe_mm"),
     (
@@ -754,7 +884,16 @@ def test_the_sweeps_have_all_that_can_become_of_a_trial(swept):
     assert states >= {"complete", "stopped", "diverged", "infeasible", "failed", "paused", "waiting"}
     events = [json.loads(line) for kind in MAKE for line in (swept(kind) / EVENTS).read_text().splitlines()]
     named = {each["event"] for each in events}
-    assert named >= {"opened", "asked", "begun", "measured", "reported", "failed", "ended", "closed"}
+    assert named >= {
+        "sweep_opened",
+        "trial_suggested",
+        "segment_started",
+        "costs_measured",
+        "epoch_reported",
+        "segment_failed",
+        "trial_ended",
+        "sweep_closed",
+    }
 
 
 @pytest.mark.parametrize(("kind", "name", "change", "finding"), FAULTS)
@@ -798,8 +937,12 @@ def test_a_promotion_that_should_have_come_first_is_found(swept, tmp_path):
     folder = tmp_path / "promoted"
     shutil.copytree(swept("promote"), folder)
     split = (folder / EVENTS).read_text().splitlines(keepends=True)
-    begun = [i for i, line in enumerate(split) if json.loads(line)["event"] == "begun" and json.loads(line)["epoch"]]
-    asked = next(i for i, line in enumerate(split) if json.loads(line)["event"] == "asked" and i > begun[0])
+    begun = [
+        i
+        for i, line in enumerate(split)
+        if json.loads(line)["event"] == "segment_started" and json.loads(line)["epoch"]
+    ]
+    asked = next(i for i, line in enumerate(split) if json.loads(line)["event"] == "trial_suggested" and i > begun[0])
     at = json.loads(split[begun[0]])["at"]
     moved = [json.dumps(json.loads(line) | {"at": at}) + "\n" for line in split[asked : asked + 2]]
     split = [*split[: begun[0]], *moved, *split[begun[0] : asked], *split[asked + 2 :]]

@@ -47,6 +47,16 @@ def test_its_classes_are_read_under_their_new_names(folder):
     assert now == "handpose.schedulers.asha.Asha"
 
 
+def test_its_keys_are_read_under_their_new_names(folder):
+    before = yaml.safe_load((folder / "sweep.yaml").read_text(encoding="utf-8"))
+    now = read_yaml(folder / "sweep.yaml")
+    assert now["fixed_params"] == before["held"]
+    assert now["config"]["sweep"]["quarantine_after_failures"] == before["config"]["sweep"]["set_aside_after"]
+    assert now["config"]["sweep"]["divergence_factor"] == before["config"]["sweep"]["explosion_factor"]
+    assert now["config"]["searcher"]["points_to_evaluate"] == before["config"]["searcher"]["first"]
+    assert not {"set_aside_after", "explosion_factor", "first"} & {*now["config"]["sweep"], *now["config"]["searcher"]}
+
+
 def test_its_report_has_its_trials_and_rungs(folder):
     record = read_sweep(folder)
     assert [trial.state for trial in record.trials] == ["stopped", "complete", "stopped"]

@@ -77,7 +77,9 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
     for number in history.live["running"]:
         history.trials[number].update_seconds(course.at)
     trials = [_make_trial_record(history.trials[number], course, settings.metric) for number in sorted(history.trials)]
-    parameters, distributions, fixed = read_searched_space(folder, config, trials, fixed_params=kept.get("held") or {})
+    parameters, distributions, fixed = read_searched_space(
+        folder, config, trials, fixed_params=kept.get("fixed_params") or {}
+    )
     constraints = (config.get("searcher") or {}).get("constraints") or {}
     scheduler = restore_scheduler(config.get("scheduler") or {}, settings)
     record = SweepRecord(

@@ -212,7 +212,7 @@ def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     for key, value in task.fixed.items():
         if not same(value, task.defaults.get(key.lstrip("+"))):
             made = task.defaults.get(key.lstrip("+"))
-            yield Wrong(f"sweep.yaml: held has {key}={value}, but its overrides make it {made}")
+            yield Wrong(f"sweep.yaml: fixed_params has {key}={value}, but its overrides make it {made}")
     given = dict(each.partition("=")[::2] for each in record["locations"])
     overridden = {each.partition("=")[0] for each in record["overrides"]}
     for key in sorted({"paths.data", "paths.output", "paths.packed"} - overridden):

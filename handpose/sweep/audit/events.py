@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from handpose.errors import UserError
+from handpose.formats import get_former_checkpoint_name, upgrade_checkpoint_name
 from handpose.report.table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Scheduler
 from handpose.search.space import Params
@@ -322,11 +323,11 @@ class _EventChecker:
         if isinstance(event, Opened):
             return
         if last is None:
-            self._add(Lost, "is the first one, but the events of a sweep begin with 'opened'")
+            self._add(Lost, "is the first one, but the events of a sweep begin with 'sweep_opened'")
         if isinstance(last, Asked) and not (isinstance(event, Begun) and event.trial == last.trial):
-            self._add(Wrong, f"is between 'asked' and 'begun' of trial {last.trial}")
+            self._add(Wrong, f"is between 'trial_suggested' and 'segment_started' of trial {last.trial}")
         if isinstance(last, Closed):
-            self._add(Wrong, "follows 'closed', after which there can only be 'opened'")
+            self._add(Wrong, "follows 'sweep_closed', after which there can only be 'sweep_opened'")
 
     def _check_opened(self, event: Opened) -> None:
         settings, self._version = self._settings, event.version
@@ -380,7 +381,7 @@ class _EventChecker:
             is_due = trial.retry_at <= event.at
             self._require(is_due, f"{name} at {event.at} s, but it is tried again from {trial.retry_at} s on")
         segment = trial.num_segments + 1
-        self._require(event.stretch == segment, f"{name} for stretch {event.stretch}, but {segment} is the next")
+        self._require(event.segment == segment, f"{name} for segment {event.segment}, but {segment} is the next")
         self._require(event.gpus == trial.gpus, f"{name} with {event.gpus} GPUs, but its share is {trial.gpus}")
         is_own = (event.source, event.params, event.checkpoint) == (None, None, None)
         self._require(is_own or trial.row.state == "paused", f"{name} from another trial, although it was not promoted")
@@ -405,16 +406,20 @@ class _EventChecker:
             self._add(Repeated if event.epoch < newest else Wrong, said)
             return
         self._replayed.adopted_trials.add(event.trial)
-        name = format_checkpoint_name(event.trial, event.epoch, event.stretch - 1)
+        name = format_checkpoint_name(event.trial, event.epoch, event.segment - 1)
+        former_name = get_former_checkpoint_name(name)
+        if (self._folder / former_name).is_file():
+            name = former_name
         checkpoint = CheckpointRecord(name, event.epoch, 0, 0)
         if (self._folder / name).is_file():
             checkpoint = describe_checkpoint(self._folder / name, folder=self._folder, epoch=event.epoch)
         retention.add(event.trial, checkpoint)
 
     def _check_source_checkpoint(self, event: Begun, checkpoint: CheckpointRecord) -> None:
-        file = f"{CHECKPOINTS_FOLDER}/{make_run_name(event.trial)}/stretch_{event.stretch}_of_{event.source}.ckpt"
+        file = f"{CHECKPOINTS_FOLDER}/{make_run_name(event.trial)}/segment_{event.segment}_of_{event.source}.ckpt"
         name = f"begins trial {event.trial}"
-        self._require(checkpoint.file == file, f"{name} from {checkpoint.file}, which must be {file}")
+        is_named_so = upgrade_checkpoint_name(checkpoint.file) == file
+        self._require(is_named_so, f"{name} from {checkpoint.file}, which must be {file}")
         is_same_epoch = checkpoint.epoch == event.epoch
         self._require(is_same_epoch, f"{name} at epoch {event.epoch} from a checkpoint of {checkpoint.epoch}")
         theirs = self._history.retention.list_checkpoints(event.source) if event.source in self._history.trials else []
@@ -444,16 +449,16 @@ class _EventChecker:
         if event.resumed_from != begun.epoch:
             kind = Repeated if event.resumed_from < begun.epoch else Wrong
             said = f"reports that trial {event.trial} went on from epoch {event.resumed_from}"
-            self._add(kind, f"{said}, but its stretch began at {begun.epoch}")
+            self._add(kind, f"{said}, but its segment began at {begun.epoch}")
         node = self._nodes.setdefault(event.trial, event.node)
-        said = f"reports trial {event.trial} from node {event.node}, but its stretch runs on {node}"
+        said = f"reports trial {event.trial} from node {event.node}, but its segment runs on {node}"
         self._require(event.node == node, said)
         if event.checkpoint is not None:
             self._check_reported_checkpoint(event, event.checkpoint, trial.num_segments)
 
     def _check_reported_checkpoint(self, event: Reported, checkpoint: CheckpointRecord, segment_number: int) -> None:
         names = [format_checkpoint_name(event.trial, checkpoint.epoch, each) for each in range(segment_number, 0, -1)]
-        name = checkpoint.file
+        name = upgrade_checkpoint_name(checkpoint.file)
         if self._settings.storage is not None:
             name = name.replace(f".{checkpoint.checksum:08x}.ckpt", ".ckpt")
         said = f"has {checkpoint.file} as the checkpoint of trial {event.trial}, which must be {names[0]}"
@@ -467,7 +472,7 @@ class _EventChecker:
     def _check_failed(self, event: Failed, following: Sequence[Event]) -> None:
         history = self._history
         node = self._nodes.get(event.trial, event.node)
-        said = f"fails trial {event.trial} on node {event.node}, but its stretch runs on {node}"
+        said = f"fails trial {event.trial} on node {event.node}, but its segment runs on {node}"
         self._require(event.node in ("", node), said)
         is_quarantined = bool(following) and isinstance(following[0], SetAside) and following[0].node == event.node
         halts = history.should_halt(event.trial, event.kind)
@@ -544,7 +549,7 @@ class _EventChecker:
 
 def format_checkpoint_name(trial: int, epoch: int, segment_number: int) -> str:
     """Return the name that `TrialSegment.make_checkpoint_name` gives to a checkpoint."""
-    return f"{CHECKPOINTS_FOLDER}/{make_run_name(trial)}/epoch_{epoch:04d}_stretch_{segment_number}.ckpt"
+    return f"{CHECKPOINTS_FOLDER}/{make_run_name(trial)}/epoch_{epoch:04d}_segment_{segment_number}.ckpt"
 
 
 def is_same_value(ours: Any, theirs: Any) -> bool:

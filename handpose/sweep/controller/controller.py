@@ -235,7 +235,7 @@ class SweepController:
         """Copy the newest checkpoint of another trial, because that trial trains on and removes its old checkpoints."""
         history = self.history
         segment = history.trials[number].num_segments + 1
-        name = f"{CHECKPOINTS_FOLDER}/{make_run_name(number)}/stretch_{segment}_of_{source}.ckpt"
+        name = f"{CHECKPOINTS_FOLDER}/{make_run_name(number)}/segment_{segment}_of_{source}.ckpt"
         return history.files.copy_newest(history.retention.list_checkpoints(source), name)
 
     # --- results and failures -----------------------------------------------------------------------------------------

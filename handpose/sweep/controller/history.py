@@ -28,6 +28,7 @@ from handpose.sweep.record.events import (
     Opened,
     Reported,
     SetAside,
+    get_kind,
 )
 from handpose.sweep.record.settings import SpentBudget, SweepSettings
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles
@@ -35,7 +36,7 @@ from handpose.sweep.storage.retention import CheckpointNeed, CheckpointRetention
 from handpose.values import same
 
 _NUM_FINALISTS = 3
-_BLAMELESS_FAILURES: tuple[FailureKind, ...] = ("preempted", "lost", "worn")
+_BLAMELESS_FAILURES: tuple[FailureKind, ...] = ("preempted", "lost", "unfit_worker")
 _STATE_AFTER_DECISION: Mapping[Decision, State] = {
     "continue": "running",
     "pause": "paused",
@@ -146,7 +147,7 @@ class History:
         self._settings = settings
         self._scheduler = scheduler
         self.gpus = 0.0
-        self.health = NodeHealth(settings.set_aside_after)
+        self.health = NodeHealth(settings.quarantine_after_failures)
         self._command = command
         self._finalists: list[tuple[float, int]] = []
         self._failed_before_any_report: set[int] = set()
@@ -197,7 +198,7 @@ class History:
             return True, min(1.0, 2 * num_gpus)
         if kind in _BLAMELESS_FAILURES:
             return True, trial.gpus
-        comes_again = kind == "gpu_memory" or (kind == "mistake" and self.num_reports)
+        comes_again = kind == "gpu_memory" or (kind == "user_error" and self.num_reports)
         left = (
             (0 if comes_again else self._settings.max_retries)
             - trial.num_failures
@@ -250,7 +251,7 @@ class History:
         return next((each for each in sorted(self.live["waiting"]) if self.trials[each].retry_at <= now), None)
 
     def _is_exploding(self, number: int, value: float) -> bool:
-        factor, best = self._settings.explosion_factor, self.trials[number].best_value
+        factor, best = self._settings.divergence_factor, self.trials[number].best_value
         if factor is None or not best > 0:  # no factor makes 0 or a negative value worse
             return False
         return value > factor * best if self._target.mode == "min" else value < best / factor
@@ -304,7 +305,7 @@ class History:
             return ""
         if event.trial not in self.trials:
             return f"is about trial {event.trial}, which no line before it asks for"
-        row, kind = self.table.rows[event.trial], type(event).__name__.lower()
+        row, kind = self.table.rows[event.trial], get_kind(event)
         if row.state not in _STATES_BEFORE_EVENT.get(type(event), ("running",)):
             return f"has {kind!r} of trial {event.trial}, which is {row.state} by then"
         metric, second = self._settings.metric, self._settings.second_objective
@@ -377,7 +378,7 @@ class History:
         if event.params is not None and not same(event.params, trial.row.params):
             # Population based training: values from now on belong to other parameters than the searcher proposed.
             trial.row.params, trial.row.command, trial.is_perturbed = event.params, "", True
-        trial.num_segments = event.stretch
+        trial.num_segments = event.segment
         trial.segment_gpus = self.gpus if event.gpus is None else event.gpus
         trial.start_segment(event.at)
         self._set_state(event.trial, "running")

@@ -44,7 +44,7 @@ _CHANGEABLE_KEYS = (
     "sweep.max_retries",
     "sweep.retry_delay_s",
     "sweep.hang_timeout_s",
-    "sweep.set_aside_after",
+    "sweep.quarantine_after_failures",
     "sweep.stop_after_failures",
     "sweep.retrain_devices",
     "sweep.preflight",
@@ -118,9 +118,9 @@ def make_new_task(config: Any) -> SweepTask:
     check_storage_url(_get_unresolved_value(config, "searcher.storage"))
     choices, space = dict(HydraConfig.get().runtime.choices), load_space(config.search_space)
     values = flatten_config(_to_plain_config(config)) | choices
-    held = find_fixed_params(space, given_keys(), values)
+    fixed = find_fixed_params(space, given_keys(), values)
     task = (config, task_overrides(), location_overrides(config), choices)
-    return SweepTask(*task, fix_params(space, held), fixed=held)
+    return SweepTask(*task, fix_params(space, fixed), fixed=fixed)
 
 
 def find_fixed_params(space: Space, given: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def make_sweep_record(task: SweepTask, origin: Mapping[str, Any]) -> dict[str, A
         "overrides": list(task.overrides),
         "locations": list(task.locations),
         "choices": dict(task.choices),
-        "held": dict(task.fixed),
+        "fixed_params": dict(task.fixed),
     }
 
 
@@ -265,10 +265,12 @@ def load_recorded_task(
     if len(files) != 1:
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
     locations = [item for item in locations if override_key(item) not in place]
-    origin = {name: value for name, value in record.items() if name not in ("format", *_TASK_KEYS, "held", PROCESS_MB)}
-    held = record.get("held") or {}  # sweeps of earlier versions lack the key
-    space = fix_params(load_space(str(files[0])), held)
-    return SweepTask(config, [*kept, *new], locations, record["choices"], space, origin, held)
+    origin = {
+        name: value for name, value in record.items() if name not in ("format", *_TASK_KEYS, "fixed_params", PROCESS_MB)
+    }
+    fixed = record.get("fixed_params") or {}  # sweeps of earlier versions lack the key
+    space = fix_params(load_space(str(files[0])), fixed)
+    return SweepTask(config, [*kept, *new], locations, record["choices"], space, origin, fixed)
 
 
 def _keep_initial_budget(config: Any, before: Mapping[str, Any]) -> None:

@@ -302,14 +302,14 @@ def _classify_failure(error: Exception | None, text: str) -> FailureKind:
         return "lost" if any(said in text for said in _NODE_LOST_TEXTS) else "killed"
     raised = getattr(error, "cause", error)
     if isinstance(raised, UnfitWorkerError):
-        return "worn"
+        return "unfit_worker"
     if isinstance(raised, LostWorkerError):
         is_gone = raised.kind == "killed" and any(
             said in text for said in _NODE_LOST_TEXTS
         )  # the node was lost before any worker started
         return "lost" if is_gone else raised.kind
     if isinstance(raised, UserError):
-        return "mistake"
+        return "user_error"
     return "gpu_memory" if any(said in text for said in _GPU_MEMORY_TEXTS) else "error"
 
 

@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from handpose.errors import UserError, explain, naming
+from handpose.formats import upgrade_event
 
 if TYPE_CHECKING:  # workers read events without Optuna and Hydra
     from handpose.search.space import Params
 
-EVENTS_FORMAT = 3
+EVENTS_FORMAT = 4
 """Version of the file format. Increase it with every new kind of event, field or value.
 
-Each `opened` line contains the format version of the program that writes the lines after it. Files of format 1 contain
-no version. Format 3 distinguishes a spent budget from a finished sweep, and it ends a sweep when every point of a
-finite search space has been tried.
+Each `sweep_opened` line contains the format version of the program that writes the lines after it. Files of format 1
+contain no version. Format 3 distinguishes a spent budget from a finished sweep, and it ends a sweep when every point of
+a finite search space has been tried. Format 4 has other names for the kinds of events and of failures, and for a field
+(handpose/formats.py).
 """
 
 Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasible"]
@@ -36,22 +38,22 @@ Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasi
 - pause: the scheduler pauses it at a rung.
 - stop: the scheduler stops it early.
 - complete: it has reached `sweep.max_epochs`.
-- diverged: its metric is not finite, or it is worse than the trial's best by more than `sweep.explosion_factor`.
+- diverged: its metric is not finite, or it is worse than the trial's best by more than `sweep.divergence_factor`.
 - infeasible: it violates a constraint on its costs, or its second objective is not finite.
 """
 
 CloseReason = Literal["finished", "spent", "interrupted", "halted"]
 
-FailureKind = Literal["error", "mistake", "killed", "gpu_memory", "preempted", "lost", "worn"]
+FailureKind = Literal["error", "user_error", "killed", "gpu_memory", "preempted", "lost", "unfit_worker"]
 """Why a segment of a trial failed.
 
 - error: it raised an exception.
-- mistake: it raised a UserError, which would be raised again on a retry.
+- user_error: it raised a UserError, which would be raised again on a retry.
 - killed: its process died.
 - gpu_memory: the GPU ran out of memory.
 - preempted: the cluster took the machine away.
 - lost: the machine died or cannot be reached.
-- worn: an earlier trial left the worker process unfit for another one.
+- unfit_worker: an earlier trial left the worker process unfit for another one.
 
 The last three are not the trial's fault and do not count as retries.
 """
@@ -107,7 +109,7 @@ class Begun:
     Attributes:
         at: the sweep's own time in seconds.
         trial: number of the trial.
-        stretch: number of the segment within the trial, counted from 1.
+        segment: number of the segment within the trial, counted from 1.
         epoch: number of epochs trained before this segment.
         gpus: GPUs that the trial holds; None: `Opened.gpus`.
         source: the trial from whose checkpoint this one resumes (population based training); None: its own.
@@ -117,7 +119,7 @@ class Begun:
 
     at: float
     trial: int
-    stretch: int
+    segment: int
     epoch: int
     gpus: float | None = None
     source: int | None = None
@@ -234,13 +236,27 @@ EVENTS_FILE = "events.jsonl"
 
 _SYNC_EVERY_S = 1.0
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__.lower(): kind for kind in (Opened, Asked, Begun, Measured, Reported, Failed, SetAside, Ended, Closed)
+    "sweep_opened": Opened,
+    "trial_suggested": Asked,
+    "segment_started": Begun,
+    "costs_measured": Measured,
+    "epoch_reported": Reported,
+    "segment_failed": Failed,
+    "node_quarantined": SetAside,
+    "trial_ended": Ended,
+    "sweep_closed": Closed,
 }
+_KIND_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 _HINTS = {
     kind: typing.get_type_hints(kind, localns={"Params": dict[str, Any]})
     for kind in (CheckpointRecord, *_KINDS.values())
 }
+
+
+def get_kind(event: Event) -> str:
+    """Return the kind of an event, as the log has it under `event`."""
+    return _KIND_NAMES[type(event)]
 
 
 class EventLog:
@@ -280,7 +296,7 @@ class EventLog:
         Raises:
             UserError: the event cannot be written. The file is then unchanged.
         """
-        line = (json.dumps({"event": type(event).__name__.lower(), **asdict(event)}) + "\n").encode()
+        line = (json.dumps({"event": get_kind(event), **asdict(event)}) + "\n").encode()
         try:
             written = 0
             while written < len(line):
@@ -332,7 +348,7 @@ def _parse_events(content: bytes, path: Path) -> tuple[list[Event], int]:
 def _find_order_problem(event: Event, suggested: set[int]) -> str:
     """Explain why an event cannot follow the ones before it; empty if it can.
 
-    Adds the trial of an `asked` event to `suggested`, the trials that have been suggested so far.
+    Adds the trial of a `trial_suggested` event to `suggested`, the trials that have been suggested so far.
     """
     if isinstance(event, Asked):
         if event.trial in suggested:
@@ -383,6 +399,9 @@ def scan_event_lines(content: bytes) -> Iterator[EventLine]:
         yield EventLine(len(lines), len(lines[-1]), None)
 
 
+_FORMAT_WITH_NEW_NAMES = 4
+
+
 class _LineError(Exception):
     """A line of the event log is invalid; the message says why."""
 
@@ -395,8 +414,10 @@ def _parse_event(line: bytes, version: int) -> Event:
     if not isinstance(values, dict) or not isinstance(values.get("event"), str):
         raise _LineError(f"is damaged: it names no event; {_RESTORE_HINT}")
     name = values.pop("event")
-    if name == "opened":
+    if name in ("opened", "sweep_opened"):
         version = _read_version(values)
+    if version < _FORMAT_WITH_NEW_NAMES:
+        name, values = upgrade_event(name, values)
     if name not in _KINDS:
         raise _LineError(f"has an event {name!r}, which is unknown: {_explain_unknown(version)}")
     event: Event = _build_record(_KINDS[name], values, name, version)
@@ -404,7 +425,7 @@ def _parse_event(line: bytes, version: int) -> Event:
 
 
 def _read_version(values: dict[str, Any]) -> int:
-    """Read the format version from an `opened` line; without one it is set to 1."""
+    """Read the format version from a `sweep_opened` line; without one it is set to 1."""
     version = values.setdefault("version", 1)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise _LineError(f"is damaged: the version of its format is {version!r}; {_RESTORE_HINT}")

@@ -85,7 +85,7 @@ class SweepSettings:
         mode: whether smaller (`min`) or larger (`max`) values of the metric are better; None: the metric's own
             direction. A new sweep accepts `min` or `max` only if it is the metric's own direction.
         second_objective: cost to minimise in addition to the metric. It is measured before a trial is trained.
-        explosion_factor: a trial ends when its metric is worse than its own best value by more than this factor. The
+        divergence_factor: a trial ends when its metric is worse than its own best value by more than this factor. The
             check needs a best value above 0, since no factor makes 0 or a negative value worse. None: a trial ends
             only when its metric is not finite.
         checkpoint_every_epochs: interval between the checkpoints of a trial; None: only at rungs where the trial may
@@ -95,8 +95,8 @@ class SweepSettings:
         retry_delay_s: seconds before the first retry of a trial. The delay doubles with each further retry.
         hang_timeout_s: a trial that does not report for this many seconds fails, and its worker is killed; None: no
             timeout.
-        set_aside_after: a node is quarantined when this many different trials have failed on it since its last report
-            while other nodes work; None: never.
+        quarantine_after_failures: a node is quarantined when this many different trials have failed on it since its
+            last report while other nodes work; None: never.
         stop_after_failures: the sweep ends when this many different trials have failed before any trial has reported.
         preflight: what is tested before the sweep. `brief`: a few points of the search space. `only`: more points, for
             longer, without a sweep afterwards. `off`: nothing.
@@ -126,13 +126,13 @@ class SweepSettings:
     metric: str
     mode: Mode | None
     second_objective: Literal["latency_ms", "num_parameters", "memory_mb"] | None
-    explosion_factor: Annotated[float, Field(gt=1)] | None
+    divergence_factor: Annotated[float, Field(gt=1)] | None
     checkpoint_every_epochs: _Count | None
     checkpoint_budget_gb: _Amount
     max_retries: Annotated[int, Field(ge=0)]
     retry_delay_s: Annotated[float, Field(ge=0)]
     hang_timeout_s: _Amount | None
-    set_aside_after: _Count | None
+    quarantine_after_failures: _Count | None
     stop_after_failures: _Count
     preflight: Literal["brief", "only", "off"]
     confirm: ConfirmSettings

@@ -48,7 +48,7 @@ class TrialSegment(NamedTuple):
         Args:
             epoch: number of epochs trained.
         """
-        return f"{CHECKPOINTS_FOLDER}/{make_run_name(self.trial)}/epoch_{epoch:04d}_stretch_{self.segment_number}.ckpt"
+        return f"{CHECKPOINTS_FOLDER}/{make_run_name(self.trial)}/epoch_{epoch:04d}_segment_{self.segment_number}.ckpt"
 
     def make_checkpoint_path(self, epoch: int) -> Path:
         """Make the path of the checkpoint after an epoch in the sweep's folder."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from handpose.errors import UserError
+from handpose.formats import get_former_checkpoint_name
 from handpose.sweep.record.events import EVENTS_FILE, CheckpointRecord
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, TrialSegment, make_run_name
 from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
@@ -35,7 +36,7 @@ _PAUSE_TIMEOUT_S = 60.0
 _NFS_TIMEOUT_S = 10.0
 _NUM_THREADS = 8
 _FIRST_DELAY_S, _MAX_DELAY_S = 2.0, 60.0
-_CHECKPOINT_NAME = re.compile(r"epoch_(\d+)_stretch_(\d+)\.([0-9a-f]{8})\.ckpt")
+_CHECKPOINT_NAME = re.compile(r"epoch_(\d+)_(?:segment|stretch)_(\d+)\.([0-9a-f]{8})\.ckpt")
 _Answer = TypeVar("_Answer")
 
 
@@ -151,9 +152,11 @@ class FolderFiles:
 
     def find_unreported(self, trial: int, segment_number: int, epochs: range) -> list[CheckpointRecord]:
         """Find the checkpoints on the disk. They are intact: a file gets its name only when it is complete."""
-        files = sorted(
-            (self._folder / CHECKPOINTS_FOLDER / make_run_name(trial)).glob(f"epoch_*_stretch_{segment_number}.ckpt")
+        place, pattern = (
+            self._folder / CHECKPOINTS_FOLDER / make_run_name(trial),
+            f"epoch_*_segment_{segment_number}.ckpt",
         )
+        files = sorted([*place.glob(get_former_checkpoint_name(pattern)), *place.glob(pattern)])
         by_epoch = {int(file.name.split("_")[1]): file for file in files}
         return [
             describe_checkpoint(file, folder=self._folder, epoch=epoch)

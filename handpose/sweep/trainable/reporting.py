@@ -11,7 +11,7 @@ from handpose.sweep.record.events import CheckpointRecord, FailureKind
 from handpose.sweep.record.trial_segment import TrialSegment
 
 SEGMENT_KEY, CHECKPOINT_KEY, COSTS_KEY, AVOIDED_NODES_KEY, NODE_ID_KEY = (
-    "stretch",
+    "segment",
     "checkpoint",
     "costs",
     "avoided",

@@ -94,7 +94,7 @@ def test_a_sweep_that_runs_is_read_up_to_its_last_whole_line(tmp_path):
     folder = tmp_path / "running"
     table = make_sweep(folder, num_trials=12, max_epochs=9, is_over=False)
     with (folder / "events.jsonl").open("a") as log:
-        log.write('{"event": "reported", "at": 1')
+        log.write('{"event": "epoch_reported", "at": 1')
     record = read_sweep(folder)
     assert record.end == ""
     running = [trial.number for trial in record.trials if trial.state == "running"]
@@ -115,7 +115,7 @@ def test_a_folder_without_a_sweep_is_refused_in_a_sentence(tmp_path, capsys):
 def test_a_sweep_of_an_older_version_lacks_keys_and_is_read(swept, tmp_path):
     folder, _ = swept
     kept = yaml.safe_load((folder / "sweep.yaml").read_text())
-    for key in ("second_objective", "confirm", "explosion_factor", "checkpoint_budget_gb"):
+    for key in ("second_objective", "confirm", "divergence_factor", "checkpoint_budget_gb"):
         del kept["config"]["sweep"][key]
     old = tmp_path / "old"
     old.mkdir()

@@ -450,7 +450,7 @@ def test_out_of_gpu_memory_is_tried_again_with_twice_the_share_until_that_is_a_w
     assert swept.controller.history.table.rows[0].state == "failed"
 
 
-@pytest.mark.parametrize("kind", ["preempted", "lost", "worn"])
+@pytest.mark.parametrize("kind", ["preempted", "lost", "unfit_worker"])
 def test_what_is_not_the_trials_fault_costs_it_no_try(simulate, kind):
     swept = simulate("fifo", num_slots=1, max_retries=0, num_trials=1)
     for segment in range(1, 8):
@@ -463,11 +463,11 @@ def test_a_mistake_is_not_tried_again_once_trials_work(simulate):
     swept = simulate("fifo", num_slots=2, max_retries=5)
     swept.fill()
     swept.step()
-    swept.controller.process_failure(1, failure("mistake"))
+    swept.controller.process_failure(1, failure("user_error"))
     assert swept.controller.history.table.rows[1].state == "failed"
 
 
-@pytest.mark.parametrize("kind", ["error", "killed", "mistake"])
+@pytest.mark.parametrize("kind", ["error", "killed", "user_error"])
 def test_a_bug_that_fails_every_first_trial_ends_the_sweep_and_nothing_is_given_up(simulate, kind):
     changes = {"max_retries": 0 if kind == "killed" else 2, "retry_delay_s": 10.0}
     swept = simulate("fifo", num_slots=2, stop_after_failures=3, **changes)
@@ -526,7 +526,7 @@ def events_of(swept, kind):
     return [event for event in read_events(swept.file) if isinstance(event, kind)]
 
 
-@pytest.mark.parametrize("kind", ["error", "mistake", "killed", "gpu_memory"])
+@pytest.mark.parametrize("kind", ["error", "user_error", "killed", "gpu_memory"])
 def test_a_node_that_fails_one_trial_after_the_other_is_set_aside_and_no_trial_loses_a_try(on_two_nodes, kind):
     state = on_two_nodes.controller
     for number in (1, 2, 3):
@@ -542,7 +542,7 @@ def test_a_node_that_fails_one_trial_after_the_other_is_set_aside_and_no_trial_l
     assert state.history.table.rows[5].state == "waiting"
 
 
-@pytest.mark.parametrize("kind", ["error", "mistake", "killed", "gpu_memory"])
+@pytest.mark.parametrize("kind", ["error", "user_error", "killed", "gpu_memory"])
 def test_a_trial_that_fails_wherever_it_runs_comes_to_its_end(on_two_nodes, kind):
     state = on_two_nodes.controller
     state.process_failure(1, failure(kind)._replace(node="bad"))

@@ -153,7 +153,9 @@ def test_a_folder_that_was_moved_is_gone_on_with_where_it_is(folder, tmp_path):
     assert (config.sweep.folder, config.sweep.name) == (str(moved), "mine")
 
 
-@pytest.mark.parametrize("given", ["optimizer.lr=1", "scheduler=asha", "sweep.max_epochs=3", "searcher.first=[]"])
+@pytest.mark.parametrize(
+    "given", ["optimizer.lr=1", "scheduler=asha", "sweep.max_epochs=3", "searcher.points_to_evaluate=[]"]
+)
 def test_what_a_trial_is_cannot_be_changed(folder, given):
     with pytest.raises(UserError, match=rf"{given.split('=')[0]}=.*keeps its configuration.*sweep\.num_trials"):
         load_recorded_task(folder, [given])
@@ -186,7 +188,7 @@ def test_other_data_are_refused(folder):
 
 
 def test_a_sweep_from_a_store_goes_on_with_the_paths_of_this_process(folder, tmp_path, monkeypatch):
-    (folder / "events.jsonl").write_text('{"event": "opened", "at": 0.0, "num_trials": 12, "gpus": 0.0}\n')
+    (folder / "events.jsonl").write_text('{"event": "sweep_opened", "at": 0.0, "num_trials": 12, "gpus": 0.0}\n')
     url = f"file://{tmp_path}/store/mine"
     folder_sync = FolderSync(folder, ObjectStore(url))
     folder_sync.connect()

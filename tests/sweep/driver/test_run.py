@@ -234,7 +234,7 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sw
         )
     assert [trial.state for trial in study_of(folder).trials] == [TrialState.COMPLETE] * 3
     resumed = [
-        event for event in read_events(folder / "events.jsonl") if isinstance(event, Begun) and event.stretch > 1
+        event for event in read_events(folder / "events.jsonl") if isinstance(event, Begun) and event.segment > 1
     ]
     assert resumed
     assert all(event.epoch > 0 for event in resumed)
@@ -336,7 +336,7 @@ def test_a_mistake_in_one_configuration_is_not_tried_again(sweep, write_space):
     states = {row.params["model.decoder.depth"]: row.state for row in table.rows.values()}
     assert states == {1: "complete", 2: "failed", 3: "complete"}
     failures = [event.kind for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
-    assert failures == ["mistake"]
+    assert failures == ["user_error"]
 
 
 @pytest.mark.slow
@@ -344,7 +344,7 @@ def test_a_trial_that_gets_an_unfit_worker_gets_another_without_losing_a_try(swe
     table, folder = sweep(write_space(SPACE), wears_its_worker_out, scheduler=Fifo, num_trials=4, max_retries=0)
     assert {(row.state, row.epochs) for row in table.rows.values()} == {("complete", 4)}
     failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
-    assert {event.kind for event in failures} == {"worn"}
+    assert {event.kind for event in failures} == {"unfit_worker"}
 
 
 def test_what_costs_too_much_is_told_the_sampler_and_not_trained(ray_started, write_space, tmp_path):

@@ -65,7 +65,7 @@ def test_the_first_worker_tells_and_none_goes_on_when_the_trial_is_stopped(ray_s
 def test_a_dead_worker_is_a_try_and_what_one_raises_is_the_trials_end(ray_started, tmp_path):
     table, folder = swept(tmp_path, (2, 3), lambda: Fifo(), max_retries=1)
     failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
-    assert [(event.trial, event.kind) for event in failures] == [(0, "killed"), (1, "mistake")]
+    assert [(event.trial, event.kind) for event in failures] == [(0, "killed"), (1, "user_error")]
     assert failures[1].cause.endswith("model.decoder.depth=3 does not fit")
     assert [(row.state, row.epochs) for row in table.rows.values()] == [("complete", 4), ("failed", 1)]
     assert not held()
@@ -159,7 +159,7 @@ def test_a_worker_that_had_not_begun_is_lost_with_its_node(monkeypatch):
         (ControllerError(WorkerGroupStartupFailedError("its node died")), "lost", "dead"),
         (ControllerError(ValueError("no such backend")), "error", ""),
     ],
-    ids=["worker", "preempted worker", "drained node", "start", "mistake"],
+    ids=["worker", "preempted worker", "drained node", "start", "user_error"],
 )
 def test_what_ray_train_ends_a_group_with_is_told(raised, kind, node_id, monkeypatch):
     monkeypatch.setattr(worker_group, "_find_lost_node", lambda channel: "dead")

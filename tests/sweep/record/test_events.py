@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 import yaml
@@ -30,13 +30,14 @@ from handpose.sweep.record.events import (
     Opened,
     Reported,
     SetAside,
+    get_kind,
     read_events,
 )
 from tests.sweep.objectives import METRIC
 from tests.sweep.simulation import Simulation
 from tests.sweep.sweeps import asha, make_settings
 
-CHECKPOINT = CheckpointRecord("checkpoints/trial_0003/epoch_0002_stretch_1.ckpt", 2, 1000, 77)
+CHECKPOINT = CheckpointRecord("checkpoints/trial_0003/epoch_0002_segment_1.ckpt", 2, 1000, 77)
 EVENTS = [
     Opened(0.0, 12),
     Asked(0.5, 3, {"optimizer.lr": 1e-3, "model/decoder": "pyramid", "list": [1, 2], "none": None}),
@@ -75,6 +76,40 @@ def test_events_are_read_as_they_were_written(file):
         Closed,
     }
     assert all(field.name != "event" for event in EVENTS for field in fields(event))
+
+
+def test_events_of_format_3_are_read_under_their_new_names(tmp_path):
+    names = {
+        "sweep_opened": "opened",
+        "trial_suggested": "asked",
+        "segment_started": "begun",
+        "costs_measured": "measured",
+    }
+    names |= {"epoch_reported": "reported", "segment_failed": "failed", "node_quarantined": "setaside"}
+    names |= {"trial_ended": "ended", "sweep_closed": "closed"}
+    kinds = {"user_error": "mistake", "unfit_worker": "worn"}
+    events = [*EVENTS, *(Failed(5.0, 3, kind, "no", "no", False) for kind in kinds)]
+    lines = []
+    for event in events:
+        values = {"event": names[get_kind(event)], **asdict(event)}
+        values |= {"version": 3} if isinstance(event, Opened) else {}
+        values |= {"stretch": values.pop("segment")} if isinstance(event, Begun) else {}
+        values |= {"kind": kinds.get(event.kind, event.kind)} if isinstance(event, Failed) else {}
+        lines.append(json.dumps(values))
+    file = tmp_path / "events.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    read = read_events(file)
+    assert read == [replace(events[0], version=3), *events[1:]]
+    log = EventLog(file)
+    log.append(Opened(6.0, 12))
+    log.append(Begun(6.1, 3, 3, 2))
+    log.close()
+    assert read_events(file) == [*read, Opened(6.0, 12), Begun(6.1, 3, 3, 2)]
+
+
+def test_events_of_format_4_have_no_former_names(file):
+    changed(file, 2, event="asked")
+    refused(file, "line 2 of 10 has an event 'asked', which is unknown")
 
 
 def test_values_that_are_no_numbers_come_back(tmp_path):
@@ -128,7 +163,7 @@ def changed(file, number, **values):
 
 
 @pytest.mark.parametrize("number", [4, 10])
-@pytest.mark.parametrize("line", [b'{"event": "reported", "at"', b"", b"[1]", b'{"at": 1.0}', b"\xff"])
+@pytest.mark.parametrize("line", [b'{"event": "epoch_reported", "at"', b"", b"[1]", b'{"at": 1.0}', b"\xff"])
 def test_a_damaged_whole_line_is_refused_with_its_number(file, number, line):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[: number - 1], line + b"\n", *lines[number:]]))
@@ -171,12 +206,14 @@ def test_a_program_before_the_spent_budget_says_that_the_file_is_of_a_later_vers
     changed(file, 10, reason="spent")
     assert read_events(file)[-1] == Closed(EVENTS[-1].at, "spent")
     monkeypatch.setattr(module, "EVENTS_FORMAT", 2)
-    refused(file, r"line 1 of 10 begins events of format 3, but .* reads formats up to 2: use the later version")
+    refused(file, r"line 1 of 10 begins events of format 4, but .* reads formats up to 2: use the later version")
 
 
 def test_a_sweep_that_a_later_version_continued_is_refused_there(file):
     with file.open("a") as log:
-        log.write(json.dumps({"event": "opened", "at": 9.0, "num_trials": 12, "version": EVENTS_FORMAT + 3}) + "\n")
+        log.write(
+            json.dumps({"event": "sweep_opened", "at": 9.0, "num_trials": 12, "version": EVENTS_FORMAT + 3}) + "\n"
+        )
         log.write(json.dumps({"event": "teleported"}) + "\n")
     refused(file, rf"line 11 of 12 begins events of format {EVENTS_FORMAT + 3}")
 

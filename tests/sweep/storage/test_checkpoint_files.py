@@ -80,10 +80,26 @@ def test_what_a_stretch_left_untold_is_found_by_its_name(files):
     assert files.find_unreported(3, 3, range(1, 9)) == files.find_unreported(4, 2, range(1, 9)) == []
 
 
+def test_what_an_earlier_version_left_unreported_is_found_too(tmp_path):
+    files = FolderFiles(tmp_path)
+    name = "checkpoints/trial_0003/epoch_0004_stretch_2.ckpt"
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_bytes(b"weights")
+    kept = [files.commit(tmp_path / name, epoch=4, is_needed=False), keep(files, 5, segment=2)]
+    assert files.find_unreported(3, 2, range(1, 9)) == kept
+
+
+def test_what_an_earlier_version_left_unreported_in_a_store_is_found_too(in_store, store, tmp_path):
+    (tmp_path / "file").write_bytes(b"weights")
+    store.upload(tmp_path / "file", "checkpoints/trial_0003/epoch_0004_stretch_2.0000002a.ckpt")
+    (found,) = in_store.find_unreported(3, 2, range(1, 9))
+    assert (found.epoch, found.checksum) == (4, 42)
+
+
 def test_a_checkpoint_is_taken_over_under_a_name_of_its_own(files):
     kept = [keep(files, 1), keep(files, 2)]
-    taken = files.copy_newest(kept, "checkpoints/trial_0007/stretch_1_of_3.ckpt")
-    assert (taken.file, taken.epoch) == ("checkpoints/trial_0007/stretch_1_of_3.ckpt", 2)
+    taken = files.copy_newest(kept, "checkpoints/trial_0007/segment_1_of_3.ckpt")
+    assert (taken.file, taken.epoch) == ("checkpoints/trial_0007/segment_1_of_3.ckpt", 2)
     assert files.fetch_newest([taken])[1].read_bytes() == b"weights2"
     assert files.list_names() == {each.file for each in (*kept, taken)}
 

@@ -112,7 +112,7 @@ def test_each_trial_of_two_at_a_time_is_reproduced_alone_from_its_row(ray_starte
     )
     events = read_events(tmp_path / "sweep" / "events.jsonl")
     assert sorted(row.epochs for row in table.rows.values()) == [1, 1, 2, 4]
-    assert any(event.stretch > 1 and event.epoch > 0 for event in events if isinstance(event, Begun))
+    assert any(event.segment > 1 and event.epoch > 0 for event in events if isinstance(event, Begun))
     for row in table.rows.values():
         assert reproduced(row, tmp_path) == row.metrics
     assert {event.costs["num_parameters"] > 1e5 for event in events if isinstance(event, Measured)} == {True}
@@ -185,7 +185,7 @@ def test_a_checkpoint_that_cannot_be_written_is_noted_and_training_goes_on(train
     (tmp_path / "checkpoints").write_text("in the way of a folder")
     metrics = train("trainer.max_epochs=2", callbacks=[told(every=1)])
     assert [(epoch, more["checkpoint"]) for epoch, more in reports] == [(1, None), (2, None)]
-    assert "epoch_0001_stretch_1.ckpt cannot be written" in reports[1][1]["note"]
+    assert "epoch_0001_segment_1.ckpt cannot be written" in reports[1][1]["note"]
     assert metrics[METRIC] == train("trainer.max_epochs=2")[METRIC]
 
 
@@ -207,7 +207,7 @@ def test_a_trial_that_is_stopped_saves_no_more(train, told, monkeypatch, tmp_pat
     monkeypatch.setattr(trial, "report_epoch", stop_at_two)
     with pytest.raises(KeyboardInterrupt):
         train("trainer.max_epochs=4", callbacks=[told(every=1)])
-    assert [file.name for file in tmp_path.glob("checkpoints/*/*")] == ["epoch_0001_stretch_1.ckpt"]
+    assert [file.name for file in tmp_path.glob("checkpoints/*/*")] == ["epoch_0001_segment_1.ckpt"]
 
 
 def test_pictures_are_drawn_where_a_trial_may_end_and_change_nothing(train, told, monkeypatch, tmp_path):
@@ -235,7 +235,7 @@ def test_a_trial_goes_on_from_a_checkpoint_with_the_new_learning_rate(train, tol
     monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **_: None)
     old, new = ["trainer.max_epochs=3", "optimizer.lr=1e-3"], ["trainer.max_epochs=3", "optimizer.lr=2e-4"]
     whole = train(*old, callbacks=[told(every=2)])
-    checkpoint = tmp_path / "checkpoints" / "trial_0000" / "epoch_0002_stretch_1.ckpt"
+    checkpoint = tmp_path / "checkpoints" / "trial_0000" / "epoch_0002_segment_1.ckpt"
     again = train(*old, resume_from=checkpoint)
     assert again[METRIC] == whole[METRIC]
     fresh, gone_on = Rates(), Rates()
@@ -250,10 +250,10 @@ def test_a_trial_with_averaged_weights_pauses_and_goes_on(train, told, monkeypat
     monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **_: None)
     begun = tmp_path / "begun.ckpt"
     train("trainer.max_epochs=2", callbacks=[told(rungs=(1,))])
-    (tmp_path / "checkpoints/trial_0000/epoch_0001_stretch_1.ckpt").rename(begun)
+    (tmp_path / "checkpoints/trial_0000/epoch_0001_segment_1.ckpt").rename(begun)
     given = ["trainer.max_epochs=3", "ema_decay=0.9", "encoder_lr_factor=0.3", f"model.weights={begun}"]
     whole = train(*given, callbacks=[told(rungs=(2,))])
-    again = train(*given, resume_from=tmp_path / "checkpoints/trial_0000/epoch_0002_stretch_1.ckpt")
+    again = train(*given, resume_from=tmp_path / "checkpoints/trial_0000/epoch_0002_segment_1.ckpt")
     assert again[METRIC] == whole[METRIC]
 
 
