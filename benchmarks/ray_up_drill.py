@@ -1,4 +1,4 @@
-"""A sweep by `ray up` on two hosts of this machine that answer ssh: cluster/ray_up.md, for machines of one's own.
+"""A sweep by `ray up` on two hosts of this machine that answer ssh, as in docs/cluster/ray_up.md for own machines.
 
     python benchmarks/ray_up_drill.py --output benchmarks/results/ray_up_drill.json
 

@@ -23,7 +23,8 @@ from hydra.utils import instantiate
 from optuna.distributions import BaseDistribution
 
 from benchmarks.clock import ClockedObjective, Trained, plain_trainable
-from handpose.config import REPOSITORY, compose, location_overrides, quote_override
+from handpose.config import compose, location_overrides, quote_override
+from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
 from handpose.resources import count_cores
 from handpose.search.space import Params, Space, load_space

@@ -274,6 +274,7 @@ class Told:
             scheduler.supports_two_objectives,
         )
         self.perturbs_params = scheduler.perturbs_params
+        self.selects_only_at_rungs = scheduler.selects_only_at_rungs
         self._rule, self._searcher, self._max_epochs = scheduler, searcher, max_epochs
 
     def on_trial_start(self, trial: int, params: Params) -> None:

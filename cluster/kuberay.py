@@ -4,7 +4,7 @@
         --claim sweeps --secret sweep-keys -- data=freihand data.root=/sweeps/FreiHAND sweep.num_trials=200
 
 The image holds this project with its requirements; the claim is a volume that all pods may write, for data and results.
-Prints the manifest and applies it; --dry-run only prints. See cluster/kuberay.md.
+Prints the manifest and applies it; --dry-run only prints. See docs/cluster/kuberay.md.
 """
 
 import json

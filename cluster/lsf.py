@@ -4,7 +4,7 @@
         --setup 'module load cuda; source .venv/bin/activate' -- data=freihand data.root=DIR sweep.num_trials=200
 
 Options that are not ours are those of bsub: -q, -P, -R, -M, -G, ... Prints the script and submits it; --dry-run only
-prints. See cluster/lsf.md.
+prints. See docs/cluster/lsf.md.
 """
 
 import math

@@ -5,7 +5,7 @@
     python cluster/ray_up.py --provider local --hosts 10.1.0.1 10.1.0.2 --ssh-user me \\
         --ssh-private-key ~/.ssh/id_ed25519 --output hands.yaml -- ...
 
-See cluster/ray_up.md.
+See docs/cluster/ray_up.md.
 """
 
 import argparse

@@ -4,7 +4,7 @@
         --setup 'module load cuda; source .venv/bin/activate' -- data=freihand data.root=DIR sweep.num_trials=200
 
 Options that are not ours are those of sbatch: --partition, --account, --qos, --constraint, --mem, ... Prints the script
-and submits it; --dry-run only prints. See cluster/slurm.md.
+and submits it; --dry-run only prints. See docs/cluster/slurm.md.
 """
 
 import shlex

@@ -9,6 +9,7 @@ import difflib
 import io
 import itertools
 import os
+import pkgutil
 import re
 import shlex
 import signal
@@ -33,14 +34,12 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from handpose.config_files import config_folders, extension_configs, find_options, use_extensions
 from handpose.errors import UserError, explain, is_about_files
 from handpose.schema import check, parameters, unknown_key
 from handpose.utf8 import is_utf8, read_utf8, use_utf8
 from handpose.whole_file import expand_home, whole_file
 from handpose.yaml_files import load_yaml
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-CONFIGS = REPOSITORY / "configs"
 
 ConfigName = Literal["train", "tune"]
 
@@ -51,6 +50,7 @@ PATH_KEYS = (
     "paths.data",
     "paths.output",
     "paths.packed",
+    "paths.extensions",
     "paths.logs",
     "paths.checkpoints",
     "paths.predictions",
@@ -93,12 +93,34 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
         _check_name(override_key(item), item.partition("=")[2])
     path = _best_path(given)
     every = _with_best(given)
+    use_given_extensions(every)
     try:
         return _checked(config_name, every)
     except UserError as error:
         if path is None or _composes(config_name, _best(path)):
             raise
         raise UserError(f"best={path} does not fit this version of the project: {error}") from error
+
+
+def use_given_extensions(overrides: Sequence[str]) -> None:
+    """Find modules and configuration files in the folder that `paths.extensions` among the overrides names, if any.
+
+    `compose` does this by itself. Raises UserError where there is no such folder.
+    """
+    values = {override_key(item): override_value(item) for item in overrides if override_key(item) in _EXTENSION_KEYS}
+    given = values.get("paths.extensions")
+    if given in (None, ""):
+        return
+    folder = Path(str(values.get("paths.base") or os.getcwd())) / expand_home(str(given))
+    if not folder.is_dir():
+        raise UserError(
+            f"paths.extensions={given}: there is no folder {folder}; it must hold your modules and their YAML files in "
+            "configs/ (docs/extending.md)"
+        )
+    use_extensions(folder)
+
+
+_EXTENSION_KEYS = ("paths.extensions", "paths.base")
 
 
 def _composes(config_name: ConfigName, overrides: list[str]) -> bool:
@@ -110,14 +132,16 @@ def _composes(config_name: ConfigName, overrides: list[str]) -> bool:
 
 
 def _checked(config_name: ConfigName, overrides: list[str]) -> DictConfig:
-    _check_package_directives(CONFIGS)
+    for folder in config_folders():
+        _check_package_directives(folder)
     try:
         config = _composed(config_name, overrides)
     except yaml.YAMLError as error:
         raise _unreadable(error) from error
     except UnicodeDecodeError as error:  # which does not name the file
-        for path in CONFIGS.rglob("*.yaml"):
-            read_utf8(path)
+        for folder in config_folders():
+            for path in folder.rglob("*.yaml"):
+                read_utf8(path)
         raise UserError(_one_line(error)) from error
     except _HYDRA_ERRORS as error:
         raise UserError(_explained(config_name, overrides, error)) from error
@@ -160,14 +184,15 @@ def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
         load_environment()
         flags, overrides = _command_line()
         overrides = [_with_quotes(item) for item in overrides]
+        use_given_extensions(overrides)
         if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
             for run in _runs(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
                 compose(config_name, run)  # before Hydra does, whose own messages are many lines
         if {"-c", "--cfg", "-i", "--info"} & {flag.partition("=")[0] for flag in flags}:
             overrides = _with_best(overrides)  # Hydra prints the configuration and never reaches main
-        sys.argv[1:] = [*flags, *overrides]  # Hydra takes no flag between two overrides
+        sys.argv[1:] = [*flags, *overrides, *search_path_override()]  # Hydra takes no flag between two overrides
 
-    @hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")
+    @hydra.main(config_path=str(config_folders()[0]), config_name=config_name, version_base="1.3")
     def entry(_: DictConfig) -> None:
         with told():
             main(compose(config_name, _given()))
@@ -300,10 +325,10 @@ def _given() -> list[str]:
 
 def location_overrides(config: DictConfig) -> list[str]:
     """Overrides that let another process, in another folder and environment, compose the same paths."""
-    keys = ("paths.data", "paths.output", "paths.packed")
-    return [quote_override("paths.base", os.getcwd())] + [
-        quote_override(key, OmegaConf.select(config, key)) for key in keys
-    ]
+    keys = ("paths.data", "paths.output", "paths.packed", "paths.extensions")
+    values = {key: OmegaConf.select(config, key) for key in keys}
+    places = [quote_override(key, value) for key, value in values.items() if value is not None]
+    return [quote_override("paths.base", os.getcwd()), *places]
 
 
 def quote_override(key: str, value: object) -> str:
@@ -369,15 +394,31 @@ def save(config: DictConfig, path: Path) -> None:
 
 def choice_of(group: str, target: str) -> str:
     """The choice of a group that makes a target, as pyramid of model/decoder; the target itself where there is none."""
-    targets = {load_yaml(path).get("_target_"): path.stem for path in (CONFIGS / group).glob("*.yaml")}
+    targets = {load_yaml(path).get("_target_"): name for name, path in find_options(group).items()}
     return targets.get(target, target)
 
 
+def find_target(group: str, target: str | None) -> Any:
+    """The class or function of a target that a file of the group names; None for any other, which is not imported.
+
+    For files that may come from someone else, as checkpoints and sweeps: they choose among what is here.
+    """
+    known = {load_yaml(path).get("_target_") for path in find_options(group).values()}
+    return None if target is None or target not in known else pkgutil.resolve_name(target)
+
+
 def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
+    overrides = [*overrides, *search_path_override()]
     if GlobalHydra.instance().is_initialized():
         return hydra.compose(config_name, overrides)
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with hydra.initialize_config_dir(str(config_folders()[0]), version_base="1.3"):
         return hydra.compose(config_name, overrides)
+
+
+def search_path_override() -> list[str]:
+    """The override that lets Hydra find the options in the user's folder as well; none where there is no folder."""
+    folder = extension_configs()
+    return [] if folder is None else [quote_override("hydra.searchpath", [f"file://{folder}"])]
 
 
 def _best_path(overrides: list[str]) -> str | None:
@@ -390,7 +431,7 @@ def _with_best(overrides: list[str]) -> list[str]:
     path = _best_path(overrides)
     if path is None:
         return overrides
-    groups = {override_key(item) for item in overrides if _is_group(override_key(item))}
+    groups = {override_key(item) for item in overrides if is_group(override_key(item))}
     return [item for item in _best(path) if override_key(item) not in groups] + overrides
 
 
@@ -415,8 +456,9 @@ def override_key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _is_group(key: str) -> bool:
-    return (CONFIGS / key).is_dir()
+def is_group(key: str) -> bool:
+    """Whether there is a configuration group of this name."""
+    return any((folder / key).is_dir() for folder in config_folders())
 
 
 # What is wrong, in one sentence.
@@ -446,14 +488,14 @@ def _explained(config_name: ConfigName, overrides: list[str], error: Exception) 
         parsed = [_parsed(item) for item in overrides]
     except UserError as unreadable:
         return str(unreadable)
-    groups = [item for item in parsed if _is_group(item.key_or_group) and not item.is_delete()]
+    groups = [item for item in parsed if is_group(item.key_or_group) and not item.is_delete()]
     wrong = [sentence for item in groups if (sentence := _wrong_choice(item))]
     if wrong:
         return wrong[0]
     known = _known_keys(config_name, groups)
     for item in parsed:
         key = item.key_or_group
-        if not _is_group(key) and not item.is_add() and key not in known:
+        if not is_group(key) and not item.is_add() and key not in known:
             return unknown_key(key, known) + _how_to_add(config_name, groups, key)
     return _one_line(error.__cause__ or error)
 
@@ -481,10 +523,10 @@ def _typed(key: str, text: str) -> str:
 
 def _check_added(config_name: ConfigName, config: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse `+key=value` where nothing reads the key; what has a `_target_` is held against its signature later."""
-    added = [item for item in map(_parsed, overrides) if item.is_add() and not _is_group(item.key_or_group)]
+    added = [item for item in map(_parsed, overrides) if item.is_add() and not is_group(item.key_or_group)]
     if not added:
         return
-    known = _known_keys(config_name, [_parsed(item) for item in overrides if _is_group(override_key(item))])
+    known = _known_keys(config_name, [_parsed(item) for item in overrides if is_group(override_key(item))])
     for item in added:
         if item.key_or_group not in known and not _has_target(config, item.key_or_group):
             raise UserError(unknown_key(item.key_or_group, known))
@@ -505,7 +547,7 @@ def _how_to_add(config_name: ConfigName, groups: Sequence[Override], key: str) -
 
 
 def _choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return list(find_options(group))
 
 
 def _wrong_choice(item: Override) -> str | None:
@@ -515,6 +557,8 @@ def _wrong_choice(item: Override) -> str | None:
         return None
     near = difflib.get_close_matches(str(choice), choices, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(choices)}"
+    if "." in str(choice):  # the name of a class, which a checkpoint or a sweep has in place of a file
+        hint = f"if it is in a folder of your own, give paths.extensions=FOLDER; {hint}"
     return f"{group}={'null' if choice is None else choice}: no such choice; {hint}"
 
 

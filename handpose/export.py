@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handpose.config import compose, make_parser, told
+from handpose.config import compose, make_parser, told, use_given_extensions
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 from handpose.evaluation.network import TrainedNetwork, data_overrides, read_network
@@ -159,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.output.suffix != ".onnx":
             raise UserError(f"--output {options.output} must end in .onnx")
         check_output(options.output)
+        use_given_extensions(options.overrides)
         network = read_network(options.checkpoint)
         side = network.input_size(options.image_size)
         if options.images:

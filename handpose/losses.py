@@ -37,6 +37,11 @@ class HeatmapLoss(nn.Module):
     is not there.
     """
 
+    contract_variants = (
+        {"bone_length_weight": 1.0, "bone_direction_weight": 1.0},
+        {"divergence": "jsd", "bone_length_weight": 1.0, "bone_direction_weight": 1.0},
+    )
+
     divergence: Divergence
     heatmap_weight: float
     coordinate_weight: float
@@ -49,7 +54,7 @@ class HeatmapLoss(nn.Module):
         self._compute_divergence = _DIVERGENCES[self.divergence]
 
     def forward(self, logits: AxisLogits, truth: Truth, axes: Axes) -> dict[str, Tensor]:
-        inside, target = _inside(truth.coordinates)
+        inside, target = find_inside(truth.coordinates)
         weights = inside * target.new_tensor([1.0, 1.0, self.depth_weight])
         divergence = torch.stack(
             [
@@ -61,8 +66,8 @@ class HeatmapLoss(nn.Module):
         coordinates = expected_coordinates(logits)
         distance = 10.0 * (coordinates - target).abs()
         terms = {
-            "heatmap": self.heatmap_weight * _mean(divergence, weights),
-            "coordinate": self.coordinate_weight * _mean(distance, weights),
+            "heatmap": self.heatmap_weight * weighted_mean(divergence, weights),
+            "coordinate": self.coordinate_weight * weighted_mean(distance, weights),
         }
         if self.bone_length_weight or self.bone_direction_weight:
             terms |= self._of_bones(axes.hand(coordinates, truth), truth, inside)
@@ -79,10 +84,10 @@ class HeatmapLoss(nn.Module):
         terms = {}
         if self.bone_length_weight:
             error = (torch.linalg.vector_norm(bones, dim=-1) - length).abs()
-            terms["bone_length"] = self.bone_length_weight * _mean(error, seen)
+            terms["bone_length"] = self.bone_length_weight * weighted_mean(error, seen)
         if self.bone_direction_weight:
             cosine = F.cosine_similarity(bones, target, dim=-1, eps=_SHORT)
-            terms["bone_direction"] = self.bone_direction_weight * _mean(1.0 - cosine, seen)
+            terms["bone_direction"] = self.bone_direction_weight * weighted_mean(1.0 - cosine, seen)
         return terms
 
 
@@ -90,9 +95,9 @@ class CoordinateMse(nn.Module):
     """Mean squared error of the soft-argmax coordinates in the unit of the axes (mm for CameraAxes): the original's."""
 
     def forward(self, logits: AxisLogits, truth: Truth, axes: Axes) -> dict[str, Tensor]:
-        inside, target = _inside(truth.coordinates)
+        inside, target = find_inside(truth.coordinates)
         error = (expected_coordinates(logits) - target) * axes.extent
-        return {"coordinate": _mean(error.square(), inside)}
+        return {"coordinate": weighted_mean(error.square(), inside)}
 
 
 def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
@@ -118,7 +123,7 @@ def _bones(xyz: Tensor) -> Tensor:
     return xyz[:, _ENDS[:, 1]] - xyz[:, _ENDS[:, 0]]
 
 
-def _inside(coordinates: Tensor) -> tuple[Tensor, Tensor]:
+def find_inside(coordinates: Tensor) -> tuple[Tensor, Tensor]:
     """1 where a coordinate lies on its axis, else 0, and the coordinates, those off it in its middle; (B, K, 3) each.
 
     A weight of 0 would not do: a joint in the camera's plane has no finite coordinates.
@@ -127,7 +132,7 @@ def _inside(coordinates: Tensor) -> tuple[Tensor, Tensor]:
     return inside.to(coordinates.dtype), coordinates.where(inside, torch.full_like(coordinates, 0.5))
 
 
-def _mean(terms: Tensor, weights: Tensor) -> Tensor:
+def weighted_mean(terms: Tensor, weights: Tensor) -> Tensor:
     """Of the processes that share a step, each gives its part of the mean over all of them, times their number.
 
     For DDP averages their gradients, while joints off the axes are not equally many in each.

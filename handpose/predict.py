@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from handpose import drawing
-from handpose.config import make_parser, told
+from handpose.config import make_parser, quote_override, told, use_given_extensions
 from handpose.errors import UserError, explain
 from handpose.evaluation.hands import find_hands
 from handpose.evaluation.network import TrainedNetwork, read_network
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 1 where a file could not be read, else 0, and leaves with 2 after a mistake."""
     with told():
         options = _options(arguments)
+        if options.extensions is not None:
+            use_given_extensions([quote_override("paths.extensions", str(options.extensions))])
         device = _device(options.device)
         _check_output(options.output)
         paths = find_photographs(options.photographs)
@@ -90,6 +92,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--mirror", action="store_true", help="the hands are of the other side: left ones for a network of right ones")
     add("--test-time", default="none", metavar="CHOICE", help="in configs/test_time; none: one pass")
+    add("--extensions", type=Path, metavar="FOLDER", help="paths.extensions of the training (docs/extending.md)")
     add("--image-size", type=int, metavar="PX", help="side of what the network is shown; default: as trained")
     add("--batch-size", type=int, default=8, metavar="N", help="photographs at a time; default: 8")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")

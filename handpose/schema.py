@@ -293,3 +293,17 @@ def unknown_key(key: str, known: set[str]) -> str:
     near = find_nearest_keys(key, known)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `--cfg job` prints all keys"
     return f"there is no configuration key {key}{hint}"
+
+
+def type_of(key: str, target: str | None) -> Any:
+    """Find the type that the values of a key have.
+
+    Args:
+        key: a key of the configuration.
+        target: the `_target_` that takes the key as an argument; None if there is none.
+
+    Returns:
+        The type, with its range if it has one; `Any` if it is not known.
+    """
+    hints = {} if target is None else _type_hints(pkgutil.resolve_name(target))
+    return _TYPES.get(key, hints.get(key.rpartition(".")[2], Any))

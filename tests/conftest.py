@@ -9,8 +9,9 @@ import hydra
 import pytest
 import torch
 
-from handpose import config as configuration
+from handpose import config_files
 from handpose.config import compose, plain
+from handpose.config_files import CONFIGS, use_extensions
 from handpose.search.space import load_space
 from handpose.sweep.execution.runtime import start_ray
 from handpose.sweep.record.settings import RaySettings
@@ -20,13 +21,22 @@ from tests.builders import hands, write_freihand
 SIZE = 64
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--extensions", type=Path, help="of tests/contracts: test the options in FOLDER/configs instead")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (folder := config.getoption("--extensions")) is not None:
+        use_extensions(folder.resolve())
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compose_each_configuration_once() -> Iterator[None]:
     """Keep what Hydra composes, a tenth of a second's work; it is unresolved, and so the same for equal overrides."""
-    compose_anew, folder, kept = hydra.compose, configuration.CONFIGS, {}
+    compose_anew, kept = hydra.compose, {}
 
     def compose_once(name, overrides, return_hydra_config=False):
-        if folder != configuration.CONFIGS:
+        if config_files.config_folders() != [CONFIGS]:
             return compose_anew(name, overrides, return_hydra_config)
         key = (name, *overrides, return_hydra_config)
         if key not in kept:

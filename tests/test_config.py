@@ -9,14 +9,16 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
-from handpose.config import CONFIGS, compose, dotted_keys, location_overrides, plain, quote_override, script, told
+from handpose import config_files
+from handpose.config import compose, dotted_keys, location_overrides, plain, quote_override, script, told
+from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 GROUPS = sorted(
     f"{path.parent.relative_to(CONFIGS).as_posix()}={path.stem}"
     for path in CONFIGS.glob("*/**/*.yaml")
-    if not {"experiment", "sweep", "scheduler", "searcher", "ray"} & set(path.relative_to(CONFIGS).parts)
+    if not {"experiment", "sweep", "scheduler", "searcher", "ray", "metrics"} & set(path.relative_to(CONFIGS).parts)
 )
 
 
@@ -187,3 +189,48 @@ def test_who_handles_sigterm_already_goes_on_doing_so():
     finally:
         signal.signal(signal.SIGTERM, before)
     assert received == [signal.SIGTERM]
+
+
+@pytest.fixture
+def extensions(tmp_path, monkeypatch):
+    """A folder of a user with a loss and an augmentation that extends one of the project's."""
+    folder = tmp_path / "Meine Module"
+    for group in ("loss", "augment"):
+        (folder / "configs" / group).mkdir(parents=True)
+    (folder / "users_loss.py").write_text("class Loss:\n    def __init__(self, *, factor: float) -> None: ...\n")
+    (folder / "configs" / "loss" / "users.yaml").write_text("_target_: users_loss.Loss\nfactor: 2.0\n")
+    (folder / "configs" / "augment" / "wild.yaml").write_text("defaults: [default]\nscale: 0.5\n")
+    monkeypatch.setattr(config_files, "_extensions", None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return folder
+
+
+def test_options_and_classes_of_a_users_folder_are_found(extensions, monkeypatch):
+    monkeypatch.chdir(extensions.parent)
+    config = compose("train", [quote_override("paths.extensions", extensions.name), "loss=users", "augment=wild"])
+    assert (config.loss.factor, config.augment.scale, config.augment.blur) == (2.0, 0.5, 0.0)
+    assert type(instantiate(config.loss)).__name__ == "Loss"
+    assert config.paths.extensions == str(extensions)
+    with pytest.raises(UserError, match=r"loss\.factor=much: input should be a valid number"):
+        compose("train", ["loss=users", "loss.factor=much"])
+
+
+def test_another_process_elsewhere_finds_the_users_folder(extensions, monkeypatch):
+    monkeypatch.chdir(extensions.parent)
+    overrides = [quote_override("paths.extensions", extensions.name), "loss=users"]
+    locations = location_overrides(compose("train", overrides))
+    monkeypatch.setattr(config_files, "_extensions", None)
+    monkeypatch.chdir("/")
+    assert compose("train", [*locations, *overrides]).paths.extensions == str(extensions)
+
+
+def test_a_users_folder_that_is_not_there_is_one_sentence(extensions):
+    with pytest.raises(UserError, match=r"paths\.extensions=nowhere: there is no folder .*docs/extending\.md"):
+        compose("train", ["paths.extensions=nowhere"])
+
+
+def test_an_option_of_a_users_folder_that_is_not_given_is_no_choice(extensions):
+    with pytest.raises(UserError, match="loss=users: no such choice"):
+        compose("train", ["loss=users"])
+    with pytest.raises(UserError, match=r"loss=users_loss\.Loss: no such choice; if it is .* paths\.extensions=FOLDER"):
+        compose("train", ["loss=users_loss.Loss"])

@@ -10,7 +10,7 @@ import matplotlib
 import pytest
 from ray._common.usage import usage_lib
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.sweep.execution.privacy import NO_USAGE_STATS
 from tests.builders import SMALL, write_images
 from tests.programs import command_line

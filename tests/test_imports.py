@@ -13,7 +13,7 @@ SCRIPTS = [REPOSITORY / "tune.py", REPOSITORY / "train.py"]
 
 LAYERS = [
     {"errors", "resources", "utf8", "skeleton", "allocation", "pareto", "values"},
-    {"whole_file", "locks", "formats", "urls"},
+    {"whole_file", "locks", "formats", "urls", "config_files"},
     {"yaml_files"},
     {"geometry", "drawing"},
     {"heatmaps"},

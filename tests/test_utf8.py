@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from handpose import config
+from handpose import config_files
 from handpose.config import compose, load_environment
 from handpose.errors import UserError
 from handpose.search.space import load_space
@@ -144,8 +144,8 @@ def test_an_environment_file_that_is_not_utf_8_is_named(tmp_path, monkeypatch):
     ],
 )
 def test_a_configuration_that_hydra_reads_wrongly_is_named(tmp_path, monkeypatch, content, sentence):
-    shutil.copytree(config.CONFIGS, tmp_path / "configs")
-    monkeypatch.setattr(config, "CONFIGS", tmp_path / "configs")
+    shutil.copytree(config_files.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(config_files, "CONFIGS", tmp_path / "configs")
     file = tmp_path / "configs" / "experiment" / "mine.yaml"
     file.write_bytes(content)
     with pytest.raises(UserError, match=f"{re.escape(str(file))} .*{sentence}"):

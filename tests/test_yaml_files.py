@@ -5,8 +5,9 @@ import shutil
 import pytest
 import yaml
 
-from handpose import config
-from handpose.config import CONFIGS, compose
+from handpose import config_files
+from handpose.config import compose
+from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.evaluation import network
 from handpose.yaml_files import load_yaml, read_yaml
@@ -45,8 +46,7 @@ def new_choice(tmp_path, monkeypatch):
     """Writes a file into a group of a copy of configs/, which is used then."""
     copy = tmp_path / "configs"
     shutil.copytree(CONFIGS, copy)
-    for module in (config, network):
-        monkeypatch.setattr(module, "CONFIGS", copy)
+    monkeypatch.setattr(config_files, "CONFIGS", copy)
 
     def write(group, text):
         file = copy / group / "a_new_one.yaml"

@@ -6,7 +6,7 @@ batch, on the batch's device; test-time augmentation uses the same functions.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -150,8 +150,44 @@ class Motion(NamedTuple):
     xyz_m: Tensor  # (B, K, 3), metres, in its frame
 
 
+class Augmentation(nn.Module):
+    """Base class of augmentations, which shows the pictures of a training batch as they are.
+
+    An augmentation is chosen by a file in configs/augment, and draws all that is random from the generator it is given.
+    """
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether batches must have the masks of the hands."""
+        return False
+
+    @property
+    def camera_options(self) -> Mapping[str, float]:
+        """The options, with their values, that are in use and show the hand through a camera with other intrinsics.
+
+        A network of heatmap=camera_axes does not know the camera, and cannot be trained with them.
+        """
+        return {}
+
+    def check_files(self) -> None:
+        """Read the files that training needs; raises UserError. Called before a training, and not before a test."""
+
+    def forward(self, batch: HandBatch, generator: torch.Generator, share: Share = WHOLE) -> View:
+        """Show each picture of a batch in one random way.
+
+        Args:
+            batch: the pictures; they must not be changed.
+            generator: lives on the CPU, and is in the same state in all processes that share a step.
+            share: the part of the step's pictures that the batch is. The views are those that the whole would have.
+
+        Returns:
+            The pictures in [0, 1] with the camera and the joints that belong to them.
+        """
+        return unchanged(batch)
+
+
 @dataclass(eq=False, repr=False, kw_only=True)
-class Augment(nn.Module):
+class Augment(Augmentation):
     """Random views of a batch, drawn from a generator, so that a step is the same whenever it is repeated.
 
     The camera: rotation_deg: turned by up to this to either side. perspective_deg: tilted by up to this about any axis
@@ -166,6 +202,11 @@ class Augment(nn.Module):
 
     What is 0 costs nothing, and without it the rest is drawn as before. Raises UserError for a value out of its range.
     """
+
+    contract_variants = (
+        {"perspective_deg": 20.0, "mirror": 0.5},
+        {"background": 0.5, "occlusion": 0.5, "blur": 0.5, "noise": 10.0},
+    )
 
     rotation_deg: float
     perspective_deg: float
@@ -205,7 +246,12 @@ class Augment(nn.Module):
         """Whether batches must have the masks of the hands."""
         return self.background > 0
 
-    def check_backgrounds(self) -> None:
+    @property
+    def camera_options(self) -> Mapping[str, float]:
+        options = {"scale": self.scale, "shift": self.shift, "perspective_deg": self.perspective_deg}
+        return {name: value for name, value in options.items() if value}
+
+    def check_files(self) -> None:
         """Read the pictures of background_folder, if they are used; raises UserError. A test needs none of them."""
         if self.background and self.background_folder is not None:
             appearance.read_backgrounds(self.background_folder)

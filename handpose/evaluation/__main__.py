@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from handpose import drawing
-from handpose.config import CONFIGS, compose, load_environment, make_parser, told
+from handpose.config import compose, is_group, load_environment, make_parser, told, use_given_extensions
 from handpose.data.datamodule import HandDataModule, OrderedBatches, PackedHands
 from handpose.errors import UserError
 from handpose.evaluation.curves import draw_pck
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with told():
         load_environment()
         options = _options(arguments)
+        use_given_extensions(options.overrides)
         source = options.checkpoint or options.predictions
         folder = options.output or source.parent / f"evaluation-{options.split}"
         if source.is_file():  # what else it is shows when it is read
@@ -111,7 +112,7 @@ def _of_file(path: Path, split: Split, overrides: Sequence[str]) -> _Predicted:
 
 def _not_given(ours: Sequence[str], given: Sequence[str]) -> list[str]:
     """Our overrides without what belongs to a group that is given another choice; the size of the pictures stays."""
-    groups = [item for item in given if (CONFIGS / item.partition("=")[0]).is_dir()]
+    groups = [item for item in given if is_group(item.partition("=")[0])]
     another = tuple(f"{item.partition('=')[0].replace('/', '.')}." for item in groups if item not in ours)
     kept = [item for item in ours if item.startswith("data.image_size=") or not item.startswith(another)]
     return [item for item in kept if item.partition("=")[0] not in {group.partition("=")[0] for group in groups}]

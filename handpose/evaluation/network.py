@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handpose.config import CONFIGS, compose, instantiated, quote_override
+from handpose.config import compose, instantiated, quote_override
+from handpose.config_files import find_options
 from handpose.errors import UserError
 from handpose.evaluation.views import Views
 from handpose.training.build import build
@@ -54,7 +55,7 @@ def read_network(path: Path, *, overrides: Sequence[str] = ()) -> TrainedNetwork
 def network_overrides(config: Mapping[str, Any]) -> list[str]:
     """Of a checkpoint's configuration the overrides that give its network, its read-out and its views at test time."""
     every = architecture(config) | {f"heatmap.{key}": value for key, value in _values(config["heatmap"])}
-    every["augment.rotation_deg"] = config["augment"]["rotation_deg"]
+    every["augment.rotation_deg"] = config["augment"].get("rotation_deg", 0.0)  # not every augmentation has it
     return [quote_override(key, value) for key, value in every.items()]
 
 
@@ -76,7 +77,10 @@ def _values(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _choice(target: str) -> str:
     """The choice of the group `data` whose source is made by a target."""
-    for path in sorted((CONFIGS / "data").glob("*.yaml")):
+    for name, path in find_options("data").items():
         if load_yaml(path)["source"]["_target_"] == target:
-            return path.stem
-    raise UserError(f"the checkpoint was trained on data of {target}, which configs/data does not have; give data=...")
+            return name
+    raise UserError(
+        f"the checkpoint was trained on data of {target}, which configs/data does not have; give data=..., or "
+        "paths.extensions=FOLDER if it is in a folder of your own"
+    )

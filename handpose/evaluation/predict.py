@@ -10,8 +10,8 @@ from handpose.data.augment import unchanged
 from handpose.data.sample import HandBatch
 from handpose.evaluation.views import Views
 from handpose.geometry import bone_lengths, project
-from handpose.metrics.mpjpe import KeypointErrorPx, PaMpjpe, RootRelativeMpjpe
-from handpose.metrics.pck import PckAuc
+from handpose.metrics.mpjpe import RootRelativeMpjpe
+from handpose.metrics.validation import make_metrics
 from handpose.skeleton import BONES, REFERENCE_BONE
 from handpose.training.module import HandPose
 
@@ -35,20 +35,22 @@ class Predictor(pl.LightningModule):
 def measure(
     predicted_m: NDArray[np.floating], target_m: NDArray[np.floating], intrinsics: NDArray[np.floating]
 ) -> dict[str, float]:
-    """Errors of predictions: pa_mpjpe_mm, rr_mpjpe_mm, pck_auc and keypoint_error_px.
+    """Measure predictions by every metric of configs/metrics.
 
     predicted_m, target_m: (N, K, 3) in metres, camera frame; intrinsics: (N, 3, 3) of the pictures as the network saw
-    them.
+    them. Returns name, such as pa_mpjpe_mm, -> value.
     """
     predicted, target, camera = (
         torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m, intrinsics)
     )
-    errors = {"pa_mpjpe_mm": PaMpjpe(), "rr_mpjpe_mm": RootRelativeMpjpe(), "pck_auc": PckAuc()}
-    for metric in errors.values():
-        metric.update(predicted, target)
-    pixels = KeypointErrorPx()
-    pixels.update(project(predicted, camera), project(target, camera))
-    return {name: float(metric.compute()) for name, metric in (errors | {"keypoint_error_px": pixels}).items()}
+    metrics = make_metrics()
+    metrics.update(
+        predicted_m=predicted,
+        target_m=target,
+        predicted_uv=project(predicted, camera),
+        target_uv=project(target, camera),
+    )
+    return {name: float(value) for name, value in metrics.compute().items()}
 
 
 def true_size_rr_mpjpe_mm(predicted_m: NDArray[np.floating], target_m: NDArray[np.floating], assumed_m: float) -> float:

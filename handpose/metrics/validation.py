@@ -1,31 +1,91 @@
-"""The metrics of a validation. The direction of each is its class's own `higher_is_better`."""
+"""The metrics that every validation and test measures: one for each file in configs/metrics.
+
+The name of the file is the name of the metric, and its last word the unit: configs/metrics/pa_mpjpe_mm.yaml is logged
+as val/pa_mpjpe_mm. The direction is `higher_is_better` of the class.
+"""
 
 import difflib
+import inspect
+import pkgutil
+from pathlib import Path
+from typing import Any
 
-from torchmetrics import Metric
+import yaml
+from torchmetrics import Metric, MetricCollection
 
+from handpose.config_files import find_options
 from handpose.errors import UserError
-from handpose.metrics.mpjpe import KeypointErrorPx, PaMpjpe, RootRelativeMpjpe
-from handpose.metrics.pck import PckAuc
 from handpose.metrics.target import Mode, TargetMetric
+from handpose.yaml_files import load_yaml
 
-JOINT_METRICS: dict[str, type[Metric]] = {
-    "val/pa_mpjpe_mm": PaMpjpe,
-    "val/rr_mpjpe_mm": RootRelativeMpjpe,
-    "val/pck_auc": PckAuc,
-}
-"""Metrics of the joints in space, by the name under which a validation logs them."""
+_STAGE = "val/"
+_INPUTS = {"predicted_m", "target_m", "predicted_uv", "target_uv"}
 
-PIXEL_METRICS: dict[str, type[Metric]] = {"val/keypoint_error_px": KeypointErrorPx}
-"""Metrics of the keypoints in the image."""
 
-VALIDATION_METRICS = {**JOINT_METRICS, **PIXEL_METRICS}
+def list_validation_metrics() -> list[str]:
+    """Return the names under which a validation logs its metrics."""
+    return [f"{_STAGE}{name}" for name in find_options("metrics")]
+
+
+def make_metrics(*, prefix: str = "") -> MetricCollection:
+    """Make one new metric for each file in configs/metrics.
+
+    Their `update` takes what it names of `predicted_m` and `target_m`, (B, K, 3) joints in metres in the camera frame,
+    and `predicted_uv` and `target_uv`, (B, K, 2) keypoints in pixels.
+
+    Args:
+        prefix: precedes the name of each metric, such as `val/`.
+
+    Raises:
+        UserError: a file names no metric, or has options that its class refuses.
+    """
+    metrics: dict[str, Metric | MetricCollection] = {
+        f"{prefix}{name}": _make_metric(file) for name, file in find_options("metrics").items()
+    }
+    return MetricCollection(metrics, compute_groups=False)
 
 
 def direction(name: str) -> Mode | None:
-    """Which direction of a validation metric is better; None for a name that no validation logs."""
-    metric = VALIDATION_METRICS.get(name)
-    return None if metric is None else "max" if metric.higher_is_better else "min"
+    """Return which direction of a validation metric is better; None if no validation logs a metric of that name."""
+    file = find_options("metrics").get(name.removeprefix(_STAGE)) if name.startswith(_STAGE) else None
+    return None if file is None else "max" if _find_class(file, _read(file)).higher_is_better else "min"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = load_yaml(file)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("_target_"), str):
+        raise UserError(f"{file} must name the class of a metric as _target_")
+    return content
+
+
+def _find_class(file: Path, content: dict[str, Any]) -> type[Metric]:
+    try:
+        metric = pkgutil.resolve_name(content["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{file}: there is no {content['_target_']} ({error})") from error
+    if not (isinstance(metric, type) and issubclass(metric, Metric) and isinstance(metric.higher_is_better, bool)):
+        raise UserError(
+            f"{file}: {content['_target_']} must be a torchmetrics.Metric whose higher_is_better is True or False"
+        )
+    unknown = inspect.signature(metric.update).parameters.keys() - {"self", *_INPUTS}
+    if unknown:
+        raise UserError(
+            f"{file}: update of {content['_target_']} asks for {', '.join(sorted(unknown))}, but there are "
+            f"{', '.join(sorted(_INPUTS))}"
+        )
+    return metric
+
+
+def _make_metric(file: Path) -> Metric:
+    content = _read(file)
+    metric = _find_class(file, content)
+    try:
+        return metric(**{name: value for name, value in content.items() if name != "_target_"})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 def target_metric(name: str, mode: Mode | None, *, group: str) -> TargetMetric:
@@ -41,9 +101,10 @@ def target_metric(name: str, mode: Mode | None, *, group: str) -> TargetMetric:
     """
     better = direction(name)
     if better is None:
-        near = difflib.get_close_matches(name, VALIDATION_METRICS, n=1)
+        known = list_validation_metrics()
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{group}.metric={name} is not measured; there are {', '.join(VALIDATION_METRICS)}{hint}")
+        raise UserError(f"{group}.metric={name} is not measured; there are {', '.join(known)}{hint}")
     if mode not in (None, better):
         which = "larger" if better == "max" else "smaller"
         raise UserError(

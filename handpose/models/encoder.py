@@ -6,7 +6,7 @@
 import difflib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import timm
@@ -33,8 +33,14 @@ class Encoder(nn.Module):
     weights cannot be had.
     """
 
+    training_options = ("pretrained", "weights", "drop_path")
     mean: Tensor
     std: Tensor
+
+    @staticmethod
+    def depends_on_image_size(options: Mapping[str, Any]) -> bool:
+        """Whether the shapes of the weights depend on the size of the pictures."""
+        return has_fixed_size(options["name"])
 
     def __init__(
         self,

@@ -114,11 +114,8 @@ def _trials(first: SweepRecord, second: SweepRecord, epoch: int) -> Comparison:
 def _is_independent(record: SweepRecord, epoch: int) -> bool:
     """Whether the trials were drawn at random, and all of them trained to that epoch."""
     sampler = (record.configuration.get("searcher") or {}).get("sampler") or {}
-    scheduler = record.configuration.get("scheduler") or {}
     is_random = str(sampler.get("_target_", "")).endswith(".RandomSampler")
-    is_selected = (
-        not str(scheduler.get("_target_", "")).endswith((".Fifo", ".Asha")) or min(record.rungs, default=epoch) < epoch
-    )
+    is_selected = not record.selects_only_at_rungs or min(record.rungs, default=epoch) < epoch
     return is_random and not is_selected
 
 

@@ -238,9 +238,10 @@ class SweepRecord:
     """A sweep, also while it runs.
 
     metric, mode: what is optimised. num_trials, max_epochs: as planned. seconds: of its own time; end: how the last
-    process left it, empty while it runs or after it was killed. rungs: epochs at which trials are compared. ranked:
-    sound trials by number, the most trained first and among equals the best. defaults: configuration key -> value.
-    origin: versions, revision, data and command. configuration: as composed. best: what best.yaml has.
+    process left it, empty while it runs or after it was killed. rungs: epochs at which trials are compared.
+    selects_only_at_rungs: as in `Scheduler`. ranked: sound trials by number, the most trained first and among equals
+    the best. defaults: configuration key -> value. origin: versions, revision, data and command. configuration: as
+    composed. best: what best.yaml has.
     """
 
     name: str
@@ -256,6 +257,7 @@ class SweepRecord:
     ranked: Sequence[int]
     parameters: Sequence[Parameter]
     rungs: Sequence[int] = ()
+    selects_only_at_rungs: bool = False
     fixed: Values = field(default_factory=dict)
     failures: Sequence[Failure] = ()
     limits: Mapping[str, float] = field(default_factory=dict)

@@ -30,9 +30,13 @@ def interval_text(metric: str, low: float | None, high: float | None) -> str:
     return f" [{metric_number(metric, low)}, {metric_number(metric, high)}]"
 
 
+_UNITS = ("mm", "cm", "m", "px", "deg", "s", "ms", "percent")
+"""Last words of the names of metrics that are the unit of their values."""
+
+
 def _name_and_unit(metric: str) -> tuple[str, str]:
     words = metric.rpartition("/")[2].split("_")
-    unit = words.pop() if words[-1] in ("mm", "px", "s") else ""
+    unit = words.pop() if words[-1] in _UNITS else ""
     return "-".join(words).upper(), unit
 
 

@@ -36,7 +36,7 @@ class Asha(Fifo):
     linearly with n.
 
     Args:
-        mode: `stop` or `promote`.
+        mode: `stop` ends unpromising trials at a rung. `promote` pauses them there, and may promote them later.
         grace_period: the epoch of the first rung.
         reduction_factor: about one trial in this many continues at each rung.
         brackets: the number of brackets. Bracket s has no rung below grace_period * reduction_factor^s. The bracket of
@@ -49,6 +49,8 @@ class Asha(Fifo):
     Raises:
         UserError: a value is out of range.
     """
+
+    contract_variants = ({"mode": "promote", "brackets": 3, "reduction_factor": 2}, {"brackets": 2})
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ class MedianStopping(Fifo):
     """
 
     supports_two_objectives = False  # the first alone would stop trials that are good in the second
+    selects_only_at_rungs = False
 
     def __init__(self, *, grace_period: int, min_samples_required: int) -> None:
         for name, value in (("grace_period", grace_period), ("min_samples_required", min_samples_required)):

@@ -45,6 +45,8 @@ class PopulationBased(Fifo):
     needs_checkpoints = True
     perturbs_params = True
     supports_two_objectives = False  # which weights are better to copy is ambiguous with two objectives
+    selects_only_at_rungs = False  # a trial goes on with the weights of another one
+    contract_variants = ({"quantile_fraction": 0.5, "perturbation_interval": 1},)
 
     def __init__(
         self,

@@ -36,12 +36,16 @@ class Scheduler(Protocol):
         supports_two_objectives: the scheduler can be used with two objectives.
         perturbs_params: the scheduler changes parameters during training, so that trials with the same initial
             parameters may end with different ones.
+        selects_only_at_rungs: trials stop or pause only at an epoch in `rungs`, and only because of a comparison with
+            the trials that reached the same rung. The report then shows these epochs, and takes the trials at the first
+            of them for a sample that nobody has selected from.
     """
 
     rungs: tuple[int, ...]
     needs_checkpoints: bool
     supports_two_objectives: bool
     perturbs_params: bool
+    selects_only_at_rungs: bool
 
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Handle the start of a new trial.
@@ -97,6 +101,7 @@ class Fifo:
     needs_checkpoints = False
     supports_two_objectives = True
     perturbs_params = False
+    selects_only_at_rungs = True
 
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Do nothing."""

@@ -15,6 +15,7 @@ from handpose.errors import UserError
 from handpose.models.compilation import compile_in_place
 from handpose.models.pose_net import PoseNet
 from handpose.resources import count_cores
+from handpose.schema import parameters
 from handpose.training.module import HandPose
 from handpose.training.trainer import trains_on_gpu
 
@@ -30,8 +31,9 @@ def build(
     """
     keep_freed_memory()
     _set_num_threads(config.num_threads)
-    if pretrained and config.model.encoder.pretrained and not quiet:
-        print(f"Getting the pretrained weights of {config.model.encoder.name}", file=sys.stderr, flush=True)
+    encoder = config.model.encoder
+    if pretrained and encoder.get("pretrained") and not quiet:
+        print(f"Getting the pretrained weights of {encoder.get('name', encoder._target_)}", file=sys.stderr, flush=True)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module = _module(config, pretrained=pretrained, quiet=quiet)
     return module, build_data(config, masks=module.augment.needs_masks, quiet=quiet, keep_open=keep_open)
@@ -61,14 +63,17 @@ def _module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandPose:
 
 
 def _net(config: DictConfig, *, pretrained: bool, quiet: bool) -> PoseNet:
-    without = {} if pretrained else {"pretrained": False, "weights": None}
+    known = {"image_size": config.data.image_size} | ({} if pretrained else {"pretrained": False, "weights": None})
+    wanted = parameters(config.model.encoder._target_)
     net = PoseNet(
-        encoder=instantiated(config, "model.encoder", image_size=config.data.image_size, **without),
+        encoder=instantiated(
+            config, "model.encoder", **{name: value for name, value in known.items() if name in wanted}
+        ),
         decoder=instantiated(config, "model.decoder"),
         on_gpu=trains_on_gpu(config),
     )
-    if not quiet and net.encoder.note:
-        print(net.encoder.note, file=sys.stderr, flush=True)
+    if not quiet and (note := getattr(net.encoder, "note", "")):
+        print(note, file=sys.stderr, flush=True)
     if config.model.compile is not None:
         compile_in_place(net, config.model.compile)
     return net

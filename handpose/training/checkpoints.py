@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from handpose.config import choice_of, plain, quote_override
+from handpose.config import choice_of, find_target, plain, quote_override
 from handpose.errors import UserError, explain
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.whole_file import whole_file
@@ -222,13 +222,16 @@ _OF_TRAINING_AND_READING = ("sigma", "target", "read_out")
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a configuration the overrides that the shapes of the weights, and their meaning, depend on: key -> value."""
-    from handpose.models.encoder import has_fixed_size  # imports timm, which takes a second
-
     model = config["model"]
-    size = {"data.image_size": config["data"]["image_size"]} if has_fixed_size(model["encoder"]["name"]) else {}
+    encoder = find_target("model/encoder", model["encoder"]["_target_"])
+    depends_on_size = getattr(encoder, "depends_on_image_size", lambda options: False)(model["encoder"])
+    size = {"data.image_size": config["data"]["image_size"]} if depends_on_size else {}
+    left_out = getattr(encoder, "training_options", ())
     return {
         **size,
-        **{f"model.encoder.{key}": model["encoder"][key] for key in ("name", "normalize")},
+        **_choice_and_values(
+            "model/encoder", {key: value for key, value in model["encoder"].items() if key not in left_out}
+        ),
         **_choice_and_values("model/decoder", model["decoder"]),
         **_choice_and_values(
             "heatmap", {key: value for key, value in config["heatmap"].items() if key not in _OF_TRAINING_AND_READING}

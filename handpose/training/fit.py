@@ -164,7 +164,7 @@ def prepare(
     if initial is not None:
         load_weights(module, initial, Path(config.model.weights))
     if stage != "test":
-        module.augment.check_backgrounds()
+        module.augment.check_files()
     data.setup(stage)
     data.check_shared_memory(num_processes=num_processes_here(config))
     if weights is None:
@@ -200,8 +200,7 @@ def _note_ignored_limits(config: DictConfig) -> None:
 
 def _check_camera(module: HandPose) -> None:
     """Raise UserError where the augmentation changes the camera and the network's axes do not know the camera."""
-    changing = {name: getattr(module.augment, name) for name in ("scale", "shift", "perspective_deg")}
-    given = {f"augment.{name}": value for name, value in changing.items() if value}
+    given = {f"augment.{name}": value for name, value in module.augment.camera_options.items()}
     if isinstance(module.axes, CameraAxes) and given:
         raise UserError(
             f"{', '.join(f'{key}={value:g}' for key, value in given.items())} shows the hand through another camera, "
@@ -248,8 +247,10 @@ def _check_image_size(config: DictConfig, module: HandPose, loader: DataLoader[H
             copy.deepcopy(module.net).train()(pictures)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
+        encoder = config.model.encoder
+        named = f"model.encoder.name={encoder.name}" if "name" in encoder else f"the encoder {encoder._target_}"
         raise UserError(
-            f"model.encoder.name={config.model.encoder.name} with this decoder does not take {len(pictures)} images of "
+            f"{named} with this decoder does not take {len(pictures)} images of "
             f"{size} px ({reason}); choose another data.image_size, data.batch_size or encoder"
         ) from error
 

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MetricCollection
 
 from handpose import geometry
-from handpose.data.augment import Augment, View, unchanged
+from handpose.data.augment import Augmentation, View, unchanged
 from handpose.data.draws import Share
 from handpose.data.sample import HandBatch
 from handpose.heatmaps import Axes, AxisLogits, Truth
-from handpose.metrics.mpjpe import KeypointErrorPx
-from handpose.metrics.validation import JOINT_METRICS
+from handpose.metrics.validation import make_metrics
 
 
 class _LossSums(NamedTuple):
@@ -39,8 +37,7 @@ class HandPose(pl.LightningModule):
     batches before alone, so that a resumed run goes on as it would have, and so do several processes that share its
     batches.
 
-    Logs train/loss and its terms, and val/pa_mpjpe_mm, val/rr_mpjpe_mm, val/keypoint_error_px and val/pck_auc, each
-    over all pictures.
+    Logs train/loss and its terms, and each metric of configs/metrics over all validation pictures, as val/pa_mpjpe_mm.
     """
 
     def __init__(
@@ -49,7 +46,7 @@ class HandPose(pl.LightningModule):
         net: nn.Module,
         axes: Axes,
         loss: nn.Module,
-        augment: Augment,
+        augment: Augmentation,
         optimizer: Callable[..., Optimizer],
         lr_schedule: Callable[..., LambdaLR],
         encoder_lr_factor: float,
@@ -65,10 +62,7 @@ class HandPose(pl.LightningModule):
         self.encoder_lr_factor = encoder_lr_factor
         self.seed = seed
         self._epoch: _LossSums | None = None
-        self.val_metrics = MetricCollection(
-            {name: metric() for name, metric in JOINT_METRICS.items()}, compute_groups=False
-        )
-        self.val_pixels = KeypointErrorPx()
+        self.val_metrics = make_metrics(prefix="val/")
 
     def forward(self, view: View) -> AxisLogits:
         return self.net(view.image.to(next(self.net.parameters()).dtype))  # which trainer.precision=64-true changes
@@ -112,13 +106,14 @@ class HandPose(pl.LightningModule):
 
     def validation_step(self, batch: HandBatch, batch_idx: int) -> None:
         predicted_m = self.predict_xyz_m(unchanged(batch), batch.scale_m)
-        self.val_metrics.update(predicted_m, batch.xyz_m)
-        self.val_pixels.update(
-            geometry.project(predicted_m, batch.intrinsics), geometry.project(batch.xyz_m, batch.intrinsics)
+        self.val_metrics.update(  # each metric takes what its own `update` names
+            predicted_m=predicted_m,
+            target_m=batch.xyz_m,
+            predicted_uv=geometry.project(predicted_m, batch.intrinsics),
+            target_uv=geometry.project(batch.xyz_m, batch.intrinsics),
         )
         # Metrics are handed over as objects: Lightning computes them once, from their sums over all pictures.
-        metrics = dict(self.val_metrics.items()) | {"val/keypoint_error_px": self.val_pixels}
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch.image))
+        self.log_dict(dict(self.val_metrics.items()), on_step=False, on_epoch=True, batch_size=len(batch.image))
 
     def configure_optimizers(self) -> Any:
         steps_per_epoch = self._steps_per_epoch()

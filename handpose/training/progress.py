@@ -10,9 +10,10 @@ from rich.progress import Progress as Bar
 
 
 class Progress(pl.Callback):
-    """Writes to stderr; a log file gets the lines alone."""
+    """Writes to stderr; a log file gets the lines alone. metric: shown for each epoch beside PA-MPJPE."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, metric: str = "val/pa_mpjpe_mm") -> None:
+        self.metric = metric
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -34,7 +35,11 @@ class Progress(pl.Callback):
         if self.task is not None:  # a resumed run ends the epoch of its checkpoint again
             self._end()
             seconds = time.monotonic() - self.epoch_started
-            print(f"{_epoch(trainer)}: {_figures(trainer)} ({seconds:.0f} s)", file=self.bar.console.file, flush=True)
+            print(
+                f"{_epoch(trainer)}: {_figures(trainer, self.metric)} ({seconds:.0f} s)",
+                file=self.bar.console.file,
+                flush=True,
+            )
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin(trainer, "predicting the test split", trainer.num_predict_batches[0])
@@ -68,7 +73,8 @@ def _epoch(trainer: pl.Trainer) -> str:
     return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
 
 
-def _figures(trainer: pl.Trainer) -> str:
+def _figures(trainer: pl.Trainer, metric: str) -> str:
     metrics = trainer.callback_metrics
-    texts = {"train/loss": "loss {:.3f}", "val/pa_mpjpe_mm": "PA-MPJPE {:.2f} mm"}
+    texts = {metric: f"{metric.rpartition('/')[2]} {{:.4g}}"}
+    texts |= {"train/loss": "loss {:.3f}", "val/pa_mpjpe_mm": "PA-MPJPE {:.2f} mm"}
     return ", ".join(text.format(float(metrics[name])) for name, text in texts.items() if name in metrics)

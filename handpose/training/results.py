@@ -92,8 +92,16 @@ def _figures(title: str, stage: str, metrics: dict[str, float], *, of_given_size
     return (
         f"{title:<11} PA-MPJPE {pa:.2f} mm (mean pose {mean_pose:.2f}, ratio {pa / mean_pose:.2f}), root-relative "
         f"{which}{metrics[f'{stage}/rr_mpjpe_mm']:.2f} mm, {metrics[f'{stage}/keypoint_error_px']:.2f} px, "
-        f"AUC {metrics[f'{stage}/pck_auc']:.3f}"
+        f"AUC {metrics[f'{stage}/pck_auc']:.3f}{_others(stage, metrics)}"
     )
+
+
+def _others(stage: str, metrics: dict[str, float]) -> str:
+    """The figures of the metrics that a user has added."""
+    own = (f"{stage}/{name}" for name in ("pa_mpjpe_mm", "rr_mpjpe_mm", "rr_mpjpe_true_size_mm", "pck_auc"))
+    known = {*own, f"{stage}/keypoint_error_px"}
+    added = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{stage}/")}
+    return "".join(f", {name} {value:.4g}" for name, value in added.items() if f"{stage}/{name}" not in known)
 
 
 def check_folders(config: DictConfig) -> None:

@@ -231,7 +231,7 @@ def num_processes_here(config: DictConfig) -> int:
 
 
 def _progress(config: DictConfig, quiet: bool) -> list[pl.Callback]:
-    return [Progress()] if config.trainer.enable_progress_bar and not quiet else []
+    return [Progress(metric=config.checkpoints.metric)] if config.trainer.enable_progress_bar and not quiet else []
 
 
 def _logger(config: DictConfig, folders: RunFolders) -> Logger | bool:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 
 
 @pytest.mark.slow

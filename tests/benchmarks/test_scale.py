@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 
 scale = importlib.import_module("benchmarks.scale")
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 
 slots = importlib.import_module("benchmarks.slots")
 sweeps = importlib.import_module("benchmarks.sweeps")

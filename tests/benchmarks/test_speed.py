@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from handpose import geometry
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.data.freihand import FreiHand
 from tests.builders import write_freihand, write_jpeg
 

@@ -13,7 +13,7 @@ import pytest
 from cluster import job
 from cluster.job import Nodes, parse, run
 from cluster.sweep import progress, tune_command
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from tests.builders import write_freihand
 from tests.sweep.trainable.test_trial import SMALL
 

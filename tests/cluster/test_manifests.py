@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cluster import kuberay, ray_up
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 
 POD = ["--nodes", "3", "--gpus-per-node", "1", "--cpus-per-node", "8", "--image", "r/hands:1", "--claim", "sweeps"]
 

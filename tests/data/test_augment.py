@@ -197,15 +197,15 @@ def test_another_background_leaves_the_hand_and_takes_all_else(batch):
 def test_backgrounds_come_from_the_folder(batch, tmp_path):
     Image.new("RGB", (80, 60), (0, 255, 0)).save(tmp_path / "green.png")
     module = augment(background=1.0, background_folder=str(tmp_path))
-    module.check_backgrounds()
+    module.check_files()
     seen = module(batch, torch.Generator().manual_seed(0)).image.permute(0, 2, 3, 1)
     assert torch.allclose(seen[batch.mask[:, 0] == 0], torch.tensor([0.0, 1.0, 0.0]))
 
 
 def test_a_folder_of_backgrounds_is_looked_at_only_when_it_is_used(tmp_path):
-    augment(background_folder=str(tmp_path)).check_backgrounds()
+    augment(background_folder=str(tmp_path)).check_files()
     with pytest.raises(UserError, match=r"augment\.background_folder=.* has no pictures"):
-        augment(background=0.5, background_folder=str(tmp_path)).check_backgrounds()
+        augment(background=0.5, background_folder=str(tmp_path)).check_files()
 
 
 def test_the_background_turns_with_the_hand(batch):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.data import datamodule, shared_memory
 from handpose.data.datamodule import HandDataModule
 from handpose.data.freihand import FreiHand

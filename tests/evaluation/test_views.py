@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from handpose.config import CONFIGS, compose
+from handpose.config import compose
+from handpose.config_files import CONFIGS
 from handpose.data.augment import View
 from handpose.errors import UserError
 from handpose.evaluation.views import Views, looking_at, mean_of_views

@@ -1,16 +1,19 @@
 """Which metrics a validation logs, and which direction of each is better."""
 
+import numpy as np
 import pytest
 
+from handpose import config_files
 from handpose.config import compose
 from handpose.errors import UserError
+from handpose.evaluation.predict import measure
 from handpose.metrics.target import TargetMetric
-from handpose.metrics.validation import VALIDATION_METRICS, direction, target_metric
+from handpose.metrics.validation import direction, list_validation_metrics, make_metrics, target_metric
 from handpose.training.build import build
 
 
 def test_errors_are_minimised_and_the_area_under_pck_is_maximised():
-    assert {name: direction(name) for name in VALIDATION_METRICS} == {
+    assert {name: direction(name) for name in list_validation_metrics()} == {
         "val/pa_mpjpe_mm": "min",
         "val/rr_mpjpe_mm": "min",
         "val/keypoint_error_px": "min",
@@ -37,10 +40,48 @@ def test_a_metric_that_no_validation_logs_is_refused_with_those_that_there_are(n
     with pytest.raises(UserError) as refused:
         target_metric(name, None, group="sweep")
     assert f"sweep.metric={name} is not measured" in str(refused.value)
-    assert all(known in str(refused.value) for known in VALIDATION_METRICS)
+    assert all(known in str(refused.value) for known in list_validation_metrics())
 
 
 def test_the_table_has_what_the_module_logs():
     config = compose("train", ["model.encoder.name=lcnet_035", "model.decoder.depth=1"])
     module, _ = build(config, pretrained=False, quiet=True)
-    assert {*module.val_metrics, "val/keypoint_error_px"} == set(VALIDATION_METRICS)
+    assert list(module.val_metrics) == list_validation_metrics()
+
+
+@pytest.fixture
+def write_metric(tmp_path, monkeypatch):
+    """Adds a metric of a user."""
+    (tmp_path / "configs" / "metrics").mkdir(parents=True)
+    monkeypatch.setattr(config_files, "_extensions", tmp_path)
+
+    def write(text):
+        (tmp_path / "configs" / "metrics" / "users_deg.yaml").write_text(text)
+
+    return write
+
+
+def test_a_metric_of_a_user_is_measured_and_optimised(write_metric):
+    write_metric("_target_: handpose.metrics.pck.PckAuc\nmax_mm: 30.0\n")
+    assert target_metric("val/users_deg", None, group="sweep") == TargetMetric("val/users_deg", "max")
+    assert make_metrics(prefix="val/")["val/users_deg"].max_mm == 30.0
+    truth = 0.05 * np.random.default_rng(0).normal(size=(3, 21, 3)) + (0.0, 0.0, 0.7)
+    assert measure(truth, truth, np.eye(3)[None].repeat(3, 0))["users_deg"] == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("_target_: handpose.metrics.no_such.Metric", "there is no handpose.metrics.no_such.Metric"),
+        ("_target_: torchmetrics.Metric", r"must be a torchmetrics\.Metric whose higher_is_better is True or False"),
+        ("_target_: torchmetrics.MeanSquaredError", "asks for preds, target, but there are predicted_m"),
+        ("_target_: handpose.metrics.pck.PckAuc\nmost: 1", "unexpected keyword|Unexpected keyword"),
+        ("max_mm: 1", "must name the class of a metric as _target_"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_a_metric_that_cannot_be_made_is_one_sentence_with_its_file(write_metric, text, sentence):
+    write_metric(text)
+    with pytest.raises(UserError, match=rf"users_deg\.yaml.*({sentence})") as refused:
+        make_metrics()
+    assert "\n" not in str(refused.value)

@@ -14,12 +14,11 @@ from tests.report.records import record, trial
 
 RANDOM = {
     "searcher": {"sampler": {"_target_": "optuna.samplers.RandomSampler"}},
-    "scheduler": {"_target_": "handpose.schedulers.scheduler.Fifo"},
 }
 
 
 def sweep(name, values, **rest):
-    rest.setdefault("configuration", RANDOM)
+    rest = {"configuration": RANDOM, "selects_only_at_rungs": True} | rest
     trials = [trial(number, {}, [9.0, 8.0, 7.0, value]) for number, value in enumerate(values)]
     return record(trials, name=name, **rest)
 
@@ -78,16 +77,15 @@ def test_sweeps_that_are_not_confirmed_are_compared_by_all_their_trials():
 
 
 @pytest.mark.parametrize(
-    ("change", "rungs"),
+    "rest",
     [
-        ({"searcher": {"sampler": {"_target_": "optuna.samplers.TPESampler"}}}, ()),
-        ({"scheduler": {"_target_": "handpose.schedulers.asha.Asha"}}, (1, 3)),
-        ({"scheduler": {"_target_": "handpose.schedulers.median.MedianStopping"}}, ()),
+        {"configuration": {"searcher": {"sampler": {"_target_": "optuna.samplers.TPESampler"}}}},
+        {"rungs": (1, 3)},
+        {"selects_only_at_rungs": False},
     ],
 )
-def test_trials_that_depend_on_each_other_are_not_tested(change, rungs):
+def test_trials_that_depend_on_each_other_are_not_tested(rest):
     """A lucky trial of a searcher that learns has many followers: runs of one sweep then differ by more than chance."""
-    rest = {"configuration": RANDOM | change, "rungs": rungs}
     (found,) = compare([sweep("one", range(20), **rest), sweep("two", range(10, 30))])
     assert "better in 88% of the pairs; no test, since their trials depend on each other" in found.text
     assert math.isnan(found.odds)

@@ -18,7 +18,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import CmaEsSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
-from handpose.config import CONFIGS, compose
+from handpose.config import compose
+from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.search import study as study_module
 from handpose.search.optuna_searcher import OptunaSearcher

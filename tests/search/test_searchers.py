@@ -9,8 +9,9 @@ from functools import cache, partial
 import pytest
 from hydra.utils import instantiate
 
-from handpose import config
-from handpose.config import CONFIGS, compose
+from handpose import config_files
+from handpose.config import compose
+from handpose.config_files import CONFIGS, extension_configs
 from handpose.errors import UserError
 from handpose.schema import bind_arguments
 from handpose.search.points import place_values
@@ -23,7 +24,7 @@ from tests.search.local_searcher import LocalSearcher
 from tests.search.trial_feed import TrialFeed
 from tests.sweep.whole_sweep import WholeSweep
 
-FILES = sorted(file.stem for file in (CONFIGS / "searcher").glob("*.yaml"))
+FILES = sorted(file.stem for file in ((extension_configs() or CONFIGS) / "searcher").glob("*.yaml"))
 SPACES = {
     "numbers": ("optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel.decoder.depth: range(1, 6)\n", ".yaml"),
     "finite": ("optimizer.lr: choice(0.1, 0.01, 0.001)\nmodel.decoder.depth: range(1, 6)\n", ".yaml"),
@@ -196,7 +197,7 @@ def test_a_searcher_receives_only_the_arguments_that_its_constructor_has():
 def test_a_whole_sweep_runs_with_a_searcher_of_one_python_and_one_yaml_file(tmp_path, monkeypatch):
     copy = tmp_path / "configs"
     shutil.copytree(CONFIGS, copy)
-    for module in (config, audit_module):
+    for module in (config_files, audit_module):
         monkeypatch.setattr(module, "CONFIGS", copy)
     (copy / "searcher" / "local.yaml").write_text(
         "_target_: tests.search.local_searcher.LocalSearcher\n_partial_: true\nnum_random: 2\n"

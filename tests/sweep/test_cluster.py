@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cluster_drill import Cluster, Drill, figures
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.sweep.audit.audit import audit
 from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS
 from handpose.training.checkpoints import read_checkpoint

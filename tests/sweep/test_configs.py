@@ -5,12 +5,13 @@ import warnings
 import pytest
 from hydra.utils import instantiate
 
-from handpose.config import CONFIGS, compose
+from handpose.config import compose, plain
+from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.schema import bind_arguments
 from handpose.search.searcher import Searcher
 from handpose.search.space import load_space
-from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from handpose.sweep.controller.scheduler_factory import bind_scheduler, restore_scheduler
 from handpose.sweep.record.settings import RaySettings, SweepSettings
 from tests.sweep.objectives import METRIC
 
@@ -40,7 +41,9 @@ def test_values_of_a_scheduler_that_do_not_go_together_are_a_sentence(override):
 @pytest.mark.parametrize(("name", "rule"), [("median", "MedianStopping"), ("pbt", "PopulationBased")])
 def test_a_scheduler_that_compares_one_objective_is_refused_for_two(name, rule):
     config = compose("tune", [f"scheduler={name}", "sweep.second_objective=latency_ms"])
-    with pytest.raises(UserError, match=rf"second_objective=latency_ms needs scheduler=asha or fifo: {rule} compares"):
+    with pytest.raises(
+        UserError, match=rf"second_objective=latency_ms needs a scheduler .*asha or fifo: {rule} compares"
+    ):
         bind_scheduler(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
 
 
@@ -53,6 +56,23 @@ def test_the_others_take_a_second_objective(name):
         scheduler.on_trial_cost(trial, cost)
     assert scheduler.on_trial_result(0, 1, 20.0) == "continue"
     assert scheduler.on_trial_result(1, 1, 21.0) == ("stop" if name == "asha" else "continue")
+
+
+@pytest.mark.parametrize(
+    ("name", "rungs", "selects_only_at_rungs"),
+    [("asha", (1, 3), True), ("fifo", (), True), ("median", (), False)],
+)
+def test_the_scheduler_of_a_recorded_sweep_says_where_it_compared_trials(name, rungs, selects_only_at_rungs):
+    config = plain(compose("tune", [f"scheduler={name}", "sweep.max_epochs=9"]))
+    scheduler = restore_scheduler(config["scheduler"], instantiate(config["sweep"]))
+    assert scheduler.rungs == rungs
+    assert scheduler.selects_only_at_rungs is selects_only_at_rungs
+
+
+@pytest.mark.parametrize("change", [{"_target_": "os.getcwd"}, {"_target_": None}, {"no_such_option": 1}])
+def test_a_recorded_scheduler_that_configs_do_not_name_is_not_made(change):
+    config = plain(compose("tune", []))
+    assert restore_scheduler(config["scheduler"] | change, instantiate(config["sweep"])) is None
 
 
 @pytest.mark.parametrize("name", names("searcher"))

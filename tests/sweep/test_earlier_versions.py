@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.export import main as export
 from handpose.formats import MOVED, SWEEP_YAML_FORMAT
 from handpose.predict import main as predict

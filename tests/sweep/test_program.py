@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from handpose.config import REPOSITORY, script
+from handpose.config import script
+from handpose.config_files import REPOSITORY
 from handpose.evaluation.submission import read_course, read_official
 from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand
 from tests.programs import command_line

@@ -21,6 +21,8 @@ class EffPose(nn.Module):
     width: channels of every block (the original: 128).
     """
 
+    contract_variants = ({"depth": 0}, {"depth": 5})
+
     def __init__(self, *, channels: Sequence[int], reductions: Sequence[int], depth: int, width: int) -> None:
         super().__init__()
         self.xy_branch = _branch(channels[-1], width, depth)

@@ -30,6 +30,15 @@ class Pyramid(nn.Module):
     features averaged over rows and columns. depth_bins: along the depth axis. depth_hidden: width of its network.
     """
 
+    contract_variants = (
+        {"depth": 0},
+        {"depth": 0, "head": "axes"},
+        {"depth": 5},
+        {"conv": "separable", "width": 20},
+        {"bins_per_cell": 2},
+        {"head": "axes", "bins_per_cell": 3, "skips": "none"},
+    )
+
     def __init__(
         self,
         *,

@@ -28,12 +28,12 @@ from handpose.report.record import (
     TrialRecord,
 )
 from handpose.report.table import TrialTable
-from handpose.schedulers.asha import Asha
 from handpose.schedulers.scheduler import Fifo
 from handpose.search.space import flatten_config
 from handpose.sweep.analysis.importance import MIN_TRIALS, TrialDraws, compute_importance
 from handpose.sweep.analysis.searched_parameters import read_searched_space
 from handpose.sweep.controller.history import History, TrialHistory, make_empty_table
+from handpose.sweep.controller.scheduler_factory import restore_scheduler
 from handpose.sweep.record.events import (
     EVENTS_FILE,
     Begun,
@@ -46,7 +46,7 @@ from handpose.sweep.record.events import (
     Reported,
     read_events,
 )
-from handpose.sweep.record.settings import SweepSettings, restore_settings
+from handpose.sweep.record.settings import restore_settings
 from handpose.whole_file import read_json
 from handpose.yaml_files import read_yaml
 
@@ -79,6 +79,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
     trials = [_make_trial_record(history.trials[number], course, settings.metric) for number in sorted(history.trials)]
     parameters, distributions, fixed = read_searched_space(folder, config, trials, fixed_params=kept.get("held") or {})
     constraints = (config.get("searcher") or {}).get("constraints") or {}
+    scheduler = restore_scheduler(config.get("scheduler") or {}, settings)
     record = SweepRecord(
         name=settings.name,
         folder=str(folder),
@@ -92,7 +93,8 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         trials=trials,
         ranked=[row.number for row in table.ranked()],
         parameters=parameters,
-        rungs=_compute_rungs(config.get("scheduler") or {}, settings),
+        rungs=scheduler.rungs if scheduler is not None and scheduler.selects_only_at_rungs else (),
+        selects_only_at_rungs=scheduler is not None and scheduler.selects_only_at_rungs,
         fixed=fixed,
         failures=course.failures,
         limits={name: limit for name, limit in constraints.items() if limit is not None},
@@ -202,16 +204,6 @@ def _make_trial_record(trial: TrialHistory, timeline: _Timeline, metric: str) ->
         error=row.error,
         is_perturbed=row.number in timeline.perturbed,
     )
-
-
-def _compute_rungs(scheduler: Mapping[str, Any], settings: SweepSettings) -> tuple[int, ...]:
-    """Return the epochs at which ASHA compares trials; empty for any other scheduler."""
-    if not str(scheduler.get("_target_", "")).endswith(".Asha"):
-        return ()
-    wanted = ("mode", "grace_period", "reduction_factor", "brackets")
-    return Asha(
-        **{name: scheduler[name] for name in wanted}, max_epochs=settings.max_epochs, seed=settings.seed or 0
-    ).rungs
 
 
 def _make_second_objective(table: TrialTable) -> Objective | None:

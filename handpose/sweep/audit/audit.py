@@ -18,7 +18,8 @@ import optuna
 from filelock import FileLock, Timeout
 from hydra.utils import get_class, instantiate
 
-from handpose.config import CONFIGS, plain, told
+from handpose.config import plain, search_path_override, told
+from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.formats import rename_options
 from handpose.search.optuna_searcher import OptunaSearcher
@@ -228,7 +229,7 @@ def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
 def compose_choices(overrides: Sequence[str]) -> dict[str, Any]:
     """Return the options of configuration groups that these overrides choose."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("tune", list(overrides), return_hydra_config=True)
+        config = hydra.compose("tune", [*overrides, *search_path_override()], return_hydra_config=True)
     return dict(config.hydra.runtime.choices)
 
 

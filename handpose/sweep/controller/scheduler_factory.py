@@ -1,7 +1,10 @@
 """Builds fresh schedulers from the configuration of a sweep."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
+from handpose.config import find_target
 from handpose.errors import UserError
 from handpose.schedulers.scheduler import Scheduler
 from handpose.schema import bind_arguments
@@ -9,7 +12,9 @@ from handpose.search.space import Space
 from handpose.sweep.record.settings import SweepSettings
 
 
-def bind_scheduler(scheduler: Callable[..., Scheduler], sweep: SweepSettings, space: Space) -> Callable[[], Scheduler]:
+def bind_scheduler(
+    scheduler: Callable[..., Scheduler], sweep: SweepSettings, space: Space | None
+) -> Callable[[], Scheduler]:
     """Make a function that creates new schedulers as configured.
 
     Args:
@@ -30,7 +35,28 @@ def bind_scheduler(scheduler: Callable[..., Scheduler], sweep: SweepSettings, sp
     )
     if not fresh().supports_two_objectives and sweep.second_objective is not None:
         raise UserError(
-            f"sweep.second_objective={sweep.second_objective} needs scheduler=asha or fifo: {type(fresh()).__name__} "
-            "compares trials by one objective alone"
+            f"sweep.second_objective={sweep.second_objective} needs a scheduler for two objectives, such as "
+            f"scheduler=asha or fifo: {type(fresh()).__name__} compares trials by one objective alone"
         )
     return fresh
+
+
+def restore_scheduler(config: Mapping[str, Any], sweep: SweepSettings) -> Scheduler | None:
+    """Make the scheduler of a sweep that is only read, not run.
+
+    The folder of the sweep may belong to someone else, so that no class is made but those that configs/scheduler names.
+
+    Args:
+        config: the group `scheduler` from its sweep.yaml.
+        sweep: settings of the sweep.
+
+    Returns:
+        A new scheduler, which knows no search space; None if it needs one, or if this version of the project does not
+        have the scheduler, or has it with other options.
+    """
+    options = {name: value for name, value in config.items() if not name.startswith("_")}
+    try:
+        scheduler = find_target("scheduler", config.get("_target_"))
+        return None if scheduler is None else bind_scheduler(partial(scheduler, **options), sweep, None)()
+    except (ImportError, AttributeError, TypeError, ValueError, UserError):
+        return None

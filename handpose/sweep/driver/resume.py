@@ -148,9 +148,12 @@ def describe_fixed_params(task: SweepTask) -> str:
 
 def make_sweep_record(task: SweepTask, origin: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of sweep.yaml for a new sweep."""
+    config = _to_plain_config(task.config)
+    # Recorded, because the metric may be in a folder of the user that is not given when the sweep is read.
+    config["sweep"]["mode"] = config["sweep"]["mode"] or direction(config["sweep"]["metric"])
     return {
         "format": SWEEP_YAML_FORMAT,
-        "config": _to_plain_config(task.config),
+        "config": config,
         **origin,
         "overrides": list(task.overrides),
         "locations": list(task.locations),
@@ -247,7 +250,6 @@ def load_recorded_task(
     new = [item for item in new if item not in here]
     place = {"sweep.name": record["config"]["sweep"]["name"], "sweep.folder": folder, "sweep.resume": folder}
     place |= {} if storage is None else {"sweep.storage": storage}
-    place |= _find_overrides_fixed_by_events(record["config"])
     replaced = {*place, *(override_key(item) for item in (*new, *here))}
     kept = [item for item in record["overrides"] if override_key(item) not in replaced]
     said = {override_key(item) for item in kept}  # they may set locations too; workers apply them last
@@ -257,6 +259,7 @@ def load_recorded_task(
     locations = [item for item in before if override_key(item) not in replaced] + here
     locations += [quote_override(key, str(value) if isinstance(value, Path) else value) for key, value in place.items()]
     config = compose("tune", [*kept, *locations, *new])
+    _keep_initial_budget(config, record["config"])
     _check_config(record["config"], _to_plain_config(config), folder)
     files = sorted((folder / SPACE_FOLDER).glob("*"))
     if len(files) != 1:
@@ -268,14 +271,16 @@ def load_recorded_task(
     return SweepTask(config, [*kept, *new], locations, record["choices"], space, origin, held)
 
 
-def _find_overrides_fixed_by_events(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return overrides that keep values on which the recorded events depend.
+def _keep_initial_budget(config: Any, before: Mapping[str, Any]) -> None:
+    """Give the scheduler the values with which the sweep started where it refers to keys that may change.
 
-    In a new sweep the size of the population follows `sweep.num_trials`. In a resumed sweep it does not grow with
-    `sweep.num_trials`: the further trials join the population as slots become free.
+    The scheduler's earlier decisions depend on them. The size of a population, `${sweep.num_trials}`, is one: if the
+    sweep is resumed with more trials, these join the population as slots become free.
     """
-    size = (config.get("scheduler") or {}).get("population_size")
-    return {} if size is None else {"scheduler.population_size": size}
+    recorded = before.get("scheduler") or {}
+    for name in config.scheduler:
+        if OmegaConf.is_interpolation(config.scheduler, name) and name in recorded:
+            OmegaConf.update(config, f"scheduler.{name}", recorded[name])
 
 
 def check_fingerprint(task: SweepTask, fingerprint: str) -> None:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
 from handpose.sweep.controller.slots import Slots, count_fitting_workers, count_slots
 from handpose.sweep.execution.group_trainer import find_interface

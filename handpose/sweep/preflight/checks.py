@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from handpose.config import compose, plain
+from handpose.config import compose, instantiated, plain
 from handpose.data.shared_memory import batch_bytes, check_shared_memory
 from handpose.errors import UserError, explain, naming
 from handpose.locks import locked
@@ -159,7 +159,7 @@ def check_loaders(sweep: SweepSettings, space: Space, overrides: Sequence[str], 
             needed = batch_bytes(
                 batch_size=split_batch(config, sweep.workers_per_trial).data.batch_size,
                 image_size=config.data.image_size or data.image_size,
-                masks=config.augment.background > 0,
+                masks=instantiated(config, "augment").needs_masks,
             )
             check_shared_memory(
                 num_workers=config.data.num_workers,
@@ -198,8 +198,8 @@ def check_validation_epochs(sweep: SweepSettings, scheduler: Scheduler, *, valid
         rungs = ", ".join(map(str, scheduler.rungs))
         raise UserError(
             f"{interval} validates no trial at epoch {missed[0]}, where the scheduler compares them (it does at "
-            f"{rungs}); give trainer.check_val_every_n_epoch=1, or make scheduler.grace_period (of pbt: "
-            "scheduler.perturbation_interval) a multiple of it"
+            f"{rungs}); give trainer.check_val_every_n_epoch=1, or make the options of the scheduler that set these "
+            "epochs, such as scheduler.grace_period or scheduler.perturbation_interval, multiples of it"
         )
 
 

@@ -346,8 +346,8 @@ def _shorten_training(config: DictConfig) -> DictConfig:
 
 def _check_weights(config: DictConfig) -> None:
     """Check that the weights exist: the cost is measured without them, but the trial needs them."""
-    if config.model.encoder.weights is not None:
-        weights_file(config.model.encoder.weights)
+    if (weights := config.model.encoder.get("weights")) is not None:
+        weights_file(weights)
     if config.model.weights is not None:
         initial_weights(config)
 

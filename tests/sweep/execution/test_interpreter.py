@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
 from handpose.sweep.execution.interpreter import check_interpreter, worker_interpreter
 from handpose.sweep.execution.privacy import make_private_folder

@@ -15,7 +15,8 @@ from ray.train.v2.api.exceptions import PreemptionError
 from ray.train.v2.api.preemption import PreemptionInfo
 from ray.util import placement_group_table
 
-from handpose.config import REPOSITORY, compose
+from handpose.config import compose
+from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
 from handpose.schedulers.scheduler import Fifo
 from handpose.search.space import load_space

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.experiment import Trial
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
 from handpose.sweep.execution.worker_start import PATIENCE_S, StartWatch
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.sweep.preflight.gpu_sharing import choose_trials_per_gpu, count_trials_per_gpu
 from handpose.sweep.trainable.cost_callback import CONTEXT_BYTES
 from handpose.sweep.trainable.gpu_memory import compute_gpus_per_trial, compute_memory_fraction

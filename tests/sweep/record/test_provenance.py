@@ -5,7 +5,7 @@ import subprocess
 import torch
 import yaml
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 from handpose.sweep.record.provenance import collect_provenance, collect_versions, read_git_state
 from handpose.yaml_files import write_yaml
 

@@ -1,0 +1,80 @@
+"""What every data set in configs/data keeps to: three splits of pictures with labels that belong together."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from handpose import geometry
+from handpose.config import compose, quote_override
+from handpose.training.build import build_data
+from tests.builders import write_course, write_freihand
+
+EXAMPLES = {"freihand": write_freihand, "freihand_course": write_course, "synthetic": None}
+"""Layouts of which the tests write an example; the synthetic set draws itself."""
+
+SMALL = {
+    "freihand": ["data.source.num_blocks=1"],
+    "synthetic": [
+        *("data.source.num_train=12", "data.source.num_eval=3", "data.source.num_blocks=1"),
+        "data.source.num_workers=1",
+    ],
+}
+
+
+@pytest.fixture
+def data(data_set, tmp_path):
+    root = compose("train", data_set.overrides).data.root
+    if data_set.name in EXAMPLES:
+        root = tmp_path / "data"
+        if write := EXAMPLES[data_set.name]:
+            write(root)
+    elif not Path(root).is_dir():
+        pytest.skip(f"there is no {root} to read; give MP_DATA=FOLDER")
+    more = SMALL.get(data_set.name, [])
+    folders = [quote_override("data.root", str(root)), quote_override("paths.packed", str(tmp_path / "packed"))]
+    config = compose("train", [*data_set.overrides, *folders, *more, "data.batch_size=2"])
+    return build_data(config, quiet=True)
+
+
+def test_its_splits_have_pictures_and_labels_of_one_number(data):
+    for split in (data.splits.train, data.splits.val, data.splits.test):
+        assert len(split) > 0
+        assert split.intrinsics.shape == (len(split), 3, 3)
+        assert split.pose.shape == (len(split),)
+        assert split.xyz_m is None or split.xyz_m.shape == (len(split), 21, 3)
+        assert all(file.is_file() for file in split.files)
+
+
+def test_training_and_validation_have_joints_in_metres_before_the_camera(data):
+    for split in (data.splits.train, data.splits.val):
+        assert np.isfinite(split.xyz_m).all()
+        assert (split.xyz_m[..., 2] > 0).all()
+        assert 0.005 < np.median(geometry.bone_lengths(torch.from_numpy(split.xyz_m))) < 0.2
+
+
+def test_no_pose_and_no_picture_is_in_two_splits(data):
+    splits = (data.splits.train, data.splits.val, data.splits.test)
+    poses = [set(split.pose.tolist()) for split in splits]
+    files = [set(split.files) for split in splits]
+    assert sum(map(len, poses)) == len(set().union(*poses))
+    assert sum(map(len, files)) == len(set().union(*files))
+
+
+def test_batches_have_pictures_with_the_joints_inside(data):
+    data.setup()
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        batch = next(iter(loader))
+        assert batch.image.dtype == torch.uint8
+        assert batch.image.float().std() > 1.0
+    batch = next(iter(data.train_dataloader()))
+    uv = geometry.project(batch.xyz_m, batch.intrinsics)
+    assert ((uv > -0.5) & (uv < data.image_size - 0.5)).float().mean() > 0.5
+
+
+def test_the_fingerprint_is_the_same_when_it_is_read_again(data):
+    before = data.fingerprint
+    data.__dict__.pop("splits")
+    data._stores.clear()
+    assert data.fingerprint == before

@@ -1,0 +1,79 @@
+"""What every scheduler in configs/scheduler keeps to."""
+
+import functools
+
+import pytest
+from hydra.utils import instantiate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from handpose.search.space import load_space
+from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from tests.schedulers.test_schedulers import completed, cost, drive, replay, reports
+
+TWO = "sweep.second_objective=latency_ms"
+
+
+@functools.cache
+def configured(scheduler, *more):
+    """Makes new schedulers as a sweep does."""
+    config = scheduler.compose("sweep.max_epochs=9", "sweep.num_trials=8", *more)
+    return bind_scheduler(scheduler.make(*more), instantiate(config.sweep), load_space("default"))
+
+
+def drive_all(scheduler, **how):
+    """A new scheduler, and its calls in a sweep that trains nothing, with one objective and with two if it can."""
+    for more in ((), (TWO,)):
+        if more and not configured(scheduler)().supports_two_objectives:
+            return
+        made = configured(scheduler, *more)
+        yield made, drive(made(), costs=cost if more else None, **how)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    slots=st.integers(1, 9),
+    gaps=st.sampled_from([0.0, 0.4]),
+    failures=st.sampled_from([0, 0.1]),
+)
+def test_the_same_calls_get_the_same_answers(scheduler, seed, slots, gaps, failures):
+    for fresh, calls in drive_all(scheduler, seed=seed, num_slots=slots, gaps=gaps, failures=failures):
+        asked_twice = [call for call in calls for _ in range(1 + (call[0] == "choose_trial_to_resume"))]
+        assert replay(fresh(), calls) == calls
+        assert replay(fresh(), asked_twice) == asked_twice
+
+
+@pytest.mark.parametrize("num_trials", [1, 2, 5, 20])
+def test_every_sweep_ends_with_a_trial_trained_to_the_end(scheduler, num_trials):
+    for seed in range(5):
+        for _, calls in drive_all(scheduler, seed=seed, num_trials=num_trials):
+            assert completed(calls, 9)
+
+
+def test_rungs_are_ascending_epochs_before_the_last(scheduler):
+    rungs = configured(scheduler)().rungs
+    assert list(rungs) == sorted({epoch for epoch in rungs if 1 <= epoch < 9})
+
+
+def test_trials_pause_only_at_rungs_and_only_if_they_save_checkpoints_there(scheduler):
+    for seed in range(5):
+        for fresh, calls in drive_all(scheduler, seed=seed):
+            paused = {epoch for _, epoch, _, decision in reports(calls) if decision == "pause"}
+            assert paused <= set(fresh().rungs)
+            assert not paused or fresh().needs_checkpoints
+
+
+def test_a_scheduler_that_says_so_selects_only_at_rungs(scheduler):
+    for seed in range(5):
+        for fresh, calls in drive_all(scheduler, seed=seed, num_trials=20):
+            if fresh().selects_only_at_rungs:
+                elsewhere = {epoch for _, epoch, *_, decision in reports(calls) if decision != "continue"}
+                assert elsewhere <= set(fresh().rungs)
+
+
+def test_a_scheduler_that_changes_parameters_says_so(scheduler):
+    for seed in range(5):
+        for fresh, calls in drive_all(scheduler, seed=seed, num_trials=8):
+            starts = [args[0] for method, args, *_ in calls if method == "on_trial_resume"]
+            assert fresh().perturbs_params or all(start.params is None for start in starts)
