@@ -13,6 +13,7 @@ from ray._common.usage import usage_lib
 from handpose.config_files import REPOSITORY
 from handpose.sweep.execution.privacy import NO_USAGE_STATS
 from tests.builders import SMALL, write_images
+from tests.programs import command_line
 
 TINY = [
     *SMALL,
@@ -52,16 +53,17 @@ def list_files(home: Path) -> set[str]:
     return {path.relative_to(home).as_posix() for path in home.rglob("*")}
 
 
-def files_after(home: Path, *arguments: str, cwd: Path) -> set[str]:
+def files_after(home: Path, command: list[str], *, cwd: Path) -> set[str]:
     """What stands in a home folder after a program."""
-    command = [*offline(), sys.executable, *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment(home), capture_output=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(
+        [*offline(), *command], cwd=cwd, env=environment(home), capture_output=True, encoding="utf-8", timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return list_files(home)
 
 
 def test_importing_onnxruntime_leaves_nothing(home, tmp_path):
-    assert files_after(home, "-c", "import handpose.export", cwd=tmp_path) == set()
+    assert files_after(home, [sys.executable, "-c", "import handpose.export"], cwd=tmp_path) == set()
 
 
 @pytest.mark.slow
@@ -69,13 +71,15 @@ def test_programs_leave_nothing(home, tmp_path, freihand, checkpoint):
     write_images(tmp_path / "pictures", 2, size=64)
     data = [*TINY, f"data.root={freihand}"]
     trained = ["--checkpoint", str(checkpoint)]
-    for program in (
+    package = REPOSITORY / "handpose"
+    programs = command_line(
         [str(REPOSITORY / "train.py"), *data],
-        ["-m", "handpose.predict", "pictures", *trained],
-        ["-m", "handpose.evaluation", *trained, "--split", "val"],
-        ["-m", "handpose.export", *trained, "--output", "hand.onnx", "--images", "pictures"],
-    ):
-        assert files_after(home, *program, cwd=tmp_path) == set(), program
+        [str(package / "predict.py"), "pictures", *trained],
+        [str(package / "evaluation" / "__main__.py"), *trained, "--split", "val"],
+        [str(package / "export.py"), *trained, "--output", "hand.onnx", "--images", "pictures"],
+    )
+    assert files_after(home, programs, cwd=tmp_path) == set()
+    assert (tmp_path / "hand.onnx").is_file()
 
 
 def test_a_node_that_is_started_for_a_job_reports_no_usage(monkeypatch):

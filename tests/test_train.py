@@ -47,6 +47,23 @@ def train(folder: Path, *arguments: str, **variables: str) -> subprocess.Complet
     )
 
 
+@pytest.fixture
+def train_here(monkeypatch, capsys):
+    """Runs the program in the process of the tests, which has imported everything; returns what it printed."""
+
+    def run(folder: Path, *arguments: str, **variables: str) -> str:
+        monkeypatch.chdir(folder)
+        for name in ("MP_DATA", "DIR_SCRATCH"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        script("train", main)
+        return capsys.readouterr().out
+
+    return run
+
+
 def one(folder: Path, pattern: str) -> Path:
     (path,) = folder.glob(pattern)
     return path
@@ -119,13 +136,12 @@ def test_both_submissions_hold_the_same_predictions(folder, trained):
     assert "test/pa_mpjpe_mm" in json.loads((predictions / "metrics.json").read_text())["metrics"]
 
 
-def test_the_winner_of_a_sweep_is_trained_and_predicts_as_the_mean_over_views(folder):
+def test_the_winner_of_a_sweep_is_trained_and_predicts_as_the_mean_over_views(folder, train_here):
     (folder / "best.yaml").write_text(
         yaml.safe_dump({"overrides": [*FREIHAND, "model/decoder=effpose", "optimizer.lr=0.003"], "params": {}})
     )
     views = ["test_time=rotations_mirror", "test_time.num_rotations=2"]
-    run = train(folder, "best=best.yaml", "trainer.max_epochs=1", "data.image_size=72", *views, DIR_SCRATCH="winner")
-    assert run.returncode == 0, run.stderr
+    train_here(folder, "best=best.yaml", "trainer.max_epochs=1", "data.image_size=72", *views, DIR_SCRATCH="winner")
     config = yaml.safe_load(one(folder, f"winner/logs/runs/{DATED}/config.yaml").read_text())
     assert config["model"]["decoder"]["_target_"].endswith("EffPose")
     assert (config["optimizer"]["lr"], config["trainer"]["max_epochs"]) == (0.003, 1)
@@ -143,18 +159,17 @@ def course(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_run_this_project_starts_from(course):
+def test_the_run_this_project_starts_from(course, train_here):
     """EfficientNet-B4 and the data set of the environment, which comes before the .env file's."""
     elsewhere = course.parent / "elsewhere"
-    run = train(
+    out = train_here(
         course,
         *["experiment=exp_submission", "model.encoder.pretrained=false", "data.image_size=64", "trainer.max_epochs=1"],
         "num_threads=1",
         MP_DATA=str(course / "course_data"),
         DIR_SCRATCH=str(elsewhere),
     )
-    assert run.returncode == 0, run.stderr
-    assert "test        no joints in this split: predictions only" in run.stdout
+    assert "test        no joints in this split: predictions only" in out
     assert read_course(one(elsewhere, f"logs/preds/{DATED}/test_preds.json.gz")).shape == (32, 21, 3)
     config = yaml.safe_load(one(elsewhere, f"logs/runs/{DATED}/config.yaml").read_text())
     assert config["model"]["encoder"]["name"] == "efficientnet_b4"
@@ -206,13 +221,12 @@ def test_a_run_is_tested_while_it_goes_on_then_interrupted_and_resumed(course):
     assert [line.partition(":")[0] for line in lines] == [f"epoch {epochs + 1}/{epochs + 1}"]
 
 
-def test_a_multirun_is_one_run_after_the_other(folder):
-    run = train(folder, *FREIHAND, "-m", "seed=0,1", "trainer.max_epochs=1", DIR_SCRATCH="multi")
-    assert run.returncode == 0, run.stderr
+def test_a_multirun_is_one_run_after_the_other(folder, train_here):
+    out = train_here(folder, *FREIHAND, "-m", "seed=0,1", "trainer.max_epochs=1", DIR_SCRATCH="multi")
     configs = sorted(folder.glob(f"multi/logs/runs/{DATED}/config.yaml"))
     assert [yaml.safe_load(path.read_text())["seed"] for path in configs] == [0, 1]
     assert len(list(folder.glob(f"multi/logs/preds/{DATED}/pred.zip"))) == 2
-    assert run.stdout.count("PA-MPJPE") == 4
+    assert out.count("PA-MPJPE") == 4
 
 
 @pytest.fixture

@@ -183,6 +183,7 @@ def _shapes(name: str, size: int, *, img_size: int | None) -> tuple[list[tuple[i
     return [tuple(_channels_first(pyramid, each).shape[1:]) for each in maps], pyramid.feature_info
 
 
+@functools.lru_cache(maxsize=1)  # finding out how a model is to be created mostly makes the same one twice
 def _on_meta(name: str, *, features_only: bool = True, **options: Any) -> Any:
     """A timm model without values, and without a draw from the generator of random numbers."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):

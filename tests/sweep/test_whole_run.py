@@ -19,6 +19,7 @@ import yaml
 from handpose.config_files import REPOSITORY
 from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand
+from tests.programs import command_line
 from tests.sweep.test_secrets import PLANTED, SECRETS, list_files_with_secrets, list_processes_with_secrets
 from tests.test_home import OF_RAY, environment, list_files, offline
 from tests.test_utf8 import ASCII, TINY
@@ -94,24 +95,6 @@ def test_it_goes_all_the_way(run, monkeypatch):
     assert not audit(run.folder)
 
 
-_PROGRAMS = """
-import runpy
-import sys
-
-from handpose.utf8 import use_utf8
-
-use_utf8()
-for command in (each.split("\\n") for each in sys.argv[1].split("\\f")):
-    sys.argv[:] = command
-    try:
-        runpy.run_path(command[0], run_name="__main__")
-    except SystemExit as left:
-        assert not left.code, (command, left.code)
-    print("\\f")
-"""
-"""Runs several programs, one after another, in a process that has imported everything once."""
-
-
 def test_its_folder_is_read_in_that_locale(run):
     (again,) = re.findall("^again +python train.py (.*)$", run.out, re.MULTILINE)
     commands = [
@@ -119,9 +102,8 @@ def test_its_folder_is_read_in_that_locale(run):
         [str(REPOSITORY / "handpose" / "report" / "__main__.py"), str(run.folder)],
         [str(REPOSITORY / "train.py"), *shlex.split(again), "--cfg", "job"],
     ]
-    given = "\f".join("\n".join(command) for command in commands)
-    command = [sys.executable, "-c", _PROGRAMS, given]
-    done = subprocess.run(command, cwd=run.place, env=run.variables | {"TMPDIR": "/tmp"}, capture_output=True)
+    environment = run.variables | {"TMPDIR": "/tmp"}
+    done = subprocess.run(command_line(*commands), cwd=run.place, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode("utf-8")
     shown, written, printed, _ = done.stdout.decode("utf-8").split("\f\n")
     assert "2/2 trials" in shown
