@@ -183,6 +183,6 @@ def test_everything_imported_is_in_requirements():
     used = {
         item.split(".")[0] for path in [*MODULES, *SCRIPTS, *REPOSITORY.glob("tests/**/*.py")] for item in imports(path)
     }
-    third_party = used - set(sys.stdlib_module_names) - {"handpose", "benchmarks", "cluster", "tests"}
+    third_party = used - set(sys.stdlib_module_names) - {"handpose", "benchmarks", "cluster", "docs", "tests"}
     third_party -= {"train", "tune", "wandb"}
     assert {DISTRIBUTIONS.get(item, item) for item in third_party} <= required
