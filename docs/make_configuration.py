@@ -56,6 +56,7 @@ GROUPS = {
     "model/encoder": "The network's first half, a timm model.",
     "model/decoder": "The network's second half: from feature maps to logits along three axes.",
     "heatmap": "The axes along which joints are predicted, and the target heatmaps.",
+    "metrics": "Metrics of validation; all are measured, and `sweep.metric` names the one to optimise.",
     "loss": "What training minimises.",
     "augment": "Random changes of the training images. Labels change with them exactly.",
     "optimizer": "The optimiser, with the arguments of its PyTorch class.",

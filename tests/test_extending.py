@@ -113,9 +113,10 @@ def test_a_sweep_with_the_examples_is_ruled_by_their_metric(sweep):
 @pytest.mark.slow
 def test_a_sweep_goes_on_with_the_examples_without_naming_their_folder(sweep, place):
     folder, _ = sweep
-    before = (folder / "events.jsonl").read_text(encoding="utf-8").count('"reported"')
+    before = (folder / "events.jsonl").read_text(encoding="utf-8").count('"epoch_reported"')
+    assert before > 0
     run(place, str(REPOSITORY / "tune.py"), f"sweep.resume={folder}", "sweep.num_trials=2")
-    assert (folder / "events.jsonl").read_text(encoding="utf-8").count('"reported"') == before
+    assert (folder / "events.jsonl").read_text(encoding="utf-8").count('"epoch_reported"') == before
 
 
 @pytest.mark.slow

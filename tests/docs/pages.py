@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from handpose.config import REPOSITORY
+from handpose.config_files import REPOSITORY
 
 PAGES = sorted(
     path

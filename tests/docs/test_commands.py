@@ -19,7 +19,8 @@ import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.utils import instantiate
 
-from handpose.config import REPOSITORY, _runs, compose
+from handpose.config import _runs, compose
+from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
 from handpose.search.space import load_space
 from handpose.sweep.controller.scheduler_factory import bind_scheduler

@@ -4,11 +4,13 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from docs.make_configuration import GROUPS, PAGE, read_choice
-from handpose.config import CONFIGS
+from handpose.config_files import CONFIGS
 from handpose.schema import parameters
 from tests.docs.pages import PAGES, read_page
+from tests.examples_of_page import read_examples
 
 _NAMED = re.compile(r"`\+?(?P<key>[a-z_]+(?:\.[a-z_]+)+)(?:=[^`]*)?`")
 _FILES = {"css", "csv", "gz", "html", "json", "jsonl", "log", "md", "onnx", "py", "sh", "txt", "yaml", "zip"}
@@ -19,7 +21,15 @@ def known_keys() -> set[str]:
     """The keys on the reference page with those above them, and all arguments of the libraries' classes."""
     listed = re.findall(r"^\| `([\w.]+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     above = {key.rsplit(".", i)[0] for key in listed for i in range(1, key.count(".") + 1)}
-    return {*listed, *above, *_arguments()}
+    return {*listed, *above, *_arguments(), *_keys_of_examples()}
+
+
+def _keys_of_examples() -> Iterator[str]:
+    """The keys of the options that docs/extending.md adds."""
+    for path, text in read_examples().items():
+        if path.startswith("configs/") and path.endswith(".yaml"):
+            group = path.removeprefix("configs/").rpartition("/")[0].replace("/", ".")
+            yield from (f"{group}.{name}" for name in yaml.safe_load(text))
 
 
 def _arguments() -> Iterator[str]:
