@@ -4,8 +4,8 @@ import sys
 
 from omegaconf import DictConfig
 
-from handpose.config import script
-from handpose.whole_file import expand_home
+from handpose.config import run_script
+from handpose.files import expand_home
 
 
 def main(config: DictConfig) -> None:
@@ -16,11 +16,11 @@ def main(config: DictConfig) -> None:
     from handpose.training.fit import train_and_test
 
     if config.best is not None:
-        rank_zero_only(_tell_differences)(config)
-    rank_zero_only(print)(train_and_test(config).summary())
+        rank_zero_only(_print_differences)(config)
+    rank_zero_only(print)(train_and_test(config).format_summary())
 
 
-def _tell_differences(config: DictConfig) -> None:
+def _print_differences(config: DictConfig) -> None:
     """Say on stderr what is not as it was when best.yaml was written: configuration, versions, revision, data."""
     from handpose.sweep.record.provenance import describe_differences
     from handpose.training.build import build_data
@@ -30,4 +30,4 @@ def _tell_differences(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    script("train", main)
+    run_script("train", main)

@@ -4,9 +4,9 @@ import sys
 
 from omegaconf import DictConfig
 
-from handpose.config import script, task_overrides
-from handpose.report.front import front_text
-from handpose.report.summary import summary
+from handpose.config import list_task_overrides, run_script
+from handpose.report.pareto_front import format_front
+from handpose.report.summary import format_summary
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.analysis.status import print_status
 from handpose.sweep.driver.resume import describe_fixed_params, load_task_to_resume, make_new_task
@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     if config.sweep.status:
         print_status(config.sweep.status)
         return
-    task = load_task_to_resume(config, task_overrides()) if config.sweep.resume else make_new_task(config)
+    task = load_task_to_resume(config, list_task_overrides()) if config.sweep.resume else make_new_task(config)
     plan = build_plan(task)
     if line := describe_fixed_params(task):
         print(line, flush=True)
@@ -31,10 +31,10 @@ def main(config: DictConfig) -> None:
         plan.run_preflight_alone()
         return
     with sync_sweep_folder(plan.sweep) as mirror:
-        run(plan, mirror)
+        run_steps(plan, mirror)
 
 
-def run(plan: SweepPlan, folder_sync: FolderSync | None) -> None:
+def run_steps(plan: SweepPlan, folder_sync: FolderSync | None) -> None:
     """From the first trial to the report. mirror: that keeps the sweep in a store."""
     with plan.run_sweep(folder_sync=folder_sync) as table:
         spent = describe_spent_budget(plan.sweep, table)
@@ -53,20 +53,20 @@ def run(plan: SweepPlan, folder_sync: FolderSync | None) -> None:
         confirmed=confirmed,
     )
     retrained = plan.retrain_winner(use_val=use_val) if sweep.retrain else None
-    found = summary(
+    found = format_summary(
         table=table,
         winner=winner,
         defaults=plan.task.defaults,
         confirmed=confirmed,
         retrained=retrained,
-        use_val=use_val,
+        train_on_val=use_val,
         folder=folder,
     )
-    print(*filter(None, [front_text(table), found, spent]), sep="\n", flush=True)
+    print(*filter(None, [format_front(table), found, spent]), sep="\n", flush=True)
     print(write_report([folder], folder / REPORT_FILE, scientific=plan.task.config.report.scientific).text)
 
 
-def guarded(config: DictConfig) -> None:
+def exit_on_sweep_error(config: DictConfig) -> None:
     """Leave with a sentence and a status of its own where the sweep came to nothing or was ended by hand."""
     try:
         main(config)
@@ -78,4 +78,4 @@ def guarded(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    script("tune", guarded)
+    run_script("tune", exit_on_sweep_error)

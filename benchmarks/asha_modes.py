@@ -45,10 +45,10 @@ from optuna.storages.journal import JournalFileBackend
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from handpose.files import to_json, write_json  # noqa: E402
 from handpose.schedulers.asha import Asha  # noqa: E402
 from handpose.schedulers.scheduler import Fifo, Scheduler  # noqa: E402
 from handpose.search.space import Params, find_space  # noqa: E402
-from handpose.whole_file import to_json, write_json  # noqa: E402
 
 CURVES = REPOSITORY / "benchmarks" / "curves" / "decoder_27_epochs.json"
 _BUDGETS = (125, 250, 500, 1000, 2000, 4000)
@@ -74,7 +74,7 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Replay:
+class SweepReplay:
     """A sweep that has run out of configurations. regrets_mm: of each trial, at the full budget."""
 
     steps: Sequence[Step]
@@ -82,12 +82,12 @@ class Replay:
     regrets_mm: Sequence[float]
     max_epochs: int
 
-    def regret_at(self, slot_s: float) -> float:
+    def compute_regret_at(self, slot_s: float) -> float:
         """Regret of the pick at this cost; of a trial at random where nothing has been reported yet."""
         picks = [step.pick for step in self.steps if step.slot_s <= slot_s]
         return self.regrets_mm[picks[-1]] if picks else float(np.mean(self.regrets_mm))
 
-    def cost_of(self, regret_mm: float) -> float | None:
+    def compute_cost_of(self, regret_mm: float) -> float | None:
         """Slot-seconds until a trial at most so far from the best has been trained to the end."""
         return next(
             (
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write all figures there, as JSON")
     given = parser.parse_args()
     if given.record:
-        print(f"{record(given.record, given.curves)} curves in {given.curves}")
+        print(f"{record_curves(given.record, given.curves)} curves in {given.curves}")
         return
     curves, max_epochs = read_curves(given.curves)
     halving = {name: getattr(given, name) for name in ("grace_period", "reduction_factor", "brackets")}
@@ -122,33 +122,33 @@ def main() -> None:
     for num_slots in given.slots:
         replays = {
             name: [
-                replay(
+                replay_sweep(
                     make(seed),
-                    drawn(curves, seed, given.share),
+                    draw_curves(curves, seed, given.share),
                     num_slots=num_slots,
                     start_s=given.start_seconds,
                     max_epochs=max_epochs,
                 )
                 for seed in range(given.seeds)
             ]
-            for name, make in _rules(max_epochs, halving).items()
+            for name, make in _make_schedulers(max_epochs, halving).items()
         }
-        results[num_slots] = summary(replays)
-        print(table(num_slots, results[num_slots]), flush=True)
+        results[num_slots] = summarise(replays)
+        print(format_table(num_slots, results[num_slots]), flush=True)
     if given.output:
         settings = {name: value for name, value in vars(given).items() if name not in ("record", "curves", "output")}
         content = {"curves": given.curves.name, "num_curves": len(curves), "settings": settings, "slots": results}
         write_json(given.output, content, indent=1)
 
 
-def _rules(max_epochs: int, halving: Mapping[str, Any]) -> dict[str, Callable[[int], Scheduler]]:
+def _make_schedulers(max_epochs: int, halving: Mapping[str, Any]) -> dict[str, Callable[[int], Scheduler]]:
     def asha(mode: Any, seed: int) -> Scheduler:
         return Asha(mode=mode, max_epochs=max_epochs, seed=seed, **halving)
 
     return {"stop": partial(asha, "stop"), "promote": partial(asha, "promote"), "no stopping": lambda seed: Fifo()}
 
 
-def drawn(curves: Sequence[Curve], seed: int, share: float) -> list[Curve]:
+def draw_curves(curves: Sequence[Curve], seed: int, share: float) -> list[Curve]:
     """That part of the curves, in an order of the seed's own."""
     return random.Random(seed).sample(curves, round(share * len(curves)))
 
@@ -156,7 +156,9 @@ def drawn(curves: Sequence[Curve], seed: int, share: float) -> list[Curve]:
 # --- the replayed sweep -----------------------------------------------------------------------------------------------
 
 
-def replay(scheduler: Scheduler, curves: Sequence[Curve], *, num_slots: int, start_s: float, max_epochs: int) -> Replay:
+def replay_sweep(
+    scheduler: Scheduler, curves: Sequence[Curve], *, num_slots: int, start_s: float, max_epochs: int
+) -> SweepReplay:
     """Run a sweep over the curves, in their order, until none is left to begin and none goes on."""
     clock, num_begun, num_segments, num_free = 0.0, 0, 0, num_slots
     trained: defaultdict[int, int] = defaultdict(int)
@@ -179,7 +181,7 @@ def replay(scheduler: Scheduler, curves: Sequence[Curve], *, num_slots: int, sta
             num_segments += 1
             heapq.heappush(running, (clock + start_s + curves[trial].epoch_s, trial))
         if not running:
-            return Replay(steps, num_segments, _regrets(curves, max_epochs), max_epochs)
+            return SweepReplay(steps, num_segments, _compute_regrets(curves, max_epochs), max_epochs)
         clock, trial = heapq.heappop(running)
         if trained[trial] == len(curves[trial].losses):  # it diverged in this epoch
             scheduler.on_trial_end(trial)
@@ -196,7 +198,7 @@ def replay(scheduler: Scheduler, curves: Sequence[Curve], *, num_slots: int, sta
             num_free += 1
 
 
-def _regrets(curves: Sequence[Curve], max_epochs: int) -> list[float]:
+def _compute_regrets(curves: Sequence[Curve], max_epochs: int) -> list[float]:
     """Of each curve at the full budget; one that diverges is as bad as the worst that does not."""
     finals = [curve.losses[-1] if len(curve.losses) == max_epochs else None for curve in curves]
     known = [final for final in finals if final is not None]
@@ -206,42 +208,45 @@ def _regrets(curves: Sequence[Curve], max_epochs: int) -> list[float]:
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-def summary(replays: Mapping[str, Sequence[Replay]]) -> dict[str, Any]:
+def summarise(replays: Mapping[str, Sequence[SweepReplay]]) -> dict[str, Any]:
     """Regret by cost, cost by regret, and what the whole sweep costs, for each rule; costs relative to `stop`."""
     return {
         "regret_mm": {
-            name: {budget: mean_of([each.regret_at(budget) for each in runs]) for budget in _BUDGETS}
+            name: {budget: compute_mean([each.compute_regret_at(budget) for each in runs]) for budget in _BUDGETS}
             for name, runs in replays.items()
         },
         "cost_slot_s": {
-            name: {regret: _cost(runs, replays["stop"], regret) for regret in _REGRETS_MM}
+            name: {regret: _summarise_cost(runs, replays["stop"], regret) for regret in _REGRETS_MM}
             for name, runs in replays.items()
         },
         "whole_sweep": {
             name: {
-                "slot_s": mean_of([each.steps[-1].slot_s for each in runs]),
-                "epochs": mean_of([len(each.steps) for each in runs]),
-                "complete": mean_of([sum(step.epoch == each.max_epochs for step in each.steps) for each in runs]),
-                "stretches": mean_of([each.num_segments for each in runs]),
-                "regret_mm": mean_of([each.regrets_mm[each.steps[-1].pick] for each in runs]),
+                "slot_s": compute_mean([each.steps[-1].slot_s for each in runs]),
+                "epochs": compute_mean([len(each.steps) for each in runs]),
+                "complete": compute_mean([sum(step.epoch == each.max_epochs for step in each.steps) for each in runs]),
+                "stretches": compute_mean([each.num_segments for each in runs]),
+                "regret_mm": compute_mean([each.regrets_mm[each.steps[-1].pick] for each in runs]),
             }
             for name, runs in replays.items()
         },
     }
 
 
-def _cost(runs: Sequence[Replay], reference: Sequence[Replay], regret_mm: float) -> dict[str, Any]:
-    pairs = [(run.cost_of(regret_mm), other.cost_of(regret_mm)) for run, other in zip(runs, reference, strict=True)]
+def _summarise_cost(runs: Sequence[SweepReplay], reference: Sequence[SweepReplay], regret_mm: float) -> dict[str, Any]:
+    pairs = [
+        (run.compute_cost_of(regret_mm), other.compute_cost_of(regret_mm))
+        for run, other in zip(runs, reference, strict=True)
+    ]
     reached = [cost for cost, _ in pairs if cost is not None]
     both = np.array([(cost, other) for cost, other in pairs if cost is not None and other is not None])
     return {
         "reached": len(reached) / len(pairs),
-        "slot_s": mean_of(reached),
-        "over_stop": mean_of(np.log(both[:, 0] / both[:, 1]), transform=np.exp) if len(both) else None,
+        "slot_s": compute_mean(reached),
+        "over_stop": compute_mean(np.log(both[:, 0] / both[:, 1]), transform=np.exp) if len(both) else None,
     }
 
 
-def mean_of(
+def compute_mean(
     values: Sequence[float] | np.ndarray, *, transform: Callable[[Any], Any] = float
 ) -> tuple[float, float, float] | None:
     """Mean and its 95 % bootstrap interval (mean, low, high), None of nothing."""
@@ -253,30 +258,32 @@ def mean_of(
     return tuple(round(float(transform(each)), 4) for each in (sample.mean(), low, high))  # type: ignore[return-value]
 
 
-def table(num_slots: int, figures: Mapping[str, Any]) -> str:
+def format_table(num_slots: int, figures: Mapping[str, Any]) -> str:
     """The figures of one number of slots, to read."""
-    lines = [f"{num_slots} slot(s)", "", _row("regret of the pick, mm, at slot-seconds", map(str, _BUDGETS))]
+    lines = [f"{num_slots} slot(s)", "", _format_row("regret of the pick, mm, at slot-seconds", map(str, _BUDGETS))]
     for name, by_budget in figures["regret_mm"].items():
-        lines.append(_row(name, (_cell(by_budget[budget], 2) for budget in _BUDGETS)))
-    lines += ["", _row("slot-seconds to a trained trial within", (f"{regret:g} mm" for regret in _REGRETS_MM))]
+        lines.append(_format_row(name, (_format_cell(by_budget[budget], 2) for budget in _BUDGETS)))
+    lines += ["", _format_row("slot-seconds to a trained trial within", (f"{regret:g} mm" for regret in _REGRETS_MM))]
     for name, by_regret in figures["cost_slot_s"].items():
-        lines.append(_row(name, (_cell(by_regret[regret]["slot_s"], 0) for regret in _REGRETS_MM)))
-        lines.append(_row("  reached in", (f"{by_regret[regret]['reached']:.0%}" for regret in _REGRETS_MM)))
+        lines.append(_format_row(name, (_format_cell(by_regret[regret]["slot_s"], 0) for regret in _REGRETS_MM)))
+        lines.append(_format_row("  reached in", (f"{by_regret[regret]['reached']:.0%}" for regret in _REGRETS_MM)))
         if name != "stop":
-            cells = (_cell(by_regret[regret]["over_stop"], 2) for regret in _REGRETS_MM)
-            lines.append(_row("  times the cost of stop, where both do", cells))
+            cells = (_format_cell(by_regret[regret]["over_stop"], 2) for regret in _REGRETS_MM)
+            lines.append(_format_row("  times the cost of stop, where both do", cells))
     columns = ("slot_s", "epochs", "complete", "stretches", "regret_mm")
-    lines += ["", _row("the whole sweep", columns)]
+    lines += ["", _format_row("the whole sweep", columns)]
     for name, whole in figures["whole_sweep"].items():
-        lines.append(_row(name, (_cell(whole[column], 2 if column == "regret_mm" else 0) for column in columns)))
+        lines.append(
+            _format_row(name, (_format_cell(whole[column], 2 if column == "regret_mm" else 0) for column in columns))
+        )
     return "\n".join(lines) + "\n"
 
 
-def _row(head: str, cells: Any) -> str:
+def _format_row(head: str, cells: Any) -> str:
     return f"{head:41}" + "".join(f"{cell:>19}" for cell in cells)
 
 
-def _cell(figure: tuple[float, float, float] | None, digits: int) -> str:
+def _format_cell(figure: tuple[float, float, float] | None, digits: int) -> str:
     if figure is None:
         return "-"
     mean, low, high = (f"{each:.{digits}f}" for each in figure)
@@ -299,7 +306,7 @@ def read_curves(file: Path) -> tuple[list[Curve], int]:
     return curves, max_epochs
 
 
-def record(sweep: Path, file: Path) -> int:
+def record_curves(sweep: Path, file: Path) -> int:
     """Write the trials of a sweep without early stopping as curves; returns how many.
 
     Trials that were neither trained to the end nor diverged are left out.
@@ -315,13 +322,13 @@ def record(sweep: Path, file: Path) -> int:
         {
             "params": trial.params,
             "seconds": float(by_number[trial.number]["seconds"]),
-            "losses": _finite_prefix(trial.intermediate_values),
+            "losses": _take_finite_prefix(trial.intermediate_values),
         }
         for trial in study.trials
         if trial.number in by_number and by_number[trial.number]["state"] in ("complete", "diverged")
     ]
     head = {
-        "command": shlex.join(["python", "tune.py", *_without_folder(overrides, space)]),
+        "command": shlex.join(["python", "tune.py", *_drop_folder(overrides, space)]),
         "recorded": f"{len(trials)} of {overrides.get('sweep.num_trials', 'the')} trials",
         "search_space": yaml.safe_load(space.read_text(encoding="utf-8")),
         "metric": study.metric_names[0] if study.metric_names else "",
@@ -336,14 +343,14 @@ def record(sweep: Path, file: Path) -> int:
     return len(trials)
 
 
-def _finite_prefix(values: Mapping[int, float]) -> list[float]:
+def _take_finite_prefix(values: Mapping[int, float]) -> list[float]:
     losses: list[float] = []
     while np.isfinite(value := values.get(len(losses) + 1, np.nan)):
         losses.append(round(value, 4))
     return losses
 
 
-def _without_folder(overrides: Mapping[str, str], space: Path) -> list[str]:
+def _drop_folder(overrides: Mapping[str, str], space: Path) -> list[str]:
     named = {**overrides, "search_space": space.name}
     return [f"{key}={value}" for key, value in named.items()]
 

@@ -26,8 +26,9 @@ sys.path.insert(0, str(REPOSITORY))
 from hydra.utils import instantiate  # noqa: E402
 
 from handpose.config import compose, quote_override  # noqa: E402
-from handpose.report.table import TrialTable  # noqa: E402
-from handpose.report.terminal import Clock, PlainView  # noqa: E402
+from handpose.files import write_json  # noqa: E402
+from handpose.report.terminal import PlainView, SweepClock  # noqa: E402
+from handpose.report.trial_table import TrialTable  # noqa: E402
 from handpose.schedulers.asha import Asha  # noqa: E402
 from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
 from handpose.search.space import load_space  # noqa: E402
@@ -38,24 +39,23 @@ from handpose.sweep.driver.run import open_trial_logs  # noqa: E402
 from handpose.sweep.record.events import EVENTS_FILE, EventLog  # noqa: E402
 from handpose.sweep.record.settings import SweepSettings  # noqa: E402
 from handpose.sweep.record.trial_segment import TrialSegment  # noqa: E402
-from handpose.whole_file import write_json  # noqa: E402
 
 _EPOCHS = 27
 _SLOTS = 16
 _METRIC = "val/pa_mpjpe_mm"
 
 
-class Silent(PlainView):
+class SilentView(PlainView):
     """Shows nothing."""
 
     def __init__(self) -> None:
-        self._clock = Clock(time_budget_s=None)
+        self._clock = SweepClock(time_budget_s=None)
 
     def show_trial_end(self, table: TrialTable, row: object) -> None:
         pass
 
 
-class Sweep:
+class BookkeepingSweep:
     """One sweep of which only the bookkeeping is real."""
 
     def __init__(self, folder: Path, num_trials: int) -> None:
@@ -97,7 +97,7 @@ class Sweep:
             folder=settings.path,
             retention=history.retention,
             refresh_times=self.state.refresh_times,
-            view=Silent(),
+            view=SilentView(),
             logs=logs,
         )
         recorder.log_last_event(self.state.last_event)
@@ -119,7 +119,7 @@ class Sweep:
             if not running:
                 return costs
             segment, epoch = running.pop(0)
-            metrics = {_METRIC: _loss(segment, epoch + 1), "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
+            metrics = {_METRIC: _compute_loss(segment, epoch + 1), "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
             began = time.perf_counter()
             goes_on = self.state.process_report(segment.trial, epoch + 1, metrics, node="node")
             costs.append((time.perf_counter() - began) * 1e3)
@@ -127,7 +127,7 @@ class Sweep:
                 running.append((segment, epoch + 1))
 
 
-def _loss(segment: TrialSegment, epoch: int) -> float:
+def _compute_loss(segment: TrialSegment, epoch: int) -> float:
     noise = random.Random(segment.trial * 100 + epoch).gauss(0, 0.3)
     return 15 + abs(math.log10(segment.params["optimizer.lr"]) + 2.5) * 4 + 10 / epoch + noise
 
@@ -141,7 +141,7 @@ def main() -> None:
     rows = []
     print(f"{'trials':>8}{'reports':>9}{'restored in s':>15}{'report ms, median':>19}{'99 %':>8}{'most':>8}")
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(Path(folder) / "sweep", given.trials + 100)
+        sweep = BookkeepingSweep(Path(folder) / "sweep", given.trials + 100)
         for number, size in enumerate((given.trials // 100, given.trials // 10, given.trials)):
             sweep.open(resume=number > 0)
             sweep.grow(size - 50)

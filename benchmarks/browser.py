@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-_PATIENCE_S = 120.0
+_TIMEOUT_S = 120.0
 
 
 class Browser:
@@ -58,7 +58,7 @@ class Browser:
         self._profile.cleanup()
 
     @contextlib.contextmanager
-    def tab(self, *, width: int, height: int) -> Iterator["Tab"]:
+    def open_tab(self, *, width: int, height: int) -> Iterator["Tab"]:
         """A new page of that size, in pixels; a narrow one is a phone."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -77,9 +77,9 @@ class Browser:
         if session is not None:
             message["sessionId"] = session
         os.write(self._to, json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _TIMEOUT_S
         while True:
-            answer = self._next(deadline)
+            answer = self._read_message(deadline)
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
@@ -89,15 +89,15 @@ class Browser:
 
     def wait_for(self, method: str, session: str) -> None:
         """Until an event comes, if it has not come yet."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _TIMEOUT_S
         while not any(each.get("method") == method and each.get("sessionId") == session for each in self._events):
-            self._events.append(self._next(deadline))
+            self._events.append(self._read_message(deadline))
 
-    def events(self, session: str) -> list[dict[str, Any]]:
+    def take_events(self, session: str) -> list[dict[str, Any]]:
         """What came from a page, asked for or not."""
         return [each for each in self._events if each.get("sessionId") == session]
 
-    def _next(self, deadline: float) -> dict[str, Any]:
+    def _read_message(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._unread:
             ready, _, _ = select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))
             chunk = os.read(self._from, 2**20) if ready else b""
@@ -132,16 +132,16 @@ class Tab:
             raise RuntimeError(f"{script}: {found['exceptionDetails']}")
         return found["result"].get("value")
 
-    def whole_page(self) -> dict[str, float]:
+    def measure_page(self) -> dict[str, float]:
         """The clip of a picture of all of it."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         return {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 16_000), "scale": 1}
 
     @property
-    def console(self) -> list[str]:
+    def console_messages(self) -> list[str]:
         """Warnings and errors so far."""
         said = []
-        for event in self._browser.events(self._session):
+        for event in self._browser.take_events(self._session):
             parameters = event.get("params", {})
             if event["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("warning", "error", "assert"):
                 said.append(" ".join(str(each.get("value", each.get("description"))) for each in parameters["args"]))

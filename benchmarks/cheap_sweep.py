@@ -19,7 +19,8 @@ from pathlib import Path
 from hydra.utils import instantiate
 from ray import cloudpickle
 
-from handpose.config import compose, location_overrides, quote_override, told
+from handpose.config import compose, exit_on_user_error, list_location_overrides, quote_override
+from handpose.files import write_atomically
 from handpose.search.space import load_space
 from handpose.sweep.audit.audit import compose_choices
 from handpose.sweep.controller.scheduler_factory import bind_scheduler
@@ -34,7 +35,6 @@ from handpose.sweep.storage.checkpoint_files import explain_unshared_folder
 from handpose.sweep.storage.retention import describe_checkpoint, find_newest_intact
 from handpose.sweep.trainable.reporting import get_worker_context, report_epoch
 from handpose.sweep.trainable.trial import TrialRecipe, add_checkpoint_metric, select_training_overrides
-from handpose.whole_file import whole_file
 
 EPOCHS = 8
 BROKEN_NODE = "HANDPOSE_DRILL_BROKEN_NODE"
@@ -52,7 +52,7 @@ _DEFAULTS = (
 )
 
 
-def growing(segment: TrialSegment) -> None:
+def train_growing_weight(segment: TrialSegment) -> None:
     """A weight that grows by the learning rate each epoch; the further, the better."""
     if os.environ.get(BROKEN_NODE):
         raise RuntimeError("CUDA error: an uncorrectable ECC error was encountered")
@@ -65,17 +65,17 @@ def growing(segment: TrialSegment) -> None:
     while epoch < EPOCHS:
         time.sleep(float(os.environ.get(EPOCH_S, "1")))
         epoch += 1
-        weight += _added(segment.params["optimizer.lr"] / get_worker_context().num_workers)
+        weight += _sum_over_workers(segment.params["optimizer.lr"] / get_worker_context().num_workers)
         checkpoint = None
         if get_worker_context().rank == 0:
             file = segment.make_checkpoint_path(epoch)
-            with whole_file(file) as part:
+            with write_atomically(file) as part:
                 part.write_text(json.dumps([weight, epoch]), encoding="utf-8")
             checkpoint = describe_checkpoint(file, folder=folder, epoch=epoch)
         report_epoch(epoch, {_METRIC: 10.0 - weight}, resumed_from=resumed_from, checkpoint=checkpoint)
 
 
-def _added(part: float) -> float:
+def _sum_over_workers(part: float) -> float:
     """The parts of all workers of the trial."""
     if get_worker_context().num_workers == 1:
         return part
@@ -90,8 +90,8 @@ def main() -> None:
     """Begin the sweep, or go on with it."""
     folder, given = Path(sys.argv[1]).resolve(), sys.argv[2:]
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else a worker imports all that this file does
-    with told():
-        task = load_recorded_task(folder, given) if (folder / "sweep.yaml").is_file() else _new_task(folder, given)
+    with exit_on_user_error():
+        task = load_recorded_task(folder, given) if (folder / "sweep.yaml").is_file() else _make_new_task(folder, given)
         config, space = task.config, task.space
         sweep = instantiate(config.sweep)
         try:
@@ -101,8 +101,8 @@ def main() -> None:
                 space=space,
                 searcher=partial(instantiate(config.searcher), defaults=task.defaults, fingerprint=""),
                 make_scheduler=bind_scheduler(instantiate(config.scheduler), sweep, space),
-                trial_function=growing,
-                command=_recipe(task, sweep).format_command,
+                trial_function=train_growing_weight,
+                command=_make_recipe(task, sweep).format_command,
                 description=None if task.origin else make_sweep_record(task, collect_provenance(data="")),
             )
             with run_sweep(run):
@@ -112,17 +112,19 @@ def main() -> None:
             sys.exit(INTERRUPTED_STATUS)
 
 
-def _recipe(task: SweepTask, sweep: SweepSettings) -> TrialRecipe:
+def _make_recipe(task: SweepTask, sweep: SweepSettings) -> TrialRecipe:
     """How a trial with a real network would be trained, for the commands in trials.csv."""
     overrides = add_checkpoint_metric(select_training_overrides(task.overrides), task.config, sweep.target)
     return TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
 
 
-def _new_task(folder: Path, given: list[str]) -> SweepTask:
+def _make_new_task(folder: Path, given: list[str]) -> SweepTask:
     overrides = [*_DEFAULTS, *given]
     place = [quote_override("sweep.folder", str(folder)), f"sweep.name={folder.name}"]
     config = compose("tune", [*overrides, *place])
-    return SweepTask(config, overrides, location_overrides(config), compose_choices(overrides), load_space("default"))
+    return SweepTask(
+        config, overrides, list_location_overrides(config), compose_choices(overrides), load_space("default")
+    )
 
 
 if __name__ == "__main__":

@@ -36,18 +36,18 @@ from scipy import stats
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.fabricated import SPACES, Setup, fabricate  # noqa: E402
-from benchmarks.record import write_results  # noqa: E402
-from handpose.report.advice import advice  # noqa: E402
-from handpose.report.effects import shown_effects  # noqa: E402
-from handpose.report.next_space import next_space  # noqa: E402
-from handpose.report.ranges import Settled, crowded_edges, settled  # noqa: E402
-from handpose.report.record import Parameter, SweepRecord  # noqa: E402
+from benchmarks.fabricated import SPACE_NAMES, SweepSetup, fabricate_sweep  # noqa: E402
+from benchmarks.result_files import write_results  # noqa: E402
+from handpose.report.advice import give_advice  # noqa: E402
+from handpose.report.effects import find_shown_effects  # noqa: E402
+from handpose.report.next_space import suggest_next_space  # noqa: E402
+from handpose.report.ranges import SettledParameter, find_crowded_edges, find_settled_parameters  # noqa: E402
+from handpose.report.sweep_record import Parameter, SweepRecord  # noqa: E402
 from handpose.sweep.analysis.read_sweep import read_sweep  # noqa: E402
 
 _RATE, _SIGMA = "optimizer.lr", "heatmap.sigma"
 _BEST_SIGMA = 0.4  # place in its range
-_THIRD: dict[str, tuple[str, Any]] = {
+_THIRD_PARAMETER: dict[str, tuple[str, Any]] = {
     "accuracy_latency": ("model.decoder.conv", "separable"),
     "architecture": ("model.decoder.head", "heatmaps"),
     "decoder_family": ("model/decoder", "pyramid"),
@@ -61,7 +61,7 @@ _SCHEDULERS = {"fifo": ("fifo", "stop"), "asha stop": ("asha", "stop"), "asha pr
 _SEARCHERS = {"random": "random", "tpe": "optuna", "gp": "gp"}
 
 
-class Cell(NamedTuple):
+class SweepKind(NamedTuple):
     """A kind of sweep that is fabricated many times."""
 
     truth: str
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=100)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--truths", nargs="+", choices=("noise", "effects"), default=["noise", "effects"])
-    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
+    parser.add_argument("--spaces", nargs="+", choices=SPACE_NAMES, default=list(SPACE_NAMES))
     parser.add_argument("--searchers", nargs="+", choices=list(_SEARCHERS), default=list(_SEARCHERS))
     parser.add_argument("--schedulers", nargs="+", choices=list(_SCHEDULERS), default=list(_SCHEDULERS))
     parser.add_argument("--workers", type=int, default=2)
@@ -85,28 +85,30 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     cells = [
-        Cell(truth, space, searcher, scheduler)
+        SweepKind(truth, space, searcher, scheduler)
         for truth in given.truths
         for searcher in given.searchers
         for space in given.spaces
         for scheduler in given.schedulers
     ]
-    judged = run(cells, given)
-    rows = [row(cell, judged[cell]) for cell in cells if judged[cell]]
-    print(table(rows))
+    judged = judge_all(cells, given)
+    rows = [summarise_cell(cell, judged[cell]) for cell in cells if judged[cell]]
+    print(format_table(rows))
     settings = {"repetitions": given.repetitions, "trials": given.trials}
     write_results(given.output, {"settings": settings, "cells": rows})
 
 
-def run(cells: Sequence[Cell], given: argparse.Namespace) -> dict[Cell, list[dict[str, Any]]]:
+def judge_all(cells: Sequence[SweepKind], given: argparse.Namespace) -> dict[SweepKind, list[dict[str, Any]]]:
     """What is claimed of every sweep, by cell."""
-    judged: dict[Cell, list[dict[str, Any]]] = defaultdict(list)
+    judged: dict[SweepKind, list[dict[str, Any]]] = defaultdict(list)
     wanted = [(cell, seed) for cell in cells for seed in range(given.repetitions)]
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(given.workers) as pool:
         folder = given.sweeps or Path(scratch)
         if given.kept_only:
-            wanted = [(cell, seed) for cell, seed in wanted if _place(folder, cell, seed, given.trials).exists()]
-        waiting = {pool.submit(judge, cell, seed, given.trials, folder): cell for cell, seed in wanted}
+            wanted = [
+                (cell, seed) for cell, seed in wanted if _make_folder_name(folder, cell, seed, given.trials).exists()
+            ]
+        waiting = {pool.submit(judge_sweep, cell, seed, given.trials, folder): cell for cell, seed in wanted}
         for future in as_completed(waiting):
             judged[waiting[future]].append(future.result())
     return judged
@@ -115,24 +117,24 @@ def run(cells: Sequence[Cell], given: argparse.Namespace) -> dict[Cell, list[dic
 # --- one sweep --------------------------------------------------------------------------------------------------------
 
 
-def judge(cell: Cell, seed: int, num_trials: int, sweeps: Path) -> dict[str, Any]:
+def judge_sweep(cell: SweepKind, seed: int, num_trials: int, sweeps: Path) -> dict[str, Any]:
     """Fabricate a sweep, unless it is there, and return what its report claims."""
-    folder = _place(sweeps, cell, seed, num_trials)
+    folder = _make_folder_name(sweeps, cell, seed, num_trials)
     if not folder.exists():
         scheduler, mode = _SCHEDULERS[cell.scheduler]
-        setup = Setup(cell.space, _SEARCHERS[cell.searcher], scheduler, mode, num_trials=num_trials)
-        loss = noise_loss if cell.truth == "noise" else partial(effects_loss, cell.space)
+        setup = SweepSetup(cell.space, _SEARCHERS[cell.searcher], scheduler, mode, num_trials=num_trials)
+        loss = compute_noise_loss if cell.truth == "noise" else partial(compute_effects_loss, cell.space)
         unfinished = folder.with_suffix(f".{os.getpid()}")
-        fabricate(setup, loss, unfinished, seed=seed)
+        fabricate_sweep(setup, loss, unfinished, seed=seed)
         unfinished.rename(folder)
-    return claims_of(read_sweep(folder, with_importance=False), cell)
+    return list_claims(read_sweep(folder, with_importance=False), cell)
 
 
-def _place(sweeps: Path, cell: Cell, seed: int, num_trials: int) -> Path:
+def _make_folder_name(sweeps: Path, cell: SweepKind, seed: int, num_trials: int) -> Path:
     return sweeps / f"{' '.join(cell)} {num_trials} trials" / str(seed)
 
 
-def noise_loss(params: Mapping[str, Any], epoch: int, generator: random.Random) -> float:
+def compute_noise_loss(params: Mapping[str, Any], epoch: int, generator: random.Random) -> float:
     """A curve that no parameter changes. generator: its first draw, at epoch 1, is the trial's own part."""
     if epoch == 1:
         generator.level = generator.gauss(0, 0.4)  # type: ignore[attr-defined]
@@ -141,7 +143,7 @@ def noise_loss(params: Mapping[str, Any], epoch: int, generator: random.Random) 
 
 
 @cache
-def _ranges(space: str) -> Mapping[str, Parameter]:
+def _list_ranges(space: str) -> Mapping[str, Parameter]:
     """The numeric parameters of a space that the effects are about."""
     low_sigma = 0.006 if space in ("architecture", "full", "recipe") else 0.01
     low_rate, high_rate = {"full": (2e-4, 2e-2), "recipe": (5e-4, 2e-2)}.get(space, (2e-4, 1e-2))
@@ -151,25 +153,25 @@ def _ranges(space: str) -> Mapping[str, Parameter]:
     }
 
 
-def effects_loss(space: str, params: Mapping[str, Any], epoch: int, generator: random.Random) -> float:
+def compute_effects_loss(space: str, params: Mapping[str, Any], epoch: int, generator: random.Random) -> float:
     """Three parameters matter."""
-    ranges = _ranges(space)
-    key, best = _THIRD[space]
-    effect = 2 * (1 - ranges[_RATE].place(params[_RATE]))
-    effect += 3 * abs(ranges[_SIGMA].place(params[_SIGMA]) - _BEST_SIGMA)
+    ranges = _list_ranges(space)
+    key, best = _THIRD_PARAMETER[space]
+    effect = 2 * (1 - ranges[_RATE].to_place(params[_RATE]))
+    effect += 3 * abs(ranges[_SIGMA].to_place(params[_SIGMA]) - _BEST_SIGMA)
     effect += 1.5 * (params[key] != best)
-    return effect + noise_loss(params, epoch, generator)
+    return effect + compute_noise_loss(params, epoch, generator)
 
 
-def claims_of(record: SweepRecord, cell: Cell) -> dict[str, Any]:
+def list_claims(record: SweepRecord, cell: SweepKind) -> dict[str, Any]:
     """What is claimed, and whether it is so."""
-    shown = shown_effects(record)
-    said = [finding for finding in advice(record, shown) if finding.kind in ("act", "note")]
+    shown = find_shown_effects(record)
+    said = [finding for finding in give_advice(record, shown) if finding.kind in ("act", "note")]
     findings = [finding for finding in said if "trusted" not in finding.question]
-    edges = crowded_edges(record, shown)
-    narrowed = settled(record, shown)
-    space = next_space(record, shown)
-    matters = {_RATE, _SIGMA, _THIRD[cell.space][0]} if cell.truth == "effects" else set()
+    edges = find_crowded_edges(record, shown)
+    narrowed = find_settled_parameters(record, shown)
+    space = suggest_next_space(record, shown)
+    matters = {_RATE, _SIGMA, _THIRD_PARAMETER[cell.space][0]} if cell.truth == "effects" else set()
     return {
         "any": bool(findings) or bool(shown) or space is not None,
         "questions": sorted({finding.question for finding in findings}),
@@ -182,22 +184,22 @@ def claims_of(record: SweepRecord, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _is_cut_off(known: Settled, cell: Cell) -> bool:
+def _is_cut_off(known: SettledParameter, cell: SweepKind) -> bool:
     """Whether the best value is left out. Of a parameter that does nothing every value is as good."""
-    key, best = _THIRD[cell.space]
+    key, best = _THIRD_PARAMETER[cell.space]
     parameter = known.parameter
     if cell.truth == "noise" or parameter.key not in (_RATE, _SIGMA, key):
         return False
     if parameter.kind == "choice":
-        return best not in known.kept
-    value = {_RATE: parameter.value_at(1.0), _SIGMA: parameter.value_at(_BEST_SIGMA), key: best}[parameter.key]
+        return best not in known.kept_options
+    value = {_RATE: parameter.to_value(1.0), _SIGMA: parameter.to_value(_BEST_SIGMA), key: best}[parameter.key]
     return not known.low * (1 - 1e-9) <= value <= known.high * (1 + 1e-9)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def row(cell: Cell, judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise_cell(cell: SweepKind, judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Shares of the sweeps of a cell."""
 
     def share(condition: Any) -> float:
@@ -209,11 +211,11 @@ def row(cell: Cell, judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **cell._asdict(),
         "sweeps": len(judged),
         "any_claim": share(lambda claims: claims["any"]),
-        "at_most": round(_upper_limit(num_any, len(judged)), 3),
+        "at_most": round(_compute_upper_limit(num_any, len(judged)), 3),
         "next_space": share(lambda claims: claims["next_space"]),
         "rate_shown": share(lambda claims: _RATE in claims["shown"]),
         "sigma_shown": share(lambda claims: _SIGMA in claims["shown"]),
-        "third_shown": share(lambda claims: _THIRD[cell.space][0] in claims["shown"]),
+        "third_shown": share(lambda claims: _THIRD_PARAMETER[cell.space][0] in claims["shown"]),
         "true_edge": share(lambda claims: [_RATE, True] in claims["edges"]),
         "wrong_effect": share(lambda claims: claims["not_so"]),
         "wrong_edge": share(lambda claims: [edge for edge in claims["edges"] if edge != [_RATE, True]]),
@@ -224,7 +226,7 @@ def row(cell: Cell, judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _upper_limit(num: int, total: int) -> float:
+def _compute_upper_limit(num: int, total: int) -> float:
     """The upper end of the one-sided 95 % interval of a share (Clopper & Pearson 1934)."""
     return 1.0 if num == total else float(stats.beta.ppf(0.95, num + 1, total - num))
 
@@ -245,7 +247,7 @@ _COLUMNS = {
 }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A block for each truth, a line for each cell, and the worst of each column."""
     lines = []
     for truth, columns in _COLUMNS.items():
@@ -255,14 +257,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"\n{truth:<50}{'sweeps':>8}" + "".join(f"{name:>13}" for name in columns))
         for each in some:
             name = f"{each['space']}, {each['searcher']}, {each['scheduler']}"
-            lines.append(f"{name:<50}{each['sweeps']:>8}" + "".join(f"{_text(each[column]):>13}" for column in columns))
+            lines.append(
+                f"{name:<50}{each['sweeps']:>8}" + "".join(f"{_format_value(each[column]):>13}" for column in columns)
+            )
         for name, summary in (("mean", np.mean), ("largest", np.max)):
             known = [[each[column] for each in some if each[column] is not None] or [math.nan] for column in columns]
             lines.append(f"{name:<58}" + "".join(f"{float(summary(values)):>13.3f}" for values in known))
     return "\n".join(lines)
 
 
-def _text(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 

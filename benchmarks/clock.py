@@ -20,12 +20,12 @@ from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
 from handpose.config import compose
 from handpose.sweep.record.trial_segment import TrialSegment
 from handpose.sweep.trainable.trial import TrainingFunction, TrialRecipe
-from handpose.training.build import build
+from handpose.training.build import build_training
 from handpose.training.module import HandPose
 
 
 @dataclass(frozen=True)
-class Trained:
+class ClockedSegment:
     """A trial as it was clocked, or one stretch of it.
 
     first_step, last: when its first step began and its last step or validation ended, in seconds since 1970. train_s,
@@ -47,11 +47,11 @@ class ClockedObjective(TrainingFunction):
     clocks: str = ""
 
     def __call__(self, segment: TrialSegment, /) -> None:
-        with clocked(Path(self.clocks) / f"{segment.name}.json", segment.params, self.metric):
+        with clock_trainer(Path(self.clocks) / f"{segment.name}.json", segment.params, self.metric):
             super().__call__(segment)
 
 
-def plain_trainable(
+def make_plain_trainable(
     recipe: TrialRecipe, *, metric: str, reported_as: str, clocks: str
 ) -> Callable[[dict[str, Any]], None]:
     """The function that plain Tune runs: the trial that our recipe composes, under a Trainer as the user would make it.
@@ -62,22 +62,22 @@ def plain_trainable(
     def train(config: dict[str, Any]) -> None:
         params = config.get("params", config)
         composed = compose("train", recipe.make_worker_overrides(params))
-        module, data = build(composed)
+        module, data = build_training(composed)
         data.setup("fit")
         module.axes.fit(torch.from_numpy(data.splits.train.xyz_m).float())
-        training = {name: value for name, value in composed.trainer.items() if name in _OF_TRAINING}
+        training = {name: value for name, value in composed.trainer.items() if name in _TRAINER_KEYS}
         trainer = pl.Trainer(
             **training,
             enable_progress_bar=False,
             callbacks=[TuneReportCheckpointCallback({reported_as: metric}, on="validation_end")],
         )
-        with clocked(Path(clocks) / f"{tune.get_context().get_trial_id()}.json", params, metric):
+        with clock_trainer(Path(clocks) / f"{tune.get_context().get_trial_id()}.json", params, metric):
             trainer.fit(module, datamodule=data)
 
     return train
 
 
-_OF_TRAINING = (
+_TRAINER_KEYS = (
     "max_epochs",
     "accelerator",
     "devices",
@@ -91,7 +91,7 @@ _OF_TRAINING = (
 
 
 @contextlib.contextmanager
-def clocked(file: Path, params: Mapping[str, Any], metric: str) -> Iterator[None]:
+def clock_trainer(file: Path, params: Mapping[str, Any], metric: str) -> Iterator[None]:
     """Clock the Trainer that fits our module within the block; the module hands Lightning the callback."""
     clock = StepClock(file, params, metric)
     with mock.patch.object(HandPose, "configure_callbacks", return_value=[clock]):
@@ -136,5 +136,5 @@ class StepClock(pl.Callback):
 
     def _write(self) -> None:
         first_step = self._first_step or self._values[0][0]
-        done = Trained(self._params, first_step, self._values[-1][0], self._train_s, self._val_s, self._values)
+        done = ClockedSegment(self._params, first_step, self._values[-1][0], self._train_s, self._val_s, self._values)
         self._file.write_text(json.dumps(asdict(done)), encoding="utf-8")

@@ -30,17 +30,26 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.cheap_sweep import BROKEN_NODE, EPOCH_S, EPOCHS  # noqa: E402
-from benchmarks.hosts import Network  # noqa: E402
-from benchmarks.record import write_results  # noqa: E402
+from benchmarks.network_hosts import HostNetwork  # noqa: E402
+from benchmarks.result_files import write_results  # noqa: E402
 from handpose.sweep.audit.audit import audit  # noqa: E402
 from handpose.sweep.execution.privacy import NO_USAGE_STATS  # noqa: E402
-from handpose.sweep.record.events import EVENTS_FILE, Asked, Begun, Event, Failed, Reported, SetAside, read_events  # noqa: E402
+from handpose.sweep.record.events import (  # noqa: E402
+    EVENTS_FILE,
+    EpochReported,
+    Event,
+    NodeQuarantined,
+    SegmentFailed,
+    SegmentStarted,
+    TrialSuggested,
+    read_events,
+)
 
 _METRIC = "val/pa_mpjpe_mm"
 _LIMIT_S = 1500.0
-_NODE = "HANDPOSE_DRILL_NODE"
-_NOTICE_S = 5
-_NOTICE = """
+_NODE_VARIABLE = "HANDPOSE_DRILL_NODE"
+_PREEMPTION_NOTICE_S = 5
+_PREEMPTION_SCRIPT = """
 import sys, time, ray
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 address, name, seconds = sys.argv[1:]
@@ -51,7 +60,7 @@ reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
 is_accepted, why = ray._raylet.GcsClient(address=address).drain_node(node, reason, "drill", until)
 assert is_accepted, why
 """
-_HEAD, _JOINED, _BROKEN = "head", "joined", "broken"
+_HEAD_NODE, _JOINED_NODE, _BROKEN_NODE = "head", "joined", "broken"
 
 
 @dataclass
@@ -61,7 +70,7 @@ class Cluster:
     folder: Path
     cpus: int
     epoch_s: float
-    network: Network | None
+    network: HostNetwork | None
     port: int = 0
     names: list[str] = field(default_factory=list)
 
@@ -75,25 +84,27 @@ class Cluster:
             self.port = free.getsockname()[1]
 
     @property
-    def address(self) -> str:
-        return f"{self._ip(_HEAD)}:{self.port}"
+    def get_address(self) -> str:
+        return f"{self._ip(_HEAD_NODE)}:{self.port}"
 
     def start(self, name: str, *, is_broken: bool = False, hidden: Path | None = None) -> None:
         """A node; the first one is the head, which runs no trial. hidden: a folder that it does not see; needs root."""
         self.names.append(name)
-        if self.network and name != _HEAD:
-            self.network.add(name)
+        if self.network and name != _HEAD_NODE:
+            self.network.add_host(name)
         where = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
-        if name != _HEAD:
-            where = [f"--address={self.address}", f"--num-cpus={self.cpus}"]
-        inside = self.network.inside(name) if self.network and name != _HEAD else []
+        if name != _HEAD_NODE:
+            where = [f"--address={self.get_address}", f"--num-cpus={self.cpus}"]
+        inside = self.network.make_command_prefix(name) if self.network and name != _HEAD_NODE else []
         if hidden is not None:
             inside += ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {hidden} && exec "$@"', "sh"]
         command = [*inside, str(Path(sys.executable).with_name("ray")), "start", *where]
         command += [f"--node-name={name}", f"--node-ip-address={self._ip(name)}", "--disable-usage-stats"]
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={10**8}"]
         command += [f"--temp-dir={self.folder / name}"]
-        environment = self.environment | {_NODE: str(self.folder / name)} | ({BROKEN_NODE: "1"} if is_broken else {})
+        environment = (
+            self.environment | {_NODE_VARIABLE: str(self.folder / name)} | ({BROKEN_NODE: "1"} if is_broken else {})
+        )
         with (self.folder / "ray.log").open("a", encoding="utf-8") as log:
             started = subprocess.run(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log, timeout=300)
         if started.returncode:
@@ -102,15 +113,15 @@ class Cluster:
 
     def kill(self, name: str) -> None:
         """SIGKILL to all processes of a node at once."""
-        for pid in _processes(str(self.folder / name)):
+        for pid in _list_processes(str(self.folder / name)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def preempt(self, name: str) -> None:
         """Take a node away as a cloud takes a spot machine: with some seconds' notice."""
-        command = [sys.executable, "-c", _NOTICE, self.address, name, str(_NOTICE_S)]
+        command = [sys.executable, "-c", _PREEMPTION_SCRIPT, self.get_address, name, str(_PREEMPTION_NOTICE_S)]
         subprocess.run(command, env=self.environment, cwd=REPOSITORY, check=True, timeout=60)
-        time.sleep(_NOTICE_S)
+        time.sleep(_PREEMPTION_NOTICE_S)
         self.kill(name)
 
     def stop(self) -> None:
@@ -120,21 +131,21 @@ class Cluster:
     def _ip(self, name: str) -> str:
         if self.network is None:
             return "127.0.0.1"
-        return self.network.own_address if name == _HEAD else self.network.address(name)
+        return self.network.get_own_address if name == _HEAD_NODE else self.network.get_address(name)
 
 
-def _processes(mark: str) -> list[int]:
+def _list_processes(mark: str) -> list[int]:
     """Processes that have the mark in their environment, as all have that a process with it starts."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
-            if f"{_NODE}={mark}\0".encode() in (place / "environ").read_bytes() + b"\0":
+            if f"{_NODE_VARIABLE}={mark}\0".encode() in (place / "environ").read_bytes() + b"\0":
                 found.append(int(place.name))
     return found
 
 
 @dataclass
-class Step:
+class DrillStep:
     """Something that was done to the sweep. after: so many trials had ended. took_s: until it had its effect."""
 
     what: str
@@ -143,7 +154,7 @@ class Step:
     took_s: float = 0.0
 
 
-class Drill:
+class ClusterDrill:
     """One sweep, and what is done to it. folder: of the sweep."""
 
     def __init__(self, cluster: Cluster, folder: Path, num_trials: int, num_workers: int) -> None:
@@ -151,13 +162,13 @@ class Drill:
         self._folder = folder
         self._given = [f"sweep.num_trials={num_trials}", f"sweep.workers_per_trial={num_workers}"]
         self._began = time.monotonic()
-        self.steps: list[Step] = []
-        self._driver = self._drive()
+        self.steps: list[DrillStep] = []
+        self._driver = self._start_driver()
 
-    def _drive(self) -> "subprocess.Popen[bytes]":
+    def _start_driver(self) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "benchmarks.cheap_sweep", str(self._folder)]
         if not (self._folder / "sweep.yaml").is_file():
-            command += [*self._given, f"ray.address={self._cluster.address}"]
+            command += [*self._given, f"ray.address={self._cluster.get_address}"]
         with (self._cluster.folder / "driver.log").open("a", encoding="utf-8") as log:
             return subprocess.Popen(command, env=self._cluster.environment, cwd=REPOSITORY, stdout=log, stderr=log)
 
@@ -168,15 +179,15 @@ class Drill:
     def replace_driver(self) -> None:
         """Kill it, and start it again."""
         self.kill_driver()
-        self._driver = self._drive()
+        self._driver = self._start_driver()
 
     def do(self, what: str, after: int, action: Callable[[], None], until: Callable[[], bool] | None = None) -> None:
         """Something, when so many trials have ended; then wait for what is to come of it, or for more reports."""
-        self._until(lambda: self.num_ended() >= after)
-        step = Step(what, after, round(time.monotonic() - self._began, 1))
+        self._wait_until(lambda: self.count_ended() >= after)
+        step = DrillStep(what, after, round(time.monotonic() - self._began, 1))
         action()
         acted = time.monotonic()
-        self._until(until or self._has_more_reports())
+        self._wait_until(until or self._make_new_report_check())
         step.took_s = round(time.monotonic() - acted, 1)
         self.steps.append(step)
         print(f"{step.at_s:7.1f} s  {what}, after {after} trials; it took {step.took_s:.1f} s", flush=True)
@@ -196,37 +207,39 @@ class Drill:
     def events(self) -> Sequence[Event]:
         return read_events(self._folder / EVENTS_FILE)
 
-    def busy(self) -> str:
+    def find_busy_node(self) -> str:
         """The node that the next report of a trial that goes on comes from: something is being trained there now."""
         num_known = len(self.events())
 
-        def newest() -> list[Reported]:
+        def newest() -> list[EpochReported]:
             return [
-                each for each in self.events()[num_known:] if isinstance(each, Reported) and each.decision == "continue"
+                each
+                for each in self.events()[num_known:]
+                if isinstance(each, EpochReported) and each.decision == "continue"
             ]
 
-        self._until(lambda: bool(newest()))
+        self._wait_until(lambda: bool(newest()))
         return newest()[-1].node
 
     def has_report_of(self, name: str) -> bool:
         """Whether a trial has reported from that node."""
-        return any(isinstance(event, Reported) and event.node == name for event in self.events())
+        return any(isinstance(event, EpochReported) and event.node == name for event in self.events())
 
-    def has(self, kind: type[Event], at_least: int = 1) -> bool:
+    def has_events(self, kind: type[Event], at_least: int = 1) -> bool:
         """Whether there are so many events of a kind."""
         return sum(isinstance(event, kind) for event in self.events()) >= at_least
 
-    def _has_more_reports(self) -> Callable[[], bool]:
+    def _make_new_report_check(self) -> Callable[[], bool]:
         """Whether there are more than when this is called."""
-        now = sum(isinstance(event, Reported) for event in self.events())
-        return lambda: self.has(Reported, now + 2)
+        now = sum(isinstance(event, EpochReported) for event in self.events())
+        return lambda: self.has_events(EpochReported, now + 2)
 
-    def num_ended(self) -> int:
-        return sum(isinstance(event, Reported) and event.decision != "continue" for event in self.events())
+    def count_ended(self) -> int:
+        return sum(isinstance(event, EpochReported) and event.decision != "continue" for event in self.events())
 
-    def _until(self, is_so: Callable[[], bool]) -> None:
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + _LIMIT_S
-        while not is_so():
+        while not condition():
             if self._driver.poll() == 0:
                 sys.exit("error: the sweep was done before all had been tried; give more --trials")
             if self._driver.poll() is not None or time.monotonic() > end:
@@ -248,17 +261,17 @@ def main() -> None:
     if given.namespaces and os.geteuid():
         sys.exit("error: --namespaces makes networks, which only root may")
     with tempfile.TemporaryDirectory(prefix="hpd") as place, contextlib.ExitStack() as stack:
-        network = stack.enter_context(Network("hpd", "10.77.7.")) if given.namespaces else None
+        network = stack.enter_context(HostNetwork("hpd", "10.77.7.")) if given.namespaces else None
         cluster = Cluster(Path(place), given.cpus, given.epoch_s, network)
         stack.callback(cluster.stop)
-        for name in (_HEAD, *(f"node{number}" for number in range(1, given.nodes + 1))):
+        for name in (_HEAD_NODE, *(f"node{number}" for number in range(1, given.nodes + 1))):
             cluster.start(name)
-        drill = Drill(cluster, Path(place) / "sweep", given.trials, given.workers)
+        drill = ClusterDrill(cluster, Path(place) / "sweep", given.trials, given.workers)
         stack.callback(drill.kill_driver)  # if it still runs
-        _break(cluster, drill, given.trials, is_shared=given.workers > 1)
+        _run_steps(cluster, drill, given.trials, is_shared=given.workers > 1)
         drill.finish()
         found = audit(Path(place) / "sweep")
-        results = figures(drill.events())
+        results = count_events(drill.events())
         print("\n" + drill.log())
     results |= {name: len(sentences) for name, sentences in found._asdict().items()}
     print(*(sentence for sentences in found for sentence in sentences), sep="\n")
@@ -267,36 +280,42 @@ def main() -> None:
     sys.exit(1 if any(results[name] for name in ("lost", "repeated", "wrong", "values_wrong")) else 0)
 
 
-def _break(cluster: Cluster, drill: Drill, num_trials: int, *, is_shared: bool) -> None:
+def _run_steps(cluster: Cluster, drill: ClusterDrill, num_trials: int, *, is_shared: bool) -> None:
     """is_shared: whether a trial has several workers, of which the first one reports, from its own node.
 
     Then a node is killed from which none reports, while trials have all nodes.
     """
     tenth = num_trials // 10
     drill.do(
-        "a node killed", tenth, lambda: cluster.kill(_another(cluster, drill.busy()) if is_shared else drill.busy())
+        "a node killed",
+        tenth,
+        lambda: cluster.kill(
+            _find_other_node(cluster, drill.find_busy_node()) if is_shared else drill.find_busy_node()
+        ),
     )
-    has_report = None if is_shared else partial(drill.has_report_of, _JOINED)
-    drill.do("a node added", tenth, lambda: cluster.start(_JOINED), until=has_report)
+    has_report = None if is_shared else partial(drill.has_report_of, _JOINED_NODE)
+    drill.do("a node added", tenth, lambda: cluster.start(_JOINED_NODE), until=has_report)
     drill.do("the driver killed and started again", 2 * tenth, drill.replace_driver)
-    break_one = partial(cluster.start, _BROKEN, is_broken=True)
-    drill.do("a node added on which every trial fails", 3 * tenth, break_one, until=lambda: drill.has(SetAside))
-    drill.do("a node taken away", 4 * tenth, lambda: cluster.preempt(drill.busy()))
+    break_one = partial(cluster.start, _BROKEN_NODE, is_broken=True)
+    drill.do(
+        "a node added on which every trial fails", 3 * tenth, break_one, until=lambda: drill.has_events(NodeQuarantined)
+    )
+    drill.do("a node taken away", 4 * tenth, lambda: cluster.preempt(drill.find_busy_node()))
     if (network := cluster.network) is not None:
-        drill.do("a node cut off", 5 * tenth, lambda: network.cut_off(drill.busy()))
+        drill.do("a node cut off", 5 * tenth, lambda: network.disconnect(drill.find_busy_node()))
     else:
-        drill.do("another node killed", 5 * tenth, lambda: cluster.kill(drill.busy()))
+        drill.do("another node killed", 5 * tenth, lambda: cluster.kill(drill.find_busy_node()))
 
 
-def _another(cluster: Cluster, node: str) -> str:
+def _find_other_node(cluster: Cluster, node: str) -> str:
     return next(name for name in cluster.names[1:] if name != node)
 
 
-def figures(events: Sequence[Event]) -> dict[str, int]:
+def count_events(events: Sequence[Event]) -> dict[str, int]:
     """What happened in the sweep, counted."""
-    lr = {event.trial: event.params["optimizer.lr"] for event in events if isinstance(event, Asked)}
-    reports = [event for event in events if isinstance(event, Reported)]
-    failures = [event for event in events if isinstance(event, Failed)]
+    lr = {event.trial: event.params["optimizer.lr"] for event in events if isinstance(event, TrialSuggested)}
+    reports = [event for event in events if isinstance(event, EpochReported)]
+    failures = [event for event in events if isinstance(event, SegmentFailed)]
     wrong = [each for each in reports if abs(each.metrics[_METRIC] - (10 - each.epoch * lr[each.trial])) > 1e-9]
     return {
         "trials": len(lr),
@@ -304,22 +323,22 @@ def figures(events: Sequence[Event]) -> dict[str, int]:
         "reports": len(reports),
         "stretches_lost_with_their_node": sum(event.kind == "lost" for event in failures),
         "stretches_taken_away_with_their_node": sum(event.kind == "preempted" for event in failures),
-        "stretches_failed_on_the_broken_node": sum(event.node == _BROKEN for event in failures),
-        "nodes_set_aside": sum(isinstance(event, SetAside) for event in events),
+        "stretches_failed_on_the_broken_node": sum(event.node == _BROKEN_NODE for event in failures),
+        "nodes_set_aside": sum(isinstance(event, NodeQuarantined) for event in events),
         "trials_given_up": sum(not event.retry for event in failures),
-        "reports_from_the_node_that_joined": sum(event.node == _JOINED for event in reports),
-        "epochs_trained_again": sum(_again(events)),
+        "reports_from_the_node_that_joined": sum(event.node == _JOINED_NODE for event in reports),
+        "epochs_trained_again": sum(_list_repeated_epochs(events)),
         "values_wrong": len(wrong),
     }
 
 
-def _again(events: Sequence[Event]) -> Iterator[int]:
+def _list_repeated_epochs(events: Sequence[Event]) -> Iterator[int]:
     """Of each stretch, the epochs that had been reported before."""
     epochs: dict[int, int] = {}
     for event in events:
-        if isinstance(event, Reported):
+        if isinstance(event, EpochReported):
             epochs[event.trial] = event.epoch
-        elif isinstance(event, Begun):
+        elif isinstance(event, SegmentStarted):
             yield epochs.get(event.trial, 0) - event.epoch
 
 

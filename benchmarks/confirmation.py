@@ -44,7 +44,7 @@ from scipy.stats import t
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.record import write_results  # noqa: E402
+from benchmarks.result_files import write_results  # noqa: E402
 from handpose.sweep.selection.paired_means import (  # noqa: E402
     compute_difference_half_width,
     compute_mean_half_width,
@@ -61,7 +61,7 @@ _MOST_OPTIMISM = 200
 """Repetitions that the optimism is estimated for, one after the other."""
 
 
-class Case(NamedTuple):
+class ConfirmationCase(NamedTuple):
     """A kind of confirmation. noise: what it is drawn from. deviations: whose standard deviations are not 1."""
 
     noise: str
@@ -69,7 +69,7 @@ class Case(NamedTuple):
     num: int
     num_seeds: int
     means: str
-    share: float
+    common_share: float
 
 
 def main() -> None:
@@ -82,37 +82,37 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     rows = []
-    for index, case in enumerate(cases(given.configurations, given.seeds)):
+    for index, case in enumerate(list_cases(given.configurations, given.seeds)):
         rng = np.random.default_rng([given.seed, index])
-        rows.append(case._asdict() | _rounded(simulated(case, rng, given.repetitions)))
-    print(table(rows))
+        rows.append(case._asdict() | _round_values(simulate(case, rng, given.repetitions)))
+    print(format_table(rows))
     settings = {name: value for name, value in vars(given).items() if name != "output"}
     write_results(given.output, {"settings": settings, "cases": rows}, indent=None)
 
 
-def cases(nums: Sequence[int], nums_seeds: Sequence[int]) -> Iterator[Case]:
+def list_cases(nums: Sequence[int], nums_seeds: Sequence[int]) -> Iterator[ConfirmationCase]:
     """All cases, those with equal variances first."""
     kinds = [*((noise, "equal") for noise in _NOISES), *(("normal", deviations) for deviations in _UNEQUAL)]
     for (noise, deviations), share, num_seeds, num, means in itertools.product(
         kinds, _SHARES, nums_seeds, nums, _MEANS
     ):
-        yield Case(noise, deviations, num, num_seeds, means, share)
+        yield ConfirmationCase(noise, deviations, num, num_seeds, means, share)
 
 
-def simulated(case: Case, rng: np.random.Generator, repetitions: int) -> dict[str, Any]:
+def simulate(case: ConfirmationCase, rng: np.random.Generator, repetitions: int) -> dict[str, Any]:
     """Draw confirmations, of which the smallest mean wins, and compare what is said of them with the truth."""
-    true = _means(case)
-    values = _values(case, true, rng, repetitions)
+    true = _make_means(case)
+    values = _draw_values(case, true, rng, repetitions)
     means, every = values.mean(axis=2), np.arange(repetitions)
     winner = means.argmin(axis=1)
     error = means[every, winner] - true[winner]
     widths = {
         "ours": compute_mean_half_width(values),
-        "uncorrected": _satterthwaite(values, 1),
-        "Bonferroni": _satterthwaite(values, case.num),
+        "uncorrected": _compute_satterthwaite_width(values, 1),
+        "Bonferroni": _compute_satterthwaite_width(values, case.num),
     }
     coverage = {name: float(np.mean(np.abs(error) <= width)) for name, width in widths.items()}
-    held_out_error, widths["held out"] = _held_out(values, true)
+    held_out_error, widths["held out"] = _hold_out_seed(values, true)
     coverage["held out"] = float(np.mean(np.abs(held_out_error) <= widths["held out"]))
     wrong = np.abs((means - true) - error[:, None]) > compute_difference_half_width(values)[:, None]
     has_gain = winner != case.num - 1
@@ -133,21 +133,23 @@ def simulated(case: Case, rng: np.random.Generator, repetitions: int) -> dict[st
 # --- draws ------------------------------------------------------------------------------------------------------------
 
 
-def _means(case: Case) -> NDArray[np.float64]:
+def _make_means(case: ConfirmationCase) -> NDArray[np.float64]:
     """The true means of the configurations, the best first and the default last."""
     if case.means == "spread":
         return np.linspace(0.0, 2.0, case.num)
     return np.where(np.arange(case.num) == 0, 0.0, 5.0 if case.means == "one best" else 0.0)
 
 
-def _values(case: Case, true: NDArray[np.float64], rng: np.random.Generator, repetitions: int) -> NDArray[np.float64]:
+def _draw_values(
+    case: ConfirmationCase, true: NDArray[np.float64], rng: np.random.Generator, repetitions: int
+) -> NDArray[np.float64]:
     """(repetitions, configurations, seeds)."""
-    of_seeds = _noise(case.noise, rng, (repetitions, 1, case.num_seeds))
-    own = _noise(case.noise, rng, (repetitions, case.num, case.num_seeds)) * _deviations(case)[:, None]
-    return true[:, None] + np.sqrt(case.share) * of_seeds + np.sqrt(1 - case.share) * own
+    of_seeds = _draw_noise(case.noise, rng, (repetitions, 1, case.num_seeds))
+    own = _draw_noise(case.noise, rng, (repetitions, case.num, case.num_seeds)) * _make_deviations(case)[:, None]
+    return true[:, None] + np.sqrt(case.common_share) * of_seeds + np.sqrt(1 - case.common_share) * own
 
 
-def _noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
+def _draw_noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Draws with mean 0 and variance 1."""
     if kind == "t5":
         return rng.standard_t(5, shape) / np.sqrt(5 / 3)
@@ -156,7 +158,7 @@ def _noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArr
     return rng.exponential(1.0, shape) - 1.0 if kind == "exponential" else rng.standard_normal(shape)
 
 
-def _deviations(case: Case) -> NDArray[np.float64]:
+def _make_deviations(case: ConfirmationCase) -> NDArray[np.float64]:
     """The standard deviation of each configuration's noise, before the share of the seeds is taken off."""
     place = np.arange(case.num)
     if case.deviations == "one noisy":
@@ -168,13 +170,13 @@ def _deviations(case: Case) -> NDArray[np.float64]:
 # --- other intervals --------------------------------------------------------------------------------------------------
 
 
-def _satterthwaite(values: NDArray[np.float64], num_comparisons: int) -> NDArray[np.float64]:
+def _compute_satterthwaite_width(values: NDArray[np.float64], num_comparisons: int) -> NDArray[np.float64]:
     """Half the width of the t interval from the variance within configurations, pooled."""
-    variance, freedom = _pooled(values)
+    variance, freedom = _pool_variances(values)
     return t.ppf(1 - _ERROR / 2 / num_comparisons, freedom) * np.sqrt(variance / values.shape[2])
 
 
-def _pooled(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pool_variances(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The variance over seeds, pooled over the configurations, and Satterthwaite's degrees of freedom."""
     _, num, num_seeds = values.shape
     of_seeds = values.mean(axis=1).var(axis=1, ddof=1)
@@ -184,11 +186,11 @@ def _pooled(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
     return variance, freedom
 
 
-def _held_out(
+def _hold_out_seed(
     values: NDArray[np.float64], true: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Error and half width where the last seed does not pick; its variance is that of all seeds."""
-    variance, _ = _pooled(values)
+    variance, _ = _pool_variances(values)
     winner = values[:, :, :-1].mean(axis=2).argmin(axis=1)
     error = values[np.arange(len(values)), winner, -1] - true[winner]
     return error, t.ppf(1 - _ERROR / 2, values.shape[2] - 1) * np.sqrt(variance)
@@ -197,7 +199,7 @@ def _held_out(
 # --- what came out ----------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The worst of each group of cases."""
     heads = [f"coverage {name}" for name in _METHODS] + [f"width {name}" for name in _METHODS]
     heads += ["bias", "bias left", "gain", "wrong"]
@@ -206,19 +208,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for key, group in itertools.groupby(
         rows, key=lambda row: (row["noise"], row["deviations"], row["share"], row["num_seeds"])
     ):
-        lines.append("| " + " | ".join([*map(str, key), *_worst(list(group))]) + " |")
+        lines.append("| " + " | ".join([*map(str, key), *_format_worst(list(group))]) + " |")
     return "\n".join(lines)
 
 
-def _rounded(content: Mapping[str, Any]) -> dict[str, Any]:
+def _round_values(content: Mapping[str, Any]) -> dict[str, Any]:
     """Four digits behind the point, which is more than the repetitions give."""
     return {
-        name: _rounded(value) if isinstance(value, Mapping) else None if value is None else round(value, 4)
+        name: _round_values(value) if isinstance(value, Mapping) else None if value is None else round(value, 4)
         for name, value in content.items()
     }
 
 
-def _worst(group: Sequence[Mapping[str, Any]]) -> list[str]:
+def _format_worst(group: Sequence[Mapping[str, Any]]) -> list[str]:
     cells = [f"{min(row['coverage'][name] for row in group):.3f}" for name in _METHODS]
     cells += [f"{np.mean([row['half_width'][name] for row in group]):.2f}" for name in _METHODS]
     cells += [f"{max((row[name] for row in group), key=abs):+.2f}" for name in ("bias", "bias_left")]

@@ -23,9 +23,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from handpose.files import write_json  # noqa: E402
 from handpose.sweep.audit.audit import audit  # noqa: E402
-from handpose.sweep.record.events import EVENTS_FILE, Asked, Ended, Reported, read_events  # noqa: E402
-from handpose.whole_file import write_json  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, EpochReported, TrialEnded, TrialSuggested, read_events  # noqa: E402
 
 _SMALL = (
     "data.source.num_train=240",
@@ -47,13 +47,13 @@ _ROUNDS = (
     ("promote", 2, ("scheduler=asha", "scheduler.mode=promote")),
     ("stop", 2, ("scheduler=asha", "scheduler.mode=stop", "scheduler.brackets=2")),
 )
-_GAP_S = (2.0, 20.0)
+_KILL_INTERVAL_S = (2.0, 20.0)
 _LIMIT_S = 900.0
-_MOST_A_ROUND = 5  # of each kind
+_MAX_KILLS_PER_ROUND = 5  # of each kind
 
 
 @dataclass
-class Round:
+class RoundResult:
     """One sweep. values_differ: reports or decisions other than those of the same sweep left alone."""
 
     mode: str
@@ -79,19 +79,22 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     generator = random.Random(given.seed)
-    rounds: list[Round] = []
+    rounds: list[RoundResult] = []
     with tempfile.TemporaryDirectory() as folder:
         while (
-            _total(rounds, "driver_kills") < given.driver_kills or _total(rounds, "worker_kills") < given.worker_kills
+            _sum_over_rounds(rounds, "driver_kills") < given.driver_kills
+            or _sum_over_rounds(rounds, "worker_kills") < given.worker_kills
         ):
             left = (
-                min(_MOST_A_ROUND, given.driver_kills - _total(rounds, "driver_kills")),
-                min(_MOST_A_ROUND, given.worker_kills - _total(rounds, "worker_kills")),
+                min(_MAX_KILLS_PER_ROUND, given.driver_kills - _sum_over_rounds(rounds, "driver_kills")),
+                min(_MAX_KILLS_PER_ROUND, given.worker_kills - _sum_over_rounds(rounds, "worker_kills")),
             )
-            rounds.append(_round(Path(folder), len(rounds), generator, left))
-            print(_line(rounds[-1]), flush=True)
-    totals = {name: _total(rounds, name) for name in ("driver_kills", "worker_kills", "lost", "repeated", "wrong")}
-    totals["values_differ"] = _total(rounds, "values_differ")
+            rounds.append(_run_round(Path(folder), len(rounds), generator, left))
+            print(_format_round(rounds[-1]), flush=True)
+    totals = {
+        name: _sum_over_rounds(rounds, name) for name in ("driver_kills", "worker_kills", "lost", "repeated", "wrong")
+    }
+    totals["values_differ"] = _sum_over_rounds(rounds, "values_differ")
     print("\n" + "  ".join(f"{name} {value}" for name, value in totals.items()))
     if given.output:
         content = {"date": time.strftime("%Y-%m-%d"), "totals": totals, "rounds": [asdict(each) for each in rounds]}
@@ -99,11 +102,11 @@ def main() -> None:
     sys.exit(1 if any(totals[name] for name in ("lost", "repeated", "wrong", "values_differ")) else 0)
 
 
-def _total(rounds: Sequence[Round], name: str) -> int:
+def _sum_over_rounds(rounds: Sequence[RoundResult], name: str) -> int:
     return sum(getattr(each, name) or 0 for each in rounds)
 
 
-def _line(done: Round) -> str:
+def _format_round(done: RoundResult) -> str:
     compared = "not compared" if done.values_differ is None else f"differing {done.values_differ}"
     alone = "" if done.seconds_alone is None else f" ({done.seconds_alone:.0f} s alone)"
     return (
@@ -113,25 +116,25 @@ def _line(done: Round) -> str:
     )
 
 
-def _round(folder: Path, number: int, generator: random.Random, left: tuple[int, int]) -> Round:
+def _run_round(folder: Path, number: int, generator: random.Random, left: tuple[int, int]) -> RoundResult:
     mode, num_slots, overrides = _ROUNDS[number % len(_ROUNDS)]
-    done = Round(mode, num_slots, seed=number // len(_ROUNDS))
+    done = RoundResult(mode, num_slots, seed=number // len(_ROUNDS))
     common = [*_SMALL, *overrides, f"sweep.max_concurrent={num_slots}", f"sweep.seed={done.seed}"]
     if num_slots == 1:
         began = time.monotonic()
-        alone = _sweep(folder, f"alone_{number}", common, None, Round("", 0, 0), (0, 0))
+        alone = _run_sweep(folder, f"alone_{number}", common, None, RoundResult("", 0, 0), (0, 0))
         done.seconds_alone = time.monotonic() - began
     began = time.monotonic()
-    killed = _sweep(folder, f"killed_{number}", common, generator, done, left)
+    killed = _run_sweep(folder, f"killed_{number}", common, generator, done, left)
     done.seconds = time.monotonic() - began
     found = audit(killed)
     done.lost, done.repeated, done.wrong = (len(sentences) for sentences in found)
     for sentence in (*found.lost, *found.repeated, *found.wrong):
         print(f"  {sentence}")
-    decisions = _decisions(killed)
+    decisions = _read_decisions(killed)
     done.reports = sum("epoch" in each for each in decisions)
     if num_slots == 1:
-        reference = _decisions(alone)
+        reference = _read_decisions(alone)
         done.values_differ = abs(len(reference) - len(decisions)) + sum(
             one != other for one, other in zip(reference, decisions, strict=False)
         )
@@ -140,20 +143,24 @@ def _round(folder: Path, number: int, generator: random.Random, left: tuple[int,
     return done
 
 
-def _decisions(folder: Path) -> list[dict[str, object]]:
+def _read_decisions(folder: Path) -> list[dict[str, object]]:
     """Proposals, reports and decisions, without the time, the place and the stretch."""
-    kept = [event for event in read_events(folder / EVENTS_FILE) if isinstance(event, (Asked, Reported, Ended))]
+    kept = [
+        event
+        for event in read_events(folder / EVENTS_FILE)
+        if isinstance(event, (TrialSuggested, EpochReported, TrialEnded))
+    ]
     forgotten = ("at", "node", "resumed_from", "checkpoint")
     return [{name: value for name, value in asdict(event).items() if name not in forgotten} for event in kept]
 
 
-def _sweep(
+def _run_sweep(
     folder: Path,
     name: str,
     overrides: Sequence[str],
     generator: random.Random | None,
-    done: Round,
-    left: tuple[int, int],
+    done: RoundResult,
+    max_kills: tuple[int, int],
 ) -> Path:
     """Run a sweep to its end, with kills by the generator; returns its folder."""
     place = folder / "outputs" / "sweeps" / name
@@ -166,7 +173,7 @@ def _sweep(
         command += [f"sweep.resume={place}"] if is_there else [f"sweep.name={name}", *overrides]
         with (folder / f"{name}.log").open("a", encoding="utf-8") as log:
             driver = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-        status = _watch(driver, generator, done, left)
+        status = _kill_at_random(driver, generator, done, max_kills)
         if status == 0:
             return place
         if status != -signal.SIGKILL or time.monotonic() > limit:
@@ -174,28 +181,32 @@ def _sweep(
             sys.exit(f"{' '.join(command)} ended with {status}:\n{said[-3000:]}")
 
 
-def _watch(
-    driver: "subprocess.Popen[bytes]", generator: random.Random | None, done: Round, left: tuple[int, int]
+def _kill_at_random(
+    driver: "subprocess.Popen[bytes]", generator: random.Random | None, done: RoundResult, max_kills: tuple[int, int]
 ) -> int:
     """Kill the driver and its workers now and then; returns the driver's exit status."""
     while True:
-        gap_s = generator.uniform(*_GAP_S) if generator else _LIMIT_S
+        gap_s = generator.uniform(*_KILL_INTERVAL_S) if generator else _LIMIT_S
         try:
             return driver.wait(timeout=gap_s)
         except subprocess.TimeoutExpired:
             if generator is None:
                 driver.kill()
                 continue
-        workers = _workers(driver.pid)
-        if workers and done.worker_kills < left[1] and (generator.random() < 0.5 or done.driver_kills >= left[0]):
-            _kill(generator.choice(workers))
+        workers = _list_worker_pids(driver.pid)
+        if (
+            workers
+            and done.worker_kills < max_kills[1]
+            and (generator.random() < 0.5 or done.driver_kills >= max_kills[0])
+        ):
+            _kill_process(generator.choice(workers))
             done.worker_kills += 1
-        elif done.driver_kills < left[0] and driver.poll() is None:
+        elif done.driver_kills < max_kills[0] and driver.poll() is None:
             driver.kill()
             done.driver_kills += 1
 
 
-def _workers(driver: int) -> list[int]:
+def _list_worker_pids(driver: int) -> list[int]:
     """Processes below the driver that run a trial."""
     parents: dict[int, int] = {}
     trials: list[int] = []
@@ -207,16 +218,16 @@ def _workers(driver: int) -> list[int]:
                 trials.append(int(place.name))
         except OSError:  # it has ended
             continue
-    return sorted(pid for pid in trials if _is_below(pid, driver, parents))
+    return sorted(pid for pid in trials if _is_descendant(pid, driver, parents))
 
 
-def _is_below(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
+def _is_descendant(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
     while pid in parents and pid != ancestor:
         pid = parents[pid]
     return pid == ancestor
 
 
-def _kill(pid: int) -> None:
+def _kill_process(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -43,47 +43,47 @@ sys.path.insert(0, str(REPOSITORY))
 
 from omegaconf import DictConfig  # noqa: E402
 
-from benchmarks.record import machine_line, write_results  # noqa: E402
-from handpose.config import compose, instantiated, quote_override  # noqa: E402
+from benchmarks.result_files import format_machine, write_results  # noqa: E402
+from handpose.config import compose, instantiate_key, quote_override  # noqa: E402
 from handpose.data.datamodule import HandDataModule  # noqa: E402
 from handpose.data.sample import Annotations  # noqa: E402
 from handpose.training.build import build_data  # noqa: E402
 
 cv2: Any = importlib.import_module("cv2") if importlib.util.find_spec("cv2") else None  # only compared with
 
-_GOAL_MB = 50
-Pixels = NDArray[np.uint8]
+_TARGET_MB = 50
+PixelArray = NDArray[np.uint8]
 
 
-def decode_pil(path: Path) -> Pixels:
+def decode_pil(path: Path) -> PixelArray:
     """An RGB image (H, W, 3)."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def decode_opencv(path: Path) -> Pixels:
+def decode_opencv(path: Path) -> PixelArray:
     """An RGB image (H, W, 3)."""
     return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
 
 
-def decode_simplejpeg(path: Path) -> Pixels:
+def decode_simplejpeg(path: Path) -> PixelArray:
     """An RGB image (H, W, 3)."""
     return simplejpeg.decode_jpeg(path.read_bytes(), colorspace="rgb")
 
 
-def rotate_pil(image: Pixels, angle_deg: float) -> Pixels:
+def rotate_pil(image: PixelArray, angle_deg: float) -> PixelArray:
     """Turn (H, W, 3) about its centre, counterclockwise as seen, nearest pixels."""
     return np.asarray(Image.fromarray(image).rotate(angle_deg, Image.Resampling.NEAREST))
 
 
-def rotate_opencv(image: Pixels, angle_deg: float) -> Pixels:
+def rotate_opencv(image: PixelArray, angle_deg: float) -> PixelArray:
     """Turn (H, W, 3) about its centre, counterclockwise as seen, nearest pixels."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle_deg, 1.0)
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_NEAREST)
 
 
-class PerImage(Dataset[tuple[Tensor, Tensor]]):
+class PerImageDataset(Dataset[tuple[Tensor, Tensor]]):
     """One image at a time, as most loaders do it: decode the file, turn image and joints, make tensors.
 
     An item is an image (3, H, W) in [0, 1] and its joints (K, 3) in metres.
@@ -92,8 +92,8 @@ class PerImage(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self,
         annotations: Annotations,
-        decode: Callable[[Path], Pixels],
-        rotate: Callable[[Pixels, float], Pixels] | None = None,
+        decode: Callable[[Path], PixelArray],
+        rotate: Callable[[PixelArray, float], PixelArray] | None = None,
     ) -> None:
         assert annotations.xyz_m is not None, "training images have joints"
         self.files = annotations.files
@@ -109,17 +109,17 @@ class PerImage(Dataset[tuple[Tensor, Tensor]]):
         image, xyz_m = self.decode(self.files[index]), self.xyz_m[index]
         if self.rotate is not None:
             angle_deg = self.generator.uniform(-180.0, 180.0)
-            image, xyz_m = self.rotate(image, angle_deg), xyz_m @ _about_z(-angle_deg).T
+            image, xyz_m = self.rotate(image, angle_deg), xyz_m @ _rotate_z(-angle_deg).T
         return torch.tensor(image).permute(2, 0, 1).contiguous().float().div(255.0), xyz_m
 
 
-def _about_z(angle_deg: float) -> Tensor:
+def _rotate_z(angle_deg: float) -> Tensor:
     """Rotation of the camera frame by which what is seen turns clockwise, (3, 3)."""
     cosine, sine = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
     return torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
 
 
-def configured(folder: Path, *, image_size: int, num_images: int, overrides: Iterable[str] = ()) -> DictConfig:
+def make_config(folder: Path, *, image_size: int, num_images: int, overrides: Iterable[str] = ()) -> DictConfig:
     """Drawn hands under `folder`: about num_images for training and for validation a tenth of that, as one core trains
     them in a sweep."""
     return compose(
@@ -138,7 +138,7 @@ def configured(folder: Path, *, image_size: int, num_images: int, overrides: Ite
     )
 
 
-def repeated(root: Path, folder: Path, copies: int) -> Path:
+def repeat_dataset(root: Path, folder: Path, copies: int) -> Path:
     """A data set with every image of another one `copies` times, under other names; the files are shared."""
     for split in ("training", "evaluation"):
         (folder / split / "rgb").mkdir(parents=True)
@@ -155,7 +155,7 @@ def repeated(root: Path, folder: Path, copies: int) -> Path:
     return folder
 
 
-class Loader(NamedTuple):
+class LoaderBenchmark(NamedTuple):
     """A row of the table: batches without end, and what is done to each."""
 
     name: str
@@ -163,31 +163,33 @@ class Loader(NamedTuple):
     work: Callable[[Any], Any]
 
 
-def loaders(config: DictConfig, data: HandDataModule) -> list[Loader]:
+def list_loaders(config: DictConfig, data: HandDataModule) -> list[LoaderBenchmark]:
     """All loaders of the table, over the training split."""
-    augment, images = instantiated(config, "augment"), data.splits.train
+    augment, images = instantiate_key(config, "augment"), data.splits.train
     per_image = {"PIL": (decode_pil, rotate_pil), "simplejpeg, turned by PIL": (decode_simplejpeg, rotate_pil)}
     if cv2 is not None:
         per_image["OpenCV"] = (decode_opencv, rotate_opencv)
     rows = [
-        Loader("packed, bytes", data.train_dataloader(), lambda batch: batch),
-        Loader("packed", data.train_dataloader(), lambda batch: batch.image.float() / 255.0),
-        Loader("packed, turned", data.train_dataloader(), lambda batch: augment(batch, _generator())),
+        LoaderBenchmark("packed, bytes", data.train_dataloader(), lambda batch: batch),
+        LoaderBenchmark("packed", data.train_dataloader(), lambda batch: batch.image.float() / 255.0),
+        LoaderBenchmark("packed, turned", data.train_dataloader(), lambda batch: augment(batch, _make_generator())),
     ]
     for name, (decode, rotate) in per_image.items():
         for label, turn in ((name.partition(",")[0], None), (f"{name}, turned".replace(", turned by", " by"), rotate)):
-            dataset = PerImage(images, decode, turn)
-            rows.append(Loader(label, DataLoader(dataset, data.batch_size, shuffle=True, drop_last=True), lambda b: b))
+            dataset = PerImageDataset(images, decode, turn)
+            rows.append(
+                LoaderBenchmark(label, DataLoader(dataset, data.batch_size, shuffle=True, drop_last=True), lambda b: b)
+            )
     return rows
 
 
-def _generator() -> torch.Generator:
+def _make_generator() -> torch.Generator:
     return torch.Generator().manual_seed(int(time.monotonic_ns()) % 2**31)
 
 
-def images_per_s(loader: Loader, *, num_batches: int, batch_size: int) -> float:
+def measure_images_per_s(loader: LoaderBenchmark, *, num_batches: int, batch_size: int) -> float:
     """Of one run."""
-    batches = _endless(loader.batches)
+    batches = _repeat_forever(loader.batches)
     loader.work(next(batches))
     began = time.perf_counter()
     for batch in islice(batches, num_batches):
@@ -195,18 +197,18 @@ def images_per_s(loader: Loader, *, num_batches: int, batch_size: int) -> float:
     return num_batches * batch_size / (time.perf_counter() - began)
 
 
-def _endless(batches: Iterable[Any]) -> Iterator[Any]:
+def _repeat_forever(batches: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from batches
 
 
 def compare_loaders(config: DictConfig, data: HandDataModule, *, repeats: int, num_batches: int) -> dict[str, Any]:
     """Print and return images/s of each loader, the medians of interleaved runs."""
-    rows = loaders(config, data)
+    rows = list_loaders(config, data)
     runs: dict[str, list[float]] = {row.name: [] for row in rows}
     for _ in range(repeats):
         for row in rows:
-            runs[row.name].append(images_per_s(row, num_batches=num_batches, batch_size=data.batch_size))
+            runs[row.name].append(measure_images_per_s(row, num_batches=num_batches, batch_size=data.batch_size))
     size_kb = statistics.mean(path.stat().st_size for path in data.splits.train.files[:256]) / 1e3
     print(f"{data.image_size} px, JPEGs of {size_kb:.1f} kB, batches of {data.batch_size}, one core")
     print(f"{'loader':28}{'images/s':>10}")
@@ -218,7 +220,7 @@ def compare_loaders(config: DictConfig, data: HandDataModule, *, repeats: int, n
     return {"image_size": data.image_size, "jpeg_kb": round(size_kb, 1), "images_per_s": medians}
 
 
-class Memory(NamedTuple):
+class ProcessMemory(NamedTuple):
     """Of a process, in MB. mapped: of files, shared or not, which the kernel takes back when it needs them."""
 
     private: float
@@ -226,48 +228,48 @@ class Memory(NamedTuple):
     mapped: float
 
     @classmethod
-    def now(cls) -> "Memory":
+    def measure(cls) -> "ProcessMemory":
         """This process's, as Linux counts it."""
         fields = dict(
-            _kb(line) for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+            _parse_kb(line) for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
         )
         private = fields["Private_Clean"] + fields["Private_Dirty"]
         return cls(private / 1e3, fields["Pss"] / 1e3, (fields["Rss"] - fields["Anonymous"]) / 1e3)
 
 
-def _kb(line: str) -> tuple[str, int]:
+def _parse_kb(line: str) -> tuple[str, int]:
     name, value = line.split()[:2]
     return name.rstrip(":"), int(value)
 
 
-def _iterate(connection: Connection, config: DictConfig, other: DictConfig) -> None:
+def _iterate_in_process(connection: Connection, config: DictConfig, other: DictConfig) -> None:
     """In a process of its own: what opening the data and going through them once takes, then wait."""
     torch.set_num_threads(1)
-    next(iter(opened(other).train_dataloader()))  # what a first batch loads and allocates, whatever the data set
-    before = Memory.now()
-    data = opened(config)
+    next(iter(open_data(other).train_dataloader()))  # what a first batch loads and allocates, whatever the data set
+    before = ProcessMemory.measure()
+    data = open_data(config)
     for _ in data.train_dataloader():
         pass
-    after = Memory.now()
-    connection.send(Memory(*(b - a for a, b in zip(before, after, strict=True))))
+    after = ProcessMemory.measure()
+    connection.send(ProcessMemory(*(b - a for a, b in zip(before, after, strict=True))))
     connection.recv()
     del data
 
 
-def opened(config: DictConfig) -> HandDataModule:
+def open_data(config: DictConfig) -> HandDataModule:
     """The data module of a configuration, ready to train."""
     data = build_data(config, quiet=True)
     data.setup("fit")
     return data
 
 
-def measure_memory(config: DictConfig, other: DictConfig, *, processes: int) -> list[Memory]:
+def measure_memory(config: DictConfig, other: DictConfig, *, processes: int) -> list[ProcessMemory]:
     """What each of several processes takes for the data, the others being there; MB."""
     context = multiprocessing.get_context("spawn")
     taken, waiting = [], []
     for _ in range(processes):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_iterate, args=(theirs, config, other))
+        process = context.Process(target=_iterate_in_process, args=(theirs, config, other))
         process.start()
         theirs.close()
         waiting.append((process, ours))
@@ -280,19 +282,19 @@ def measure_memory(config: DictConfig, other: DictConfig, *, processes: int) -> 
 
 def compare_memory(config: DictConfig, other: DictConfig, *, processes: int) -> dict[str, Any]:
     """Print and return what each process takes for the data."""
-    data = opened(config)
+    data = open_data(config)
     num_images, size = len(data.splits.train), data.image_size
     store_mb = num_images * size**2 * 3 / 1e6
     rows = measure_memory(config, other, processes=processes)
-    print(f"memory for {num_images} training images, {store_mb:.0f} MB packed; goal under {_GOAL_MB} MB private")
+    print(f"memory for {num_images} training images, {store_mb:.0f} MB packed; goal under {_TARGET_MB} MB private")
     print(f"{'process':>8}{'private MB':>12}{'proportional MB':>17}{'mapped MB':>11}")
     for number, row in enumerate(rows, start=1):
         print(f"{number:8}{row.private:12.1f}{row.proportional:17.1f}{row.mapped:11.1f}")
     figures = [{name: round(value, 1) for name, value in row._asdict().items()} for row in rows]
-    return {"images": num_images, "packed_mb": round(store_mb), "goal_mb": _GOAL_MB, "processes": figures}
+    return {"images": num_images, "packed_mb": round(store_mb), "goal_mb": _TARGET_MB, "processes": figures}
 
 
-def _with_root(config: DictConfig, root: Path, folder: Path) -> DictConfig:
+def _set_root(config: DictConfig, root: Path, folder: Path) -> DictConfig:
     """The same run on a data set in FreiHAND's layout."""
     paths = [quote_override("data.root", str(root)), quote_override("paths.output", str(folder / "outputs"))]
     sizes = [f"data.image_size={config.data.image_size}", f"data.batch_size={config.data.batch_size}"]
@@ -315,20 +317,20 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {"repeats": given.repeats, "batch_size": given.batch_size, "loaders": [], "memory": []}
-    print(machine_line())
+    print(format_machine())
     for size in given.image_size:
         with tempfile.TemporaryDirectory() as name:
             folder, batch = Path(name), [f"data.batch_size={given.batch_size}"]
-            config = configured(folder, image_size=size, num_images=given.images, overrides=batch)
-            source = instantiated(config, "data.source")
+            config = make_config(folder, image_size=size, num_images=given.images, overrides=batch)
+            source = instantiate_key(config, "data.source")
             root = given.root or source.generate()
-            config = _with_root(config, root, folder)
+            config = _set_root(config, root, folder)
             if "loaders" in given.parts:
-                data = opened(config)
+                data = open_data(config)
                 rows = compare_loaders(config, data, repeats=given.repeats, num_batches=given.batches)
                 results["loaders"].append(rows)
             if "memory" in given.parts:
-                many = _with_root(config, repeated(root, folder / "repeated", given.copies), folder)
+                many = _set_root(config, repeat_dataset(root, folder / "repeated", given.copies), folder)
                 results["memory"].append(compare_memory(many, config, processes=given.processes))
     write_results(given.output, results)
 

@@ -16,26 +16,26 @@ import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from handpose.config import compose, plain
-from handpose.report.table import TrialTable
+from handpose.config import compose, to_plain_values
+from handpose.report.trial_table import TrialTable
 from handpose.search.space import flatten_config, load_space
 from handpose.sweep.controller.controller import SweepController
 from handpose.sweep.controller.history import History
 from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.record.events import EVENTS_FILE, EventLog
 
-Loss = Callable[[Mapping[str, Any], int, random.Random], float]
+LossFunction = Callable[[Mapping[str, Any], int, random.Random], float]
 """(parameters, epoch, generator of the trial's own) -> value of the metric, smaller is better."""
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SPACES = tuple(
+SPACE_NAMES = tuple(
     sorted(file.stem for file in (REPOSITORY / "search_spaces").iterdir() if file.suffix in (".yaml", ".py"))
 )
 """The search spaces that the project ships, by name."""
 
 
 @dataclass(frozen=True)
-class Setup:
+class SweepSetup:
     """How a fabricated sweep is run. Trials run on `num_slots` slots that all take one second for an epoch."""
 
     space: str
@@ -47,15 +47,17 @@ class Setup:
     num_slots: int = 4
 
 
-def fabricate(setup: Setup, loss: Loss, folder: Path, *, seed: int) -> None:
+def fabricate_sweep(setup: SweepSetup, loss: LossFunction, folder: Path, *, seed: int) -> None:
     """Run a sweep of trials that report `loss`, and leave its folder as tune.py would before the confirmation."""
-    config = _config(setup)
+    config = _make_config(setup)
     sweep = instantiate(config.sweep)
     sweep = replace(sweep, folder=str(folder), seed=seed, num_trials=setup.num_trials, max_epochs=setup.max_epochs)
     space = load_space(setup.space)
     scheduler = bind_scheduler(instantiate(config.scheduler), sweep, space)
     _write_description(config, folder, setup, seed)
-    searcher = partial(instantiate(config.searcher), defaults=flatten_config(plain(config)), fingerprint=None)(
+    searcher = partial(
+        instantiate(config.searcher), defaults=flatten_config(to_plain_values(config)), fingerprint=None
+    )(
         space=space,
         folder=folder / "study",
         name=sweep.name,
@@ -71,7 +73,7 @@ def fabricate(setup: Setup, loss: Loss, folder: Path, *, seed: int) -> None:
         sweep, log=log, history=History(sweep, scheduler=scheduler(), table=table), searcher=searcher, clock=clock
     )
     state.open(num_slots=setup.num_slots)
-    _run(state, loss, sweep.metric, clock, seed)
+    _run_slots(state, loss, sweep.metric, clock, seed)
     state.close("finished")
     searcher.close()
     log.close()
@@ -85,7 +87,7 @@ class _Clock:
         return self.now
 
 
-def _run(state: SweepController, loss: Loss, metric: str, clock: _Clock, seed: int) -> None:
+def _run_slots(state: SweepController, loss: LossFunction, metric: str, clock: _Clock, seed: int) -> None:
     """Give every slot an epoch in turn until the sweep is over."""
     running: dict[int, int] = {}  # trial -> epoch that it has reached
     generators: dict[int, random.Random] = {}
@@ -105,15 +107,15 @@ def _run(state: SweepController, loss: Loss, metric: str, clock: _Clock, seed: i
 
 
 @cache
-def _config(setup: Setup) -> DictConfig:
+def _make_config(setup: SweepSetup) -> DictConfig:
     mode = [f"scheduler.mode={setup.mode}"] if setup.scheduler == "asha" else []
     given = [f"search_space={setup.space}", f"searcher={setup.searcher}", f"scheduler={setup.scheduler}"]
     return compose("tune", [*given, *mode, "sweep.name=fabricated"])
 
 
-def _write_description(config: DictConfig, folder: Path, setup: Setup, seed: int) -> None:
+def _write_description(config: DictConfig, folder: Path, setup: SweepSetup, seed: int) -> None:
     folder.mkdir(parents=True)
-    values = plain(config)
+    values = to_plain_values(config)
     values["sweep"] |= {
         "folder": str(folder),
         "seed": seed,

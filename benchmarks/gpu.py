@@ -3,10 +3,10 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --encoder mobilenetv3_small_100 --processes 1 2 --batch-size 128
 
-On drawn hands of 224 px in bfloat16. `bare` is a loop on one augmented batch that stays on the GPU, `encoder` the same
-with the sum of the encoder's maps for a loss; the runs take turns, and the table holds their medians. Of several
-processes, each trains as a trial does, with its share of the memory, and all begin together: the table holds the sum of
-their images/s, one run each.
+On drawn hands of 224 px in bfloat16. `measure_bare` is a loop on one augmented batch that stays on the GPU, `encoder`
+the same with the sum of the encoder's maps for a loss; the runs take turns, and the table holds their medians. Of
+several processes, each trains as a trial does, with its share of the memory, and all begin together: the table holds
+the sum of their images/s, one run each.
 
 Needs a GPU that torch can use; --rehearse runs a tiny version of everything on the CPU, to see that it works.
 """
@@ -27,13 +27,13 @@ from omegaconf import DictConfig, OmegaConf
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.data import configured  # noqa: E402
-from benchmarks.record import machine_line, write_results  # noqa: E402
-from benchmarks.throughput import Run, bare, timed, trainer  # noqa: E402
-from handpose.config import plain  # noqa: E402
+from benchmarks.data import make_config  # noqa: E402
+from benchmarks.result_files import format_machine, write_results  # noqa: E402
+from benchmarks.throughput import BenchmarkRun, measure_bare, measure_trainer, time_steps  # noqa: E402
+from handpose.config import to_plain_values  # noqa: E402
 
 
-def encoder_alone(run: Run) -> float:
+def measure_encoder(run: BenchmarkRun) -> float:
     """Seconds a step of the encoder, forward, backward and optimizer, on a resident batch."""
     module = run.module.to(run.device).train()
     image = module.augment(run.resident(), torch.Generator().manual_seed(0)).image
@@ -46,16 +46,16 @@ def encoder_alone(run: Run) -> float:
         loss.backward()
         optimizer.step()
 
-    return timed(step, run)
+    return time_steps(step, run)
 
 
-def one_process(config: DictConfig, *, steps: int, repeats: int, folder: Path) -> dict[str, float]:
+def measure_one_process(config: DictConfig, *, steps: int, repeats: int, folder: Path) -> dict[str, float]:
     """Images/s of the three, the medians of interleaved runs."""
-    run = Run.of(config, steps=steps)
+    run = BenchmarkRun.from_config(config, steps=steps)
     sides = {
-        "encoder": lambda: encoder_alone(run),
-        "bare": lambda: bare(run, augmented=False),
-        "trainer": lambda: trainer(run, folder),
+        "encoder": lambda: measure_encoder(run),
+        "bare": lambda: measure_bare(run, augmented=False),
+        "trainer": lambda: measure_trainer(run, folder),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
@@ -64,27 +64,29 @@ def one_process(config: DictConfig, *, steps: int, repeats: int, folder: Path) -
     return {name: round(run.batch_size / statistics.median(values), 1) for name, values in seconds.items()}
 
 
-def _share(config: DictConfig, steps: int, fraction: float, folder: Path, start: Barrier, rates: Any) -> None:
+def _train_in_process(
+    config: DictConfig, steps: int, fraction: float, folder: Path, start: Barrier, rates: Any
+) -> None:
     """One of several processes on the GPU; where one fails, the others do not wait for it."""
     try:
         if config.trainer.accelerator != "cpu":
             torch.cuda.set_per_process_memory_fraction(fraction)
-        run = Run.of(config, steps=steps)
-        trainer(run, folder)  # what is slow once: kernels are chosen, memory is taken
+        run = BenchmarkRun.from_config(config, steps=steps)
+        measure_trainer(run, folder)  # what is slow once: kernels are chosen, memory is taken
         start.wait()
-        rates.put(run.batch_size / trainer(run, folder))
+        rates.put(run.batch_size / measure_trainer(run, folder))
     except BaseException:
         start.abort()
         raise
 
 
-def several_processes(config: DictConfig, number: int, *, steps: int, folder: Path) -> float | None:
+def measure_several_processes(config: DictConfig, number: int, *, steps: int, folder: Path) -> float | None:
     """Images/s of all processes together; None where one of them failed, as for want of memory."""
     context = multiprocessing.get_context("spawn")
-    config = OmegaConf.create(plain(config))  # what Hydra resolves is resolved here
+    config = OmegaConf.create(to_plain_values(config))  # what Hydra resolves is resolved here
     start, rates = context.Barrier(number, timeout=600), context.Queue()
     processes = [
-        context.Process(target=_share, args=(config, steps, 1 / number, folder / str(i), start, rates))
+        context.Process(target=_train_in_process, args=(config, steps, 1 / number, folder / str(i), start, rates))
         for i in range(number)
     ]
     for process in processes:
@@ -96,10 +98,14 @@ def several_processes(config: DictConfig, number: int, *, steps: int, folder: Pa
     return round(sum(rates.get() for _ in processes), 1)
 
 
-def measure(config: DictConfig, *, processes: Sequence[int], steps: int, repeats: int, folder: Path) -> dict[str, Any]:
+def measure_row(
+    config: DictConfig, *, processes: Sequence[int], steps: int, repeats: int, folder: Path
+) -> dict[str, Any]:
     """A row of the results."""
-    rates = one_process(config, steps=steps, repeats=repeats, folder=folder)
-    shared = {str(number): several_processes(config, number, steps=steps, folder=folder) for number in processes}
+    rates = measure_one_process(config, steps=steps, repeats=repeats, folder=folder)
+    shared = {
+        str(number): measure_several_processes(config, number, steps=steps, folder=folder) for number in processes
+    }
     return {
         "encoder": config.model.encoder.name,
         "batch_size": config.data.batch_size,
@@ -123,7 +129,7 @@ def main() -> None:
     if not (given.rehearse or torch.cuda.is_available()):
         sys.exit("benchmarks/gpu.py needs a GPU that torch can use, and this machine has none; --rehearse runs without")
     size, accelerator = (64, "cpu") if given.rehearse else (224, "gpu")
-    print(f"{machine_line()}; bf16-mixed, {size} px, batches of {given.batch_size}; images/s")
+    print(f"{format_machine()}; bf16-mixed, {size} px, batches of {given.batch_size}; images/s")
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for encoder in given.encoder:
@@ -134,8 +140,8 @@ def main() -> None:
                 "trainer.precision=bf16-mixed",
             ]
             num_images = (given.steps + 5) * given.batch_size
-            config = configured(Path(name), image_size=size, num_images=num_images, overrides=overrides)
-            row = measure(
+            config = make_config(Path(name), image_size=size, num_images=num_images, overrides=overrides)
+            row = measure_row(
                 config, processes=given.processes, steps=given.steps, repeats=given.repeats, folder=Path(name) / "run"
             )
             rows.append(row)

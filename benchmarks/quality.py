@@ -39,8 +39,8 @@ sys.path.insert(0, str(REPOSITORY))
 import numpy as np  # noqa: E402
 import pytorch_lightning as pl  # noqa: E402
 
-from benchmarks.record import machine_line, write_results  # noqa: E402
-from benchmarks.sweeps import in_fresh_process  # noqa: E402
+from benchmarks.result_files import format_machine, write_results  # noqa: E402
+from benchmarks.sweeps import run_in_fresh_process  # noqa: E402
 from handpose.config import compose, quote_override  # noqa: E402
 from handpose.resources import count_cores  # noqa: E402
 
@@ -48,13 +48,13 @@ Overrides = Sequence[str]
 Recipe = Callable[[int], Overrides]
 """Overrides of a run of so many epochs."""
 
-_SHOWN = {"pa_mpjpe_mm": "PA-MPJPE", "rr_mpjpe_mm": "RR-MPJPE", "keypoint_error_px": "px", "pck_auc": "AUC"}
+_METRIC_LABELS = {"pa_mpjpe_mm": "PA-MPJPE", "rr_mpjpe_mm": "RR-MPJPE", "keypoint_error_px": "px", "pck_auc": "AUC"}
 
 
 # --- one training, in a process of its own ----------------------------------------------------------------------------
 
 
-def train_for(overrides: Overrides, epochs: int) -> dict[str, Any]:
+def train_and_measure(overrides: Overrides, epochs: int) -> dict[str, Any]:
     """Train and test; returns the test's figures, and what the training took."""
     from handpose.training.fit import train_and_test
 
@@ -69,14 +69,14 @@ def train_for(overrides: Overrides, epochs: int) -> dict[str, Any]:
     }
 
 
-class Side(NamedTuple):
+class TrainingSide(NamedTuple):
     """What is trained, and for how many epochs."""
 
     overrides: Overrides
     epochs: int
 
 
-def train_all(sides: Mapping[str, Side], *, seeds: Sequence[int], jobs: int) -> dict[str, list[dict[str, Any]]]:
+def train_all(sides: Mapping[str, TrainingSide], *, seeds: Sequence[int], jobs: int) -> dict[str, list[dict[str, Any]]]:
     """Each side with each seed, so many trainings at a time that share the cores; by side, in the order of seeds."""
     threads = max(1, count_cores() // jobs)
     order = [(seed, name) for seed in seeds for name in sides]
@@ -86,31 +86,33 @@ def train_all(sides: Mapping[str, Side], *, seeds: Sequence[int], jobs: int) -> 
         waiting = []
         for place, (seed, name) in zip(places, order, strict=True):
             overrides = [*sides[name].overrides, f"seed={seed}", f"num_threads={threads}", f"paths.time={place}"]
-            waiting.append(pool.submit(in_fresh_process, train_for, overrides=overrides, epochs=sides[name].epochs))
+            waiting.append(
+                pool.submit(run_in_fresh_process, train_and_measure, overrides=overrides, epochs=sides[name].epochs)
+            )
         for (seed, name), run in zip(order, waiting, strict=True):
             runs[name].append(run.result())
-            print(f"seed {seed}, {name}: {line(runs[name][-1])}", flush=True)
+            print(f"seed {seed}, {name}: {format_run(runs[name][-1])}", flush=True)
     return runs
 
 
-def epochs_within(minutes: float, about: Mapping[str, float]) -> int:
+def count_epochs_within(minutes: float, about: Mapping[str, float]) -> int:
     """How many epochs fit, by the time of one on all cores."""
     return max(2, round(60 * minutes / about["epoch_s"]))
 
 
 def describe(overrides: Overrides) -> dict[str, float]:
     """Seconds of a second epoch, validation included; parameters; training images."""
-    from handpose.training.fit import prepare
+    from handpose.training.fit import prepare_run
     from handpose.training.results import RunFolders
-    from handpose.training.trainer import calm, training_trainer
+    from handpose.training.trainer import make_training_trainer, suppress_library_output
 
     quick = ("trainer.max_epochs=2", "checkpoints.enabled=false", "logger=none", "trainer.enable_progress_bar=false")
     config = compose("train", [*overrides, *quick])
     clock = _EpochClock()
-    prepared = prepare(config, stage="fit", quiet=True)
-    with calm():
+    prepared = prepare_run(config, stage="fit", quiet=True)
+    with suppress_library_output():
         folder = Path(config.paths.logs)
-        trainer = training_trainer(config, RunFolders(folder, folder, folder), callbacks=[clock], quiet=True)
+        trainer = make_training_trainer(config, RunFolders(folder, folder, folder), callbacks=[clock], quiet=True)
         trainer.fit(prepared.module, datamodule=prepared.data)
     return {
         "epoch_s": clock.seconds,
@@ -132,11 +134,11 @@ class _EpochClock(pl.Callback):
         self.seconds = time.monotonic() - self._began
 
 
-def joint_ranges(overrides: Overrides) -> dict[str, list[float]]:
+def measure_joint_ranges(overrides: Overrides) -> dict[str, list[float]]:
     """Ranges in mm that hold all joints of the training split, with a tenth to spare on either side."""
-    from handpose.training.fit import prepare
+    from handpose.training.fit import prepare_run
 
-    xyz_m = prepare(compose("train", overrides), stage="fit", quiet=True).data.splits.train.xyz_m
+    xyz_m = prepare_run(compose("train", overrides), stage="fit", quiet=True).data.splits.train.xyz_m
     assert xyz_m is not None, "readers give joints for the training split"
     low, high = 1000 * np.min(xyz_m, axis=(0, 1)), 1000 * np.max(xyz_m, axis=(0, 1))
     spare = (high - low) / 10
@@ -147,7 +149,7 @@ def joint_ranges(overrides: Overrides) -> dict[str, list[float]]:
 # --- ours beside the original -----------------------------------------------------------------------------------------
 
 
-def original(ranges: Mapping[str, list[float]], *, recipe: bool) -> Recipe:
+def make_original_recipe(ranges: Mapping[str, list[float]], *, recipe: bool) -> Recipe:
     """The original network; with recipe its optimizer, schedule and augmentation too, else ours."""
     network = [
         "model/decoder=effpose",
@@ -172,25 +174,25 @@ def original(ranges: Mapping[str, list[float]], *, recipe: bool) -> Recipe:
     return overrides
 
 
-def versus(given: argparse.Namespace) -> dict[str, Any]:
+def compare_with_original(given: argparse.Namespace) -> dict[str, Any]:
     """All sides over all seeds, for one wall time."""
     with tempfile.TemporaryDirectory() as folder:
         shared = [*given.overrides, quote_override("paths.output", folder)]
-        ranges = in_fresh_process(joint_ranges, overrides=shared)
+        ranges = run_in_fresh_process(measure_joint_ranges, overrides=shared)
         recipes: dict[str, Recipe] = {
             "ours": lambda epochs: [],
-            "original": original(ranges, recipe=True),
-            "original network, our recipe": original(ranges, recipe=False),
+            "original": make_original_recipe(ranges, recipe=True),
+            "original network, our recipe": make_original_recipe(ranges, recipe=False),
         }
         about, sides = {}, {}
         for name, recipe in recipes.items():
-            about[name] = in_fresh_process(describe, overrides=[*shared, *recipe(145)])
-            epochs = epochs_within(given.minutes, about[name])
-            sides[name] = Side([*shared, *recipe(epochs)], epochs)
+            about[name] = run_in_fresh_process(describe, overrides=[*shared, *recipe(145)])
+            epochs = count_epochs_within(given.minutes, about[name])
+            sides[name] = TrainingSide([*shared, *recipe(epochs)], epochs)
         runs = train_all(sides, seeds=given.seeds, jobs=given.jobs)
-    rows = [summary(name, runs[name], about[name]) for name in sides]
+    rows = [summarise(name, runs[name], about[name]) for name in sides]
     gain = 1 - rows[0]["pa_mpjpe_mm"] / rows[1]["pa_mpjpe_mm"]
-    print(f"\n{table(rows)}\nours is {gain:.0%} below the original in PA-MPJPE")
+    print(f"\n{format_table(rows)}\nours is {gain:.0%} below the original in PA-MPJPE")
     return {"rows": rows, "gain": gain, "runs": runs}
 
 
@@ -204,7 +206,7 @@ FEW_PHOTOGRAPHS: Overrides = ("train_on_val=true",)
 """What a training on a few hundred photographs has beside the defaults."""
 
 
-def real(given: argparse.Namespace) -> dict[str, Any]:
+def measure_real_photographs(given: argparse.Namespace) -> dict[str, Any]:
     """Synthetic only, fine-tuned from it, and from the encoder's weights."""
     with tempfile.TemporaryDirectory() as folder:
         size = [f"data.image_size={given.image_size}", f"data.batch_size={given.batch_size}"]
@@ -215,24 +217,24 @@ def real(given: argparse.Namespace) -> dict[str, Any]:
         drawn = ["data=synthetic", f"data.source.num_train={given.num_train}", *BOTH_SIDES, *weights, *shared]
         of_photographs = [*photographs, *FEW_PHOTOGRAPHS, *shared]
         about = {
-            "synthetic": in_fresh_process(describe, overrides=drawn),
-            "photographs": in_fresh_process(describe, overrides=of_photographs),
+            "synthetic": run_in_fresh_process(describe, overrides=drawn),
+            "photographs": run_in_fresh_process(describe, overrides=of_photographs),
         }
-        epochs = {data: epochs_within(given.minutes, what) for data, what in about.items()}
+        epochs = {data: count_epochs_within(given.minutes, what) for data, what in about.items()}
         first = {
-            "synthetic only": Side(drawn, epochs["synthetic"]),
-            "from the encoder's weights": Side([*of_photographs, *weights], epochs["photographs"]),
+            "synthetic only": TrainingSide(drawn, epochs["synthetic"]),
+            "from the encoder's weights": TrainingSide([*of_photographs, *weights], epochs["photographs"]),
         }
         runs = train_all(first, seeds=[0], jobs=given.jobs)
         begun = quote_override("model.weights", runs["synthetic only"][0]["checkpoint"])
-        last = {"fine-tuned from synthetic": Side([*of_photographs, begun], epochs["photographs"])}
+        last = {"fine-tuned from synthetic": TrainingSide([*of_photographs, begun], epochs["photographs"])}
         runs |= train_all(last, seeds=[0], jobs=1)
-        rows = [summary("synthetic only, on synthetic hands", runs["synthetic only"], about["synthetic"])]
+        rows = [summarise("synthetic only, on synthetic hands", runs["synthetic only"], about["synthetic"])]
         for name, views in itertools.product(runs, VIEWS):
             there = [quote_override("model.checkpoint_path", runs[name][0]["checkpoint"]), "test=true", *VIEWS[views]]
-            tested = in_fresh_process(test_of, overrides=[*photographs, *shared, *there])
-            rows.append({"name": f"{name}, {views}", **{key: tested[f"test/{key}"] for key in _SHOWN}})
-    print(f"\n{table(rows)}")
+            tested = run_in_fresh_process(measure_test, overrides=[*photographs, *shared, *there])
+            rows.append({"name": f"{name}, {views}", **{key: tested[f"test/{key}"] for key in _METRIC_LABELS}})
+    print(f"\n{format_table(rows)}")
     return {"rows": rows, "runs": runs}
 
 
@@ -240,7 +242,7 @@ VIEWS: Mapping[str, Overrides] = {"one pass": (), "test_time=full": ("test_time=
 """What is seen of a photograph at test time."""
 
 
-def test_of(overrides: Overrides) -> dict[str, float]:
+def measure_test(overrides: Overrides) -> dict[str, float]:
     """Figures of a checkpoint on the test split."""
     from handpose.training.fit import train_and_test
 
@@ -288,7 +290,7 @@ CHANGES: Mapping[str, Overrides] = {
 """What is changed -> overrides."""
 
 
-def ablation(given: argparse.Namespace) -> dict[str, Any]:
+def run_ablation(given: argparse.Namespace) -> dict[str, Any]:
     """The defaults with one change at a time, and depth by sigma."""
     grid = {
         f"depth {depth}, sigma {sigma}": (f"model.decoder.depth={depth}", f"heatmap.sigma={sigma}")
@@ -301,21 +303,21 @@ def ablation(given: argparse.Namespace) -> dict[str, Any]:
         chosen = {name: change for name, change in chosen.items() if name in given.rows}
     with tempfile.TemporaryDirectory() as folder:
         shared = [*given.overrides, quote_override("paths.output", folder)]
-        in_fresh_process(joint_ranges, overrides=shared)  # draws and packs the data, so that no run has to
-        sides = {name: Side([*shared, *change], given.epochs) for name, change in chosen.items()}
+        run_in_fresh_process(measure_joint_ranges, overrides=shared)  # draws and packs the data, so that no run has to
+        sides = {name: TrainingSide([*shared, *change], given.epochs) for name, change in chosen.items()}
         runs = train_all(sides, seeds=given.seeds, jobs=given.jobs)
-    rows = [summary(name, runs[name], {}) for name in chosen]
-    print(f"\n{table(rows)}")
+    rows = [summarise(name, runs[name], {}) for name in chosen]
+    print(f"\n{format_table(rows)}")
     return {"rows": rows}
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def summary(name: str, runs: Sequence[Mapping[str, Any]], about: Mapping[str, float]) -> dict[str, Any]:
+def summarise(name: str, runs: Sequence[Mapping[str, Any]], about: Mapping[str, float]) -> dict[str, Any]:
     """Means over the runs, the first figure of each, and what the network is."""
     row: dict[str, Any] = {"name": name}
-    for key in _SHOWN:
+    for key in _METRIC_LABELS:
         row[key] = statistics.mean(run[f"test/{key}"] for run in runs)
     row["pa_mpjpe_mm_of_each"] = [run["test/pa_mpjpe_mm"] for run in runs]
     row["mean_pose_pa_mpjpe_mm"] = runs[0]["baseline/pa_mpjpe_mm"]
@@ -327,18 +329,18 @@ def summary(name: str, runs: Sequence[Mapping[str, Any]], about: Mapping[str, fl
     return row
 
 
-def line(run: Mapping[str, Any]) -> str:
+def format_run(run: Mapping[str, Any]) -> str:
     """A run's figures in one line."""
-    shown = [f"{head} {run[f'test/{key}']:.2f}" for key, head in _SHOWN.items()]
+    shown = [f"{head} {run[f'test/{key}']:.2f}" for key, head in _METRIC_LABELS.items()]
     took = [f"{run['epochs']} epochs in {run['seconds']:.0f} s"] if "epochs" in run else []
     return ", ".join([*shown, *took])
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows, to read."""
     width = max(len(row["name"]) for row in rows) + 2
-    heads = [*_SHOWN.values(), "epochs", "s", "parameters", "images/s"]
-    keys = [*_SHOWN, "epochs", "seconds", "parameters", "images_per_s"]
+    heads = [*_METRIC_LABELS.values(), "epochs", "s", "parameters", "images/s"]
+    keys = [*_METRIC_LABELS, "epochs", "seconds", "parameters", "images_per_s"]
     digits = [2, 2, 2, 3, 0, 0, 0, 0]
     lines = [" " * width + "".join(f"{head:>12}" for head in heads)]
     for row in rows:
@@ -351,7 +353,7 @@ def main() -> None:
     """Measure one part and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(required=True, dest="part")
-    for part, of in (("versus", versus), ("real", real), ("ablation", ablation)):
+    for part, of in (("versus", compare_with_original), ("real", measure_real_photographs), ("ablation", run_ablation)):
         own = parts.add_parser(part, help=of.__doc__)
         own.set_defaults(of=of)
         own.add_argument("overrides", nargs="*", help="of train.py, for all sides: key=value")
@@ -374,7 +376,7 @@ def main() -> None:
     options("--batch-size", type=int, default=16)
     options("--num-train", type=int, default=12_000, help="synthetic hands")
     given = parser.parse_args()
-    print(machine_line())
+    print(format_machine())
     results = given.of(given)
     for run in itertools.chain.from_iterable(results.get("runs", {}).values()):
         del run["checkpoint"]  # it is gone with its folder

@@ -25,18 +25,18 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.hosts import Network  # noqa: E402
-from benchmarks.record import write_results  # noqa: E402
+from benchmarks.network_hosts import HostNetwork  # noqa: E402
+from benchmarks.result_files import write_results  # noqa: E402
 from handpose.sweep.audit.audit import audit  # noqa: E402
-from handpose.sweep.record.events import EVENTS_FILE, Reported, read_events  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, EpochReported, read_events  # noqa: E402
 from handpose.sweep.storage.stored_sweep import download_sweep  # noqa: E402
 
 _PROGRAMS = ("ip", "nsenter", "unshare", "/usr/sbin/sshd", "ssh-keygen", "rsync")
 _HOSTS = ("first", "second")
-_PATIENCE_S = 900.0
-_DOWN_PATIENCE_S = 120.0
+_TIMEOUT_S = 900.0
+_DOWN_TIMEOUT_S = 120.0
 # $1: the host's folder, $2: its name, $3: the public key of who may enter
-_HOST = """
+_HOST_SCRIPT = """
 home=$(getent passwd root | cut -d: -f6)
 mount --bind "$1/home" "$home" && mount --bind "$1/tmp" /tmp && mount -t tmpfs tmpfs /dev/shm && hostname "$2"
 cp /etc/skel/.bashrc /etc/skel/.profile "$home"
@@ -64,15 +64,15 @@ def main() -> None:
     # Not under /tmp, of which each host has its own.
     with (
         tempfile.TemporaryDirectory(prefix="ray-up-", dir="/var/tmp") as place,
-        Network("hpray", "10.77.9.") as network,
+        HostNetwork("hpray", "10.77.9.") as network,
     ):
         folder = Path(place)
         wheels = given.wheels or _download(folder / "wheels")
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True)
         with contextlib.ExitStack() as stack:
             for host in _HOSTS:
-                stack.enter_context(_switched_on(network, host, folder))
-            found = _drill(network, folder, wheels, given.trials)
+                stack.enter_context(_start_host(network, host, folder))
+            found = _run_drill(network, folder, wheels, given.trials)
     print(*(f"{name:24} {value}" for name, value in found.items()), sep="\n")
     write_results(given.output, found)
     is_good = found["reports"] == 2 * given.trials and found["hosts that reported"] == len(_HOSTS)
@@ -86,39 +86,48 @@ def _download(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _switched_on(network: Network, host: str, folder: Path) -> Iterator[None]:
+def _start_host(network: HostNetwork, host: str, folder: Path) -> Iterator[None]:
     """A machine that whoever has the key may enter as root, for a block."""
-    network.add(host)
+    network.add_host(host)
     for name in ("home", "tmp"):
         (folder / host / name).mkdir(parents=True)
     apart = ["unshare", "--mount", "--pid", "--uts", "--fork", "--mount-proc"]
-    script = ["sh", "-c", _HOST, "sh", str(folder / host), host, str(folder / "key.pub")]
-    with subprocess.Popen([*network.inside(host), *apart, *script], stderr=subprocess.DEVNULL):
+    script = ["sh", "-c", _HOST_SCRIPT, "sh", str(folder / host), host, str(folder / "key.pub")]
+    with subprocess.Popen([*network.make_command_prefix(host), *apart, *script], stderr=subprocess.DEVNULL):
         try:
             yield
         finally:
             network.power_off(host)
 
 
-def _drill(network: Network, folder: Path, wheels: Path, num_trials: int) -> dict[str, Any]:
+def _run_drill(network: HostNetwork, folder: Path, wheels: Path, num_trials: int) -> dict[str, Any]:
     began, store = time.monotonic(), folder / "store"
     pip = f"mkdir -p ~/.config/pip && printf '[global]\\nno-index=1\\nfind-links={wheels}\\n' > ~/.config/pip/pip.conf"
-    options = ["--provider", "local", "--hosts", *map(network.address, _HOSTS), "--ssh-user", "root", "--setup", pip]
+    options = [
+        "--provider",
+        "local",
+        "--hosts",
+        *map(network.get_address, _HOSTS),
+        "--ssh-user",
+        "root",
+        "--setup",
+        pip,
+    ]
     options += ["--ssh-private-key", str(folder / "key"), "--python", "/usr/bin/python3"]
     arguments = ["sweep.name=drill", f"sweep.storage=file://{store}", f"sweep.num_trials={num_trials}", *_SMALL]
     launcher = [sys.executable, str(REPOSITORY / "cluster" / "ray_up.py"), *options, "--output", "drill.yaml"]
     environment = os.environ | {"HOME": str(folder)}  # where the token is made
-    told = _run([*launcher, "--", *arguments], folder, environment)
+    told = _run_command([*launcher, "--", *arguments], folder, environment)
     up, sweep, down = told.splitlines()[-3:]
-    _run(["bash", "-c", up], folder, environment)
+    _run_command(["bash", "-c", up], folder, environment)
     up_s = time.monotonic() - began
     _wait_for_nodes(shlex.split(down)[0], folder, environment)
     # In the foreground, so that its end can be seen.
-    told = _run(["bash", "-c", sweep.replace(" --tmux", "")], folder, environment)
+    told = _run_command(["bash", "-c", sweep.replace(" --tmux", "")], folder, environment)
     print(told[-3000:])
-    _run(["bash", "-c", down], folder, environment)
+    _run_command(["bash", "-c", down], folder, environment)
     download_sweep(f"file://{store}/drill", folder / "drill")
-    reports = [each for each in read_events(folder / "drill" / EVENTS_FILE) if isinstance(each, Reported)]
+    reports = [each for each in read_events(folder / "drill" / EVENTS_FILE) if isinstance(each, EpochReported)]
     findings = audit(folder / "drill")
     return {
         "until the head was up, s": round(up_s),
@@ -127,7 +136,7 @@ def _drill(network: Network, folder: Path, wheels: Path, num_trials: int) -> dic
         "reports": len(reports),
         "hosts that reported": len({each.node for each in reports}),
         "is retrained": (folder / "drill" / "retrain" / "metrics.json").is_file(),
-        "of Ray still there": _num_left(network),
+        "of Ray still there": _count_remaining(network),
         "findings": [*findings.lost, *findings.repeated, *findings.wrong],
     }
 
@@ -135,9 +144,9 @@ def _drill(network: Network, folder: Path, wheels: Path, num_trials: int) -> dic
 def _wait_for_nodes(ray: str, folder: Path, environment: dict[str, str]) -> None:
     """`ray up` returns when the head is up, which then starts the others."""
     asked = shlex.join(["exec", "drill.yaml", "RAY_AUTH_MODE=token ray status"])
-    end = time.monotonic() + _PATIENCE_S
+    end = time.monotonic() + _TIMEOUT_S
     while True:
-        told = _run(["bash", "-c", f"{ray} {asked}"], folder, environment)
+        told = _run_command(["bash", "-c", f"{ray} {asked}"], folder, environment)
         active = re.search(r"Active:\s+(\d+) local", told)
         if active and int(active[1]) == len(_HOSTS):
             return
@@ -146,18 +155,18 @@ def _wait_for_nodes(ray: str, folder: Path, environment: dict[str, str]) -> None
         time.sleep(5.0)
 
 
-def _num_left(network: Network) -> int:
+def _count_remaining(network: HostNetwork) -> int:
     """Processes of Ray on the hosts a while after `ray down`, which ends those of the head only."""
-    end = time.monotonic() + _DOWN_PATIENCE_S
+    end = time.monotonic() + _DOWN_TIMEOUT_S
     while True:
-        lines = [line for host in _HOSTS for line in network.processes(host).values()]
+        lines = [line for host in _HOSTS for line in network.list_processes(host).values()]
         num_left = sum("raylet" in line or "gcs_server" in line for line in lines)
         if not num_left or time.monotonic() > end:
             return num_left
         time.sleep(2.0)
 
 
-def _run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+def _run_command(command: list[str], folder: Path, environment: dict[str, str]) -> str:
     done = subprocess.run(
         command,
         cwd=folder,

@@ -33,8 +33,9 @@ sys.path.insert(0, str(REPOSITORY))
 from hydra.utils import instantiate  # noqa: E402
 
 from benchmarks.browser import Browser, Tab  # noqa: E402
-from handpose.config import compose, location_overrides, quote_override  # noqa: E402
-from handpose.report.table import TrialRow, TrialTable, second_objectives  # noqa: E402
+from handpose.config import compose, list_location_overrides, quote_override  # noqa: E402
+from handpose.files import write_json  # noqa: E402
+from handpose.report.trial_table import TrialRow, TrialTable, make_second_objectives  # noqa: E402
 from handpose.schedulers.asha import Asha  # noqa: E402
 from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
 from handpose.search.space import Params, load_space  # noqa: E402
@@ -46,7 +47,6 @@ from handpose.sweep.record.events import EVENTS_FILE, EventLog  # noqa: E402
 from handpose.sweep.record.provenance import collect_provenance  # noqa: E402
 from handpose.sweep.record.settings import SweepSettings  # noqa: E402
 from handpose.sweep.selection.confirm import CONFIRM_FILE, CONFIRM_FOLDER, choose_candidates, summarise_confirmation  # noqa: E402
-from handpose.whole_file import write_json  # noqa: E402
 from handpose.yaml_files import write_yaml  # noqa: E402
 
 _METRIC = "val/pa_mpjpe_mm"
@@ -75,22 +75,22 @@ def make_sweep(
     ]
     config = compose("tune", [*overrides, quote_override("sweep.folder", str(folder))])
     found = load_space(space)
-    task = SweepTask(config, overrides, location_overrides(config), {}, found)
+    task = SweepTask(config, overrides, list_location_overrides(config), {}, found)
     folder.mkdir(parents=True)
     copy_space(found, folder)
     write_yaml(folder / "sweep.yaml", make_sweep_record(task, collect_provenance(data="0123456789abcdef")))
-    made = _MadeSweep(instantiate(config.sweep), space)
+    made = _FabricatedSweep(instantiate(config.sweep), space)
     made.run(num_left=0 if is_over else _SLOTS // 2)
     if is_over:
-        _confirm(folder, made.table)
-        best = made.table.ranked()[0]
+        _write_confirmation(folder, made.table)
+        best = made.table.rank_trials()[0]
         write_yaml(
             folder / "best.yaml", {"trial": best.number, "command": f"python train.py best={folder.name}/best.yaml"}
         )
     return made.table
 
 
-class _MadeSweep:
+class _FabricatedSweep:
     """As run_sweep has it, but for Ray: reports come from a formula, and the clock is made up."""
 
     def __init__(self, settings: SweepSettings, space: str) -> None:
@@ -110,7 +110,7 @@ class _MadeSweep:
             sampler=partial(RandomSampler),
         )
         self.log = EventLog(settings.path / EVENTS_FILE)
-        objectives = second_objectives(settings.second_objective)
+        objectives = make_second_objectives(settings.second_objective)
         self.table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs, objectives=objectives)
         scheduler = Asha(
             mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=settings.max_epochs, seed=0
@@ -126,7 +126,9 @@ class _MadeSweep:
         waiting: list[tuple[float, int, int]] = []  # when it comes, trial, epoch
         while True:
             while (segment := self.state.next_segment()) is not None:
-                heapq.heappush(waiting, (self.now + 12 + _epoch_s(segment.params), segment.trial, segment.epoch + 1))
+                heapq.heappush(
+                    waiting, (self.now + 12 + _compute_epoch_s(segment.params), segment.trial, segment.epoch + 1)
+                )
             if not waiting and self.state.is_over:
                 break
             if not waiting:  # a trial is tried again later
@@ -135,18 +137,18 @@ class _MadeSweep:
             if len(waiting) <= num_left and len(self.table.rows) >= self.settings.num_trials:
                 break
             self.now, trial, epoch = heapq.heappop(waiting)
-            if self._happens(trial, epoch):
-                heapq.heappush(waiting, (self.now + _epoch_s(self.table.rows[trial].params), trial, epoch + 1))
+            if self._report_epoch(trial, epoch):
+                heapq.heappush(waiting, (self.now + _compute_epoch_s(self.table.rows[trial].params), trial, epoch + 1))
         if not num_left:
             self.state.close("finished")
         self.searcher.close()
         self.log.close()
 
-    def _happens(self, trial: int, epoch: int) -> bool:
+    def _report_epoch(self, trial: int, epoch: int) -> bool:
         """What a worker tells after an epoch; returns whether it goes on."""
         params = self.table.rows[trial].params
         draws = random.Random(1000 * trial + epoch)
-        if epoch == 1 and not self.state.process_costs(trial, _costs(params)):
+        if epoch == 1 and not self.state.process_costs(trial, _compute_costs(params)):
             return False
         if draws.random() < 0.004:
             self.state.process_failure(
@@ -154,11 +156,11 @@ class _MadeSweep:
             )
             return False
         is_lost = params["optimizer.lr"] > 8e-3 and draws.random() < 0.15
-        value = math.nan if is_lost else loss(params, epoch) + draws.gauss(0, 0.25)
+        value = math.nan if is_lost else compute_loss(params, epoch) + draws.gauss(0, 0.25)
         return self.state.process_report(trial, epoch, {_METRIC: value, "val/pck_auc": 0.5}, node="node")
 
 
-def loss(params: Mapping[str, Any], epoch: int) -> float:
+def compute_loss(params: Mapping[str, Any], epoch: int) -> float:
     """What a configuration is worth: best at the upper end of sigma's range, a learning rate of 3e-3 and depth 4."""
     depth = params.get("model.decoder.depth")
     decoder = 2.5 if depth is None else 0.5 * abs(depth - 4)
@@ -166,25 +168,25 @@ def loss(params: Mapping[str, Any], epoch: int) -> float:
     return 9 + decoder + rate + 2 * math.log10(0.08 / params["heatmap.sigma"]) + 12 / epoch**0.8
 
 
-def _costs(params: Mapping[str, Any]) -> dict[str, float]:
+def _compute_costs(params: Mapping[str, Any]) -> dict[str, float]:
     depth = params.get("model.decoder.depth", 7)
     return {"num_parameters": 1e6 * (1 + depth), "latency_ms": 6.0 + 5 * depth, "memory_mb": 200.0 + 30 * depth}
 
 
-def _epoch_s(params: Mapping[str, Any]) -> float:
+def _compute_epoch_s(params: Mapping[str, Any]) -> float:
     return 4.0 + params.get("model.decoder.depth", 4)
 
 
-def _confirm(folder: Path, table: TrialTable) -> None:
+def _write_confirmation(folder: Path, table: TrialTable) -> None:
     chosen = choose_candidates(table, defaults=_DEFAULTS | _SKIPS, top_k=3)
     seeds = [1, 2, 3]
     rows: dict[int, TrialRow] = {}
     for seed in seeds:
         for place, candidate in enumerate(chosen):
             params = {**candidate.params, "seed": seed}
-            value = loss({**_DEFAULTS, **_SKIPS, **params}, table.max_epochs) + random.Random(seed * 10 + place).gauss(
-                0, 0.25
-            )
+            value = compute_loss({**_DEFAULTS, **_SKIPS, **params}, table.max_epochs) + random.Random(
+                seed * 10 + place
+            ).gauss(0, 0.25)
             rows[len(rows)] = TrialRow(len(rows), params, "complete", table.max_epochs, {_METRIC: value})
     trained = replace(table, rows=rows)
     (folder / CONFIRM_FOLDER).mkdir()
@@ -194,12 +196,12 @@ def _confirm(folder: Path, table: TrialTable) -> None:
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
-def opening(browser: Browser, file: Path) -> tuple[float, float]:
+def measure_opening(browser: Browser, file: Path) -> tuple[float, float]:
     """Seconds until the page is loaded and what is in view is drawn: by the clock, and of the page's thread alone.
 
     The second does not depend on what else the machine does.
     """
-    with browser.tab(width=1440, height=900) as tab:
+    with browser.open_tab(width=1440, height=900) as tab:
         tab.call("Performance.enable", timeDomain="threadTicks")
         began = time.perf_counter()
         tab.open(file.as_uri())
@@ -209,9 +211,9 @@ def opening(browser: Browser, file: Path) -> tuple[float, float]:
         return passed, spent["TaskDuration"]
 
 
-def look(browser: Browser, file: Path, *, width: int, pictures: Path | None) -> dict[str, Any]:
+def check_charts(browser: Browser, file: Path, *, width: int, pictures: Path | None) -> dict[str, Any]:
     """Draw all charts at a width; returns what sticks out, how many were drawn, and what the console said."""
-    with browser.tab(width=width, height=900) as tab:
+    with browser.open_tab(width=width, height=900) as tab:
         tab.open(file.as_uri())
         tab.evaluate("for (const place of places) draw(place)")
         found = {
@@ -219,24 +221,24 @@ def look(browser: Browser, file: Path, *, width: int, pictures: Path | None) -> 
             "page_width": tab.evaluate("document.documentElement.scrollWidth"),
             "charts": tab.evaluate("places.length"),
             "drawn": tab.evaluate("document.querySelectorAll('.chart .main-svg:first-child').length"),
-            "console": list(tab.console),
+            "console": list(tab.console_messages),
         }
         if pictures is not None:
-            _picture(tab, pictures / f"{width}.png")
+            _save_picture(tab, pictures / f"{width}.png")
             tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
             time.sleep(1)
-            _picture(tab, pictures / f"{width}_dark.png")
+            _save_picture(tab, pictures / f"{width}_dark.png")
         return found
 
 
-def _picture(tab: Tab, file: Path) -> None:
-    shot = tab.call("Page.captureScreenshot", captureBeyondViewport=True, format="png", clip=tab.whole_page())
+def _save_picture(tab: Tab, file: Path) -> None:
+    shot = tab.call("Page.captureScreenshot", captureBeyondViewport=True, format="png", clip=tab.measure_page())
     file.write_bytes(base64.b64decode(shot["data"]))
 
 
-def printed(browser: Browser, file: Path) -> bytes:
+def print_to_pdf(browser: Browser, file: Path) -> bytes:
     """The page as a PDF."""
-    with browser.tab(width=1440, height=900) as tab:
+    with browser.open_tab(width=1440, height=900) as tab:
         tab.open(file.as_uri())
         return base64.b64decode(tab.call("Page.printToPDF", printBackground=True)["data"])
 
@@ -265,13 +267,15 @@ def main() -> None:
             if given.pictures:
                 given.pictures.mkdir(parents=True, exist_ok=True)
             with Browser(given.chromium) as browser:
-                times = [opening(browser, file) for _ in range(given.runs)]
+                times = [measure_opening(browser, file) for _ in range(given.runs)]
                 figures["opened_s"], figures["opened_thread_s"] = (
                     round(statistics.median(each), 2) for each in zip(*times, strict=True)
                 )
-                figures["looks"] = [look(browser, file, width=width, pictures=given.pictures) for width in (390, 1440)]
+                figures["looks"] = [
+                    check_charts(browser, file, width=width, pictures=given.pictures) for width in (390, 1440)
+                ]
                 if given.pictures:
-                    (given.pictures / "print.pdf").write_bytes(printed(browser, file))
+                    (given.pictures / "print.pdf").write_bytes(print_to_pdf(browser, file))
     for name, value in figures.items():
         print(f"{name:>16}  {value}")
     if given.output:

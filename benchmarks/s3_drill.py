@@ -32,13 +32,13 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from handpose.files import write_json  # noqa: E402
 from handpose.sweep.audit.audit import audit  # noqa: E402
-from handpose.sweep.record.events import EVENTS_FILE, Asked, Ended, Reported, read_events  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, EpochReported, TrialEnded, TrialSuggested, read_events  # noqa: E402
 from handpose.sweep.storage.object_store import ObjectStore  # noqa: E402
 from handpose.sweep.storage.stored_sweep import download_events  # noqa: E402
-from handpose.whole_file import write_json  # noqa: E402
 
-_SWEEP = (
+_SWEEP_OVERRIDES = (
     "sweep.name=drill",
     "data.source.num_train=240",
     "data.source.num_eval=20",
@@ -54,29 +54,29 @@ _SWEEP = (
     "trainer.accelerator=cpu",
     "sweep.gpus_per_trial=0",
 )
-_KILLED_AFTER = (8, 16)
+_KILL_AFTER_REPORTS = (8, 16)
 """Proposals and reports in the log."""
 
 _BUCKET = "sweeps"
 _URL = f"s3://{_BUCKET}/drills"
 _LIMIT_S = 3600.0
-_WHOLE = ("sweep.yaml", "trials.csv", "best.yaml", "report.html", "study/journal.log", "retrain/metrics.json")
+_EXPECTED_FILES = ("sweep.yaml", "trials.csv", "best.yaml", "report.html", "study/journal.log", "retrain/metrics.json")
 """What a user finds in the store when the sweep is done."""
 
 
 @dataclass
-class Part:
-    """What one driver did. known: reports that its log had at its end; stored: of these the store's.
+class DriverRun:
+    """What one driver did. num_known: reports that its log had at its end; num_stored: of these the store's.
 
     lost: reports of the store's log that the next driver's did not begin with.
     """
 
     outage: str
     seconds: float = 0.0
-    known: int = 0
-    stored: int = 0
+    num_known: int = 0
+    num_stored: int = 0
     lost: int = 0
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
 
 def main() -> None:
@@ -91,8 +91,8 @@ def main() -> None:
             f'error: {given.moto} has no moto: python -m venv DIR, DIR/bin/pip install "moto[server]", --moto PYTHON'
         )
     secret = secrets.token_hex(20)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, moto(given.moto) as server:
-        door = Door(server.port)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, start_moto(given.moto) as server:
+        door = TcpProxy(server.port)
         os.environ |= {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{door.port}",
             "AWS_ACCESS_KEY_ID": "drill",
@@ -101,77 +101,79 @@ def main() -> None:
         }
         request = urllib.request.Request(f"http://127.0.0.1:{server.port}/{_BUCKET}", method="PUT")
         urllib.request.urlopen(request).close()
-        content = _drill(Path(folder), server, door, outage_s=given.outage_s, secret=secret)
+        content = _run_drill(Path(folder), server, door, outage_s=given.outage_s, secret=secret)
     if given.output:
         write_json(given.output, {"date": time.strftime("%Y-%m-%d"), **content}, indent=1)
     sys.exit(1 if any(content["found"].values()) else 0)
 
 
-def _drill(folder: Path, server: "Server", door: "Door", *, outage_s: float, secret: str) -> dict[str, dict[str, Any]]:
-    parts = [Part("none"), Part("refused"), Part("hanging")]
+def _run_drill(
+    folder: Path, server: "MotoServer", door: "TcpProxy", *, outage_s: float, secret: str
+) -> dict[str, dict[str, Any]]:
+    parts = [DriverRun("none"), DriverRun("refused"), DriverRun("hanging")]
     outages: list[Callable[[], contextlib.AbstractContextManager[None]]] = [
         contextlib.nullcontext,
-        door.closed,
-        server.stopped,
+        door.interrupt,
+        server.pause,
     ]
     before: list[object] = []
     for number, (part, outage) in enumerate(zip(parts, outages, strict=True)):
         place = folder / f"machine_{number}"
         place.mkdir()
         began = time.monotonic()
-        overrides = [*_SWEEP, f"sweep.storage={_URL}"] if number == 0 else [f"sweep.resume={_URL}/drill"]
-        driver = _started(place, overrides)
-        _until(partial(_has_more, place, len(before) + 2), driver, place)
+        overrides = [*_SWEEP_OVERRIDES, f"sweep.storage={_URL}"] if number == 0 else [f"sweep.resume={_URL}/drill"]
+        driver = _start_driver(place, overrides)
+        _wait_until(partial(_has_more_reports, place, len(before) + 2), driver, place)
         with outage():
             if part.outage != "none":
-                reports = _num_reports(place)
+                reports = _count_reports(place)
                 time.sleep(outage_s)
-                _until(partial(_has_more, place, reports), driver, place)
+                _wait_until(partial(_has_more_reports, place, reports), driver, place)
         if number < 2:
-            _until(partial(_has_more, place, _KILLED_AFTER[number]), driver, place)
+            _wait_until(partial(_has_more_reports, place, _KILL_AFTER_REPORTS[number]), driver, place)
             driver.kill()
         status = driver.wait(timeout=_LIMIT_S)
         if status not in (0, -signal.SIGKILL):
             sys.exit(f"the driver ended with {status}:\n{(place / 'log').read_text(encoding='utf-8')[-3000:]}")
         part.seconds = time.monotonic() - began
-        known = _decisions(_sweep_of(place))
+        known = _read_decisions(_get_sweep_folder(place))
         part.lost = sum(one != other for one, other in zip(before, known, strict=False)) + max(
             0, len(before) - len(known)
         )
-        before = _stored_decisions()
-        part.known, part.stored = len(known), len(before)
-        part.said = [
+        before = _read_stored_decisions()
+        part.num_known, part.num_stored = len(known), len(before)
+        part.messages = [
             line for line in (place / "log").read_text(encoding="utf-8").splitlines() if line.startswith("storage ")
         ]
-        print(_line(part), flush=True)
-        for line in part.said:
+        print(_format_part(part), flush=True)
+        for line in part.messages:
             print(f"  {line}")
         if number < 2:
             shutil.rmtree(place)  # the machine is lost
-    last = _sweep_of(folder / "machine_2")
+    last = _get_sweep_folder(folder / "machine_2")
     found = (
-        _found(last, secret)
-        | {"values_differ": _differing(last, _alone(folder))}
+        _count_findings(last, secret)
+        | {"values_differ": _count_differences(last, _run_reference_sweep(folder))}
         | {"lost_at_a_kill": sum(part.lost for part in parts)}
     )
     print("\n" + "  ".join(f"{name} {number}" for name, number in found.items()))
     return {"found": found, "parts": {str(number): asdict(part) for number, part in enumerate(parts)}}
 
 
-def _line(part: Part) -> str:
+def _format_part(part: DriverRun) -> str:
     return (
-        f"outage {part.outage:8} {part.known:3} decisions in the log, {part.stored:3} in the store  "
+        f"outage {part.outage:8} {part.num_known:3} decisions in the log, {part.num_stored:3} in the store  "
         f"lost of the store's before {part.lost}  {part.seconds:.0f} s"
     )
 
 
-def _differing(last: Path, alone: Path) -> int:
-    ours, reference = _decisions(last), _decisions(alone)
+def _count_differences(last: Path, alone: Path) -> int:
+    ours, reference = _read_decisions(last), _read_decisions(alone)
     lengths = abs(len(ours) - len(reference))
     return lengths + sum(one != other for one, other in zip(ours, reference, strict=False))
 
 
-def _found(last: Path, secret: str) -> dict[str, int]:
+def _count_findings(last: Path, secret: str) -> dict[str, int]:
     """Numbers that are to be 0."""
     findings = audit(last)
     for sentence in (*findings.lost, *findings.repeated, *findings.wrong):
@@ -184,7 +186,7 @@ def _found(last: Path, secret: str) -> dict[str, int]:
         "lost": len(findings.lost),
         "repeated": len(findings.repeated),
         "wrong": len(findings.wrong),
-        "missing_in_store": len(set(_WHOLE) - names),
+        "missing_in_store": len(set(_EXPECTED_FILES) - names),
         "checkpoints_too_many": max(0, len(kept) - 2 * 8),
         "files_with_the_secret": sum(secret.encode() in file.read_bytes() for file in local)
         + sum(secret.encode() in store.read(name) for name in names),
@@ -193,48 +195,52 @@ def _found(last: Path, secret: str) -> dict[str, int]:
     return found
 
 
-def _alone(folder: Path) -> Path:
+def _run_reference_sweep(folder: Path) -> Path:
     place = folder / "alone"
     place.mkdir()
-    status = _started(place, [*_SWEEP]).wait(timeout=_LIMIT_S)
+    status = _start_driver(place, [*_SWEEP_OVERRIDES]).wait(timeout=_LIMIT_S)
     if status:
         sys.exit(f"the sweep left alone ended with {status}:\n{(place / 'log').read_text(encoding='utf-8')[-3000:]}")
-    return _sweep_of(place)
+    return _get_sweep_folder(place)
 
 
-def _started(place: Path, overrides: Sequence[str]) -> "subprocess.Popen[bytes]":
+def _start_driver(place: Path, overrides: Sequence[str]) -> "subprocess.Popen[bytes]":
     with (place / "log").open("a", encoding="utf-8") as log:
         return subprocess.Popen([sys.executable, REPOSITORY / "tune.py", *overrides], cwd=place, stdout=log, stderr=log)
 
 
-def _sweep_of(place: Path) -> Path:
+def _get_sweep_folder(place: Path) -> Path:
     return place / "outputs" / "sweeps" / "drill"
 
 
-def _has_more(place: Path, number: int) -> bool:
-    return _num_reports(place) > number
+def _has_more_reports(place: Path, number: int) -> bool:
+    return _count_reports(place) > number
 
 
-def _num_reports(place: Path) -> int:
-    return len(_decisions(_sweep_of(place)))
+def _count_reports(place: Path) -> int:
+    return len(_read_decisions(_get_sweep_folder(place)))
 
 
-def _stored_decisions() -> list[object]:
+def _read_stored_decisions() -> list[object]:
     with tempfile.TemporaryDirectory() as folder:
         download_events(ObjectStore(f"{_URL}/drill"), Path(folder))
-        return _decisions(Path(folder))
+        return _read_decisions(Path(folder))
 
 
-def _decisions(folder: Path) -> list[object]:
+def _read_decisions(folder: Path) -> list[object]:
     """Proposals, reports and decisions, without the time, the place and the stretch."""
-    kept = [event for event in read_events(folder / EVENTS_FILE) if isinstance(event, (Asked, Reported, Ended))]
+    kept = [
+        event
+        for event in read_events(folder / EVENTS_FILE)
+        if isinstance(event, (TrialSuggested, EpochReported, TrialEnded))
+    ]
     forgotten = ("at", "node", "resumed_from", "checkpoint", "note")
     return [{name: value for name, value in asdict(event).items() if name not in forgotten} for event in kept]
 
 
-def _until(is_so: Callable[[], bool], driver: "subprocess.Popen[bytes]", place: Path) -> None:
+def _wait_until(condition: Callable[[], bool], driver: "subprocess.Popen[bytes]", place: Path) -> None:
     end = time.monotonic() + _LIMIT_S
-    while not is_so():
+    while not condition():
         if driver.poll() is not None or time.monotonic() > end:
             sys.exit(f"the driver ended, or does nothing:\n{(place / 'log').read_text(encoding='utf-8')[-3000:]}")
         time.sleep(0.2)
@@ -244,14 +250,14 @@ def _until(is_so: Callable[[], bool], driver: "subprocess.Popen[bytes]", place: 
 
 
 @dataclass
-class Server:
+class MotoServer:
     """moto's server: what it holds is in its memory."""
 
     process: "subprocess.Popen[bytes]"
     port: int
 
     @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Connections are taken, and nothing comes back."""
         self.process.send_signal(signal.SIGSTOP)
         try:
@@ -261,7 +267,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def moto(python: str) -> Iterator[Server]:
+def start_moto(python: str) -> Iterator[MotoServer]:
     """A server on loopback, ended after the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -272,15 +278,15 @@ def moto(python: str) -> Iterator[Server]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not _answers(port):
+        while not _is_answering(port):
             time.sleep(0.1)
-        yield Server(process, port)
+        yield MotoServer(process, port)
     finally:
         process.kill()
         process.wait()
 
 
-def _answers(port: int) -> bool:
+def _is_answering(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
     except OSError:
@@ -288,7 +294,7 @@ def _answers(port: int) -> bool:
     return True
 
 
-class Door:
+class TcpProxy:
     """A port that leads to another one of this machine, as long as it is open."""
 
     def __init__(self, target: int) -> None:
@@ -298,7 +304,7 @@ class Door:
         self._open()
 
     @contextlib.contextmanager
-    def closed(self) -> Iterator[None]:
+    def interrupt(self) -> Iterator[None]:
         """Connections are cut and refused."""
         self.close()
         try:
@@ -327,10 +333,10 @@ class Door:
                 far = socket.create_connection(("127.0.0.1", self._target))
                 self._links += [near, far]
                 for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=_pass_on, args=(source, sink), daemon=True).start()
+                    threading.Thread(target=_forward, args=(source, sink), daemon=True).start()
 
 
-def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+def _forward(source: socket.socket, sink: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while content := source.recv(2**16):
             sink.sendall(content)

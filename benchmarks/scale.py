@@ -44,11 +44,11 @@ sys.path.insert(0, str(REPOSITORY))
 from hydra.utils import instantiate  # noqa: E402
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler  # noqa: E402
 
-from benchmarks.bookkeeping import Sweep  # noqa: E402
-from benchmarks.record import write_results  # noqa: E402
-from benchmarks.sweeps import in_fresh_process  # noqa: E402
+from benchmarks.bookkeeping import BookkeepingSweep  # noqa: E402
+from benchmarks.result_files import write_results  # noqa: E402
+from benchmarks.sweeps import run_in_fresh_process  # noqa: E402
 from handpose.config import compose, quote_override  # noqa: E402
-from handpose.report.terminal import Clock, trial_line  # noqa: E402
+from handpose.report.terminal import SweepClock, format_trial  # noqa: E402
 from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
 from handpose.search.searcher import TrialSnapshot  # noqa: E402
 from handpose.search.space import Params, load_space  # noqa: E402
@@ -59,7 +59,7 @@ from handpose.sweep.trainable.reporting import report_epoch  # noqa: E402
 
 _METRIC = "val/pa_mpjpe_mm"
 _EPOCHS = 9
-_ASKS = 15
+_NUM_PROPOSALS = 15
 
 
 def main() -> None:
@@ -78,52 +78,52 @@ def main() -> None:
     results = {}
     for part in given.parts:
         results[part] = _PARTS[part](given)
-        print(table(part, results[part]), flush=True)
+        print(format_table(part, results[part]), flush=True)
     settings = {name: value for name, value in vars(given).items() if name != "output"}
     write_results(given.output, {"settings": settings, "parts": results})
 
 
-def _driver_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
-    return [_medians(given.repeats, driver, num_trials=size) for size in given.sizes]
+def _measure_driver(given: argparse.Namespace) -> list[dict[str, Any]]:
+    return [_compute_medians(given.repeats, run_driver, num_trials=size) for size in given.sizes]
 
 
-def _wide_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
+def _measure_wide(given: argparse.Namespace) -> list[dict[str, Any]]:
     sizes = [{"num_slots": slots, "num_reports": given.wide_reports} for slots in given.wide_slots]
-    return [row for size in sizes for row in in_fresh_process(wide, **size)]
+    return [row for size in sizes for row in run_in_fresh_process(run_wide, **size)]
 
 
-def _futures_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
-    return [_medians(given.repeats, next_result_ms, num_slots=slots) for slots in given.wide_slots]
+def _measure_futures(given: argparse.Namespace) -> list[dict[str, Any]]:
+    return [_compute_medians(given.repeats, measure_next_result_ms, num_slots=slots) for slots in given.wide_slots]
 
 
-def _sampler_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
-    return [_medians(given.repeats, proposals_ms, num_trials=size) for size in given.sizes]
+def _measure_samplers(given: argparse.Namespace) -> list[dict[str, Any]]:
+    return [_compute_medians(given.repeats, measure_proposals_ms, num_trials=size) for size in given.sizes]
 
 
-def _ray_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
+def _measure_ray(given: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
-    for side, function, sizes in (("ours", ray_ours, given.ray_sizes), ("plain", ray_plain, given.plain_sizes)):
+    for side, function, sizes in (("ours", run_ours, given.ray_sizes), ("plain", run_plain, given.plain_sizes)):
         for size in sizes:
-            row = _medians(given.repeats, function, num_trials=size, num_slots=given.slots)
+            row = _compute_medians(given.repeats, function, num_trials=size, num_slots=given.slots)
             rows.append({"side": side, **row})
     return rows
 
 
 _PARTS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
-    "driver": _driver_rows,
-    "wide": _wide_rows,
-    "futures": _futures_rows,
-    "sampler": _sampler_rows,
-    "ray": _ray_rows,
+    "driver": _measure_driver,
+    "wide": _measure_wide,
+    "futures": _measure_futures,
+    "sampler": _measure_samplers,
+    "ray": _measure_ray,
 }
 
 
-def _medians(repeats: int, function: Callable[..., dict[str, float]], **arguments: Any) -> dict[str, float]:
-    runs = [in_fresh_process(function, **arguments) for _ in range(repeats)]
+def _compute_medians(repeats: int, function: Callable[..., dict[str, float]], **arguments: Any) -> dict[str, float]:
+    runs = [run_in_fresh_process(function, **arguments) for _ in range(repeats)]
     return {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
 
 
-def table(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def format_table(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of a part, to read."""
     heads = list(dict.fromkeys(head for row in rows for head in row))
     widths = {head: max(10, len(head) + 2) for head in heads}
@@ -132,13 +132,13 @@ def table(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def loss(params: Params, number: int, epoch: int) -> float:
+def compute_loss(params: Params, number: int, epoch: int) -> float:
     """A curve that falls, best at a learning rate of 3e-3, with noise of the trial's own."""
     noise = random.Random(number * 100 + epoch).gauss(0, 0.3)
     return 15 + abs(math.log10(params["optimizer.lr"]) + 2.5) * 4 + 10 / epoch + noise
 
 
-def rss_mb() -> float:
+def measure_rss_mb() -> float:
     """Memory that this process holds now."""
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -147,22 +147,22 @@ def rss_mb() -> float:
 # --- the driver without Ray -------------------------------------------------------------------------------------------
 
 
-def driver(num_trials: int) -> dict[str, float]:
+def run_driver(num_trials: int) -> dict[str, float]:
     """A sweep of which only the bookkeeping is real, from its first trial to its last, and restored."""
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(Path(folder) / "sweep", num_trials)
+        sweep = BookkeepingSweep(Path(folder) / "sweep", num_trials)
         sweep.open(resume=False)
-        before_mb = rss_mb()
+        before_mb = measure_rss_mb()
         first = num_trials - max(1, num_trials // 10)
-        grow(sweep, first)
+        grow_sweep(sweep, first)
         began = time.perf_counter()
-        reports_ms = grow(sweep, num_trials)
+        reports_ms = grow_sweep(sweep, num_trials)
         trial_ms = (time.perf_counter() - began) * 1e3 / (num_trials - first)
-        memory_mb = rss_mb() - before_mb
-        table_ms = _timed_ms(lambda: sweep.state.history.table.write_csv(Path(folder) / "trials.csv"))
+        memory_mb = measure_rss_mb() - before_mb
+        table_ms = _time_ms(lambda: sweep.state.history.table.write_csv(Path(folder) / "trials.csv"))
         num_reports = sweep.state.history.num_reports
         sweep.close()
-        restored_ms = _timed_ms(lambda: sweep.open(resume=True))
+        restored_ms = _time_ms(lambda: sweep.open(resume=True))
         sweep.close()
     return {
         "trials": num_trials,
@@ -177,7 +177,7 @@ def driver(num_trials: int) -> dict[str, float]:
     }
 
 
-def grow(sweep: Sweep, num_trials: int) -> list[float]:
+def grow_sweep(sweep: BookkeepingSweep, num_trials: int) -> list[float]:
     """Run until so many trials have been begun and all have ended; returns what each report cost, in ms."""
     costs: list[float] = []
     running: list[tuple[TrialSegment, int]] = []
@@ -188,7 +188,7 @@ def grow(sweep: Sweep, num_trials: int) -> list[float]:
         if not running:
             return costs
         segment, epoch = running.pop(0)
-        value = loss(segment.params, segment.trial, epoch + 1)
+        value = compute_loss(segment.params, segment.trial, epoch + 1)
         metrics = {_METRIC: value, "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
         began = time.perf_counter()
         goes_on = state.process_report(segment.trial, epoch + 1, metrics, node="node")
@@ -197,19 +197,19 @@ def grow(sweep: Sweep, num_trials: int) -> list[float]:
             running.append((segment, epoch + 1))
 
 
-def wide(num_slots: int, num_reports: int) -> list[dict[str, float]]:
+def run_wide(num_slots: int, num_reports: int) -> list[dict[str, float]]:
     """A sweep on so many slots, until so many reports have come; each is followed by a step, as Tune has it.
 
     Returns, and prints, a row for every tenth of it.
     """
     rows, generator = list[dict[str, float]](), random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(Path(folder) / "sweep", num_reports)
+        sweep = BookkeepingSweep(Path(folder) / "sweep", num_reports)
         sweep.open(resume=False, num_slots=num_slots)
-        running, before_mb = deque[tuple[TrialSegment, int]](), rss_mb()
+        running, before_mb = deque[tuple[TrialSegment, int]](), measure_rss_mb()
         table, events = sweep.state.history.table, Path(folder) / "sweep" / EVENTS_FILE
         for tenth in range(1, 11):
-            costs = _reports(sweep, running, num_reports * tenth // 10)
+            costs = _measure_reports(sweep, running, num_reports * tenth // 10)
             row = table.rows[generator.randrange(len(table.rows))]
             rows.append(
                 {
@@ -217,20 +217,22 @@ def wide(num_slots: int, num_reports: int) -> list[dict[str, float]]:
                     "trials": len(table.rows),
                     "reports": sweep.state.history.num_reports,
                     **{f"{name}_ms": round(statistics.mean(spent), 3) for name, spent in costs.items()},
-                    "line_ms": round(_timed_ms(partial(trial_line, table, row, Clock(time_budget_s=None))), 2),
-                    "memory_mb": round(rss_mb() - before_mb),
+                    "line_ms": round(_time_ms(partial(format_trial, table, row, SweepClock(time_budget_s=None))), 2),
+                    "memory_mb": round(measure_rss_mb() - before_mb),
                     "events_mb": round(events.stat().st_size / 1e6, 1),
                 }
             )
             print(rows[-1], flush=True)
         sweep.close()
-        rows[-1]["restored_s"] = round(_timed_ms(lambda: sweep.open(resume=True)) / 1e3, 2)
+        rows[-1]["restored_s"] = round(_time_ms(lambda: sweep.open(resume=True)) / 1e3, 2)
         print(rows[-1], flush=True)
         sweep.close()
     return rows
 
 
-def _reports(sweep: Sweep, running: "deque[tuple[TrialSegment, int]]", until: int) -> dict[str, list[float]]:
+def _measure_reports(
+    sweep: BookkeepingSweep, running: "deque[tuple[TrialSegment, int]]", until: int
+) -> dict[str, list[float]]:
     """Go on until there are so many reports; what each proposal, report and step cost, in ms of the processor."""
     state, costs = sweep.state, {"proposal": list[float](), "report": list[float](), "step": list[float]()}
     while state.history.num_reports < until:
@@ -240,7 +242,7 @@ def _reports(sweep: Sweep, running: "deque[tuple[TrialSegment, int]]", until: in
             costs["proposal"].append((time.process_time() - before) * 1e3)
             before = time.process_time()
         segment, epoch = running.popleft()
-        metrics = {_METRIC: loss(segment.params, segment.trial, epoch + 1), "val/pck_auc": 0.5}
+        metrics = {_METRIC: compute_loss(segment.params, segment.trial, epoch + 1), "val/pck_auc": 0.5}
         began = time.process_time()
         goes_on = state.process_report(segment.trial, epoch + 1, metrics, node="node")
         reported = time.process_time()
@@ -252,7 +254,7 @@ def _reports(sweep: Sweep, running: "deque[tuple[TrialSegment, int]]", until: in
     return costs
 
 
-def next_result_ms(num_slots: int) -> dict[str, float]:
+def measure_next_result_ms(num_slots: int) -> dict[str, float]:
     """As Tune's actor manager does it, in ray.air.execution."""
     import asyncio
 
@@ -279,7 +281,7 @@ def next_result_ms(num_slots: int) -> dict[str, float]:
     return {"slots": num_slots, "next_result_ms": statistics.median(costs)}
 
 
-def _timed_ms(action: Callable[[], object]) -> float:
+def _time_ms(action: Callable[[], object]) -> float:
     began = time.process_time()
     action()
     return (time.process_time() - began) * 1e3
@@ -288,30 +290,30 @@ def _timed_ms(action: Callable[[], object]) -> float:
 # --- the sampler ------------------------------------------------------------------------------------------------------
 
 
-def _configured() -> Callable[..., BaseSampler]:
+def _make_configured_sampler() -> Callable[..., BaseSampler]:
     sampler: Callable[..., BaseSampler] = instantiate(compose("tune", ["searcher=tpe"]).searcher.sampler)
     return sampler
 
 
-_tpe = partial(TPESampler, n_startup_trials=5, constant_liar=True)
+_TPE = partial(TPESampler, n_startup_trials=5, constant_liar=True)
 
 SAMPLERS: Mapping[str, Callable[[], Callable[..., BaseSampler]]] = {
     "random": lambda: RandomSampler,
-    "configured": _configured,
-    "no group": lambda: partial(_tpe, multivariate=True),
-    "no multivariate": lambda: _tpe,
-    "8 candidates": lambda: partial(_tpe, multivariate=True, group=True, n_ei_candidates=8),
-    "no liar": lambda: partial(_tpe, multivariate=True, group=True, constant_liar=False),
+    "configured": _make_configured_sampler,
+    "no group": lambda: partial(_TPE, multivariate=True),
+    "no multivariate": lambda: _TPE,
+    "8 candidates": lambda: partial(_TPE, multivariate=True, group=True, n_ei_candidates=8),
+    "no liar": lambda: partial(_TPE, multivariate=True, group=True, constant_liar=False),
 }
 """As configured; without conditional parameters modelled apart; without parameters modelled together; ..."""
 
 
-def proposals_ms(num_trials: int) -> dict[str, float]:
+def measure_proposals_ms(num_trials: int) -> dict[str, float]:
     """Milliseconds of a proposal of each sampler, when so many trials have ended under ASHA."""
-    return {"trials": num_trials, **{name: _proposal_ms(make(), num_trials) for name, make in SAMPLERS.items()}}
+    return {"trials": num_trials, **{name: _measure_proposal_ms(make(), num_trials) for name, make in SAMPLERS.items()}}
 
 
-def _proposal_ms(sampler: Callable[..., BaseSampler], num_trials: int) -> float:
+def _measure_proposal_ms(sampler: Callable[..., BaseSampler], num_trials: int) -> float:
     space = load_space("default")
     generator = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -327,18 +329,18 @@ def _proposal_ms(sampler: Callable[..., BaseSampler], num_trials: int) -> float:
             sampler=sampler,
         )
         with contextlib.closing(searcher):
-            searcher.restore_trials(_ended(number, generator) for number in range(num_trials))
+            searcher.restore_trials(_make_ended_trial(number, generator) for number in range(num_trials))
             costs = []
-            for number in range(num_trials, num_trials + _ASKS):
+            for number in range(num_trials, num_trials + _NUM_PROPOSALS):
                 began = time.perf_counter()
                 params = searcher.suggest(number)
                 costs.append((time.perf_counter() - began) * 1e3)
                 assert params is not None
-                searcher.on_trial_update(TrialSnapshot(number, "stopped", params, {1: loss(params, number, 1)}))
+                searcher.on_trial_update(TrialSnapshot(number, "stopped", params, {1: compute_loss(params, number, 1)}))
     return statistics.median(costs)
 
 
-def _ended(number: int, generator: random.Random) -> TrialSnapshot:
+def _make_ended_trial(number: int, generator: random.Random) -> TrialSnapshot:
     """Of nine trials six end at epoch 1, two at epoch 3, and one at the end."""
     params = {
         "model.decoder.depth": generator.randrange(1, 6),
@@ -346,14 +348,14 @@ def _ended(number: int, generator: random.Random) -> TrialSnapshot:
         "optimizer.lr": 10 ** generator.uniform(math.log10(2e-4), -2),
     }
     epochs = (1, 1, 1, 1, 1, 1, 3, 3, _EPOCHS)[number % 9]
-    values = {epoch: loss(params, number, epoch) for epoch in range(1, epochs + 1)}
+    values = {epoch: compute_loss(params, number, epoch) for epoch in range(1, epochs + 1)}
     return TrialSnapshot(number, "complete" if epochs == _EPOCHS else "stopped", params, values)
 
 
 # --- with Ray ---------------------------------------------------------------------------------------------------------
 
 
-def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
+def run_ours(num_trials: int, num_slots: int) -> dict[str, float]:
     """A sweep of ours over the stub."""
     from ray import cloudpickle
 
@@ -364,19 +366,19 @@ def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
 
     class Counted(OptunaSearcher):
         def suggest(self, number: int) -> Params | None:
-            moments.append(_moment())
+            moments.append(_read_clocks())
             return super().suggest(number)
 
     def stub(segment: TrialSegment) -> None:
         for epoch in range(1, _EPOCHS + 1):
-            report_epoch(epoch, {_METRIC: loss(segment.params, segment.trial, epoch)})
+            report_epoch(epoch, {_METRIC: compute_loss(segment.params, segment.trial, epoch)})
 
     with tempfile.TemporaryDirectory() as folder:
         overrides = [quote_override("sweep.folder", folder), "sweep.name=scale", "sweep.gpus_per_trial=0"]
         overrides += [f"sweep.num_trials={num_trials}", f"sweep.max_epochs={_EPOCHS}", f"ray.num_cpus={num_slots}"]
         config, space = compose("tune", overrides), load_space("default")
         sweep = instantiate(config.sweep)
-        began = _moment()
+        began = _read_clocks()
         run = SweepRun(
             sweep=sweep,
             cluster=instantiate(config.ray),
@@ -389,10 +391,10 @@ def ray_ours(num_trials: int, num_slots: int) -> dict[str, float]:
         )
         with run_sweep(run):
             pass
-    return _of_moments(num_trials, began, moments)
+    return _summarise_moments(num_trials, began, moments)
 
 
-def ray_plain(num_trials: int, num_slots: int) -> dict[str, float]:
+def run_plain(num_trials: int, num_slots: int) -> dict[str, float]:
     """Tune, with its defaults, over the same stub."""
     import ray
     from ray import cloudpickle, tune
@@ -403,12 +405,12 @@ def ray_plain(num_trials: int, num_slots: int) -> dict[str, float]:
 
     class Counter(tune.Callback):
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            moments.append(_moment())
+            moments.append(_read_clocks())
 
     def stub(config: dict[str, Any]) -> None:
         number = int(config["number"])
         for epoch in range(1, _EPOCHS + 1):
-            tune.report({"loss": loss(config, number, epoch)})
+            tune.report({"loss": compute_loss(config, number, epoch)})
 
     space = {
         "model.decoder.depth": tune.randint(1, 6),
@@ -417,7 +419,7 @@ def ray_plain(num_trials: int, num_slots: int) -> dict[str, float]:
         "number": tune.randint(0, 10**6),
     }
     with tempfile.TemporaryDirectory() as folder:
-        began = _moment()
+        began = _read_clocks()
         ray.init(num_cpus=num_slots)
         tune.Tuner(
             tune.with_resources(stub, {"cpu": 1}),
@@ -431,15 +433,15 @@ def ray_plain(num_trials: int, num_slots: int) -> dict[str, float]:
             run_config=tune.RunConfig(name="plain", storage_path=folder, callbacks=[Counter()]),
         ).fit()
         ray.shutdown()
-    return _of_moments(num_trials, began, moments)
+    return _summarise_moments(num_trials, began, moments)
 
 
-def _moment() -> tuple[float, float]:
+def _read_clocks() -> tuple[float, float]:
     """Seconds of the clock and of this process's CPU."""
     return time.perf_counter(), time.process_time()
 
 
-def _of_moments(num_trials: int, began: Sequence[float], moments: Sequence[Sequence[float]]) -> dict[str, float]:
+def _summarise_moments(num_trials: int, began: Sequence[float], moments: Sequence[Sequence[float]]) -> dict[str, float]:
     """What a trial of the second half took, from one beginning to the next."""
     first, last = (num_trials - 1) // 2, num_trials - 1
     wall, cpu = ((moments[last][i] - moments[first][i]) * 1e3 / (last - first) for i in (0, 1))
@@ -447,8 +449,8 @@ def _of_moments(num_trials: int, began: Sequence[float], moments: Sequence[Seque
         "trials": num_trials,
         "wall_ms": wall,
         "cpu_ms": cpu,
-        "whole_s": _moment()[0] - began[0],
-        "memory_mb": rss_mb(),
+        "whole_s": _read_clocks()[0] - began[0],
+        "memory_mb": measure_rss_mb(),
     }
 
 

@@ -31,9 +31,9 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.asha_modes import CURVES, Curve, mean_of, read_curves  # noqa: E402
-from benchmarks.record import write_results  # noqa: E402
-from handpose.config import compose, plain  # noqa: E402
+from benchmarks.asha_modes import CURVES, Curve, compute_mean, read_curves  # noqa: E402
+from benchmarks.result_files import write_results  # noqa: E402
+from handpose.config import compose, to_plain_values  # noqa: E402
 from handpose.schedulers.asha import Asha  # noqa: E402
 from handpose.schedulers.scheduler import Fifo, Scheduler  # noqa: E402
 from handpose.search.space import flatten_config  # noqa: E402
@@ -42,21 +42,21 @@ _NUM_SLOTS = 4
 _CROWDING = {"random": 1.0, "model": 3.0}
 
 
-class Trial(NamedTuple):
-    """A configuration. losses: after each epoch, as its training reports them. true: its quality at the end."""
+class RecordedTrial(NamedTuple):
+    """A configuration. losses: after each epoch, as its training reports them. true_quality: its quality at the end."""
 
     losses: Sequence[float]
-    true: float
+    true_quality: float
 
 
-class Sweep(NamedTuple):
+class ReplayedSweep(NamedTuple):
     """A replayed sweep. order: the trial that was trained for an epoch, one after the other."""
 
-    trials: Sequence[Trial]
+    trials: Sequence[RecordedTrial]
     order: Sequence[int]
     max_epochs: int
 
-    def ranked(self, budget: int) -> list[tuple[int, float]]:
+    def rank_trials(self, budget: int) -> list[tuple[int, float]]:
         """(trial, value) when so many epochs have been trained: the most trained first, and among equals the best."""
         reached = Counter(self.order[: max(budget, 0)])
         values = {trial: self.trials[trial].losses[epoch - 1] for trial, epoch in reached.items()}
@@ -64,10 +64,10 @@ class Sweep(NamedTuple):
         return [(trial, values[trial]) for trial in order]
 
 
-class Pick(NamedTuple):
+class MethodPick(NamedTuple):
     """What a method ends with: its true quality, and what had been measured of it."""
 
-    true: float
+    true_quality: float
     measured: float
 
 
@@ -84,18 +84,18 @@ def main() -> None:
     given = parser.parse_args()
     pool, max_epochs = read_curves(CURVES)
     cases = [
-        case(pool, max_epochs, given, scheduler=scheduler, proposals=proposals, noise_mm=noise_mm)
+        run_case(pool, max_epochs, given, scheduler=scheduler, proposals=proposals, noise_mm=noise_mm)
         for scheduler in ("fifo", "asha")
         for proposals in _CROWDING
         for noise_mm in given.noise
     ]
     rows = [row for each in cases for row in each]
-    print(table(rows))
+    print(format_table(rows))
     settings = {name: value for name, value in vars(given).items() if name != "output"}
     write_results(given.output, {"curves": CURVES.name, "settings": settings, "cases": rows})
 
 
-def case(
+def run_case(
     pool: Sequence[Curve],
     max_epochs: int,
     given: argparse.Namespace,
@@ -106,14 +106,14 @@ def case(
 ) -> list[dict[str, Any]]:
     """Figures for each budget."""
     ranked = sorted(pool, key=lambda curve: curve.losses[-1])
-    default_rank = default_share(ranked)
-    picks: dict[int, list[tuple[Pick, Pick]]] = {budget: [] for budget in given.budgets}
+    default_rank = compute_default_rank(ranked)
+    picks: dict[int, list[tuple[MethodPick, MethodPick]]] = {budget: [] for budget in given.budgets}
     for seed in range(given.repetitions):
         rng = np.random.default_rng(seed)
-        sweep = swept(
+        sweep = replay_sweep(
             ranked,
             rng,
-            scheduler=_rule(scheduler, max_epochs, seed),
+            scheduler=_make_scheduler(scheduler, max_epochs, seed),
             budget=max(given.budgets) * max_epochs,
             crowding=_CROWDING[proposals],
             noise_mm=noise_mm,
@@ -122,14 +122,17 @@ def case(
         )
         for budget in given.budgets:
             epochs = budget * max_epochs
-            confirmed = confirmed_pick(sweep, epochs, rng, top_k=given.top_k, num_seeds=given.seeds, noise_mm=noise_mm)
-            picks[budget].append((best_trial(sweep, epochs), confirmed))
-    best, default = ranked[0].losses[-1], _between(ranked, default_rank)[-1]
+            confirmed = pick_confirmed(sweep, epochs, rng, top_k=given.top_k, num_seeds=given.seeds, noise_mm=noise_mm)
+            picks[budget].append((pick_best_trial(sweep, epochs), confirmed))
+    best, default = ranked[0].losses[-1], _interpolate_curve(ranked, default_rank)[-1]
     named = {"scheduler": scheduler, "proposals": proposals, "noise_mm": noise_mm}
-    return [named | {"budget": budget} | figures(pairs, best=best, default=default) for budget, pairs in picks.items()]
+    return [
+        named | {"budget": budget} | summarise_picks(pairs, best=best, default=default)
+        for budget, pairs in picks.items()
+    ]
 
 
-def _rule(scheduler: str, max_epochs: int, seed: int) -> Scheduler:
+def _make_scheduler(scheduler: str, max_epochs: int, seed: int) -> Scheduler:
     if scheduler == "fifo":
         return Fifo()
     return Asha(mode="stop", grace_period=1, reduction_factor=3, brackets=1, max_epochs=max_epochs, seed=seed)
@@ -138,7 +141,7 @@ def _rule(scheduler: str, max_epochs: int, seed: int) -> Scheduler:
 # --- the sweep --------------------------------------------------------------------------------------------------------
 
 
-def swept(
+def replay_sweep(
     ranked: Sequence[Curve],
     rng: np.random.Generator,
     *,
@@ -148,26 +151,26 @@ def swept(
     noise_mm: float,
     default_rank: float,
     max_epochs: int,
-) -> Sweep:
+) -> ReplayedSweep:
     """Replay a sweep of so many epochs, its slots taking turns. ranked: recorded curves, the best first."""
-    trials: list[Trial] = []
+    trials: list[RecordedTrial] = []
     order: list[int] = []
     running: deque[tuple[int, int]] = deque()  # (trial, epochs trained)
     while len(order) < budget:
         while len(running) < _NUM_SLOTS:
-            losses = _between(ranked, float(rng.uniform() ** crowding) if trials else default_rank)
+            losses = _interpolate_curve(ranked, float(rng.uniform() ** crowding) if trials else default_rank)
             scheduler.on_trial_start(len(trials), {})
             running.append((len(trials), 0))
-            trials.append(Trial((losses + noise_mm * rng.standard_normal()).tolist(), float(losses[-1])))
+            trials.append(RecordedTrial((losses + noise_mm * rng.standard_normal()).tolist(), float(losses[-1])))
         trial, epochs = running.popleft()
         order.append(trial)
         decision = scheduler.on_trial_result(trial, epochs + 1, trials[trial].losses[epochs])
         if decision == "continue" and epochs + 1 < max_epochs:
             running.append((trial, epochs + 1))
-    return Sweep(trials, order, max_epochs)
+    return ReplayedSweep(trials, order, max_epochs)
 
 
-def _between(ranked: Sequence[Curve], rank: float) -> np.ndarray:
+def _interpolate_curve(ranked: Sequence[Curve], rank: float) -> np.ndarray:
     """The curve of a configuration at this rank, 0 the best to 1 the worst: between those of its neighbours."""
     place = rank * (len(ranked) - 1)
     below = min(int(place), len(ranked) - 2)
@@ -175,9 +178,9 @@ def _between(ranked: Sequence[Curve], rank: float) -> np.ndarray:
     return first + (place - below) * (second - first)
 
 
-def default_share(ranked: Sequence[Curve]) -> float:
+def compute_default_rank(ranked: Sequence[Curve]) -> float:
     """The rank of the default configuration among the recorded ones, 0 to 1."""
-    defaults = flatten_config(plain(compose("train", [])))
+    defaults = flatten_config(to_plain_values(compose("train", [])))
     place = next(
         (i for i, curve in enumerate(ranked) if all(defaults[key] == value for key, value in curve.params.items())), 0
     )
@@ -187,45 +190,45 @@ def default_share(ranked: Sequence[Curve]) -> float:
 # --- the methods ------------------------------------------------------------------------------------------------------
 
 
-def best_trial(sweep: Sweep, budget: int) -> Pick:
+def pick_best_trial(sweep: ReplayedSweep, budget: int) -> MethodPick:
     """The best of the trials that the budget allows."""
-    trial, value = sweep.ranked(budget)[0]
-    return Pick(sweep.trials[trial].true, value)
+    trial, value = sweep.rank_trials(budget)[0]
+    return MethodPick(sweep.trials[trial].true_quality, value)
 
 
-def confirmed_pick(
-    sweep: Sweep, budget: int, rng: np.random.Generator, *, top_k: int, num_seeds: int, noise_mm: float
-) -> Pick:
+def pick_confirmed(
+    sweep: ReplayedSweep, budget: int, rng: np.random.Generator, *, top_k: int, num_seeds: int, noise_mm: float
+) -> MethodPick:
     """The best mean over fresh seeds of finalists and default, trial 0; trials get what that leaves of the budget."""
-    ranked = sweep.ranked(budget - (top_k + 1) * num_seeds * sweep.max_epochs)
+    ranked = sweep.rank_trials(budget - (top_k + 1) * num_seeds * sweep.max_epochs)
     chosen = list(dict.fromkeys([*(trial for trial, _ in ranked[:top_k]), 0]))
-    true = np.array([sweep.trials[trial].true for trial in chosen])
+    true = np.array([sweep.trials[trial].true_quality for trial in chosen])
     means = true + noise_mm * rng.standard_normal((num_seeds, len(chosen))).mean(axis=0)
     picked = int(np.argmin(means))
-    return Pick(float(true[picked]), float(means[picked]))
+    return MethodPick(float(true[picked]), float(means[picked]))
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-def figures(pairs: Sequence[tuple[Pick, Pick]], *, best: float, default: float) -> dict[str, Any]:
+def summarise_picks(pairs: Sequence[tuple[MethodPick, MethodPick]], *, best: float, default: float) -> dict[str, Any]:
     """Of (best trial, confirmed): regret, optimism, how often the pick is worse than the default; and the gain."""
     methods = dict(zip(("best trial", "confirmed"), zip(*pairs, strict=True), strict=True))
-    gains = [trial.true - confirmed.true for trial, confirmed in pairs]
+    gains = [trial.true_quality - confirmed.true_quality for trial, confirmed in pairs]
     return {
         "methods": {
             name: {
-                "regret_mm": mean_of([pick.true - best for pick in picks]),
-                "optimism_mm": mean_of([pick.true - pick.measured for pick in picks]),
-                "worse_than_default": float(np.mean([pick.true > default + 1e-9 for pick in picks])),
+                "regret_mm": compute_mean([pick.true_quality - best for pick in picks]),
+                "optimism_mm": compute_mean([pick.true_quality - pick.measured for pick in picks]),
+                "worse_than_default": float(np.mean([pick.true_quality > default + 1e-9 for pick in picks])),
             }
             for name, picks in methods.items()
         },
-        "gain_mm": mean_of(gains),
+        "gain_mm": compute_mean(gains),
     }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The figures, to read; the last column says which method ends with the better configuration."""
     heads = (
         "regret, best trial",
@@ -238,10 +241,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         trial, confirmed = row["methods"]["best trial"], row["methods"]["confirmed"]
         cells = (
-            _cell(trial["regret_mm"]),
-            _cell(confirmed["regret_mm"]),
-            _cell(row["gain_mm"]),
-            _cell(trial["optimism_mm"]),
+            _format_cell(trial["regret_mm"]),
+            _format_cell(confirmed["regret_mm"]),
+            _format_cell(row["gain_mm"]),
+            _format_cell(trial["optimism_mm"]),
             f"{trial['worse_than_default']:.0%} / {confirmed['worse_than_default']:.0%}",
         )
         head = f"{row['scheduler']:10}{row['proposals']:10}{row['noise_mm']:>9g}{row['budget']:>7}"
@@ -251,7 +254,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(estimate: Sequence[float]) -> str:
+def _format_cell(estimate: Sequence[float]) -> str:
     mean, low, high = estimate
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 

@@ -34,16 +34,16 @@ sys.path.insert(0, str(REPOSITORY))
 
 from hydra.utils import instantiate  # noqa: E402
 
-from benchmarks.record import write_results  # noqa: E402
-from benchmarks.sweeps import ON_CPU, Measured, Side, make_data, measure  # noqa: E402
-from handpose.config import compose, plain  # noqa: E402
+from benchmarks.result_files import write_results  # noqa: E402
+from benchmarks.sweeps import ON_CPU, MeasuredSweep, Side, make_data, measure_sweep  # noqa: E402
+from handpose.config import compose, to_plain_values  # noqa: E402
 from handpose.resources import count_cores  # noqa: E402
 from handpose.search.space import Params, flatten_config, load_space  # noqa: E402
 
 _SIDES: tuple[Side, ...] = get_args(Side)
 
 
-class Account(NamedTuple):
+class SlotTimeAccount(NamedTuple):
     """Where the slot-seconds of a sweep went; see above. start_s: the median of the later starts."""
 
     slot_s: float
@@ -82,20 +82,20 @@ def main() -> None:
         *given.overrides,
     ]
     make_data(shared)
-    points = proposals(shared)
+    points = list_proposals(shared)
     results = {}
     for scheduler in given.schedulers:
-        runs: dict[Side, list[Measured]] = {side: [] for side in _SIDES}
+        runs: dict[Side, list[MeasuredSweep]] = {side: [] for side in _SIDES}
         for repeat in range(given.repeats):
             for side in _SIDES if repeat % 2 == 0 else _SIDES[::-1]:
-                runs[side].append(measure(side, [*shared, f"scheduler={scheduler}"], points))
-        results[scheduler] = summary(runs)
-        print(table(scheduler, results[scheduler]), flush=True)
+                runs[side].append(measure_sweep(side, [*shared, f"scheduler={scheduler}"], points))
+        results[scheduler] = summarise(runs)
+        print(format_table(scheduler, results[scheduler]), flush=True)
     settings = {name: value for name, value in vars(given).items() if name != "output"}
     write_results(given.output, {"settings": settings, "schedulers": results})
 
 
-def proposals(overrides: Sequence[str]) -> list[Params]:
+def list_proposals(overrides: Sequence[str]) -> list[Params]:
     """What our searcher proposes when it learns nothing, as with searcher=random."""
     config = compose("tune", overrides)
     sweep = instantiate(config.sweep)
@@ -108,22 +108,22 @@ def proposals(overrides: Sequence[str]) -> list[Params]:
             mode=sweep.target.mode,
             max_epochs=sweep.max_epochs,
             seed=sweep.seed,
-            defaults=flatten_config(plain(config)),
+            defaults=flatten_config(to_plain_values(config)),
         )
         with contextlib.closing(searcher):
             return [searcher.suggest(number) for number in range(sweep.num_trials)]
 
 
-def account(sweep: Measured) -> Account:
+def account_slot_time(sweep: MeasuredSweep) -> SlotTimeAccount:
     """Where the slot-seconds of a sweep went. The trial that begins next takes the slot that is free longest."""
-    free = [sweep.began] * sweep.num_slots
+    free = [sweep.started] * sweep.num_slots
     starts = []
     for trial in sweep.trials:
         starts.append(trial.first_step - heapq.heapreplace(free, trial.last))
     train_s = sum(trial.train_s for trial in sweep.trials)
     val_s = sum(trial.val_s for trial in sweep.trials)
     later = starts[sweep.num_slots :]
-    return Account(
+    return SlotTimeAccount(
         slot_s=sweep.slot_s,
         efficiency=(train_s + val_s) / sweep.slot_s,
         train_s=train_s,
@@ -137,11 +137,13 @@ def account(sweep: Measured) -> Account:
     )
 
 
-def summary(runs: Mapping[Side, Sequence[Measured]]) -> dict[str, Any]:
+def summarise(runs: Mapping[Side, Sequence[MeasuredSweep]]) -> dict[str, Any]:
     """Medians of each side, how many times the slot-seconds of ours plain costs, and whether both trained the same."""
-    accounts = {side: [account(sweep) for sweep in runs[side]] for side in _SIDES}
+    accounts = {side: [account_slot_time(sweep) for sweep in runs[side]] for side in _SIDES}
     medians = {
-        side: {name: statistics.median(getattr(each, name) for each in accounts[side]) for name in Account._fields}
+        side: {
+            name: statistics.median(getattr(each, name) for each in accounts[side]) for name in SlotTimeAccount._fields
+        }
         for side in _SIDES
     }
     ratios = [theirs.slot_s / ours.slot_s for ours, theirs in zip(accounts["ours"], accounts["plain"], strict=True)]
@@ -151,23 +153,23 @@ def summary(runs: Mapping[Side, Sequence[Measured]]) -> dict[str, Any]:
         "ratios": ratios,
         "runs": {side: [each._asdict() for each in accounts[side]] for side in _SIDES},
         "trials": {side: [len(sweep.trials) for sweep in runs[side]] for side in _SIDES},
-        "largest_difference": largest_difference(runs["ours"][0], runs["plain"][0]),
+        "largest_difference": find_largest_difference(runs["ours"][0], runs["plain"][0]),
     }
 
 
-def largest_difference(one: Measured, other: Measured) -> float:
+def find_largest_difference(one: MeasuredSweep, other: MeasuredSweep) -> float:
     """Between what the same parameters gave at the same epoch on both sides, where both have it."""
-    first, second = _values(one), _values(other)
+    first, second = _collect_values(one), _collect_values(other)
     return max((abs(first[key] - second[key]) for key in first.keys() & second.keys()), default=0.0)
 
 
-def _values(sweep: Measured) -> dict[tuple[str, int], float]:
+def _collect_values(sweep: MeasuredSweep) -> dict[tuple[str, int], float]:
     """(parameters, epoch) -> metric."""
     keyed = [(repr(sorted(trial.params.items())), trial.values) for trial in sweep.trials]
     return {(params, epoch): value for params, values in keyed for _, epoch, value in values}
 
 
-def table(scheduler: str, figures: Mapping[str, Any]) -> str:
+def format_table(scheduler: str, figures: Mapping[str, Any]) -> str:
     """The figures of one scheduler, to read."""
     lines = [f"{scheduler:34}" + "".join(f"{side:>12}" for side in _SIDES)]
     rows = (

@@ -26,14 +26,21 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.hosts import Network  # noqa: E402
+from benchmarks.network_hosts import HostNetwork  # noqa: E402
 from handpose.resources import count_cores  # noqa: E402
 from handpose.sweep.audit.audit import audit  # noqa: E402
-from handpose.sweep.record.events import EVENTS_FILE, Closed, Failed, Opened, Reported, read_events  # noqa: E402
+from handpose.sweep.record.events import (  # noqa: E402
+    EVENTS_FILE,
+    EpochReported,
+    SegmentFailed,
+    SweepClosed,
+    SweepOpened,
+    read_events,
+)
 
 _DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
-_OFF_S = 30.0
-_SPACE = """
+_POWER_OFF_S = 30.0
+_SPACE_SOURCE = """
 import time
 
 
@@ -85,12 +92,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("ended"))
-    missing = [name for name in _DAEMONS if shutil.which(name, path=_path()) is None]
+    missing = [name for name in _DAEMONS if shutil.which(name, path=_make_path_variable()) is None]
     if missing or os.getuid() != 0:
         sys.exit(f"this drill needs {', '.join(missing) or 'root'}: as root, apt-get install slurm-wlm munge")
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, contextlib.ExitStack() as stack:
-        slurm = Slurm(Path(folder), given.nodes, stack)
-        found = _drill(slurm, given)
+        slurm = LocalSlurm(Path(folder), given.nodes, stack)
+        found = _run_drill(slurm, given)
     for name, value in found.items():
         print(f"{name:22} {value}")
     if given.output:
@@ -100,7 +107,7 @@ def main() -> None:
     sys.exit(0 if found["jobs"] >= 3 and found["is finished"] and not found["findings"] else 1)
 
 
-class Slurm:
+class LocalSlurm:
     """A Slurm of this machine with all of its files in a folder. stack: on which its end is laid.
 
     One node is this machine itself; of several each is a host of a network, which the controller is on too.
@@ -113,12 +120,12 @@ class Slurm:
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        self._network = stack.enter_context(Network("hpslm", "10.77.8.")) if num_nodes > 1 else None
+        self._network = stack.enter_context(HostNetwork("hpslm", "10.77.8.")) if num_nodes > 1 else None
         self.cpus_per_node = max(1, count_cores() // num_nodes)
         self.nodes = self._add_nodes(num_nodes)
         self._stack = stack
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
-        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _make_path_variable()}
         # Ray starts workers with nice 15, which get nothing on a machine that somebody else uses meanwhile.
         self.environment["RAY_worker_niceness"] = "0"
         files = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
@@ -131,7 +138,7 @@ class Slurm:
 
     def start_node(self, node: str) -> None:
         """Switch one on."""
-        inside = self._network.inside(node, names=self.folder / "hosts") if self._network else []
+        inside = self._network.make_command_prefix(node, names=self.folder / "hosts") if self._network else []
         self._daemons[node] = self._start([*inside, "slurmd", "-D", "-N", node])
 
     def power_off(self, node: str) -> None:
@@ -140,38 +147,38 @@ class Slurm:
         self._network.power_off(node)
         self._daemons[node].wait()
 
-    def ask(self, *command: str) -> str:
+    def run_command(self, *command: str) -> str:
         return subprocess.run(command, env=self.environment, capture_output=True, encoding="utf-8", check=False).stdout
 
     def _add_nodes(self, num: int) -> list[str]:
         """Write them down for Slurm; their names."""
         host, network = socket.gethostname(), self._network
         names = [host] if network is None else [f"n{number}" for number in range(1, num + 1)]
-        addresses = ["127.0.0.1"] if network is None else [network.add(name) for name in names]
+        addresses = ["127.0.0.1"] if network is None else [network.add_host(name) for name in names]
         if network is not None:
-            (self.folder / "hosts").write_text(network.names(), encoding="utf-8")
+            (self.folder / "hosts").write_text(network.format_hosts_file(), encoding="utf-8")
         lines = [
             f"NodeName={name} NodeAddr={address} CPUs={self.cpus_per_node} State=UNKNOWN"
             for name, address in zip(names, addresses, strict=True)
         ]
         # By default the nodes ask for the controller by its name, which on many a machine is that of its loopback.
-        controller = host if network is None else f"{host}({network.own_address})"
+        controller = host if network is None else f"{host}({network.get_own_address})"
         text = _SLURM_CONF.format(
-            host=controller, place=self.folder, ports=(_free_port(), _free_port()), nodes="\n".join(lines)
+            host=controller, place=self.folder, ports=(_find_free_port(), _find_free_port()), nodes="\n".join(lines)
         )
         (self.folder / "slurm.conf").write_text(text, encoding="utf-8")
         return names
 
     def _start(self, command: list[str]) -> "subprocess.Popen[bytes]":
         daemon = subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL)
-        self._stack.callback(_end, daemon)
+        self._stack.callback(_end_daemon, daemon)
         time.sleep(2.0)
         return daemon
 
 
-def _drill(slurm: Slurm, given: argparse.Namespace) -> dict[str, Any]:
+def _run_drill(slurm: LocalSlurm, given: argparse.Namespace) -> dict[str, Any]:
     folder, began = slurm.folder, time.monotonic()
-    (folder / "space.py").write_text(_SPACE, encoding="utf-8")
+    (folder / "space.py").write_text(_SPACE_SOURCE, encoding="utf-8")
     options = [f"--wall-time={given.wall_time}", f"--warning-s={given.warning_s}", f"--nodes={given.nodes}"]
     options += [f"--cpus-per-node={slurm.cpus_per_node}"]
     arguments = ["sweep.name=drill", f"sweep.num_trials={given.trials}", f"search_space={folder / 'space.py'}", *_SMALL]
@@ -187,13 +194,13 @@ def _drill(slurm: Slurm, given: argparse.Namespace) -> dict[str, Any]:
     try:
         if given.nodes > 1:
             _lose_a_node(slurm, sweep / EVENTS_FILE, log, began + given.limit_s)
-        state = _wait(slurm, job[1], began + given.limit_s)
+        state = _wait_for_job(slurm, job[1], began + given.limit_s)
     finally:
-        slurm.ask("scancel", job[1])
+        slurm.run_command("scancel", job[1])
     text = log.read_text(encoding="utf-8")
     print(text)
     events = read_events(sweep / EVENTS_FILE)
-    reports = [event for event in events if isinstance(event, Reported)]
+    reports = [event for event in events if isinstance(event, EpochReported)]
     findings = audit(sweep)
     return {
         "state of the job": state,
@@ -201,13 +208,13 @@ def _drill(slurm: Slurm, given: argparse.Namespace) -> dict[str, Any]:
         "nodes that reported": len({event.node for event in reports}),
         "nodes lost": len(re.findall(r"node \S+ is gone: ", text)),
         "nodes that joined": len(re.findall(r"node \S+ has joined", text)),
-        "stretches lost with them": sum(isinstance(each, Failed) and each.kind == "lost" for each in events),
+        "stretches lost with them": sum(isinstance(each, SegmentFailed) and each.kind == "lost" for each in events),
         "jobs": text.count("job: queued again") + 1,
         "seconds": round(time.monotonic() - began),
         "trials": given.trials,
         "reports": len(reports),
-        "times begun": sum(isinstance(event, Opened) for event in events),
-        "is finished": isinstance(events[-1], Closed) and events[-1].reason == "finished",
+        "times begun": sum(isinstance(event, SweepOpened) for event in events),
+        "is finished": isinstance(events[-1], SweepClosed) and events[-1].reason == "finished",
         "is retrained": (sweep / "retrain" / "metrics.json").is_file(),
         "lost": len(findings.lost),
         "repeated": len(findings.repeated),
@@ -216,12 +223,12 @@ def _drill(slurm: Slurm, given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _lose_a_node(slurm: Slurm, events: Path, log: Path, end: float) -> None:
+def _lose_a_node(slurm: LocalSlurm, events: Path, log: Path, end: float) -> None:
     """In the second job the last node loses its power while it trains, and has it again half a minute later."""
     node = slurm.nodes[-1]
 
-    def reports() -> list[Reported]:
-        return [each for each in read_events(events) if isinstance(each, Reported)] if events.exists() else []
+    def reports() -> list[EpochReported]:
+        return [each for each in read_events(events) if isinstance(each, EpochReported)] if events.exists() else []
 
     def jobs_ended() -> int:
         return log.read_text(encoding="utf-8").count("job: queued again") if log.exists() else 0
@@ -236,21 +243,21 @@ def _lose_a_node(slurm: Slurm, events: Path, log: Path, end: float) -> None:
         time.sleep(0.5)
     slurm.power_off(node)
     print(f"{node} has lost its power", flush=True)
-    time.sleep(_OFF_S)
+    time.sleep(_POWER_OFF_S)
     slurm.start_node(node)
 
 
-def _wait(slurm: Slurm, job: str, end: float) -> str:
+def _wait_for_job(slurm: LocalSlurm, job: str, end: float) -> str:
     """The state that the job has come to its end in."""
     while True:
-        found = re.search(r"JobState=(\w+)", slurm.ask("scontrol", "show", "job", job))
+        found = re.search(r"JobState=(\w+)", slurm.run_command("scontrol", "show", "job", job))
         state = found[1] if found else "UNKNOWN"
         if state not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING") or time.monotonic() > end:
             return state
         time.sleep(2.0)
 
 
-def _end(daemon: subprocess.Popen[bytes]) -> None:
+def _end_daemon(daemon: subprocess.Popen[bytes]) -> None:
     daemon.terminate()
     try:
         daemon.wait(20)
@@ -259,13 +266,13 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
         daemon.wait()
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as found:
         found.bind(("", 0))
         return int(found.getsockname()[1])
 
 
-def _path() -> str:
+def _make_path_variable() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 

@@ -22,8 +22,8 @@ import optuna
 from hydra.utils import instantiate
 from optuna.distributions import BaseDistribution
 
-from benchmarks.clock import ClockedObjective, Trained, plain_trainable
-from handpose.config import compose, location_overrides, quote_override
+from benchmarks.clock import ClockedObjective, ClockedSegment, make_plain_trainable
+from handpose.config import compose, list_location_overrides, quote_override
 from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
 from handpose.resources import count_cores
@@ -43,32 +43,34 @@ _LIMIT_S = 3600.0
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A sweep as it was clocked: asked for at `began`, its last trial ended at `ended`."""
+class MeasuredSweep:
+    """A sweep as it was clocked: asked for at `started`, its last trial ended at `ended`."""
 
-    began: float
+    started: float
     ended: float
     num_slots: int
-    trials: Sequence[Trained]
+    trials: Sequence[ClockedSegment]
 
     @property
     def slot_s(self) -> float:
-        return self.num_slots * (self.ended - self.began)
+        return self.num_slots * (self.ended - self.started)
 
 
 # --- from the outside -------------------------------------------------------------------------------------------------
 
 
-def measure(side: Side, overrides: Sequence[str], proposals: Sequence[Params] | None = None) -> Measured:
+def measure_sweep(side: Side, overrides: Sequence[str], proposals: Sequence[Params] | None = None) -> MeasuredSweep:
     """Run a sweep in a process of its own. overrides: of tune.py. proposals: what the plain side is to train, in order;
     without any its OptunaSearch proposes, with the seed of the sweep. Ours proposes itself, as configured.
     """
-    record = in_fresh_process(run_measured, side=side, overrides=list(overrides), proposals=proposals)
-    trials = [Trained(**trial | {"values": [tuple(each) for each in trial["values"]]}) for trial in record["trials"]]
-    return Measured(**record | {"trials": trials})
+    record = run_in_fresh_process(run_measured, side=side, overrides=list(overrides), proposals=proposals)
+    trials = [
+        ClockedSegment(**trial | {"values": [tuple(each) for each in trial["values"]]}) for trial in record["trials"]
+    ]
+    return MeasuredSweep(**record | {"trials": trials})
 
 
-def in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
+def run_in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
     """What a function of a module of ours answers in a process of its own; arguments and answer travel as JSON.
 
     Its output is shown only when it fails, which ends this process too.
@@ -78,7 +80,7 @@ def in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log.txt"
         # The module is imported, not run: what workers are sent must not come from a __main__ that they lack.
         code = (
-            f"import json, pathlib, sys; from {module.replace('__main__', _script())} import {name}; "
+            f"import json, pathlib, sys; from {module.replace('__main__', _make_script())} import {name}; "
             f"pathlib.Path({str(answer)!r}).write_text("
             f"json.dumps({name}(**json.load(sys.stdin))), encoding='utf-8')"
         )
@@ -99,7 +101,7 @@ def in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
         return json.loads(answer.read_text(encoding="utf-8"))
 
 
-def _script() -> str:
+def _make_script() -> str:
     return f"benchmarks.{Path(sys.argv[0]).stem}"
 
 
@@ -115,7 +117,7 @@ def make_data(overrides: Sequence[str]) -> None:
 
 
 def run_measured(side: Side, overrides: Sequence[str], proposals: Sequence[Params] | None) -> dict[str, Any]:
-    """Run a sweep here; returns the fields of `Measured`, trials in the order of their first steps."""
+    """Run a sweep here; returns the fields of `MeasuredSweep`, trials in the order of their first steps."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "clocks").mkdir()
@@ -137,7 +139,7 @@ def run_measured(side: Side, overrides: Sequence[str], proposals: Sequence[Param
 
 def _run_ours(config: Any, given: Sequence[str], folder: Path) -> float:
     """As tune.py has it, up to the winner; returns when the last trial had ended."""
-    plan = build_plan(SweepTask(config, given, location_overrides(config), {}, load_space(config.search_space)))
+    plan = build_plan(SweepTask(config, given, list_location_overrides(config), {}, load_space(config.search_space)))
     with plan.run_sweep(trial_function=ClockedObjective(**vars(plan.trial_function), clocks=str(folder / "clocks"))):
         pass
     return (plan.sweep.path / EVENTS_FILE).stat().st_mtime  # of its last event: all trials had ended, and Ray still ran
@@ -152,17 +154,17 @@ def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence
 
     sweep, rule, space = instantiate(config.sweep), config.scheduler, load_space(config.search_space)
     recipe = TrialRecipe(
-        select_training_overrides(given), location_overrides(config), sweep.max_epochs, sweep.cpus_per_trial
+        select_training_overrides(given), list_location_overrides(config), sweep.max_epochs, sweep.cpus_per_trial
     )
     name = sweep.metric.partition("/")[2]  # OptunaSearch takes no slashes
-    train = plain_trainable(recipe, metric=sweep.metric, reported_as=name, clocks=str(folder / "clocks"))
+    train = make_plain_trainable(recipe, metric=sweep.metric, reported_as=name, clocks=str(folder / "clocks"))
     scheduler = (
         ASHAScheduler(max_t=sweep.max_epochs, grace_period=rule.grace_period, reduction_factor=rule.reduction_factor)
         if "reduction_factor" in rule
         else None
     )
     searcher = (
-        OptunaSearch(distributions(space), metric=name, mode=sweep.target.mode, seed=sweep.seed)
+        OptunaSearch(make_distributions(space), metric=name, mode=sweep.target.mode, seed=sweep.seed)
         if points is None
         else None
     )
@@ -184,7 +186,7 @@ def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence
     return ended
 
 
-def distributions(space: Space) -> dict[str, BaseDistribution]:
+def make_distributions(space: Space) -> dict[str, BaseDistribution]:
     """What OptunaSearch takes for a space without conditions; it pickles it, so that a function would not do."""
     trial = optuna.create_study().ask()
     space.sample(trial)

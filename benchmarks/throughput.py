@@ -9,7 +9,8 @@ take turns, and the table holds their medians.
 
     bare        a loop on one batch that is already augmented: network, loss, backward, clipping, optimizer, schedule
     augmented   the same with our augmentation of that batch in each step
-    trainer     `training_trainer` and `HandDataModule` as a trial of a sweep has them: loading, augmentation, the check
+    trainer     `make_training_trainer` and `HandDataModule` as a trial of a sweep has them: loading, augmentation, the
+    check
                 that every loss is finite, what the Trainer does between steps. Goal: 0.95 of bare on a CPU
     original    each image decoded by PIL, turned by up to half a circle (nearest pixel) with its joints, made a tensor
                 and collated in the training process; soft-argmax and squared error in mm, Adam, the loss and the mean
@@ -41,24 +42,24 @@ from torch.utils.data import DataLoader
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.data import PerImage, configured, decode_pil, rotate_pil  # noqa: E402
-from benchmarks.record import machine_line, write_results  # noqa: E402
+from benchmarks.data import PerImageDataset, decode_pil, make_config, rotate_pil  # noqa: E402
+from benchmarks.result_files import format_machine, write_results  # noqa: E402
 from handpose.data.augment import View  # noqa: E402
 from handpose.data.datamodule import HandDataModule  # noqa: E402
 from handpose.data.sample import HandBatch  # noqa: E402
-from handpose.heatmaps import CameraAxes, Truth  # noqa: E402
+from handpose.heatmaps import CameraAxes, HeatmapTruth  # noqa: E402
 from handpose.losses import CoordinateMse  # noqa: E402
-from handpose.training.fit import prepare  # noqa: E402
-from handpose.training.module import HandPose, parameter_groups  # noqa: E402
+from handpose.training.fit import prepare_run  # noqa: E402
+from handpose.training.module import HandPose, make_parameter_groups  # noqa: E402
 from handpose.training.results import RunFolders  # noqa: E402
-from handpose.training.trainer import calm, training_trainer  # noqa: E402
+from handpose.training.trainer import make_training_trainer, suppress_library_output  # noqa: E402
 
 _WARM_UP = 4  # steps of each run that are not counted
 _RANGES_MM = {"x_mm": (-400.0, 400.0), "y_mm": (-400.0, 400.0), "z_mm": (0.0, 3000.0)}
 
 
 @dataclass(frozen=True)
-class Run:
+class BenchmarkRun:
     """One configuration, ready to train; steps: of a run, after the warm-up."""
 
     config: DictConfig
@@ -68,8 +69,8 @@ class Run:
     steps: int
 
     @classmethod
-    def of(cls, config: DictConfig, *, steps: int) -> "Run":
-        prepared = prepare(config, stage="fit", quiet=True)
+    def from_config(cls, config: DictConfig, *, steps: int) -> "BenchmarkRun":
+        prepared = prepare_run(config, stage="fit", quiet=True)
         on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
         device = torch.device("cuda" if on_gpu else "cpu")
         return cls(config, prepared.module, prepared.data, device, steps)
@@ -89,27 +90,27 @@ class Run:
         return HandBatch(*(field.to(self.device) for field in next(iter(self.data.train_dataloader()))))
 
 
-def timed(step: Callable[[], object], run: Run) -> float:
+def time_steps(step: Callable[[], object], run: BenchmarkRun) -> float:
     """Mean seconds of a step, after the warm-up."""
     for _ in range(_WARM_UP):
         step()
-    _wait(run.device)
+    _synchronize(run.device)
     began = time.perf_counter()
     for _ in range(run.steps):
         step()
-    _wait(run.device)
+    _synchronize(run.device)
     return (time.perf_counter() - began) / run.steps
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def bare(run: Run, *, augmented: bool) -> float:
+def measure_bare(run: BenchmarkRun, *, augmented: bool) -> float:
     """Seconds a step of a plain loop on one resident batch."""
     module = run.module.to(run.device).train()
-    optimizer = module.optimizer(parameter_groups(module.net))
+    optimizer = module.optimizer(make_parameter_groups(module.net))
     schedule = module.lr_schedule(optimizer, num_steps=1000, steps_per_epoch=100)
     batch = run.resident()
     view = module.augment(batch, torch.Generator().manual_seed(0))
@@ -121,7 +122,7 @@ def bare(run: Run, *, augmented: bool) -> float:
         size = (seen.image.shape[-2], seen.image.shape[-1])
         with run.autocast():
             coordinates = module.axes.encode(seen.xyz_m, seen.intrinsics, size)
-            truth = Truth(coordinates, seen.xyz_m, seen.intrinsics, size)
+            truth = HeatmapTruth(coordinates, seen.xyz_m, seen.intrinsics, size)
             terms = module.loss(module.net(seen.image), truth, module.axes)
             loss = torch.stack(list(terms.values())).sum()
         optimizer.zero_grad()
@@ -130,7 +131,7 @@ def bare(run: Run, *, augmented: bool) -> float:
         optimizer.step()
         schedule.step()
 
-    return timed(step, run)
+    return time_steps(step, run)
 
 
 class StepClock(pl.Callback):
@@ -149,46 +150,46 @@ class StepClock(pl.Callback):
         self.is_finite = is_finite if self.is_finite is None else self.is_finite & is_finite
         self.num_steps += 1
         if self.num_steps == _WARM_UP:
-            _wait(self.device)
+            _synchronize(self.device)
             self.began = time.perf_counter()
         if self.num_steps == trainer.limit_train_batches:
-            _wait(self.device)
+            _synchronize(self.device)
             self.steps_s = (time.perf_counter() - self.began) / (self.num_steps - _WARM_UP)
 
 
-def trainer(run: Run, folder: Path) -> float:
+def measure_trainer(run: BenchmarkRun, folder: Path) -> float:
     """Seconds a step of our Trainer, loader and augmentation."""
     clock = StepClock(run.device)
     config = run.config.copy()
     config.trainer.max_epochs = 1
     config.trainer.limit_train_batches = _WARM_UP + run.steps
     config.trainer.limit_val_batches = 1
-    with calm():
-        training_trainer(config, RunFolders(folder, folder, folder), callbacks=[clock], quiet=True).fit(
+    with suppress_library_output():
+        make_training_trainer(config, RunFolders(folder, folder, folder), callbacks=[clock], quiet=True).fit(
             run.module, datamodule=run.data
         )
     return clock.steps_s
 
 
-class Original:
+class OriginalPipeline:
     """The pipeline that this project started from, rebuilt from its description, around a network of ours."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: BenchmarkRun) -> None:
         self.run = run
         self.net = copy.deepcopy(run.module.net).to(memory_format=torch.contiguous_format).to(run.device)
         self.axes = CameraAxes(sigma=0.02, target="gaussian", read_out="soft_argmax", **_RANGES_MM).to(run.device)
         self.loss = CoordinateMse()
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4)
 
-    def loader(self) -> Iterator[list[Tensor]]:
+    def iterate_batches(self) -> Iterator[list[Tensor]]:
         """Batches without end."""
-        dataset = PerImage(self.run.data.splits.train, decode_pil, rotate_pil)
+        dataset = PerImageDataset(self.run.data.splits.train, decode_pil, rotate_pil)
         while True:
             yield from DataLoader(dataset, self.run.batch_size, shuffle=True, drop_last=True, num_workers=0)
 
-    def train(self) -> float:
+    def measure_training(self) -> float:
         """Seconds a step."""
-        batches = self.loader()
+        batches = self.iterate_batches()
         self.net.train()
 
         def step() -> float:
@@ -196,52 +197,52 @@ class Original:
             target = self.axes.encode(xyz_m, xyz_m, (1, 1))
             with self.run.autocast():
                 logits = self.net(image)
-            loss = self.loss(logits, Truth(target, xyz_m, xyz_m, (1, 1)), self.axes)["coordinate"]
+            loss = self.loss(logits, HeatmapTruth(target, xyz_m, xyz_m, (1, 1)), self.axes)["coordinate"]
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             predicted_m = self.axes.decode(self.axes.read_out(logits).detach(), xyz_m, (1, 1), xyz_m)
             return loss.item() + 1000 * torch.linalg.vector_norm(predicted_m - xyz_m, dim=-1).mean().item()
 
-        return timed(step, self.run)
+        return time_steps(step, self.run)
 
-    def parts(self) -> dict[str, float]:
+    def measure_parts(self) -> dict[str, float]:
         """Milliseconds a step of what comes before the network."""
         images, count = self.run.data.splits.train, self.run.batch_size
-        files, batches = list(images.files[:count]), self.loader()
+        files, batches = list(images.files[:count]), self.iterate_batches()
         pixels = [decode_pil(path) for path in files]
         seconds = {
-            "original: decoding": timed(lambda: [decode_pil(path) for path in files], self.run),
-            "original: turning": timed(lambda: [rotate_pil(image, 100.0) for image in pixels], self.run),
-            "original: decoding, turning, tensors, collating": timed(lambda: next(batches), self.run),
+            "original: decoding": time_steps(lambda: [decode_pil(path) for path in files], self.run),
+            "original: turning": time_steps(lambda: [rotate_pil(image, 100.0) for image in pixels], self.run),
+            "original: decoding, turning, tensors, collating": time_steps(lambda: next(batches), self.run),
         }
         return {name: round(1e3 * value, 2) for name, value in seconds.items()}
 
 
-def our_parts(run: Run) -> dict[str, float]:
+def measure_parts(run: BenchmarkRun) -> dict[str, float]:
     """Milliseconds a step of loading and of augmentation."""
-    batches, batch = _endless(run.data), run.resident()
+    batches, batch = _repeat_forever(run.data), run.resident()
     seconds = {
-        "ours: loading": timed(lambda: next(batches), run),
-        "ours: augmentation": timed(lambda: run.module.augment(batch, torch.Generator().manual_seed(0)), run),
+        "ours: loading": time_steps(lambda: next(batches), run),
+        "ours: augmentation": time_steps(lambda: run.module.augment(batch, torch.Generator().manual_seed(0)), run),
     }
     return {name: round(1e3 * value, 2) for name, value in seconds.items()}
 
 
-def _endless(data: HandDataModule) -> Iterator[HandBatch]:
+def _repeat_forever(data: HandDataModule) -> Iterator[HandBatch]:
     while True:
         yield from data.train_dataloader()
 
 
-def measure(config: DictConfig, *, steps: int, repeats: int, folder: Path) -> dict[str, Any]:
+def measure_row(config: DictConfig, *, steps: int, repeats: int, folder: Path) -> dict[str, Any]:
     """Images/s of all four, the medians of interleaved runs, and what parts of a step take."""
-    run = Run.of(config, steps=steps)
-    original = Original(run)
+    run = BenchmarkRun.from_config(config, steps=steps)
+    original = OriginalPipeline(run)
     sides: dict[str, Callable[[], float]] = {
-        "bare": lambda: bare(run, augmented=False),
-        "augmented": lambda: bare(run, augmented=True),
-        "trainer": lambda: trainer(run, folder),
-        "original": original.train,
+        "bare": lambda: measure_bare(run, augmented=False),
+        "augmented": lambda: measure_bare(run, augmented=True),
+        "trainer": lambda: measure_trainer(run, folder),
+        "original": original.measure_training,
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
@@ -259,11 +260,11 @@ def measure(config: DictConfig, *, steps: int, repeats: int, folder: Path) -> di
         "runs": {name: [round(run.batch_size / value, 1) for value in values] for name, values in seconds.items()},
         "trainer_over_bare": round(rates["trainer"] / rates["bare"], 3),
         "trainer_over_original": round(rates["trainer"] / rates["original"], 2),
-        "parts_ms": original.parts() | our_parts(run),
+        "parts_ms": original.measure_parts() | measure_parts(run),
     }
 
 
-def show(row: dict[str, Any]) -> None:
+def print_row(row: dict[str, Any]) -> None:
     """Print a row of the results, with its parts."""
     rates = row["images_per_s"]
     print(
@@ -291,7 +292,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "results" / "throughput.json")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    print(f"{machine_line()}; {given.threads} thread(s), batches of {given.batch_size}; images/s")
+    print(f"{format_machine()}; {given.threads} thread(s), batches of {given.batch_size}; images/s")
     print(
         f"{'encoder':26}{'px':>6}{'precision':>12}{'compile':>17}{'bare':>8}{'augmented':>11}{'trainer':>9}"
         f"{'original':>10}{'trainer/bare':>14}{'/original':>12}"
@@ -314,10 +315,10 @@ def main() -> None:
                     *given.override,
                 ]
                 num_images = (_WARM_UP + given.steps + 1) * given.batch_size
-                config = configured(Path(name), image_size=size, num_images=num_images, overrides=overrides)
-                row = measure(config, steps=given.steps, repeats=given.repeats, folder=Path(name) / "run")
+                config = make_config(Path(name), image_size=size, num_images=num_images, overrides=overrides)
+                row = measure_row(config, steps=given.steps, repeats=given.repeats, folder=Path(name) / "run")
                 rows.append(row)
-                show(row)
+                print_row(row)
     settings = {name: getattr(given, name) for name in ("threads", "batch_size", "override")}
     write_results(given.output, settings | {"rows": rows})
 

@@ -41,10 +41,10 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.asha_modes import CURVES, Curve, drawn, mean_of, read_curves, replay  # noqa: E402
-from benchmarks.record import write_results  # noqa: E402
-from benchmarks.sweeps import ON_CPU, Side, distributions, make_data, measure  # noqa: E402
-from handpose.config import compose, plain, quote_override  # noqa: E402
+from benchmarks.asha_modes import CURVES, Curve, compute_mean, draw_curves, read_curves, replay_sweep  # noqa: E402
+from benchmarks.result_files import write_results  # noqa: E402
+from benchmarks.sweeps import ON_CPU, Side, make_data, make_distributions, measure_sweep  # noqa: E402
+from handpose.config import compose, quote_override, to_plain_values  # noqa: E402
 from handpose.resources import count_cores  # noqa: E402
 from handpose.schedulers.asha import Asha  # noqa: E402
 from handpose.schedulers.scheduler import Fifo, Scheduler, SchedulerDecision, SegmentStart  # noqa: E402
@@ -73,7 +73,7 @@ _SMALL = (
 )
 
 
-class Course(NamedTuple):
+class SweepCourse(NamedTuple):
     """A sweep: (slot-seconds, metric) of each report, in order, and what it cost as a whole."""
 
     reports: Sequence[tuple[float, float]]
@@ -83,7 +83,7 @@ class Course(NamedTuple):
     def best(self) -> float:
         return min(value for _, value in self.reports)
 
-    def cost_of(self, target: float) -> tuple[float, bool]:
+    def compute_cost_of(self, target: float) -> tuple[float, bool]:
         """Slot-seconds until the target was reached, or of the whole sweep; and whether it was."""
         reached = (slot_s for slot_s, value in self.reports if value <= target)
         cost = next(reached, None)
@@ -109,9 +109,9 @@ def main() -> None:
     given.seeds = given.seeds or (100 if given.replay else 5)
     given.random_trials = given.random_trials or (32 if given.replay else 16)
     given.slots = given.slots or (4 if given.replay else count_cores())
-    courses = replayed(given) if given.replay else trained(given)
-    results = summary(courses)
-    print(table(results, given.seeds))
+    courses = replay_sweeps(given) if given.replay else run_real_sweeps(given)
+    results = summarise(courses)
+    print(format_table(results, given.seeds))
     settings = {name: value for name, value in vars(given).items() if name != "output"}
     write_results(given.output, {"settings": settings, **results})
 
@@ -119,9 +119,9 @@ def main() -> None:
 # --- real training ----------------------------------------------------------------------------------------------------
 
 
-def trained(given: argparse.Namespace) -> dict[str, list[Course]]:
+def run_real_sweeps(given: argparse.Namespace) -> dict[str, list[SweepCourse]]:
     """Courses of real sweeps, each method's in the order of the seeds; the methods take turns at being first."""
-    courses: dict[str, list[Course]] = {name: [] for name in METHODS}
+    courses: dict[str, list[SweepCourse]] = {name: [] for name in METHODS}
     with tempfile.TemporaryDirectory() as folder:
         shared = [
             *ON_CPU,
@@ -139,53 +139,55 @@ def trained(given: argparse.Namespace) -> dict[str, list[Course]]:
             for name in names[seed % len(names) :] + names[: seed % len(names)]:
                 num_trials = given.random_trials if name == RANDOM else given.num_trials
                 side, own = METHODS[name]
-                courses[name].append(_course(side, [*shared, *own, f"sweep.num_trials={num_trials}"], seed))
+                courses[name].append(_run_sweep(side, [*shared, *own, f"sweep.num_trials={num_trials}"], seed))
                 print(f"seed {seed}  {name}: best {courses[name][-1].best:.2f} mm", file=sys.stderr, flush=True)
     return courses
 
 
-def _course(side: Side, overrides: Sequence[str], seed: int) -> Course:
-    sweep = measure(side, [*overrides, f"sweep.seed={seed}"])
+def _run_sweep(side: Side, overrides: Sequence[str], seed: int) -> SweepCourse:
+    sweep = measure_sweep(side, [*overrides, f"sweep.seed={seed}"])
     values = sorted((at, value) for trial in sweep.trials for at, _, value in trial.values)
-    finite = [(sweep.num_slots * (at - sweep.began), value) for at, value in values if math.isfinite(value)]
-    return Course(finite, sweep.slot_s)
+    finite = [(sweep.num_slots * (at - sweep.started), value) for at, value in values if math.isfinite(value)]
+    return SweepCourse(finite, sweep.slot_s)
 
 
 # --- recorded curves --------------------------------------------------------------------------------------------------
 
 
-def replayed(given: argparse.Namespace) -> dict[str, list[Course]]:
+def replay_sweeps(given: argparse.Namespace) -> dict[str, list[SweepCourse]]:
     """Courses of replayed sweeps."""
     pool, max_epochs = read_curves(CURVES)
     slots = {"num_slots": given.slots, "start_s": given.start_seconds, "max_epochs": max_epochs}
-    methods: dict[str, Callable[[int], Course]] = {
-        RANDOM: lambda seed: _replayed(Fifo(), drawn(pool, seed, 1.0)[: given.random_trials], **slots),
-        "ASHA + random": lambda seed: _replayed(_asha("stop", seed, max_epochs), drawn(pool, seed, 1.0), **slots),
-        "ASHA + TPE, ours": lambda seed: _modelled(Ours, pool, "stop", seed, **slots),
-        "the same, promote": lambda seed: _modelled(Ours, pool, "promote", seed, **slots),
-        PLAIN: lambda seed: _modelled(Plain, pool, "stop", seed, **slots),
+    methods: dict[str, Callable[[int], SweepCourse]] = {
+        RANDOM: lambda seed: _replay(Fifo(), draw_curves(pool, seed, 1.0)[: given.random_trials], **slots),
+        "ASHA + random": lambda seed: _replay(
+            _make_asha("stop", seed, max_epochs), draw_curves(pool, seed, 1.0), **slots
+        ),
+        "ASHA + TPE, ours": lambda seed: _replay_with_searcher(OurSearcher, pool, "stop", seed, **slots),
+        "the same, promote": lambda seed: _replay_with_searcher(OurSearcher, pool, "promote", seed, **slots),
+        PLAIN: lambda seed: _replay_with_searcher(RaySearcher, pool, "stop", seed, **slots),
     }
     return {name: [run(seed) for seed in range(given.seeds)] for name, run in methods.items()}
 
 
-def _asha(mode: Any, seed: int, max_epochs: int) -> Asha:
+def _make_asha(mode: Any, seed: int, max_epochs: int) -> Asha:
     return Asha(mode=mode, grace_period=1, reduction_factor=3, brackets=1, max_epochs=max_epochs, seed=seed)
 
 
-def _replayed(scheduler: Scheduler, curves: Sequence[Curve], **slots: Any) -> Course:
-    steps = replay(scheduler, curves, **slots).steps
-    return Course([(step.slot_s, curves[step.trial].losses[step.epoch - 1]) for step in steps], steps[-1].slot_s)
+def _replay(scheduler: Scheduler, curves: Sequence[Curve], **slots: Any) -> SweepCourse:
+    steps = replay_sweep(scheduler, curves, **slots).steps
+    return SweepCourse([(step.slot_s, curves[step.trial].losses[step.epoch - 1]) for step in steps], steps[-1].slot_s)
 
 
-def _modelled(
-    searcher: "type[Ours] | type[Plain]", pool: Sequence[Curve], mode: str, seed: int, **slots: Any
-) -> Course:
+def _replay_with_searcher(
+    searcher: "type[OurSearcher] | type[RaySearcher]", pool: Sequence[Curve], mode: str, seed: int, **slots: Any
+) -> SweepCourse:
     with contextlib.closing(searcher(seed, slots["max_epochs"])) as asked:
-        scheduler = Told(_asha(mode, seed, slots["max_epochs"]), asked, slots["max_epochs"])
-        return _replayed(scheduler, Nearest(pool, asked.suggest), **slots)
+        scheduler = InformingScheduler(_make_asha(mode, seed, slots["max_epochs"]), asked, slots["max_epochs"])
+        return _replay(scheduler, NearestCurves(pool, asked.suggest), **slots)
 
 
-class Ours:
+class OurSearcher:
     """Our searcher, as configured."""
 
     def __init__(self, seed: int, max_epochs: int) -> None:
@@ -201,7 +203,7 @@ class Ours:
             mode="min",
             max_epochs=max_epochs,
             seed=seed,
-            defaults=flatten_config(plain(config)),
+            defaults=flatten_config(to_plain_values(config)),
         )
         self._snapshots: dict[int, TrialSnapshot] = {}
 
@@ -232,13 +234,13 @@ class Ours:
         self._folder.cleanup()
 
 
-class Plain:
+class RaySearcher:
     """Ray's OptunaSearch with its defaults, told what Tune tells it: a trial that is stopped is complete, too."""
 
     def __init__(self, seed: int, max_epochs: int) -> None:
         from ray.tune.search.optuna import OptunaSearch
 
-        space = distributions(load_space(str(_SPACE)))
+        space = make_distributions(load_space(str(_SPACE)))
         self._searcher = OptunaSearch(space, metric=_METRIC, mode="min", seed=seed)
         self._last: dict[int, dict[str, Any]] = {}
 
@@ -264,10 +266,10 @@ class Plain:
         """Nothing is kept."""
 
 
-class Told:
+class InformingScheduler:
     """A rule that lets a searcher hear of everything."""
 
-    def __init__(self, scheduler: Scheduler, searcher: Ours | Plain, max_epochs: int) -> None:
+    def __init__(self, scheduler: Scheduler, searcher: OurSearcher | RaySearcher, max_epochs: int) -> None:
         self.rungs, self.needs_checkpoints, self.supports_two_objectives = (
             scheduler.rungs,
             scheduler.needs_checkpoints,
@@ -305,7 +307,7 @@ class Told:
         self._rule.on_trial_end(trial)
 
 
-class Nearest(Sequence[Curve]):
+class NearestCurves(Sequence[Curve]):
     """The curves of a pool in the order in which a searcher asks for them: the nearest that is left.
 
     A curve is chosen when it is first looked up, which the replay does when a slot is free.
@@ -314,7 +316,7 @@ class Nearest(Sequence[Curve]):
     def __init__(self, pool: Sequence[Curve], ask: Callable[[int], Params]) -> None:
         self._left, self._size, self._ask = list(pool), len(pool), ask
         self._chosen: list[Curve] = []
-        extent = np.ptp([_place(curve.params) for curve in pool], axis=0)
+        extent = np.ptp([_to_point(curve.params) for curve in pool], axis=0)
         self._range = np.where(extent > 0, extent, 1.0)
 
     def __len__(self) -> int:
@@ -324,13 +326,13 @@ class Nearest(Sequence[Curve]):
         if number >= self._size:
             raise IndexError(number)
         while number >= len(self._chosen):
-            place = _place(self._ask(len(self._chosen)))
-            distances = [np.linalg.norm((_place(curve.params) - place) / self._range) for curve in self._left]
+            place = _to_point(self._ask(len(self._chosen)))
+            distances = [np.linalg.norm((_to_point(curve.params) - place) / self._range) for curve in self._left]
             self._chosen.append(self._left.pop(int(np.argmin(distances))))
         return self._chosen[number]
 
 
-def _place(params: Params) -> np.ndarray:
+def _to_point(params: Params) -> np.ndarray:
     """Where a configuration lies: depth, and the orders of magnitude of sigma and learning rate."""
     logarithms = [math.log10(params[name]) for name in ("heatmap.sigma", "optimizer.lr")]
     return np.array([params["model.decoder.depth"], *logarithms])
@@ -339,11 +341,11 @@ def _place(params: Params) -> np.ndarray:
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-def summary(courses: Mapping[str, Sequence[Course]]) -> dict[str, Any]:
+def summarise(courses: Mapping[str, Sequence[SweepCourse]]) -> dict[str, Any]:
     """Of each method: how often the target was reached, what that cost, and that over random search's and plain's."""
     targets = [course.best for course in courses[RANDOM]]
     costs = {
-        name: [course.cost_of(target) for course, target in zip(runs, targets, strict=True)]
+        name: [course.compute_cost_of(target) for course, target in zip(runs, targets, strict=True)]
         for name, runs in courses.items()
     }
     return {
@@ -352,8 +354,8 @@ def summary(courses: Mapping[str, Sequence[Course]]) -> dict[str, Any]:
             name: {
                 "reached": sum(is_reached for _, is_reached in paid),
                 "slot_s": statistics.median(cost for cost, _ in paid),
-                "over_random": _ratio(paid, costs[RANDOM]),
-                "over_plain": _ratio(paid, costs[PLAIN]),
+                "over_random": _compute_ratio(paid, costs[RANDOM]),
+                "over_plain": _compute_ratio(paid, costs[PLAIN]),
                 "whole_slot_s": statistics.median(course.slot_s for course in courses[name]),
                 "best_mm": statistics.mean(course.best for course in courses[name]),
                 "costs": paid,
@@ -363,15 +365,15 @@ def summary(courses: Mapping[str, Sequence[Course]]) -> dict[str, Any]:
     }
 
 
-def _ratio(
+def _compute_ratio(
     paid: Sequence[tuple[float, bool]], other: Sequence[tuple[float, bool]]
 ) -> tuple[float, float, float] | None:
     """Geometric mean over the seeds of how many times as much one paid, with its 95 % interval."""
     logs = [math.log(cost / cost_of_other) for (cost, _), (cost_of_other, _) in zip(paid, other, strict=True)]
-    return mean_of(logs, transform=np.exp)
+    return compute_mean(logs, transform=np.exp)
 
 
-def table(results: Mapping[str, Any], num_seeds: int) -> str:
+def format_table(results: Mapping[str, Any], num_seeds: int) -> str:
     """The figures, to read."""
     heads = ("reached", "slot-s, median", "x random search", "x plain", "whole, slot-s", "best, mm")
     lines = [f"{f'{num_seeds} seeds':28}" + "".join(f"{head:>19}" for head in heads)]
@@ -379,8 +381,8 @@ def table(results: Mapping[str, Any], num_seeds: int) -> str:
         cells = (
             f"{row['reached']}/{num_seeds}",
             f"{row['slot_s']:.0f}",
-            _interval(row["over_random"]),
-            _interval(row["over_plain"]),
+            _format_interval(row["over_random"]),
+            _format_interval(row["over_plain"]),
             f"{row['whole_slot_s']:.0f}",
             f"{row['best_mm']:.2f}",
         )
@@ -388,7 +390,7 @@ def table(results: Mapping[str, Any], num_seeds: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _interval(ratio: tuple[float, float, float] | None) -> str:
+def _format_interval(ratio: tuple[float, float, float] | None) -> str:
     return "-" if ratio is None else f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]"
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.record import machine_line, write_results  # noqa: E402
-from handpose.sweep.record.events import EVENTS_FILE, Reported, read_events  # noqa: E402
+from benchmarks.result_files import format_machine, write_results  # noqa: E402
+from handpose.sweep.record.events import EVENTS_FILE, EpochReported, read_events  # noqa: E402
 
 _METRICS = ("val/pa_mpjpe_mm", "val/rr_mpjpe_mm", "val/keypoint_error_px", "val/pck_auc")
 _SIDES = {
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--hands", type=int, default=1200, help="to train and validate on, in single precision")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    print(machine_line())
+    print(format_machine())
     with tempfile.TemporaryDirectory(prefix="workers-") as folder:
         space = Path(folder) / "seeds.yaml"
         space.write_text(
@@ -54,29 +54,35 @@ def main() -> None:
             f"single precision, {given.epochs} epochs": (given.epochs, given.hands, "32-true"),
         }
         found = {
-            name: _sides(Path(folder) / str(number), space, given.seeds, *kind)
+            name: _run_sides(Path(folder) / str(number), space, given.seeds, *kind)
             for number, (name, kind) in enumerate(kinds.items())
         }
     for what, sides in found.items():
         print(f"\n{what}, mean of {given.seeds} seeds")
         for side, metrics in sides.items():
             print(
-                f"  {side:<22}", *(f"{name} {_mean(metrics, name):.4g}{_off(sides, side, name)}" for name in _METRICS)
+                f"  {side:<22}",
+                *(
+                    f"{name} {_compute_mean(metrics, name):.4g}{_format_difference(sides, side, name)}"
+                    for name in _METRICS
+                ),
             )
     write_results(given.output, {"seeds": given.seeds, "found": found})
 
 
-def _sides(
+def _run_sides(
     folder: Path, space: Path, seeds: int, epochs: int, hands: int, precision: str
 ) -> dict[str, list[dict[str, float]]]:
     """Side -> metrics after the last epoch, of each seed."""
     return {
-        side: _sweep(folder / str(number), space, seeds, epochs, hands, (*settings, f"trainer.precision={precision}"))
+        side: _run_sweep(
+            folder / str(number), space, seeds, epochs, hands, (*settings, f"trainer.precision={precision}")
+        )
         for number, (side, settings) in enumerate(_SIDES.items())
     }
 
 
-def _sweep(
+def _run_sweep(
     folder: Path, space: Path, seeds: int, epochs: int, hands: int, settings: tuple[str, ...]
 ) -> list[dict[str, float]]:
     places = (f"paths.data={folder.parents[1]}/data", f"paths.output={folder}", f"search_space={space}")
@@ -84,21 +90,21 @@ def _sweep(
     command = [sys.executable, "tune.py", *_SMALL, *settings, *places, *size, "sweep.name=side"]
     subprocess.run([*command, f"sweep.num_trials={seeds}"], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
     events = read_events(folder / "sweeps/side" / EVENTS_FILE)
-    last = {event.trial: event for event in events if isinstance(event, Reported) and event.epoch == epochs}
+    last = {event.trial: event for event in events if isinstance(event, EpochReported) and event.epoch == epochs}
     return [{name: last[trial].metrics[name] for name in _METRICS} for trial in sorted(last)]
 
 
-def _mean(metrics: list[dict[str, float]], name: str) -> float:
+def _compute_mean(metrics: list[dict[str, float]], name: str) -> float:
     return statistics.mean(each[name] for each in metrics)
 
 
-def _off(sides: dict[str, list[dict[str, float]]], side: str, name: str) -> str:
+def _format_difference(sides: dict[str, list[dict[str, float]]], side: str, name: str) -> str:
     """How far a side's mean is from that of one worker, and its seeds from the same seeds there, at most."""
     first = sides["one worker"]
     if side == "one worker":
         return ""
     each = max(abs(here[name] / there[name] - 1) for here, there in zip(sides[side], first, strict=True))
-    return f" ({_mean(sides[side], name) / _mean(first, name) - 1:+.2%}, a seed up to {each:.2%})"
+    return f" ({_compute_mean(sides[side], name) / _compute_mean(first, name) - 1:+.2%}, a seed up to {each:.2%})"
 
 
 if __name__ == "__main__":

@@ -7,16 +7,18 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-_OF_SCHEDULERS = re.compile(r"^(SLURM|SLURMD|SRUN|SBATCH|LSB|LSF|JSM|PMI|PMIX|OMPI|RANK|LOCAL_RANK|WORLD_SIZE)(_|$)")
+_SCHEDULER_VARIABLE = re.compile(
+    r"^(SLURM|SLURMD|SRUN|SBATCH|LSB|LSF|JSM|PMI|PMIX|OMPI|RANK|LOCAL_RANK|WORLD_SIZE)(_|$)"
+)
 
 
-def without_scheduler(environment: Mapping[str, str]) -> dict[str, str]:
+def remove_scheduler_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment for what runs inside a job without being a task of it: Ray, and through it every trial.
 
     Lightning takes the rank of a process from SLURM_PROCID and the like when it is imported, and what has another rank
     than 0 logs and saves nothing (lightning #6389).
     """
-    return {name: value for name, value in environment.items() if not _OF_SCHEDULERS.match(name)}
+    return {name: value for name, value in environment.items() if not _SCHEDULER_VARIABLE.match(name)}
 
 
 class Allocation(Protocol):
@@ -72,7 +74,7 @@ class Lsf(NamedTuple):
         return None
 
 
-class Alone(NamedTuple):
+class SingleMachine(NamedTuple):
     """No scheduler: this machine only."""
 
     job: str
@@ -96,4 +98,4 @@ def find_allocation(environment: Mapping[str, str]) -> Allocation:
     if "LSB_JOBID" in environment:
         # "host1 8 host2 8": names and slots
         return Lsf(environment["LSB_JOBID"], list(dict.fromkeys(environment["LSB_MCPU_HOSTS"].split()[::2])))
-    return Alone(str(os.getpid()), [os.uname().nodename])
+    return SingleMachine(str(os.getpid()), [os.uname().nodename])

@@ -22,29 +22,29 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cluster.allocation import Allocation, find_allocation, without_scheduler
-from cluster.sweep import INTERRUPTED, progress, split_arguments, sweep_folder, tune_command
-from handpose.config import load_environment, told
+from cluster.allocation import Allocation, find_allocation, remove_scheduler_variables
+from cluster.sweep import INTERRUPTED_STATUS, find_sweep_folder, make_tune_command, measure_progress, split_arguments
+from handpose.config import exit_on_user_error, load_dotenv_file
+from handpose.files import read_json, write_json
 from handpose.sweep.execution.interpreter import check_interpreter
 from handpose.sweep.execution.privacy import AUTH_MODE_VARIABLE, TOKEN_PATH_VARIABLE, TOKEN_VARIABLE, write_token
 from handpose.sweep.record.settings import format_resume_command
 from handpose.utf8 import use_utf8
-from handpose.whole_file import read_json, write_json
 
-_NODE = Path(__file__).resolve().with_name("node.py")
-_LOOK_EVERY_S = 0.5
+_NODE_SCRIPT = Path(__file__).resolve().with_name("node.py")
+_POLL_INTERVAL_S = 0.5
 _MARGIN_S = 30.0
 """Of the time between warning and end, what is left for stopping the nodes and queueing the job again."""
-_NODE_PATIENCE_S = 20.0
-_AGAIN_AFTER_S = 60.0
-_MOST_STARTS = 5
+_NODE_TIMEOUT_S = 20.0
+_RESTART_AFTER_S = 60.0
+_MAX_STARTS = 5
 """Of a node in one job."""
-_MOST_IDLE_JOBS = 2
-_ENDED_BY_SIGNAL = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 130, INTERRUPTED)
+_MAX_IDLE_JOBS = 2
+_SIGNAL_STATUSES = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 130, INTERRUPTED_STATUS)
 """Statuses of a tune.py that was told to end: before the sweep it does not save, since there is nothing yet."""
 
 
-class Ending:
+class JobEnd:
     """Whether this job is to end, and why.
 
     The warning stays blocked, here and in everything that is started, and is looked for instead of received: some
@@ -55,9 +55,9 @@ class Ending:
         self._is_ended = False
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._end)
+            signal.signal(number, self._on_signal)
 
-    def _end(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._is_ended = True
 
     @property
@@ -71,11 +71,11 @@ class Ending:
         return self._is_ended or self.is_warned
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
     print(f"job: {text}", flush=True)
 
 
-class Nodes:
+class RayNodes:
     """The Ray nodes of a job.
 
     `ray symmetric-run` (Ray 2.60) does less: it refuses to start where another job already runs Ray, and its `ray stop`
@@ -94,38 +94,40 @@ class Nodes:
         self._gone: dict[str, float] = {}  # since when
         self._starts: Counter[str] = Counter()
 
-    def start_head(self, ending: Ending, patience_s: float) -> str | None:
+    def start_head(self, job_end: JobEnd, timeout_s: float) -> str | None:
         """The address of the cluster; None where the head did not come up, or the job is to end."""
         host, others = self._allocation.hosts[0], self._allocation.hosts[1:]
         self._start(host, [f"--other={others[0]}"] if others else [], is_here=True)
-        _until(lambda: self._is_up(host) or self._has_ended(host) or ending.is_due, patience_s)
+        _wait_until(lambda: self._is_up(host) or self._has_ended(host) or job_end.is_due, timeout_s)
         return (self._folder / f"{host}.up").read_text(encoding="utf-8") if self._is_up(host) else None
 
-    def start_others(self, address: str, ending: Ending, patience_s: float) -> None:
+    def start_others(self, address: str, job_end: JobEnd, timeout_s: float) -> None:
         """Those that have not come after that time may still come; who never does is missed, and no more."""
         others = self._allocation.hosts[1:]
         for host in others:
             self._start(host, [f"--head={address}"], is_here=False)
-        _until(lambda: all(self._is_up(host) or self._has_ended(host) for host in others) or ending.is_due, patience_s)
+        _wait_until(
+            lambda: all(self._is_up(host) or self._has_ended(host) for host in others) or job_end.is_due, timeout_s
+        )
         missing = [host for host in others if not self._is_up(host)]
-        if missing and not ending.is_due:
-            say(f"goes on with {len(others) + 1 - len(missing)} nodes; not there yet: {', '.join(missing)}")
+        if missing and not job_end.is_due:
+            log_line(f"goes on with {len(others) + 1 - len(missing)} nodes; not there yet: {', '.join(missing)}")
 
-    def tell_gone(self) -> None:
+    def report_ended_nodes(self) -> None:
         """Say of each node that has ended by itself that it did."""
         for host in self._processes:
             if self._has_ended(host) and host not in self._gone:
                 self._gone[host] = time.monotonic()
-                say(f"the Ray node on {host} has ended; what it wrote last: {self._last_line(host)}")
+                log_line(f"the Ray node on {host} has ended; what it wrote last: {self._read_last_line(host)}")
 
-    def start_again(self, address: str) -> None:
+    def restart_ended_nodes(self, address: str) -> None:
         """Those that have been gone for a minute, of which something may have been wrong for once."""
         for host, since in list(self._gone.items()):
-            is_due = time.monotonic() - since >= _AGAIN_AFTER_S
-            if is_due and host != self._allocation.hosts[0] and self._starts[host] < _MOST_STARTS:
+            is_due = time.monotonic() - since >= _RESTART_AFTER_S
+            if is_due and host != self._allocation.hosts[0] and self._starts[host] < _MAX_STARTS:
                 del self._gone[host]
                 (self._folder / f"{host}.up").unlink(missing_ok=True)
-                say(f"starts the Ray node on {host} again")
+                log_line(f"starts the Ray node on {host} again")
                 self._start(host, [f"--head={address}"], is_here=False)
 
     @property
@@ -139,11 +141,18 @@ class Nodes:
             for process in group:
                 process.terminate()
             for process in group:
-                _end_at(process, time.monotonic() + _NODE_PATIENCE_S)
+                _kill_at(process, time.monotonic() + _NODE_TIMEOUT_S)
 
     def _start(self, host: str, more: Sequence[str], *, is_here: bool) -> None:
         self._starts[host] += 1
-        command = [sys.executable, str(_NODE), f"--folder={self._folder}", f"--host={host}", *self._options, *more]
+        command = [
+            sys.executable,
+            str(_NODE_SCRIPT),
+            f"--folder={self._folder}",
+            f"--host={host}",
+            *self._options,
+            *more,
+        ]
         # In a session of its own: Ctrl-C in a terminal is for the job alone, which stops the others in order.
         self._processes[host] = subprocess.Popen(
             command if is_here else self._allocation.command_on(host, command), start_new_session=True
@@ -155,7 +164,7 @@ class Nodes:
     def _has_ended(self, host: str) -> bool:
         return self._processes[host].poll() is not None
 
-    def _last_line(self, host: str) -> str:
+    def _read_last_line(self, host: str) -> str:
         log = self._folder / f"{host}.log"
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
         return next((line for line in reversed(lines) if line.strip()), "nothing")
@@ -163,34 +172,34 @@ class Nodes:
 
 def main() -> None:
     """Run the job. Its exit status is tune.py's, and 75 where it is queued again."""
-    given, arguments = parse(sys.argv[1:])
+    given, arguments = parse_arguments(sys.argv[1:])
     os.umask(0o077)
-    ending = Ending()
+    ending = JobEnd()
     allocation = find_allocation(os.environ)
-    with told():
+    with exit_on_user_error():
         check_interpreter(sys.executable)
-        load_environment()
-        folder = sweep_folder(arguments)
-        before = progress(folder)
-    with told(), _run_folder(given.folder, allocation.job) as place:
+        load_dotenv_file()
+        folder = find_sweep_folder(arguments)
+        before = measure_progress(folder)
+    with exit_on_user_error(), _make_run_folder(given.folder, allocation.job) as place:
         write_token(place / "token")
         os.environ[AUTH_MODE_VARIABLE], os.environ[TOKEN_PATH_VARIABLE] = "token", str(place / "token")
         os.environ.pop(TOKEN_VARIABLE, None)
         os.environ.pop("RAY_ADDRESS", None)
         options = [f"--{name}={value}" for name in ("cpus", "gpus", "network") if (value := getattr(given, name))]
         options += ["--gpus=0"] if given.gpus == 0 else []
-        status = run(Nodes(allocation, place, options), ending, given, arguments, folder)
-    if not ending.is_warned and status != INTERRUPTED:
+        status = run_job(RayNodes(allocation, place, options), ending, given, arguments, folder)
+    if not ending.is_warned and status != INTERRUPTED_STATUS:
         sys.exit(status if status >= 0 else 128 - status)
     if ending.is_due and not ending.is_warned:  # somebody has ended it; with 75 it would come again under LSF
         sys.exit(128 + signal.SIGTERM)
-    if status not in _ENDED_BY_SIGNAL:  # it was done, or failed, at the last moment
+    if status not in _SIGNAL_STATUSES:  # it was done, or failed, at the last moment
         sys.exit(status if status >= 0 else 128 - status)
-    with told():
-        sys.exit(_come_again(allocation, given.folder, has_moved=progress(folder) > before, folder=folder))
+    with exit_on_user_error():
+        sys.exit(_requeue(allocation, given.folder, has_moved=measure_progress(folder) > before, folder=folder))
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the arguments of tune.py, which follow two dashes."""
     before, arguments = split_arguments(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,35 +212,39 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_args(before), arguments
 
 
-def run(nodes: Nodes, ending: Ending, given: argparse.Namespace, arguments: Sequence[str], folder: Path) -> int:
+def run_job(
+    nodes: RayNodes, job_end: JobEnd, options: argparse.Namespace, arguments: Sequence[str], folder: Path
+) -> int:
     """Ray and tune.py, until it ends or is to; returns its exit status, or 75 where there was no time to begin."""
     try:
-        address = nodes.start_head(ending, given.wait_s)
+        address = nodes.start_head(job_end, options.wait_s)
         if address is None:
-            nodes.tell_gone()
-            return INTERRUPTED if ending.is_due else 1
-        nodes.start_others(address, ending, given.wait_s)
-        if ending.is_due:
-            return INTERRUPTED
-        environment = without_scheduler(os.environ) | {"RAY_ADDRESS": address}
-        process = subprocess.Popen(tune_command(arguments, folder), env=environment, start_new_session=True)
-        while process.poll() is None and not ending.is_due and nodes.has_head:
-            nodes.tell_gone()
-            nodes.start_again(address)
-            time.sleep(_LOOK_EVERY_S)
-        nodes.tell_gone()
+            nodes.report_ended_nodes()
+            return INTERRUPTED_STATUS if job_end.is_due else 1
+        nodes.start_others(address, job_end, options.wait_s)
+        if job_end.is_due:
+            return INTERRUPTED_STATUS
+        environment = remove_scheduler_variables(os.environ) | {"RAY_ADDRESS": address}
+        process = subprocess.Popen(make_tune_command(arguments, folder), env=environment, start_new_session=True)
+        while process.poll() is None and not job_end.is_due and nodes.has_head:
+            nodes.report_ended_nodes()
+            nodes.restart_ended_nodes(address)
+            time.sleep(_POLL_INTERVAL_S)
+        nodes.report_ended_nodes()
         if process.poll() is None:
-            say("the wall time ends; the sweep saves" if ending.is_warned else "the sweep is told to end, and saves")
+            log_line(
+                "the wall time ends; the sweep saves" if job_end.is_warned else "the sweep is told to end, and saves"
+            )
             process.terminate()
-            _end_at(process, time.monotonic() + max(given.warning_s - _MARGIN_S, given.warning_s / 2))
-            return INTERRUPTED if process.returncode in _ENDED_BY_SIGNAL else process.returncode
+            _kill_at(process, time.monotonic() + max(options.warning_s - _MARGIN_S, options.warning_s / 2))
+            return INTERRUPTED_STATUS if process.returncode in _SIGNAL_STATUSES else process.returncode
         return process.returncode
     finally:
         nodes.stop()
 
 
 @contextlib.contextmanager
-def _run_folder(folder: Path, job: str) -> Iterator[Path]:
+def _make_run_folder(folder: Path, job: str) -> Iterator[Path]:
     """A private place for the token and the nodes' word and logs; the logs of the job before are gone."""
     place = folder / f"nodes_{job}"
     shutil.rmtree(place, ignore_errors=True)
@@ -242,30 +255,30 @@ def _run_folder(folder: Path, job: str) -> Iterator[Path]:
         (place / "token").unlink(missing_ok=True)
 
 
-def _come_again(allocation: Allocation, place: Path, *, has_moved: bool, folder: Path) -> int:
+def _requeue(allocation: Allocation, place: Path, *, has_moved: bool, folder: Path) -> int:
     """Queue the job again, unless it gets nowhere; returns the status to leave with."""
     file = place / "idle_jobs.json"
     num_idle = 0 if has_moved else (read_json(file) if file.exists() else 0) + 1
     write_json(file, num_idle)
     goes_on = format_resume_command(folder)
-    if num_idle >= _MOST_IDLE_JOBS:
-        say(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {goes_on}")
+    if num_idle >= _MAX_IDLE_JOBS:
+        log_line(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {goes_on}")
         return 1
     reason = allocation.requeue()
     if reason is not None:
-        say(f"could not be queued again ({reason}); to go on: {goes_on}")
-        return INTERRUPTED
-    say("queued again")
-    return INTERRUPTED
+        log_line(f"could not be queued again ({reason}); to go on: {goes_on}")
+        return INTERRUPTED_STATUS
+    log_line("queued again")
+    return INTERRUPTED_STATUS
 
 
-def _until(is_so: Callable[[], bool], patience_s: float) -> None:
-    end = time.monotonic() + patience_s
-    while not is_so() and time.monotonic() < end:
-        time.sleep(_LOOK_EVERY_S)
+def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(_POLL_INTERVAL_S)
 
 
-def _end_at(process: subprocess.Popen[bytes], moment: float) -> None:
+def _kill_at(process: subprocess.Popen[bytes], moment: float) -> None:
     """Kill it then, if it has not ended: nothing that was reported is lost by that."""
     try:
         process.wait(max(0.0, moment - time.monotonic()))

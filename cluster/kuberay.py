@@ -20,32 +20,35 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cluster.submission import Submission, parser, read
-from cluster.sweep import ARGUMENTS
-from handpose.config import told
+from cluster.submission import Submission, make_parser, read_submission
+from cluster.sweep import ARGUMENTS_VARIABLE
+from handpose.config import exit_on_user_error
 from handpose.errors import UserError
 from handpose.resources import Memory
-from handpose.sweep.controller.slots import memory_for_trials
+from handpose.sweep.controller.slots import compute_trial_memory
 from handpose.sweep.execution.privacy import NO_USAGE_STATS
 from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20
-_LONGEST_NAME = 47  # KubeRay makes the names of pods and services from it, of 63 characters
-_OUTPUT = "/sweeps"
+_MAX_NAME_LENGTH = 47  # KubeRay makes the names of pods and services from it, of 63 characters
+_OUTPUT_FOLDER = "/sweeps"
 _QUANTITY = re.compile(r"(?P<number>\d+(\.\d+)?)((?P<prefix>[KMGT])(?P<binary>i?))?")
 
 
-def manifest(submission: Submission) -> dict[str, Any]:
+def make_manifest(submission: Submission) -> dict[str, Any]:
     """The RayJob. The head trains too, since the winner is retrained on the machine of the driver."""
     given = submission.options
-    head = {"rayStartParams": _start("--head", given.memory), "template": _pod(submission, "ray-head")}
+    head = {
+        "rayStartParams": _make_start_parameters("--head", given.memory),
+        "template": _make_pod(submission, "ray-head"),
+    }
     workers = {
         "groupName": "workers",
         "replicas": given.nodes - 1,
         "minReplicas": given.nodes - 1,
         "maxReplicas": given.nodes - 1,
-        "rayStartParams": _start("--worker", given.memory),
-        "template": _pod(submission, "ray-worker"),
+        "rayStartParams": _make_start_parameters("--worker", given.memory),
+        "template": _make_pod(submission, "ray-worker"),
     }
     return {
         "apiVersion": "ray.io/v1",
@@ -66,29 +69,29 @@ def manifest(submission: Submission) -> dict[str, Any]:
     }
 
 
-def _start(kind: str, memory: str) -> dict[str, str]:
+def _make_start_parameters(kind: str, memory: str) -> dict[str, str]:
     # The operator asks the dashboard how the job stands, so that it cannot be on loopback; the token guards it.
     dashboard = {"dashboard-host": "0.0.0.0"} if kind == "--head" else {}
-    limit = _num_bytes(memory)
-    for_trials = memory_for_trials(Memory(limit, limit, limited=True), with_driver=kind == "--head")
+    limit = _parse_quantity(memory)
+    for_trials = compute_trial_memory(Memory(limit, limit, is_limited=True), with_driver=kind == "--head")
     return {"object-store-memory": str(_OBJECT_STORE_BYTES), "memory": str(for_trials), **dashboard}
 
 
-def _num_bytes(quantity: str) -> int:
+def _parse_quantity(quantity: str) -> int:
     """Of an amount of memory as Kubernetes writes it: 32Gi, 1.5G."""
     parts = _QUANTITY.fullmatch(quantity)
     assert parts is not None, quantity
     return int(float(parts["number"]) * (1024 if parts["binary"] else 1000) ** " KMGT".index(parts["prefix"] or " "))
 
 
-def _pod(submission: Submission, name: str) -> dict[str, Any]:
+def _make_pod(submission: Submission, name: str) -> dict[str, Any]:
     given = submission.options
     resources = {"cpu": str(given.cpus_per_node), "memory": given.memory}
     if given.gpus_per_node:
         resources["nvidia.com/gpu"] = str(given.gpus_per_node)
     # Not in the entrypoint, which goes through two shells that quote in different ways.
     arguments = json.dumps(list(submission.arguments))
-    environment = {ARGUMENTS: arguments, "DIR_SCRATCH": _OUTPUT, **NO_USAGE_STATS}
+    environment = {ARGUMENTS_VARIABLE: arguments, "DIR_SCRATCH": _OUTPUT_FOLDER, **NO_USAGE_STATS}
     container: dict[str, Any] = {
         "name": name,
         "image": given.image,
@@ -99,16 +102,16 @@ def _pod(submission: Submission, name: str) -> dict[str, Any]:
     if given.secret is not None:
         container["envFrom"] = [{"secretRef": {"name": given.secret}}]
     if given.claim is not None:
-        container["volumeMounts"] = [{"name": "sweeps", "mountPath": _OUTPUT}]
+        container["volumeMounts"] = [{"name": "sweeps", "mountPath": _OUTPUT_FOLDER}]
         pod["volumes"] = [{"name": "sweeps", "persistentVolumeClaim": {"claimName": given.claim}}]
     return {"spec": pod}
 
 
-def _check(submission: Submission) -> None:
+def _check_submission(submission: Submission) -> None:
     given, name = submission.options, submission.name
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > _LONGEST_NAME:
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > _MAX_NAME_LENGTH:
         raise UserError(
-            f"sweep.name={name} must be a name of Kubernetes: at most {_LONGEST_NAME} small letters, digits and "
+            f"sweep.name={name} must be a name of Kubernetes: at most {_MAX_NAME_LENGTH} small letters, digits and "
             "dashes, and a letter first"
         )
     if re.search(r"[^\w./-]", given.project):
@@ -125,7 +128,7 @@ def _check(submission: Submission) -> None:
 
 def main(argv: list[str]) -> None:
     """Check, print and apply."""
-    made = parser(__doc__ or "")
+    made = make_parser(__doc__ or "")
     made.add_argument("--image", required=True, help="that holds the project and its requirements")
     made.add_argument("--project", default="/handpose", help="where the project lies in it")
     made.add_argument("--memory", default="16Gi", help="of each pod")
@@ -135,10 +138,10 @@ def main(argv: list[str]) -> None:
     made.add_argument("--secret", help="a Secret whose entries become environment variables: keys of stores, W&B")
     made.add_argument("--namespace", default="default")
     made.add_argument("--retries", type=int, default=20, help="clusters that may be lost before the job has failed")
-    with told():
-        submission = read(made, argv, is_here=False)
-        _check(submission)
-        text = yaml.safe_dump(manifest(submission), sort_keys=False)
+    with exit_on_user_error():
+        submission = read_submission(made, argv, is_here=False)
+        _check_submission(submission)
+        text = yaml.safe_dump(make_manifest(submission), sort_keys=False)
         print(text, end="", flush=True)
         if submission.options.dry_run:
             return

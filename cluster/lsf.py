@@ -14,15 +14,32 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cluster.submission import Submission, job_parser, read, script, seconds, submit
-from cluster.sweep import INTERRUPTED
-from handpose.config import told
+from cluster.submission import Submission, make_job_parser, make_script, parse_wall_time, read_submission, submit
+from cluster.sweep import INTERRUPTED_STATUS
+from handpose.config import exit_on_user_error
 from handpose.utf8 import use_utf8
 
-_OURS = ("-n", "-W", "-wa", "-wt", "-Q", "-o", "-oo", "-e", "-eo", "-J", "-x", "-gpu", "-r", "-rn", "-K", "-I")
+_RESERVED_OPTIONS = (
+    "-n",
+    "-W",
+    "-wa",
+    "-wt",
+    "-Q",
+    "-o",
+    "-oo",
+    "-e",
+    "-eo",
+    "-J",
+    "-x",
+    "-gpu",
+    "-r",
+    "-rn",
+    "-K",
+    "-I",
+)
 
 
-def directives(submission: Submission) -> list[str]:
+def make_directives(submission: Submission) -> list[str]:
     """The #BSUB lines. LSF counts slots, which are cores, and times in minutes."""
     given = submission.options
     slots = given.cpus_per_node or 1
@@ -32,23 +49,23 @@ def directives(submission: Submission) -> list[str]:
         f'-R "span[ptile={slots}]"',
         *(["-x"] if given.cpus_per_node is None else []),
         *([f'-gpu "num={given.gpus_per_node}:mode=shared:j_exclusive=yes"'] if given.gpus_per_node else []),
-        f"-W {math.ceil(seconds(given.wall_time) / 60)}",
+        f"-W {math.ceil(parse_wall_time(given.wall_time) / 60)}",
         "-wa USR1",
         f"-wt {math.ceil(given.warning_s / 60)}",
-        f'-Q "{INTERRUPTED}"',  # a job that ends so comes again, without anybody's rights
+        f'-Q "{INTERRUPTED_STATUS}"',  # a job that ends so comes again, without anybody's rights
         "-r",  # and one whose host was lost
         "-o /dev/null",  # of a job that comes again LSF keeps no output, so that the script writes its own
-        *submission.more,
+        *submission.scheduler_options,
     ]
     return [f"#BSUB {option}" for option in options]
 
 
 def main(argv: list[str]) -> None:
     """Check, print and submit."""
-    with told():
-        submission = read(job_parser(__doc__ or ""), argv, ours=_OURS)
+    with exit_on_user_error():
+        submission = read_submission(make_job_parser(__doc__ or ""), argv, reserved=_RESERVED_OPTIONS)
         own_log = f"exec >> {shlex.quote(str(submission.log))} 2>&1"
-        submit(submission, script(submission, directives(submission), before=[own_log]), ["bsub"])
+        submit(submission, make_script(submission, make_directives(submission), before=[own_log]), ["bsub"])
 
 
 if __name__ == "__main__":

@@ -17,19 +17,19 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cluster.allocation import without_scheduler
-from handpose.config import told
-from handpose.resources import count_cores, list_addresses, main_memory
-from handpose.sweep.controller.slots import memory_for_trials
+from cluster.allocation import remove_scheduler_variables
+from handpose.config import exit_on_user_error
+from handpose.files import write_atomically
+from handpose.resources import count_cores, list_addresses, measure_memory
+from handpose.sweep.controller.slots import compute_trial_memory
 from handpose.sweep.execution.privacy import NO_USAGE_STATS, make_private_folder
 from handpose.utf8 import use_utf8
-from handpose.whole_file import whole_file
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine
-_END_PATIENCE_S = 15.0
+_END_TIMEOUT_S = 15.0
 
 
-def own_address(*, network: str | None, host: str, other: str | None) -> str | None:
+def find_own_address(*, network: str | None, host: str, other: str | None) -> str | None:
     """The IPv4 address of this machine that the others of a job reach it at; None: Ray may choose.
 
     network: it lies in, as 10.1.0.0/16, where that was said. host: the scheduler's name for this machine. other:
@@ -52,7 +52,7 @@ def own_address(*, network: str | None, host: str, other: str | None) -> str | N
     return None
 
 
-def ray_command(given: argparse.Namespace, *, folder: Path, address: str | None) -> list[str]:
+def make_ray_command(given: argparse.Namespace, *, folder: Path, address: str | None) -> list[str]:
     """The command line of the Ray node. folder: for its temporary files. address: of this machine."""
     cores = count_cores()
     options = [
@@ -60,7 +60,7 @@ def ray_command(given: argparse.Namespace, *, folder: Path, address: str | None)
         f"--temp-dir={folder}",
         f"--num-cpus={min(cores, given.cpus) if given.cpus else cores}",
         f"--object-store-memory={_OBJECT_STORE_BYTES}",
-        f"--memory={memory_for_trials(main_memory(), with_driver=given.head is None)}",
+        f"--memory={compute_trial_memory(measure_memory(), with_driver=given.head is None)}",
         *("--min-worker-port=0", "--max-worker-port=0"),  # 10002 and up otherwise, in every job of a host
         "--dashboard-agent-listen-port=0",
         *([] if given.gpus is None else [f"--num-gpus={given.gpus}"]),
@@ -68,13 +68,13 @@ def ray_command(given: argparse.Namespace, *, folder: Path, address: str | None)
     ]
     if given.head is None:
         # Ray's client server cannot be turned off, and takes port 10001 unless it is told another.
-        head = ["--head", "--port=0", f"--ray-client-server-port={_free_port()}", "--include-dashboard=false"]
+        head = ["--head", "--port=0", f"--ray-client-server-port={_find_free_port()}", "--include-dashboard=false"]
     else:
         head = [f"--address={given.head}"]
     return [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *head, *options]
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as found:
         found.bind(("", 0))
         return int(found.getsockname()[1])
@@ -93,19 +93,19 @@ def main() -> None:
     given = parser.parse_args()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})  # the job's own; inherited by all of Ray
     other = given.head.rpartition(":")[0] if given.head else given.other
-    address = own_address(network=given.network, host=given.host, other=other)
+    address = find_own_address(network=given.network, host=given.host, other=other)
     with (
-        told(),
+        exit_on_user_error(),
         make_private_folder() as folder,
         (given.folder / f"{given.host}.log").open("a", encoding="utf-8") as log,
     ):
-        command = ray_command(given, folder=folder, address=address)
-        environment = without_scheduler(os.environ) | NO_USAGE_STATS
+        command = make_ray_command(given, folder=folder, address=address)
+        environment = remove_scheduler_variables(os.environ) | NO_USAGE_STATS
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        sys.exit(_attend(process, folder / "ray_current_cluster", given.folder / f"{given.host}.up"))
+        sys.exit(_wait_for_node(process, folder / "ray_current_cluster", given.folder / f"{given.host}.up"))
 
 
-def _attend(process: subprocess.Popen[bytes], address: Path, word: Path) -> int:
+def _wait_for_node(process: subprocess.Popen[bytes], address: Path, address_file: Path) -> int:
     """Leave word of the node's cluster as soon as it has joined, and wait until it ends, or is to."""
     is_ended = False
 
@@ -117,15 +117,15 @@ def _attend(process: subprocess.Popen[bytes], address: Path, word: Path) -> int:
         signal.signal(number, end)
     parent = os.getppid()
     while process.poll() is None and not is_ended and os.getppid() == parent:
-        if not word.exists() and address.exists() and (text := address.read_text(encoding="utf-8").strip()):
-            with whole_file(word) as part:
+        if not address_file.exists() and address.exists() and (text := address.read_text(encoding="utf-8").strip()):
+            with write_atomically(address_file) as part:
                 part.write_text(text, encoding="utf-8")
         time.sleep(0.2)
     if process.poll() is not None:
         return process.returncode
     process.terminate()
     try:
-        process.wait(_END_PATIENCE_S)
+        process.wait(_END_TIMEOUT_S)
     except subprocess.TimeoutExpired:  # Ray waits 30 s for what still runs; its reaper ends the others then
         process.kill()
         process.wait()

@@ -19,30 +19,30 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cluster.submission import REPOSITORY, Submission, parser, read
-from handpose.config import override_key, told
+from cluster.submission import REPOSITORY, Submission, make_parser, read_submission
+from handpose.config import exit_on_user_error, override_key
 from handpose.errors import UserError
+from handpose.files import check_output_file, expand_home, write_atomically
 from handpose.sweep.execution.privacy import NO_USAGE_STATS, ensure_token
 from handpose.utf8 import use_utf8
-from handpose.whole_file import check_output, expand_home, whole_file
 
 _TOKEN = "~/.ray/auth_token"
 _PYTHON = "~/handpose_venv/bin"
 """An environment of its own on each machine: into that of Debian and Ubuntu pip installs nothing (PEP 668)."""
 _RAY = " ".join(["RAY_AUTH_MODE=token", *map("=".join, NO_USAGE_STATS.items()), f"{_PYTHON}/ray"])
-_START = f"{_RAY} start --object-store-memory=104857600"
+_START_COMMAND = f"{_RAY} start --object-store-memory=104857600"
 _CLIENTS = {"aws": "boto3", "gcp": "google-api-python-client cryptography", "local": ""}
 """With which the head, from its Python, starts the other machines."""
 
 
-def cluster(submission: Submission) -> dict[str, Any]:
+def make_cluster(submission: Submission) -> dict[str, Any]:
     """What the file holds, as ray/autoscaler/ray-schema.json has it."""
     given = submission.options
     install = f"{_PYTHON}/pip install -q -r ~/handpose/requirements.txt {_CLIENTS[given.provider]}"
     key = {} if given.ssh_private_key is None else {"ssh_private_key": given.ssh_private_key}
     return {
         "cluster_name": submission.name,
-        **_machines(submission),
+        **_make_machines(submission),
         "auth": {"ssh_user": given.ssh_user, **key},
         # The token travels as a file, with its mode; in a command it would stand in logs and lists of processes.
         "file_mounts": {"~/handpose": str(REPOSITORY), _TOKEN: str(expand_home(_TOKEN))},
@@ -58,13 +58,14 @@ def cluster(submission: Submission) -> dict[str, Any]:
         "head_setup_commands": [],  # those of Ray (2.60) install into another Python
         "head_start_ray_commands": [
             f"{_RAY} stop",
-            f"{_START} --head --port=6379 --dashboard-host=127.0.0.1 --autoscaling-config=~/ray_bootstrap_config.yaml",
+            f"{_START_COMMAND} --head --port=6379 --dashboard-host=127.0.0.1 "
+            "--autoscaling-config=~/ray_bootstrap_config.yaml",
         ],
-        "worker_start_ray_commands": [f"{_RAY} stop", f"{_START} --address=$RAY_HEAD_IP:6379"],
+        "worker_start_ray_commands": [f"{_RAY} stop", f"{_START_COMMAND} --address=$RAY_HEAD_IP:6379"],
     }
 
 
-def _machines(submission: Submission) -> dict[str, Any]:
+def _make_machines(submission: Submission) -> dict[str, Any]:
     given = submission.options
     if given.provider == "local":
         head, *workers = given.hosts
@@ -72,7 +73,7 @@ def _machines(submission: Submission) -> dict[str, Any]:
     provider = {"type": given.provider, "region": given.region}
     if given.provider == "gcp":
         provider |= {"project_id": given.project_id, "availability_zone": given.zone}
-    kind = {"node_config": _aws(given) if given.provider == "aws" else _gcp(given), "resources": {}}
+    kind = {"node_config": _make_aws_node(given) if given.provider == "aws" else _make_gcp_node(given), "resources": {}}
     others = {"min_workers": given.nodes - 1, "max_workers": given.nodes - 1}
     return {
         "provider": provider,
@@ -82,13 +83,13 @@ def _machines(submission: Submission) -> dict[str, Any]:
     }
 
 
-def _aws(given: argparse.Namespace) -> dict[str, Any]:
+def _make_aws_node(given: argparse.Namespace) -> dict[str, Any]:
     """An instance, in the words of EC2. Ray's own image (2.60) is Ubuntu 18.04, whose Python is too old."""
     disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": given.disk_gb, "VolumeType": "gp3"}}
     return {"InstanceType": given.instance_type, "ImageId": given.image, "BlockDeviceMappings": [disk]}
 
 
-def _gcp(given: argparse.Namespace) -> dict[str, Any]:
+def _make_gcp_node(given: argparse.Namespace) -> dict[str, Any]:
     """An instance, in the words of Compute Engine, which has no default for the disk."""
     made = {"diskSizeGb": given.disk_gb, "sourceImage": given.image}
     disk = {"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": made}
@@ -96,7 +97,7 @@ def _gcp(given: argparse.Namespace) -> dict[str, Any]:
     return {"machineType": given.instance_type, "disks": [disk], **stays}
 
 
-def _check(submission: Submission) -> None:
+def _check_submission(submission: Submission) -> None:
     given = submission.options
     needed = {
         "local": ("hosts",),
@@ -118,7 +119,7 @@ def _check(submission: Submission) -> None:
 
 def main(argv: list[str]) -> None:
     """Check, write the file, and print the three commands."""
-    made = parser(__doc__ or "")
+    made = make_parser(__doc__ or "")
     made.add_argument("--provider", choices=("aws", "gcp", "local"), required=True)
     made.add_argument("--region", help="of the cloud")
     made.add_argument("--zone", help="of gcp")
@@ -132,29 +133,29 @@ def main(argv: list[str]) -> None:
     made.add_argument("--ssh-user", default="ubuntu")
     made.add_argument("--ssh-private-key", help="which opens all machines; the head gets it, to reach the others")
     made.add_argument("--output", type=Path, required=True, help="the file to write")
-    with told():
-        submission = read(made, argv, is_here=False)
-        _check(submission)
-        check_output(submission.options.output)
-        text = yaml.safe_dump(cluster(submission), sort_keys=False)
+    with exit_on_user_error():
+        submission = read_submission(made, argv, is_here=False)
+        _check_submission(submission)
+        check_output_file(submission.options.output)
+        text = yaml.safe_dump(make_cluster(submission), sort_keys=False)
         print(text, end="")
         given = submission.options
         if not given.dry_run:
             ensure_token(os.environ, home=expand_home("~"))
-            with whole_file(given.output) as part:
+            with write_atomically(given.output) as part:
                 part.write_text(text, encoding="utf-8")
         command = shlex.join(["cluster/sweep.py", "--", *submission.arguments])
         sweep = f"cd ~/handpose && RAY_AUTH_MODE=token {_PYTHON}/python {command}"
         # Of machines of one's own Ray's second autoscaler (2.60) never starts any but the head.
         switch = "RAY_UP_enable_autoscaler_v2=0 " if given.provider == "local" else ""
-        ray = _shown(Path(sys.executable).with_name("ray"))
+        ray = _format_for_shell(Path(sys.executable).with_name("ray"))
         file = shlex.quote(str(given.output))
         print(f"\n{switch}{ray} up -y {file}")
         print(f"{ray} exec --tmux {file} {shlex.quote(sweep)}")
         print(f"{ray} down -y {file}")
 
 
-def _shown(program: Path) -> str:
+def _format_for_shell(program: Path) -> str:
     """As it is typed into a shell here."""
     here = Path.cwd()
     return shlex.quote(str(program.relative_to(here) if program.is_relative_to(here) else program))

@@ -13,17 +13,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cluster.submission import Submission, job_parser, read, script, submit
-from handpose.config import told
+from cluster.submission import Submission, make_job_parser, make_script, read_submission, submit
+from handpose.config import exit_on_user_error
 from handpose.utf8 import use_utf8
 
-_OURS = (
+_RESERVED_OPTIONS = (
     *("--nodes", "-N", "--time", "-t", "--signal", "--requeue", "--no-requeue", "--output", "-o", "--open-mode"),
     *("--ntasks", "-n", "--ntasks-per-node", "--cpus-per-task", "-c", "--gpus-per-node", "--job-name", "-J", "--array"),
 )
 
 
-def directives(submission: Submission) -> list[str]:
+def make_directives(submission: Submission) -> list[str]:
     """The #SBATCH lines."""
     given = submission.options
     whole = ["--exclusive", "--mem=0"]  # all cores and all memory of each node
@@ -39,16 +39,16 @@ def directives(submission: Submission) -> list[str]:
         "--no-kill",  # the loss of a node costs that node
         f"--output={shlex.quote(str(submission.log).replace('%', '%%'))}",  # % begins a pattern, as in %j
         "--open-mode=append",
-        *submission.more,
+        *submission.scheduler_options,
     ]
     return [f"#SBATCH {option}" for option in options]
 
 
 def main(argv: list[str]) -> None:
     """Check, print and submit."""
-    with told():
-        submission = read(job_parser(__doc__ or ""), argv, ours=_OURS)
-        submit(submission, script(submission, directives(submission)), ["sbatch"])
+    with exit_on_user_error():
+        submission = read_submission(make_job_parser(__doc__ or ""), argv, reserved=_RESERVED_OPTIONS)
+        submit(submission, make_script(submission, make_directives(submission)), ["sbatch"])
 
 
 if __name__ == "__main__":

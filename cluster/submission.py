@@ -15,37 +15,37 @@ from typing import NamedTuple
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from cluster.sweep import split_arguments, sweep_folder  # noqa: E402
-from handpose.config import compose, load_environment, override_key, quote_override  # noqa: E402
+from cluster.sweep import find_sweep_folder, split_arguments  # noqa: E402
+from handpose.config import compose, load_dotenv_file, override_key, quote_override  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
+from handpose.files import write_atomically  # noqa: E402
 from handpose.search.space import load_space  # noqa: E402
 from handpose.search.study import hide_password  # noqa: E402
 from handpose.sweep.execution.interpreter import check_interpreter  # noqa: E402
-from handpose.whole_file import whole_file  # noqa: E402
 
-_NOT_IN_A_JOB = ("ray.address", "ray.num_cpus", "sweep.status", "sweep.folder")
+_FORBIDDEN_KEYS = ("ray.address", "ray.num_cpus", "sweep.status", "sweep.folder")
 
 
 class Submission(NamedTuple):
     """A sweep to be submitted.
 
-    name: of the sweep and the job. folder: of the sweep. place: of the job's script and log. options: as they were
-    given. more: options for the scheduler, one each. arguments: of tune.py.
+    name: of the sweep and the job. folder: of the sweep. job_folder: of the job's script and log. options: as they were
+    given. scheduler_options: options for the scheduler, one each. arguments: of tune.py.
     """
 
     name: str
     folder: Path
-    place: Path
+    job_folder: Path
     options: argparse.Namespace
-    more: Sequence[str]
+    scheduler_options: Sequence[str]
     arguments: Sequence[str]
 
     @property
     def log(self) -> Path:
-        return self.place / "job.log"
+        return self.job_folder / "job.log"
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str) -> argparse.ArgumentParser:
     """Of what every launcher takes."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -57,9 +57,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def job_parser(description: str) -> argparse.ArgumentParser:
+def make_job_parser(description: str) -> argparse.ArgumentParser:
     """With what a job of a scheduler has besides."""
-    made = parser(description)
+    made = make_parser(description)
     made.add_argument("--setup", default="", help="shell commands before Python, as 'module load cuda'")
     made.add_argument("--wall-time", required=True, help="of each job, HH:MM:SS; the sweep takes as many as it needs")
     made.add_argument("--warning-s", type=int, default=300, help="before its end the sweep is saved")
@@ -68,20 +68,20 @@ def job_parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def read(
-    made: argparse.ArgumentParser, argv: Sequence[str], *, ours: Sequence[str] | None = None, is_here: bool = True
+def read_submission(
+    made: argparse.ArgumentParser, argv: Sequence[str], *, reserved: Sequence[str] | None = None, is_here: bool = True
 ) -> Submission:
     """The submission that a command line asks for.
 
-    ours: options of the scheduler that the launcher sets itself; it takes all others. None: there are no others.
+    reserved: options of the scheduler that the launcher sets itself; it takes all others. None: there are no others.
     is_here: the sweep's folder is seen from this machine. Raises UserError for any mistake in the command line.
     """
     before, arguments = split_arguments(argv)
     options, unknown = made.parse_known_args(before)
-    if ours is None and unknown:
+    if reserved is None and unknown:
         raise UserError(f"{unknown[0]} is no option (--help); the arguments of tune.py follow two dashes")
-    more = _passed_through(unknown, ours or ())
-    load_environment()
+    more = _select_scheduler_options(unknown, reserved or ())
+    load_dotenv_file()
     _check_options(options)
     _check_arguments(arguments)
     given = {override_key(item) for item in arguments}
@@ -89,7 +89,7 @@ def read(
         arguments.append(f"sweep.name={datetime.now():sweep-%Y-%m-%d-%H-%M-%S}")
     # What the environment of a machine elsewhere has need not be here.
     checked = arguments if is_here else [re.sub(r"\$\{oc\.env:\w+\}", "elsewhere", item) for item in arguments]
-    folder = sweep_folder(checked)
+    folder = find_sweep_folder(checked)
     if is_here:
         _check_sweep(folder, is_resumed="sweep.resume" in given)
     if "sweep.resume" not in given:
@@ -97,7 +97,7 @@ def read(
     return Submission(folder.name, folder, folder.parents[1] / "jobs" / folder.name, options, more, arguments)
 
 
-def _passed_through(unknown: Sequence[str], ours: Sequence[str]) -> list[str]:
+def _select_scheduler_options(unknown: Sequence[str], reserved: Sequence[str]) -> list[str]:
     """Options that are not ours, each with its value: `--partition gpu`, `-q gpu`, `--exclusive`."""
     more: list[str] = []
     for item in unknown:
@@ -110,7 +110,7 @@ def _passed_through(unknown: Sequence[str], ours: Sequence[str]) -> list[str]:
             raise UserError(f"{item} is no option; the arguments of tune.py follow two dashes: -- {item}")
     for item in more:
         name = re.split(r"[= ]", item)[0]
-        if name in ours:
+        if name in reserved:
             raise UserError(f"{item}: {name} is set by this launcher, from --wall-time, --nodes and the like (--help)")
         if "\n" in item:
             raise UserError(f"{item!r}: an option has one line")
@@ -122,11 +122,11 @@ def _check_options(options: argparse.Namespace) -> None:
         value = getattr(options, name, None)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, but it is {value}")
-    if "wall_time" in options and options.warning_s >= seconds(options.wall_time):
+    if "wall_time" in options and options.warning_s >= parse_wall_time(options.wall_time):
         raise UserError(f"--warning-s {options.warning_s} leaves no time to train of --wall-time {options.wall_time}")
 
 
-def seconds(wall_time: str) -> int:
+def parse_wall_time(wall_time: str) -> int:
     """Of a wall time, HH:MM:SS, with days before it as D-HH:MM:SS. Raises UserError."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", wall_time)
     if found is None:
@@ -137,7 +137,7 @@ def seconds(wall_time: str) -> int:
 
 def _check_arguments(arguments: Sequence[str]) -> None:
     for item in arguments:
-        if override_key(item) in _NOT_IN_A_JOB:
+        if override_key(item) in _FORBIDDEN_KEYS:
             raise UserError(f"{item} has no place in a job, which has its own Ray, and finds the sweep by its name")
         if hide_password(item) != item:
             raise UserError(
@@ -154,13 +154,13 @@ def _check_sweep(folder: Path, *, is_resumed: bool) -> None:
         raise UserError(f"there is a sweep in {folder}: give sweep.resume={folder}, or another sweep.name")
 
 
-def script(submission: Submission, directives: Sequence[str], *, before: Sequence[str] = ()) -> str:
+def make_script(submission: Submission, directives: Sequence[str], *, before: Sequence[str] = ()) -> str:
     """The job's script: the scheduler's directives, the setup, and cluster/job.py in place of the shell.
 
     In its place, so that the scheduler's signals reach it. before: lines of shell that come first.
     """
     given = submission.options
-    options = [f"--folder={submission.place}", f"--warning-s={given.warning_s}", f"--wait-s={given.wait_s}"]
+    options = [f"--folder={submission.job_folder}", f"--warning-s={given.warning_s}", f"--wait-s={given.wait_s}"]
     options += [f"--gpus={given.gpus_per_node}"]
     options += [] if given.cpus_per_node is None else [f"--cpus={given.cpus_per_node}"]
     options += [] if given.network is None else [f"--network={given.network}"]
@@ -173,25 +173,25 @@ def script(submission: Submission, directives: Sequence[str], *, before: Sequenc
     return "\n".join([*lines, ""])
 
 
-def submit(submission: Submission, text: str, command: Sequence[str]) -> None:
+def submit(submission: Submission, script: str, command: Sequence[str]) -> None:
     """Keep the script and hand it in; with --dry-run only print it. Raises UserError where that is refused.
 
     command: of the scheduler, which reads the script on its standard input.
     """
     if submission.options.dry_run:
-        print(text, end="")
+        print(script, end="")
         return
     if shutil.which(command[0]) is None:
         raise UserError(f"there is no {command[0]} here; go to a machine that has it, or print the job with --dry-run")
-    submission.place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (submission.place / "idle_jobs.json").unlink(missing_ok=True)
-    file = submission.place / "job.sh"
-    with whole_file(file) as part:
-        part.write_text(text, encoding="utf-8")
+    submission.job_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (submission.job_folder / "idle_jobs.json").unlink(missing_ok=True)
+    file = submission.job_folder / "job.sh"
+    with write_atomically(file) as part:
+        part.write_text(script, encoding="utf-8")
         part.chmod(0o600)
-    done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    done = subprocess.run(command, input=script, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         raise UserError(f"{command[0]} refused {file}: {' '.join((done.stderr or done.stdout).split())}")
-    print(text, done.stdout.strip(), f"log:    {submission.log}", sep="\n")
+    print(script, done.stdout.strip(), f"log:    {submission.log}", sep="\n")
     shown = quote_override("sweep.status", str(submission.folder))
     print("status: " + shlex.join(["python", "tune.py", shown]))

@@ -17,13 +17,20 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from handpose.config import compose, load_environment, override_key, override_value, quote_override, told  # noqa: E402
+from handpose.config import (  # noqa: E402
+    compose,
+    exit_on_user_error,
+    load_dotenv_file,
+    override_key,
+    parse_override_value,
+    quote_override,
+)
 from handpose.errors import UserError  # noqa: E402
+from handpose.files import expand_home  # noqa: E402
 from handpose.utf8 import use_utf8  # noqa: E402
-from handpose.whole_file import expand_home  # noqa: E402
 
-ARGUMENTS = "SWEEP_ARGUMENTS"
-INTERRUPTED = 75
+ARGUMENTS_VARIABLE = "SWEEP_ARGUMENTS"
+INTERRUPTED_STATUS = 75
 """Exit status of tune.py for a sweep that can go on."""
 
 
@@ -33,9 +40,9 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:place]), list(argv[place + 1 :])
 
 
-def sweep_folder(arguments: Sequence[str]) -> Path:
+def find_sweep_folder(arguments: Sequence[str]) -> Path:
     """The folder of the sweep that these arguments of tune.py are about. Raises UserError for a mistake in them."""
-    resumed = [override_value(item) for item in arguments if override_key(item) == "sweep.resume"]
+    resumed = [parse_override_value(item) for item in arguments if override_key(item) == "sweep.resume"]
     if resumed:
         return expand_home(str(resumed[-1])).resolve()
     if not any(override_key(item) == "sweep.name" for item in arguments):
@@ -43,19 +50,19 @@ def sweep_folder(arguments: Sequence[str]) -> Path:
     return Path(compose("tune", list(arguments)).sweep.folder)
 
 
-def tune_command(arguments: Sequence[str], folder: Path) -> list[str]:
+def make_tune_command(arguments: Sequence[str], folder: Path) -> list[str]:
     """The command line that begins the sweep, or goes on with it where its folder, or its store, has it already."""
     asked = list(arguments)
     if not any(override_key(item) == "sweep.resume" for item in asked):
         if (folder / "sweep.yaml").is_file():
             asked = [quote_override("sweep.resume", str(folder))]
-        elif (url := _kept_at(asked)) is not None:
+        elif (url := _find_stored_sweep(asked)) is not None:
             here = [item for item in asked if override_key(item).startswith("paths.")]
             asked = [quote_override("sweep.resume", url), *here]
     return [sys.executable, str(REPOSITORY / "tune.py"), *asked, "ray.address=auto"]
 
 
-def _kept_at(arguments: Sequence[str]) -> str | None:
+def _find_stored_sweep(arguments: Sequence[str]) -> str | None:
     """The URL of the sweep in its store, where the machine that began it is gone, and its folder with it."""
     sweep = compose("tune", list(arguments)).sweep
     if sweep.storage is None:
@@ -70,7 +77,7 @@ def _kept_at(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def progress(folder: Path) -> int:
+def measure_progress(folder: Path) -> int:
     """A number that grows with the epochs that sweep, confirmation and retraining have trained."""
     logs = [folder / "events.jsonl", folder / "confirm" / "events.jsonl"]
     content = b"".join(file.read_bytes() for file in logs if file.is_file())
@@ -81,11 +88,11 @@ def progress(folder: Path) -> int:
 
 def main() -> None:
     """Become tune.py."""
-    with told():
-        load_environment()
+    with exit_on_user_error():
+        load_dotenv_file()
         given = [item for item in sys.argv[1:] if item != "--"]
-        arguments = given or json.loads(os.environ.get(ARGUMENTS, "[]"))
-        command = tune_command(arguments, sweep_folder(arguments))
+        arguments = given or json.loads(os.environ.get(ARGUMENTS_VARIABLE, "[]"))
+        command = make_tune_command(arguments, find_sweep_folder(arguments))
     os.execv(command[0], command)
 
 

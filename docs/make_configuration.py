@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
+from handpose.files import write_atomically
 from handpose.schema import type_of
-from handpose.whole_file import whole_file
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -257,5 +257,5 @@ def make_page() -> str:
 
 
 if __name__ == "__main__":
-    with whole_file(PAGE) as part:
+    with write_atomically(PAGE) as part:
         part.write_text(make_page(), encoding="utf-8")

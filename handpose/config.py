@@ -35,11 +35,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from handpose.config_files import config_folders, extension_configs, find_options, use_extensions
-from handpose.errors import UserError, explain, is_about_files
+from handpose.errors import UserError, explain_file_error, is_about_files
+from handpose.files import expand_home, write_atomically
 from handpose.formats import rename_key
-from handpose.schema import check, parameters, unknown_key
+from handpose.schema import check_config, explain_unknown_key, list_parameters
 from handpose.utf8 import is_utf8, read_utf8, use_utf8
-from handpose.whole_file import expand_home, whole_file
 from handpose.yaml_files import load_yaml
 
 ConfigName = Literal["train", "tune"]
@@ -66,7 +66,7 @@ PATH_KEYS = (
 SWEEP_GROUPS = ("sweep", "retrain", "report", "scheduler", "searcher", "ray", "search_space", "hydra")
 """Groups and keys of tune.py that train.py does not have, and `hydra`."""
 
-_NEEDED = (
+_REQUIRED_GROUPS = (
     "data",
     "model",
     "heatmap",
@@ -89,16 +89,16 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     overrides: as on the command line. `best=FILE` puts that file's overrides before the others.
     Raises UserError for what a user can mend.
     """
-    given = [_with_quotes(rename_key(item)) for item in overrides]
+    given = [_quote_non_ascii(rename_key(item)) for item in overrides]
     for item in given:
-        _check_name(override_key(item), item.partition("=")[2])
-    path = _best_path(given)
-    every = _with_best(given)
+        _check_is_utf8(override_key(item), item.partition("=")[2])
+    path = _find_best_path(given)
+    every = _insert_best_overrides(given)
     use_given_extensions(every)
     try:
-        return _checked(config_name, every)
+        return _compose_and_check(config_name, every)
     except UserError as error:
-        if path is None or _composes(config_name, _best(path)):
+        if path is None or _can_compose(config_name, _read_best_overrides(path)):
             raise
         raise UserError(f"best={path} does not fit this version of the project: {error}") from error
 
@@ -108,7 +108,9 @@ def use_given_extensions(overrides: Sequence[str]) -> None:
 
     `compose` does this by itself. Raises UserError where there is no such folder.
     """
-    values = {override_key(item): override_value(item) for item in overrides if override_key(item) in _EXTENSION_KEYS}
+    values = {
+        override_key(item): parse_override_value(item) for item in overrides if override_key(item) in _EXTENSION_KEYS
+    }
     given = values.get("paths.extensions")
     if given in (None, ""):
         return
@@ -124,39 +126,39 @@ def use_given_extensions(overrides: Sequence[str]) -> None:
 _EXTENSION_KEYS = ("paths.extensions", "paths.base")
 
 
-def _composes(config_name: ConfigName, overrides: list[str]) -> bool:
+def _can_compose(config_name: ConfigName, overrides: list[str]) -> bool:
     try:
-        _checked(config_name, overrides)
+        _compose_and_check(config_name, overrides)
     except UserError:
         return False
     return True
 
 
-def _checked(config_name: ConfigName, overrides: list[str]) -> DictConfig:
+def _compose_and_check(config_name: ConfigName, overrides: list[str]) -> DictConfig:
     for folder in config_folders():
         _check_package_directives(folder)
     try:
-        config = _composed(config_name, overrides)
+        config = _compose_with_hydra(config_name, overrides)
     except yaml.YAMLError as error:
-        raise _unreadable(error) from error
+        raise _make_yaml_error(error) from error
     except UnicodeDecodeError as error:  # which does not name the file
         for folder in config_folders():
             for path in folder.rglob("*.yaml"):
                 read_utf8(path)
-        raise UserError(_one_line(error)) from error
+        raise UserError(_join_lines(error)) from error
     except _HYDRA_ERRORS as error:
-        raise UserError(_explained(config_name, overrides, error)) from error
-    _check_added(config_name, config, overrides)
+        raise UserError(_explain_compose_error(config_name, overrides, error)) from error
+    _check_added_keys(config_name, config, overrides)
     try:
-        _check_groups(config)
+        _check_required_groups(config)
         _make_paths_absolute(config)
-        check(plain(config))
+        check_config(to_plain_values(config))
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise UserError(_one_line(error)) from error
+        raise UserError(_join_lines(error)) from error
     return config
 
 
-def instantiated(config: DictConfig, key: str, **arguments: Any) -> Any:
+def instantiate_key(config: DictConfig, key: str, **arguments: Any) -> Any:
     """What the `_target_` under a key makes; arguments come on top of the configuration's.
 
     Raises UserError for a value that its constructor refuses.
@@ -170,33 +172,33 @@ def instantiated(config: DictConfig, key: str, **arguments: Any) -> Any:
         if isinstance(cause, (UserError, OSError)):
             raise cause from error
         if isinstance(cause, (ValueError, TypeError)):
-            raise UserError(f"{key}: {_one_line(cause)}") from error
+            raise UserError(f"{key}: {_join_lines(cause)}") from error
         raise
 
 
-def script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
+def run_script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
     """Run a script's main on the composed command line.
 
     A user's mistake is one sentence on stderr and status 2; Ctrl-C leaves with 130. A .env file in the working folder
     or above it is read first; what the environment sets already counts before it.
     """
     use_utf8()
-    with told():
-        load_environment()
-        flags, overrides = _command_line()
-        overrides = [_with_quotes(_rename_with_warning(item)) for item in overrides]
+    with exit_on_user_error():
+        load_dotenv_file()
+        flags, overrides = _split_command_line()
+        overrides = [_quote_non_ascii(_rename_with_warning(item)) for item in overrides]
         use_given_extensions(overrides)
         if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
-            for run in _runs(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
+            for run in _expand_multirun(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
                 compose(config_name, run)  # before Hydra does, whose own messages are many lines
         if {"-c", "--cfg", "-i", "--info"} & {flag.partition("=")[0] for flag in flags}:
-            overrides = _with_best(overrides)  # Hydra prints the configuration and never reaches main
+            overrides = _insert_best_overrides(overrides)  # Hydra prints the configuration and never reaches main
         sys.argv[1:] = [*flags, *overrides, *search_path_override()]  # Hydra takes no flag between two overrides
 
     @hydra.main(config_path=str(config_folders()[0]), config_name=config_name, version_base="1.3")
     def entry(_: DictConfig) -> None:
-        with told():
-            main(compose(config_name, _given()))
+        with exit_on_user_error():
+            main(compose(config_name, _list_given_overrides()))
 
     entry()
 
@@ -218,33 +220,33 @@ def _rename_with_warning(override: str) -> str:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """Turn a user's mistake, what is wrong with a user's files, and Ctrl-C or SIGTERM into a sentence and a status."""
     hook = threading.excepthook
-    threading.excepthook = partial(_of_thread, hook)
+    threading.excepthook = partial(_handle_thread_error, hook)
     try:
-        with terminable():
+        with interrupt_on_sigterm():
             yield
     except UserError as error:
-        _leave(f"error: {_one_line(error)}", 2)
+        _exit(f"error: {_join_lines(error)}", 2)
     except OSError as error:
         if not is_about_files(error):
             raise
-        _leave(f"error: {_one_line(explain(error))}", 2)
+        _exit(f"error: {_join_lines(explain_file_error(error))}", 2)
     except KeyboardInterrupt as error:
-        _leave(str(error) or "interrupted", 130)
+        _exit(str(error) or "interrupted", 130)
     finally:
         threading.excepthook = hook
 
 
-def _of_thread(hook: Callable[[threading.ExceptHookArgs], Any], arguments: threading.ExceptHookArgs) -> None:
+def _handle_thread_error(hook: Callable[[threading.ExceptHookArgs], Any], arguments: threading.ExceptHookArgs) -> None:
     """Print no traceback of what the thread has handed over to the main thread, as TensorBoard's writer does."""
     if getattr(arguments.thread, "exception", None) is not arguments.exc_value:
         hook(arguments)
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def interrupt_on_sigterm() -> Iterator[None]:
     """Let SIGTERM act as Ctrl-C within the block, unless it is handled already.
 
     Lightning takes note of SIGTERM and goes on to the end of the batch, which may never come.
@@ -253,42 +255,42 @@ def terminable() -> Iterator[None]:
     if not is_free or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _raise_keyboard_interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _leave(sentence: str, status: int) -> NoReturn:
-    print(sentence, file=sys.stderr, flush=True)
+def _exit(message: str, status: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 
-def load_environment() -> None:
+def load_dotenv_file() -> None:
     """Read a .env file of the working folder or above it; what the environment sets already counts before it."""
     path = find_dotenv(usecwd=True)
-    _drop_empty_folders()
+    _unset_empty_variables()
     try:
         if path:
             load_dotenv(stream=io.StringIO(read_utf8(Path(path))))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({_one_line(error)}); it must hold lines like MP_DATA=DIR") from error
-    _drop_empty_folders()
+        raise UserError(f"{path} cannot be read ({_join_lines(error)}); it must hold lines like MP_DATA=DIR") from error
+    _unset_empty_variables()
 
 
-def _drop_empty_folders() -> None:
+def _unset_empty_variables() -> None:
     """A folder that is set to nothing is not set: written into the working folder itself, results would litter it."""
     for name in ("MP_DATA", "DIR_SCRATCH"):
         if os.environ.get(name) == "":
             del os.environ[name]
 
 
-def _command_line() -> tuple[list[str], list[str]]:
+def _split_command_line() -> tuple[list[str], list[str]]:
     """Hydra's flags with their values, as in `--cfg job`, and the overrides."""
     arguments = sys.argv[1:]
     if not any(item.startswith("-") for item in arguments):
@@ -297,12 +299,12 @@ def _command_line() -> tuple[list[str], list[str]]:
     return [item for item in arguments if item not in overrides], overrides
 
 
-def _runs(overrides: Sequence[str]) -> list[list[str]]:
+def _expand_multirun(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of every run of a multirun: one value each of `seed=0,1`."""
-    return [list(run) for run in itertools.product(*(_single_values(item) for item in overrides))]
+    return [list(run) for run in itertools.product(*(_expand_override(item) for item in overrides))]
 
 
-def _single_values(override: str) -> list[str]:
+def _expand_override(override: str) -> list[str]:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
@@ -312,18 +314,18 @@ def _single_values(override: str) -> list[str]:
     return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
 
 
-def task_overrides() -> list[str]:
+def list_task_overrides() -> list[str]:
     """The overrides of the running script's command line, those of best=FILE in its place."""
-    overrides = _with_best(_given())
+    overrides = _insert_best_overrides(_list_given_overrides())
     return [item for item in overrides if override_key(item) != "best"]
 
 
-def given_keys() -> list[str]:
+def list_given_keys() -> list[str]:
     """The keys that the running script's command line sets by name, those of best=FILE left out."""
-    return [override_key(item) for item in _given() if not item.startswith("~")]
+    return [override_key(item) for item in _list_given_overrides() if not item.startswith("~")]
 
 
-def _given() -> list[str]:
+def _list_given_overrides() -> list[str]:
     """The running script's overrides, variables of the environment put in, which another machine may not have.
 
     But not in those of the searcher: the URL of its database may hold a password, and overrides are written down.
@@ -333,7 +335,7 @@ def _given() -> list[str]:
     return [item if override_key(item).startswith("searcher.") else resolved[i] for i, item in enumerate(written)]
 
 
-def location_overrides(config: DictConfig) -> list[str]:
+def list_location_overrides(config: DictConfig) -> list[str]:
     """Overrides that let another process, in another folder and environment, compose the same paths."""
     keys = ("paths.data", "paths.output", "paths.packed", "paths.extensions")
     values = {key: OmegaConf.select(config, key) for key in keys}
@@ -343,10 +345,10 @@ def location_overrides(config: DictConfig) -> list[str]:
 
 def quote_override(key: str, value: object) -> str:
     """One override in Hydra's grammar for a scalar or a list of scalars: `key=value`, read back as the same value."""
-    return f"{key}={_quoted(value)}"
+    return f"{key}={_quote_value(value)}"
 
 
-def _quoted(value: object) -> str:
+def _quote_value(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -354,7 +356,7 @@ def _quoted(value: object) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_quoted(item) for item in value) + "]"
+        return "[" + ",".join(_quote_value(item) for item in value) + "]"
     text = str(value)
     if not _needs_quotes(text):
         return text
@@ -363,7 +365,7 @@ def _quoted(value: object) -> str:
     return "'" + doubled.replace("'", "\\'") + "'"
 
 
-def override_value(override: str) -> object:
+def parse_override_value(override: str) -> object:
     """The value that an override gives, as Hydra reads it; the text itself where Hydra reads no single value."""
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -374,12 +376,12 @@ def override_value(override: str) -> object:
     return parsed.value()
 
 
-def _with_quotes(override: str) -> str:
+def _quote_non_ascii(override: str) -> str:
     """Quote a value such as /home/jürgen/hands: Hydra's grammar takes letters beyond ASCII in quotes only."""
     key, equals, value = override.partition("=")
     if value.isascii() or set(value) & set("'\"[]{}"):
         return override
-    return f"{key}{equals}{_quoted(value)}"
+    return f"{key}{equals}{_quote_value(value)}"
 
 
 def _needs_quotes(text: str) -> bool:
@@ -391,18 +393,18 @@ def _needs_quotes(text: str) -> bool:
     return not (isinstance(parsed, str) and parsed == text)
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def to_plain_values(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain dictionaries, lists and scalars, interpolations resolved."""
     return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=False))
 
 
-def save(config: DictConfig, path: Path) -> None:
+def save_config(config: DictConfig, path: Path) -> None:
     """Write the configuration as YAML."""
-    with whole_file(path) as part:
-        part.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with write_atomically(path) as part:
+        part.write_text(yaml.safe_dump(to_plain_values(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def choice_of(group: str, target: str) -> str:
+def find_choice(group: str, target: str) -> str:
     """The choice of a group that makes a target, as pyramid of model/decoder; the target itself where there is none."""
     targets = {load_yaml(path).get("_target_"): name for name, path in find_options(group).items()}
     return targets.get(target, target)
@@ -417,7 +419,7 @@ def find_target(group: str, target: str | None) -> Any:
     return None if target is None or target not in known else pkgutil.resolve_name(target)
 
 
-def _composed(config_name: ConfigName, overrides: list[str]) -> DictConfig:
+def _compose_with_hydra(config_name: ConfigName, overrides: list[str]) -> DictConfig:
     overrides = [*overrides, *search_path_override()]
     if GlobalHydra.instance().is_initialized():
         return hydra.compose(config_name, overrides)
@@ -431,21 +433,21 @@ def search_path_override() -> list[str]:
     return [] if folder is None else [quote_override("hydra.searchpath", [f"file://{folder}"])]
 
 
-def _best_path(overrides: list[str]) -> str | None:
+def _find_best_path(overrides: list[str]) -> str | None:
     given = [item for item in overrides if override_key(item) == "best"]
-    path = override_value(given[-1]) if given else None
+    path = parse_override_value(given[-1]) if given else None
     return None if path in (None, "") else str(path)
 
 
-def _with_best(overrides: list[str]) -> list[str]:
-    path = _best_path(overrides)
+def _insert_best_overrides(overrides: list[str]) -> list[str]:
+    path = _find_best_path(overrides)
     if path is None:
         return overrides
     groups = {override_key(item) for item in overrides if is_group(override_key(item))}
-    return [item for item in _best(path) if override_key(item) not in groups] + overrides
+    return [item for item in _read_best_overrides(path) if override_key(item) not in groups] + overrides
 
 
-def _best(path: str) -> list[str]:
+def _read_best_overrides(path: str) -> list[str]:
     """The overrides of a sweep's best.yaml."""
     try:
         overrides = load_yaml(expand_home(path))["overrides"]
@@ -455,7 +457,7 @@ def _best(path: str) -> list[str]:
         hint = "a finished sweep leaves one at sweeps/NAME/best.yaml"
         raise UserError(f"best={path}: there is no such file; {hint}") from error
     except OSError as error:
-        raise UserError(f"best={explain(error, path, verb='read')}") from error
+        raise UserError(f"best={explain_file_error(error, path, verb='read')}") from error
     except (yaml.YAMLError, TypeError, KeyError) as error:
         raise UserError(f"best={path} is not the best.yaml of a sweep: it has no list `overrides`") from error
     return [str(item) for item in overrides]
@@ -474,49 +476,52 @@ def is_group(key: str) -> bool:
 # What is wrong, in one sentence.
 
 
-def _one_line(error: object) -> str:
+def _join_lines(error: object) -> str:
     return " ".join(str(error).split())
 
 
-def _unreadable(error: yaml.YAMLError) -> UserError:
+def _make_yaml_error(error: yaml.YAMLError) -> UserError:
     """Why Hydra could not read a file of the configuration."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return UserError(_one_line(error))
+        return UserError(_join_lines(error))
     try:
         load_yaml(Path(mark.name))
     except UserError as twice:
         return twice
     except (OSError, yaml.YAMLError):
         pass
-    return UserError(f"{mark.name} is not valid YAML: {_one_line(error)}")
+    return UserError(f"{mark.name} is not valid YAML: {_join_lines(error)}")
 
 
-def _explained(config_name: ConfigName, overrides: list[str], error: Exception) -> str:
+def _explain_compose_error(config_name: ConfigName, overrides: list[str], error: Exception) -> str:
     """Why a configuration could not be composed: the first of what may be wrong with an override, or Hydra's words."""
     try:
-        parsed = [_parsed(item) for item in overrides]
+        parsed = [_parse_override(item) for item in overrides]
     except UserError as unreadable:
         return str(unreadable)
     groups = [item for item in parsed if is_group(item.key_or_group) and not item.is_delete()]
-    wrong = [sentence for item in groups if (sentence := _wrong_choice(item))]
+    wrong = [sentence for item in groups if (sentence := _find_wrong_choice(item))]
     if wrong:
         return wrong[0]
-    known = _known_keys(config_name, groups)
+    known = _list_known_keys(config_name, groups)
     for item in parsed:
         key = item.key_or_group
         if not is_group(key) and not item.is_add() and key not in known:
-            return unknown_key(key, known) + _how_to_add(config_name, groups, key)
-    return _one_line(error.__cause__ or error)
+            return explain_unknown_key(key, known) + _suggest_adding(config_name, groups, key)
+    return _join_lines(error.__cause__ or error)
 
 
-def _parsed(override: str) -> Override:
+def _parse_override(override: str) -> Override:
     """Raises UserError for what is no override, or one of many values."""
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
         key, equals, value = override.partition("=")
-        quoted = f"; with special characters a value needs quotes for Hydra and for the shell: {_typed(key, value)}"
+        quoted = (
+            "; with special characters a value needs quotes for Hydra and for the shell: "
+            f"{_format_for_shell(key, value)}"
+        )
         raise UserError(
             f"cannot read {override!r} on the command line; write key=value{quoted if equals else ''}"
         ) from error
@@ -525,21 +530,21 @@ def _parsed(override: str) -> Override:
     return parsed
 
 
-def _typed(key: str, text: str) -> str:
+def _format_for_shell(key: str, text: str) -> str:
     """An override with a text as its value, as one types it into a shell."""
     override = quote_override(key, text)
     return shlex.quote(override) if re.search(r'["$`\\!]', override) else f'"{override}"'
 
 
-def _check_added(config_name: ConfigName, config: DictConfig, overrides: Sequence[str]) -> None:
+def _check_added_keys(config_name: ConfigName, config: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse `+key=value` where nothing reads the key; what has a `_target_` is held against its signature later."""
-    added = [item for item in map(_parsed, overrides) if item.is_add() and not is_group(item.key_or_group)]
+    added = [item for item in map(_parse_override, overrides) if item.is_add() and not is_group(item.key_or_group)]
     if not added:
         return
-    known = _known_keys(config_name, [_parsed(item) for item in overrides if is_group(override_key(item))])
+    known = _list_known_keys(config_name, [_parse_override(item) for item in overrides if is_group(override_key(item))])
     for item in added:
         if item.key_or_group not in known and not _has_target(config, item.key_or_group):
-            raise UserError(unknown_key(item.key_or_group, known))
+            raise UserError(explain_unknown_key(item.key_or_group, known))
 
 
 def _has_target(config: DictConfig, key: str) -> bool:
@@ -547,23 +552,23 @@ def _has_target(config: DictConfig, key: str) -> bool:
     return any("_target_" in (OmegaConf.select(config, parent) or {}) for parent in parents)
 
 
-def _how_to_add(config_name: ConfigName, groups: Sequence[Override], key: str) -> str:
+def _suggest_adding(config_name: ConfigName, groups: Sequence[Override], key: str) -> str:
     """A hint where the key is an argument of what its parent makes, and has no value in the configuration yet."""
     parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(_of_groups(config_name, groups), parent) if parent else None
-    if node is None or "_target_" not in node or name not in parameters(node["_target_"]):
+    node = OmegaConf.select(_compose_groups(config_name, groups), parent) if parent else None
+    if node is None or "_target_" not in node or name not in list_parameters(node["_target_"]):
         return ""
     return f"; to set what has no value yet, write +{key}=..."
 
 
-def _choices(group: str) -> list[str]:
+def _list_choices(group: str) -> list[str]:
     return list(find_options(group))
 
 
-def _wrong_choice(item: Override) -> str | None:
+def _find_wrong_choice(item: Override) -> str | None:
     group, choice = item.key_or_group, item.value()
-    choices = _choices(group)
-    if str(choice) in choices or (choice is None and group not in _NEEDED):
+    choices = _list_choices(group)
+    if str(choice) in choices or (choice is None and group not in _REQUIRED_GROUPS):
         return None
     near = difflib.get_close_matches(str(choice), choices, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(choices)}"
@@ -572,8 +577,8 @@ def _wrong_choice(item: Override) -> str | None:
     return f"{group}={'null' if choice is None else choice}: no such choice; {hint}"
 
 
-def _known_keys(config_name: ConfigName, groups: Sequence[Override]) -> set[str]:
-    return set(dotted_keys(OmegaConf.to_container(_of_groups(config_name, groups), resolve=False)))
+def _list_known_keys(config_name: ConfigName, groups: Sequence[Override]) -> set[str]:
+    return set(dotted_keys(OmegaConf.to_container(_compose_groups(config_name, groups), resolve=False)))
 
 
 def dotted_keys(values: object, prefix: str = "") -> Iterator[str]:
@@ -584,12 +589,12 @@ def dotted_keys(values: object, prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(value, f"{prefix}{key}.")
 
 
-def _of_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfig:
+def _compose_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfig:
     """The configuration with these choices and nothing else."""
     try:
-        return _composed(config_name, [item.input_line for item in groups if item.input_line is not None])
+        return _compose_with_hydra(config_name, [item.input_line for item in groups if item.input_line is not None])
     except _HYDRA_ERRORS:
-        return _composed(config_name, [])
+        return _compose_with_hydra(config_name, [])
 
 
 @cache  # a process composes many configurations, and this opens every file
@@ -610,11 +615,11 @@ def _make_paths_absolute(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if value is not None and not str(value).startswith("package:"):  # which model.encoder.weights may name
             path = str(base / expand_home(str(value)))
-            _check_name(key, path)
+            _check_is_utf8(key, path)
             OmegaConf.update(config, key, path)
 
 
-def _check_name(key: str, value: str) -> None:
+def _check_is_utf8(key: str, value: str) -> None:
     if not is_utf8(value):
         raise UserError(
             f"{key}={os.fsencode(value).decode('utf-8', 'backslashreplace')} is not UTF-8, as names of files have to "
@@ -622,7 +627,7 @@ def _check_name(key: str, value: str) -> None:
         )
 
 
-def _check_groups(config: DictConfig) -> None:
-    for group in _NEEDED:
+def _check_required_groups(config: DictConfig) -> None:
+    for group in _REQUIRED_GROUPS:
         if config.get(group) is None:
-            raise UserError(f"there is no {group}; give {group}=one of {', '.join(_choices(group))}")
+            raise UserError(f"there is no {group}; give {group}=one of {', '.join(_list_choices(group))}")

@@ -8,13 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-_WITHOUT_A_NAME = (*_DISK_IS_FULL, *_NO_LOCKS, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+_NO_LOCK_ERRNOS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_ERRNOS_WITHOUT_FILE = (
+    *_DISK_FULL_ERRNOS,
+    *_NO_LOCK_ERRNOS,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 """Reported by calls that know no path, such as writing to an open file."""
 
-_FEW_FILES = 16
-_ELSEWHERE = "free some space, or choose a folder on another disk (DIR_SCRATCH for results)"
+_MIN_FREE_FILES = 16
+_DISK_FULL_REMEDY = "free some space, or choose a folder on another disk (DIR_SCRATCH for results)"
 _REMEDIES = {
     errno.EACCES: "check the permissions of the file and of the folders above it",
     errno.EPERM: "check the permissions of the file and of the folders above it",
@@ -25,8 +33,8 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files of the machine",
-    **dict.fromkeys(_DISK_IS_FULL, _ELSEWHERE),
-    **dict.fromkeys(_NO_LOCKS, "choose a folder on a file system with file locks, such as a local disk"),
+    **dict.fromkeys(_DISK_FULL_ERRNOS, _DISK_FULL_REMEDY),
+    **dict.fromkeys(_NO_LOCK_ERRNOS, "choose a folder on a file system with file locks, such as a local disk"),
 }
 
 
@@ -46,13 +54,13 @@ def is_about_files(error: OSError) -> bool:
     if error.errno is None or isinstance(error, (ConnectionError, TimeoutError)):
         return False
     if error.filename is None:
-        return error.errno in _WITHOUT_A_NAME or isinstance(error, FileNotFoundError)
+        return error.errno in _ERRNOS_WITHOUT_FILE or isinstance(error, FileNotFoundError)
     if not isinstance(error.filename, (str, bytes, os.PathLike)):  # a file descriptor
         return False
     return not Path(os.path.abspath(os.fsdecode(error.filename))).is_relative_to(_PACKAGE)
 
 
-def explain(error: OSError, path: str | Path | None = None, *, verb: str = "used", remedy: str = "") -> str:
+def explain_file_error(error: OSError, path: str | Path | None = None, *, verb: str = "used", remedy: str = "") -> str:
     """What went wrong with a file: its path, the reason, how much space is left where a disk is full, and the remedy.
 
     Args:
@@ -64,45 +72,45 @@ def explain(error: OSError, path: str | Path | None = None, *, verb: str = "used
     named = path if path is not None else error.filename
     reason = error.strerror or str(error)
     if error.errno == errno.ENOSPC and named is not None:
-        reason += f": {_free_text(Path(os.fsdecode(named)))}"
+        reason += f": {_format_free_space(Path(os.fsdecode(named)))}"
     remedy = remedy or _REMEDIES.get(error.errno or 0, "")
     if named is None and reason == os.strerror(errno.ENOENT):  # of os.getcwd
         return "the working folder does not exist any more; change to one that does"
     if named is None:
         return f"{reason}; {remedy}" if remedy else reason
-    verb = "written" if error.errno in (*_DISK_IS_FULL, errno.EROFS) else verb
+    verb = "written" if error.errno in (*_DISK_FULL_ERRNOS, errno.EROFS) else verb
     return f"{os.fsdecode(named)} cannot be {verb} ({reason})" + (f"; {remedy}" if remedy else "")
 
 
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
+def add_file_name(path: str | Path) -> Iterator[None]:
     """Give an OSError that names no file the name of this one, such as that of a full disk."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in _WITHOUT_A_NAME:
+        if error.filename is None and error.errno in _ERRNOS_WITHOUT_FILE:
             error.filename = str(path)
         raise
 
 
-def free_bytes(path: Path) -> int:
+def get_free_bytes(path: Path) -> int:
     """The free space for a file at a path, which need not exist."""
-    return shutil.disk_usage(_existing(path)).free
+    return shutil.disk_usage(_find_existing_parent(path)).free
 
 
-def _free_text(path: Path) -> str:
+def _format_free_space(path: Path) -> str:
     """What is left for a file that could not be written: part of it may have been removed since."""
-    found = os.statvfs(_existing(path))
-    if found.f_files and found.f_favail < _FEW_FILES:
+    found = os.statvfs(_find_existing_parent(path))
+    if found.f_files and found.f_favail < _MIN_FREE_FILES:
         return f"{found.f_favail} more files (inodes) are not enough"
-    return f"{size_text(free_bytes(path))} free are not enough"
+    return f"{format_size(get_free_bytes(path))} free are not enough"
 
 
-def _existing(path: Path) -> Path:
+def _find_existing_parent(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
-def size_text(num_bytes: float) -> str:
+def format_size(num_bytes: float) -> str:
     """A size in the unit that fits: 12 GB, 3.4 MB, 0 MB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= factor:

@@ -21,18 +21,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handpose.config import compose, make_parser, told, use_given_extensions
+from handpose.config import compose, exit_on_user_error, make_parser, use_given_extensions
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
-from handpose.evaluation.network import TrainedNetwork, data_overrides, read_network
-from handpose.evaluation.photographs import find_photographs, read_photograph, seen, whole_view
+from handpose.evaluation.photographs import (
+    find_photographs,
+    make_whole_view_intrinsics,
+    read_photograph,
+    warp_photograph,
+)
+from handpose.evaluation.trained_network import TrainedNetwork, list_data_overrides, read_network
+from handpose.files import check_output_file, to_json, write_atomically
 from handpose.heatmaps import ImageAxes
 from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
-from handpose.training.trainer import calm
+from handpose.training.trainer import suppress_library_output
 from handpose.utf8 import use_utf8
-from handpose.whole_file import check_output, to_json, whole_file
 
 OPSET = 20
 """Of ONNX: the newest that torch 2.15 exports to by default, and that runtimes of 2024 and later read."""
@@ -40,8 +45,8 @@ OPSET = 20
 TOLERANCE = 1e-3
 """Largest difference from PyTorch, in pixels, reference bones or millimetres."""
 
-_NUM_PICTURES = 64
-_NUM_TIMED = 50
+_NUM_IMAGES = 64
+_NUM_TIMED_RUNS = 50
 
 _DESCRIPTION = """\
 Write a checkpoint's network as ONNX and compare it with PyTorch on pictures: those of a folder, or the test split that
@@ -56,7 +61,7 @@ the checkpoint's data set has.
 """
 
 
-class Coordinates(nn.Module):
+class OnnxGraph(nn.Module):
     """The graph that is written: pictures, uint8 (B, 3, H, W), -> the outputs named by `names`."""
 
     def __init__(self, network: TrainedNetwork) -> None:
@@ -75,19 +80,19 @@ class Coordinates(nn.Module):
         return uv, depth - depth[:, ROOT, None]
 
 
-class Comparison(NamedTuple):
+class OnnxComparison(NamedTuple):
     """largest: difference of each output. *_ms: median latency of one picture on this machine's CPU."""
 
-    largest: dict[str, float]
+    max_difference: dict[str, float]
     torch_ms: float
     onnx_ms: float
 
 
-def export(network: TrainedNetwork, path: Path, *, side: int) -> Coordinates:
+def export_onnx(network: TrainedNetwork, path: Path, *, side: int) -> OnnxGraph:
     """Write the network as ONNX for pictures of `side` px in batches of any size; returns what was written."""
-    graph = Coordinates(network).eval().requires_grad_(False)
+    graph = OnnxGraph(network).eval().requires_grad_(False)
     example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
-    with calm():
+    with suppress_library_output():
         program = torch.export.export(graph, (example,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
         exported = torch.onnx.export(
             program,
@@ -98,14 +103,14 @@ def export(network: TrainedNetwork, path: Path, *, side: int) -> Coordinates:
             verbose=False,
         )
     assert exported is not None, "torch returns a program where it is not told to write a file"
-    exported.model.metadata_props.update(metadata(network, side))
-    with whole_file(path) as part:
+    exported.model.metadata_props.update(build_metadata(network, side))
+    with write_atomically(path) as part:
         exported.save(part)
         onnx.checker.check_model(part)
     return graph
 
 
-def metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
+def build_metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
     """What a program that runs the file has to know, in the file: text, and JSON where there are numbers."""
     about = {
         "input": f"image: uint8, (batch, 3, {side}, {side}), RGB, as decoded",
@@ -119,7 +124,8 @@ def metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
         "output": "uv_px: pixels of the input, centres at integers; relative_depth: depth minus the root's, in lengths "
         f"of the reference bone, {JOINT_NAMES[REFERENCE_BONE[0]]} to {JOINT_NAMES[REFERENCE_BONE[1]]}",
         "geometry": "with K of the input, rays (x, y, 1) = K^-1 (u, v, 1); Z = root_depth(rays, relative_depth, "
-        "bone_lengths), in closed form (handpose.geometry.root_depth); joints = rays * (Z + relative_depth) * scale, "
+        "bone_lengths), in closed form (handpose.geometry.solve_root_depth); joints = rays * (Z + relative_depth) * "
+        "scale, "
         "in the unit of scale, the length of the reference bone: scale_mm is its mean in the training set",
         "bones": json.dumps(BONES),
         "bone_lengths": to_json(axes.bone_lengths.tolist()),
@@ -127,25 +133,25 @@ def metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
     }
 
 
-def compare(graph: Coordinates, path: Path, pictures: NDArray[np.uint8]) -> Comparison:
+def compare_with_pytorch(graph: OnnxGraph, path: Path, images: NDArray[np.uint8]) -> OnnxComparison:
     """Run the file beside PyTorch on pictures (N, 3, H, W), in one batch and one by one."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     largest = dict.fromkeys(graph.names, 0.0)
     with torch.no_grad():
-        for batch in (pictures, *pictures[:, None]):
+        for batch in (images, *images[:, None]):
             ours, theirs = graph(torch.from_numpy(batch)), session.run(None, {"image": batch})
             for name, one, other in zip(graph.names, ours, theirs, strict=True):
                 largest[name] = max(largest[name], float(np.abs(one.numpy() - other).max()))
-        first = pictures[:1]
-        torch_ms = _median_ms(lambda: graph(torch.from_numpy(first)))
-    return Comparison(largest, torch_ms, _median_ms(lambda: session.run(None, {"image": first})))
+        first = images[:1]
+        torch_ms = _measure_median_ms(lambda: graph(torch.from_numpy(first)))
+    return OnnxComparison(largest, torch_ms, _measure_median_ms(lambda: session.run(None, {"image": first})))
 
 
-def _median_ms(call: Callable[[], object]) -> float:
+def _measure_median_ms(call: Callable[[], object]) -> float:
     times = []
-    for _ in range(_NUM_TIMED):
+    for _ in range(_NUM_TIMED_RUNS):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
@@ -154,22 +160,22 @@ def _median_ms(call: Callable[[], object]) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 1 where the file differs from PyTorch, else 0, and leaves with 2 after a mistake."""
-    with told():
-        options = _options(arguments)
+    with exit_on_user_error():
+        options = _parse_arguments(arguments)
         if options.output.suffix != ".onnx":
             raise UserError(f"--output {options.output} must end in .onnx")
-        check_output(options.output)
+        check_output_file(options.output)
         use_given_extensions(options.overrides)
         network = read_network(options.checkpoint)
-        side = network.input_size(options.image_size)
+        side = network.choose_input_size(options.image_size)
         if options.images:
-            pictures = _of_folder(options.images, side)
+            pictures = _read_folder_images(options.images, side)
         else:
-            pictures = _of_test_split(options.checkpoint, side, options.overrides)
-        graph = export(network, options.output, side=side)
-        compared = compare(graph, options.output, pictures)
-        print(_summary(graph, options.output, compared, len(pictures)))
-        if not max(compared.largest.values()) <= TOLERANCE:  # also where it is no number
+            pictures = _read_test_images(options.checkpoint, side, options.overrides)
+        graph = export_onnx(network, options.output, side=side)
+        compared = compare_with_pytorch(graph, options.output, pictures)
+        print(_format_summary(graph, options.output, compared, len(pictures)))
+        if not max(compared.max_difference.values()) <= TOLERANCE:  # also where it is no number
             options.output.unlink()
             print(
                 f"error: ONNX differs from PyTorch by more than {TOLERANCE}, so {options.output} is removed",
@@ -179,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.export", _DESCRIPTION)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of a training")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx")
@@ -191,33 +197,36 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def _of_folder(folder: Path, side: int) -> NDArray[np.uint8]:
+def _read_folder_images(folder: Path, side: int) -> NDArray[np.uint8]:
     shown = []
-    for path in find_photographs([folder])[:_NUM_PICTURES]:
+    for path in find_photographs([folder])[:_NUM_IMAGES]:
         photograph, _ = read_photograph(path)
-        shown.append(seen(photograph, whole_view(photograph.size, np.eye(3), side=side), side=side))
+        shown.append(
+            warp_photograph(photograph, make_whole_view_intrinsics(photograph.size, np.eye(3), side=side), side=side)
+        )
     return np.ascontiguousarray(np.stack(shown).transpose(0, 3, 1, 2))
 
 
-def _of_test_split(checkpoint: Path, side: int, overrides: Sequence[str]) -> NDArray[np.uint8]:
+def _read_test_images(checkpoint: Path, side: int, overrides: Sequence[str]) -> NDArray[np.uint8]:
     trained_with = read_checkpoint(checkpoint, key="--checkpoint")["config"]
     size = f"data.image_size={side}"
-    data = build_data(compose("train", [*data_overrides(trained_with), size, *overrides]))
+    data = build_data(compose("train", [*list_data_overrides(trained_with), size, *overrides]))
     data.setup("test")
     dataset = data.test_dataloader().dataset
-    batch: HandBatch = dataset[np.arange(min(_NUM_PICTURES, len(dataset)))]  # type: ignore[arg-type]
+    batch: HandBatch = dataset[np.arange(min(_NUM_IMAGES, len(dataset)))]  # type: ignore[arg-type]
     return np.ascontiguousarray(batch.image.numpy())
 
 
-def _summary(graph: Coordinates, path: Path, compared: Comparison, num_pictures: int) -> str:
-    differences = ", ".join(f"{name} {value:.1e}" for name, value in compared.largest.items())
+def _format_summary(graph: OnnxGraph, path: Path, comparison: OnnxComparison, num_pictures: int) -> str:
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in comparison.max_difference.items())
     parameters = sum(parameter.numel() for parameter in graph.parameters()) / 1e6
     return "\n".join(
         (
             f"{path}: {path.stat().st_size / 1e6:.1f} MB, {parameters:.2f} M parameters, opset {OPSET}",
             f"largest difference from PyTorch on {num_pictures} pictures: {differences}",
-            f"one picture on {torch.get_num_threads()} CPU thread(s): PyTorch {compared.torch_ms:.1f} ms, ONNX Runtime "
-            f"{compared.onnx_ms:.1f} ms (medians of {_NUM_TIMED})",
+            f"one picture on {torch.get_num_threads()} CPU thread(s): PyTorch {comparison.torch_ms:.1f} ms, ONNX "
+            "Runtime "
+            f"{comparison.onnx_ms:.1f} ms (medians of {_NUM_TIMED_RUNS})",
         )
     )
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from handpose.skeleton import BONES, ROOT
 
-NEAREST = 0.1
-"""The least depth that `root_depth` leaves to the joint nearest to the camera, in mean lengths of a bone."""
+MIN_DEPTH = 0.1
+"""The least depth that `solve_root_depth` leaves to the joint nearest to the camera, in mean lengths of a bone."""
 
-_LEAST_BONE_LIMIT = math.log(1.5)
-_LEAST_SIZE_LIMIT = math.log(2.0)
+_MIN_BONE_LIMIT = math.log(1.5)
+_MIN_SIZE_LIMIT = math.log(2.0)
 _NUM_DEVIATIONS = 6.0
 """A bone or a hand is an outlier if its log length deviates from the median by more than so many robust standard
 deviations, and by at least the limits above: hands of real people differ by less."""
@@ -28,7 +28,7 @@ _PARENT = [parent for parent, _ in BONES]
 _CHILD = [child for _, child in BONES]
 
 
-def exactly(like: Tensor) -> torch.autocast:
+def disable_autocast(like: Tensor) -> torch.autocast:
     """A context in which mixed precision leaves matrix products alone: it would round a camera or a joint to 8 bits."""
     return torch.autocast(like.device.type, enabled=False)
 
@@ -39,17 +39,17 @@ def project(xyz: Tensor, intrinsics: Tensor) -> Tensor:
     A point at depth 0 has no image and gives inf or NaN.
     """
     x, y, z = xyz.unbind(-1)
-    fx, skew, cx, fy, cy = _camera(intrinsics)
+    fx, skew, cx, fy, cy = _unpack_intrinsics(intrinsics)
     x, y = x / z, y / z
     return torch.stack((fx * x + skew * y + cx, fy * y + cy), dim=-1)  # (..., K, 2)
 
 
-def normalized_image_points(uv: Tensor, intrinsics: Tensor) -> Tensor:
+def normalize_image_points(uv: Tensor, intrinsics: Tensor) -> Tensor:
     """Where the ray of each pixel meets the plane of depth 1: K^-1 (u, v, 1), without its last 1.
 
     uv: (..., K, 2) in pixels; intrinsics: (..., 3, 3). Returns (..., K, 2).
     """
-    fx, skew, cx, fy, cy = _camera(intrinsics)
+    fx, skew, cx, fy, cy = _unpack_intrinsics(intrinsics)
     y = (uv[..., 1] - cy) / fy
     x = (uv[..., 0] - cx - skew * y) / fx
     return torch.stack((x, y), dim=-1)
@@ -61,7 +61,7 @@ def back_project(uv: Tensor, depth: Tensor, intrinsics: Tensor) -> Tensor:
     uv: (..., K, 2) in pixels; depth: (..., K) in any unit of length; intrinsics: (..., 3, 3).
     Returns (..., K, 3) in the unit of `depth`.
     """
-    points = normalized_image_points(uv, intrinsics)
+    points = normalize_image_points(uv, intrinsics)
     return torch.cat((points * depth[..., None], depth[..., None]), dim=-1)
 
 
@@ -81,22 +81,22 @@ def procrustes_align(predicted: Tensor, target: Tensor, *, reflection: bool = Fa
         sign = torch.linalg.det(u @ vt).sign()
         segment = torch.cat((segment[..., :2], segment[..., 2:] * sign[..., None]), dim=-1)
         u = torch.cat((u[..., :2], u[..., 2:] * sign[..., None, None]), dim=-1)
-    scale = segment.sum(dim=-1) / _squared_size(predicted, centred)
+    scale = segment.sum(dim=-1) / _compute_squared_size(predicted, centred)
     aligned = (scale[..., None, None] * centred) @ (u @ vt) + target_centroid
     return aligned.to(dtype)
 
 
-def root_relative(xyz: Tensor, root: int = ROOT) -> Tensor:
+def to_root_relative(xyz: Tensor, root: int = ROOT) -> Tensor:
     """Points (..., K, 3) relative to their root joint."""
     return xyz - xyz[..., root : root + 1, :]
 
 
-def bone_lengths(xyz: Tensor) -> Tensor:
+def compute_bone_lengths(xyz: Tensor) -> Tensor:
     """Lengths of the 20 bones in the order of `skeleton.BONES`: (..., K, 3) -> (..., 20)."""
     return torch.linalg.vector_norm(xyz[..., _CHILD, :] - xyz[..., _PARENT, :], dim=-1)
 
 
-class Proportions(NamedTuple):
+class HandProportions(NamedTuple):
     """How the N hands of a data set compare with the median hand. Logarithms, so that 0 means equal."""
 
     size: Tensor  # (N,) log of the hand's size relative to the median size
@@ -110,41 +110,43 @@ class Proportions(NamedTuple):
         return ~(self.is_unusual_size | self.is_unusual_bone.any(dim=-1))
 
 
-def proportions(xyz: Tensor) -> Proportions:
+def compare_proportions(xyz: Tensor) -> HandProportions:
     """Compare the bones of N hands, (N, K, 3) in one unit, with the median hand.
 
     Only medians and median absolute deviations are used, so wrong labels do not move the result while they are fewer
     than half. The size of a hand is the median over its bones; one wrong joint does not change it either.
     """
-    lengths = bone_lengths(xyz.double())
+    lengths = compute_bone_lengths(xyz.double())
     size = (lengths / lengths.nanmedian(dim=0).values).nanmedian(dim=-1).values
     shape = lengths / size[:, None]
     bones = (shape / shape.nanmedian(dim=0).values).log()
     size = (size / size.nanmedian()).log()
-    return Proportions(
+    return HandProportions(
         size,
         bones,
-        is_unusual_size=is_outlier(size, least=_LEAST_SIZE_LIMIT),
-        is_unusual_bone=is_outlier(bones, least=_LEAST_BONE_LIMIT),
+        is_unusual_size=find_outliers(size, min_limit=_MIN_SIZE_LIMIT),
+        is_unusual_bone=find_outliers(bones, min_limit=_MIN_BONE_LIMIT),
     )
 
 
-def typical_hands(xyz: Tensor) -> Tensor:
+def select_typical_hands(xyz: Tensor) -> Tensor:
     """The hands, (M, K, 3) of (N, K, 3), whose size and bones are no outliers; all of them where none is typical."""
-    typical = xyz[proportions(xyz).is_typical]
+    typical = xyz[compare_proportions(xyz).is_typical]
     return typical if len(typical) else xyz
 
 
-def is_outlier(deviations: Tensor, *, least: float) -> Tensor:
-    """Which deviations from a median, (N, ...), are more than 6 robust standard deviations (1.4826 MAD) and `least`."""
+def find_outliers(deviations: Tensor, *, min_limit: float) -> Tensor:
+    """Which deviations from a median, (N, ...), are more than 6 robust standard deviations (1.4826 MAD) and
+    `min_limit`.
+    """
     spread = 1.4826 * deviations.abs().nanmedian(dim=0).values
-    return ~(deviations.abs() <= (_NUM_DEVIATIONS * spread).clamp_min(least))  # NaN is an outlier too
+    return ~(deviations.abs() <= (_NUM_DEVIATIONS * spread).clamp_min(min_limit))  # NaN is an outlier too
 
 
-def root_depth(points: Tensor, relative_depth: Tensor, lengths: Tensor, weights: Tensor | None = None) -> Tensor:
+def solve_root_depth(points: Tensor, relative_depth: Tensor, lengths: Tensor, weights: Tensor | None = None) -> Tensor:
     """Absolute depth of the root from known bone lengths, in closed form.
 
-    points: (..., K, 2) from `normalized_image_points`; relative_depth: (..., K), depth minus that of the root; lengths:
+    points: (..., K, 2) from `normalize_image_points`; relative_depth: (..., K), depth minus that of the root; lengths:
     (..., 20) or (20,) of `skeleton.BONES`; weights: (20,), how much to trust each bone (1 by default).
     Returns (...,) in the unit of the depths and lengths, at least so large that every joint lies before the camera.
 
@@ -154,33 +156,33 @@ def root_depth(points: Tensor, relative_depth: Tensor, lengths: Tensor, weights:
     real root; then its vertex is the Z that comes nearest.
     """
     rays, r = points, relative_depth[..., None]
-    d = _along_bones(rays)  # (..., 20, 2)
-    e = _along_bones(rays * r)  # (..., 20, 2)
-    excess = e.square().sum(-1) + _along_bones(r).square().sum(-1) - lengths.square()  # (..., 20)
-    a = _total(d.square().sum(-1), weights)
-    b = _total((d * e).sum(-1), weights)
-    c = _total(excess, weights)
+    d = _subtract_parents(rays)  # (..., 20, 2)
+    e = _subtract_parents(rays * r)  # (..., 20, 2)
+    excess = e.square().sum(-1) + _subtract_parents(r).square().sum(-1) - lengths.square()  # (..., 20)
+    a = _sum_weighted(d.square().sum(-1), weights)
+    b = _sum_weighted((d * e).sum(-1), weights)
+    c = _sum_weighted(excess, weights)
     z = ((b.square() - a * c).clamp_min(0).sqrt() - b) / a.clamp_min(1e-12)
-    return torch.maximum(z, NEAREST * lengths.mean(dim=-1) - relative_depth.amin(dim=-1))
+    return torch.maximum(z, MIN_DEPTH * lengths.mean(dim=-1) - relative_depth.amin(dim=-1))
 
 
-def _camera(intrinsics: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _unpack_intrinsics(intrinsics: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """fx, skew, cx, fy, cy, each (..., 1), so that they broadcast over the keypoints."""
     (fx, skew, cx), (_, fy, cy) = (row.unbind(-1) for row in intrinsics[..., None, :2, :].unbind(-2))
     return fx, skew, cx, fy, cy
 
 
-def _squared_size(predicted: Tensor, centred: Tensor) -> Tensor:
+def _compute_squared_size(predicted: Tensor, centred: Tensor) -> Tensor:
     """Squared size of a hand (...,); infinite for a point, whose centred joints are rounding errors only."""
     size = centred.square().sum(dim=(-2, -1))
     rounding = 1e-12 * predicted.abs().amax(dim=(-2, -1))
     return size.masked_fill(size <= rounding.square(), torch.inf)
 
 
-def _along_bones(values: Tensor) -> Tensor:
+def _subtract_parents(values: Tensor) -> Tensor:
     """Child minus parent of every bone: (..., K, C) -> (..., 20, C)."""
     return values[..., _CHILD, :] - values[..., _PARENT, :]
 
 
-def _total(of_bones: Tensor, weights: Tensor | None) -> Tensor:
+def _sum_weighted(of_bones: Tensor, weights: Tensor | None) -> Tensor:
     return (of_bones if weights is None else of_bones * weights).sum(dim=-1)

@@ -25,7 +25,7 @@ from handpose.skeleton import BONES, REFERENCE_BONE, ROOT
 HeatmapShape = Literal["gaussian", "laplacian"]
 ReadOut = Literal["soft_argmax", "debiased"]
 
-_LEAST_WIDTH = 0.5
+_MIN_WIDTH = 0.5
 """Standard deviation of a target heatmap, in bins, at least. A narrower one would fall into a single bin wherever its
 coordinate lies in it, and would not tell where: its mean would be wrong by up to half a bin."""
 
@@ -41,7 +41,7 @@ class AxisLogits(NamedTuple):
     depth: Tensor  # (B, K, D)
 
 
-class Truth(NamedTuple):
+class HeatmapTruth(NamedTuple):
     """What is known of the hands in a batch of views; a loss takes of it what it needs."""
 
     coordinates: Tensor  # (B, K, 3), along the axes, as `encode` gives them
@@ -50,32 +50,32 @@ class Truth(NamedTuple):
     size: tuple[int, int]  # (H, W) of the pictures
 
 
-def bin_centers(bins: int, *, like: Tensor) -> Tensor:
+def compute_bin_centers(bins: int, *, like: Tensor) -> Tensor:
     """Centres of the bins of an axis, (bins,) in [0, 1]."""
     return (torch.arange(bins, device=like.device, dtype=like.dtype) + 0.5) / bins
 
 
-def gaussian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
+def draw_gaussian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
     """Draw a normalised Gaussian round each coordinate: its density at the centres of the bins.
 
     coordinates: (...) in units of the axis. sigma: its standard deviation; at least half a bin is used, so that the
     mean of the heatmap is the coordinate to 0.03 bins, but for what the border of the axis cuts off. Returns
     (..., bins) that sum to one, also where the coordinate lies outside the axis (there the nearest bins hold the mass).
     """
-    distance = (bin_centers(bins, like=coordinates) - coordinates.unsqueeze(-1)) / _width(sigma, bins)
+    distance = (compute_bin_centers(bins, like=coordinates) - coordinates.unsqueeze(-1)) / _compute_width(sigma, bins)
     return torch.softmax(-0.5 * distance.square(), dim=-1)
 
 
-def laplacian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
+def draw_laplacian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
     """Draw a normalised Laplacian round each coordinate: a sharper peak and longer tails than the Gaussian's.
 
     A bin has the mass of the Laplacian within its borders: densities at the centres would be the same for all
     coordinates before the first and behind the last centre. sigma: its standard deviation, sqrt(2) times its scale; at
     least half a bin is used, with which the mean of the heatmap is the coordinate to 0.06 bins. Otherwise as
-    `gaussian_heatmaps`.
+    `draw_gaussian_heatmaps`.
     """
-    scale = _width(sigma, bins) / math.sqrt(2.0)
-    low = bin_centers(bins, like=coordinates) - 0.5 / bins
+    scale = _compute_width(sigma, bins) / math.sqrt(2.0)
+    low = compute_bin_centers(bins, like=coordinates) - 0.5 / bins
     above_low = coordinates.clamp(0.0, 1.0).unsqueeze(-1) - low  # of all that lie outside the axis the mass is the same
     below_high = 1.0 / bins - above_low
     around = -torch.expm1(-above_low.clamp_min(0.0) / scale) - torch.expm1(-below_high.clamp_min(0.0) / scale)
@@ -84,11 +84,14 @@ def laplacian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tenso
     return mass / mass.sum(dim=-1, keepdim=True)
 
 
-def _width(sigma: float, bins: int) -> float:
-    return max(sigma, _LEAST_WIDTH / bins)
+def _compute_width(sigma: float, bins: int) -> float:
+    return max(sigma, _MIN_WIDTH / bins)
 
 
-_DRAWN: dict[HeatmapShape, Callable[..., Tensor]] = {"gaussian": gaussian_heatmaps, "laplacian": laplacian_heatmaps}
+_DRAW_FUNCTIONS: dict[HeatmapShape, Callable[..., Tensor]] = {
+    "gaussian": draw_gaussian_heatmaps,
+    "laplacian": draw_laplacian_heatmaps,
+}
 
 
 def soft_argmax(logits: Tensor) -> Tensor:
@@ -97,7 +100,7 @@ def soft_argmax(logits: Tensor) -> Tensor:
     Near the borders of the axis, and with mass spread over it, it is pulled towards the middle (Gu et al. 2021).
     """
     # Written out, because mixed precision rounds a matrix product to 8 bits: a third of a pixel of 96.
-    return (torch.softmax(logits, dim=-1) * bin_centers(logits.shape[-1], like=logits)).sum(dim=-1)
+    return (torch.softmax(logits, dim=-1) * compute_bin_centers(logits.shape[-1], like=logits)).sum(dim=-1)
 
 
 def debiased_argmax(logits: Tensor, *, sigma: float, target: HeatmapShape) -> Tensor:
@@ -112,33 +115,33 @@ def debiased_argmax(logits: Tensor, *, sigma: float, target: HeatmapShape) -> Te
     if logits.shape[-1] == 1:
         return soft_argmax(logits)
     coordinates = torch.linspace(0.0, 1.0, _CURVE_POINTS, device=logits.device, dtype=logits.dtype)
-    curve = _mean_above_least(_DRAWN[target](coordinates, bins=logits.shape[-1], sigma=sigma))  # rises
-    mean = _mean_above_least(torch.softmax(logits, dim=-1)).clamp(curve[0], curve[-1]).unsqueeze(-1)
+    curve = _mean_above_minimum(_DRAW_FUNCTIONS[target](coordinates, bins=logits.shape[-1], sigma=sigma))  # rises
+    mean = _mean_above_minimum(torch.softmax(logits, dim=-1)).clamp(curve[0], curve[-1]).unsqueeze(-1)
     above = (curve[1:-1] <= mean).sum(dim=-1)  # the piece of the curve, (...)
     low, high = curve[above], curve[above + 1]
     share = (mean.squeeze(-1) - low) / (high - low).clamp_min(torch.finfo(low.dtype).tiny)
     return (above + share.clamp(0.0, 1.0)) / (_CURVE_POINTS - 1)
 
 
-def _mean_above_least(heatmaps: Tensor) -> Tensor:
+def _mean_above_minimum(heatmaps: Tensor) -> Tensor:
     """Mean coordinate, (..., bins) -> (...), of what rises above the least bin; of an even heatmap the middle.
 
     Of two bins only one would be left, wherever the coordinate is: there it is the mean of all mass.
     """
     if heatmaps.shape[-1] < 3:
-        return (heatmaps * bin_centers(heatmaps.shape[-1], like=heatmaps)).sum(dim=-1)
+        return (heatmaps * compute_bin_centers(heatmaps.shape[-1], like=heatmaps)).sum(dim=-1)
     mass = heatmaps - heatmaps.amin(dim=-1, keepdim=True) + torch.finfo(heatmaps.dtype).tiny
-    return (mass * bin_centers(heatmaps.shape[-1], like=heatmaps)).sum(dim=-1) / mass.sum(dim=-1)
+    return (mass * compute_bin_centers(heatmaps.shape[-1], like=heatmaps)).sum(dim=-1) / mass.sum(dim=-1)
 
 
-def at_least_float32(x: Tensor) -> Tensor:
+def to_at_least_float32(x: Tensor) -> Tensor:
     """Sums of fewer bits would lose them; what has more keeps them."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def expected_coordinates(logits: AxisLogits) -> Tensor:
+def compute_expected_coordinates(logits: AxisLogits) -> Tensor:
     """Soft-argmax of all joints along the three axes, (B, K, 3) in [0, 1], in at least float32."""
-    return torch.stack([soft_argmax(at_least_float32(axis)) for axis in logits], dim=-1)
+    return torch.stack([soft_argmax(to_at_least_float32(axis)) for axis in logits], dim=-1)
 
 
 class _Axes(nn.Module):
@@ -154,16 +157,17 @@ class _Axes(nn.Module):
         self.target = target
         self.kind = read_out
 
-    def heatmaps(self, coordinates: Tensor, *, bins: int) -> Tensor:
+    def draw_heatmaps(self, coordinates: Tensor, *, bins: int) -> Tensor:
         """The heatmaps that a network is to give for coordinates (...) along one axis, (..., bins), of sum one."""
-        return _DRAWN[self.target](coordinates, bins=bins, sigma=self.sigma)
+        return _DRAW_FUNCTIONS[self.target](coordinates, bins=bins, sigma=self.sigma)
 
     def read_out(self, logits: AxisLogits) -> Tensor:
         """Coordinates of all joints along the axes, (B, K, 3) in [0, 1], at least in float32: those it is judged by."""
         if self.kind == "soft_argmax":
-            return expected_coordinates(logits)
+            return compute_expected_coordinates(logits)
         return torch.stack(
-            [debiased_argmax(at_least_float32(axis), sigma=self.sigma, target=self.target) for axis in logits], dim=-1
+            [debiased_argmax(to_at_least_float32(axis), sigma=self.sigma, target=self.target) for axis in logits],
+            dim=-1,
         )
 
 
@@ -193,8 +197,8 @@ class ImageAxes(_Axes):
         of its hand arbitrarily short. is_trained: the range of depth stays, since the logits of a trained network
         refer to it.
         """
-        typical_m = geometry.typical_hands(xyz_m)
-        lengths = geometry.bone_lengths(typical_m)
+        typical_m = geometry.select_typical_hands(xyz_m)
+        lengths = geometry.compute_bone_lengths(typical_m)
         scale = lengths[:, BONES.index(REFERENCE_BONE)]
         relative = (typical_m[..., 2] - typical_m[:, ROOT, None, 2]) / scale[:, None]
         if not is_trained:  # a tenth to spare, for hands the training set does not hold
@@ -209,7 +213,7 @@ class ImageAxes(_Axes):
         """
         height, width = size
         uv = geometry.project(xyz_m, intrinsics)
-        relative = (xyz_m[..., 2] - xyz_m[:, ROOT, None, 2]) / _reference_length(xyz_m)[:, None]
+        relative = (xyz_m[..., 2] - xyz_m[:, ROOT, None, 2]) / _compute_reference_length(xyz_m)[:, None]
         return torch.stack(
             [
                 (uv[..., 0] + 0.5) / width,
@@ -224,22 +228,22 @@ class ImageAxes(_Axes):
 
         The root's depth comes in closed form from the intrinsics and the lengths of the bones.
         """
-        uv, relative = self._pixels_and_depth(coordinates, size)
-        points = geometry.normalized_image_points(uv, intrinsics)
-        depth = geometry.root_depth(points, relative, self.bone_lengths)[:, None] + relative
+        uv, relative = self._split_coordinates(coordinates, size)
+        points = geometry.normalize_image_points(uv, intrinsics)
+        depth = geometry.solve_root_depth(points, relative, self.bone_lengths)[:, None] + relative
         scale = torch.where(scale_m.isfinite(), scale_m, self.scale_m)
         return geometry.back_project(uv, depth * scale[:, None], intrinsics)
 
-    def hand(self, coordinates: Tensor, truth: Truth) -> Tensor:
+    def normalize_hand(self, coordinates: Tensor, truth: HeatmapTruth) -> Tensor:
         """Joints in lengths of the true reference bone, (B, K, 3), on the rays of their pixels, the root in true depth.
 
         What bones are measured on. `decode` estimates the root's depth, and a square root in that has no gradient at 0.
         """
-        uv, relative = self._pixels_and_depth(coordinates, truth.size)
-        root = truth.xyz_m[:, ROOT, 2] / _reference_length(truth.xyz_m)
+        uv, relative = self._split_coordinates(coordinates, truth.size)
+        root = truth.xyz_m[:, ROOT, 2] / _compute_reference_length(truth.xyz_m)
         return geometry.back_project(uv, root[:, None] + relative, truth.intrinsics)
 
-    def _pixels_and_depth(self, coordinates: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _split_coordinates(self, coordinates: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Pixels, (B, K, 2), and depth relative to the root's in lengths of the reference bone, (B, K)."""
         height, width = size
         uv = torch.stack([coordinates[..., 0] * width - 0.5, coordinates[..., 1] * height - 0.5], dim=-1)
@@ -277,7 +281,7 @@ class CameraAxes(_Axes):
         """Check that the ranges hold the training set's joints, (N, K, 3) in metres; a share outside is refused."""
         outside = ((self.encode(xyz_m, xyz_m, (1, 1)) - 0.5).abs() > 0.5).float().mean().item()
         if outside > 0.01:
-            typical_m = geometry.typical_hands(xyz_m)
+            typical_m = geometry.select_typical_hands(xyz_m)
             low, high = (1000 * typical_m.amin((0, 1))).tolist(), (1000 * typical_m.amax((0, 1))).tolist()
             raise UserError(
                 f"{outside:.0%} of the training coordinates lie outside heatmap.x_mm, y_mm, z_mm; the joints span "
@@ -292,15 +296,15 @@ class CameraAxes(_Axes):
         """Joints in metres in the camera frame, (B, K, 3); only the coordinates play a part."""
         return self.low_m + coordinates * (self.extent / 1000.0)
 
-    def hand(self, coordinates: Tensor, truth: Truth) -> Tensor:
+    def normalize_hand(self, coordinates: Tensor, truth: HeatmapTruth) -> Tensor:
         """Joints in lengths of the true reference bone, (B, K, 3): what bones are measured on."""
         metres = self.decode(coordinates, truth.intrinsics, truth.size, truth.xyz_m)
-        return metres / _reference_length(truth.xyz_m)[:, None, None]
+        return metres / _compute_reference_length(truth.xyz_m)[:, None, None]
 
 
-def _reference_length(xyz_m: Tensor) -> Tensor:
+def _compute_reference_length(xyz_m: Tensor) -> Tensor:
     """Length of the reference bone, (B,) in metres."""
-    return geometry.bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)]
+    return geometry.compute_bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)]
 
 
 Axes = ImageAxes | CameraAxes

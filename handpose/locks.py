@@ -9,12 +9,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from handpose.errors import naming
-from handpose.whole_file import check_writable
+from handpose.errors import add_file_name
+from handpose.files import check_writable
 
 
 @contextlib.contextmanager
-def locked(file: Path, *, mode: int = 0o777, on_wait: str | None = None) -> Iterator[None]:
+def hold_lock(file: Path, *, mode: int = 0o777, on_wait: str | None = None) -> Iterator[None]:
     """Hold the lock of a file, which is made with its folder.
 
     Args:
@@ -44,25 +44,25 @@ def locked(file: Path, *, mode: int = 0o777, on_wait: str | None = None) -> Iter
 
 
 @contextlib.contextmanager
-def locked_for_writing(file: Path, *, on_wait: str, refusal: Callable[[OSError], Exception]) -> Iterator[None]:
+def hold_write_lock(file: Path, *, on_wait: str, make_error: Callable[[OSError], Exception]) -> Iterator[None]:
     """Hold the lock of a file beside something that is to be made in the same folder.
 
     Args:
-        file: as `locked` takes it.
-        on_wait: as `locked` takes it.
-        refusal: makes the exception to raise from the OSError of a folder that cannot be written or locked.
+        file: as `hold_lock` takes it.
+        on_wait: as `hold_lock` takes it.
+        make_error: makes the exception to raise from the OSError of a folder that cannot be written or locked.
     """
     with contextlib.ExitStack() as stack:
         try:
             check_writable(file.parent)
-            stack.enter_context(locked(file, on_wait=on_wait))
+            stack.enter_context(hold_lock(file, on_wait=on_wait))
         except OSError as error:
-            raise refusal(error) from None
+            raise make_error(error) from None
         yield
 
 
 def _acquire(lock: FileLock, file: Path, on_wait: str | None) -> None:
-    with naming(file):
+    with add_file_name(file):
         try:
             lock.acquire(timeout=0)
         except NotImplementedError as error:  # of filelock before 3.30, where the file system has no locks

@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from handpose.heatmaps import Axes, AxisLogits, Truth, at_least_float32, expected_coordinates
+from handpose.heatmaps import Axes, AxisLogits, HeatmapTruth, compute_expected_coordinates, to_at_least_float32
 from handpose.skeleton import BONES, REFERENCE_BONE
 
 Divergence = Literal["kl", "jsd"]
 
-_ENDS = torch.tensor(BONES)  # (20, 2): parent, child
+_BONE_ENDS = torch.tensor(BONES)  # (20, 2): parent, child
 _REFERENCE = BONES.index(REFERENCE_BONE)
-_SHORT = 0.1
+_MIN_BONE_LENGTH = 0.1
 """Length, in reference bones, below which a predicted bone has no direction to speak of."""
-_LONG = 4.0
+_MAX_BONE_LENGTH = 4.0
 """Length, in reference bones, that no bone of a hand has (the longest has 2.5): the label of that hand is wrong."""
 
 
@@ -53,40 +53,42 @@ class HeatmapLoss(nn.Module):
         super().__init__()
         self._compute_divergence = _DIVERGENCES[self.divergence]
 
-    def forward(self, logits: AxisLogits, truth: Truth, axes: Axes) -> dict[str, Tensor]:
+    def forward(self, logits: AxisLogits, truth: HeatmapTruth, axes: Axes) -> dict[str, Tensor]:
         inside, target = find_inside(truth.coordinates)
         weights = inside * target.new_tensor([1.0, 1.0, self.depth_weight])
         divergence = torch.stack(
             [
-                self._compute_divergence(at_least_float32(axis), axes.heatmaps(target[..., i], bins=axis.shape[-1]))
+                self._compute_divergence(
+                    to_at_least_float32(axis), axes.draw_heatmaps(target[..., i], bins=axis.shape[-1])
+                )
                 for i, axis in enumerate(logits)
             ],
             dim=-1,
         )
-        coordinates = expected_coordinates(logits)
+        coordinates = compute_expected_coordinates(logits)
         distance = 10.0 * (coordinates - target).abs()
         terms = {
             "heatmap": self.heatmap_weight * weighted_mean(divergence, weights),
             "coordinate": self.coordinate_weight * weighted_mean(distance, weights),
         }
         if self.bone_length_weight or self.bone_direction_weight:
-            terms |= self._of_bones(axes.hand(coordinates, truth), truth, inside)
+            terms |= self._compute_bone_losses(axes.normalize_hand(coordinates, truth), truth, inside)
         return terms
 
-    def _of_bones(self, joints: Tensor, truth: Truth, inside: Tensor) -> dict[str, Tensor]:
+    def _compute_bone_losses(self, joints: Tensor, truth: HeatmapTruth, inside: Tensor) -> dict[str, Tensor]:
         """joints: predicted, (B, K, 3) in lengths of the reference bone; inside: (B, K, 3), 0 or 1."""
-        seen = inside.amin(dim=-1)[:, _ENDS].amin(dim=-1)  # (B, 20): both ends are on all three axes
-        bones, target = _bones(joints), _bones(truth.xyz_m)  # (B, 20, 3)
+        seen = inside.amin(dim=-1)[:, _BONE_ENDS].amin(dim=-1)  # (B, 20): both ends are on all three axes
+        bones, target = _compute_bones(joints), _compute_bones(truth.xyz_m)  # (B, 20, 3)
         target = target / torch.linalg.vector_norm(target[:, _REFERENCE, None], dim=-1, keepdim=True)
         length = torch.linalg.vector_norm(target, dim=-1)  # (B, 20)
         # A reference bone of almost no length would make its hand thousands of times larger than all others.
-        seen = seen * (length.amax(dim=-1, keepdim=True) < _LONG)
+        seen = seen * (length.amax(dim=-1, keepdim=True) < _MAX_BONE_LENGTH)
         terms = {}
         if self.bone_length_weight:
             error = (torch.linalg.vector_norm(bones, dim=-1) - length).abs()
             terms["bone_length"] = self.bone_length_weight * weighted_mean(error, seen)
         if self.bone_direction_weight:
-            cosine = F.cosine_similarity(bones, target, dim=-1, eps=_SHORT)
+            cosine = F.cosine_similarity(bones, target, dim=-1, eps=_MIN_BONE_LENGTH)
             terms["bone_direction"] = self.bone_direction_weight * weighted_mean(1.0 - cosine, seen)
         return terms
 
@@ -94,9 +96,9 @@ class HeatmapLoss(nn.Module):
 class CoordinateMse(nn.Module):
     """Mean squared error of the soft-argmax coordinates in the unit of the axes (mm for CameraAxes): the original's."""
 
-    def forward(self, logits: AxisLogits, truth: Truth, axes: Axes) -> dict[str, Tensor]:
+    def forward(self, logits: AxisLogits, truth: HeatmapTruth, axes: Axes) -> dict[str, Tensor]:
         inside, target = find_inside(truth.coordinates)
-        error = (expected_coordinates(logits) - target) * axes.extent
+        error = (compute_expected_coordinates(logits) - target) * axes.extent
         return {"coordinate": weighted_mean(error.square(), inside)}
 
 
@@ -118,9 +120,9 @@ def js_divergence(logits: Tensor, target: Tensor) -> Tensor:
 _DIVERGENCES = {"kl": kl_divergence, "jsd": js_divergence}
 
 
-def _bones(xyz: Tensor) -> Tensor:
+def _compute_bones(xyz: Tensor) -> Tensor:
     """From each bone's parent to its child, (B, K, 3) -> (B, 20, 3)."""
-    return xyz[:, _ENDS[:, 1]] - xyz[:, _ENDS[:, 0]]
+    return xyz[:, _BONE_ENDS[:, 1]] - xyz[:, _BONE_ENDS[:, 0]]
 
 
 def find_inside(coordinates: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def fronts(points: Sequence[tuple[float, float]]) -> list[list[int]]:
+def sort_into_fronts(points: Sequence[tuple[float, float]]) -> list[list[int]]:
     """The indices of the points by front, ascending within each; no point may be NaN.
 
     A point dominates another that is no better in anything and worse in something. On the first front are those that
@@ -30,15 +30,15 @@ def fronts(points: Sequence[tuple[float, float]]) -> list[list[int]]:
     return members
 
 
-def best_first(points: Sequence[tuple[float, float]], *, most: int | None = None) -> list[int]:
-    """The indices of the points, the best first, or the best `most` of them.
+def rank_points(points: Sequence[tuple[float, float]], *, max_points: int | None = None) -> list[int]:
+    """The indices of the points, the best first, or the best `max_points` of them.
 
-    By fronts; within a front as `spread` has it.
+    By fronts; within a front as `order_by_distance` has it.
     """
-    return list(islice(_in_order(points), most))
+    return list(islice(_sort_two_objectives(points), max_points))
 
 
-def spread(points: Sequence[tuple[float, float]]) -> Iterator[int]:
+def order_by_distance(points: Sequence[tuple[float, float]]) -> Iterator[int]:
     """The indices of the points, each the farthest from all before it, the one with the least first value at the head.
 
     Distances are Euclidean, with the range of the points in either direction as its unit. Ties go to the smaller index.
@@ -52,16 +52,18 @@ def spread(points: Sequence[tuple[float, float]]) -> Iterator[int]:
     index = min(range(len(points)), key=lambda index: points[index])
     for _ in range(len(points)):
         yield index
-        left = np.minimum(left, _squared_distances(places, places[index]))
+        left = np.minimum(left, _compute_squared_distances(places, places[index]))
         left[index] = -np.inf
         index = int(np.argmax(left))
 
 
-def _in_order(points: Sequence[tuple[float, float]]) -> Iterator[int]:
-    for front in fronts(points):
-        yield from (front[place] for place in spread([points[index] for index in front]))
+def _sort_two_objectives(points: Sequence[tuple[float, float]]) -> Iterator[int]:
+    for front in sort_into_fronts(points):
+        yield from (front[place] for place in order_by_distance([points[index] for index in front]))
 
 
-def _squared_distances(places: npt.NDArray[np.float64], place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _compute_squared_distances(
+    places: npt.NDArray[np.float64], place: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     across, along = places[:, 0] - place[0], places[:, 1] - place[1]
     return across * across + along * along  # without a root, which libraries round differently

@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from handpose import drawing
-from handpose.config import make_parser, quote_override, told, use_given_extensions
-from handpose.errors import UserError, explain
-from handpose.evaluation.hands import find_hands
-from handpose.evaluation.network import TrainedNetwork, read_network
+from handpose.config import exit_on_user_error, make_parser, quote_override, use_given_extensions
+from handpose.errors import UserError, explain_file_error
+from handpose.evaluation.find_hands import find_hands
 from handpose.evaluation.photographs import (
     ASSUMED_FOCAL,
     Photograph,
-    camera_of,
     find_photographs,
+    make_camera,
     read_intrinsics,
     read_photograph,
 )
-from handpose.geometry import project, root_relative
+from handpose.evaluation.trained_network import TrainedNetwork, read_network
+from handpose.files import check_writable, write_atomically, write_json
+from handpose.geometry import project, to_root_relative
 from handpose.heatmaps import CameraAxes
 from handpose.skeleton import JOINT_NAMES
 from handpose.utf8 import use_utf8
-from handpose.whole_file import check_writable, whole_file, write_json
 
 _FILL = 0.6
 
@@ -51,29 +51,29 @@ the mean.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 1 where a file could not be read, else 0, and leaves with 2 after a mistake."""
-    with told():
-        options = _options(arguments)
+    with exit_on_user_error():
+        options = _parse_arguments(arguments)
         if options.extensions is not None:
             use_given_extensions([quote_override("paths.extensions", str(options.extensions))])
-        device = _device(options.device)
+        device = _choose_device(options.device)
         _check_output(options.output)
         paths = find_photographs(options.photographs)
         network = read_network(options.checkpoint, overrides=[f"test_time={options.test_time}"])
-        _check(options, network)
-        side = network.input_size(options.image_size)
+        _check_options(options, network)
+        side = network.choose_input_size(options.image_size)
         names = [path.name for path in paths]
         cameras = read_intrinsics(options.intrinsics, names) if options.intrinsics else [None] * len(paths)
-        files = list(zip(paths, cameras, overlay_names(paths), strict=True))
+        files = list(zip(paths, cameras, name_overlays(paths), strict=True))
         network.module.to(device)
         hands: list[dict[str, Any]] = []
         for start in range(0, len(files), options.batch_size):
-            hands += _of_batch(files[start : start + options.batch_size], network, side, options)
-        _write(hands, network, side, options)
-        _tell(hands, options.output)
+            hands += _predict_batch(files[start : start + options.batch_size], network, side, options)
+        _write_json_file(hands, network, side, options)
+        _print_summary(hands, options.output)
     return 1 if any("error" in hand for hand in hands) else 0
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.predict", _DESCRIPTION)
     add = parser.add_argument
     add("photographs", nargs="+", type=Path, metavar="IMAGE|FOLDER")
@@ -100,7 +100,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _check(options: argparse.Namespace, network: TrainedNetwork) -> None:
+def _check_options(options: argparse.Namespace, network: TrainedNetwork) -> None:
     for name in ("focal", "scale", "batch_size"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
@@ -114,7 +114,7 @@ def _check(options: argparse.Namespace, network: TrainedNetwork) -> None:
         )
 
 
-def _device(name: str) -> torch.device:
+def _choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -127,11 +127,11 @@ def _check_output(folder: Path) -> None:
     try:
         check_writable(folder)
     except OSError as error:
-        reason = explain(error, remedy="give another --output")
+        reason = explain_file_error(error, remedy="give another --output")
         raise UserError(f"the folder {folder} cannot be made or written to because {reason}") from error
 
 
-def _of_batch(
+def _predict_batch(
     files: Sequence[tuple[Path, NDArray[np.float64] | None, str]],
     network: TrainedNetwork,
     side: int,
@@ -150,7 +150,7 @@ def _of_batch(
             print(f"error: {error}", file=sys.stderr)
             records[path] = {"file": str(path), "error": str(error)}
             continue
-        camera = camera_of(picture.size, given=given, focal_px=options.focal, exif_px=exif_px)
+        camera = make_camera(picture.size, given=given, focal_px=options.focal, exif_px=exif_px)
         readable.append((Photograph(path, picture, camera), overlay))
     if readable:
         scale_m = math.nan if options.scale is None else options.scale / 1000.0
@@ -163,17 +163,17 @@ def _of_batch(
             mirror=options.mirror,
         )
         for (photograph, overlay), xyz_m in zip(readable, found, strict=True):
-            records[photograph.path] = _record(photograph, xyz_m, options.output / overlay)
+            records[photograph.path] = _make_record(photograph, xyz_m, options.output / overlay)
     return [records[path] for path, _, _ in files]
 
 
-def _record(photograph: Photograph, xyz_m: NDArray[np.float64], overlay: Path) -> dict[str, Any]:
+def _make_record(photograph: Photograph, xyz_m: NDArray[np.float64], overlay: Path) -> dict[str, Any]:
     """What hands.json says of a photograph; draws its overlay."""
     camera, xyz = photograph.camera, torch.from_numpy(xyz_m)
     uv = project(xyz, torch.from_numpy(camera.intrinsics)).numpy()
     kind = "JPEG" if overlay.suffix == ".jpg" else "PNG"
-    with whole_file(overlay) as part:
-        Image.fromarray(drawing.hand_over_photograph(np.asarray(photograph.picture), uv)).save(part, kind, quality=92)
+    with write_atomically(overlay) as part:
+        Image.fromarray(drawing.draw_over_photograph(np.asarray(photograph.picture), uv)).save(part, kind, quality=92)
     return {
         "file": str(photograph.path),
         "overlay": overlay.name,
@@ -183,11 +183,11 @@ def _record(photograph: Photograph, xyz_m: NDArray[np.float64], overlay: Path) -
         "intrinsics_assumed": camera.is_assumed,
         "uv_px": uv.round(3).tolist(),
         "xyz_mm": (1000 * xyz_m).round(3).tolist(),
-        "xyz_root_relative_mm": (1000 * root_relative(xyz)).numpy().round(3).tolist(),
+        "xyz_root_relative_mm": (1000 * to_root_relative(xyz)).numpy().round(3).tolist(),
     }
 
 
-def overlay_names(photographs: Sequence[Path]) -> list[str]:
+def name_overlays(photographs: Sequence[Path]) -> list[str]:
     """The file name of each photograph's overlay: JPEG for a JPEG, else PNG; no two alike, and none a photograph's."""
     names: list[str] = []
     for path in photographs:
@@ -197,7 +197,9 @@ def overlay_names(photographs: Sequence[Path]) -> list[str]:
     return names
 
 
-def _write(hands: list[dict[str, Any]], network: TrainedNetwork, side: int, options: argparse.Namespace) -> None:
+def _write_json_file(
+    hands: list[dict[str, Any]], network: TrainedNetwork, side: int, options: argparse.Namespace
+) -> None:
     about = {
         "checkpoint": str(options.checkpoint),
         "image_size": side,
@@ -211,7 +213,7 @@ def _write(hands: list[dict[str, Any]], network: TrainedNetwork, side: int, opti
     write_json(options.output / "hands.json", about | {"hands": hands}, indent=1)
 
 
-def _tell(hands: list[dict[str, Any]], folder: Path) -> None:
+def _print_summary(hands: list[dict[str, Any]], folder: Path) -> None:
     found = [hand for hand in hands if "error" not in hand]
     print(f"{len(found)} of {len(hands)} photographs: overlays and hands.json in {folder}")
     assumed = sum(hand["intrinsics_assumed"] for hand in found)

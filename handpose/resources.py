@@ -22,13 +22,13 @@ class Memory(NamedTuple):
     """Main memory in bytes.
 
     total: the smaller of the machine's memory and of the cgroup's limit. available: what of it can still be used
-    without swapping; file caches count as available, since the kernel drops them on demand. limited: whether a cgroup,
-    and not the machine, sets the total.
+    without swapping; file caches count as available, since the kernel drops them on demand. is_limited: whether a
+    cgroup, and not the machine, sets the total.
     """
 
     total: int
     available: int
-    limited: bool
+    is_limited: bool
 
 
 def count_cores(root: Path = _ROOT) -> int:
@@ -42,54 +42,54 @@ def count_cores(root: Path = _ROOT) -> int:
         root: the folder below which `proc` and `sys` lie.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else math.inf
-    return max(1, int(min(os.cpu_count() or 1, affinity, _cpu_quota(root))))
+    return max(1, int(min(os.cpu_count() or 1, affinity, _read_cpu_quota(root))))
 
 
-def main_memory(root: Path = _ROOT) -> Memory:
+def measure_memory(root: Path = _ROOT) -> Memory:
     """Measure the memory that this process may use.
 
     Args:
         root: the folder below which `proc` and `sys` lie.
     """
-    total, available = _machine_memory(root)
+    total, available = _read_machine_memory(root)
     limits = [
-        (limit, max(0, limit - _used_memory(folder)))
-        for folder in _cgroups(root, "memory")
-        if (limit := _number(folder, "memory.max", "memory.limit_in_bytes")) is not None and limit < total
+        (limit, max(0, limit - _read_used_memory(folder)))
+        for folder in _list_cgroups(root, "memory")
+        if (limit := _read_number(folder, "memory.max", "memory.limit_in_bytes")) is not None and limit < total
     ]
     if not limits:  # cgroup v1 says "no limit" by a number that is larger than any machine's memory
-        return Memory(total, available, limited=False)
-    return Memory(min(limit for limit, _ in limits), min(available, *(free for _, free in limits)), limited=True)
+        return Memory(total, available, is_limited=False)
+    return Memory(min(limit for limit, _ in limits), min(available, *(free for _, free in limits)), is_limited=True)
 
 
-def oom_kills(root: Path = _ROOT) -> int:
+def count_oom_kills(root: Path = _ROOT) -> int:
     """Count the processes that the kernel killed because a cgroup of this process was full; 0 where it is not known."""
     # Of cgroup v2 the counts of a group include those of the groups below it, so that they are not added up.
     counts = [
         int(values["oom_kill"])
-        for folder in _cgroups(root, "memory")
+        for folder in _list_cgroups(root, "memory")
         for name in ("memory.events", "memory.oom_control")
-        if "oom_kill" in (values := _table(folder / name))
+        if "oom_kill" in (values := _read_table(folder / name))
     ]
     return max(counts, default=0)
 
 
-def _cpu_quota(root: Path) -> float:
+def _read_cpu_quota(root: Path) -> float:
     """In cores."""
     quotas = [math.inf]
-    for folder in _cgroups(root, "cpu"):
-        limit = _text(folder / "cpu.max").split()
+    for folder in _list_cgroups(root, "cpu"):
+        limit = _read_text(folder / "cpu.max").split()
         quota, period = (
-            limit if len(limit) == 2 else (_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+            limit if len(limit) == 2 else (_read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
         )
         if quota.isdigit() and period.isdigit() and int(period):  # "max" and -1 mean no limit
             quotas.append(int(quota) / int(period))
     return min(quotas)
 
 
-def _machine_memory(root: Path) -> tuple[int, int]:
+def _read_machine_memory(root: Path) -> tuple[int, int]:
     """Total and available."""
-    values = _table(root / "proc/meminfo")
+    values = _read_table(root / "proc/meminfo")
     if "MemTotal:" in values:
         total = 1024 * int(values["MemTotal:"])
         return total, 1024 * int(values["MemAvailable:"]) if "MemAvailable:" in values else total
@@ -97,16 +97,16 @@ def _machine_memory(root: Path) -> tuple[int, int]:
     return total, total
 
 
-def _used_memory(cgroup: Path) -> int:
+def _read_used_memory(cgroup: Path) -> int:
     """What the processes of a cgroup take, without file caches."""
-    used = _number(cgroup, "memory.current", "memory.usage_in_bytes") or 0
-    values = _table(cgroup / "memory.stat")
+    used = _read_number(cgroup, "memory.current", "memory.usage_in_bytes") or 0
+    values = _read_table(cgroup / "memory.stat")
     # Of cgroup v1 only the totals include the groups below.
     cached = [values.get(f"total_{name}", values.get(name, "0")) for name in ("inactive_file", "active_file")]
     return used - sum(map(int, cached))
 
 
-def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+def _list_cgroups(root: Path, controller: str) -> Iterator[Path]:
     """The folders of this process's cgroup for a controller and of all groups above it.
 
     A container without a cgroup namespace sees the path of its group on the host, but only the group itself, mounted
@@ -114,7 +114,7 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
     """
     base = root / "sys/fs/cgroup"
     yield from (base, base / "unified", base / controller)
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in _read_text(root / "proc/self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:  # v2; beside v1 it is mounted one folder further down
             mounts = [base, base / "unified"]
@@ -127,17 +127,17 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
             yield from (mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
 
 
-def _number(folder: Path, *names: str) -> int | None:
+def _read_number(folder: Path, *names: str) -> int | None:
     """The number in the first of the files that has one."""
-    return next((int(text) for name in names if (text := _text(folder / name)).isdigit()), None)
+    return next((int(text) for name in names if (text := _read_text(folder / name)).isdigit()), None)
 
 
-def _table(file: Path) -> dict[str, str]:
+def _read_table(file: Path) -> dict[str, str]:
     """Lines of a name and a value, which a unit may follow."""
-    return {name: value for name, value, *_ in map(str.split, _text(file).splitlines())}
+    return {name: value for name, value, *_ in map(str.split, _read_text(file).splitlines())}
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     """Empty where the file is missing or may not be read."""
     try:
         return file.read_text(encoding="utf-8").strip()

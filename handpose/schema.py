@@ -22,7 +22,7 @@ Values = Mapping[str, Any]
 T = TypeVar("T")
 
 _FRACTION = Annotated[float, Field(ge=0, le=1)]
-_SHARE = Annotated[float, Field(gt=0, lt=1)]
+_OPEN_FRACTION = Annotated[float, Field(gt=0, lt=1)]
 _WEIGHT = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _COUNT = Annotated[int, Field(ge=1)]
 _TYPES: dict[str, Any] = {
@@ -43,7 +43,7 @@ _TYPES: dict[str, Any] = {
     "data.image_size": Annotated[int, Field(ge=32)] | None,
     "data.batch_size": _COUNT,
     "data.num_workers": Annotated[int, Field(ge=0)],
-    "data.source.val_fraction": _SHARE,
+    "data.source.val_fraction": _OPEN_FRACTION,
     "data.source.num_blocks": _COUNT,
     "data.source.split_seed": Annotated[int, Field(ge=0)],
     "model.weights": str | None,
@@ -54,7 +54,7 @@ _TYPES: dict[str, Any] = {
     "model.decoder.bins_per_cell": Annotated[int, Field(ge=1, le=8)],
     "model.decoder.depth_bins": Annotated[int, Field(ge=2)],
     "model.decoder.depth_hidden": _COUNT,
-    "heatmap.sigma": _SHARE,
+    "heatmap.sigma": _OPEN_FRACTION,
     "loss.heatmap_weight": _WEIGHT,
     "loss.coordinate_weight": _WEIGHT,
     "loss.depth_weight": _WEIGHT,
@@ -95,19 +95,19 @@ _TYPES: dict[str, Any] = {
 """Types and ranges of the keys that no constructor's signature gives; corners of search spaces are held to them too."""
 
 
-def check(values: Values) -> None:
+def check_config(values: Values) -> None:
     """Hold a whole configuration, as plain values, against the table and the constructors; raises UserError."""
-    for name, unsupported in _UNSUPPORTED.items():
-        for value in _at(values["trainer"], name):
-            unsupported.check(f"trainer.{name}", value)
+    for name, unsupported in _RESTRICTED_ARGUMENTS.items():
+        for value in _select_values(values["trainer"], name):
+            unsupported.check_value(f"trainer.{name}", value)
     for key, kind in _TYPES.items():
-        for value in _at(values, key):
+        for value in _select_values(values, key):
             _check_type(key, value, kind)
     _check_targets(values, prefix="")
     _check_epochs(values)
 
 
-def _at(values: Values, key: str) -> Iterator[Any]:
+def _select_values(values: Values, key: str) -> Iterator[Any]:
     """The value under a dotted key, if it is there."""
     node: Any = values
     for name in key.split("."):
@@ -126,51 +126,53 @@ def is_allowed(key: str, value: float) -> bool:
     return True
 
 
-class Unsupported(NamedTuple):
+class RestrictedArgument(NamedTuple):
     """An argument that is refused unless it has one of the allowed values. remedy: what to give instead."""
 
     allowed: Sequence[Any]
     remedy: str
 
-    def check(self, key: str, value: Any, *, where: str = "") -> None:
+    def check_value(self, key: str, value: Any, *, where: str = "") -> None:
         """Raise UserError for a value that is not allowed; 1 is not 1.0, since Lightning tells them apart."""
         if not any(type(value) is type(allowed) and value == allowed for allowed in self.allowed):
-            raise UserError(f"{key}={_in_yaml(value)} is not supported{where}: {self.remedy}")
+            raise UserError(f"{key}={_format_yaml_value(value)} is not supported{where}: {self.remedy}")
 
 
-_NO_EARLY_END = "a training runs to trainer.max_epochs unless trainer.max_steps or trainer.max_time ends it before"
-_UNSUPPORTED = {
-    "logger": Unsupported([None], "choose logger=tensorboard, logger=wandb or logger=none"),
-    "callbacks": Unsupported([None, []], "the project has its own callbacks, which the other keys configure"),
-    "plugins": Unsupported([None, []], "the project has its own plugins"),
-    "default_root_dir": Unsupported([None], "set paths.output, or paths.logs for this run alone"),
-    "enable_checkpointing": Unsupported([None], "give checkpoints.enabled=true or checkpoints.enabled=false"),
-    "enable_model_summary": Unsupported([None, False], "no summary is printed; leave the key out"),
-    "model_registry": Unsupported([None], "checkpoints are kept in paths.checkpoints"),
-    "num_sanity_val_steps": Unsupported(
+_NO_EARLY_END_REMEDY = (
+    "a training runs to trainer.max_epochs unless trainer.max_steps or trainer.max_time ends it before"
+)
+_RESTRICTED_ARGUMENTS = {
+    "logger": RestrictedArgument([None], "choose logger=tensorboard, logger=wandb or logger=none"),
+    "callbacks": RestrictedArgument([None, []], "the project has its own callbacks, which the other keys configure"),
+    "plugins": RestrictedArgument([None, []], "the project has its own plugins"),
+    "default_root_dir": RestrictedArgument([None], "set paths.output, or paths.logs for this run alone"),
+    "enable_checkpointing": RestrictedArgument([None], "give checkpoints.enabled=true or checkpoints.enabled=false"),
+    "enable_model_summary": RestrictedArgument([None, False], "no summary is printed; leave the key out"),
+    "model_registry": RestrictedArgument([None], "checkpoints are kept in paths.checkpoints"),
+    "num_sanity_val_steps": RestrictedArgument(
         [None, 0], "everything is checked before training; +trainer.fast_dev_run=true tries one batch of each stage"
     ),
-    "use_distributed_sampler": Unsupported([False], "the data loaders already divide the batches among devices"),
-    "sync_batchnorm": Unsupported([False], "devices share the statistics of batch norm in any case"),
-    "barebones": Unsupported(
+    "use_distributed_sampler": RestrictedArgument([False], "the data loaders already divide the batches among devices"),
+    "sync_batchnorm": RestrictedArgument([False], "devices share the statistics of batch norm in any case"),
+    "barebones": RestrictedArgument(
         [False],
         "give logger=none checkpoints.enabled=false trainer.enable_progress_bar=false for the bare speed",
     ),
-    "overfit_batches": Unsupported(
+    "overfit_batches": RestrictedArgument(
         [0, 0.0], "give trainer.limit_train_batches=N, although each epoch then draws other pictures"
     ),
-    "val_check_interval": Unsupported(
+    "val_check_interval": RestrictedArgument(
         [None, 1.0],
         "validation runs at the end of an epoch; give trainer.check_val_every_n_epoch, or shorter epochs by "
         "trainer.limit_train_batches",
     ),
-    "min_epochs": Unsupported([None], _NO_EARLY_END),
-    "min_steps": Unsupported([None], _NO_EARLY_END),
+    "min_epochs": RestrictedArgument([None], _NO_EARLY_END_REMEDY),
+    "min_steps": RestrictedArgument([None], _NO_EARLY_END_REMEDY),
 }
 """Arguments of Lightning's Trainer that this project sets itself or that do not work with it."""
 
 
-def _in_yaml(value: Any) -> str:
+def _format_yaml_value(value: Any) -> str:
     return json.dumps(value).strip('"')
 
 
@@ -210,17 +212,17 @@ def _check_arguments(values: Values, *, prefix: str) -> None:
         target = pkgutil.resolve_name(values["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{prefix}_target_: there is no {values['_target_']}") from error
-    known, hints = inspect.signature(target).parameters, _type_hints(target)
+    known, hints = inspect.signature(target).parameters, _get_type_hints(target)
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     for name in (name for name in values if name not in _NOT_ARGUMENTS):
         if name not in known and not takes_all:
-            raise UserError(unknown_key(f"{prefix}{name}", {f"{prefix}{parameter}" for parameter in known}))
+            raise UserError(explain_unknown_key(f"{prefix}{name}", {f"{prefix}{parameter}" for parameter in known}))
         if name in hints and not isinstance(values[name], Mapping):
             _check_type(f"{prefix}{name}", values[name], hints[name])
 
 
 @functools.cache
-def _type_hints(target: Any) -> dict[str, Any]:
+def _get_type_hints(target: Any) -> dict[str, Any]:
     try:
         function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
         return typing.get_type_hints(function, include_extras=True)
@@ -245,12 +247,12 @@ def _check_type(key: str, value: Any, kind: Any) -> None:
         # Strict, because "3" or 2.0 for a number of blocks is a mistake; JSON, because like YAML it has no tuples.
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        refusals = [item for item in error.errors() if not _may_be_made(item)]
+        refusals = [item for item in error.errors() if not _is_unsupported_type(item)]
         if refusals:
-            raise UserError(_refusal(key, value, refusals[0])) from error
+            raise UserError(_explain_type_error(key, value, refusals[0])) from error
 
 
-def _may_be_made(item: Any) -> bool:
+def _is_unsupported_type(item: Any) -> bool:
     """Whether the refusal is of a type that YAML cannot hold, as a Tensor, and not of a list or a scalar."""
     return item["type"] == "is_instance_of" and item["ctx"]["class"] != "Sequence"
 
@@ -263,14 +265,14 @@ _BOUNDS = {
 }
 
 
-def _refusal(key: str, value: Any, item: Any) -> str:
+def _explain_type_error(key: str, value: Any, item: Any) -> str:
     if item["type"] in _BOUNDS:
         return f"{key} must be {_BOUNDS[item['type']].format(**item['ctx'])}, but it is {value}"
     reason = item["msg"]
     return f"{key}={value}: {reason[0].lower()}{reason[1:]}"
 
 
-def parameters(target: str) -> set[str]:
+def list_parameters(target: str) -> set[str]:
     """Names of the arguments of what a `_target_` names."""
     return set(inspect.signature(pkgutil.resolve_name(target)).parameters)
 
@@ -288,7 +290,7 @@ def find_nearest_keys(key: str, known: Collection[str]) -> list[str]:
     return near or difflib.get_close_matches(key, known, n=2, cutoff=0.5)
 
 
-def unknown_key(key: str, known: set[str]) -> str:
+def explain_unknown_key(key: str, known: set[str]) -> str:
     """The sentence for a key that is not there, with the nearest that are."""
     near = find_nearest_keys(key, known)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `--cfg job` prints all keys"
@@ -305,5 +307,5 @@ def type_of(key: str, target: str | None) -> Any:
     Returns:
         The type, with its range if it has one; `Any` if it is not known.
     """
-    hints = {} if target is None else _type_hints(pkgutil.resolve_name(target))
+    hints = {} if target is None else _get_type_hints(pkgutil.resolve_name(target))
     return _TYPES.get(key, hints.get(key.rpartition(".")[2], Any))

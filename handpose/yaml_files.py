@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from handpose.errors import UserError
+from handpose.files import write_atomically
 from handpose.formats import upgrade
 from handpose.utf8 import read_utf8
-from handpose.whole_file import whole_file
 
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -76,7 +76,7 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
         path: the path of the file. Its folder is created if it does not exist.
         content: key -> plain value.
     """
-    with whole_file(path) as part:
+    with write_atomically(path) as part:
         part.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 

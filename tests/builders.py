@@ -18,7 +18,7 @@ SMALL = (
 """Overrides for a data set of two dozen poses."""
 
 
-def hands(num_poses: int, seed: int = 0) -> NDArray[np.float64]:
+def make_hands(num_poses: int, seed: int = 0) -> NDArray[np.float64]:
     """Fingers as bent fans from the wrist, turned at random, 0.6 m before the camera: (num_poses, 21, 3) metres."""
     generator = np.random.default_rng(seed)
     xyz_m = np.zeros((num_poses, 21, 3))
@@ -35,8 +35,10 @@ def hands(num_poses: int, seed: int = 0) -> NDArray[np.float64]:
     return xyz_m + np.array([0, 0, 0.6])
 
 
-def cameras(num_poses: int, size: int = IMAGE_SIZE, seed: int = 0) -> NDArray[np.float64]:
-    """Pinhole cameras that see the whole of `hands`, principal point not in the middle: (num_poses, 3, 3) pixels."""
+def make_cameras(num_poses: int, size: int = IMAGE_SIZE, seed: int = 0) -> NDArray[np.float64]:
+    """Pinhole cameras that see the whole of `make_hands`, principal point not in the middle: (num_poses, 3, 3)
+    pixels.
+    """
     generator = np.random.default_rng(seed)
     intrinsics = np.zeros((num_poses, 3, 3))
     intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = generator.uniform(1.8, 2.2, num_poses) * size
@@ -89,9 +91,9 @@ def write_freihand(
     splits = (("training", num_poses, variants * num_poses), ("evaluation", num_test, num_test))
     for number, (prefix, poses, images) in enumerate(splits, start=seed):
         write_images(root / prefix / "rgb", images, size, number)
-        xyz_m = hands(poses, number)
+        xyz_m = make_hands(poses, number)
         write_json(root / f"{prefix}_xyz.json", xyz_m)
-        write_json(root / f"{prefix}_K.json", cameras(poses, size, number))
+        write_json(root / f"{prefix}_K.json", make_cameras(poses, size, number))
         write_json(root / f"{prefix}_scale.json", np.linalg.norm(xyz_m[:, 9] - xyz_m[:, 10], axis=-1))
     return root
 
@@ -100,7 +102,7 @@ def write_course(root: Path, *, num_poses: int = 4, images_per_entry: int = 4) -
     """freihand_dataset_MP: the test split without joints."""
     for seed, split in enumerate(("train", "val", "test")):
         write_images(root / split, images_per_entry * num_poses, seed=seed)
-        write_json(root / f"{split}_K.json", cameras(num_poses, seed=seed))
+        write_json(root / f"{split}_K.json", make_cameras(num_poses, seed=seed))
         if split != "test":
-            write_json(root / f"{split}_xyz.json", hands(num_poses, seed))
+            write_json(root / f"{split}_xyz.json", make_hands(num_poses, seed))
     return root

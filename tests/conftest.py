@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from handpose import config_files
-from handpose.config import compose, plain
+from handpose.config import compose, to_plain_values
 from handpose.config_files import CONFIGS, use_extensions
 from handpose.search.space import load_space
 from handpose.sweep.execution.runtime import start_ray
 from handpose.sweep.record.settings import RaySettings
-from handpose.training.build import build
-from tests.builders import hands, write_freihand
+from handpose.training.build import build_training
+from tests.builders import make_hands, write_freihand
 
 SIZE = 64
 
@@ -79,13 +79,13 @@ def write_checkpoint(freihand, tmp_path_factory):
                 *["model.encoder.name=lcnet_035", "model.decoder.depth=2", *overrides],
             ],
         )
-        module, _ = build(config, pretrained=False, quiet=True)
-        module.axes.fit(torch.from_numpy(hands(24)).float())
+        module, _ = build_training(config, pretrained=False, quiet=True)
+        module.axes.fit(torch.from_numpy(make_hands(24)).float())
         with torch.no_grad():  # else all joints lie in the middle of their axes, and the hand as far as can be
             for weights in (parameter for parameter in module.net.decoder.parameters() if parameter.ndim > 1):
                 weights.mul_(10.0)
         path = tmp_path_factory.mktemp("run") / "last.ckpt"
-        torch.save({"config": plain(config), "state_dict": module.state_dict(), "epoch": 0}, path)
+        torch.save({"config": to_plain_values(config), "state_dict": module.state_dict(), "epoch": 0}, path)
         return path
 
     return written

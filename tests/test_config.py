@@ -11,7 +11,15 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from handpose import config_files
-from handpose.config import compose, dotted_keys, location_overrides, plain, quote_override, script, told
+from handpose.config import (
+    compose,
+    dotted_keys,
+    exit_on_user_error,
+    list_location_overrides,
+    quote_override,
+    run_script,
+    to_plain_values,
+)
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 
@@ -32,7 +40,7 @@ def test_every_experiment_composes(name):
 def test_every_experiment_predicts_with_the_mean_over_rotations_as_the_original_did(name):
     config = compose("train", [f"experiment={name}"])
     views = instantiate(config.test_time)
-    views.check(instantiate(config.heatmap))
+    views.check_axes(instantiate(config.heatmap))
     assert np.degrees(views.angles) == pytest.approx(np.arange(8) * 45)  # it was trained on the full circle
     assert (views.mirror, views.scales, views.crop) == (False, [1.0], None)
     assert compose("train", [f"experiment={name}", "test_time=none"]).test_time.num_rotations == 1
@@ -45,7 +53,7 @@ def test_every_choice_of_every_group_composes(choice):
 
 
 def test_tune_has_all_keys_of_train_with_the_same_defaults():
-    train, tune = plain(compose("train", [])), plain(compose("tune", []))
+    train, tune = to_plain_values(compose("train", [])), to_plain_values(compose("tune", []))
     train["paths"].pop("time"), tune["paths"].pop("time")
     for name in ("logs", "checkpoints", "predictions"):
         train["paths"].pop(name), tune["paths"].pop(name)
@@ -123,7 +131,7 @@ def test_another_process_elsewhere_composes_the_same_paths(tmp_path, monkeypatch
     monkeypatch.setenv("MP_DATA", "hands")
     overrides = ["data=freihand", "data.root=here"]
     config = compose("train", overrides)
-    locations = location_overrides(config)
+    locations = list_location_overrides(config)
     monkeypatch.delenv("MP_DATA")
     monkeypatch.chdir("/")
     there = compose("train", [*locations, *overrides])
@@ -143,7 +151,7 @@ def test_the_printed_configuration_has_the_values_of_best_yaml(tmp_path, monkeyp
     path = tmp_path / "best.yaml"
     path.write_text(yaml.safe_dump({"overrides": ["model.decoder.depth=2", "optimizer.lr=0.5"]}))
     monkeypatch.setattr(sys, "argv", ["train.py", f"best={path}", "optimizer.lr=0.25", "--cfg", "job"])
-    script("train", lambda _: pytest.fail("--cfg only prints"))
+    run_script("train", lambda _: pytest.fail("--cfg only prints"))
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["model"]["decoder"]["depth"], printed["optimizer"]["lr"]) == (2, 0.25)
 
@@ -184,7 +192,7 @@ def test_a_key_is_accepted_under_its_former_name(old, new):
 def test_a_script_warns_of_a_former_name_and_names_the_new_one(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["tune.py", "sweep.explosion_factor=5", "sweep.num_trials=7"])
     composed = []
-    script("tune", composed.append)
+    run_script("tune", composed.append)
     assert (composed[0].sweep.divergence_factor, composed[0].sweep.num_trials) == (5, 7)
     warning = "warning: sweep.explosion_factor has been renamed to sweep.divergence_factor; use the new name\n"
     assert capsys.readouterr().err == warning
@@ -196,7 +204,7 @@ def test_keys_of_leaves_and_of_what_holds_them_are_dotted():
 
 def test_sigterm_ends_a_program_with_a_sentence_as_ctrl_c_does(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as left, told():
+    with pytest.raises(SystemExit) as left, exit_on_user_error():
         signal.raise_signal(signal.SIGTERM)
     assert left.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
@@ -207,7 +215,7 @@ def test_who_handles_sigterm_already_goes_on_doing_so():
     received = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
-        with told():
+        with exit_on_user_error():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -241,7 +249,7 @@ def test_options_and_classes_of_a_users_folder_are_found(extensions, monkeypatch
 def test_another_process_elsewhere_finds_the_users_folder(extensions, monkeypatch):
     monkeypatch.chdir(extensions.parent)
     overrides = [quote_override("paths.extensions", extensions.name), "loss=users"]
-    locations = location_overrides(compose("train", overrides))
+    locations = list_location_overrides(compose("train", overrides))
     monkeypatch.setattr(config_files, "_extensions", None)
     monkeypatch.chdir("/")
     assert compose("train", [*locations, *overrides]).paths.extensions == str(extensions)

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from handpose.drawing import (
     FINGER_COLOURS,
     JOINT_COLOURS,
-    hand_over_photograph,
-    heatmaps_along_axes,
-    predictions_over_images,
-    skeletons_3d,
+    draw_heatmaps,
+    draw_over_photograph,
+    draw_predictions,
+    draw_skeletons_3d,
 )
 from handpose.skeleton import JOINT_NAMES
 
@@ -57,9 +57,9 @@ def every_picture(num: int = 3, *, spoil: float | None = None) -> list[np.ndarra
     captions = [f"{i} mm" for i in range(num)]
     target = np.full((num, 21, 3), 0.4)
     return [
-        predictions_over_images(grey_images(num), uv, spread_uv(num), captions=captions),
-        skeletons_3d(xyz, xyz + 0.01, captions=captions),
-        heatmaps_along_axes(grey_images(num), u, v, depth, target, captions=captions),
+        draw_predictions(grey_images(num), uv, spread_uv(num), captions=captions),
+        draw_skeletons_3d(xyz, xyz + 0.01, captions=captions),
+        draw_heatmaps(grey_images(num), u, v, depth, target, captions=captions),
     ]
 
 
@@ -82,7 +82,7 @@ def test_a_diverged_prediction_is_no_error_and_leaves_the_others(value: float) -
 
 def test_a_drawn_joint_has_its_colour_at_its_pixel() -> None:
     uv = spread_uv(5)
-    picture = predictions_over_images(grey_images(5), uv, columns=3)
+    picture = draw_predictions(grey_images(5), uv, columns=3)
     for joint, (x, y) in enumerate(3 * (uv[0] + 0.5)):  # the first hand lies in the corner
         for left in (0, picture.shape[1] - 3 * SIDE):  # and the third one ends at the right border
             pixel = picture[int(y), int(left + x)].astype(float)
@@ -93,14 +93,14 @@ def test_a_hand_that_leaves_its_image_is_not_drawn_over_the_next() -> None:
     uv = spread_uv(2)
     uv[1] = np.nan
     uv[0, INDEX_TIP] = (250, 50)
-    drawn = where(predictions_over_images(grey_images(2), uv)[: 3 * SIDE], FINGER_COLOURS["index"])
+    drawn = where(draw_predictions(grey_images(2), uv)[: 3 * SIDE], FINGER_COLOURS["index"])
     assert drawn[:, 0].max() < 3 * SIDE
 
 
 def test_the_truth_is_a_white_line() -> None:
     uv = spread_uv(1)
-    without = predictions_over_images(grey_images(1), uv)[: 3 * SIDE]
-    with_truth = predictions_over_images(grey_images(1), uv, uv + 5)[: 3 * SIDE]
+    without = draw_predictions(grey_images(1), uv)[: 3 * SIDE]
+    with_truth = draw_predictions(grey_images(1), uv, uv + 5)[: 3 * SIDE]
     assert len(where(without, "white")) == 0
     assert len(where(with_truth, "white")) > 100
 
@@ -115,7 +115,7 @@ def finger_towards(direction: tuple[float, float, float]) -> np.ndarray:
 
 def extent_of_middle_finger(direction: tuple[float, float, float], *, side: bool) -> tuple[np.ndarray, np.ndarray]:
     """The vector from the root to the end of the middle finger in one of the two views, and its spread."""
-    picture = skeletons_3d(finger_towards(direction))
+    picture = draw_skeletons_3d(finger_towards(direction))
     picture = picture[:-30]  # above the legend
     half = picture.shape[1] // 2
     places = where(picture[:, half:] if side else picture[:, :half], FINGER_COLOURS["middle"])
@@ -141,13 +141,13 @@ def test_camera_view_is_not_mirrored_and_has_equal_axes() -> None:
 
 def test_skeletons_do_not_depend_on_the_position_of_the_hand() -> None:
     xyz = np.random.default_rng(0).normal(0, 0.05, size=(2, 21, 3))
-    np.testing.assert_array_equal(skeletons_3d(xyz), skeletons_3d(xyz + np.array([0.25, 0.5, 1.0])))
+    np.testing.assert_array_equal(draw_skeletons_3d(xyz), draw_skeletons_3d(xyz + np.array([0.25, 0.5, 1.0])))
 
 
 def test_probabilities_glow_at_their_product_and_stand_on_the_borders() -> None:
     images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     curves = heatmap(1, 0.25, 40), heatmap(1, 0.75, 20), heatmap(1, 0.5, 16)
-    picture = heatmaps_along_axes(images, *curves, joints=[INDEX_TIP]).astype(int)
+    picture = draw_heatmaps(images, *curves, joints=[INDEX_TIP]).astype(int)
     strip = picture.shape[1] - 3 * SIDE  # the curve along v stands to the right of the image, that along u above it
     image = picture[strip : strip + 3 * SIDE, : 3 * SIDE]
     y, x = np.unravel_index(image.sum(axis=-1).argmax(), image.shape[:2])
@@ -167,12 +167,12 @@ def test_a_network_that_knows_nothing_looks_pale_beside_what_it_is_trained_to_gi
     trained = heatmap(1, 0.25, 40), heatmap(1, 0.75, 20), heatmap(1, 0.5, 16)
     peaks = [float(curve.max()) for curve in trained]
     glow = {
-        name: heatmaps_along_axes(images, *curves, peaks=peaks, joints=[INDEX_TIP])[100:250, 50:250].max()
+        name: draw_heatmaps(images, *curves, peak_values=peaks, joints=[INDEX_TIP])[100:250, 50:250].max()
         for name, curves in (("flat", flat), ("trained", trained))
     }
     assert glow["flat"] < 0.3 * glow["trained"]
     np.testing.assert_array_equal(  # what reaches the peaks is drawn as without them
-        heatmaps_along_axes(images, *trained, peaks=peaks), heatmaps_along_axes(images, *trained)
+        draw_heatmaps(images, *trained, peak_values=peaks), draw_heatmaps(images, *trained)
     )
 
 
@@ -199,11 +199,11 @@ def test_threads_draw_the_same_pictures() -> None:
 def test_a_hand_over_a_photograph_is_drawn_in_its_pixels_at_its_size(shape):
     height, width = shape
     uv = spread_uv(1)[0] * (width / SIDE, height / SIDE)
-    picture = hand_over_photograph(np.full((height, width, 3), 90, np.uint8), uv)
+    picture = draw_over_photograph(np.full((height, width, 3), 90, np.uint8), uv)
     assert picture.shape == (height, width, 3)
     tip = uv[INDEX_TIP].round().astype(int)
     nearest = np.abs(where(picture, FINGER_COLOURS["index"]) - tip).max(axis=1).min()
     assert nearest <= 1
     assert (picture[-1, 0] == 90).all()
-    lost = hand_over_photograph(np.full((height, width, 3), 90, np.uint8), np.full((21, 2), np.nan))
+    lost = draw_over_photograph(np.full((height, width, 3), 90, np.uint8), np.full((21, 2), np.nan))
     assert (lost == 90).all()

@@ -10,9 +10,9 @@ import torch
 
 from handpose import geometry
 from handpose.data.augment import View
-from handpose.evaluation.network import read_network
-from handpose.export import OPSET, compare, export, main
-from tests.builders import cameras
+from handpose.evaluation.trained_network import read_network
+from handpose.export import OPSET, compare_with_pytorch, export_onnx, main
+from tests.builders import make_cameras
 
 SIDE = 64
 
@@ -21,7 +21,7 @@ SIDE = 64
 def exported(checkpoint, tmp_path_factory):
     """The network, its file, and what was written."""
     network, path = read_network(checkpoint), tmp_path_factory.mktemp("onnx") / "hand.onnx"
-    return network, path, export(network, path, side=SIDE)
+    return network, path, export_onnx(network, path, side=SIDE)
 
 
 def pictures(num):
@@ -31,17 +31,19 @@ def pictures(num):
 def test_batches_of_any_size_agree_with_pytorch(exported):
     _, path, graph = exported
     for num in (1, 3):
-        assert max(compare(graph, path, pictures(num)).largest.values()) < 1e-3
+        assert max(compare_with_pytorch(graph, path, pictures(num)).max_difference.values()) < 1e-3
 
 
 def test_with_the_metadata_alone_the_outputs_become_the_joints_that_the_network_predicts(exported):
     network, path, _ = exported
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     told = session.get_modelmeta().custom_metadata_map
-    image, intrinsics = pictures(4), torch.from_numpy(cameras(4, SIDE)).float()
+    image, intrinsics = pictures(4), torch.from_numpy(make_cameras(4, SIDE)).float()
     uv, relative = (torch.from_numpy(output) for output in session.run(None, {"image": image}))
-    rays = geometry.normalized_image_points(uv, intrinsics)
-    depth = geometry.root_depth(rays, relative, torch.tensor(json.loads(told["bone_lengths"])))[:, None] + relative
+    rays = geometry.normalize_image_points(uv, intrinsics)
+    depth = (
+        geometry.solve_root_depth(rays, relative, torch.tensor(json.loads(told["bone_lengths"])))[:, None] + relative
+    )
     xyz_mm = geometry.back_project(uv, depth * json.loads(told["scale_mm"]), intrinsics)
     view = View(torch.from_numpy(image).float() / 255.0, intrinsics, torch.empty(4, 21, 3))
     with torch.no_grad():
@@ -70,7 +72,7 @@ def in_a_folder(exported, tmp_path, monkeypatch):
         return graph
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("handpose.export.export", copied)
+    monkeypatch.setattr("handpose.export.export_onnx", copied)
     return tmp_path
 
 

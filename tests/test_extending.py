@@ -13,7 +13,7 @@ import yaml
 
 from handpose.config_files import REPOSITORY
 from handpose.formats import SWEEP_YAML_FORMAT
-from tests.builders import cameras, hands, write_images
+from tests.builders import make_cameras, make_hands, write_images
 from tests.examples_of_page import read_examples, write_examples
 
 DOORS = {"scheduler", "searcher", "metrics", "model/decoder", "model/encoder", "loss", "data", "augment"}
@@ -30,7 +30,7 @@ def place(tmp_path_factory) -> Path:
     for seed, (split, num) in enumerate((("train", 8), ("val", 4), ("test", 4))):
         place = folder / "data" / "npz_hands" / split
         write_images(place, num, size=64, seed=seed)
-        np.savez(place / "labels.npz", K=cameras(num, 64, seed), xyz_m=hands(num, seed))
+        np.savez(place / "labels.npz", K=make_cameras(num, 64, seed), xyz_m=make_hands(num, seed))
     return folder
 
 

@@ -10,26 +10,26 @@ import numpy as np
 import pytest
 import torch
 
-from handpose.config import script
+from handpose.config import run_script
 from handpose.data import pack as packing
 from handpose.data import synthetic
 from handpose.data.sample import Annotations, ImageFiles
-from handpose.errors import UserError, explain, size_text
+from handpose.errors import UserError, explain_file_error, format_size
 from handpose.evaluation.submission import write_course, write_official
-from handpose.report.table import TrialTable
-from handpose.sweep.record.events import Asked, EventLog, Opened, read_events
-from handpose.training.checkpoints import WholeFiles
-from handpose.whole_file import check_writable, whole_file, write_json
+from handpose.files import check_writable, write_atomically, write_json
+from handpose.report.trial_table import TrialTable
+from handpose.sweep.record.events import EventLog, SweepOpened, TrialSuggested, read_events
+from handpose.training.checkpoints import AtomicCheckpointIO
 from handpose.yaml_files import write_yaml
 from tests import builders
-from tests.builders import hands, write_freihand
+from tests.builders import make_hands, write_freihand
 from tests.data.test_synthetic import PARAMETERS
 from train import main as train
 
 SENTENCE = r"cannot be written \(No space left on device: [\d.]+ [kM]B free are not enough\); "
 
 
-def left_in(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
@@ -37,20 +37,22 @@ def left_in(folder: Path) -> list[str]:
 def test_a_checkpoint_that_does_not_fit_is_named(disk, num_values):
     folder = disk(2**20, free=2**16)
     with pytest.raises(UserError, match=rf"the checkpoint {folder}/run/last.ckpt {SENTENCE}free some space"):
-        WholeFiles(is_durable=True).save_checkpoint({"weights": torch.zeros(num_values)}, folder / "run/last.ckpt")
-    assert left_in(folder) == ["other"]
+        AtomicCheckpointIO(is_durable=True).save_checkpoint(
+            {"weights": torch.zeros(num_values)}, folder / "run/last.ckpt"
+        )
+    assert list_files(folder) == ["other"]
 
 
 def test_predictions_that_do_not_fit_are_named_and_the_ones_before_stay(disk):
     folder = disk(2**20, free=2**17)
     for write, name in ((write_course, "test_preds.json.gz"), (write_official, "pred.zip")):
-        write(folder / name, hands(4))
+        write(folder / name, make_hands(4))
         before = (folder / name).read_bytes()
         with pytest.raises(OSError, match="No space left") as raised:
-            write(folder / name, hands(4000))
+            write(folder / name, make_hands(4000))
         assert raised.value.filename == str(folder / name)
         assert (folder / name).read_bytes() == before
-    assert left_in(folder) == ["other", "pred.zip", "test_preds.json.gz"]
+    assert list_files(folder) == ["other", "pred.zip", "test_preds.json.gz"]
 
 
 @pytest.mark.parametrize(
@@ -69,26 +71,26 @@ def test_a_file_that_does_not_fit_is_named_and_the_one_before_stays(disk, write)
     with pytest.raises(OSError, match="No space left") as raised:
         write(file)
     assert raised.value.filename == str(file)
-    assert left_in(folder) == ["file", "other"]
+    assert list_files(folder) == ["file", "other"]
     assert file.read_bytes() == b""
 
 
 def test_an_event_that_does_not_fit_is_not_in_the_log(disk):
     folder = disk(2**20, free=2**13)
     log = EventLog(folder / "sweep/events.jsonl")
-    written = [Opened(at=0.0, num_trials=1000)]
+    written = [SweepOpened(at=0.0, num_trials=1000)]
     log.append(written[0])
 
     def fill() -> None:
         for trial in range(1000):
-            log.append(Asked(at=0.0, trial=trial, params={"optimizer.lr": 0.1}))
-            written.append(Asked(at=0.0, trial=trial, params={"optimizer.lr": 0.1}))
+            log.append(TrialSuggested(at=0.0, trial=trial, params={"optimizer.lr": 0.1}))
+            written.append(TrialSuggested(at=0.0, trial=trial, params={"optimizer.lr": 0.1}))
 
     with pytest.raises(UserError, match=rf"{folder}/sweep/events.jsonl {SENTENCE}"):
         fill()
     assert len(written) > 10
     assert read_events(log.path) == written
-    event = Asked(at=0.0, trial=1000, params={})
+    event = TrialSuggested(at=0.0, trial=1000, params={})
     (folder / "other").unlink()
     log.append(event)
     log.close()
@@ -98,8 +100,8 @@ def test_an_event_that_does_not_fit_is_not_in_the_log(disk):
 def test_images_that_do_not_fit_are_not_packed(disk, tmp_path, monkeypatch):
     folder = disk(2**20, free=2**16)
     builders.write_images(tmp_path / "rgb", 40)
-    files = ImageFiles.of(sorted((tmp_path / "rgb").iterdir()))
-    annotations = Annotations(files, builders.cameras(40), hands(40), scale_m=None, pose=np.arange(40))
+    files = ImageFiles.select(sorted((tmp_path / "rgb").iterdir()))
+    annotations = Annotations(files, builders.make_cameras(40), make_hands(40), scale_m=None, pose=np.arange(40))
     with pytest.raises(UserError, match=r"needs 123 kB but .* has [\d.]+ kB free; set paths.packed"):
         packing.pack(annotations, image_size=None, folder=folder / "packed", progress=False)
     monkeypatch.setattr(packing, "_check_space", lambda *_: None)  # another program fills the disk meanwhile
@@ -128,19 +130,19 @@ def test_a_disk_without_free_inodes_is_said_so(disk):
         (folder / str(number)).touch()
     with pytest.raises(OSError, match="No space left") as raised:
         (folder / "3").touch()
-    assert "0 more files (inodes) are not enough" in explain(raised.value)
+    assert "0 more files (inodes) are not enough" in explain_file_error(raised.value)
 
 
 def test_a_full_disk_cannot_be_written(disk):
     folder = disk(2**20, free=0)
     with pytest.raises(OSError, match="No space left") as raised:
         check_writable(folder / "new")
-    assert str(folder) in explain(raised.value)
-    assert left_in(folder) == ["other"]
+    assert str(folder) in explain_file_error(raised.value)
+    assert list_files(folder) == ["other"]
 
 
 def test_a_block_that_fails_for_another_file_keeps_its_name(tmp_path):
-    with pytest.raises(FileNotFoundError) as raised, whole_file(tmp_path / "file"):
+    with pytest.raises(FileNotFoundError) as raised, write_atomically(tmp_path / "file"):
         (tmp_path / "nowhere").read_text()
     assert raised.value.filename == str(tmp_path / "nowhere")
 
@@ -150,7 +152,7 @@ def test_a_block_that_fails_for_another_file_keeps_its_name(tmp_path):
     [(0, "0 MB"), (34_000, "34 kB"), (3.4e6, "3.4 MB"), (7e7, "70 MB"), (9.96e9, "10 GB"), (69.4e9, "69 GB")],
 )
 def test_sizes_have_the_unit_that_fits(num_bytes, text):
-    assert size_text(num_bytes) == text
+    assert format_size(num_bytes) == text
 
 
 @pytest.mark.parametrize("what", ["checkpoints", "log"])
@@ -164,7 +166,7 @@ def test_a_training_whose_disk_is_full_ends_with_one_sentence(disk, tmp_path, mo
     run = ["trainer.max_epochs=1", "data.batch_size=4", "num_threads=1", "logger=tensorboard"]
     monkeypatch.setattr(sys, "argv", ["train.py", *given, *network, *run])
     with pytest.raises(SystemExit) as left:
-        script("train", train)
+        run_script("train", train)
     error = capfd.readouterr().err
     assert left.value.code == 2, error
     assert "Traceback" not in error

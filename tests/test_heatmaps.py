@@ -13,36 +13,36 @@ from handpose.errors import UserError
 from handpose.heatmaps import (
     AxisLogits,
     CameraAxes,
+    HeatmapTruth,
     ImageAxes,
-    Truth,
+    compute_expected_coordinates,
     debiased_argmax,
-    expected_coordinates,
-    gaussian_heatmaps,
-    laplacian_heatmaps,
+    draw_gaussian_heatmaps,
+    draw_laplacian_heatmaps,
     soft_argmax,
 )
-from tests.builders import cameras, hands
+from tests.builders import make_cameras, make_hands
 
 SIZE = (96, 128)
 DRAWN = {"target": "gaussian", "read_out": "soft_argmax"}
-DRAW = {"gaussian": gaussian_heatmaps, "laplacian": laplacian_heatmaps}
+DRAW = {"gaussian": draw_gaussian_heatmaps, "laplacian": draw_laplacian_heatmaps}
 
 
 @pytest.fixture
 def batch():
-    xyz_m = torch.from_numpy(hands(16)).float()
-    intrinsics = torch.from_numpy(cameras(16, size=100)).float()
+    xyz_m = torch.from_numpy(make_hands(16)).float()
+    intrinsics = torch.from_numpy(make_cameras(16, size=100)).float()
     return xyz_m, intrinsics
 
 
 def test_a_gaussian_heatmap_is_the_normal_density_at_the_bins():
-    heatmap = gaussian_heatmaps(torch.tensor(0.37, dtype=torch.float64), bins=200, sigma=0.05)
+    heatmap = draw_gaussian_heatmaps(torch.tensor(0.37, dtype=torch.float64), bins=200, sigma=0.05)
     density = norm(0.37, 0.05).pdf((np.arange(200) + 0.5) / 200) / 200
     assert np.allclose(heatmap.numpy(), density, atol=1e-9)
 
 
 def test_a_laplacian_heatmap_is_its_density_at_the_bins():
-    heatmap = laplacian_heatmaps(torch.tensor(0.37, dtype=torch.float64), bins=2000, sigma=0.03)
+    heatmap = draw_laplacian_heatmaps(torch.tensor(0.37, dtype=torch.float64), bins=2000, sigma=0.03)
     density = laplace(0.37, 0.03 / np.sqrt(2)).pdf((np.arange(2000) + 0.5) / 2000) / 2000
     assert np.allclose(heatmap.numpy(), density, atol=1e-6)
 
@@ -60,12 +60,12 @@ def test_sigma_is_the_deviation_in_fractions_of_the_axis_whatever_the_number_of_
 def test_axes_draw_the_heatmaps_they_are_asked_for(shape):
     axes = ImageAxes(sigma=0.04, target=shape, read_out="soft_argmax")
     coordinates = torch.rand(5, 21)
-    assert torch.equal(axes.heatmaps(coordinates, bins=24), DRAW[shape](coordinates, bins=24, sigma=0.04))
+    assert torch.equal(axes.draw_heatmaps(coordinates, bins=24), DRAW[shape](coordinates, bins=24, sigma=0.04))
 
 
 def test_soft_argmax_reads_the_coordinate_back_between_the_bins():
     coordinates = torch.linspace(0.2, 0.8, 61, dtype=torch.float64)
-    logits = gaussian_heatmaps(coordinates, bins=32, sigma=0.04).log()
+    logits = draw_gaussian_heatmaps(coordinates, bins=32, sigma=0.04).log()
     assert torch.allclose(soft_argmax(logits), coordinates, atol=1e-6)
 
 
@@ -113,7 +113,7 @@ def test_narrow_targets_move_with_their_coordinate_inside_a_bin(shape):
 
 def test_a_laplacian_heatmap_is_its_mass_within_the_borders_of_the_bins():
     for coordinate in (0.0, 0.04, 0.37, 1.0):
-        heatmap = laplacian_heatmaps(torch.tensor(coordinate, dtype=torch.float64), bins=10, sigma=0.06)
+        heatmap = draw_laplacian_heatmaps(torch.tensor(coordinate, dtype=torch.float64), bins=10, sigma=0.06)
         mass = np.diff(laplace(coordinate, 0.06 / np.sqrt(2)).cdf(np.linspace(0, 1, 11)))
         assert np.allclose(heatmap.numpy(), mass / mass.sum(), atol=1e-12)
 
@@ -136,7 +136,7 @@ def test_mass_that_lies_evenly_over_the_axis_does_not_move_the_debiased_read_out
 
 
 def test_inside_the_axis_the_debiased_read_out_is_the_soft_argmax_however_unsure_a_network_is():
-    two_places = 0.5 * gaussian_heatmaps(torch.tensor([[0.3], [0.6]]), bins=48, sigma=0.04).sum(0).log()
+    two_places = 0.5 * draw_gaussian_heatmaps(torch.tensor([[0.3], [0.6]]), bins=48, sigma=0.04).sum(0).log()
     assert debiased_argmax(two_places, sigma=0.04, target="gaussian") == pytest.approx(0.45, abs=1e-4)
 
 
@@ -166,7 +166,7 @@ def test_coordinates_are_float32_for_half_precision_logits(kind):
 def test_axes_read_out_as_they_are_asked_to():
     logits = AxisLogits(*(torch.randn(2, 21, bins) for bins in (8, 12, 16)))
     mean, peak = (ImageAxes(sigma=0.1, target="gaussian", read_out=kind) for kind in ("soft_argmax", "debiased"))
-    assert torch.equal(mean.read_out(logits), expected_coordinates(logits))
+    assert torch.equal(mean.read_out(logits), compute_expected_coordinates(logits))
     assert torch.equal(peak.read_out(logits)[..., 2], debiased_argmax(logits.depth, sigma=0.1, target="gaussian"))
 
 
@@ -176,7 +176,7 @@ def test_image_axes_give_the_metric_joints_back_through_the_intrinsics(batch, kn
     xyz_m = xyz_m[:1].expand(16, -1, -1) + torch.linspace(0, 0.3, 16)[:, None, None] * torch.tensor([0.1, 0.2, 1.0])
     axes = ImageAxes(sigma=0.02, **DRAWN)
     axes.fit(xyz_m)  # one hand in sixteen places: its proportions and its size are known exactly
-    scale_m = geometry.bone_lengths(xyz_m)[:, 9] if known_scale else torch.full((16,), torch.nan)
+    scale_m = geometry.compute_bone_lengths(xyz_m)[:, 9] if known_scale else torch.full((16,), torch.nan)
     coordinates = axes.encode(xyz_m, intrinsics, SIZE)
     assert torch.allclose(axes.decode(coordinates, intrinsics, SIZE, scale_m), xyz_m, atol=2e-4)
 
@@ -199,8 +199,8 @@ def test_the_hand_of_true_coordinates_is_the_true_one_in_lengths_of_its_referenc
     ranges = {"x_mm": [-500, 500], "y_mm": [-500, 500], "z_mm": [0, 2000]}
     axes = ImageAxes(sigma=0.02, **DRAWN) if kind == "image" else CameraAxes(sigma=0.02, **DRAWN, **ranges)
     axes.fit(xyz_m)
-    truth = Truth(axes.encode(xyz_m, intrinsics, SIZE), xyz_m, intrinsics, SIZE)
-    joints = axes.hand(truth.coordinates, truth)
+    truth = HeatmapTruth(axes.encode(xyz_m, intrinsics, SIZE), xyz_m, intrinsics, SIZE)
+    joints = axes.normalize_hand(truth.coordinates, truth)
     length = torch.linalg.vector_norm(xyz_m[:, 10] - xyz_m[:, 9], dim=-1)
     assert torch.allclose(joints * length[:, None, None], xyz_m, atol=1e-5)
 
@@ -215,7 +215,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
 @pytest.mark.parametrize("share", [0.004, 0.1])
 def test_wrong_labels_of_a_few_hands_do_not_change_what_depth_means(wrong, share):
-    xyz_m = torch.from_numpy(hands(500)).float()
+    xyz_m = torch.from_numpy(make_hands(500)).float()
     clean, dirty = ImageAxes(sigma=0.02, **DRAWN), ImageAxes(sigma=0.02, **DRAWN)
     clean.fit(xyz_m)
     for hand in range(int(share * len(xyz_m))):
@@ -226,7 +226,7 @@ def test_wrong_labels_of_a_few_hands_do_not_change_what_depth_means(wrong, share
 
 
 def test_the_axis_of_depth_holds_all_clean_hands_with_a_tenth_to_spare():
-    xyz_m = torch.from_numpy(hands(500)).float()
+    xyz_m = torch.from_numpy(make_hands(500)).float()
     axes = ImageAxes(sigma=0.02, **DRAWN)
     axes.fit(xyz_m)
     relative = (xyz_m[..., 2] - xyz_m[:, 9, None, 2]) / torch.linalg.vector_norm(xyz_m[:, 10] - xyz_m[:, 9], dim=-1)[

@@ -41,7 +41,7 @@ def environment(home: Path) -> dict[str, str]:
     return kept | {"HOME": str(home), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
-def offline() -> list[str]:
+def make_offline_command() -> list[str]:
     """What starts a command without a network, where that is allowed."""
     has_programs = shutil.which("unshare") and shutil.which("ip")
     if has_programs and subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0:
@@ -53,17 +53,22 @@ def list_files(home: Path) -> set[str]:
     return {path.relative_to(home).as_posix() for path in home.rglob("*")}
 
 
-def files_after(home: Path, command: list[str], *, cwd: Path) -> set[str]:
+def list_files_after(home: Path, command: list[str], *, cwd: Path) -> set[str]:
     """What stands in a home folder after a program."""
     done = subprocess.run(
-        [*offline(), *command], cwd=cwd, env=environment(home), capture_output=True, encoding="utf-8", timeout=300
+        [*make_offline_command(), *command],
+        cwd=cwd,
+        env=environment(home),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return list_files(home)
 
 
 def test_importing_onnxruntime_leaves_nothing(home, tmp_path):
-    assert files_after(home, [sys.executable, "-c", "import handpose.export"], cwd=tmp_path) == set()
+    assert list_files_after(home, [sys.executable, "-c", "import handpose.export"], cwd=tmp_path) == set()
 
 
 @pytest.mark.slow
@@ -78,7 +83,7 @@ def test_programs_leave_nothing(home, tmp_path, freihand, checkpoint):
         [str(package / "evaluation" / "__main__.py"), *trained, "--split", "val"],
         [str(package / "export.py"), *trained, "--output", "hand.onnx", "--images", "pictures"],
     )
-    assert files_after(home, programs, cwd=tmp_path) == set()
+    assert list_files_after(home, programs, cwd=tmp_path) == set()
     assert (tmp_path / "hand.onnx").is_file()
 
 

@@ -12,8 +12,8 @@ MODULES = sorted(path for path in (REPOSITORY / "handpose").rglob("*.py") if pat
 SCRIPTS = [REPOSITORY / "tune.py", REPOSITORY / "train.py"]
 
 LAYERS = [
-    {"errors", "resources", "utf8", "skeleton", "allocation", "pareto", "values"},
-    {"whole_file", "locks", "formats", "urls", "config_files"},
+    {"errors", "resources", "utf8", "skeleton", "malloc", "pareto", "plain_values"},
+    {"files", "locks", "formats", "urls", "config_files"},
     {"yaml_files"},
     {"geometry", "drawing"},
     {"heatmaps"},
@@ -54,7 +54,7 @@ DISTRIBUTIONS = {
 }
 
 
-def imports(path: Path) -> set[str]:
+def list_imports(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -64,35 +64,37 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def place(dotted: str) -> str:
+def find_place(dotted: str) -> str:
     return dotted.split(".")[1]
 
 
-def layer(name: str) -> int:
+def find_layer(name: str) -> int:
     return next(i for i, names in enumerate(LAYERS) if name in names)
 
 
-def ours(path: Path) -> str:
+def to_module_name(path: Path) -> str:
     return path.relative_to(REPOSITORY / "handpose").with_suffix("").parts[0]
 
 
-def name(path: Path) -> str:
+def get_name(path: Path) -> str:
     return path.relative_to(REPOSITORY).as_posix()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@pytest.mark.parametrize("path", MODULES, ids=get_name)
 def test_imports_point_one_way(path):
-    for imported in imports(path):
+    for imported in list_imports(path):
         if imported.startswith("handpose."):
-            assert layer(place(imported)) <= layer(ours(path)), f"{name(path)} imports {imported}"
+            assert find_layer(find_place(imported)) <= find_layer(to_module_name(path)), (
+                f"{get_name(path)} imports {imported}"
+            )
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@pytest.mark.parametrize("path", MODULES, ids=get_name)
 def test_siblings_do_not_import_each_other(path):
     for siblings in SIBLINGS:
-        if ours(path) in siblings:
-            others = {place(item) for item in imports(path) if item.startswith("handpose.")} & siblings
-            assert others <= {ours(path)}
+        if to_module_name(path) in siblings:
+            others = {find_place(item) for item in list_imports(path) if item.startswith("handpose.")} & siblings
+            assert others <= {to_module_name(path)}
 
 
 @pytest.mark.parametrize(
@@ -105,11 +107,11 @@ def test_siblings_do_not_import_each_other(path):
     ],
 )
 def test_a_library_is_imported_only_where_it_belongs(package, homes):
-    users = {ours(path) for path in MODULES if package in {item.split(".")[0] for item in imports(path)}}
+    users = {to_module_name(path) for path in MODULES if package in {item.split(".")[0] for item in list_imports(path)}}
     assert users <= homes
 
 
-def room(dotted: str) -> str | None:
+def find_room(dotted: str) -> str | None:
     """The room of a module of the sweep's half; None for any other module."""
     parts = dotted.split(".")[1:]
     if parts[0] == "sweep":
@@ -117,25 +119,25 @@ def room(dotted: str) -> str | None:
     return parts[0] if parts[0] in ROOMS else None
 
 
-def dotted(path: Path) -> str:
+def to_dotted_name(path: Path) -> str:
     return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
 
 
-SWEEP_MODULES = [path for path in MODULES if room(dotted(path)) is not None]
+SWEEP_MODULES = [path for path in MODULES if find_room(to_dotted_name(path)) is not None]
 
 
-@pytest.mark.parametrize("path", SWEEP_MODULES, ids=name)
+@pytest.mark.parametrize("path", SWEEP_MODULES, ids=get_name)
 def test_a_room_imports_only_from_itself_and_from_lower_rooms(path):
-    here = room(dotted(path))
-    for imported in imports(path):
-        there = room(imported) if imported.startswith("handpose.") else None
-        assert there is None or ROOMS.index(there) <= ROOMS.index(here), f"{name(path)} imports {imported}"
+    here = find_room(to_dotted_name(path))
+    for imported in list_imports(path):
+        there = find_room(imported) if imported.startswith("handpose.") else None
+        assert there is None or ROOMS.index(there) <= ROOMS.index(here), f"{get_name(path)} imports {imported}"
 
 
-@pytest.mark.parametrize("path", SWEEP_MODULES, ids=name)
+@pytest.mark.parametrize("path", SWEEP_MODULES, ids=get_name)
 def test_ray_is_imported_only_where_it_belongs(path):
-    if "ray" in {item.split(".")[0] for item in imports(path)}:
-        assert room(dotted(path)) in RAY_ROOMS
+    if "ray" in {item.split(".")[0] for item in list_imports(path)}:
+        assert find_room(to_dotted_name(path)) in RAY_ROOMS
 
 
 @pytest.mark.parametrize("folder", [name for name in ROOMS if (REPOSITORY / "handpose/sweep" / name).is_dir()])
@@ -147,7 +149,11 @@ def test_a_room_says_what_it_owns(folder):
 
 def test_private_parts_of_ray_are_used_in_one_file_only():
     private = re.compile(r"ray\._private|ray\.core\.|_internal|class_cache")
-    users = {name(path) for path in MODULES if any(private.search(item) for item in imports(path) if item[:3] == "ray")}
+    users = {
+        get_name(path)
+        for path in MODULES
+        if any(private.search(item) for item in list_imports(path) if item[:3] == "ray")
+    }
     assert users == {"handpose/sweep/execution/ray_internals.py"}
 
 
@@ -160,28 +166,30 @@ def test_every_use_of_private_parts_of_ray_states_its_fallback():
 def test_the_installed_ray_is_one_that_was_tried_and_requirements_allow_no_other():
     from importlib.metadata import version
 
-    from handpose.sweep.execution.ray_internals import TRIED
+    from handpose.sweep.execution.ray_internals import TESTED_VERSIONS
 
-    assert version("ray") in TRIED
+    assert version("ray") in TESTED_VERSIONS
     line = next(each for each in (REPOSITORY / "requirements.txt").read_text().splitlines() if each.startswith("ray["))
     low, high = re.fullmatch(r">=(\d+\.\d+),<(\d+\.\d+)", line.partition("]")[2].partition("#")[0].strip()).groups()
-    assert {low} == {tried.rpartition(".")[0] for tried in TRIED}
+    assert {low} == {tried.rpartition(".")[0] for tried in TESTED_VERSIONS}
     assert [int(part) for part in high.split(".")] == [int(low.split(".")[0]), int(low.split(".")[1]) + 1]
 
 
 def test_report_sees_no_model_no_trainer_and_no_sweep_but_where_it_is_a_program():
     for path in MODULES:
-        if ours(path) == "report" and path.name != "__main__.py":
-            places = {place(item) for item in imports(path) if item.startswith("handpose.")}
-            assert not places & {"models", "training", "evaluation", "data", "sweep"}, name(path)
-            assert "pytorch_lightning" not in {item.split(".")[0] for item in imports(path)}
+        if to_module_name(path) == "report" and path.name != "__main__.py":
+            places = {find_place(item) for item in list_imports(path) if item.startswith("handpose.")}
+            assert not places & {"models", "training", "evaluation", "data", "sweep"}, get_name(path)
+            assert "pytorch_lightning" not in {item.split(".")[0] for item in list_imports(path)}
 
 
 def test_everything_imported_is_in_requirements():
     text = (REPOSITORY / "requirements.txt").read_text()
     required = {re.split(r"[\[<>=~ ]", line)[0].lower() for line in text.splitlines() if line and line[0] != "#"}
     used = {
-        item.split(".")[0] for path in [*MODULES, *SCRIPTS, *REPOSITORY.glob("tests/**/*.py")] for item in imports(path)
+        item.split(".")[0]
+        for path in [*MODULES, *SCRIPTS, *REPOSITORY.glob("tests/**/*.py")]
+        for item in list_imports(path)
     }
     third_party = used - set(sys.stdlib_module_names) - {"handpose", "benchmarks", "cluster", "docs", "tests"}
     third_party -= {"train", "tune", "wandb"}

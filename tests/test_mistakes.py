@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from handpose.config import compose, script
-from handpose.training.fit import fit, prepare
+from handpose.config import compose, run_script
+from handpose.training.fit import fit, prepare_run
 from handpose.training.results import RunFolders
 from tests import builders
 from tests.builders import write_course, write_freihand
@@ -35,7 +35,7 @@ def place(tmp_path_factory) -> Path:
     config = compose(
         "train", [*SMALL, f"data.root={folder / 'data'}", f"paths.packed={folder / 'packed'}", "logger=none"]
     )
-    prepare(config, stage=None, quiet=True)
+    prepare_run(config, stage=None, quiet=True)
     folders = RunFolders(folder / "run", folder / "run", folder / "run")
     fit(config, folders, quiet=True)
     whole = (folder / "run/last.ckpt").read_bytes()
@@ -47,7 +47,7 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def told(place, tmp_path, monkeypatch, capsys):
+def train_refused(place, tmp_path, monkeypatch, capsys):
     """The sentence that `python train.py` ends with in an empty folder, after all that must hold for every mistake."""
 
     def run(*overrides: str, base=SMALL) -> str:
@@ -55,9 +55,9 @@ def told(place, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("DIR_SCRATCH", "outputs")
         monkeypatch.delenv("MP_DATA", raising=False)
         before = set(tmp_path.rglob("*"))
-        monkeypatch.setattr(sys, "argv", ["train.py", *base, *locations(place), *overrides])
+        monkeypatch.setattr(sys, "argv", ["train.py", *base, *make_location_overrides(place), *overrides])
         with pytest.raises(SystemExit) as left:
-            script("train", main)
+            run_script("train", main)
         output = capsys.readouterr()
         assert left.value.code == 2
         assert output.out == ""
@@ -72,7 +72,7 @@ def told(place, tmp_path, monkeypatch, capsys):
     return run
 
 
-def locations(place: Path) -> list[str]:
+def make_location_overrides(place: Path) -> list[str]:
     return [f"data.root={place / 'data'}", f"paths.packed={place / 'packed'}"]
 
 
@@ -183,48 +183,52 @@ def locations(place: Path) -> list[str]:
         ("data.root=HERE/file", "file is no folder; download FreiHAND_pub_v2 from https://"),
     ],
 )
-def test_a_mistake_is_one_sentence(place, told, override, sentence):
-    assert sentence.replace("HERE", str(place)) in told(override.replace("HERE", str(place)))
+def test_a_mistake_is_one_sentence(place, train_refused, override, sentence):
+    assert sentence.replace("HERE", str(place)) in train_refused(override.replace("HERE", str(place)))
 
 
-def test_a_checkpoint_of_another_architecture_says_what_to_give(place, told):
+def test_a_checkpoint_of_another_architecture_says_what_to_give(place, train_refused):
     path = f"model.checkpoint_path={place / 'run/last.ckpt'}"
-    assert "give model.decoder.depth=2" in told("test=true", "model.decoder.depth=3", path)
-    assert "give model/decoder=pyramid" in told("test=true", "model/decoder=effpose", path)
+    assert "give model.decoder.depth=2" in train_refused("test=true", "model.decoder.depth=3", path)
+    assert "give model/decoder=pyramid" in train_refused("test=true", "model/decoder=effpose", path)
 
 
-def test_a_folder_without_backgrounds_is_told(told):
-    assert "nowhere has no pictures (.jpg" in told("augment.background=0.5", "augment.background_folder=nowhere")
+def test_a_folder_without_backgrounds_is_told(train_refused):
+    assert "nowhere has no pictures (.jpg" in train_refused(
+        "augment.background=0.5", "augment.background_folder=nowhere"
+    )
 
 
-def test_a_run_does_not_both_begin_with_weights_and_go_on(place, told):
+def test_a_run_does_not_both_begin_with_weights_and_go_on(place, train_refused):
     file = place / "run/last.ckpt"
-    assert "give one of them" in told(f"model.weights={file}", f"model.checkpoint_path={file}")
+    assert "give one of them" in train_refused(f"model.weights={file}", f"model.checkpoint_path={file}")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
 @pytest.mark.parametrize("override", ["trainer.accelerator=gpu", "trainer.devices=2"])
-def test_gpus_that_are_not_there_are_not_trained_on(told, override):
-    assert f"{override}, but this machine has no GPU" in told(override)
+def test_gpus_that_are_not_there_are_not_trained_on(train_refused, override):
+    assert f"{override}, but this machine has no GPU" in train_refused(override)
 
 
-def test_a_small_picture_alone_leaves_nothing_to_normalise(told):
-    assert "does not take 1 images of 32 px" in told(
+def test_a_small_picture_alone_leaves_nothing_to_normalise(train_refused):
+    assert "does not take 1 images of 32 px" in train_refused(
         "data.image_size=32", "data.batch_size=1", "paths.packed=outputs/packed"
     )
 
 
-def test_a_network_that_does_not_know_the_camera_is_not_shown_another_ones_pictures(told):
+def test_a_network_that_does_not_know_the_camera_is_not_shown_another_ones_pictures(train_refused):
     for override in ("test_time.crop=0.6", "test_time.scales=[0.9,1.0]"):
-        assert "need a network that knows the camera" in told("heatmap=camera_axes", override)
+        assert "need a network that knows the camera" in train_refused("heatmap=camera_axes", override)
 
 
-def test_ranges_that_do_not_hold_the_hands_are_told_with_what_does(told):
-    assert "the joints span [" in told("heatmap=camera_axes", "heatmap.x_mm=[1, 2]")
-    assert "heatmap.x_mm must be [low, high]" in told("heatmap=camera_axes", "heatmap.x_mm=[4, 2]")
+def test_ranges_that_do_not_hold_the_hands_are_told_with_what_does(train_refused):
+    assert "the joints span [" in train_refused("heatmap=camera_axes", "heatmap.x_mm=[1, 2]")
+    assert "heatmap.x_mm must be [low, high]" in train_refused("heatmap=camera_axes", "heatmap.x_mm=[4, 2]")
     ranges = ("heatmap.x_mm=[-900, 900]", "heatmap.y_mm=[-900, 900]", "heatmap.z_mm=[1, 4000]")
-    assert "give augment.scale=0 augment.shift=0, or heatmap=image_axes" in told("heatmap=camera_axes", *ranges)
-    assert "give augment.perspective_deg=0, or" in told(
+    assert "give augment.scale=0 augment.shift=0, or heatmap=image_axes" in train_refused(
+        "heatmap=camera_axes", *ranges
+    )
+    assert "give augment.perspective_deg=0, or" in train_refused(
         "heatmap=camera_axes", *ranges, "augment=original", "augment.perspective_deg=5"
     )
 
@@ -233,7 +237,7 @@ def remove(path: str):
     return lambda root: (root / path).unlink()
 
 
-def edit(name: str, change):
+def make_edit(name: str, change):
     """Change the entries of a JSON file: a function of the list, that gives the new one."""
 
     def edited(root: Path) -> None:
@@ -247,7 +251,7 @@ def cut_short(path: str):
     return lambda root: (root / path).write_bytes((root / path).read_bytes()[:400])
 
 
-def with_nan(entries):
+def insert_nan(entries):
     entries[3][5][1] = float("nan")
     return entries
 
@@ -258,50 +262,53 @@ def with_nan(entries):
         (remove("training_K.json"), "training_K.json does not exist; data.root must be the folder"),
         (remove("training/rgb/00000005.jpg"), "00000005.jpg is missing, though 00000011.jpg is there"),
         (remove("training/rgb/00000011.jpg"), "12 poses but"),
-        (edit("training_xyz.json", lambda entries: entries[:-1]), "has 12 entries but training_xyz.json has 11"),
-        (edit("training_xyz.json", lambda entries: [entry[:-1] for entry in entries]), "entry 0 is not 21 x 3 numbers"),
-        (edit("training_xyz.json", with_nan), "entry 3 has a value that is not finite"),
-        (edit("training_xyz.json", lambda entries: (1000 * np.array(entries)).tolist()), "must be in metres"),
-        (edit("evaluation_K.json", lambda entries: [[1, 2, 3]] * len(entries)), "entry 0 is not 3 x 3 numbers"),
-        (edit("training_xyz.json", lambda entries: {}), "must hold a list"),
+        (make_edit("training_xyz.json", lambda entries: entries[:-1]), "has 12 entries but training_xyz.json has 11"),
+        (
+            make_edit("training_xyz.json", lambda entries: [entry[:-1] for entry in entries]),
+            "entry 0 is not 21 x 3 numbers",
+        ),
+        (make_edit("training_xyz.json", insert_nan), "entry 3 has a value that is not finite"),
+        (make_edit("training_xyz.json", lambda entries: (1000 * np.array(entries)).tolist()), "must be in metres"),
+        (make_edit("evaluation_K.json", lambda entries: [[1, 2, 3]] * len(entries)), "entry 0 is not 3 x 3 numbers"),
+        (make_edit("training_xyz.json", lambda entries: {}), "must hold a list"),
         (cut_short("training/rgb/00000007.jpg"), "training/rgb/00000007.jpg cannot be decoded as a JPEG"),
         (cut_short("evaluation/rgb/00000001.jpg"), "evaluation/rgb/00000001.jpg cannot be decoded as a JPEG"),
     ],
 )
-def test_a_damaged_data_set_is_told_with_the_file(tmp_path, told, damage, sentence):
+def test_a_damaged_data_set_is_told_with_the_file(tmp_path, train_refused, damage, sentence):
     root = write_freihand(tmp_path / "set", num_poses=12, variants=1, num_test=3, size=64)
     damage(root)
-    sentence_told = told(f"data.root={root}", "paths.packed=outputs/packed")
+    sentence_told = train_refused(f"data.root={root}", "paths.packed=outputs/packed")
     assert sentence in sentence_told
     assert str(root) in sentence_told
 
 
-def test_a_data_set_in_place_of_another_is_told(tmp_path, told):
+def test_a_data_set_in_place_of_another_is_told(tmp_path, train_refused):
     root = write_course(tmp_path / "course")
-    assert "training/rgb does not exist" in told(f"data.root={root}")
-    assert "set it (or MP_DATA) to the course's" in told("data.root=nowhere", base=["data=freihand_course"])
+    assert "training/rgb does not exist" in train_refused(f"data.root={root}")
+    assert "set it (or MP_DATA) to the course's" in train_refused("data.root=nowhere", base=["data=freihand_course"])
 
 
-def test_a_env_file_that_cannot_be_read_is_named(tmp_path, told):
+def test_a_env_file_that_cannot_be_read_is_named(tmp_path, train_refused):
     (tmp_path / ".env").write_bytes(b"MP_DATA=\xff\xfe")
-    assert f"{tmp_path / '.env'} cannot be read" in told()
+    assert f"{tmp_path / '.env'} cannot be read" in train_refused()
 
 
-def test_every_run_of_a_multirun_is_checked_before_the_first(told):
-    assert "seed=x: input should be a valid integer" in told("-m", "seed=0,x")
-    assert "did you mean optimizer.lr?" in told("-m", "seed=0,1", "lr=1")
+def test_every_run_of_a_multirun_is_checked_before_the_first(train_refused):
+    assert "seed=x: input should be a valid integer" in train_refused("-m", "seed=0,x")
+    assert "did you mean optimizer.lr?" in train_refused("-m", "seed=0,1", "lr=1")
 
 
 @pytest.fixture(scope="module")
-def from_a_shell(tmp_path_factory):
+def shell_result(tmp_path_factory):
     """The same as a user's process, once: nothing else on the terminal, and a status that a script can see."""
     folder = tmp_path_factory.mktemp("shell")
     command = [sys.executable, str(REPOSITORY / "train.py"), "data=freihand", "data.root=nowhere"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120), folder
 
 
-def test_a_mistake_in_a_shell_is_a_sentence_and_a_status(from_a_shell):
-    run, folder = from_a_shell
+def test_a_mistake_in_a_shell_is_a_sentence_and_a_status(shell_result):
+    run, folder = shell_result
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith(f"error: data.root={folder / 'nowhere'} does not exist; download FreiHAND_pub_v2 from")
     assert run.stderr.count("\n") == 1

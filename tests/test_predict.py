@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handpose.predict import main, overlay_names
+from handpose.predict import main, name_overlays
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_file_that_cannot_be_read_is_told_and_the_others_are_predicted(predict
 
 def test_no_overlay_takes_the_place_of_another(tmp_path):
     paths = [tmp_path / name for name in ("a.png", "a.bmp", "b/a.png", "a.jpeg")]
-    assert overlay_names(paths) == ["a_hand.png", "a_hand_2.png", "a_hand_3.png", "a_hand.jpg"]
+    assert name_overlays(paths) == ["a_hand.png", "a_hand_2.png", "a_hand_3.png", "a_hand.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from ray._common.utils import get_system_memory
 from ray._private.utils import _get_docker_cpus
 
-from handpose.resources import Memory, count_cores, main_memory, oom_kills
+from handpose.resources import Memory, count_cores, count_oom_kills, measure_memory
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GB = 2**30
@@ -161,12 +161,12 @@ def test_ray_counts_the_same_cores(machine, quota):
     ],
 )
 def test_memory_is_the_smaller_of_the_machines_and_the_cgroups(machine, cgroup, files, memory):
-    assert main_memory(machine(cgroup, files)) == memory
+    assert measure_memory(machine(cgroup, files)) == memory
 
 
 def test_this_machines_memory_is_that_of_ray():
-    assert main_memory().total <= get_system_memory()
-    assert 0 < main_memory().available <= main_memory().total
+    assert measure_memory().total <= get_system_memory()
+    assert 0 < measure_memory().available <= measure_memory().total
 
 
 @pytest.mark.parametrize(
@@ -177,15 +177,15 @@ def test_this_machines_memory_is_that_of_ray():
     ],
 )
 def test_kills_for_want_of_memory_are_counted(machine, cgroup, files):
-    assert oom_kills(machine(cgroup, files)) == 3
-    assert oom_kills(machine("0::/nowhere", {"memory.events": ""})) in (0, 3)
+    assert count_oom_kills(machine(cgroup, files)) == 3
+    assert count_oom_kills(machine("0::/nowhere", {"memory.events": ""})) in (0, 3)
 
 
 # --- real cgroups -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def real_cgroup(controller, limits):
+def make_cgroup(controller, limits):
     """Make a cgroup with the first of the limits that this kernel has; skips the test where that is not allowed."""
     made = None
     for parent in (Path("/sys/fs/cgroup") / controller, Path("/sys/fs/cgroup")):
@@ -228,7 +228,7 @@ def run_in(folder, code):
 
 
 def test_a_real_cpu_quota_limits_the_cores():
-    with real_cgroup("cpu", {"cpu.max": "100000 100000", "cpu.cfs_quota_us": "100000"}) as group:
+    with make_cgroup("cpu", {"cpu.max": "100000 100000", "cpu.cfs_quota_us": "100000"}) as group:
         done = run_in(group, "from handpose.resources import count_cores; print(count_cores())")
         assert (done.stdout, done.stderr) == ("1\n", "")
 
@@ -236,7 +236,7 @@ def test_a_real_cpu_quota_limits_the_cores():
 def test_a_real_memory_limit_is_seen_and_its_kills_are_counted():
     limit = 200 * 2**20
     use = "from handpose.resources import *; print(*main_memory(), oom_kills()); "
-    with real_cgroup("memory", {"memory.max": str(limit), "memory.limit_in_bytes": str(limit)}) as group:
+    with make_cgroup("memory", {"memory.max": str(limit), "memory.limit_in_bytes": str(limit)}) as group:
         total, available, limited, kills = run_in(group, f"{use} bytearray(10**6)").stdout.split()
         assert (int(total), limited, kills) == (limit, "True", "0")
         assert limit / 2 < int(available) < limit

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from handpose.config import script
+from handpose.config import run_script
 from handpose.evaluation.submission import read_course, read_official
 from tests.builders import write_course, write_freihand
 from train import main
@@ -32,18 +32,23 @@ FREIHAND = [
 ]
 
 
-def command(*arguments: str) -> list[str]:
+def make_command(*arguments: str) -> list[str]:
     return [sys.executable, str(REPOSITORY / "train.py"), *arguments]
 
 
-def environment(**variables: str) -> dict[str, str]:
+def make_environment(**variables: str) -> dict[str, str]:
     mine = {key: value for key, value in os.environ.items() if key not in ("MP_DATA", "DIR_SCRATCH")}
     return mine | {"OMP_NUM_THREADS": "1"} | variables
 
 
-def train(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_train(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), cwd=folder, env=environment(**variables), capture_output=True, text=True, timeout=200
+        make_command(*arguments),
+        cwd=folder,
+        env=make_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
 
 
@@ -58,13 +63,13 @@ def train_here(monkeypatch, capsys):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        script("train", main)
+        run_script("train", main)
         return capsys.readouterr().out
 
     return run
 
 
-def one(folder: Path, pattern: str) -> Path:
+def find_one(folder: Path, pattern: str) -> Path:
     (path,) = folder.glob(pattern)
     return path
 
@@ -81,7 +86,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    return train(folder, *FREIHAND, "trainer.max_epochs=2", DIR_SCRATCH="scratch")
+    return run_train(folder, *FREIHAND, "trainer.max_epochs=2", DIR_SCRATCH="scratch")
 
 
 def test_a_run_tells_what_came_out_and_nothing_else(trained):
@@ -106,7 +111,7 @@ def test_a_log_file_gets_a_line_an_epoch_and_no_word_of_the_libraries(trained):
 
 def test_a_run_leaves_dated_folders_under_the_scratch_folder(folder, trained):
     logs, checkpoints, predictions = (
-        one(folder, f"scratch/logs/{name}/{DATED}") for name in ("runs", "ckpts", "preds")
+        find_one(folder, f"scratch/logs/{name}/{DATED}") for name in ("runs", "ckpts", "preds")
     )
     assert logs.parts[-2:] == checkpoints.parts[-2:] == predictions.parts[-2:]
     assert {path.name for path in logs.iterdir()} == {"config.yaml", "tensorboard"}
@@ -115,21 +120,21 @@ def test_a_run_leaves_dated_folders_under_the_scratch_folder(folder, trained):
 
 
 def test_the_best_checkpoint_has_its_value_in_its_name(folder, trained):
-    checkpoints = one(folder, f"scratch/logs/ckpts/{DATED}")
-    best = one(checkpoints, "best-*.ckpt")
+    checkpoints = find_one(folder, f"scratch/logs/ckpts/{DATED}")
+    best = find_one(checkpoints, "best-*.ckpt")
     assert {path.name for path in checkpoints.iterdir()} == {best.name, "last.ckpt"}
     epoch, value = re.fullmatch(r"best-epoch(\d{3})-pa_mpjpe_mm(\d+\.\d{3})\.ckpt", best.name).groups()
     assert f"epoch {int(epoch)}/2: loss" in trained.stderr
     line = next(line for line in trained.stderr.splitlines() if line.startswith(f"epoch {int(epoch)}/"))
     assert float(re.search(r"PA-MPJPE (\S+) mm", line)[1]) == pytest.approx(float(value), abs=0.006)
     assert (
-        yaml.safe_load(one(folder, f"scratch/logs/runs/{DATED}/config.yaml").read_text())
+        yaml.safe_load(find_one(folder, f"scratch/logs/runs/{DATED}/config.yaml").read_text())
         == (torch.load(best, weights_only=True)["config"])
     )
 
 
 def test_both_submissions_hold_the_same_predictions(folder, trained):
-    predictions = one(folder, f"scratch/logs/preds/{DATED}")
+    predictions = find_one(folder, f"scratch/logs/preds/{DATED}")
     course, official = read_course(predictions / "test_preds.json.gz"), read_official(predictions / "pred.zip")
     assert course.shape == (6, 21, 3)
     assert np.allclose(course, official, atol=1e-6)
@@ -142,10 +147,10 @@ def test_the_winner_of_a_sweep_is_trained_and_predicts_as_the_mean_over_views(fo
     )
     views = ["test_time=rotations_mirror", "test_time.num_rotations=2"]
     train_here(folder, "best=best.yaml", "trainer.max_epochs=1", "data.image_size=72", *views, DIR_SCRATCH="winner")
-    config = yaml.safe_load(one(folder, f"winner/logs/runs/{DATED}/config.yaml").read_text())
+    config = yaml.safe_load(find_one(folder, f"winner/logs/runs/{DATED}/config.yaml").read_text())
     assert config["model"]["decoder"]["_target_"].endswith("EffPose")
     assert (config["optimizer"]["lr"], config["trainer"]["max_epochs"]) == (0.003, 1)
-    metrics = json.loads(one(folder, f"winner/logs/preds/{DATED}/metrics.json").read_text())
+    metrics = json.loads(find_one(folder, f"winner/logs/preds/{DATED}/metrics.json").read_text())
     seen = {"num_rotations": 2, "rotation_deg": 20.0, "mirror": True, "scales": [1.0], "crop": None}
     assert metrics["test_time"] == seen
 
@@ -170,17 +175,17 @@ def test_the_run_this_project_starts_from(course, train_here):
         DIR_SCRATCH=str(elsewhere),
     )
     assert "test        no joints in this split: predictions only" in out
-    assert read_course(one(elsewhere, f"logs/preds/{DATED}/test_preds.json.gz")).shape == (32, 21, 3)
-    config = yaml.safe_load(one(elsewhere, f"logs/runs/{DATED}/config.yaml").read_text())
+    assert read_course(find_one(elsewhere, f"logs/preds/{DATED}/test_preds.json.gz")).shape == (32, 21, 3)
+    config = yaml.safe_load(find_one(elsewhere, f"logs/runs/{DATED}/config.yaml").read_text())
     assert config["model"]["encoder"]["name"] == "efficientnet_b4"
     assert not (course / "scratch").exists()
 
 
 @contextlib.contextmanager
-def running(folder: Path, *arguments: str, until: str):
+def start_run(folder: Path, *arguments: str, until: str):
     """A run that has got as far as the file `until`; ended by its process id, if it has not ended by itself."""
     with open(folder / "stderr.txt", "w", encoding="utf-8") as stderr:
-        process = subprocess.Popen(command(*arguments), cwd=folder, env=environment(), stderr=stderr)
+        process = subprocess.Popen(make_command(*arguments), cwd=folder, env=make_environment(), stderr=stderr)
     try:
         deadline = time.monotonic() + 120
         while not list(folder.glob(until)):
@@ -197,25 +202,25 @@ def running(folder: Path, *arguments: str, until: str):
 def test_a_run_is_tested_while_it_goes_on_then_interrupted_and_resumed(course):
     submission = [*SMALL, "data.batch_size=8"]
     last = f"scratch/logs/ckpts/{DATED}/last.ckpt"
-    with running(course, "experiment=exp_submission", *submission, "trainer.max_epochs=9999", until=last) as writer:
-        checkpoint = f"+model.checkpoint_path={one(course, last)}"
+    with start_run(course, "experiment=exp_submission", *submission, "trainer.max_epochs=9999", until=last) as writer:
+        checkpoint = f"+model.checkpoint_path={find_one(course, last)}"
         test = ["experiment=test_submission", checkpoint, *submission, "test=true"]
-        tested = train(course, *test, DIR_SCRATCH="tested", MP_DATA="")  # empty is not set: the .env file's counts
+        tested = run_train(course, *test, DIR_SCRATCH="tested", MP_DATA="")  # empty is not set: the .env file's counts
         assert writer.poll() is None
         writer.send_signal(signal.SIGINT)
         assert writer.wait(60) == 130
     assert tested.returncode == 0, tested.stderr
-    assert read_course(one(course, f"tested/logs/preds/{DATED}/test_preds.json.gz")).shape == (32, 21, 3)
+    assert read_course(find_one(course, f"tested/logs/preds/{DATED}/test_preds.json.gz")).shape == (32, 21, 3)
     assert not list(course.glob(f"tested/logs/ckpts/{DATED}/*"))
 
     told = (course / "stderr.txt").read_text().splitlines()
-    sentence = f"interrupted; to go on, give the same command and model.checkpoint_path={one(course, last)}"
+    sentence = f"interrupted; to go on, give the same command and model.checkpoint_path={find_one(course, last)}"
     assert told[-1] == sentence
     assert not any("Traceback" in line for line in told)
 
-    epochs = torch.load(one(course, last), weights_only=True)["epoch"] + 1
+    epochs = torch.load(find_one(course, last), weights_only=True)["epoch"] + 1
     target = f"trainer.max_epochs={epochs + 1}"
-    resumed = train(course, "experiment=test_submission", checkpoint, *submission, target, DIR_SCRATCH="resumed")
+    resumed = run_train(course, "experiment=test_submission", checkpoint, *submission, target, DIR_SCRATCH="resumed")
     assert resumed.returncode == 0, resumed.stderr
     lines = [line for line in resumed.stderr.splitlines() if not line.startswith("Packed ")]
     assert [line.partition(":")[0] for line in lines] == [f"epoch {epochs + 1}/{epochs + 1}"]
@@ -237,7 +242,7 @@ def shown(tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         with contextlib.suppress(SystemExit):
-            script("train", main)
+            run_script("train", main)
         output = capsys.readouterr()
         assert (output.err, list(tmp_path.iterdir())) == ("", [])
         return output.out
@@ -258,16 +263,16 @@ def test_the_whole_configuration_can_be_printed(shown):
 
 @pytest.mark.slow
 def test_two_processes_train_one_network_and_share_the_prediction(folder):
-    run = train(
+    run = run_train(
         folder, *FREIHAND, "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1", DIR_SCRATCH="two"
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("PA-MPJPE") == 2
-    predictions = one(folder, f"two/logs/preds/{DATED}")
+    predictions = find_one(folder, f"two/logs/preds/{DATED}")
     checkpoint = json.loads((predictions / "metrics.json").read_text())["checkpoint"]
-    alone = train(folder, *FREIHAND, "test=true", f"model.checkpoint_path={checkpoint}", DIR_SCRATCH="alone")
+    alone = run_train(folder, *FREIHAND, "test=true", f"model.checkpoint_path={checkpoint}", DIR_SCRATCH="alone")
     assert alone.returncode == 0, alone.stderr
     shared, whole = (
-        read_course(one(folder, f"{name}/logs/preds/{DATED}/test_preds.json.gz")) for name in ("two", "alone")
+        read_course(find_one(folder, f"{name}/logs/preds/{DATED}/test_preds.json.gz")) for name in ("two", "alone")
     )
     assert np.allclose(shared, whole, atol=1e-4)  # metres; two hands lie centimetres apart

@@ -16,10 +16,10 @@ import pytest
 from filelock import Timeout
 
 from handpose import export, predict
-from handpose.config import script
+from handpose.config import run_script
 from handpose.data import synthetic
 from handpose.evaluation import __main__ as evaluation
-from handpose.locks import locked
+from handpose.locks import hold_lock
 from handpose.report import __main__ as report
 from handpose.sweep.audit import audit
 from handpose.sweep.preflight.checks import check_sweep
@@ -28,7 +28,7 @@ from tests import builders
 from tests.builders import write_freihand
 from tests.sweep.sweeps import make_settings
 from train import main as train
-from tune import guarded
+from tune import exit_on_sweep_error
 
 CAPABILITIES_V3 = 0x20080522
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
@@ -102,12 +102,12 @@ def sentence(here, place, monkeypatch, capsys):
         small = [*builders.SMALL, *root, "model.encoder.pretrained=false"]
         if program == "train":
             patch.setattr(sys, "argv", ["train.py", *small, *given])
-            script("train", train)
+            run_script("train", train)
         elif program == "tune":
             patch.setattr(
                 sys, "argv", ["tune.py", *given] if "sweep.resume" in given[0] else ["tune.py", *small, *given]
             )
-            script("tune", guarded)
+            run_script("tune", exit_on_sweep_error)
         elif program == "audit":
             patch.setattr(sys, "argv", ["audit", *given])
             audit.main()
@@ -378,12 +378,12 @@ def test_a_sweep_that_has_only_been_locked_leaves_its_name_free(tmp_path):
 
 
 def test_the_lock_of_a_running_sweep_is_told_apart_from_a_lock_that_cannot_be_had(tmp_path, monkeypatch):
-    with locked(tmp_path / "new" / LOCK):
-        with pytest.raises(Timeout), locked(tmp_path / "new" / LOCK):
+    with hold_lock(tmp_path / "new" / LOCK):
+        with pytest.raises(Timeout), hold_lock(tmp_path / "new" / LOCK):
             pass
         assert (tmp_path / "new" / LOCK).exists()
     refuse_locks(errno.ENOLCK, monkeypatch)
-    with pytest.raises(OSError, match="No locks available") as raised, locked(tmp_path / "other/sweep" / LOCK):
+    with pytest.raises(OSError, match="No locks available") as raised, hold_lock(tmp_path / "other/sweep" / LOCK):
         pass
     assert raised.value.filename == str(tmp_path / "other/sweep" / LOCK)
     assert not (tmp_path / "other").exists()
@@ -417,7 +417,7 @@ def test_a_working_folder_that_is_gone_is_said(place, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     try:
         with pytest.raises(SystemExit) as left:
-            script("train", train)
+            run_script("train", train)
     finally:
         os.chdir(place)
     assert left.value.code == 2

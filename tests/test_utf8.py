@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from handpose import config_files
-from handpose.config import compose, load_environment
+from handpose.config import compose, load_dotenv_file
 from handpose.errors import UserError
 from handpose.search.space import load_space
 from handpose.utf8 import read_utf8
@@ -45,7 +45,7 @@ def locale(request):
     return request.getfixturevalue("latin_1") if request.param == "latin_1" else ASCII
 
 
-def run(*command, cwd, locale, timeout=300):
+def run_program(*command, cwd, locale, timeout=300):
     """Run a Python program in a locale; its output, as the bytes that it wrote, in UTF-8."""
     names = ("LC_", "LANG", "PYTHONUTF8", "PYTHONIOENCODING", "MP_DATA", "DIR_SCRATCH")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(names)}
@@ -56,30 +56,30 @@ def run(*command, cwd, locale, timeout=300):
 
 def test_a_locale_has_its_encoding_before_the_program_asks_for_utf_8(locale, tmp_path):
     code = "import sys; print(sys.getfilesystemencoding())"
-    assert run("-c", code, cwd=tmp_path, locale=locale)[1].strip() in ("iso8859-1", "ascii")
+    assert run_program("-c", code, cwd=tmp_path, locale=locale)[1].strip() in ("iso8859-1", "ascii")
 
 
 def test_a_program_prints_and_takes_what_its_locale_lacks(locale, tmp_path):
     code = "import sys; from handpose.utf8 import use_utf8; use_utf8(); print(open(sys.argv[1]).name, '\\u2501')"
     (tmp_path / "Größe").touch()
-    status, out, err = run("-c", code, "Größe", cwd=tmp_path, locale=locale)
+    status, out, err = run_program("-c", code, "Größe", cwd=tmp_path, locale=locale)
     assert (status, out, err) == (0, "Größe ━\n", "")
 
 
 def test_what_a_given_encoding_of_the_terminal_lacks_is_escaped(tmp_path):
     code = "from handpose.utf8 import use_utf8; use_utf8(); print('━')"
-    assert run("-c", code, cwd=tmp_path, locale={"PYTHONIOENCODING": "ascii"}) == (0, "\\u2501\n", "")
+    assert run_program("-c", code, cwd=tmp_path, locale={"PYTHONIOENCODING": "ascii"}) == (0, "\\u2501\n", "")
 
 
 def test_a_program_that_is_told_not_to_use_utf_8_does_not_restart_for_ever(tmp_path, latin_1):
     code = "from handpose.utf8 import use_utf8; use_utf8(); print(1)"
-    assert run("-X", "utf8=0", "-c", code, cwd=tmp_path, locale=latin_1, timeout=30)[:2] == (0, "1\n")
+    assert run_program("-X", "utf8=0", "-c", code, cwd=tmp_path, locale=latin_1, timeout=30)[:2] == (0, "1\n")
 
 
 def test_a_training_runs_in_a_folder_with_an_umlaut(tmp_path, latin_1):
     place = tmp_path / "Größe"
     write_freihand(place / "Hände", num_poses=24, variants=1, num_test=6, size=64)
-    status, out, err = run(REPOSITORY / "train.py", *TINY, cwd=place, locale=latin_1)
+    status, out, err = run_program(REPOSITORY / "train.py", *TINY, cwd=place, locale=latin_1)
     assert status == 0, err
     (written,) = place.glob("outputs/logs/runs/*/*/config.yaml")
     assert yaml.safe_load(written.read_text(encoding="utf-8"))["data"]["root"] == str(place / "Hände")
@@ -88,7 +88,7 @@ def test_a_training_runs_in_a_folder_with_an_umlaut(tmp_path, latin_1):
 
 def test_a_name_that_is_not_utf_8_is_one_sentence(tmp_path, latin_1):
     for given in (os.fsdecode("data.root=Hände".encode("latin-1")), os.fsdecode("data.root='Hände'".encode("latin-1"))):
-        status, _, err = run(REPOSITORY / "train.py", "data=freihand", given, cwd=tmp_path, locale=latin_1)
+        status, _, err = run_program(REPOSITORY / "train.py", "data=freihand", given, cwd=tmp_path, locale=latin_1)
         assert status == 2
         assert re.fullmatch(r"error: data.root='?H\\xe4nde'? is not UTF-8, .*; rename the file or folder .*\n", err)
 
@@ -124,7 +124,7 @@ def test_an_environment_file_may_have_a_byte_order_mark(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MP_DATA", "")
     (tmp_path / ".env").write_text("MP_DATA=/data/Hände\n", encoding="utf-8-sig")
-    load_environment()
+    load_dotenv_file()
     assert os.environ["MP_DATA"] == "/data/Hände"
 
 
@@ -133,7 +133,7 @@ def test_an_environment_file_that_is_not_utf_8_is_named(tmp_path, monkeypatch):
     (tmp_path / ".env").write_text("MP_DATA=/data/Hände\n", encoding="latin-1")
     sentence = f"({tmp_path / '.env'} is not UTF-8: byte 0xe4 in line 1, column 16"
     with pytest.raises(UserError, match=re.escape(sentence)):
-        load_environment()
+        load_dotenv_file()
 
 
 @pytest.mark.parametrize(

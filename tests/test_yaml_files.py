@@ -9,7 +9,7 @@ from handpose import config_files
 from handpose.config import compose
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
-from handpose.evaluation import network
+from handpose.evaluation import trained_network
 from handpose.yaml_files import load_yaml, read_yaml
 
 
@@ -83,4 +83,4 @@ def test_a_best_yaml_with_a_key_twice_is_one_sentence(tmp_path):
 def test_a_data_set_of_the_user_with_a_key_twice_is_one_sentence(new_choice):
     new_choice("data", "source: {_target_: a.B}\nimage_size: 1\nimage_size: 2\n")
     with pytest.raises(UserError, match="the key image_size stands twice"):
-        network._choice("no.such.Target")
+        trained_network._find_data_choice("no.such.Target")

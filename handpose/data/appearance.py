@@ -17,16 +17,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from handpose import geometry
-from handpose.data.draws import Draws
+from handpose.data.random_draws import RandomDraws
 from handpose.errors import UserError
 
 _TEXTURES = ((0.3, 3), (0.2, 8), (0.12, 24))  # amplitude and knots a side: a slope, blotches, grain
 _HUE = 0.3  # of the amplitude, what differs between the channels
 _BLUR = (0.003, 0.012)  # standard deviation, in sides of the picture: 0.3 to 1.2 px of 96
-_NOISE_PLAY = 32  # px by which pictures see the field of noise shifted
+_NOISE_MARGIN = 32  # px by which pictures see the field of noise shifted
 _BACKGROUND_PX = 256
-_MOST_BACKGROUNDS = 500  # 98 MB
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_MAX_BACKGROUNDS = 500  # 98 MB
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def replace_backgrounds(image: Tensor, cover: Tensor, backgrounds: Tensor, rows: Tensor) -> None:
@@ -35,7 +35,7 @@ def replace_backgrounds(image: Tensor, cover: Tensor, backgrounds: Tensor, rows:
     image[rows] = torch.lerp(backgrounds, image[rows], cover)
 
 
-def drawn_backgrounds(size: tuple[int, int], draws: Draws, device: torch.device) -> Tensor:
+def draw_backgrounds(size: tuple[int, int], draws: RandomDraws, device: torch.device) -> Tensor:
     """Some colour, mostly a dull one, with smooth noise of several scales, plain to busy: (count, 3, H, W)."""
     busy, saturation = draws.uniform(1, 1, 1), draws.uniform(1, 1, 1)
     color = draws.uniform(3, 1, 1)
@@ -43,11 +43,11 @@ def drawn_backgrounds(size: tuple[int, int], draws: Draws, device: torch.device)
     busy = busy.to(device)
     background = color.expand(-1, -1, *size)
     for amplitude, knots in _TEXTURES:
-        background = background + amplitude * busy * _smooth_noise(size, knots, draws, device)
+        background = background + amplitude * busy * _draw_smooth_noise(size, knots, draws, device)
     return background.clamp(0.0, 1.0)
 
 
-def photographed_backgrounds(folder: str, size: tuple[int, int], draws: Draws, device: torch.device) -> Tensor:
+def crop_backgrounds(folder: str, size: tuple[int, int], draws: RandomDraws, device: torch.device) -> Tensor:
     """Random parts of random pictures of a folder, every second one mirrored: (count, 3, H, W)."""
     pictures = read_backgrounds(folder)
     count, rows = draws.count, draws.integers(len(pictures))
@@ -58,7 +58,7 @@ def photographed_backgrounds(folder: str, size: tuple[int, int], draws: Draws, d
     transform[:, 1, 1] = part
     transform[:, :, 2] = (1.0 - part)[:, None] * (2.0 * torch.stack([left, top], dim=-1) - 1.0)
     picked = pictures[rows].to(device).float() / 255.0
-    with geometry.exactly(picked):
+    with geometry.disable_autocast(picked):
         grid = F.affine_grid(transform.to(device), [count, 3, *size], align_corners=False)
         return F.grid_sample(picked, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
@@ -69,13 +69,14 @@ def read_backgrounds(folder: str) -> Tensor:
 
     Kept from one training to the next. Raises UserError when the folder has no pictures, or one cannot be read.
     """
-    files = sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in _PICTURES)
+    files = sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
         raise UserError(
-            f"augment.background_folder={folder} has no pictures ({' '.join(_PICTURES)}); give another folder, or null "
+            f"augment.background_folder={folder} has no pictures ({' '.join(_IMAGE_SUFFIXES)}); give another folder, "
+            "or null "
             "for drawn backgrounds"
         )
-    spread = np.linspace(0, len(files) - 1, min(len(files), _MOST_BACKGROUNDS)).round().astype(int)
+    spread = np.linspace(0, len(files) - 1, min(len(files), _MAX_BACKGROUNDS)).round().astype(int)
     return torch.from_numpy(np.stack([_read_square(files[i]) for i in spread]).transpose(0, 3, 1, 2).copy())
 
 
@@ -97,7 +98,7 @@ class Patches(NamedTuple):
     color: Tensor  # (n, 3, H, W)
 
     @classmethod
-    def draw(cls, uv: Tensor, size: tuple[int, int], sides: Sequence[float], draws: Draws) -> "Patches":
+    def draw(cls, uv: Tensor, size: tuple[int, int], sides: Sequence[float], draws: RandomDraws) -> "Patches":
         """Each over one of the hand's joints, uv (n, K, 2) px; sides: (least, most), in the hand's longer side."""
         count, num_joints, _ = uv.shape
         joint = draws.integers(num_joints).to(uv.device)
@@ -105,7 +106,7 @@ class Patches(NamedTuple):
         share = (low + (high - low) * draws.uniform(2)).to(uv)
         angle = (math.pi * draws.uniform()).to(uv)
         is_ellipse = (draws.uniform() < 0.5).to(uv.device)
-        color = drawn_backgrounds(size, draws, uv.device)
+        color = draw_backgrounds(size, draws, uv.device)
         # A joint in the camera's plane has no image.
         uv = uv.nan_to_num().clamp(-2.0 * max(size), 3.0 * max(size))
         hand = (uv.amax(dim=1) - uv.amin(dim=1)).amax(dim=-1, keepdim=True)
@@ -124,14 +125,14 @@ class Patches(NamedTuple):
         return ((1.0 - radius) * self.half.amin(dim=-1)[:, None, None] + 0.5).clamp(0.0, 1.0)[:, None]
 
 
-def cover_with(patches: Patches, image: Tensor, rows: Tensor) -> None:
+def draw_patches(patches: Patches, image: Tensor, rows: Tensor) -> None:
     """Put the patches over the pictures of the given rows, (n,)."""
     rows = rows.to(image.device)
     size = (image.shape[-2], image.shape[-1])
     image[rows] = torch.lerp(image[rows], patches.color.to(image), patches.cover(size).to(image))
 
 
-def blur(image: Tensor, rows: Tensor, draws: Draws) -> None:
+def blur(image: Tensor, rows: Tensor, draws: RandomDraws) -> None:
     """Blur the pictures of the given rows, (n,), by Gaussians of random width."""
     count, side = len(rows), max(image.shape[-2:])
     low, high = _BLUR
@@ -142,27 +143,27 @@ def blur(image: Tensor, rows: Tensor, draws: Draws) -> None:
     kernel = kernel.repeat_interleave(3, dim=0)
     rows = rows.to(image.device)
     planes = F.pad(image[rows].reshape(1, 3 * count, *image.shape[-2:]), [radius] * 4, mode="replicate")
-    with geometry.exactly(image):
+    with geometry.disable_autocast(image):
         planes = F.conv2d(planes, kernel[:, None, :, None], groups=3 * count)
         planes = F.conv2d(planes, kernel[:, None, None, :], groups=3 * count)
     image[rows] = planes.view(count, 3, *image.shape[-2:])
 
 
-def add_noise(image: Tensor, most: float, draws: Draws) -> None:
-    """Add sensor noise of a standard deviation of up to `most` grey levels of 255, another in each picture.
+def add_noise(image: Tensor, max_std: float, draws: RandomDraws) -> None:
+    """Add sensor noise of a standard deviation of up to `max_std` grey levels of 255, another in each picture.
 
     All pictures see one field of noise, each from another place: to draw one for each would take longer than the warp.
     """
     height, width = image.shape[-2:]
-    field = draws.common_normal(3, height + _NOISE_PLAY, width + _NOISE_PLAY).to(image)
-    level = (most / 255.0 * draws.uniform(1, 1, 1)).to(image)
-    du, dv = (draws.integers(_NOISE_PLAY + 1).to(image.device) for _ in range(2))
+    field = draws.common_normal(3, height + _NOISE_MARGIN, width + _NOISE_MARGIN).to(image)
+    level = (max_std / 255.0 * draws.uniform(1, 1, 1)).to(image)
+    du, dv = (draws.integers(_NOISE_MARGIN + 1).to(image.device) for _ in range(2))
     rows = (dv[:, None] + torch.arange(height, device=image.device))[:, :, None]  # (B, H, 1)
     columns = (du[:, None] + torch.arange(width, device=image.device))[:, None, :]  # (B, 1, W)
     image.add_(level * field[:, rows, columns].transpose(0, 1)).clamp_(0.0, 1.0)
 
 
-def _smooth_noise(size: tuple[int, int], knots: int, draws: Draws, device: torch.device) -> Tensor:
+def _draw_smooth_noise(size: tuple[int, int], knots: int, draws: RandomDraws, device: torch.device) -> Tensor:
     """Normal at knots x knots places and smooth between them, more in brightness than in hue: (count, 3, H, W)."""
     values = draws.normal(1, knots, knots) + _HUE * draws.normal(3, knots, knots)
     return F.interpolate(values.to(device), size=size, mode="bilinear", align_corners=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from handpose import geometry
 from handpose.data import appearance
-from handpose.data.draws import WHOLE, Draws, Share
+from handpose.data.random_draws import WHOLE_BATCH, BatchShare, RandomDraws
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 
@@ -37,46 +37,46 @@ class View(NamedTuple):
         return self.image.shape[-2], self.image.shape[-1]
 
 
-def unchanged(batch: HandBatch) -> View:
+def to_view(batch: HandBatch) -> View:
     """The batch as it is, as floating-point numbers in [0, 1]."""
     return View(batch.image.float() / 255.0, batch.intrinsics, batch.xyz_m)
 
 
-def rotation_about_center(angle: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
+def rotate_about_center(angle: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
     """Rotations (B, 3, 3) of the camera by angle (B,) in radians about the ray through the picture's centre.
 
     intrinsics: (B, 3, 3) px; size: (H, W). A positive angle turns the picture clockwise, as seen.
     """
-    return _rotation_about(F.normalize(_central_ray(intrinsics, size), dim=-1), angle)
+    return _rotate_about_axis(F.normalize(_compute_central_ray(intrinsics, size), dim=-1), angle)
 
 
-def tilt(angle: Tensor, direction: Tensor) -> Tensor:
+def tilt_camera(angle: Tensor, direction: Tensor) -> Tensor:
     """Rotations (B, 3, 3) of the camera by angle (B,) about an axis in the image plane; direction: (B,) of the axis.
 
     Angles in radians; the axis is x where the direction is 0, and y where it is a quarter turn.
     """
     axis = torch.stack([direction.cos(), direction.sin(), torch.zeros_like(direction)], dim=-1)
-    return _rotation_about(axis, angle)
+    return _rotate_about_axis(axis, angle)
 
 
-def _central_ray(intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
+def _compute_central_ray(intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
     """Of the picture's centre, (B, 3) at depth 1."""
     height, width = size
     center = intrinsics.new_tensor([[(width - 1) / 2.0, (height - 1) / 2.0]])
-    return F.pad(geometry.normalized_image_points(center, intrinsics)[:, 0], (0, 1), value=1.0)
+    return F.pad(geometry.normalize_image_points(center, intrinsics)[:, 0], (0, 1), value=1.0)
 
 
-def _rotation_about(axis: Tensor, angle: Tensor) -> Tensor:
+def _rotate_about_axis(axis: Tensor, angle: Tensor) -> Tensor:
     """axis: (B, 3) of length 1; angle: (B,) in radians. Rodrigues' formula."""
     x, y, z = axis.unbind(-1)
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).view(-1, 3, 3)
     sine, cosine = angle.sin()[:, None, None], angle.cos()[:, None, None]
-    with geometry.exactly(angle):
+    with geometry.disable_autocast(angle):
         return torch.eye(3, device=angle.device, dtype=angle.dtype) + sine * cross + (1.0 - cosine) * cross @ cross
 
 
-def zoomed(intrinsics: Tensor, zoom: Tensor, shift_px: Tensor, size: tuple[int, int]) -> Tensor:
+def zoom_intrinsics(intrinsics: Tensor, zoom: Tensor, shift_px: Tensor, size: tuple[int, int]) -> Tensor:
     """Intrinsics of a camera whose picture is enlarged by zoom (B,) about its centre, then moved by shift_px (B, 2)."""
     height, width = size
     center = intrinsics.new_tensor([(width - 1) / 2.0, (height - 1) / 2.0])
@@ -86,7 +86,7 @@ def zoomed(intrinsics: Tensor, zoom: Tensor, shift_px: Tensor, size: tuple[int, 
     return result
 
 
-def centered(intrinsics: Tensor, ray: Tensor, place: Tensor) -> Tensor:
+def center_intrinsics(intrinsics: Tensor, ray: Tensor, place: Tensor) -> Tensor:
     """Intrinsics whose principal point is moved so that a ray, (B, 3), is seen at a place, (B, 2) px."""
     seen = geometry.project(ray[:, None], intrinsics)[:, 0]
     result = intrinsics.clone()
@@ -96,11 +96,11 @@ def centered(intrinsics: Tensor, ray: Tensor, place: Tensor) -> Tensor:
 
 def warp(image: Tensor, homography: Tensor, *, interpolation: Interpolation) -> Tensor:
     """Warp pictures (B, 3, H, W), floating point, by homographies (B, 3, 3) from old to new pixels, black outside."""
-    grid = sampling_grid(homography, (image.shape[-2], image.shape[-1]))
+    grid = make_sampling_grid(homography, (image.shape[-2], image.shape[-1]))
     return F.grid_sample(image, grid.to(image.dtype), mode=interpolation, padding_mode="zeros", align_corners=False)
 
 
-def sampling_grid(homography: Tensor, size: tuple[int, int]) -> Tensor:
+def make_sampling_grid(homography: Tensor, size: tuple[int, int]) -> Tensor:
     """Where `grid_sample` finds each new pixel in the old picture, (B, H, W, 2); homography: as in `warp`.
 
     Coordinate by coordinate, each a sum of a row and a column: for 16 pictures of 96 px on one core 0.1 ms, where a
@@ -111,7 +111,7 @@ def sampling_grid(homography: Tensor, size: tuple[int, int]) -> Tensor:
     to_unit = homography.new_tensor(
         [[2.0 / width, 0.0, 1.0 / width - 1.0], [0.0, 2.0 / height, 1.0 / height - 1.0], [0.0, 0.0, 1.0]]
     )
-    with geometry.exactly(homography):
+    with geometry.disable_autocast(homography):
         of_u, of_v, constant = (to_unit @ torch.linalg.inv(homography)).unbind(-1)  # each (B, 3)
     u = torch.arange(width, device=homography.device, dtype=homography.dtype)
     v = torch.arange(height, device=homography.device, dtype=homography.dtype)
@@ -121,19 +121,19 @@ def sampling_grid(homography: Tensor, size: tuple[int, int]) -> Tensor:
     return grid.permute(0, 2, 3, 1)
 
 
-def turned(view: View, rotation: Tensor, intrinsics: Tensor, *, interpolation: Interpolation = "bilinear") -> View:
+def rotate_view(view: View, rotation: Tensor, intrinsics: Tensor, *, interpolation: Interpolation = "bilinear") -> View:
     """The view of the same hand by a camera turned by rotation (B, 3, 3), with other intrinsics (B, 3, 3)."""
-    homography, xyz_m = _seen_by(view.intrinsics, view.xyz_m, rotation, intrinsics)
+    homography, xyz_m = _transform_camera(view.intrinsics, view.xyz_m, rotation, intrinsics)
     return View(warp(view.image, homography, interpolation=interpolation), intrinsics, xyz_m)
 
 
-def _seen_by(before: Tensor, xyz_m: Tensor, rotation: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+def _transform_camera(before: Tensor, xyz_m: Tensor, rotation: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
     """Homography (B, 3, 3) from the pixels before to those of a turned camera, and the joints in its frame."""
-    with geometry.exactly(rotation):
+    with geometry.disable_autocast(rotation):
         return intrinsics @ rotation @ torch.linalg.inv(before), xyz_m @ rotation.transpose(1, 2)
 
 
-def mirrored(view: View) -> View:
+def mirror_view(view: View) -> View:
     """The view in a mirror, left and right exchanged: a right hand becomes a left one."""
     width = view.image.shape[-1]
     intrinsics = view.intrinsics.clone()
@@ -142,7 +142,7 @@ def mirrored(view: View) -> View:
     return View(view.image.flip(-1), intrinsics, view.xyz_m * view.xyz_m.new_tensor([-1.0, 1.0, 1.0]))
 
 
-class Motion(NamedTuple):
+class CameraMotion(NamedTuple):
     """Another camera for each picture of a batch."""
 
     homography: Tensor | None  # (B, 3, 3) from old to new pixels; None where the camera stays
@@ -172,7 +172,7 @@ class Augmentation(nn.Module):
     def check_files(self) -> None:
         """Read the files that training needs; raises UserError. Called before a training, and not before a test."""
 
-    def forward(self, batch: HandBatch, generator: torch.Generator, share: Share = WHOLE) -> View:
+    def forward(self, batch: HandBatch, generator: torch.Generator, share: BatchShare = WHOLE_BATCH) -> View:
         """Show each picture of a batch in one random way.
 
         Args:
@@ -183,7 +183,7 @@ class Augmentation(nn.Module):
         Returns:
             The pictures in [0, 1] with the camera and the joints that belong to them.
         """
-        return unchanged(batch)
+        return to_view(batch)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -256,69 +256,69 @@ class Augment(Augmentation):
         if self.background and self.background_folder is not None:
             appearance.read_backgrounds(self.background_folder)
 
-    def forward(self, batch: HandBatch, generator: torch.Generator, share: Share = WHOLE) -> View:
+    def forward(self, batch: HandBatch, generator: torch.Generator, share: BatchShare = WHOLE_BATCH) -> View:
         """One random view of each picture; generator lives on the CPU, its draws are the same on every device.
 
         share: of the step's pictures, that the batch is; the views are those that the whole would have. The image is
         channels last in memory, as the network wants it.
         """
-        draws = Draws.of(generator, len(batch.image), share)
-        motion = self.motion(batch, draws)
+        draws = RandomDraws.for_share(generator, len(batch.image), share)
+        motion = self.draw_motion(batch, draws)
         homography = motion.homography
-        colors = self._colors(draws, like=motion.intrinsics)
+        colors = self._draw_colors(draws, like=motion.intrinsics)
         image = torch.empty(
             batch.image.shape, dtype=torch.float32, device=batch.image.device, memory_format=torch.channels_last
         )
-        for part in _parts(batch.image):
+        for part in _split_batch(batch.image):
             seen = batch.image[part].to(torch.float32, copy=True)  # in [0, 255]
             if homography is not None:
                 seen = warp(seen, homography[part], interpolation=self.interpolation)
-            image[part] = seen.div_(255.0) if colors is None else _recolored(seen, *(each[part] for each in colors))
-        self._repaint(image, batch.mask, motion, draws)
-        return self._mirrored(View(image, motion.intrinsics, motion.xyz_m), draws)
+            image[part] = seen.div_(255.0) if colors is None else _change_colors(seen, *(each[part] for each in colors))
+        self._change_appearance(image, batch.mask, motion, draws)
+        return self._mirror_some(View(image, motion.intrinsics, motion.xyz_m), draws)
 
-    def _mirrored(self, view: View, draws: Draws) -> View:
+    def _mirror_some(self, view: View, draws: RandomDraws) -> View:
         """Some of the pictures as in a mirror; their pixels are overwritten."""
-        rows, _ = draws.chosen(self.mirror)
+        rows, _ = draws.choose(self.mirror)
         if not len(rows):
             return view
         rows = rows.to(view.image.device)
-        reflected = mirrored(View(view.image[rows], view.intrinsics[rows], view.xyz_m[rows]))
+        reflected = mirror_view(View(view.image[rows], view.intrinsics[rows], view.xyz_m[rows]))
         view.image[rows] = reflected.image
         intrinsics, xyz_m = (each.clone() for each in (view.intrinsics, view.xyz_m))
         intrinsics[rows], xyz_m[rows] = reflected.intrinsics, reflected.xyz_m
         return View(view.image, intrinsics, xyz_m)
 
-    def motion(self, batch: HandBatch, draws: Draws) -> Motion:
+    def draw_motion(self, batch: HandBatch, draws: RandomDraws) -> CameraMotion:
         """A random camera for each picture; computed in the type of the batch's intrinsics."""
         if not (self.rotation_deg or self.perspective_deg or self.scale or self.shift):
-            return Motion(None, batch.intrinsics, batch.xyz_m)
+            return CameraMotion(None, batch.intrinsics, batch.xyz_m)
         size = (batch.image.shape[-2], batch.image.shape[-1])
         angle = math.radians(self.rotation_deg) * draws.symmetric().to(batch.intrinsics)
         zoom = torch.exp(-math.log1p(-self.scale) * draws.symmetric()).to(batch.intrinsics)
         shift_px = self.shift * max(size) * draws.symmetric(2).to(batch.intrinsics)
-        rotation = rotation_about_center(angle, batch.intrinsics, size)
-        intrinsics = zoomed(batch.intrinsics, zoom, shift_px, size)
+        rotation = rotate_about_center(angle, batch.intrinsics, size)
+        intrinsics = zoom_intrinsics(batch.intrinsics, zoom, shift_px, size)
         if self.perspective_deg:
-            rotation, intrinsics = self._tilted(rotation, intrinsics, batch.intrinsics, size, draws)
-        homography, xyz_m = _seen_by(batch.intrinsics, batch.xyz_m, rotation, intrinsics)
-        return Motion(homography, intrinsics, xyz_m)
+            rotation, intrinsics = self._tilt(rotation, intrinsics, batch.intrinsics, size, draws)
+        homography, xyz_m = _transform_camera(batch.intrinsics, batch.xyz_m, rotation, intrinsics)
+        return CameraMotion(homography, intrinsics, xyz_m)
 
-    def _tilted(
-        self, rotation: Tensor, intrinsics: Tensor, before: Tensor, size: tuple[int, int], draws: Draws
+    def _tilt(
+        self, rotation: Tensor, intrinsics: Tensor, before: Tensor, size: tuple[int, int], draws: RandomDraws
     ) -> tuple[Tensor, Tensor]:
         """The camera tilted as well, and intrinsics that keep the place and size of what is in the picture's middle."""
-        ray = _central_ray(before, size)
+        ray = _compute_central_ray(before, size)
         place = geometry.project(ray[:, None], intrinsics)[:, 0]  # the other motions turn about the same ray
         angle = math.radians(self.perspective_deg) * draws.uniform().to(before)
-        with geometry.exactly(rotation):
-            rotation = tilt(angle, math.pi * draws.symmetric().to(before)) @ rotation
+        with geometry.disable_autocast(rotation):
+            rotation = tilt_camera(angle, math.pi * draws.symmetric().to(before)) @ rotation
             ray = (rotation @ ray[:, :, None])[:, :, 0]
         intrinsics = intrinsics.clone()
         intrinsics[:, :2, :2] *= ray[:, 2].pow(1.5)[:, None, None]  # an area there grows with the ray's depth ^ -3
-        return rotation, centered(intrinsics, ray, place)
+        return rotation, center_intrinsics(intrinsics, ray, place)
 
-    def _colors(self, draws: Draws, *, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _draw_colors(self, draws: RandomDraws, *, like: Tensor) -> tuple[Tensor, Tensor] | None:
         """Gain of each channel (B, 3, 1, 1) and contrast (B, 1, 1, 1); None for no change."""
         if not (self.brightness or self.contrast or self.color):
             return None
@@ -326,30 +326,30 @@ class Augment(Augmentation):
         contrast = 1.0 + self.contrast * draws.symmetric(1, 1, 1)
         return gain[:, :, None, None].to(like), contrast.to(like)
 
-    def _repaint(self, image: Tensor, mask: Tensor, motion: Motion, draws: Draws) -> None:
+    def _change_appearance(self, image: Tensor, mask: Tensor, motion: CameraMotion, draws: RandomDraws) -> None:
         """Change all that the camera does not: background, patch, blur and noise, in place."""
         size = (image.shape[-2], image.shape[-1])
-        rows, of_rows = draws.chosen(self.background)
+        rows, of_rows = draws.choose(self.background)
         if len(rows):
-            backgrounds = self._backgrounds(size, of_rows, image.device)
-            appearance.replace_backgrounds(image, _cover(mask, motion.homography, rows), backgrounds, rows)
-        rows, of_rows = draws.chosen(self.occlusion)
+            backgrounds = self._draw_backgrounds(size, of_rows, image.device)
+            appearance.replace_backgrounds(image, _warp_masks(mask, motion.homography, rows), backgrounds, rows)
+        rows, of_rows = draws.choose(self.occlusion)
         if len(rows):
             uv = geometry.project(motion.xyz_m, motion.intrinsics)[rows.to(image.device)]
-            appearance.cover_with(appearance.Patches.draw(uv, size, self.occlusion_size, of_rows), image, rows)
-        rows, of_rows = draws.chosen(self.blur)
+            appearance.draw_patches(appearance.Patches.draw(uv, size, self.occlusion_size, of_rows), image, rows)
+        rows, of_rows = draws.choose(self.blur)
         if len(rows):
             appearance.blur(image, rows, of_rows)
         if self.noise:
             appearance.add_noise(image, self.noise, draws)
 
-    def _backgrounds(self, size: tuple[int, int], draws: Draws, device: torch.device) -> Tensor:
+    def _draw_backgrounds(self, size: tuple[int, int], draws: RandomDraws, device: torch.device) -> Tensor:
         if self.background_folder is None:
-            return appearance.drawn_backgrounds(size, draws, device)
-        return appearance.photographed_backgrounds(self.background_folder, size, draws, device)
+            return appearance.draw_backgrounds(size, draws, device)
+        return appearance.crop_backgrounds(self.background_folder, size, draws, device)
 
 
-def _cover(mask: Tensor, homography: Tensor | None, rows: Tensor) -> Tensor:
+def _warp_masks(mask: Tensor, homography: Tensor | None, rows: Tensor) -> Tensor:
     """Where the hands of the given rows are in the new view, (n, 1, H, W) in [0, 1]."""
     assert mask.shape[1] == 1, "the loader was not asked for masks"
     rows = rows.to(mask.device)
@@ -357,7 +357,7 @@ def _cover(mask: Tensor, homography: Tensor | None, rows: Tensor) -> Tensor:
     return cover if homography is None else warp(cover, homography[rows].float(), interpolation="bilinear")
 
 
-def _recolored(image: Tensor, gain: Tensor, contrast: Tensor) -> Tensor:
+def _change_colors(image: Tensor, gain: Tensor, contrast: Tensor) -> Tensor:
     """Contrast about each picture's mean, then the gain of each channel: one factor and one summand a channel.
 
     image: (B, 3, H, W) in [0, 255], overwritten; gain: (B, 3, 1, 1); contrast: (B, 1, 1, 1). Returns it in [0, 1].
@@ -366,7 +366,7 @@ def _recolored(image: Tensor, gain: Tensor, contrast: Tensor) -> Tensor:
     return image.mul_(contrast * gain / 255.0).add_((mean - contrast * mean) * gain).clamp_(0.0, 1.0)
 
 
-def _parts(image: Tensor) -> Iterator[slice]:
+def _split_batch(image: Tensor) -> Iterator[slice]:
     """So many pictures at a time that the cache holds what is made of them; on a GPU all.
 
     On one core 2,870 pictures of 224 px a second, and 1,220 where the steps each went over all 32 of a batch.

@@ -21,25 +21,25 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from handpose.allocation import return_freed_memory
-from handpose.data.draws import Share
-from handpose.data.label_check import suspicious_labels, warning
-from handpose.data.labels import shared
+from handpose.data.label_check import find_suspicious_labels, format_warning
+from handpose.data.labels import share_labels
 from handpose.data.masks import PackedMasks, pack_masks
 from handpose.data.pack import PackedImages, pack
-from handpose.data.sample import Annotations, HandBatch, ImageFiles, Splits, joined
-from handpose.data.shared_memory import PREFETCH, batch_bytes, check_shared_memory, loader_failure
+from handpose.data.random_draws import BatchShare
+from handpose.data.sample import Annotations, HandBatch, ImageFiles, Splits, join_annotations
+from handpose.data.shared_memory import PREFETCH, check_shared_memory, compute_batch_bytes, make_loader_error
 from handpose.errors import UserError
+from handpose.malloc import release_freed_memory
 from handpose.skeleton import NUM_JOINTS
 
-_BATCH_PATIENCE_S = 300.0
+_BATCH_TIMEOUT_S = 300.0
 """For a batch from the processes of a loader, whose start includes their imports, maybe from a slow network disk."""
-_NO_BATCH = re.compile(r"timed out|exited unexpectedly|killed by signal|[Bb]us error|shared memory")
+_LOADER_FAILURE = re.compile(r"timed out|exited unexpectedly|killed by signal|[Bb]us error|shared memory")
 """What torch (2.15) says when the processes of a loader have died or are stuck."""
-_MANY_IMAGES = 10_000  # whose annotations and paths, as JSON and text, are worth giving back
+_MIN_SHARED_IMAGES = 10_000  # whose annotations and paths, as JSON and text, are worth giving back
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """A reader of a data set."""
 
     name: str
@@ -60,7 +60,7 @@ class HandDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
+        source: DataSource,
         *,
         image_size: int | None,
         batch_size: int,
@@ -93,22 +93,22 @@ class HandDataModule(pl.LightningDataModule):
     @cached_property
     def splits(self) -> Splits:
         """The annotations, read on first use; large ones are shared by all processes of the node."""
-        return shared(self.source.splits(), self.pack_folder)
+        return share_labels(self.source.splits(), self.pack_folder)
 
     @cached_property
-    def trained_on(self) -> Annotations:
+    def training_annotations(self) -> Annotations:
         """The training split, with train_on_val the validation split after it."""
-        return joined(self.splits.train, self.splits.val) if self.train_on_val else self.splits.train
+        return join_annotations(self.splits.train, self.splits.val) if self.train_on_val else self.splits.train
 
     @property
     def image_size(self) -> int:
         """Side in pixels of the images in a batch; packs them if need be."""
-        return self._store("training").image_size
+        return self._open_store("training").image_size
 
     @property
     def fingerprint(self) -> str:
         """Hash of what is trained and tested on: names and sizes of images, labels, splits; alike on all machines."""
-        state = hashlib.sha256(f"{self._store('training').contents} {self._store('test').contents}".encode())
+        state = hashlib.sha256(f"{self._open_store('training').contents} {self._open_store('test').contents}".encode())
         for split in (self.splits.train, self.splits.val, self.splits.test):
             for array in (split.pose, split.intrinsics, split.xyz_m, split.scale_m):
                 state.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
@@ -122,12 +122,12 @@ class HandDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the packed images of a stage ("fit", "validate", "test", "predict"), or of all."""
         if stage in (None, "fit", "validate"):
-            self._store("training")
-            self._masks()
+            self._open_store("training")
+            self._open_masks()
             self._check_labels("train")
             self._check_labels("val")
         if stage in (None, "test", "predict"):
-            self._store("test")
+            self._open_store("test")
             self._check_labels("test")
 
     def check_shared_memory(self, *, num_processes: int = 1) -> None:
@@ -135,7 +135,7 @@ class HandDataModule(pl.LightningDataModule):
 
         num_processes: training processes on this machine, each of which has a loader.
         """
-        needed = batch_bytes(batch_size=self.batch_size, image_size=self.image_size, masks=self.masks)
+        needed = compute_batch_bytes(batch_size=self.batch_size, image_size=self.image_size, masks=self.masks)
         check_shared_memory(num_workers=self.num_workers, bytes_per_batch=needed, num_processes=num_processes)
 
     @rank_zero_only
@@ -145,22 +145,22 @@ class HandDataModule(pl.LightningDataModule):
             return
         self._checked.add(split)
         annotations: Annotations = getattr(self.splits, split)
-        rows = self._split_rows(split)
-        packed = self._store("test" if split == "test" else "training")
-        found = suspicious_labels(annotations, packed.intrinsics[rows], packed.image_size)
+        rows = self._find_split_rows(split)
+        packed = self._open_store("test" if split == "test" else "training")
+        found = find_suspicious_labels(annotations, packed.intrinsics[rows], packed.image_size)
         if found:
             num_poses = len(np.unique(annotations.pose))
-            print(warning(split, annotations.files, found, num_poses=num_poses), file=sys.stderr, flush=True)
+            print(format_warning(split, annotations.files, found, num_poses=num_poses), file=sys.stderr, flush=True)
 
     def train_dataloader(self) -> DataLoader[HandBatch]:
-        num_train = len(self.trained_on)
-        rank, num_replicas = Share.of_process()
+        num_train = len(self.training_annotations)
+        rank, num_replicas = BatchShare.for_this_process()
         if self.batch_size * num_replicas > num_train:
             raise UserError(
                 f"data.batch_size={self.batch_size} on {num_replicas} device(s) is more than the {num_train} images of "
                 f"the training split; choose at most {num_train // num_replicas}"
             )
-        dataset = self._dataset("train")
+        dataset = self._make_dataset("train")
         batches = ShuffledBatches(
             dataset, batch_size=self.batch_size, seed=self.seed, rank=rank, num_replicas=num_replicas
         )
@@ -168,66 +168,68 @@ class HandDataModule(pl.LightningDataModule):
             # Lightning 2.6 draws the first epoch's batches before it calls set_epoch, so a resumed run would start with
             # the order of epoch 0.
             batches.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        return self._loader(dataset, batches)
+        return self._make_loader(dataset, batches)
 
     def val_dataloader(self) -> DataLoader[HandBatch]:
-        return self._evaluation_loader("val")
+        return self._make_evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[HandBatch]:
-        return self._evaluation_loader("test")
+        return self._make_evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[HandBatch]:
-        return self._evaluation_loader("test")
+        return self._make_evaluation_loader("test")
 
-    def _evaluation_loader(self, split: Literal["val", "test"]) -> DataLoader[HandBatch]:
-        dataset = self._dataset(split)
-        rank, num_replicas = Share.of_process()
-        return self._loader(
+    def _make_evaluation_loader(self, split: Literal["val", "test"]) -> DataLoader[HandBatch]:
+        dataset = self._make_dataset(split)
+        rank, num_replicas = BatchShare.for_this_process()
+        return self._make_loader(
             dataset, OrderedBatches(dataset, batch_size=self.batch_size, rank=rank, num_replicas=num_replicas)
         )
 
-    def _loader(self, dataset: "PackedHands", batches: "ShuffledBatches | OrderedBatches") -> DataLoader[HandBatch]:
+    def _make_loader(
+        self, dataset: "PackedHands", batches: "ShuffledBatches | OrderedBatches"
+    ) -> DataLoader[HandBatch]:
         on_gpu = torch.cuda.is_available()
         how: dict[str, Any] = {"batch_size": None, "sampler": batches, "pin_memory": on_gpu}  # which yields batches
         if self.num_workers == 0:
-            return (LoaderAhead if on_gpu else DataLoader)(dataset, **how)
-        return LoaderOfProcesses(
+            return (PrefetchingLoader if on_gpu else DataLoader)(dataset, **how)
+        return MultiprocessLoader(
             dataset,
             num_workers=self.num_workers,
             prefetch_factor=PREFETCH,
             persistent_workers=True,
-            timeout=_BATCH_PATIENCE_S,
+            timeout=_BATCH_TIMEOUT_S,
             **how,
         )
 
-    def _dataset(self, split: Literal["train", "val", "test"]) -> "PackedHands":
-        store = self._store("test" if split == "test" else "training")
+    def _make_dataset(self, split: Literal["train", "val", "test"]) -> "PackedHands":
+        store = self._open_store("test" if split == "test" else "training")
         if split == "train":
-            rows = self._rows if self.train_on_val else self._split_rows("train")
-            return PackedHands(self.trained_on, store, rows, masks=self._masks())
-        annotations, rows = getattr(self.splits, split), self._split_rows(split)
+            rows = self._rows if self.train_on_val else self._find_split_rows("train")
+            return PackedHands(self.training_annotations, store, rows, masks=self._open_masks())
+        annotations, rows = getattr(self.splits, split), self._find_split_rows(split)
         if split == "test" and self.num_test_batches is not None:
-            rows = rows[: self.num_test_batches * self.batch_size * Share.of_process()[1]]
+            rows = rows[: self.num_test_batches * self.batch_size * BatchShare.for_this_process()[1]]
             annotations = annotations.select(rows)
         return PackedHands(annotations, store, rows)
 
-    def _split_rows(self, split: Literal["train", "val", "test"]) -> NDArray[np.int64]:
+    def _find_split_rows(self, split: Literal["train", "val", "test"]) -> NDArray[np.int64]:
         """Position in the opened store of each image of a split, (N,)."""
         if split == "test":
             return np.arange(len(self.splits.test))
         train, val = np.split(self._rows, [len(self.splits.train)])
         return train if split == "train" else val
 
-    def _store(self, which: Literal["training", "test"]) -> PackedImages:
+    def _open_store(self, which: Literal["training", "test"]) -> PackedImages:
         if which not in self._stores:
             annotations = self.splits.test
             if which == "training":
-                self._rows, annotations = _in_file_order(self.splits)
+                self._rows, annotations = _sort_by_file(self.splits)
             self._stores[which] = pack(
                 annotations, image_size=self._requested_size, folder=self.pack_folder, progress=self._progress
             )
-            if len(annotations) > _MANY_IMAGES:
-                return_freed_memory()
+            if len(annotations) > _MIN_SHARED_IMAGES:
+                release_freed_memory()
         sizes = {name: store.image_size for name, store in self._stores.items()}
         if len(set(sizes.values())) > 1:
             raise UserError(
@@ -235,7 +237,7 @@ class HandDataModule(pl.LightningDataModule):
             )
         return self._stores[which]
 
-    def _masks(self) -> PackedMasks | None:
+    def _open_masks(self) -> PackedMasks | None:
         """Of all poses of training and validation, so that another split finds the same store."""
         if not self.masks or self._packed_masks is not None:
             return self._packed_masks
@@ -246,14 +248,14 @@ class HandDataModule(pl.LightningDataModule):
                 "(FreiHAND_pub_v2 has them in training/mask); give augment.background=0"
             )
         poses = np.unique(np.concatenate([train.pose, self.splits.val.pose]))
-        size = self._store("training").image_size
+        size = self._open_store("training").image_size
         self._packed_masks = pack_masks(
             train.masks, poses, image_size=size, folder=self.pack_folder, progress=self._progress
         )
         return self._packed_masks
 
 
-class LoaderAhead(DataLoader[HandBatch]):
+class PrefetchingLoader(DataLoader[HandBatch]):
     """Gathers and pins the next two batches in a thread, so that a GPU that is quicker does not wait for them.
 
     On a CPU a plain DataLoader is as quick: a gather takes 0.1 ms of a step's 50, and the core is the same.
@@ -268,16 +270,16 @@ class LoaderAhead(DataLoader[HandBatch]):
                 yield batch
 
 
-class LoaderOfProcesses(DataLoader[HandBatch]):
+class MultiprocessLoader(DataLoader[HandBatch]):
     """Gathers batches in processes; raises UserError where these have died or are stuck, as when memory is short."""
 
     def __iter__(self) -> Iterator[HandBatch]:  # type: ignore[override]
         try:
             yield from super().__iter__()
         except RuntimeError as error:
-            if _NO_BATCH.search(str(error)) is None:
+            if _LOADER_FAILURE.search(str(error)) is None:
                 raise
-            raise loader_failure(self.num_workers, error) from error
+            raise make_loader_error(self.num_workers, error) from error
 
 
 class PackedHands(Dataset[HandBatch]):
@@ -310,17 +312,17 @@ class PackedHands(Dataset[HandBatch]):
         return HandBatch(
             image=torch.from_numpy(gathered).permute(0, 3, 1, 2),
             intrinsics=self.intrinsics[position],
-            xyz_m=_or_nan(self.annotations.xyz_m, images, (NUM_JOINTS, 3)),
+            xyz_m=_select_or_nan(self.annotations.xyz_m, images, (NUM_JOINTS, 3)),
             # A scale that was measured on the joints is a part of the truth, which no prediction may see.
-            scale_m=_or_nan(self.annotations.scale_m if self.annotations.is_scale_given else None, images, ()),
+            scale_m=_select_or_nan(self.annotations.scale_m if self.annotations.is_scale_given else None, images, ()),
             position=position,
-            mask=torch.from_numpy(self._mask(images, gathered.shape[1:3])),
+            mask=torch.from_numpy(self._get_masks(images, gathered.shape[1:3])),
         )
 
-    def _mask(self, images: NDArray[np.int64], size: tuple[int, ...]) -> NDArray[np.uint8]:
+    def _get_masks(self, images: NDArray[np.int64], size: tuple[int, ...]) -> NDArray[np.uint8]:
         if self.masks is None:
             return np.empty((len(images), 0, *size), dtype=np.uint8)
-        return self.masks.of(self.annotations.pose[images])[:, None]
+        return self.masks.select(self.annotations.pose[images])[:, None]
 
 
 class ShuffledBatches(DistributedSampler[Any]):
@@ -365,7 +367,7 @@ class OrderedBatches(DistributedSampler[Any]):
         return iter(np.array_split(share, len(self)))
 
 
-def _in_file_order(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
+def _sort_by_file(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
     """Training and validation images in the order of their files, so that another split finds the same store.
 
     Returns the row of each training, then of each validation image, and what `pack` needs.
@@ -384,7 +386,9 @@ def _in_file_order(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
     return rows, both.select(order)
 
 
-def _or_nan(values: NDArray[np.float64] | None, images: NDArray[np.int64], shape: tuple[int, ...]) -> torch.Tensor:
+def _select_or_nan(
+    values: NDArray[np.float64] | None, images: NDArray[np.int64], shape: tuple[int, ...]
+) -> torch.Tensor:
     """The given images' values in float32; NaN where there are none."""
     if values is None:
         return torch.full((len(images), *shape), torch.nan)

@@ -24,7 +24,7 @@ from handpose.skeleton import NUM_JOINTS, REFERENCE_BONE
 URL = "https://lmb.informatik.uni-freiburg.de/projects/freihand"
 IMAGES_PER_POSE = (1, 4)
 _LAYOUT = f"data.root must be the folder that FreiHAND_pub_v2 is unpacked to ({URL})"
-_CORRECT = "correct it, or unpack the data set again"
+_CORRECT_REMEDY = "correct it, or unpack the data set again"
 _REFERENCE_BONE_LIMITS_M = (0.005, 0.2)
 _SCALE_TOLERANCE = 0.05
 
@@ -64,7 +64,7 @@ class FreiHand:
         num_poses = int(training.pose.max()) + 1
         masks = root / "training/mask"
         training = replace(training, masks=masks if masks.is_dir() else None)
-        in_val = validation_poses(
+        in_val = choose_validation_poses(
             num_poses,
             val_fraction=self.val_fraction,
             split=self.split,
@@ -78,7 +78,7 @@ class FreiHand:
         )
 
 
-def validation_poses(
+def choose_validation_poses(
     num_poses: int, *, val_fraction: float, split: Literal["blocks", "random"], num_blocks: int, split_seed: int
 ) -> NDArray[np.bool_]:
     """Which poses are kept for validation: (num_poses,) bool.
@@ -105,8 +105,8 @@ def validation_poses(
             f"data.source.num_blocks={num_blocks} does not fit the {num_val} validation poses "
             f"(data.source.val_fraction={val_fraction} of {num_poses}); choose 1 to {num_val} blocks"
         )
-    segments = _edges(num_poses, num_blocks)
-    lengths = np.minimum(np.diff(_edges(num_val, num_blocks)), np.diff(segments))
+    segments = _compute_cut_points(num_poses, num_blocks)
+    lengths = np.minimum(np.diff(_compute_cut_points(num_val, num_blocks)), np.diff(segments))
     starts = segments[:-1] + generator.integers(0, np.diff(segments) - lengths, endpoint=True)
     for start, length in zip(starts, lengths, strict=True):
         chosen[start : start + length] = True
@@ -121,7 +121,7 @@ def read_annotations(
     Where there is no scale file, the scale is measured on xyz, and predictions do not use it. layout: the remedy of a
     missing file. Raises UserError.
     """
-    files = image_files(images, layout)
+    files = list_image_files(images, layout)
     camera_path, xyz_path, scale_path = (root / f"{prefix}_{what}.json" for what in ("K", "xyz", "scale"))
     intrinsics = read_intrinsics(camera_path, layout)
     xyz_m = read_xyz_m(xyz_path, layout) if xyz == "required" or xyz_path.exists() else None
@@ -138,7 +138,7 @@ def read_annotations(
     pose = np.arange(len(files)) % len(intrinsics)
     is_scale_given = scale_m is not None
     if scale_m is None and xyz_m is not None:
-        scale_m = _reference_bone_m(xyz_m)
+        scale_m = _compute_reference_bone_m(xyz_m)
     return Annotations(
         files=files,
         intrinsics=intrinsics[pose],
@@ -149,7 +149,7 @@ def read_annotations(
     )
 
 
-def image_files(folder: Path, layout: str) -> ImageFiles:
+def list_image_files(folder: Path, layout: str) -> ImageFiles:
     """The files `%08d.jpg` of a folder in the order of their number, which must run from 0 without a gap."""
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist; {layout}")
@@ -162,7 +162,7 @@ def image_files(folder: Path, layout: str) -> ImageFiles:
             raise UserError(
                 f"{folder / f'{number:08d}.jpg'} is missing, though {names[-1]} is there; unpack the data set again"
             )
-    return ImageFiles.of(folder / name for name in names)
+    return ImageFiles.select(folder / name for name in names)
 
 
 def read_intrinsics(path: Path, layout: str) -> NDArray[np.float64]:
@@ -181,7 +181,7 @@ def read_xyz_m(path: Path, layout: str) -> NDArray[np.float64]:
     xyz_m = _read_entries(path, (NUM_JOINTS, 3), layout)
     depth = xyz_m[..., 2].min(axis=1)
     _check_entries(path, depth > 0, "a joint that is not in front of the camera, depth", depth)
-    length = _reference_bone_m(xyz_m)
+    length = _compute_reference_bone_m(xyz_m)
     _check_entries(
         path, length > 0, f"joints {REFERENCE_BONE[0]} and {REFERENCE_BONE[1]} in one place, distance", length
     )
@@ -226,7 +226,7 @@ def _check_scale(scale_m: NDArray[np.float64], scale_path: Path, xyz_m: NDArray[
 
     The median decides: a scale in another unit or of another bone is a mistake, a single noisy pose is not.
     """
-    ratio = float(np.median(scale_m) / np.median(_reference_bone_m(xyz_m)))
+    ratio = float(np.median(scale_m) / np.median(_compute_reference_bone_m(xyz_m)))
     if abs(ratio - 1) > _SCALE_TOLERANCE:
         raise UserError(
             f"{scale_path} is {ratio:.3g} times the bone between joints {REFERENCE_BONE[0]} and {REFERENCE_BONE[1]} of "
@@ -234,7 +234,7 @@ def _check_scale(scale_m: NDArray[np.float64], scale_path: Path, xyz_m: NDArray[
         )
 
 
-def _reference_bone_m(xyz_m: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_reference_bone_m(xyz_m: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.linalg.norm(xyz_m[:, REFERENCE_BONE[0]] - xyz_m[:, REFERENCE_BONE[1]], axis=-1)
 
 
@@ -262,7 +262,8 @@ def _read_entries(path: Path, shape: tuple[int, ...], layout: str) -> NDArray[np
         bad, *place = np.argwhere(~np.isfinite(array))[0]
         value = array[(bad, *place)]
         raise UserError(
-            f"{path}: entry {bad} has a value that is not finite: {value} at {[int(i) for i in place]}; {_CORRECT}"
+            f"{path}: entry {bad} has a value that is not finite: {value} at {[int(i) for i in place]}; "
+            f"{_CORRECT_REMEDY}"
         )
     return array
 
@@ -274,15 +275,15 @@ def _has_shape(entry: Any, shape: tuple[int, ...]) -> bool:
         return False
 
 
-def _check_entries(path: Path, good: NDArray[np.bool_], problem: str, values: NDArray[np.float64]) -> None:
-    """good: (N,). Raises UserError with the first entry that is not, and its values."""
-    if good.all():
+def _check_entries(path: Path, is_valid: NDArray[np.bool_], problem: str, values: NDArray[np.float64]) -> None:
+    """is_valid: (N,). Raises UserError with the first entry that is not, and its values."""
+    if is_valid.all():
         return
-    bad = int(np.argmin(good))
+    bad = int(np.argmin(is_valid))
     value = np.array2string(values[bad], precision=4, threshold=9).replace("\n", "")
-    raise UserError(f"{path}: entry {bad} has {problem}: {value}; {_CORRECT}")
+    raise UserError(f"{path}: entry {bad} has {problem}: {value}; {_CORRECT_REMEDY}")
 
 
-def _edges(total: int, parts: int) -> NDArray[np.int64]:
+def _compute_cut_points(total: int, parts: int) -> NDArray[np.int64]:
     """Cut 0..total into parts whose lengths differ by at most one: (parts + 1,) cut points."""
     return np.arange(parts + 1) * total // parts

@@ -19,14 +19,14 @@ import simplejpeg
 
 import handpose
 from handpose.data import hand_scene
-from handpose.errors import is_about_files, naming
+from handpose.errors import add_file_name, is_about_files
 from handpose.utf8 import use_utf8
 
 Row = dict[str, Any]
 """Annotation of a picture: split, index, and K, xyz (metres) and scale as FreiHAND's JSON has them."""
 
 SPLITS = ("training", "evaluation")
-MASKED = "training"
+MASKED_SPLIT = "training"
 """The split that has masks, as in FreiHAND."""
 JPEG_QUALITY = 92
 _FILE_ERROR = "OSError "
@@ -34,7 +34,7 @@ _FILE_ERROR = "OSError "
 
 
 @dataclass(frozen=True)
-class Order:
+class DrawingJob:
     """What all processes of a data set draw together."""
 
     folder: str  # with the folders <split>/rgb and training/mask
@@ -44,15 +44,15 @@ class Order:
     difficulty: hand_scene.Difficulty
 
 
-def draw_share(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
+def draw_worker_part(order: DrawingJob, worker: int, num_workers: int) -> Iterator[Row]:
     """Draw every num_workers-th picture and write it; yields the annotations."""
     pictures = [(split, index) for split, count in enumerate(order.counts) for index in range(count)]
     for split, index in pictures[worker::num_workers]:
-        picture = hand_scene.draw_picture(order.seed, split, index, order.image_size, order.difficulty)
+        picture = hand_scene.draw_image(order.seed, split, index, order.image_size, order.difficulty)
         jpeg = simplejpeg.encode_jpeg(picture.image, JPEG_QUALITY, colorsubsampling="420")
         _write(Path(order.folder) / SPLITS[split] / "rgb" / f"{index:08d}.jpg", jpeg)
-        if SPLITS[split] == MASKED:
-            _write(Path(order.folder) / MASKED / "mask" / f"{index:08d}.jpg", _mask_jpeg(picture))
+        if SPLITS[split] == MASKED_SPLIT:
+            _write(Path(order.folder) / MASKED_SPLIT / "mask" / f"{index:08d}.jpg", _encode_mask(picture))
         yield {
             "split": SPLITS[split],
             "index": index,
@@ -63,17 +63,17 @@ def draw_share(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
 
 
 def _write(file: Path, content: bytes) -> None:
-    with naming(file):
+    with add_file_name(file):
         file.write_bytes(content)
 
 
-def _mask_jpeg(picture: hand_scene.Picture) -> bytes:
+def _encode_mask(picture: hand_scene.SyntheticImage) -> bytes:
     mask = np.where(picture.mask, np.uint8(255), np.uint8(0))[..., None]
     return simplejpeg.encode_jpeg(mask, JPEG_QUALITY, colorspace="GRAY", colorsubsampling="GRAY")
 
 
-def in_process(order: Order, worker: int, num_workers: int) -> Iterator[Row]:
-    """`draw_share` in a process of its own, which ends with this iterator.
+def draw_in_process(order: DrawingJob, worker: int, num_workers: int) -> Iterator[Row]:
+    """`draw_worker_part` in a process of its own, which ends with this iterator.
 
     Raises OSError where a file cannot be written, as on a full disk, and RuntimeError for any other failure.
     """
@@ -115,12 +115,12 @@ def _raise_failure(stderr: str) -> None:
     raise RuntimeError(f"a process that draws synthetic hands failed:\n{stderr[-2000:]}")
 
 
-def _main() -> None:
+def _run_worker() -> None:
     request = json.load(sys.stdin)
     difficulty = hand_scene.Difficulty(**request["order"].pop("difficulty"))
-    order = Order(**request["order"], difficulty=difficulty)
+    order = DrawingJob(**request["order"], difficulty=difficulty)
     try:
-        for row in draw_share(order, request["worker"], request["num_workers"]):
+        for row in draw_worker_part(order, request["worker"], request["num_workers"]):
             print(json.dumps(row), flush=True)
     except OSError as error:
         if not is_about_files(error):
@@ -130,4 +130,4 @@ def _main() -> None:
 
 if __name__ == "__main__":
     use_utf8()
-    _main()
+    _run_worker()

@@ -88,7 +88,7 @@ _SYNERGIES_DEG = np.array(
     ]
 )
 _DEVIATION_DEG = np.array([3.5, 3.5, 3.5, 3.5, 4, 4, 4, 4, 1.5, 1, 1.5, 2, 3, 3, 4, 5], dtype=float)
-_LONER_PROBABILITY = 0.2
+_PART_PROBABILITY = 0.2
 _MAX_REDRAWS = 12
 _MAX_OVERLAP_MM = 4.0
 
@@ -113,12 +113,12 @@ def draw_pose(rng: np.random.Generator, shape: HandShape, variety: float = 1.0) 
     weights = rng.normal(0.0, 1.0, len(_SYNERGIES_DEG))
     weights[0] = rng.uniform(-1.45, 1.65)  # a flat distribution has the open hand and the fist often enough
     angles = _MEAN_DEG + variety * (weights @ _SYNERGIES_DEG) + _DEVIATION_DEG * rng.normal(size=16)
-    if rng.random() < _LONER_PROBABILITY * min(variety, 1.0):
+    if rng.random() < _PART_PROBABILITY * min(variety, 1.0):
         _part_fingers(angles, rng)
-    best, least = _within_limits(angles, rng), np.inf
+    best, least = _clip_to_limits(angles, rng), np.inf
     for _ in range(_MAX_REDRAWS):
-        pose = _within_limits(angles, rng)
-        overlap = thumb_overlap_mm(pose_hand(shape, pose))
+        pose = _clip_to_limits(angles, rng)
+        overlap = measure_thumb_overlap_mm(pose_hand(shape, pose))
         if overlap < least:
             best, least = pose, overlap
         if least <= _MAX_OVERLAP_MM:
@@ -137,7 +137,7 @@ def _part_fingers(angles: Floats, rng: np.random.Generator) -> None:
     pip[~stretched] = rng.normal(85, 10, (~stretched).sum())
 
 
-def _within_limits(angles: Floats, rng: np.random.Generator) -> HandPose:
+def _clip_to_limits(angles: Floats, rng: np.random.Generator) -> HandPose:
     """The pose of 16 raw angles; dip follows pip by two thirds, and bent knuckles cannot spread."""
     mcp = np.clip(angles[:4], *LIMITS_DEG["mcp"])
     pip = np.clip(angles[4:8], *LIMITS_DEG["pip"])
@@ -155,11 +155,11 @@ def pose_hand(shape: HandShape, pose: HandPose) -> PosedHand:
     distal, palmar = np.zeros((5, 3, 3)), np.zeros((5, 3, 3))
     carpus = shape.carpus.copy()
     for finger, share in ((3, 0.5), (4, 1.0)):
-        carpus[finger] = _about_x(share * pose.cupping) @ carpus[finger]
+        carpus[finger] = _rotate_x(share * pose.cupping) @ carpus[finger]
     joints[1::4] = carpus
-    distal[0], palmar[0] = _thumb_directions(pose.thumb)
+    distal[0], palmar[0] = _compute_thumb_directions(pose.thumb)
     for finger in range(4):
-        base = _about_z(_FAN_DEG[finger] + pose.spread[finger]) @ _about_y(_ROLL_DEG[finger])
+        base = _rotate_z(_FAN_DEG[finger] + pose.spread[finger]) @ _rotate_y(_ROLL_DEG[finger])
         angle = np.cumsum([pose.mcp[finger], pose.pip[finger], pose.dip[finger]])
         cosine, sine = np.cos(np.radians(angle))[:, None], np.sin(np.radians(angle))[:, None]
         distal[finger + 1] = cosine * base[:, 1] + sine * base[:, 2]
@@ -170,7 +170,7 @@ def pose_hand(shape: HandShape, pose: HandPose) -> PosedHand:
     return PosedHand(joints, distal, palmar)
 
 
-def _thumb_directions(thumb: Floats) -> tuple[Floats, Floats]:
+def _compute_thumb_directions(thumb: Floats) -> tuple[Floats, Floats]:
     """Unit vectors along the thumb's three bones and out of its pads, (3, 3) each."""
     radial, elevation = np.radians(thumb[:2])
     along = np.array([np.sin(radial) * np.cos(elevation), np.cos(radial) * np.cos(elevation), np.sin(elevation)])
@@ -184,32 +184,32 @@ def _thumb_directions(thumb: Floats) -> tuple[Floats, Floats]:
     return np.cos(angle) * along + np.sin(angle) * pad, np.cos(angle) * pad - np.sin(angle) * along
 
 
-def thumb_overlap_mm(hand: PosedHand) -> float:
+def measure_thumb_overlap_mm(hand: PosedHand) -> float:
     """How deep the thumb is inside the fingers or the palm at most, by points along the bones, mm."""
-    thumb = _points_along(hand.joints[[2, 3]], hand.joints[[3, 4]], 6)
+    thumb = _sample_segments(hand.joints[[2, 3]], hand.joints[[3, 4]], 6)
     rest = list(range(5, skeleton.NUM_JOINTS))
     starts = hand.joints[[skeleton.PARENTS[joint] for joint in rest]]
-    others = _points_along(starts, hand.joints[rest], 6)
+    others = _sample_segments(starts, hand.joints[rest], 6)
     gap = np.linalg.norm(thumb[:, None] - others[None], axis=-1)
     return float(17.0 - gap.min())
 
 
-def _points_along(starts: Floats, ends: Floats, count: int) -> Floats:
+def _sample_segments(starts: Floats, ends: Floats, count: int) -> Floats:
     share = np.linspace(0.2, 1.0, count)[:, None, None]
     return (starts + share * (ends - starts)).reshape(-1, 3)
 
 
-def _about_x(angle_deg: float) -> Floats:
+def _rotate_x(angle_deg: float) -> Floats:
     cosine, sine = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
     return np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
 
 
-def _about_y(angle_deg: float) -> Floats:
+def _rotate_y(angle_deg: float) -> Floats:
     cosine, sine = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
     return np.array([[cosine, 0, sine], [0, 1, 0], [-sine, 0, cosine]])
 
 
-def _about_z(angle_deg: float) -> Floats:
+def _rotate_z(angle_deg: float) -> Floats:
     """Turns y towards x for a positive angle, that is a finger towards the thumb."""
     cosine, sine = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
     return np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])

@@ -35,7 +35,7 @@ class Flesh(NamedTuple):
     girth: float  # factor on the mean hand's measures
     kind: NDArray[np.int64]  # (N,) PALM, PROXIMAL, MIDDLE, TIP or SLEEVE
 
-    def moved(self, rotation: Floats, translation: Floats) -> "Flesh":
+    def transform(self, rotation: Floats, translation: Floats) -> "Flesh":
         """The same flesh after x -> rotation x + translation."""
         return self._replace(
             start=self.start @ rotation.T + translation,
@@ -64,7 +64,7 @@ _FINGER_RADII = np.array(
 )
 
 
-_OUT = np.array([0.0, 0.0, 1.0])  # of the palm
+_OUTWARD = np.array([0.0, 0.0, 1.0])  # of the palm
 
 
 class _Cone(NamedTuple):
@@ -74,19 +74,19 @@ class _Cone(NamedTuple):
     end: Floats
     start_radius: float
     end_radius: float
-    palmar: Floats = _OUT
+    palmar: Floats = _OUTWARD
     kind: int = PALM
 
 
-def clothe(shape: HandShape, hand: PosedHand, forearm: Floats, sleeve_mm: float | None) -> Flesh:
+def build_flesh(shape: HandShape, hand: PosedHand, forearm: Floats, sleeve_mm: float | None) -> Flesh:
     """Round cones for the fingers, the palm with its pads, the web of the thumb and the forearm; hand's frame.
 
     forearm: (3,) mm from the wrist to the elbow. sleeve_mm: from this distance to the wrist on the forearm is dressed;
     None for a bare one.
     """
     girth = shape.girth
-    cones = [*_fingers(hand, girth), *_palm(hand, girth), *_thumb_base(hand, girth)]
-    cones += _forearm(forearm, girth, sleeve_mm)
+    cones = [*_build_fingers(hand, girth), *_build_palm(hand, girth), *_build_thumb_base(hand, girth)]
+    cones += _build_forearm(forearm, girth, sleeve_mm)
     return Flesh(
         start=np.stack([cone.start for cone in cones]),
         end=np.stack([cone.end for cone in cones]),
@@ -100,7 +100,7 @@ def clothe(shape: HandShape, hand: PosedHand, forearm: Floats, sleeve_mm: float 
     )
 
 
-def _fingers(hand: PosedHand, girth: float) -> list[_Cone]:
+def _build_fingers(hand: PosedHand, girth: float) -> list[_Cone]:
     cones = []
     for finger, radii in enumerate(_FINGER_RADII.tolist()):
         chain = hand.joints[1 + 4 * finger : 5 + 4 * finger].copy()
@@ -112,12 +112,12 @@ def _fingers(hand: PosedHand, girth: float) -> list[_Cone]:
     return cones
 
 
-def _palm(hand: PosedHand, girth: float) -> list[_Cone]:
+def _build_palm(hand: PosedHand, girth: float) -> list[_Cone]:
     """Metacarpals, fillings between them, pads and webs at the roots of the fingers, ball of the little finger."""
     knuckles = hand.joints[[5, 9, 13, 17]]
     carpus = girth * np.array([[13.0, 5, 2], [5, 4, 0], [-5, 4, 0], [-13, 5, 2]])
     pads = knuckles + girth * np.array([0.0, -6, 5])
-    up = girth * _OUT
+    up = girth * _OUTWARD
     cones = [_Cone(carpus[i], knuckles[i], 13.0, 10.0) for i in range(4)]
     for i in range(3):
         wrist_side, finger_side = (carpus[i] + carpus[i + 1]) / 2, (knuckles[i] + knuckles[i + 1]) / 2
@@ -132,22 +132,22 @@ def _palm(hand: PosedHand, girth: float) -> list[_Cone]:
     return [*cones, _Cone(*ball, 13.0, 11.0)]
 
 
-def _thumb_base(hand: PosedHand, girth: float) -> list[_Cone]:
+def _build_thumb_base(hand: PosedHand, girth: float) -> list[_Cone]:
     """The thumb's ball and its web to the index finger."""
     base, metacarpal = hand.joints[1], hand.joints[2] - hand.joints[1]
     index_finger = hand.joints[5]
     return [
         _Cone(girth * np.array([8.0, 12, 7]), base + 0.85 * metacarpal, 12.5, 10.5),
         _Cone(girth * np.array([2.0, 34, 6]), base + 0.60 * metacarpal, 11.0, 11.0),
-        _Cone(base + 0.90 * metacarpal, 0.62 * index_finger + 4 * girth * _OUT, 8.5, 9.0),
-        _Cone(base + 0.50 * metacarpal, 0.45 * index_finger + 4 * girth * _OUT, 8.5, 9.0),
+        _Cone(base + 0.90 * metacarpal, 0.62 * index_finger + 4 * girth * _OUTWARD, 8.5, 9.0),
+        _Cone(base + 0.50 * metacarpal, 0.45 * index_finger + 4 * girth * _OUTWARD, 8.5, 9.0),
     ]
 
 
-def _forearm(forearm: Floats, girth: float, sleeve_mm: float | None) -> list[_Cone]:
+def _build_forearm(forearm: Floats, girth: float, sleeve_mm: float | None) -> list[_Cone]:
     """Three cones side by side, wider than thick, and as many around them for the sleeve."""
-    side = girth * np.cross(_OUT, forearm)
-    side /= np.linalg.norm(np.cross(_OUT, forearm))
+    side = girth * np.cross(_OUTWARD, forearm)
+    side /= np.linalg.norm(np.cross(_OUTWARD, forearm))
     cones = []
     for sign, thicker in ((-1.0, 0.0), (0.0, 1.5), (1.0, 0.0)):
         wrist, elbow = 9.5 * sign * side, 14 * sign * side + forearm
@@ -159,30 +159,30 @@ def _forearm(forearm: Floats, girth: float, sleeve_mm: float | None) -> list[_Co
     return cones
 
 
-def trace(flesh: Flesh, intrinsics: Floats, size: int, supersampling: int) -> Surface | None:
+def trace_rays(flesh: Flesh, intrinsics: Floats, size: int, supersampling: int) -> Surface | None:
     """Find the nearest surface for every ray of the picture; None when nothing of the flesh is on it.
 
     flesh: camera frame, mm, in front of the camera. intrinsics: (3, 3) without skew, pixels of the picture.
     """
-    boxes = _screen_boxes(flesh, intrinsics, size, supersampling)
+    boxes = _compute_screen_boxes(flesh, intrinsics, size, supersampling)
     cone_boxes = np.concatenate([np.minimum(*boxes[..., ::2]), np.maximum(*boxes[..., 1::2])], axis=1)[:, [0, 2, 1, 3]]
     seen = (cone_boxes[:, 0] < cone_boxes[:, 1]) & (cone_boxes[:, 2] < cone_boxes[:, 3])
     if not seen.any():
         return None
     top, left = cone_boxes[seen][:, ::2].min(0) // supersampling * supersampling
     bottom, right = -(-cone_boxes[seen][:, 1::2].max(0) // supersampling) * supersampling
-    rays_x, rays_y = _rays(intrinsics, size, supersampling)
-    canvas = _Canvas(rays_x[left:right], rays_y[top:bottom, None])
+    rays_x, rays_y = _make_rays(intrinsics, size, supersampling)
+    canvas = _DepthBuffer(rays_x[left:right], rays_y[top:bottom, None])
     for i in np.flatnonzero(seen).tolist():
         canvas.add_side(flesh, i, cone_boxes[i] - [top, top, left, left])
-    for end, i in _distinct_spheres(flesh):
+    for end, i in _find_distinct_spheres(flesh):
         canvas.add_sphere(flesh, i, end, boxes[end, i] - [top, top, left, left])
     pixels = np.flatnonzero(canvas.cone >= 0)
     if pixels.size == 0:
         return None
     which = canvas.cone.ravel()[pixels].astype(np.intp)
-    points = canvas.points(pixels)
-    along, normal = _surface(flesh, which, points)
+    points = canvas.compute_points(pixels)
+    along, normal = _compute_surface(flesh, which, points)
     kind = flesh.kind[which]
     blend = np.where(kind == PALM, 1, np.where(kind == PROXIMAL, 1 - 2.2 * along, 0)).clip(0, 1).astype(np.float32)
     reach = max(1, round(_BLEND_MM * intrinsics[0, 0] / float(points[2].mean())))
@@ -190,7 +190,7 @@ def trace(flesh: Flesh, intrinsics: Floats, size: int, supersampling: int) -> Su
     return Surface((top, bottom, left, right), canvas.depth, pixels, which, along, points, normal)
 
 
-def _distinct_spheres(flesh: Flesh) -> list[tuple[int, int]]:
+def _find_distinct_spheres(flesh: Flesh) -> list[tuple[int, int]]:
     """(0 start or 1 end, cone) of the spheres that lie inside no other one: most are shared by neighbours."""
     centres = np.concatenate([flesh.start, flesh.end])
     radii = np.concatenate([flesh.start_radius, flesh.end_radius])
@@ -201,7 +201,7 @@ def _distinct_spheres(flesh: Flesh) -> list[tuple[int, int]]:
     return [(int(i) // len(flesh.kind), int(i) % len(flesh.kind)) for i in np.flatnonzero(~inside.any(axis=1))]
 
 
-def _rays(intrinsics: Floats, size: int, supersampling: int) -> tuple[Pixels, Pixels]:
+def _make_rays(intrinsics: Floats, size: int, supersampling: int) -> tuple[Pixels, Pixels]:
     """x/z of the columns and y/z of the rows of the supersampled picture."""
     at = (np.arange(size * supersampling) + 0.5) / supersampling - 0.5
     x = (at - intrinsics[0, 2]) / intrinsics[0, 0]
@@ -209,7 +209,7 @@ def _rays(intrinsics: Floats, size: int, supersampling: int) -> tuple[Pixels, Pi
     return x.astype(np.float32), y.astype(np.float32)
 
 
-def _screen_boxes(flesh: Flesh, intrinsics: Floats, size: int, supersampling: int) -> NDArray[np.int64]:
+def _compute_screen_boxes(flesh: Flesh, intrinsics: Floats, size: int, supersampling: int) -> NDArray[np.int64]:
     """(2, N, 4) top, bottom, left, right of the spheres at the starts and ends, px, cut at the picture's border."""
     centre = np.stack([flesh.start, flesh.end])
     radius = np.stack([flesh.start_radius, flesh.end_radius])
@@ -224,7 +224,7 @@ def _screen_boxes(flesh: Flesh, intrinsics: Floats, size: int, supersampling: in
     return np.clip(np.stack(sides, axis=-1), 0, size * supersampling).astype(np.int64)
 
 
-class _Canvas:
+class _DepthBuffer:
     """The depth buffer and which cone is in it."""
 
     def __init__(self, x: Pixels, y: Pixels) -> None:
@@ -235,7 +235,7 @@ class _Canvas:
         self.depth = np.full(self.shape, np.inf, np.float32)
         self.cone = np.full(self.shape, -1, np.int16)
 
-    def points(self, pixels: NDArray[np.intp]) -> Pixels:
+    def compute_points(self, pixels: NDArray[np.intp]) -> Pixels:
         """(3, P) where the rays of these pixels hit."""
         z = self.depth.ravel()[pixels]
         rows, columns = np.divmod(pixels, self.shape[1])
@@ -271,7 +271,7 @@ class _Canvas:
         foot = hit * ray_axis
         low = start_axis + slope * radius
         hit[misses | (foot < low) | (foot > low + c2 * length)] = np.inf
-        self._keep(view, hit, i)
+        self._update(view, hit, i)
 
     def add_sphere(self, flesh: Flesh, i: int, end: int, box: NDArray[np.int64]) -> None:
         """The sphere at the start (end = 0) or the end (1) of cone i."""
@@ -286,19 +286,19 @@ class _Canvas:
         hit = np.subtract(middle, root, out=root)
         hit /= ray2
         hit[misses] = np.inf
-        self._keep(view, hit, i)
+        self._update(view, hit, i)
 
     def _dot(self, view: tuple[slice, slice], vector: Floats) -> Pixels:
         x, y, z = vector.tolist()
         return self.x[view[1]] * x + (self.y[view[0]] * y + z)
 
-    def _keep(self, view: tuple[slice, slice], hit: Pixels, i: int) -> None:
+    def _update(self, view: tuple[slice, slice], hit: Pixels, i: int) -> None:
         nearer = hit < self.depth[view]
         np.copyto(self.depth[view], hit, where=nearer)
         np.copyto(self.cone[view], np.int16(i), where=nearer)
 
 
-def _surface(flesh: Flesh, which: NDArray[np.intp], points: Pixels) -> tuple[Pixels, Pixels]:
+def _compute_surface(flesh: Flesh, which: NDArray[np.intp], points: Pixels) -> tuple[Pixels, Pixels]:
     """Share along the cone and outward normal at points on its surface: (P,) and (3, P)."""
     bone = flesh.end - flesh.start
     length2 = (bone * bone).sum(1)
@@ -338,7 +338,7 @@ def _blend_normals(
     rows, columns = np.divmod(pixels, shape[1])
     height, width = shape[0] // supersampling, shape[1] // supersampling
     cell = rows // supersampling * width + columns // supersampling
-    down, across = smoothing_weights(height, reach), smoothing_weights(width, reach)
+    down, across = make_smoothing_weights(height, reach), make_smoothing_weights(width, reach)
     smooth = np.empty_like(normal)
     for axis in range(3):
         total = np.bincount(cell, weights=normal[axis] * blend, minlength=height * width).astype(np.float32)
@@ -348,7 +348,7 @@ def _blend_normals(
 
 
 @lru_cache(maxsize=256)
-def smoothing_weights(count: int, reach: int) -> Pixels:
+def make_smoothing_weights(count: int, reach: int) -> Pixels:
     """(count, count) symmetric weights of a triangular window of half width 2 reach."""
     at = np.arange(count)
     return np.maximum(2 * reach + 1 - np.abs(at[:, None] - at), 0).astype(np.float32)

@@ -17,8 +17,8 @@ from handpose.data.hand_renderer import Pixels
 
 Floats = NDArray[np.float64]
 SUPERSAMPLING = 2
-_LEAST_EXTENT_MM = 140.0
-_NEAREST_MM = 150.0  # of a joint to the camera; the flesh around it stays well in front
+_MIN_EXTENT_MM = 140.0
+_MIN_DEPTH_MM = 150.0  # of a joint to the camera; the flesh around it stays well in front
 _FOREARM_MM = 240.0
 
 
@@ -53,7 +53,7 @@ class Difficulty:
     clutter: float
 
 
-class Picture(NamedTuple):
+class SyntheticImage(NamedTuple):
     """A picture and what is known of it."""
 
     image: NDArray[np.uint8]  # (H, W, 3) RGB
@@ -74,7 +74,7 @@ class Picture(NamedTuple):
         return float(np.linalg.norm(self.xyz_m[end] - self.xyz_m[start]))
 
 
-class View(NamedTuple):
+class HandView(NamedTuple):
     """Where the hand stands before the camera."""
 
     rotation: Floats  # (3, 3) hand's frame to camera frame
@@ -82,7 +82,7 @@ class View(NamedTuple):
     intrinsics: Floats  # (3, 3) px
 
 
-def draw_picture(seed: int, split: int, index: int, image_size: int, difficulty: Difficulty) -> Picture:
+def draw_image(seed: int, split: int, index: int, image_size: int, difficulty: Difficulty) -> SyntheticImage:
     """Picture `index` of a split, the same on every machine and in every process."""
     rng = np.random.default_rng([seed, split, index])
     shape = hand_kinematics.draw_shape(rng)
@@ -91,18 +91,18 @@ def draw_picture(seed: int, split: int, index: int, image_size: int, difficulty:
     view = draw_view(rng, hand.joints, image_size, difficulty)
     forearm = _draw_forearm(rng, view)
     sleeve_mm = rng.uniform(35, 120) if rng.random() < 0.45 else None
-    flesh = hand_renderer.clothe(shape, hand, forearm, sleeve_mm).moved(view.rotation, view.translation)
+    flesh = hand_renderer.build_flesh(shape, hand, forearm, sleeve_mm).transform(view.rotation, view.translation)
     skin, light = hand_shading.draw_skin(rng), hand_shading.draw_light(rng)
     image = draw_background(rng, image_size, difficulty.clutter)
     mask = _paint_hand(image, flesh, skin, light, view.intrinsics)
     if rng.random() < difficulty.occluder_probability:
         _paint_occluder(rng, image, mask)
-    pixels = _expose(rng, image, difficulty)
+    pixels = _apply_exposure(rng, image, difficulty)
     xyz_m = (hand.joints @ view.rotation.T + view.translation) / 1000
-    return Picture(pixels, mask > 0.5, view.intrinsics, xyz_m)
+    return SyntheticImage(pixels, mask > 0.5, view.intrinsics, xyz_m)
 
 
-def draw_view(rng: np.random.Generator, joints: Floats, image_size: int, difficulty: Difficulty) -> View:
+def draw_view(rng: np.random.Generator, joints: Floats, image_size: int, difficulty: Difficulty) -> HandView:
     """Turn the hand, choose a camera, and put the hand so far away that it fills the wanted part of the picture."""
     rotation = _draw_rotation(rng, difficulty)
     focal = image_size * math.exp(rng.uniform(*np.log(difficulty.focal)))
@@ -113,16 +113,16 @@ def draw_view(rng: np.random.Generator, joints: Floats, image_size: int, difficu
     side = image_size * rng.uniform(*difficulty.fill)
     wanted = _draw_centre(rng, turned, side, image_size, rng.random() < difficulty.cutoff_probability)
     # A fist is small: it may fill less, or it would be seen from so near that perspective tears it apart.
-    side *= min(1.0, np.ptp(turned[:, :2], axis=0).max() / _LEAST_EXTENT_MM)
+    side *= min(1.0, np.ptp(turned[:, :2], axis=0).max() / _MIN_EXTENT_MM)
     offset = np.array([0.0, 0.0, focal * np.ptp(turned[:, :2], axis=0).max() / side - 2 * turned[:, 2].min()])
     for _ in range(4):  # perspective makes the box depend on the place a little: a few rounds settle it
         placed = turned + offset
         uv = placed[:, :2] / placed[:, 2:] * focal + principal
         box = np.stack([uv.min(0), uv.max(0)])
-        offset[2] = max(offset[2] * np.ptp(box, axis=0).max() / side, _NEAREST_MM - turned[:, 2].min())
+        offset[2] = max(offset[2] * np.ptp(box, axis=0).max() / side, _MIN_DEPTH_MM - turned[:, 2].min())
         offset[:2] += (wanted - box.mean(0)) * offset[2] / focal
     translation = (turned + offset - joints @ rotation.T)[0]
-    return View(rotation, translation, intrinsics)
+    return HandView(rotation, translation, intrinsics)
 
 
 def _draw_rotation(rng: np.random.Generator, difficulty: Difficulty) -> Floats:
@@ -130,10 +130,10 @@ def _draw_rotation(rng: np.random.Generator, difficulty: Difficulty) -> Floats:
     facing = math.pi * (rng.random() < difficulty.back_probability)
     x, y = np.radians(rng.uniform(-difficulty.tilt_deg, difficulty.tilt_deg, 2))
     roll = math.radians(rng.uniform(-difficulty.roll_deg, difficulty.roll_deg))
-    return _about(2, roll) @ _about(0, x) @ _about(1, y + facing) @ np.diag([1.0, -1.0, -1.0])
+    return _rotate_about(2, roll) @ _rotate_about(0, x) @ _rotate_about(1, y + facing) @ np.diag([1.0, -1.0, -1.0])
 
 
-def _about(axis: int, angle: float) -> Floats:
+def _rotate_about(axis: int, angle: float) -> Floats:
     first, second = (axis + 1) % 3, (axis + 2) % 3
     rotation = np.eye(3)
     rotation[first, first] = rotation[second, second] = math.cos(angle)
@@ -142,9 +142,11 @@ def _about(axis: int, angle: float) -> Floats:
     return rotation
 
 
-def _draw_centre(rng: np.random.Generator, turned: Floats, side: float, image_size: int, cut_off: bool) -> Floats:
+def _draw_centre(
+    rng: np.random.Generator, rotated_joints: Floats, side: float, image_size: int, cut_off: bool
+) -> Floats:
     """Where the middle of the joints' box comes to lie, px: inside the picture, or over a border by up to a third."""
-    extent = np.ptp(turned[:, :2], axis=0)
+    extent = np.ptp(rotated_joints[:, :2], axis=0)
     half = side * extent / extent.max() / 2
     margin = 0.04 * image_size
     slack = np.maximum(image_size / 2 - half - margin, 0)
@@ -155,12 +157,12 @@ def _draw_centre(rng: np.random.Generator, turned: Floats, side: float, image_si
     return centre
 
 
-def _draw_forearm(rng: np.random.Generator, view: View) -> Floats:
+def _draw_forearm(rng: np.random.Generator, view: HandView) -> Floats:
     """(3,) mm from the wrist to the elbow, hand's frame: the wrist bends both ways. It ends before the camera."""
     bend, lean = math.radians(rng.normal(0, 14)), math.radians(np.clip(rng.normal(0, 9), -20, 20))
     direction = np.array([math.sin(lean), -math.cos(lean) * math.cos(bend), math.cos(lean) * math.sin(bend)])
     approach = -float(view.rotation[2] @ direction)
-    capacity = float(view.translation[2]) - _NEAREST_MM / 2
+    capacity = float(view.translation[2]) - _MIN_DEPTH_MM / 2
     return direction * min(_FOREARM_MM, capacity / max(approach, 1e-9))
 
 
@@ -174,7 +176,7 @@ def _paint_hand(
     """Put the hand over the background, in place; returns how much of each pixel it covers, (H, W)."""
     size, ss = image.shape[0], SUPERSAMPLING
     cover = np.zeros((size, size), np.float32)
-    surface = hand_renderer.trace(flesh, intrinsics, size, ss)
+    surface = hand_renderer.trace_rays(flesh, intrinsics, size, ss)
     if surface is None:
         return cover
     px_per_mm = intrinsics[0, 0] / float(flesh.start[:, 2].mean())
@@ -196,15 +198,15 @@ def _paint_hand(
 def draw_background(rng: np.random.Generator, size: int, clutter: float) -> Pixels:
     """(H, W, 3) linear: a smooth wall of some colour, shapes before it, and a texture of several scales."""
     image = np.broadcast_to(_draw_colour(rng), (size, size, 3)).copy()
-    image *= _smooth_noise(rng, size, 3, rng.uniform(0.1, 0.4), 0.15)
+    image *= _draw_smooth_noise(rng, size, 3, rng.uniform(0.1, 0.4), 0.15)
     for _ in range(rng.poisson(4 * clutter)):
         _paint_shape(rng, image, rng.uniform(0, size, 2), size * rng.uniform(0.04, 0.45, 2))
     if rng.random() < 0.35 * clutter:
-        image *= 1 + _stripes(rng, size)[..., None]
+        image *= 1 + _draw_stripes(rng, size)[..., None]
     if rng.random() < 0.7 * clutter:
         knots, amplitude, hue = int(rng.integers(5, 12)), rng.uniform(0.05, 0.3), rng.uniform(0, 0.3)
         for octave in range(3):
-            image *= _smooth_noise(rng, size, knots * 2**octave + octave, amplitude / 1.5**octave, hue)
+            image *= _draw_smooth_noise(rng, size, knots * 2**octave + octave, amplitude / 1.5**octave, hue)
     return image
 
 
@@ -216,7 +218,7 @@ def _draw_colour(rng: np.random.Generator) -> Pixels:
 
 
 @lru_cache(maxsize=128)
-def _interpolation(size: int, knots: int) -> Pixels:
+def _make_interpolation_weights(size: int, knots: int) -> Pixels:
     """(size, knots) weights that spread a row of knots over a row of pixels, smoothly."""
     at = np.linspace(0, knots - 1, size)
     low = np.minimum(at.astype(int), knots - 2)
@@ -228,25 +230,25 @@ def _interpolation(size: int, knots: int) -> Pixels:
     return weights
 
 
-def _smooth_noise(rng: np.random.Generator, size: int, knots: int, amplitude: float, hue: float) -> Pixels:
+def _draw_smooth_noise(rng: np.random.Generator, size: int, knots: int, amplitude: float, hue: float) -> Pixels:
     """(H, W, 3) brightness about 1; hue is the part of the amplitude that differs between the channels."""
     values = rng.standard_normal((knots, knots, 1), np.float32) + np.float32(hue) * rng.standard_normal(
         (knots, knots, 3), np.float32
     )
-    weights = _interpolation(size, knots)
+    weights = _make_interpolation_weights(size, knots)
     rows = weights @ (values * np.float32(amplitude)).reshape(knots, -1)
     return np.maximum(1 + np.matmul(weights, rows.reshape(size, knots, 3)), 0.15)
 
 
 @lru_cache(maxsize=4)
-def _grid(size: int) -> tuple[Pixels, Pixels]:
+def _make_grid(size: int) -> tuple[Pixels, Pixels]:
     at = np.arange(size, dtype=np.float32)
     return at[None, :], at[:, None]
 
 
-def _stripes(rng: np.random.Generator, size: int) -> Pixels:
+def _draw_stripes(rng: np.random.Generator, size: int) -> Pixels:
     """Stripes or a weave, relative to 1."""
-    x, y = _grid(size)
+    x, y = _make_grid(size)
     waves = []
     for _ in range(2):
         angle, period = rng.uniform(0, math.pi), size * rng.uniform(0.04, 0.25)
@@ -286,7 +288,7 @@ def _paint_occluder(rng: np.random.Generator, image: Pixels, mask: Pixels) -> No
     _paint_shape(rng, image, np.array([columns[pick], rows[pick]], float), half)
 
 
-def _expose(rng: np.random.Generator, image: Pixels, difficulty: Difficulty) -> NDArray[np.uint8]:
+def _apply_exposure(rng: np.random.Generator, image: Pixels, difficulty: Difficulty) -> NDArray[np.uint8]:
     """Blur now and then, brightness, sensor noise, gamma."""
     if rng.random() < difficulty.blur_probability:
         share = np.float32(rng.uniform(0.1, 0.3))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handpose.data.hand_renderer import MIDDLE, PALM, SLEEVE, TIP, Flesh, Pixels, Surface, smoothing_weights
+from handpose.data.hand_renderer import MIDDLE, PALM, SLEEVE, TIP, Flesh, Pixels, Surface, make_smoothing_weights
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ _SKIN_TONES = np.array(
 
 
 # Light that has gone through the skin is red: the red of the terminator reaches further round than the blue.
-_WRAP = (0.40, 0.22, 0.16)
+_WRAP_LIGHTING = (0.40, 0.22, 0.16)
 
 # Centre, radius and the range of x of the thenar line, the head line and the heart line, mm of the mean hand.
 _PALM_LINES = ((39.0, 26.0, 37.0, -1.0, 26.0), (34.0, 128.0, 66.0, -22.0, 24.0), (-24.0, 122.0, 54.0, -40.0, 12.0))
@@ -99,7 +99,7 @@ def shade(surface: Surface, flesh: Flesh, skin: Skin, light: Light, px_per_mm: f
     px_per_mm: pixels of the final picture a mm at the hand, the scale of the shadows.
     """
     normal = surface.normal
-    lit, open_sky = _shadows(surface, light, px_per_mm, supersampling)
+    lit, open_sky = _compute_shadows(surface, light, px_per_mm, supersampling)
     facing = light.direction.astype(np.float32) @ normal
     half = light.direction - np.array([0.0, 0.0, 1.0])
     shine = np.maximum((half / np.linalg.norm(half)).astype(np.float32) @ normal, 0)
@@ -107,8 +107,8 @@ def shade(surface: Surface, flesh: Flesh, skin: Skin, light: Light, px_per_mm: f
         shine *= shine  # to the power of 16
     shine *= lit * np.float32(skin.gloss)
     open_sky *= np.float32(0.8) - np.float32(0.2) * normal[1]
-    colour = _albedo(surface, flesh, skin)
-    for channel, wrap in enumerate(_WRAP):
+    colour = _compute_albedo(surface, flesh, skin)
+    for channel, wrap in enumerate(_WRAP_LIGHTING):
         light_in = facing * (1 / (1 + wrap)) + wrap / (1 + wrap)
         np.maximum(light_in, 0, out=light_in)
         light_in *= lit * np.float32(light.colour[channel])
@@ -118,7 +118,7 @@ def shade(surface: Surface, flesh: Flesh, skin: Skin, light: Light, px_per_mm: f
     return colour
 
 
-def _albedo(surface: Surface, flesh: Flesh, skin: Skin) -> Pixels:
+def _compute_albedo(surface: Surface, flesh: Flesh, skin: Skin) -> Pixels:
     """(3, P) colour under white light."""
     cone, along, normal = surface.cone, surface.along, surface.normal
     kind = flesh.kind[cone]
@@ -130,7 +130,7 @@ def _albedo(surface: Surface, flesh: Flesh, skin: Skin) -> Pixels:
     pad = towards_palm[at_joint]
     bright[at_joint] -= np.exp(-((along[at_joint] / 0.07) ** 2)) * np.where(pad > 0, 0.22 * pad, -0.10 * pad)
     palm = np.flatnonzero((kind == PALM) & (towards_palm > 0.2))
-    bright[palm] *= _palm_lines(surface.points[:, palm], flesh)
+    bright[palm] *= _compute_palm_lines(surface.points[:, palm], flesh)
     nail = (kind == TIP) & (along > 0.5) & (towards_palm < -0.62)
     sleeve = kind == SLEEVE
     albedo = np.empty((3, along.size), np.float32)
@@ -142,7 +142,7 @@ def _albedo(surface: Surface, flesh: Flesh, skin: Skin) -> Pixels:
     return albedo
 
 
-def _palm_lines(points: Pixels, flesh: Flesh) -> Pixels:
+def _compute_palm_lines(points: Pixels, flesh: Flesh) -> Pixels:
     """Brightness of the palm at points on it, (P,): darker along the lines, which are arcs about points beside them."""
     x, y, _ = (flesh.frame / flesh.girth).astype(np.float32) @ (points - flesh.origin.astype(np.float32)[:, None])
     bright = np.ones_like(x)
@@ -152,16 +152,16 @@ def _palm_lines(points: Pixels, flesh: Flesh) -> Pixels:
     return bright
 
 
-def _soften(values: Pixels, inside: NDArray[np.bool_]) -> Pixels:
+def _smooth_inside(values: Pixels, inside: NDArray[np.bool_]) -> Pixels:
     """Average over the nearest pixels that are inside: a penumbra."""
-    down, across = smoothing_weights(values.shape[0], 1), smoothing_weights(values.shape[1], 1)
+    down, across = make_smoothing_weights(values.shape[0], 1), make_smoothing_weights(values.shape[1], 1)
     weights = inside.astype(np.float32)
     softened: Pixels = down @ (values * weights) @ across
     softened /= np.maximum(down @ weights @ across, 1)
     return softened
 
 
-def _shadows(surface: Surface, light: Light, px_per_mm: float, supersampling: int) -> tuple[Pixels, Pixels]:
+def _compute_shadows(surface: Surface, light: Light, px_per_mm: float, supersampling: int) -> tuple[Pixels, Pixels]:
     """How much of the light and of the sky each covered pixel sees, (P,) each, from the depth buffer alone.
 
     One value a pixel of the final picture: steps towards the light that pass under a nearer surface are shadow, and
@@ -184,7 +184,7 @@ def _shadows(surface: Surface, light: Light, px_per_mm: float, supersampling: in
         dx, dy, dz = light.direction * step
         gap = over(dx, dy) + np.float32(dz)
         lit -= np.float32(0.3) * np.clip(gap / 3 - np.float32(0.3), 0, 1) * (gap < 30)
-    lit = _soften(np.maximum(lit, 0.25), here < far)
+    lit = _smooth_inside(np.maximum(lit, 0.25), here < far)
     sky = np.ones(depth.shape, np.float32)
     for dx, dy in _SKY_STEPS_MM:
         gap, distance = over(dx, dy), np.float32(math.hypot(dx, dy))

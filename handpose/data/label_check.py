@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handpose.data.sample import Annotations
-from handpose.geometry import bone_lengths, is_outlier, project, proportions
+from handpose.geometry import compare_proportions, compute_bone_lengths, find_outliers, project
 from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
 
-_LEAST_HANDS = 10  # below this a median says little
-_LEAST_DISTANCE_LIMIT = math.log(3.0)
+_MIN_HANDS = 10  # below this a median says little
+_MIN_DISTANCE_LIMIT = math.log(3.0)
 _SCALE_LIMIT = math.log(1.5)
-_FAR_OUTSIDE = 0.5  # of the picture's side; a joint of a hand that is cut off lies up to 0.3 outside
-_MOST_OF_OTHER_SIDE = 0.1  # more than this share is a data set of both sides
-_SHOWN = 10
+_MAX_OUTSIDE_FRACTION = 0.5  # of the picture's side; a joint of a hand that is cut off lies up to 0.3 outside
+_MAX_OTHER_SIDE_FRACTION = 0.1  # more than this share is a data set of both sides
+_NUM_SHOWN = 10
 
 _WRIST, _INDEX, _LITTLE = (JOINT_NAMES.index(name) for name in ("wrist", "index_mcp", "little_mcp"))
 _THUMB = [JOINT_NAMES.index(f"thumb_{segment}") for segment in ("pip", "dip", "tip")]
@@ -34,14 +34,16 @@ _BASES, _TIPS = (
 )
 
 
-class Suspicion(NamedTuple):
+class SuspiciousLabel(NamedTuple):
     """A pose whose label is probably wrong. image: its first image's position in the split."""
 
     image: int
     reasons: tuple[str, ...]
 
 
-def suspicious_labels(annotations: Annotations, intrinsics: NDArray[np.floating], size: int) -> list[Suspicion]:
+def find_suspicious_labels(
+    annotations: Annotations, intrinsics: NDArray[np.floating], size: int
+) -> list[SuspiciousLabel]:
     """The poses of a split whose labels are far from the rest, in their order; none where the split has no joints.
 
     intrinsics: (N, 3, 3) of the N images of the split, in pixels of pictures of side `size`.
@@ -53,62 +55,62 @@ def suspicious_labels(annotations: Annotations, intrinsics: NDArray[np.floating]
     camera = torch.from_numpy(np.array(intrinsics[first], dtype=np.float64))
     scale_m = None if annotations.scale_m is None else torch.from_numpy(np.array(annotations.scale_m[first]))
     reasons: list[list[str]] = [[] for _ in first]
-    for hand, reason in _reasons(xyz_m, camera, size, scale_m):
+    for hand, reason in _find_reasons(xyz_m, camera, size, scale_m):
         reasons[hand].append(reason)
-    return [Suspicion(int(image), tuple(why)) for image, why in zip(first, reasons, strict=True) if why]
+    return [SuspiciousLabel(int(image), tuple(why)) for image, why in zip(first, reasons, strict=True) if why]
 
 
-def warning(split: str, files: Sequence[Path], suspicions: Sequence[Suspicion], *, num_poses: int) -> str:
+def format_warning(split: str, files: Sequence[Path], suspicions: Sequence[SuspiciousLabel], *, num_poses: int) -> str:
     """A warning for the terminal that names the entries and their images; files: of the split."""
     lines = [
         f"warning: {len(suspicions)} of {num_poses} hands of the {split} split have labels that are far from the rest; "
         "look at them, and correct or remove those that are wrong"
     ]
-    for suspicion in suspicions[:_SHOWN]:
+    for suspicion in suspicions[:_NUM_SHOWN]:
         file = files[suspicion.image]
         lines.append(f"  entry {int(file.stem)} ({file}): {'; '.join(suspicion.reasons)}")
-    if len(suspicions) > _SHOWN:
-        lines.append(f"  and {len(suspicions) - _SHOWN} more")
+    if len(suspicions) > _NUM_SHOWN:
+        lines.append(f"  and {len(suspicions) - _NUM_SHOWN} more")
     return "\n".join(lines)
 
 
-def _reasons(xyz_m: Tensor, intrinsics: Tensor, size: int, scale_m: Tensor | None) -> Iterator[tuple[int, str]]:
+def _find_reasons(xyz_m: Tensor, intrinsics: Tensor, size: int, scale_m: Tensor | None) -> Iterator[tuple[int, str]]:
     """Position among the N hands, and what is wrong with its label. xyz_m: (N, K, 3); intrinsics: (N, 3, 3)."""
-    if len(xyz_m) >= _LEAST_HANDS:
-        yield from _unlike_the_rest(xyz_m)
-    yield from _outside(xyz_m, intrinsics, size)
+    if len(xyz_m) >= _MIN_HANDS:
+        yield from _find_outliers(xyz_m)
+    yield from _find_outside(xyz_m, intrinsics, size)
     if scale_m is not None:
-        ratio = scale_m / bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)]
+        ratio = scale_m / compute_bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)]
         for hand in (ratio.log().abs() > _SCALE_LIMIT).nonzero()[:, 0].tolist():
-            yield hand, f"its scale is {ratio[hand]:.3g} times the length of the bone {_bone(REFERENCE_BONE)}"
+            yield hand, f"its scale is {ratio[hand]:.3g} times the length of the bone {_name_bone(REFERENCE_BONE)}"
 
 
-def _unlike_the_rest(xyz_m: Tensor) -> Iterator[tuple[int, str]]:
-    hands = proportions(xyz_m)
+def _find_outliers(xyz_m: Tensor) -> Iterator[tuple[int, str]]:
+    hands = compare_proportions(xyz_m)
     for hand in hands.is_unusual_bone.any(dim=-1).nonzero()[:, 0].tolist():
         deviation = hands.bones[hand].nan_to_num(math.inf).where(hands.is_unusual_bone[hand], torch.zeros(()))
         worst = int(deviation.abs().argmax())
         times = float(hands.bones[hand, worst].exp())
         if math.isfinite(times) and times > 0:
-            yield hand, f"the bone {_bone(BONES[worst])} is {times:.3g} times as long as in the median hand"
+            yield hand, f"the bone {_name_bone(BONES[worst])} is {times:.3g} times as long as in the median hand"
         else:
-            yield hand, f"the bone {_bone(BONES[worst])} has no length, or its joints are not finite"
+            yield hand, f"the bone {_name_bone(BONES[worst])} has no length, or its joints are not finite"
     for hand in (hands.is_unusual_size & hands.size.isfinite()).nonzero()[:, 0].tolist():
         yield hand, f"the hand is {hands.size[hand].exp():.3g} times as large as the median hand"
     root_m = xyz_m[:, ROOT, 2]
     median_m = root_m.nanmedian()
-    is_far = is_outlier((root_m / median_m).log(), least=_LEAST_DISTANCE_LIMIT) & root_m.isfinite()
+    is_far = find_outliers((root_m / median_m).log(), min_limit=_MIN_DISTANCE_LIMIT) & root_m.isfinite()
     for hand in is_far.nonzero()[:, 0].tolist():
         yield hand, f"it is {root_m[hand]:.3g} m from the camera, the median hand {median_m:.3g} m"
-    is_right, is_left = _sides(xyz_m)
+    is_right, is_left = _find_sides(xyz_m)
     side, others = ("right", "left") if is_right.sum() < is_left.sum() else ("left", "right")
     rare = is_right if side == "right" else is_left
-    if rare.sum() <= _MOST_OF_OTHER_SIDE * len(xyz_m):
+    if rare.sum() <= _MAX_OTHER_SIDE_FRACTION * len(xyz_m):
         for hand in (rare & hands.is_typical).nonzero()[:, 0].tolist():
             yield hand, f"it is a {side} hand among {others} ones"
 
 
-def _sides(xyz_m: Tensor) -> tuple[Tensor, Tensor]:
+def _find_sides(xyz_m: Tensor) -> tuple[Tensor, Tensor]:
     """Which hands are clearly right, and which clearly left ones, (N,) bool each.
 
     The thumb lies before the palm, to which the fingers bend: on the side of the normal in a right hand, on the other
@@ -116,21 +118,21 @@ def _sides(xyz_m: Tensor) -> tuple[Tensor, Tensor]:
     """
     normal = torch.linalg.cross(xyz_m[:, _INDEX] - xyz_m[:, _WRIST], xyz_m[:, _LITTLE] - xyz_m[:, _WRIST])
     normal = normal / torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
-    unit = bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)].nanmedian()
+    unit = compute_bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)].nanmedian()
     thumb = ((xyz_m[:, _THUMB].mean(dim=1) - xyz_m[:, _WRIST]) * normal).sum(dim=-1) / unit
     fingers = ((xyz_m[:, _TIPS] - xyz_m[:, _BASES]).mean(dim=1) * normal).sum(dim=-1) / unit
     both = thumb + fingers
     return (thumb > 0.25) & (both > 0.3), (thumb < -0.25) & (both < -0.3)
 
 
-def _outside(xyz_m: Tensor, intrinsics: Tensor, size: int) -> Iterator[tuple[int, str]]:
+def _find_outside(xyz_m: Tensor, intrinsics: Tensor, size: int) -> Iterator[tuple[int, str]]:
     uv = project(xyz_m, intrinsics)
     beyond = torch.maximum(-0.5 - uv, uv - (size - 0.5)).amax(dim=-1)  # (N, K) px outside the picture, or below 0
-    is_wrong = (beyond.amax(dim=-1) > _FAR_OUTSIDE * size) | (beyond > 0).all(dim=-1)
+    is_wrong = (beyond.amax(dim=-1) > _MAX_OUTSIDE_FRACTION * size) | (beyond > 0).all(dim=-1)
     for hand in is_wrong.nonzero()[:, 0].tolist():
         num_outside, far = int((beyond[hand] > 0).sum()), float(beyond[hand].max())
         yield hand, f"{num_outside} of its joints lie outside the picture of {size} px, by up to {far:.0f} px"
 
 
-def _bone(joints: tuple[int, int]) -> str:
+def _name_bone(joints: tuple[int, int]) -> str:
     return f"{JOINT_NAMES[joints[0]]} to {JOINT_NAMES[joints[1]]}"

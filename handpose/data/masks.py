@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handpose.data.pack import Files, Kind, open_map, open_store
-from handpose.data.pictures import decode_labelled
+from handpose.data.pack import ImageFileState, StoreKind, open_map, open_store
+from handpose.data.pictures import decode_dataset_image
 from handpose.data.sample import ImageFiles
 
 
@@ -28,7 +28,7 @@ class PackedMasks:
     masks: NDArray[np.uint8]
     poses: NDArray[np.int64]
 
-    def of(self, poses: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def select(self, poses: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The masks of the given poses, (B, S, S)."""
         return np.take(self.masks[..., 0], np.searchsorted(self.poses, poses), axis=0)
 
@@ -45,7 +45,7 @@ def pack_masks(
     masks: the folder of the files. image_size: side in pixels that they are resized to, as their images are. folder,
     progress, errors: as of `pack`.
     """
-    files = Files.of(ImageFiles.of(masks / f"{pose:08d}.jpg" for pose in poses))
+    files = ImageFileState.read(ImageFiles.select(masks / f"{pose:08d}.jpg" for pose in poses))
     store, packed, _ = open_store(files, _MASKS, image_size, folder, None, progress)
     return PackedMasks(store, packed, poses)
 
@@ -56,7 +56,7 @@ def _reopen(store: Path, poses: NDArray[np.int64]) -> PackedMasks:
 
 def _decode(path: str) -> NDArray[np.uint8]:
     """A mask (H, W, 1), 0 or 255: a JPEG's are not quite black and white."""
-    return np.where(decode_labelled(path, colorspace="gray") > 127, np.uint8(255), np.uint8(0))
+    return np.where(decode_dataset_image(path, colorspace="gray") > 127, np.uint8(255), np.uint8(0))
 
 
-_MASKS = Kind("masks", 1, _decode)
+_MASKS = StoreKind("masks", 1, _decode)

@@ -27,12 +27,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from handpose.data.pictures import decode_labelled, resized
+from handpose.data.pictures import decode_dataset_image, resize_image
 from handpose.data.sample import Annotations, ImageFiles
-from handpose.errors import UserError, explain, free_bytes, naming, size_text
-from handpose.locks import locked_for_writing
+from handpose.errors import UserError, add_file_name, explain_file_error, format_size, get_free_bytes
+from handpose.files import whole_folder, write_json
+from handpose.locks import hold_write_lock
 from handpose.resources import count_cores
-from handpose.whole_file import whole_folder, write_json
 
 _VERSION = 2
 _CHUNK = 64  # images a task: 10 MB at 224 px, so few tasks and little memory
@@ -80,7 +80,7 @@ def pack(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"data.image_size={image_size} must be positive, or null for the size of the files")
-    files = Files.of(annotations.files)
+    files = ImageFileState.read(annotations.files)
     store, images, sides = open_store(files, _IMAGES, image_size, folder, workers, progress)
     intrinsics = resize_intrinsics(annotations.intrinsics, images.shape[1] / sides)
     return PackedImages(store, images, intrinsics.astype(np.float32), files.contents)
@@ -98,7 +98,7 @@ def resize_intrinsics(intrinsics: NDArray[np.float64], scale: NDArray[np.float64
     return resize @ intrinsics
 
 
-class Kind(NamedTuple):
+class StoreKind(NamedTuple):
     """What a store holds. name: in the plural. channels: of a picture. decode: reads a file as (H, W, channels)."""
 
     name: str
@@ -107,27 +107,27 @@ class Kind(NamedTuple):
 
 
 def open_store(
-    files: "Files", kind: Kind, image_size: int | None, folder: Path, workers: int | None, progress: bool
+    files: "ImageFileState", kind: StoreKind, image_size: int | None, folder: Path, workers: int | None, progress: bool
 ) -> tuple[Path, NDArray[np.uint8], NDArray[np.int32]]:
     """The store of these files, made if need be: its folder, pictures (N, S, S, channels), and sides (N,) of the files.
 
     Arguments and errors as of `pack`.
     """
-    store = folder.expanduser().absolute() / files.fingerprint(image_size, kind)
-    opened = _open(store, len(files.paths), kind)
+    store = folder.expanduser().absolute() / files.compute_fingerprint(image_size, kind)
+    opened = _open_if_whole(store, len(files.paths), kind)
     if opened is None:
         lock = store.with_name(f"{store.name}.lock")  # several trials of a node may start at the same moment
         wait = f"Waiting for another process that packs the images in {store}" if progress else ""
-        with locked_for_writing(lock, on_wait=wait, refusal=lambda error: _unwritable(store.parent, error)):
-            opened = _open(store, len(files.paths), kind)  # another process may have made it meanwhile
+        with hold_write_lock(lock, on_wait=wait, make_error=lambda error: _make_write_error(store.parent, error)):
+            opened = _open_if_whole(store, len(files.paths), kind)  # another process may have made it meanwhile
             if opened is None:
-                _make(store, files, kind, image_size, workers or count_cores(), progress)
-                opened = _open(store, len(files.paths), kind)
+                _make_store(store, files, kind, image_size, workers or count_cores(), progress)
+                opened = _open_if_whole(store, len(files.paths), kind)
     assert opened is not None, f"{store} was made and cannot be opened"
     return store, *opened
 
 
-class Files(NamedTuple):
+class ImageFileState(NamedTuple):
     """The image files with what tells one state of them from another.
 
     source: the folder that holds all of them. contents: hash of names and sizes. changed: hash of the times of change.
@@ -139,25 +139,27 @@ class Files(NamedTuple):
     changed: str
 
     @classmethod
-    def of(cls, files: ImageFiles) -> "Files":
+    def read(cls, files: ImageFiles) -> "ImageFileState":
         paths = [os.fsdecode(path) for path in files.paths]
         chunks = [paths[i : i + 1024] for i in range(0, len(paths), 1024)]
         with ThreadPoolExecutor(_STAT_THREADS) as pool:
-            stats = np.concatenate(list(pool.map(_size_and_mtime, chunks)))
+            stats = np.concatenate(list(pool.map(_read_sizes_and_mtimes, chunks)))
         source = os.path.commonpath({os.path.dirname(path) for path in paths})
         names = "\0".join(path.removeprefix(source) for path in paths)
-        return cls(paths, source, _hash(os.fsencode(names) + stats[:, 0].tobytes()), _hash(stats[:, 1].tobytes()))
+        return cls(
+            paths, source, _hash_text(os.fsencode(names) + stats[:, 0].tobytes()), _hash_text(stats[:, 1].tobytes())
+        )
 
-    def fingerprint(self, image_size: int | None, kind: Kind) -> str:
+    def compute_fingerprint(self, image_size: int | None, kind: StoreKind) -> str:
         state = f"{_VERSION} {image_size} {self.contents} {self.changed}"
-        return _hash((state if kind is _IMAGES else f"{state} {kind.name}").encode())
+        return _hash_text((state if kind is _IMAGES else f"{state} {kind.name}").encode())
 
 
-def _hash(state: bytes) -> str:
+def _hash_text(state: bytes) -> str:
     return hashlib.sha256(state).hexdigest()[:16]
 
 
-def _size_and_mtime(paths: list[str]) -> NDArray[np.int64]:
+def _read_sizes_and_mtimes(paths: list[str]) -> NDArray[np.int64]:
     stats = np.empty((len(paths), 2), dtype=np.int64)
     for row, path in enumerate(paths):
         try:
@@ -168,7 +170,7 @@ def _size_and_mtime(paths: list[str]) -> NDArray[np.int64]:
     return stats
 
 
-def _open(store: Path, num_images: int, kind: Kind) -> tuple[NDArray[np.uint8], NDArray[np.int32]] | None:
+def _open_if_whole(store: Path, num_images: int, kind: StoreKind) -> tuple[NDArray[np.uint8], NDArray[np.int32]] | None:
     """Images and sides of a store, or None when it is absent or not whole."""
     try:
         manifest = json.loads((store / "manifest.json").read_bytes())
@@ -190,39 +192,42 @@ def _reopen(store: Path, intrinsics: NDArray[np.float32], contents: str) -> Pack
     return PackedImages(store, open_map(store), intrinsics, contents)
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    reason = explain(error, remedy="set paths.packed to a folder on a local disk with more space")
+def _make_write_error(folder: Path, error: OSError) -> UserError:
+    reason = explain_file_error(error, remedy="set paths.packed to a folder on a local disk with more space")
     return UserError(f"images cannot be packed in {folder} because {reason}")
 
 
-def _make(store: Path, files: Files, kind: Kind, image_size: int | None, workers: int, progress: bool) -> None:
+def _make_store(
+    store: Path, files: ImageFileState, kind: StoreKind, image_size: int | None, workers: int, progress: bool
+) -> None:
     """Decode all files into a folder beside `store` and move it there when it is whole. The lock is held."""
     start = time.monotonic()
     try:
         with whole_folder(store) as partial:
-            size = image_size or _side(files.paths[0], kind.decode(files.paths[0]))
+            size = image_size or _read_side(files.paths[0], kind.decode(files.paths[0]))
             _check_space(store.parent, (len(files.paths), size, size, kind.channels))
             resize = image_size is not None
             _write_images(partial, files.paths, kind, size, resize=resize, workers=workers, progress=progress)
             _write_manifest(partial, files, image_size)
     except OSError as error:
-        raise _unwritable(store.parent, error) from None
+        raise _make_write_error(store.parent, error) from None
     if progress:
         seconds = time.monotonic() - start
         print(f"Packed {len(files.paths)} {kind.name} of {size} px in {store} in {seconds:.1f} s", file=sys.stderr)
 
 
 def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
-    needed, free = math.prod(shape), free_bytes(folder)
+    needed, free = math.prod(shape), get_free_bytes(folder)
     if needed > free:
         raise UserError(
-            f"packing {shape[0]} images of {shape[1]} px needs {size_text(needed)} but {folder} has {size_text(free)} "
+            f"packing {shape[0]} images of {shape[1]} px needs {format_size(needed)} but {folder} has "
+            f"{format_size(free)} "
             "free; set paths.packed to a larger disk, or a smaller data.image_size"
         )
 
 
 def _write_images(
-    folder: Path, paths: list[str], kind: Kind, size: int, *, resize: bool, workers: int, progress: bool
+    folder: Path, paths: list[str], kind: StoreKind, size: int, *, resize: bool, workers: int, progress: bool
 ) -> None:
     target = folder / "images.npy"
     shape = (len(paths), size, size, kind.channels)
@@ -233,10 +238,10 @@ def _write_images(
     def write_chunk(start: int) -> NDArray[np.int32]:
         """Through a file, not the map: on a full disk a file raises OSError, a map kills the process."""
         decoded = [kind.decode(path) for path in paths[start : start + _CHUNK]]
-        sides = [_side(path, image) for path, image in zip(paths[start:], decoded, strict=False)]
+        sides = [_read_side(path, image) for path, image in zip(paths[start:], decoded, strict=False)]
         if not resize:
             _check_same_side(paths, start, sides, size)
-        with naming(target), open(target, "r+b") as file:
+        with add_file_name(target), open(target, "r+b") as file:
             file.seek(header + start * math.prod(shape[1:]))
             file.write(np.stack([_resize(image, size) for image in decoded]).data)
         return np.array(sides, dtype=np.int32)
@@ -254,7 +259,7 @@ def _write_images(
     (folder / "sides.npy").write_bytes(contents.getbuffer())
 
 
-def _write_manifest(folder: Path, files: Files, image_size: int | None) -> None:
+def _write_manifest(folder: Path, files: ImageFileState, image_size: int | None) -> None:
     images = folder / "images.npy"
     with open(images, "rb") as file:
         os.fsync(file.fileno())  # a store that is named as whole must survive a power cut
@@ -269,10 +274,10 @@ def _write_manifest(folder: Path, files: Files, image_size: int | None) -> None:
     write_json(folder / "manifest.json", manifest, indent=2)
 
 
-_IMAGES = Kind("images", 3, decode_labelled)
+_IMAGES = StoreKind("images", 3, decode_dataset_image)
 
 
-def _side(path: str, image: NDArray[np.uint8]) -> int:
+def _read_side(path: str, image: NDArray[np.uint8]) -> int:
     height, width = image.shape[:2]
     if height != width:
         raise UserError(f"{path} is {width} x {height} pixels, but images must be square; crop it and move K alike")
@@ -292,4 +297,4 @@ def _resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     if image.shape[0] == size:
         return image
     flat = image[..., 0] if image.shape[2] == 1 else image
-    return np.asarray(resized(Image.fromarray(flat), (size, size))).reshape(size, size, -1)
+    return np.asarray(resize_image(Image.fromarray(flat), (size, size))).reshape(size, size, -1)

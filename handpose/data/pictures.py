@@ -14,10 +14,10 @@ from PIL import ExifTags, Image, ImageOps
 
 from handpose.errors import UserError
 
-_MAY_HOLD_AN_ORIENTATION = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/")
+_METADATA_MARKERS = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/")
 
 
-def decode_labelled(path: str, *, colorspace: str = "rgb") -> NDArray[np.uint8]:
+def decode_dataset_image(path: str, *, colorspace: str = "rgb") -> NDArray[np.uint8]:
     """A JPEG of a data set, (H, W, 3), or (H, W, 1) for the colorspace "gray".
 
     Raises UserError where the file cannot be read, is cut short (libjpeg would fill it up with grey), or is to be
@@ -44,13 +44,13 @@ def open_upright(path: Path) -> tuple[Image.Image, Image.Exif]:
         return ImageOps.exif_transpose(opened), opened.getexif()
 
 
-def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize_image(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture at another size (width, height), bicubic. Nothing aliases where it becomes smaller."""
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _check_orientation(path: str, content: bytes) -> None:
-    if not any(mark in content for mark in _MAY_HOLD_AN_ORIENTATION):
+    if not any(mark in content for mark in _METADATA_MARKERS):
         return  # Pillow takes as long to look as the picture takes to decode
     with Image.open(BytesIO(content)) as opened:
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)

@@ -36,7 +36,7 @@ class ImageFiles(Sequence[Path]):
         self.paths = paths
 
     @classmethod
-    def of(cls, files: Iterable[Path]) -> "ImageFiles":
+    def select(cls, files: Iterable[Path]) -> "ImageFiles":
         """The given ones, in their order."""
         return cls(np.array([os.fsencode(file) for file in files], dtype=np.bytes_))
 
@@ -89,7 +89,7 @@ class Annotations:
         )
 
 
-def joined(first: Annotations, second: Annotations) -> Annotations:
+def join_annotations(first: Annotations, second: Annotations) -> Annotations:
     """The images of two splits of one data set, in this order; what one of them lacks neither has."""
 
     def both(name: str) -> Any:

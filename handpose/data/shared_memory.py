@@ -16,7 +16,7 @@ PREFETCH = 2
 """Batches that each process of a loader holds ready."""
 
 
-def batch_bytes(*, batch_size: int, image_size: int, masks: bool) -> int:
+def compute_batch_bytes(*, batch_size: int, image_size: int, masks: bool) -> int:
     """Shared memory of a batch: pictures, masks if wanted, and labels; each tensor takes whole pages."""
     per_image = [
         (4 if masks else 3) * image_size**2,
@@ -35,7 +35,7 @@ def check_shared_memory(
 
     Args:
         num_workers: processes of each loader, data.num_workers.
-        bytes_per_batch: as `batch_bytes` gives it.
+        bytes_per_batch: as `compute_batch_bytes` gives it.
         num_processes: training processes on this machine, each with a loader.
         processes: what these are, for the message.
     """
@@ -47,22 +47,23 @@ def check_shared_memory(
         return
     times = f"{num_processes} {processes} x " if num_processes > 1 else ""
     raise UserError(
-        f"data.num_workers={num_workers} needs {_mb(num_workers * for_each_worker)} of shared memory ({times}"
-        f"{num_workers} workers x {PREFETCH} batches of {_mb(bytes_per_batch)}), but {SHARED_MEMORY} has {_mb(free)} "
+        f"data.num_workers={num_workers} needs {_format_mb(num_workers * for_each_worker)} of shared memory ({times}"
+        f"{num_workers} workers x {PREFETCH} batches of {_format_mb(bytes_per_batch)}), but {SHARED_MEMORY} has "
+        f"{_format_mb(free)} "
         f"free; give data.num_workers={free // for_each_worker}, a smaller data.batch_size, or more shared memory "
         "(docker run --shm-size=8g)"
     )
 
 
-def loader_failure(num_workers: int, error: Exception) -> UserError:
+def make_loader_error(num_workers: int, error: Exception) -> UserError:
     """What to raise where the processes of a loader give no batch."""
     usage = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
-    memory = f"; {SHARED_MEMORY} has {_mb(usage.free)} of {_mb(usage.total)} free" if usage else ""
+    memory = f"; {SHARED_MEMORY} has {_format_mb(usage.free)} of {_format_mb(usage.total)} free" if usage else ""
     return UserError(
         f"data.num_workers={num_workers}: the worker processes of the data loader gave no batch "
         f"({' '.join(str(error).split())[:200]}){memory}; give data.num_workers=0, or more shared memory"
     )
 
 
-def _mb(size: float) -> str:
+def _format_mb(size: float) -> str:
     return f"{size / 1e6:.3g} MB"

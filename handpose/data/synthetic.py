@@ -29,18 +29,18 @@ from handpose.data import hand_drawing, hand_scene
 from handpose.data.freihand import FreiHand
 from handpose.data.hand_scene import Difficulty
 from handpose.data.sample import Splits
-from handpose.errors import UserError, explain, free_bytes, is_about_files, size_text
-from handpose.locks import locked_for_writing
+from handpose.errors import UserError, explain_file_error, format_size, get_free_bytes, is_about_files
+from handpose.files import check_output_file, whole_folder, write_atomically, write_json
+from handpose.locks import hold_write_lock
 from handpose.resources import count_cores
 from handpose.utf8 import use_utf8
-from handpose.whole_file import check_output, whole_file, whole_folder, write_json
 from handpose.yaml_files import load_yaml
 
 GENERATOR_VERSION = 5
 """Raise it whenever the pictures or what is beside them change: sets of another version are not read."""
 
 _KEYS = ("K", "xyz", "scale")  # of FreiHAND's JSON files
-_LEAST_IMAGE_SIZE = 32
+_MIN_IMAGE_SIZE = 32
 _BYTES_PER_PIXEL = 1.1  # of a noisy picture as JPEG, its mask and its annotation, with a margin
 _FINGER_COLOURS = ((255, 70, 60), (255, 190, 0), (60, 220, 70), (60, 160, 255), (225, 90, 255))
 
@@ -89,12 +89,12 @@ class Synthetic:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"num_train": 2, "num_eval": 1, "image_size": _LEAST_IMAGE_SIZE, "seed": 0}
+        least = {"num_train": 2, "num_eval": 1, "image_size": _MIN_IMAGE_SIZE, "seed": 0}
         for name, number in least.items():
             _check_count(name, getattr(self, name), number)
         if self.num_workers is not None:
             _check_count("num_workers", self.num_workers, 1)
-        self.difficulty = _checked_difficulty(**{each.name: getattr(self, each.name) for each in fields(Difficulty)})
+        self.difficulty = _make_difficulty(**{each.name: getattr(self, each.name) for each in fields(Difficulty)})
         self.counts = {"training": self.num_train, "evaluation": self.num_eval}
         self._root = Path(self.root).expanduser().absolute()
 
@@ -109,10 +109,10 @@ class Synthetic:
     @property
     def folder(self) -> Path:
         """Where the set of these parameters lies; the name is a fingerprint of all that decides its pixels."""
-        text = json.dumps(self._description(), sort_keys=True)
+        text = json.dumps(self._describe(), sort_keys=True)
         return self._root / f"hands-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
-    def _description(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         return {
             "generator_version": GENERATOR_VERSION,
             "counts": self.counts,
@@ -123,23 +123,23 @@ class Synthetic:
 
     def generate(self) -> Path:
         """Draw the set unless it is there, and return its folder. Of several processes one draws, the others wait."""
-        if not self._is_whole():
+        if not self._is_complete():
             lock = self.folder.with_name(f"{self.folder.name}.lock")
             wait = f"Waiting for another process that draws {self.folder}"
-            with locked_for_writing(lock, on_wait=wait, refusal=lambda error: _unwritable(self._root, error)):
-                if not self._is_whole():
+            with hold_write_lock(lock, on_wait=wait, make_error=lambda error: _make_write_error(self._root, error)):
+                if not self._is_complete():
                     self._draw_all()
         return self.folder
 
-    def _is_whole(self) -> bool:
+    def _is_complete(self) -> bool:
         """Whether the folder has all it was made with; a file may have been lost since."""
         try:
             images = {split: len(os.listdir(self.folder / split / "rgb")) for split in hand_drawing.SPLITS}
-            masks = len(os.listdir(self.folder / hand_drawing.MASKED / "mask"))
+            masks = len(os.listdir(self.folder / hand_drawing.MASKED_SPLIT / "mask"))
         except OSError:
             return False
         annotations = [self.folder / f"{split}_{key}.json" for split in hand_drawing.SPLITS for key in _KEYS]
-        is_complete = images == self.counts and masks == self.counts[hand_drawing.MASKED]
+        is_complete = images == self.counts and masks == self.counts[hand_drawing.MASKED_SPLIT]
         return is_complete and all(path.is_file() for path in annotations)
 
     def _draw_all(self) -> None:
@@ -150,10 +150,10 @@ class Synthetic:
                 _check_space(self._root, sum(self.counts.values()) * self.image_size**2 * _BYTES_PER_PIXEL)
                 for split in hand_drawing.SPLITS:
                     (partial / split / "rgb").mkdir(parents=True)
-                (partial / hand_drawing.MASKED / "mask").mkdir()
+                (partial / hand_drawing.MASKED_SPLIT / "mask").mkdir()
                 self._write_annotations(partial, self._run_workers(partial))
         except OSError as error:
-            raise _unwritable(self._root, error) from None
+            raise _make_write_error(self._root, error) from None
         seconds = time.monotonic() - start
         print(f"Drew {sum(self.counts.values())} hands in {self.folder} in {seconds:.1f} s", file=sys.stderr)
 
@@ -161,26 +161,26 @@ class Synthetic:
         for split, pictures in rows.items():
             for key in _KEYS:
                 write_json(folder / f"{split}_{key}.json", [row[key] for row in pictures])
-        write_json(folder / "synthetic.json", self._description(), indent=2)
+        write_json(folder / "synthetic.json", self._describe(), indent=2)
 
     def _run_workers(self, folder: Path) -> dict[str, list[hand_drawing.Row]]:
         """Share the pictures out to processes; returns the annotations of each split in order."""
         total = sum(self.counts.values())
         num_workers = min(self.num_workers or count_cores(), total)
-        order = hand_drawing.Order(
+        order = hand_drawing.DrawingJob(
             str(folder), tuple(self.counts.values()), self.image_size, self.seed, self.difficulty
         )
         rows: dict[tuple[str, int], hand_drawing.Row] = {}
         stop = threading.Event()
 
         def work(worker: int, advance: Callable[[], None]) -> None:
-            for row in hand_drawing.in_process(order, worker, num_workers):
+            for row in hand_drawing.draw_in_process(order, worker, num_workers):
                 rows[row["split"], row["index"]] = row
                 advance()
                 if stop.is_set():
                     break
 
-        with _progress(total) as advance, ThreadPoolExecutor(num_workers) as pool:
+        with _show_progress(total) as advance, ThreadPoolExecutor(num_workers) as pool:
             try:
                 for done in [pool.submit(work, worker, advance) for worker in range(num_workers)]:
                     done.result()
@@ -204,51 +204,51 @@ _RANGES = {
 }
 
 
-def _checked_difficulty(**values: Any) -> Difficulty:
+def _make_difficulty(**values: Any) -> Difficulty:
     """Raises UserError for a value out of _RANGES."""
     checked: dict[str, Any] = {}
     for name, value in values.items():
-        check = _pair if name in ("focal", "fill") else _in_range
+        check = _check_pair if name in ("focal", "fill") else _check_in_range
         checked[name] = check(name, value, *_RANGES[name])
     return Difficulty(**checked)
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"data.{name} must be a whole number of at least {least}, but got {value!r}")
+def _check_count(name: str, value: object, min_value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < min_value:
+        raise UserError(f"data.{name} must be a whole number of at least {min_value}, but got {value!r}")
 
 
-def _in_range(name: str, value: object, low: float, high: float) -> float:
+def _check_in_range(name: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise UserError(f"data.{name} must be a number from {low:g} to {high:g}, but got {value!r}")
     return float(value)
 
 
-def _pair(name: str, values: object, low: float, high: float) -> tuple[float, float]:
+def _check_pair(name: str, values: object, low: float, high: float) -> tuple[float, float]:
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 2:
         raise UserError(f"data.{name} must be a pair [low, high], but got {values!r}")
-    first, last = (_in_range(name, value, low, high) for value in values)
+    first, last = (_check_in_range(name, value, low, high) for value in values)
     if first > last:
         raise UserError(f"data.{name} must be a pair [low, high] with low <= high, but got [{first:g}, {last:g}]")
     return first, last
 
 
-def _unwritable(root: Path, error: OSError) -> UserError:
-    reason = explain(error, remedy="choose another folder on a local disk")
+def _make_write_error(root: Path, error: OSError) -> UserError:
+    reason = explain_file_error(error, remedy="choose another folder on a local disk")
     return UserError(f"the synthetic hands cannot be written to data.root={root} because {reason}")
 
 
 def _check_space(root: Path, needed_bytes: float) -> None:
-    free = free_bytes(root)
+    free = get_free_bytes(root)
     if free < needed_bytes:
         raise UserError(
-            f"the synthetic set needs up to {size_text(needed_bytes)}, but data.root={root} has "
-            f"{size_text(free)} free; choose another folder, or a smaller data.num_train or data.image_size"
+            f"the synthetic set needs up to {format_size(needed_bytes)}, but data.root={root} has "
+            f"{format_size(free)} free; choose another folder, or a smaller data.num_train or data.image_size"
         )
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
+def _show_progress(total: int) -> Iterator[Callable[[], None]]:
     """What to call after each picture: it moves a bar on stderr. One line instead where that is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -259,7 +259,7 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def draw_sheet(path: Path, *, num: int, seed: int, image_size: int, difficulty: Difficulty) -> None:
+def draw_contact_sheet(path: Path, *, num: int, seed: int, image_size: int, difficulty: Difficulty) -> None:
     """Write a contact sheet of the first training pictures: plain, and below with the joints and bones drawn in.
 
     Raises UserError where the name does not end as that of a picture, and OSError where the file cannot be written.
@@ -271,13 +271,13 @@ def draw_sheet(path: Path, *, num: int, seed: int, image_size: int, difficulty: 
     tile, columns = image_size * zoom, min(num, 6)
     sheet = Image.new("RGB", (columns * tile, -(-num // columns) * 2 * tile))
     for index in range(num):
-        picture = hand_scene.draw_picture(seed, 0, index, image_size, difficulty)
+        picture = hand_scene.draw_image(seed, 0, index, image_size, difficulty)
         plain = Image.fromarray(picture.image).resize((tile, tile), Image.Resampling.BICUBIC)
         row, column = divmod(index, columns)
         sheet.paste(plain, (column * tile, 2 * row * tile))
         _draw_skeleton(plain, (picture.uv + 0.5) * zoom - 0.5)
         sheet.paste(plain, (column * tile, (2 * row + 1) * tile))
-    with whole_file(path) as part:
+    with write_atomically(path) as part:
         sheet.save(part, kind)
 
 
@@ -290,11 +290,11 @@ def _draw_skeleton(image: Image.Image, uv: NDArray[np.float64]) -> None:
         draw.ellipse((u - 2, v - 2, u + 2, v + 2), fill=(255, 255, 255))
 
 
-def default_difficulty() -> Difficulty:
+def read_default_difficulty() -> Difficulty:
     """The difficulty of configs/data/synthetic.yaml, where its defaults stand."""
     path = Path(__file__).resolve().parents[2] / "configs" / "data" / "synthetic.yaml"
     source = load_yaml(path)["source"]
-    return _checked_difficulty(**{field.name: source[field.name] for field in fields(Difficulty)})
+    return _make_difficulty(**{field.name: source[field.name] for field in fields(Difficulty)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -308,16 +308,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check_count("num", options.num, 1)
         _check_count("seed", options.seed, 0)
-        _check_count("image_size", options.image_size, _LEAST_IMAGE_SIZE)
+        _check_count("image_size", options.image_size, _MIN_IMAGE_SIZE)
         if not options.sheet.absolute().parent.exists():
             raise UserError(f"--sheet {options.sheet} cannot be written: its folder does not exist")
-        check_output(options.sheet, "--sheet")
-        draw_sheet(
+        check_output_file(options.sheet, "--sheet")
+        draw_contact_sheet(
             options.sheet,
             num=options.num,
             seed=options.seed,
             image_size=options.image_size,
-            difficulty=default_difficulty(),
+            difficulty=read_default_difficulty(),
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if not is_about_files(error):
             raise
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {explain_file_error(error)}", file=sys.stderr)
         return 2
     print(f"Wrote {options.num} hands to {options.sheet}")
     return 0

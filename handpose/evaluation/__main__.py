@@ -12,21 +12,21 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from handpose import drawing
-from handpose.config import compose, is_group, load_environment, make_parser, told, use_given_extensions
+from handpose.config import compose, exit_on_user_error, is_group, load_dotenv_file, make_parser, use_given_extensions
 from handpose.data.datamodule import HandDataModule, OrderedBatches, PackedHands
 from handpose.errors import UserError
 from handpose.evaluation.curves import draw_pck
-from handpose.evaluation.hand_pictures import chosen_hands
-from handpose.evaluation.network import data_overrides, network_overrides
-from handpose.evaluation.scores import JointErrors, joint_errors, scores
+from handpose.evaluation.hand_pictures import choose_hands
+from handpose.evaluation.score_table import make_table
+from handpose.evaluation.scores import JointErrors, compute_joint_errors, compute_scores
 from handpose.evaluation.submission import read_predictions, write_course
-from handpose.evaluation.table import table
+from handpose.evaluation.trained_network import list_data_overrides, list_network_overrides
+from handpose.files import check_output_file, write_atomically, write_json
 from handpose.geometry import project
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
-from handpose.training.fit import hand_size, predict, prepare
+from handpose.training.fit import describe_hand_size, predict_loader, prepare_run
 from handpose.utf8 import use_utf8
-from handpose.whole_file import check_output, whole_file, write_json
 
 Split = Literal["train", "val", "test"]
 _NUM_PICTURES = 8  # of the worst, and of the best hands
@@ -41,7 +41,7 @@ checkpoint brings its network and its data set along, a file of predictions need
 """
 
 
-class _Predicted(NamedTuple):
+class _Predictions(NamedTuple):
     """Hands of a split: N pictures with their truth, and what was predicted for them."""
 
     data: HandDataModule
@@ -52,27 +52,29 @@ class _Predicted(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, or leaves with 2 after a mistake."""
-    with told():
-        load_environment()
-        options = _options(arguments)
+    with exit_on_user_error():
+        load_dotenv_file()
+        options = _parse_arguments(arguments)
         use_given_extensions(options.overrides)
         source = options.checkpoint or options.predictions
         folder = options.output or source.parent / f"evaluation-{options.split}"
         if source.is_file():  # what else it is shows when it is read
-            check_output(folder / "evaluation.json")
-        predicted = (_of_checkpoint if options.checkpoint else _of_file)(source, options.split, options.overrides)
+            check_output_file(folder / "evaluation.json")
+        predicted = (_predict_with_checkpoint if options.checkpoint else _read_prediction_file)(
+            source, options.split, options.overrides
+        )
         result = _evaluate(predicted, options.split, folder)
         about = {"of": str(source), "split": options.split, "data": predicted.data.source.name}
         result = about | {"hand_size": predicted.hand_size} | result
         write_json(folder / "evaluation.json", result, indent=2)
         print(
             f"{source} on the {options.split} split of {predicted.data.source.name}\n"
-            f"hand size {predicted.hand_size}\n\n{table(result)}\n\nin {folder}"
+            f"hand size {predicted.hand_size}\n\n{make_table(result)}\n\nin {folder}"
         )
     return 0
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.evaluation", _DESCRIPTION)
     of = parser.add_mutually_exclusive_group(required=True)
     of.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a training")
@@ -83,34 +85,34 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def _of_checkpoint(path: Path, split: Split, overrides: Sequence[str]) -> _Predicted:
+def _predict_with_checkpoint(path: Path, split: Split, overrides: Sequence[str]) -> _Predictions:
     trained_with = read_checkpoint(path, key="--checkpoint")["config"]
-    ours = [*network_overrides(trained_with), *data_overrides(trained_with)]
-    config = compose("train", [*_not_given(ours, overrides), *overrides])
-    prepared = prepare(config, stage="test", checkpoint=path)
+    ours = [*list_network_overrides(trained_with), *list_data_overrides(trained_with)]
+    config = compose("train", [*_drop_overridden(ours, overrides), *overrides])
+    prepared = prepare_run(config, stage="test", checkpoint=path)
     if split != "test":
         prepared.data.setup("fit")
-    dataset = _dataset(prepared.data, split)
+    dataset = _open_dataset(prepared.data, split)
     batches = OrderedBatches(dataset, batch_size=prepared.data.batch_size)
     loader = DataLoader(dataset, batch_size=None, sampler=batches)
-    xyz_m = predict(config, prepared, loader, quiet=False)
-    return _Predicted(prepared.data, dataset, xyz_m, hand_size(prepared, dataset.annotations))
+    xyz_m = predict_loader(config, prepared, loader, quiet=False)
+    return _Predictions(prepared.data, dataset, xyz_m, describe_hand_size(prepared, dataset.annotations))
 
 
-def _of_file(path: Path, split: Split, overrides: Sequence[str]) -> _Predicted:
+def _read_prediction_file(path: Path, split: Split, overrides: Sequence[str]) -> _Predictions:
     xyz_m = read_predictions(path)
     data = build_data(compose("train", overrides))
     data.setup("test" if split == "test" else "fit")
-    dataset = _dataset(data, split)
+    dataset = _open_dataset(data, split)
     if len(dataset) != len(xyz_m):
         raise UserError(
             f"{path} has {len(xyz_m)} hands but the {split} split of {data.source.name} has {len(dataset)}; give the "
             "data and the --split that it was predicted for"
         )
-    return _Predicted(data, dataset, xyz_m, "as in the file")
+    return _Predictions(data, dataset, xyz_m, "as in the file")
 
 
-def _not_given(ours: Sequence[str], given: Sequence[str]) -> list[str]:
+def _drop_overridden(ours: Sequence[str], given: Sequence[str]) -> list[str]:
     """Our overrides without what belongs to a group that is given another choice; the size of the pictures stays."""
     groups = [item for item in given if is_group(item.partition("=")[0])]
     another = tuple(f"{item.partition('=')[0].replace('/', '.')}." for item in groups if item not in ours)
@@ -118,7 +120,7 @@ def _not_given(ours: Sequence[str], given: Sequence[str]) -> list[str]:
     return [item for item in kept if item.partition("=")[0] not in {group.partition("=")[0] for group in groups}]
 
 
-def _dataset(data: HandDataModule, split: Split) -> PackedHands:
+def _open_dataset(data: HandDataModule, split: Split) -> PackedHands:
     """The pictures and the truth of a split, in its order; raises UserError where it has no joints."""
     loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
     dataset = loader.dataset
@@ -128,7 +130,7 @@ def _dataset(data: HandDataModule, split: Split) -> PackedHands:
     return dataset
 
 
-def _evaluate(predicted: _Predicted, split: Split, folder: Path) -> dict[str, Any]:
+def _evaluate(predicted: _Predictions, split: Split, folder: Path) -> dict[str, Any]:
     """Score the predictions and leave predictions, curve and pictures in the folder; returns the scores."""
     data, dataset, xyz_m, _ = predicted
     truth_m, training_m = dataset.annotations.xyz_m, data.splits.train.xyz_m
@@ -138,8 +140,8 @@ def _evaluate(predicted: _Predicted, split: Split, folder: Path) -> dict[str, An
     names = [file.stem for file in dataset.annotations.files]
     write_course(folder / f"{split}_preds.json.gz", xyz_m)  # refuses what is not finite, and makes the folder
     size = (dataset.packed.image_size, dataset.packed.image_size)
-    result = scores(xyz_m, truth_m, intrinsics, size=size, training_m=training_m, names=names)
-    errors = joint_errors(xyz_m, truth_m, intrinsics)
+    result = compute_scores(xyz_m, truth_m, intrinsics, size=size, training_m=training_m, names=names)
+    errors = compute_joint_errors(xyz_m, truth_m, intrinsics)
     curves = {
         "aligned": errors.aligned_mm,
         "root-relative": errors.root_relative_mm,
@@ -151,21 +153,21 @@ def _evaluate(predicted: _Predicted, split: Split, folder: Path) -> dict[str, An
 
 
 def _draw_hands(
-    path: Path, predicted: _Predicted, truth_m: NDArray[np.float64], errors: JointErrors, names: Sequence[str]
+    path: Path, predicted: _Predictions, truth_m: NDArray[np.float64], errors: JointErrors, names: Sequence[str]
 ) -> None:
     """The worst hands, worst first, then the best, best first."""
     per_hand = errors.aligned_mm.mean(axis=1)
-    kinds, indices = zip(*chosen_hands(len(per_hand), per_hand, most=_NUM_PICTURES), strict=True)
+    kinds, indices = zip(*choose_hands(len(per_hand), per_hand, most=_NUM_PICTURES), strict=True)
     chosen = np.array(indices)
     batch = predicted.dataset[chosen]
     camera = batch.intrinsics.double()
-    picture = drawing.predictions_over_images(
+    picture = drawing.draw_predictions(
         batch.image.permute(0, 2, 3, 1).numpy(),
         project(torch.from_numpy(predicted.xyz_m[chosen]), camera).numpy(),
         project(torch.from_numpy(truth_m[chosen]), camera).numpy(),
         captions=[f"{which}: {names[i]}, {per_hand[i]:.1f} mm" for which, i in zip(kinds, chosen, strict=True)],
     )
-    with whole_file(path) as part:
+    with write_atomically(path) as part:
         Image.fromarray(picture).save(part, "PNG")
 
 

@@ -7,14 +7,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handpose.geometry import procrustes_align, root_relative, typical_hands
+from handpose.geometry import procrustes_align, select_typical_hands, to_root_relative
 from handpose.metrics.mpjpe import PaMpjpe, RootRelativeMpjpe
 
 MAX_POSES = 8192
-"""Poses that `mean_pose` averages, evenly spaced over the data set: enough for 0.01 mm in the errors, and a second."""
+"""Poses that `compute_mean_pose` averages, evenly spaced over the data set: enough for 0.01 mm in the errors, and a
+second.
+"""
 
 
-def mean_pose(xyz_m: NDArray[np.floating], *, iterations: int = 20) -> NDArray[np.float64]:
+def compute_mean_pose(xyz_m: NDArray[np.floating], *, iterations: int = 20) -> NDArray[np.float64]:
     """The mean of poses up to rotation, scale and shift: generalised Procrustes (Gower 1975), without reflection.
 
     xyz_m: (N, K, 3) in metres. Hands whose bones are far from the median hand do not count. Returns (K, 3) in metres,
@@ -22,8 +24,8 @@ def mean_pose(xyz_m: NDArray[np.floating], *, iterations: int = 20) -> NDArray[n
     """
     if len(xyz_m) == 0:
         raise ValueError("the mean pose of a data set without poses is not defined")
-    typical_m = typical_hands(torch.as_tensor(np.asarray(xyz_m), dtype=torch.float64)).numpy()
-    poses = _centred(torch.from_numpy(_evenly_spaced(typical_m, MAX_POSES)))
+    typical_m = select_typical_hands(torch.as_tensor(np.asarray(xyz_m), dtype=torch.float64)).numpy()
+    poses = _center(torch.from_numpy(_select_evenly(typical_m, MAX_POSES)))
     size = torch.linalg.matrix_norm(poses).mean()
     mean = poses[0]
     for _ in range(iterations):
@@ -34,24 +36,24 @@ def mean_pose(xyz_m: NDArray[np.floating], *, iterations: int = 20) -> NDArray[n
     return mean.numpy()
 
 
-def mean_pose_errors(training_xyz_m: NDArray[np.floating], xyz_m: NDArray[np.floating]) -> dict[str, float]:
+def compute_mean_pose_errors(training_xyz_m: NDArray[np.floating], xyz_m: NDArray[np.floating]) -> dict[str, float]:
     """Errors on the poses `xyz_m` of the two best constant predictions known from the training set.
 
-    Both (N, K, 3) in metres. `pa_mpjpe_mm` predicts `mean_pose`; `rr_mpjpe_mm` the plain mean of the root-relative
-    poses, since there the orientation counts.
+    Both (N, K, 3) in metres. `pa_mpjpe_mm` predicts `compute_mean_pose`; `rr_mpjpe_mm` the plain mean of the
+    root-relative poses, since there the orientation counts.
     """
     target = torch.as_tensor(np.asarray(xyz_m), dtype=torch.float64)
-    training = typical_hands(torch.as_tensor(np.asarray(training_xyz_m), dtype=torch.float64))
+    training = select_typical_hands(torch.as_tensor(np.asarray(training_xyz_m), dtype=torch.float64))
     pa, rr = PaMpjpe(), RootRelativeMpjpe()
-    pa.update(torch.from_numpy(mean_pose(training_xyz_m)).expand_as(target), target)
-    rr.update(root_relative(training).mean(dim=0).expand_as(target), target)
+    pa.update(torch.from_numpy(compute_mean_pose(training_xyz_m)).expand_as(target), target)
+    rr.update(to_root_relative(training).mean(dim=0).expand_as(target), target)
     return {"pa_mpjpe_mm": float(pa.compute()), "rr_mpjpe_mm": float(rr.compute())}
 
 
-def _evenly_spaced(xyz: NDArray[np.floating], num: int) -> NDArray[np.floating]:
+def _select_evenly(xyz: NDArray[np.floating], num: int) -> NDArray[np.floating]:
     """At most `num` poses; the data sets run in sequences, so a prefix would be one person's hand."""
     return xyz[np.linspace(0, len(xyz) - 1, min(num, len(xyz))).astype(np.int64)]
 
 
-def _centred(xyz: torch.Tensor) -> torch.Tensor:
+def _center(xyz: torch.Tensor) -> torch.Tensor:
     return xyz - xyz.mean(dim=-2, keepdim=True)

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from handpose.whole_file import whole_file
+from handpose.files import write_atomically
 
-MOST_MM = 50.0
+MAX_MM = 50.0
 
 
 def draw_pck(path: Path, errors_mm: Mapping[str, NDArray[np.floating]]) -> None:
@@ -19,14 +19,14 @@ def draw_pck(path: Path, errors_mm: Mapping[str, NDArray[np.floating]]) -> None:
     """
     figure = Figure(figsize=(6.4, 4.4), dpi=120, layout="constrained")
     axes = figure.add_subplot(
-        xlabel="error, mm", ylabel="share of joints", xlim=(0, MOST_MM), ylim=(0, 1), title="Correct keypoints (PCK)"
+        xlabel="error, mm", ylabel="share of joints", xlim=(0, MAX_MM), ylim=(0, 1), title="Correct keypoints (PCK)"
     )
-    thresholds = np.linspace(0.0, MOST_MM, 201)
+    thresholds = np.linspace(0.0, MAX_MM, 201)
     for name, errors in errors_mm.items():
         within = np.searchsorted(np.sort(errors, axis=None), thresholds, side="right") / errors.size
-        area = np.trapezoid(within, thresholds) / MOST_MM
+        area = np.trapezoid(within, thresholds) / MAX_MM
         axes.plot(thresholds, within, label=f"{name} (AUC {area:.3f})")
     axes.grid(color="0.9")
     axes.legend(loc="lower right")
-    with whole_file(path) as part:
+    with write_atomically(path) as part:
         figure.savefig(part, format="png")

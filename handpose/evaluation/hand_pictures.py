@@ -10,15 +10,15 @@ from PIL import Image
 
 from handpose import drawing
 from handpose.data.datamodule import PackedHands
-from handpose.evaluation.scores import joint_errors
+from handpose.evaluation.scores import compute_joint_errors
+from handpose.files import write_atomically, write_json
 from handpose.geometry import project
-from handpose.whole_file import whole_file, write_json
 
-FOLDER, LIST = "hands", "hands.json"
-NUM_OF_A_KIND = 6
+HANDS_FOLDER, HANDS_FILE = "hands", "hands.json"
+NUM_PER_KIND = 6
 
 
-def write_hands(folder: Path, dataset: PackedHands, predicted_m: NDArray[np.floating]) -> None:
+def write_hand_pictures(folder: Path, dataset: PackedHands, predicted_m: NDArray[np.floating]) -> None:
     """Leave hands/ in the folder: a JPEG a hand, and hands.json, which lists them with their errors.
 
     predicted_m: (N, K, 3) in metres, camera frame, in the order of the dataset. Where its truth is known, these are the
@@ -27,23 +27,23 @@ def write_hands(folder: Path, dataset: PackedHands, predicted_m: NDArray[np.floa
     truth_m = dataset.annotations.xyz_m
     errors_mm = None
     if truth_m is not None:
-        errors_mm = joint_errors(predicted_m, truth_m, dataset.intrinsics.numpy()).aligned_mm.mean(axis=1)
-    chosen = chosen_hands(len(predicted_m), errors_mm)
-    place = folder / FOLDER
+        errors_mm = compute_joint_errors(predicted_m, truth_m, dataset.intrinsics.numpy()).aligned_mm.mean(axis=1)
+    chosen = choose_hands(len(predicted_m), errors_mm)
+    place = folder / HANDS_FOLDER
     listed = []
     for number, (kind, index) in enumerate(chosen):
         file = f"{kind}_{number:02d}.jpg"
-        with whole_file(place / file) as part:
-            Image.fromarray(_drawn(dataset, index, predicted_m, truth_m)).save(part, "JPEG", quality=85)
+        with write_atomically(place / file) as part:
+            Image.fromarray(_draw_hand(dataset, index, predicted_m, truth_m)).save(part, "JPEG", quality=85)
         error_mm = None if errors_mm is None else float(errors_mm[index])
         listed.append(
             {"file": file, "kind": kind, "name": dataset.annotations.files[index].stem, "pa_mpjpe_mm": error_mm}
         )
-    write_json(place / LIST, listed, indent=1)
+    write_json(place / HANDS_FILE, listed, indent=1)
 
 
-def chosen_hands(
-    num: int, errors_mm: NDArray[np.floating] | None, *, most: int = NUM_OF_A_KIND
+def choose_hands(
+    num: int, errors_mm: NDArray[np.floating] | None, *, most: int = NUM_PER_KIND
 ) -> Sequence[tuple[str, int]]:
     """Kind and index of the hands that are shown: the worst, worst first, then the best, best first; none twice.
 
@@ -57,16 +57,16 @@ def chosen_hands(
     return [*(("worst", int(index)) for index in worst), *(("best", int(index)) for index in best)]
 
 
-def _drawn(
+def _draw_hand(
     dataset: PackedHands, index: int, predicted_m: NDArray[np.floating], truth_m: NDArray[np.floating] | None
-) -> drawing.Pixels:
+) -> drawing.PixelArray:
     batch = dataset[np.array([index])]
     camera = batch.intrinsics.double()
 
     def seen(xyz_m: NDArray[np.floating]) -> NDArray[np.floating]:
         return project(torch.from_numpy(np.asarray(xyz_m[[index]], dtype=np.float64)), camera).numpy()
 
-    picture = drawing.predictions_over_images(
+    picture = drawing.draw_predictions(
         batch.image.permute(0, 2, 3, 1).numpy(),
         seen(predicted_m),
         None if truth_m is None else seen(truth_m),

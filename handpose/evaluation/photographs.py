@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from handpose.data.pictures import open_upright, resized
-from handpose.errors import UserError, explain
+from handpose.data.pictures import open_upright, resize_image
+from handpose.errors import UserError, explain_file_error
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 ASSUMED_FOCAL = 1.2
@@ -43,10 +43,10 @@ class Photograph(NamedTuple):
     camera: Camera
 
 
-def find_photographs(places: Sequence[Path]) -> list[Path]:
+def find_photographs(paths: Sequence[Path]) -> list[Path]:
     """The given files, and those in given folders in the order of their names; raises UserError where there is none."""
     found: list[Path] = []
-    for place in places:
+    for place in paths:
         if place.is_dir():
             inside = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
             if not inside:
@@ -68,7 +68,7 @@ def read_photograph(path: Path) -> tuple[Image.Image, float | None]:
     try:
         upright, exif = open_upright(path)
         focal_mm = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
-        photograph = _rgb(upright)
+        photograph = _to_rgb(upright)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as a picture ({error})") from error
     # 35 mm equivalent: the same angle of view over the diagonal (CIPA DCG-001).
@@ -76,7 +76,7 @@ def read_photograph(path: Path) -> tuple[Image.Image, float | None]:
     return photograph, focal
 
 
-def camera_of(
+def make_camera(
     size: tuple[int, int], *, given: NDArray[np.float64] | None, focal_px: float | None, exif_px: float | None
 ) -> Camera:
     """The camera of a photograph of `size` (width, height), from what is known, best first.
@@ -86,15 +86,19 @@ def camera_of(
     if given is not None:
         return Camera(given, "given")
     if focal_px is not None:
-        return Camera(_central(focal_px, size), "focal length given, principal point in the middle")
+        return Camera(_make_central_intrinsics(focal_px, size), "focal length given, principal point in the middle")
     if exif_px is not None:
-        return Camera(_central(exif_px, size), "focal length from the EXIF data, principal point in the middle")
-    assumed = _central(ASSUMED_FOCAL * max(size), size)
+        return Camera(
+            _make_central_intrinsics(exif_px, size), "focal length from the EXIF data, principal point in the middle"
+        )
+    assumed = _make_central_intrinsics(ASSUMED_FOCAL * max(size), size)
     source = f"assumed: focal length {ASSUMED_FOCAL} times the longer side, principal point in the middle"
     return Camera(assumed, source, is_assumed=True)
 
 
-def whole_view(size: tuple[int, int], intrinsics: NDArray[np.float64], *, side: int) -> NDArray[np.float64]:
+def make_whole_view_intrinsics(
+    size: tuple[int, int], intrinsics: NDArray[np.float64], *, side: int
+) -> NDArray[np.float64]:
     """Intrinsics (3, 3) of a square picture of `side` px that shows a whole photograph of `size` (width, height)."""
     scale = side / max(size)
     width, height = size
@@ -103,13 +107,13 @@ def whole_view(size: tuple[int, int], intrinsics: NDArray[np.float64], *, side: 
     return to_view @ intrinsics
 
 
-def seen(photograph: Image.Image, homography: NDArray[np.float64], *, side: int) -> NDArray[np.uint8]:
+def warp_photograph(photograph: Image.Image, homography: NDArray[np.float64], *, side: int) -> NDArray[np.uint8]:
     """The square picture (side, side, 3) that a homography (3, 3), old to new pixels, makes of a photograph.
 
     Black where the photograph shows nothing. It is first resized as the pictures of a training are, so that a square
     photograph that is shown as a whole gives the same pixels as in a training.
     """
-    smaller, to_smaller = _resized(photograph, homography, side=side)
+    smaller, to_smaller = _resize_for_view(photograph, homography, side=side)
     back = to_smaller @ np.linalg.inv(homography)  # new pixels -> those of the resized one
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # Pillow counts from corners
     back = half @ back @ np.linalg.inv(half)
@@ -129,11 +133,11 @@ def read_intrinsics(text: str, names: Sequence[str]) -> list[NDArray[np.float64]
     file names and matrices, in which some may be missing. Raises UserError for anything else.
     """
     if not os.path.lexists(text):
-        return [_from_numbers(text)] * len(names)
+        return [_parse_numbers(text)] * len(names)
     try:
         content = json.loads(Path(text).read_bytes())
     except OSError as error:
-        raise UserError(f"--intrinsics {explain(error, text, verb='read')}") from error
+        raise UserError(f"--intrinsics {explain_file_error(error, text, verb='read')}") from error
     except ValueError as error:
         raise UserError(f"--intrinsics {text} does not hold JSON ({error})") from error
     if isinstance(content, dict):
@@ -142,40 +146,40 @@ def read_intrinsics(text: str, names: Sequence[str]) -> list[NDArray[np.float64]
             raise UserError(
                 f"--intrinsics {text} has none of the photographs; its first name is {(unknown or ['-'])[0]}"
             )
-        return [_matrix(content[name], f"{text}, {name}") if name in content else None for name in names]
-    if np.ndim(_numbers(content, text)) == 2:
-        return [_matrix(content, text)] * len(names)
+        return [_check_matrix(content[name], f"{text}, {name}") if name in content else None for name in names]
+    if np.ndim(_check_numbers(content, text)) == 2:
+        return [_check_matrix(content, text)] * len(names)
     if not isinstance(content, list):
         raise UserError(f"--intrinsics {text} must hold 3 x 3 matrices, but it holds {content}")
     if len(content) != len(names):
         raise UserError(f"--intrinsics {text} has {len(content)} matrices but there are {len(names)} photographs")
-    return [_matrix(item, f"{text}, entry {i}") for i, item in enumerate(content)]
+    return [_check_matrix(item, f"{text}, entry {i}") for i, item in enumerate(content)]
 
 
-def _central(focal: float, size: tuple[int, int]) -> NDArray[np.float64]:
+def _make_central_intrinsics(focal: float, size: tuple[int, int]) -> NDArray[np.float64]:
     width, height = size
     return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
 
 
-def _from_numbers(text: str) -> NDArray[np.float64]:
+def _parse_numbers(text: str) -> NDArray[np.float64]:
     try:
         fx, fy, cx, cy = (float(number) for number in text.split(","))
     except ValueError as error:
         raise UserError(
             f"--intrinsics {text} is neither a file nor four numbers; give FILE or fx,fy,cx,cy in pixels"
         ) from error
-    return _matrix([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], text)
+    return _check_matrix([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], text)
 
 
-def _numbers(values: object, source: str) -> NDArray[np.float64]:
+def _check_numbers(values: object, source: str) -> NDArray[np.float64]:
     try:
         return np.asarray(values, dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise UserError(f"--intrinsics {source} must hold 3 x 3 matrices") from error
 
 
-def _matrix(values: object, source: str) -> NDArray[np.float64]:
-    matrix = _numbers(values, source)
+def _check_matrix(values: object, source: str) -> NDArray[np.float64]:
+    matrix = _check_numbers(values, source)
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
         raise UserError(f"--intrinsics {source}: not a 3 x 3 matrix of finite numbers")
     if (matrix[[1, 2, 2, 2], [0, 0, 1, 2]] != (0, 0, 0, 1)).any() or min(matrix[0, 0], matrix[1, 1]) <= 0:
@@ -183,7 +187,7 @@ def _matrix(values: object, source: str) -> NDArray[np.float64]:
     return matrix
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
         return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if picture.mode == "F":
@@ -194,7 +198,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _resized(
+def _resize_for_view(
     photograph: Image.Image, homography: NDArray[np.float64], *, side: int
 ) -> tuple[Image.Image, NDArray[np.float64]]:
     """The photograph at about the size at which it will be seen, and the matrix from its pixels to the resized ones.
@@ -202,17 +206,17 @@ def _resized(
     What is enlarged so much that only a part of it is seen stays as it is, since the whole could be very large.
     """
     width, height = photograph.size
-    scale = _scale_at(homography, np.array([(side - 1) / 2, (side - 1) / 2]))
+    scale = _compute_scale_at(homography, np.array([(side - 1) / 2, (side - 1) / 2]))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if scale >= 1.0 and max(size) > side:
         return photograph, np.eye(3)
     along = np.array(size) / (width, height)
     to_smaller = np.diag([*along, 1.0])
     to_smaller[:2, 2] = 0.5 * along - 0.5
-    return resized(photograph, size), to_smaller
+    return resize_image(photograph, size), to_smaller
 
 
-def _scale_at(homography: NDArray[np.float64], pixel: NDArray[np.float64]) -> float:
+def _compute_scale_at(homography: NDArray[np.float64], pixel: NDArray[np.float64]) -> float:
     """How much longer a short line is in the new picture, at a pixel (2,) of it."""
     back = np.linalg.inv(homography)
     u, v, w = back @ [*pixel, 1.0]

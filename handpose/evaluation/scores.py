@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handpose.evaluation.baselines import mean_pose_errors
-from handpose.geometry import procrustes_align, project, root_relative
-from handpose.metrics.official import area_under_pck, freihand_scores
+from handpose.evaluation.baselines import compute_mean_pose_errors
+from handpose.geometry import procrustes_align, project, to_root_relative
+from handpose.metrics.official import compute_freihand_scores, compute_pck_auc
 from handpose.skeleton import FINGERS, JOINT_NAMES
 
 THRESHOLDS_MM = (5, 10, 15, 20, 30)
@@ -35,24 +35,24 @@ class JointErrors(NamedTuple):
     pixels: Errors  # NaN for all joints of a hand of which one has no image, as at depth 0
 
 
-def joint_errors(
+def compute_joint_errors(
     predicted_m: NDArray[np.floating], target_m: NDArray[np.floating], intrinsics: NDArray[np.floating]
 ) -> JointErrors:
     """Errors of predictions; predicted_m, target_m: (N, K, 3) metres, camera frame; intrinsics: (N, 3, 3)."""
     predicted, target, camera = (
         torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m, intrinsics)
     )
-    pixels = _distance(project(predicted, camera), project(target, camera))
+    pixels = _compute_distance(project(predicted, camera), project(target, camera))
     pixels[~np.isfinite(pixels).all(axis=1)] = np.nan
     return JointErrors(
-        aligned_mm=_distance(procrustes_align(predicted, target), target) * _MM_PER_M,
-        root_relative_mm=_distance(root_relative(predicted), root_relative(target)) * _MM_PER_M,
-        absolute_mm=_distance(predicted, target) * _MM_PER_M,
+        aligned_mm=_compute_distance(procrustes_align(predicted, target), target) * _MM_PER_M,
+        root_relative_mm=_compute_distance(to_root_relative(predicted), to_root_relative(target)) * _MM_PER_M,
+        absolute_mm=_compute_distance(predicted, target) * _MM_PER_M,
         pixels=pixels,
     )
 
 
-def joints_outside(
+def count_joints_outside(
     target_m: NDArray[np.floating], intrinsics: NDArray[np.floating], size: tuple[int, int]
 ) -> NDArray[np.int64]:
     """How many joints of each hand lie outside its picture of `size` (H, W): (N,)."""
@@ -62,7 +62,7 @@ def joints_outside(
     return (~inside).sum(dim=-1).numpy()
 
 
-def scores(
+def compute_scores(
     predicted_m: NDArray[np.floating],
     target_m: NDArray[np.floating],
     intrinsics: NDArray[np.floating],
@@ -80,30 +80,32 @@ def scores(
     predicted_m, target_m: (N, K, 3) in metres, camera frame; intrinsics: (N, 3, 3) of the pictures, whose size is
     (H, W); training_m: (M, K, 3), for the mean pose; names: of the N hands.
     """
-    errors = joint_errors(predicted_m, target_m, intrinsics)
-    official = freihand_scores(predicted_m, target_m)
+    errors = compute_joint_errors(predicted_m, target_m, intrinsics)
+    official = compute_freihand_scores(predicted_m, target_m)
     per_hand = errors.aligned_mm.mean(axis=1)
     return {
         "num_hands": len(per_hand),
         "papers": {
             "pa_mpjpe_mm": official.pop("pa_mpjpe_mm"),
-            "pa_mpjpe_mm_interval_95": bootstrap_interval(per_hand),
+            "pa_mpjpe_mm_interval_95": compute_bootstrap_interval(per_hand),
             "pa_auc": official.pop("pa_auc"),
             "rr_mpjpe_mm": float(errors.root_relative_mm.mean()),
-            "rr_auc": area_under_pck(errors.root_relative_mm / _MM_PER_M),
+            "rr_auc": compute_pck_auc(errors.root_relative_mm / _MM_PER_M),
         },
         "official": official,
-        "keypoint_error_px": _mean_defined(errors.pixels),
+        "keypoint_error_px": _compute_mean_of_finite(errors.pixels),
         "num_hands_without_pixels": int(np.isnan(errors.pixels).all(axis=1).sum()),
         "pck": {
-            "aligned": _pck(errors.aligned_mm),
-            "root_relative": _pck(errors.root_relative_mm),
-            "as_predicted": _pck(errors.absolute_mm),
+            "aligned": _compute_pck(errors.aligned_mm),
+            "root_relative": _compute_pck(errors.root_relative_mm),
+            "as_predicted": _compute_pck(errors.absolute_mm),
         },
-        "mean_pose": mean_pose_errors(training_m, target_m),
-        "joints": {name: _means(errors, np.s_[:, [joint]]) for joint, name in enumerate(JOINT_NAMES)},
-        "fingers": {finger: _means(errors, np.s_[:, _joints_of(finger)]) for finger in ("wrist", *FINGERS)},
-        "truncation": _by_truncation(errors, joints_outside(target_m, intrinsics, size)),
+        "mean_pose": compute_mean_pose_errors(training_m, target_m),
+        "joints": {name: _compute_means(errors, np.s_[:, [joint]]) for joint, name in enumerate(JOINT_NAMES)},
+        "fingers": {
+            finger: _compute_means(errors, np.s_[:, _list_finger_joints(finger)]) for finger in ("wrist", *FINGERS)
+        },
+        "truncation": _group_by_truncation(errors, count_joints_outside(target_m, intrinsics, size)),
         "worst": [
             {"hand": names[i], "pa_mpjpe_mm": float(per_hand[i])}
             for i in np.argsort(-per_hand, kind="stable")[:NUM_WORST]
@@ -111,7 +113,7 @@ def scores(
     }
 
 
-def bootstrap_interval(per_hand: Errors, *, seed: int = 0) -> list[float]:
+def compute_bootstrap_interval(per_hand: Errors, *, seed: int = 0) -> list[float]:
     """The 95 % interval of the mean over hands (N,) by the percentile bootstrap (Efron 1979), hands drawn singly.
 
     Neighbouring frames of a sequence are alike, so for hands of sequences the true interval is wider.
@@ -121,38 +123,38 @@ def bootstrap_interval(per_hand: Errors, *, seed: int = 0) -> list[float]:
     return [float(end) for end in np.percentile(means, (2.5, 97.5))]
 
 
-def _distance(predicted: torch.Tensor, target: torch.Tensor) -> Errors:
+def _compute_distance(predicted: torch.Tensor, target: torch.Tensor) -> Errors:
     return torch.linalg.vector_norm(predicted - target, dim=-1).numpy()
 
 
-def _pck(errors_mm: Errors) -> dict[str, float]:
+def _compute_pck(errors_mm: Errors) -> dict[str, float]:
     """Share of the joints within each threshold."""
     return {str(threshold): float((errors_mm <= threshold).mean()) for threshold in THRESHOLDS_MM}
 
 
-def _joints_of(finger: str) -> list[int]:
+def _list_finger_joints(finger: str) -> list[int]:
     return [joint for joint, name in enumerate(JOINT_NAMES) if name.partition("_")[0] == finger]
 
 
-def _means(errors: JointErrors, part: Any) -> dict[str, float]:
+def _compute_means(errors: JointErrors, part: Any) -> dict[str, float]:
     """The mean errors of some hands or joints."""
     return {
         "pa_mpjpe_mm": float(errors.aligned_mm[part].mean()),
         "rr_mpjpe_mm": float(errors.root_relative_mm[part].mean()),
-        "keypoint_error_px": _mean_defined(errors.pixels[part]),
+        "keypoint_error_px": _compute_mean_of_finite(errors.pixels[part]),
     }
 
 
-def _mean_defined(values: Errors) -> float:
+def _compute_mean_of_finite(values: Errors) -> float:
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")
 
 
-def _by_truncation(errors: JointErrors, outside: NDArray[np.int64]) -> list[dict[str, Any]]:
+def _group_by_truncation(errors: JointErrors, outside: NDArray[np.int64]) -> list[dict[str, Any]]:
     """One row for each bin of TRUNCATION that has hands."""
     rows: list[dict[str, Any]] = []
     for name, least, most in TRUNCATION:
         hands = np.flatnonzero((outside >= least) & (outside <= most))
         if len(hands):
-            rows.append({"joints_outside": name, "num_hands": len(hands)} | _means(errors, hands))
+            rows.append({"joints_outside": name, "num_hands": len(hands)} | _compute_means(errors, hands))
     return rows

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handpose.errors import UserError
+from handpose.files import write_atomically
 from handpose.skeleton import AIT_FROM_FREIHAND, FREIHAND_FROM_AIT, NUM_JOINTS
-from handpose.whole_file import whole_file
 
 COURSE_DECIMALS_MM = 4
 OFFICIAL_DECIMALS_M = 7
@@ -31,9 +31,9 @@ def write_course(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
 
     xyz_m: (N, 21, 3) in metres, camera frame, FreiHAND order. Raises UserError when a prediction is not finite.
     """
-    ait_mm = _checked(xyz_m, f"predictions for {path}")[:, AIT_FROM_FREIHAND] * _MM_PER_M
+    ait_mm = _check_keypoints(xyz_m, f"predictions for {path}")[:, AIT_FROM_FREIHAND] * _MM_PER_M
     text = _to_json(ait_mm.round(COURSE_DECIMALS_MM).tolist())
-    with whole_file(Path(path)) as part:
+    with write_atomically(Path(path)) as part:
         part.write_bytes(gzip.compress(text.encode(), compresslevel=6, mtime=0))
 
 
@@ -43,7 +43,7 @@ def read_course(path: str | Path) -> NDArray[np.float64]:
         text = gzip.decompress(_read_bytes(path))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not a whole gzip file ({error}); it is cut off or another file") from error
-    return _checked(_from_json(text, path), path)[:, FREIHAND_FROM_AIT] / _MM_PER_M
+    return _check_keypoints(_from_json(text, path), path)[:, FREIHAND_FROM_AIT] / _MM_PER_M
 
 
 def write_official(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
@@ -52,23 +52,23 @@ def write_official(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
     path: the zip. xyz_m: (N, 21, 3) in metres, camera frame, FreiHAND order. The vertices are 778 zeros a hand, as a
     method without a mesh takes part. Raises UserError when a prediction is not finite.
     """
-    xyz = _to_json(_checked(xyz_m, f"predictions for {path}").round(OFFICIAL_DECIMALS_M).tolist())
+    xyz = _to_json(_check_keypoints(xyz_m, f"predictions for {path}").round(OFFICIAL_DECIMALS_M).tolist())
     no_mesh = _to_json([[0.0] * 3] * NUM_VERTICES)
     text = f"[{xyz},[{','.join([no_mesh] * len(xyz_m))}]]"
     entry = zipfile.ZipInfo(_PRED_JSON, date_time=_ZIP_EPOCH)
     entry.external_attr = 0o644 << 16
-    with whole_file(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:
+    with write_atomically(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:
         archive.writestr(entry, text, compress_type=zipfile.ZIP_DEFLATED)
 
 
 def read_official(path: str | Path) -> NDArray[np.float64]:
     """Read the keypoints of the server's file: (N, 21, 3) in metres, FreiHAND order. UserError for any other file."""
     try:
-        with zipfile.ZipFile(_existing(path)) as archive:
+        with zipfile.ZipFile(_check_exists(path)) as archive:
             text = archive.read(_PRED_JSON)
     except (zipfile.BadZipFile, KeyError, zlib.error) as error:
         raise UserError(f"{path} is not a zip with {_PRED_JSON} in it ({error})") from error
-    return _keypoints(_from_json(text, path), f"{_PRED_JSON} in {path}")
+    return _parse_keypoints(_from_json(text, path), f"{_PRED_JSON} in {path}")
 
 
 def read_predictions(path: str | Path) -> NDArray[np.float64]:
@@ -79,21 +79,21 @@ def read_predictions(path: str | Path) -> NDArray[np.float64]:
     if Path(path).suffix == ".zip":
         return read_official(path)
     if Path(path).suffix == ".json":
-        return _keypoints(_from_json(_read_bytes(path), path), str(path))
+        return _parse_keypoints(_from_json(_read_bytes(path), path), str(path))
     return read_course(path)
 
 
-def _keypoints(content: object, source: str) -> NDArray[np.float64]:
+def _parse_keypoints(content: object, source: str) -> NDArray[np.float64]:
     """Of what is in pred.json; source: where that was found."""
     if not isinstance(content, list) or len(content) != 2 or not all(isinstance(part, list) for part in content):
         raise UserError(f"{source} must be the two lists [xyz_list, verts_list]")
     xyz, vertices = content
     if len(xyz) != len(vertices):
         raise UserError(f"{source} has {len(xyz)} hands but {len(vertices)} meshes; they must agree")
-    return _checked(xyz, source)
+    return _check_keypoints(xyz, source)
 
 
-def _checked(xyz: object, source: str | Path) -> NDArray[np.float64]:
+def _check_keypoints(xyz: object, source: str | Path) -> NDArray[np.float64]:
     try:
         array = np.asarray(xyz, dtype=np.float64)
     except (ValueError, TypeError) as error:
@@ -120,11 +120,11 @@ def _from_json(text: bytes, path: str | Path) -> object:
         raise UserError(f"{path} does not hold JSON ({error})") from error
 
 
-def _existing(path: str | Path) -> Path:
+def _check_exists(path: str | Path) -> Path:
     if not Path(path).exists():
         raise UserError(f"{path} does not exist; predictions are written at the end of a training run")
     return Path(path)
 
 
 def _read_bytes(path: str | Path) -> bytes:
-    return _existing(path).read_bytes()
+    return _check_exists(path).read_bytes()

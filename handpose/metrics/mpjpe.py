@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from handpose.geometry import procrustes_align, root_relative
+from handpose.geometry import procrustes_align, to_root_relative
 from handpose.skeleton import ROOT
 
 MM_PER_M = 1000.0
@@ -68,7 +68,7 @@ class RootRelativeMpjpe(_MeanDistance):
 
     def update(self, predicted_m: Tensor, target_m: Tensor) -> None:
         """Add B samples; both (B, K, 3) in metres."""
-        predicted, target = (root_relative(xyz.double(), self.root) for xyz in (predicted_m, target_m))
+        predicted, target = (to_root_relative(xyz.double(), self.root) for xyz in (predicted_m, target_m))
         self._add(MM_PER_M * predicted, MM_PER_M * target)
 
 

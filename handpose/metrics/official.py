@@ -18,7 +18,7 @@ _TINY = 1e-8
 """Added to both norms, in metres: a prediction of zeros only, the toolbox's own example, falls onto the centroid."""
 
 
-def freihand_scores(predicted_m: NDArray[np.floating], target_m: NDArray[np.floating]) -> dict[str, float]:
+def compute_freihand_scores(predicted_m: NDArray[np.floating], target_m: NDArray[np.floating]) -> dict[str, float]:
     """Score predictions as the challenge does, and as papers do.
 
     predicted_m, target_m: (N, K, 3) in metres, camera frame, FreiHAND order. Returns
@@ -37,11 +37,11 @@ def freihand_scores(predicted_m: NDArray[np.floating], target_m: NDArray[np.floa
     )
     return {
         "xyz_mean3d_cm": 100 * float(errors.mean()),
-        "xyz_auc3d": area_under_pck(errors),
+        "xyz_auc3d": compute_pck_auc(errors),
         "xyz_al_mean3d_cm": 100 * float(errors_official.mean()),
-        "xyz_al_auc3d": area_under_pck(errors_official),
+        "xyz_al_auc3d": compute_pck_auc(errors_official),
         "pa_mpjpe_mm": 1000 * float(errors_proper.mean()),
-        "pa_auc": area_under_pck(errors_proper),
+        "pa_auc": compute_pck_auc(errors_proper),
     }
 
 
@@ -51,23 +51,23 @@ def align(predicted: NDArray[np.float64], target: NDArray[np.float64], *, reflec
     source, goal = predicted - predicted.mean(axis=0), target - target_centroid
     size = np.linalg.norm(goal) + _TINY
     source, goal = source / (np.linalg.norm(source) + _TINY), goal / size
-    turn, scale = _orthogonal(source, goal) if reflection else _rotation(source, goal)
+    turn, scale = _find_orthogonal(source, goal) if reflection else _find_rotation(source, goal)
     return source @ turn * scale * size + target_centroid
 
 
-def area_under_pck(errors_m: NDArray[np.float64]) -> float:
+def compute_pck_auc(errors_m: NDArray[np.float64]) -> float:
     """Area under the curve of correct keypoints of each joint, over its maximum, then the mean; errors_m: (N, K)."""
     pck = (errors_m[:, :, None] <= THRESHOLDS_M).mean(axis=0)  # (K, thresholds)
     areas = trapezoid(pck, THRESHOLDS_M, axis=-1) / THRESHOLDS_M[-1]
     return float(areas.mean())
 
 
-def _orthogonal(source: NDArray[np.float64], goal: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+def _find_orthogonal(source: NDArray[np.float64], goal: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     turn, scale = orthogonal_procrustes(source, goal)
     return turn, float(scale)
 
 
-def _rotation(source: NDArray[np.float64], goal: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+def _find_rotation(source: NDArray[np.float64], goal: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """As `orthogonal_procrustes`, but a proper rotation: the least stretched axis is turned back (Umeyama 1991)."""
     u, segment, vt = np.linalg.svd(source.T @ goal)
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])

@@ -16,6 +16,6 @@ class TargetMetric(NamedTuple):
         """The factor that turns a value into a loss, of which smaller is better."""
         return 1.0 if self.mode == "min" else -1.0
 
-    def loss(self, value: float) -> float:
+    def to_loss(self, value: float) -> float:
         """The value as a loss: smaller is better, NaN stays NaN."""
         return self.sign * value

@@ -45,7 +45,7 @@ def make_metrics(*, prefix: str = "") -> MetricCollection:
     return MetricCollection(metrics, compute_groups=False)
 
 
-def direction(name: str) -> Mode | None:
+def get_direction(name: str) -> Mode | None:
     """Return which direction of a validation metric is better; None if no validation logs a metric of that name."""
     file = find_options("metrics").get(name.removeprefix(_STAGE)) if name.startswith(_STAGE) else None
     return None if file is None else "max" if _find_class(file, _read(file)).higher_is_better else "min"
@@ -88,7 +88,7 @@ def _make_metric(file: Path) -> Metric:
         raise UserError(f"{file}: {error}") from error
 
 
-def target_metric(name: str, mode: Mode | None, *, group: str) -> TargetMetric:
+def make_target_metric(name: str, mode: Mode | None, *, group: str) -> TargetMetric:
     """The validation metric that a configuration optimises.
 
     Args:
@@ -99,7 +99,7 @@ def target_metric(name: str, mode: Mode | None, *, group: str) -> TargetMetric:
     Raises:
         UserError: no validation logs the metric, or the mode contradicts its direction.
     """
-    better = direction(name)
+    better = get_direction(name)
     if better is None:
         known = list_validation_metrics()
         near = difflib.get_close_matches(name, known, n=1)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handpose.errors import UserError
-from handpose.models.weights import tensors_in_order, weights_file
+from handpose.models.weights import find_weights_file, map_tensors_by_order
 
 
 class Encoder(nn.Module):
@@ -54,10 +54,10 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         _check_name(name)
-        source = _source(weights, name) if weights is not None else None
-        self.note = _BY_ORDER.format(weights, name) if source is not None and "state_dict" in source else ""
+        source = _make_weight_options(weights, name) if weights is not None else None
+        self.note = _LOADED_BY_ORDER.format(weights, name) if source is not None and "state_dict" in source else ""
         self.name = name
-        self.layout = layout = _layout(name, image_size)
+        self.layout = layout = _find_layout(name, image_size)
         self.channels, self.reductions = list(layout.channels), list(layout.reductions)
         options: dict[str, Any] = {} if layout.img_size is None else {"img_size": layout.img_size}
         if drop_path > 0.0:
@@ -81,12 +81,12 @@ class Encoder(nn.Module):
         if size != list(image.shape[-2:]):
             image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
         maps = self.pyramid((image - self.mean) / self.std)
-        return [_channels_first(self.pyramid, maps[i]) for i in self.layout.levels]
+        return [_to_channels_first(self.pyramid, maps[i]) for i in self.layout.levels]
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that timm's model excludes from weight decay."""
-        excluded = {_flat(name) for name in _undecayed(self.name)}
-        return {f"pyramid.{name}" for name, _ in self.pyramid.named_parameters() if _flat(name) in excluded}
+        excluded = {_flatten_name(name) for name in _list_no_decay_names(self.name)}
+        return {f"pyramid.{name}" for name, _ in self.pyramid.named_parameters() if _flatten_name(name) in excluded}
 
 
 def has_fixed_size(name: str) -> bool:
@@ -95,7 +95,7 @@ def has_fixed_size(name: str) -> bool:
     return config is not None and bool(config.fixed_input_size)
 
 
-class _Layout(NamedTuple):
+class _PyramidLayout(NamedTuple):
     """What the pyramid of a timm model is like.
 
     levels: the maps that are used. fixed_size: side in pixels of the only pictures it takes; None for any. img_size: as
@@ -110,7 +110,7 @@ class _Layout(NamedTuple):
 
 
 @functools.cache
-def _layout(name: str, image_size: int | None) -> _Layout:
+def _find_layout(name: str, image_size: int | None) -> _PyramidLayout:
     """Find out how a model is to be created for pictures of this size, by running it on shapes alone.
 
     Raises UserError where it has no pyramid or none for this size.
@@ -119,42 +119,42 @@ def _layout(name: str, image_size: int | None) -> _Layout:
     own_size = 224 if config is None else config.input_size[-1]  # timm's default
     asked = image_size or own_size
     try:
-        coarsest = _on_meta(name).feature_info.reduction()[-1]
+        coarsest = _create_on_meta(name).feature_info.reduction()[-1]
         tiling = math.ceil(asked / coarsest) * coarsest
         if not has_fixed_size(name):
-            return _tried(name, tiling, fixed_size=None, img_size=None)
-        if asked == own_size and (layout := _tried_or_none(name, own_size)) is not None:
+            return _try_layout(name, tiling, fixed_size=None, img_size=None)
+        if asked == own_size and (layout := _try_layout_or_none(name, own_size)) is not None:
             return layout
-        return _tried(name, tiling, fixed_size=tiling, img_size=tiling)
+        return _try_layout(name, tiling, fixed_size=tiling, img_size=tiling)
     except Exception as error:  # timm and torch each raise their own
         if asked != own_size:
-            _layout(name, own_size)  # which raises the reason where it takes no pictures at all
+            _find_layout(name, own_size)  # which raises the reason where it takes no pictures at all
             raise UserError(
                 f"model.encoder.name={name} does not take pictures of {asked} px; give data.image_size={own_size}"
             ) from error
-        raise UserError(f"model.encoder.name={name} cannot serve as an encoder: {_reason(error)}") from error
+        raise UserError(f"model.encoder.name={name} cannot serve as an encoder: {_explain_error(error)}") from error
 
 
-def _tried_or_none(name: str, size: int) -> _Layout | None:
+def _try_layout_or_none(name: str, size: int) -> _PyramidLayout | None:
     try:
-        return _tried(name, size, fixed_size=size, img_size=None)
+        return _try_layout(name, size, fixed_size=size, img_size=None)
     except Exception:  # then it is tried with a size that its coarsest map tiles
         return None
 
 
-def _tried(name: str, size: int, *, fixed_size: int | None, img_size: int | None) -> _Layout:
+def _try_layout(name: str, size: int, *, fixed_size: int | None, img_size: int | None) -> _PyramidLayout:
     """Run a model on the shape of a picture; raises ValueError where its last map does not tile the picture."""
-    maps, info = _shapes(name, size, img_size=img_size)
+    maps, info = _compute_shapes(name, size, img_size=img_size)
     channels, reductions = info.channels(), info.reduction()
     cells = [tuple(shape[1:]) for shape in maps]
-    levels = tuple(i for i in range(len(maps)) if _tiles(cells[i], reductions[i], size))
+    levels = tuple(i for i in range(len(maps)) if _covers_image(cells[i], reductions[i], size))
     if not levels or levels[-1] != len(maps) - 1 or any(maps[i][0] != channels[i] for i in levels):
         got = " x ".join(map(str, cells[-1]))
         raise ValueError(
             f"its last feature map has {got} cells for pictures of {size} px, which do not tile them at a stride of "
             f"{reductions[-1]}"
         )
-    return _Layout(
+    return _PyramidLayout(
         levels=levels,
         channels=tuple(channels[i] for i in levels),
         reductions=tuple(reductions[i] for i in levels),
@@ -163,15 +163,15 @@ def _tried(name: str, size: int, *, fixed_size: int | None, img_size: int | None
     )
 
 
-def _tiles(cells: Sequence[int], reduction: int, size: int) -> bool:
+def _covers_image(cells: Sequence[int], reduction: int, size: int) -> bool:
     """Whether so many cells of a map cover a picture, to less than half a cell."""
     return all(abs(count * reduction - size) < reduction / 2 for count in cells)
 
 
-def _shapes(name: str, size: int, *, img_size: int | None) -> tuple[list[tuple[int, ...]], Any]:
+def _compute_shapes(name: str, size: int, *, img_size: int | None) -> tuple[list[tuple[int, ...]], Any]:
     """Channels, rows and columns of each map for a picture of this size, and what timm says of them."""
     options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
-    pyramid = _on_meta(name, **options).eval()
+    pyramid = _create_on_meta(name, **options).eval()
     try:
         maps = pyramid(torch.zeros(1, 3, size, size, device="meta"))
     except (RuntimeError, NotImplementedError) as error:
@@ -180,42 +180,42 @@ def _shapes(name: str, size: int, *, img_size: int | None) -> tuple[list[tuple[i
         with torch.random.fork_rng(devices=[]), torch.no_grad():  # its shapes depend on values
             pyramid = timm.create_model(name, features_only=True, pretrained=False, **options).eval()
             maps = pyramid(torch.zeros(1, 3, size, size))
-    return [tuple(_channels_first(pyramid, each).shape[1:]) for each in maps], pyramid.feature_info
+    return [tuple(_to_channels_first(pyramid, each).shape[1:]) for each in maps], pyramid.feature_info
 
 
 @functools.lru_cache(maxsize=1)  # finding out how a model is to be created mostly makes the same one twice
-def _on_meta(name: str, *, features_only: bool = True, **options: Any) -> Any:
+def _create_on_meta(name: str, *, features_only: bool = True, **options: Any) -> Any:
     """A timm model without values, and without a draw from the generator of random numbers."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return timm.create_model(name, features_only=features_only, pretrained=False, **options)
 
 
-def _channels_first(pyramid: nn.Module, features: Tensor) -> Tensor:
+def _to_channels_first(pyramid: nn.Module, features: Tensor) -> Tensor:
     is_last = str(getattr(getattr(pyramid, "output_fmt", None), "value", "NCHW")) == "NHWC"
     return features.permute(0, 3, 1, 2) if is_last else features
 
 
 @functools.cache
-def _undecayed(name: str) -> frozenset[str]:
-    model = _on_meta(name, features_only=False)
+def _list_no_decay_names(name: str) -> frozenset[str]:
+    model = _create_on_meta(name, features_only=False)
     return frozenset(model.no_weight_decay() if hasattr(model, "no_weight_decay") else ())
 
 
-def _flat(name: str) -> str:
+def _flatten_name(name: str) -> str:
     """The name of a parameter, the same in a model and in timm's feature extractors, which rename some modules."""
     return name.removeprefix("model.").removeprefix("body.").replace(".", "_")
 
 
-_BY_ORDER = "{} has other names than {}: its tensors, whose shapes agree, are taken in their order"
+_LOADED_BY_ORDER = "{} has other names than {}: its tensors, whose shapes agree, are taken in their order"
 
 
-def _source(weights: str, name: str) -> dict[str, Any]:
+def _make_weight_options(weights: str, name: str) -> dict[str, Any]:
     """Where timm is to take the weights from: `file`, or `state_dict`."""
-    file = weights_file(weights)
+    file = find_weights_file(weights)
     try:
-        tensors = tensors_in_order(file, name)
+        tensors = map_tensors_by_order(file, name)
     except Exception as error:  # torch, safetensors and timm each raise their own
-        raise UserError(f"model.encoder.weights={weights} does not fit {name}: {_reason(error)}") from error
+        raise UserError(f"model.encoder.weights={weights} does not fit {name}: {_explain_error(error)}") from error
     return {"file": str(file)} if tensors is None else {"state_dict": tensors}
 
 
@@ -237,20 +237,20 @@ def _create(
                 "model.encoder.drop_path=0.0"
             ) from error
         if weights is not None:
-            raise UserError(f"model.encoder.weights={weights} does not fit {name}: {_reason(error)}") from error
+            raise UserError(f"model.encoder.weights={weights} does not fit {name}: {_explain_error(error)}") from error
         if pretrained:
             raise UserError(
-                f"the pretrained weights of {name} cannot be fetched ({_reason(error)}); give "
+                f"the pretrained weights of {name} cannot be fetched ({_explain_error(error)}); give "
                 "model.encoder.weights=FILE or model.encoder.pretrained=false"
             ) from error
-        raise UserError(f"model.encoder.name={name} cannot serve as an encoder: {_reason(error)}") from error
+        raise UserError(f"model.encoder.name={name} cannot serve as an encoder: {_explain_error(error)}") from error
     for module in pyramid.modules():  # timm keeps what it was made from: the same tensors once more
         if isinstance(config := getattr(module, "pretrained_cfg", None), dict):
             config.pop("state_dict", None)
     return pyramid
 
 
-def _reason(error: Exception) -> str:
+def _explain_error(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

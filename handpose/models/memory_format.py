@@ -4,14 +4,14 @@ import torch
 from torch import nn
 
 
-def fastest_memory_format(net: nn.Module, *, on_gpu: bool) -> torch.memory_format:
+def choose_memory_format(net: nn.Module, *, on_gpu: bool) -> torch.memory_format:
     """Return channels last, unless a convolution of the network would corrupt memory with it on a CPU."""
-    if not on_gpu and any(_corrupts_memory(module) for module in net.modules()):
+    if not on_gpu and any(_would_corrupt_memory(module) for module in net.modules()):
         return torch.contiguous_format
     return torch.channels_last
 
 
-def _corrupts_memory(module: nn.Module) -> bool:
+def _would_corrupt_memory(module: nn.Module) -> bool:
     """Whether oneDNN's backward pass of this convolution writes beyond its buffers when the input is channels last.
 
     Measured with guard pages (torch 2.14): it does for 1 x 1 kernels with a stride above 1 and fewer input channels

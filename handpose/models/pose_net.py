@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from handpose.heatmaps import AxisLogits
-from handpose.models.memory_format import fastest_memory_format
+from handpose.models.memory_format import choose_memory_format
 
 
 class FeatureEncoder(Protocol):
@@ -50,7 +50,7 @@ class PoseNet(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder(channels=encoder.channels, reductions=encoder.reductions)
-        self.memory_format = fastest_memory_format(self, on_gpu=on_gpu)
+        self.memory_format = choose_memory_format(self, on_gpu=on_gpu)
         self.to(memory_format=self.memory_format)
 
     def forward(self, image: Tensor) -> AxisLogits:

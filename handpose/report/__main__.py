@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from handpose.config import make_parser, told
+from handpose.config import exit_on_user_error, make_parser
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.storage.stored_sweep import open_sweep_for_reading
 from handpose.urls import is_url
@@ -23,10 +23,10 @@ Write one self-contained HTML page about a sweep, or about several with a compar
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, or leaves with 2 after a mistake."""
-    options = _options(arguments)
+    options = _parse_arguments(arguments)
     is_of_one_folder = len(options.places) == 1 and not is_url(options.places[0])
     file = options.output or (Path(options.places[0]) if is_of_one_folder else Path()) / REPORT_FILE
-    with told(), contextlib.ExitStack() as read:
+    with exit_on_user_error(), contextlib.ExitStack() as read:
         folders = [read.enter_context(open_sweep_for_reading(place)) for place in options.places]
         written = write_report(folders, file, scientific=options.scientific)
         own = {str(folder) for folder, place in zip(folders, options.places, strict=True) if not is_url(place)}
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.report", _DESCRIPTION)
     parser.add_argument("places", nargs="+", metavar="DIR", help="of a sweep, or its URL in a store")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the one folder, or here")

@@ -18,38 +18,38 @@ from scipy import stats
 
 from handpose.report.effects import (
     CONFIDENCE,
-    LEAST_TRIALS,
+    MIN_EFFECT_TRIALS,
     ShownEffect,
-    key_that_sets_apart,
-    shown_effects,
-    small_effects,
+    find_distinguishing_key,
+    find_shown_effects,
+    find_small_effects,
 )
+from handpose.report.formatting import format_metric, format_value
 from handpose.report.ranges import (
-    NEAR,
-    Crowd,
-    best_trials,
-    crowded_edges,
-    expression,
+    NEAR_DISTANCE,
+    CrowdedEdge,
+    find_crowded_edges,
+    find_settled_parameters,
+    format_range,
     is_near,
-    places,
-    settled,
-    widened,
+    list_places,
+    select_best_trials,
+    widen_range,
 )
-from handpose.report.rank_agreement import LEAST_TRIALS as LEAST_FULLY_TRAINED
-from handpose.report.rank_agreement import rank_agreement
-from handpose.report.record import Parameter, SweepRecord, TrialRecord
-from handpose.report.table import short_names
-from handpose.report.words import metric_text, value_text
+from handpose.report.rank_agreement import MIN_AGREEMENT_TRIALS as LEAST_FULLY_TRAINED
+from handpose.report.rank_agreement import estimate_rank_agreement
+from handpose.report.sweep_record import Parameter, SweepRecord, TrialRecord
+from handpose.report.trial_table import shorten_names
 
-Kind = Literal["act", "note", "fine", "open"]
+FindingKind = Literal["act", "note", "fine", "open"]
 """act: something should be changed. note: worth knowing. fine: looked at, nothing to do. open: too little evidence."""
 
-_LEAST_AGREEMENT = 0.3
+_MIN_AGREEMENT = 0.3
 """Correlation of the first rung with the last epoch, below which early stopping is close to random."""
 
-_WORSE = 0.03  # of the metric, by which the best trials must get worse before it is called overfitting
-_BETTER = 0.05  # of the metric, by which they must still improve
-_LEVEL = 0.02  # of the intervals for both: with the effects of parameters, claims in noise stay below 5 %
+_MIN_WORSENING = 0.03  # of the metric, by which the best trials must get worse before it is called overfitting
+_MIN_IMPROVEMENT = 0.05  # of the metric, by which they must still improve
+_TAIL_LEVEL = 0.02  # of the intervals for both: with the effects of parameters, claims in noise stay below 5 %
 
 
 class Finding(NamedTuple):
@@ -58,30 +58,30 @@ class Finding(NamedTuple):
     """
 
     question: str
-    kind: Kind
+    kind: FindingKind
     text: str
     evidence: str
     paste: str = ""
 
 
-def advice(record: SweepRecord, shown: Sequence[ShownEffect] | None = None) -> list[Finding]:
-    """All answers, the ones that call for a change first. shown: of `shown_effects`, if it was called already."""
-    shown = shown_effects(record) if shown is None else shown
+def give_advice(record: SweepRecord, shown: Sequence[ShownEffect] | None = None) -> list[Finding]:
+    """All answers, the ones that call for a change first. shown: of `find_shown_effects`, if it was called already."""
+    shown = find_shown_effects(record) if shown is None else shown
     found = [
-        *trust(record),
-        *edges(record, shown),
-        *density(record, shown),
-        *losses(record),
-        *overfitting(record),
-        *late_divergence(record),
-        *unfinished(record),
-        *what_is_known(record, shown),
-        *early_ranks(record),
+        *check_winner(record),
+        *check_range_edges(record, shown),
+        *check_density(record, shown),
+        *check_failed_trials(record),
+        *check_overfitting(record),
+        *check_late_divergence(record),
+        *check_unfinished_training(record),
+        *summarise_effects(record, shown),
+        *check_early_ranks(record),
     ]
     return sorted(found, key=lambda finding: ("act", "note", "fine", "open").index(finding.kind))
 
 
-def advice_text(findings: Sequence[Finding]) -> str:
+def format_advice(findings: Sequence[Finding]) -> str:
     """For the terminal: the answers that call for a change or are worth knowing, a line or two each."""
     lines: list[str] = []
     for finding in findings:
@@ -94,7 +94,7 @@ def advice_text(findings: Sequence[Finding]) -> str:
 # --- the questions ----------------------------------------------------------------------------------------------------
 
 
-def trust(record: SweepRecord) -> list[Finding]:
+def check_winner(record: SweepRecord) -> list[Finding]:
     """Is the winner better than luck?"""
     question = "Can the winner be trusted?"
     confirmed = record.confirmation
@@ -126,54 +126,55 @@ def trust(record: SweepRecord) -> list[Finding]:
     return [Finding(question, "fine", f"{label} is better than {', '.join(worse)} over fresh seeds.", evidence)]
 
 
-def edges(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
+def check_range_edges(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
     """Does a range end where the best trials are?"""
     question = "Do the best trials crowd an edge of a range?"
-    if (lacking := _lacking(record, question)) is not None:
+    if (lacking := _make_missing_finding(record, question)) is not None:
         return [lacking]
-    found = [_edge(question, crowd) for crowd in crowded_edges(record, shown)]
+    found = [_make_edge_finding(question, crowd) for crowd in find_crowded_edges(record, shown)]
     if found or shown:
-        evidence = f"{len(best_trials(record))} best trials, {len(shown)} parameters with a shown effect"
+        evidence = f"{len(select_best_trials(record))} best trials, {len(shown)} parameters with a shown effect"
         return found or [Finding(question, "fine", "No range is shown to end too early.", evidence)]
-    return [_nothing_shown(question, record)]
+    return [_make_no_effect_finding(question, record)]
 
 
-def _edge(question: str, crowd: Crowd) -> Finding:
+def _make_edge_finding(question: str, crowd: CrowdedEdge) -> Finding:
     parameter, is_upper, effect = crowd.parameter, crowd.is_upper, crowd.effect
     end = parameter.high if is_upper else parameter.low
-    low, high = widened(parameter, is_upper=is_upper)
+    low, high = widen_range(parameter, is_upper=is_upper)
     return Finding(
         question,
         "act",
         f"The best trials crowd the {'upper' if is_upper else 'lower'} end of {parameter.key}, and the metric improves "
         "towards it: a better value may lie beyond. Search a wider range, if the model allows it.",
-        f"{crowd.num_there} of the {crowd.num_best} best trials lie at or near {value_text(end)}; {_evidence(effect)}",
-        f"{parameter.key}: {expression(parameter, low, high)}",
+        f"{crowd.num_at_edge} of the {crowd.num_best} best trials lie at or near {format_value(end)}; "
+        f"{_format_evidence(effect)}",
+        f"{parameter.key}: {format_range(parameter, low, high)}",
     )
 
 
-def _evidence(effect: ShownEffect) -> str:
+def _format_evidence(effect: ShownEffect) -> str:
     return f"effect shown by {effect.num_trials} trials at epoch {effect.epoch}, p = {effect.p_value:.2g}"
 
 
-def _nothing_shown(question: str, record: SweepRecord) -> Finding:
+def _make_no_effect_finding(question: str, record: SweepRecord) -> Finding:
     evidence = f"{len(record.ranked)} trials with a result, {len(record.parameters)} parameters"
     return Finding(question, "open", "No parameter is shown to have an effect yet.", evidence)
 
 
-def density(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
+def check_density(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
     """Were there enough trials near the best one, in the parameters that are shown to matter?"""
     question = "Were there enough trials near the best one?"
-    if (lacking := _lacking(record, question)) is not None:
+    if (lacking := _make_missing_finding(record, question)) is not None:
         return [lacking]
     if not shown:
-        return [_nothing_shown(question, record)]
-    best, *others = record.leading(len(record.ranked))
+        return [_make_no_effect_finding(question, record)]
+    best, *others = record.list_leading_trials(len(record.ranked))
     keys = [effect.key for effect in shown]
     known = [parameter for parameter in record.parameters if parameter.key in keys]
     near = [trial for trial in others if all(is_near(parameter, best, trial) for parameter in known)]
-    names = ", ".join(short_names(keys).values())
-    evidence = f"{len(near)} of {len(others)} other trials within {NEAR:.0%} of the range of {names}"
+    names = ", ".join(shorten_names(keys).values())
+    evidence = f"{len(near)} of {len(others)} other trials within {NEAR_DISTANCE:.0%} of the range of {names}"
     if len(near) < 3:
         text = (
             f"Few trials are near trial {best.number} in the parameters that are shown to matter, so there may be "
@@ -183,7 +184,7 @@ def density(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
     return [Finding(question, "fine", f"Values near those of trial {best.number} were tried too.", evidence)]
 
 
-def losses(record: SweepRecord) -> list[Finding]:
+def check_failed_trials(record: SweepRecord) -> list[Finding]:
     """How many trials came to nothing, and where in the space?"""
     question = "How many trials came to nothing, and why?"
     over = [trial for trial in record.trials if trial.state not in ("running", "waiting", "paused")]
@@ -194,48 +195,48 @@ def losses(record: SweepRecord) -> list[Finding]:
     evidence = f"{len(lost)} of {len(over)}" + "".join(f", {number} {state}" for state, number in counts.items())
     if len(lost) < max(2, 0.1 * len(over)):
         return [Finding(question, "fine", "Few or none.", evidence)]
-    key = key_that_sets_apart(record, over, lost)
+    key = find_distinguishing_key(record, over, lost)
     text = f"{len(lost) / len(over):.0%} of the trials came to nothing. "
     if key is None:
-        return [Finding(question, "note", text + _most_common(lost), evidence)]
+        return [Finding(question, "note", text + _find_most_common_cause(lost), evidence)]
     sound = [trial for trial in over if trial not in lost]
     parameter = next(each for each in record.parameters if each.key == key)
-    describe = _chosen_more_often if parameter.kind == "choice" else _lies_elsewhere
+    describe = _explain_choice if parameter.kind == "choice" else _explain_location
     return [Finding(question, "act", text + describe(parameter, lost, sound), evidence)]
 
 
-def _lies_elsewhere(parameter: Parameter, lost: Sequence[TrialRecord], sound: Sequence[TrialRecord]) -> str:
-    ours, theirs = (_middle_half(parameter, trials) for trials in (lost, sound))
+def _explain_location(parameter: Parameter, failed: Sequence[TrialRecord], successful: Sequence[TrialRecord]) -> str:
+    ours, theirs = (_format_middle_half(parameter, trials) for trials in (failed, successful))
     return f"They differ in {parameter.key}: the middle half of them lies {ours}, that of the others {theirs}."
 
 
-def _middle_half(parameter: Parameter, trials: Sequence[TrialRecord]) -> str:
+def _format_middle_half(parameter: Parameter, trials: Sequence[TrialRecord]) -> str:
     """Between which values the middle half of the trials lies: lost ones may be at both ends of a range."""
-    lie = places(parameter, trials)
+    lie = list_places(parameter, trials)
     if not lie:
         return "nowhere, as none has it"
-    low, high = (value_text(parameter.value_at(float(place))) for place in np.quantile(lie, [0.25, 0.75]))
+    low, high = (format_value(parameter.to_value(float(place))) for place in np.quantile(lie, [0.25, 0.75]))
     return f"at {low}" if low == high else f"between {low} and {high}"
 
 
-def _chosen_more_often(parameter: Parameter, lost: Sequence[TrialRecord], sound: Sequence[TrialRecord]) -> str:
+def _explain_choice(parameter: Parameter, failed: Sequence[TrialRecord], successful: Sequence[TrialRecord]) -> str:
     """Of the choice whose share differs most."""
     counts = [
-        (_num_with(parameter, index, lost), _num_with(parameter, index, sound), choice)
+        (_count_with_choice(parameter, index, failed), _count_with_choice(parameter, index, successful), choice)
         for index, choice in enumerate(parameter.choices)
     ]
-    ours, theirs, choice = max(counts, key=lambda each: each[0] / len(lost) - each[1] / max(1, len(sound)))
-    shares = f"{ours} of these {len(lost)}, {theirs} of the other {len(sound)}"
-    return f"They have {parameter.key} {value_text(choice)} more often: {shares}."
+    ours, theirs, choice = max(counts, key=lambda each: each[0] / len(failed) - each[1] / max(1, len(successful)))
+    shares = f"{ours} of these {len(failed)}, {theirs} of the other {len(successful)}"
+    return f"They have {parameter.key} {format_value(choice)} more often: {shares}."
 
 
-def _num_with(parameter: Parameter, index: int, trials: Sequence[TrialRecord]) -> int:
+def _count_with_choice(parameter: Parameter, index: int, trials: Sequence[TrialRecord]) -> int:
     owners = [trial for trial in trials if parameter.key in trial.params]
-    return sum(parameter.index(trial.params[parameter.key]) == index for trial in owners)
+    return sum(parameter.find_option(trial.params[parameter.key]) == index for trial in owners)
 
 
-def _most_common(lost: Sequence[TrialRecord]) -> str:
-    causes = Counter(trial.error for trial in lost if trial.error)
+def _find_most_common_cause(failed: Sequence[TrialRecord]) -> str:
+    causes = Counter(trial.error for trial in failed if trial.error)
     return (
         f"Most common cause: {causes.most_common(1)[0][0]}"
         if causes
@@ -243,24 +244,24 @@ def _most_common(lost: Sequence[TrialRecord]) -> str:
     )
 
 
-def overfitting(record: SweepRecord) -> list[Finding]:
+def check_overfitting(record: SweepRecord) -> list[Finding]:
     """Does the validation metric of good trials get worse before the end?"""
     question = "Do the best trials get worse again before the last epoch?"
-    quarters = _quarters(record)
+    quarters = _average_quarters(record)
     if quarters is None:
-        return [_too_short(question, record)]
-    changes = [_relative_change(quarters[:, place], quarters[:, 3]) for place in range(3)]
+        return [_make_too_short_finding(question, record)]
+    changes = [_compute_relative_change(quarters[:, place], quarters[:, 3]) for place in range(3)]
     worst = max(changes, key=lambda change: change.mean())
-    low, _ = _interval(worst, level=_LEVEL / len(changes))
+    low, _ = _compute_t_interval(worst, level=_TAIL_LEVEL / len(changes))
     evidence = f"last quarter of the epochs {worst.mean():+.1%} against the best one before, of {len(worst)} trials"
-    if low > 0 and worst.mean() > _WORSE:
+    if low > 0 and worst.mean() > _MIN_WORSENING:
         text = "The best trials are past their best: they overfit, or their learning rate stays too high. Train them "
         text += "for fewer epochs, or search weight decay and augmentation."
         return [Finding(question, "act", text, evidence)]
     return [Finding(question, "fine", "They are not shown to get worse.", evidence)]
 
 
-def late_divergence(record: SweepRecord) -> list[Finding]:
+def check_late_divergence(record: SweepRecord) -> list[Finding]:
     """Did trials that were good diverge late?"""
     question = "Did good trials diverge late?"
     diverged = [trial for trial in record.trials if trial.state == "diverged" and trial.epochs > record.max_epochs / 2]
@@ -272,23 +273,23 @@ def late_divergence(record: SweepRecord) -> list[Finding]:
     return [Finding(question, "act", text, evidence)]
 
 
-def unfinished(record: SweepRecord) -> list[Finding]:
+def check_unfinished_training(record: SweepRecord) -> list[Finding]:
     """Do good trials still improve at the last epoch?"""
     question = "Do the best trials still improve at the last epoch?"
-    quarters = _quarters(record)
+    quarters = _average_quarters(record)
     if quarters is None:
-        return [_too_short(question, record)]
-    gains = -_relative_change(quarters[:, 2], quarters[:, 3])
-    low, _ = _interval(gains, level=_LEVEL)
+        return [_make_too_short_finding(question, record)]
+    gains = -_compute_relative_change(quarters[:, 2], quarters[:, 3])
+    low, _ = _compute_t_interval(gains, level=_TAIL_LEVEL)
     evidence = f"mean improvement from the third to the last quarter {gains.mean():.1%}, of {len(gains)} trials"
-    if low > 0 and gains.mean() > _BETTER:
+    if low > 0 and gains.mean() > _MIN_IMPROVEMENT:
         text = "The best trials still improve at the last epoch, so a longer training may rank them differently: raise "
         text += "sweep.max_epochs, or give the retraining more epochs (trainer.max_epochs)."
         return [Finding(question, "note", text, evidence)]
     return [Finding(question, "fine", "Hardly: they change little in the last quarter of the epochs.", evidence)]
 
 
-def _quarters(record: SweepRecord) -> NDArray[np.float64] | None:
+def _average_quarters(record: SweepRecord) -> NDArray[np.float64] | None:
     """(trials, 4) mean loss in each quarter of the epochs, of up to five good trials that were trained to the end.
 
     Good by their mean over all epochs: picking them by the last value would make them look as if they improved. The
@@ -298,7 +299,7 @@ def _quarters(record: SweepRecord) -> NDArray[np.float64] | None:
     selecting = {epoch for epoch in record.rungs if epoch < record.max_epochs}
     curves = [
         trial.curve
-        for trial in record.leading(len(record.ranked))
+        for trial in record.list_leading_trials(len(record.ranked))
         if trial.epochs >= record.max_epochs and not trial.is_perturbed
     ]
     edges_at = [record.max_epochs * place / 4 for place in range(5)]
@@ -314,7 +315,7 @@ def _quarters(record: SweepRecord) -> NDArray[np.float64] | None:
     return np.array(rows[:5]) if len(rows) >= 3 else None
 
 
-def _relative_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_relative_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
     """How much larger each value became, as a part of the mean size of both.
 
     Of the first one alone it would be positive on average in noise, which makes some of the first ones small.
@@ -324,81 +325,83 @@ def _relative_change(before: NDArray[np.float64], after: NDArray[np.float64]) ->
     return change
 
 
-def _interval(values: NDArray[np.float64], *, level: float) -> tuple[float, float]:
+def _compute_t_interval(values: NDArray[np.float64], *, level: float) -> tuple[float, float]:
     """The t interval of a mean that leaves out `level` on each side."""
     half = float(stats.t.ppf(1 - level, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def what_is_known(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
+def summarise_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
     """Which parameters have a shown effect, where are their best values, and which make little difference?"""
     question = "Which parameters matter, and where are their best values?"
-    if (lacking := _lacking(record, question)) is not None:
+    if (lacking := _make_missing_finding(record, question)) is not None:
         return [lacking]
-    narrowed = {each.parameter.key: each for each in settled(record, shown)}
+    narrowed = {each.parameter.key: each for each in find_settled_parameters(record, shown)}
     found = []
     for effect in shown:
         known = narrowed.get(effect.key)
         text = (
             f"{effect.key} has an effect."
             if known is None
-            else f"{effect.key} {known.text} ({CONFIDENCE:.0%} confidence)."
+            else f"{effect.key} {known.summary} ({CONFIDENCE:.0%} confidence)."
         )
-        found.append(Finding(question, "fine" if known is None else "note", text, _evidence(effect)))
-    small = small_effects(record, shown)
+        found.append(Finding(question, "fine" if known is None else "note", text, _format_evidence(effect)))
+    small = find_small_effects(record, shown)
     if small:
-        names = ", ".join(short_names([each.key for each in small]).values())
+        names = ", ".join(shorten_names([each.key for each in small]).values())
         text = (
             f"Little difference is made by {names}: less than half of what the best trial gained over the median one."
         )
-        bound = metric_text(record.metric, max(each.bound for each in small))
+        bound = format_metric(record.metric, max(each.bound for each in small))
         evidence = f"differences below {bound} with {CONFIDENCE:.0%} confidence, {small[0].num_trials} trials at epoch "
         found.append(Finding(question, "fine", text, f"{evidence}{small[0].epoch}"))
     said = {effect.key for effect in shown} | {each.key for each in small}
     rest = [parameter.key for parameter in record.parameters if parameter.key not in said]
     if rest:
-        names = ", ".join(short_names(rest).values())
+        names = ", ".join(shorten_names(rest).values())
         text = f"Not shown either way: {names}. More trials would tell; this does not mean that they have no effect."
         found.append(Finding(question, "open", text, f"{len(record.ranked)} trials with a result"))
     return found
 
 
-def early_ranks(record: SweepRecord) -> list[Finding]:
+def check_early_ranks(record: SweepRecord) -> list[Finding]:
     """Do early epochs tell which trials will be good?"""
     question = "Do the rungs tell early which trials will be good?"
     if not record.rungs:
         return []
     epochs = sorted({*record.rungs, record.max_epochs})
-    losses_at = [{trial: record.sign * value for trial, value in record.values_at(epoch).items()} for epoch in epochs]
-    agreement = rank_agreement(losses_at)
+    losses_at = [
+        {trial: record.sign * value for trial, value in record.get_values_at(epoch).items()} for epoch in epochs
+    ]
+    agreement = estimate_rank_agreement(losses_at)
     if agreement is None:
-        num = len(record.values_at(record.max_epochs))
+        num = len(record.get_values_at(record.max_epochs))
         text = f"Too few trials were trained to epoch {record.max_epochs}."
         return [Finding(question, "open", text, f"{num}, at least {LEAST_FULLY_TRAINED} are needed")]
     evidence = (
         f"correlation of epochs {record.rungs[0]} and {record.max_epochs} among all trials, stopped ones included: "
         f"{agreement.correlation:.2f} [{agreement.low:.2f}, {agreement.high:.2f}], {agreement.num_trials} trials"
     )
-    if agreement.high < _LEAST_AGREEMENT:
+    if agreement.high < _MIN_AGREEMENT:
         text = "They do not, so good trials may have been stopped: raise scheduler.grace_period."
         return [Finding(question, "act", text, evidence)]
-    if agreement.low > _LEAST_AGREEMENT:
+    if agreement.low > _MIN_AGREEMENT:
         return [Finding(question, "fine", "They do.", evidence)]
     return [Finding(question, "open", "Too few trials reached the last epoch to tell.", evidence)]
 
 
-def _lacking(record: SweepRecord, question: str) -> Finding | None:
-    if len(record.ranked) >= LEAST_TRIALS:
+def _make_missing_finding(record: SweepRecord, question: str) -> Finding | None:
+    if len(record.ranked) >= MIN_EFFECT_TRIALS:
         return None
     return Finding(
         question,
         "open",
         "Too few trials to say.",
-        f"{len(record.ranked)} with a result, at least {LEAST_TRIALS} are needed",
+        f"{len(record.ranked)} with a result, at least {MIN_EFFECT_TRIALS} are needed",
     )
 
 
-def _too_short(question: str, record: SweepRecord) -> Finding:
+def _make_too_short_finding(question: str, record: SweepRecord) -> Finding:
     text = "Too few trials were trained to the last epoch, or for too few epochs."
     return Finding(
         question, "open", text, f"at least 3 trials of {record.max_epochs} epochs, and at least 4 epochs, are needed"

@@ -17,57 +17,59 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from handpose.report.record import Confirmation, SweepRecord
-from handpose.report.words import metric_text
+from handpose.report.formatting import format_metric
+from handpose.report.sweep_record import Confirmation, SweepRecord
 
-_LEAST_TRIALS = 8  # of each sweep, for the test of trials
+_MIN_TRIALS = 8  # of each sweep, for the test of trials
 _SIGNIFICANT = 0.05
 
 
-class Comparison(NamedTuple):
-    """Two sweeps. test: what was held against what. odds: the corrected p value, NaN where nothing can be said."""
+class SweepComparison(NamedTuple):
+    """Two sweeps. test: what was held against what. p_value: the corrected p value, NaN where nothing can be said."""
 
     first: str
     second: str
     test: str
     text: str
-    odds: float
+    p_value: float
 
 
-def compare(records: Sequence[SweepRecord]) -> list[Comparison]:
+def compare_sweeps(records: Sequence[SweepRecord]) -> list[SweepComparison]:
     """Every pair of sweeps, in their order."""
     pairs = list(itertools.combinations(records, 2))
-    compared = [_compare(*pair) for pair in pairs]
-    corrected = holm([each.odds for each in compared])
-    return [_judged(each, odds) for each, odds in zip(compared, corrected, strict=True)]
+    compared = [_compare_pair(*pair) for pair in pairs]
+    corrected = correct_p_values([each.p_value for each in compared])
+    return [_add_verdict(each, odds) for each, odds in zip(compared, corrected, strict=True)]
 
 
-def holm(odds: Sequence[float]) -> list[float]:
+def correct_p_values(p_values: Sequence[float]) -> list[float]:
     """p values corrected for their number (Holm 1979); NaN ones do not count and stay."""
-    known = sorted((value, place) for place, value in enumerate(odds) if math.isfinite(value))
-    corrected, most = [math.nan] * len(odds), 0.0
+    known = sorted((value, place) for place, value in enumerate(p_values) if math.isfinite(value))
+    corrected, most = [math.nan] * len(p_values), 0.0
     for rank, (value, place) in enumerate(known):
         most = max(most, min(1.0, (len(known) - rank) * value))
         corrected[place] = most
     return corrected
 
 
-def _compare(first: SweepRecord, second: SweepRecord) -> Comparison:
+def _compare_pair(first: SweepRecord, second: SweepRecord) -> SweepComparison:
     names = first.name, second.name
-    reason = incomparable(first, second)
+    reason = explain_incomparable(first, second)
     if reason:
-        return Comparison(*names, "none", reason, math.nan)
+        return SweepComparison(*names, "none", reason, math.nan)
     confirmations = [each for each in (first.confirmation, second.confirmation) if each and each.winner]
     if len(confirmations) == 2:
-        return _winners(first, second, *confirmations)
-    epochs = set(first.compared_epochs(least=_LEAST_TRIALS)) & set(second.compared_epochs(least=_LEAST_TRIALS))
+        return _compare_winners(first, second, *confirmations)
+    epochs = set(first.list_compared_epochs(min_trials=_MIN_TRIALS)) & set(
+        second.list_compared_epochs(min_trials=_MIN_TRIALS)
+    )
     if not epochs:
-        text = f"Neither are both confirmed, nor have both {_LEAST_TRIALS} trials at one epoch: nothing can be said."
-        return Comparison(*names, "none", text, math.nan)
-    return _trials(first, second, max(epochs))
+        text = f"Neither are both confirmed, nor have both {_MIN_TRIALS} trials at one epoch: nothing can be said."
+        return SweepComparison(*names, "none", text, math.nan)
+    return _compare_trials(first, second, max(epochs))
 
 
-def incomparable(first: SweepRecord, second: SweepRecord) -> str:
+def explain_incomparable(first: SweepRecord, second: SweepRecord) -> str:
     """Why values of two sweeps do not measure the same; empty where they do."""
     if (first.metric, first.mode) != (second.metric, second.mode):
         return f"One optimises {first.metric}, the other {second.metric}: their values do not compare."
@@ -82,36 +84,36 @@ def incomparable(first: SweepRecord, second: SweepRecord) -> str:
     return ""
 
 
-def _winners(first: SweepRecord, second: SweepRecord, *confirmations: Confirmation) -> Comparison:
+def _compare_winners(first: SweepRecord, second: SweepRecord, *confirmations: Confirmation) -> SweepComparison:
     values = [np.array(list(each.winner.values.values())) for each in confirmations if each.winner]
     test = "confirmed winners (Welch's t-test)"
-    difference = metric_text(first.metric, abs(values[0].mean() - values[1].mean()))
+    difference = format_metric(first.metric, abs(values[0].mean() - values[1].mean()))
     better = 0 if first.sign * values[0].mean() <= first.sign * values[1].mean() else 1
     name = (first.name, second.name)[better]
     for lacking, reason in ((min(map(len, values)) < 2, "over one seed"), (not any(map(np.ptp, values)), "no noise")):
         if lacking:
             text = f"the mean of {name}'s winner is better by {difference}; unknown whether by chance ({reason})"
-            return Comparison(first.name, second.name, test, text, math.nan)
+            return SweepComparison(first.name, second.name, test, text, math.nan)
     num_picked_from = sum(not candidate.out for candidate in confirmations[better].candidates)
     odds = min(1.0, num_picked_from * float(stats.ttest_ind(*values, equal_var=False).pvalue))
-    return Comparison(first.name, second.name, test, f"the winner of {name} is better by {difference}", odds)
+    return SweepComparison(first.name, second.name, test, f"the winner of {name} is better by {difference}", odds)
 
 
-def _trials(first: SweepRecord, second: SweepRecord, epoch: int) -> Comparison:
-    ours, theirs = (list(record.values_at(epoch).values()) for record in (first, second))
+def _compare_trials(first: SweepRecord, second: SweepRecord, epoch: int) -> SweepComparison:
+    ours, theirs = (list(record.get_values_at(epoch).values()) for record in (first, second))
     result = stats.mannwhitneyu(ours, theirs, method="asymptotic")
     share = result.statistic / (len(ours) * len(theirs))  # of pairs in which the first one's value is larger
     wins = 1 - share if first.mode == "min" else share
     better = (first.name, wins) if wins >= 0.5 else (second.name, 1 - wins)
     test = f"all trials at epoch {epoch}, {len(ours)} and {len(theirs)}"
     text = f"a trial of {better[0]} is better in {better[1]:.0%} of the pairs"
-    if not (_is_independent(first, epoch) and _is_independent(second, epoch)):
+    if not (_has_independent_trials(first, epoch) and _has_independent_trials(second, epoch)):
         text += "; no test, since their trials depend on each other"
-        return Comparison(first.name, second.name, test, text, math.nan)
-    return Comparison(first.name, second.name, f"{test} (Mann-Whitney)", text, float(result.pvalue))
+        return SweepComparison(first.name, second.name, test, text, math.nan)
+    return SweepComparison(first.name, second.name, f"{test} (Mann-Whitney)", text, float(result.pvalue))
 
 
-def _is_independent(record: SweepRecord, epoch: int) -> bool:
+def _has_independent_trials(record: SweepRecord, epoch: int) -> bool:
     """Whether the trials were drawn at random, and all of them trained to that epoch."""
     sampler = (record.configuration.get("searcher") or {}).get("sampler") or {}
     is_random = str(sampler.get("_target_", "")).endswith(".RandomSampler")
@@ -119,8 +121,8 @@ def _is_independent(record: SweepRecord, epoch: int) -> bool:
     return is_random and not is_selected
 
 
-def _judged(comparison: Comparison, odds: float) -> Comparison:
-    if not math.isfinite(odds):
+def _add_verdict(comparison: SweepComparison, p_value: float) -> SweepComparison:
+    if not math.isfinite(p_value):
         return comparison
-    decision = "distinguishable" if odds < _SIGNIFICANT else "not distinguishable"
-    return comparison._replace(text=f"{comparison.text}; {decision} (p = {odds:.2g})", odds=odds)
+    decision = "distinguishable" if p_value < _SIGNIFICANT else "not distinguishable"
+    return comparison._replace(text=f"{comparison.text}; {decision} (p = {p_value:.2g})", p_value=p_value)

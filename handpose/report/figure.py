@@ -10,15 +10,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from handpose.report.record import TrialRecord
-from handpose.report.table import State
+from handpose.report.sweep_record import TrialRecord
+from handpose.report.trial_table import TrialState
 
 Trace: TypeAlias = dict[str, Any]
 Figure: TypeAlias = dict[str, Any]
 """Traces as `data`, `layout`, and `height` in pixels."""
 
 COLOURS = ("@blue", "@orange", "@green", "@vermillion", "@purple", "@sky")
-STATE_COLOURS: dict[State, str] = {
+STATE_COLOURS: dict[TrialState, str] = {
     "complete": "@blue",
     "stopped": "@sky",
     "paused": "@green",
@@ -28,7 +28,7 @@ STATE_COLOURS: dict[State, str] = {
     "infeasible": "@orange",
     "failed": "@purple",
 }
-STATE_SYMBOLS: dict[State, str] = {
+STATE_SYMBOLS: dict[TrialState, str] = {
     "complete": "circle",
     "stopped": "x-thin-open",
     "paused": "line-ns-open",
@@ -40,21 +40,21 @@ STATE_SYMBOLS: dict[State, str] = {
 }
 
 
-def figure(data: Sequence[Trace], *, x: str, y: str, height: int = 340, **layout: Any) -> Figure:
+def make_figure(data: Sequence[Trace], *, x: str, y: str, height: int = 340, **layout: Any) -> Figure:
     """A chart with titled axes. layout: of plotly, as xaxis={...}; merged with what all charts have."""
     axes = {name: {"title": {"text": title}, **layout.pop(name, {})} for name, title in (("xaxis", x), ("yaxis", y))}
     return {"data": [*data], "layout": {**axes, **layout}, "height": height}
 
 
-def rounded(value: float) -> float | None:
+def round_for_plot(value: float) -> float | None:
     """Five digits, which is more than a screen shows; a number that is none is a gap."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def error_bars(middles: Sequence[float], ends: Sequence[tuple[float, float]], **style: Any) -> dict[str, Any]:
     """Error bars from the low to the high end around each middle. style: as plotly's."""
-    above = [rounded(max(0.0, high - middle)) for middle, (_, high) in zip(middles, ends, strict=True)]
-    below = [rounded(max(0.0, middle - low)) for middle, (low, _) in zip(middles, ends, strict=True)]
+    above = [round_for_plot(max(0.0, high - middle)) for middle, (_, high) in zip(middles, ends, strict=True)]
+    below = [round_for_plot(max(0.0, middle - low)) for middle, (low, _) in zip(middles, ends, strict=True)]
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **style}
 
 
@@ -62,7 +62,7 @@ def dots_of_trials(trials: Sequence[TrialRecord], x: Sequence[Any], *, at: str =
     """A dot for each trial's last value. at: end of the text shown on hovering; style: of plotly, as marker={...}."""
     return {
         "x": x,
-        "y": [rounded(trial.value) for trial in trials],
+        "y": [round_for_plot(trial.value) for trial in trials],
         "customdata": [[trial.number, trial.epochs] for trial in trials],
         "mode": "markers",
         "hovertemplate": f"trial %{{customdata[0]}} at epoch %{{customdata[1]}}: %{{y}}{at}<extra></extra>",
@@ -86,17 +86,17 @@ def range_without_outliers(values: Sequence[float], sign: float, *, num: int, sh
     margin = 0.05 * (usual - least)
     if most <= usual + 10 * margin:
         return {}
-    return {"range": [rounded(end) for end in sorted((sign * (least - margin), sign * (usual + margin)))]}
+    return {"range": [round_for_plot(end) for end in sorted((sign * (least - margin), sign * (usual + margin)))]}
 
 
-def time_unit(seconds: float) -> tuple[float, str]:
+def choose_time_unit(seconds: float) -> tuple[float, str]:
     """Seconds of a unit in which a duration is easily read, and its name."""
     if seconds < 300:
         return 1.0, "seconds"
     return (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
 
 
-def with_gaps(lines: Sequence[Sequence[Any]]) -> list[Any]:
+def join_with_gaps(lines: Sequence[Sequence[Any]]) -> list[Any]:
     """Lines one after the other, as one trace has them: hundreds of traces would be slow."""
     joined: list[Any] = []
     for line in lines:

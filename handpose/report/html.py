@@ -31,7 +31,7 @@ BLOCKS: Any = _TEMPLATES.get_template("blocks.html").module
 
 
 @dataclass
-class Page:
+class HtmlPage:
     """A page that is put together block by block.
 
     Attributes:
@@ -46,43 +46,43 @@ class Page:
     _figures: list[Figure] = field(default_factory=list)
     _contents: list[tuple[str, str]] = field(default_factory=list)
 
-    def head(self, text: str, lead: str) -> None:
+    def add_header(self, text: str, lead: str) -> None:
         """Set the title line and the sentence below it."""
         self._header = BLOCKS.header(text, lead)
 
-    def sweep_begins(self, name: str, prefix: str, sentence: str) -> None:
+    def start_sweep(self, name: str, prefix: str, sentence: str) -> None:
         """Begin the part of the page about one of several sweeps."""
         self.sweep = prefix
         self._contents.append((f"{prefix}sweep", name))
-        self.add(BLOCKS.heading(f"{prefix}sweep", name, sentence, "sweep"))
+        self.add_markup(BLOCKS.heading(f"{prefix}sweep", name, sentence, "sweep"))
 
-    def section(self, anchor: str, title: str, sentence: str) -> None:
+    def add_section(self, anchor: str, title: str, sentence: str) -> None:
         """Begin a section with a sentence that says what it shows."""
         if not self.sweep:  # with several sweeps, each one has a single line in the contents
             self._contents.append((anchor, title))
-        self.add(BLOCKS.heading(f"{self.sweep}{anchor}", title, sentence))
+        self.add_markup(BLOCKS.heading(f"{self.sweep}{anchor}", title, sentence))
 
-    def text(self, text: str) -> None:
+    def add_text(self, text: str) -> None:
         """Add a paragraph."""
-        self.add(BLOCKS.paragraph(text))
+        self.add_markup(BLOCKS.paragraph(text))
 
-    def add(self, block: Markup) -> None:
+    def add_markup(self, block: Markup) -> None:
         """Add a block, which is made by a macro of `BLOCKS`."""
         self._parts.append(block)
 
-    def chart(self, drawn: Figure, caption: str) -> None:
+    def add_chart(self, figure: Figure, caption: str) -> None:
         """Add a chart over a sentence that says what it shows."""
-        self.add(self._make_chart(drawn, caption))
+        self.add_markup(self._make_chart(figure, caption))
 
-    def charts(self, drawn: Iterable[tuple[Figure, str]]) -> None:
+    def add_charts(self, figures: Iterable[tuple[Figure, str]]) -> None:
         """Add small charts side by side, where there is room."""
-        self.add(BLOCKS.grid([self._make_chart(*each) for each in drawn]))
+        self.add_markup(BLOCKS.grid([self._make_chart(*each) for each in figures]))
 
     def _make_chart(self, drawn: Figure, caption: str) -> Markup:
         self._figures.append(drawn)
         return BLOCKS.chart(len(self._figures) - 1, self.sweep, drawn["height"], caption)
 
-    def html(self) -> str:
+    def render(self) -> str:
         """Return the whole page."""
         plotly = resources.files("plotly").joinpath("package_data/plotly.min.js")
         files = {"style": _FOLDER / "page.css", "script": _FOLDER / "page.js", "plotly": plotly}

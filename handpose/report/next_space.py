@@ -11,124 +11,145 @@ from typing import Any, NamedTuple
 import yaml
 
 from handpose.config import quote_override
-from handpose.report.effects import CONFIDENCE, Bound, ShownEffect, shown_effects
-from handpose.report.ranges import Crowd, Settled, crowded_edges, expression, outward, settled, widened
-from handpose.report.record import Parameter, SweepRecord, TrialRecord
-from handpose.report.words import value_text
-from handpose.values import same
+from handpose.plain_values import is_same
+from handpose.report.effects import CONFIDENCE, Bound, ShownEffect, find_shown_effects
+from handpose.report.formatting import format_value
+from handpose.report.ranges import (
+    CrowdedEdge,
+    SettledParameter,
+    find_crowded_edges,
+    find_settled_parameters,
+    format_range,
+    round_outward,
+    widen_range,
+)
+from handpose.report.sweep_record import Parameter, SweepRecord, TrialRecord
 
 
-class _Line(NamedTuple):
+class _SpaceLine(NamedTuple):
     key: str
     text: str
     why: str
 
 
-def next_space(record: SweepRecord, shown: Sequence[ShownEffect] | None = None) -> str | None:
+def suggest_next_space(record: SweepRecord, shown: Sequence[ShownEffect] | None = None) -> str | None:
     """The text of a search space file, or None if nothing is to be changed or there is no winner yet.
 
-    shown: of `shown_effects`, if it was called already.
+    shown: of `find_shown_effects`, if it was called already.
     """
-    winner = record.winner()
+    winner = record.find_winner()
     if winner is None or not record.parameters:
         return None
-    shown = shown_effects(record) if shown is None else shown
-    wider = {crowd.parameter.key: crowd for crowd in crowded_edges(record, shown)}
-    narrower = {each.parameter.key: each for each in settled(record, shown)}
+    shown = find_shown_effects(record) if shown is None else shown
+    wider = {crowd.parameter.key: crowd for crowd in find_crowded_edges(record, shown)}
+    narrower = {each.parameter.key: each for each in find_settled_parameters(record, shown)}
     kept = [parameter for parameter in record.parameters if parameter.key in winner.params]
-    if not all(_branch_is_shown(record, parameter, winner, narrower.get(parameter.key)) for parameter in kept):
+    if not all(_is_branch_shown_worse(record, parameter, winner, narrower.get(parameter.key)) for parameter in kept):
         return None
     lines = [
-        _line(record, parameter, winner, wider.get(parameter.key), narrower.get(parameter.key)) for parameter in kept
+        _make_line(record, parameter, winner, wider.get(parameter.key), narrower.get(parameter.key))
+        for parameter in kept
     ]
-    fixed = [_Line(key, _quoted(value), "as before") for key, value in record.fixed.items()]
+    fixed = [_SpaceLine(key, _quote_value(value), "as before") for key, value in record.fixed.items()]
     if all(line.why in ("as before", "one value") for line in lines) or all(line.why == "one value" for line in lines):
         return None
     head = (
         f"# The next round after {len(record.trials)} trials of {record.name}, whose winner is trial {winner.number}.\n"
     )
-    return head + "".join(_written(line) for line in [*lines, *fixed])
+    return head + "".join(_format_line(line) for line in [*lines, *fixed])
 
 
-def _branch_is_shown(record: SweepRecord, parameter: Parameter, winner: TrialRecord, narrower: Settled | None) -> bool:
+def _is_branch_shown_worse(
+    record: SweepRecord, parameter: Parameter, winner: TrialRecord, narrower: SettledParameter | None
+) -> bool:
     """Whether the values of a parameter that lead to other branches than the winner's are shown to be worse."""
-    allowed = _allowed(record, parameter, winner)
+    allowed = _list_allowed_values(record, parameter, winner)
     if allowed is None:
         return True
     if narrower is None:
         return False
     if parameter.kind == "choice":
-        return all(_is_in(choice, allowed) for choice in narrower.kept)
+        return all(_contains(choice, allowed) for choice in narrower.kept_options)
     return min(allowed) <= narrower.low and narrower.high <= max(allowed)
 
 
-def _written(line: _Line) -> str:
+def _format_line(line: _SpaceLine) -> str:
     """As YAML; a text that YAML would read as something else is quoted."""
     entry = yaml.safe_dump({line.key: line.text}, width=10_000, allow_unicode=True).rstrip("\n")
     return entry + (f"  # {line.why}" if line.why != "as before" else "") + "\n"
 
 
-def _line(
-    record: SweepRecord, parameter: Parameter, winner: TrialRecord, wider: Crowd | None, narrower: Settled | None
-) -> _Line:
+def _make_line(
+    record: SweepRecord,
+    parameter: Parameter,
+    winner: TrialRecord,
+    wider: CrowdedEdge | None,
+    narrower: SettledParameter | None,
+) -> _SpaceLine:
     key, value = parameter.key, winner.params[parameter.key]
     if parameter.kind == "choice":
-        return _choice(parameter, value, _allowed(record, parameter, winner), narrower)
+        return _make_choice_line(parameter, value, _list_allowed_values(record, parameter, winner), narrower)
     if wider is None and narrower is None:
-        return _Line(key, parameter.expression or expression(parameter, parameter.low, parameter.high), "as before")
+        return _SpaceLine(
+            key, parameter.expression or format_range(parameter, parameter.low, parameter.high), "as before"
+        )
     low, high = parameter.low, parameter.high
     reasons = []
     if narrower is not None and narrower.best is not None:
-        low = _outward(parameter, min(narrower.low, value), up=False)
-        high = _outward(parameter, max(narrower.high, value), up=True)
-        reasons.append(f"{narrower.text} ({CONFIDENCE:.0%} confidence)")
-        reasons += [_bound_text(bound) for bound in (narrower.best.lower, narrower.best.upper) if bound is not None]
+        low = _round_outward(parameter, min(narrower.low, value), up=False)
+        high = _round_outward(parameter, max(narrower.high, value), up=True)
+        reasons.append(f"{narrower.summary} ({CONFIDENCE:.0%} confidence)")
+        reasons += [_format_bound(bound) for bound in (narrower.best.lower, narrower.best.upper) if bound is not None]
     if wider is not None:
-        ends = widened(parameter, is_upper=wider.is_upper)
+        ends = widen_range(parameter, is_upper=wider.is_upper)
         low, high = (low, ends[1]) if wider.is_upper else (ends[0], high)
         effect, end = wider.effect, "upper" if wider.is_upper else "lower"
         reasons.append(
-            f"{wider.num_there} of the {wider.num_best} best trials are at the {end} end, "
+            f"{wider.num_at_edge} of the {wider.num_best} best trials are at the {end} end, "
             f"effect shown at epoch {effect.epoch} with p = {effect.p_value:.2g}"
         )
     if low == high:
-        return _Line(key, _quoted(value), "; ".join(reasons))
-    return _Line(key, expression(parameter, low, high), "; ".join(reasons))
+        return _SpaceLine(key, _quote_value(value), "; ".join(reasons))
+    return _SpaceLine(key, format_range(parameter, low, high), "; ".join(reasons))
 
 
-def _bound_text(bound: Bound) -> str:
+def _format_bound(bound: Bound) -> str:
     return f"trend of {bound.num_trials} trials at epoch {bound.epoch}, p = {bound.p_value:.2g}"
 
 
-def _outward(parameter: Parameter, value: float, *, up: bool) -> float:
+def _round_outward(parameter: Parameter, value: float, *, up: bool) -> float:
     """With few digits, within the searched range."""
-    return min(max(outward(parameter, value, up=up), parameter.low), parameter.high)
+    return min(max(round_outward(parameter, value, up=up), parameter.low), parameter.high)
 
 
-def _choice(parameter: Parameter, value: Any, allowed: Sequence[Any] | None, narrower: Settled | None) -> _Line:
+def _make_choice_line(
+    parameter: Parameter, value: Any, allowed: Sequence[Any] | None, narrower: SettledParameter | None
+) -> _SpaceLine:
     key = parameter.key
     kept = list(parameter.choices) if allowed is None else list(allowed)
     reasons = [] if allowed is None else ["of the winner's branch"]
     if narrower is not None:
-        kept = [choice for choice in kept if _is_in(choice, narrower.kept) or _is_in(choice, [value])]
-        names = [value_text(choice) for choice in parameter.choices]
+        kept = [choice for choice in kept if _contains(choice, narrower.kept_options) or _contains(choice, [value])]
+        names = [format_value(choice) for choice in parameter.choices]
         reasons += [
             f"{names[each.option]} did worse than {names[each.better]} in {each.bound.num_trials} trials at epoch "
             f"{each.bound.epoch}, p = {each.bound.p_value:.2g}"
             for each in narrower.worse
         ]
     if not reasons:
-        text = parameter.expression or _listed(kept)
-        return _Line(key, text, "as before") if len(kept) > 1 else _Line(key, _quoted(value), "one value")
-    return _Line(key, _listed(kept) if len(kept) > 1 else _quoted(value), "; ".join(reasons))
+        text = parameter.expression or _format_choices(kept)
+        return (
+            _SpaceLine(key, text, "as before") if len(kept) > 1 else _SpaceLine(key, _quote_value(value), "one value")
+        )
+    return _SpaceLine(key, _format_choices(kept) if len(kept) > 1 else _quote_value(value), "; ".join(reasons))
 
 
-def _is_in(choice: Any, choices: Sequence[Any]) -> bool:
+def _contains(choice: Any, choices: Sequence[Any]) -> bool:
     """Whether it is one of the choices; 1 and True differ."""
-    return any(same(choice, other) for other in choices)
+    return any(is_same(choice, other) for other in choices)
 
 
-def _allowed(record: SweepRecord, parameter: Parameter, winner: TrialRecord) -> list[Any] | None:
+def _list_allowed_values(record: SweepRecord, parameter: Parameter, winner: TrialRecord) -> list[Any] | None:
     """The values under which the same parameters are drawn as in the winner; None where it decides nothing of that.
 
     It decides about another parameter when, by the trials that there are, its value tells whether that one is drawn.
@@ -150,10 +171,10 @@ def _allowed(record: SweepRecord, parameter: Parameter, winner: TrialRecord) -> 
     return sorted(kept) if parameter.kind == "int" else kept
 
 
-def _listed(choices: Sequence[Any]) -> str:
-    return f"choice({', '.join(map(_quoted, choices))})"
+def _format_choices(choices: Sequence[Any]) -> str:
+    return f"choice({', '.join(map(_quote_value, choices))})"
 
 
-def _quoted(value: Any) -> Any:
+def _quote_value(value: Any) -> Any:
     """A value in Hydra's grammar."""
     return quote_override("key", value).partition("=")[2]

@@ -11,20 +11,20 @@ from handpose.report.figure import (
     STATE_SYMBOLS,
     Figure,
     Trace,
+    choose_time_unit,
     dots_of_trials,
     error_bars,
-    figure,
+    join_with_gaps,
+    make_figure,
     range_without_outliers,
-    rounded,
-    time_unit,
-    with_gaps,
+    round_for_plot,
 )
-from handpose.report.record import Confirmation, SweepRecord, TrialRecord
-from handpose.report.slot_time import SlotTime, spent
-from handpose.report.table import STATES
-from handpose.report.words import metric_label
+from handpose.report.formatting import format_metric_name
+from handpose.report.slot_time import SlotTime, compute_spent
+from handpose.report.sweep_record import Confirmation, SweepRecord, TrialRecord
+from handpose.report.trial_table import STATES
 
-_MOST_POINTS = 40_000
+_MAX_POINTS = 40_000
 """Of all curves together; beyond, epochs between the rungs are left out."""
 
 
@@ -38,7 +38,7 @@ class Incumbent(NamedTuple):
     value: float
 
 
-def incumbents(record: SweepRecord) -> list[Incumbent]:
+def find_incumbents(record: SweepRecord) -> list[Incumbent]:
     """Who led when: the best at the highest rung that any trial had reached by then, in the end at the last epoch.
 
     Between rungs nobody is compared, lest whoever gets to an epoch first leads there for a moment.
@@ -56,30 +56,30 @@ def incumbents(record: SweepRecord) -> list[Incumbent]:
         place = (-report.epoch, record.sign * report.value)
         if not found or place < (-found[-1][2], record.sign * found[-1][3]):
             found.append((at_s, number, report.epoch, report.value))
-    moments = spent(record, [each[0] for each in found])
+    moments = compute_spent(record, [each[0] for each in found])
     return [
         Incumbent(at_s, float(moment), number, epoch, value)
         for (at_s, number, epoch, value), moment in zip(found, moments, strict=True)
     ]
 
 
-def best_so_far(records: Sequence[SweepRecord]) -> Figure:
+def plot_best_so_far(records: Sequence[SweepRecord]) -> Figure:
     """The leader's value against slot-time, one line a sweep; dots are trials that were trained to the end."""
-    seconds, unit = time_unit(max((record.num_slots * record.seconds for record in records), default=0.0))
+    seconds, unit = choose_time_unit(max((record.num_slots * record.seconds for record in records), default=0.0))
     data: list[Trace] = []
-    for record, colour in zip(records, _cycled(len(records)), strict=True):
-        data += _best_so_far(record, colour, seconds, is_one=len(records) == 1)
-    return figure(data, x=f"slot-{unit}", y=metric_label(records[0].metric), xaxis={"rangemode": "tozero"})
+    for record, colour in zip(records, _cycle_colours(len(records)), strict=True):
+        data += _trace_best_so_far(record, colour, seconds, is_one=len(records) == 1)
+    return make_figure(data, x=f"slot-{unit}", y=format_metric_name(records[0].metric), xaxis={"rangemode": "tozero"})
 
 
-def _best_so_far(record: SweepRecord, colour: str, seconds: float, *, is_one: bool) -> list[Trace]:
-    leaders = incumbents(record)
+def _trace_best_so_far(record: SweepRecord, colour: str, seconds: float, *, is_one: bool) -> list[Trace]:
+    leaders = find_incumbents(record)
     whole = [trial for trial in record.trials if trial.state == "complete"]
-    ends = spent(record, [trial.reports[-1].at_s for trial in whole])
-    total = float(spent(record, [record.seconds])[0])
+    ends = compute_spent(record, [trial.reports[-1].at_s for trial in whole])
+    total = float(compute_spent(record, [record.seconds])[0])
     line = {
-        "x": [rounded(each.spent_s / seconds) for each in leaders] + [rounded(total / seconds)],
-        "y": [rounded(each.value) for each in [*leaders, *leaders[-1:]]],
+        "x": [round_for_plot(each.spent_s / seconds) for each in leaders] + [round_for_plot(total / seconds)],
+        "y": [round_for_plot(each.value) for each in [*leaders, *leaders[-1:]]],
         "customdata": [[each.trial, each.epoch] for each in [*leaders, *leaders[-1:]]],
         "mode": "lines",
         "line": {"shape": "hv", "width": 2.5, "color": colour},
@@ -87,31 +87,31 @@ def _best_so_far(record: SweepRecord, colour: str, seconds: float, *, is_one: bo
         "hovertemplate": "trial %{customdata[0]} at epoch %{customdata[1]}: %{y}<extra></extra>",
     }
     marker = {"size": 7, "color": colour, "opacity": 0.6}
-    at_end = [rounded(each / seconds) for each in ends]
+    at_end = [round_for_plot(each / seconds) for each in ends]
     dots = dots_of_trials(whole, at_end, marker=marker, name="trained to the end", showlegend=is_one)
     return [line, dots] if leaders else []
 
 
-def learning_curves(record: SweepRecord) -> Figure:
+def plot_learning_curves(record: SweepRecord) -> Figure:
     """Every trial's curve in the colour of its state, a mark where it ended, the rungs as lines, the winner bold."""
-    winner = record.winner()
-    kept = _kept_epochs(record)
+    winner = record.find_winner()
+    kept = _choose_epochs(record)
     data: list[Trace] = []
     for state in STATES:
         trials = [trial for trial in record.trials if trial.state == state and trial.reports]
         if trials:
-            data += [_curves(trials, kept), _ends(trials)]
+            data += [_trace_curves(trials, kept), _trace_ends(trials)]
     if winner is not None and winner.reports:
-        bold = _curves([winner], kept) | {"name": f"winner, trial {winner.number}", "opacity": 1.0}
+        bold = _trace_curves([winner], kept) | {"name": f"winner, trial {winner.number}", "opacity": 1.0}
         data.append(bold | {"line": {"width": 3, "color": "@ink"}, "showlegend": True})
     line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "width": 1, "color": "@muted"}}
     lines: list[dict[str, Any]] = [line | {"x0": rung, "x1": rung} for rung in record.rungs]
     values = np.array([report.value for trial in record.trials for report in trial.reports])
     most = record.max_epochs + 0.5
-    return figure(
+    return make_figure(
         data,
         x="epoch",
-        y=metric_label(record.metric),
+        y=format_metric_name(record.metric),
         height=420,
         xaxis={"range": [0.5, most]},
         yaxis=range_without_outliers(values[np.isfinite(values)], record.sign, num=10, share=0.97),
@@ -119,16 +119,20 @@ def learning_curves(record: SweepRecord) -> Figure:
     )
 
 
-def _curves(trials: Sequence[TrialRecord], kept: set[int] | None) -> Trace:
+def _trace_curves(trials: Sequence[TrialRecord], kept_epochs: set[int] | None) -> Trace:
     lines = [
-        [each for each in trial.reports if kept is None or each.epoch in kept or each is trial.reports[-1]]
+        [
+            each
+            for each in trial.reports
+            if kept_epochs is None or each.epoch in kept_epochs or each is trial.reports[-1]
+        ]
         for trial in trials
     ]
     state = trials[0].state
     return {
-        "x": with_gaps([[report.epoch for report in line] for line in lines]),
-        "y": with_gaps([[rounded(report.value) for report in line] for line in lines]),
-        "customdata": with_gaps([[trial.number] * len(line) for trial, line in zip(trials, lines, strict=True)]),
+        "x": join_with_gaps([[report.epoch for report in line] for line in lines]),
+        "y": join_with_gaps([[round_for_plot(report.value) for report in line] for line in lines]),
+        "customdata": join_with_gaps([[trial.number] * len(line) for trial, line in zip(trials, lines, strict=True)]),
         "mode": "lines",
         "line": {"width": 1.2, "color": STATE_COLOURS[state]},
         "opacity": max(0.25, min(0.8, 12 / len(trials))),
@@ -138,7 +142,7 @@ def _curves(trials: Sequence[TrialRecord], kept: set[int] | None) -> Trace:
     }
 
 
-def _ends(trials: Sequence[TrialRecord]) -> Trace:
+def _trace_ends(trials: Sequence[TrialRecord]) -> Trace:
     """Where they ended; one that left the numbers, where it last had one."""
     state = trials[0].state
     last = [
@@ -147,7 +151,7 @@ def _ends(trials: Sequence[TrialRecord]) -> Trace:
     ]
     return {
         "x": [each.epoch for each in last],
-        "y": [rounded(each.value) for each in last],
+        "y": [round_for_plot(each.value) for each in last],
         "customdata": [trial.number for trial in trials],
         "mode": "markers",
         "marker": {
@@ -162,15 +166,15 @@ def _ends(trials: Sequence[TrialRecord]) -> Trace:
     }
 
 
-def _kept_epochs(record: SweepRecord) -> set[int] | None:
+def _choose_epochs(record: SweepRecord) -> set[int] | None:
     """The epochs that are drawn; None: all."""
     num = sum(len(trial.reports) for trial in record.trials)
-    if num <= _MOST_POINTS:
+    if num <= _MAX_POINTS:
         return None
-    return {*record.rungs, record.max_epochs, *range(1, record.max_epochs + 1, -(-num // _MOST_POINTS))}
+    return {*record.rungs, record.max_epochs, *range(1, record.max_epochs + 1, -(-num // _MAX_POINTS))}
 
 
-def slot_time_bars(account: SlotTime) -> Figure:
+def plot_slot_time(account: SlotTime) -> Figure:
     """One bar a use of slot-time, and what early stopping saved, which was not spent."""
     names = {"complete": "trained to the end", "stopped": "trained, then stopped", "running": "training now"}
     uses = [
@@ -179,18 +183,18 @@ def slot_time_bars(account: SlotTime) -> Figure:
         if state in account.trained
     ]
     uses += [
-        ("start-up, measuring", account.start_up, "@orange"),
+        ("start-up, measuring", account.startup, "@orange"),
         ("lost to failures", account.lost, "@vermillion"),
         ("idle slots", account.idle, "@muted"),
     ]
-    seconds, unit = time_unit(max([each[1] for each in uses] + [account.saved]))
+    seconds, unit = choose_time_unit(max([each[1] for each in uses] + [account.saved]))
     rows = [*uses, ("saved by stopping", account.saved, "@sky")]
     total = account.total or 1.0
     bars = {
         "type": "bar",
         "orientation": "h",
         "y": [name for name, _, _ in rows],
-        "x": [rounded(each / seconds) for _, each, _ in rows],
+        "x": [round_for_plot(each / seconds) for _, each, _ in rows],
         "text": [f"{each / total:.0%}" for _, each, _ in rows],
         "textposition": "outside",
         "cliponaxis": False,
@@ -201,25 +205,25 @@ def slot_time_bars(account: SlotTime) -> Figure:
         "hovertemplate": f"%{{y}}: %{{x}} slot-{unit}, %{{text}} of what was spent<extra></extra>",
     }
     most = max(each for _, each, _ in rows) / seconds
-    return figure(
+    return make_figure(
         [bars],
         x=f"slot-{unit}",
         y="",
         height=80 + 34 * len(rows),
-        xaxis={"range": [0, rounded(1.15 * most or 1.0)]},  # room for the percentages
+        xaxis={"range": [0, round_for_plot(1.15 * most or 1.0)]},  # room for the percentages
         yaxis={"autorange": "reversed"},
         showlegend=False,
     )
 
 
-def confirmed(confirmation: Confirmation, metric: str) -> Figure:
+def plot_confirmation(confirmation: Confirmation, metric: str) -> Figure:
     """Each candidate's runs as dots, its mean with the 95 % interval as a bar."""
     candidates = list(confirmation.candidates)
     runs = [(each.label, seed, value) for each in candidates for seed, value in each.values.items()]
     known = [each for each in candidates if np.isfinite(each.mean.mean)]
     middles = [each.mean.mean for each in known]
     means = {
-        "x": [rounded(middle) for middle in middles],
+        "x": [round_for_plot(middle) for middle in middles],
         "y": [each.label for each in known],
         "error_x": error_bars(middles, [each.mean[1:] for each in known], color="@blue", thickness=2),
         "mode": "markers",
@@ -228,7 +232,7 @@ def confirmed(confirmation: Confirmation, metric: str) -> Figure:
         "hovertemplate": "%{y}: %{x}<extra></extra>",
     }
     dots = {
-        "x": [rounded(value) for _, _, value in runs],
+        "x": [round_for_plot(value) for _, _, value in runs],
         "y": [label for label, _, _ in runs],
         "customdata": [seed for _, seed, _ in runs],
         "mode": "markers",
@@ -236,14 +240,14 @@ def confirmed(confirmation: Confirmation, metric: str) -> Figure:
         "name": "one run",
         "hovertemplate": "%{y}, seed %{customdata}: %{x}<extra></extra>",
     }
-    return figure(
+    return make_figure(
         [means, dots],
-        x=metric_label(metric),
+        x=format_metric_name(metric),
         y="",
         height=130 + 44 * len(candidates),
         yaxis={"autorange": "reversed", "type": "category"},
     )
 
 
-def _cycled(num: int) -> list[str]:
+def _cycle_colours(num: int) -> list[str]:
     return [COLOURS[place % len(COLOURS)] for place in range(num)]

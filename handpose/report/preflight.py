@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from handpose.errors import size_text
-from handpose.report.table import short_names
-from handpose.report.words import duration, value_text
+from handpose.errors import format_size
+from handpose.report.formatting import format_duration, format_value
+from handpose.report.trial_table import shorten_names
 
 
 class PointRow(NamedTuple):
@@ -26,20 +26,20 @@ class PointRow(NamedTuple):
     checkpoint_mb: float
 
 
-class Work(NamedTuple):
+class WorkEstimate(NamedTuple):
     """What a sweep takes: of slots together, and until it is done, in seconds."""
 
     slot_s: float
     wall_s: float
 
 
-def trial_line(rows: Sequence[PointRow], *, typical_s: float, gpu: str) -> str:
+def format_trial_cost(rows: Sequence[PointRow], *, typical_s: float, gpu: str) -> str:
     """What one trial takes: on average (typical_s), and over the points. gpu: its name, or nothing."""
     seconds, memory, parameters = zip(*((row.trial_s, row.memory_mb, row.num_parameters) for row in rows), strict=True)
     parts = [
-        f"about {_rough(typical_s)} ({_span(seconds, _rough)})",
-        f"{_span([number / 1e6 for number in parameters], '{:.2g}'.format)} million parameters",
-        f"{_span(memory, '{:.0f}'.format)} MB at the peak of a step" + (f" on {gpu}" if gpu else ""),
+        f"about {_format_rough_duration(typical_s)} ({_format_span(seconds, _format_rough_duration)})",
+        f"{_format_span([number / 1e6 for number in parameters], '{:.2g}'.format)} million parameters",
+        f"{_format_span(memory, '{:.0f}'.format)} MB at the peak of a step" + (f" on {gpu}" if gpu else ""),
     ]
     process_mb = max(row.process_mb for row in rows)
     if math.isfinite(process_mb):
@@ -47,46 +47,53 @@ def trial_line(rows: Sequence[PointRow], *, typical_s: float, gpu: str) -> str:
     return "a trial     " + ", ".join(parts)
 
 
-def sweep_line(*, num_trials: int, num_slots: int, whole: Work, expected: Work, time_budget_s: float | None) -> str:
+def format_sweep_cost(
+    *, num_trials: int, num_slots: int, whole: WorkEstimate, expected: WorkEstimate, time_budget_s: float | None
+) -> str:
     """What all trials take, trained to the end (whole), and as early stopping usually ends them (expected)."""
     slots = f"{num_slots} slot{'' if num_slots == 1 else 's'}"
-    line = f"the sweep   {num_trials} trials in {slots}: {_work(whole)} without early stopping"
+    line = f"the sweep   {num_trials} trials in {slots}: {_format_work(whole)} without early stopping"
     if expected.slot_s < 0.99 * whole.slot_s:
-        line += f", about {_work(expected)} with it"
+        line += f", about {_format_work(expected)} with it"
     if time_budget_s is not None and time_budget_s < expected.wall_s:
-        line += f"; sweep.time_budget_s ends it after {_rough(time_budget_s)}"
+        line += f"; sweep.time_budget_s ends it after {_format_rough_duration(time_budget_s)}"
     return line
 
 
-def confirm_line(*, num_runs: int, work: Work) -> str:
+def format_confirm_cost(*, num_runs: int, work: WorkEstimate) -> str:
     """What the confirmation of the finalists takes, which the budgets of the sweep do not count."""
-    return f"to confirm  {num_runs} runs at most, after that: {_work(work)}"
+    return f"to confirm  {num_runs} runs at most, after that: {_format_work(work)}"
 
 
-def retrain_line(*, epochs: int, num_devices: int, wall_s: float) -> str:
+def format_retrain_cost(*, epochs: int, num_devices: int, wall_s: float) -> str:
     """What the retraining of the winner takes, at the speed that was measured of trials."""
     devices = f"{num_devices} device{'' if num_devices == 1 else 's'}"
-    return f"to retrain  {epochs} epochs on {devices}, after that: about {_rough(wall_s)} at the speed of a trial"
-
-
-def total_line(works: Sequence[Work], *, retraining_s: float) -> str:
-    """The sum of sweep and confirmation (works), and of the retraining."""
-    slot_s, wall_s = (sum(each) for each in zip(*works, strict=True))
-    retraining = " and the retraining" if retraining_s else ""
-    return f"in all      {slot_s / 3600:.2g} slot-hours{retraining}: about {_rough(wall_s + retraining_s)}"
-
-
-def disk_line(*, checkpoint_mb: float, needed_gb: float, budget_gb: float, free_gb: float, folder: str) -> str:
-    """What checkpoints take. needed_gb: at the least."""
     return (
-        f"the disk    {checkpoint_mb:.0f} MB a checkpoint, {needed_gb:.2g} GB of them at the least, "
-        f"{budget_gb:g} GB at the most; {size_text(1e9 * free_gb)} are free in {folder}"
+        f"to retrain  {epochs} epochs on {devices}, after that: about {_format_rough_duration(wall_s)} at the speed of "
+        "a trial"
     )
 
 
-def points_table(rows: Sequence[PointRow]) -> str:
+def format_total_cost(works: Sequence[WorkEstimate], *, retraining_s: float) -> str:
+    """The sum of sweep and confirmation (works), and of the retraining."""
+    slot_s, wall_s = (sum(each) for each in zip(*works, strict=True))
+    retraining = " and the retraining" if retraining_s else ""
+    return (
+        f"in all      {slot_s / 3600:.2g} slot-hours{retraining}: about {_format_rough_duration(wall_s + retraining_s)}"
+    )
+
+
+def format_disk_use(*, checkpoint_mb: float, needed_gb: float, budget_gb: float, free_gb: float, folder: str) -> str:
+    """What checkpoints take. needed_gb: at the least."""
+    return (
+        f"the disk    {checkpoint_mb:.0f} MB a checkpoint, {needed_gb:.2g} GB of them at the least, "
+        f"{budget_gb:g} GB at the most; {format_size(1e9 * free_gb)} are free in {folder}"
+    )
+
+
+def format_points_table(rows: Sequence[PointRow]) -> str:
     """One line a point; nothing is cut off, however wide the terminal is."""
-    names = short_names(list(dict.fromkeys(key for row in rows for key in row.params)))
+    names = shorten_names(list(dict.fromkeys(key for row in rows for key in row.params)))
     shown = Table(box=None, padding=(0, 2, 0, 0))
     shown.add_column("point", no_wrap=True)
     costs = ("parameters", "step ms", "trial", "memory MB", "latency ms", "checkpoint MB")
@@ -95,10 +102,10 @@ def points_table(rows: Sequence[PointRow]) -> str:
     for row in rows:
         shown.add_row(
             row.label,
-            *(value_text(row.params[key]) if key in row.params else "" for key in names),
+            *(format_value(row.params[key]) if key in row.params else "" for key in names),
             f"{row.num_parameters:,}",
             f"{1e3 * row.step_s:.3g}",
-            duration(row.trial_s),
+            format_duration(row.trial_s),
             f"{row.memory_mb:.0f}",
             f"{row.latency_ms:.3g}",
             f"{row.checkpoint_mb:.1f}",
@@ -109,14 +116,14 @@ def points_table(rows: Sequence[PointRow]) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def _work(work: Work) -> str:
-    return f"{work.slot_s / 3600:.2g} slot-hours, {_rough(work.wall_s)}"
+def _format_work(work: WorkEstimate) -> str:
+    return f"{work.slot_s / 3600:.2g} slot-hours, {_format_rough_duration(work.wall_s)}"
 
 
-def _rough(seconds: float) -> str:
-    return duration(seconds, rough=True)
+def _format_rough_duration(seconds: float) -> str:
+    return format_duration(seconds, is_rough=True)
 
 
-def _span(values: Sequence[float], shown: Any) -> str:
+def _format_span(values: Sequence[float], shown: Any) -> str:
     least, most = shown(min(values)), shown(max(values))
     return least if least == most else f"{least} to {most}"

@@ -9,27 +9,27 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from handpose.report.effects import BestRange, ShownEffect, WorseOption, best_range, worse_options
-from handpose.report.record import Parameter, SweepRecord, TrialRecord
-from handpose.report.words import value_text
+from handpose.report.effects import BestRange, ShownEffect, WorseOption, find_best_range, find_worse_options
+from handpose.report.formatting import format_value
+from handpose.report.sweep_record import Parameter, SweepRecord, TrialRecord
 from handpose.schema import is_allowed
 
-NEAR = 0.15
+NEAR_DISTANCE = 0.15
 """Part of a range to either side of a value that counts as near it."""
 
-_LEAST_BEST = 5
-_MOST_BEST = 20
-_EDGE = 0.1  # part of a range
-_LARGEST_WHOLE = 2**53  # that a study keeps exactly
-_NARROW = 0.2  # part of a range that must be ruled out before anything is said
+_MIN_BEST = 5
+_MAX_BEST = 20
+_EDGE_WIDTH = 0.1  # part of a range
+_MAX_EXACT_INT = 2**53  # that a study keeps exactly
+_NARROW_FRACTION = 0.2  # part of a range that must be ruled out before anything is said
 
 
-def best_trials(record: SweepRecord) -> list[TrialRecord]:
+def select_best_trials(record: SweepRecord) -> list[TrialRecord]:
     """A tenth of the trials with a result, at least 5 and at most 20."""
-    return record.leading(min(_MOST_BEST, max(_LEAST_BEST, round(len(record.ranked) / 10))))
+    return record.list_leading_trials(min(_MAX_BEST, max(_MIN_BEST, round(len(record.ranked) / 10))))
 
 
-class Settled(NamedTuple):
+class SettledParameter(NamedTuple):
     """What is known of a parameter whose effect is shown, enough to search less of it.
 
     For a range: best, with low and high, the values between which the best one lies. For a choice: worse, the options
@@ -44,14 +44,14 @@ class Settled(NamedTuple):
     worse: Sequence[WorseOption] = ()
 
     @property
-    def text(self) -> str:
+    def summary(self) -> str:
         """What is known, as the end of a sentence about the parameter."""
         if self.parameter.kind == "choice":
-            worse = ", ".join(value_text(self.parameter.choices[each.option]) for each in self.worse)
-            if len(self.kept) == 1:
-                return f"is best at {value_text(self.kept[0])}: {worse} did worse"
+            worse = ", ".join(format_value(self.parameter.choices[each.option]) for each in self.worse)
+            if len(self.kept_options) == 1:
+                return f"is best at {format_value(self.kept_options[0])}: {worse} did worse"
             return f"is not best at {worse}"
-        low, high = _told_apart(self.low, self.high)
+        low, high = _format_distinct(self.low, self.high)
         if low == high:
             return f"is best at {low}"
         if self.low > self.parameter.low and self.high < self.parameter.high:
@@ -59,87 +59,89 @@ class Settled(NamedTuple):
         return f"is best at {low} or above" if self.low > self.parameter.low else f"is best at {high} or below"
 
     @property
-    def kept(self) -> list[Any]:
+    def kept_options(self) -> list[Any]:
         """The options of a choice that are not shown to be worse than another one."""
         left_out = {each.option for each in self.worse}
         return [choice for index, choice in enumerate(self.parameter.choices) if index not in left_out]
 
 
-class Crowd(NamedTuple):
+class CrowdedEdge(NamedTuple):
     """Best trials at an edge of a range, towards which the metric is shown to improve."""
 
     parameter: Parameter
     effect: ShownEffect
     is_upper: bool
-    num_there: int
+    num_at_edge: int
     num_best: int
 
 
-def crowded_edges(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Crowd]:
+def find_crowded_edges(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[CrowdedEdge]:
     """The edges at which the best value may be cut off by the searched range.
 
     The effect of the parameter is shown, the interval for its best value reaches to this edge and not to the other one,
     and at least half of the best trials lie here.
     """
-    found: list[Crowd] = []
+    found: list[CrowdedEdge] = []
     for effect in shown:
-        parameter = _parameter(record, effect)
+        parameter = _get_parameter(record, effect)
         if parameter.kind == "choice" or not parameter.is_declared:
             continue
-        best, lie = best_range(record, parameter, shown), places(parameter, best_trials(record))
-        width = edge_width(parameter)
+        best, lie = find_best_range(record, parameter, shown), list_places(parameter, select_best_trials(record))
+        width = compute_edge_width(parameter)
         for is_upper in (False, True):
             bounded, open_end = (best.lower, best.upper) if is_upper else (best.upper, best.lower)
             num_there = sum(place >= 1 - width if is_upper else place <= width for place in lie)
-            if bounded is None or open_end is not None or len(lie) < _LEAST_BEST or 2 * num_there < len(lie):
+            if bounded is None or open_end is not None or len(lie) < _MIN_BEST or 2 * num_there < len(lie):
                 continue
             if not is_natural_end(parameter, is_upper=is_upper):
-                found.append(Crowd(parameter, effect, is_upper, num_there, len(lie)))
+                found.append(CrowdedEdge(parameter, effect, is_upper, num_there, len(lie)))
     return found
 
 
-def settled(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Settled]:
+def find_settled_parameters(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[SettledParameter]:
     """The parameters of which a part of the range, or some options, are shown to be worse than the rest."""
     found = []
     for effect in shown:
-        parameter = _parameter(record, effect)
+        parameter = _get_parameter(record, effect)
         if not parameter.is_declared:
             continue
         if parameter.kind == "choice":
-            each = Settled(parameter, effect, worse=worse_options(record, parameter, shown))
-            if each.worse and each.kept:
+            each = SettledParameter(parameter, effect, worse=find_worse_options(record, parameter, shown))
+            if each.worse and each.kept_options:
                 found.append(each)
             continue
-        best = best_range(record, parameter, shown)
-        low, high = _with_best_trials(record, parameter, best)
-        if low + (1 - high) >= _NARROW:
-            found.append(Settled(parameter, effect, best, _value(parameter, low), _value(parameter, high)))
+        best = find_best_range(record, parameter, shown)
+        low, high = _include_best_trials(record, parameter, best)
+        if low + (1 - high) >= _NARROW_FRACTION:
+            found.append(
+                SettledParameter(parameter, effect, best, _get_value(parameter, low), _get_value(parameter, high))
+            )
     return found
 
 
-def _with_best_trials(record: SweepRecord, parameter: Parameter, best: BestRange) -> tuple[float, float]:
+def _include_best_trials(record: SweepRecord, parameter: Parameter, best: BestRange) -> tuple[float, float]:
     """The interval, widened to hold the best trials: they were trained the longest, and earlier epochs may mislead."""
-    lie = places(parameter, best_trials(record))
+    lie = list_places(parameter, select_best_trials(record))
     return min([best.low, *lie]), max([best.high, *lie])
 
 
-def _value(parameter: Parameter, place: float) -> float:
+def _get_value(parameter: Parameter, place: float) -> float:
     """The value at a place from 0 to 1; of numbers with a step the nearest one that is searched."""
     if place in (0.0, 1.0):
         return parameter.high if place else parameter.low  # to the last digit, which logarithms lose
-    value = parameter.value_at(place)
+    value = parameter.to_value(place)
     if parameter.num_values is None or parameter.log:
         return round(value) if parameter.kind == "int" else value
-    return _from(parameter.low, parameter, round((value - parameter.low) / (parameter.step or 1)))
+    return _add_steps(parameter.low, parameter, round((value - parameter.low) / (parameter.step or 1)))
 
 
-def _from(value: float, parameter: Parameter, num_steps: int) -> float:
+def _add_steps(value: float, parameter: Parameter, num_steps: int) -> float:
     """So many steps above a value, counted in decimals: 0.3 and not 0.1 + 2 * 0.1."""
     moved = Fraction(repr(value)) + num_steps * Fraction(repr(parameter.step or 1))
     return int(moved) if parameter.kind == "int" else float(moved)
 
 
-def _told_apart(low: float, high: float) -> tuple[str, str]:
+def _format_distinct(low: float, high: float) -> tuple[str, str]:
     """Two values as texts, with as many digits as it takes to see that they differ."""
     for digits in (3, *range(4, 17)):
         texts = tuple(f"{value:.{digits}g}" if isinstance(value, float) else str(value) for value in (low, high))
@@ -148,43 +150,43 @@ def _told_apart(low: float, high: float) -> tuple[str, str]:
     return texts[0], texts[1]
 
 
-def _parameter(record: SweepRecord, effect: ShownEffect) -> Parameter:
+def _get_parameter(record: SweepRecord, effect: ShownEffect) -> Parameter:
     return next(parameter for parameter in record.parameters if parameter.key == effect.key)
 
 
 def is_natural_end(parameter: Parameter, *, is_upper: bool) -> bool:
-    """Whether nothing lies beyond: below 0, above 1 of a share, or where `widened` does not go."""
-    if widened(parameter, is_upper=is_upper) == (parameter.low, parameter.high):
+    """Whether nothing lies beyond: below 0, above 1 of a share, or where `widen_range` does not go."""
+    if widen_range(parameter, is_upper=is_upper) == (parameter.low, parameter.high):
         return True
     return parameter.high == 1.0 and parameter.kind == "float" if is_upper else parameter.low == 0
 
 
-def widened(parameter: Parameter, *, is_upper: bool) -> tuple[float, float]:
+def widen_range(parameter: Parameter, *, is_upper: bool) -> tuple[float, float]:
     """The range with half of its length added at an end; a range of numbers above 0 stays above it.
 
     The steps of a range remain where they are. Where so much cannot be added, as a configuration does not take it, the
     range is the one before.
     """
-    low, high = _widened(parameter, is_upper=is_upper)
+    low, high = _widen(parameter, is_upper=is_upper)
     return (low, high) if is_allowed(parameter.key, high if is_upper else low) else (parameter.low, parameter.high)
 
 
-def _widened(parameter: Parameter, *, is_upper: bool) -> tuple[float, float]:
+def _widen(parameter: Parameter, *, is_upper: bool) -> tuple[float, float]:
     low, high = parameter.low, parameter.high
     least = -math.inf if low <= 0 else 0.0 if parameter.kind == "float" else min(1, int(low))
     if parameter.step is not None and not parameter.log:
         num_steps = math.ceil((high - low) / parameter.step / 2)
         if is_upper:
-            added = _from(high, parameter, num_steps)
-            return low, added if abs(added) <= _LARGEST_WHOLE else high
+            added = _add_steps(high, parameter, num_steps)
+            return low, added if abs(added) <= _MAX_EXACT_INT else high
         if math.isfinite(least):
             num_steps = min(num_steps, math.floor((low - least) / parameter.step + 1e-9))
-        return _from(low, parameter, -num_steps), high
+        return _add_steps(low, parameter, -num_steps), high
     try:
-        added = outward(parameter, parameter.value_at(1.5 if is_upper else -0.5), up=is_upper)
+        added = round_outward(parameter, parameter.to_value(1.5 if is_upper else -0.5), up=is_upper)
     except OverflowError:
         return low, high
-    if parameter.kind == "int" and abs(added) > _LARGEST_WHOLE:
+    if parameter.kind == "int" and abs(added) > _MAX_EXACT_INT:
         return low, high
     if not is_upper:
         added = max(added, least)
@@ -193,7 +195,7 @@ def _widened(parameter: Parameter, *, is_upper: bool) -> tuple[float, float]:
     return (low, max(added, high)) if is_upper else (min(added, low), high)
 
 
-def outward(parameter: Parameter, value: float, *, up: bool) -> float:
+def round_outward(parameter: Parameter, value: float, *, up: bool) -> float:
     """A value of the range with about two digits less than the range has, so that the range does not become smaller."""
     if parameter.kind == "int":
         return math.ceil(value - 1e-9) if up else math.floor(value + 1e-9)
@@ -205,7 +207,7 @@ def outward(parameter: Parameter, value: float, *, up: bool) -> float:
     return float((math.ceil if up else math.floor)(Fraction(repr(value)) / unit) * unit)
 
 
-def expression(parameter: Parameter, low: float, high: float) -> str:
+def format_range(parameter: Parameter, low: float, high: float) -> str:
     """A range as a search space writes it: with all digits, so that the file has the very numbers."""
     if parameter.kind == "int":
         if parameter.log:
@@ -219,19 +221,19 @@ def expression(parameter: Parameter, low: float, high: float) -> str:
     return f"tag(log, {numbers})" if parameter.log else numbers
 
 
-def places(parameter: Parameter, trials: Sequence[TrialRecord]) -> list[float]:
+def list_places(parameter: Parameter, trials: Sequence[TrialRecord]) -> list[float]:
     """Where the trials that have the parameter lie in its range."""
-    return [parameter.place(trial.params[parameter.key]) for trial in trials if parameter.key in trial.params]
+    return [parameter.to_place(trial.params[parameter.key]) for trial in trials if parameter.key in trial.params]
 
 
-def cell(parameter: Parameter) -> float:
+def compute_cell_width(parameter: Parameter) -> float:
     """What one value takes of the range."""
     return 0.0 if parameter.num_values is None or parameter.log else 1 / parameter.num_values
 
 
-def edge_width(parameter: Parameter) -> float:
+def compute_edge_width(parameter: Parameter) -> float:
     """The part of a range that is an edge; of a few values the last one."""
-    return _EDGE if parameter.num_values is None or parameter.num_values > 10 else 1e-9
+    return _EDGE_WIDTH if parameter.num_values is None or parameter.num_values > 10 else 1e-9
 
 
 def is_near(parameter: Parameter, best: TrialRecord, trial: TrialRecord) -> bool:
@@ -239,6 +241,6 @@ def is_near(parameter: Parameter, best: TrialRecord, trial: TrialRecord) -> bool
     if parameter.key not in best.params or parameter.key not in trial.params:
         return parameter.key not in best.params and parameter.key not in trial.params
     if parameter.kind == "choice":
-        return parameter.index(best.params[parameter.key]) == parameter.index(trial.params[parameter.key])
-    distance = abs(parameter.place(best.params[parameter.key]) - parameter.place(trial.params[parameter.key]))
-    return distance <= max(NEAR, cell(parameter))
+        return parameter.find_option(best.params[parameter.key]) == parameter.find_option(trial.params[parameter.key])
+    distance = abs(parameter.to_place(best.params[parameter.key]) - parameter.to_place(trial.params[parameter.key]))
+    return distance <= max(NEAR_DISTANCE, compute_cell_width(parameter))

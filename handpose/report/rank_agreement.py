@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_TRIALS = 8
+MIN_AGREEMENT_TRIALS = 8
 """Trials with a value at the last epoch."""
 
 _NUM_DRAWS = 4000
@@ -32,7 +32,7 @@ class Agreement(NamedTuple):
     num_trials: int
 
 
-def rank_agreement(values: Sequence[Mapping[int, float]]) -> Agreement | None:
+def estimate_rank_agreement(values: Sequence[Mapping[int, float]]) -> Agreement | None:
     """Estimate how values at the first of several epochs agree with those at the last, among all trials.
 
     Args:
@@ -44,7 +44,7 @@ def rank_agreement(values: Sequence[Mapping[int, float]]) -> Agreement | None:
         each epoch are taken to be linear in those before it, with normal noise; the interval is that of the posterior
         with Jeffreys' prior (Box & Tiao 1973), which holds for few trials too.
     """
-    if len(values) < 2 or len(values[0].keys() & values[-1].keys()) < LEAST_TRIALS:
+    if len(values) < 2 or len(values[0].keys() & values[-1].keys()) < MIN_AGREEMENT_TRIALS:
         return None
     generator = np.random.default_rng(0)
     rungs: list[Mapping[int, float]] = []
@@ -52,16 +52,16 @@ def rank_agreement(values: Sequence[Mapping[int, float]]) -> Agreement | None:
         kept = set(at) if not rungs else set(at) & set(rungs[-1])
         rungs.append({trial: at[trial] for trial in kept})
     rungs = [at for at in rungs if len(at) >= len(rungs) + 2]
-    if len(rungs) < 2 or len(rungs[-1]) < LEAST_TRIALS:
+    if len(rungs) < 2 or len(rungs[-1]) < MIN_AGREEMENT_TRIALS:
         return None
-    columns = [_moderate(at) for at in rungs]
+    columns = [_clip_outliers(at) for at in rungs]
     covariance = np.empty((_NUM_DRAWS, len(rungs), len(rungs)))
     for place, at in enumerate(columns):
         trials = sorted(at)
         earlier = np.array([[before[trial] for before in columns[:place]] for trial in trials]).reshape(
             len(trials), place
         )
-        slopes, variances = _regress(np.array([at[trial] for trial in trials]), earlier, generator)
+        slopes, variances = _sample_regression(np.array([at[trial] for trial in trials]), earlier, generator)
         before = covariance[:, :place, :place]
         shared = np.einsum("dij,dj->di", before, slopes)
         covariance[:, :place, place] = covariance[:, place, :place] = shared
@@ -71,7 +71,7 @@ def rank_agreement(values: Sequence[Mapping[int, float]]) -> Agreement | None:
     return Agreement(float(middle), float(low), float(high), len(rungs[-1]))
 
 
-def _regress(target: Array, earlier: Array, generator: np.random.Generator) -> tuple[Array, Array]:
+def _sample_regression(target: Array, earlier: Array, generator: np.random.Generator) -> tuple[Array, Array]:
     """(draws, R) slopes and (draws,) residual variances from their posterior, given (N,) targets and (N, R) values."""
     num, width = earlier.shape
     design = np.hstack([np.ones((num, 1)), earlier])
@@ -84,7 +84,7 @@ def _regress(target: Array, earlier: Array, generator: np.random.Generator) -> t
     return weights[1:] + np.sqrt(variances)[:, None] * noise, variances
 
 
-def _moderate(at: Mapping[int, float]) -> dict[int, float]:
+def _clip_outliers(at: Mapping[int, float]) -> dict[int, float]:
     """The values with those cut off that are far worse than the rest, in units of their spread.
 
     Good values are left as they are: where most trials are about equally bad, those that go on lie far from the median.

@@ -23,7 +23,7 @@ _DRAWS_AT_ONCE = 500
 Array = NDArray[np.float64]
 
 
-def sequential_scores(losses: Array) -> Array:
+def compute_sequential_scores(losses: Array) -> Array:
     """Score each value by its rank among the values before it.
 
     Args:
@@ -38,24 +38,24 @@ def sequential_scores(losses: Array) -> Array:
         low, high = bisect_left(before, loss), bisect_right(before, loss)
         ranks.append((low + high) / 2)
         before.insert(high, loss)
-    return _scores(np.array(ranks))
+    return _compute_scores(np.array(ranks))
 
 
-def _scores(ranks: Array) -> Array:
+def _compute_scores(ranks: Array) -> Array:
     """Normal scores of (..., N) sequential ranks, counted from 0."""
     num_before = np.arange(ranks.shape[-1])
-    scores: Array = ndtri((ranks + 0.5) / (num_before + 1)) / _spread(ranks.shape[-1])
+    scores: Array = ndtri((ranks + 0.5) / (num_before + 1)) / _compute_std(ranks.shape[-1])
     return scores
 
 
 @cache
-def _spread(num: int) -> Array:
+def _compute_std(num: int) -> Array:
     """(N,) standard deviation of the normal scores of a uniform rank among 1, 2, ... N; 1 for the first."""
     squares = [np.mean(ndtri((np.arange(size) + 0.5) / size) ** 2) for size in range(2, num + 1)]
     return np.sqrt(np.array([1.0, *squares]))[:num]
 
 
-def weights(terms: Array, nuisance: Array) -> Array:
+def make_weights(terms: Array, nuisance: Array) -> Array:
     """Turn terms into the weights of sums of scores.
 
     Args:
@@ -75,7 +75,7 @@ def weights(terms: Array, nuisance: Array) -> Array:
     return np.where(is_left, rest / np.where(is_left, lengths, 1.0), 0.0)
 
 
-def largest_null_scores(columns: Array, *, seed: int = 0) -> Array:
+def draw_largest_null_scores(columns: Array, *, seed: int = 0) -> Array:
     """Draw how large the largest of several weighted sums is, in size, when nothing has an effect.
 
     Args:
@@ -90,11 +90,11 @@ def largest_null_scores(columns: Array, *, seed: int = 0) -> Array:
     largest = []
     for _ in range(_NUM_DRAWS // _DRAWS_AT_ONCE):  # in parts, since thousands of trials would fill the memory
         ranks = np.floor(generator.random((_DRAWS_AT_ONCE, num)) * np.arange(1, num + 1))
-        largest.append(np.abs(_scores(ranks) @ columns).max(axis=1, initial=0.0))
+        largest.append(np.abs(_compute_scores(ranks) @ columns).max(axis=1, initial=0.0))
     return np.concatenate(largest)
 
 
-def trend(losses: Array, places: Array) -> float:
+def measure_trend(losses: Array, places: Array) -> float:
     """Measure whether the values improve along a range.
 
     Args:
@@ -104,14 +104,14 @@ def trend(losses: Array, places: Array) -> float:
     Returns:
         Standard normal if the values do not depend on the place; negative where they improve with it.
     """
-    return float(sequential_scores(losses) @ weights(places[:, None], np.ones((len(losses), 1)))[:, 0])
+    return float(compute_sequential_scores(losses) @ make_weights(places[:, None], np.ones((len(losses), 1)))[:, 0])
 
 
-def limit(level: float, num_tests: int) -> float:
+def compute_threshold(level: float, num_tests: int) -> float:
     """The standard normal value that one of `num_tests` one-sided tests exceeds with probability `level` (Sidak)."""
     return float(-ndtri(1 - (1 - level) ** (1 / num_tests)))
 
 
-def tail(score: float) -> float:
+def compute_tail_probability(score: float) -> float:
     """The probability that a standard normal variable exceeds `score` in size."""
     return float(2 * ndtr(-abs(score)))

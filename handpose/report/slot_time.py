@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from handpose.report.record import Report, SegmentRecord, SweepRecord, TrialRecord
-from handpose.report.table import State
+from handpose.report.sweep_record import EpochReport, SegmentRecord, SweepRecord, TrialRecord
+from handpose.report.trial_table import TrialState
 
 
 @dataclass(frozen=True)
@@ -24,26 +24,26 @@ class SlotTime:
     which is no part of the rest.
     """
 
-    trained: dict[State, float]
-    start_up: float
+    trained: dict[TrialState, float]
+    startup: float
     lost: float
     idle: float
     saved: float
 
     @property
     def total(self) -> float:
-        return sum(self.trained.values()) + self.start_up + self.lost + self.idle
+        return sum(self.trained.values()) + self.startup + self.lost + self.idle
 
 
-def slot_time(record: SweepRecord) -> SlotTime:
+def account_slot_time(record: SweepRecord) -> SlotTime:
     """The account of a sweep."""
-    paces = {trial.number: pace for trial in record.trials if (pace := _pace(trial)) is not None}
+    paces = {trial.number: pace for trial in record.trials if (pace := _estimate_epoch_s(trial)) is not None}
     typical = statistics.median(paces.values()) if paces else 0.0
-    trained: dict[State, float] = {}
+    trained: dict[TrialState, float] = {}
     start_up = lost = saved = 0.0
     for trial in record.trials:
         pace = paces.get(trial.number, typical)
-        parts = [_parts(trial, segment, pace) for segment in trial.segments]
+        parts = [_split_segment(trial, segment, pace) for segment in trial.segments]
         trained[trial.state] = trained.get(trial.state, 0.0) + sum(part[0] for part in parts)
         start_up += sum(part[1] for part in parts)
         lost += sum(part[2] for part in parts)
@@ -53,10 +53,10 @@ def slot_time(record: SweepRecord) -> SlotTime:
     return SlotTime({state: seconds for state, seconds in trained.items() if seconds}, start_up, lost, idle, saved)
 
 
-def spent(record: SweepRecord, at_s: Sequence[float]) -> NDArray[np.float64]:
+def compute_spent(record: SweepRecord, at_s: Sequence[float]) -> NDArray[np.float64]:
     """Slot-seconds that trials had held by each moment."""
     segments = [segment for trial in record.trials for segment in trial.segments]
-    changes = sorted([(segment.began_s, 1) for segment in segments] + [(segment.ended_s, -1) for segment in segments])
+    changes = sorted([(segment.started_s, 1) for segment in segments] + [(segment.ended_s, -1) for segment in segments])
     times, held, total, running = [0.0], [0.0], 0.0, 0
     for moment, change in changes:
         total += running * (moment - times[-1])
@@ -66,28 +66,28 @@ def spent(record: SweepRecord, at_s: Sequence[float]) -> NDArray[np.float64]:
     return np.interp(np.asarray(at_s, dtype=float), times, held)
 
 
-def _of(trial: TrialRecord, segment: SegmentRecord) -> list[Report]:
-    return [report for report in trial.reports if segment.began_s < report.at_s <= segment.ended_s]
+def _list_segment_reports(trial: TrialRecord, segment: SegmentRecord) -> list[EpochReport]:
+    return [report for report in trial.reports if segment.started_s < report.at_s <= segment.ended_s]
 
 
-def _pace(trial: TrialRecord) -> float | None:
+def _estimate_epoch_s(trial: TrialRecord) -> float | None:
     """Seconds an epoch, from reports that follow each other in one stretch."""
     paces = []
     for segment in trial.segments:
-        reports = _of(trial, segment)
+        reports = _list_segment_reports(trial, segment)
         pairs = itertools.pairwise(reports)
         paces += [(later.at_s - report.at_s) / (later.epoch - report.epoch) for report, later in pairs]
     return statistics.median(paces) if paces else None
 
 
-def _parts(trial: TrialRecord, segment: SegmentRecord, pace: float) -> tuple[float, float, float]:
+def _split_segment(trial: TrialRecord, segment: SegmentRecord, pace: float) -> tuple[float, float, float]:
     """Seconds of a stretch that trained, started up, and were lost."""
-    reports = _of(trial, segment)
+    reports = _list_segment_reports(trial, segment)
     if not reports:
-        seconds = segment.ended_s - segment.began_s
+        seconds = segment.ended_s - segment.started_s
         return (0.0, 0.0, seconds) if segment.end == "lost" else (0.0, seconds, 0.0)
-    known = max((report.epoch for report in trial.reports if report.at_s <= segment.began_s), default=0)
-    first = reports[0].at_s - segment.began_s
+    known = max((report.epoch for report in trial.reports if report.at_s <= segment.started_s), default=0)
+    first = reports[0].at_s - segment.started_s
     anew = max(0, min(known, reports[0].epoch) - segment.epoch)
     epochs = max(1, reports[0].epoch - segment.epoch)
     training = min(first, epochs * pace) if pace else first

@@ -6,32 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from handpose.config import quote_override
-from handpose.report.table import TrialRow, TrialTable
-from handpose.report.words import interval_text, metric_number, metric_text, value_text
-from handpose.values import equal
+from handpose.plain_values import is_equal
+from handpose.report.formatting import format_interval, format_metric, format_metric_value, format_value
+from handpose.report.trial_table import TrialRow, TrialTable
 
 
-def summary(
+def format_summary(
     *,
     table: TrialTable,
     winner: TrialRow,
     defaults: Mapping[str, Any],
     confirmed: Mapping[str, Any] | None = None,
     retrained: Mapping[str, float] | None,
-    use_val: bool = False,
+    train_on_val: bool = False,
     folder: Path,
 ) -> str:
     """What a sweep found, for a person.
 
     defaults: of the keys that were searched. confirmed: what confirm.yaml says. retrained: metrics of the winner after
-    its retraining, with test/ and baseline/ in them where they were measured. use_val: it was trained on the validation
-    split too. folder: of the sweep.
+    its retraining, with test/ and baseline/ in them where they were measured. train_on_val: it was trained on the
+    validation split too. folder: of the sweep.
     """
-    lines = [f"winner      trial {winner.number}: {_validated(table, winner)}"]
-    lines += _confirmed(confirmed, len(table.rows))
-    lines.append(_changes(winner, defaults))
+    lines = [f"winner      trial {winner.number}: {_format_validation(table, winner)}"]
+    lines += _format_confirmation(confirmed, len(table.rows))
+    lines.append(_format_changes(winner, defaults))
     if retrained:
-        lines.append(_retrained(retrained, metric=table.metric, use_val=use_val))
+        lines.append(_format_retrained(retrained, metric=table.metric, train_on_val=train_on_val))
     lines.append(f"files       {folder}: best.yaml, trials.csv, sweep.yaml, study/, tensorboard/")
     if confirmed is not None:
         lines.append(f"            {folder / 'confirm'}: confirm.yaml, trials.csv, tensorboard/")
@@ -48,11 +48,11 @@ def summary(
     return "\n".join(lines)
 
 
-def _validated(table: TrialTable, winner: TrialRow) -> str:
-    return f"validation {metric_text(table.metric, table.value(winner))} after {winner.epochs} epochs"
+def _format_validation(table: TrialTable, winner: TrialRow) -> str:
+    return f"validation {format_metric(table.metric, table.get_value(winner))} after {winner.epochs} epochs"
 
 
-def _confirmed(confirmed: Mapping[str, Any] | None, num_trials: int) -> list[str]:
+def _format_confirmation(confirmed: Mapping[str, Any] | None, num_trials: int) -> list[str]:
     """What the confirmation says of the winner, or that there was none."""
     optimistic = f"the best of {num_trials} noisy values is too good on average"
     if confirmed is None:
@@ -62,12 +62,12 @@ def _confirmed(confirmed: Mapping[str, Any] | None, num_trials: int) -> list[str
         return [f"confirmed   nothing: no finalist came through; {optimistic}", *outs]
     winner, metric = confirmed["candidates"][confirmed["winner"]], confirmed["metric"]
     seeds = ", ".join(map(str, confirmed["seeds"]))
-    mean = f"{metric_text(metric, winner['mean'])}{interval_text(metric, winner['low'], winner['high'])}"
+    mean = f"{format_metric(metric, winner['mean'])}{format_interval(metric, winner['low'], winner['high'])}"
     lines = [f"confirmed   mean {mean} after {confirmed['epochs']} epochs, seeds {seeds}"]
-    return lines + _beside(confirmed) + outs
+    return lines + _format_other_candidates(confirmed) + outs
 
 
-def _beside(confirmed: Mapping[str, Any]) -> list[str]:
+def _format_other_candidates(confirmed: Mapping[str, Any]) -> list[str]:
     """The winner beside the other candidates."""
     lines = []
     if (alike := confirmed["not_distinguishable_from"]) is None:
@@ -75,40 +75,40 @@ def _beside(confirmed: Mapping[str, Any]) -> list[str]:
         lines.append(f"            unknown whether it is better than the others: {reason}")
     elif alike:
         means = {each["label"]: each["mean"] for each in confirmed["candidates"]}
-        named = ", ".join(f"{label} ({metric_number(confirmed['metric'], means[label])})" for label in alike)
+        named = ", ".join(f"{label} ({format_metric_value(confirmed['metric'], means[label])})" for label in alike)
         lines.append(f"            not distinguishable from {named}: the runs do not show which is better")
     if confirmed["optimism"]:
-        too_good = metric_text(confirmed["metric"], confirmed["optimism"])
+        too_good = format_metric(confirmed["metric"], confirmed["optimism"])
         lines.append(f"            as the best of several means it is too good by about {too_good} on average")
     if (gain := confirmed["gain_over_default"]) is not None:
-        interval = interval_text(confirmed["metric"], gain["low"], gain["high"])
-        lines.append(f"gain        {metric_text(confirmed['metric'], gain['mean'])}{interval} over the default")
+        interval = format_interval(confirmed["metric"], gain["low"], gain["high"])
+        lines.append(f"gain        {format_metric(confirmed['metric'], gain['mean'])}{interval} over the default")
     else:
         lines.append(f"gain        unknown: {confirmed['unknown']['gain_over_default']}")
     return lines
 
 
-def _changes(winner: TrialRow, defaults: Mapping[str, Any]) -> str:
+def _format_changes(winner: TrialRow, defaults: Mapping[str, Any]) -> str:
     changed = {
-        key: value for key, value in winner.params.items() if key not in defaults or not equal(defaults[key], value)
+        key: value for key, value in winner.params.items() if key not in defaults or not is_equal(defaults[key], value)
     }
     if not changed:
         return "changed     nothing: the default configuration won"
-    texts = [f"{key} {_before(key, defaults)}{value_text(value)}" for key, value in changed.items()]
+    texts = [f"{key} {_format_default(key, defaults)}{format_value(value)}" for key, value in changed.items()]
     return "changed     " + ", ".join(texts)
 
 
-def _before(key: str, defaults: Mapping[str, Any]) -> str:
-    return f"{value_text(defaults[key])} -> " if key in defaults else ""
+def _format_default(key: str, defaults: Mapping[str, Any]) -> str:
+    return f"{format_value(defaults[key])} -> " if key in defaults else ""
 
 
-def _retrained(metrics: Mapping[str, float], *, metric: str, use_val: bool) -> str:
+def _format_retrained(metrics: Mapping[str, float], *, metric: str, train_on_val: bool) -> str:
     """The retrained winner on the test split where that has joints: the sweep's metric, and PA-MPJPE beside the mean
     pose's.
 
     Without joints the figures are the validation split's, which has chosen the configuration and the checkpoint.
     """
-    on_both = " on training + validation, the last checkpoint" if use_val else ""
+    on_both = " on training + validation, the last checkpoint" if train_on_val else ""
     stage = "test" if "test/pa_mpjpe_mm" in metrics else "val"
     if f"{stage}/pa_mpjpe_mm" not in metrics:
         return f"retrained  {on_both}: no figures, since the test split has no joints"
@@ -117,5 +117,7 @@ def _retrained(metrics: Mapping[str, float], *, metric: str, use_val: bool) -> s
     ratio = f"mean pose {mean_pose:.2f} mm, ratio {value / mean_pose:.2f}"
     caution = "" if stage == "test" else "; optimistic, since this split chose the winner"
     own = f"{stage}/{metric.rpartition('/')[2]}"
-    first = f"{metric_text(own, metrics[own])}, " if own in metrics and own != f"{stage}/pa_mpjpe_mm" else ""
-    return f"retrained  {on_both + ':' if use_val else ''} {named} {first}PA-MPJPE {value:.2f} mm, {ratio}{caution}"
+    first = f"{format_metric(own, metrics[own])}, " if own in metrics and own != f"{stage}/pa_mpjpe_mm" else ""
+    return (
+        f"retrained  {on_both + ':' if train_on_val else ''} {named} {first}PA-MPJPE {value:.2f} mm, {ratio}{caution}"
+    )

@@ -6,9 +6,9 @@ Without one it joins the parameters and metrics of all runs (tensorboard/plugins
 
 What the tab then needs is columns that are whole: a run without a value, or with a word among numbers, is missing in
 its filters and in the parallel coordinates view (tensorboard #2942). So each column has one type, null is a word, and
-so is a parameter that a trial has not; `Schema` says which. A column that changes its type, as when the first trial
-without the parameter comes, is written anew for all trials. That works because a trial's parameters stand in a file
-of their own, beside its scalars; a TensorBoard that has read it already shows the change when it is started again.
+so is a parameter that a trial has not; `HParamsSchema` says which. A column that changes its type, as when the first
+trial without the parameter comes, is written anew for all trials. That works because a trial's parameters stand in a
+file of their own, beside its scalars; a TensorBoard that has read it already shows the change when it is started again.
 """
 
 import math
@@ -27,9 +27,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from handpose.errors import naming
-from handpose.report.table import TrialRow
-from handpose.values import written
+from handpose.errors import add_file_name
+from handpose.plain_values import to_json_text
+from handpose.report.trial_table import TrialRow
 
 STATE = "(state)"
 """The first column of the HParams tab: how a trial ended."""
@@ -41,18 +41,18 @@ ABSENT = "-"
 EPOCHS, SECONDS = "work/epochs", "work/seconds"
 """Scalars of every trial. Unless asked for more the tab shows five metrics, the first by the alphabet: after val/."""
 
-Kind: TypeAlias = Literal["number", "flag", "word"]
+ColumnKind: TypeAlias = Literal["number", "flag", "word"]
 
 _FILE = "events.out.tfevents.0.hparams"
 """Sorts before the files of scalars: TensorBoard without its data server goes from file to file and never back."""
 
 
-class Schema:
+class HParamsSchema:
     """The type of each parameter's column, as the trials so far have it."""
 
     def __init__(self) -> None:
         self._num_trials = 0
-        self._kinds: dict[str, set[Kind]] = defaultdict(set)
+        self._kinds: dict[str, set[ColumnKind]] = defaultdict(set)
         self._num_having: Counter[str] = Counter()
         self._texts: dict[str, dict[float, str]] = defaultdict(dict)  # of whole numbers
 
@@ -61,33 +61,36 @@ class Schema:
         before = self._columns()
         self._num_trials += 1
         for key, value in params.items():
-            self._kinds[key].add(_kind(value))
-            if _kind(value) == "number" and value == int(value):
-                text = written(value)
+            self._kinds[key].add(_get_kind(value))
+            if _get_kind(value) == "number" and value == int(value):
+                text = to_json_text(value)
                 if self._texts[key].setdefault(value, text) != text:  # 1 and 1.0, or 0.0 and -0.0: as words they differ
                     self._kinds[key].add("word")
             self._num_having[key] += 1
         return self._num_trials > 1 and self._columns() != before
 
-    def values(self, params: Mapping[str, Any]) -> dict[str, float | bool | str]:
+    def to_column_values(self, params: Mapping[str, Any]) -> dict[str, float | bool | str]:
         """A trial's parameters, one for each column and of its type."""
-        return {key: as_shown(params[key], kind) if key in params else ABSENT for key, kind in self._columns().items()}
+        return {
+            key: to_column_value(params[key], kind) if key in params else ABSENT
+            for key, kind in self._columns().items()
+        }
 
-    def _columns(self) -> dict[str, Kind]:
+    def _columns(self) -> dict[str, ColumnKind]:
         return {key: self._column(key) for key in self._kinds}
 
-    def _column(self, key: str) -> Kind:
+    def _column(self, key: str) -> ColumnKind:
         kinds = self._kinds[key]
         return next(iter(kinds)) if len(kinds) == 1 and self._num_having[key] == self._num_trials else "word"
 
 
-def _kind(value: Any) -> Kind:
+def _get_kind(value: Any) -> ColumnKind:
     if isinstance(value, bool):
         return "flag"
     return "number" if isinstance(value, (int, float)) and math.isfinite(value) else "word"
 
 
-def as_shown(value: Any, kind: Kind) -> float | bool | str:
+def to_column_value(value: Any, kind: ColumnKind) -> float | bool | str:
     """The value of a parameter in a column of that type."""
     if kind != "word":
         return value
@@ -96,7 +99,7 @@ def as_shown(value: Any, kind: Kind) -> float | bool | str:
     return f"'{value}'" if value in ("null", "true", "false") else str(value)
 
 
-class SweepLog:
+class TensorBoardSweepLog:
     """The runs of all trials.
 
     folder: holds a folder a trial. run_name: of a trial. in_tab: the HParams tab lists them. rows: of trials that a
@@ -109,7 +112,7 @@ class SweepLog:
         self._folder = folder
         self._in_tab = in_tab
         self._run_name = run_name
-        self._schema = Schema()
+        self._schema = HParamsSchema()
         self._rows = {row.number: row for row in rows}
         self._writers: dict[int, SummaryWriter] = {}
         self._spent: dict[int, tuple[int, float]] = {}
@@ -128,57 +131,57 @@ class SweepLog:
 
     def log_costs(self, row: TrialRow, costs: Mapping[str, float]) -> None:
         """What the trial costs, before it is trained."""
-        self._add(row, 0, {f"work/{name}": value for name, value in costs.items()})
+        self._add_scalars(row, 0, {f"work/{name}": value for name, value in costs.items()})
 
     def log_epoch(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
         """The metrics of the row's epoch. pictures: name -> JPEG file."""
-        self._add(row, row.epochs, row.metrics)
-        self._spend(row)
-        summary = Summary(value=[_picture(name, file) for name, file in pictures.items()])
-        with naming(self._run(row)):
-            self._writer(row)._get_file_writer().add_summary(summary, row.epochs)
-            self._writer(row).flush()
+        self._add_scalars(row, row.epochs, row.metrics)
+        self._count_work(row)
+        summary = Summary(value=[_make_picture(name, file) for name, file in pictures.items()])
+        with add_file_name(self._get_run_folder(row)):
+            self._get_writer(row)._get_file_writer().add_summary(summary, row.epochs)
+            self._get_writer(row).flush()
 
     def close_run(self, row: TrialRow, *, ended_s: float) -> None:
         """The trial does not run. ended_s: time since the epoch, noted if it is over."""
         if row.is_over:
             self._describe(row)
-            self._spend(row)
+            self._count_work(row)
             is_failure = row.state in ("diverged", "failed")
             status = api_pb2.STATUS_FAILURE if is_failure else api_pb2.STATUS_SUCCESS
             end = HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=ended_s))
-            summary = Summary(value=[_value(metadata.SESSION_END_INFO_TAG, end)] if self._in_tab else [])
-            with naming(self._run(row)):
-                self._writer(row)._get_file_writer().add_summary(summary)
+            summary = Summary(value=[_make_value(metadata.SESSION_END_INFO_TAG, end)] if self._in_tab else [])
+            with add_file_name(self._get_run_folder(row)):
+                self._get_writer(row)._get_file_writer().add_summary(summary)
         if row.number in self._writers:
-            with naming(self._run(row)):
+            with add_file_name(self._get_run_folder(row)):
                 self._writers.pop(row.number).close()
 
     def close(self) -> None:
         """Close all files; trials may go on."""
         while self._writers:
-            with naming(self._folder):
+            with add_file_name(self._folder):
                 self._writers.popitem()[1].close()
 
-    def _spend(self, row: TrialRow) -> None:
+    def _count_work(self, row: TrialRow) -> None:
         spent = row.epochs, row.seconds
         if self._spent.get(row.number) != spent:
-            self._add(row, row.epochs, dict(zip((EPOCHS, SECONDS), spent, strict=True)))
+            self._add_scalars(row, row.epochs, dict(zip((EPOCHS, SECONDS), spent, strict=True)))
         self._spent[row.number] = spent
 
-    def _run(self, row: TrialRow) -> Path:
+    def _get_run_folder(self, row: TrialRow) -> Path:
         return self._folder / self._run_name(row.number)
 
-    def _writer(self, row: TrialRow) -> SummaryWriter:
+    def _get_writer(self, row: TrialRow) -> SummaryWriter:
         if row.number not in self._writers:
-            self._writers[row.number] = SummaryWriter(str(self._run(row)))
+            self._writers[row.number] = SummaryWriter(str(self._get_run_folder(row)))
         return self._writers[row.number]
 
-    def _add(self, row: TrialRow, step: int, scalars: Mapping[str, float]) -> None:
-        with naming(self._run(row)):
+    def _add_scalars(self, row: TrialRow, step: int, scalars: Mapping[str, float]) -> None:
+        with add_file_name(self._get_run_folder(row)):
             for tag, value in scalars.items():
-                self._writer(row).add_scalar(tag, value, step)
-            self._writer(row).flush()
+                self._get_writer(row).add_scalar(tag, value, step)
+            self._get_writer(row).flush()
 
     def _describe_all(self) -> None:
         for row in self._rows.values():
@@ -189,27 +192,29 @@ class SweepLog:
         if not self._in_tab:
             return
         start = SessionStartInfo()
-        columns = self._schema.values(row.params)
+        columns = self._schema.to_column_values(row.params)
         for key, value in {STATE: row.state if row.is_over else NOT_OVER, **columns}.items():
             field = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
             setattr(start.hparams[key], field, value)
-        value = _value(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start))
-        folder = self._run(row)
+        value = _make_value(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start))
+        folder = self._get_run_folder(row)
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / ".part"  # a name that TensorBoard does not take for one of its files
         try:
-            with naming(folder / _FILE):
-                part.write_bytes(_records(Event(file_version="brain.Event:2"), Event(summary=Summary(value=[value]))))
+            with add_file_name(folder / _FILE):
+                part.write_bytes(
+                    _encode_events(Event(file_version="brain.Event:2"), Event(summary=Summary(value=[value])))
+                )
                 os.replace(part, folder / _FILE)
         finally:
             part.unlink(missing_ok=True)
 
 
-def _value(tag: str, data: HParamsPluginData) -> Summary.Value:
+def _make_value(tag: str, data: HParamsPluginData) -> Summary.Value:
     return Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
 
 
-def _records(*events: Event) -> bytes:
+def _encode_events(*events: Event) -> bytes:
     buffer = BytesIO()
     writer = RecordWriter(buffer)
     for event in events:
@@ -217,7 +222,7 @@ def _records(*events: Event) -> bytes:
     return buffer.getvalue()
 
 
-def _picture(name: str, file: Path) -> Summary.Value:
+def _make_picture(name: str, file: Path) -> Summary.Value:
     content = file.read_bytes()
     height, width, *_ = decode_jpeg_header(content)
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)

@@ -11,24 +11,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from handpose.report.table import STATES, State, TrialRow, TrialTable, short_names
-from handpose.report.words import (
-    cost_label,
-    cost_number,
-    cost_text,
-    duration,
-    metric_label,
-    metric_number,
-    metric_text,
-    params_text,
-    value_text,
+from handpose.report.formatting import (
+    format_cost,
+    format_cost_name,
+    format_cost_value,
+    format_duration,
+    format_metric,
+    format_metric_name,
+    format_metric_value,
+    format_params,
+    format_value,
 )
+from handpose.report.trial_table import STATES, TrialRow, TrialState, TrialTable, shorten_names
 
 _REFRESH_EVERY_S = 0.5
-_LINE_S = 0.05
+_MIN_LINE_INTERVAL_S = 0.05
 _MAX_ROWS = 12
-_MAX_RUNNING = 4
-_COLOURS: dict[State, str] = {
+_MAX_RUNNING_ROWS = 4
+_COLOURS: dict[TrialState, str] = {
     "running": "cyan",
     "waiting": "blue",
     "paused": "blue",
@@ -49,21 +49,21 @@ class SweepView(Protocol):
     def show_trial_end(self, table: TrialTable, row: TrialRow) -> None:
         """A trial has ended, or does not run for a while."""
 
-    def note(self, sentence: str) -> None:
+    def show_note(self, sentence: str) -> None:
         """Something happened that is about no trial."""
 
     def close(self) -> None:
         """Leave the last picture standing."""
 
 
-def sweep_view(title: str, *, time_budget_s: float | None = None, used_s: float = 0.0) -> SweepView:
+def make_sweep_view(title: str, *, time_budget_s: float | None = None, used_s: float = 0.0) -> SweepView:
     """A live view in a terminal, else plain lines. used_s: before, by a sweep that goes on."""
     console = Console()
-    clock = Clock(time_budget_s=time_budget_s, used_s=used_s)
+    clock = SweepClock(time_budget_s=time_budget_s, used_s=used_s)
     return LiveView(title, console, clock) if console.is_terminal else PlainView(title, clock)
 
 
-def warm_start_line(account: Mapping[str, Any]) -> str:
+def format_warm_start(account: Mapping[str, Any]) -> str:
     """What became of the trials of one earlier sweep. account: as the study keeps it under `warm_start`."""
     parts = [f"{account['brought']} trials brought in"]
     parts += [f"{number} left out ({reason})" for reason, number in account["not_comparable"].items()]
@@ -73,7 +73,7 @@ def warm_start_line(account: Mapping[str, Any]) -> str:
     return f"warm start  {account['sweep']}: " + ", ".join(parts)
 
 
-class Clock:
+class SweepClock:
     """Time used, and an estimate of the time left."""
 
     def __init__(self, *, time_budget_s: float | None, used_s: float = 0.0) -> None:
@@ -81,38 +81,40 @@ class Clock:
         self._started = time.monotonic() - used_s
         self._ended: float | None = None
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Stop the clock; nothing is left from now on."""
         self._ended = time.monotonic()
 
-    def used_s(self) -> float:
+    def get_used_s(self) -> float:
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
-    def left_s(self, table: TrialTable) -> float:
+    def estimate_left_s(self, table: TrialTable) -> float:
         """Seconds left if the trials to come take as long as those before; NaN while nothing is known."""
         if self._ended is not None:
             return 0.0
-        left = max(_work_left(table) / table.num_slots, _longest_left(table))  # the first where it is NaN
+        left = max(
+            _estimate_work_left(table) / table.num_slots, _estimate_longest_left(table)
+        )  # the first where it is NaN
         if self._time_budget_s is not None:
-            left = min(self._time_budget_s - self.used_s(), left)  # the first where the other is NaN
+            left = min(self._time_budget_s - self.get_used_s(), left)  # the first where the other is NaN
         return max(0.0, left) if math.isfinite(left) else math.nan
 
 
-def _work_left(table: TrialTable) -> float:
+def _estimate_work_left(table: TrialTable) -> float:
     """Slot-seconds: mean length of the ended trials times those to come, less what the running ones have done."""
     to_come = table.num_trials - len(table.rows)
-    each_s = _trial_s(table)
+    each_s = _estimate_trial_s(table)
     running = [row for row in table.rows.values() if not row.is_over]
     return to_come * each_s + sum(max(each_s - row.seconds, 0.0) for row in running)
 
 
-def _longest_left(table: TrialTable) -> float:
+def _estimate_longest_left(table: TrialTable) -> float:
     """Seconds until the last of those that run now is through: the end of a sweep leaves slots empty."""
     running = [row.seconds for row in table.rows.values() if row.state == "running"]
-    return max(_trial_s(table) - min(running), 0.0) if running else 0.0
+    return max(_estimate_trial_s(table) - min(running), 0.0) if running else 0.0
 
 
-def _trial_s(table: TrialTable) -> float:
+def _estimate_trial_s(table: TrialTable) -> float:
     """Mean length of the trials that have ended; before, of whole ones at the pace of those that run; NaN: unknown."""
     rows = table.rows.values()
     ended = [row.seconds for row in rows if row.is_over and row.epochs]
@@ -125,7 +127,7 @@ def _trial_s(table: TrialTable) -> float:
 class PlainView:
     """One line for each trial that has ended, paused or failed; of many trials for some, so that it takes no time."""
 
-    def __init__(self, title: str, clock: Clock) -> None:
+    def __init__(self, title: str, clock: SweepClock) -> None:
         self._clock = clock
         self._next_line = -math.inf
         self._num_left_out = 0
@@ -141,45 +143,45 @@ class PlainView:
             return
         if self._num_left_out:
             print(f"... and {self._num_left_out} more in trials.csv", flush=True)
-        print(trial_line(table, row, self._clock), flush=True)
+        print(format_trial(table, row, self._clock), flush=True)
         self._num_left_out = 0
         took_s = time.monotonic() - began  # it looks at all trials
-        self._next_line = began + 20 * took_s if took_s > _LINE_S else -math.inf
+        self._next_line = began + 20 * took_s if took_s > _MIN_LINE_INTERVAL_S else -math.inf
 
-    def note(self, sentence: str) -> None:
+    def show_note(self, sentence: str) -> None:
         print(sentence, flush=True)
 
     def close(self) -> None:
         pass
 
 
-def trial_line(table: TrialTable, row: TrialRow, clock: Clock) -> str:
+def format_trial(table: TrialTable, row: TrialRow, clock: SweepClock) -> str:
     """A trial that has ended, in one line."""
     num_ended = sum(other.is_over for other in table.rows.values())
-    value = table.value(row)
-    reached = metric_text(table.metric, value) if math.isfinite(value) else "no value"
+    value = table.get_value(row)
+    reached = format_metric(table.metric, value) if math.isfinite(value) else "no value"
     shown = row.error or reached if row.state in ("failed", "waiting") else reached
-    best = " *" if row in table.front() else ""
+    best = " *" if row in table.find_front() else ""
     parts = [
         f"[{num_ended}/{table.num_trials}] trial {row.number} {row.state}",
         f"epoch {row.epochs}/{table.max_epochs}",
         shown + best,
-        *(cost_text(each.name, row.costs[each.name]) for each in table.objectives if each.name in row.costs),
-        params_text(row.params),
-        f"{duration(clock.used_s())} used" + _left_text(clock, table),
+        *(format_cost(each.name, row.costs[each.name]) for each in table.objectives if each.name in row.costs),
+        format_params(row.params),
+        f"{format_duration(clock.get_used_s())} used" + _format_left(clock, table),
     ]
     return "  ".join(parts)
 
 
-def _left_text(clock: Clock, table: TrialTable) -> str:
-    left = clock.left_s(table)
-    return f", about {duration(left, rough=True)} left" if math.isfinite(left) and left > 0 else ""
+def _format_left(clock: SweepClock, table: TrialTable) -> str:
+    left = clock.estimate_left_s(table)
+    return f", about {format_duration(left, is_rough=True)} left" if math.isfinite(left) and left > 0 else ""
 
 
 class LiveView:
     """Head line, progress, the best so far, and a table of at most a dozen trials, redrawn in place."""
 
-    def __init__(self, title: str, console: Console, clock: Clock) -> None:
+    def __init__(self, title: str, console: Console, clock: SweepClock) -> None:
         self._title = title
         self._clock = clock
         self._table: TrialTable | None = None
@@ -195,46 +197,46 @@ class LiveView:
     def show_trial_end(self, table: TrialTable, row: TrialRow) -> None:
         self.refresh(table)
 
-    def note(self, sentence: str) -> None:
+    def show_note(self, sentence: str) -> None:
         self._live.console.print(sentence, style="dim", markup=False, highlight=False)
 
     def close(self) -> None:
-        self._clock.end()
+        self._clock.stop()
         if self._table is not None:
             self._draw(self._table)
         self._live.stop()
 
     def _draw(self, table: TrialTable) -> None:
         began = time.monotonic()
-        shown = picture(self._title, table, self._clock, width=self._live.console.width)
+        shown = render_sweep(self._title, table, self._clock, width=self._live.console.width)
         self._live.update(shown, refresh=True)
         # However many trials there are, drawing takes at most a twentieth of the time.
         self._next_draw = began + max(_REFRESH_EVERY_S, 20 * (time.monotonic() - began))
 
 
-def picture(title: str, table: TrialTable, clock: Clock, *, width: int) -> RenderableType:
+def render_sweep(title: str, table: TrialTable, clock: SweepClock, *, width: int) -> RenderableType:
     """What the live view shows in a terminal that is `width` columns wide."""
     return Group(
-        _head(title, table, clock),
-        _progress(table, width),
-        _states(table),
-        _best(table, width),
+        _render_head(title, table, clock),
+        _render_progress(table, width),
+        _render_states(table),
+        _render_best(table, width),
         Text(),
-        _trials(table, width),
-        *_last_error(table),
+        _render_trials(table, width),
+        *_render_last_error(table),
     )
 
 
-def _head(title: str, table: TrialTable, clock: Clock) -> RenderableType:
+def _render_head(title: str, table: TrialTable, clock: SweepClock) -> RenderableType:
     line = Table.grid(expand=True)
     line.add_column(no_wrap=True, overflow="ellipsis")
     line.add_column(justify="right", no_wrap=True)
-    used = f"{duration(clock.used_s())} used{_left_text(clock, table)}"
+    used = f"{format_duration(clock.get_used_s())} used{_format_left(clock, table)}"
     line.add_row(Text(title, style="bold"), Text(used, style="dim"))
     return line
 
 
-def _progress(table: TrialTable, width: int) -> RenderableType:
+def _render_progress(table: TrialTable, width: int) -> RenderableType:
     num_ended = sum(row.is_over for row in table.rows.values())
     text = Text(f" {num_ended}/{table.num_trials} trials", style="bold")
     if table.checkpoint_bytes:
@@ -249,66 +251,66 @@ def _progress(table: TrialTable, width: int) -> RenderableType:
     return line
 
 
-def _states(table: TrialTable) -> RenderableType:
-    counts = table.count()
+def _render_states(table: TrialTable) -> RenderableType:
+    counts = table.count_states()
     parts = [
         Text(f"{counts[state]}\N{NO-BREAK SPACE}{state}", style=_COLOURS[state]) for state in STATES if counts[state]
     ]
     return Text(" · ", style="dim").join(parts)
 
 
-def _best(table: TrialTable, width: int) -> RenderableType:
-    ranked = table.ranked()
+def _render_best(table: TrialTable, width: int) -> RenderableType:
+    ranked = table.rank_trials()
     if not ranked:
         return Text("best  none yet" if table.rows else "starting workers", style="dim")
     best = ranked[0]
-    searched = {key: value for key, value in best.params.items() if key in _searched(table)}
+    searched = {key: value for key, value in best.params.items() if key in _list_searched_keys(table)}
     text = Text("best  ", no_wrap=True, overflow="ellipsis")
-    text.append(metric_text(table.metric, table.value(best)), style="bold green")
+    text.append(format_metric(table.metric, table.get_value(best)), style="bold green")
     if table.objectives:
-        text.append(f"  on a front of {len(table.front())} (*)")
+        text.append(f"  on a front of {len(table.find_front())} (*)")
     text.append(f"  trial {best.number} at epoch {best.epochs}/{table.max_epochs}  ")
-    return text.append(_fitting_text(searched, width - text.cell_len))
+    return text.append(_format_fitting_params(searched, width - text.cell_len))
 
 
-def _fitting_text(params: Mapping[str, Any], width: int) -> str:
+def _format_fitting_params(params: Mapping[str, Any], width: int) -> str:
     """Parameters in a row, as many as there is room for; none is cut."""
-    whole = params_text(params)
+    whole = format_params(params)
     if len(whole) <= width:
         return whole
     shown = whole[: max(0, width - 4)].rpartition(", ")[0]
     return f"{shown}, ..." if shown else "..."
 
 
-def _searched(table: TrialTable) -> list[str]:
+def _list_searched_keys(table: TrialTable) -> list[str]:
     """Keys in which the trials so far differ; all while there is but one trial."""
     rows = list(table.rows.values())
     keys = dict.fromkeys(key for row in rows for key in row.params)
     return [key for key in keys if len(rows) == 1 or len({str(row.params.get(key, "")) for row in rows}) > 1]
 
 
-def _trials(table: TrialTable, width: int) -> RenderableType:
-    rows, num_hidden = _shown(table)
+def _render_trials(table: TrialTable, width: int) -> RenderableType:
+    rows, num_hidden = _choose_rows(table)
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", caption_justify="left", caption_style="dim")
-    names = _fitting(table, rows, width - 46 - 16 * len(table.objectives))
-    costs = [cost_label(objective.name) for objective in table.objectives]
-    titles = ["trial", "state", "epoch", metric_label(table.metric), *costs, *names.values(), "time"]
+    names = _choose_fitting_params(table, rows, width - 46 - 16 * len(table.objectives))
+    costs = [format_cost_name(objective.name) for objective in table.objectives]
+    titles = ["trial", "state", "epoch", format_metric_name(table.metric), *costs, *names.values(), "time"]
     for place, title in enumerate(titles):
         shown.add_column(title, justify="left" if place == 1 else "right", no_wrap=True)
-    best = table.front()
+    best = table.find_front()
     for row in rows:
-        shown.add_row(*_cells(table, row, list(names), is_best=row in best))
+        shown.add_row(*_make_cells(table, row, list(names), is_best=row in best))
     if num_hidden:
         shown.caption = f"and {num_hidden} more in trials.csv"
     return shown
 
 
-def _fitting(table: TrialTable, rows: Sequence[TrialRow], width: int) -> dict[str, str]:
+def _choose_fitting_params(table: TrialTable, rows: Sequence[TrialRow], width: int) -> dict[str, str]:
     """Parameters, with their short names, whose columns fit side by side."""
-    names = short_names(_searched(table))
+    names = shorten_names(_list_searched_keys(table))
     fitting: dict[str, str] = {}
     for key, name in names.items():
-        longest = max(len(value_text(row.params[key])) if key in row.params else 0 for row in rows)
+        longest = max(len(format_value(row.params[key])) if key in row.params else 0 for row in rows)
         width -= max(len(name), longest) + 2
         if width < 0:
             break
@@ -316,7 +318,7 @@ def _fitting(table: TrialTable, rows: Sequence[TrialRow], width: int) -> dict[st
     return fitting
 
 
-def _last_error(table: TrialTable) -> list[RenderableType]:
+def _render_last_error(table: TrialTable) -> list[RenderableType]:
     failed = [row for row in table.rows.values() if row.error]
     if not failed:
         return []
@@ -324,36 +326,36 @@ def _last_error(table: TrialTable) -> list[RenderableType]:
     return [Text(f"trial {row.number}: {row.error}", style="red", no_wrap=True, overflow="ellipsis")]
 
 
-def _cells(table: TrialTable, row: TrialRow, keys: Sequence[str], *, is_best: bool) -> list[RenderableType]:
-    value = table.value(row)
+def _make_cells(table: TrialTable, row: TrialRow, keys: Sequence[str], *, is_best: bool) -> list[RenderableType]:
+    value = table.get_value(row)
     return [
         str(row.number),
         Text(row.state, style=_COLOURS[row.state]),
         f"{row.epochs}/{table.max_epochs}",
-        Text(metric_number(table.metric, value) if row.epochs else "-", style="bold" if is_best else ""),
-        *(_cost_cell(row, each.name, is_best=is_best) for each in table.objectives),
-        *(value_text(row.params[key]) if key in row.params else "" for key in keys),
-        duration(row.seconds),
+        Text(format_metric_value(table.metric, value) if row.epochs else "-", style="bold" if is_best else ""),
+        *(_make_cost_cell(row, each.name, is_best=is_best) for each in table.objectives),
+        *(format_value(row.params[key]) if key in row.params else "" for key in keys),
+        format_duration(row.seconds),
     ]
 
 
-def _cost_cell(row: TrialRow, name: str, *, is_best: bool) -> RenderableType:
+def _make_cost_cell(row: TrialRow, name: str, *, is_best: bool) -> RenderableType:
     if name not in row.costs:
         return "-"
-    return Text(cost_number(name, row.costs[name]) + (" *" if is_best else "  "), style="bold" if is_best else "")
+    return Text(format_cost_value(name, row.costs[name]) + (" *" if is_best else "  "), style="bold" if is_best else "")
 
 
-def _shown(table: TrialTable) -> tuple[list[TrialRow], int]:
+def _choose_rows(table: TrialTable) -> tuple[list[TrialRow], int]:
     """The best of all, those that came to nothing, below them some that run; and how many are left out."""
-    running = sorted((row for row in table.rows.values() if _is_live(row)), key=lambda row: row.number)
-    ranked = [row for row in table.ranked() if not _is_live(row)]
+    running = sorted((row for row in table.rows.values() if _may_run(row)), key=lambda row: row.number)
+    ranked = [row for row in table.rank_trials() if not _may_run(row)]
     sound = {row.number for row in ranked}
-    ended = ranked + [row for number, row in sorted(table.rows.items()) if not _is_live(row) and number not in sound]
-    num_running = min(len(running), max(_MAX_RUNNING, _MAX_ROWS - len(ended)))
+    ended = ranked + [row for number, row in sorted(table.rows.items()) if not _may_run(row) and number not in sound]
+    num_running = min(len(running), max(_MAX_RUNNING_ROWS, _MAX_ROWS - len(ended)))
     rows = ended[: _MAX_ROWS - num_running] + running[:num_running]
     return rows, len(table.rows) - len(rows)
 
 
-def _is_live(row: TrialRow) -> bool:
+def _may_run(row: TrialRow) -> bool:
     """Whether it runs or will; one that is paused may never."""
     return row.state in ("running", "waiting")

@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from handpose.report.table import TrialRow
+from handpose.report.trial_table import TrialRow
 
-_KEY = "key"
+_KEY_FILE = "key"
 
 
 class WandbLog:
@@ -27,38 +27,40 @@ class WandbLog:
 
     def __init__(self, folder: Path, *, project: str, group: str, run_name: Callable[[int], str]) -> None:
         self._folder, self._project, self._group, self._run_name = folder, project, group, run_name
-        self._key = _kept_key(folder / "wandb" / _KEY)
+        self._key = _read_or_make_key(folder / "wandb" / _KEY_FILE)
         self._runs: dict[int, Any] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wandb")
         self._works = True
 
     def open_run(self, row: TrialRow) -> None:
         """A trial begins, or goes on, maybe with other parameters."""
-        self._later(lambda row: self._run(row).config.update(dict(row.params), allow_val_change=True), row)
+        self._run_in_background(
+            lambda row: self._get_run(row).config.update(dict(row.params), allow_val_change=True), row
+        )
 
     def log_costs(self, row: TrialRow, costs: Mapping[str, float]) -> None:
         """What the trial costs, before it is trained."""
-        self._later(lambda row: self._run(row).summary.update(dict(costs)), row)
+        self._run_in_background(lambda row: self._get_run(row).summary.update(dict(costs)), row)
 
     def log_epoch(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
         """The metrics of the row's epoch. pictures: name -> JPEG file."""
         contents = {name: file.read_bytes() for name, file in pictures.items()}
-        self._later(lambda row: self._log(row, contents), row)
+        self._run_in_background(lambda row: self._log(row, contents), row)
 
     def close_run(self, row: TrialRow, *, ended_s: float) -> None:
         """The trial does not run, and may be over."""
-        self._later(self._close, row)
+        self._run_in_background(self._close_run, row)
 
     def close(self) -> None:
         """Send what is left."""
         for number in list(self._runs):
-            self._later(self._finish, TrialRow(number, {}))
+            self._run_in_background(self._finish_run, TrialRow(number, {}))
         self._thread.shutdown(wait=True)
 
-    def _later(self, action: Callable[[TrialRow], object], row: TrialRow) -> None:
-        self._thread.submit(self._tried, action, replace(row))
+    def _run_in_background(self, action: Callable[[TrialRow], object], row: TrialRow) -> None:
+        self._thread.submit(self._run_ignoring_errors, action, replace(row))
 
-    def _tried(self, action: Callable[[TrialRow], object], row: TrialRow) -> None:
+    def _run_ignoring_errors(self, action: Callable[[TrialRow], object], row: TrialRow) -> None:
         if not self._works:
             return
         try:
@@ -67,7 +69,7 @@ class WandbLog:
             self._works = False
             print(f"wandb: {' '.join(str(error).split())}; the sweep goes on without it", flush=True)
 
-    def _run(self, row: TrialRow) -> Any:
+    def _get_run(self, row: TrialRow) -> Any:
         if row.number not in self._runs:
             import wandb
 
@@ -89,19 +91,19 @@ class WandbLog:
         import wandb
 
         images = {f"val_pictures/{name}": wandb.Image(Image.open(BytesIO(pixels))) for name, pixels in pictures.items()}
-        self._run(row).log({**row.metrics, "epochs": row.epochs, "seconds": row.seconds, **images}, step=row.epochs)
+        self._get_run(row).log({**row.metrics, "epochs": row.epochs, "seconds": row.seconds, **images}, step=row.epochs)
 
-    def _close(self, row: TrialRow) -> None:
-        run = self._run(row)
+    def _close_run(self, row: TrialRow) -> None:
+        run = self._get_run(row)
         run.summary.update({"state": row.state, "epochs": row.epochs, "seconds": row.seconds, "error": row.error})
-        self._finish(row)
+        self._finish_run(row)
 
-    def _finish(self, row: TrialRow) -> None:
+    def _finish_run(self, row: TrialRow) -> None:
         if row.number in self._runs:
             self._runs.pop(row.number).finish(exit_code=int(row.state in ("diverged", "failed")))
 
 
-def _kept_key(file: Path) -> str:
+def _read_or_make_key(file: Path) -> str:
     """Of this sweep, the same in every process that goes on with it."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from handpose.pareto import best_first
+from handpose.pareto import rank_points
 
 
 class Rung:
@@ -91,7 +91,7 @@ class ParetoRung:
         """
         losses = {**self._losses, trial: loss}
         num_passing = 1 + math.floor(max(0, len(losses) - 2) / self._reduction_factor)
-        return trial in self._sort_best_first(losses, most=num_passing)
+        return trial in self._sort_best_first(losses, max_trials=num_passing)
 
     def add_waiting(self, trial: int) -> None:
         self._waiting.add(trial)
@@ -112,12 +112,12 @@ class ParetoRung:
             return None
         if self._promotable_trials is None:
             num_promotable = math.floor(len(self._losses) / self._reduction_factor)
-            self._promotable_trials = self._sort_best_first(self._losses, most=num_promotable)
+            self._promotable_trials = self._sort_best_first(self._losses, max_trials=num_promotable)
         return next((trial for trial in self._promotable_trials if trial in self._waiting), None)
 
-    def _sort_best_first(self, losses: Mapping[int, float], most: int | None = None) -> list[int]:
+    def _sort_best_first(self, losses: Mapping[int, float], max_trials: int | None = None) -> list[int]:
         trials = sorted(losses)  # equal results are ordered by number, not by time
-        order = best_first([(losses[trial], self._costs[trial]) for trial in trials], most=most)
+        order = rank_points([(losses[trial], self._costs[trial]) for trial in trials], max_points=max_trials)
         return [trials[index] for index in order]
 
 

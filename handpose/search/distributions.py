@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from handpose.errors import UserError
-from handpose.values import equal, same, written
+from handpose.plain_values import is_equal, is_same, to_json_text
 
 Scalar: TypeAlias = bool | int | float | str | None
 Numeric: TypeAlias = FloatDistribution | IntDistribution
@@ -49,7 +49,7 @@ def make_labels(values: Iterable[Any]) -> list[Scalar]:
     taken: set[Scalar] = set()
     texts = []
     for value in values:
-        text = written(value)
+        text = to_json_text(value)
         texts.append(text)
         if text not in found:
             found[text] = label if (label := _make_label(value)) not in taken else f"{type(value).__name__} {text}"
@@ -73,11 +73,11 @@ def parse_label(label: Scalar) -> Any:
 
 def _make_label(value: Any) -> Scalar:
     if isinstance(value, (list, dict)):
-        return f"list {written(value)}"
+        return f"list {to_json_text(value)}"
     if isinstance(value, float) and not math.isfinite(value):
-        return f"float {written(value)}"  # standard JSON has no such number
-    if isinstance(value, str) and not same(parse_label(value), value):
-        return f"str {written(value)}"  # the text itself looks like a label
+        return f"float {to_json_text(value)}"  # standard JSON has no such number
+    if isinstance(value, str) and not is_same(parse_label(value), value):
+        return f"str {to_json_text(value)}"  # the text itself looks like a label
     assert value is None or isinstance(value, (bool, int, float, str))
     return value
 
@@ -101,7 +101,7 @@ def fit_value(value: Any, distribution: BaseDistribution) -> Any:
         ValueError: the distribution does not contain the value.
     """
     if isinstance(distribution, CategoricalDistribution):
-        for matches in (same, equal):
+        for matches in (is_same, is_equal):
             for label in distribution.choices:
                 if matches(parse_label(label), value):
                     return label

@@ -32,6 +32,7 @@ from optuna.samplers import BaseGASampler, BaseSampler, GPSampler, QMCSampler, R
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.errors import UserError
+from handpose.plain_values import is_same, to_json_text
 from handpose.search.distributions import count_values, parse_label
 from handpose.search.points import (
     FinitePoints,
@@ -55,7 +56,6 @@ from handpose.search.study import (
     parse_limits,
 )
 from handpose.search.warm_start import Conditions, InitialTrials, prepare_initial_trials
-from handpose.values import same, written
 
 _STUDY_STATES: Mapping[str, TrialState] = {
     "complete": TrialState.COMPLETE,
@@ -292,13 +292,13 @@ class OptunaSearcher(Searcher):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             pending, params = view.draw(self._space, sampler, number=number, point=point)
-        if not same(params, {name: parse_label(value) for name, value in pending.params.items()}):
+        if not is_same(params, {name: parse_label(value) for name, value in pending.params.items()}):
             pending.set_user_attr(PARAMS_ATTRIBUTE, params)
         return pending, params
 
     def _is_tried(self, params: Params, *, besides_imported: bool = False) -> bool:
         """Whether an earlier trial has these parameters. besides_imported: count only own trials of this sweep."""
-        text = written(params)
+        text = to_json_text(params)
         return text in self._tried_params or (text in self._imported_params and not besides_imported)
 
     def _find_untried_point(self, number: int) -> Params | None:
@@ -449,7 +449,7 @@ class OptunaSearcher(Searcher):
         """Return the draws that give these parameters, and their distributions; both empty if there are none."""
         with contextlib.suppress(UserError):
             placed = place_values(self._space, params)
-            if same(placed.params, params):
+            if is_same(placed.params, params):
                 return placed.draws, placed.distributions
         return {}, {}
 
@@ -487,7 +487,7 @@ def _check_list_lengths(distributions: Mapping[str, BaseDistribution]) -> None:
 
 def _make_params_key(trial: FrozenTrial) -> str:
     """Return the parameters of a trial as text, for comparison."""
-    return written(get_trial_params(trial))
+    return to_json_text(get_trial_params(trial))
 
 
 def _resolve_sampler(

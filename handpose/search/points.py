@@ -11,6 +11,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from handpose.errors import UserError
+from handpose.plain_values import is_equal, is_same, to_json_text
 from handpose.schema import find_nearest_keys
 from handpose.search.distributions import count_values, get_value_at, parse_label
 from handpose.search.sampler_view import SamplerView
@@ -24,7 +25,6 @@ from handpose.search.space import (
     find_default_point,
     list_grid_points,
 )
-from handpose.values import equal, same, written
 
 
 class SpacePlacement(NamedTuple):
@@ -148,12 +148,12 @@ class FinitePoints:
         """Return the first untried point, in order from a random start; None if every point was tried.
 
         Args:
-            tried: the parameters that were tried, as text from `written`.
+            tried: the parameters that were tried, as text from `to_json_text`.
             seed: the seed of the start.
         """
         start = random.Random(seed).randrange(self.num_points)
         points = (self._make_point((start + index) % self.num_points) for index in range(self.num_points))
-        return next((point for point in points if written(point.params) not in tried), None)
+        return next((point for point in points if to_json_text(point.params) not in tried), None)
 
 
 def find_finite_points(space: Space) -> FinitePoints | None:
@@ -173,7 +173,7 @@ def find_finite_points(space: Space) -> FinitePoints | None:
             return None
         if sampler.is_infinite:
             return None
-        found.setdefault(written(params), SpacePoint(pending.params, params))
+        found.setdefault(to_json_text(params), SpacePoint(pending.params, params))
         if not sampler.advance():
             points = list(found.values())
             return FinitePoints(len(points), points.__getitem__)
@@ -253,7 +253,7 @@ class _OdometerSampler(IndependentSampler):
 
 
 def _matches(point: Params, one: Params) -> bool:
-    return all(same(point[name], value) for name, value in one.items())
+    return all(is_same(point[name], value) for name, value in one.items())
 
 
 def _place_first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Params:
@@ -264,7 +264,7 @@ def _place_first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping
                 f"searcher.points_to_evaluate: {key}={value} is out of range; {space.file} has "
                 f"{_format_range(space, key, placed.distributions[key])}"
             )
-        if key not in placed.draws and not (key in placed.params and equal(placed.params[key], value)):
+        if key not in placed.draws and not (key in placed.params and is_equal(placed.params[key], value)):
             raise UserError(
                 f"searcher.points_to_evaluate: {space.file} does not search {key}{_suggest_key(key, placed.draws)}"
             )

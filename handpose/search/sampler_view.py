@@ -18,7 +18,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from handpose.pareto import best_first
+from handpose.pareto import rank_points
 from handpose.search.distributions import round_to_distribution
 from handpose.search.space import Params, Space
 from handpose.search.study import get_last_value
@@ -144,7 +144,7 @@ def show_trials(
 
     With one objective, Optuna ranks stopped trials by epoch and value. With two it cannot: TPE of Optuna 5.0 raises if
     such trials have reports, and keeps their order if they have none. So the reports are removed, and the stopped
-    trials are sorted, the best first: by epoch, and within an epoch by fronts (`handpose.pareto.best_first`), as ASHA
+    trials are sorted, the best first: by epoch, and within an epoch by fronts (`handpose.pareto.rank_points`), as ASHA
     does. In both cases TPE ranks stopped trials after all complete ones. Samplers that use only complete trials learn
     nothing from stopped ones.
 
@@ -219,7 +219,7 @@ class _TrialRanking(NamedTuple):
         for _, alike in sorted(classes.items()):
             valued = [trial for trial in alike if trial.values]
             points = [(self._get_loss(trial), trial.values[1]) for trial in valued]
-            yield from (valued[index] for index in best_first(points))
+            yield from (valued[index] for index in rank_points(points))
             yield from (trial for trial in alike if not trial.values)
 
     def _get_class(self, trial: FrozenTrial) -> tuple[float, float]:

@@ -31,6 +31,8 @@ from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from handpose.errors import UserError
+from handpose.files import expand_home
+from handpose.plain_values import is_equal, is_plain, is_same, to_json_text, to_plain
 from handpose.search.distributions import (
     check_range,
     check_steps,
@@ -42,8 +44,6 @@ from handpose.search.distributions import (
     parse_label,
     round_to_distribution,
 )
-from handpose.values import as_plain, equal, is_plain, same, written
-from handpose.whole_file import expand_home
 from handpose.yaml_files import load_yaml
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise Optuna reports every new study on stderr
@@ -128,7 +128,7 @@ class PythonSpace:
             raise UserError(f"{self.file}: space(trial) raised {type(error).__name__}: {error}") from error
         if not isinstance(params, Mapping):
             raise UserError(f"{self.file}: space(trial) must return a dict of configuration keys, but gave {params!r}")
-        params = {key: as_plain(value) for key, value in params.items()}
+        params = {key: to_plain(value) for key, value in params.items()}
         for key, value in params.items():
             if not isinstance(key, str) or not is_plain(value):
                 raise UserError(
@@ -192,7 +192,9 @@ def fix_params(space: Space, fixed: Mapping[str, Any]) -> Space:
         return space
     if isinstance(space, YamlSpace):
         parameters = {key: each for key, each in space.parameters.items() if key not in fixed}
-        expressions = {key: written(fixed[key]) if key in fixed else text for key, text in space.expressions.items()}
+        expressions = {
+            key: to_json_text(fixed[key]) if key in fixed else text for key, text in space.expressions.items()
+        }
         less: Space = YamlSpace(space.file, parameters, {**space.fixed, **fixed}, expressions)
         is_searched = bool(parameters)
     else:
@@ -465,22 +467,22 @@ class _SuggestProxy:
         """Return one of the choices, unchanged."""
         options = list(choices)
         try:
-            given = make_labels(as_plain(option) for option in options)
+            given = make_labels(to_plain(option) for option in options)
         except TypeError as error:
             raise UserError(
                 f"{self._file}: the choices of {name} are numbers, text or lists of them, but {error}"
             ) from error
         if name in self._fixed:
             value = self._fixed[name]
-            return next((option for option in options if equal(as_plain(option), value)), value)
+            return next((option for option in options if is_equal(to_plain(option), value)), value)
         drawn = self._trial.suggest_categorical(name, tuple(dict.fromkeys(given)))
-        return next(option for option, label in zip(options, given, strict=True) if same(label, drawn))
+        return next(option for option, label in zip(options, given, strict=True) if is_same(label, drawn))
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         """Return a number in the range."""
-        low, high, step = as_plain(low), as_plain(high), as_plain(step)
+        low, high, step = to_plain(low), to_plain(high), to_plain(step)
         if name in self._fixed:
             return self._fixed[name]
         check_range(self._format_bounds(name, low, high), low, high, is_integer=False)
@@ -493,7 +495,7 @@ class _SuggestProxy:
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """Return an integer in the range."""
-        low, high, step = as_plain(low), as_plain(high), as_plain(step)
+        low, high, step = to_plain(low), to_plain(high), to_plain(step)
         if name in self._fixed:
             return self._fixed[name]
         check_range(self._format_bounds(name, low, high), low, high, is_integer=True)

@@ -23,7 +23,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, Jour
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from handpose.errors import UserError, naming
+from handpose.errors import UserError, add_file_name
 from handpose.search.distributions import parse_label
 from handpose.search.space import Params
 
@@ -155,7 +155,7 @@ class _Journal(BaseJournalBackend):
         try:
             with self._file.open("ab", buffering=0) as file:
                 size = file.tell()
-                with naming(self._file):
+                with add_file_name(self._file):
                     written = file.write(lines)
                 if written != len(lines):
                     os.truncate(self._file, size)  # nothing may be appended to half a line

@@ -19,9 +19,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.config import SWEEP_GROUPS
 from handpose.errors import UserError
+from handpose.files import expand_home
 from handpose.formats import upgrade
 from handpose.metrics.target import Mode, TargetMetric
-from handpose.metrics.validation import direction
+from handpose.metrics.validation import get_direction
+from handpose.plain_values import is_equal, is_same
 from handpose.search.points import SpacePlacement, list_first_points, place_values
 from handpose.search.space import Params, Space, flatten_config
 from handpose.search.study import (
@@ -36,8 +38,6 @@ from handpose.search.study import (
     open_storage_for_reading,
     resolve_storage_url,
 )
-from handpose.values import equal, same
-from handpose.whole_file import expand_home
 from handpose.yaml_files import load_yaml, read_yaml
 
 LINEAGE_ATTRIBUTE = "lineage"
@@ -242,7 +242,7 @@ class _Importer:
         def rank(trial: FrozenTrial) -> tuple[float, float, int]:
             value = get_last_value(trial)
             assert value is not None
-            return -(trial.last_step or 0), target.loss(value), trial.number
+            return -(trial.last_step or 0), target.to_loss(value), trial.number
 
         for trial in sorted(trials, key=rank):
             if num_points <= 0:
@@ -315,8 +315,8 @@ def _has_different_value(key: str, there: Mapping[str, Any], here: Mapping[str, 
     if key not in there or key not in here:
         return (key in there) != (key in here)
     if key.startswith("trainer."):  # for Lightning limit_train_batches=1 means one batch, but 1.0 means all batches
-        return not same(there[key], here[key])
-    return not equal(there[key], here[key])
+        return not is_same(there[key], here[key])
+    return not is_equal(there[key], here[key])
 
 
 def _affects_result(key: str) -> bool:
@@ -389,7 +389,7 @@ def _read_earlier_sweep(given: str) -> _EarlierSweep:
 
 def _resolve_mode(metric: str, recorded: Mode | None) -> Mode:
     """Return the better direction of a metric. Earlier versions recorded `min` for every metric by default."""
-    return recorded if recorded == "max" else direction(metric) or "min"
+    return recorded if recorded == "max" else get_direction(metric) or "min"
 
 
 def _read_study(url: str | None, folder: Path, name: str) -> tuple[str, list[FrozenTrial]]:

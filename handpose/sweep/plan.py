@@ -10,7 +10,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from handpose.errors import UserError
-from handpose.report.table import TrialTable
+from handpose.report.trial_table import TrialTable
 from handpose.schedulers.scheduler import Fifo, Scheduler
 from handpose.schema import bind_arguments
 from handpose.search.searcher import Searcher, count_points

@@ -11,7 +11,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 _DIMS, _SHAPE = (0, 2, 3), (1, -1, 1, 1)
 
 
-class SharedStatistics(LayerSync):
+class SyncBatchNormPlugin(LayerSync):
     """Lightning's plugin for it, which acts where a strategy has several processes.
 
     on_gpu: whether they train on GPUs. Lightning's own, TorchSyncBatchNorm (2.6.6), uses torch's conversion, which
@@ -19,28 +19,28 @@ class SharedStatistics(LayerSync):
     """
 
     def __init__(self, *, on_gpu: bool) -> None:
-        self._kind = GpuSharedBatchNorm if on_gpu else CpuSharedBatchNorm
+        self._kind = GpuSyncBatchNorm if on_gpu else CpuSyncBatchNorm
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Exchange the norms within the model; the parameters remain the same objects."""
-        for parent, name, child in _children(model, _BatchNorm):
+        for parent, name, child in _find_modules(model, _BatchNorm):
             setattr(parent, name, self._kind(child))
         return model
 
     def revert(self, model: _Module) -> _Module:
         """Put back what was there."""
-        for parent, name, child in _children(model, _Shared):
-            setattr(parent, name, child.restored())
+        for parent, name, child in _find_modules(model, _SyncBatchNormBase):
+            setattr(parent, name, child.restore())
         return model
 
 
-def _children(model: nn.Module, kind: type) -> list[tuple[nn.Module, str, Any]]:
+def _find_modules(model: nn.Module, kind: type) -> list[tuple[nn.Module, str, Any]]:
     """Parent, name and module of all modules of a kind."""
     pairs = ((parent, *pair) for parent in model.modules() for pair in parent.named_children())
     return [each for each in pairs if isinstance(each[2], kind)]
 
 
-class _Shared(_BatchNorm):
+class _SyncBatchNormBase(_BatchNorm):
     """Stands for a norm: has its parameters and statistics, and what follows it in timm's, dropout and activation.
 
     Every process has equally many values. norm: that it stands for.
@@ -56,7 +56,7 @@ class _Shared(_BatchNorm):
         self.train(norm.training)
         self.__dict__["_norm"] = norm  # no submodule, whose parameters would count twice
 
-    def restored(self) -> nn.Module:
+    def restore(self) -> nn.Module:
         """The norm that it stands for, with what has been learnt."""
         norm: nn.Module = self.__dict__["_norm"]
         norm.__dict__["_parameters"].update(self._parameters)
@@ -68,13 +68,13 @@ class _Shared(_BatchNorm):
         return result
 
 
-class GpuSharedBatchNorm(_Shared, nn.SyncBatchNorm):
+class GpuSyncBatchNorm(_SyncBatchNormBase, nn.SyncBatchNorm):
     """With torch's kernels."""
 
     process_group: Any = None
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """Over processes, with a gradient. torch has one in distributed.nn, which is deprecated (2.14)."""
 
     @staticmethod
@@ -86,25 +86,25 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Each process has a part in every other one's loss."""
-        return _Sum.forward(ctx, grad)
+        return _AllReduceSum.forward(ctx, grad)
 
 
-def _summed(x: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(x)
+def _all_reduce_sum(x: Tensor) -> Tensor:
+    total: Tensor = _AllReduceSum.apply(x)
     return total
 
 
-class CpuSharedBatchNorm(_Shared, nn.BatchNorm2d):
+class CpuSyncBatchNorm(_SyncBatchNormBase, nn.BatchNorm2d):
     """Ioffe and Szegedy 2015, with the sums over processes, whose gradients are summed too."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and distributed.is_initialized()):
             return super().forward(x)
         count = distributed.get_world_size() * x.numel() // x.shape[1]
-        mean = _summed(x.sum(_DIMS)) / count
+        mean = _all_reduce_sum(x.sum(_DIMS)) / count
         centered = x - mean.view(_SHAPE)
-        variance = _summed(centered.square().sum(_DIMS)) / count
-        self._track(mean.detach(), variance.detach() * count / (count - 1))
+        variance = _all_reduce_sum(centered.square().sum(_DIMS)) / count
+        self._update_running_statistics(mean.detach(), variance.detach() * count / (count - 1))
         normed = centered * torch.rsqrt(variance + self.eps).view(_SHAPE)
         if self.weight is not None:
             normed = normed * self.weight.view(_SHAPE) + self.bias.view(_SHAPE)
@@ -112,7 +112,7 @@ class CpuSharedBatchNorm(_Shared, nn.BatchNorm2d):
         return result
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+    def _update_running_statistics(self, mean: Tensor, unbiased_variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)

@@ -8,24 +8,25 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from handpose.allocation import keep_freed_memory
-from handpose.config import instantiated, plain
+from handpose.config import instantiate_key, to_plain_values
 from handpose.data.datamodule import HandDataModule
 from handpose.errors import UserError
+from handpose.malloc import keep_freed_memory
 from handpose.models.compilation import compile_in_place
 from handpose.models.pose_net import PoseNet
 from handpose.resources import count_cores
-from handpose.schema import parameters
+from handpose.schema import list_parameters
 from handpose.training.module import HandPose
-from handpose.training.trainer import trains_on_gpu
+from handpose.training.trainer import uses_gpu
 
 
-def build(
-    config: DictConfig, *, pretrained: bool = True, quiet: bool = False, keep_open: bool = False
+def build_training(
+    config: DictConfig, *, pretrained: bool = True, quiet: bool = False, cache_data: bool = False
 ) -> tuple[HandPose, HandDataModule]:
     """Make the module and the data module of a configuration, seeded; no data is read yet.
 
-    pretrained: False where a checkpoint brings the weights, so that none are fetched. keep_open: read the training data
+    pretrained: False where a checkpoint brings the weights, so that none are fetched. cache_data: read the training
+        data
     now, unless the call before this one did, and keep them in memory for the next one; they must not change meanwhile.
     Raises UserError for a value that its constructor refuses.
     """
@@ -35,8 +36,8 @@ def build(
     if pretrained and encoder.get("pretrained") and not quiet:
         print(f"Getting the pretrained weights of {encoder.get('name', encoder._target_)}", file=sys.stderr, flush=True)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    module = _module(config, pretrained=pretrained, quiet=quiet)
-    return module, build_data(config, masks=module.augment.needs_masks, quiet=quiet, keep_open=keep_open)
+    module = _build_module(config, pretrained=pretrained, quiet=quiet)
+    return module, build_data(config, masks=module.augment.needs_masks, quiet=quiet, cache_data=cache_data)
 
 
 def _set_num_threads(num_threads: int | None) -> None:
@@ -47,14 +48,14 @@ def _set_num_threads(num_threads: int | None) -> None:
         torch.set_num_threads(num_threads)
 
 
-def _module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandPose:
+def _build_module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandPose:
     module = HandPose(
-        net=_net(config, pretrained=pretrained, quiet=quiet),
-        axes=instantiated(config, "heatmap"),
-        loss=instantiated(config, "loss"),
-        augment=instantiated(config, "augment"),
-        optimizer=instantiated(config, "optimizer"),
-        lr_schedule=instantiated(config, "lr_schedule"),
+        net=_build_net(config, pretrained=pretrained, quiet=quiet),
+        axes=instantiate_key(config, "heatmap"),
+        loss=instantiate_key(config, "loss"),
+        augment=instantiate_key(config, "augment"),
+        optimizer=instantiate_key(config, "optimizer"),
+        lr_schedule=instantiate_key(config, "lr_schedule"),
         encoder_lr_factor=config.encoder_lr_factor,
         seed=config.seed,
     )
@@ -62,15 +63,15 @@ def _module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandPose:
     return module
 
 
-def _net(config: DictConfig, *, pretrained: bool, quiet: bool) -> PoseNet:
+def _build_net(config: DictConfig, *, pretrained: bool, quiet: bool) -> PoseNet:
     known = {"image_size": config.data.image_size} | ({} if pretrained else {"pretrained": False, "weights": None})
-    wanted = parameters(config.model.encoder._target_)
+    wanted = list_parameters(config.model.encoder._target_)
     net = PoseNet(
-        encoder=instantiated(
+        encoder=instantiate_key(
             config, "model.encoder", **{name: value for name, value in known.items() if name in wanted}
         ),
-        decoder=instantiated(config, "model.decoder"),
-        on_gpu=trains_on_gpu(config),
+        decoder=instantiate_key(config, "model.decoder"),
+        on_gpu=uses_gpu(config),
     )
     if not quiet and (note := getattr(net.encoder, "note", "")):
         print(note, file=sys.stderr, flush=True)
@@ -89,11 +90,14 @@ def _check_optimizer(module: HandPose) -> None:
 
 
 def build_data(
-    config: DictConfig, *, masks: bool = False, quiet: bool = False, keep_open: bool = False
+    config: DictConfig, *, masks: bool = False, quiet: bool = False, cache_data: bool = False
 ) -> HandDataModule:
-    """The data module of a configuration alone; masks: with those of the training images. Otherwise as `build`."""
+    """The data module of a configuration alone; masks: with those of the training images.
+
+    Otherwise as `build_training`.
+    """
     data = HandDataModule(
-        instantiated(config, "data.source"),
+        instantiate_key(config, "data.source"),
         image_size=config.data.image_size,
         batch_size=config.data.batch_size,
         pack_folder=config.paths.packed,
@@ -104,26 +108,26 @@ def build_data(
         num_test_batches=int(config.trainer.get("fast_dev_run") or 0) or None,
         progress=not quiet,
     )
-    return _with_open_data(data, config) if keep_open else data
+    return _reuse_cached_data(data, config) if cache_data else data
 
 
-_open_data: dict[str, HandDataModule] = {}
+_cached_data: dict[str, HandDataModule] = {}
 """The data set that was opened last, by what decides what is in it; no Trainer ever has this data module."""
 
 
-def _with_open_data(data: HandDataModule, config: DictConfig) -> HandDataModule:
+def _reuse_cached_data(data: HandDataModule, config: DictConfig) -> HandDataModule:
     """The data module with annotations and packed images that an earlier one of the same data set has opened.
 
     Reading FreiHAND's annotations and looking at all its files takes a second or more, which is a step's time twenty
     times over.
     """
-    of_data = [plain(config.data)["source"], config.data.image_size, config.paths.packed]
+    of_data = [to_plain_values(config.data)["source"], config.data.image_size, config.paths.packed]
     key = json.dumps([*of_data, data.masks, data.train_on_val])
-    if key not in _open_data:
-        _open_data.clear()
+    if key not in _cached_data:
+        _cached_data.clear()
         data.setup("fit")
-        _open_data[key] = data
-    shared = copy.copy(_open_data[key])
+        _cached_data[key] = data
+    shared = copy.copy(_cached_data[key])
     shared.batch_size, shared.seed, shared.num_workers = data.batch_size, data.seed, data.num_workers
     shared.num_test_batches = data.num_test_batches
     return shared

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from handpose import drawing, geometry
-from handpose.data.augment import unchanged
+from handpose.data.augment import to_view
 from handpose.data.sample import HandBatch
 from handpose.training.module import HandPose
 
@@ -25,18 +25,20 @@ class ConfiguredOptimizer(pl.Callback):
         self._configured: list[list[dict[str, Any]]] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._configured = [[_settings(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+        self._configured = [
+            [_get_settings(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers
+        ]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for optimizer, configured in zip(trainer.optimizers, self._configured, strict=True):
             for group, settings in zip(optimizer.param_groups, configured, strict=True):
                 group.update(settings)
-            _place_step_counts(optimizer)
+            _move_step_counts(optimizer)
         for config in trainer.lr_scheduler_configs:
-            _resume(config.scheduler)
+            _resume_schedule(config.scheduler)
 
 
-def _place_step_counts(optimizer: Optimizer) -> None:
+def _move_step_counts(optimizer: Optimizer) -> None:
     """Step counts lie with the weights where the optimizer is fused, else on the CPU; the checkpoint's was another."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -47,14 +49,14 @@ def _place_step_counts(optimizer: Optimizer) -> None:
                 )
 
 
-def _resume(schedule: Any) -> None:
+def _resume_schedule(schedule: Any) -> None:
     """Put a schedule of ours, a LambdaLR, where its step count says, whatever the one before it was."""
     for i, (group, factor) in enumerate(zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True)):
         schedule.base_lrs[i] = group["initial_lr"]
         group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
+def _get_settings(group: dict[str, Any]) -> dict[str, Any]:
     return {"initial_lr": group["lr"]} | {name: value for name, value in group.items() if name != "params"}
 
 
@@ -74,7 +76,7 @@ class FinalValidation(pl.Callback):
             trainer.check_val_every_n_epoch = 1
 
 
-class Pictures(pl.Callback):
+class PredictionPictures(pl.Callback):
     """Pictures of the same validation hands every N training steps and at the end: over the image, in 3-D, heatmaps."""
 
     def __init__(self, *, every_n_steps: int, num_hands: int) -> None:
@@ -100,41 +102,41 @@ class Pictures(pl.Callback):
         with torch.random.fork_rng(devices=[]):  # a loader's iterator draws a number, which the training would miss
             batch = next(iter(loader))
         hands = HandBatch(*(field.to(module.device) for field in batch))
-        for name, picture in prediction_pictures(module, hands, num_hands=self.num_hands).items():
+        for name, picture in draw_prediction_pictures(module, hands, num_hands=self.num_hands).items():
             for logger in trainer.loggers:
                 _log_picture(logger, f"val_pictures/{name}", picture, trainer.global_step)
 
 
 @torch.no_grad()
-def prediction_pictures(module: HandPose, batch: HandBatch, *, num_hands: int) -> dict[str, np.ndarray]:
+def draw_prediction_pictures(module: HandPose, batch: HandBatch, *, num_hands: int) -> dict[str, np.ndarray]:
     """Predictions for the first hands of a batch, which is on the module's device: name -> (H, W, 3) uint8.
 
     The network sees the whole batch, since a compiled one would be compiled again for another size.
     """
     was_training = module.training
     module.eval()
-    view = unchanged(batch)
+    view = to_view(batch)
     logits = module(view)
     predicted_m = module.decode(logits, view, batch.scale_m)[:num_hands]
     module.train(was_training)
     hands = HandBatch(*(field[:num_hands] for field in batch))
-    images = _numpy(hands.image.permute(0, 2, 3, 1))
+    images = _to_numpy(hands.image.permute(0, 2, 3, 1))
     pictures = {
-        "keypoints": drawing.predictions_over_images(
+        "keypoints": drawing.draw_predictions(
             images,
-            _numpy(geometry.project(predicted_m, hands.intrinsics)),
-            _numpy(geometry.project(hands.xyz_m, hands.intrinsics)),
+            _to_numpy(geometry.project(predicted_m, hands.intrinsics)),
+            _to_numpy(geometry.project(hands.xyz_m, hands.intrinsics)),
         ),
-        "skeletons": drawing.skeletons_3d(_numpy(predicted_m), _numpy(hands.xyz_m)),
+        "skeletons": drawing.draw_skeletons_3d(_to_numpy(predicted_m), _to_numpy(hands.xyz_m)),
     }
-    u, v, depth = (_numpy(torch.softmax(axis[:num_hands].float(), dim=-1)) for axis in logits)
+    u, v, depth = (_to_numpy(torch.softmax(axis[:num_hands].float(), dim=-1)) for axis in logits)
     truth = module.axes.encode(hands.xyz_m, hands.intrinsics, (images.shape[1], images.shape[2]))
-    trained = [module.axes.heatmaps(truth[..., i], bins=axis.shape[-1]) for i, axis in enumerate(logits)]
+    trained = [module.axes.draw_heatmaps(truth[..., i], bins=axis.shape[-1]) for i, axis in enumerate(logits)]
     peaks = [float(axis.nan_to_num().max()) for axis in trained]
-    return pictures | {"heatmaps": drawing.heatmaps_along_axes(images, u, v, depth, _numpy(truth), peaks=peaks)}
+    return pictures | {"heatmaps": drawing.draw_heatmaps(images, u, v, depth, _to_numpy(truth), peak_values=peaks)}
 
 
-def _numpy(values: Tensor) -> np.ndarray:
+def _to_numpy(values: Tensor) -> np.ndarray:
     return values.detach().cpu().numpy()
 
 

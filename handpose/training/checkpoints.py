@@ -17,12 +17,12 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from handpose.config import choice_of, find_target, plain, quote_override
-from handpose.errors import UserError, explain
+from handpose.config import find_choice, find_target, quote_override, to_plain_values
+from handpose.errors import UserError, explain_file_error
+from handpose.files import write_atomically
 from handpose.metrics.target import Mode, TargetMetric
-from handpose.whole_file import whole_file
 
-FORMAT = 2
+CHECKPOINT_FORMAT = 2
 """Version of a checkpoint's keys, as its `format`; checkpoints of format 1 have none."""
 
 
@@ -36,10 +36,10 @@ class ConfigInCheckpoint(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
-        checkpoint["format"] = FORMAT
+        checkpoint["format"] = CHECKPOINT_FORMAT
 
 
-class BestAndLast(Checkpoint):
+class BestAndLastCheckpoint(Checkpoint):
     """Keeps the best epoch by a validation metric, with its value in the file name, and every last one as last.ckpt.
 
     metric: None where no data is held out: then the last checkpoint counts as the best, unless its weights are not
@@ -61,7 +61,7 @@ class BestAndLast(Checkpoint):
         if self.metric is None or trainer.state.fn != "fit" or trainer.sanity_checking or not self._is_due(trainer):
             return
         value = float(trainer.callback_metrics[self.metric.name])
-        if self.metric.loss(value) < self.best_value:
+        if self.metric.to_loss(value) < self.best_value:
             self._save_best(trainer, epochs, value)
         self.last = self.folder / "last.ckpt"
         trainer.save_checkpoint(self.last)
@@ -81,14 +81,14 @@ class BestAndLast(Checkpoint):
         before = self.best
         assert self.metric is not None
         # Set before it is saved, since they are part of what is saved.
-        self.best_value = self.metric.loss(value)
-        self.best = self.folder / f"best-epoch{epochs:03d}{self._name_part}{value:.3f}.ckpt"
+        self.best_value = self.metric.to_loss(value)
+        self.best = self.folder / f"best-epoch{epochs:03d}{self._metric_in_name}{value:.3f}.ckpt"
         trainer.save_checkpoint(self.best)
         if before is not None and before != self.best and trainer.is_global_zero:
             before.unlink(missing_ok=True)
 
     @property
-    def _name_part(self) -> str:
+    def _metric_in_name(self) -> str:
         """The metric in the name of a best checkpoint."""
         assert self.metric is not None
         return f"-{self.metric.name.rpartition('/')[2]}"
@@ -102,24 +102,24 @@ class BestAndLast(Checkpoint):
         if state_dict["best"] is None:
             return
         before = Path(state_dict["best"])
-        if self.metric is not None and self._name_part not in before.name:  # values of two metrics do not compare
+        if self.metric is not None and self._metric_in_name not in before.name:  # values of two metrics do not compare
             return
         copy = self.folder / before.name
         try:
             if not copy.is_file():  # it is there where a run goes on in its own folder, maybe on another machine
-                _copy(before, copy)
+                _copy_file(before, copy)
         except OSError:  # it has been replaced by a better one, or moved: the best of this run then
             return
         self.best, self.best_value = copy, state_dict["best_value"]
 
 
 @rank_zero_only
-def _copy(source: Path, target: Path) -> None:
+def _copy_file(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there, so that a reader sees the one before or the new one.
 
     Lightning writes to the system's temporary folder instead, and from there to another disk the move is a copy.
@@ -132,20 +132,20 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
         try:
-            with whole_file(path) as part, part.open("wb") as file, _as_it_was():
+            with write_atomically(path) as part, part.open("wb") as file, _raise_original_error():
                 torch.save(checkpoint, file)
                 file.flush()
                 if self._is_durable:
                     os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(f"the checkpoint {explain(error, path, verb='written')}") from error
+            raise UserError(f"the checkpoint {explain_file_error(error, path, verb='written')}") from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return read_checkpoint(Path(path))
 
 
 @contextlib.contextmanager
-def _as_it_was() -> Iterator[None]:
+def _raise_original_error() -> Iterator[None]:
     """Raise what interrupted torch.save, a full disk or Ctrl-C, in place of the RuntimeError that torch raises then."""
     try:
         yield
@@ -163,7 +163,7 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        architecture(checkpoint["config"])
+        list_architecture_overrides(checkpoint["config"])
         checkpoint["state_dict"], checkpoint["epoch"]
     except FileNotFoundError as error:
         others = sorted(other.name for other in path.parent.glob("*.ckpt") if other.exists())
@@ -174,18 +174,18 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
     except OSError as error:
         if error.errno == errno.EINVAL:  # a file that was cut off: torch seeks to before its beginning
             raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
-        raise UserError(f"{key}={explain(error, path, verb='read')}") from error
+        raise UserError(f"{key}={explain_file_error(error, path, verb='read')}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
-    if checkpoint.get("format", 1) > FORMAT:
+    if checkpoint.get("format", 1) > CHECKPOINT_FORMAT:
         raise UserError(
             f"{path} is of format {checkpoint['format']}, but this version of the project reads formats up to "
-            f"{FORMAT}: use the later version that wrote it"
+            f"{CHECKPOINT_FORMAT}: use the later version that wrote it"
         )
     return checkpoint
 
 
-def initial_weights(config: DictConfig) -> dict[str, Any] | None:
+def read_initial_weights(config: DictConfig) -> dict[str, Any] | None:
     """The checkpoint that `model.weights` names, None where it names none; raises UserError where it does not fit.
 
     Of it the network's weights are taken and nothing else: a training begins with them.
@@ -194,7 +194,7 @@ def initial_weights(config: DictConfig) -> dict[str, Any] | None:
         return None
     path = Path(config.model.weights)
     checkpoint = read_checkpoint(path, key="model.weights")
-    check_architecture(checkpoint, plain(config), path)
+    check_architecture(checkpoint, to_plain_values(config), path)
     return checkpoint
 
 
@@ -203,7 +203,7 @@ def check_architecture(checkpoint: Mapping[str, Any], config: Mapping[str, Any],
 
     config: composed, as plain values.
     """
-    theirs, ours = architecture(checkpoint["config"]), architecture(config)
+    theirs, ours = list_architecture_overrides(checkpoint["config"]), list_architecture_overrides(config)
     lacking = sorted(key for key in ours.keys() - theirs.keys() if key.startswith("model."))
     if lacking and theirs["model/decoder"] == ours["model/decoder"]:
         raise UserError(
@@ -216,11 +216,11 @@ def check_architecture(checkpoint: Mapping[str, Any], config: Mapping[str, Any],
         raise UserError(f"{path} was trained with another network than {said}; give {give}")
 
 
-_OF_TRAINING_AND_READING = ("sigma", "target", "read_out")
+_NOT_ARCHITECTURE = ("sigma", "target", "read_out")
 """Of the heatmaps, what may be another one for weights that are there."""
 
 
-def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+def list_architecture_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a configuration the overrides that the shapes of the weights, and their meaning, depend on: key -> value."""
     model = config["model"]
     encoder = find_target("model/encoder", model["encoder"]["_target_"])
@@ -229,19 +229,19 @@ def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     left_out = getattr(encoder, "training_options", ())
     return {
         **size,
-        **_choice_and_values(
+        **_list_choice_and_values(
             "model/encoder", {key: value for key, value in model["encoder"].items() if key not in left_out}
         ),
-        **_choice_and_values("model/decoder", model["decoder"]),
-        **_choice_and_values(
-            "heatmap", {key: value for key, value in config["heatmap"].items() if key not in _OF_TRAINING_AND_READING}
+        **_list_choice_and_values("model/decoder", model["decoder"]),
+        **_list_choice_and_values(
+            "heatmap", {key: value for key, value in config["heatmap"].items() if key not in _NOT_ARCHITECTURE}
         ),
     }
 
 
-def _choice_and_values(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _list_choice_and_values(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     own = {f"{group.replace('/', '.')}.{key}": value for key, value in values.items() if not key.startswith("_")}
-    return {group: choice_of(group, values["_target_"]), **own}
+    return {group: find_choice(group, values["_target_"]), **own}
 
 
 def load_weights(module: pl.LightningModule, checkpoint: Mapping[str, Any], path: Path) -> None:

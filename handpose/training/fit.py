@@ -19,42 +19,42 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 from torch.utils.data import DataLoader
 
-from handpose.config import instantiated, plain, quote_override
+from handpose.config import instantiate_key, quote_override, to_plain_values
 from handpose.data.datamodule import HandDataModule
 from handpose.data.sample import Annotations, HandBatch
-from handpose.errors import UserError, naming
-from handpose.evaluation.baselines import mean_pose_errors
-from handpose.evaluation.hand_pictures import write_hands
-from handpose.evaluation.predict import Predictor, measure, true_size_rr_mpjpe_mm
+from handpose.errors import UserError, add_file_name
+from handpose.evaluation.baselines import compute_mean_pose_errors
+from handpose.evaluation.hand_pictures import write_hand_pictures
+from handpose.evaluation.predict import PredictionModule, compute_errors, compute_true_size_rr_mpjpe_mm
 from handpose.evaluation.submission import write_course, write_official
+from handpose.files import write_json
 from handpose.heatmaps import CameraAxes, ImageAxes
-from handpose.metrics.validation import target_metric
-from handpose.training.build import build
+from handpose.metrics.validation import make_target_metric
+from handpose.training.build import build_training
 from handpose.training.callbacks import ConfiguredOptimizer
 from handpose.training.checkpoints import (
-    BestAndLast,
+    BestAndLastCheckpoint,
     check_architecture,
-    initial_weights,
     load_weights,
     read_checkpoint,
+    read_initial_weights,
 )
-from handpose.training.module import HandPose, parameter_groups
+from handpose.training.module import HandPose, make_parameter_groups
 from handpose.training.results import RunFolders, RunResult, TrainingResult, check_folders, prepare_folders
 from handpose.training.trainer import (
-    Team,
-    calm,
+    ProcessGroup,
+    apply_fast_dev_run,
     check_trainer,
-    explained_errors,
-    fast_dev_run,
-    limited_batches,
-    num_processes_here,
-    predicting_trainer,
-    training_trainer,
+    count_limited_batches,
+    count_local_processes,
+    explain_trainer_errors,
+    make_prediction_trainer,
+    make_training_trainer,
+    suppress_library_output,
 )
-from handpose.whole_file import write_json
 
 
-class Prepared(NamedTuple):
+class PreparedRun(NamedTuple):
     """A network, its data, and the checkpoint that the network's weights came from, if any."""
 
     module: HandPose
@@ -70,28 +70,28 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
 
     folders: made when everything has been checked, unless they are given. Raises UserError.
     """
-    config = fast_dev_run(config)
+    config = apply_fast_dev_run(config)
     if folders is None:
         check_folders(config)
-    checkpoint = _checkpoint_path(config)
-    prepared = prepare(config, stage="test" if config.test else None, checkpoint=checkpoint, quiet=quiet)
+    checkpoint = _get_checkpoint_path(config)
+    prepared = prepare_run(config, stage="test" if config.test else None, checkpoint=checkpoint, quiet=quiet)
     folders = folders or prepare_folders(config)
     if config.test:
         metrics = _test(config, prepared, folders, quiet=quiet)
-        return RunResult(folders, None, checkpoint, metrics, hand_size(prepared, prepared.data.splits.test))
+        return RunResult(folders, None, checkpoint, metrics, describe_hand_size(prepared, prepared.data.splits.test))
     training = _fit(config, prepared, folders, callbacks=(), quiet=quiet)
     best = training.best_checkpoint
     if best is None:
         if config.checkpoints.enabled:
-            raise UserError(_why_no_checkpoint(config, training))
+            raise UserError(_explain_missing_checkpoint(config, training))
         return RunResult(folders, training, None, {})
     load_weights(prepared.module, read_checkpoint(best), best)
     metrics = _test(config, prepared._replace(checkpoint=best), folders, quiet=quiet)
-    _part()
-    return RunResult(folders, training, best, metrics, hand_size(prepared, prepared.data.splits.test))
+    _synchronize_processes()
+    return RunResult(folders, training, best, metrics, describe_hand_size(prepared, prepared.data.splits.test))
 
 
-def _why_no_checkpoint(config: DictConfig, training: TrainingResult) -> str:
+def _explain_missing_checkpoint(config: DictConfig, training: TrainingResult) -> str:
     if training.last_checkpoint is None:
         return (
             "training ended before the first checkpoint; give a larger trainer.max_steps or trainer.max_time, or leave "
@@ -102,7 +102,7 @@ def _why_no_checkpoint(config: DictConfig, training: TrainingResult) -> str:
     return f"{reason}; a smaller optimizer.lr may help"
 
 
-def _part() -> None:
+def _synchronize_processes() -> None:
     """Let the processes of a run go at one moment: gloo's threads abort the one that another left behind (seen)."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
@@ -116,17 +116,18 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     quiet: bool = False,
     resume_from: Path | None = None,
-    keep_open: bool = False,
-    team: Team | None = None,
+    cache_data: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> TrainingResult:
     """Train the configuration; `model.checkpoint_path` or resume_from goes on from a checkpoint.
 
-    quiet: nothing on the terminal. keep_open: as `build` takes it, for a process that trains many. team: processes of
+    quiet: nothing on the terminal. cache_data: as `build_training` takes it, for a process that trains many.
+        process_group: processes of
     which this is one. Raises UserError where machine, data, model or checkpoint do not fit.
     """
-    checkpoint = resume_from or _checkpoint_path(config)
-    prepared = prepare(config, stage="fit", checkpoint=checkpoint, quiet=quiet, keep_open=keep_open)
-    return _fit(config, prepared, folders, callbacks=callbacks, quiet=quiet, team=team)
+    checkpoint = resume_from or _get_checkpoint_path(config)
+    prepared = prepare_run(config, stage="fit", checkpoint=checkpoint, quiet=quiet, cache_data=cache_data)
+    return _fit(config, prepared, folders, callbacks=callbacks, quiet=quiet, process_group=process_group)
 
 
 def test(config: DictConfig, folders: RunFolders, checkpoint: Path) -> dict[str, float]:
@@ -134,60 +135,60 @@ def test(config: DictConfig, folders: RunFolders, checkpoint: Path) -> dict[str,
 
     Returns the metrics under test/ and the mean pose's under baseline/; empty where the test split has no joints.
     """
-    return _test(config, prepare(config, stage="test", checkpoint=checkpoint), folders, quiet=False)
+    return _test(config, prepare_run(config, stage="test", checkpoint=checkpoint), folders, quiet=False)
 
 
-def prepare(
+def prepare_run(
     config: DictConfig,
     *,
     stage: Literal["fit", "test"] | None,
     checkpoint: Path | None = None,
     quiet: bool = False,
-    keep_open: bool = False,
-) -> Prepared:
+    cache_data: bool = False,
+) -> PreparedRun:
     """Build the network, load the checkpoint's weights, make the data of a stage (None: of both) ready, and check them.
 
     Whatever is wrong with a run shows here, before work starts and before a folder is made. Raises UserError.
     """
-    target_metric(config.checkpoints.metric, config.checkpoints.mode, group="checkpoints")
+    make_target_metric(config.checkpoints.metric, config.checkpoints.mode, group="checkpoints")
     check_trainer(config)
-    weights = _weights(config, stage, checkpoint) if checkpoint else None
-    initial = initial_weights(config) if weights is None else None
-    with calm():
+    weights = _read_weights(config, stage, checkpoint) if checkpoint else None
+    initial = read_initial_weights(config) if weights is None else None
+    with suppress_library_output():
         pretrained = weights is None and initial is None
-        module, data = build(config, pretrained=pretrained, quiet=quiet, keep_open=keep_open)
-    instantiated(config, "test_time").check(module.axes)
+        module, data = build_training(config, pretrained=pretrained, quiet=quiet, cache_data=cache_data)
+    instantiate_key(config, "test_time").check_axes(module.axes)
     if weights is not None and checkpoint is not None:
         if stage != "test":
-            _check_groups(weights, module, checkpoint)
+            _check_parameter_groups(weights, module, checkpoint)
         load_weights(module, weights, checkpoint)
     if initial is not None:
         load_weights(module, initial, Path(config.model.weights))
     if stage != "test":
         module.augment.check_files()
     data.setup(stage)
-    data.check_shared_memory(num_processes=num_processes_here(config))
+    data.check_shared_memory(num_processes=count_local_processes(config))
     if weights is None:
-        training_m = torch.from_numpy(_xyz_m(data.trained_on.xyz_m)).float()
+        training_m = torch.from_numpy(_require_xyz_m(data.training_annotations.xyz_m)).float()
         module.axes.fit(training_m, is_trained=initial is not None)
     if stage != "test":
         _check_camera(module)
         _check_limits(config, data)
     if not quiet:
-        _note_ignored_limits(config)
+        _warn_of_ignored_limits(config)
     _check_image_size(config, module, data.test_dataloader() if stage == "test" else data.train_dataloader())
-    return Prepared(module, data, checkpoint)
+    return PreparedRun(module, data, checkpoint)
 
 
 def _check_limits(config: DictConfig, data: HandDataModule) -> None:
     """Raise UserError where the Trainer's limits leave no batch of an epoch."""
-    limited_batches(config, "train", len(data.train_dataloader()))
+    count_limited_batches(config, "train", len(data.train_dataloader()))
     if not config.train_on_val:
-        limited_batches(config, "val", len(data.val_dataloader()))
+        count_limited_batches(config, "val", len(data.val_dataloader()))
 
 
 @rank_zero_only
-def _note_ignored_limits(config: DictConfig) -> None:
+def _warn_of_ignored_limits(config: DictConfig) -> None:
     for key in ("limit_test_batches", "limit_predict_batches"):
         limit = config.trainer.get(key)
         if limit is not None and not (isinstance(limit, float) and limit == 1.0):  # 1 is one batch
@@ -209,9 +210,9 @@ def _check_camera(module: HandPose) -> None:
         )
 
 
-def _weights(config: DictConfig, stage: Literal["fit", "test"] | None, path: Path) -> dict[str, Any]:
+def _read_weights(config: DictConfig, stage: Literal["fit", "test"] | None, path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
-    check_architecture(checkpoint, plain(config), path)
+    check_architecture(checkpoint, to_plain_values(config), path)
     epochs = checkpoint["epoch"] + 1
     if stage is None and epochs >= config.trainer.max_epochs:  # a trial may be given a checkpoint of the last epoch
         raise UserError(
@@ -227,10 +228,10 @@ def _weights(config: DictConfig, stage: Literal["fit", "test"] | None, path: Pat
     return checkpoint
 
 
-def _check_groups(checkpoint: dict[str, Any], module: HandPose, path: Path) -> None:
+def _check_parameter_groups(checkpoint: dict[str, Any], module: HandPose, path: Path) -> None:
     """A run goes on with the optimizer of its checkpoint, whose parameters must be grouped as here."""
     groups = [len(group["params"]) for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
-    if groups and groups != [len(group["params"]) for group in parameter_groups(module.net)]:
+    if groups and groups != [len(group["params"]) for group in make_parameter_groups(module.net)]:
         raise UserError(
             f"{path} was written by another version, whose optimizer grouped the weights in {len(groups)}; give "
             f"model.weights={path} to begin a training with its weights"
@@ -257,26 +258,30 @@ def _check_image_size(config: DictConfig, module: HandPose, loader: DataLoader[H
 
 def _fit(
     config: DictConfig,
-    prepared: Prepared,
+    prepared: PreparedRun,
     folders: RunFolders,
     *,
     callbacks: Sequence[pl.Callback],
     quiet: bool,
-    team: Team | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> TrainingResult:
     started = time.monotonic()
     if prepared.checkpoint is not None:
         callbacks = [*callbacks, ConfiguredOptimizer()]
-    with calm(), explained_errors(config), naming(folders.logs):  # checkpoints have names of their own
-        trainer = training_trainer(config, folders, callbacks=callbacks, quiet=quiet, team=team)
+    with (
+        suppress_library_output(),
+        explain_trainer_errors(config),
+        add_file_name(folders.logs),
+    ):  # checkpoints have names of their own
+        trainer = make_training_trainer(config, folders, callbacks=callbacks, quiet=quiet, process_group=process_group)
         try:
             trainer.fit(prepared.module, datamodule=prepared.data, ckpt_path=prepared.checkpoint, weights_only=True)
         except (KeyboardInterrupt, SystemExit) as error:  # Lightning leaves with status 1 after Ctrl-C
-            raise KeyboardInterrupt(_how_to_go_on(config, trainer)) from error
-    saved, splits = _saved(trainer), prepared.data.splits
+            raise KeyboardInterrupt(_explain_how_to_resume(config, trainer)) from error
+    saved, splits = _find_checkpoint_callback(trainer), prepared.data.splits
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if not config.train_on_val:
-        metrics |= _baseline(_xyz_m(splits.train.xyz_m), splits.val.xyz_m)
+        metrics |= _compute_baseline(_require_xyz_m(splits.train.xyz_m), splits.val.xyz_m)
     return TrainingResult(
         metrics=metrics,
         # Of several processes the first one's, which is there.
@@ -288,12 +293,14 @@ def _fit(
     )
 
 
-def _saved(trainer: pl.Trainer) -> BestAndLast | None:
-    return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestAndLast)), None)
+def _find_checkpoint_callback(trainer: pl.Trainer) -> BestAndLastCheckpoint | None:
+    return next(
+        (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestAndLastCheckpoint)), None
+    )
 
 
-def _how_to_go_on(config: DictConfig, trainer: pl.Trainer) -> str:
-    saved = _saved(trainer)
+def _explain_how_to_resume(config: DictConfig, trainer: pl.Trainer) -> str:
+    saved = _find_checkpoint_callback(trainer)
     if saved is None or saved.last is None:
         return "interrupted before a checkpoint was written; start again with the same command"
     begun = " model.weights=null" if config.model.weights is not None else ""
@@ -301,34 +308,36 @@ def _how_to_go_on(config: DictConfig, trainer: pl.Trainer) -> str:
     return f"interrupted; to go on, give the same command and {checkpoint}{begun}"
 
 
-def _test(config: DictConfig, prepared: Prepared, folders: RunFolders, *, quiet: bool) -> dict[str, float]:
-    predicted_m = predict(config, prepared, prepared.data.test_dataloader(), quiet=quiet)
-    metrics = _test_metrics(prepared, predicted_m)
-    views = {key: value for key, value in plain(config)["test_time"].items() if key != "_target_"}
+def _test(config: DictConfig, prepared: PreparedRun, folders: RunFolders, *, quiet: bool) -> dict[str, float]:
+    predicted_m = predict_loader(config, prepared, prepared.data.test_dataloader(), quiet=quiet)
+    metrics = _compute_test_metrics(prepared, predicted_m)
+    views = {key: value for key, value in to_plain_values(config)["test_time"].items() if key != "_target_"}
     record = {
         "checkpoint": str(prepared.checkpoint),
         "test_time": views,
-        "hand_size": hand_size(prepared, prepared.data.splits.test),
+        "hand_size": describe_hand_size(prepared, prepared.data.splits.test),
         "metrics": metrics,
     }
-    _write(folders.predictions, prepared.data, predicted_m, record)
+    _write_predictions(folders.predictions, prepared.data, predicted_m, record)
     return metrics
 
 
 @rank_zero_only
-def _write(folder: Path, data: HandDataModule, predicted_m: np.ndarray, record: dict[str, Any]) -> None:
+def _write_predictions(folder: Path, data: HandDataModule, predicted_m: np.ndarray, record: dict[str, Any]) -> None:
     write_course(folder / "test_preds.json.gz", predicted_m)
     write_official(folder / "pred.zip", predicted_m)
-    write_hands(folder, data.test_dataloader().dataset, predicted_m)  # type: ignore[arg-type]
+    write_hand_pictures(folder, data.test_dataloader().dataset, predicted_m)  # type: ignore[arg-type]
     write_json(folder / "metrics.json", record, indent=2)
 
 
-def predict(config: DictConfig, prepared: Prepared, loader: DataLoader[HandBatch], *, quiet: bool) -> np.ndarray:
+def predict_loader(
+    config: DictConfig, prepared: PreparedRun, loader: DataLoader[HandBatch], *, quiet: bool
+) -> np.ndarray:
     """Joints of all pictures of a loader in metres in the camera frame, (N, K, 3), in the order of their split."""
-    predictor = Predictor(prepared.module, views=instantiated(config, "test_time"))
-    with calm():
+    predictor = PredictionModule(prepared.module, views=instantiate_key(config, "test_time"))
+    with suppress_library_output():
         try:
-            batches = predicting_trainer(config, quiet=quiet).predict(predictor, loader)
+            batches = make_prediction_trainer(config, quiet=quiet).predict(predictor, loader)
         except (KeyboardInterrupt, SystemExit) as error:
             checkpoint = shlex.quote(quote_override("model.checkpoint_path", str(prepared.checkpoint)))
             how = f"give the same command with test=true {checkpoint}"
@@ -342,20 +351,20 @@ def predict(config: DictConfig, prepared: Prepared, loader: DataLoader[HandBatch
     return xyz_m[position.argsort()].double().numpy()
 
 
-def _test_metrics(prepared: Prepared, predicted_m: np.ndarray) -> dict[str, float]:
+def _compute_test_metrics(prepared: PreparedRun, predicted_m: np.ndarray) -> dict[str, float]:
     data, axes = prepared.data, prepared.module.axes
     tested: Any = data.test_dataloader().dataset
     truth = tested.annotations.xyz_m
     if truth is None:
         return {}
-    measured = measure(predicted_m, truth, tested.intrinsics.numpy())
+    measured = compute_errors(predicted_m, truth, tested.intrinsics.numpy())
     if isinstance(axes, ImageAxes) and not data.splits.test.is_scale_given:
-        measured["rr_mpjpe_true_size_mm"] = true_size_rr_mpjpe_mm(predicted_m, truth, axes.scale_m.item())
-    baseline = _baseline(_xyz_m(data.trained_on.xyz_m), truth)
+        measured["rr_mpjpe_true_size_mm"] = compute_true_size_rr_mpjpe_mm(predicted_m, truth, axes.scale_m.item())
+    baseline = _compute_baseline(_require_xyz_m(data.training_annotations.xyz_m), truth)
     return {f"test/{name}": value for name, value in measured.items()} | baseline
 
 
-def hand_size(prepared: Prepared, split: Annotations) -> str:
+def describe_hand_size(prepared: PreparedRun, split: Annotations) -> str:
     """Where the size of the hands comes from that are predicted for a split, for a person."""
     if isinstance(prepared.module.axes, CameraAxes):
         return "as predicted, in millimetres of the camera frame"
@@ -365,18 +374,18 @@ def hand_size(prepared: Prepared, split: Annotations) -> str:
     return f"assumed: the mean length of the reference bone in training, {length_mm:.1f} mm (there is no scale file)"
 
 
-def _baseline(train_xyz_m: np.ndarray, xyz_m: np.ndarray | None) -> dict[str, float]:
+def _compute_baseline(train_xyz_m: np.ndarray, xyz_m: np.ndarray | None) -> dict[str, float]:
     if xyz_m is None:
         return {}
-    return {f"baseline/{name}": value for name, value in mean_pose_errors(train_xyz_m, xyz_m).items()}
+    return {f"baseline/{name}": value for name, value in compute_mean_pose_errors(train_xyz_m, xyz_m).items()}
 
 
-def _xyz_m(xyz_m: np.ndarray | None) -> np.ndarray:
+def _require_xyz_m(xyz_m: np.ndarray | None) -> np.ndarray:
     assert xyz_m is not None, "readers give joints for every split but test"
     return xyz_m
 
 
-def _checkpoint_path(config: DictConfig) -> Path | None:
+def _get_checkpoint_path(config: DictConfig) -> Path | None:
     path = config.model.checkpoint_path
     if path is not None and config.model.weights is not None:
         raise UserError(

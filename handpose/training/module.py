@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from handpose import geometry
-from handpose.data.augment import Augmentation, View, unchanged
-from handpose.data.draws import Share
+from handpose.data.augment import Augmentation, View, to_view
+from handpose.data.random_draws import BatchShare
 from handpose.data.sample import HandBatch
-from handpose.heatmaps import Axes, AxisLogits, Truth
+from handpose.heatmaps import Axes, AxisLogits, HeatmapTruth
 from handpose.metrics.validation import make_metrics
 
 
@@ -76,15 +76,15 @@ class HandPose(pl.LightningModule):
         return self.axes.decode(self.axes.read_out(logits), view.intrinsics, view.size, scale_m)
 
     def training_step(self, batch: HandBatch, batch_idx: int) -> Tensor:
-        view = self.augment(batch, self._generator(), Share.of_process())
+        view = self.augment(batch, self._make_generator(), BatchShare.for_this_process())
         coordinates = self.axes.encode(view.xyz_m, view.intrinsics, view.size)  # (B, K, 3)
-        truth = Truth(coordinates, view.xyz_m, view.intrinsics, view.size)
+        truth = HeatmapTruth(coordinates, view.xyz_m, view.intrinsics, view.size)
         terms = self.loss(self(view), truth, self.axes)
         values = torch.stack(list(terms.values()))
-        self._add(terms, values.detach())
+        self._add_losses(terms, values.detach())
         return values.sum()
 
-    def _add(self, names: Iterable[str], values: Tensor) -> None:
+    def _add_losses(self, names: Iterable[str], values: Tensor) -> None:
         """Add up a step's terms of the loss, (number of terms,), on the device.
 
         A log_dict a step costs a millisecond of the default network's 50 on a CPU (Lightning 2.6.6).
@@ -105,7 +105,7 @@ class HandPose(pl.LightningModule):
         self._epoch = None
 
     def validation_step(self, batch: HandBatch, batch_idx: int) -> None:
-        predicted_m = self.predict_xyz_m(unchanged(batch), batch.scale_m)
+        predicted_m = self.predict_xyz_m(to_view(batch), batch.scale_m)
         self.val_metrics.update(  # each metric takes what its own `update` names
             predicted_m=predicted_m,
             target_m=batch.xyz_m,
@@ -116,11 +116,11 @@ class HandPose(pl.LightningModule):
         self.log_dict(dict(self.val_metrics.items()), on_step=False, on_epoch=True, batch_size=len(batch.image))
 
     def configure_optimizers(self) -> Any:
-        steps_per_epoch = self._steps_per_epoch()
+        steps_per_epoch = self._count_steps_per_epoch()
         num_steps = steps_per_epoch * (self.trainer.max_epochs or 1)
         if self.trainer.max_steps > 0:  # -1 means no limit
             num_steps = min(num_steps, self.trainer.max_steps)
-        optimizer = self.optimizer(parameter_groups(self.net))
+        optimizer = self.optimizer(make_parameter_groups(self.net))
         for group in optimizer.param_groups:
             group["lr"] *= self.encoder_lr_factor if group["is_encoder"] else 1.0
         # A fused optimizer would unscale the gradients of 16-mixed itself, after clipping, so Lightning (2.6.6) refuses
@@ -129,7 +129,7 @@ class HandPose(pl.LightningModule):
         schedule = self.lr_schedule(optimizer, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _steps_per_epoch(self) -> int:
+    def _count_steps_per_epoch(self) -> int:
         """Of the optimizer. Trainer.estimated_stepping_batches would open the loader before a resumed run knows its
         epoch, and the run would begin with the order of epoch 0 (Lightning 2.6.6)."""
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
@@ -137,20 +137,20 @@ class HandPose(pl.LightningModule):
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
 
-    def _generator(self) -> torch.Generator:
+    def _make_generator(self) -> torch.Generator:
         """Of the augmentation of this batch. Batches are counted, not steps, since a step may accumulate several."""
         num_before = 0 if self._trainer is None else self._trainer.fit_loop.total_batch_idx
         return torch.Generator().manual_seed(self.seed * 1_000_003 + num_before)
 
 
-def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
+def make_parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
     """Split the parameters of encoder and decoder into those with and those without weight decay.
 
     Norms and biases do not decay (RTMPose, Jiang et al. 2023), nor do positional embeddings and tokens, nor what a
     module's `no_weight_decay()` names. No group is empty. The groups do not depend on the learning rates, so that a
     checkpoint can be resumed with others.
     """
-    undecayed = _undecayed_names(net)
+    undecayed = _list_no_decay_names(net)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
@@ -162,15 +162,17 @@ def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-_EMBEDDING = re.compile(r"(^|\.)(pos_embed|cls_token|dist_token|reg_token|mask_token)[^.]*(\.\d+)?$")  # or of a list
+_EMBEDDING_NAME = re.compile(
+    r"(^|\.)(pos_embed|cls_token|dist_token|reg_token|mask_token)[^.]*(\.\d+)?$"
+)  # or of a list
 
 
-def _undecayed_names(net: nn.Module) -> set[str]:
+def _list_no_decay_names(net: nn.Module) -> set[str]:
     """Parameters of more than one dimension that do not decay: embeddings, and those that the modules themselves name.
 
     `no_weight_decay()` is timm's convention: the names of a module's parameters, relative to it.
     """
-    names = {name for name, _ in net.named_parameters() if _EMBEDDING.search(name)}
+    names = {name for name, _ in net.named_parameters() if _EMBEDDING_NAME.search(name)}
     for prefix, module in net.named_modules():
         own = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
         names |= {f"{prefix}.{name}" if prefix else name for name in own}

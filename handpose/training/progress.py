@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 
 
-class Progress(pl.Callback):
+class ProgressBar(pl.Callback):
     """Writes to stderr; a log file gets the lines alone. metric: shown for each epoch beside PA-MPJPE."""
 
     def __init__(self, *, metric: str = "val/pa_mpjpe_mm") -> None:
@@ -22,58 +22,58 @@ class Progress(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epoch_started = time.monotonic()
-        self._begin(trainer, _epoch(trainer), trainer.num_training_batches)
+        self._start_bar(trainer, _format_epoch(trainer), trainer.num_training_batches)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._advance()
+        self._advance_bar()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.task is not None:
-            self.bar.update(self.task, description=f"{_epoch(trainer)}, validating")
+            self.bar.update(self.task, description=f"{_format_epoch(trainer)}, validating")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.task is not None:  # a resumed run ends the epoch of its checkpoint again
-            self._end()
+            self._remove_bar()
             seconds = time.monotonic() - self.epoch_started
             print(
-                f"{_epoch(trainer)}: {_figures(trainer, self.metric)} ({seconds:.0f} s)",
+                f"{_format_epoch(trainer)}: {_format_metrics(trainer, self.metric)} ({seconds:.0f} s)",
                 file=self.bar.console.file,
                 flush=True,
             )
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin(trainer, "predicting the test split", trainer.num_predict_batches[0])
+        self._start_bar(trainer, "predicting the test split", trainer.num_predict_batches[0])
 
     def on_predict_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._advance()
+        self._advance_bar()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._end()
+        self._remove_bar()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._end()
+        self._remove_bar()
 
-    def _begin(self, trainer: pl.Trainer, description: str, total: float) -> None:
+    def _start_bar(self, trainer: pl.Trainer, description: str, total: float) -> None:
         if trainer.is_global_zero:
             self.bar.start()
             self.task = self.bar.add_task(description, total=total)
 
-    def _advance(self) -> None:
+    def _advance_bar(self) -> None:
         if self.task is not None:
             self.bar.advance(self.task)
 
-    def _end(self) -> None:
+    def _remove_bar(self) -> None:
         if self.task is not None:
             self.bar.remove_task(self.task)
             self.bar.stop()
         self.task = None
 
 
-def _epoch(trainer: pl.Trainer) -> str:
+def _format_epoch(trainer: pl.Trainer) -> str:
     return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
 
 
-def _figures(trainer: pl.Trainer, metric: str) -> str:
+def _format_metrics(trainer: pl.Trainer, metric: str) -> str:
     metrics = trainer.callback_metrics
     texts = {metric: f"{metric.rpartition('/')[2]} {{:.4g}}"}
     texts |= {"train/loss": "loss {:.3f}", "val/pa_mpjpe_mm": "PA-MPJPE {:.2f} mm"}

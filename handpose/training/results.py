@@ -7,9 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from handpose.config import save
-from handpose.errors import UserError, explain
-from handpose.whole_file import check_writable
+from handpose.config import save_config
+from handpose.errors import UserError, explain_file_error
+from handpose.files import check_writable
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RunFolders:
     checkpoints: Path
     predictions: Path
 
-    def within(self, name: str) -> "RunFolders":
+    def subfolders(self, name: str) -> "RunFolders":
         """The folders of this name in each of them; themselves for an empty name."""
         return RunFolders(self.logs / name, self.checkpoints / name, self.predictions / name)
 
@@ -40,13 +40,13 @@ class TrainingResult:
     seconds: float
     is_held_out: bool
 
-    def validated(self) -> str:
+    def format_validation(self) -> str:
         """The last validation in a line, for a person."""
         if not self.is_held_out:
             return (
                 "validation  none: the validation split was trained on (train_on_val=true), the last checkpoint counts"
             )
-        return _figures("validation", "val", self.metrics)
+        return _format_metrics("validation", "val", self.metrics)
 
 
 @dataclass(frozen=True)
@@ -62,28 +62,28 @@ class RunResult:
     test_metrics: dict[str, float]
     hand_size: str = ""
 
-    def summary(self) -> str:
+    def format_summary(self) -> str:
         """What came out, and where it lies, for a person."""
-        lines = [self.training.validated()] if self.training else []
+        lines = [self.training.format_validation()] if self.training else []
         if self.checkpoint is None:
             lines.append("test        nothing to predict with: checkpoints.enabled=false")
         else:
             is_given = self.hand_size.startswith("given")
-            lines.append(_figures("test", "test", self.test_metrics, of_given_size=is_given))
+            lines.append(_format_metrics("test", "test", self.test_metrics, of_given_size=is_given))
             if self.hand_size and not is_given:
-                lines.append(f"hand size   {self.hand_size}{self._with_true_size()}")
+                lines.append(f"hand size   {self.hand_size}{self._format_true_size()}")
             lines.append(f"checkpoint  {self.checkpoint}")
             lines.append(f"predictions {self.folders.predictions}")
         return "\n".join([*lines, f"log         {self.folders.logs}"])
 
-    def _with_true_size(self) -> str:
+    def _format_true_size(self) -> str:
         name = "test/rr_mpjpe_true_size_mm"
         return (
             f"; with the true size root-relative {self.test_metrics[name]:.2f} mm" if name in self.test_metrics else ""
         )
 
 
-def _figures(title: str, stage: str, metrics: dict[str, float], *, of_given_size: bool = False) -> str:
+def _format_metrics(title: str, stage: str, metrics: dict[str, float], *, of_given_size: bool = False) -> str:
     if f"{stage}/pa_mpjpe_mm" not in metrics:
         reason = "no joints in this split: predictions only" if stage == "test" else "not reached"
         return f"{title:<11} {reason}"
@@ -106,16 +106,16 @@ def _others(stage: str, metrics: dict[str, float]) -> str:
 
 def check_folders(config: DictConfig) -> None:
     """Raise UserError where the folders of a run cannot be made or written to; nothing is made yet."""
-    folders = _folders(config)
+    folders = _get_folders(config)
     for folder in (folders.logs, folders.checkpoints, folders.predictions):
         try:
             check_writable(folder)
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise _make_write_error(folder, error) from error
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    reason = explain(error, remedy="set DIR_SCRATCH to a folder that can be written")
+def _make_write_error(folder: Path, error: OSError) -> UserError:
+    reason = explain_file_error(error, remedy="set DIR_SCRATCH to a folder that can be written")
     return UserError(f"results cannot be written to {folder} because {reason}")
 
 
@@ -126,28 +126,28 @@ def prepare_folders(config: DictConfig) -> RunFolders:
     Raises UserError when they cannot be made.
     """
     inner = "fast_dev_run" if config.trainer.get("fast_dev_run") else ""
-    folders = _folders(config)
+    folders = _get_folders(config)
     if getattr(rank_zero_only, "rank", 0) != 0:  # of several processes the first one's are used
-        return folders.within(inner)
-    while not _made(folders):
+        return folders.subfolders(inner)
+    while not _try_to_make_folders(folders):
         if folders.logs.name != config.paths.time:
             raise UserError(f"paths.logs={folders.logs} is there already; choose another folder")
         time.sleep(0.2)
-        _stamp_again(config)
-        folders = _folders(config)
-    save(config, folders.logs / "config.yaml")
-    folders = folders.within(inner)
+        _renew_time_stamp(config)
+        folders = _get_folders(config)
+    save_config(config, folders.logs / "config.yaml")
+    folders = folders.subfolders(inner)
     for folder in vars(folders).values():
         folder.mkdir(exist_ok=True)
     return folders
 
 
-def _folders(config: DictConfig) -> RunFolders:
+def _get_folders(config: DictConfig) -> RunFolders:
     paths = config.paths
     return RunFolders(Path(paths.logs), Path(paths.checkpoints), Path(paths.predictions))
 
 
-def _made(folders: RunFolders) -> bool:
+def _try_to_make_folders(folders: RunFolders) -> bool:
     """Make the folders; False where there is a log already."""
     try:
         folders.logs.mkdir(parents=True)
@@ -156,11 +156,11 @@ def _made(folders: RunFolders) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise _unwritable(folders.logs, error) from error
+        raise _make_write_error(folders.logs, error) from error
     return True
 
 
-def _stamp_again(config: DictConfig) -> None:
+def _renew_time_stamp(config: DictConfig) -> None:
     before, config.paths.time = config.paths.time, time.strftime("%H-%M-%S")
     for name in ("logs", "checkpoints", "predictions"):
         path = Path(config.paths[name])

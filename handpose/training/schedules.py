@@ -22,7 +22,7 @@ def warmup_cosine(
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        return _half_cosine((step - warmup_steps) / max(1, num_steps - warmup_steps), final)
+        return _compute_half_cosine((step - warmup_steps) / max(1, num_steps - warmup_steps), final)
 
     return LambdaLR(optimizer, factor)
 
@@ -38,7 +38,7 @@ def flat_cosine(
     def factor(step: int) -> float:
         if step < flat_steps:
             return min(1.0, (step + 1) / warmup_steps)
-        return _half_cosine((step - flat_steps) / max(1, num_steps - flat_steps), final)
+        return _compute_half_cosine((step - flat_steps) / max(1, num_steps - flat_steps), final)
 
     return LambdaLR(optimizer, factor)
 
@@ -69,6 +69,6 @@ def constant(optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int) -> L
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def _half_cosine(progress: float, final: float) -> float:
+def _compute_half_cosine(progress: float, final: float) -> float:
     """From 1 down to `final` while progress goes from 0 to 1."""
     return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -19,61 +19,61 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment, Lightning
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from handpose.config import instantiated, plain
+from handpose.config import instantiate_key, to_plain_values
 from handpose.errors import UserError
-from handpose.metrics.validation import target_metric
+from handpose.metrics.validation import make_target_metric
 from handpose.training.averaging import AveragedWeights
-from handpose.training.batch_norm import SharedStatistics
-from handpose.training.callbacks import FinalValidation, Pictures
-from handpose.training.checkpoints import BestAndLast, ConfigInCheckpoint, WholeFiles
-from handpose.training.progress import Progress
+from handpose.training.batch_norm import SyncBatchNormPlugin
+from handpose.training.callbacks import FinalValidation, PredictionPictures
+from handpose.training.checkpoints import AtomicCheckpointIO, BestAndLastCheckpoint, ConfigInCheckpoint
+from handpose.training.progress import ProgressBar
 from handpose.training.results import RunFolders
 
 
-class Team(NamedTuple):
+class ProcessGroup(NamedTuple):
     """Processes that somebody else has started to share each step, of which this is one."""
 
     strategy: Strategy
     environment: ClusterEnvironment
 
 
-def training_trainer(
+def make_training_trainer(
     config: DictConfig,
     folders: RunFolders,
     *,
     callbacks: Sequence[pl.Callback] = (),
     quiet: bool = False,
-    team: Team | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> pl.Trainer:
     """A Trainer that fits: with checkpoints, a log, pictures and, unless quiet, progress.
 
-    team: that this process belongs to; None: Lightning starts what trainer.devices says.
+    process_group: that this process belongs to; None: Lightning starts what trainer.devices says.
     """
     averaging = [AveragedWeights(decay=config.ema_decay)] if config.ema_decay > 0.0 else []
-    every = [*averaging, *callbacks, ConfigInCheckpoint(plain(config))]
+    every = [*averaging, *callbacks, ConfigInCheckpoint(to_plain_values(config))]
     saving, pictures = config.checkpoints, config.pictures
     if saving.enabled:
-        target = target_metric(saving.metric, saving.mode, group="checkpoints")
+        target = make_target_metric(saving.metric, saving.mode, group="checkpoints")
         every.append(
-            BestAndLast(
+            BestAndLastCheckpoint(
                 folders.checkpoints,
                 metric=None if config.train_on_val else target.name,
                 mode=target.mode,
                 every_n_epochs=saving.every_n_epochs,
             )
         )
-    logger = _logger(config, folders)
+    logger = _make_logger(config, folders)
     if logger and pictures.every_n_steps > 0:
-        every.append(Pictures(every_n_steps=pictures.every_n_steps, num_hands=pictures.num_hands))
-    trainer = _trainer(
+        every.append(PredictionPictures(every_n_steps=pictures.every_n_steps, num_hands=pictures.num_hands))
+    trainer = _make_trainer(
         config,
-        callbacks=[*every, *_progress(config, quiet)],
+        callbacks=[*every, *_make_progress_callbacks(config, quiet)],
         logger=logger,
         enable_checkpointing=saving.enabled,
         default_root_dir=str(folders.logs),
         **({"limit_val_batches": 0} if config.train_on_val else {}),  # nothing is held out
-        **({"strategy": team.strategy, "devices": "auto"} if team else {}),
-        environment=team.environment if team else None,
+        **({"strategy": process_group.strategy, "devices": "auto"} if process_group else {}),
+        environment=process_group.environment if process_group else None,
     )
     trainer.callbacks.append(FinalValidation())  # type: ignore[attr-defined]  # behind Lightning's Timer
     if config.trainer.get("profiler") is not None:  # without a file it writes to Lightning's log, which is silenced
@@ -82,11 +82,11 @@ def training_trainer(
     return trainer
 
 
-def predicting_trainer(config: DictConfig, *, quiet: bool = False) -> pl.Trainer:
+def make_prediction_trainer(config: DictConfig, *, quiet: bool = False) -> pl.Trainer:
     """A Trainer that predicts all it is given and writes no file."""
-    return _trainer(
+    return _make_trainer(
         config,
-        callbacks=_progress(config, quiet),
+        callbacks=_make_progress_callbacks(config, quiet),
         logger=False,
         enable_checkpointing=False,
         max_time=None,
@@ -94,7 +94,7 @@ def predicting_trainer(config: DictConfig, *, quiet: bool = False) -> pl.Trainer
     )
 
 
-def fast_dev_run(config: DictConfig) -> DictConfig:
+def apply_fast_dev_run(config: DictConfig) -> DictConfig:
     """The configuration of a run of `trainer.fast_dev_run` batches in each stage; the same one where that is off.
 
     Lightning's own fast_dev_run would skip checkpoints, so that the test predictions could not be tried. Raises
@@ -118,7 +118,7 @@ def fast_dev_run(config: DictConfig) -> DictConfig:
     return config
 
 
-def limited_batches(config: DictConfig, stage: Literal["train", "val"], num_batches: int) -> int:
+def count_limited_batches(config: DictConfig, stage: Literal["train", "val"], num_batches: int) -> int:
     """Batches of an epoch that `trainer.limit_<stage>_batches` leaves, counted as Lightning does.
 
     A whole number is a number of batches, a float of at most 1.0 a part of them. Raises UserError where none is left.
@@ -146,8 +146,8 @@ def check_trainer(config: DictConfig) -> None:
             f"trainer.num_nodes={num_nodes} would wait for other nodes; start the same command on each of them with "
             "MASTER_ADDR, MASTER_PORT and NODE_RANK set"
         )
-    with calm():
-        trainer = _trainer(config, logger=False, enable_checkpointing=False)
+    with suppress_library_output():
+        trainer = _make_trainer(config, logger=False, enable_checkpointing=False)
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     if any((timer.time_remaining() or 0.0) <= 0 for timer in timers):
         raise UserError(f"trainer.max_time={config.trainer.max_time} leaves no time to train; give a longer one")
@@ -162,9 +162,9 @@ def _check_devices(accelerator: str, devices: Any) -> None:
         raise UserError(f"trainer.devices={devices}, but this machine has {found}")
 
 
-def _trainer(config: DictConfig, *, environment: ClusterEnvironment | None = None, **arguments: Any) -> pl.Trainer:
+def _make_trainer(config: DictConfig, *, environment: ClusterEnvironment | None = None, **arguments: Any) -> pl.Trainer:
     try:
-        return instantiated(
+        return instantiate_key(
             config,
             "trainer",
             fast_dev_run=False,  # the function above has made it limits
@@ -174,8 +174,8 @@ def _trainer(config: DictConfig, *, environment: ClusterEnvironment | None = Non
             # Lightning's detection of Slurm goes wrong inside a trial (lightning #6389).
             plugins=[
                 environment or LightningEnvironment(),
-                WholeFiles(),
-                SharedStatistics(on_gpu=trains_on_gpu(config)),
+                AtomicCheckpointIO(),
+                SyncBatchNormPlugin(on_gpu=uses_gpu(config)),
             ],
             num_sanity_val_steps=0,
             enable_model_summary=False,
@@ -184,63 +184,67 @@ def _trainer(config: DictConfig, *, environment: ClusterEnvironment | None = Non
             **arguments,
         )
     except InstantiationException as error:  # Lightning's MisconfigurationException
-        raise _refused(error.__cause__) from error
+        raise _make_user_error(error.__cause__) from error
 
 
 @contextmanager
-def explained_errors(config: DictConfig) -> Iterator[None]:
+def explain_trainer_errors(config: DictConfig) -> Iterator[None]:
     """Turn what Lightning and torch raise during training because of the Trainer's arguments into UserError."""
     try:
         yield
     except MisconfigurationException as error:
-        raise _refused(error) from error
+        raise _make_user_error(error) from error
     except RuntimeError as error:
         if config.trainer.get("deterministic") is True and "deterministic" in str(error):
             raise UserError(
-                f"trainer.deterministic=true: {_first_sentence(error)}; trainer.deterministic=warn only warns"
+                f"trainer.deterministic=true: {_get_first_sentence(error)}; trainer.deterministic=warn only warns"
             ) from error
         if config.trainer.get("detect_anomaly") and "returned nan values" in str(error):
             raise UserError(
-                f"trainer.detect_anomaly=true: {_first_sentence(error)} (the warning above shows where in the forward "
+                f"trainer.detect_anomaly=true: {_get_first_sentence(error)} (the warning above shows where in the "
+                "forward "
                 "pass); a smaller optimizer.lr may help"
             ) from error
         raise
 
 
-def _refused(error: BaseException | None) -> UserError:
+def _make_user_error(error: BaseException | None) -> UserError:
     return UserError(f"trainer: {' '.join(str(error).split())}")
 
 
-def _first_sentence(error: BaseException) -> str:
+def _get_first_sentence(error: BaseException) -> str:
     return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
 
 
-def trains_on_gpu(config: DictConfig) -> bool:
+def uses_gpu(config: DictConfig) -> bool:
     """Whether the configured Trainer uses a GPU of this machine that torch reaches by CUDA or ROCm."""
     return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
 
 
-def num_processes_here(config: DictConfig) -> int:
+def count_local_processes(config: DictConfig) -> int:
     """Training processes that Lightning starts on this machine: one for each device."""
     devices = config.trainer.devices
     if isinstance(devices, int) and devices > 0:
         return devices
     if devices in ("auto", -1, "-1"):
-        return max(1, torch.cuda.device_count()) if trains_on_gpu(config) else 1
+        return max(1, torch.cuda.device_count()) if uses_gpu(config) else 1
     return len(devices) if OmegaConf.is_list(devices) else 1
 
 
-def _progress(config: DictConfig, quiet: bool) -> list[pl.Callback]:
-    return [Progress(metric=config.checkpoints.metric)] if config.trainer.enable_progress_bar and not quiet else []
+def _make_progress_callbacks(config: DictConfig, quiet: bool) -> list[pl.Callback]:
+    return [ProgressBar(metric=config.checkpoints.metric)] if config.trainer.enable_progress_bar and not quiet else []
 
 
-def _logger(config: DictConfig, folders: RunFolders) -> Logger | bool:
+def _make_logger(config: DictConfig, folders: RunFolders) -> Logger | bool:
     if config.logger.name == "none":
         return False
     if config.logger.name == "tensorboard":
         return EpochLogger(save_dir=str(folders.logs), name="", version="tensorboard")
     return WandbLogger(
-        project=config.logger.project, name=config.logger.run_name, save_dir=str(folders.logs), config=plain(config)
+        project=config.logger.project,
+        name=config.logger.run_name,
+        save_dir=str(folders.logs),
+        config=to_plain_values(config),
     )
 
 
@@ -253,7 +257,7 @@ class EpochLogger(TensorBoardLogger):
         super().log_metrics(scalars, step if epoch is None else int(epoch) + 1)
 
 
-_NOT_FOR_USERS = (
+_IGNORED_WARNINGS = (
     r"The `srun` command is available",  # on a login node; where nobody asked for it
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6.6 on torch 2.15
     r".*does not have many workers",  # a batch is one gather
@@ -262,7 +266,7 @@ _NOT_FOR_USERS = (
     r"The checkpoint was not created with WeightAveraging",  # the average begins with what is gone on from
     r".*exists and is not empty",  # a retraining's checkpoints lie beside its log
 )
-_QUIETER = {
+_LOG_LEVELS = {
     "pytorch_lightning": logging.WARNING,
     "lightning_fabric": logging.WARNING,
     "huggingface_hub": logging.ERROR,  # a dozen lines of retries, where one sentence follows
@@ -271,15 +275,15 @@ _QUIETER = {
 
 
 @contextmanager
-def calm() -> Iterator[None]:
+def suppress_library_output() -> Iterator[None]:
     """Keep back what libraries say that a user can do nothing with: hints, hardware that is absent, deprecations."""
-    logs = [logging.getLogger(name) for name in _QUIETER]
+    logs = [logging.getLogger(name) for name in _LOG_LEVELS]
     levels = [log.level for log in logs]
     try:
         for log in logs:
-            log.setLevel(_QUIETER[log.name])
+            log.setLevel(_LOG_LEVELS[log.name])
         with warnings.catch_warnings():
-            for message in _NOT_FOR_USERS:
+            for message in _IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:

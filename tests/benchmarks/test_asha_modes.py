@@ -16,16 +16,18 @@ from handpose.schedulers.scheduler import Fifo
 asha_modes = importlib.import_module("benchmarks.asha_modes")
 
 
-def curve(*losses, epoch_s=1.0):
+def make_curve(*losses, epoch_s=1.0):
     return asha_modes.Curve({}, losses, epoch_s)
 
 
 def replay(scheduler, curves, *, num_slots=1, start_s=0.0, max_epochs=2):
-    return asha_modes.replay(scheduler, curves, num_slots=num_slots, start_s=start_s, max_epochs=max_epochs)
+    return asha_modes.replay_sweep(scheduler, curves, num_slots=num_slots, start_s=start_s, max_epochs=max_epochs)
 
 
 def test_slots_that_wait_cost_as_much_as_those_that_train():
-    done = replay(Fifo(), [curve(3, 2, epoch_s=5.0), curve(2, 1), curve(4, 3)], num_slots=2, start_s=10.0)
+    done = replay(
+        Fifo(), [make_curve(3, 2, epoch_s=5.0), make_curve(2, 1), make_curve(4, 3)], num_slots=2, start_s=10.0
+    )
     assert [(step.slot_s / 2, step.trial, step.epoch) for step in done.steps] == [
         (11, 1, 1),
         (12, 1, 2),
@@ -38,17 +40,17 @@ def test_slots_that_wait_cost_as_much_as_those_that_train():
 
 
 def test_the_pick_is_the_best_of_those_trained_longest_and_its_regret_that_of_the_full_budget():
-    done = replay(Fifo(), [curve(5, 4), curve(1, 3), curve(2, 2.5)])
+    done = replay(Fifo(), [make_curve(5, 4), make_curve(1, 3), make_curve(2, 2.5)])
     assert [step.pick for step in done.steps] == [0, 0, 0, 1, 1, 2]
-    assert done.regret_at(2) == 1.5
-    assert done.regret_at(4.5) == 0.5
-    assert done.regret_at(0.5) == pytest.approx((1.5 + 0.5 + 0) / 3)
-    assert done.cost_of(0.5) == 4
-    assert done.cost_of(0) == 6
+    assert done.compute_regret_at(2) == 1.5
+    assert done.compute_regret_at(4.5) == 0.5
+    assert done.compute_regret_at(0.5) == pytest.approx((1.5 + 0.5 + 0) / 3)
+    assert done.compute_cost_of(0.5) == 4
+    assert done.compute_cost_of(0) == 6
 
 
 def test_a_trial_that_diverges_costs_its_last_epoch_and_is_as_bad_as_the_worst():
-    done = replay(Fifo(), [curve(1), curve(5, 4), curve(5, 3)])
+    done = replay(Fifo(), [make_curve(1), make_curve(5, 4), make_curve(5, 3)])
     assert [(step.slot_s, step.trial) for step in done.steps] == [(1, 0), (3, 1), (4, 1), (5, 2), (6, 2)]
     assert done.steps[1].pick == 1
     assert done.regrets_mm == [1, 1, 0]
@@ -56,15 +58,15 @@ def test_a_trial_that_diverges_costs_its_last_epoch_and_is_as_bad_as_the_worst()
 
 def test_a_promoted_trial_pays_for_its_second_start():
     scheduler = Asha(mode="promote", grace_period=1, reduction_factor=2, brackets=1, max_epochs=2, seed=0)
-    done = replay(scheduler, [curve(1, 1), curve(2, 2)], start_s=10.0)
+    done = replay(scheduler, [make_curve(1, 1), make_curve(2, 2)], start_s=10.0)
     assert [(step.slot_s, step.trial, step.epoch) for step in done.steps] == [(11, 0, 1), (22, 1, 1), (33, 0, 2)]
     assert done.num_segments == 3
-    assert done.cost_of(0.5) == 33
+    assert done.compute_cost_of(0.5) == 33
 
 
 def test_intervals_hold_the_mean_in_95_of_100_samples():
     rng = np.random.default_rng(0)
-    held = [low <= 0 <= high for _, low, high in (asha_modes.mean_of(rng.normal(size=40)) for _ in range(200))]
+    held = [low <= 0 <= high for _, low, high in (asha_modes.compute_mean(rng.normal(size=40)) for _ in range(200))]
     assert np.mean(held) == pytest.approx(0.95, abs=0.05)
 
 

@@ -2,16 +2,24 @@
 
 import pytest
 
-from benchmarks.claims import Cell, claims_of, effects_loss, judge, noise_loss, row, table
-from benchmarks.fabricated import SPACES, Setup, fabricate
+from benchmarks.claims import (
+    SweepKind,
+    compute_effects_loss,
+    compute_noise_loss,
+    format_table,
+    judge_sweep,
+    list_claims,
+    summarise_cell,
+)
+from benchmarks.fabricated import SPACE_NAMES, SweepSetup, fabricate_sweep
 from handpose.sweep.analysis.read_sweep import read_sweep
-from tests.report.records import RATE, SCALE, swept
+from tests.report.fabricated_records import RATE, SCALE, make_swept_record
 
 
 @pytest.mark.parametrize("scheduler", [("fifo", "stop"), ("asha", "stop"), ("asha", "promote")])
 def test_a_fabricated_sweep_is_read_like_any_other(tmp_path, scheduler):
-    setup = Setup("default", "random", *scheduler, num_trials=9, max_epochs=3)
-    fabricate(setup, noise_loss, tmp_path / "sweep", seed=1)
+    setup = SweepSetup("default", "random", *scheduler, num_trials=9, max_epochs=3)
+    fabricate_sweep(setup, compute_noise_loss, tmp_path / "sweep", seed=1)
     made = read_sweep(tmp_path / "sweep")
     assert made.end == "finished"
     assert len(made.trials) == 9
@@ -24,39 +32,39 @@ def test_a_fabricated_sweep_is_read_like_any_other(tmp_path, scheduler):
 
 
 def test_the_same_seed_fabricates_the_same_sweep_and_one_that_is_kept_is_judged_again(tmp_path):
-    cell = Cell("effects", "default", "tpe", "asha stop")
-    first = judge(cell, 3, 15, tmp_path)
+    cell = SweepKind("effects", "default", "tpe", "asha stop")
+    first = judge_sweep(cell, 3, 15, tmp_path)
     (events,) = tmp_path.glob("*/3/events.jsonl")
     before = events.read_bytes()
-    assert judge(cell, 3, 15, tmp_path) == first
+    assert judge_sweep(cell, 3, 15, tmp_path) == first
     assert events.read_bytes() == before
-    assert judge(cell, 3, 15, tmp_path / "again") == first
+    assert judge_sweep(cell, 3, 15, tmp_path / "again") == first
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", SPACE_NAMES)
 def test_the_third_effect_is_of_a_parameter_that_the_space_has(space, tmp_path):
-    setup = Setup(space, "random", "fifo", num_trials=4, max_epochs=1)
-    fabricate(setup, lambda *given: effects_loss(space, *given), tmp_path / "sweep", seed=0)
+    setup = SweepSetup(space, "random", "fifo", num_trials=4, max_epochs=1)
+    fabricate_sweep(setup, lambda *given: compute_effects_loss(space, *given), tmp_path / "sweep", seed=0)
     assert len(read_sweep(tmp_path / "sweep").ranked) == 4
 
 
 def test_a_true_effect_is_no_false_one_and_the_reverse():
-    made = swept(lambda params: 30 - 5 * RATE.place(params["optimizer.lr"]), [RATE, SCALE])
-    true = claims_of(made, Cell("effects", "default", "random", "fifo"))
+    made = make_swept_record(lambda params: 30 - 5 * RATE.to_place(params["optimizer.lr"]), [RATE, SCALE])
+    true = list_claims(made, SweepKind("effects", "default", "random", "fifo"))
     assert (true["shown"], true["not_so"]) == (["optimizer.lr"], [])
     assert true["edges"] == [["optimizer.lr", True]]
     assert true["cut_off"] == []
-    false = claims_of(made, Cell("noise", "default", "random", "fifo"))
+    false = list_claims(made, SweepKind("noise", "default", "random", "fifo"))
     assert (false["any"], false["shown"], false["not_so"]) == (True, [], ["optimizer.lr"])
-    other = swept(lambda params: 30 + 5 * RATE.place(params["optimizer.lr"]), [RATE, SCALE])
-    wrong = claims_of(other, Cell("effects", "default", "random", "fifo"))
+    other = make_swept_record(lambda params: 30 + 5 * RATE.to_place(params["optimizer.lr"]), [RATE, SCALE])
+    wrong = list_claims(other, SweepKind("effects", "default", "random", "fifo"))
     assert wrong["cut_off"] == ["optimizer.lr"]  # the upper end, which is the best one in these sweeps' truth
 
 
 def test_the_table_has_a_line_for_each_cell_and_the_largest_rate():
-    cells = [Cell("noise", space, "random", "fifo") for space in ("default", "recipe")]
-    quiet = claims_of(swept(lambda params: 99 + params["augment.scale"], [SCALE], num_trials=5), cells[0])
+    cells = [SweepKind("noise", space, "random", "fifo") for space in ("default", "recipe")]
+    quiet = list_claims(make_swept_record(lambda params: 99 + params["augment.scale"], [SCALE], num_trials=5), cells[0])
     loud = {**quiet, "any": True}
-    text = table([row(cells[0], [quiet] * 9 + [loud]), row(cells[1], [quiet] * 10)])
+    text = format_table([summarise_cell(cells[0], [quiet] * 9 + [loud]), summarise_cell(cells[1], [quiet] * 10)])
     assert "default, random, fifo                                   10         0.10" in text
     assert text.splitlines()[-1].split()[:2] == ["largest", "0.100"]

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from benchmarks.s3_drill import Door, main
+from benchmarks.s3_drill import TcpProxy, main
 
 
 def test_a_door_is_shut_for_a_while_and_leads_to_the_same_place_afterwards():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        door = Door(server.getsockname()[1])
+        door = TcpProxy(server.getsockname()[1])
 
         def passes():
             try:
@@ -23,7 +23,7 @@ def test_a_door_is_shut_for_a_while_and_leads_to_the_same_place_afterwards():
                 return False
 
         assert passes()
-        with door.closed():
+        with door.interrupt():
             assert not passes()
         assert passes()
         door.close()

@@ -13,20 +13,20 @@ scale = importlib.import_module("benchmarks.scale")
 
 
 def test_a_sweep_grows_to_its_size_and_is_restored():
-    row = scale.driver(12)
+    row = scale.run_driver(12)
     assert row["trials"] == 12
     assert row["reports"] > 12
     assert row["restored_ms_a_trial"] == pytest.approx(row["restored_s"] * 1e3 / 12)
 
 
 def test_every_sampler_is_asked():
-    row = scale.proposals_ms(8)
+    row = scale.measure_proposals_ms(8)
     assert set(row) == {"trials", *scale.SAMPLERS}
     assert min(row.values()) > 0
 
 
 def test_a_trial_costs_what_passed_between_beginnings_of_the_second_half():
-    row = scale._of_moments(5, (0.0, 0.0), [(1, 1), (50, 9), (60, 10), (62, 11), (64, 12)])
+    row = scale._summarise_moments(5, (0.0, 0.0), [(1, 1), (50, 9), (60, 10), (62, 11), (64, 12)])
     assert (row["wall_ms"], row["cpu_ms"]) == (2000, 1000)
 
 

@@ -13,13 +13,13 @@ slots = importlib.import_module("benchmarks.slots")
 sweeps = importlib.import_module("benchmarks.sweeps")
 
 
-def trained(first_step, last, *, train_s=1.0, val_s=0.5, value=9.0, lr=0.1):
-    return sweeps.Trained({"optimizer.lr": lr}, first_step, last, train_s, val_s, [(last, 1, value)])
+def make_trained(first_step, last, *, train_s=1.0, val_s=0.5, value=9.0, lr=0.1):
+    return sweeps.ClockedSegment({"optimizer.lr": lr}, first_step, last, train_s, val_s, [(last, 1, value)])
 
 
 def test_every_slot_second_is_accounted_for_once():
-    trials = [trained(104, 106), trained(105, 109), trained(107, 110)]
-    found = slots.account(sweeps.Measured(100, 112, 2, trials))
+    trials = [make_trained(104, 106), make_trained(105, 109), make_trained(107, 110)]
+    found = slots.account_slot_time(sweeps.MeasuredSweep(100, 112, 2, trials))
     assert found.slot_s == 24
     assert (found.train_s, found.val_s) == (3.0, 1.5)
     assert found.first_starts_s == 4 + 5
@@ -32,22 +32,24 @@ def test_every_slot_second_is_accounted_for_once():
 
 
 def test_a_slot_that_never_trained_is_idle():
-    found = slots.account(sweeps.Measured(0, 10, 2, [trained(2, 8)]))
+    found = slots.account_slot_time(sweeps.MeasuredSweep(0, 10, 2, [make_trained(2, 8)]))
     assert found.at_end_s == 2 + 10
     assert found.start_s == 0
 
 
 def test_values_are_compared_at_the_same_parameters_and_epoch():
-    one = sweeps.Measured(0, 9, 1, [trained(1, 2, value=5.0, lr=0.1), trained(3, 4, value=6.0, lr=0.2)])
-    other = sweeps.Measured(0, 9, 1, [trained(1, 2, value=6.25, lr=0.2), trained(3, 4, value=100.0, lr=0.3)])
-    assert slots.largest_difference(one, other) == 0.25
+    one = sweeps.MeasuredSweep(0, 9, 1, [make_trained(1, 2, value=5.0, lr=0.1), make_trained(3, 4, value=6.0, lr=0.2)])
+    other = sweeps.MeasuredSweep(
+        0, 9, 1, [make_trained(1, 2, value=6.25, lr=0.2), make_trained(3, 4, value=100.0, lr=0.3)]
+    )
+    assert slots.find_largest_difference(one, other) == 0.25
 
 
 def test_proposals_are_those_of_the_sweep_and_begin_with_the_default():
-    points = slots.proposals(["searcher=random", "sweep.num_trials=3"])
+    points = slots.list_proposals(["searcher=random", "sweep.num_trials=3"])
     assert len(points) == 3
     assert points[0]["model.decoder.depth"] == 3
-    assert points == slots.proposals(["searcher=random", "sweep.num_trials=3"])
+    assert points == slots.list_proposals(["searcher=random", "sweep.num_trials=3"])
 
 
 @pytest.mark.slow

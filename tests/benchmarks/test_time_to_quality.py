@@ -12,46 +12,48 @@ quality = importlib.import_module("benchmarks.time_to_quality")
 asha_modes = importlib.import_module("benchmarks.asha_modes")
 
 
-def curve(lr, *losses):
+def make_curve(lr, *losses):
     params = {"model.decoder.depth": 2, "heatmap.sigma": 0.04, "optimizer.lr": lr}
     return asha_modes.Curve(params, losses, 1.0)
 
 
 def test_a_target_costs_what_passed_until_it_was_reached_else_everything():
-    course = quality.Course([(4.0, 9.0), (6.0, 7.0), (8.0, 6.0)], 10.0)
+    course = quality.SweepCourse([(4.0, 9.0), (6.0, 7.0), (8.0, 6.0)], 10.0)
     assert course.best == 6.0
-    assert course.cost_of(7.0) == (6.0, True)
-    assert course.cost_of(5.0) == (10.0, False)
+    assert course.compute_cost_of(7.0) == (6.0, True)
+    assert course.compute_cost_of(5.0) == (10.0, False)
 
 
 def test_the_nearest_curve_that_is_left_is_trained_once():
-    pool = [curve(1e-4, 1), curve(1e-3, 2), curve(1e-2, 3)]
+    pool = [make_curve(1e-4, 1), make_curve(1e-3, 2), make_curve(1e-2, 3)]
     asked = [1.1e-3, 0.9e-3, 1e-3]
-    chosen = quality.Nearest(pool, lambda number: curve(asked[number]).params)
+    chosen = quality.NearestCurves(pool, lambda number: make_curve(asked[number]).params)
     assert [chosen[number].losses for number in range(3)] == [(2,), (1,), (3,)]
     with pytest.raises(IndexError):
         chosen[3]
 
 
-def replayed(searcher):
+def replay(searcher):
     scheduler = Asha(mode="stop", grace_period=1, reduction_factor=2, brackets=1, max_epochs=2, seed=0)
-    pool = [curve(1e-3, 5, 4), curve(1e-2, 9, 8), curve(2e-3, 3, 2)]
+    pool = [make_curve(1e-3, 5, 4), make_curve(1e-2, 9, 8), make_curve(2e-3, 3, 2)]
     for number in range(len(pool)):
         searcher.suggest(number)
-    asha_modes.replay(quality.Told(scheduler, searcher, 2), pool, num_slots=1, start_s=0.0, max_epochs=2)
+    asha_modes.replay_sweep(
+        quality.InformingScheduler(scheduler, searcher, 2), pool, num_slots=1, start_s=0.0, max_epochs=2
+    )
     return searcher._searcher
 
 
 def test_our_study_is_told_where_a_trial_was_stopped():
-    searcher = quality.Ours(0, 2)
-    study = replayed(searcher).study
+    searcher = quality.OurSearcher(0, 2)
+    study = replay(searcher).study
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
     assert study.trials[1].intermediate_values == {1: 9}
     searcher.close()
 
 
 def test_the_plain_study_takes_a_stopped_trial_for_a_complete_one():
-    study = replayed(quality.Plain(0, 2))._ot_study
+    study = replay(quality.RaySearcher(0, 2))._ot_study
     assert [(trial.state, trial.value) for trial in study.trials] == [
         (TrialState.COMPLETE, 4),
         (TrialState.COMPLETE, 9),

@@ -9,11 +9,11 @@ from lightning_fabric.utilities import rank_zero
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 from cluster import node
-from cluster.allocation import Alone, Lsf, find_allocation, without_scheduler
-from cluster.node import own_address, ray_command
+from cluster.allocation import Lsf, SingleMachine, find_allocation, remove_scheduler_variables
+from cluster.node import find_own_address, make_ray_command
 from handpose.config import compose
 from handpose.resources import Memory
-from handpose.training.trainer import calm, predicting_trainer
+from handpose.training.trainer import make_prediction_trainer, suppress_library_output
 
 IN_A_STEP = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "LSB_JOBID": "7"}
 
@@ -25,19 +25,19 @@ def test_hosts_of_an_lsf_job_are_named_once_the_first_is_here():
 
 
 def test_without_a_scheduler_there_is_this_machine():
-    assert find_allocation({}) == Alone(str(os.getpid()), [os.uname().nodename])
+    assert find_allocation({}) == SingleMachine(str(os.getpid()), [os.uname().nodename])
 
 
 def node_options(*, head=None, cpus=None):
     given = Namespace(host="a01", head=head, cpus=cpus, gpus=None)
     return dict(
-        option[2:].split("=") for option in ray_command(given, folder=Path("/x"), address=None) if "=" in option
+        option[2:].split("=") for option in make_ray_command(given, folder=Path("/x"), address=None) if "=" in option
     )
 
 
 def test_ray_has_the_cores_and_the_memory_that_the_job_has_on_a_node(monkeypatch):
     monkeypatch.setattr(node, "count_cores", lambda: 3)
-    monkeypatch.setattr(node, "main_memory", lambda: Memory(total=int(8e9), available=int(7e9), limited=True))
+    monkeypatch.setattr(node, "measure_memory", lambda: Memory(total=int(8e9), available=int(7e9), is_limited=True))
     options = node_options(head="10.0.0.1:6379")
     assert options["num-cpus"] == "3"
     assert 5e9 < int(options["memory"]) < 7e9
@@ -49,41 +49,41 @@ def test_ray_has_the_cores_and_the_memory_that_the_job_has_on_a_node(monkeypatch
 def test_a_node_keeps_its_gpus_and_loses_its_rank():
     kept = {"CUDA_VISIBLE_DEVICES": "0,1", "PATH": "/bin", "LS_COLORS": "", "RAY_AUTH_MODE": "token"}
     gone = IN_A_STEP | {"PMI_RANK": "1", "PMIX_RANK": "1", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
-    assert without_scheduler(kept | gone) == kept
+    assert remove_scheduler_variables(kept | gone) == kept
 
 
 @pytest.fixture
-def in_a_step(monkeypatch):
+def slurm_step(monkeypatch):
     """This process as the second one of a job's step would see itself."""
     for name, value in IN_A_STEP.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
 
 
-def test_lightning_takes_a_process_of_a_job_for_one_of_several_unless_the_scheduler_is_hidden(in_a_step):
+def test_lightning_takes_a_process_of_a_job_for_one_of_several_unless_the_scheduler_is_hidden(slurm_step):
     """Of another rank than 0 nothing is logged or saved; this is why the scheduler is hidden."""
     assert rank_zero._get_rank() == 1
-    for name in os.environ.keys() - without_scheduler(os.environ).keys():
-        in_a_step.delenv(name)
+    for name in os.environ.keys() - remove_scheduler_variables(os.environ).keys():
+        slurm_step.delenv(name)
     assert rank_zero._get_rank() is None
 
 
-def test_a_trial_in_a_job_is_trained_alone_though_lightning_sees_the_scheduler(in_a_step):
+def test_a_trial_in_a_job_is_trained_alone_though_lightning_sees_the_scheduler(slurm_step):
     """The same Trainer trains trials, retraining and single runs; theirs are signals and ranks of its own."""
-    with calm():
-        trainer = predicting_trainer(compose("train", ["trainer.accelerator=cpu"]), quiet=True)
+    with suppress_library_output():
+        trainer = make_prediction_trainer(compose("train", ["trainer.accelerator=cpu"]), quiet=True)
     assert SLURMEnvironment.detect()
     assert type(trainer._accelerator_connector.cluster_environment) is LightningEnvironment
     assert (trainer.global_rank, trainer.world_size, trainer.is_global_zero) == (0, 1, True)
 
 
 def test_an_address_is_looked_for_in_the_network_that_was_given():
-    assert own_address(network="127.0.0.0/8", host="x", other=None) == "127.0.0.1"
+    assert find_own_address(network="127.0.0.0/8", host="x", other=None) == "127.0.0.1"
     with pytest.raises(ValueError, match=r"x has no address in --network 203\.0\.113\.0/24"):
-        own_address(network="203.0.113.0/24", host="x", other=None)
+        find_own_address(network="203.0.113.0/24", host="x", other=None)
 
 
 def test_an_address_that_nobody_else_could_reach_is_left_to_ray():
-    assert own_address(network=None, host="x", other=None) is None
-    assert own_address(network=None, host="x", other="127.0.0.1") is None
-    assert own_address(network=None, host="x", other="no.such.host.invalid") is None
+    assert find_own_address(network=None, host="x", other=None) is None
+    assert find_own_address(network=None, host="x", other="127.0.0.1") is None
+    assert find_own_address(network=None, host="x", other="no.such.host.invalid") is None

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster import job
-from cluster.job import Nodes, parse, run
-from cluster.sweep import progress, tune_command
+from cluster.job import RayNodes, parse_arguments, run_job
+from cluster.sweep import make_tune_command, measure_progress
 from handpose.config_files import REPOSITORY
 from tests.builders import write_freihand
 from tests.sweep.trainable.test_trial import SMALL
@@ -32,10 +32,10 @@ class FakeNodes:
     def start_others(self, address, ending, patience_s):
         self.told.append(address)
 
-    def tell_gone(self):
+    def report_ended_nodes(self):
         pass
 
-    def start_again(self, address):
+    def restart_ended_nodes(self, address):
         pass
 
     def stop(self):
@@ -75,8 +75,8 @@ class FakeAllocation:
 @pytest.fixture
 def tune(monkeypatch):
     """Puts a piece of Python in the place of tune.py."""
-    monkeypatch.setattr(job, "_LOOK_EVERY_S", 0.05)
-    return lambda code: monkeypatch.setattr(job, "tune_command", lambda *given: [sys.executable, "-c", code])
+    monkeypatch.setattr(job, "_POLL_INTERVAL_S", 0.05)
+    return lambda code: monkeypatch.setattr(job, "make_tune_command", lambda *given: [sys.executable, "-c", code])
 
 
 SAVES = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print('up', flush=True); time.sleep(60)"
@@ -86,19 +86,19 @@ SAVES = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); p
 def test_a_sweep_that_ends_by_itself_says_how(tune, tmp_path, status):
     nodes = FakeNodes()
     tune(f"raise SystemExit({status})")
-    assert run(nodes, FakeEnding(), Namespace(wait_s=1, warning_s=10), [], tmp_path) == status
+    assert run_job(nodes, FakeEnding(), Namespace(wait_s=1, warning_s=10), [], tmp_path) == status
     assert nodes.told == ["127.0.0.1:1", "stopped"]
 
 
 def test_a_warning_makes_the_sweep_save_before_the_nodes_are_stopped(tune, tmp_path):
     tune(SAVES)
-    assert run(FakeNodes(), FakeEnding(looks=20), Namespace(wait_s=1, warning_s=10), [], tmp_path) == 75
+    assert run_job(FakeNodes(), FakeEnding(looks=20), Namespace(wait_s=1, warning_s=10), [], tmp_path) == 75
 
 
 def test_a_sweep_that_does_not_end_in_time_is_killed_and_can_go_on(tune, tmp_path):
     tune("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)")
     began = time.monotonic()
-    assert run(FakeNodes(), FakeEnding(looks=20), Namespace(wait_s=1, warning_s=1), [], tmp_path) == 75
+    assert run_job(FakeNodes(), FakeEnding(looks=20), Namespace(wait_s=1, warning_s=1), [], tmp_path) == 75
     assert time.monotonic() - began < 30
 
 
@@ -106,7 +106,7 @@ def test_a_sweep_without_a_head_is_told_to_save(tune, tmp_path):
     tune(SAVES)
     nodes = FakeNodes()
     nodes.has_head = False
-    assert run(nodes, FakeEnding(), Namespace(wait_s=1, warning_s=10), [], tmp_path) == 75
+    assert run_job(nodes, FakeEnding(), Namespace(wait_s=1, warning_s=10), [], tmp_path) == 75
 
 
 NODE = """
@@ -124,49 +124,49 @@ print("out of memory", file=(folder / f"{host}.log").open("a"))
 
 def test_a_node_that_ended_is_started_again_a_few_times(tmp_path, monkeypatch, capsys):
     (tmp_path / "node.py").write_text(NODE)
-    monkeypatch.setattr(job, "_NODE", tmp_path / "node.py")
-    monkeypatch.setattr(job, "_AGAIN_AFTER_S", 0.05)
-    nodes = Nodes(FakeAllocation(), tmp_path, [])
+    monkeypatch.setattr(job, "_NODE_SCRIPT", tmp_path / "node.py")
+    monkeypatch.setattr(job, "_RESTART_AFTER_S", 0.05)
+    nodes = RayNodes(FakeAllocation(), tmp_path, [])
     try:
         address = nodes.start_head(FakeEnding(), 60)
         nodes.start_others(address, FakeEnding(), 60)
         end = time.monotonic() + 60
         while capsys.readouterr().out.count("has ended; what it wrote last: out of memory") < 1:
-            nodes.tell_gone()
+            nodes.report_ended_nodes()
             assert time.monotonic() < end
-        while (tmp_path / "starts").read_text().count("there") < job._MOST_STARTS:
-            nodes.tell_gone()
-            nodes.start_again(address)
+        while (tmp_path / "starts").read_text().count("there") < job._MAX_STARTS:
+            nodes.report_ended_nodes()
+            nodes.restart_ended_nodes(address)
             time.sleep(0.02)
             assert time.monotonic() < end
         for _ in range(20):  # and no more
-            nodes.tell_gone()
-            nodes.start_again(address)
+            nodes.report_ended_nodes()
+            nodes.restart_ended_nodes(address)
             time.sleep(0.02)
         assert nodes.has_head
     finally:
         nodes.stop()
     starts = (tmp_path / "starts").read_text().splitlines()
-    assert starts == ["here None", *["there 10.0.0.1:7"] * job._MOST_STARTS]
+    assert starts == ["here None", *["there 10.0.0.1:7"] * job._MAX_STARTS]
     assert "job: starts the Ray node on there again" in capsys.readouterr().out
 
 
 def test_a_job_that_got_somewhere_comes_again(tmp_path, capsys):
     allocation = FakeAllocation()
     for _ in range(3):
-        assert job._come_again(allocation, tmp_path, has_moved=True, folder=Path("sweep")) == 75
+        assert job._requeue(allocation, tmp_path, has_moved=True, folder=Path("sweep")) == 75
     assert allocation.num_asked == 3
 
 
 def test_jobs_that_get_nowhere_do_not_come_again_for_ever(tmp_path, capsys):
     allocation = FakeAllocation()
-    statuses = [job._come_again(allocation, tmp_path, has_moved=False, folder=Path("sweep")) for _ in range(2)]
+    statuses = [job._requeue(allocation, tmp_path, has_moved=False, folder=Path("sweep")) for _ in range(2)]
     assert (statuses, allocation.num_asked) == ([75, 1], 1)
     assert "in 2 jobs no epoch was finished" in capsys.readouterr().out
 
 
 def test_a_job_that_cannot_come_again_says_how_to_go_on(tmp_path, capsys):
-    assert job._come_again(FakeAllocation("no rights"), tmp_path, has_moved=True, folder=Path("/sweep")) == 75
+    assert job._requeue(FakeAllocation("no rights"), tmp_path, has_moved=True, folder=Path("/sweep")) == 75
     told = capsys.readouterr().out
     assert "could not be queued again (no rights); to go on: python tune.py sweep.resume=/sweep" in told
 
@@ -175,8 +175,8 @@ def test_a_warning_reaches_neither_what_the_job_starts_nor_is_it_lost():
     code = f"""
 import os, signal, subprocess, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
-from cluster.job import Ending
-ending = Ending()
+from cluster.job import JobEnd
+ending = JobEnd()
 child = subprocess.Popen(["sleep", "30"])
 assert not ending.is_due
 os.kill(child.pid, signal.SIGUSR1)
@@ -190,37 +190,37 @@ assert child.wait() == -15
 
 def test_the_next_job_goes_on_with_what_the_first_began(tmp_path):
     arguments = ["sweep.name=hands", "sweep.num_trials=7"]
-    assert tune_command(arguments, tmp_path)[2:] == [*arguments, "ray.address=auto"]
+    assert make_tune_command(arguments, tmp_path)[2:] == [*arguments, "ray.address=auto"]
     (tmp_path / "sweep.yaml").write_text("")
-    assert tune_command(arguments, tmp_path)[2:] == [f"sweep.resume={tmp_path}", "ray.address=auto"]
+    assert make_tune_command(arguments, tmp_path)[2:] == [f"sweep.resume={tmp_path}", "ray.address=auto"]
     resumed = [f"sweep.resume={tmp_path}", "sweep.num_trials=9"]
-    assert tune_command(resumed, tmp_path)[2:] == [*resumed, "ray.address=auto"]
+    assert make_tune_command(resumed, tmp_path)[2:] == [*resumed, "ray.address=auto"]
 
 
 def test_a_job_whose_folder_is_gone_goes_on_from_the_store(tmp_path):
     """As on a new head of a cluster whose machines have disks of their own."""
     arguments = ["sweep.name=hands", f"sweep.storage=file://{tmp_path}/store", "paths.data=/data", "sweep.num_trials=7"]
-    assert tune_command(arguments, tmp_path / "gone")[2:] == [*arguments, "ray.address=auto"]
+    assert make_tune_command(arguments, tmp_path / "gone")[2:] == [*arguments, "ray.address=auto"]
     (tmp_path / "store" / "hands").mkdir(parents=True)
     (tmp_path / "store" / "hands" / "owner.json").touch()  # nothing has been begun yet
-    assert tune_command(arguments, tmp_path / "gone")[2:] == [*arguments, "ray.address=auto"]
+    assert make_tune_command(arguments, tmp_path / "gone")[2:] == [*arguments, "ray.address=auto"]
     (tmp_path / "store" / "hands" / "sweep.yaml").touch()
-    resumed, *more = tune_command(arguments, tmp_path / "gone")[2:]
+    resumed, *more = make_tune_command(arguments, tmp_path / "gone")[2:]
     assert resumed.partition("=")[2].strip("'") == f"file://{tmp_path}/store/hands"
     assert more == ["paths.data=/data", "ray.address=auto"]
 
 
 def test_progress_grows_with_the_epochs_and_not_with_attempts(tmp_path):
-    before = progress(tmp_path)
+    before = measure_progress(tmp_path)
     (tmp_path / "events.jsonl").write_text('{"event": "opened", "at": 0}\n{"event": "begun", "at": 1}\n')
-    assert progress(tmp_path) == before
+    assert measure_progress(tmp_path) == before
     with (tmp_path / "events.jsonl").open("a") as log:
         log.write('{"event": "reported", "at": 2}\n')
-    assert progress(tmp_path) > before
+    assert measure_progress(tmp_path) > before
 
 
 def test_the_arguments_of_the_sweep_follow_two_dashes():
-    given, arguments = parse(["--folder=/x", "--warning-s=60", "--gpus=0", "--", "sweep.name=a", "--"])
+    given, arguments = parse_arguments(["--folder=/x", "--warning-s=60", "--gpus=0", "--", "sweep.name=a", "--"])
     assert (given.folder, given.gpus, given.cpus, arguments) == (Path("/x"), 0, None, ["sweep.name=a", "--"])
 
 
@@ -244,7 +244,7 @@ def test_a_sweep_on_two_nodes_is_warned_and_goes_on_in_the_next_job(tmp_path):
     sweep = tmp_path / "outputs" / "sweeps" / "two"
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out)
-        while progress(sweep) == 0:
+        while measure_progress(sweep) == 0:
             assert process.poll() is None, log.read_text()
             time.sleep(0.2)
         assert len({file.stem for file in (place / "nodes_12").glob("*.up")}) == 2

@@ -30,7 +30,7 @@ def manifest(tmp_path, monkeypatch, capsys):
     return made
 
 
-def refused(launcher, capsys, argv):
+def run_refused(launcher, capsys, argv):
     with pytest.raises(SystemExit) as left:
         launcher.main(argv)
     assert left.value.code == 2
@@ -91,7 +91,7 @@ def test_arguments_reach_a_pod_as_they_are(manifest):
 )
 def test_a_mistake_is_a_sentence(tmp_path, monkeypatch, capsys, argv, sentence):
     monkeypatch.chdir(tmp_path)
-    assert sentence in refused(kuberay, capsys, argv)
+    assert sentence in run_refused(kuberay, capsys, argv)
 
 
 AWS = ["--provider", "aws", "--region", "r", "--instance-type", "g5.xlarge", "--image", "ami-1", "--nodes", "4"]
@@ -104,7 +104,7 @@ SWEEP = ["--", "sweep.name=hands", "sweep.storage=s3://bucket/sweeps"]
 
 
 @pytest.fixture
-def for_ray_up(tmp_path, monkeypatch, capsys):
+def run_ray_up(tmp_path, monkeypatch, capsys):
     """What ray_up.py writes and prints for some options; its home is a folder of the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -118,8 +118,8 @@ def for_ray_up(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("machines", [AWS, GCP, LOCAL], ids=["aws", "gcp", "local"])
-def test_a_file_for_ray_up_fits_rays_own_schema(tmp_path, for_ray_up, machines):
-    content, told = for_ray_up(machines)
+def test_a_file_for_ray_up_fits_rays_own_schema(tmp_path, run_ray_up, machines):
+    content, told = run_ray_up(machines)
     jsonschema.validate(content, json.loads(files("ray.autoscaler").joinpath("ray-schema.json").read_text()))
     token = (tmp_path / ".ray" / "auth_token").read_text()
     assert token not in (tmp_path / "hands.yaml").read_text() + told
@@ -130,20 +130,20 @@ def test_a_file_for_ray_up_fits_rays_own_schema(tmp_path, for_ray_up, machines):
     assert "ray up -y hands.yaml" in told
 
 
-def test_machines_of_a_cloud_have_an_image_and_a_disk(for_ray_up):
-    for content in (for_ray_up(AWS)[0], for_ray_up(GCP)[0]):
+def test_machines_of_a_cloud_have_an_image_and_a_disk(run_ray_up):
+    for content in (run_ray_up(AWS)[0], run_ray_up(GCP)[0]):
         kinds = content["available_node_types"]
         assert kinds["head"]["node_config"] == kinds["worker"]["node_config"]
-    (disk,) = for_ray_up(AWS)[0]["available_node_types"]["head"]["node_config"]["BlockDeviceMappings"]
+    (disk,) = run_ray_up(AWS)[0]["available_node_types"]["head"]["node_config"]["BlockDeviceMappings"]
     assert disk["Ebs"]["VolumeSize"] == 200
-    machine = for_ray_up(GCP)[0]["available_node_types"]["head"]["node_config"]
+    machine = run_ray_up(GCP)[0]["available_node_types"]["head"]["node_config"]
     assert machine["disks"][0]["initializeParams"]["sourceImage"] == "projects/p/global/images/family/f"
     assert machine["scheduling"] == {"onHostMaintenance": "TERMINATE"}
 
 
-def test_the_head_can_start_the_other_machines(for_ray_up):
+def test_the_head_can_start_the_other_machines(run_ray_up):
     """From its own Python, into which Ray's own setup commands would not install what speaks to the cloud."""
-    aws, gcp, local = (for_ray_up(machines) for machines in (AWS, GCP, LOCAL))
+    aws, gcp, local = (run_ray_up(machines) for machines in (AWS, GCP, LOCAL))
     assert any("pip install" in each and "boto3" in each for each in aws[0]["setup_commands"])
     assert any("google-api-python-client" in each for each in gcp[0]["setup_commands"])
     assert aws[0]["head_setup_commands"] == []
@@ -152,8 +152,8 @@ def test_the_head_can_start_the_other_machines(for_ray_up):
     assert "RAY_UP" not in aws[1]
 
 
-def test_all_of_the_project_travels(for_ray_up):
-    patterns = for_ray_up(LOCAL)[0]["rsync_exclude"]
+def test_all_of_the_project_travels(run_ray_up):
+    patterns = run_ray_up(LOCAL)[0]["rsync_exclude"]
     anchored = {pattern[1:] for pattern in patterns if pattern.startswith("/")}
     anywhere = {pattern for pattern in patterns if not pattern.startswith("/")}
     files = [file.relative_to(REPOSITORY) for top in ("handpose", "configs") for file in (REPOSITORY / top).rglob("*")]
@@ -172,12 +172,12 @@ def test_all_of_the_project_travels(for_ray_up):
 )
 def test_machines_that_cannot_make_a_sweep_are_refused(tmp_path, monkeypatch, capsys, options, sentence):
     monkeypatch.chdir(tmp_path)
-    assert sentence in refused(ray_up, capsys, options)
+    assert sentence in run_refused(ray_up, capsys, options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_cloud_needs_is_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = ["--provider", "aws", "--output", "hands.yaml", "--", "sweep.name=hands"]
-    assert "--provider aws needs --region, --instance-type, --image" in refused(ray_up, capsys, argv)
+    assert "--provider aws needs --region, --instance-type, --image" in run_refused(ray_up, capsys, argv)
     assert list(tmp_path.iterdir()) == []

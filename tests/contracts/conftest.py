@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 
-from handpose.config import compose, instantiated, plain, quote_override
+from handpose.config import compose, instantiate_key, quote_override, to_plain_values
 from handpose.config_files import CONFIGS, extension_configs
 
 GROUPS = {
@@ -44,7 +44,7 @@ class Option(NamedTuple):
 
     def make(self, *more: str, **arguments: Any) -> Any:
         """What the option makes, with further arguments."""
-        return instantiated(self.compose(*more), self.key, **arguments)
+        return instantiate_key(self.compose(*more), self.key, **arguments)
 
     def __str__(self) -> str:
         return " ".join([self.name, *(f"{name}={value}" for name, value in self.values)])
@@ -67,7 +67,7 @@ def list_variants(group: str, name: str) -> Iterator[Option]:
     yield Option(group, name)
     if group in ("data", "metrics"):
         return
-    values = plain(Option(group, name).compose())
+    values = to_plain_values(Option(group, name).compose())
     for part in group.split("/"):
         values = values[part]
     target = pkgutil.resolve_name(values["_target_"])

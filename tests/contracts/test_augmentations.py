@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from handpose.data.draws import Share
+from handpose.data.random_draws import BatchShare
 from handpose.data.sample import HandBatch
 from tests.data.test_augment import SIZE, hand_batch
 
@@ -45,7 +45,7 @@ def test_the_same_generator_draws_the_same_view(augmentation, batch):
 def test_processes_that_share_a_batch_see_the_views_of_the_whole(augmentation, batch, num):
     made = augmentation.make()
     whole = made(batch, generator())
-    shares = [made(part(batch, rank, num), generator(), Share(rank, num)) for rank in range(num)]
+    shares = [made(part(batch, rank, num), generator(), BatchShare(rank, num)) for rank in range(num)]
     for field, of_whole in enumerate(whole):
         assert torch.allclose(torch.cat([view[field] for view in shares]), of_whole, atol=1e-6)
 

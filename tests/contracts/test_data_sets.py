@@ -51,7 +51,7 @@ def test_training_and_validation_have_joints_in_metres_before_the_camera(data):
     for split in (data.splits.train, data.splits.val):
         assert np.isfinite(split.xyz_m).all()
         assert (split.xyz_m[..., 2] > 0).all()
-        assert 0.005 < np.median(geometry.bone_lengths(torch.from_numpy(split.xyz_m))) < 0.2
+        assert 0.005 < np.median(geometry.compute_bone_lengths(torch.from_numpy(split.xyz_m))) < 0.2
 
 
 def test_no_pose_and_no_picture_is_in_two_splits(data):

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from handpose.config import compose, plain
-from handpose.training.build import build
-from handpose.training.checkpoints import architecture
+from handpose.config import compose, to_plain_values
+from handpose.training.build import build_training
+from handpose.training.checkpoints import list_architecture_overrides
 
 
 def make(encoder):
-    module, _ = build(compose("train", encoder.overrides), pretrained=False, quiet=True)
+    module, _ = build_training(compose("train", encoder.overrides), pretrained=False, quiet=True)
     return module.net.encoder
 
 
@@ -43,8 +43,8 @@ def test_every_parameter_is_trained(encoder):
 
 
 def test_a_checkpoint_remembers_its_architecture(encoder):
-    config = plain(compose("train", encoder.overrides))
-    found = architecture(config)
+    config = to_plain_values(compose("train", encoder.overrides))
+    found = list_architecture_overrides(config)
     assert found["model/encoder"] == encoder.name
-    again = plain(compose("train", [f"{key}={value}" for key, value in found.items() if "encoder" in key]))
-    assert architecture(again) == architecture(again | {"model": config["model"]})
+    again = to_plain_values(compose("train", [f"{key}={value}" for key, value in found.items() if "encoder" in key]))
+    assert list_architecture_overrides(again) == list_architecture_overrides(again | {"model": config["model"]})

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from handpose.heatmaps import AxisLogits
-from tests.test_losses import hands_before_a_camera, logits_of
+from tests.test_losses import make_hands_and_axes, make_logits
 
 
 def uniform_logits():
@@ -14,7 +14,7 @@ def uniform_logits():
 @pytest.mark.parametrize("kind", ["image", "camera"])
 @pytest.mark.parametrize("shift_m", [(0.12, 0.0, 0.0), (0.0, -0.15, 0.0), (5.0, 5.0, 5.0), (0.0, 0.0, -0.6)])
 def test_hands_partly_or_wholly_outside_the_picture_give_finite_losses_and_gradients(loss, kind, shift_m):
-    axes, truth = hands_before_a_camera(kind, shift_m=shift_m)  # the last has its joints in the camera's plane
+    axes, truth = make_hands_and_axes(kind, shift_m=shift_m)  # the last has its joints in the camera's plane
     logits = uniform_logits()
     terms = loss.make()(logits, truth, axes)
     sum(terms.values()).backward()
@@ -23,7 +23,7 @@ def test_hands_partly_or_wholly_outside_the_picture_give_finite_losses_and_gradi
 
 
 def test_a_coordinate_outside_the_picture_has_no_gradient_and_the_others_have_theirs(loss):
-    axes, truth = hands_before_a_camera("image", shift_m=(0.12, 0.0, 0.0))
+    axes, truth = make_hands_and_axes("image", shift_m=(0.12, 0.0, 0.0))
     outside = truth.coordinates[..., 0] > 1.0
     assert 0.1 < outside.float().mean() < 0.9
     logits = uniform_logits()
@@ -33,7 +33,7 @@ def test_a_coordinate_outside_the_picture_has_no_gradient_and_the_others_have_th
 
 
 def test_the_truth_has_a_smaller_loss_than_a_guess(loss):
-    axes, truth = hands_before_a_camera("image")
-    terms = [loss.make()(logits, truth, axes) for logits in (logits_of(truth.coordinates), uniform_logits())]
+    axes, truth = make_hands_and_axes("image")
+    terms = [loss.make()(logits, truth, axes) for logits in (make_logits(truth.coordinates), uniform_logits())]
     best, guess = (float(sum(each.values()).detach()) for each in terms)
     assert best < 0.2 * guess

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from handpose.metrics.validation import direction, make_metrics
+from handpose.metrics.validation import get_direction, make_metrics
 
 
 def samples(num, seed=0):
@@ -36,7 +36,7 @@ def value(metric, inputs, batches=None):
 
 
 def test_its_direction_is_known_by_its_name(metric):
-    assert direction(f"val/{metric.name}") == ("max" if make(metric).higher_is_better else "min")
+    assert get_direction(f"val/{metric.name}") == ("max" if make(metric).higher_is_better else "min")
 
 
 def test_uneven_batches_are_one_batch(metric):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from handpose.search.space import load_space
 from handpose.sweep.controller.scheduler_factory import bind_scheduler
-from tests.schedulers.test_schedulers import completed, cost, drive, replay, reports
+from tests.schedulers.test_schedulers import compute_cost, drive_scheduler, list_completed, list_reports, replay_calls
 
 TWO = "sweep.second_objective=latency_ms"
 
@@ -27,7 +27,7 @@ def drive_all(scheduler, **how):
         if more and not configured(scheduler)().supports_two_objectives:
             return
         made = configured(scheduler, *more)
-        yield made, drive(made(), costs=cost if more else None, **how)
+        yield made, drive_scheduler(made(), costs=compute_cost if more else None, **how)
 
 
 @settings(max_examples=25, deadline=None)
@@ -40,15 +40,15 @@ def drive_all(scheduler, **how):
 def test_the_same_calls_get_the_same_answers(scheduler, seed, slots, gaps, failures):
     for fresh, calls in drive_all(scheduler, seed=seed, num_slots=slots, gaps=gaps, failures=failures):
         asked_twice = [call for call in calls for _ in range(1 + (call[0] == "choose_trial_to_resume"))]
-        assert replay(fresh(), calls) == calls
-        assert replay(fresh(), asked_twice) == asked_twice
+        assert replay_calls(fresh(), calls) == calls
+        assert replay_calls(fresh(), asked_twice) == asked_twice
 
 
 @pytest.mark.parametrize("num_trials", [1, 2, 5, 20])
 def test_every_sweep_ends_with_a_trial_trained_to_the_end(scheduler, num_trials):
     for seed in range(5):
         for _, calls in drive_all(scheduler, seed=seed, num_trials=num_trials):
-            assert completed(calls, 9)
+            assert list_completed(calls, 9)
 
 
 def test_rungs_are_ascending_epochs_before_the_last(scheduler):
@@ -59,7 +59,7 @@ def test_rungs_are_ascending_epochs_before_the_last(scheduler):
 def test_trials_pause_only_at_rungs_and_only_if_they_save_checkpoints_there(scheduler):
     for seed in range(5):
         for fresh, calls in drive_all(scheduler, seed=seed):
-            paused = {epoch for _, epoch, _, decision in reports(calls) if decision == "pause"}
+            paused = {epoch for _, epoch, _, decision in list_reports(calls) if decision == "pause"}
             assert paused <= set(fresh().rungs)
             assert not paused or fresh().needs_checkpoints
 
@@ -68,7 +68,7 @@ def test_a_scheduler_that_says_so_selects_only_at_rungs(scheduler):
     for seed in range(5):
         for fresh, calls in drive_all(scheduler, seed=seed, num_trials=20):
             if fresh().selects_only_at_rungs:
-                elsewhere = {epoch for _, epoch, *_, decision in reports(calls) if decision != "continue"}
+                elsewhere = {epoch for _, epoch, *_, decision in list_reports(calls) if decision != "continue"}
                 assert elsewhere <= set(fresh().rungs)
 
 

@@ -6,26 +6,26 @@ from scipy import ndimage
 
 from handpose.data import appearance
 from handpose.data.appearance import Patches
-from handpose.data.draws import Draws
+from handpose.data.random_draws import RandomDraws
 from handpose.errors import UserError
 
 
-def generator(seed=0):
+def make_generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def draws(count):
-    return Draws(generator(), count)
+def make_draws(count):
+    return RandomDraws(make_generator(), count)
 
 
-def pictures(count=4, size=48):
-    return torch.rand(count, 3, size, size, generator=generator(9))
+def make_pictures(count=4, size=48):
+    return torch.rand(count, 3, size, size, generator=make_generator(9))
 
 
 def test_a_blur_is_scipys_gaussian_of_some_width():
-    image = pictures(1)
+    image = make_pictures(1)
     blurred = image.clone()
-    appearance.blur(blurred, torch.tensor([0]), draws(1))
+    appearance.blur(blurred, torch.tensor([0]), make_draws(1))
     errors = [
         np.abs(
             ndimage.gaussian_filter(image[0].numpy(), (0, sigma, sigma), mode="nearest", radius=2) - blurred[0].numpy()
@@ -37,16 +37,16 @@ def test_a_blur_is_scipys_gaussian_of_some_width():
 
 
 def test_only_the_chosen_pictures_are_blurred():
-    image = pictures()
+    image = make_pictures()
     before = image.clone()
-    appearance.blur(image, torch.tensor([1, 3]), draws(2))
+    appearance.blur(image, torch.tensor([1, 3]), make_draws(2))
     changed = (image != before).flatten(1).any(dim=1)
     assert changed.tolist() == [False, True, False, True]
 
 
 def test_noise_has_at_most_its_deviation_and_is_another_in_each_picture():
     image = torch.full((64, 3, 48, 48), 0.5)
-    appearance.add_noise(image, 10.0, draws(64))
+    appearance.add_noise(image, 10.0, make_draws(64))
     deviations = 255 * (image - 0.5).std(dim=(1, 2, 3))
     assert deviations.max() < 10.5
     assert deviations.max() > 8.0
@@ -55,8 +55,10 @@ def test_noise_has_at_most_its_deviation_and_is_another_in_each_picture():
 
 
 def test_patches_lie_on_joints_and_keep_to_their_size():
-    uv = torch.stack([torch.rand(200, 21, generator=generator(1)) * 30 + 10, torch.rand(200, 21) * 20 + 20], dim=-1)
-    patches = Patches.draw(uv, (64, 64), (0.2, 0.6), draws(200))
+    uv = torch.stack(
+        [torch.rand(200, 21, generator=make_generator(1)) * 30 + 10, torch.rand(200, 21) * 20 + 20], dim=-1
+    )
+    patches = Patches.draw(uv, (64, 64), (0.2, 0.6), make_draws(200))
     hand = (uv.amax(1) - uv.amin(1)).amax(-1, keepdim=True)
     share = 2 * patches.half / hand
     assert (share >= 0.2 - 1e-6).all()
@@ -79,13 +81,13 @@ def test_a_joint_without_an_image_gives_no_patch_that_is_no_number():
     uv = torch.full((3, 21, 2), torch.nan)
     uv[1] = torch.inf
     uv[2, :10] = 5.0
-    image = pictures(3)
-    appearance.cover_with(Patches.draw(uv, (48, 48), (0.2, 0.6), draws(3)), image, torch.arange(3))
+    image = make_pictures(3)
+    appearance.draw_patches(Patches.draw(uv, (48, 48), (0.2, 0.6), make_draws(3)), image, torch.arange(3))
     assert image.isfinite().all()
 
 
 def test_drawn_backgrounds_are_smooth_colours_and_no_two_alike():
-    drawn = appearance.drawn_backgrounds((48, 48), draws(16), torch.device("cpu"))
+    drawn = appearance.draw_backgrounds((48, 48), make_draws(16), torch.device("cpu"))
     assert drawn.shape == (16, 3, 48, 48)
     assert drawn.min() >= 0
     assert drawn.max() <= 1
@@ -105,7 +107,7 @@ def folder(tmp_path):
 
 def test_backgrounds_are_parts_of_the_pictures_of_a_folder(folder):
     device = torch.device("cpu")
-    seen = appearance.photographed_backgrounds(str(folder), (32, 32), draws(40), device)
+    seen = appearance.crop_backgrounds(str(folder), (32, 32), make_draws(40), device)
     colors = {tuple(color) for color in seen.mean(dim=(2, 3)).round(decimals=2).tolist()}
     assert colors == {(1.0, 0.0, 0.0), (1.0, 1.0, 1.0)}
     assert appearance.read_backgrounds(str(folder)).shape == (2, 3, 256, 256)
@@ -114,7 +116,7 @@ def test_backgrounds_are_parts_of_the_pictures_of_a_folder(folder):
 def test_a_part_of_a_picture_is_as_it_is_or_mirrored(tmp_path):
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "ramp.png")
-    seen = appearance.photographed_backgrounds(str(tmp_path), (32, 32), draws(30), torch.device("cpu"))
+    seen = appearance.crop_backgrounds(str(tmp_path), (32, 32), make_draws(30), torch.device("cpu"))
     slopes = (seen[:, 0, 16, 1:] - seen[:, 0, 16, :-1]).mean(dim=-1) * 255 / 8  # 1 for the whole picture
     assert slopes.abs().max() <= 1.01
     assert slopes.abs().min() >= 0.39

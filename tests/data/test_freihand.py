@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handpose.data.freihand import FreiHand, validation_poses
+from handpose.data.freihand import FreiHand, choose_validation_poses
 from handpose.data.sample import Splits
 from handpose.errors import UserError
-from tests.builders import cameras, hands, write_freihand, write_json
+from tests.builders import make_cameras, make_hands, write_freihand, write_json
 
 
 def read(root: Path, **options: object) -> Splits:
@@ -27,9 +27,9 @@ def test_every_image_has_the_labels_of_its_pose(tmp_path, variants):
     for split in (splits.train, splits.val):
         numbers = np.array([int(file.stem) for file in split.files])
         np.testing.assert_array_equal(split.pose, numbers % 10)
-        np.testing.assert_array_equal(split.xyz_m, hands(10)[numbers % 10])
-        np.testing.assert_array_equal(split.intrinsics, cameras(10)[numbers % 10])
-    np.testing.assert_array_equal(splits.test.xyz_m, hands(5, seed=1))
+        np.testing.assert_array_equal(split.xyz_m, make_hands(10)[numbers % 10])
+        np.testing.assert_array_equal(split.intrinsics, make_cameras(10)[numbers % 10])
+    np.testing.assert_array_equal(splits.test.xyz_m, make_hands(5, seed=1))
     assert [file.name for file in splits.test.files] == [f"0000000{i}.jpg" for i in range(5)]
     assert all(file.exists() for split in (splits.train, splits.val, splits.test) for file in split.files)
 
@@ -53,7 +53,7 @@ def test_blocks_are_runs_of_neighbours_one_in_each_stretch(num_poses, val_fracti
     num_val = round(val_fraction * num_poses)
     if not 0 < num_val < num_poses or num_blocks > num_val:
         return
-    chosen = validation_poses(
+    chosen = choose_validation_poses(
         num_poses, val_fraction=val_fraction, split="blocks", num_blocks=num_blocks, split_seed=seed
     )
     assert num_val - num_blocks <= chosen.sum() <= num_val
@@ -68,12 +68,14 @@ def test_a_random_split_keeps_exactly_its_fraction(num_poses, val_fraction, seed
     num_val = round(val_fraction * num_poses)
     if not 0 < num_val < num_poses:
         return
-    chosen = validation_poses(num_poses, val_fraction=val_fraction, split="random", num_blocks=0, split_seed=seed)
+    chosen = choose_validation_poses(
+        num_poses, val_fraction=val_fraction, split="random", num_blocks=0, split_seed=seed
+    )
     assert chosen.sum() == num_val
 
 
 def test_freihand_keeps_a_tenth_of_its_poses_in_blocks():
-    chosen = validation_poses(32560, val_fraction=0.1, split="blocks", num_blocks=16, split_seed=0)
+    chosen = choose_validation_poses(32560, val_fraction=0.1, split="blocks", num_blocks=16, split_seed=0)
     starts = np.flatnonzero(np.diff(chosen.astype(int)) == 1)
     assert chosen.sum() == 3256
     assert len(starts) == 16
@@ -82,7 +84,7 @@ def test_freihand_keeps_a_tenth_of_its_poses_in_blocks():
 @pytest.mark.parametrize("split", ["blocks", "random"])
 def test_the_seed_decides_the_split(split):
     def chosen(seed: int) -> list[bool]:
-        return validation_poses(100, val_fraction=0.2, split=split, num_blocks=4, split_seed=seed).tolist()
+        return choose_validation_poses(100, val_fraction=0.2, split=split, num_blocks=4, split_seed=seed).tolist()
 
     assert chosen(1) == chosen(1)
     assert chosen(1) != chosen(2)
@@ -205,7 +207,7 @@ def test_a_broken_data_set_is_told_in_one_sentence(tmp_path, break_it, words):
 
 def test_two_joints_in_one_place_are_told(tmp_path):
     root = write_freihand(tmp_path / "set")
-    xyz_m = hands(10)
+    xyz_m = make_hands(10)
     xyz_m[3, 10] = xyz_m[3, 9]
     write_json(root / "training_xyz.json", xyz_m)
     with pytest.raises(UserError, match="entry 3 has joints 9 and 10 in one place"):

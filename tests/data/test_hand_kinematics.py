@@ -10,38 +10,40 @@ from handpose.data.hand_kinematics import LIMITS_DEG, SIZE_LIMITS, HandPose
 FLAT = HandPose(np.zeros(4), np.zeros(4), np.zeros(4), np.zeros(4), np.array([40.0, 20, 0, 0]), 0.0)
 
 
-def drawn(seed):
+def draw_hand(seed):
     rng = np.random.default_rng(seed)
     shape = hand_kinematics.draw_shape(rng)
     pose = hand_kinematics.draw_pose(rng, shape)
     return shape, pose, hand_kinematics.pose_hand(shape, pose)
 
 
-def bones(joints):
+def compute_bones(joints):
     parents, children = np.array(skeleton.BONES).T
     return joints[children] - joints[parents]
 
 
-def angle_deg(first, second):
+def compute_angle_deg(first, second):
     cosine = np.sum(first * second, -1) / np.linalg.norm(first, axis=-1) / np.linalg.norm(second, axis=-1)
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 
 @pytest.fixture(scope="module")
 def hands():
-    return [drawn(seed) for seed in range(300)]
+    return [draw_hand(seed) for seed in range(300)]
 
 
 def test_posing_keeps_every_bone_length(hands):
     for shape, _, hand in hands[:50]:
         flat = hand_kinematics.pose_hand(shape, FLAT)
         np.testing.assert_allclose(
-            np.linalg.norm(bones(hand.joints), axis=1), np.linalg.norm(bones(flat.joints), axis=1), rtol=1e-9
+            np.linalg.norm(compute_bones(hand.joints), axis=1),
+            np.linalg.norm(compute_bones(flat.joints), axis=1),
+            rtol=1e-9,
         )
 
 
 def test_bones_are_an_adults(hands):
-    lengths = np.stack([np.linalg.norm(bones(hand.joints), axis=1) for *_, hand in hands])
+    lengths = np.stack([np.linalg.norm(compute_bones(hand.joints), axis=1) for *_, hand in hands])
     # Buryanov and Kotiuk 2010: mean proximal phalanges of index to little finger 39.8, 44.6, 41.4, 32.7 mm and middle
     # ones 22.4, 26.3, 25.7, 18.1 mm, between bone ends; joint centres lie a little further apart.
     np.testing.assert_allclose(lengths[:, [5, 9, 13, 17]].mean(0), [39.8, 44.6, 41.4, 32.7], rtol=0.10)
@@ -49,7 +51,7 @@ def test_bones_are_an_adults(hands):
 
 
 def test_bones_of_one_hand_vary_little_and_hands_vary_within_the_limits(hands):
-    lengths = np.stack([np.linalg.norm(bones(hand.joints), axis=1) for *_, hand in hands])
+    lengths = np.stack([np.linalg.norm(compute_bones(hand.joints), axis=1) for *_, hand in hands])
     relative = lengths / np.median(lengths, axis=0)
     size = np.median(relative, axis=1)
     assert SIZE_LIMITS[0] - 0.05 < size.min() < 0.92
@@ -59,13 +61,15 @@ def test_bones_of_one_hand_vary_little_and_hands_vary_within_the_limits(hands):
 
 def test_joint_angles_seen_on_the_skeleton_keep_the_limits(hands):
     for *_, hand in hands:
-        chain = bones(hand.joints).reshape(5, 4, 3)[1:]  # metacarpal, proximal, middle, distal of the four fingers
-        pip, dip = angle_deg(chain[:, 1], chain[:, 2]), angle_deg(chain[:, 2], chain[:, 3])
+        chain = compute_bones(hand.joints).reshape(5, 4, 3)[
+            1:
+        ]  # metacarpal, proximal, middle, distal of the four fingers
+        pip, dip = compute_angle_deg(chain[:, 1], chain[:, 2]), compute_angle_deg(chain[:, 2], chain[:, 3])
         assert pip.max() <= LIMITS_DEG["pip"][1] + 1e-6
         assert dip.max() <= LIMITS_DEG["dip"][1] + 1e-6
-        thumb = bones(hand.joints)[1:4]
-        assert angle_deg(thumb[0], thumb[1]) <= LIMITS_DEG["thumb_mcp"][1] + 1e-6
-        assert angle_deg(thumb[1], thumb[2]) <= LIMITS_DEG["thumb_ip"][1] + 1e-6
+        thumb = compute_bones(hand.joints)[1:4]
+        assert compute_angle_deg(thumb[0], thumb[1]) <= LIMITS_DEG["thumb_mcp"][1] + 1e-6
+        assert compute_angle_deg(thumb[1], thumb[2]) <= LIMITS_DEG["thumb_ip"][1] + 1e-6
 
 
 def test_every_angle_drawn_is_within_its_limits(hands):

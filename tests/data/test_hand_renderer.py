@@ -10,7 +10,7 @@ INTRINSICS = np.array([[60.0, 0, 15], [0, 60.0, 16], [0, 0, 1]])
 SIZE = 32
 
 
-def flesh_of(start, end, start_radius, end_radius, kind=TIP):
+def make_flesh(start, end, start_radius, end_radius, kind=TIP):
     count = len(start_radius)
     return Flesh(
         np.array(start, float),
@@ -25,14 +25,14 @@ def flesh_of(start, end, start_radius, end_radius, kind=TIP):
     )
 
 
-def random_flesh(count, seed):
+def make_random_flesh(count, seed):
     rng = np.random.default_rng(seed)
     centre = np.array([0, 0, 300.0])
     start, end = rng.uniform(-50, 50, (2, count, 3)) + centre
-    return flesh_of(start, end, rng.uniform(5, 14, count), rng.uniform(5, 14, count))
+    return make_flesh(start, end, rng.uniform(5, 14, count), rng.uniform(5, 14, count))
 
 
-def distance(points, flesh):
+def compute_distance(points, flesh):
     """(P, N) signed distance to each cone: the least over spheres along the axis, by dense sampling."""
     share = np.linspace(0, 1, 4001)[:, None]
     columns = []
@@ -42,11 +42,11 @@ def distance(points, flesh):
     return np.stack(columns, axis=1)
 
 
-def march(ray, flesh):
+def march_ray(ray, flesh):
     """Depth at which a ray (x, y, 1) enters the flesh, or infinity."""
     length, depth = np.linalg.norm(ray), 150.0
     while depth < 450:
-        gap = distance((ray * depth)[None], flesh).min()
+        gap = compute_distance((ray * depth)[None], flesh).min()
         if gap < 1e-3:
             return depth
         depth += gap / length
@@ -55,33 +55,33 @@ def march(ray, flesh):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_depth_agrees_with_ray_marching(seed):
-    flesh = random_flesh(4, seed)
-    surface = hand_renderer.trace(flesh, INTRINSICS, SIZE, 1)
+    flesh = make_random_flesh(4, seed)
+    surface = hand_renderer.trace_rays(flesh, INTRINSICS, SIZE, 1)
     top, bottom, left, right = surface.box
     picture = np.full((SIZE, SIZE), np.inf)
     picture[top:bottom, left:right] = surface.depth
     rng = np.random.default_rng(seed)
     hits = 0
     for row, column in rng.integers(0, SIZE, (80, 2)):
-        expected = march(np.linalg.inv(INTRINSICS) @ [column, row, 1], flesh)
+        expected = march_ray(np.linalg.inv(INTRINSICS) @ [column, row, 1], flesh)
         hits += np.isfinite(expected)
         assert picture[row, column] == pytest.approx(expected, abs=0.1)
     assert 15 < hits < 75
 
 
 def test_normals_are_the_gradient_of_the_distance():
-    flesh = random_flesh(3, 2)
-    surface = hand_renderer.trace(flesh, INTRINSICS, SIZE, 1)
+    flesh = make_random_flesh(3, 2)
+    surface = hand_renderer.trace_rays(flesh, INTRINSICS, SIZE, 1)
     for pixel in range(0, surface.pixels.size, 7):
         point = surface.points[:, pixel].astype(float)
         steps = np.concatenate([np.eye(3), -np.eye(3)]) * 0.1
-        gap = distance(point + steps, flesh)[:, surface.cone[pixel]]
+        gap = compute_distance(point + steps, flesh)[:, surface.cone[pixel]]
         np.testing.assert_allclose(surface.normal[:, pixel], (gap[:3] - gap[3:]) / 0.2, atol=0.03)
 
 
 def test_the_nearer_cone_hides_the_other():
-    flesh = flesh_of([[-30, 0, 300], [0, -30, 260]], [[30, 0, 300], [0, 30, 260]], [8, 8], [8, 8])
-    surface = hand_renderer.trace(flesh, INTRINSICS, SIZE, 1)
+    flesh = make_flesh([[-30, 0, 300], [0, -30, 260]], [[30, 0, 300], [0, 30, 260]], [8, 8], [8, 8])
+    surface = hand_renderer.trace_rays(flesh, INTRINSICS, SIZE, 1)
     top, _, left, _ = surface.box
     rows, columns = np.divmod(surface.pixels, surface.depth.shape[1])
     centre = (rows + top == 16) & (columns + left == 15)
@@ -90,22 +90,22 @@ def test_the_nearer_cone_hides_the_other():
 
 
 def test_a_cone_swallowed_by_its_own_sphere_is_drawn_as_the_sphere():
-    flesh = flesh_of([[0, 0, 300]], [[2, 0, 300]], [20], [5])
-    surface = hand_renderer.trace(flesh, INTRINSICS, SIZE, 1)
+    flesh = make_flesh([[0, 0, 300]], [[2, 0, 300]], [20], [5])
+    surface = hand_renderer.trace_rays(flesh, INTRINSICS, SIZE, 1)
     assert surface.pixels.size == pytest.approx(np.pi * (20 * 60 / 300) ** 2, rel=0.1)
     assert surface.depth.min() == pytest.approx(280, abs=0.5)
 
 
 def test_nothing_in_view_gives_no_surface():
-    flesh = flesh_of([[4000, 0, 300]], [[4010, 0, 300]], [8], [8])
-    assert hand_renderer.trace(flesh, INTRINSICS, SIZE, 2) is None
+    flesh = make_flesh([[4000, 0, 300]], [[4010, 0, 300]], [8], [8])
+    assert hand_renderer.trace_rays(flesh, INTRINSICS, SIZE, 2) is None
 
 
 def test_supersampled_cover_is_the_cover_of_a_larger_picture():
-    flesh = random_flesh(3, 4)
+    flesh = make_random_flesh(3, 4)
     twice = np.array([[120.0, 0, 30.5], [0, 120.0, 32.5], [0, 0, 1]])  # corners kept: u' = 2 (u + 0.5) - 0.5
-    fine = hand_renderer.trace(flesh, INTRINSICS, SIZE, 2)
-    large = hand_renderer.trace(flesh, twice, 2 * SIZE, 1)
+    fine = hand_renderer.trace_rays(flesh, INTRINSICS, SIZE, 2)
+    large = hand_renderer.trace_rays(flesh, twice, 2 * SIZE, 1)
     assert fine.pixels.size == large.pixels.size
     assert np.sort(fine.points[2]) == pytest.approx(np.sort(large.points[2]), rel=1e-5)
 
@@ -116,8 +116,8 @@ def test_joints_lie_in_the_flesh_and_a_sleeve_starts_where_it_is_said_to():
     for _ in range(5):
         shape = hand_kinematics.draw_shape(rng)
         hand = hand_kinematics.pose_hand(shape, hand_kinematics.draw_pose(rng, shape))
-        flesh = hand_renderer.clothe(shape, hand, forearm, 90.0)
-        assert distance(hand.joints, flesh).min(axis=1).max() < 0
+        flesh = hand_renderer.build_flesh(shape, hand, forearm, 90.0)
+        assert compute_distance(hand.joints, flesh).min(axis=1).max() < 0
         cuff = flesh.start[flesh.kind == SLEEVE]
         assert cuff[:, 1] == pytest.approx(-90)
 
@@ -126,9 +126,9 @@ def test_moved_flesh_keeps_its_shape():
     rng = np.random.default_rng(0)
     shape = hand_kinematics.draw_shape(rng)
     hand = hand_kinematics.pose_hand(shape, hand_kinematics.draw_pose(rng, shape))
-    flesh = hand_renderer.clothe(shape, hand, np.array([0.0, -240, 0]), None)
+    flesh = hand_renderer.build_flesh(shape, hand, np.array([0.0, -240, 0]), None)
     rotation = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    moved = flesh.moved(rotation, np.array([1.0, 2, 3]))
+    moved = flesh.transform(rotation, np.array([1.0, 2, 3]))
     assert moved.start[0] == pytest.approx(rotation @ flesh.start[0] + [1, 2, 3])
     np.testing.assert_allclose(
         np.linalg.norm(moved.end - moved.start, axis=1), np.linalg.norm(flesh.end - flesh.start, axis=1)

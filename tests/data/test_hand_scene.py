@@ -33,7 +33,7 @@ def project(picture):
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [hand_scene.draw_picture(0, 0, i, SIZE, PLAIN) for i in range(40)]
+    return [hand_scene.draw_image(0, 0, i, SIZE, PLAIN) for i in range(40)]
 
 
 def test_joints_project_into_the_hand(pictures):
@@ -68,7 +68,7 @@ def test_with_cutoff_some_joints_leave_the_picture():
     always = replace(PLAIN, cutoff_probability=1)
     outside = []
     for i in range(20):
-        uv = hand_scene.draw_picture(0, 0, i, SIZE, always).uv
+        uv = hand_scene.draw_image(0, 0, i, SIZE, always).uv
         outside.append(((uv < 0) | (uv > SIZE - 1)).any(axis=1).mean())
     assert np.mean(np.array(outside) > 0) > 0.7
     assert 0.02 < np.mean(outside) < 0.5
@@ -101,7 +101,7 @@ def test_xyz_is_a_right_hand_in_metres(pictures):
 def test_thumb_is_on_the_right_when_the_palm_is_seen_and_fingers_point_up(back_probability, thumb_is_right):
     upright = replace(PLAIN, roll_deg=0, tilt_deg=0, back_probability=back_probability)
     for i in range(10):
-        uv = hand_scene.draw_picture(0, 0, i, SIZE, upright).uv
+        uv = hand_scene.draw_image(0, 0, i, SIZE, upright).uv
         assert (uv[5, 0] > uv[17, 0]) == thumb_is_right  # index and little knuckle
         assert uv[9, 1] < uv[0, 1]  # knuckle above wrist
 
@@ -109,18 +109,18 @@ def test_thumb_is_on_the_right_when_the_palm_is_seen_and_fingers_point_up(back_p
 def test_roll_and_tilt_keep_their_ranges():
     turned = replace(PLAIN, roll_deg=20, tilt_deg=10, back_probability=0)
     for i in range(30):
-        xyz = hand_scene.draw_picture(3, 0, i, SIZE, turned).xyz_m
+        xyz = hand_scene.draw_image(3, 0, i, SIZE, turned).xyz_m
         along = xyz[9] - xyz[0]
         assert abs(np.degrees(np.arctan2(along[0], -along[1]))) < 20 + 8  # the palm's own direction and tilt add some
         assert abs(np.degrees(np.arcsin(along[2] / np.linalg.norm(along)))) < 10 + 3
 
 
 def test_the_same_place_in_the_set_gives_the_same_picture_and_another_gives_another():
-    first, again = (hand_scene.draw_picture(1, 0, 5, 48, PLAIN) for _ in range(2))
+    first, again = (hand_scene.draw_image(1, 0, 5, 48, PLAIN) for _ in range(2))
     assert np.array_equal(first.image, again.image)
     assert np.array_equal(first.xyz_m, again.xyz_m)
     for seed, split, index in ((2, 0, 5), (1, 1, 5), (1, 0, 6)):
-        other = hand_scene.draw_picture(seed, split, index, 48, PLAIN)
+        other = hand_scene.draw_image(seed, split, index, 48, PLAIN)
         assert not np.allclose(first.xyz_m, other.xyz_m, atol=1e-3)
 
 
@@ -128,7 +128,7 @@ def test_harder_pictures_differ_from_plain_ones():
     hard = replace(PLAIN, noise=20, clutter=1, blur_probability=1, occluder_probability=1)
     plain_rough, hard_rough = [], []
     for i in range(12):
-        plain, other = (hand_scene.draw_picture(0, 0, i, SIZE, d) for d in (PLAIN, hard))
+        plain, other = (hand_scene.draw_image(0, 0, i, SIZE, d) for d in (PLAIN, hard))
         corner = slice(0, 24)
         plain_rough.append(plain.image[corner].astype(float).std())
         hard_rough.append(other.image[corner].astype(float).std())
@@ -150,7 +150,7 @@ def test_pictures_are_neither_empty_nor_burnt_out(pictures):
 def test_the_hardest_cameras_and_turns_leave_the_hand_in_front_of_the_camera():
     extreme = replace(PLAIN, roll_deg=180, tilt_deg=90, focal=(0.8, 0.8), fill=(1, 1), pose_variety=2)
     for i in range(40):
-        picture = hand_scene.draw_picture(0, 0, i, 192, extreme)
+        picture = hand_scene.draw_image(0, 0, i, 192, extreme)
         assert picture.xyz_m[:, 2].min() > 0.1
         inside = ((picture.uv >= 0) & (picture.uv <= 191)).all(axis=1)
         u, v = np.rint(picture.uv[inside]).astype(int).T

@@ -19,7 +19,7 @@ def root(tmp_path):
     return write_freihand(tmp_path / "set", num_poses=10, variants=4, num_test=5, size=SIZE, masks=True)
 
 
-def datamodule(root, *, masks=True, image_size=None, split_seed=0, num_workers=0):
+def make_datamodule(root, *, masks=True, image_size=None, split_seed=0, num_workers=0):
     source = FreiHand(str(root), val_fraction=0.2, split="blocks", num_blocks=2, split_seed=split_seed)
     return HandDataModule(
         source,
@@ -36,7 +36,7 @@ def datamodule(root, *, masks=True, image_size=None, split_seed=0, num_workers=0
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_each_image_comes_with_the_mask_of_its_pose(root, num_workers):
-    data = datamodule(root, num_workers=num_workers)
+    data = make_datamodule(root, num_workers=num_workers)
     for batch in data.train_dataloader():
         assert batch.mask.shape == (8, 1, SIZE, SIZE)
         assert batch.mask.dtype == torch.uint8
@@ -46,20 +46,20 @@ def test_each_image_comes_with_the_mask_of_its_pose(root, num_workers):
 
 
 def test_masks_are_packed_only_when_they_are_asked_for(root):
-    data = datamodule(root, masks=False)
+    data = make_datamodule(root, masks=False)
     batch = next(iter(data.train_dataloader()))
     assert batch.mask.shape == (8, 0, SIZE, SIZE)
     assert len(list((root.parent / "packed").glob("*/images.npy"))) == 1
-    assert next(iter(datamodule(root).val_dataloader())).mask.shape[1] == 0
-    datamodule(root).setup("fit")
+    assert next(iter(make_datamodule(root).val_dataloader())).mask.shape[1] == 0
+    make_datamodule(root).setup("fit")
     assert len(list((root.parent / "packed").glob("*/images.npy"))) == 2
 
 
 def test_one_store_of_masks_serves_every_split_and_all_four_images_of_a_pose(root):
     for split_seed in range(3):
-        data = datamodule(root, split_seed=split_seed)
+        data = make_datamodule(root, split_seed=split_seed)
         data.setup("fit")
-        assert data._masks().masks.shape == (10, SIZE, SIZE, 1)
+        assert data._open_masks().masks.shape == (10, SIZE, SIZE, 1)
     assert len(list((root.parent / "packed").glob("*/images.npy"))) == 2
 
 
@@ -74,9 +74,9 @@ def test_a_mask_that_is_to_be_turned_is_refused(root, tmp_path):
 
 
 def test_masks_are_resized_with_their_images(root):
-    batch = next(iter(datamodule(root, image_size=16).train_dataloader()))
+    batch = next(iter(make_datamodule(root, image_size=16).train_dataloader()))
     assert batch.image.shape[-2:] == batch.mask.shape[-2:] == (16, 16)
-    pose = [int(p) for p in datamodule(root).splits.train.pose[batch.position]]
+    pose = [int(p) for p in make_datamodule(root).splits.train.pose[batch.position]]
     share = (batch.mask / 255.0).mean(dim=(1, 2, 3))
     assert torch.allclose(share, torch.tensor([(p + 1) / SIZE for p in pose]), atol=0.02)
 
@@ -84,17 +84,17 @@ def test_masks_are_resized_with_their_images(root):
 def test_a_data_set_without_masks_is_told_when_they_are_needed(tmp_path):
     root = write_freihand(tmp_path / "set", num_poses=10, variants=1, num_test=5)
     with pytest.raises(UserError, match=r"augment\.background needs the masks .* freihand has none .*background=0"):
-        datamodule(root).setup("fit")
+        make_datamodule(root).setup("fit")
 
 
 def test_a_missing_mask_is_named(root):
     (root / "training/mask/00000004.jpg").unlink()
     with pytest.raises(UserError, match=r"mask/00000004\.jpg cannot be read"):
-        datamodule(root).setup("fit")
+        make_datamodule(root).setup("fit")
 
 
 def test_a_store_of_masks_travels_to_another_process_as_its_path(root):
     packed = pack_masks(root / "training/mask", np.arange(10), image_size=SIZE, folder=root / "p", progress=False)
     carried = pickle.dumps(packed)
     assert len(carried) < packed.masks.nbytes
-    np.testing.assert_array_equal(pickle.loads(carried).of(np.array([3, 1])), packed.of(np.array([3, 1])))
+    np.testing.assert_array_equal(pickle.loads(carried).select(np.array([3, 1])), packed.select(np.array([3, 1])))

@@ -14,12 +14,12 @@ from handpose.data import pack as pack_module
 from handpose.data.pack import PackedImages, pack, resize_intrinsics
 from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError
-from tests.builders import cameras, write_images, write_jpeg
+from tests.builders import make_cameras, write_images, write_jpeg
 
 
 def annotate(images: Path, intrinsics: np.ndarray | None = None) -> Annotations:
-    files = ImageFiles.of(sorted(images.glob("*.jpg")))
-    intrinsics = cameras(len(files)) if intrinsics is None else intrinsics
+    files = ImageFiles.select(sorted(images.glob("*.jpg")))
+    intrinsics = make_cameras(len(files)) if intrinsics is None else intrinsics
     return Annotations(files, intrinsics, None, None, np.arange(len(files)))
 
 
@@ -29,27 +29,27 @@ def images(tmp_path) -> Path:
     return tmp_path / "rgb"
 
 
-def packed(images: Path, image_size: int | None = None) -> PackedImages:
+def pack_images(images: Path, image_size: int | None = None) -> PackedImages:
     return pack(annotate(images), image_size=image_size, folder=images.parent / "packed", progress=False)
 
 
-def opened_with_pillow(file: Path) -> np.ndarray:
+def read_with_pillow(file: Path) -> np.ndarray:
     return np.asarray(Image.open(file).convert("RGB")).astype(int)
 
 
 def test_packed_images_are_the_decoded_files_in_order(tmp_path):
     write_images(tmp_path / "rgb", 150)  # more than one task of a thread
-    store = packed(tmp_path / "rgb")
+    store = pack_images(tmp_path / "rgb")
     assert store.images.shape == (150, 32, 32, 3)
     for image, file in zip(store.images, sorted((tmp_path / "rgb").iterdir()), strict=True):
-        assert np.abs(image - opened_with_pillow(file)).max() <= 1
-    np.testing.assert_array_equal(store.intrinsics, cameras(150).astype(np.float32))
+        assert np.abs(image - read_with_pillow(file)).max() <= 1
+    np.testing.assert_array_equal(store.intrinsics, make_cameras(150).astype(np.float32))
     assert store.intrinsics.dtype == np.float32
 
 
 def test_a_grey_jpeg_becomes_rgb(images):
     Image.fromarray(np.full((32, 32), 90, np.uint8)).save(images / "00000002.jpg")
-    assert np.abs(packed(images).images[2].astype(int) - 90).max() <= 1
+    assert np.abs(pack_images(images).images[2].astype(int) - 90).max() <= 1
 
 
 @pytest.mark.parametrize("image_size", [48, 96, 144])
@@ -79,64 +79,64 @@ def test_resized_intrinsics_follow_the_pixel_centres():
 def test_shrinking_does_not_alias(images):
     chequers = np.indices((32, 32)).sum(axis=0) % 2 * 255
     write_jpeg(images / "00000000.jpg", np.repeat(chequers[..., None], 3, axis=2).astype(np.uint8))
-    inner = packed(images, image_size=16).images[0, 2:-2, 2:-2].astype(float)
+    inner = pack_images(images, image_size=16).images[0, 2:-2, 2:-2].astype(float)
     assert np.abs(inner - 127.5).max() < 8
 
 
 def test_images_of_several_sizes_get_each_their_own_camera(images):
     write_jpeg(images / "00000004.jpg", np.full((64, 64, 3), 200, np.uint8))
-    store = packed(images, image_size=16)
-    np.testing.assert_allclose(store.intrinsics[3, 0, 0], cameras(5)[3, 0, 0] / 2, rtol=1e-6)
-    np.testing.assert_allclose(store.intrinsics[4, 0, 0], cameras(5)[4, 0, 0] / 4, rtol=1e-6)
+    store = pack_images(images, image_size=16)
+    np.testing.assert_allclose(store.intrinsics[3, 0, 0], make_cameras(5)[3, 0, 0] / 2, rtol=1e-6)
+    np.testing.assert_allclose(store.intrinsics[4, 0, 0], make_cameras(5)[4, 0, 0] / 4, rtol=1e-6)
 
 
 def test_a_store_is_made_once(images, monkeypatch):
-    first = packed(images)
+    first = pack_images(images)
     decodes_no_more = pack_module._IMAGES._replace(decode=lambda path: pytest.fail(f"decoded {path} again"))
     monkeypatch.setattr(pack_module, "_IMAGES", decodes_no_more)
-    second = packed(images)
+    second = pack_images(images)
     assert second.store == first.store
     np.testing.assert_array_equal(second.images, first.images)
 
 
 def test_labels_may_change_without_packing_again(images):
     folder = images.parent / "packed"
-    first = packed(images)
-    second = pack(annotate(images, 2 * cameras(5)), image_size=None, folder=folder, progress=False)
+    first = pack_images(images)
+    second = pack(annotate(images, 2 * make_cameras(5)), image_size=None, folder=folder, progress=False)
     assert second.store == first.store
     np.testing.assert_array_equal(second.intrinsics, 2 * first.intrinsics)
 
 
 def test_a_changed_file_gets_a_new_store(images):
-    first = packed(images)
+    first = pack_images(images)
     write_jpeg(images / "00000001.jpg", np.full((32, 32, 3), 7, np.uint8))
-    second = packed(images)
+    second = pack_images(images)
     assert second.store != first.store
     assert second.contents != first.contents
     assert np.abs(second.images[1].astype(int) - 7).max() <= 1
 
 
 def test_a_file_of_the_same_size_that_was_written_later_gets_a_new_store(images):
-    first = packed(images)
+    first = pack_images(images)
     stat = (images / "00000001.jpg").stat()
     os.utime(images / "00000001.jpg", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
-    assert packed(images).store != first.store
+    assert pack_images(images).store != first.store
 
 
 def test_another_image_size_gets_another_store(images):
-    assert len({packed(images, size).store for size in (None, 16, 24)}) == 3
+    assert len({pack_images(images, size).store for size in (None, 16, 24)}) == 3
 
 
 def test_a_moved_data_set_keeps_its_store(images, tmp_path):
-    first = packed(images)
+    first = pack_images(images)
     images.rename(tmp_path / "moved")
-    assert packed(tmp_path / "moved").store == first.store
+    assert pack_images(tmp_path / "moved").store == first.store
 
 
 def test_a_copy_has_the_same_contents_whatever_its_times(images, tmp_path):
     shutil.copytree(images, tmp_path / "copy", copy_function=shutil.copyfile)
     os.utime(tmp_path / "copy/00000000.jpg", (0, 0))
-    assert packed(tmp_path / "copy").contents == packed(images).contents
+    assert pack_images(tmp_path / "copy").contents == pack_images(images).contents
 
 
 @pytest.mark.parametrize(
@@ -152,20 +152,20 @@ def test_a_copy_has_the_same_contents_whatever_its_times(images, tmp_path):
     ],
 )
 def test_a_broken_store_is_made_again(images, break_it):
-    first = packed(images)
+    first = pack_images(images)
     whole = first.images.copy()
     break_it(first.store)
-    second = packed(images)
+    second = pack_images(images)
     assert second.store == first.store
     np.testing.assert_array_equal(second.images, whole)
 
 
 def test_what_a_killed_process_left_is_in_nobodys_way(images):
-    store = packed(images).store
+    store = pack_images(images).store
     shutil.rmtree(store)
     (store.parent / f".{store.name}.partial").mkdir()
     (store.parent / f".{store.name}.partial/images.npy").write_bytes(b"half")
-    assert len(packed(images).images) == 5
+    assert len(pack_images(images).images) == 5
     assert [path for path in store.parent.iterdir() if path.is_dir()] == [store]
 
 
@@ -175,14 +175,14 @@ def test_of_many_callers_at_once_one_packs(images, monkeypatch):
     counted = kind._replace(decode=lambda path: (decoded.append(path), kind.decode(path))[1])
     monkeypatch.setattr(pack_module, "_IMAGES", counted)
     with ThreadPoolExecutor(4) as pool:
-        stores = list(pool.map(lambda _: packed(images, 16), range(4)))
+        stores = list(pool.map(lambda _: pack_images(images, 16), range(4)))
     assert len(decoded) == 5
     for store in stores:
         np.testing.assert_array_equal(store.images, stores[0].images)
 
 
 def test_a_store_travels_to_another_process_as_its_path(images):
-    store = packed(images)
+    store = pack_images(images)
     carried = pickle.dumps(store)
     assert len(carried) < store.images.nbytes
     np.testing.assert_array_equal(pickle.loads(carried).images, store.images)
@@ -191,14 +191,14 @@ def test_a_store_travels_to_another_process_as_its_path(images):
 
 def test_packed_images_cannot_be_written(images):
     with pytest.raises(ValueError, match="read-only"):
-        packed(images).images[0] = 0
+        pack_images(images).images[0] = 0
 
 
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
-def png(path: Path) -> None:
+def write_png(path: Path) -> None:
     Image.new("RGB", (32, 32)).save(path, format="png")
 
 
@@ -206,7 +206,7 @@ def png(path: Path) -> None:
     ("break_it", "words"),
     [
         (cut_short, ["00000003.jpg", "cannot be decoded as a JPEG", "remature end"]),
-        (png, ["00000003.jpg", "cannot be decoded as a JPEG"]),
+        (write_png, ["00000003.jpg", "cannot be decoded as a JPEG"]),
         (lambda path: path.write_bytes(b""), ["00000003.jpg", "cannot be decoded as a JPEG"]),
         (lambda path: (path.unlink(), path.symlink_to("nowhere")), ["00000003.jpg", "cannot be read"]),
         (lambda path: write_jpeg(path, np.zeros((32, 24, 3), np.uint8)), ["00000003.jpg", "24 x 32", "square"]),
@@ -219,14 +219,14 @@ def png(path: Path) -> None:
 def test_a_bad_image_is_told_with_its_path_and_leaves_no_store(images, break_it, words):
     break_it(images / "00000003.jpg")
     with pytest.raises(UserError) as error:
-        packed(images)
+        pack_images(images)
     message = str(error.value)
     assert not [word for word in words if word not in message], message
     assert "\n" not in message
     assert not [path for path in images.parent.glob("packed/*") if path.is_dir()]
 
 
-def turn(path: Path, orientation: int) -> None:
+def write_orientation(path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     with Image.open(path) as picture:
@@ -235,18 +235,18 @@ def turn(path: Path, orientation: int) -> None:
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_an_image_that_is_to_be_turned_is_refused_with_its_path_and_a_remedy(images, orientation):
-    turn(images / "00000003.jpg", orientation)
+    write_orientation(images / "00000003.jpg", orientation)
     with pytest.raises(UserError, match=rf"00000003\.jpg has the EXIF orientation {orientation},.*remove the tag"):
-        packed(images)
+        pack_images(images)
 
 
 def test_other_exif_data_do_not_matter(images):
-    plain = packed(images).images[3].copy()
+    plain = pack_images(images).images[3].copy()
     with Image.open(images / "00000003.jpg") as picture:
         exif = Image.Exif()
         exif[0x0112], exif[0x010F] = 1, "a maker"
         picture.save(images / "00000003.jpg", quality="keep", exif=exif)
-    np.testing.assert_array_equal(packed(images).images[3], plain)
+    np.testing.assert_array_equal(pack_images(images).images[3], plain)
 
 
 def test_a_pack_folder_that_cannot_be_made_is_told(images, tmp_path):
@@ -259,7 +259,7 @@ def test_too_small_a_disk_is_told_before_packing(images, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 10_000))
     with pytest.raises(UserError, match=r"5 images of 1000 px needs 15 MB but .* has 10 kB free; .*paths.packed"):
-        packed(images, image_size=1000)
+        pack_images(images, image_size=1000)
 
 
 def test_a_disk_that_fills_up_while_packing_is_told(images, monkeypatch):
@@ -268,19 +268,19 @@ def test_a_disk_that_fills_up_while_packing_is_told(images, monkeypatch):
 
     monkeypatch.setattr(np.lib.format, "open_memmap", full)
     with pytest.raises(UserError, match=r"No space left on device.*set paths.packed"):
-        packed(images)
+        pack_images(images)
     assert not [path for path in images.parent.glob("packed/*") if path.is_dir()]
 
 
 def test_a_store_in_a_folder_that_cannot_be_written_is_used(images, monkeypatch):
-    first = packed(images)
-    monkeypatch.setattr(pack_module, "locked_for_writing", lambda *args, **more: pytest.fail("asked for the lock"))
-    assert packed(images).store == first.store
+    first = pack_images(images)
+    monkeypatch.setattr(pack_module, "hold_write_lock", lambda *args, **more: pytest.fail("asked for the lock"))
+    assert pack_images(images).store == first.store
 
 
 def test_an_image_size_of_nothing_is_told(images):
     with pytest.raises(UserError, match=r"data.image_size=0 must be positive"):
-        packed(images, image_size=0)
+        pack_images(images, image_size=0)
 
 
 def test_files_are_decoded_by_as_many_threads_as_the_container_has_cores(images, monkeypatch):
@@ -294,7 +294,7 @@ def test_files_are_decoded_by_as_many_threads_as_the_container_has_cores(images,
     monkeypatch.setattr(pack_module, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
-    packed(images)
+    pack_images(images)
     assert pools[-1] == 1
 
 

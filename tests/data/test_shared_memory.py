@@ -16,7 +16,7 @@ from handpose.config_files import REPOSITORY
 from handpose.data import datamodule, shared_memory
 from handpose.data.datamodule import HandDataModule
 from handpose.data.freihand import FreiHand
-from handpose.data.shared_memory import batch_bytes, check_shared_memory
+from handpose.data.shared_memory import check_shared_memory, compute_batch_bytes
 from handpose.errors import UserError
 from tests.builders import write_freihand
 
@@ -47,7 +47,7 @@ def make_data(root, **options):
 def test_the_bytes_of_a_batch_are_those_of_its_tensors_in_whole_pages(root, masks):
     batch = next(iter(make_data(root, masks=masks).train_dataloader()))
     pages = sum(-(-tensor.untyped_storage().nbytes() // 4096) for tensor in batch)
-    predicted = batch_bytes(batch_size=4, image_size=32, masks=masks) / 4096
+    predicted = compute_batch_bytes(batch_size=4, image_size=32, masks=masks) / 4096
     assert abs(predicted - pages) <= 1  # pictures and masks are two tensors
 
 
@@ -65,7 +65,7 @@ def test_loaders_that_do_not_fit_are_refused_with_figures_and_a_remedy(free_mb):
 
 def test_the_check_knows_the_data_and_how_many_processes_share_the_memory(root, free_mb):
     data = make_data(root, num_workers=2)
-    needed_mb = 2 * 2 * batch_bytes(batch_size=4, image_size=32, masks=False) / 1e6
+    needed_mb = 2 * 2 * compute_batch_bytes(batch_size=4, image_size=32, masks=False) / 1e6
     free_mb(1.01 * needed_mb)
     data.check_shared_memory()
     with pytest.raises(UserError, match=r"data\.num_workers=2 needs"):
@@ -94,9 +94,9 @@ class Killed(Stuck):
     ("dataset", "reason"), [(Stuck(), "timed out"), (Killed(), "killed by signal|exited unexpectedly")]
 )
 def test_a_loader_whose_processes_give_no_batch_ends_with_a_sentence(root, monkeypatch, dataset, reason):
-    monkeypatch.setattr(datamodule, "_BATCH_PATIENCE_S", 1.0)
+    monkeypatch.setattr(datamodule, "_BATCH_TIMEOUT_S", 1.0)
     data = make_data(root, num_workers=1)
-    loader = data._loader(dataset, [0, 1])
+    loader = data._make_loader(dataset, [0, 1])
     with pytest.raises(
         UserError, match=rf"^data\.num_workers=1: .*({reason}).*/dev/shm has .* MB of .* give data\.num"
     ):
@@ -119,7 +119,7 @@ exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"))
 """
 
 
-def in_small_memory(command, folder, size_kb):
+def limit_shared_memory(command, folder, size_kb):
     """The command line that runs a command with a small /dev/shm of its own, and its settings for subprocess."""
     mounted = f'mount -t tmpfs -o size={size_kb}k tmpfs /dev/shm && exec "$@"'
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -130,7 +130,7 @@ def in_small_memory(command, folder, size_kb):
 @pytest.fixture(scope="module")
 def user(tmp_path_factory):
     """A folder with a data set."""
-    command, how = in_small_memory(["true"], "/", 100)
+    command, how = limit_shared_memory(["true"], "/", 100)
     if shutil.which("unshare") is None or subprocess.run(command, **how).returncode:
         pytest.skip("no tmpfs can be mounted here")
     folder = tmp_path_factory.mktemp("user")
@@ -145,7 +145,7 @@ def user(tmp_path_factory):
 )
 def test_a_run_that_does_not_fit_into_shared_memory_is_refused_before_work_starts(user, script, more, trials):
     command = [sys.executable, str(REPOSITORY / script), *TRAINING, "data.root=freihand", "paths.output=out", *more]
-    command, how = in_small_memory(command, user, 600 if more else 300)  # a trial alone would fit into 600 kB
+    command, how = limit_shared_memory(command, user, 600 if more else 300)  # a trial alone would fit into 600 kB
     done = subprocess.run(command, **how, timeout=200)
     assert done.returncode == 2, done.stderr
     told = rf"^error: data\.num_workers=2 needs .* MB of shared memory \({trials}2 workers x 2 batches of 0\.1"
@@ -157,7 +157,7 @@ def test_a_run_that_does_not_fit_into_shared_memory_is_refused_before_work_start
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_waits_for_a_batch_is_ended_by_a_signal(user, number):
     command = [sys.executable, "-c", _UNCHECKED, str(REPOSITORY / "train.py"), *TRAINING, "data.root=freihand"]
-    command, how = in_small_memory(command, user, 100)
+    command, how = limit_shared_memory(command, user, 100)
     with subprocess.Popen(command, **how) as process:
         try:
             assert any("unable to allocate shared memory" in line for line in process.stderr)

@@ -321,7 +321,7 @@ def _align(source, target):
 
 def test_the_contact_sheet_shows_every_hand_plain_and_with_its_bones(tmp_path):
     difficulty = make(tmp_path).difficulty
-    synthetic.draw_sheet(tmp_path / "sheet.png", num=7, seed=0, image_size=64, difficulty=difficulty)
+    synthetic.draw_contact_sheet(tmp_path / "sheet.png", num=7, seed=0, image_size=64, difficulty=difficulty)
     with Image.open(tmp_path / "sheet.png") as image:
         sheet = np.asarray(image.convert("RGB"))
     tile = 256
@@ -332,7 +332,7 @@ def test_the_contact_sheet_shows_every_hand_plain_and_with_its_bones(tmp_path):
 
 
 def test_the_command_line_writes_a_sheet(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(synthetic, "default_difficulty", lambda: make(tmp_path).difficulty)
+    monkeypatch.setattr(synthetic, "read_default_difficulty", lambda: make(tmp_path).difficulty)
     target = tmp_path / "sheet.png"
     assert synthetic.main(["--sheet", str(target), "--num", "2", "--image-size", "48"]) == 0
     assert target.is_file()
@@ -345,7 +345,7 @@ def test_the_command_line_writes_a_sheet(tmp_path, monkeypatch, capsys):
 )
 def test_the_command_line_explains_a_mistake_in_one_line(tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(synthetic, "default_difficulty", lambda: make(tmp_path).difficulty)
+    monkeypatch.setattr(synthetic, "read_default_difficulty", lambda: make(tmp_path).difficulty)
     assert synthetic.main([*arguments, "--image-size", "32"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -353,6 +353,6 @@ def test_the_command_line_explains_a_mistake_in_one_line(tmp_path, monkeypatch, 
 
 
 def test_the_sheets_difficulty_is_the_configurations():
-    difficulty = synthetic.default_difficulty()
+    difficulty = synthetic.read_default_difficulty()
     assert 0 < difficulty.tilt_deg <= 90
     assert difficulty.fill[0] < difficulty.fill[1]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from docs import make_configuration
 from docs.make_configuration import GROUPS, PAGE, describe_values, make_page, read_choice
-from handpose.config import compose, plain
+from handpose.config import compose, to_plain_values
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.search.space import flatten_config
@@ -30,7 +30,7 @@ def test_the_page_is_up_to_date():
 
 def test_every_key_of_a_sweep_is_on_the_page():
     text = PAGE.read_text(encoding="utf-8")
-    keys = set(flatten_config(plain(compose("tune", []))))
+    keys = set(flatten_config(to_plain_values(compose("tune", []))))
     shown = {key for key in keys if f"| `{key}` |" in text}
     assert {key for key in keys - shown if not key.rpartition(".")[2].startswith("_")} == set()
     assert len(shown) > 100

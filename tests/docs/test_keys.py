@@ -8,7 +8,7 @@ import yaml
 
 from docs.make_configuration import GROUPS, PAGE, read_choice
 from handpose.config_files import CONFIGS
-from handpose.schema import parameters
+from handpose.schema import list_parameters
 from tests.docs.pages import PAGES, read_page
 from tests.examples_of_page import read_examples
 
@@ -37,7 +37,7 @@ def _arguments() -> Iterator[str]:
         for path in (CONFIGS / group).glob("*.yaml"):
             for owner, target in read_choice(path).targets.items():
                 prefix = ".".join(filter(None, [group.replace("/", "."), owner]))
-                yield from (f"{prefix}.{name}" for name in parameters(target))
+                yield from (f"{prefix}.{name}" for name in list_parameters(target))
 
 
 def find_unknown_keys(text: str, known: set[str]) -> set[str]:

@@ -7,24 +7,24 @@ import pytest
 from PIL import Image
 
 from handpose.config import compose
-from handpose.evaluation.hand_pictures import NUM_OF_A_KIND, chosen_hands, write_hands
+from handpose.evaluation.hand_pictures import NUM_PER_KIND, choose_hands, write_hand_pictures
 from handpose.training.build import build_data
 from tests.builders import SMALL
 
 
 def test_the_worst_and_the_best_are_shown_in_order_and_none_twice():
-    chosen = chosen_hands(5, np.array([3.0, 9.0, 1.0, 5.0, 4.0]))
+    chosen = choose_hands(5, np.array([3.0, 9.0, 1.0, 5.0, 4.0]))
     assert chosen == [("worst", 1), ("worst", 3), ("worst", 4), ("best", 2), ("best", 0)]
-    many = chosen_hands(100, np.arange(100.0))
+    many = choose_hands(100, np.arange(100.0))
     assert many[0] == ("worst", 99)
-    assert many[NUM_OF_A_KIND] == ("best", 0)
-    assert len(many) == 2 * NUM_OF_A_KIND
+    assert many[NUM_PER_KIND] == ("best", 0)
+    assert len(many) == 2 * NUM_PER_KIND
 
 
 @pytest.mark.parametrize("num", [1, 3, 50])
 def test_without_truth_some_are_shown_that_are_spread_over_the_split(num):
-    chosen = chosen_hands(num, None)
-    assert len({index for _, index in chosen}) == len(chosen) == min(num, NUM_OF_A_KIND)
+    chosen = choose_hands(num, None)
+    assert len({index for _, index in chosen}) == len(chosen) == min(num, NUM_PER_KIND)
     assert chosen[0] == ("other", 0)
     assert chosen[-1] == ("other", num - 1)
 
@@ -35,7 +35,7 @@ def test_a_hand_is_a_square_picture_with_its_error(freihand, tmp_path):
     dataset = data.test_dataloader().dataset
     predicted_m = dataset.annotations.xyz_m.copy()
     predicted_m[2, 8] += 0.05  # one joint of one hand is 87 mm off
-    write_hands(tmp_path, dataset, predicted_m)
+    write_hand_pictures(tmp_path, dataset, predicted_m)
     listed = json.loads((tmp_path / "hands" / "hands.json").read_text())
     assert listed[0]["name"] == dataset.annotations.files[2].stem
     assert listed[0]["pa_mpjpe_mm"] > 1.0

@@ -11,19 +11,19 @@ from handpose.data.pack import pack
 from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError
 from handpose.evaluation.photographs import (
-    camera_of,
     find_photographs,
+    make_camera,
+    make_whole_view_intrinsics,
     read_intrinsics,
     read_photograph,
-    seen,
-    whole_view,
+    warp_photograph,
 )
 from tests.builders import write_jpeg
 
 EXIF_ORIENTATION, EXIF_FOCAL_35MM, EXIF_IFD = 0x0112, 0xA405, 0x8769
 
 
-def slopes(width, height):
+def make_slopes(width, height):
     """Red rises to the right by 2 a pixel, green downwards."""
     u, v = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([2 * u, 2 * v, np.full_like(u, 255)], axis=-1).astype(np.uint8))
@@ -32,8 +32,8 @@ def slopes(width, height):
 @pytest.mark.parametrize("size", [(120, 60), (50, 90), (64, 64), (31, 17)])
 def test_a_whole_photograph_is_seen_in_the_middle_and_its_pixels_where_the_camera_says(size):
     side, camera = 64, np.array([[70.0, 0, 20], [0, 70, 30], [0, 0, 1]])
-    view = whole_view(size, camera, side=side)
-    picture = seen(slopes(*size), view @ np.linalg.inv(camera), side=side).astype(float)
+    view = make_whole_view_intrinsics(size, camera, side=side)
+    picture = warp_photograph(make_slopes(*size), view @ np.linalg.inv(camera), side=side).astype(float)
     scale, (width, height) = side / max(size), size
     points = np.array([[width / 4, height / 2], [width / 2, height / 3], [0.7 * width, 0.6 * height]])
     rays = (points - camera[:2, 2]) / 70.0
@@ -48,13 +48,13 @@ def test_a_whole_photograph_is_seen_in_the_middle_and_its_pixels_where_the_camer
 
 def test_fine_patterns_are_averaged_not_sampled():
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (512, 256))).convert("RGB")
-    shown = seen(stripes, whole_view(stripes.size, np.eye(3), side=64), side=64)
+    shown = warp_photograph(stripes, make_whole_view_intrinsics(stripes.size, np.eye(3), side=64), side=64)
     assert np.abs(shown.astype(float) - 127.5).max() < 10
 
 
 def test_a_picture_of_the_right_size_is_shown_as_it_is():
-    picture = slopes(64, 64)
-    assert (seen(picture, np.eye(3), side=64) == np.asarray(picture)).all()
+    picture = make_slopes(64, 64)
+    assert (warp_photograph(picture, np.eye(3), side=64) == np.asarray(picture)).all()
 
 
 @pytest.mark.parametrize(("stored", "side"), [(224, 96), (96, 128), (64, 64), (97, 64), (64, 97)])
@@ -64,7 +64,7 @@ def test_a_square_photograph_is_shown_with_the_pixels_that_a_training_sees(tmp_p
     write_jpeg(tmp_path / "rgb/00000000.jpg", noise)
     camera = np.array([[2.0 * stored, 0, 0.4 * stored], [0, 2.1 * stored, 0.6 * stored], [0, 0, 1]])
     annotations = Annotations(
-        files=ImageFiles.of([tmp_path / "rgb/00000000.jpg"]),
+        files=ImageFiles.select([tmp_path / "rgb/00000000.jpg"]),
         intrinsics=camera[None],
         xyz_m=None,
         scale_m=None,
@@ -72,15 +72,15 @@ def test_a_square_photograph_is_shown_with_the_pixels_that_a_training_sees(tmp_p
     )
     packed = pack(annotations, image_size=side, folder=tmp_path / "packed", progress=False)
     picture, _ = read_photograph(tmp_path / "rgb/00000000.jpg")
-    view = whole_view(picture.size, camera, side=side)
+    view = make_whole_view_intrinsics(picture.size, camera, side=side)
     assert view == pytest.approx(packed.intrinsics[0], rel=1e-6)
-    assert np.array_equal(seen(picture, view @ np.linalg.inv(camera), side=side), packed.images[0])
+    assert np.array_equal(warp_photograph(picture, view @ np.linalg.inv(camera), side=side), packed.images[0])
 
 
 def test_a_photograph_is_turned_upright_as_its_exif_data_say(tmp_path):
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = 6  # turned by a quarter, clockwise, to be upright
-    picture = slopes(40, 20)
+    picture = make_slopes(40, 20)
     picture.save(tmp_path / "turned.png", exif=exif)
     read, _ = read_photograph(tmp_path / "turned.png")
     assert (np.asarray(read) == np.rot90(np.asarray(picture), k=-1)).all()
@@ -104,7 +104,7 @@ def test_sixteen_bits_become_eight(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no picture", None])
 def test_a_file_that_is_no_picture_is_a_sentence(tmp_path, content):
     path = tmp_path / "hand.jpg"
-    slopes(64, 64).save(path)
+    make_slopes(64, 64).save(path)
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
     with pytest.raises(UserError, match=r"hand\.jpg cannot be read as a picture"):
         read_photograph(path)
@@ -112,10 +112,10 @@ def test_a_file_that_is_no_picture_is_a_sentence(tmp_path, content):
 
 def test_the_camera_is_the_best_that_is_known():
     size, given = (400, 300), np.diag([1.0, 2.0, 1.0])
-    assert (camera_of(size, given=given, focal_px=5, exif_px=6).intrinsics == given).all()
-    asked, of_file = (camera_of(size, given=None, focal_px=focal, exif_px=6) for focal in (5, None))
+    assert (make_camera(size, given=given, focal_px=5, exif_px=6).intrinsics == given).all()
+    asked, of_file = (make_camera(size, given=None, focal_px=focal, exif_px=6) for focal in (5, None))
     assert (asked.intrinsics[0, 0], of_file.intrinsics[0, 0]) == (5, 6)
-    nothing = camera_of(size, given=None, focal_px=None, exif_px=None)
+    nothing = make_camera(size, given=None, focal_px=None, exif_px=None)
     assert nothing.intrinsics.tolist() == [[480, 0, 199.5], [0, 480, 149.5], [0, 0, 1]]
     assert nothing.source.startswith("assumed")
     assert [camera.is_assumed for camera in (asked, of_file, nothing)] == [False, False, True]
@@ -124,7 +124,7 @@ def test_the_camera_is_the_best_that_is_known():
 def test_a_focal_length_for_35_mm_film_is_that_over_the_diagonal(tmp_path):
     exif = Image.Exif()
     exif.get_ifd(EXIF_IFD)[EXIF_FOCAL_35MM] = 50
-    slopes(120, 80).save(tmp_path / "a.jpg", exif=exif)
+    make_slopes(120, 80).save(tmp_path / "a.jpg", exif=exif)
     assert read_photograph(tmp_path / "a.jpg")[1] == pytest.approx(
         50 / math.hypot(36, 24) * math.hypot(120, 80), rel=1e-3
     )

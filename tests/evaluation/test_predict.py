@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from handpose.data.sample import HandBatch
-from handpose.evaluation.network import read_network
-from handpose.evaluation.predict import Predictor, measure
+from handpose.evaluation.predict import PredictionModule, compute_errors
+from handpose.evaluation.trained_network import read_network
 from handpose.evaluation.views import Views
-from tests.builders import cameras, hands
+from tests.builders import make_cameras, make_hands
 
 SIZE = 32
 
@@ -22,23 +22,23 @@ class ReadsTheTruth(nn.Module):
 def test_a_prediction_stands_beside_its_place_in_the_split():
     fields = {
         "image": torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8),
-        "intrinsics": torch.from_numpy(cameras(4, SIZE)).float(),
-        "xyz_m": torch.from_numpy(hands(4)).float(),
+        "intrinsics": torch.from_numpy(make_cameras(4, SIZE)).float(),
+        "xyz_m": torch.from_numpy(make_hands(4)).float(),
         "scale_m": torch.full((4,), torch.nan),
         "position": torch.tensor([7, 3, 5, 1]),
         "mask": torch.empty(4, 0, SIZE, SIZE, dtype=torch.uint8),
     }
     batch = HandBatch(*(fields[name] for name in HandBatch._fields))
     views = Views(num_rotations=3, rotation_deg=90.0, mirror=True, scales=[1.0], crop=None)
-    position, xyz_m = Predictor(ReadsTheTruth(), views=views).predict_step(batch, 0)
+    position, xyz_m = PredictionModule(ReadsTheTruth(), views=views).predict_step(batch, 0)
     assert torch.equal(position, batch.position)
     assert torch.allclose(xyz_m, batch.xyz_m, atol=1e-6)
 
 
 def test_errors_are_in_their_units():
-    target = hands(5)
+    target = make_hands(5)
     moved = target + np.array([0.0, 0.0, 0.01])
-    errors = measure(moved, target, cameras(5))
+    errors = compute_errors(moved, target, make_cameras(5))
     assert errors["pa_mpjpe_mm"] == pytest.approx(0, abs=1e-6)
     assert errors["rr_mpjpe_mm"] == pytest.approx(0, abs=1e-6)
     assert errors["pck_auc"] == pytest.approx(1, abs=0.006)  # rounding leaves an error above 0

@@ -8,7 +8,7 @@ from PIL import Image
 from handpose.config import compose
 from handpose.evaluation.__main__ import main
 from handpose.evaluation.submission import read_course, write_official
-from tests.builders import hands
+from tests.builders import make_hands
 
 SPLIT = ["data.source.val_fraction=0.25", "data.source.num_blocks=2"]
 DATA = ["data=freihand", "data.image_size=64", "data.batch_size=4", *SPLIT]
@@ -53,7 +53,7 @@ def test_other_splits_are_in_the_order_of_their_truth(evaluate, checkpoint, spli
 
 
 def test_the_truth_itself_is_perfect(evaluate, freihand, tmp_path):
-    write_official(tmp_path / "pred.zip", hands(6, seed=1))
+    write_official(tmp_path / "pred.zip", make_hands(6, seed=1))
     result, _ = evaluate("--predictions", str(tmp_path / "pred.zip"), *DATA, f"data.root={freihand}")
     assert result["papers"]["pa_mpjpe_mm"] < 1e-3
     assert result["keypoint_error_px"] < 1e-3
@@ -61,7 +61,7 @@ def test_the_truth_itself_is_perfect(evaluate, freihand, tmp_path):
 
 @pytest.mark.parametrize("zeros", [slice(2, 3), slice(None)])
 def test_hands_of_zeros_leave_valid_json(evaluate, freihand, tmp_path, zeros):
-    predicted = hands(6, seed=1)
+    predicted = make_hands(6, seed=1)
     predicted[zeros] = 0.0
     write_official(tmp_path / "pred.zip", predicted)
     result, told = evaluate("--predictions", str(tmp_path / "pred.zip"), *DATA, f"data.root={freihand}")
@@ -79,7 +79,7 @@ def test_views_and_another_data_set_can_be_asked_for(evaluate, checkpoint, freih
 
 
 @pytest.fixture
-def refused(freihand, tmp_path, monkeypatch, capsys):
+def evaluate_refused(freihand, tmp_path, monkeypatch, capsys):
     """The one sentence that the program leaves with."""
     monkeypatch.chdir(tmp_path)
 
@@ -94,29 +94,31 @@ def refused(freihand, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_mistakes_are_one_sentence(refused, checkpoint, tmp_path):
-    write_official(tmp_path / "pred.zip", hands(5))
-    assert "has 5 hands but the test split of freihand has 6" in refused("--predictions", "pred.zip", *DATA)
-    assert "there is no file nowhere.ckpt" in refused("--checkpoint", "nowhere.ckpt")
-    assert "nowhere.json.gz does not exist" in refused("--predictions", "nowhere.json.gz", *DATA)
-    assert "was trained with another network" in refused("--checkpoint", str(checkpoint), "model.decoder.depth=3")
-    assert "did you mean test_time.crop" in refused("--checkpoint", str(checkpoint), "test_time.crp=0.5")
+def test_mistakes_are_one_sentence(evaluate_refused, checkpoint, tmp_path):
+    write_official(tmp_path / "pred.zip", make_hands(5))
+    assert "has 5 hands but the test split of freihand has 6" in evaluate_refused("--predictions", "pred.zip", *DATA)
+    assert "there is no file nowhere.ckpt" in evaluate_refused("--checkpoint", "nowhere.ckpt")
+    assert "nowhere.json.gz does not exist" in evaluate_refused("--predictions", "nowhere.json.gz", *DATA)
+    assert "was trained with another network" in evaluate_refused(
+        "--checkpoint", str(checkpoint), "model.decoder.depth=3"
+    )
+    assert "did you mean test_time.crop" in evaluate_refused("--checkpoint", str(checkpoint), "test_time.crp=0.5")
 
 
-def test_a_split_without_joints_is_told(refused, checkpoint, freihand, tmp_path):
+def test_a_split_without_joints_is_told(evaluate_refused, checkpoint, freihand, tmp_path):
     (freihand / "evaluation_xyz.json").rename(tmp_path / "away.json")
     try:
-        assert "the test split of freihand has no joints" in refused("--checkpoint", str(checkpoint))
+        assert "the test split of freihand has no joints" in evaluate_refused("--checkpoint", str(checkpoint))
     finally:
         (tmp_path / "away.json").rename(freihand / "evaluation_xyz.json")
 
 
 def test_a_checkpoint_brings_its_views_and_its_data(checkpoint, freihand):
-    from handpose.evaluation.network import data_overrides, network_overrides
+    from handpose.evaluation.trained_network import list_data_overrides, list_network_overrides
     from handpose.training.checkpoints import read_checkpoint
 
     config = read_checkpoint(checkpoint)["config"]
-    again = compose("train", [*network_overrides(config), *data_overrides(config)])
+    again = compose("train", [*list_network_overrides(config), *list_data_overrides(config)])
     assert again.data.root == str(freihand)
     assert (again.data.image_size, again.data.source.val_fraction) == (64, 0.25)
     assert (again.model.encoder.name, again.model.decoder.depth) == ("lcnet_035", 2)

@@ -9,13 +9,18 @@ from PIL import Image
 from scipy.stats import norm
 
 from handpose.evaluation.curves import draw_pck
-from handpose.evaluation.scores import bootstrap_interval, joint_errors, joints_outside, scores
-from handpose.evaluation.table import table
+from handpose.evaluation.score_table import make_table
+from handpose.evaluation.scores import (
+    compute_bootstrap_interval,
+    compute_joint_errors,
+    compute_scores,
+    count_joints_outside,
+)
+from handpose.files import to_json
 from handpose.geometry import project
 from handpose.metrics.mpjpe import PaMpjpe
 from handpose.skeleton import JOINT_NAMES
-from handpose.whole_file import to_json
-from tests.builders import cameras, hands
+from tests.builders import make_cameras, make_hands
 
 SIZE = 32
 NUM = 12
@@ -23,54 +28,56 @@ NUM = 12
 
 @pytest.fixture
 def truth():
-    return hands(NUM), cameras(NUM, SIZE)
+    return make_hands(NUM), make_cameras(NUM, SIZE)
 
 
-def noisy(target_m, sigma_m=0.008):
+def add_noise(target_m, sigma_m=0.008):
     return target_m + np.random.default_rng(1).normal(0, sigma_m, target_m.shape)
 
 
-def scored(predicted_m, target_m, intrinsics):
+def score(predicted_m, target_m, intrinsics):
     names = [f"{i:08d}" for i in range(len(target_m))]
-    return scores(predicted_m, target_m, intrinsics, size=(SIZE, SIZE), training_m=hands(9, seed=3), names=names)
+    return compute_scores(
+        predicted_m, target_m, intrinsics, size=(SIZE, SIZE), training_m=make_hands(9, seed=3), names=names
+    )
 
 
 def test_a_hand_of_zeros_is_scored_in_mm_as_the_official_metric_does_and_left_out_in_pixels(truth):
     target, intrinsics = truth
-    predicted = noisy(target)
+    predicted = add_noise(target)
     predicted[4] = 0.0
-    result, others = scored(predicted, target, intrinsics), np.delete(np.arange(NUM), 4)
+    result, others = score(predicted, target, intrinsics), np.delete(np.arange(NUM), 4)
     centred = target[4] - target[4].mean(axis=0)
     # It is aligned to the centroid of its target, which is what the toolbox's example of zeros scores.
-    assert joint_errors(predicted, target, intrinsics).aligned_mm[4] == pytest.approx(
+    assert compute_joint_errors(predicted, target, intrinsics).aligned_mm[4] == pytest.approx(
         1000 * np.linalg.norm(centred, axis=-1)
     )
     assert result["official"]["xyz_mean3d_cm"] == pytest.approx(
         100 * np.linalg.norm(predicted - target, axis=-1).mean()
     )
-    without = scored(predicted[others], target[others], intrinsics[others])
+    without = score(predicted[others], target[others], intrinsics[others])
     assert result["num_hands_without_pixels"] == 1
     assert without["num_hands_without_pixels"] == 0
     assert result["keypoint_error_px"] == pytest.approx(without["keypoint_error_px"])
     for joint in JOINT_NAMES:
         expected = without["joints"][joint]["keypoint_error_px"]
         assert result["joints"][joint]["keypoint_error_px"] == pytest.approx(expected)
-    assert "without 1 hand that" in table(result)
+    assert "without 1 hand that" in make_table(result)
 
 
 def test_hands_of_zeros_only_have_no_pixels_and_are_valid_json(truth):
     target, intrinsics = truth
-    result = scored(np.zeros_like(target), target, intrinsics)
+    result = score(np.zeros_like(target), target, intrinsics)
     assert result["num_hands_without_pixels"] == NUM
     strict = json.loads(to_json(result), parse_constant=pytest.fail)
     assert strict["keypoint_error_px"] is None
     assert strict["papers"]["pa_mpjpe_mm"] == pytest.approx(result["papers"]["pa_mpjpe_mm"])
-    assert "nan px" in table(result)
+    assert "nan px" in make_table(result)
 
 
 def test_the_truth_scores_perfectly(truth):
     target, intrinsics = truth
-    result = scored(target, target, intrinsics)
+    result = score(target, target, intrinsics)
     assert result["papers"]["pa_mpjpe_mm"] == pytest.approx(0, abs=1e-4)
     assert result["official"]["xyz_auc3d"] == pytest.approx(1)
     assert result["keypoint_error_px"] == 0
@@ -79,15 +86,15 @@ def test_the_truth_scores_perfectly(truth):
 
 def test_only_the_official_protocol_forgives_a_mirrored_hand(truth):
     target, intrinsics = truth
-    result = scored(target * (-1, 1, 1), target, intrinsics)
+    result = score(target * (-1, 1, 1), target, intrinsics)
     assert result["official"]["xyz_al_mean3d_cm"] == pytest.approx(0, abs=1e-5)
     assert result["papers"]["pa_mpjpe_mm"] > 1
 
 
 def test_parts_add_up_to_the_whole_and_agree_with_the_metric_of_training(truth):
     target, intrinsics = truth
-    predicted = noisy(target)
-    result = scored(predicted, target, intrinsics)
+    predicted = add_noise(target)
+    result = score(predicted, target, intrinsics)
     metric = PaMpjpe()
     metric.update(torch.from_numpy(predicted), torch.from_numpy(target))
     assert result["papers"]["pa_mpjpe_mm"] == pytest.approx(float(metric.compute()), abs=1e-4)
@@ -107,7 +114,7 @@ def test_an_error_of_one_joint_is_that_joints_alone(truth):
     target, intrinsics = truth
     predicted = target.copy()
     predicted[:, 8, 0] += 0.006
-    result = scored(predicted, target, intrinsics)
+    result = score(predicted, target, intrinsics)
     assert result["joints"]["index_tip"]["rr_mpjpe_mm"] == pytest.approx(6)
     assert result["fingers"]["index"]["rr_mpjpe_mm"] == pytest.approx(1.5)
     assert result["fingers"]["thumb"]["rr_mpjpe_mm"] == 0
@@ -116,12 +123,12 @@ def test_an_error_of_one_joint_is_that_joints_alone(truth):
 
 def test_joints_outside_the_picture_are_counted_from_the_camera(truth):
     target, intrinsics = truth
-    assert (joints_outside(target, intrinsics, (SIZE, SIZE)) == 0).all()
+    assert (count_joints_outside(target, intrinsics, (SIZE, SIZE)) == 0).all()
     moved = target + np.array([0.12, 0.0, 0.0])
     u, v = project(torch.from_numpy(moved), torch.from_numpy(intrinsics)).numpy().transpose(2, 0, 1)
     expected = ((u >= SIZE - 0.5) | (v >= SIZE - 0.5) | (u < -0.5) | (v < -0.5)).sum(axis=1)
     assert 0 < expected.max() < 21
-    assert (joints_outside(moved, intrinsics, (SIZE, SIZE)) == expected).all()
+    assert (count_joints_outside(moved, intrinsics, (SIZE, SIZE)) == expected).all()
 
 
 def test_the_worst_hands_come_first(truth):
@@ -129,21 +136,21 @@ def test_the_worst_hands_come_first(truth):
     predicted = target.copy()
     predicted[5, 4] += 0.05
     predicted[2, 4] += 0.02
-    assert [row["hand"] for row in scored(predicted, target, intrinsics)["worst"][:2]] == ["00000005", "00000002"]
+    assert [row["hand"] for row in score(predicted, target, intrinsics)["worst"][:2]] == ["00000005", "00000002"]
 
 
 def test_the_bootstraps_interval_is_that_of_the_normal_approximation_for_many_hands():
     errors = np.random.default_rng(0).gamma(4.0, 2.0, 2000)
-    low, high = bootstrap_interval(errors)
+    low, high = compute_bootstrap_interval(errors)
     reach = norm.ppf(0.975) * errors.std(ddof=1) / np.sqrt(len(errors))
     assert (low, high) == pytest.approx((errors.mean() - reach, errors.mean() + reach), abs=0.15 * reach)
-    assert bootstrap_interval(errors) == [low, high]
+    assert compute_bootstrap_interval(errors) == [low, high]
 
 
 def test_the_table_names_both_protocols_and_every_joint(truth):
     target, intrinsics = truth
-    result = scored(noisy(target), target, intrinsics)
-    text = table(result)
+    result = score(add_noise(target), target, intrinsics)
+    text = make_table(result)
     for words in ("PA-MPJPE", "reflection allowed", "no reflection", "mean pose", *JOINT_NAMES):
         assert words in text
     assert f"{result['papers']['pa_mpjpe_mm']:.2f}" in text
@@ -152,6 +159,6 @@ def test_the_table_names_both_protocols_and_every_joint(truth):
 
 def test_the_curve_is_a_picture(truth, tmp_path):
     target, intrinsics = truth
-    draw_pck(tmp_path / "pck.png", {"aligned": joint_errors(noisy(target), target, intrinsics).aligned_mm})
+    draw_pck(tmp_path / "pck.png", {"aligned": compute_joint_errors(add_noise(target), target, intrinsics).aligned_mm})
     with Image.open(tmp_path / "pck.png") as picture:
         assert np.asarray(picture.convert("RGB")).std() > 5

@@ -28,7 +28,7 @@ FREIHAND_ORDER = [
 ]  # fmt: skip
 
 
-def poses(num: int = 5) -> np.ndarray:
+def make_poses(num: int = 5) -> np.ndarray:
     return 0.05 * np.random.default_rng(0).normal(size=(num, 21, 3)) + (0.0, 0.0, 0.7)
 
 
@@ -43,30 +43,30 @@ def test_course_file_is_plain_gzipped_json_in_ait_order_and_mm(tmp_path: Path) -
 
 
 def test_course_file_comes_back_to_a_ten_thousandth_of_a_millimetre(tmp_path: Path) -> None:
-    write_course(tmp_path / "test_preds.json.gz", poses())
-    np.testing.assert_allclose(read_course(tmp_path / "test_preds.json.gz"), poses(), rtol=0, atol=0.51e-7)
+    write_course(tmp_path / "test_preds.json.gz", make_poses())
+    np.testing.assert_allclose(read_course(tmp_path / "test_preds.json.gz"), make_poses(), rtol=0, atol=0.51e-7)
 
 
 def test_official_file_is_a_zip_with_keypoints_and_empty_meshes(tmp_path: Path) -> None:
-    write_official(tmp_path / "pred.zip", poses())
+    write_official(tmp_path / "pred.zip", make_poses())
     with zipfile.ZipFile(tmp_path / "pred.zip") as archive:
         assert archive.namelist() == ["pred.json"]
         xyz, vertices = json.loads(archive.read("pred.json"))
-    np.testing.assert_allclose(xyz, poses(), rtol=0, atol=0.51e-7)
+    np.testing.assert_allclose(xyz, make_poses(), rtol=0, atol=0.51e-7)
     assert np.shape(vertices) == (5, 778, 3)
     assert not np.any(vertices)
 
 
 def test_official_file_comes_back(tmp_path: Path) -> None:
-    write_official(tmp_path / "pred.zip", poses())
-    np.testing.assert_allclose(read_official(tmp_path / "pred.zip"), poses(), rtol=0, atol=0.51e-7)
+    write_official(tmp_path / "pred.zip", make_poses())
+    np.testing.assert_allclose(read_official(tmp_path / "pred.zip"), make_poses(), rtol=0, atol=0.51e-7)
 
 
 @pytest.mark.parametrize("write", [write_course, write_official])
 def test_same_predictions_give_the_same_bytes_and_the_folder_is_made(write, tmp_path: Path, monkeypatch) -> None:
     for second, folder in enumerate(("a", "b")):
         monkeypatch.setattr(time, "time", lambda now=1e9 + 10 * second: now)
-        write(tmp_path / "preds" / folder / "file", poses())
+        write(tmp_path / "preds" / folder / "file", make_poses())
     first, second = ((tmp_path / "preds" / folder / "file").read_bytes() for folder in ("a", "b"))
     assert first == second
 
@@ -74,7 +74,7 @@ def test_same_predictions_give_the_same_bytes_and_the_folder_is_made(write, tmp_
 @pytest.mark.parametrize("write", [write_course, write_official])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(write, tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "file"
-    write(path, poses())
+    write(path, make_poses())
     before = path.read_bytes()
 
     def full_disk(*_: object) -> None:
@@ -82,14 +82,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(write, tmp_path
 
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        write(path, 2 * poses())
+        write(path, 2 * make_poses())
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("write", [write_course, write_official])
 def test_predictions_that_are_not_finite_are_refused(write, tmp_path: Path) -> None:
-    xyz = poses()
+    xyz = make_poses()
     xyz[3, 2, 1] = np.nan
     with pytest.raises(UserError, match="1 of 5 hands are not finite, the first is number 3"):
         write(tmp_path / "file", xyz)
@@ -99,14 +99,14 @@ def test_predictions_that_are_not_finite_are_refused(write, tmp_path: Path) -> N
 @pytest.mark.parametrize("write", [write_course, write_official])
 def test_predictions_of_another_shape_are_refused(write, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\(5, 20, 3\)"):
-        write(tmp_path / "file", poses()[:, :20])
+        write(tmp_path / "file", make_poses()[:, :20])
 
 
-def course(path: Path, content: object) -> None:
+def write_course_file(path: Path, content: object) -> None:
     path.write_bytes(gzip.compress(json.dumps(content).encode()))
 
 
-def official(path: Path, content: object, name: str = "pred.json") -> None:
+def write_official_file(path: Path, content: object, name: str = "pred.json") -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(name, json.dumps(content))
 
@@ -117,19 +117,19 @@ BAD_COURSE_FILES = {
     "not a whole gzip": lambda path: path.write_text("[]"),
     "cut off": lambda path: path.write_bytes(gzip.compress(bytes(range(256)) * 50)[:60]),
     "does not hold JSON": lambda path: path.write_bytes(gzip.compress(b"[[")),
-    "not finite": lambda path: course(path, [[*HAND[:-1], [0.0, 0.0, float("nan")]]]),
-    r"\(1, 20, 3\)": lambda path: course(path, [HAND[:-1]]),
-    "uneven": lambda path: course(path, [HAND, HAND[:-1]]),
-    r"N x 21 x 3": lambda path: course(path, {"xyz": HAND}),
+    "not finite": lambda path: write_course_file(path, [[*HAND[:-1], [0.0, 0.0, float("nan")]]]),
+    r"\(1, 20, 3\)": lambda path: write_course_file(path, [HAND[:-1]]),
+    "uneven": lambda path: write_course_file(path, [HAND, HAND[:-1]]),
+    r"N x 21 x 3": lambda path: write_course_file(path, {"xyz": HAND}),
 }
 BAD_OFFICIAL_FILES = {
     "does not exist": lambda path: None,
     "not a zip": lambda path: path.write_text("[]"),
-    "pred.json in it": lambda path: official(path, [], name="other.json"),
-    "two lists": lambda path: official(path, [HAND]),
-    "1 hands but 2 meshes": lambda path: official(path, [[HAND], [[], []]]),
-    "not finite": lambda path: official(path, [[[*HAND[:-1], [0.0, 0.0, float("inf")]]], [[]]]),
-    r"\(1, 20, 3\)": lambda path: official(path, [[HAND[:-1]], [[]]]),
+    "pred.json in it": lambda path: write_official_file(path, [], name="other.json"),
+    "two lists": lambda path: write_official_file(path, [HAND]),
+    "1 hands but 2 meshes": lambda path: write_official_file(path, [[HAND], [[], []]]),
+    "not finite": lambda path: write_official_file(path, [[[*HAND[:-1], [0.0, 0.0, float("inf")]]], [[]]]),
+    r"\(1, 20, 3\)": lambda path: write_official_file(path, [[HAND[:-1]], [[]]]),
 }
 
 

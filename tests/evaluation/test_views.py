@@ -14,9 +14,9 @@ from handpose.config import compose
 from handpose.config_files import CONFIGS
 from handpose.data.augment import View
 from handpose.errors import UserError
-from handpose.evaluation.views import Views, looking_at, mean_of_views
-from handpose.geometry import project, root_relative
-from tests.builders import cameras, hands
+from handpose.evaluation.views import Views, average_views, look_at_joints
+from handpose.geometry import project, to_root_relative
+from tests.builders import make_cameras, make_hands
 
 SIZE = 32
 NUM_HANDS = 4
@@ -24,7 +24,7 @@ UNKNOWN = torch.full((NUM_HANDS,), torch.nan)
 ONE_PASS = {"num_rotations": 1, "rotation_deg": 180.0, "mirror": False, "scales": [1.0], "crop": None}
 
 
-def views(**changed) -> Views:
+def make_views(**changed) -> Views:
     return Views(**(ONE_PASS | changed))
 
 
@@ -34,12 +34,12 @@ def view() -> View:
     generator = torch.Generator().manual_seed(0)
     return View(
         image=torch.rand(NUM_HANDS, 3, SIZE, SIZE, dtype=torch.float64, generator=generator),
-        intrinsics=torch.from_numpy(cameras(NUM_HANDS, SIZE)),
-        xyz_m=torch.from_numpy(hands(NUM_HANDS)),
+        intrinsics=torch.from_numpy(make_cameras(NUM_HANDS, SIZE)),
+        xyz_m=torch.from_numpy(make_hands(NUM_HANDS)),
     )
 
 
-def straight(view: View) -> View:
+def center_view(view: View) -> View:
     """With the principal point in the middle, so that the views turn about the optical axis."""
     intrinsics = view.intrinsics.clone()
     intrinsics[:, :2, 2] = (SIZE - 1) / 2
@@ -74,16 +74,16 @@ EVERY_OPTION = [
 @pytest.mark.parametrize(("options", "passes"), EVERY_OPTION)
 def test_a_network_that_is_right_in_every_view_is_right_in_the_mean(view, options, passes):
     module = ReadsTheTruth()
-    error_mm = 1000 * (views(**options).predict_xyz_m(module, view, UNKNOWN) - view.xyz_m).abs()
+    error_mm = 1000 * (make_views(**options).predict_xyz_m(module, view, UNKNOWN) - view.xyz_m).abs()
     assert error_mm.max() < 1e-4
-    assert len(module.views) == views(**options).num_passes == passes
+    assert len(module.views) == make_views(**options).num_passes == passes
 
 
 @pytest.mark.parametrize(("options", "passes"), EVERY_OPTION)
 def test_a_hand_half_outside_the_picture_comes_back_as_exactly(view, options, passes):
     aside = view._replace(xyz_m=view.xyz_m + torch.tensor([0.15, -0.12, 0.0]))
     assert not (project(aside.xyz_m, aside.intrinsics) < SIZE).all()
-    error_mm = 1000 * (views(**options).predict_xyz_m(ReadsTheTruth(), aside, UNKNOWN) - aside.xyz_m).abs()
+    error_mm = 1000 * (make_views(**options).predict_xyz_m(ReadsTheTruth(), aside, UNKNOWN) - aside.xyz_m).abs()
     assert error_mm.max() < 1e-4
 
 
@@ -93,25 +93,25 @@ def test_every_view_shows_the_picture_that_its_camera_sees(view, options):
     slope = torch.linspace(0, 1, SIZE, dtype=torch.float64)
     seen = [slope.expand(SIZE, SIZE), slope[:, None].expand(SIZE, SIZE), torch.ones(SIZE, SIZE)]
     module = ReadsTheTruth()
-    views(**options).predict_xyz_m(
+    make_views(**options).predict_xyz_m(
         module, view._replace(image=torch.stack(seen).expand(NUM_HANDS, -1, -1, -1)), UNKNOWN
     )
     expected = (project(view.xyz_m, view.intrinsics)[:, 9] / (SIZE - 1)).clamp(0, 1)  # as the slopes run
     for shown in module.views:
-        assert torch.allclose(value_under(shown, joint=9)[:, :2], expected, atol=0.01)
+        assert torch.allclose(read_value(shown, joint=9)[:, :2], expected, atol=0.01)
 
 
-def value_under(view, *, joint):
+def read_value(view, *, joint):
     uv = project(view.xyz_m, view.intrinsics)[:, joint]
     grid = ((2 * uv + 1) / SIZE - 1).view(-1, 1, 1, 2)
     return nn.functional.grid_sample(view.image, grid, align_corners=False).flatten(1)
 
 
-def turns(view, *, degrees, num):
+def measure_turns(view, *, degrees, num):
     """By how much each view of a straight camera is turned, in radians."""
     centre, module = (SIZE - 1) / 2, ReadsTheTruth()
-    views(num_rotations=num, rotation_deg=degrees).predict_xyz_m(module, straight(view), UNKNOWN)
-    found = torch.stack([project(one.xyz_m, one.intrinsics) - centre for one in [straight(view), *module.views]])
+    make_views(num_rotations=num, rotation_deg=degrees).predict_xyz_m(module, center_view(view), UNKNOWN)
+    found = torch.stack([project(one.xyz_m, one.intrinsics) - centre for one in [center_view(view), *module.views]])
     turned = torch.view_as_complex(found[1:]) / torch.view_as_complex(found[0])
     assert torch.allclose(turned, turned[:, :1, :1].expand_as(turned), atol=1e-9)
     return turned[:, 0, 0]
@@ -119,37 +119,37 @@ def turns(view, *, degrees, num):
 
 def test_the_views_turn_evenly_over_the_full_circle(view):
     expected = torch.polar(torch.ones(6).double(), 2 * math.pi * torch.arange(6).double() / 6)
-    assert torch.allclose(turns(view, degrees=180.0, num=6), expected, atol=1e-9)
+    assert torch.allclose(measure_turns(view, degrees=180.0, num=6), expected, atol=1e-9)
 
 
 def test_the_views_turn_evenly_to_either_side(view):
-    angles = turns(view, degrees=30.0, num=5).angle()
+    angles = measure_turns(view, degrees=30.0, num=5).angle()
     assert torch.allclose(angles.rad2deg(), torch.tensor([-30.0, -15.0, 0.0, 15.0, 30.0]).double(), atol=1e-9)
 
 
 def test_an_error_that_stays_with_the_picture_averages_out(view):
-    view = straight(view)
+    view = center_view(view)
     sideways = ReadsTheTruth((0.01, -0.02, 0.0))
-    assert torch.allclose(views(num_rotations=4).predict_xyz_m(sideways, view, UNKNOWN), view.xyz_m, atol=1e-6)
+    assert torch.allclose(make_views(num_rotations=4).predict_xyz_m(sideways, view, UNKNOWN), view.xyz_m, atol=1e-6)
     to_one_side = ReadsTheTruth((0.01, 0.0, 0.0))
-    assert torch.allclose(views(mirror=True).predict_xyz_m(to_one_side, view, UNKNOWN), view.xyz_m, atol=1e-6)
+    assert torch.allclose(make_views(mirror=True).predict_xyz_m(to_one_side, view, UNKNOWN), view.xyz_m, atol=1e-6)
     away = ReadsTheTruth((0.0, 0.0, 0.01))
-    relative = root_relative(views(num_rotations=4).predict_xyz_m(away, view, UNKNOWN))
-    assert torch.allclose(relative, root_relative(view.xyz_m), atol=1e-6)
+    relative = to_root_relative(make_views(num_rotations=4).predict_xyz_m(away, view, UNKNOWN))
+    assert torch.allclose(relative, to_root_relative(view.xyz_m), atol=1e-6)
 
 
 def test_inverse_depths_are_averaged_and_poses_are_not_bent_by_it(view):
     near, far = view.xyz_m * 0.5, view.xyz_m * 2.0
-    mean = mean_of_views(torch.stack([near, far]))
+    mean = average_views(torch.stack([near, far]))
     assert torch.allclose(mean[:, 9, 2], view.xyz_m[:, 9, 2] / 1.25)  # 1 / mean(1 / 0.5, 1 / 2)
     assert torch.allclose(project(mean[:, 9:10], view.intrinsics), project(view.xyz_m[:, 9:10], view.intrinsics))
-    assert torch.allclose(root_relative(mean), 1.25 * root_relative(view.xyz_m))
+    assert torch.allclose(to_root_relative(mean), 1.25 * to_root_relative(view.xyz_m))
 
 
 def test_a_crop_shows_the_hand_in_the_middle_at_the_size_that_is_asked_for(view):
     module = ReadsTheTruth()
     aside = view._replace(xyz_m=view.xyz_m + torch.tensor([0.12, 0.1, 0.2]))
-    views(crop=0.6).predict_xyz_m(module, aside, UNKNOWN)
+    make_views(crop=0.6).predict_xyz_m(module, aside, UNKNOWN)
     uv = project(module.views[1].xyz_m, module.views[1].intrinsics)
     low, high = uv.amin(1), uv.amax(1)
     assert torch.allclose((low + high) / 2, torch.tensor((SIZE - 1) / 2).double(), atol=1e-9)
@@ -165,7 +165,7 @@ def test_the_camera_that_looks_at_a_hand_turns_by_the_least_angle(direction, see
     ray = torch.tensor([*direction, 1.0]).double()
     points = ray[:2] + 0.001 * torch.rand(1, 21, 2, generator=torch.Generator().manual_seed(seed)).double()
     camera = torch.eye(3).double()[None]
-    rotation, _ = looking_at(points, camera, (SIZE, SIZE), fill=0.5)
+    rotation, _ = look_at_joints(points, camera, (SIZE, SIZE), fill=0.5)
     middle = torch.cat([(points.amin(1) + points.amax(1)) / 2, torch.ones(1, 1)], dim=1)[0]
     turned = Rotation.from_matrix(rotation[0].numpy())  # raises for a matrix that is none
     assert turned.apply(middle / middle.norm()) == pytest.approx([0, 0, 1], abs=1e-12)
@@ -173,23 +173,25 @@ def test_the_camera_that_looks_at_a_hand_turns_by_the_least_angle(direction, see
 
 
 def test_joints_in_one_place_are_enlarged_by_a_finite_factor(view):
-    rotation, intrinsics = looking_at(torch.full((NUM_HANDS, 21, 2), 9.0).double(), view.intrinsics, (32, 32), fill=0.5)
+    rotation, intrinsics = look_at_joints(
+        torch.full((NUM_HANDS, 21, 2), 9.0).double(), view.intrinsics, (32, 32), fill=0.5
+    )
     assert rotation.isfinite().all()
     assert torch.allclose(intrinsics[:, 0, 0], 8 * view.intrinsics[:, 0, 0])
 
 
 def test_networks_without_intrinsics_are_not_shown_pictures_of_another_camera():
     axes = instantiate(compose("train", ["heatmap=camera_axes"]).heatmap)
-    views(num_rotations=8, mirror=True).check(axes)
+    make_views(num_rotations=8, mirror=True).check_axes(axes)
     for options in ({"crop": 0.6}, {"scales": [0.9, 1.0]}):
         with pytest.raises(UserError, match="need a network that knows the camera"):
-            views(**options).check(axes)
+            make_views(**options).check_axes(axes)
 
 
 @pytest.mark.parametrize("wrong", [{"num_rotations": 0}, {"rotation_deg": 181.0}, {"scales": []}, {"scales": [0.0]}])
 def test_a_value_out_of_its_range_is_refused(wrong):
     with pytest.raises(UserError, match=f"test_time.{next(iter(wrong))} must"):
-        views(**wrong)
+        make_views(**wrong)
 
 
 @pytest.mark.parametrize("choice", sorted(path.stem for path in (CONFIGS / "test_time").glob("*.yaml")))

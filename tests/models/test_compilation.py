@@ -11,7 +11,7 @@ from handpose.errors import UserError
 from handpose.models.compilation import compile_in_place
 
 
-def net():
+def make_net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
 
@@ -22,10 +22,10 @@ def compiler(monkeypatch):
 
 
 def test_weights_keep_their_names(compiler):
-    compiled = net()
+    compiled = make_net()
     compile_in_place(compiled, "default")
-    assert list(compiled.state_dict()) == list(net().state_dict())
-    compiled.load_state_dict(net().state_dict())
+    assert list(compiled.state_dict()) == list(make_net().state_dict())
+    compiled.load_state_dict(make_net().state_dict())
 
 
 def test_a_machine_without_a_compiler_is_a_sentence():
@@ -33,14 +33,14 @@ def test_a_machine_without_a_compiler_is_a_sentence():
         torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
         pytest.raises(UserError, match=r"model\.compile=default needs a C\+\+ compiler.*model\.compile=null"),
     ):
-        compile_in_place(net(), "default")
+        compile_in_place(make_net(), "default")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of torch's own, while it compiles
 def test_a_compiled_network_computes_the_same():
-    compiled, plain = net(), net()
+    compiled, plain = make_net(), make_net()
     compile_in_place(compiled, "default")
     image = torch.rand(2, 3, 16, 16)
     assert torch.allclose(compiled(image), plain(image), atol=1e-5)

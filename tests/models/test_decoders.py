@@ -6,9 +6,9 @@ import hydra
 import pytest
 import torch
 
-from handpose.config import compose, plain
+from handpose.config import compose, to_plain_values
 from handpose.errors import UserError
-from handpose.heatmaps import ImageAxes, expected_coordinates
+from handpose.heatmaps import ImageAxes, compute_expected_coordinates
 from handpose.models.encoder import Encoder
 from handpose.models.pose_net import PoseNet
 
@@ -19,12 +19,12 @@ def encoder():
 
 
 @functools.cache
-def defaults(name):
-    return plain(compose("train", [f"model/decoder={name}"]))["model"]["decoder"]
+def read_defaults(name):
+    return to_plain_values(compose("train", [f"model/decoder={name}"]))["model"]["decoder"]
 
 
-def decoder(name, encoder, **values):
-    made = hydra.utils.instantiate(defaults(name) | values)
+def make_decoder(name, encoder, **values):
+    made = hydra.utils.instantiate(read_defaults(name) | values)
     return made(channels=encoder.channels, reductions=encoder.reductions)
 
 
@@ -46,7 +46,7 @@ KINDS = [pytest.param(name, values, id=f"{name} {values}") for name, variants in
 @pytest.mark.parametrize("depth", range(6))
 def test_each_block_doubles_the_bins_along_u_and_v_in_any_layout_of_memory(name, values, depth, encoder):
     pyramid = encoder(torch.rand(2, 3, 64, 96).contiguous(memory_format=torch.channels_last))
-    logits = decoder(name, encoder, depth=depth, **values).eval()(pyramid)
+    logits = make_decoder(name, encoder, depth=depth, **values).eval()(pyramid)
     bins_per_cell = values.get("bins_per_cell", 1)
     assert logits.u.shape == (2, 21, 3 * 2**depth * bins_per_cell)
     assert logits.v.shape == (2, 21, 2 * 2**depth * bins_per_cell)
@@ -56,7 +56,7 @@ def test_each_block_doubles_the_bins_along_u_and_v_in_any_layout_of_memory(name,
 
 @pytest.mark.parametrize("bins_per_cell", [1, 2])
 def test_the_marginals_of_the_pyramid_are_of_one_distribution(encoder, bins_per_cell):
-    module = decoder("pyramid", encoder, bins_per_cell=bins_per_cell).eval()
+    module = make_decoder("pyramid", encoder, bins_per_cell=bins_per_cell).eval()
     seen = {}
     module.head.heatmaps.register_forward_hook(lambda _, __, output: seen.update(cells=output))
     logits = module(encoder(torch.rand(1, 3, 64, 64)))
@@ -70,7 +70,7 @@ def test_the_marginals_of_the_pyramid_are_of_one_distribution(encoder, bins_per_
 @pytest.mark.parametrize("bins_per_cell", [1, 2])
 @pytest.mark.parametrize("head", ["heatmaps", "axes"])
 def test_depth_is_read_where_the_logits_say_the_joints_are(encoder, head, bins_per_cell):
-    module = decoder("pyramid", encoder, head=head, bins_per_cell=bins_per_cell).eval()
+    module = make_decoder("pyramid", encoder, head=head, bins_per_cell=bins_per_cell).eval()
     seen = {}
     module.head.register_forward_hook(lambda _, __, output: seen.update(output=output))
     module(encoder(torch.rand(2, 3, 64, 96)))
@@ -84,22 +84,22 @@ def test_depth_is_read_where_the_logits_say_the_joints_are(encoder, head, bins_p
 def test_a_pyramid_learns_where_the_joints_of_two_pictures_are(encoder, values):
     torch.manual_seed(0)
     images, target = torch.rand(2, 3, 64, 64), 0.1 + 0.8 * torch.rand(2, 21, 3)
-    module = decoder("pyramid", encoder, depth=2, **values)
+    module = make_decoder("pyramid", encoder, depth=2, **values)
     axes = ImageAxes(sigma=0.1, target="gaussian", read_out="soft_argmax")
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     pyramid = [level.detach() for level in encoder(images)]
     for _ in range(60):
         logits = module(pyramid)
-        wanted = [axes.heatmaps(target[..., i], bins=axis.shape[-1]) for i, axis in enumerate(logits)]
+        wanted = [axes.draw_heatmaps(target[..., i], bins=axis.shape[-1]) for i, axis in enumerate(logits)]
         loss = sum(-(torch.log_softmax(axis, -1) * p).sum(-1).mean() for axis, p in zip(logits, wanted, strict=True))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert (expected_coordinates(module(pyramid)) - target).abs().mean() < 0.06
+    assert (compute_expected_coordinates(module(pyramid)) - target).abs().mean() < 0.06
 
 
 def test_without_blocks_the_pyramid_is_a_plain_head_on_the_last_map(encoder):
-    module = decoder("pyramid", encoder, depth=0)
+    module = make_decoder("pyramid", encoder, depth=0)
     pyramid = encoder(torch.rand(2, 3, 64, 64))
     assert not list(module.stem.parameters())
     assert module.head.heatmaps.in_channels == encoder.channels[-1]
@@ -107,14 +107,14 @@ def test_without_blocks_the_pyramid_is_a_plain_head_on_the_last_map(encoder):
 
 
 def test_skips_change_what_the_pyramid_sees(encoder):
-    assert len(decoder("pyramid", encoder, depth=4, skips="add").skips) == 4
-    assert len(decoder("pyramid", encoder, depth=5, skips="add").skips) == 4  # the encoder has no map at full size
-    assert len(decoder("pyramid", encoder, depth=4, skips="none").skips) == 0
+    assert len(make_decoder("pyramid", encoder, depth=4, skips="add").skips) == 4
+    assert len(make_decoder("pyramid", encoder, depth=5, skips="add").skips) == 4  # the encoder has no map at full size
+    assert len(make_decoder("pyramid", encoder, depth=4, skips="none").skips) == 0
 
 
 def test_effpose_is_the_original_design(encoder):
     """Two branches, four 4 x 4 stride-2 transposed convolutions each, the first dense, the rest depthwise separable."""
-    module = decoder("effpose", encoder)
+    module = make_decoder("effpose", encoder)
     for branch in (module.xy_branch, module.z_branch):
         ups = [layer for layer in branch.modules() if isinstance(layer, torch.nn.ConvTranspose2d)]
         assert [layer.groups for layer in ups] == [1, 128, 128, 128]
@@ -123,11 +123,11 @@ def test_effpose_is_the_original_design(encoder):
 
 
 def test_the_network_is_encoder_and_decoder(encoder):
-    net = PoseNet(encoder=encoder, decoder=lambda **pyramid: decoder("effpose", encoder)).eval()
+    net = PoseNet(encoder=encoder, decoder=lambda **pyramid: make_decoder("effpose", encoder)).eval()
     image = torch.rand(1, 3, 64, 64)
     assert torch.equal(net(image).u, net.decoder(encoder(image)).u)
 
 
 def test_a_negative_depth_is_refused(encoder):
     with pytest.raises(UserError, match=r"model\.decoder\.depth.*-1"):
-        decoder("pyramid", encoder, depth=-1)
+        make_decoder("pyramid", encoder, depth=-1)

@@ -9,19 +9,19 @@ from handpose.models.encoder import Encoder
 NAME = "mobilenetv3_small_050"
 
 
-def encoder(name=NAME, *, pretrained=False, weights=None, normalize=True, drop_path=0.0):
+def make_encoder(name=NAME, *, pretrained=False, weights=None, normalize=True, drop_path=0.0):
     return Encoder(name=name, pretrained=pretrained, weights=weights, normalize=normalize, drop_path=drop_path)
 
 
 def test_channels_and_reductions_are_those_of_the_maps():
-    module = encoder().eval()
+    module = make_encoder().eval()
     maps = module(torch.rand(1, 3, 64, 64))
     assert [x.shape[1] for x in maps] == module.channels
     assert [64 // x.shape[2] for x in maps] == module.reductions
 
 
 def test_pictures_are_normalised_as_the_weights_expect():
-    module = encoder().eval()
+    module = make_encoder().eval()
     config = timm.get_pretrained_cfg(NAME)
     grey = torch.tensor(config.mean).view(1, 3, 1, 1).expand(1, 3, 64, 64)
     plain = timm.create_model(NAME, features_only=True, pretrained=False).eval()
@@ -32,7 +32,7 @@ def test_pictures_are_normalised_as_the_weights_expect():
 @pytest.mark.parametrize("size", [72, 100])
 def test_the_maps_of_a_picture_of_any_size_tile_it(size):
     """Sides that are no multiple of 32 are enlarged, so that a cell is the same fraction of the picture in each map."""
-    module = encoder().eval()
+    module = make_encoder().eval()
     image = torch.rand(1, 3, size, size)
     enlarged = 32 * -(-size // 32)
     maps = module(image)
@@ -42,7 +42,7 @@ def test_the_maps_of_a_picture_of_any_size_tile_it(size):
 
 
 def test_the_original_does_not_normalise():
-    module = encoder(normalize=False).eval()
+    module = make_encoder(normalize=False).eval()
     image = torch.rand(1, 3, 64, 64)
     assert torch.allclose(module(image)[-1], module.pyramid(image)[-1])
 
@@ -55,7 +55,7 @@ def test_weights_come_from_a_file(tmp_path, ending):
         torch.save(source.state_dict(), path)
     else:
         save_file(source.state_dict(), path)
-    module = encoder(weights=str(path))
+    module = make_encoder(weights=str(path))
     assert torch.equal(module.pyramid.conv_stem.weight, source.conv_stem.weight)
 
 
@@ -67,17 +67,17 @@ class Malice:
 def test_a_file_of_weights_runs_no_code(tmp_path):
     torch.save({"conv_stem.weight": Malice()}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"weights\.pth does not fit"):
-        encoder(weights=str(tmp_path / "weights.pth"))
+        make_encoder(weights=str(tmp_path / "weights.pth"))
 
 
 def test_a_missing_file_of_weights_is_named(tmp_path):
     with pytest.raises(UserError, match=r"there is no file .*nowhere\.pth"):
-        encoder(weights=str(tmp_path / "nowhere.pth"))
+        make_encoder(weights=str(tmp_path / "nowhere.pth"))
 
 
 def test_the_nearest_model_is_named_for_a_wrong_name():
     with pytest.raises(UserError, match="efficientnet_b4"):
-        encoder("eficientnet_b4")
+        make_encoder("eficientnet_b4")
 
 
 def test_weights_that_cannot_be_fetched_are_a_sentence(monkeypatch):
@@ -86,13 +86,13 @@ def test_weights_that_cannot_be_fetched_are_a_sentence(monkeypatch):
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
     with pytest.raises(UserError, match=r"cannot be fetched \(no route.*model\.encoder\.weights=FILE"):
-        encoder(pretrained=True)
+        make_encoder(pretrained=True)
 
 
 def test_a_model_without_stochastic_depth_is_refused_for_that_alone():
-    encoder("repghostnet_050")
+    make_encoder("repghostnet_050")
     with pytest.raises(UserError, match=r"model\.encoder\.drop_path=0\.1: repghostnet_050 .*drop_path=0\.0"):
-        encoder("repghostnet_050", drop_path=0.1)
+        make_encoder("repghostnet_050", drop_path=0.1)
 
 
 def test_a_tag_of_weights_that_a_timm_model_does_not_have_is_refused_with_those_it_has():

@@ -7,11 +7,11 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from timm.optim import param_groups_weight_decay
 
-from handpose.config import compose, plain
+from handpose.config import compose, to_plain_values
 from handpose.errors import UserError
 from handpose.models.encoder import Encoder
 from handpose.models.pose_net import PoseNet
-from handpose.training.module import parameter_groups
+from handpose.training.module import make_parameter_groups
 
 FAST = ["test_byobnet", "test_convnext", "test_mambaout", "test_vit", "levit_128s", "pit_ti_224", "test_coatnet"]
 SLOW = """
@@ -36,17 +36,17 @@ REFUSED = ["inception_resnet_v2", "inception_v3", "inception_v4"]
 """Models whose convolutions without padding leave maps that do not tile the picture."""
 
 
-def encoder(name, image_size=64, *, weights=None, normalize=True):
+def make_encoder(name, image_size=64, *, weights=None, normalize=True):
     return Encoder(
         name=name, pretrained=False, weights=weights, normalize=normalize, drop_path=0.0, image_size=image_size
     )
 
 
-def trains(name, size):
+def train_step(name, size):
     torch.manual_seed(0)
-    decoder = plain(compose("train", []))["model"]["decoder"] | {"depth": 1, "width": 8, "depth_hidden": 8}
-    net = PoseNet(encoder=encoder(name, size), decoder=hydra.utils.instantiate(decoder)).train()
-    optimizer = torch.optim.SGD(parameter_groups(net), lr=1e-3)
+    decoder = to_plain_values(compose("train", []))["model"]["decoder"] | {"depth": 1, "width": 8, "depth_hidden": 8}
+    net = PoseNet(encoder=make_encoder(name, size), decoder=hydra.utils.instantiate(decoder)).train()
+    optimizer = torch.optim.SGD(make_parameter_groups(net), lr=1e-3)
     image = torch.rand(2, 3, size, size).contiguous(memory_format=torch.channels_last)
     logits = net(image)
     assert all(axis.isfinite().all() for axis in logits)
@@ -62,7 +62,7 @@ def trains(name, size):
 
 @pytest.mark.parametrize("name", FAST)
 def test_some_families_train(name):
-    trains(name, 64)
+    train_step(name, 64)
 
 
 @pytest.mark.slow
@@ -72,15 +72,15 @@ def test_every_family_trains_or_names_a_size_that_it_takes(name):
         with pytest.raises(
             UserError, match=rf"{name} does not take pictures of 64 px; give data.image_size={OTHER_SIZE[name]}$"
         ):
-            encoder(name)
-    trains(name, OTHER_SIZE.get(name, 64))
+            make_encoder(name)
+    train_step(name, OTHER_SIZE.get(name, 64))
 
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("image_size", [64, None])
 def test_a_model_whose_maps_do_not_tile_the_picture_is_refused(name, image_size):
     with pytest.raises(UserError, match=rf"{name} cannot serve as an encoder: its last feature map .* do not tile"):
-        encoder(name, image_size)
+        make_encoder(name, image_size)
 
 
 def test_every_family_of_timm_is_tested():
@@ -89,7 +89,7 @@ def test_every_family_of_timm_is_tested():
 
 
 def test_maps_with_channels_last_are_those_of_timm():
-    module = encoder("test_mambaout", normalize=False).eval()
+    module = make_encoder("test_mambaout", normalize=False).eval()
     image = torch.rand(1, 3, 64, 64)
     expected = [features.permute(0, 3, 1, 2) for features in module.pyramid(image)]
     assert all(torch.equal(a, b) for a, b in zip(module(image), expected, strict=True))
@@ -98,7 +98,7 @@ def test_maps_with_channels_last_are_those_of_timm():
 
 @pytest.mark.parametrize(("image_size", "side"), [(64, 64), (100, 112), (None, 160)])
 def test_a_model_of_one_size_is_built_for_the_pictures_and_sees_others_resized(image_size, side):
-    module = encoder("test_vit", image_size).eval()
+    module = make_encoder("test_vit", image_size).eval()
     assert module.pyramid.model.pos_embed.shape[1] == 1 + (side // 16) ** 2
     image = torch.rand(1, 3, 72, 72)
     resized = torch.nn.functional.interpolate(image, size=(side, side), mode="bilinear", align_corners=False)
@@ -109,7 +109,7 @@ def test_a_model_of_one_size_is_built_for_the_pictures_and_sees_others_resized(i
 def test_weights_of_another_size_are_resampled_as_timm_does(tmp_path):
     source = timm.create_model("test_vit", pretrained=False)  # for 160 px
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    model = encoder("test_vit", weights=str(tmp_path / "weights.pth")).pyramid.model
+    model = make_encoder("test_vit", weights=str(tmp_path / "weights.pth")).pyramid.model
     expected = resample_abs_pos_embed(source.pos_embed, new_size=[4, 4], num_prefix_tokens=1)
     assert torch.allclose(model.pos_embed, expected)
     assert torch.equal(model.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
@@ -119,7 +119,7 @@ def test_looking_at_a_model_draws_no_random_numbers():
     values = []
     for size in (48, 48):  # the first is looked at, the second remembered
         torch.manual_seed(0)
-        values.append(encoder("test_convnext", size).pyramid.stem_0.weight)
+        values.append(make_encoder("test_convnext", size).pyramid.stem_0.weight)
     assert torch.equal(*values)
 
 
@@ -133,8 +133,10 @@ def test_looking_at_a_model_draws_no_random_numbers():
     ],
 )
 def test_what_a_model_names_does_not_decay(name, part):
-    net = torch.nn.ModuleDict({"encoder": encoder(name)})
-    undecayed = {id(each) for group in parameter_groups(net) if "weight_decay" in group for each in group["params"]}
+    net = torch.nn.ModuleDict({"encoder": make_encoder(name)})
+    undecayed = {
+        id(each) for group in make_parameter_groups(net) if "weight_decay" in group for each in group["params"]
+    }
     named = {key: id(each) in undecayed for key, each in net.named_parameters() if key.endswith(part)}
     assert named
     assert all(named.values())
@@ -143,8 +145,8 @@ def test_what_a_model_names_does_not_decay(name, part):
 @pytest.mark.parametrize("name", ["test_vit", "levit_128s", "test_coatnet", "test_convnext"])
 def test_just_those_parameters_do_not_decay_that_timm_itself_excludes(name):
     """Counted by timm's own groups of the whole model, whose classifier and last norm an encoder does not have."""
-    net = torch.nn.ModuleDict({"encoder": encoder(name)})
-    decayed = sum(len(group["params"]) for group in parameter_groups(net) if "weight_decay" not in group)
+    net = torch.nn.ModuleDict({"encoder": make_encoder(name)})
+    decayed = sum(len(group["params"]) for group in make_parameter_groups(net) if "weight_decay" not in group)
     model = timm.create_model(name, pretrained=False, num_classes=0)
     theirs = param_groups_weight_decay(model, no_weight_decay_list=_named(model))
     assert decayed == len(theirs[1]["params"])

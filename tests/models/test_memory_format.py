@@ -9,9 +9,9 @@ from torch import nn
 
 from handpose.config import compose
 from handpose.heatmaps import AxisLogits
-from handpose.models.memory_format import fastest_memory_format
+from handpose.models.memory_format import choose_memory_format
 from handpose.models.pose_net import PoseNet
-from handpose.training.build import build
+from handpose.training.build import build_training
 
 SMALL = ["data.image_size=64", "data.batch_size=2", "model.decoder.depth=1", "num_threads=1", "trainer.accelerator=cpu"]
 
@@ -30,8 +30,8 @@ SMALL = ["data.image_size=64", "data.batch_size=2", "model.decoder.depth=1", "nu
 )
 def test_a_strided_1x1_convolution_of_few_channels_is_contiguous_on_a_cpu(convolution, is_safe):
     net = nn.Sequential(nn.Conv2d(3, 3, 3), convolution)
-    assert (fastest_memory_format(net, on_gpu=False) is torch.channels_last) == is_safe
-    assert fastest_memory_format(net, on_gpu=True) is torch.channels_last
+    assert (choose_memory_format(net, on_gpu=False) is torch.channels_last) == is_safe
+    assert choose_memory_format(net, on_gpu=True) is torch.channels_last
 
 
 class OneConvolution(nn.Module):
@@ -65,7 +65,7 @@ def test_weights_and_pictures_of_a_network_have_one_memory_format(kernel_size, l
 
 
 def test_the_default_network_is_channels_last():
-    assert build(compose("train", SMALL), quiet=True)[0].net.memory_format is torch.channels_last
+    assert build_training(compose("train", SMALL), quiet=True)[0].net.memory_format is torch.channels_last
 
 
 _TRAIN = """
@@ -73,10 +73,10 @@ import sys
 import torch
 from handpose.config import compose
 from handpose.sweep.trainable.trial_cost import make_random_hands
-from handpose.training.build import build
+from handpose.training.build import build_training
 
 config = compose("train", sys.argv[2:] + [f"model.encoder.name={sys.argv[1]}"])
-module, _ = build(config, quiet=True)
+module, _ = build_training(config, quiet=True)
 hands = make_random_hands(2, 64)
 module.axes.fit(hands.xyz_m)
 optimizer = torch.optim.AdamW(module.net.parameters())
@@ -107,13 +107,13 @@ _PROBE = """
 import os
 import torch
 from torch import nn
-from handpose.models.memory_format import fastest_memory_format
+from handpose.models.memory_format import choose_memory_format
 
 torch.set_num_threads(1)
 for stride in range(1, 5):
     for channels in range(1, 17):
         net = nn.Conv2d(channels, 16, 1, stride)
-        if fastest_memory_format(net, on_gpu=False) is not torch.channels_last:
+        if choose_memory_format(net, on_gpu=False) is not torch.channels_last:
             continue
         if child := os.fork():
             status = os.waitpid(child, 0)[1]

@@ -6,21 +6,21 @@ import random
 import pytest
 from optuna.distributions import IntDistribution
 
-from handpose.report.advice import advice, advice_text
-from handpose.report.effects import LEAST_TRIALS, shown_effects
-from handpose.report.next_space import next_space
-from handpose.report.ranges import crowded_edges, expression, settled, widened
-from handpose.report.record import Candidate, Confirmation, Interval, Parameter
+from handpose.report.advice import format_advice, give_advice
+from handpose.report.effects import MIN_EFFECT_TRIALS, find_shown_effects
+from handpose.report.next_space import suggest_next_space
+from handpose.report.ranges import find_crowded_edges, find_settled_parameters, format_range, widen_range
+from handpose.report.sweep_record import Candidate, Confirmation, Interval, Parameter
 from handpose.search.distributions import fit_value
 from handpose.search.space import YamlSpace, load_space
-from tests.report.records import DEPTH, HEAD, RATE, SCALE, record, swept, trial
+from tests.report.fabricated_records import DEPTH, HEAD, RATE, SCALE, make_record, make_swept_record, make_trial
 
 
-def answers(made, question):
-    return [finding for finding in advice(made) if question in finding.question]
+def find_answers(made, question):
+    return [finding for finding in give_advice(made) if question in finding.question]
 
 
-def loaded(text, folder):
+def load_text(text, folder):
     file = folder / "next_space.yaml"
     file.write_text(text)
     space = load_space(str(file))
@@ -29,36 +29,38 @@ def loaded(text, folder):
 
 
 def test_an_edge_that_the_best_trials_crowd_is_found_with_a_wider_range_to_paste(tmp_path):
-    made = swept(lambda params: 10 - math.log10(params["optimizer.lr"]), [RATE, SCALE])
-    (found,) = answers(made, "edge")
+    made = make_swept_record(lambda params: 10 - math.log10(params["optimizer.lr"]), [RATE, SCALE])
+    (found,) = find_answers(made, "edge")
     assert found.kind == "act"
     assert "upper end of optimizer.lr" in found.text
-    wider = loaded(found.paste, tmp_path).parameters["optimizer.lr"]
+    wider = load_text(found.paste, tmp_path).parameters["optimizer.lr"]
     assert wider.log
     assert wider.low == 1e-4
     assert wider.high == pytest.approx(0.1 * 10**1.5, rel=0.1)
 
 
 def test_an_optimum_inside_of_the_range_is_no_edge():
-    made = swept(lambda params: abs(math.log10(params["optimizer.lr"]) + 2.5), [RATE, SCALE])
-    assert [finding.kind for finding in answers(made, "edge")] == ["fine"]
+    made = make_swept_record(lambda params: abs(math.log10(params["optimizer.lr"]) + 2.5), [RATE, SCALE])
+    assert [finding.kind for finding in find_answers(made, "edge")] == ["fine"]
 
 
 def test_zero_is_the_natural_end_of_a_range():
-    made = swept(lambda params: params["augment.scale"], [SCALE])
-    assert not crowded_edges(made, shown_effects(made))
+    made = make_swept_record(lambda params: params["augment.scale"], [SCALE])
+    assert not find_crowded_edges(made, find_shown_effects(made))
 
 
 def test_the_last_of_a_few_whole_numbers_is_an_edge():
-    made = swept(lambda params: 10 - params["model.decoder.depth"] + params["augment.scale"], [DEPTH, SCALE])
-    (found,) = answers(made, "edge")
+    made = make_swept_record(
+        lambda params: 10 - params["model.decoder.depth"] + params["augment.scale"], [DEPTH, SCALE]
+    )
+    (found,) = find_answers(made, "edge")
     assert found.paste == "model.decoder.depth: range(1, 8)"
 
 
 @pytest.mark.parametrize("is_upper", [False, True])
 @pytest.mark.parametrize("parameter", [RATE, DEPTH, SCALE, Parameter("x", "int", 16, 256, log=True)])
 def test_a_wider_range_holds_the_one_before(parameter, is_upper):
-    low, high = widened(parameter, is_upper=is_upper)
+    low, high = widen_range(parameter, is_upper=is_upper)
     assert low <= parameter.low
     assert parameter.high <= high
     assert (high > parameter.high) if is_upper else (low < parameter.low or parameter.low <= 1)
@@ -82,7 +84,9 @@ def test_a_wider_range_holds_the_one_before(parameter, is_upper):
     ],
 )
 def test_a_wider_range_is_a_space_with_every_value_of_the_one_before(parameter, is_upper, tmp_path):
-    wider = loaded(f"x: {expression(parameter, *widened(parameter, is_upper=is_upper))}\ny: range(0, 2)", tmp_path)
+    wider = load_text(
+        f"x: {format_range(parameter, *widen_range(parameter, is_upper=is_upper))}\ny: range(0, 2)", tmp_path
+    )
     distribution = wider.parameters["x"]
     assert distribution.log == parameter.log
     assert isinstance(distribution, IntDistribution) == (parameter.kind == "int")
@@ -93,26 +97,28 @@ def test_a_wider_range_is_a_space_with_every_value_of_the_one_before(parameter, 
 def test_a_range_is_not_narrowed_by_rounding(tmp_path):
     """Two digits do not tell the ends of this range apart."""
     narrow = Parameter("x", "float", 0.5, 0.502)
-    made = swept(lambda params: abs(params["x"] - 0.5012), [narrow, SCALE], num_trials=80)
-    (known,) = settled(made, shown_effects(made))
-    assert "is best between" in known.text
-    found = loaded(next_space(made), tmp_path).parameters["x"]
+    made = make_swept_record(lambda params: abs(params["x"] - 0.5012), [narrow, SCALE], num_trials=80)
+    (known,) = find_settled_parameters(made, find_shown_effects(made))
+    assert "is best between" in known.summary
+    found = load_text(suggest_next_space(made), tmp_path).parameters["x"]
     assert 0.5 < found.low <= known.low < 0.5012 < known.high <= found.high < 0.502
 
 
 def test_an_end_that_is_not_ruled_out_is_not_named_as_a_bound():
     """The logarithm and back changes the last digit."""
     rate = Parameter("x", "float", 1.23456e-4, 0.0987654, log=True)
-    made = swept(lambda params: rate.place(params["x"]), [rate, SCALE], num_trials=80)
-    (known,) = settled(made, shown_effects(made))
+    made = make_swept_record(lambda params: rate.to_place(params["x"]), [rate, SCALE], num_trials=80)
+    (known,) = find_settled_parameters(made, find_shown_effects(made))
     assert known.low == rate.low
-    assert "or below" in known.text
+    assert "or below" in known.summary
 
 
 def test_lists_with_values_that_python_considers_equal_are_told_apart(tmp_path):
     lists = Parameter("x", "choice", choices=[[1, True], [1, 1]])
-    made = swept(lambda params: float(params["x"][1] is True) + params["augment.scale"], [lists, SCALE], num_trials=80)
-    assert str(loaded(next_space(made), tmp_path).fixed["x"]) == "[1, 1]"
+    made = make_swept_record(
+        lambda params: float(params["x"][1] is True) + params["augment.scale"], [lists, SCALE], num_trials=80
+    )
+    assert str(load_text(suggest_next_space(made), tmp_path).fixed["x"]) == "[1, 1]"
 
 
 @pytest.mark.parametrize(
@@ -120,46 +126,52 @@ def test_lists_with_values_that_python_considers_equal_are_told_apart(tmp_path):
 )
 def test_a_range_is_not_widened_to_what_a_configuration_does_not_take(key, high):
     parameter = Parameter(key, "float", 0.2, high)
-    assert widened(parameter, is_upper=True) == (0.2, high)
-    made = swept(lambda params: -params[key] / high, [parameter, SCALE])
-    assert not crowded_edges(made, shown_effects(made))
+    assert widen_range(parameter, is_upper=True) == (0.2, high)
+    made = make_swept_record(lambda params: -params[key] / high, [parameter, SCALE])
+    assert not find_crowded_edges(made, find_shown_effects(made))
 
 
 def test_an_end_that_cannot_be_moved_is_no_edge():
-    """A depth of 1 is the least that `widened` proposes."""
-    made = swept(lambda params: params["model.decoder.depth"] + params["augment.scale"], [DEPTH, SCALE])
-    assert not crowded_edges(made, shown_effects(made))
+    """A depth of 1 is the least that `widen_range` proposes."""
+    made = make_swept_record(lambda params: params["model.decoder.depth"] + params["augment.scale"], [DEPTH, SCALE])
+    assert not find_crowded_edges(made, find_shown_effects(made))
 
 
 def test_noise_is_rarely_taken_for_anything():
     draws = random.Random(1)
     alarms = 0
     for seed in range(100):
-        made = swept(lambda params: draws.gauss(15, 1), [RATE, SCALE, DEPTH, HEAD], seed=seed, num_trials=40)
-        claims = [each for each in advice(made) if each.kind in ("act", "note") and "trusted" not in each.question]
-        alarms += bool(claims) or next_space(made) is not None
+        made = make_swept_record(
+            lambda params: draws.gauss(15, 1), [RATE, SCALE, DEPTH, HEAD], seed=seed, num_trials=40
+        )
+        claims = [each for each in give_advice(made) if each.kind in ("act", "note") and "trusted" not in each.question]
+        alarms += bool(claims) or suggest_next_space(made) is not None
     assert alarms <= 5  # 1 % are meant; six or more of 100 have a probability of 0.0005 then
 
 
 def test_where_nothing_is_shown_it_is_left_open():
     draws = random.Random(0)
-    made = swept(lambda params: draws.gauss(0, 1), [RATE, SCALE], num_trials=40)
-    assert {finding.kind for finding in answers(made, "edge") + answers(made, "near the best")} == {"open"}
-    assert all("no effect" not in finding.text.lower() or "does not mean" in finding.text for finding in advice(made))
+    made = make_swept_record(lambda params: draws.gauss(0, 1), [RATE, SCALE], num_trials=40)
+    assert {finding.kind for finding in find_answers(made, "edge") + find_answers(made, "near the best")} == {"open"}
+    assert all(
+        "no effect" not in finding.text.lower() or "does not mean" in finding.text for finding in give_advice(made)
+    )
 
 
 def test_nothing_is_said_of_ranges_with_too_few_trials():
-    made = swept(lambda params: -params["optimizer.lr"], [RATE], num_trials=LEAST_TRIALS - 1)
-    assert {finding.kind for finding in answers(made, "edge") + answers(made, "matter, and where")} == {"open"}
-    assert next_space(made) is None
+    made = make_swept_record(lambda params: -params["optimizer.lr"], [RATE], num_trials=MIN_EFFECT_TRIALS - 1)
+    assert {finding.kind for finding in find_answers(made, "edge") + find_answers(made, "matter, and where")} == {
+        "open"
+    }
+    assert suggest_next_space(made) is None
 
 
 def test_a_range_is_narrowed_to_where_the_best_value_lies_and_the_file_loads(tmp_path):
-    made = swept(lambda params: abs(params["augment.scale"] - 0.2), [SCALE, RATE], num_trials=100)
-    (known,) = [each for each in answers(made, "matter, and where") if each.kind == "note"]
+    made = make_swept_record(lambda params: abs(params["augment.scale"] - 0.2), [SCALE, RATE], num_trials=100)
+    (known,) = [each for each in find_answers(made, "matter, and where") if each.kind == "note"]
     assert "augment.scale is best between" in known.text
-    text = next_space(made)
-    space = loaded(text, tmp_path)
+    text = suggest_next_space(made)
+    space = load_text(text, tmp_path)
     narrow = space.parameters["augment.scale"]
     assert 0.05 < narrow.low < 0.2 < narrow.high < 0.35
     assert space.expressions["optimizer.lr"] == RATE.expression
@@ -170,47 +182,47 @@ def test_a_range_is_narrowed_to_where_the_best_value_lies_and_the_file_loads(tmp
 def test_a_range_that_is_narrowed_always_holds_the_winner_and_the_best_trials(tmp_path):
     for seed in range(10):
         draws = random.Random(seed)
-        made = swept(
-            lambda params: 4 * abs(RATE.place(params["optimizer.lr"]) - 0.3) + draws.gauss(0, 0.5),  # noqa: B023
+        made = make_swept_record(
+            lambda params: 4 * abs(RATE.to_place(params["optimizer.lr"]) - 0.3) + draws.gauss(0, 0.5),  # noqa: B023
             [RATE, SCALE],
             seed=seed,
         )
-        for known in settled(made, shown_effects(made)):
-            best = [each.params["optimizer.lr"] for each in made.leading(6)]
+        for known in find_settled_parameters(made, find_shown_effects(made)):
+            best = [each.params["optimizer.lr"] for each in made.list_leading_trials(6)]
             assert known.low <= min(best)
             assert max(best) <= known.high
-            space = loaded(next_space(made), tmp_path)
+            space = load_text(suggest_next_space(made), tmp_path)
             assert space.parameters["optimizer.lr"].low <= known.low
             assert space.parameters["optimizer.lr"].high >= known.high
 
 
 def test_a_settled_choice_is_fixed(tmp_path):
-    made = swept(
+    made = make_swept_record(
         lambda params: (params["model.decoder.head"] == "axes") + params["augment.scale"], [HEAD, SCALE], num_trials=80
     )
-    text = next_space(made)
-    assert loaded(text, tmp_path).fixed == {"model.decoder.head": "heatmaps"}
+    text = suggest_next_space(made)
+    assert load_text(text, tmp_path).fixed == {"model.decoder.head": "heatmaps"}
     assert "axes did worse than heatmaps in 80 trials" in text
 
 
-def conditional(branch_matters):
+def make_conditional_record(branch_matters):
     """Trials of two decoders, one of which has a depth that matters."""
     family = Parameter("model/decoder", "choice", choices=["pyramid", "effpose"])
     depth = Parameter("model.decoder.depth", "int", 1, 5, step=1, is_conditional=True)
     draws, trials = random.Random(0), []
     for number in range(80):
-        params = {"model/decoder": draws.choice(["pyramid", "effpose"]), "optimizer.lr": RATE.value_at(draws.random())}
+        params = {"model/decoder": draws.choice(["pyramid", "effpose"]), "optimizer.lr": RATE.to_value(draws.random())}
         value = draws.gauss(0, 0.1)
         if params["model/decoder"] == "pyramid":
             params["model.decoder.depth"] = draws.randint(1, 5)
             value += 0.5 * params["model.decoder.depth"] - 1.5 - 3 * branch_matters
-        trials.append(trial(number, params, [value + 3, value + 2, value + 1, value]))
-    return record(trials, [family, depth, RATE])
+        trials.append(make_trial(number, params, [value + 3, value + 2, value + 1, value]))
+    return make_record(trials, [family, depth, RATE])
 
 
 def test_the_next_round_of_a_conditional_space_is_of_the_winners_branch(tmp_path):
-    text = next_space(conditional(branch_matters=True))
-    space = loaded(text, tmp_path)
+    text = suggest_next_space(make_conditional_record(branch_matters=True))
+    space = load_text(text, tmp_path)
     assert space.fixed["model/decoder"] == "pyramid"
     assert "effpose did worse than pyramid" in text
     assert set(space.parameters) | set(space.fixed) == {"model/decoder", "model.decoder.depth", "optimizer.lr"}
@@ -218,9 +230,9 @@ def test_the_next_round_of_a_conditional_space_is_of_the_winners_branch(tmp_path
 
 def test_no_branch_is_left_out_that_is_not_shown_to_be_worse():
     """The depth's effect is shown, but a file of plain ranges would have to leave out the other decoder."""
-    made = conditional(branch_matters=False)
-    assert "model.decoder.depth" in [effect.key for effect in shown_effects(made)]
-    assert next_space(made) is None
+    made = make_conditional_record(branch_matters=False)
+    assert "model.decoder.depth" in [effect.key for effect in find_shown_effects(made)]
+    assert suggest_next_space(made) is None
 
 
 def test_a_best_trial_without_neighbours_is_told():
@@ -229,25 +241,25 @@ def test_a_best_trial_without_neighbours_is_told():
 
     def made(best):
         others = [
-            trial(n, {"optimizer.lr": RATE.value_at(0.4 + 0.6 * place)}, [5 + 9 * place] * 4)
+            make_trial(n, {"optimizer.lr": RATE.to_value(0.4 + 0.6 * place)}, [5 + 9 * place] * 4)
             for n, place in enumerate(places)
         ]
-        return record([*others, trial(40, {"optimizer.lr": RATE.value_at(best)}, [1.0] * 4)], [RATE])
+        return make_record([*others, make_trial(40, {"optimizer.lr": RATE.to_value(best)}, [1.0] * 4)], [RATE])
 
-    assert answers(made(0.0), "near the best")[0].kind == "act"
-    assert answers(made(0.41), "near the best")[0].kind == "fine"
+    assert find_answers(made(0.0), "near the best")[0].kind == "act"
+    assert find_answers(made(0.41), "near the best")[0].kind == "fine"
 
 
 def test_what_sets_trials_apart_that_came_to_nothing_is_told():
     draws = random.Random(0)
     trials = []
     for number in range(40):
-        rate = RATE.value_at(draws.random())
+        rate = RATE.to_value(draws.random())
         state = "diverged" if rate > 0.02 else "complete"
         values = [math.nan] if state == "diverged" else [3.0, 2.0, 1.0, 1.0]
         head = draws.choice(["heatmaps", "axes"])
-        trials.append(trial(number, {"optimizer.lr": rate, "model.decoder.head": head}, values, state=state))
-    (found,) = answers(record(trials, [RATE, HEAD]), "nothing")
+        trials.append(make_trial(number, {"optimizer.lr": rate, "model.decoder.head": head}, values, state=state))
+    (found,) = find_answers(make_record(trials, [RATE, HEAD]), "nothing")
     assert found.kind == "act"
     assert "They differ in optimizer.lr: the middle half of them lies between" in found.text
 
@@ -255,11 +267,11 @@ def test_what_sets_trials_apart_that_came_to_nothing_is_told():
 def test_a_choice_under_which_trials_cost_too_much_is_told():
     kinds = ["axes" if number % 2 else "heatmaps" for number in range(20)]
     trials = [
-        trial(number, {"model.decoder.head": kind, "x": number}, [] if kind == "axes" else [1.0] * 4, state=state)
+        make_trial(number, {"model.decoder.head": kind, "x": number}, [] if kind == "axes" else [1.0] * 4, state=state)
         for number, kind in enumerate(kinds)
         for state in ["infeasible" if kind == "axes" else "complete"]
     ]
-    (found,) = answers(record(trials, [HEAD]), "nothing")
+    (found,) = find_answers(make_record(trials, [HEAD]), "nothing")
     assert "model.decoder.head axes more often: 10 of these 10, 0 of the other 10" in found.text
 
 
@@ -273,29 +285,29 @@ def test_a_choice_under_which_trials_cost_too_much_is_told():
     ],
 )
 def test_the_end_of_the_best_curves_is_judged(curve, question, kind):
-    trials = [trial(number, {}, [value + 0.01 * number for value in curve]) for number in range(6)]
-    (found,) = answers(record(trials, max_epochs=8), question)
+    trials = [make_trial(number, {}, [value + 0.01 * number for value in curve]) for number in range(6)]
+    (found,) = find_answers(make_record(trials, max_epochs=8), question)
     assert found.kind == kind
 
 
 def test_the_end_of_the_curves_is_judged_the_other_way_round_where_more_is_better():
-    trials = [trial(number, {}, [0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]) for number in range(6)]
-    made = record(trials, max_epochs=8, mode="max")
-    assert answers(made, "get worse again")[0].kind == "fine"
-    assert answers(made, "still improve")[0].kind == "note"
+    trials = [make_trial(number, {}, [0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]) for number in range(6)]
+    made = make_record(trials, max_epochs=8, mode="max")
+    assert find_answers(made, "get worse again")[0].kind == "fine"
+    assert find_answers(made, "still improve")[0].kind == "note"
 
 
 def test_late_divergence_is_told_from_early_one():
-    late = [trial(number, {}, [3.0, 2.0, 2.0, math.nan], state="diverged") for number in range(3)]
-    early = [trial(number, {}, [math.nan], state="diverged") for number in range(3)]
-    assert answers(record(late), "diverge late")[0].kind == "act"
-    assert answers(record(early), "diverge late")[0].kind == "fine"
+    late = [make_trial(number, {}, [3.0, 2.0, 2.0, math.nan], state="diverged") for number in range(3)]
+    early = [make_trial(number, {}, [math.nan], state="diverged") for number in range(3)]
+    assert find_answers(make_record(late), "diverge late")[0].kind == "act"
+    assert find_answers(make_record(early), "diverge late")[0].kind == "fine"
 
 
 @pytest.mark.parametrize(("order", "kind"), [(1, "fine"), (-1, "act")])
 def test_rungs_that_rank_otherwise_than_the_end_are_told(order, kind):
-    trials = [trial(number, {}, [10.0 + order * number, 5.0, 4.0, 1.0 + number]) for number in range(10)]
-    assert answers(record(trials, rungs=(1,)), "rungs")[0].kind == kind
+    trials = [make_trial(number, {}, [10.0 + order * number, 5.0, 4.0, 1.0 + number]) for number in range(10)]
+    assert find_answers(make_record(trials, rungs=(1,)), "rungs")[0].kind == kind
 
 
 def test_survivors_that_rank_differently_are_no_reason_to_stop_later():
@@ -308,8 +320,8 @@ def test_survivors_that_rank_differently_are_no_reason_to_stop_later():
         for number, value in enumerate(first):
             last = 0.8 * value + draws.gauss(0, 0.6)
             curve = [20 + value, 15, 12, 10 + last] if value <= cut else [20 + value]
-            trials.append(trial(number, {}, curve, state="complete" if value <= cut else "stopped"))
-        calls += answers(record(trials, rungs=(1,)), "rungs")[0].kind == "act"
+            trials.append(make_trial(number, {}, curve, state="complete" if value <= cut else "stopped"))
+        calls += find_answers(make_record(trials, rungs=(1,)), "rungs")[0].kind == "act"
     assert calls == 0
 
 
@@ -317,9 +329,9 @@ def test_noise_at_the_end_of_the_curves_is_neither_overfitting_nor_progress():
     """The best trials are those that were lucky at the last epoch, and each curve has a lowest point by chance."""
     draws, found = random.Random(0), []
     for _ in range(40):
-        trials = [trial(number, {}, [10 + draws.gauss(0, 1) for _ in range(20)]) for number in range(20)]
-        made = record(trials, max_epochs=20)
-        found += [each.kind for each in answers(made, "get worse again") + answers(made, "still improve")]
+        trials = [make_trial(number, {}, [10 + draws.gauss(0, 1) for _ in range(20)]) for number in range(20)]
+        made = make_record(trials, max_epochs=20)
+        found += [each.kind for each in find_answers(made, "get worse again") + find_answers(made, "still improve")]
     assert found.count("fine") >= 76
 
 
@@ -332,15 +344,16 @@ def test_trials_that_were_kept_for_their_luck_at_a_rung_do_not_overfit():
         kept = sorted(curves[:15], key=lambda curve: curve[2])
         lengths = [9] * 5 + [3] * 10
         trials = [
-            trial(number, {}, curve[:length]) for number, (curve, length) in enumerate(zip(kept, lengths, strict=True))
+            make_trial(number, {}, curve[:length])
+            for number, (curve, length) in enumerate(zip(kept, lengths, strict=True))
         ]
-        trials += [trial(15 + number, {}, curve[:1]) for number, curve in enumerate(curves[15:])]
-        (answer,) = answers(record(trials, max_epochs=9, rungs=(1, 3)), "get worse again")
+        trials += [make_trial(15 + number, {}, curve[:1]) for number, curve in enumerate(curves[15:])]
+        (answer,) = find_answers(make_record(trials, max_epochs=9, rungs=(1, 3)), "get worse again")
         found.append(answer.kind)
     assert found.count("act") <= 3
 
 
-def confirmed(*distinguishable, difference=1.0, unknown=None):
+def make_confirmation(*distinguishable, difference=1.0, unknown=None):
     """A confirmation of trial 1, the winner, beside trials of which it can be told apart, or not, or neither."""
     between = Interval(difference, difference - 0.1, difference + 0.1)
     candidates = [
@@ -350,40 +363,44 @@ def confirmed(*distinguishable, difference=1.0, unknown=None):
     return Confirmation(4, [1, 2], candidates, candidates[0], None, "", unknown=unknown or {})
 
 
-def trust(confirmation):
-    trials = [trial(number, {}, [1.0] * 4) for number in range(1, 4)]
-    (found,) = answers(record(trials, confirmation=confirmation), "trusted")
+def check_trust(confirmation):
+    trials = [make_trial(number, {}, [1.0] * 4) for number in range(1, 4)]
+    (found,) = find_answers(make_record(trials, confirmation=confirmation), "trusted")
     return found
 
 
 def test_what_the_confirmation_cannot_tell_apart_is_said():
-    found = trust(confirmed(False, True))
+    found = check_trust(make_confirmation(False, True))
     assert "not distinguishable from trial 2." in found.text
 
 
 def test_a_winner_is_trusted_only_over_what_it_was_shown_to_be_better_than():
-    found = trust(confirmed(True, None))
+    found = check_trust(make_confirmation(True, None))
     assert (found.kind, found.text) == ("fine", "Trial 1 is better than trial 2 over fresh seeds.")
-    assert trust(confirmed(True, difference=-1.0)).kind == "note"  # the default, which costs too much
+    assert check_trust(make_confirmation(True, difference=-1.0)).kind == "note"  # the default, which costs too much
 
 
 @pytest.mark.parametrize("distinguishable", [(), (None,), (None, None)])
 def test_without_evidence_nothing_is_claimed_of_the_winner(distinguishable):
-    found = trust(confirmed(*distinguishable, unknown={"not_distinguishable_from": "one seed shows nothing"}))
+    found = check_trust(
+        make_confirmation(*distinguishable, unknown={"not_distinguishable_from": "one seed shows nothing"})
+    )
     assert found.kind == "open"
     assert found.text.endswith("whether it is better than the others is unknown: one seed shows nothing.")
-    assert "unknown" in trust(confirmed(*distinguishable)).text  # a file of an earlier version has no reason
+    assert (
+        "unknown" in check_trust(make_confirmation(*distinguishable)).text
+    )  # a file of an earlier version has no reason
 
 
 def test_the_terminal_has_what_is_to_be_done_with_its_evidence():
-    made = swept(lambda params: 10 - math.log10(params["optimizer.lr"]), [RATE])
-    text = advice_text(advice(made))
+    made = make_swept_record(lambda params: 10 - math.log10(params["optimizer.lr"]), [RATE])
+    text = format_advice(give_advice(made))
     assert "optimizer.lr: tag(log, interval(" in text
     assert "of the 6 best trials lie at or near 0.1" in text
 
 
 def test_a_sweep_that_has_just_begun_gets_no_advice_but_openness():
-    assert all(finding.kind in ("open", "fine") for finding in advice(record([])))
+    assert all(finding.kind in ("open", "fine") for finding in give_advice(make_record([])))
 
 
 def test_a_number_that_decides_the_branch_is_narrowed_with_its_evidence(tmp_path):
@@ -392,12 +409,12 @@ def test_a_number_that_decides_the_branch_is_narrowed_with_its_evidence(tmp_path
     skips = Parameter("skips", "choice", choices=["none", "add"], is_conditional=True)
     draws, trials = random.Random(0), []
     for number in range(100):
-        params = {"depth": draws.randint(0, 3), "optimizer.lr": RATE.value_at(draws.random())}
+        params = {"depth": draws.randint(0, 3), "optimizer.lr": RATE.to_value(draws.random())}
         if params["depth"]:
             params["skips"] = draws.choice(["none", "add"])
-        trials.append(trial(number, params, [30 - 3 * params["depth"] + draws.gauss(0, 0.3)] * 4))
-    text = next_space(record(trials, [depth, skips, RATE]))
+        trials.append(make_trial(number, params, [30 - 3 * params["depth"] + draws.gauss(0, 0.3)] * 4))
+    text = suggest_next_space(make_record(trials, [depth, skips, RATE]))
     (line,) = [line for line in text.splitlines() if line.startswith("depth")]
     assert "p = " in line
-    space = loaded(text, tmp_path)
+    space = load_text(text, tmp_path)
     assert 0 not in ([space.fixed["depth"]] if "depth" in space.fixed else [space.parameters["depth"].low])

@@ -7,11 +7,11 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
-from handpose.report.advice import advice
-from handpose.report.html import BLOCKS, Page
-from handpose.report.record import Candidate, Confirmation, Hand, Interval, Retrained
-from handpose.report.sections import add_comparison, add_sweep, status_line
-from tests.report.records import DEPTH, RATE, record, swept, trial
+from handpose.report.advice import give_advice
+from handpose.report.html import BLOCKS, HtmlPage
+from handpose.report.sections import add_comparison_section, add_sweep_sections, format_status
+from handpose.report.sweep_record import Candidate, Confirmation, HandPicture, Interval, RetrainedWinner
+from tests.report.fabricated_records import DEPTH, RATE, make_record, make_swept_record, make_trial
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -40,24 +40,24 @@ class Tree(HTMLParser):
             self.text += data
 
 
-def page_of(made, **rest):
-    page = Page("a sweep")
-    page.head("A sweep", status_line(made))
-    add_sweep(page, made, advice(made), **{"shown": [], "next_space": None, "isolation": None} | rest)
-    return page.html()
+def render_page(made, **rest):
+    page = HtmlPage("a sweep")
+    page.add_header("A sweep", format_status(made))
+    add_sweep_sections(page, made, give_advice(made), **{"shown": [], "next_space": None, "isolation": None} | rest)
+    return page.render()
 
 
-def without_plotly(text):
+def remove_plotly(text):
     """What is ours: plotly.js names many addresses, and asks for none of them."""
     scripts = re.findall(r"<script>.*?</script>", text, re.DOTALL)
     return text.replace(max(scripts, key=len), "")
 
 
 def test_the_page_is_whole_and_names_no_address():
-    made = swept(lambda params: params["optimizer.lr"], [RATE, DEPTH], num_trials=25)
-    text = page_of(made, next_space="optimizer.lr: 1\n")
-    assert not re.search(r"https?://|src=\"(?!data:)|@import|url\(", without_plotly(text))
-    tree = Tree(without_plotly(text))
+    made = make_swept_record(lambda params: params["optimizer.lr"], [RATE, DEPTH], num_trials=25)
+    text = render_page(made, next_space="optimizer.lr: 1\n")
+    assert not re.search(r"https?://|src=\"(?!data:)|@import|url\(", remove_plotly(text))
+    tree = Tree(remove_plotly(text))
     assert {f"trial-{number}" for number in range(25)} <= set(tree.ids)
     assert len(tree.ids) == len(set(tree.ids))
     targets = [value[1:] for name, value in tree.attributes if name == "href"]
@@ -65,7 +65,7 @@ def test_the_page_is_whole_and_names_no_address():
 
 
 def test_every_chart_has_its_data_and_says_what_it_shows():
-    text = page_of(swept(lambda params: params["optimizer.lr"], [RATE, DEPTH], num_trials=25))
+    text = render_page(make_swept_record(lambda params: params["optimizer.lr"], [RATE, DEPTH], num_trials=25))
     kept = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)[1]
     charts = re.findall(r'data-figure="(\d+)".*?aria-label="([^"]+)"></div><figcaption>([^<]+)<', text)
     assert [int(number) for number, _, _ in charts] == list(range(len(json.loads(kept))))
@@ -75,40 +75,44 @@ def test_every_chart_has_its_data_and_says_what_it_shows():
 def test_what_a_trial_says_is_text():
     nasty = '</script><script>alert("1")</script><b>&'
     trials = [
-        trial(0, {"model.name": nasty}, [3.0], state="failed", error=nasty),
-        trial(1, {"model.name": "a"}, [1.0] * 4),
+        make_trial(0, {"model.name": nasty}, [3.0], state="failed", error=nasty),
+        make_trial(1, {"model.name": "a"}, [1.0] * 4),
     ]
-    text = without_plotly(
-        page_of(record(trials, name=nasty, configuration={"x": nasty}, origin={"command_line": nasty}))
+    text = remove_plotly(
+        render_page(make_record(trials, name=nasty, configuration={"x": nasty}, origin={"command_line": nasty}))
     )
     assert "<script>alert" not in text
     assert nasty in Tree(text).text
 
 
 def test_a_sweep_without_a_single_trial_has_a_page():
-    assert "No trial has given a finite value yet." in page_of(record([]))
+    assert "No trial has given a finite value yet." in render_page(make_record([]))
 
 
 def test_a_winner_that_was_not_confirmed_is_called_optimistic():
-    assert "optimistic" in page_of(swept(lambda params: 1.0, [RATE], num_trials=3))
+    assert "optimistic" in render_page(make_swept_record(lambda params: 1.0, [RATE], num_trials=3))
 
 
 def test_pictures_are_in_the_page():
-    hands = [Hand("worst", "00000012", 31.4, b"picture")]
-    text = page_of(record([trial(0, {}, [1.0] * 4)], retrained=Retrained({"test/pa_mpjpe_mm": 12.0}, hands)))
+    hands = [HandPicture("worst", "00000012", 31.4, b"picture")]
+    text = render_page(
+        make_record([make_trial(0, {}, [1.0] * 4)], retrained=RetrainedWinner({"test/pa_mpjpe_mm": 12.0}, hands))
+    )
     assert f"data:image/jpeg;base64,{base64.b64encode(b'picture').decode()}" in text
     assert "00000012, 31.4 mm" in text
 
 
 def test_two_sweeps_share_no_identifier():
-    one, two = (swept(lambda params: params["optimizer.lr"], [RATE], num_trials=20, seed=seed) for seed in (0, 1))
-    page = Page("both")
-    page.head("both", "")
-    add_comparison(page, [one, two])
+    one, two = (
+        make_swept_record(lambda params: params["optimizer.lr"], [RATE], num_trials=20, seed=seed) for seed in (0, 1)
+    )
+    page = HtmlPage("both")
+    page.add_header("both", "")
+    add_comparison_section(page, [one, two])
     for place, made in enumerate((one, two)):
-        page.sweep_begins(made.name, f"sweep-{place}-", status_line(made))
-        add_sweep(page, made, advice(made), shown=[], next_space=None, isolation=None)
-    tree = Tree(without_plotly(page.html()))
+        page.start_sweep(made.name, f"sweep-{place}-", format_status(made))
+        add_sweep_sections(page, made, give_advice(made), shown=[], next_space=None, isolation=None)
+    tree = Tree(remove_plotly(page.render()))
     assert len(tree.ids) == len(set(tree.ids))
     assert {"sweep-0-trial-3", "sweep-1-trial-3"} <= set(tree.ids)
     assert [value for name, value in tree.attributes if name == "href"] == [
@@ -136,7 +140,7 @@ def test_each_candidate_has_its_verdict_against_the_winner():
         candidate("default", 7.0, -2.0, True),
     ]
     confirmation = Confirmation(4, [1, 2], [winner, *others], winner, None, "a method")
-    text = page_of(record([trial(1, {}, [9.0]), trial(2, {}, [9.2])], confirmation=confirmation))
+    text = render_page(make_record([make_trial(1, {}, [9.0]), make_trial(2, {}, [9.2])], confirmation=confirmation))
     rows = re.findall(r"<tr><td>(trial \d|default)</td>.*?<td[^>]*>([^<]*)</td></tr>", text)
     assert rows == [
         ("trial 1", "winner"),
@@ -152,10 +156,10 @@ def test_a_page_says_what_a_confirmation_with_one_seed_does_not_show():
     other = replace(other, difference=at)
     unknown = {"not_distinguishable_from": "one seed", "gain_over_default": "the default is out"}
     confirmation = Confirmation(4, [1], [winner, other], winner, None, "a method", unknown=unknown)
-    text = page_of(record([trial(1, {}, [9.0]), trial(2, {}, [9.2])], confirmation=confirmation))
+    text = render_page(make_record([make_trial(1, {}, [9.0]), make_trial(2, {}, [9.2])], confirmation=confirmation))
     assert "Whether it is better than the others is unknown: one seed." in text
     assert "The gain over the default configuration is unknown: the default is out." in text
     assert re.findall(r"<tr><td>trial 2</td>.*?<td[^>]*>([^<]*)</td></tr>", text) == ["unknown"]
     assert "too good by about" not in text
-    doubtful = page_of(record([trial(1, {}, [9.0])], confirmation=replace(confirmation, optimism=0.123)))
+    doubtful = render_page(make_record([make_trial(1, {}, [9.0])], confirmation=replace(confirmation, optimism=0.123)))
     assert "too good by about PA-MPJPE 0.12 mm on average" in doubtful

@@ -4,16 +4,16 @@ import math
 
 from handpose.report.preflight import (
     PointRow,
-    Work,
-    confirm_line,
-    disk_line,
-    points_table,
-    sweep_line,
-    trial_line,
+    WorkEstimate,
+    format_confirm_cost,
+    format_disk_use,
+    format_points_table,
+    format_sweep_cost,
+    format_trial_cost,
 )
 
 
-def row(**changes):
+def make_row(**changes):
     values = {
         "label": "random",
         "params": {"optimizer.lr": 0.00123456, "model.decoder.depth": 3},
@@ -29,39 +29,39 @@ def row(**changes):
 
 
 def test_the_line_of_a_trial_spans_the_points():
-    rows = [row(), row(trial_s=600.0, memory_mb=221.0, process_mb=1400.0, num_parameters=2_500_000)]
-    assert trial_line(rows, typical_s=1800.0, gpu="") == (
+    rows = [make_row(), make_row(trial_s=600.0, memory_mb=221.0, process_mb=1400.0, num_parameters=2_500_000)]
+    assert format_trial_cost(rows, typical_s=1800.0, gpu="") == (
         "a trial     about 30 min (10 min to 62 min), 1.6 to 2.5 million parameters, "
         "88 to 221 MB at the peak of a step, 1.4 GB a process"
     )
 
 
 def test_what_is_not_known_is_not_told():
-    assert "process" not in trial_line([row(process_mb=math.nan)], typical_s=60.0, gpu="")
-    assert "step on NVIDIA A100" in trial_line([row()], typical_s=60.0, gpu="NVIDIA A100")
+    assert "process" not in format_trial_cost([make_row(process_mb=math.nan)], typical_s=60.0, gpu="")
+    assert "step on NVIDIA A100" in format_trial_cost([make_row()], typical_s=60.0, gpu="NVIDIA A100")
 
 
 def test_early_stopping_is_told_where_it_saves_something():
-    whole, half = Work(slot_s=7200.0, wall_s=3600.0), Work(slot_s=3600.0, wall_s=1800.0)
+    whole, half = WorkEstimate(slot_s=7200.0, wall_s=3600.0), WorkEstimate(slot_s=3600.0, wall_s=1800.0)
     told = {"num_trials": 12, "num_slots": 2, "time_budget_s": None}
     without = "the sweep   12 trials in 2 slots: 2 slot-hours, 60 min without early stopping"
-    assert sweep_line(whole=whole, expected=whole, **told) == without
-    assert sweep_line(whole=whole, expected=half, **told) == without + ", about 1 slot-hours, 30 min with it"
+    assert format_sweep_cost(whole=whole, expected=whole, **told) == without
+    assert format_sweep_cost(whole=whole, expected=half, **told) == without + ", about 1 slot-hours, 30 min with it"
 
 
 def test_a_budget_is_told_where_it_ends_the_sweep():
-    work = Work(slot_s=7200.0, wall_s=3600.0)
-    line = sweep_line(num_trials=1, num_slots=1, whole=work, expected=work, time_budget_s=1200.0)
+    work = WorkEstimate(slot_s=7200.0, wall_s=3600.0)
+    line = format_sweep_cost(num_trials=1, num_slots=1, whole=work, expected=work, time_budget_s=1200.0)
     assert line.endswith("; sweep.time_budget_s ends it after 20 min")
 
 
 def test_the_confirmation_is_told_as_work_that_comes_after_the_sweep():
-    line = confirm_line(num_runs=8, work=Work(slot_s=7200.0, wall_s=3600.0))
+    line = format_confirm_cost(num_runs=8, work=WorkEstimate(slot_s=7200.0, wall_s=3600.0))
     assert line == "to confirm  8 runs at most, after that: 2 slot-hours, 60 min"
 
 
 def test_the_line_of_the_disk_has_its_folder():
-    line = disk_line(checkpoint_mb=19.7, needed_gb=0.0788, budget_gb=20.0, free_gb=69.4, folder="/scratch")
+    line = format_disk_use(checkpoint_mb=19.7, needed_gb=0.0788, budget_gb=20.0, free_gb=69.4, folder="/scratch")
     assert line == (
         "the disk    20 MB a checkpoint, 0.079 GB of them at the least, 20 GB at the most; 69 GB are free in /scratch"
     )
@@ -69,7 +69,9 @@ def test_the_line_of_the_disk_has_its_folder():
 
 def test_the_table_has_every_parameter_of_every_point():
     many = {f"loss.weight_{number}": number / 7 for number in range(40)}
-    head, first, second = points_table([row(params=many), row(params={"model/decoder": "pyramid"})]).splitlines()
+    head, first, second = format_points_table(
+        [make_row(params=many), make_row(params={"model/decoder": "pyramid"})]
+    ).splitlines()
     assert [f"weight_{number}" in head for number in range(40)] == [True] * 40
     assert "decoder" in head
     assert first.split()[:4] == ["random", "0", "0.143", "0.286"]

@@ -2,13 +2,13 @@
 
 import pytest
 
-from handpose.report.record import Report, SegmentRecord, TrialRecord
-from handpose.report.slot_time import slot_time, spent
-from tests.report.records import record
+from handpose.report.slot_time import account_slot_time, compute_spent
+from handpose.report.sweep_record import EpochReport, SegmentRecord, TrialRecord
+from tests.report.fabricated_records import make_record
 
 
-def reports(*moments):
-    return [Report(epoch, at, 0.0, 1.0) for epoch, at in moments]
+def make_reports(*moments):
+    return [EpochReport(epoch, at, 0.0, 1.0) for epoch, at in moments]
 
 
 def test_the_first_epoch_of_a_stretch_has_the_start_up_in_it():
@@ -19,12 +19,12 @@ def test_the_first_epoch_of_a_stretch_has_the_start_up_in_it():
         4,
         1.0,
         18.0,
-        reports=reports((1, 12), (2, 14), (3, 16), (4, 18)),
+        reports=make_reports((1, 12), (2, 14), (3, 16), (4, 18)),
         segments=[SegmentRecord(0, 18, 0, "over")],
     )
-    account = slot_time(record([whole]))
+    account = account_slot_time(make_record([whole]))
     assert account.trained == {"complete": 8.0}
-    assert (account.start_up, account.lost, account.idle, account.saved) == (10.0, 0.0, 0.0, 0.0)
+    assert (account.startup, account.lost, account.idle, account.saved) == (10.0, 0.0, 0.0, 0.0)
 
 
 def test_epochs_that_are_trained_again_after_a_failure_are_lost():
@@ -37,12 +37,12 @@ def test_epochs_that_are_trained_again_after_a_failure_are_lost():
         4,
         1.0,
         33.0,
-        reports=reports((1, 12), (2, 14), (3, 34), (4, 36)),
+        reports=make_reports((1, 12), (2, 14), (3, 34), (4, 36)),
         segments=[SegmentRecord(0, 15, 0, "lost"), SegmentRecord(20, 36, 1, "over")],
     )
-    account = slot_time(record([tried]))
+    account = account_slot_time(make_record([tried]))
     assert account.trained == {"complete": pytest.approx(8.0)}
-    assert account.start_up == pytest.approx(20.0)
+    assert account.startup == pytest.approx(20.0)
     assert account.lost == pytest.approx(3.0)
     assert account.idle == pytest.approx(5.0)
     assert account.total == pytest.approx(36.0)
@@ -50,16 +50,23 @@ def test_epochs_that_are_trained_again_after_a_failure_are_lost():
 
 def test_stopping_saves_the_epochs_that_were_left():
     stopped = TrialRecord(
-        0, {}, "stopped", 2, 1.0, 14.0, reports=reports((1, 12), (2, 14)), segments=[SegmentRecord(0, 14, 0, "over")]
+        0,
+        {},
+        "stopped",
+        2,
+        1.0,
+        14.0,
+        reports=make_reports((1, 12), (2, 14)),
+        segments=[SegmentRecord(0, 14, 0, "over")],
     )
-    assert slot_time(record([stopped], max_epochs=10)).saved == pytest.approx(16.0)
+    assert account_slot_time(make_record([stopped], max_epochs=10)).saved == pytest.approx(16.0)
 
 
 def test_all_of_a_stretch_without_a_report_is_lost_or_start_up():
     failed = TrialRecord(0, {}, "failed", 0, 1.0, 7.0, segments=[SegmentRecord(0, 7, 0, "lost")])
     costly = TrialRecord(1, {}, "infeasible", 0, 1.0, 3.0, segments=[SegmentRecord(7, 10, 0, "over")])
-    account = slot_time(record([failed, costly]))
-    assert (account.lost, account.start_up, account.trained) == (7.0, 3.0, {})
+    account = account_slot_time(make_record([failed, costly]))
+    assert (account.lost, account.startup, account.trained) == (7.0, 3.0, {})
 
 
 def test_what_is_spent_grows_with_the_trials_that_run():
@@ -67,4 +74,4 @@ def test_what_is_spent_grows_with_the_trials_that_run():
         TrialRecord(number, {}, "complete", 1, 1.0, 10.0, segments=[SegmentRecord(began, began + 10, 0, "over")])
         for number, began in enumerate((0, 5))
     ]
-    assert spent(record(both), [0, 5, 10, 15, 20]).tolist() == [0, 5, 15, 20, 20]
+    assert compute_spent(make_record(both), [0, 5, 10, 15, 20]).tolist() == [0, 5, 15, 20, 20]

@@ -19,8 +19,8 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2
 from werkzeug.test import Client
 
-from handpose.report.table import TrialRow
-from handpose.report.tensorboard import ABSENT, NOT_OVER, STATE, Schema, SweepLog
+from handpose.report.tensorboard import ABSENT, NOT_OVER, STATE, HParamsSchema, TensorBoardSweepLog
+from handpose.report.trial_table import TrialRow
 
 with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of the html5lib that TensorBoard brings
     from tensorboard.backend.application import TensorBoardWSGI
@@ -37,13 +37,13 @@ TRIALS = {
 STATES = {0: "complete", 1: "stopped", 2: "diverged", 3: "failed"}
 
 
-def run_name(number):
+def make_run_name(number):
     return f"trial_{number:04d}"
 
 
 def write(folder, rows=(), trials=TRIALS, *, states=STATES):
     """The runs of these trials, one after another."""
-    log = SweepLog(folder, run_name=run_name, rows=rows)
+    log = TensorBoardSweepLog(folder, run_name=make_run_name, rows=rows)
     for number, (params, values) in trials.items():
         row = TrialRow(number, params)
         log.open_run(row)
@@ -86,7 +86,7 @@ def hparams_tab(folder):
     return experiment, {group.name: group for group in answer.session_groups}
 
 
-def values_of(group):
+def get_values(group):
     """Column -> value of a row of the tab."""
     return {key: getattr(value, value.WhichOneof("kind")) for key, value in group.hparams.items()}
 
@@ -94,7 +94,7 @@ def values_of(group):
 def test_every_trial_has_a_value_in_every_column_of_the_tab(folder):
     """Else TensorBoard leaves it out of the parallel coordinates view, and of the table once a filter is set."""
     experiment, groups = hparams_tab(folder)
-    assert set(groups) == {run_name(number) for number in TRIALS}
+    assert set(groups) == {make_run_name(number) for number in TRIALS}
     assert {info.name: info.type for info in experiment.hparam_infos} == {
         STATE: api_pb2.DATA_TYPE_STRING,
         "optimizer.lr": api_pb2.DATA_TYPE_FLOAT64,
@@ -104,7 +104,7 @@ def test_every_trial_has_a_value_in_every_column_of_the_tab(folder):
         "flag": api_pb2.DATA_TYPE_STRING,
         "milestones": api_pb2.DATA_TYPE_STRING,
     }
-    assert values_of(groups["trial_0000"]) == {
+    assert get_values(groups["trial_0000"]) == {
         STATE: "complete",
         "optimizer.lr": 1e-3,
         "model.decoder.depth": "3",
@@ -113,9 +113,9 @@ def test_every_trial_has_a_value_in_every_column_of_the_tab(folder):
         "flag": ABSENT,
         "milestones": ABSENT,
     }
-    assert values_of(groups["trial_0001"])["model.decoder.depth"] == ABSENT
-    assert values_of(groups["trial_0001"])["milestones"] == "[1, 2]"
-    assert values_of(groups["trial_0003"])["optimizer.lr"] == 0.1 + 0.2
+    assert get_values(groups["trial_0001"])["model.decoder.depth"] == ABSENT
+    assert get_values(groups["trial_0001"])["milestones"] == "[1, 2]"
+    assert get_values(groups["trial_0003"])["optimizer.lr"] == 0.1 + 0.2
     for info in experiment.hparam_infos:
         fields = {group.hparams[info.name].WhichOneof("kind") for group in groups.values()}
         assert fields == {"number_value" if info.type == api_pb2.DATA_TYPE_FLOAT64 else "string_value"}
@@ -127,10 +127,10 @@ def test_the_tab_finds_trials_by_every_value_that_it_offers(folder):
     for info in experiment.hparam_infos:
         if info.type == api_pb2.DATA_TYPE_STRING:
             offered = {value.string_value for value in info.domain_discrete.values}
-            assert offered == {values_of(group)[info.name] for group in groups.values()}
+            assert offered == {get_values(group)[info.name] for group in groups.values()}
 
 
-def metric_values(group):
+def get_metric_values(group):
     return {value.name.tag: (value.training_step, value.value) for value in group.metric_values}
 
 
@@ -139,7 +139,7 @@ def test_the_tab_shows_the_metrics_of_the_last_epoch(folder):
     tags = [info.name.tag for info in experiment.metric_infos]
     assert set(tags) == {METRIC, "val/pck_auc", "work/epochs", "work/seconds"}
     assert METRIC in tags[:5]  # more are not shown unless they are asked for
-    values = {name: metric_values(group) for name, group in groups.items()}
+    values = {name: get_metric_values(group) for name, group in groups.items()}
     assert values["trial_0000"][METRIC] == (2, 15.5)
     assert values["trial_0001"][METRIC] == (1, 19.0)
     assert math.isnan(values["trial_0002"][METRIC][1])
@@ -154,8 +154,8 @@ def test_the_tab_shows_the_metrics_of_the_last_epoch(folder):
 
 def test_diverged_and_failed_trials_say_so_twice(folder):
     _, groups = hparams_tab(folder)
-    assert {name: values_of(group)[STATE] for name, group in groups.items()} == {
-        run_name(number): state for number, state in STATES.items()
+    assert {name: get_values(group)[STATE] for name, group in groups.items()} == {
+        make_run_name(number): state for number, state in STATES.items()
     }
     failed = {name for name, group in groups.items() if group.sessions[0].status == api_pb2.STATUS_FAILURE}
     assert failed == {"trial_0002", "trial_0003"}
@@ -164,7 +164,7 @@ def test_diverged_and_failed_trials_say_so_twice(folder):
 def test_a_running_trial_is_shown_before_its_first_report(tmp_path):
     write(tmp_path, trials={0: ({"optimizer.lr": 0.1}, [])}, states={})
     group = hparams_tab(tmp_path)[1]["trial_0000"]
-    assert values_of(group) == {STATE: NOT_OVER, "optimizer.lr": 0.1}
+    assert get_values(group) == {STATE: NOT_OVER, "optimizer.lr": 0.1}
     assert group.sessions[0].status in (api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING)
 
 
@@ -179,16 +179,16 @@ def test_a_process_that_goes_on_adds_to_the_runs(tmp_path):
     first = {0: TRIALS[0]}
     write(tmp_path, trials=first, states={})
     before = TrialRow(0, TRIALS[0][0], "waiting", 2, {METRIC: 15.5}, 20.0)
-    log = SweepLog(tmp_path, run_name=run_name, rows=[before])
+    log = TensorBoardSweepLog(tmp_path, run_name=make_run_name, rows=[before])
     log.open_run(before)
     before.epochs, before.metrics, before.state = 3, {METRIC: 14.0}, "complete"
     log.log_epoch(before, {})
     log.close_run(before, ended_s=9.0)
     write(tmp_path, rows=[before], trials={1: TRIALS[1]})
     groups = hparams_tab(tmp_path)[1]
-    assert metric_values(groups["trial_0000"])[METRIC] == (3, 14.0)
-    assert values_of(groups["trial_0000"])[STATE] == "complete"
-    assert values_of(groups["trial_0000"])["flag"] == ABSENT
+    assert get_metric_values(groups["trial_0000"])[METRIC] == (3, 14.0)
+    assert get_values(groups["trial_0000"])[STATE] == "complete"
+    assert get_values(groups["trial_0000"])["flag"] == ABSENT
     events = EventAccumulator(str(tmp_path / "trial_0000")).Reload().Scalars(METRIC)
     assert [(event.step, event.value) for event in events] == [(1, 20.0), (2, 15.5), (3, 14.0)]
 
@@ -196,7 +196,7 @@ def test_a_process_that_goes_on_adds_to_the_runs(tmp_path):
 def test_two_sweeps_under_one_folder_keep_their_trials_apart(tmp_path):
     for name, value in (("one", 1.0), ("two", 3.0)):
         write(tmp_path / name / "tensorboard", trials={0: ({"optimizer.lr": 0.1}, [value])})
-    values = {name: metric_values(group)[METRIC] for name, group in hparams_tab(tmp_path)[1].items()}
+    values = {name: get_metric_values(group)[METRIC] for name, group in hparams_tab(tmp_path)[1].items()}
     assert values == {"one/tensorboard/trial_0000": (1, 1.0), "two/tensorboard/trial_0000": (1, 3.0)}
 
 
@@ -205,7 +205,7 @@ def test_costs_and_pictures_are_in_the_trials_run(tmp_path):
     file = tmp_path / "picture.jpg"
     file.write_bytes(simplejpeg.encode_jpeg(picture))
     row = TrialRow(0, {"a": 1}, epochs=4, metrics={METRIC: 1.0})
-    log = SweepLog(tmp_path / "log", run_name=run_name)
+    log = TensorBoardSweepLog(tmp_path / "log", run_name=make_run_name)
     log.open_run(row)
     log.log_costs(row, {"latency_ms": 2.5})
     log.log_epoch(row, {"keypoints": file})
@@ -227,12 +227,12 @@ PARAMS = st.dictionaries(
 @given(st.lists(PARAMS, max_size=5))
 def test_after_the_last_announced_change_no_trials_row_differs_from_what_was_written(trials):
     """What is written when a trial begins, or for all when the schema says so, is what it would be at the end."""
-    schema, written = Schema(), []
+    schema, written = HParamsSchema(), []
     for number, params in enumerate(trials):
         if schema.add(params):
-            written = [schema.values(before) for before in trials[:number]]
-        written.append(schema.values(params))
-    assert repr(written) == repr([schema.values(params) for params in trials])
+            written = [schema.to_column_values(before) for before in trials[:number]]
+        written.append(schema.to_column_values(params))
+    assert repr(written) == repr([schema.to_column_values(params) for params in trials])
     for key in {key for params in trials for key in params}:
         assert len({type(row[key]) in (int, float) for row in written}) == 1
         assert None not in {row[key] for row in written}
@@ -250,7 +250,7 @@ def test_after_the_last_announced_change_no_trials_row_differs_from_what_was_wri
     ],
 )
 def test_values_that_differ_are_shown_as_different(values, shown):
-    schema = Schema()
+    schema = HParamsSchema()
     for value in values:
         schema.add({"key": value})
-    assert [schema.values({"key": value})["key"] for value in values] == shown
+    assert [schema.to_column_values({"key": value})["key"] for value in values] == shown

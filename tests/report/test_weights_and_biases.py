@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from handpose.report.table import TrialRow
+from handpose.report.trial_table import TrialRow
 from handpose.report.weights_and_biases import WandbLog
 
 METRIC = "val/pa_mpjpe_mm"

@@ -12,7 +12,7 @@ from handpose.errors import UserError
 from handpose.schedulers.population import PopulationBased, _Explorer, _find_mutable_params
 from handpose.schedulers.scheduler import SegmentStart
 from handpose.search.space import load_space
-from tests.schedulers.test_schedulers import completed, drive
+from tests.schedulers.test_schedulers import drive_scheduler, list_completed
 
 SPACE = "optimizer.lr: tag(log, interval(0.01, 1.0))\nmodel.decoder.depth: choice(1, 2, 4)\n"
 
@@ -24,7 +24,7 @@ def space(tmp_path_factory):
     return load_space(str(file))
 
 
-def population(space, **changes):
+def make_population(space, **changes):
     values = {
         "mutate": ["optimizer.lr"],
         "perturbation_interval": 2,
@@ -37,18 +37,18 @@ def population(space, **changes):
     return PopulationBased(space=space, **values | changes)
 
 
-def params(trial):
+def make_params(trial):
     return {"optimizer.lr": 0.1 + trial / 100, "model.decoder.depth": 2}
 
 
-def begin(scheduler, num_trials=4):
+def start_trials(scheduler, num_trials=4):
     for trial in range(num_trials):
-        scheduler.on_trial_start(trial, params(trial))
+        scheduler.on_trial_start(trial, make_params(trial))
 
 
 def test_the_worst_go_on_from_the_best_with_other_parameters_of_the_kind_that_may_change(space):
-    scheduler = population(space, resample_probability=0)
-    begin(scheduler)
+    scheduler = make_population(space, resample_probability=0)
+    start_trials(scheduler)
     losses = {1: 0.1, 0: 0.05, 2: 0.9, 3: 0.3}
     assert {trial: scheduler.on_trial_result(trial, 2, loss) for trial, loss in losses.items()} == {
         1: "continue",
@@ -58,18 +58,18 @@ def test_the_worst_go_on_from_the_best_with_other_parameters_of_the_kind_that_ma
     }
     trial, source, changed = scheduler.choose_trial_to_resume(can_start_trial=False)
     assert (trial, source) == (2, 0)
-    assert changed["optimizer.lr"] / params(0)["optimizer.lr"] in (0.8, 1.25)
+    assert changed["optimizer.lr"] / make_params(0)["optimizer.lr"] in (0.8, 1.25)
     assert changed["model.decoder.depth"] == 2
 
 
 def test_who_is_worst_is_decided_by_what_is_known_when_it_goes_on(space):
-    scheduler = population(space)
-    begin(scheduler, 2)
+    scheduler = make_population(space)
+    start_trials(scheduler, 2)
     for trial in (0, 1):  # the other two have not begun
         assert scheduler.on_trial_result(trial, 2, [0.4, 0.5][trial]) == "pause"
     assert scheduler.choose_trial_to_resume(can_start_trial=True) is None
     for trial in (2, 3):
-        scheduler.on_trial_start(trial, params(trial))
+        scheduler.on_trial_start(trial, make_params(trial))
         assert scheduler.on_trial_result(trial, 2, [0.9, 0.8][trial - 2]) in ("pause", "continue")
     assert scheduler.choose_trial_to_resume(can_start_trial=False) == SegmentStart(0)
     scheduler.on_trial_resume(SegmentStart(0))
@@ -79,8 +79,8 @@ def test_who_is_worst_is_decided_by_what_is_known_when_it_goes_on(space):
 
 
 def test_the_least_trained_goes_first(space):
-    scheduler = population(space, population_size=3)
-    begin(scheduler, 3)
+    scheduler = make_population(space, population_size=3)
+    start_trials(scheduler, 3)
     assert scheduler.on_trial_result(0, 2, 0.5) == "continue"  # alone, and nobody waits
     assert scheduler.on_trial_result(0, 4, 0.4) == "continue"
     assert scheduler.on_trial_result(1, 2, 0.6) == "pause"  # the worst of two
@@ -90,8 +90,8 @@ def test_the_least_trained_goes_first(space):
 
 def test_nobody_goes_on_from_what_is_trained_less_far_or_complete_or_ended_or_a_copy(space):
     def fresh():
-        scheduler = population(space, quantile_fraction=0.5, population_size=2)
-        begin(scheduler, 2)
+        scheduler = make_population(space, quantile_fraction=0.5, population_size=2)
+        start_trials(scheduler, 2)
         return scheduler
 
     scheduler = fresh()
@@ -115,8 +115,8 @@ def test_nobody_goes_on_from_what_is_trained_less_far_or_complete_or_ended_or_a_
 
 
 def test_a_population_larger_than_the_slots_begins_whole_and_stays_together(space):
-    calls = drive(population(space, population_size=8), seed=1, num_slots=2, max_epochs=8)
-    assert completed(calls, 8) == set(range(8))
+    calls = drive_scheduler(make_population(space, population_size=8), seed=1, num_slots=2, max_epochs=8)
+    assert list_completed(calls, 8) == set(range(8))
     waiting = dict.fromkeys(range(8), 0)  # trial -> epoch
     for method, arguments, _, answer in calls:
         if method == "on_trial_start":
@@ -132,10 +132,10 @@ def test_a_population_larger_than_the_slots_begins_whole_and_stays_together(spac
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32), slots=st.integers(1, 12), interval=st.integers(1, 7), quantile=st.floats(0.01, 0.5))
 def test_every_member_that_does_not_fail_is_trained_to_the_end(space, seed, slots, interval, quantile):
-    scheduler = population(space, population_size=10, perturbation_interval=interval, quantile_fraction=quantile)
-    calls = drive(scheduler, seed=seed, num_trials=10, num_slots=slots, max_epochs=8, failures=0.03)
+    scheduler = make_population(space, population_size=10, perturbation_interval=interval, quantile_fraction=quantile)
+    calls = drive_scheduler(scheduler, seed=seed, num_trials=10, num_slots=slots, max_epochs=8, failures=0.03)
     gone = {arguments[0] for method, arguments, *_ in calls if method == "on_trial_end"}
-    assert completed(calls, 8) == set(range(10)) - gone
+    assert list_completed(calls, 8) == set(range(10)) - gone
 
 
 @pytest.mark.parametrize(("num_trials", "fraction"), [(2, 0.1), (5, 0.25), (5, 0.5), (8, 0.3), (9, 0.5)])
@@ -149,8 +149,8 @@ def test_the_worst_and_the_best_are_those_of_ray(space, num_trials, fraction):
     worst, best = ({trial.number for trial in quantile} for quantile in rays._quantiles())
     chosen = set()
     for seed in range(60):
-        scheduler = population(space, population_size=num_trials, quantile_fraction=fraction, seed=seed)
-        begin(scheduler, num_trials)
+        scheduler = make_population(space, population_size=num_trials, quantile_fraction=fraction, seed=seed)
+        start_trials(scheduler, num_trials)
         best_first = sorted(range(num_trials), key=losses.__getitem__)  # each is the worst when it reports
         paused = {trial for trial in best_first if scheduler.on_trial_result(trial, 2, losses[trial]) == "pause"}
         for trial in sorted(paused):
@@ -172,9 +172,9 @@ class _RayTrial:
 
 def test_changes_depend_on_seed_trial_and_epoch_alone(space):
     def change(seed, epoch, first):
-        scheduler = population(space, quantile_fraction=0.5, seed=seed, population_size=2)
-        scheduler.on_trial_start(7, params(7))
-        scheduler.on_trial_start(9, params(9))
+        scheduler = make_population(space, quantile_fraction=0.5, seed=seed, population_size=2)
+        scheduler.on_trial_start(7, make_params(7))
+        scheduler.on_trial_start(9, make_params(9))
         scheduler.on_trial_result(7, 6, 0.1)
         if first:
             scheduler.on_trial_result(9, 2, 0.5)
@@ -204,13 +204,13 @@ def test_changed_parameters_are_values_of_the_space(write_space, seed):
 
 def test_keys_to_change_that_are_not_searched_are_told(space):
     with pytest.raises(UserError, match=r"scheduler.mutate names lr, but search_space=space searches optimizer.lr"):
-        population(space, mutate=["lr"])
+        make_population(space, mutate=["lr"])
 
 
 def test_a_define_by_run_space_has_no_population(write_space):
     space = write_space("def space(trial):\n    return {}\n", ".py")
     with pytest.raises(UserError, match="scheduler=pbt needs a search space in YAML"):
-        population(space)
+        make_population(space)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_define_by_run_space_has_no_population(write_space):
 )
 def test_values_that_do_not_go_together_are_told(space, changes, words):
     with pytest.raises(UserError, match=words):
-        population(space, **changes)
+        make_population(space, **changes)
 
 
 def test_choices_that_python_considers_equal_are_neighbours_of_their_own(write_space):

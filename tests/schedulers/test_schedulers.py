@@ -20,7 +20,7 @@ from handpose.schedulers.scheduler import Fifo, SegmentStart
 PARAMS = {"optimizer.lr": 1e-3, "heatmap.sigma": 0.05, "model.decoder.depth": 3}
 
 
-def asha(**changes):
+def make_asha(**changes):
     values = {
         "mode": "stop",
         "grace_period": 1,
@@ -32,7 +32,7 @@ def asha(**changes):
     return Asha(**values | changes)
 
 
-def drive(
+def drive_scheduler(
     scheduler, *, seed, num_trials=8, num_slots=3, max_epochs=9, gaps=0.0, failures=0.0, coarse=False, costs=None
 ):
     """Run a sweep that trains nothing; returns its calls as (method, arguments, answer).
@@ -90,26 +90,26 @@ def drive(
             del epochs[trial]
 
 
-def cost(trial):
+def compute_cost(trial):
     """Some are equal."""
     return float(random.Random(trial).randrange(5))
 
 
-def replay(scheduler, calls):
+def replay_calls(scheduler, calls):
     return [(method, args, named, getattr(scheduler, method)(*args, **named)) for method, args, named, _ in calls]
 
 
-def reports(calls):
+def list_reports(calls):
     """(trial, epoch, loss, verdict) of each report."""
     return [(*args, answer) for method, args, _, answer in calls if method == "on_trial_result"]
 
 
-def completed(calls, max_epochs):
-    return {trial for trial, epoch, *_ in reports(calls) if epoch == max_epochs}
+def list_completed(calls, max_epochs):
+    return {trial for trial, epoch, *_ in list_reports(calls) if epoch == max_epochs}
 
 
 def test_fifo_trains_every_trial_to_its_end():
-    assert completed(drive(Fifo(), seed=0), 9) == set(range(8))
+    assert list_completed(drive_scheduler(Fifo(), seed=0), 9) == set(range(8))
     assert Fifo.rungs == ()
 
 
@@ -121,7 +121,7 @@ def test_fifo_trains_every_trial_to_its_end():
     [(1, 3, 1, 27), (1, 3, 3, 30), (2, 2, 1, 17), (5, 4, 2, 6), (4, 2.5, 1, 70), (3, 3, 1, 3), (1, 10, 1, 1000)],
 )
 def test_rungs_are_those_of_ray_below_the_last_epoch(grace_period, reduction_factor, brackets, max_epochs):
-    scheduler = asha(
+    scheduler = make_asha(
         grace_period=grace_period, reduction_factor=reduction_factor, brackets=brackets, max_epochs=max_epochs
     )
     rays = AsyncHyperBandScheduler(
@@ -133,10 +133,10 @@ def test_rungs_are_those_of_ray_below_the_last_epoch(grace_period, reduction_fac
 
 def test_a_rung_whose_epoch_is_whole_but_for_rounding_is_that_epoch():
     assert 100 * 1.1 > 110
-    assert asha(grace_period=100, reduction_factor=1.1, max_epochs=120).rungs == (100, 110)
+    assert make_asha(grace_period=100, reduction_factor=1.1, max_epochs=120).rungs == (100, 110)
 
 
-class Ray:
+class RayScheduler:
     """Decisions of one of Ray's schedulers."""
 
     def __init__(self, scheduler):
@@ -163,10 +163,12 @@ _RAY = SimpleNamespace(get_live_trials=list)
 @pytest.mark.parametrize("coarse", [False, True])
 def test_mode_stop_decides_as_ray_when_every_epoch_is_reported(reduction_factor, coarse):
     for seed in range(20):
-        scheduler = asha(reduction_factor=reduction_factor, max_epochs=20)
-        calls = drive(scheduler, seed=seed, num_trials=40, num_slots=5, max_epochs=20, coarse=coarse)
-        rays = Ray(AsyncHyperBandScheduler("epoch", max_t=21, reduction_factor=reduction_factor, grace_period=1))
-        below_the_end = [report for report in reports(calls) if report[1] < 20]
+        scheduler = make_asha(reduction_factor=reduction_factor, max_epochs=20)
+        calls = drive_scheduler(scheduler, seed=seed, num_trials=40, num_slots=5, max_epochs=20, coarse=coarse)
+        rays = RayScheduler(
+            AsyncHyperBandScheduler("epoch", max_t=21, reduction_factor=reduction_factor, grace_period=1)
+        )
+        below_the_end = [report for report in list_reports(calls) if report[1] < 20]
         assert [decision for *_, decision in below_the_end] == [
             rays.on_trial_result(*report[:3]) for report in below_the_end
         ]
@@ -187,7 +189,7 @@ def test_the_cutoff_is_numpys_percentile_to_the_last_bit(losses, reduction_facto
 
 
 def test_a_report_that_comes_after_a_rung_is_not_recorded_there():
-    scheduler = asha()
+    scheduler = make_asha()
     for trial in range(3):
         scheduler.on_trial_start(trial, PARAMS)
     assert scheduler.on_trial_result(0, 2, 0.1) == "continue"  # rung 1 was jumped over
@@ -201,14 +203,14 @@ def test_a_report_that_comes_after_a_rung_is_not_recorded_there():
 def test_brackets_are_drawn_with_rays_odds_from_seed_and_number_alone():
     num_trials = 20_000
     scheduler, rays = (
-        asha(brackets=3, max_epochs=30),
+        make_asha(brackets=3, max_epochs=30),
         AsyncHyperBandScheduler(max_t=30, reduction_factor=3, brackets=3, grace_period=1),
     )
     first_rungs = []
     for trial in reversed(range(num_trials)):
         scheduler.on_trial_start(trial, PARAMS)
         first_rungs.append(min(scheduler._bracket_by_trial[trial]))
-    again = asha(brackets=3, max_epochs=30)
+    again = make_asha(brackets=3, max_epochs=30)
     for trial in range(0, num_trials, 7):  # numbers may be missing
         again.on_trial_start(trial, PARAMS)
         assert min(again._bracket_by_trial[trial]) == first_rungs[num_trials - 1 - trial]
@@ -220,7 +222,7 @@ def test_brackets_are_drawn_with_rays_odds_from_seed_and_number_alone():
 
 
 def test_trials_of_different_brackets_are_not_compared():
-    scheduler = asha(brackets=2, seed=1)
+    scheduler = make_asha(brackets=2, seed=1)
     brackets = {}
     for trial in range(20):
         scheduler.on_trial_start(trial, PARAMS)
@@ -231,7 +233,7 @@ def test_trials_of_different_brackets_are_not_compared():
     assert scheduler.on_trial_result(brackets[1][1], 3, 9.9) == "stop"
 
 
-class Paper:
+class PaperAsha:
     """Algorithm 2 of Li et al. 2018, word for word, with ended trials left out of what can be promoted."""
 
     def __init__(self, eta, rungs):
@@ -288,15 +290,15 @@ class Paper:
     coarse=st.booleans(),
 )
 def test_mode_promote_is_algorithm_2_of_the_paper(seed, eta, slots, gaps, coarse):
-    scheduler = asha(mode="promote", reduction_factor=eta, max_epochs=20)
-    calls = drive(
+    scheduler = make_asha(mode="promote", reduction_factor=eta, max_epochs=20)
+    calls = drive_scheduler(
         scheduler, seed=seed, num_trials=60, num_slots=slots, max_epochs=20, gaps=gaps, failures=0.05, coarse=coarse
     )
-    calls = calls[: last_beginning(calls)]  # with nothing left to begin the paper has no more to say
-    assert replay(Paper(eta, scheduler.rungs), calls) == calls
+    calls = calls[: find_last_start(calls)]  # with nothing left to begin the paper has no more to say
+    assert replay_calls(PaperAsha(eta, scheduler.rungs), calls) == calls
 
 
-class PaperOfTwo(Paper):
+class PaperAshaOfTwo(PaperAsha):
     """Schmucker et al. 2021: fronts are peeled off; within one, each next trial is the farthest from those before."""
 
     def __init__(self, eta, rungs):
@@ -331,12 +333,19 @@ class PaperOfTwo(Paper):
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), eta=st.sampled_from([2, 3, 2.5]), slots=st.integers(1, 8), coarse=st.booleans())
 def test_with_two_objectives_it_is_that_algorithm_over_fronts(seed, eta, slots, coarse):
-    scheduler = asha(mode="promote", reduction_factor=eta, max_epochs=9, num_objectives=2)
-    calls = drive(
-        scheduler, seed=seed, num_trials=20, num_slots=slots, max_epochs=9, failures=0.05, coarse=coarse, costs=cost
+    scheduler = make_asha(mode="promote", reduction_factor=eta, max_epochs=9, num_objectives=2)
+    calls = drive_scheduler(
+        scheduler,
+        seed=seed,
+        num_trials=20,
+        num_slots=slots,
+        max_epochs=9,
+        failures=0.05,
+        coarse=coarse,
+        costs=compute_cost,
     )
-    calls = calls[: last_beginning(calls)]
-    assert replay(PaperOfTwo(eta, scheduler.rungs), calls) == calls
+    calls = calls[: find_last_start(calls)]
+    assert replay_calls(PaperAshaOfTwo(eta, scheduler.rungs), calls) == calls
 
 
 @pytest.mark.parametrize("mode", ["stop", "promote"])
@@ -344,7 +353,7 @@ def test_what_is_cheap_goes_on_beside_what_is_accurate(mode):
     """Of nine trials, the worse the cheaper but for one, which is dominated."""
     decisions = {}
     for num_objectives in (1, 2):
-        scheduler = asha(mode=mode, reduction_factor=3, num_objectives=num_objectives)
+        scheduler = make_asha(mode=mode, reduction_factor=3, num_objectives=num_objectives)
         for trial, (loss, price) in enumerate([*((20.0 - i, float(i)) for i in range(8)), (21.0, 9.0)]):
             scheduler.on_trial_start(trial, PARAMS)
             scheduler.on_trial_cost(trial, price)
@@ -376,7 +385,7 @@ def test_where_all_cost_the_same_two_objectives_stop_by_the_quantile_of_one(loss
         two.record(trial, loss)
 
 
-def last_beginning(calls):
+def find_last_start(calls):
     return max(i for i, (method, *_) in enumerate(calls) if method == "on_trial_start")
 
 
@@ -394,7 +403,7 @@ def test_a_loss_between_the_two_that_the_quantile_lies_between_stops_with_two_ob
 
 
 def test_a_trial_is_promoted_however_late_it_enters_the_best():
-    scheduler = asha(mode="promote", reduction_factor=2)
+    scheduler = make_asha(mode="promote", reduction_factor=2)
     for trial, loss in enumerate([0.5, 0.4]):
         scheduler.on_trial_start(trial, PARAMS)
         assert scheduler.on_trial_result(trial, 1, loss) == ("pause" if trial == 0 else "continue")
@@ -408,7 +417,7 @@ def test_a_trial_is_promoted_however_late_it_enters_the_best():
 
 
 def test_a_trial_that_ended_is_not_promoted_and_keeps_its_place():
-    scheduler = asha(mode="promote", reduction_factor=2)
+    scheduler = make_asha(mode="promote", reduction_factor=2)
     for trial, loss in enumerate([0.1, 0.5, 0.9]):
         scheduler.on_trial_start(trial, PARAMS)
         scheduler.on_trial_result(trial, 1, loss)
@@ -420,7 +429,7 @@ def test_a_trial_that_ended_is_not_promoted_and_keeps_its_place():
 
 
 def test_at_the_end_of_a_short_sweep_the_best_goes_on_once_nothing_else_runs():
-    scheduler = asha(mode="promote", reduction_factor=4)
+    scheduler = make_asha(mode="promote", reduction_factor=4)
     for trial, loss in enumerate([0.5, 0.4, 0.6]):
         scheduler.on_trial_start(trial, PARAMS)
         assert scheduler.choose_trial_to_resume(can_start_trial=False) is None
@@ -451,7 +460,7 @@ def test_at_the_end_of_a_short_sweep_the_best_goes_on_once_nothing_else_runs():
 )
 def test_values_that_do_not_go_together_are_told(changes, words):
     with pytest.raises(UserError, match=words):
-        asha(**changes)
+        make_asha(**changes)
 
 
 # --- median stopping --------------------------------------------------------------------------------------------------
@@ -463,8 +472,8 @@ def test_the_median_rule_decides_as_rays(gaps, grace_period, min_samples_require
     decisions = []
     for seed in range(20):
         scheduler = MedianStopping(grace_period=grace_period, min_samples_required=min_samples_required)
-        calls = drive(scheduler, seed=seed, num_trials=20, num_slots=4, max_epochs=12, gaps=gaps)
-        rays = Ray(
+        calls = drive_scheduler(scheduler, seed=seed, num_trials=20, num_slots=4, max_epochs=12, gaps=gaps)
+        rays = RayScheduler(
             MedianStoppingRule(
                 "epoch",
                 grace_period=grace_period,
@@ -472,9 +481,9 @@ def test_the_median_rule_decides_as_rays(gaps, grace_period, min_samples_require
                 min_time_slice=math.inf,
             )
         )
-        decisions += [report[3] for report in reports(calls)]
-        assert [report[3] for report in reports(calls)] == [
-            rays.on_trial_result(*report[:3]) for report in reports(calls)
+        decisions += [report[3] for report in list_reports(calls)]
+        assert [report[3] for report in list_reports(calls)] == [
+            rays.on_trial_result(*report[:3]) for report in list_reports(calls)
         ]
     assert set(decisions) == {"continue", "stop"}
 

@@ -21,6 +21,7 @@ from optuna.trial import TrialState, create_trial
 from handpose.config import compose
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
+from handpose.plain_values import is_same, to_json_text
 from handpose.search import study as study_module
 from handpose.search.optuna_searcher import OptunaSearcher
 from handpose.search.points import place_values
@@ -28,7 +29,6 @@ from handpose.search.searcher import TrialSnapshot
 from handpose.search.space import load_space
 from handpose.search.study import get_trial_params
 from handpose.search.warm_start import InitialTrials
-from handpose.values import same, written
 from tests.search.trial_feed import TrialFeed
 
 METRIC = "val/pa_mpjpe_mm"
@@ -67,7 +67,7 @@ def make(tmp_path):
         searcher.close()
 
 
-def value_of(params):
+def compute_value(params):
     """Least at a rate of 1e-3."""
     return abs(math.log10(params["optimizer.lr"]) + 3)
 
@@ -78,26 +78,26 @@ def run_alone(searcher, num_trials):
     for number in range(searcher.first_number, searcher.first_number + num_trials):
         params = searcher.suggest(number)
         searcher.on_segment_start(number)
-        epochs = 1 if value_of(params) > 1 else 3
+        epochs = 1 if compute_value(params) > 1 else 3
         for epoch in range(1, epochs + 1):
-            searcher.on_trial_result(number, epoch, value_of(params) + 1 / epoch)
+            searcher.on_trial_result(number, epoch, compute_value(params) + 1 / epoch)
         searcher.on_trial_end(number, "stopped" if epochs == 1 else "complete")
         asked.append(params)
     return asked
 
 
-def states(searcher):
+def list_states(searcher):
     return [trial.state.name for trial in searcher.study.trials]
 
 
-def record(searcher):
+def read_study(searcher):
     """What the study holds, but for its times."""
     kept = ("state", "params", "distributions", "values", "intermediate_values", "system_attrs", "user_attrs")
     return [{name: getattr(trial, name) for name in kept} for trial in searcher.study.trials]
 
 
 @contextmanager
-def silenced():
+def silence_optuna():
     """Optuna without its warnings of what is new."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -112,7 +112,7 @@ def make_configured(name):
     return instantiate(compose("tune", [f"searcher={name}"]).searcher)
 
 
-def configured(name):
+def compose_searcher(name):
     return lambda **values: TrialFeed(make_configured(name)(**values))
 
 
@@ -120,13 +120,13 @@ def configured(name):
 @pytest.mark.parametrize("name", [name for name in FILES if name != "grid"])
 def test_every_configured_sampler_proposes_points_of_the_space_without_noise(name, space, tmp_path, capfd):
     space, asked = load_space(space), []
-    searcher = configured(name)(
+    searcher = compose_searcher(name)(
         space=space, folder=tmp_path, name="test", metric=METRIC, mode="min", max_epochs=1, seed=3, defaults={}
     )
     for number in range(14):
         asked.append(searcher.suggest(number))
         if number >= 2:  # three run at a time
-            searcher.on_trial_result(number - 2, 1, value_of(asked[number - 2]))
+            searcher.on_trial_result(number - 2, 1, compute_value(asked[number - 2]))
             searcher.on_trial_end(number - 2, "complete")
     searcher.close()
     for params in asked:
@@ -160,7 +160,7 @@ def test_a_proposal_is_what_optuna_draws_from_the_study_with_waiting_trials_as_s
         searcher.on_trial_cost(done, {"num_parameters": (1 + excess) * 1e6})
         if constraints:
             trial.set_constraint("num_parameters", excess)
-        trial.intermediate_values = {1: value_of(params)}
+        trial.intermediate_values = {1: compute_value(params)}
         trial.state, trial.value = [(TrialState.COMPLETE, 1.0 * done), (TrialState.PRUNED, 0.1 * done)][done % 3 == 2]
         if done == number - 1:
             trial.state, trial.value, trial.intermediate_values = TrialState.RUNNING, None, {}
@@ -181,13 +181,13 @@ def test_a_proposal_is_what_optuna_draws_from_the_study_with_waiting_trials_as_s
             trial.value = median
     plain.add_trials(trials)
     seed = int(np.random.SeedSequence([5, number]).generate_state(1)[0])
-    with silenced():
+    with silence_optuna():
         plain.sampler = SAMPLERS[name](seed=seed)
     assert searcher.suggest(number) == space.sample(plain.ask())
 
 
 @pytest.fixture
-def seen(monkeypatch):
+def visible_trials(monkeypatch):
     """The trials that the sampler saw when it was last asked."""
     trials = []
     suggest = optuna.Trial.suggest_float
@@ -200,7 +200,9 @@ def seen(monkeypatch):
     return trials
 
 
-def test_a_trial_that_waits_is_seen_as_stopped_with_its_last_value_or_as_running_without_one(make, write_space, seen):
+def test_a_trial_that_waits_is_seen_as_stopped_with_its_last_value_or_as_running_without_one(
+    make, write_space, visible_trials
+):
     searcher = make(write_space(SPACE))
     for number, values in enumerate([{}, {1: 5.0, 3: 7.0}]):
         searcher.suggest(number)
@@ -208,12 +210,12 @@ def test_a_trial_that_waits_is_seen_as_stopped_with_its_last_value_or_as_running
             searcher.on_trial_result(number, epoch, value)
         searcher.on_trial_wait(number)
     searcher.suggest(2)
-    assert [(trial.state.name, trial.value) for trial in seen] == [
+    assert [(trial.state.name, trial.value) for trial in visible_trials] == [
         ("RUNNING", None),
         ("PRUNED", 7.0),
         ("RUNNING", None),
     ]
-    assert states(searcher) == ["WAITING", "WAITING", "RUNNING"]
+    assert list_states(searcher) == ["WAITING", "WAITING", "RUNNING"]
 
 
 def test_qmc_gives_the_points_of_one_sequence(make, write_space):
@@ -231,7 +233,7 @@ def test_qmc_gives_the_points_of_one_sequence(make, write_space):
 def test_tpe_learns_from_what_it_is_told(make, write_space):
     """Of twenty random rates from four decades two lie within 0.2 of the best, on average."""
     asked = run_alone(make(write_space(NUMBERS), TPE), 40)
-    assert sum(value_of(params) < 0.2 for params in asked[-20:]) >= 6
+    assert sum(compute_value(params) < 0.2 for params in asked[-20:]) >= 6
 
 
 def test_conditional_spaces_are_searched(make, write_space):
@@ -274,11 +276,11 @@ def space(trial):
 """
 
 
-def tried(searcher, num):
+def run_all_trials(searcher, num):
     """The parameters of so many trials, each of which ends well but every third, which diverges."""
     asked = []
     for number in range(searcher.first_number, searcher.first_number + num):
-        asked.append(written(searcher.suggest(number)))
+        asked.append(to_json_text(searcher.suggest(number)))
         searcher.on_trial_result(number, 1, float(len(asked[-1])))
         searcher.on_trial_end(number, "diverged" if number % 3 == 2 else "complete")
     return asked
@@ -291,7 +293,7 @@ def test_no_searcher_tries_a_point_twice_before_it_has_tried_all(write_space, tm
         pytest.skip("a grid needs a list")
     space, orders = write_space(text, suffix), []
     for seed in range(2):
-        searcher = configured(name)(
+        searcher = compose_searcher(name)(
             space=space,
             folder=tmp_path / str(seed),
             name="test",
@@ -303,7 +305,7 @@ def test_no_searcher_tries_a_point_twice_before_it_has_tried_all(write_space, tm
             first=[{"b": "x"}] if suffix == ".yaml" else [{"kind": "u", "n": 3}],
         )
         assert searcher.num_points == 10
-        orders.append(tried(searcher, 10))
+        orders.append(run_all_trials(searcher, 10))
         searcher.close()
         assert len(set(orders[-1])) == 10
     assert orders[0] != orders[1]
@@ -312,19 +314,19 @@ def test_no_searcher_tries_a_point_twice_before_it_has_tried_all(write_space, tm
 @pytest.mark.parametrize("name", ["tpe", "qmc", "random"])
 def test_points_that_are_not_tried_twice_are_the_same_after_restarts(make, write_space, name):
     space = write_space(SMALL)
-    whole = tried(make(space, SAMPLERS[name], folder="whole"), 10)
+    whole = run_all_trials(make(space, SAMPLERS[name], folder="whole"), 10)
     searcher, known = make(space, SAMPLERS[name], folder="restarted"), []
     for number in range(10):
         params = searcher.suggest(number)
         searcher.close()
         searcher = make(space, SAMPLERS[name], folder="restarted", resume=True)
         searcher.restore_trials(known)
-        assert same(searcher.suggest(number), params)
-        value = float(len(written(params)))
+        assert is_same(searcher.suggest(number), params)
+        value = float(len(to_json_text(params)))
         searcher.on_trial_result(number, 1, value)
         searcher.on_trial_end(number, "diverged" if number % 3 == 2 else "complete")
         known.append(TrialSnapshot(number, "diverged" if number % 3 == 2 else "complete", params, {1: value}))
-    assert [written(each.params) for each in known] == whole
+    assert [to_json_text(each.params) for each in known] == whole
     assert len(set(whole)) == 10
 
 
@@ -336,23 +338,23 @@ def test_a_point_that_an_interval_gives_twice_is_drawn_again(make, write_space):
             return distribution.low
 
     searcher = make(write_space("a: interval(0.0, 1.0)\nb: interval(0.0, 1.0)"), Corner)
-    asked = tried(searcher, 4)
+    asked = run_all_trials(searcher, 4)
     assert searcher.num_points is None
-    assert asked[0] == written({"a": 0.0, "b": 0.0})
+    assert asked[0] == to_json_text({"a": 0.0, "b": 0.0})
     assert len(set(asked)) == 4
 
 
 def test_draws_that_make_the_same_parameters_are_the_same_point(make, write_space):
     text = "def space(trial):\n    return {'n': 2 ** round(trial.suggest_float('x', -0.4, 2.4))}"
     searcher = make(write_space(text, ".py"), TPE)
-    assert set(tried(searcher, 3)) == {'{"n": 1}', '{"n": 2}', '{"n": 4}'}
+    assert set(run_all_trials(searcher, 3)) == {'{"n": 1}', '{"n": 2}', '{"n": 4}'}
     assert searcher.suggest(3)  # nobody knows that there are no more, since the draws cannot be listed
 
 
 def test_points_of_earlier_sweeps_are_tried_again_only_when_no_others_are_left(make, write_space, monkeypatch):
     space = write_space(SMALL)
     first = make(space, folder="first")
-    before = tried(first, 4)
+    before = run_all_trials(first, 4)
     imported = [(trial.params, trial.distributions) for trial in first.study.trials]
 
     def begin(*args, **kwargs):
@@ -364,7 +366,7 @@ def test_points_of_earlier_sweeps_are_tried_again_only_when_no_others_are_left(m
 
     monkeypatch.setattr("handpose.search.optuna_searcher.prepare_initial_trials", begin)
     searcher = make(space, TPE, folder="second")
-    asked = tried(searcher, 10)
+    asked = run_all_trials(searcher, 10)
     assert asked[0] == before[0]  # it is to be tried first
     assert len(set(asked)) == 10
     assert set(asked[1:7]).isdisjoint(before)
@@ -374,13 +376,13 @@ def test_points_of_earlier_sweeps_are_tried_again_only_when_no_others_are_left(m
 def test_where_the_seed_is_searched_a_point_with_another_seed_is_another_one(make, write_space):
     searcher = make(write_space("a: choice(1)\nseed: range(0, 2147483647)"), TPE)
     assert searcher.num_points == 2147483647
-    assert len({json.loads(text)["seed"] for text in tried(searcher, 12)}) == 12
+    assert len({json.loads(text)["seed"] for text in run_all_trials(searcher, 12)}) == 12
 
 
 def test_trials_that_change_on_the_way_may_begin_alike(make, write_space):
     searcher = make(write_space("a: choice(1, 2)"), repeats=True)
     assert searcher.num_points is None
-    asked = tried(searcher, 4)
+    asked = run_all_trials(searcher, 4)
     assert len(set(asked[:2])) == 2
     assert set(asked[2:]) <= set(asked[:2])
 
@@ -391,23 +393,23 @@ def test_the_study_has_the_parameters_that_are_trained(make, write_space, name):
     space, sampler = write_space(text), SAMPLERS.get(name)
     first = [{"a": False, "b": 1.0, "c": [True]}]
     searcher = make(space, sampler, first=first, defaults={"a": 0, "b": 1, "c": "1", "d": 0.03})
-    asked = tried(searcher, 12)
+    asked = run_all_trials(searcher, 12)
     assert asked[:2] == [
-        written({"a": 0, "b": 1, "c": "1", "d": 0.03}),
-        written({"a": False, "b": 1.0, "c": [True], "d": 0.03}),
+        to_json_text({"a": 0, "b": 1, "c": "1", "d": 0.03}),
+        to_json_text({"a": False, "b": 1.0, "c": [True], "d": 0.03}),
     ]
     searcher.close()
     again = make(space, sampler, resume=True)
-    assert [written(get_trial_params(trial)) for trial in again.study.trials] == asked
+    assert [to_json_text(get_trial_params(trial)) for trial in again.study.trials] == asked
     assert {json.loads(each)["d"] for each in asked} <= {0.0, 0.01, 0.02, 0.03, 0.04}
 
 
 def test_parameters_beside_the_draws_are_kept_where_python_considers_them_equal(make, write_space):
     text = "def space(trial):\n    return {'a': bool(trial.suggest_int('a', 0, 1))}"
     searcher = make(write_space(text, ".py"))
-    asked = tried(searcher, 2)
+    asked = run_all_trials(searcher, 2)
     assert set(asked) == {'{"a": false}', '{"a": true}'}
-    assert [written(get_trial_params(trial)) for trial in searcher.study.trials] == asked
+    assert [to_json_text(get_trial_params(trial)) for trial in searcher.study.trials] == asked
 
 
 def test_gp_is_given_no_range_whose_values_fill_the_memory(make, write_space):
@@ -515,11 +517,11 @@ def test_a_trial_runs_waits_and_runs_again(make, write_space, storage):
     searcher.suggest(0)
     for epoch in (1, 2):
         searcher.on_segment_start(0)
-        assert states(searcher) == ["RUNNING"]
+        assert list_states(searcher) == ["RUNNING"]
         searcher.on_trial_result(0, epoch, 5.0 - epoch)
         searcher.on_trial_wait(0)
         searcher.on_trial_wait(0)
-        assert states(searcher) == ["WAITING"]
+        assert list_states(searcher) == ["WAITING"]
     searcher.on_segment_start(0)
     searcher.on_trial_end(0, "stopped")
     (trial,) = searcher.study.trials
@@ -546,7 +548,7 @@ def test_nothing_runs_in_the_study_of_a_sweep_that_is_over(make, write_space):
     searcher.on_trial_result(0, 1, 1.0)
     searcher.on_trial_end(0, "stopped")
     searcher.close()
-    assert states(searcher) == ["PRUNED", "WAITING", "WAITING"]
+    assert list_states(searcher) == ["PRUNED", "WAITING", "WAITING"]
 
 
 READER = """
@@ -581,7 +583,7 @@ class KilledError(Exception):
     """Stands for SIGKILL: what is not on the disk is lost."""
 
 
-class Kills:
+class WriteKiller:
     """Kills at some writes to the journal. how: before the write, after it, or in the middle, holding the lock."""
 
     def __init__(self, monkeypatch, how, is_due):
@@ -606,7 +608,7 @@ class Kills:
         monkeypatch.setattr(study_module._Journal, "append_logs", append_logs)
 
 
-def script(num_trials):
+def make_script(num_trials):
     """Steps of a sweep whose trials overlap: each is asked for, measured, pauses after epoch 1, and goes on later."""
     for turn in range(num_trials + 3):
         if turn < num_trials:
@@ -623,7 +625,7 @@ class Sweep:
     def __init__(self, open_searcher, num_trials):
         self.events, self.params = [], {}
         self.open = open_searcher
-        steps = list(script(num_trials))
+        steps = list(make_script(num_trials))
         searcher = None
         while searcher is None or len(self.events) < len(steps):
             try:
@@ -672,7 +674,7 @@ class Sweep:
         return {"num_parameters": 3e5 * self.params[number]["model.decoder.depth"], "latency_ms": 1.0}
 
     def value(self, number, epoch):
-        return value_of(self.params[number]) + 1 / epoch
+        return compute_value(self.params[number]) + 1 / epoch
 
     def end(self, number):
         return ("complete", "stopped", "failed")[number % 3] if number > 3 else "complete"
@@ -708,12 +710,12 @@ def test_a_sweep_that_is_killed_again_and_again_proposes_and_records_the_same(
     if isinstance(sampler, partial) and sampler.func is CmaEsSampler:
         settings.pop("constraints")
     whole = Sweep(partial(make, space, sampler, folder="whole", **settings), 11)
-    kills = Kills(monkeypatch, how, lambda write: write > 8 and write % 5 == 0)
+    kills = WriteKiller(monkeypatch, how, lambda write: write > 8 and write % 5 == 0)
     killed = Sweep(partial(make, space, sampler, folder="killed", **settings), 11)
     assert kills.num_kills > 15
     assert [file.name for file in (tmp_path / "killed").iterdir()] == ["journal.log"]
     assert killed.params == whole.params
-    assert record(killed.searcher) == record(whole.searcher)
+    assert read_study(killed.searcher) == read_study(whole.searcher)
 
 
 @pytest.mark.parametrize("how", ["before", "within", "after"])
@@ -721,14 +723,14 @@ def test_a_sweep_that_is_killed_again_and_again_proposes_and_records_the_same(
 def test_a_sweep_that_is_killed_while_its_study_is_made_begins_again(make, write_space, monkeypatch, how, write):
     space = write_space(NUMBERS)
     whole = Sweep(partial(make, space, folder="whole"), 3)
-    kills = Kills(monkeypatch, how, lambda number: number == write)
+    kills = WriteKiller(monkeypatch, how, lambda number: number == write)
     killed = Sweep(partial(make, space, folder="killed"), 3)
     assert kills.num_kills == 1
     assert killed.params == whole.params
-    assert record(killed.searcher) == record(whole.searcher)
+    assert read_study(killed.searcher) == read_study(whole.searcher)
 
 
-def damaged(how, file):
+def damage_journal(how, file):
     content = file.read_bytes()
     if how == "gone":
         file.unlink()
@@ -764,13 +766,13 @@ def damaged(how, file):
 def test_what_a_damaged_file_lost_is_taken_from_the_events(make, write_space, tmp_path, how):
     space = write_space(NUMBERS)
     whole = Sweep(partial(make, space, TPE, constraints={"num_parameters": 1e6}), 8)
-    known, before = list(whole.known()), record(whole.searcher)
+    known, before = list(whole.known()), read_study(whole.searcher)
     whole.searcher.close()
-    damaged(how, tmp_path / "study" / "journal.log")
+    damage_journal(how, tmp_path / "study" / "journal.log")
     searcher = make(space, TPE, constraints={"num_parameters": 1e6}, resume=True)
     searcher.restore_trials(known)
     lost = ("user_attrs", "system_attrs")  # that a point was planned, and the parameters beside the draws
-    for found, expected in zip(record(searcher), before, strict=True):
+    for found, expected in zip(read_study(searcher), before, strict=True):
         assert {**found, **dict.fromkeys(lost)} == {**expected, **dict.fromkeys(lost)}
         assert found["user_attrs"].items() >= expected["user_attrs"].items()
     assert searcher.suggest(8)
@@ -800,7 +802,7 @@ def test_trials_that_the_events_do_not_know_fail_but_for_the_next(make, write_sp
     searcher.restore_trials(
         [TrialSnapshot(0, "running", params[0], {}), TrialSnapshot(1, "waiting", params[1], {1: 2.0})]
     )
-    assert states(searcher) == ["RUNNING", "WAITING", "RUNNING", "FAIL"]
+    assert list_states(searcher) == ["RUNNING", "WAITING", "RUNNING", "FAIL"]
     assert searcher.suggest(2) == params[2]
     assert searcher.study.trials[1].intermediate_values == {1: 2.0}
 
@@ -811,14 +813,14 @@ def test_the_next_trial_that_was_never_asked_for_again_does_not_run_for_ever(mak
     searcher = make(write_space(SPACE), resume=True)
     searcher.restore_trials([TrialSnapshot(0, "complete", params[0], {3: 1.0})])
     searcher.close()
-    assert states(searcher) == ["COMPLETE", "FAIL"]
+    assert list_states(searcher) == ["COMPLETE", "FAIL"]
 
 
 def test_a_sweep_that_cannot_go_on_leaves_the_study_as_it_is(make, write_space):
     asked = make(write_space(SPACE))
     asked.suggest(0)
     make(write_space(SPACE), resume=True).close()  # killed before it knew what runs
-    assert states(asked) == ["RUNNING"]
+    assert list_states(asked) == ["RUNNING"]
 
 
 def test_a_full_disk_leaves_no_half_line(make, write_space, tmp_path, monkeypatch):
@@ -903,7 +905,7 @@ def test_without_the_constraint_they_go_where_it_is_better(make, write_space, na
 
 @pytest.mark.parametrize(("name", "state"), [("tpe", "PRUNED"), ("gp", "COMPLETE"), ("nsga", "COMPLETE")])
 def test_what_was_never_trained_shows_its_constraint_to_those_who_look_at_complete_trials_only(
-    make, write_space, seen, name, state
+    make, write_space, visible_trials, name, state
 ):
     searcher = make(write_space("x: interval(0.0, 1.0)"), SAMPLERS[name], constraints={"num_parameters": 1e6})
     for number, value in enumerate([3.0, 9.0, 4.0]):
@@ -915,20 +917,20 @@ def test_what_was_never_trained_shows_its_constraint_to_those_who_look_at_comple
     searcher.on_trial_cost(3, {"num_parameters": 2e6})
     searcher.on_trial_end(3, "infeasible")
     searcher.suggest(4)
-    assert seen[3].state.name == state
-    assert seen[3].value == (4.0 if state == "COMPLETE" else None)  # the median
-    assert seen[3].constraints == {"num_parameters": 1.0}
-    assert states(searcher) == ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED", "RUNNING"]
+    assert visible_trials[3].state.name == state
+    assert visible_trials[3].value == (4.0 if state == "COMPLETE" else None)  # the median
+    assert visible_trials[3].constraints == {"num_parameters": 1.0}
+    assert list_states(searcher) == ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED", "RUNNING"]
 
 
-def test_of_a_trial_that_was_not_measured_nothing_is_learnt_where_there_is_a_limit(make, write_space, seen):
+def test_of_a_trial_that_was_not_measured_nothing_is_learnt_where_there_is_a_limit(make, write_space, visible_trials):
     searcher = make(write_space("x: interval(0.0, 1.0)"), constraints={"num_parameters": 1e6})
     searcher.suggest(0)
     searcher.on_trial_result(0, 3, 1.0)
     searcher.on_trial_end(0, "complete")
     searcher.suggest(1)
-    assert [trial.state.name for trial in seen] == ["FAIL", "RUNNING"]
-    assert states(searcher) == ["COMPLETE", "RUNNING"]
+    assert [trial.state.name for trial in visible_trials] == ["FAIL", "RUNNING"]
+    assert list_states(searcher) == ["COMPLETE", "RUNNING"]
 
 
 # --- two objectives ---------------------------------------------------------------------------------------------------
@@ -936,27 +938,27 @@ def test_of_a_trial_that_was_not_measured_nothing_is_learnt_where_there_is_a_lim
 TWO = {"second_objective": "num_parameters"}
 
 
-def run_for_two(searcher, num_trials):
+def run_with_two_objectives(searcher, num_trials):
     """Rates of 1e-1 are cheap; every third trial is stopped after the first of three epochs, every fifth fails."""
     asked = []
     for number in range(num_trials):
         asked.append(searcher.suggest(number))
-        searcher.on_trial_cost(number, {"num_parameters": cost_of(asked[-1]), "latency_ms": 1.0})
+        searcher.on_trial_cost(number, {"num_parameters": compute_cost(asked[-1]), "latency_ms": 1.0})
         end = "failed" if number % 5 == 4 else "stopped" if number % 3 == 2 else "complete"
         for epoch in range(1, 2 if end == "stopped" else 4):
-            searcher.on_trial_result(number, epoch, value_of(asked[-1]) + 1 / epoch)
+            searcher.on_trial_result(number, epoch, compute_value(asked[-1]) + 1 / epoch)
         searcher.on_trial_end(number, end)
     return asked
 
 
-def cost_of(params):
+def compute_cost(params):
     return 1e6 * abs(math.log10(params["optimizer.lr"]) + 1)
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_the_study_has_both_objectives_with_their_names_and_optuna_their_front(make, write_space, mode):
     searcher = make(write_space(NUMBERS), **TWO, mode=mode)
-    asked = run_for_two(searcher, 30)
+    asked = run_with_two_objectives(searcher, 30)
     study = searcher.study
     assert study.metric_names == [METRIC, "num_parameters"]
     assert [direction.name for direction in study.directions] == [f"{mode.upper()}IMIZE", "MINIMIZE"]
@@ -964,7 +966,7 @@ def test_the_study_has_both_objectives_with_their_names_and_optuna_their_front(m
     points = {}
     for number, (trial, params) in enumerate(zip(study.trials, asked, strict=True)):
         assert trial.state.name == ("FAIL" if number % 5 == 4 else "PRUNED" if number % 3 == 2 else "COMPLETE")
-        reached = [value_of(params) + (1.0 if trial.state.name == "PRUNED" else 1 / 3), cost_of(params)]
+        reached = [compute_value(params) + (1.0 if trial.state.name == "PRUNED" else 1 / 3), compute_cost(params)]
         assert trial.values == (None if trial.state.name == "FAIL" else pytest.approx(reached))
         if trial.state.name == "COMPLETE":
             points[number] = (sign * trial.values[0], trial.values[1])
@@ -973,7 +975,9 @@ def test_the_study_has_both_objectives_with_their_names_and_optuna_their_front(m
     assert len(front) > 1 or mode == "max"
 
 
-def test_with_two_objectives_stopped_trials_are_listed_by_epoch_and_front_and_without_reports(make, write_space, seen):
+def test_with_two_objectives_stopped_trials_are_listed_by_epoch_and_front_and_without_reports(
+    make, write_space, visible_trials
+):
     """Neither of 4 and 0 is better, 3 is worse than both; 1 was trained further, and 2 has not been measured."""
     searcher = make(write_space(SPACE), TPE, **TWO)
     reports = [(1, 5.0, 1e6), (2, 9.0, 9e6), (1, 0.1, None), (1, 6.0, 3e6), (1, 4.0, 2e6)]
@@ -984,11 +988,11 @@ def test_with_two_objectives_stopped_trials_are_listed_by_epoch_and_front_and_wi
         searcher.on_trial_result(number, epoch, value)
         (searcher.on_trial_wait if number == 3 else partial(searcher.on_trial_end, state="stopped"))(number)
     searcher.suggest(5)
-    shown = [(trial.number, trial.values) for trial in seen if trial.state == TrialState.PRUNED]
+    shown = [(trial.number, trial.values) for trial in visible_trials if trial.state == TrialState.PRUNED]
     assert shown == [(1, [9.0, 9e6]), (4, [4.0, 2e6]), (0, [5.0, 1e6]), (3, [6.0, 3e6])]
-    assert not any(trial.intermediate_values for trial in seen if trial.state == TrialState.PRUNED)
+    assert not any(trial.intermediate_values for trial in visible_trials if trial.state == TrialState.PRUNED)
     assert searcher.study.trials[1].intermediate_values == {2: 9.0}  # in the study they are kept
-    assert states(searcher)[:5] == ["PRUNED", "PRUNED", "FAIL", "WAITING", "PRUNED"]
+    assert list_states(searcher)[:5] == ["PRUNED", "PRUNED", "FAIL", "WAITING", "PRUNED"]
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp", "nsga", "random"])
@@ -999,14 +1003,14 @@ def test_with_two_objectives_a_proposal_is_what_optuna_draws_from_what_is_comple
     for done in range(number):
         params = searcher.suggest(done)
         trial = searcher.study.trials[-1]
-        searcher.on_trial_cost(done, {"num_parameters": cost_of(params)})
-        searcher.on_trial_result(done, 3, value_of(params))
+        searcher.on_trial_cost(done, {"num_parameters": compute_cost(params)})
+        searcher.on_trial_result(done, 3, compute_value(params))
         searcher.on_trial_end(done, "complete")
-        trial.state, trial.values = TrialState.COMPLETE, [value_of(params), cost_of(params)]
+        trial.state, trial.values = TrialState.COMPLETE, [compute_value(params), compute_cost(params)]
         trial.datetime_complete = trial.datetime_start
         plain.add_trial(trial)
     seed = int(np.random.SeedSequence([5, number]).generate_state(1)[0])
-    with silenced():
+    with silence_optuna():
         plain.sampler = SAMPLERS[name](seed=seed)
     assert searcher.suggest(number) == space.sample(plain.ask())
 
@@ -1014,7 +1018,7 @@ def test_with_two_objectives_a_proposal_is_what_optuna_draws_from_what_is_comple
 @pytest.mark.parametrize("second", [None, "num_parameters"])
 def test_tpe_models_parameters_together_for_one_objective_and_each_by_itself_for_two(make, write_space, second):
     asked = {}
-    told = {None: run_alone, "num_parameters": run_for_two}[second]
+    told = {None: run_alone, "num_parameters": run_with_two_objectives}[second]
     for name, changes in {
         "null": {"multivariate": None, "group": True},
         "together": {"multivariate": True, "group": True},
@@ -1029,9 +1033,9 @@ def test_tpe_models_parameters_together_for_one_objective_and_each_by_itself_for
 @pytest.mark.parametrize("name", ["nsga", "tpe", "qmc"])
 def test_with_two_objectives_the_same_seed_asks_for_the_same_configurations(make, write_space, name):
     space = write_space(NUMBERS)
-    asked = run_for_two(make(space, SAMPLERS[name], folder="a", seed=5, **TWO), 14)
-    assert run_for_two(make(space, SAMPLERS[name], folder="b", seed=5, **TWO), 14) == asked
-    assert run_for_two(make(space, SAMPLERS[name], folder="c", seed=6, **TWO), 14) != asked
+    asked = run_with_two_objectives(make(space, SAMPLERS[name], folder="a", seed=5, **TWO), 14)
+    assert run_with_two_objectives(make(space, SAMPLERS[name], folder="b", seed=5, **TWO), 14) == asked
+    assert run_with_two_objectives(make(space, SAMPLERS[name], folder="c", seed=6, **TWO), 14) != asked
 
 
 def test_tpe_learns_where_the_front_is_also_from_stopped_trials(make, write_space):
@@ -1040,8 +1044,8 @@ def test_tpe_learns_where_the_front_is_also_from_stopped_trials(make, write_spac
     asked = []
     for number in range(40):
         asked.append(searcher.suggest(number))
-        loss = value_of(asked[-1]) + asked[-1]["model.decoder.depth"]
-        searcher.on_trial_cost(number, {"num_parameters": cost_of(asked[-1])})
+        loss = compute_value(asked[-1]) + asked[-1]["model.decoder.depth"]
+        searcher.on_trial_cost(number, {"num_parameters": compute_cost(asked[-1])})
         searcher.on_trial_result(number, 1, loss)
         searcher.on_trial_end(number, "stopped")
     shallow = [params for params in asked[-20:] if params["model.decoder.depth"] == 1]
@@ -1054,7 +1058,7 @@ def test_a_sampler_of_one_objective_is_refused(make, write_space):
         make(write_space(NUMBERS), SAMPLERS["cmaes"], **TWO)
 
 
-def test_what_was_never_trained_shows_its_cost_with_a_value_that_says_nothing(make, write_space, seen):
+def test_what_was_never_trained_shows_its_cost_with_a_value_that_says_nothing(make, write_space, visible_trials):
     searcher = make(write_space("x: interval(0.0, 1.0)"), SAMPLERS["gp"], constraints={"num_parameters": 1e6}, **TWO)
     for number, value in enumerate([3.0, 9.0, 4.0, None]):
         searcher.suggest(number)
@@ -1063,7 +1067,7 @@ def test_what_was_never_trained_shows_its_cost_with_a_value_that_says_nothing(ma
             searcher.on_trial_result(number, 3, value)
         searcher.on_trial_end(number, "infeasible" if value is None else "complete")
     searcher.suggest(4)
-    assert (seen[3].state.name, seen[3].values) == ("COMPLETE", [4.0, 2e6])
+    assert (visible_trials[3].state.name, visible_trials[3].values) == ("COMPLETE", [4.0, 2e6])
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

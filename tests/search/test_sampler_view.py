@@ -8,7 +8,7 @@ from handpose.search.sampler_view import show_trials
 RANGE = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
 
 
-def trial(number, *, over):
+def make_trial(number, *, over):
     """Complete, stopped, failed, waiting or running, and in two of nine over a limit where over is given."""
     kind, value = number % 9, float((number * 7919) % 1009)
     state = {6: TrialState.FAIL, 7: TrialState.WAITING, 8: TrialState.RUNNING}.get(
@@ -29,7 +29,7 @@ def trial(number, *, over):
 def study(request):
     direction, over = request.param
     study = optuna.create_study(direction=direction)
-    study.add_trials([trial(number, over=over) for number in range(900)])
+    study.add_trials([make_trial(number, over=over) for number in range(900)])
     return study
 
 
@@ -37,12 +37,12 @@ def shown(study, max_ended):
     return show_trials(study.trials, study.direction, constraints=study.trials[0].constraints, max_ended=max_ended)
 
 
-def ended(trials):
+def select_ended(trials):
     return [each for each in trials if each.state in (TrialState.COMPLETE, TrialState.PRUNED)]
 
 
 def test_of_many_ended_trials_a_tenth_shown_are_the_best_and_the_others_the_newest(study):
-    all_ended, some = ended(shown(study, None)), ended(shown(study, 300))
+    all_ended, some = select_ended(shown(study, None)), select_ended(shown(study, 300))
     # The waiting trials count as stopped ones, where they have reported; the oracle is TPE's own ranking.
     best, _ = _split_trials(study, all_ended, 30)
     assert {each.number for each in best} <= {each.number for each in some}
@@ -51,7 +51,7 @@ def test_of_many_ended_trials_a_tenth_shown_are_the_best_and_the_others_the_newe
 
 
 def test_tpe_takes_the_same_trials_for_good(study):
-    few, all_of_them = (_split_trials(study, ended(shown(study, limit)), 25)[0] for limit in (300, None))
+    few, all_of_them = (_split_trials(study, select_ended(shown(study, limit)), 25)[0] for limit in (300, None))
     assert [each.number for each in few] == [each.number for each in all_of_them]
 
 

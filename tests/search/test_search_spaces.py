@@ -2,7 +2,7 @@
 
 import pytest
 
-from handpose.config import choice_of, compose, plain
+from handpose.config import compose, find_choice, to_plain_values
 from handpose.search.space import SPACES_FOLDER, find_default_point, flatten_config, load_space
 
 NAMES = sorted(file.stem for file in SPACES_FOLDER.iterdir() if file.suffix in (".yaml", ".py"))
@@ -14,7 +14,7 @@ def test_there_are_the_spaces_that_the_readme_names():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_default_configuration_is_in_the_space(name):
-    values = flatten_config(plain(compose("tune", [])))
+    values = flatten_config(to_plain_values(compose("tune", [])))
     for group in ("model/decoder", "lr_schedule"):
-        values[group] = choice_of(group, values[f"{group.replace('/', '.')}._target_"])
+        values[group] = find_choice(group, values[f"{group.replace('/', '.')}._target_"])
     assert find_default_point(load_space(name), values) is not None

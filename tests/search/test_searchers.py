@@ -13,13 +13,13 @@ from handpose import config_files
 from handpose.config import compose
 from handpose.config_files import CONFIGS, extension_configs
 from handpose.errors import UserError
+from handpose.plain_values import to_json_text
 from handpose.schema import bind_arguments
 from handpose.search.points import place_values
 from handpose.search.searcher import count_points
 from handpose.sweep.audit import audit as audit_module
 from handpose.sweep.plan import build_plan
 from handpose.sweep.preflight.checks import DataSummary
-from handpose.values import written
 from tests.search.local_searcher import LocalSearcher
 from tests.search.trial_feed import TrialFeed
 from tests.sweep.whole_sweep import WholeSweep
@@ -111,7 +111,7 @@ def end(searcher, number):
     params = searcher.snapshots[number].params
     searcher.on_trial_cost(number, {"num_parameters": 1e6, "latency_ms": 2.0, "memory_mb": 9.0})
     if state not in ("failed", "infeasible"):
-        searcher.on_trial_result(number, 1, float(zlib.crc32(written(params).encode()) % 1000))
+        searcher.on_trial_result(number, 1, float(zlib.crc32(to_json_text(params).encode()) % 1000))
     if state == "diverged":
         searcher.on_trial_result(number, 2, float("nan"))
     (searcher.on_trial_wait if state == "paused" else partial(searcher.on_trial_end, state=state))(number)
@@ -166,7 +166,7 @@ def test_the_number_of_points_is_known_before_and_none_is_proposed_twice(make, s
     assert known is None or known == searcher.num_points
     if searcher.num_points is not None:
         asked = run(searcher, range(searcher.num_points))
-        assert len({written(params) for params in asked}) == searcher.num_points
+        assert len({to_json_text(params) for params in asked}) == searcher.num_points
 
 
 def test_the_default_comes_first_and_then_the_points_that_the_user_gives(make):

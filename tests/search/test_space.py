@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from handpose.errors import UserError
+from handpose.plain_values import is_same
 from handpose.search.distributions import (
     count_values,
     get_value_at,
@@ -28,7 +29,6 @@ from handpose.search.space import (
     list_keys,
     load_space,
 )
-from handpose.values import same
 
 CONDITIONAL = """
 def space(trial):
@@ -208,7 +208,7 @@ ALIKE = [0, False, 0.0, -0.0, 1, True, 1.0, "1", "true", None, "null", "", [], [
 LABELS = ["bool false", "int 1", "float 1.0", "list [1]", 'str "a"', "list of things", "bool maybe", "int 1.0"]
 
 
-def drawn_again(space, num=200):
+def draw_again(space, num=200):
     """Parameters of random trials, and those that a study in a file has of them."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     drawn = [space.sample(study.ask()) for _ in range(num)]
@@ -232,12 +232,12 @@ def drawn_again(space, num=200):
 )
 def test_choices_that_python_considers_equal_stay_different_in_the_study(write_space, expression, values):
     space = write_space(f"key: {expression}")
-    drawn, stored = drawn_again(space)
-    assert all(map(same, drawn, stored))
+    drawn, stored = draw_again(space)
+    assert all(map(is_same, drawn, stored))
     assert {repr(params["key"]) for params in drawn} == {repr(value) for value in values}
     for value in values:
         point = find_default_point(space, {"key": value})
-        assert same(space.sample(optuna.trial.FixedTrial(point)), {"key": value})
+        assert is_same(space.sample(optuna.trial.FixedTrial(point)), {"key": value})
     assert [repr(parse_label(point["key"])) for point in list_grid_points(space)] == [repr(value) for value in values]
 
 
@@ -245,7 +245,7 @@ def test_choices_that_python_considers_equal_stay_different_in_the_study(write_s
 def test_labels_are_different_scalars_for_different_values_and_are_read_back(choices):
     found = make_labels(choices)
     assert len(set(found)) == len(choices)
-    assert all(same(parse_label(label), value) for label, value in zip(found, choices, strict=True))
+    assert all(is_same(parse_label(label), value) for label, value in zip(found, choices, strict=True))
     distribution = CategoricalDistribution(found)
     assert [distribution.to_internal_repr(label) for label in found] == list(range(len(choices)))
     assert make_labels([*choices, *choices]) == [*found, *found]
@@ -267,8 +267,8 @@ def space(trial):
     return {"key": chosen}
 """
     space = write_space(text, ".py")
-    drawn, stored = drawn_again(space)
-    assert all(map(same, drawn, stored))
+    drawn, stored = draw_again(space)
+    assert all(map(is_same, drawn, stored))
     assert {repr(params["key"]) for params in drawn} == {"[1, 2]", "[1, 2.0]", "0", "False", "1.0", "True", "'1'"}
 
 
@@ -288,7 +288,7 @@ def space(trial):
     }
 """
     space = write_space(text, ".py")
-    drawn, stored = drawn_again(space, 20)
+    drawn, stored = draw_again(space, 20)
     for params, draws in zip(drawn, stored, strict=True):
         assert (params["a"], params["f"], params["g"]) == (0.5, 0.0, 3)
         assert params["d"] == [draws["d"], [[0, 1]]]
@@ -339,7 +339,7 @@ def test_what_optuna_cannot_draw_in_a_python_space_is_told(write_space, line, re
 def test_a_range_has_exactly_its_values_without_the_end(write_space, expression, values):
     space = write_space(f"key: {expression}")
     assert [point["key"] for point in list_grid_points(space)] == values
-    drawn, _ = drawn_again(space)
+    drawn, _ = draw_again(space)
     assert {params["key"] for params in drawn} == set(values)
     for value in values:
         assert find_default_point(space, {"key": value}) == {"key": value}
@@ -377,7 +377,7 @@ def test_a_grid_is_counted_before_it_is_listed(write_space):
 
 def test_a_key_that_is_held_is_the_same_in_all_trials_and_not_searched(write_space):
     space = fix_params(write_space("a: range(1, 6)\nb: interval(0, 1)\nc: 7"), {"a": 9, "c": 8})
-    drawn, stored = drawn_again(space, 20)
+    drawn, stored = draw_again(space, 20)
     assert {(params["a"], params["c"]) for params in drawn} == {(9, 8)}
     assert all(draws.keys() == {"b"} for draws in stored)
     assert list(drawn[0]) == ["a", "b", "c"]
@@ -387,11 +387,11 @@ def test_a_key_that_is_held_is_the_same_in_all_trials_and_not_searched(write_spa
 def test_what_a_python_space_draws_under_a_held_key_is_that_value(write_space):
     space = write_space(CONDITIONAL, ".py")
     assert list_keys(space) == ["model/decoder", "model.decoder.depth"]
-    drawn, stored = drawn_again(fix_params(space, {"model/decoder": "pyramid"}), 30)
+    drawn, stored = draw_again(fix_params(space, {"model/decoder": "pyramid"}), 30)
     assert {params["model/decoder"] for params in drawn} == {"pyramid"}
     assert {params["model.decoder.depth"] for params in drawn} == {1, 2, 3, 4, 5}
     assert all(draws.keys() == {"model.decoder.depth"} for draws in stored)
-    drawn, _ = drawn_again(fix_params(space, {"model.decoder.depth": 9}), 30)
+    drawn, _ = draw_again(fix_params(space, {"model.decoder.depth": 9}), 30)
     assert {params.get("model.decoder.depth", 9) for params in drawn} == {9}
     assert {params["model/decoder"] for params in drawn} == {"pyramid", "effpose", "third"}
 

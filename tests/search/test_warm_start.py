@@ -78,10 +78,10 @@ class Sweeps:
         return abs(math.log10(params["optimizer.lr"]) + 3) + params.get("model.decoder.depth", 3) / 10
 
     def trials(self, path):
-        return study_of(path).trials
+        return open_study(path).trials
 
 
-def study_of(path):
+def open_study(path):
     backend = optuna.storages.journal.JournalFileBackend(f"{path}/study/journal.log")
     (summary,) = optuna.get_all_study_summaries(storage := optuna.storages.JournalStorage(backend))
     return optuna.load_study(study_name=summary.study_name, storage=storage)
@@ -95,11 +95,11 @@ def sweeps(tmp_path, write_space):
         searcher.close()
 
 
-def results(trials):
+def list_results(trials):
     return [(t.state, t.params, t.value, t.intermediate_values) for t in trials]
 
 
-def account(searcher):
+def get_import_summary(searcher):
     """Of one earlier sweep, what is not nothing."""
     (one,) = searcher.warm_start
     return {key: value for key, value in one.items() if value and key not in ("folder", "sweep")}
@@ -114,11 +114,11 @@ def test_results_under_the_same_conditions_count_as_the_sweeps_own(sweeps):
     expected = [
         (TrialState.COMPLETE if end == "complete" else TrialState.PRUNED, params, values[max(values)], values)
         for end, (_, params, _, values) in zip(
-            [end for end in ends if end not in ("failed", "diverged")], results(before), strict=True
+            [end for end in ends if end not in ("failed", "diverged")], list_results(before), strict=True
         )
     ]
-    assert results(brought) == expected
-    assert account(searcher) == {"brought": 5, "failed": 2}
+    assert list_results(brought) == expected
+    assert get_import_summary(searcher) == {"brought": 5, "failed": 2}
     assert searcher.first_number == 5
     assert searcher.suggest(5)
     assert searcher.study.trials[5].number == 5
@@ -128,7 +128,7 @@ def test_each_says_where_it_is_from_over_several_sweeps(sweeps):
     first = sweeps.run("first", ["failed", "complete"])
     second = sweeps.run("second", ["complete"], warm_start=[first])
     searcher = sweeps.begin("third", warm_start=[second])
-    studies = [study_of(path).user_attrs["id"] for path in (first, second)]
+    studies = [open_study(path).user_attrs["id"] for path in (first, second)]
     chained, own = (trial.user_attrs["lineage"] for trial in searcher.study.trials)
     same = {"data": "hands", "revision": "abc"}
     there = {"sweep": "first", "study": studies[0], "number": 1, "folder": first} | same
@@ -161,7 +161,7 @@ def test_a_sweep_that_goes_on_brings_nothing_in_again_though_the_earlier_one_is_
     (sweeps.folder / "before" / "sweep.yaml").unlink()
     again = sweeps.begin("after", warm_start=[path], resume=True)
     assert again.first_number == len(again.study.trials) == 2
-    assert account(again) == {"brought": 2}
+    assert get_import_summary(again) == {"brought": 2}
 
 
 # --- a changed space --------------------------------------------------------------------------------------------------
@@ -174,7 +174,10 @@ def test_points_out_of_a_narrower_range_are_dropped_and_counted(sweeps):
     kept = [depth for depth in depths if depth >= 3]
     assert 0 < len(kept) < 12
     assert [trial.params["model.decoder.depth"] for trial in searcher.study.trials] == kept
-    assert account(searcher) == {"brought": len(kept), "dropped_out_of_range": {"model.decoder.depth": 12 - len(kept)}}
+    assert get_import_summary(searcher) == {
+        "brought": len(kept),
+        "dropped_out_of_range": {"model.decoder.depth": 12 - len(kept)},
+    }
     ranges = {trial.distributions["model.decoder.depth"] for trial in searcher.study.trials}
     assert ranges == {optuna.distributions.IntDistribution(3, 5)}
 
@@ -187,7 +190,7 @@ def test_a_parameter_that_is_searched_no_more_must_have_had_the_value_it_has_now
     depths = [trial.params["model.decoder.depth"] for trial in sweeps.trials(path)]
     same = depths.count(default)
     assert 0 < same < 12
-    assert account(searcher) == {"brought": same, "dropped_out_of_range": {"model.decoder.depth": 12 - same}}
+    assert get_import_summary(searcher) == {"brought": same, "dropped_out_of_range": {"model.decoder.depth": 12 - same}}
     assert all(trial.params.keys() == {"optimizer.lr"} for trial in searcher.study.trials)
 
 
@@ -197,7 +200,7 @@ def test_a_parameter_that_is_new_has_the_value_that_was_in_force(sweeps):
     searcher = sweeps.begin("after", warm_start=[path], space=wider)
     assert [trial.params["data.batch_size"] for trial in searcher.study.trials] == [32] * 3
     other = sweeps.begin("other", warm_start=[path], space=SPACE + "data.batch_size: choice(8, 16)\n")
-    assert account(other) == {"dropped_out_of_range": {"data.batch_size": 3}}
+    assert get_import_summary(other) == {"dropped_out_of_range": {"data.batch_size": 3}}
 
 
 def test_a_group_that_is_new_has_the_choice_that_was_in_force(sweeps):
@@ -222,20 +225,20 @@ def test_conditional_parameters_are_brought_where_they_are_drawn(sweeps):
     deep = ["model.decoder.depth" in trial.params for trial in sweeps.trials(path)]
     assert 0 < sum(deep) < 12
     same = sweeps.begin("same", warm_start=[path], space=some, suffix=".py")
-    assert results(same.study.trials) == results(sweeps.trials(path))
+    assert list_results(same.study.trials) == list_results(sweeps.trials(path))
     # Where it was not drawn, the depth was the default's.
     whole = sweeps.begin("whole", warm_start=[path], space=always, suffix=".py")
     depths = [trial.params.get("model.decoder.depth", 3) for trial in sweeps.trials(path)]
     assert [trial.params["model.decoder.depth"] for trial in whole.study.trials] == depths
     none = sweeps.begin("none", warm_start=[path], space=never, suffix=".py")
-    assert account(none)["brought"] == depths.count(3)
+    assert get_import_summary(none)["brought"] == depths.count(3)
 
 
 def test_draws_under_other_names_are_brought_into_the_same_space(sweeps):
     text = "def space(trial):\n    return {'optimizer.lr': 10 ** trial.suggest_float('log_lr', -5, -1)}\n"
     path = sweeps.run("before", ["complete"] * 2, space=text, suffix=".py")
     searcher = sweeps.begin("after", warm_start=[path], space=text, suffix=".py")
-    assert results(searcher.study.trials) == results(sweeps.trials(path))
+    assert list_results(searcher.study.trials) == list_results(sweeps.trials(path))
     listed = sweeps.begin("listed", warm_start=[path])
     assert [trial.params["optimizer.lr"] for trial in listed.study.trials] == [
         10 ** trial.params["log_lr"] for trial in sweeps.trials(path)
@@ -262,7 +265,7 @@ def test_values_under_other_conditions_are_not_brought_but_the_best_points_are_t
     path = sweeps.run("before", ["complete", "stopped", "complete", "complete", "stopped", "failed"])
     searcher = sweeps.begin("after", warm_start=[path], warm_start_points=4, **changes)
     assert searcher.first_number == 0
-    assert account(searcher) == {"not_comparable": {reason: 5}, "tried_first": 4, "failed": 1}
+    assert get_import_summary(searcher) == {"not_comparable": {reason: 5}, "tried_first": 4, "failed": 1}
     # As a winner is selected: the most trained first, and among equals the best.
     whole, stopped = [sweeps.trials(path)[i] for i in (0, 2, 3)], [sweeps.trials(path)[i] for i in (1, 4)]
     ranked = [*sorted(whole, key=lambda t: t.value), *sorted(stopped, key=lambda t: t.value)]
@@ -274,7 +277,7 @@ def test_values_under_other_conditions_are_not_brought_but_the_best_points_are_t
 def test_data_that_nobody_knows_compare_with_nothing(sweeps):
     path = sweeps.run("before", ["complete"] * 2, fingerprint=None)
     after = sweeps.begin("after", warm_start=[path], fingerprint=None)
-    assert account(after) == {"not_comparable": {"it was trained on other data": 2}}
+    assert get_import_summary(after) == {"not_comparable": {"it was trained on other data": 2}}
 
 
 @pytest.mark.parametrize(
@@ -287,7 +290,7 @@ def test_data_that_nobody_knows_compare_with_nothing(sweeps):
 )
 def test_what_does_not_change_a_configurations_worth_does_not_matter(sweeps, config):
     path = sweeps.run("before", ["complete"] * 2)
-    assert account(sweeps.begin("after", warm_start=[path], config=config)) == {"brought": 2}
+    assert get_import_summary(sweeps.begin("after", warm_start=[path], config=config)) == {"brought": 2}
 
 
 def test_points_to_try_first_lie_in_the_new_space(sweeps):
@@ -299,7 +302,7 @@ def test_points_to_try_first_lie_in_the_new_space(sweeps):
     assert [{name: params[name] for name in deep[0].params} for params in asked] == [
         trial.params for trial in sorted(deep, key=lambda trial: trial.value)
     ]
-    assert account(searcher)["dropped_out_of_range"] == {"model.decoder.depth": 12 - len(deep)}
+    assert get_import_summary(searcher)["dropped_out_of_range"] == {"model.decoder.depth": 12 - len(deep)}
 
 
 @pytest.mark.parametrize("recorded", [None, "min"])  # earlier versions recorded min for every metric
@@ -333,11 +336,11 @@ def test_constraints_are_judged_anew(sweeps):
         {"num_parameters": 0.5},
     ]
     unmeasured = sweeps.begin("unmeasured", warm_start=[path], constraints={"memory_mb": 100})
-    assert account(unmeasured)["not_comparable"] == {"memory_mb was not measured": 3}
+    assert get_import_summary(unmeasured)["not_comparable"] == {"memory_mb was not measured": 3}
     costly = sweeps.begin(
         "costly", warm_start=[path], fingerprint="other", constraints={"num_parameters": 1e6}, warm_start_points=3
     )
-    assert account(costly)["tried_first"] == 1
+    assert get_import_summary(costly)["tried_first"] == 1
 
 
 def test_a_second_objective_comes_along_where_it_was_measured_and_depends_on_no_machine(sweeps):
@@ -351,7 +354,7 @@ def test_a_second_objective_comes_along_where_it_was_measured_and_depends_on_no_
     searcher.close()
     path = str(sweeps.folder / "before")
     after = sweeps.begin("after", warm_start=[path], settings={"second_objective": "num_parameters"})
-    assert account(after) == {"brought": 2, "not_comparable": {"num_parameters was not measured": 1}}
+    assert get_import_summary(after) == {"brought": 2, "not_comparable": {"num_parameters was not measured": 1}}
     assert [(trial.state.name, trial.values) for trial in after.study.trials] == [
         ("COMPLETE", [1.0, 1e6]),
         ("PRUNED", [2.0, 2e6]),
@@ -359,7 +362,7 @@ def test_a_second_objective_comes_along_where_it_was_measured_and_depends_on_no_
     back = sweeps.begin("back", warm_start=[str(sweeps.folder / "after")])
     assert [trial.values for trial in back.study.trials] == [[1.0], [2.0]]
     slow = sweeps.begin("slow", warm_start=[path], settings={"second_objective": "latency_ms"}, warm_start_points=0)
-    assert account(slow) == {"not_comparable": {"latency_ms depends on the machine": 3}}
+    assert get_import_summary(slow) == {"not_comparable": {"latency_ms depends on the machine": 3}}
 
 
 @pytest.mark.parametrize("cost", ["latency_ms", "memory_mb"])
@@ -375,11 +378,11 @@ def test_what_another_machine_measured_is_held_against_no_limit(sweeps, cost):
     for limit in (1.0, 9.0):  # for the machine that measured them too slow, and fast enough
         name = f"after_{limit}"
         after = sweeps.begin(name, warm_start=[path], constraints={"num_parameters": 2e6, cost: limit})
-        assert account(after) == {"not_comparable": {f"{cost} depends on the machine": 3}}
+        assert get_import_summary(after) == {"not_comparable": {f"{cost} depends on the machine": 3}}
     tried = sweeps.begin("tried", warm_start=[path], constraints={cost: 1.0}, warm_start_points=3)
-    assert account(tried)["tried_first"] == 3
+    assert get_import_summary(tried)["tried_first"] == 3
     free = sweeps.begin("free", warm_start=[path], constraints={"num_parameters": 2e6})
-    assert account(free) == {"brought": 3}
+    assert get_import_summary(free) == {"brought": 3}
     assert [trial.user_attrs.get(cost) for trial in free.study.trials] == [None] * 3
 
 
@@ -387,7 +390,7 @@ def test_what_another_machine_measured_is_held_against_no_limit(sweeps, cost):
 def test_one_batch_does_not_compare_with_all_batches(sweeps, before, after, reason):
     key = "trainer.limit_train_batches"
     path = sweeps.run("before", ["complete"], config={key: before})
-    found = account(sweeps.begin("after", warm_start=[path], config={key: after}, warm_start_points=0))
+    found = get_import_summary(sweeps.begin("after", warm_start=[path], config={key: after}, warm_start_points=0))
     assert found == ({"not_comparable": {f"{key} {reason}": 1}} if reason else {"brought": 1})
 
 
@@ -396,7 +399,7 @@ def test_one_batch_does_not_compare_with_all_batches(sweeps, before, after, reas
 
 def test_a_study_in_a_database_is_found(sweeps):
     path = sweeps.run("before", ["complete"] * 2, storage=f"sqlite:///{sweeps.folder}/studies.db")
-    assert account(sweeps.begin("after", warm_start=[path])) == {"brought": 2}
+    assert get_import_summary(sweeps.begin("after", warm_start=[path])) == {"brought": 2}
 
 
 def test_an_earlier_sweep_is_only_read_even_with_half_a_line_at_its_end(sweeps):
@@ -404,7 +407,7 @@ def test_an_earlier_sweep_is_only_read_even_with_half_a_line_at_its_end(sweeps):
     journal = sweeps.folder / "before" / "study" / "journal.log"
     journal.write_bytes(journal.read_bytes() + b'{"op_code":6,"wor')
     before = {file: file.read_bytes() for file in (sweeps.folder / "before").rglob("*") if file.is_file()}
-    assert account(sweeps.begin("after", warm_start=[path])) == {"brought": 2}
+    assert get_import_summary(sweeps.begin("after", warm_start=[path])) == {"brought": 2}
     assert {file: file.read_bytes() for file in (sweeps.folder / "before").rglob("*") if file.is_file()} == before
 
 

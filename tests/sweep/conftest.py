@@ -3,7 +3,7 @@
 import pytest
 from optuna.samplers import RandomSampler
 
-from tests.sweep.sweeps import make_settings, start
+from tests.sweep.sweeps import make_settings, run_small_sweep
 
 
 @pytest.fixture
@@ -13,6 +13,8 @@ def sweep(ray_started, tmp_path):
     def run(space, objective, *, name="sweep", sampler=RandomSampler, scheduler=None, defaults=None, **changes):
         folder = tmp_path / name
         settings = make_settings(folder, **changes)
-        return start(settings, space, objective, sampler=sampler, scheduler=scheduler, defaults=defaults), folder
+        return run_small_sweep(
+            settings, space, objective, sampler=sampler, scheduler=scheduler, defaults=defaults
+        ), folder
 
     return run

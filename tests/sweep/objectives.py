@@ -41,7 +41,7 @@ def always_fails(segment):
     raise KeyError("no_such_layer")
 
 
-def is_a_mistake(segment):
+def raises_user_error(segment):
     """Depth 2 cannot be trained, and that is said in a sentence; the others take a while."""
     report_epoch(1, {METRIC: 3.0})
     if segment.params["model.decoder.depth"] == 2:
@@ -74,19 +74,19 @@ def hangs_once(segment):
         report_epoch(epoch, {METRIC: 1.0 / epoch})
 
 
-used = []
+used_workers = []
 """Of this process: trials that it has trained."""
 
 
-def wears_its_worker_out(segment):
+def makes_worker_unfit(segment):
     """A worker is good for one trial."""
-    if used:
-        raise UnfitWorkerError(f"trial {used[0]} has left its memory taken")
-    used.append(segment.trial)
+    if used_workers:
+        raise UnfitWorkerError(f"trial {used_workers[0]} has left its memory taken")
+    used_workers.append(segment.trial)
     curve(segment)
 
 
-def grown(segment, *, seconds=0.05, dies=False):
+def train_growing_weight(segment, *, seconds=0.05, dies=False):
     """A weight that grows by the learning rate each epoch and travels in the checkpoint; the further, the better.
 
     dies: each trial's first worker is killed after epoch 3.
@@ -112,12 +112,12 @@ def grown(segment, *, seconds=0.05, dies=False):
 
 def dies_once(segment):
     """The same, from a worker that is killed once a trial."""
-    grown(segment, seconds=0.0, dies=True)
+    train_growing_weight(segment, seconds=0.0, dies=True)
 
 
 def grows_slowly(segment):
     """The same, with time to be interrupted."""
-    grown(segment, seconds=0.3)
+    train_growing_weight(segment, seconds=0.3)
 
 
 def grows_in_a_store(segment):
@@ -138,7 +138,7 @@ def grows_in_a_store(segment):
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def together(segment):
+def trains_in_step(segment):
     """Two workers leave word of the epochs that they begin, the second one after the first. Depth 2: the second one
     dies in epoch 2, the first time; depth 3: it says then that the trial cannot be trained."""
     rank, depth = get_worker_context().rank, segment.params["model.decoder.depth"]
@@ -159,7 +159,7 @@ def together(segment):
         report_epoch(epoch, {METRIC: depth + 1 / epoch if rank == 0 else -1.0})
 
 
-def diverges(segment):
+def diverges_at_end(segment):
     """Has no number after its second epoch."""
     report_epoch(1, {METRIC: 1.0})
     report_epoch(2, {METRIC: math.nan})
@@ -172,14 +172,14 @@ def slow_start(segment):
         report_epoch(epoch, {METRIC: 1.0})
 
 
-def flatters(segment):
+def reports_good_start(segment):
     """At lr 1 trains one epoch, which looks better than all four at lr 2."""
     lr = segment.params["optimizer.lr"]
     for epoch in range(1, 5 if lr == 2.0 else 2):
         report_epoch(epoch, {METRIC: lr})
 
 
-def plain_flatters(config):
+def plain_reports_good_start(config):
     """The same, as Ray's own sweeps have their trials."""
     for epoch in range(1, 5 if config["lr"] == 2.0 else 2):
         tune.report({"epoch": epoch, METRIC: config["lr"]})

@@ -5,17 +5,17 @@ import math
 import random
 from dataclasses import replace
 
-from handpose.report.table import TrialTable, second_objectives
+from handpose.report.trial_table import TrialTable, make_second_objectives
 from handpose.search.searcher import Searcher
 from handpose.sweep.controller.controller import SweepController
 from handpose.sweep.controller.history import History
-from handpose.sweep.record.events import Asked, Ended, EventLog, Measured, Reported, read_events
+from handpose.sweep.record.events import CostsMeasured, EpochReported, EventLog, TrialEnded, TrialSuggested, read_events
 from handpose.sweep.storage.checkpoint_files import open_worker_files
 from handpose.sweep.storage.folder_sync import open_checkpoint_files
 from tests.sweep.objectives import METRIC
 
 
-class Proposer(Searcher):
+class FakeSearcher(Searcher):
     """A searcher whose proposals depend on the number alone, and that writes down what it is told of each trial."""
 
     def __init__(self):
@@ -29,7 +29,7 @@ class Proposer(Searcher):
         self.told[trial.number] = "waits" if trial.state in ("waiting", "paused") else trial.state
 
 
-class Clock:
+class FakeClock:
     """Seconds that pass when a test says so."""
 
     def __init__(self):
@@ -39,7 +39,7 @@ class Clock:
         return self.now
 
 
-class Simulation:
+class SimulatedSweep:
     """A sweep whose process can be killed at any moment.
 
     is_late: a checkpoint is written after its epoch's report and told with the next one's, but for those at rungs.
@@ -64,7 +64,7 @@ class Simulation:
         self.is_late = is_late
         self.make_mirror, self.scratch = folder_sync or (lambda: None), scratch
         self.rungs = scheduler().rungs if scheduler().needs_checkpoints else ()
-        self.clock = Clock()
+        self.clock = FakeClock()
         self.opened = 0
         self.start()
 
@@ -77,8 +77,8 @@ class Simulation:
         table = TrialTable(METRIC, self.settings.mode, self.settings.num_trials, self.settings.max_epochs)
         self.mirror = self.make_mirror()
         self.log = EventLog(self.file)
-        self.proposer = Proposer()
-        table.objectives = second_objectives(self.settings.second_objective)
+        self.proposer = FakeSearcher()
+        table.objectives = make_second_objectives(self.settings.second_objective)
         files = open_checkpoint_files(self.mirror, self.settings.path)
         history = History(self.settings, scheduler=self.make_scheduler(), table=table, files=files)
         self.controller = SweepController(
@@ -108,13 +108,13 @@ class Simulation:
         if self.settings.second_objective is None or segment.epoch:
             return True
         noise = 1.0 if self.controller.history.table.rows[segment.trial].costs else 0.0
-        costs = {"latency_ms": latency_ms(segment.params) + noise, "num_parameters": 1e6, "memory_mb": 50.0}
+        costs = {"latency_ms": compute_latency_ms(segment.params) + noise, "num_parameters": 1e6, "memory_mb": 50.0}
         return self.controller.process_costs(segment.trial, costs)
 
     def step(self):
         """One report; those of before, which a trial repeats after a kill, change nothing and do not count."""
         self.clock.now += 1.0
-        number = self._next_to_report()
+        number = self._choose_next_report()
         segment = self.segments[number]
         row = self.controller.history.table.rows[number]
         while True:
@@ -135,7 +135,7 @@ class Simulation:
         if not goes_on:
             del self.segments[number]
 
-    def _next_to_report(self):
+    def _choose_next_report(self):
         running = sorted(self.segments)
         text = f"{self.seed} {self.controller.history.num_reports}"
         return running[int(hashlib.sha256(text.encode()).hexdigest(), 16) % len(running)]
@@ -164,17 +164,21 @@ class Simulation:
         self.log.close()
         return self
 
-    def decisions(self):
+    def list_decisions(self):
         """The log of what was decided, without times and without how often the process began."""
-        kept = [event for event in read_events(self.file) if isinstance(event, (Asked, Measured, Reported, Ended))]
-        return [replace(event, at=0.0, **_forgotten(event)) for event in kept]
+        kept = [
+            event
+            for event in read_events(self.file)
+            if isinstance(event, (TrialSuggested, CostsMeasured, EpochReported, TrialEnded))
+        ]
+        return [replace(event, at=0.0, **_drop_segment_details(event)) for event in kept]
 
 
-def latency_ms(params):
+def compute_latency_ms(params):
     """Deep networks are slow, and the faster they learn the slower: the two objectives are at odds."""
     return params["model.decoder.depth"] + abs(4 - abs(math.log10(params["optimizer.lr"]) + 3))
 
 
-def _forgotten(event):
+def _drop_segment_details(event):
     """Which stretch wrote a checkpoint, and where it had begun, is no decision."""
-    return {"checkpoint": None, "resumed_from": 0} if isinstance(event, Reported) else {}
+    return {"checkpoint": None, "resumed_from": 0} if isinstance(event, EpochReported) else {}

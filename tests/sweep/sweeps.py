@@ -6,7 +6,7 @@ from optuna.samplers import RandomSampler, TPESampler
 
 from handpose.schedulers.asha import Asha
 from handpose.search.optuna_searcher import OptunaSearcher
-from handpose.sweep.controller.slots import LEAST_PROCESS_MB
+from handpose.sweep.controller.slots import MIN_PROCESS_MB
 from handpose.sweep.driver.run import SweepRun, run_sweep
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings, SweepSettings
 from tests.sweep.objectives import METRIC
@@ -49,16 +49,16 @@ def make_settings(folder, **changes):
     return SweepSettings(**values | changes)
 
 
-def asha(max_epochs, **changes):
+def make_asha(max_epochs, **changes):
     values = {"mode": "stop", "grace_period": 1, "reduction_factor": 2, "brackets": 1, "seed": 0}
     return lambda: Asha(max_epochs=max_epochs, **values | changes)
 
 
-def tpe():
+def make_tpe():
     return partial(TPESampler, n_startup_trials=4)
 
 
-def start(
+def run_small_sweep(
     settings,
     space,
     trial_function,
@@ -70,7 +70,7 @@ def start(
     command=lambda params: f"python train.py {params}",
     folder_sync=None,
     preflight=lambda slots: slots,
-    process_mb=LEAST_PROCESS_MB,
+    process_mb=MIN_PROCESS_MB,
     **searcher,
 ):
     """Run a sweep; returns its table. sampler: None for a grid."""
@@ -79,7 +79,7 @@ def start(
         cluster=RaySettings(address=None, num_cpus=2),
         space=space,
         searcher=partial(OptunaSearcher, sampler=sampler, defaults=defaults or {}, **searcher),
-        make_scheduler=scheduler or asha(settings.max_epochs),
+        make_scheduler=scheduler or make_asha(settings.max_epochs),
         trial_function=trial_function,
         command=command,
         description=None if resume else {"name": "test"},

@@ -17,7 +17,7 @@ from handpose.sweep.audit.audit import audit, main
 from handpose.sweep.record.events import EVENTS_FORMAT
 from tests.sweep.whole_sweep import METRIC, WholeSweep
 
-HALVES = "scheduler.reduction_factor=2"
+HALVING = "scheduler.reduction_factor=2"
 PROMOTE = "scheduler.mode=promote"
 GRID = "optimizer.lr: choice(0.001, 0.002)\nheatmap.sigma: choice(0.03, 0.05)\n"
 EQUAL = "optimizer.lr: choice(1, true, 1.0)\nheatmap.sigma: choice(0, false)\n"
@@ -40,7 +40,7 @@ def space(trial):
 """
 
 
-def in_format_2(sweep):
+def rewrite_as_format_2(sweep):
     """As an earlier version wrote the events: a spent budget is `finished`."""
     file = sweep.folder / "events.jsonl"
     file.write_text(file.read_text().replace(f'"version": {EVENTS_FORMAT}', '"version": 2'))
@@ -48,13 +48,13 @@ def in_format_2(sweep):
 
 MAKE = {
     "plain": lambda folder: WholeSweep(
-        folder, HALVES, "searcher=random", fails={(1, 1): "error"}, diverges={(4, 2)}
+        folder, HALVING, "searcher=random", fails={(1, 1): "error"}, diverges={(4, 2)}
     ).run(),
     "stop": lambda folder: (
-        WholeSweep(folder, HALVES, "searcher=random", fails={(1, 1): "error"}, diverges={(4, 2)}).run().finish(seeds=2)
+        WholeSweep(folder, HALVING, "searcher=random", fails={(1, 1): "error"}, diverges={(4, 2)}).run().finish(seeds=2)
     ),
     "promote": lambda folder: (
-        WholeSweep(folder, HALVES, PROMOTE, fails={(1, 2): "killed"}).run().finish(seeds=1, retrained=False)
+        WholeSweep(folder, HALVING, PROMOTE, fails={(1, 2): "killed"}).run().finish(seeds=1, retrained=False)
     ),
     "population": lambda folder: (
         WholeSweep(folder, "scheduler=pbt", "scheduler.perturbation_interval=1", slots=3).run().finish(retrained=False)
@@ -68,15 +68,15 @@ MAKE = {
         .finish(retrained=False)
     ),
     "conditional": lambda folder: (
-        WholeSweep(folder, HALVES, "searcher=random", space=CONDITIONAL, suffix=".py").run().finish(retrained=False)
+        WholeSweep(folder, HALVING, "searcher=random", space=CONDITIONAL, suffix=".py").run().finish(retrained=False)
     ),
     "resumed": lambda folder: (
-        WholeSweep(folder, HALVES, PROMOTE)
+        WholeSweep(folder, HALVING, PROMOTE)
         .run(stops=[(5, "interrupted"), (3, None), (4, None)], given=["sweep.num_trials=7"])
         .finish(seeds=1, retrained=False)
     ),
-    "interrupted": lambda folder: WholeSweep(folder, HALVES, PROMOTE).run(num_reports=9, last="interrupted"),
-    "killed": lambda folder: WholeSweep(folder, HALVES, "searcher=random").run(num_reports=7, last=None),
+    "interrupted": lambda folder: WholeSweep(folder, HALVING, PROMOTE).run(num_reports=9, last="interrupted"),
+    "killed": lambda folder: WholeSweep(folder, HALVING, "searcher=random").run(num_reports=7, last=None),
     "failing": lambda folder: (
         WholeSweep(folder, "sweep.max_retries=0", fails={(2, 2): "error", (3, 1): "user_error", (0, 3): "preempted"})
         .run()
@@ -86,13 +86,15 @@ MAKE = {
         folder, "sweep.stop_after_failures=2", "sweep.retry_delay_s=60", fails={(0, 1): "error", (1, 1): "error"}
     ).run(last=None),
     "spent": lambda folder: (
-        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15").run(last="spent").finish(seeds=2, retrained=False)
+        WholeSweep(folder, HALVING, PROMOTE, "sweep.time_budget_s=15")
+        .run(last="spent")
+        .finish(seeds=2, retrained=False)
     ),
     "gpu_hours": lambda folder: (
         WholeSweep(folder, "scheduler=fifo", "sweep.gpu_hours=0.005", gpus=1.0).run(last="spent").finish()
     ),
     "raised": lambda folder: (
-        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15")
+        WholeSweep(folder, HALVING, PROMOTE, "sweep.time_budget_s=15")
         .run(last="spent")
         .finish(retrained=False)
         .resume("sweep.time_budget_s=900", "sweep.num_trials=7")
@@ -100,23 +102,23 @@ MAKE = {
         .finish(seeds=2)
     ),
     "raised_only": lambda folder: (
-        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15")
+        WholeSweep(folder, HALVING, PROMOTE, "sweep.time_budget_s=15")
         .run(last="spent")
         .finish(retrained=False)
         .resume("sweep.time_budget_s=900", "sweep.num_trials=7")
     ),
     "lowered": lambda folder: (
-        WholeSweep(folder, HALVES, PROMOTE, "sweep.time_budget_s=15")
+        WholeSweep(folder, HALVING, PROMOTE, "sweep.time_budget_s=15")
         .run(last="spent")
         .resume("sweep.time_budget_s=null", "sweep.num_trials=2")
         .run()
         .finish(retrained=False)
     ),
-    "spent_in_format_2": lambda folder: in_format_2(
+    "spent_in_format_2": lambda folder: rewrite_as_format_2(
         WholeSweep(folder, "sweep.time_budget_s=9", "scheduler=fifo").run().finish(retrained=False)
     ),
     "max": lambda folder: (
-        WholeSweep(folder, HALVES, "searcher=random", "sweep.metric=val/pck_auc", diverges={(4, 2)})
+        WholeSweep(folder, HALVING, "searcher=random", "sweep.metric=val/pck_auc", diverges={(4, 2)})
         .run()
         .finish(seeds=2, retrained=False)
     ),
@@ -126,7 +128,7 @@ MAKE = {
         .finish(seeds=2, retrained=False)
     ),
     "held_conditional": lambda folder: (
-        WholeSweep(folder, HALVES, "model/decoder=pyramid", space=CONDITIONAL, suffix=".py")
+        WholeSweep(folder, HALVING, "model/decoder=pyramid", space=CONDITIONAL, suffix=".py")
         .run()
         .finish(retrained=False)
     ),
@@ -162,12 +164,12 @@ def swept(tmp_path_factory):
     return of
 
 
-def texts(found):
+def list_texts(found):
     return [text for kind in found for text in kind]
 
 
 @contextlib.contextmanager
-def changed(folder, name, change):
+def change_file(folder, name, change):
     """The file of that name, changed for a block; `change`: of its bytes, None: it is gone."""
     file = next(iter(sorted(folder.glob(name))))
     content, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
@@ -187,52 +189,52 @@ def changed(folder, name, change):
 # --- ways to change a file --------------------------------------------------------------------------------------------
 
 
-def gone(content):
+def remove_content(content):
     return None
 
 
-def cut(content):
+def truncate(content):
     return content[: len(content) // 2]
 
 
-def flipped(content):
+def flip_byte(content):
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def matching(lines, wanted):
+def find_line(lines, wanted):
     """The place of the first JSON line with these values."""
     return next(i for i, line in enumerate(lines) if wanted.items() <= json.loads(line).items())
 
 
-def lines(change, *, place=None, **wanted):
+def change_lines(change, *, place=None, **wanted):
     """Change the list of lines; place: of a line, else of the first JSON line with the values wanted."""
 
     def on(content):
         split = content.decode().splitlines(keepends=True)
-        at = matching(split, wanted) if wanted else place
+        at = find_line(split, wanted) if wanted else place
         change(split, at)
         return "".join(split).encode()
 
     return on
 
 
-def removed(place=None, **wanted):
-    return lines(lambda split, at: split.pop(at), place=place, **wanted)
+def remove_line(place=None, **wanted):
+    return change_lines(lambda split, at: split.pop(at), place=place, **wanted)
 
 
-def doubled(place=None, **wanted):
-    return lines(lambda split, at: split.insert(at, split[at]), place=place, **wanted)
+def repeat_line(place=None, **wanted):
+    return change_lines(lambda split, at: split.insert(at, split[at]), place=place, **wanted)
 
 
-def swapped(place=None, **wanted):
+def swap_lines(place=None, **wanted):
     def swap(split, at):
         split[at], split[at + 1] = split[at + 1], split[at]
 
-    return lines(swap, place=place, **wanted)
+    return change_lines(swap, place=place, **wanted)
 
 
-def put(values, path, new):
+def set_value(values, path, new):
     *parents, last = path
     for key in parents:
         values = values[key]
@@ -240,40 +242,40 @@ def put(values, path, new):
     values[last] = new(values[last]) if callable(new) else new
 
 
-def event(path, new, **wanted):
+def change_event(path, new, **wanted):
     """Change a value of a JSON line."""
 
     def change(split, at):
         values = json.loads(split[at])
-        put(values, path.split("|"), new)
+        set_value(values, path.split("|"), new)
         split[at] = json.dumps(values) + "\n"
 
-    return lines(change, **wanted)
+    return change_lines(change, **wanted)
 
 
-def entry(path, new):
+def change_yaml(path, new):
     """Change a value of a YAML file; keys are between bars."""
 
     def on(content):
         values = yaml.safe_load(content)
-        put(values, [int(key) if key.isdigit() else key for key in path.split("|")], new)
+        set_value(values, [int(key) if key.isdigit() else key for key in path.split("|")], new)
         return yaml.safe_dump(values, sort_keys=False).encode()
 
     return on
 
 
-def value(path, new):
+def change_json(path, new):
     """The same of a JSON file."""
 
     def on(content):
         values = json.loads(content)
-        put(values, path.split("|"), new)
+        set_value(values, path.split("|"), new)
         return json.dumps(values).encode()
 
     return on
 
 
-def cell(column, new, row=2):
+def change_cell(column, new, row=2):
     """Change a cell of trials.csv."""
 
     def on(content):
@@ -286,7 +288,7 @@ def cell(column, new, row=2):
     return on
 
 
-def replaced(old, new):
+def replace_text(old, new):
     return lambda content: content.replace(old.encode(), new.encode(), 1)
 
 
@@ -295,17 +297,17 @@ CONFIRM, RUNS = "confirm/confirm.yaml", "confirm/events.jsonl"
 
 FAULTS = [
     # the order of events
-    ("plain", EVENTS, removed(0), r"events.jsonl: line 1 is the first one, but .* begin with 'sweep_opened'"),
+    ("plain", EVENTS, remove_line(0), r"events.jsonl: line 1 is the first one, but .* begin with 'sweep_opened'"),
     (
         "plain",
         EVENTS,
-        removed(event="trial_suggested", trial=3),
+        remove_line(event="trial_suggested", trial=3),
         r"events.jsonl: line \d+ is about trial 3, which no line",
     ),
     (
         "plain",
         EVENTS,
-        removed(event="segment_started", trial=3),
+        remove_line(event="segment_started", trial=3),
         r"events.jsonl: line \d+ has 'epoch_reported' of trial 3, which is wait",
     ),
     (
@@ -314,568 +316,675 @@ FAULTS = [
         lambda content: content.replace(METRIC.encode(), b"val/pa_mpjpe_cm"),
         r"confirm.yaml is there, although no trial of the sweep has a value",
     ),
-    ("plain", EVENTS, removed(event="epoch_reported", epoch=2), r"reports epoch 3 of trial \d, but 2 follows 1"),
+    ("plain", EVENTS, remove_line(event="epoch_reported", epoch=2), r"reports epoch 3 of trial \d, but 2 follows 1"),
     (
         "plain",
         EVENTS,
-        removed(event="segment_failed"),
+        remove_line(event="segment_failed"),
         r"events.jsonl: line \d+ has 'segment_started' of trial 1, which is running by then",
     ),
-    ("stop", EVENTS, removed(event="sweep_closed"), r"best.yaml is there, although events.jsonl does not say"),
-    ("plain", EVENTS, doubled(event="sweep_opened"), r"events.jsonl: line 2 opens the sweep again"),
-    ("plain", EVENTS, doubled(event="trial_suggested", trial=2), r"events.jsonl: line \d+ asks for trial 2 again"),
+    ("stop", EVENTS, remove_line(event="sweep_closed"), r"best.yaml is there, although events.jsonl does not say"),
+    ("plain", EVENTS, repeat_line(event="sweep_opened"), r"events.jsonl: line 2 opens the sweep again"),
+    ("plain", EVENTS, repeat_line(event="trial_suggested", trial=2), r"events.jsonl: line \d+ asks for trial 2 again"),
     (
         "plain",
         EVENTS,
-        doubled(event="segment_started", trial=2),
+        repeat_line(event="segment_started", trial=2),
         r"events.jsonl: line \d+ has 'segment_started' of trial 2, which is running",
     ),
     (
         "plain",
         EVENTS,
-        doubled(event="epoch_reported", epoch=2),
+        repeat_line(event="epoch_reported", epoch=2),
         r"events.jsonl: line \d+ reports epoch 2 of trial \d, which has",
     ),
-    ("plain", EVENTS, doubled(event="sweep_closed"), r"events.jsonl: line \d+ follows 'sweep_closed'"),
+    ("plain", EVENTS, repeat_line(event="sweep_closed"), r"events.jsonl: line \d+ follows 'sweep_closed'"),
     (
         "plain",
         EVENTS,
-        swapped(event="trial_suggested", trial=2),
+        swap_lines(event="trial_suggested", trial=2),
         r"events.jsonl: line \d+ is about trial 2, which no line",
     ),
-    ("plain", EVENTS, swapped(event="segment_started", trial=4), r"events.jsonl: line \d+"),
-    ("plain", EVENTS, cut, r"events.jsonl: line \d+ is torn"),
-    ("plain", EVENTS, gone, r"events.jsonl is missing"),
+    ("plain", EVENTS, swap_lines(event="segment_started", trial=4), r"events.jsonl: line \d+"),
+    ("plain", EVENTS, truncate, r"events.jsonl: line \d+ is torn"),
+    ("plain", EVENTS, remove_content, r"events.jsonl is missing"),
     (
         "plain",
         EVENTS,
-        event("event", "teleported", event="segment_started", trial=2),
+        change_event("event", "teleported", event="segment_started", trial=2),
         r"events.jsonl: line \d+ has an event 'tel",
     ),
-    ("plain", EVENTS, event("version", 99, event="sweep_opened"), r"events.jsonl: line 1 begins events of format 99"),
-    ("plain", EVENTS, event("trial", 17, event="epoch_reported", epoch=2), r"events.jsonl: line \d+ is about trial 17"),
     (
         "plain",
         EVENTS,
-        event("trial", 9, event="trial_suggested", trial=3),
+        change_event("version", 99, event="sweep_opened"),
+        r"events.jsonl: line 1 begins events of format 99",
+    ),
+    (
+        "plain",
+        EVENTS,
+        change_event("trial", 17, event="epoch_reported", epoch=2),
+        r"events.jsonl: line \d+ is about trial 17",
+    ),
+    (
+        "plain",
+        EVENTS,
+        change_event("trial", 9, event="trial_suggested", trial=3),
         r"events.jsonl: line \d+ asks for trial 9, but trial 3",
     ),
     # times
     (
         "plain",
         EVENTS,
-        event("at", 0.001, event="epoch_reported", epoch=2),
+        change_event("at", 0.001, event="epoch_reported", epoch=2),
         r"events.jsonl: line \d+ .* time runs backwards",
     ),
-    ("plain", EVENTS, event("at", lambda at: at + 0.4, event="epoch_reported", epoch=2), r"events.jsonl"),
+    ("plain", EVENTS, change_event("at", lambda at: at + 0.4, event="epoch_reported", epoch=2), r"events.jsonl"),
     (
         "plain",
         EVENTS,
-        event("at", -1.0, event="sweep_opened"),
+        change_event("at", -1.0, event="sweep_opened"),
         r"events.jsonl: line 1 is of -1.0 s, before the sweep began",
     ),
     # what events say
     (
         "plain",
         EVENTS,
-        event("num_trials", 7, event="sweep_opened"),
+        change_event("num_trials", 7, event="sweep_opened"),
         r"events.jsonl: line 1 opens the sweep for 7 trials, but",
     ),
     (
         "plain",
         EVENTS,
-        event("params|optimizer.lr", 0.0011, event="trial_suggested", trial=3),
+        change_event("params|optimizer.lr", 0.0011, event="trial_suggested", trial=3),
         r"events.jsonl: line \d+ has other para",
     ),
     (
         "plain",
         EVENTS,
-        event("segment", 2, event="segment_started", trial=3),
+        change_event("segment", 2, event="segment_started", trial=3),
         r"events.jsonl: line \d+ begins trial 3 for stretch 2",
     ),
     (
         "plain",
         EVENTS,
-        event("epoch", 1, event="segment_started", trial=3),
+        change_event("epoch", 1, event="segment_started", trial=3),
         r"events.jsonl: line \d+ begins trial 3 at epoch 1, but",
     ),
     (
         "plain",
         EVENTS,
-        event("gpus", 0.5, event="segment_started", trial=3),
+        change_event("gpus", 0.5, event="segment_started", trial=3),
         r"events.jsonl: line \d+ begins trial 3 with 0.5 GPUs",
     ),
     (
         "plain",
         EVENTS,
-        event("epoch", 3, event="epoch_reported", epoch=1),
+        change_event("epoch", 3, event="epoch_reported", epoch=1),
         r"reports epoch 3 of trial \d, but 1 follows 0",
     ),
     (
         "plain",
         EVENTS,
-        event("resumed_from", 1, event="epoch_reported", epoch=2),
+        change_event("resumed_from", 1, event="epoch_reported", epoch=2),
         r"events.jsonl: line \d+ .* went on from epoch 1",
     ),
     (
         "plain",
         EVENTS,
-        event("node", "other", event="epoch_reported", epoch=2),
+        change_event("node", "other", event="epoch_reported", epoch=2),
         r"events.jsonl: line \d+ .* from node other",
     ),
-    ("plain", EVENTS, event(f"metrics|{METRIC}", 12.5, event="epoch_reported", epoch=2), r"journal.log.*12.5"),
+    ("plain", EVENTS, change_event(f"metrics|{METRIC}", 12.5, event="epoch_reported", epoch=2), r"journal.log.*12.5"),
     (
         "plain",
         EVENTS,
-        event("metrics|val/pck_auc", 0.4, event="epoch_reported", epoch=2),
+        change_event("metrics|val/pck_auc", 0.4, event="epoch_reported", epoch=2),
         r"lacks val/pck_auc.*events.jsonl",
     ),
     (
         "plain",
         EVENTS,
-        event("checkpoint|file", lambda name: name.replace("0002", "0001"), event="epoch_reported", epoch=2),
+        change_event("checkpoint|file", lambda name: name.replace("0002", "0001"), event="epoch_reported", epoch=2),
         r"events.jsonl: line \d+ has checkpoints/.* as the checkpoint of trial",
     ),
-    ("plain", EVENTS, event("checkpoint|epoch", 1, event="epoch_reported", epoch=2), r"events.jsonl: line \d+"),
+    ("plain", EVENTS, change_event("checkpoint|epoch", 1, event="epoch_reported", epoch=2), r"events.jsonl: line \d+"),
     (
         "plain",
         EVENTS,
-        event("checkpoint|checksum", 7, event="epoch_reported", epoch=4, trial=0),
+        change_event("checkpoint|checksum", 7, event="epoch_reported", epoch=4, trial=0),
         r"checkpoints/trial_0000/",
     ),
     # decisions
     (
         "plain",
         EVENTS,
-        event("decision", "stop", event="epoch_reported", decision="continue"),
+        change_event("decision", "stop", event="epoch_reported", decision="continue"),
         r"events.jsonl: line \d+ decides",
     ),
     (
         "plain",
         EVENTS,
-        event("decision", "continue", event="epoch_reported", decision="stop"),
+        change_event("decision", "continue", event="epoch_reported", decision="stop"),
         r"events.jsonl: line \d+ decides",
     ),
     (
         "plain",
         EVENTS,
-        event("decision", "stop", event="epoch_reported", decision="complete"),
+        change_event("decision", "stop", event="epoch_reported", decision="complete"),
         r"events.jsonl: line \d+ decides",
     ),
     (
         "plain",
         EVENTS,
-        event("decision", "stop", event="epoch_reported", decision="diverged"),
+        change_event("decision", "stop", event="epoch_reported", decision="diverged"),
         r"events.jsonl: line \d+ decides",
     ),
     (
         "plain",
         EVENTS,
-        event("retry", False, event="segment_failed"),
+        change_event("retry", False, event="segment_failed"),
         r"events.jsonl: line \d+ gives up trial 1 after 'error'",
     ),
     (
         "failing",
         EVENTS,
-        event("retry", True, event="segment_failed", kind="error"),
+        change_event("retry", True, event="segment_failed", kind="error"),
         r"events.jsonl: line \d+ tries again trial 2",
     ),
     (
         "failing",
         EVENTS,
-        event("kind", "error", event="segment_failed", kind="preempted"),
+        change_event("kind", "error", event="segment_failed", kind="preempted"),
         r"events.jsonl: line \d+ tries again",
     ),
-    ("plain", EVENTS, event("gpus", 1.0, event="segment_failed"), r"events.jsonl: line \d+ gives trial 1 1.0 GPUs"),
+    (
+        "plain",
+        EVENTS,
+        change_event("gpus", 1.0, event="segment_failed"),
+        r"events.jsonl: line \d+ gives trial 1 1.0 GPUs",
+    ),
     (
         "failing",
         EVENTS,
-        event("node", "other", event="segment_failed", trial=2),
+        change_event("node", "other", event="segment_failed", trial=2),
         r"events.jsonl: line \d+ fails trial 2 on node",
     ),
     (
         "stop",
         EVENTS,
-        event("reason", "interrupted", event="sweep_closed"),
+        change_event("reason", "interrupted", event="sweep_closed"),
         r"best.yaml is there, although events.jsonl",
     ),
     (
         "halted",
         EVENTS,
-        event("reason", "interrupted", event="sweep_closed"),
+        change_event("reason", "interrupted", event="sweep_closed"),
         r"events.jsonl: line \d+ fails trial 1, and",
     ),
     (
         "interrupted",
         EVENTS,
-        event("reason", "finished", event="sweep_closed"),
+        change_event("reason", "finished", event="sweep_closed"),
         r"events.jsonl: line \d+ closes the sweep as",
     ),
     (
         "interrupted",
         EVENTS,
-        event("reason", "halted", event="sweep_closed"),
+        change_event("reason", "halted", event="sweep_closed"),
         r"events.jsonl: line \d+ closes the sweep as",
     ),
     (
         "promote",
         EVENTS,
-        event("decision", "continue", event="epoch_reported", decision="pause"),
+        change_event("decision", "continue", event="epoch_reported", decision="pause"),
         r"events.jsonl: line \d+ dec",
     ),
-    ("promote", EVENTS, swapped(event="segment_started", epoch=1), r"events.jsonl: line \d+"),
+    ("promote", EVENTS, swap_lines(event="segment_started", epoch=1), r"events.jsonl: line \d+"),
     (
         "promote",
         EVENTS,
-        event("cause", "tired", event="trial_ended"),
+        change_event("cause", "tired", event="trial_ended"),
         r"events.jsonl: line \d+ ends trial \d, which is paused",
     ),
-    ("promote", EVENTS, event("state", "failed", event="trial_ended"), r"events.jsonl: line \d+ ends trial \d"),
-    ("population", EVENTS, event("source", 0, event="segment_started", segment=2), r"events.jsonl: line \d+"),
+    ("promote", EVENTS, change_event("state", "failed", event="trial_ended"), r"events.jsonl: line \d+ ends trial \d"),
+    ("population", EVENTS, change_event("source", 0, event="segment_started", segment=2), r"events.jsonl: line \d+"),
     (
         "front",
         EVENTS,
-        event("decision", "continue", event="costs_measured", decision="infeasible"),
+        change_event("decision", "continue", event="costs_measured", decision="infeasible"),
         r"decides continue of the",
     ),
     (
         "front",
         EVENTS,
-        event("decision", "infeasible", event="costs_measured", decision="continue"),
+        change_event("decision", "infeasible", event="costs_measured", decision="continue"),
         r"decides infeasible of",
     ),
-    ("front", EVENTS, event("costs|latency_ms", 9.0, event="costs_measured"), r"latency_ms"),
-    ("front", EVENTS, removed(event="costs_measured", trial=1), r"num_parameters"),
+    ("front", EVENTS, change_event("costs|latency_ms", 9.0, event="costs_measured"), r"latency_ms"),
+    ("front", EVENTS, remove_line(event="costs_measured", trial=1), r"num_parameters"),
     # budgets
     (
         "spent",
         EVENTS,
-        event("reason", "finished", event="sweep_closed"),
+        change_event("reason", "finished", event="sweep_closed"),
         r"line \d+ closes the sweep as finished, but tri",
     ),
     (
         "spent",
         EVENTS,
-        event("reason", "interrupted", event="sweep_closed"),
+        change_event("reason", "interrupted", event="sweep_closed"),
         r"best.yaml is there, although events.jsonl",
     ),
     (
         "spent",
         EVENTS,
-        event("reason", "halted", event="sweep_closed"),
+        change_event("reason", "halted", event="sweep_closed"),
         r"events.jsonl: line \d+ closes the sweep as halted",
     ),
     (
         "gpu_hours",
         EVENTS,
-        event("reason", "finished", event="sweep_closed"),
+        change_event("reason", "finished", event="sweep_closed"),
         r"line \d+ closes the sweep as finished, but",
     ),
     (
         "plain",
         EVENTS,
-        event("reason", "spent", event="sweep_closed"),
+        change_event("reason", "spent", event="sweep_closed"),
         r"line \d+ closes .* spent budget, but it is finished",
     ),
     (
         "stop",
         EVENTS,
-        event("reason", "spent", event="sweep_closed"),
+        change_event("reason", "spent", event="sweep_closed"),
         r"line \d+ closes .* spent budget, but no budget is",
     ),
     (
         "promote",
         EVENTS,
-        event("reason", "spent", event="sweep_closed"),
+        change_event("reason", "spent", event="sweep_closed"),
         r"line \d+ closes .* spent budget, but it is fin",
     ),
     (
         "interrupted",
         EVENTS,
-        event("reason", "spent", event="sweep_closed"),
+        change_event("reason", "spent", event="sweep_closed"),
         r"line \d+ closes .* but no budget is spent",
     ),
     (
         "raised",
         EVENTS,
-        event("reason", "finished", event="sweep_closed"),
+        change_event("reason", "finished", event="sweep_closed"),
         r"line \d+ closes the sweep as finished, but trial",
     ),
-    ("raised", EVENTS, event("reason", "spent", reason="finished"), r"line \d+ closes .* spent budget, but it is fin"),
     (
         "raised",
         EVENTS,
-        event("num_trials", 2, event="sweep_opened"),
+        change_event("reason", "spent", reason="finished"),
+        r"line \d+ closes .* spent budget, but it is fin",
+    ),
+    (
+        "raised",
+        EVENTS,
+        change_event("num_trials", 2, event="sweep_opened"),
         r"asks for trial 2, but the sweep has only 2 trials",
     ),
     (
         "lowered",
         EVENTS,
-        event("num_trials", 6, num_trials=2),
+        change_event("num_trials", 6, num_trials=2),
         r"opens the sweep for 6 trials, but its configuration has",
     ),
     (
         "spent_in_format_2",
         EVENTS,
-        replaced('"version": 2', '"version": 3'),
+        replace_text('"version": 2', '"version": 3'),
         r"finishes the sweep, but there are \d trials",
     ),
-    ("held", EVENTS, event("num_trials", 9, event="sweep_opened"), r"opens the sweep for 9 trials, but its .* has 2"),
-    ("spent", "sweep.yaml", entry("config|sweep|time_budget_s", 99), r"sweep.yaml: config has sweep.time_budget_s=99"),
+    (
+        "held",
+        EVENTS,
+        change_event("num_trials", 9, event="sweep_opened"),
+        r"opens the sweep for 9 trials, but its .* has 2",
+    ),
+    (
+        "spent",
+        "sweep.yaml",
+        change_yaml("config|sweep|time_budget_s", 99),
+        r"sweep.yaml: config has sweep.time_budget_s=99",
+    ),
     # trials.csv
-    ("plain", CSV, cell(METRIC, "12.5"), rf"trials.csv: trial 1 has {METRIC} '12.5', where events.jsonl has '\d+"),
-    ("plain", CSV, cell("optimizer.lr", "0.0011"), r"trials.csv: trial 1 has optimizer.lr '0.0011'"),
-    ("plain", CSV, cell("state", "failed", row=3), r"trials.csv: trial 2 has state 'failed'"),
-    ("plain", CSV, cell("epochs", "3"), r"trials.csv: trial 1 has epochs '3'"),
-    ("plain", CSV, cell("seconds", "3.21"), r"trials.csv: trial 1 has seconds '3.21'"),
-    ("plain", CSV, cell("number", "17"), r"trials.csv has a trial 17, which events.jsonl does not ask for"),
     (
         "plain",
         CSV,
-        replaced("optimizer.lr=", "optimizer.lr=9"),
+        change_cell(METRIC, "12.5"),
+        rf"trials.csv: trial 1 has {METRIC} '12.5', where events.jsonl has '\d+",
+    ),
+    ("plain", CSV, change_cell("optimizer.lr", "0.0011"), r"trials.csv: trial 1 has optimizer.lr '0.0011'"),
+    ("plain", CSV, change_cell("state", "failed", row=3), r"trials.csv: trial 2 has state 'failed'"),
+    ("plain", CSV, change_cell("epochs", "3"), r"trials.csv: trial 1 has epochs '3'"),
+    ("plain", CSV, change_cell("seconds", "3.21"), r"trials.csv: trial 1 has seconds '3.21'"),
+    ("plain", CSV, change_cell("number", "17"), r"trials.csv has a trial 17, which events.jsonl does not ask for"),
+    (
+        "plain",
+        CSV,
+        replace_text("optimizer.lr=", "optimizer.lr=9"),
         r"trials.csv: trial 0 has a command that does not train",
     ),
-    ("plain", CSV, removed(3), r"trials.csv has no row of trial 2"),
-    ("plain", CSV, doubled(3), r"trials.csv has trial 2 2 times"),
-    ("plain", CSV, swapped(3), r"trials.csv: the trials are not in order"),
-    ("plain", CSV, cut, r"trials.csv is truncated"),
-    ("plain", CSV, gone, r"trials.csv is missing"),
-    ("killed", CSV, cell("epochs", "3"), r"trials.csv: trial 1 has epochs '3'"),
-    ("front", CSV, cell("latency_ms", "9.9"), r"trials.csv: trial 1 has latency_ms '9.9'"),
+    ("plain", CSV, remove_line(3), r"trials.csv has no row of trial 2"),
+    ("plain", CSV, repeat_line(3), r"trials.csv has trial 2 2 times"),
+    ("plain", CSV, swap_lines(3), r"trials.csv: the trials are not in order"),
+    ("plain", CSV, truncate, r"trials.csv is truncated"),
+    ("plain", CSV, remove_content, r"trials.csv is missing"),
+    ("killed", CSV, change_cell("epochs", "3"), r"trials.csv: trial 1 has epochs '3'"),
+    ("front", CSV, change_cell("latency_ms", "9.9"), r"trials.csv: trial 1 has latency_ms '9.9'"),
     # the study
     (
         "plain",
         JOURNAL,
-        event("params|optimizer.lr", 0.0011, op_code=4),
+        change_event("params|optimizer.lr", 0.0011, op_code=4),
         r"journal.log: trial 0 has the parameter optimizer.lr",
     ),
     (
         "plain",
         JOURNAL,
-        event("intermediate_value", 12.5, op_code=7),
+        change_event("intermediate_value", 12.5, op_code=7),
         r"journal.log: trial \d has the value 12.5 at epoch",
     ),
-    ("plain", JOURNAL, event("step", 3, op_code=7, step=1), r"journal.log"),
+    ("plain", JOURNAL, change_event("step", 3, op_code=7, step=1), r"journal.log"),
     (
         "plain",
         JOURNAL,
-        event("state", 3, op_code=6, state=2),
+        change_event("state", 3, op_code=6, state=2),
         r"journal.log: trial \d is FAIL, but stopped by events.jsonl",
     ),
-    ("plain", JOURNAL, event("values|0", 12.5, op_code=6, state=1), r"journal.log: trial \d ended with \[12.5\]"),
-    ("plain", JOURNAL, removed(op_code=7), r"journal.log"),
-    ("plain", JOURNAL, removed(op_code=6), r"journal.log"),
-    ("plain", JOURNAL, doubled(op_code=7), r"journal.log: line \d+ says again that trial \d has its value"),
-    ("plain", JOURNAL, doubled(op_code=4), r"journal.log"),
-    ("plain", JOURNAL, cut, r"journal.log"),
-    ("plain", JOURNAL, gone, r"study/journal.log is missing"),
+    (
+        "plain",
+        JOURNAL,
+        change_event("values|0", 12.5, op_code=6, state=1),
+        r"journal.log: trial \d ended with \[12.5\]",
+    ),
+    ("plain", JOURNAL, remove_line(op_code=7), r"journal.log"),
+    ("plain", JOURNAL, remove_line(op_code=6), r"journal.log"),
+    ("plain", JOURNAL, repeat_line(op_code=7), r"journal.log: line \d+ says again that trial \d has its value"),
+    ("plain", JOURNAL, repeat_line(op_code=4), r"journal.log"),
+    ("plain", JOURNAL, truncate, r"journal.log"),
+    ("plain", JOURNAL, remove_content, r"study/journal.log is missing"),
     (
         "equal",
         EVENTS,
-        event("params|optimizer.lr", lambda lr: True if type(lr) is float else float(lr), event="trial_suggested"),
+        change_event(
+            "params|optimizer.lr", lambda lr: True if type(lr) is float else float(lr), event="trial_suggested"
+        ),
         r"events.jsonl: line \d+ has other parameters of trial 0",
     ),
-    ("equal", CSV, cell("optimizer.lr", "1.00"), r"trials.csv: trial 1 has optimizer.lr '1.00'"),
+    ("equal", CSV, change_cell("optimizer.lr", "1.00"), r"trials.csv: trial 1 has optimizer.lr '1.00'"),
     (
         "equal",
         JOURNAL,
-        event("distributions|optimizer.lr", lambda text: text.replace("bool true", "bool false"), op_code=4),
+        change_event("distributions|optimizer.lr", lambda text: text.replace("bool true", "bool false"), op_code=4),
         r"journal.log: trial 0 drew optimizer.lr from",
     ),
     (
         "equal",
         JOURNAL,
-        event("distributions|optimizer.lr", lambda text: text.replace("[1,", "[1.0,"), op_code=4),
+        change_event("distributions|optimizer.lr", lambda text: text.replace("[1,", "[1.0,"), op_code=4),
         r"journal.log: trial 0 drew optimizer.lr from",
     ),
     (
         "equal",
         JOURNAL,
-        event("params|optimizer.lr", lambda index: (index + 1) % 3, op_code=4),
+        change_event("params|optimizer.lr", lambda index: (index + 1) % 3, op_code=4),
         r"journal.log: trial 0 has",
     ),
-    ("max", JOURNAL, event("directions", [1], op_code=0), r"journal.log: its directions are"),
+    ("max", JOURNAL, change_event("directions", [1], op_code=0), r"journal.log: its directions are"),
     (
         "plain",
         JOURNAL,
-        replaced('"warm_start":[]', '"warm_start":[{"brought":0}]'),
+        replace_text('"warm_start":[]', '"warm_start":[{"brought":0}]'),
         r"it has learned from 1 sweeps, but",
     ),
     (
         "plain",
         JOURNAL,
-        replaced('"points":[{"optimizer.lr":0.005', '"points":[{"optimizer.lr":0.004'),
+        replace_text('"points":[{"optimizer.lr":0.005', '"points":[{"optimizer.lr":0.004'),
         r"journal.log: trial 0 was decided to be .*0.005.*, but the plan has .*0.004",
     ),
     (
         "plain",
         JOURNAL,
-        replaced('"points":[{"optimizer.lr":0.005,"heatmap.sigma":0.04}]', '"points":[]'),
+        replace_text('"points":[{"optimizer.lr":0.005,"heatmap.sigma":0.04}]', '"points":[]'),
         r"journal.log: trial 0 was decided to be .*, which the plan does not have",
     ),
     (
         "plain",
         JOURNAL,
-        replaced('"fixed_params":{"optimizer.lr":0.005', '"fixed_params":{"optimizer.lr":0.1'),
+        replace_text('"fixed_params":{"optimizer.lr":0.005', '"fixed_params":{"optimizer.lr":0.1'),
         r"journal.log: trial 0 has optimizer.lr 0.005, but 0.1 was decided",
     ),
     (
         "plain",
         JOURNAL,
-        event("datetime_start", "2020-01-01T00:00:00+00:00", op_code=4),
+        change_event("datetime_start", "2020-01-01T00:00:00+00:00", op_code=4),
         r"journal.log: trial 0 has the date 2020.*, but by events.jsonl the sweep took \d+ s",
     ),
     # what comes after
-    ("stop", CONFIRM, entry("winner_trial", 5), r"confirm/confirm.yaml: winner_trial is 5, but its runs give"),
-    ("stop", CONFIRM, entry("seeds|0", 7), r"confirm/confirm.yaml"),
-    ("stop", CONFIRM, entry("candidates|0|values|1", 12.5), r"confirm/confirm.yaml: candidates.0.values.1 is 12.5"),
-    ("stop", CONFIRM, entry("candidates|0|low", 12.5), r"confirm/confirm.yaml: candidates.0.low is 12.5"),
-    ("stop", CONFIRM, entry("candidates|0|params|optimizer.lr", 0.0011), r"confirm/confirm.yaml: candidates.0.params"),
-    ("stop", CONFIRM, entry("optimism", 0.5), r"confirm/confirm.yaml: optimism is 0.5, but its runs give"),
-    ("stop", CONFIRM, entry("not_compared", ["trial 3"]), r"confirm/confirm.yaml: not_compared"),
-    ("stop", CONFIRM, entry("unknown", {"interval": "it is not"}), r"confirm/confirm.yaml: unknown.interval is it is"),
+    ("stop", CONFIRM, change_yaml("winner_trial", 5), r"confirm/confirm.yaml: winner_trial is 5, but its runs give"),
+    ("stop", CONFIRM, change_yaml("seeds|0", 7), r"confirm/confirm.yaml"),
+    (
+        "stop",
+        CONFIRM,
+        change_yaml("candidates|0|values|1", 12.5),
+        r"confirm/confirm.yaml: candidates.0.values.1 is 12.5",
+    ),
+    ("stop", CONFIRM, change_yaml("candidates|0|low", 12.5), r"confirm/confirm.yaml: candidates.0.low is 12.5"),
+    (
+        "stop",
+        CONFIRM,
+        change_yaml("candidates|0|params|optimizer.lr", 0.0011),
+        r"confirm/confirm.yaml: candidates.0.params",
+    ),
+    ("stop", CONFIRM, change_yaml("optimism", 0.5), r"confirm/confirm.yaml: optimism is 0.5, but its runs give"),
+    ("stop", CONFIRM, change_yaml("not_compared", ["trial 3"]), r"confirm/confirm.yaml: not_compared"),
+    (
+        "stop",
+        CONFIRM,
+        change_yaml("unknown", {"interval": "it is not"}),
+        r"confirm/confirm.yaml: unknown.interval is it is",
+    ),
     (
         "promote",
         CONFIRM,
-        entry("unknown|interval", "it is not"),
+        change_yaml("unknown|interval", "it is not"),
         r"confirm/confirm.yaml: unknown.interval is it is not",
     ),
-    ("promote", CONFIRM, entry("unknown", {}), r"confirm/confirm.yaml: unknown.interval is \(nothing\)"),
-    ("promote", CONFIRM, entry("optimism", 0.0), r"confirm/confirm.yaml: optimism is 0.0, but its runs give None"),
-    ("max", CONFIRM, entry("mode", "min"), r"confirm/confirm.yaml: mode is min"),
-    ("stop", CONFIRM, gone, r"confirm/confirm.yaml is missing"),
-    ("stop", CONFIRM, cut, r"confirm/confirm.yaml"),
-    ("stop", RUNS, event("params|seed", 9, event="trial_suggested", trial=1), r"confirm/events.jsonl: run 1"),
+    ("promote", CONFIRM, change_yaml("unknown", {}), r"confirm/confirm.yaml: unknown.interval is \(nothing\)"),
+    (
+        "promote",
+        CONFIRM,
+        change_yaml("optimism", 0.0),
+        r"confirm/confirm.yaml: optimism is 0.0, but its runs give None",
+    ),
+    ("max", CONFIRM, change_yaml("mode", "min"), r"confirm/confirm.yaml: mode is min"),
+    ("stop", CONFIRM, remove_content, r"confirm/confirm.yaml is missing"),
+    ("stop", CONFIRM, truncate, r"confirm/confirm.yaml"),
+    ("stop", RUNS, change_event("params|seed", 9, event="trial_suggested", trial=1), r"confirm/events.jsonl: run 1"),
     (
         "stop",
         RUNS,
-        event("params|optimizer.lr", 0.0011, event="trial_suggested", trial=1),
+        change_event("params|optimizer.lr", 0.0011, event="trial_suggested", trial=1),
         r"confirm/events.jsonl: run 1 has param",
     ),
-    ("stop", RUNS, event(f"metrics|{METRIC}", 12.5, event="epoch_reported", epoch=4), r"confirm/"),
+    ("stop", RUNS, change_event(f"metrics|{METRIC}", 12.5, event="epoch_reported", epoch=4), r"confirm/"),
     (
         "stop",
         RUNS,
-        removed(event="segment_started", trial=1),
+        remove_line(event="segment_started", trial=1),
         r"confirm/events.jsonl: line \d+ has 'epoch_reported' of trial 1",
     ),
-    ("stop", "confirm/trials.csv", cell("seed", "9"), r"confirm/trials.csv: trial 1 has seed '9'"),
+    ("stop", "confirm/trials.csv", change_cell("seed", "9"), r"confirm/trials.csv: trial 1 has seed '9'"),
     (
         "stop",
         "confirm/sweep.yaml",
-        entry("data_fingerprint", "other"),
+        change_yaml("data_fingerprint", "other"),
         r"confirm/sweep.yaml has data_fingerprint other",
     ),
-    ("stop", "best.yaml", entry("trial", 5), r"best.yaml: trial is 5"),
-    ("stop", "best.yaml", entry("params|optimizer.lr", 0.0011), r"best.yaml: params.optimizer.lr is 0.0011"),
-    ("stop", "best.yaml", entry("metric|value", 12.5), r"best.yaml: metric.value is 12.5"),
-    ("stop", "best.yaml", entry("metric|high", 12.5), r"best.yaml: metric.high is 12.5"),
-    ("stop", "best.yaml", entry("metric|optimism", 0.5), r"best.yaml: metric.optimism is 0.5"),
-    ("stop", "best.yaml", entry("not_compared", ["trial 3"]), r"best.yaml: not_compared"),
-    ("promote", "best.yaml", entry("unknown|interval", "it is not"), r"best.yaml: unknown.interval is it is not"),
-    ("conditional", "best.yaml", entry("unknown", {}), r"best.yaml: unknown"),
-    ("max", "best.yaml", entry("metric|mode", "min"), r"best.yaml: metric.mode is min"),
+    ("stop", "best.yaml", change_yaml("trial", 5), r"best.yaml: trial is 5"),
+    ("stop", "best.yaml", change_yaml("params|optimizer.lr", 0.0011), r"best.yaml: params.optimizer.lr is 0.0011"),
+    ("stop", "best.yaml", change_yaml("metric|value", 12.5), r"best.yaml: metric.value is 12.5"),
+    ("stop", "best.yaml", change_yaml("metric|high", 12.5), r"best.yaml: metric.high is 12.5"),
+    ("stop", "best.yaml", change_yaml("metric|optimism", 0.5), r"best.yaml: metric.optimism is 0.5"),
+    ("stop", "best.yaml", change_yaml("not_compared", ["trial 3"]), r"best.yaml: not_compared"),
+    ("promote", "best.yaml", change_yaml("unknown|interval", "it is not"), r"best.yaml: unknown.interval is it is not"),
+    ("conditional", "best.yaml", change_yaml("unknown", {}), r"best.yaml: unknown"),
+    ("max", "best.yaml", change_yaml("metric|mode", "min"), r"best.yaml: metric.mode is min"),
     (
         "max",
         "best.yaml",
-        entry("overrides", lambda all_: [each for each in all_ if "checkpoints" not in each]),
+        change_yaml("overrides", lambda all_: [each for each in all_ if "checkpoints" not in each]),
         r"best",
     ),
-    ("stop", "best.yaml", entry("overrides|1", "optimizer.lr=9"), r"best.yaml: overrides"),
-    ("stop", "best.yaml", entry("sweep|seed", 9), r"best.yaml: sweep.seed is 9"),
-    ("stop", "best.yaml", entry("configuration|seed", 9), r"best.yaml: configuration.seed is 9"),
-    ("stop", "best.yaml", entry("git|revision", "0" * 40), r"best.yaml: git.revision is 000"),
-    ("stop", "best.yaml", gone, r"best.yaml is missing"),
-    ("stop", "best.yaml", cut, r"best.yaml"),
-    ("front", "front/*", entry("costs|num_parameters", 1.0), r"front/trial_0000\d.yaml: costs.num_par"),
-    ("front", "front/*", gone, r"front/trial_0000\d.yaml is missing"),
+    ("stop", "best.yaml", change_yaml("overrides|1", "optimizer.lr=9"), r"best.yaml: overrides"),
+    ("stop", "best.yaml", change_yaml("sweep|seed", 9), r"best.yaml: sweep.seed is 9"),
+    ("stop", "best.yaml", change_yaml("configuration|seed", 9), r"best.yaml: configuration.seed is 9"),
+    ("stop", "best.yaml", change_yaml("git|revision", "0" * 40), r"best.yaml: git.revision is 000"),
+    ("stop", "best.yaml", remove_content, r"best.yaml is missing"),
+    ("stop", "best.yaml", truncate, r"best.yaml"),
+    ("front", "front/*", change_yaml("costs|num_parameters", 1.0), r"front/trial_0000\d.yaml: costs.num_par"),
+    ("front", "front/*", remove_content, r"front/trial_0000\d.yaml is missing"),
     (
         "stop",
         "retrain/overrides.json",
         lambda content: content.replace(b"lr=0.00", b"lr=0.10"),
         r"retrain/overrides.json",
     ),
-    ("stop", "retrain/config.yaml", entry("optimizer|lr", 0.5), r"retrain/config.yaml has optimizer.lr 0.5, but best"),
+    (
+        "stop",
+        "retrain/config.yaml",
+        change_yaml("optimizer|lr", 0.5),
+        r"retrain/config.yaml has optimizer.lr 0.5, but best",
+    ),
     (
         "stop",
         "retrain/metrics.json",
-        value("metrics|test/pck_auc", 0.99),
+        change_json("metrics|test/pck_auc", 0.99),
         r"retrain/metrics.json has test/pck_auc = 0.99",
     ),
-    ("stop", "retrain/checkpoints/best-epoch003.ckpt", flipped, r"retrain/checkpoints/best-epoch003.ckpt is damaged"),
-    ("stop", "retrain/test_preds.json.gz", cut, r"retrain/test_preds.json.gz is damaged"),
-    ("stop", "retrain/test_preds.json.gz", gone, r"retrain/test_preds.json.gz is missing"),
-    ("stop", "report.html", cut, r"report.html is truncated"),
-    ("stop", "report.html", replaced("13.16", "12.16"), r"report.html: line \d+, in .*, is not what the files"),
-    ("stop", "report.html", gone, r"report.html is missing, although retrain/metrics.json is there"),
-    ("stop", "retrain/metrics.json", value("metrics", {"test/pck_auc": 0.8125}), r"no metric of 9.512, which report"),
+    ("stop", "retrain/checkpoints/best-epoch003.ckpt", flip_byte, r"retrain/checkpoints/best-epoch003.ckpt is damaged"),
+    ("stop", "retrain/test_preds.json.gz", truncate, r"retrain/test_preds.json.gz is damaged"),
+    ("stop", "retrain/test_preds.json.gz", remove_content, r"retrain/test_preds.json.gz is missing"),
+    ("stop", "report.html", truncate, r"report.html is truncated"),
+    ("stop", "report.html", replace_text("13.16", "12.16"), r"report.html: line \d+, in .*, is not what the files"),
+    ("stop", "report.html", remove_content, r"report.html is missing, although retrain/metrics.json is there"),
     (
         "stop",
         "retrain/metrics.json",
-        value("metrics", lambda all_: {name: 10 * each for name, each in all_.items()}),
+        change_json("metrics", {"test/pck_auc": 0.8125}),
+        r"no metric of 9.512, which report",
+    ),
+    (
+        "stop",
+        "retrain/metrics.json",
+        change_json("metrics", lambda all_: {name: 10 * each for name, each in all_.items()}),
         r"retrain/metrics.json has test/pa_mpjpe_mm = 95.12, which report.html does not have",
     ),
-    ("stop", "retrain/metrics.json", value("checkpoint", None), r"retrain/metrics.json is of None, which is missing"),
-    ("stop", "retrain/config.yaml", entry("best", "/other/best.yaml"), r"has best /other/best.yaml, which is of anoth"),
-    ("stop", "retrain/config.yaml", entry("data|batch_size", 3), r"retrain/config.yaml has data.batch_size 3, but"),
-    ("stop", "best.yaml", entry("command", "python train.py best=/other/best.yaml"), r"best.yaml: command is .*other"),
+    (
+        "stop",
+        "retrain/metrics.json",
+        change_json("checkpoint", None),
+        r"retrain/metrics.json is of None, which is missing",
+    ),
+    (
+        "stop",
+        "retrain/config.yaml",
+        change_yaml("best", "/other/best.yaml"),
+        r"has best /other/best.yaml, which is of anoth",
+    ),
+    (
+        "stop",
+        "retrain/config.yaml",
+        change_yaml("data|batch_size", 3),
+        r"retrain/config.yaml has data.batch_size 3, but",
+    ),
     (
         "stop",
         "best.yaml",
-        entry("command", lambda text: text.replace("train.py", "train.py optimizer.lr=3")),
+        change_yaml("command", "python train.py best=/other/best.yaml"),
+        r"best.yaml: command is .*other",
+    ),
+    (
+        "stop",
+        "best.yaml",
+        change_yaml("command", lambda text: text.replace("train.py", "train.py optimizer.lr=3")),
         r"best.yaml: command is .*lr=3",
     ),
-    ("stop", "best.yaml", entry("overrides", lambda all_: all_[::-1]), r"best.yaml: overrides.0 is"),
+    ("stop", "best.yaml", change_yaml("overrides", lambda all_: all_[::-1]), r"best.yaml: overrides.0 is"),
     # what the sweep was
-    ("stop", "sweep.yaml", entry("data_fingerprint", "other"), r"sweep.yaml has data_fingerprint|best.yaml: data_fing"),
-    ("stop", "sweep.yaml", entry("config|sweep|num_trials", 7), r"sweep.yaml: config has sweep.num_trials=7"),
-    ("stop", "sweep.yaml", entry("config|sweep|seed", 7), r"sweep.yaml has sweep.seed=7"),
-    ("stop", "sweep.yaml", entry("config|optimizer|lr", 0.5), r"sweep.yaml has optimizer.lr=0.5"),
-    ("stop", "sweep.yaml", entry("choices", {}), r"sweep.yaml: choices has scheduler=\(nothing\)"),
-    ("stop", "sweep.yaml", entry("locations", []), r"sweep.yaml: locations has no paths.data, but config has"),
-    ("stop", "sweep.yaml", entry("config|search_space", "other.yaml"), r"sweep.yaml: config has search_space=other"),
-    ("stop", "sweep.yaml", entry("choices|scheduler", "fifo"), r"sweep.yaml: choices has scheduler=fifo"),
+    (
+        "stop",
+        "sweep.yaml",
+        change_yaml("data_fingerprint", "other"),
+        r"sweep.yaml has data_fingerprint|best.yaml: data_fing",
+    ),
+    ("stop", "sweep.yaml", change_yaml("config|sweep|num_trials", 7), r"sweep.yaml: config has sweep.num_trials=7"),
+    ("stop", "sweep.yaml", change_yaml("config|sweep|seed", 7), r"sweep.yaml has sweep.seed=7"),
+    ("stop", "sweep.yaml", change_yaml("config|optimizer|lr", 0.5), r"sweep.yaml has optimizer.lr=0.5"),
+    ("stop", "sweep.yaml", change_yaml("choices", {}), r"sweep.yaml: choices has scheduler=\(nothing\)"),
+    ("stop", "sweep.yaml", change_yaml("locations", []), r"sweep.yaml: locations has no paths.data, but config has"),
+    (
+        "stop",
+        "sweep.yaml",
+        change_yaml("config|search_space", "other.yaml"),
+        r"sweep.yaml: config has search_space=other",
+    ),
+    ("stop", "sweep.yaml", change_yaml("choices|scheduler", "fifo"), r"sweep.yaml: choices has scheduler=fifo"),
     (
         "held",
         "sweep.yaml",
-        entry("fixed_params|heatmap.sigma", 0.05),
+        change_yaml("fixed_params|heatmap.sigma", 0.05),
         r"sweep.yaml: fixed_params has heatmap.sigma=0.05, but its over",
     ),
     (
         "held",
         "sweep.yaml",
-        entry("fixed_params|heatmap.sigma", "0.04"),
+        change_yaml("fixed_params|heatmap.sigma", "0.04"),
         r"sweep.yaml: fixed_params has heatmap.sigma=0.04, but its ov",
     ),
-    ("held", "sweep.yaml", entry("fixed_params", {}), r"journal.log: trial 0 has not drawn heatmap.sigma"),
-    ("held", "sweep.yaml", entry("fixed_params|optimizer.lr", 0.001), r"sweep.yaml"),
+    ("held", "sweep.yaml", change_yaml("fixed_params", {}), r"journal.log: trial 0 has not drawn heatmap.sigma"),
+    ("held", "sweep.yaml", change_yaml("fixed_params|optimizer.lr", 0.001), r"sweep.yaml"),
     (
         "held_conditional",
         "sweep.yaml",
-        entry("fixed_params|model/decoder", "effpose"),
+        change_yaml("fixed_params|model/decoder", "effpose"),
         r"sweep.yaml: fixed_params has model/decoder=eff",
     ),
-    ("held_conditional", "sweep.yaml", entry("fixed_params", {}), r"journal.log: trial 0 has not drawn model/decoder"),
-    ("max", "sweep.yaml", entry("config|sweep|mode", "min"), r"sweep.yaml.*sweep.mode=min"),
-    ("max", "sweep.yaml", entry("config|sweep|metric", METRIC), r"sweep.yaml.*sweep.metric=val/pa_mpjpe_mm"),
+    (
+        "held_conditional",
+        "sweep.yaml",
+        change_yaml("fixed_params", {}),
+        r"journal.log: trial 0 has not drawn model/decoder",
+    ),
+    ("max", "sweep.yaml", change_yaml("config|sweep|mode", "min"), r"sweep.yaml.*sweep.mode=min"),
+    ("max", "sweep.yaml", change_yaml("config|sweep|metric", METRIC), r"sweep.yaml.*sweep.metric=val/pa_mpjpe_mm"),
     (
         "max",
         "sweep.yaml",
         lambda content: content.replace(b"val/pck_auc", METRIC.encode()),
         r"journal.log: its values are \['val/pck_auc'\], but the sweep's val/pa_mpjpe_mm",
     ),
-    ("stop", "sweep.yaml", entry("format", 99), r"sweep.yaml is of format 99"),
-    ("stop", "sweep.yaml", gone, r"sweep.yaml"),
-    ("stop", "sweep.yaml", cut, r"sweep.yaml"),
-    ("stop", "search_space/stop_space.yaml", replaced("1e-2", "1e-3"), r"stop_space.yaml"),
-    ("stop", "search_space/stop_space.yaml", removed(1), r"stop_space.yaml"),
+    ("stop", "sweep.yaml", change_yaml("format", 99), r"sweep.yaml is of format 99"),
+    ("stop", "sweep.yaml", remove_content, r"sweep.yaml"),
+    ("stop", "sweep.yaml", truncate, r"sweep.yaml"),
+    ("stop", "search_space/stop_space.yaml", replace_text("1e-2", "1e-3"), r"stop_space.yaml"),
+    ("stop", "search_space/stop_space.yaml", remove_line(1), r"stop_space.yaml"),
 ]
 
 
 @pytest.mark.parametrize("kind", MAKE)
 def test_a_healthy_sweep_has_no_findings(swept, kind):
     folder = swept(kind)
-    assert texts(audit(folder)) == []
+    assert list_texts(audit(folder)) == []
 
 
 def test_the_sweeps_have_all_that_can_become_of_a_trial(swept):
@@ -899,8 +1008,8 @@ def test_the_sweeps_have_all_that_can_become_of_a_trial(swept):
 @pytest.mark.parametrize(("kind", "name", "change", "finding"), FAULTS)
 def test_a_fault_is_found_with_its_file_and_place(swept, kind, name, change, finding):
     folder = swept(kind)
-    with changed(folder, name, change):
-        found = texts(audit(folder))
+    with change_file(folder, name, change):
+        found = list_texts(audit(folder))
     assert any(re.search(finding, text) for text in found), found
 
 
@@ -909,24 +1018,26 @@ def test_every_checkpoint_that_was_not_removed_is_missed_and_seen_to_be_damaged(
     held = sorted(file.relative_to(folder).as_posix() for file in (folder / "checkpoints").rglob("*.ckpt"))
     assert len(held) >= 4
     for name in (held[0], held[-1]):
-        for change, said in ((gone, "is missing"), (flipped, "is damaged"), (cut, "is damaged")):
-            with changed(folder, name, change):
-                assert [text.partition(",")[0].partition(":")[0] for text in texts(audit(folder))] == [f"{name} {said}"]
+        for change, said in ((remove_content, "is missing"), (flip_byte, "is damaged"), (truncate, "is damaged")):
+            with change_file(folder, name, change):
+                assert [text.partition(",")[0].partition(":")[0] for text in list_texts(audit(folder))] == [
+                    f"{name} {said}"
+                ]
 
 
 def test_every_file_of_tensorboard_is_missed_and_compared(swept):
     folder = swept("plain")
     for file in sorted((folder / "tensorboard" / "trial_0000").iterdir()):
-        for change in (gone, cut):
-            with changed(folder, file.relative_to(folder).as_posix(), change):
-                assert any("tensorboard/trial_0000" in text for text in texts(audit(folder))), (file.name, change)
+        for change in (remove_content, truncate):
+            with change_file(folder, file.relative_to(folder).as_posix(), change):
+                assert any("tensorboard/trial_0000" in text for text in list_texts(audit(folder))), (file.name, change)
 
 
 def test_a_trial_whose_folder_was_renamed_is_found(swept):
     folder = swept("plain") / "tensorboard"
     (folder / "trial_0001").rename(folder / "trial_0099")
     try:
-        found = texts(audit(folder.parent))
+        found = list_texts(audit(folder.parent))
     finally:
         (folder / "trial_0099").rename(folder / "trial_0001")
     assert {"tensorboard/trial_0099 is of no trial that began", "tensorboard/trial_0001 is missing"} == {*found}
@@ -947,7 +1058,7 @@ def test_a_promotion_that_should_have_come_first_is_found(swept, tmp_path):
     moved = [json.dumps(json.loads(line) | {"at": at}) + "\n" for line in split[asked : asked + 2]]
     split = [*split[: begun[0]], *moved, *split[begun[0] : asked], *split[asked + 2 :]]
     (folder / EVENTS).write_text("".join(split))
-    found = texts(audit(folder))
+    found = list_texts(audit(folder))
     assert any("asks for a new trial, but trial" in text and "is promoted first" in text for text in found)
 
 
@@ -959,7 +1070,7 @@ def test_a_folder_without_a_sweep_is_a_mistake(tmp_path):
 def test_the_command_line_prints_the_findings_and_has_status_1(swept, monkeypatch, capsys):
     folder = swept("killed")
     monkeypatch.setattr(sys, "argv", ["audit", str(folder)])
-    with changed(folder, CSV, gone), pytest.raises(SystemExit) as left:
+    with change_file(folder, CSV, remove_content), pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 1
     assert capsys.readouterr().out.splitlines() == ["lost: 1", "  trials.csv is missing", "repeated: 0", "wrong: 0"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cluster_drill import Cluster, Drill, figures
+from benchmarks.cluster_drill import Cluster, ClusterDrill, count_events
 from handpose.config_files import REPOSITORY
 from handpose.sweep.audit.audit import audit
 from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS
@@ -39,7 +39,7 @@ def cluster():
 def drill(cluster):
     """A sweep of 16 trials on two nodes of one core: Ray may take 15 s to see that a node is gone."""
     cluster.start("node2")
-    return cluster, Drill(cluster, cluster.folder / "sweep", num_trials=16, num_workers=1)
+    return cluster, ClusterDrill(cluster, cluster.folder / "sweep", num_trials=16, num_workers=1)
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_a_lost_node_costs_no_trial_and_no_try(drill):
     cluster, swept = drill
     swept.do("killed", 1, lambda: cluster.kill("node1"))
     swept.finish()
-    found = figures(swept.events())
+    found = count_events(swept.events())
     assert found["trials"] == 16
     assert found["trials_given_up"] == found["values_wrong"] == 0
     assert not audit(cluster.folder / "sweep")
@@ -68,16 +68,16 @@ def test_a_sweep_whose_head_is_lost_ends_and_can_go_on(drill):
 def test_a_node_that_does_not_see_the_folder_costs_no_trial_and_lets_no_sweep_begin(cluster):
     shared = cluster.folder / "shared"
     shared.mkdir()
-    swept = Drill(cluster, shared / "sweep", num_trials=12, num_workers=1)
+    swept = ClusterDrill(cluster, shared / "sweep", num_trials=12, num_workers=1)
     swept.do("begun", 1, lambda: None)
     cluster.start("blind", hidden=shared)
     swept.finish()
-    found = figures(swept.events())
+    found = count_events(swept.events())
     assert found["trials_given_up"] == found["values_wrong"] == 0
     assert found["nodes_set_aside"] == 1
     assert not audit(shared / "sweep")
 
-    another = Drill(cluster, shared / "another", num_trials=12, num_workers=1)
+    another = ClusterDrill(cluster, shared / "another", num_trials=12, num_workers=1)
     assert another.status() == 2
     assert f"error: node blind does not see {shared}/another, the folder of the sweep" in another.log()
     assert not (shared / "another").exists()
@@ -100,7 +100,7 @@ def test_a_winner_of_several_workers_is_retrained_on_as_many_nodes_and_goes_on_a
         with log.open("a") as out:
             return subprocess.Popen(command, cwd=cluster.folder, env=cluster.environment, stdout=out, stderr=out)
 
-    process = tune(*overrides, f"ray.address={cluster.address}")
+    process = tune(*overrides, f"ray.address={cluster.get_address}")
     while not last.exists():
         assert process.poll() is None, log.read_text()
         time.sleep(0.1)

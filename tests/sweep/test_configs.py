@@ -5,7 +5,7 @@ import warnings
 import pytest
 from hydra.utils import instantiate
 
-from handpose.config import compose, plain
+from handpose.config import compose, to_plain_values
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.schema import bind_arguments
@@ -16,11 +16,11 @@ from handpose.sweep.record.settings import RaySettings, SweepSettings
 from tests.sweep.objectives import METRIC
 
 
-def names(group):
+def list_names(group):
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", names("scheduler"))
+@pytest.mark.parametrize("name", list_names("scheduler"))
 def test_every_scheduler_makes_fresh_rules(name):
     config = compose("tune", [f"scheduler={name}"])
     fresh = bind_scheduler(instantiate(config.scheduler), instantiate(config.sweep), load_space("default"))
@@ -63,7 +63,7 @@ def test_the_others_take_a_second_objective(name):
     [("asha", (1, 3), True), ("fifo", (), True), ("median", (), False)],
 )
 def test_the_scheduler_of_a_recorded_sweep_says_where_it_compared_trials(name, rungs, selects_only_at_rungs):
-    config = plain(compose("tune", [f"scheduler={name}", "sweep.max_epochs=9"]))
+    config = to_plain_values(compose("tune", [f"scheduler={name}", "sweep.max_epochs=9"]))
     scheduler = restore_scheduler(config["scheduler"], instantiate(config["sweep"]))
     assert scheduler.rungs == rungs
     assert scheduler.selects_only_at_rungs is selects_only_at_rungs
@@ -71,11 +71,11 @@ def test_the_scheduler_of_a_recorded_sweep_says_where_it_compared_trials(name, r
 
 @pytest.mark.parametrize("change", [{"_target_": "os.getcwd"}, {"_target_": None}, {"no_such_option": 1}])
 def test_a_recorded_scheduler_that_configs_do_not_name_is_not_made(change):
-    config = plain(compose("tune", []))
+    config = to_plain_values(compose("tune", []))
     assert restore_scheduler(config["scheduler"] | change, instantiate(config["sweep"])) is None
 
 
-@pytest.mark.parametrize("name", names("searcher"))
+@pytest.mark.parametrize("name", list_names("searcher"))
 def test_every_searcher_can_be_made(name, tmp_path, write_space):
     config = compose("tune", [f"searcher={name}"])
     with warnings.catch_warnings():
@@ -96,7 +96,7 @@ def test_every_searcher_can_be_made(name, tmp_path, write_space):
     searcher.close()
 
 
-@pytest.mark.parametrize("name", names("ray"))
+@pytest.mark.parametrize("name", list_names("ray"))
 def test_settings_are_those_of_the_configuration(name):
     config = compose("tune", [f"ray={name}", "sweep.name=mine", "sweep.num_trials=3"])
     assert isinstance(instantiate(config.ray), RaySettings)

@@ -19,9 +19,9 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from handpose.report.table import TrialTable
 from handpose.report.tensorboard import ABSENT, STATE
-from handpose.report.terminal import Clock, PlainView
+from handpose.report.terminal import PlainView, SweepClock
+from handpose.report.trial_table import TrialTable
 from handpose.search.optuna_searcher import OptunaSearcher
 from handpose.search.space import load_space
 from handpose.search.study import PARAMS_ATTRIBUTE
@@ -32,9 +32,9 @@ from handpose.sweep.controller.history import History
 from handpose.sweep.driver.recorder import Recorder
 from handpose.sweep.driver.run import open_trial_logs
 from handpose.sweep.record.events import EventLog
-from tests.report.test_tensorboard import hparams_tab, metric_values, values_of
+from tests.report.test_tensorboard import get_metric_values, get_values, hparams_tab
 from tests.sweep.objectives import METRIC
-from tests.sweep.sweeps import asha, make_settings
+from tests.sweep.sweeps import make_asha, make_settings
 
 SPACE = """
 def space(trial):
@@ -49,15 +49,15 @@ def space(trial):
 NUM_TRIALS, EPOCHS = 24, 4
 
 
-class Silent(PlainView):
+class SilentView(PlainView):
     def __init__(self):
-        self._clock = Clock(time_budget_s=None)
+        self._clock = SweepClock(time_budget_s=None)
 
     def show_trial_end(self, table, row):
         pass
 
 
-class Process:
+class SweepProcess:
     """A process that runs the sweep, as run.py puts it together, but for Ray."""
 
     def __init__(self, settings, space, *, resume):
@@ -76,13 +76,13 @@ class Process:
         )
         self.log = EventLog(settings.path / "events.jsonl")
         self.table = TrialTable(METRIC, "min", settings.num_trials, EPOCHS)
-        history = History(settings, scheduler=asha(EPOCHS)(), table=self.table)
+        history = History(settings, scheduler=make_asha(EPOCHS)(), table=self.table)
         self.now = 0.0
         self.state = SweepController(
             settings, log=self.log, history=history, searcher=self.searcher, clock=lambda: self.now
         )
         logs = open_trial_logs(settings, self.table)
-        view = Silent()
+        view = SilentView()
         recorder = Recorder(
             self.table,
             folder=settings.path,
@@ -134,10 +134,10 @@ def swept(tmp_path_factory):
     config = {"sweep": asdict(settings), "search_space": "conditional.py"}
     (folder / "sweep.yaml").write_text(yaml.safe_dump({"config": config}))
     with warnings.catch_warnings():
-        process = Process(settings, space, resume=False)
+        process = SweepProcess(settings, space, resume=False)
         process.run(12)
         process.kill()
-        process = Process(settings, space, resume=True)
+        process = SweepProcess(settings, space, resume=True)
         process.run(1000)
         process.state.close("finished")
         study = process.searcher.study.get_trials()
@@ -147,14 +147,14 @@ def swept(tmp_path_factory):
 
 def test_the_simulation_has_all_that_makes_accounts_differ(swept):
     _, history, _ = swept
-    states = set(history.table.count())
+    states = set(history.table.count_states())
     assert states == {"complete", "stopped", "diverged", "infeasible", "failed"}
     diverged = [row for row in history.table.rows.values() if row.state == "diverged"]
     assert {row.epochs for row in diverged} == {1, 2}
     assert {len(row.metrics) for row in diverged} == {1, 2}  # within an epoch, and at its end
     assert {row.epochs for row in history.table.rows.values() if row.state == "failed"} >= {0}
     expected = Expectations(NUM_TRIALS, None, 0, {"latency_ms": 4.5}, lambda number: None, 1)
-    replayed = replay_events(history._settings, expected, scheduler=asha(EPOCHS)())
+    replayed = replay_events(history._settings, expected, scheduler=make_asha(EPOCHS)())
     assert replayed.findings == []
 
 
@@ -181,7 +181,7 @@ def test_the_hparams_tab_says_what_trials_csv_says(swept):
     params = ["model/decoder", "optimizer.lr", "optimizer.weight_decay", "optimizer.fused", "model.decoder.depth"]
     for number, cells in table.iterrows():
         group = groups[f"trial_{int(number):04d}"]
-        shown, metrics = values_of(group), metric_values(group)
+        shown, metrics = get_values(group), get_metric_values(group)
         assert shown.pop(STATE) == cells["state"]
         for key in params:
             written = "" if shown[key] == ABSENT else str(shown[key])
@@ -217,14 +217,14 @@ def test_the_study_says_what_the_table_says(swept):
         assert trial.user_attrs.get(PARAMS_ATTRIBUTE, trial.params) == row.params
         assert {name: trial.user_attrs[name] for name in row.costs} == row.costs
         if trial.state == TrialState.COMPLETE:
-            assert trial.values == [history.table.value(row)]
+            assert trial.values == [history.table.get_value(row)]
             assert trial.last_step == row.epochs
 
 
 def test_the_record_says_what_the_table_says(swept):
     folder, history, _ = swept
     record = read_sweep(folder)
-    assert record.ranked == [row.number for row in history.table.ranked()]
+    assert record.ranked == [row.number for row in history.table.rank_trials()]
     for trial in record.trials:
         row = history.table.rows[trial.number]
         assert (trial.state, trial.epochs, trial.params, trial.error) == (

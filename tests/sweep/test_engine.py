@@ -26,12 +26,19 @@ from ray.tune.search.optuna import OptunaSearch
 
 from handpose.schedulers.asha import Asha
 from handpose.schedulers.scheduler import Fifo
-from handpose.sweep.record.events import Begun, Reported, read_events
+from handpose.sweep.record.events import EpochReported, SegmentStarted, read_events
 from handpose.sweep.selection.winner import select_winner
-from tests.sweep.driver.test_run import GROWING, SPACE, study_of
-from tests.sweep.objectives import METRIC, diverges, flatters, grown, plain_flatters, slow_start
-from tests.sweep.simulation import Simulation
-from tests.sweep.sweeps import asha, make_settings, start
+from tests.sweep.driver.test_run import GROWING, SPACE, open_study
+from tests.sweep.objectives import (
+    METRIC,
+    diverges_at_end,
+    plain_reports_good_start,
+    reports_good_start,
+    slow_start,
+    train_growing_weight,
+)
+from tests.sweep.simulation import SimulatedSweep
+from tests.sweep.sweeps import make_asha, make_settings, run_small_sweep
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
@@ -55,7 +62,7 @@ class PlainAsha:
         return dict(self.scheduler._brackets[0]._rungs)
 
 
-def plain_searcher():
+def make_plain_searcher():
     space = {"lr": tune.uniform(0, 1)}
     search = OptunaSearch(metric=METRIC, mode="min", sampler=optuna.samplers.RandomSampler(seed=0))
     search.set_search_properties(METRIC, "min", space)
@@ -63,45 +70,45 @@ def plain_searcher():
 
 
 @pytest.fixture
-def simulated(tmp_path):
+def simulate(tmp_path):
     """Runs ours without a cluster, with losses given by (trial, epoch)."""
 
     def run(loss, *, every=1, **changes):
         settings = make_settings(tmp_path / "ours", **{"num_trials": 9, "max_epochs": 27, **changes})
-        scheduler = asha(settings.max_epochs, reduction_factor=3)
-        return Simulation(settings, scheduler, lambda number, params, epoch: loss(number, epoch), num_slots=3).run()
+        scheduler = make_asha(settings.max_epochs, reduction_factor=3)
+        return SimulatedSweep(settings, scheduler, lambda number, params, epoch: loss(number, epoch), num_slots=3).run()
 
     return run
 
 
-def test_a_trial_without_a_number_holds_its_slot_in_plain_asha_and_not_in_ours(simulated):
+def test_a_trial_without_a_number_holds_its_slot_in_plain_asha_and_not_in_ours(simulate):
     plain = PlainAsha()
     for number in range(8):
         plain.report(number, 1, 1.0)
     assert {plain.report(8, epoch, math.nan) for epoch in range(1, 27)} == {CONTINUE}
-    rows = simulated(lambda number, epoch: math.nan if number == 8 else 1.0).controller.history.table.rows
+    rows = simulate(lambda number, epoch: math.nan if number == 8 else 1.0).controller.history.table.rows
     assert (rows[8].state, rows[8].epochs) == ("diverged", 1)
 
 
 @pytest.mark.slow
 def test_plain_search_leaves_a_diverged_trial_running_for_ever_and_ours_fails_it(sweep, write_space):
-    plain = plain_searcher()
+    plain = make_plain_searcher()
     plain.suggest("a")
     plain.on_trial_complete("a", {METRIC: math.nan, "training_iteration": 3})
     assert [trial.state for trial in plain._ot_study.trials] == [TrialState.RUNNING]
-    _, folder = sweep(write_space(SPACE), diverges, num_trials=2, scheduler=Fifo)
-    assert [trial.state for trial in study_of(folder).trials] == [TrialState.FAIL] * 2
+    _, folder = sweep(write_space(SPACE), diverges_at_end, num_trials=2, scheduler=Fifo)
+    assert [trial.state for trial in open_study(folder).trials] == [TrialState.FAIL] * 2
 
 
 @pytest.mark.slow
 def test_plain_search_takes_a_stopped_trial_for_a_complete_one_and_ours_knows_its_fidelity(sweep, write_space):
-    plain = plain_searcher()
+    plain = make_plain_searcher()
     plain.suggest("a")
     plain.on_trial_result("a", {METRIC: 3.0, "training_iteration": 1})
     plain.on_trial_complete("a", {METRIC: 3.0, "training_iteration": 1})
     assert [(trial.state, trial.value) for trial in plain._ot_study.trials] == [(TrialState.COMPLETE, 3.0)]
-    table, folder = sweep(write_space(GROWING), grown, num_trials=6, max_epochs=8)
-    stopped = [trial for trial in study_of(folder).trials if table.rows[trial.number].state == "stopped"]
+    table, folder = sweep(write_space(GROWING), train_growing_weight, num_trials=6, max_epochs=8)
+    stopped = [trial for trial in open_study(folder).trials if table.rows[trial.number].state == "stopped"]
     assert stopped
     assert all(trial.state == TrialState.PRUNED and trial.last_step < 8 for trial in stopped)
 
@@ -144,11 +151,11 @@ def test_plain_brackets_depend_on_the_global_generator_and_ours_on_the_seed():
 
 
 def test_a_plain_searcher_is_asked_for_one_trial_at_a_time_and_ours_for_all_slots(ray_started, write_space, tmp_path):
-    assert _get_max_pending_trials(SearchGenerator(plain_searcher())) == 1
-    start(make_settings(tmp_path / "sweep", num_trials=2), write_space(SPACE), slow_start, scheduler=Fifo)
+    assert _get_max_pending_trials(SearchGenerator(make_plain_searcher())) == 1
+    run_small_sweep(make_settings(tmp_path / "sweep", num_trials=2), write_space(SPACE), slow_start, scheduler=Fifo)
     events = read_events(tmp_path / "sweep" / "events.jsonl")
-    begun = [event.at for event in events if isinstance(event, Begun)]
-    first_report = min(event.at for event in events if isinstance(event, Reported))
+    begun = [event.at for event in events if isinstance(event, SegmentStarted)]
+    first_report = min(event.at for event in events if isinstance(event, EpochReported))
     assert begun[1] - begun[0] < 0.5 < first_report - begun[1]
 
 
@@ -157,10 +164,14 @@ def test_the_plain_best_result_compares_fidelities_and_our_winner_does_not(sweep
     """At lr 1 the one epoch that was trained looks better than all four at lr 2."""
     run_config = tune.RunConfig(name="plain", storage_path=str(tmp_path), verbose=0)
     space = {"lr": tune.grid_search([1.0, 2.0])}
-    best = tune.Tuner(plain_flatters, param_space=space, run_config=run_config).fit().get_best_result(METRIC, "min")
+    best = (
+        tune.Tuner(plain_reports_good_start, param_space=space, run_config=run_config)
+        .fit()
+        .get_best_result(METRIC, "min")
+    )
     assert best.metrics["epoch"] == 1
     table, folder = sweep(
-        write_space("optimizer.lr: choice(1.0, 2.0)"), flatters, sampler=None, scheduler=Fifo, max_epochs=4
+        write_space("optimizer.lr: choice(1.0, 2.0)"), reports_good_start, sampler=None, scheduler=Fifo, max_epochs=4
     )
     assert {row.params["optimizer.lr"]: row.epochs for row in table.rows.values()} == {1.0: 1, 2.0: 4}
     assert select_winner(table, folder=folder).params["optimizer.lr"] == 2.0

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from handpose.config import script
+from handpose.config import run_script
 from handpose.config_files import REPOSITORY
 from handpose.evaluation.submission import read_course, read_official
 from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand
 from tests.report.test_tensorboard import hparams_tab
 from tests.sweep.trainable.test_trial import SMALL
-from tune import guarded
+from tune import exit_on_sweep_error
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_mistake_is_one_sentence_and_status_2(swept, start, monkeypatch, capsy
     monkeypatch.chdir(start.folder)
     monkeypatch.setattr(sys, "argv", ["tune.py", *SMALL, "data.root=freihand", "sweep.name=first"])
     with pytest.raises(SystemExit) as left:
-        script("tune", guarded)
+        run_script("tune", exit_on_sweep_error)
     assert left.value.code == 2
     assert capsys.readouterr().err == (
         f"error: there is a sweep in {swept[0]} already; choose another sweep.name, or continue that sweep with "
@@ -110,7 +110,7 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(start):
     events = sweeps / "cut" / "events.jsonl"
 
     process = start("sweep.name=cut", *common)
-    _wait(lambda: events.is_file() and '"epoch": 1, ' in events.read_text())
+    _wait_until(lambda: events.is_file() and '"epoch": 1, ' in events.read_text())
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     go_on = f"python tune.py sweep.resume={sweeps / 'cut'}"
@@ -121,12 +121,12 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(start):
         return subprocess.Popen(command, cwd=start.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     process, size = resumed(), events.stat().st_size
-    _wait(lambda: events.stat().st_size > size + 1500)
+    _wait_until(lambda: events.stat().st_size > size + 1500)
     process.kill()
     process.communicate()
 
     process = resumed()
-    _wait((sweeps / "cut" / "retrain" / "checkpoints" / "last.ckpt").is_file)
+    _wait_until((sweeps / "cut" / "retrain" / "checkpoints" / "last.ckpt").is_file)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err.splitlines()[-1]) == (75, f"the retraining was interrupted; to go on: {go_on}")
@@ -143,7 +143,7 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(start):
     assert np.array_equal(*predictions)
 
 
-def _wait(condition):
+def _wait_until(condition):
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline

@@ -16,16 +16,16 @@ SECRETS = {
 PLANTED = b"planted-"
 
 
-def finds(content: bytes) -> bool:
+def has_secret(content: bytes) -> bool:
     """Whether a secret is in it, also where it is packed; what is half-written is looked at as it is."""
     if PLANTED in content:
         return True
     with contextlib.suppress(zipfile.BadZipFile, EOFError, gzip.BadGzipFile):
         if content.startswith(b"\x1f\x8b"):
-            return finds(gzip.decompress(content))
+            return has_secret(gzip.decompress(content))
         if content.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(io.BytesIO(content)) as packed:
-                return any(finds(packed.read(name)) for name in packed.namelist())
+                return any(has_secret(packed.read(name)) for name in packed.namelist())
     return False
 
 
@@ -35,7 +35,7 @@ def list_files_with_secrets(folder: Path) -> set[str]:
     for place, _, names in os.walk(folder):  # it passes over folders that go away
         for file in (Path(place) / name for name in names):
             with contextlib.suppress(OSError):
-                if file.is_file() and not file.is_symlink() and finds(file.read_bytes()):
+                if file.is_file() and not file.is_symlink() and has_secret(file.read_bytes()):
                     found.add(str(file))
     return found
 

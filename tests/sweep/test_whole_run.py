@@ -21,7 +21,7 @@ from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand
 from tests.programs import command_line
 from tests.sweep.test_secrets import PLANTED, SECRETS, list_files_with_secrets, list_processes_with_secrets
-from tests.test_home import OF_RAY, environment, list_files, offline
+from tests.test_home import OF_RAY, environment, list_files, make_offline_command
 from tests.test_utf8 import ASCII, TINY
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ def run(request, tmp_path_factory):
     url = f"sqlite:///{root / 'study' / 'study.db'}?uri=true&password={SECRETS['STUDY_URL']}"
     locale = request.getfixturevalue("latin_1") if request.param == "latin_1" else ASCII
     variables = environment(root / "home") | locale | SECRETS | {"STUDY_URL": url, "DIR_SCRATCH": "outputs"}
-    command = [*offline(), sys.executable, str(REPOSITORY / "tune.py"), *TINY, *SWEEP]
+    command = [*make_offline_command(), sys.executable, str(REPOSITORY / "tune.py"), *TINY, *SWEEP]
     secrets, num_looks = set(), 0
     # Sockets lie in the folder for temporary files, whose paths have 107 characters.
     with tempfile.TemporaryDirectory(prefix="hps", ignore_cleanup_errors=True) as short:

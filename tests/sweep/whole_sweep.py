@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from hydra.utils import instantiate
 
-from handpose.config import compose, location_overrides, quote_override, save
-from handpose.report.terminal import Clock, PlainView
+from handpose.config import compose, list_location_overrides, quote_override, save_config
+from handpose.report.terminal import PlainView, SweepClock
 from handpose.schedulers.scheduler import Fifo
 from handpose.schema import bind_arguments
 from handpose.search.space import fix_params, load_space
@@ -54,26 +54,26 @@ METRIC = "val/pa_mpjpe_mm"
 RATES = "optimizer.lr: tag(log, interval(1e-4, 1e-2))\nheatmap.sigma: interval(0.03, 0.08)\n"
 
 
-class Silent(PlainView):
+class SilentView(PlainView):
     """A view that shows nothing."""
 
     def __init__(self):
-        self._clock = Clock(time_budget_s=None)
+        self._clock = SweepClock(time_budget_s=None)
 
     def show_trial_end(self, table, row):
         """Say nothing."""
 
-    def note(self, text):
+    def show_note(self, text):
         """Say nothing."""
 
 
-def loss(params, epoch):
+def compute_loss(params, epoch):
     """Falls with the epochs, towards a value that is least at lr 1e-3 and sigma 0.04."""
     best = abs(math.log10(params.get("optimizer.lr", 5e-3)) + 3) + 20 * abs(params.get("heatmap.sigma", 0.04) - 0.04)
     return 10 + 5 * best + 8 / epoch + 0.3 * math.sin(7 * params.get("seed", 0) + 1e4 * best)
 
 
-class Process:
+class SweepProcess:
     """A process that runs a sweep, as run.py puts it together, but for Ray.
 
     fails: (trial, epoch) -> kind of failure, of a trial's first stretch. diverges: (trial, epoch). slots: at a time.
@@ -94,7 +94,7 @@ class Process:
             folder=sweep.path,
             retention=history.retention,
             refresh_times=self.state.refresh_times,
-            view=Silent(),
+            view=SilentView(),
             logs=logs,
         )
         self.recorder.log_last_event(self.state.last_event)
@@ -135,7 +135,7 @@ class Process:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"trial {number} epoch {epoch}")
         checkpoint = describe_checkpoint(file, folder=self.sweep.path, epoch=epoch)
-        value = math.nan if (number, epoch) in self.diverges else loss(segment.params, epoch)
+        value = math.nan if (number, epoch) in self.diverges else compute_loss(segment.params, epoch)
         metrics = {METRIC: value, "val/pck_auc": 10 / (10 + value)}
         self.running[number] = (segment, epoch)
         if not self.state.process_report(
@@ -155,7 +155,7 @@ class Process:
 class WholeSweep:
     """A sweep in a folder.
 
-    overrides: of tune.py. space: text of its search space, whose file has the suffix. options: of `Process`.
+    overrides: of tune.py. space: text of its search space, whose file has the suffix. options: of `SweepProcess`.
     """
 
     def __init__(self, folder, *overrides, space=RATES, suffix=".yaml", **options):
@@ -174,7 +174,9 @@ class WholeSweep:
         ]
         config = compose("tune", [*self.overrides, quote_override("sweep.folder", str(folder))])
         space = load_space(str(source))
-        task = SweepTask(config, self.overrides, location_overrides(config), compose_choices(self.overrides), space)
+        task = SweepTask(
+            config, self.overrides, list_location_overrides(config), compose_choices(self.overrides), space
+        )
         held = find_fixed_params(space, [each.partition("=")[0] for each in self.overrides], task.defaults)
         self.task = replace(task, space=fix_params(space, held), fixed=held)
         self.sweep = instantiate(config.sweep)
@@ -210,7 +212,7 @@ class WholeSweep:
             resume=not is_new,
             repeats=scheduler().perturbs_params,
         )()
-        return Process(sweep, searcher, scheduler, self.recipe, **self.options)
+        return SweepProcess(sweep, searcher, scheduler, self.recipe, **self.options)
 
     def run(self, num_reports=math.inf, *, stops=(), last="finished", given=()):
         """Run it to its end, or until so many epochs are reported.
@@ -264,7 +266,7 @@ class WholeSweep:
         folder.mkdir()
         copy_space(self.task.space, folder)
         write_yaml(folder / "sweep.yaml", {"confirms": str(self.folder), **self.origin})
-        process = Process(sweep, PointSearcher(points), Fifo, self.recipe)
+        process = SweepProcess(sweep, PointSearcher(points), Fifo, self.recipe)
         process.run()
         process.leave("finished")
         confirmed = summarise_confirmation(chosen, seeds, process.table)
@@ -275,7 +277,7 @@ class WholeSweep:
         place = self.folder / "retrain"
         (place / "checkpoints").mkdir(parents=True)
         best = quote_override("best", str(self.folder / "best.yaml"))
-        save(compose("train", [best]), place / "config.yaml")
+        save_config(compose("train", [best]), place / "config.yaml")
         overrides = add_param_overrides(self.recipe.overrides, read_yaml(self.folder / "best.yaml")["params"])
         (place / "overrides.json").write_text(json.dumps(overrides))
         with zipfile.ZipFile(place / "checkpoints" / "best-epoch003.ckpt", "w") as archive:

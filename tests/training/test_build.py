@@ -5,7 +5,7 @@ import torch
 
 from handpose.config import compose
 from handpose.training import build as module
-from handpose.training.build import build
+from handpose.training.build import build_training
 
 
 @pytest.fixture
@@ -25,5 +25,5 @@ def test_torch_has_a_thread_for_each_core_of_the_container(threads, freihand, mo
     """At most as many as it would take by itself, which OMP_NUM_THREADS limits; what the user gives holds."""
     monkeypatch.setattr(module, "count_cores", lambda: cores)
     small = ["model.encoder.name=lcnet_035", "model.decoder.depth=1", "data=freihand", f"data.root={freihand}"]
-    build(compose("train", [*small, f"num_threads={given}"]), pretrained=False, quiet=True)
+    build_training(compose("train", [*small, f"num_threads={given}"]), pretrained=False, quiet=True)
     assert torch.get_num_threads() == num_threads

@@ -5,8 +5,8 @@ import pytorch_lightning as pl
 import torch
 
 from handpose.errors import UserError
-from handpose.training.build import build
-from handpose.training.callbacks import Pictures, _place_step_counts
+from handpose.training.build import build_training
+from handpose.training.callbacks import PredictionPictures, _move_step_counts
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import fit
 
@@ -19,7 +19,7 @@ def test_step_counts_lie_where_the_optimizer_looks_for_them(fused, device):
     optimizer = torch.optim.SGD([weight], lr=0.1)
     optimizer.param_groups[0]["fused"] = fused
     optimizer.state[weight] = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2, device="meta")}
-    _place_step_counts(optimizer)
+    _move_step_counts(optimizer)
     assert optimizer.state[weight]["step"].device.type == device
 
 
@@ -45,15 +45,15 @@ class Rates(pl.Callback):
             (self.encoder if group["is_encoder"] else self.rest).append(group["lr"])
 
 
-def rates(config, folders, **options):
+def record_rates(config, folders, **options):
     recorded = Rates()
     fit(config, folders, callbacks=[recorded], quiet=True, **options)
     return recorded
 
 
 def test_the_encoder_learns_at_its_share_of_the_rate(configure, folders):
-    plain = rates(configure(*QUIET, "trainer.max_epochs=1"), folders)
-    slower = rates(configure(*QUIET, "trainer.max_epochs=1", "encoder_lr_factor=0.125"), folders)
+    plain = record_rates(configure(*QUIET, "trainer.max_epochs=1"), folders)
+    slower = record_rates(configure(*QUIET, "trainer.max_epochs=1", "encoder_lr_factor=0.125"), folders)
     assert plain.encoder == plain.rest == slower.rest
     assert slower.encoder == pytest.approx([0.125 * rate for rate in plain.rest])
 
@@ -63,7 +63,7 @@ def test_a_run_goes_on_with_another_share_and_another_rate(configure, folders):
     fit(configure(*QUIET, "trainer.max_epochs=1", "encoder_lr_factor=0.5"), folders, quiet=True)
     last = folders.checkpoints / "last.ckpt"
     given = [*QUIET, "lr_schedule=constant", "optimizer.lr=0.25"]
-    resumed = rates(configure(*given, "encoder_lr_factor=0.125"), folders, resume_from=last)
+    resumed = record_rates(configure(*given, "encoder_lr_factor=0.125"), folders, resume_from=last)
     assert (set(resumed.rest), set(resumed.encoder)) == ({0.25}, {0.25 * 0.125})
 
 
@@ -81,14 +81,14 @@ def test_a_checkpoint_of_a_version_with_other_groups_is_a_sentence(configure, fo
 
 def test_fused_and_foreach_together_are_a_sentence(configure):
     with pytest.raises(UserError, match=r"optimizer, lr_schedule: .*fused.*foreach"):
-        build(configure("+optimizer.foreach=true"), quiet=True)
+        build_training(configure("+optimizer.foreach=true"), quiet=True)
 
 
 def test_pictures_are_drawn_once_a_step_that_accumulates_several_batches(configure, folders, monkeypatch):
     steps = []
-    monkeypatch.setattr("handpose.training.callbacks.prediction_pictures", lambda *_, **__: {})
+    monkeypatch.setattr("handpose.training.callbacks.draw_prediction_pictures", lambda *_, **__: {})
 
-    class Counted(Pictures):
+    class Counted(PredictionPictures):
         def _draw(self, trainer, module):
             steps.append(trainer.global_step)
             super()._draw(trainer, module)

@@ -7,9 +7,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from handpose.config import plain
+from handpose.config import to_plain_values
 from handpose.errors import UserError
-from handpose.training.checkpoints import BestAndLast, WholeFiles, check_architecture, read_checkpoint
+from handpose.training.checkpoints import AtomicCheckpointIO, BestAndLastCheckpoint, check_architecture, read_checkpoint
 from handpose.training.fit import fit
 from handpose.training.results import RunFolders
 
@@ -40,12 +40,12 @@ class FakeTrainer:
             saver.on_validation_end(self, None)
 
 
-def saver_in(folder, **options):
-    return BestAndLast(folder, **{"metric": "val/pa_mpjpe_mm", "mode": "min", "every_n_epochs": 1, **options})
+def make_saver(folder, **options):
+    return BestAndLastCheckpoint(folder, **{"metric": "val/pa_mpjpe_mm", "mode": "min", "every_n_epochs": 1, **options})
 
 
 def test_the_best_and_the_last_are_kept_and_no_other(tmp_path):
-    saver = saver_in(tmp_path)
+    saver = make_saver(tmp_path)
     FakeTrainer().validate(saver, 3.0, 1.25, 2.0, 1.5)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "best-epoch002-pa_mpjpe_mm1.250.ckpt": "after 2 epochs",
@@ -55,13 +55,13 @@ def test_the_best_and_the_last_are_kept_and_no_other(tmp_path):
 
 
 def test_the_best_can_be_the_largest(tmp_path):
-    saver = saver_in(tmp_path, mode="max")
+    saver = make_saver(tmp_path, mode="max")
     FakeTrainer().validate(saver, 0.25, 0.75, 0.5)
     assert saver.best.name == "best-epoch002-pa_mpjpe_mm0.750.ckpt"
 
 
 def test_a_resumed_run_does_not_take_the_best_of_another_metric_along(tmp_path):
-    before, after = saver_in(tmp_path, metric="val/pck_auc", mode="max"), saver_in(tmp_path)
+    before, after = make_saver(tmp_path, metric="val/pck_auc", mode="max"), make_saver(tmp_path)
     trainer = FakeTrainer()
     trainer.validate(before, 0.5)
     after.load_state_dict(before.state_dict())
@@ -70,20 +70,20 @@ def test_a_resumed_run_does_not_take_the_best_of_another_metric_along(tmp_path):
 
 
 def test_an_epoch_that_diverged_is_never_the_best(tmp_path):
-    saver = saver_in(tmp_path)
+    saver = make_saver(tmp_path)
     FakeTrainer().validate(saver, float("nan"), 2.0, float("nan"))
     assert saver.best.name == "best-epoch002-pa_mpjpe_mm2.000.ckpt"
 
 
 def test_every_so_many_epochs_are_saved(tmp_path):
-    FakeTrainer().validate(saver_in(tmp_path, every_n_epochs=2), 1.0, 4.0, 2.0)
+    FakeTrainer().validate(make_saver(tmp_path, every_n_epochs=2), 1.0, 4.0, 2.0)
     assert (tmp_path / "last.ckpt").read_text() == "after 2 epochs"
 
 
 def test_a_resumed_run_takes_the_best_of_the_run_before_along(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
-    before, after = saver_in(first), saver_in(second)
+    before, after = make_saver(first), make_saver(second)
     trainer = FakeTrainer()
     trainer.validate(before, 1.0, 2.0)
     after.load_state_dict(before.state_dict())
@@ -96,18 +96,18 @@ def test_a_resumed_run_takes_the_best_of_the_run_before_along(tmp_path):
 
 
 def test_a_run_whose_folder_came_to_another_machine_goes_on_with_its_best(tmp_path):
-    before = saver_in(tmp_path / "there")
+    before = make_saver(tmp_path / "there")
     (tmp_path / "there").mkdir()
     FakeTrainer().validate(before, 1.0)
     state = before.state_dict()
     (tmp_path / "there").rename(tmp_path / "here")
-    after = saver_in(tmp_path / "here")
+    after = make_saver(tmp_path / "here")
     after.load_state_dict(state)
     assert (after.best, after.best_value) == (tmp_path / "here" / before.best.name, 1.0)
 
 
 def test_a_resumed_run_starts_afresh_where_the_best_is_gone(tmp_path):
-    before, after = saver_in(tmp_path), saver_in(tmp_path / "second")
+    before, after = make_saver(tmp_path), make_saver(tmp_path / "second")
     FakeTrainer().validate(before, 1.0)
     before.best.unlink()
     after.load_state_dict(before.state_dict())
@@ -117,9 +117,9 @@ def test_a_resumed_run_starts_afresh_where_the_best_is_gone(tmp_path):
 def test_a_reader_sees_one_whole_checkpoint_however_often_it_is_written(tmp_path):
     """An opened file stays the one before: a new one takes its place, it is not written over."""
     path = tmp_path / "last.ckpt"
-    WholeFiles().save_checkpoint({"weights": torch.zeros(1000)}, path)
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(1000)}, path)
     with open(path, "rb") as opened:
-        WholeFiles().save_checkpoint({"weights": torch.ones(1000)}, path)
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(1000)}, path)
         assert torch.load(opened, weights_only=True)["weights"].sum() == 0
     assert torch.load(path, weights_only=True)["weights"].sum() == 1000
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
@@ -128,24 +128,24 @@ def test_a_reader_sees_one_whole_checkpoint_however_often_it_is_written(tmp_path
 def test_a_checkpoint_that_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/last\.ckpt cannot be written"):
-        WholeFiles().save_checkpoint({}, tmp_path / "file/last.ckpt")
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file/last.ckpt")
 
 
 def test_training_on_keeps_the_best_and_counts_on(configure, tmp_path):
-    first = fit(configure(*QUIET), folder_of(tmp_path / "first"), quiet=True)
+    first = fit(configure(*QUIET), get_folder(tmp_path / "first"), quiet=True)
     config = configure(*QUIET, "trainer.max_epochs=3")
-    second = fit(config, folder_of(tmp_path / "second"), quiet=True, resume_from=first.last_checkpoint)
+    second = fit(config, get_folder(tmp_path / "second"), quiet=True, resume_from=first.last_checkpoint)
     assert (first.epochs, second.epochs) == (2, 3)
     assert read_checkpoint(second.last_checkpoint)["epoch"] == 2
     assert second.best_checkpoint.parent == tmp_path / "second"
-    assert value_of(second.best_checkpoint) <= value_of(first.best_checkpoint)
+    assert get_value(second.best_checkpoint) <= get_value(first.best_checkpoint)
 
 
-def folder_of(folder):
+def get_folder(folder):
     return RunFolders(folder, folder, folder)
 
 
-def value_of(path):
+def get_value(path):
     return float(path.stem.partition("mm")[2])
 
 
@@ -191,24 +191,28 @@ def test_a_run_can_go_on_with_another_optimizer(configure, folders):
 
 
 def test_heatmaps_may_be_drawn_and_read_otherwise_with_weights_that_are_there(configure, tmp_path):
-    wide, read = (plain(configure(*QUIET, *given)) for given in (["heatmap.sigma=0.1"], ["heatmap.read_out=debiased"]))
+    wide, read = (
+        to_plain_values(configure(*QUIET, *given)) for given in (["heatmap.sigma=0.1"], ["heatmap.read_out=debiased"])
+    )
     check_architecture({"config": wide}, read, tmp_path)
-    check_architecture({"config": wide}, plain(configure(*QUIET, "heatmap.target=laplacian")), tmp_path)
+    check_architecture({"config": wide}, to_plain_values(configure(*QUIET, "heatmap.target=laplacian")), tmp_path)
     with pytest.raises(UserError, match=r"give heatmap=image_axes"):
-        check_architecture({"config": wide}, plain(configure(*QUIET, "heatmap=camera_axes")), tmp_path)
+        check_architecture({"config": wide}, to_plain_values(configure(*QUIET, "heatmap=camera_axes")), tmp_path)
 
 
 @pytest.mark.parametrize("given", ["conv=separable", "head=axes", "bins_per_cell=2"])
 def test_another_decoder_has_another_architecture(configure, tmp_path, given):
     with pytest.raises(UserError, match=rf"another network than model\.decoder\.{given}; give model\.decoder\."):
         check_architecture(
-            {"config": plain(configure(*QUIET))}, plain(configure(*QUIET, f"model.decoder.{given}")), tmp_path
+            {"config": to_plain_values(configure(*QUIET))},
+            to_plain_values(configure(*QUIET, f"model.decoder.{given}")),
+            tmp_path,
         )
 
 
 def test_weights_of_an_encoder_of_one_size_are_of_that_size_only(configure, tmp_path):
     small, large = (
-        [plain(configure(*QUIET, f"model.encoder.name={name}", f"data.image_size={size}")) for name in NAMES]
+        [to_plain_values(configure(*QUIET, f"model.encoder.name={name}", f"data.image_size={size}")) for name in NAMES]
         for size in (64, 96)
     )
     check_architecture({"config": small[0]}, large[0], tmp_path)
@@ -220,7 +224,7 @@ NAMES = ("lcnet_035", "test_vit")  # of any size, and of one
 
 
 def test_a_checkpoint_of_an_earlier_version_is_told_from_one_of_another_choice(configure, tmp_path):
-    config = plain(configure(*QUIET))
+    config = to_plain_values(configure(*QUIET))
     before = {**config, "model": {**config["model"], "decoder": dict(config["model"]["decoder"])}}
     del before["model"]["decoder"]["conv"]
     with pytest.raises(
@@ -231,7 +235,7 @@ def test_a_checkpoint_of_an_earlier_version_is_told_from_one_of_another_choice(c
 
 def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c_and_leaves_the_one_before(tmp_path, monkeypatch):
     path, num_writes = tmp_path / "last.ckpt", 0
-    WholeFiles().save_checkpoint({"epoch": 0}, path)
+    AtomicCheckpointIO().save_checkpoint({"epoch": 0}, path)
     before = path.read_bytes()
 
     class Interrupted(io.FileIO):
@@ -245,7 +249,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c_and_leaves_the_one_befor
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", lambda self, mode: Interrupted(self, mode))
         with pytest.raises(KeyboardInterrupt):
-            WholeFiles().save_checkpoint({"weights": torch.rand(100_000)}, path)
+            AtomicCheckpointIO().save_checkpoint({"weights": torch.rand(100_000)}, path)
     assert num_writes >= 3
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]

@@ -10,12 +10,12 @@ import pytorch_lightning as pl
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from handpose.config import plain
+from handpose.config import to_plain_values
 from handpose.errors import UserError
 from handpose.evaluation.submission import read_course, read_official
-from handpose.training.build import build
+from handpose.training.build import build_training
 from handpose.training.checkpoints import check_architecture, read_checkpoint
-from handpose.training.fit import fit, prepare, prepare_folders, train_and_test
+from handpose.training.fit import fit, prepare_folders, prepare_run, train_and_test
 from handpose.training.fit import test as run_test
 from handpose.training.results import RunFolders
 from tests.builders import write_freihand
@@ -42,7 +42,7 @@ def test_the_best_checkpoint_has_its_value_in_its_name_and_last_stands_beside_it
 def test_a_checkpoint_is_plain_data_and_carries_the_configuration(trained):
     config, result, _ = trained
     checkpoint = torch.load(result.best_checkpoint, weights_only=True)
-    assert checkpoint["config"] == plain(config)
+    assert checkpoint["config"] == to_plain_values(config)
 
 
 def test_the_mean_pose_is_reported_beside_the_validation(trained):
@@ -59,7 +59,7 @@ class Losses(pl.Callback):
         self.values.append(float(outputs["loss"]))
 
 
-def losses(config, folders, **options):
+def record_losses(config, folders, **options):
     recorded = Losses()
     fit(config, folders, callbacks=[recorded], quiet=True, **options)
     return recorded.values
@@ -67,21 +67,21 @@ def losses(config, folders, **options):
 
 def test_the_same_seed_trains_the_same_network(configure, folders):
     config = configure(*QUIET, "checkpoints.enabled=false")
-    first, again = losses(config, folders), losses(config, folders)
+    first, again = record_losses(config, folders), record_losses(config, folders)
     assert first == again
-    assert first != losses(configure(*QUIET, "checkpoints.enabled=false", "seed=1"), folders)
+    assert first != record_losses(configure(*QUIET, "checkpoints.enabled=false", "seed=1"), folders)
 
 
 def test_data_that_are_kept_open_change_no_loss_and_are_shared_by_trainings_of_one_data_set(configure, folders):
     silent = [*QUIET, "checkpoints.enabled=false"]
     config, other = configure(*silent), configure(*silent, "data.batch_size=4", "seed=3")
-    plainly = [losses(each, folders) for each in (config, other)]
-    assert [losses(each, folders, keep_open=True) for each in (config, other, config)] == [*plainly, plainly[0]]
+    plainly = [record_losses(each, folders) for each in (config, other)]
+    assert [record_losses(each, folders, keep_open=True) for each in (config, other, config)] == [*plainly, plainly[0]]
 
 
 def test_only_the_data_set_that_was_opened_last_is_kept(configure):
     def opened(*overrides):
-        return build(configure(*overrides), quiet=True, keep_open=True)[1]
+        return build_training(configure(*overrides), quiet=True, cache_data=True)[1]
 
     first, same, smaller = opened(), opened("data.batch_size=4", "seed=1"), opened("data.image_size=32")
     assert same.splits is first.splits
@@ -92,7 +92,7 @@ def test_only_the_data_set_that_was_opened_last_is_kept(configure):
 
 def test_a_resumed_run_goes_on_as_the_whole_one_would_have(configure, folders, tmp_path):
     """Stopped after an epoch of two and resumed: the losses of the second epoch are those of the uninterrupted run."""
-    whole = losses(configure(*QUIET), folders)
+    whole = record_losses(configure(*QUIET), folders)
 
     class Stop(pl.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
@@ -102,7 +102,7 @@ def test_a_resumed_run_goes_on_as_the_whole_one_would_have(configure, folders, t
     config = configure(*QUIET)
     with pytest.raises(KeyboardInterrupt):
         fit(config, folders, callbacks=[Stop()], quiet=True)
-    resumed = losses(config, folders, resume_from=folders.checkpoints / "last.ckpt")
+    resumed = record_losses(config, folders, resume_from=folders.checkpoints / "last.ckpt")
     assert resumed == pytest.approx(whole[len(whole) // 2 :], rel=1e-5)
 
 
@@ -113,7 +113,7 @@ class Draws(pl.Callback):
         self.values, self._stop_after = [], stop_after
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.values.append(float(torch.rand((), generator=pl_module._generator())))
+        self.values.append(float(torch.rand((), generator=pl_module._make_generator())))
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == self._stop_after:
@@ -150,7 +150,7 @@ def test_trained_on_validation_too_the_last_checkpoint_counts_and_is_gone_on_fro
     assert whole.best_checkpoint == whole.last_checkpoint == folders.checkpoints / "last.ckpt"
     assert [file.name for file in folders.checkpoints.iterdir()] == ["last.ckpt"]
     assert not any(name.startswith(("val/", "baseline/")) for name in whole.metrics)
-    assert "trained on" in whole.validated()
+    assert "trained on" in whole.format_validation()
     weights = read_checkpoint(whole.last_checkpoint)
     assert weights["global_step"] == 2 * (24 // 8)  # 18 hands to train on and 6 to validate, 8 a step
 
@@ -162,7 +162,7 @@ def test_trained_on_validation_too_the_last_checkpoint_counts_and_is_gone_on_fro
     other = RunFolders(tmp_path / "other", tmp_path / "other", tmp_path / "other")
     with pytest.raises(KeyboardInterrupt):
         fit(configure(*on_both), other, callbacks=[Stop()], quiet=True)
-    assert len(losses(configure(*on_both), other, resume_from=tmp_path / "other" / "last.ckpt")) == 3
+    assert len(record_losses(configure(*on_both), other, resume_from=tmp_path / "other" / "last.ckpt")) == 3
     resumed = read_checkpoint(tmp_path / "other" / "last.ckpt")
     assert resumed["global_step"] == weights["global_step"]
     for name, value in weights["state_dict"].items():
@@ -174,7 +174,7 @@ def test_training_on_validation_too_ends_in_test_predictions(configure):
     result = train_and_test(configure(*QUIET, "train_on_val=true"), quiet=True)
     assert result.checkpoint == result.folders.checkpoints / "last.ckpt"
     assert result.test_metrics["test/pa_mpjpe_mm"] > 0
-    assert "validation  none: the validation split was trained on" in result.summary()
+    assert "validation  none: the validation split was trained on" in result.format_summary()
 
 
 def test_the_test_writes_both_submissions_and_its_metrics(trained):
@@ -219,8 +219,8 @@ def test_test_predictions_do_not_use_the_true_size_of_the_hands_and_say_where_th
     ]
     assert said[0].startswith("given: ")
     assert said[1].startswith("assumed: the mean length of the reference bone in training")
-    assert "with the given hand size" in given.summary()
-    assert f"with the true size root-relative {of_true_size:.2f} mm" in assumed.summary()
+    assert "with the given hand size" in given.format_summary()
+    assert f"with the true size root-relative {of_true_size:.2f} mm" in assumed.format_summary()
 
 
 def test_pictures_and_scalars_are_in_the_log(configure, folders):
@@ -241,10 +241,10 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_the_overrides_that
     path = result.best_checkpoint
     checkpoint = read_checkpoint(path)
     with pytest.raises(UserError, match=rf"another network than .*{override}.*; give ") as told:
-        check_architecture(checkpoint, plain(configure(override)), path)
+        check_architecture(checkpoint, to_plain_values(configure(override)), path)
     remedy = shlex.split(str(told.value).partition("; give ")[2])
     assert override.partition("=")[0] in [item.partition("=")[0] for item in remedy]
-    check_architecture(checkpoint, plain(configure(*remedy)), path)
+    check_architecture(checkpoint, to_plain_values(configure(*remedy)), path)
 
 
 class Malice:
@@ -294,8 +294,8 @@ def test_two_runs_of_one_second_have_folders_of_their_own(configure):
 def test_mixed_precision_trains_like_full_precision(configure, folders, fused):
     """With gradient clipping, which Lightning refuses for fused optimizers; bfloat16 keeps 8 bits."""
     given = [*QUIET, "checkpoints.enabled=false", f"optimizer.fused={fused}"]
-    full = losses(configure(*given), folders)
-    mixed = losses(configure(*given, "trainer.precision=bf16-mixed"), folders)
+    full = record_losses(configure(*given), folders)
+    mixed = record_losses(configure(*given, "trainer.precision=bf16-mixed"), folders)
     assert mixed == pytest.approx(full, rel=0.05)
     assert mixed != full
 
@@ -310,39 +310,39 @@ def test_the_logged_loss_is_the_mean_over_the_steps_of_its_epoch(configure, fold
     assert sum(terms) == pytest.approx(result.metrics["train/loss"], rel=1e-5)
 
 
-def other_hands(tmp_path):
+def write_other_hands(tmp_path):
     return write_freihand(tmp_path / "other", num_poses=30, variants=1, num_test=6, size=64, seed=7)
 
 
 def test_a_training_begins_with_the_weights_of_a_checkpoint_and_takes_nothing_else_of_it(trained, configure, tmp_path):
     _, result, _ = trained
-    root = other_hands(tmp_path)
+    root = write_other_hands(tmp_path)
     given = [*QUIET, f"data.root={root}", f"model.weights={result.best_checkpoint}"]
-    tuned = prepare(configure(*given), stage="fit", quiet=True)
+    tuned = prepare_run(configure(*given), stage="fit", quiet=True)
     saved = read_checkpoint(result.best_checkpoint)["state_dict"]
     ours = tuned.module.state_dict()
-    fresh = prepare(configure(*QUIET, f"data.root={root}"), stage="fit", quiet=True).module.state_dict()
+    fresh = prepare_run(configure(*QUIET, f"data.root={root}"), stage="fit", quiet=True).module.state_dict()
     taken_from_data = {"axes.bone_lengths", "axes.scale_m"}
     assert all(torch.equal(ours[name], saved[name]) for name in saved.keys() - taken_from_data)
     assert all(torch.equal(ours[name], fresh[name]) for name in taken_from_data)
     assert not torch.equal(ours["axes.depth_range"], fresh["axes.depth_range"])
-    begun = fit(configure(*given, "trainer.max_epochs=1"), folder_of(tmp_path / "tuned"), quiet=True)
+    begun = fit(configure(*given, "trainer.max_epochs=1"), get_folder(tmp_path / "tuned"), quiet=True)
     assert begun.epochs == 1
     assert read_checkpoint(begun.last_checkpoint)["global_step"] == 2  # counted anew
     assert begun.best_checkpoint.parent == tmp_path / "tuned"
 
 
-def folder_of(folder):
+def get_folder(folder):
     return RunFolders(folder, folder, folder)
 
 
 def test_a_training_that_began_with_weights_goes_on_from_its_own_checkpoint(trained, configure, tmp_path):
     _, result, _ = trained
     given = [*QUIET, f"model.weights={result.best_checkpoint}"]
-    whole = losses(configure(*given), folder_of(tmp_path / "whole"))
-    half = fit(configure(*given, "checkpoints.every_n_epochs=1"), folder_of(tmp_path / "half"), quiet=True)
-    again = losses(
-        configure(*given, "trainer.max_epochs=3"), folder_of(tmp_path / "on"), resume_from=half.last_checkpoint
+    whole = record_losses(configure(*given), get_folder(tmp_path / "whole"))
+    half = fit(configure(*given, "checkpoints.every_n_epochs=1"), get_folder(tmp_path / "half"), quiet=True)
+    again = record_losses(
+        configure(*given, "trainer.max_epochs=3"), get_folder(tmp_path / "on"), resume_from=half.last_checkpoint
     )
     assert len(again) == len(whole) // 2
 
@@ -350,12 +350,14 @@ def test_a_training_that_began_with_weights_goes_on_from_its_own_checkpoint(trai
 def test_weights_of_another_architecture_are_refused(trained, configure):
     _, result, _ = trained
     with pytest.raises(UserError, match=r"another network than .*model\.decoder\.depth=3.*; give .*depth=2"):
-        prepare(configure(f"model.weights={result.best_checkpoint}", "model.decoder.depth=3"), stage="fit", quiet=True)
+        prepare_run(
+            configure(f"model.weights={result.best_checkpoint}", "model.decoder.depth=3"), stage="fit", quiet=True
+        )
 
 
 def test_weights_to_begin_with_are_named_when_they_are_missing(configure):
     with pytest.raises(UserError, match=r"model\.weights: there is no file /nowhere/best\.ckpt"):
-        prepare(configure("model.weights=/nowhere/best.ckpt"), stage="fit", quiet=True)
+        prepare_run(configure("model.weights=/nowhere/best.ckpt"), stage="fit", quiet=True)
 
 
 def test_a_run_either_begins_with_weights_or_goes_on(trained, configure, folders):
@@ -367,10 +369,10 @@ def test_a_run_either_begins_with_weights_or_goes_on(trained, configure, folders
 
 def test_backgrounds_are_trained_with_where_there_are_masks(configure, folders, freihand, tmp_path):
     with pytest.raises(UserError, match=r"augment\.background needs the masks"):
-        prepare(configure("augment.background=0.5"), stage="fit", quiet=True)
+        prepare_run(configure("augment.background=0.5"), stage="fit", quiet=True)
     masked = write_freihand(tmp_path / "masked", num_poses=24, variants=1, num_test=6, size=64, masks=True)
     silent = [*QUIET, "checkpoints.enabled=false", f"data.root={masked}"]
-    plain, behind = (losses(configure(*silent, f"augment.background={share}"), folders) for share in (0.0, 1.0))
+    plain, behind = (record_losses(configure(*silent, f"augment.background={share}"), folders) for share in (0.0, 1.0))
     assert len(behind) == len(plain)
     assert behind != plain
 

@@ -3,15 +3,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from handpose.data.augment import unchanged
-from handpose.evaluation.predict import measure
-from handpose.training.fit import build, fit
-from handpose.training.module import parameter_groups
+from handpose.data.augment import to_view
+from handpose.evaluation.predict import compute_errors
+from handpose.training.fit import build_training, fit
+from handpose.training.module import make_parameter_groups
 
 
 @pytest.fixture
 def built(configure):
-    module, data = build(configure(), quiet=True)
+    module, data = build_training(configure(), quiet=True)
     data.prepare_data()
     module.axes.fit(torch.from_numpy(data.splits.train.xyz_m).float())
     return module.eval(), data
@@ -33,9 +33,9 @@ def test_validation_is_the_error_over_all_pictures_however_they_are_batched(buil
     with torch.no_grad():
         for i, batch in enumerate(halves):
             module.validation_step(batch, i)
-        predicted = torch.cat([module.predict_xyz_m(unchanged(batch), batch.scale_m) for batch in batches])
+        predicted = torch.cat([module.predict_xyz_m(to_view(batch), batch.scale_m) for batch in batches])
     truth, intrinsics = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("xyz_m", "intrinsics"))
-    expected = measure(predicted.numpy(), truth.numpy(), intrinsics.numpy())
+    expected = compute_errors(predicted.numpy(), truth.numpy(), intrinsics.numpy())
     assert {key.removeprefix("val/"): float(metric.compute()) for key, metric in logged.items()} == pytest.approx(
         expected, rel=1e-4
     )
@@ -43,7 +43,7 @@ def test_validation_is_the_error_over_all_pictures_however_they_are_batched(buil
 
 def test_a_network_that_is_right_scores_zero(built):
     truth = np.asarray(built[1].splits.val.xyz_m)
-    scores = measure(truth, truth, built[1].splits.val.intrinsics)
+    scores = compute_errors(truth, truth, built[1].splits.val.intrinsics)
     assert scores == pytest.approx({"pa_mpjpe_mm": 0, "rr_mpjpe_mm": 0, "keypoint_error_px": 0, "pck_auc": 1}, abs=1e-2)
 
 
@@ -52,7 +52,7 @@ def test_a_few_steps_on_one_batch_lower_its_loss(built, monkeypatch):
     monkeypatch.setattr(module, "log_dict", Logged())
     module.train()
     batch = next(iter(data.train_dataloader()))
-    optimizer = torch.optim.AdamW(parameter_groups(module.net), lr=3e-3)
+    optimizer = torch.optim.AdamW(make_parameter_groups(module.net), lr=3e-3)
     losses = []
     for _ in range(15):
         loss = module.training_step(batch, 0)
@@ -65,7 +65,7 @@ def test_a_few_steps_on_one_batch_lower_its_loss(built, monkeypatch):
 
 def test_weights_decay_and_norms_and_biases_do_not(built):
     net = built[0].net
-    groups = parameter_groups(net)
+    groups = make_parameter_groups(net)
     for group in groups:
         decays = group.get("weight_decay") is None
         assert all((parameter.ndim > 1) == decays for parameter in group["params"])
@@ -84,7 +84,7 @@ def test_no_group_of_parameters_is_empty(built):
     net = built[0].net
     for parameter in net.encoder.parameters():
         parameter.requires_grad = parameter.ndim > 1
-    groups = parameter_groups(net)
+    groups = make_parameter_groups(net)
     assert [(group["is_encoder"], group.get("weight_decay")) for group in groups] == [
         (True, None),
         (False, None),

@@ -13,17 +13,17 @@ from pytorch_lightning.trainer.setup import _determine_batch_limits
 from pytorch_lightning.trainer.states import RunningStage
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from handpose.config import plain
+from handpose.config import to_plain_values
 from handpose.errors import UserError
-from handpose.training.checkpoints import BestAndLast
+from handpose.training.checkpoints import BestAndLastCheckpoint
 from handpose.training.fit import fit
 from handpose.training.trainer import (
     EpochLogger,
-    calm,
     check_trainer,
-    explained_errors,
-    limited_batches,
-    training_trainer,
+    count_limited_batches,
+    explain_trainer_errors,
+    make_training_trainer,
+    suppress_library_output,
 )
 
 
@@ -44,15 +44,15 @@ def test_a_run_is_logged_to_wandb_with_its_configuration_metrics_and_pictures(wa
     fit(config, folders, quiet=True)
     options = wandb.init.call_args.kwargs
     assert (options["project"], options["name"], options["dir"]) == ("hands", "first", str(folders.logs))
-    assert options["config"] == plain(config)
+    assert options["config"] == to_plain_values(config)
     logged = {name for call in wandb.init.return_value.log.call_args_list for name in call.args[0]}
     assert {"val/pa_mpjpe_mm", "train/loss", "val_pictures/keypoints"} <= logged
 
 
 @pytest.mark.parametrize(("metric", "mode"), [("val/pck_auc", "max"), ("val/rr_mpjpe_mm", "min")])
 def test_the_best_checkpoint_follows_the_direction_of_its_metric(configure, folders, metric, mode):
-    trainer = training_trainer(configure(f"checkpoints.metric={metric}"), folders, quiet=True)
-    (saver,) = (callback for callback in trainer.callbacks if isinstance(callback, BestAndLast))
+    trainer = make_training_trainer(configure(f"checkpoints.metric={metric}"), folders, quiet=True)
+    (saver,) = (callback for callback in trainer.callbacks if isinstance(callback, BestAndLastCheckpoint))
     assert saver.metric == (metric, mode)
 
 
@@ -64,8 +64,8 @@ def test_wandb_that_is_missing_is_a_sentence(configure, monkeypatch):
 
 @pytest.mark.parametrize(("override", "kinds"), [("logger=tensorboard", [EpochLogger]), ("logger=none", [])])
 def test_the_logger_is_the_one_asked_for(configure, folders, override, kinds):
-    with calm():
-        trainer = training_trainer(configure(override), folders, quiet=True)
+    with suppress_library_output():
+        trainer = make_training_trainer(configure(override), folders, quiet=True)
     assert [type(logger) for logger in trainer.loggers] == kinds
 
 
@@ -85,15 +85,15 @@ def test_more_gpus_than_there_are_is_a_sentence(configure, monkeypatch, num_gpus
 
 
 def test_a_quiet_run_shows_no_progress(configure, folders, capfd):
-    with calm():
-        trainer = training_trainer(configure("logger=none"), folders, quiet=True)
+    with suppress_library_output():
+        trainer = make_training_trainer(configure("logger=none"), folders, quiet=True)
     assert trainer.progress_bar_callback is None
     assert "Progress" not in {type(callback).__name__ for callback in trainer.callbacks}
     assert capfd.readouterr() == ("", "")
 
 
 def test_calm_keeps_back_only_what_a_user_can_do_nothing_with():
-    with calm():
+    with suppress_library_output():
         warnings.warn("The 'train_dataloader' does not have many workers", stacklevel=1)
         with pytest.warns(UserWarning, match="a disk is failing"):
             warnings.warn("a disk is failing", stacklevel=1)
@@ -107,9 +107,9 @@ def test_limits_are_counted_as_lightning_counts_them(configure, num_batches, lim
         counted = _parse_num_batches(RunningStage.TRAINING, num_batches, _determine_batch_limits(limit, ""))
     except MisconfigurationException:
         with pytest.raises(UserError, match=rf"trainer\.limit_train_batches={limit} leaves none of the {num_batches}"):
-            limited_batches(config, "train", num_batches)
+            count_limited_batches(config, "train", num_batches)
     else:
-        assert limited_batches(config, "train", num_batches) == counted
+        assert count_limited_batches(config, "train", num_batches) == counted
 
 
 def test_an_operation_that_is_not_deterministic_is_a_sentence(configure):
@@ -117,13 +117,13 @@ def test_an_operation_that_is_not_deterministic_is_a_sentence(configure):
     message = "upsample_bicubic2d_backward_out_cuda does not have a deterministic implementation, but you set it"
     with (
         pytest.raises(UserError, match=r"trainer\.deterministic=true: upsample_.*; trainer\.deterministic=warn only"),
-        explained_errors(configure("+trainer.deterministic=true")),
+        explain_trainer_errors(configure("+trainer.deterministic=true")),
     ):
         raise RuntimeError(message)
 
 
 def test_an_error_that_no_argument_explains_is_raised_as_it_is(configure):
-    with pytest.raises(RuntimeError, match="out of memory"), explained_errors(configure()):
+    with pytest.raises(RuntimeError, match="out of memory"), explain_trainer_errors(configure()):
         raise RuntimeError("out of memory")
 
 

@@ -25,8 +25,8 @@ class EffPose(nn.Module):
 
     def __init__(self, *, channels: Sequence[int], reductions: Sequence[int], depth: int, width: int) -> None:
         super().__init__()
-        self.xy_branch = _branch(channels[-1], width, depth)
-        self.z_branch = _branch(channels[-1], width, depth)
+        self.xy_branch = _make_branch(channels[-1], width, depth)
+        self.z_branch = _make_branch(channels[-1], width, depth)
         features = width if depth > 0 else channels[-1]
         self.x_head = nn.Conv1d(features, NUM_JOINTS, kernel_size=1)
         self.y_head = nn.Conv1d(features, NUM_JOINTS, kernel_size=1)
@@ -42,12 +42,12 @@ class EffPose(nn.Module):
         )
 
 
-def _branch(channels: int, width: int, depth: int) -> nn.Sequential:
-    blocks = [_dense_block(channels, width) if i == 0 else _separable_block(width) for i in range(depth)]
+def _make_branch(channels: int, width: int, depth: int) -> nn.Sequential:
+    blocks = [_make_dense_block(channels, width) if i == 0 else _make_separable_block(width) for i in range(depth)]
     return nn.Sequential(*blocks)
 
 
-def _dense_block(channels: int, width: int) -> nn.Sequential:
+def _make_dense_block(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ConvTranspose2d(channels, width, kernel_size=4, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -55,7 +55,7 @@ def _dense_block(channels: int, width: int) -> nn.Sequential:
     )
 
 
-def _separable_block(width: int) -> nn.Sequential:
+def _make_separable_block(width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ConvTranspose2d(width, width, kernel_size=4, stride=2, padding=1, groups=width, bias=False),
         nn.Conv2d(width, width, kernel_size=1, bias=False),

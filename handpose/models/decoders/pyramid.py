@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handpose.errors import UserError
-from handpose.heatmaps import AxisLogits, at_least_float32, soft_argmax
+from handpose.heatmaps import AxisLogits, soft_argmax, to_at_least_float32
 from handpose.skeleton import NUM_JOINTS
 
 
@@ -57,8 +57,8 @@ class Pyramid(nn.Module):
             raise UserError(f"model.decoder.depth must be 0 or more, but it is {depth}")
         super().__init__()
         widths = [width, *(max(min(16, width), width // 2 ** max(0, i - 2)) for i in range(depth))]
-        block = _separable if conv == "separable" else _dense
-        self.stem = _convolution(channels[-1], width, kernel_size=1) if depth else nn.Identity()
+        block = _make_separable_block if conv == "separable" else _make_dense_block
+        self.stem = _make_convolution(channels[-1], width, kernel_size=1) if depth else nn.Identity()
         self.blocks = nn.ModuleList(block(a, b) for a, b in pairwise(widths))
         self.skips = nn.ModuleDict()
         self.reductions = list(reductions)
@@ -97,7 +97,7 @@ class _HeatmapHead(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, C, h, w) -> logits along u and v, and how much of each joint is where, (B, K, h, w)."""
         k, (height, width) = self.bins_per_cell, x.shape[-2:]
-        heatmaps = at_least_float32(self.heatmaps(x)).contiguous()  # (B, K k k, h, w)
+        heatmaps = to_at_least_float32(self.heatmaps(x)).contiguous()  # (B, K k k, h, w)
         heatmaps = heatmaps.view(-1, NUM_JOINTS, k, k, height, width)  # rows and columns in a cell, and of cells
         u = torch.logsumexp(heatmaps, dim=(2, 4)).transpose(2, 3).flatten(2)  # (B, K, k w)
         v = torch.logsumexp(heatmaps, dim=(3, 5)).transpose(2, 3).flatten(2)  # (B, K, k h)
@@ -111,20 +111,20 @@ class _AxesHead(nn.Module):
     def __init__(self, width: int, *, bins_per_cell: int) -> None:
         super().__init__()
         self.bins_per_cell = bins_per_cell
-        self.u = _line(width, NUM_JOINTS * bins_per_cell)
-        self.v = _line(width, NUM_JOINTS * bins_per_cell)
+        self.u = _make_line_block(width, NUM_JOINTS * bins_per_cell)
+        self.v = _make_line_block(width, NUM_JOINTS * bins_per_cell)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, C, h, w) -> logits along u and v, and how much of each joint is where, (B, K, h, w)."""
         u, v = self._bins(self.u(x.mean(dim=2))), self._bins(self.v(x.mean(dim=3)))  # (B, K, k w), (B, K, k h)
-        return u, v, self._of_cells(v)[:, :, :, None] * self._of_cells(u)[:, :, None, :]
+        return u, v, self._interleave(v)[:, :, :, None] * self._interleave(u)[:, :, None, :]
 
     def _bins(self, of_cells: Tensor) -> Tensor:
         """(B, K k, n) -> (B, K, k n), the k bins of a cell side by side."""
         count, _, cells = of_cells.shape
-        return at_least_float32(of_cells).reshape(count, NUM_JOINTS, -1, cells).transpose(2, 3).flatten(2)
+        return to_at_least_float32(of_cells).reshape(count, NUM_JOINTS, -1, cells).transpose(2, 3).flatten(2)
 
-    def _of_cells(self, logits: Tensor) -> Tensor:
+    def _interleave(self, logits: Tensor) -> Tensor:
         return torch.softmax(logits, dim=-1).unflatten(-1, (-1, self.bins_per_cell)).sum(-1)
 
 
@@ -147,12 +147,12 @@ class _DepthHead(nn.Module):
             nn.Linear(hidden, NUM_JOINTS * bins),
         )
 
-    def forward(self, features: Tensor, attention: Tensor, places: Tensor, coarse: Tensor) -> Tensor:
+    def forward(self, features: Tensor, attention: Tensor, coordinates: Tensor, coarse: Tensor) -> Tensor:
         """(B, K, D) of features (B, C, h, w), attention (B, K, h, w) of sum one, places (B, K, 2) along u and v, and
         the encoder's last map, (B, C', h', w')."""
         joints = attention.flatten(2) @ features.flatten(2).transpose(1, 2)  # (B, K, C)
-        places = 4.0 * (places - 0.5)  # about as large as the features
-        whole = torch.cat([self.joint(joints).flatten(1), coarse.mean(dim=(2, 3)), places.flatten(1)], dim=1)
+        coordinates = 4.0 * (coordinates - 0.5)  # about as large as the features
+        whole = torch.cat([self.joint(joints).flatten(1), coarse.mean(dim=(2, 3)), coordinates.flatten(1)], dim=1)
         return self.mix(whole).view(-1, NUM_JOINTS, self.bins)
 
 
@@ -170,7 +170,7 @@ class _Residual(nn.Module):
         return x + self.layers(x)
 
 
-def _convolution(channels: int, width: int, *, kernel_size: int) -> nn.Sequential:
+def _make_convolution(channels: int, width: int, *, kernel_size: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, width, kernel_size=kernel_size, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(width),
@@ -178,7 +178,7 @@ def _convolution(channels: int, width: int, *, kernel_size: int) -> nn.Sequentia
     )
 
 
-def _line(width: int, channels: int) -> nn.Sequential:
+def _make_line_block(width: int, channels: int) -> nn.Sequential:
     """A line of features, (B, C, n) -> (B, channels, n); neighbours see each other."""
     return nn.Sequential(
         nn.Conv1d(width, width, kernel_size=3, padding=1, bias=False),
@@ -188,10 +188,10 @@ def _line(width: int, channels: int) -> nn.Sequential:
     )
 
 
-def _dense(before: int, width: int) -> nn.Sequential:
-    return _convolution(before, width, kernel_size=3)
+def _make_dense_block(before: int, width: int) -> nn.Sequential:
+    return _make_convolution(before, width, kernel_size=3)
 
 
-def _separable(before: int, width: int) -> nn.Sequential:
+def _make_separable_block(before: int, width: int) -> nn.Sequential:
     depthwise = nn.Conv2d(before, before, kernel_size=3, padding=1, groups=before, bias=False)
-    return nn.Sequential(depthwise, *_convolution(before, width, kernel_size=1))
+    return nn.Sequential(depthwise, *_make_convolution(before, width, kernel_size=1))

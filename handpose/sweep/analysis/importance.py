@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from handpose.report.record import Effect, Importance
+from handpose.report.sweep_record import Importance, ParameterEffect
 from handpose.search.distributions import fit_value
 from handpose.search.space import Params
 
@@ -87,7 +87,7 @@ def _compute_epoch_importance(
     for key, value in whole.items():
         low, high = np.quantile([each.get(key, 0.0) for each in halves], (0.05, 0.95))
         largest_shuffled = max(each[key] for each in shuffled)
-        effects.append(Effect(key, value / total, float(low), float(high), float(largest_shuffled / total)))
+        effects.append(ParameterEffect(key, value / total, float(low), float(high), float(largest_shuffled / total)))
     return Importance(epoch, len(trials), num_best, sorted(effects, key=lambda effect: (-effect.share, effect.key)))
 
 

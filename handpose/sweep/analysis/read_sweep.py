@@ -13,21 +13,22 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution
 
 from handpose.errors import UserError
-from handpose.report.record import (
+from handpose.files import read_json
+from handpose.report.sweep_record import (
     Candidate,
     Confirmation,
-    Failure,
-    Hand,
+    EpochReport,
+    FailureRecord,
+    HandPicture,
     Importance,
     Interval,
-    Objective,
-    Report,
-    Retrained,
+    RetrainedWinner,
+    SecondObjective,
     SegmentRecord,
     SweepRecord,
     TrialRecord,
 )
-from handpose.report.table import TrialTable
+from handpose.report.trial_table import TrialTable
 from handpose.schedulers.scheduler import Fifo
 from handpose.search.space import flatten_config
 from handpose.sweep.analysis.importance import MIN_TRIALS, TrialDraws, compute_importance
@@ -36,18 +37,17 @@ from handpose.sweep.controller.history import History, TrialHistory, make_empty_
 from handpose.sweep.controller.scheduler_factory import restore_scheduler
 from handpose.sweep.record.events import (
     EVENTS_FILE,
-    Begun,
-    Closed,
-    Ended,
+    CostsMeasured,
+    EpochReported,
     Event,
-    Failed,
-    Measured,
-    Opened,
-    Reported,
+    SegmentFailed,
+    SegmentStarted,
+    SweepClosed,
+    SweepOpened,
+    TrialEnded,
     read_events,
 )
 from handpose.sweep.record.settings import restore_settings
-from handpose.whole_file import read_json
 from handpose.yaml_files import read_yaml
 
 _PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
@@ -93,14 +93,14 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         seconds=course.at,
         end=course.end,
         trials=trials,
-        ranked=[row.number for row in table.ranked()],
+        ranked=[row.number for row in table.rank_trials()],
         parameters=parameters,
         rungs=scheduler.rungs if scheduler is not None and scheduler.selects_only_at_rungs else (),
         selects_only_at_rungs=scheduler is not None and scheduler.selects_only_at_rungs,
         fixed=fixed,
         failures=course.failures,
         limits={name: limit for name, limit in constraints.items() if limit is not None},
-        objective=_make_second_objective(table),
+        second_objective=_make_second_objective(table),
         confirmation=_read_confirmation(folder / "confirm" / "confirm.yaml"),
         retrained=_read_retraining(folder / "retrain"),
         defaults=flatten_config(config) | dict(kept.get("choices") or {}),
@@ -131,9 +131,9 @@ class _Timeline:
     at: float = 0.0
     end: Literal["", "finished", "spent", "interrupted", "halted"] = ""
     max_running: int = 0
-    reports: dict[int, list[Report]] = field(default_factory=dict)
+    reports: dict[int, list[EpochReport]] = field(default_factory=dict)
     segments: dict[int, list[SegmentRecord]] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[FailureRecord] = field(default_factory=list)
     _running: dict[int, tuple[float, int]] = field(default_factory=dict)  # trial -> (start time, epoch)
     perturbed: set[int] = field(default_factory=set)
 
@@ -141,24 +141,24 @@ class _Timeline:
         """Add the next event."""
         self.at, self.end = event.at, ""
         match event:
-            case Opened():
+            case SweepOpened():
                 self._end_all_segments(event.at)
-            case Begun():
+            case SegmentStarted():
                 self._running[event.trial] = (event.at, event.epoch)
                 self.max_running = max(self.max_running, len(self._running))
                 if event.params is not None:
                     self.perturbed.add(event.trial)
-            case Measured():
+            case CostsMeasured():
                 if event.decision != "continue":
                     self._end_segment(event.trial, event.at, "over")
-            case Reported():
+            case EpochReported():
                 self._add_report(event, metric)
-            case Failed():
-                self.failures.append(Failure(event.trial, event.kind, event.cause, event.retry))
+            case SegmentFailed():
+                self.failures.append(FailureRecord(event.trial, event.kind, event.cause, event.retry))
                 self._end_segment(event.trial, event.at, "lost")
-            case Ended():
+            case TrialEnded():
                 self._end_segment(event.trial, event.at, "over")
-            case Closed():
+            case SweepClosed():
                 self._end_all_segments(event.at)
                 self.end = event.reason
 
@@ -170,11 +170,11 @@ class _Timeline:
         began, epoch = self._running[number]
         return [*done, SegmentRecord(began, self.at, epoch, "running")]
 
-    def _add_report(self, event: Reported, metric: str) -> None:
+    def _add_report(self, event: EpochReported, metric: str) -> None:
         began = self._running.get(event.trial, (event.at, 0))[0]
-        before = sum(segment.ended_s - segment.began_s for segment in self.segments.get(event.trial, []))
+        before = sum(segment.ended_s - segment.started_s for segment in self.segments.get(event.trial, []))
         value = event.metrics.get(metric, math.nan)
-        report = Report(event.epoch, event.at, before + event.at - began, value)
+        report = EpochReport(event.epoch, event.at, before + event.at - began, value)
         self.reports.setdefault(event.trial, []).append(report)
         if event.decision != "continue":
             self._end_segment(event.trial, event.at, "over")
@@ -208,17 +208,17 @@ def _make_trial_record(trial: TrialHistory, timeline: _Timeline, metric: str) ->
     )
 
 
-def _make_second_objective(table: TrialTable) -> Objective | None:
+def _make_second_objective(table: TrialTable) -> SecondObjective | None:
     if not table.objectives:
         return None
     (other,) = table.objectives
-    return Objective(other.name, other.mode, [row.number for row in table.front()])
+    return SecondObjective(other.name, other.mode, [row.number for row in table.find_front()])
 
 
 def _compute_sweep_importance(
     record: SweepRecord, distributions: Mapping[int, Mapping[str, BaseDistribution]]
 ) -> list[Importance]:
-    values = {epoch: record.values_at(epoch) for epoch in record.compared_epochs(least=MIN_TRIALS)}
+    values = {epoch: record.get_values_at(epoch) for epoch in record.list_compared_epochs(min_trials=MIN_TRIALS)}
     if not values:
         return []
     drawn = {
@@ -275,7 +275,7 @@ def _parse_number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _read_retraining(folder: Path) -> Retrained | None:
+def _read_retraining(folder: Path) -> RetrainedWinner | None:
     file = folder / "metrics.json"
     if not file.is_file():
         return None
@@ -283,5 +283,5 @@ def _read_retraining(folder: Path) -> Retrained | None:
     place, hands = folder / "hands", []
     for each in read_json(place / "hands.json") if (place / "hands.json").is_file() else []:
         error_mm, jpeg = _parse_number(each["pa_mpjpe_mm"]), (place / each["file"]).read_bytes()
-        hands.append(Hand(each["kind"], each["name"], error_mm, jpeg))
-    return Retrained(metrics, hands)
+        hands.append(HandPicture(each["kind"], each["name"], error_mm, jpeg))
+    return RetrainedWinner(metrics, hands)

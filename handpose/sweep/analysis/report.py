@@ -9,16 +9,16 @@ from typing import NamedTuple
 
 from handpose.config import quote_override
 from handpose.errors import UserError
-from handpose.report.advice import Finding, advice, advice_text
-from handpose.report.effects import shown_effects
-from handpose.report.html import Page
-from handpose.report.isolation import isolate
-from handpose.report.next_space import next_space
-from handpose.report.record import SweepRecord
-from handpose.report.sections import add_comparison, add_sweep, status_line
+from handpose.files import check_output_file, check_writable, write_atomically
+from handpose.report.advice import Finding, format_advice, give_advice
+from handpose.report.effects import find_shown_effects
+from handpose.report.html import HtmlPage
+from handpose.report.isolation import isolate_parameter
+from handpose.report.next_space import suggest_next_space
+from handpose.report.sections import add_comparison_section, add_sweep_sections, format_status
+from handpose.report.sweep_record import SweepRecord
 from handpose.search.space import Space, YamlSpace, generate_probe_params
 from handpose.sweep.analysis.read_sweep import read_sweep
-from handpose.whole_file import check_output, check_writable, whole_file
 
 REPORT_FILE, NEXT_SPACE_FILE = "report.html", "next_space.yaml"
 
@@ -43,7 +43,7 @@ class SweepReport(NamedTuple):
         """Text for the terminal: the advice, and the paths of the files."""
         lines: list[str] = []
         for record, findings in zip(self.records, self.findings, strict=True):
-            lines += [record.name] * (len(self.records) > 1) + list(filter(None, [advice_text(findings)]))
+            lines += [record.name] * (len(self.records) > 1) + list(filter(None, [format_advice(findings)]))
         spaces = (["python", "tune.py", quote_override("search_space", str(path))] for path in self.next_spaces)
         lines += [f"next round  {shlex.join(command)}" for command in spaces]
         return "\n".join([*lines, f"report      {self.file}"])
@@ -63,8 +63,8 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
     Raises:
         UserError: a folder holds no sweep, its files are damaged, or the key is not searched.
     """
-    page, records, findings, spaces = _made(folders, scientific, output=file)
-    with whole_file(file) as part:
+    page, records, findings, spaces = _render(folders, scientific, output=file)
+    with write_atomically(file) as part:
         part.write_text(page, encoding="utf-8")
     written = [
         _write_next_space(folder, space)
@@ -74,42 +74,42 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
     return SweepReport(file, records, findings, [place for place in written if place is not None])
 
 
-def report_of(folder: Path, *, scientific: str | None = None) -> tuple[str, str | None]:
+def render_report(folder: Path, *, scientific: str | None = None) -> tuple[str, str | None]:
     """Return the contents of report.html and next_space.yaml that `write_report` would write for one sweep.
 
     The second is None if there would be no such file.
     """
-    page, _, _, (space,) = _made([folder], scientific)
+    page, _, _, (space,) = _render([folder], scientific)
     return page, space
 
 
-class _Made(NamedTuple):
+class _RenderedReport(NamedTuple):
     page: str
     records: Sequence[SweepRecord]
     findings: Sequence[Sequence[Finding]]
     spaces: Sequence[str | None]
 
 
-def _made(folders: Sequence[Path], scientific: str | None, *, output: Path | None = None) -> _Made:
+def _render(folders: Sequence[Path], scientific: str | None, *, output: Path | None = None) -> _RenderedReport:
     records = _make_names_unique([read_sweep(folder) for folder in folders])
     if output is not None:
-        check_output(output)  # fail before the slow part
-    effects = [shown_effects(record) for record in records]
-    findings = [advice(record, shown) for record, shown in zip(records, effects, strict=True)]
-    spaces = [next_space(record, shown) for record, shown in zip(records, effects, strict=True)]
+        check_output_file(output)  # fail before the slow part
+    effects = [find_shown_effects(record) for record in records]
+    findings = [give_advice(record, shown) for record, shown in zip(records, effects, strict=True)]
+    spaces = [suggest_next_space(record, shown) for record, shown in zip(records, effects, strict=True)]
     names = ", ".join(record.name for record in records)
-    page = Page(f"Sweep {names}" if len(records) == 1 else f"Sweeps {names}")
+    page = HtmlPage(f"Sweep {names}" if len(records) == 1 else f"Sweeps {names}")
     if len(records) == 1:
-        page.head(f"Sweep {records[0].name}", status_line(records[0]))
+        page.add_header(f"Sweep {records[0].name}", format_status(records[0]))
     else:
-        page.head(f"{len(records)} sweeps", names)
-        add_comparison(page, records)
+        page.add_header(f"{len(records)} sweeps", names)
+        add_comparison_section(page, records)
     for place, (record, found, space, shown) in enumerate(zip(records, findings, spaces, effects, strict=True)):
         if len(records) > 1:
-            page.sweep_begins(record.name, f"sweep-{place + 1}-", status_line(record))
-        isolation = isolate(record, scientific) if scientific is not None else None
-        add_sweep(page, record, found, shown=shown, next_space=space, isolation=isolation)
-    return _Made(page.html(), records, findings, spaces)
+            page.start_sweep(record.name, f"sweep-{place + 1}-", format_status(record))
+        isolation = isolate_parameter(record, scientific) if scientific is not None else None
+        add_sweep_sections(page, record, found, shown=shown, next_space=space, isolation=isolation)
+    return _RenderedReport(page.render(), records, findings, spaces)
 
 
 def _make_names_unique(records: Sequence[SweepRecord]) -> list[SweepRecord]:
@@ -146,7 +146,7 @@ def _write_next_space(folder: Path, text: str | None) -> Path | None:
     if text is None:
         file.unlink(missing_ok=True)
         return None
-    with whole_file(file) as part:
+    with write_atomically(file) as part:
         part.write_text(text, encoding="utf-8")
     return file
 

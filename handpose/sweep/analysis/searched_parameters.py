@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from handpose.report.record import Parameter, TrialRecord
+from handpose.plain_values import is_same
+from handpose.report.sweep_record import Parameter, TrialRecord
 from handpose.search.distributions import make_labels, parse_label
 from handpose.search.space import YamlSpace, fix_params, load_space
 from handpose.search.study import JOURNAL_FILE, close_storage, find_study, open_storage_for_reading
-from handpose.values import same
 
 
 def read_searched_space(
@@ -82,7 +82,7 @@ def _read_study_distributions(
         trial.number: {
             key: each
             for key, each in drawn[trial.number].distributions.items()
-            if key in trial.params and same(parse_label(drawn[trial.number].params[key]), trial.params[key])
+            if key in trial.params and is_same(parse_label(drawn[trial.number].params[key]), trial.params[key])
         }
         for trial in trials
         if trial.number in drawn

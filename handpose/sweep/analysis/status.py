@@ -11,15 +11,15 @@ from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from handpose.errors import UserError
-from handpose.report.terminal import Clock, picture
-from handpose.report.words import duration, interval_text, metric_text
+from handpose.files import read_json
+from handpose.report.formatting import format_duration, format_interval, format_metric
+from handpose.report.terminal import SweepClock, render_sweep
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.controller.history import History, make_empty_table
-from handpose.sweep.record.events import EVENTS_FILE, Closed, Event, Opened, read_events
+from handpose.sweep.record.events import EVENTS_FILE, Event, SweepClosed, SweepOpened, read_events
 from handpose.sweep.record.settings import SweepSettings, format_resume_command, restore_settings
 from handpose.sweep.storage.stored_sweep import open_sweep_for_reading
 from handpose.urls import is_url
-from handpose.whole_file import read_json
 from handpose.yaml_files import read_yaml
 
 
@@ -55,7 +55,9 @@ def render_status(folder: Path, *, width: int, place: str | None = None) -> Rend
         again = restore_settings(record["sweep"] | of_the_sweep, confirming)
         shown += [Text(), *_render_sweep(again, f"confirmation of {sweep.name}", width=width, go_on=go_on)]
     events = read_events(folder / EVENTS_FILE)
-    runs_again = bool(events) and not isinstance(events[-1], Closed)  # results after an earlier end are out of date
+    runs_again = bool(events) and not isinstance(
+        events[-1], SweepClosed
+    )  # results after an earlier end are out of date
     return Group(*shown, *map(Text, [] if runs_again else _describe_later_steps(folder, sweep.metric)))
 
 
@@ -85,7 +87,7 @@ class _SweepStatus:
 
         A process that was killed leaves no event, so this may be true for it.
         """
-        return not isinstance(self.last, Closed)
+        return not isinstance(self.last, SweepClosed)
 
 
 def _render_sweep(sweep: SweepSettings, title: str, *, width: int, go_on: str) -> list[RenderableType]:
@@ -102,18 +104,18 @@ def _render_sweep(sweep: SweepSettings, title: str, *, width: int, go_on: str) -
     table.num_trials, table.num_slots = status.history.num_trials, status.num_slots
     table.checkpoint_bytes = status.history.retention.total_bytes
     table.checkpoint_budget_bytes = status.history.retention.budget_bytes
-    clock = Clock(time_budget_s=sweep.time_budget_s, used_s=now)
+    clock = SweepClock(time_budget_s=sweep.time_budget_s, used_s=now)
     if not status.is_running:
-        clock.end()
+        clock.stop()
     lines = [
         Text(line, style="dim", no_wrap=True, overflow="ignore") for line in _describe_progress(status, silent_s, go_on)
     ]
-    return [picture(title, table, clock, width=width), *lines]
+    return [render_sweep(title, table, clock, width=width), *lines]
 
 
 def _describe_progress(sweep_status: _SweepStatus, silent_s: float, go_on: str) -> list[str]:
     """Return a sentence and, if the sweep can be resumed, the command on a separate line, so that it can be copied."""
-    if isinstance(sweep_status.last, Closed):
+    if isinstance(sweep_status.last, SweepClosed):
         reason = sweep_status.last.reason
         if reason == "finished":
             return [reason]
@@ -124,9 +126,9 @@ def _describe_progress(sweep_status: _SweepStatus, silent_s: float, go_on: str) 
                 f"{go_on} {budget.larger_override}",
             ]
         return [f"{reason}; to go on:", go_on]
-    if sweep_status.last is None or isinstance(sweep_status.last, Opened):
+    if sweep_status.last is None or isinstance(sweep_status.last, SweepOpened):
         return ["its workers are being started"]
-    return [f"the last event was {duration(silent_s, rough=True)} ago; should its process be gone:", go_on]
+    return [f"the last event was {format_duration(silent_s, is_rough=True)} ago; should its process be gone:", go_on]
 
 
 def _describe_later_steps(folder: Path, metric: str) -> list[str]:
@@ -135,8 +137,8 @@ def _describe_later_steps(folder: Path, metric: str) -> list[str]:
     confirmed = read_yaml(folder / "confirm" / "confirm.yaml")
     if confirmed.get("winner") is not None:
         winner = confirmed["candidates"][confirmed["winner"]]
-        mean = metric_text(confirmed["metric"], winner["mean"])
-        interval = interval_text(confirmed["metric"], winner.get("low"), winner.get("high"))
+        mean = format_metric(confirmed["metric"], winner["mean"])
+        interval = format_interval(confirmed["metric"], winner.get("low"), winner.get("high"))
         lines.append(f"confirmed   {winner['label']}: mean {mean}{interval or ', no interval'}")
     retraining = folder / "retrain"
     if (retraining / "metrics.json").is_file():
@@ -149,7 +151,7 @@ def _describe_later_steps(folder: Path, metric: str) -> list[str]:
 def _describe_retrained(metrics: Mapping[str, float | None], metric: str) -> str:
     tested = f"test/{metric.rpartition('/')[2]}"
     value = metrics.get(tested)
-    return "retrained" if value is None else f"retrained   test {metric_text(tested, value)}"
+    return "retrained" if value is None else f"retrained   test {format_metric(tested, value)}"
 
 
 def _describe_retraining(folder: Path, metric: str) -> str:
@@ -159,7 +161,7 @@ def _describe_retraining(folder: Path, metric: str) -> str:
     if not (folder / "tensorboard").is_dir() or metric not in log.Reload().Tags()["scalars"]:
         return f"retraining  epoch 0/{max_epochs}"
     last = log.Scalars(metric)[-1]
-    return f"retraining  epoch {last.step}/{max_epochs}, validation {metric_text(metric, last.value)}"
+    return f"retraining  epoch {last.step}/{max_epochs}, validation {format_metric(metric, last.value)}"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

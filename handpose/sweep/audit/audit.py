@@ -18,10 +18,11 @@ import optuna
 from filelock import FileLock, Timeout
 from hydra.utils import get_class, instantiate
 
-from handpose.config import plain, search_path_override, told
+from handpose.config import exit_on_user_error, search_path_override, to_plain_values
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.formats import rename_options
+from handpose.plain_values import is_same
 from handpose.search.optuna_searcher import OptunaSearcher
 from handpose.search.searcher import count_points
 from handpose.search.space import flatten_config
@@ -57,7 +58,6 @@ from handpose.sweep.record.provenance import fill_in_modes
 from handpose.sweep.record.settings import LOCK, SweepSettings
 from handpose.sweep.trainable.trial import TrialRecipe, add_checkpoint_metric, select_training_overrides
 from handpose.utf8 import use_utf8
-from handpose.values import same
 from handpose.yaml_files import read_yaml
 
 _NUM_ATTEMPTS = 5
@@ -204,13 +204,13 @@ def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     This includes settings that may change when the sweep is resumed.
     """
     record = read_yaml(folder / "sweep.yaml")
-    written, now = (fill_in_modes(flatten_config(each)) for each in (record["config"], plain(task.config)))
+    written, now = (fill_in_modes(flatten_config(each)) for each in (record["config"], to_plain_values(task.config)))
     for key in {**written, **now}:
         is_compared = key.startswith(_COMPARED) and not key.startswith(_IGNORED_KEYS)
         if is_compared and written.get(key) != now.get(key):
             yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but its overrides make it {now.get(key)}")
     for key, value in task.fixed.items():
-        if not same(value, task.defaults.get(key.lstrip("+"))):
+        if not is_same(value, task.defaults.get(key.lstrip("+"))):
             made = task.defaults.get(key.lstrip("+"))
             yield Wrong(f"sweep.yaml: fixed_params has {key}={value}, but its overrides make it {made}")
     given = dict(each.partition("=")[::2] for each in record["locations"])
@@ -235,7 +235,7 @@ def compose_choices(overrides: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Print the findings; exit with status 1 if there are any."""
-    with told():
+    with exit_on_user_error():
         if len(sys.argv) != 2:
             raise UserError("give the folder of a sweep")
         found = audit(Path(sys.argv[1]).resolve())

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from handpose.errors import UserError
 from handpose.formats import get_former_checkpoint_name, upgrade_checkpoint_name
-from handpose.report.table import TrialRow, TrialTable
+from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Scheduler
 from handpose.search.space import Params
 from handpose.sweep.controller.controller import NO_REPORT_CAUSE, is_feasible
@@ -15,18 +15,18 @@ from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.record.events import (
     EVENTS_FILE,
-    Asked,
-    Begun,
     CheckpointRecord,
-    Closed,
     CloseReason,
-    Ended,
+    CostsMeasured,
+    EpochReported,
     Event,
-    Failed,
-    Measured,
-    Opened,
-    Reported,
-    SetAside,
+    NodeQuarantined,
+    SegmentFailed,
+    SegmentStarted,
+    SweepClosed,
+    SweepOpened,
+    TrialEnded,
+    TrialSuggested,
     scan_event_lines,
 )
 from handpose.sweep.record.settings import SweepSettings
@@ -122,7 +122,7 @@ class ReplayResult:
     @property
     def is_closed(self) -> bool:
         """Whether the last process closed the sweep."""
-        return bool(self.events) and isinstance(self.events[-1][1], Closed)
+        return bool(self.events) and isinstance(self.events[-1][1], SweepClosed)
 
     @property
     def is_finished(self) -> bool:
@@ -138,12 +138,12 @@ class ReplayResult:
     def _close_reason(self) -> str:
         """Reason for which the last process closed the sweep; empty if it did not."""
         last = self.events[-1][1] if self.events else None
-        return last.reason if isinstance(last, Closed) else ""
+        return last.reason if isinstance(last, SweepClosed) else ""
 
     @property
     def num_processes(self) -> int:
         """Number of processes that have run the sweep."""
-        return sum(isinstance(event, Opened) for _, event in self.events)
+        return sum(isinstance(event, SweepOpened) for _, event in self.events)
 
 
 def replay_events(
@@ -181,7 +181,7 @@ def replay_events(
             replayed.findings.append(Wrong(f"{label}{EVENTS_FILE}: line {line.number} {problem}"))
     checks = _EventChecker(replayed, settings, expected, f"{label}{EVENTS_FILE}")
     closing = _find_closing_events(readable)
-    last_opened = max((place for place, (_, event) in enumerate(readable) if isinstance(event, Opened)), default=0)
+    last_opened = max((place for place, (_, event) in enumerate(readable) if isinstance(event, SweepOpened)), default=0)
     for place, (number, event) in enumerate(readable):
         following = [each for _, each in readable[place + 1 : place + 3]]
         checks.check_event(number, event, following, is_closing=place in closing, is_last_process=place >= last_opened)
@@ -190,16 +190,16 @@ def replay_events(
 
 
 def _find_closing_events(events: Sequence[tuple[int, Event]]) -> set[int]:
-    """Return the indices of `Ended` events that close a finished sweep.
+    """Return the indices of `TrialEnded` events that close a finished sweep.
 
-    Between such an event and the final `Closed` there are only further `Ended` events.
+    Between such an event and the final `SweepClosed` there are only further `TrialEnded` events.
     """
     found: set[int] = set()
     is_closing = False
     for place in range(len(events) - 1, -1, -1):
         event = events[place][1]
-        is_closing = event == Closed(event.at, "finished") or (is_closing and isinstance(event, Ended))
-        if is_closing and isinstance(event, Ended):
+        is_closing = event == SweepClosed(event.at, "finished") or (is_closing and isinstance(event, TrialEnded))
+        if is_closing and isinstance(event, TrialEnded):
             found.add(place)
     return found
 
@@ -215,7 +215,7 @@ class _EventChecker:
         self._folder = settings.path
         self._label = label
         self._last: Event | None = None
-        self._last_begun: dict[int, Begun] = {}
+        self._last_begun: dict[int, SegmentStarted] = {}
         self._nodes: dict[int, str] = {}
         self._newest_checkpoint_epochs: dict[int, int] = {}  # trial -> epoch of the newest checkpoint it reported
         self._line = 0
@@ -239,7 +239,7 @@ class _EventChecker:
             line: its line number.
             event: the event.
             following: up to two events after it.
-            is_closing: whether it is one of the `Ended` events that close a finished sweep.
+            is_closing: whether it is one of the `TrialEnded` events that close a finished sweep.
             is_last_process: whether the last process wrote it.
         """
         self._line = line
@@ -249,24 +249,24 @@ class _EventChecker:
             self._add(Wrong, impossible)
             return
         match event:
-            case Opened():
+            case SweepOpened():
                 self._check_opened(event)
-            case Asked():
-                self._check_asked(event)
-            case Begun():
-                self._check_begun(event)
-            case Measured():
+            case TrialSuggested():
+                self._check_suggested(event)
+            case SegmentStarted():
+                self._check_started(event)
+            case CostsMeasured():
                 self._check_measured(event)
-            case Reported():
+            case EpochReported():
                 self._check_reported(event)
-            case Failed():
+            case SegmentFailed():
                 self._check_failed(event, following)
-            case SetAside():
-                has_failed = isinstance(self._last, Failed) and self._last.node == event.node
+            case NodeQuarantined():
+                has_failed = isinstance(self._last, SegmentFailed) and self._last.node == event.node
                 self._require(has_failed, f"sets node {event.node} aside, although no trial has just failed there")
-            case Ended():
+            case TrialEnded():
                 self._check_ended(event, is_last=not following, is_closing=is_closing)
-            case Closed():
+            case SweepClosed():
                 self._check_closed(event)
         self._check_and_apply(line, event)
         self._record_result(event)
@@ -294,18 +294,18 @@ class _EventChecker:
     def _record_result(self, event: Event) -> None:
         replayed, history = self._replayed, self._history
         replayed.events.append((self._line, event))
-        if isinstance(event, Reported):
+        if isinstance(event, EpochReported):
             history.retention.enforce_budget(event.trial)
-        if isinstance(event, Opened):
+        if isinstance(event, SweepOpened):
             for number in history.trials:
                 history.retention.enforce_budget(number)
-        if isinstance(event, Asked):
+        if isinstance(event, TrialSuggested):
             replayed.suggested_params[event.trial] = dict(event.params)
-        if isinstance(event, Closed) and event.reason in FINAL_REASONS:
+        if isinstance(event, SweepClosed) and event.reason in FINAL_REASONS:
             table = copy(history.table)
             table.rows = deepcopy(history.table.rows)
             replayed.final_tables.append(table)
-        changed = history.trials if isinstance(event, (Opened, SetAside, Closed)) else (event.trial,)
+        changed = history.trials if isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed)) else (event.trial,)
         for number in changed:
             after = copy(history.trials[number].row)
             rows = replayed.rows.setdefault(number, [])
@@ -320,16 +320,16 @@ class _EventChecker:
             event.at >= before, f"is of {event.at} s, but the line before it of {before} s: time runs backwards"
         )
         self._require(event.at >= 0, f"is of {event.at} s, before the sweep began")
-        if isinstance(event, Opened):
+        if isinstance(event, SweepOpened):
             return
         if last is None:
             self._add(Lost, "is the first one, but the events of a sweep begin with 'sweep_opened'")
-        if isinstance(last, Asked) and not (isinstance(event, Begun) and event.trial == last.trial):
+        if isinstance(last, TrialSuggested) and not (isinstance(event, SegmentStarted) and event.trial == last.trial):
             self._add(Wrong, f"is between 'trial_suggested' and 'segment_started' of trial {last.trial}")
-        if isinstance(last, Closed):
+        if isinstance(last, SweepClosed):
             self._add(Wrong, "follows 'sweep_closed', after which there can only be 'sweep_opened'")
 
-    def _check_opened(self, event: Opened) -> None:
+    def _check_opened(self, event: SweepOpened) -> None:
         settings, self._version = self._settings, event.version
         num_trials, num_points = self._expected.num_trials, self._expected.num_points
         possible = {num_trials} if self._has_current_budgets and num_trials is not None else {event.num_trials}
@@ -347,7 +347,7 @@ class _EventChecker:
             is_possible = event.gpus in ((0, workers) if gpus_per_trial is None else (gpus_per_trial * workers,))
         self._require(is_possible, f"gives each trial {event.gpus} GPUs, but the configuration has {gpus_per_trial}")
 
-    def _check_asked(self, event: Asked) -> None:
+    def _check_suggested(self, event: TrialSuggested) -> None:
         history = self._history
         number, name = self._expected.first_number + len(history.trials), f"asks for trial {event.trial}"
         self._require(event.trial == number, f"{name}, but trial {number} is the next", Lost)
@@ -372,11 +372,11 @@ class _EventChecker:
         if ready is not None and (than is None or ready < than):
             self._add(Wrong, f"{what}, but trial {ready} is tried again first")
 
-    def _check_begun(self, event: Begun) -> None:
+    def _check_started(self, event: SegmentStarted) -> None:
         trial, name = self._history.trials[event.trial], f"begins trial {event.trial}"
         if trial.row.state == "paused":
             self._check_no_retry_is_due(f"promotes trial {event.trial}")
-        elif not (isinstance(self._last, Asked) and self._last.trial == event.trial):
+        elif not (isinstance(self._last, TrialSuggested) and self._last.trial == event.trial):
             self._check_no_retry_is_due(name, than=event.trial)
             is_due = trial.retry_at <= event.at
             self._require(is_due, f"{name} at {event.at} s, but it is tried again from {trial.retry_at} s on")
@@ -392,7 +392,7 @@ class _EventChecker:
         self._last_begun[event.trial] = event
         self._nodes.pop(event.trial, None)
 
-    def _check_own_checkpoint(self, event: Begun) -> None:
+    def _check_own_checkpoint(self, event: SegmentStarted) -> None:
         """Check that a trial resumes from its newest checkpoint.
 
         If its process was killed, this may be a checkpoint that no event mentions; it is then adopted.
@@ -415,7 +415,7 @@ class _EventChecker:
             checkpoint = describe_checkpoint(self._folder / name, folder=self._folder, epoch=event.epoch)
         retention.add(event.trial, checkpoint)
 
-    def _check_source_checkpoint(self, event: Begun, checkpoint: CheckpointRecord) -> None:
+    def _check_source_checkpoint(self, event: SegmentStarted, checkpoint: CheckpointRecord) -> None:
         file = f"{CHECKPOINTS_FOLDER}/{make_run_name(event.trial)}/segment_{event.segment}_of_{event.source}.ckpt"
         name = f"begins trial {event.trial}"
         is_named_so = upgrade_checkpoint_name(checkpoint.file) == file
@@ -429,7 +429,7 @@ class _EventChecker:
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
-    def _check_measured(self, event: Measured) -> None:
+    def _check_measured(self, event: CostsMeasured) -> None:
         trial = self._history.trials[event.trial]
         self._require(not trial.row.costs, f"measures trial {event.trial} again", Repeated)
         if set(self._expected.limits) - set(event.costs):
@@ -440,7 +440,7 @@ class _EventChecker:
         said = f"decides {event.decision} of the costs of trial {event.trial}, which are {decision}"
         self._require(event.decision == decision, said)
 
-    def _check_reported(self, event: Reported) -> None:
+    def _check_reported(self, event: EpochReported) -> None:
         trial, begun = self._history.trials[event.trial], self._last_begun[event.trial]
         every, before = self._expected.validation_interval, trial.row.epochs
         following, name = (before // every + 1) * every, f"reports epoch {event.epoch} of"
@@ -456,7 +456,9 @@ class _EventChecker:
         if event.checkpoint is not None:
             self._check_reported_checkpoint(event, event.checkpoint, trial.num_segments)
 
-    def _check_reported_checkpoint(self, event: Reported, checkpoint: CheckpointRecord, segment_number: int) -> None:
+    def _check_reported_checkpoint(
+        self, event: EpochReported, checkpoint: CheckpointRecord, segment_number: int
+    ) -> None:
         names = [format_checkpoint_name(event.trial, checkpoint.epoch, each) for each in range(segment_number, 0, -1)]
         name = upgrade_checkpoint_name(checkpoint.file)
         if self._settings.storage is not None:
@@ -469,18 +471,20 @@ class _EventChecker:
             self._add(Repeated if checkpoint.epoch <= newest else Wrong, f"{said}, after one of {newest}")
         self._newest_checkpoint_epochs[event.trial] = max(newest, checkpoint.epoch)
 
-    def _check_failed(self, event: Failed, following: Sequence[Event]) -> None:
+    def _check_failed(self, event: SegmentFailed, following: Sequence[Event]) -> None:
         history = self._history
         node = self._nodes.get(event.trial, event.node)
         said = f"fails trial {event.trial} on node {event.node}, but its segment runs on {node}"
         self._require(event.node in ("", node), said)
-        is_quarantined = bool(following) and isinstance(following[0], SetAside) and following[0].node == event.node
+        is_quarantined = (
+            bool(following) and isinstance(following[0], NodeQuarantined) and following[0].node == event.node
+        )
         halts = history.should_halt(event.trial, event.kind)
         retry, gpus = history.decide_retry(event.trial, event.kind, node=event.node)
         said = f"gives trial {event.trial} {event.gpus} GPUs from now on, but its share is {gpus}"
         self._require(event.gpus == gpus, said)
         if is_quarantined:
-            nodes = {each.node for _, each in self._replayed.events if isinstance(each, (Reported, Failed))}
+            nodes = {each.node for _, each in self._replayed.events if isinstance(each, (EpochReported, SegmentFailed))}
             capacity = NodeCapacity(dict.fromkeys(nodes, 1))  # of any trial on any node
             is_due = history.should_quarantine(event.trial, event.kind, event.node, capacity=capacity)
             self._require(is_due, f"fails on node {event.node}, which is set aside too early")
@@ -490,10 +494,10 @@ class _EventChecker:
         is_right = event.retry == (retry or halts or is_quarantined)
         self._require(is_right, f"{said}, against the settings of retries")
         rest = following[is_quarantined:]
-        if rest and halts != (rest[0] == Closed(rest[0].at, "halted")):
+        if rest and halts != (rest[0] == SweepClosed(rest[0].at, "halted")):
             self._add(Wrong, f"fails trial {event.trial}, and the sweep is {'not ' if halts else ''}given up then")
 
-    def _check_ended(self, event: Ended, *, is_last: bool, is_closing: bool) -> None:
+    def _check_ended(self, event: TrialEnded, *, is_last: bool, is_closing: bool) -> None:
         row = self._history.table.rows[event.trial]
         causes = {""} if is_closing or is_last else set()
         if row.state == "running":
@@ -501,17 +505,17 @@ class _EventChecker:
         if event.cause not in causes or event.state != ("failed" if event.cause else "stopped"):
             said = f"ends trial {event.trial}, which is {row.state}, as {event.state} ({event.cause or 'no cause'})"
             self._add(Wrong, said)
-        if is_closing and not isinstance(self._last, Ended):
+        if is_closing and not isinstance(self._last, TrialEnded):
             self._check_nothing_left(event.at)
 
-    def _check_closed(self, event: Closed) -> None:
+    def _check_closed(self, event: SweepClosed) -> None:
         history = self._history
         left = [number for number, trial in history.trials.items() if not trial.row.is_over]
         if event.reason == "finished":
             if left:
                 said = ", ".join(f"{number} is {history.table.rows[number].state}" for number in left)
                 self._add(Lost, f"closes the sweep as finished, but trial {said}")
-            elif not isinstance(self._last, Ended):
+            elif not isinstance(self._last, TrialEnded):
                 self._check_nothing_left(event.at)
         elif event.reason == "spent":
             if not self._has_trials_left and not history.live["running"]:
@@ -519,7 +523,9 @@ class _EventChecker:
             if not self._is_budget_spent(event.at) and self._has_current_budgets:
                 self._add(Wrong, f"closes the sweep at {event.at} s for a spent budget, but no budget is spent")
         elif event.reason == "halted":
-            is_due = isinstance(self._last, SetAside) or (isinstance(self._last, Failed) and self._last.retry)
+            is_due = isinstance(self._last, NodeQuarantined) or (
+                isinstance(self._last, SegmentFailed) and self._last.retry
+            )
             if not is_due or history.num_reports:
                 self._add(Wrong, "closes the sweep as halted, although no trial has just failed before any reported")
 

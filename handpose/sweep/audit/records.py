@@ -23,8 +23,9 @@ from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG, SESSION_S
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from handpose.errors import UserError
-from handpose.report.table import TrialRow, TrialTable
-from handpose.report.tensorboard import ABSENT, EPOCHS, NOT_OVER, SECONDS, STATE, as_shown
+from handpose.plain_values import is_same
+from handpose.report.tensorboard import ABSENT, EPOCHS, NOT_OVER, SECONDS, STATE, to_column_value
+from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.search.distributions import parse_label
 from handpose.search.points import find_finite_points, place_values
 from handpose.search.searcher import TrialSnapshot
@@ -34,12 +35,19 @@ from handpose.sweep.audit.events import AuditFinding, Lost, Repeated, ReplayResu
 from handpose.sweep.controller.controller import snapshot_trial
 from handpose.sweep.controller.history import TrialHistory
 from handpose.sweep.driver.resume import SweepTask
-from handpose.sweep.record.events import EVENTS_FILE, Asked, Begun, Closed, Measured, Opened, Reported
+from handpose.sweep.record.events import (
+    EVENTS_FILE,
+    CostsMeasured,
+    EpochReported,
+    SegmentStarted,
+    SweepClosed,
+    SweepOpened,
+    TrialSuggested,
+)
 from handpose.sweep.record.settings import SweepSettings
 from handpose.sweep.record.trial_segment import make_run_name
 from handpose.sweep.storage.retention import is_intact
 from handpose.sweep.trainable.trial import TrialRecipe
-from handpose.values import same
 
 
 class AuditedSweep(NamedTuple):
@@ -97,7 +105,7 @@ def _audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[Audit
         label: name of the file in findings.
     """
     if not file.is_file():
-        if any(isinstance(event, Begun) for _, event in replayed.events):
+        if any(isinstance(event, SegmentStarted) for _, event in replayed.events):
             yield Lost(f"{label} is missing")
         return
     if is_truncated(file):
@@ -300,10 +308,10 @@ def _audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: 
             continue
         place_of = f"{label}: trial {trial.number}"
         for name in decided.keys() & trial.params.keys():
-            if not same(decided[name], trial.params[name]):
+            if not is_same(decided[name], trial.params[name]):
                 said = f"{name} {trial.params[name]}, but {decided[name]} was decided"
                 yield Wrong(f"{place_of} has {said}")
-        if index < len(points) and not same(decided, points[index]):
+        if index < len(points) and not is_same(decided, points[index]):
             yield Wrong(f"{place_of} was decided to be {decided}, but the plan has {points[index]}")
         elif index >= len(points) and find_finite_points(space) is None:
             yield Lost(f"{place_of} was decided to be {decided}, which the plan does not have")
@@ -340,7 +348,7 @@ def _audit_study_params(place_of: str, trial: FrozenTrial, suggested: Params, sp
             yield Wrong(f"{place_of} drew {name} from {distribution}, but {space.file.name} has {declared[name]}")
     for name in placed.draws.keys() & trial.params.keys() - {*placed.out_of_range}:
         theirs, ours = trial.params[name], placed.draws[name]
-        if isinstance(placed.distributions[name], CategoricalDistribution) and not same(theirs, ours):
+        if isinstance(placed.distributions[name], CategoricalDistribution) and not is_same(theirs, ours):
             yield Wrong(f"{place_of} has {name} as {theirs!r}, but {space.file.name} makes it {ours!r}")
     if PARAMS_ATTRIBUTE in trial.user_attrs and not placed.out_of_range:
         for name, theirs, ours in find_differences(dict(trial.user_attrs[PARAMS_ATTRIBUTE]), placed.params):
@@ -475,26 +483,26 @@ def _list_expected_acts(replayed: ReplayResult, limits: Mapping[str, float]) -> 
             yield "state", number, state
 
     for index, (_, event) in enumerate(replayed.events):
-        if isinstance(event, Closed) and event.reason != "finished":
+        if isinstance(event, SweepClosed) and event.reason != "finished":
             for number, state in states.items():
                 if not state.is_finished():
                     yield from move(number, TrialState.WAITING)
-        if isinstance(event, (Opened, Closed)) or not hasattr(event, "trial"):
+        if isinstance(event, (SweepOpened, SweepClosed)) or not hasattr(event, "trial"):
             continue
         number = event.trial
-        if isinstance(event, Asked):
+        if isinstance(event, TrialSuggested):
             states[number], params[number] = TrialState.RUNNING, dict(event.params)
             yield "created", -1, 0
-        elif isinstance(event, Begun):
-            if event.params is not None and not same(event.params, params[number]):
+        elif isinstance(event, SegmentStarted):
+            if event.params is not None and not is_same(event.params, params[number]):
                 params[number] = dict(event.params)
                 perturbed.add(number)
             yield from move(number, TrialState.RUNNING)
             continue
-        elif isinstance(event, Measured):
+        elif isinstance(event, CostsMeasured):
             costs = {name: cost for name, cost in event.costs.items() if math.isfinite(cost)}
             yield from (("attribute", number, name) for name in (*costs, *compute_excess(costs, limits)))
-        elif isinstance(event, Reported):
+        elif isinstance(event, EpochReported):
             value = event.metrics[replayed.history.table.metric]
             if number not in perturbed and math.isfinite(value):
                 yield "value", number, event.epoch
@@ -503,7 +511,7 @@ def _list_expected_acts(replayed: ReplayResult, limits: Mapping[str, float]) -> 
             snapshot = snapshot_trial(replayed.history.trials[number])
             state, _ = _get_expected_outcome(snapshot, second[0].name if second else None)
             yield from move(number, state)
-        elif row.state != "running" and not isinstance(event, Asked):
+        elif row.state != "running" and not isinstance(event, TrialSuggested):
             yield from move(number, TrialState.WAITING)
 
 
@@ -571,7 +579,7 @@ def _has_certain_end(replayed: ReplayResult, number: int) -> bool:
     end = replayed.rows[number][-1][0]
     following = [event for _, event in replayed.events[end + 1 : end + 2]]
     is_over = replayed.history.table.rows[number].is_over
-    return is_over and bool(following) and not isinstance(following[0], Opened)
+    return is_over and bool(following) and not isinstance(following[0], SweepOpened)
 
 
 _Scalars = dict[tuple[str, int], set[float]]
@@ -581,10 +589,10 @@ def _collect_scalars(replayed: ReplayResult) -> dict[int, _Scalars]:
     """Collect the scalars that the events report: trial -> (tag, step) -> values."""
     wanted: dict[int, _Scalars] = defaultdict(lambda: defaultdict(set))
     for index, (_, event) in enumerate(replayed.events):
-        if isinstance(event, Measured):
+        if isinstance(event, CostsMeasured):
             for name, cost in event.costs.items():
                 wanted[event.trial][f"work/{name}", 0].add(_to_float32(cost))
-        elif isinstance(event, Reported):
+        elif isinstance(event, EpochReported):
             row = replayed.get_row(event.trial, index)
             for name, value in {**event.metrics, SECONDS: row.seconds, EPOCHS: row.epochs}.items():
                 wanted[event.trial][name, event.epoch].add(_to_float32(value))
@@ -636,7 +644,7 @@ def _compare_scalars(
 ) -> Iterator[AuditFinding]:
     """Compare the scalars of a trial. Those of its row may be recorded more than once per step."""
     last = replayed.events[-1][1]
-    is_lagging = isinstance(last, (Measured, Reported)) and last.trial == number
+    is_lagging = isinstance(last, (CostsMeasured, EpochReported)) and last.trial == number
     for (tag, step), values in wanted.items():
         if (lacking := values - shown[tag, step]) and not is_lagging:
             yield Lost(f"{place_of} lacks {tag} = {min(lacking)} at step {step}, which {EVENTS_FILE} reports")
@@ -670,7 +678,7 @@ def _compare_params(
     )
     for key in {*keys, *shown} - {STATE}:
         value, theirs = row.params.get(key, ABSENT), shown.get(key, ABSENT)
-        if theirs != value and theirs != as_shown(value, "word"):
+        if theirs != value and theirs != to_column_value(value, "word"):
             yield Wrong(f"{place_of} shows {key} {theirs}, but it is {value}")
 
 

@@ -18,11 +18,12 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from handpose.config import override_value
+from handpose.config import parse_override_value
 from handpose.errors import UserError
-from handpose.report.table import TrialTable
+from handpose.files import read_json
+from handpose.report.trial_table import TrialTable
 from handpose.schedulers.scheduler import Fifo
-from handpose.sweep.analysis.report import NEXT_SPACE_FILE, REPORT_FILE, report_of
+from handpose.sweep.analysis.report import NEXT_SPACE_FILE, REPORT_FILE, render_report
 from handpose.sweep.audit.events import (
     ABSENT_VALUE,
     AuditFinding,
@@ -50,7 +51,6 @@ from handpose.sweep.selection.confirm import (
 )
 from handpose.sweep.selection.winner import NoWinnerError, drop_seed, select_winner, write_winner
 from handpose.sweep.trainable.trial import add_param_overrides
-from handpose.whole_file import read_json
 from handpose.yaml_files import read_yaml
 
 _RUNS, _CONFIRMED = f"{CONFIRM_FOLDER}/{EVENTS_FILE}", f"{CONFIRM_FOLDER}/{CONFIRM_FILE}"
@@ -262,7 +262,7 @@ def _audit_best_file(file: Path, name: str, wanted: dict[str, Any], sweep: Sweep
 
 def _is_best(override: str, name: str, sweep: SweepSettings) -> bool:
     """Return whether an override names this file of the sweep, whose folder may have been moved or renamed since."""
-    key, path = override.partition("=")[0], str(override_value(override))
+    key, path = override.partition("=")[0], str(parse_override_value(override))
     if key != "best" or not path.endswith(f"/{name}"):
         return False
     return Path(path.removesuffix(f"/{name}")).name in (sweep.name, sweep.path.name)
@@ -400,7 +400,7 @@ def _audit_report(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     if not (report or space):
         return
     try:
-        page, wanted = report_of(folder, scientific=task.config.report.scientific)
+        page, wanted = render_report(folder, scientific=task.config.report.scientific)
     except (UserError, KeyError, ValueError, TypeError, OSError) as error:
         yield Wrong(f"{REPORT_FILE} and {NEXT_SPACE_FILE} cannot be made again ({error})")
         return

@@ -13,27 +13,27 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple, Protocol
 
-from handpose.report.table import State, TrialRow
+from handpose.report.trial_table import TrialRow, TrialState
 from handpose.schedulers.scheduler import SegmentStart
 from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.sweep.controller.history import History, TrialHistory
 from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.record.events import (
-    Asked,
-    Begun,
     CheckpointRecord,
-    Closed,
     CloseReason,
+    CostsMeasured,
     Decision,
-    Ended,
+    EpochReported,
     Event,
     EventLog,
-    Failed,
     FailureKind,
-    Measured,
-    Opened,
-    Reported,
-    SetAside,
+    NodeQuarantined,
+    SegmentFailed,
+    SegmentStarted,
+    SweepClosed,
+    SweepOpened,
+    TrialEnded,
+    TrialSuggested,
 )
 from handpose.sweep.record.settings import SweepSettings
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, TrialSegment, make_run_name
@@ -95,7 +95,7 @@ class SweepController:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.history = history
-        self.halted_by: Failed | None = None
+        self.halted_by: SegmentFailed | None = None
         self.is_closed = False
         self._settings = settings
         self._log = log
@@ -120,7 +120,7 @@ class SweepController:
         self._num_slots = num_slots
         num_points = self._searcher.num_points
         num_trials = self._settings.num_trials if num_points is None else min(self._settings.num_trials, num_points)
-        self._record_event(Opened(self.elapsed_s(), num_trials, gpus))
+        self._record_event(SweepOpened(self.elapsed_s(), num_trials, gpus))
         self._searcher.restore_trials([snapshot_trial(trial) for trial in self.history.trials.values()])
         for number in self.history.live["waiting"]:
             self._adopt_checkpoints(number)
@@ -203,7 +203,7 @@ class SweepController:
         number = self._searcher.first_number + len(self.history.trials)
         params = self._searcher.suggest(number)
         assert params is not None, "a grid has as many points as trials are asked for"
-        self._record_event(Asked(self.elapsed_s(), number, params))
+        self._record_event(TrialSuggested(self.elapsed_s(), number, params))
         return number
 
     def _start_segment(self, start: SegmentStart) -> TrialSegment:
@@ -214,7 +214,7 @@ class SweepController:
         held = [taken] if taken else list(retention.list_checkpoints(number))
         epoch = held[-1].epoch if held else 0
         segment = trial.num_segments + 1
-        self._record_event(Begun(self.elapsed_s(), number, segment, epoch, trial.gpus, source, taken, params))
+        self._record_event(SegmentStarted(self.elapsed_s(), number, segment, epoch, trial.gpus, source, taken, params))
         where = (self._settings.folder, trial.gpus, self._settings.storage_url)
         return TrialSegment(number, segment, dict(trial.row.params), epoch, held, *where)
 
@@ -254,7 +254,7 @@ class SweepController:
         if self._is_running(trial) and not trial.row.costs:
             second, limits = self._settings.second_objective, self._searcher.constraints
             decision: Decision = "continue" if is_feasible(costs, limits, second) else "infeasible"
-            self._record_event(Measured(self.elapsed_s(), number, dict(costs), decision))
+            self._record_event(CostsMeasured(self.elapsed_s(), number, dict(costs), decision))
         return self._is_running(trial)
 
     def process_report(
@@ -287,7 +287,7 @@ class SweepController:
             decision = self.history.decide_after_report(number, epoch, metrics[self._settings.metric])
             at = self.elapsed_s()
             self._record_event(
-                Reported(at, number, epoch, dict(metrics), node, resumed_from, checkpoint, decision, note)
+                EpochReported(at, number, epoch, dict(metrics), node, resumed_from, checkpoint, decision, note)
             )
             self.history.retention.enforce_budget(number)
         return self._is_running(trial)
@@ -305,10 +305,10 @@ class SweepController:
         quarantines = self.history.should_quarantine(number, kind, node, capacity=self._capacity)
         retry, gpus = self.history.decide_retry(number, kind, node=node)
         retry = retry or halts or quarantines
-        event = Failed(self.elapsed_s(), number, kind, cause, traceback, retry=retry, gpus=gpus, node=node)
+        event = SegmentFailed(self.elapsed_s(), number, kind, cause, traceback, retry=retry, gpus=gpus, node=node)
         self._record_event(event)
         if quarantines:
-            self._record_event(SetAside(self.elapsed_s(), node))
+            self._record_event(NodeQuarantined(self.elapsed_s(), node))
         if halts:
             self.halted_by = event
             self.close("halted")
@@ -333,7 +333,7 @@ class SweepController:
             for trial in left:
                 self._end_trial(trial)
         self.is_closed = True
-        self._record_event(Closed(self.elapsed_s(), reason))
+        self._record_event(SweepClosed(self.elapsed_s(), reason))
         for trial in left:
             if not trial.row.is_over:
                 self._searcher.on_trial_update(snapshot_trial(trial))
@@ -342,13 +342,15 @@ class SweepController:
         return not self.is_closed and trial.row.state == "running"
 
     def _end_trial(self, trial: TrialHistory, cause: str = "") -> None:
-        self._record_event(Ended(self.elapsed_s(), trial.row.number, "failed" if cause else "stopped", cause))
+        self._record_event(TrialEnded(self.elapsed_s(), trial.row.number, "failed" if cause else "stopped", cause))
 
     def _record_event(self, event: Event) -> None:
         self._log.append(event)
         self.history.apply(event)
-        trial = None if isinstance(event, (Opened, SetAside, Closed)) else self.history.trials[event.trial]
-        if trial is not None and not isinstance(event, Asked):
+        trial = (
+            None if isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed)) else self.history.trials[event.trial]
+        )
+        if trial is not None and not isinstance(event, TrialSuggested):
             self._searcher.on_trial_update(snapshot_trial(trial))
         if self._listener is not None:
             self._listener.on_event(event, None if trial is None else trial.row)
@@ -366,7 +368,7 @@ def is_feasible(costs: Mapping[str, float], limits: Mapping[str, float], second_
     return within and (second_objective is None or math.isfinite(costs[second_objective]))
 
 
-def _to_study_state(trial: TrialHistory) -> State:
+def _to_study_state(trial: TrialHistory) -> TrialState:
     """Return the trial's state for the searcher.
 
     A complete trial whose parameters were perturbed counts as stopped, since the proposed parameters did not produce

@@ -10,34 +10,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from handpose.errors import UserError
-from handpose.report.table import State, TrialRow, TrialTable, second_objectives
+from handpose.plain_values import is_same
+from handpose.report.trial_table import TrialRow, TrialState, TrialTable, make_second_objectives
 from handpose.schedulers.scheduler import Scheduler, SegmentStart
 from handpose.search.space import Params
 from handpose.sweep.controller.node_quarantine import NodeHealth
 from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.record.events import (
-    Asked,
-    Begun,
-    Closed,
+    CostsMeasured,
     Decision,
-    Ended,
+    EpochReported,
     Event,
-    Failed,
     FailureKind,
-    Measured,
-    Opened,
-    Reported,
-    SetAside,
+    NodeQuarantined,
+    SegmentFailed,
+    SegmentStarted,
+    SweepClosed,
+    SweepOpened,
+    TrialEnded,
+    TrialSuggested,
     get_kind,
 )
 from handpose.sweep.record.settings import SpentBudget, SweepSettings
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles
 from handpose.sweep.storage.retention import CheckpointNeed, CheckpointRetention
-from handpose.values import same
 
 _NUM_FINALISTS = 3
 _BLAMELESS_FAILURES: tuple[FailureKind, ...] = ("preempted", "lost", "unfit_worker")
-_STATE_AFTER_DECISION: Mapping[Decision, State] = {
+_STATE_AFTER_DECISION: Mapping[Decision, TrialState] = {
     "continue": "running",
     "pause": "paused",
     "stop": "stopped",
@@ -46,9 +46,9 @@ _STATE_AFTER_DECISION: Mapping[Decision, State] = {
     "infeasible": "infeasible",
 }
 
-_STATES_BEFORE_EVENT: Mapping[type, tuple[State, ...]] = {
-    Begun: ("waiting", "paused"),
-    Ended: ("running", "waiting", "paused"),
+_STATES_BEFORE_EVENT: Mapping[type, tuple[TrialState, ...]] = {
+    SegmentStarted: ("waiting", "paused"),
+    TrialEnded: ("running", "waiting", "paused"),
 }
 """States in which a trial may be before an event. Before all other events of a trial it must be running."""
 
@@ -94,7 +94,7 @@ class TrialHistory:
 
 def make_empty_table(settings: SweepSettings) -> TrialTable:
     """Make the table of a sweep before its first trial."""
-    objectives = second_objectives(settings.second_objective)
+    objectives = make_second_objectives(settings.second_objective)
     table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs, objectives=objectives)
     table.gpu_hours_budget = math.inf if settings.gpu_hours is None else settings.gpu_hours
     return table
@@ -135,13 +135,13 @@ class History:
         self.num_trials = settings.num_trials
         self.num_reports = 0
         self.at = 0.0
-        self.live: dict[State, set[int]] = {"running": set(), "waiting": set(), "paused": set()}
+        self.live: dict[TrialState, set[int]] = {"running": set(), "waiting": set(), "paused": set()}
         self.files = files or FolderFiles(settings.path)
         self.retention = CheckpointRetention(
             self.files,
             settings.checkpoint_budget_gb * 1e9,
             get_need=self._get_checkpoint_need,
-            get_loss=lambda trial: self._target.loss(self.table.value(self.table.rows[trial])),
+            get_loss=lambda trial: self._target.to_loss(self.table.get_value(self.table.rows[trial])),
             is_running=lambda trial: self.table.rows[trial].state in ("running", "waiting"),
         )
         self._settings = settings
@@ -169,7 +169,7 @@ class History:
         """
         if not math.isfinite(value) or self._is_exploding(number, value):
             return "diverged"
-        decision = self._scheduler.on_trial_result(number, epoch, self._target.loss(value))
+        decision = self._scheduler.on_trial_result(number, epoch, self._target.to_loss(value))
         return "complete" if epoch >= self._settings.max_epochs else decision
 
     def decide_retry(self, number: int, kind: FailureKind, *, node: str = "") -> tuple[bool, float | None]:
@@ -299,9 +299,9 @@ class History:
 
     def find_contradiction(self, event: Event) -> str:
         """Explain why an event cannot follow those before it; empty if it can."""
-        if isinstance(event, Asked) and event.trial in self.trials:
+        if isinstance(event, TrialSuggested) and event.trial in self.trials:
             return f"asks for trial {event.trial} again"
-        if isinstance(event, (Opened, Asked, SetAside, Closed)):
+        if isinstance(event, (SweepOpened, TrialSuggested, NodeQuarantined, SweepClosed)):
             return ""
         if event.trial not in self.trials:
             return f"is about trial {event.trial}, which no line before it asks for"
@@ -309,56 +309,56 @@ class History:
         if row.state not in _STATES_BEFORE_EVENT.get(type(event), ("running",)):
             return f"has {kind!r} of trial {event.trial}, which is {row.state} by then"
         metric, second = self._settings.metric, self._settings.second_objective
-        if isinstance(event, Reported) and event.epoch <= row.epochs:
+        if isinstance(event, EpochReported) and event.epoch <= row.epochs:
             return f"reports epoch {event.epoch} of trial {event.trial}, which has reported epoch {row.epochs} before"
-        if isinstance(event, Reported) and metric not in event.metrics:
+        if isinstance(event, EpochReported) and metric not in event.metrics:
             return f"reports epoch {event.epoch} of trial {event.trial} without {metric}"
-        if isinstance(event, Measured) and second is not None and second not in event.costs:
+        if isinstance(event, CostsMeasured) and second is not None and second not in event.costs:
             return f"has the costs of trial {event.trial} without {second}"
         return ""
 
     def _decide_again(self, event: Event) -> tuple[Any, Any, str]:
         """Return the decision made now, the decision recorded in the event, and what the decision is about."""
-        if isinstance(event, Reported):
+        if isinstance(event, EpochReported):
             ours = self.decide_after_report(event.trial, event.epoch, event.metrics[self._settings.metric])
             return ours, event.decision, f"epoch {event.epoch} of trial {event.trial}"
-        if isinstance(event, Begun) and self.table.rows[event.trial].state == "paused":
+        if isinstance(event, SegmentStarted) and self.table.rows[event.trial].state == "paused":
             promoted = self.choose_trial_to_resume()
             return promoted, SegmentStart(event.trial, event.source, event.params), "which trial is promoted"
         return None, None, ""
 
     def apply(self, event: Event) -> None:
         """Update the state with an event."""
-        if not isinstance(event, Opened):  # nothing ran between the last event and an `opened` event
+        if not isinstance(event, SweepOpened):  # nothing ran between the last event and an `opened` event
             self._gpu_s += self._running_gpus * (event.at - self.at)
         self.at = event.at
         match event:
-            case Opened():
+            case SweepOpened():
                 self._apply_opened(event)
-            case Asked():
+            case TrialSuggested():
                 row = TrialRow(event.trial, event.params, state="waiting", command=self._command(event.params))
                 self.table.rows[event.trial] = row
                 self.trials[event.trial] = TrialHistory(row, event.params)
                 self.live["waiting"].add(event.trial)
                 self._scheduler.on_trial_start(event.trial, event.params)
-            case Begun():
-                self._apply_begun(event)
-            case Measured():
+            case SegmentStarted():
+                self._apply_started(event)
+            case CostsMeasured():
                 self._apply_measured(event)
-            case Reported():
+            case EpochReported():
                 self._apply_reported(event)
-            case Failed():
+            case SegmentFailed():
                 self._apply_failed(event)
-            case SetAside():
+            case NodeQuarantined():
                 for number, times in self.health.quarantine(event.node).items():
                     trial = self.trials[number]
                     trial.num_failures, trial.retry_at = max(0, trial.num_failures - times), event.at
-            case Ended():
+            case TrialEnded():
                 self._apply_ended(event)
-            case Closed():
+            case SweepClosed():
                 self._apply_closed(event)
 
-    def _apply_opened(self, event: Opened) -> None:
+    def _apply_opened(self, event: SweepOpened) -> None:
         """Trials that ran when the previous process ended now wait to be resumed."""
         self.table.end = ""
         self.num_trials, self.gpus = event.num_trials, event.gpus
@@ -368,14 +368,14 @@ class History:
         for trial in self.trials.values():
             trial.retry_at = 0.0
 
-    def _apply_begun(self, event: Begun) -> None:
+    def _apply_started(self, event: SegmentStarted) -> None:
         trial = self.trials[event.trial]
         if trial.row.state == "paused":
             self._scheduler.on_trial_resume(SegmentStart(event.trial, event.source, event.params))
         if event.checkpoint is not None:
             self.retention.add(event.trial, event.checkpoint)
             trial.row.epochs = event.epoch
-        if event.params is not None and not same(event.params, trial.row.params):
+        if event.params is not None and not is_same(event.params, trial.row.params):
             # Population based training: values from now on belong to other parameters than the searcher proposed.
             trial.row.params, trial.row.command, trial.is_perturbed = event.params, "", True
         trial.num_segments = event.segment
@@ -383,14 +383,14 @@ class History:
         trial.start_segment(event.at)
         self._set_state(event.trial, "running")
 
-    def _apply_measured(self, event: Measured) -> None:
+    def _apply_measured(self, event: CostsMeasured) -> None:
         self.table.rows[event.trial].costs = event.costs
         self.trials[event.trial].update_seconds(event.at)
         if self._settings.second_objective is not None:
             self._scheduler.on_trial_cost(event.trial, event.costs[self._settings.second_objective])
         self._set_state(event.trial, _STATE_AFTER_DECISION[event.decision])
 
-    def _apply_reported(self, event: Reported) -> None:
+    def _apply_reported(self, event: EpochReported) -> None:
         trial = self.trials[event.trial]
         row, value = trial.row, event.metrics[self._settings.metric]
         row.epochs, row.metrics, row.node, row.error = event.epoch, event.metrics, event.node, event.note
@@ -399,16 +399,16 @@ class History:
         self.health.record_report(event.node)
         if not trial.is_perturbed:
             trial.values[event.epoch] = value
-        if not self._target.loss(value) >= self._target.loss(trial.best_value):
+        if not self._target.to_loss(value) >= self._target.to_loss(trial.best_value):
             trial.best_value = value
         if event.checkpoint is not None:
             self.retention.add(event.trial, event.checkpoint)
         if event.decision == "complete":
-            insort(self._finalists, (self._target.loss(value), event.trial))
+            insort(self._finalists, (self._target.to_loss(value), event.trial))
             del self._finalists[_NUM_FINALISTS:]
         self._set_state(event.trial, _STATE_AFTER_DECISION[event.decision])
 
-    def _apply_failed(self, event: Failed) -> None:
+    def _apply_failed(self, event: SegmentFailed) -> None:
         trial = self.trials[event.trial]
         trial.update_seconds(event.at)
         has_same_gpus, trial.gpus = event.gpus == trial.gpus, event.gpus
@@ -423,7 +423,7 @@ class History:
                 trial.num_failures += 1
         self._set_state(event.trial, "waiting" if event.retry else "failed")
 
-    def _apply_ended(self, event: Ended) -> None:
+    def _apply_ended(self, event: TrialEnded) -> None:
         trial = self.trials[event.trial]
         if trial.row.state == "running":
             trial.update_seconds(event.at)
@@ -431,7 +431,7 @@ class History:
         self._set_state(event.trial, event.state)
         self._scheduler.on_trial_end(event.trial)
 
-    def _apply_closed(self, event: Closed) -> None:
+    def _apply_closed(self, event: SweepClosed) -> None:
         self.table.end, self.table.elapsed_s = event.reason, event.at
         self.table.gpu_hours = self.count_gpu_hours(event.at)
         for number in sorted(self.live["running"]):
@@ -443,7 +443,7 @@ class History:
         for trial in self.trials.values():
             trial.num_failures = 0
 
-    def _set_state(self, number: int, state: State) -> None:
+    def _set_state(self, number: int, state: TrialState) -> None:
         row = self.trials[number].row
         if (row.state == "running") != (state == "running"):
             self._running_gpus += self.trials[number].segment_gpus * (1 if state == "running" else -1)

@@ -9,16 +9,16 @@ from collections import Counter
 from collections.abc import Iterable
 
 from handpose.sweep.controller.slots import NodeCapacity
-from handpose.sweep.record.events import Event, Opened, SetAside
+from handpose.sweep.record.events import Event, NodeQuarantined, SweepOpened
 
 
 def find_quarantined_nodes(events: Iterable[Event]) -> set[str]:
     """Return the nodes that the last process that ran the sweep has quarantined."""
     found: set[str] = set()
     for event in events:
-        if isinstance(event, Opened):
+        if isinstance(event, SweepOpened):
             found.clear()
-        elif isinstance(event, SetAside):
+        elif isinstance(event, NodeQuarantined):
             found.add(event.node)
     return found
 

@@ -9,11 +9,11 @@ from handpose.errors import UserError
 from handpose.resources import Memory
 from handpose.sweep.record.settings import SweepSettings
 
-LEAST_PROCESS_MB = 500.0
+MIN_PROCESS_MB = 500.0
 """Memory in MB of a worker that has imported torch, Lightning and timm (518 MiB measured), without shared files."""
-_USED_BY_RAY = 0.6e9
+_RAY_BYTES = 0.6e9
 """Bytes for Ray's processes (280 MiB measured), its object store, shared libraries and future growth of tune.py."""
-_USED_BY_DRIVER = 0.7e9
+_DRIVER_BYTES = 0.7e9
 """Bytes that tune.py takes (580 MiB measured)."""
 _MEMORY_THRESHOLD = 0.95
 """Fraction of a node's memory above which Ray kills workers (RAY_memory_usage_threshold)."""
@@ -35,7 +35,7 @@ class Slots:
     cpus: int
     gpus: float
     num_workers: int = 1
-    process_mb: float = LEAST_PROCESS_MB
+    process_mb: float = MIN_PROCESS_MB
 
     @property
     def process_bytes(self) -> float:
@@ -89,7 +89,7 @@ def count_slots(
     nodes: Sequence[Mapping[str, float]],
     *,
     gpus: float | None = None,
-    process_mb: float = LEAST_PROCESS_MB,
+    process_mb: float = MIN_PROCESS_MB,
 ) -> Slots:
     """Count how many trials fit into the cores, GPUs and memory of Ray's nodes.
 
@@ -114,10 +114,11 @@ def count_slots(
     slots = recount_slots(sweep, Slots(0, sweep.cpus_per_trial, gpus, sweep.workers_per_trial, process_mb), nodes)
     if slots.num_slots < 1:
         if recount_slots(sweep, replace(slots, process_mb=0.0), nodes).num_slots:
-            raise UserError(_too_little_memory(slots, nodes))
+            raise UserError(_explain_memory_shortage(slots, nodes))
         raise UserError(
             f"no trial fits: sweep.cpus_per_trial={sweep.cpus_per_trial} and sweep.gpus_per_trial={gpus:g}"
-            f"{_for_each_worker(slots)}, but Ray has {num_cpus:g} cores and {num_gpus:g} GPUs{_format_num_nodes(nodes)}"
+            f"{_format_for_each_worker(slots)}, but Ray has {num_cpus:g} cores and {num_gpus:g} "
+            f"GPUs{_format_num_nodes(nodes)}"
         )
     return slots
 
@@ -139,41 +140,42 @@ def count_fitting_workers(slots: Slots, node: Mapping[str, float]) -> int:
     return min(num_slots, _count_gpu_slots(node.get("GPU", 0), slots.gpus)) if slots.gpus else num_slots
 
 
-def memory_line(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
+def format_memory(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
     """Describe that memory allows fewer trials at a time than cores and GPUs do; empty if it does not."""
     without_limit = recount_slots(sweep, replace(slots, process_mb=0.0), nodes).num_slots
     if slots.num_slots >= without_limit:
         return ""
     return (
-        f"the memory  {_process(slots)}, and {_memory(nodes)}: {slots.num_slots} run at a time instead "
+        f"the memory  {_format_process(slots)}, and {_format_memory(nodes)}: {slots.num_slots} run at a time instead "
         f"of {without_limit}; a smaller data.batch_size needs less"
     )
 
 
-def _too_little_memory(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
+def _explain_memory_shortage(slots: Slots, nodes: Sequence[Mapping[str, float]]) -> str:
     return (
-        f"no trial fits: {_process(slots)}{_for_each_worker(slots)}, but only {_memory(nodes)}; end other programs, "
+        f"no trial fits: {_format_process(slots)}{_format_for_each_worker(slots)}, but only {_format_memory(nodes)}; "
+        "end other programs, "
         "raise the memory limit of the container or job (docker run --memory, limits.memory of a pod, --mem of Slurm), "
         "or give a smaller data.batch_size"
     )
 
 
-def _for_each_worker(slots: Slots) -> str:
+def _format_for_each_worker(slots: Slots) -> str:
     return f" for each of sweep.workers_per_trial={slots.num_workers}" if slots.num_workers > 1 else ""
 
 
-def _process(slots: Slots) -> str:
+def _format_process(slots: Slots) -> str:
     return f"the process of a trial may take {slots.process_mb / 1e3:.1f} GB"
 
 
-def _memory(nodes: Sequence[Mapping[str, float]]) -> str:
+def _format_memory(nodes: Sequence[Mapping[str, float]]) -> str:
     amounts = sorted(node["memory"] / 1e9 for node in nodes if "memory" in node and node.get("CPU"))
     least, most = f"{amounts[0]:.1f}", f"{amounts[-1]:.1f}"
     span = least if least == most else f"{least} to {most}"
     return f"{span} GB of memory are free for trials" + (" on each node" if len(nodes) > 1 else "")
 
 
-def memory_for_trials(memory: Memory, *, with_driver: bool = False) -> int:
+def compute_trial_memory(memory: Memory, *, with_driver: bool = False) -> int:
     """Compute how much memory trials can use before Ray or the kernel kills one of them.
 
     Args:
@@ -183,7 +185,7 @@ def memory_for_trials(memory: Memory, *, with_driver: bool = False) -> int:
     Returns:
         Bytes, at least 1.
     """
-    kept = (1 - _MEMORY_THRESHOLD) * memory.total + _USED_BY_RAY + (_USED_BY_DRIVER if with_driver else 0)
+    kept = (1 - _MEMORY_THRESHOLD) * memory.total + _RAY_BYTES + (_DRIVER_BYTES if with_driver else 0)
     return max(1, int(memory.available - kept))
 
 

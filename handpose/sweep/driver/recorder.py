@@ -6,9 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from handpose.report.table import TrialRow, TrialTable
 from handpose.report.terminal import SweepView
-from handpose.sweep.record.events import Begun, Closed, Ended, Event, Failed, Measured, Reported, SetAside
+from handpose.report.trial_table import TrialRow, TrialTable
+from handpose.sweep.record.events import (
+    CostsMeasured,
+    EpochReported,
+    Event,
+    NodeQuarantined,
+    SegmentFailed,
+    SegmentStarted,
+    SweepClosed,
+    TrialEnded,
+)
 from handpose.sweep.record.trial_segment import PICTURES_FOLDER, find_pictures
 from handpose.sweep.storage.retention import CheckpointRetention
 
@@ -80,7 +89,7 @@ class Recorder:
 
     def log_last_event(self, last: Event | None) -> None:
         """Log the last event again after a crash: it may be on the disk but not yet in the logs."""
-        if isinstance(last, Reported):
+        if isinstance(last, EpochReported):
             row = self._table.rows[last.trial]
             self._log_epoch(row)
             if row.state != "waiting":
@@ -96,22 +105,22 @@ class Recorder:
         """
         self._is_csv_outdated = True
         if row is None:
-            if isinstance(event, Closed):
+            if isinstance(event, SweepClosed):
                 self._close_logs()
-            elif isinstance(event, SetAside):
-                self._view.note(f"node {event.node} is set aside: trials fail there, and work elsewhere")
+            elif isinstance(event, NodeQuarantined):
+                self._view.show_note(f"node {event.node} is set aside: trials fail there, and work elsewhere")
             return
-        if isinstance(event, Begun):
+        if isinstance(event, SegmentStarted):
             for log in self._logs:
                 log.open_run(row)
-        elif isinstance(event, Measured):
+        elif isinstance(event, CostsMeasured):
             for log in self._logs:
                 log.log_costs(row, event.costs)
-        elif isinstance(event, Reported):
+        elif isinstance(event, EpochReported):
             self._log_epoch(row)
-        if row.state not in ("running", "waiting") or (row.state == "waiting" and isinstance(event, Failed)):
+        if row.state not in ("running", "waiting") or (row.state == "waiting" and isinstance(event, SegmentFailed)):
             self._close_run(row)
-        if row.is_over or row.state == "paused" or isinstance(event, Failed):
+        if row.is_over or row.state == "paused" or isinstance(event, SegmentFailed):
             self._show_trial(event, row)
 
     def refresh(self) -> None:
@@ -127,7 +136,7 @@ class Recorder:
 
     def _show_trial(self, event: Event, row: TrialRow) -> None:
         """Show the state of a trial, but not again when a trial ends that was already shown at the same epoch."""
-        if not isinstance(event, Ended) or (row.number, row.epochs) not in self._shown_trials:
+        if not isinstance(event, TrialEnded) or (row.number, row.epochs) not in self._shown_trials:
             self._view.show_trial_end(self._table, row)
         self._shown_trials.add((row.number, row.epochs))
 

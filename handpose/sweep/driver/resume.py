@@ -16,22 +16,22 @@ from omegaconf import OmegaConf
 
 from handpose.config import (
     compose,
-    given_keys,
-    location_overrides,
+    list_given_keys,
+    list_location_overrides,
+    list_task_overrides,
     override_key,
-    plain,
     quote_override,
-    task_overrides,
+    to_plain_values,
 )
 from handpose.errors import UserError
+from handpose.files import expand_home
 from handpose.formats import SWEEP_YAML_FORMAT, upgrade
-from handpose.metrics.validation import direction
+from handpose.metrics.validation import get_direction
 from handpose.search.space import Space, fix_params, flatten_config, list_keys, load_space
 from handpose.search.study import check_storage_url, hide_password
 from handpose.sweep.record.provenance import PROCESS_MB, fill_in_modes
 from handpose.sweep.storage.stored_sweep import download_sweep
 from handpose.urls import is_url, split_url
-from handpose.whole_file import expand_home
 from handpose.yaml_files import load_yaml, write_yaml
 
 _CHANGEABLE_KEYS = (
@@ -118,8 +118,8 @@ def make_new_task(config: Any) -> SweepTask:
     check_storage_url(_get_unresolved_value(config, "searcher.storage"))
     choices, space = dict(HydraConfig.get().runtime.choices), load_space(config.search_space)
     values = flatten_config(_to_plain_config(config)) | choices
-    fixed = find_fixed_params(space, given_keys(), values)
-    task = (config, task_overrides(), location_overrides(config), choices)
+    fixed = find_fixed_params(space, list_given_keys(), values)
+    task = (config, list_task_overrides(), list_location_overrides(config), choices)
     return SweepTask(*task, fix_params(space, fixed), fixed=fixed)
 
 
@@ -150,7 +150,7 @@ def make_sweep_record(task: SweepTask, origin: Mapping[str, Any]) -> dict[str, A
     """Return the content of sweep.yaml for a new sweep."""
     config = _to_plain_config(task.config)
     # Recorded, because the metric may be in a folder of the user that is not given when the sweep is read.
-    config["sweep"]["mode"] = config["sweep"]["mode"] or direction(config["sweep"]["metric"])
+    config["sweep"]["mode"] = config["sweep"]["mode"] or get_direction(config["sweep"]["metric"])
     return {
         "format": SWEEP_YAML_FORMAT,
         "config": config,
@@ -164,7 +164,7 @@ def make_sweep_record(task: SweepTask, origin: Mapping[str, Any]) -> dict[str, A
 
 def _to_plain_config(config: Any) -> dict[str, Any]:
     """Return the configuration as plain values. The storage URL keeps the variable that may hold its password."""
-    values = plain(config)
+    values = to_plain_values(config)
     if "storage" in values["searcher"]:
         values["searcher"]["storage"] = _get_unresolved_value(config, "searcher.storage")
     return values
@@ -226,7 +226,7 @@ def load_task_to_resume(config: Any, given: Sequence[str]) -> SweepTask:
     storage, name = split_url(place)
     folder = Path(config.paths.output) / "sweeps" / name
     download_sweep(place, folder)
-    return load_recorded_task(folder, given, storage=storage, locations=location_overrides(config))
+    return load_recorded_task(folder, given, storage=storage, locations=list_location_overrides(config))
 
 
 def load_recorded_task(
@@ -336,7 +336,7 @@ def _check_config(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
 def _check_direction(before: Mapping[str, Any], folder: Path) -> None:
     """Check the recorded mode: earlier versions accepted a mode that optimises the metric in the wrong direction."""
     metric, mode = before["sweep.metric"], before["sweep.mode"]
-    if direction(metric) not in (None, mode):
+    if get_direction(metric) not in (None, mode):
         raise UserError(
             f"{folder / 'sweep.yaml'} has sweep.mode={mode}, which is the wrong direction of sweep.metric={metric}: "
             f"the sweep cannot go on, but its trials can teach a new one: searcher.warm_start=[{folder}]"

@@ -12,11 +12,11 @@ from typing import Any
 
 from filelock import Timeout
 
-from handpose.errors import UserError, explain, is_about_files
-from handpose.locks import locked
-from handpose.report.table import TrialTable
-from handpose.report.tensorboard import SweepLog
-from handpose.report.terminal import SweepView, sweep_view, warm_start_line
+from handpose.errors import UserError, explain_file_error, is_about_files
+from handpose.locks import hold_lock
+from handpose.report.tensorboard import TensorBoardSweepLog
+from handpose.report.terminal import SweepView, format_warm_start, make_sweep_view
+from handpose.report.trial_table import TrialTable
 from handpose.report.weights_and_biases import WandbLog
 from handpose.schedulers.scheduler import Scheduler
 from handpose.schema import bind_arguments
@@ -25,17 +25,17 @@ from handpose.search.space import Params, Space
 from handpose.sweep.controller.controller import SweepController
 from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.slots import (
-    LEAST_PROCESS_MB,
+    MIN_PROCESS_MB,
     NodeCapacity,
     Slots,
     count_fitting_workers,
     count_slots,
-    memory_line,
+    format_memory,
     recount_slots,
 )
 from handpose.sweep.driver.recorder import Recorder, TrialLog
 from handpose.sweep.driver.resume import SPACE_FOLDER, copy_space
-from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, interruptible
+from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, handle_interrupts
 from handpose.sweep.execution.nodes import Node, NodeWatcher, list_live_resources, watch_head
 from handpose.sweep.execution.runtime import limit_cpus, set_ray_environment, start_ray
 from handpose.sweep.execution.storage_access import check_nodes
@@ -96,7 +96,7 @@ class SweepRun:
     folder_sync: FolderSync | None = None
     on_resume: Callable[[], None] = lambda: None
     count_points: Callable[[], int | None] = lambda: None
-    process_mb: float = LEAST_PROCESS_MB
+    process_mb: float = MIN_PROCESS_MB
 
     @cached_property
     def files(self) -> CheckpointFiles:
@@ -165,18 +165,18 @@ def _prepare(run: SweepRun, stack: contextlib.ExitStack) -> Slots:
     if is_resumed:
         stack.enter_context(_lock_sweep_folder(folder))
         run.on_resume()
-        process_mb = recorded_process_mb(folder)
+        process_mb = read_process_mb(folder)
     stack.enter_context(set_ray_environment())
     stack.enter_context(start_ray(limit_cpus(run.cluster, sweep)))  # before any file is made: it may not answer
     check_nodes(sweep)
     slots = count_slots(sweep, list_live_resources(), process_mb=process_mb)
-    is_estimate = process_mb == LEAST_PROCESS_MB and sweep.preflight == "off"  # otherwise the preflight prints it
-    if (is_resumed or is_estimate) and (line := memory_line(sweep, slots, list_live_resources())):
+    is_estimate = process_mb == MIN_PROCESS_MB and sweep.preflight == "off"  # otherwise the preflight prints it
+    if (is_resumed or is_estimate) and (line := format_memory(sweep, slots, list_live_resources())):
         print(line, flush=True)
     if run.description is not None:
         slots = run.preflight(slots)
         stack.enter_context(_lock_sweep_folder(folder))
-        _begin(folder, run.space, {**run.description, PROCESS_MB: round(slots.process_mb)})
+        _write_description(folder, run.space, {**run.description, PROCESS_MB: round(slots.process_mb)})
     return slots
 
 
@@ -187,7 +187,7 @@ def _search(run: SweepRun, slots: Slots) -> TrialTable:
         contextlib.closing(run.make_searcher(sweep.path / "study", resume=run.description is None)) as searcher,
         contextlib.closing(EventLog(sweep.path / EVENTS_FILE)) as log,
     ):
-        print(*map(warm_start_line, searcher.warm_start), sep="\n", end="\n" * bool(searcher.warm_start), flush=True)
+        print(*map(format_warm_start, searcher.warm_start), sep="\n", end="\n" * bool(searcher.warm_start), flush=True)
         if searcher.num_points is not None and searcher.num_points < sweep.num_trials:
             print(
                 f"search_space={space.name} has {searcher.num_points} configurations, so that no more trials are run "
@@ -197,7 +197,7 @@ def _search(run: SweepRun, slots: Slots) -> TrialTable:
         state = SweepController(sweep, log=log, history=run.make_history(), searcher=searcher)
         if sweep.gpus_per_trial == "auto" and state.last_event:  # an earlier run has measured it
             slots = count_slots(
-                sweep, list_live_resources(), gpus=state.history.gpus, process_mb=recorded_process_mb(sweep.path)
+                sweep, list_live_resources(), gpus=state.history.gpus, process_mb=read_process_mb(sweep.path)
             )
         if run.folder_sync is not None:
             run.folder_sync.sync_all()
@@ -205,9 +205,9 @@ def _search(run: SweepRun, slots: Slots) -> TrialTable:
     return state.history.table
 
 
-def recorded_process_mb(folder: Path) -> float:
+def read_process_mb(folder: Path) -> float:
     """Return the main memory of a worker, in MB, that the preflight of the sweep in a folder measured."""
-    return float(read_yaml(folder / "sweep.yaml").get(PROCESS_MB, LEAST_PROCESS_MB))
+    return float(read_yaml(folder / "sweep.yaml").get(PROCESS_MB, MIN_PROCESS_MB))
 
 
 def run_preflight_alone(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], Slots]) -> None:
@@ -254,7 +254,7 @@ def _lock_sweep_folder(folder: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder / LOCK, mode=0o700))
+            stack.enter_context(hold_lock(folder / LOCK, mode=0o700))
         except Timeout as error:
             raise UserError(f"the sweep in {folder} is running already, in another process") from error
         yield
@@ -270,9 +270,9 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
     table.num_slots = slots.num_slots
     table.checkpoint_budget_bytes = retention.budget_bytes
     title = f"sweep {sweep.name}  ·  {run.space.name}" + ("  ·  goes on" if state.last_event else "")
-    view = sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
+    view = make_sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
     _raise_open_file_limit()
-    with _with_command(sweep), contextlib.closing(view), interruptible(sweep, must_end) as is_interrupted:
+    with _add_resume_command(sweep), contextlib.closing(view), handle_interrupts(sweep, must_end) as is_interrupted:
         logs = open_trial_logs(sweep, table)
         recorder = Recorder(
             table, folder=sweep.path, retention=retention, refresh_times=state.refresh_times, view=view, logs=logs
@@ -282,7 +282,7 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         table.num_trials = state.history.num_trials
         view.refresh(table)
         nodes = NodeWatcher(_make_node_listener(sweep, slots, state, view))
-        starts = StartWatch(view.note)
+        starts = StartWatch(view.show_note)
         bridge = TuneBridge(state, sweep, nodes=nodes, starts=starts, is_interrupted=is_interrupted)
         # By default Tune asks a custom searcher for one trial, and for the next one only when that trial has a worker.
         # Here the controller limits how many trials run at a time.
@@ -304,18 +304,18 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
 
 
 @contextlib.contextmanager
-def _with_command(sweep: SweepSettings) -> Iterator[None]:
+def _add_resume_command(sweep: SweepSettings) -> Iterator[None]:
     """Add the command that resumes the sweep to the error when a file cannot be written, for example on a full disk."""
     try:
         yield
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and not is_about_files(error):
             raise
-        said = explain(error, error.filename or sweep.path) if isinstance(error, OSError) else error
+        said = explain_file_error(error, error.filename or sweep.path) if isinstance(error, OSError) else error
         raise UserError(f"{said}; to go on: {format_resume_command(sweep.resume_path)}") from error
 
 
-def _begin(folder: Path, space: Space, description: Mapping[str, Any]) -> None:
+def _write_description(folder: Path, space: Space, description: Mapping[str, Any]) -> None:
     """Write the space and sweep.yaml of a new sweep. If that fails, the name of the sweep remains free."""
     try:
         copy_space(space, folder)
@@ -354,7 +354,7 @@ def _make_node_listener(
             joined = [f"node {node.name} has joined" for node in fitting.values() if node.id not in names_by_id]
             left = f"{now.num_slots} trials at a time" if fitting else "no node is left, and the sweep waits for one"
             if lost or joined:
-                view.note(f"{', '.join([*lost, *joined])}: {left}")
+                view.show_note(f"{', '.join([*lost, *joined])}: {left}")
         names_by_id = {node.id: node.name for node in fitting.values()}
 
     return follow
@@ -371,7 +371,9 @@ def open_trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:
     """
     in_tab = sweep.resume_path == sweep.path
     rows = table.rows.values()
-    logs: list[TrialLog] = [SweepLog(sweep.path / "tensorboard", run_name=make_run_name, in_tab=in_tab, rows=rows)]
+    logs: list[TrialLog] = [
+        TensorBoardSweepLog(sweep.path / "tensorboard", run_name=make_run_name, in_tab=in_tab, rows=rows)
+    ]
     if sweep.wandb_project is not None:
         logs.append(WandbLog(sweep.path, project=sweep.wandb_project, group=sweep.name, run_name=make_run_name))
     return logs

@@ -19,7 +19,7 @@ class SweepInterruptedError(Exception):
 
 
 @contextlib.contextmanager
-def interruptible(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+def handle_interrupts(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
     """Let SIGINT and SIGTERM end the sweep in an orderly way, which takes some seconds; a second one ends it at once.
 
     Args:

@@ -12,24 +12,24 @@ import shlex
 
 from handpose.errors import UserError
 
-_ABORTS_RAYLET = re.compile(r"['\\]")
+_UNSUPPORTED_CHARACTERS = re.compile(r"['\\]")
 
 
 def can_hold_sockets(folder: str) -> bool:
     """Return whether Ray can start with this temporary folder."""
-    return folder.isascii() and not _ABORTS_RAYLET.search(folder)
+    return folder.isascii() and not _UNSUPPORTED_CHARACTERS.search(folder)
 
 
 def check_interpreter(executable: str) -> None:
     """Raise UserError if Ray cannot start processes with this Python because of its path."""
-    if found := _ABORTS_RAYLET.search(executable):
+    if found := _UNSUPPORTED_CHARACTERS.search(executable):
         raise UserError(
             f"Ray cannot start {executable}: the path contains {found[0]}, which its command lines do not allow; move "
             "the virtual environment to a folder without that character"
         )
 
 
-def worker_interpreter(executable: str) -> dict[str, str]:
+def find_worker_interpreter(executable: str) -> dict[str, str]:
     """Return the part of a runtime environment that lets workers start from a path with special shell characters.
 
     It is empty if the path needs no quotes, so each node of a cluster uses its own interpreter. Otherwise all nodes

@@ -47,7 +47,7 @@ def list_live_resources() -> list[Mapping[str, float]]:
     return [node.resources for node in list_live_nodes()]
 
 
-def cluster_resources() -> Mapping[str, float]:
+def sum_resources() -> Mapping[str, float]:
     """Return resource -> amount on all nodes together, used or free."""
     return dict(ray.cluster_resources())
 

@@ -1,7 +1,7 @@
 """Everything undocumented that this project uses of Ray; no other file imports private parts of Ray.
 
-Each function and name says what it is for and what happens without it. `TRIED` lists the versions of Ray that the tests
-ran on. requirements.txt allows only these. Before you add one, run all of `.ci/run` with it.
+Each function and name says what it is for and what happens without it. `TESTED_VERSIONS` lists the versions of Ray that
+the tests ran on. requirements.txt allows only these. Before you add one, run all of `.ci/run` with it.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from ray.train.v2._internal.exceptions import (  # noqa: F401
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.util.placement_group import placement_group
 
-TRIED = ("2.60.0",)
+TESTED_VERSIONS = ("2.60.0",)
 
 
 def list_draining_node_ids() -> set[str]:
@@ -69,7 +69,7 @@ def find_newest_worker_log(pid: int) -> Path | None:
 
     Fallback: None; the reason for a worker's death is then unknown.
     """
-    folder = _logs_folder()
+    folder = _find_logs_folder()
     logs = () if folder is None else folder.glob(f"worker-*-{pid}.err")
     return max(logs, key=lambda file: file.stat().st_mtime, default=None)
 
@@ -79,19 +79,19 @@ def find_raylet_log() -> Path | None:
 
     Fallback: None; the message about workers that do not start then names no reason.
     """
-    folder = _logs_folder()
+    folder = _find_logs_folder()
     log = None if folder is None else folder / "raylet.err"
     return log if log is not None and log.is_file() else None
 
 
-def _logs_folder() -> Path | None:
+def _find_logs_folder() -> Path | None:
     with contextlib.suppress(Exception):  # whatever another version of Ray raises
         node: Any = ray_worker._global_node  # None if this process is not connected to Ray
         return Path(node.get_logs_dir_path())
     return None
 
 
-def use_token_where_there_is_one() -> None:
+def use_token_if_set() -> None:
     """Use this user's token when joining a cluster by its address; Ray itself does so only for `auto`.
 
     No fallback: without the token, a cluster that requires one refuses the connection.

@@ -14,13 +14,13 @@ from typing import Any
 import ray
 
 from handpose.errors import UserError
-from handpose.resources import count_cores, main_memory
-from handpose.sweep.controller.slots import memory_for_trials
-from handpose.sweep.execution.interpreter import check_interpreter, worker_interpreter
+from handpose.files import find_home_folder
+from handpose.resources import count_cores, measure_memory
+from handpose.sweep.controller.slots import compute_trial_memory
+from handpose.sweep.execution.interpreter import check_interpreter, find_worker_interpreter
 from handpose.sweep.execution.privacy import ensure_token, make_private_folder
-from handpose.sweep.execution.ray_internals import hide_driver_messages, hide_from_workers, use_token_where_there_is_one
+from handpose.sweep.execution.ray_internals import hide_driver_messages, hide_from_workers, use_token_if_set
 from handpose.sweep.record.settings import RaySettings, SweepSettings
-from handpose.whole_file import home_folder
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # it holds only reports; Ray's default is a third of the memory
 
@@ -73,9 +73,9 @@ def start_ray(cluster: RaySettings) -> Iterator[None]:
             settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
             settings["object_store_memory"] = _OBJECT_STORE_BYTES
             # Ray by itself reads the CPU quota and the memory limit of the topmost cgroup only, and no CPU affinity.
-            settings["_memory"] = memory_for_trials(main_memory())
+            settings["_memory"] = compute_trial_memory(measure_memory())
             settings["_temp_dir"] = str(stack.enter_context(make_private_folder()))
-            ensure_token(os.environ, home=home_folder())
+            ensure_token(os.environ, home=find_home_folder())
         _init_ray(cluster, settings)
         try:
             yield
@@ -86,12 +86,12 @@ def start_ray(cluster: RaySettings) -> Iterator[None]:
 def _init_ray(cluster: RaySettings, settings: dict[str, Any]) -> None:
     runtime_env: dict[str, Any] = {"env_vars": dict(_WORKER_ENVIRONMENT)}  # a copy, since Ray changes it
     if not (cluster.address or "").startswith("ray://"):  # workers of Ray's client run elsewhere
-        runtime_env |= worker_interpreter(sys.executable)
+        runtime_env |= find_worker_interpreter(sys.executable)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         _check_cluster_answers(cluster.address)
         if cluster.address is not None:  # Ray does this only for `auto`
-            use_token_where_there_is_one()
+            use_token_if_set()
         ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env, **settings)
     except (OSError, RuntimeError, ValueError) as error:
         if cluster.address is None:

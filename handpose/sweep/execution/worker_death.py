@@ -8,7 +8,7 @@ from typing import NamedTuple
 import ray
 from ray.exceptions import RayError
 
-from handpose.resources import main_memory, oom_kills
+from handpose.resources import count_oom_kills, measure_memory
 from handpose.sweep.execution.ray_internals import find_newest_worker_log
 
 _LOG_TIMEOUT_S = 15.0
@@ -21,7 +21,7 @@ _NO_TRACE = (
 
 
 _BY_RAY = "the worker process was killed by Ray because the memory of its node was almost full"
-_LESS_MEMORY = "fewer trials at a time (sweep.max_concurrent) or a smaller data.batch_size take less memory"
+_MEMORY_REMEDY = "fewer trials at a time (sweep.max_concurrent) or a smaller data.batch_size take less memory"
 
 
 class WorkerDeath(NamedTuple):
@@ -43,17 +43,17 @@ def diagnose_worker_death(message: str) -> WorkerDeath:
         message: what Ray (2.60) says about the worker's actor.
     """
     if "running low on memory" in message:
-        return WorkerDeath(f"{_BY_RAY}; {_LESS_MEMORY}", False)
+        return WorkerDeath(f"{_BY_RAY}; {_MEMORY_REMEDY}", False)
     if match := re.search(r"receives? a (SIG[A-Z]+)", message):
         return WorkerDeath(f"the worker process was ended by {match[1]}", False)
     if match := re.search(r"exit code (\d+)", message):
         return WorkerDeath(f"the worker process exited with status {match[1]}", False)
-    traces = _traces(message)
+    traces = _find_traces(message)
     if traces is None:
         return WorkerDeath(_UNKNOWN, False)
     received = re.findall(r"\*\*\* (SIG[A-Z]+) received", traces.log)
     if not received:
-        return WorkerDeath(_without_crash(traces), False)
+        return WorkerDeath(_explain_without_crash(traces), False)
     number = signal.Signals[received[-1]]
     return WorkerDeath(
         f"the worker process crashed with {number.name} ({signal.strsignal(number)})", number in _CRASH_SIGNALS
@@ -82,34 +82,34 @@ class _Traces(NamedTuple):
     num_oom_kills: int
 
 
-def _without_crash(traces: _Traces) -> str:
+def _explain_without_crash(traces: _Traces) -> str:
     if traces.memory_limit is None or not traces.num_oom_kills:
         return _NO_TRACE
     return (
         "the worker process was most likely killed by the kernel because the memory limit of its container or job "
         f"({traces.memory_limit / 1e9:.2g} GB) was reached, as the kernel's counter oom_kill={traces.num_oom_kills} "
-        f"says; {_LESS_MEMORY}"
+        f"says; {_MEMORY_REMEDY}"
     )
 
 
-def _traces(message: str) -> _Traces | None:
+def _find_traces(message: str) -> _Traces | None:
     """Collect the traces of the process in Ray's message; None if its log cannot be found."""
     pid, address = re.search(r"\bpid: (\d+)", message), re.search(r"\bip: (\S+)", message)
     if pid is None or address is None or not ray.is_initialized():
         return None
     if address[1] == ray.util.get_node_ip_address():
-        return _traces_here(int(pid[1]))
+        return _read_local_traces(int(pid[1]))
     with contextlib.suppress(RayError):  # its node is gone too, or too busy to answer
-        there = ray.remote(_traces_here).options(num_cpus=0, resources={f"node:{address[1]}": 0.001})
+        there = ray.remote(_read_local_traces).options(num_cpus=0, resources={f"node:{address[1]}": 0.001})
         return ray.get(there.remote(int(pid[1])), timeout=_LOG_TIMEOUT_S)
     return None
 
 
-def _traces_here(pid: int) -> _Traces | None:
+def _read_local_traces(pid: int) -> _Traces | None:
     """Collect the traces of a worker process of this node."""
     log = find_newest_worker_log(pid)
     if log is None:
         return None
-    memory = main_memory()
-    limit = memory.total if memory.limited else None
-    return _Traces(log.read_text(encoding="utf-8", errors="replace"), limit, oom_kills())
+    memory = measure_memory()
+    limit = memory.total if memory.is_limited else None
+    return _Traces(log.read_text(encoding="utf-8", errors="replace"), limit, count_oom_kills())

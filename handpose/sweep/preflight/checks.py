@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from handpose.config import compose, instantiated, plain
-from handpose.data.shared_memory import batch_bytes, check_shared_memory
-from handpose.errors import UserError, explain, naming
-from handpose.locks import locked
-from handpose.metrics.validation import target_metric
+from handpose.config import compose, instantiate_key, to_plain_values
+from handpose.data.shared_memory import check_shared_memory, compute_batch_bytes
+from handpose.errors import UserError, add_file_name, explain_file_error
+from handpose.files import check_writable, find_nearest_existing
+from handpose.locks import hold_lock
+from handpose.metrics.validation import make_target_metric
 from handpose.resources import count_cores
 from handpose.schedulers.scheduler import Scheduler
-from handpose.schema import Unsupported
+from handpose.schema import RestrictedArgument
 from handpose.search.space import Space, generate_probe_params, list_keys
 from handpose.sweep.controller.slots import Slots, count_slots
 from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings
 from handpose.sweep.trainable.trial import add_param_overrides
 from handpose.sweep.trainable.trial_cost import DataSize, split_batch
-from handpose.training.fit import prepare
-from handpose.whole_file import check_writable, nearest
+from handpose.training.fit import prepare_run
 
 
 def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
@@ -40,7 +40,7 @@ def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
     Raises:
         UserError: a setting is invalid, or the folder cannot hold the sweep.
     """
-    target_metric(sweep.metric, sweep.mode, group="sweep")
+    make_target_metric(sweep.metric, sweep.mode, group="sweep")
     _check_gpus(sweep)
     if cluster.address is None:
         _check_machine(sweep, cluster)
@@ -74,26 +74,26 @@ def check_space(space: Space, overrides: Sequence[str], *, num_workers: int = 1)
 
 
 _FOR_ONE_RUN = {
-    "fast_dev_run": Unsupported(
+    "fast_dev_run": RestrictedArgument(
         [False, 0],
         "it is for train.py; sweep.preflight=only trains points of the search space for a few steps, and "
         "sweep.num_trials=2 with trainer.limit_train_batches=1 and trainer.limit_val_batches=1 is a tiny sweep",
     ),
-    "max_steps": Unsupported(
+    "max_steps": RestrictedArgument(
         [-1],
         "schedulers compare trials by epochs; give sweep.max_epochs for the trials, trainer.max_epochs for the "
         "retraining, and trainer.limit_train_batches for shorter epochs",
     ),
-    "max_time": Unsupported(
+    "max_time": RestrictedArgument(
         [None],
         "schedulers compare trials by epochs; sweep.time_budget_s limits the whole sweep, and sweep.max_epochs a trial",
     ),
-    "detect_anomaly": Unsupported(
+    "detect_anomaly": RestrictedArgument(
         [False], "it would fail the trials that diverge, which a sweep ends by itself; give it to train.py"
     ),
-    "profiler": Unsupported([None], "give it to train.py, with the command line of a trial"),
-    "num_nodes": Unsupported([1], "sweep.workers_per_trial lets several processes, on any nodes, share a trial"),
-    "strategy": Unsupported(["auto"], "sweep.workers_per_trial lets several processes share a trial"),
+    "profiler": RestrictedArgument([None], "give it to train.py, with the command line of a trial"),
+    "num_nodes": RestrictedArgument([1], "sweep.workers_per_trial lets several processes, on any nodes, share a trial"),
+    "strategy": RestrictedArgument(["auto"], "sweep.workers_per_trial lets several processes share a trial"),
 }
 """Arguments of Lightning's Trainer that train.py supports but the trials of a sweep do not."""
 
@@ -101,7 +101,7 @@ _FOR_ONE_RUN = {
 def _check_trainer(trainer: DictConfig) -> None:
     for name, unsupported in _FOR_ONE_RUN.items():
         if name in trainer:
-            unsupported.check(f"trainer.{name}", plain(trainer)[name], where=" in a sweep")
+            unsupported.check_value(f"trainer.{name}", to_plain_values(trainer)[name], where=" in a sweep")
     devices = trainer.devices
     if (isinstance(devices, int) and devices > 1) or (isinstance(devices, ListConfig) and len(devices) > 1):
         raise UserError(
@@ -130,7 +130,7 @@ def summarise_data(config: Any) -> DataSummary:
     Args:
         config: the composed configuration.
     """
-    _, data, _ = prepare(config, stage=None)
+    _, data, _ = prepare_run(config, stage=None)
     size = DataSize(data.image_size, len(data.splits.train), len(data.splits.val))
     return DataSummary(data.fingerprint, size)
 
@@ -156,10 +156,10 @@ def check_loaders(sweep: SweepSettings, space: Space, overrides: Sequence[str], 
         ]
     for config in configs:
         if config.data.num_workers:
-            needed = batch_bytes(
+            needed = compute_batch_bytes(
                 batch_size=split_batch(config, sweep.workers_per_trial).data.batch_size,
                 image_size=config.data.image_size or data.image_size,
-                masks=instantiated(config, "augment").needs_masks,
+                masks=instantiate_key(config, "augment").needs_masks,
             )
             check_shared_memory(
                 num_workers=config.data.num_workers,
@@ -243,9 +243,11 @@ def _check_folder(sweep: SweepSettings) -> None:
         )
     try:
         check_writable(folder)
-        _check_locks(nearest(folder))
+        _check_locks(find_nearest_existing(folder))
     except OSError as error:
-        reason = explain(error, remedy="set DIR_SCRATCH to a folder on a local or shared disk that can be written")
+        reason = explain_file_error(
+            error, remedy="set DIR_SCRATCH to a folder on a local or shared disk that can be written"
+        )
         raise UserError(f"the sweep cannot be kept in {folder} because {reason}") from error
 
 
@@ -254,7 +256,7 @@ def _check_locks(place: Path) -> None:
 
     Optuna locks its journal with a symbolic link.
     """
-    with tempfile.TemporaryDirectory(dir=place, prefix=".writable-") as folder, naming(place):
-        with locked(Path(folder) / LOCK):
+    with tempfile.TemporaryDirectory(dir=place, prefix=".writable-") as folder, add_file_name(place):
+        with hold_lock(Path(folder) / LOCK):
             pass
         os.symlink(LOCK, Path(folder) / "link")

@@ -12,7 +12,15 @@ import torch
 from omegaconf import DictConfig
 
 from handpose.config import compose
-from handpose.report.preflight import PointRow, Work, confirm_line, retrain_line, sweep_line, total_line, trial_line
+from handpose.report.preflight import (
+    PointRow,
+    WorkEstimate,
+    format_confirm_cost,
+    format_retrain_cost,
+    format_sweep_cost,
+    format_total_cost,
+    format_trial_cost,
+)
 from handpose.schedulers.scheduler import Fifo, Scheduler
 from handpose.search.space import Params
 from handpose.sweep.preflight.probe import ProbeResults
@@ -222,7 +230,7 @@ def format_cost_lines(
         retraining: forecast of the retraining; None if the winner is not retrained.
     """
 
-    def work(rule: Callable[[], Scheduler], num_trials: int) -> Work:
+    def work(rule: Callable[[], Scheduler], num_trials: int) -> WorkEstimate:
         plan = forecast_sweep(
             rule,
             num_trials=num_trials,
@@ -236,8 +244,8 @@ def format_cost_lines(
     typical_s = fmean(cost.trial_s for cost in probed.typical_costs)
     expected = work(make_scheduler, sweep.num_trials)
     lines = [
-        trial_line(make_point_rows(probed), typical_s=typical_s, gpu=probed.costs[0].gpu),
-        sweep_line(
+        format_trial_cost(make_point_rows(probed), typical_s=typical_s, gpu=probed.costs[0].gpu),
+        format_sweep_cost(
             num_trials=sweep.num_trials,
             num_slots=num_slots,
             whole=work(Fifo, sweep.num_trials),
@@ -249,25 +257,25 @@ def format_cost_lines(
     if sweep.confirm.is_enabled:
         num_runs = (sweep.confirm.top_k + 1) * sweep.confirm.seeds  # finalists and the default configuration
         works.append(work(Fifo, num_runs))
-        lines.append(confirm_line(num_runs=num_runs, work=works[-1]))
+        lines.append(format_confirm_cost(num_runs=num_runs, work=works[-1]))
     if retraining is not None:
-        lines.append(retrain_line(**retraining._asdict()))
+        lines.append(format_retrain_cost(**retraining._asdict()))
     if len(works) > 1 or retraining is not None:
-        lines.append(total_line(works, retraining_s=0.0 if retraining is None else retraining.wall_s))
+        lines.append(format_total_cost(works, retraining_s=0.0 if retraining is None else retraining.wall_s))
     return lines
 
 
-def _limit_to_budget(work: Work, time_budget_s: float | None) -> Work:
+def _limit_to_budget(work: WorkEstimate, time_budget_s: float | None) -> WorkEstimate:
     """Return the part of the work that fits into the time budget."""
     if time_budget_s is None or time_budget_s >= work.wall_s:
         return work
-    return Work(work.slot_s * time_budget_s / work.wall_s, time_budget_s)
+    return WorkEstimate(work.slot_s * time_budget_s / work.wall_s, time_budget_s)
 
 
-def _compute_work(plan: SweepForecast, probed: ProbeResults, num_slots: int) -> Work:
+def _compute_work(plan: SweepForecast, probed: ProbeResults, num_slots: int) -> WorkEstimate:
     epoch_s = fmean(cost.epoch_s for cost in probed.typical_costs)
     start_s = fmean(cost.start_s for cost in probed.typical_costs)
-    return Work(
+    return WorkEstimate(
         slot_s=plan.epochs * epoch_s + plan.segments * start_s,
         wall_s=plan.rounds * epoch_s + plan.segments * start_s / num_slots,
     )

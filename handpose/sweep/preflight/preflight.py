@@ -7,13 +7,14 @@ from typing import Any
 
 import optuna
 
-from handpose.errors import UserError, free_bytes, size_text
-from handpose.report.preflight import disk_line, points_table
-from handpose.report.words import params_text
+from handpose.errors import UserError, format_size, get_free_bytes
+from handpose.files import find_nearest_existing
+from handpose.report.formatting import format_params
+from handpose.report.preflight import format_disk_use, format_points_table
 from handpose.schedulers.scheduler import Scheduler
 from handpose.search.space import Params, Space, find_default_point
-from handpose.sweep.controller.slots import LEAST_PROCESS_MB, Slots, count_fitting_workers, count_slots, memory_line
-from handpose.sweep.execution.nodes import cluster_resources, list_live_resources
+from handpose.sweep.controller.slots import MIN_PROCESS_MB, Slots, count_fitting_workers, count_slots, format_memory
+from handpose.sweep.execution.nodes import list_live_resources, sum_resources
 from handpose.sweep.execution.probe_worker import GpuThroughputBenchmark, ProbeWorker
 from handpose.sweep.execution.worker_group import check_picklable
 from handpose.sweep.preflight.checks import check_loaders, check_validation_epochs
@@ -31,7 +32,6 @@ from handpose.sweep.storage.retention import NUM_KEPT_PER_TRIAL
 from handpose.sweep.trainable.reporting import TrialFunction
 from handpose.sweep.trainable.trial import TrialRecipe
 from handpose.sweep.trainable.trial_cost import DataSize
-from handpose.whole_file import nearest
 
 _BRIEF_S = 60.0
 _MEMORY_MARGIN = 1.1
@@ -102,13 +102,13 @@ class Preflight:
         warnings += [*_check_gpu_memory(slots, probed), *_check_second_objective(sweep, self.space, probed)]
         warnings += _list_warnings(self.space, probed, ineffective_keys)
         if sweep.preflight == "only":
-            self.print_text(points_table(make_point_rows(probed)) + "\n")
+            self.print_text(format_points_table(make_point_rows(probed)) + "\n")
         retraining = None
         if sweep.retrain:
             retraining = forecast_retraining(sweep, self.recipe, probed, self.data, use_val=self.use_val)
         num_slots = slots.num_slots
         lines += format_cost_lines(sweep, probed, self.make_scheduler, num_slots=num_slots, retraining=retraining)
-        lines += [disk, *filter(None, [memory_line(sweep, slots, nodes)])]
+        lines += [disk, *filter(None, [format_memory(sweep, slots, nodes)])]
         self.print_text("\n".join([*lines, *(f"note        {warning}" for warning in warnings)]))
         return slots
 
@@ -135,7 +135,7 @@ class Preflight:
 
     def _choose_gpus_per_trial(self, slots: Slots, probed: ProbeResults) -> tuple[float, str]:
         """Find the fraction of a GPU per trial with the highest throughput; return it and a line that describes it."""
-        resources, cpus = cluster_resources(), self.sweep.cpus_per_trial
+        resources, cpus = sum_resources(), self.sweep.cpus_per_trial
         cores = count_trials_per_gpu(resources, cpus_per_trial=cpus)
         without_gpu = replace(slots, gpus=0.0, process_mb=_get_process_mb(probed))
         nodes = [node for node in list_live_resources() if node.get("GPU", 0)]
@@ -153,7 +153,7 @@ class Preflight:
 def _get_process_mb(probed: ProbeResults) -> float:
     """Return the main memory in MB to reserve for a worker, as far as it was measured."""
     measured = [_MEMORY_MARGIN * cost.process_mb for cost in probed.costs if math.isfinite(cost.process_mb)]
-    return max([LEAST_PROCESS_MB, *measured])
+    return max([MIN_PROCESS_MB, *measured])
 
 
 def _find_default_params(space: Space, defaults: Mapping[str, Any]) -> Params | None:
@@ -168,19 +168,19 @@ def _check_disk(sweep: SweepSettings, slots: Slots, scheduler: Scheduler, probed
     Raises:
         UserError: the disk has less free space than the checkpoints need within their budget.
     """
-    place = nearest(sweep.path)
-    free_gb = free_bytes(place) / 1e9
+    place = find_nearest_existing(sweep.path)
+    free_gb = get_free_bytes(place) / 1e9
     largest_gb = max(cost.checkpoint_mb for cost in probed.costs) / 1e3
     running_gb = slots.num_slots * NUM_KEPT_PER_TRIAL * largest_gb
     waiting_gb = sweep.num_trials * largest_gb if scheduler.needs_checkpoints else 0.0
     needed_gb, budget = running_gb + waiting_gb, f"sweep.checkpoint_budget_gb={sweep.checkpoint_budget_gb:g}"
     if free_gb < min(needed_gb, sweep.checkpoint_budget_gb):
-        free, needed, largest = (size_text(1e9 * each) for each in (free_gb, needed_gb, largest_gb))
+        free, needed, largest = (format_size(1e9 * each) for each in (free_gb, needed_gb, largest_gb))
         raise UserError(
             f"{place} has {free} free, but the sweep's checkpoints need {needed} ({largest} each) within {budget}; "
             "make room, or set DIR_SCRATCH to a folder on another disk"
         )
-    line = disk_line(
+    line = format_disk_use(
         checkpoint_mb=1e3 * largest_gb,
         needed_gb=needed_gb,
         budget_gb=sweep.checkpoint_budget_gb,
@@ -240,5 +240,5 @@ def _list_warnings(space: Space, probed: ProbeResults, ineffective_keys: Sequenc
         yield f"search_space={space.name}: {key} made no difference to the first steps of the default configuration"
     for point, cost in zip(probed.points, probed.costs, strict=True):
         if not all(map(math.isfinite, cost.trace)):
-            where = params_text(point.params)
+            where = format_params(point.params)
             yield f"search_space={space.name}: within a few steps of random pictures this is not finite: {where}"

@@ -16,7 +16,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from handpose.errors import UserError, explain, naming
+from handpose.errors import UserError, add_file_name, explain_file_error
 from handpose.formats import upgrade_event
 
 if TYPE_CHECKING:  # workers read events without Optuna and Hydra
@@ -77,7 +77,7 @@ class CheckpointRecord:
 
 
 @dataclass(frozen=True)
-class Opened:
+class SweepOpened:
     """A process started or resumed the sweep.
 
     Attributes:
@@ -94,7 +94,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrialSuggested:
     """The searcher proposed a trial."""
 
     at: float
@@ -103,7 +103,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Begun:
+class SegmentStarted:
     """A segment of a trial was sent to a worker.
 
     Attributes:
@@ -111,7 +111,7 @@ class Begun:
         trial: number of the trial.
         segment: number of the segment within the trial, counted from 1.
         epoch: number of epochs trained before this segment.
-        gpus: GPUs that the trial holds; None: `Opened.gpus`.
+        gpus: GPUs that the trial holds; None: `SweepOpened.gpus`.
         source: the trial from whose checkpoint this one resumes (population based training); None: its own.
         checkpoint: the trial's own copy of the checkpoint of `source`.
         params: all parameters of the trial from now on (population based training); None: unchanged.
@@ -128,7 +128,7 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Measured:
+class CostsMeasured:
     """The costs of a trial were measured before its training."""
 
     at: float
@@ -138,7 +138,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Reported:
+class EpochReported:
     """A trial reported an epoch.
 
     Attributes:
@@ -165,7 +165,7 @@ class Reported:
 
 
 @dataclass(frozen=True)
-class Failed:
+class SegmentFailed:
     """A segment of a trial failed.
 
     Attributes:
@@ -175,7 +175,7 @@ class Failed:
         cause: the error message in one line.
         traceback: the full text of the error.
         retry: whether the trial is retried from its newest checkpoint.
-        gpus: GPUs that the trial holds from now on; None: `Opened.gpus`.
+        gpus: GPUs that the trial holds from now on; None: `SweepOpened.gpus`.
         node: name of the node on which it ran; empty if it is unknown.
     """
 
@@ -190,7 +190,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class SetAside:
+class NodeQuarantined:
     """A node was quarantined: several different trials failed on it while other nodes work.
 
     No more trials run on the node. The failures on it do not count as retries of the trials.
@@ -201,7 +201,7 @@ class SetAside:
 
 
 @dataclass(frozen=True)
-class Ended:
+class TrialEnded:
     """A trial ended without a final report.
 
     Either the sweep finished and the paused trial was not promoted, or the trial's function returned early. In files
@@ -215,7 +215,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Closed:
+class SweepClosed:
     """The process that ran the sweep closed it normally.
 
     Attributes:
@@ -229,22 +229,32 @@ class Closed:
     reason: CloseReason
 
 
-Event: TypeAlias = Opened | Asked | Begun | Measured | Reported | Failed | SetAside | Ended | Closed
+Event: TypeAlias = (
+    SweepOpened
+    | TrialSuggested
+    | SegmentStarted
+    | CostsMeasured
+    | EpochReported
+    | SegmentFailed
+    | NodeQuarantined
+    | TrialEnded
+    | SweepClosed
+)
 
 EVENTS_FILE = "events.jsonl"
 """Name of the event log in the folder of a sweep."""
 
 _SYNC_EVERY_S = 1.0
 _KINDS: dict[str, type[Any]] = {
-    "sweep_opened": Opened,
-    "trial_suggested": Asked,
-    "segment_started": Begun,
-    "costs_measured": Measured,
-    "epoch_reported": Reported,
-    "segment_failed": Failed,
-    "node_quarantined": SetAside,
-    "trial_ended": Ended,
-    "sweep_closed": Closed,
+    "sweep_opened": SweepOpened,
+    "trial_suggested": TrialSuggested,
+    "segment_started": SegmentStarted,
+    "costs_measured": CostsMeasured,
+    "epoch_reported": EpochReported,
+    "segment_failed": SegmentFailed,
+    "node_quarantined": NodeQuarantined,
+    "trial_ended": TrialEnded,
+    "sweep_closed": SweepClosed,
 }
 _KIND_NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -286,7 +296,7 @@ class EventLog:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
             os.ftruncate(self._file, whole)
         except OSError as error:
-            raise UserError(explain(error, path, verb="written")) from error
+            raise UserError(explain_file_error(error, path, verb="written")) from error
         self._size = whole
         self._next_sync = 0.0
 
@@ -306,13 +316,13 @@ class EventLog:
                 self._next_sync = time.monotonic() + _SYNC_EVERY_S
         except OSError as error:  # for example a disk that became full in the middle of the line
             os.ftruncate(self._file, self._size)
-            raise UserError(explain(error, self.path, verb="written")) from error
+            raise UserError(explain_file_error(error, self.path, verb="written")) from error
         self._size += len(line)
 
     def close(self) -> None:
         """Write the file to the disk (fsync) and close it."""
         try:
-            with naming(self.path):
+            with add_file_name(self.path):
                 os.fsync(self._file)
         finally:
             os.close(self._file)
@@ -350,11 +360,11 @@ def _find_order_problem(event: Event, suggested: set[int]) -> str:
 
     Adds the trial of a `trial_suggested` event to `suggested`, the trials that have been suggested so far.
     """
-    if isinstance(event, Asked):
+    if isinstance(event, TrialSuggested):
         if event.trial in suggested:
             return f"asks for trial {event.trial} again; {_RESTORE_HINT}"
         suggested.add(event.trial)
-    elif not isinstance(event, (Opened, SetAside, Closed)) and event.trial not in suggested:
+    elif not isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed)) and event.trial not in suggested:
         return f"is about trial {event.trial}, which no line before it asks for; {_RESTORE_HINT}"
     return ""
 
@@ -392,7 +402,7 @@ def scan_event_lines(content: bytes) -> Iterator[EventLine]:
         except _LineError as error:
             yield EventLine(number, num_bytes, None, str(error))
             continue
-        if isinstance(event, Opened):
+        if isinstance(event, SweepOpened):
             version = event.version
         yield EventLine(number, num_bytes, event)
     if lines[-1]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from handpose.config import PATH_KEYS, compose, plain, quote_override
-from handpose.metrics.validation import direction
+from handpose.config import PATH_KEYS, compose, quote_override, to_plain_values
+from handpose.metrics.validation import get_direction
 from handpose.search.space import flatten_config
 from handpose.yaml_files import load_yaml
 
@@ -70,7 +70,9 @@ def select_configuration(config: DictConfig) -> dict[str, Any]:
         Dotted key -> value.
     """
     return {
-        key: value for key, value in flatten_config(plain(config)).items() if not key.startswith(_LOCATION_PREFIXES)
+        key: value
+        for key, value in flatten_config(to_plain_values(config)).items()
+        if not key.startswith(_LOCATION_PREFIXES)
     }
 
 
@@ -85,7 +87,7 @@ def fill_in_modes(values: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         A copy of `values` with the modes filled in.
     """
-    modes = {f"{group}.mode": direction(values.get(f"{group}.metric", "")) for group in ("sweep", "checkpoints")}
+    modes = {f"{group}.mode": get_direction(values.get(f"{group}.metric", "")) for group in ("sweep", "checkpoints")}
     return {**values, **{key: mode for key, mode in modes.items() if values.get(key) is None}}
 
 

@@ -191,9 +191,9 @@ def format_resume_command(place: str | Path) -> str:
 def _find_direction(metric: str) -> Mode:
     # Imported here because it imports torch, which a worker that only reads settings does not need. check_sweep rejects
     # an unknown metric before the sweep starts.
-    from handpose.metrics.validation import direction
+    from handpose.metrics.validation import get_direction
 
-    return direction(metric) or "min"
+    return get_direction(metric) or "min"
 
 
 def restore_settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:

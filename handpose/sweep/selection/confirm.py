@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handpose.report.table import TrialRow, TrialTable
+from handpose.plain_values import is_same
+from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo
 from handpose.search.searcher import Searcher
 from handpose.search.space import Params, Space
-from handpose.sweep.driver.run import SweepRun, recorded_process_mb, run_sweep
-from handpose.sweep.record.events import EVENTS_FILE, Asked, Opened, read_events
+from handpose.sweep.driver.run import SweepRun, read_process_mb, run_sweep
+from handpose.sweep.record.events import EVENTS_FILE, SweepOpened, TrialSuggested, read_events
 from handpose.sweep.record.settings import RaySettings, SweepSettings
 from handpose.sweep.selection.paired_means import (
     METHOD,
@@ -40,7 +41,6 @@ from handpose.sweep.selection.paired_means import (
 from handpose.sweep.selection.winner import drop_seed, is_default, select_finalists
 from handpose.sweep.storage.folder_sync import FolderSync
 from handpose.sweep.trainable.reporting import TrialFunction
-from handpose.values import same
 from handpose.yaml_files import write_yaml
 
 CONFIRM_FOLDER, CONFIRM_FILE = "confirm", "confirm.yaml"
@@ -110,11 +110,11 @@ def confirm_finalists(
     chosen = choose_candidates(table, defaults=defaults, top_k=sweep.confirm.top_k)
     if not sweep.confirm.is_enabled or not chosen:
         return None
-    begun = [event.params for event in read_events(folder / EVENTS_FILE) if isinstance(event, Asked)]
+    begun = [event.params for event in read_events(folder / EVENTS_FILE) if isinstance(event, TrialSuggested)]
     seeds = choose_fresh_seeds(
         sweep.confirm.seeds, table, defaults, used_seeds=used_seeds, earlier_seeds=[params["seed"] for params in begun]
     )
-    points = begun + [params for params in list_runs(chosen, seeds) if not any(same(params, each) for each in begun)]
+    points = begun + [params for params in list_runs(chosen, seeds) if not any(is_same(params, each) for each in begun)]
     _print_plan(chosen, seeds, num_runs=len(points) - len(begun), max_epochs=sweep.max_epochs)
     run = SweepRun(
         sweep=_make_confirm_settings(sweep, folder, num_trials=len(points)),
@@ -126,7 +126,7 @@ def confirm_finalists(
         command=command,
         description=None if begun else {"confirms": str(sweep.path), **origin},
         folder_sync=folder_sync,
-        process_mb=recorded_process_mb(sweep.path),
+        process_mb=read_process_mb(sweep.path),
     )
     with run_sweep(run) as trained:
         content = summarise_confirmation(chosen, seeds, trained)
@@ -202,7 +202,7 @@ def _make_confirm_settings(sweep: SweepSettings, folder: Path, *, num_trials: in
     """
     gpus = sweep.gpus_per_trial
     if gpus == "auto":
-        gpus = [event.gpus for event in read_events(sweep.path / EVENTS_FILE) if isinstance(event, Opened)][-1]
+        gpus = [event.gpus for event in read_events(sweep.path / EVENTS_FILE) if isinstance(event, SweepOpened)][-1]
     return replace(
         sweep,
         name=f"{sweep.name}/{CONFIRM_FOLDER}",
@@ -322,13 +322,13 @@ def _get_trial_number(candidate: Candidate) -> int:
 
 
 def _find_run(table: TrialTable, params: Params) -> TrialRow | None:
-    return next((row for row in table.rows.values() if same(row.params, params)), None)
+    return next((row for row in table.rows.values() if is_same(row.params, params)), None)
 
 
 def _get_final_value(table: TrialTable, params: Params) -> float:
     """Return the value of a run after all epochs; NaN if it did not complete."""
     row = _find_run(table, params)
-    return table.value(row) if row is not None and row.state == "complete" else math.nan
+    return table.get_value(row) if row is not None and row.state == "complete" else math.nan
 
 
 def _explain_exclusion(candidate: Candidate, seeds: Sequence[int], table: TrialTable) -> str:

@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from handpose.config import compose, override_key, quote_override, terminable, told
+from handpose.config import compose, exit_on_user_error, interrupt_on_sigterm, override_key, quote_override
 from handpose.errors import UserError
+from handpose.files import read_json, write_json
 from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError
 from handpose.sweep.execution.retrain_nodes import RetrainNodes, make_program_environment, run_on_nodes
 from handpose.sweep.execution.worker_death import describe_exit
@@ -30,7 +31,6 @@ from handpose.sweep.record.settings import format_resume_command
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
 from handpose.utf8 import use_utf8
-from handpose.whole_file import read_json, write_json
 from handpose.yaml_files import load_yaml
 
 _WINNER_FILE = "overrides.json"
@@ -137,7 +137,7 @@ def _train_in_process(
     folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
     write_json(place / _WINNER_FILE, winner)
     try:
-        with terminable():
+        with interrupt_on_sigterm():
             result = train_and_test(config, folders)
     except KeyboardInterrupt as error:
         raise _make_interrupted_error(folder) from error
@@ -156,7 +156,7 @@ def _run_in_subprocess(folder: Path, devices: int, *, use_val: bool) -> None:
     command = [sys.executable, "-m", __name__, str(folder), str(devices), "1", *_make_val_overrides(use_val)]
     process = subprocess.Popen(command, env=make_program_environment(), start_new_session=True)
     try:
-        with terminable():
+        with interrupt_on_sigterm():
             status = process.wait()
     except KeyboardInterrupt as error:
         process.send_signal(signal.SIGINT)
@@ -179,7 +179,7 @@ def _run_on_cluster(folder: Path, retrain_nodes: RetrainNodes, *, use_val: bool)
         *_make_val_overrides(use_val),
     ]
     try:
-        with terminable():
+        with interrupt_on_sigterm():
             run_on_nodes(retrain_nodes, __name__, arguments, print_line=partial(print, end="", flush=True))
     except KeyboardInterrupt as error:
         raise _make_interrupted_error(folder) from error
@@ -239,7 +239,7 @@ def _end_with_parent(parent: int) -> None:
 def _main() -> None:
     folder, devices, num_nodes, use_val = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), len(sys.argv) > 4
     _end_with_parent(os.getppid())
-    with told():
+    with exit_on_user_error():
         try:
             _train_in_process(
                 folder, _read_winner(folder, use_val=use_val), devices=devices, num_nodes=num_nodes, use_val=use_val

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from handpose.config import compose, quote_override
-from handpose.report.table import TrialRow, TrialTable
+from handpose.plain_values import is_equal
+from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.search.space import Params
 from handpose.sweep.record.provenance import select_configuration
 from handpose.sweep.record.settings import SweepSettings
-from handpose.values import equal
 from handpose.yaml_files import write_yaml
 
 
@@ -29,7 +29,7 @@ def select_finalists(table: TrialTable, num: int) -> list[TrialRow]:
     Trials that differ only in their seed have the same configuration.
     """
     different: dict[str, TrialRow] = {}
-    for row in table.front() if table.objectives else table.ranked():
+    for row in table.find_front() if table.objectives else table.rank_trials():
         different.setdefault(json.dumps(drop_seed(row.params), sort_keys=True), row)
     rows = list(different.values())
     if not table.objectives or len(rows) <= num:
@@ -44,7 +44,7 @@ def drop_seed(params: Mapping[str, Any]) -> Params:
 
 def is_default(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Return whether parameters, except the seed, equal those of the default configuration (key -> value)."""
-    return all(key in defaults and equal(defaults[key], value) for key, value in drop_seed(params).items())
+    return all(key in defaults and is_equal(defaults[key], value) for key, value in drop_seed(params).items())
 
 
 def select_winner(table: TrialTable, *, folder: Path, confirmed: Mapping[str, Any] | None = None) -> TrialRow:
@@ -62,7 +62,7 @@ def select_winner(table: TrialTable, *, folder: Path, confirmed: Mapping[str, An
         NoWinnerError: no trial has a finite value. The message contains the first error and the file with its
             traceback.
     """
-    ranked = table.ranked()
+    ranked = table.rank_trials()
     if not ranked:
         raise NoWinnerError(_explain_no_winner(table, folder))
     if confirmed is None or confirmed["winner"] is None:
@@ -71,7 +71,7 @@ def select_winner(table: TrialTable, *, folder: Path, confirmed: Mapping[str, An
 
 
 def _explain_no_winner(table: TrialTable, folder: Path) -> str:
-    counts = table.count()
+    counts = table.count_states()
     ends = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     if table.end == "spent":
         ends += "; the budget is spent" if ends else "the budget is spent"
@@ -123,7 +123,7 @@ def write_best(
         confirmed: content of confirm.yaml; None without a confirmation.
     """
     trains = overrides(row)
-    metric = {"name": table.metric, "mode": table.mode, "value": table.value(row)}
+    metric = {"name": table.metric, "mode": table.mode, "value": table.get_value(row)}
     content = {
         "overrides": list(trains),
         "command": shlex.join(["python", "train.py", quote_override("best", str(path))]),
@@ -151,7 +151,7 @@ def write_front(folder: Path, table: TrialTable, write_file: Callable[..., None]
     if not table.objectives:
         return
     folder.mkdir(exist_ok=True)
-    files = {folder / f"trial_{row.number:05d}.yaml": row for row in table.front()}
+    files = {folder / f"trial_{row.number:05d}.yaml": row for row in table.find_front()}
     for file in set(folder.glob("trial_*.yaml")) - set(files):
         file.unlink()
     for file, row in files.items():

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from handpose.errors import UserError
+from handpose.files import write_atomically
 from handpose.formats import get_former_checkpoint_name
 from handpose.sweep.record.events import EVENTS_FILE, CheckpointRecord
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, TrialSegment, make_run_name
@@ -29,7 +30,6 @@ from handpose.sweep.storage.retention import (
     describe_checkpoint,
     find_newest_intact,
 )
-from handpose.whole_file import whole_file
 
 _DOWNLOAD_TIMEOUT_S = 600.0
 _PAUSE_TIMEOUT_S = 60.0
@@ -168,7 +168,7 @@ class FolderFiles:
         newest = find_newest_intact(checkpoints, self._folder)
         if newest is None:
             return None
-        with whole_file(self._folder / name) as part:
+        with write_atomically(self._folder / name) as part:
             shutil.copyfile(self._folder / newest.file, part)
         return replace(newest, file=name)
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from handpose.errors import UserError
-from handpose.report.words import duration
+from handpose.report.formatting import format_duration
 from handpose.sweep.record.events import EVENTS_FILE
 from handpose.sweep.record.settings import SweepSettings, format_resume_command
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles, StoreFiles, retry_store_call
@@ -155,7 +155,7 @@ class FolderSync:
         try:
             call()
         except OSError as error:
-            self._report_outage(error, f"; waiting for it for at most {duration(timeout_s, rough=True)}")
+            self._report_outage(error, f"; waiting for it for at most {format_duration(timeout_s, is_rough=True)}")
             retry_store_call(call, timeout_s)
         self._report_recovery()
 

@@ -19,8 +19,8 @@ import pyarrow
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from handpose.errors import UserError
+from handpose.files import write_atomically
 from handpose.urls import join_url
-from handpose.whole_file import whole_file
 
 _ATOMIC_FILE_SYSTEMS = ("s3", "gcs", "abfs")
 """File systems on which a file appears only when it is closed. On others, a temporary file is moved to its name."""
@@ -86,7 +86,7 @@ class ObjectStore:
         with (
             _convert_arrow_errors(),
             self._files.open_input_stream(self._get_path(name)) as stream,
-            whole_file(file) as part,
+            write_atomically(file) as part,
             part.open("wb") as target,
         ):
             while chunk := stream.read(_CHUNK_BYTES):

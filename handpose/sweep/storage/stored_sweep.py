@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from handpose.errors import UserError
+from handpose.files import expand_home
 from handpose.sweep.record.events import EVENTS_FILE
 from handpose.sweep.record.settings import SweepSettings
 from handpose.sweep.storage.lease import LEASE_FILE
 from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
 from handpose.urls import is_url
-from handpose.whole_file import expand_home
 
 EVENT_CHUNKS_FOLDER = "events"
 """Folder of a store with the chunks of the event log."""

@@ -15,10 +15,10 @@ import simplejpeg
 import torch
 
 from handpose.errors import UserError
+from handpose.files import write_atomically
 from handpose.sweep.record.events import CheckpointRecord
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles
-from handpose.training.checkpoints import WholeFiles
-from handpose.whole_file import whole_file
+from handpose.training.checkpoints import AtomicCheckpointIO
 
 _JPEG_QUALITY = 88
 
@@ -35,7 +35,7 @@ class SaveResult(NamedTuple):
     note: str = ""
 
 
-class BackgroundCheckpointIO(WholeFiles):
+class BackgroundCheckpointIO(AtomicCheckpointIO):
     """A Trainer's checkpoint_io that writes checkpoints in its own thread, one at a time.
 
     Lightning's AsyncCheckpointIO (2.6.6) does not say when a file is complete, and its copies stay on the GPU.
@@ -109,5 +109,5 @@ def save_pictures(pictures: Mapping[str, np.ndarray], files: Mapping[str, Path])
     """
     with contextlib.suppress(OSError):
         for name, picture in pictures.items():
-            with whole_file(files[name]) as part:
+            with write_atomically(files[name]) as part:
                 part.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=_JPEG_QUALITY))

@@ -17,7 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from handpose.data.augment import unchanged
+from handpose.data.augment import to_view
 from handpose.data.sample import HandBatch
 
 NUM_PROFILED_STEPS = 2
@@ -157,7 +157,7 @@ def _read_device_clock(device: torch.device) -> float:
 
 def _time_forward_passes(module: pl.LightningModule, batch: HandBatch) -> Iterator[float]:
     """Yield the seconds of each pass of one image through the network, which is in evaluation mode."""
-    view = unchanged(HandBatch(*(field[:1] for field in batch)))
+    view = to_view(HandBatch(*(field[:1] for field in batch)))
     for _ in range(_LATENCY_WARM_UP):
         module(view)
     least, most = _LATENCY_REPEATS

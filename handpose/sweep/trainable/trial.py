@@ -20,7 +20,7 @@ from handpose.config import SWEEP_GROUPS, compose, override_key, quote_override
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 from handpose.metrics.target import TargetMetric
-from handpose.metrics.validation import target_metric
+from handpose.metrics.validation import make_target_metric
 from handpose.schedulers.scheduler import Scheduler
 from handpose.sweep.record.settings import SweepSettings
 from handpose.sweep.record.trial_segment import TrialSegment
@@ -30,10 +30,10 @@ from handpose.sweep.trainable.gpu_memory import cap_gpu_memory
 from handpose.sweep.trainable.process_state import preserve_process_state
 from handpose.sweep.trainable.reporting import get_worker_context, report_costs, report_epoch
 from handpose.sweep.trainable.trial_cost import measure_costs, split_batch
-from handpose.training.callbacks import prediction_pictures
+from handpose.training.callbacks import draw_prediction_pictures
 from handpose.training.fit import RunFolders, fit
 from handpose.training.module import HandPose
-from handpose.training.trainer import Team
+from handpose.training.trainer import ProcessGroup
 
 _CHECK_EVERY_STEPS = 20
 _QUIET_OVERRIDES = ("logger=none", "checkpoints.enabled=false")
@@ -110,7 +110,7 @@ class TrainingFunction:
             cap_gpu_memory(_get_trial_gpus())
             self._train(segment, Path(tune.get_context().get_trial_dir() or "."))
 
-    def _train(self, segment: TrialSegment, folder: Path, *, process_group: Team | None = None) -> None:
+    def _train(self, segment: TrialSegment, folder: Path, *, process_group: ProcessGroup | None = None) -> None:
         config = split_batch(
             compose("train", self.recipe.make_worker_overrides(segment.params)), get_worker_context().num_workers
         )
@@ -125,8 +125,8 @@ class TrainingFunction:
                     callbacks=[callback],
                     quiet=True,
                     resume_from=resume_from,
-                    keep_open=True,
-                    team=process_group,
+                    cache_data=True,
+                    process_group=process_group,
                 )
             finally:
                 callback.close()
@@ -137,11 +137,11 @@ class TrainingFunction:
         return epoch in self.rungs or (every is not None and epoch % every == 0)
 
 
-def _make_process_group() -> Team:
+def _make_process_group() -> ProcessGroup:
     """Return the process group of the workers that Ray Train has started."""
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment  # imported here, since few trials need them
 
-    return Team(RayDDPStrategy(), RayLightningEnvironment())
+    return ProcessGroup(RayDDPStrategy(), RayLightningEnvironment())
 
 
 def _get_trial_gpus() -> float:
@@ -227,7 +227,7 @@ class TrialReportCallback(pl.Callback):
             and batch_idx == 0
             and (epoch == last or epoch in self.training_function.comparison_epochs)
         ):
-            pictures = prediction_pictures(cast(HandPose, pl_module), batch, num_hands=self.num_hands)
+            pictures = draw_prediction_pictures(cast(HandPose, pl_module), batch, num_hands=self.num_hands)
             save_pictures(pictures, {name: self.segment.make_picture_path(epoch, name) for name in pictures})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -277,7 +277,7 @@ def add_checkpoint_metric(overrides: Sequence[str], config: Any, target: TargetM
     """
     if any(override_key(item) == "checkpoints.metric" for item in overrides):
         return list(overrides)
-    target_metric(target.name, config.checkpoints.mode, group="checkpoints")
+    make_target_metric(target.name, config.checkpoints.mode, group="checkpoints")
     is_default = config.checkpoints.metric == target.name
     return [*overrides, *([] if is_default else [quote_override("checkpoints.metric", target.name)])]
 

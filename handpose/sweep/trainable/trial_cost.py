@@ -24,14 +24,20 @@ from torch.utils.data import DataLoader
 from handpose.config import compose
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
-from handpose.models.weights import weights_file
+from handpose.models.weights import find_weights_file
 from handpose.skeleton import NUM_JOINTS
 from handpose.sweep.trainable.cost_callback import NUM_PROFILED_STEPS, NUM_VALIDATION_BATCHES, CostMonitor
-from handpose.training.batch_norm import SharedStatistics
-from handpose.training.build import build
-from handpose.training.checkpoints import initial_weights
+from handpose.training.batch_norm import SyncBatchNormPlugin
+from handpose.training.build import build_training
+from handpose.training.checkpoints import read_initial_weights
 from handpose.training.results import RunFolders
-from handpose.training.trainer import calm, check_trainer, explained_errors, limited_batches, training_trainer
+from handpose.training.trainer import (
+    check_trainer,
+    count_limited_batches,
+    explain_trainer_errors,
+    make_training_trainer,
+    suppress_library_output,
+)
 
 MIN_STEPS = NUM_PROFILED_STEPS + 1
 
@@ -193,13 +199,13 @@ def measure_trial_cost(
     check_trainer(config)
     _check_weights(config)
     steps, batches = _count_batches(config, data, num_workers)
-    with calm():
-        module, _ = build(config, pretrained=weights, quiet=True)
+    with suppress_library_output():
+        module, _ = build_training(config, pretrained=weights, quiet=True)
     hands = make_random_hands(config.data.batch_size, config.data.image_size or data.image_size)
     module.axes.fit(hands.xyz_m)
     watch = CostMonitor(saves_checkpoint=True)
-    with tempfile.TemporaryDirectory() as folder, calm(), explained_errors(config):
-        trainer = training_trainer(
+    with tempfile.TemporaryDirectory() as folder, suppress_library_output(), explain_trainer_errors(config):
+        trainer = make_training_trainer(
             _shorten_training(config), RunFolders(*[Path(folder)] * 3), callbacks=[watch], quiet=True
         )
         trainer.fit(module, datamodule=_RepeatedBatch(hands, num_steps))
@@ -238,7 +244,7 @@ def measure_costs(module: pl.LightningModule) -> dict[str, float]:
     """
     trainer: Any = module.trainer
     device, data, watch = trainer.strategy.root_device, trainer.datamodule, CostMonitor(saves_checkpoint=False)
-    with isolate_rng(), calm():
+    with isolate_rng(), suppress_library_output():
         rehearsal = pl.Trainer(
             max_epochs=1,
             accelerator=device.type,
@@ -254,7 +260,7 @@ def measure_costs(module: pl.LightningModule) -> dict[str, float]:
             enable_model_summary=False,
         )
         hands = make_random_hands(data.batch_size, data.image_size)
-        alone = SharedStatistics(on_gpu=False).revert(copy.deepcopy(module).cpu())  # each worker measures alone
+        alone = SyncBatchNormPlugin(on_gpu=False).revert(copy.deepcopy(module).cpu())  # each worker measures alone
         rehearsal.fit(alone, datamodule=_RepeatedBatch(hands, NUM_PROFILED_STEPS))
     return {
         "num_parameters": float(count_parameters(module)),
@@ -347,9 +353,9 @@ def _shorten_training(config: DictConfig) -> DictConfig:
 def _check_weights(config: DictConfig) -> None:
     """Check that the weights exist: the cost is measured without them, but the trial needs them."""
     if (weights := config.model.encoder.get("weights")) is not None:
-        weights_file(weights)
+        find_weights_file(weights)
     if config.model.weights is not None:
-        initial_weights(config)
+        read_initial_weights(config)
 
 
 def _count_batches(config: DictConfig, data: DataSize, num_workers: int) -> tuple[int, int]:
@@ -362,8 +368,8 @@ def _count_batches(config: DictConfig, data: DataSize, num_workers: int) -> tupl
             f"data.batch_size={config.data.batch_size} is more than the {data.num_train} images of the training split"
         )
     return (
-        limited_batches(config, "train", data.num_train // batch_size),
-        limited_batches(config, "val", math.ceil(data.num_val / batch_size)),
+        count_limited_batches(config, "train", data.num_train // batch_size),
+        count_limited_batches(config, "val", math.ceil(data.num_val / batch_size)),
     )
 
 

@@ -10,31 +10,31 @@ RANGE = FloatDistribution(0.0, 1.0)
 KIND = CategoricalDistribution(["a", "b"])
 
 
-def drawn(num, *, seed=0):
+def draw_points(num, *, seed=0):
     draws = random.Random(seed)
     return {number: {"main": draws.random(), "idle": draws.random()} for number in range(num)}
 
 
-def judged(points, values, distributions=None):
+def judge_importance(points, values, distributions=None):
     kinds = {"main": RANGE, "idle": RANGE} | (distributions or {})
     made = {number: TrialDraws(params, {key: kinds[key] for key in params}) for number, params in points.items()}
     return compute_importance(made, values, sign=1.0)
 
 
 def test_the_parameter_that_matters_is_seen_and_the_other_is_not():
-    points = drawn(60)
-    (found,) = judged(points, {9: {number: abs(params["main"] - 0.3) for number, params in points.items()}})
+    points = draw_points(60)
+    (found,) = judge_importance(points, {9: {number: abs(params["main"] - 0.3) for number, params in points.items()}})
     main, idle = found.effects
     assert (found.epoch, found.num_trials) == (9, 60)
     assert main.key == "main"
-    assert main.low > main.chance
+    assert main.low > main.noise_level
     assert main.share > 0.7
     assert main.low <= main.high
-    assert idle.low < idle.chance
+    assert idle.low < idle.noise_level
 
 
 def test_more_may_be_better():
-    points = drawn(60)
+    points = draw_points(60)
     kinds = {number: TrialDraws(params, {"main": RANGE, "idle": RANGE}) for number, params in points.items()}
     values = {9: {number: params["main"] > 0.9 for number, params in points.items()}}
     (found,) = compute_importance(kinds, values, sign=-1.0)
@@ -42,22 +42,22 @@ def test_more_may_be_better():
 
 
 def test_what_only_some_trials_have_counts_too():
-    points = drawn(80)
+    points = draw_points(80)
     for number, params in points.items():
         params["kind"] = "a" if number % 2 else "b"
         if number % 2:
             params["extra"] = params.pop("idle")
     values = {number: abs(params.get("extra", 2.0) - 0.5) for number, params in points.items()}
-    (found,) = judged(points, {1: values}, {"kind": KIND, "extra": RANGE})
+    (found,) = judge_importance(points, {1: values}, {"kind": KIND, "extra": RANGE})
     assert {effect.key for effect in found.effects} == {"main", "kind", "extra", "idle"}
     by_key = {effect.key: effect for effect in found.effects}
     assert found.effects[0].key == "extra"
-    assert by_key["kind"].share > by_key["kind"].chance
+    assert by_key["kind"].share > by_key["kind"].noise_level
 
 
 def test_few_trials_say_nothing_and_many_epochs_are_judged_at_three():
-    points = drawn(MIN_TRIALS)
+    points = draw_points(MIN_TRIALS)
     values = {number: params["main"] for number, params in points.items()}
     fewer = dict(list(values.items())[:-1])
-    assert judged(points, {1: fewer}) == []
-    assert [each.epoch for each in judged(points, dict.fromkeys(range(1, 8), values))] == [1, 4, 7]
+    assert judge_importance(points, {1: fewer}) == []
+    assert [each.epoch for each in judge_importance(points, dict.fromkeys(range(1, 8), values))] == [1, 4, 7]

@@ -44,12 +44,12 @@ def test_every_trial_is_read_as_the_sweep_had_it(swept, record):
             row.params,
             row.costs,
         )
-        assert trial.value == table.value(row) or (math.isnan(trial.value) and math.isnan(table.value(row)))
+        assert trial.value == table.get_value(row) or (math.isnan(trial.value) and math.isnan(table.get_value(row)))
         assert trial.seconds == pytest.approx(row.seconds)
         assert not trial.reports or trial.reports[-1].epoch == row.epochs
-        assert sum(each.ended_s - each.began_s for each in trial.segments) == pytest.approx(row.seconds)
-    assert record.ranked == [row.number for row in table.ranked()]
-    assert record.objective.front == [row.number for row in table.front()]
+        assert sum(each.ended_s - each.started_s for each in trial.segments) == pytest.approx(row.seconds)
+    assert record.ranked == [row.number for row in table.rank_trials()]
+    assert record.second_objective.front == [row.number for row in table.find_front()]
     assert {trial.state for trial in record.trials} >= {"complete", "stopped", "diverged", "infeasible"}
     assert record.end == "finished"
 
@@ -74,7 +74,7 @@ def test_without_the_study_ranges_are_those_that_were_seen(swept):
     journal = folder / "study" / "journal.log"
     aside = journal.rename(folder / "aside")
     try:
-        rate = read_sweep(folder).parameter("optimizer.lr")
+        rate = read_sweep(folder).find_parameter("optimizer.lr")
     finally:
         aside.rename(journal)
     assert not rate.is_declared
@@ -124,7 +124,7 @@ def test_a_sweep_of_an_older_version_lacks_keys_and_is_read(swept, tmp_path):
     record = read_sweep(old)
     assert len(record.trials) == NUM_TRIALS
     assert record.confirmation is None
-    assert record.objective is None
+    assert record.second_objective is None
 
 
 def test_the_report_has_every_trial_and_stays_small(written):
@@ -141,7 +141,7 @@ def test_a_space_for_the_next_round_is_written_only_where_a_change_is_shown_to_b
     assert result.next_spaces == []  # no decoder of this conditional space is shown to be worse
     assert not (folder / "next_space.yaml").exists()
     monkeypatch.setattr(
-        "handpose.sweep.analysis.report.next_space", lambda record, shown: "optimizer.lr: interval(0.1, 0.2)\n"
+        "handpose.sweep.analysis.report.suggest_next_space", lambda record, shown: "optimizer.lr: interval(0.1, 0.2)\n"
     )
     result = write_report([folder], folder / "again.html")
     assert result.next_spaces == [folder / "next_space.yaml"]

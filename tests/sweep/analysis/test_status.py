@@ -9,23 +9,23 @@ import yaml
 from rich.console import Console
 
 from handpose.errors import UserError
-from handpose.report.table import TrialRow
-from handpose.report.tensorboard import SweepLog
+from handpose.report.tensorboard import TensorBoardSweepLog
+from handpose.report.trial_table import TrialRow
 from handpose.sweep.analysis.status import print_status, render_status
 from tests.sweep.objectives import METRIC
-from tests.sweep.simulation import Simulation
-from tests.sweep.sweeps import asha, make_settings
+from tests.sweep.simulation import SimulatedSweep
+from tests.sweep.sweeps import make_asha, make_settings
 
 
-def loss(trial, params, epoch):
+def compute_loss(trial, params, epoch):
     return math.nan if trial == 1 and epoch == 2 else 10.0 + trial + 4 / epoch
 
 
 @pytest.fixture
-def begun(tmp_path):
+def started_sweep(tmp_path):
     """A sweep of six trials that has just begun."""
     settings = make_settings(tmp_path / "sweep", num_trials=6, max_epochs=4)
-    simulation = Simulation(settings, asha(4), loss)
+    simulation = SimulatedSweep(settings, make_asha(4), compute_loss)
     write_sweep(settings)
     return simulation
 
@@ -35,7 +35,7 @@ def write_sweep(settings):
     (settings.path / "sweep.yaml").write_text(yaml.safe_dump({"config": config}))
 
 
-def told(simulation, width=100):
+def render_status_text(simulation, width=100):
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(render_status(simulation.settings.path, width=width), crop=False)
@@ -48,76 +48,84 @@ def snapshot(folder):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
 
 
-def test_a_running_sweep_is_shown_as_its_table_has_it_and_nothing_is_touched(begun):
-    begun.fill()
+def test_a_running_sweep_is_shown_as_its_table_has_it_and_nothing_is_touched(started_sweep):
+    started_sweep.fill()
     for _ in range(4):
-        begun.step()
-        begun.fill()
-    with begun.file.open("ab") as file:
+        started_sweep.step()
+        started_sweep.fill()
+    with started_sweep.file.open("ab") as file:
         file.write(b'{"event": "repor')  # half a line, which is being written
-    before = snapshot(begun.settings.path)
-    text = told(begun)
-    assert snapshot(begun.settings.path) == before
-    table = begun.controller.history.table
-    for state, number in table.count().items():
+    before = snapshot(started_sweep.settings.path)
+    text = render_status_text(started_sweep)
+    assert snapshot(started_sweep.settings.path) == before
+    table = started_sweep.controller.history.table
+    for state, number in table.count_states().items():
         assert f"{number} {state}" in text
-    best = table.ranked()[0]
-    assert f"best  PA-MPJPE {table.value(best):.2f} mm  trial {best.number} at epoch {best.epochs}/4" in text
+    best = table.rank_trials()[0]
+    assert f"best  PA-MPJPE {table.get_value(best):.2f} mm  trial {best.number} at epoch {best.epochs}/4" in text
     assert text.startswith("sweep test  ·  small")
-    assert f"should its process be gone:\npython tune.py sweep.resume={begun.settings.path}\n" in text
+    assert f"should its process be gone:\npython tune.py sweep.resume={started_sweep.settings.path}\n" in text
 
 
-def test_a_finished_sweep_says_so_and_what_came_after_it(begun):
-    begun.run()
-    assert "6/6 trials" in told(begun)
-    assert told(begun).splitlines()[-1] == "finished"
-    retraining = begun.settings.path / "retrain"
+def test_a_finished_sweep_says_so_and_what_came_after_it(started_sweep):
+    started_sweep.run()
+    assert "6/6 trials" in render_status_text(started_sweep)
+    assert render_status_text(started_sweep).splitlines()[-1] == "finished"
+    retraining = started_sweep.settings.path / "retrain"
     retraining.mkdir()
     (retraining / "config.yaml").write_text("trainer: {max_epochs: 30}")
-    assert told(begun).splitlines()[-1] == "retraining  epoch 0/30"
-    log = SweepLog(retraining, run_name=lambda number: "tensorboard")
+    assert render_status_text(started_sweep).splitlines()[-1] == "retraining  epoch 0/30"
+    log = TensorBoardSweepLog(retraining, run_name=lambda number: "tensorboard")
     for epoch in (1, 2):
         log.log_epoch(TrialRow(0, {}, epochs=epoch, metrics={METRIC: 20.0 / epoch}), {})
     log.close()
-    assert told(begun).splitlines()[-1] == "retraining  epoch 2/30, validation PA-MPJPE 10.00 mm"
+    assert render_status_text(started_sweep).splitlines()[-1] == "retraining  epoch 2/30, validation PA-MPJPE 10.00 mm"
     (retraining / "metrics.json").write_text(json.dumps({"metrics": {"test/pa_mpjpe_mm": 9.5}}))
-    assert told(begun).splitlines()[-1] == "retrained   test PA-MPJPE 9.50 mm"
+    assert render_status_text(started_sweep).splitlines()[-1] == "retrained   test PA-MPJPE 9.50 mm"
 
 
-def test_a_confirmation_is_shown_below_its_sweep(begun):
-    begun.run()
+def test_a_confirmation_is_shown_below_its_sweep(started_sweep):
+    started_sweep.run()
     settings = make_settings(
-        begun.settings.path / "confirm", num_trials=2, max_epochs=4, resume=str(begun.settings.path)
+        started_sweep.settings.path / "confirm", num_trials=2, max_epochs=4, resume=str(started_sweep.settings.path)
     )
-    confirming = Simulation(settings, asha(4), loss)
+    confirming = SimulatedSweep(settings, make_asha(4), compute_loss)
     confirming.fill()
     confirming.step()
-    text = told(begun)
+    text = render_status_text(started_sweep)
     assert "confirmation of test" in text
     assert "0/2 trials" in text.partition("confirmation of test")[2]
     (settings.path / "confirm.yaml").write_text(
         yaml.safe_dump({"metric": METRIC, "winner": 0, "candidates": [{"label": "trial 3", "mean": 12.345}]})
     )
-    assert told(begun).splitlines()[-1] == "confirmed   trial 3: mean PA-MPJPE 12.35 mm, no interval"
+    assert (
+        render_status_text(started_sweep).splitlines()[-1] == "confirmed   trial 3: mean PA-MPJPE 12.35 mm, no interval"
+    )
 
 
-def test_an_interrupted_sweep_is_told_with_the_command_that_goes_on(begun):
-    begun.fill()
-    begun.step()
-    begun.controller.close("interrupted")
-    assert told(begun).endswith(f"interrupted; to go on:\npython tune.py sweep.resume={begun.settings.path}\n")
+def test_an_interrupted_sweep_is_told_with_the_command_that_goes_on(started_sweep):
+    started_sweep.fill()
+    started_sweep.step()
+    started_sweep.controller.close("interrupted")
+    assert render_status_text(started_sweep).endswith(
+        f"interrupted; to go on:\npython tune.py sweep.resume={started_sweep.settings.path}\n"
+    )
 
 
-def test_a_spent_budget_is_told_with_a_command_that_gives_a_larger_one(begun):
-    file = begun.settings.path / "sweep.yaml"
+def test_a_spent_budget_is_told_with_a_command_that_gives_a_larger_one(started_sweep):
+    file = started_sweep.settings.path / "sweep.yaml"
     record = yaml.safe_load(file.read_text())
     record["config"]["sweep"]["time_budget_s"] = 1.0
     file.write_text(yaml.safe_dump(record))
-    begun.fill()
-    begun.step()
-    begun.controller.close("spent")
-    go_on = f"python tune.py sweep.resume={begun.settings.path} sweep.time_budget_s={2 * begun.clock.now:g}"
-    assert told(begun).endswith(f"sweep.time_budget_s=1 is spent; to go on with a larger one:\n{go_on}\n")
+    started_sweep.fill()
+    started_sweep.step()
+    started_sweep.controller.close("spent")
+    go_on = (
+        f"python tune.py sweep.resume={started_sweep.settings.path} sweep.time_budget_s={2 * started_sweep.clock.now:g}"
+    )
+    assert render_status_text(started_sweep).endswith(
+        f"sweep.time_budget_s=1 is spent; to go on with a larger one:\n{go_on}\n"
+    )
 
 
 def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):

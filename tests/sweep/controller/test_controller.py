@@ -15,16 +15,23 @@ from handpose.sweep.controller.controller import SegmentFailure
 from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.driver.run import describe_spent_budget, read_finished_table
-from handpose.sweep.record.events import Begun, Ended, Measured, Reported, SetAside, read_events
+from handpose.sweep.record.events import (
+    CostsMeasured,
+    EpochReported,
+    NodeQuarantined,
+    SegmentStarted,
+    TrialEnded,
+    read_events,
+)
 from handpose.sweep.storage.retention import find_newest_intact
 from tests.sweep.objectives import METRIC
-from tests.sweep.simulation import Simulation
+from tests.sweep.simulation import SimulatedSweep
 from tests.sweep.sweeps import make_settings
 
 SPACE = "optimizer.lr: tag(log, interval(1e-4, 1e-1))\nmodel.decoder.depth: range(1, 6)\n"
 
 
-def falling(number, params, epoch):
+def compute_falling_loss(number, params, epoch):
     """Falls with the epochs towards a value of the trial's own; every ninth trial diverges on the way."""
     if number % 9 == 8 and epoch == 3:
         return math.nan
@@ -32,7 +39,7 @@ def falling(number, params, epoch):
     return 1.0 + abs(math.log10(params["optimizer.lr"]) + 3) + 4.0 / epoch + generator.gauss(0, 0.2)
 
 
-def rules(space):
+def make_schedulers(space):
     asha = {"grace_period": 1, "reduction_factor": 3, "max_epochs": 9, "seed": 5}
     return {
         "fifo": Fifo,
@@ -60,12 +67,12 @@ def simulate(tmp_path, write_space):
     """Makes a simulated sweep of 12 trials of 9 epochs."""
     count = iter(range(100))
 
-    def made(kind, *, loss=falling, num_slots=3, every=1, seed=0, is_late=False, **changes):
+    def made(kind, *, loss=compute_falling_loss, num_slots=3, every=1, seed=0, is_late=False, **changes):
         folder = tmp_path / f"sweep_{next(count)}"
         second = "latency_ms" if kind.endswith("of two") else None
         settings = make_settings(folder, **{"num_trials": 12, "max_epochs": 9, "second_objective": second, **changes})
-        scheduler = rules(write_space(SPACE))[kind]
-        return Simulation(settings, scheduler, loss, num_slots=num_slots, every=every, seed=seed, is_late=is_late)
+        scheduler = make_schedulers(write_space(SPACE))[kind]
+        return SimulatedSweep(settings, scheduler, loss, num_slots=num_slots, every=every, seed=seed, is_late=is_late)
 
     return made
 
@@ -80,7 +87,7 @@ def test_a_killed_sweep_decides_what_an_uninterrupted_one_decides_from_the_same_
     generator = random.Random(seed)
     killed = simulate(kind, seed=seed).run(kill_when=lambda num_reports: generator.random() < 0.3)
     assert killed.opened >= 5
-    assert killed.decisions() == whole.decisions()
+    assert killed.list_decisions() == whole.list_decisions()
     assert killed.proposer.told == whole.proposer.told
 
 
@@ -91,76 +98,76 @@ def test_checkpoints_that_are_told_an_epoch_later_change_no_decision(simulate, k
     generator = random.Random(seed)
     killed = simulate(kind, seed=seed, is_late=True).run(kill_when=lambda num_reports: generator.random() < 0.3)
     assert killed.opened >= 5
-    assert killed.decisions() == whole.decisions()
+    assert killed.list_decisions() == whole.list_decisions()
 
 
-def resumed(swept):
+def get_resumed_epoch(swept):
     """Epoch from which trial 0 goes on."""
     return swept.controller.next_segment().epoch
 
 
-def reported_twice(simulate, *, then):
+def report_twice(simulate, *, then):
     """Trial 0 after its second report, whose checkpoint is written but not told; then: what happens to the sweep."""
     swept = simulate("fifo", num_slots=1, is_late=True)
     swept.fill()
     swept.step()
     swept.step()
-    assert [event.checkpoint and event.checkpoint.epoch for event in reports_of(swept)] == [None, 1]
+    assert [event.checkpoint and event.checkpoint.epoch for event in list_reports(swept)] == [None, 1]
     then(swept)
     return swept
 
 
-def reports_of(swept):
-    return [event for event in read_events(swept.file) if isinstance(event, Reported)]
+def list_reports(swept):
+    return [event for event in read_events(swept.file) if isinstance(event, EpochReported)]
 
 
-def restart(swept):
+def restart_sweep(swept):
     swept.kill()
     swept.start()
 
 
-def fail(swept):
-    swept.controller.process_failure(0, failure("killed"))
+def fail_segment(swept):
+    swept.controller.process_failure(0, make_failure("killed"))
 
 
-@pytest.mark.parametrize("then", [restart, fail])
+@pytest.mark.parametrize("then", [restart_sweep, fail_segment])
 def test_a_checkpoint_that_was_written_but_not_told_is_gone_on_from(simulate, then):
-    swept = reported_twice(simulate, then=then)
-    assert resumed(swept) == 2
+    swept = report_twice(simulate, then=then)
+    assert get_resumed_epoch(swept) == 2
     assert swept.controller.history.retention.total_bytes == sum(
         file.stat().st_size for file in (swept.settings.path / "checkpoints").glob("*/*")
     )
 
 
-@pytest.mark.parametrize("then", [restart, fail])
+@pytest.mark.parametrize("then", [restart_sweep, fail_segment])
 def test_where_it_was_not_written_the_one_before_is_gone_on_from_and_the_epoch_is_told_once(simulate, then):
     def lose_and(swept):
         (swept.settings.path / swept.untold[0].file).unlink()
         then(swept)
 
-    swept = reported_twice(simulate, then=lose_and)
+    swept = report_twice(simulate, then=lose_and)
     swept.untold.clear()
     swept.fill()
     assert swept.epochs[0] == 1
     swept.step()
-    assert [event.epoch for event in reports_of(swept)] == [1, 2, 3]
+    assert [event.epoch for event in list_reports(swept)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("then", [restart, fail])
+@pytest.mark.parametrize("then", [restart_sweep, fail_segment])
 def test_a_checkpoint_of_an_epoch_that_was_never_reported_is_not_gone_on_from(simulate, then):
     def save_one_more_and(swept):
         swept._save_checkpoint(swept.segments[0], 3)
         then(swept)
 
-    assert resumed(reported_twice(simulate, then=save_one_more_and)) == 2
+    assert get_resumed_epoch(report_twice(simulate, then=save_one_more_and)) == 2
 
 
 def test_a_trial_that_saves_seldom_is_trained_again_from_there_and_nothing_is_reported_twice(simulate):
     whole = simulate("promote", every=3).run()
     killed = simulate("promote", every=3).run(kill_when=lambda num_reports: num_reports % 4 == 0)
-    reports = [(event.trial, event.epoch) for event in read_events(killed.file) if isinstance(event, Reported)]
+    reports = [(event.trial, event.epoch) for event in read_events(killed.file) if isinstance(event, EpochReported)]
     assert len(reports) == len(set(reports))
-    assert killed.decisions() == whole.decisions()
+    assert killed.list_decisions() == whole.list_decisions()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,9 +175,9 @@ def test_no_finished_trial_is_begun_again(simulate, kind):
     killed = simulate(kind).run(kill_when=lambda num_reports: num_reports % 3 == 0)
     over = set()
     for event in read_events(killed.file):
-        if isinstance(event, Begun):
+        if isinstance(event, SegmentStarted):
             assert event.trial not in over
-        if isinstance(event, Reported) and event.decision in ("complete", "stop", "diverged"):
+        if isinstance(event, EpochReported) and event.decision in ("complete", "stop", "diverged"):
             over.add(event.trial)
 
 
@@ -201,16 +208,16 @@ def test_a_sweep_with_a_spent_budget_leaves_its_trials_waiting_and_goes_on_as_if
     assert table.end == "spent"
     assert {row.state for row in table.rows.values() if not row.is_over} <= {"waiting", "paused"}
     assert any(not row.is_over for row in table.rows.values())
-    assert not events_of(swept, Ended)
+    assert not list_events(swept, TrialEnded)
     assert {swept.proposer.told[number] for number, row in table.rows.items() if not row.is_over} == {"waits"}
     swept.log.close()
     swept.start()
     assert swept.controller.history.table.end == ""
-    assert swept.run().decisions() == simulate(kind).run().decisions()
+    assert swept.run().list_decisions() == simulate(kind).run().list_decisions()
 
 
 @pytest.fixture
-def left(simulate):
+def interrupted_sweep(simulate):
     """A sweep of 12 trials that was left after 10 reports, which took 10 s, for a reason."""
 
     def made(reason):
@@ -245,8 +252,8 @@ def read_again(swept, **changes):
         ("interrupted", {"time_budget_s": None}, False),
     ],
 )
-def test_a_sweep_goes_on_when_its_budget_is_larger_now(left, reason, changes, is_read):
-    swept = left(reason)
+def test_a_sweep_goes_on_when_its_budget_is_larger_now(interrupted_sweep, reason, changes, is_read):
+    swept = interrupted_sweep(reason)
     table = read_again(swept, **changes)
     assert (table is not None) == is_read
     if table is not None:
@@ -298,7 +305,7 @@ def test_a_spent_sweep_goes_on_with_more_trials_too(simulate):
     table = swept.run().controller.history.table
     assert len(table.rows) == 15
     assert all(row.is_over for row in table.rows.values())
-    reports = [(event.trial, event.epoch) for event in read_events(swept.file) if isinstance(event, Reported)]
+    reports = [(event.trial, event.epoch) for event in read_events(swept.file) if isinstance(event, EpochReported)]
     assert len(set(reports)) == len(reports)  # no epoch was trained twice
 
 
@@ -349,7 +356,7 @@ def test_an_interrupted_sweep_leaves_its_trials_waiting_and_goes_on(simulate):
     assert "running" not in states
     swept.log.close()
     swept.start()
-    assert swept.run().decisions() == simulate("promote").run().decisions()
+    assert swept.run().list_decisions() == simulate("promote").run().list_decisions()
 
 
 def test_a_sweep_that_is_finished_can_be_given_more_trials(simulate):
@@ -380,7 +387,7 @@ def test_the_time_of_all_processes_counts(simulate):
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def failure(kind="error", cause="ValueError: no"):
+def make_failure(kind="error", cause="ValueError: no"):
     return SegmentFailure(kind, cause, f"Traceback ...\n{cause}")
 
 
@@ -389,14 +396,14 @@ def test_a_failed_trial_is_tried_again_from_its_newest_checkpoint_after_a_while(
     swept.fill()
     swept.step()
     swept.step()
-    swept.controller.process_failure(0, failure())
+    swept.controller.process_failure(0, make_failure())
     assert swept.controller.history.table.rows[0].state == "waiting"
     assert swept.proposer.told[0] == "waits"
     assert swept.controller.next_segment() is None
     swept.clock.now += 10
     segment = swept.controller.next_segment()
     assert (segment.trial, segment.segment_number, segment.epoch) == (0, 2, 2)
-    swept.controller.process_failure(0, failure())
+    swept.controller.process_failure(0, make_failure())
     swept.clock.now += 19
     assert swept.controller.next_segment() is None  # the second time it waits twice as long
     swept.clock.now += 1
@@ -407,7 +414,7 @@ def test_a_slot_is_not_kept_for_a_trial_that_waits_to_be_tried_again(simulate):
     swept = simulate("fifo", num_slots=1, retry_delay_s=10.0)
     swept.fill()
     swept.step()
-    swept.controller.process_failure(0, failure())
+    swept.controller.process_failure(0, make_failure())
     assert swept.controller.next_segment().trial == 1
 
 
@@ -417,7 +424,7 @@ def test_a_trial_that_keeps_failing_is_given_up_with_its_traceback(simulate):
     swept.step()
     swept.step()
     for _ in range(2):
-        swept.controller.process_failure(0, failure())
+        swept.controller.process_failure(0, make_failure())
         swept.fill()
     row = swept.controller.history.table.rows[0]
     assert (row.state, row.error, row.traceback) == ("failed", "ValueError: no", "Traceback ...\nValueError: no")
@@ -429,11 +436,11 @@ def test_failures_count_after_a_kill_too(simulate):
     swept = simulate("fifo", num_slots=1, max_retries=1, retry_delay_s=0.0, num_trials=1)
     swept.fill()
     swept.step()
-    swept.controller.process_failure(0, failure())
+    swept.controller.process_failure(0, make_failure())
     swept.kill()
     swept.start()
     swept.fill()
-    swept.controller.process_failure(0, failure())
+    swept.controller.process_failure(0, make_failure())
     assert swept.controller.history.table.rows[0].state == "failed"
 
 
@@ -443,7 +450,7 @@ def test_out_of_gpu_memory_is_tried_again_with_twice_the_share_until_that_is_a_w
     swept.fill()
     shares = []
     for _ in range(3):
-        swept.controller.process_failure(0, failure("gpu_memory"))
+        swept.controller.process_failure(0, make_failure("gpu_memory"))
         segment = swept.controller.next_segment()
         shares.append(segment and segment.gpus)
     assert shares == [0.6, 1.0, None]
@@ -455,7 +462,7 @@ def test_what_is_not_the_trials_fault_costs_it_no_try(simulate, kind):
     swept = simulate("fifo", num_slots=1, max_retries=0, num_trials=1)
     for segment in range(1, 8):
         assert swept.controller.next_segment().segment_number == segment
-        swept.controller.process_failure(0, failure(kind))
+        swept.controller.process_failure(0, make_failure(kind))
     assert swept.controller.history.table.rows[0].state == "waiting"
 
 
@@ -463,7 +470,7 @@ def test_a_mistake_is_not_tried_again_once_trials_work(simulate):
     swept = simulate("fifo", num_slots=2, max_retries=5)
     swept.fill()
     swept.step()
-    swept.controller.process_failure(1, failure("user_error"))
+    swept.controller.process_failure(1, make_failure("user_error"))
     assert swept.controller.history.table.rows[1].state == "failed"
 
 
@@ -474,7 +481,7 @@ def test_a_bug_that_fails_every_first_trial_ends_the_sweep_and_nothing_is_given_
     for number in range(3):
         swept.fill()
         assert swept.controller.halted_by is None
-        swept.controller.process_failure(number, failure(kind))
+        swept.controller.process_failure(number, make_failure(kind))
     assert swept.controller.halted_by.cause == "ValueError: no"
     assert swept.controller.next_segment() is None
     swept.log.close()
@@ -488,7 +495,7 @@ def test_one_report_shows_that_it_is_no_bug(simulate):
     swept.fill()
     swept.step()
     for number in range(5):
-        swept.controller.process_failure(number, failure())
+        swept.controller.process_failure(number, make_failure())
         swept.fill()
     assert swept.controller.halted_by is None
 
@@ -504,16 +511,16 @@ def test_slots_that_come_and_go_are_used_and_left_alone(simulate):
     swept.fill()
     assert len(swept.segments) == 4
     swept.controller.resize(2, NodeCapacity())
-    swept.controller.process_failure(0, failure("lost"))
+    swept.controller.process_failure(0, make_failure("lost"))
     assert swept.controller.next_segment() is None
-    swept.controller.process_failure(1, failure("lost"))
+    swept.controller.process_failure(1, make_failure("lost"))
     assert swept.controller.next_segment() is None
-    swept.controller.process_failure(2, failure("lost"))
+    swept.controller.process_failure(2, make_failure("lost"))
     assert swept.controller.next_segment().trial == 0
 
 
 @pytest.fixture
-def on_two_nodes(simulate):
+def two_node_sweep(simulate):
     """A sweep that runs on the nodes good and bad; trial 0 has reported from the good one."""
     swept = simulate("fifo", num_slots=6, max_retries=0)
     swept.controller.resize(6, NodeCapacity({"good": 3, "bad": 3}))
@@ -522,93 +529,93 @@ def on_two_nodes(simulate):
     return swept
 
 
-def events_of(swept, kind):
+def list_events(swept, kind):
     return [event for event in read_events(swept.file) if isinstance(event, kind)]
 
 
 @pytest.mark.parametrize("kind", ["error", "user_error", "killed", "gpu_memory"])
-def test_a_node_that_fails_one_trial_after_the_other_is_set_aside_and_no_trial_loses_a_try(on_two_nodes, kind):
-    state = on_two_nodes.controller
+def test_a_node_that_fails_one_trial_after_the_other_is_set_aside_and_no_trial_loses_a_try(two_node_sweep, kind):
+    state = two_node_sweep.controller
     for number in (1, 2, 3):
-        assert not events_of(on_two_nodes, SetAside)
-        state.process_failure(number, failure(kind)._replace(node="bad"))
+        assert not list_events(two_node_sweep, NodeQuarantined)
+        state.process_failure(number, make_failure(kind)._replace(node="bad"))
         assert state.find_nodes_to_avoid(number) == ("bad",)
-    assert [event.node for event in events_of(on_two_nodes, SetAside)] == ["bad"]
+    assert [event.node for event in list_events(two_node_sweep, NodeQuarantined)] == ["bad"]
     assert [state.history.trials[number].num_failures for number in (1, 2, 3)] == [0, 0, 0]
     assert [state.history.table.rows[number].state for number in (1, 2, 3)] == ["waiting"] * 3
     assert state.history.table.rows[3].node == "bad"
     assert state.find_nodes_to_avoid(4) == ("bad",)  # nor does any other trial run there
-    state.process_failure(5, failure(kind)._replace(node="bad"))  # it was running there still
+    state.process_failure(5, make_failure(kind)._replace(node="bad"))  # it was running there still
     assert state.history.table.rows[5].state == "waiting"
 
 
 @pytest.mark.parametrize("kind", ["error", "user_error", "killed", "gpu_memory"])
-def test_a_trial_that_fails_wherever_it_runs_comes_to_its_end(on_two_nodes, kind):
-    state = on_two_nodes.controller
-    state.process_failure(1, failure(kind)._replace(node="bad"))
+def test_a_trial_that_fails_wherever_it_runs_comes_to_its_end(two_node_sweep, kind):
+    state = two_node_sweep.controller
+    state.process_failure(1, make_failure(kind)._replace(node="bad"))
     assert state.history.table.rows[1].state == "waiting"
     state.process_report(2, 1, {METRIC: 1.0}, node="bad")  # so that it was not the node
-    on_two_nodes.clock.now += 1000
+    two_node_sweep.clock.now += 1000
     assert state.next_segment().trial == 1
-    state.process_failure(1, failure(kind)._replace(node="good"))
+    state.process_failure(1, make_failure(kind)._replace(node="good"))
     assert state.history.table.rows[1].state == "failed"
-    assert not events_of(on_two_nodes, SetAside)
+    assert not list_events(two_node_sweep, NodeQuarantined)
 
 
-def test_a_trial_that_fails_twice_on_a_node_may_be_at_fault(on_two_nodes):
-    state = on_two_nodes.controller
-    state.process_failure(1, failure()._replace(node="bad"))
-    on_two_nodes.fill()
-    state.process_failure(1, failure()._replace(node="bad"))
+def test_a_trial_that_fails_twice_on_a_node_may_be_at_fault(two_node_sweep):
+    state = two_node_sweep.controller
+    state.process_failure(1, make_failure()._replace(node="bad"))
+    two_node_sweep.fill()
+    state.process_failure(1, make_failure()._replace(node="bad"))
     assert state.history.table.rows[1].state == "failed"
 
 
 @pytest.mark.parametrize("alive", [("bad",), ("bad", "unheard of")])
-def test_a_node_is_not_set_aside_where_no_other_is_known_to_work(on_two_nodes, alive):
-    state = on_two_nodes.controller
+def test_a_node_is_not_set_aside_where_no_other_is_known_to_work(two_node_sweep, alive):
+    state = two_node_sweep.controller
     state.resize(6, NodeCapacity(dict.fromkeys(alive, 3)))
     for number in (1, 2, 3, 4):
-        state.process_failure(number, failure()._replace(node="bad"))
-    assert not events_of(on_two_nodes, SetAside)
+        state.process_failure(number, make_failure()._replace(node="bad"))
+    assert not list_events(two_node_sweep, NodeQuarantined)
 
 
-def test_the_last_node_is_used_though_it_was_set_aside(on_two_nodes):
-    state = on_two_nodes.controller
+def test_the_last_node_is_used_though_it_was_set_aside(two_node_sweep):
+    state = two_node_sweep.controller
     for number in (1, 2, 3):
-        state.process_failure(number, failure()._replace(node="bad"))
+        state.process_failure(number, make_failure()._replace(node="bad"))
     state.resize(3, NodeCapacity({"bad": 3}))
     assert state.find_nodes_to_avoid(1) == ()
 
 
-def test_what_has_several_workers_avoids_no_node_without_which_it_does_not_fit(on_two_nodes):
-    state = on_two_nodes.controller
+def test_what_has_several_workers_avoids_no_node_without_which_it_does_not_fit(two_node_sweep):
+    state = two_node_sweep.controller
     state.resize(1, NodeCapacity({"good": 1, "bad": 1}, num_workers_needed=2))
     for number in (1, 2, 3, 4):
-        state.process_failure(number, failure()._replace(node="bad"))
+        state.process_failure(number, make_failure()._replace(node="bad"))
         assert state.find_nodes_to_avoid(number) == ()
-    assert not events_of(on_two_nodes, SetAside)
+    assert not list_events(two_node_sweep, NodeQuarantined)
     assert not state.can_place_without({"bad"})
     state.resize(1, NodeCapacity({"good": 1, "bad": 1, "new": 1}, num_workers_needed=2))  # one that joined
     assert state.find_nodes_to_avoid(1) == ("bad",)
     assert state.can_place_without({"bad"})
 
 
-def test_a_node_that_works_in_between_is_not_set_aside(on_two_nodes):
-    state = on_two_nodes.controller
+def test_a_node_that_works_in_between_is_not_set_aside(two_node_sweep):
+    state = two_node_sweep.controller
     for number in (1, 2, 3, 4):
-        state.process_failure(number, failure()._replace(node="bad"))
+        state.process_failure(number, make_failure()._replace(node="bad"))
         state.process_report(5, number, {METRIC: 1.0}, node="bad")
-    assert not events_of(on_two_nodes, SetAside)
+    assert not list_events(two_node_sweep, NodeQuarantined)
 
 
-def test_another_process_looks_at_all_nodes_anew(on_two_nodes):
-    state = on_two_nodes.controller
+def test_another_process_looks_at_all_nodes_anew(two_node_sweep):
+    state = two_node_sweep.controller
     for number in (1, 2, 3):
-        state.process_failure(number, failure()._replace(node="bad"))
-    restart(on_two_nodes)
-    on_two_nodes.controller.resize(6, NodeCapacity({"good": 3, "bad": 3}))
-    assert on_two_nodes.controller.find_nodes_to_avoid(4) == ()
-    assert [on_two_nodes.controller.history.trials[number].num_failures for number in (1, 2, 3)] == [0, 0, 0]
+        state.process_failure(number, make_failure()._replace(node="bad"))
+    restart_sweep(two_node_sweep)
+    two_node_sweep.controller.resize(6, NodeCapacity({"good": 3, "bad": 3}))
+    assert two_node_sweep.controller.find_nodes_to_avoid(4) == ()
+    assert [two_node_sweep.controller.history.trials[number].num_failures for number in (1, 2, 3)] == [0, 0, 0]
 
 
 def test_gpu_hours_are_shares_times_the_time_of_stretches_and_outlive_a_kill(simulate):
@@ -617,7 +624,7 @@ def test_gpu_hours_are_shares_times_the_time_of_stretches_and_outlive_a_kill(sim
     swept.fill()
     swept.clock.now += 3600
     assert swept.controller.count_gpu_hours() == pytest.approx(1.0)
-    swept.controller.process_failure(0, failure("gpu_memory"))
+    swept.controller.process_failure(0, make_failure("gpu_memory"))
     swept.clock.now += 3600  # the other goes on
     assert swept.controller.count_gpu_hours() == pytest.approx(1.5)
     swept.fill()  # with a whole GPU
@@ -673,15 +680,17 @@ def test_what_cannot_be_told_by_its_second_objective_is_not_trained(simulate):
 def test_the_front_is_that_of_the_log(simulate, kind):
     """By the definition of dominance, from the events alone, and after the sweep has been killed again and again."""
     swept = simulate(kind, num_trials=20).run(kill_when=lambda num_reports: num_reports % 5 == 0)
-    costs = {event.trial: event.costs["latency_ms"] for event in read_events(swept.file) if isinstance(event, Measured)}
-    complete = {each.trial: each.metrics[METRIC] for each in reports_of(swept) if each.decision == "complete"}
+    costs = {
+        event.trial: event.costs["latency_ms"] for event in read_events(swept.file) if isinstance(event, CostsMeasured)
+    }
+    complete = {each.trial: each.metrics[METRIC] for each in list_reports(swept) if each.decision == "complete"}
     points = {trial: (value, costs[trial]) for trial, value in complete.items()}
     expected = [
         trial
         for trial, point in sorted(points.items(), key=lambda item: item[1])
         if not any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in points.values())
     ]
-    assert [row.number for row in swept.controller.history.table.front()] == expected
+    assert [row.number for row in swept.controller.history.table.find_front()] == expected
     assert len(expected) >= 2
 
 

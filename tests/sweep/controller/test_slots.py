@@ -7,9 +7,9 @@ from handpose.resources import Memory
 from handpose.sweep.controller.slots import (
     NodeCapacity,
     Slots,
+    compute_trial_memory,
     count_slots,
-    memory_for_trials,
-    memory_line,
+    format_memory,
     recount_slots,
 )
 from tests.sweep.sweeps import make_settings
@@ -107,11 +107,11 @@ def test_memory_counts_also_before_it_has_been_measured(tmp_path):
     machine = {"CPU": 64, "memory": 4e9}
     slots = count_slots(make_settings(tmp_path), [machine])
     assert slots.num_slots == 8
-    line = memory_line(make_settings(tmp_path), slots, [machine])
+    line = format_memory(make_settings(tmp_path), slots, [machine])
     assert line.startswith(
         "the memory  the process of a trial may take 0.5 GB, and 4.0 GB of memory are free for trials: 8"
     )
-    assert memory_line(make_settings(tmp_path, max_concurrent=8), slots, [machine]) == ""
+    assert format_memory(make_settings(tmp_path, max_concurrent=8), slots, [machine]) == ""
 
 
 def test_a_trial_that_no_nodes_memory_holds_is_refused_with_both_figures(tmp_path):
@@ -123,10 +123,10 @@ def test_a_trial_that_no_nodes_memory_holds_is_refused_with_both_figures(tmp_pat
 
 
 def test_memory_for_trials_leaves_enough_for_ray_and_stays_below_its_threshold():
-    memory = Memory(total=int(20e9), available=int(16e9), limited=False)
-    kept = memory.available - memory_for_trials(memory)
-    used = memory.total - memory.available + memory_for_trials(memory)
+    memory = Memory(total=int(20e9), available=int(16e9), is_limited=False)
+    kept = memory.available - compute_trial_memory(memory)
+    used = memory.total - memory.available + compute_trial_memory(memory)
     assert kept > 300e6  # of Ray's own processes
     assert used < 0.95 * memory.total
-    assert memory_for_trials(memory, with_driver=True) < memory_for_trials(memory) - 600e6
-    assert memory_for_trials(memory._replace(available=0)) == 1
+    assert compute_trial_memory(memory, with_driver=True) < compute_trial_memory(memory) - 600e6
+    assert compute_trial_memory(memory._replace(available=0)) == 1

@@ -4,9 +4,9 @@ import pytest
 import yaml
 from hydra.utils import instantiate
 
-from handpose.config import compose, location_overrides, plain
+from handpose.config import compose, list_location_overrides, to_plain_values
 from handpose.errors import UserError
-from handpose.report.table import TrialRow
+from handpose.report.trial_table import TrialRow
 from handpose.search.space import fix_params, flatten_config
 from handpose.search.study import check_storage_url
 from handpose.sweep.controller.history import make_empty_table
@@ -34,7 +34,7 @@ def folder(tmp_path, write_space):
     overrides = ["sweep.name=mine", "optimizer.lr=0.007", f"paths.output={tmp_path / 'outputs'}", "scheduler=median"]
     config = compose("tune", overrides)
     space = write_space("optimizer.lr: tag(log, interval(1e-4, 1e-2))")
-    task = SweepTask(config, overrides, location_overrides(config), {"model/decoder": "pyramid"}, space)
+    task = SweepTask(config, overrides, list_location_overrides(config), {"model/decoder": "pyramid"}, space)
     copy_space(space, folder)
     write_yaml(folder / "sweep.yaml", make_sweep_record(task, {"data_fingerprint": "abc"}))
     space.file.write_text("edited: choice(1, 2)")  # for the next sweep
@@ -44,7 +44,7 @@ def folder(tmp_path, write_space):
 def test_a_sweep_goes_on_as_it_was_configured(folder):
     task = load_recorded_task(folder, [f"sweep.resume={folder}", "sweep.num_trials=99"])
     before = yaml.safe_load((folder / "sweep.yaml").read_text())["config"]
-    now = plain(task.config)
+    now = to_plain_values(task.config)
     assert now["sweep"] | {"num_trials": 12, "resume": None, "mode": "min"} == before["sweep"]
     assert now["sweep"]["num_trials"] == 99
     assert now["optimizer"] == before["optimizer"]
@@ -67,7 +67,9 @@ def population(tmp_path, write_space):
     folder = tmp_path / "outputs" / "sweeps" / "population"
     overrides = ["sweep.name=population", f"paths.output={tmp_path / 'outputs'}", "scheduler=pbt"]
     config = compose("tune", overrides)
-    task = SweepTask(config, overrides, location_overrides(config), {}, write_space("optimizer.lr: interval(0.1, 0.2)"))
+    task = SweepTask(
+        config, overrides, list_location_overrides(config), {}, write_space("optimizer.lr: interval(0.1, 0.2)")
+    )
     copy_space(task.space, folder)
     write_yaml(folder / "sweep.yaml", make_sweep_record(task, {"data_fingerprint": "abc"}))
     return folder
@@ -103,7 +105,7 @@ def test_a_metric_that_cannot_rule_a_sweep_is_refused_before_any_work(
     config = compose("tune", overrides)
     space = write_space("optimizer.lr: interval(0.1, 0.2)")
     with pytest.raises(UserError, match=reason):
-        build_plan(SweepTask(config, overrides, location_overrides(config), {}, space))
+        build_plan(SweepTask(config, overrides, list_location_overrides(config), {}, space))
 
 
 def test_files_of_versions_that_recorded_a_mode_go_on(folder):
@@ -124,10 +126,10 @@ def test_what_the_command_line_gives_is_held_and_stays_so_when_the_sweep_goes_on
     overrides = ["sweep.name=mine", "optimizer.lr=0.007", f"paths.output={tmp_path / 'outputs'}"]
     config = compose("tune", overrides)
     space = write_space("optimizer.lr: tag(log, interval(1e-4, 1e-2))\nheatmap.sigma: interval(0.01, 0.05)")
-    values = flatten_config(plain(config))
+    values = flatten_config(to_plain_values(config))
     held = find_fixed_params(space, ["sweep.name", "optimizer.lr", "paths.output"], values)
     assert held == {"optimizer.lr": 0.007}
-    task = SweepTask(config, overrides, location_overrides(config), {}, fix_params(space, held), fixed=held)
+    task = SweepTask(config, overrides, list_location_overrides(config), {}, fix_params(space, held), fixed=held)
     assert "every trial has optimizer.lr=0.007, as given on the command line" in describe_fixed_params(task)
     copy_space(space, folder)
     write_yaml(folder / "sweep.yaml", make_sweep_record(task, {"data_fingerprint": "abc"}))
@@ -177,7 +179,7 @@ def test_the_direction_of_a_sweep_is_that_of_its_metric(tmp_path):
         assert (sweep.target.mode, table.mode) == (mode, mode)
         for number, value in enumerate((0.2, 0.9, 0.5)):
             table.rows[number] = TrialRow(number, {}, state="complete", epochs=6, metrics={metric: value})
-        assert table.ranked()[0].number == (1 if mode == "max" else 0)
+        assert table.rank_trials()[0].number == (1 if mode == "max" else 0)
 
 
 def test_other_data_are_refused(folder):
@@ -242,7 +244,9 @@ def test_a_database_of_the_environment_is_kept_by_its_name(tmp_path, write_space
     folder = tmp_path / "outputs" / "sweeps" / "mine"
     overrides = ["sweep.name=mine", "searcher.storage=${oc.env:STUDY_URL}", f"paths.output={tmp_path / 'outputs'}"]
     config = compose("tune", overrides)
-    task = SweepTask(config, overrides, location_overrides(config), {}, write_space("optimizer.lr: interval(0.1, 0.2)"))
+    task = SweepTask(
+        config, overrides, list_location_overrides(config), {}, write_space("optimizer.lr: interval(0.1, 0.2)")
+    )
     copy_space(task.space, folder)
     write_yaml(folder / "sweep.yaml", make_sweep_record(task, {"data_fingerprint": "abc"}))
     assert PASSWORD not in (folder / "sweep.yaml").read_text()

@@ -14,7 +14,7 @@ import ray
 
 from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
-from handpose.sweep.execution.interpreter import check_interpreter, worker_interpreter
+from handpose.sweep.execution.interpreter import check_interpreter, find_worker_interpreter
 from handpose.sweep.execution.privacy import make_private_folder
 from handpose.sweep.execution.runtime import start_ray
 from handpose.sweep.record.settings import RaySettings
@@ -59,7 +59,7 @@ def test_a_path_that_ray_cannot_start_is_refused_in_a_sentence_before_ray_starts
 
 
 def test_an_ordinary_path_is_left_to_each_node():
-    assert worker_interpreter("/usr/bin/python3.11") == {}
+    assert find_worker_interpreter("/usr/bin/python3.11") == {}
     check_interpreter("/home/me/my thesis/größe/.venv/bin/python")
     with pytest.raises(UserError, match="move the virtual environment"):
         check_interpreter("/home/me/it's/bin/python")

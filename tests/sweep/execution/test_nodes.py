@@ -11,7 +11,7 @@ from handpose.sweep.controller.slots import Slots
 from handpose.sweep.driver.run import _make_node_listener
 from handpose.sweep.execution import nodes as module
 from handpose.sweep.execution.nodes import Node, NodeWatcher, _get_node_name, _poll_head
-from tests.sweep.simulation import Clock
+from tests.sweep.simulation import FakeClock
 from tests.sweep.sweeps import make_settings
 
 ONE, TWO = Node("1", "gpu1", {"CPU": 4}), Node("2", "gpu2", {"CPU": 4})
@@ -20,7 +20,7 @@ ONE, TWO = Node("1", "gpu1", {"CPU": 4}), Node("2", "gpu2", {"CPU": 4})
 @pytest.fixture
 def cluster():
     """The nodes that are alive, what was told of them, and a view of it."""
-    alive, told, clock = [ONE], [], Clock()
+    alive, told, clock = [ONE], [], FakeClock()
     return alive, told, clock, NodeWatcher(told.append, list_nodes=lambda: list(alive), clock=clock)
 
 
@@ -69,7 +69,7 @@ def test_nodes_that_come_and_go_are_told_and_slots_counted_where_trials_may_run(
         find_usable_nodes=lambda capacity: capacity.find_nodes_without({"gpu2"}) or capacity.nodes,
         history=SimpleNamespace(table=SimpleNamespace(num_slots=0)),
     )
-    view, warm = SimpleNamespace(note=told.append), SimpleNamespace(start_workers=warmed.append)
+    view, warm = SimpleNamespace(show_note=told.append), SimpleNamespace(start_workers=warmed.append)
     head = Node("0", "head", {"CPU": 0})  # it has no room for a trial
     follow = _make_node_listener(make_settings(tmp_path), Slots(4, 1, 0.0), state, view, warm)
     for alive in ([head, ONE], [head, ONE, TWO], [head, TWO], [head]):
@@ -92,7 +92,7 @@ def head(monkeypatch):
         yield listening
 
 
-def watched(head, *, then):
+def watch(head, *, then):
     """Whether a head is given up; then: what happens to it, once it has been heard."""
     lost, is_over = threading.Event(), threading.Event()
     address = head.getsockname()
@@ -107,11 +107,11 @@ def watched(head, *, then):
 
 
 def test_a_head_that_answers_no_more_is_given_up(head):
-    assert watched(head, then=lambda head: head.close())
+    assert watch(head, then=lambda head: head.close())
 
 
 def test_a_head_that_answers_is_not_given_up(head):
-    assert not watched(head, then=lambda head: None)
+    assert not watch(head, then=lambda head: None)
 
 
 def test_a_head_that_was_never_heard_is_not_given_up(head):

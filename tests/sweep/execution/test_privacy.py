@@ -13,7 +13,7 @@ import ray
 from handpose.sweep.execution.privacy import ensure_token, make_private_folder, write_token
 
 
-def mode(path):
+def get_mode(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
@@ -24,8 +24,8 @@ def test_a_token_is_its_owners_alone_whatever_the_umask(tmp_path):
     finally:
         os.umask(before)
     file = tmp_path / ".ray" / "auth_token"
-    assert mode(file) == 0o600
-    assert mode(file.parent) == 0o700
+    assert get_mode(file) == 0o600
+    assert get_mode(file.parent) == 0o700
     assert len(bytes.fromhex(file.read_text())) == 32
     assert list(file.parent.iterdir()) == [file]
 
@@ -43,7 +43,7 @@ def test_a_token_that_others_could_read_is_tightened_and_that_is_said(tmp_path, 
     file.write_text("a" * 64)
     file.chmod(0o644)
     ensure_token({"RAY_AUTH_TOKEN_PATH": str(file)}, home=tmp_path)
-    assert mode(file) == 0o600
+    assert get_mode(file) == 0o600
     told = capsys.readouterr().err
     assert str(file) in told
     assert "a" * 64 not in told
@@ -69,7 +69,7 @@ def test_without_a_home_to_write_to_the_token_is_in_the_environment(tmp_path):
 def test_rays_folder_is_within_a_private_one_and_goes_with_it(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 30)))
     with make_private_folder() as folder:
-        assert mode(folder.parent) == 0o700
+        assert get_mode(folder.parent) == 0o700
         sockets = folder / "session_2026-01-01_00-00-00_000000_4194304" / "sockets"
         assert len(str(sockets / "plasma_store")) <= 107
         folder.mkdir(mode=0o777)
@@ -78,7 +78,7 @@ def test_rays_folder_is_within_a_private_one_and_goes_with_it(tmp_path, monkeypa
 
 def test_the_folder_of_a_ray_that_runs_here_is_closed_to_others(ray_started):
     session = Path(ray._private.worker._global_node.get_session_dir_path())
-    assert mode(session.parents[1]) == 0o700
+    assert get_mode(session.parents[1]) == 0o700
 
 
 @pytest.mark.slow

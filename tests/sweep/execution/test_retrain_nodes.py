@@ -9,7 +9,7 @@ from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
 from handpose.sweep.execution import retrain_nodes as module
 from handpose.sweep.execution.nodes import Node
 from handpose.sweep.execution.retrain_nodes import divide_devices, find_retrain_nodes
-from handpose.sweep.record.events import Opened, SetAside
+from handpose.sweep.record.events import NodeQuarantined, SweepOpened
 from handpose.sweep.record.settings import SweepSettings
 
 
@@ -81,7 +81,7 @@ def test_a_node_that_was_set_aside_is_left_out(ask):
 
 
 def test_nodes_count_as_set_aside_until_the_sweep_is_opened_again():
-    events = [Opened(0.0, 4, 0.0), SetAside(1.0, "a"), Opened(2.0, 4, 0.0), SetAside(3.0, "b")]
+    events = [SweepOpened(0.0, 4, 0.0), NodeQuarantined(1.0, "a"), SweepOpened(2.0, 4, 0.0), NodeQuarantined(3.0, "b")]
     assert find_quarantined_nodes(events[:2]) == {"a"}
     assert find_quarantined_nodes(events[:3]) == set()
     assert find_quarantined_nodes(events) == {"b"}

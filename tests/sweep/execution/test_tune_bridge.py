@@ -47,7 +47,7 @@ def scheduler():
     return BridgeScheduler(bridge), alive, taken_back
 
 
-def trial(status, avoided, *, silent_s=0.0):
+def make_trial(status, avoided, *, silent_s=0.0):
     known = SimpleNamespace(start_time=time.time() - silent_s, last_result_time=-float("inf"))
     actor = SimpleNamespace() if status == Trial.RUNNING else None
     config, temporary = {AVOIDED_NODES_KEY: [avoided]}, SimpleNamespace(ray_actor=actor)
@@ -58,7 +58,11 @@ def trial(status, avoided, *, silent_s=0.0):
 
 def test_what_waits_for_nodes_that_are_gone_is_taken_back(scheduler):
     scheduler, alive, taken_back = scheduler
-    waiting, free, running = trial(Trial.PENDING, ["1"]), trial(Trial.PENDING, []), trial(Trial.RUNNING, ["1"])
+    waiting, free, running = (
+        make_trial(Trial.PENDING, ["1"]),
+        make_trial(Trial.PENDING, []),
+        make_trial(Trial.RUNNING, ["1"]),
+    )
     controller = SimpleNamespace(get_live_trials=lambda: [waiting, free, running], stop_trial=taken_back.append)
     scheduler.choose_trial_to_run(controller)
     assert taken_back == []
@@ -71,7 +75,7 @@ def test_a_worker_that_says_nothing_for_too_long_is_ended_once(scheduler, monkey
     scheduler, _, _ = scheduler
     ended = []
     monkeypatch.setattr("handpose.sweep.execution.tune_bridge.ray.kill", ended.append)
-    hanging, other = trial(Trial.RUNNING, [], silent_s=61.0), trial(Trial.RUNNING, ["2"], silent_s=59.0)
+    hanging, other = make_trial(Trial.RUNNING, [], silent_s=61.0), make_trial(Trial.RUNNING, ["2"], silent_s=59.0)
     for _ in range(2):
         scheduler.choose_trial_to_run(SimpleNamespace(get_live_trials=lambda: [hanging, other]))
     assert ended == [hanging.temporary_state.ray_actor]

@@ -59,9 +59,9 @@ def test_the_memory_limit_of_a_container_is_named_where_the_kernel_has_killed_fo
     tmp_path, monkeypatch, limit, num_kills, is_blamed
 ):
     (tmp_path / "worker-1-7.err").write_text("nothing of a signal")
-    memory = Memory(limit or 10**10, 10**9, limited=limit is not None)
-    monkeypatch.setattr(worker_death, "main_memory", lambda: memory)
-    monkeypatch.setattr(worker_death, "oom_kills", lambda: num_kills)
+    memory = Memory(limit or 10**10, 10**9, is_limited=limit is not None)
+    monkeypatch.setattr(worker_death, "measure_memory", lambda: memory)
+    monkeypatch.setattr(worker_death, "count_oom_kills", lambda: num_kills)
     monkeypatch.setattr(worker_death.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(worker_death.ray.util, "get_node_ip_address", lambda: "here")
     monkeypatch.setattr(worker_death, "find_newest_worker_log", lambda pid: tmp_path / f"worker-1-{pid}.err")

@@ -24,27 +24,29 @@ from handpose.sweep.execution import worker_group
 from handpose.sweep.execution.group_trainer import set_gloo_interface
 from handpose.sweep.execution.ray_internals import WorkerGroupStartupFailedError
 from handpose.sweep.execution.tune_bridge import _classify_failure
-from handpose.sweep.record.events import Failed, Reported, read_events
+from handpose.sweep.record.events import EpochReported, SegmentFailed, read_events
 from handpose.sweep.trainable.reporting import SINGLE_WORKER, WorkerContext, get_worker_context, set_worker_context
 from handpose.sweep.trainable.trial_cost import split_batch
 from handpose.training.fit import RunFolders, fit
-from tests.sweep.objectives import METRIC, together
-from tests.sweep.sweeps import asha, make_settings, start
+from tests.sweep.objectives import METRIC, trains_in_step
+from tests.sweep.sweeps import make_asha, make_settings, run_small_sweep
 
 
-def space_of(folder, *depths):
+def write_space_file(folder, *depths):
     file = folder / "space.yaml"
     file.write_text(f"model.decoder.depth: choice({', '.join(map(str, depths))})\n")
     return load_space(str(file))
 
 
-def swept(folder, depths, scheduler, **changes):
+def run_group_sweep(folder, depths, scheduler, **changes):
     settings = make_settings(folder / "sweep", num_trials=len(depths), workers_per_trial=2, **changes)
-    table = start(settings, space_of(folder, *depths), together, sampler=None, scheduler=scheduler)
+    table = run_small_sweep(
+        settings, write_space_file(folder, *depths), trains_in_step, sampler=None, scheduler=scheduler
+    )
     return table, settings.path
 
 
-def held():
+def list_held_resources():
     """Placement groups that hold anything."""
     return [each for each in placement_group_table().values() if each["state"] != "REMOVED"]
 
@@ -52,23 +54,23 @@ def held():
 @pytest.mark.slow
 def test_the_first_worker_tells_and_none_goes_on_when_the_trial_is_stopped(ray_started, tmp_path):
     """ASHA keeps the first trial and stops the second after epoch 1, whose workers never begin epoch 2."""
-    table, folder = swept(tmp_path, (0, 1), asha(4))
+    table, folder = run_group_sweep(tmp_path, (0, 1), make_asha(4))
     values = [(row.number, row.state, row.epochs, row.metrics[METRIC]) for row in table.rows.values()]
     assert values == [(0, "complete", 4, 0.25), (1, "stopped", 1, 2.0)]
     assert {file.name for file in folder.glob("trial_0001-*")} == {"trial_0001-0-1", "trial_0001-1-1"}
-    reports = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Reported)]
+    reports = [event for event in read_events(folder / "events.jsonl") if isinstance(event, EpochReported)]
     assert [(event.trial, event.epoch) for event in reports] == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1)]
-    assert not held()
+    assert not list_held_resources()
 
 
 @pytest.mark.slow
 def test_a_dead_worker_is_a_try_and_what_one_raises_is_the_trials_end(ray_started, tmp_path):
-    table, folder = swept(tmp_path, (2, 3), lambda: Fifo(), max_retries=1)
-    failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, Failed)]
+    table, folder = run_group_sweep(tmp_path, (2, 3), lambda: Fifo(), max_retries=1)
+    failures = [event for event in read_events(folder / "events.jsonl") if isinstance(event, SegmentFailed)]
     assert [(event.trial, event.kind) for event in failures] == [(0, "killed"), (1, "user_error")]
     assert failures[1].cause.endswith("model.decoder.depth=3 does not fit")
     assert [(row.state, row.epochs) for row in table.rows.values()] == [("complete", 4), ("failed", 1)]
-    assert not held()
+    assert not list_held_resources()
 
 
 class EpochMetrics(pl.Callback):
@@ -96,7 +98,7 @@ def test_two_workers_give_the_metrics_of_one(tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "out" / "sweeps" / "test"
     events = read_events(folder / "events.jsonl")
-    two = {event.epoch: event.metrics for event in events if isinstance(event, Reported)}
+    two = {event.epoch: event.metrics for event in events if isinstance(event, EpochReported)}
 
     alone = shlex.split(pd.read_csv(folder / "trials.csv").loc[0, "command"])[2:]
     one = EpochMetrics()

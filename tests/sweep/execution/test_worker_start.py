@@ -14,7 +14,7 @@ from handpose.sweep.execution.worker_start import PATIENCE_S, StartWatch
 PENDING, RUNNING = (SimpleNamespace(status=status) for status in (Trial.PENDING, Trial.RUNNING))
 
 
-class Watched:
+class WatchedStart:
     """A StartWatch that is looked at once a second; starts: whether Ray can start workers. said: its lines."""
 
     def __init__(self, *, starts):
@@ -32,14 +32,14 @@ class Watched:
 
 
 def test_a_sweep_ends_with_a_sentence_where_no_worker_can_be_started():
-    watched = Watched(starts=False)
+    watched = WatchedStart(starts=False)
     watched.after(PATIENCE_S, PENDING)
     with pytest.raises(UserError, match=r"Ray has not started a worker process within 5 minutes"):
         watched.after(2, PENDING)
 
 
 def test_a_sweep_waits_for_slots_that_others_hold_and_says_so_once():
-    watched = Watched(starts=True)
+    watched = WatchedStart(starts=True)
     watched.after(10 * PATIENCE_S, PENDING, PENDING)
     assert watched.said == ["all slots are taken by others: the sweep waits until one is free"]
     assert watched.num_probes == 1
@@ -49,7 +49,7 @@ def test_a_sweep_waits_for_slots_that_others_hold_and_says_so_once():
     ("trials", "has_slots"), [([PENDING, RUNNING], True), ([], True), ([PENDING], False)], ids=["runs", "idle", "nodes"]
 )
 def test_only_a_wait_of_all_trials_in_a_cluster_with_slots_is_timed(trials, has_slots):
-    watched = Watched(starts=False)
+    watched = WatchedStart(starts=False)
     watched.after(PATIENCE_S - 1, PENDING)
     watched.after(3 * PATIENCE_S, *trials, has_slots=has_slots)
     watched.after(PATIENCE_S, PENDING)  # counts from anew
@@ -62,14 +62,14 @@ from pathlib import Path
 from handpose.sweep.execution import runtime
 from handpose.sweep.execution import worker_start
 from handpose.search.space import load_space
-from tests.sweep.conftest import make_settings, start
+from tests.sweep.conftest import make_settings, run_small_sweep
 from tests.sweep.objectives import curve
 
 worker_start.PROBE_AFTER_S, worker_start.PATIENCE_S = 1.0, 4.0
-runtime.worker_interpreter = lambda executable: {"py_executable": "/nowhere/my python"}
+runtime.find_worker_interpreter = lambda executable: {"py_executable": "/nowhere/my python"}
 folder = Path(sys.argv[1])
 (folder / "space.yaml").write_text("x: interval(0, 1)")
-start(make_settings(folder / "sweep"), load_space(str(folder / "space.yaml")), curve)
+run_small_sweep(make_settings(folder / "sweep"), load_space(str(folder / "space.yaml")), curve)
 """
 
 

@@ -14,7 +14,7 @@ import torch
 
 from handpose.config import compose
 from handpose.errors import UserError
-from handpose.report.words import duration
+from handpose.report.formatting import format_duration
 from handpose.resources import count_cores
 from handpose.schedulers.scheduler import Fifo
 from handpose.search.space import SPACES_FOLDER, load_space
@@ -38,7 +38,7 @@ from handpose.sweep.trainable.trial_cost import DataSize
 from tests.builders import write_freihand
 from tests.sweep.objectives import curve
 from tests.sweep.preflight.test_probe import COST, FakeProbeWorker
-from tests.sweep.sweeps import asha, make_settings
+from tests.sweep.sweeps import make_asha, make_settings
 from tests.sweep.trainable.test_trial import SMALL
 
 ALONE = RaySettings(address=None, num_cpus=None)
@@ -182,7 +182,7 @@ def test_a_missing_data_set_is_told_before_ray_starts(tmp_path):
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def rule(*rungs, needs_checkpoints=False):
+def make_scheduler(*rungs, needs_checkpoints=False):
     """Stops nobody, but says that it compares at these epochs."""
     made = Fifo()
     made.rungs, made.needs_checkpoints = rungs, needs_checkpoints
@@ -191,8 +191,8 @@ def rule(*rungs, needs_checkpoints=False):
 
 def test_a_plan_that_is_validated_is_sound(tmp_path):
     settings = make_settings(tmp_path, max_epochs=6)
-    check_validation_epochs(settings, rule(), validation_interval=1)
-    check_validation_epochs(settings, rule(2, 4), validation_interval=2)
+    check_validation_epochs(settings, make_scheduler(), validation_interval=1)
+    check_validation_epochs(settings, make_scheduler(2, 4), validation_interval=2)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_plan_that_is_validated_is_sound(tmp_path):
 def test_a_plan_that_is_not_validated_is_refused(tmp_path, changes, rungs, every, reason):
     settings = make_settings(tmp_path, **{"max_epochs": 6} | changes)
     with pytest.raises(UserError, match=reason):
-        check_validation_epochs(settings, rule(*rungs), validation_interval=every)
+        check_validation_epochs(settings, make_scheduler(*rungs), validation_interval=every)
 
 
 # --- what is sent to workers ------------------------------------------------------------------------------------------
@@ -269,10 +269,10 @@ SLOTS = Slots(2, 1, 0.0)
 
 
 @pytest.fixture
-def on_paper(tmp_path, write_space, monkeypatch):
+def run_paper_preflight(tmp_path, write_space, monkeypatch):
     """A preflight whose measurements are made up; returns what it says."""
 
-    def done(measured=lambda params: COST, *, slots=SLOTS, rule=rule, nodes=None, **changes):
+    def done(measured=lambda params: COST, *, slots=SLOTS, rule=make_scheduler, nodes=None, **changes):
         gpus = slots.num_slots * slots.gpus
         nodes = nodes or [{"CPU": float(slots.num_slots), "GPU": gpus, "memory": 1e12}]
         monkeypatch.setattr(module, "list_live_resources", lambda: nodes)
@@ -304,42 +304,45 @@ def on_paper(tmp_path, write_space, monkeypatch):
     return done
 
 
-def test_a_preflight_that_is_off_says_nothing(on_paper):
-    assert on_paper(lambda params: 1 / 0, preflight="off") == ""
+def test_a_preflight_that_is_off_says_nothing(run_paper_preflight):
+    assert run_paper_preflight(lambda params: 1 / 0, preflight="off") == ""
 
 
-def test_the_costs_of_a_sweep_are_sums_that_can_be_checked(on_paper):
+def test_the_costs_of_a_sweep_are_sums_that_can_be_checked(run_paper_preflight):
     # A trial: 1 s to start, 4 epochs of 10 * 9 s + 2 * 4.5 s. Eight of them in two slots.
     cost = COST._replace(step_s=9.0, validation_batch_s=4.5)
-    told = on_paper(lambda params: cost)
+    told = run_paper_preflight(lambda params: cost)
     assert "a trial     about 7 min" in told  # 397 s
     assert f"8 trials in 2 slots: {8 * 397 / 3600:.2g} slot-hours, {4 * 397 / 60:.0f} min without early" in told
     assert "with it" not in told
-    halved = on_paper(lambda params: cost, rule=asha(4, grace_period=1, reduction_factor=100))
+    halved = run_paper_preflight(lambda params: cost, rule=make_asha(4, grace_period=1, reduction_factor=100))
     assert "min with it" in halved
 
 
-def test_a_time_budget_that_ends_the_sweep_is_told(on_paper):
-    assert "sweep.time_budget_s ends it after 10 s" in on_paper(time_budget_s=10.0)
-    assert "sweep.time_budget_s" not in on_paper(time_budget_s=1000.0)
+def test_a_time_budget_that_ends_the_sweep_is_told(run_paper_preflight):
+    assert "sweep.time_budget_s ends it after 10 s" in run_paper_preflight(time_budget_s=10.0)
+    assert "sweep.time_budget_s" not in run_paper_preflight(time_budget_s=1000.0)
 
 
-def test_the_retraining_and_the_total_are_told(on_paper):
+def test_the_retraining_and_the_total_are_told(run_paper_preflight):
     # An epoch of a trial: 10 steps of 9 s and 2 batches of 4.5 s to validate; a start of 1 s.
     cost = COST._replace(step_s=9.0, validation_batch_s=4.5)
     full = compose("train", []).trainer.max_epochs
     retraining_s = 1 + full * 99
-    told = on_paper(lambda params: cost, confirm=ConfirmSettings(top_k=1, seeds=2))
-    assert f"to retrain  {full} epochs on 1 device, after that: about {duration(retraining_s, rough=True)}" in told
+    told = run_paper_preflight(lambda params: cost, confirm=ConfirmSettings(top_k=1, seeds=2))
+    assert (
+        f"to retrain  {full} epochs on 1 device, after that: about {format_duration(retraining_s, is_rough=True)}"
+        in told
+    )
     sweep_s, confirmation_s = 4 * 397, 2 * 397  # 8 and 4 trials in 2 slots
-    whole = duration(sweep_s + confirmation_s + retraining_s, rough=True)
+    whole = format_duration(sweep_s + confirmation_s + retraining_s, is_rough=True)
     assert f"in all      {12 * 397 / 3600:.2g} slot-hours and the retraining: about {whole}" in told
 
 
-def test_a_retraining_that_is_off_is_not_told(on_paper):
-    assert "to retrain" not in on_paper(retrain=False)
-    assert "in all" not in on_paper(retrain=False)
-    assert "in all" in on_paper(retrain=False, confirm=ConfirmSettings(top_k=1, seeds=1))
+def test_a_retraining_that_is_off_is_not_told(run_paper_preflight):
+    assert "to retrain" not in run_paper_preflight(retrain=False)
+    assert "in all" not in run_paper_preflight(retrain=False)
+    assert "in all" in run_paper_preflight(retrain=False, confirm=ConfirmSettings(top_k=1, seeds=1))
 
 
 @pytest.mark.parametrize(
@@ -362,35 +365,35 @@ def test_a_retraining_has_the_full_schedule_on_its_devices(tmp_path, changes, us
     assert (found.epochs, found.wall_s) == (30, pytest.approx(seconds))
 
 
-def test_a_searched_interval_that_misses_a_rung_is_refused(on_paper):
+def test_a_searched_interval_that_misses_a_rung_is_refused(run_paper_preflight):
     every = {0.1: 1, 0.9: 3}
     with pytest.raises(UserError, match=r"sweep.max_epochs=4 must be a multiple of trainer.check_val_every_n_epoch=3"):
-        on_paper(lambda params: COST._replace(validation_interval=every.get(params["optimizer.lr"], 1)))
+        run_paper_preflight(lambda params: COST._replace(validation_interval=every.get(params["optimizer.lr"], 1)))
 
 
-def test_a_disk_that_is_too_small_is_refused(on_paper, monkeypatch):
+def test_a_disk_that_is_too_small_is_refused(run_paper_preflight, monkeypatch):
     free = SimpleNamespace(free=0.07e9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     with pytest.raises(UserError, match=r"has 70 MB free, but the sweep's checkpoints need 80 MB .20 MB each"):
-        on_paper()
-    on_paper(checkpoint_budget_gb=0.06)  # never holds more than that
+        run_paper_preflight()
+    run_paper_preflight(checkpoint_budget_gb=0.06)  # never holds more than that
     free.free = 0.2e9
-    on_paper()
+    run_paper_preflight()
     with pytest.raises(UserError, match=r"need 240 MB"):  # 2 slots * 2, and 8 that may wait
-        on_paper(rule=lambda: rule(1, 2, needs_checkpoints=True))
+        run_paper_preflight(rule=lambda: make_scheduler(1, 2, needs_checkpoints=True))
 
 
-def test_a_budget_that_cannot_hold_all_that_wait_is_told(on_paper):
-    pausing = {"rule": lambda: rule(1, 2, needs_checkpoints=True)}
-    assert "sweep.checkpoint_budget_gb=0.1 may be too small" in on_paper(**pausing, checkpoint_budget_gb=0.1)
-    assert "too small" not in on_paper(**pausing, checkpoint_budget_gb=0.3)
+def test_a_budget_that_cannot_hold_all_that_wait_is_told(run_paper_preflight):
+    pausing = {"rule": lambda: make_scheduler(1, 2, needs_checkpoints=True)}
+    assert "sweep.checkpoint_budget_gb=0.1 may be too small" in run_paper_preflight(**pausing, checkpoint_budget_gb=0.1)
+    assert "too small" not in run_paper_preflight(**pausing, checkpoint_budget_gb=0.3)
 
 
 @pytest.mark.parametrize(("gpus", "largest", "outcome"), [(0.5, 0.4, ""), (0.5, 0.6, "note"), (1.0, 0.9, "")])
-def test_trials_that_share_a_gpu_are_held_against_its_memory(on_paper, gpus, largest, outcome):
+def test_trials_that_share_a_gpu_are_held_against_its_memory(run_paper_preflight, gpus, largest, outcome):
     slots = Slots(2, 1, gpus)
     shares = {0.9: largest}
-    told = on_paper(
+    told = run_paper_preflight(
         lambda params: COST._replace(gpu="A100", gpu_memory_fraction=shares.get(params["optimizer.lr"], 0.3)),
         slots=slots,
     )
@@ -398,19 +401,19 @@ def test_trials_that_share_a_gpu_are_held_against_its_memory(on_paper, gpus, lar
     assert ("sweep.gpus_per_trial=0.5 puts 2 trials on a GPU, but one takes up to 60%" in told) is bool(outcome)
 
 
-def test_a_share_of_a_gpu_that_no_trial_fits_into_is_refused(on_paper):
+def test_a_share_of_a_gpu_that_no_trial_fits_into_is_refused(run_paper_preflight):
     slots = Slots(4, 1, 0.25)
     with pytest.raises(UserError, match=r"^sweep.gpus_per_trial=0.25 puts 4 trials on a GPU, but one takes up to 30%"):
-        on_paper(lambda params: COST._replace(gpu="A100", gpu_memory_fraction=0.3), slots=slots)
+        run_paper_preflight(lambda params: COST._replace(gpu="A100", gpu_memory_fraction=0.3), slots=slots)
 
 
-def test_what_is_odd_is_noted(on_paper):
-    told = on_paper(lambda params: COST._replace(ignored=("trainer.max_epochs",), trace=(float("nan"),)))
+def test_what_is_odd_is_noted(run_paper_preflight):
+    told = run_paper_preflight(lambda params: COST._replace(ignored=("trainer.max_epochs",), trace=(float("nan"),)))
     assert "note        search_space=space: trainer.max_epochs has no effect, because every trial" in told
     assert "within a few steps of random pictures this is not finite: lr 0.1" in told
 
 
-def test_slots_that_memory_cannot_hold_are_not_used(on_paper):
+def test_slots_that_memory_cannot_hold_are_not_used(run_paper_preflight):
     """64 slots of 1.1 GB on a machine of 23 GB; the most demanding point counts."""
     took = {0.1: 800.0, 0.9: 1000.0}  # and a tenth more is left to it
 
@@ -418,24 +421,26 @@ def test_slots_that_memory_cannot_hold_are_not_used(on_paper):
         return COST._replace(process_mb=took.get(params["optimizer.lr"], 900.0))
 
     machine = {"CPU": 64.0, "memory": 22e9}
-    told = on_paper(measured, nodes=[machine], num_trials=64)
+    told = run_paper_preflight(measured, nodes=[machine], num_trials=64)
     assert "64 trials in 20 slots" in told
     assert "the memory  the process of a trial may take 1.1 GB, and 22.0 GB of memory are free for trials: " in told
     assert "20 run at a time instead of 64; a smaller data.batch_size" in told
     with pytest.raises(
         UserError, match=r"^no trial fits: .* may take 1.1 GB, but only 1.0 GB of memory are free for trial"
     ):
-        on_paper(measured, nodes=[machine | {"memory": 1e9}])
+        run_paper_preflight(measured, nodes=[machine | {"memory": 1e9}])
 
 
-def test_memory_that_is_enough_is_not_mentioned(on_paper):
-    assert "the memory" not in on_paper(nodes=[{"CPU": 2.0, "memory": 2.3e9}])
-    assert "the memory" not in on_paper(nodes=[{"CPU": 64.0, "memory": 4.5e9}], max_concurrent=4)
-    assert "3 run at a time instead of 4" in on_paper(nodes=[{"CPU": 64.0, "memory": 3.5e9}], max_concurrent=4)
-    assert "2 slots" in on_paper(lambda params: COST._replace(process_mb=math.nan))
+def test_memory_that_is_enough_is_not_mentioned(run_paper_preflight):
+    assert "the memory" not in run_paper_preflight(nodes=[{"CPU": 2.0, "memory": 2.3e9}])
+    assert "the memory" not in run_paper_preflight(nodes=[{"CPU": 64.0, "memory": 4.5e9}], max_concurrent=4)
+    assert "3 run at a time instead of 4" in run_paper_preflight(
+        nodes=[{"CPU": 64.0, "memory": 3.5e9}], max_concurrent=4
+    )
+    assert "2 slots" in run_paper_preflight(lambda params: COST._replace(process_mb=math.nan))
 
 
-def test_trials_that_share_a_gpu_are_held_against_main_memory_too(on_paper, monkeypatch):
+def test_trials_that_share_a_gpu_are_held_against_main_memory_too(run_paper_preflight, monkeypatch):
     mosts = []
 
     def choose(memory_share, *, max_trials, measure_steps_per_s):
@@ -444,28 +449,30 @@ def test_trials_that_share_a_gpu_are_held_against_main_memory_too(on_paper, monk
 
     monkeypatch.setattr(module, "choose_trials_per_gpu", choose)
     node = {"CPU": 32.0, "GPU": 2.0, "memory": 11.5e9}
-    monkeypatch.setattr(module, "cluster_resources", lambda: node)
-    told = on_paper(slots=Slots(2, 1, 1.0), nodes=[node], gpus_per_trial="auto")
+    monkeypatch.setattr(module, "sum_resources", lambda: node)
+    told = run_paper_preflight(slots=Slots(2, 1, 1.0), nodes=[node], gpus_per_trial="auto")
     assert mosts == [5]  # 10 processes of 1 GB on 2 GPUs, not 16 for as many cores
     assert "10 slots" in told
 
 
-def test_a_second_objective_that_is_the_same_everywhere_is_noted(on_paper):
+def test_a_second_objective_that_is_the_same_everywhere_is_noted(run_paper_preflight):
     def measured(params):
         return COST._replace(latency_ms=params["optimizer.lr"])
 
-    assert "at every point tried" not in on_paper(measured, second_objective="latency_ms")
-    told = on_paper(lambda params: COST._replace(latency_ms=3.0), second_objective="latency_ms")
+    assert "at every point tried" not in run_paper_preflight(measured, second_objective="latency_ms")
+    told = run_paper_preflight(lambda params: COST._replace(latency_ms=3.0), second_objective="latency_ms")
     assert "sweep.second_objective=latency_ms is 3 at every point tried" in told
 
 
-def test_a_second_objective_that_cannot_be_measured_is_refused(on_paper):
+def test_a_second_objective_that_cannot_be_measured_is_refused(run_paper_preflight):
     with pytest.raises(UserError, match="second_objective=memory_mb cannot be measured on this device"):
-        on_paper(lambda params: COST._replace(memory_mb=math.nan), second_objective="memory_mb")
+        run_paper_preflight(lambda params: COST._replace(memory_mb=math.nan), second_objective="memory_mb")
 
 
-def test_a_thorough_preflight_has_a_table_of_its_points(on_paper):
-    lines = on_paper(lambda params: COST._replace(trace=(params["optimizer.lr"],)), preflight="only").splitlines()
+def test_a_thorough_preflight_has_a_table_of_its_points(run_paper_preflight):
+    lines = run_paper_preflight(
+        lambda params: COST._replace(trace=(params["optimizer.lr"],)), preflight="only"
+    ).splitlines()
     assert lines[:2] == ["trying 10 points of space on a worker", ""]
     lines = lines[2:]
     assert lines[0].split()[:4] == ["point", "lr", "parameters", "step"]
@@ -475,9 +482,9 @@ def test_a_thorough_preflight_has_a_table_of_its_points(on_paper):
     assert lines[12].startswith("a trial")
 
 
-def test_only_the_thorough_preflight_looks_for_parameters_that_do_nothing(on_paper):
-    assert "no difference" not in on_paper()
-    assert "note        search_space=space: optimizer.lr made no difference to the first steps" in on_paper(
+def test_only_the_thorough_preflight_looks_for_parameters_that_do_nothing(run_paper_preflight):
+    assert "no difference" not in run_paper_preflight()
+    assert "note        search_space=space: optimizer.lr made no difference to the first steps" in run_paper_preflight(
         preflight="only"
     )
 
@@ -497,7 +504,7 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture
-def in_a_worker(ray_started, small, tmp_path, write_space):
+def run_in_worker(ray_started, small, tmp_path, write_space):
     def done(text, **changes):
         said = []
         Preflight(
@@ -505,7 +512,7 @@ def in_a_worker(ray_started, small, tmp_path, write_space):
             space=write_space(text),
             recipe=TrialRecipe(small, [], max_epochs=4, num_threads=1),
             trial_function=curve,
-            make_scheduler=asha(4),
+            make_scheduler=make_asha(4),
             data=summarise_data(compose("train", small)).size,
             defaults={"optimizer.lr": 0.005, "model.decoder.width": 48},
             print_text=said.append,
@@ -522,9 +529,9 @@ def test_the_data_is_surveyed_as_it_is_trained_on(small):
     assert found.fingerprint == summarise_data(compose("train", small)).fingerprint
 
 
-def test_real_networks_are_measured(in_a_worker):
+def test_real_networks_are_measured(run_in_worker):
     text = "optimizer.lr: interval(0.001, 0.01)\nmodel.decoder.width: range(16, 65, 16)"
-    told = in_a_worker(text, preflight="brief", confirm=ConfirmSettings(top_k=3, seeds=2))
+    told = run_in_worker(text, preflight="brief", confirm=ConfirmSettings(top_k=3, seeds=2))
     lines = [line for line in told.splitlines() if not line.startswith("note")]  # a busy machine tries fewer points
     assert [line[:12] for line in lines] == [
         *("a trial     ", "the sweep   ", "to confirm  ", "to retrain  ", "in all      ", "the disk    ")
@@ -534,11 +541,11 @@ def test_real_networks_are_measured(in_a_worker):
     assert " with it" in told
 
 
-def test_the_parameter_that_cannot_be_trained_is_named(in_a_worker):
+def test_the_parameter_that_cannot_be_trained_is_named(run_in_worker):
     text = "optimizer.lr: interval(0.001, 0.01)\nmodel.decoder.width: choice(48, 1000000000000)"
     named = r"space.yaml: model.decoder.width=1000000000000 cannot be trained, for want of memory"
     with pytest.raises(UserError, match=named):
-        in_a_worker(text, preflight="brief")
+        run_in_worker(text, preflight="brief")
 
 
 @pytest.mark.parametrize("text", ["optimizer.lr: interval(0.1, 1)", "train_on_val: choice(true, false)"])

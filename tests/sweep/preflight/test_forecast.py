@@ -9,7 +9,7 @@ from handpose.schedulers.scheduler import Fifo, SegmentStart
 from handpose.sweep.preflight.forecast import forecast_sweep
 
 
-def planned(make_scheduler, *, num_trials=12, max_epochs=6, num_slots=2, validation_interval=1):
+def compute_forecast(make_scheduler, *, num_trials=12, max_epochs=6, num_slots=2, validation_interval=1):
     return forecast_sweep(
         make_scheduler,
         num_trials=num_trials,
@@ -22,7 +22,7 @@ def planned(make_scheduler, *, num_trials=12, max_epochs=6, num_slots=2, validat
 
 @pytest.mark.parametrize(("num_trials", "num_slots"), [(12, 2), (12, 5), (3, 8), (1, 1)])
 def test_without_early_stopping_every_epoch_is_trained(num_trials, num_slots):
-    plan = planned(Fifo, num_trials=num_trials, num_slots=num_slots)
+    plan = compute_forecast(Fifo, num_trials=num_trials, num_slots=num_slots)
     assert plan.epochs == 6 * num_trials
     assert plan.rounds == 6 * math.ceil(num_trials / num_slots)
     assert plan.segments == num_trials
@@ -61,7 +61,7 @@ def test_successive_halving_trains_the_sum_of_its_rungs(num_slots):
         def on_trial_result(self, trial, epoch, loss):
             return super().on_trial_result(trial, epoch, loss) if epoch in (1, 2, 4) else "continue"
 
-    plan = planned(Exact, num_trials=8, max_epochs=8, num_slots=num_slots)
+    plan = compute_forecast(Exact, num_trials=8, max_epochs=8, num_slots=num_slots)
     assert plan.epochs == 8 * 1 + 4 * 1 + 2 * 2 + 1 * 4
     assert plan.segments == 8 + 4 + 2 + 1
     assert plan.most_paused == 8
@@ -75,7 +75,7 @@ def test_only_validated_epochs_are_reported():
             heard.append(epoch)
             return "continue"
 
-    planned(Hears, num_trials=1, max_epochs=7, validation_interval=3)
+    compute_forecast(Hears, num_trials=1, max_epochs=7, validation_interval=3)
     assert set(heard) == {3, 6, 7}
 
 
@@ -99,7 +99,7 @@ def test_a_trial_that_takes_over_weights_goes_on_from_their_epoch():
         def on_trial_resume(self, start):
             self.waits = False
 
-    plan = planned(Copies, num_trials=2, max_epochs=5, num_slots=1)
+    plan = compute_forecast(Copies, num_trials=2, max_epochs=5, num_slots=1)
     assert plan.epochs == 5 + 1 + 2
     assert plan.segments == 3
 
@@ -121,7 +121,7 @@ def test_a_rule_that_never_lets_go_is_left():
         def on_trial_resume(self, start):
             self.paused.pop(0)
 
-    assert planned(Endless, num_trials=100, max_epochs=3).epochs < 10_000
+    assert compute_forecast(Endless, num_trials=100, max_epochs=3).epochs < 10_000
 
 
 def test_asha_saves_what_its_authors_say():
@@ -131,7 +131,7 @@ def test_asha_saves_what_its_authors_say():
     def promote():
         return Asha(mode="promote", grace_period=1, reduction_factor=3, brackets=1, max_epochs=27, seed=0)
 
-    plan = planned(promote, num_trials=270, max_epochs=27, num_slots=4)
+    plan = compute_forecast(promote, num_trials=270, max_epochs=27, num_slots=4)
     synchronous = 270 * 1 + 90 * 2 + 30 * 6 + 10 * 18
     assert synchronous <= plan.epochs <= 1.5 * synchronous
 
@@ -141,11 +141,11 @@ def test_with_two_objectives_as_many_are_promoted():
         rungs = {"grace_period": 1, "reduction_factor": 3, "brackets": 1, "max_epochs": 9}
         return lambda: Asha(mode="promote", seed=0, num_objectives=num_objectives, **rungs)
 
-    one, two = (planned(promote(number), num_trials=60, max_epochs=9) for number in (1, 2))
+    one, two = (compute_forecast(promote(number), num_trials=60, max_epochs=9) for number in (1, 2))
     assert two.epochs == pytest.approx(one.epochs, rel=0.25)  # who is among the best changes more
 
 
 def test_a_sweep_of_very_many_trials_is_forecast_at_once():
-    plan = planned(Fifo, num_trials=1_000_000, max_epochs=10, num_slots=100)
+    plan = compute_forecast(Fifo, num_trials=1_000_000, max_epochs=10, num_slots=100)
     assert plan.epochs == 10_000_000
     assert plan.rounds == 100_000

@@ -12,7 +12,7 @@ from handpose.sweep.trainable.cost_callback import CONTEXT_BYTES
 from handpose.sweep.trainable.gpu_memory import compute_gpus_per_trial, compute_memory_fraction
 
 
-def saturating(limit):
+def make_saturating_law(limit):
     """Trials do not disturb each other until the GPU is full."""
     return lambda number: 10.0 * min(number, limit)
 
@@ -30,7 +30,7 @@ def saturating(limit):
     ],
 )
 def test_the_fewest_trials_that_train_most_are_put_on_a_gpu(limit, memory_share, most, chosen):
-    choice = choose_trials_per_gpu(memory_share, max_trials=most, measure_steps_per_s=saturating(limit))
+    choice = choose_trials_per_gpu(memory_share, max_trials=most, measure_steps_per_s=make_saturating_law(limit))
     assert choice.num_trials == chosen
     assert max(each.num_trials for each in choice.throughputs) * memory_share <= max(1.0, memory_share)
 
@@ -56,7 +56,7 @@ def test_a_number_that_does_not_fit_after_all_is_not_chosen():
 
 
 def test_a_trial_that_takes_nothing_of_a_gpu_is_limited_by_cores():
-    assert choose_trials_per_gpu(0.0, max_trials=3, measure_steps_per_s=saturating(100)).num_trials == 3
+    assert choose_trials_per_gpu(0.0, max_trials=3, measure_steps_per_s=make_saturating_law(100)).num_trials == 3
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 7, 8])
@@ -91,7 +91,7 @@ def test_each_gpu_has_its_part_of_the_cores():
 
 @pytest.mark.slow
 def test_neighbours_share_one_gpu_and_their_steps_add_up(tmp_path):
-    command = [sys.executable, "-m", "tests.sweep.preflight.neighbours", str(tmp_path / "told.json")]
+    command = [sys.executable, "-m", "tests.sweep.preflight.gpu_sharing_program", str(tmp_path / "told.json")]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
     assert json.loads((tmp_path / "told.json").read_text()) == {"alone": 2.0, "three": 6.0, "killed": 0.0}

@@ -21,7 +21,7 @@ from handpose.sweep.preflight.probe import (
 )
 from handpose.sweep.trainable.trial import TrialRecipe
 from handpose.sweep.trainable.trial_cost import DataSize, ProbeFailure, TrialCost
-from tests.sweep.preflight.gauges import FragileCostProbe
+from tests.sweep.preflight.fake_cost_probes import FragileCostProbe
 
 COST = TrialCost(
     num_parameters=1_000_000,
@@ -57,14 +57,14 @@ class FakeProbeWorker:
         return answer if isinstance(answer, (ProbeFailure, TrialCost)) else COST
 
 
-def tried(bench, points, *, default=None, time_s=60.0):
+def run_probe(bench, points, *, default=None, time_s=60.0):
     space = SimpleNamespace(file="space.yaml")
     points = [ProbePoint(RANDOM, params) for params in points]
     return probe_points(bench, points, space=space, default=default, num_steps=3, weights=False, time_s=time_s)
 
 
-SOUND = {"a": 0, "b": 0, "c": 0, "d": 0}
-BAD = {"a": 1, "b": 1, "c": 1, "d": 1}
+GOOD_PARAMS = {"a": 0, "b": 0, "c": 0, "d": 0}
+BAD_PARAMS = {"a": 1, "b": 1, "c": 1, "d": 1}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_exactly_those_parameters_are_named_that_fail_together(guilty):
     error = ProbeFailure("error", "RuntimeError: no")
     probe_worker = FakeProbeWorker(lambda params: error if all(params[key] for key in guilty) else None)
     with pytest.raises(UserError) as raised:
-        tried(probe_worker, [SOUND, BAD])
+        run_probe(probe_worker, [GOOD_PARAMS, BAD_PARAMS])
     named = " ".join(f"{key}=1" for key in guilty)
     assert str(raised.value) == f"space.yaml: {named} cannot be trained: RuntimeError: no"
 
@@ -82,7 +82,7 @@ def test_exactly_those_parameters_are_named_that_fail_together(guilty):
 def test_a_point_is_held_against_the_default_configuration_where_that_lies_in_the_space():
     probe_worker = FakeProbeWorker(lambda params: ProbeFailure("error", "no") if params["a"] > 1 else None)
     with pytest.raises(UserError, match=r"space.yaml: a=2 cannot be trained"):
-        tried(probe_worker, [{"a": 2, "b": 5}, {"a": 0, "b": 0}], default={"a": 1, "b": 5})
+        run_probe(probe_worker, [{"a": 2, "b": 5}, {"a": 0, "b": 0}], default={"a": 1, "b": 5})
     assert probe_worker.asked == [{"a": 2, "b": 5}, {"a": 1, "b": 5}]
 
 
@@ -93,7 +93,7 @@ def test_another_failure_on_the_way_clears_nobody():
         return ProbeFailure("value", "a without b") if params["a"] else None
 
     with pytest.raises(UserError, match=r"space.yaml: a=1 b=1 cannot be trained, for want of memory: full"):
-        tried(FakeProbeWorker(rule), [SOUND, BAD])
+        run_probe(FakeProbeWorker(rule), [GOOD_PARAMS, BAD_PARAMS])
 
 
 @pytest.mark.parametrize(("gpus", "remedy"), [(0.5, "a larger sweep.gpus_per_trial"), (0.0, "sweep.max_concurrent")])
@@ -102,13 +102,13 @@ def test_what_helps_against_too_little_memory_is_said(gpus, remedy):
         lambda params: ProbeFailure("memory", "CUDA out of memory") if params["a"] else None, gpus=gpus
     )
     with pytest.raises(UserError, match=rf"a=1 cannot be trained.*data.batch_size.*{remedy}"):
-        tried(probe_worker, [SOUND, BAD])
+        run_probe(probe_worker, [GOOD_PARAMS, BAD_PARAMS])
 
 
 def test_a_crash_is_not_said_to_be_for_want_of_memory():
     crash = ProbeFailure("crashed", "the worker process crashed with SIGSEGV (Segmentation fault)")
     with pytest.raises(UserError) as raised:
-        tried(FakeProbeWorker(lambda params: crash if params["a"] else None), [SOUND, BAD])
+        run_probe(FakeProbeWorker(lambda params: crash if params["a"] else None), [GOOD_PARAMS, BAD_PARAMS])
     assert str(raised.value) == f"space.yaml: a=1 cannot be trained: {crash.reason}"
 
 
@@ -117,18 +117,18 @@ def test_a_mistake_that_names_its_key_is_told_as_it_is():
         lambda params: ProbeFailure("value", "a must be at least 2, but it is 1") if params["a"] else None
     )
     with pytest.raises(UserError, match=r"^space.yaml: a must be at least 2, but it is 1$"):
-        tried(probe_worker, [SOUND, BAD])
-    assert probe_worker.asked == [SOUND, BAD]
+        run_probe(probe_worker, [GOOD_PARAMS, BAD_PARAMS])
+    assert probe_worker.asked == [GOOD_PARAMS, BAD_PARAMS]
 
 
 def test_where_nothing_can_be_trained_no_parameter_is_blamed():
     probe_worker = FakeProbeWorker(lambda params: ProbeFailure("error", "ImportError: no torch"))
     with pytest.raises(UserError, match=r"^space.yaml: no point that was tried can be trained: ImportError: no torch$"):
-        tried(probe_worker, [SOUND, BAD])
+        run_probe(probe_worker, [GOOD_PARAMS, BAD_PARAMS])
 
 
 def test_the_first_points_are_tried_whatever_they_take_and_the_others_are_counted():
-    probed = tried(FakeProbeWorker(lambda params: None), [{"a": number} for number in range(10)], time_s=0.0)
+    probed = run_probe(FakeProbeWorker(lambda params: None), [{"a": number} for number in range(10)], time_s=0.0)
     assert len(probed.points) == len(probed.costs) == 3
     assert probed.num_left_out == 7
 
@@ -158,7 +158,7 @@ DATA = DataSize(32, 10, 5)
 
 
 @pytest.fixture(scope="module")
-def bench(ray_started):
+def probe_worker(ray_started):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probing, "TrialCostProbe", FragileCostProbe)
         with ProbeWorker(cpus=1, gpus=0.0, recipe=RECIPE, data=DATA) as probe_worker:
@@ -166,26 +166,26 @@ def bench(ray_started):
 
 
 @pytest.mark.slow
-def test_a_point_that_kills_its_worker_is_told_and_the_next_one_has_another(bench):
-    first, overrides, _ = bench.measure_params({"a": 1})
-    assert bench.measure_params({"a": 2})[0] == first
+def test_a_point_that_kills_its_worker_is_told_and_the_next_one_has_another(probe_worker):
+    first, overrides, _ = probe_worker.measure_params({"a": 1})
+    assert probe_worker.measure_params({"a": 2})[0] == first
     assert "trainer.max_epochs=3" in overrides
     assert "a=1" in overrides
-    refusal = bench.measure_params({"kills": True})
+    refusal = probe_worker.measure_params({"kills": True})
     assert refusal.kind == "killed"
-    assert bench.measure_params({"a": 3})[0] != first
+    assert probe_worker.measure_params({"a": 3})[0] != first
 
 
-def test_a_point_that_never_ends_is_told_and_the_next_one_has_another_worker(bench, monkeypatch):
-    first, *_ = bench.measure_params({"a": 1})
+def test_a_point_that_never_ends_is_told_and_the_next_one_has_another_worker(probe_worker, monkeypatch):
+    first, *_ = probe_worker.measure_params({"a": 1})
     with monkeypatch.context() as patch:
         patch.setattr(probing, "_TIMEOUT_S", 0.5)
-        assert bench.measure_params({"hangs": True}).kind == "time"
-    assert bench.measure_params({"a": 2})[0] != first
+        assert probe_worker.measure_params({"hangs": True}).kind == "time"
+    assert probe_worker.measure_params({"a": 2})[0] != first
 
 
 @pytest.fixture
-def never_ready(ray_started, monkeypatch):
+def stuck_probe_worker(ray_started, monkeypatch):
     """A bench whose worker never gets the cores that it asks for."""
     monkeypatch.setattr(probing, "PROBE_AFTER_S", 0.2)
     monkeypatch.setattr(probing, "PATIENCE_S", 0.4)
@@ -193,11 +193,11 @@ def never_ready(ray_started, monkeypatch):
         yield probe_worker
 
 
-def test_a_slot_that_others_hold_is_told_from_a_worker_that_never_starts(never_ready, monkeypatch):
+def test_a_slot_that_others_hold_is_told_from_a_worker_that_never_starts(stuck_probe_worker, monkeypatch):
     has_run = probing.StartProbe.has_run
     monkeypatch.setattr(probing.StartProbe, "has_run", lambda probe: has_run(probe, timeout_s=60.0))
     with pytest.raises(UserError, match=r"^no slot \(sweep.cpus_per_trial=1000, sweep.gpus_per_trial=0\) was free"):
-        never_ready.measure_params({"a": 1})
+        stuck_probe_worker.measure_params({"a": 1})
     monkeypatch.setattr(probing.StartProbe, "has_run", lambda probe: False)
     with pytest.raises(UserError, match=r"^Ray has not started a worker process within .* this Python"):
-        never_ready.measure_params({"a": 1})
+        stuck_probe_worker.measure_params({"a": 1})

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handpose.errors import UserError
-from handpose.report.table import TrialTable
+from handpose.report.trial_table import TrialTable
 from handpose.sweep.analysis.read_sweep import read_sweep
 from handpose.sweep.analysis.status import render_status
 from handpose.sweep.controller.history import History
@@ -19,36 +19,36 @@ from handpose.sweep.driver.run import read_finished_table
 from handpose.sweep.record import events as module
 from handpose.sweep.record.events import (
     EVENTS_FORMAT,
-    Asked,
-    Begun,
     CheckpointRecord,
-    Closed,
-    Ended,
+    CostsMeasured,
+    EpochReported,
     EventLog,
-    Failed,
-    Measured,
-    Opened,
-    Reported,
-    SetAside,
+    NodeQuarantined,
+    SegmentFailed,
+    SegmentStarted,
+    SweepClosed,
+    SweepOpened,
+    TrialEnded,
+    TrialSuggested,
     get_kind,
     read_events,
 )
 from tests.sweep.objectives import METRIC
-from tests.sweep.simulation import Simulation
-from tests.sweep.sweeps import asha, make_settings
+from tests.sweep.simulation import SimulatedSweep
+from tests.sweep.sweeps import make_asha, make_settings
 
 CHECKPOINT = CheckpointRecord("checkpoints/trial_0003/epoch_0002_segment_1.ckpt", 2, 1000, 77)
 EVENTS = [
-    Opened(0.0, 12),
-    Asked(0.5, 3, {"optimizer.lr": 1e-3, "model/decoder": "pyramid", "list": [1, 2], "none": None}),
-    Begun(0.6, 3, 1, 0),
-    Measured(0.7, 3, {"num_parameters": 1e6}, "continue"),
-    Reported(1.0, 3, 2, {"val/pa_mpjpe_mm": 12.345678901234567}, "node\n\r\u2028", 0, CHECKPOINT, "pause"),
-    Begun(2.0, 3, 2, 2, 0.5, 1, CHECKPOINT, {"optimizer.lr": 2e-3}),
-    Failed(2.5, 3, "killed", "gone", "a\nlong\nstory", True, 1.0, "gpu17"),
-    SetAside(2.6, "gpu17"),
-    Ended(3.0, 3, "stopped"),
-    Closed(4.0, "finished"),
+    SweepOpened(0.0, 12),
+    TrialSuggested(0.5, 3, {"optimizer.lr": 1e-3, "model/decoder": "pyramid", "list": [1, 2], "none": None}),
+    SegmentStarted(0.6, 3, 1, 0),
+    CostsMeasured(0.7, 3, {"num_parameters": 1e6}, "continue"),
+    EpochReported(1.0, 3, 2, {"val/pa_mpjpe_mm": 12.345678901234567}, "node\n\r\u2028", 0, CHECKPOINT, "pause"),
+    SegmentStarted(2.0, 3, 2, 2, 0.5, 1, CHECKPOINT, {"optimizer.lr": 2e-3}),
+    SegmentFailed(2.5, 3, "killed", "gone", "a\nlong\nstory", True, 1.0, "gpu17"),
+    NodeQuarantined(2.6, "gpu17"),
+    TrialEnded(3.0, 3, "stopped"),
+    SweepClosed(4.0, "finished"),
 ]
 
 
@@ -65,15 +65,15 @@ def file(tmp_path):
 def test_events_are_read_as_they_were_written(file):
     assert read_events(file) == EVENTS
     assert {type(event) for event in EVENTS} == {
-        Opened,
-        Asked,
-        Begun,
-        Measured,
-        Reported,
-        Failed,
-        SetAside,
-        Ended,
-        Closed,
+        SweepOpened,
+        TrialSuggested,
+        SegmentStarted,
+        CostsMeasured,
+        EpochReported,
+        SegmentFailed,
+        NodeQuarantined,
+        TrialEnded,
+        SweepClosed,
     }
     assert all(field.name != "event" for event in EVENTS for field in fields(event))
 
@@ -88,34 +88,34 @@ def test_events_of_format_3_are_read_under_their_new_names(tmp_path):
     names |= {"epoch_reported": "reported", "segment_failed": "failed", "node_quarantined": "setaside"}
     names |= {"trial_ended": "ended", "sweep_closed": "closed"}
     kinds = {"user_error": "mistake", "unfit_worker": "worn"}
-    events = [*EVENTS, *(Failed(5.0, 3, kind, "no", "no", False) for kind in kinds)]
+    events = [*EVENTS, *(SegmentFailed(5.0, 3, kind, "no", "no", False) for kind in kinds)]
     lines = []
     for event in events:
         values = {"event": names[get_kind(event)], **asdict(event)}
-        values |= {"version": 3} if isinstance(event, Opened) else {}
-        values |= {"stretch": values.pop("segment")} if isinstance(event, Begun) else {}
-        values |= {"kind": kinds.get(event.kind, event.kind)} if isinstance(event, Failed) else {}
+        values |= {"version": 3} if isinstance(event, SweepOpened) else {}
+        values |= {"stretch": values.pop("segment")} if isinstance(event, SegmentStarted) else {}
+        values |= {"kind": kinds.get(event.kind, event.kind)} if isinstance(event, SegmentFailed) else {}
         lines.append(json.dumps(values))
     file = tmp_path / "events.jsonl"
     file.write_text("\n".join(lines) + "\n")
     read = read_events(file)
     assert read == [replace(events[0], version=3), *events[1:]]
     log = EventLog(file)
-    log.append(Opened(6.0, 12))
-    log.append(Begun(6.1, 3, 3, 2))
+    log.append(SweepOpened(6.0, 12))
+    log.append(SegmentStarted(6.1, 3, 3, 2))
     log.close()
-    assert read_events(file) == [*read, Opened(6.0, 12), Begun(6.1, 3, 3, 2)]
+    assert read_events(file) == [*read, SweepOpened(6.0, 12), SegmentStarted(6.1, 3, 3, 2)]
 
 
 def test_events_of_format_4_have_no_former_names(file):
-    changed(file, 2, event="asked")
-    refused(file, "line 2 of 10 has an event 'asked', which is unknown")
+    change_line(file, 2, event="asked")
+    check_refused(file, "line 2 of 10 has an event 'asked', which is unknown")
 
 
 def test_values_that_are_no_numbers_come_back(tmp_path):
     log = EventLog(tmp_path / "events.jsonl")
-    log.append(Asked(0.5, 0, {}))
-    log.append(Reported(1.0, 0, 1, {"val/a": float("nan"), "val/b": float("-inf")}, "", 0, None, "diverged"))
+    log.append(TrialSuggested(0.5, 0, {}))
+    log.append(EpochReported(1.0, 0, 1, {"val/a": float("nan"), "val/b": float("-inf")}, "", 0, None, "diverged"))
     log.close()
     _, event = read_events(tmp_path / "events.jsonl")
     assert repr(event.metrics) == "{'val/a': nan, 'val/b': -inf}"
@@ -144,7 +144,7 @@ def test_a_file_cut_anywhere_gives_the_events_before_and_can_be_gone_on_with(tmp
     assert read_events(file) == [*EVENTS[:whole], EVENTS[-1]]
 
 
-def refused(file, match):
+def check_refused(file, match):
     """Every reader refuses the file with this sentence, leaves it as it is, and never advises to delete from it."""
     before = file.read_bytes()
     for read in (read_events, EventLog):
@@ -154,7 +154,7 @@ def refused(file, match):
     assert file.read_bytes() == before
 
 
-def changed(file, number, **values):
+def change_line(file, number, **values):
     """Set fields of a line, counted from 1; a field that is None in `values` is left out."""
     lines = file.read_text().splitlines()
     line = json.loads(lines[number - 1]) | values
@@ -167,35 +167,35 @@ def changed(file, number, **values):
 def test_a_damaged_whole_line_is_refused_with_its_number(file, number, line):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[: number - 1], line + b"\n", *lines[number:]]))
-    refused(file, rf"events\.jsonl: line {number} of 10 is damaged: .*restore the file from a copy")
+    check_refused(file, rf"events\.jsonl: line {number} of 10 is damaged: .*restore the file from a copy")
 
 
 def test_a_torn_line_before_a_whole_one_is_refused(file):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[:3], lines[3][:20], *lines[4:]]))
-    refused(file, r"line 4 of 9 is damaged")
+    check_refused(file, r"line 4 of 9 is damaged")
 
 
 @pytest.mark.parametrize("number", [5, 10])
 def test_an_event_of_a_later_version_is_neither_cut_off_nor_called_damaged(file, number):
-    changed(file, number, event="teleported")
+    change_line(file, number, event="teleported")
     sentence = (
         rf"line {number} of 10 has an event 'teleported', which is unknown: the file is of format "
         rf"{EVENTS_FORMAT}, and this version of the project reads formats up to {EVENTS_FORMAT}; if a later version "
         "wrote the line, use that version"
     )
-    refused(file, sentence)
+    check_refused(file, sentence)
 
 
 @pytest.mark.parametrize(("number", "field"), [(1, "nodes"), (5, "rung"), (10, "why")])
 def test_a_field_of_a_later_version_is_named(file, number, field):
-    changed(file, number, **{field: 1})
-    refused(file, rf"line {number} of 10 has a field '{field}' of '\w+', which is unknown: .*use that version")
+    change_line(file, number, **{field: 1})
+    check_refused(file, rf"line {number} of 10 has a field '{field}' of '\w+', which is unknown: .*use that version")
 
 
 def test_a_later_format_is_refused_with_both_versions(file):
-    changed(file, 1, version=EVENTS_FORMAT + 1, surprise=True)
-    refused(
+    change_line(file, 1, version=EVENTS_FORMAT + 1, surprise=True)
+    check_refused(
         file,
         rf"line 1 of 10 begins events of format {EVENTS_FORMAT + 1}, but .* reads formats up to "
         rf"{EVENTS_FORMAT}: use the",
@@ -203,10 +203,10 @@ def test_a_later_format_is_refused_with_both_versions(file):
 
 
 def test_a_program_before_the_spent_budget_says_that_the_file_is_of_a_later_version(file, monkeypatch):
-    changed(file, 10, reason="spent")
-    assert read_events(file)[-1] == Closed(EVENTS[-1].at, "spent")
+    change_line(file, 10, reason="spent")
+    assert read_events(file)[-1] == SweepClosed(EVENTS[-1].at, "spent")
     monkeypatch.setattr(module, "EVENTS_FORMAT", 2)
-    refused(file, r"line 1 of 10 begins events of format 4, but .* reads formats up to 2: use the later version")
+    check_refused(file, r"line 1 of 10 begins events of format 4, but .* reads formats up to 2: use the later version")
 
 
 def test_a_sweep_that_a_later_version_continued_is_refused_there(file):
@@ -215,7 +215,7 @@ def test_a_sweep_that_a_later_version_continued_is_refused_there(file):
             json.dumps({"event": "sweep_opened", "at": 9.0, "num_trials": 12, "version": EVENTS_FORMAT + 3}) + "\n"
         )
         log.write(json.dumps({"event": "teleported"}) + "\n")
-    refused(file, rf"line 11 of 12 begins events of format {EVENTS_FORMAT + 3}")
+    check_refused(file, rf"line 11 of 12 begins events of format {EVENTS_FORMAT + 3}")
 
 
 def test_events_without_a_version_are_of_format_1(file):
@@ -225,7 +225,7 @@ def test_events_without_a_version_are_of_format_1(file):
             del lines[line][key]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     events = read_events(file)
-    assert events[0] == Opened(0.0, 12, 0.0, version=1)
+    assert events[0] == SweepOpened(0.0, 12, 0.0, version=1)
     assert (events[4].note, events[6].node) == ("", "")
 
 
@@ -240,8 +240,8 @@ def test_events_without_a_version_are_of_format_1(file):
     ],
 )
 def test_a_field_that_is_missing_or_of_another_type_is_named(file, number, field, value):
-    changed(file, number, **{field: value})
-    refused(file, rf"line {number} of 10 .*'{field}'|line {number} of 10 .* version of its format")
+    change_line(file, number, **{field: value})
+    check_refused(file, rf"line {number} of 10 .*'{field}'|line {number} of 10 .* version of its format")
 
 
 @pytest.mark.parametrize(
@@ -259,46 +259,46 @@ def test_a_field_that_is_missing_or_of_another_type_is_named(file, number, field
     ],
 )
 def test_a_wrong_value_is_shown(file, number, field, value):
-    changed(file, number, **{field: value})
-    refused(file, rf"line {number} of 10 .*{re.escape(repr(value))}")
+    change_line(file, number, **{field: value})
+    check_refused(file, rf"line {number} of 10 .*{re.escape(repr(value))}")
 
 
 @pytest.mark.parametrize("field", ["file", "epoch", "size_bytes", "checksum"])
 def test_a_checkpoint_that_lacks_a_field_is_refused(file, field):
     checkpoint = asdict(CHECKPOINT)
     del checkpoint[field]
-    changed(file, 5, checkpoint=checkpoint)
-    refused(file, rf"line 5 of 10 is damaged: 'checkpoint' lacks '{field}'")
+    change_line(file, 5, checkpoint=checkpoint)
+    check_refused(file, rf"line 5 of 10 is damaged: 'checkpoint' lacks '{field}'")
 
 
 def test_a_trial_that_is_asked_for_again_is_refused_and_not_reset(file):
     with file.open("a") as log:
         log.write(file.read_text().splitlines()[1] + "\n")
-    refused(file, r"line 11 of 11 asks for trial 3 again")
+    check_refused(file, r"line 11 of 11 asks for trial 3 again")
 
 
 def test_a_trial_that_nobody_asked_for_is_refused(file):
-    changed(file, 5, trial=7)
-    refused(file, r"line 5 of 10 is about trial 7, which no line before it asks for")
+    change_line(file, 5, trial=7)
+    check_refused(file, r"line 5 of 10 is about trial 7, which no line before it asks for")
 
 
 def test_every_reader_of_a_sweep_refuses_the_same_file_in_the_same_sentence(tmp_path):
     """Resume and its finished sweep, status and report; a warm start reads the study alone."""
     settings = make_settings(tmp_path / "sweep")
-    Simulation(settings, asha(4), lambda number, params, epoch: number + 1 / epoch).run()
+    SimulatedSweep(settings, make_asha(4), lambda number, params, epoch: number + 1 / epoch).run()
     (settings.path / "sweep.yaml").write_text(
         yaml.safe_dump({"config": {"sweep": asdict(settings), "search_space": "x"}})
     )
-    changed(settings.path / "events.jsonl", 4, event="teleported")
+    change_line(settings.path / "events.jsonl", 4, event="teleported")
 
     def history():
-        return History(settings, scheduler=asha(4)(), table=TrialTable(METRIC, "min", 6, 4))
+        return History(settings, scheduler=make_asha(4)(), table=TrialTable(METRIC, "min", 6, 4))
 
     readers = [
         lambda: read_sweep(settings.path),
         lambda: render_status(settings.path, width=80),
         lambda: read_finished_table(settings.path, history()),
-        lambda: Simulation(settings, asha(4), None),
+        lambda: SimulatedSweep(settings, make_asha(4), None),
     ]
     for read in readers:
         with pytest.raises(UserError, match=r"events\.jsonl: line 4 of \d+ has an event 'teleported'"):

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from handpose.report.table import TrialRow, TrialTable
+from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.driver.shutdown import SweepInterruptedError
-from handpose.sweep.record.events import Asked, Begun, EventLog, Opened, read_events
+from handpose.sweep.record.events import EventLog, SegmentStarted, SweepOpened, TrialSuggested, read_events
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings
 from handpose.sweep.selection import confirm as module
 from handpose.sweep.selection.confirm import (
@@ -25,13 +25,13 @@ from handpose.sweep.selection.confirm import (
     list_runs,
     summarise_confirmation,
 )
-from tests.sweep.objectives import METRIC, curve, grown, grows_slowly
-from tests.sweep.sweeps import make_settings, start
+from tests.sweep.objectives import METRIC, curve, grows_slowly, train_growing_weight
+from tests.sweep.sweeps import make_settings, run_small_sweep
 
 DEFAULTS = {"optimizer.lr": 0.1, "seed": 0}
 
 
-def table(*trials, mode="min"):
+def make_table(*trials, mode="min"):
     """Of (state, value, parameters): the learning rate, or all."""
     made = TrialTable(METRIC, mode, num_trials=len(trials), max_epochs=9)
     for number, (state, value, params) in enumerate(trials):
@@ -40,10 +40,10 @@ def table(*trials, mode="min"):
     return made
 
 
-SWEPT = table(("complete", 5.0, 0.1), ("complete", 4.0, 0.2), ("complete", 4.5, 0.3), ("complete", 4.2, 0.4))
+SWEEP_TABLE = make_table(("complete", 5.0, 0.1), ("complete", 4.0, 0.2), ("complete", 4.5, 0.3), ("complete", 4.2, 0.4))
 
 
-def trained(chosen, seeds, values, *, mode="min", states=None):
+def make_confirm_table(chosen, seeds, values, *, mode="min", states=None):
     """The table of the runs. values: a row a candidate. states: (candidate, seed) -> another than complete."""
     made = TrialTable(METRIC, mode, num_trials=0, max_epochs=9)
     for params, (seed_index, index) in zip(
@@ -56,41 +56,43 @@ def trained(chosen, seeds, values, *, mode="min", states=None):
 
 
 def test_the_best_and_the_default_run():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=2)
     assert [candidate.label for candidate in chosen] == ["trial 1", "trial 3", "default"]
     assert [candidate.params["optimizer.lr"] for candidate in chosen] == [0.2, 0.4, 0.1]
     assert chosen[-1].can_win
 
 
 def test_values_that_python_considers_equal_are_of_different_runs():
-    swept = table(*(("complete", value, {"optimizer.lr": lr}) for value, lr in ((1.0, 1), (2.0, True), (3.0, 1.0))))
+    swept = make_table(
+        *(("complete", value, {"optimizer.lr": lr}) for value, lr in ((1.0, 1), (2.0, True), (3.0, 1.0)))
+    )
     chosen = choose_candidates(swept, defaults={"optimizer.lr": 5}, top_k=3)
     seeds, values = [1, 2], [[7.0, 7.5], [5.0, 5.5], [6.0, 6.5], [8.0, 8.5]]
-    said = summarise_confirmation(chosen, seeds, trained(chosen, seeds, values))
+    said = summarise_confirmation(chosen, seeds, make_confirm_table(chosen, seeds, values))
     assert [[*each["values"].values()] for each in said["candidates"]] == values
     assert said["winner_trial"] == 1
 
 
 def test_a_default_that_is_a_finalist_runs_once():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=4)
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=4)
     assert [candidate.label for candidate in chosen] == ["trial 1", "trial 3", "trial 2", "trial 0 (default)"]
 
 
 def test_a_default_outside_the_space_is_a_yardstick_and_cannot_win():
-    chosen = choose_candidates(SWEPT, defaults={"optimizer.lr": 7.0}, top_k=1)
+    chosen = choose_candidates(SWEEP_TABLE, defaults={"optimizer.lr": 7.0}, top_k=1)
     assert (chosen[-1].params, chosen[-1].can_win) == ({}, False)
-    found = summarise_confirmation(chosen, [1, 2], trained(chosen, [1, 2], [[4, 5], [1, 2]]))
+    found = summarise_confirmation(chosen, [1, 2], make_confirm_table(chosen, [1, 2], [[4, 5], [1, 2]]))
     assert (found["winner"], found["winner_trial"]) == (0, 1)
     assert found["gain_over_default"]["mean"] == pytest.approx(-3.0)
 
 
 def test_a_default_that_costs_too_much_cannot_win():
-    dear = table(("infeasible", None, 0.1), ("complete", 4.0, 0.2))
+    dear = make_table(("infeasible", None, 0.1), ("complete", 4.0, 0.2))
     assert not choose_candidates(dear, defaults=DEFAULTS, top_k=1)[-1].can_win
 
 
 def test_trials_that_differ_in_their_seed_alone_are_one_configuration():
-    same = table(*(("complete", 4.0 + seed, {"optimizer.lr": 0.2, "seed": seed}) for seed in range(3)))
+    same = make_table(*(("complete", 4.0 + seed, {"optimizer.lr": 0.2, "seed": seed}) for seed in range(3)))
     assert [candidate.label for candidate in choose_candidates(same, defaults=DEFAULTS, top_k=3)] == [
         "trial 0",
         "default",
@@ -98,26 +100,26 @@ def test_trials_that_differ_in_their_seed_alone_are_one_configuration():
 
 
 def test_seeds_are_fresh_and_the_same_for_all():
-    seeded = table(("complete", 4.0, {"optimizer.lr": 0.2, "seed": 2}))
+    seeded = make_table(("complete", 4.0, {"optimizer.lr": 0.2, "seed": 2}))
     seeds = choose_fresh_seeds(3, seeded, DEFAULTS)
     assert seeds == [1, 3, 4]
-    trained_with = list_runs(choose_candidates(SWEPT, defaults=DEFAULTS, top_k=1), seeds)
+    trained_with = list_runs(choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=1), seeds)
     for rate in (0.2, 0.1):
         assert [run["seed"] for run in trained_with if run["optimizer.lr"] == rate] == seeds
 
 
 def test_seeds_of_earlier_sweeps_are_not_fresh_and_a_confirmation_keeps_its_own():
-    assert choose_fresh_seeds(3, SWEPT, DEFAULTS, used_seeds={1, 3}) == [2, 4, 5]
-    assert choose_fresh_seeds(3, SWEPT, DEFAULTS, earlier_seeds=[5, 2, 5, 2]) == [5, 2, 1]
-    assert choose_fresh_seeds(2, SWEPT, DEFAULTS, used_seeds={5}, earlier_seeds=[5, 2]) == [2, 1]
+    assert choose_fresh_seeds(3, SWEEP_TABLE, DEFAULTS, used_seeds={1, 3}) == [2, 4, 5]
+    assert choose_fresh_seeds(3, SWEEP_TABLE, DEFAULTS, earlier_seeds=[5, 2, 5, 2]) == [5, 2, 1]
+    assert choose_fresh_seeds(2, SWEEP_TABLE, DEFAULTS, used_seeds={5}, earlier_seeds=[5, 2]) == [2, 1]
 
 
 VALUES = [[5.0, 5.2, 5.1], [4.9, 5.2, 5.05], [7.0, 7.1, 7.2]]
 
 
 def test_the_best_mean_wins_and_what_noise_hides_is_said():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = summarise_confirmation(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], VALUES))
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(chosen, [1, 2, 3], make_confirm_table(chosen, [1, 2, 3], VALUES))
     first, second, default = found["candidates"]
     assert (found["winner"], found["winner_trial"]) == (1, 3)  # the sweep had ranked it second
     assert (first["distinguishable"], second["distinguishable"], default["distinguishable"]) == (False, None, True)
@@ -131,21 +133,21 @@ def test_the_best_mean_wins_and_what_noise_hides_is_said():
 
 
 def test_where_more_is_better_the_gain_is_still_positive():
-    chosen = choose_candidates(table(*SWEPT_BY_AUC, mode="max"), defaults=DEFAULTS, top_k=2)
+    chosen = choose_candidates(make_table(*SWEEP_TRIALS_BY_AUC, mode="max"), defaults=DEFAULTS, top_k=2)
     found = summarise_confirmation(
-        chosen, [1, 2, 3], trained(chosen, [1, 2, 3], [[6, 7, 8], [5, 5, 5], [1, 2, 3]], mode="max")
+        chosen, [1, 2, 3], make_confirm_table(chosen, [1, 2, 3], [[6, 7, 8], [5, 5, 5], [1, 2, 3]], mode="max")
     )
     assert found["winner"] == 0
     assert found["candidates"][2]["difference_to_winner"]["mean"] == pytest.approx(-5.0)
     assert found["gain_over_default"]["mean"] == pytest.approx(5.0)
 
 
-SWEPT_BY_AUC = [("complete", 1.0, 0.1), ("complete", 4.0, 0.2), ("complete", 3.5, 0.3)]
+SWEEP_TRIALS_BY_AUC = [("complete", 1.0, 0.1), ("complete", 4.0, 0.2), ("complete", 3.5, 0.3)]
 
 
 def test_a_candidate_that_diverged_with_a_seed_is_out():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    runs_of = trained(chosen, [1, 2, 3], VALUES, states={(1, 2): "diverged"})
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=2)
+    runs_of = make_confirm_table(chosen, [1, 2, 3], VALUES, states={(1, 2): "diverged"})
     found = summarise_confirmation(chosen, [1, 2, 3], runs_of)
     assert found["candidates"][1]["out"] == "diverged with seed 2"
     assert (found["candidates"][1]["mean"], found["candidates"][1]["values"][2]) == (None, None)
@@ -153,22 +155,24 @@ def test_a_candidate_that_diverged_with_a_seed_is_out():
 
 
 def test_without_the_default_the_gain_is_not_known():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = summarise_confirmation(chosen, [1, 2], trained(chosen, [1, 2], VALUES, states={(2, 1): "failed"}))
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(
+        chosen, [1, 2], make_confirm_table(chosen, [1, 2], VALUES, states={(2, 1): "failed"})
+    )
     assert found["gain_over_default"] is None
     assert found["unknown"] == {"gain_over_default": "the default configuration is out: failed with seed 1"}
     assert (found["not_distinguishable_from"], found["not_compared"]) == (["trial 1"], ["default"])
 
 
 def test_where_all_fail_nobody_wins():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=1)
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=1)
     states = {(index, seed): "failed" for index in (0, 1) for seed in (1, 2)}
-    found = summarise_confirmation(chosen, [1, 2], trained(chosen, [1, 2], VALUES, states=states))
+    found = summarise_confirmation(chosen, [1, 2], make_confirm_table(chosen, [1, 2], VALUES, states=states))
     assert (found["winner"], found["winner_trial"], found["gain_over_default"]) == (None, None, None)
-    assert_nothing_is_known(found, reason="no finalist was trained to the end")
+    assert_nothing_is_compared(found, reason="no finalist was trained to the end")
 
 
-def assert_nothing_is_known(found, *, reason):
+def assert_nothing_is_compared(found, *, reason):
     """Nothing is compared with the winner, which stands beside it with that reason."""
     assert found["not_distinguishable_from"] is None
     assert reason in found["unknown"]["not_distinguishable_from"]
@@ -178,20 +182,20 @@ def assert_nothing_is_known(found, *, reason):
 
 
 def test_with_one_seed_nothing_can_be_told_apart():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = summarise_confirmation(chosen, [1], trained(chosen, [1], VALUES))
-    assert_nothing_is_known(found, reason="one seed")
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(chosen, [1], make_confirm_table(chosen, [1], VALUES))
+    assert_nothing_is_compared(found, reason="one seed")
     assert "one seed" in found["unknown"]["interval"]
     assert found["optimism"] is None
     assert found["gain_over_default"]["mean"] == pytest.approx(2.1)
 
 
 def test_where_all_others_have_failed_the_winner_is_compared_with_nothing():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=2)
     states = {(1, 2): "failed", (2, 1): "diverged"}
-    found = summarise_confirmation(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], VALUES, states=states))
+    found = summarise_confirmation(chosen, [1, 2, 3], make_confirm_table(chosen, [1, 2, 3], VALUES, states=states))
     assert found["winner"] == 0
-    assert_nothing_is_known(found, reason="no other configuration")
+    assert_nothing_is_compared(found, reason="no other configuration")
     assert found["not_compared"] == ["trial 3", "default"]
     assert found["candidates"][0]["low"] < 5.1 < found["candidates"][0]["high"]
     assert "interval" not in found["unknown"]
@@ -199,24 +203,24 @@ def test_where_all_others_have_failed_the_winner_is_compared_with_nothing():
 
 
 def test_a_winner_that_is_the_only_candidate_is_compared_with_nothing():
-    chosen = choose_candidates(table(("complete", 5.0, 0.1)), defaults=DEFAULTS, top_k=3)
-    found = summarise_confirmation(chosen, [1, 2], trained(chosen, [1, 2], VALUES))
-    assert_nothing_is_known(found, reason="no other configuration")
+    chosen = choose_candidates(make_table(("complete", 5.0, 0.1)), defaults=DEFAULTS, top_k=3)
+    found = summarise_confirmation(chosen, [1, 2], make_confirm_table(chosen, [1, 2], VALUES))
+    assert_nothing_is_compared(found, reason="no other configuration")
     assert found["gain_over_default"] is None
 
 
 @pytest.mark.parametrize("values", [[[5.0, 5.0], [4.9, 4.9], [7.0, 7.0]], [[5.1, 5.3], [4.9, 5.1], [7.0, 7.2]]])
 def test_an_objective_without_noise_gives_no_certainty(values):
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = summarise_confirmation(chosen, [1, 2], trained(chosen, [1, 2], values))
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(chosen, [1, 2], make_confirm_table(chosen, [1, 2], values))
     assert found["winner"] == 1
-    assert_nothing_is_known(found, reason="no noise")
+    assert_nothing_is_compared(found, reason="no noise")
 
 
 def test_a_default_that_wins_has_no_gain_over_itself():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=2)
     found = summarise_confirmation(
-        chosen, [1, 2, 3], trained(chosen, [1, 2, 3], [[5.0, 5.2, 5.1], [4.9, 5.2, 5.05], [1.0, 1.1, 1.3]])
+        chosen, [1, 2, 3], make_confirm_table(chosen, [1, 2, 3], [[5.0, 5.2, 5.1], [4.9, 5.2, 5.05], [1.0, 1.1, 1.3]])
     )
     assert (found["winner"], found["gain_over_default"]) == (2, None)
     assert found["unknown"] == {"gain_over_default": "the default configuration is the winner"}
@@ -224,21 +228,21 @@ def test_a_default_that_wins_has_no_gain_over_itself():
 
 
 def test_a_run_that_ended_without_a_finite_value_puts_its_candidate_out():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=2)
     found = summarise_confirmation(
-        chosen, [1, 2], trained(chosen, [1, 2], [[5.0, math.nan], [5.1, 5.2], [math.inf, 7.0]])
+        chosen, [1, 2], make_confirm_table(chosen, [1, 2], [[5.0, math.nan], [5.1, 5.2], [math.inf, 7.0]])
     )
     assert [each["out"] for each in found["candidates"]] == [
         f"no finite {METRIC} with seed 2",
         None,
         f"no finite {METRIC} with seed 1",
     ]
-    assert_nothing_is_known(found, reason="no other configuration")
+    assert_nothing_is_compared(found, reason="no other configuration")
 
 
 def test_the_winner_says_how_optimistic_its_mean_is():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = summarise_confirmation(chosen, [1, 2, 3], trained(chosen, [1, 2, 3], VALUES))
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(chosen, [1, 2, 3], make_confirm_table(chosen, [1, 2, 3], VALUES))
     assert 0.01 < found["optimism"] < 0.1  # two of three are alike, with a standard error of 0.05
     assert "picked" in found["method"]
     assert "same variance" in found["method"]
@@ -248,15 +252,15 @@ def test_the_winner_says_how_optimistic_its_mean_is():
 def test_no_seed_of_the_sweep_is_a_seed_of_the_confirmation(seed):
     """The value of a seed that has picked a finalist would pick it again."""
     own = {} if seed is None else {"seed": seed}
-    made = table(*(("complete", 4.0 + rate, {"optimizer.lr": rate, **own}) for rate in (0.1, 0.2, 0.3)))
+    made = make_table(*(("complete", 4.0 + rate, {"optimizer.lr": rate, **own}) for rate in (0.1, 0.2, 0.3)))
     fresh = choose_fresh_seeds(5, made, {"optimizer.lr": 0.1, "seed": 2})
     assert not {2, seed} & set(fresh)
     assert len(set(fresh)) == 5
 
 
 def test_one_seed_gives_means_without_intervals_and_says_so():
-    chosen = choose_candidates(SWEPT, defaults=DEFAULTS, top_k=2)
-    found = summarise_confirmation(chosen, [1], trained(chosen, [1], VALUES))
+    chosen = choose_candidates(SWEEP_TABLE, defaults=DEFAULTS, top_k=2)
+    found = summarise_confirmation(chosen, [1], make_confirm_table(chosen, [1], VALUES))
     assert [each["mean"] for each in found["candidates"]] == [5.0, 4.9, 7.0]
     assert all(each["low"] is None and each["distinguishable"] is None for each in found["candidates"])
     assert "no intervals" in found["method"]
@@ -266,7 +270,7 @@ def test_one_seed_gives_means_without_intervals_and_says_so():
 
 
 @pytest.fixture
-def confirmed(tmp_path, monkeypatch, write_space):
+def confirm_table(tmp_path, monkeypatch, write_space):
     """Confirms a table in place of Ray; `.asked` are the runs of each time."""
     space = write_space("optimizer.lr: interval(0.1, 1)")
 
@@ -278,7 +282,7 @@ def confirmed(tmp_path, monkeypatch, write_space):
         new = points[len(log.events) :]
         assert (run.description is None) == bool(log.events)
         for number, params in enumerate(new, start=len(log.events)):
-            log.append(Asked(0.0, number, params))
+            log.append(TrialSuggested(0.0, number, params))
         log.close()
         confirm_.suggested_params.append(new)
         confirm_.settings.append(sweep)
@@ -304,22 +308,22 @@ def confirmed(tmp_path, monkeypatch, write_space):
     return confirm_
 
 
-def test_what_confirm_yaml_says_is_returned_and_its_sweep_resumes_the_whole(confirmed, tmp_path):
-    found = confirmed(SWEPT)
+def test_what_confirm_yaml_says_is_returned_and_its_sweep_resumes_the_whole(confirm_table, tmp_path):
+    found = confirm_table(SWEEP_TABLE)
     assert yaml.safe_load((tmp_path / "confirm" / "confirm.yaml").read_text()) == found
-    (settings,) = confirmed.settings
+    (settings,) = confirm_table.settings
     assert settings.path == tmp_path / "confirm"
     assert settings.resume_path == tmp_path
     assert (settings.preflight, settings.time_budget_s, settings.num_trials) == ("off", None, 4)
 
 
-def test_another_finalist_is_trained_and_what_is_known_is_not_trained_again(confirmed):
-    confirmed(SWEPT)
-    more = table(
-        *(("complete", row.metrics[METRIC], row.params) for row in SWEPT.rows.values()), ("complete", 3.0, 0.9)
+def test_another_finalist_is_trained_and_what_is_known_is_not_trained_again(confirm_table):
+    confirm_table(SWEEP_TABLE)
+    more = make_table(
+        *(("complete", row.metrics[METRIC], row.params) for row in SWEEP_TABLE.rows.values()), ("complete", 3.0, 0.9)
     )
-    found = confirmed(more)
-    assert [[(run["optimizer.lr"], run["seed"]) for run in asked] for asked in confirmed.suggested_params] == [
+    found = confirm_table(more)
+    assert [[(run["optimizer.lr"], run["seed"]) for run in asked] for asked in confirm_table.suggested_params] == [
         [(0.2, 1), (0.1, 1), (0.2, 2), (0.1, 2)],
         [(0.9, 1), (0.9, 2)],
     ]
@@ -328,23 +332,23 @@ def test_another_finalist_is_trained_and_what_is_known_is_not_trained_again(conf
 
 
 @pytest.mark.parametrize("off", [{"top_k": 0, "seeds": 3}, {"top_k": 3, "seeds": 0}])
-def test_it_can_be_turned_off_also_afterwards(confirmed, tmp_path, off):
-    confirmed(SWEPT)
-    assert confirmed(SWEPT, confirm=ConfirmSettings(**off)) is None
-    assert len(confirmed.suggested_params) == 1
+def test_it_can_be_turned_off_also_afterwards(confirm_table, tmp_path, off):
+    confirm_table(SWEEP_TABLE)
+    assert confirm_table(SWEEP_TABLE, confirm=ConfirmSettings(**off)) is None
+    assert len(confirm_table.suggested_params) == 1
     assert not (tmp_path / "confirm" / "confirm.yaml").exists()
 
 
-def test_without_a_finite_value_there_is_nothing_to_confirm(confirmed):
-    assert confirmed(table(("diverged", math.nan, 0.1), ("failed", None, 0.2))) is None
+def test_without_a_finite_value_there_is_nothing_to_confirm(confirm_table):
+    assert confirm_table(make_table(("diverged", math.nan, 0.1), ("failed", None, 0.2))) is None
 
 
-def test_the_share_of_a_gpu_that_was_found_out_counts(confirmed, tmp_path):
+def test_the_share_of_a_gpu_that_was_found_out_counts(confirm_table, tmp_path):
     log = EventLog(tmp_path / "events.jsonl")
-    log.append(Opened(0.0, 4, gpus=0.25))
+    log.append(SweepOpened(0.0, 4, gpus=0.25))
     log.close()
-    confirmed(SWEPT, gpus_per_trial="auto")
-    assert confirmed.settings[0].gpus_per_trial == 0.25
+    confirm_table(SWEEP_TABLE, gpus_per_trial="auto")
+    assert confirm_table.settings[0].gpus_per_trial == 0.25
 
 
 @pytest.mark.slow
@@ -355,7 +359,7 @@ def test_a_confirmation_that_was_cut_off_goes_on_where_it_was(ray_started, write
     )
     space = write_space("optimizer.lr: choice(0.1, 0.2, 0.4)\nmodel.decoder.depth: 1")
     defaults = {"optimizer.lr": 0.1, "model.decoder.depth": 1, "seed": 0}
-    swept = start(settings, space, grown, sampler=None, scheduler=Fifo, defaults=defaults)
+    swept = run_small_sweep(settings, space, train_growing_weight, sampler=None, scheduler=Fifo, defaults=defaults)
 
     def confirmed():
         return confirm_finalists(
@@ -384,8 +388,8 @@ def test_a_confirmation_that_was_cut_off_goes_on_where_it_was(ray_started, write
     assert [each["mean"] for each in found["candidates"]] == pytest.approx([10 - 8 * rate for rate in rates])
     assert found["gain_over_default"]["mean"] == pytest.approx(2.4)
     events = read_events(folder / "events.jsonl")
-    assert len([event for event in events if isinstance(event, Asked)]) == 6
-    assert max(event.epoch for event in events if isinstance(event, Begun)) >= 2  # from checkpoints
+    assert len([event for event in events if isinstance(event, TrialSuggested)]) == 6
+    assert max(event.epoch for event in events if isinstance(event, SegmentStarted)) >= 2  # from checkpoints
     csv = pd.read_csv(folder / "trials.csv")
     assert sorted(csv["seed"]) == [1, 1, 1, 2, 2, 2]
     assert confirmed() == found

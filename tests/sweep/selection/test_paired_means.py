@@ -16,14 +16,14 @@ from handpose.sweep.selection.paired_means import (
 )
 
 
-def drawn(rng, *, num=4, num_seeds=3, of_seeds=0.0, noise=1.0, means=None):
+def draw_values(rng, *, num=4, num_seeds=3, of_seeds=0.0, noise=1.0, means=None):
     """Values of the model, (configurations, seeds)."""
     true = np.zeros(num) if means is None else np.asarray(means)
     return true[:, None] + of_seeds * rng.standard_normal(num_seeds) + noise * rng.standard_normal((num, num_seeds))
 
 
 def test_two_configurations_are_compared_by_the_paired_t_test():
-    values = drawn(np.random.default_rng(0), num=2, num_seeds=5, of_seeds=3.0)
+    values = draw_values(np.random.default_rng(0), num=2, num_seeds=5, of_seeds=3.0)
     expected = stats.ttest_rel(values[0], values[1]).confidence_interval(0.95)
     ours = estimate_differences(values, reference=1)[0]
     assert ours.mean == pytest.approx(values[0].mean() - values[1].mean())
@@ -31,7 +31,7 @@ def test_two_configurations_are_compared_by_the_paired_t_test():
 
 
 def test_one_configuration_has_the_t_interval_of_its_seeds():
-    values = drawn(np.random.default_rng(1), num=1, num_seeds=6)
+    values = draw_values(np.random.default_rng(1), num=1, num_seeds=6)
     expected = stats.ttest_1samp(values[0], 0.0).confidence_interval(0.95)
     (ours,) = estimate_means(values)
     assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high))
@@ -43,7 +43,7 @@ def test_the_quantile_is_that_of_printed_tables(num, freedom, quantile):
 
 
 def test_the_variance_within_configurations_is_pooled():
-    values = drawn(np.random.default_rng(2), num=3, num_seeds=4, of_seeds=1.0)
+    values = draw_values(np.random.default_rng(2), num=3, num_seeds=4, of_seeds=1.0)
     of_seeds, residual = paired_means._compute_mean_squares(values)
     assert (of_seeds + 2 * residual) / 3 == pytest.approx(values.var(axis=1, ddof=1).mean())
 
@@ -66,7 +66,10 @@ def test_the_interval_of_a_winner_picked_as_the_best_mean_covers_its_mean(of_see
     """Of equally good configurations, where picking the best flatters it the most; 5 % of 600 are 30 +- 5.3."""
     rng = np.random.default_rng(4)
     rounds = [
-        min(estimate_means(drawn(rng, num=num, num_seeds=num_seeds, of_seeds=of_seeds)), key=lambda each: each.mean)
+        min(
+            estimate_means(draw_values(rng, num=num, num_seeds=num_seeds, of_seeds=of_seeds)),
+            key=lambda each: each.mean,
+        )
         for _ in range(600)
     ]
     assert sum(not each.low <= 0.0 <= each.high for each in rounds) <= 30 + 3 * 5.3
@@ -76,7 +79,7 @@ def test_the_interval_of_a_winner_picked_as_the_best_mean_covers_its_mean(of_see
 def test_all_differences_to_a_winner_picked_by_the_values_are_covered_together(means):
     rng, missed = np.random.default_rng(5), 0
     for _ in range(600):
-        values = drawn(rng, of_seeds=1.0, means=means)
+        values = draw_values(rng, of_seeds=1.0, means=means)
         winner = int(np.argmin(values.mean(axis=1)))
         estimates = estimate_differences(values, reference=winner)
         true = np.asarray(means) - means[winner]
@@ -130,7 +133,7 @@ def test_the_optimism_of_the_best_of_equal_means_is_the_expected_largest_of_norm
 
 
 def test_what_stands_far_apart_or_cannot_win_causes_no_optimism():
-    values = drawn(np.random.default_rng(7), means=(0, 0, 0, 30))
+    values = draw_values(np.random.default_rng(7), means=(0, 0, 0, 30))
     assert estimate_optimism(values, range(4), mode="max") == pytest.approx(0.0, abs=1e-9)
     assert estimate_optimism(values, [1], mode="min") == 0.0
     assert estimate_optimism(values, [0, 3], mode="min") == pytest.approx(0.0, abs=1e-9)
@@ -143,7 +146,7 @@ def test_what_stands_far_apart_or_cannot_win_causes_no_optimism():
 def test_optimism_brings_the_winner_nearer_its_true_mean(means):
     rng, errors, corrected = np.random.default_rng(8), [], []
     for _ in range(400):
-        values = drawn(rng, num_seeds=2, means=means)
+        values = draw_values(rng, num_seeds=2, means=means)
         winner = int(np.argmin(values.mean(axis=1)))
         errors.append(values[winner].mean() - means[winner])
         corrected.append(errors[-1] + estimate_optimism(values, range(4), mode="min"))
@@ -151,5 +154,5 @@ def test_optimism_brings_the_winner_nearer_its_true_mean(means):
 
 
 def test_a_difference_the_other_way_round_is_negated():
-    one, other = (estimate_differences(drawn(np.random.default_rng(6)), reference=to)[1 - to] for to in (0, 1))
+    one, other = (estimate_differences(draw_values(np.random.default_rng(6)), reference=to)[1 - to] for to in (0, 1))
     assert one.negate() == pytest.approx(other)

@@ -19,7 +19,7 @@ from tests.builders import write_freihand
 
 
 @pytest.fixture
-def trained(monkeypatch):
+def training_calls(monkeypatch):
     """Stands in for the training; keeps the configurations that were trained, and leaves what training leaves."""
     configs = []
 
@@ -32,23 +32,23 @@ def trained(monkeypatch):
     return configs
 
 
-def choose(folder, lr):
+def write_winner(folder, lr):
     folder.mkdir(exist_ok=True)
     write_yaml(folder / "best.yaml", {"overrides": [f"optimizer.lr={lr}"]})
 
 
-def test_a_finished_retraining_is_not_done_again(trained, tmp_path):
-    choose(tmp_path / "sweep", 0.001)
+def test_a_finished_retraining_is_not_done_again(training_calls, tmp_path):
+    write_winner(tmp_path / "sweep", 0.001)
     assert retrain_winner(tmp_path / "sweep") == retrain_winner(tmp_path / "sweep") == {"test/x": 1.0}
-    assert [config.optimizer.lr for config in trained] == [0.001]
+    assert [config.optimizer.lr for config in training_calls] == [0.001]
 
 
-def test_with_the_validation_split_it_is_another_retraining(trained, tmp_path):
+def test_with_the_validation_split_it_is_another_retraining(training_calls, tmp_path):
     folder = tmp_path / "sweep"
-    choose(folder, 0.001)
+    write_winner(folder, 0.001)
     retrain_winner(folder)
     assert retrain_winner(folder, use_val=True) == retrain_winner(folder, use_val=True) == {"test/x": 2.0}
-    assert [config.train_on_val for config in trained] == [False, True]
+    assert [config.train_on_val for config in training_calls] == [False, True]
 
 
 def test_what_is_gone_on_with_without_a_best_checkpoint_is_the_last_one(tmp_path, monkeypatch):
@@ -58,15 +58,15 @@ def test_what_is_gone_on_with_without_a_best_checkpoint_is_the_last_one(tmp_path
     assert "test=true" in overrides
 
 
-def test_another_winner_is_retrained_and_the_one_before_put_aside(trained, tmp_path):
+def test_another_winner_is_retrained_and_the_one_before_put_aside(training_calls, tmp_path):
     folder = tmp_path / "sweep"
-    choose(folder, 0.001)
+    write_winner(folder, 0.001)
     retrain_winner(folder)
-    choose(folder, 0.002)
+    write_winner(folder, 0.002)
     assert retrain_winner(folder) == {"test/x": 2.0}
-    assert [config.optimizer.lr for config in trained] == [0.001, 0.002]
+    assert [config.optimizer.lr for config in training_calls] == [0.001, 0.002]
     assert json.loads((folder / "retrain_1" / "metrics.json").read_text())["metrics"] == {"test/x": 1.0}
-    choose(folder, 0.003)
+    write_winner(folder, 0.003)
     retrain_winner(folder)
     assert (folder / "retrain_2").is_dir()
 
@@ -76,7 +76,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "train_and_test", interrupted)
-    choose(tmp_path / "sweep", 0.001)
+    write_winner(tmp_path / "sweep", 0.001)
     with pytest.raises(SweepInterruptedError, match=r"to go on: python tune\.py sweep\.resume="):
         retrain_winner(tmp_path / "sweep")
 
@@ -94,7 +94,7 @@ def test_all_gpus_are_used_unless_the_winner_or_the_machine_says_otherwise(tmp_p
         raise UserError("stands in")
 
     monkeypatch.setattr(module, "_run_in_subprocess", run_apart)
-    choose(tmp_path / "sweep", 0.001)
+    write_winner(tmp_path / "sweep", 0.001)
     with pytest.raises(UserError):
         retrain_winner(tmp_path / "sweep")
     with pytest.raises(UserError):
@@ -102,13 +102,13 @@ def test_all_gpus_are_used_unless_the_winner_or_the_machine_says_otherwise(tmp_p
     assert started == [4, 2]
 
 
-def test_a_winner_that_names_its_devices_is_retrained_on_those(trained, tmp_path, monkeypatch):
+def test_a_winner_that_names_its_devices_is_retrained_on_those(training_calls, tmp_path, monkeypatch):
     monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 4)
     (tmp_path / "sweep").mkdir()
     for i, said in enumerate(["trainer.devices=1", "trainer.accelerator=cpu"]):
         write_yaml(tmp_path / "sweep" / "best.yaml", {"overrides": [said, f"seed={i}"]})
         retrain_winner(tmp_path / "sweep")
-    assert [config.seed for config in trained] == [0, 1]
+    assert [config.seed for config in training_calls] == [0, 1]
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import yaml
 
 from handpose.config import compose
 from handpose.errors import UserError
-from handpose.report.table import Objective, TrialRow, TrialTable
+from handpose.report.trial_table import CostObjective, TrialRow, TrialTable
 from handpose.sweep.record.provenance import collect_provenance, describe_differences, select_configuration
 from handpose.sweep.selection.winner import NoWinnerError, select_finalists, select_winner, write_best, write_front
 from tests.sweep.objectives import METRIC
 from tests.sweep.sweeps import make_settings
 
 
-def table(*trials, mode="min"):
+def make_table(*trials, mode="min"):
     """Of (state, epochs, value)."""
     made = TrialTable(METRIC, mode, num_trials=len(trials), max_epochs=9)
     for number, (state, epochs, value) in enumerate(trials):
@@ -37,11 +37,11 @@ def table(*trials, mode="min"):
     ],
 )
 def test_the_best_of_those_trained_longest_wins(trials, mode, number, tmp_path):
-    assert select_winner(table(*trials, mode=mode), folder=tmp_path).number == number
+    assert select_winner(make_table(*trials, mode=mode), folder=tmp_path).number == number
 
 
 def test_without_a_winner_the_first_error_and_its_file_are_told(tmp_path):
-    failed = table(("diverged", 2, math.nan), ("failed", 0, 0.0), ("failed", 0, 0.0))
+    failed = make_table(("diverged", 2, math.nan), ("failed", 0, 0.0), ("failed", 0, 0.0))
     failed.rows[1].error = "RuntimeError: no memory"
     with pytest.raises(
         NoWinnerError, match=r"1 diverged, 2 failed.* trial 1 ended with: RuntimeError: no memory"
@@ -52,11 +52,11 @@ def test_without_a_winner_the_first_error_and_its_file_are_told(tmp_path):
 
 def test_without_trials_it_is_told(tmp_path):
     with pytest.raises(NoWinnerError, match="none was started"):
-        select_winner(table(), folder=tmp_path)
+        select_winner(make_table(), folder=tmp_path)
 
 
 def test_train_py_composes_the_winner_from_best_yaml(tmp_path):
-    trials = table(("complete", 9, 5.0), ("complete", 9, 4.0))
+    trials = make_table(("complete", 9, 5.0), ("complete", 9, 4.0))
     overrides = ["data=freihand", "data.root=with space", "model/decoder=effpose", "optimizer.lr=0.1"]
     write_best(
         tmp_path / "best.yaml",
@@ -96,9 +96,9 @@ for each, distinguishable in zip(CONFIRMED["candidates"], (False, None), strict=
     each["distinguishable"] = distinguishable
 
 
-def best_yaml(folder, *, name="best.yaml", overrides=(), origin=None, confirmed=None, row=0):
+def write_best_yaml(folder, *, name="best.yaml", overrides=(), origin=None, confirmed=None, row=0):
     """Write one of a sweep of two trials; returns its file."""
-    trials = table(("complete", 9, 5.0), ("complete", 9, 4.0))
+    trials = make_table(("complete", 9, 5.0), ("complete", 9, 4.0))
     write_best(
         folder / name,
         table=trials,
@@ -112,14 +112,14 @@ def best_yaml(folder, *, name="best.yaml", overrides=(), origin=None, confirmed=
 
 
 def test_the_confirmed_winner_counts_also_where_the_sweep_had_another(tmp_path):
-    trials = table(("complete", 9, 5.0), ("complete", 9, 4.0))
+    trials = make_table(("complete", 9, 5.0), ("complete", 9, 4.0))
     assert select_winner(trials, folder=tmp_path, confirmed=CONFIRMED).number == 0
     nobody = CONFIRMED | {"winner": None, "winner_trial": None}
     assert select_winner(trials, folder=tmp_path, confirmed=nobody).number == 1
 
 
 def test_best_yaml_says_how_good_the_winner_is_and_who_would_do_as_well(tmp_path):
-    content = yaml.safe_load(best_yaml(tmp_path, confirmed=CONFIRMED).read_text())
+    content = yaml.safe_load(write_best_yaml(tmp_path, confirmed=CONFIRMED).read_text())
     of_seeds = {"mean": 4.8, "low": 4.3, "high": 5.3, "values": {1: 4.7, 2: 4.9}, "n": 2, "optimism": 0.1}
     assert content["metric"] == {"name": METRIC, "mode": "min", "value": 5.0} | of_seeds
     assert content["not_distinguishable_from"] == ["trial 1"]
@@ -130,14 +130,14 @@ def test_best_yaml_says_how_good_the_winner_is_and_who_would_do_as_well(tmp_path
 
 @pytest.mark.parametrize("confirmed", [None, CONFIRMED | {"winner": None, "winner_trial": None, "candidates": []}])
 def test_best_yaml_of_a_winner_that_was_not_confirmed_says_that_nothing_is_known(tmp_path, confirmed):
-    content = yaml.safe_load(best_yaml(tmp_path, confirmed=confirmed).read_text())
+    content = yaml.safe_load(write_best_yaml(tmp_path, confirmed=confirmed).read_text())
     for name in ("not_distinguishable_from", "gain_over_default"):
         assert content[name] is None
         assert "was not confirmed" in content["unknown"][name]
 
 
 def test_a_point_of_the_front_is_not_said_to_be_chosen_by_its_mean(tmp_path):
-    content = yaml.safe_load(best_yaml(tmp_path, confirmed=CONFIRMED, row=1).read_text())
+    content = yaml.safe_load(write_best_yaml(tmp_path, confirmed=CONFIRMED, row=1).read_text())
     assert content["chosen_by"].startswith("its place on the Pareto front")
     assert content["metric"]["mean"] == 5.0
     assert content["not_distinguishable_from"] is None
@@ -145,8 +145,8 @@ def test_a_point_of_the_front_is_not_said_to_be_chosen_by_its_mean(tmp_path):
 
 
 def test_finalists_are_spread_over_the_front_of_two_objectives():
-    made = table(*(("complete", 9, float(value)) for value in (1, 2, 3, 4, 5, 9)))
-    made.objectives = (Objective("latency_ms", "min"),)
+    made = make_table(*(("complete", 9, float(value)) for value in (1, 2, 3, 4, 5, 9)))
+    made.objectives = (CostObjective("latency_ms", "min"),)
     for row, latency_ms in zip(made.rows.values(), (50, 40, 30, 20, 10, 60), strict=True):
         row.costs = {"latency_ms": float(latency_ms)}
     assert [row.number for row in select_finalists(made, 3)] == [0, 2, 4]
@@ -154,8 +154,8 @@ def test_finalists_are_spread_over_the_front_of_two_objectives():
 
 
 def test_every_point_of_the_front_is_a_best_yaml_and_old_ones_go(tmp_path):
-    made = table(*(("complete", 9, float(value)) for value in (1, 2, 3)))
-    made.objectives = (Objective("latency_ms", "min"),)
+    made = make_table(*(("complete", 9, float(value)) for value in (1, 2, 3)))
+    made.objectives = (CostObjective("latency_ms", "min"),)
     for row, latency_ms in zip(made.rows.values(), (30, 10, 20), strict=True):
         row.costs = {"latency_ms": float(latency_ms)}
     overrides = {0: ["optimizer.lr=0.5"], 1: ["optimizer.lr=0.25"]}
@@ -172,7 +172,7 @@ def test_every_point_of_the_front_is_a_best_yaml_and_old_ones_go(tmp_path):
 
 
 def test_without_a_second_objective_there_is_no_front(tmp_path):
-    write_front(tmp_path / "front", table(("complete", 9, 1.0)), lambda file, row: None)
+    write_front(tmp_path / "front", make_table(("complete", 9, 1.0)), lambda file, row: None)
     assert not (tmp_path / "front").exists()
 
 
@@ -184,7 +184,7 @@ def test_the_same_configuration_is_composed_elsewhere_and_nothing_is_said(tmp_pa
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("MP_DATA", "mine")
-    file = best_yaml(tmp_path, overrides=WINNER, origin=collect_provenance(data="abc"))
+    file = write_best_yaml(tmp_path, overrides=WINNER, origin=collect_provenance(data="abc"))
     whole = select_configuration(compose("train", WINNER))
     monkeypatch.chdir(tmp_path / "there")
     monkeypatch.setenv("MP_DATA", str(tmp_path / "elsewhere"))
@@ -200,7 +200,7 @@ def test_what_differs_is_a_sentence_each(tmp_path):
         "git": {"revision": "1234", "dirty": True},
         "data_fingerprint": "abc",
     }
-    file = best_yaml(tmp_path, overrides=WINNER, origin=origin)
+    file = write_best_yaml(tmp_path, overrides=WINNER, origin=origin)
     content = yaml.safe_load(file.read_text())
     content["configuration"]["heatmap.sigma"] = 0.123
     file.write_text(yaml.safe_dump(content))
@@ -216,7 +216,7 @@ def test_what_differs_is_a_sentence_each(tmp_path):
 
 
 def test_a_key_that_is_no_more_is_refused_with_the_file(tmp_path):
-    file = best_yaml(tmp_path, overrides=WINNER)
+    file = write_best_yaml(tmp_path, overrides=WINNER)
     file.write_text(yaml.safe_dump({"overrides": ["optimizer.momentun=0.9"]}))
     with pytest.raises(
         UserError, match=rf"best={file} does not fit this version of the project: .*no configuration key optimizer\.mom"

@@ -9,7 +9,7 @@ from handpose.sweep.storage.checkpoint_files import FolderFiles, StoreFiles, ope
 from handpose.sweep.storage.object_store import ObjectStore
 
 
-class Unreliable(ObjectStore):
+class UnreliableStore(ObjectStore):
     """A store that does not answer while it is out."""
 
     is_out = False
@@ -24,7 +24,7 @@ class Unreliable(ObjectStore):
 
 @pytest.fixture
 def store(tmp_path):
-    return Unreliable(f"file://{tmp_path}/store")
+    return UnreliableStore(f"file://{tmp_path}/store")
 
 
 @pytest.fixture(params=["folder", "store"])
@@ -33,11 +33,11 @@ def files(request, store, tmp_path):
 
 
 @pytest.fixture
-def in_store(store, tmp_path):
+def store_files(store, tmp_path):
     return StoreFiles(store, tmp_path)
 
 
-def keep(files, epoch, *, segment=1, is_needed=False, content=b"weights"):
+def commit_checkpoint(files, epoch, *, segment=1, is_needed=False, content=b"weights"):
     name = TrialSegment(3, segment, {}, 0, [], "", None).make_checkpoint_name(epoch)
     file = files.get_local_path(name)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def test_a_node_that_does_not_see_the_sweeps_folder_says_so_before_it_trains(tmp
 
 
 def test_the_newest_that_is_whole_is_fetched(files, store, tmp_path):
-    kept = [keep(files, epoch) for epoch in (1, 2, 3)]
+    kept = [commit_checkpoint(files, epoch) for epoch in (1, 2, 3)]
     newest, file = files.fetch_newest(kept)
     assert (newest, file.read_bytes()) == (kept[2], b"weights3")
     for place in (tmp_path / "store", tmp_path):
@@ -74,8 +74,8 @@ def test_the_newest_that_is_whole_is_fetched(files, store, tmp_path):
 
 
 def test_what_a_stretch_left_untold_is_found_by_its_name(files):
-    kept = [keep(files, epoch, segment=2) for epoch in (4, 5, 6)]
-    keep(files, 5, segment=1)
+    kept = [commit_checkpoint(files, epoch, segment=2) for epoch in (4, 5, 6)]
+    commit_checkpoint(files, 5, segment=1)
     assert files.find_unreported(3, 2, range(5, 7)) == kept[1:]
     assert files.find_unreported(3, 3, range(1, 9)) == files.find_unreported(4, 2, range(1, 9)) == []
 
@@ -85,19 +85,19 @@ def test_what_an_earlier_version_left_unreported_is_found_too(tmp_path):
     name = "checkpoints/trial_0003/epoch_0004_stretch_2.ckpt"
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_bytes(b"weights")
-    kept = [files.commit(tmp_path / name, epoch=4, is_needed=False), keep(files, 5, segment=2)]
+    kept = [files.commit(tmp_path / name, epoch=4, is_needed=False), commit_checkpoint(files, 5, segment=2)]
     assert files.find_unreported(3, 2, range(1, 9)) == kept
 
 
-def test_what_an_earlier_version_left_unreported_in_a_store_is_found_too(in_store, store, tmp_path):
+def test_what_an_earlier_version_left_unreported_in_a_store_is_found_too(store_files, store, tmp_path):
     (tmp_path / "file").write_bytes(b"weights")
     store.upload(tmp_path / "file", "checkpoints/trial_0003/epoch_0004_stretch_2.0000002a.ckpt")
-    (found,) = in_store.find_unreported(3, 2, range(1, 9))
+    (found,) = store_files.find_unreported(3, 2, range(1, 9))
     assert (found.epoch, found.checksum) == (4, 42)
 
 
 def test_a_checkpoint_is_taken_over_under_a_name_of_its_own(files):
-    kept = [keep(files, 1), keep(files, 2)]
+    kept = [commit_checkpoint(files, 1), commit_checkpoint(files, 2)]
     taken = files.copy_newest(kept, "checkpoints/trial_0007/segment_1_of_3.ckpt")
     assert (taken.file, taken.epoch) == ("checkpoints/trial_0007/segment_1_of_3.ckpt", 2)
     assert files.fetch_newest([taken])[1].read_bytes() == b"weights2"
@@ -108,32 +108,34 @@ def test_a_worker_leaves_nothing_on_its_node(store, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     with open_worker_files(TrialSegment(3, 1, {}, 0, [], "", None, store.url), scratch=scratch) as files:
-        kept = keep(files, 1)
+        kept = commit_checkpoint(files, 1)
         assert files.fetch_newest([kept])[1].is_relative_to(scratch)
     assert list(scratch.iterdir()) == []
     assert set(store.list_files()) == {kept.file}
 
 
-def test_without_a_store_a_checkpoint_is_left_out_with_a_note_and_asked_for_later_again(in_store, store, monkeypatch):
+def test_without_a_store_a_checkpoint_is_left_out_with_a_note_and_asked_for_later_again(
+    store_files, store, monkeypatch
+):
     now = [100.0]
     monkeypatch.setattr(checkpoint_files.time, "monotonic", lambda: now[0])
     store.is_out = True
     with pytest.raises(UserError, match=r"cannot be kept in file://.*\(AWS Error NETWORK_CONNECTION .*: 7\)$"):
-        keep(in_store, 1)
+        commit_checkpoint(store_files, 1)
     asked = store.num_refused
     with pytest.raises(UserError, match="cannot be kept"):
-        keep(in_store, 2)
+        commit_checkpoint(store_files, 2)
     assert store.num_refused == asked  # too soon
     now[0] += 60.0
     with pytest.raises(UserError, match="cannot be kept"):
-        keep(in_store, 3)
+        commit_checkpoint(store_files, 3)
     assert store.num_refused > asked
     store.is_out = False
     now[0] += 60.0
-    assert in_store.fetch_newest([keep(in_store, 4)])[0].epoch == 4
+    assert store_files.fetch_newest([commit_checkpoint(store_files, 4)])[0].epoch == 4
 
 
-def test_a_checkpoint_that_a_trial_pauses_with_and_one_to_go_on_from_are_waited_for(in_store, store, monkeypatch):
+def test_a_checkpoint_that_a_trial_pauses_with_and_one_to_go_on_from_are_waited_for(store_files, store, monkeypatch):
     def sleep(seconds):
         slept.append(seconds)
         store.is_out = len(slept) % 3 != 0
@@ -141,15 +143,15 @@ def test_a_checkpoint_that_a_trial_pauses_with_and_one_to_go_on_from_are_waited_
     slept = []
     monkeypatch.setattr(checkpoint_files.time, "sleep", sleep)
     store.is_out = True
-    kept = keep(in_store, 1, is_needed=True)
+    kept = commit_checkpoint(store_files, 1, is_needed=True)
     assert slept == [2.0, 4.0, 8.0]
     store.is_out = True
-    assert in_store.fetch_newest([kept])[0] == kept
+    assert store_files.fetch_newest([kept])[0] == kept
     assert slept == [2.0, 4.0, 8.0] * 2
 
 
-def test_the_driver_removes_nothing_until_the_store_knows_why(in_store, store):
-    kept = keep(in_store, 1)
-    in_store.remove(kept.file)
+def test_the_driver_removes_nothing_until_the_store_knows_why(store_files, store):
+    kept = commit_checkpoint(store_files, 1)
+    store_files.remove(kept.file)
     assert set(store.list_files()) == {kept.file}
-    assert list(in_store.obsolete) == [kept.file]
+    assert list(store_files.obsolete) == [kept.file]

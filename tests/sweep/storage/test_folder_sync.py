@@ -15,7 +15,7 @@ import pytest
 from handpose.errors import UserError
 from handpose.search.study import open_storage_for_reading
 from handpose.sweep.analysis.status import print_status
-from handpose.sweep.record.events import Reported, read_events
+from handpose.sweep.record.events import EpochReported, read_events
 from handpose.sweep.storage import folder_sync as mirrors
 from handpose.sweep.storage import lease as owner
 from handpose.sweep.storage.folder_sync import FolderSync, SyncIncompleteError, sync_sweep_folder
@@ -29,11 +29,11 @@ from handpose.sweep.storage.stored_sweep import (
     open_sweep_for_reading,
 )
 from tests.sweep.analysis.test_status import write_sweep
-from tests.sweep.controller.test_controller import SPACE, falling, rules
+from tests.sweep.controller.test_controller import SPACE, compute_falling_loss, make_schedulers
 from tests.sweep.objectives import METRIC, curve, grows_in_a_store
-from tests.sweep.simulation import Simulation
-from tests.sweep.storage.test_checkpoint_files import Unreliable
-from tests.sweep.sweeps import asha, make_settings, start, tpe
+from tests.sweep.simulation import SimulatedSweep
+from tests.sweep.storage.test_checkpoint_files import UnreliableStore
+from tests.sweep.sweeps import make_asha, make_settings, make_tpe, run_small_sweep
 
 
 @pytest.fixture
@@ -49,15 +49,15 @@ def simulate(tmp_path, write_space, monkeypatch):
         scratch.mkdir(exist_ok=True)
 
         def mirror():
-            begun = FolderSync(settings.path, Unreliable(settings.storage_url))
+            begun = FolderSync(settings.path, UnreliableStore(settings.storage_url))
             begun.connect()
             return begun
 
-        scheduler = rules(write_space(SPACE))[kind]
-        return Simulation(
+        scheduler = make_schedulers(write_space(SPACE))[kind]
+        return SimulatedSweep(
             settings,
             scheduler,
-            falling,
+            compute_falling_loss,
             seed=seed,
             is_late=is_late,
             folder_sync=None if alone else mirror,
@@ -67,7 +67,7 @@ def simulate(tmp_path, write_space, monkeypatch):
     return made
 
 
-def run(swept, generator, *, lost):
+def run_with_losses(swept, generator, *, lost):
     """To the end; the machine, or only the process, is lost now and then. Returns how often the former was."""
     num_lost, next_loss = 0, 12
     while True:
@@ -77,7 +77,7 @@ def run(swept, generator, *, lost):
         swept.step()
         if generator.random() < 0.3:
             swept.mirror.sync_changes()
-            check_what_the_store_would_go_on_from(swept)
+            check_store_can_resume(swept)
         if swept.controller.history.num_reports >= next_loss:
             next_loss += generator.randrange(6, 20)
             swept.kill()
@@ -91,7 +91,7 @@ def run(swept, generator, *, lost):
     return num_lost
 
 
-def check_what_the_store_would_go_on_from(swept):
+def check_store_can_resume(swept):
     """Of every trial that is not over, by the events in the store, it has the newest checkpoint that these tell of."""
     folder = swept.scratch / "seen"
     shutil.rmtree(folder, ignore_errors=True)
@@ -99,7 +99,7 @@ def check_what_the_store_would_go_on_from(swept):
     download_events(store, folder)
     newest, names = {}, set(store.list_files())
     for event in read_events(folder / "events.jsonl"):
-        if isinstance(event, Reported):
+        if isinstance(event, EpochReported):
             newest[event.trial] = event.checkpoint or newest.get(event.trial)
             if event.decision not in ("continue", "pause"):
                 del newest[event.trial]
@@ -111,8 +111,8 @@ def check_what_the_store_would_go_on_from(swept):
 def test_a_sweep_whose_machine_is_lost_decides_what_one_left_alone_decides(simulate, kind, is_late):
     whole = simulate(kind, alone=True, name="alone").run()
     swept = simulate(kind, is_late=is_late)
-    assert run(swept, random.Random(kind), lost=True) >= 2
-    assert swept.decisions() == whole.decisions()
+    assert run_with_losses(swept, random.Random(kind), lost=True) >= 2
+    assert swept.list_decisions() == whole.list_decisions()
     assert set(ObjectStore(swept.settings.storage_url).list_files("checkpoints")) == {
         each.file
         for trial in swept.controller.history.trials
@@ -123,11 +123,11 @@ def test_a_sweep_whose_machine_is_lost_decides_what_one_left_alone_decides(simul
 def test_a_process_that_was_killed_goes_on_with_the_longer_log_of_its_folder(simulate):
     whole = simulate("promote", alone=True, name="alone").run()
     swept = simulate("promote")
-    assert run(swept, random.Random(1), lost=False) == 0
-    assert swept.decisions() == whole.decisions()
+    assert run_with_losses(swept, random.Random(1), lost=False) == 0
+    assert swept.list_decisions() == whole.list_decisions()
 
 
-def begun(simulate, num_reports=20):
+def start_sweep(simulate, num_reports=20):
     swept = simulate("stop")
     while swept.controller.history.num_reports < num_reports:
         swept.fill()
@@ -136,7 +136,7 @@ def begun(simulate, num_reports=20):
 
 
 def test_everything_a_user_wants_is_in_the_store_at_the_end_and_nothing_else(simulate):
-    swept = begun(simulate)
+    swept = start_sweep(simulate)
     folder = swept.settings.path
     for name in ("sweep.yaml", "study/journal.log", "tensorboard/trial_0000/events", "retrain/checkpoints/last.ckpt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def test_everything_a_user_wants_is_in_the_store_at_the_end_and_nothing_else(sim
 
 
 def test_a_log_is_copied_in_segments_of_which_only_the_last_one_changes(simulate):
-    swept = begun(simulate)
+    swept = start_sweep(simulate)
     swept.mirror.sync_changes()
     before = ObjectStore(swept.settings.storage_url).list_files(EVENT_CHUNKS_FOLDER)
     for _ in range(6):
@@ -176,7 +176,7 @@ def test_a_log_is_copied_in_segments_of_which_only_the_last_one_changes(simulate
 
 
 def test_during_an_outage_the_thread_says_so_once_and_everything_is_copied_afterwards(simulate, capsys, monkeypatch):
-    swept = begun(simulate)
+    swept = start_sweep(simulate)
     swept.mirror._store.is_out = True
     swept.mirror._every_s = 0.01
     monkeypatch.setattr(mirrors, "_MAX_DELAY_S", 0.01)
@@ -196,7 +196,7 @@ def test_during_an_outage_the_thread_says_so_once_and_everything_is_copied_after
 
 def test_a_store_that_is_out_at_the_end_leaves_a_sweep_that_can_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mirrors, "_FINAL_TIMEOUT_S", 0.0)
-    monkeypatch.setattr(mirrors, "ObjectStore", Unreliable)
+    monkeypatch.setattr(mirrors, "ObjectStore", UnreliableStore)
     settings = make_settings(tmp_path / "sweep", storage=f"file://{tmp_path}/store")
 
     def swept():
@@ -213,7 +213,7 @@ def test_a_store_that_is_out_at_the_end_leaves_a_sweep_that_can_go_on(tmp_path, 
 
 
 def test_logs_that_went_different_ways_are_a_sentence(simulate):
-    swept = begun(simulate)
+    swept = start_sweep(simulate)
     swept.mirror.sync_changes()
     swept.kill()
     lines = swept.file.read_text().splitlines(keepends=True)
@@ -223,7 +223,7 @@ def test_logs_that_went_different_ways_are_a_sentence(simulate):
 
 
 def test_two_processes_do_not_run_one_sweep(simulate, monkeypatch):
-    swept = begun(simulate)
+    swept = start_sweep(simulate)
     store = ObjectStore(swept.settings.storage_url)
     other = FolderSync(swept.settings.path, ObjectStore(swept.settings.storage_url))
     other.connect()  # after the first has been silent
@@ -238,7 +238,7 @@ def test_two_processes_do_not_run_one_sweep(simulate, monkeypatch):
 
 
 def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(simulate, monkeypatch):
-    swept = begun(simulate)
+    swept = start_sweep(simulate)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     store = ObjectStore(swept.settings.storage_url)
@@ -248,7 +248,7 @@ def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(simulate, monk
 
 
 def test_a_name_that_is_taken_in_the_store_is_a_sentence(simulate, tmp_path):
-    swept = begun(simulate)
+    swept = start_sweep(simulate)
     swept.mirror.sync_changes()
     with pytest.raises(UserError, match=r"there is a sweep in file://.*/store/sweep already"):
         check_storage(swept.settings)
@@ -265,7 +265,7 @@ def test_where_there_is_no_sweep_nothing_is_brought_back(tmp_path):
 
 
 def test_a_sweep_in_a_store_is_looked_at_without_its_checkpoints(simulate, capsys):
-    swept = begun(simulate)
+    swept = start_sweep(simulate)
     write_sweep(swept.settings)
     swept.mirror.sync_all()
     print_status(swept.settings.storage_url)
@@ -284,7 +284,9 @@ def test_a_sweep_with_workers_is_whole_in_its_store(ray_started, tmp_path, write
     def run_on(folder, num_trials, *, resume):
         settings = make_settings(tmp_path / folder, num_trials=num_trials, storage=storage)
         with sync_sweep_folder(settings) as folder_sync:
-            return start(settings, space, grows_in_a_store, resume=resume, folder_sync=folder_sync, scheduler=asha(4))
+            return run_small_sweep(
+                settings, space, grows_in_a_store, resume=resume, folder_sync=folder_sync, scheduler=make_asha(4)
+            )
 
     before = run_on("here", 3, resume=False)
     shutil.rmtree(tmp_path / "here")
@@ -295,7 +297,7 @@ def test_a_sweep_with_workers_is_whole_in_its_store(ray_started, tmp_path, write
     for row in table.rows.values():
         grown = row.epochs * row.params["optimizer.lr"] / row.params["model.decoder.depth"]
         assert row.metrics[METRIC] == pytest.approx(10.0 - grown)
-    resumed = [event for event in read_events(tmp_path / "there" / "events.jsonl") if isinstance(event, Reported)]
+    resumed = [event for event in read_events(tmp_path / "there" / "events.jsonl") if isinstance(event, EpochReported)]
     assert {event.resumed_from for event in resumed if event.trial == 1 and event.epoch > 2} <= {2}
     assert {"trials.csv", "study/journal.log", "sweep.yaml"} <= set(store.list_files())
     assert not list((tmp_path / "there").glob("checkpoints/*/*"))
@@ -307,10 +309,10 @@ def test_the_study_is_made_again_from_the_events(ray_started, tmp_path, write_sp
     space, studies = write_space(SPACE), []
     for name in ("whole", "rebuilt"):
         settings = make_settings(tmp_path / name, num_trials=6, max_concurrent=1)
-        start(settings, space, curve, sampler=tpe())
+        run_small_sweep(settings, space, curve, sampler=make_tpe())
         if name == "rebuilt":
             shutil.rmtree(tmp_path / name / "study")
-        start(replace(settings, num_trials=9), space, curve, sampler=tpe(), resume=True)
+        run_small_sweep(replace(settings, num_trials=9), space, curve, sampler=make_tpe(), resume=True)
         study = optuna.load_study(study_name="test", storage=open_storage_for_reading(None, tmp_path / name / "study"))
         studies.append([(trial.params, trial.state, trial.intermediate_values) for trial in study.trials])
     assert studies[0] == studies[1]

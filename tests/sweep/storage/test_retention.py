@@ -22,7 +22,7 @@ def save(tmp_path):
 
 
 @pytest.fixture
-def shelf(tmp_path):
+def retention(tmp_path):
     """Trials 0-9 need nothing, 10-19 are finalists, 20-29 wait at a rung, 30-39 run; a smaller number is better."""
 
     def need(trial):
@@ -33,7 +33,7 @@ def shelf(tmp_path):
     )
 
 
-def files(folder):
+def list_files(folder):
     return {f"{file.parent.name[-2:]}/{file.stem}" for file in (folder / "checkpoints").glob("*/*")}
 
 
@@ -61,23 +61,23 @@ def test_nothing_whole_is_none(save, tmp_path):
     assert find_newest_intact([checkpoint], tmp_path) is None
 
 
-def test_a_trial_keeps_its_newest_two(shelf, save, tmp_path):
+def test_a_trial_keeps_its_newest_two(retention, save, tmp_path):
     for epoch in (1, 2, 3, 4):
-        shelf.add(30, save(30, epoch))
-        shelf.enforce_budget(30)
-    assert files(tmp_path) == {"30/epoch_3", "30/epoch_4"}
-    assert shelf.total_bytes == 200
+        retention.add(30, save(30, epoch))
+        retention.enforce_budget(30)
+    assert list_files(tmp_path) == {"30/epoch_3", "30/epoch_4"}
+    assert retention.total_bytes == 200
 
 
-def test_what_is_needed_least_goes_first_and_of_that_the_worst(shelf, save, tmp_path):
+def test_what_is_needed_least_goes_first_and_of_that_the_worst(retention, save, tmp_path):
     order = []
     for trial, epoch in [(5, 1), (6, 1), (11, 1), (12, 1), (20, 1), (21, 1), (30, 1), (30, 2), (20, 2)]:
-        shelf.add(trial, save(trial, epoch))
+        retention.add(trial, save(trial, epoch))
     while True:
-        before = files(tmp_path)
-        shelf.budget_bytes = shelf.total_bytes - 1
-        shelf.enforce_budget(30)
-        gone = before - files(tmp_path)
+        before = list_files(tmp_path)
+        retention.budget_bytes = retention.total_bytes - 1
+        retention.enforce_budget(30)
+        gone = before - list_files(tmp_path)
         if not gone:
             break
         order += sorted(gone)
@@ -91,17 +91,17 @@ def test_what_is_needed_least_goes_first_and_of_that_the_worst(shelf, save, tmp_
         "21/epoch_1",  # waits at a rung, and would begin anew
         "20/epoch_2",
     ]
-    assert files(tmp_path) == {"30/epoch_2"}  # runs
+    assert list_files(tmp_path) == {"30/epoch_2"}  # runs
 
 
-def test_after_a_crash_only_what_is_known_and_there_is_left(shelf, save, tmp_path):
+def test_after_a_crash_only_what_is_known_and_there_is_left(retention, save, tmp_path):
     known, gone = save(30, 2), save(30, 1)
     save(30, 3)  # written, but never reported
     (tmp_path / "checkpoints" / "trial_0030" / ".epoch_4.ckpt.part").write_bytes(b"half")
     (tmp_path / gone.file).unlink()
-    shelf.add(30, gone)
-    shelf.add(30, known)
-    shelf.reconcile()
-    assert files(tmp_path) == {"30/epoch_2"}
-    assert shelf.list_checkpoints(30) == [known]
-    assert shelf.total_bytes == 100
+    retention.add(30, gone)
+    retention.add(30, known)
+    retention.reconcile()
+    assert list_files(tmp_path) == {"30/epoch_2"}
+    assert retention.list_checkpoints(30) == [known]
+    assert retention.total_bytes == 100

@@ -10,7 +10,7 @@ from torch import nn
 from handpose.sweep.storage.checkpoint_files import FolderFiles
 from handpose.sweep.storage.retention import is_intact
 from handpose.sweep.trainable.checkpoint_writer import BackgroundCheckpointIO, SaveResult, copy_to_cpu
-from handpose.training.checkpoints import WholeFiles
+from handpose.training.checkpoints import AtomicCheckpointIO
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def files(tmp_path):
     made.close()
 
 
-def save(files, folder, epoch, **more):
+def save_checkpoint(files, folder, epoch, **more):
     path = folder / f"epoch_{epoch}.ckpt"
     files.save_checkpoint({"epoch": epoch - 1, **more}, path)
     return path
@@ -29,7 +29,7 @@ def save(files, folder, epoch, **more):
 def test_what_is_saved_is_what_the_weights_were_whatever_becomes_of_them(files, tmp_path):
     net = nn.Linear(3, 2)
     weights = {name: value.clone() for name, value in net.state_dict().items()}
-    path = save(files, tmp_path, 1, state_dict=net.state_dict())
+    path = save_checkpoint(files, tmp_path, 1, state_dict=net.state_dict())
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(7.0)
@@ -39,7 +39,7 @@ def test_what_is_saved_is_what_the_weights_were_whatever_becomes_of_them(files, 
 
 
 def test_a_checkpoint_is_told_once_and_is_whole(files, tmp_path):
-    save(files, tmp_path, 3, values=torch.arange(1000))
+    save_checkpoint(files, tmp_path, 3, values=torch.arange(1000))
     checkpoint, note = files.wait_for_result()
     assert (checkpoint.file, checkpoint.epoch, note) == ("epoch_3.ckpt", 3, "")
     assert is_intact(checkpoint, tmp_path)
@@ -47,7 +47,7 @@ def test_a_checkpoint_is_told_once_and_is_whole(files, tmp_path):
 
 
 def test_of_two_that_nobody_asked_for_the_older_one_goes(files, tmp_path):
-    older, newer = save(files, tmp_path, 1), save(files, tmp_path, 2)
+    older, newer = save_checkpoint(files, tmp_path, 1), save_checkpoint(files, tmp_path, 2)
     assert files.wait_for_result().checkpoint.epoch == 2
     assert newer.is_file()
     assert not older.exists()
@@ -61,12 +61,12 @@ def test_the_training_goes_on_while_it_is_written_and_the_next_one_waits(files, 
         write(self, checkpoint, path)
         written.append(checkpoint["epoch"] + 1)
 
-    write = WholeFiles.save_checkpoint
-    monkeypatch.setattr(WholeFiles, "save_checkpoint", slow)
-    save(files, tmp_path, 1)
+    write = AtomicCheckpointIO.save_checkpoint
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", slow)
+    save_checkpoint(files, tmp_path, 1)
     assert written == []
     may_write.set()
-    save(files, tmp_path, 2)
+    save_checkpoint(files, tmp_path, 2)
     assert written[:1] == [1]
     assert files.wait_for_result().checkpoint.epoch == 2
 

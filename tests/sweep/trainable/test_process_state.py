@@ -11,14 +11,14 @@ from handpose.sweep.trainable import process_state as worker
 from handpose.sweep.trainable.process_state import preserve_process_state
 from handpose.sweep.trainable.reporting import UnfitWorkerError
 from tests.builders import write_freihand
-from tests.sweep.trainable.dirt import DIRT
+from tests.sweep.trainable.side_effects import SIDE_EFFECTS
 
 REPOSITORY = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("dirt", DIRT)
+@pytest.mark.parametrize("dirt", SIDE_EFFECTS)
 def test_whatever_a_trial_sets_is_put_back(dirt):
-    make_dirty, look = DIRT[dirt]
+    make_dirty, look = SIDE_EFFECTS[dirt]
     with preserve_process_state():
         before = look()
     with preserve_process_state():
@@ -48,7 +48,7 @@ def test_what_nobody_has_set_is_not_set_afterwards(monkeypatch):
 
 def test_what_cannot_be_read_at_the_beginning_is_left_alone():
     with preserve_process_state():
-        DIRT["contradicting precisions"][0]()
+        SIDE_EFFECTS["contradicting precisions"][0]()
         with preserve_process_state():
             torch.set_default_dtype(torch.float64)
         assert torch.get_default_dtype() == torch.float32
@@ -58,7 +58,7 @@ def test_a_training_in_a_used_process_is_that_of_a_fresh_one_bit_for_bit(tmp_pat
     data = write_freihand(tmp_path / "freihand", num_poses=24, variants=1, num_test=6, size=64)
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.sweep.trainable.dirt", state, str(data), str(tmp_path / state)],
+            [sys.executable, "-m", "tests.sweep.trainable.side_effects", state, str(data), str(tmp_path / state)],
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             text=True,

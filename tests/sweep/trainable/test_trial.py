@@ -10,7 +10,7 @@ from simplejpeg import decode_jpeg_header
 from handpose.config import compose
 from handpose.errors import UserError
 from handpose.metrics.target import TargetMetric
-from handpose.sweep.record.events import Begun, Measured, Reported, read_events
+from handpose.sweep.record.events import CostsMeasured, EpochReported, SegmentStarted, read_events
 from handpose.sweep.record.trial_segment import TrialSegment, find_pictures
 from handpose.sweep.storage.checkpoint_files import FolderFiles
 from handpose.sweep.trainable import trial
@@ -26,7 +26,7 @@ from handpose.training.fit import RunFolders, fit
 from tests import builders
 from tests.builders import write_freihand
 from tests.sweep.objectives import METRIC
-from tests.sweep.sweeps import asha, make_settings, start
+from tests.sweep.sweeps import make_asha, make_settings, run_small_sweep
 
 SMALL = [
     *builders.SMALL,
@@ -54,7 +54,7 @@ def train(overrides, tmp_path):
     return fitted
 
 
-def reproduced(row, tmp_path):
+def reproduce_metrics(row, tmp_path):
     """Metrics of the row's command, trained in this process as far as the row says."""
     config = compose("train", [*shlex.split(row.command)[2:], *SILENT])
     epochs = Epochs(row.epochs)
@@ -100,9 +100,9 @@ def test_each_trial_of_two_at_a_time_is_reproduced_alone_from_its_row(ray_starte
     """Paused at every rung, and promoted from its checkpoint in another worker; constraints are measured before."""
     recipe = TrialRecipe(overrides, [], max_epochs=4, num_threads=1)
     settings = make_settings(tmp_path / "sweep", num_trials=4, max_epochs=4)
-    scheduler = asha(4, mode="promote", reduction_factor=2)
+    scheduler = make_asha(4, mode="promote", reduction_factor=2)
     objective = TrainingFunction.from_settings(recipe, settings, scheduler(), needs_costs=True)
-    table = start(
+    table = run_small_sweep(
         settings,
         write_space(SPACE),
         objective,
@@ -112,11 +112,11 @@ def test_each_trial_of_two_at_a_time_is_reproduced_alone_from_its_row(ray_starte
     )
     events = read_events(tmp_path / "sweep" / "events.jsonl")
     assert sorted(row.epochs for row in table.rows.values()) == [1, 1, 2, 4]
-    assert any(event.segment > 1 and event.epoch > 0 for event in events if isinstance(event, Begun))
+    assert any(event.segment > 1 and event.epoch > 0 for event in events if isinstance(event, SegmentStarted))
     for row in table.rows.values():
-        assert reproduced(row, tmp_path) == row.metrics
-    assert {event.costs["num_parameters"] > 1e5 for event in events if isinstance(event, Measured)} == {True}
-    saved = {event.epoch: event.checkpoint is not None for event in events if isinstance(event, Reported)}
+        assert reproduce_metrics(row, tmp_path) == row.metrics
+    assert {event.costs["num_parameters"] > 1e5 for event in events if isinstance(event, CostsMeasured)} == {True}
+    saved = {event.epoch: event.checkpoint is not None for event in events if isinstance(event, EpochReported)}
     assert saved == {1: True, 2: True, 3: False, 4: False}  # at rungs, where a trial may pause
 
 
@@ -145,7 +145,7 @@ def test_params_replace_overrides_of_the_same_key():
 
 
 @pytest.fixture
-def told(overrides, tmp_path):
+def make_callback(overrides, tmp_path):
     """Makes the callback of a trial, which writes its checkpoints in the folder of a sweep."""
 
     callbacks = []
@@ -161,59 +161,59 @@ def told(overrides, tmp_path):
         callback.close()
 
 
-def test_a_metric_that_is_not_validated_is_told_with_those_that_are(train, told):
+def test_a_metric_that_is_not_validated_is_told_with_those_that_are(train, make_callback):
     with pytest.raises(UserError, match=r"sweep.metric=val/nothing is not validated; there are .*val/pa_mpjpe_mm"):
-        train("trainer.max_epochs=1", callbacks=[told("val/nothing")])
+        train("trainer.max_epochs=1", callbacks=[make_callback("val/nothing")])
 
 
 @pytest.mark.parametrize("look_every", [1, 20])
-def test_a_diverged_trial_ends_itself_after_the_report(train, told, monkeypatch, look_every):
+def test_a_diverged_trial_ends_itself_after_the_report(train, make_callback, monkeypatch, look_every):
     """Within the epoch where it looks often enough, else after it."""
     reports = []
     monkeypatch.setattr(trial, "_CHECK_EVERY_STEPS", look_every)
     monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **_: reports.append((epoch, metrics)))
-    train("trainer.max_epochs=4", "optimizer.lr=1e30", "lr_schedule=constant", callbacks=[told()])
+    train("trainer.max_epochs=4", "optimizer.lr=1e30", "lr_schedule=constant", callbacks=[make_callback()])
     assert not math.isfinite(reports[-1][1][METRIC])
     assert all(math.isfinite(metrics[METRIC]) for _, metrics in reports[:-1])
     assert len(reports) < 4
     assert (len(reports[-1][1]) == 1) == (look_every == 1)
 
 
-def test_a_checkpoint_that_cannot_be_written_is_noted_and_training_goes_on(train, told, monkeypatch, tmp_path):
+def test_a_checkpoint_that_cannot_be_written_is_noted_and_training_goes_on(train, make_callback, monkeypatch, tmp_path):
     reports = []
     monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **more: reports.append((epoch, more)))
     (tmp_path / "checkpoints").write_text("in the way of a folder")
-    metrics = train("trainer.max_epochs=2", callbacks=[told(every=1)])
+    metrics = train("trainer.max_epochs=2", callbacks=[make_callback(every=1)])
     assert [(epoch, more["checkpoint"]) for epoch, more in reports] == [(1, None), (2, None)]
     assert "epoch_0001_segment_1.ckpt cannot be written" in reports[1][1]["note"]
     assert metrics[METRIC] == train("trainer.max_epochs=2")[METRIC]
 
 
-def test_a_checkpoint_is_told_with_the_next_epoch_and_at_a_rung_at_once(train, told, monkeypatch):
+def test_a_checkpoint_is_told_with_the_next_epoch_and_at_a_rung_at_once(train, make_callback, monkeypatch):
     reports = []
     monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, checkpoint, **_: reports.append(checkpoint))
-    train("trainer.max_epochs=4", callbacks=[told(every=1)])
+    train("trainer.max_epochs=4", callbacks=[make_callback(every=1)])
     assert [checkpoint and checkpoint.epoch for checkpoint in reports] == [None, 1, 2, 3]
     reports.clear()
-    train("trainer.max_epochs=4", callbacks=[told(every=1, rungs=(2,))])
+    train("trainer.max_epochs=4", callbacks=[make_callback(every=1, rungs=(2,))])
     assert [checkpoint and checkpoint.epoch for checkpoint in reports] == [None, 2, None, 3]
 
 
-def test_a_trial_that_is_stopped_saves_no_more(train, told, monkeypatch, tmp_path):
+def test_a_trial_that_is_stopped_saves_no_more(train, make_callback, monkeypatch, tmp_path):
     def stop_at_two(epoch, metrics, **_):
         if epoch == 2:
             raise SystemExit(0)  # as Ray ends a stretch
 
     monkeypatch.setattr(trial, "report_epoch", stop_at_two)
     with pytest.raises(KeyboardInterrupt):
-        train("trainer.max_epochs=4", callbacks=[told(every=1)])
+        train("trainer.max_epochs=4", callbacks=[make_callback(every=1)])
     assert [file.name for file in tmp_path.glob("checkpoints/*/*")] == ["epoch_0001_segment_1.ckpt"]
 
 
-def test_pictures_are_drawn_where_a_trial_may_end_and_change_nothing(train, told, monkeypatch, tmp_path):
+def test_pictures_are_drawn_where_a_trial_may_end_and_change_nothing(train, make_callback, monkeypatch, tmp_path):
     monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **_: None)
     given = ["trainer.max_epochs=3", "ema_decay=0.9"]
-    assert train(*given, callbacks=[told(compared_at=(1,), num_hands=2)]) == train(*given)
+    assert train(*given, callbacks=[make_callback(compared_at=(1,), num_hands=2)]) == train(*given)
     names = {"keypoints", "skeletons", "heatmaps"}
     drawn = {epoch: find_pictures(tmp_path, 0, epoch) for epoch in (1, 2, 3)}
     assert [set(drawn[epoch]) for epoch in drawn] == [names, set(), names]
@@ -231,10 +231,10 @@ class Rates(pl.Callback):
         self.values[trainer.global_step] = trainer.optimizers[0].param_groups[0]["lr"]
 
 
-def test_a_trial_goes_on_from_a_checkpoint_with_the_new_learning_rate(train, told, monkeypatch, tmp_path):
+def test_a_trial_goes_on_from_a_checkpoint_with_the_new_learning_rate(train, make_callback, monkeypatch, tmp_path):
     monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **_: None)
     old, new = ["trainer.max_epochs=3", "optimizer.lr=1e-3"], ["trainer.max_epochs=3", "optimizer.lr=2e-4"]
-    whole = train(*old, callbacks=[told(every=2)])
+    whole = train(*old, callbacks=[make_callback(every=2)])
     checkpoint = tmp_path / "checkpoints" / "trial_0000" / "epoch_0002_segment_1.ckpt"
     again = train(*old, resume_from=checkpoint)
     assert again[METRIC] == whole[METRIC]
@@ -245,14 +245,14 @@ def test_a_trial_goes_on_from_a_checkpoint_with_the_new_learning_rate(train, tol
     assert gone_on.values == pytest.approx({step: fresh.values[step] for step in gone_on.values})
 
 
-def test_a_trial_with_averaged_weights_pauses_and_goes_on(train, told, monkeypatch, tmp_path):
+def test_a_trial_with_averaged_weights_pauses_and_goes_on(train, make_callback, monkeypatch, tmp_path):
     """What is validated and reported after the pause is what it would have been, with weights that began elsewhere."""
     monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, **_: None)
     begun = tmp_path / "begun.ckpt"
-    train("trainer.max_epochs=2", callbacks=[told(rungs=(1,))])
+    train("trainer.max_epochs=2", callbacks=[make_callback(rungs=(1,))])
     (tmp_path / "checkpoints/trial_0000/epoch_0001_segment_1.ckpt").rename(begun)
     given = ["trainer.max_epochs=3", "ema_decay=0.9", "encoder_lr_factor=0.3", f"model.weights={begun}"]
-    whole = train(*given, callbacks=[told(rungs=(2,))])
+    whole = train(*given, callbacks=[make_callback(rungs=(2,))])
     again = train(*given, resume_from=tmp_path / "checkpoints/trial_0000/epoch_0002_segment_1.ckpt")
     assert again[METRIC] == whole[METRIC]
 

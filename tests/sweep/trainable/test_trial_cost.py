@@ -23,7 +23,7 @@ from handpose.sweep.trainable.trial_cost import (
     measure_costs,
     measure_trial_cost,
 )
-from handpose.training.build import build
+from handpose.training.build import build_training
 from handpose.training.fit import RunFolders, fit
 from tests.builders import write_freihand
 from tests.sweep.trainable.test_trial import SILENT, SMALL
@@ -39,7 +39,7 @@ def overrides(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def gauged(overrides):
+def measure(overrides):
     """Measures the small configuration with more overrides."""
 
     def measured(*more, params=None, size=SIZE, num_steps=3):
@@ -58,12 +58,12 @@ def test_the_memory_of_a_process_is_without_the_files_that_others_share(tmp_path
     assert trial_cost._measure_process_mb(status) == pytest.approx(1.024e-3 * peak_kb / 2, rel=0.05)
 
 
-def test_processes_of_data_loaders_count(gauged):
-    alone, loaded = gauged().process_mb, gauged("data.num_workers=4").process_mb
+def test_processes_of_data_loaders_count(measure):
+    alone, loaded = measure().process_mb, measure("data.num_workers=4").process_mb
     assert loaded == pytest.approx(alone + 2 * 4 * 100, rel=0.1)
 
 
-class Toy(pl.LightningModule):
+class ToyModule(pl.LightningModule):
     """One weight of a million numbers, and next to nothing else."""
 
     def __init__(self, optimizer):
@@ -111,17 +111,17 @@ def test_memory_is_that_of_weights_gradients_and_optimizer(optimizer, num_copies
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", callbacks=[watch], enable_model_summary=False, num_sanity_val_steps=0, **silent
     )
-    trainer.fit(Toy(optimizer), datamodule=Loaders())
+    trainer.fit(ToyModule(optimizer), datamodule=Loaders())
     assert watch.memory_mb == pytest.approx(4.0 * num_copies, rel=0.01)
 
 
-def test_memory_does_not_depend_on_what_ran_before(gauged):
-    small, _, again = gauged("data.batch_size=4"), gauged("data.batch_size=16"), gauged("data.batch_size=4")
+def test_memory_does_not_depend_on_what_ran_before(measure):
+    small, _, again = measure("data.batch_size=4"), measure("data.batch_size=16"), measure("data.batch_size=4")
     assert again.memory_mb == pytest.approx(small.memory_mb, rel=1e-3)
 
 
-def test_memory_grows_with_the_batch_as_activations_do(gauged):
-    memory_mb = [gauged(f"data.batch_size={size}").memory_mb for size in (4, 8, 16)]
+def test_memory_grows_with_the_batch_as_activations_do(measure):
+    memory_mb = [measure(f"data.batch_size={size}").memory_mb for size in (4, 8, 16)]
     assert memory_mb[2] - memory_mb[1] == pytest.approx(2 * (memory_mb[1] - memory_mb[0]), rel=0.1)
 
 
@@ -146,7 +146,7 @@ def test_a_latency_is_the_least_of_as_many_as_there_is_time_for(monkeypatch, tim
     assert len(timed) == num_timed == network.num_calls - 2  # but for the first two
 
 
-class Told(pl.Callback):
+class CountingCallback(pl.Callback):
     """What Lightning counts, and `costs` where it is asked for."""
 
     def __init__(self, *, measures):
@@ -155,9 +155,9 @@ class Told(pl.Callback):
 
     def on_fit_start(self, trainer, pl_module):
         if self.measures:
-            before = states(), {name: value.clone() for name, value in pl_module.state_dict().items()}
+            before = list_states(), {name: value.clone() for name, value in pl_module.state_dict().items()}
             self.costs = measure_costs(pl_module)
-            assert states() == before[0]
+            assert list_states() == before[0]
             assert all(torch.equal(value, before[1][name]) for name, value in pl_module.state_dict().items())
             assert all(parameter.grad is None for parameter in pl_module.parameters())
 
@@ -166,59 +166,59 @@ class Told(pl.Callback):
         self.weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
 
 
-def states():
+def list_states():
     return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
 
-def test_costs_change_nothing_of_the_training_that_follows(overrides, gauged, tmp_path):
+def test_costs_change_nothing_of_the_training_that_follows(overrides, measure, tmp_path):
     more = ["trainer.max_epochs=2", "model.encoder.drop_path=0.3", "trainer.limit_train_batches=0.5"]  # draws at random
     config = compose("train", [*overrides, *more])
-    told = [Told(measures=False), Told(measures=True)]
+    told = [CountingCallback(measures=False), CountingCallback(measures=True)]
     results = [fit(config, RunFolders(*[tmp_path] * 3), callbacks=[each], quiet=True).metrics for each in told]
     assert results[0] == results[1]
     assert all(torch.equal(value, told[1].weights[name]) for name, value in told[0].weights.items())
 
-    cost = gauged(*more)
+    cost = measure(*more)
     assert told[0].num_batches == (cost.steps_per_epoch, cost.batches_per_validation) == (1, 1)
     assert told[1].costs["num_parameters"] == cost.num_parameters
     assert told[1].costs["memory_mb"] == pytest.approx(cost.memory_mb, rel=0.01)
     assert 0 < told[1].costs["latency_ms"] < 1000
 
 
-def test_parameters_and_checkpoint_are_those_of_the_network_and_its_file(overrides, gauged, tmp_path):
+def test_parameters_and_checkpoint_are_those_of_the_network_and_its_file(overrides, measure, tmp_path):
     on = [item for item in overrides if item != "checkpoints.enabled=false"]
     result = fit(compose("train", [*on, "trainer.max_epochs=1"]), RunFolders(*[tmp_path] * 3), quiet=True)
-    cost = gauged()
+    cost = measure()
     assert cost.checkpoint_mb == pytest.approx(result.last_checkpoint.stat().st_size / 1e6, rel=0.01)
     adam = torch.load(result.last_checkpoint, weights_only=True)["optimizer_states"][0]["state"]
     assert cost.num_parameters == sum(state["exp_avg"].numel() for state in adam.values())
 
 
-def test_an_epoch_has_the_batches_of_the_loaders(overrides, gauged):
-    _, data = build(compose("train", overrides), pretrained=False, quiet=True)
-    cost = gauged()
+def test_an_epoch_has_the_batches_of_the_loaders(overrides, measure):
+    _, data = build_training(compose("train", overrides), pretrained=False, quiet=True)
+    cost = measure()
     assert (cost.steps_per_epoch, cost.batches_per_validation) == (
         len(data.train_dataloader()),
         len(data.val_dataloader()),
     )
 
 
-def test_a_trial_takes_its_epochs_and_validations(gauged):
-    cost = gauged("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2", "data.batch_size=6")
+def test_a_trial_takes_its_epochs_and_validations(measure):
+    cost = measure("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2", "data.batch_size=6")
     cost = cost._replace(start_s=10.0, step_s=1.0, validation_batch_s=0.5)
     assert cost.trial_s == 10.0 + 4 * 3 * 1.0 + 2 * 1 * 0.5
 
 
-def test_configurations_that_train_alike_leave_the_same_trace(gauged):
-    assert gauged("heatmap.sigma=0.02").trace != gauged("heatmap.sigma=0.03").trace
-    unread = [gauged("loss=coordinate_mse", f"heatmap.sigma={sigma}").trace for sigma in (0.02, 0.03)]
+def test_configurations_that_train_alike_leave_the_same_trace(measure):
+    assert measure("heatmap.sigma=0.02").trace != measure("heatmap.sigma=0.03").trace
+    unread = [measure("loss=coordinate_mse", f"heatmap.sigma={sigma}").trace for sigma in (0.02, 0.03)]
     assert unread[0] == unread[1]
 
 
-def test_a_parameter_that_the_sweep_sets_itself_is_told(gauged):
+def test_a_parameter_that_the_sweep_sets_itself_is_told(measure):
     params = {"trainer.max_epochs": 9, "optimizer.lr": 0.002, "model/decoder": "pyramid", "data.batch_size": 8}
     overrides = ["trainer.max_epochs=2", "optimizer.lr=0.002", "model/decoder=pyramid"]
-    assert gauged(*overrides, params=params).ignored == ("trainer.max_epochs",)
+    assert measure(*overrides, params=params).ignored == ("trainer.max_epochs",)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_what_cannot_be_trained_is_an_answer(overrides, override, kind, reason):
     assert refusal.reason.startswith(reason)
 
 
-def test_nothing_is_left_in_the_working_folder(gauged, tmp_path, monkeypatch):
+def test_nothing_is_left_in_the_working_folder(measure, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    gauged()
+    measure()
     assert os.listdir(tmp_path) == []

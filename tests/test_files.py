@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from handpose.whole_file import to_json, write_json
+from handpose.files import to_json, write_json
 
 NOT_FINITE = {"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": (math.nan, 2), "e": None, "f": "NaN"}
 

@@ -1,4 +1,5 @@
-"""What a bad trial does to its process: `python -m tests.sweep.trainable.dirt fresh|used DATA FOLDER` trains in one.
+"""What a bad trial does to its process: `python -m tests.sweep.trainable.side_effects fresh|used DATA FOLDER` trains in
+one.
 
 Prints the hash of the weights; used: after another training, and after everything in DIRT.
 """
@@ -35,12 +36,12 @@ SMALL = [
 ]
 
 
-def doubled(module, inputs, output):
+def fail_on_hook(module, inputs, output):
     """A hook that no training survives."""
     return output * 2 if isinstance(output, torch.Tensor) else output
 
 
-def precisions():
+def change_precisions():
     children = (backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
     return [owner.fp32_precision for owner in (backends, backends.cudnn, backends.cuda.matmul, *children)]
 
@@ -54,20 +55,20 @@ def infer():
 left_open = []
 
 
-def contradict():
+def change_contradicting_settings():
     backends.fp32_precision = "tf32"
     backends.cudnn.conv.fp32_precision = "ieee"
 
 
-def draws():
+def draw_numbers():
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-def small_number():
+def make_small_number():
     return float(torch.tensor([1e-40]) * 1.0)
 
 
-DIRT = {
+SIDE_EFFECTS = {
     "environment": (
         lambda: (os.environ.update(OMP_NUM_THREADS="7", HOME="/nowhere"), os.environ.pop("PATH")),
         lambda: dict(os.environ),
@@ -93,9 +94,9 @@ DIRT = {
         lambda: torch.utils.deterministic.fill_uninitialized_memory,
     ),
     "anomalies": (partial(torch.autograd.set_detect_anomaly, True), torch.is_anomaly_enabled),
-    "denormals": (partial(torch.set_flush_denormal, True), small_number),
+    "denormals": (partial(torch.set_flush_denormal, True), make_small_number),
     "forward hook": (
-        lambda: nn.modules.module.register_module_forward_hook(doubled),
+        lambda: nn.modules.module.register_module_forward_hook(fail_on_hook),
         lambda: nn.Identity()(torch.ones(())),
     ),
     "parameter hook": (
@@ -114,15 +115,15 @@ DIRT = {
     "autocast cache": (partial(torch.set_autocast_cache_enabled, False), torch.is_autocast_cache_enabled),
     "matmul precision": (
         partial(torch.set_float32_matmul_precision, "medium"),
-        lambda: (torch.get_float32_matmul_precision(), precisions()),
+        lambda: (torch.get_float32_matmul_precision(), change_precisions()),
     ),
     "matmul tf32": (
         lambda: setattr(backends.cuda.matmul, "allow_tf32", True),
-        lambda: (backends.cuda.matmul.allow_tf32, precisions()),
+        lambda: (backends.cuda.matmul.allow_tf32, change_precisions()),
     ),
     "cudnn tf32": (
         lambda: setattr(backends.cudnn, "allow_tf32", False),
-        lambda: (backends.cudnn.allow_tf32, precisions()),
+        lambda: (backends.cudnn.allow_tf32, change_precisions()),
     ),
     "cudnn": (
         lambda: backends.cudnn.set_flags(_enabled=False, _benchmark=True, _deterministic=True),
@@ -130,8 +131,8 @@ DIRT = {
     ),
     "mkldnn": (lambda: backends.mkldnn.set_flags(False), lambda: backends.mkldnn.enabled),
     "attention": (partial(backends.cuda.enable_flash_sdp, False), backends.cuda.flash_sdp_enabled),
-    "seeds": (lambda: (random.seed(1), np.random.seed(1), torch.manual_seed(1)), draws),
-    "contradicting precisions": (contradict, precisions),
+    "seeds": (lambda: (random.seed(1), np.random.seed(1), torch.manual_seed(1)), draw_numbers),
+    "contradicting precisions": (change_contradicting_settings, change_precisions),
 }
 
 
@@ -151,14 +152,14 @@ class Weights(pl.Callback):
             self.digest.update(value.numpy().tobytes())
 
 
-def weights(data, folder, *overrides, fails=False):
+def train_and_hash_weights(data, folder, *overrides, fails=False):
     """Hash of the weights after a short training."""
     given = [*SMALL, f"data.root={data}", f"paths.output={folder}", *overrides]
     kept = Weights(fails=fails)
     with preserve_process_state():
         fit(compose("train", given), RunFolders(folder, folder, folder), callbacks=[kept], quiet=True)
         if overrides:
-            for make_dirty, _ in DIRT.values():
+            for make_dirty, _ in SIDE_EFFECTS.values():
                 make_dirty()
     return kept.digest.hexdigest()
 
@@ -166,7 +167,7 @@ def weights(data, folder, *overrides, fails=False):
 if __name__ == "__main__":
     state, data, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     if state == "used":
-        weights(data, folder, "seed=5", "num_threads=3", "augment=none")
+        train_and_hash_weights(data, folder, "seed=5", "num_threads=3", "augment=none")
         with contextlib.suppress(FloatingPointError):
-            weights(data, folder, "seed=6", fails=True)
-    print(weights(data, folder))
+            train_and_hash_weights(data, folder, "seed=6", fails=True)
+    print(train_and_hash_weights(data, folder))

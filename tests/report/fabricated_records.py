@@ -3,7 +3,7 @@
 import math
 import random
 
-from handpose.report.record import Parameter, Report, SegmentRecord, SweepRecord, TrialRecord
+from handpose.report.sweep_record import EpochReport, Parameter, SegmentRecord, SweepRecord, TrialRecord
 
 METRIC = "val/pa_mpjpe_mm"
 
@@ -13,10 +13,11 @@ SCALE = Parameter("augment.scale", "float", 0.0, 0.4, expression="interval(0.0, 
 HEAD = Parameter("model.decoder.head", "choice", choices=["heatmaps", "axes"], expression="choice(heatmaps, axes)")
 
 
-def trial(number, params, values, *, state="complete", began=0.0, epoch_s=1.0, **rest):
+def make_trial(number, params, values, *, state="complete", began=0.0, epoch_s=1.0, **rest):
     """A trial in one stretch, an epoch every epoch_s seconds."""
     reports = [
-        Report(epoch, began + epoch * epoch_s, epoch * epoch_s, value) for epoch, value in enumerate(values, start=1)
+        EpochReport(epoch, began + epoch * epoch_s, epoch * epoch_s, value)
+        for epoch, value in enumerate(values, start=1)
     ]
     end = reports[-1].at_s if reports else began
     return TrialRecord(
@@ -32,7 +33,7 @@ def trial(number, params, values, *, state="complete", began=0.0, epoch_s=1.0, *
     )
 
 
-def record(trials, parameters=(), *, max_epochs=4, **rest):
+def make_record(trials, parameters=(), *, max_epochs=4, **rest):
     """A finished sweep of these trials, ranked as the table ranks them."""
     sound = [each for each in trials if each.state not in ("failed", "diverged", "infeasible")]
     sound = [each for each in sound if math.isfinite(each.value)]
@@ -54,20 +55,22 @@ def record(trials, parameters=(), *, max_epochs=4, **rest):
     return SweepRecord(**given | rest)
 
 
-def swept(loss, parameters, *, num_trials=60, seed=0, curve=lambda loss: [loss + 3, loss + 1, loss + 0.1, loss]):
+def make_swept_record(
+    loss, parameters, *, num_trials=60, seed=0, curve=lambda loss: [loss + 3, loss + 1, loss + 0.1, loss]
+):
     """A sweep of points thrown evenly over the parameters. loss: of params. curve: the values that lead to it."""
     draws = random.Random(seed)
     trials = []
     for number in range(num_trials):
-        params = {each.key: drawn(each, draws) for each in parameters}
-        trials.append(trial(number, params, curve(loss(params))))
-    return record(trials, parameters)
+        params = {each.key: draw_value(each, draws) for each in parameters}
+        trials.append(make_trial(number, params, curve(loss(params))))
+    return make_record(trials, parameters)
 
 
-def drawn(parameter, draws):
+def draw_value(parameter, draws):
     """A value at random."""
     if parameter.kind == "choice":
         return draws.choice(list(parameter.choices))
     if parameter.kind == "int":
         return draws.randint(int(parameter.low), int(parameter.high))
-    return parameter.value_at(draws.random())
+    return parameter.to_value(draws.random())

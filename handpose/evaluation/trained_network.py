@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handpose.config import compose, instantiated, quote_override
+from handpose.config import compose, instantiate_key, quote_override
 from handpose.config_files import find_options
 from handpose.errors import UserError
 from handpose.evaluation.views import Views
-from handpose.training.build import build
-from handpose.training.checkpoints import architecture, load_weights, read_checkpoint
+from handpose.training.build import build_training
+from handpose.training.checkpoints import list_architecture_overrides, load_weights, read_checkpoint
 from handpose.training.module import HandPose
 from handpose.yaml_files import load_yaml
 
@@ -25,9 +25,9 @@ class TrainedNetwork(NamedTuple):
     views: Views
     image_size: int | None
 
-    def input_size(self, asked: int | None) -> int:
-        """Side in pixels of the pictures to show it; raises UserError where neither it nor `asked` says."""
-        size = asked or self.image_size
+    def choose_input_size(self, requested: int | None) -> int:
+        """Side in pixels of the pictures to show it; raises UserError where neither it nor `requested` says."""
+        size = requested or self.image_size
         if size is None:
             raise UserError(
                 "the network was trained on pictures as the files were (data.image_size=null); give their side, as "
@@ -44,38 +44,42 @@ def read_network(path: Path, *, overrides: Sequence[str] = ()) -> TrainedNetwork
     Raises UserError when the file is no checkpoint of ours.
     """
     checkpoint = read_checkpoint(path, key="--checkpoint")
-    config = compose("train", [*network_overrides(checkpoint["config"]), *overrides])
-    module, _ = build(config, pretrained=False, quiet=True)
-    views = instantiated(config, "test_time")
-    views.check(module.axes)
+    config = compose("train", [*list_network_overrides(checkpoint["config"]), *overrides])
+    module, _ = build_training(config, pretrained=False, quiet=True)
+    views = instantiate_key(config, "test_time")
+    views.check_axes(module.axes)
     load_weights(module, checkpoint, path)
     return TrainedNetwork(module.eval(), views, checkpoint["config"]["data"]["image_size"])
 
 
-def network_overrides(config: Mapping[str, Any]) -> list[str]:
+def list_network_overrides(config: Mapping[str, Any]) -> list[str]:
     """Of a checkpoint's configuration the overrides that give its network, its read-out and its views at test time."""
-    every = architecture(config) | {f"heatmap.{key}": value for key, value in _values(config["heatmap"])}
+    every = list_architecture_overrides(config) | {
+        f"heatmap.{key}": value for key, value in _iterate_values(config["heatmap"])
+    }
     every["augment.rotation_deg"] = config["augment"].get("rotation_deg", 0.0)  # not every augmentation has it
     return [quote_override(key, value) for key, value in every.items()]
 
 
-def data_overrides(config: Mapping[str, Any]) -> list[str]:
+def list_data_overrides(config: Mapping[str, Any]) -> list[str]:
     """Of a checkpoint's configuration the overrides that give the data set it was trained on."""
     data = config["data"]
-    source = {f"data.source.{key}": value for key, value in _values(data["source"]) if key not in _NOT_THE_DATA}
-    every = {"data": _choice(data["source"]["_target_"])} | source
+    source = {
+        f"data.source.{key}": value for key, value in _iterate_values(data["source"]) if key not in _NOT_DATA_KEYS
+    }
+    every = {"data": _find_data_choice(data["source"]["_target_"])} | source
     every |= {f"data.{key}": data[key] for key in ("root", "image_size", "batch_size")}
     return [quote_override(key, value) for key, value in every.items()]
 
 
-_NOT_THE_DATA = ("root", "image_size", "num_workers")  # the first two are those of data
+_NOT_DATA_KEYS = ("root", "image_size", "num_workers")  # the first two are those of data
 
 
-def _values(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _iterate_values(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     return ((key, value) for key, value in node.items() if not key.startswith("_"))
 
 
-def _choice(target: str) -> str:
+def _find_data_choice(target: str) -> str:
     """The choice of the group `data` whose source is made by a target."""
     for name, path in find_options("data").items():
         if load_yaml(path)["source"]["_target_"] == target:

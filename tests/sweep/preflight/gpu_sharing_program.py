@@ -10,7 +10,7 @@ from handpose.sweep.execution import probe_worker
 from handpose.sweep.execution.probe_worker import GpuThroughputBenchmark
 from handpose.sweep.trainable.trial import TrialRecipe
 from handpose.sweep.trainable.trial_cost import DataSize
-from tests.sweep.preflight.gauges import SteadyCostProbe
+from tests.sweep.preflight.fake_cost_probes import SteadyCostProbe
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 
-class Network:
+class HostNetwork:
     """A switch that this machine is on, with the first address, and the hosts that are connected to it.
 
     name: of the switch, which those of devices and namespaces begin with; five letters at most. prefix: of the
@@ -19,66 +19,69 @@ class Network:
         self._name, self._prefix = name, prefix
         self._hosts: list[str] = []
 
-    def __enter__(self) -> "Network":
-        _ip("link", "add", self._name, "type", "bridge")
+    def __enter__(self) -> "HostNetwork":
+        _run_ip("link", "add", self._name, "type", "bridge")
         try:
-            _ip("addr", "add", f"{self.own_address}/24", "dev", self._name)
-            _ip("link", "set", self._name, "up")
+            _run_ip("addr", "add", f"{self.get_own_address}/24", "dev", self._name)
+            _run_ip("link", "set", self._name, "up")
         except BaseException:
-            _ip("link", "del", self._name)
+            _run_ip("link", "del", self._name)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for host in self._hosts:
             self.power_off(host)
-            _ip("link", "del", self._cable(host))
-            _ip("netns", "del", self._namespace(host))
-        _ip("link", "del", self._name)
+            _run_ip("link", "del", self._get_cable(host))
+            _run_ip("netns", "del", self._get_namespace(host))
+        _run_ip("link", "del", self._name)
 
     @property
-    def own_address(self) -> str:
+    def get_own_address(self) -> str:
         return f"{self._prefix}1"
 
-    def add(self, host: str) -> str:
+    def add_host(self, host: str) -> str:
         """A new host; returns its address."""
         self._hosts.append(host)
-        namespace = self._namespace(host)
-        _ip("netns", "add", namespace)
-        _ip("link", "add", self._cable(host), "type", "veth", "peer", "name", "eth0", "netns", namespace)
-        _ip("link", "set", self._cable(host), "master", self._name, "up")
-        for arguments in (("addr", "add", f"{self.address(host)}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
-            _ip("-n", namespace, *arguments)
-        _ip("-n", namespace, "link", "set", "lo", "up")
+        namespace = self._get_namespace(host)
+        _run_ip("netns", "add", namespace)
+        _run_ip("link", "add", self._get_cable(host), "type", "veth", "peer", "name", "eth0", "netns", namespace)
+        _run_ip("link", "set", self._get_cable(host), "master", self._name, "up")
+        for arguments in (
+            ("addr", "add", f"{self.get_address(host)}/24", "dev", "eth0"),
+            ("link", "set", "eth0", "up"),
+        ):
+            _run_ip("-n", namespace, *arguments)
+        _run_ip("-n", namespace, "link", "set", "lo", "up")
         # It leads nowhere, but Ray (2.60) takes the address that is on the way out, and without one only the loopback.
-        _ip("-n", namespace, "route", "add", "default", "via", self.own_address)
-        return self.address(host)
+        _run_ip("-n", namespace, "route", "add", "default", "via", self.get_own_address)
+        return self.get_address(host)
 
-    def address(self, host: str) -> str:
+    def get_address(self, host: str) -> str:
         return f"{self._prefix}{self._hosts.index(host) + 2}"
 
-    def names(self) -> str:
+    def format_hosts_file(self) -> str:
         """Those of all hosts, and of this machine, as /etc/hosts has them."""
-        known = {os.uname().nodename: self.own_address} | {host: self.address(host) for host in self._hosts}
+        known = {os.uname().nodename: self.get_own_address} | {host: self.get_address(host) for host in self._hosts}
         return "".join(f"{address} {name}\n" for name, address in ({"localhost": "127.0.0.1"} | known).items())
 
-    def inside(self, host: str, *, names: Path | None = None) -> list[str]:
+    def make_command_prefix(self, host: str, *, names: Path | None = None) -> list[str]:
         """What a command line begins with that runs on a host, as the process that is started. names: its /etc/hosts.
 
         Not `ip netns exec`, whose fresh /sys has no cgroups, without which slurmd does not start (22.05, seen).
         """
-        command = ["nsenter", f"--net=/run/netns/{self._namespace(host)}"]
+        command = ["nsenter", f"--net=/run/netns/{self._get_namespace(host)}"]
         if names is None:
             return command
         return [*command, "unshare", "--mount", "sh", "-c", f'mount --bind {names} /etc/hosts && exec "$@"', "sh"]
 
-    def cut_off(self, host: str) -> None:
+    def disconnect(self, host: str) -> None:
         """Take its cable out."""
-        _ip("link", "set", self._cable(host), "down")
+        _run_ip("link", "set", self._get_cable(host), "down")
 
-    def processes(self, host: str) -> dict[int, str]:
+    def list_processes(self, host: str) -> dict[int, str]:
         """What runs there: identifier -> command line."""
-        command = ["ip", "netns", "pids", self._namespace(host)]
+        command = ["ip", "netns", "pids", self._get_namespace(host)]
         listed = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
         found = {}
         for pid in map(int, listed.split()):
@@ -90,16 +93,16 @@ class Network:
 
     def power_off(self, host: str) -> None:
         """SIGKILL to all of its processes; what was running there is gone."""
-        for pid in self.processes(host):
+        for pid in self.list_processes(host):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def _namespace(self, host: str) -> str:
+    def _get_namespace(self, host: str) -> str:
         return f"{self._name}-{host}"
 
-    def _cable(self, host: str) -> str:
+    def _get_cable(self, host: str) -> str:
         return f"{self._name}{self._hosts.index(host) + 1}"
 
 
-def _ip(*arguments: str) -> None:
+def _run_ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True)

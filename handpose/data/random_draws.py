@@ -6,24 +6,24 @@ import torch
 from torch import Tensor, distributed
 
 
-class Share(NamedTuple):
+class BatchShare(NamedTuple):
     """The part of a step's pictures that one process has: the rank-th of num equal ones, in order."""
 
     rank: int = 0
-    num: int = 1
+    num_shares: int = 1
 
     @classmethod
-    def of_process(cls) -> "Share":
+    def for_this_process(cls) -> "BatchShare":
         """Of this process among those of torch.distributed; the whole where there are none."""
         if distributed.is_available() and distributed.is_initialized():
             return cls(distributed.get_rank(), distributed.get_world_size())
         return cls()
 
 
-WHOLE = Share()
+WHOLE_BATCH = BatchShare()
 
 
-class Draws:
+class RandomDraws:
     """Draws for every picture of a step, and gives those of a share of them.
 
     So each picture is drawn the same however many processes share the step. generator: lives on the CPU, and is in the
@@ -37,8 +37,8 @@ class Draws:
         self._total = count if total is None else total
 
     @classmethod
-    def of(cls, generator: torch.Generator, count: int, share: Share) -> "Draws":
-        return cls(generator, count, first=share.rank * count, total=share.num * count)
+    def for_share(cls, generator: torch.Generator, count: int, share: BatchShare) -> "RandomDraws":
+        return cls(generator, count, first=share.rank * count, total=share.num_shares * count)
 
     def uniform(self, *shape: int) -> Tensor:
         """In [0, 1), (count, *shape)."""
@@ -60,7 +60,7 @@ class Draws:
         """One draw that all pictures of the step see, (*shape,)."""
         return torch.randn(shape, generator=self._generator)
 
-    def chosen(self, probability: float) -> tuple[Tensor, "Draws"]:
+    def choose(self, probability: float) -> tuple[Tensor, "RandomDraws"]:
         """Each picture with the same probability: rows of the share, (n,) int64, and draws for these n pictures.
 
         They come from a generator of their own, so that what one share has no picture for it can leave out. With
@@ -72,4 +72,4 @@ class Draws:
         seed = int(torch.randint(2**62, (), generator=self._generator))
         rows = is_chosen[self._own].nonzero()[:, 0]
         before, total = int(is_chosen[: self._own.start].sum()), int(is_chosen.sum())
-        return rows, Draws(torch.Generator().manual_seed(seed), len(rows), first=before, total=total)
+        return rows, RandomDraws(torch.Generator().manual_seed(seed), len(rows), first=before, total=total)

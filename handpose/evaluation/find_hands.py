@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handpose.data.augment import View, mirrored
-from handpose.evaluation.network import TrainedNetwork
-from handpose.evaluation.photographs import Photograph, seen, whole_view
-from handpose.evaluation.views import looking_at, mirrored_back, turned_back
+from handpose.data.augment import View, mirror_view
+from handpose.evaluation.photographs import Photograph, make_whole_view_intrinsics, warp_photograph
+from handpose.evaluation.trained_network import TrainedNetwork
+from handpose.evaluation.views import look_at_joints, undo_mirror, undo_rotation
 from handpose.geometry import project
 from handpose.skeleton import NUM_JOINTS
 
@@ -32,16 +32,16 @@ def find_hands(
     show the network mirror images, where the hands are of the side that it has not learnt.
     """
     cameras = torch.from_numpy(np.stack([photograph.camera.intrinsics for photograph in photographs]))
-    whole = [whole_view(item.picture.size, item.camera.intrinsics, side=side) for item in photographs]
+    whole = [make_whole_view_intrinsics(item.picture.size, item.camera.intrinsics, side=side) for item in photographs]
     straight = torch.eye(3, dtype=torch.float64).expand_as(cameras)
-    xyz_m = _found(network, photographs, torch.from_numpy(np.stack(whole)), straight, side, scale_m, mirror)
+    xyz_m = _find_joints(network, photographs, torch.from_numpy(np.stack(whole)), straight, side, scale_m, mirror)
     if fill is not None:
-        rotation, intrinsics = looking_at(project(xyz_m, cameras), cameras, (side, side), fill=fill)
-        xyz_m = _found(network, photographs, intrinsics, rotation, side, scale_m, mirror)
+        rotation, intrinsics = look_at_joints(project(xyz_m, cameras), cameras, (side, side), fill=fill)
+        xyz_m = _find_joints(network, photographs, intrinsics, rotation, side, scale_m, mirror)
     return xyz_m.numpy()
 
 
-def _found(
+def _find_joints(
     network: TrainedNetwork,
     photographs: Sequence[Photograph],
     intrinsics: Tensor,
@@ -55,7 +55,9 @@ def _found(
         intrinsics[i] @ rotation[i] @ torch.linalg.inv(torch.from_numpy(photograph.camera.intrinsics))
         for i, photograph in enumerate(photographs)
     )
-    shown = [seen(item.picture, h.numpy(), side=side) for item, h in zip(photographs, homographies, strict=True)]
+    shown = [
+        warp_photograph(item.picture, h.numpy(), side=side) for item, h in zip(photographs, homographies, strict=True)
+    ]
     device = network.module.device
     view = View(
         image=torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).to(device).float() / 255.0,
@@ -63,5 +65,5 @@ def _found(
         xyz_m=torch.full((len(shown), NUM_JOINTS, 3), torch.nan, device=device),
     )
     scales = torch.full((len(shown),), scale_m, device=device)
-    found_m = network.views.predict_xyz_m(network.module, mirrored(view) if mirror else view, scales).double().cpu()
-    return turned_back(mirrored_back(found_m) if mirror else found_m, rotation)
+    found_m = network.views.predict_xyz_m(network.module, mirror_view(view) if mirror else view, scales).double().cpu()
+    return undo_rotation(undo_mirror(found_m) if mirror else found_m, rotation)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 
-def written(value: Any) -> str:
+def to_json_text(value: Any) -> str:
     """Return the value as JSON text.
 
     The text distinguishes values that Python considers equal: 1, 1.0 and true, and 0.0 and -0.0.
@@ -14,15 +14,15 @@ def written(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
     """Whether two plain values have the same JSON text, so that they give the same configuration."""
-    return written(one) == written(other)
+    return to_json_text(one) == to_json_text(other)
 
 
-def equal(one: Any, other: Any) -> bool:
+def is_equal(one: Any, other: Any) -> bool:
     """Whether two values are equal, also in lists. Unlike in Python, true and 1 differ; 1 and 1.0 are equal."""
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(equal, one, other))
+        return len(one) == len(other) and all(map(is_equal, one, other))
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
@@ -33,12 +33,12 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def as_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Convert NumPy numbers to Python numbers, and arrays and tuples to lists. Return other values unchanged."""
     if isinstance(value, np.ndarray):
-        return as_plain(value.tolist())
+        return to_plain(value.tolist())
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (list, tuple)):
-        return [as_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from handpose.metrics.target import Mode, TargetMetric
-from handpose.report.table import State
-from handpose.values import same
+from handpose.plain_values import is_same
+from handpose.report.trial_table import TrialState
 
 Values = Mapping[str, Any]
 
-_NO_RESULT: tuple[State, ...] = ("diverged", "infeasible", "failed")
+_NO_RESULT: tuple[TrialState, ...] = ("diverged", "infeasible", "failed")
 
 
-class Report(NamedTuple):
+class EpochReport(NamedTuple):
     """A trial reported an epoch.
 
     trial_s: seconds in its slot so far. value: of the sweep's metric.
@@ -37,13 +37,13 @@ class SegmentRecord(NamedTuple):
     with the process that ran the sweep.
     """
 
-    began_s: float
+    started_s: float
     ended_s: float
     epoch: int
     end: Literal["running", "over", "lost"]
 
 
-class Failure(NamedTuple):
+class FailureRecord(NamedTuple):
     """A stretch failed. cause: in a line. is_retried: the trial was tried again."""
 
     trial: int
@@ -63,13 +63,13 @@ class TrialRecord:
 
     number: int
     params: Values
-    state: State
+    state: TrialState
     epochs: int
     value: float
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
-    reports: Sequence[Report] = ()
+    reports: Sequence[EpochReport] = ()
     segments: Sequence[SegmentRecord] = ()
     node: str = ""
     error: str = ""
@@ -101,22 +101,22 @@ class Parameter:
     is_declared: bool = True
     is_conditional: bool = False
 
-    def place(self, value: Any) -> float:
+    def to_place(self, value: Any) -> float:
         """Where a value lies, 0 to 1: along the range, by its logarithm where the range is logarithmic."""
         if self.kind == "choice":
-            return self.index(value) / max(1, len(self.choices) - 1)
+            return self.find_option(value) / max(1, len(self.choices) - 1)
         low, high, at = (math.log(each) if self.log else each for each in (self.low, self.high, float(value)))
         return (at - low) / (high - low) if high > low else 0.5
 
-    def value_at(self, place: float) -> float:
+    def to_value(self, place: float) -> float:
         """The number at a place, which may lie outside of 0 to 1."""
         if self.log:
             return math.exp(math.log(self.low) + place * (math.log(self.high) - math.log(self.low)))
         return self.low + place * (self.high - self.low)
 
-    def index(self, value: Any) -> int:
+    def find_option(self, value: Any) -> int:
         """The number of a choice; 1 and True differ."""
-        return next(i for i, choice in enumerate(self.choices) if same(choice, value))
+        return next(i for i, choice in enumerate(self.choices) if is_same(choice, value))
 
     @property
     def num_values(self) -> int | None:
@@ -128,10 +128,11 @@ class Parameter:
         return round((self.high - self.low) / self.step) + 1
 
 
-class Effect(NamedTuple):
+class ParameterEffect(NamedTuple):
     """How much a parameter matters for being among the best.
 
-    share: of all parameters' importance; low, high: where it lies for 90 % of the halves of the trials. chance: the
+    share: of all parameters' importance; low, high: where it lies for 90 % of the halves of the trials. noise_level:
+        the
     most that came out with the values shuffled among the trials, 20 times; a searcher that learns exceeds it in noise
     too, so that it shows no effect by itself.
     """
@@ -140,7 +141,7 @@ class Effect(NamedTuple):
     share: float
     low: float
     high: float
-    chance: float
+    noise_level: float
 
 
 class Importance(NamedTuple):
@@ -149,7 +150,7 @@ class Importance(NamedTuple):
     epoch: int
     num_trials: int
     num_best: int
-    effects: Sequence[Effect]
+    effects: Sequence[ParameterEffect]
 
 
 class Interval(NamedTuple):
@@ -208,7 +209,7 @@ class Confirmation:
         return self.unknown.get("not_distinguishable_from", "the runs do not show how large the noise is")
 
 
-class Hand(NamedTuple):
+class HandPicture(NamedTuple):
     """A test picture with its prediction. kind: worst, best or other. error_mm: NaN where the truth is not known."""
 
     kind: str
@@ -218,14 +219,14 @@ class Hand(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Retrained:
+class RetrainedWinner:
     """The winner, trained with its full schedule. metrics: test/ and baseline/ where they were measured."""
 
     metrics: Mapping[str, float]
-    hands: Sequence[Hand] = ()
+    hands: Sequence[HandPicture] = ()
 
 
-class Objective(NamedTuple):
+class SecondObjective(NamedTuple):
     """A second objective: one of the trials' costs. front: trials that no other beats in both, by number."""
 
     name: str
@@ -259,12 +260,12 @@ class SweepRecord:
     rungs: Sequence[int] = ()
     selects_only_at_rungs: bool = False
     fixed: Values = field(default_factory=dict)
-    failures: Sequence[Failure] = ()
+    failures: Sequence[FailureRecord] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
     importance: Sequence[Importance] = ()
-    objective: Objective | None = None
+    second_objective: SecondObjective | None = None
     confirmation: Confirmation | None = None
-    retrained: Retrained | None = None
+    retrained: RetrainedWinner | None = None
     defaults: Values = field(default_factory=dict)
     origin: Values = field(default_factory=dict)
     configuration: Values = field(default_factory=dict)
@@ -275,29 +276,29 @@ class SweepRecord:
         """The factor that turns a value of the metric into a loss, of which smaller is better."""
         return TargetMetric(self.metric, self.mode).sign
 
-    def trial(self, number: int) -> TrialRecord:
+    def get_trial(self, number: int) -> TrialRecord:
         return next(trial for trial in self.trials if trial.number == number)
 
-    def leading(self, num: int) -> list[TrialRecord]:
+    def list_leading_trials(self, num: int) -> list[TrialRecord]:
         """The first so many of the ranked trials."""
         by_number = {trial.number: trial for trial in self.trials}
         return [by_number[number] for number in self.ranked[:num]]
 
-    def values_at(self, epoch: int) -> dict[int, float]:
+    def get_values_at(self, epoch: int) -> dict[int, float]:
         """Trial -> finite value of exactly that epoch, which all its parameters led to."""
         own = [trial for trial in self.trials if not trial.is_perturbed and trial.state not in _NO_RESULT]
         found = {trial.number: trial.curve.get(epoch, math.nan) for trial in own}
         return {number: value for number, value in found.items() if math.isfinite(value)}
 
-    def compared_epochs(self, *, least: int) -> list[int]:
+    def list_compared_epochs(self, *, min_trials: int) -> list[int]:
         """Rungs and the last epoch, ascending: those with the values of at least so many trials."""
         epochs = sorted({*self.rungs, self.max_epochs})
-        return [epoch for epoch in epochs if len(self.values_at(epoch)) >= least]
+        return [epoch for epoch in epochs if len(self.get_values_at(epoch)) >= min_trials]
 
-    def parameter(self, key: str) -> Parameter | None:
+    def find_parameter(self, key: str) -> Parameter | None:
         return next((parameter for parameter in self.parameters if parameter.key == key), None)
 
-    def winner(self) -> TrialRecord | None:
+    def find_winner(self) -> TrialRecord | None:
         """The trial of best.yaml where there is one, else the first of the ranked."""
         number = self.best.get("trial", self.ranked[0] if self.ranked else None)
         return next((trial for trial in self.trials if trial.number == number), None)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handpose.report.table import TrialRow, TrialTable, second_objectives, short_names
+from handpose.report.trial_table import TrialRow, TrialTable, make_second_objectives, shorten_names
 
 METRIC = "val/pa_mpjpe_mm"
 
@@ -86,8 +86,8 @@ def test_costs_stand_beside_the_metrics(table, tmp_path):
     assert read.loc[1:, "latency_ms"].isna().all()
 
 
-def of_two(mode, *points, epochs=9):
-    made = TrialTable(METRIC, mode, num_trials=9, max_epochs=9, objectives=second_objectives("latency_ms"))
+def make_two_objective_table(mode, *points, epochs=9):
+    made = TrialTable(METRIC, mode, num_trials=9, max_epochs=9, objectives=make_second_objectives("latency_ms"))
     for number, (value, latency_ms) in enumerate(points):
         costs = {} if latency_ms is None else {"latency_ms": latency_ms}
         made.rows[number] = TrialRow(number, {}, "complete", epochs, {METRIC: value}, costs=costs)
@@ -101,27 +101,29 @@ def of_two(mode, *points, epochs=9):
 def test_the_front_is_optunas(mode, points):
     study = optuna.create_study(directions=[f"{mode}imize", "minimize"])
     study.add_trials([optuna.trial.create_trial(values=point) for point in points])
-    front = of_two(mode, *points).front()
+    front = make_two_objective_table(mode, *points).find_front()
     assert sorted(row.number for row in front) == sorted(trial.number for trial in study.best_trials)
     sign = 1 if mode == "min" else -1
     assert [sign * row.metrics[METRIC] for row in front] == sorted(sign * row.metrics[METRIC] for row in front)
 
 
 def test_on_the_front_are_only_those_that_were_trained_the_longest_and_measured_and_came_to_something():
-    made = of_two("min", (5.0, 5.0), (1.0, 1.0), (4.0, 6.0), (math.nan, 1.0), (1.0, None), (2.0, math.nan), (3.0, 3.0))
+    made = make_two_objective_table(
+        "min", (5.0, 5.0), (1.0, 1.0), (4.0, 6.0), (math.nan, 1.0), (1.0, None), (2.0, math.nan), (3.0, 3.0)
+    )
     made.rows[1].epochs = 8
     made.rows[6].state = "diverged"
-    assert [row.number for row in made.front()] == [2, 0]
+    assert [row.number for row in made.find_front()] == [2, 0]
 
 
 def test_with_one_objective_the_front_is_the_best_trial(table):
-    assert [row.number for row in table.front()] == [2]
-    assert TrialTable(METRIC, "min", num_trials=1, max_epochs=1).front() == []
-    assert of_two("min").front() == []
+    assert [row.number for row in table.find_front()] == [2]
+    assert TrialTable(METRIC, "min", num_trials=1, max_epochs=1).find_front() == []
+    assert make_two_objective_table("min").find_front() == []
 
 
 def test_ranks_go_by_epochs_before_values_and_leave_out_what_came_to_nothing(table):
-    assert [row.number for row in table.ranked()] == [2, 0]
+    assert [row.number for row in table.rank_trials()] == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -134,4 +136,4 @@ def test_ranks_go_by_epochs_before_values_and_leave_out_what_came_to_nothing(tab
     ],
 )
 def test_short_names_tell_keys_apart(keys, names):
-    assert list(short_names(keys).values()) == names
+    assert list(shorten_names(keys).values()) == names

@@ -10,27 +10,27 @@ from typing import Any
 
 import torch
 
-from handpose.resources import count_cores, main_memory
-from handpose.whole_file import write_json
+from handpose.files import write_json
+from handpose.resources import count_cores, measure_memory
 
 _PACKAGES = ("ray", "torch", "pytorch-lightning", "optuna")
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory and GPU, and the versions of what does the work."""
     described = {
-        "processor": _processor(),
+        "processor": _get_processor_name(),
         "cores": count_cores(),
-        "memory_gb": round(main_memory().total / 1e9),
+        "memory_gb": round(measure_memory().total / 1e9),
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": _list_versions(),
     }
     return described | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
-def machine_line() -> str:
+def format_machine() -> str:
     """The machine in a few words."""
-    found = machine()
+    found = describe_machine()
     return f"{found['processor']}, {found['cores']} cores{', ' + found['gpu'] if 'gpu' in found else ''}"
 
 
@@ -38,18 +38,18 @@ def write_results(file: Path | None, content: Mapping[str, Any], *, indent: int 
     """Write figures as JSON, with the day and the machine; nothing without a file."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        head = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        head = {"date": time.strftime("%Y-%m-%d"), "machine": describe_machine()}
         write_json(file, {**head, **content}, indent=indent)
 
 
-def _processor() -> str:
+def _get_processor_name() -> str:
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     found = [line for line in lines if line.startswith("model name")]
     return found[0].partition(":")[2].strip() if found else platform.processor()
 
 
-def _versions() -> dict[str, str]:
+def _list_versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):  # a machine with a GPU may be lent without Ray

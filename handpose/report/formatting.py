@@ -3,38 +3,38 @@
 from collections.abc import Mapping
 from typing import Any
 
-from handpose.report.table import short_names
+from handpose.report.trial_table import shorten_names
 
 
-def metric_label(metric: str) -> str:
+def format_metric_name(metric: str) -> str:
     """A metric as a person writes it: val/pa_mpjpe_mm -> PA-MPJPE mm."""
-    return " ".join(_name_and_unit(metric)).strip()
+    return " ".join(_split_name_and_unit(metric)).strip()
 
 
-def metric_text(metric: str, value: float) -> str:
+def format_metric(metric: str, value: float) -> str:
     """A metric with its value: PA-MPJPE 12.34 mm, PCK-AUC 0.712."""
-    name, unit = _name_and_unit(metric)
-    return f"{name} {metric_number(metric, value)} {unit}".strip()
+    name, unit = _split_name_and_unit(metric)
+    return f"{name} {format_metric_value(metric, value)} {unit}".strip()
 
 
-def metric_number(metric: str, value: float) -> str:
+def format_metric_value(metric: str, value: float) -> str:
     """A value of a metric: 12.34; 0.712 of a fraction, such as an area under a curve."""
-    _, unit = _name_and_unit(metric)
+    _, unit = _split_name_and_unit(metric)
     return f"{value:.3f}" if not unit and abs(value) < 1 else f"{value:.2f}"
 
 
-def interval_text(metric: str, low: float | None, high: float | None) -> str:
+def format_interval(metric: str, low: float | None, high: float | None) -> str:
     """The ends of an interval, to follow its mean: " [9.60, 10.00]"; nothing where there is none."""
     if low is None or high is None:
         return ""
-    return f" [{metric_number(metric, low)}, {metric_number(metric, high)}]"
+    return f" [{format_metric_value(metric, low)}, {format_metric_value(metric, high)}]"
 
 
 _UNITS = ("mm", "cm", "m", "px", "deg", "s", "ms", "percent")
 """Last words of the names of metrics that are the unit of their values."""
 
 
-def _name_and_unit(metric: str) -> tuple[str, str]:
+def _split_name_and_unit(metric: str) -> tuple[str, str]:
     words = metric.rpartition("/")[2].split("_")
     unit = words.pop() if words[-1] in _UNITS else ""
     return "-".join(words).upper(), unit
@@ -48,44 +48,44 @@ _COSTS = {
 """Cost of a trial -> name, unit, and how much of the cost a unit is."""
 
 
-def cost_label(name: str) -> str:
+def format_cost_name(name: str) -> str:
     """A cost of trials as a person writes it: latency_ms -> latency ms."""
     return " ".join(_COSTS[name][:2])
 
 
-def cost_text(name: str, value: float) -> str:
+def format_cost(name: str, value: float) -> str:
     """A cost with its value: latency 3.14 ms."""
     label, unit, _ = _COSTS[name]
-    return f"{label} {cost_number(name, value)} {unit}"
+    return f"{label} {format_cost_value(name, value)} {unit}"
 
 
-def cost_number(name: str, value: float) -> str:
-    """A value of a cost in the unit of `cost_label`: 3.14."""
+def format_cost_value(name: str, value: float) -> str:
+    """A value of a cost in the unit of `format_cost_name`: 3.14."""
     number = cost_value(name, value)
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def cost_value(name: str, value: float) -> float:
-    """A cost in the unit of `cost_label`."""
+    """A cost in the unit of `format_cost_name`."""
     return value / _COSTS[name][2]
 
 
-def params_text(params: Mapping[str, Any]) -> str:
+def format_params(params: Mapping[str, Any]) -> str:
     """Parameters in a row: depth 3, sigma 0.012, lr 0.00081."""
-    names = short_names(params)
-    return ", ".join(f"{names[key]} {value_text(value)}" for key, value in params.items())
+    names = shorten_names(params)
+    return ", ".join(f"{names[key]} {format_value(value)}" for key, value in params.items())
 
 
-def value_text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as configurations write it, numbers with three digits."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def duration(seconds: float, *, rough: bool = False) -> str:
-    """0:41, 12:05, 1:02:03; rough: 40 s, 12 min, 1.5 h."""
-    if rough:
+def format_duration(seconds: float, *, is_rough: bool = False) -> str:
+    """0:41, 12:05, 1:02:03; is_rough: 40 s, 12 min, 1.5 h."""
+    if is_rough:
         if seconds < 90:
             return f"{max(10, round(seconds / 10) * 10)} s"
         return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

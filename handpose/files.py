@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from handpose.errors import UserError, explain, naming
+from handpose.errors import UserError, add_file_name, explain_file_error
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path) -> Iterator[Path]:
     """A path to write to, that is moved to `path` at the end and removed after an error. The folder is made.
 
     An OSError names `path`, not the path to write to, and also where it would name none.
@@ -24,7 +24,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with naming(path):
+        with add_file_name(path):
             yield part
             os.replace(part, path)
     except OSError as error:
@@ -59,7 +59,7 @@ def check_writable(folder: Path) -> None:
 
     A file is written, since `os.access` says yes for a network file system that then refuses.
     """
-    place = nearest(folder)
+    place = find_nearest_existing(folder)
     if not place.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
     for name in folder.absolute().relative_to(place.absolute()).parts:
@@ -78,7 +78,7 @@ def check_writable(folder: Path) -> None:
         raise
 
 
-def check_output(file: Path, option: str = "--output") -> None:
+def check_output_file(file: Path, option: str = "--output") -> None:
     """Raise UserError where a file that an option names cannot be written, before it takes work to make it."""
     try:
         if file.is_dir():
@@ -87,7 +87,7 @@ def check_output(file: Path, option: str = "--output") -> None:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(file)  # which raises where the name is too long
     except OSError as error:
-        raise UserError(f"{option} {file}: {explain(error, remedy=f'give another {option}')}") from error
+        raise UserError(f"{option} {file}: {explain_file_error(error, remedy=f'give another {option}')}") from error
 
 
 def expand_home(path: str | Path) -> Path:
@@ -98,20 +98,20 @@ def expand_home(path: str | Path) -> Path:
         raise UserError(f"{path}: there is no such home folder (HOME is not set?); give the path without ~") from error
 
 
-def home_folder() -> Path | None:
+def find_home_folder() -> Path | None:
     """The user's home folder; None in a container whose user is not listed and where HOME is not set."""
     home = Path(os.path.expanduser("~"))
     return home if home.is_absolute() else None
 
 
-def nearest(path: Path) -> Path:
+def find_nearest_existing(path: Path) -> Path:
     """The path, or the nearest one above it that exists; a broken link exists."""
     return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Write a value as JSON; as `to_json`."""
-    with whole_file(path) as part:
+    with write_atomically(path) as part:
         part.write_text(to_json(value, indent=indent) + "\n", encoding="utf-8")
 
 
@@ -128,14 +128,14 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
     Python's own encoder writes NaN and Infinity, which JSON does not have.
     """
-    return json.dumps(_with_null(value), indent=indent, allow_nan=False)
+    return json.dumps(_replace_non_finite(value), indent=indent, allow_nan=False)
 
 
-def _with_null(value: Any) -> Any:
+def _replace_non_finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _with_null(item) for key, item in value.items()}
+        return {key: _replace_non_finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_with_null(item) for item in value]
+        return [_replace_non_finite(item) for item in value]
     return value

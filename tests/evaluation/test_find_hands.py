@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from handpose.evaluation.hands import find_hands
-from handpose.evaluation.network import TrainedNetwork
+from handpose.evaluation.find_hands import find_hands
 from handpose.evaluation.photographs import Camera, Photograph
+from handpose.evaluation.trained_network import TrainedNetwork
 from handpose.evaluation.views import Views
 from handpose.geometry import project
-from tests.builders import hands
+from tests.builders import make_hands
 
 SIDE = 48
 ONE_PASS = Views(num_rotations=1, rotation_deg=0.0, mirror=False, scales=[1.0], crop=None)
@@ -31,11 +31,11 @@ class KnowsTheTruth(nn.Module):
     def predict_xyz_m(self, view, scale_m):
         """The truth in the frame of the camera: the photograph's own first, then one that looks at the hand."""
         self.shown.append(view)
-        rotations = [rotation_to(xyz_m) if len(self.shown) > 1 else torch.eye(3) for xyz_m in self.truth_m]
+        rotations = [compute_rotation_to(xyz_m) if len(self.shown) > 1 else torch.eye(3) for xyz_m in self.truth_m]
         return torch.stack([xyz_m.float() @ turn.T for xyz_m, turn in zip(self.truth_m, rotations, strict=True)])
 
 
-def rotation_to(xyz_m):
+def compute_rotation_to(xyz_m):
     """The rotation without roll that takes the middle of the joints' box of rays to the optical axis."""
     rays = xyz_m / xyz_m[:, 2:]
     middle = (rays.amin(0) + rays.amax(0)) / 2
@@ -45,7 +45,7 @@ def rotation_to(xyz_m):
     return torch.from_numpy(np.eye(3) + skew + skew @ skew / (1 + cosine)).float()
 
 
-def photographs_of(truth_m, tmp_path):
+def make_photographs(truth_m, tmp_path):
     """Dark pictures with a bright square over joint 9, and cameras in whose middle the hands are not."""
     made = []
     for (width, height), xyz_m in zip(SIZES, truth_m, strict=True):
@@ -61,8 +61,8 @@ def photographs_of(truth_m, tmp_path):
 
 @pytest.mark.parametrize(("fill", "passes"), [(None, 1), (0.6, 2)])
 def test_joints_come_back_into_the_photographs_camera(tmp_path, fill, passes):
-    truth_m = torch.from_numpy(hands(3)) + MOVED
-    photographs = photographs_of(truth_m, tmp_path)
+    truth_m = torch.from_numpy(make_hands(3)) + MOVED
+    photographs = make_photographs(truth_m, tmp_path)
     module = KnowsTheTruth(truth_m)
     network = TrainedNetwork(module, ONE_PASS, SIDE)
     found_m = find_hands(network, photographs, side=SIDE, scale_m=0.03, fill=fill, mirror=False)
@@ -75,24 +75,24 @@ def test_joints_come_back_into_the_photographs_camera(tmp_path, fill, passes):
 @pytest.mark.parametrize("fill", [None, 0.6])
 def test_what_is_shown_is_what_the_cameras_see(tmp_path, fill):
     """The bright square over a joint is where the intrinsics of the view project that joint."""
-    truth_m = torch.from_numpy(hands(3)) + MOVED
-    photographs = photographs_of(truth_m, tmp_path)
+    truth_m = torch.from_numpy(make_hands(3)) + MOVED
+    photographs = make_photographs(truth_m, tmp_path)
     module = KnowsTheTruth(truth_m)
     find_hands(TrainedNetwork(module, ONE_PASS, SIDE), photographs, side=SIDE, scale_m=0.03, fill=fill, mirror=False)
     view = module.shown[-1]
     for image, camera, xyz_m in zip(view.image, view.intrinsics, truth_m, strict=True):
-        rotation = rotation_to(xyz_m) if fill else torch.eye(3)
+        rotation = compute_rotation_to(xyz_m) if fill else torch.eye(3)
         expected = project(xyz_m.float() @ rotation.T, camera)[9]
         v, u = torch.nonzero(image[0] > 0.6).float().mean(0)
         assert torch.allclose(torch.stack([u, v]), expected, atol=1.0)
 
 
 def test_a_known_size_reaches_the_network(tmp_path):
-    truth_m = torch.from_numpy(hands(3))
+    truth_m = torch.from_numpy(make_hands(3))
     module = KnowsTheTruth(truth_m)
     scales = []
     module.predict_xyz_m = lambda view, scale_m: scales.append(scale_m) or truth_m.float()
-    photographs = photographs_of(truth_m, tmp_path)
+    photographs = make_photographs(truth_m, tmp_path)
     network = TrainedNetwork(module, ONE_PASS, SIDE)
     find_hands(network, photographs, side=SIDE, scale_m=0.03, fill=None, mirror=False)
     assert scales[0].tolist() == pytest.approx([0.03] * 3)
@@ -108,13 +108,13 @@ class FollowsTheSquare(nn.Module):
         for image, camera in zip(view.image, view.intrinsics, strict=True):
             v, u = torch.nonzero(image[0] > 0.6).float().mean(0)
             rays.append(torch.linalg.inv(camera) @ torch.stack([u, v, torch.ones(())]))
-        hand = torch.from_numpy(hands(1)[0]).float()
+        hand = torch.from_numpy(make_hands(1)[0]).float()
         return 0.5 * torch.stack(rays)[:, None] + hand - hand[9]
 
 
 @pytest.mark.parametrize("fill", [None, 0.6])
 def test_a_left_hand_is_found_in_the_mirror_as_the_right_hand_that_it_shows(tmp_path, fill):
-    photographs = photographs_of(torch.from_numpy(hands(3)) + MOVED, tmp_path)
+    photographs = make_photographs(torch.from_numpy(make_hands(3)) + MOVED, tmp_path)
     in_mirror = []
     for item in photographs:
         camera = item.camera.intrinsics.copy()

@@ -3,8 +3,8 @@
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-_KEPT_BYTES = 2**30
-_LEAST_MMAP_BYTES = 2**25  # all that older versions of glibc take
+_RETAINED_BYTES = 2**30
+_MIN_MMAP_BYTES = 2**25  # all that older versions of glibc take
 
 
 def keep_freed_memory() -> None:
@@ -14,19 +14,19 @@ def keep_freed_memory() -> None:
     for again: 11,000 page faults in a training step of 16 pictures of 224 px, and 8 % of its time (5 % at 96 px; one
     core).
     """
-    if library := _glibc():
-        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        if not library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES):
-            library.mallopt(_M_MMAP_THRESHOLD, _LEAST_MMAP_BYTES)
+    if library := _load_glibc():
+        library.mallopt(_M_TRIM_THRESHOLD, _RETAINED_BYTES)
+        if not library.mallopt(_M_MMAP_THRESHOLD, _RETAINED_BYTES):
+            library.mallopt(_M_MMAP_THRESHOLD, _MIN_MMAP_BYTES)
 
 
-def return_freed_memory() -> None:
+def release_freed_memory() -> None:
     """Give the kernel back what is free now, as after reading a large file."""
-    if library := _glibc():
+    if library := _load_glibc():
         library.malloc_trim(0)
 
 
-def _glibc() -> ctypes.CDLL | None:
+def _load_glibc() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(None)
         return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
