@@ -75,6 +75,6 @@ def _format_epoch(trainer: pl.Trainer) -> str:
 
 def _format_metrics(trainer: pl.Trainer, metric: str) -> str:
     metrics = trainer.callback_metrics
-    texts = {metric: f"{metric.rpartition('/')[2]} {{:.4g}}"}
-    texts |= {"train/loss": "loss {:.3f}", "val/pa_mpjpe_mm": "PA-MPJPE {:.2f} mm"}
+    texts = {"train/loss": "loss {:.3f}", "val/pa_mpjpe_mm": "PA-MPJPE {:.2f} mm"}
+    texts.setdefault(metric, f"{metric.rpartition('/')[2]} {{:.4g}}")
     return ", ".join(text.format(float(metrics[name])) for name, text in texts.items() if name in metrics)

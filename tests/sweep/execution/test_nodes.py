@@ -62,25 +62,24 @@ def test_a_node_is_called_by_its_host_unless_it_was_given_a_name(given, name):
     assert _get_node_name(node) == name
 
 
-def test_nodes_that_come_and_go_are_told_and_slots_counted_where_trials_may_run(tmp_path):
-    told, sizes, warmed = [], [], []
+def test_nodes_that_come_and_go_are_shown_and_slots_counted_where_trials_may_run(tmp_path):
+    notes, sizes = [], []
     state = SimpleNamespace(
         resize=lambda number, capacity: sizes.append((number, capacity.workers_by_node)),
         find_usable_nodes=lambda capacity: capacity.find_nodes_without({"gpu2"}) or capacity.nodes,
         history=SimpleNamespace(table=SimpleNamespace(num_slots=0)),
     )
-    view, warm = SimpleNamespace(show_note=told.append), SimpleNamespace(start_workers=warmed.append)
+    view = SimpleNamespace(show_note=notes.append)
     head = Node("0", "head", {"CPU": 0})  # it has no room for a trial
-    follow = _make_node_listener(make_settings(tmp_path), Slots(4, 1, 0.0), state, view, warm)
+    follow = _make_node_listener(make_settings(tmp_path), Slots(4, 1, 0.0), state, view)
     for alive in ([head, ONE], [head, ONE, TWO], [head, TWO], [head]):
         follow(alive)  # gpu2 is set aside
     assert sizes == [(4, {"gpu1": 4}), (4, {"gpu1": 4, "gpu2": 4}), (4, {"gpu2": 4}), (0, {})]
-    assert told == [
+    assert notes == [
         "node gpu2 has joined: 4 trials at a time",
         "node gpu1 is gone: 4 trials at a time",
         "node gpu2 is gone: no node is left, and the sweep waits for one",
     ]
-    assert [slots.num_slots for slots in warmed] == [4, 4, 0]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from handpose.errors import UserError
 from handpose.sweep.execution import probe_worker as probing
@@ -194,8 +195,7 @@ def stuck_probe_worker(ray_started, monkeypatch):
 
 
 def test_a_slot_that_others_hold_is_told_from_a_worker_that_never_starts(stuck_probe_worker, monkeypatch):
-    has_run = probing.StartProbe.has_run
-    monkeypatch.setattr(probing.StartProbe, "has_run", lambda probe: has_run(probe, timeout_s=60.0))
+    monkeypatch.setattr(probing.StartProbe, "has_run", lambda probe: bool(ray.wait([probe._done], timeout=60.0)[0]))
     with pytest.raises(UserError, match=r"^no slot \(sweep.cpus_per_trial=1000, sweep.gpus_per_trial=0\) was free"):
         stuck_probe_worker.measure_params({"a": 1})
     monkeypatch.setattr(probing.StartProbe, "has_run", lambda probe: False)
