@@ -49,8 +49,8 @@ FindingKind = Literal["act", "note", "fine", "open"]
 _MIN_AGREEMENT = 0.3
 """Correlation of the values at the first rung and the last epoch; below it, early stopping is close to random."""
 
-_MIN_WORSENING = 0.03  # relative change of the metric from which the best trials are said to get worse
-_MIN_IMPROVEMENT = 0.05  # relative change of the metric from which they are said to improve still
+_MIN_WORSENING = 0.03  # least relative change of the metric that counts as getting worse
+_MIN_IMPROVEMENT = 0.05  # least relative change of the metric that counts as still improving
 _TAIL_LEVEL = 0.02
 """Significance level of each of these two claims. Together with the claims about parameters, false claims in pure noise
 stay below 5 %."""

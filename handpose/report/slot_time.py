@@ -37,6 +37,7 @@ class SlotTime:
 
     @property
     def total(self) -> float:
+        """All slot-time that was spent, without `saved`."""
         return sum(self.trained.values()) + self.startup + self.lost + self.idle
 
 

@@ -383,6 +383,7 @@ class SweepRecord:
         return TargetMetric(self.metric, self.mode).sign
 
     def get_trial(self, number: int) -> TrialRecord:
+        """Return the trial with this number."""
         return next(trial for trial in self.trials if trial.number == number)
 
     def list_leading_trials(self, num: int) -> list[TrialRecord]:
@@ -406,6 +407,7 @@ class SweepRecord:
         return [epoch for epoch in epochs if len(self.get_values_at(epoch)) >= min_trials]
 
     def find_parameter(self, key: str) -> Parameter | None:
+        """Return the searched parameter with this key; None if the key is not searched."""
         return next((parameter for parameter in self.parameters if parameter.key == key), None)
 
     def find_winner(self) -> TrialRecord | None:

@@ -108,6 +108,7 @@ class SweepClock:
         self._ended = time.monotonic()
 
     def get_used_s(self) -> float:
+        """Return the seconds used so far, including those before the sweep was resumed."""
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
     def estimate_left_s(self, table: TrialTable) -> float:

@@ -92,6 +92,7 @@ class TrialRow:
 
     @property
     def is_over(self) -> bool:
+        """Whether the trial has ended and will not run again."""
         return self.state in _OVER_STATES
 
 
