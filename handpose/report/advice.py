@@ -189,8 +189,8 @@ def check_density(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Fin
         return [_make_no_effect_finding(question, record)]
     best, *others = record.list_leading_trials(len(record.ranked))
     keys = [effect.key for effect in shown]
-    known = [parameter for parameter in record.parameters if parameter.key in keys]
-    near = [trial for trial in others if all(is_near(parameter, best, trial) for parameter in known)]
+    important = [parameter for parameter in record.parameters if parameter.key in keys]
+    near = [trial for trial in others if all(is_near(parameter, best, trial) for parameter in important)]
     names = ", ".join(shorten_names(keys).values())
     evidence = f"{len(near)} of {len(others)} other trials within {NEAR_DISTANCE:.0%} of the range of {names}"
     if len(near) < 3:
@@ -233,10 +233,10 @@ def _format_middle_half(parameter: Parameter, trials: Sequence[TrialRecord]) -> 
 
     Failed trials may lie at both ends of a range, which a mean or median would hide.
     """
-    lie = list_places(parameter, trials)
-    if not lie:
+    places = list_places(parameter, trials)
+    if not places:
         return "nowhere, as none has it"
-    low, high = (format_value(parameter.to_value(float(place))) for place in np.quantile(lie, [0.25, 0.75]))
+    low, high = (format_value(parameter.to_value(float(place))) for place in np.quantile(places, [0.25, 0.75]))
     return f"at {low}" if low == high else f"between {low} and {high}"
 
 
@@ -365,13 +365,13 @@ def summarise_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> list
     narrowed = {each.parameter.key: each for each in find_settled_parameters(record, shown)}
     found = []
     for effect in shown:
-        known = narrowed.get(effect.key)
+        settled = narrowed.get(effect.key)
         text = (
             f"{effect.key} has an effect."
-            if known is None
-            else f"{effect.key} {known.summary} ({CONFIDENCE:.0%} confidence)."
+            if settled is None
+            else f"{effect.key} {settled.summary} ({CONFIDENCE:.0%} confidence)."
         )
-        found.append(Finding(question, "fine" if known is None else "note", text, _format_evidence(effect)))
+        found.append(Finding(question, "fine" if settled is None else "note", text, _format_evidence(effect)))
     small = find_small_effects(record, shown)
     if small:
         names = ", ".join(shorten_names([each.key for each in small]).values())
@@ -381,8 +381,8 @@ def summarise_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> list
         bound = format_metric(record.metric, max(each.bound for each in small))
         evidence = f"differences below {bound} with {CONFIDENCE:.0%} confidence, {small[0].num_trials} trials at epoch "
         found.append(Finding(question, "fine", text, f"{evidence}{small[0].epoch}"))
-    said = {effect.key for effect in shown} | {each.key for each in small}
-    rest = [parameter.key for parameter in record.parameters if parameter.key not in said]
+    covered = {effect.key for effect in shown} | {each.key for each in small}
+    rest = [parameter.key for parameter in record.parameters if parameter.key not in covered]
     if rest:
         names = ", ".join(shorten_names(rest).values())
         text = f"Not shown either way: {names}. More trials would tell; this does not mean that they have no effect."

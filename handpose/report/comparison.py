@@ -56,10 +56,10 @@ def compare_sweeps(records: Sequence[SweepRecord]) -> list[SweepComparison]:
 
 def correct_p_values(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for multiple tests (Holm 1979). NaN values do not count as tests and remain NaN."""
-    known = sorted((value, place) for place, value in enumerate(p_values) if math.isfinite(value))
+    finite = sorted((value, place) for place, value in enumerate(p_values) if math.isfinite(value))
     corrected, most = [math.nan] * len(p_values), 0.0
-    for rank, (value, place) in enumerate(known):
-        most = max(most, min(1.0, (len(known) - rank) * value))
+    for rank, (value, place) in enumerate(finite):
+        most = max(most, min(1.0, (len(finite) - rank) * value))
         corrected[place] = most
     return corrected
 

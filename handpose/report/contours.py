@@ -31,14 +31,14 @@ def draw_contours(record: SweepRecord, max_figures: int = 3) -> list[tuple[Figur
     """
     epochs = record.list_compared_epochs(min_trials=_MIN_POINTS)
     numeric = [parameter for parameter in sort_by_importance(record) if parameter.kind != "choice"][:3]
-    made = []
+    figures = []
     for pair in list(itertools.combinations(numeric, 2))[:max_figures]:
         for epoch in reversed(epochs):
             drawn = _draw_contour(record, pair, epoch)
             if drawn is not None:
-                made.append(drawn)
+                figures.append(drawn)
                 break
-    return made
+    return figures
 
 
 def _draw_contour(record: SweepRecord, pair: tuple[Parameter, Parameter], epoch: int) -> tuple[Figure, str] | None:

@@ -233,12 +233,12 @@ def plot_confirmation(confirmation: Confirmation, metric: str) -> Figure:
     """Plot the runs of each candidate as dots, and its mean with the 95 % interval."""
     candidates = list(confirmation.candidates)
     runs = [(each.label, seed, value) for each in candidates for seed, value in each.values.items()]
-    known = [each for each in candidates if np.isfinite(each.mean.mean)]
-    middles = [each.mean.mean for each in known]
+    finished = [each for each in candidates if np.isfinite(each.mean.mean)]
+    middles = [each.mean.mean for each in finished]
     means = {
         "x": [round_for_plot(middle) for middle in middles],
-        "y": [each.label for each in known],
-        "error_x": error_bars(middles, [each.mean[1:] for each in known], color="@blue", thickness=2),
+        "y": [each.label for each in finished],
+        "error_x": error_bars(middles, [each.mean[1:] for each in finished], color="@blue", thickness=2),
         "mode": "markers",
         "marker": {"size": 11, "color": "@blue", "symbol": "diamond"},
         "name": "mean, 95 % interval",

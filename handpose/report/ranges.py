@@ -104,15 +104,15 @@ def find_crowded_edges(record: SweepRecord, shown: Sequence[ShownEffect]) -> lis
         parameter = _get_parameter(record, effect)
         if parameter.kind == "choice" or not parameter.is_declared:
             continue
-        best, lie = find_best_range(record, parameter, shown), list_places(parameter, select_best_trials(record))
+        best, places = find_best_range(record, parameter, shown), list_places(parameter, select_best_trials(record))
         width = compute_edge_width(parameter)
         for is_upper in (False, True):
             bounded, open_end = (best.lower, best.upper) if is_upper else (best.upper, best.lower)
-            num_there = sum(place >= 1 - width if is_upper else place <= width for place in lie)
-            if bounded is None or open_end is not None or len(lie) < _MIN_BEST or 2 * num_there < len(lie):
+            num_there = sum(place >= 1 - width if is_upper else place <= width for place in places)
+            if bounded is None or open_end is not None or len(places) < _MIN_BEST or 2 * num_there < len(places):
                 continue
             if not is_natural_end(parameter, is_upper=is_upper):
-                found.append(CrowdedEdge(parameter, effect, is_upper, num_there, len(lie)))
+                found.append(CrowdedEdge(parameter, effect, is_upper, num_there, len(places)))
     return found
 
 
@@ -147,8 +147,8 @@ def _include_best_trials(record: SweepRecord, parameter: Parameter, best: BestRa
 
     They were trained the longest, while the interval may be based on earlier epochs, which can be misleading.
     """
-    lie = list_places(parameter, select_best_trials(record))
-    return min([best.low, *lie]), max([best.high, *lie])
+    places = list_places(parameter, select_best_trials(record))
+    return min([best.low, *places]), max([best.high, *places])
 
 
 def _get_value(parameter: Parameter, place: float) -> float:

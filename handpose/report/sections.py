@@ -248,10 +248,10 @@ def _list_winner_values(record: SweepRecord) -> list[str]:
     if confirmation is None or confirmation.winner is None:
         return [best, "not confirmed", ""]
     mean, gain = confirmation.winner.mean, confirmation.gain
-    said = format_metric(record.metric, mean.mean) + _format_interval(record, mean)
+    confirmed = format_metric(record.metric, mean.mean) + _format_interval(record, mean)
     return [
         best,
-        said,
+        confirmed,
         "" if gain is None else format_metric(record.metric, gain.mean) + _format_interval(record, gain),
     ]
 
@@ -343,11 +343,11 @@ def _format_numbers(numbers: Iterable[int]) -> str:
 def _explain_end(record: SweepRecord, trial: TrialRecord) -> str:
     if trial.state == "infeasible":
         over = [name for name, limit in record.limits.items() if trial.costs.get(name, 0.0) > limit]
-        said = [
+        reasons = [
             f"{format_cost_name(name)}: above the limit of {format_cost_value(name, record.limits[name])}"
             for name in over
         ]
-        return "; ".join(said) or trial.error or "a cost cannot be told"
+        return "; ".join(reasons) or trial.error or "a cost cannot be told"
     if not math.isfinite(trial.value):
         return f"{format_metric_name(record.metric)} was not finite"
     return f"{format_metric_name(record.metric)} far worse than the trial's best"
@@ -444,5 +444,5 @@ def _add_origin(page: HtmlPage, record: SweepRecord) -> None:
 def _format_range(parameter: Any) -> str:
     if parameter.kind == "choice":
         return ", ".join(map(format_value, parameter.choices))
-    said = f"{format_value(parameter.low)} to {format_value(parameter.high)}{', logarithmic' if parameter.log else ''}"
-    return said + ("" if parameter.is_declared else " (as seen)")
+    text = f"{format_value(parameter.low)} to {format_value(parameter.high)}{', logarithmic' if parameter.log else ''}"
+    return text + ("" if parameter.is_declared else " (as seen)")

@@ -100,12 +100,12 @@ def _split_segment(trial: TrialRecord, segment: SegmentRecord, pace: float) -> t
     if not reports:
         seconds = segment.ended_s - segment.started_s
         return (0.0, 0.0, seconds) if segment.end == "lost" else (0.0, seconds, 0.0)
-    known = max((report.epoch for report in trial.reports if report.at_s <= segment.started_s), default=0)
+    reported_epoch = max((report.epoch for report in trial.reports if report.at_s <= segment.started_s), default=0)
     first = reports[0].at_s - segment.started_s
-    anew = max(0, min(known, reports[0].epoch) - segment.epoch)
-    epochs = max(1, reports[0].epoch - segment.epoch)
-    training = min(first, epochs * pace) if pace else first
-    again = training * anew / epochs
+    num_repeated = max(0, min(reported_epoch, reports[0].epoch) - segment.epoch)
+    num_epochs = max(1, reports[0].epoch - segment.epoch)
+    training = min(first, num_epochs * pace) if pace else first
+    repeated = training * num_repeated / num_epochs
     tail = segment.ended_s - reports[-1].at_s
-    trained = training - again + reports[-1].at_s - reports[0].at_s + (tail if segment.end != "lost" else 0.0)
-    return trained, first - training, again + (tail if segment.end == "lost" else 0.0)
+    trained = training - repeated + reports[-1].at_s - reports[0].at_s + (tail if segment.end != "lost" else 0.0)
+    return trained, first - training, repeated + (tail if segment.end == "lost" else 0.0)
