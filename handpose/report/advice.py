@@ -318,8 +318,8 @@ def _average_quarters(record: SweepRecord) -> NDArray[np.float64] | None:
     are too good on average, and trials with flat curves would appear to get worse after a rung.
 
     Returns:
-        (T, 4) mean losses of T = 3 to 5 trials that were trained to the last epoch; None if fewer than 3 have a value
-        in each quarter.
+        (T, 4) mean losses of T = 3 to 5 trials that were trained to the last epoch with the same parameters; None if
+        fewer than 3 of them have a value in each quarter.
     """
     selecting = {epoch for epoch in record.rungs if epoch < record.max_epochs}
     curves = [

@@ -191,7 +191,7 @@ def plot_slice(record: SweepRecord, parameter: Parameter) -> Figure:
 
 
 def _make_epoch_markers(record: SweepRecord, trials: Sequence[TrialRecord], *, size: int) -> dict[str, Any]:
-    """Make markers whose colour is the stronger the more epochs a trial has."""
+    """Make markers whose colour is stronger for trials with more epochs."""
     return {
         "size": size,
         "color": [trial.epochs for trial in trials],

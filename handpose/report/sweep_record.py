@@ -333,8 +333,8 @@ class SweepRecord:
         seconds: its own time so far.
         end: why it was closed, as in `SweepClosed.reason`; empty while it runs or after it was killed.
         trials: all trials.
-        ranked: numbers of the trials with a finite value that neither failed, diverged nor were infeasible. The most
-            epochs come first, then the best value.
+        ranked: numbers of the trials with a finite value, without those that failed, diverged or were infeasible.
+            Trials with more epochs come first, and among those with equally many, the better value.
         parameters: the searched parameters.
         rungs: epochs at which the scheduler compares trials.
         selects_only_at_rungs: as in `Scheduler`.

@@ -148,7 +148,7 @@ class TrialTable:
         return Counter(row.state for row in self.rows.values())
 
     def rank_trials(self) -> list[TrialRow]:
-        """Rank the trials with a finite value that neither failed, diverged nor were infeasible.
+        """Rank the trials with a finite value, without those that failed, diverged or were infeasible.
 
         Trials with more epochs come first, and among those with equally many, the better value. So values at different
         epochs are never compared. Ties are broken by the trial number.
