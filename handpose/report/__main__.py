@@ -1,4 +1,4 @@
-"""`python -m handpose.report`: one page about a sweep, or several side by side, also while they run."""
+"""Command line `python -m handpose.report`: write a page about one sweep or several, even while they run."""
 
 import argparse
 import contextlib
@@ -22,7 +22,11 @@ Write one self-contained HTML page about a sweep, or about several with a compar
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status, or leaves with 2 after a mistake."""
+    """Run the command line and return its exit status.
+
+    Raises:
+        SystemExit: with status 2, if an argument is wrong.
+    """
     options = _parse_arguments(arguments)
     is_of_one_folder = len(options.places) == 1 and not is_url(options.places[0])
     file = options.output or (Path(options.places[0]) if is_of_one_folder else Path()) / REPORT_FILE

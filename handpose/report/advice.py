@@ -1,9 +1,11 @@
-"""What to do next, from one sweep's own data: the questions of Google's Deep Learning Tuning Playbook, each answered
-with its evidence or left open with the reason (https://github.com/google-research/tuning_playbook, "Exploration vs
-exploitation" to "Bayesian optimization").
+"""Advice on what to do after a sweep, derived from the sweep's own data.
 
-What is said of a parameter rests on an effect that is shown (`effects`); benchmarks/claims.py measures how often noise
-makes any of these claims. "Not shown" never means "no effect".
+The questions are those of Google's Deep Learning Tuning Playbook, from "Exploration vs exploitation" to "Bayesian
+optimization" (https://github.com/google-research/tuning_playbook). Each is answered with its evidence, or left open
+with the reason.
+
+A claim about a parameter requires an effect that is shown (see `effects`). benchmarks/claims.py measures how often
+noise alone leads to any of these claims. "Not shown" never means "no effect".
 """
 
 import itertools
@@ -42,19 +44,27 @@ from handpose.report.sweep_record import Parameter, SweepRecord, TrialRecord
 from handpose.report.trial_table import shorten_names
 
 FindingKind = Literal["act", "note", "fine", "open"]
-"""act: something should be changed. note: worth knowing. fine: looked at, nothing to do. open: too little evidence."""
+"""`act`: change something. `note`: worth knowing. `fine`: checked, nothing to do. `open`: too little evidence."""
 
 _MIN_AGREEMENT = 0.3
-"""Correlation of the first rung with the last epoch, below which early stopping is close to random."""
+"""Correlation of the values at the first rung and the last epoch; below it, early stopping is close to random."""
 
-_MIN_WORSENING = 0.03  # of the metric, by which the best trials must get worse before it is called overfitting
-_MIN_IMPROVEMENT = 0.05  # of the metric, by which they must still improve
-_TAIL_LEVEL = 0.02  # of the intervals for both: with the effects of parameters, claims in noise stay below 5 %
+_MIN_WORSENING = 0.03  # least relative change of the metric that counts as getting worse
+_MIN_IMPROVEMENT = 0.05  # least relative change of the metric that counts as still improving
+_TAIL_LEVEL = 0.02
+"""Significance level of each of these two claims. Together with the claims about parameters, false claims in pure noise
+stay below 5 %."""
 
 
 class Finding(NamedTuple):
-    """An answer. text: what it means, in a sentence or two. evidence: the counts behind it. paste: lines for a search
-    space file.
+    """An answer to a question about a sweep.
+
+    Attributes:
+        question: the question.
+        kind: whether the answer calls for a change.
+        text: what was found and what to do, in a sentence or two.
+        evidence: the numbers that support it.
+        paste: lines to paste into a search space file; empty if there are none.
     """
 
     question: str
@@ -65,7 +75,15 @@ class Finding(NamedTuple):
 
 
 def give_advice(record: SweepRecord, shown: Sequence[ShownEffect] | None = None) -> list[Finding]:
-    """All answers, the ones that call for a change first. shown: of `find_shown_effects`, if it was called already."""
+    """Answer all questions about a sweep.
+
+    Args:
+        record: the sweep.
+        shown: the result of `find_shown_effects`, if it has been computed already.
+
+    Returns:
+        The findings; those that call for a change come first.
+    """
     shown = find_shown_effects(record) if shown is None else shown
     found = [
         *check_winner(record),
@@ -82,7 +100,7 @@ def give_advice(record: SweepRecord, shown: Sequence[ShownEffect] | None = None)
 
 
 def format_advice(findings: Sequence[Finding]) -> str:
-    """For the terminal: the answers that call for a change or are worth knowing, a line or two each."""
+    """Format the findings that call for a change or are worth knowing, for the terminal."""
     lines: list[str] = []
     for finding in findings:
         if finding.kind in ("act", "note"):
@@ -95,7 +113,7 @@ def format_advice(findings: Sequence[Finding]) -> str:
 
 
 def check_winner(record: SweepRecord) -> list[Finding]:
-    """Is the winner better than luck?"""
+    """Check whether the winner is better than the other candidates by more than chance."""
     question = "Can the winner be trusted?"
     confirmed = record.confirmation
     if confirmed is None:
@@ -127,7 +145,7 @@ def check_winner(record: SweepRecord) -> list[Finding]:
 
 
 def check_range_edges(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
-    """Does a range end where the best trials are?"""
+    """Check whether the best trials lie at an end of a searched range."""
     question = "Do the best trials crowd an edge of a range?"
     if (lacking := _make_missing_finding(record, question)) is not None:
         return [lacking]
@@ -163,7 +181,7 @@ def _make_no_effect_finding(question: str, record: SweepRecord) -> Finding:
 
 
 def check_density(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
-    """Were there enough trials near the best one, in the parameters that are shown to matter?"""
+    """Check whether enough trials are near the best one, in the parameters with a shown effect."""
     question = "Were there enough trials near the best one?"
     if (lacking := _make_missing_finding(record, question)) is not None:
         return [lacking]
@@ -171,8 +189,8 @@ def check_density(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Fin
         return [_make_no_effect_finding(question, record)]
     best, *others = record.list_leading_trials(len(record.ranked))
     keys = [effect.key for effect in shown]
-    known = [parameter for parameter in record.parameters if parameter.key in keys]
-    near = [trial for trial in others if all(is_near(parameter, best, trial) for parameter in known)]
+    important = [parameter for parameter in record.parameters if parameter.key in keys]
+    near = [trial for trial in others if all(is_near(parameter, best, trial) for parameter in important)]
     names = ", ".join(shorten_names(keys).values())
     evidence = f"{len(near)} of {len(others)} other trials within {NEAR_DISTANCE:.0%} of the range of {names}"
     if len(near) < 3:
@@ -185,7 +203,7 @@ def check_density(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Fin
 
 
 def check_failed_trials(record: SweepRecord) -> list[Finding]:
-    """How many trials came to nothing, and where in the space?"""
+    """Check how many trials diverged, failed or were infeasible, and in which part of the search space."""
     question = "How many trials came to nothing, and why?"
     over = [trial for trial in record.trials if trial.state not in ("running", "waiting", "paused")]
     if len(over) < 5:
@@ -211,16 +229,19 @@ def _explain_location(parameter: Parameter, failed: Sequence[TrialRecord], succe
 
 
 def _format_middle_half(parameter: Parameter, trials: Sequence[TrialRecord]) -> str:
-    """Between which values the middle half of the trials lies: lost ones may be at both ends of a range."""
-    lie = list_places(parameter, trials)
-    if not lie:
+    """Format the interval between the quartiles of the trials' values.
+
+    Failed trials may lie at both ends of a range, which a mean or median would hide.
+    """
+    places = list_places(parameter, trials)
+    if not places:
         return "nowhere, as none has it"
-    low, high = (format_value(parameter.to_value(float(place))) for place in np.quantile(lie, [0.25, 0.75]))
+    low, high = (format_value(parameter.to_value(float(place))) for place in np.quantile(places, [0.25, 0.75]))
     return f"at {low}" if low == high else f"between {low} and {high}"
 
 
 def _explain_choice(parameter: Parameter, failed: Sequence[TrialRecord], successful: Sequence[TrialRecord]) -> str:
-    """Of the choice whose share differs most."""
+    """Describe the choice whose frequency differs most between failed and successful trials."""
     counts = [
         (_count_with_choice(parameter, index, failed), _count_with_choice(parameter, index, successful), choice)
         for index, choice in enumerate(parameter.choices)
@@ -245,7 +266,7 @@ def _find_most_common_cause(failed: Sequence[TrialRecord]) -> str:
 
 
 def check_overfitting(record: SweepRecord) -> list[Finding]:
-    """Does the validation metric of good trials get worse before the end?"""
+    """Check whether the validation metric of good trials gets worse before the last epoch."""
     question = "Do the best trials get worse again before the last epoch?"
     quarters = _average_quarters(record)
     if quarters is None:
@@ -262,7 +283,7 @@ def check_overfitting(record: SweepRecord) -> list[Finding]:
 
 
 def check_late_divergence(record: SweepRecord) -> list[Finding]:
-    """Did trials that were good diverge late?"""
+    """Check whether trials diverged in the second half of their epochs."""
     question = "Did good trials diverge late?"
     diverged = [trial for trial in record.trials if trial.state == "diverged" and trial.epochs > record.max_epochs / 2]
     evidence = f"{len(diverged)} of {len(record.trials)} trials diverged in the second half of their epochs"
@@ -274,7 +295,7 @@ def check_late_divergence(record: SweepRecord) -> list[Finding]:
 
 
 def check_unfinished_training(record: SweepRecord) -> list[Finding]:
-    """Do good trials still improve at the last epoch?"""
+    """Check whether good trials still improve at the last epoch."""
     question = "Do the best trials still improve at the last epoch?"
     quarters = _average_quarters(record)
     if quarters is None:
@@ -290,11 +311,15 @@ def check_unfinished_training(record: SweepRecord) -> list[Finding]:
 
 
 def _average_quarters(record: SweepRecord) -> NDArray[np.float64] | None:
-    """(trials, 4) mean loss in each quarter of the epochs, of up to five good trials that were trained to the end.
+    """Average the losses of the best trials in each quarter of the epochs.
 
-    Good by their mean over all epochs: picking them by the last value would make them look as if they improved. The
-    epochs of rungs do not count: only trials with good values there were trained further, so that these values are too
-    good on average, and trials whose curves are flat would look as if they got worse after them.
+    Trials are selected by their mean over all epochs. If they were selected by their last value, they would appear to
+    improve. The epochs of rungs are left out: only trials with good values there were trained further, so these values
+    are too good on average, and trials with flat curves would appear to get worse after a rung.
+
+    Returns:
+        (T, 4) mean losses of T = 3 to 5 trials that were trained to the last epoch with the same parameters; None if
+        fewer than 3 of them have a value in each quarter.
     """
     selecting = {epoch for epoch in record.rungs if epoch < record.max_epochs}
     curves = [
@@ -316,9 +341,10 @@ def _average_quarters(record: SweepRecord) -> NDArray[np.float64] | None:
 
 
 def _compute_relative_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much larger each value became, as a part of the mean size of both.
+    """Return the change of each value, relative to the mean size of both values.
 
-    Of the first one alone it would be positive on average in noise, which makes some of the first ones small.
+    Relative to the first value alone, it would be positive on average in pure noise, because noise makes some of the
+    first values small.
     """
     size = (np.abs(before) + np.abs(after)) / 2
     change: NDArray[np.float64] = (after - before) / np.where(size > 0, size, 1.0)
@@ -326,26 +352,26 @@ def _compute_relative_change(before: NDArray[np.float64], after: NDArray[np.floa
 
 
 def _compute_t_interval(values: NDArray[np.float64], *, level: float) -> tuple[float, float]:
-    """The t interval of a mean that leaves out `level` on each side."""
+    """Compute the t interval of the mean with tail probability `level` on each side."""
     half = float(stats.t.ppf(1 - level, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return float(values.mean()) - half, float(values.mean()) + half
 
 
 def summarise_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
-    """Which parameters have a shown effect, where are their best values, and which make little difference?"""
+    """Summarise which parameters have a shown effect, where their best values are, and which make little difference."""
     question = "Which parameters matter, and where are their best values?"
     if (lacking := _make_missing_finding(record, question)) is not None:
         return [lacking]
     narrowed = {each.parameter.key: each for each in find_settled_parameters(record, shown)}
     found = []
     for effect in shown:
-        known = narrowed.get(effect.key)
+        settled = narrowed.get(effect.key)
         text = (
             f"{effect.key} has an effect."
-            if known is None
-            else f"{effect.key} {known.summary} ({CONFIDENCE:.0%} confidence)."
+            if settled is None
+            else f"{effect.key} {settled.summary} ({CONFIDENCE:.0%} confidence)."
         )
-        found.append(Finding(question, "fine" if known is None else "note", text, _format_evidence(effect)))
+        found.append(Finding(question, "fine" if settled is None else "note", text, _format_evidence(effect)))
     small = find_small_effects(record, shown)
     if small:
         names = ", ".join(shorten_names([each.key for each in small]).values())
@@ -355,8 +381,8 @@ def summarise_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> list
         bound = format_metric(record.metric, max(each.bound for each in small))
         evidence = f"differences below {bound} with {CONFIDENCE:.0%} confidence, {small[0].num_trials} trials at epoch "
         found.append(Finding(question, "fine", text, f"{evidence}{small[0].epoch}"))
-    said = {effect.key for effect in shown} | {each.key for each in small}
-    rest = [parameter.key for parameter in record.parameters if parameter.key not in said]
+    covered = {effect.key for effect in shown} | {each.key for each in small}
+    rest = [parameter.key for parameter in record.parameters if parameter.key not in covered]
     if rest:
         names = ", ".join(shorten_names(rest).values())
         text = f"Not shown either way: {names}. More trials would tell; this does not mean that they have no effect."
@@ -365,7 +391,7 @@ def summarise_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> list
 
 
 def check_early_ranks(record: SweepRecord) -> list[Finding]:
-    """Do early epochs tell which trials will be good?"""
+    """Check whether the values at the first rung predict which trials will be good at the last epoch."""
     question = "Do the rungs tell early which trials will be good?"
     if not record.rungs:
         return []

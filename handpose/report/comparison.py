@@ -1,12 +1,16 @@
-"""Several sweeps side by side, and what can honestly be said of their difference.
+"""Statistical comparison of several sweeps.
 
-The best values of two sweeps are one draw each, chosen for being good: no test can compare them. What can be compared
-are confirmed winners by their values over fresh seeds (Welch's t-test, whose p value is multiplied by the number of
-configurations that the better winner was picked from), and, of sweeps that are not confirmed, the trials of one epoch
-as a whole: that says whose trials are better, not whose winner. The trials can be tested (Mann-Whitney) only if they
-are independent, drawn at random and not selected before that epoch. A searcher that learns makes one lucky trial into
-many good ones, so that two runs of the very same sweep differ by more than the test allows for. Several pairs are
-corrected by Holm's method.
+The best value of a sweep is a single draw that was selected for being good, so no test can compare the best values of
+two sweeps. Two comparisons are valid:
+
+- If both sweeps are confirmed, the values of their winners over fresh seeds are compared by Welch's t-test. Its p-value
+  is multiplied by the number of configurations that the better winner was selected from.
+- Otherwise, all trials at one epoch are compared. This shows which sweep has better trials, not which has the better
+  winner. The Mann-Whitney test applies only if the trials are independent: drawn at random, and not selected before
+  that epoch. A searcher that learns turns one lucky trial into many good ones, so two runs of the same sweep differ by
+  more than the test assumes.
+
+The p-values of several pairs are corrected by Holm's method.
 """
 
 import itertools
@@ -20,12 +24,20 @@ from scipy import stats
 from handpose.report.formatting import format_metric
 from handpose.report.sweep_record import Confirmation, SweepRecord
 
-_MIN_TRIALS = 8  # of each sweep, for the test of trials
+_MIN_TRIALS = 8  # that each sweep needs at an epoch for its trials to be compared
 _SIGNIFICANT = 0.05
 
 
 class SweepComparison(NamedTuple):
-    """Two sweeps. test: what was held against what. p_value: the corrected p value, NaN where nothing can be said."""
+    """A comparison of two sweeps.
+
+    Attributes:
+        first: name of the first sweep.
+        second: name of the second sweep.
+        test: what was compared, and by which test.
+        text: the result, in a sentence.
+        p_value: the corrected p-value; NaN if there was no test.
+    """
 
     first: str
     second: str
@@ -35,7 +47,7 @@ class SweepComparison(NamedTuple):
 
 
 def compare_sweeps(records: Sequence[SweepRecord]) -> list[SweepComparison]:
-    """Every pair of sweeps, in their order."""
+    """Compare every pair of sweeps, in their order."""
     pairs = list(itertools.combinations(records, 2))
     compared = [_compare_pair(*pair) for pair in pairs]
     corrected = correct_p_values([each.p_value for each in compared])
@@ -43,11 +55,11 @@ def compare_sweeps(records: Sequence[SweepRecord]) -> list[SweepComparison]:
 
 
 def correct_p_values(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm 1979); NaN ones do not count and stay."""
-    known = sorted((value, place) for place, value in enumerate(p_values) if math.isfinite(value))
+    """Correct p-values for multiple tests (Holm 1979). NaN values do not count as tests and remain NaN."""
+    finite = sorted((value, place) for place, value in enumerate(p_values) if math.isfinite(value))
     corrected, most = [math.nan] * len(p_values), 0.0
-    for rank, (value, place) in enumerate(known):
-        most = max(most, min(1.0, (len(known) - rank) * value))
+    for rank, (value, place) in enumerate(finite):
+        most = max(most, min(1.0, (len(finite) - rank) * value))
         corrected[place] = most
     return corrected
 
@@ -70,7 +82,7 @@ def _compare_pair(first: SweepRecord, second: SweepRecord) -> SweepComparison:
 
 
 def explain_incomparable(first: SweepRecord, second: SweepRecord) -> str:
-    """Why values of two sweeps do not measure the same; empty where they do."""
+    """Return why the values of two sweeps cannot be compared; empty if they can."""
     if (first.metric, first.mode) != (second.metric, second.mode):
         return f"One optimises {first.metric}, the other {second.metric}: their values do not compare."
     data = [record.origin.get("data_fingerprint") for record in (first, second)]
@@ -102,7 +114,7 @@ def _compare_winners(first: SweepRecord, second: SweepRecord, *confirmations: Co
 def _compare_trials(first: SweepRecord, second: SweepRecord, epoch: int) -> SweepComparison:
     ours, theirs = (list(record.get_values_at(epoch).values()) for record in (first, second))
     result = stats.mannwhitneyu(ours, theirs, method="asymptotic")
-    share = result.statistic / (len(ours) * len(theirs))  # of pairs in which the first one's value is larger
+    share = result.statistic / (len(ours) * len(theirs))  # of pairs in which the first sweep's value is larger
     wins = 1 - share if first.mode == "min" else share
     better = (first.name, wins) if wins >= 0.5 else (second.name, 1 - wins)
     test = f"all trials at epoch {epoch}, {len(ours)} and {len(theirs)}"
@@ -114,7 +126,7 @@ def _compare_trials(first: SweepRecord, second: SweepRecord, epoch: int) -> Swee
 
 
 def _has_independent_trials(record: SweepRecord, epoch: int) -> bool:
-    """Whether the trials were drawn at random, and all of them trained to that epoch."""
+    """Return whether the trials were drawn at random, and none was stopped before that epoch because of its value."""
     sampler = (record.configuration.get("searcher") or {}).get("sampler") or {}
     is_random = str(sampler.get("_target_", "")).endswith(".RandomSampler")
     is_selected = not record.selects_only_at_rungs or min(record.rungs, default=epoch) < epoch

@@ -1,4 +1,4 @@
-"""Maps of the metric over two parameters: a smooth surface through the trials, and nothing where there are none."""
+"""Contour plots of the metric over two parameters, only in regions where there are trials."""
 
 import itertools
 
@@ -13,25 +13,32 @@ from handpose.report.sweep_record import Parameter, SweepRecord
 
 _MIN_POINTS = 15
 _GRID = 31
-_MAX_DISTANCE = 0.15  # of both ranges: farther from any trial nothing is drawn
+_MAX_DISTANCE = 0.15  # to the nearest trial, as a fraction of the ranges; nothing is drawn farther away
 
 
 def draw_contours(record: SweepRecord, max_figures: int = 3) -> list[tuple[Figure, str]]:
-    """Maps over pairs of number parameters, with a sentence each.
+    """Draw contour plots over pairs of the first three numeric parameters in the order of `sort_by_importance`.
 
-    Values of the highest epoch with enough trials, smoothed by a thin-plate spline; nothing is drawn where no trial is
-    near.
+    Each shows the values at the highest epoch with enough trials, smoothed by a thin-plate spline. Nothing is drawn
+    where no trial is near.
+
+    Args:
+        record: the sweep.
+        max_figures: the highest number of figures.
+
+    Returns:
+        The figures, each with a sentence that describes it.
     """
     epochs = record.list_compared_epochs(min_trials=_MIN_POINTS)
     numeric = [parameter for parameter in sort_by_importance(record) if parameter.kind != "choice"][:3]
-    made = []
+    figures = []
     for pair in list(itertools.combinations(numeric, 2))[:max_figures]:
         for epoch in reversed(epochs):
             drawn = _draw_contour(record, pair, epoch)
             if drawn is not None:
-                made.append(drawn)
+                figures.append(drawn)
                 break
-    return made
+    return figures
 
 
 def _draw_contour(record: SweepRecord, pair: tuple[Parameter, Parameter], epoch: int) -> tuple[Figure, str] | None:
@@ -43,7 +50,7 @@ def _draw_contour(record: SweepRecord, pair: tuple[Parameter, Parameter], epoch:
     if len(trials) < _MIN_POINTS or len(np.unique(places, axis=0)) < _MIN_POINTS:
         return None
     losses = record.sign * np.array([values[trial.number] for trial in trials])
-    bounded = np.minimum(losses, np.quantile(losses, 0.9))  # the worst would bend the map everywhere
+    bounded = np.minimum(losses, np.quantile(losses, 0.9))  # the worst values would distort the whole surface
     spread = bounded.std() or 1.0
     spline = RBFInterpolator(places, (bounded - bounded.mean()) / spread, smoothing=0.1, neighbors=min(60, len(places)))
     ticks = np.linspace(0, 1, _GRID)

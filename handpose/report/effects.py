@@ -1,9 +1,9 @@
-"""Which searched parameters are shown to have an effect, and where their best values can lie.
+"""Statistical tests of which searched parameters have an effect, and of where their best values lie.
 
-Every claim about a parameter begins here: advice, the next round's space and the importance chart speak only of effects
-that are shown. The tests are those of `sequential`, so that they hold for every searcher and scheduler; the level holds
-for all parameters and epochs of a sweep together. Trials with equal parameters count once, since with one training seed
-they are one training.
+All claims about parameters are based on these tests: advice, the suggested search space and the text below the
+importance chart only use effects that are shown here. The tests are those of `sequential`, which are valid for every
+searcher and scheduler. Their level holds for all parameters and epochs of a sweep together. Trials with equal
+parameters count once, because with the same training seed they are the same training.
 """
 
 import itertools
@@ -27,19 +27,19 @@ from handpose.report.sequential import (
 from handpose.report.sweep_record import Parameter, SweepRecord, TrialRecord
 
 MIN_EFFECT_TRIALS = 15
-"""Trials with a value at one epoch, below which no effect is looked for."""
+"""Least number of trials with a value at one epoch; with fewer, no effect is tested."""
 
 FALSE_ALARM_RATE = 0.01
-"""How often a sweep in which nothing matters shows any effect at all. benchmarks/claims.py measures it."""
+"""Probability that any effect is shown in a sweep in which no parameter matters. benchmarks/claims.py measures it."""
 
 CONFIDENCE = 0.95
-"""Of the interval that holds the best value of a parameter, if its effect is shown."""
+"""Confidence level of the interval for the best value of a parameter with a shown effect."""
 
-_MIN_SIDE_TRIALS = 3  # trials with and without what a term stands for
-_MIN_GROUP_TRIALS = 8  # trials in each third of a range, or with each choice, before an effect is called small
-_NUM_CELLS = 12  # parts of a range with equally many trials, whose unions are looked at for a trend
-_RIDGE = 1.0  # of the number of trials, by which an effect that is not shown yet is shrunk
-_MAX_VALUES = 8  # of a parameter whose values are looked at one by one
+_MIN_SIDE_TRIALS = 3  # least number of trials on either side of a comparison
+_MIN_GROUP_TRIALS = 8  # least number of trials in each third of a range, or with each choice, to call an effect small
+_NUM_CELLS = 12  # a range is examined at the borders of this many parts, each with equally many trials
+_RIDGE = 1.0  # ridge penalty of effects that are not shown yet, as a multiple of the number of trials
+_MAX_VALUES = 8  # with at most this many values, the values of a parameter are examined one by one
 
 Array = NDArray[np.float64]
 
@@ -47,7 +47,11 @@ Array = NDArray[np.float64]
 class ShownEffect(NamedTuple):
     """A parameter whose effect is shown.
 
-    epoch, num_trials: where it is clearest. p_value: holds for all parameters and epochs of the sweep together.
+    Attributes:
+        key: its configuration key.
+        epoch: the epoch at which the effect is clearest.
+        num_trials: number of distinct trials with a value at that epoch.
+        p_value: p-value, corrected for all parameters and epochs of the sweep.
     """
 
     key: str
@@ -57,9 +61,12 @@ class ShownEffect(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """Why the best value does not lie beyond an end of an interval: a trend within a window of the range.
+    """The evidence for an end of an interval: a trend in a window of the range.
 
-    epoch: at which the values were compared. num_trials: in the window. p_value: of the trend, not corrected.
+    Attributes:
+        epoch: the epoch at which the values were compared.
+        num_trials: number of trials in the window.
+        p_value: p-value of the trend, not corrected for multiple tests.
     """
 
     epoch: int
@@ -68,10 +75,15 @@ class Bound(NamedTuple):
 
 
 class BestRange(NamedTuple):
-    """Where the best value of a numeric parameter lies, in places from 0 to 1.
+    """An interval for the best value of a numeric parameter, in places from 0 to 1.
 
-    The interval holds with 95 % confidence if the values get steadily worse on either side of the best one. lower,
-    upper: what bounds it; None where the interval reaches to the end of the searched range.
+    It contains the best value with 95 % confidence if the metric gets steadily worse on both sides of the best value.
+
+    Attributes:
+        low: the lower end.
+        high: the upper end.
+        lower: the evidence for the lower end; None if the interval reaches to the end of the searched range.
+        upper: the evidence for the upper end, likewise.
     """
 
     low: float
@@ -81,7 +93,13 @@ class BestRange(NamedTuple):
 
 
 class WorseOption(NamedTuple):
-    """A choice that is shown to be worse than `better`, another one."""
+    """An option of a choice that is shown to be worse than another one.
+
+    Attributes:
+        option: index of the worse option.
+        better: index of the better option.
+        bound: the evidence.
+    """
 
     option: int
     better: int
@@ -91,9 +109,13 @@ class WorseOption(NamedTuple):
 class SmallEffect(NamedTuple):
     """A parameter that makes little difference, as shown by an equivalence test.
 
-    bound: the mean values of any two thirds of its range, or of any two choices, differ by less. With 95 % confidence
-    this holds for all parameters of the sweep together.
-    margin: half of what the best trial gained over the median one.
+    Attributes:
+        key: its configuration key.
+        epoch: the epoch at which the values were compared.
+        num_trials: number of distinct trials with a value at that epoch.
+        bound: upper bound of the difference between the mean values of any two thirds of the range, or of any two
+            options. With 95 % confidence it holds for all parameters of the sweep together.
+        margin: half the difference between the median trial and the best trial. `bound` is below it.
     """
 
     key: str
@@ -104,7 +126,13 @@ class SmallEffect(NamedTuple):
 
 
 class _EpochValues(NamedTuple):
-    """The distinct trials with a value at an epoch, in the order of their proposal. losses: smaller is better."""
+    """The distinct trials with a value at an epoch, in the order in which they were proposed.
+
+    Attributes:
+        epoch: the epoch.
+        trials: the trials.
+        losses: (N,) their losses; smaller is better.
+    """
 
     epoch: int
     trials: Sequence[TrialRecord]
@@ -112,13 +140,13 @@ class _EpochValues(NamedTuple):
 
 
 def drop_repeated_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The trials without those that repeat the parameters of an earlier one."""
+    """Drop the trials that have the same parameters as an earlier one."""
     first = {json.dumps(dict(trial.params), sort_keys=True, default=repr): trial for trial in reversed(trials)}
     return sorted(first.values(), key=lambda trial: trial.number)
 
 
 def collect_epoch_values(record: SweepRecord) -> list[_EpochValues]:
-    """The values of the lowest and the highest epoch at which enough trials can be compared."""
+    """Collect the values at the lowest and at the highest epoch at which enough trials can be compared."""
     epochs = record.list_compared_epochs(min_trials=MIN_EFFECT_TRIALS)
     found = []
     for epoch in sorted({*epochs[:1], *epochs[-1:]}):
@@ -131,10 +159,10 @@ def collect_epoch_values(record: SweepRecord) -> list[_EpochValues]:
 
 
 def find_shown_effects(record: SweepRecord) -> list[ShownEffect]:
-    """The parameters whose effect is shown, the clearest first.
+    """Find the parameters whose effect is shown, the clearest first.
 
-    They are found one after the other: the effect of each is taken out of the values before the next one is looked for,
-    so that a parameter which only went along with it is not taken for a cause.
+    The parameters are found one after another. The effect of each is removed from the values before the next one is
+    tested, so that a parameter that is merely correlated with it does not appear to have an effect.
     """
     at_epochs = collect_epoch_values(record)
     shown: list[ShownEffect] = []
@@ -176,14 +204,23 @@ def _find_clearest(
 def find_distinguishing_key(
     record: SweepRecord, trials: Sequence[TrialRecord], marked: Sequence[TrialRecord]
 ) -> str | None:
-    """The parameter in which the marked ones of these trials are shown to differ from the others, if there is one."""
+    """Find the parameter in which some trials are shown to differ from the others.
+
+    Args:
+        record: the sweep.
+        trials: the trials to compare.
+        marked: those among them that are compared with the rest.
+
+    Returns:
+        The key of the parameter; None if no difference is shown.
+    """
     ordered = drop_repeated_trials(trials)
     if len(ordered) < MIN_EFFECT_TRIALS:
         return None
     numbers = {trial.number for trial in marked}
     generator = np.random.default_rng(0)
     losses = np.array([float(trial.number in numbers) for trial in ordered]) + 1e-3 * generator.random(len(ordered))
-    at = _EpochValues(0, ordered, losses)  # values that are equal but for a draw, which the ranks need
+    at = _EpochValues(0, ordered, losses)  # 0 and 1, plus a small random number, because ranks need distinct values
     found = _find_clearest(record, [at], [])
     return None if found is None else found.key
 
@@ -192,11 +229,12 @@ def find_distinguishing_key(
 
 
 def find_best_range(record: SweepRecord, parameter: Parameter, shown: Sequence[ShownEffect]) -> BestRange:
-    """Bound the best value of a numeric parameter whose effect is shown.
+    """Find an interval for the best value of a numeric parameter whose effect is shown.
 
-    If the best value lay at a place, the values would get worse on either side of it. So a place is ruled out where
-    values improve along the trials to its right (all, the nearer half or the nearest quarter of them), or along those
-    to its left, as one-sided tests say. The interval reaches from the first place that is not ruled out to the last.
+    If the best value were at a place, the values would get worse on both sides of it. So a place is ruled out if
+    one-sided tests show that the values improve with the distance to its right or to its left. They test all trials on
+    that side, the nearer half of them, and the nearest quarter. The interval reaches from the first place that is not
+    ruled out to the last. If there seem to be several optima, it is the whole range.
     """
     keys = {effect.key for effect in shown}
     at_epochs = []
@@ -218,13 +256,13 @@ def find_best_range(record: SweepRecord, parameter: Parameter, shown: Sequence[S
 
 
 def _make_grid(places: Array) -> Array:
-    """Where the best value is looked for, ascending: at each of a few values, or between equal shares of trials."""
+    """Return the places to examine, ascending: every value if there are few, else quantiles of the trials' places."""
     values = np.unique(places)
     return values if len(values) <= _MAX_VALUES else np.unique(np.quantile(places, np.linspace(0, 1, _NUM_CELLS + 1)))
 
 
 def _find_first_possible(grid: Array, at_epochs: Sequence[tuple[int, Array, Array]]) -> tuple[float, Bound | None]:
-    """The first place of the grid at which the best value can lie, and why not at the one before it."""
+    """Return the first place of the grid that is not ruled out, and the evidence that rules out the one before it."""
     last = None
     for place in grid[:-1]:
         right = [(epoch, places - place, losses, places >= place - 1e-12) for epoch, places, losses in at_epochs]
@@ -236,9 +274,10 @@ def _find_first_possible(grid: Array, at_epochs: Sequence[tuple[int, Array, Arra
 
 
 def _find_exclusion(sides: Sequence[tuple[int, Array, Array]]) -> Bound | None:
-    """The clearest trend towards better values away from a place, if there is one.
+    """Return the clearest trend that rules out a place, or None.
 
-    sides: at each epoch, (N,) distances to the right of the place, and losses.
+    Args:
+        sides: for each epoch: the epoch, and of the trials to the right of the place, (N,) distances and (N,) losses.
     """
     tests = []
     for epoch, distances, losses in sides:
@@ -256,7 +295,7 @@ def _find_exclusion(sides: Sequence[tuple[int, Array, Array]]) -> Bound | None:
 
 
 def _get_second_smallest(distances: Array) -> float:
-    """The second smallest of the different distances."""
+    """Return the second smallest of the distinct distances."""
     return float(np.unique(distances)[:2].max())
 
 
@@ -268,7 +307,7 @@ def _has_sides(places: Array) -> bool:
 
 
 def find_worse_options(record: SweepRecord, parameter: Parameter, shown: Sequence[ShownEffect]) -> list[WorseOption]:
-    """The choices of a parameter, whose effect is shown, that are shown to be worse than another one."""
+    """Find the options of a choice with a shown effect that are shown to be worse than another option."""
     keys = {effect.key for effect in shown}
     compared = []
     for at in collect_epoch_values(record):
@@ -284,7 +323,7 @@ def find_worse_options(record: SweepRecord, parameter: Parameter, shown: Sequenc
                 )
     least = compute_threshold(
         1 - CONFIDENCE, max(1, len(compared) // len(parameter.choices))
-    )  # of the best one with each other
+    )  # the tests that compare the best option with each of the others
     worse: dict[int, WorseOption] = {}
     for score, first, second, bound in sorted(compared, key=lambda each: -each[0]):
         if score > least:
@@ -296,10 +335,10 @@ def find_worse_options(record: SweepRecord, parameter: Parameter, shown: Sequenc
 
 
 def find_small_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[SmallEffect]:
-    """The parameters that are shown to make little difference, at the epoch with the most trials.
+    """Find the parameters that are shown to make little difference, at the epoch with the most trials.
 
-    Two one-sided t tests for each pair of thirds or choices (Schuirmann 1987), of which each must have been tried by 8
-    trials: a parameter whose alternatives were hardly tried is never called unimportant.
+    Each pair of thirds of a range, or of options, is compared by two one-sided t-tests (Schuirmann 1987). Each third or
+    option needs at least 8 trials, so a parameter whose alternatives were hardly tried is never called unimportant.
     """
     at_epochs = collect_epoch_values(record)
     if not at_epochs:
@@ -322,7 +361,7 @@ def find_small_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> lis
 def _bound_largest_difference(
     parameter: Parameter, trials: Sequence[TrialRecord], losses: Array, level: float
 ) -> float:
-    """The largest `_compute_welch_bound` of two groups; infinite with too few trials."""
+    """Return the largest `_compute_welch_bound` of any two groups; infinite if a group has too few trials."""
     groups = np.array([_assign_group(parameter, trial) for trial in trials])
     names = range(_count_groups(parameter))
     values = [losses[groups == name] for name in names]
@@ -332,7 +371,7 @@ def _bound_largest_difference(
 
 
 def _compute_welch_bound(first: Array, second: Array, level: float) -> float:
-    """What the size of a difference of means exceeds with probability `level` (Welch 1947)."""
+    """Compute an upper bound of the absolute difference of two means, with confidence 1 - `level` (Welch 1947)."""
     parts = np.array([first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)])
     difference = abs(float(first.mean() - second.mean()))
     if parts.sum() == 0:
@@ -346,7 +385,7 @@ def _count_groups(parameter: Parameter) -> int:
 
 
 def _assign_group(parameter: Parameter, trial: TrialRecord) -> int:
-    """The choice, the value of a few, or the third of a range; -1 without the parameter."""
+    """Return the index of the option, of the value if there are few, or of the third of the range; -1 if absent."""
     if parameter.kind == "choice" or parameter.key not in trial.params:
         return _get_index(parameter, trial)
     place, num = parameter.to_place(trial.params[parameter.key]), _count_groups(parameter)
@@ -357,12 +396,19 @@ def _assign_group(parameter: Parameter, trial: TrialRecord) -> int:
 
 
 class _LinearModel:
-    """A linear model of the values by all parameters, from which the parts of single ones can be taken.
+    """A linear model of the losses with all parameters, used to remove the effects of some of them.
 
-    Ridge regression: an effect that is not shown yet is taken out in part only, those of `known` parameters in full.
-    scaled: of normal scores, which outliers cannot bend; otherwise in the metric's unit.
+    It is a ridge regression. Effects that are shown are removed completely, the others only in part.
 
-    terms: parameter -> (N, T) columns.
+    Args:
+        parameters: all parameters.
+        is_finite: keys of the parameters whose effects are removed completely, because they are shown.
+        at: trials and losses at an epoch.
+        scaled: whether to model the normal scores of the losses, which limits the influence of outliers. Otherwise, the
+            losses are modelled in the unit of the metric.
+
+    Attributes:
+        terms: key -> (N, T) columns of the parameter.
     """
 
     def __init__(
@@ -377,14 +423,22 @@ class _LinearModel:
             self._fit(is_finite)
 
     def remove_other_effects(self, key: str) -> Array:
-        """(N,) the values less the effects of all parameters but this one."""
+        """Return the (N,) values minus the effects of all parameters except this one."""
         parts = [part for other, part in self._parts.items() if other != key]
         return self._values - np.sum(parts, axis=0) if parts else self._values
 
     def compute_inflation(self, key: str, columns: Array) -> Array:
-        """(T,) how much larger sums with these weights are in noise after the other parameters' parts were taken out.
+        """Compute how much larger sums with these weights are in pure noise after the other effects were removed.
 
-        What the others explain by chance is gone from the values, which leaves the more weight to this parameter.
+        Removing the other effects also removes what they explain by chance, so this parameter explains a larger part of
+        the rest.
+
+        Args:
+            key: the parameter.
+            columns: (N, T) weights.
+
+        Returns:
+            (T,) factors, at least 1.
         """
         design, solver = self._design[:, self._owners != key], self._solver[self._owners != key]
         own = columns - solver.T @ (design.T @ columns)
@@ -409,7 +463,7 @@ def _get_index(parameter: Parameter, trial: TrialRecord) -> int:
 
 
 def _make_terms(parameter: Parameter, trials: Sequence[TrialRecord]) -> list[Array]:
-    """(N,) columns: a slope and a bend along a range, or a column for each choice that enough trials have or lack."""
+    """Make (N,) columns: linear and quadratic for a range, or one for each option that enough trials have and lack."""
     has = np.array([parameter.key in trial.params for trial in trials])
     if parameter.kind == "choice":
         indices = np.array([_get_index(parameter, trial) for trial in trials])
@@ -428,7 +482,7 @@ def _make_terms(parameter: Parameter, trials: Sequence[TrialRecord]) -> list[Arr
 
 
 def _make_nuisance_columns(key: str, at: _EpochValues) -> Array:
-    """(N, 1 or 2) the mean, and whether a trial has the parameter at all."""
+    """Make the (N, 1 or 2) columns of the mean and of whether a trial has the parameter."""
     has = np.array([[1.0, float(key in trial.params)] for trial in at.trials])
     return np.unique(has, axis=1)
 

@@ -1,7 +1,8 @@
-"""Charts as plotly.js draws them: plain dictionaries, whose colours are names that the page's style sheet gives values.
+"""Charts for plotly.js, as plain dictionaries.
 
-So one file decides what light, dark and paper look like. The palette is Okabe and Ito's, which the colour-blind can
-tell apart; what a colour says, a shape or a place says too.
+Colours are names such as `@blue`, whose values are in the style sheet of the page. So one file defines the light, dark
+and print themes. The palette is that of Okabe and Ito, whose colours colour-blind people can distinguish. Colour is
+never the only cue: shape or position show the same information.
 """
 
 import math
@@ -15,7 +16,7 @@ from handpose.report.trial_table import TrialState
 
 Trace: TypeAlias = dict[str, Any]
 Figure: TypeAlias = dict[str, Any]
-"""Traces as `data`, `layout`, and `height` in pixels."""
+"""A dictionary with the traces as `data`, the `layout`, and the `height` in pixels."""
 
 COLOURS = ("@blue", "@orange", "@green", "@vermillion", "@purple", "@sky")
 STATE_COLOURS: dict[TrialState, str] = {
@@ -41,25 +42,46 @@ STATE_SYMBOLS: dict[TrialState, str] = {
 
 
 def make_figure(data: Sequence[Trace], *, x: str, y: str, height: int = 340, **layout: Any) -> Figure:
-    """A chart with titled axes. layout: of plotly, as xaxis={...}; merged with what all charts have."""
+    """Make a chart with titled axes.
+
+    Args:
+        data: the traces.
+        x: title of the x-axis.
+        y: title of the y-axis.
+        height: height in pixels.
+        layout: further plotly layout, such as `xaxis={...}`. page.js adds the layout that all charts have in common.
+    """
     axes = {name: {"title": {"text": title}, **layout.pop(name, {})} for name, title in (("xaxis", x), ("yaxis", y))}
     return {"data": [*data], "layout": {**axes, **layout}, "height": height}
 
 
 def round_for_plot(value: float) -> float | None:
-    """Five digits, which is more than a screen shows; a number that is none is a gap."""
+    """Round to five digits, more than a screen can show. A value that is not finite becomes None, a gap in the plot."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def error_bars(middles: Sequence[float], ends: Sequence[tuple[float, float]], **style: Any) -> dict[str, Any]:
-    """Error bars from the low to the high end around each middle. style: as plotly's."""
+    """Make error bars around the middles.
+
+    Args:
+        middles: the values.
+        ends: the low and the high end of each error bar.
+        style: further plotly attributes of the error bars.
+    """
     above = [round_for_plot(max(0.0, high - middle)) for middle, (_, high) in zip(middles, ends, strict=True)]
     below = [round_for_plot(max(0.0, middle - low)) for middle, (low, _) in zip(middles, ends, strict=True)]
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **style}
 
 
 def dots_of_trials(trials: Sequence[TrialRecord], x: Sequence[Any], *, at: str = "", **style: Any) -> Trace:
-    """A dot for each trial's last value. at: end of the text shown on hovering; style: of plotly, as marker={...}."""
+    """Make a trace with a dot for the last value of each trial.
+
+    Args:
+        trials: the trials.
+        x: the x-coordinate of each trial.
+        at: end of the hover text.
+        style: further plotly attributes of the trace, such as `marker={...}`.
+    """
     return {
         "x": x,
         "y": [round_for_plot(trial.value) for trial in trials],
@@ -71,13 +93,16 @@ def dots_of_trials(trials: Sequence[TrialRecord], x: Sequence[Any], *, at: str =
 
 
 def range_without_outliers(values: Sequence[float], sign: float, *, num: int, share: float) -> dict[str, Any]:
-    """An axis on which a few bad values do not squeeze the others; all of it if there are none.
+    """Choose the range of an axis so that a few very bad values do not compress the others.
 
     Args:
-        values: finite values; with fewer than `num` the axis has all of them.
-        sign: factor that makes smaller values better.
-        num: see above.
-        share: share of the values that the axis has at the least.
+        values: finite values.
+        sign: factor for the values, after which smaller is better.
+        num: with fewer values than this, the axis shows all of them.
+        share: least fraction of the values that the axis shows.
+
+    Returns:
+        Plotly attributes of the axis; empty if the axis shows all values.
     """
     losses = sign * np.asarray(values)
     if len(losses) < num:
@@ -90,14 +115,14 @@ def range_without_outliers(values: Sequence[float], sign: float, *, num: int, sh
 
 
 def choose_time_unit(seconds: float) -> tuple[float, str]:
-    """Seconds of a unit in which a duration is easily read, and its name."""
+    """Choose a readable unit for a duration. Returns the seconds of the unit, and its name."""
     if seconds < 300:
         return 1.0, "seconds"
     return (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
 
 
 def join_with_gaps(lines: Sequence[Sequence[Any]]) -> list[Any]:
-    """Lines one after the other, as one trace has them: hundreds of traces would be slow."""
+    """Join lines to one trace, with gaps between them, because hundreds of traces would be slow."""
     joined: list[Any] = []
     for line in lines:
         joined += [*line, None]

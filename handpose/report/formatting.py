@@ -1,4 +1,4 @@
-"""Metrics, costs, parameters and times as a person writes them."""
+"""Formatting of metrics, costs, parameters and durations for people to read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,31 +7,31 @@ from handpose.report.trial_table import shorten_names
 
 
 def format_metric_name(metric: str) -> str:
-    """A metric as a person writes it: val/pa_mpjpe_mm -> PA-MPJPE mm."""
+    """Format the name of a metric with its unit: `val/pa_mpjpe_mm` -> `PA-MPJPE mm`."""
     return " ".join(_split_name_and_unit(metric)).strip()
 
 
 def format_metric(metric: str, value: float) -> str:
-    """A metric with its value: PA-MPJPE 12.34 mm, PCK-AUC 0.712."""
+    """Format a metric with its value: `PA-MPJPE 12.34 mm`, `PCK-AUC 0.712`."""
     name, unit = _split_name_and_unit(metric)
     return f"{name} {format_metric_value(metric, value)} {unit}".strip()
 
 
 def format_metric_value(metric: str, value: float) -> str:
-    """A value of a metric: 12.34; 0.712 of a fraction, such as an area under a curve."""
+    """Format a value of a metric: `12.34`, or `0.712` for a fraction such as an area under a curve."""
     _, unit = _split_name_and_unit(metric)
     return f"{value:.3f}" if not unit and abs(value) < 1 else f"{value:.2f}"
 
 
 def format_interval(metric: str, low: float | None, high: float | None) -> str:
-    """The ends of an interval, to follow its mean: " [9.60, 10.00]"; nothing where there is none."""
+    """Format the ends of an interval to follow its mean: ` [9.60, 10.00]`; empty if there is no interval."""
     if low is None or high is None:
         return ""
     return f" [{format_metric_value(metric, low)}, {format_metric_value(metric, high)}]"
 
 
 _UNITS = ("mm", "cm", "m", "px", "deg", "s", "ms", "percent")
-"""Last words of the names of metrics that are the unit of their values."""
+"""Units that can be the last word of the name of a metric."""
 
 
 def _split_name_and_unit(metric: str) -> tuple[str, str]:
@@ -45,46 +45,51 @@ _COSTS = {
     "latency_ms": ("latency", "ms", 1.0),
     "memory_mb": ("memory", "MB", 1.0),
 }
-"""Cost of a trial -> name, unit, and how much of the cost a unit is."""
+"""Cost of a trial -> displayed name, displayed unit, and the factor that the unit stands for."""
 
 
 def format_cost_name(name: str) -> str:
-    """A cost of trials as a person writes it: latency_ms -> latency ms."""
+    """Format the name of a cost with its unit: `latency_ms` -> `latency ms`."""
     return " ".join(_COSTS[name][:2])
 
 
 def format_cost(name: str, value: float) -> str:
-    """A cost with its value: latency 3.14 ms."""
+    """Format a cost with its value: `latency 3.14 ms`."""
     label, unit, _ = _COSTS[name]
     return f"{label} {format_cost_value(name, value)} {unit}"
 
 
 def format_cost_value(name: str, value: float) -> str:
-    """A value of a cost in the unit of `format_cost_name`: 3.14."""
+    """Format a value of a cost in the unit of `format_cost_name`: `3.14`."""
     number = cost_value(name, value)
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def cost_value(name: str, value: float) -> float:
-    """A cost in the unit of `format_cost_name`."""
+    """Convert a value of a cost to the unit of `format_cost_name`."""
     return value / _COSTS[name][2]
 
 
 def format_params(params: Mapping[str, Any]) -> str:
-    """Parameters in a row: depth 3, sigma 0.012, lr 0.00081."""
+    """Format parameters with short names: `depth 3, sigma 0.012, lr 0.00081`."""
     names = shorten_names(params)
     return ", ".join(f"{names[key]} {format_value(value)}" for key, value in params.items())
 
 
 def format_value(value: Any) -> str:
-    """A value as configurations write it, numbers with three digits."""
+    """Format a value as in a configuration, but floats with three digits."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def format_duration(seconds: float, *, is_rough: bool = False) -> str:
-    """0:41, 12:05, 1:02:03; is_rough: 40 s, 12 min, 1.5 h."""
+    """Format a duration: `0:41`, `12:05`, `1:02:03`.
+
+    Args:
+        seconds: the duration.
+        is_rough: whether to round it and name the unit: `40 s`, `12 min`, `1.5 h`.
+    """
     if is_rough:
         if seconds < 90:
             return f"{max(10, round(seconds / 10) * 10)} s"

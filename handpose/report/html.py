@@ -1,6 +1,7 @@
-"""One self-contained page: its style, its script and plotly.js are in it, and it asks the network for nothing.
+"""A self-contained HTML page, which includes its style sheet, its script and plotly.js and needs no network.
 
-The HTML is in the templates of page/: `BLOCKS` has the macros of blocks.html, which make tables, cards and pictures.
+The HTML is in the templates in page/. `BLOCKS` provides the macros of blocks.html, which make tables, cards and
+pictures.
 """
 
 import base64
@@ -32,11 +33,11 @@ BLOCKS: Any = _TEMPLATES.get_template("blocks.html").module
 
 @dataclass
 class HtmlPage:
-    """A page that is put together block by block.
+    """A page that is built block by block.
 
     Attributes:
-        title: the title of the tab.
-        sweep: the prefix of the identifiers of the current sweep.
+        title: title of the browser tab.
+        sweep: prefix of the HTML identifiers of the current sweep; empty on a page about one sweep.
     """
 
     title: str
@@ -47,18 +48,18 @@ class HtmlPage:
     _contents: list[tuple[str, str]] = field(default_factory=list)
 
     def add_header(self, text: str, lead: str) -> None:
-        """Set the title line and the sentence below it."""
+        """Set the heading of the page and the sentence below it."""
         self._header = BLOCKS.header(text, lead)
 
     def start_sweep(self, name: str, prefix: str, sentence: str) -> None:
-        """Begin the part of the page about one of several sweeps."""
+        """Start the part of the page about one of several sweeps."""
         self.sweep = prefix
         self._contents.append((f"{prefix}sweep", name))
         self.add_markup(BLOCKS.heading(f"{prefix}sweep", name, sentence, "sweep"))
 
     def add_section(self, anchor: str, title: str, sentence: str) -> None:
-        """Begin a section with a sentence that says what it shows."""
-        if not self.sweep:  # with several sweeps, each one has a single line in the contents
+        """Start a section with a sentence that describes it."""
+        if not self.sweep:  # with several sweeps, each sweep has only one entry in the table of contents
             self._contents.append((anchor, title))
         self.add_markup(BLOCKS.heading(f"{self.sweep}{anchor}", title, sentence))
 
@@ -67,15 +68,15 @@ class HtmlPage:
         self.add_markup(BLOCKS.paragraph(text))
 
     def add_markup(self, block: Markup) -> None:
-        """Add a block, which is made by a macro of `BLOCKS`."""
+        """Add a block made by a macro of `BLOCKS`."""
         self._parts.append(block)
 
     def add_chart(self, figure: Figure, caption: str) -> None:
-        """Add a chart over a sentence that says what it shows."""
+        """Add a chart with a caption below it."""
         self.add_markup(self._make_chart(figure, caption))
 
     def add_charts(self, figures: Iterable[tuple[Figure, str]]) -> None:
-        """Add small charts side by side, where there is room."""
+        """Add small charts with captions, side by side if there is room."""
         self.add_markup(BLOCKS.grid([self._make_chart(*each) for each in figures]))
 
     def _make_chart(self, drawn: Figure, caption: str) -> Markup:

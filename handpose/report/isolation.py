@@ -1,8 +1,9 @@
-"""Isolation plots: what a scientific parameter is worth with the others optimised (Deep Learning Tuning Playbook).
+"""Comparison of the values of a scientific parameter, with all other parameters optimised.
 
-Of each value the best trial counts. But the best of twenty is better than the best of two, whatever the value; so
-beside it stands what the best of m trials would be on average, for the m that every value has. That compares fairly if
-the trials were drawn at random; a searcher that learns tunes the other parameters better for values it tries often.
+This is the isolation plot of the Deep Learning Tuning Playbook: each value is represented by its best trial. But the
+best of twenty trials is better than the best of two, whatever the value. So the expected best of m trials is computed
+too, where m is the smallest number of trials of any value. This comparison is fair if the trials were drawn at random.
+A searcher that learns tunes the other parameters better for the values that it tries often.
 """
 
 import math
@@ -16,15 +17,22 @@ from handpose.report.formatting import format_value
 from handpose.report.sweep_record import Parameter, SweepRecord
 
 MIN_TRIALS_PER_VALUE = 3
-"""Of a value, below which it is left out."""
+"""Least number of trials with a value; values with fewer trials are left out."""
 
 _MAX_VALUES, _NUM_BINS = 8, 5
 
 
 class IsolatedValue(NamedTuple):
-    """A value, or a part of a range, of the scientific parameter.
+    """A value of the scientific parameter, or a part of its range.
 
-    best: of its num_trials trials. expected: of the best of m of them, with 10 and 90 % quantiles low and high.
+    Attributes:
+        label: the value or the part, as text.
+        num_trials: number of its trials.
+        best_trial: number of its best trial.
+        best: value of the metric of that trial.
+        expected: mean of the best value among m of its trials.
+        low: the lower of the 10 % and 90 % quantiles of that best value.
+        high: the higher of the two quantiles.
     """
 
     label: str
@@ -37,7 +45,15 @@ class IsolatedValue(NamedTuple):
 
 
 class IsolationResult(NamedTuple):
-    """values: in their order. num_drawn: m. left_out: labels of values with too few trials."""
+    """The comparison of the values of a scientific parameter.
+
+    Attributes:
+        parameter: the scientific parameter.
+        epoch: the epoch at which the trials were compared.
+        num_drawn: the number m of trials that `IsolatedValue.expected` is the best of.
+        values: its values, in the order of the range.
+        left_out: labels of the values with too few trials.
+    """
 
     parameter: Parameter
     epoch: int
@@ -47,9 +63,17 @@ class IsolationResult(NamedTuple):
 
 
 def isolate_parameter(record: SweepRecord, key: str) -> IsolationResult | None:
-    """By the values of the highest epoch at which two values have LEAST_TRIALS trials; None where there is none.
+    """Compare the values of a parameter at the highest epoch at which at least two of them have enough trials.
 
-    Raises UserError where the sweep does not search the key.
+    Args:
+        record: the sweep.
+        key: configuration key of the scientific parameter.
+
+    Returns:
+        The comparison; None if there is no such epoch.
+
+    Raises:
+        UserError: the sweep does not search the key.
     """
     parameter = record.find_parameter(key)
     if parameter is None and not record.trials:
@@ -70,10 +94,17 @@ def isolate_parameter(record: SweepRecord, key: str) -> IsolationResult | None:
 
 
 def compute_best_of(losses: Sequence[float], num_drawn: int) -> tuple[float, float, float]:
-    """Mean, 10 % and 90 % quantile of the least of so many losses drawn without putting back.
+    """Compute the distribution of the smallest of m losses that are drawn without replacement.
 
-    That the i-th smallest of n is the least has the odds C(n - i, m - 1) / C(n, m); after Dodge et al. 2019, "Show your
-    work", who draw with putting back.
+    The i-th smallest of n losses is the smallest of m draws with probability C(n - i, m - 1) / C(n, m). Dodge et al.
+    2019, "Show Your Work", draw with replacement instead.
+
+    Args:
+        losses: n losses.
+        num_drawn: the number m of draws, at most n.
+
+    Returns:
+        Mean, 10 % quantile and 90 % quantile of the smallest loss.
     """
     ascending = np.sort(np.asarray(losses, dtype=float))
     num = len(ascending)
@@ -84,7 +115,7 @@ def compute_best_of(losses: Sequence[float], num_drawn: int) -> tuple[float, flo
 
 
 def _group_trials(record: SweepRecord, parameter: Parameter, epoch: int) -> dict[str, list[tuple[float, int]]]:
-    """Label -> (loss, trial) of the trials that have it, in the order of the range."""
+    """Return label -> (loss, number) of its trials. The labels are in the order of the range."""
     values = record.get_values_at(epoch)
     owners = [trial for trial in record.trials if trial.number in values and parameter.key in trial.params]
     named = [(_label_value(parameter, trial.params[parameter.key]), trial) for trial in owners]
@@ -95,7 +126,7 @@ def _group_trials(record: SweepRecord, parameter: Parameter, epoch: int) -> dict
 
 
 def _label_value(parameter: Parameter, value: object) -> tuple[float, str]:
-    """Place and name of a value, or of the part of the range that it is in."""
+    """Return the sort key and the label of a value, or of the part of the range that contains it."""
     place = parameter.to_place(value)
     if parameter.num_values is not None and parameter.num_values <= _MAX_VALUES:
         return place, format_value(value)

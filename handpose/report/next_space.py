@@ -1,7 +1,10 @@
-"""The search space of the next round. A range is made wider or narrower only on evidence, which stands beside it.
+"""A suggested search space for the next sweep.
 
-If some parameters are drawn only under others, the file is of the winner's branch, so that it can be written as plain
-ranges. It is written only if the other branches are shown to be worse.
+A range is only widened or narrowed if there is evidence, which is written beside it as a comment.
+
+If some parameters exist only for certain values of others (branches of the search space), the suggested space contains
+only the branch of the winner, so that it can be written as plain ranges. It is only suggested if the other branches are
+shown to be worse.
 """
 
 import json
@@ -33,9 +36,15 @@ class _SpaceLine(NamedTuple):
 
 
 def suggest_next_space(record: SweepRecord, shown: Sequence[ShownEffect] | None = None) -> str | None:
-    """The text of a search space file, or None if nothing is to be changed or there is no winner yet.
+    """Suggest a search space for the next sweep.
 
-    shown: of `find_shown_effects`, if it was called already.
+    Args:
+        record: the sweep.
+        shown: the result of `find_shown_effects`, if it has been computed already.
+
+    Returns:
+        The text of a search space file. None if nothing should change, if there is no winner yet, or if a branch other
+        than the winner's is not shown to be worse.
     """
     winner = record.find_winner()
     if winner is None or not record.parameters:
@@ -62,7 +71,7 @@ def suggest_next_space(record: SweepRecord, shown: Sequence[ShownEffect] | None 
 def _is_branch_shown_worse(
     record: SweepRecord, parameter: Parameter, winner: TrialRecord, narrower: SettledParameter | None
 ) -> bool:
-    """Whether the values of a parameter that lead to other branches than the winner's are shown to be worse."""
+    """Return whether the values that lead to branches other than the winner's are shown to be worse."""
     allowed = _list_allowed_values(record, parameter, winner)
     if allowed is None:
         return True
@@ -74,7 +83,7 @@ def _is_branch_shown_worse(
 
 
 def _format_line(line: _SpaceLine) -> str:
-    """As YAML; a text that YAML would read as something else is quoted."""
+    """Format a line as YAML. A text that YAML would read as another type is quoted."""
     entry = yaml.safe_dump({line.key: line.text}, width=10_000, allow_unicode=True).rstrip("\n")
     return entry + (f"  # {line.why}" if line.why != "as before" else "") + "\n"
 
@@ -118,7 +127,7 @@ def _format_bound(bound: Bound) -> str:
 
 
 def _round_outward(parameter: Parameter, value: float, *, up: bool) -> float:
-    """With few digits, within the searched range."""
+    """Round an end of a range outward to few digits, but not beyond the searched range."""
     return min(max(round_outward(parameter, value, up=up), parameter.low), parameter.high)
 
 
@@ -145,14 +154,18 @@ def _make_choice_line(
 
 
 def _contains(choice: Any, choices: Sequence[Any]) -> bool:
-    """Whether it is one of the choices; 1 and True differ."""
+    """Return whether it is one of the choices. The options 1 and True are different."""
     return any(is_same(choice, other) for other in choices)
 
 
 def _list_allowed_values(record: SweepRecord, parameter: Parameter, winner: TrialRecord) -> list[Any] | None:
-    """The values under which the same parameters are drawn as in the winner; None where it decides nothing of that.
+    """List the values of a parameter for which a trial has the same parameters as the winner.
 
-    It decides about another parameter when, by the trials that there are, its value tells whether that one is drawn.
+    A parameter decides whether another one exists if, in all trials so far, trials with the same value of it agree on
+    whether they have the other one.
+
+    Returns:
+        The values; None if no value leads to another branch.
     """
     if parameter.kind == "float" or parameter.is_conditional:
         return None
@@ -176,5 +189,5 @@ def _format_choices(choices: Sequence[Any]) -> str:
 
 
 def _quote_value(value: Any) -> Any:
-    """A value in Hydra's grammar."""
+    """Quote a value for Hydra's override grammar."""
     return quote_override("key", value).partition("=")[2]

@@ -1,4 +1,4 @@
-"""Charts of what was searched: importance, parallel coordinates, slices, the Pareto front, isolation."""
+"""Charts of the searched parameters: importance, parallel coordinates, slices, Pareto front, and isolation plots."""
 
 import math
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ from handpose.report.sweep_record import Importance, Parameter, ParameterEffect,
 from handpose.report.trial_table import shorten_names
 
 PREFERRED = ("model.decoder.depth", "heatmap.sigma", "optimizer.lr")
-"""Shown first where they are searched."""
+"""Parameters that are shown first if they are searched."""
 
 _NUM_BEST = 10
-_MAX_PARAMETERS = 12  # of parallel coordinates
+_MAX_PARAMETERS = 12  # in the parallel coordinates plot
 
 
 def sort_by_importance(record: SweepRecord) -> list[Parameter]:
-    """The parameters, the project's three first, then the most important ones."""
+    """Sort the parameters: first those in `PREFERRED`, then the others by importance."""
     shares = {effect.key: effect.share for effect in record.importance[-1].effects} if record.importance else {}
 
     def place(parameter: Parameter) -> tuple[int, float]:
@@ -41,7 +41,7 @@ def sort_by_importance(record: SweepRecord) -> list[Parameter]:
 
 
 def plot_importance(found: Sequence[Importance]) -> Figure:
-    """A row a parameter, with a dot and its spread for each epoch, and a bar for what chance reaches there."""
+    """Plot one row per parameter: for each epoch, its share with the spread, and a bar for the noise level."""
     names = shorten_names([effect.key for effect in found[-1].effects])
     rows = {key: row for row, key in enumerate(names)}
     data: list[Trace] = []
@@ -69,7 +69,7 @@ def _trace_effects(
     *,
     is_first: bool,
 ) -> list[Trace]:
-    """Of one epoch: the shares, and a bar each for what chance reaches."""
+    """Make the traces of one epoch: the shares, and a bar for each noise level."""
     y = [round_for_plot(rows[effect.key] + offset) for effect in effects]
     middles, ends = [effect.share for effect in effects], [(effect.low, effect.high) for effect in effects]
     shares = {
@@ -94,7 +94,7 @@ def _trace_effects(
 
 
 def plot_parallel_coordinates(record: SweepRecord) -> Figure:
-    """A row a parameter, a line a trial, from the first row down to its place in the ranking; the best in colour."""
+    """Plot one row per parameter, and one line per trial through the places of its values; the best are coloured."""
     parameters = sort_by_importance(record)[:_MAX_PARAMETERS]
     best = record.list_leading_trials(_NUM_BEST)
     numbers = {trial.number for trial in best}
@@ -145,7 +145,7 @@ def _get_place(parameter: Parameter, trial: TrialRecord) -> float | None:
 
 
 def _make_ticks(parameter: Parameter, row: int) -> list[dict[str, Any]]:
-    """The values under a row: all of a few, else both ends and the middle."""
+    """Make the tick labels of a row: all values if there are few; otherwise both ends, and the middle of a range."""
     if parameter.kind == "choice":
         last = max(1, len(parameter.choices) - 1)
         marks = [(index / last, format_value(choice)) for index, choice in enumerate(parameter.choices)]
@@ -172,7 +172,7 @@ def _make_ticks(parameter: Parameter, row: int) -> list[dict[str, Any]]:
 
 
 def plot_slice(record: SweepRecord, parameter: Parameter) -> Figure:
-    """Every trial's last value over a parameter; the stronger its colour, the longer it was trained."""
+    """Plot the last value of every trial over a parameter. The stronger the colour, the more epochs."""
     trials = [trial for trial in record.trials if parameter.key in trial.params and trial.reports]
     trials = sorted((trial for trial in trials if np.isfinite(trial.value)), key=lambda trial: trial.epochs)
     x = [to_axis_value(parameter, trial.params[parameter.key]) for trial in trials]
@@ -191,7 +191,7 @@ def plot_slice(record: SweepRecord, parameter: Parameter) -> Figure:
 
 
 def _make_epoch_markers(record: SweepRecord, trials: Sequence[TrialRecord], *, size: int) -> dict[str, Any]:
-    """Dots, the stronger in colour the more epochs."""
+    """Make markers whose colour is stronger for trials with more epochs."""
     return {
         "size": size,
         "color": [trial.epochs for trial in trials],
@@ -204,7 +204,7 @@ def _make_epoch_markers(record: SweepRecord, trials: Sequence[TrialRecord], *, s
 
 
 def plot_pareto_front(record: SweepRecord) -> Figure:
-    """Both objectives of every trial that was measured; the front as a line through its trials."""
+    """Plot both objectives of every trial that has them, with the Pareto front as a line."""
     assert record.second_objective is not None
     name = record.second_objective.name
     front = sorted(map(record.get_trial, record.second_objective.front), key=lambda trial: trial.costs[name])
@@ -224,7 +224,7 @@ def plot_pareto_front(record: SweepRecord) -> Figure:
 
 
 def plot_isolation(isolation: IsolationResult, metric: str) -> Figure:
-    """Each value of the scientific parameter: its best trial, and what the best of as many trials would be."""
+    """Plot each value of the scientific parameter: its best trial, and the expected best of equally many trials."""
     values = list(isolation.values)
     labels, middles = [each.label for each in values], [each.expected for each in values]
     expected = {
@@ -250,7 +250,7 @@ def plot_isolation(isolation: IsolationResult, metric: str) -> Figure:
 
 
 def make_axis(parameter: Parameter) -> dict[str, Any]:
-    """How plotly draws a parameter's axis."""
+    """Make the plotly attributes of a parameter's axis."""
     if parameter.kind == "choice":
         order = [to_axis_value(parameter, choice) for choice in parameter.choices]
         return {"type": "category", "categoryorder": "array", "categoryarray": order}
@@ -261,9 +261,9 @@ def make_axis(parameter: Parameter) -> dict[str, Any]:
 
 
 def _list_log_ticks(low: float, high: float) -> list[float]:
-    """Of the numbers 1, 2, 5 in each decade those within the range; the powers of ten where these are too many.
+    """List 1, 2 and 5 times the powers of ten within a range, or only the powers of ten if these are more than 6.
 
-    A range that holds fewer than two of them has its ends.
+    If there are fewer than two, list the ends of the range.
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ladder = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
@@ -274,5 +274,5 @@ def _list_log_ticks(low: float, high: float) -> list[float]:
 
 
 def to_axis_value(parameter: Parameter, value: Any) -> Any:
-    """A value as that axis has it."""
+    """Convert a value to a coordinate on the axis of `make_axis`."""
     return format_value(value) if parameter.kind == "choice" else round_for_plot(float(value))

@@ -1,13 +1,19 @@
-"""The Pareto front of a sweep with two objectives, for a person: which trials no other one beats in both."""
+"""The Pareto front of a sweep with two objectives, for the terminal."""
 
 from handpose.report.formatting import format_cost, format_metric, format_params
 from handpose.report.trial_table import TrialTable
 
 
 def format_front(table: TrialTable, *, max_trials: int = 12) -> str:
-    """The front in a line a trial, the best metric first; empty for a sweep with one objective, or without a trial.
+    """Format the front with one line per trial, the best metric first.
 
-    Of more than `max_trials` trials so many are shown, evenly along the front, both its ends among them.
+    Args:
+        table: the trials.
+        max_trials: the largest number of trials to show. If there are more, they are selected evenly along the front,
+            including both ends.
+
+    Returns:
+        The text; empty if there is only one objective, or no trial on the front.
     """
     front = table.find_front() if table.objectives else []
     if not front:
@@ -25,7 +31,7 @@ def format_front(table: TrialTable, *, max_trials: int = 12) -> str:
 
 
 def _select_evenly(num: int, max_indices: int) -> list[int]:
-    """At most so many of the first `num` whole numbers, the first and the last among them."""
+    """Select at most `max_indices` of the indices below `num`, evenly spaced, including the first and the last."""
     if num <= max_indices:
         return list(range(num))
     return sorted({round(place * (num - 1) / (max_indices - 1)) for place in range(max_indices)})

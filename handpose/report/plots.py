@@ -1,4 +1,4 @@
-"""Charts of how a sweep went: curves, the best so far, its slot-time, what was confirmed."""
+"""Charts of the course of a sweep: learning curves, best trial so far, use of slot-time, and confirmation."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,11 +25,19 @@ from handpose.report.sweep_record import Confirmation, SweepRecord, TrialRecord
 from handpose.report.trial_table import STATES
 
 _MAX_POINTS = 40_000
-"""Of all curves together; beyond, epochs between the rungs are left out."""
+"""Number of points of all curves together, above which some epochs between the rungs are left out."""
 
 
 class Incumbent(NamedTuple):
-    """The trial that led from a moment on. spent_s: slot-seconds by then. value: of that epoch."""
+    """The trial that was the best one from some time on.
+
+    Attributes:
+        at_s: that time, in the sweep's own seconds.
+        spent_s: slot-seconds that the sweep had used by then.
+        trial: number of the trial.
+        epoch: the epoch at which it was compared.
+        value: its value at that epoch.
+    """
 
     at_s: float
     spent_s: float
@@ -39,9 +47,11 @@ class Incumbent(NamedTuple):
 
 
 def find_incumbents(record: SweepRecord) -> list[Incumbent]:
-    """Who led when: the best at the highest rung that any trial had reached by then, in the end at the last epoch.
+    """Find which trial was the best one at which time.
 
-    Between rungs nobody is compared, lest whoever gets to an epoch first leads there for a moment.
+    The best trial is that with the best value at the highest rung that any trial had reached by then, or at the last
+    epoch. Between rungs, trials are not compared. Otherwise, the first trial to reach an epoch would always be the best
+    one for a moment.
     """
     compared = {*record.rungs, record.max_epochs}
     sound = [trial for trial in record.trials if trial.state not in ("diverged", "infeasible", "failed")]
@@ -64,7 +74,7 @@ def find_incumbents(record: SweepRecord) -> list[Incumbent]:
 
 
 def plot_best_so_far(records: Sequence[SweepRecord]) -> Figure:
-    """The leader's value against slot-time, one line a sweep; dots are trials that were trained to the end."""
+    """Plot the value of the best trial so far over slot-time, one line per sweep. Dots are complete trials."""
     seconds, unit = choose_time_unit(max((record.num_slots * record.seconds for record in records), default=0.0))
     data: list[Trace] = []
     for record, colour in zip(records, _cycle_colours(len(records)), strict=True):
@@ -93,7 +103,10 @@ def _trace_best_so_far(record: SweepRecord, colour: str, seconds: float, *, is_o
 
 
 def plot_learning_curves(record: SweepRecord) -> Figure:
-    """Every trial's curve in the colour of its state, a mark where it ended, the rungs as lines, the winner bold."""
+    """Plot all learning curves in the colours of the trials' states, with a mark at their ends.
+
+    The rungs are vertical lines, and the winner is drawn bold.
+    """
     winner = record.find_winner()
     kept = _choose_epochs(record)
     data: list[Trace] = []
@@ -143,7 +156,7 @@ def _trace_curves(trials: Sequence[TrialRecord], kept_epochs: set[int] | None) -
 
 
 def _trace_ends(trials: Sequence[TrialRecord]) -> Trace:
-    """Where they ended; one that left the numbers, where it last had one."""
+    """Make a trace of the last points of the curves: the last finite value, if there is one."""
     state = trials[0].state
     last = [
         next((each for each in reversed(trial.reports) if np.isfinite(each.value)), trial.reports[-1])
@@ -167,7 +180,7 @@ def _trace_ends(trials: Sequence[TrialRecord]) -> Trace:
 
 
 def _choose_epochs(record: SweepRecord) -> set[int] | None:
-    """The epochs that are drawn; None: all."""
+    """Choose the epochs to draw; None means all."""
     num = sum(len(trial.reports) for trial in record.trials)
     if num <= _MAX_POINTS:
         return None
@@ -175,7 +188,7 @@ def _choose_epochs(record: SweepRecord) -> set[int] | None:
 
 
 def plot_slot_time(account: SlotTime) -> Figure:
-    """One bar a use of slot-time, and what early stopping saved, which was not spent."""
+    """Plot one bar for each use of slot-time, and one for the time that early stopping saved."""
     names = {"complete": "trained to the end", "stopped": "trained, then stopped", "running": "training now"}
     uses = [
         (names.get(state, f"trained, {state}"), account.trained[state], STATE_COLOURS[state])
@@ -217,15 +230,15 @@ def plot_slot_time(account: SlotTime) -> Figure:
 
 
 def plot_confirmation(confirmation: Confirmation, metric: str) -> Figure:
-    """Each candidate's runs as dots, its mean with the 95 % interval as a bar."""
+    """Plot the runs of each candidate as dots, and its mean with the 95 % interval."""
     candidates = list(confirmation.candidates)
     runs = [(each.label, seed, value) for each in candidates for seed, value in each.values.items()]
-    known = [each for each in candidates if np.isfinite(each.mean.mean)]
-    middles = [each.mean.mean for each in known]
+    finished = [each for each in candidates if np.isfinite(each.mean.mean)]
+    middles = [each.mean.mean for each in finished]
     means = {
         "x": [round_for_plot(middle) for middle in middles],
-        "y": [each.label for each in known],
-        "error_x": error_bars(middles, [each.mean[1:] for each in known], color="@blue", thickness=2),
+        "y": [each.label for each in finished],
+        "error_x": error_bars(middles, [each.mean[1:] for each in finished], color="@blue", thickness=2),
         "mode": "markers",
         "marker": {"size": 11, "color": "@blue", "symbol": "diamond"},
         "name": "mean, 95 % interval",

@@ -1,4 +1,4 @@
-"""What a sweep will cost, told before it begins: a few lines, and on request a table of the points that were tried."""
+"""The cost forecast of a sweep for the terminal: a few lines, and on request a table of the measured points."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,19 @@ from handpose.report.trial_table import shorten_names
 
 
 class PointRow(NamedTuple):
-    """A point of the search space that was tried. process_mb: NaN where it is not known."""
+    """A measured point of the search space.
+
+    Attributes:
+        label: name of the point.
+        params: configuration key -> value.
+        num_parameters: number of parameters of the network.
+        step_s: seconds per training step.
+        trial_s: seconds of a complete trial.
+        memory_mb: peak memory of a training step.
+        process_mb: peak main memory of the process; NaN if it is not known.
+        latency_ms: time of one image through the network.
+        checkpoint_mb: size of a checkpoint.
+    """
 
     label: str
     params: Mapping[str, Any]
@@ -27,14 +39,25 @@ class PointRow(NamedTuple):
 
 
 class WorkEstimate(NamedTuple):
-    """What a sweep takes: of slots together, and until it is done, in seconds."""
+    """The time that some work takes.
+
+    Attributes:
+        slot_s: slot-seconds, summed over all slots.
+        wall_s: seconds until the work is done.
+    """
 
     slot_s: float
     wall_s: float
 
 
 def format_trial_cost(rows: Sequence[PointRow], *, typical_s: float, gpu: str) -> str:
-    """What one trial takes: on average (typical_s), and over the points. gpu: its name, or nothing."""
+    """Format what one trial takes.
+
+    Args:
+        rows: the measured points.
+        typical_s: mean seconds of a trial.
+        gpu: name of the GPU; empty without one.
+    """
     seconds, memory, parameters = zip(*((row.trial_s, row.memory_mb, row.num_parameters) for row in rows), strict=True)
     parts = [
         f"about {_format_rough_duration(typical_s)} ({_format_span(seconds, _format_rough_duration)})",
@@ -50,7 +73,15 @@ def format_trial_cost(rows: Sequence[PointRow], *, typical_s: float, gpu: str) -
 def format_sweep_cost(
     *, num_trials: int, num_slots: int, whole: WorkEstimate, expected: WorkEstimate, time_budget_s: float | None
 ) -> str:
-    """What all trials take, trained to the end (whole), and as early stopping usually ends them (expected)."""
+    """Format what all trials take.
+
+    Args:
+        num_trials: number of trials.
+        num_slots: number of concurrent trials.
+        whole: the work if all trials are complete.
+        expected: the expected work with early stopping.
+        time_budget_s: the time that the sweep may take; None for no limit.
+    """
     slots = f"{num_slots} slot{'' if num_slots == 1 else 's'}"
     line = f"the sweep   {num_trials} trials in {slots}: {_format_work(whole)} without early stopping"
     if expected.slot_s < 0.99 * whole.slot_s:
@@ -61,12 +92,12 @@ def format_sweep_cost(
 
 
 def format_confirm_cost(*, num_runs: int, work: WorkEstimate) -> str:
-    """What the confirmation of the finalists takes, which the budgets of the sweep do not count."""
+    """Format what the confirmation of the finalists takes. It does not count towards the budgets of the sweep."""
     return f"to confirm  {num_runs} runs at most, after that: {_format_work(work)}"
 
 
 def format_retrain_cost(*, epochs: int, num_devices: int, wall_s: float) -> str:
-    """What the retraining of the winner takes, at the speed that was measured of trials."""
+    """Format what the retraining of the winner takes at the measured speed of trials."""
     devices = f"{num_devices} device{'' if num_devices == 1 else 's'}"
     return (
         f"to retrain  {epochs} epochs on {devices}, after that: about {_format_rough_duration(wall_s)} at the speed of "
@@ -75,7 +106,7 @@ def format_retrain_cost(*, epochs: int, num_devices: int, wall_s: float) -> str:
 
 
 def format_total_cost(works: Sequence[WorkEstimate], *, retraining_s: float) -> str:
-    """The sum of sweep and confirmation (works), and of the retraining."""
+    """Format the total of the sweep and the confirmation (`works`), and of the retraining."""
     slot_s, wall_s = (sum(each) for each in zip(*works, strict=True))
     retraining = " and the retraining" if retraining_s else ""
     return (
@@ -84,7 +115,15 @@ def format_total_cost(works: Sequence[WorkEstimate], *, retraining_s: float) -> 
 
 
 def format_disk_use(*, checkpoint_mb: float, needed_gb: float, budget_gb: float, free_gb: float, folder: str) -> str:
-    """What checkpoints take. needed_gb: at the least."""
+    """Format the disk space that checkpoints take.
+
+    Args:
+        checkpoint_mb: size of a checkpoint.
+        needed_gb: space that the checkpoints need at least.
+        budget_gb: space that the checkpoints take at most.
+        free_gb: free space on the disk.
+        folder: a folder on the disk.
+    """
     return (
         f"the disk    {checkpoint_mb:.0f} MB a checkpoint, {needed_gb:.2g} GB of them at the least, "
         f"{budget_gb:g} GB at the most; {format_size(1e9 * free_gb)} are free in {folder}"
@@ -92,7 +131,7 @@ def format_disk_use(*, checkpoint_mb: float, needed_gb: float, budget_gb: float,
 
 
 def format_points_table(rows: Sequence[PointRow]) -> str:
-    """One line a point; nothing is cut off, however wide the terminal is."""
+    """Format a table with one line per point. It is not truncated to the width of the terminal."""
     names = shorten_names(list(dict.fromkeys(key for row in rows for key in row.params)))
     shown = Table(box=None, padding=(0, 2, 0, 0))
     shown.add_column("point", no_wrap=True)

@@ -1,7 +1,8 @@
-"""The searched ranges, held against where the best trials lie: what advice and the next round's space share.
+"""Comparison of the searched ranges with the places of the best trials, for advice and the suggested search space.
 
-Every claim here needs an effect that is shown (`effects`), so that noise gives none. Where the best trials lie is said
-beside it, and is no evidence by itself: a sampler puts its trials where earlier ones were good.
+Every claim requires a shown effect (see `effects`), so that noise seldom leads to one. The places of the best trials
+are only additional information. They are no evidence by themselves, because a sampler places its trials where earlier
+ones were good.
 """
 
 import math
@@ -15,25 +16,30 @@ from handpose.report.sweep_record import Parameter, SweepRecord, TrialRecord
 from handpose.schema import is_allowed
 
 NEAR_DISTANCE = 0.15
-"""Part of a range to either side of a value that counts as near it."""
+"""Distance, as a fraction of the range, up to which two values are near each other."""
 
 _MIN_BEST = 5
 _MAX_BEST = 20
-_EDGE_WIDTH = 0.1  # part of a range
-_MAX_EXACT_INT = 2**53  # that a study keeps exactly
-_NARROW_FRACTION = 0.2  # part of a range that must be ruled out before anything is said
+_EDGE_WIDTH = 0.1  # as a fraction of the range
+_MAX_EXACT_INT = 2**53  # the largest integer up to which a study stores all integers exactly
+_NARROW_FRACTION = 0.2  # fraction of the range that must be ruled out before a narrower range is suggested
 
 
 def select_best_trials(record: SweepRecord) -> list[TrialRecord]:
-    """A tenth of the trials with a result, at least 5 and at most 20."""
+    """Return the best tenth of the ranked trials: at least 5 if there are that many, and at most 20."""
     return record.list_leading_trials(min(_MAX_BEST, max(_MIN_BEST, round(len(record.ranked) / 10))))
 
 
 class SettledParameter(NamedTuple):
-    """What is known of a parameter whose effect is shown, enough to search less of it.
+    """A parameter with a shown effect, of which the next sweep can search a smaller part.
 
-    For a range: best, with low and high, the values between which the best one lies. For a choice: worse, the options
-    that can be left out.
+    Attributes:
+        parameter: the parameter.
+        effect: its effect.
+        best: of a range: the interval for the best value, in places.
+        low: of a range: the lower end of the interval as a value, after widening it to include the best trials.
+        high: of a range: the upper end, likewise.
+        worse: of a choice: the options to leave out.
     """
 
     parameter: Parameter
@@ -45,7 +51,7 @@ class SettledParameter(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """What is known, as the end of a sentence about the parameter."""
+        """The finding, as a sentence without its subject, the parameter."""
         if self.parameter.kind == "choice":
             worse = ", ".join(format_value(self.parameter.choices[each.option]) for each in self.worse)
             if len(self.kept_options) == 1:
@@ -60,13 +66,21 @@ class SettledParameter(NamedTuple):
 
     @property
     def kept_options(self) -> list[Any]:
-        """The options of a choice that are not shown to be worse than another one."""
+        """The options of a choice that are not shown to be worse than another option."""
         left_out = {each.option for each in self.worse}
         return [choice for index, choice in enumerate(self.parameter.choices) if index not in left_out]
 
 
 class CrowdedEdge(NamedTuple):
-    """Best trials at an edge of a range, towards which the metric is shown to improve."""
+    """An end of a range where many of the best trials lie, and towards which the metric is shown to improve.
+
+    Attributes:
+        parameter: the parameter.
+        effect: its effect.
+        is_upper: whether it is the upper end.
+        num_at_edge: number of best trials at this end.
+        num_best: number of best trials that have the parameter.
+    """
 
     parameter: Parameter
     effect: ShownEffect
@@ -76,30 +90,39 @@ class CrowdedEdge(NamedTuple):
 
 
 def find_crowded_edges(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[CrowdedEdge]:
-    """The edges at which the best value may be cut off by the searched range.
+    """Find the ends of ranges beyond which the best value may lie.
 
-    The effect of the parameter is shown, the interval for its best value reaches to this edge and not to the other one,
-    and at least half of the best trials lie here.
+    The effect of the parameter must be shown, the interval for its best value must reach to this end but not to the
+    other one, and at least half of the best trials must be at this end.
+
+    Args:
+        record: the sweep.
+        shown: the shown effects.
     """
     found: list[CrowdedEdge] = []
     for effect in shown:
         parameter = _get_parameter(record, effect)
         if parameter.kind == "choice" or not parameter.is_declared:
             continue
-        best, lie = find_best_range(record, parameter, shown), list_places(parameter, select_best_trials(record))
+        best, places = find_best_range(record, parameter, shown), list_places(parameter, select_best_trials(record))
         width = compute_edge_width(parameter)
         for is_upper in (False, True):
             bounded, open_end = (best.lower, best.upper) if is_upper else (best.upper, best.lower)
-            num_there = sum(place >= 1 - width if is_upper else place <= width for place in lie)
-            if bounded is None or open_end is not None or len(lie) < _MIN_BEST or 2 * num_there < len(lie):
+            num_there = sum(place >= 1 - width if is_upper else place <= width for place in places)
+            if bounded is None or open_end is not None or len(places) < _MIN_BEST or 2 * num_there < len(places):
                 continue
             if not is_natural_end(parameter, is_upper=is_upper):
-                found.append(CrowdedEdge(parameter, effect, is_upper, num_there, len(lie)))
+                found.append(CrowdedEdge(parameter, effect, is_upper, num_there, len(places)))
     return found
 
 
 def find_settled_parameters(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[SettledParameter]:
-    """The parameters of which a part of the range, or some options, are shown to be worse than the rest."""
+    """Find the parameters of which a part of the range, or some options, are shown to be worse than the rest.
+
+    Args:
+        record: the sweep.
+        shown: the shown effects.
+    """
     found = []
     for effect in shown:
         parameter = _get_parameter(record, effect)
@@ -120,15 +143,18 @@ def find_settled_parameters(record: SweepRecord, shown: Sequence[ShownEffect]) -
 
 
 def _include_best_trials(record: SweepRecord, parameter: Parameter, best: BestRange) -> tuple[float, float]:
-    """The interval, widened to hold the best trials: they were trained the longest, and earlier epochs may mislead."""
-    lie = list_places(parameter, select_best_trials(record))
-    return min([best.low, *lie]), max([best.high, *lie])
+    """Widen the interval to include the best trials.
+
+    They were trained the longest, while the interval may be based on earlier epochs, which can be misleading.
+    """
+    places = list_places(parameter, select_best_trials(record))
+    return min([best.low, *places]), max([best.high, *places])
 
 
 def _get_value(parameter: Parameter, place: float) -> float:
-    """The value at a place from 0 to 1; of numbers with a step the nearest one that is searched."""
+    """Return the value at a place from 0 to 1. With a step, it is the nearest value that is searched."""
     if place in (0.0, 1.0):
-        return parameter.high if place else parameter.low  # to the last digit, which logarithms lose
+        return parameter.high if place else parameter.low  # exact; logarithms would change the last digits
     value = parameter.to_value(place)
     if parameter.num_values is None or parameter.log:
         return round(value) if parameter.kind == "int" else value
@@ -136,13 +162,13 @@ def _get_value(parameter: Parameter, place: float) -> float:
 
 
 def _add_steps(value: float, parameter: Parameter, num_steps: int) -> float:
-    """So many steps above a value, counted in decimals: 0.3 and not 0.1 + 2 * 0.1."""
+    """Add steps to a value in exact decimal arithmetic: 0.1 + 2 * 0.1 is 0.3."""
     moved = Fraction(repr(value)) + num_steps * Fraction(repr(parameter.step or 1))
     return int(moved) if parameter.kind == "int" else float(moved)
 
 
 def _format_distinct(low: float, high: float) -> tuple[str, str]:
-    """Two values as texts, with as many digits as it takes to see that they differ."""
+    """Format two values with three digits, or with as many as are needed to distinguish them."""
     for digits in (3, *range(4, 17)):
         texts = tuple(f"{value:.{digits}g}" if isinstance(value, float) else str(value) for value in (low, high))
         if low == high or texts[0] != texts[1]:
@@ -155,17 +181,26 @@ def _get_parameter(record: SweepRecord, effect: ShownEffect) -> Parameter:
 
 
 def is_natural_end(parameter: Parameter, *, is_upper: bool) -> bool:
-    """Whether nothing lies beyond: below 0, above 1 of a share, or where `widen_range` does not go."""
+    """Return whether a range need not be widened at an end.
+
+    This is so at a lower end of 0, at the upper end of 1 of a float, and where `widen_range` changes nothing.
+    """
     if widen_range(parameter, is_upper=is_upper) == (parameter.low, parameter.high):
         return True
     return parameter.high == 1.0 and parameter.kind == "float" if is_upper else parameter.low == 0
 
 
 def widen_range(parameter: Parameter, *, is_upper: bool) -> tuple[float, float]:
-    """The range with half of its length added at an end; a range of numbers above 0 stays above it.
+    """Extend a range by half its length at one end.
 
-    The steps of a range remain where they are. Where so much cannot be added, as a configuration does not take it, the
-    range is the one before.
+    A positive range stays positive, and the steps of a range keep their places.
+
+    Args:
+        parameter: a numeric parameter.
+        is_upper: whether to extend the upper end.
+
+    Returns:
+        The new ends; the old ones if the range cannot be extended, or if the configuration does not accept the new end.
     """
     low, high = _widen(parameter, is_upper=is_upper)
     return (low, high) if is_allowed(parameter.key, high if is_upper else low) else (parameter.low, parameter.high)
@@ -196,19 +231,28 @@ def _widen(parameter: Parameter, *, is_upper: bool) -> tuple[float, float]:
 
 
 def round_outward(parameter: Parameter, value: float, *, up: bool) -> float:
-    """A value of the range with about two digits less than the range has, so that the range does not become smaller."""
+    """Round an end of a range to about two digits, away from the range, so that the range does not become smaller.
+
+    The digits are counted in the length of the range, or in the value if the range is logarithmic. Integers are rounded
+    to the next integer, and other values with a step are not rounded.
+
+    Args:
+        parameter: a numeric parameter.
+        value: the end to round.
+        up: whether it is the upper end.
+    """
     if parameter.kind == "int":
         return math.ceil(value - 1e-9) if up else math.floor(value + 1e-9)
     size = abs(value) if parameter.log else parameter.high - parameter.low
     if parameter.step is not None or not 0 < size < math.inf:
         return value
-    num_digits = 1 - math.floor(math.log10(size))  # behind the point
+    num_digits = 1 - math.floor(math.log10(size))  # after the decimal point
     unit = Fraction(10) ** -num_digits
     return float((math.ceil if up else math.floor)(Fraction(repr(value)) / unit) * unit)
 
 
 def format_range(parameter: Parameter, low: float, high: float) -> str:
-    """A range as a search space writes it: with all digits, so that the file has the very numbers."""
+    """Format a range as in a search space file, with all digits, so that the file contains the exact numbers."""
     if parameter.kind == "int":
         if parameter.log:
             return f"tag(int, log, interval({int(low)}, {int(high)}))"
@@ -222,22 +266,22 @@ def format_range(parameter: Parameter, low: float, high: float) -> str:
 
 
 def list_places(parameter: Parameter, trials: Sequence[TrialRecord]) -> list[float]:
-    """Where the trials that have the parameter lie in its range."""
+    """Return the places, from 0 to 1, of the trials that have the parameter."""
     return [parameter.to_place(trial.params[parameter.key]) for trial in trials if parameter.key in trial.params]
 
 
 def compute_cell_width(parameter: Parameter) -> float:
-    """What one value takes of the range."""
+    """Return the fraction of the range that one value takes; 0 for a continuous or logarithmic range."""
     return 0.0 if parameter.num_values is None or parameter.log else 1 / parameter.num_values
 
 
 def compute_edge_width(parameter: Parameter) -> float:
-    """The part of a range that is an edge; of a few values the last one."""
+    """Return the width of an edge as a fraction of the range. With at most 10 values, an edge is only the last one."""
     return _EDGE_WIDTH if parameter.num_values is None or parameter.num_values > 10 else 1e-9
 
 
 def is_near(parameter: Parameter, best: TrialRecord, trial: TrialRecord) -> bool:
-    """Whether a trial has about the value that the best one has; of a choice the same."""
+    """Return whether a trial has a value near that of the best trial, or the same option of a choice."""
     if parameter.key not in best.params or parameter.key not in trial.params:
         return parameter.key not in best.params and parameter.key not in trial.params
     if parameter.kind == "choice":

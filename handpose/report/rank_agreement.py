@@ -1,9 +1,9 @@
-"""How well an early epoch predicts the last one, although only the trials that were not stopped have both values.
+"""An estimate of how well the values at an early epoch predict those at the last one, despite early stopping.
 
-Early stopping keeps the trials that are good early. Among them the early values lie close together, so that their
-correlation with the last ones is much lower than among all trials (restriction of range). But whether a trial goes on
-depends only on values that are known, so the missing ones are missing at random (Rubin 1976), and what each rung says
-of the next one can be estimated from the trials that reached it.
+Only trials that were not stopped have both values. They were good early, so their early values lie close together, and
+the correlation with their last values is much lower than it would be among all trials (restriction of range). But
+whether a trial continues depends only on observed values. So the other values are missing at random (Rubin 1976), and
+the regression of each rung on the rungs before it can be estimated from the trials that reached it.
 
 Letters: N trials, R rungs.
 """
@@ -15,16 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_AGREEMENT_TRIALS = 8
-"""Trials with a value at the last epoch."""
+"""Least number of trials with a value at the first and at the last epoch."""
 
 _NUM_DRAWS = 4000
-_SPREAD = 5.0  # median absolute deviations, beyond which a bad value is cut off
+_SPREAD = 5.0  # median absolute deviations above the median at which bad values are clipped
 
 Array = NDArray[np.float64]
 
 
 class Agreement(NamedTuple):
-    """The correlation between the first epoch and the last one among all trials, with its 95 % interval."""
+    """The correlation of the values at the first and the last epoch among all trials.
+
+    Attributes:
+        correlation: the estimate.
+        low: lower end of its 95 % interval.
+        high: upper end of its 95 % interval.
+        num_trials: number of trials with values at all epochs.
+    """
 
     correlation: float
     low: float
@@ -33,22 +40,22 @@ class Agreement(NamedTuple):
 
 
 def estimate_rank_agreement(values: Sequence[Mapping[int, float]]) -> Agreement | None:
-    """Estimate how values at the first of several epochs agree with those at the last, among all trials.
+    """Estimate the correlation of the values at the first and the last of several epochs, among all trials.
+
+    The model assumes that the values at each epoch are linear in those before it, with normal noise. The estimate is
+    the median of the posterior with Jeffreys' prior (Box & Tiao 1973), whose interval is valid for few trials too.
 
     Args:
-        values: at each epoch, ascending, trial -> finite value, of which smaller is better. Of a trial that was stopped
-            the later ones are missing.
+        values: for each epoch, ascending: trial -> finite loss. A trial that was stopped has no later losses.
 
     Returns:
-        The median and the 95 % interval of the correlation; None if fewer than 8 trials have both values. The values at
-        each epoch are taken to be linear in those before it, with normal noise; the interval is that of the posterior
-        with Jeffreys' prior (Box & Tiao 1973), which holds for few trials too.
+        The estimate, or None if fewer than 8 trials have all values.
     """
     if len(values) < 2 or len(values[0].keys() & values[-1].keys()) < MIN_AGREEMENT_TRIALS:
         return None
     generator = np.random.default_rng(0)
     rungs: list[Mapping[int, float]] = []
-    for at in values:  # nested: a later epoch counts for the trials that have all values before it
+    for at in values:  # nested: a value counts only if its trial has all values before it
         kept = set(at) if not rungs else set(at) & set(rungs[-1])
         rungs.append({trial: at[trial] for trial in kept})
     rungs = [at for at in rungs if len(at) >= len(rungs) + 2]
@@ -72,7 +79,7 @@ def estimate_rank_agreement(values: Sequence[Mapping[int, float]]) -> Agreement 
 
 
 def _sample_regression(target: Array, earlier: Array, generator: np.random.Generator) -> tuple[Array, Array]:
-    """(draws, R) slopes and (draws,) residual variances from their posterior, given (N,) targets and (N, R) values."""
+    """Draw (draws, R) slopes and (draws,) residual variances from their posterior, given (N,) and (N, R) values."""
     num, width = earlier.shape
     design = np.hstack([np.ones((num, 1)), earlier])
     inverse = np.linalg.pinv(design.T @ design)
@@ -85,9 +92,9 @@ def _sample_regression(target: Array, earlier: Array, generator: np.random.Gener
 
 
 def _clip_outliers(at: Mapping[int, float]) -> dict[int, float]:
-    """The values with those cut off that are far worse than the rest, in units of their spread.
+    """Standardise the values by median and spread, and clip those that are far worse than the rest.
 
-    Good values are left as they are: where most trials are about equally bad, those that go on lie far from the median.
+    Good values are not clipped: if most trials are about equally bad, the trials that continue are far from the median.
     """
     values = np.array(list(at.values()))
     middle = float(np.median(values))

@@ -1,4 +1,4 @@
-"""The sections of a report about the search itself: curves, parameters, and how they act."""
+"""Sections of a report about the search: learning curves, parameters and their effects, and the Pareto front."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ _MAX_SLICES = 6
 
 
 def add_progress_section(page: HtmlPage, record: SweepRecord) -> None:
-    """Who led when, and every learning curve."""
+    """Add the best trial over time, and all learning curves."""
     page.add_section(
         "best-so-far", "Best so far", "What the sweep would have picked, had it ended after so much slot-time."
     )
@@ -50,7 +50,7 @@ def add_progress_section(page: HtmlPage, record: SweepRecord) -> None:
 
 
 def add_parameter_sections(page: HtmlPage, record: SweepRecord, shown: Sequence[ShownEffect]) -> None:
-    """Importance, parallel coordinates, slices and contours."""
+    """Add importance, parallel coordinates, slices and contours."""
     if not record.parameters:
         return
     _add_importance(page, record, shown)
@@ -105,7 +105,7 @@ def _add_importance(page: HtmlPage, record: SweepRecord, shown: Sequence[ShownEf
 
 
 def _format_shown_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> str:
-    """Which effects are shown by tests that hold for this searcher and scheduler."""
+    """Format which effects are shown, by tests that are valid for every searcher and scheduler."""
     names = shorten_names([parameter.key for parameter in record.parameters])
     rate = (
         f"In a sweep in which no parameter matters, any effect at all is shown with probability {FALSE_ALARM_RATE:.0%}."
@@ -117,7 +117,7 @@ def _format_shown_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> 
 
 
 def add_isolation_section(page: HtmlPage, record: SweepRecord, isolation: IsolationResult) -> None:
-    """The scientific parameter, with the others optimised."""
+    """Add the isolation plot of the scientific parameter."""
     key = isolation.parameter.key
     page.add_section(
         "isolation", f"Isolated: {key}", f"What {key} is worth with all other parameters optimised by this sweep."
@@ -134,12 +134,12 @@ def add_isolation_section(page: HtmlPage, record: SweepRecord, isolation: Isolat
 
 
 def format_param(trial: TrialRecord, key: str) -> str:
-    """A trial's value under a key; nothing where it has none."""
+    """Format the value of a trial's parameter; empty if the trial does not have it."""
     return format_value(trial.params[key]) if key in trial.params else ""
 
 
 def add_front_section(page: HtmlPage, record: SweepRecord) -> None:
-    """The Pareto front, drawn and listed."""
+    """Add a chart and a table of the Pareto front. The sweep must have a second objective."""
     assert record.second_objective is not None
     name = record.second_objective.name
     page.add_section("front", "Pareto front", f"{format_metric_name(record.metric)} against {format_cost_name(name)}.")

@@ -1,4 +1,4 @@
-"""The sections of a sweep's report: what is shown, in which order, and the sentence that says what it is."""
+"""The sections of a report about a sweep, their order, and the sentences that describe them."""
 
 import math
 from collections import Counter
@@ -45,7 +45,16 @@ def add_sweep_sections(
     next_space: str | None,
     isolation: IsolationResult | None,
 ) -> None:
-    """All sections of one sweep. next_space: the text of next_space.yaml, if there is one."""
+    """Add all sections about one sweep.
+
+    Args:
+        page: the page.
+        record: the sweep.
+        findings: the advice.
+        shown: the shown effects.
+        next_space: the text of next_space.yaml; None if there is no suggestion.
+        isolation: the comparison of the values of the scientific parameter; None if there is none.
+    """
     _add_winner(page, record)
     _add_advice(page, findings, next_space)
     if any(trial.reports for trial in record.trials):
@@ -66,7 +75,7 @@ def add_sweep_sections(
 
 
 def add_comparison_section(page: HtmlPage, records: Sequence[SweepRecord]) -> None:
-    """Several sweeps side by side."""
+    """Add a section that compares several sweeps."""
     page.add_section(
         "comparison",
         "The sweeps side by side",
@@ -95,7 +104,7 @@ def add_comparison_section(page: HtmlPage, records: Sequence[SweepRecord]) -> No
 
 
 def format_status(record: SweepRecord) -> str:
-    """Where a sweep stands, in a sentence."""
+    """Format the state of a sweep in a sentence."""
     counts = Counter(trial.state for trial in record.trials)
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     how = {
@@ -151,7 +160,7 @@ def _add_winner(page: HtmlPage, record: SweepRecord) -> None:
 
 
 def _format_doubts(record: SweepRecord, confirmation: Confirmation) -> str:
-    """Sentences on what the confirmation does not show, and on how optimistic the winner's mean is."""
+    """Format what the confirmation does not show, and how optimistic the winner's mean is."""
     doubts = []
     if not confirmation.compared:
         doubts.append(f"Whether it is better than the others is unknown: {confirmation.why_not_compared}.")
@@ -164,7 +173,7 @@ def _format_doubts(record: SweepRecord, confirmation: Confirmation) -> str:
 
 
 def _make_headline_cards(record: SweepRecord, winner: TrialRecord) -> list[tuple[str, str]]:
-    """Cards: figures, and what they are."""
+    """Make cards, each a number and what it means."""
     shown = []
     confirmation = record.confirmation
     if confirmation is not None and confirmation.winner is not None:
@@ -230,7 +239,7 @@ def _format_difference(record: SweepRecord, candidate: Any) -> str:
     if not candidate.is_distinguishable:
         return "not distinguishable from the winner"
     is_worse = record.sign * candidate.difference.mean > 0
-    return "worse" if is_worse else "better, but it cannot win"  # the default configuration, beyond a constraint
+    return "worse" if is_worse else "better, but it cannot win"  # the default configuration violates a constraint
 
 
 def _list_winner_values(record: SweepRecord) -> list[str]:
@@ -239,10 +248,10 @@ def _list_winner_values(record: SweepRecord) -> list[str]:
     if confirmation is None or confirmation.winner is None:
         return [best, "not confirmed", ""]
     mean, gain = confirmation.winner.mean, confirmation.gain
-    said = format_metric(record.metric, mean.mean) + _format_interval(record, mean)
+    confirmed = format_metric(record.metric, mean.mean) + _format_interval(record, mean)
     return [
         best,
-        said,
+        confirmed,
         "" if gain is None else format_metric(record.metric, gain.mean) + _format_interval(record, gain),
     ]
 
@@ -326,7 +335,7 @@ def _list_failed_trials(record: SweepRecord, kind: str, cause: str) -> str:
 
 
 def _format_numbers(numbers: Iterable[int]) -> str:
-    """The first of them."""
+    """Format the first 12 numbers, sorted."""
     ordered = sorted(numbers)
     return ", ".join(map(str, ordered[:12])) + (", …" if len(ordered) > 12 else "")
 
@@ -334,11 +343,11 @@ def _format_numbers(numbers: Iterable[int]) -> str:
 def _explain_end(record: SweepRecord, trial: TrialRecord) -> str:
     if trial.state == "infeasible":
         over = [name for name, limit in record.limits.items() if trial.costs.get(name, 0.0) > limit]
-        said = [
+        reasons = [
             f"{format_cost_name(name)}: above the limit of {format_cost_value(name, record.limits[name])}"
             for name in over
         ]
-        return "; ".join(said) or trial.error or "a cost cannot be told"
+        return "; ".join(reasons) or trial.error or "a cost cannot be told"
     if not math.isfinite(trial.value):
         return f"{format_metric_name(record.metric)} was not finite"
     return f"{format_metric_name(record.metric)} far worse than the trial's best"
@@ -435,5 +444,5 @@ def _add_origin(page: HtmlPage, record: SweepRecord) -> None:
 def _format_range(parameter: Any) -> str:
     if parameter.kind == "choice":
         return ", ".join(map(format_value, parameter.choices))
-    said = f"{format_value(parameter.low)} to {format_value(parameter.high)}{', logarithmic' if parameter.log else ''}"
-    return said + ("" if parameter.is_declared else " (as seen)")
+    text = f"{format_value(parameter.low)} to {format_value(parameter.high)}{', logarithmic' if parameter.log else ''}"
+    return text + ("" if parameter.is_declared else " (as seen)")

@@ -1,8 +1,8 @@
-"""Where a sweep's slot-time went. A slot is the CPUs and the share of a GPU that one trial holds.
+"""Account of how a sweep used its slot-time. A slot is the CPUs and the fraction of a GPU that one trial holds.
 
-A report tells when an epoch was done, and nothing of what a worker did before its first one. So start-up is what the
-first epoch of a stretch took longer than the later ones of the trial (of the median trial, where there are none), and
-validation is part of an epoch.
+A report only shows when an epoch was done, not what the worker did before its first epoch. So the start-up time of a
+segment is how much longer its first epoch took than the later epochs of the trial (or of the median trial, if there are
+none). Validation is counted as training.
 """
 
 import itertools
@@ -19,9 +19,14 @@ from handpose.report.trial_table import TrialState
 
 @dataclass(frozen=True)
 class SlotTime:
-    """In slot-seconds. trained: epochs that counted, by what became of the trial. lost: epochs that nobody heard of, or
-    that were trained again, after a failure or a kill. saved: what stopped trials would have taken to the last epoch,
-    which is no part of the rest.
+    """The use of slot-time, in slot-seconds.
+
+    Attributes:
+        trained: state of the trial -> time of the epochs that counted.
+        startup: start-up of workers and measurement of costs.
+        lost: after a failure or a kill, the time since the last report, and the time to train epochs again.
+        idle: time in which a slot held no trial.
+        saved: what the stopped trials would have needed up to the last epoch. It was not spent.
     """
 
     trained: dict[TrialState, float]
@@ -32,11 +37,12 @@ class SlotTime:
 
     @property
     def total(self) -> float:
+        """All slot-time that was spent, without `saved`."""
         return sum(self.trained.values()) + self.startup + self.lost + self.idle
 
 
 def account_slot_time(record: SweepRecord) -> SlotTime:
-    """The account of a sweep."""
+    """Compute how a sweep used its slot-time."""
     paces = {trial.number: pace for trial in record.trials if (pace := _estimate_epoch_s(trial)) is not None}
     typical = statistics.median(paces.values()) if paces else 0.0
     trained: dict[TrialState, float] = {}
@@ -54,7 +60,15 @@ def account_slot_time(record: SweepRecord) -> SlotTime:
 
 
 def compute_spent(record: SweepRecord, at_s: Sequence[float]) -> NDArray[np.float64]:
-    """Slot-seconds that trials had held by each moment."""
+    """Compute the slot-seconds that all trials together had used by each time.
+
+    Args:
+        record: the sweep.
+        at_s: (N,) times, in the sweep's own seconds.
+
+    Returns:
+        (N,) slot-seconds.
+    """
     segments = [segment for trial in record.trials for segment in trial.segments]
     changes = sorted([(segment.started_s, 1) for segment in segments] + [(segment.ended_s, -1) for segment in segments])
     times, held, total, running = [0.0], [0.0], 0.0, 0
@@ -71,7 +85,7 @@ def _list_segment_reports(trial: TrialRecord, segment: SegmentRecord) -> list[Ep
 
 
 def _estimate_epoch_s(trial: TrialRecord) -> float | None:
-    """Seconds an epoch, from reports that follow each other in one stretch."""
+    """Estimate the seconds per epoch from consecutive reports in the same segment; None if there are none."""
     paces = []
     for segment in trial.segments:
         reports = _list_segment_reports(trial, segment)
@@ -81,17 +95,17 @@ def _estimate_epoch_s(trial: TrialRecord) -> float | None:
 
 
 def _split_segment(trial: TrialRecord, segment: SegmentRecord, pace: float) -> tuple[float, float, float]:
-    """Seconds of a stretch that trained, started up, and were lost."""
+    """Split the seconds of a segment into training, start-up and lost time."""
     reports = _list_segment_reports(trial, segment)
     if not reports:
         seconds = segment.ended_s - segment.started_s
         return (0.0, 0.0, seconds) if segment.end == "lost" else (0.0, seconds, 0.0)
-    known = max((report.epoch for report in trial.reports if report.at_s <= segment.started_s), default=0)
+    reported_epoch = max((report.epoch for report in trial.reports if report.at_s <= segment.started_s), default=0)
     first = reports[0].at_s - segment.started_s
-    anew = max(0, min(known, reports[0].epoch) - segment.epoch)
-    epochs = max(1, reports[0].epoch - segment.epoch)
-    training = min(first, epochs * pace) if pace else first
-    again = training * anew / epochs
+    num_repeated = max(0, min(reported_epoch, reports[0].epoch) - segment.epoch)
+    num_epochs = max(1, reports[0].epoch - segment.epoch)
+    training = min(first, num_epochs * pace) if pace else first
+    repeated = training * num_repeated / num_epochs
     tail = segment.ended_s - reports[-1].at_s
-    trained = training - again + reports[-1].at_s - reports[0].at_s + (tail if segment.end != "lost" else 0.0)
-    return trained, first - training, again + (tail if segment.end == "lost" else 0.0)
+    trained = training - repeated + reports[-1].at_s - reports[0].at_s + (tail if segment.end != "lost" else 0.0)
+    return trained, first - training, repeated + (tail if segment.end == "lost" else 0.0)

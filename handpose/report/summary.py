@@ -1,4 +1,4 @@
-"""What a sweep found, in lines for the terminal, when all is done."""
+"""The summary of a finished sweep for the terminal."""
 
 import shlex
 from collections.abc import Mapping
@@ -21,11 +21,17 @@ def format_summary(
     train_on_val: bool = False,
     folder: Path,
 ) -> str:
-    """What a sweep found, for a person.
+    """Format the results of a sweep.
 
-    defaults: of the keys that were searched. confirmed: what confirm.yaml says. retrained: metrics of the winner after
-    its retraining, with test/ and baseline/ in them where they were measured. train_on_val: it was trained on the
-    validation split too. folder: of the sweep.
+    Args:
+        table: the trials.
+        winner: the row of the winner.
+        defaults: configuration key -> default value, for the searched keys.
+        confirmed: the content of confirm.yaml; None if there was no confirmation.
+        retrained: metrics of the retrained winner, including those under `test/` and `baseline/` if they were measured;
+            None if it was not retrained.
+        train_on_val: whether the winner was retrained on the validation split too.
+        folder: folder of the sweep.
     """
     lines = [f"winner      trial {winner.number}: {_format_validation(table, winner)}"]
     lines += _format_confirmation(confirmed, len(table.rows))
@@ -53,7 +59,7 @@ def _format_validation(table: TrialTable, winner: TrialRow) -> str:
 
 
 def _format_confirmation(confirmed: Mapping[str, Any] | None, num_trials: int) -> list[str]:
-    """What the confirmation says of the winner, or that there was none."""
+    """Format the result of the confirmation, or that there was none."""
     optimistic = f"the best of {num_trials} noisy values is too good on average"
     if confirmed is None:
         return [f"            not confirmed (sweep.confirm): {optimistic}"]
@@ -68,7 +74,7 @@ def _format_confirmation(confirmed: Mapping[str, Any] | None, num_trials: int) -
 
 
 def _format_other_candidates(confirmed: Mapping[str, Any]) -> list[str]:
-    """The winner beside the other candidates."""
+    """Format how the winner compares with the other candidates."""
     lines = []
     if (alike := confirmed["not_distinguishable_from"]) is None:
         reason = confirmed["unknown"]["not_distinguishable_from"]
@@ -103,10 +109,10 @@ def _format_default(key: str, defaults: Mapping[str, Any]) -> str:
 
 
 def _format_retrained(metrics: Mapping[str, float], *, metric: str, train_on_val: bool) -> str:
-    """The retrained winner on the test split where that has joints: the sweep's metric, and PA-MPJPE beside the mean
-    pose's.
+    """Format the sweep's metric and PA-MPJPE of the retrained winner, with the PA-MPJPE of the mean pose.
 
-    Without joints the figures are the validation split's, which has chosen the configuration and the checkpoint.
+    The values are those on the test split. If that has no joints, they are those on the validation split, which was
+    used to select the configuration and the checkpoint.
     """
     on_both = " on training + validation, the last checkpoint" if train_on_val else ""
     stage = "test" if "test/pa_mpjpe_mm" in metrics else "val"

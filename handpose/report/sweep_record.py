@@ -1,7 +1,8 @@
-"""A sweep as its files tell of it: what reports, advice and comparisons are made of. Nothing here reads a file.
+"""The record of a sweep, from which reports, advice and comparisons are made. This module reads no files.
 
-Values of different epochs are never compared: `values_at` gives those of one epoch, and `best` the order in which the
-most trained come first. A second is the sweep's own, which stands still while no process runs it.
+Values at different epochs are never compared: `SweepRecord.get_values_at` returns the values at one epoch, and
+`SweepRecord.ranked` lists the trials with the most epochs first. Times are seconds of the sweep's own time, which does
+not advance while no process runs the sweep.
 """
 
 import math
@@ -19,9 +20,13 @@ _NO_RESULT: tuple[TrialState, ...] = ("diverged", "infeasible", "failed")
 
 
 class EpochReport(NamedTuple):
-    """A trial reported an epoch.
+    """A report of a trial after an epoch.
 
-    trial_s: seconds in its slot so far. value: of the sweep's metric.
+    Attributes:
+        epoch: the epoch, counted from 1.
+        at_s: time of the report, in the sweep's own seconds.
+        trial_s: seconds that the trial had held a slot by then, over all its segments.
+        value: value of the sweep's metric.
     """
 
     epoch: int
@@ -31,10 +36,14 @@ class EpochReport(NamedTuple):
 
 
 class SegmentRecord(NamedTuple):
-    """A part of a trial in one worker.
+    """A segment of a trial: the time from its start or resumption until it ends, pauses or fails.
 
-    epoch: of the checkpoint that it began with. end: running; over, by a decision of the sweep; lost, by a failure or
-    with the process that ran the sweep.
+    Attributes:
+        started_s: start time, in the sweep's own seconds.
+        ended_s: end time; the current time while the segment runs.
+        epoch: epoch of the checkpoint that the segment started from; 0 without a checkpoint.
+        end: `running`: the segment has not ended. `over`: the sweep ended it by a decision. `lost`: it failed, or the
+            process that ran the sweep ended.
     """
 
     started_s: float
@@ -44,7 +53,14 @@ class SegmentRecord(NamedTuple):
 
 
 class FailureRecord(NamedTuple):
-    """A stretch failed. cause: in a line. is_retried: the trial was tried again."""
+    """A failure of a segment of a trial.
+
+    Attributes:
+        trial: number of the trial.
+        kind: kind of the failure, such as `gpu_memory` or `preempted`.
+        cause: the error message, in one line.
+        is_retried: whether the trial was retried.
+    """
 
     trial: int
     kind: str
@@ -54,11 +70,23 @@ class FailureRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial.
+    """A trial of a sweep.
 
-    epochs, value: of its last report; NaN where it diverged or reported nothing. seconds: in its slot. error: why it
-    failed, in a line. costs: measured before it was trained. is_perturbed: its parameters were changed on the way, as
-    population based training does.
+    Attributes:
+        number: number of the trial.
+        params: configuration key -> value.
+        state: whether the trial runs, or how it ended.
+        epochs: epoch of its last report; 0 without a report.
+        value: value of the sweep's metric in its last report; NaN without a report, and not always finite if the trial
+            diverged.
+        seconds: how long the trial has held a slot.
+        metrics: metric -> value, in its last report.
+        costs: cost -> value, measured before training.
+        reports: its reports.
+        segments: its segments.
+        node: name of the node of its last segment.
+        error: why it failed, in one line.
+        is_perturbed: whether its parameters were changed during training, as in population based training.
     """
 
     number: int
@@ -77,17 +105,25 @@ class TrialRecord:
 
     @property
     def curve(self) -> dict[int, float]:
-        """Epoch -> value."""
+        """The learning curve: epoch -> value of the sweep's metric."""
         return {report.epoch: report.value for report in self.reports}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """What is searched under one configuration key.
+    """A searched parameter.
 
-    kind: numbers have low and high, whole ones a step; a choice has choices. expression: of the space's file, empty for
-    a space in Python. is_declared: the range is the space's own, and not only what was seen. is_conditional: it is not
-    drawn in every trial.
+    Attributes:
+        key: its configuration key.
+        kind: `float` and `int` have `low` and `high`, and possibly a `step`; `choice` has `choices`.
+        low: the lowest value.
+        high: the highest value.
+        log: whether the range is logarithmic.
+        step: distance between neighbouring values; None if there is none.
+        choices: the options.
+        expression: the range as written in the search space file; empty for a search space in Python.
+        is_declared: whether the search space declares the range. Otherwise, it is the range of the observed values.
+        is_conditional: whether some trials do not have the parameter.
     """
 
     key: str
@@ -102,25 +138,28 @@ class Parameter:
     is_conditional: bool = False
 
     def to_place(self, value: Any) -> float:
-        """Where a value lies, 0 to 1: along the range, by its logarithm where the range is logarithmic."""
+        """Convert a value to its place in the range, from 0 to 1; on a logarithmic scale if the range is logarithmic.
+
+        The options of a choice are evenly spaced. A value outside the range has a place below 0 or above 1.
+        """
         if self.kind == "choice":
             return self.find_option(value) / max(1, len(self.choices) - 1)
         low, high, at = (math.log(each) if self.log else each for each in (self.low, self.high, float(value)))
         return (at - low) / (high - low) if high > low else 0.5
 
     def to_value(self, place: float) -> float:
-        """The number at a place, which may lie outside of 0 to 1."""
+        """Convert a place to the value of a numeric parameter. The place may be below 0 or above 1."""
         if self.log:
             return math.exp(math.log(self.low) + place * (math.log(self.high) - math.log(self.low)))
         return self.low + place * (self.high - self.low)
 
     def find_option(self, value: Any) -> int:
-        """The number of a choice; 1 and True differ."""
+        """Return the index of an option. The options 1 and True are different."""
         return next(i for i, choice in enumerate(self.choices) if is_same(choice, value))
 
     @property
     def num_values(self) -> int | None:
-        """How many values there are; None: any number of the range."""
+        """The number of possible values; None if the range is continuous."""
         if self.kind == "choice":
             return len(self.choices)
         if self.step is None:
@@ -129,12 +168,16 @@ class Parameter:
 
 
 class ParameterEffect(NamedTuple):
-    """How much a parameter matters for being among the best.
+    """The importance of a parameter for being among the best trials.
 
-    share: of all parameters' importance; low, high: where it lies for 90 % of the halves of the trials. noise_level:
-        the
-    most that came out with the values shuffled among the trials, 20 times; a searcher that learns exceeds it in noise
-    too, so that it shows no effect by itself.
+    Attributes:
+        key: its configuration key.
+        share: its share of the importance of all parameters.
+        low: 5 % quantile of the share over random halves of the trials.
+        high: 95 % quantile of the share over random halves of the trials.
+        noise_level: the largest importance in 20 repetitions with the values shuffled among the trials, as a share of
+            the same total. With a searcher that learns, pure noise can exceed this level too, so a share above it does
+            not show an effect.
     """
 
     key: str
@@ -145,7 +188,14 @@ class ParameterEffect(NamedTuple):
 
 
 class Importance(NamedTuple):
-    """Of all parameters, by the values of one epoch. num_best: trials that count as best, of num_trials."""
+    """The importance of all parameters, computed from the values at one epoch.
+
+    Attributes:
+        epoch: the epoch.
+        num_trials: number of trials with a value at this epoch.
+        num_best: how many of them count as the best trials.
+        effects: the importance of each parameter, the largest first.
+    """
 
     epoch: int
     num_trials: int
@@ -154,7 +204,7 @@ class Importance(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % interval; NaN ends where there is none."""
+    """A mean with its 95 % confidence interval; the ends are NaN if there is no interval."""
 
     mean: float
     low: float
@@ -163,9 +213,17 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration that was confirmed.
+    """A configuration that was trained again during the confirmation.
 
-    trial: None for the default one. values: by seed. difference: to the winner. out: why it does not count, or nothing.
+    Attributes:
+        label: its name in reports.
+        trial: number of its trial; None for the default configuration.
+        params: configuration key -> value.
+        values: seed -> value of the sweep's metric.
+        mean: mean of the values.
+        difference: mean difference to the winner; None if it is not known.
+        is_distinguishable: whether the difference to the winner is significant; None if it is not known.
+        out: why the candidate was excluded; empty if it was not.
     """
 
     label: str
@@ -180,11 +238,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The best trials and the default configuration, trained again over fresh seeds.
+    """The confirmation: the best trials and the default configuration, trained again over fresh seeds.
 
-    winner: the candidate with the best mean; None where none came through. gain: over the default, more is better.
-    optimism: by how much the winner's mean is too good on average, NaN where that is not known. unknown: name of what
-    the runs do not show -> why (`interval`, `not_distinguishable_from`, `gain_over_default`).
+    Attributes:
+        epochs: number of epochs of each run.
+        seeds: the seeds.
+        candidates: the configurations.
+        winner: the candidate with the best mean; None if all were excluded.
+        gain: improvement of the winner over the default configuration; positive is better. None if it is not known.
+        method: a description of the statistical method.
+        optimism: by how much the winner's mean is too good on average, because it was selected as the best of several
+            means; NaN if it is not known.
+        unknown: name of a result that the runs do not show (`interval`, `not_distinguishable_from`,
+            `gain_over_default`) -> the reason.
     """
 
     epochs: int
@@ -198,19 +264,26 @@ class Confirmation:
 
     @property
     def compared(self) -> list[Candidate]:
-        """The candidates that the runs compare with the winner; none where they do not show how large the noise is."""
+        """The candidates that are compared with the winner; empty if the runs do not show how large the noise is."""
         return [
             each for each in self.candidates if each is not self.winner and each.is_distinguishable in (True, False)
         ]
 
     @property
     def why_not_compared(self) -> str:
-        """Why nothing is compared with the winner."""
+        """The reason why no candidate is compared with the winner."""
         return self.unknown.get("not_distinguishable_from", "the runs do not show how large the noise is")
 
 
 class HandPicture(NamedTuple):
-    """A test picture with its prediction. kind: worst, best or other. error_mm: NaN where the truth is not known."""
+    """A test image with its prediction drawn on it.
+
+    Attributes:
+        kind: `worst`, `best` or `other`.
+        name: name of the image.
+        error_mm: PA-MPJPE; NaN if the true joints are not known.
+        jpeg: the picture.
+    """
 
     kind: str
     name: str
@@ -220,14 +293,25 @@ class HandPicture(NamedTuple):
 
 @dataclass(frozen=True)
 class RetrainedWinner:
-    """The winner, trained with its full schedule. metrics: test/ and baseline/ where they were measured."""
+    """The winner, retrained with its full schedule.
+
+    Attributes:
+        metrics: metric -> value, including those under `test/` and `baseline/` if they were measured.
+        hands: test images with predictions.
+    """
 
     metrics: Mapping[str, float]
     hands: Sequence[HandPicture] = ()
 
 
 class SecondObjective(NamedTuple):
-    """A second objective: one of the trials' costs. front: trials that no other beats in both, by number."""
+    """The second objective of a sweep.
+
+    Attributes:
+        name: name of the cost that is optimised.
+        mode: `min` or `max`.
+        front: numbers of the trials on the Pareto front.
+    """
 
     name: str
     mode: Mode
@@ -236,13 +320,35 @@ class SecondObjective(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """A sweep, also while it runs.
+    """A sweep, which may still be running.
 
-    metric, mode: what is optimised. num_trials, max_epochs: as planned. seconds: of its own time; end: how the last
-    process left it, empty while it runs or after it was killed. rungs: epochs at which trials are compared.
-    selects_only_at_rungs: as in `Scheduler`. ranked: sound trials by number, the most trained first and among equals
-    the best. defaults: configuration key -> value. origin: versions, revision, data and command. configuration: as
-    composed. best: what best.yaml has.
+    Attributes:
+        name: name of the sweep.
+        folder: its folder.
+        metric: the metric that is optimised.
+        mode: `min` or `max`, the better direction of the metric.
+        num_trials: planned number of trials.
+        max_epochs: number of epochs of a complete trial.
+        num_slots: the highest number of trials that ran at the same time.
+        seconds: its own time so far.
+        end: why it was closed, as in `SweepClosed.reason`; empty while it runs or after it was killed.
+        trials: all trials.
+        ranked: numbers of the trials with a finite value, without those that failed, diverged or were infeasible.
+            Trials with more epochs come first, and among those with equally many, the better value.
+        parameters: the searched parameters.
+        rungs: epochs at which the scheduler compares trials.
+        selects_only_at_rungs: as in `Scheduler`.
+        fixed: configuration key -> value, for keys with the same value in all trials.
+        failures: all failures of segments.
+        limits: constraint -> upper limit of the cost.
+        importance: the importance of the parameters at up to three epochs, ascending.
+        second_objective: the second objective; None if there is none.
+        confirmation: the confirmation; None if there is none.
+        retrained: the retrained winner; None if there is none.
+        defaults: configuration key -> default value.
+        origin: versions, Git revision, fingerprint of the data, and command line.
+        configuration: the composed configuration.
+        best: the content of best.yaml.
     """
 
     name: str
@@ -273,32 +379,38 @@ class SweepRecord:
 
     @property
     def sign(self) -> float:
-        """The factor that turns a value of the metric into a loss, of which smaller is better."""
+        """The factor that turns a value of the metric into a loss; a smaller loss is better."""
         return TargetMetric(self.metric, self.mode).sign
 
     def get_trial(self, number: int) -> TrialRecord:
+        """Return the trial with this number."""
         return next(trial for trial in self.trials if trial.number == number)
 
     def list_leading_trials(self, num: int) -> list[TrialRecord]:
-        """The first so many of the ranked trials."""
+        """Return the first `num` ranked trials."""
         by_number = {trial.number: trial for trial in self.trials}
         return [by_number[number] for number in self.ranked[:num]]
 
     def get_values_at(self, epoch: int) -> dict[int, float]:
-        """Trial -> finite value of exactly that epoch, which all its parameters led to."""
+        """Return trial -> finite value at exactly this epoch.
+
+        Trials that failed, diverged or were infeasible are left out, and so are trials whose parameters were changed
+        during training, because their values are not the result of one set of parameters.
+        """
         own = [trial for trial in self.trials if not trial.is_perturbed and trial.state not in _NO_RESULT]
         found = {trial.number: trial.curve.get(epoch, math.nan) for trial in own}
         return {number: value for number, value in found.items() if math.isfinite(value)}
 
     def list_compared_epochs(self, *, min_trials: int) -> list[int]:
-        """Rungs and the last epoch, ascending: those with the values of at least so many trials."""
+        """List the rungs and the last epoch, ascending, if at least `min_trials` trials have a value there."""
         epochs = sorted({*self.rungs, self.max_epochs})
         return [epoch for epoch in epochs if len(self.get_values_at(epoch)) >= min_trials]
 
     def find_parameter(self, key: str) -> Parameter | None:
+        """Return the searched parameter with this key; None if the key is not searched."""
         return next((parameter for parameter in self.parameters if parameter.key == key), None)
 
     def find_winner(self) -> TrialRecord | None:
-        """The trial of best.yaml where there is one, else the first of the ranked."""
+        """Return the trial in best.yaml if that exists, otherwise the first ranked trial."""
         number = self.best.get("trial", self.ranked[0] if self.ranked else None)
         return next((trial for trial in self.trials if trial.number == number), None)

@@ -1,14 +1,16 @@
-"""A sweep in TensorBoard: one run a trial, scalars by epoch, pictures, and hyper-parameters in the HParams tab.
+"""TensorBoard log of a sweep: one run per trial, with scalars, pictures, and the parameters for the HParams tab.
 
-No experiment summary is written, unlike `SummaryWriter.add_hparams`, which puts one into every run: the HParams tab
-takes the first that it finds for the whole sweep, so that parameters which only some trials have would get no column.
-Without one it joins the parameters and metrics of all runs (tensorboard/plugins/hparams/backend_context.py).
+No experiment summary is written. `SummaryWriter.add_hparams` writes one into every run, and the HParams tab uses the
+first one that it finds for the whole sweep, so parameters that only some trials have would get no column. Without an
+experiment summary, the tab joins the parameters and metrics of all runs
+(tensorboard/plugins/hparams/backend_context.py).
 
-What the tab then needs is columns that are whole: a run without a value, or with a word among numbers, is missing in
-its filters and in the parallel coordinates view (tensorboard #2942). So each column has one type, null is a word, and
-so is a parameter that a trial has not; `HParamsSchema` says which. A column that changes its type, as when the first
-trial without the parameter comes, is written anew for all trials. That works because a trial's parameters stand in a
-file of their own, beside its scalars; a TensorBoard that has read it already shows the change when it is started again.
+The tab then needs complete columns: a run without a value, or with a word in a column of numbers, is missing in the
+filters and in the parallel coordinates view (tensorboard #2942). So each column has one type, which `HParamsSchema`
+determines, and null is written as a word, as is a parameter that the trial does not have. If a column changes its type,
+for example at the first trial without the parameter, the parameters of all trials are written again. This is possible
+because they are in a separate file beside the scalars of the trial. A TensorBoard that has already read this file shows
+the change only after a restart.
 """
 
 import math
@@ -32,45 +34,46 @@ from handpose.plain_values import to_json_text
 from handpose.report.trial_table import TrialRow
 
 STATE = "(state)"
-"""The first column of the HParams tab: how a trial ended."""
+"""First column of the HParams tab: how the trial ended."""
 
 NOT_OVER = "not over"
 ABSENT = "-"
-"""For a parameter that other trials have."""
+"""Shown for a parameter that the trial does not have, but other trials do."""
 
 EPOCHS, SECONDS = "work/epochs", "work/seconds"
-"""Scalars of every trial. Unless asked for more the tab shows five metrics, the first by the alphabet: after val/."""
+"""Scalars of every trial. By default, the tab shows the first five metrics by name, and these names come after val/."""
 
 ColumnKind: TypeAlias = Literal["number", "flag", "word"]
 
 _FILE = "events.out.tfevents.0.hparams"
-"""Sorts before the files of scalars: TensorBoard without its data server goes from file to file and never back."""
+"""Its name sorts before the files of scalars, because TensorBoard without its data server reads the files in order and
+does not return to an earlier one."""
 
 
 class HParamsSchema:
-    """The type of each parameter's column, as the trials so far have it."""
+    """The type of each parameter's column, determined from all trials so far."""
 
     def __init__(self) -> None:
         self._num_trials = 0
         self._kinds: dict[str, set[ColumnKind]] = defaultdict(set)
         self._num_having: Counter[str] = Counter()
-        self._texts: dict[str, dict[float, str]] = defaultdict(dict)  # of whole numbers
+        self._texts: dict[str, dict[float, str]] = defaultdict(dict)  # key -> whole number -> its text
 
     def add(self, params: Mapping[str, Any]) -> bool:
-        """Count a trial in; returns whether trials before it are to be written anew."""
+        """Add a trial. Returns whether a column changed, so that the earlier trials must be written again."""
         before = self._columns()
         self._num_trials += 1
         for key, value in params.items():
             self._kinds[key].add(_get_kind(value))
             if _get_kind(value) == "number" and value == int(value):
                 text = to_json_text(value)
-                if self._texts[key].setdefault(value, text) != text:  # 1 and 1.0, or 0.0 and -0.0: as words they differ
+                if self._texts[key].setdefault(value, text) != text:  # 1 and 1.0, or 0.0 and -0.0, differ as words
                     self._kinds[key].add("word")
             self._num_having[key] += 1
         return self._num_trials > 1 and self._columns() != before
 
     def to_column_values(self, params: Mapping[str, Any]) -> dict[str, float | bool | str]:
-        """A trial's parameters, one for each column and of its type."""
+        """Convert the parameters of a trial to a value for each column, of the type of the column."""
         return {
             key: to_column_value(params[key], kind) if key in params else ABSENT
             for key, kind in self._columns().items()
@@ -91,7 +94,7 @@ def _get_kind(value: Any) -> ColumnKind:
 
 
 def to_column_value(value: Any, kind: ColumnKind) -> float | bool | str:
-    """The value of a parameter in a column of that type."""
+    """Convert the value of a parameter to the type of a column. The texts null, true and false are put in quotes."""
     if kind != "word":
         return value
     if value is None or isinstance(value, bool):
@@ -100,10 +103,13 @@ def to_column_value(value: Any, kind: ColumnKind) -> float | bool | str:
 
 
 class TensorBoardSweepLog:
-    """The runs of all trials.
+    """The TensorBoard runs of all trials of a sweep.
 
-    folder: holds a folder a trial. run_name: of a trial. in_tab: the HParams tab lists them. rows: of trials that a
-    process before has written.
+    Args:
+        folder: the folder for the runs, which gets one folder per trial.
+        run_name: returns the name of the run of a trial.
+        in_tab: whether the HParams tab shows the trials.
+        rows: trials that an earlier process has logged already.
     """
 
     def __init__(
@@ -121,7 +127,7 @@ class TensorBoardSweepLog:
         self._describe_all()
 
     def open_run(self, row: TrialRow) -> None:
-        """A trial begins, or goes on, maybe with other parameters."""
+        """Log that a trial starts or resumes, possibly with changed parameters."""
         is_new = row.number not in self._rows
         self._rows[row.number] = row
         if is_new and self._schema.add(row.params):
@@ -130,11 +136,16 @@ class TensorBoardSweepLog:
             self._describe(row)
 
     def log_costs(self, row: TrialRow, costs: Mapping[str, float]) -> None:
-        """What the trial costs, before it is trained."""
+        """Log the costs of a trial, which are measured before it is trained."""
         self._add_scalars(row, 0, {f"work/{name}": value for name, value in costs.items()})
 
     def log_epoch(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
-        """The metrics of the row's epoch. pictures: name -> JPEG file."""
+        """Log the metrics at the row's epoch.
+
+        Args:
+            row: the row of the trial.
+            pictures: name -> JPEG file.
+        """
         self._add_scalars(row, row.epochs, row.metrics)
         self._count_work(row)
         summary = Summary(value=[_make_picture(name, file) for name, file in pictures.items()])
@@ -143,7 +154,12 @@ class TensorBoardSweepLog:
             self._get_writer(row).flush()
 
     def close_run(self, row: TrialRow, *, ended_s: float) -> None:
-        """The trial does not run. ended_s: time since the epoch, noted if it is over."""
+        """Log that a trial does not run any more, and close its files.
+
+        Args:
+            row: the row of the trial, which is over, or may run again.
+            ended_s: Unix time in seconds, which is logged if the trial is over.
+        """
         if row.is_over:
             self._describe(row)
             self._count_work(row)
@@ -158,7 +174,7 @@ class TensorBoardSweepLog:
                 self._writers.pop(row.number).close()
 
     def close(self) -> None:
-        """Close all files; trials may go on."""
+        """Close all files. Trials that are not over can be continued by a later process."""
         while self._writers:
             with add_file_name(self._folder):
                 self._writers.popitem()[1].close()
@@ -188,7 +204,7 @@ class TensorBoardSweepLog:
             self._describe(row)
 
     def _describe(self, row: TrialRow) -> None:
-        """Write the trial's parameters. The tab calls it by the name of its run, which no other sweep has."""
+        """Write the parameters of a trial. The tab shows it under the name of its run, which is unique to the sweep."""
         if not self._in_tab:
             return
         start = SessionStartInfo()
@@ -199,7 +215,7 @@ class TensorBoardSweepLog:
         value = _make_value(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start))
         folder = self._get_run_folder(row)
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / ".part"  # a name that TensorBoard does not take for one of its files
+        part = folder / ".part"  # TensorBoard does not read files with this name
         try:
             with add_file_name(folder / _FILE):
                 part.write_bytes(

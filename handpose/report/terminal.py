@@ -1,4 +1,4 @@
-"""A sweep in the terminal while it runs: a live table, or one line a trial where there is no terminal."""
+"""Progress of a running sweep: a live table in a terminal, or one line per trial if the output is not a terminal."""
 
 import math
 import time
@@ -41,30 +41,47 @@ _COLOURS: dict[TrialState, str] = {
 
 
 class SweepView(Protocol):
-    """Shows a table of trials while it fills."""
+    """A view of the table of trials while the sweep runs."""
 
     def refresh(self, table: TrialTable, *, at_once: bool = False) -> None:
-        """Show the table as it is now; may be called far more often than the view changes."""
+        """Show the current table.
+
+        This may be called much more often than the view is redrawn.
+
+        Args:
+            table: the trials.
+            at_once: whether to redraw the view even if the last time was a moment ago.
+        """
 
     def show_trial_end(self, table: TrialTable, row: TrialRow) -> None:
-        """A trial has ended, or does not run for a while."""
+        """Show that a trial has ended, paused or failed."""
 
     def show_note(self, sentence: str) -> None:
-        """Something happened that is about no trial."""
+        """Show a message that is not about a trial."""
 
     def close(self) -> None:
-        """Leave the last picture standing."""
+        """Stop updating, and leave the last state on the screen."""
 
 
 def make_sweep_view(title: str, *, time_budget_s: float | None = None, used_s: float = 0.0) -> SweepView:
-    """A live view in a terminal, else plain lines. used_s: before, by a sweep that goes on."""
+    """Make a live view in a terminal, or a plain one elsewhere.
+
+    Args:
+        title: the first line.
+        time_budget_s: the time that the sweep may take; None for no limit.
+        used_s: the time that a resumed sweep has used before.
+    """
     console = Console()
     clock = SweepClock(time_budget_s=time_budget_s, used_s=used_s)
     return LiveView(title, console, clock) if console.is_terminal else PlainView(title, clock)
 
 
 def format_warm_start(account: Mapping[str, Any]) -> str:
-    """What became of the trials of one earlier sweep. account: as the study keeps it under `warm_start`."""
+    """Format how the trials of one earlier sweep were used.
+
+    Args:
+        account: an element of `InitialTrials.import_summaries`.
+    """
     parts = [f"{account['brought']} trials brought in"]
     parts += [f"{number} left out ({reason})" for reason, number in account["not_comparable"].items()]
     parts += [f"{number} out of the range of {key}" for key, number in account["dropped_out_of_range"].items()]
@@ -74,7 +91,12 @@ def format_warm_start(account: Mapping[str, Any]) -> str:
 
 
 class SweepClock:
-    """Time used, and an estimate of the time left."""
+    """The time that a sweep has used, and an estimate of the time left.
+
+    Args:
+        time_budget_s: the time that the sweep may take; None for no limit.
+        used_s: the time that a resumed sweep has used before.
+    """
 
     def __init__(self, *, time_budget_s: float | None, used_s: float = 0.0) -> None:
         self._time_budget_s = time_budget_s
@@ -82,26 +104,27 @@ class SweepClock:
         self._ended: float | None = None
 
     def stop(self) -> None:
-        """Stop the clock; nothing is left from now on."""
+        """Stop the clock. From then on, no time is left."""
         self._ended = time.monotonic()
 
     def get_used_s(self) -> float:
+        """Return the seconds used so far, including those before the sweep was resumed."""
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
     def estimate_left_s(self, table: TrialTable) -> float:
-        """Seconds left if the trials to come take as long as those before; NaN while nothing is known."""
+        """Estimate the seconds left, assuming that future trials take as long as earlier ones; NaN if unknown."""
         if self._ended is not None:
             return 0.0
         left = max(
             _estimate_work_left(table) / table.num_slots, _estimate_longest_left(table)
-        )  # the first where it is NaN
+        )  # if the first is NaN, max returns it
         if self._time_budget_s is not None:
-            left = min(self._time_budget_s - self.get_used_s(), left)  # the first where the other is NaN
+            left = min(self._time_budget_s - self.get_used_s(), left)  # if `left` is NaN, min returns the first
         return max(0.0, left) if math.isfinite(left) else math.nan
 
 
 def _estimate_work_left(table: TrialTable) -> float:
-    """Slot-seconds: mean length of the ended trials times those to come, less what the running ones have done."""
+    """Estimate the slot-seconds of the trials that have not started, and of the rest of those that have not ended."""
     to_come = table.num_trials - len(table.rows)
     each_s = _estimate_trial_s(table)
     running = [row for row in table.rows.values() if not row.is_over]
@@ -109,13 +132,17 @@ def _estimate_work_left(table: TrialTable) -> float:
 
 
 def _estimate_longest_left(table: TrialTable) -> float:
-    """Seconds until the last of those that run now is through: the end of a sweep leaves slots empty."""
+    """Estimate the seconds until the last running trial ends. At the end of a sweep some slots are empty."""
     running = [row.seconds for row in table.rows.values() if row.state == "running"]
     return max(_estimate_trial_s(table) - min(running), 0.0) if running else 0.0
 
 
 def _estimate_trial_s(table: TrialTable) -> float:
-    """Mean length of the trials that have ended; before, of whole ones at the pace of those that run; NaN: unknown."""
+    """Estimate the seconds per trial: the mean of those that have ended.
+
+    If none has ended, the estimate is the time of a complete trial at the pace of those that have reported; NaN without
+    any.
+    """
     rows = table.rows.values()
     ended = [row.seconds for row in rows if row.is_over and row.epochs]
     if ended:
@@ -125,7 +152,10 @@ def _estimate_trial_s(table: TrialTable) -> float:
 
 
 class PlainView:
-    """One line for each trial that has ended, paused or failed; of many trials for some, so that it takes no time."""
+    """A view that prints one line for each trial that has ended, paused or failed.
+
+    Of very many trials it prints only some, because formatting a line takes longer the more trials there are.
+    """
 
     def __init__(self, title: str, clock: SweepClock) -> None:
         self._clock = clock
@@ -145,7 +175,7 @@ class PlainView:
             print(f"... and {self._num_left_out} more in trials.csv", flush=True)
         print(format_trial(table, row, self._clock), flush=True)
         self._num_left_out = 0
-        took_s = time.monotonic() - began  # it looks at all trials
+        took_s = time.monotonic() - began  # grows with the number of trials
         self._next_line = began + 20 * took_s if took_s > _MIN_LINE_INTERVAL_S else -math.inf
 
     def show_note(self, sentence: str) -> None:
@@ -156,7 +186,7 @@ class PlainView:
 
 
 def format_trial(table: TrialTable, row: TrialRow, clock: SweepClock) -> str:
-    """A trial that has ended, in one line."""
+    """Format a trial that has ended, paused or failed, in one line."""
     num_ended = sum(other.is_over for other in table.rows.values())
     value = table.get_value(row)
     reached = format_metric(table.metric, value) if math.isfinite(value) else "no value"
@@ -179,7 +209,7 @@ def _format_left(clock: SweepClock, table: TrialTable) -> str:
 
 
 class LiveView:
-    """Head line, progress, the best so far, and a table of at most a dozen trials, redrawn in place."""
+    """A view that is redrawn in place: title, progress, the best trial so far, and a table of at most 12 trials."""
 
     def __init__(self, title: str, console: Console, clock: SweepClock) -> None:
         self._title = title
@@ -210,12 +240,12 @@ class LiveView:
         began = time.monotonic()
         shown = render_sweep(self._title, table, self._clock, width=self._live.console.width)
         self._live.update(shown, refresh=True)
-        # However many trials there are, drawing takes at most a twentieth of the time.
+        # Drawing takes at most a twentieth of the time, even with very many trials.
         self._next_draw = began + max(_REFRESH_EVERY_S, 20 * (time.monotonic() - began))
 
 
 def render_sweep(title: str, table: TrialTable, clock: SweepClock, *, width: int) -> RenderableType:
-    """What the live view shows in a terminal that is `width` columns wide."""
+    """Render the live view for a terminal that is `width` columns wide."""
     return Group(
         _render_head(title, table, clock),
         _render_progress(table, width),
@@ -274,7 +304,7 @@ def _render_best(table: TrialTable, width: int) -> RenderableType:
 
 
 def _format_fitting_params(params: Mapping[str, Any], width: int) -> str:
-    """Parameters in a row, as many as there is room for; none is cut."""
+    """Format as many parameters as fit into the width, none of them truncated."""
     whole = format_params(params)
     if len(whole) <= width:
         return whole
@@ -283,7 +313,7 @@ def _format_fitting_params(params: Mapping[str, Any], width: int) -> str:
 
 
 def _list_searched_keys(table: TrialTable) -> list[str]:
-    """Keys in which the trials so far differ; all while there is but one trial."""
+    """List the keys whose values differ between the trials so far; all keys if there is only one trial."""
     rows = list(table.rows.values())
     keys = dict.fromkeys(key for row in rows for key in row.params)
     return [key for key in keys if len(rows) == 1 or len({str(row.params.get(key, "")) for row in rows}) > 1]
@@ -306,7 +336,7 @@ def _render_trials(table: TrialTable, width: int) -> RenderableType:
 
 
 def _choose_fitting_params(table: TrialTable, rows: Sequence[TrialRow], width: int) -> dict[str, str]:
-    """Parameters, with their short names, whose columns fit side by side."""
+    """Choose the parameters whose columns fit into the width. Returns key -> short name."""
     names = shorten_names(_list_searched_keys(table))
     fitting: dict[str, str] = {}
     for key, name in names.items():
@@ -346,7 +376,11 @@ def _make_cost_cell(row: TrialRow, name: str, *, is_best: bool) -> RenderableTyp
 
 
 def _choose_rows(table: TrialTable) -> tuple[list[TrialRow], int]:
-    """The best of all, those that came to nothing, below them some that run; and how many are left out."""
+    """Choose the rows of the table: the best trials, then others that have ended or paused, then some that run.
+
+    Returns:
+        The rows, and the number of trials that are left out.
+    """
     running = sorted((row for row in table.rows.values() if _may_run(row)), key=lambda row: row.number)
     ranked = [row for row in table.rank_trials() if not _may_run(row)]
     sound = {row.number for row in ranked}
@@ -357,5 +391,5 @@ def _choose_rows(table: TrialTable) -> tuple[list[TrialRow], int]:
 
 
 def _may_run(row: TrialRow) -> bool:
-    """Whether it runs or will; one that is paused may never."""
+    """Return whether a trial runs or waits to run. A paused trial may never be resumed."""
     return row.state in ("running", "waiting")

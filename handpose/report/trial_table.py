@@ -1,6 +1,7 @@
-"""The table of a sweep's trials, kept while it runs: what each was, how far it came, how it ended; and trials.csv.
+"""The table of a sweep's trials, which is kept up to date while the sweep runs and written as trials.csv.
 
-One row a trial; its metrics are those of the last epoch it reported, so that value and epoch always belong together.
+It has one row per trial. The metrics in a row are those of the last epoch that the trial reported, so value and epoch
+always belong together.
 """
 
 import csv
@@ -16,10 +17,17 @@ from handpose.metrics.target import Mode, TargetMetric
 from handpose.pareto import sort_into_fronts
 
 TrialState = Literal["running", "waiting", "paused", "complete", "stopped", "diverged", "infeasible", "failed"]
-"""waiting: to be tried again, or for the sweep to go on. paused: at a rung, to be promoted. complete: trained to the
-last epoch. stopped: ended before, by the scheduler or a budget. diverged: its metric was not finite, or exploded.
-infeasible: it costs more than the constraints allow, or its second objective cannot be told. failed: raised an
-error."""
+"""State of a trial.
+
+- running: it holds a slot.
+- waiting: it waits for a retry, or for the sweep to be resumed.
+- paused: it waits at a rung for its promotion.
+- complete: it was trained to the last epoch.
+- stopped: the scheduler or a budget ended it before the last epoch.
+- diverged: its metric was not finite, or became far worse than its best value.
+- infeasible: a cost is above its limit, or the cost that is the second objective could not be measured.
+- failed: it ended with an error.
+"""
 
 STATES: tuple[TrialState, ...] = (
     "running",
@@ -35,24 +43,39 @@ _OVER_STATES = ("complete", "stopped", "diverged", "infeasible", "failed")
 
 
 class CostObjective(NamedTuple):
-    """What is optimised beside a sweep's metric. name: of a cost, as in `TrialRow.costs`. mode: min or max."""
+    """A cost that is optimised in addition to the metric of the sweep.
+
+    Attributes:
+        name: name of the cost, as in `TrialRow.costs`.
+        mode: `min` or `max`.
+    """
 
     name: str
     mode: Mode
 
 
 def make_second_objectives(name: str | None) -> tuple[CostObjective, ...]:
-    """`TrialTable.objectives` of a sweep whose second objective is that cost; none for None."""
+    """Make `TrialTable.objectives` for a sweep that minimises this cost; empty if `name` is None."""
     return () if name is None else (CostObjective(name, "min"),)
 
 
 @dataclass
 class TrialRow:
-    """One trial.
+    """The row of a trial.
 
-    params: configuration key -> value. metrics: of epoch `epochs`. seconds: in its slot. error: why it failed, in a
-    line, with the traceback. command: the command line that trains it again, alone. costs: measured before it was
-    trained, where something asks for them: num_parameters, latency_ms, memory_mb.
+    Attributes:
+        number: number of the trial.
+        params: configuration key -> value.
+        state: whether the trial runs, or how it ended.
+        epochs: the last epoch that it reported.
+        metrics: metric -> value at that epoch.
+        seconds: how long the trial has held a slot.
+        node: name of the node of its last report or failure.
+        error: why it failed, or a problem that did not end it, in one line.
+        traceback: the full text of the error.
+        command: the command line that trains this configuration alone.
+        costs: cost (`num_parameters`, `latency_ms` or `memory_mb`) -> value, measured before training if the sweep
+            needs it.
     """
 
     number: int
@@ -69,17 +92,28 @@ class TrialRow:
 
     @property
     def is_over(self) -> bool:
+        """Whether the trial has ended and will not run again."""
         return self.state in _OVER_STATES
 
 
 @dataclass
 class TrialTable:
-    """The trials of one sweep.
+    """The trials of a sweep.
 
-    metric: what is optimised; mode: min or max. num_trials, max_epochs: as planned. num_slots: trials at a time.
-    checkpoint_bytes: on the disk, of a budget. gpu_hours: that trials have held GPUs for, of a budget. objectives: what
-    is optimised beside the metric; one, or none. end: how the last process left the sweep, as in `Closed.reason`; empty
-    while it runs or after it was killed. elapsed_s: the sweep's own time then.
+    Attributes:
+        metric: the metric that is optimised.
+        mode: `min` or `max`, the better direction of the metric.
+        num_trials: planned number of trials.
+        max_epochs: number of epochs of a complete trial.
+        num_slots: number of trials that run at the same time.
+        checkpoint_bytes: size of the checkpoints on disk.
+        checkpoint_budget_bytes: upper limit of that size.
+        gpu_hours: GPU-hours that the trials have used.
+        gpu_hours_budget: upper limit of the GPU-hours.
+        rows: number of the trial -> row.
+        objectives: the second objective, or empty.
+        end: why the sweep was closed, as in `SweepClosed.reason`; empty while it runs or after it was killed.
+        elapsed_s: the sweep's own time when it was closed.
     """
 
     metric: str
@@ -98,34 +132,36 @@ class TrialTable:
 
     @property
     def target(self) -> TargetMetric:
-        """The metric with its direction."""
+        """The metric with its better direction."""
         return TargetMetric(self.metric, self.mode)
 
     def get_loss(self, row: TrialRow) -> float:
-        """The row's metric as a loss, of which smaller is better."""
+        """Return the value of the row's metric as a loss; a smaller loss is better."""
         return self.target.to_loss(self.get_value(row))
 
     def get_value(self, row: TrialRow) -> float:
-        """The row's metric at its last epoch; NaN where it has none."""
+        """Return the value of the row's metric at its last epoch; NaN if there is none."""
         return row.metrics.get(self.metric, math.nan)
 
     def count_states(self) -> Counter[TrialState]:
-        """How many trials are in each state."""
+        """Count the trials in each state."""
         return Counter(row.state for row in self.rows.values())
 
     def rank_trials(self) -> list[TrialRow]:
-        """Trials that neither failed nor diverged, the most trained first and among equals the best.
+        """Rank the trials with a finite value, without those that failed, diverged or were infeasible.
 
-        Values of different epochs are never compared. Ties go to the smaller number.
+        Trials with more epochs come first, and among those with equally many, the better value. So values at different
+        epochs are never compared. Ties are broken by the trial number.
         """
         sound = [row for row in self.rows.values() if row.state not in ("failed", "diverged", "infeasible")]
         finite = [row for row in sound if math.isfinite(self.get_value(row))]
         return sorted(finite, key=lambda row: (-row.epochs, self.get_loss(row), row.number))
 
     def find_front(self) -> list[TrialRow]:
-        """The trials of `ranked` that no other one dominates in metric and second objective, the best metric first.
+        """Find the Pareto front of metric and second objective, among the trials with both values and the most epochs.
 
-        Only of those that were trained the longest; with one objective the best trial alone.
+        Returns:
+            The rows on the front, the best metric first. With one objective, only the best trial.
         """
         ranked = self.rank_trials()
         if not self.objectives:
@@ -140,7 +176,7 @@ class TrialTable:
         return [longest[index] for index in front]
 
     def write_csv(self, path: Path) -> None:
-        """Write all rows, sorted by number. Atomic: a reader finds the old table or the new one."""
+        """Write all rows, sorted by number. The file is replaced atomically."""
         rows = [self.rows[number] for number in sorted(self.rows)]
         columns = _list_columns(rows)
         with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
@@ -167,7 +203,7 @@ def _make_cells(row: TrialRow, columns: Sequence[str]) -> list[Any]:
 
 
 def _format_cell(value: Any) -> Any:
-    """Numbers so that they are read back exactly; null as a word, since an empty cell is a parameter not there."""
+    """Format a cell. Numbers are read back exactly. None is a word; a parameter the trial does not have is empty."""
     if value is None:
         return "null"
     if isinstance(value, str):
@@ -176,13 +212,17 @@ def _format_cell(value: Any) -> Any:
 
 
 def _escape_for_spreadsheet(text: str) -> str:
-    """Text as a cell of one line that is no formula: line ends are written \\n, and =, +, -, @ get a space before."""
+    """Replace line breaks by the two characters \\n, and prevent spreadsheets from reading the text as a formula."""
     line = "\\n".join(text.splitlines())
     return f" {line}" if line.startswith(("=", "+", "-", "@", "\t")) else line
 
 
 def shorten_names(keys: Iterable[str]) -> dict[str, str]:
-    """The shortest ending of each dotted key that tells it from the others: model.decoder.depth -> depth."""
+    """Shorten dotted keys to their shortest unique ending: `model.decoder.depth` -> `depth`.
+
+    Returns:
+        Key -> short name.
+    """
     keys = list(dict.fromkeys(keys))
     parts = {key: key.replace("/", ".").split(".") for key in keys}
     names: dict[str, str] = {}

@@ -1,4 +1,7 @@
-"""A sweep in Weights & Biases: one run a trial, all in one group, beside TensorBoard. The package is optional."""
+"""Weights & Biases log of a sweep: one run per trial, all in one group, in addition to TensorBoard.
+
+The wandb package is optional.
+"""
 
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,13 +19,17 @@ _KEY_FILE = "key"
 
 
 class WandbLog:
-    """The runs of all trials.
+    """The Weights & Biases runs of all trials of a sweep.
 
-    folder: of the sweep; its folder wandb/ is for what waits to be sent, and for the key that makes the runs' names its
-    own: a sweep that goes on goes on with the same runs. project, group: as the site has them. run_name: of a trial.
+    All work is done in a background thread, so that no trial waits for the network. The first error is printed, and the
+    sweep continues without this log.
 
-    All is done in a thread of its own, so that no trial waits for a network. What goes wrong there is told once, and
-    the sweep goes on without.
+    Args:
+        folder: folder of the sweep. Its folder wandb/ holds data that waits to be sent, and a key that is part of the
+            identifiers of the runs, so that a resumed sweep continues the same runs.
+        project: the Weights & Biases project.
+        group: the group of the runs.
+        run_name: returns the name of the run of a trial.
     """
 
     def __init__(self, folder: Path, *, project: str, group: str, run_name: Callable[[int], str]) -> None:
@@ -33,26 +40,31 @@ class WandbLog:
         self._works = True
 
     def open_run(self, row: TrialRow) -> None:
-        """A trial begins, or goes on, maybe with other parameters."""
+        """Log that a trial starts or resumes, possibly with changed parameters."""
         self._run_in_background(
             lambda row: self._get_run(row).config.update(dict(row.params), allow_val_change=True), row
         )
 
     def log_costs(self, row: TrialRow, costs: Mapping[str, float]) -> None:
-        """What the trial costs, before it is trained."""
+        """Log the costs of a trial, which are measured before it is trained."""
         self._run_in_background(lambda row: self._get_run(row).summary.update(dict(costs)), row)
 
     def log_epoch(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
-        """The metrics of the row's epoch. pictures: name -> JPEG file."""
+        """Log the metrics at the row's epoch.
+
+        Args:
+            row: the row of the trial.
+            pictures: name -> JPEG file.
+        """
         contents = {name: file.read_bytes() for name, file in pictures.items()}
         self._run_in_background(lambda row: self._log(row, contents), row)
 
     def close_run(self, row: TrialRow, *, ended_s: float) -> None:
-        """The trial does not run, and may be over."""
+        """Log that a trial does not run any more, and finish its run. It may run again later."""
         self._run_in_background(self._close_run, row)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Finish all runs, and wait until everything has been sent."""
         for number in list(self._runs):
             self._run_in_background(self._finish_run, TrialRow(number, {}))
         self._thread.shutdown(wait=True)
@@ -65,7 +77,7 @@ class WandbLog:
             return
         try:
             action(row)
-        except Exception as error:  # of wandb: no account, no network
+        except Exception as error:  # wandb raises many kinds, for example without an account or network
             self._works = False
             print(f"wandb: {' '.join(str(error).split())}; the sweep goes on without it", flush=True)
 
@@ -82,7 +94,7 @@ class WandbLog:
                 job_type="trial",
                 dir=self._folder,
                 resume="allow",
-                reinit="create_new",  # the trials' runs are open at the same time
+                reinit="create_new",  # runs of several trials are open at the same time
                 settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_machine_info=True),
             )
         return self._runs[row.number]
@@ -104,7 +116,7 @@ class WandbLog:
 
 
 def _read_or_make_key(file: Path) -> str:
-    """Of this sweep, the same in every process that goes on with it."""
+    """Return the key of the sweep, which stays the same when the sweep is resumed."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
