@@ -402,7 +402,7 @@ class _LinearModel:
 
     Args:
         parameters: all parameters.
-        is_finite: keys of the parameters whose effects are removed completely, because they are shown.
+        shown_keys: keys of the parameters whose effects are removed completely, because they are shown.
         at: trials and losses at an epoch.
         scaled: whether to model the normal scores of the losses, which limits the influence of outliers. Otherwise, the
             losses are modelled in the unit of the metric.
@@ -412,7 +412,7 @@ class _LinearModel:
     """
 
     def __init__(
-        self, parameters: Sequence[Parameter], is_finite: Collection[str], at: _EpochValues, *, scaled: bool = True
+        self, parameters: Sequence[Parameter], shown_keys: Collection[str], at: _EpochValues, *, scaled: bool = True
     ) -> None:
         columns = {parameter.key: _make_terms(parameter, at.trials) for parameter in parameters}
         self.terms = {key: np.stack(each, axis=1) for key, each in columns.items() if each}
@@ -420,7 +420,7 @@ class _LinearModel:
         self._parts: dict[str, Array] = {}
         self._owners = np.repeat(list(self.terms), [columns.shape[1] for columns in self.terms.values()])
         if self.terms:
-            self._fit(is_finite)
+            self._fit(shown_keys)
 
     def remove_other_effects(self, key: str) -> Array:
         """Return the (N,) values minus the effects of all parameters except this one."""
@@ -446,12 +446,12 @@ class _LinearModel:
         trace = len(design) - 2 * float((design.T * solver).sum()) + float((gram * (solver @ solver.T)).sum())
         return np.maximum(1.0, np.linalg.norm(own, axis=0) / np.sqrt(max(trace / len(design), 1e-12)))
 
-    def _fit(self, is_finite: Collection[str]) -> None:
+    def _fit(self, shown_keys: Collection[str]) -> None:
         design = np.hstack([*self.terms.values()])
         design = design - design.mean(axis=0)
         spread = design.std(axis=0)
         self._design = design = design / np.where(spread > 0, spread, 1.0)
-        penalty = len(design) * np.where(np.isin(self._owners, list(is_finite)), 1e-6, _RIDGE)
+        penalty = len(design) * np.where(np.isin(self._owners, list(shown_keys)), 1e-6, _RIDGE)
         self._solver = np.linalg.solve(design.T @ design + np.diag(penalty), design.T)
         factors = self._solver @ (self._values - self._values.mean())
         parts = {key: self._owners == key for key in self.terms}

@@ -58,9 +58,10 @@ def estimate_rank_agreement(values: Sequence[Mapping[int, float]]) -> Agreement 
     for at in values:  # nested: a value counts only if its trial has all values before it
         kept = set(at) if not rungs else set(at) & set(rungs[-1])
         rungs.append({trial: at[trial] for trial in kept})
-    rungs = [at for at in rungs if len(at) >= len(rungs) + 2]
-    if len(rungs) < 2 or len(rungs[-1]) < MIN_AGREEMENT_TRIALS:
+    if len(rungs[-1]) < MIN_AGREEMENT_TRIALS:
         return None
+    num_rungs = min(len(rungs), len(rungs[-1]) - 2)  # the last regression needs more trials than coefficients
+    rungs = [rungs[place] for place in np.linspace(0, len(rungs) - 1, num_rungs).round().astype(int)]
     columns = [_clip_outliers(at) for at in rungs]
     covariance = np.empty((_NUM_DRAWS, len(rungs), len(rungs)))
     for place, at in enumerate(columns):

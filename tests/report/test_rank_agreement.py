@@ -51,6 +51,14 @@ def test_without_early_stopping_it_is_the_ordinary_correlation():
     assert found.num_trials == 200
 
 
+@pytest.mark.parametrize("num_epochs", [2, 7, 12])
+def test_the_last_epoch_counts_however_many_epochs_are_compared(num_epochs):
+    """With 9 trials at the last epoch not all the others can be in the regression; the last one must be."""
+    values = np.random.default_rng(4).normal(size=(num_epochs, 30))
+    epochs = [dict(enumerate(each.tolist())) for each in values[:-1]] + [dict(enumerate(values[-1, :9].tolist()))]
+    assert estimate_rank_agreement(epochs).num_trials == 9
+
+
 def test_a_single_outlier_does_not_decide():
     epochs = draw_sweep(0.9, np.random.default_rng(3), num=100, stops=False)
     epochs[2][0] = 1e9
