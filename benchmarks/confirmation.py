@@ -206,7 +206,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| noise | deviations | seeds' share | seeds | " + " | ".join(heads) + " |"]
     lines.append("| " + " | ".join(["---"] * (len(heads) + 4)) + " |")
     for key, group in itertools.groupby(
-        rows, key=lambda row: (row["noise"], row["deviations"], row["share"], row["num_seeds"])
+        rows, key=lambda row: (row["noise"], row["deviations"], row["common_share"], row["num_seeds"])
     ):
         lines.append("| " + " | ".join([*map(str, key), *_format_worst(list(group))]) + " |")
     return "\n".join(lines)

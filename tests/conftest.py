@@ -30,6 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
         use_extensions(folder.resolve())
 
 
+@pytest.fixture(autouse=True)
+def _forget_extensions() -> Iterator[None]:
+    """Forget a user's folder that a test has used. Its modules stay on the path, but no configuration names them."""
+    before = config_files._extensions
+    yield
+    config_files._extensions = before
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compose_each_configuration_once() -> Iterator[None]:
     """Keep what Hydra composes, a tenth of a second's work; it is unresolved, and so the same for equal overrides."""

@@ -100,7 +100,7 @@ def test_an_event_that_does_not_fit_is_not_in_the_log(disk):
 def test_images_that_do_not_fit_are_not_packed(disk, tmp_path, monkeypatch):
     folder = disk(2**20, free=2**16)
     builders.write_images(tmp_path / "rgb", 40)
-    files = ImageFiles.select(sorted((tmp_path / "rgb").iterdir()))
+    files = ImageFiles.from_paths(sorted((tmp_path / "rgb").iterdir()))
     annotations = Annotations(files, builders.make_cameras(40), make_hands(40), scale_m=None, pose=np.arange(40))
     with pytest.raises(UserError, match=r"needs 123 kB but .* has [\d.]+ kB free; set paths.packed"):
         packing.pack(annotations, image_size=None, folder=folder / "packed", progress=False)

@@ -235,12 +235,12 @@ def test_a_real_cpu_quota_limits_the_cores():
 
 def test_a_real_memory_limit_is_seen_and_its_kills_are_counted():
     limit = 200 * 2**20
-    use = "from handpose.resources import *; print(*main_memory(), oom_kills()); "
+    use = "from handpose.resources import *; print(*measure_memory(), count_oom_kills()); "
     with make_cgroup("memory", {"memory.max": str(limit), "memory.limit_in_bytes": str(limit)}) as group:
         total, available, limited, kills = run_in(group, f"{use} bytearray(10**6)").stdout.split()
         assert (int(total), limited, kills) == (limit, "True", "0")
         assert limit / 2 < int(available) < limit
-        held = run_in(group, f"{use} x = bytearray(10**8); print(main_memory().available)").stdout.split()
+        held = run_in(group, f"{use} x = bytearray(10**8); print(measure_memory().available)").stdout.split()
         assert 0.9e8 < int(held[1]) - int(held[4]) < 1.1e8
         if "swap" not in Path("/proc/swaps").read_text(encoding="utf-8"):
             assert run_in(group, "bytearray(10**9)").returncode == -9

@@ -162,7 +162,7 @@ def list_image_files(folder: Path, layout: str) -> ImageFiles:
             raise UserError(
                 f"{folder / f'{number:08d}.jpg'} is missing, though {names[-1]} is there; unpack the data set again"
             )
-    return ImageFiles.select(folder / name for name in names)
+    return ImageFiles.from_paths(folder / name for name in names)
 
 
 def read_intrinsics(path: Path, layout: str) -> NDArray[np.float64]:

@@ -45,7 +45,7 @@ def pack_masks(
     masks: the folder of the files. image_size: side in pixels that they are resized to, as their images are. folder,
     progress, errors: as of `pack`.
     """
-    files = ImageFileState.read(ImageFiles.select(masks / f"{pose:08d}.jpg" for pose in poses))
+    files = ImageFileState.read(ImageFiles.from_paths(masks / f"{pose:08d}.jpg" for pose in poses))
     store, packed, _ = open_store(files, _MASKS, image_size, folder, None, progress)
     return PackedMasks(store, packed, poses)
 

@@ -36,7 +36,7 @@ class ImageFiles(Sequence[Path]):
         self.paths = paths
 
     @classmethod
-    def select(cls, files: Iterable[Path]) -> "ImageFiles":
+    def from_paths(cls, files: Iterable[Path]) -> "ImageFiles":
         """The given ones, in their order."""
         return cls(np.array([os.fsencode(file) for file in files], dtype=np.bytes_))
 

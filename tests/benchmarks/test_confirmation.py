@@ -18,7 +18,8 @@ def compute_bound(share):
 
 def simulate(seed=0, **changes):
     case = confirmation.ConfirmationCase(
-        **{"noise": "normal", "deviations": "equal", "num": 4, "num_seeds": 2, "means": "equal", "share": 0.0} | changes
+        **{"noise": "normal", "deviations": "equal", "num": 4, "num_seeds": 2, "means": "equal", "common_share": 0.0}
+        | changes
     )
     return confirmation.simulate(case, np.random.default_rng(seed), REPETITIONS)
 
@@ -26,7 +27,7 @@ def simulate(seed=0, **changes):
 @pytest.mark.parametrize("share", [0.0, 0.9])
 @pytest.mark.parametrize(("num", "num_seeds"), [(2, 2), (4, 2), (4, 5), (11, 2), (11, 5)])
 def test_what_is_said_of_a_winner_is_right_and_a_difference_that_is_not_there_is_seldom_claimed(num, num_seeds, share):
-    found = simulate(num=num, num_seeds=num_seeds, share=share)
+    found = simulate(num=num, num_seeds=num_seeds, common_share=share)
     assert 1 - found["coverage"]["ours"] < compute_bound(0.05)
     assert found["wrong_differences"] < compute_bound(0.05)
     assert 1 - found["gain_coverage"] < 0.05 + 3 * np.sqrt(0.05 * 0.95 / (REPETITIONS / num))
@@ -37,7 +38,7 @@ def test_what_is_said_of_a_winner_is_right_and_a_difference_that_is_not_there_is
 @pytest.mark.parametrize("means", ["spread", "one best"])
 def test_other_means_and_noises_that_are_not_normal_are_covered(means, noise):
     for num_seeds in (2, 3):
-        found = simulate(num=6, num_seeds=num_seeds, share=0.5, means=means, noise=noise)
+        found = simulate(num=6, num_seeds=num_seeds, common_share=0.5, means=means, noise=noise)
         assert 1 - found["coverage"]["ours"] < compute_bound(0.07)
         assert found["wrong_differences"] < compute_bound(0.06)
 

@@ -30,7 +30,7 @@ def test_the_originals_joints_turn_with_its_picture(tmp_path):
     picture = np.zeros((64, 64, 3), np.uint8)
     picture[v - 1 : v + 2, u - 1 : u + 2] = 255
     write_jpeg(images.files[0], picture)
-    image, turned_m = data.PerImage(images, data.decode_pil, data.rotate_pil)[0]
+    image, turned_m = data.PerImageDataset(images, data.decode_pil, data.rotate_pil)[0]
     assert not torch.allclose(turned_m, xyz_m, atol=1e-3)
     bright = (image[0] > 0.6).nonzero().float().mean(0).flip(0)
     assert torch.allclose(bright, geometry.project(turned_m, camera)[12], atol=1.5)
@@ -38,7 +38,7 @@ def test_the_originals_joints_turn_with_its_picture(tmp_path):
 
 def test_a_repeated_data_set_is_read_like_the_one_it_repeats(tmp_path):
     root = write_freihand(tmp_path / "set", variants=1)
-    many = read(data.repeated(root, tmp_path / "many", 3))
+    many = read(data.repeat_dataset(root, tmp_path / "many", 3))
     assert len(many.train) + len(many.val) == 30
     assert len(many.test) == 15
 

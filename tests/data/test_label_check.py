@@ -42,7 +42,7 @@ def clean() -> tuple[np.ndarray, np.ndarray]:
 
 def find_labels(xyz_m, intrinsics, *, scale_m=None, pose=None) -> dict[int, str]:
     pose = np.arange(len(xyz_m)) if pose is None else pose
-    files = ImageFiles.select(Path(f"/rgb/{i:08d}.jpg") for i in range(len(pose)))
+    files = ImageFiles.from_paths(Path(f"/rgb/{i:08d}.jpg") for i in range(len(pose)))
     annotations = Annotations(
         files=files,
         intrinsics=intrinsics[pose],

@@ -18,7 +18,7 @@ from tests.builders import make_cameras, write_images, write_jpeg
 
 
 def annotate(images: Path, intrinsics: np.ndarray | None = None) -> Annotations:
-    files = ImageFiles.select(sorted(images.glob("*.jpg")))
+    files = ImageFiles.from_paths(sorted(images.glob("*.jpg")))
     intrinsics = make_cameras(len(files)) if intrinsics is None else intrinsics
     return Annotations(files, intrinsics, None, None, np.arange(len(files)))
 

@@ -115,11 +115,11 @@ def test_bytes_do_not_depend_on_the_number_of_workers(folder, tmp_path, num_work
 def test_as_many_processes_draw_as_the_container_has_cores(tmp_path, monkeypatch):
     started = []
 
-    def in_process(order, worker, num_workers):
+    def draw_in_process(order, worker, num_workers):
         started.append((worker, num_workers))
         return iter(())
 
-    monkeypatch.setattr(synthetic.hand_drawing, "in_process", in_process)
+    monkeypatch.setattr(synthetic.hand_drawing, "draw_in_process", draw_in_process)
     monkeypatch.setattr(synthetic, "count_cores", lambda: 3)
     with pytest.raises(KeyError):  # nothing was drawn
         make(tmp_path, num_workers=None).generate()

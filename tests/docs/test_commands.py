@@ -125,7 +125,7 @@ def test_a_command_is_valid(command, check):
     [
         ("python tune.py sweep.num_trails=3", "no configuration key sweep.num_trails"),
         ("python tune.py search_space=absent", "absent"),
-        ("python tune.py scheduler=pbt sweep.second_objective=latency_ms", "needs scheduler=asha or fifo"),
+        ("python tune.py scheduler=pbt sweep.second_objective=latency_ms", "needs a scheduler for two objectives"),
         ("python tune.py sweep.resume=outputs/sweeps/x optimizer.lr=0.1", "optimizer.lr cannot change"),
         ("python train.py --no-such-flag", "2"),
         ("python train.py -m seed=0,1 optimizer.lr=-1", "optimizer.lr must be above 0"),

@@ -64,7 +64,7 @@ def test_a_square_photograph_is_shown_with_the_pixels_that_a_training_sees(tmp_p
     write_jpeg(tmp_path / "rgb/00000000.jpg", noise)
     camera = np.array([[2.0 * stored, 0, 0.4 * stored], [0, 2.1 * stored, 0.6 * stored], [0, 0, 1]])
     annotations = Annotations(
-        files=ImageFiles.select([tmp_path / "rgb/00000000.jpg"]),
+        files=ImageFiles.from_paths([tmp_path / "rgb/00000000.jpg"]),
         intrinsics=camera[None],
         xyz_m=None,
         scale_m=None,

@@ -74,7 +74,7 @@ def made():
         [RATE, DEPTH, SCALE, HEAD],
         rungs=(1, 2),
         importance=[Importance(1, 43, 5, effects), Importance(4, 40, 5, effects)],
-        objective=SecondObjective("latency_ms", "min", [0, 1]),
+        second_objective=SecondObjective("latency_ms", "min", [0, 1]),
         confirmation=Confirmation(4, [1, 2], candidates, candidates[0], between, "as said"),
     )
 

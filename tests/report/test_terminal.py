@@ -271,11 +271,11 @@ def test_the_summary_says_why_the_gain_is_not_known(tmp_path):
 
 def test_the_summary_says_that_the_validation_split_was_trained_on(tmp_path):
     tested = {"test/pa_mpjpe_mm": 9.0, "baseline/pa_mpjpe_mm": 18.0}
-    text = format_sweep_summary(tmp_path, retrained=tested, use_val=True)
+    text = format_sweep_summary(tmp_path, retrained=tested, train_on_val=True)
     assert (
         "retrained   on training + validation, the last checkpoint: test PA-MPJPE 9.00 mm, mean pose 18.00 mm" in text
     )
-    text = format_sweep_summary(tmp_path, retrained={"train/loss": 1.0}, use_val=True)
+    text = format_sweep_summary(tmp_path, retrained={"train/loss": 1.0}, train_on_val=True)
     assert "no figures, since the test split has no joints" in text
 
 

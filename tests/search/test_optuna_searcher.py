@@ -302,7 +302,7 @@ def test_no_searcher_tries_a_point_twice_before_it_has_tried_all(write_space, tm
             max_epochs=1,
             seed=seed,
             defaults={"a": 2, "b": "y", "kind": "v", "w": 0.25},
-            first=[{"b": "x"}] if suffix == ".yaml" else [{"kind": "u", "n": 3}],
+            points_to_evaluate=[{"b": "x"}] if suffix == ".yaml" else [{"kind": "u", "n": 3}],
         )
         assert searcher.num_points == 10
         orders.append(run_all_trials(searcher, 10))
@@ -392,7 +392,7 @@ def test_the_study_has_the_parameters_that_are_trained(make, write_space, name):
     text = "a: choice(0, false)\nb: choice(1, true, 1.0)\nc: choice('1', [1], [true])\nd: range(0, 0.05, 0.01)"
     space, sampler = write_space(text), SAMPLERS.get(name)
     first = [{"a": False, "b": 1.0, "c": [True]}]
-    searcher = make(space, sampler, first=first, defaults={"a": 0, "b": 1, "c": "1", "d": 0.03})
+    searcher = make(space, sampler, points_to_evaluate=first, defaults={"a": 0, "b": 1, "c": "1", "d": 0.03})
     asked = run_all_trials(searcher, 12)
     assert asked[:2] == [
         to_json_text({"a": 0, "b": 1, "c": "1", "d": 0.03}),
@@ -424,7 +424,7 @@ DEFAULTS = {"optimizer.lr": 1e-3, "model/decoder": "pyramid", "data.batch_size":
 
 def test_the_default_is_tried_first_and_then_what_the_user_gives(make, write_space):
     first = [{"optimizer.lr": 0.02, "model/decoder": "effpose"}, {"model/decoder": "effpose"}]
-    searcher = make(write_space(SPACE), TPE, first=first, defaults=DEFAULTS)
+    searcher = make(write_space(SPACE), TPE, points_to_evaluate=first, defaults=DEFAULTS)
     assert run_alone(searcher, 3) == [
         {"optimizer.lr": 1e-3, "model/decoder": "pyramid"},
         {"optimizer.lr": 0.02, "model/decoder": "effpose"},
@@ -435,7 +435,8 @@ def test_the_default_is_tried_first_and_then_what_the_user_gives(make, write_spa
 def test_what_neither_the_user_nor_the_default_gives_is_drawn(make, write_space):
     first = [{"model/decoder": "effpose"}]
     for seed in range(3):
-        searcher = make(write_space(SPACE), folder=str(seed), seed=seed, first=first, defaults={"optimizer.lr": 5.0})
+        folder, defaults = str(seed), {"optimizer.lr": 5.0}
+        searcher = make(write_space(SPACE), folder=folder, seed=seed, points_to_evaluate=first, defaults=defaults)
         params = searcher.suggest(0)
         assert params["model/decoder"] == "effpose"
         assert 1e-5 <= params["optimizer.lr"] <= 1e-1
@@ -446,7 +447,7 @@ def test_lists_and_fixed_values_can_be_tried_first(make, write_space):
         "data.scale: choice([0.5, 1], [1, 2])\noptimizer.lr: interval(0, 1)\ntrainer.precision: 16-mixed"
     )
     first = {"data.scale": [1, 2], "optimizer.lr": 1, "trainer.precision": "16-mixed"}
-    searcher = make(space, first=[first])
+    searcher = make(space, points_to_evaluate=[first])
     assert searcher.suggest(0) == first
     searcher.close()
     assert make(space, resume=True).suggest(0) == first
@@ -455,7 +456,7 @@ def test_lists_and_fixed_values_can_be_tried_first(make, write_space):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_grid_gives_each_point_once_and_then_ends(make, write_space, seed):
     first = [{"model/decoder": "b"}]
-    searcher = make(write_space(GRID), None, first=first, defaults={"optimizer.lr": 0.01}, seed=seed)
+    searcher = make(write_space(GRID), None, points_to_evaluate=first, defaults={"optimizer.lr": 0.01}, seed=seed)
     assert searcher.num_points == 6
     points = [tuple(params.values()) for params in run_alone(searcher, 6)]
     assert points[0] == (0.01, "b")
@@ -706,7 +707,8 @@ def test_a_sweep_that_is_killed_again_and_again_proposes_and_records_the_same(
     grid = "optimizer.lr: choice(0.1, 0.01, 0.001, 0.0001)\nmodel.decoder.depth: choice(1, 2, 4)"
     space, sampler = write_space(grid if name == "grid" else NUMBERS), SAMPLERS.get(name)
     first = [{"optimizer.lr": 0.01, "model.decoder.depth": 2}]
-    settings = {"constraints": {"num_parameters": 1e6}, "first": first, "seed": 2, "second_objective": second}
+    settings = {"constraints": {"num_parameters": 1e6}, "seed": 2, "second_objective": second}
+    settings |= {"points_to_evaluate": first}
     if isinstance(sampler, partial) and sampler.func is CmaEsSampler:
         settings.pop("constraints")
     whole = Sweep(partial(make, space, sampler, folder="whole", **settings), 11)
@@ -1116,9 +1118,9 @@ def test_a_value_out_of_the_range_of_a_python_space_is_told_with_the_range(make,
         "def space(trial):\n    return {'a': trial.suggest_int('a', 1, 5), 'b': trial.suggest_categorical('b', ['x'])}"
     )
     with pytest.raises(UserError, match=r"a=6 is out of range; .*space.py has 1 to 5"):
-        make(write_space(text, ".py"), first=[{"a": 6}])
+        make(write_space(text, ".py"), points_to_evaluate=[{"a": 6}])
     with pytest.raises(UserError, match=r"b=y is out of range; .*space.py has x"):
-        make(write_space(text, ".py"), first=[{"b": "y"}])
+        make(write_space(text, ".py"), points_to_evaluate=[{"b": "y"}])
 
 
 def test_a_grid_takes_no_earlier_results(make, write_space):
@@ -1146,4 +1148,4 @@ def test_settings_of_the_sampler_are_configuration():
     first = compose(
         "tune", ["searcher.points_to_evaluate=[{optimizer.lr:0.01,model/decoder:effpose}]", "searcher=gp"]
     ).searcher
-    assert instantiate(first).keywords["first"] == [{"optimizer.lr": 0.01, "model/decoder": "effpose"}]
+    assert instantiate(first).keywords["points_to_evaluate"] == [{"optimizer.lr": 0.01, "model/decoder": "effpose"}]

@@ -172,10 +172,10 @@ def test_the_number_of_points_is_known_before_and_none_is_proposed_twice(make, s
 def test_the_default_comes_first_and_then_the_points_that_the_user_gives(make):
     """For searchers whose constructors have the arguments `defaults` and `first`."""
     arguments = inspect.signature(make.configured.func).parameters
-    if not {"defaults", "first"} <= arguments.keys():
+    if not {"defaults", "points_to_evaluate"} <= arguments.keys():
         pytest.skip(f"{make.configured.func.__name__} has no initial points")
     first = {"optimizer.lr": 0.01, "model.decoder.depth": 2}
-    assert run(make(first=[first]), range(2)) == [DEFAULTS, first]
+    assert run(make(points_to_evaluate=[first]), range(2)) == [DEFAULTS, first]
 
 
 def test_a_grid_over_an_interval_is_refused_before_it_is_made(write_space):

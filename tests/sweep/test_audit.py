@@ -403,7 +403,7 @@ FAULTS = [
         "plain",
         EVENTS,
         change_event("segment", 2, event="segment_started", trial=3),
-        r"events.jsonl: line \d+ begins trial 3 for stretch 2",
+        r"events.jsonl: line \d+ begins trial 3 for segment 2",
     ),
     (
         "plain",
@@ -971,7 +971,7 @@ FAULTS = [
         "max",
         "sweep.yaml",
         lambda content: content.replace(b"val/pck_auc", METRIC.encode()),
-        r"journal.log: its values are \['val/pck_auc'\], but the sweep's val/pa_mpjpe_mm",
+        r"sweep.yaml has sweep.mode=max, which is the wrong direction of sweep.metric=val/pa_mpjpe_mm",
     ),
     ("stop", "sweep.yaml", change_yaml("format", 99), r"sweep.yaml is of format 99"),
     ("stop", "sweep.yaml", remove_content, r"sweep.yaml"),

@@ -76,7 +76,7 @@ def test_data_that_are_kept_open_change_no_loss_and_are_shared_by_trainings_of_o
     silent = [*QUIET, "checkpoints.enabled=false"]
     config, other = configure(*silent), configure(*silent, "data.batch_size=4", "seed=3")
     plainly = [record_losses(each, folders) for each in (config, other)]
-    assert [record_losses(each, folders, keep_open=True) for each in (config, other, config)] == [*plainly, plainly[0]]
+    assert [record_losses(each, folders, cache_data=True) for each in (config, other, config)] == [*plainly, plainly[0]]
 
 
 def test_only_the_data_set_that_was_opened_last_is_kept(configure):
