@@ -143,10 +143,10 @@ def debiased_argmax(logits: Tensor, *, sigma: float, target: HeatmapShape) -> Te
     """Return the coordinate whose target heatmap has the same mean as the given heatmap.
 
     The mean of a heatmap, its soft-argmax, is biased towards the middle of the axis. One cause is mass that is spread
-    evenly over the axis; it is removed by subtracting the smallest value. The other cause is that the border of the axis
-    cuts off part of the heatmap; it is corrected with a table of the means of target heatmaps (compare Gu et al. 2021,
-    who correct the same biases). The result is exact for target heatmaps. Away from the borders it is the mean, which
-    is the best estimate of an uncertain network; the mode is not.
+    evenly over the axis; it is removed by subtracting the smallest value. The other cause is that the border of the
+    axis cuts off part of the heatmap; it is corrected with a table of the means of target heatmaps (compare Gu et al.
+    2021, who correct the same biases). The result is exact for target heatmaps. Away from the borders it is the mean,
+    which is the best estimate of an uncertain network; the mode is not.
 
     Args:
         logits: (..., bins) unnormalised log-probabilities. A single bin contains no information about the coordinate;

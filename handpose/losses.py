@@ -102,19 +102,19 @@ class HeatmapLoss(nn.Module):
             truth: labels of the batch.
             inside: (B, K, 3), 1 where a coordinate lies on its axis, else 0.
         """
-        seen = inside.amin(dim=-1)[:, _BONE_ENDS].amin(dim=-1)  # (B, 20): both ends lie on all three axes
+        is_counted = inside.amin(dim=-1)[:, _BONE_ENDS].amin(dim=-1)  # (B, 20): both ends lie on all three axes
         bones, target = _compute_bones(joints), _compute_bones(truth.xyz_m)  # (B, 20, 3)
         target = target / torch.linalg.vector_norm(target[:, _REFERENCE, None], dim=-1, keepdim=True)
         length = torch.linalg.vector_norm(target, dim=-1)  # (B, 20)
         # If the labelled reference bone is almost 0 long, the hand measured by it is thousands of times too large.
-        seen = seen * (length.amax(dim=-1, keepdim=True) < _MAX_BONE_LENGTH)
+        is_counted = is_counted * (length.amax(dim=-1, keepdim=True) < _MAX_BONE_LENGTH)
         terms = {}
         if self.bone_length_weight:
             error = (torch.linalg.vector_norm(bones, dim=-1) - length).abs()
-            terms["bone_length"] = self.bone_length_weight * weighted_mean(error, seen)
+            terms["bone_length"] = self.bone_length_weight * weighted_mean(error, is_counted)
         if self.bone_direction_weight:
             cosine = F.cosine_similarity(bones, target, dim=-1, eps=_MIN_BONE_LENGTH)
-            terms["bone_direction"] = self.bone_direction_weight * weighted_mean(1.0 - cosine, seen)
+            terms["bone_direction"] = self.bone_direction_weight * weighted_mean(1.0 - cosine, is_counted)
         return terms
 
 
