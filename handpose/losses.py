@@ -34,9 +34,10 @@ class HeatmapLoss(nn.Module):
     coordinate term is that of integral regression (Sun et al. 2018).
 
     Attributes:
-        divergence: divergence between predicted and target heatmaps; `kl`: Kullback-Leibler divergence; `jsd`:
+        divergence: divergence between predicted and target heatmaps; kl: Kullback-Leibler divergence; jsd:
             Jensen-Shannon divergence, which is symmetric and at most log 2.
-        heatmap_weight: weight of the divergence.
+        heatmap_weight: weight of the divergence. With coordinate_weight=1, 5 gives the proportion of DSNT, whose axes
+            have length 2 and not 10.
         coordinate_weight: weight of the L1 distance of the coordinates. The distance is measured in tenths of the axis,
             so that it is about as large as the divergence.
         depth_weight: weight of the depth axis relative to u and v.

@@ -330,6 +330,7 @@ class Augment(Augmentation):
 
     @property
     def camera_options(self) -> Mapping[str, float]:
+        """Options in use that change the intrinsics, with their values."""
         options = {"scale": self.scale, "shift": self.shift, "perspective_deg": self.perspective_deg}
         return {name: value for name, value in options.items() if value}
 

@@ -178,6 +178,11 @@ class HandDataModule(pl.LightningDataModule):
             print(format_warning(split, annotations.files, found, num_poses=num_poses), file=sys.stderr, flush=True)
 
     def train_dataloader(self) -> DataLoader[HandBatch]:
+        """Return the data loader of the training split.
+
+        Raises:
+            UserError: a step needs more images than the split has.
+        """
         num_train = len(self.training_annotations)
         rank, num_replicas = BatchShare.for_this_process()
         if self.batch_size * num_replicas > num_train:
@@ -196,12 +201,15 @@ class HandDataModule(pl.LightningDataModule):
         return self._make_loader(dataset, batches)
 
     def val_dataloader(self) -> DataLoader[HandBatch]:
+        """Return the data loader of the validation split."""
         return self._make_evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[HandBatch]:
+        """Return the data loader of the test split."""
         return self._make_evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[HandBatch]:
+        """Return the data loader of the test split."""
         return self._make_evaluation_loader("test")
 
     def _make_evaluation_loader(self, split: Literal["val", "test"]) -> DataLoader[HandBatch]:

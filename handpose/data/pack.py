@@ -57,6 +57,7 @@ class PackedImages:
 
     @property
     def image_size(self) -> int:
+        """Side S of the images in pixels."""
         return self.images.shape[1]
 
     def __reduce__(self) -> tuple[Callable[..., "PackedImages"], tuple[Any, ...]]:
@@ -222,6 +223,7 @@ def _open_if_whole(store: Path, num_images: int, kind: StoreKind) -> tuple[NDArr
 
 
 def open_map(store: Path) -> NDArray[np.uint8]:
+    """Map the items of a store into memory, read-only."""
     # A plain array over the map: indexing an np.memmap is slower, and every slice would be an np.memmap again.
     return np.asarray(np.load(store / "images.npy", mmap_mode="r"))
 

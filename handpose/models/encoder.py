@@ -151,7 +151,7 @@ def _find_layout(name: str, image_size: int | None) -> _PyramidLayout:
         if asked == own_size and (layout := _try_layout_or_none(name, own_size)) is not None:
             return layout
         return _try_layout(name, tiling, fixed_size=tiling, img_size=tiling)
-    except Exception as error:  # timm and torch each raise their own
+    except Exception as error:  # timm and torch raise exceptions of many types
         if asked != own_size:
             _find_layout(name, own_size)  # raises an error with the reason if the model accepts no size at all
             raise UserError(
@@ -244,7 +244,7 @@ def _make_weight_options(weights: str, name: str) -> dict[str, Any]:
     file = find_weights_file(weights)
     try:
         tensors = map_tensors_by_order(file, name)
-    except Exception as error:  # torch, safetensors and timm each raise their own
+    except Exception as error:  # torch, safetensors and timm raise exceptions of many types
         raise UserError(f"model.encoder.weights={weights} does not fit {name}: {_explain_error(error)}") from error
     return {"file": str(file)} if tensors is None else {"state_dict": tensors}
 
@@ -260,7 +260,7 @@ def _create(
             pretrained_cfg_overlay=source,
             **options,
         )
-    except Exception as error:  # timm, the hub's client and torch each raise their own types
+    except Exception as error:  # timm, the hub's client and torch raise exceptions of many types
         if isinstance(error, TypeError) and "drop_path_rate" in options and "drop_path_rate" in str(error):
             raise UserError(
                 f"model.encoder.drop_path={options['drop_path_rate']:g}: {name} has no branches to leave out; give "

@@ -123,7 +123,7 @@ class _HeatmapHead(nn.Module):
         """
         k, (height, width) = self.bins_per_cell, x.shape[-2:]
         heatmaps = to_at_least_float32(self.heatmaps(x)).contiguous()  # (B, K k k, h, w)
-        heatmaps = heatmaps.view(-1, NUM_JOINTS, k, k, height, width)  # row, column in a cell; row, column of it
+        heatmaps = heatmaps.view(-1, NUM_JOINTS, k, k, height, width)  # dims 2, 3: within a cell; 4, 5: cells
         u = torch.logsumexp(heatmaps, dim=(2, 4)).transpose(2, 3).flatten(2)  # (B, K, k w)
         v = torch.logsumexp(heatmaps, dim=(3, 5)).transpose(2, 3).flatten(2)  # (B, K, k h)
         attention = torch.softmax(heatmaps.flatten(2), dim=-1)
