@@ -311,9 +311,12 @@ class ImageAxes(_Axes):
     def normalize_hand(self, coordinates: Tensor, truth: HeatmapTruth) -> Tensor:
         """Return joints in lengths of the true reference bone. Losses measure bones on them.
 
-        The joints lie on the rays of their pixels, and the root has its true depth. The estimate of `decode` cannot be
-        used here:
-        it contains a square root, which has no gradient at 0.
+        The joints lie on the rays of their pixels, and the root has its true depth. `decode` estimates this depth
+        instead, but its estimate contains a square root that has no gradient at 0.
+
+        Args:
+            coordinates: (B, K, 3) coordinates along the axes.
+            truth: labels of the batch.
 
         Returns:
             (B, K, 3).

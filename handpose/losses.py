@@ -180,8 +180,7 @@ def find_inside(coordinates: Tensor) -> tuple[Tensor, Tensor]:
         coordinates: (B, K, 3) coordinates in units of the axes.
 
     Returns:
-        (B, K, 3), 1 where a coordinate lies on its axis, else 0.
-        (B, K, 3) the coordinates, with 0.5 for those outside.
+        1 where a coordinate lies on its axis, else 0; and the coordinates, with 0.5 for those outside. Both (B, K, 3).
     """
     inside = (coordinates >= 0.0) & (coordinates <= 1.0)
     return inside.to(coordinates.dtype), coordinates.where(inside, torch.full_like(coordinates, 0.5))

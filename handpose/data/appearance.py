@@ -1,6 +1,6 @@
 """Changes of an image that do not depend on the camera: another background, a patch over the hand, blur and noise.
 
-All functions change images (B, 3, H, W) in [0, 1] in place, on any device. Random numbers are drawn on the CPU, so they
+Images are (B, 3, H, W) in [0, 1], on any device, and are changed in place. Random numbers are drawn on the CPU, so they
 are the same on every device.
 """
 

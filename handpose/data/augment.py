@@ -468,8 +468,7 @@ def _change_colors(image: Tensor, gain: Tensor, contrast: Tensor) -> Tensor:
 def _split_batch(image: Tensor) -> Iterator[slice]:
     """Split a batch into parts that fit into the CPU's cache while they are changed. On a GPU there is one part.
 
-    On one core this processes 2,870 images of 224 px per second. If each operation goes over all 32
-    images of a batch, it is 1,220.
+    On one core this processes 2,870 images of 224 px per second. Without the split, for a batch of 32, it is 1,220.
     """
     count, _, height, width = image.shape
     step = max(1, _CACHED_PIXELS // (height * width)) if image.device.type == "cpu" else count

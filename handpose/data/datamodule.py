@@ -65,7 +65,7 @@ class HandDataModule(pl.LightningDataModule):
         num_workers: processes that load batches; 0 is fast unless the disk is slow.
         masks: whether training batches contain masks.
         train_on_val: whether to train on the validation split as well.
-        num_test_batches: load only this many batches of the test split; None: all.
+        num_test_batches: load only this many batches of the test split in each process; None: all.
         progress: whether to show the progress of packing, and warnings of suspicious labels, on stderr.
 
     Raises:
@@ -271,7 +271,7 @@ class HandDataModule(pl.LightningDataModule):
         return self._stores[which]
 
     def _open_masks(self) -> PackedMasks | None:
-        """Open the masks of all training and validation poses, so that every split uses the same store."""
+        """Open the masks of all training and validation poses, so that the store does not depend on their split."""
         if not self.masks or self._packed_masks is not None:
             return self._packed_masks
         train = self.splits.train
@@ -429,11 +429,11 @@ class OrderedBatches(DistributedSampler[Any]):
 
 
 def _sort_by_file(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
-    """Sort training and validation images by file, so that every split uses the same store.
+    """Sort training and validation images by file, so that the store does not depend on their split.
 
     Returns:
-        The row of each training, then of each validation image.
-        The annotations that `pack` needs, in the order of the store.
+        The row of each training, then of each validation image; and the annotations that `pack` needs, in the order of
+        the store.
     """
     files = np.concatenate([splits.train.files.paths, splits.val.files.paths])
     order = np.argsort(files, kind="stable")

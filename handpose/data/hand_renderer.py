@@ -2,7 +2,7 @@
 
 The intersection of a ray with a round cone has a closed form: its side is a quadratic surface, its ends are spheres. So
 each cone is intersected within its own box of the image, and a depth buffer keeps the nearest hit. Normals and colours
-are computed once, for the pixels that are covered. Everything is in the camera frame and in mm; the centres of pixels
+are computed once, for the pixels that are covered. Rays are traced in the camera frame and in mm; the centres of pixels
 are at integer coordinates.
 """
 

@@ -175,7 +175,7 @@ def _draw_centre(
 ) -> Floats:
     """Draw the centre of the joints' bounding box in px.
 
-    The box is inside the image or, if `cut_off`, reaches over one border by 8 to 30 % of its extent.
+    The box is inside the image or, if `cut_off`, reaches over one border by about 8 to 30 % of its extent.
     """
     extent = np.ptp(rotated_joints[:, :2], axis=0)
     half = side * extent / extent.max() / 2

@@ -187,7 +187,7 @@ def _smooth_inside(values: Pixels, inside: NDArray[np.bool_]) -> Pixels:
 def _compute_shadows(surface: Surface, light: Light, px_per_mm: float, supersampling: int) -> tuple[Pixels, Pixels]:
     """Compute how much of the light and of the sky each covered pixel receives, (P,) each, from the depth buffer alone.
 
-    There is one value for each pixel of the final image. Steps towards the light that pass below a nearer surface give
+    There is one value for each pixel of the final image. Steps towards the light that pass behind a nearer surface give
     shadow, and neighbouring pixels that are nearer to the camera hide part of the sky.
     """
     depth = surface.depth[::supersampling, ::supersampling]

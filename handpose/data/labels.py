@@ -21,8 +21,7 @@ def share_labels(splits: Splits, folder: Path) -> Splits:
     """Return the same splits with their large arrays in files under `folder`, named by a hash of their contents.
 
     The arrays can be written to; changes stay in this process. If the folder cannot be written, the arrays stay in
-    memory.
-    `pack` needs the folder as well and reports the error.
+    memory and no error is raised: `pack` needs the folder as well and reports the error.
     """
     try:
         return Splits(*(_share_split(getattr(splits, split.name), folder) for split in fields(splits)))

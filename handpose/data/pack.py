@@ -139,9 +139,7 @@ def open_store(
         progress: as in `pack`.
 
     Returns:
-        Folder of the store.
-        (N, S, S, channels) its items.
-        (N,) sides of the files in pixels.
+        The folder of the store, its items (N, S, S, channels), and the sides (N,) of the files in pixels.
 
     Raises:
         UserError: as in `pack`.

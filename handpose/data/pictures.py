@@ -49,8 +49,7 @@ def open_upright(path: Path) -> tuple[Image.Image, Image.Exif]:
         path: the file.
 
     Returns:
-        The upright image.
-        Its EXIF data as stored.
+        The upright image, and its EXIF data as stored.
 
     Raises:
         Exception: Pillow cannot read the file as an image. The type depends on the reason.

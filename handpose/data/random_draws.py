@@ -78,8 +78,7 @@ class RandomDraws:
         them. If the probability is 0, nothing is drawn.
 
         Returns:
-            (n,) int64, positions of the chosen images in this part.
-            Random draws for these n images.
+            Positions of the chosen images in this part, (n,) int64, and random draws for these n images.
         """
         if not probability:
             return torch.empty(0, dtype=torch.int64), self

@@ -17,19 +17,17 @@ class FeatureEncoder(Protocol):
 
     - note: text about its weights that the user should know; printed before training.
     - training_options: names of the options that may differ between a checkpoint and the network that loads it. All
-    other
-      options define the architecture.
+      others define the architecture.
     - depends_on_image_size: a static method. It is called with the encoder's options and returns whether the shapes of
-    the
-      weights depend on data.image_size.
+      its weights depend on data.image_size.
 
     If its constructor has these arguments, it is called with `image_size`, the side of the images in pixels, and, if a
     checkpoint provides the weights, with `pretrained=False` and `weights=None`.
 
     Attributes:
         channels: channels of the feature maps, from the finest to the coarsest.
-        reductions: strides of the feature maps in pixels, in the same order: the feature map of an (H, W) image has
-            H / reduction rows.
+        reductions: strides of the feature maps in pixels, in the same order. The feature map of an (H, W) image
+            has H / reduction rows.
     """
 
     channels: Sequence[int]

@@ -1,12 +1,10 @@
 """Our decoder: a top-down pyramid with skip connections, heatmaps for u and v, and a depth head that sees all joints.
 
 Each of `depth` blocks doubles the size of the feature map and adds the encoder's feature map of that size, if there is
-one
-(Lin et al. 2017). The two-dimensional heatmap of each joint is summed over rows and over columns as probabilities, so
-its one-dimensional heatmaps are the marginals of one distribution (Sun et al. 2018). Relative depth depends on the
-whole hand:
-features are collected under the heatmap of each joint, and one small network sees the features and positions of all
-joints, and the whole image.
+one (Lin et al. 2017). The two-dimensional heatmap of each joint is summed over rows and over columns as probabilities,
+so its one-dimensional heatmaps are the marginals of one distribution (Sun et al. 2018). Relative depth depends on the
+whole hand. So features are collected under the heatmap of each joint, and one small network sees the features and
+positions of all joints, and the whole image.
 """
 
 from collections.abc import Sequence
