@@ -1,10 +1,10 @@
-"""The pinhole camera and its inverse, Procrustes alignment, bone lengths, and the absolute depth of the root.
+"""Geometry of hands: the pinhole camera and its inverse, Procrustes alignment, bone lengths, and the depth of the root.
 
-Any number of leading dimensions is a batch (written ...); device and dtype follow the input. Camera frame: x to the
-right, y down, z away from the camera. Letters: K keypoints.
+Functions accept any number of leading batch dimensions, written as (...). Device and dtype of the result are those of
+the input. In the camera frame x points right, y down and z away from the camera. Letters: K keypoints.
 
-Intrinsics are upper triangular, [[fx, s, cx], [0, fy, cy], [0, 0, 1]], with any skew and principal point. Their
-products are written out rather than as a matrix product, because autocast and TF32 would round that to 8-11 bits.
+Intrinsics are upper triangular, [[fx, s, cx], [0, fy, cy], [0, 0, 1]], with any skew and principal point. Products with
+them are written out element by element: autocast and TF32 would round a matrix product to 8-11 bits.
 """
 
 import math
@@ -16,27 +16,38 @@ from torch import Tensor
 from handpose.skeleton import BONES, ROOT
 
 MIN_DEPTH = 0.1
-"""The least depth that `solve_root_depth` leaves to the joint nearest to the camera, in mean lengths of a bone."""
+"""Minimum depth, in mean bone lengths, that `solve_root_depth` leaves for the joint nearest to the camera."""
 
 _MIN_BONE_LIMIT = math.log(1.5)
 _MIN_SIZE_LIMIT = math.log(2.0)
 _NUM_DEVIATIONS = 6.0
-"""A bone or a hand is an outlier if its log length deviates from the median by more than so many robust standard
-deviations, and by at least the limits above: hands of real people differ by less."""
+"""A bone or a hand is an outlier if its log length deviates from the median by more than this number of robust standard
+deviations and by more than the limits above. Hands of real people differ by less than these limits."""
 
 _PARENT = [parent for parent, _ in BONES]
 _CHILD = [child for _, child in BONES]
 
 
 def disable_autocast(like: Tensor) -> torch.autocast:
-    """A context in which mixed precision leaves matrix products alone: it would round a camera or a joint to 8 bits."""
+    """Return a context manager that disables mixed precision for matrix products.
+
+    Mixed precision would round cameras and joints to 8 bits.
+
+    Args:
+        like: a tensor on the device concerned.
+    """
     return torch.autocast(like.device.type, enabled=False)
 
 
 def project(xyz: Tensor, intrinsics: Tensor) -> Tensor:
-    """Project points to the image: (..., K, 3) and (..., 3, 3) -> (..., K, 2) in pixels.
+    """Project points to the image.
 
-    A point at depth 0 has no image and gives inf or NaN.
+    Args:
+        xyz: (..., K, 3) points in the camera frame.
+        intrinsics: (..., 3, 3) in pixels.
+
+    Returns:
+        (..., K, 2) pixels. A point at depth 0 has no image; its result is inf or NaN.
     """
     x, y, z = xyz.unbind(-1)
     fx, skew, cx, fy, cy = _unpack_intrinsics(intrinsics)
@@ -45,9 +56,14 @@ def project(xyz: Tensor, intrinsics: Tensor) -> Tensor:
 
 
 def normalize_image_points(uv: Tensor, intrinsics: Tensor) -> Tensor:
-    """Where the ray of each pixel meets the plane of depth 1: K^-1 (u, v, 1), without its last 1.
+    """Return where the ray of each pixel meets the plane of depth 1: K^-1 (u, v, 1) without its last element.
 
-    uv: (..., K, 2) in pixels; intrinsics: (..., 3, 3). Returns (..., K, 2).
+    Args:
+        uv: (..., K, 2) pixels.
+        intrinsics: (..., 3, 3) in pixels.
+
+    Returns:
+        (..., K, 2) x and y at depth 1.
     """
     fx, skew, cx, fy, cy = _unpack_intrinsics(intrinsics)
     y = (uv[..., 1] - cy) / fy
@@ -56,65 +72,87 @@ def normalize_image_points(uv: Tensor, intrinsics: Tensor) -> Tensor:
 
 
 def back_project(uv: Tensor, depth: Tensor, intrinsics: Tensor) -> Tensor:
-    """The inverse of `project` where the depth is known.
+    """Return the points with the given pixels and depths, the inverse of `project`.
 
-    uv: (..., K, 2) in pixels; depth: (..., K) in any unit of length; intrinsics: (..., 3, 3).
-    Returns (..., K, 3) in the unit of `depth`.
+    Args:
+        uv: (..., K, 2) pixels.
+        depth: (..., K) in any unit of length.
+        intrinsics: (..., 3, 3) in pixels.
+
+    Returns:
+        (..., K, 3) points in the unit of `depth`.
     """
     points = normalize_image_points(uv, intrinsics)
     return torch.cat((points * depth[..., None], depth[..., None]), dim=-1)
 
 
 def procrustes_align(predicted: Tensor, target: Tensor, *, reflection: bool = False) -> Tensor:
-    """Bring predictions onto targets by the similarity transform with the least squared error (Umeyama 1991).
+    """Align predictions to targets by the similarity transform with the smallest squared error (Umeyama 1991).
 
-    predicted, target: (..., K, 3) in one unit. Computed in float64, returned in the dtype of `predicted`.
-    reflection: whether a mirrored hand may be aligned too, as in FreiHAND's own evaluation; most papers forbid it.
-    A prediction whose joints all coincide comes to lie on the target's centroid; one that is not finite gives NaN.
+    Args:
+        predicted: (..., K, 3) joints.
+        target: (..., K, 3) joints in the same unit.
+        reflection: allow mirroring as well, as FreiHAND's own evaluation does. Most papers do not.
+
+    Returns:
+        (..., K, 3) aligned predictions in the dtype of `predicted`; they are computed in float64. If all joints of a
+        prediction coincide, they are placed on the centroid of the target. A prediction that is not finite gives NaN.
     """
     dtype, predicted, target = predicted.dtype, predicted.double(), target.double()
     target_centroid = target.mean(dim=-2, keepdim=True)
     centred = predicted - predicted.mean(dim=-2, keepdim=True)
     covariance = centred.mT @ (target - target_centroid)  # (..., 3, 3)
-    u, segment, vt = torch.linalg.svd(covariance.nan_to_num(0, 0, 0))  # svd raises for NaN, and one hand is no reason
+    # svd raises an error for NaN, but one bad prediction must not stop the evaluation of the others.
+    u, singular_values, vt = torch.linalg.svd(covariance.nan_to_num(0, 0, 0))
     if not reflection:
         sign = torch.linalg.det(u @ vt).sign()
-        segment = torch.cat((segment[..., :2], segment[..., 2:] * sign[..., None]), dim=-1)
+        singular_values = torch.cat((singular_values[..., :2], singular_values[..., 2:] * sign[..., None]), dim=-1)
         u = torch.cat((u[..., :2], u[..., 2:] * sign[..., None, None]), dim=-1)
-    scale = segment.sum(dim=-1) / _compute_squared_size(predicted, centred)
+    scale = singular_values.sum(dim=-1) / _compute_squared_size(predicted, centred)
     aligned = (scale[..., None, None] * centred) @ (u @ vt) + target_centroid
     return aligned.to(dtype)
 
 
 def to_root_relative(xyz: Tensor, root: int = ROOT) -> Tensor:
-    """Points (..., K, 3) relative to their root joint."""
+    """Return points (..., K, 3) relative to their root joint."""
     return xyz - xyz[..., root : root + 1, :]
 
 
 def compute_bone_lengths(xyz: Tensor) -> Tensor:
-    """Lengths of the 20 bones in the order of `skeleton.BONES`: (..., K, 3) -> (..., 20)."""
+    """Compute the lengths of the 20 bones in the order of `skeleton.BONES`: (..., K, 3) -> (..., 20)."""
     return torch.linalg.vector_norm(xyz[..., _CHILD, :] - xyz[..., _PARENT, :], dim=-1)
 
 
 class HandProportions(NamedTuple):
-    """How the N hands of a data set compare with the median hand. Logarithms, so that 0 means equal."""
+    """Proportions of the N hands of a data set compared with the median hand.
 
-    size: Tensor  # (N,) log of the hand's size relative to the median size
-    bones: Tensor  # (N, 20) log of each bone's length relative to the median bone of a hand of that size
-    is_unusual_size: Tensor  # (N,) bool
-    is_unusual_bone: Tensor  # (N, 20) bool
+    Attributes:
+        size: (N,) log of the size of each hand relative to the median size, so 0 means equal.
+        bones: (N, 20) log of the length of each bone relative to the median bone of a hand of the same size.
+        is_unusual_size: (N,) bool, whether the size is an outlier.
+        is_unusual_bone: (N, 20) bool, whether the length of a bone is an outlier.
+    """
+
+    size: Tensor
+    bones: Tensor
+    is_unusual_size: Tensor
+    is_unusual_bone: Tensor
 
     @property
     def is_typical(self) -> Tensor:
-        """(N,) bool: neither the size nor any bone is an outlier."""
+        """(N,) bool, whether neither the size nor any bone of a hand is an outlier."""
         return ~(self.is_unusual_size | self.is_unusual_bone.any(dim=-1))
 
 
 def compare_proportions(xyz: Tensor) -> HandProportions:
-    """Compare the bones of N hands, (N, K, 3) in one unit, with the median hand.
+    """Compare the bones of hands with those of the median hand.
 
-    Only medians and median absolute deviations are used, so wrong labels do not move the result while they are fewer
-    than half. The size of a hand is the median over its bones; one wrong joint does not change it either.
+    The function uses medians and median absolute deviations, so wrong labels do not affect the result as long as fewer
+    than half are wrong. The size of a hand is the median over its bones, which a single wrong joint does not change
+    either.
+
+    Args:
+        xyz: (N, K, 3) joints, all in one unit.
     """
     lengths = compute_bone_lengths(xyz.double())
     size = (lengths / lengths.nanmedian(dim=0).values).nanmedian(dim=-1).values
@@ -130,30 +168,49 @@ def compare_proportions(xyz: Tensor) -> HandProportions:
 
 
 def select_typical_hands(xyz: Tensor) -> Tensor:
-    """The hands, (M, K, 3) of (N, K, 3), whose size and bones are no outliers; all of them where none is typical."""
+    """Select the hands whose size and bones are not outliers.
+
+    Args:
+        xyz: (N, K, 3) joints, all in one unit.
+
+    Returns:
+        (M, K, 3) the typical hands; all hands if none is typical.
+    """
     typical = xyz[compare_proportions(xyz).is_typical]
     return typical if len(typical) else xyz
 
 
 def find_outliers(deviations: Tensor, *, min_limit: float) -> Tensor:
-    """Which deviations from a median, (N, ...), are more than 6 robust standard deviations (1.4826 MAD) and
-    `min_limit`.
+    """Find deviations of more than 6 robust standard deviations (1.4826 MAD) and more than `min_limit`.
+
+    Args:
+        deviations: (N, ...) deviations from the median.
+        min_limit: smaller deviations are never outliers.
+
+    Returns:
+        (N, ...) bool. NaN is an outlier.
     """
     spread = 1.4826 * deviations.abs().nanmedian(dim=0).values
-    return ~(deviations.abs() <= (_NUM_DEVIATIONS * spread).clamp_min(min_limit))  # NaN is an outlier too
+    return ~(deviations.abs() <= (_NUM_DEVIATIONS * spread).clamp_min(min_limit))  # `not <=` is true for NaN
 
 
 def solve_root_depth(points: Tensor, relative_depth: Tensor, lengths: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Absolute depth of the root from known bone lengths, in closed form.
-
-    points: (..., K, 2) from `normalize_image_points`; relative_depth: (..., K), depth minus that of the root; lengths:
-    (..., 20) or (20,) of `skeleton.BONES`; weights: (20,), how much to trust each bone (1 by default).
-    Returns (...,) in the unit of the depths and lengths, at least so large that every joint lies before the camera.
+    """Compute the absolute depth of the root from known bone lengths, in closed form.
 
     With joint j at (x_j, 1) (Z + r_j), a bone gives |d Z + e|^2 + (r_m - r_n)^2 = L^2, where d = x_m - x_n and
-    e = x_m r_m - x_n r_n. Iqbal et al. 2018 solve this quadratic for one bone (here: weight on that bone only); the
+    e = x_m r_m - x_n r_n. Iqbal et al. 2018 solve this quadratic for one bone (here: a weight on that bone only). The
     sum over all bones is again a quadratic in Z, and its larger root averages the noise of 20 bones. Noise can leave no
-    real root; then its vertex is the Z that comes nearest.
+    real root; then the result is the vertex of the parabola, the Z that comes nearest to a solution.
+
+    Args:
+        points: (..., K, 2) from `normalize_image_points`.
+        relative_depth: (..., K) depth minus the depth of the root.
+        lengths: (..., 20) or (20,) lengths of `skeleton.BONES`, in the unit of `relative_depth`.
+        weights: (20,) how much each bone counts; None: all alike.
+
+    Returns:
+        (...) depth of the root in the unit of `lengths`. It is large enough to place every joint in front of the
+        camera.
     """
     rays, r = points, relative_depth[..., None]
     d = _subtract_parents(rays)  # (..., 20, 2)
@@ -167,20 +224,23 @@ def solve_root_depth(points: Tensor, relative_depth: Tensor, lengths: Tensor, we
 
 
 def _unpack_intrinsics(intrinsics: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """fx, skew, cx, fy, cy, each (..., 1), so that they broadcast over the keypoints."""
+    """Return fx, skew, cx, fy and cy, each (..., 1) so that they broadcast over the keypoints."""
     (fx, skew, cx), (_, fy, cy) = (row.unbind(-1) for row in intrinsics[..., None, :2, :].unbind(-2))
     return fx, skew, cx, fy, cy
 
 
 def _compute_squared_size(predicted: Tensor, centred: Tensor) -> Tensor:
-    """Squared size of a hand (...,); infinite for a point, whose centred joints are rounding errors only."""
+    """Return the squared size (...) of each hand.
+
+    It is infinite for a hand whose joints coincide, since its centred joints are only rounding errors.
+    """
     size = centred.square().sum(dim=(-2, -1))
     rounding = 1e-12 * predicted.abs().amax(dim=(-2, -1))
     return size.masked_fill(size <= rounding.square(), torch.inf)
 
 
 def _subtract_parents(values: Tensor) -> Tensor:
-    """Child minus parent of every bone: (..., K, C) -> (..., 20, C)."""
+    """Return child minus parent for every bone: (..., K, C) -> (..., 20, C)."""
     return values[..., _CHILD, :] - values[..., _PARENT, :]
 
 

@@ -1,12 +1,13 @@
-"""Keypoints <-> heatmaps: the one place that knows how coordinates become bins and bins become coordinates.
+"""Keypoints <-> heatmaps: the only module that knows how coordinates become bins and bins become coordinates.
 
-A network gives each joint three one-dimensional heatmaps, one along each axis (logits over bins). An axis runs over
-[0, 1]; bin i of n has its centre at (i + 0.5) / n, and `sigma` is a fraction of the axis. So neither the depth of a
-decoder nor the number of bins changes what the network is asked for, as long as sigma is at least half a bin. What the
-axes mean is a choice: `ImageAxes` (u, v and relative depth, metric through the intrinsics; Iqbal et al. 2018) or
-`CameraAxes` (fixed ranges of millimetres, as in the original design). So are the shape of the target heatmaps, and how
-predicted heatmaps are read out when a network is used. In training they are always read out by the soft-argmax, which
-has a gradient.
+For each joint, a network predicts three one-dimensional heatmaps, one for each axis, as logits over bins. An axis
+covers [0, 1]. The centre of bin i of n is at (i + 0.5) / n, and `sigma` is a fraction of the axis. So neither the depth
+of the decoder nor the number of bins changes the targets, as long as sigma is at least half a bin.
+
+The meaning of the axes can be chosen: `ImageAxes` (u, v and relative depth, which the intrinsics turn into metres;
+Iqbal et al. 2018) or `CameraAxes` (fixed ranges in millimetres, as in the original design). The shape of the target
+heatmaps can be chosen as well, and how coordinates are read from predicted heatmaps. Training always reads them by
+soft-argmax, which has a gradient.
 
 Letters: B batch, K keypoints, W, H, D bins along the axes.
 """
@@ -26,57 +27,85 @@ HeatmapShape = Literal["gaussian", "laplacian"]
 ReadOut = Literal["soft_argmax", "debiased"]
 
 _MIN_WIDTH = 0.5
-"""Standard deviation of a target heatmap, in bins, at least. A narrower one would fall into a single bin wherever its
-coordinate lies in it, and would not tell where: its mean would be wrong by up to half a bin."""
+"""Minimum standard deviation of a target heatmap, in bins. A narrower heatmap would fall almost into a single bin and
+lose the position within that bin: its mean would be wrong by up to half a bin."""
 
 _CURVE_POINTS = 513
-"""Coordinates for which the debiased read-out knows the mean of the target; it is linear between them."""
+"""Number of coordinates for which the debiased read-out computes the mean of the target. It interpolates linearly
+between them."""
 
 
 class AxisLogits(NamedTuple):
-    """What every decoder gives: unnormalised log-probabilities of each joint along the three axes."""
+    """Output of every decoder: unnormalised log-probabilities of each joint along the three axes.
 
-    u: Tensor  # (B, K, W)
-    v: Tensor  # (B, K, H)
-    depth: Tensor  # (B, K, D)
+    Attributes:
+        u: (B, K, W).
+        v: (B, K, H).
+        depth: (B, K, D).
+    """
+
+    u: Tensor
+    v: Tensor
+    depth: Tensor
 
 
 class HeatmapTruth(NamedTuple):
-    """What is known of the hands in a batch of views; a loss takes of it what it needs."""
+    """Labels of a batch of views. Each loss uses the part that it needs.
 
-    coordinates: Tensor  # (B, K, 3), along the axes, as `encode` gives them
-    xyz_m: Tensor  # (B, K, 3), metres, camera frame
-    intrinsics: Tensor  # (B, 3, 3), px
-    size: tuple[int, int]  # (H, W) of the pictures
+    Attributes:
+        coordinates: (B, K, 3) coordinates along the axes, from `encode`.
+        xyz_m: (B, K, 3) joints in metres, camera frame.
+        intrinsics: (B, 3, 3) in pixels.
+        size: (H, W) of the images in pixels.
+    """
+
+    coordinates: Tensor
+    xyz_m: Tensor
+    intrinsics: Tensor
+    size: tuple[int, int]
 
 
 def compute_bin_centers(bins: int, *, like: Tensor) -> Tensor:
-    """Centres of the bins of an axis, (bins,) in [0, 1]."""
+    """Return the centres of the bins of an axis, (bins,) in [0, 1]."""
     return (torch.arange(bins, device=like.device, dtype=like.dtype) + 0.5) / bins
 
 
 def draw_gaussian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
-    """Draw a normalised Gaussian round each coordinate: its density at the centres of the bins.
+    """Draw a normalised Gaussian around each coordinate, sampled at the centres of the bins.
 
-    coordinates: (...) in units of the axis. sigma: its standard deviation; at least half a bin is used, so that the
-    mean of the heatmap is the coordinate to 0.03 bins, but for what the border of the axis cuts off. Returns
-    (..., bins) that sum to one, also where the coordinate lies outside the axis (there the nearest bins hold the mass).
+    Args:
+        coordinates: (...) coordinates in units of the axis.
+        bins: number of bins.
+        sigma: standard deviation as a fraction of the axis. At least half a bin is used, so that the mean of a heatmap
+            equals its coordinate to within 0.03 bins, unless the border of the axis cuts the Gaussian off.
+
+    Returns:
+        (..., bins) heatmaps that sum to 1. If a coordinate lies outside the axis, the nearest bins hold the mass.
     """
     distance = (compute_bin_centers(bins, like=coordinates) - coordinates.unsqueeze(-1)) / _compute_width(sigma, bins)
     return torch.softmax(-0.5 * distance.square(), dim=-1)
 
 
 def draw_laplacian_heatmaps(coordinates: Tensor, *, bins: int, sigma: float) -> Tensor:
-    """Draw a normalised Laplacian round each coordinate: a sharper peak and longer tails than the Gaussian's.
+    """Draw a normalised Laplacian around each coordinate. It has a sharper peak and longer tails than a Gaussian.
 
-    A bin has the mass of the Laplacian within its borders: densities at the centres would be the same for all
-    coordinates before the first and behind the last centre. sigma: its standard deviation, sqrt(2) times its scale; at
-    least half a bin is used, with which the mean of the heatmap is the coordinate to 0.06 bins. Otherwise as
-    `draw_gaussian_heatmaps`.
+    The value of a bin is the mass of the Laplacian between its borders. Densities at the centres would be identical for
+    all coordinates before the first centre, and for all behind the last one.
+
+    Args:
+        coordinates: (...) coordinates in units of the axis.
+        bins: number of bins.
+        sigma: standard deviation as a fraction of the axis, which is sqrt(2) times the scale parameter. At least half a
+            bin is used, so that the mean of a heatmap equals its coordinate to within 0.06 bins, unless the border of
+            the axis cuts the Laplacian off.
+
+    Returns:
+        (..., bins) heatmaps that sum to 1. If a coordinate lies outside the axis, the nearest bins hold the mass.
     """
     scale = _compute_width(sigma, bins) / math.sqrt(2.0)
     low = compute_bin_centers(bins, like=coordinates) - 0.5 / bins
-    above_low = coordinates.clamp(0.0, 1.0).unsqueeze(-1) - low  # of all that lie outside the axis the mass is the same
+    # Clamping changes nothing outside the axis: after normalisation the mass there does not depend on the distance.
+    above_low = coordinates.clamp(0.0, 1.0).unsqueeze(-1) - low
     below_high = 1.0 / bins - above_low
     around = -torch.expm1(-above_low.clamp_min(0.0) / scale) - torch.expm1(-below_high.clamp_min(0.0) / scale)
     beside = -math.expm1(-1.0 / bins / scale) * torch.exp(-torch.maximum(-above_low, -below_high) / scale)
@@ -95,38 +124,55 @@ _DRAW_FUNCTIONS: dict[HeatmapShape, Callable[..., Tensor]] = {
 
 
 def soft_argmax(logits: Tensor) -> Tensor:
-    """Expected coordinate of each heatmap, (..., bins) -> (...) in [0, 1].
+    """Compute the expected coordinate of each heatmap.
 
-    Near the borders of the axis, and with mass spread over it, it is pulled towards the middle (Gu et al. 2021).
+    The result is biased towards the middle of the axis when the heatmap is near a border or has mass all over the axis
+    (Gu et al. 2021).
+
+    Args:
+        logits: (..., bins) unnormalised log-probabilities.
+
+    Returns:
+        (...) coordinates in [0, 1].
     """
-    # Written out, because mixed precision rounds a matrix product to 8 bits: a third of a pixel of 96.
+    # Not a matrix product, which mixed precision would round to 8 bits: a third of a pixel at an image size of 96 px.
     return (torch.softmax(logits, dim=-1) * compute_bin_centers(logits.shape[-1], like=logits)).sum(dim=-1)
 
 
 def debiased_argmax(logits: Tensor, *, sigma: float, target: HeatmapShape) -> Tensor:
-    """The coordinate whose target heatmap has the mean of the given one, (..., bins) -> (...) in [0, 1].
+    """Return the coordinate whose target heatmap has the same mean as the given heatmap.
 
-    sigma, target: of the heatmaps the network was trained on. What the soft-argmax makes of each coordinate's own
-    target is known, and is undone here: like Gu et al. 2021 it compensates the pull towards the middle, that of a
-    target cut off by the border and that of mass that lies evenly over the axis. Exact for targets; inside the axis it
-    is the soft-argmax, which is the best guess of a network that is not sure, as the place of the mode is not. One bin
-    tells nothing about the coordinate: then the middle is returned.
+    The mean of a heatmap, its soft-argmax, is biased towards the middle of the axis. One cause is mass that is spread
+    evenly over the axis; it is removed by subtracting the smallest value. The other cause is that the border of the
+    axis cuts off part of the heatmap; it is corrected with a table of the means of target heatmaps (compare Gu et al.
+    2021, who correct the same biases). The result is exact for target heatmaps. Away from the borders it is the mean,
+    which is the best estimate of an uncertain network; the mode is not.
+
+    Args:
+        logits: (..., bins) unnormalised log-probabilities. A single bin contains no information about the coordinate;
+            the result is then the middle of the axis.
+        sigma: standard deviation of the heatmaps that the network was trained on, as a fraction of the axis.
+        target: shape of those heatmaps.
+
+    Returns:
+        (...) coordinates in [0, 1].
     """
     if logits.shape[-1] == 1:
         return soft_argmax(logits)
     coordinates = torch.linspace(0.0, 1.0, _CURVE_POINTS, device=logits.device, dtype=logits.dtype)
-    curve = _mean_above_minimum(_DRAW_FUNCTIONS[target](coordinates, bins=logits.shape[-1], sigma=sigma))  # rises
+    curve = _mean_above_minimum(_DRAW_FUNCTIONS[target](coordinates, bins=logits.shape[-1], sigma=sigma))  # increasing
     mean = _mean_above_minimum(torch.softmax(logits, dim=-1)).clamp(curve[0], curve[-1]).unsqueeze(-1)
-    above = (curve[1:-1] <= mean).sum(dim=-1)  # the piece of the curve, (...)
+    above = (curve[1:-1] <= mean).sum(dim=-1)  # (...) index of the segment of the curve
     low, high = curve[above], curve[above + 1]
     share = (mean.squeeze(-1) - low) / (high - low).clamp_min(torch.finfo(low.dtype).tiny)
     return (above + share.clamp(0.0, 1.0)) / (_CURVE_POINTS - 1)
 
 
 def _mean_above_minimum(heatmaps: Tensor) -> Tensor:
-    """Mean coordinate, (..., bins) -> (...), of what rises above the least bin; of an even heatmap the middle.
+    """Return the mean coordinate of each heatmap after its smallest bin is subtracted, (..., bins) -> (...).
 
-    Of two bins only one would be left, wherever the coordinate is: there it is the mean of all mass.
+    The result for a constant heatmap is the middle. With two bins the subtraction would always leave only one, so there
+    the mean is taken over all mass.
     """
     if heatmaps.shape[-1] < 3:
         return (heatmaps * compute_bin_centers(heatmaps.shape[-1], like=heatmaps)).sum(dim=-1)
@@ -135,19 +181,19 @@ def _mean_above_minimum(heatmaps: Tensor) -> Tensor:
 
 
 def to_at_least_float32(x: Tensor) -> Tensor:
-    """Sums of fewer bits would lose them; what has more keeps them."""
+    """Convert to float32, unless the tensor is more precise already. Sums with fewer bits would be too inexact."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def compute_expected_coordinates(logits: AxisLogits) -> Tensor:
-    """Soft-argmax of all joints along the three axes, (B, K, 3) in [0, 1], in at least float32."""
+    """Compute the soft-argmax of all joints along the three axes: (B, K, 3) in [0, 1], in at least float32."""
     return torch.stack([soft_argmax(to_at_least_float32(axis)) for axis in logits], dim=-1)
 
 
 class _Axes(nn.Module):
-    """What all axes share: the heatmaps that are drawn along them, and how they are read out."""
+    """Base class of all axes: draws heatmaps along them and reads coordinates from heatmaps."""
 
-    extent: Tensor  # (3,), length of the axes in the unit of an error along them
+    extent: Tensor  # (3,), length of each axis in the unit of its errors
 
     def __init__(self, *, sigma: float, target: HeatmapShape, read_out: ReadOut) -> None:
         if not 0.0 < sigma < 1.0:
@@ -158,11 +204,17 @@ class _Axes(nn.Module):
         self.kind = read_out
 
     def draw_heatmaps(self, coordinates: Tensor, *, bins: int) -> Tensor:
-        """The heatmaps that a network is to give for coordinates (...) along one axis, (..., bins), of sum one."""
+        """Draw the target heatmaps for coordinates along one axis: (...) -> (..., bins), each with sum 1."""
         return _DRAW_FUNCTIONS[self.target](coordinates, bins=bins, sigma=self.sigma)
 
     def read_out(self, logits: AxisLogits) -> Tensor:
-        """Coordinates of all joints along the axes, (B, K, 3) in [0, 1], at least in float32: those it is judged by."""
+        """Read the coordinates of all joints from predicted heatmaps, as the configuration says.
+
+        Metrics and predictions use these coordinates.
+
+        Returns:
+            (B, K, 3) in [0, 1], in at least float32.
+        """
         if self.kind == "soft_argmax":
             return compute_expected_coordinates(logits)
         return torch.stack(
@@ -172,11 +224,16 @@ class _Axes(nn.Module):
 
 
 class ImageAxes(_Axes):
-    """Axes u, v in pixels and depth relative to the root joint, in lengths of the reference bone.
+    """Axes u and v in pixels, and depth relative to the root joint in lengths of the reference bone.
 
-    sigma, target: standard deviation, as a fraction of each axis, and shape of the target heatmaps. read_out: of
-    predictions. `fit` takes from the training set what turns relative into metric depth: the range of the depth axis,
-    the hand's mean proportions and its mean size; they travel in the checkpoint.
+    `fit` takes from the training set what is needed to turn relative depth into metres: the range of the depth axis,
+    and the mean proportions and mean size of the hands. Checkpoints contain these values.
+
+    Args:
+        sigma: standard deviation of the target heatmaps as a fraction of the axis. At least half a bin is used.
+        target: shape of the target heatmaps.
+        read_out: how coordinates are read from predicted heatmaps; soft_argmax: the mean of the heatmap; debiased: the
+            mean, corrected near the borders of the axis. Either works with the same weights.
     """
 
     depth_range: Tensor  # ()
@@ -191,25 +248,34 @@ class ImageAxes(_Axes):
         self.register_buffer("extent", torch.ones(3), persistent=False)
 
     def fit(self, xyz_m: Tensor, *, is_trained: bool = False) -> None:
-        """Take range, proportions and size from the training set's joints, (N, K, 3) in metres, camera frame.
+        """Fit range, proportions and size to the joints of the training set.
 
-        Hands whose bones are far from the median hand do not count: a single wrong joint can make the reference bone
-        of its hand arbitrarily short. is_trained: the range of depth stays, since the logits of a trained network
-        refer to it.
+        Hands with bones that differ strongly from the median hand are ignored, since a single wrong joint can make the
+        reference bone of its hand arbitrarily short.
+
+        Args:
+            xyz_m: (N, K, 3) joints in metres, camera frame.
+            is_trained: keep the range of the depth axis, because the logits of a trained network refer to it.
         """
         typical_m = geometry.select_typical_hands(xyz_m)
         lengths = geometry.compute_bone_lengths(typical_m)
         scale = lengths[:, BONES.index(REFERENCE_BONE)]
         relative = (typical_m[..., 2] - typical_m[:, ROOT, None, 2]) / scale[:, None]
-        if not is_trained:  # a tenth to spare, for hands the training set does not hold
+        if not is_trained:  # a margin of 10 % for hands that are not in the training set
             self.depth_range.copy_(1.1 * relative.abs().max())
         self.bone_lengths.copy_((lengths / scale[:, None]).mean(0))
         self.scale_m.copy_(scale.mean())
 
     def encode(self, xyz_m: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
-        """Coordinates along the axes, (B, K, 3), of joints in metres; size is (H, W) of the picture.
+        """Return the coordinates of joints along the axes.
 
-        Outside [0, 1] where a joint lies outside the picture.
+        Args:
+            xyz_m: (B, K, 3) joints in metres, camera frame.
+            intrinsics: (B, 3, 3) in pixels.
+            size: (H, W) of the images in pixels.
+
+        Returns:
+            (B, K, 3) coordinates; those of a joint outside the image lie outside [0, 1].
         """
         height, width = size
         uv = geometry.project(xyz_m, intrinsics)
@@ -224,9 +290,17 @@ class ImageAxes(_Axes):
         )
 
     def decode(self, coordinates: Tensor, intrinsics: Tensor, size: tuple[int, int], scale_m: Tensor) -> Tensor:
-        """Joints in metres in the camera frame, (B, K, 3); scale_m (B,) is NaN where the hand's size is unknown.
+        """Return joints in the camera frame. The depth of the root is solved from the intrinsics and the bone lengths.
 
-        The root's depth comes in closed form from the intrinsics and the lengths of the bones.
+        Args:
+            coordinates: (B, K, 3) coordinates along the axes.
+            intrinsics: (B, 3, 3) in pixels.
+            size: (H, W) of the images in pixels.
+            scale_m: (B,) length of the reference bone in metres; NaN where it is unknown: then the mean of the training
+                hands is used.
+
+        Returns:
+            (B, K, 3) joints in metres.
         """
         uv, relative = self._split_coordinates(coordinates, size)
         points = geometry.normalize_image_points(uv, intrinsics)
@@ -235,16 +309,24 @@ class ImageAxes(_Axes):
         return geometry.back_project(uv, depth * scale[:, None], intrinsics)
 
     def normalize_hand(self, coordinates: Tensor, truth: HeatmapTruth) -> Tensor:
-        """Joints in lengths of the true reference bone, (B, K, 3), on the rays of their pixels, the root in true depth.
+        """Return joints in lengths of the true reference bone. Losses measure bones on them.
 
-        What bones are measured on. `decode` estimates the root's depth, and a square root in that has no gradient at 0.
+        The joints lie on the rays of their pixels, and the root has its true depth. `decode` estimates this depth
+        instead, but its estimate contains a square root that has no gradient at 0.
+
+        Args:
+            coordinates: (B, K, 3) coordinates along the axes.
+            truth: labels of the batch.
+
+        Returns:
+            (B, K, 3).
         """
         uv, relative = self._split_coordinates(coordinates, truth.size)
         root = truth.xyz_m[:, ROOT, 2] / _compute_reference_length(truth.xyz_m)
         return geometry.back_project(uv, root[:, None] + relative, truth.intrinsics)
 
     def _split_coordinates(self, coordinates: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Pixels, (B, K, 2), and depth relative to the root's in lengths of the reference bone, (B, K)."""
+        """Return pixels, (B, K, 2), and depth relative to the root in lengths of the reference bone, (B, K)."""
         height, width = size
         uv = torch.stack([coordinates[..., 0] * width - 0.5, coordinates[..., 1] * height - 0.5], dim=-1)
         relative = (coordinates[..., 2] - 0.5) * 2.0 * self.depth_range
@@ -252,9 +334,16 @@ class ImageAxes(_Axes):
 
 
 class CameraAxes(_Axes):
-    """Axes x, y, z of the camera frame over fixed ranges of millimetres: the original design, without intrinsics.
+    """Axes x, y and z of the camera frame over fixed ranges, without intrinsics, as in the original design.
 
-    x_mm, y_mm, z_mm: (low, high) of each axis. sigma, target, read_out: as in ImageAxes.
+    Args:
+        sigma: standard deviation of the target heatmaps as a fraction of the axis. At least half a bin is used.
+        target: shape of the target heatmaps.
+        read_out: how coordinates are read from predicted heatmaps; soft_argmax: the mean of the heatmap; debiased: the
+            mean, corrected near the borders of the axis. Either works with the same weights.
+        x_mm: lower and upper end of the x axis in mm.
+        y_mm: lower and upper end of the y axis in mm.
+        z_mm: lower and upper end of the z axis in mm.
     """
 
     low_m: Tensor  # (3,)
@@ -278,7 +367,15 @@ class CameraAxes(_Axes):
         self.register_buffer("extent", ranges[:, 1] - ranges[:, 0])
 
     def fit(self, xyz_m: Tensor, *, is_trained: bool = False) -> None:
-        """Check that the ranges hold the training set's joints, (N, K, 3) in metres; a share outside is refused."""
+        """Check that the ranges contain the joints of the training set.
+
+        Args:
+            xyz_m: (N, K, 3) joints in metres, camera frame.
+            is_trained: not used.
+
+        Raises:
+            UserError: more than 1 % of the coordinates lie outside.
+        """
         outside = ((self.encode(xyz_m, xyz_m, (1, 1)) - 0.5).abs() > 0.5).float().mean().item()
         if outside > 0.01:
             typical_m = geometry.select_typical_hands(xyz_m)
@@ -289,21 +386,21 @@ class CameraAxes(_Axes):
             )
 
     def encode(self, xyz_m: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
-        """Coordinates along the axes, (B, K, 3); intrinsics and size play no part."""
+        """Return the coordinates of joints along the axes, (B, K, 3). Intrinsics and size are not used."""
         return (xyz_m - self.low_m) / (self.extent / 1000.0)
 
     def decode(self, coordinates: Tensor, intrinsics: Tensor, size: tuple[int, int], scale_m: Tensor) -> Tensor:
-        """Joints in metres in the camera frame, (B, K, 3); only the coordinates play a part."""
+        """Return joints in metres in the camera frame, (B, K, 3). Only the coordinates are used."""
         return self.low_m + coordinates * (self.extent / 1000.0)
 
     def normalize_hand(self, coordinates: Tensor, truth: HeatmapTruth) -> Tensor:
-        """Joints in lengths of the true reference bone, (B, K, 3): what bones are measured on."""
+        """Return joints in lengths of the true reference bone, (B, K, 3). Losses measure bones on them."""
         metres = self.decode(coordinates, truth.intrinsics, truth.size, truth.xyz_m)
         return metres / _compute_reference_length(truth.xyz_m)[:, None, None]
 
 
 def _compute_reference_length(xyz_m: Tensor) -> Tensor:
-    """Length of the reference bone, (B,) in metres."""
+    """Return the length of the reference bone, (B,) in metres."""
     return geometry.compute_bone_lengths(xyz_m)[:, BONES.index(REFERENCE_BONE)]
 
 

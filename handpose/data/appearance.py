@@ -1,7 +1,7 @@
-"""What else may change about a picture beside its camera: another background, a patch over the hand, blur, noise.
+"""Changes of an image that do not depend on the camera: another background, a patch over the hand, blur and noise.
 
-Each acts on pictures in [0, 1], (B, 3, H, W), in place, wherever they lie. What is random is drawn on the CPU, so that
-it is the same on every device.
+Images are (B, 3, H, W) in [0, 1], on any device, and are changed in place. Random numbers are drawn on the CPU, so they
+are the same on every device.
 """
 
 import math
@@ -20,23 +20,39 @@ from handpose import geometry
 from handpose.data.random_draws import RandomDraws
 from handpose.errors import UserError
 
-_TEXTURES = ((0.3, 3), (0.2, 8), (0.12, 24))  # amplitude and knots a side: a slope, blotches, grain
-_HUE = 0.3  # of the amplitude, what differs between the channels
-_BLUR = (0.003, 0.012)  # standard deviation, in sides of the picture: 0.3 to 1.2 px of 96
-_NOISE_MARGIN = 32  # px by which pictures see the field of noise shifted
+_TEXTURES = ((0.3, 3), (0.2, 8), (0.12, 24))  # amplitude and number of knots per side: gradient, blotches, grain
+_HUE = 0.3  # part of the amplitude that differs between the channels
+_BLUR = (0.003, 0.012)  # standard deviation as a fraction of the image side: 0.3 to 1.2 px of 96
+_NOISE_MARGIN = 32  # px, largest offset of an image in the field of noise
 _BACKGROUND_PX = 256
 _MAX_BACKGROUNDS = 500  # 98 MB
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def replace_backgrounds(image: Tensor, cover: Tensor, backgrounds: Tensor, rows: Tensor) -> None:
-    """Put other pictures behind the hands of the given rows, (n,); cover: (n, 1, H, W) in [0, 1], 1 on the hand."""
+    """Replace the backgrounds of some images.
+
+    Args:
+        image: (B, 3, H, W), changed in place.
+        cover: (n, 1, H, W) in [0, 1], 1 on the hand.
+        backgrounds: (n, 3, H, W) new backgrounds.
+        rows: (n,) the images to change.
+    """
     rows = rows.to(image.device)
     image[rows] = torch.lerp(backgrounds, image[rows], cover)
 
 
 def draw_backgrounds(size: tuple[int, int], draws: RandomDraws, device: torch.device) -> Tensor:
-    """Some colour, mostly a dull one, with smooth noise of several scales, plain to busy: (count, 3, H, W)."""
+    """Draw backgrounds: a colour, mostly a dull one, with smooth noise of several scales, from plain to busy.
+
+    Args:
+        size: (H, W) of the images.
+        draws: random numbers for the images.
+        device: device of the result.
+
+    Returns:
+        (count, 3, H, W) in [0, 1].
+    """
     busy, saturation = draws.uniform(1, 1, 1), draws.uniform(1, 1, 1)
     color = draws.uniform(3, 1, 1)
     color = torch.lerp(color.mean(dim=1, keepdim=True), color, saturation.square()).to(device)
@@ -48,11 +64,21 @@ def draw_backgrounds(size: tuple[int, int], draws: RandomDraws, device: torch.de
 
 
 def crop_backgrounds(folder: str, size: tuple[int, int], draws: RandomDraws, device: torch.device) -> Tensor:
-    """Random parts of random pictures of a folder, every second one mirrored: (count, 3, H, W)."""
+    """Cut random parts from random images of a folder. Half of them are mirrored on average.
+
+    Args:
+        folder: folder with images.
+        size: (H, W) of the result.
+        draws: random numbers for the images.
+        device: device of the result.
+
+    Returns:
+        (count, 3, H, W) in [0, 1].
+    """
     pictures = read_backgrounds(folder)
     count, rows = draws.count, draws.integers(len(pictures))
     part, left, top, side = (draws.uniform() for _ in range(4))
-    part = 0.4 + 0.6 * part  # of the side
+    part = 0.4 + 0.6 * part  # fraction of the side
     transform = torch.zeros(count, 2, 3)
     transform[:, 0, 0] = part * torch.where(side < 0.5, 1.0, -1.0)
     transform[:, 1, 1] = part
@@ -65,9 +91,19 @@ def crop_backgrounds(folder: str, size: tuple[int, int], draws: RandomDraws, dev
 
 @lru_cache(maxsize=1)
 def read_backgrounds(folder: str) -> Tensor:
-    """The pictures of a folder and those in it, as squares of 256 px: (M, 3, 256, 256) uint8; 500 of them at most.
+    """Read the images of a folder and of the folders in it as squares of 256 px.
 
-    Kept from one training to the next. Raises UserError when the folder has no pictures, or one cannot be read.
+    Of more than 500 images, 500 are used, evenly spaced in the order of their names. The result is cached for the next
+    training.
+
+    Args:
+        folder: folder with images.
+
+    Returns:
+        (M, 3, 256, 256) uint8.
+
+    Raises:
+        UserError: the folder has no images, or one cannot be read.
     """
     files = sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
@@ -89,17 +125,32 @@ def _read_square(file: Path) -> np.ndarray:
 
 
 class Patches(NamedTuple):
-    """Turned ellipses and rectangles over some pictures: where they lie, px, and what they look like."""
+    """Rotated ellipses and rectangles that cover part of n images.
 
-    center: Tensor  # (n, 2)
-    half: Tensor  # (n, 2), half sides
-    angle: Tensor  # (n,)
-    is_ellipse: Tensor  # (n,) bool
-    color: Tensor  # (n, 3, H, W)
+    Attributes:
+        center: (n, 2) in pixels.
+        half: (n, 2) half sides in pixels.
+        angle: (n,) in radians.
+        is_ellipse: (n,) bool.
+        color: (n, 3, H, W) in [0, 1].
+    """
+
+    center: Tensor
+    half: Tensor
+    angle: Tensor
+    is_ellipse: Tensor
+    color: Tensor
 
     @classmethod
     def draw(cls, uv: Tensor, size: tuple[int, int], sides: Sequence[float], draws: RandomDraws) -> "Patches":
-        """Each over one of the hand's joints, uv (n, K, 2) px; sides: (least, most), in the hand's longer side."""
+        """Draw a patch over a random joint of each hand.
+
+        Args:
+            uv: (n, K, 2) joints in pixels.
+            size: (H, W) of the images.
+            sides: smallest and largest side as a fraction of the longer side of the hand.
+            draws: random numbers for the images.
+        """
         count, num_joints, _ = uv.shape
         joint = draws.integers(num_joints).to(uv.device)
         low, high = sides
@@ -107,14 +158,14 @@ class Patches(NamedTuple):
         angle = (math.pi * draws.uniform()).to(uv)
         is_ellipse = (draws.uniform() < 0.5).to(uv.device)
         color = draw_backgrounds(size, draws, uv.device)
-        # A joint in the camera's plane has no image.
+        # The projection of a joint in the plane of the camera is not finite.
         uv = uv.nan_to_num().clamp(-2.0 * max(size), 3.0 * max(size))
         hand = (uv.amax(dim=1) - uv.amin(dim=1)).amax(dim=-1, keepdim=True)
         center = uv[torch.arange(count, device=uv.device), joint]
         return cls(center, (0.5 * share * hand).clamp_min(0.5), angle, is_ellipse, color)
 
     def cover(self, size: tuple[int, int]) -> Tensor:
-        """How much of each pixel they hide, (n, 1, H, W) in [0, 1]; their edges are a pixel wide."""
+        """Return how much of each pixel the patches hide, (n, 1, H, W) in [0, 1]. Their edges are one pixel wide."""
         height, width = size
         du = torch.arange(width, device=self.center.device)[None, None, :] - self.center[:, 0, None, None]
         dv = torch.arange(height, device=self.center.device)[None, :, None] - self.center[:, 1, None, None]
@@ -126,14 +177,14 @@ class Patches(NamedTuple):
 
 
 def draw_patches(patches: Patches, image: Tensor, rows: Tensor) -> None:
-    """Put the patches over the pictures of the given rows, (n,)."""
+    """Draw the patches over the images of the given rows, (n,)."""
     rows = rows.to(image.device)
     size = (image.shape[-2], image.shape[-1])
     image[rows] = torch.lerp(image[rows], patches.color.to(image), patches.cover(size).to(image))
 
 
 def blur(image: Tensor, rows: Tensor, draws: RandomDraws) -> None:
-    """Blur the pictures of the given rows, (n,), by Gaussians of random width."""
+    """Blur the images of the given rows, (n,), by Gaussians of random width."""
     count, side = len(rows), max(image.shape[-2:])
     low, high = _BLUR
     sigma = side * (low + (high - low) * draws.uniform())  # px
@@ -150,9 +201,10 @@ def blur(image: Tensor, rows: Tensor, draws: RandomDraws) -> None:
 
 
 def add_noise(image: Tensor, max_std: float, draws: RandomDraws) -> None:
-    """Add sensor noise of a standard deviation of up to `max_std` grey levels of 255, another in each picture.
+    """Add sensor noise. Its standard deviation is drawn for each image, up to `max_std` grey levels of 255.
 
-    All pictures see one field of noise, each from another place: to draw one for each would take longer than the warp.
+    All images use one field of noise, each with another offset: to draw a field for each would take longer than the
+    warp.
     """
     height, width = image.shape[-2:]
     field = draws.common_normal(3, height + _NOISE_MARGIN, width + _NOISE_MARGIN).to(image)
@@ -164,6 +216,9 @@ def add_noise(image: Tensor, max_std: float, draws: RandomDraws) -> None:
 
 
 def _draw_smooth_noise(size: tuple[int, int], knots: int, draws: RandomDraws, device: torch.device) -> Tensor:
-    """Normal at knots x knots places and smooth between them, more in brightness than in hue: (count, 3, H, W)."""
+    """Draw noise that is normal at knots x knots places and smooth between them: (count, 3, H, W).
+
+    It varies more in brightness than in hue.
+    """
     values = draws.normal(1, knots, knots) + _HUE * draws.normal(3, knots, knots)
     return F.interpolate(values.to(device), size=size, mode="bilinear", align_corners=True)

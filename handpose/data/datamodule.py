@@ -1,7 +1,7 @@
-"""Batches of hands for Lightning: one gather from the packed images a batch, in an order that seed and epoch decide.
+"""Batches of hands for Lightning. Each is one gather from the packed images; the order depends on seed and epoch.
 
-Nothing is asked of the Trainer: the samplers share the images among the processes themselves, and because they are
-DistributedSamplers, Lightning leaves them as they are.
+The samplers distribute the images among the processes themselves. They are DistributedSamplers, so Lightning does not
+replace them, whatever the settings of the Trainer.
 """
 
 import hashlib
@@ -33,14 +33,19 @@ from handpose.malloc import release_freed_memory
 from handpose.skeleton import NUM_JOINTS
 
 _BATCH_TIMEOUT_S = 300.0
-"""For a batch from the processes of a loader, whose start includes their imports, maybe from a slow network disk."""
+"""Maximum time for a batch from the worker processes. It includes their start, which may import from a slow network
+disk."""
 _LOADER_FAILURE = re.compile(r"timed out|exited unexpectedly|killed by signal|[Bb]us error|shared memory")
-"""What torch (2.15) says when the processes of a loader have died or are stuck."""
-_MIN_SHARED_IMAGES = 10_000  # whose annotations and paths, as JSON and text, are worth giving back
+"""Messages of torch (2.15) when the processes of a data loader have died or are stuck."""
+_MIN_SHARED_IMAGES = 10_000  # with this many, the memory freed after reading their annotations is worth returning
 
 
 class DataSource(Protocol):
-    """A reader of a data set."""
+    """Interface of a reader of a data set. `splits` reads the annotations.
+
+    Attributes:
+        name: name of the data set, for messages.
+    """
 
     name: str
 
@@ -50,12 +55,21 @@ class DataSource(Protocol):
 class HandDataModule(pl.LightningDataModule):
     """The three splits of a data set as batches of uint8 images.
 
-    source: reader of the data set. image_size: side in pixels that images are packed at, None for that of the files.
-    batch_size: images a step on one device; training drops the rest of the epoch's last batch, the other splits drop
-    nothing. pack_folder: where the packed images lie. seed: of the order of training. num_workers: processes that
-    gather; 0 is fast unless the disk is slow. masks: give those of the training images too. train_on_val: train on the
-    validation split as well. num_test_batches: load only the first batches of the test split. progress: show packing,
-    and warnings of labels that look wrong, on stderr.
+    Args:
+        source: reader of the data set.
+        image_size: side in pixels of the packed images; None: as in the files.
+        batch_size: images in a step of one device. Training drops an incomplete last step of the epoch; the other
+            splits drop nothing.
+        pack_folder: folder of the packed images.
+        seed: seed of the order of the training images.
+        num_workers: processes that load batches; 0 is fast unless the disk is slow.
+        masks: whether training batches contain masks.
+        train_on_val: whether to train on the validation split as well.
+        num_test_batches: load only this many batches of the test split in each process; None: all.
+        progress: whether to show the progress of packing, and warnings of suspicious labels, on stderr.
+
+    Raises:
+        UserError: batch_size is less than 1.
     """
 
     def __init__(
@@ -88,26 +102,26 @@ class HandDataModule(pl.LightningDataModule):
         self._progress = progress
         self._stores: dict[str, PackedImages] = {}
         self._checked: set[str] = set()  # splits
-        self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # in the store, of training, then validation images
+        self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # store row of each training, then val image
 
     @cached_property
     def splits(self) -> Splits:
-        """The annotations, read on first use; large ones are shared by all processes of the node."""
+        """The annotations, read on first use. All processes of the node share large ones."""
         return share_labels(self.source.splits(), self.pack_folder)
 
     @cached_property
     def training_annotations(self) -> Annotations:
-        """The training split, with train_on_val the validation split after it."""
+        """The training split; with train_on_val, the validation split follows."""
         return join_annotations(self.splits.train, self.splits.val) if self.train_on_val else self.splits.train
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the images in a batch; packs them if need be."""
+        """Side in pixels of the images in a batch. Packs the images if necessary."""
         return self._open_store("training").image_size
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what is trained and tested on: names and sizes of images, labels, splits; alike on all machines."""
+        """Hash of the names and sizes of the images, the labels and the splits. It does not depend on the machine."""
         state = hashlib.sha256(f"{self._open_store('training').contents} {self._open_store('test').contents}".encode())
         for split in (self.splits.train, self.splits.val, self.splits.test):
             for array in (split.pose, split.intrinsics, split.xyz_m, split.scale_m):
@@ -115,12 +129,19 @@ class HandDataModule(pl.LightningDataModule):
         return state.hexdigest()[:16]
 
     def prepare_data(self) -> None:
-        """Make what lies on the disk: once a node, in one process. Without a Trainer, for every stage."""
+        """Pack the images of a stage on the disk. Lightning calls this once per node, in one process.
+
+        Without a Trainer it prepares every stage.
+        """
         stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
         self.setup(stage)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the packed images of a stage ("fit", "validate", "test", "predict"), or of all."""
+        """Open the packed images of a stage.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict"; None: all of them.
+        """
         if stage in (None, "fit", "validate"):
             self._open_store("training")
             self._open_masks()
@@ -131,16 +152,20 @@ class HandDataModule(pl.LightningDataModule):
             self._check_labels("test")
 
     def check_shared_memory(self, *, num_processes: int = 1) -> None:
-        """Raise UserError where the batches of the loader's processes do not fit into the shared memory.
+        """Check that the batches of the data loaders' processes fit into shared memory.
 
-        num_processes: training processes on this machine, each of which has a loader.
+        Args:
+            num_processes: training processes on this machine. Each has its own loaders.
+
+        Raises:
+            UserError: they do not fit.
         """
         needed = compute_batch_bytes(batch_size=self.batch_size, image_size=self.image_size, masks=self.masks)
         check_shared_memory(num_workers=self.num_workers, bytes_per_batch=needed, num_processes=num_processes)
 
     @rank_zero_only
     def _check_labels(self, split: Literal["train", "val", "test"]) -> None:
-        """Warn once of the labels of a split that are far from the rest."""
+        """Warn once about labels of a split that differ strongly from the rest."""
         if not self._progress or split in self._checked:
             return
         self._checked.add(split)
@@ -153,6 +178,11 @@ class HandDataModule(pl.LightningDataModule):
             print(format_warning(split, annotations.files, found, num_poses=num_poses), file=sys.stderr, flush=True)
 
     def train_dataloader(self) -> DataLoader[HandBatch]:
+        """Return the data loader of the training split.
+
+        Raises:
+            UserError: a step needs more images than the split has.
+        """
         num_train = len(self.training_annotations)
         rank, num_replicas = BatchShare.for_this_process()
         if self.batch_size * num_replicas > num_train:
@@ -171,12 +201,15 @@ class HandDataModule(pl.LightningDataModule):
         return self._make_loader(dataset, batches)
 
     def val_dataloader(self) -> DataLoader[HandBatch]:
+        """Return the data loader of the validation split."""
         return self._make_evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[HandBatch]:
+        """Return the data loader of the test split."""
         return self._make_evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[HandBatch]:
+        """Return the data loader of the test split."""
         return self._make_evaluation_loader("test")
 
     def _make_evaluation_loader(self, split: Literal["val", "test"]) -> DataLoader[HandBatch]:
@@ -190,7 +223,7 @@ class HandDataModule(pl.LightningDataModule):
         self, dataset: "PackedHands", batches: "ShuffledBatches | OrderedBatches"
     ) -> DataLoader[HandBatch]:
         on_gpu = torch.cuda.is_available()
-        how: dict[str, Any] = {"batch_size": None, "sampler": batches, "pin_memory": on_gpu}  # which yields batches
+        how: dict[str, Any] = {"batch_size": None, "sampler": batches, "pin_memory": on_gpu}  # sampler of batches
         if self.num_workers == 0:
             return (PrefetchingLoader if on_gpu else DataLoader)(dataset, **how)
         return MultiprocessLoader(
@@ -214,7 +247,7 @@ class HandDataModule(pl.LightningDataModule):
         return PackedHands(annotations, store, rows)
 
     def _find_split_rows(self, split: Literal["train", "val", "test"]) -> NDArray[np.int64]:
-        """Position in the opened store of each image of a split, (N,)."""
+        """Return the row in the opened store of each image of a split, (N,)."""
         if split == "test":
             return np.arange(len(self.splits.test))
         train, val = np.split(self._rows, [len(self.splits.train)])
@@ -238,7 +271,7 @@ class HandDataModule(pl.LightningDataModule):
         return self._stores[which]
 
     def _open_masks(self) -> PackedMasks | None:
-        """Of all poses of training and validation, so that another split finds the same store."""
+        """Open the masks of all training and validation poses, so that the store does not depend on their split."""
         if not self.masks or self._packed_masks is not None:
             return self._packed_masks
         train = self.splits.train
@@ -256,9 +289,9 @@ class HandDataModule(pl.LightningDataModule):
 
 
 class PrefetchingLoader(DataLoader[HandBatch]):
-    """Gathers and pins the next two batches in a thread, so that a GPU that is quicker does not wait for them.
+    """Data loader that gathers and pins the next two batches in a thread, so that a fast GPU does not wait for them.
 
-    On a CPU a plain DataLoader is as quick: a gather takes 0.1 ms of a step's 50, and the core is the same.
+    On a CPU a plain DataLoader is as fast: gathering takes 0.1 ms of a step of 50 ms, on the same core.
     """
 
     def __iter__(self) -> Iterator[HandBatch]:  # type: ignore[override]
@@ -271,7 +304,10 @@ class PrefetchingLoader(DataLoader[HandBatch]):
 
 
 class MultiprocessLoader(DataLoader[HandBatch]):
-    """Gathers batches in processes; raises UserError where these have died or are stuck, as when memory is short."""
+    """Data loader that gathers batches in processes.
+
+    Iterating raises UserError if the processes have died or are stuck, for example when memory is short.
+    """
 
     def __iter__(self) -> Iterator[HandBatch]:  # type: ignore[override]
         try:
@@ -283,9 +319,13 @@ class MultiprocessLoader(DataLoader[HandBatch]):
 
 
 class PackedHands(Dataset[HandBatch]):
-    """One split; an item is a whole batch, gathered at once.
+    """One split as a data set. An item is a whole batch, gathered at once.
 
-    rows: (N,) position in the store of each image of the split. masks: of its poses, if they are wanted.
+    Args:
+        annotations: annotations of the split.
+        packed: the store of images.
+        rows: (N,) row in the store of each image of the split.
+        masks: masks of the poses; None: batches have no masks.
     """
 
     def __init__(
@@ -306,14 +346,21 @@ class PackedHands(Dataset[HandBatch]):
         return len(self.rows)
 
     def __getitem__(self, images: NDArray[np.int64]) -> HandBatch:
-        """The given images (positions in the split), in the given order; channels last in memory."""
+        """Gather a batch.
+
+        Args:
+            images: (B,) positions in the split.
+
+        Returns:
+            The images in the given order, channels last in memory.
+        """
         position = torch.as_tensor(images)
         gathered = np.take(self.packed.images, self.rows[images], axis=0)  # (B, H, W, 3)
         return HandBatch(
             image=torch.from_numpy(gathered).permute(0, 3, 1, 2),
             intrinsics=self.intrinsics[position],
             xyz_m=_select_or_nan(self.annotations.xyz_m, images, (NUM_JOINTS, 3)),
-            # A scale that was measured on the joints is a part of the truth, which no prediction may see.
+            # A scale that was measured on the joints is part of the truth, which predictions must not use.
             scale_m=_select_or_nan(self.annotations.scale_m if self.annotations.is_scale_given else None, images, ()),
             position=position,
             mask=torch.from_numpy(self._get_masks(images, gathered.shape[1:3])),
@@ -326,10 +373,17 @@ class PackedHands(Dataset[HandBatch]):
 
 
 class ShuffledBatches(DistributedSampler[Any]):
-    """Batches of an order that is a function of (seed, epoch) alone, so that a resumed run goes on with the same order.
+    """Sampler of training batches. The order depends only on (seed, epoch), so a resumed run continues with it.
 
-    All processes draw the same order and cut it into steps of num_replicas batches, of which each takes its own. What
-    does not fill a step is left out of the epoch. Yields (batch_size,) positions in the split.
+    All processes draw the same order and cut it into steps of num_replicas batches; each process takes one batch of a
+    step. An incomplete last step is left out of the epoch. Yields (batch_size,) positions in the split.
+
+    Args:
+        dataset: the split.
+        batch_size: images in a batch.
+        seed: seed of the order.
+        rank: index of this process.
+        num_replicas: number of processes.
     """
 
     def __init__(
@@ -348,10 +402,17 @@ class ShuffledBatches(DistributedSampler[Any]):
 
 
 class OrderedBatches(DistributedSampler[Any]):
-    """Every image once, in order. Yields positions in the split, at most batch_size at a time.
+    """Sampler of evaluation batches that yields every image once, in order.
 
-    Process r takes images r, r + R, ... None is repeated to make the shares equal, which would bend the metrics;
-    instead all processes cut their share into the same number of batches, so that none waits for another.
+    Process r takes images r, r + R, ... No image is repeated to give all processes the same number, because that would
+    distort the metrics. Instead all processes cut their images into the same number of batches, so that none waits for
+    another. Yields at most batch_size positions in the split at a time.
+
+    Args:
+        dataset: the split.
+        batch_size: largest number of images in a batch.
+        rank: index of this process.
+        num_replicas: number of processes.
     """
 
     def __init__(self, dataset: PackedHands, *, batch_size: int, rank: int = 0, num_replicas: int = 1) -> None:
@@ -368,9 +429,11 @@ class OrderedBatches(DistributedSampler[Any]):
 
 
 def _sort_by_file(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
-    """Training and validation images in the order of their files, so that another split finds the same store.
+    """Sort training and validation images by file, so that the store does not depend on their split.
 
-    Returns the row of each training, then of each validation image, and what `pack` needs.
+    Returns:
+        The row of each training, then of each validation image; and the annotations that `pack` needs, in the order of
+        the store.
     """
     files = np.concatenate([splits.train.files.paths, splits.val.files.paths])
     order = np.argsort(files, kind="stable")
@@ -389,7 +452,7 @@ def _sort_by_file(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
 def _select_or_nan(
     values: NDArray[np.float64] | None, images: NDArray[np.int64], shape: tuple[int, ...]
 ) -> torch.Tensor:
-    """The given images' values in float32; NaN where there are none."""
+    """Return the values of the given images in float32; NaN if there are no values."""
     if values is None:
         return torch.full((len(images), *shape), torch.nan)
     return torch.from_numpy(np.take(values, images, axis=0).astype(np.float32))

@@ -1,11 +1,12 @@
-"""FreiHAND_pub_v2 as it is published: one hand an image, its camera and its 21 joints in metres.
+"""FreiHAND_pub_v2 as published: one hand per image, with its camera and its 21 joints in metres.
 
-Zimmermann et al., "FreiHAND: A Dataset for Markerless Capture of Hand Pose and Shape from Single RGB Images", 2019.
-The JSON files have one entry a pose. A pose is shown by one image or by four, which differ in the background only:
-image id = pose + num_poses * variant, and training/mask has the one mask of each pose. A split that separates images
-instead of poses would show the network the validation hands, so the validation set is made of poses.
+Zimmermann et al., "FreiHAND: A Dataset for Markerless Capture of Hand Pose and Shape from Single RGB Images", 2019. The
+JSON files have one entry for each pose. A pose is shown by one image, or by four that differ only in the background:
+image id = pose + num_poses * variant. training/mask has one mask for each pose. The validation set consists of poses,
+because a split by images would show the hands of the validation set to the network during training.
 
-Pixels: the published toolbox draws K xyz over `imshow`, so pixel centres lie at integer coordinates, here as there.
+Pixels: the published toolbox draws K xyz over `imshow`, so the centres of pixels are at integer coordinates, as in this
+project.
 """
 
 import json
@@ -31,15 +32,15 @@ _SCALE_TOLERANCE = 0.05
 
 @dataclass(eq=False)
 class FreiHand:
-    """Reader of the FreiHAND_pub_v2 layout.
+    """Reader of a data set in the layout of FreiHAND_pub_v2.
 
     Args:
-        root: folder of the data set.
-        val_fraction: share of the training poses that is kept for validation.
-        split: "blocks" takes `num_blocks` runs of neighbouring poses spread over the sequence (the frames are video, so
-            neighbours look alike), "random" takes single poses.
-        num_blocks: see split.
-        split_seed: places the blocks or draws the poses.
+        root: folder of the data set, always data.root.
+        val_fraction: fraction of the training poses that is held out for validation.
+        split: what is held out; blocks: runs of neighbouring frames, since the frames are video and neighbours look
+            alike; random: single poses.
+        num_blocks: number of runs of held-out poses, with split=blocks.
+        split_seed: seed that places the blocks or draws the poses.
     """
 
     name: ClassVar[str] = "freihand"
@@ -52,10 +53,11 @@ class FreiHand:
     split_seed: int
 
     def splits(self) -> Splits:
-        """Read the annotations and list the images; no image is opened.
+        """Read the annotations and list the images. No image is opened.
 
-        Raises UserError when a folder or file is missing, broken or does not agree with the others, and when the
-        split would leave no pose for training or for validation.
+        Raises:
+            UserError: a folder or file is missing, broken or inconsistent with the others, or the split leaves no pose
+                for training or for validation.
         """
         root = Path(self.root).expanduser().absolute()
         _check_root(root)
@@ -81,10 +83,23 @@ class FreiHand:
 def choose_validation_poses(
     num_poses: int, *, val_fraction: float, split: Literal["blocks", "random"], num_blocks: int, split_seed: int
 ) -> NDArray[np.bool_]:
-    """Which poses are kept for validation: (num_poses,) bool.
+    """Choose the poses that are held out for validation.
 
-    The sequence is cut into `num_blocks` stretches of equal length; each gives one block, placed in it by the seed.
-    Raises UserError when either side would be empty or there are fewer validation poses than blocks.
+    With split="blocks" the sequence is cut into `num_blocks` parts of equal length. Each part contains one block, at a
+    place that the seed decides.
+
+    Args:
+        num_poses: number of training poses.
+        val_fraction: fraction that is held out.
+        split: "blocks" or "random".
+        num_blocks: number of blocks.
+        split_seed: seed that places the blocks or draws the poses.
+
+    Returns:
+        (num_poses,) bool.
+
+    Raises:
+        UserError: training or validation would be empty, or there are fewer validation poses than blocks.
     """
     if split not in ("blocks", "random"):
         raise UserError(f"data.source.split={split} is unknown; it is blocks or random")
@@ -116,10 +131,20 @@ def choose_validation_poses(
 def read_annotations(
     images: Path, root: Path, prefix: str, layout: str, *, xyz: Literal["required", "optional"]
 ) -> Annotations:
-    """One split: the images of a folder and `root/{prefix}_{K,xyz,scale}.json`, one entry for one image or for four.
+    """Read one split: the images of a folder and `root/{prefix}_{K,xyz,scale}.json`.
 
-    Where there is no scale file, the scale is measured on xyz, and predictions do not use it. layout: the remedy of a
-    missing file. Raises UserError.
+    An entry of the JSON files belongs to one image, or to four. If there is no scale file, the scale is measured on
+    xyz, and predictions do not use it.
+
+    Args:
+        images: folder of the images.
+        root: folder of the JSON files.
+        prefix: beginning of the names of the JSON files.
+        layout: what to do about a missing file, for error messages.
+        xyz: whether the file of joints may be missing.
+
+    Raises:
+        UserError: a folder or file is missing, broken or inconsistent with the others.
     """
     files = list_image_files(images, layout)
     camera_path, xyz_path, scale_path = (root / f"{prefix}_{what}.json" for what in ("K", "xyz", "scale"))
@@ -150,7 +175,15 @@ def read_annotations(
 
 
 def list_image_files(folder: Path, layout: str) -> ImageFiles:
-    """The files `%08d.jpg` of a folder in the order of their number, which must run from 0 without a gap."""
+    """List the files `%08d.jpg` of a folder in the order of their numbers.
+
+    Args:
+        folder: the folder.
+        layout: what to do about a missing folder, for error messages.
+
+    Raises:
+        UserError: the folder does not exist or has no such file, or the numbers do not run from 0 without a gap.
+    """
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist; {layout}")
     with os.scandir(folder) as entries:
@@ -166,7 +199,19 @@ def list_image_files(folder: Path, layout: str) -> ImageFiles:
 
 
 def read_intrinsics(path: Path, layout: str) -> NDArray[np.float64]:
-    """The camera matrices of a JSON file: (N, 3, 3) in pixels, upper triangular, last row 0 0 1."""
+    """Read the camera matrices of a JSON file.
+
+    Args:
+        path: the file.
+        layout: what to do about a missing file, for error messages.
+
+    Returns:
+        (N, 3, 3) in pixels.
+
+    Raises:
+        UserError: a matrix is not upper triangular with the last row 0 0 1 and positive focal lengths, or the file
+            cannot be read.
+    """
     intrinsics = _read_entries(path, (3, 3), layout)
     _check_entries(path, intrinsics[:, 0, 0] > 0, "K with a focal length that is not positive", intrinsics[:, 0, 0])
     _check_entries(path, intrinsics[:, 1, 1] > 0, "K with a focal length that is not positive", intrinsics[:, 1, 1])
@@ -177,7 +222,19 @@ def read_intrinsics(path: Path, layout: str) -> NDArray[np.float64]:
 
 
 def read_xyz_m(path: Path, layout: str) -> NDArray[np.float64]:
-    """The joints of a JSON file: (N, K, 3) metres, FreiHAND order, camera frame, all in front of the camera."""
+    """Read the joints of a JSON file.
+
+    Args:
+        path: the file.
+        layout: what to do about a missing file, for error messages.
+
+    Returns:
+        (N, K, 3) joints in metres, FreiHAND order, camera frame, all in front of the camera.
+
+    Raises:
+        UserError: a joint is not in front of the camera, the bones are too long or short for metres, or the file cannot
+            be read.
+    """
     xyz_m = _read_entries(path, (NUM_JOINTS, 3), layout)
     depth = xyz_m[..., 2].min(axis=1)
     _check_entries(path, depth > 0, "a joint that is not in front of the camera, depth", depth)
@@ -222,9 +279,9 @@ def _read_scale_m(path: Path, layout: str) -> NDArray[np.float64]:
 
 
 def _check_scale(scale_m: NDArray[np.float64], scale_path: Path, xyz_m: NDArray[np.float64], xyz_path: Path) -> None:
-    """Raise UserError where the published scale is not the length of the reference bone.
+    """Raise UserError if the published scale is not the length of the reference bone.
 
-    The median decides: a scale in another unit or of another bone is a mistake, a single noisy pose is not.
+    The comparison uses medians: a scale in another unit or of another bone is a mistake, a single noisy pose is not.
     """
     ratio = float(np.median(scale_m) / np.median(_compute_reference_bone_m(xyz_m)))
     if abs(ratio - 1) > _SCALE_TOLERANCE:
@@ -239,7 +296,7 @@ def _compute_reference_bone_m(xyz_m: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def _read_entries(path: Path, shape: tuple[int, ...], layout: str) -> NDArray[np.float64]:
-    """A JSON list of N arrays of one shape, all finite: (N, *shape)."""
+    """Read a JSON list of N arrays of the given shape, all finite: (N, *shape)."""
     try:
         entries = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -276,7 +333,14 @@ def _has_shape(entry: Any, shape: tuple[int, ...]) -> bool:
 
 
 def _check_entries(path: Path, is_valid: NDArray[np.bool_], problem: str, values: NDArray[np.float64]) -> None:
-    """is_valid: (N,). Raises UserError with the first entry that is not, and its values."""
+    """Raise UserError with the values of the first entry that is not valid, if there is one.
+
+    Args:
+        path: the file.
+        is_valid: (N,) which entries are valid.
+        problem: what is wrong with the others.
+        values: (N, ...) values to show.
+    """
     if is_valid.all():
         return
     bad = int(np.argmin(is_valid))
@@ -285,5 +349,5 @@ def _check_entries(path: Path, is_valid: NDArray[np.bool_], problem: str, values
 
 
 def _compute_cut_points(total: int, parts: int) -> NDArray[np.int64]:
-    """Cut 0..total into parts whose lengths differ by at most one: (parts + 1,) cut points."""
+    """Cut 0..total into parts whose lengths differ by at most one, and return the (parts + 1,) cut points."""
     return np.arange(parts + 1) * total // parts

@@ -1,8 +1,7 @@
-"""The course variant of FreiHAND, `freihand_dataset_MP`: folders train, val and test cut from FreiHAND's training set.
+"""The course variant of FreiHAND, `freihand_dataset_MP`: folders train, val and test, cut from FreiHAND's training set.
 
-One JSON entry serves four images: image i belongs to entry i % n. Its files are in metres and FreiHAND's order of
-joints; millimetres and the AIT order are what its submission wants. The test split comes without joints, and no split
-has a scale.
+A JSON entry belongs to four images: image i to entry i % n. The files are in metres and in FreiHAND's order of joints;
+only the submission is in millimetres and AIT order. The test split has no joints, and no split has a scale.
 """
 
 from dataclasses import replace
@@ -16,7 +15,11 @@ _LAYOUT = "data.root must be the course's freihand_dataset_MP with train/, val/,
 
 
 class FreiHandCourse:
-    """Reader of the course's layout."""
+    """Reader of the layout of the course's data set.
+
+    Args:
+        root: folder of the data set, always data.root.
+    """
 
     name = "freihand_course"
 
@@ -24,9 +27,10 @@ class FreiHandCourse:
         self.root = Path(root).expanduser().absolute()
 
     def splits(self) -> Splits:
-        """Read the annotations and list the images; no image is opened.
+        """Read the annotations and list the images. No image is opened.
 
-        Raises UserError when a folder or file is missing, broken or does not agree with the others.
+        Raises:
+            UserError: a folder or file is missing, broken or inconsistent with the others.
         """
         if not self.root.is_dir():
             problem = "is no folder" if self.root.exists() else "does not exist"

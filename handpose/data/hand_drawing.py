@@ -1,7 +1,8 @@
-"""A process that draws its share of the synthetic pictures, and the way to start one.
+"""A process that draws its part of the synthetic images, and the function that starts it.
 
-It is started as `python -m handpose.data.hand_drawing` and not by `multiprocessing`, whose children import the caller's
-main script again: that takes seconds when the script imports torch, and runs it twice when it has no main guard.
+The process is started as `python -m handpose.data.hand_drawing`, not by `multiprocessing`: child processes of the
+latter import the caller's main script again. That takes seconds if the script imports torch, and runs the script a
+second time if it has no main guard.
 """
 
 import json
@@ -23,29 +24,46 @@ from handpose.errors import add_file_name, is_about_files
 from handpose.utf8 import use_utf8
 
 Row = dict[str, Any]
-"""Annotation of a picture: split, index, and K, xyz (metres) and scale as FreiHAND's JSON has them."""
+"""Annotation of an image: split, index, and K, xyz (metres) and scale as in FreiHAND's JSON files."""
 
 SPLITS = ("training", "evaluation")
 MASKED_SPLIT = "training"
-"""The split that has masks, as in FreiHAND."""
+"""The split with masks, as in FreiHAND."""
 JPEG_QUALITY = 92
 _FILE_ERROR = "OSError "
-"""Before the arguments of the exception, in JSON, that a process leaves on stderr where it could not write a file."""
+"""Prefix on stderr of a process that could not write a file. The arguments of the exception follow as JSON."""
 
 
 @dataclass(frozen=True)
 class DrawingJob:
-    """What all processes of a data set draw together."""
+    """What all processes of a data set draw together.
 
-    folder: str  # with the folders <split>/rgb and training/mask
-    counts: tuple[int, ...]  # pictures of each of SPLITS
+    Attributes:
+        folder: folder of the data set, with the folders <split>/rgb and training/mask.
+        counts: number of images of each of SPLITS.
+        image_size: side of the images in pixels.
+        seed: seed of the data set.
+        difficulty: parameters of the images.
+    """
+
+    folder: str
+    counts: tuple[int, ...]
     image_size: int
     seed: int
     difficulty: hand_scene.Difficulty
 
 
 def draw_worker_part(order: DrawingJob, worker: int, num_workers: int) -> Iterator[Row]:
-    """Draw every num_workers-th picture and write it; yields the annotations."""
+    """Draw every num_workers-th image and write it to its file.
+
+    Args:
+        order: the data set.
+        worker: index of this process, counted from 0.
+        num_workers: number of processes.
+
+    Yields:
+        The annotation of each image.
+    """
     pictures = [(split, index) for split, count in enumerate(order.counts) for index in range(count)]
     for split, index in pictures[worker::num_workers]:
         picture = hand_scene.draw_image(order.seed, split, index, order.image_size, order.difficulty)
@@ -73,9 +91,19 @@ def _encode_mask(picture: hand_scene.SyntheticImage) -> bytes:
 
 
 def draw_in_process(order: DrawingJob, worker: int, num_workers: int) -> Iterator[Row]:
-    """`draw_worker_part` in a process of its own, which ends with this iterator.
+    """Run `draw_worker_part` in a separate process, which ends with this iterator.
 
-    Raises OSError where a file cannot be written, as on a full disk, and RuntimeError for any other failure.
+    Args:
+        order: the data set.
+        worker: index of the process, counted from 0.
+        num_workers: number of processes.
+
+    Yields:
+        The annotation of each image.
+
+    Raises:
+        OSError: a file cannot be written, for example on a full disk.
+        RuntimeError: the process failed for any other reason.
     """
     package_parent = str(Path(handpose.__file__).resolve().parents[1])
     environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -109,9 +137,9 @@ def draw_in_process(order: DrawingJob, worker: int, num_workers: int) -> Iterato
 
 
 def _raise_failure(stderr: str) -> None:
-    said = stderr.rpartition(_FILE_ERROR)[2]
-    if said != stderr:
-        raise OSError(*json.loads(said))
+    arguments = stderr.rpartition(_FILE_ERROR)[2]
+    if arguments != stderr:
+        raise OSError(*json.loads(arguments))
     raise RuntimeError(f"a process that draws synthetic hands failed:\n{stderr[-2000:]}")
 
 

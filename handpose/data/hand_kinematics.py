@@ -1,11 +1,12 @@
-"""The articulated right hand behind the synthetic pictures: bones, limits, postural synergies, forward kinematics.
+"""The articulated right hand of the synthetic images: bones, joint limits, postural synergies and forward kinematics.
 
-A few components explain most of the postures of real hands (Santello, Flanders and Soechting 1998); here they
-are a common curl, the opposition of mcp against pip flexion, a gradient from index to little finger, spread, and two of
-the thumb, with small deviations of single fingers and now and then a finger that goes its own way (pointing, counting).
+A few components explain most postures of real hands (Santello, Flanders and Soechting 1998). Here they are a common
+curl, flexion of mcp against pip, a gradient from index to little finger, spread, and two components of the thumb.
+Single fingers deviate a little, and sometimes some fingers are stretched and the others bent, as in pointing and
+counting.
 
-Lengths are in mm, angles in degrees. The hand's frame has x towards the thumb, y towards the fingertips, z out of the
-palm, and its origin in the wrist.
+Lengths are in mm and angles in degrees. In the frame of the hand, x points towards the thumb, y towards the fingertips
+and z out of the palm. The origin is the wrist.
 """
 
 from typing import NamedTuple
@@ -19,33 +20,54 @@ Floats = NDArray[np.float64]
 
 
 class HandShape(NamedTuple):
-    """The bones of one person's hand in mm; angles of rest are the same for everybody."""
+    """The bones of one person's hand in mm. The angles of the resting hand are the same for everybody.
 
-    carpus: Floats  # (5, 3): thumb cmc and the four knuckles seen from the wrist, hand's frame, hand flat
-    phalanges: Floats  # (5, 3): thumb metacarpal, proximal, distal; the others proximal, middle, distal
-    girth: float  # factor on every radius of flesh, 1 for the mean hand
+    Attributes:
+        carpus: (5, 3) thumb cmc and the four knuckles relative to the wrist, in the frame of the hand, hand flat.
+        phalanges: (5, 3) lengths; of the thumb metacarpal, proximal, distal; of the others proximal, middle, distal.
+        girth: factor on all radii of the flesh; 1 for the mean hand.
+    """
+
+    carpus: Floats
+    phalanges: Floats
+    girth: float
 
 
 class HandPose(NamedTuple):
-    """Joint angles in degrees. Flexion is positive; fingers are index, middle, ring, little."""
+    """Joint angles in degrees. Flexion is positive. Fingers are index, middle, ring, little.
 
-    mcp: Floats  # (4,) flexion
-    pip: Floats  # (4,) flexion
-    dip: Floats  # (4,) flexion
-    spread: Floats  # (4,) abduction, positive towards the thumb
-    thumb: Floats  # (4,) radial abduction and palmar abduction of the cmc, flexion of mcp and ip
-    cupping: float  # flexion of the little finger's metacarpal, half as much for the ring finger
+    Attributes:
+        mcp: (4,) flexion.
+        pip: (4,) flexion.
+        dip: (4,) flexion.
+        spread: (4,) abduction, positive towards the thumb.
+        thumb: (4,) radial abduction and palmar abduction of the cmc, flexion of mcp and ip.
+        cupping: flexion of the little finger's metacarpal; half as much for the ring finger.
+    """
+
+    mcp: Floats
+    pip: Floats
+    dip: Floats
+    spread: Floats
+    thumb: Floats
+    cupping: float
 
 
 class PosedHand(NamedTuple):
-    """Joints and the frames of the bones, hand's frame, mm."""
+    """Joints and directions of the bones, in the frame of the hand.
 
-    joints: Floats  # (K, 3)
-    distal: Floats  # (5, 3, 3): finger, phalanx, unit vector along the bone
-    palmar: Floats  # (5, 3, 3): finger, phalanx, unit vector out of the side of the pads
+    Attributes:
+        joints: (K, 3) in mm.
+        distal: (5, 3, 3) finger, phalanx, unit vector along the bone.
+        palmar: (5, 3, 3) finger, phalanx, unit vector out of the side of the pads.
+    """
+
+    joints: Floats
+    distal: Floats
+    palmar: Floats
 
 
-# Wrist to thumb cmc and to the knuckles; radiographic means (Buryanov and Kotiuk 2010) with the carpus added.
+# From the wrist to the thumb cmc and to the knuckles: radiographic means (Buryanov and Kotiuk 2010) plus the carpus.
 _CARPUS_MM = np.array([[21, 24, 9], [23, 87, 1], [2, 89, -2], [-16, 82, 0], [-31, 73, 5]], dtype=float)
 _PHALANGES_MM = np.array(
     [[43, 33, 27], [42, 25, 22.5], [46.5, 28.5, 23.5], [43, 27, 23.5], [33.5, 20, 20.5]], dtype=float
@@ -62,26 +84,26 @@ LIMITS_DEG = {
     "thumb_ip": (-15.0, 78.0),
     "cupping": (0.0, 14.0),
 }
-"""Limits of the active range of motion; a healthy adult's, slightly inside the literature's extremes."""
+"""Limits of the active range of motion of a healthy adult, slightly inside the extremes in the literature."""
 
 SIZE_LIMITS = (0.88, 1.12)
-"""Smallest and largest hand as a factor on the mean one."""
+"""Size of the smallest and the largest hand relative to the mean hand."""
 
 BONE_VARIATION = 0.025
-"""Standard deviation of a single bone's length about the person's size, cut at twice as much."""
+"""Standard deviation of the length of a single bone relative to the size of the hand. It is cut at two deviations."""
 
-# Direction of a straight finger against y, positive towards the thumb, and the roll of its flexion axis, by which bent
+# Angle between a straight finger and y, positive towards the thumb, and roll of its flexion axis, which makes bent
 # fingers converge.
 _FAN_DEG = np.array([4.0, 0.5, -4.0, -10.0])
 _ROLL_DEG = np.array([-4.0, 0.0, 5.0, 12.0])
 
-# mean, then the synergies of (mcp 4, pip 4, spread 4, thumb 4): radial, palmar, mcp, ip.
+# The mean, then the synergies. Columns: mcp 4, pip 4, spread 4, thumb 4 (radial, palmar, mcp, ip).
 _MEAN_DEG = np.array([26, 30, 33, 34, 38, 42, 42, 40, 1, 0, 0, -1, 36, 27, 16, 20], dtype=float)
 _SYNERGIES_DEG = np.array(
     [
         [22, 25, 26, 26, 30, 33, 33, 31, -2, -0.5, 1, 3, -7, 4, 8, 8],  # common curl
-        [14, 14, 14, 14, -16, -16, -16, -16, 0, 0, 0, 0, 0, 6, -3, -4],  # knuckles against the middle joints
-        [-13, -5, 8, 12, -17, -6, 9, 14, 1, 0, 0, -1, 0, 2, 2, 2],  # little finger's side against index finger's
+        [14, 14, 14, 14, -16, -16, -16, -16, 0, 0, 0, 0, 0, 6, -3, -4],  # mcp against pip
+        [-13, -5, 8, 12, -17, -6, 9, 14, 1, 0, 0, -1, 0, 2, 2, 2],  # little finger against index finger
         [0, 0, 0, 0, 0, 0, 0, 0, 5, 1.2, -3, -7, 4, 0, 0, 0],  # spread
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -11, 13, 3, 0],  # opposition of the thumb
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -2, 0, 14, 20],  # flexion of the thumb
@@ -94,7 +116,7 @@ _MAX_OVERLAP_MM = 4.0
 
 
 def draw_shape(rng: np.random.Generator) -> HandShape:
-    """A person's hand: a size for all bones, a few per cent for each bone, and how fleshy it is."""
+    """Draw the hand of a person: the size of all bones, a few per cent for each bone, and the girth."""
     size = float(np.clip(rng.normal(1.0, 0.06), *SIZE_LIMITS))
     bones = 1 + np.clip(rng.normal(0.0, BONE_VARIATION, 20), -2 * BONE_VARIATION, 2 * BONE_VARIATION)
     return HandShape(
@@ -105,13 +127,18 @@ def draw_shape(rng: np.random.Generator) -> HandShape:
 
 
 def draw_pose(rng: np.random.Generator, shape: HandShape, variety: float = 1.0) -> HandPose:
-    """A posture within the limits whose thumb does not go through the fingers.
+    """Draw a posture within the limits whose thumb does not intersect the fingers.
 
-    variety: factor on the synergies; 0 is the mean posture with the small deviations only.
-    The thumb is drawn again while it overlaps a finger by more than a few millimetres.
+    The thumb is drawn again while it overlaps a finger or the palm by more than a few millimetres. After some attempts
+    the posture with the smallest overlap is used.
+
+    Args:
+        rng: generator of random numbers.
+        shape: the bones.
+        variety: factor on the synergies; 0: the mean posture with small deviations only.
     """
     weights = rng.normal(0.0, 1.0, len(_SYNERGIES_DEG))
-    weights[0] = rng.uniform(-1.45, 1.65)  # a flat distribution has the open hand and the fist often enough
+    weights[0] = rng.uniform(-1.45, 1.65)  # uniform, so that open hands and fists occur often enough
     angles = _MEAN_DEG + variety * (weights @ _SYNERGIES_DEG) + _DEVIATION_DEG * rng.normal(size=16)
     if rng.random() < _PART_PROBABILITY * min(variety, 1.0):
         _part_fingers(angles, rng)
@@ -138,7 +165,7 @@ def _part_fingers(angles: Floats, rng: np.random.Generator) -> None:
 
 
 def _clip_to_limits(angles: Floats, rng: np.random.Generator) -> HandPose:
-    """The pose of 16 raw angles; dip follows pip by two thirds, and bent knuckles cannot spread."""
+    """Turn 16 raw angles into a pose. dip follows pip by two thirds, and bent fingers cannot spread."""
     mcp = np.clip(angles[:4], *LIMITS_DEG["mcp"])
     pip = np.clip(angles[4:8], *LIMITS_DEG["pip"])
     dip = np.clip(0.66 * pip + rng.normal(0, 4, 4), *LIMITS_DEG["dip"])
@@ -150,7 +177,7 @@ def _clip_to_limits(angles: Floats, rng: np.random.Generator) -> HandPose:
 
 
 def pose_hand(shape: HandShape, pose: HandPose) -> PosedHand:
-    """Forward kinematics."""
+    """Compute joints and bone directions by forward kinematics."""
     joints = np.zeros((skeleton.NUM_JOINTS, 3))
     distal, palmar = np.zeros((5, 3, 3)), np.zeros((5, 3, 3))
     carpus = shape.carpus.copy()
@@ -171,11 +198,11 @@ def pose_hand(shape: HandShape, pose: HandPose) -> PosedHand:
 
 
 def _compute_thumb_directions(thumb: Floats) -> tuple[Floats, Floats]:
-    """Unit vectors along the thumb's three bones and out of its pads, (3, 3) each."""
+    """Return unit vectors along the three bones of the thumb and out of its pads, (3, 3) each."""
     radial, elevation = np.radians(thumb[:2])
     along = np.array([np.sin(radial) * np.cos(elevation), np.cos(radial) * np.cos(elevation), np.sin(elevation)])
-    # The metacarpal turns about its own axis as it opposes: the pad looks at the index finger's side when the thumb
-    # lies in the plane of the palm, and at the fingers' pads when it stands out of it.
+    # The metacarpal rotates about its own axis during opposition: the pad faces the side of the index finger when the
+    # thumb lies in the plane of the palm, and the pads of the fingers when it stands out of the plane.
     facing = np.radians(48 - 1.1 * thumb[1])
     pad = np.array([-np.cos(facing), -0.25, np.sin(facing)])
     pad -= (pad @ along) * along
@@ -185,7 +212,10 @@ def _compute_thumb_directions(thumb: Floats) -> tuple[Floats, Floats]:
 
 
 def measure_thumb_overlap_mm(hand: PosedHand) -> float:
-    """How deep the thumb is inside the fingers or the palm at most, by points along the bones, mm."""
+    """Measure how deep the thumb is inside the fingers or the palm, in mm, from points along the bones.
+
+    The result is negative if they do not overlap.
+    """
     thumb = _sample_segments(hand.joints[[2, 3]], hand.joints[[3, 4]], 6)
     rest = list(range(5, skeleton.NUM_JOINTS))
     starts = hand.joints[[skeleton.PARENTS[joint] for joint in rest]]
@@ -210,6 +240,6 @@ def _rotate_y(angle_deg: float) -> Floats:
 
 
 def _rotate_z(angle_deg: float) -> Floats:
-    """Turns y towards x for a positive angle, that is a finger towards the thumb."""
+    """Return a rotation that turns y towards x for a positive angle, that is, a finger towards the thumb."""
     cosine, sine = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
     return np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])

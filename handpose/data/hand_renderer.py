@@ -1,8 +1,9 @@
-"""Draws a posed hand as a union of round cones: segments swept by a sphere whose radius changes along the way.
+"""Renderer of a posed hand as a union of round cones: segments swept by a sphere whose radius changes along the way.
 
-A ray meets a round cone in closed form (the cone of its lateral surface is a quadratic, the ends are spheres), so each
-cone is intersected within its own box on the picture and a depth buffer keeps the nearest; normals and colours are
-computed once for the pixels that are left. Camera frame and mm throughout; pixel centres lie at whole coordinates.
+The intersection of a ray with a round cone has a closed form: its side is a quadratic surface, its ends are spheres. So
+each cone is intersected within its own box of the image, and a depth buffer keeps the nearest hit. Normals and colours
+are computed once, for the pixels that are covered. Rays are traced in the camera frame and in mm; the centres of pixels
+are at integer coordinates.
 """
 
 from functools import lru_cache
@@ -17,26 +18,38 @@ Floats = NDArray[np.float64]
 Pixels = NDArray[np.float32]
 
 PALM, PROXIMAL, MIDDLE, TIP, SLEEVE = range(5)
-"""What a cone belongs to: decides creases, nails, colour, and where cones are blended into one skin."""
+"""Part of the hand that a cone belongs to. It decides creases, nails, colour, and where cones are blended."""
 
-_BLEND_MM = 4.5  # half the width over which the normals of the palm's cones are averaged
+_BLEND_MM = 4.5  # half width over which the normals of the palm's cones are averaged
 
 
 class Flesh(NamedTuple):
-    """N round cones around a hand, in the frame of the points they were made from, mm."""
+    """N round cones around a hand, in mm, in the frame of the points that they were made from.
 
-    start: Floats  # (N, 3)
-    end: Floats  # (N, 3)
-    start_radius: Floats  # (N,)
-    end_radius: Floats  # (N,)
-    palmar: Floats  # (N, 3): unit vector to the side of the palm, across the axis
-    origin: Floats  # (3,) the wrist
-    frame: Floats  # (3, 3) rows: the hand's x, y and z
-    girth: float  # factor on the mean hand's measures
-    kind: NDArray[np.int64]  # (N,) PALM, PROXIMAL, MIDDLE, TIP or SLEEVE
+    Attributes:
+        start: (N, 3) start of the axis.
+        end: (N, 3) end of the axis.
+        start_radius: (N,) radius at the start.
+        end_radius: (N,) radius at the end.
+        palmar: (N, 3) unit vector towards the side of the palm, across the axis.
+        origin: (3,) the wrist.
+        frame: (3, 3) whose rows are x, y and z of the hand.
+        girth: factor on the measures of the mean hand.
+        kind: (N,) PALM, PROXIMAL, MIDDLE, TIP or SLEEVE.
+    """
+
+    start: Floats
+    end: Floats
+    start_radius: Floats
+    end_radius: Floats
+    palmar: Floats
+    origin: Floats
+    frame: Floats
+    girth: float
+    kind: NDArray[np.int64]
 
     def transform(self, rotation: Floats, translation: Floats) -> "Flesh":
-        """The same flesh after x -> rotation x + translation."""
+        """Return the same flesh after x -> rotation x + translation."""
         return self._replace(
             start=self.start @ rotation.T + translation,
             end=self.end @ rotation.T + translation,
@@ -47,28 +60,38 @@ class Flesh(NamedTuple):
 
 
 class Surface(NamedTuple):
-    """What the camera sees of the flesh inside a box of the (supersampled) picture; P pixels are covered."""
+    """What the camera sees of the flesh inside a box of the supersampled image. P pixels are covered.
 
-    box: tuple[int, int, int, int]  # top, bottom, left, right in supersampled pixels
-    depth: Pixels  # (h, w) mm, infinite beside the hand
-    pixels: NDArray[np.intp]  # (P,) the covered ones, positions in the flat box
-    cone: NDArray[np.intp]  # (P,) which cone
-    along: Pixels  # (P,) 0 at the start of the cone and 1 at its end
-    points: Pixels  # (3, P) mm
-    normal: Pixels  # (3, P) unit vector out of the flesh
+    Attributes:
+        box: top, bottom, left, right in supersampled pixels.
+        depth: (h, w) in mm; infinite beside the hand.
+        pixels: (P,) indices of the covered pixels in the flat box.
+        cone: (P,) index of the cone in each of them.
+        along: (P,) position along the cone: 0 at its start, 1 at its end.
+        points: (3, P) in mm.
+        normal: (3, P) unit vectors out of the flesh.
+    """
+
+    box: tuple[int, int, int, int]
+    depth: Pixels
+    pixels: NDArray[np.intp]
+    cone: NDArray[np.intp]
+    along: Pixels
+    points: Pixels
+    normal: Pixels
 
 
-# Radii in mm of the mean hand at mcp, pip, dip and near the tip; the thumb's at cmc, mcp, ip and near the tip.
+# Radii of the mean hand in mm: at mcp, pip, dip and near the tip; for the thumb at cmc, mcp, ip and near the tip.
 _FINGER_RADII = np.array(
     [[12.5, 10.6, 9.4, 7.4], [10.0, 8.7, 7.5, 6.3], [10.2, 8.9, 7.7, 6.5], [9.6, 8.3, 7.2, 6.1], [8.4, 7.2, 6.2, 5.3]]
 )
 
 
-_OUTWARD = np.array([0.0, 0.0, 1.0])  # of the palm
+_OUTWARD = np.array([0.0, 0.0, 1.0])  # normal of the palm
 
 
 class _Cone(NamedTuple):
-    """One round cone of the mean hand's girth, hand's frame, mm."""
+    """One round cone in the frame of the hand, in mm, with the girth of the mean hand."""
 
     start: Floats
     end: Floats
@@ -79,10 +102,16 @@ class _Cone(NamedTuple):
 
 
 def build_flesh(shape: HandShape, hand: PosedHand, forearm: Floats, sleeve_mm: float | None) -> Flesh:
-    """Round cones for the fingers, the palm with its pads, the web of the thumb and the forearm; hand's frame.
+    """Build round cones for the fingers, the palm with its pads, the web of the thumb and the forearm.
 
-    forearm: (3,) mm from the wrist to the elbow. sleeve_mm: from this distance to the wrist on the forearm is dressed;
-    None for a bare one.
+    Args:
+        shape: the bones of the hand.
+        hand: its joints.
+        forearm: (3,) from the wrist to the elbow in mm.
+        sleeve_mm: distance from the wrist at which the sleeve begins; None: no sleeve.
+
+    Returns:
+        The cones in the frame of the hand.
     """
     girth = shape.girth
     cones = [*_build_fingers(hand, girth), *_build_palm(hand, girth), *_build_thumb_base(hand, girth)]
@@ -104,7 +133,7 @@ def _build_fingers(hand: PosedHand, girth: float) -> list[_Cone]:
     cones = []
     for finger, radii in enumerate(_FINGER_RADII.tolist()):
         chain = hand.joints[1 + 4 * finger : 5 + 4 * finger].copy()
-        chain[3] -= 0.6 * radii[3] * girth * hand.distal[finger, 2]  # the tip joint lies just under the skin
+        chain[3] -= 0.6 * radii[3] * girth * hand.distal[finger, 2]  # because the tip joint is just under the skin
         kinds = (PROXIMAL, MIDDLE, TIP) if finger else (PALM, PROXIMAL, TIP)
         for segment in range(3):
             ends, palmar = chain[segment : segment + 2], hand.palmar[finger, segment]
@@ -113,7 +142,7 @@ def _build_fingers(hand: PosedHand, girth: float) -> list[_Cone]:
 
 
 def _build_palm(hand: PosedHand, girth: float) -> list[_Cone]:
-    """Metacarpals, fillings between them, pads and webs at the roots of the fingers, ball of the little finger."""
+    """Build metacarpals, fillings between them, pads and webs at the finger bases, ball of the little finger."""
     knuckles = hand.joints[[5, 9, 13, 17]]
     carpus = girth * np.array([[13.0, 5, 2], [5, 4, 0], [-5, 4, 0], [-13, 5, 2]])
     pads = knuckles + girth * np.array([0.0, -6, 5])
@@ -133,7 +162,7 @@ def _build_palm(hand: PosedHand, girth: float) -> list[_Cone]:
 
 
 def _build_thumb_base(hand: PosedHand, girth: float) -> list[_Cone]:
-    """The thumb's ball and its web to the index finger."""
+    """Build the ball of the thumb and its web to the index finger."""
     base, metacarpal = hand.joints[1], hand.joints[2] - hand.joints[1]
     index_finger = hand.joints[5]
     return [
@@ -145,7 +174,7 @@ def _build_thumb_base(hand: PosedHand, girth: float) -> list[_Cone]:
 
 
 def _build_forearm(forearm: Floats, girth: float, sleeve_mm: float | None) -> list[_Cone]:
-    """Three cones side by side, wider than thick, and as many around them for the sleeve."""
+    """Build three cones side by side, wider than thick, and three around them for the sleeve."""
     side = girth * np.cross(_OUTWARD, forearm)
     side /= np.linalg.norm(np.cross(_OUTWARD, forearm))
     cones = []
@@ -160,20 +189,27 @@ def _build_forearm(forearm: Floats, girth: float, sleeve_mm: float | None) -> li
 
 
 def trace_rays(flesh: Flesh, intrinsics: Floats, size: int, supersampling: int) -> Surface | None:
-    """Find the nearest surface for every ray of the picture; None when nothing of the flesh is on it.
+    """Find the nearest surface for every ray of the image.
 
-    flesh: camera frame, mm, in front of the camera. intrinsics: (3, 3) without skew, pixels of the picture.
+    Args:
+        flesh: cones in the camera frame in mm, in front of the camera.
+        intrinsics: (3, 3) without skew, in pixels of the image.
+        size: side of the image in pixels.
+        supersampling: rays per pixel in each direction.
+
+    Returns:
+        The surface; None if none of the flesh is in the image.
     """
     boxes = _compute_screen_boxes(flesh, intrinsics, size, supersampling)
     cone_boxes = np.concatenate([np.minimum(*boxes[..., ::2]), np.maximum(*boxes[..., 1::2])], axis=1)[:, [0, 2, 1, 3]]
-    seen = (cone_boxes[:, 0] < cone_boxes[:, 1]) & (cone_boxes[:, 2] < cone_boxes[:, 3])
-    if not seen.any():
+    is_visible = (cone_boxes[:, 0] < cone_boxes[:, 1]) & (cone_boxes[:, 2] < cone_boxes[:, 3])
+    if not is_visible.any():
         return None
-    top, left = cone_boxes[seen][:, ::2].min(0) // supersampling * supersampling
-    bottom, right = -(-cone_boxes[seen][:, 1::2].max(0) // supersampling) * supersampling
+    top, left = cone_boxes[is_visible][:, ::2].min(0) // supersampling * supersampling
+    bottom, right = -(-cone_boxes[is_visible][:, 1::2].max(0) // supersampling) * supersampling
     rays_x, rays_y = _make_rays(intrinsics, size, supersampling)
     canvas = _DepthBuffer(rays_x[left:right], rays_y[top:bottom, None])
-    for i in np.flatnonzero(seen).tolist():
+    for i in np.flatnonzero(is_visible).tolist():
         canvas.add_side(flesh, i, cone_boxes[i] - [top, top, left, left])
     for end, i in _find_distinct_spheres(flesh):
         canvas.add_sphere(flesh, i, end, boxes[end, i] - [top, top, left, left])
@@ -191,18 +227,22 @@ def trace_rays(flesh: Flesh, intrinsics: Floats, size: int, supersampling: int) 
 
 
 def _find_distinct_spheres(flesh: Flesh) -> list[tuple[int, int]]:
-    """(0 start or 1 end, cone) of the spheres that lie inside no other one: most are shared by neighbours."""
+    """List the spheres that are not inside another one. Neighbouring cones share most of them.
+
+    Returns:
+        (end, cone) of each sphere; end is 0 for the start of the cone and 1 for its end.
+    """
     centres = np.concatenate([flesh.start, flesh.end])
     radii = np.concatenate([flesh.start_radius, flesh.end_radius])
     distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
     inside = distance + radii[:, None] <= radii[None] + 1e-6
-    inside &= ~inside.T | (np.arange(len(radii))[:, None] > np.arange(len(radii)))  # of equal ones the first stays
+    inside &= ~inside.T | (np.arange(len(radii))[:, None] > np.arange(len(radii)))  # of equal ones keep the first
     np.fill_diagonal(inside, False)
     return [(int(i) // len(flesh.kind), int(i) % len(flesh.kind)) for i in np.flatnonzero(~inside.any(axis=1))]
 
 
 def _make_rays(intrinsics: Floats, size: int, supersampling: int) -> tuple[Pixels, Pixels]:
-    """x/z of the columns and y/z of the rows of the supersampled picture."""
+    """Return x/z of the columns and y/z of the rows of the supersampled image."""
     at = (np.arange(size * supersampling) + 0.5) / supersampling - 0.5
     x = (at - intrinsics[0, 2]) / intrinsics[0, 0]
     y = (at - intrinsics[1, 2]) / intrinsics[1, 1]
@@ -210,12 +250,16 @@ def _make_rays(intrinsics: Floats, size: int, supersampling: int) -> tuple[Pixel
 
 
 def _compute_screen_boxes(flesh: Flesh, intrinsics: Floats, size: int, supersampling: int) -> NDArray[np.int64]:
-    """(2, N, 4) top, bottom, left, right of the spheres at the starts and ends, px, cut at the picture's border."""
+    """Compute the boxes of the spheres at the starts and ends of the cones, clipped to the image.
+
+    Returns:
+        (2, N, 4) top, bottom, left, right in supersampled pixels.
+    """
     centre = np.stack([flesh.start, flesh.end])
     radius = np.stack([flesh.start_radius, flesh.end_radius])
     sides = []
     for axis in (1, 0):
-        # The tangents from the camera to a circle in the plane of this axis and z.
+        # Tangents from the camera to a circle in the plane of this axis and z.
         distance = np.hypot(centre[..., axis], centre[..., 2])
         middle, half = np.arctan2(centre[..., axis], centre[..., 2]), np.arcsin(np.minimum(radius / distance, 1))
         for rounded, angle in ((np.floor, middle - half), (np.ceil, middle + half)):
@@ -225,10 +269,14 @@ def _compute_screen_boxes(flesh: Flesh, intrinsics: Floats, size: int, supersamp
 
 
 class _DepthBuffer:
-    """The depth buffer and which cone is in it."""
+    """A depth buffer that also stores which cone is visible in each pixel.
+
+    Args:
+        x: (w,) x/z of the columns.
+        y: (h, 1) y/z of the rows.
+    """
 
     def __init__(self, x: Pixels, y: Pixels) -> None:
-        """x: (w,), y: (h, 1); the rays are (x, y, 1)."""
         self.x, self.y = x, y
         self.ray2 = x * x + (y * y + 1)
         self.shape = (y.shape[0], x.shape[0])
@@ -236,26 +284,26 @@ class _DepthBuffer:
         self.cone = np.full(self.shape, -1, np.int16)
 
     def compute_points(self, pixels: NDArray[np.intp]) -> Pixels:
-        """(3, P) where the rays of these pixels hit."""
+        """Return the points where the rays of the given pixels hit, (3, P)."""
         z = self.depth.ravel()[pixels]
         rows, columns = np.divmod(pixels, self.shape[1])
         return np.stack([self.x[columns] * z, self.y[rows, 0] * z, z])
 
     def add_side(self, flesh: Flesh, i: int, box: NDArray[np.int64]) -> None:
-        """The lateral surface of cone i without its ends: c2 |q|^2 - (q.axis)^2 + 2 r slope q.axis - r^2 = 0.
+        """Add the side of cone i without its ends: c2 |q|^2 - (q.axis)^2 + 2 r slope q.axis - r^2 = 0.
 
-        q = depth ray - start; slope is the sine of half the opening angle and c2 the square of its cosine.
+        Here q = depth ray - start, slope is the sine of half the opening angle, and c2 is the square of its cosine.
         """
         start, bone, radius = flesh.start[i], flesh.end[i] - flesh.start[i], float(flesh.start_radius[i])
         length = float(np.linalg.norm(bone))
         axis, slope = bone / length, (radius - float(flesh.end_radius[i])) / length
         c2 = 1 - slope * slope
         if c2 <= 0:
-            return  # one end lies within the other
+            return  # one end is inside the other
         start2, start_axis = float(start @ start), float(start @ axis)
         view = (slice(box[0], box[1]), slice(box[2], box[3]))
         ray_axis, ray_start = self._dot(view, axis), self._dot(view, start)
-        # Half the linear coefficient is minus `middle`; of the two roots the smaller one is the nearer.
+        # Half the linear coefficient is -middle. The smaller of the two roots is the nearer one.
         quadratic = c2 * self.ray2[view]
         quadratic -= ray_axis * ray_axis
         middle = ray_start
@@ -274,7 +322,7 @@ class _DepthBuffer:
         self._update(view, hit, i)
 
     def add_sphere(self, flesh: Flesh, i: int, end: int, box: NDArray[np.int64]) -> None:
-        """The sphere at the start (end = 0) or the end (1) of cone i."""
+        """Add the sphere at the start (end = 0) or at the end (end = 1) of cone i."""
         centre = flesh.end[i] if end else flesh.start[i]
         radius = float(flesh.end_radius[i] if end else flesh.start_radius[i])
         view = (slice(box[0], box[1]), slice(box[2], box[3]))
@@ -299,12 +347,12 @@ class _DepthBuffer:
 
 
 def _compute_surface(flesh: Flesh, which: NDArray[np.intp], points: Pixels) -> tuple[Pixels, Pixels]:
-    """Share along the cone and outward normal at points on its surface: (P,) and (3, P)."""
+    """Return positions along the cones, (P,), and outward normals, (3, P), of points on their surface."""
     bone = flesh.end - flesh.start
     length2 = (bone * bone).sum(1)
     slope_radius = (flesh.start_radius - flesh.end_radius) * flesh.start_radius
     cosine2 = 1 - (flesh.start_radius - flesh.end_radius) ** 2 / length2
-    # along = (offset . bone - slope_radius) / (length2 cosine2), a linear function of the point
+    # along = (offset . bone - slope_radius) / (length2 cosine2) is a linear function of the point.
     weights = bone / (length2 * cosine2)[:, None]
     constant = -((flesh.start * bone).sum(1) + slope_radius) / (length2 * cosine2)
     table = np.concatenate([weights.T, constant[None], flesh.start.T, bone.T]).astype(np.float32)[:, which]
@@ -316,7 +364,7 @@ def _compute_surface(flesh: Flesh, which: NDArray[np.intp], points: Pixels) -> t
 
 
 def _normalise(vectors: Pixels) -> Pixels:
-    """(3, P) vectors to unit length, in place."""
+    """Scale (3, P) vectors to unit length, in place."""
     x, y, z = vectors
     vectors /= np.sqrt(x * x + y * y + z * z + np.float32(1e-12))
     return vectors
@@ -330,10 +378,15 @@ def _blend_normals(
     supersampling: int,
     reach: int,
 ) -> None:
-    """Average the normals of neighbouring pixels in place, so that the cones of the palm read as one skin.
+    """Average the normals of neighbouring pixels in place, so that the cones of the palm look like one skin.
 
-    blend: (P,) 1 takes the average, 0 keeps the pixel's own and gives none. reach: half width in pixels of the final
-    picture, on whose grid the average is formed.
+    Args:
+        normal: (3, P) normals.
+        blend: (P,) 1: use the average; 0: keep the pixel's own normal and leave it out of the average.
+        pixels: (P,) indices of the pixels in the flat box.
+        shape: (h, w) of the box.
+        supersampling: rays per pixel in each direction.
+        reach: half width of the average in pixels of the final image, on whose grid it is computed.
     """
     rows, columns = np.divmod(pixels, shape[1])
     height, width = shape[0] // supersampling, shape[1] // supersampling
@@ -349,6 +402,6 @@ def _blend_normals(
 
 @lru_cache(maxsize=256)
 def make_smoothing_weights(count: int, reach: int) -> Pixels:
-    """(count, count) symmetric weights of a triangular window of half width 2 reach."""
+    """Return symmetric weights (count, count) of a triangular window with half width 2 reach."""
     at = np.arange(count)
     return np.maximum(2 * reach + 1 - np.abs(at[:, None] - at), 0).astype(np.float32)

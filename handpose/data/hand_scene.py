@@ -1,4 +1,4 @@
-"""One synthetic picture: a hand before a camera and a background, a pure function of (seed, split, index).
+"""One synthetic image of a hand in front of a background. It depends only on (seed, split, index) and the parameters.
 
 Only NumPy is imported here, so that the processes that draw start quickly.
 """
@@ -18,26 +18,26 @@ from handpose.data.hand_renderer import Pixels
 Floats = NDArray[np.float64]
 SUPERSAMPLING = 2
 _MIN_EXTENT_MM = 140.0
-_MIN_DEPTH_MM = 150.0  # of a joint to the camera; the flesh around it stays well in front
+_MIN_DEPTH_MM = 150.0  # minimum depth of a joint, so that the flesh around it is well in front of the camera
 _FOREARM_MM = 240.0
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What makes the pictures harder. Pairs are (low, high).
+    """Parameters that make the images harder. Pairs are (low, high).
 
     Attributes:
-        roll_deg: the hand turns by up to this in the picture, to either side.
-        tilt_deg: the hand turns by up to this out of the picture, to either side.
-        back_probability: of the back of the hand facing the camera rather than the palm.
+        roll_deg: largest rotation of the hand in the image plane, to either side.
+        tilt_deg: largest rotation of the hand out of the image plane, to either side.
+        back_probability: probability that the back of the hand faces the camera and not the palm.
         pose_variety: factor on the postural synergies.
-        focal: focal length in picture sizes.
-        fill: longer side of the joints' box in picture sizes.
-        cutoff_probability: of a hand over the border of the picture.
-        occluder_probability: of a shape before the hand.
-        blur_probability: of a blurred picture.
-        noise: largest standard deviation of the sensor noise in grey levels.
-        clutter: 0 for plain backgrounds, 1 for busy ones.
+        focal: focal length in image sides.
+        fill: longer side of the joints' bounding box in image sides.
+        cutoff_probability: probability that the hand reaches over the border of the image.
+        occluder_probability: probability of a shape in front of the hand.
+        blur_probability: probability of blur.
+        noise: largest standard deviation of the sensor noise in grey levels of 255.
+        clutter: how busy the background is, from 0 (plain) to 1.
     """
 
     roll_deg: float
@@ -54,36 +54,57 @@ class Difficulty:
 
 
 class SyntheticImage(NamedTuple):
-    """A picture and what is known of it."""
+    """An image with its labels.
 
-    image: NDArray[np.uint8]  # (H, W, 3) RGB
-    mask: NDArray[np.bool_]  # (H, W) the hand, before anything covers it
-    intrinsics: Floats  # (3, 3) px
-    xyz_m: Floats  # (K, 3) metres, camera frame
+    Attributes:
+        image: (H, W, 3) RGB.
+        mask: (H, W) True on the hand, including what an occluder covers.
+        intrinsics: (3, 3) in pixels.
+        xyz_m: (K, 3) joints in metres, camera frame.
+    """
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    intrinsics: Floats
+    xyz_m: Floats
 
     @property
     def uv(self) -> Floats:
-        """(K, 2) px, where the joints are on the picture."""
+        """(K, 2) position of the joints in the image in pixels."""
         uvw = self.xyz_m @ self.intrinsics.T
         return uvw[:, :2] / uvw[:, 2:]
 
     @property
     def scale_m(self) -> float:
-        """Length of the reference bone, metres."""
+        """Length of the reference bone in metres."""
         start, end = skeleton.REFERENCE_BONE
         return float(np.linalg.norm(self.xyz_m[end] - self.xyz_m[start]))
 
 
 class HandView(NamedTuple):
-    """Where the hand stands before the camera."""
+    """Position of the hand relative to the camera, and the camera.
 
-    rotation: Floats  # (3, 3) hand's frame to camera frame
-    translation: Floats  # (3,) mm
-    intrinsics: Floats  # (3, 3) px
+    Attributes:
+        rotation: (3, 3) from the frame of the hand to the camera frame.
+        translation: (3,) in mm.
+        intrinsics: (3, 3) in pixels.
+    """
+
+    rotation: Floats
+    translation: Floats
+    intrinsics: Floats
 
 
 def draw_image(seed: int, split: int, index: int, image_size: int, difficulty: Difficulty) -> SyntheticImage:
-    """Picture `index` of a split, the same on every machine and in every process."""
+    """Draw an image. The result is the same on every machine and in every process.
+
+    Args:
+        seed: seed of the data set.
+        split: index of the split.
+        index: index of the image in the split.
+        image_size: side of the image in pixels.
+        difficulty: parameters of the image.
+    """
     rng = np.random.default_rng([seed, split, index])
     shape = hand_kinematics.draw_shape(rng)
     pose = hand_kinematics.draw_pose(rng, shape, difficulty.pose_variety)
@@ -103,7 +124,14 @@ def draw_image(seed: int, split: int, index: int, image_size: int, difficulty: D
 
 
 def draw_view(rng: np.random.Generator, joints: Floats, image_size: int, difficulty: Difficulty) -> HandView:
-    """Turn the hand, choose a camera, and put the hand so far away that it fills the wanted part of the picture."""
+    """Rotate the hand, choose a camera, and place the hand at the distance where it has the drawn size in the image.
+
+    Args:
+        rng: generator of random numbers.
+        joints: (K, 3) in the frame of the hand in mm.
+        image_size: side of the image in pixels.
+        difficulty: parameters of the image.
+    """
     rotation = _draw_rotation(rng, difficulty)
     focal = image_size * math.exp(rng.uniform(*np.log(difficulty.focal)))
     principal = (image_size - 1) / 2 + rng.normal(0, 0.02 * image_size, 2)
@@ -112,10 +140,10 @@ def draw_view(rng: np.random.Generator, joints: Floats, image_size: int, difficu
     turned -= (turned.min(0) + turned.max(0)) / 2
     side = image_size * rng.uniform(*difficulty.fill)
     wanted = _draw_centre(rng, turned, side, image_size, rng.random() < difficulty.cutoff_probability)
-    # A fist is small: it may fill less, or it would be seen from so near that perspective tears it apart.
+    # A fist is small. It may fill less of the image, since from nearer by perspective would distort it too much.
     side *= min(1.0, np.ptp(turned[:, :2], axis=0).max() / _MIN_EXTENT_MM)
     offset = np.array([0.0, 0.0, focal * np.ptp(turned[:, :2], axis=0).max() / side - 2 * turned[:, 2].min()])
-    for _ in range(4):  # perspective makes the box depend on the place a little: a few rounds settle it
+    for _ in range(4):  # the box depends slightly on the position; a few iterations converge
         placed = turned + offset
         uv = placed[:, :2] / placed[:, 2:] * focal + principal
         box = np.stack([uv.min(0), uv.max(0)])
@@ -126,7 +154,7 @@ def draw_view(rng: np.random.Generator, joints: Floats, image_size: int, difficu
 
 
 def _draw_rotation(rng: np.random.Generator, difficulty: Difficulty) -> Floats:
-    """Fingers up and the palm (or the back) to the camera, then turned about the axes of the picture."""
+    """Draw a rotation: fingers up, palm (or back) towards the camera, then rotated about the axes of the image."""
     facing = math.pi * (rng.random() < difficulty.back_probability)
     x, y = np.radians(rng.uniform(-difficulty.tilt_deg, difficulty.tilt_deg, 2))
     roll = math.radians(rng.uniform(-difficulty.roll_deg, difficulty.roll_deg))
@@ -145,7 +173,10 @@ def _rotate_about(axis: int, angle: float) -> Floats:
 def _draw_centre(
     rng: np.random.Generator, rotated_joints: Floats, side: float, image_size: int, cut_off: bool
 ) -> Floats:
-    """Where the middle of the joints' box comes to lie, px: inside the picture, or over a border by up to a third."""
+    """Draw the centre of the joints' bounding box in px.
+
+    The box is inside the image or, if `cut_off`, reaches over one border by about 8 to 30 % of its extent.
+    """
     extent = np.ptp(rotated_joints[:, :2], axis=0)
     half = side * extent / extent.max() / 2
     margin = 0.04 * image_size
@@ -158,7 +189,10 @@ def _draw_centre(
 
 
 def _draw_forearm(rng: np.random.Generator, view: HandView) -> Floats:
-    """(3,) mm from the wrist to the elbow, hand's frame: the wrist bends both ways. It ends before the camera."""
+    """Draw the vector from the wrist to the elbow, (3,) in mm, in the frame of the hand. The wrist bends both ways.
+
+    The forearm is shortened so that it ends in front of the camera.
+    """
     bend, lean = math.radians(rng.normal(0, 14)), math.radians(np.clip(rng.normal(0, 9), -20, 20))
     direction = np.array([math.sin(lean), -math.cos(lean) * math.cos(bend), math.cos(lean) * math.sin(bend)])
     approach = -float(view.rotation[2] @ direction)
@@ -173,7 +207,7 @@ def _paint_hand(
     light: hand_shading.Light,
     intrinsics: Floats,
 ) -> Pixels:
-    """Put the hand over the background, in place; returns how much of each pixel it covers, (H, W)."""
+    """Paint the hand over the background, in place. Return how much of each pixel it covers, (H, W)."""
     size, ss = image.shape[0], SUPERSAMPLING
     cover = np.zeros((size, size), np.float32)
     surface = hand_renderer.trace_rays(flesh, intrinsics, size, ss)
@@ -196,7 +230,7 @@ def _paint_hand(
 
 
 def draw_background(rng: np.random.Generator, size: int, clutter: float) -> Pixels:
-    """(H, W, 3) linear: a smooth wall of some colour, shapes before it, and a texture of several scales."""
+    """Draw a background, (H, W, 3) linear: a smooth wall, shapes in front of it, and texture at several scales."""
     image = np.broadcast_to(_draw_colour(rng), (size, size, 3)).copy()
     image *= _draw_smooth_noise(rng, size, 3, rng.uniform(0.1, 0.4), 0.15)
     for _ in range(rng.poisson(4 * clutter)):
@@ -211,7 +245,7 @@ def draw_background(rng: np.random.Generator, size: int, clutter: float) -> Pixe
 
 
 def _draw_colour(rng: np.random.Generator) -> Pixels:
-    """(3,) linear; most things in rooms are dull, a few are colourful."""
+    """Draw a linear colour, (3,). Most objects in rooms are dull, a few are colourful."""
     brightness, saturation = rng.uniform(0.12, 0.95) ** 2.2, rng.beta(1.2, 2.5)
     hue = rng.uniform(0, 1, 3) ** 2
     return (brightness * (1 - saturation + saturation * hue / hue.max())).astype(np.float32)
@@ -219,7 +253,7 @@ def _draw_colour(rng: np.random.Generator) -> Pixels:
 
 @lru_cache(maxsize=128)
 def _make_interpolation_weights(size: int, knots: int) -> Pixels:
-    """(size, knots) weights that spread a row of knots over a row of pixels, smoothly."""
+    """Return weights (size, knots) that interpolate a row of pixels smoothly from a row of knots."""
     at = np.linspace(0, knots - 1, size)
     low = np.minimum(at.astype(int), knots - 2)
     share = at - low
@@ -231,7 +265,7 @@ def _make_interpolation_weights(size: int, knots: int) -> Pixels:
 
 
 def _draw_smooth_noise(rng: np.random.Generator, size: int, knots: int, amplitude: float, hue: float) -> Pixels:
-    """(H, W, 3) brightness about 1; hue is the part of the amplitude that differs between the channels."""
+    """Draw brightness factors around 1, (H, W, 3). `hue`: part of the amplitude that differs between channels."""
     values = rng.standard_normal((knots, knots, 1), np.float32) + np.float32(hue) * rng.standard_normal(
         (knots, knots, 3), np.float32
     )
@@ -247,7 +281,7 @@ def _make_grid(size: int) -> tuple[Pixels, Pixels]:
 
 
 def _draw_stripes(rng: np.random.Generator, size: int) -> Pixels:
-    """Stripes or a weave, relative to 1."""
+    """Draw stripes or a weave, as deviations of the brightness from 1."""
     x, y = _make_grid(size)
     waves = []
     for _ in range(2):
@@ -259,10 +293,17 @@ def _draw_stripes(rng: np.random.Generator, size: int) -> Pixels:
 
 
 def _paint_shape(rng: np.random.Generator, image: Pixels, centre: Floats, half: Floats) -> None:
-    """Put a turned ellipse or rectangle with soft edges over the picture, in place. centre, half sides: (2,) px."""
+    """Paint a rotated ellipse or rectangle with soft edges over the image, in place.
+
+    Args:
+        rng: generator of random numbers.
+        image: (H, W, 3) linear.
+        centre: (2,) in pixels.
+        half: (2,) half sides in pixels.
+    """
     size = image.shape[0]
     angle, is_ellipse, colour = rng.uniform(0, math.pi), rng.random() < 0.5, _draw_colour(rng)
-    slope = rng.uniform(-0.8, 0.8, 2) / size  # of the brightness, so that a shape is not flat
+    slope = rng.uniform(-0.8, 0.8, 2) / size  # slope of the brightness, so that the shape does not look flat
     cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
     reach = np.array([cosine * half[0] + sine * half[1], sine * half[0] + cosine * half[1]]) + 1
     (left, top), (right, bottom) = np.clip([centre - reach, centre + reach + 1], 0, size).astype(int)
@@ -279,7 +320,7 @@ def _paint_shape(rng: np.random.Generator, image: Pixels, centre: Floats, half: 
 
 
 def _paint_occluder(rng: np.random.Generator, image: Pixels, mask: Pixels) -> None:
-    """A shape over a part of the hand, in place."""
+    """Paint a shape over a part of the hand, in place."""
     rows, columns = np.nonzero(mask > 0.5)
     if rows.size == 0:
         return
@@ -289,7 +330,7 @@ def _paint_occluder(rng: np.random.Generator, image: Pixels, mask: Pixels) -> No
 
 
 def _apply_exposure(rng: np.random.Generator, image: Pixels, difficulty: Difficulty) -> NDArray[np.uint8]:
-    """Blur now and then, brightness, sensor noise, gamma."""
+    """Apply blur (sometimes), brightness, gamma and sensor noise, in this order."""
     if rng.random() < difficulty.blur_probability:
         share = np.float32(rng.uniform(0.1, 0.3))
         for axis in (0, 1):

@@ -1,6 +1,6 @@
-"""Colours of a traced hand: skin with a lighter palm, nails and lines, a light with soft shadows, ambient light.
+"""Colours of a rendered hand: skin with a lighter palm, nails and lines, a light with soft shadows, and ambient light.
 
-All colours are linear; `to_srgb` turns them into bytes at the very end.
+All colours are linear. `to_srgb` converts them to bytes as the last step.
 """
 
 import math
@@ -13,7 +13,7 @@ from handpose.data.hand_renderer import MIDDLE, PALM, SLEEVE, TIP, Flesh, Pixels
 
 Floats = NDArray[np.float64]
 
-# sRGB tones of the back of the hand from light to dark, measured skin ranges after the Monk skin tone scale.
+# sRGB tones of the back of the hand from light to dark: measured skin ranges, following the Monk skin tone scale.
 _SKIN_TONES = np.array(
     [
         [240, 208, 190],
@@ -30,10 +30,10 @@ _SKIN_TONES = np.array(
 )
 
 
-# Light that has gone through the skin is red: the red of the terminator reaches further round than the blue.
+# Light that has passed through skin is red, so at the border of the shadow red reaches further round than blue.
 _WRAP_LIGHTING = (0.40, 0.22, 0.16)
 
-# Centre, radius and the range of x of the thenar line, the head line and the heart line, mm of the mean hand.
+# Centre, radius and range of x of the thenar line, the head line and the heart line, in mm of the mean hand.
 _PALM_LINES = ((39.0, 26.0, 37.0, -1.0, 26.0), (34.0, 128.0, 66.0, -22.0, 24.0), (-24.0, 122.0, 54.0, -40.0, 12.0))
 
 _SHADOW_STEPS_MM = (5.0, 9.0, 14.0, 20.0, 28.0)
@@ -41,25 +41,39 @@ _SKY_STEPS_MM = ((7, 0), (0, 7), (-7, 0), (0, -7), (10, 10), (-10, 10), (10, -10
 
 
 class Light(NamedTuple):
-    """One distant light and the light from everywhere."""
+    """One distant light and ambient light.
 
-    direction: Floats  # (3,) unit vector from the hand to the light, camera frame
-    colour: Floats  # (3,) linear
-    ambient: Floats  # (3,) linear
+    Attributes:
+        direction: (3,) unit vector from the hand to the light, camera frame.
+        colour: (3,) linear.
+        ambient: (3,) linear.
+    """
+
+    direction: Floats
+    colour: Floats
+    ambient: Floats
 
 
 class Skin(NamedTuple):
-    """Linear colours of one person's hand and of what is worn on the arm."""
+    """Linear colours of one person's hand and sleeve.
 
-    back: Floats  # (3,)
-    palm: Floats  # (3,)
-    nail: Floats  # (3,)
-    sleeve: Floats  # (3,)
+    Attributes:
+        back: (3,) back of the hand.
+        palm: (3,) palm.
+        nail: (3,) nails.
+        sleeve: (3,) sleeve.
+        gloss: strength of the highlights.
+    """
+
+    back: Floats
+    palm: Floats
+    nail: Floats
+    sleeve: Floats
     gloss: float
 
 
 def to_linear(srgb: Floats) -> Floats:
-    """Bytes of sRGB to linear 0..1 (the gamma of 2.2 in place of the standard's piecewise curve)."""
+    """Convert sRGB bytes to linear values in [0, 1], with a gamma of 2.2 in place of the standard's piecewise curve."""
     return (np.asarray(srgb, float) / 255) ** 2.2
 
 
@@ -68,12 +82,12 @@ _SRGB = np.round(255 * (np.arange(_STEPS + 1) / _STEPS) ** (1 / 2.2)).astype(np.
 
 
 def to_srgb(linear: Pixels) -> NDArray[np.uint8]:
-    """Linear 0..1, cut there, to bytes of sRGB."""
+    """Clip linear values to [0, 1] and convert them to sRGB bytes."""
     return _SRGB[(np.clip(linear, 0, 1) * _STEPS + 0.5).astype(np.uint16)]
 
 
 def draw_skin(rng: np.random.Generator) -> Skin:
-    """Any tone from light to dark with a little hue of its own; palms differ less from person to person."""
+    """Draw a tone from light to dark with a small shift of the hue. Palms differ less between people."""
     at = rng.uniform(0, len(_SKIN_TONES) - 1)
     low = min(int(at), len(_SKIN_TONES) - 2)
     tone = _SKIN_TONES[low] + (at - low) * (_SKIN_TONES[low + 1] - _SKIN_TONES[low])
@@ -85,7 +99,7 @@ def draw_skin(rng: np.random.Generator) -> Skin:
 
 
 def draw_light(rng: np.random.Generator) -> Light:
-    """A light on the camera's side of the hand, above it more often than below."""
+    """Draw a light on the camera's side of the hand, more often above the hand than below it."""
     direction = np.array([rng.uniform(-1, 1), rng.uniform(-1.1, 0.5), -rng.uniform(0.35, 1.1)])
     warmth = rng.normal(0, 0.06)
     colour = rng.uniform(0.65, 1.05) * np.array([1 + warmth, 1.0, 1 - warmth])
@@ -94,9 +108,18 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 
 def shade(surface: Surface, flesh: Flesh, skin: Skin, light: Light, px_per_mm: float, supersampling: int) -> Pixels:
-    """Linear colour of the P covered pixels, (3, P).
+    """Compute the linear colours of the P covered pixels.
 
-    px_per_mm: pixels of the final picture a mm at the hand, the scale of the shadows.
+    Args:
+        surface: the visible surface.
+        flesh: its cones.
+        skin: colours of the hand.
+        light: the light.
+        px_per_mm: pixels of the final image for each mm at the hand, which gives the scale of the shadows.
+        supersampling: rays per pixel in each direction.
+
+    Returns:
+        (3, P).
     """
     normal = surface.normal
     lit, open_sky = _compute_shadows(surface, light, px_per_mm, supersampling)
@@ -104,7 +127,7 @@ def shade(surface: Surface, flesh: Flesh, skin: Skin, light: Light, px_per_mm: f
     half = light.direction - np.array([0.0, 0.0, 1.0])
     shine = np.maximum((half / np.linalg.norm(half)).astype(np.float32) @ normal, 0)
     for _ in range(4):
-        shine *= shine  # to the power of 16
+        shine *= shine  # to the 16th power
     shine *= lit * np.float32(skin.gloss)
     open_sky *= np.float32(0.8) - np.float32(0.2) * normal[1]
     colour = _compute_albedo(surface, flesh, skin)
@@ -119,7 +142,7 @@ def shade(surface: Surface, flesh: Flesh, skin: Skin, light: Light, px_per_mm: f
 
 
 def _compute_albedo(surface: Surface, flesh: Flesh, skin: Skin) -> Pixels:
-    """(3, P) colour under white light."""
+    """Compute the colours under white light, (3, P)."""
     cone, along, normal = surface.cone, surface.along, surface.normal
     kind = flesh.kind[cone]
     x, y, z = flesh.palmar.T.astype(np.float32)[:, cone]
@@ -143,7 +166,7 @@ def _compute_albedo(surface: Surface, flesh: Flesh, skin: Skin) -> Pixels:
 
 
 def _compute_palm_lines(points: Pixels, flesh: Flesh) -> Pixels:
-    """Brightness of the palm at points on it, (P,): darker along the lines, which are arcs about points beside them."""
+    """Compute the brightness of points on the palm, (P,). It is lower along the palm lines, which are arcs."""
     x, y, _ = (flesh.frame / flesh.girth).astype(np.float32) @ (points - flesh.origin.astype(np.float32)[:, None])
     bright = np.ones_like(x)
     for centre_x, centre_y, radius, low, high in _PALM_LINES:
@@ -153,7 +176,7 @@ def _compute_palm_lines(points: Pixels, flesh: Flesh) -> Pixels:
 
 
 def _smooth_inside(values: Pixels, inside: NDArray[np.bool_]) -> Pixels:
-    """Average over the nearest pixels that are inside: a penumbra."""
+    """Average over the nearest pixels that are inside, which gives shadows a soft border."""
     down, across = make_smoothing_weights(values.shape[0], 1), make_smoothing_weights(values.shape[1], 1)
     weights = inside.astype(np.float32)
     softened: Pixels = down @ (values * weights) @ across
@@ -162,10 +185,10 @@ def _smooth_inside(values: Pixels, inside: NDArray[np.bool_]) -> Pixels:
 
 
 def _compute_shadows(surface: Surface, light: Light, px_per_mm: float, supersampling: int) -> tuple[Pixels, Pixels]:
-    """How much of the light and of the sky each covered pixel sees, (P,) each, from the depth buffer alone.
+    """Compute how much of the light and of the sky each covered pixel receives, (P,) each, from the depth buffer alone.
 
-    One value a pixel of the final picture: steps towards the light that pass under a nearer surface are shadow, and
-    neighbours that stand out towards the camera take some of the sky.
+    There is one value for each pixel of the final image. Steps towards the light that pass behind a nearer surface give
+    shadow, and neighbouring pixels that are nearer to the camera hide part of the sky.
     """
     depth = surface.depth[::supersampling, ::supersampling]
     far = np.float32(1e9)
@@ -174,7 +197,7 @@ def _compute_shadows(surface: Surface, light: Light, px_per_mm: float, supersamp
     height, width = depth.shape
 
     def over(dx_mm: float, dy_mm: float) -> Pixels:
-        """How much nearer to the camera the surface is at this offset, mm."""
+        """Return how much nearer to the camera the surface is at this offset, in mm."""
         top, left = reach + round(dy_mm * px_per_mm), reach + round(dx_mm * px_per_mm)
         return here - padded[top : top + height, left : left + width]
 

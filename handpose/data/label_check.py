@@ -1,8 +1,8 @@
-"""Labels that are far from the rest of their data set: most likely mistakes, of which a person should know.
+"""Search for labels that differ strongly from the rest of their data set and are probably mistakes.
 
-Medians and median absolute deviations decide, so a few wrong labels do not hide each other. What real hands and
-cameras do is not reported: sizes within a factor of 2, bones within 1.5, distances within 3, hands that the border of
-the picture cuts off.
+Medians and median absolute deviations decide, so a few wrong labels do not hide each other. Normal variation of hands
+and cameras is not reported: sizes within a factor of 2, bones within 1.5, distances within 3, and hands that are cut
+off by the border of the image.
 """
 
 import math
@@ -19,11 +19,11 @@ from handpose.data.sample import Annotations
 from handpose.geometry import compare_proportions, compute_bone_lengths, find_outliers, project
 from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
 
-_MIN_HANDS = 10  # below this a median says little
+_MIN_HANDS = 10  # with fewer hands a median is not reliable
 _MIN_DISTANCE_LIMIT = math.log(3.0)
 _SCALE_LIMIT = math.log(1.5)
-_MAX_OUTSIDE_FRACTION = 0.5  # of the picture's side; a joint of a hand that is cut off lies up to 0.3 outside
-_MAX_OTHER_SIDE_FRACTION = 0.1  # more than this share is a data set of both sides
+_MAX_OUTSIDE_FRACTION = 0.5  # of the image side; joints of a hand that is cut off lie up to 0.3 outside
+_MAX_OTHER_SIDE_FRACTION = 0.1  # a larger fraction means that the data set has left and right hands
 _NUM_SHOWN = 10
 
 _WRIST, _INDEX, _LITTLE = (JOINT_NAMES.index(name) for name in ("wrist", "index_mcp", "little_mcp"))
@@ -35,7 +35,12 @@ _BASES, _TIPS = (
 
 
 class SuspiciousLabel(NamedTuple):
-    """A pose whose label is probably wrong. image: its first image's position in the split."""
+    """A pose whose label is probably wrong.
+
+    Attributes:
+        image: position in the split of the first image of the pose.
+        reasons: what is unusual about the label.
+    """
 
     image: int
     reasons: tuple[str, ...]
@@ -44,9 +49,15 @@ class SuspiciousLabel(NamedTuple):
 def find_suspicious_labels(
     annotations: Annotations, intrinsics: NDArray[np.floating], size: int
 ) -> list[SuspiciousLabel]:
-    """The poses of a split whose labels are far from the rest, in their order; none where the split has no joints.
+    """Find the poses of a split whose labels differ strongly from the rest.
 
-    intrinsics: (N, 3, 3) of the N images of the split, in pixels of pictures of side `size`.
+    Args:
+        annotations: the split.
+        intrinsics: (N, 3, 3) of its N images, in pixels of images with side `size`.
+        size: side of the images in pixels.
+
+    Returns:
+        The poses in their order. The list is empty if the split has no joints.
     """
     if annotations.xyz_m is None:
         return []
@@ -61,7 +72,14 @@ def find_suspicious_labels(
 
 
 def format_warning(split: str, files: Sequence[Path], suspicions: Sequence[SuspiciousLabel], *, num_poses: int) -> str:
-    """A warning for the terminal that names the entries and their images; files: of the split."""
+    """Format a warning for the terminal that names the entries and their images.
+
+    Args:
+        split: name of the split.
+        files: images of the split.
+        suspicions: the poses found.
+        num_poses: number of poses in the split.
+    """
     lines = [
         f"warning: {len(suspicions)} of {num_poses} hands of the {split} split have labels that are far from the rest; "
         "look at them, and correct or remove those that are wrong"
@@ -75,7 +93,14 @@ def format_warning(split: str, files: Sequence[Path], suspicions: Sequence[Suspi
 
 
 def _find_reasons(xyz_m: Tensor, intrinsics: Tensor, size: int, scale_m: Tensor | None) -> Iterator[tuple[int, str]]:
-    """Position among the N hands, and what is wrong with its label. xyz_m: (N, K, 3); intrinsics: (N, 3, 3)."""
+    """Yield the position of a hand among the N hands, and what is wrong with its label.
+
+    Args:
+        xyz_m: (N, K, 3) joints in metres.
+        intrinsics: (N, 3, 3) in pixels.
+        size: side of the images in pixels.
+        scale_m: (N,) published length of the reference bone in metres; None if there is none.
+    """
     if len(xyz_m) >= _MIN_HANDS:
         yield from _find_outliers(xyz_m)
     yield from _find_outside(xyz_m, intrinsics, size)
@@ -111,10 +136,10 @@ def _find_outliers(xyz_m: Tensor) -> Iterator[tuple[int, str]]:
 
 
 def _find_sides(xyz_m: Tensor) -> tuple[Tensor, Tensor]:
-    """Which hands are clearly right, and which clearly left ones, (N,) bool each.
+    """Find the hands that are clearly right hands, and those that are clearly left hands: (N,) bool each.
 
-    The thumb lies before the palm, to which the fingers bend: on the side of the normal in a right hand, on the other
-    in its mirror image. A hand with straight fingers and the thumb beside the palm may be neither.
+    Thumb and bent fingers lie in front of the palm. In a right hand this is the side of the normal, in a left hand the
+    other side. A hand with straight fingers and the thumb beside the palm may be neither.
     """
     normal = torch.linalg.cross(xyz_m[:, _INDEX] - xyz_m[:, _WRIST], xyz_m[:, _LITTLE] - xyz_m[:, _WRIST])
     normal = normal / torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
@@ -127,7 +152,7 @@ def _find_sides(xyz_m: Tensor) -> tuple[Tensor, Tensor]:
 
 def _find_outside(xyz_m: Tensor, intrinsics: Tensor, size: int) -> Iterator[tuple[int, str]]:
     uv = project(xyz_m, intrinsics)
-    beyond = torch.maximum(-0.5 - uv, uv - (size - 0.5)).amax(dim=-1)  # (N, K) px outside the picture, or below 0
+    beyond = torch.maximum(-0.5 - uv, uv - (size - 0.5)).amax(dim=-1)  # (N, K) px outside the image; negative inside
     is_wrong = (beyond.amax(dim=-1) > _MAX_OUTSIDE_FRACTION * size) | (beyond > 0).all(dim=-1)
     for hand in is_wrong.nonzero()[:, 0].tolist():
         num_outside, far = int((beyond[hand] > 0).sum()), float(beyond[hand].max())

@@ -1,6 +1,6 @@
-"""Labels in memory-mapped files beside the packed images, so that the processes of a node share them as well.
+"""Labels in memory-mapped files next to the packed images, so that the processes of a node share them too.
 
-FreiHAND's take 120 MB in each process that reads them, as numbers and as paths.
+As arrays and paths in memory, the labels of FreiHAND take 120 MB in each process.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from handpose.data.sample import Annotations, ImageFiles, Splits
 from handpose.files import write_atomically
 
-_MIN_BYTES = 2**20  # what is smaller stays in memory
+_MIN_BYTES = 2**20  # smaller arrays stay in memory
 
 
 def share_labels(splits: Splits, folder: Path) -> Splits:
-    """The same splits with their large arrays in files under `folder`, named by their contents.
+    """Return the same splits with their large arrays in files under `folder`, named by a hash of their contents.
 
-    The arrays may be written to; what is written stays in this process. Where the folder cannot be written they stay in
-    memory: whether it can be is for `pack` to say, which needs it.
+    The arrays can be written to; changes stay in this process. If the folder cannot be written, the arrays stay in
+    memory and no error is raised: `pack` needs the folder as well and reports the error.
     """
     try:
         return Splits(*(_share_split(getattr(splits, split.name), folder) for split in fields(splits)))
@@ -47,5 +47,5 @@ def _map_array(values: NDArray, folder: Path) -> NDArray:
     if not file.exists():
         with write_atomically(file) as part, open(part, "wb") as opened:
             np.save(opened, contents)
-    # Copy on write, because torch warns of arrays that are read-only.
+    # Copy on write, because torch warns about read-only arrays.
     return np.asarray(np.load(file, mmap_mode="c"))

@@ -1,6 +1,6 @@
-"""Masks of the hands, packed beside the images: only for trainings that put other backgrounds behind the hands.
+"""Masks of the hands, packed next to the images. Only trainings that replace backgrounds need them.
 
-One mask a pose, `%08d.jpg`, which serves all images that show it, as FreiHAND's four.
+There is one mask for each pose, `%08d.jpg`, for all images that show the pose (four in FreiHAND).
 """
 
 from collections.abc import Callable
@@ -20,8 +20,10 @@ from handpose.data.sample import ImageFiles
 class PackedMasks:
     """An opened store of masks.
 
-    store: its folder. masks: (M, S, S, 1) uint8, 255 on the hand, memory-mapped and read-only. poses: (M,) whose they
-    are, ascending.
+    Attributes:
+        store: folder of the store.
+        masks: (M, S, S, 1) uint8, 255 on the hand, memory-mapped and read-only.
+        poses: (M,) the pose of each mask, ascending.
     """
 
     store: Path
@@ -29,21 +31,28 @@ class PackedMasks:
     poses: NDArray[np.int64]
 
     def select(self, poses: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The masks of the given poses, (B, S, S)."""
+        """Return the masks of the given poses, (B, S, S)."""
         return np.take(self.masks[..., 0], np.searchsorted(self.poses, poses), axis=0)
 
     def __reduce__(self) -> tuple[Callable[..., "PackedMasks"], tuple[Any, ...]]:
-        """Travel to another process as a path, as PackedImages do."""
+        """Pickle only the path, as PackedImages do."""
         return _reopen, (self.store, self.poses)
 
 
 def pack_masks(
     masks: Path, poses: NDArray[np.int64], *, image_size: int, folder: Path, progress: bool = True
 ) -> PackedMasks:
-    """Open the store of the masks of these poses, (M,) ascending, after making it if it is not there or not whole.
+    """Open the store of the masks of the given poses. Make it first if it is missing or incomplete.
 
-    masks: the folder of the files. image_size: side in pixels that they are resized to, as their images are. folder,
-    progress, errors: as of `pack`.
+    Args:
+        masks: folder of the mask files.
+        poses: (M,) ascending.
+        image_size: side in pixels of the packed masks, the same as that of the images.
+        folder: folder of the stores.
+        progress: as in `pack`.
+
+    Raises:
+        UserError: as in `pack`.
     """
     files = ImageFileState.read(ImageFiles.from_paths(masks / f"{pose:08d}.jpg" for pose in poses))
     store, packed, _ = open_store(files, _MASKS, image_size, folder, None, progress)
@@ -55,7 +64,7 @@ def _reopen(store: Path, poses: NDArray[np.int64]) -> PackedMasks:
 
 
 def _decode(path: str) -> NDArray[np.uint8]:
-    """A mask (H, W, 1), 0 or 255: a JPEG's are not quite black and white."""
+    """Decode a mask as (H, W, 1) with values 0 and 255. The pixels of a JPEG file are not exactly black and white."""
     return np.where(decode_dataset_image(path, colorspace="gray") > 127, np.uint8(255), np.uint8(0))
 
 

@@ -1,11 +1,11 @@
 """Images decoded once into a memory-mapped store that all trials of a node share.
 
 A store is a folder `<fingerprint>/` with images.npy (N, S, S, 3) uint8, sides.npy (the side of each file in pixels) and
-manifest.json. The fingerprint comes from the files' names, sizes and times of change, the image size and the version of
-the store, so a changed data set gets a store of its own. Labels are not in it.
+manifest.json. The fingerprint is a hash of the names, sizes and modification times of the files, of the image size and
+of the version of the store, so a changed data set gets a new store. The store does not contain labels.
 
-Pixels: centres lie at integer coordinates (the top left pixel's centre is (0, 0), its corner (-0.5, -0.5)). Resizing by
-s keeps the corners, so u' = (u + 0.5) s - 0.5, and the principal point moves alike.
+Pixels: centres are at integer coordinates. The centre of the top left pixel is (0, 0), its corner is (-0.5, -0.5).
+Resizing by a factor s keeps the corners of the image in place, so u' = (u + 0.5) s - 0.5, for the principal point too.
 """
 
 import hashlib
@@ -35,16 +35,19 @@ from handpose.locks import hold_write_lock
 from handpose.resources import count_cores
 
 _VERSION = 2
-_CHUNK = 64  # images a task: 10 MB at 224 px, so few tasks and little memory
-_STAT_THREADS = 16  # a network disk answers many questions at a time; a local one does not mind
+_CHUNK = 64  # images per task: 10 MB at 224 px, so there are few tasks and they need little memory
+_STAT_THREADS = 16  # a network disk answers many requests at a time; for a local one it makes no difference
 
 
 @dataclass(frozen=True)
 class PackedImages:
-    """An opened store.
+    """An opened store of images.
 
-    store: its folder. images: (N, S, S, 3) uint8, RGB, memory-mapped and read-only. intrinsics: (N, 3, 3) in pixels of
-    `images`. contents: hash of the files' names and sizes, the same on every machine that holds a copy of them.
+    Attributes:
+        store: folder of the store.
+        images: (N, S, S, 3) uint8, RGB, memory-mapped and read-only.
+        intrinsics: (N, 3, 3) in pixels of `images`.
+        contents: hash of the names and sizes of the files. It is the same on every machine that has a copy of them.
     """
 
     store: Path
@@ -54,10 +57,11 @@ class PackedImages:
 
     @property
     def image_size(self) -> int:
+        """Side S of the images in pixels."""
         return self.images.shape[1]
 
     def __reduce__(self) -> tuple[Callable[..., "PackedImages"], tuple[Any, ...]]:
-        """Travel to another process as a path: a pickled memory map would carry all its images."""
+        """Pickle only the path. Pickling the memory map would copy all images."""
         return _reopen, (self.store, self.intrinsics, self.contents)
 
 
@@ -69,14 +73,21 @@ def pack(
     workers: int | None = None,
     progress: bool = True,
 ) -> PackedImages:
-    """Open the store of these images under `folder`, after making it if it is not there or not whole.
+    """Open the store of the given images under `folder`. Make it first if it is missing or incomplete.
 
-    image_size: side S in pixels that images are resized to; None keeps the files' size, which must then be the same in
-    all. workers: threads that decode, all cores when None. progress: a bar on stderr while packing, or one line where
-    stderr is no terminal. Any number of processes may call this at once; one makes the store.
+    Any number of processes may call this at the same time; one of them makes the store.
 
-    Raises UserError when a file is missing, no JPEG, cut short, to be turned according to its EXIF data or not square,
-    when sizes differ without an `image_size`, and when `folder` cannot be written or has too little space.
+    Args:
+        annotations: the images and their intrinsics.
+        image_size: side S in pixels that images are resized to; None: keep the size of the files, which must be the
+            same for all.
+        folder: folder of the stores.
+        workers: number of threads that decode; None: one for each core.
+        progress: whether to show a progress bar on stderr while packing, or one line if stderr is not a terminal.
+
+    Raises:
+        UserError: a file is missing, not a JPEG, truncated, not square, or has an EXIF orientation; the sizes differ
+            and there is no `image_size`; or `folder` cannot be written or has too little space.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"data.image_size={image_size} must be positive, or null for the size of the files")
@@ -87,9 +98,11 @@ def pack(
 
 
 def resize_intrinsics(intrinsics: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Camera matrices of images resized by `scale`, pixel centres at integer coordinates.
+    """Return the camera matrices of images resized by `scale`, with pixel centres at integer coordinates.
 
-    intrinsics: (N, 3, 3). scale: (N,), new side / old side.
+    Args:
+        intrinsics: (N, 3, 3) in pixels before resizing.
+        scale: (N,) new side / old side.
     """
     resize = np.zeros_like(intrinsics)
     resize[:, 0, 0] = resize[:, 1, 1] = scale
@@ -99,7 +112,13 @@ def resize_intrinsics(intrinsics: NDArray[np.float64], scale: NDArray[np.float64
 
 
 class StoreKind(NamedTuple):
-    """What a store holds. name: in the plural. channels: of a picture. decode: reads a file as (H, W, channels)."""
+    """What a store contains.
+
+    Attributes:
+        name: name of its items, in the plural.
+        channels: channels of an item.
+        decode: reads a file as (H, W, channels).
+    """
 
     name: str
     channels: int
@@ -109,9 +128,21 @@ class StoreKind(NamedTuple):
 def open_store(
     files: "ImageFileState", kind: StoreKind, image_size: int | None, folder: Path, workers: int | None, progress: bool
 ) -> tuple[Path, NDArray[np.uint8], NDArray[np.int32]]:
-    """The store of these files, made if need be: its folder, pictures (N, S, S, channels), and sides (N,) of the files.
+    """Open the store of the given files. Make it first if necessary.
 
-    Arguments and errors as of `pack`.
+    Args:
+        files: the files.
+        kind: what the store contains.
+        image_size: as in `pack`.
+        folder: folder of the stores.
+        workers: as in `pack`.
+        progress: as in `pack`.
+
+    Returns:
+        The folder of the store, its items (N, S, S, channels), and the sides (N,) of the files in pixels.
+
+    Raises:
+        UserError: as in `pack`.
     """
     store = folder.expanduser().absolute() / files.compute_fingerprint(image_size, kind)
     opened = _open_if_whole(store, len(files.paths), kind)
@@ -128,9 +159,13 @@ def open_store(
 
 
 class ImageFileState(NamedTuple):
-    """The image files with what tells one state of them from another.
+    """The image files, with hashes that change when the files change.
 
-    source: the folder that holds all of them. contents: hash of names and sizes. changed: hash of the times of change.
+    Attributes:
+        paths: the files.
+        source: folder that contains all of them.
+        contents: hash of their names and sizes.
+        changed: hash of their modification times.
     """
 
     paths: list[str]
@@ -140,6 +175,7 @@ class ImageFileState(NamedTuple):
 
     @classmethod
     def read(cls, files: ImageFiles) -> "ImageFileState":
+        """Read the sizes and modification times of the files."""
         paths = [os.fsdecode(path) for path in files.paths]
         chunks = [paths[i : i + 1024] for i in range(0, len(paths), 1024)]
         with ThreadPoolExecutor(_STAT_THREADS) as pool:
@@ -151,6 +187,7 @@ class ImageFileState(NamedTuple):
         )
 
     def compute_fingerprint(self, image_size: int | None, kind: StoreKind) -> str:
+        """Return the name of the folder of their store."""
         state = f"{_VERSION} {image_size} {self.contents} {self.changed}"
         return _hash_text((state if kind is _IMAGES else f"{state} {kind.name}").encode())
 
@@ -171,7 +208,7 @@ def _read_sizes_and_mtimes(paths: list[str]) -> NDArray[np.int64]:
 
 
 def _open_if_whole(store: Path, num_images: int, kind: StoreKind) -> tuple[NDArray[np.uint8], NDArray[np.int32]] | None:
-    """Images and sides of a store, or None when it is absent or not whole."""
+    """Return the items and sides of a store, or None if it is missing or incomplete."""
     try:
         manifest = json.loads((store / "manifest.json").read_bytes())
         if (store / "images.npy").stat().st_size != manifest["num_bytes"]:
@@ -184,7 +221,8 @@ def _open_if_whole(store: Path, num_images: int, kind: StoreKind) -> tuple[NDArr
 
 
 def open_map(store: Path) -> NDArray[np.uint8]:
-    # A plain array over the map: np.memmap's own indexing is slower and keeps the type in every slice.
+    """Map the items of a store into memory, read-only."""
+    # A plain array over the map: indexing an np.memmap is slower, and every slice would be an np.memmap again.
     return np.asarray(np.load(store / "images.npy", mmap_mode="r"))
 
 
@@ -200,7 +238,7 @@ def _make_write_error(folder: Path, error: OSError) -> UserError:
 def _make_store(
     store: Path, files: ImageFileState, kind: StoreKind, image_size: int | None, workers: int, progress: bool
 ) -> None:
-    """Decode all files into a folder beside `store` and move it there when it is whole. The lock is held."""
+    """Decode all files into a folder next to `store`, and rename it when it is complete. The caller holds the lock."""
     start = time.monotonic()
     try:
         with whole_folder(store) as partial:
@@ -236,7 +274,7 @@ def _write_images(
     del images
 
     def write_chunk(start: int) -> NDArray[np.int32]:
-        """Through a file, not the map: on a full disk a file raises OSError, a map kills the process."""
+        """Write to the file, not through the map: on a full disk a file raises OSError, a map kills the process."""
         decoded = [kind.decode(path) for path in paths[start : start + _CHUNK]]
         sides = [_read_side(path, image) for path, image in zip(paths[start:], decoded, strict=False)]
         if not resize:
@@ -254,7 +292,7 @@ def _write_images(
         for chunk in pool.map(write_chunk, range(0, len(paths), _CHUNK)):
             sides.append(chunk)
             bar.advance(task, len(chunk))
-    contents = BytesIO()  # into a file NumPy would write with an error that gives no reason
+    contents = BytesIO()  # NumPy's error for a file on a full disk gives no reason
     np.save(contents, np.concatenate(sides))
     (folder / "sides.npy").write_bytes(contents.getbuffer())
 
@@ -262,7 +300,7 @@ def _write_images(
 def _write_manifest(folder: Path, files: ImageFileState, image_size: int | None) -> None:
     images = folder / "images.npy"
     with open(images, "rb") as file:
-        os.fsync(file.fileno())  # a store that is named as whole must survive a power cut
+        os.fsync(file.fileno())  # a complete store must survive a power cut
     manifest = {
         "version": _VERSION,
         "source": files.source,

@@ -1,7 +1,7 @@
-"""Files of pictures as pixels: the one place where they are decoded and resized, for training and for photographs.
+"""Image files as pixels. Decoding and resizing are done only here, for data sets and for photographs.
 
-EXIF data may say that a picture is to be shown turned or mirrored. A photograph is turned as they say. The labels of a
-data set belong to the pixels as they are stored, so there such a file is refused.
+EXIF data may say that an image has to be displayed rotated or mirrored. A photograph is rotated accordingly. The labels
+of a data set refer to the stored pixels, so such a file of a data set is an error.
 """
 
 from io import BytesIO
@@ -18,10 +18,18 @@ _METADATA_MARKERS = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/")
 
 
 def decode_dataset_image(path: str, *, colorspace: str = "rgb") -> NDArray[np.uint8]:
-    """A JPEG of a data set, (H, W, 3), or (H, W, 1) for the colorspace "gray".
+    """Decode a JPEG file of a data set.
 
-    Raises UserError where the file cannot be read, is cut short (libjpeg would fill it up with grey), or is to be
-    turned according to its EXIF data.
+    Args:
+        path: the file.
+        colorspace: "rgb" or "gray".
+
+    Returns:
+        (H, W, 3), or (H, W, 1) for "gray".
+
+    Raises:
+        UserError: the file cannot be read, is truncated (libjpeg would fill the rest with grey), or has an EXIF
+            orientation other than upright.
     """
     try:
         content = Path(path).read_bytes()
@@ -35,9 +43,16 @@ def decode_dataset_image(path: str, *, colorspace: str = "rgb") -> NDArray[np.ui
 
 
 def open_upright(path: Path) -> tuple[Image.Image, Image.Exif]:
-    """A photograph as it is to be shown, and its EXIF data as they are stored.
+    """Open a photograph, rotated as its EXIF data say.
 
-    Raises an exception of Pillow where the file cannot be read as a picture.
+    Args:
+        path: the file.
+
+    Returns:
+        The upright image, and its EXIF data as stored.
+
+    Raises:
+        Exception: Pillow cannot read the file as an image. The type depends on the reason.
     """
     with Image.open(path) as opened:
         opened.load()
@@ -45,16 +60,21 @@ def open_upright(path: Path) -> tuple[Image.Image, Image.Exif]:
 
 
 def resize_image(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture at another size (width, height), bicubic. Nothing aliases where it becomes smaller."""
+    """Resize an image by bicubic interpolation, without aliasing when it becomes smaller.
+
+    Args:
+        picture: the image.
+        size: (width, height) in pixels.
+    """
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _check_orientation(path: str, content: bytes) -> None:
     if not any(mark in content for mark in _METADATA_MARKERS):
-        return  # Pillow takes as long to look as the picture takes to decode
+        return  # reading EXIF data with Pillow takes as long as decoding the image
     with Image.open(BytesIO(content)) as opened:
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    if orientation not in (0, 1):  # 0 is written for "unknown"
+    if orientation not in (0, 1):  # some programs write 0 for "unknown"
         raise UserError(
             f"{path} has the EXIF orientation {orientation}, so programs show it turned, while labels belong to the "
             "pixels as they are stored; remove the tag (exiftool -Orientation= FILE) if the labels fit the stored "

@@ -1,4 +1,4 @@
-"""Random numbers for the pictures of a batch, of which a process may hold only a part."""
+"""Random numbers for the images of a step, of which a process may have only a part."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,19 @@ from torch import Tensor, distributed
 
 
 class BatchShare(NamedTuple):
-    """The part of a step's pictures that one process has: the rank-th of num equal ones, in order."""
+    """Part of the images of a step that one process has. All parts have the same size.
+
+    Attributes:
+        rank: index of the part, counted from 0.
+        num_shares: number of parts.
+    """
 
     rank: int = 0
     num_shares: int = 1
 
     @classmethod
     def for_this_process(cls) -> "BatchShare":
-        """Of this process among those of torch.distributed; the whole where there are none."""
+        """Return the part of this process according to torch.distributed; the whole step if it is not in use."""
         if distributed.is_available() and distributed.is_initialized():
             return cls(distributed.get_rank(), distributed.get_world_size())
         return cls()
@@ -24,10 +29,15 @@ WHOLE_BATCH = BatchShare()
 
 
 class RandomDraws:
-    """Draws for every picture of a step, and gives those of a share of them.
+    """Random numbers for every image of a step, of which it returns those of one part.
 
-    So each picture is drawn the same however many processes share the step. generator: lives on the CPU, and is in the
-    same state in all of them. count: pictures of the share; first: those of the step before it; total: all of it.
+    So an image gets the same numbers however many processes share the step.
+
+    Args:
+        generator: a generator on the CPU. It has the same state in all processes.
+        count: number of images in the part.
+        first: number of images of the step before the part.
+        total: number of images of the step; None: count.
     """
 
     def __init__(self, generator: torch.Generator, count: int, *, first: int = 0, total: int | None = None) -> None:
@@ -38,33 +48,37 @@ class RandomDraws:
 
     @classmethod
     def for_share(cls, generator: torch.Generator, count: int, share: BatchShare) -> "RandomDraws":
+        """Return the draws for the given part of a step, which has `count` images."""
         return cls(generator, count, first=share.rank * count, total=share.num_shares * count)
 
     def uniform(self, *shape: int) -> Tensor:
-        """In [0, 1), (count, *shape)."""
+        """Draw uniformly in [0, 1): (count, *shape)."""
         return torch.rand((self._total, *shape), generator=self._generator)[self._own]
 
     def symmetric(self, *shape: int) -> Tensor:
-        """Uniform in [-1, 1), (count, *shape)."""
+        """Draw uniformly in [-1, 1): (count, *shape)."""
         return 2.0 * self.uniform(*shape) - 1.0
 
     def normal(self, *shape: int) -> Tensor:
-        """(count, *shape)."""
+        """Draw from the standard normal distribution: (count, *shape)."""
         return torch.randn((self._total, *shape), generator=self._generator)[self._own]
 
     def integers(self, end: int) -> Tensor:
-        """In 0 to end - 1, (count,) int64."""
+        """Draw integers from 0 to end - 1: (count,) int64."""
         return torch.randint(end, (self._total,), generator=self._generator)[self._own]
 
     def common_normal(self, *shape: int) -> Tensor:
-        """One draw that all pictures of the step see, (*shape,)."""
+        """Draw normal numbers that all images of the step share: (*shape,)."""
         return torch.randn(shape, generator=self._generator)
 
     def choose(self, probability: float) -> tuple[Tensor, "RandomDraws"]:
-        """Each picture with the same probability: rows of the share, (n,) int64, and draws for these n pictures.
+        """Choose each image with the same probability.
 
-        They come from a generator of their own, so that what one share has no picture for it can leave out. With
-        probability 0 nothing is drawn.
+        The draws for the chosen images come from a generator of their own. So a process without a chosen image can skip
+        them. If the probability is 0, nothing is drawn.
+
+        Returns:
+            Positions of the chosen images in this part, (n,) int64, and random draws for these n images.
         """
         if not probability:
             return torch.empty(0, dtype=torch.int64), self

@@ -1,7 +1,7 @@
-"""What travels from the data sets to the network: annotations of a split, and a batch.
+"""What data sets pass to the network: the annotations of a split, and batches.
 
-Letters: N images of a split, B batch, K = 21 joints (FreiHAND order), H height, W width. The camera frame has x to the
-right, y down, z away from the camera.
+Letters: N images of a split, B batch, K = 21 joints (FreiHAND order), H height, W width. In the camera frame x points
+right, y down and z away from the camera.
 """
 
 import os
@@ -16,20 +16,30 @@ from torch import Tensor
 
 
 class HandBatch(NamedTuple):
-    """A batch as the loader hands it over; absent values are NaN, so that a batch always has one type."""
+    """A batch from a data loader. Missing values are NaN, so that all batches have the same type.
 
-    image: Tensor  # (B, 3, H, W) uint8, RGB
-    intrinsics: Tensor  # (B, 3, 3) float32, pixels of `image`
-    xyz_m: Tensor  # (B, K, 3) float32, metres, camera frame; NaN where the data set has none
-    scale_m: Tensor  # (B,) float32, length of the reference bone in metres; NaN where unknown
-    position: Tensor  # (B,) int64, position of the image in its split
-    mask: Tensor  # (B, 1, H, W) uint8, 255 on the hand; (B, 0, H, W) where there are none or nobody asked for them
+    Attributes:
+        image: (B, 3, H, W) uint8, RGB.
+        intrinsics: (B, 3, 3) float32, in pixels of `image`.
+        xyz_m: (B, K, 3) float32, joints in metres, camera frame; NaN if the data set has none.
+        scale_m: (B,) float32, length of the reference bone in metres; NaN if unknown.
+        position: (B,) int64, position of each image in its split.
+        mask: (B, 1, H, W) uint8, 255 on the hand; (B, 0, H, W) if there are no masks or none were requested.
+    """
+
+    image: Tensor
+    intrinsics: Tensor
+    xyz_m: Tensor
+    scale_m: Tensor
+    position: Tensor
+    mask: Tensor
 
 
 class ImageFiles(Sequence[Path]):
-    """Paths of images in little memory: 60 bytes each, where a Path takes 500 and FreiHAND has 134,200.
+    """Paths of images in little memory: 60 bytes each instead of the 500 of a Path. FreiHAND has 134,200 images.
 
-    paths: (N,) encoded, of one width.
+    Args:
+        paths: (N,) encoded paths, all padded to one width.
     """
 
     def __init__(self, paths: NDArray[np.bytes_]) -> None:
@@ -37,7 +47,7 @@ class ImageFiles(Sequence[Path]):
 
     @classmethod
     def from_paths(cls, files: Iterable[Path]) -> "ImageFiles":
-        """The given ones, in their order."""
+        """Collect the given files in their order."""
         return cls(np.array([os.fsencode(file) for file in files], dtype=np.bytes_))
 
     def __len__(self) -> int:
@@ -56,13 +66,18 @@ class ImageFiles(Sequence[Path]):
 
 @dataclass(frozen=True)
 class Annotations:
-    """The images of one split and what is known of each.
+    """The images of one split and their labels.
 
-    files: N JPEG paths. intrinsics: (N, 3, 3) in pixels of the file as it is. xyz_m: (N, K, 3) metres in the camera
-    frame, or None. scale_m: (N,) reference bone in metres, or None. pose: (N,) id of the pose each image shows; images
-    that share it show the same hand before another background. masks: folder with the mask `%08d.jpg` of each pose,
-    bright on the hand, or None. is_scale_given: scale_m is published with the data set, so that predictions may use it;
-    False where it was measured on xyz_m, the truth.
+    Attributes:
+        files: paths of N JPEG files.
+        intrinsics: (N, 3, 3) in pixels of the file at its own size.
+        xyz_m: (N, K, 3) joints in metres, camera frame; None if there are none.
+        scale_m: (N,) length of the reference bone in metres; None if there is none.
+        pose: (N,) id of the pose that each image shows. Images of the same pose show the same hand in front of
+            different backgrounds.
+        masks: folder with the mask `%08d.jpg` of each pose, bright on the hand; None if there are no masks.
+        is_scale_given: whether scale_m is published with the data set, so that predictions may use it. False if it was
+            measured on xyz_m, which is the truth.
     """
 
     files: ImageFiles
@@ -77,7 +92,7 @@ class Annotations:
         return len(self.files)
 
     def select(self, images: NDArray[np.int64]) -> "Annotations":
-        """The given images (positions in this split), in the given order."""
+        """Select images by their positions in this split, in the given order."""
         return Annotations(
             files=self.files[images],
             intrinsics=self.intrinsics[images],
@@ -90,7 +105,7 @@ class Annotations:
 
 
 def join_annotations(first: Annotations, second: Annotations) -> Annotations:
-    """The images of two splits of one data set, in this order; what one of them lacks neither has."""
+    """Concatenate two splits of one data set. A kind of label that one of them lacks is missing in the result."""
 
     def both(name: str) -> Any:
         parts = getattr(first, name), getattr(second, name)

@@ -1,7 +1,7 @@
-"""The shared memory that data loaders with several processes need, compared with what the system has.
+"""Check that the shared memory suffices for data loaders with several processes.
 
-The processes of a DataLoader pass their batches on in /dev/shm, which a container often limits to 64 MB. torch waits
-for ever for a batch that did not fit.
+The processes of a DataLoader pass their batches through /dev/shm, which a container often limits to 64 MB. If a batch
+does not fit, torch waits for it for ever.
 """
 
 import mmap
@@ -13,11 +13,17 @@ from handpose.skeleton import NUM_JOINTS
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCH = 2
-"""Batches that each process of a loader holds ready."""
+"""Batches that each process of a data loader prepares in advance."""
 
 
 def compute_batch_bytes(*, batch_size: int, image_size: int, masks: bool) -> int:
-    """Shared memory of a batch: pictures, masks if wanted, and labels; each tensor takes whole pages."""
+    """Return the shared memory that a batch needs: images, masks and labels. Each tensor uses whole pages.
+
+    Args:
+        batch_size: images in the batch.
+        image_size: side of the images in pixels.
+        masks: whether the batch contains masks.
+    """
     per_image = [
         (4 if masks else 3) * image_size**2,
         4 * 9,  # intrinsics
@@ -31,15 +37,18 @@ def compute_batch_bytes(*, batch_size: int, image_size: int, masks: bool) -> int
 def check_shared_memory(
     *, num_workers: int, bytes_per_batch: int, num_processes: int = 1, processes: str = "processes"
 ) -> None:
-    """Raise UserError where the batches of the loaders' processes do not fit into the free shared memory.
+    """Check that the batches of the data loaders' processes fit into the free shared memory.
 
     Args:
         num_workers: processes of each loader, data.num_workers.
-        bytes_per_batch: as `compute_batch_bytes` gives it.
+        bytes_per_batch: result of `compute_batch_bytes`.
         num_processes: training processes on this machine, each with a loader.
-        processes: what these are, for the message.
+        processes: name of these processes, for the message.
+
+    Raises:
+        UserError: they do not fit.
     """
-    if num_workers == 0 or not SHARED_MEMORY.is_dir():  # as on macOS
+    if num_workers == 0 or not SHARED_MEMORY.is_dir():  # there is no such folder on macOS
         return
     free = shutil.disk_usage(SHARED_MEMORY).free
     for_each_worker = num_processes * PREFETCH * bytes_per_batch
@@ -56,7 +65,7 @@ def check_shared_memory(
 
 
 def make_loader_error(num_workers: int, error: Exception) -> UserError:
-    """What to raise where the processes of a loader give no batch."""
+    """Return the error to raise when the processes of a data loader return no batch."""
     usage = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
     memory = f"; {SHARED_MEMORY} has {_format_mb(usage.free)} of {_format_mb(usage.total)} free" if usage else ""
     return UserError(

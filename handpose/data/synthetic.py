@@ -1,7 +1,7 @@
-"""Rendered hands in the FreiHAND_pub_v2 layout, with masks: the data set that needs no download.
+"""Rendered hands in the layout of FreiHAND_pub_v2, with masks: the data set that needs no download.
 
-The pictures are drawn once by `num_workers` processes into root/<fingerprint of the parameters>/ and read back by the
-reader of the real data set. `python -m handpose.data.synthetic --sheet FILE` draws a contact sheet to look at.
+`num_workers` processes draw the images once into root/<fingerprint of the parameters>/, and the reader of FreiHAND
+reads them. `python -m handpose.data.synthetic --sheet FILE` draws a contact sheet to look at.
 """
 
 import argparse
@@ -37,27 +37,40 @@ from handpose.utf8 import use_utf8
 from handpose.yaml_files import load_yaml
 
 GENERATOR_VERSION = 5
-"""Raise it whenever the pictures or what is beside them change: sets of another version are not read."""
+"""Increase it whenever the images or the files with them change. Data sets of another version are not used."""
 
-_KEYS = ("K", "xyz", "scale")  # of FreiHAND's JSON files
+_KEYS = ("K", "xyz", "scale")  # names of FreiHAND's JSON files
 _MIN_IMAGE_SIZE = 32
-_BYTES_PER_PIXEL = 1.1  # of a noisy picture as JPEG, its mask and its annotation, with a margin
+_BYTES_PER_PIXEL = 1.1  # for a noisy image as JPEG, its mask and its annotation, with a margin
 _FINGER_COLOURS = ((255, 70, 60), (255, 190, 0), (60, 220, 70), (60, 160, 255), (225, 90, 255))
 
 
 @dataclass(eq=False)
 class Synthetic:
-    """The rendered data set; `splits` draws it first if that has not been done.
+    """The data set of rendered hands. `splits` draws it if it does not exist yet.
 
     Args:
-        root: folder of all synthetic sets.
-        num_train: pictures of training, validation included.
-        num_eval: pictures of evaluation.
-        image_size: side of a picture in px.
-        seed: seed of all pictures.
-        roll_deg, and all others down to clutter: as in `Difficulty`.
-        val_fraction, split, num_blocks, split_seed: as in `FreiHand`.
-        num_workers: processes that draw; None for one per core.
+        root: folder of all synthetic data sets, always data.root.
+        num_train: number of hands to draw for training and validation.
+        num_eval: number of hands to draw for the test split.
+        image_size: side of the drawn images in pixels.
+        seed: seed of the drawing.
+        roll_deg: largest rotation of the hand in the image plane, to either side.
+        tilt_deg: largest rotation of the hand out of the image plane, to either side.
+        back_probability: probability that the back of the hand faces the camera and not the palm.
+        pose_variety: factor on the spread of the finger poses.
+        focal: smallest and largest focal length, in image sides.
+        fill: smallest and largest longer side of the joints' bounding box, in image sides.
+        cutoff_probability: probability that the hand reaches over the border of the image.
+        occluder_probability: probability of a shape in front of the hand.
+        blur_probability: probability of blur.
+        noise: largest standard deviation of the sensor noise, in grey levels of 255.
+        clutter: how busy the background is, from 0 (plain) to 1.
+        val_fraction: fraction of the training poses that is held out for validation.
+        split: what is held out; blocks: runs of neighbouring poses; random: single poses.
+        num_blocks: number of runs of held-out poses, with split=blocks.
+        split_seed: seed that places the blocks or draws the poses.
+        num_workers: processes that draw; None: one for each core.
 
     Raises:
         UserError: a value is out of its range.
@@ -99,16 +112,17 @@ class Synthetic:
         self._root = Path(self.root).expanduser().absolute()
 
     def splits(self) -> Splits:
-        """The splits as `FreiHand` reads them, drawn first if need be.
+        """Return the splits as `FreiHand` reads them. Draw the images first if necessary.
 
-        Raises UserError when the folder cannot be written or the disk is too small.
+        Raises:
+            UserError: the folder cannot be written, or the disk is too small.
         """
         names = ("val_fraction", "split", "num_blocks", "split_seed")
         return FreiHand(str(self.generate()), **{name: getattr(self, name) for name in names}).splits()
 
     @property
     def folder(self) -> Path:
-        """Where the set of these parameters lies; the name is a fingerprint of all that decides its pixels."""
+        """Folder of the data set with these parameters. Its name is a hash of everything that its pixels depend on."""
         text = json.dumps(self._describe(), sort_keys=True)
         return self._root / f"hands-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -122,7 +136,10 @@ class Synthetic:
         }
 
     def generate(self) -> Path:
-        """Draw the set unless it is there, and return its folder. Of several processes one draws, the others wait."""
+        """Draw the data set unless it exists, and return its folder.
+
+        If several processes call this, one draws and the others wait.
+        """
         if not self._is_complete():
             lock = self.folder.with_name(f"{self.folder.name}.lock")
             wait = f"Waiting for another process that draws {self.folder}"
@@ -132,7 +149,7 @@ class Synthetic:
         return self.folder
 
     def _is_complete(self) -> bool:
-        """Whether the folder has all it was made with; a file may have been lost since."""
+        """Whether the folder still has all its files; some may have been lost since it was made."""
         try:
             images = {split: len(os.listdir(self.folder / split / "rgb")) for split in hand_drawing.SPLITS}
             masks = len(os.listdir(self.folder / hand_drawing.MASKED_SPLIT / "mask"))
@@ -143,7 +160,10 @@ class Synthetic:
         return is_complete and all(path.is_file() for path in annotations)
 
     def _draw_all(self) -> None:
-        """Draw into a folder beside the final one and rename it last: what has the name is whole. The lock is held."""
+        """Draw into a temporary folder and rename it last, so that a folder with the final name is complete.
+
+        The caller holds the lock.
+        """
         start = time.monotonic()
         try:
             with whole_folder(self.folder) as partial:
@@ -164,7 +184,7 @@ class Synthetic:
         write_json(folder / "synthetic.json", self._describe(), indent=2)
 
     def _run_workers(self, folder: Path) -> dict[str, list[hand_drawing.Row]]:
-        """Share the pictures out to processes; returns the annotations of each split in order."""
+        """Distribute the images among processes, and return the annotations of each split in order."""
         total = sum(self.counts.values())
         num_workers = min(self.num_workers or count_cores(), total)
         order = hand_drawing.DrawingJob(
@@ -205,7 +225,7 @@ _RANGES = {
 
 
 def _make_difficulty(**values: Any) -> Difficulty:
-    """Raises UserError for a value out of _RANGES."""
+    """Make a Difficulty, or raise UserError if a value is outside _RANGES."""
     checked: dict[str, Any] = {}
     for name, value in values.items():
         check = _check_pair if name in ("focal", "fill") else _check_in_range
@@ -249,7 +269,10 @@ def _check_space(root: Path, needed_bytes: float) -> None:
 
 @contextmanager
 def _show_progress(total: int) -> Iterator[Callable[[], None]]:
-    """What to call after each picture: it moves a bar on stderr. One line instead where that is no terminal."""
+    """Yield a function to call after each image. It moves a progress bar on stderr.
+
+    If stderr is not a terminal, only one line is printed.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         print(f"Drawing {total} synthetic hands; this happens once", file=sys.stderr, flush=True)
@@ -260,9 +283,18 @@ def _show_progress(total: int) -> Iterator[Callable[[], None]]:
 
 
 def draw_contact_sheet(path: Path, *, num: int, seed: int, image_size: int, difficulty: Difficulty) -> None:
-    """Write a contact sheet of the first training pictures: plain, and below with the joints and bones drawn in.
+    """Write a contact sheet of the first training images, plain and below with joints and bones drawn in.
 
-    Raises UserError where the name does not end as that of a picture, and OSError where the file cannot be written.
+    Args:
+        path: image file to write.
+        num: number of hands.
+        seed: seed of the data set.
+        image_size: side of an image in pixels.
+        difficulty: parameters of the images.
+
+    Raises:
+        UserError: the file name does not have the extension of an image format.
+        OSError: the file cannot be written.
     """
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
@@ -291,14 +323,14 @@ def _draw_skeleton(image: Image.Image, uv: NDArray[np.float64]) -> None:
 
 
 def read_default_difficulty() -> Difficulty:
-    """The difficulty of configs/data/synthetic.yaml, where its defaults stand."""
+    """Read the difficulty from configs/data/synthetic.yaml, which contains the defaults."""
     path = Path(__file__).resolve().parents[2] / "configs" / "data" / "synthetic.yaml"
     source = load_yaml(path)["source"]
     return _make_difficulty(**{field.name: source[field.name] for field in fields(Difficulty)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m handpose.data.synthetic --sheet FILE`; returns the exit status."""
+    """Run `python -m handpose.data.synthetic --sheet FILE` and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m handpose.data.synthetic", description="Look at synthetic hands.")
     parser.add_argument("--sheet", type=Path, required=True, metavar="FILE", help="picture file to write")
     parser.add_argument("--num", type=int, default=24, help="hands on the sheet")

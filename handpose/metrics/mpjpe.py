@@ -1,8 +1,8 @@
 """Mean joint errors: after Procrustes alignment, relative to the root, and in the image.
 
-States are sums over samples in float64 on the device of the metric, so that a data set in uneven batches, or over
-several processes, gives the mean over its images and not a mean of batch means. A prediction that is not finite makes
-the value NaN.
+States are sums over samples in float64 on the device of the metric. So the result is the mean over the images, not a
+mean of batch means, for batches of any size and any number of processes. A prediction that is not finite makes the
+result NaN.
 """
 
 from typing import Any
@@ -32,20 +32,22 @@ class _MeanDistance(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def compute(self) -> Tensor:
-        """The mean over all samples since the last reset, () float64; NaN before the first."""
+        """Return the mean over all samples since the last reset, () float64; NaN if there are none."""
         return self.total / self.count
 
     def _add(self, predicted: Tensor, target: Tensor) -> None:
         distances = torch.linalg.vector_norm(predicted - target, dim=-1)  # (B, K)
-        # Not in place: a network in bf16 casts the states of its metrics, and a sum in place would stay in bf16.
+        # Not in place: a network in bf16 casts the states of its metrics, and a sum in place would then stay in bf16.
         self.total = self.total + distances.mean(dim=-1).sum()
         self.count = self.count + len(distances)
 
 
 class PaMpjpe(_MeanDistance):
-    """PA-MPJPE in mm: mean joint error after the best similarity transform of each prediction.
+    """PA-MPJPE in mm: mean joint error after each prediction is aligned by the best similarity transform.
 
-    reflection: whether a mirrored hand may be aligned too, as FreiHAND's own evaluation does. Papers do not.
+    Args:
+        reflection: allow mirroring as well, as FreiHAND's own evaluation does. Papers do not.
+        **kwargs: arguments of torchmetrics.Metric.
     """
 
     def __init__(self, *, reflection: bool = False, **kwargs: Any) -> None:
@@ -53,28 +55,48 @@ class PaMpjpe(_MeanDistance):
         self.reflection = reflection
 
     def update(self, predicted_m: Tensor, target_m: Tensor) -> None:
-        """Add B samples; both (B, K, 3) in metres."""
+        """Add B samples.
+
+        Args:
+            predicted_m: (B, K, 3) joints in metres.
+            target_m: (B, K, 3) joints in metres.
+        """
         predicted, target = predicted_m.double(), target_m.double()
         aligned = procrustes_align(predicted, target, reflection=self.reflection)
         self._add(MM_PER_M * aligned, MM_PER_M * target)
 
 
 class RootRelativeMpjpe(_MeanDistance):
-    """Mean joint error in mm when the root joints coincide; the root itself counts among the joints."""
+    """Mean joint error in mm relative to the root joint. The root itself counts as a joint with error 0.
+
+    Args:
+        root: index of the root joint.
+        **kwargs: arguments of torchmetrics.Metric.
+    """
 
     def __init__(self, *, root: int = ROOT, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = root
 
     def update(self, predicted_m: Tensor, target_m: Tensor) -> None:
-        """Add B samples; both (B, K, 3) in metres."""
+        """Add B samples.
+
+        Args:
+            predicted_m: (B, K, 3) joints in metres.
+            target_m: (B, K, 3) joints in metres.
+        """
         predicted, target = (to_root_relative(xyz.double(), self.root) for xyz in (predicted_m, target_m))
         self._add(MM_PER_M * predicted, MM_PER_M * target)
 
 
 class KeypointErrorPx(_MeanDistance):
-    """Mean distance of the keypoints in the image, in the pixels of the coordinates it is given."""
+    """Mean distance of the keypoints in the image, in pixels."""
 
     def update(self, predicted_uv: Tensor, target_uv: Tensor) -> None:
-        """Add B samples; both (B, K, 2) in pixels."""
+        """Add B samples.
+
+        Args:
+            predicted_uv: (B, K, 2) keypoints in pixels.
+            target_uv: (B, K, 2) keypoints in pixels.
+        """
         self._add(predicted_uv.double(), target_uv.double())

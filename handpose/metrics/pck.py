@@ -1,6 +1,6 @@
-"""Area under the curve of correct keypoints over the error threshold, as FreiHAND and STB report it.
+"""Area under the curve of correct keypoints (PCK) over error thresholds, as FreiHAND and STB report it.
 
-The state is a count for each threshold, so batches and processes add up exactly.
+The state is a count for each threshold, so the sum over batches and processes is exact.
 """
 
 from typing import Any
@@ -13,11 +13,16 @@ from handpose.geometry import procrustes_align
 
 
 class PckAuc(Metric):
-    """Area under PCK from 0 to `max_mm` by the trapezoid rule over `steps` thresholds, as a fraction of its maximum.
+    """Area under the PCK curve from 0 to `max_mm` by the trapezoid rule, as a fraction of its maximum.
 
-    A joint is correct when its error is at most the threshold; one that is not finite never is.
-    aligned: errors after Procrustes alignment, else in the camera frame as they are. reflection: whether the alignment
-    may mirror the hand, as FreiHAND's own evaluation does.
+    A joint is correct if its error is at most the threshold. A prediction that is not finite is never correct.
+
+    Args:
+        max_mm: largest threshold in mm.
+        steps: number of thresholds.
+        aligned: measure errors after Procrustes alignment; otherwise in the camera frame without alignment.
+        reflection: allow mirroring in the alignment, as FreiHAND's own evaluation does.
+        **kwargs: arguments of torchmetrics.Metric.
     """
 
     is_differentiable = False
@@ -36,7 +41,12 @@ class PckAuc(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predicted_m: Tensor, target_m: Tensor) -> None:
-        """Add B samples; both (B, K, 3) in metres."""
+        """Add B samples.
+
+        Args:
+            predicted_m: (B, K, 3) joints in metres.
+            target_m: (B, K, 3) joints in metres.
+        """
         predicted, target = predicted_m.double(), target_m.double()
         if self.aligned:
             predicted = procrustes_align(predicted, target, reflection=self.reflection)
@@ -45,10 +55,10 @@ class PckAuc(Metric):
         self.count = self.count + errors_mm.numel()
 
     def compute(self) -> Tensor:
-        """The area, () float64 between 0 and 1; NaN before the first update."""
+        """Return the area, () float64 between 0 and 1; NaN if there are no samples."""
         pck = self.within / self.count.double()
         return torch.trapezoid(pck, self._thresholds_mm(pck.device)) / self.max_mm
 
     def _thresholds_mm(self, device: torch.device) -> Tensor:
-        """Not a buffer, because a network in bf16 would round it."""
+        """Return the thresholds. They are not a buffer, because a network in bf16 would round it."""
         return torch.linspace(0, self.max_mm, self.steps, dtype=torch.float64, device=device)

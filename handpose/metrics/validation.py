@@ -1,7 +1,7 @@
-"""The metrics that every validation and test measures: one for each file in configs/metrics.
+"""The metrics that every validation and test computes: one for each file in configs/metrics.
 
-The name of the file is the name of the metric, and its last word the unit: configs/metrics/pa_mpjpe_mm.yaml is logged
-as val/pa_mpjpe_mm. The direction is `higher_is_better` of the class.
+The name of the file is the name of the metric, and its last word is the unit: configs/metrics/pa_mpjpe_mm.yaml is
+logged as val/pa_mpjpe_mm. The direction is `higher_is_better` of the class.
 """
 
 import difflib
@@ -28,16 +28,16 @@ def list_validation_metrics() -> list[str]:
 
 
 def make_metrics(*, prefix: str = "") -> MetricCollection:
-    """Make one new metric for each file in configs/metrics.
+    """Make a new metric for each file in configs/metrics.
 
-    Their `update` takes what it names of `predicted_m` and `target_m`, (B, K, 3) joints in metres in the camera frame,
-    and `predicted_uv` and `target_uv`, (B, K, 2) keypoints in pixels.
+    The `update` method of a metric takes any of these arguments: `predicted_m` and `target_m`, (B, K, 3) joints in
+    metres in the camera frame; `predicted_uv` and `target_uv`, (B, K, 2) keypoints in pixels.
 
     Args:
-        prefix: precedes the name of each metric, such as `val/`.
+        prefix: prefix of the name of each metric, such as `val/`.
 
     Raises:
-        UserError: a file names no metric, or has options that its class refuses.
+        UserError: a file names no metric class, or its options do not fit the class.
     """
     metrics: dict[str, Metric | MetricCollection] = {
         f"{prefix}{name}": _make_metric(file) for name, file in find_options("metrics").items()
@@ -46,7 +46,7 @@ def make_metrics(*, prefix: str = "") -> MetricCollection:
 
 
 def get_direction(name: str) -> Mode | None:
-    """Return which direction of a validation metric is better; None if no validation logs a metric of that name."""
+    """Return the direction in which a validation metric is better. None if no validation logs a metric of that name."""
     file = find_options("metrics").get(name.removeprefix(_STAGE)) if name.startswith(_STAGE) else None
     return None if file is None else "max" if _find_class(file, _read(file)).higher_is_better else "min"
 
@@ -89,15 +89,15 @@ def _make_metric(file: Path) -> Metric:
 
 
 def make_target_metric(name: str, mode: Mode | None, *, group: str) -> TargetMetric:
-    """The validation metric that a configuration optimises.
+    """Return the validation metric that a configuration optimises.
 
     Args:
         name: value of `<group>.metric`.
-        mode: value of `<group>.mode`; None follows the metric.
+        mode: value of `<group>.mode`; None: follow the metric.
         group: configuration group, for error messages.
 
     Raises:
-        UserError: no validation logs the metric, or the mode contradicts its direction.
+        UserError: no validation logs the metric, or the mode contradicts the direction of the metric.
     """
     better = get_direction(name)
     if better is None:

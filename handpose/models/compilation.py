@@ -1,4 +1,4 @@
-"""torch.compile of a network, as an option: in place, so that its weights keep their names in checkpoints."""
+"""torch.compile as an option, in place: the names of the weights in checkpoints stay the same."""
 
 from typing import Literal
 
@@ -10,11 +10,16 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 
 def compile_in_place(net: nn.Module, mode: CompileMode) -> None:
-    """Have torch.compile translate the network when it is first called, with each shape and in train and eval mode.
+    """Compile a network with torch.compile when it is first called, for each input shape, in train and in eval mode.
 
-    Raises UserError where there is no C++ compiler, which the first call would fail for in the middle of a run.
+    Args:
+        net: the network.
+        mode: mode of torch.compile.
+
+    Raises:
+        UserError: there is no C++ compiler. Without this check the first call would fail in the middle of a run.
     """
-    # These take a second to import, so only where they are used.
+    # Imported here because these modules take a second to import.
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -1,6 +1,6 @@
-"""The encoder: any timm model that gives a feature pyramid (Wightman, PyTorch Image Models).
+"""The encoder: any timm model with a feature pyramid (Wightman, PyTorch Image Models).
 
-`channels` and `reductions` of the pyramid are the whole contract between encoder and decoder.
+A decoder only needs to know `channels` and `reductions` of the pyramid.
 """
 
 import difflib
@@ -19,18 +19,28 @@ from handpose.models.weights import find_weights_file, map_tensors_by_order
 
 
 class Encoder(nn.Module):
-    """A timm model as a feature pyramid, with the normalisation its weights expect.
+    """A timm model as a feature pyramid, including the normalisation that its weights expect.
 
-    name: of the timm model. pretrained: fetch its weights from the hub. weights: a file with them instead, for machines
-    without internet (.safetensors, or a .pth holding tensors only), or `package:NAME` for an installed Python package
-    that carries one. normalize: subtract the mean and divide by the deviation that timm states for the model; the
-    original design did not. image_size: side of the pictures in pixels. A model that takes pictures of one size only,
-    as most vision transformers, is built for this size, and for timm's own where it is None.
+    A model that accepts images of one size only, such as most vision transformers, is built for `image_size`.
 
-    channels, reductions: of the maps that `forward` gives, finest first. note: what a user should know of where the
-    weights came from; empty for nothing.
-    Raises UserError when there is no such model, it has no pyramid, it does not take pictures of this size, or its
-    weights cannot be had.
+    Args:
+        name: name of a timm model that supports features_only=True.
+        pretrained: whether to download the weights from the hub.
+        weights: file to read the weights from, for machines without internet (.safetensors, or a .pth that contains
+            tensors only); package:NAME reads them from an installed Python package.
+        normalize: whether to normalise images with the mean and standard deviation that timm states for the model; the
+            original design did not.
+        drop_path: stochastic depth: probability that a training step skips a residual branch, in the last block.
+        image_size: side of the images in pixels; None: timm's default for the model.
+
+    Attributes:
+        channels: channels of the feature maps, from the finest to the coarsest.
+        reductions: strides of the feature maps in pixels, in the same order.
+        note: what the user should know about the source of the weights; empty if nothing.
+
+    Raises:
+        UserError: there is no such model, it has no feature pyramid, it does not accept images of this size, or its
+            weights cannot be loaded.
     """
 
     training_options = ("pretrained", "weights", "drop_path")
@@ -39,7 +49,11 @@ class Encoder(nn.Module):
 
     @staticmethod
     def depends_on_image_size(options: Mapping[str, Any]) -> bool:
-        """Whether the shapes of the weights depend on the size of the pictures."""
+        """Return whether the shapes of the weights depend on the size of the images.
+
+        Args:
+            options: arguments of the constructor.
+        """
         return has_fixed_size(options["name"])
 
     def __init__(
@@ -70,11 +84,17 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image: (B, 3, H, W) in [0, 1]. Returns the pyramid; map i is (B, channels[i], H / reductions[i], ...).
+        """Compute the feature pyramid.
 
-        A picture whose sides are not multiples of the coarsest reduction is enlarged to the next ones: then the cells
-        of every map tile the picture, and a place is the same fraction of each. A model that takes one size only sees
-        every picture resized to it.
+        If the sides of an image are not multiples of the coarsest reduction, the image is enlarged to the next
+        multiples. Then the cells of every feature map cover the image exactly, and a relative position is the same in
+        all of them. For a model that accepts one size only, every image is resized to that size.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1].
+
+        Returns:
+            Feature map i is (B, channels[i], H / reductions[i], W / reductions[i]) of the resized image.
         """
         coarsest, fixed = self.reductions[-1], self.layout.fixed_size
         size = [fixed or math.ceil(side / coarsest) * coarsest for side in image.shape[-2:]]
@@ -84,22 +104,26 @@ class Encoder(nn.Module):
         return [_to_channels_first(self.pyramid, maps[i]) for i in self.layout.levels]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that timm's model excludes from weight decay."""
+        """Return the names of the parameters that timm's model excludes from weight decay."""
         excluded = {_flatten_name(name) for name in _list_no_decay_names(self.name)}
         return {f"pyramid.{name}" for name, _ in self.pyramid.named_parameters() if _flatten_name(name) in excluded}
 
 
 def has_fixed_size(name: str) -> bool:
-    """Whether a timm model is built for pictures of one size, on which the shapes of its weights may depend."""
+    """Return whether a timm model is built for images of one size, on which the shapes of its weights may depend."""
     config = timm.get_pretrained_cfg(name)
     return config is not None and bool(config.fixed_input_size)
 
 
 class _PyramidLayout(NamedTuple):
-    """What the pyramid of a timm model is like.
+    """Layout of the feature pyramid of a timm model.
 
-    levels: the maps that are used. fixed_size: side in pixels of the only pictures it takes; None for any. img_size: as
-    the model is to be created with; None for timm's default.
+    Attributes:
+        levels: indices of the feature maps that are used.
+        channels: their channels.
+        reductions: their strides in pixels.
+        fixed_size: side in pixels of the only images that the model accepts; None: any size.
+        img_size: timm's `img_size` argument for the model; None: timm's default.
     """
 
     levels: tuple[int, ...]
@@ -111,9 +135,10 @@ class _PyramidLayout(NamedTuple):
 
 @functools.cache
 def _find_layout(name: str, image_size: int | None) -> _PyramidLayout:
-    """Find out how a model is to be created for pictures of this size, by running it on shapes alone.
+    """Find out how a model must be created for images of a given size, by running it on shapes only.
 
-    Raises UserError where it has no pyramid or none for this size.
+    Raises:
+        UserError: the model has no feature pyramid, or none for this size.
     """
     config = timm.get_pretrained_cfg(name)
     own_size = 224 if config is None else config.input_size[-1]  # timm's default
@@ -126,9 +151,9 @@ def _find_layout(name: str, image_size: int | None) -> _PyramidLayout:
         if asked == own_size and (layout := _try_layout_or_none(name, own_size)) is not None:
             return layout
         return _try_layout(name, tiling, fixed_size=tiling, img_size=tiling)
-    except Exception as error:  # timm and torch each raise their own
+    except Exception as error:  # timm and torch raise exceptions of many types
         if asked != own_size:
-            _find_layout(name, own_size)  # which raises the reason where it takes no pictures at all
+            _find_layout(name, own_size)  # raises an error with the reason if the model accepts no size at all
             raise UserError(
                 f"model.encoder.name={name} does not take pictures of {asked} px; give data.image_size={own_size}"
             ) from error
@@ -138,12 +163,16 @@ def _find_layout(name: str, image_size: int | None) -> _PyramidLayout:
 def _try_layout_or_none(name: str, size: int) -> _PyramidLayout | None:
     try:
         return _try_layout(name, size, fixed_size=size, img_size=None)
-    except Exception:  # then it is tried with a size that its coarsest map tiles
+    except Exception:  # the caller tries a multiple of the coarsest reduction next
         return None
 
 
 def _try_layout(name: str, size: int, *, fixed_size: int | None, img_size: int | None) -> _PyramidLayout:
-    """Run a model on the shape of a picture; raises ValueError where its last map does not tile the picture."""
+    """Run a model on the shape of an image.
+
+    Raises:
+        ValueError: the cells of its last feature map do not cover the image.
+    """
     maps, info = _compute_shapes(name, size, img_size=img_size)
     channels, reductions = info.channels(), info.reduction()
     cells = [tuple(shape[1:]) for shape in maps]
@@ -164,12 +193,12 @@ def _try_layout(name: str, size: int, *, fixed_size: int | None, img_size: int |
 
 
 def _covers_image(cells: Sequence[int], reduction: int, size: int) -> bool:
-    """Whether so many cells of a map cover a picture, to less than half a cell."""
+    """Whether this number of cells covers an image to within half a cell."""
     return all(abs(count * reduction - size) < reduction / 2 for count in cells)
 
 
 def _compute_shapes(name: str, size: int, *, img_size: int | None) -> tuple[list[tuple[int, ...]], Any]:
-    """Channels, rows and columns of each map for a picture of this size, and what timm says of them."""
+    """Return the channels, rows and columns of each feature map for an image of this size, and timm's feature_info."""
     options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     pyramid = _create_on_meta(name, **options).eval()
     try:
@@ -177,15 +206,16 @@ def _compute_shapes(name: str, size: int, *, img_size: int | None) -> tuple[list
     except (RuntimeError, NotImplementedError) as error:
         if "meta" not in str(error):
             raise
-        with torch.random.fork_rng(devices=[]), torch.no_grad():  # its shapes depend on values
+        # The shapes depend on values, which tensors on the meta device do not have.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             pyramid = timm.create_model(name, features_only=True, pretrained=False, **options).eval()
             maps = pyramid(torch.zeros(1, 3, size, size))
     return [tuple(_to_channels_first(pyramid, each).shape[1:]) for each in maps], pyramid.feature_info
 
 
-@functools.lru_cache(maxsize=1)  # finding out how a model is to be created mostly makes the same one twice
+@functools.lru_cache(maxsize=1)  # _find_layout often needs the same model twice in a row
 def _create_on_meta(name: str, *, features_only: bool = True, **options: Any) -> Any:
-    """A timm model without values, and without a draw from the generator of random numbers."""
+    """Create a timm model without values and without changing the state of the random number generator."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return timm.create_model(name, features_only=features_only, pretrained=False, **options)
 
@@ -202,7 +232,7 @@ def _list_no_decay_names(name: str) -> frozenset[str]:
 
 
 def _flatten_name(name: str) -> str:
-    """The name of a parameter, the same in a model and in timm's feature extractors, which rename some modules."""
+    """Return a parameter name that is the same in timm's models and feature extractors, which rename some modules."""
     return name.removeprefix("model.").removeprefix("body.").replace(".", "_")
 
 
@@ -210,11 +240,11 @@ _LOADED_BY_ORDER = "{} has other names than {}: its tensors, whose shapes agree,
 
 
 def _make_weight_options(weights: str, name: str) -> dict[str, Any]:
-    """Where timm is to take the weights from: `file`, or `state_dict`."""
+    """Return where timm must take the weights from: `file` or `state_dict`."""
     file = find_weights_file(weights)
     try:
         tensors = map_tensors_by_order(file, name)
-    except Exception as error:  # torch, safetensors and timm each raise their own
+    except Exception as error:  # torch, safetensors and timm raise exceptions of many types
         raise UserError(f"model.encoder.weights={weights} does not fit {name}: {_explain_error(error)}") from error
     return {"file": str(file)} if tensors is None else {"state_dict": tensors}
 
@@ -230,7 +260,7 @@ def _create(
             pretrained_cfg_overlay=source,
             **options,
         )
-    except Exception as error:  # timm, the hub's client and torch each raise their own; the cause is told in all cases
+    except Exception as error:  # timm, the hub's client and torch raise exceptions of many types
         if isinstance(error, TypeError) and "drop_path_rate" in options and "drop_path_rate" in str(error):
             raise UserError(
                 f"model.encoder.drop_path={options['drop_path_rate']:g}: {name} has no branches to leave out; give "
@@ -244,7 +274,7 @@ def _create(
                 "model.encoder.weights=FILE or model.encoder.pretrained=false"
             ) from error
         raise UserError(f"model.encoder.name={name} cannot serve as an encoder: {_explain_error(error)}") from error
-    for module in pyramid.modules():  # timm keeps what it was made from: the same tensors once more
+    for module in pyramid.modules():  # timm would keep a second copy of all tensors
         if isinstance(config := getattr(module, "pretrained_cfg", None), dict):
             config.pop("state_dict", None)
     return pyramid

@@ -1,7 +1,8 @@
-"""Weights of encoders from files: those a user names, and those that a Python package carries.
+"""Weights of encoders from files that a user names or that a Python package contains.
 
-Compute nodes often reach a package registry's mirror but no hub. A package's weights may have been saved by another
-implementation of the same network, with names of its own; then the order of the tensors maps them.
+Compute nodes can often reach a mirror of a package registry but no model hub. The weights in a package may have been
+saved by another implementation of the same network, with other parameter names. Then tensors are matched by their
+order.
 """
 
 import importlib.util
@@ -15,17 +16,22 @@ from torch import Tensor
 from handpose.errors import UserError, explain_file_error
 
 PACKAGE = "package:"
-"""What `model.encoder.weights` begins with where the name of a package follows, and not a path."""
+"""Prefix of `model.encoder.weights` in front of the name of a package. Without it the value is a path."""
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-_COUNTER = "num_batches_tracked"  # of batch norm: older versions of torch saved none
+_COUNTER = "num_batches_tracked"  # of batch norm; older versions of torch did not save it
 
 
 def find_weights_file(weights: str) -> Path:
-    """The file that a value of `model.encoder.weights` names: a path, or `package:` and the name to import.
+    """Return the file that a value of `model.encoder.weights` names.
 
-    The package is looked for, and not imported. Raises UserError where there is no such file or package, or the package
-    has not one file of weights.
+    A package is located without importing it.
+
+    Args:
+        weights: a path, or `package:` and the import name of a package.
+
+    Raises:
+        UserError: there is no such file or package, or the package does not contain exactly one file of weights.
     """
     if not weights.startswith(PACKAGE):
         try:
@@ -53,16 +59,26 @@ def find_weights_file(weights: str) -> Path:
 
 
 def map_tensors_by_order(file: Path, name: str) -> dict[str, Tensor] | None:
-    """The tensors of a file under a timm model's names, mapped by their order; None where the file has such names.
+    """Match the tensors of a file with the parameters of a timm model by their order.
 
-    By order only where the number, every shape and every last part of a name (weight, bias, running_mean) agree. Read
-    as data, never as code. Raises ValueError where neither names nor order agree, and what torch raises for a file that
-    it cannot read.
+    The match requires that the number of tensors, all shapes and the last part of every name (weight, bias,
+    running_mean) agree. The file is read as data; no code in it is run.
+
+    Args:
+        file: file of weights.
+        name: name of the timm model.
+
+    Returns:
+        Name in the timm model -> tensor. None if the file already uses the model's names, or has a format of another
+        framework, which only timm can read.
+
+    Raises:
+        ValueError: neither the names nor the order match. A file that torch cannot read raises torch's own exceptions.
     """
     if file.suffix not in _SUFFIXES:
-        return None  # of another framework, as .npz: timm reads some of these
+        return None  # a format of another framework, such as .npz; timm reads some of these
     theirs: dict[str, Tensor] = load_state_dict(str(file), device="cpu", weights_only=True)
-    with torch.random.fork_rng(devices=[]):  # the network that is made afterwards is the same with and without
+    with torch.random.fork_rng(devices=[]):  # does not change the initial values of networks created later
         ours: dict[str, Tensor] = timm.create_model(name, pretrained=False).state_dict()
     if theirs.keys() & ours.keys():
         return None

@@ -1,9 +1,9 @@
-"""The original design: two branches of transposed convolutions on the encoder's last map, means over rows and columns.
+"""Decoder of the original design: two branches of transposed convolutions on the encoder's last feature map.
 
-One branch serves x and y, the other z. In each, stride-2 transposed convolutions (4 x 4, as in Simple Baselines, Xiao
-et al. 2018) double the map `depth` times, the first dense, the others depthwise separable (Howard et al. 2017). The
-mean over rows or columns leaves one line of features an axis, and a 1 x 1 convolution makes the joints'
-one-dimensional heatmaps of it.
+One branch predicts x and y, the other z. In each, stride-2 transposed convolutions (4 x 4, as in Simple Baselines, Xiao
+et al. 2018) double the feature map `depth` times. The first convolution is dense, the others are depthwise separable
+(Howard et al. 2017). The mean over rows or columns leaves one line of features for each axis, from which a 1 x 1
+convolution computes the one-dimensional heatmaps of the joints.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,13 @@ from handpose.skeleton import NUM_JOINTS
 
 
 class EffPose(nn.Module):
-    """Last map of the pyramid -> AxisLogits with 2^depth bins for each of the map's cells.
+    """Decoder from the last feature map to AxisLogits, with 2^depth bins for each cell of that feature map.
 
-    channels, reductions: of the encoder's pyramid, finest first. depth: number of up-sampling blocks (the original: 4).
-    width: channels of every block (the original: 128).
+    Args:
+        channels: channels of the encoder's feature maps, from the finest to the coarsest.
+        reductions: strides of the encoder's feature maps in pixels; not used.
+        depth: number of up-sampling blocks; the original design has 4.
+        width: channels of every block; the original design has 128.
     """
 
     contract_variants = ({"depth": 0}, {"depth": 5})
@@ -33,6 +36,7 @@ class EffPose(nn.Module):
         self.z_head = nn.Conv1d(features, NUM_JOINTS, kernel_size=1)
 
     def forward(self, pyramid: Sequence[Tensor]) -> AxisLogits:
+        """Turn the last of the encoder's feature maps into logits."""
         xy = self.xy_branch(pyramid[-1])  # (B, C, H, W)
         z = self.z_branch(pyramid[-1])  # (B, C, H, W)
         return AxisLogits(

@@ -1,10 +1,10 @@
-"""Our decoder: a top-down pyramid with skips, two-dimensional heatmaps read along their axes, depth read at the joints.
+"""Our decoder: a top-down pyramid with skip connections, heatmaps for u and v, and a depth head that sees all joints.
 
-`depth` blocks double the encoder's last map, each adding the encoder's map of that size where there is one (Lin et
-al. 2017). The joints' two-dimensional logits are summed over rows and columns in probability, so the one-dimensional
-heatmaps are the marginals of one distribution (Sun et al. 2018). Relative depth is a matter of the whole hand: each
-joint's features are gathered under its own heatmap, and one small network sees all joints, where they are, and the
-whole picture.
+Each of `depth` blocks doubles the size of the feature map and adds the encoder's feature map of that size, if there is
+one (Lin et al. 2017). The two-dimensional heatmap of each joint is summed over rows and over columns as probabilities,
+so its one-dimensional heatmaps are the marginals of one distribution (Sun et al. 2018). Relative depth depends on the
+whole hand. So features are collected under the heatmap of each joint, and one small network sees the features and
+positions of all joints, and the whole image.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,26 @@ from handpose.skeleton import NUM_JOINTS
 
 
 class Pyramid(nn.Module):
-    """Feature pyramid -> AxisLogits with bins_per_cell bins for each cell of the map after `depth` doublings.
+    """Decoder from a feature pyramid to AxisLogits.
 
-    channels, reductions: of the encoder's pyramid, finest first. depth: number of up-sampling blocks; 0 is a plain head
-    on the encoder's last map. width: channels of the first three blocks; each further one, at four times the cells, has
-    half as many, at least 16. skips: "add" the encoder's maps, or "none". conv: of the blocks, 3 x 3, depthwise
-    "separable" or "dense". head: two-dimensional "heatmaps", read along their axes, or logits along the "axes" from
-    features averaged over rows and columns. depth_bins: along the depth axis. depth_hidden: width of its network.
+    After `depth` doublings the feature map has `bins_per_cell` bins along u and v for each of its cells.
+
+    Args:
+        channels: channels of the encoder's feature maps, from the finest to the coarsest.
+        reductions: strides of the encoder's feature maps in pixels, in the same order.
+        depth: number of up-sampling blocks; 0: a plain head on the encoder's last feature map.
+        width: channels of the first three blocks. Each further block has half as many as the one before, at least 16,
+            and four times as many cells.
+        skips: skip connections; add: add the encoder's feature map of the same size.
+        conv: 3 x 3 convolutions of the blocks: depthwise separable or dense.
+        head: what u and v are read from; heatmaps: two-dimensional heatmaps; axes: separate features for each axis,
+            averaged over rows or columns.
+        bins_per_cell: bins along u and v for each cell of the last feature map.
+        depth_bins: bins along the depth axis.
+        depth_hidden: hidden width of the network that predicts depth.
+
+    Raises:
+        UserError: `depth` is negative.
     """
 
     contract_variants = (
@@ -75,6 +88,7 @@ class Pyramid(nn.Module):
         return self.reductions.index(reduction)
 
     def forward(self, pyramid: Sequence[Tensor]) -> AxisLogits:
+        """Turn the encoder's feature maps, from the finest to the coarsest, into logits."""
         x = self.stem(pyramid[-1])  # (B, C, h, w)
         for i, block in enumerate(self.blocks):
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -87,7 +101,7 @@ class Pyramid(nn.Module):
 
 
 class _HeatmapHead(nn.Module):
-    """Two-dimensional logits of each joint; those along u and v are of the marginals of one distribution."""
+    """Head with two-dimensional heatmaps, whose marginals are the one-dimensional heatmaps along u and v."""
 
     def __init__(self, width: int, *, bins_per_cell: int) -> None:
         super().__init__()
@@ -95,10 +109,19 @@ class _HeatmapHead(nn.Module):
         self.heatmaps = nn.Conv2d(width, NUM_JOINTS * bins_per_cell**2, kernel_size=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, C, h, w) -> logits along u and v, and how much of each joint is where, (B, K, h, w)."""
+        """Compute logits and attention.
+
+        Args:
+            x: (B, C, h, w) features.
+
+        Returns:
+            (B, K, k w) logits along u, with k bins for each cell;
+            (B, K, k h) logits along v;
+            (B, K, h, w) probability of each joint in each cell.
+        """
         k, (height, width) = self.bins_per_cell, x.shape[-2:]
         heatmaps = to_at_least_float32(self.heatmaps(x)).contiguous()  # (B, K k k, h, w)
-        heatmaps = heatmaps.view(-1, NUM_JOINTS, k, k, height, width)  # rows and columns in a cell, and of cells
+        heatmaps = heatmaps.view(-1, NUM_JOINTS, k, k, height, width)  # dims 2, 3: within a cell; 4, 5: cells
         u = torch.logsumexp(heatmaps, dim=(2, 4)).transpose(2, 3).flatten(2)  # (B, K, k w)
         v = torch.logsumexp(heatmaps, dim=(3, 5)).transpose(2, 3).flatten(2)  # (B, K, k h)
         attention = torch.softmax(heatmaps.flatten(2), dim=-1)
@@ -106,7 +129,7 @@ class _HeatmapHead(nn.Module):
 
 
 class _AxesHead(nn.Module):
-    """Logits of each joint along u and v, each axis from its own line of features (as SimCC, Li et al. 2022)."""
+    """Head that computes the logits along u and along v from separate features (like SimCC, Li et al. 2022)."""
 
     def __init__(self, width: int, *, bins_per_cell: int) -> None:
         super().__init__()
@@ -115,12 +138,12 @@ class _AxesHead(nn.Module):
         self.v = _make_line_block(width, NUM_JOINTS * bins_per_cell)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, C, h, w) -> logits along u and v, and how much of each joint is where, (B, K, h, w)."""
+        """Compute logits and attention. Arguments and results are those of `_HeatmapHead.forward`."""
         u, v = self._bins(self.u(x.mean(dim=2))), self._bins(self.v(x.mean(dim=3)))  # (B, K, k w), (B, K, k h)
         return u, v, self._interleave(v)[:, :, :, None] * self._interleave(u)[:, :, None, :]
 
     def _bins(self, of_cells: Tensor) -> Tensor:
-        """(B, K k, n) -> (B, K, k n), the k bins of a cell side by side."""
+        """Put the k bins of each cell side by side: (B, K k, n) -> (B, K, k n)."""
         count, _, cells = of_cells.shape
         return to_at_least_float32(of_cells).reshape(count, NUM_JOINTS, -1, cells).transpose(2, 3).flatten(2)
 
@@ -129,9 +152,11 @@ class _AxesHead(nn.Module):
 
 
 class _DepthHead(nn.Module):
-    """Features gathered under each joint's heatmap, its place, and the whole picture's -> logits along the depth axis.
+    """Head that computes logits along the depth axis.
 
-    From places in the picture to depths, a residual network is what lifts poses well (Martinez et al. 2017).
+    Its inputs are the features under the heatmap of each joint, the position of each joint, and the mean features of
+    the image. A residual network is known to work well for the step from 2-D positions to depths (Martinez et al.
+    2017).
     """
 
     def __init__(self, width: int, channels: int, *, bins: int, hidden: int) -> None:
@@ -148,16 +173,25 @@ class _DepthHead(nn.Module):
         )
 
     def forward(self, features: Tensor, attention: Tensor, coordinates: Tensor, coarse: Tensor) -> Tensor:
-        """(B, K, D) of features (B, C, h, w), attention (B, K, h, w) of sum one, places (B, K, 2) along u and v, and
-        the encoder's last map, (B, C', h', w')."""
+        """Compute logits along the depth axis.
+
+        Args:
+            features: (B, C, h, w) features of the last block.
+            attention: (B, K, h, w) probability of each joint in each cell.
+            coordinates: (B, K, 2) positions along u and v in [0, 1].
+            coarse: (B, C', h', w') last feature map of the encoder.
+
+        Returns:
+            (B, K, D) logits.
+        """
         joints = attention.flatten(2) @ features.flatten(2).transpose(1, 2)  # (B, K, C)
-        coordinates = 4.0 * (coordinates - 0.5)  # about as large as the features
+        coordinates = 4.0 * (coordinates - 0.5)  # scaled to about the size of the features
         whole = torch.cat([self.joint(joints).flatten(1), coarse.mean(dim=(2, 3)), coordinates.flatten(1)], dim=1)
         return self.mix(whole).view(-1, NUM_JOINTS, self.bins)
 
 
 class _Residual(nn.Module):
-    """Adds to (B, width) what two layers make of it, at first nothing."""
+    """Residual block of two layers on (B, width). It starts as the identity, with a last layer of zeros."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -179,7 +213,7 @@ def _make_convolution(channels: int, width: int, *, kernel_size: int) -> nn.Sequ
 
 
 def _make_line_block(width: int, channels: int) -> nn.Sequential:
-    """A line of features, (B, C, n) -> (B, channels, n); neighbours see each other."""
+    """Return a block (B, C, n) -> (B, channels, n) in which neighbouring positions see each other."""
     return nn.Sequential(
         nn.Conv1d(width, width, kernel_size=3, padding=1, bias=False),
         nn.BatchNorm1d(width),
