@@ -1,4 +1,4 @@
-"""Hands in photographs: what a network finds in the square pictures it is shown, in the photographs' camera frames."""
+"""Find hands in photographs: the network sees square views, and the joints are in the photographs' camera frames."""
 
 from collections.abc import Sequence
 
@@ -25,11 +25,18 @@ def find_hands(
     fill: float | None,
     mirror: bool,
 ) -> NDArray[np.float64]:
-    """The joints of the hand in each of B photographs, (B, K, 3) in metres in the frame of its camera.
+    """Predict the joints of the hand in each of B photographs.
 
-    side: of the pictures that the network is shown, px; scale_m: length of the reference bone, NaN where unknown; fill:
-    None, or how much of the picture the hand shall fill when it is looked at again, from where it was found. mirror:
-    show the network mirror images, where the hands are of the side that it has not learnt.
+    Args:
+        network: the network.
+        photographs: B photographs, one hand in each.
+        side: side of the square views that the network gets, in pixels.
+        scale_m: length of the reference bone in metres; NaN if it is not known.
+        fill: predict again on a crop around the first prediction, of which the hand fills this fraction; None: no crop.
+        mirror: show the network mirror images, because the hands are of the side that it was not trained on.
+
+    Returns:
+        (B, K, 3) joints in metres in the frame of each photograph's camera.
     """
     cameras = torch.from_numpy(np.stack([photograph.camera.intrinsics for photograph in photographs]))
     whole = [make_whole_view_intrinsics(item.picture.size, item.camera.intrinsics, side=side) for item in photographs]
@@ -50,7 +57,20 @@ def _find_joints(
     scale_m: float,
     mirror: bool,
 ) -> Tensor:
-    """Joints (B, K, 3) in the photographs' cameras, as found through cameras turned by rotation, each (B, 3, 3)."""
+    """Predict the joints through virtual cameras.
+
+    Args:
+        network: the network.
+        photographs: B photographs.
+        intrinsics: (B, 3, 3) of the virtual cameras.
+        rotation: (B, 3, 3) from each photograph's camera to the virtual one.
+        side: side of the views in pixels.
+        scale_m: length of the reference bone in metres, or NaN.
+        mirror: show mirror images.
+
+    Returns:
+        (B, K, 3) joints in metres in the frame of each photograph's camera.
+    """
     homographies = (
         intrinsics[i] @ rotation[i] @ torch.linalg.inv(torch.from_numpy(photograph.camera.intrinsics))
         for i, photograph in enumerate(photographs)

@@ -1,4 +1,4 @@
-"""Pictures of test hands with their predictions, for the report of a sweep: the worst, the best, or some."""
+"""Pictures of test hands with their predictions, for the report of a sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,15 @@ NUM_PER_KIND = 6
 
 
 def write_hand_pictures(folder: Path, dataset: PackedHands, predicted_m: NDArray[np.floating]) -> None:
-    """Leave hands/ in the folder: a JPEG a hand, and hands.json, which lists them with their errors.
+    """Write the folder hands/: one JPEG per hand, and hands.json, which lists them with their errors.
 
-    predicted_m: (N, K, 3) in metres, camera frame, in the order of the dataset. Where its truth is known, these are the
-    worst and the best hands by PA-MPJPE; else some that are spread over the split.
+    The hands are the worst and the best by PA-MPJPE. If the true joints are not known, they are spread evenly over the
+    split.
+
+    Args:
+        folder: the folder in which hands/ is made.
+        dataset: the images of the split.
+        predicted_m: (N, K, 3) predicted joints in metres, camera frame, in the order of the dataset.
     """
     truth_m = dataset.annotations.xyz_m
     errors_mm = None
@@ -45,9 +50,15 @@ def write_hand_pictures(folder: Path, dataset: PackedHands, predicted_m: NDArray
 def choose_hands(
     num: int, errors_mm: NDArray[np.floating] | None, *, most: int = NUM_PER_KIND
 ) -> Sequence[tuple[str, int]]:
-    """Kind and index of the hands that are shown: the worst, worst first, then the best, best first; none twice.
+    """Choose the hands to show: the worst, worst first, then the best, best first. No hand is chosen twice.
 
-    most: of a kind.
+    Args:
+        num: number of hands.
+        errors_mm: (N,) errors in mm; None if they are not known: then the hands are spread evenly.
+        most: largest number of hands of each kind.
+
+    Returns:
+        The kind (`worst`, `best` or `other`) and the index of each hand.
     """
     if errors_mm is None:
         return [("other", int(index)) for index in np.unique(np.linspace(0, num - 1, min(num, most)).round())]
@@ -72,4 +83,4 @@ def _draw_hand(
         None if truth_m is None else seen(truth_m),
         columns=1,
     )
-    return picture[: picture.shape[1]]  # pictures are square; the legend below is left out
+    return picture[: picture.shape[1]]  # images are square; this cuts off the legend below
