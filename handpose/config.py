@@ -435,9 +435,7 @@ def save_config(config: DictConfig, path: Path) -> None:
 
 
 def find_choice(group: str, target: str) -> str:
-    """Return the option of a group with this `_target_`, such as `pyramid` in model/decoder; if none, the target
-    itself.
-    """
+    """Return the option of a group with this `_target_`, such as `pyramid` of model/decoder, or else the target."""
     targets = {load_yaml(path).get("_target_"): name for name, path in find_options(group).items()}
     return targets.get(target, target)
 
@@ -461,7 +459,7 @@ def _compose_with_hydra(config_name: ConfigName, overrides: list[str]) -> DictCo
 
 
 def search_path_override() -> list[str]:
-    """Return the override that lets Hydra find options in the user's folder; an empty list if there is no such folder."""
+    """Return the override that lets Hydra find options in the user's folder; an empty list if there is no folder."""
     folder = extension_configs()
     return [] if folder is None else [quote_override("hydra.searchpath", [f"file://{folder}"])]
 

@@ -353,9 +353,7 @@ def _draw_lines(
 
 
 def _draw_skeleton(axes: Axes, box: _Box, points: FloatArray, nearness: FloatArray | None = None) -> None:
-    """Draw a skeleton in the colours of the fingers with a dark outline. Bones and joints with a larger nearness are on
-    top.
-    """
+    """Draw a skeleton in the colours of the fingers with a dark outline. Bones with more nearness (K,) are on top."""
     if not np.isfinite(points).all():
         return
     nearness = np.zeros(len(points)) if nearness is None else nearness
