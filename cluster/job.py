@@ -42,7 +42,7 @@ _MAX_STARTS = 5
 """Largest number of starts of a node in one job."""
 _MAX_IDLE_JOBS = 2
 _SIGNAL_STATUSES = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 130, INTERRUPTED_STATUS)
-"""Exit statuses of a tune.py that was told to end. Before the sweep starts, there is nothing to save, and it is not 75."""
+"""Exit statuses of a tune.py that was told to end. One that has not started its sweep yet does not exit with 75."""
 
 
 class JobEnd:
@@ -68,7 +68,7 @@ class JobEnd:
 
     @property
     def is_due(self) -> bool:
-        """The job should end: it was warned, or it was cancelled by a user or the scheduler, and is then not requeued."""
+        """The job should end, because it was warned or cancelled. A cancelled job is not requeued."""
         return self._is_ended or self.is_warned
 
 

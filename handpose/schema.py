@@ -295,7 +295,7 @@ def bind_arguments(make: Callable[..., T], **available: Any) -> Callable[..., T]
 
 
 def find_nearest_keys(key: str, known: Collection[str]) -> list[str]:
-    """Return up to two of the keys: those with the same last word, as optimizer.lr for lr, or else similar ones."""
+    """Return up to two of the keys: those with the same last part, such as optimizer.lr for lr, or similar ones."""
     near = sorted(name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2])[:2]
     return near or difflib.get_close_matches(key, known, n=2, cutoff=0.5)
 

@@ -203,7 +203,8 @@ def _rotate_to_axis(ray: Tensor) -> Tensor:
     """Compute the (B, 3, 3) rotations without roll that map unit rays (B, 3), all with z > 0, to the optical axis."""
     x, y, z = ray.unbind(-1)
     zero = torch.zeros_like(x)
-    cross = torch.stack([zero, zero, -x, zero, zero, -y, x, y, zero], dim=-1).view(-1, 3, 3)  # of ray x axis
+    # Matrix of the cross product of ray and axis.
+    cross = torch.stack([zero, zero, -x, zero, zero, -y, x, y, zero], dim=-1).view(-1, 3, 3)
     with disable_autocast(ray):
         square = cross @ cross
     return torch.eye(3, device=ray.device, dtype=ray.dtype) + cross + square / (1.0 + z)[:, None, None]

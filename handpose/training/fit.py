@@ -302,8 +302,8 @@ def _fit(
     with (
         suppress_library_output(),
         explain_trainer_errors(config),
-        add_file_name(folders.logs),
-    ):  # errors about checkpoints name their file
+        add_file_name(folders.logs),  # errors about checkpoints name their own file
+    ):
         trainer = make_training_trainer(config, folders, callbacks=callbacks, quiet=quiet, process_group=process_group)
         try:
             trainer.fit(prepared.module, datamodule=prepared.data, ckpt_path=prepared.checkpoint, weights_only=True)
