@@ -121,9 +121,9 @@ class BookkeepingSweep:
             segment, epoch = running.pop(0)
             metrics = {_METRIC: _compute_loss(segment, epoch + 1), "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
             began = time.perf_counter()
-            goes_on = self.state.process_report(segment.trial, epoch + 1, metrics, node="node")
+            is_continued = self.state.process_report(segment.trial, epoch + 1, metrics, node="node")
             costs.append((time.perf_counter() - began) * 1e3)
-            if goes_on:
+            if is_continued:
                 running.append((segment, epoch + 1))
 
 

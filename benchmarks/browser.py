@@ -141,13 +141,15 @@ class Tab:
     @property
     def console_messages(self) -> list[str]:
         """Warnings and errors on the console so far."""
-        said = []
+        messages = []
         for event in self._browser.take_events(self._session):
             parameters = event.get("params", {})
             if event["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("warning", "error", "assert"):
-                said.append(" ".join(str(each.get("value", each.get("description"))) for each in parameters["args"]))
+                messages.append(
+                    " ".join(str(each.get("value", each.get("description"))) for each in parameters["args"])
+                )
             elif event["method"] == "Log.entryAdded" and parameters["entry"]["level"] in ("warning", "error"):
-                said.append(parameters["entry"]["text"])
+                messages.append(parameters["entry"]["text"])
             elif event["method"] == "Runtime.exceptionThrown":
-                said.append(json.dumps(parameters["exceptionDetails"]))
-        return said
+                messages.append(json.dumps(parameters["exceptionDetails"]))
+        return messages

@@ -57,8 +57,8 @@ def train_growing_weight(segment: TrialSegment) -> None:
     if os.environ.get(BROKEN_NODE):
         raise RuntimeError("CUDA error: an uncorrectable ECC error was encountered")
     folder = Path(segment.folder)
-    if said := explain_unshared_folder(folder / EVENTS_FILE, timeout_s=1.0):
-        raise FileNotFoundError(said)
+    if problem := explain_unshared_folder(folder / EVENTS_FILE, timeout_s=1.0):
+        raise FileNotFoundError(problem)
     newest = find_newest_intact(segment.checkpoints, folder)
     weight, epoch = json.loads((folder / newest.file).read_text(encoding="utf-8")) if newest else (0.0, 0)
     resumed_from = epoch
@@ -121,8 +121,8 @@ def _make_recipe(task: SweepTask, sweep: SweepSettings) -> TrialRecipe:
 
 def _make_new_task(folder: Path, given: list[str]) -> SweepTask:
     overrides = [*_DEFAULTS, *given]
-    place = [quote_override("sweep.folder", str(folder)), f"sweep.name={folder.name}"]
-    config = compose("tune", [*overrides, *place])
+    folder_overrides = [quote_override("sweep.folder", str(folder)), f"sweep.name={folder.name}"]
+    config = compose("tune", [*overrides, *folder_overrides])
     return SweepTask(
         config, overrides, list_location_overrides(config), compose_choices(overrides), load_space("default")
     )

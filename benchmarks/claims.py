@@ -172,8 +172,8 @@ def compute_effects_loss(space: str, params: Mapping[str, Any], epoch: int, gene
 def list_claims(record: SweepRecord, cell: SweepKind) -> dict[str, Any]:
     """List the claims of a report, and which of them are false."""
     shown = find_shown_effects(record)
-    said = [finding for finding in give_advice(record, shown) if finding.kind in ("act", "note")]
-    findings = [finding for finding in said if "trusted" not in finding.question]
+    advice = [finding for finding in give_advice(record, shown) if finding.kind in ("act", "note")]
+    findings = [finding for finding in advice if "trusted" not in finding.question]
     edges = find_crowded_edges(record, shown)
     narrowed = find_settled_parameters(record, shown)
     space = suggest_next_space(record, shown)

@@ -123,8 +123,8 @@ class Cluster:
         with (self.folder / "ray.log").open("a", encoding="utf-8") as log:
             started = subprocess.run(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log, timeout=300)
         if started.returncode:
-            said = (self.folder / "ray.log").read_text(encoding="utf-8")
-            sys.exit(f"{' '.join(command)} ended with {started.returncode}:\n{said}")
+            log_text = (self.folder / "ray.log").read_text(encoding="utf-8")
+            sys.exit(f"{' '.join(command)} ended with {started.returncode}:\n{log_text}")
 
     def kill(self, name: str) -> None:
         """Send SIGKILL to all processes of a node."""

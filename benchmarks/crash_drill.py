@@ -179,22 +179,22 @@ def _run_sweep(
     max_kills: tuple[int, int],
 ) -> Path:
     """Run a sweep to its end, with kills drawn by the generator, and return its folder."""
-    place = folder / "outputs" / "sweeps" / name
+    sweep_folder = folder / "outputs" / "sweeps" / name
     limit = time.monotonic() + _LIMIT_S
     while True:
-        is_there = (place / "sweep.yaml").is_file()
-        if not is_there and place.exists():
-            subprocess.run(["rm", "-r", str(place)], check=True)  # killed before the sweep was written
+        exists = (sweep_folder / "sweep.yaml").is_file()
+        if not exists and sweep_folder.exists():
+            subprocess.run(["rm", "-r", str(sweep_folder)], check=True)  # killed before the sweep was written
         command = [sys.executable, str(REPOSITORY / "tune.py")]
-        command += [f"sweep.resume={place}"] if is_there else [f"sweep.name={name}", *overrides]
+        command += [f"sweep.resume={sweep_folder}"] if exists else [f"sweep.name={name}", *overrides]
         with (folder / f"{name}.log").open("a", encoding="utf-8") as log:
             driver = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
         status = _kill_at_random(driver, generator, done, max_kills)
         if status == 0:
-            return place
+            return sweep_folder
         if status != -signal.SIGKILL or time.monotonic() > limit:
-            said = (folder / f"{name}.log").read_text(encoding="utf-8")
-            sys.exit(f"{' '.join(command)} ended with {status}:\n{said[-3000:]}")
+            log_text = (folder / f"{name}.log").read_text(encoding="utf-8")
+            sys.exit(f"{' '.join(command)} ended with {status}:\n{log_text[-3000:]}")
 
 
 def _kill_at_random(

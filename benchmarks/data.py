@@ -286,12 +286,12 @@ def measure_memory(config: DictConfig, other: DictConfig, *, processes: int) -> 
     context = multiprocessing.get_context("spawn")
     taken, waiting = [], []
     for _ in range(processes):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_iterate_in_process, args=(theirs, config, other))
+        parent_end, child_end = context.Pipe()
+        process = context.Process(target=_iterate_in_process, args=(child_end, config, other))
         process.start()
-        theirs.close()
-        waiting.append((process, ours))
-        taken.append(ours.recv())
+        child_end.close()
+        waiting.append((process, parent_end))
+        taken.append(parent_end.recv())
     for process, connection in waiting:
         connection.send(None)
         process.join()

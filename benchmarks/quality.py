@@ -241,13 +241,13 @@ def measure_real_photographs(given: argparse.Namespace) -> dict[str, Any]:
             "from the encoder's weights": TrainingSide([*of_photographs, *weights], epochs["photographs"]),
         }
         runs = train_all(first, seeds=[0], jobs=given.jobs)
-        begun = quote_override("model.weights", runs["synthetic only"][0]["checkpoint"])
-        last = {"fine-tuned from synthetic": TrainingSide([*of_photographs, begun], epochs["photographs"])}
+        initial_weights = quote_override("model.weights", runs["synthetic only"][0]["checkpoint"])
+        last = {"fine-tuned from synthetic": TrainingSide([*of_photographs, initial_weights], epochs["photographs"])}
         runs |= train_all(last, seeds=[0], jobs=1)
         rows = [summarise("synthetic only, on synthetic hands", runs["synthetic only"], about["synthetic"])]
         for name, views in itertools.product(runs, VIEWS):
-            there = [quote_override("model.checkpoint_path", runs[name][0]["checkpoint"]), "test=true", *VIEWS[views]]
-            tested = run_in_fresh_process(measure_test, overrides=[*photographs, *shared, *there])
+            test = [quote_override("model.checkpoint_path", runs[name][0]["checkpoint"]), "test=true", *VIEWS[views]]
+            tested = run_in_fresh_process(measure_test, overrides=[*photographs, *shared, *test])
             rows.append({"name": f"{name}, {views}", **{key: tested[f"test/{key}"] for key in _METRIC_LABELS}})
     print(f"\n{format_table(rows)}")
     return {"rows": rows, "runs": runs}

@@ -81,8 +81,8 @@ def main() -> None:
 
 
 def _download(folder: Path) -> Path:
-    asked = ["-q", "-d", str(folder), "-r", str(REPOSITORY / "requirements.txt")]
-    subprocess.run([sys.executable, "-m", "pip", "download", *asked], check=True)
+    options = ["-q", "-d", str(folder), "-r", str(REPOSITORY / "requirements.txt")]
+    subprocess.run([sys.executable, "-m", "pip", "download", *options], check=True)
     return folder
 
 
@@ -118,14 +118,14 @@ def _run_drill(network: HostNetwork, folder: Path, wheels: Path, num_trials: int
     arguments = ["sweep.name=drill", f"sweep.storage=file://{store}", f"sweep.num_trials={num_trials}", *_SMALL]
     launcher = [sys.executable, str(REPOSITORY / "cluster" / "ray_up.py"), *options, "--output", "drill.yaml"]
     environment = os.environ | {"HOME": str(folder)}  # the token is created there
-    told = _run_command([*launcher, "--", *arguments], folder, environment)
-    up, sweep, down = told.splitlines()[-3:]
+    output = _run_command([*launcher, "--", *arguments], folder, environment)
+    up, sweep, down = output.splitlines()[-3:]
     _run_command(["bash", "-c", up], folder, environment)
     up_s = time.monotonic() - began
     _wait_for_nodes(shlex.split(down)[0], folder, environment)
     # In the foreground, to wait for its end.
-    told = _run_command(["bash", "-c", sweep.replace(" --tmux", "")], folder, environment)
-    print(told[-3000:])
+    output = _run_command(["bash", "-c", sweep.replace(" --tmux", "")], folder, environment)
+    print(output[-3000:])
     _run_command(["bash", "-c", down], folder, environment)
     download_sweep(f"file://{store}/drill", folder / "drill")
     reports = [each for each in read_events(folder / "drill" / EVENTS_FILE) if isinstance(each, EpochReported)]
@@ -144,15 +144,15 @@ def _run_drill(network: HostNetwork, folder: Path, wheels: Path, num_trials: int
 
 def _wait_for_nodes(ray: str, folder: Path, environment: dict[str, str]) -> None:
     """Wait for all nodes: `ray up` returns when the head is up, which then starts the others."""
-    asked = shlex.join(["exec", "drill.yaml", "RAY_AUTH_MODE=token ray status"])
+    command = shlex.join(["exec", "drill.yaml", "RAY_AUTH_MODE=token ray status"])
     end = time.monotonic() + _TIMEOUT_S
     while True:
-        told = _run_command(["bash", "-c", f"{ray} {asked}"], folder, environment)
-        active = re.search(r"Active:\s+(\d+) local", told)
+        output = _run_command(["bash", "-c", f"{ray} {command}"], folder, environment)
+        active = re.search(r"Active:\s+(\d+) local", output)
         if active and int(active[1]) == len(_HOSTS):
             return
         if time.monotonic() > end:
-            sys.exit(f"the second host has not come:\n{told}")
+            sys.exit(f"the second host has not come:\n{output}")
         time.sleep(5.0)
 
 

@@ -84,15 +84,15 @@ def make_sweep(
     folder.mkdir(parents=True)
     copy_space(found, folder)
     write_yaml(folder / "sweep.yaml", make_sweep_record(task, collect_provenance(data="0123456789abcdef")))
-    made = _FabricatedSweep(instantiate(config.sweep), space)
-    made.run(num_left=0 if is_over else _SLOTS // 2)
+    sweep = _FabricatedSweep(instantiate(config.sweep), space)
+    sweep.run(num_left=0 if is_over else _SLOTS // 2)
     if is_over:
-        _write_confirmation(folder, made.table)
-        best = made.table.rank_trials()[0]
+        _write_confirmation(folder, sweep.table)
+        best = sweep.table.rank_trials()[0]
         write_yaml(
             folder / "best.yaml", {"trial": best.number, "command": f"python train.py best={folder.name}/best.yaml"}
         )
-    return made.table
+    return sweep.table
 
 
 class _FabricatedSweep:

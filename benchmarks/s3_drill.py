@@ -122,40 +122,40 @@ def _run_drill(
         door.interrupt,
         server.pause,
     ]
-    before: list[object] = []
+    stored: list[object] = []
     for number, (part, outage) in enumerate(zip(parts, outages, strict=True)):
-        place = folder / f"machine_{number}"
-        place.mkdir()
+        machine = folder / f"machine_{number}"
+        machine.mkdir()
         began = time.monotonic()
         overrides = [*_SWEEP_OVERRIDES, f"sweep.storage={_URL}"] if number == 0 else [f"sweep.resume={_URL}/drill"]
-        driver = _start_driver(place, overrides)
-        _wait_until(partial(_has_more_reports, place, len(before) + 2), driver, place)
+        driver = _start_driver(machine, overrides)
+        _wait_until(partial(_has_more_reports, machine, len(stored) + 2), driver, machine)
         with outage():
             if part.outage != "none":
-                reports = _count_reports(place)
+                reports = _count_reports(machine)
                 time.sleep(outage_s)
-                _wait_until(partial(_has_more_reports, place, reports), driver, place)
+                _wait_until(partial(_has_more_reports, machine, reports), driver, machine)
         if number < 2:
-            _wait_until(partial(_has_more_reports, place, _KILL_AFTER_REPORTS[number]), driver, place)
+            _wait_until(partial(_has_more_reports, machine, _KILL_AFTER_REPORTS[number]), driver, machine)
             driver.kill()
         status = driver.wait(timeout=_LIMIT_S)
         if status not in (0, -signal.SIGKILL):
-            sys.exit(f"the driver ended with {status}:\n{(place / 'log').read_text(encoding='utf-8')[-3000:]}")
+            sys.exit(f"the driver ended with {status}:\n{(machine / 'log').read_text(encoding='utf-8')[-3000:]}")
         part.seconds = time.monotonic() - began
-        known = _read_decisions(_get_sweep_folder(place))
-        part.lost = sum(one != other for one, other in zip(before, known, strict=False)) + max(
-            0, len(before) - len(known)
+        known = _read_decisions(_get_sweep_folder(machine))
+        part.lost = sum(one != other for one, other in zip(stored, known, strict=False)) + max(
+            0, len(stored) - len(known)
         )
-        before = _read_stored_decisions()
-        part.num_known, part.num_stored = len(known), len(before)
+        stored = _read_stored_decisions()
+        part.num_known, part.num_stored = len(known), len(stored)
         part.messages = [
-            line for line in (place / "log").read_text(encoding="utf-8").splitlines() if line.startswith("storage ")
+            line for line in (machine / "log").read_text(encoding="utf-8").splitlines() if line.startswith("storage ")
         ]
         print(_format_part(part), flush=True)
         for line in part.messages:
             print(f"  {line}")
         if number < 2:
-            shutil.rmtree(place)  # lose the machine
+            shutil.rmtree(machine)  # lose the machine
     last = _get_sweep_folder(folder / "machine_2")
     found = (
         _count_findings(last, secret)
@@ -202,12 +202,12 @@ def _count_findings(last: Path, secret: str) -> dict[str, int]:
 
 
 def _run_reference_sweep(folder: Path) -> Path:
-    place = folder / "alone"
-    place.mkdir()
-    status = _start_driver(place, [*_SWEEP_OVERRIDES]).wait(timeout=_LIMIT_S)
+    machine = folder / "alone"
+    machine.mkdir()
+    status = _start_driver(machine, [*_SWEEP_OVERRIDES]).wait(timeout=_LIMIT_S)
     if status:
-        sys.exit(f"the sweep left alone ended with {status}:\n{(place / 'log').read_text(encoding='utf-8')[-3000:]}")
-    return _get_sweep_folder(place)
+        sys.exit(f"the sweep left alone ended with {status}:\n{(machine / 'log').read_text(encoding='utf-8')[-3000:]}")
+    return _get_sweep_folder(machine)
 
 
 def _start_driver(place: Path, overrides: Sequence[str]) -> "subprocess.Popen[bytes]":

@@ -191,9 +191,9 @@ def grow_sweep(sweep: BookkeepingSweep, num_trials: int) -> list[float]:
         value = compute_loss(segment.params, segment.trial, epoch + 1)
         metrics = {_METRIC: value, "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
         began = time.perf_counter()
-        goes_on = state.process_report(segment.trial, epoch + 1, metrics, node="node")
+        is_continued = state.process_report(segment.trial, epoch + 1, metrics, node="node")
         costs.append((time.perf_counter() - began) * 1e3)
-        if goes_on:
+        if is_continued:
             running.append((segment, epoch + 1))
 
 
@@ -245,12 +245,12 @@ def _measure_reports(
         segment, epoch = running.popleft()
         metrics = {_METRIC: compute_loss(segment.params, segment.trial, epoch + 1), "val/pck_auc": 0.5}
         began = time.process_time()
-        goes_on = state.process_report(segment.trial, epoch + 1, metrics, node="node")
+        is_continued = state.process_report(segment.trial, epoch + 1, metrics, node="node")
         reported = time.process_time()
         sweep.recorder.refresh()
         costs["report"].append((reported - began) * 1e3)
         costs["step"].append((time.process_time() - reported) * 1e3)
-        if goes_on:
+        if is_continued:
             running.append((segment, epoch + 1))
     return costs
 

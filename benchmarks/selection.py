@@ -187,19 +187,19 @@ def replay_sweep(
 
 def _interpolate_curve(ranked: Sequence[Curve], rank: float) -> np.ndarray:
     """Interpolate the curve at a rank between 0 (best) and 1 (worst)."""
-    place = rank * (len(ranked) - 1)
-    below = min(int(place), len(ranked) - 2)
+    position = rank * (len(ranked) - 1)
+    below = min(int(position), len(ranked) - 2)
     first, second = (np.array(curve.losses) for curve in ranked[below : below + 2])
-    return first + (place - below) * (second - first)
+    return first + (position - below) * (second - first)
 
 
 def compute_default_rank(ranked: Sequence[Curve]) -> float:
     """Return the rank of the default configuration among the recorded ones, from 0 to 1."""
     defaults = flatten_config(to_plain_values(compose("train", [])))
-    place = next(
+    position = next(
         (i for i, curve in enumerate(ranked) if all(defaults[key] == value for key, value in curve.params.items())), 0
     )
-    return place / (len(ranked) - 1)
+    return position / (len(ranked) - 1)
 
 
 # --- the methods ------------------------------------------------------------------------------------------------------

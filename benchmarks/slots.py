@@ -146,7 +146,7 @@ def summarise(runs: Mapping[Side, Sequence[MeasuredSweep]]) -> dict[str, Any]:
         }
         for side in _SIDES
     }
-    ratios = [theirs.slot_s / ours.slot_s for ours, theirs in zip(accounts["ours"], accounts["plain"], strict=True)]
+    ratios = [plain.slot_s / own.slot_s for own, plain in zip(accounts["ours"], accounts["plain"], strict=True)]
     return {
         "medians": medians,
         "plain_over_ours": statistics.median(ratios),

@@ -238,13 +238,13 @@ def _lose_a_node(slurm: LocalSlurm, events: Path, log: Path, end: float) -> None
     def jobs_ended() -> int:
         return log.read_text(encoding="utf-8").count("job: queued again") if log.exists() else 0
 
-    known: int | None = None
-    while known is None or all(each.node != node for each in reports()[known:]):
-        if known is None and jobs_ended() > 0:
-            known = len(reports())
+    num_known: int | None = None
+    while num_known is None or all(each.node != node for each in reports()[num_known:]):
+        if num_known is None and jobs_ended() > 0:
+            num_known = len(reports())
         if time.monotonic() > end:
-            said = log.read_text(encoding="utf-8") if log.exists() else ""
-            sys.exit(f"no trial of a second job has reported from {node}:\n{said}")
+            log_text = log.read_text(encoding="utf-8") if log.exists() else ""
+            sys.exit(f"no trial of a second job has reported from {node}:\n{log_text}")
         time.sleep(0.5)
     slurm.power_off(node)
     print(f"{node} has lost its power", flush=True)

@@ -110,8 +110,8 @@ def run_in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
                 timeout=_LIMIT_S,
             )
         if done.returncode:
-            said = log.read_text(encoding="utf-8", errors="replace")
-            sys.exit(f"{name}({arguments}) ended with {done.returncode}:\n{said[-3000:]}")
+            log_text = log.read_text(encoding="utf-8", errors="replace")
+            sys.exit(f"{name}({arguments}) ended with {done.returncode}:\n{log_text[-3000:]}")
         return json.loads(answer.read_text(encoding="utf-8"))
 
 

@@ -117,12 +117,12 @@ def measure_bare(run: BenchmarkRun, *, augmented: bool) -> float:
     parameters = list(module.net.parameters())
 
     def step() -> None:
-        seen: View = module.augment(batch, torch.Generator().manual_seed(0)) if augmented else view
-        size = (seen.image.shape[-2], seen.image.shape[-1])
+        current: View = module.augment(batch, torch.Generator().manual_seed(0)) if augmented else view
+        size = (current.image.shape[-2], current.image.shape[-1])
         with run.autocast():
-            coordinates = module.axes.encode(seen.xyz_m, seen.intrinsics, size)
-            truth = HeatmapTruth(coordinates, seen.xyz_m, seen.intrinsics, size)
-            terms = module.loss(module.net(seen.image), truth, module.axes)
+            coordinates = module.axes.encode(current.xyz_m, current.intrinsics, size)
+            truth = HeatmapTruth(coordinates, current.xyz_m, current.intrinsics, size)
+            terms = module.loss(module.net(current.image), truth, module.axes)
             loss = torch.stack(list(terms.values())).sum()
         optimizer.zero_grad()
         loss.backward()

@@ -335,8 +335,8 @@ class NearestCurves(Sequence[Curve]):
         if number >= self._size:
             raise IndexError(number)
         while number >= len(self._chosen):
-            place = _to_point(self._ask(len(self._chosen)))
-            distances = [np.linalg.norm((_to_point(curve.params) - place) / self._range) for curve in self._left]
+            point = _to_point(self._ask(len(self._chosen)))
+            distances = [np.linalg.norm((_to_point(curve.params) - point) / self._range) for curve in self._left]
             self._chosen.append(self._left.pop(int(np.argmin(distances))))
         return self._chosen[number]
 

@@ -178,25 +178,25 @@ def main() -> None:
     """Run the job. Its exit status is that of tune.py, or 75 if it is requeued."""
     given, arguments = parse_arguments(sys.argv[1:])
     os.umask(0o077)
-    ending = JobEnd()
+    job_end = JobEnd()
     allocation = find_allocation(os.environ)
     with exit_on_user_error():
         check_interpreter(sys.executable)
         load_dotenv_file()
         folder = find_sweep_folder(arguments)
         before = measure_progress(folder)
-    with exit_on_user_error(), _make_run_folder(given.folder, allocation.job) as place:
-        write_token(place / "token")
-        os.environ[AUTH_MODE_VARIABLE], os.environ[TOKEN_PATH_VARIABLE] = "token", str(place / "token")
+    with exit_on_user_error(), _make_run_folder(given.folder, allocation.job) as run_folder:
+        write_token(run_folder / "token")
+        os.environ[AUTH_MODE_VARIABLE], os.environ[TOKEN_PATH_VARIABLE] = "token", str(run_folder / "token")
         os.environ.pop(TOKEN_VARIABLE, None)
         os.environ.pop("RAY_ADDRESS", None)
         options = [f"--{name}={value}" for name in ("cpus", "gpus", "network") if (value := getattr(given, name))]
         options += ["--gpus=0"] if given.gpus == 0 else []
-        status = run_job(RayNodes(allocation, place, options), ending, given, arguments, folder)
-    if not ending.is_warned and status != INTERRUPTED_STATUS:
+        status = run_job(RayNodes(allocation, run_folder, options), job_end, given, arguments, folder)
+    if not job_end.is_warned and status != INTERRUPTED_STATUS:
         sys.exit(status if status >= 0 else 128 - status)
     # Cancelled by a user or the scheduler; with status 75, LSF would requeue it.
-    if ending.is_due and not ending.is_warned:
+    if job_end.is_due and not job_end.is_warned:
         sys.exit(128 + signal.SIGTERM)
     if status not in _SIGNAL_STATUSES:  # it finished or failed at the last moment
         sys.exit(status if status >= 0 else 128 - status)
@@ -258,13 +258,13 @@ def _make_run_folder(folder: Path, job: str) -> Iterator[Path]:
 
     The logs of an earlier run of the job are removed.
     """
-    place = folder / f"nodes_{job}"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(mode=0o700, parents=True)
+    run_folder = folder / f"nodes_{job}"
+    shutil.rmtree(run_folder, ignore_errors=True)
+    run_folder.mkdir(mode=0o700, parents=True)
     try:
-        yield place
+        yield run_folder
     finally:
-        (place / "token").unlink(missing_ok=True)
+        (run_folder / "token").unlink(missing_ok=True)
 
 
 def _requeue(allocation: Allocation, place: Path, *, has_moved: bool, folder: Path) -> int:
@@ -272,13 +272,13 @@ def _requeue(allocation: Allocation, place: Path, *, has_moved: bool, folder: Pa
     file = place / "idle_jobs.json"
     num_idle = 0 if has_moved else (read_json(file) if file.exists() else 0) + 1
     write_json(file, num_idle)
-    goes_on = format_resume_command(folder)
+    resume = format_resume_command(folder)
     if num_idle >= _MAX_IDLE_JOBS:
-        log_line(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {goes_on}")
+        log_line(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {resume}")
         return 1
     reason = allocation.requeue()
     if reason is not None:
-        log_line(f"could not be queued again ({reason}); to go on: {goes_on}")
+        log_line(f"could not be queued again ({reason}); to go on: {resume}")
         return INTERRUPTED_STATUS
     log_line("queued again")
     return INTERRUPTED_STATUS

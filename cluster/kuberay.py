@@ -130,18 +130,18 @@ def _check_submission(submission: Submission) -> None:
 
 def main(argv: list[str]) -> None:
     """Check the submission, print the manifest and apply it."""
-    made = make_parser(__doc__ or "")
-    made.add_argument("--image", required=True, help="that holds the project and its requirements")
-    made.add_argument("--project", default="/handpose", help="where the project lies in it")
-    made.add_argument("--memory", default="16Gi", help="of each pod")
-    made.add_argument(
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--image", required=True, help="that holds the project and its requirements")
+    parser.add_argument("--project", default="/handpose", help="where the project lies in it")
+    parser.add_argument("--memory", default="16Gi", help="of each pod")
+    parser.add_argument(
         "--claim", help="a PersistentVolumeClaim (ReadWriteMany) for data and results, mounted at /sweeps"
     )
-    made.add_argument("--secret", help="a Secret whose entries become environment variables: keys of stores, W&B")
-    made.add_argument("--namespace", default="default")
-    made.add_argument("--retries", type=int, default=20, help="clusters that may be lost before the job has failed")
+    parser.add_argument("--secret", help="a Secret whose entries become environment variables: keys of stores, W&B")
+    parser.add_argument("--namespace", default="default")
+    parser.add_argument("--retries", type=int, default=20, help="clusters that may be lost before the job has failed")
     with exit_on_user_error():
-        submission = read_submission(made, argv, is_here=False)
+        submission = read_submission(parser, argv, is_here=False)
         _check_submission(submission)
         text = yaml.safe_dump(make_manifest(submission), sort_keys=False)
         print(text, end="", flush=True)

@@ -92,10 +92,10 @@ def _make_aws_node(given: argparse.Namespace) -> dict[str, Any]:
 
 def _make_gcp_node(given: argparse.Namespace) -> dict[str, Any]:
     """Describe a Compute Engine instance, which has no default for the disk."""
-    made = {"diskSizeGb": given.disk_gb, "sourceImage": given.image}
-    disk = {"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": made}
-    stays = {"scheduling": {"onHostMaintenance": "TERMINATE"}} if given.gpus_per_node else {}  # required with GPUs
-    return {"machineType": given.instance_type, "disks": [disk], **stays}
+    disk_parameters = {"diskSizeGb": given.disk_gb, "sourceImage": given.image}
+    disk = {"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": disk_parameters}
+    scheduling = {"scheduling": {"onHostMaintenance": "TERMINATE"}} if given.gpus_per_node else {}  # required with GPUs
+    return {"machineType": given.instance_type, "disks": [disk], **scheduling}
 
 
 def _check_submission(submission: Submission) -> None:
@@ -120,22 +120,22 @@ def _check_submission(submission: Submission) -> None:
 
 def main(argv: list[str]) -> None:
     """Check the submission, write the file, and print the three commands."""
-    made = make_parser(__doc__ or "")
-    made.add_argument("--provider", choices=("aws", "gcp", "local"), required=True)
-    made.add_argument("--region", help="of the cloud")
-    made.add_argument("--zone", help="of gcp")
-    made.add_argument("--project-id", help="of gcp")
-    made.add_argument("--instance-type", help="kind of machine, which decides its cores and GPUs")
-    made.add_argument("--image", help="AMI, or sourceImage of gcp, with Python 3.11 or newer and the GPU's driver")
-    made.add_argument("--disk-gb", type=int, default=200, help="of each machine of a cloud")
-    made.add_argument("--hosts", nargs="+", help="addresses of your own machines, the head first")
-    made.add_argument("--setup", default="", help="shell commands on each machine, before pip")
-    made.add_argument("--python", default="python3", help="of each machine, 3.11 or newer")
-    made.add_argument("--ssh-user", default="ubuntu")
-    made.add_argument("--ssh-private-key", help="which opens all machines; the head gets it, to reach the others")
-    made.add_argument("--output", type=Path, required=True, help="the file to write")
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--provider", choices=("aws", "gcp", "local"), required=True)
+    parser.add_argument("--region", help="of the cloud")
+    parser.add_argument("--zone", help="of gcp")
+    parser.add_argument("--project-id", help="of gcp")
+    parser.add_argument("--instance-type", help="kind of machine, which decides its cores and GPUs")
+    parser.add_argument("--image", help="AMI, or sourceImage of gcp, with Python 3.11 or newer and the GPU's driver")
+    parser.add_argument("--disk-gb", type=int, default=200, help="of each machine of a cloud")
+    parser.add_argument("--hosts", nargs="+", help="addresses of your own machines, the head first")
+    parser.add_argument("--setup", default="", help="shell commands on each machine, before pip")
+    parser.add_argument("--python", default="python3", help="of each machine, 3.11 or newer")
+    parser.add_argument("--ssh-user", default="ubuntu")
+    parser.add_argument("--ssh-private-key", help="which opens all machines; the head gets it, to reach the others")
+    parser.add_argument("--output", type=Path, required=True, help="the file to write")
     with exit_on_user_error():
-        submission = read_submission(made, argv, is_here=False)
+        submission = read_submission(parser, argv, is_here=False)
         _check_submission(submission)
         check_output_file(submission.options.output)
         text = yaml.safe_dump(make_cluster(submission), sort_keys=False)

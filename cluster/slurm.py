@@ -26,12 +26,12 @@ _RESERVED_OPTIONS = (
 def make_directives(submission: Submission) -> list[str]:
     """Build the #SBATCH lines."""
     given = submission.options
-    whole = ["--exclusive", "--mem=0"]  # all cores and all memory of each node
+    whole_nodes = ["--exclusive", "--mem=0"]  # all cores and all memory of each node
     options = [
         f"--job-name={shlex.quote(submission.name)}",
         f"--nodes={given.nodes}",
         "--ntasks-per-node=1",
-        *(whole if given.cpus_per_node is None else [f"--cpus-per-task={given.cpus_per_node}"]),
+        *(whole_nodes if given.cpus_per_node is None else [f"--cpus-per-task={given.cpus_per_node}"]),
         *([f"--gpus-per-node={given.gpus_per_node}"] if given.gpus_per_node else []),
         f"--time={given.wall_time}",
         f"--signal=B:USR1@{given.warning_s}",  # B: to the script only, which informs the others

@@ -52,34 +52,34 @@ class Submission(NamedTuple):
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """Make a parser with the options of every launcher."""
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("--nodes", type=int, default=1, help="how many machines")
-    made.add_argument("--gpus-per-node", type=int, default=0, help="0: trials run on cores")
-    made.add_argument("--cpus-per-node", type=int, help="cores of each machine; without it the machines are whole")
-    made.add_argument("--dry-run", action="store_true", help="prints what would be submitted, and ends")
-    return made
+    parser.add_argument("--nodes", type=int, default=1, help="how many machines")
+    parser.add_argument("--gpus-per-node", type=int, default=0, help="0: trials run on cores")
+    parser.add_argument("--cpus-per-node", type=int, help="cores of each machine; without it the machines are whole")
+    parser.add_argument("--dry-run", action="store_true", help="prints what would be submitted, and ends")
+    return parser
 
 
 def make_job_parser(description: str) -> argparse.ArgumentParser:
     """Make a parser that also has the options for a job of a scheduler."""
-    made = make_parser(description)
-    made.add_argument("--setup", default="", help="shell commands before Python, as 'module load cuda'")
-    made.add_argument("--wall-time", required=True, help="of each job, HH:MM:SS; the sweep takes as many as it needs")
-    made.add_argument("--warning-s", type=int, default=300, help="before its end the sweep is saved")
-    made.add_argument("--wait-s", type=int, default=300, help="for the nodes; those that have come are used then")
-    made.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16; else that of their names")
-    return made
+    parser = make_parser(description)
+    parser.add_argument("--setup", default="", help="shell commands before Python, as 'module load cuda'")
+    parser.add_argument("--wall-time", required=True, help="of each job, HH:MM:SS; the sweep takes as many as it needs")
+    parser.add_argument("--warning-s", type=int, default=300, help="before its end the sweep is saved")
+    parser.add_argument("--wait-s", type=int, default=300, help="for the nodes; those that have come are used then")
+    parser.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16; else that of their names")
+    return parser
 
 
 def read_submission(
-    made: argparse.ArgumentParser, argv: Sequence[str], *, reserved: Sequence[str] | None = None, is_here: bool = True
+    parser: argparse.ArgumentParser, argv: Sequence[str], *, reserved: Sequence[str] | None = None, is_here: bool = True
 ) -> Submission:
     """Parse a command line and check it.
 
     Args:
-        made: the parser.
+        parser: the parser.
         argv: the command line.
         reserved: options of the scheduler that the launcher sets itself; all others are passed on to the scheduler.
             None: there is no scheduler.
@@ -89,7 +89,7 @@ def read_submission(
         UserError: a mistake in the command line.
     """
     before, arguments = split_arguments(argv)
-    options, unknown = made.parse_known_args(before)
+    options, unknown = parser.parse_known_args(before)
     if reserved is None and unknown:
         raise UserError(f"{unknown[0]} is no option (--help); the arguments of tune.py follow two dashes")
     more = _select_scheduler_options(unknown, reserved or ())
@@ -111,22 +111,22 @@ def read_submission(
 
 def _select_scheduler_options(unknown: Sequence[str], reserved: Sequence[str]) -> list[str]:
     """Return the options for the scheduler, each with its value: `--partition gpu`, `-q gpu`, `--exclusive`."""
-    more: list[str] = []
+    selected: list[str] = []
     for item in unknown:
         if item.startswith("-"):
             name, equals, value = item.partition("=")
-            more.append(f"{name}={shlex.quote(value)}" if equals else name)
-        elif more:
-            more[-1] += f" {shlex.quote(item)}"
+            selected.append(f"{name}={shlex.quote(value)}" if equals else name)
+        elif selected:
+            selected[-1] += f" {shlex.quote(item)}"
         else:
             raise UserError(f"{item} is no option; the arguments of tune.py follow two dashes: -- {item}")
-    for item in more:
+    for item in selected:
         name = re.split(r"[= ]", item)[0]
         if name in reserved:
             raise UserError(f"{item}: {name} is set by this launcher, from --wall-time, --nodes and the like (--help)")
         if "\n" in item:
             raise UserError(f"{item!r}: an option has one line")
-    return more
+    return selected
 
 
 def _check_options(options: argparse.Namespace) -> None:

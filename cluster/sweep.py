@@ -36,8 +36,8 @@ INTERRUPTED_STATUS = 75
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split a command line at its first `--` into the options before it and the arguments of tune.py after it."""
-    place = list(argv).index("--") if "--" in argv else len(argv)
-    return list(argv[:place]), list(argv[place + 1 :])
+    separator = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:separator]), list(argv[separator + 1 :])
 
 
 def find_sweep_folder(arguments: Sequence[str]) -> Path:
@@ -56,14 +56,14 @@ def find_sweep_folder(arguments: Sequence[str]) -> Path:
 
 def make_tune_command(arguments: Sequence[str], folder: Path) -> list[str]:
     """Build the command line that starts the sweep, or resumes it if its folder or its store already has it."""
-    asked = list(arguments)
-    if not any(override_key(item) == "sweep.resume" for item in asked):
+    tune_arguments = list(arguments)
+    if not any(override_key(item) == "sweep.resume" for item in tune_arguments):
         if (folder / "sweep.yaml").is_file():
-            asked = [quote_override("sweep.resume", str(folder))]
-        elif (url := _find_stored_sweep(asked)) is not None:
-            here = [item for item in asked if override_key(item).startswith("paths.")]
-            asked = [quote_override("sweep.resume", url), *here]
-    return [sys.executable, str(REPOSITORY / "tune.py"), *asked, "ray.address=auto"]
+            tune_arguments = [quote_override("sweep.resume", str(folder))]
+        elif (url := _find_stored_sweep(tune_arguments)) is not None:
+            path_overrides = [item for item in tune_arguments if override_key(item).startswith("paths.")]
+            tune_arguments = [quote_override("sweep.resume", url), *path_overrides]
+    return [sys.executable, str(REPOSITORY / "tune.py"), *tune_arguments, "ray.address=auto"]
 
 
 def _find_stored_sweep(arguments: Sequence[str]) -> str | None:

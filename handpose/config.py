@@ -99,10 +99,10 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     for item in given:
         _check_is_utf8(override_key(item), item.partition("=")[2])
     path = _find_best_path(given)
-    every = _insert_best_overrides(given)
-    use_given_extensions(every)
+    all_overrides = _insert_best_overrides(given)
+    use_given_extensions(all_overrides)
     try:
-        return _compose_and_check(config_name, every)
+        return _compose_and_check(config_name, all_overrides)
     except UserError as error:
         if path is None or _can_compose(config_name, _read_best_overrides(path)):
             raise
@@ -364,8 +364,8 @@ def list_location_overrides(config: DictConfig) -> list[str]:
     """List overrides with which a process in another folder and environment composes the same paths."""
     keys = ("paths.data", "paths.output", "paths.packed", "paths.extensions")
     values = {key: OmegaConf.select(config, key) for key in keys}
-    places = [quote_override(key, value) for key, value in values.items() if value is not None]
-    return [quote_override("paths.base", os.getcwd()), *places]
+    path_overrides = [quote_override(key, value) for key, value in values.items() if value is not None]
+    return [quote_override("paths.base", os.getcwd()), *path_overrides]
 
 
 def quote_override(key: str, value: object) -> str:

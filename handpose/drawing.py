@@ -169,13 +169,13 @@ def draw_heatmaps(
     )
     chosen = list(joints)
     for hand, cell in enumerate(cells):
-        picture = _Box(cell.left, cell.top + strip, width, height)
+        image_box = _Box(cell.left, cell.top + strip, width, height)
         curves = [axis[hand, chosen] for axis in (u, v, depth)]
         truth = None if target is None else target[hand, chosen]
         tops = peak_values or (None, None, None)
-        background = _resize_to_box(images[hand], picture)
+        background = _resize_to_box(images[hand], image_box)
         _draw_image(
-            axes, picture, _overlay_heatmaps(background, curves[0], curves[1], _COLOURS[chosen], peaks=tops[:2])
+            axes, image_box, _overlay_heatmaps(background, curves[0], curves[1], _COLOURS[chosen], peaks=tops[:2])
         )
         borders = (
             _Box(cell.left, cell.top, width, strip),
@@ -187,7 +187,7 @@ def draw_heatmaps(
             if truth is not None:
                 _draw_marks(axes, box, truth[:, axis], _COLOURS[chosen], is_vertical=axis == 1)
         if truth is not None:
-            _draw_crosses(axes, picture, truth[:, :2])
+            _draw_crosses(axes, image_box, truth[:, :2])
         _draw_label(
             axes,
             cell,
@@ -197,7 +197,7 @@ def draw_heatmaps(
             at_bottom=True,
         )
         if captions is not None:
-            _draw_label(axes, picture, captions[hand], "white", backdrop=_SKELETON_BACKGROUND)
+            _draw_label(axes, image_box, captions[hand], "white", backdrop=_SKELETON_BACKGROUND)
     return _render(axes)
 
 
@@ -285,8 +285,8 @@ def _to_root_relative_mm(xyz_m: FloatArray) -> FloatArray:
 
 def _find_view(hands_mm: FloatArray) -> tuple[FloatArray, float]:
     """Return the centre of each hand, (N, 3), and half the side of a view that fits all of them, in mm."""
-    finite = np.where(np.isfinite(hands_mm), hands_mm, 0.0)
-    low, high = finite.min(axis=1), finite.max(axis=1)
+    finite_mm = np.where(np.isfinite(hands_mm), hands_mm, 0.0)
+    low, high = finite_mm.min(axis=1), finite_mm.max(axis=1)
     return (low + high) / 2, max(1.2 * float((high - low).max()) / 2, 1.0)
 
 

@@ -127,15 +127,15 @@ def export_onnx(network: TrainedNetwork, path: Path, *, side: int) -> OnnxGraph:
 
 def build_metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
     """Build the metadata that a program needs to use the file: text, with numbers as JSON."""
-    about = {
+    metadata = {
         "input": f"image: uint8, (batch, 3, {side}, {side}), RGB, as decoded",
         "joints": json.dumps(JOINT_NAMES),
         "root": JOINT_NAMES[ROOT],
     }
     axes = network.module.axes
     if not isinstance(axes, ImageAxes):
-        return about | {"output": "xyz_mm: joints in the frame of the camera that the network was trained with, mm"}
-    return about | {
+        return metadata | {"output": "xyz_mm: joints in the frame of the camera that the network was trained with, mm"}
+    return metadata | {
         "output": "uv_px: pixels of the input, centres at integers; relative_depth: depth minus the root's, in lengths "
         f"of the reference bone, {JOINT_NAMES[REFERENCE_BONE[0]]} to {JOINT_NAMES[REFERENCE_BONE[1]]}",
         "geometry": "with K of the input, rays (x, y, 1) = K^-1 (u, v, 1); Z = root_depth(rays, relative_depth, "
@@ -159,15 +159,15 @@ def compare_with_pytorch(graph: OnnxGraph, path: Path, images: NDArray[np.uint8]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    largest = dict.fromkeys(graph.names, 0.0)
+    max_difference = dict.fromkeys(graph.names, 0.0)
     with torch.no_grad():
         for batch in (images, *images[:, None]):
-            ours, theirs = graph(torch.from_numpy(batch)), session.run(None, {"image": batch})
-            for name, one, other in zip(graph.names, ours, theirs, strict=True):
-                largest[name] = max(largest[name], float(np.abs(one.numpy() - other).max()))
+            torch_outputs, onnx_outputs = graph(torch.from_numpy(batch)), session.run(None, {"image": batch})
+            for name, one, other in zip(graph.names, torch_outputs, onnx_outputs, strict=True):
+                max_difference[name] = max(max_difference[name], float(np.abs(one.numpy() - other).max()))
         first = images[:1]
         torch_ms = _measure_median_ms(lambda: graph(torch.from_numpy(first)))
-    return OnnxComparison(largest, torch_ms, _measure_median_ms(lambda: session.run(None, {"image": first})))
+    return OnnxComparison(max_difference, torch_ms, _measure_median_ms(lambda: session.run(None, {"image": first})))
 
 
 def _measure_median_ms(call: Callable[[], object]) -> float:
@@ -198,9 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             pictures = _read_test_images(options.checkpoint, side, options.overrides)
         graph = export_onnx(network, options.output, side=side)
-        compared = compare_with_pytorch(graph, options.output, pictures)
-        print(_format_summary(graph, options.output, compared, len(pictures)))
-        if not max(compared.max_difference.values()) <= TOLERANCE:  # also true for NaN
+        comparison = compare_with_pytorch(graph, options.output, pictures)
+        print(_format_summary(graph, options.output, comparison, len(pictures)))
+        if not max(comparison.max_difference.values()) <= TOLERANCE:  # also true for NaN
             options.output.unlink()
             print(
                 f"error: ONNX differs from PyTorch by more than {TOLERANCE}, so {options.output} is removed",
@@ -223,13 +223,13 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _read_folder_images(folder: Path, side: int) -> NDArray[np.uint8]:
-    shown = []
+    views = []
     for path in find_photographs([folder])[:_NUM_IMAGES]:
         photograph, _ = read_photograph(path)
-        shown.append(
+        views.append(
             warp_photograph(photograph, make_whole_view_intrinsics(photograph.size, np.eye(3), side=side), side=side)
         )
-    return np.ascontiguousarray(np.stack(shown).transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(np.stack(views).transpose(0, 3, 1, 2))
 
 
 def _read_test_images(checkpoint: Path, side: int, overrides: Sequence[str]) -> NDArray[np.uint8]:

@@ -62,14 +62,14 @@ def check_writable(folder: Path) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    place = find_nearest_existing(folder)
-    if not place.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
-    for name in folder.absolute().relative_to(place.absolute()).parts:
+    existing = find_nearest_existing(folder)
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+    for name in folder.absolute().relative_to(existing.absolute()).parts:
         with contextlib.suppress(FileNotFoundError):
-            os.lstat(place / name)  # raises if the name is too long
+            os.lstat(existing / name)  # raises if the name is too long
     try:
-        descriptor, name = tempfile.mkstemp(dir=place, prefix=".writable-")
+        descriptor, name = tempfile.mkstemp(dir=existing, prefix=".writable-")
         try:
             os.write(descriptor, b"0")
             os.fsync(descriptor)
@@ -77,7 +77,7 @@ def check_writable(folder: Path) -> None:
             os.close(descriptor)
             os.unlink(name)
     except OSError as error:
-        error.filename = str(place)
+        error.filename = str(existing)
         raise
 
 

@@ -26,7 +26,7 @@ def hold_lock(file: Path, *, mode: int = 0o777, on_wait: str | None = None) -> I
         Timeout: another process holds the lock and on_wait is None.
         OSError: the file system has no locks or cannot be written. Files and folders created for the lock are removed.
     """
-    made = [each for each in (file, *file.parents) if not os.path.lexists(each)]
+    created = [each for each in (file, *file.parents) if not os.path.lexists(each)]
     lock = FileLock(file)
     try:
         file.parent.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def hold_lock(file: Path, *, mode: int = 0o777, on_wait: str | None = None) -> I
     except OSError as error:
         if not isinstance(error, Timeout):
             with contextlib.suppress(OSError):  # another process uses the folder
-                for each in made:
+                for each in created:
                     each.unlink(missing_ok=True) if each == file else each.rmdir()
         raise
     try:

@@ -193,12 +193,12 @@ def _check_epochs(values: Values) -> None:
         raise UserError(f"trainer.max_steps must be at least 1, or -1 for no limit, but it is {max_steps}")
     if trainer.get("fast_dev_run"):  # one epoch, after which everything is run
         return
-    every, epochs = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
-    if every > epochs:
+    val_interval, epochs = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
+    if val_interval > epochs:
         raise UserError(
-            f"trainer.check_val_every_n_epoch={every} would validate nothing within trainer.max_epochs={epochs}"
+            f"trainer.check_val_every_n_epoch={val_interval} would validate nothing within trainer.max_epochs={epochs}"
         )
-    if saving["enabled"] and math.lcm(every, saving["every_n_epochs"]) > epochs:
+    if saving["enabled"] and math.lcm(val_interval, saving["every_n_epochs"]) > epochs:
         raise UserError(
             f"checkpoints.every_n_epochs={saving['every_n_epochs']} would save nothing within "
             f"trainer.max_epochs={epochs}; make it smaller, or give checkpoints.enabled=false"

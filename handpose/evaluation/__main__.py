@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.evaluation", _DESCRIPTION)
-    of = parser.add_mutually_exclusive_group(required=True)
-    of.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a training")
-    of.add_argument("--predictions", type=Path, metavar="FILE", help="test_preds.json.gz, pred.zip or pred.json")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a training")
+    source.add_argument("--predictions", type=Path, metavar="FILE", help="test_preds.json.gz, pred.zip or pred.json")
     parser.add_argument("--split", choices=("test", "val", "train"), default="test")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: evaluation-SPLIT beside the file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the configuration, as for train.py")
@@ -87,8 +87,8 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _predict_with_checkpoint(path: Path, split: Split, overrides: Sequence[str]) -> _Predictions:
     trained_with = read_checkpoint(path, key="--checkpoint")["config"]
-    ours = [*list_network_overrides(trained_with), *list_data_overrides(trained_with)]
-    config = compose("train", [*_drop_overridden(ours, overrides), *overrides])
+    checkpoint_overrides = [*list_network_overrides(trained_with), *list_data_overrides(trained_with)]
+    config = compose("train", [*_drop_overridden(checkpoint_overrides, overrides), *overrides])
     prepared = prepare_run(config, stage="test", checkpoint=path)
     if split != "test":
         prepared.data.setup("fit")

@@ -40,8 +40,8 @@ def find_hands(
     """
     cameras = torch.from_numpy(np.stack([photograph.camera.intrinsics for photograph in photographs]))
     whole = [make_whole_view_intrinsics(item.picture.size, item.camera.intrinsics, side=side) for item in photographs]
-    straight = torch.eye(3, dtype=torch.float64).expand_as(cameras)
-    xyz_m = _find_joints(network, photographs, torch.from_numpy(np.stack(whole)), straight, side, scale_m, mirror)
+    identity = torch.eye(3, dtype=torch.float64).expand_as(cameras)
+    xyz_m = _find_joints(network, photographs, torch.from_numpy(np.stack(whole)), identity, side, scale_m, mirror)
     if fill is not None:
         rotation, intrinsics = look_at_joints(project(xyz_m, cameras), cameras, (side, side), fill=fill)
         xyz_m = _find_joints(network, photographs, intrinsics, rotation, side, scale_m, mirror)
@@ -75,15 +75,15 @@ def _find_joints(
         intrinsics[i] @ rotation[i] @ torch.linalg.inv(torch.from_numpy(photograph.camera.intrinsics))
         for i, photograph in enumerate(photographs)
     )
-    shown = [
+    images = [
         warp_photograph(item.picture, h.numpy(), side=side) for item, h in zip(photographs, homographies, strict=True)
     ]
     device = network.module.device
     view = View(
-        image=torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).to(device).float() / 255.0,
+        image=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device).float() / 255.0,
         intrinsics=intrinsics.float().to(device),
-        xyz_m=torch.full((len(shown), NUM_JOINTS, 3), torch.nan, device=device),
+        xyz_m=torch.full((len(images), NUM_JOINTS, 3), torch.nan, device=device),
     )
-    scales = torch.full((len(shown),), scale_m, device=device)
+    scales = torch.full((len(images),), scale_m, device=device)
     found_m = network.views.predict_xyz_m(network.module, mirror_view(view) if mirror else view, scales).double().cpu()
     return undo_rotation(undo_mirror(found_m) if mirror else found_m, rotation)

@@ -34,17 +34,17 @@ def write_hand_pictures(folder: Path, dataset: PackedHands, predicted_m: NDArray
     if truth_m is not None:
         errors_mm = compute_joint_errors(predicted_m, truth_m, dataset.intrinsics.numpy()).aligned_mm.mean(axis=1)
     chosen = choose_hands(len(predicted_m), errors_mm)
-    place = folder / HANDS_FOLDER
+    hands_folder = folder / HANDS_FOLDER
     listed = []
     for number, (kind, index) in enumerate(chosen):
         file = f"{kind}_{number:02d}.jpg"
-        with write_atomically(place / file) as part:
+        with write_atomically(hands_folder / file) as part:
             Image.fromarray(_draw_hand(dataset, index, predicted_m, truth_m)).save(part, "JPEG", quality=85)
         error_mm = None if errors_mm is None else float(errors_mm[index])
         listed.append(
             {"file": file, "kind": kind, "name": dataset.annotations.files[index].stem, "pa_mpjpe_mm": error_mm}
         )
-    write_json(place / HANDS_FILE, listed, indent=1)
+    write_json(hands_folder / HANDS_FILE, listed, indent=1)
 
 
 def choose_hands(

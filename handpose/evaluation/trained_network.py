@@ -69,11 +69,11 @@ def list_network_overrides(config: Mapping[str, Any]) -> list[str]:
     Args:
         config: the configuration in the checkpoint.
     """
-    every = list_architecture_overrides(config) | {
+    overrides = list_architecture_overrides(config) | {
         f"heatmap.{key}": value for key, value in _iterate_values(config["heatmap"])
     }
-    every["augment.rotation_deg"] = config["augment"].get("rotation_deg", 0.0)  # not every augmentation has it
-    return [quote_override(key, value) for key, value in every.items()]
+    overrides["augment.rotation_deg"] = config["augment"].get("rotation_deg", 0.0)  # not every augmentation has it
+    return [quote_override(key, value) for key, value in overrides.items()]
 
 
 def list_data_overrides(config: Mapping[str, Any]) -> list[str]:
@@ -86,9 +86,9 @@ def list_data_overrides(config: Mapping[str, Any]) -> list[str]:
     source = {
         f"data.source.{key}": value for key, value in _iterate_values(data["source"]) if key not in _NOT_DATA_KEYS
     }
-    every = {"data": _find_data_choice(data["source"]["_target_"])} | source
-    every |= {f"data.{key}": data[key] for key in ("root", "image_size", "batch_size")}
-    return [quote_override(key, value) for key, value in every.items()]
+    overrides = {"data": _find_data_choice(data["source"]["_target_"])} | source
+    overrides |= {f"data.{key}": data[key] for key in ("root", "image_size", "batch_size")}
+    return [quote_override(key, value) for key, value in overrides.items()]
 
 
 _NOT_DATA_KEYS = ("root", "image_size", "num_workers")  # the first two also belong to `data`

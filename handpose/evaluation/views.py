@@ -86,8 +86,8 @@ class Views:
         """
         if self.crop is None:
             return self._predict_mean(module, view, scale_m)
-        found = project(module.predict_xyz_m(view, scale_m), view.intrinsics)
-        rotation, intrinsics = look_at_joints(found, view.intrinsics, view.size, fill=self.crop)
+        uv = project(module.predict_xyz_m(view, scale_m), view.intrinsics)
+        rotation, intrinsics = look_at_joints(uv, view.intrinsics, view.size, fill=self.crop)
         cropped_m = self._predict_mean(module, rotate_view(view, rotation, intrinsics), scale_m)
         return undo_rotation(cropped_m, rotation)
 
@@ -97,10 +97,10 @@ class Views:
     def _predict_views(self, module: PosePredictor, view: View, scale_m: Tensor) -> Iterator[Tensor]:
         for angle in self.angles:
             for scale in self.scales:
-                seen, rotation = _transform_view(view, angle, scale)
-                yield undo_rotation(module.predict_xyz_m(seen, scale_m), rotation)
+                transformed, rotation = _transform_view(view, angle, scale)
+                yield undo_rotation(module.predict_xyz_m(transformed, scale_m), rotation)
                 if self.mirror:
-                    reflected_m = module.predict_xyz_m(mirror_view(seen), scale_m)
+                    reflected_m = module.predict_xyz_m(mirror_view(transformed), scale_m)
                     yield undo_rotation(undo_mirror(reflected_m), rotation)
 
 
@@ -128,8 +128,8 @@ def look_at_joints(uv: Tensor, intrinsics: Tensor, size: tuple[int, int], *, fil
     middle = (rays.amin(dim=1) + rays.amax(dim=1)) / 2.0
     rotation = _rotate_to_axis(F.normalize(middle, dim=-1))
     with disable_autocast(rays):
-        seen = rays @ rotation.transpose(1, 2)
-    points = seen[..., :2] / seen[..., 2:]
+        rotated = rays @ rotation.transpose(1, 2)
+    points = rotated[..., :2] / rotated[..., 2:]
     low, high = points.amin(dim=1), points.amax(dim=1)  # (B, 2)
     height, width = size
     focal = fill * min(size) / (high - low).amax(dim=-1)

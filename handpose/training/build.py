@@ -74,11 +74,11 @@ def _build_module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandP
 
 
 def _build_net(config: DictConfig, *, pretrained: bool, quiet: bool) -> PoseNet:
-    known = {"image_size": config.data.image_size} | ({} if pretrained else {"pretrained": False, "weights": None})
-    wanted = list_parameters(config.model.encoder._target_)
+    available = {"image_size": config.data.image_size} | ({} if pretrained else {"pretrained": False, "weights": None})
+    accepted = list_parameters(config.model.encoder._target_)
     net = PoseNet(
         encoder=instantiate_key(
-            config, "model.encoder", **{name: value for name, value in known.items() if name in wanted}
+            config, "model.encoder", **{name: value for name, value in available.items() if name in accepted}
         ),
         decoder=instantiate_key(config, "model.decoder"),
         on_gpu=uses_gpu(config),
@@ -138,8 +138,8 @@ def _reuse_cached_data(data: HandDataModule, config: DictConfig) -> HandDataModu
     Reading FreiHAND's annotations and checking all its files takes a second or more, about as long as twenty training
     steps.
     """
-    of_data = [to_plain_values(config.data)["source"], config.data.image_size, config.paths.packed]
-    key = json.dumps([*of_data, data.masks, data.train_on_val])
+    data_values = [to_plain_values(config.data)["source"], config.data.image_size, config.paths.packed]
+    key = json.dumps([*data_values, data.masks, data.train_on_val])
     if key not in _cached_data:
         _cached_data.clear()
         data.setup("fit")

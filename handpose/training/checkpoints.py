@@ -83,14 +83,14 @@ class BestAndLastCheckpoint(Checkpoint):
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0 or trainer.should_stop
 
     def _save_best(self, trainer: pl.Trainer, epochs: int, value: float) -> None:
-        before = self.best
+        previous = self.best
         assert self.metric is not None
         # Set before saving, because the checkpoint contains both.
         self.best_value = self.metric.to_loss(value)
         self.best = self.folder / f"best-epoch{epochs:03d}{self._metric_in_name}{value:.3f}.ckpt"
         trainer.save_checkpoint(self.best)
-        if before is not None and before != self.best and trainer.is_global_zero:
-            before.unlink(missing_ok=True)
+        if previous is not None and previous != self.best and trainer.is_global_zero:
+            previous.unlink(missing_ok=True)
 
     @property
     def _metric_in_name(self) -> str:
@@ -109,13 +109,13 @@ class BestAndLastCheckpoint(Checkpoint):
         """
         if state_dict["best"] is None:
             return
-        before = Path(state_dict["best"])
-        if self.metric is not None and self._metric_in_name not in before.name:  # the values cannot be compared
+        previous = Path(state_dict["best"])
+        if self.metric is not None and self._metric_in_name not in previous.name:  # the values cannot be compared
             return
-        copy = self.folder / before.name
+        copy = self.folder / previous.name
         try:
             if not copy.is_file():  # it is if a run is resumed in its own folder, maybe on another machine
-                _copy_file(before, copy)
+                _copy_file(previous, copy)
         except OSError:  # replaced by a better one, or moved: start without a best checkpoint
             return
         self.best, self.best_value = copy, state_dict["best_value"]
@@ -230,17 +230,20 @@ def check_architecture(checkpoint: Mapping[str, Any], config: Mapping[str, Any],
     Raises:
         UserError: the networks differ. The message gives the overrides that select the network of the checkpoint.
     """
-    theirs, ours = list_architecture_overrides(checkpoint["config"]), list_architecture_overrides(config)
-    lacking = sorted(key for key in ours.keys() - theirs.keys() if key.startswith("model."))
-    if lacking and theirs["model/decoder"] == ours["model/decoder"]:
+    saved, configured = list_architecture_overrides(checkpoint["config"]), list_architecture_overrides(config)
+    missing = sorted(key for key in configured.keys() - saved.keys() if key.startswith("model."))
+    if missing and saved["model/decoder"] == configured["model/decoder"]:
         raise UserError(
-            f"{path} was written by an earlier version of this project, whose network had no {', '.join(lacking)}; use "
+            f"{path} was written by an earlier version of this project, whose network had no {', '.join(missing)}; use "
             "that version, or train again"
         )
-    wrong = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-    if wrong:
-        said, give = (" ".join(quote_override(key, of[key]) for key in wrong if key in of) for of in (ours, theirs))
-        raise UserError(f"{path} was trained with another network than {said}; give {give}")
+    different = [key for key in {**saved, **configured} if saved.get(key) != configured.get(key)]
+    if different:
+        configured_text, saved_text = (
+            " ".join(quote_override(key, overrides[key]) for key in different if key in overrides)
+            for overrides in (configured, saved)
+        )
+        raise UserError(f"{path} was trained with another network than {configured_text}; give {saved_text}")
 
 
 _NOT_ARCHITECTURE = ("sigma", "target", "read_out")

@@ -334,9 +334,9 @@ def _explain_how_to_resume(config: DictConfig, trainer: pl.Trainer) -> str:
     saved = _find_checkpoint_callback(trainer)
     if saved is None or saved.last is None:
         return "interrupted before a checkpoint was written; start again with the same command"
-    begun = " model.weights=null" if config.model.weights is not None else ""
+    weights_override = " model.weights=null" if config.model.weights is not None else ""
     checkpoint = shlex.quote(quote_override("model.checkpoint_path", str(saved.last)))
-    return f"interrupted; to go on, give the same command and {checkpoint}{begun}"
+    return f"interrupted; to go on, give the same command and {checkpoint}{weights_override}"
 
 
 def _test(config: DictConfig, prepared: PreparedRun, folders: RunFolders, *, quiet: bool) -> dict[str, float]:

@@ -108,8 +108,8 @@ class HandPose(pl.LightningModule):
         Calling log_dict at every step would take 1 ms of the 50 ms of a step of the default network on a CPU (Lightning
         2.6.6).
         """
-        before, count = (self._epoch.total, self._epoch.num_steps) if self._epoch else (torch.zeros_like(values), 0)
-        self._epoch = _LossSums(tuple(names), before + values, count + 1)
+        total, count = (self._epoch.total, self._epoch.num_steps) if self._epoch else (torch.zeros_like(values), 0)
+        self._epoch = _LossSums(tuple(names), total + values, count + 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means over the epoch after its last batch. All batches have the same size."""
@@ -180,8 +180,8 @@ def make_parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            is_kept = parameter.ndim <= 1 or name in undecayed
-            groups.setdefault((is_kept, not name.startswith("encoder.")), []).append(parameter)
+            is_undecayed = parameter.ndim <= 1 or name in undecayed
+            groups.setdefault((is_undecayed, not name.startswith("encoder.")), []).append(parameter)
     return [
         {"params": groups[kept, rest], "is_encoder": not rest} | ({"weight_decay": 0.0} if kept else {})
         for kept, rest in sorted(groups)

@@ -56,11 +56,11 @@ def make_training_trainer(
             trainer.devices says.
     """
     averaging = [AveragedWeights(decay=config.ema_decay)] if config.ema_decay > 0.0 else []
-    every = [*averaging, *callbacks, ConfigInCheckpoint(to_plain_values(config))]
+    all_callbacks = [*averaging, *callbacks, ConfigInCheckpoint(to_plain_values(config))]
     saving, pictures = config.checkpoints, config.pictures
     if saving.enabled:
         target = make_target_metric(saving.metric, saving.mode, group="checkpoints")
-        every.append(
+        all_callbacks.append(
             BestAndLastCheckpoint(
                 folders.checkpoints,
                 metric=None if config.train_on_val else target.name,
@@ -70,10 +70,10 @@ def make_training_trainer(
         )
     logger = _make_logger(config, folders)
     if logger and pictures.every_n_steps > 0:
-        every.append(PredictionPictures(every_n_steps=pictures.every_n_steps, num_hands=pictures.num_hands))
+        all_callbacks.append(PredictionPictures(every_n_steps=pictures.every_n_steps, num_hands=pictures.num_hands))
     trainer = _make_trainer(
         config,
-        callbacks=[*every, *_make_progress_callbacks(config, quiet)],
+        callbacks=[*all_callbacks, *_make_progress_callbacks(config, quiet)],
         logger=logger,
         enable_checkpointing=saving.enabled,
         default_root_dir=str(folders.logs),
