@@ -1,4 +1,4 @@
-"""Train one configuration and predict the test split: `python train.py`, with any configuration key as key=value."""
+"""Train one configuration and predict the test split: `python train.py key=value ...`"""
 
 import sys
 
@@ -9,8 +9,8 @@ from handpose.files import expand_home
 
 
 def main(config: DictConfig) -> None:
-    """Fit, test with the best checkpoint, and print what came out; with test=true only test."""
-    # Seconds of imports, which --help and typing errors need not wait for.
+    """Train, test with the best checkpoint, and print the results. With test=true, only test."""
+    # These imports take seconds. --help and messages about mistakes need not wait for them.
     from pytorch_lightning.utilities import rank_zero_only
 
     from handpose.training.fit import train_and_test
@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
 
 
 def _print_differences(config: DictConfig) -> None:
-    """Say on stderr what is not as it was when best.yaml was written: configuration, versions, revision, data."""
+    """Print to stderr what differs from when best.yaml was written: configuration, versions, revision, data."""
     from handpose.sweep.record.provenance import describe_differences
     from handpose.training.build import build_data
 

@@ -1,4 +1,4 @@
-"""Sweep, confirm, retrain, predict the test split, report: `python tune.py`, with any configuration key=value."""
+"""Hyper-parameter search: sweep, confirm, retrain, predict the test split, report. `python tune.py key=value ...`"""
 
 import sys
 
@@ -19,7 +19,7 @@ from handpose.sweep.trainable.trial import add_param_overrides
 
 
 def main(config: DictConfig) -> None:
-    """Sweep, confirm, retrain, test, and tell what came out; or go on with that."""
+    """Start or resume a sweep, with its confirmation, retraining and report."""
     if config.sweep.status:
         print_status(config.sweep.status)
         return
@@ -35,7 +35,12 @@ def main(config: DictConfig) -> None:
 
 
 def run_steps(plan: SweepPlan, folder_sync: FolderSync | None) -> None:
-    """From the first trial to the report. mirror: that keeps the sweep in a store."""
+    """Run all steps from the first trial to the report.
+
+    Args:
+        plan: the plan of the sweep.
+        folder_sync: keeps the sweep in an object store; None: the sweep has no store.
+    """
     with plan.run_sweep(folder_sync=folder_sync) as table:
         spent = describe_spent_budget(plan.sweep, table)
         if spent:
@@ -67,7 +72,7 @@ def run_steps(plan: SweepPlan, folder_sync: FolderSync | None) -> None:
 
 
 def exit_on_sweep_error(config: DictConfig) -> None:
-    """Leave with a sentence and a status of its own where the sweep came to nothing or was ended by hand."""
+    """Exit with a message and a status if the sweep failed, was interrupted, or could not be copied to its store."""
     try:
         main(config)
     except (NoWinnerError, SweepHaltedError) as error:

@@ -1,25 +1,25 @@
-"""Compares the two modes of ASHA, and random search without early stopping, on recorded learning curves of our network.
+"""Compare the two modes of ASHA, and random search without early stopping, on recorded learning curves of our network.
 
     python benchmarks/asha_modes.py --output asha_modes.json
     python benchmarks/asha_modes.py --slots 4 --start-seconds 10 --reduction-factor 2
 
-A sweep is replayed with the rules of handpose/schedulers/scheduler.py on a clock that nobody waits for: slots train
-configurations whose loss after every epoch is known. Each seed draws a part of the recorded configurations, in an order
-of its own, and all rules get the same ones. Cost is in slot-seconds: what the clock says times the number of slots,
-busy or not. An epoch costs what it took while recording, on the quickest trial of the same decoder depth, since the
-machine that recorded did other work too. Every stretch of training, a new trial's first one as well as one that goes on
-from a checkpoint, costs --start-seconds before its first epoch: to compose, build the network and read the checkpoint
-in a worker that is warm, measured at 1 s for this network.
+A sweep is replayed with the schedulers of handpose/schedulers on a simulated clock: slots train configurations whose
+loss after every epoch is known. Each seed draws a subset of the recorded configurations in random order, the same for
+all schedulers. Cost is in slot-seconds: the time on the clock multiplied by the number of slots, whether they are busy
+or idle. An epoch costs the recorded time of the fastest trial with the same decoder depth, because the machine did
+other work while it recorded. Each segment of a trial, whether it starts the trial or resumes it from a checkpoint,
+costs --start-seconds before its first epoch. This is the time to compose the configuration, build the network and read
+the checkpoint in a warm worker, measured at 1 s for this network.
 
-Regret is that of the pick: of the configuration that a sweep ended at this cost would retrain (the best of those
-trained longest), what it gives at the full budget minus what the best of all that could be drawn gives there. Intervals
-are 95 % of the mean over seeds (bootstrap), of the geometric mean for ratios. They say how much the order of the
-configurations matters, not how another network or another data set would fare.
+Regret is that of the pick: the configuration that would be retrained if the sweep ended at this cost (the best of those
+trained longest). It is the pick's loss at the full budget minus the loss there of the best configuration that could be
+drawn. Intervals are 95 % intervals of the mean over seeds (bootstrap), and of the geometric mean for ratios. They
+describe the effect of the order of the configurations, not the results for another network or data set.
 
     python benchmarks/asha_modes.py --record FOLDER_OF_A_SWEEP
 
-turns a finished sweep (scheduler=fifo searcher=random) into benchmarks/curves/decoder_27_epochs.json, whose head says
-which command recorded it.
+converts a finished sweep (scheduler=fifo searcher=random) to benchmarks/curves/decoder_27_epochs.json. The head of this
+file has the command that recorded it.
 """
 
 import argparse
@@ -57,7 +57,13 @@ _DEPTH = "model.decoder.depth"
 
 
 class Curve(NamedTuple):
-    """A recorded trial: its loss after each epoch, as far as it was finite, and what an epoch costs in seconds."""
+    """A recorded trial.
+
+    Attributes:
+        params: its parameters.
+        losses: the loss after each epoch, up to the last finite one.
+        epoch_s: seconds per epoch.
+    """
 
     params: Params
     losses: tuple[float, ...]
@@ -65,7 +71,14 @@ class Curve(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A report of a replayed sweep, and the pick after it. is_complete: some trial has been trained to the end."""
+    """A report in a replayed sweep.
+
+    Attributes:
+        slot_s: cost of the sweep so far, in slot-seconds.
+        trial: the trial that reports.
+        epoch: its epoch.
+        pick: the trial that would be retrained after this report.
+    """
 
     slot_s: float
     trial: int
@@ -75,7 +88,14 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepReplay:
-    """A sweep that has run out of configurations. regrets_mm: of each trial, at the full budget."""
+    """A replayed sweep, run until no configurations are left.
+
+    Attributes:
+        steps: all reports, in order.
+        num_segments: number of trial segments.
+        regrets_mm: regret of each trial at the full budget, in mm.
+        max_epochs: number of epochs of a complete trial.
+    """
 
     steps: Sequence[Step]
     num_segments: int
@@ -83,12 +103,12 @@ class SweepReplay:
     max_epochs: int
 
     def compute_regret_at(self, slot_s: float) -> float:
-        """Regret of the pick at this cost; of a trial at random where nothing has been reported yet."""
+        """Return the regret of the pick at this cost. Before the first report, it is the mean regret of all trials."""
         picks = [step.pick for step in self.steps if step.slot_s <= slot_s]
         return self.regrets_mm[picks[-1]] if picks else float(np.mean(self.regrets_mm))
 
     def compute_cost_of(self, regret_mm: float) -> float | None:
-        """Slot-seconds until a trial at most so far from the best has been trained to the end."""
+        """Return the slot-seconds until a trial with at most this regret is complete; None if there is none."""
         return next(
             (
                 step.slot_s
@@ -100,7 +120,7 @@ class SweepReplay:
 
 
 def main() -> None:
-    """Record curves, or replay recorded ones and print what the modes cost."""
+    """Record curves, or replay recorded ones and print the costs of the modes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, metavar="SWEEP_FOLDER", help="write --curves from this sweep and stop")
     parser.add_argument("--curves", type=Path, default=CURVES)
@@ -149,17 +169,17 @@ def _make_schedulers(max_epochs: int, halving: Mapping[str, Any]) -> dict[str, C
 
 
 def draw_curves(curves: Sequence[Curve], seed: int, share: float) -> list[Curve]:
-    """That part of the curves, in an order of the seed's own."""
+    """Draw a fraction of the curves in random order."""
     return random.Random(seed).sample(curves, round(share * len(curves)))
 
 
-# --- the replayed sweep -----------------------------------------------------------------------------------------------
+# --- replay of a sweep ------------------------------------------------------------------------------------------------
 
 
 def replay_sweep(
     scheduler: Scheduler, curves: Sequence[Curve], *, num_slots: int, start_s: float, max_epochs: int
 ) -> SweepReplay:
-    """Run a sweep over the curves, in their order, until none is left to begin and none goes on."""
+    """Run a sweep over the curves, in their order, until none is left to start or resume."""
     clock, num_begun, num_segments, num_free = 0.0, 0, 0, num_slots
     trained: defaultdict[int, int] = defaultdict(int)
     running: list[tuple[float, int]] = []  # (end of its epoch, trial)
@@ -183,14 +203,14 @@ def replay_sweep(
         if not running:
             return SweepReplay(steps, num_segments, _compute_regrets(curves, max_epochs), max_epochs)
         clock, trial = heapq.heappop(running)
-        if trained[trial] == len(curves[trial].losses):  # it diverged in this epoch
+        if trained[trial] == len(curves[trial].losses):  # the trial diverged in this epoch
             scheduler.on_trial_end(trial)
             ranks.pop(trial, None)
             num_free += 1
             continue
         loss = curves[trial].losses[trained[trial]]
         trained[trial] += 1
-        ranks[trial] = (-trained[trial], loss, trial)  # as select_winner ranks: the most trained first, then the best
+        ranks[trial] = (-trained[trial], loss, trial)  # as in select_winner: the longest trained first, then the best
         steps.append(Step(clock * num_slots, trial, trained[trial], min(ranks.values())[-1]))
         if scheduler.on_trial_result(trial, trained[trial], loss) == "continue" and trained[trial] < max_epochs:
             heapq.heappush(running, (clock + curves[trial].epoch_s, trial))
@@ -199,17 +219,17 @@ def replay_sweep(
 
 
 def _compute_regrets(curves: Sequence[Curve], max_epochs: int) -> list[float]:
-    """Of each curve at the full budget; one that diverges is as bad as the worst that does not."""
+    """Compute the regret of each curve at the full budget. A diverged one counts as the worst that did not diverge."""
     finals = [curve.losses[-1] if len(curve.losses) == max_epochs else None for curve in curves]
     known = [final for final in finals if final is not None]
     return [(max(known) if final is None else final) - min(known) for final in finals]
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def summarise(replays: Mapping[str, Sequence[SweepReplay]]) -> dict[str, Any]:
-    """Regret by cost, cost by regret, and what the whole sweep costs, for each rule; costs relative to `stop`."""
+    """Summarise regret by cost, cost by regret, and the cost of the whole sweep. Ratios of costs are over `stop`."""
     return {
         "regret_mm": {
             name: {budget: compute_mean([each.compute_regret_at(budget) for each in runs]) for budget in _BUDGETS}
@@ -249,7 +269,7 @@ def _summarise_cost(runs: Sequence[SweepReplay], reference: Sequence[SweepReplay
 def compute_mean(
     values: Sequence[float] | np.ndarray, *, transform: Callable[[Any], Any] = float
 ) -> tuple[float, float, float] | None:
-    """Mean and its 95 % bootstrap interval (mean, low, high), None of nothing."""
+    """Return the mean and its 95 % bootstrap interval (mean, low, high); None if there are no values."""
     if not len(values):
         return None
     sample = np.asarray(values, dtype=float)
@@ -259,7 +279,7 @@ def compute_mean(
 
 
 def format_table(num_slots: int, figures: Mapping[str, Any]) -> str:
-    """The figures of one number of slots, to read."""
+    """Format the figures for one number of slots."""
     lines = [f"{num_slots} slot(s)", "", _format_row("regret of the pick, mm, at slot-seconds", map(str, _BUDGETS))]
     for name, by_budget in figures["regret_mm"].items():
         lines.append(_format_row(name, (_format_cell(by_budget[budget], 2) for budget in _BUDGETS)))
@@ -294,22 +314,22 @@ def _format_cell(figure: tuple[float, float, float] | None, digits: int) -> str:
 
 
 def read_curves(file: Path) -> tuple[list[Curve], int]:
-    """The recorded trials, and the epochs of those that were trained to the end."""
+    """Read the recorded trials, and the number of epochs of a complete one."""
     content = json.loads(file.read_text(encoding="utf-8"))
     trials, max_epochs = content["trials"], content["max_epochs"]
     cheapest: dict[Any, float] = {}
     for trial in trials:
         depth = trial["params"][_DEPTH]
-        num_epochs = min(len(trial["losses"]) + 1, max_epochs)  # one that diverged was in the next epoch
+        num_epochs = min(len(trial["losses"]) + 1, max_epochs)  # a diverged trial ended in its next epoch
         cheapest[depth] = min(cheapest.get(depth, float("inf")), trial["seconds"] / num_epochs)
     curves = [Curve(each["params"], tuple(each["losses"]), cheapest[each["params"][_DEPTH]]) for each in trials]
     return curves, max_epochs
 
 
 def record_curves(sweep: Path, file: Path) -> int:
-    """Write the trials of a sweep without early stopping as curves; returns how many.
+    """Write the trials of a sweep without early stopping as curves, and return their number.
 
-    Trials that were neither trained to the end nor diverged are left out.
+    Trials that neither finished nor diverged are left out.
     """
     description = yaml.safe_load((sweep / "sweep.yaml").read_text(encoding="utf-8"))
     overrides = dict(item.partition("=")[::2] for item in shlex.split(description["command_line"])[2:])

@@ -1,10 +1,10 @@
-"""What our own code costs a sweep, as its history grows: seconds to restore it, milliseconds a report.
+"""Measure what our own code costs a sweep as its history grows: seconds to restore it, milliseconds per report.
 
     python benchmarks/bookkeeping.py --trials 10000 --output bookkeeping.json
 
-A sweep without workers: the events, the study (random proposals), trials.csv and TensorBoard are all really written,
-with ASHA and curves from a formula. Every so often the process is taken to be killed, and the sweep is restored.
-Goals: 10,000 trials in at most 30 s, and a report in at most 5 ms.
+A sweep without workers. The events, the study (random proposals), trials.csv and the TensorBoard logs are really
+written, with ASHA and learning curves from a formula. At several sizes the process is treated as killed, and the sweep
+is restored. Goals: restore 10,000 trials in at most 30 s, and process a report in at most 5 ms.
 """
 
 import argparse
@@ -46,7 +46,7 @@ _METRIC = "val/pa_mpjpe_mm"
 
 
 class SilentView(PlainView):
-    """Shows nothing."""
+    """A view that shows nothing."""
 
     def __init__(self) -> None:
         self._clock = SweepClock(time_budget_s=None)
@@ -56,7 +56,7 @@ class SilentView(PlainView):
 
 
 class BookkeepingSweep:
-    """One sweep of which only the bookkeeping is real."""
+    """A sweep of which only the bookkeeping is real."""
 
     def __init__(self, folder: Path, num_trials: int) -> None:
         config = compose(
@@ -72,7 +72,7 @@ class BookkeepingSweep:
         self.stack: list[Callable[[], None]] = []
 
     def open(self, *, resume: bool, num_slots: int = _SLOTS) -> None:
-        """As run_sweep does it, but for Ray."""
+        """Open the sweep as run_sweep does, without Ray."""
         settings = self.settings
         self.searcher = OptunaSearcher(
             space=load_space("default"),
@@ -105,12 +105,12 @@ class BookkeepingSweep:
         self.recorder = recorder
 
     def close(self) -> None:
-        """As a killed process: nothing is told."""
+        """Close the files as if the process were killed: no event is written."""
         self.searcher.close()
         self.log.close()
 
     def grow(self, num_trials: int) -> list[float]:
-        """Run until so many trials have been begun; returns what each report cost, in milliseconds."""
+        """Run until so many trials have started and all have ended. Return the cost of each report in milliseconds."""
         costs: list[float] = []
         running: list[tuple[TrialSegment, int]] = []
         while True:
@@ -121,9 +121,9 @@ class BookkeepingSweep:
             segment, epoch = running.pop(0)
             metrics = {_METRIC: _compute_loss(segment, epoch + 1), "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
             began = time.perf_counter()
-            goes_on = self.state.process_report(segment.trial, epoch + 1, metrics, node="node")
+            is_continued = self.state.process_report(segment.trial, epoch + 1, metrics, node="node")
             costs.append((time.perf_counter() - began) * 1e3)
-            if goes_on:
+            if is_continued:
                 running.append((segment, epoch + 1))
 
 
@@ -133,7 +133,7 @@ def _compute_loss(segment: TrialSegment, epoch: int) -> float:
 
 
 def main() -> None:
-    """Print a table of trials, restore time and report cost."""
+    """Print a table of trials, restore times and costs per report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--output", type=Path)

@@ -1,7 +1,7 @@
-"""Chromium without a window, spoken to over a pipe in the DevTools protocol, so that no package is needed for it.
+"""Control a headless Chromium through a pipe with the DevTools protocol, without any package.
 
-https://chromedevtools.github.io/devtools-protocol; `--remote-debugging-pipe` reads commands from descriptor 3 and
-writes answers to 4, each a JSON text with a zero byte behind it.
+See https://chromedevtools.github.io/devtools-protocol. With `--remote-debugging-pipe`, Chromium reads commands from
+file descriptor 3 and writes answers to 4. Each message is JSON followed by a zero byte.
 """
 
 import contextlib
@@ -18,9 +18,10 @@ _TIMEOUT_S = 120.0
 
 
 class Browser:
-    """A browser of its own, with a profile that is thrown away.
+    """A browser process with a temporary profile.
 
-    Raises RuntimeError where it does not answer or a page's script fails.
+    Raises:
+        RuntimeError: the browser does not answer, or a page's script fails.
     """
 
     def __init__(self, command: str) -> None:
@@ -59,7 +60,7 @@ class Browser:
 
     @contextlib.contextmanager
     def open_tab(self, *, width: int, height: int) -> Iterator["Tab"]:
-        """A new page of that size, in pixels; a narrow one is a phone."""
+        """Open a new page of this size in pixels. A page narrower than 600 pixels emulates a phone."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = Tab(self, session)
@@ -88,13 +89,13 @@ class Browser:
             self._events.append(answer)
 
     def wait_for(self, method: str, session: str) -> None:
-        """Until an event comes, if it has not come yet."""
+        """Wait for an event, unless it has already arrived."""
         deadline = time.monotonic() + _TIMEOUT_S
         while not any(each.get("method") == method and each.get("sessionId") == session for each in self._events):
             self._events.append(self._read_message(deadline))
 
     def take_events(self, session: str) -> list[dict[str, Any]]:
-        """What came from a page, asked for or not."""
+        """Return all events of a page so far."""
         return [each for each in self._events if each.get("sessionId") == session]
 
     def _read_message(self, deadline: float) -> dict[str, Any]:
@@ -110,7 +111,7 @@ class Browser:
 
 
 class Tab:
-    """A page."""
+    """A page of the browser."""
 
     def __init__(self, browser: Browser, session: str) -> None:
         self._browser = browser
@@ -121,32 +122,34 @@ class Tab:
         return self._browser.call(method, session=self._session, **parameters)
 
     def open(self, address: str) -> None:
-        """Go to a page, and wait until it is loaded."""
+        """Open a page and wait until it is loaded."""
         self.call("Page.navigate", url=address)
         self._browser.wait_for("Page.loadEventFired", self._session)
 
     def evaluate(self, script: str) -> Any:
-        """The value of an expression, or of what it promises."""
+        """Evaluate an expression and return its value. A promise is awaited."""
         found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in found:
             raise RuntimeError(f"{script}: {found['exceptionDetails']}")
         return found["result"].get("value")
 
     def measure_page(self) -> dict[str, float]:
-        """The clip of a picture of all of it."""
+        """Return the clip of a screenshot of the whole page."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         return {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 16_000), "scale": 1}
 
     @property
     def console_messages(self) -> list[str]:
-        """Warnings and errors so far."""
-        said = []
+        """Warnings and errors on the console so far."""
+        messages = []
         for event in self._browser.take_events(self._session):
             parameters = event.get("params", {})
             if event["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("warning", "error", "assert"):
-                said.append(" ".join(str(each.get("value", each.get("description"))) for each in parameters["args"]))
+                messages.append(
+                    " ".join(str(each.get("value", each.get("description"))) for each in parameters["args"])
+                )
             elif event["method"] == "Log.entryAdded" and parameters["entry"]["level"] in ("warning", "error"):
-                said.append(parameters["entry"]["text"])
+                messages.append(parameters["entry"]["text"])
             elif event["method"] == "Runtime.exceptionThrown":
-                said.append(json.dumps(parameters["exceptionDetails"]))
-        return said
+                messages.append(json.dumps(parameters["exceptionDetails"]))
+        return messages

@@ -1,11 +1,11 @@
-"""A sweep whose trials cost nothing but time, in all else as tune.py runs it: what the drills on clusters break.
+"""A sweep whose trials cost only time, and that otherwise runs as in tune.py. The cluster drills use it.
 
     python -m benchmarks.cheap_sweep FOLDER sweep.num_trials=30 ray.address=HOST:PORT
-    python -m benchmarks.cheap_sweep FOLDER                     # goes on with it
+    python -m benchmarks.cheap_sweep FOLDER                     # resumes it
 
-A trial trains one weight, which grows by its learning rate each epoch and travels in the checkpoints: what it ends with
-tells whether it was trained whole, whichever nodes and processes it was on. Of several workers
-(sweep.workers_per_trial) each adds its part, as gradients are added. Exit status as tune.py's.
+A trial trains one weight, which grows by its learning rate each epoch and is saved in the checkpoints. The final weight
+shows whether every epoch was trained exactly once, on any nodes and processes. With several workers
+(sweep.workers_per_trial) each adds its part, as gradients are added. The exit status is as in tune.py.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from handpose.sweep.trainable.trial import TrialRecipe, add_checkpoint_metric, s
 EPOCHS = 8
 BROKEN_NODE = "HANDPOSE_DRILL_BROKEN_NODE"
 EPOCH_S = "HANDPOSE_DRILL_EPOCH_S"
-"""In the environment of a node: whether every trial on it fails, and how long an epoch takes there."""
+"""Environment variables of a node: every trial on it fails, and the seconds that an epoch takes there."""
 
 _METRIC = "val/pa_mpjpe_mm"
 _DEFAULTS = (
@@ -53,12 +53,12 @@ _DEFAULTS = (
 
 
 def train_growing_weight(segment: TrialSegment) -> None:
-    """A weight that grows by the learning rate each epoch; the further, the better."""
+    """Train a weight that grows by the learning rate each epoch. A larger weight is better."""
     if os.environ.get(BROKEN_NODE):
         raise RuntimeError("CUDA error: an uncorrectable ECC error was encountered")
     folder = Path(segment.folder)
-    if said := explain_unshared_folder(folder / EVENTS_FILE, timeout_s=1.0):
-        raise FileNotFoundError(said)
+    if problem := explain_unshared_folder(folder / EVENTS_FILE, timeout_s=1.0):
+        raise FileNotFoundError(problem)
     newest = find_newest_intact(segment.checkpoints, folder)
     weight, epoch = json.loads((folder / newest.file).read_text(encoding="utf-8")) if newest else (0.0, 0)
     resumed_from = epoch
@@ -76,7 +76,7 @@ def train_growing_weight(segment: TrialSegment) -> None:
 
 
 def _sum_over_workers(part: float) -> float:
-    """The parts of all workers of the trial."""
+    """Sum the parts of all workers of the trial."""
     if get_worker_context().num_workers == 1:
         return part
     import torch
@@ -87,9 +87,10 @@ def _sum_over_workers(part: float) -> float:
 
 
 def main() -> None:
-    """Begin the sweep, or go on with it."""
+    """Start or resume the sweep."""
     folder, given = Path(sys.argv[1]).resolve(), sys.argv[2:]
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else a worker imports all that this file does
+    # Otherwise a worker would import everything that this file imports.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with exit_on_user_error():
         task = load_recorded_task(folder, given) if (folder / "sweep.yaml").is_file() else _make_new_task(folder, given)
         config, space = task.config, task.space
@@ -113,15 +114,15 @@ def main() -> None:
 
 
 def _make_recipe(task: SweepTask, sweep: SweepSettings) -> TrialRecipe:
-    """How a trial with a real network would be trained, for the commands in trials.csv."""
+    """Make the recipe of a trial with a real network, for the commands in trials.csv."""
     overrides = add_checkpoint_metric(select_training_overrides(task.overrides), task.config, sweep.target)
     return TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
 
 
 def _make_new_task(folder: Path, given: list[str]) -> SweepTask:
     overrides = [*_DEFAULTS, *given]
-    place = [quote_override("sweep.folder", str(folder)), f"sweep.name={folder.name}"]
-    config = compose("tune", [*overrides, *place])
+    folder_overrides = [quote_override("sweep.folder", str(folder)), f"sweep.name={folder.name}"]
+    config = compose("tune", [*overrides, *folder_overrides])
     return SweepTask(
         config, overrides, list_location_overrides(config), compose_choices(overrides), load_space("default")
     )

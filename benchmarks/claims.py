@@ -1,20 +1,20 @@
-"""How often the report claims something that is not so, and how often it finds what is.
+"""Measure how often the report makes false claims, and how often it finds true effects.
 
     python benchmarks/claims.py --output benchmarks/results/claims.json
 
-Sweeps are fabricated (benchmarks/fabricated.py): the real searcher, scheduler, events, study and report, with values
-from a formula instead of trainings. Two truths:
+Sweeps are fabricated (benchmarks/fabricated.py): the searcher, scheduler, events, study and report are real, and the
+values come from a formula instead of training. There are two truths:
 
-noise    no parameter does anything. Every claim is a false alarm: a shown effect, advice that asks for a change or
-         notes something, or a space for the next round.
+noise    no parameter matters. Every claim is a false alarm: a shown effect, advice that asks for a change or notes
+         something, or a space for the next round.
 effects  the metric improves towards the upper end of optimizer.lr (by 2 over the range), is best at 0.4 of the range of
-         heatmap.sigma (3 per range to either side), and is 1.5 worse for all but one value of one more parameter, which
-         a choice of the space or the decoder's depth is. Nothing else matters.
+         heatmap.sigma (3 per range to either side), and is 1.5 worse for all but one value of a third parameter, which
+         is a choice of the space or the decoder's depth. Nothing else matters.
 
-A trial's values have a part of their own (standard deviation 0.4), noise at each epoch (0.3) and a curve that falls
-with the epochs. Goals, for each searcher, scheduler and space: a claim in at most 5 % of the sweeps of noise.
+The values of a trial have a random offset (standard deviation 0.4), noise at each epoch (0.3), and a curve that falls
+with the epochs. Goal for each searcher, scheduler and space: a claim in at most 5 % of the noise sweeps.
 
-With --sweeps FOLDER the fabricated sweeps are kept in that folder, and those that are there are not run again.
+With --sweeps FOLDER the fabricated sweeps are kept in that folder, and existing ones are used again.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from handpose.report.sweep_record import Parameter, SweepRecord  # noqa: E402
 from handpose.sweep.analysis.read_sweep import read_sweep  # noqa: E402
 
 _RATE, _SIGMA = "optimizer.lr", "heatmap.sigma"
-_BEST_SIGMA = 0.4  # place in its range
+_BEST_SIGMA = 0.4  # position in its range, from 0 to 1
 _THIRD_PARAMETER: dict[str, tuple[str, Any]] = {
     "accuracy_latency": ("model.decoder.conv", "separable"),
     "architecture": ("model.decoder.head", "heatmaps"),
@@ -62,7 +62,7 @@ _SEARCHERS = {"random": "random", "tpe": "optuna", "gp": "gp"}
 
 
 class SweepKind(NamedTuple):
-    """A kind of sweep that is fabricated many times."""
+    """A combination of truth, space, searcher and scheduler, for which many sweeps are fabricated."""
 
     truth: str
     space: str
@@ -71,7 +71,7 @@ class SweepKind(NamedTuple):
 
 
 def main() -> None:
-    """Fabricate, judge, and print the table."""
+    """Fabricate sweeps, judge their claims, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=100)
     parser.add_argument("--trials", type=int, default=40)
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def judge_all(cells: Sequence[SweepKind], given: argparse.Namespace) -> dict[SweepKind, list[dict[str, Any]]]:
-    """What is claimed of every sweep, by cell."""
+    """Judge the claims of every sweep, and return them by kind."""
     judged: dict[SweepKind, list[dict[str, Any]]] = defaultdict(list)
     wanted = [(cell, seed) for cell in cells for seed in range(given.repetitions)]
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(given.workers) as pool:
@@ -118,7 +118,7 @@ def judge_all(cells: Sequence[SweepKind], given: argparse.Namespace) -> dict[Swe
 
 
 def judge_sweep(cell: SweepKind, seed: int, num_trials: int, sweeps: Path) -> dict[str, Any]:
-    """Fabricate a sweep, unless it is there, and return what its report claims."""
+    """Fabricate a sweep, unless it exists, and return the claims of its report."""
     folder = _make_folder_name(sweeps, cell, seed, num_trials)
     if not folder.exists():
         scheduler, mode = _SCHEDULERS[cell.scheduler]
@@ -135,7 +135,13 @@ def _make_folder_name(sweeps: Path, cell: SweepKind, seed: int, num_trials: int)
 
 
 def compute_noise_loss(params: Mapping[str, Any], epoch: int, generator: random.Random) -> float:
-    """A curve that no parameter changes. generator: its first draw, at epoch 1, is the trial's own part."""
+    """Return a loss that does not depend on the parameters.
+
+    Args:
+        params: the parameters.
+        epoch: the epoch.
+        generator: the generator of the trial. Its first draw, at epoch 1, is the offset of the trial.
+    """
     if epoch == 1:
         generator.level = generator.gauss(0, 0.4)  # type: ignore[attr-defined]
     level: float = generator.level  # type: ignore[attr-defined]
@@ -144,7 +150,7 @@ def compute_noise_loss(params: Mapping[str, Any], epoch: int, generator: random.
 
 @cache
 def _list_ranges(space: str) -> Mapping[str, Parameter]:
-    """The numeric parameters of a space that the effects are about."""
+    """Return the ranges of the numeric parameters of a space that have effects."""
     low_sigma = 0.006 if space in ("architecture", "full", "recipe") else 0.01
     low_rate, high_rate = {"full": (2e-4, 2e-2), "recipe": (5e-4, 2e-2)}.get(space, (2e-4, 1e-2))
     return {
@@ -154,7 +160,7 @@ def _list_ranges(space: str) -> Mapping[str, Parameter]:
 
 
 def compute_effects_loss(space: str, params: Mapping[str, Any], epoch: int, generator: random.Random) -> float:
-    """Three parameters matter."""
+    """Return a loss that depends on three parameters."""
     ranges = _list_ranges(space)
     key, best = _THIRD_PARAMETER[space]
     effect = 2 * (1 - ranges[_RATE].to_place(params[_RATE]))
@@ -164,10 +170,10 @@ def compute_effects_loss(space: str, params: Mapping[str, Any], epoch: int, gene
 
 
 def list_claims(record: SweepRecord, cell: SweepKind) -> dict[str, Any]:
-    """What is claimed, and whether it is so."""
+    """List the claims of a report, and which of them are false."""
     shown = find_shown_effects(record)
-    said = [finding for finding in give_advice(record, shown) if finding.kind in ("act", "note")]
-    findings = [finding for finding in said if "trusted" not in finding.question]
+    advice = [finding for finding in give_advice(record, shown) if finding.kind in ("act", "note")]
+    findings = [finding for finding in advice if "trusted" not in finding.question]
     edges = find_crowded_edges(record, shown)
     narrowed = find_settled_parameters(record, shown)
     space = suggest_next_space(record, shown)
@@ -185,7 +191,7 @@ def list_claims(record: SweepRecord, cell: SweepKind) -> dict[str, Any]:
 
 
 def _is_cut_off(known: SettledParameter, cell: SweepKind) -> bool:
-    """Whether the best value is left out. Of a parameter that does nothing every value is as good."""
+    """Whether the narrowed range leaves out the best value. If a parameter has no effect, every value is best."""
     key, best = _THIRD_PARAMETER[cell.space]
     parameter = known.parameter
     if cell.truth == "noise" or parameter.key not in (_RATE, _SIGMA, key):
@@ -200,7 +206,7 @@ def _is_cut_off(known: SettledParameter, cell: SweepKind) -> bool:
 
 
 def summarise_cell(cell: SweepKind, judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Shares of the sweeps of a cell."""
+    """Compute the fractions of the sweeps of a kind."""
 
     def share(condition: Any) -> float:
         return round(float(np.mean([bool(condition(claims)) for claims in judged])), 3)
@@ -227,7 +233,7 @@ def summarise_cell(cell: SweepKind, judged: Sequence[Mapping[str, Any]]) -> dict
 
 
 def _compute_upper_limit(num: int, total: int) -> float:
-    """The upper end of the one-sided 95 % interval of a share (Clopper & Pearson 1934)."""
+    """Return the upper end of the one-sided 95 % interval of a proportion (Clopper and Pearson 1934)."""
     return 1.0 if num == total else float(stats.beta.ppf(0.95, num + 1, total - num))
 
 
@@ -248,7 +254,7 @@ _COLUMNS = {
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A block for each truth, a line for each cell, and the worst of each column."""
+    """Format a block for each truth, with a line for each kind and the mean and largest value of each column."""
     lines = []
     for truth, columns in _COLUMNS.items():
         some = [each for each in rows if each["truth"] == truth]

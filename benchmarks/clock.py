@@ -1,6 +1,6 @@
-"""What a worker of a measured sweep runs: a trial of ours, or one of plain Tune's, with a clock on its steps.
+"""Trials with a clock on their steps, as the workers of a measured sweep run them: ours, or those of plain Ray Tune.
 
-Apart from benchmarks/sweeps.py, so that workers of neither side import what only a driver needs.
+This is separate from benchmarks/sweeps.py, so that workers do not import what only a driver needs.
 """
 
 import contextlib
@@ -26,10 +26,15 @@ from handpose.training.module import HandPose
 
 @dataclass(frozen=True)
 class ClockedSegment:
-    """A trial as it was clocked, or one stretch of it.
+    """The times of a trial, or of one segment of it.
 
-    first_step, last: when its first step began and its last step or validation ended, in seconds since 1970. train_s,
-    val_s: spent in steps and in validations. values: (when it was known, epoch, metric) of each validation.
+    Attributes:
+        params: the parameters of the trial.
+        first_step: when the first step began, in seconds since 1970.
+        last: when the last validation ended, in seconds since 1970.
+        train_s: seconds spent in training steps.
+        val_s: seconds spent in validations.
+        values: time, epoch and metric of each validation.
     """
 
     params: Mapping[str, Any]
@@ -42,7 +47,11 @@ class ClockedSegment:
 
 @dataclass(frozen=True)
 class ClockedObjective(TrainingFunction):
-    """Trains as a sweep's trials do, and clocks the steps. clocks: folder of what was clocked."""
+    """Trains a trial as in a sweep, and clocks its steps.
+
+    Attributes:
+        clocks: the folder for the measured times.
+    """
 
     clocks: str = ""
 
@@ -54,9 +63,13 @@ class ClockedObjective(TrainingFunction):
 def make_plain_trainable(
     recipe: TrialRecipe, *, metric: str, reported_as: str, clocks: str
 ) -> Callable[[dict[str, Any]], None]:
-    """The function that plain Tune runs: the trial that our recipe composes, under a Trainer as the user would make it.
+    """Make the function that plain Ray Tune runs: the same trial, with a Trainer as a user would configure it.
 
-    metric: of Lightning; reported_as: its name for Tune.
+    Args:
+        recipe: composes the configuration of a trial.
+        metric: the name of the metric in Lightning.
+        reported_as: its name in Tune.
+        clocks: the folder for the measured times.
     """
 
     def train(config: dict[str, Any]) -> None:
@@ -87,22 +100,22 @@ _TRAINER_KEYS = (
     "limit_train_batches",
     "limit_val_batches",
 )
-"""Of the configuration's Trainer that which changes what is trained."""
+"""The Trainer arguments of the configuration that change what is trained."""
 
 
 @contextlib.contextmanager
 def clock_trainer(file: Path, params: Mapping[str, Any], metric: str) -> Iterator[None]:
-    """Clock the Trainer that fits our module within the block; the module hands Lightning the callback."""
+    """Clock the Trainer that fits our module within the block. The module passes the callback to Lightning."""
     clock = StepClock(file, params, metric)
     with mock.patch.object(HandPose, "configure_callbacks", return_value=[clock]):
         yield
 
 
 class StepClock(pl.Callback):
-    """Clocks training steps and validations; writes what it has after every validation, since a trial may end there.
+    """Clocks training steps and validations. It writes its times after every validation, because a trial may end there.
 
-    A step goes from on_train_batch_start to on_train_batch_end, on the CPU. A sanity check is no validation, and what
-    other callbacks do when one has ended, as reporting it and saving a checkpoint, is not in it.
+    A step lasts from on_train_batch_start to on_train_batch_end, on the CPU. A sanity check does not count as a
+    validation. Work of other callbacks after a validation, such as reporting and saving a checkpoint, is not included.
     """
 
     def __init__(self, file: Path, params: Mapping[str, Any], metric: str) -> None:
@@ -112,7 +125,7 @@ class StepClock(pl.Callback):
         self._values: list[tuple[float, int, float]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Before all others, so that its hooks are called first.
+        # First in the list, so that its hooks are called first.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
 

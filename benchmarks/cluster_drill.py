@@ -1,14 +1,14 @@
-"""A sweep on a cluster whose nodes are killed, cut off, added and broken, and whose driver is killed: what is lost?
+"""Run a sweep on a cluster, kill, disconnect, add and break nodes, kill the driver, and count what is lost.
 
     python benchmarks/cluster_drill.py --output cluster_drill.json
     python benchmarks/cluster_drill.py --namespaces        # as root: hosts of their own, and one that is cut off
     python benchmarks/cluster_drill.py --namespaces --workers 2 --nodes 4 --cpus 1 --trials 20   # across nodes
 
-Every node is a real one: `ray start` in a process of its own, with a temporary folder and, with --namespaces, a network
-of its own. While trials run on them two nodes are ended by SIGKILL, or one, and the cable of another is taken out; one
-is taken away at five seconds' notice, one joins, one joins on which every trial fails, and the driver is ended by
-SIGKILL and started again. Afterwards the sweep is audited (handpose/sweep/audit), and every trial that came to its
-end must have the value of one that was left alone.
+The nodes are real: each runs `ray start` in its own process, with its own temporary folder and, with --namespaces, its
+own network. While trials run, two nodes are killed with SIGKILL (with --namespaces one of them loses its network
+instead), one is preempted with five seconds' notice, one joins, and one joins on which every trial fails. The driver is
+killed and restarted. Afterwards the sweep is audited (handpose/sweep/audit). The value of every trial that has finished
+must be the same as without any interruption.
 """
 
 import argparse
@@ -65,7 +65,16 @@ _HEAD_NODE, _JOINED_NODE, _BROKEN_NODE = "head", "joined", "broken"
 
 @dataclass
 class Cluster:
-    """Ray nodes of this machine. folder: short, since sockets lie in it. network: all but the head are hosts of it."""
+    """Ray nodes on this machine.
+
+    Attributes:
+        folder: the folder of the cluster. Its path is short, because it contains sockets.
+        cpus: number of cores of each node but the head.
+        epoch_s: seconds that an epoch takes.
+        network: the network whose hosts all nodes but the head are; None: all are on this machine's loopback.
+        port: the port of the head.
+        names: the names of all nodes started so far.
+    """
 
     folder: Path
     cpus: int
@@ -88,7 +97,13 @@ class Cluster:
         return f"{self._ip(_HEAD_NODE)}:{self.port}"
 
     def start(self, name: str, *, is_broken: bool = False, hidden: Path | None = None) -> None:
-        """A node; the first one is the head, which runs no trial. hidden: a folder that it does not see; needs root."""
+        """Start a node. The first one is the head, which runs no trials.
+
+        Args:
+            name: the name of the node.
+            is_broken: every trial on it fails.
+            hidden: a folder that the node cannot see; needs root.
+        """
         self.names.append(name)
         if self.network and name != _HEAD_NODE:
             self.network.add_host(name)
@@ -108,17 +123,17 @@ class Cluster:
         with (self.folder / "ray.log").open("a", encoding="utf-8") as log:
             started = subprocess.run(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log, timeout=300)
         if started.returncode:
-            said = (self.folder / "ray.log").read_text(encoding="utf-8")
-            sys.exit(f"{' '.join(command)} ended with {started.returncode}:\n{said}")
+            log_text = (self.folder / "ray.log").read_text(encoding="utf-8")
+            sys.exit(f"{' '.join(command)} ended with {started.returncode}:\n{log_text}")
 
     def kill(self, name: str) -> None:
-        """SIGKILL to all processes of a node at once."""
+        """Send SIGKILL to all processes of a node."""
         for pid in _list_processes(str(self.folder / name)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def preempt(self, name: str) -> None:
-        """Take a node away as a cloud takes a spot machine: with some seconds' notice."""
+        """Take a node away with a few seconds' notice, as a cloud does with a spot machine."""
         command = [sys.executable, "-c", _PREEMPTION_SCRIPT, self.get_address, name, str(_PREEMPTION_NOTICE_S)]
         subprocess.run(command, env=self.environment, cwd=REPOSITORY, check=True, timeout=60)
         time.sleep(_PREEMPTION_NOTICE_S)
@@ -135,10 +150,10 @@ class Cluster:
 
 
 def _list_processes(mark: str) -> list[int]:
-    """Processes that have the mark in their environment, as all have that a process with it starts."""
+    """List the processes that have the mark in their environment. Processes inherit it from their parent."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended, or is another user's
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
             if f"{_NODE_VARIABLE}={mark}\0".encode() in (place / "environ").read_bytes() + b"\0":
                 found.append(int(place.name))
     return found
@@ -146,7 +161,14 @@ def _list_processes(mark: str) -> list[int]:
 
 @dataclass
 class DrillStep:
-    """Something that was done to the sweep. after: so many trials had ended. took_s: until it had its effect."""
+    """Something that was done to the sweep.
+
+    Attributes:
+        what: a description.
+        after: number of trials that had ended before.
+        at_s: when it was done, in seconds since the start of the drill.
+        took_s: seconds until it had its effect.
+    """
 
     what: str
     after: int
@@ -155,7 +177,14 @@ class DrillStep:
 
 
 class ClusterDrill:
-    """One sweep, and what is done to it. folder: of the sweep."""
+    """A sweep, and what is done to it.
+
+    Args:
+        cluster: the cluster.
+        folder: the folder of the sweep.
+        num_trials: number of trials.
+        num_workers: number of workers of each trial.
+    """
 
     def __init__(self, cluster: Cluster, folder: Path, num_trials: int, num_workers: int) -> None:
         self._cluster = cluster
@@ -177,12 +206,12 @@ class ClusterDrill:
         self._driver.wait()
 
     def replace_driver(self) -> None:
-        """Kill it, and start it again."""
+        """Kill the driver, and start it again."""
         self.kill_driver()
         self._driver = self._start_driver()
 
     def do(self, what: str, after: int, action: Callable[[], None], until: Callable[[], bool] | None = None) -> None:
-        """Something, when so many trials have ended; then wait for what is to come of it, or for more reports."""
+        """Do something when so many trials have ended. Then wait for its effect, or for more reports."""
         self._wait_until(lambda: self.count_ended() >= after)
         step = DrillStep(what, after, round(time.monotonic() - self._began, 1))
         action()
@@ -193,12 +222,12 @@ class ClusterDrill:
         print(f"{step.at_s:7.1f} s  {what}, after {after} trials; it took {step.took_s:.1f} s", flush=True)
 
     def finish(self) -> None:
-        """Wait for the end of the sweep."""
+        """Wait for the end of the sweep, and exit if it failed."""
         if status := self.status():
             sys.exit(f"the sweep ended with {status}:\n{self.log()[-3000:]}")
 
     def status(self) -> int:
-        """That the driver ends with."""
+        """Wait for the driver, and return its exit status."""
         return self._driver.wait(timeout=_LIMIT_S)
 
     def log(self) -> str:
@@ -208,7 +237,7 @@ class ClusterDrill:
         return read_events(self._folder / EVENTS_FILE)
 
     def find_busy_node(self) -> str:
-        """The node that the next report of a trial that goes on comes from: something is being trained there now."""
+        """Wait for a report of a trial that continues, and return its node, which is therefore training now."""
         num_known = len(self.events())
 
         def newest() -> list[EpochReported]:
@@ -222,15 +251,15 @@ class ClusterDrill:
         return newest()[-1].node
 
     def has_report_of(self, name: str) -> bool:
-        """Whether a trial has reported from that node."""
+        """Whether a trial has reported from this node."""
         return any(isinstance(event, EpochReported) and event.node == name for event in self.events())
 
     def has_events(self, kind: type[Event], at_least: int = 1) -> bool:
-        """Whether there are so many events of a kind."""
+        """Whether there are at least so many events of a kind."""
         return sum(isinstance(event, kind) for event in self.events()) >= at_least
 
     def _make_new_report_check(self) -> Callable[[], bool]:
-        """Whether there are more than when this is called."""
+        """Return a function that tells whether there are at least two more reports than now."""
         now = sum(isinstance(event, EpochReported) for event in self.events())
         return lambda: self.has_events(EpochReported, now + 2)
 
@@ -248,7 +277,7 @@ class ClusterDrill:
 
 
 def main() -> None:
-    """Break a cluster, and print what became of the sweep; status 1 where anything was lost, repeated or wrong."""
+    """Run the drill and print the results. The exit status is 1 if anything was lost, repeated or wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--nodes", type=int, default=3, help="beside the head, to begin with")
@@ -267,7 +296,7 @@ def main() -> None:
         for name in (_HEAD_NODE, *(f"node{number}" for number in range(1, given.nodes + 1))):
             cluster.start(name)
         drill = ClusterDrill(cluster, Path(place) / "sweep", given.trials, given.workers)
-        stack.callback(drill.kill_driver)  # if it still runs
+        stack.callback(drill.kill_driver)  # if it is still running
         _run_steps(cluster, drill, given.trials, is_shared=given.workers > 1)
         drill.finish()
         found = audit(Path(place) / "sweep")
@@ -281,9 +310,14 @@ def main() -> None:
 
 
 def _run_steps(cluster: Cluster, drill: ClusterDrill, num_trials: int, *, is_shared: bool) -> None:
-    """is_shared: whether a trial has several workers, of which the first one reports, from its own node.
+    """Run the steps of the drill.
 
-    Then a node is killed from which none reports, while trials have all nodes.
+    Args:
+        cluster: the cluster.
+        drill: the sweep.
+        num_trials: number of trials.
+        is_shared: whether a trial has several workers. Only the first one reports, from its own node. Then the first
+            node to be killed is another one than the node that reports, while trials use all nodes.
     """
     tenth = num_trials // 10
     drill.do(
@@ -312,7 +346,7 @@ def _find_other_node(cluster: Cluster, node: str) -> str:
 
 
 def count_events(events: Sequence[Event]) -> dict[str, int]:
-    """What happened in the sweep, counted."""
+    """Count what happened in the sweep."""
     lr = {event.trial: event.params["optimizer.lr"] for event in events if isinstance(event, TrialSuggested)}
     reports = [event for event in events if isinstance(event, EpochReported)]
     failures = [event for event in events if isinstance(event, SegmentFailed)]
@@ -333,7 +367,7 @@ def count_events(events: Sequence[Event]) -> dict[str, int]:
 
 
 def _list_repeated_epochs(events: Sequence[Event]) -> Iterator[int]:
-    """Of each stretch, the epochs that had been reported before."""
+    """Yield for each segment the number of its epochs that had been reported before."""
     epochs: dict[int, int] = {}
     for event in events:
         if isinstance(event, EpochReported):

@@ -1,33 +1,33 @@
-"""How often what a confirmation says is right: simulated confirmations whose true means are known.
+"""Measure how often the statements of a confirmation are right, in simulations with known true means.
 
     python benchmarks/confirmation.py --output benchmarks/results/confirmation.json
 
 A confirmation trains some configurations with the same few seeds, and the one with the best mean wins. Here nothing is
-trained: the value of configuration i with seed j is drawn as mean of i + effect of seed j + noise, with variance 1 for
-the last two together. What handpose/sweep/selection/paired_means.py makes of the values is held against the truth, over
+trained. The value of configuration i with seed j is drawn as mean of i + effect of seed j + noise; the last two
+together have variance 1. The results of handpose/sweep/selection/paired_means.py are compared with the truth, over
 
 - 2 to 11 configurations with 2 to 5 seeds (one seed gives no interval and no claim);
-- true means that are all equal, spread evenly over two standard deviations, or equal but for a best one, which is five
-  standard deviations better. The last configuration stands for the default one;
-- the share of the variance that comes from the seeds and hence is common to all configurations;
+- true means that are all equal, spread evenly over two standard deviations, or equal except for a best one, which is
+  five standard deviations better. The last configuration represents the default one;
+- the fraction of the variance that comes from the seeds and is therefore common to all configurations;
 - normal noise, noise with heavy tails (t with 5 degrees of freedom), skewed noise (gamma, skewness 1), and noise that
-  breaks the assumptions: exponential (skewness 2), and normal noise whose standard deviation is not the same for all
-  configurations: three times as large for the best one or for half of them, or none at all for half of them.
+  violates the assumptions: exponential (skewness 2), and normal noise whose standard deviation differs between
+  configurations: three times as large for the best one or for half of them, or zero for half of them.
 
-Each line of the table is the worst of its cells, over the numbers of configurations and the true means:
+Each line of the table is the worst of its cases, over the numbers of configurations and the true means:
 
-coverage    how often the interval of the winner's mean holds its true mean. `ours` stands beside an interval that
-            ignores that the winner was picked (t, Satterthwaite's degrees of freedom), the same with Bonferroni's
-            correction, and the interval of one seed that is held out from the picking. Goal: at least 0.93 where the
+coverage    how often the interval of the winner's mean contains its true mean. `ours` is compared with an interval that
+            ignores that the winner was selected (t, Satterthwaite's degrees of freedom), the same with Bonferroni's
+            correction, and the interval of one seed that is held out from the selection. Goal: at least 0.93 if the
             assumptions hold.
-width       mean of half of that interval over the cells, in standard deviations of a run
-bias        of the winner's mean, and what `optimism` leaves of it: the largest in absolute value
-gain        coverage of the winner's gain over the default, where the default has not won
-wrong       how often any difference to the winner lies outside its interval; for equal means that is how often a
-            difference is claimed where there is none. Goal: 0.05 where the assumptions hold.
+width       mean of half of that interval over the cases, in standard deviations of a run
+bias        bias of the winner's mean, and what remains after subtracting `optimism`: the largest in absolute value
+gain        coverage of the winner's gain over the default, if the default has not won
+wrong       how often any difference to the winner is outside its interval. For equal means, this is how often a
+            difference is claimed that does not exist. Goal: 0.05 if the assumptions hold.
 
-With 2,000 repetitions a share of 0.05 has a standard error of 0.005, and the worst of the 18 cells of a line is
-typically two of them off.
+With 2,000 repetitions a proportion of 0.05 has a standard error of 0.005, and the worst of the 18 cases of a line is
+typically off by two of them.
 """
 
 import argparse
@@ -58,11 +58,20 @@ _NOISES = ("normal", "t5", "skewed", "exponential")
 _UNEQUAL = ("one noisy", "half noisy", "half silent")
 _METHODS = ("ours", "uncorrected", "Bonferroni", "held out")
 _MOST_OPTIMISM = 200
-"""Repetitions that the optimism is estimated for, one after the other."""
+"""Number of repetitions for which the optimism is estimated, because this is done one by one."""
 
 
 class ConfirmationCase(NamedTuple):
-    """A kind of confirmation. noise: what it is drawn from. deviations: whose standard deviations are not 1."""
+    """A kind of confirmation.
+
+    Attributes:
+        noise: the distribution of the noise.
+        deviations: which configurations have a standard deviation other than 1.
+        num: number of configurations.
+        num_seeds: number of seeds.
+        means: the pattern of the true means.
+        common_share: fraction of the variance that comes from the seeds.
+    """
 
     noise: str
     deviations: str
@@ -91,7 +100,7 @@ def main() -> None:
 
 
 def list_cases(nums: Sequence[int], nums_seeds: Sequence[int]) -> Iterator[ConfirmationCase]:
-    """All cases, those with equal variances first."""
+    """Yield all cases, those with equal variances first."""
     kinds = [*((noise, "equal") for noise in _NOISES), *(("normal", deviations) for deviations in _UNEQUAL)]
     for (noise, deviations), share, num_seeds, num, means in itertools.product(
         kinds, _SHARES, nums_seeds, nums, _MEANS
@@ -100,7 +109,7 @@ def list_cases(nums: Sequence[int], nums_seeds: Sequence[int]) -> Iterator[Confi
 
 
 def simulate(case: ConfirmationCase, rng: np.random.Generator, repetitions: int) -> dict[str, Any]:
-    """Draw confirmations, of which the smallest mean wins, and compare what is said of them with the truth."""
+    """Draw confirmations, in which the smallest mean wins, and compare their statements with the truth."""
     true = _make_means(case)
     values = _draw_values(case, true, rng, repetitions)
     means, every = values.mean(axis=2), np.arange(repetitions)
@@ -130,11 +139,11 @@ def simulate(case: ConfirmationCase, rng: np.random.Generator, repetitions: int)
     }
 
 
-# --- draws ------------------------------------------------------------------------------------------------------------
+# --- random draws -----------------------------------------------------------------------------------------------------
 
 
 def _make_means(case: ConfirmationCase) -> NDArray[np.float64]:
-    """The true means of the configurations, the best first and the default last."""
+    """Return the true means of the configurations, the best first and the default last."""
     if case.means == "spread":
         return np.linspace(0.0, 2.0, case.num)
     return np.where(np.arange(case.num) == 0, 0.0, 5.0 if case.means == "one best" else 0.0)
@@ -143,14 +152,14 @@ def _make_means(case: ConfirmationCase) -> NDArray[np.float64]:
 def _draw_values(
     case: ConfirmationCase, true: NDArray[np.float64], rng: np.random.Generator, repetitions: int
 ) -> NDArray[np.float64]:
-    """(repetitions, configurations, seeds)."""
+    """Draw values of the shape (repetitions, configurations, seeds)."""
     of_seeds = _draw_noise(case.noise, rng, (repetitions, 1, case.num_seeds))
     own = _draw_noise(case.noise, rng, (repetitions, case.num, case.num_seeds)) * _make_deviations(case)[:, None]
     return true[:, None] + np.sqrt(case.common_share) * of_seeds + np.sqrt(1 - case.common_share) * own
 
 
 def _draw_noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Draws with mean 0 and variance 1."""
+    """Draw noise with mean 0 and variance 1."""
     if kind == "t5":
         return rng.standard_t(5, shape) / np.sqrt(5 / 3)
     if kind == "skewed":
@@ -159,7 +168,7 @@ def _draw_noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...]) -> 
 
 
 def _make_deviations(case: ConfirmationCase) -> NDArray[np.float64]:
-    """The standard deviation of each configuration's noise, before the share of the seeds is taken off."""
+    """Return the standard deviation of each configuration's noise, before the fraction of the seeds is subtracted."""
     place = np.arange(case.num)
     if case.deviations == "one noisy":
         return np.where(place == 0, 3.0, 1.0)
@@ -171,13 +180,13 @@ def _make_deviations(case: ConfirmationCase) -> NDArray[np.float64]:
 
 
 def _compute_satterthwaite_width(values: NDArray[np.float64], num_comparisons: int) -> NDArray[np.float64]:
-    """Half the width of the t interval from the variance within configurations, pooled."""
+    """Return half the width of the t interval from the pooled variance within configurations."""
     variance, freedom = _pool_variances(values)
     return t.ppf(1 - _ERROR / 2 / num_comparisons, freedom) * np.sqrt(variance / values.shape[2])
 
 
 def _pool_variances(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The variance over seeds, pooled over the configurations, and Satterthwaite's degrees of freedom."""
+    """Return the variance over seeds, pooled over the configurations, and Satterthwaite's degrees of freedom."""
     _, num, num_seeds = values.shape
     of_seeds = values.mean(axis=1).var(axis=1, ddof=1)
     variance = values.var(axis=2, ddof=1).mean(axis=1)
@@ -189,18 +198,18 @@ def _pool_variances(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], N
 def _hold_out_seed(
     values: NDArray[np.float64], true: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Error and half width where the last seed does not pick; its variance is that of all seeds."""
+    """Return error and half width if the last seed is not used for the selection. The variance is that of all seeds."""
     variance, _ = _pool_variances(values)
     winner = values[:, :, :-1].mean(axis=2).argmin(axis=1)
     error = values[np.arange(len(values)), winner, -1] - true[winner]
     return error, t.ppf(1 - _ERROR / 2, values.shape[2] - 1) * np.sqrt(variance)
 
 
-# --- what came out ----------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The worst of each group of cases."""
+    """Format the worst of each group of cases."""
     heads = [f"coverage {name}" for name in _METHODS] + [f"width {name}" for name in _METHODS]
     heads += ["bias", "bias left", "gain", "wrong"]
     lines = ["| noise | deviations | seeds' share | seeds | " + " | ".join(heads) + " |"]
@@ -213,7 +222,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _round_values(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Four digits behind the point, which is more than the repetitions give."""
+    """Round to four decimals, which is more than the repetitions can resolve."""
     return {
         name: _round_values(value) if isinstance(value, Mapping) else None if value is None else round(value, 4)
         for name, value in content.items()

@@ -1,11 +1,11 @@
-"""Kills sweeps of real trials at random moments, goes on with them, and counts what was lost, repeated or wrong.
+"""Kill sweeps of real trials at random moments, resume them, and count what was lost, repeated or wrong.
 
     python benchmarks/crash_drill.py --driver-kills 20 --worker-kills 20 --output crash_drill.json
 
-Each round is one sweep of real networks on synthetic hands: its driver (`python tune.py`) and its workers are ended by
-SIGKILL after random times, the driver at any moment from its first import on, and each time it is started again with
-sweep.resume. Rounds with one trial at a time are compared, report by report and to the last digit, with the same
-sweep left alone; every round is audited (handpose/sweep/audit): events, rules applied again, study, trials.csv.
+Each round is one sweep of real networks on synthetic hands. Its driver (`python tune.py`) and its workers are killed
+with SIGKILL after random times, the driver at any moment after it was started, and each time it is restarted with
+sweep.resume. Rounds with one trial at a time are compared with the same sweep without kills, report by report and to
+the last digit. Every round is audited (handpose/sweep/audit): events, replayed decisions, study, trials.csv.
 """
 
 import argparse
@@ -49,12 +49,28 @@ _ROUNDS = (
 )
 _KILL_INTERVAL_S = (2.0, 20.0)
 _LIMIT_S = 900.0
-_MAX_KILLS_PER_ROUND = 5  # of each kind
+_MAX_KILLS_PER_ROUND = 5  # kills of each kind
 
 
 @dataclass
 class RoundResult:
-    """One sweep. values_differ: reports or decisions other than those of the same sweep left alone."""
+    """The result of one sweep.
+
+    Attributes:
+        mode: mode of the scheduler.
+        num_slots: number of trials at a time.
+        seed: seed of the sweep.
+        driver_kills: how often the driver was killed.
+        worker_kills: how often a worker was killed.
+        reports: number of reports.
+        lost: number of findings of the audit about lost results.
+        repeated: number of findings about repeated results.
+        wrong: number of findings about wrong results.
+        values_differ: number of proposals, reports and decisions that differ from those of the same sweep without
+            kills; None if they were not compared.
+        seconds: duration of the sweep.
+        seconds_alone: duration of the sweep without kills.
+    """
 
     mode: str
     num_slots: int
@@ -71,7 +87,7 @@ class RoundResult:
 
 
 def main() -> None:
-    """Run rounds until there have been as many kills as asked for; status 1 where anything was found."""
+    """Run rounds until there were as many kills as requested. The exit status is 1 if anything was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--driver-kills", type=int, default=20)
     parser.add_argument("--worker-kills", type=int, default=20)
@@ -144,7 +160,7 @@ def _run_round(folder: Path, number: int, generator: random.Random, left: tuple[
 
 
 def _read_decisions(folder: Path) -> list[dict[str, object]]:
-    """Proposals, reports and decisions, without the time, the place and the stretch."""
+    """Read proposals, reports and decisions, without times, nodes and segments."""
     kept = [
         event
         for event in read_events(folder / EVENTS_FILE)
@@ -162,29 +178,29 @@ def _run_sweep(
     done: RoundResult,
     max_kills: tuple[int, int],
 ) -> Path:
-    """Run a sweep to its end, with kills by the generator; returns its folder."""
-    place = folder / "outputs" / "sweeps" / name
+    """Run a sweep to its end, with kills drawn by the generator, and return its folder."""
+    sweep_folder = folder / "outputs" / "sweeps" / name
     limit = time.monotonic() + _LIMIT_S
     while True:
-        is_there = (place / "sweep.yaml").is_file()
-        if not is_there and place.exists():
-            subprocess.run(["rm", "-r", str(place)], check=True)  # killed before there was a sweep
+        exists = (sweep_folder / "sweep.yaml").is_file()
+        if not exists and sweep_folder.exists():
+            subprocess.run(["rm", "-r", str(sweep_folder)], check=True)  # killed before the sweep was written
         command = [sys.executable, str(REPOSITORY / "tune.py")]
-        command += [f"sweep.resume={place}"] if is_there else [f"sweep.name={name}", *overrides]
+        command += [f"sweep.resume={sweep_folder}"] if exists else [f"sweep.name={name}", *overrides]
         with (folder / f"{name}.log").open("a", encoding="utf-8") as log:
             driver = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
         status = _kill_at_random(driver, generator, done, max_kills)
         if status == 0:
-            return place
+            return sweep_folder
         if status != -signal.SIGKILL or time.monotonic() > limit:
-            said = (folder / f"{name}.log").read_text(encoding="utf-8")
-            sys.exit(f"{' '.join(command)} ended with {status}:\n{said[-3000:]}")
+            log_text = (folder / f"{name}.log").read_text(encoding="utf-8")
+            sys.exit(f"{' '.join(command)} ended with {status}:\n{log_text[-3000:]}")
 
 
 def _kill_at_random(
     driver: "subprocess.Popen[bytes]", generator: random.Random | None, done: RoundResult, max_kills: tuple[int, int]
 ) -> int:
-    """Kill the driver and its workers now and then; returns the driver's exit status."""
+    """Kill the driver and its workers at random times, and return the driver's exit status."""
     while True:
         gap_s = generator.uniform(*_KILL_INTERVAL_S) if generator else _LIMIT_S
         try:
@@ -207,7 +223,7 @@ def _kill_at_random(
 
 
 def _list_worker_pids(driver: int) -> list[int]:
-    """Processes below the driver that run a trial."""
+    """List the processes below the driver that run a trial."""
     parents: dict[int, int] = {}
     trials: list[int] = []
     for place in Path("/proc").glob("[0-9]*"):

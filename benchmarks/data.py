@@ -1,17 +1,17 @@
-"""What a batch of hands costs: the packed loader beside loaders that decode and turn one image at a time, and memory.
+"""Measure the cost of a batch: time of the packed loader and of loaders for one image at a time, and memory.
 
     python benchmarks/data.py
     python benchmarks/data.py --root FOLDER                 FreiHAND_pub_v2's layout, instead of drawn hands
     python benchmarks/data.py --parts memory --copies 512   the annotations of 130,000 images
 
-All loaders read the same JPEG files, on one core, in an order drawn anew for each run; the runs of the loaders take
-turns. "turned": the packed loader's whole augmentation (virtual camera and colour, bilinear) beside a rotation by up to
-half a circle with the nearest pixel of the others. Batches are floating-point numbers in [0, 1] in all rows but the
-first, whose images stay bytes until they are on the trial's device.
+All loaders read the same JPEG files, on one core, in a new random order for each run. The runs of the loaders are
+interleaved. "turned": the packed loader's full augmentation (virtual camera and colour, bilinear), against a rotation
+by up to half a circle with nearest-neighbour sampling in the others. Batches are floating-point numbers in [0, 1] in
+all rows but the first, whose images remain bytes until they are on the trial's device.
 
-Memory: processes one after the other open the packed training set, go through all of it once, and stay. What each has
-then, less what it had after its imports and one batch of another set: private (in no other process) and proportional
-(shared pages divided among those that have them).
+Memory: one after another, processes open the packed training set, iterate over it once, and keep it open. The table has
+the memory of each process after that, minus its memory after its imports and one batch of another set: private (not
+shared with another process) and proportional (shared pages divided by the number of processes that share them).
 """
 
 import argparse
@@ -49,42 +49,42 @@ from handpose.data.datamodule import HandDataModule  # noqa: E402
 from handpose.data.sample import Annotations  # noqa: E402
 from handpose.training.build import build_data  # noqa: E402
 
-cv2: Any = importlib.import_module("cv2") if importlib.util.find_spec("cv2") else None  # only compared with
+cv2: Any = importlib.import_module("cv2") if importlib.util.find_spec("cv2") else None  # only for comparison
 
 _TARGET_MB = 50
 PixelArray = NDArray[np.uint8]
 
 
 def decode_pil(path: Path) -> PixelArray:
-    """An RGB image (H, W, 3)."""
+    """Decode an RGB image (H, W, 3) with PIL."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def decode_opencv(path: Path) -> PixelArray:
-    """An RGB image (H, W, 3)."""
+    """Decode an RGB image (H, W, 3) with OpenCV."""
     return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
 
 
 def decode_simplejpeg(path: Path) -> PixelArray:
-    """An RGB image (H, W, 3)."""
+    """Decode an RGB image (H, W, 3) with simplejpeg."""
     return simplejpeg.decode_jpeg(path.read_bytes(), colorspace="rgb")
 
 
 def rotate_pil(image: PixelArray, angle_deg: float) -> PixelArray:
-    """Turn (H, W, 3) about its centre, counterclockwise as seen, nearest pixels."""
+    """Rotate (H, W, 3) counterclockwise about its centre with nearest-neighbour sampling."""
     return np.asarray(Image.fromarray(image).rotate(angle_deg, Image.Resampling.NEAREST))
 
 
 def rotate_opencv(image: PixelArray, angle_deg: float) -> PixelArray:
-    """Turn (H, W, 3) about its centre, counterclockwise as seen, nearest pixels."""
+    """Rotate (H, W, 3) counterclockwise about its centre with nearest-neighbour sampling."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle_deg, 1.0)
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_NEAREST)
 
 
 class PerImageDataset(Dataset[tuple[Tensor, Tensor]]):
-    """One image at a time, as most loaders do it: decode the file, turn image and joints, make tensors.
+    """A data set that loads one image at a time, as most loaders do: decode, rotate image and joints, make tensors.
 
     An item is an image (3, H, W) in [0, 1] and its joints (K, 3) in metres.
     """
@@ -114,14 +114,20 @@ class PerImageDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _rotate_z(angle_deg: float) -> Tensor:
-    """Rotation of the camera frame by which what is seen turns clockwise, (3, 3)."""
+    """Return the (3, 3) rotation of joints in the camera frame that turns them clockwise in the image."""
     cosine, sine = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
     return torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
 
 
 def make_config(folder: Path, *, image_size: int, num_images: int, overrides: Iterable[str] = ()) -> DictConfig:
-    """Drawn hands under `folder`: about num_images for training and for validation a tenth of that, as one core trains
-    them in a sweep."""
+    """Compose a configuration with about `num_images` drawn training hands, and a tenth of that for validation.
+
+    Args:
+        folder: the folder for the data and the outputs.
+        image_size: side of the images in pixels.
+        num_images: number of training images, about.
+        overrides: further overrides.
+    """
     return compose(
         "train",
         [
@@ -139,7 +145,7 @@ def make_config(folder: Path, *, image_size: int, num_images: int, overrides: It
 
 
 def repeat_dataset(root: Path, folder: Path, copies: int) -> Path:
-    """A data set with every image of another one `copies` times, under other names; the files are shared."""
+    """Make a data set that has every image of another one `copies` times under different names, as links."""
     for split in ("training", "evaluation"):
         (folder / split / "rgb").mkdir(parents=True)
         files = sorted((root / split / "rgb").glob("*.jpg"))
@@ -156,7 +162,13 @@ def repeat_dataset(root: Path, folder: Path, copies: int) -> Path:
 
 
 class LoaderBenchmark(NamedTuple):
-    """A row of the table: batches without end, and what is done to each."""
+    """A row of the table.
+
+    Attributes:
+        name: the name of the loader.
+        batches: the loader.
+        work: what is done with each batch.
+    """
 
     name: str
     batches: Iterable[Any]
@@ -164,7 +176,7 @@ class LoaderBenchmark(NamedTuple):
 
 
 def list_loaders(config: DictConfig, data: HandDataModule) -> list[LoaderBenchmark]:
-    """All loaders of the table, over the training split."""
+    """List all loaders of the table, over the training split."""
     augment, images = instantiate_key(config, "augment"), data.splits.train
     per_image = {"PIL": (decode_pil, rotate_pil), "simplejpeg, turned by PIL": (decode_simplejpeg, rotate_pil)}
     if cv2 is not None:
@@ -188,7 +200,7 @@ def _make_generator() -> torch.Generator:
 
 
 def measure_images_per_s(loader: LoaderBenchmark, *, num_batches: int, batch_size: int) -> float:
-    """Of one run."""
+    """Measure the images/s of one run."""
     batches = _repeat_forever(loader.batches)
     loader.work(next(batches))
     began = time.perf_counter()
@@ -203,7 +215,7 @@ def _repeat_forever(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def compare_loaders(config: DictConfig, data: HandDataModule, *, repeats: int, num_batches: int) -> dict[str, Any]:
-    """Print and return images/s of each loader, the medians of interleaved runs."""
+    """Print and return the images/s of each loader: the medians of interleaved runs."""
     rows = list_loaders(config, data)
     runs: dict[str, list[float]] = {row.name: [] for row in rows}
     for _ in range(repeats):
@@ -221,7 +233,13 @@ def compare_loaders(config: DictConfig, data: HandDataModule, *, repeats: int, n
 
 
 class ProcessMemory(NamedTuple):
-    """Of a process, in MB. mapped: of files, shared or not, which the kernel takes back when it needs them."""
+    """The memory of a process in MB.
+
+    Attributes:
+        private: not shared with another process.
+        proportional: shared pages are divided by the number of processes that share them.
+        mapped: of files, shared or not. The kernel can reclaim it.
+    """
 
     private: float
     proportional: float
@@ -229,7 +247,7 @@ class ProcessMemory(NamedTuple):
 
     @classmethod
     def measure(cls) -> "ProcessMemory":
-        """This process's, as Linux counts it."""
+        """Measure this process, as Linux counts it."""
         fields = dict(
             _parse_kb(line) for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
         )
@@ -243,9 +261,9 @@ def _parse_kb(line: str) -> tuple[str, int]:
 
 
 def _iterate_in_process(connection: Connection, config: DictConfig, other: DictConfig) -> None:
-    """In a process of its own: what opening the data and going through them once takes, then wait."""
+    """In its own process: measure the memory for opening the data and iterating over it once, then wait."""
     torch.set_num_threads(1)
-    next(iter(open_data(other).train_dataloader()))  # what a first batch loads and allocates, whatever the data set
+    next(iter(open_data(other).train_dataloader()))  # a first batch loads and allocates this for any data set
     before = ProcessMemory.measure()
     data = open_data(config)
     for _ in data.train_dataloader():
@@ -257,23 +275,23 @@ def _iterate_in_process(connection: Connection, config: DictConfig, other: DictC
 
 
 def open_data(config: DictConfig) -> HandDataModule:
-    """The data module of a configuration, ready to train."""
+    """Return the data module of a configuration, ready to train."""
     data = build_data(config, quiet=True)
     data.setup("fit")
     return data
 
 
 def measure_memory(config: DictConfig, other: DictConfig, *, processes: int) -> list[ProcessMemory]:
-    """What each of several processes takes for the data, the others being there; MB."""
+    """Measure how much memory each of several processes needs for the data while the others exist, in MB."""
     context = multiprocessing.get_context("spawn")
     taken, waiting = [], []
     for _ in range(processes):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_iterate_in_process, args=(theirs, config, other))
+        parent_end, child_end = context.Pipe()
+        process = context.Process(target=_iterate_in_process, args=(child_end, config, other))
         process.start()
-        theirs.close()
-        waiting.append((process, ours))
-        taken.append(ours.recv())
+        child_end.close()
+        waiting.append((process, parent_end))
+        taken.append(parent_end.recv())
     for process, connection in waiting:
         connection.send(None)
         process.join()
@@ -281,7 +299,7 @@ def measure_memory(config: DictConfig, other: DictConfig, *, processes: int) -> 
 
 
 def compare_memory(config: DictConfig, other: DictConfig, *, processes: int) -> dict[str, Any]:
-    """Print and return what each process takes for the data."""
+    """Print and return how much memory each process needs for the data."""
     data = open_data(config)
     num_images, size = len(data.splits.train), data.image_size
     store_mb = num_images * size**2 * 3 / 1e6
@@ -295,7 +313,7 @@ def compare_memory(config: DictConfig, other: DictConfig, *, processes: int) -> 
 
 
 def _set_root(config: DictConfig, root: Path, folder: Path) -> DictConfig:
-    """The same run on a data set in FreiHAND's layout."""
+    """Compose the same run for a data set in FreiHAND's layout."""
     paths = [quote_override("data.root", str(root)), quote_override("paths.output", str(folder / "outputs"))]
     sizes = [f"data.image_size={config.data.image_size}", f"data.batch_size={config.data.batch_size}"]
     return compose("train", ["data=freihand", *paths, *sizes, "data.source.num_blocks=1"])

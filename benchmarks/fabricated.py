@@ -1,7 +1,7 @@
-"""Sweeps whose truth is known: the real searcher, scheduler, events and files, with values from a formula.
+"""Sweeps with a known truth: the searcher, scheduler, events and files are real, and the values come from a formula.
 
-Nothing is trained and Ray is not started, so that hundreds of sweeps take minutes. A folder of such a sweep can be read
-and reported like any other. It cannot be resumed or audited: its sweep.yaml has no overrides.
+Nothing is trained and Ray is not started, so that hundreds of sweeps take minutes. The folder of such a sweep can be
+read and reported like any other. It cannot be resumed or audited, because its sweep.yaml has no overrides.
 """
 
 import random
@@ -25,18 +25,18 @@ from handpose.sweep.controller.scheduler_factory import bind_scheduler
 from handpose.sweep.record.events import EVENTS_FILE, EventLog
 
 LossFunction = Callable[[Mapping[str, Any], int, random.Random], float]
-"""(parameters, epoch, generator of the trial's own) -> value of the metric, smaller is better."""
+"""(parameters, epoch, generator of the trial) -> value of the metric; smaller is better."""
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SPACE_NAMES = tuple(
     sorted(file.stem for file in (REPOSITORY / "search_spaces").iterdir() if file.suffix in (".yaml", ".py"))
 )
-"""The search spaces that the project ships, by name."""
+"""The names of the search spaces that the project contains."""
 
 
 @dataclass(frozen=True)
 class SweepSetup:
-    """How a fabricated sweep is run. Trials run on `num_slots` slots that all take one second for an epoch."""
+    """How a fabricated sweep is run. Each of the `num_slots` slots takes one second for an epoch."""
 
     space: str
     searcher: str
@@ -48,7 +48,7 @@ class SweepSetup:
 
 
 def fabricate_sweep(setup: SweepSetup, loss: LossFunction, folder: Path, *, seed: int) -> None:
-    """Run a sweep of trials that report `loss`, and leave its folder as tune.py would before the confirmation."""
+    """Run a sweep whose trials report `loss`, and write its folder as tune.py would before the confirmation."""
     config = _make_config(setup)
     sweep = instantiate(config.sweep)
     sweep = replace(sweep, folder=str(folder), seed=seed, num_trials=setup.num_trials, max_epochs=setup.max_epochs)
@@ -88,8 +88,8 @@ class _Clock:
 
 
 def _run_slots(state: SweepController, loss: LossFunction, metric: str, clock: _Clock, seed: int) -> None:
-    """Give every slot an epoch in turn until the sweep is over."""
-    running: dict[int, int] = {}  # trial -> epoch that it has reached
+    """Let all slots train one epoch in turn until the sweep is over."""
+    running: dict[int, int] = {}  # trial -> its last epoch
     generators: dict[int, random.Random] = {}
     while True:
         while (segment := state.next_segment()) is not None:

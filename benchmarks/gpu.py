@@ -1,14 +1,14 @@
-"""Training images/s on a GPU: our Trainer, a bare loop, the encoder alone, and several processes that share the GPU.
+"""Measure training images/s on a GPU: our Trainer, a bare loop, the encoder alone, and several processes on one GPU.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --encoder mobilenetv3_small_100 --processes 1 2 --batch-size 128
 
-On drawn hands of 224 px in bfloat16. `measure_bare` is a loop on one augmented batch that stays on the GPU, `encoder`
-the same with the sum of the encoder's maps for a loss; the runs take turns, and the table holds their medians. Of
-several processes, each trains as a trial does, with its share of the memory, and all begin together: the table holds
-the sum of their images/s, one run each.
+All run on drawn hands of 224 px in bfloat16. `bare` is a loop on one augmented batch that stays on the GPU. `encoder`
+is the same with the sum of the means of the encoder's feature maps as loss. The runs are interleaved, and the table has
+their medians. With several processes, each trains like a trial with its fraction of the memory, and all start together.
+The table has the sum of their images/s, from one run.
 
-Needs a GPU that torch can use; --rehearse runs a tiny version of everything on the CPU, to see that it works.
+Needs a GPU that torch can use. --rehearse runs a tiny version of everything on the CPU, to see that it works.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from handpose.config import to_plain_values  # noqa: E402
 
 
 def measure_encoder(run: BenchmarkRun) -> float:
-    """Seconds a step of the encoder, forward, backward and optimizer, on a resident batch."""
+    """Measure the seconds per step of the encoder on a resident batch: forward, backward and optimizer."""
     module = run.module.to(run.device).train()
     image = module.augment(run.resident(), torch.Generator().manual_seed(0)).image
     optimizer = torch.optim.AdamW(module.net.encoder.parameters(), lr=1e-4, fused=True)  # type: ignore[union-attr]
@@ -50,7 +50,7 @@ def measure_encoder(run: BenchmarkRun) -> float:
 
 
 def measure_one_process(config: DictConfig, *, steps: int, repeats: int, folder: Path) -> dict[str, float]:
-    """Images/s of the three, the medians of interleaved runs."""
+    """Measure the images/s of encoder, bare loop and Trainer: the medians of interleaved runs."""
     run = BenchmarkRun.from_config(config, steps=steps)
     sides = {
         "encoder": lambda: measure_encoder(run),
@@ -67,12 +67,12 @@ def measure_one_process(config: DictConfig, *, steps: int, repeats: int, folder:
 def _train_in_process(
     config: DictConfig, steps: int, fraction: float, folder: Path, start: Barrier, rates: Any
 ) -> None:
-    """One of several processes on the GPU; where one fails, the others do not wait for it."""
+    """Train in one of several processes on the GPU. If one fails, the others do not wait for it."""
     try:
         if config.trainer.accelerator != "cpu":
             torch.cuda.set_per_process_memory_fraction(fraction)
         run = BenchmarkRun.from_config(config, steps=steps)
-        measure_trainer(run, folder)  # what is slow once: kernels are chosen, memory is taken
+        measure_trainer(run, folder)  # slow only once: selecting kernels, allocating memory
         start.wait()
         rates.put(run.batch_size / measure_trainer(run, folder))
     except BaseException:
@@ -81,9 +81,9 @@ def _train_in_process(
 
 
 def measure_several_processes(config: DictConfig, number: int, *, steps: int, folder: Path) -> float | None:
-    """Images/s of all processes together; None where one of them failed, as for want of memory."""
+    """Measure the images/s of all processes together. Return None if one of them failed, e.g. for lack of memory."""
     context = multiprocessing.get_context("spawn")
-    config = OmegaConf.create(to_plain_values(config))  # what Hydra resolves is resolved here
+    config = OmegaConf.create(to_plain_values(config))  # resolve here what needs Hydra
     start, rates = context.Barrier(number, timeout=600), context.Queue()
     processes = [
         context.Process(target=_train_in_process, args=(config, steps, 1 / number, folder / str(i), start, rates))
@@ -101,7 +101,7 @@ def measure_several_processes(config: DictConfig, number: int, *, steps: int, fo
 def measure_row(
     config: DictConfig, *, processes: Sequence[int], steps: int, repeats: int, folder: Path
 ) -> dict[str, Any]:
-    """A row of the results."""
+    """Measure a row of the results."""
     rates = measure_one_process(config, steps=steps, repeats=repeats, folder=folder)
     shared = {
         str(number): measure_several_processes(config, number, steps=steps, folder=folder) for number in processes

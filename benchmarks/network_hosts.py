@@ -1,4 +1,4 @@
-"""Hosts of this machine for drills: network namespaces on one switch, each with an address and a name. Linux, root."""
+"""Simulated hosts for drills: network namespaces on one switch, with addresses and names. Needs Linux and root."""
 
 import contextlib
 import os
@@ -9,10 +9,13 @@ from types import TracebackType
 
 
 class HostNetwork:
-    """A switch that this machine is on, with the first address, and the hosts that are connected to it.
+    """A switch to which this machine, with the first address, and the hosts are connected.
 
-    name: of the switch, which those of devices and namespaces begin with; five letters at most. prefix: of the
-    addresses, as 10.77.7. with the last dot. To be entered; at the end nothing of it is left.
+    Use it as a context manager, which removes everything at the end.
+
+    Args:
+        name: the name of the switch, and the prefix of the names of devices and namespaces; at most five letters.
+        prefix: the prefix of the addresses with the last dot, such as 10.77.7.
     """
 
     def __init__(self, name: str, prefix: str) -> None:
@@ -41,7 +44,7 @@ class HostNetwork:
         return f"{self._prefix}1"
 
     def add_host(self, host: str) -> str:
-        """A new host; returns its address."""
+        """Add a host and return its address."""
         self._hosts.append(host)
         namespace = self._get_namespace(host)
         _run_ip("netns", "add", namespace)
@@ -53,7 +56,8 @@ class HostNetwork:
         ):
             _run_ip("-n", namespace, *arguments)
         _run_ip("-n", namespace, "link", "set", "lo", "up")
-        # It leads nowhere, but Ray (2.60) takes the address that is on the way out, and without one only the loopback.
+        # The route leads nowhere. But Ray (2.60) uses the address of the default route, and without one only the
+        # loopback.
         _run_ip("-n", namespace, "route", "add", "default", "via", self.get_own_address)
         return self.get_address(host)
 
@@ -61,14 +65,19 @@ class HostNetwork:
         return f"{self._prefix}{self._hosts.index(host) + 2}"
 
     def format_hosts_file(self) -> str:
-        """Those of all hosts, and of this machine, as /etc/hosts has them."""
+        """Format the addresses of this machine and all hosts as in /etc/hosts."""
         known = {os.uname().nodename: self.get_own_address} | {host: self.get_address(host) for host in self._hosts}
         return "".join(f"{address} {name}\n" for name, address in ({"localhost": "127.0.0.1"} | known).items())
 
     def make_command_prefix(self, host: str, *, names: Path | None = None) -> list[str]:
-        """What a command line begins with that runs on a host, as the process that is started. names: its /etc/hosts.
+        """Return the start of a command line that runs a command on a host, in the process that is started.
 
-        Not `ip netns exec`, whose fresh /sys has no cgroups, without which slurmd does not start (22.05, seen).
+        `ip netns exec` does not work here: it mounts a new /sys without cgroups, and without these slurmd does not
+        start (22.05, observed).
+
+        Args:
+            host: the host.
+            names: a file to use as its /etc/hosts.
         """
         command = ["nsenter", f"--net=/run/netns/{self._get_namespace(host)}"]
         if names is None:
@@ -76,11 +85,11 @@ class HostNetwork:
         return [*command, "unshare", "--mount", "sh", "-c", f'mount --bind {names} /etc/hosts && exec "$@"', "sh"]
 
     def disconnect(self, host: str) -> None:
-        """Take its cable out."""
+        """Disconnect a host from the switch."""
         _run_ip("link", "set", self._get_cable(host), "down")
 
     def list_processes(self, host: str) -> dict[int, str]:
-        """What runs there: identifier -> command line."""
+        """List the processes on a host: identifier -> command line."""
         command = ["ip", "netns", "pids", self._get_namespace(host)]
         listed = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
         found = {}
@@ -92,7 +101,7 @@ class HostNetwork:
         return found
 
     def power_off(self, host: str) -> None:
-        """SIGKILL to all of its processes; what was running there is gone."""
+        """Send SIGKILL to all processes of a host."""
         for pid in self.list_processes(host):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -1,24 +1,25 @@
-"""How well our network and recipe find hands: beside the original design, on real photographs, and piece by piece.
+"""Measure how well our network and recipe find hands: against the original, on real photographs, and by ablation.
 
     python benchmarks/quality.py versus --output benchmarks/results/quality_versus.json
     python benchmarks/quality.py real --root FOLDER --output benchmarks/results/quality_real.json
     python benchmarks/quality.py ablation --output benchmarks/results/quality_ablation.json
 
-versus: ours as configured, `effpose` as the original trained it, and effpose with our recipe, so that network and
-recipe are told apart. One encoder, from scratch, the same synthetic hands and image size, and the same wall time on all
-cores: each side's number of epochs is what fits into it by the time of its second epoch, and its schedule ends there.
-The original's milestones keep their places in its run (100 and 140 of 145), its millimetre ranges fit the data.
+versus: our defaults, `effpose` as the original trained it, and effpose with our recipe, to separate the effects of
+network and recipe. All have the same encoder, trained from scratch, the same synthetic hands and image size, and the
+same wall time on all cores. The number of epochs of each side is what fits into this time at the duration of its second
+epoch, and its schedule ends there. The original's milestones keep their positions in its run (100 and 140 of 145), and
+its millimetre ranges fit the data.
 
-real: FOLDER holds a small set of photographs in FreiHAND's layout, with joints for its evaluation split. A network
-trained on synthetic hands only, and on their mirror images, since photographs may show left hands; the same, fine-tuned
-on all training photographs; and one trained on them from the encoder's weights. Each training ends after --minutes. No
-choice was made by the evaluation split: the recipe comes from a third of the training photographs.
+real: FOLDER has a small set of photographs in FreiHAND's layout, with joints for its evaluation split. The networks
+are: one trained on synthetic hands only, and on their mirror images, because photographs may show left hands; the same,
+fine-tuned on all training photographs; and one trained on these from the encoder's weights. Each training ends after
+--minutes. The evaluation split was used for no choice: the recipe was chosen on a third of the training photographs.
 
-ablation: the defaults with one thing changed at a time, and decoder depth by sigma, over a fixed number of epochs.
+ablation: the defaults with one change at a time, and decoder depth by sigma, over a fixed number of epochs.
 
-Errors are of the test split, one pass over the full picture unless a row says otherwise. Each training runs in a
-process of its own. Once the numbers of epochs are known, trainings share the cores (--jobs), which no error sees; a
-row's seconds are those of its training on all cores.
+Errors are those of the test split, in one pass over the full image unless a row says otherwise. Each training runs in
+its own process. When the numbers of epochs are known, trainings share the cores (--jobs), which does not change the
+errors. A row's seconds are those of its training on all cores.
 """
 
 import argparse
@@ -46,16 +47,16 @@ from handpose.resources import count_cores  # noqa: E402
 
 Overrides = Sequence[str]
 Recipe = Callable[[int], Overrides]
-"""Overrides of a run of so many epochs."""
+"""Number of epochs -> overrides of the run."""
 
 _METRIC_LABELS = {"pa_mpjpe_mm": "PA-MPJPE", "rr_mpjpe_mm": "RR-MPJPE", "keypoint_error_px": "px", "pck_auc": "AUC"}
 
 
-# --- one training, in a process of its own ----------------------------------------------------------------------------
+# --- one training, in its own process ---------------------------------------------------------------------------------
 
 
 def train_and_measure(overrides: Overrides, epochs: int) -> dict[str, Any]:
-    """Train and test; returns the test's figures, and what the training took."""
+    """Train and test. Return the metrics of the test, and the duration of the training."""
     from handpose.training.fit import train_and_test
 
     config = compose("train", [*overrides, f"trainer.max_epochs={epochs}", "trainer.enable_progress_bar=false"])
@@ -70,14 +71,23 @@ def train_and_measure(overrides: Overrides, epochs: int) -> dict[str, Any]:
 
 
 class TrainingSide(NamedTuple):
-    """What is trained, and for how many epochs."""
+    """The overrides of a training, and its number of epochs."""
 
     overrides: Overrides
     epochs: int
 
 
 def train_all(sides: Mapping[str, TrainingSide], *, seeds: Sequence[int], jobs: int) -> dict[str, list[dict[str, Any]]]:
-    """Each side with each seed, so many trainings at a time that share the cores; by side, in the order of seeds."""
+    """Train each side with each seed.
+
+    Args:
+        sides: name -> side.
+        seeds: the seeds.
+        jobs: number of trainings at a time, which share the cores.
+
+    Returns:
+        Name -> results, in the order of the seeds.
+    """
     threads = max(1, count_cores() // jobs)
     order = [(seed, name) for seed in seeds for name in sides]
     places = (re.sub(r"\W+", "_", f"{name} {seed}") for seed, name in order)
@@ -96,12 +106,12 @@ def train_all(sides: Mapping[str, TrainingSide], *, seeds: Sequence[int], jobs: 
 
 
 def count_epochs_within(minutes: float, about: Mapping[str, float]) -> int:
-    """How many epochs fit, by the time of one on all cores."""
+    """Count the epochs that fit into a time, given the time of one on all cores."""
     return max(2, round(60 * minutes / about["epoch_s"]))
 
 
 def describe(overrides: Overrides) -> dict[str, float]:
-    """Seconds of a second epoch, validation included; parameters; training images."""
+    """Measure the seconds of a second epoch with its validation. Count parameters and training images."""
     from handpose.training.fit import prepare_run
     from handpose.training.results import RunFolders
     from handpose.training.trainer import make_training_trainer, suppress_library_output
@@ -122,7 +132,7 @@ def describe(overrides: Overrides) -> dict[str, float]:
 
 
 class _EpochClock(pl.Callback):
-    """Seconds of the last epoch, with its validation."""
+    """Measures the seconds of the last epoch with its validation."""
 
     def __init__(self) -> None:
         self.seconds, self._began = 0.0, 0.0
@@ -135,7 +145,7 @@ class _EpochClock(pl.Callback):
 
 
 def measure_joint_ranges(overrides: Overrides) -> dict[str, list[float]]:
-    """Ranges in mm that hold all joints of the training split, with a tenth to spare on either side."""
+    """Return ranges in mm that contain all joints of the training split, with a tenth as margin on either side."""
     from handpose.training.fit import prepare_run
 
     xyz_m = prepare_run(compose("train", overrides), stage="fit", quiet=True).data.splits.train.xyz_m
@@ -146,11 +156,16 @@ def measure_joint_ranges(overrides: Overrides) -> dict[str, list[float]]:
     return {f"{axis}_mm": [round(float(a)), round(float(b))] for axis, a, b in pairs}
 
 
-# --- ours beside the original -----------------------------------------------------------------------------------------
+# --- comparison with the original -------------------------------------------------------------------------------------
 
 
 def make_original_recipe(ranges: Mapping[str, list[float]], *, recipe: bool) -> Recipe:
-    """The original network; with recipe its optimizer, schedule and augmentation too, else ours."""
+    """Make the recipe of the original network.
+
+    Args:
+        ranges: the ranges of its axes in mm.
+        recipe: also use the original's optimizer, schedule and augmentation; else ours.
+    """
     network = [
         "model/decoder=effpose",
         "heatmap=camera_axes",
@@ -160,7 +175,7 @@ def make_original_recipe(ranges: Mapping[str, list[float]], *, recipe: bool) -> 
     ]
 
     def overrides(epochs: int) -> Overrides:
-        if not recipe:  # of our augmentation only what leaves the camera as it is
+        if not recipe:  # only those of our augmentations that do not change the camera
             return [*network, "augment.scale=0", "augment.shift=0"]
         return [
             *network,
@@ -175,7 +190,7 @@ def make_original_recipe(ranges: Mapping[str, list[float]], *, recipe: bool) -> 
 
 
 def compare_with_original(given: argparse.Namespace) -> dict[str, Any]:
-    """All sides over all seeds, for one wall time."""
+    """Train all sides with all seeds, for the same wall time."""
     with tempfile.TemporaryDirectory() as folder:
         shared = [*given.overrides, quote_override("paths.output", folder)]
         ranges = run_in_fresh_process(measure_joint_ranges, overrides=shared)
@@ -200,14 +215,14 @@ def compare_with_original(given: argparse.Namespace) -> dict[str, Any]:
 
 
 BOTH_SIDES: Overrides = ("augment.mirror=0.5",)
-"""What a training on synthetic hands has beside the defaults: they are right hands."""
+"""Overrides for training on synthetic hands, which are right hands only."""
 
 FEW_PHOTOGRAPHS: Overrides = ("train_on_val=true",)
-"""What a training on a few hundred photographs has beside the defaults."""
+"""Overrides for training on a few hundred photographs."""
 
 
 def measure_real_photographs(given: argparse.Namespace) -> dict[str, Any]:
-    """Synthetic only, fine-tuned from it, and from the encoder's weights."""
+    """Train on synthetic hands only, fine-tune that network, and train from the encoder's weights."""
     with tempfile.TemporaryDirectory() as folder:
         size = [f"data.image_size={given.image_size}", f"data.batch_size={given.batch_size}"]
         encoder = [f"model.encoder.name={given.encoder}"]
@@ -226,30 +241,30 @@ def measure_real_photographs(given: argparse.Namespace) -> dict[str, Any]:
             "from the encoder's weights": TrainingSide([*of_photographs, *weights], epochs["photographs"]),
         }
         runs = train_all(first, seeds=[0], jobs=given.jobs)
-        begun = quote_override("model.weights", runs["synthetic only"][0]["checkpoint"])
-        last = {"fine-tuned from synthetic": TrainingSide([*of_photographs, begun], epochs["photographs"])}
+        initial_weights = quote_override("model.weights", runs["synthetic only"][0]["checkpoint"])
+        last = {"fine-tuned from synthetic": TrainingSide([*of_photographs, initial_weights], epochs["photographs"])}
         runs |= train_all(last, seeds=[0], jobs=1)
         rows = [summarise("synthetic only, on synthetic hands", runs["synthetic only"], about["synthetic"])]
         for name, views in itertools.product(runs, VIEWS):
-            there = [quote_override("model.checkpoint_path", runs[name][0]["checkpoint"]), "test=true", *VIEWS[views]]
-            tested = run_in_fresh_process(measure_test, overrides=[*photographs, *shared, *there])
+            test = [quote_override("model.checkpoint_path", runs[name][0]["checkpoint"]), "test=true", *VIEWS[views]]
+            tested = run_in_fresh_process(measure_test, overrides=[*photographs, *shared, *test])
             rows.append({"name": f"{name}, {views}", **{key: tested[f"test/{key}"] for key in _METRIC_LABELS}})
     print(f"\n{format_table(rows)}")
     return {"rows": rows, "runs": runs}
 
 
 VIEWS: Mapping[str, Overrides] = {"one pass": (), "test_time=full": ("test_time=full",)}
-"""What is seen of a photograph at test time."""
+"""Name -> overrides that set the views of a photograph at test time."""
 
 
 def measure_test(overrides: Overrides) -> dict[str, float]:
-    """Figures of a checkpoint on the test split."""
+    """Return the metrics of a checkpoint on the test split."""
     from handpose.training.fit import train_and_test
 
     return train_and_test(compose("train", [*overrides, "trainer.enable_progress_bar=false"]), quiet=True).test_metrics
 
 
-# --- piece by piece ---------------------------------------------------------------------------------------------------
+# --- ablation ---------------------------------------------------------------------------------------------------------
 
 DEPTHS = (0, 1, 2, 3, 4, 5)
 SIGMAS = (0.02, 0.04, 0.08)
@@ -287,11 +302,11 @@ CHANGES: Mapping[str, Overrides] = {
     "blur": ("augment.blur=0.2",),
     "noise": ("augment.noise=8.0",),
 }
-"""What is changed -> overrides."""
+"""Change -> overrides."""
 
 
 def run_ablation(given: argparse.Namespace) -> dict[str, Any]:
-    """The defaults with one change at a time, and depth by sigma."""
+    """Train the defaults with one change at a time, and depth by sigma."""
     grid = {
         f"depth {depth}, sigma {sigma}": (f"model.decoder.depth={depth}", f"heatmap.sigma={sigma}")
         for depth in DEPTHS
@@ -303,7 +318,8 @@ def run_ablation(given: argparse.Namespace) -> dict[str, Any]:
         chosen = {name: change for name, change in chosen.items() if name in given.rows}
     with tempfile.TemporaryDirectory() as folder:
         shared = [*given.overrides, quote_override("paths.output", folder)]
-        run_in_fresh_process(measure_joint_ranges, overrides=shared)  # draws and packs the data, so that no run has to
+        # Draws and packs the data, so that no run has to do it.
+        run_in_fresh_process(measure_joint_ranges, overrides=shared)
         sides = {name: TrainingSide([*shared, *change], given.epochs) for name, change in chosen.items()}
         runs = train_all(sides, seeds=given.seeds, jobs=given.jobs)
     rows = [summarise(name, runs[name], {}) for name in chosen]
@@ -315,7 +331,7 @@ def run_ablation(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def summarise(name: str, runs: Sequence[Mapping[str, Any]], about: Mapping[str, float]) -> dict[str, Any]:
-    """Means over the runs, the first figure of each, and what the network is."""
+    """Return the means over the runs, the PA-MPJPE of each run, and the size and speed of the network."""
     row: dict[str, Any] = {"name": name}
     for key in _METRIC_LABELS:
         row[key] = statistics.mean(run[f"test/{key}"] for run in runs)
@@ -330,14 +346,14 @@ def summarise(name: str, runs: Sequence[Mapping[str, Any]], about: Mapping[str, 
 
 
 def format_run(run: Mapping[str, Any]) -> str:
-    """A run's figures in one line."""
+    """Format the results of a run as one line."""
     shown = [f"{head} {run[f'test/{key}']:.2f}" for key, head in _METRIC_LABELS.items()]
     took = [f"{run['epochs']} epochs in {run['seconds']:.0f} s"] if "epochs" in run else []
     return ", ".join([*shown, *took])
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows, to read."""
+    """Format the rows as a table."""
     width = max(len(row["name"]) for row in rows) + 2
     heads = [*_METRIC_LABELS.values(), "epochs", "s", "parameters", "images/s"]
     keys = [*_METRIC_LABELS, "epochs", "seconds", "parameters", "images_per_s"]
@@ -379,7 +395,7 @@ def main() -> None:
     print(format_machine())
     results = given.of(given)
     for run in itertools.chain.from_iterable(results.get("runs", {}).values()):
-        del run["checkpoint"]  # it is gone with its folder
+        del run["checkpoint"]  # it was removed with its folder
     settings = {name: value for name, value in vars(given).items() if name not in ("output", "of", "root")}
     write_results(given.output, {"settings": settings, **results})
 

@@ -1,11 +1,12 @@
-"""A sweep by `ray up` on two hosts of this machine that answer ssh, as in docs/cluster/ray_up.md for own machines.
+"""Run a sweep with `ray up` on two simulated hosts with ssh, as docs/cluster/ray_up.md describes for your own machines.
 
     python benchmarks/ray_up_drill.py --output benchmarks/results/ray_up_drill.json
 
-Needs Linux, root, and of Debian iproute2, openssh-server, rsync and python3-venv. Each host has a network, processes, a
-home and a /tmp of its own, and shares nothing but a folder in place of an object store; packages come from a folder of
-wheels that is downloaded first, since the hosts have no way out. The commands that cluster/ray_up.py prints are typed
-as they are. Then the sweep is audited, and what `ray down` has left running is counted.
+Needs Linux, root, and the Debian packages iproute2, openssh-server, rsync and python3-venv. Each host has its own
+network, processes, home folder and /tmp. The hosts share only a folder that replaces an object store. Packages come
+from a folder of wheels that is downloaded first, because the hosts have no internet. The commands that
+cluster/ray_up.py prints are run unchanged. Then the sweep is audited, and the processes that `ray down` has left
+running are counted.
 """
 
 import argparse
@@ -35,7 +36,7 @@ _PROGRAMS = ("ip", "nsenter", "unshare", "/usr/sbin/sshd", "ssh-keygen", "rsync"
 _HOSTS = ("first", "second")
 _TIMEOUT_S = 900.0
 _DOWN_TIMEOUT_S = 120.0
-# $1: the host's folder, $2: its name, $3: the public key of who may enter
+# $1: the host's folder, $2: its name, $3: the public key that may log in
 _HOST_SCRIPT = """
 home=$(getent passwd root | cut -d: -f6)
 mount --bind "$1/home" "$home" && mount --bind "$1/tmp" /tmp && mount -t tmpfs tmpfs /dev/shm && hostname "$2"
@@ -52,7 +53,7 @@ _SMALL = (
 
 
 def main() -> None:
-    """Run the drill; status 1 where the sweep did not run on both hosts, or is not whole, or Ray still runs at last."""
+    """Run the drill. The exit status is 1 if a host ran no trial, the sweep is incomplete, or Ray is still running."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--wheels", type=Path, help="folder of wheels for requirements.txt; downloaded without it")
@@ -61,7 +62,7 @@ def main() -> None:
     missing = [name for name in _PROGRAMS if shutil.which(name) is None]
     if missing or os.getuid() != 0:
         sys.exit(f"this drill needs {', '.join(missing) or 'root'}: apt-get install iproute2 openssh-server rsync")
-    # Not under /tmp, of which each host has its own.
+    # Not under /tmp, because each host has its own.
     with (
         tempfile.TemporaryDirectory(prefix="ray-up-", dir="/var/tmp") as place,
         HostNetwork("hpray", "10.77.9.") as network,
@@ -80,14 +81,14 @@ def main() -> None:
 
 
 def _download(folder: Path) -> Path:
-    asked = ["-q", "-d", str(folder), "-r", str(REPOSITORY / "requirements.txt")]
-    subprocess.run([sys.executable, "-m", "pip", "download", *asked], check=True)
+    options = ["-q", "-d", str(folder), "-r", str(REPOSITORY / "requirements.txt")]
+    subprocess.run([sys.executable, "-m", "pip", "download", *options], check=True)
     return folder
 
 
 @contextlib.contextmanager
 def _start_host(network: HostNetwork, host: str, folder: Path) -> Iterator[None]:
-    """A machine that whoever has the key may enter as root, for a block."""
+    """Run a host within the block. The owner of the key can log in as root."""
     network.add_host(host)
     for name in ("home", "tmp"):
         (folder / host / name).mkdir(parents=True)
@@ -116,15 +117,15 @@ def _run_drill(network: HostNetwork, folder: Path, wheels: Path, num_trials: int
     options += ["--ssh-private-key", str(folder / "key"), "--python", "/usr/bin/python3"]
     arguments = ["sweep.name=drill", f"sweep.storage=file://{store}", f"sweep.num_trials={num_trials}", *_SMALL]
     launcher = [sys.executable, str(REPOSITORY / "cluster" / "ray_up.py"), *options, "--output", "drill.yaml"]
-    environment = os.environ | {"HOME": str(folder)}  # where the token is made
-    told = _run_command([*launcher, "--", *arguments], folder, environment)
-    up, sweep, down = told.splitlines()[-3:]
+    environment = os.environ | {"HOME": str(folder)}  # the token is created there
+    output = _run_command([*launcher, "--", *arguments], folder, environment)
+    up, sweep, down = output.splitlines()[-3:]
     _run_command(["bash", "-c", up], folder, environment)
     up_s = time.monotonic() - began
     _wait_for_nodes(shlex.split(down)[0], folder, environment)
-    # In the foreground, so that its end can be seen.
-    told = _run_command(["bash", "-c", sweep.replace(" --tmux", "")], folder, environment)
-    print(told[-3000:])
+    # In the foreground, to wait for its end.
+    output = _run_command(["bash", "-c", sweep.replace(" --tmux", "")], folder, environment)
+    print(output[-3000:])
     _run_command(["bash", "-c", down], folder, environment)
     download_sweep(f"file://{store}/drill", folder / "drill")
     reports = [each for each in read_events(folder / "drill" / EVENTS_FILE) if isinstance(each, EpochReported)]
@@ -142,21 +143,21 @@ def _run_drill(network: HostNetwork, folder: Path, wheels: Path, num_trials: int
 
 
 def _wait_for_nodes(ray: str, folder: Path, environment: dict[str, str]) -> None:
-    """`ray up` returns when the head is up, which then starts the others."""
-    asked = shlex.join(["exec", "drill.yaml", "RAY_AUTH_MODE=token ray status"])
+    """Wait for all nodes: `ray up` returns when the head is up, which then starts the others."""
+    command = shlex.join(["exec", "drill.yaml", "RAY_AUTH_MODE=token ray status"])
     end = time.monotonic() + _TIMEOUT_S
     while True:
-        told = _run_command(["bash", "-c", f"{ray} {asked}"], folder, environment)
-        active = re.search(r"Active:\s+(\d+) local", told)
+        output = _run_command(["bash", "-c", f"{ray} {command}"], folder, environment)
+        active = re.search(r"Active:\s+(\d+) local", output)
         if active and int(active[1]) == len(_HOSTS):
             return
         if time.monotonic() > end:
-            sys.exit(f"the second host has not come:\n{told}")
+            sys.exit(f"the second host has not come:\n{output}")
         time.sleep(5.0)
 
 
 def _count_remaining(network: HostNetwork) -> int:
-    """Processes of Ray on the hosts a while after `ray down`, which ends those of the head only."""
+    """Count the Ray processes on the hosts some time after `ray down`, which stops only those of the head."""
     end = time.monotonic() + _DOWN_TIMEOUT_S
     while True:
         lines = [line for host in _HOSTS for line in network.list_processes(host).values()]

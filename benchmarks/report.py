@@ -1,12 +1,12 @@
-"""How large the report of a big sweep is, how long it takes to write, and how long a browser takes to open it.
+"""Measure the size of the report of a large sweep, the time to write it, and the time to open it in a browser.
 
     python benchmarks/report.py --trials 1000 --output benchmarks/results/report.json
 
-The sweep has a conditional space, two objectives, failures, divergence and trials that cost too much; its events and
-its study are really written, by ASHA and random proposals, with curves from a formula. The browser is Chromium
-(apt-get install chromium), without a window: --pictures DIR keeps pictures of the whole page, 390 and 1440 pixels wide,
-light and dark, and a print of it. Goals: under 10 MB, opened in under 3 s, nothing wider than the window, nothing on
-the console.
+The sweep has a conditional space, two objectives, failures, divergence, and trials whose cost is too high. Its events
+and study are really written, with ASHA and random proposals; the learning curves come from a formula. The browser is a
+headless Chromium (apt-get install chromium). --pictures DIR saves screenshots of the whole page, 390 and 1440 pixels
+wide, light and dark, and a PDF of it. Goals: under 10 MB, opened in under 3 s, nothing wider than the window, no
+messages on the console.
 """
 
 import argparse
@@ -55,15 +55,20 @@ _DEFAULTS: Params = {"optimizer.lr": 5e-3, "heatmap.sigma": 0.04, "model/decoder
 _SKIPS: Params = {"model.decoder.skips": "add"}
 
 
-# --- a sweep that nobody trained --------------------------------------------------------------------------------------
+# --- a fabricated sweep -----------------------------------------------------------------------------------------------
 
 
 def make_sweep(
     folder: Path, *, num_trials: int, max_epochs: int = 27, space: str = "decoder_family", is_over: bool = True
 ) -> TrialTable:
-    """Leave the files of a sweep in a folder; returns the table that the sweep itself had.
+    """Write the files of a sweep to a folder, and return the table of the sweep.
 
-    is_over: else the last trials are running, and nothing was confirmed.
+    Args:
+        folder: the folder.
+        num_trials: number of trials.
+        max_epochs: number of epochs of a complete trial.
+        space: the search space.
+        is_over: whether the sweep is finished and confirmed; else its last trials are running.
     """
     overrides = [
         f"sweep.num_trials={num_trials}",
@@ -79,19 +84,19 @@ def make_sweep(
     folder.mkdir(parents=True)
     copy_space(found, folder)
     write_yaml(folder / "sweep.yaml", make_sweep_record(task, collect_provenance(data="0123456789abcdef")))
-    made = _FabricatedSweep(instantiate(config.sweep), space)
-    made.run(num_left=0 if is_over else _SLOTS // 2)
+    sweep = _FabricatedSweep(instantiate(config.sweep), space)
+    sweep.run(num_left=0 if is_over else _SLOTS // 2)
     if is_over:
-        _write_confirmation(folder, made.table)
-        best = made.table.rank_trials()[0]
+        _write_confirmation(folder, sweep.table)
+        best = sweep.table.rank_trials()[0]
         write_yaml(
             folder / "best.yaml", {"trial": best.number, "command": f"python train.py best={folder.name}/best.yaml"}
         )
-    return made.table
+    return sweep.table
 
 
 class _FabricatedSweep:
-    """As run_sweep has it, but for Ray: reports come from a formula, and the clock is made up."""
+    """A sweep as in run_sweep, without Ray: reports come from a formula, and the clock is simulated."""
 
     def __init__(self, settings: SweepSettings, space: str) -> None:
         self.settings = settings
@@ -121,9 +126,9 @@ class _FabricatedSweep:
         )
 
     def run(self, *, num_left: int) -> None:
-        """Until no more than so many trials are left running."""
+        """Run until at most so many trials are left running."""
         self.state.open(num_slots=_SLOTS)
-        waiting: list[tuple[float, int, int]] = []  # when it comes, trial, epoch
+        waiting: list[tuple[float, int, int]] = []  # (time of the report, trial, epoch)
         while True:
             while (segment := self.state.next_segment()) is not None:
                 heapq.heappush(
@@ -131,7 +136,7 @@ class _FabricatedSweep:
                 )
             if not waiting and self.state.is_over:
                 break
-            if not waiting:  # a trial is tried again later
+            if not waiting:  # a trial waits for its retry
                 self.now += 10
                 continue
             if len(waiting) <= num_left and len(self.table.rows) >= self.settings.num_trials:
@@ -145,7 +150,7 @@ class _FabricatedSweep:
         self.log.close()
 
     def _report_epoch(self, trial: int, epoch: int) -> bool:
-        """What a worker tells after an epoch; returns whether it goes on."""
+        """Report an epoch as a worker would. Return whether the trial continues."""
         params = self.table.rows[trial].params
         draws = random.Random(1000 * trial + epoch)
         if epoch == 1 and not self.state.process_costs(trial, _compute_costs(params)):
@@ -161,7 +166,7 @@ class _FabricatedSweep:
 
 
 def compute_loss(params: Mapping[str, Any], epoch: int) -> float:
-    """What a configuration is worth: best at the upper end of sigma's range, a learning rate of 3e-3 and depth 4."""
+    """Compute a loss that is best at the upper end of sigma's range, a learning rate of 3e-3 and depth 4."""
     depth = params.get("model.decoder.depth")
     decoder = 2.5 if depth is None else 0.5 * abs(depth - 4)
     rate = 3 * abs(math.log10(params["optimizer.lr"] / 3e-3))
@@ -197,9 +202,10 @@ def _write_confirmation(folder: Path, table: TrialTable) -> None:
 
 
 def measure_opening(browser: Browser, file: Path) -> tuple[float, float]:
-    """Seconds until the page is loaded and what is in view is drawn: by the clock, and of the page's thread alone.
+    """Measure the seconds until the page is loaded and the visible part is drawn.
 
-    The second does not depend on what else the machine does.
+    Returns:
+        The wall time, and the time of the page's thread only, which does not depend on the load of the machine.
     """
     with browser.open_tab(width=1440, height=900) as tab:
         tab.call("Performance.enable", timeDomain="threadTicks")
@@ -212,7 +218,7 @@ def measure_opening(browser: Browser, file: Path) -> tuple[float, float]:
 
 
 def check_charts(browser: Browser, file: Path, *, width: int, pictures: Path | None) -> dict[str, Any]:
-    """Draw all charts at a width; returns what sticks out, how many were drawn, and what the console said."""
+    """Draw all charts at a width. Return the page's width, the numbers of charts, and the console messages."""
     with browser.open_tab(width=width, height=900) as tab:
         tab.open(file.as_uri())
         tab.evaluate("for (const place of places) draw(place)")
@@ -237,14 +243,14 @@ def _save_picture(tab: Tab, file: Path) -> None:
 
 
 def print_to_pdf(browser: Browser, file: Path) -> bytes:
-    """The page as a PDF."""
+    """Return the page as a PDF."""
     with browser.open_tab(width=1440, height=900) as tab:
         tab.open(file.as_uri())
         return base64.b64decode(tab.call("Page.printToPDF", printBackground=True)["data"])
 
 
 def main() -> None:
-    """Print and write the figures."""
+    """Measure, and print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=5, help="times it is opened; the median counts")

@@ -1,4 +1,4 @@
-"""How figures are kept: as JSON, with the day and the machine that they were measured on."""
+"""Files of results: JSON with the date and the machine on which they were measured."""
 
 import contextlib
 import platform
@@ -17,7 +17,7 @@ _PACKAGES = ("ray", "torch", "pytorch-lightning", "optuna")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory and GPU, and the versions of what does the work."""
+    """Describe the processor, cores, memory and GPU, and the versions of Python and the main packages."""
     described = {
         "processor": _get_processor_name(),
         "cores": count_cores(),
@@ -29,13 +29,13 @@ def describe_machine() -> dict[str, Any]:
 
 
 def format_machine() -> str:
-    """The machine in a few words."""
+    """Describe the machine in a few words."""
     found = describe_machine()
     return f"{found['processor']}, {found['cores']} cores{', ' + found['gpu'] if 'gpu' in found else ''}"
 
 
 def write_results(file: Path | None, content: Mapping[str, Any], *, indent: int | None = 1) -> None:
-    """Write figures as JSON, with the day and the machine; nothing without a file."""
+    """Write results as JSON with the date and the machine. Without a file, do nothing."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         head = {"date": time.strftime("%Y-%m-%d"), "machine": describe_machine()}
@@ -52,6 +52,6 @@ def _get_processor_name() -> str:
 def _list_versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):  # a machine with a GPU may be lent without Ray
+        with contextlib.suppress(PackageNotFoundError):  # Ray need not be installed on a machine with a GPU
             found[name] = version(name)
     return found

@@ -1,13 +1,13 @@
-"""A sweep that is kept in S3, whose machine is lost twice and whose store is out twice; counts what was lost or wrong.
+"""Run a sweep in S3 that loses its machine twice and its store twice. Count what is lost or wrong.
 
     python benchmarks/s3_drill.py --moto PYTHON --output s3_drill.json
 
-The store is moto's server on loopback, run by a Python that has it (`pip install "moto[server]"` in an environment of
-its own). The sweep is one of real networks on synthetic hands, with confirmation and retraining. Its driver is ended by
-SIGKILL and its folder removed; it goes on in another folder from what the store has, and once more. In the second part
-the store is out of reach for a while (connections are refused), in the last one it hangs. At the end the sweep is
-audited (handpose/sweep/audit), held against what the store knew when a machine was lost and, report by report and to
-the last digit, against the same sweep left alone without a store.
+The store is moto's server on loopback, run by a Python that has it (`pip install "moto[server]"` in its own
+environment). The sweep trains real networks on synthetic hands, with confirmation and retraining. Twice its driver is
+killed with SIGKILL and its folder removed, and it is resumed in another folder from the store. In the second part the
+store is unreachable for a while (connections are refused), in the last one it hangs. At the end the sweep is audited
+(handpose/sweep/audit). It is compared with what the store contained when a machine was lost, and, report by report and
+to the last digit, with the same sweep without interruptions and without a store.
 """
 
 import argparse
@@ -55,20 +55,26 @@ _SWEEP_OVERRIDES = (
     "sweep.gpus_per_trial=0",
 )
 _KILL_AFTER_REPORTS = (8, 16)
-"""Proposals and reports in the log."""
+"""Number of proposals, reports and decisions in the log after which the driver is killed."""
 
 _BUCKET = "sweeps"
 _URL = f"s3://{_BUCKET}/drills"
 _LIMIT_S = 3600.0
 _EXPECTED_FILES = ("sweep.yaml", "trials.csv", "best.yaml", "report.html", "study/journal.log", "retrain/metrics.json")
-"""What a user finds in the store when the sweep is done."""
+"""Files that the store must contain when the sweep has finished."""
 
 
 @dataclass
 class DriverRun:
-    """What one driver did. num_known: reports that its log had at its end; num_stored: of these the store's.
+    """The run of one driver.
 
-    lost: reports of the store's log that the next driver's did not begin with.
+    Attributes:
+        outage: the kind of outage during it.
+        seconds: its duration.
+        num_known: number of decisions in its log at its end.
+        num_stored: number of decisions in the store's log.
+        lost: number of decisions in the store's earlier log with which this driver's log does not start.
+        messages: its messages about the storage.
     """
 
     outage: str
@@ -80,7 +86,7 @@ class DriverRun:
 
 
 def main() -> None:
-    """Run the drill; status 1 where anything was found."""
+    """Run the drill. The exit status is 1 if anything was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moto", default=sys.executable, metavar="PYTHON", help="that has moto[server]")
     parser.add_argument("--outage-s", type=float, default=25.0)
@@ -116,40 +122,40 @@ def _run_drill(
         door.interrupt,
         server.pause,
     ]
-    before: list[object] = []
+    stored: list[object] = []
     for number, (part, outage) in enumerate(zip(parts, outages, strict=True)):
-        place = folder / f"machine_{number}"
-        place.mkdir()
+        machine = folder / f"machine_{number}"
+        machine.mkdir()
         began = time.monotonic()
         overrides = [*_SWEEP_OVERRIDES, f"sweep.storage={_URL}"] if number == 0 else [f"sweep.resume={_URL}/drill"]
-        driver = _start_driver(place, overrides)
-        _wait_until(partial(_has_more_reports, place, len(before) + 2), driver, place)
+        driver = _start_driver(machine, overrides)
+        _wait_until(partial(_has_more_reports, machine, len(stored) + 2), driver, machine)
         with outage():
             if part.outage != "none":
-                reports = _count_reports(place)
+                reports = _count_reports(machine)
                 time.sleep(outage_s)
-                _wait_until(partial(_has_more_reports, place, reports), driver, place)
+                _wait_until(partial(_has_more_reports, machine, reports), driver, machine)
         if number < 2:
-            _wait_until(partial(_has_more_reports, place, _KILL_AFTER_REPORTS[number]), driver, place)
+            _wait_until(partial(_has_more_reports, machine, _KILL_AFTER_REPORTS[number]), driver, machine)
             driver.kill()
         status = driver.wait(timeout=_LIMIT_S)
         if status not in (0, -signal.SIGKILL):
-            sys.exit(f"the driver ended with {status}:\n{(place / 'log').read_text(encoding='utf-8')[-3000:]}")
+            sys.exit(f"the driver ended with {status}:\n{(machine / 'log').read_text(encoding='utf-8')[-3000:]}")
         part.seconds = time.monotonic() - began
-        known = _read_decisions(_get_sweep_folder(place))
-        part.lost = sum(one != other for one, other in zip(before, known, strict=False)) + max(
-            0, len(before) - len(known)
+        known = _read_decisions(_get_sweep_folder(machine))
+        part.lost = sum(one != other for one, other in zip(stored, known, strict=False)) + max(
+            0, len(stored) - len(known)
         )
-        before = _read_stored_decisions()
-        part.num_known, part.num_stored = len(known), len(before)
+        stored = _read_stored_decisions()
+        part.num_known, part.num_stored = len(known), len(stored)
         part.messages = [
-            line for line in (place / "log").read_text(encoding="utf-8").splitlines() if line.startswith("storage ")
+            line for line in (machine / "log").read_text(encoding="utf-8").splitlines() if line.startswith("storage ")
         ]
         print(_format_part(part), flush=True)
         for line in part.messages:
             print(f"  {line}")
         if number < 2:
-            shutil.rmtree(place)  # the machine is lost
+            shutil.rmtree(machine)  # lose the machine
     last = _get_sweep_folder(folder / "machine_2")
     found = (
         _count_findings(last, secret)
@@ -174,7 +180,7 @@ def _count_differences(last: Path, alone: Path) -> int:
 
 
 def _count_findings(last: Path, secret: str) -> dict[str, int]:
-    """Numbers that are to be 0."""
+    """Count findings. All numbers should be 0."""
     findings = audit(last)
     for sentence in (*findings.lost, *findings.repeated, *findings.wrong):
         print(f"  {sentence}")
@@ -196,12 +202,12 @@ def _count_findings(last: Path, secret: str) -> dict[str, int]:
 
 
 def _run_reference_sweep(folder: Path) -> Path:
-    place = folder / "alone"
-    place.mkdir()
-    status = _start_driver(place, [*_SWEEP_OVERRIDES]).wait(timeout=_LIMIT_S)
+    machine = folder / "alone"
+    machine.mkdir()
+    status = _start_driver(machine, [*_SWEEP_OVERRIDES]).wait(timeout=_LIMIT_S)
     if status:
-        sys.exit(f"the sweep left alone ended with {status}:\n{(place / 'log').read_text(encoding='utf-8')[-3000:]}")
-    return _get_sweep_folder(place)
+        sys.exit(f"the sweep left alone ended with {status}:\n{(machine / 'log').read_text(encoding='utf-8')[-3000:]}")
+    return _get_sweep_folder(machine)
 
 
 def _start_driver(place: Path, overrides: Sequence[str]) -> "subprocess.Popen[bytes]":
@@ -228,7 +234,7 @@ def _read_stored_decisions() -> list[object]:
 
 
 def _read_decisions(folder: Path) -> list[object]:
-    """Proposals, reports and decisions, without the time, the place and the stretch."""
+    """Read proposals, reports and decisions, without times, nodes and segments."""
     kept = [
         event
         for event in read_events(folder / EVENTS_FILE)
@@ -251,14 +257,14 @@ def _wait_until(condition: Callable[[], bool], driver: "subprocess.Popen[bytes]"
 
 @dataclass
 class MotoServer:
-    """moto's server: what it holds is in its memory."""
+    """moto's server, which holds its content in memory."""
 
     process: "subprocess.Popen[bytes]"
     port: int
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Connections are taken, and nothing comes back."""
+        """Let the server accept connections but not answer, within the block."""
         self.process.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -268,7 +274,7 @@ class MotoServer:
 
 @contextlib.contextmanager
 def start_moto(python: str) -> Iterator[MotoServer]:
-    """A server on loopback, ended after the block."""
+    """Run a server on loopback within the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -295,7 +301,7 @@ def _is_answering(port: int) -> bool:
 
 
 class TcpProxy:
-    """A port that leads to another one of this machine, as long as it is open."""
+    """A port that forwards to another port of this machine while it is open."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -305,7 +311,7 @@ class TcpProxy:
 
     @contextlib.contextmanager
     def interrupt(self) -> Iterator[None]:
-        """Connections are cut and refused."""
+        """Cut and refuse connections within the block."""
         self.close()
         try:
             yield
@@ -313,7 +319,7 @@ class TcpProxy:
             self._open()
 
     def close(self) -> None:
-        """Cut and refuse them from now on."""
+        """Cut connections, and refuse them from now on."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for link in self._links:

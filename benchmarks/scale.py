@@ -1,26 +1,26 @@
-"""What a sweep's driver costs as the sweep grows: of stub trials, 10 to 10,000 of them.
+"""Measure the costs of a sweep's driver as the sweep grows, for 10 to 10,000 stub trials.
 
     python benchmarks/scale.py --output benchmarks/results/scale.json
 
-driver: the real events, study (random proposals), trials.csv and TensorBoard under ASHA, without Ray and without
-workers, each size in a process of its own. `trial` and `report` are milliseconds of the last tenth of the trials, so
-that growth shows; `memory` is what the process grew by; `restored` is how long a new state takes to read it all.
+driver: the real events, study (random proposals), trials.csv and TensorBoard logs under ASHA, without Ray and workers,
+each size in its own process. `trial` and `report` are milliseconds in the last tenth of the trials, so that growth is
+visible. `memory` is the growth of the process. `restored` is the time in which a new state reads everything.
 
-wide: the same for many slots at once, a row for each tenth of the reports: milliseconds of a proposal, a report, a step
-(what is shown and written after each of Tune's), and a line, which a trial that has ended gets where there is no
-terminal; all of the processor, so that what else the machine does is not in them.
+wide: the same for many slots at once, with a row for each tenth of the reports: milliseconds of a proposal, a report, a
+step (what is shown and written after each of Tune's steps), and a line (which an ended trial gets without a terminal).
+All are processor time, so that other load on the machine does not count.
 
-futures: milliseconds that Tune takes to find the next result among so many workers: it shuffles what it waits for, and
-asks Ray for the first that is ready.
+futures: milliseconds that Tune needs to find the next result among so many workers. It shuffles the futures and asks
+Ray for the first one that is ready.
 
-sampler: milliseconds of one proposal of Optuna's TPE when a study has so many trials, as configured and with options of
-its own changed; beside it random proposals, which cost what our own code and the study do.
+sampler: milliseconds of a proposal by Optuna's TPE in a study with so many trials, as configured and with one option
+changed. Random proposals are the baseline: they cost what our own code and the study need.
 
 ray: run_sweep with Ray and two slots, and Tune with its defaults (new actors, its loggers) under its ASHA, over a stub
-that reports up to nine epochs at once. `wall` and `cpu`, of the driver's process, are milliseconds a trial, from the
-beginning of one to that of the next in the second half of the sweep.
+that reports up to nine epochs at once. `wall` and `cpu` (of the driver's process) are milliseconds per trial, between
+the starts of consecutive trials in the second half of the sweep.
 
-Goal: flat for each trial.
+Goal: constant cost per trial.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def _compute_medians(repeats: int, function: Callable[..., dict[str, float]], **
 
 
 def format_table(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of a part, to read."""
+    """Format the rows of a part as a table."""
     heads = list(dict.fromkeys(head for row in rows for head in row))
     widths = {head: max(10, len(head) + 2) for head in heads}
     lines = [part, "".join(f"{head:>{widths[head]}}" for head in heads)]
@@ -133,13 +133,13 @@ def format_table(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def compute_loss(params: Params, number: int, epoch: int) -> float:
-    """A curve that falls, best at a learning rate of 3e-3, with noise of the trial's own."""
+    """Compute a learning curve that falls and is best at a learning rate of 3e-3, with noise for each trial."""
     noise = random.Random(number * 100 + epoch).gauss(0, 0.3)
     return 15 + abs(math.log10(params["optimizer.lr"]) + 2.5) * 4 + 10 / epoch + noise
 
 
 def measure_rss_mb() -> float:
-    """Memory that this process holds now."""
+    """Return the resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -148,7 +148,7 @@ def measure_rss_mb() -> float:
 
 
 def run_driver(num_trials: int) -> dict[str, float]:
-    """A sweep of which only the bookkeeping is real, from its first trial to its last, and restored."""
+    """Run a sweep of which only the bookkeeping is real, from its first to its last trial, and restore it."""
     with tempfile.TemporaryDirectory() as folder:
         sweep = BookkeepingSweep(Path(folder) / "sweep", num_trials)
         sweep.open(resume=False)
@@ -178,7 +178,7 @@ def run_driver(num_trials: int) -> dict[str, float]:
 
 
 def grow_sweep(sweep: BookkeepingSweep, num_trials: int) -> list[float]:
-    """Run until so many trials have been begun and all have ended; returns what each report cost, in ms."""
+    """Run until so many trials have started and all have ended. Return the cost of each report in milliseconds."""
     costs: list[float] = []
     running: list[tuple[TrialSegment, int]] = []
     state = sweep.state
@@ -191,16 +191,17 @@ def grow_sweep(sweep: BookkeepingSweep, num_trials: int) -> list[float]:
         value = compute_loss(segment.params, segment.trial, epoch + 1)
         metrics = {_METRIC: value, "val/pck_auc": 0.5, "val/keypoint_error_px": 3.0}
         began = time.perf_counter()
-        goes_on = state.process_report(segment.trial, epoch + 1, metrics, node="node")
+        is_continued = state.process_report(segment.trial, epoch + 1, metrics, node="node")
         costs.append((time.perf_counter() - began) * 1e3)
-        if goes_on:
+        if is_continued:
             running.append((segment, epoch + 1))
 
 
 def run_wide(num_slots: int, num_reports: int) -> list[dict[str, float]]:
-    """A sweep on so many slots, until so many reports have come; each is followed by a step, as Tune has it.
+    """Run a sweep on many slots until so many reports have arrived. After each report there is a step, as in Tune.
 
-    Returns, and prints, a row for every tenth of it.
+    Returns:
+        A row for every tenth of the sweep. The rows are also printed.
     """
     rows, generator = list[dict[str, float]](), random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -233,7 +234,7 @@ def run_wide(num_slots: int, num_reports: int) -> list[dict[str, float]]:
 def _measure_reports(
     sweep: BookkeepingSweep, running: "deque[tuple[TrialSegment, int]]", until: int
 ) -> dict[str, list[float]]:
-    """Go on until there are so many reports; what each proposal, report and step cost, in ms of the processor."""
+    """Continue until there are so many reports. Return the processor time of each proposal, report and step in ms."""
     state, costs = sweep.state, {"proposal": list[float](), "report": list[float](), "step": list[float]()}
     while state.history.num_reports < until:
         before = time.process_time()
@@ -244,18 +245,18 @@ def _measure_reports(
         segment, epoch = running.popleft()
         metrics = {_METRIC: compute_loss(segment.params, segment.trial, epoch + 1), "val/pck_auc": 0.5}
         began = time.process_time()
-        goes_on = state.process_report(segment.trial, epoch + 1, metrics, node="node")
+        is_continued = state.process_report(segment.trial, epoch + 1, metrics, node="node")
         reported = time.process_time()
         sweep.recorder.refresh()
         costs["report"].append((reported - began) * 1e3)
         costs["step"].append((time.process_time() - reported) * 1e3)
-        if goes_on:
+        if is_continued:
             running.append((segment, epoch + 1))
     return costs
 
 
 def measure_next_result_ms(num_slots: int) -> dict[str, float]:
-    """As Tune's actor manager does it, in ray.air.execution."""
+    """Measure the next result in the way of Tune's actor manager, in ray.air.execution."""
     import asyncio
 
     import ray
@@ -305,11 +306,11 @@ SAMPLERS: Mapping[str, Callable[[], Callable[..., BaseSampler]]] = {
     "8 candidates": lambda: partial(_TPE, multivariate=True, group=True, n_ei_candidates=8),
     "no liar": lambda: partial(_TPE, multivariate=True, group=True, constant_liar=False),
 }
-"""As configured; without conditional parameters modelled apart; without parameters modelled together; ..."""
+"""The configured sampler, and the same without groups of conditional parameters, without a joint model, and so on."""
 
 
 def measure_proposals_ms(num_trials: int) -> dict[str, float]:
-    """Milliseconds of a proposal of each sampler, when so many trials have ended under ASHA."""
+    """Measure a proposal of each sampler, in ms, when so many trials have ended under ASHA."""
     return {"trials": num_trials, **{name: _measure_proposal_ms(make(), num_trials) for name, make in SAMPLERS.items()}}
 
 
@@ -341,7 +342,7 @@ def _measure_proposal_ms(sampler: Callable[..., BaseSampler], num_trials: int) -
 
 
 def _make_ended_trial(number: int, generator: random.Random) -> TrialSnapshot:
-    """Of nine trials six end at epoch 1, two at epoch 3, and one at the end."""
+    """Make an ended trial. Of nine trials, six end at epoch 1, two at epoch 3, and one at the last epoch."""
     params = {
         "model.decoder.depth": generator.randrange(1, 6),
         "heatmap.sigma": 10 ** generator.uniform(-2, math.log10(0.08)),
@@ -356,12 +357,12 @@ def _make_ended_trial(number: int, generator: random.Random) -> TrialSnapshot:
 
 
 def run_ours(num_trials: int, num_slots: int) -> dict[str, float]:
-    """A sweep of ours over the stub."""
+    """Run our sweep over the stub."""
     from ray import cloudpickle
 
     from handpose.sweep.driver.run import SweepRun, run_sweep
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else a worker imports all that this file does
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # otherwise a worker would import everything here
     moments: list[tuple[float, float]] = []
 
     class Counted(OptunaSearcher):
@@ -395,12 +396,12 @@ def run_ours(num_trials: int, num_slots: int) -> dict[str, float]:
 
 
 def run_plain(num_trials: int, num_slots: int) -> dict[str, float]:
-    """Tune, with its defaults, over the same stub."""
+    """Run Tune with its defaults over the same stub."""
     import ray
     from ray import cloudpickle, tune
     from ray.tune.schedulers import ASHAScheduler
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else a worker imports all that this file does
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # otherwise a worker would import everything here
     moments: list[tuple[float, float]] = []
 
     class Counter(tune.Callback):
@@ -437,12 +438,12 @@ def run_plain(num_trials: int, num_slots: int) -> dict[str, float]:
 
 
 def _read_clocks() -> tuple[float, float]:
-    """Seconds of the clock and of this process's CPU."""
+    """Return the wall time and the CPU time of this process in seconds."""
     return time.perf_counter(), time.process_time()
 
 
 def _summarise_moments(num_trials: int, began: Sequence[float], moments: Sequence[Sequence[float]]) -> dict[str, float]:
-    """What a trial of the second half took, from one beginning to the next."""
+    """Compute the time per trial in the second half, between the starts of consecutive trials."""
     first, last = (num_trials - 1) // 2, num_trials - 1
     wall, cpu = ((moments[last][i] - moments[first][i]) * 1e3 / (last - first) for i in (0, 1))
     return {

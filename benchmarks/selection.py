@@ -1,22 +1,22 @@
-"""Which configuration a sweep ends with: the best of its trials, or the best mean of a few finalists over fresh seeds.
+"""Compare two ways to choose the configuration of a sweep: its best trial, or the best mean of a few finalists.
 
     python benchmarks/selection.py --output benchmarks/results/selection.json
 
-Both have the same budget of epochs. `best trial` spends all of it on trials and takes the one with the best value among
-those trained longest. `confirmed` ends its trials earlier, by what it needs to train the `sweep.confirm.top_k` best and
-the default configuration `sweep.confirm.seeds` times to the end, and takes the best mean of those.
+Both have the same budget of epochs. `best trial` spends all of it on trials, and selects the best value among those
+trained longest. `confirmed` ends its trials earlier. It uses the rest to train the `sweep.confirm.top_k` best ones and
+the default configuration to the end with `sweep.confirm.seeds` new seeds each, and selects the best mean.
 
 Nothing is trained. A sweep on four slots is replayed with the schedulers of the project (asha in mode `stop`) over
-learning curves of known quality: a configuration lies between two recorded ones that are neighbours in rank
-(benchmarks/curves), its curve between theirs, and its true quality is where that curve ends. What a training reports is
-the curve plus one draw of normal noise, which stands for its seed; what is drawn for the finalists is drawn afresh.
-`random` proposals are drawn evenly from the ranks, `model` proposals crowd at the better end (the cube of the former,
-of ranks from 0 to 1), as those of a sampler that has learned. The default configuration is the first trial, as in our
-sweeps, and has the rank that it has among the recorded ones.
+learning curves of known quality. A configuration lies between two recorded ones of consecutive rank
+(benchmarks/curves), its curve lies between theirs, and its true quality is the end of this curve. A training reports
+the curve plus one draw of normal noise, which represents its seed. The finalists get new draws. `random` proposals are
+uniform over the ranks. `model` proposals are concentrated at the better end (the cube of uniform ranks from 0 to 1),
+like those of a sampler that has learnt. The default configuration is the first trial, as in our sweeps, and has its
+rank among the recorded ones.
 
-Regret is the true quality of the pick less that of the best configuration that there is. Optimism is the true quality
-of the pick less what the sweep had measured of it: how much worse it is than it looked. Intervals are 95 % of the mean
-over repetitions (bootstrap); the gain is that of the differences, since both methods see the same trials.
+Regret is the true quality of the pick minus that of the best configuration. Optimism is the true quality of the pick
+minus the value that the sweep measured: how much worse it is than it looked. Intervals are 95 % intervals of the mean
+over repetitions (bootstrap). That of the gain is over paired differences, because both methods see the same trials.
 """
 
 import argparse
@@ -43,21 +43,36 @@ _CROWDING = {"random": 1.0, "model": 3.0}
 
 
 class RecordedTrial(NamedTuple):
-    """A configuration. losses: after each epoch, as its training reports them. true_quality: its quality at the end."""
+    """A configuration.
+
+    Attributes:
+        losses: the loss after each epoch, as its training reports it.
+        true_quality: the loss at the end, without noise.
+    """
 
     losses: Sequence[float]
     true_quality: float
 
 
 class ReplayedSweep(NamedTuple):
-    """A replayed sweep. order: the trial that was trained for an epoch, one after the other."""
+    """A replayed sweep.
+
+    Attributes:
+        trials: all trials.
+        order: for each trained epoch, in order, the index of its trial.
+        max_epochs: number of epochs of a complete trial.
+    """
 
     trials: Sequence[RecordedTrial]
     order: Sequence[int]
     max_epochs: int
 
     def rank_trials(self, budget: int) -> list[tuple[int, float]]:
-        """(trial, value) when so many epochs have been trained: the most trained first, and among equals the best."""
+        """Rank the trials after so many epochs: the longest trained first, then the best.
+
+        Returns:
+            (trial, value) of each trial.
+        """
         reached = Counter(self.order[: max(budget, 0)])
         values = {trial: self.trials[trial].losses[epoch - 1] for trial, epoch in reached.items()}
         order = sorted(reached, key=lambda trial: (-reached[trial], values[trial], trial))
@@ -65,14 +80,14 @@ class ReplayedSweep(NamedTuple):
 
 
 class MethodPick(NamedTuple):
-    """What a method ends with: its true quality, and what had been measured of it."""
+    """The result of a method: the true quality of its pick, and the value measured for it."""
 
     true_quality: float
     measured: float
 
 
 def main() -> None:
-    """Replay many sweeps for each case, pick by both methods, and print what the picks are worth."""
+    """Replay many sweeps for each case, pick with both methods, and print the quality of the picks."""
     confirm = compose("tune", []).sweep.confirm
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=200)
@@ -104,7 +119,7 @@ def run_case(
     proposals: str,
     noise_mm: float,
 ) -> list[dict[str, Any]]:
-    """Figures for each budget."""
+    """Compute the figures for each budget."""
     ranked = sorted(pool, key=lambda curve: curve.losses[-1])
     default_rank = compute_default_rank(ranked)
     picks: dict[int, list[tuple[MethodPick, MethodPick]]] = {budget: [] for budget in given.budgets}
@@ -152,7 +167,7 @@ def replay_sweep(
     default_rank: float,
     max_epochs: int,
 ) -> ReplayedSweep:
-    """Replay a sweep of so many epochs, its slots taking turns. ranked: recorded curves, the best first."""
+    """Replay a sweep of so many epochs, in which the slots take turns. `ranked` has the curves, the best first."""
     trials: list[RecordedTrial] = []
     order: list[int] = []
     running: deque[tuple[int, int]] = deque()  # (trial, epochs trained)
@@ -171,27 +186,27 @@ def replay_sweep(
 
 
 def _interpolate_curve(ranked: Sequence[Curve], rank: float) -> np.ndarray:
-    """The curve of a configuration at this rank, 0 the best to 1 the worst: between those of its neighbours."""
-    place = rank * (len(ranked) - 1)
-    below = min(int(place), len(ranked) - 2)
+    """Interpolate the curve at a rank between 0 (best) and 1 (worst)."""
+    position = rank * (len(ranked) - 1)
+    below = min(int(position), len(ranked) - 2)
     first, second = (np.array(curve.losses) for curve in ranked[below : below + 2])
-    return first + (place - below) * (second - first)
+    return first + (position - below) * (second - first)
 
 
 def compute_default_rank(ranked: Sequence[Curve]) -> float:
-    """The rank of the default configuration among the recorded ones, 0 to 1."""
+    """Return the rank of the default configuration among the recorded ones, from 0 to 1."""
     defaults = flatten_config(to_plain_values(compose("train", [])))
-    place = next(
+    position = next(
         (i for i, curve in enumerate(ranked) if all(defaults[key] == value for key, value in curve.params.items())), 0
     )
-    return place / (len(ranked) - 1)
+    return position / (len(ranked) - 1)
 
 
 # --- the methods ------------------------------------------------------------------------------------------------------
 
 
 def pick_best_trial(sweep: ReplayedSweep, budget: int) -> MethodPick:
-    """The best of the trials that the budget allows."""
+    """Pick the best of the trials within the budget."""
     trial, value = sweep.rank_trials(budget)[0]
     return MethodPick(sweep.trials[trial].true_quality, value)
 
@@ -199,7 +214,10 @@ def pick_best_trial(sweep: ReplayedSweep, budget: int) -> MethodPick:
 def pick_confirmed(
     sweep: ReplayedSweep, budget: int, rng: np.random.Generator, *, top_k: int, num_seeds: int, noise_mm: float
 ) -> MethodPick:
-    """The best mean over fresh seeds of finalists and default, trial 0; trials get what that leaves of the budget."""
+    """Pick the best mean over new seeds among the finalists and the default, trial 0.
+
+    The trials get the rest of the budget.
+    """
     ranked = sweep.rank_trials(budget - (top_k + 1) * num_seeds * sweep.max_epochs)
     chosen = list(dict.fromkeys([*(trial for trial, _ in ranked[:top_k]), 0]))
     true = np.array([sweep.trials[trial].true_quality for trial in chosen])
@@ -208,11 +226,11 @@ def pick_confirmed(
     return MethodPick(float(true[picked]), float(means[picked]))
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def summarise_picks(pairs: Sequence[tuple[MethodPick, MethodPick]], *, best: float, default: float) -> dict[str, Any]:
-    """Of (best trial, confirmed): regret, optimism, how often the pick is worse than the default; and the gain."""
+    """Summarise for both methods regret, optimism and how often the pick is worse than the default, and the gain."""
     methods = dict(zip(("best trial", "confirmed"), zip(*pairs, strict=True), strict=True))
     gains = [trial.true_quality - confirmed.true_quality for trial, confirmed in pairs]
     return {
@@ -229,7 +247,7 @@ def summarise_picks(pairs: Sequence[tuple[MethodPick, MethodPick]], *, best: flo
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The figures, to read; the last column says which method ends with the better configuration."""
+    """Format the figures. The last column has the method that finds the better configuration."""
     heads = (
         "regret, best trial",
         "regret, confirmed",

@@ -1,22 +1,22 @@
-"""How much of what a sweep's slots cost is training: ours against Ray Tune's documented Lightning recipe.
+"""Measure how much of a sweep's slot time is training: ours against Ray Tune's documented Lightning recipe.
 
     python benchmarks/slots.py [OVERRIDES OF tune.py] --output benchmarks/results/slots.json
 
-Both sides train the same short trials on the same slots: same proposals, network, data, epochs, seed and threads (one);
-the plain side (benchmarks/sweeps.py) keeps the defaults of Tune and Lightning. Each sweep runs in a process of its own
-with a fresh Ray, the sides take turns, and the figures are medians. The clock runs from the moment that the sweep is
-asked for, before Ray is started and our own checks are made, until its last trial has ended; the driver's imports are
-on neither side, the workers' on both. Under `fifo` every trial is trained to its end; under `asha` trials are stopped,
-by our rule and by Ray's, which may stop others.
+Both sides train the same short trials on the same slots: same proposals, network, data, epochs, seed and threads (one).
+The plain side (benchmarks/sweeps.py) keeps the defaults of Tune and Lightning. Each sweep runs in its own process with
+a new Ray, the runs of the sides are interleaved, and the figures are medians. The clock runs from the request for the
+sweep, before Ray starts and our own checks run, until the last trial ends. The imports of the driver are excluded on
+both sides, those of the workers are included. With `fifo` every trial is trained to its end. With `asha` trials are
+stopped, by our scheduler and by Ray's, which may stop different ones.
 
     slot-s       slots x that time
-    efficiency   seconds in training steps and validations, over slot-s
-    starts       from the moment that a slot is free to the first step of its next trial; the first on each slot begin
-                 when the sweep is asked for, so that Ray's own start and the workers' are in them
-    between      within a trial but in no step: reports, checkpoints, loops
-    at the end   slots that have nothing to do any more, and the sweep's end
+    efficiency   seconds in training steps and validations, divided by slot-s
+    starts       from the moment when a slot is free to the first step of its next trial; the first one on each slot
+                 starts at the request for the sweep, so that it includes the start of Ray and of the workers
+    between      within a trial but not in a step: reports, checkpoints, loops
+    at the end   slots without any more work, and the end of the sweep
 
-Goals: ours at least 0.90, and at least 2.5 times fewer slot-s than plain.
+Goals: ours at least 0.90, and plain at least 2.5 times as many slot-s as ours.
 """
 
 import argparse
@@ -44,7 +44,7 @@ _SIDES: tuple[Side, ...] = get_args(Side)
 
 
 class SlotTimeAccount(NamedTuple):
-    """Where the slot-seconds of a sweep went; see above. start_s: the median of the later starts."""
+    """How the slot-seconds of a sweep were spent, as described above. `start_s` is the median of the later starts."""
 
     slot_s: float
     efficiency: float
@@ -59,7 +59,7 @@ class SlotTimeAccount(NamedTuple):
 
 
 def main() -> None:
-    """Measure both sides in turns, and print where their slot-seconds went."""
+    """Measure both sides in turns, and print how their slot-seconds were spent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-trials", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=3)
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def list_proposals(overrides: Sequence[str]) -> list[Params]:
-    """What our searcher proposes when it learns nothing, as with searcher=random."""
+    """List the proposals of our searcher without any results, as with searcher=random."""
     config = compose("tune", overrides)
     sweep = instantiate(config.sweep)
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +115,7 @@ def list_proposals(overrides: Sequence[str]) -> list[Params]:
 
 
 def account_slot_time(sweep: MeasuredSweep) -> SlotTimeAccount:
-    """Where the slot-seconds of a sweep went. The trial that begins next takes the slot that is free longest."""
+    """Account for the slot-seconds of a sweep. The next trial takes the slot that has been free the longest."""
     free = [sweep.started] * sweep.num_slots
     starts = []
     for trial in sweep.trials:
@@ -138,7 +138,7 @@ def account_slot_time(sweep: MeasuredSweep) -> SlotTimeAccount:
 
 
 def summarise(runs: Mapping[Side, Sequence[MeasuredSweep]]) -> dict[str, Any]:
-    """Medians of each side, how many times the slot-seconds of ours plain costs, and whether both trained the same."""
+    """Compute the medians of each side, the ratio of their slot-seconds, and the largest difference of their values."""
     accounts = {side: [account_slot_time(sweep) for sweep in runs[side]] for side in _SIDES}
     medians = {
         side: {
@@ -146,7 +146,7 @@ def summarise(runs: Mapping[Side, Sequence[MeasuredSweep]]) -> dict[str, Any]:
         }
         for side in _SIDES
     }
-    ratios = [theirs.slot_s / ours.slot_s for ours, theirs in zip(accounts["ours"], accounts["plain"], strict=True)]
+    ratios = [plain.slot_s / own.slot_s for own, plain in zip(accounts["ours"], accounts["plain"], strict=True)]
     return {
         "medians": medians,
         "plain_over_ours": statistics.median(ratios),
@@ -158,19 +158,19 @@ def summarise(runs: Mapping[Side, Sequence[MeasuredSweep]]) -> dict[str, Any]:
 
 
 def find_largest_difference(one: MeasuredSweep, other: MeasuredSweep) -> float:
-    """Between what the same parameters gave at the same epoch on both sides, where both have it."""
+    """Return the largest difference between values of the same parameters at the same epoch, if both sides have it."""
     first, second = _collect_values(one), _collect_values(other)
     return max((abs(first[key] - second[key]) for key in first.keys() & second.keys()), default=0.0)
 
 
 def _collect_values(sweep: MeasuredSweep) -> dict[tuple[str, int], float]:
-    """(parameters, epoch) -> metric."""
+    """Return (parameters, epoch) -> metric."""
     keyed = [(repr(sorted(trial.params.items())), trial.values) for trial in sweep.trials]
     return {(params, epoch): value for params, values in keyed for _, epoch, value in values}
 
 
 def format_table(scheduler: str, figures: Mapping[str, Any]) -> str:
-    """The figures of one scheduler, to read."""
+    """Format the figures of one scheduler as a table."""
     lines = [f"{scheduler:34}" + "".join(f"{side:>12}" for side in _SIDES)]
     rows = (
         ("slot-s", "slot_s", 1),

@@ -1,11 +1,11 @@
-"""A sweep that needs three wall times, unattended, on a Slurm that this script starts and ends.
+"""Run a sweep that needs three wall times, unattended, on a Slurm that this script starts and stops.
 
     python benchmarks/slurm_drill.py --output benchmarks/results/slurm_drill.json
-    python benchmarks/slurm_drill.py --nodes 2     # each a host with a network of its own; one loses its power once
+    python benchmarks/slurm_drill.py --nodes 2     # each a host with its own network; one loses its power once
 
-Needs Debian's slurm-wlm and munge, and root, as which the daemons run. `cluster/slurm.py` submits the sweep once; Slurm
-warns, the sweep saves, the job is queued again, and so on to the retrained winner. Then the sweep is audited. Its
-trials are tiny; that each is proposed four seconds after the one before makes it long enough on any machine.
+Needs Debian's slurm-wlm and munge, and root, because the daemons run as root. `cluster/slurm.py` submits the sweep
+once. Slurm warns, the sweep saves, the job is requeued, and so on until the winner is retrained. Then the sweep is
+audited. Its trials are tiny. A delay of four seconds before each proposal makes the sweep long enough on any machine.
 """
 
 import argparse
@@ -82,7 +82,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def main() -> None:
-    """Run the drill; status 1 where it took fewer than three jobs, or anything was lost, repeated or wrong."""
+    """Run the drill. The exit status is 1 if it took fewer than three jobs, or anything was lost, repeated or wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--wall-time", default="00:04:00", help="Slurm may warn a minute early")
@@ -108,9 +108,14 @@ def main() -> None:
 
 
 class LocalSlurm:
-    """A Slurm of this machine with all of its files in a folder. stack: on which its end is laid.
+    """A Slurm on this machine with all its files in a folder.
 
-    One node is this machine itself; of several each is a host of a network, which the controller is on too.
+    A single node is this machine itself. Several nodes are hosts of a network that also has the controller.
+
+    Args:
+        folder: the folder.
+        num_nodes: number of nodes.
+        stack: stops Slurm at its end.
     """
 
     def __init__(self, folder: Path, num_nodes: int, stack: contextlib.ExitStack) -> None:
@@ -126,7 +131,7 @@ class LocalSlurm:
         self._stack = stack
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _make_path_variable()}
-        # Ray starts workers with nice 15, which get nothing on a machine that somebody else uses meanwhile.
+        # Ray starts workers with nice 15. On a machine with other load they would get no processor time.
         self.environment["RAY_worker_niceness"] = "0"
         files = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         munge = ["munged", "--foreground", "--force", f"--key-file={key}"]
@@ -137,12 +142,12 @@ class LocalSlurm:
             self.start_node(node)
 
     def start_node(self, node: str) -> None:
-        """Switch one on."""
+        """Start a node."""
         inside = self._network.make_command_prefix(node, names=self.folder / "hosts") if self._network else []
         self._daemons[node] = self._start([*inside, "slurmd", "-D", "-N", node])
 
     def power_off(self, node: str) -> None:
-        """End all that runs on one at once."""
+        """Kill everything that runs on a node."""
         assert self._network is not None
         self._network.power_off(node)
         self._daemons[node].wait()
@@ -151,7 +156,7 @@ class LocalSlurm:
         return subprocess.run(command, env=self.environment, capture_output=True, encoding="utf-8", check=False).stdout
 
     def _add_nodes(self, num: int) -> list[str]:
-        """Write them down for Slurm; their names."""
+        """Write the nodes to slurm.conf and return their names."""
         host, network = socket.gethostname(), self._network
         names = [host] if network is None else [f"n{number}" for number in range(1, num + 1)]
         addresses = ["127.0.0.1"] if network is None else [network.add_host(name) for name in names]
@@ -161,7 +166,7 @@ class LocalSlurm:
             f"NodeName={name} NodeAddr={address} CPUs={self.cpus_per_node} State=UNKNOWN"
             for name, address in zip(names, addresses, strict=True)
         ]
-        # By default the nodes ask for the controller by its name, which on many a machine is that of its loopback.
+        # By default the nodes look up the controller's name, which on many machines is the address of the loopback.
         controller = host if network is None else f"{host}({network.get_own_address})"
         text = _SLURM_CONF.format(
             host=controller, place=self.folder, ports=(_find_free_port(), _find_free_port()), nodes="\n".join(lines)
@@ -224,7 +229,7 @@ def _run_drill(slurm: LocalSlurm, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _lose_a_node(slurm: LocalSlurm, events: Path, log: Path, end: float) -> None:
-    """In the second job the last node loses its power while it trains, and has it again half a minute later."""
+    """In the second job, switch off the last node while it trains. Start it again half a minute later."""
     node = slurm.nodes[-1]
 
     def reports() -> list[EpochReported]:
@@ -233,13 +238,13 @@ def _lose_a_node(slurm: LocalSlurm, events: Path, log: Path, end: float) -> None
     def jobs_ended() -> int:
         return log.read_text(encoding="utf-8").count("job: queued again") if log.exists() else 0
 
-    known: int | None = None
-    while known is None or all(each.node != node for each in reports()[known:]):
-        if known is None and jobs_ended() > 0:
-            known = len(reports())
+    num_known: int | None = None
+    while num_known is None or all(each.node != node for each in reports()[num_known:]):
+        if num_known is None and jobs_ended() > 0:
+            num_known = len(reports())
         if time.monotonic() > end:
-            said = log.read_text(encoding="utf-8") if log.exists() else ""
-            sys.exit(f"no trial of a second job has reported from {node}:\n{said}")
+            log_text = log.read_text(encoding="utf-8") if log.exists() else ""
+            sys.exit(f"no trial of a second job has reported from {node}:\n{log_text}")
         time.sleep(0.5)
     slurm.power_off(node)
     print(f"{node} has lost its power", flush=True)
@@ -248,7 +253,7 @@ def _lose_a_node(slurm: LocalSlurm, events: Path, log: Path, end: float) -> None
 
 
 def _wait_for_job(slurm: LocalSlurm, job: str, end: float) -> str:
-    """The state that the job has come to its end in."""
+    """Wait until the job ends, and return its state."""
     while True:
         found = re.search(r"JobState=(\w+)", slurm.run_command("scontrol", "show", "job", job))
         state = found[1] if found else "UNKNOWN"

@@ -1,10 +1,10 @@
-"""A sweep of real trials, measured: ours as tune.py runs it, or Ray Tune's documented recipe for Lightning.
+"""Run and measure a sweep of real trials: ours as in tune.py, or Ray Tune's documented recipe for Lightning.
 
-Each sweep has a process of its own with a fresh Ray. On both sides a callback clocks the training steps and validations
-of each trial, and the same configuration makes the network, the data and the training of a trial. The plain side is
-what Tune's documentation shows for Lightning: a function that builds module and Trainer, with
-TuneReportCheckpointCallback among its callbacks, under Tuner, ASHAScheduler and OptunaSearch. What it leaves to the
-defaults of Tune and Lightning is left to them, except for the progress bar, which it turns off too.
+Each sweep has its own process with a new Ray. On both sides a callback clocks the training steps and validations of
+each trial, and the same configuration defines the network, the data and the training. The plain side follows Tune's
+documentation for Lightning: a function that builds module and Trainer, with TuneReportCheckpointCallback among its
+callbacks, under Tuner, ASHAScheduler and OptunaSearch. It keeps the defaults of Tune and Lightning, except for the
+progress bar, which the documentation also turns off.
 """
 
 import json
@@ -37,14 +37,21 @@ from handpose.sweep.trainable.trial import TrialRecipe, select_training_override
 Side = Literal["ours", "plain"]
 
 ON_CPU = ("trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.cpus_per_trial=1", "sweep.retrain=false")
-"""One core and one thread a trial, on both sides."""
+"""One core and one thread per trial, on both sides."""
 
 _LIMIT_S = 3600.0
 
 
 @dataclass(frozen=True)
 class MeasuredSweep:
-    """A sweep as it was clocked: asked for at `started`, its last trial ended at `ended`."""
+    """A measured sweep.
+
+    Attributes:
+        started: when the sweep was requested, in seconds since 1970.
+        ended: when its last trial ended, in seconds since 1970.
+        num_slots: number of slots.
+        trials: its trials, or their segments.
+    """
 
     started: float
     ended: float
@@ -56,12 +63,17 @@ class MeasuredSweep:
         return self.num_slots * (self.ended - self.started)
 
 
-# --- from the outside -------------------------------------------------------------------------------------------------
+# --- in the driver of the benchmark -----------------------------------------------------------------------------------
 
 
 def measure_sweep(side: Side, overrides: Sequence[str], proposals: Sequence[Params] | None = None) -> MeasuredSweep:
-    """Run a sweep in a process of its own. overrides: of tune.py. proposals: what the plain side is to train, in order;
-    without any its OptunaSearch proposes, with the seed of the sweep. Ours proposes itself, as configured.
+    """Run a sweep in its own process.
+
+    Args:
+        side: the side.
+        overrides: overrides of tune.py.
+        proposals: what the plain side trains, in order; None: its OptunaSearch proposes, with the seed of the sweep.
+            Our side always proposes itself, as configured.
     """
     record = run_in_fresh_process(run_measured, side=side, overrides=list(overrides), proposals=proposals)
     trials = [
@@ -71,14 +83,16 @@ def measure_sweep(side: Side, overrides: Sequence[str], proposals: Sequence[Para
 
 
 def run_in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
-    """What a function of a module of ours answers in a process of its own; arguments and answer travel as JSON.
+    """Run a function of one of our modules in its own process, and return its result.
 
-    Its output is shown only when it fails, which ends this process too.
+    Arguments and result are passed as JSON. The output is shown only if the function fails, and then this process
+    exits.
     """
     module, name = function.__module__, function.__name__
     with tempfile.TemporaryDirectory() as folder:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log.txt"
-        # The module is imported, not run: what workers are sent must not come from a __main__ that they lack.
+        # The module is imported, not run: objects sent to workers must not come from a __main__ that the workers do not
+        # have.
         code = (
             f"import json, pathlib, sys; from {module.replace('__main__', _make_script())} import {name}; "
             f"pathlib.Path({str(answer)!r}).write_text("
@@ -96,8 +110,8 @@ def run_in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
                 timeout=_LIMIT_S,
             )
         if done.returncode:
-            said = log.read_text(encoding="utf-8", errors="replace")
-            sys.exit(f"{name}({arguments}) ended with {done.returncode}:\n{said[-3000:]}")
+            log_text = log.read_text(encoding="utf-8", errors="replace")
+            sys.exit(f"{name}({arguments}) ended with {done.returncode}:\n{log_text[-3000:]}")
         return json.loads(answer.read_text(encoding="utf-8"))
 
 
@@ -106,7 +120,7 @@ def _make_script() -> str:
 
 
 def make_data(overrides: Sequence[str]) -> None:
-    """Draw and pack the data of a sweep, so that no side has to; a mistake in the overrides ends the process."""
+    """Draw and pack the data of a sweep, so that no side has to do it. A mistake in the overrides exits the process."""
     try:
         summarise_data(compose("tune", overrides))
     except UserError as error:
@@ -117,7 +131,7 @@ def make_data(overrides: Sequence[str]) -> None:
 
 
 def run_measured(side: Side, overrides: Sequence[str], proposals: Sequence[Params] | None) -> dict[str, Any]:
-    """Run a sweep here; returns the fields of `MeasuredSweep`, trials in the order of their first steps."""
+    """Run a sweep in this process. Return the values of a `MeasuredSweep`, with trials sorted by their first steps."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "clocks").mkdir()
@@ -138,15 +152,16 @@ def run_measured(side: Side, overrides: Sequence[str], proposals: Sequence[Param
 
 
 def _run_ours(config: Any, given: Sequence[str], folder: Path) -> float:
-    """As tune.py has it, up to the winner; returns when the last trial had ended."""
+    """Run our sweep as in tune.py, up to the winner. Return when the last trial ended."""
     plan = build_plan(SweepTask(config, given, list_location_overrides(config), {}, load_space(config.search_space)))
     with plan.run_sweep(trial_function=ClockedObjective(**vars(plan.trial_function), clocks=str(folder / "clocks"))):
         pass
-    return (plan.sweep.path / EVENTS_FILE).stat().st_mtime  # of its last event: all trials had ended, and Ray still ran
+    # Time of the last event: all trials had ended, and Ray was still running.
+    return (plan.sweep.path / EVENTS_FILE).stat().st_mtime
 
 
 def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence[Params] | None) -> float:
-    """As Tune's documentation has it; returns when the last trial had ended."""
+    """Run the sweep as in Tune's documentation. Return when the last trial ended."""
     import ray
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
@@ -156,7 +171,7 @@ def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence
     recipe = TrialRecipe(
         select_training_overrides(given), list_location_overrides(config), sweep.max_epochs, sweep.cpus_per_trial
     )
-    name = sweep.metric.partition("/")[2]  # OptunaSearch takes no slashes
+    name = sweep.metric.partition("/")[2]  # OptunaSearch does not accept slashes
     train = make_plain_trainable(recipe, metric=sweep.metric, reported_as=name, clocks=str(folder / "clocks"))
     scheduler = (
         ASHAScheduler(max_t=sweep.max_epochs, grace_period=rule.grace_period, reduction_factor=rule.reduction_factor)
@@ -187,7 +202,10 @@ def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence
 
 
 def make_distributions(space: Space) -> dict[str, BaseDistribution]:
-    """What OptunaSearch takes for a space without conditions; it pickles it, so that a function would not do."""
+    """Return the distributions of a space without conditions, for OptunaSearch.
+
+    OptunaSearch pickles the space, so that it cannot be a function.
+    """
     trial = optuna.create_study().ask()
     space.sample(trial)
     return trial.distributions

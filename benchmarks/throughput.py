@@ -1,24 +1,23 @@
-"""Training images/s of our Trainer, of a bare PyTorch loop, and of the pipeline that this project started from.
+"""Measure training images/s of our Trainer, of a bare PyTorch loop, and of the pipeline that this project started from.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --image-size 224 --encoder mobilenetv3_small_100 efficientnet_lite0
     python benchmarks/throughput.py --precision bf16-mixed --compile default
 
-All with the same network, batch size and number of threads (one, as a slot of a sweep has), on drawn hands; the runs
-take turns, and the table holds their medians.
+All have the same network, batch size and number of threads (one, as a slot of a sweep), on drawn hands. The runs are
+interleaved, and the table has their medians.
 
     bare        a loop on one batch that is already augmented: network, loss, backward, clipping, optimizer, schedule
-    augmented   the same with our augmentation of that batch in each step
-    trainer     `make_training_trainer` and `HandDataModule` as a trial of a sweep has them: loading, augmentation, the
-    check
-                that every loss is finite, what the Trainer does between steps. Goal: 0.95 of bare on a CPU
-    original    each image decoded by PIL, turned by up to half a circle (nearest pixel) with its joints, made a tensor
-                and collated in the training process; soft-argmax and squared error in mm, Adam, the loss and the mean
-                joint error read as Python numbers in each step, pictures and weights in PyTorch's own layout. Goal:
-                ours at least 3 times as fast
+    augmented   the same, with our augmentation of that batch in each step
+    trainer     `make_training_trainer` and `HandDataModule` as in a trial of a sweep: loading, augmentation, the check
+                that every loss is finite, and what the Trainer does between steps. Goal: 0.95 of bare on a CPU
+    original    each image is decoded by PIL, rotated with its joints by up to half a circle (nearest neighbour),
+                converted to a tensor and collated in the training process; soft-argmax and squared error in mm, Adam,
+                the loss and the mean joint error read as Python numbers in each step, images and weights in PyTorch's
+                default layout. Goal: ours at least 3 times as fast
 
-Beside them, in milliseconds a step: what decoding, turning and collating take of the original's step, and what ours
-takes for loading and for augmentation.
+In addition, in milliseconds per step: decoding, rotating and collating in the original, and loading and augmentation in
+ours.
 """
 
 import argparse
@@ -54,13 +53,13 @@ from handpose.training.module import HandPose, make_parameter_groups  # noqa: E4
 from handpose.training.results import RunFolders  # noqa: E402
 from handpose.training.trainer import make_training_trainer, suppress_library_output  # noqa: E402
 
-_WARM_UP = 4  # steps of each run that are not counted
+_WARM_UP = 4  # number of steps of each run that are not measured
 _RANGES_MM = {"x_mm": (-400.0, 400.0), "y_mm": (-400.0, 400.0), "z_mm": (0.0, 3000.0)}
 
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """One configuration, ready to train; steps: of a run, after the warm-up."""
+    """A configuration that is ready to train. `steps` is the number of steps of a run after the warm-up."""
 
     config: DictConfig
     module: HandPose
@@ -80,18 +79,18 @@ class BenchmarkRun:
         return self.data.batch_size
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of the configured precision."""
+        """Return the context of the configured precision."""
         if self.config.trainer.precision == "32-true":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def resident(self) -> HandBatch:
-        """A training batch on the device."""
+        """Return a training batch on the device."""
         return HandBatch(*(field.to(self.device) for field in next(iter(self.data.train_dataloader()))))
 
 
 def time_steps(step: Callable[[], object], run: BenchmarkRun) -> float:
-    """Mean seconds of a step, after the warm-up."""
+    """Return the mean seconds per step after the warm-up."""
     for _ in range(_WARM_UP):
         step()
     _synchronize(run.device)
@@ -108,7 +107,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def measure_bare(run: BenchmarkRun, *, augmented: bool) -> float:
-    """Seconds a step of a plain loop on one resident batch."""
+    """Measure the seconds per step of a plain loop on one resident batch."""
     module = run.module.to(run.device).train()
     optimizer = module.optimizer(make_parameter_groups(module.net))
     schedule = module.lr_schedule(optimizer, num_steps=1000, steps_per_epoch=100)
@@ -118,12 +117,12 @@ def measure_bare(run: BenchmarkRun, *, augmented: bool) -> float:
     parameters = list(module.net.parameters())
 
     def step() -> None:
-        seen: View = module.augment(batch, torch.Generator().manual_seed(0)) if augmented else view
-        size = (seen.image.shape[-2], seen.image.shape[-1])
+        current: View = module.augment(batch, torch.Generator().manual_seed(0)) if augmented else view
+        size = (current.image.shape[-2], current.image.shape[-1])
         with run.autocast():
-            coordinates = module.axes.encode(seen.xyz_m, seen.intrinsics, size)
-            truth = HeatmapTruth(coordinates, seen.xyz_m, seen.intrinsics, size)
-            terms = module.loss(module.net(seen.image), truth, module.axes)
+            coordinates = module.axes.encode(current.xyz_m, current.intrinsics, size)
+            truth = HeatmapTruth(coordinates, current.xyz_m, current.intrinsics, size)
+            terms = module.loss(module.net(current.image), truth, module.axes)
             loss = torch.stack(list(terms.values())).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -135,7 +134,7 @@ def measure_bare(run: BenchmarkRun, *, augmented: bool) -> float:
 
 
 class StepClock(pl.Callback):
-    """Times the steps of a Trainer, and looks at every loss as a trial of a sweep does."""
+    """Times the steps of a Trainer, and checks every loss as a trial of a sweep does."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -158,7 +157,7 @@ class StepClock(pl.Callback):
 
 
 def measure_trainer(run: BenchmarkRun, folder: Path) -> float:
-    """Seconds a step of our Trainer, loader and augmentation."""
+    """Measure the seconds per step of our Trainer with loader and augmentation."""
     clock = StepClock(run.device)
     config = run.config.copy()
     config.trainer.max_epochs = 1
@@ -172,7 +171,7 @@ def measure_trainer(run: BenchmarkRun, folder: Path) -> float:
 
 
 class OriginalPipeline:
-    """The pipeline that this project started from, rebuilt from its description, around a network of ours."""
+    """The pipeline that this project started from, rebuilt from its description, with one of our networks."""
 
     def __init__(self, run: BenchmarkRun) -> None:
         self.run = run
@@ -182,13 +181,13 @@ class OriginalPipeline:
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4)
 
     def iterate_batches(self) -> Iterator[list[Tensor]]:
-        """Batches without end."""
+        """Yield batches without end."""
         dataset = PerImageDataset(self.run.data.splits.train, decode_pil, rotate_pil)
         while True:
             yield from DataLoader(dataset, self.run.batch_size, shuffle=True, drop_last=True, num_workers=0)
 
     def measure_training(self) -> float:
-        """Seconds a step."""
+        """Measure the seconds per step."""
         batches = self.iterate_batches()
         self.net.train()
 
@@ -207,7 +206,7 @@ class OriginalPipeline:
         return time_steps(step, self.run)
 
     def measure_parts(self) -> dict[str, float]:
-        """Milliseconds a step of what comes before the network."""
+        """Measure the milliseconds per step of everything before the network."""
         images, count = self.run.data.splits.train, self.run.batch_size
         files, batches = list(images.files[:count]), self.iterate_batches()
         pixels = [decode_pil(path) for path in files]
@@ -220,7 +219,7 @@ class OriginalPipeline:
 
 
 def measure_parts(run: BenchmarkRun) -> dict[str, float]:
-    """Milliseconds a step of loading and of augmentation."""
+    """Measure the milliseconds per step of loading and of augmentation."""
     batches, batch = _repeat_forever(run.data), run.resident()
     seconds = {
         "ours: loading": time_steps(lambda: next(batches), run),
@@ -235,7 +234,7 @@ def _repeat_forever(data: HandDataModule) -> Iterator[HandBatch]:
 
 
 def measure_row(config: DictConfig, *, steps: int, repeats: int, folder: Path) -> dict[str, Any]:
-    """Images/s of all four, the medians of interleaved runs, and what parts of a step take."""
+    """Measure the images/s of all four, as medians of interleaved runs, and the parts of a step."""
     run = BenchmarkRun.from_config(config, steps=steps)
     original = OriginalPipeline(run)
     sides: dict[str, Callable[[], float]] = {
@@ -265,7 +264,7 @@ def measure_row(config: DictConfig, *, steps: int, repeats: int, folder: Path) -
 
 
 def print_row(row: dict[str, Any]) -> None:
-    """Print a row of the results, with its parts."""
+    """Print a row of the results with its parts."""
     rates = row["images_per_s"]
     print(
         f"{row['encoder'][:26]:26}{row['image_size']:6}{row['precision']:>12}{row['compile'] or '-':>17}"

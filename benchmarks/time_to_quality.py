@@ -1,27 +1,28 @@
-"""What it costs to find a network as good as random search finds: slot-seconds until its best PA-MPJPE is reached.
+"""Measure the cost of matching random search: slot-seconds until its best PA-MPJPE is reached.
 
     python benchmarks/time_to_quality.py --output benchmarks/results/time_to_quality.json             real training
     python benchmarks/time_to_quality.py --replay --output benchmarks/results/time_to_quality_replay.json
 
-Random search trains its trials to the end; its best validation PA-MPJPE, at any epoch, is the target of a seed. Of each
-method the cost is slots x seconds from the beginning of its sweep until a trial, at whatever epoch, first reports a
-value at least as good. A method that never does is counted with its whole cost, so that its figure is then a lower
-limit; the table says how many reached it. For random search itself it is the moment when it finds its best, which it
-cannot know; what it costs as a whole is in the table too.
+Random search trains its trials to the end. Its best validation PA-MPJPE, at any epoch, is the target of a seed. The
+cost of a method is slots x seconds from the start of its sweep until a trial first reports a value at least as good, at
+any epoch. A method that never does counts with the cost of its whole sweep, so that its figure is then a lower bound;
+the table has the number of seeds that reached the target. For random search itself it is the moment when it finds its
+best value, which it cannot know; the cost of its whole sweep is in the table too.
 
-Methods: ASHA over the proposals of random search and more of them; ASHA with Optuna's TPE as tune.py has them (mode
-`stop`, the default, and `promote`), which begin with the default configuration; Ray's ASHAScheduler and OptunaSearch,
-plain (benchmarks/sweeps.py), with our grace period and reduction factor.
+Methods: ASHA with the proposals of random search, and more of them; ASHA with Optuna's TPE as in tune.py (mode `stop`,
+the default, and `promote`), which starts with the default configuration; Ray's ASHAScheduler and OptunaSearch, plain
+(benchmarks/sweeps.py), with our grace period and reduction factor.
 
-Real training is of a small version of the real task: synthetic hands of 64 px, few batches an epoch, nine epochs, the
-space in benchmarks/spaces/small.yaml. The clock of each sweep begins before Ray is started.
+Real training is on a small version of the real task: synthetic hands of 64 px, few batches per epoch, nine epochs, and
+the space in benchmarks/spaces/small.yaml. The clock of each sweep starts before Ray does.
 
---replay trains nothing: slots go through 57 recorded learning curves (benchmarks/curves) as asha_modes.py replays them,
-with many seeds. Random search draws --random-trials of them, ASHA without a model all of them in the same order. A
-model's proposal is taken to the nearest recorded configuration that has not been tried yet (depth, sigma and learning
-rate each in parts of its range, the latter two by their logarithms), and the model is told that configuration's values
-for what it had proposed. So models are at a disadvantage: what they learn is blurred, and what they ask for may be far
-away. All methods pay the same --start-seconds a stretch there, so that only the searching is compared.
+--replay trains nothing. Slots run through 57 recorded learning curves (benchmarks/curves), as in asha_modes.py, with
+many seeds. Random search draws --random-trials of them, ASHA without a model draws all of them in the same order. A
+model's proposal is mapped to the nearest recorded configuration that has not been tried (depth, sigma and learning
+rate, each in units of its range, the latter two by their logarithms). The model is told the values of that
+configuration for its proposal. So models are at a disadvantage: their observations are blurred, and the nearest
+configuration may be far away. All methods pay the same --start-seconds per trial segment, so that only the search is
+compared.
 
 Goals: ours at most a third of random search, and not worse than plain.
 """
@@ -74,7 +75,12 @@ _SMALL = (
 
 
 class SweepCourse(NamedTuple):
-    """A sweep: (slot-seconds, metric) of each report, in order, and what it cost as a whole."""
+    """The course of a sweep.
+
+    Attributes:
+        reports: (slot-seconds, metric) of each report, in order.
+        slot_s: cost of the whole sweep in slot-seconds.
+    """
 
     reports: Sequence[tuple[float, float]]
     slot_s: float
@@ -84,14 +90,14 @@ class SweepCourse(NamedTuple):
         return min(value for _, value in self.reports)
 
     def compute_cost_of(self, target: float) -> tuple[float, bool]:
-        """Slot-seconds until the target was reached, or of the whole sweep; and whether it was."""
+        """Return the slot-seconds until the target was reached, else of the whole sweep, and whether it was reached."""
         reached = (slot_s for slot_s, value in self.reports if value <= target)
         cost = next(reached, None)
         return (self.slot_s, False) if cost is None else (cost, True)
 
 
 def main() -> None:
-    """Run every method with every seed, for real or on recorded curves, and print what the target cost."""
+    """Run every method with every seed, in real training or on recorded curves, and print the cost of the target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replay", action="store_true", help="recorded learning curves instead of training")
     parser.add_argument("--seeds", type=int, help="default: 5, or 100 replayed")
@@ -120,7 +126,10 @@ def main() -> None:
 
 
 def run_real_sweeps(given: argparse.Namespace) -> dict[str, list[SweepCourse]]:
-    """Courses of real sweeps, each method's in the order of the seeds; the methods take turns at being first."""
+    """Run real sweeps, and return the courses of each method in the order of the seeds.
+
+    Each seed starts with another method.
+    """
     courses: dict[str, list[SweepCourse]] = {name: [] for name in METHODS}
     with tempfile.TemporaryDirectory() as folder:
         shared = [
@@ -155,7 +164,7 @@ def _run_sweep(side: Side, overrides: Sequence[str], seed: int) -> SweepCourse:
 
 
 def replay_sweeps(given: argparse.Namespace) -> dict[str, list[SweepCourse]]:
-    """Courses of replayed sweeps."""
+    """Replay sweeps, and return the courses of each method in the order of the seeds."""
     pool, max_epochs = read_curves(CURVES)
     slots = {"num_slots": given.slots, "start_s": given.start_seconds, "max_epochs": max_epochs}
     methods: dict[str, Callable[[int], SweepCourse]] = {
@@ -188,7 +197,7 @@ def _replay_with_searcher(
 
 
 class OurSearcher:
-    """Our searcher, as configured."""
+    """Our searcher as configured."""
 
     def __init__(self, seed: int, max_epochs: int) -> None:
         from hydra.utils import instantiate
@@ -235,7 +244,7 @@ class OurSearcher:
 
 
 class RaySearcher:
-    """Ray's OptunaSearch with its defaults, told what Tune tells it: a trial that is stopped is complete, too."""
+    """Ray's OptunaSearch with its defaults, informed as by Tune: a stopped trial counts as complete, too."""
 
     def __init__(self, seed: int, max_epochs: int) -> None:
         from ray.tune.search.optuna import OptunaSearch
@@ -250,24 +259,24 @@ class RaySearcher:
         return params
 
     def on_segment_start(self, number: int) -> None:
-        """It is not told."""
+        """Do nothing: Tune does not inform the searcher."""
 
     def on_trial_result(self, number: int, epoch: int, value: float) -> None:
         self._last[number] = {_METRIC: value, "training_iteration": epoch}
         self._searcher.on_trial_result(str(number), self._last[number])
 
     def on_trial_wait(self, number: int) -> None:
-        """Nobody pauses."""
+        """Do nothing: no trial pauses."""
 
     def on_trial_end(self, number: int, state: Any) -> None:
         self._searcher.on_trial_complete(str(number), self._last.get(number))
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: there are no resources."""
 
 
 class InformingScheduler:
-    """A rule that lets a searcher hear of everything."""
+    """A scheduler that informs a searcher of everything."""
 
     def __init__(self, scheduler: Scheduler, searcher: OurSearcher | RaySearcher, max_epochs: int) -> None:
         self.rungs, self.needs_checkpoints, self.supports_two_objectives = (
@@ -308,9 +317,9 @@ class InformingScheduler:
 
 
 class NearestCurves(Sequence[Curve]):
-    """The curves of a pool in the order in which a searcher asks for them: the nearest that is left.
+    """The curves of a pool in the order in which a searcher asks for them: each time the nearest remaining one.
 
-    A curve is chosen when it is first looked up, which the replay does when a slot is free.
+    A curve is chosen when it is first accessed, which the replay does when a slot is free.
     """
 
     def __init__(self, pool: Sequence[Curve], ask: Callable[[int], Params]) -> None:
@@ -326,23 +335,23 @@ class NearestCurves(Sequence[Curve]):
         if number >= self._size:
             raise IndexError(number)
         while number >= len(self._chosen):
-            place = _to_point(self._ask(len(self._chosen)))
-            distances = [np.linalg.norm((_to_point(curve.params) - place) / self._range) for curve in self._left]
+            point = _to_point(self._ask(len(self._chosen)))
+            distances = [np.linalg.norm((_to_point(curve.params) - point) / self._range) for curve in self._left]
             self._chosen.append(self._left.pop(int(np.argmin(distances))))
         return self._chosen[number]
 
 
 def _to_point(params: Params) -> np.ndarray:
-    """Where a configuration lies: depth, and the orders of magnitude of sigma and learning rate."""
+    """Return the coordinates of a configuration: depth, and the decimal logarithms of sigma and learning rate."""
     logarithms = [math.log10(params[name]) for name in ("heatmap.sigma", "optimizer.lr")]
     return np.array([params["model.decoder.depth"], *logarithms])
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def summarise(courses: Mapping[str, Sequence[SweepCourse]]) -> dict[str, Any]:
-    """Of each method: how often the target was reached, what that cost, and that over random search's and plain's."""
+    """Summarise each method: how often it reached the target, the cost, and its ratio to random search and to plain."""
     targets = [course.best for course in courses[RANDOM]]
     costs = {
         name: [course.compute_cost_of(target) for course, target in zip(runs, targets, strict=True)]
@@ -368,13 +377,13 @@ def summarise(courses: Mapping[str, Sequence[SweepCourse]]) -> dict[str, Any]:
 def _compute_ratio(
     paid: Sequence[tuple[float, bool]], other: Sequence[tuple[float, bool]]
 ) -> tuple[float, float, float] | None:
-    """Geometric mean over the seeds of how many times as much one paid, with its 95 % interval."""
+    """Return the geometric mean over the seeds of the ratio of the costs, with its 95 % interval."""
     logs = [math.log(cost / cost_of_other) for (cost, _), (cost_of_other, _) in zip(paid, other, strict=True)]
     return compute_mean(logs, transform=np.exp)
 
 
 def format_table(results: Mapping[str, Any], num_seeds: int) -> str:
-    """The figures, to read."""
+    """Format the figures as a table."""
     heads = ("reached", "slot-s, median", "x random search", "x plain", "whole, slot-s", "best, mm")
     lines = [f"{f'{num_seeds} seeds':28}" + "".join(f"{head:>19}" for head in heads)]
     for name, row in results["methods"].items():

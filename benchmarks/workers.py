@@ -1,11 +1,11 @@
-"""A trial on two workers beside the same trial on one, and on one that only rounds otherwise.
+"""Compare a trial on two workers with the same trial on one, and on one that differs only in rounding.
 
     python benchmarks/workers.py --output benchmarks/results/workers.json
 
-Each side is a sweep of the same configurations, one a seed, with the batches of data.batch_size whole: on one worker of
-one core, on two (`sweep.workers_per_trial=2`), and on one of two cores, whose sums have another order. After an epoch
-they agree to many digits in double precision, and to some in single; in a longer training rounding grows, so that the
-third side says how far two runs of the same configuration come apart anyway.
+Each side is a sweep of the same configurations, which differ in the seed, with batches of data.batch_size in total: on
+one worker with one core, on two workers (`sweep.workers_per_trial=2`), and on one worker with two cores, which sums in
+another order. After one epoch they agree to many digits in double precision, and to a few in single precision. In a
+longer training rounding errors grow. The third side shows how much two runs of the same configuration differ anyway.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _SMALL = (
 
 
 def main() -> None:
-    """Run all sides in both precisions and print what they reached."""
+    """Run all sides in both precisions and print their metrics."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12, help="in single precision; in double there is one")
@@ -73,7 +73,7 @@ def main() -> None:
 def _run_sides(
     folder: Path, space: Path, seeds: int, epochs: int, hands: int, precision: str
 ) -> dict[str, list[dict[str, float]]]:
-    """Side -> metrics after the last epoch, of each seed."""
+    """Return for each side the metrics after the last epoch, for each seed."""
     return {
         side: _run_sweep(
             folder / str(number), space, seeds, epochs, hands, (*settings, f"trainer.precision={precision}")
@@ -99,7 +99,7 @@ def _compute_mean(metrics: list[dict[str, float]], name: str) -> float:
 
 
 def _format_difference(sides: dict[str, list[dict[str, float]]], side: str, name: str) -> str:
-    """How far a side's mean is from that of one worker, and its seeds from the same seeds there, at most."""
+    """Format the difference of a side's mean from that of one worker, and the largest difference for the same seed."""
     first = sides["one worker"]
     if side == "one worker":
         return ""

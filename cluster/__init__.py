@@ -1,5 +1,5 @@
-"""A sweep on a cluster: `slurm`, `lsf`, `kuberay` and `ray_up` submit it, `job` runs it, `node` is one machine of it.
+"""Run a sweep on a cluster: `slurm`, `lsf`, `kuberay` and `ray_up` submit it, `job` runs it, `node` starts one machine.
 
-`submission` is what the launchers have in common, `allocation` what a scheduler says of a job, `sweep` the command that
-begins a sweep or goes on with it.
+`submission` has the parts that the launchers share, `allocation` the information from a scheduler about a job, and
+`sweep` the command that starts or resumes a sweep.
 """

@@ -1,4 +1,4 @@
-"""What a scheduler says of the job that it has started: which hosts, how to reach them, how to come again."""
+"""The hosts that a scheduler has allocated to this job, how to run commands on them, and how to requeue the job."""
 
 import os
 import re
@@ -13,16 +13,21 @@ _SCHEDULER_VARIABLE = re.compile(
 
 
 def remove_scheduler_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for what runs inside a job without being a task of it: Ray, and through it every trial.
+    """Remove the scheduler's variables from an environment, for processes in a job that are not tasks of the job.
 
-    Lightning takes the rank of a process from SLURM_PROCID and the like when it is imported, and what has another rank
-    than 0 logs and saves nothing (lightning #6389).
+    These are Ray and, through it, all trials. Lightning reads the rank of a process from SLURM_PROCID and similar
+    variables when it is imported. A process with a rank other than 0 logs and saves nothing (lightning #6389).
     """
     return {name: value for name, value in environment.items() if not _SCHEDULER_VARIABLE.match(name)}
 
 
 class Allocation(Protocol):
-    """job: its identifier, which stays when it is queued again. hosts: the first one runs this process."""
+    """The hosts of a job.
+
+    Attributes:
+        job: the identifier of the job, which stays the same when the job is requeued.
+        hosts: the hosts of the job. This process runs on the first one.
+    """
 
     @property
     def job(self) -> str: ...
@@ -30,30 +35,30 @@ class Allocation(Protocol):
     def hosts(self) -> Sequence[str]: ...
 
     def command_on(self, host: str, command: Sequence[str]) -> list[str]:
-        """The command line that runs a command on another host of the job, as long as itself runs."""
+        """Return the command line that runs a command on another host of the job. It runs as long as the command."""
         ...
 
     def requeue(self) -> str | None:
-        """Have the scheduler start the job again when it has ended; why that failed, in a line, or None."""
+        """Tell the scheduler to start the job again after it has ended. Return the reason if that failed, else None."""
         ...
 
 
 class Slurm(NamedTuple):
-    """A Slurm job, whose step on each host gets all that the job has there."""
+    """A Slurm job. Its step on each host gets everything that the job has there."""
 
     job: str
     hosts: Sequence[str]
 
     def command_on(self, host: str, command: Sequence[str]) -> list[str]:
-        # --overlap: beside the batch step. --cpus-per-task: srun 22.05 no longer takes it from sbatch by itself.
+        # --overlap: next to the batch step. --cpus-per-task: since 22.05, srun does not take it from sbatch.
         cpus = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE", "1")
         options = ["--nodes=1", "--ntasks=1", f"--nodelist={host}", f"--cpus-per-task={cpus}", "--mem=0"]
         return ["srun", *options, "--overlap", "--unbuffered", "--quiet", *command]
 
     def requeue(self) -> str | None:
-        """By `scontrol requeue`, which the owner of a job may do: the same number, script, place in the queue and log.
+        """Run `scontrol requeue`, which the owner of a job may do. The job keeps its number, script, priority and log.
 
-        A new sbatch from within a job is forbidden on many clusters.
+        Many clusters forbid sbatch from within a job.
         """
         done = subprocess.run(
             ["scontrol", "requeue", self.job], capture_output=True, encoding="utf-8", errors="replace", check=False
@@ -62,7 +67,7 @@ class Slurm(NamedTuple):
 
 
 class Lsf(NamedTuple):
-    """An LSF job. It is queued again by its exit status (`bsub -Q 75`), for which nobody needs any rights."""
+    """An LSF job. Its exit status requeues it (`bsub -Q 75`), which needs no permissions."""
 
     job: str
     hosts: Sequence[str]
@@ -75,7 +80,7 @@ class Lsf(NamedTuple):
 
 
 class SingleMachine(NamedTuple):
-    """No scheduler: this machine only."""
+    """This machine only, without a scheduler."""
 
     job: str
     hosts: Sequence[str]
@@ -88,7 +93,7 @@ class SingleMachine(NamedTuple):
 
 
 def find_allocation(environment: Mapping[str, str]) -> Allocation:
-    """The job that this process runs in."""
+    """Return the allocation of the job that this process runs in."""
     if "SLURM_JOB_ID" in environment and shutil.which("scontrol"):
         listed = ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]]
         hosts = subprocess.run(

@@ -1,10 +1,11 @@
-"""Inside a job of a scheduler: Ray on all of its hosts, tune.py on the first, and the next job when time is up.
+"""Inside a job of a scheduler: run Ray on all hosts and tune.py on the first one, and requeue the job when time is up.
 
     python cluster/job.py --folder FOLDER --warning-s 300 -- sweep.name=hands sweep.num_trials=100
 
-The launchers write this line. When the scheduler warns that the wall time ends (SIGUSR1), tune.py is told to end
-(SIGTERM), saves and leaves with status 75, the nodes are stopped, and the job is queued again; the next one finds the
-sweep and goes on. A sweep that is done, or failed, is not queued again, nor is one that got nowhere in two jobs.
+The launchers write this command. When the scheduler warns that the wall time is about to end (SIGUSR1), the job sends
+SIGTERM to tune.py, which saves its state and exits with status 75. Then the job stops the nodes and is requeued. The
+next job finds the sweep and resumes it. The job is not requeued if the sweep has finished or failed, or if two jobs in
+a row made no progress.
 """
 
 import argparse
@@ -34,21 +35,21 @@ from handpose.utf8 import use_utf8
 _NODE_SCRIPT = Path(__file__).resolve().with_name("node.py")
 _POLL_INTERVAL_S = 0.5
 _MARGIN_S = 30.0
-"""Of the time between warning and end, what is left for stopping the nodes and queueing the job again."""
+"""The part of the time between warning and end that is kept for stopping the nodes and requeueing the job."""
 _NODE_TIMEOUT_S = 20.0
 _RESTART_AFTER_S = 60.0
 _MAX_STARTS = 5
-"""Of a node in one job."""
+"""Largest number of starts of a node in one job."""
 _MAX_IDLE_JOBS = 2
 _SIGNAL_STATUSES = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 130, INTERRUPTED_STATUS)
-"""Statuses of a tune.py that was told to end: before the sweep it does not save, since there is nothing yet."""
+"""Exit statuses of a tune.py that was told to end. One that has not started its sweep yet does not exit with 75."""
 
 
 class JobEnd:
-    """Whether this job is to end, and why.
+    """Whether this job should end, and why.
 
-    The warning stays blocked, here and in everything that is started, and is looked for instead of received: some
-    schedulers send it to all processes of a job, and Ray Tune takes SIGUSR1 as the order to end a run (2.60).
+    The warning signal stays blocked, in this process and in all that it starts. It is polled, not handled, because some
+    schedulers send it to all processes of a job, and Ray Tune stops a run on SIGUSR1 (2.60).
     """
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ class JobEnd:
 
     @property
     def is_due(self) -> bool:
-        """For that reason, or since somebody, or the scheduler, wants the job gone; it is not queued again then."""
+        """The job should end, because it was warned or cancelled. A cancelled job is not requeued."""
         return self._is_ended or self.is_warned
 
 
@@ -78,9 +79,9 @@ def log_line(text: str) -> None:
 class RayNodes:
     """The Ray nodes of a job.
 
-    `ray symmetric-run` (Ray 2.60) does less: it refuses to start where another job already runs Ray, and its `ray stop`
-    ends the Ray of all jobs on the host; it gives up if a node is missing after 30 s, and starts no node again; on
-    SIGTERM it leaves without telling tune.py, and Ray stays.
+    `ray symmetric-run` (Ray 2.60) does less. It refuses to start if another job runs Ray on the host, and its `ray
+    stop` ends the Ray of all jobs there. It gives up if a node is missing after 30 s, and never restarts a node. On
+    SIGTERM it exits without telling tune.py, and leaves Ray running.
 
     Args:
         allocation: the hosts of the job.
@@ -91,18 +92,21 @@ class RayNodes:
     def __init__(self, allocation: Allocation, folder: Path, options: Sequence[str]) -> None:
         self._folder, self._options, self._allocation = folder, options, allocation
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._gone: dict[str, float] = {}  # since when
+        self._gone: dict[str, float] = {}  # host -> time when it was found to have ended
         self._starts: Counter[str] = Counter()
 
     def start_head(self, job_end: JobEnd, timeout_s: float) -> str | None:
-        """The address of the cluster; None where the head did not come up, or the job is to end."""
+        """Start the head and return the address of the cluster.
+
+        Return None if the head does not come up, or if the job should end.
+        """
         host, others = self._allocation.hosts[0], self._allocation.hosts[1:]
         self._start(host, [f"--other={others[0]}"] if others else [], is_here=True)
         _wait_until(lambda: self._is_up(host) or self._has_ended(host) or job_end.is_due, timeout_s)
         return (self._folder / f"{host}.up").read_text(encoding="utf-8") if self._is_up(host) else None
 
     def start_others(self, address: str, job_end: JobEnd, timeout_s: float) -> None:
-        """Those that have not come after that time may still come; who never does is missed, and no more."""
+        """Start the other nodes. After the timeout the sweep starts without missing nodes, which may still join."""
         others = self._allocation.hosts[1:]
         for host in others:
             self._start(host, [f"--head={address}"], is_here=False)
@@ -114,14 +118,14 @@ class RayNodes:
             log_line(f"goes on with {len(others) + 1 - len(missing)} nodes; not there yet: {', '.join(missing)}")
 
     def report_ended_nodes(self) -> None:
-        """Say of each node that has ended by itself that it did."""
+        """Log each node that has ended by itself."""
         for host in self._processes:
             if self._has_ended(host) and host not in self._gone:
                 self._gone[host] = time.monotonic()
                 log_line(f"the Ray node on {host} has ended; what it wrote last: {self._read_last_line(host)}")
 
     def restart_ended_nodes(self, address: str) -> None:
-        """Those that have been gone for a minute, of which something may have been wrong for once."""
+        """Restart the nodes that ended a minute ago, because the cause may have been temporary."""
         for host, since in list(self._gone.items()):
             is_due = time.monotonic() - since >= _RESTART_AFTER_S
             if is_due and host != self._allocation.hosts[0] and self._starts[host] < _MAX_STARTS:
@@ -135,7 +139,7 @@ class RayNodes:
         return not self._has_ended(self._allocation.hosts[0])
 
     def stop(self) -> None:
-        """The others first, since a node without a head complains."""
+        """Stop the nodes, the head last, because a node without a head logs errors."""
         *others, head = reversed(self._processes.values())
         for group in (others, [head]):
             for process in group:
@@ -153,7 +157,7 @@ class RayNodes:
             *self._options,
             *more,
         ]
-        # In a session of its own: Ctrl-C in a terminal is for the job alone, which stops the others in order.
+        # In its own session: Ctrl-C in a terminal reaches only the job, which then stops the others in order.
         self._processes[host] = subprocess.Popen(
             command if is_here else self._allocation.command_on(host, command), start_new_session=True
         )
@@ -171,36 +175,37 @@ class RayNodes:
 
 
 def main() -> None:
-    """Run the job. Its exit status is tune.py's, and 75 where it is queued again."""
+    """Run the job. Its exit status is that of tune.py, or 75 if it is requeued."""
     given, arguments = parse_arguments(sys.argv[1:])
     os.umask(0o077)
-    ending = JobEnd()
+    job_end = JobEnd()
     allocation = find_allocation(os.environ)
     with exit_on_user_error():
         check_interpreter(sys.executable)
         load_dotenv_file()
         folder = find_sweep_folder(arguments)
         before = measure_progress(folder)
-    with exit_on_user_error(), _make_run_folder(given.folder, allocation.job) as place:
-        write_token(place / "token")
-        os.environ[AUTH_MODE_VARIABLE], os.environ[TOKEN_PATH_VARIABLE] = "token", str(place / "token")
+    with exit_on_user_error(), _make_run_folder(given.folder, allocation.job) as run_folder:
+        write_token(run_folder / "token")
+        os.environ[AUTH_MODE_VARIABLE], os.environ[TOKEN_PATH_VARIABLE] = "token", str(run_folder / "token")
         os.environ.pop(TOKEN_VARIABLE, None)
         os.environ.pop("RAY_ADDRESS", None)
         options = [f"--{name}={value}" for name in ("cpus", "gpus", "network") if (value := getattr(given, name))]
         options += ["--gpus=0"] if given.gpus == 0 else []
-        status = run_job(RayNodes(allocation, place, options), ending, given, arguments, folder)
-    if not ending.is_warned and status != INTERRUPTED_STATUS:
+        status = run_job(RayNodes(allocation, run_folder, options), job_end, given, arguments, folder)
+    if not job_end.is_warned and status != INTERRUPTED_STATUS:
         sys.exit(status if status >= 0 else 128 - status)
-    if ending.is_due and not ending.is_warned:  # somebody has ended it; with 75 it would come again under LSF
+    # Cancelled by a user or the scheduler; with status 75, LSF would requeue it.
+    if job_end.is_due and not job_end.is_warned:
         sys.exit(128 + signal.SIGTERM)
-    if status not in _SIGNAL_STATUSES:  # it was done, or failed, at the last moment
+    if status not in _SIGNAL_STATUSES:  # it finished or failed at the last moment
         sys.exit(status if status >= 0 else 128 - status)
     with exit_on_user_error():
         sys.exit(_requeue(allocation, given.folder, has_moved=measure_progress(folder) > before, folder=folder))
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and the arguments of tune.py, which follow two dashes."""
+    """Parse the options, and return them with the arguments of tune.py, which follow `--`."""
     before, arguments = split_arguments(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="of the job, which all hosts see")
@@ -215,7 +220,11 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
 def run_job(
     nodes: RayNodes, job_end: JobEnd, options: argparse.Namespace, arguments: Sequence[str], folder: Path
 ) -> int:
-    """Ray and tune.py, until it ends or is to; returns its exit status, or 75 where there was no time to begin."""
+    """Run Ray and tune.py until tune.py ends or the job should end.
+
+    Returns:
+        The exit status of tune.py; 75 if it was interrupted, or if there was no time to start it.
+    """
     try:
         address = nodes.start_head(job_end, options.wait_s)
         if address is None:
@@ -245,28 +254,31 @@ def run_job(
 
 @contextlib.contextmanager
 def _make_run_folder(folder: Path, job: str) -> Iterator[Path]:
-    """A private place for the token and the nodes' word and logs; the logs of the job before are gone."""
-    place = folder / f"nodes_{job}"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(mode=0o700, parents=True)
+    """Make a private folder for the token, and for the addresses and logs of the nodes.
+
+    The logs of an earlier run of the job are removed.
+    """
+    run_folder = folder / f"nodes_{job}"
+    shutil.rmtree(run_folder, ignore_errors=True)
+    run_folder.mkdir(mode=0o700, parents=True)
     try:
-        yield place
+        yield run_folder
     finally:
-        (place / "token").unlink(missing_ok=True)
+        (run_folder / "token").unlink(missing_ok=True)
 
 
 def _requeue(allocation: Allocation, place: Path, *, has_moved: bool, folder: Path) -> int:
-    """Queue the job again, unless it gets nowhere; returns the status to leave with."""
+    """Requeue the job, unless it makes no progress. Return the exit status of the job."""
     file = place / "idle_jobs.json"
     num_idle = 0 if has_moved else (read_json(file) if file.exists() else 0) + 1
     write_json(file, num_idle)
-    goes_on = format_resume_command(folder)
+    resume = format_resume_command(folder)
     if num_idle >= _MAX_IDLE_JOBS:
-        log_line(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {goes_on}")
+        log_line(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {resume}")
         return 1
     reason = allocation.requeue()
     if reason is not None:
-        log_line(f"could not be queued again ({reason}); to go on: {goes_on}")
+        log_line(f"could not be queued again ({reason}); to go on: {resume}")
         return INTERRUPTED_STATUS
     log_line("queued again")
     return INTERRUPTED_STATUS
@@ -279,7 +291,7 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
 
 
 def _kill_at(process: subprocess.Popen[bytes], moment: float) -> None:
-    """Kill it then, if it has not ended: nothing that was reported is lost by that."""
+    """Kill a process at a given time if it has not ended. Nothing that was reported is lost."""
     try:
         process.wait(max(0.0, moment - time.monotonic()))
     except subprocess.TimeoutExpired:

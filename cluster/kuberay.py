@@ -1,10 +1,10 @@
-"""Submit a sweep to Kubernetes as a RayJob of KubeRay (1.5.1 or newer); it goes on when a cluster is lost.
+"""Submit a sweep to Kubernetes as a RayJob of KubeRay (1.5.1 or newer). It resumes when its Ray cluster is lost.
 
     python cluster/kuberay.py --nodes 4 --gpus-per-node 1 --cpus-per-node 8 --memory 32Gi --image REGISTRY/hands:1 \\
         --claim sweeps --secret sweep-keys -- data=freihand data.root=/sweeps/FreiHAND sweep.num_trials=200
 
-The image holds this project with its requirements; the claim is a volume that all pods may write, for data and results.
-Prints the manifest and applies it; --dry-run only prints. See docs/cluster/kuberay.md.
+The image contains this project and its requirements. The claim is a volume for data and results that all pods can
+write. Prints the manifest and applies it; with --dry-run only prints it. See docs/cluster/kuberay.md.
 """
 
 import json
@@ -30,13 +30,13 @@ from handpose.sweep.execution.privacy import NO_USAGE_STATS
 from handpose.utf8 import use_utf8
 
 _OBJECT_STORE_BYTES = 100 * 2**20
-_MAX_NAME_LENGTH = 47  # KubeRay makes the names of pods and services from it, of 63 characters
+_MAX_NAME_LENGTH = 47  # KubeRay builds the names of pods and services from it, which have at most 63 characters
 _OUTPUT_FOLDER = "/sweeps"
 _QUANTITY = re.compile(r"(?P<number>\d+(\.\d+)?)((?P<prefix>[KMGT])(?P<binary>i?))?")
 
 
 def make_manifest(submission: Submission) -> dict[str, Any]:
-    """The RayJob. The head trains too, since the winner is retrained on the machine of the driver."""
+    """Build the RayJob. The head runs trials too, because the winner is retrained on the machine of the driver."""
     given = submission.options
     head = {
         "rayStartParams": _make_start_parameters("--head", given.memory),
@@ -61,7 +61,8 @@ def make_manifest(submission: Submission) -> dict[str, Any]:
             "backoffLimit": given.retries,
             "rayClusterSpec": {
                 "rayVersion": version("ray"),
-                "authOptions": {"mode": "token"},  # the operator makes the token, and gives it to all pods as a secret
+                # The operator creates the token, and passes it to all pods as a secret.
+                "authOptions": {"mode": "token"},
                 "headGroupSpec": head,
                 "workerGroupSpecs": [workers] if given.nodes > 1 else [],
             },
@@ -70,7 +71,8 @@ def make_manifest(submission: Submission) -> dict[str, Any]:
 
 
 def _make_start_parameters(kind: str, memory: str) -> dict[str, str]:
-    # The operator asks the dashboard how the job stands, so that it cannot be on loopback; the token guards it.
+    # The operator asks the dashboard for the state of the job, so the dashboard cannot listen only on loopback. The
+    # token protects it.
     dashboard = {"dashboard-host": "0.0.0.0"} if kind == "--head" else {}
     limit = _parse_quantity(memory)
     for_trials = compute_trial_memory(Memory(limit, limit, is_limited=True), with_driver=kind == "--head")
@@ -78,7 +80,7 @@ def _make_start_parameters(kind: str, memory: str) -> dict[str, str]:
 
 
 def _parse_quantity(quantity: str) -> int:
-    """Of an amount of memory as Kubernetes writes it: 32Gi, 1.5G."""
+    """Convert an amount of memory as Kubernetes writes it, such as 32Gi or 1.5G, to bytes."""
     parts = _QUANTITY.fullmatch(quantity)
     assert parts is not None, quantity
     return int(float(parts["number"]) * (1024 if parts["binary"] else 1000) ** " KMGT".index(parts["prefix"] or " "))
@@ -89,7 +91,7 @@ def _make_pod(submission: Submission, name: str) -> dict[str, Any]:
     resources = {"cpu": str(given.cpus_per_node), "memory": given.memory}
     if given.gpus_per_node:
         resources["nvidia.com/gpu"] = str(given.gpus_per_node)
-    # Not in the entrypoint, which goes through two shells that quote in different ways.
+    # Not in the entrypoint, because two shells with different quoting rules process it.
     arguments = json.dumps(list(submission.arguments))
     environment = {ARGUMENTS_VARIABLE: arguments, "DIR_SCRATCH": _OUTPUT_FOLDER, **NO_USAGE_STATS}
     container: dict[str, Any] = {
@@ -127,19 +129,19 @@ def _check_submission(submission: Submission) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Check, print and apply."""
-    made = make_parser(__doc__ or "")
-    made.add_argument("--image", required=True, help="that holds the project and its requirements")
-    made.add_argument("--project", default="/handpose", help="where the project lies in it")
-    made.add_argument("--memory", default="16Gi", help="of each pod")
-    made.add_argument(
+    """Check the submission, print the manifest and apply it."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--image", required=True, help="that holds the project and its requirements")
+    parser.add_argument("--project", default="/handpose", help="where the project lies in it")
+    parser.add_argument("--memory", default="16Gi", help="of each pod")
+    parser.add_argument(
         "--claim", help="a PersistentVolumeClaim (ReadWriteMany) for data and results, mounted at /sweeps"
     )
-    made.add_argument("--secret", help="a Secret whose entries become environment variables: keys of stores, W&B")
-    made.add_argument("--namespace", default="default")
-    made.add_argument("--retries", type=int, default=20, help="clusters that may be lost before the job has failed")
+    parser.add_argument("--secret", help="a Secret whose entries become environment variables: keys of stores, W&B")
+    parser.add_argument("--namespace", default="default")
+    parser.add_argument("--retries", type=int, default=20, help="clusters that may be lost before the job has failed")
     with exit_on_user_error():
-        submission = read_submission(made, argv, is_here=False)
+        submission = read_submission(parser, argv, is_here=False)
         _check_submission(submission)
         text = yaml.safe_dump(make_manifest(submission), sort_keys=False)
         print(text, end="", flush=True)

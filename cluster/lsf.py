@@ -1,10 +1,10 @@
-"""Submit a sweep to LSF, which goes on through as many jobs as it needs.
+"""Submit a sweep to LSF. It runs through as many jobs as it needs.
 
     python cluster/lsf.py --nodes 4 --gpus-per-node 4 --wall-time 04:00:00 -q gpu -P hands \\
         --setup 'module load cuda; source .venv/bin/activate' -- data=freihand data.root=DIR sweep.num_trials=200
 
-Options that are not ours are those of bsub: -q, -P, -R, -M, -G, ... Prints the script and submits it; --dry-run only
-prints. See docs/cluster/lsf.md.
+All other options are passed to bsub: -q, -P, -R, -M, -G, ... Prints the script and submits it; with --dry-run only
+prints it. See docs/cluster/lsf.md.
 """
 
 import math
@@ -40,7 +40,7 @@ _RESERVED_OPTIONS = (
 
 
 def make_directives(submission: Submission) -> list[str]:
-    """The #BSUB lines. LSF counts slots, which are cores, and times in minutes."""
+    """Build the #BSUB lines. LSF counts slots, which are cores, and measures time in minutes."""
     given = submission.options
     slots = given.cpus_per_node or 1
     options = [
@@ -52,16 +52,16 @@ def make_directives(submission: Submission) -> list[str]:
         f"-W {math.ceil(parse_wall_time(given.wall_time) / 60)}",
         "-wa USR1",
         f"-wt {math.ceil(given.warning_s / 60)}",
-        f'-Q "{INTERRUPTED_STATUS}"',  # a job that ends so comes again, without anybody's rights
-        "-r",  # and one whose host was lost
-        "-o /dev/null",  # of a job that comes again LSF keeps no output, so that the script writes its own
+        f'-Q "{INTERRUPTED_STATUS}"',  # a job with this status is requeued, which needs no permissions
+        "-r",  # also requeue a job whose host was lost
+        "-o /dev/null",  # LSF keeps no output of a requeued job, so the script writes its own log
         *submission.scheduler_options,
     ]
     return [f"#BSUB {option}" for option in options]
 
 
 def main(argv: list[str]) -> None:
-    """Check, print and submit."""
+    """Check the submission, print the script and submit it."""
     with exit_on_user_error():
         submission = read_submission(make_job_parser(__doc__ or ""), argv, reserved=_RESERVED_OPTIONS)
         own_log = f"exec >> {shlex.quote(str(submission.log))} 2>&1"

@@ -1,7 +1,7 @@
-"""One Ray node of a job, on the host that it is started on, for as long as it runs: SIGTERM ends it.
+"""Run one Ray node of a job on this host, until SIGTERM ends it.
 
-Everything is the job's own, so that jobs and users who share a host do not meet: ports that the system chooses, a
-folder for temporary files that nobody else can enter, and the job's token.
+Jobs and users that share a host do not conflict, because each node has its own resources: ports that the system
+chooses, a private folder for temporary files, and the token of its job.
 """
 
 import argparse
@@ -25,15 +25,23 @@ from handpose.sweep.controller.slots import compute_trial_memory
 from handpose.sweep.execution.privacy import NO_USAGE_STATS, make_private_folder
 from handpose.utf8 import use_utf8
 
-_OBJECT_STORE_BYTES = 100 * 2**20  # nothing but reports travels, as in a sweep on one machine
+_OBJECT_STORE_BYTES = 100 * 2**20  # only reports are transferred, as in a sweep on one machine
 _END_TIMEOUT_S = 15.0
 
 
 def find_own_address(*, network: str | None, host: str, other: str | None) -> str | None:
-    """The IPv4 address of this machine that the others of a job reach it at; None: Ray may choose.
+    """Find the IPv4 address at which the other machines of the job reach this one.
 
-    network: it lies in, as 10.1.0.0/16, where that was said. host: the scheduler's name for this machine. other:
-    another machine of the job, to which the way is looked up. Raises ValueError where there is none in the network.
+    Args:
+        network: the network of the address, such as 10.1.0.0/16, if the user gave one.
+        host: the scheduler's name of this machine.
+        other: another machine of the job. The address is that of the route to it.
+
+    Returns:
+        The address; None: Ray chooses one.
+
+    Raises:
+        ValueError: this machine has no address in the network.
     """
     if network is not None:
         addresses = list_addresses().values()
@@ -42,10 +50,10 @@ def find_own_address(*, network: str | None, host: str, other: str | None) -> st
             raise ValueError(f"{host} has no address in --network {network}, only {', '.join(addresses)}")
         return inside[0]
     if other is not None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:  # nothing is sent
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:  # connect sends nothing
             try:
                 way.connect((other, 9))
-            except OSError:  # a name that only the scheduler knows
+            except OSError:  # only the scheduler knows this name
                 return None
             found = str(way.getsockname()[0])
         return None if ipaddress.ip_address(found).is_loopback else found
@@ -53,7 +61,13 @@ def find_own_address(*, network: str | None, host: str, other: str | None) -> st
 
 
 def make_ray_command(given: argparse.Namespace, *, folder: Path, address: str | None) -> list[str]:
-    """The command line of the Ray node. folder: for its temporary files. address: of this machine."""
+    """Build the command line of the Ray node.
+
+    Args:
+        given: the options of the command line.
+        folder: the folder for temporary files.
+        address: the address of this machine; None: Ray chooses one.
+    """
     cores = count_cores()
     options = [
         f"--node-name={given.host}",
@@ -61,13 +75,13 @@ def make_ray_command(given: argparse.Namespace, *, folder: Path, address: str | 
         f"--num-cpus={min(cores, given.cpus) if given.cpus else cores}",
         f"--object-store-memory={_OBJECT_STORE_BYTES}",
         f"--memory={compute_trial_memory(measure_memory(), with_driver=given.head is None)}",
-        *("--min-worker-port=0", "--max-worker-port=0"),  # 10002 and up otherwise, in every job of a host
+        *("--min-worker-port=0", "--max-worker-port=0"),  # by default 10002 and up, in every job on a host
         "--dashboard-agent-listen-port=0",
         *([] if given.gpus is None else [f"--num-gpus={given.gpus}"]),
         *([] if address is None else [f"--node-ip-address={address}"]),
     ]
     if given.head is None:
-        # Ray's client server cannot be turned off, and takes port 10001 unless it is told another.
+        # Ray's client server cannot be turned off. Its default port is 10001.
         head = ["--head", "--port=0", f"--ray-client-server-port={_find_free_port()}", "--include-dashboard=false"]
     else:
         head = [f"--address={given.head}"]
@@ -81,7 +95,7 @@ def _find_free_port() -> int:
 
 
 def main() -> None:
-    """Run the node; its exit status is that of `ray start`, or 0 where it was told to end."""
+    """Run the node. The exit status is that of `ray start`, or 0 after SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="of the job, where the node leaves word and its log")
     parser.add_argument("--host", required=True, help="the scheduler's name for this machine")
@@ -91,7 +105,8 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, help="of this machine; all that Ray finds")
     parser.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16")
     given = parser.parse_args()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})  # the job's own; inherited by all of Ray
+    # For the job only; inherited by all processes of Ray.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
     other = given.head.rpartition(":")[0] if given.head else given.other
     address = find_own_address(network=given.network, host=given.host, other=other)
     with (
@@ -106,7 +121,7 @@ def main() -> None:
 
 
 def _wait_for_node(process: subprocess.Popen[bytes], address: Path, address_file: Path) -> int:
-    """Leave word of the node's cluster as soon as it has joined, and wait until it ends, or is to."""
+    """Write the address of the cluster to a file as soon as the node has joined. Wait for the end of the node."""
     is_ended = False
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -126,7 +141,7 @@ def _wait_for_node(process: subprocess.Popen[bytes], address: Path, address_file
     process.terminate()
     try:
         process.wait(_END_TIMEOUT_S)
-    except subprocess.TimeoutExpired:  # Ray waits 30 s for what still runs; its reaper ends the others then
+    except subprocess.TimeoutExpired:  # Ray waits up to 30 s for its processes; after this kill, its reaper ends them
         process.kill()
         process.wait()
     return 0

@@ -1,4 +1,4 @@
-"""Write the file with which `ray up` makes a cluster in a cloud, or of machines that answer ssh, and say what to type.
+"""Write the file with which `ray up` starts a cluster in a cloud or on machines with ssh. Print the commands to run.
 
     python cluster/ray_up.py --provider aws --region us-west-2 --instance-type g5.2xlarge --image ami-... --nodes 4 \\
         --output hands.yaml -- sweep.storage=s3://BUCKET/sweeps sweep.num_trials=200
@@ -28,15 +28,15 @@ from handpose.utf8 import use_utf8
 
 _TOKEN = "~/.ray/auth_token"
 _PYTHON = "~/handpose_venv/bin"
-"""An environment of its own on each machine: into that of Debian and Ubuntu pip installs nothing (PEP 668)."""
+"""A virtual environment on each machine, because pip refuses to install into that of Debian and Ubuntu (PEP 668)."""
 _RAY = " ".join(["RAY_AUTH_MODE=token", *map("=".join, NO_USAGE_STATS.items()), f"{_PYTHON}/ray"])
 _START_COMMAND = f"{_RAY} start --object-store-memory=104857600"
 _CLIENTS = {"aws": "boto3", "gcp": "google-api-python-client cryptography", "local": ""}
-"""With which the head, from its Python, starts the other machines."""
+"""Packages with which Ray on the head starts the other machines."""
 
 
 def make_cluster(submission: Submission) -> dict[str, Any]:
-    """What the file holds, as ray/autoscaler/ray-schema.json has it."""
+    """Build the content of the file, as in ray/autoscaler/ray-schema.json."""
     given = submission.options
     install = f"{_PYTHON}/pip install -q -r ~/handpose/requirements.txt {_CLIENTS[given.provider]}"
     key = {} if given.ssh_private_key is None else {"ssh_private_key": given.ssh_private_key}
@@ -44,18 +44,19 @@ def make_cluster(submission: Submission) -> dict[str, Any]:
         "cluster_name": submission.name,
         **_make_machines(submission),
         "auth": {"ssh_user": given.ssh_user, **key},
-        # The token travels as a file, with its mode; in a command it would stand in logs and lists of processes.
+        # The token is copied as a file with its mode. In a command it would appear in logs and process lists.
         "file_mounts": {"~/handpose": str(REPOSITORY), _TOKEN: str(expand_home(_TOKEN))},
-        "rsync_exclude": ["/.git", "/.venv", "/outputs", "/data", "__pycache__"],  # /: of the clone, not of packages
+        # /: at the top of the clone, not in packages.
+        "rsync_exclude": ["/.git", "/.venv", "/outputs", "/data", "__pycache__"],
         "setup_commands": [
             *([given.setup] if given.setup else []),
             f"chmod 600 {_TOKEN}",
             f"{given.python} -m venv {_PYTHON.removesuffix('/bin')}",
             install.rstrip(),
-            # `ray down` has the machines run `ray stop`.
+            # `ray down` runs `ray stop` on the machines.
             f"grep -qs handpose_venv ~/.bashrc || echo 'export PATH={_PYTHON}:$PATH' >> ~/.bashrc",
         ],
-        "head_setup_commands": [],  # those of Ray (2.60) install into another Python
+        "head_setup_commands": [],  # Ray's defaults (2.60) install into another Python
         "head_start_ray_commands": [
             f"{_RAY} stop",
             f"{_START_COMMAND} --head --port=6379 --dashboard-host=127.0.0.1 "
@@ -84,17 +85,17 @@ def _make_machines(submission: Submission) -> dict[str, Any]:
 
 
 def _make_aws_node(given: argparse.Namespace) -> dict[str, Any]:
-    """An instance, in the words of EC2. Ray's own image (2.60) is Ubuntu 18.04, whose Python is too old."""
+    """Describe an EC2 instance. Ray's default image (2.60) is Ubuntu 18.04, whose Python is too old."""
     disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": given.disk_gb, "VolumeType": "gp3"}}
     return {"InstanceType": given.instance_type, "ImageId": given.image, "BlockDeviceMappings": [disk]}
 
 
 def _make_gcp_node(given: argparse.Namespace) -> dict[str, Any]:
-    """An instance, in the words of Compute Engine, which has no default for the disk."""
-    made = {"diskSizeGb": given.disk_gb, "sourceImage": given.image}
-    disk = {"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": made}
-    stays = {"scheduling": {"onHostMaintenance": "TERMINATE"}} if given.gpus_per_node else {}  # with GPUs it must be
-    return {"machineType": given.instance_type, "disks": [disk], **stays}
+    """Describe a Compute Engine instance, which has no default for the disk."""
+    disk_parameters = {"diskSizeGb": given.disk_gb, "sourceImage": given.image}
+    disk = {"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": disk_parameters}
+    scheduling = {"scheduling": {"onHostMaintenance": "TERMINATE"}} if given.gpus_per_node else {}  # required with GPUs
+    return {"machineType": given.instance_type, "disks": [disk], **scheduling}
 
 
 def _check_submission(submission: Submission) -> None:
@@ -118,23 +119,23 @@ def _check_submission(submission: Submission) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Check, write the file, and print the three commands."""
-    made = make_parser(__doc__ or "")
-    made.add_argument("--provider", choices=("aws", "gcp", "local"), required=True)
-    made.add_argument("--region", help="of the cloud")
-    made.add_argument("--zone", help="of gcp")
-    made.add_argument("--project-id", help="of gcp")
-    made.add_argument("--instance-type", help="kind of machine, which decides its cores and GPUs")
-    made.add_argument("--image", help="AMI, or sourceImage of gcp, with Python 3.11 or newer and the GPU's driver")
-    made.add_argument("--disk-gb", type=int, default=200, help="of each machine of a cloud")
-    made.add_argument("--hosts", nargs="+", help="addresses of your own machines, the head first")
-    made.add_argument("--setup", default="", help="shell commands on each machine, before pip")
-    made.add_argument("--python", default="python3", help="of each machine, 3.11 or newer")
-    made.add_argument("--ssh-user", default="ubuntu")
-    made.add_argument("--ssh-private-key", help="which opens all machines; the head gets it, to reach the others")
-    made.add_argument("--output", type=Path, required=True, help="the file to write")
+    """Check the submission, write the file, and print the three commands."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--provider", choices=("aws", "gcp", "local"), required=True)
+    parser.add_argument("--region", help="of the cloud")
+    parser.add_argument("--zone", help="of gcp")
+    parser.add_argument("--project-id", help="of gcp")
+    parser.add_argument("--instance-type", help="kind of machine, which decides its cores and GPUs")
+    parser.add_argument("--image", help="AMI, or sourceImage of gcp, with Python 3.11 or newer and the GPU's driver")
+    parser.add_argument("--disk-gb", type=int, default=200, help="of each machine of a cloud")
+    parser.add_argument("--hosts", nargs="+", help="addresses of your own machines, the head first")
+    parser.add_argument("--setup", default="", help="shell commands on each machine, before pip")
+    parser.add_argument("--python", default="python3", help="of each machine, 3.11 or newer")
+    parser.add_argument("--ssh-user", default="ubuntu")
+    parser.add_argument("--ssh-private-key", help="which opens all machines; the head gets it, to reach the others")
+    parser.add_argument("--output", type=Path, required=True, help="the file to write")
     with exit_on_user_error():
-        submission = read_submission(made, argv, is_here=False)
+        submission = read_submission(parser, argv, is_here=False)
         _check_submission(submission)
         check_output_file(submission.options.output)
         text = yaml.safe_dump(make_cluster(submission), sort_keys=False)
@@ -146,7 +147,7 @@ def main(argv: list[str]) -> None:
                 part.write_text(text, encoding="utf-8")
         command = shlex.join(["cluster/sweep.py", "--", *submission.arguments])
         sweep = f"cd ~/handpose && RAY_AUTH_MODE=token {_PYTHON}/python {command}"
-        # Of machines of one's own Ray's second autoscaler (2.60) never starts any but the head.
+        # With the local provider, version 2 of Ray's autoscaler (2.60) never starts any machine but the head.
         switch = "RAY_UP_enable_autoscaler_v2=0 " if given.provider == "local" else ""
         ray = _format_for_shell(Path(sys.executable).with_name("ray"))
         file = shlex.quote(str(given.output))
@@ -156,7 +157,7 @@ def main(argv: list[str]) -> None:
 
 
 def _format_for_shell(program: Path) -> str:
-    """As it is typed into a shell here."""
+    """Format the path of a program for a shell in the working folder."""
     here = Path.cwd()
     return shlex.quote(str(program.relative_to(here) if program.is_relative_to(here) else program))
 

@@ -1,10 +1,10 @@
-"""Submit a sweep to Slurm, which goes on through as many jobs as it needs.
+"""Submit a sweep to Slurm. It runs through as many jobs as it needs.
 
     python cluster/slurm.py --nodes 4 --gpus-per-node 4 --wall-time 04:00:00 --partition gpu \\
         --setup 'module load cuda; source .venv/bin/activate' -- data=freihand data.root=DIR sweep.num_trials=200
 
-Options that are not ours are those of sbatch: --partition, --account, --qos, --constraint, --mem, ... Prints the script
-and submits it; --dry-run only prints. See docs/cluster/slurm.md.
+All other options are passed to sbatch: --partition, --account, --qos, --constraint, --mem, ... Prints the script and
+submits it; with --dry-run only prints it. See docs/cluster/slurm.md.
 """
 
 import shlex
@@ -24,20 +24,20 @@ _RESERVED_OPTIONS = (
 
 
 def make_directives(submission: Submission) -> list[str]:
-    """The #SBATCH lines."""
+    """Build the #SBATCH lines."""
     given = submission.options
-    whole = ["--exclusive", "--mem=0"]  # all cores and all memory of each node
+    whole_nodes = ["--exclusive", "--mem=0"]  # all cores and all memory of each node
     options = [
         f"--job-name={shlex.quote(submission.name)}",
         f"--nodes={given.nodes}",
         "--ntasks-per-node=1",
-        *(whole if given.cpus_per_node is None else [f"--cpus-per-task={given.cpus_per_node}"]),
+        *(whole_nodes if given.cpus_per_node is None else [f"--cpus-per-task={given.cpus_per_node}"]),
         *([f"--gpus-per-node={given.gpus_per_node}"] if given.gpus_per_node else []),
         f"--time={given.wall_time}",
-        f"--signal=B:USR1@{given.warning_s}",  # B: to the script alone, which tells the others
+        f"--signal=B:USR1@{given.warning_s}",  # B: to the script only, which informs the others
         "--requeue",
-        "--no-kill",  # the loss of a node costs that node
-        f"--output={shlex.quote(str(submission.log).replace('%', '%%'))}",  # % begins a pattern, as in %j
+        "--no-kill",  # if a node is lost, the job continues on the others
+        f"--output={shlex.quote(str(submission.log).replace('%', '%%'))}",  # % starts a pattern, such as %j
         "--open-mode=append",
         *submission.scheduler_options,
     ]
@@ -45,7 +45,7 @@ def make_directives(submission: Submission) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Check, print and submit."""
+    """Check the submission, print the script and submit it."""
     with exit_on_user_error():
         submission = read_submission(make_job_parser(__doc__ or ""), argv, reserved=_RESERVED_OPTIONS)
         submit(submission, make_script(submission, make_directives(submission)), ["sbatch"])

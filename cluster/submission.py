@@ -1,4 +1,4 @@
-"""What the launchers have in common: their options, what they check before anything is submitted, the job's script."""
+"""What the launchers share: their options, the checks before a submission, and the script of the job."""
 
 import argparse
 import os
@@ -27,10 +27,15 @@ _FORBIDDEN_KEYS = ("ray.address", "ray.num_cpus", "sweep.status", "sweep.folder"
 
 
 class Submission(NamedTuple):
-    """A sweep to be submitted.
+    """A sweep to submit.
 
-    name: of the sweep and the job. folder: of the sweep. job_folder: of the job's script and log. options: as they were
-    given. scheduler_options: options for the scheduler, one each. arguments: of tune.py.
+    Attributes:
+        name: the name of the sweep and of the job.
+        folder: the folder of the sweep.
+        job_folder: the folder of the job's script and log.
+        options: the options of the launcher.
+        scheduler_options: options for the scheduler, one per item.
+        arguments: arguments of tune.py.
     """
 
     name: str
@@ -46,38 +51,45 @@ class Submission(NamedTuple):
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """Of what every launcher takes."""
-    made = argparse.ArgumentParser(
+    """Make a parser with the options of every launcher."""
+    parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("--nodes", type=int, default=1, help="how many machines")
-    made.add_argument("--gpus-per-node", type=int, default=0, help="0: trials run on cores")
-    made.add_argument("--cpus-per-node", type=int, help="cores of each machine; without it the machines are whole")
-    made.add_argument("--dry-run", action="store_true", help="prints what would be submitted, and ends")
-    return made
+    parser.add_argument("--nodes", type=int, default=1, help="how many machines")
+    parser.add_argument("--gpus-per-node", type=int, default=0, help="0: trials run on cores")
+    parser.add_argument("--cpus-per-node", type=int, help="cores of each machine; without it the machines are whole")
+    parser.add_argument("--dry-run", action="store_true", help="prints what would be submitted, and ends")
+    return parser
 
 
 def make_job_parser(description: str) -> argparse.ArgumentParser:
-    """With what a job of a scheduler has besides."""
-    made = make_parser(description)
-    made.add_argument("--setup", default="", help="shell commands before Python, as 'module load cuda'")
-    made.add_argument("--wall-time", required=True, help="of each job, HH:MM:SS; the sweep takes as many as it needs")
-    made.add_argument("--warning-s", type=int, default=300, help="before its end the sweep is saved")
-    made.add_argument("--wait-s", type=int, default=300, help="for the nodes; those that have come are used then")
-    made.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16; else that of their names")
-    return made
+    """Make a parser that also has the options for a job of a scheduler."""
+    parser = make_parser(description)
+    parser.add_argument("--setup", default="", help="shell commands before Python, as 'module load cuda'")
+    parser.add_argument("--wall-time", required=True, help="of each job, HH:MM:SS; the sweep takes as many as it needs")
+    parser.add_argument("--warning-s", type=int, default=300, help="before its end the sweep is saved")
+    parser.add_argument("--wait-s", type=int, default=300, help="for the nodes; those that have come are used then")
+    parser.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16; else that of their names")
+    return parser
 
 
 def read_submission(
-    made: argparse.ArgumentParser, argv: Sequence[str], *, reserved: Sequence[str] | None = None, is_here: bool = True
+    parser: argparse.ArgumentParser, argv: Sequence[str], *, reserved: Sequence[str] | None = None, is_here: bool = True
 ) -> Submission:
-    """The submission that a command line asks for.
+    """Parse a command line and check it.
 
-    reserved: options of the scheduler that the launcher sets itself; it takes all others. None: there are no others.
-    is_here: the sweep's folder is seen from this machine. Raises UserError for any mistake in the command line.
+    Args:
+        parser: the parser.
+        argv: the command line.
+        reserved: options of the scheduler that the launcher sets itself; all others are passed on to the scheduler.
+            None: there is no scheduler.
+        is_here: whether the folder of the sweep is accessible from this machine.
+
+    Raises:
+        UserError: a mistake in the command line.
     """
     before, arguments = split_arguments(argv)
-    options, unknown = made.parse_known_args(before)
+    options, unknown = parser.parse_known_args(before)
     if reserved is None and unknown:
         raise UserError(f"{unknown[0]} is no option (--help); the arguments of tune.py follow two dashes")
     more = _select_scheduler_options(unknown, reserved or ())
@@ -87,7 +99,7 @@ def read_submission(
     given = {override_key(item) for item in arguments}
     if not {"sweep.name", "sweep.resume"} & given:
         arguments.append(f"sweep.name={datetime.now():sweep-%Y-%m-%d-%H-%M-%S}")
-    # What the environment of a machine elsewhere has need not be here.
+    # Environment variables of the other machines need not exist here.
     checked = arguments if is_here else [re.sub(r"\$\{oc\.env:\w+\}", "elsewhere", item) for item in arguments]
     folder = find_sweep_folder(checked)
     if is_here:
@@ -98,23 +110,23 @@ def read_submission(
 
 
 def _select_scheduler_options(unknown: Sequence[str], reserved: Sequence[str]) -> list[str]:
-    """Options that are not ours, each with its value: `--partition gpu`, `-q gpu`, `--exclusive`."""
-    more: list[str] = []
+    """Return the options for the scheduler, each with its value: `--partition gpu`, `-q gpu`, `--exclusive`."""
+    selected: list[str] = []
     for item in unknown:
         if item.startswith("-"):
             name, equals, value = item.partition("=")
-            more.append(f"{name}={shlex.quote(value)}" if equals else name)
-        elif more:
-            more[-1] += f" {shlex.quote(item)}"
+            selected.append(f"{name}={shlex.quote(value)}" if equals else name)
+        elif selected:
+            selected[-1] += f" {shlex.quote(item)}"
         else:
             raise UserError(f"{item} is no option; the arguments of tune.py follow two dashes: -- {item}")
-    for item in more:
+    for item in selected:
         name = re.split(r"[= ]", item)[0]
         if name in reserved:
             raise UserError(f"{item}: {name} is set by this launcher, from --wall-time, --nodes and the like (--help)")
         if "\n" in item:
             raise UserError(f"{item!r}: an option has one line")
-    return more
+    return selected
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -127,7 +139,11 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def parse_wall_time(wall_time: str) -> int:
-    """Of a wall time, HH:MM:SS, with days before it as D-HH:MM:SS. Raises UserError."""
+    """Convert a wall time, HH:MM:SS or D-HH:MM:SS, to seconds.
+
+    Raises:
+        UserError: the text has another format.
+    """
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", wall_time)
     if found is None:
         raise UserError(f"--wall-time {wall_time} must be HH:MM:SS, or D-HH:MM:SS")
@@ -155,9 +171,14 @@ def _check_sweep(folder: Path, *, is_resumed: bool) -> None:
 
 
 def make_script(submission: Submission, directives: Sequence[str], *, before: Sequence[str] = ()) -> str:
-    """The job's script: the scheduler's directives, the setup, and cluster/job.py in place of the shell.
+    """Build the script of the job: the scheduler's directives, the setup, and cluster/job.py.
 
-    In its place, so that the scheduler's signals reach it. before: lines of shell that come first.
+    job.py replaces the shell, so that it receives the scheduler's signals.
+
+    Args:
+        submission: the submission.
+        directives: the lines for the scheduler.
+        before: lines of shell that come first.
     """
     given = submission.options
     options = [f"--folder={submission.job_folder}", f"--warning-s={given.warning_s}", f"--wait-s={given.wait_s}"]
@@ -174,9 +195,15 @@ def make_script(submission: Submission, directives: Sequence[str], *, before: Se
 
 
 def submit(submission: Submission, script: str, command: Sequence[str]) -> None:
-    """Keep the script and hand it in; with --dry-run only print it. Raises UserError where that is refused.
+    """Save the script and submit it; with --dry-run only print it.
 
-    command: of the scheduler, which reads the script on its standard input.
+    Args:
+        submission: the submission.
+        script: the script.
+        command: the command of the scheduler, which reads the script from its standard input.
+
+    Raises:
+        UserError: the scheduler refuses the script, or is not installed here.
     """
     if submission.options.dry_run:
         print(script, end="")

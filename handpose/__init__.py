@@ -2,8 +2,8 @@
 
 import os
 
-# Libraries read these when they are imported, which is after this line; what a user has set counts. docs/security.md
-# lists what each library would send.
+# Libraries read these variables when they are imported, which happens after this line. Values that the user has set are
+# kept. docs/security.md lists what each library would send.
 for _switch, _value in (
     ("ORT_DISABLE_TELEMETRY", "1"),  # ONNX Runtime
     ("HF_HUB_DISABLE_TELEMETRY", "1"),  # Hugging Face Hub, from which timm gets weights

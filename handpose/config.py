@@ -1,7 +1,7 @@
-"""The only road from Hydra overrides to a composed configuration: for scripts, workers of a sweep and tests.
+"""Compose a checked configuration from Hydra overrides, for scripts, the workers of a sweep, and tests.
 
-A configuration that comes out of `compose` is checked: keys exist, values have the types of the constructors they are
-meant for, paths are absolute. What is wrong raises UserError, in one sentence that names the key and the remedy.
+`compose` checks that all keys exist and that the values have the types of the constructors they are passed to. It makes
+paths absolute. A mistake raises UserError with one sentence that names the key and the remedy.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from handpose.yaml_files import load_yaml
 
 ConfigName = Literal["train", "tune"]
 
-# ValueError: what Hydra 1.3 raises for a group that is set to null.
+# ValueError: raised by Hydra 1.3 for a group that is set to null.
 _HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
 PATH_KEYS = (
@@ -61,10 +61,10 @@ PATH_KEYS = (
     "model.encoder.weights",
     "augment.background_folder",
 )
-"""Keys whose values are locations. They are made absolute, and differ between machines."""
+"""Keys whose values are paths. They are made absolute, and differ between machines."""
 
 SWEEP_GROUPS = ("sweep", "retrain", "report", "scheduler", "searcher", "ray", "search_space", "hydra")
-"""Groups and keys of tune.py that train.py does not have, and `hydra`."""
+"""Groups and keys that tune.py has and train.py does not, and `hydra`."""
 
 _REQUIRED_GROUPS = (
     "data",
@@ -80,23 +80,29 @@ _REQUIRED_GROUPS = (
     "pictures",
     "logger",
 )
-"""Groups without which there is no run."""
+"""Groups that every configuration must have."""
 
 
 def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
-    """Compose and check a configuration; works in a script, inside @hydra.main, in a worker and in a test.
+    """Compose and check a configuration.
 
-    overrides: as on the command line. `best=FILE` puts that file's overrides before the others.
-    Raises UserError for what a user can mend.
+    It works in a script, inside @hydra.main, in a worker, and in a test.
+
+    Args:
+        config_name: the program.
+        overrides: overrides as on the command line. `best=FILE` inserts the overrides of that file before the others.
+
+    Raises:
+        UserError: a mistake in the overrides or in a file that they name.
     """
     given = [_quote_non_ascii(rename_key(item)) for item in overrides]
     for item in given:
         _check_is_utf8(override_key(item), item.partition("=")[2])
     path = _find_best_path(given)
-    every = _insert_best_overrides(given)
-    use_given_extensions(every)
+    all_overrides = _insert_best_overrides(given)
+    use_given_extensions(all_overrides)
     try:
-        return _compose_and_check(config_name, every)
+        return _compose_and_check(config_name, all_overrides)
     except UserError as error:
         if path is None or _can_compose(config_name, _read_best_overrides(path)):
             raise
@@ -104,9 +110,12 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
 
 
 def use_given_extensions(overrides: Sequence[str]) -> None:
-    """Find modules and configuration files in the folder that `paths.extensions` among the overrides names, if any.
+    """Find modules and configuration files in the folder that the override `paths.extensions` names, if any.
 
-    `compose` does this by itself. Raises UserError where there is no such folder.
+    `compose` calls this itself.
+
+    Raises:
+        UserError: the folder does not exist.
     """
     values = {
         override_key(item): parse_override_value(item) for item in overrides if override_key(item) in _EXTENSION_KEYS
@@ -141,7 +150,7 @@ def _compose_and_check(config_name: ConfigName, overrides: list[str]) -> DictCon
         config = _compose_with_hydra(config_name, overrides)
     except yaml.YAMLError as error:
         raise _make_yaml_error(error) from error
-    except UnicodeDecodeError as error:  # which does not name the file
+    except UnicodeDecodeError as error:  # it does not name the file
         for folder in config_folders():
             for path in folder.rglob("*.yaml"):
                 read_utf8(path)
@@ -153,15 +162,21 @@ def _compose_and_check(config_name: ConfigName, overrides: list[str]) -> DictCon
         _check_required_groups(config)
         _make_paths_absolute(config)
         check_config(to_plain_values(config))
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+    except OmegaConfBaseException as error:  # an interpolation that cannot be resolved
         raise UserError(_join_lines(error)) from error
     return config
 
 
 def instantiate_key(config: DictConfig, key: str, **arguments: Any) -> Any:
-    """What the `_target_` under a key makes; arguments come on top of the configuration's.
+    """Instantiate the `_target_` under a key of the configuration.
 
-    Raises UserError for a value that its constructor refuses.
+    Args:
+        config: the configuration.
+        key: the dotted key.
+        arguments: further arguments. They take precedence over those of the configuration.
+
+    Raises:
+        UserError: the constructor refuses a value.
     """
     try:
         return hydra.utils.instantiate(OmegaConf.select(config, key), **arguments)
@@ -177,10 +192,14 @@ def instantiate_key(config: DictConfig, key: str, **arguments: Any) -> Any:
 
 
 def run_script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
-    """Run a script's main on the composed command line.
+    """Run the main function of a script with the configuration of the command line.
 
-    A user's mistake is one sentence on stderr and status 2; Ctrl-C leaves with 130. A .env file in the working folder
-    or above it is read first; what the environment sets already counts before it.
+    A mistake of the user prints one sentence to stderr and exits with status 2. Ctrl-C exits with status 130. A .env
+    file in the working folder or above it is loaded first. Variables that are already set keep their values.
+
+    Args:
+        config_name: the program.
+        main: the main function.
     """
     use_utf8()
     with exit_on_user_error():
@@ -190,10 +209,11 @@ def run_script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> N
         use_given_extensions(overrides)
         if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
             for run in _expand_multirun(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
-                compose(config_name, run)  # before Hydra does, whose own messages are many lines
+                compose(config_name, run)  # before Hydra does, because its messages have many lines
         if {"-c", "--cfg", "-i", "--info"} & {flag.partition("=")[0] for flag in flags}:
-            overrides = _insert_best_overrides(overrides)  # Hydra prints the configuration and never reaches main
-        sys.argv[1:] = [*flags, *overrides, *search_path_override()]  # Hydra takes no flag between two overrides
+            overrides = _insert_best_overrides(overrides)  # Hydra prints the configuration and does not call main
+        # Hydra does not accept a flag between two overrides.
+        sys.argv[1:] = [*flags, *overrides, *search_path_override()]
 
     @hydra.main(config_path=str(config_folders()[0]), config_name=config_name, version_base="1.3")
     def entry(_: DictConfig) -> None:
@@ -204,14 +224,14 @@ def run_script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> N
 
 
 def make_parser(module: str, description: str) -> argparse.ArgumentParser:
-    """Make the parser of `python -m module`, whose help shows the description as it is."""
+    """Make an argument parser for `python -m module`. Its help shows the description unchanged."""
     return argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 def _rename_with_warning(override: str) -> str:
-    """Replace the former name of a key, which earlier versions used, by its name now."""
+    """Replace a key's former name by its current name, with a warning."""
     renamed = rename_key(override)
     if renamed != override:
         old, new = override_key(override), override_key(renamed)
@@ -221,7 +241,7 @@ def _rename_with_warning(override: str) -> str:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a user's mistake, what is wrong with a user's files, and Ctrl-C or SIGTERM into a sentence and a status."""
+    """Convert UserError, errors about the user's files, Ctrl-C and SIGTERM to a one-line message and an exit status."""
     hook = threading.excepthook
     threading.excepthook = partial(_handle_thread_error, hook)
     try:
@@ -240,16 +260,16 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def _handle_thread_error(hook: Callable[[threading.ExceptHookArgs], Any], arguments: threading.ExceptHookArgs) -> None:
-    """Print no traceback of what the thread has handed over to the main thread, as TensorBoard's writer does."""
+    """Print no traceback for an error that the thread passes on to the main thread, as TensorBoard's writer does."""
     if getattr(arguments.thread, "exception", None) is not arguments.exc_value:
         hook(arguments)
 
 
 @contextmanager
 def interrupt_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM act as Ctrl-C within the block, unless it is handled already.
+    """Treat SIGTERM like Ctrl-C within the block, unless SIGTERM has a handler already.
 
-    Lightning takes note of SIGTERM and goes on to the end of the batch, which may never come.
+    Lightning's handler would continue to the end of the batch, which may never come.
     """
     is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if not is_free or threading.current_thread() is not threading.main_thread():
@@ -272,7 +292,11 @@ def _exit(message: str, status: int) -> NoReturn:
 
 
 def load_dotenv_file() -> None:
-    """Read a .env file of the working folder or above it; what the environment sets already counts before it."""
+    """Load the .env file in the working folder or above it. Variables that are already set keep their values.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     path = find_dotenv(usecwd=True)
     _unset_empty_variables()
     try:
@@ -284,14 +308,14 @@ def load_dotenv_file() -> None:
 
 
 def _unset_empty_variables() -> None:
-    """A folder that is set to nothing is not set: written into the working folder itself, results would litter it."""
+    """Unset folder variables that are empty: an empty path would put the results directly into the working folder."""
     for name in ("MP_DATA", "DIR_SCRATCH"):
         if os.environ.get(name) == "":
             del os.environ[name]
 
 
 def _split_command_line() -> tuple[list[str], list[str]]:
-    """Hydra's flags with their values, as in `--cfg job`, and the overrides."""
+    """Split the command line into Hydra's flags with their values, such as `--cfg job`, and the overrides."""
     arguments = sys.argv[1:]
     if not any(item.startswith("-") for item in arguments):
         return [], arguments
@@ -300,7 +324,7 @@ def _split_command_line() -> tuple[list[str], list[str]]:
 
 
 def _expand_multirun(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every run of a multirun: one value each of `seed=0,1`."""
+    """List the overrides of every run of a multirun. Each run has one of the values of, for example, `seed=0,1`."""
     return [list(run) for run in itertools.product(*(_expand_override(item) for item in overrides))]
 
 
@@ -308,27 +332,28 @@ def _expand_override(override: str) -> list[str]:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
-        return [override]  # composing it tells what is wrong
+        return [override]  # composing it will report the mistake
     if not parsed.is_discrete_sweep():
         return [override]
     return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
 
 
 def list_task_overrides() -> list[str]:
-    """The overrides of the running script's command line, those of best=FILE in its place."""
+    """List the overrides of the running script, with those of the file in best=FILE instead of best=FILE."""
     overrides = _insert_best_overrides(_list_given_overrides())
     return [item for item in overrides if override_key(item) != "best"]
 
 
 def list_given_keys() -> list[str]:
-    """The keys that the running script's command line sets by name, those of best=FILE left out."""
+    """List the keys that the running script's command line sets by name, without those of best=FILE."""
     return [override_key(item) for item in _list_given_overrides() if not item.startswith("~")]
 
 
 def _list_given_overrides() -> list[str]:
-    """The running script's overrides, variables of the environment put in, which another machine may not have.
+    """List the running script's overrides with environment variables resolved, since other machines may not have them.
 
-    But not in those of the searcher: the URL of its database may hold a password, and overrides are written down.
+    The overrides of the searcher stay unresolved: overrides are saved, and the URL of the database may contain a
+    password.
     """
     resolved = HydraConfig.get().overrides.task
     written = typing.cast(list[str], OmegaConf.to_container(resolved, resolve=False))
@@ -336,15 +361,20 @@ def _list_given_overrides() -> list[str]:
 
 
 def list_location_overrides(config: DictConfig) -> list[str]:
-    """Overrides that let another process, in another folder and environment, compose the same paths."""
+    """List overrides with which a process in another folder and environment composes the same paths."""
     keys = ("paths.data", "paths.output", "paths.packed", "paths.extensions")
     values = {key: OmegaConf.select(config, key) for key in keys}
-    places = [quote_override(key, value) for key, value in values.items() if value is not None]
-    return [quote_override("paths.base", os.getcwd()), *places]
+    path_overrides = [quote_override(key, value) for key, value in values.items() if value is not None]
+    return [quote_override("paths.base", os.getcwd()), *path_overrides]
 
 
 def quote_override(key: str, value: object) -> str:
-    """One override in Hydra's grammar for a scalar or a list of scalars: `key=value`, read back as the same value."""
+    """Format `key=value` in Hydra's grammar, so that Hydra reads the same value back.
+
+    Args:
+        key: the key.
+        value: a scalar or a list of scalars.
+    """
     return f"{key}={_quote_value(value)}"
 
 
@@ -360,13 +390,13 @@ def _quote_value(value: object) -> str:
     text = str(value)
     if not _needs_quotes(text):
         return text
-    # In quotes a backslash stands for itself, except before a quotation mark and at the end.
+    # In quotes, a backslash is literal, except before a quotation mark and at the end.
     doubled = re.sub(r"\\+(?='|\Z)", lambda run: 2 * run[0], text)
     return "'" + doubled.replace("'", "\\'") + "'"
 
 
 def parse_override_value(override: str) -> object:
-    """The value that an override gives, as Hydra reads it; the text itself where Hydra reads no single value."""
+    """Parse the value of an override as Hydra does. Return the text if it is not a single value for Hydra."""
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
@@ -377,7 +407,7 @@ def parse_override_value(override: str) -> object:
 
 
 def _quote_non_ascii(override: str) -> str:
-    """Quote a value such as /home/jürgen/hands: Hydra's grammar takes letters beyond ASCII in quotes only."""
+    """Quote a value such as /home/jürgen/hands, because Hydra's grammar allows non-ASCII letters only in quotes."""
     key, equals, value = override.partition("=")
     if value.isascii() or set(value) & set("'\"[]{}"):
         return override
@@ -385,7 +415,7 @@ def _quote_non_ascii(override: str) -> str:
 
 
 def _needs_quotes(text: str) -> bool:
-    """Whether the grammar would read the bare word as something else than this string."""
+    """Whether Hydra would parse the unquoted text as something else than this string."""
     try:
         parsed = OverridesParser.create().parse_override(f"key={text}").value()
     except HydraException:
@@ -394,26 +424,27 @@ def _needs_quotes(text: str) -> bool:
 
 
 def to_plain_values(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain dictionaries, lists and scalars, interpolations resolved."""
+    """Convert the configuration to plain dictionaries, lists and scalars, with interpolations resolved."""
     return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=False))
 
 
 def save_config(config: DictConfig, path: Path) -> None:
-    """Write the configuration as YAML."""
+    """Write the configuration to a YAML file."""
     with write_atomically(path) as part:
         part.write_text(yaml.safe_dump(to_plain_values(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def find_choice(group: str, target: str) -> str:
-    """The choice of a group that makes a target, as pyramid of model/decoder; the target itself where there is none."""
+    """Return the option of a group with this `_target_`, such as `pyramid` of model/decoder, or else the target."""
     targets = {load_yaml(path).get("_target_"): name for name, path in find_options(group).items()}
     return targets.get(target, target)
 
 
 def find_target(group: str, target: str | None) -> Any:
-    """The class or function of a target that a file of the group names; None for any other, which is not imported.
+    """Return the class or function of a `_target_` if a file of the group names it; otherwise None.
 
-    For files that may come from someone else, as checkpoints and sweeps: they choose among what is here.
+    Other targets are not imported. This is for files that may come from someone else, such as checkpoints and sweeps:
+    they can only select from the options that exist here.
     """
     known = {load_yaml(path).get("_target_") for path in find_options(group).values()}
     return None if target is None or target not in known else pkgutil.resolve_name(target)
@@ -428,7 +459,7 @@ def _compose_with_hydra(config_name: ConfigName, overrides: list[str]) -> DictCo
 
 
 def search_path_override() -> list[str]:
-    """The override that lets Hydra find the options in the user's folder as well; none where there is no folder."""
+    """Return the override that lets Hydra find options in the user's folder; an empty list if there is no folder."""
     folder = extension_configs()
     return [] if folder is None else [quote_override("hydra.searchpath", [f"file://{folder}"])]
 
@@ -448,7 +479,7 @@ def _insert_best_overrides(overrides: list[str]) -> list[str]:
 
 
 def _read_best_overrides(path: str) -> list[str]:
-    """The overrides of a sweep's best.yaml."""
+    """Read the overrides in a sweep's best.yaml."""
     try:
         overrides = load_yaml(expand_home(path))["overrides"]
         if not isinstance(overrides, list):
@@ -469,11 +500,11 @@ def override_key(override: str) -> str:
 
 
 def is_group(key: str) -> bool:
-    """Whether there is a configuration group of this name."""
+    """Whether a configuration group of this name exists."""
     return any((folder / key).is_dir() for folder in config_folders())
 
 
-# What is wrong, in one sentence.
+# Error messages of one sentence.
 
 
 def _join_lines(error: object) -> str:
@@ -481,7 +512,7 @@ def _join_lines(error: object) -> str:
 
 
 def _make_yaml_error(error: yaml.YAMLError) -> UserError:
-    """Why Hydra could not read a file of the configuration."""
+    """Make the error for a configuration file that Hydra could not read."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return UserError(_join_lines(error))
@@ -495,7 +526,7 @@ def _make_yaml_error(error: yaml.YAMLError) -> UserError:
 
 
 def _explain_compose_error(config_name: ConfigName, overrides: list[str], error: Exception) -> str:
-    """Why a configuration could not be composed: the first of what may be wrong with an override, or Hydra's words."""
+    """Explain why a configuration could not be composed: the first mistake in an override, or else Hydra's message."""
     try:
         parsed = [_parse_override(item) for item in overrides]
     except UserError as unreadable:
@@ -513,7 +544,11 @@ def _explain_compose_error(config_name: ConfigName, overrides: list[str], error:
 
 
 def _parse_override(override: str) -> Override:
-    """Raises UserError for what is no override, or one of many values."""
+    """Parse an override.
+
+    Raises:
+        UserError: it is not an override, or has several values.
+    """
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
@@ -531,13 +566,13 @@ def _parse_override(override: str) -> Override:
 
 
 def _format_for_shell(key: str, text: str) -> str:
-    """An override with a text as its value, as one types it into a shell."""
+    """Format an override with a text value as it is typed into a shell."""
     override = quote_override(key, text)
     return shlex.quote(override) if re.search(r'["$`\\!]', override) else f'"{override}"'
 
 
 def _check_added_keys(config_name: ConfigName, config: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse `+key=value` where nothing reads the key; what has a `_target_` is held against its signature later."""
+    """Refuse `+key=value` if nothing reads the key. Keys of a `_target_` are checked against its signature later."""
     added = [item for item in map(_parse_override, overrides) if item.is_add() and not is_group(item.key_or_group)]
     if not added:
         return
@@ -553,7 +588,7 @@ def _has_target(config: DictConfig, key: str) -> bool:
 
 
 def _suggest_adding(config_name: ConfigName, groups: Sequence[Override], key: str) -> str:
-    """A hint where the key is an argument of what its parent makes, and has no value in the configuration yet."""
+    """Return a hint if the key is a constructor argument of its parent that has no value in the configuration."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(_compose_groups(config_name, groups), parent) if parent else None
     if node is None or "_target_" not in node or name not in list_parameters(node["_target_"]):
@@ -572,7 +607,7 @@ def _find_wrong_choice(item: Override) -> str | None:
         return None
     near = difflib.get_close_matches(str(choice), choices, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(choices)}"
-    if "." in str(choice):  # the name of a class, which a checkpoint or a sweep has in place of a file
+    if "." in str(choice):  # a class name, which a checkpoint or sweep has if no file names the class
         hint = f"if it is in a folder of your own, give paths.extensions=FOLDER; {hint}"
     return f"{group}={'null' if choice is None else choice}: no such choice; {hint}"
 
@@ -582,7 +617,7 @@ def _list_known_keys(config_name: ConfigName, groups: Sequence[Override]) -> set
 
 
 def dotted_keys(values: object, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of nested dictionaries, those of inner ones too."""
+    """Yield the dotted keys of nested dictionaries, both inner and outer ones."""
     if isinstance(values, dict):
         for key, value in values.items():
             yield f"{prefix}{key}"
@@ -590,16 +625,16 @@ def dotted_keys(values: object, prefix: str = "") -> Iterator[str]:
 
 
 def _compose_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfig:
-    """The configuration with these choices and nothing else."""
+    """Compose the configuration with only these options."""
     try:
         return _compose_with_hydra(config_name, [item.input_line for item in groups if item.input_line is not None])
     except _HYDRA_ERRORS:
         return _compose_with_hydra(config_name, [])
 
 
-@cache  # a process composes many configurations, and this opens every file
+@cache  # this opens every file, and a process composes many configurations
 def _check_package_directives(configs: Path) -> None:
-    """Refuse a byte-order mark before `# @package`, which Hydra then overlooks: the values would have no effect."""
+    """Refuse a byte-order mark before `# @package`, because Hydra would overlook the line and ignore the values."""
     for path in configs.rglob("*.yaml"):
         with path.open("rb") as file:
             if re.match(rb"\xef\xbb\xbf\s*#\s*@", file.read(32)):
@@ -613,7 +648,7 @@ def _make_paths_absolute(config: DictConfig) -> None:
     base = Path(OmegaConf.select(config, "paths.base") or os.getcwd())
     for key in PATH_KEYS:
         value = OmegaConf.select(config, key)
-        if value is not None and not str(value).startswith("package:"):  # which model.encoder.weights may name
+        if value is not None and not str(value).startswith("package:"):  # allowed for model.encoder.weights
             path = str(base / expand_home(str(value)))
             _check_is_utf8(key, path)
             OmegaConf.update(config, key, path)

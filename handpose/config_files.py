@@ -1,6 +1,6 @@
-"""Where configuration files lie: in configs/ and, if `paths.extensions` is given, in configs/ of a folder of the user.
+"""Locations of configuration files: configs/, and configs/ in the folder of the user that `paths.extensions` names.
 
-That folder also holds the user's Python modules, so that a `_target_` can name a class that is not in this package.
+That folder also has the user's Python modules, so that a `_target_` can name a class that is not in this package.
 """
 
 import sys

@@ -1,8 +1,9 @@
-"""Pictures of predictions for TensorBoard and for files, drawn from plain arrays.
+"""Pictures of predictions, for TensorBoard and for files.
 
-Each function returns an (H, W, 3) uint8 picture. Matplotlib's figures are used directly: pyplot keeps global state, so
-it is not safe in threads and keeps every figure alive. A finger has one colour everywhere, and all drawing is in pixels
-of the picture. Letters: N hands, K = 21 keypoints (FreiHAND order), H height, W width.
+Each function takes arrays and returns an (H, W, 3) uint8 picture. Matplotlib's figures are used without pyplot, whose
+global state is not thread-safe and keeps every figure alive. Each finger always has the same colour, and all
+coordinates of drawing are pixels of the picture. Letters: N hands, K = 21 keypoints (FreiHAND order), H height, W
+width.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,11 @@ from handpose.skeleton import BONES, FINGERS, JOINT_NAMES, ROOT
 FINGER_COLOURS = {"thumb": "#ff4d4d", "index": "#ffa31a", "middle": "#2fd061", "ring": "#2f9dff", "little": "#c866ff"}
 WRIST_COLOUR = "#e8e8e8"
 JOINT_COLOURS = (WRIST_COLOUR, *(FINGER_COLOURS[finger] for finger in FINGERS for _ in range(4)))
-"""The colour of each joint, and of the bone that ends in it."""
+"""The colour of each joint, and of the bone that ends at it."""
 
 WRIST_AND_TIPS = (0, *(joint for joint, name in enumerate(JOINT_NAMES) if name.endswith("tip")))
 GRID_MM = 50
-"""Distance of the lines behind the skeletons in space; one of each direction goes through the root."""
+"""Distance of the grid lines behind the 3-D skeletons. One line of each direction goes through the root."""
 
 PixelArray = NDArray[np.uint8]
 FloatArray = NDArray[np.floating]
@@ -50,7 +51,7 @@ _BONES = np.array(BONES)
 _COLOURS = np.array([to_rgb(colour) for colour in JOINT_COLOURS])
 _FINGERS_LEGEND = (("wrist", WRIST_COLOUR), *FINGER_COLOURS.items())
 _VIEWS = (("camera view", 0, 2, -1), ("from its right, far \N{RIGHTWARDS ARROW}", 2, 0, 1))
-"""Name, axis to the right, axis of sight, and its sign towards the viewer; y points down in both."""
+"""Name, axis to the right, axis of sight, and its sign towards the viewer. In both views, y points down."""
 
 
 def draw_predictions(
@@ -61,10 +62,16 @@ def draw_predictions(
     columns: int = 4,
     captions: Sequence[str] | None = None,
 ) -> PixelArray:
-    """Predicted skeletons in the colours of the fingers over their images; the truth as a thin white line.
+    """Draw predicted skeletons over their images in the colours of the fingers, and true ones as thin white lines.
 
-    images: (N, H, W, 3) uint8; predicted_uv, target_uv: (N, K, 2) in pixels of the images, (0, 0) is the centre of the
-    first; captions: a text a hand. A skeleton with a coordinate that is not finite is left out.
+    A skeleton with a coordinate that is not finite is left out.
+
+    Args:
+        images: (N, H, W, 3) uint8 images.
+        predicted_uv: (N, K, 2) predicted joints in pixels of the images; (0, 0) is the centre of the first pixel.
+        target_uv: (N, K, 2) true joints in pixels of the images.
+        columns: number of images in a row.
+        captions: a text for each hand.
     """
     cells, size = _layout_cells(len(images), _choose_display_size(images), columns)
     axes = _make_axes(
@@ -87,10 +94,16 @@ def draw_skeletons_3d(
     columns: int = 3,
     captions: Sequence[str] | None = None,
 ) -> PixelArray:
-    """Skeletons relative to their root, each as the camera sees it and from its right, where the depth shows.
+    """Draw skeletons relative to their root, each from the camera and from its right, where the depth is visible.
 
-    predicted_m, target_m: (N, K, 3) in metres, camera frame; captions: a text a hand. The truth is thin and dark. All
-    views have one scale, chosen so that the truth fits (the predictions where there is none); what lies outside is cut.
+    True skeletons are thin and dark. All views have the same scale, at which the true skeletons fit, or the predicted
+    ones if there are none. Lines outside a view are clipped.
+
+    Args:
+        predicted_m: (N, K, 3) predicted joints in metres, camera frame.
+        target_m: (N, K, 3) true joints in metres, camera frame.
+        columns: number of hands in a row.
+        captions: a text for each hand.
     """
     predicted = _to_root_relative_mm(predicted_m)
     target = None if target_m is None else _to_root_relative_mm(target_m)
@@ -130,16 +143,24 @@ def draw_heatmaps(
     columns: int = 4,
     captions: Sequence[str] | None = None,
 ) -> PixelArray:
-    """The probabilities of a few joints along the three axes, in the colours of their fingers.
+    """Draw the probabilities of a few joints along the three axes, in the colours of their fingers.
 
-    The curves along u and v stand on the borders of the image, their product glows on it, and the curve along depth
-    (near to far) lies below. The curves of a border share one scale, so that a sharp one looks sharp. Lines and crosses
-    mark the truth.
-    images: (N, H, W, 3) uint8; u: (N, K, bins), v and depth alike: each sums to 1 over an axis of the image, or of the
-    depth range; target: (N, K, 3), the truth in [0, 1] of the axes; peak_values: along u, v and depth, the probability
-    at the top of what the network is trained to give, which is as high as a border and as bright as a glow, so that one
-    that knows nothing looks pale; without them each is as bright as the other. joints: one of a finger, lest two have
-    one colour; captions: a text a hand.
+    The curves along u and v are on the borders of the image, their product is an overlay on the image, and the curve
+    along depth (near to far) is below it. The curves of a border have the same scale, so that a sharp one looks sharp.
+    Lines and crosses mark the truth.
+
+    Args:
+        images: (N, H, W, 3) uint8 images.
+        u: (N, K, bins) probabilities along u; they sum to 1 over the bins.
+        v: (N, K, bins) probabilities along v.
+        depth: (N, K, bins) probabilities along the depth range.
+        target: (N, K, 3) true coordinates in [0, 1] of the axes.
+        peak_values: along u, v and depth, the largest probability of the training targets. It is drawn as high as the
+            border and with full brightness, so that a network that has learnt nothing looks pale. Without it, the
+            pictures of all networks are equally bright.
+        joints: the joints to draw: one per finger, because the joints of a finger have the same colour.
+        columns: number of hands in a row.
+        captions: a text for each hand.
     """
     (width, height), strip, below = _choose_display_size(images), 44, 70
     cells, size = _layout_cells(len(images), (width + strip, strip + height + below), columns)
@@ -148,13 +169,13 @@ def draw_heatmaps(
     )
     chosen = list(joints)
     for hand, cell in enumerate(cells):
-        picture = _Box(cell.left, cell.top + strip, width, height)
+        image_box = _Box(cell.left, cell.top + strip, width, height)
         curves = [axis[hand, chosen] for axis in (u, v, depth)]
         truth = None if target is None else target[hand, chosen]
         tops = peak_values or (None, None, None)
-        background = _resize_to_box(images[hand], picture)
+        background = _resize_to_box(images[hand], image_box)
         _draw_image(
-            axes, picture, _overlay_heatmaps(background, curves[0], curves[1], _COLOURS[chosen], peaks=tops[:2])
+            axes, image_box, _overlay_heatmaps(background, curves[0], curves[1], _COLOURS[chosen], peaks=tops[:2])
         )
         borders = (
             _Box(cell.left, cell.top, width, strip),
@@ -166,7 +187,7 @@ def draw_heatmaps(
             if truth is not None:
                 _draw_marks(axes, box, truth[:, axis], _COLOURS[chosen], is_vertical=axis == 1)
         if truth is not None:
-            _draw_crosses(axes, picture, truth[:, :2])
+            _draw_crosses(axes, image_box, truth[:, :2])
         _draw_label(
             axes,
             cell,
@@ -176,14 +197,18 @@ def draw_heatmaps(
             at_bottom=True,
         )
         if captions is not None:
-            _draw_label(axes, picture, captions[hand], "white", backdrop=_SKELETON_BACKGROUND)
+            _draw_label(axes, image_box, captions[hand], "white", backdrop=_SKELETON_BACKGROUND)
     return _render(axes)
 
 
 def draw_over_photograph(photograph: PixelArray, uv: FloatArray) -> PixelArray:
-    """A predicted skeleton over a picture of any size, at that size; lines are as thick as the picture is large.
+    """Draw a predicted skeleton over a photograph at its own size. The width of the lines grows with the photograph.
 
-    photograph: (H, W, 3) uint8; uv: (K, 2) in its pixels. A skeleton with a coordinate that is not finite is left out.
+    A skeleton with a coordinate that is not finite is left out.
+
+    Args:
+        photograph: (H, W, 3) uint8 image.
+        uv: (K, 2) joints in its pixels.
     """
     height, width = photograph.shape[:2]
     axes = _blank_axes(width, height, dpi=_DPI * max(1.0, max(height, width) / 400))
@@ -195,7 +220,7 @@ def draw_over_photograph(photograph: PixelArray, uv: FloatArray) -> PixelArray:
 
 @dataclass(frozen=True)
 class _Box:
-    """A rectangle of the picture, in pixels from its upper left corner."""
+    """A rectangle of the picture, in pixels from the upper left corner."""
 
     left: float
     top: float
@@ -213,20 +238,20 @@ class _Box:
 
 @dataclass(frozen=True)
 class _Frame:
-    """A view of space: mm relative to the root -> pixels of a box, with equal axes."""
+    """A view of space, with equal axes: maps mm relative to the root to pixels of a box."""
 
     box: _Box
     centre_mm: FloatArray  # (2,)
     reach_mm: float
 
     def to_pixels(self, points_mm: FloatArray) -> FloatArray:
-        """(K, 2) -> (K, 2)."""
+        """Convert points (K, 2) from mm to pixels."""
         middle = (self.box.left + self.box.width / 2, self.box.top + self.box.height / 2)
         return (points_mm - self.centre_mm) * (min(self.box.width, self.box.height) / 2 / self.reach_mm) + middle
 
 
 def _layout_cells(num: int, cell: tuple[int, int], columns: int) -> tuple[list[_Box], tuple[int, int]]:
-    """Boxes of `num` cells in rows, and (width, height) of the picture."""
+    """Lay out `num` cells in rows. Return their boxes, and the (width, height) of the picture."""
     columns = max(1, min(columns, num))
     (width, height), rows = cell, -(-num // columns)
     places = [divmod(i, columns) for i in range(num)]
@@ -235,7 +260,7 @@ def _layout_cells(num: int, cell: tuple[int, int], columns: int) -> tuple[list[_
 
 
 def _choose_display_size(images: PixelArray) -> tuple[int, int]:
-    """(width, height) at which an image is shown: enlarged to about 300 pixels, by a whole factor where it can be."""
+    """Choose the (width, height) at which to show an image: about 300 pixels, by a whole factor if possible."""
     height, width = images.shape[1:3]
     factor = 300 / max(height, width)
     factor = round(factor) if factor > 1.5 else factor
@@ -249,7 +274,7 @@ def _resize_to_box(image: PixelArray, box: _Box) -> PixelArray:
 
 
 def _scale_to_box(uv: FloatArray, images: PixelArray, box: _Box) -> FloatArray:
-    """Pixels of the image -> pixels of the picture, (K, 2)."""
+    """Convert pixels of the image to pixels of the picture, (K, 2)."""
     height, width = images.shape[1:3]
     return (uv + 0.5) * (box.width / width, box.height / height) + (box.left, box.top)
 
@@ -259,14 +284,14 @@ def _to_root_relative_mm(xyz_m: FloatArray) -> FloatArray:
 
 
 def _find_view(hands_mm: FloatArray) -> tuple[FloatArray, float]:
-    """Centre of each hand, (N, 3), and half the side of a view that holds any of them, both in mm."""
-    finite = np.where(np.isfinite(hands_mm), hands_mm, 0.0)
-    low, high = finite.min(axis=1), finite.max(axis=1)
+    """Return the centre of each hand, (N, 3), and half the side of a view that fits all of them, in mm."""
+    finite_mm = np.where(np.isfinite(hands_mm), hands_mm, 0.0)
+    low, high = finite_mm.min(axis=1), finite_mm.max(axis=1)
     return (low + high) / 2, max(1.2 * float((high - low).max()) / 2, 1.0)
 
 
 def _make_axes(size: tuple[int, int], background: str, legend: Sequence[tuple[str, str]]) -> Axes:
-    """Empty axes whose unit is the pixel, y down, with the legend on the last line."""
+    """Make empty axes in pixels, y down, with the legend in the last row."""
     width, height = size
     axes = _blank_axes(width, height, dpi=_DPI, background=background)
     step = min(96.0, (width - 8) / len(legend))
@@ -293,7 +318,7 @@ def _make_axes(size: tuple[int, int], background: str, legend: Sequence[tuple[st
 
 
 def _blank_axes(width: int, height: int, *, dpi: float, background: str = "white") -> Axes:
-    """Axes that fill a new picture, whose unit is the pixel, y down."""
+    """Make axes in pixels, y down, that fill a new picture."""
     size = (width + 0.01) / dpi, (height + 0.01) / dpi  # Matplotlib rounds pixels down
     figure = Figure(figsize=size, dpi=dpi, facecolor=background)
     FigureCanvasAgg(figure)
@@ -310,7 +335,7 @@ def _render(axes: Axes) -> PixelArray:
 
 
 def _clip_to_box(axes: Axes, box: _Box, artist: Artist) -> None:
-    """Leave out what lies outside the box, which is another hand's."""
+    """Clip what is outside the box, where another hand may be."""
     bounds = Bbox.from_extents(box.left, box.top, box.left + box.width, box.top + box.height)
     artist.set_clip_box(TransformedBbox(bounds, axes.transData))
 
@@ -328,7 +353,7 @@ def _draw_lines(
 
 
 def _draw_skeleton(axes: Axes, box: _Box, points: FloatArray, nearness: FloatArray | None = None) -> None:
-    """A skeleton in the colours of the fingers, cased in dark; the nearer bones and joints (K,) lie on top."""
+    """Draw a skeleton in the colours of the fingers with a dark outline. Bones with more nearness (K,) are on top."""
     if not np.isfinite(points).all():
         return
     nearness = np.zeros(len(points)) if nearness is None else nearness
@@ -352,7 +377,7 @@ def _draw_thin_skeleton(axes: Axes, box: _Box, points: FloatArray, colour: str) 
 
 
 def _draw_grid(axes: Axes, frame: _Frame) -> None:
-    """Lines every GRID_MM through the root, which is the origin."""
+    """Draw lines every GRID_MM. One line of each direction goes through the root, which is the origin."""
     box = frame.box
     middle_line = frame.to_pixels(np.zeros((1, 2)))[0]
     step = frame.to_pixels(np.array([[GRID_MM, 0.0]]))[0, 0] - middle_line[0]
@@ -366,7 +391,7 @@ def _draw_grid(axes: Axes, frame: _Frame) -> None:
 def _overlay_heatmaps(
     image: PixelArray, u: FloatArray, v: FloatArray, colours: FloatArray, *, peaks: Sequence[float | None]
 ) -> PixelArray:
-    """The image, darkened, with the product of the curves u (J, W) and v (J, H) of each joint in its colour."""
+    """Darken an image, and overlay the product of the curves u (J, W) and v (J, H) of each joint in its colour."""
     height, width, _ = image.shape
     glow = 0.6 * image.astype(np.float32) / 255
     across, down = _resample_curves(u, width, peaks[0]), _resample_curves(v, height, peaks[1])
@@ -377,7 +402,7 @@ def _overlay_heatmaps(
 
 
 def _resample_curves(curves: FloatArray, length: int, peak: float | None) -> FloatArray:
-    """Curves (J, bins) at `length` pixels, at most 1, which is the peak or each one's own largest value."""
+    """Resample curves (J, bins) to `length` pixels, and scale them so that the peak, or each one's maximum, is 1."""
     bins = curves.shape[1]
     pixels, centres = (np.arange(length) + 0.5) / length, (np.arange(bins) + 0.5) / bins
     finite = np.nan_to_num(curves)
@@ -388,7 +413,7 @@ def _resample_curves(curves: FloatArray, length: int, peak: float | None) -> Flo
 def _draw_curves(
     axes: Axes, box: _Box, curves: FloatArray, colours: FloatArray, *, is_vertical: bool, peak: float | None = None
 ) -> None:
-    """Curves (J, bins) with their feet on the lower border of the box, or on its left border and running down."""
+    """Draw curves (J, bins) on the lower border of the box, or on its left border, running down."""
     curves = np.nan_to_num(curves)
     bins = curves.shape[1]
     rise = 0.94 * (curves / max(peak or float(curves.max()), 1e-12)).clip(max=1.0)
@@ -401,7 +426,7 @@ def _draw_curves(
 
 
 def _draw_marks(axes: Axes, box: _Box, positions: FloatArray, colours: FloatArray, *, is_vertical: bool) -> None:
-    """A line across the box at each place (J,) in [0, 1]."""
+    """Draw a line across the box at each position (J,) in [0, 1]."""
     ends = np.array([0.0, 1.0] if is_vertical else [1.0, 0.0])
     _draw_lines(
         axes, box, _placed(box, positions[:, None], ends, upright=is_vertical), colours, 1.0, linestyles=(0, (1, 2))
@@ -409,9 +434,13 @@ def _draw_marks(axes: Axes, box: _Box, positions: FloatArray, colours: FloatArra
 
 
 def _placed(box: _Box, along: FloatArray, rise: FloatArray, *, upright: bool) -> FloatArray:
-    """Pixels (..., 2) of places in [0, 1] along the lower border of the box and above it.
+    """Convert positions in [0, 1] along and above the lower border of the box to pixels (..., 2).
 
-    upright: along its left border, downwards, and to the right of it.
+    Args:
+        box: the box.
+        along: positions along the border.
+        rise: positions above it.
+        upright: use the left border instead: positions along it run down, and those above it go to the right.
     """
     along, rise = np.broadcast_arrays(along, rise)
     x, y = (rise, along) if upright else (along, 1 - rise)

@@ -1,4 +1,4 @@
-"""The exception for mistakes of the user, and sentences for what the operating system says about a user's files."""
+"""The exception for mistakes of the user, and messages for what the operating system reports about user files."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ _ERRNOS_WITHOUT_FILE = (
     errno.EMFILE,
     errno.ENFILE,
 )
-"""Reported by calls that know no path, such as writing to an open file."""
+"""Errors of calls that do not know a path, such as writing to an open file."""
 
 _MIN_FREE_FILES = 16
 _DISK_FULL_REMEDY = "free some space, or choose a folder on another disk (DIR_SCRATCH for results)"
@@ -39,17 +39,17 @@ _REMEDIES = {
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one sentence with the value, the file and the remedy.
+    """A mistake that the user can correct. The message is one sentence with the value, the file and the remedy.
 
-    The scripts print it without a traceback and leave with status 2; every other exception is a defect of ours.
+    The scripts print it without a traceback and exit with status 2. Any other exception is a bug in this project.
     """
 
 
 def is_about_files(error: OSError) -> bool:
-    """Whether an error is about a file or folder of the user, and no defect of this project or of a network.
+    """Whether an error is about a file or folder of the user, and not a bug in this project or a network problem.
 
-    Such an error names a path outside of the package, or tells that a disk, a file system or the environment (the
-    working folder, the folder for temporary files) does not do what every program needs.
+    Such an error names a path outside the package. Or it reports that a disk, a file system or the environment (the
+    working folder, the folder for temporary files) lacks what every program needs.
     """
     if error.errno is None or isinstance(error, (ConnectionError, TimeoutError)):
         return False
@@ -61,20 +61,20 @@ def is_about_files(error: OSError) -> bool:
 
 
 def explain_file_error(error: OSError, path: str | Path | None = None, *, verb: str = "used", remedy: str = "") -> str:
-    """What went wrong with a file: its path, the reason, how much space is left where a disk is full, and the remedy.
+    """Explain what went wrong with a file: its path, the reason, the space that is left on a full disk, and the remedy.
 
     Args:
-        error: of the operating system.
-        path: of the file, where the error does not name it, or names another one, such as a temporary file.
+        error: the error of the operating system.
+        path: the path of the file, if the error does not name it or names another one, such as a temporary file.
         verb: what cannot be done with the file.
-        remedy: in place of the one that fits the reason.
+        remedy: replaces the standard remedy for this reason.
     """
     named = path if path is not None else error.filename
     reason = error.strerror or str(error)
     if error.errno == errno.ENOSPC and named is not None:
         reason += f": {_format_free_space(Path(os.fsdecode(named)))}"
     remedy = remedy or _REMEDIES.get(error.errno or 0, "")
-    if named is None and reason == os.strerror(errno.ENOENT):  # of os.getcwd
+    if named is None and reason == os.strerror(errno.ENOENT):  # raised by os.getcwd
         return "the working folder does not exist any more; change to one that does"
     if named is None:
         return f"{reason}; {remedy}" if remedy else reason
@@ -84,7 +84,7 @@ def explain_file_error(error: OSError, path: str | Path | None = None, *, verb: 
 
 @contextmanager
 def add_file_name(path: str | Path) -> Iterator[None]:
-    """Give an OSError that names no file the name of this one, such as that of a full disk."""
+    """Set the file name of an OSError that has none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -94,12 +94,12 @@ def add_file_name(path: str | Path) -> Iterator[None]:
 
 
 def get_free_bytes(path: Path) -> int:
-    """The free space for a file at a path, which need not exist."""
+    """Return the free space for a file at a path. The file need not exist."""
     return shutil.disk_usage(_find_existing_parent(path)).free
 
 
 def _format_free_space(path: Path) -> str:
-    """What is left for a file that could not be written: part of it may have been removed since."""
+    """Describe the space left for a file that could not be written. Some of it may have been freed since."""
     found = os.statvfs(_find_existing_parent(path))
     if found.f_files and found.f_favail < _MIN_FREE_FILES:
         return f"{found.f_favail} more files (inodes) are not enough"
@@ -111,7 +111,7 @@ def _find_existing_parent(path: Path) -> Path:
 
 
 def format_size(num_bytes: float) -> str:
-    """A size in the unit that fits: 12 GB, 3.4 MB, 0 MB."""
+    """Format a size with a suitable unit: 12 GB, 3.4 MB, 0 MB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= factor:
             number = num_bytes / factor

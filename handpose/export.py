@@ -1,8 +1,8 @@
-"""`python -m handpose.export`: a checkpoint as ONNX, checked against PyTorch on pictures.
+"""`python -m handpose.export`: write a checkpoint as ONNX, and compare it with PyTorch on images.
 
-The graph takes pictures as they are decoded (uint8, RGB, channels first), so that scaling and normalisation cannot be
-forgotten, and gives what the network sees in them: pixels and relative depth. What turns these into metres needs the
-camera; `handpose.geometry` has it in closed form, and the file's metadata hold the numbers it takes.
+The graph takes decoded images (uint8, RGB, channels first), so that scaling and normalisation cannot be forgotten. It
+returns pixels and relative depth. Converting these to metres needs the camera: `handpose.geometry` has the closed form,
+and the file's metadata contain its parameters.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from handpose.training.trainer import suppress_library_output
 from handpose.utf8 import use_utf8
 
 OPSET = 20
-"""Of ONNX: the newest that torch 2.15 exports to by default, and that runtimes of 2024 and later read."""
+"""The ONNX opset: the newest that torch 2.15 exports by default, and that runtimes since 2024 can read."""
 
 TOLERANCE = 1e-3
 """Largest difference from PyTorch, in pixels, reference bones or millimetres."""
@@ -62,7 +62,7 @@ the checkpoint's data set has.
 
 
 class OnnxGraph(nn.Module):
-    """The graph that is written: pictures, uint8 (B, 3, H, W), -> the outputs named by `names`."""
+    """The exported graph: uint8 images (B, 3, H, W) -> the outputs in `names`."""
 
     def __init__(self, network: TrainedNetwork) -> None:
         super().__init__()
@@ -81,7 +81,13 @@ class OnnxGraph(nn.Module):
 
 
 class OnnxComparison(NamedTuple):
-    """largest: difference of each output. *_ms: median latency of one picture on this machine's CPU."""
+    """A comparison of the ONNX file with PyTorch.
+
+    Attributes:
+        max_difference: name of the output -> largest difference.
+        torch_ms: median latency of one image with PyTorch on this machine's CPU.
+        onnx_ms: median latency of one image with ONNX Runtime on this machine's CPU.
+    """
 
     max_difference: dict[str, float]
     torch_ms: float
@@ -89,7 +95,16 @@ class OnnxComparison(NamedTuple):
 
 
 def export_onnx(network: TrainedNetwork, path: Path, *, side: int) -> OnnxGraph:
-    """Write the network as ONNX for pictures of `side` px in batches of any size; returns what was written."""
+    """Write the network as ONNX.
+
+    Args:
+        network: the network.
+        path: the file to write.
+        side: side of the input images in pixels. The batch size is free.
+
+    Returns:
+        The exported graph.
+    """
     graph = OnnxGraph(network).eval().requires_grad_(False)
     example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
     with suppress_library_output():
@@ -111,16 +126,16 @@ def export_onnx(network: TrainedNetwork, path: Path, *, side: int) -> OnnxGraph:
 
 
 def build_metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
-    """What a program that runs the file has to know, in the file: text, and JSON where there are numbers."""
-    about = {
+    """Build the metadata that a program needs to use the file: text, with numbers as JSON."""
+    metadata = {
         "input": f"image: uint8, (batch, 3, {side}, {side}), RGB, as decoded",
         "joints": json.dumps(JOINT_NAMES),
         "root": JOINT_NAMES[ROOT],
     }
     axes = network.module.axes
     if not isinstance(axes, ImageAxes):
-        return about | {"output": "xyz_mm: joints in the frame of the camera that the network was trained with, mm"}
-    return about | {
+        return metadata | {"output": "xyz_mm: joints in the frame of the camera that the network was trained with, mm"}
+    return metadata | {
         "output": "uv_px: pixels of the input, centres at integers; relative_depth: depth minus the root's, in lengths "
         f"of the reference bone, {JOINT_NAMES[REFERENCE_BONE[0]]} to {JOINT_NAMES[REFERENCE_BONE[1]]}",
         "geometry": "with K of the input, rays (x, y, 1) = K^-1 (u, v, 1); Z = root_depth(rays, relative_depth, "
@@ -134,19 +149,25 @@ def build_metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
 
 
 def compare_with_pytorch(graph: OnnxGraph, path: Path, images: NDArray[np.uint8]) -> OnnxComparison:
-    """Run the file beside PyTorch on pictures (N, 3, H, W), in one batch and one by one."""
+    """Compare the ONNX file with PyTorch.
+
+    Args:
+        graph: the graph.
+        path: the ONNX file.
+        images: (N, 3, H, W) images. They are run in one batch and one by one.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    largest = dict.fromkeys(graph.names, 0.0)
+    max_difference = dict.fromkeys(graph.names, 0.0)
     with torch.no_grad():
         for batch in (images, *images[:, None]):
-            ours, theirs = graph(torch.from_numpy(batch)), session.run(None, {"image": batch})
-            for name, one, other in zip(graph.names, ours, theirs, strict=True):
-                largest[name] = max(largest[name], float(np.abs(one.numpy() - other).max()))
+            torch_outputs, onnx_outputs = graph(torch.from_numpy(batch)), session.run(None, {"image": batch})
+            for name, one, other in zip(graph.names, torch_outputs, onnx_outputs, strict=True):
+                max_difference[name] = max(max_difference[name], float(np.abs(one.numpy() - other).max()))
         first = images[:1]
         torch_ms = _measure_median_ms(lambda: graph(torch.from_numpy(first)))
-    return OnnxComparison(largest, torch_ms, _measure_median_ms(lambda: session.run(None, {"image": first})))
+    return OnnxComparison(max_difference, torch_ms, _measure_median_ms(lambda: session.run(None, {"image": first})))
 
 
 def _measure_median_ms(call: Callable[[], object]) -> float:
@@ -159,7 +180,11 @@ def _measure_median_ms(call: Callable[[], object]) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns 1 where the file differs from PyTorch, else 0, and leaves with 2 after a mistake."""
+    """Run the command line.
+
+    Returns:
+        1 if the file differs from PyTorch, else 0. A mistake of the user exits with status 2.
+    """
     with exit_on_user_error():
         options = _parse_arguments(arguments)
         if options.output.suffix != ".onnx":
@@ -173,9 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             pictures = _read_test_images(options.checkpoint, side, options.overrides)
         graph = export_onnx(network, options.output, side=side)
-        compared = compare_with_pytorch(graph, options.output, pictures)
-        print(_format_summary(graph, options.output, compared, len(pictures)))
-        if not max(compared.max_difference.values()) <= TOLERANCE:  # also where it is no number
+        comparison = compare_with_pytorch(graph, options.output, pictures)
+        print(_format_summary(graph, options.output, comparison, len(pictures)))
+        if not max(comparison.max_difference.values()) <= TOLERANCE:  # also true for NaN
             options.output.unlink()
             print(
                 f"error: ONNX differs from PyTorch by more than {TOLERANCE}, so {options.output} is removed",
@@ -198,13 +223,13 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _read_folder_images(folder: Path, side: int) -> NDArray[np.uint8]:
-    shown = []
+    views = []
     for path in find_photographs([folder])[:_NUM_IMAGES]:
         photograph, _ = read_photograph(path)
-        shown.append(
+        views.append(
             warp_photograph(photograph, make_whole_view_intrinsics(photograph.size, np.eye(3), side=side), side=side)
         )
-    return np.ascontiguousarray(np.stack(shown).transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(np.stack(views).transpose(0, 3, 1, 2))
 
 
 def _read_test_images(checkpoint: Path, side: int, overrides: Sequence[str]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Files that appear under their names when they are whole, so that a reader sees the one before or the new one."""
+"""Files and folders that appear under their names only when they are complete: readers find the old or the new ones."""
 
 import contextlib
 import errno
@@ -17,9 +17,9 @@ from handpose.errors import UserError, add_file_name, explain_file_error
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """A path to write to, that is moved to `path` at the end and removed after an error. The folder is made.
+    """Yield a temporary path to write to. It is renamed to `path` at the end, and removed after an error.
 
-    An OSError names `path`, not the path to write to, and also where it would name none.
+    The folder is created if necessary. An OSError names `path`, not the temporary path, even if it would name no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -37,10 +37,10 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, that is renamed to `path` at the end and removed after an error.
+    """Yield a temporary folder to write into. It is renamed to `path` at the end, and removed after an error.
 
-    What is left of an earlier attempt, or of a folder `path` that has lost a file, is removed first. Only one process
-    at a time may do this.
+    The remains of an earlier attempt, and an incomplete folder at `path`, are removed first. Only one process at a time
+    may use this for the same path.
     """
     partial = path.with_name(f".{path.name}.partial")
     for remains in (partial, path):
@@ -55,18 +55,21 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError where no file can be written in a folder, or where it cannot be made; nothing is left behind.
+    """Check that files can be written in a folder, or that it can be created. Nothing is left behind.
 
-    A file is written, since `os.access` says yes for a network file system that then refuses.
+    This writes a file, because `os.access` returns true on network file systems that refuse to write.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
-    place = find_nearest_existing(folder)
-    if not place.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
-    for name in folder.absolute().relative_to(place.absolute()).parts:
+    existing = find_nearest_existing(folder)
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+    for name in folder.absolute().relative_to(existing.absolute()).parts:
         with contextlib.suppress(FileNotFoundError):
-            os.lstat(place / name)  # which raises where the name is too long
+            os.lstat(existing / name)  # raises if the name is too long
     try:
-        descriptor, name = tempfile.mkstemp(dir=place, prefix=".writable-")
+        descriptor, name = tempfile.mkstemp(dir=existing, prefix=".writable-")
         try:
             os.write(descriptor, b"0")
             os.fsync(descriptor)
@@ -74,24 +77,32 @@ def check_writable(folder: Path) -> None:
             os.close(descriptor)
             os.unlink(name)
     except OSError as error:
-        error.filename = str(place)
+        error.filename = str(existing)
         raise
 
 
 def check_output_file(file: Path, option: str = "--output") -> None:
-    """Raise UserError where a file that an option names cannot be written, before it takes work to make it."""
+    """Check that the file of an output option can be written, before the work to create it starts.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
         check_writable(file.parent)
         with contextlib.suppress(FileNotFoundError):
-            os.lstat(file)  # which raises where the name is too long
+            os.lstat(file)  # raises if the name is too long
     except OSError as error:
         raise UserError(f"{option} {file}: {explain_file_error(error, remedy=f'give another {option}')}") from error
 
 
 def expand_home(path: str | Path) -> Path:
-    """The path with the home folder in place of ~. Raises UserError where the home folder is not known."""
+    """Replace ~ in a path by the home folder.
+
+    Raises:
+        UserError: the home folder is not known.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -99,34 +110,39 @@ def expand_home(path: str | Path) -> Path:
 
 
 def find_home_folder() -> Path | None:
-    """The user's home folder; None in a container whose user is not listed and where HOME is not set."""
+    """Return the user's home folder; None in a container whose user is not listed if HOME is not set."""
     home = Path(os.path.expanduser("~"))
     return home if home.is_absolute() else None
 
 
 def find_nearest_existing(path: Path) -> Path:
-    """The path, or the nearest one above it that exists; a broken link exists."""
+    """Return the path, or the nearest parent that exists. A broken link counts as existing."""
     return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
-    """Write a value as JSON; as `to_json`."""
+    """Write a value as JSON; see `to_json`."""
     with write_atomically(path) as part:
         part.write_text(to_json(value, indent=indent) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """The value that a JSON file holds. Raises UserError where it holds none, and OSError where it cannot be read."""
+    """Read the value in a JSON file.
+
+    Raises:
+        UserError: the file is not JSON.
+        OSError: the file cannot be read.
+    """
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:  # also of bytes that are not UTF-8
+    except ValueError as error:  # also raised for bytes that are not UTF-8
         raise UserError(f"{path} does not hold JSON ({error}); it is damaged, or another file") from error
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """The value as JSON that every parser reads (RFC 8259): numbers that are not finite become null.
+    """Convert a value to JSON that every parser can read (RFC 8259). Numbers that are not finite become null.
 
-    Python's own encoder writes NaN and Infinity, which JSON does not have.
+    Python's encoder would write NaN and Infinity, which are not JSON.
     """
     return json.dumps(_replace_non_finite(value), indent=indent, allow_nan=False)
 

@@ -1,4 +1,4 @@
-"""Locks that let one of several processes make something; those of a process that is gone are free."""
+"""File locks between processes. The lock of a process that has ended is free."""
 
 import contextlib
 import errno
@@ -15,26 +15,26 @@ from handpose.files import check_writable
 
 @contextlib.contextmanager
 def hold_lock(file: Path, *, mode: int = 0o777, on_wait: str | None = None) -> Iterator[None]:
-    """Hold the lock of a file, which is made with its folder.
+    """Hold the lock of a file within a `with` block. The file and its folder are created.
 
     Args:
-        file: it stays where it is, since another process may wait for it.
-        mode: of the folder.
-        on_wait: what to print where another process holds the lock, before waiting for it.
+        file: the lock file. It is not removed, because another process may be waiting for it.
+        mode: permissions of the folder, if it is created.
+        on_wait: what to print before waiting for another process that holds the lock.
 
     Raises:
         Timeout: another process holds the lock and on_wait is None.
-        OSError: the file system has no locks, or cannot be written. What was made for the lock is removed then.
+        OSError: the file system has no locks or cannot be written. Files and folders created for the lock are removed.
     """
-    made = [each for each in (file, *file.parents) if not os.path.lexists(each)]
+    created = [each for each in (file, *file.parents) if not os.path.lexists(each)]
     lock = FileLock(file)
     try:
         file.parent.mkdir(mode=mode, parents=True, exist_ok=True)
         _acquire(lock, file, on_wait)
     except OSError as error:
         if not isinstance(error, Timeout):
-            with contextlib.suppress(OSError):  # another process has put something there
-                for each in made:
+            with contextlib.suppress(OSError):  # another process uses the folder
+                for each in created:
                     each.unlink(missing_ok=True) if each == file else each.rmdir()
         raise
     try:
@@ -45,12 +45,12 @@ def hold_lock(file: Path, *, mode: int = 0o777, on_wait: str | None = None) -> I
 
 @contextlib.contextmanager
 def hold_write_lock(file: Path, *, on_wait: str, make_error: Callable[[OSError], Exception]) -> Iterator[None]:
-    """Hold the lock of a file beside something that is to be made in the same folder.
+    """Hold a lock in the folder in which something is going to be created.
 
     Args:
-        file: as `hold_lock` takes it.
-        on_wait: as `hold_lock` takes it.
-        make_error: makes the exception to raise from the OSError of a folder that cannot be written or locked.
+        file: the lock file; see `hold_lock`.
+        on_wait: what to print before waiting; see `hold_lock`.
+        make_error: converts the OSError of a folder that cannot be written or locked to the exception to raise.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -65,7 +65,7 @@ def _acquire(lock: FileLock, file: Path, on_wait: str | None) -> None:
     with add_file_name(file):
         try:
             lock.acquire(timeout=0)
-        except NotImplementedError as error:  # of filelock before 3.30, where the file system has no locks
+        except NotImplementedError as error:  # raised by filelock before 3.30 if the file system has no locks
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
         except Timeout:
             if on_wait is None:

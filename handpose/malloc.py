@@ -1,18 +1,18 @@
-"""What the C library does with memory that is freed; nothing where it is another one than glibc."""
+"""What the C library does with freed memory. With a C library other than glibc, these functions do nothing."""
 
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _RETAINED_BYTES = 2**30
-_MIN_MMAP_BYTES = 2**25  # all that older versions of glibc take
+_MIN_MMAP_BYTES = 2**25  # the maximum of older versions of glibc
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep memory that is freed, up to 1 GB, for the next operation.
+    """Let this process keep up to 1 GB of freed memory for later allocations.
 
-    By default what is larger than some 100 kB goes back to the kernel, which clears it page by page when it is asked
-    for again: 11,000 page faults in a training step of 16 pictures of 224 px, and 8 % of its time (5 % at 96 px; one
-    core).
+    By default, freed blocks above about 100 kB return to the kernel, which clears them page by page when they are
+    allocated again. This is 11,000 page faults in a training step of 16 images of 224 px, and 8 % of its time (5 % at
+    96 px; one core).
     """
     if library := _load_glibc():
         library.mallopt(_M_TRIM_THRESHOLD, _RETAINED_BYTES)
@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give the kernel back what is free now, as after reading a large file."""
+    """Return memory that is free now to the kernel, for example after reading a large file."""
     if library := _load_glibc():
         library.malloc_trim(0)
 

@@ -1,4 +1,4 @@
-"""`python -m handpose.predict`: the hands of any photographs, drawn over them and as JSON."""
+"""`python -m handpose.predict`: predict the hands in photographs, as overlays and as JSON."""
 
 import argparse
 import itertools
@@ -50,7 +50,11 @@ the mean.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns 1 where a file could not be read, else 0, and leaves with 2 after a mistake."""
+    """Run the command line.
+
+    Returns:
+        1 if a file could not be read, else 0. A mistake of the user exits with status 2.
+    """
     with exit_on_user_error():
         options = _parse_arguments(arguments)
         if options.extensions is not None:
@@ -137,9 +141,15 @@ def _predict_batch(
     side: int,
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Read, predict and draw some photographs; what cannot be read is told and gets a record that says so.
+    """Read, predict and draw some photographs.
 
-    files: each with its intrinsics, if they were given, and the name of its overlay.
+    A photograph that cannot be read is reported on stderr, and gets a record with the error.
+
+    Args:
+        files: for each photograph its path, its intrinsics if they were given, and the file name of its overlay.
+        network: the network.
+        side: side of the network's input in pixels.
+        options: the options of the command line.
     """
     records: dict[Path, dict[str, Any]] = {}
     readable: list[tuple[Photograph, str]] = []
@@ -168,7 +178,7 @@ def _predict_batch(
 
 
 def _make_record(photograph: Photograph, xyz_m: NDArray[np.float64], overlay: Path) -> dict[str, Any]:
-    """What hands.json says of a photograph; draws its overlay."""
+    """Draw the overlay of a photograph, and return its record for hands.json."""
     camera, xyz = photograph.camera, torch.from_numpy(xyz_m)
     uv = project(xyz, torch.from_numpy(camera.intrinsics)).numpy()
     kind = "JPEG" if overlay.suffix == ".jpg" else "PNG"
@@ -188,7 +198,7 @@ def _make_record(photograph: Photograph, xyz_m: NDArray[np.float64], overlay: Pa
 
 
 def name_overlays(photographs: Sequence[Path]) -> list[str]:
-    """The file name of each photograph's overlay: JPEG for a JPEG, else PNG; no two alike, and none a photograph's."""
+    """Name the overlay of each photograph: a JPEG for a JPEG, else a PNG. All names are different."""
     names: list[str] = []
     for path in photographs:
         suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"

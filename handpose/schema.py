@@ -1,6 +1,7 @@
-"""What values a configuration may have: types and ranges, before anything is made of them.
+"""The types and ranges of configuration values, checked before anything is built from them.
 
-The schema of what a `_target_` takes is its constructor's signature; the table holds the rest.
+The signature of a constructor is the schema of the arguments for its `_target_`. A table has the types of the other
+keys.
 """
 
 import difflib
@@ -92,11 +93,15 @@ _TYPES: dict[str, Any] = {
     "logger.project": str,
     "logger.run_name": str | None,
 }
-"""Types and ranges of the keys that no constructor's signature gives; corners of search spaces are held to them too."""
+"""Types and ranges of the keys that no constructor's signature gives. The bounds of search spaces are checked too."""
 
 
 def check_config(values: Values) -> None:
-    """Hold a whole configuration, as plain values, against the table and the constructors; raises UserError."""
+    """Check a whole configuration, as plain values, against the table and the constructors.
+
+    Raises:
+        UserError: a value is not allowed.
+    """
     for name, unsupported in _RESTRICTED_ARGUMENTS.items():
         for value in _select_values(values["trainer"], name):
             unsupported.check_value(f"trainer.{name}", value)
@@ -108,7 +113,7 @@ def check_config(values: Values) -> None:
 
 
 def _select_values(values: Values, key: str) -> Iterator[Any]:
-    """The value under a dotted key, if it is there."""
+    """Yield the value under a dotted key, if it exists."""
     node: Any = values
     for name in key.split("."):
         if not isinstance(node, Mapping) or name not in node:
@@ -118,7 +123,7 @@ def _select_values(values: Values, key: str) -> Iterator[Any]:
 
 
 def is_allowed(key: str, value: float) -> bool:
-    """Whether the table, which does not have every key, takes a number."""
+    """Whether the table allows a number for a key. Keys that the table does not have allow any."""
     try:
         _check_type(key, value, _TYPES.get(key, Any))
     except UserError:
@@ -127,13 +132,18 @@ def is_allowed(key: str, value: float) -> bool:
 
 
 class RestrictedArgument(NamedTuple):
-    """An argument that is refused unless it has one of the allowed values. remedy: what to give instead."""
+    """An argument for which only a few values are allowed.
+
+    Attributes:
+        allowed: the allowed values.
+        remedy: what to do instead, for the error message.
+    """
 
     allowed: Sequence[Any]
     remedy: str
 
     def check_value(self, key: str, value: Any, *, where: str = "") -> None:
-        """Raise UserError for a value that is not allowed; 1 is not 1.0, since Lightning tells them apart."""
+        """Raise UserError if a value is not allowed. 1 and 1.0 differ, as in Lightning."""
         if not any(type(value) is type(allowed) and value == allowed for allowed in self.allowed):
             raise UserError(f"{key}={_format_yaml_value(value)} is not supported{where}: {self.remedy}")
 
@@ -181,14 +191,14 @@ def _check_epochs(values: Values) -> None:
     max_steps = trainer.get("max_steps", -1)
     if max_steps < 1 and max_steps != -1:
         raise UserError(f"trainer.max_steps must be at least 1, or -1 for no limit, but it is {max_steps}")
-    if trainer.get("fast_dev_run"):  # one epoch, after which everything is done
+    if trainer.get("fast_dev_run"):  # one epoch, after which everything is run
         return
-    every, epochs = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
-    if every > epochs:
+    val_interval, epochs = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
+    if val_interval > epochs:
         raise UserError(
-            f"trainer.check_val_every_n_epoch={every} would validate nothing within trainer.max_epochs={epochs}"
+            f"trainer.check_val_every_n_epoch={val_interval} would validate nothing within trainer.max_epochs={epochs}"
         )
-    if saving["enabled"] and math.lcm(every, saving["every_n_epochs"]) > epochs:
+    if saving["enabled"] and math.lcm(val_interval, saving["every_n_epochs"]) > epochs:
         raise UserError(
             f"checkpoints.every_n_epochs={saving['every_n_epochs']} would save nothing within "
             f"trainer.max_epochs={epochs}; make it smaller, or give checkpoints.enabled=false"
@@ -196,7 +206,7 @@ def _check_epochs(values: Values) -> None:
 
 
 def _check_targets(values: Any, *, prefix: str) -> None:
-    """Hold every `_target_` in the configuration against the signature of what it names."""
+    """Check the arguments of every `_target_` in the configuration against its signature."""
     if isinstance(values, Mapping) and isinstance(values.get("_target_"), str):
         _check_arguments(values, prefix=prefix)
     inner = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
@@ -232,7 +242,7 @@ def _get_type_hints(target: Any) -> dict[str, Any]:
 
 @functools.cache
 def _make_adapter(kind: Any) -> TypeAdapter[Any] | None:
-    """Make what validates a value of this type, or None if YAML could hold no value of it."""
+    """Make a validator for values of a type; None if YAML cannot express any value of it."""
     try:
         return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
     except Exception:
@@ -244,7 +254,7 @@ def _check_type(key: str, value: Any, kind: Any) -> None:
     if adapter is None:
         return
     try:
-        # Strict, because "3" or 2.0 for a number of blocks is a mistake; JSON, because like YAML it has no tuples.
+        # Strict, because "3" or 2.0 for a number of blocks is a mistake. JSON, because it has no tuples, like YAML.
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         refusals = [item for item in error.errors() if not _is_unsupported_type(item)]
@@ -253,7 +263,7 @@ def _check_type(key: str, value: Any, kind: Any) -> None:
 
 
 def _is_unsupported_type(item: Any) -> bool:
-    """Whether the refusal is of a type that YAML cannot hold, as a Tensor, and not of a list or a scalar."""
+    """Whether the error is about a type that YAML cannot express, such as a Tensor, not about a list or a scalar."""
     return item["type"] == "is_instance_of" and item["ctx"]["class"] != "Sequence"
 
 
@@ -273,7 +283,7 @@ def _explain_type_error(key: str, value: Any, item: Any) -> str:
 
 
 def list_parameters(target: str) -> set[str]:
-    """Names of the arguments of what a `_target_` names."""
+    """Return the names of the arguments of a `_target_`."""
     return set(inspect.signature(pkgutil.resolve_name(target)).parameters)
 
 
@@ -285,13 +295,13 @@ def bind_arguments(make: Callable[..., T], **available: Any) -> Callable[..., T]
 
 
 def find_nearest_keys(key: str, known: Collection[str]) -> list[str]:
-    """Return up to two of the keys: those with the same last word, as optimizer.lr for lr, or else similar ones."""
+    """Return up to two of the keys: those with the same last part, such as optimizer.lr for lr, or similar ones."""
     near = sorted(name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2])[:2]
     return near or difflib.get_close_matches(key, known, n=2, cutoff=0.5)
 
 
 def explain_unknown_key(key: str, known: set[str]) -> str:
-    """The sentence for a key that is not there, with the nearest that are."""
+    """Explain that a key does not exist, and suggest the nearest keys."""
     near = find_nearest_keys(key, known)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `--cfg job` prints all keys"
     return f"there is no configuration key {key}{hint}"

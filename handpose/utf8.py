@@ -1,4 +1,4 @@
-"""UTF-8 in all programs of the project, whatever the locale: text files, names of files, and what is printed."""
+"""UTF-8 for text files, file names and printed text in all programs of this project, in every locale."""
 
 import io
 import os
@@ -11,11 +11,11 @@ from handpose.errors import UserError
 def use_utf8() -> None:
     """Restart the program in Python's UTF-8 mode (PEP 540) if the locale has another encoding.
 
-    To be called first by what runs as a program, never by a library: it replaces the process. TensorBoard, PyArrow and
-    Ray take names of files for UTF-8 in every locale, so that Python has to do the same. Whatever cannot be printed
-    is escaped instead of raising UnicodeEncodeError. Workers and subprocesses inherit the mode through PYTHONUTF8.
+    Programs call this first. A library must not, because it replaces the process. TensorBoard, PyArrow and Ray treat
+    file names as UTF-8 in every locale, so Python must do the same. Characters that cannot be printed are escaped
+    instead of raising UnicodeEncodeError. Workers and subprocesses inherit the mode through PYTHONUTF8.
     """
-    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":  # which -X utf8=0 can overrule
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":  # -X utf8=0 takes precedence
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     for stream in (sys.stdout, sys.stderr):
@@ -24,15 +24,17 @@ def use_utf8() -> None:
 
 
 def read_utf8(path: Path) -> str:
-    """The text of a file that a user wrote, without the byte-order mark that editors on Windows put first.
+    """Read a text file that a user wrote, without the byte-order mark that editors on Windows add.
 
-    Raises UserError if the file is not UTF-8, and OSError.
+    Raises:
+        UserError: the file is not UTF-8.
+        OSError: the file cannot be read.
     """
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # Positions count from behind a byte-order mark.
+        # Positions are relative to the end of the byte-order mark.
         before = content.removeprefix(b"\xef\xbb\xbf")[: error.start].decode("utf-8")
         line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
         raise UserError(
@@ -42,5 +44,5 @@ def read_utf8(path: Path) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a name from the command line, the environment or a folder was valid UTF-8 (else PEP 383 escapes it)."""
+    """Whether a name was valid UTF-8. In one that was not, Python has escaped the invalid bytes (PEP 383)."""
     return not any("\udc80" <= character <= "\udcff" for character in text)

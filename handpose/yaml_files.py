@@ -1,4 +1,4 @@
-"""Reading and writing of YAML files. A duplicate key is an error, as YAML says; PyYAML would take the last one."""
+"""Read and write YAML files. A duplicate key is an error, as in the YAML standard; PyYAML would use the last one."""
 
 import io
 from collections.abc import Mapping

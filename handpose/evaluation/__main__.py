@@ -1,4 +1,4 @@
-"""`python -m handpose.evaluation`: how good a checkpoint or a file of predictions is, as table, JSON and pictures."""
+"""`python -m handpose.evaluation`: evaluate a checkpoint or a file of predictions. Writes scores and pictures."""
 
 import argparse
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from handpose.training.fit import describe_hand_size, predict_loader, prepare_ru
 from handpose.utf8 import use_utf8
 
 Split = Literal["train", "val", "test"]
-_NUM_PICTURES = 8  # of the worst, and of the best hands
+_NUM_PICTURES = 8  # of the worst hands, and as many of the best
 
 _DESCRIPTION = """\
 Evaluate a checkpoint, or a file of predictions, on a split whose joints are known. Overrides are those of train.py; a
@@ -42,23 +42,23 @@ checkpoint brings its network and its data set along, a file of predictions need
 
 
 class _Predictions(NamedTuple):
-    """Hands of a split: N pictures with their truth, and what was predicted for them."""
+    """The N images of a split with their true joints, and the predictions for them."""
 
     data: HandDataModule
     dataset: PackedHands
-    xyz_m: NDArray[np.float64]  # (N, K, 3), predicted
-    hand_size: str  # where it comes from
+    xyz_m: NDArray[np.float64]  # (N, K, 3) predicted joints in metres
+    hand_size: str  # where it comes from, in words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status, or leaves with 2 after a mistake."""
+    """Run the command line. Return the exit status; exit with 2 after a mistake of the user."""
     with exit_on_user_error():
         load_dotenv_file()
         options = _parse_arguments(arguments)
         use_given_extensions(options.overrides)
         source = options.checkpoint or options.predictions
         folder = options.output or source.parent / f"evaluation-{options.split}"
-        if source.is_file():  # what else it is shows when it is read
+        if source.is_file():  # otherwise reading it raises an error
             check_output_file(folder / "evaluation.json")
         predicted = (_predict_with_checkpoint if options.checkpoint else _read_prediction_file)(
             source, options.split, options.overrides
@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.evaluation", _DESCRIPTION)
-    of = parser.add_mutually_exclusive_group(required=True)
-    of.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a training")
-    of.add_argument("--predictions", type=Path, metavar="FILE", help="test_preds.json.gz, pred.zip or pred.json")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a training")
+    source.add_argument("--predictions", type=Path, metavar="FILE", help="test_preds.json.gz, pred.zip or pred.json")
     parser.add_argument("--split", choices=("test", "val", "train"), default="test")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: evaluation-SPLIT beside the file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the configuration, as for train.py")
@@ -87,8 +87,8 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _predict_with_checkpoint(path: Path, split: Split, overrides: Sequence[str]) -> _Predictions:
     trained_with = read_checkpoint(path, key="--checkpoint")["config"]
-    ours = [*list_network_overrides(trained_with), *list_data_overrides(trained_with)]
-    config = compose("train", [*_drop_overridden(ours, overrides), *overrides])
+    checkpoint_overrides = [*list_network_overrides(trained_with), *list_data_overrides(trained_with)]
+    config = compose("train", [*_drop_overridden(checkpoint_overrides, overrides), *overrides])
     prepared = prepare_run(config, stage="test", checkpoint=path)
     if split != "test":
         prepared.data.setup("fit")
@@ -113,7 +113,7 @@ def _read_prediction_file(path: Path, split: Split, overrides: Sequence[str]) ->
 
 
 def _drop_overridden(ours: Sequence[str], given: Sequence[str]) -> list[str]:
-    """Our overrides without what belongs to a group that is given another choice; the size of the pictures stays."""
+    """Drop those of our overrides that belong to a group for which another option is given, but keep the image size."""
     groups = [item for item in given if is_group(item.partition("=")[0])]
     another = tuple(f"{item.partition('=')[0].replace('/', '.')}." for item in groups if item not in ours)
     kept = [item for item in ours if item.startswith("data.image_size=") or not item.startswith(another)]
@@ -121,7 +121,11 @@ def _drop_overridden(ours: Sequence[str], given: Sequence[str]) -> list[str]:
 
 
 def _open_dataset(data: HandDataModule, split: Split) -> PackedHands:
-    """The pictures and the truth of a split, in its order; raises UserError where it has no joints."""
+    """Return the images and true joints of a split, in its order.
+
+    Raises:
+        UserError: the split has no joints.
+    """
     loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
     dataset = loader.dataset
     assert isinstance(dataset, PackedHands)
@@ -131,14 +135,14 @@ def _open_dataset(data: HandDataModule, split: Split) -> PackedHands:
 
 
 def _evaluate(predicted: _Predictions, split: Split, folder: Path) -> dict[str, Any]:
-    """Score the predictions and leave predictions, curve and pictures in the folder; returns the scores."""
+    """Compute the scores, and write the predictions, the curve and the pictures to the folder. Return the scores."""
     data, dataset, xyz_m, _ = predicted
     truth_m, training_m = dataset.annotations.xyz_m, data.splits.train.xyz_m
     assert truth_m is not None
     assert training_m is not None
     intrinsics = dataset.intrinsics.double().numpy()
     names = [file.stem for file in dataset.annotations.files]
-    write_course(folder / f"{split}_preds.json.gz", xyz_m)  # refuses what is not finite, and makes the folder
+    write_course(folder / f"{split}_preds.json.gz", xyz_m)  # raises if a prediction is not finite, and makes the folder
     size = (dataset.packed.image_size, dataset.packed.image_size)
     result = compute_scores(xyz_m, truth_m, intrinsics, size=size, training_m=training_m, names=names)
     errors = compute_joint_errors(xyz_m, truth_m, intrinsics)
@@ -155,7 +159,7 @@ def _evaluate(predicted: _Predictions, split: Split, folder: Path) -> dict[str, 
 def _draw_hands(
     path: Path, predicted: _Predictions, truth_m: NDArray[np.float64], errors: JointErrors, names: Sequence[str]
 ) -> None:
-    """The worst hands, worst first, then the best, best first."""
+    """Draw the worst hands, worst first, then the best, best first."""
     per_hand = errors.aligned_mm.mean(axis=1)
     kinds, indices = zip(*choose_hands(len(per_hand), per_hand, most=_NUM_PICTURES), strict=True)
     chosen = np.array(indices)

@@ -1,6 +1,6 @@
-"""What a network that ignores the image would score: one constant pose, taken from the training set.
+"""Baseline scores: the errors of always predicting the same pose, computed from the training set.
 
-A result in mm says little by itself, since a data set of similar poses is easy; these errors are printed beside it.
+An error in mm alone says little, because a data set with similar poses is easy. So these errors are reported with it.
 """
 
 import numpy as np
@@ -11,16 +11,26 @@ from handpose.geometry import procrustes_align, select_typical_hands, to_root_re
 from handpose.metrics.mpjpe import PaMpjpe, RootRelativeMpjpe
 
 MAX_POSES = 8192
-"""Poses that `compute_mean_pose` averages, evenly spaced over the data set: enough for 0.01 mm in the errors, and a
-second.
+"""Number of poses that `compute_mean_pose` averages, evenly spaced over the data set.
+
+The errors are then accurate to 0.01 mm, and computing them takes a second.
 """
 
 
 def compute_mean_pose(xyz_m: NDArray[np.floating], *, iterations: int = 20) -> NDArray[np.float64]:
-    """The mean of poses up to rotation, scale and shift: generalised Procrustes (Gower 1975), without reflection.
+    """Compute the mean pose up to rotation, scale and translation, by generalised Procrustes analysis (Gower 1975).
 
-    xyz_m: (N, K, 3) in metres. Hands whose bones are far from the median hand do not count. Returns (K, 3) in metres,
-    its centroid at the origin and its size the mean size of the poses. Raises ValueError when there is no pose.
+    Reflections are not allowed. Hands whose bone lengths are far from those of the median hand are left out.
+
+    Args:
+        xyz_m: (N, K, 3) joints in metres.
+        iterations: largest number of iterations.
+
+    Returns:
+        (K, 3) joints in metres. The centroid is at the origin, and the size is the mean size of the poses.
+
+    Raises:
+        ValueError: there are no poses.
     """
     if len(xyz_m) == 0:
         raise ValueError("the mean pose of a data set without poses is not defined")
@@ -30,17 +40,22 @@ def compute_mean_pose(xyz_m: NDArray[np.floating], *, iterations: int = 20) -> N
     mean = poses[0]
     for _ in range(iterations):
         previous, mean = mean, procrustes_align(poses, mean.expand_as(poses)).mean(dim=0)
-        mean = mean * (size / torch.linalg.matrix_norm(mean))  # each alignment shrinks a little
+        mean = mean * (size / torch.linalg.matrix_norm(mean))  # each alignment shrinks the mean a little
         if torch.linalg.matrix_norm(mean - previous) < 1e-6 * size:
             break
     return mean.numpy()
 
 
 def compute_mean_pose_errors(training_xyz_m: NDArray[np.floating], xyz_m: NDArray[np.floating]) -> dict[str, float]:
-    """Errors on the poses `xyz_m` of the two best constant predictions known from the training set.
+    """Compute the errors of the best constant predictions that can be derived from the training set.
 
-    Both (N, K, 3) in metres. `pa_mpjpe_mm` predicts `compute_mean_pose`; `rr_mpjpe_mm` the plain mean of the
-    root-relative poses, since there the orientation counts.
+    Args:
+        training_xyz_m: (M, K, 3) joints of the training set in metres.
+        xyz_m: (N, K, 3) true joints in metres.
+
+    Returns:
+        `pa_mpjpe_mm` for a prediction of `compute_mean_pose`. `rr_mpjpe_mm` for the mean of the root-relative poses,
+        because this metric also depends on the orientation.
     """
     target = torch.as_tensor(np.asarray(xyz_m), dtype=torch.float64)
     training = select_typical_hands(torch.as_tensor(np.asarray(training_xyz_m), dtype=torch.float64))
@@ -51,7 +66,7 @@ def compute_mean_pose_errors(training_xyz_m: NDArray[np.floating], xyz_m: NDArra
 
 
 def _select_evenly(xyz: NDArray[np.floating], num: int) -> NDArray[np.floating]:
-    """At most `num` poses; the data sets run in sequences, so a prefix would be one person's hand."""
+    """Select at most `num` poses. Data sets consist of sequences, so the first poses would be of one person."""
     return xyz[np.linspace(0, len(xyz) - 1, min(num, len(xyz))).astype(np.int64)]
 
 

@@ -1,4 +1,4 @@
-"""The curve of correct keypoints over the error threshold, as a picture."""
+"""A plot of the percentage of correct keypoints (PCK) against the error threshold."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +13,11 @@ MAX_MM = 50.0
 
 
 def draw_pck(path: Path, errors_mm: Mapping[str, NDArray[np.floating]]) -> None:
-    """Write a PNG with one curve a kind of error: the share of joints whose error is at most so many mm.
+    """Write a PNG with one curve per kind of error: the fraction of joints whose error is at most the threshold.
 
-    errors_mm: name -> errors of any shape.
+    Args:
+        path: the file.
+        errors_mm: name of the kind -> errors in mm, of any shape.
     """
     figure = Figure(figsize=(6.4, 4.4), dpi=120, layout="constrained")
     axes = figure.add_subplot(

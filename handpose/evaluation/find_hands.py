@@ -1,4 +1,4 @@
-"""Hands in photographs: what a network finds in the square pictures it is shown, in the photographs' camera frames."""
+"""Find hands in photographs: the network sees square views, and the joints are in the photographs' camera frames."""
 
 from collections.abc import Sequence
 
@@ -25,16 +25,23 @@ def find_hands(
     fill: float | None,
     mirror: bool,
 ) -> NDArray[np.float64]:
-    """The joints of the hand in each of B photographs, (B, K, 3) in metres in the frame of its camera.
+    """Predict the joints of the hand in each of B photographs.
 
-    side: of the pictures that the network is shown, px; scale_m: length of the reference bone, NaN where unknown; fill:
-    None, or how much of the picture the hand shall fill when it is looked at again, from where it was found. mirror:
-    show the network mirror images, where the hands are of the side that it has not learnt.
+    Args:
+        network: the network.
+        photographs: B photographs, one hand in each.
+        side: side of the square views that the network gets, in pixels.
+        scale_m: length of the reference bone in metres; NaN if it is not known.
+        fill: predict again on a crop around the first prediction, of which the hand fills this fraction; None: no crop.
+        mirror: show the network mirror images, because the hands are of the side that it was not trained on.
+
+    Returns:
+        (B, K, 3) joints in metres in the frame of each photograph's camera.
     """
     cameras = torch.from_numpy(np.stack([photograph.camera.intrinsics for photograph in photographs]))
     whole = [make_whole_view_intrinsics(item.picture.size, item.camera.intrinsics, side=side) for item in photographs]
-    straight = torch.eye(3, dtype=torch.float64).expand_as(cameras)
-    xyz_m = _find_joints(network, photographs, torch.from_numpy(np.stack(whole)), straight, side, scale_m, mirror)
+    identity = torch.eye(3, dtype=torch.float64).expand_as(cameras)
+    xyz_m = _find_joints(network, photographs, torch.from_numpy(np.stack(whole)), identity, side, scale_m, mirror)
     if fill is not None:
         rotation, intrinsics = look_at_joints(project(xyz_m, cameras), cameras, (side, side), fill=fill)
         xyz_m = _find_joints(network, photographs, intrinsics, rotation, side, scale_m, mirror)
@@ -50,20 +57,33 @@ def _find_joints(
     scale_m: float,
     mirror: bool,
 ) -> Tensor:
-    """Joints (B, K, 3) in the photographs' cameras, as found through cameras turned by rotation, each (B, 3, 3)."""
+    """Predict the joints through virtual cameras.
+
+    Args:
+        network: the network.
+        photographs: B photographs.
+        intrinsics: (B, 3, 3) of the virtual cameras.
+        rotation: (B, 3, 3) from each photograph's camera to the virtual one.
+        side: side of the views in pixels.
+        scale_m: length of the reference bone in metres, or NaN.
+        mirror: show mirror images.
+
+    Returns:
+        (B, K, 3) joints in metres in the frame of each photograph's camera.
+    """
     homographies = (
         intrinsics[i] @ rotation[i] @ torch.linalg.inv(torch.from_numpy(photograph.camera.intrinsics))
         for i, photograph in enumerate(photographs)
     )
-    shown = [
+    images = [
         warp_photograph(item.picture, h.numpy(), side=side) for item, h in zip(photographs, homographies, strict=True)
     ]
     device = network.module.device
     view = View(
-        image=torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).to(device).float() / 255.0,
+        image=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device).float() / 255.0,
         intrinsics=intrinsics.float().to(device),
-        xyz_m=torch.full((len(shown), NUM_JOINTS, 3), torch.nan, device=device),
+        xyz_m=torch.full((len(images), NUM_JOINTS, 3), torch.nan, device=device),
     )
-    scales = torch.full((len(shown),), scale_m, device=device)
+    scales = torch.full((len(images),), scale_m, device=device)
     found_m = network.views.predict_xyz_m(network.module, mirror_view(view) if mirror else view, scales).double().cpu()
     return undo_rotation(undo_mirror(found_m) if mirror else found_m, rotation)

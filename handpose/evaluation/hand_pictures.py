@@ -1,4 +1,4 @@
-"""Pictures of test hands with their predictions, for the report of a sweep: the worst, the best, or some."""
+"""Pictures of test hands with their predictions, for the report of a sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,35 +19,46 @@ NUM_PER_KIND = 6
 
 
 def write_hand_pictures(folder: Path, dataset: PackedHands, predicted_m: NDArray[np.floating]) -> None:
-    """Leave hands/ in the folder: a JPEG a hand, and hands.json, which lists them with their errors.
+    """Write the folder hands/: one JPEG per hand, and hands.json, which lists them with their errors.
 
-    predicted_m: (N, K, 3) in metres, camera frame, in the order of the dataset. Where its truth is known, these are the
-    worst and the best hands by PA-MPJPE; else some that are spread over the split.
+    The hands are the worst and the best by PA-MPJPE. If the true joints are not known, they are spread evenly over the
+    split.
+
+    Args:
+        folder: the folder in which hands/ is made.
+        dataset: the images of the split.
+        predicted_m: (N, K, 3) predicted joints in metres, camera frame, in the order of the dataset.
     """
     truth_m = dataset.annotations.xyz_m
     errors_mm = None
     if truth_m is not None:
         errors_mm = compute_joint_errors(predicted_m, truth_m, dataset.intrinsics.numpy()).aligned_mm.mean(axis=1)
     chosen = choose_hands(len(predicted_m), errors_mm)
-    place = folder / HANDS_FOLDER
+    hands_folder = folder / HANDS_FOLDER
     listed = []
     for number, (kind, index) in enumerate(chosen):
         file = f"{kind}_{number:02d}.jpg"
-        with write_atomically(place / file) as part:
+        with write_atomically(hands_folder / file) as part:
             Image.fromarray(_draw_hand(dataset, index, predicted_m, truth_m)).save(part, "JPEG", quality=85)
         error_mm = None if errors_mm is None else float(errors_mm[index])
         listed.append(
             {"file": file, "kind": kind, "name": dataset.annotations.files[index].stem, "pa_mpjpe_mm": error_mm}
         )
-    write_json(place / HANDS_FILE, listed, indent=1)
+    write_json(hands_folder / HANDS_FILE, listed, indent=1)
 
 
 def choose_hands(
     num: int, errors_mm: NDArray[np.floating] | None, *, most: int = NUM_PER_KIND
 ) -> Sequence[tuple[str, int]]:
-    """Kind and index of the hands that are shown: the worst, worst first, then the best, best first; none twice.
+    """Choose the hands to show: the worst, worst first, then the best, best first. No hand is chosen twice.
 
-    most: of a kind.
+    Args:
+        num: number of hands.
+        errors_mm: (N,) errors in mm; None if they are not known: then the hands are spread evenly.
+        most: largest number of hands of each kind.
+
+    Returns:
+        The kind (`worst`, `best` or `other`) and the index of each hand.
     """
     if errors_mm is None:
         return [("other", int(index)) for index in np.unique(np.linspace(0, num - 1, min(num, most)).round())]
@@ -72,4 +83,4 @@ def _draw_hand(
         None if truth_m is None else seen(truth_m),
         columns=1,
     )
-    return picture[: picture.shape[1]]  # pictures are square; the legend below is left out
+    return picture[: picture.shape[1]]  # images are square; this cuts off the legend below

@@ -1,8 +1,8 @@
-"""Photographs of any size and their cameras: read, shown to a network through a virtual camera, brought back.
+"""Photographs of any size and their cameras: reading them, and warping them to the views that a network gets.
 
-A network takes square pictures of one size. What it is shown is what a camera with another focal length and principal
-point, and where the hand is cropped also turned, would have seen; its intrinsics are known, so joints that are found in
-its frame are known in that of the photograph's own camera. Pixel centres lie at integer coordinates.
+A network takes square images of one size. It gets the image of a virtual camera with another focal length and principal
+point, which is also turned if the hand is cropped. The intrinsics of this camera are known, so that joints found in its
+frame can be converted to the frame of the photograph's own camera. Pixel centres are at integer coordinates.
 """
 
 import json
@@ -21,22 +21,28 @@ from handpose.errors import UserError, explain_file_error
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 ASSUMED_FOCAL = 1.2
-"""Focal length in longer sides of the photograph where nothing is known of it: COLMAP's guess (Schoenberger 2016)."""
+"""Focal length, in longer sides of the photograph, if nothing is known about it; as in COLMAP (Schoenberger 2016)."""
 
 _FULL_FRAME_DIAGONAL_MM = 43.27
-_IDENTITY = (1, 0, 0, 0, 1, 0, 0, 0)  # to Pillow
+_IDENTITY = (1, 0, 0, 0, 1, 0, 0, 0)  # in Pillow's convention
 
 
 class Camera(NamedTuple):
-    """The camera of a photograph, and how far it is known."""
+    """The camera of a photograph.
 
-    intrinsics: NDArray[np.float64]  # (3, 3), pixels of the photograph
+    Attributes:
+        intrinsics: (3, 3) matrix, for pixels of the photograph.
+        source: where the intrinsics come from, in words.
+        is_assumed: the focal length is a guess.
+    """
+
+    intrinsics: NDArray[np.float64]
     source: str
     is_assumed: bool = False
 
 
 class Photograph(NamedTuple):
-    """A photograph that has been read: upright, RGB."""
+    """A photograph, upright and in RGB."""
 
     path: Path
     picture: Image.Image
@@ -44,7 +50,11 @@ class Photograph(NamedTuple):
 
 
 def find_photographs(paths: Sequence[Path]) -> list[Path]:
-    """The given files, and those in given folders in the order of their names; raises UserError where there is none."""
+    """List the given files, and the photographs in the given folders, sorted by name.
+
+    Raises:
+        UserError: a path does not exist, or a folder has no photographs.
+    """
     found: list[Path] = []
     for place in paths:
         if place.is_dir():
@@ -60,10 +70,15 @@ def find_photographs(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_photograph(path: Path) -> tuple[Image.Image, float | None]:
-    """The photograph upright and in RGB, and its focal length in pixels if its EXIF data tell.
+    """Read a photograph as upright RGB.
 
-    Grey pictures get three equal channels, 16 bits become 8, and what is transparent becomes white. Raises UserError
-    where the file cannot be read as a picture.
+    Grey images get three equal channels, 16 bits become 8, and transparent pixels become white.
+
+    Returns:
+        The image, and its focal length in pixels; None if the EXIF data do not contain it.
+
+    Raises:
+        UserError: the file cannot be read as an image.
     """
     try:
         upright, exif = open_upright(path)
@@ -79,9 +94,13 @@ def read_photograph(path: Path) -> tuple[Image.Image, float | None]:
 def make_camera(
     size: tuple[int, int], *, given: NDArray[np.float64] | None, focal_px: float | None, exif_px: float | None
 ) -> Camera:
-    """The camera of a photograph of `size` (width, height), from what is known, best first.
+    """Make the camera of a photograph from the best information that is available.
 
-    given: (3, 3) intrinsics; focal_px: the focal length that the user gave; exif_px: that of the file.
+    Args:
+        size: (width, height) of the photograph.
+        given: (3, 3) intrinsics, if they are known.
+        focal_px: the focal length that the user gave, in pixels, if any.
+        exif_px: the focal length from the EXIF data, in pixels, if any.
     """
     if given is not None:
         return Camera(given, "given")
@@ -99,7 +118,13 @@ def make_camera(
 def make_whole_view_intrinsics(
     size: tuple[int, int], intrinsics: NDArray[np.float64], *, side: int
 ) -> NDArray[np.float64]:
-    """Intrinsics (3, 3) of a square picture of `side` px that shows a whole photograph of `size` (width, height)."""
+    """Return the (3, 3) intrinsics of a square view that shows a whole photograph.
+
+    Args:
+        size: (width, height) of the photograph.
+        intrinsics: (3, 3) of the photograph's camera.
+        side: side of the view in pixels.
+    """
     scale = side / max(size)
     width, height = size
     to_view = np.diag([scale, scale, 1.0])
@@ -108,14 +133,22 @@ def make_whole_view_intrinsics(
 
 
 def warp_photograph(photograph: Image.Image, homography: NDArray[np.float64], *, side: int) -> NDArray[np.uint8]:
-    """The square picture (side, side, 3) that a homography (3, 3), old to new pixels, makes of a photograph.
+    """Warp a photograph to a square view. Pixels outside the photograph are black.
 
-    Black where the photograph shows nothing. It is first resized as the pictures of a training are, so that a square
-    photograph that is shown as a whole gives the same pixels as in a training.
+    The photograph is first resized like the images of a training. So a square photograph that is shown as a whole gives
+    the same pixels as in a training.
+
+    Args:
+        photograph: the image.
+        homography: (3, 3) from pixels of the photograph to pixels of the view.
+        side: side of the view in pixels.
+
+    Returns:
+        (side, side, 3) image.
     """
     smaller, to_smaller = _resize_for_view(photograph, homography, side=side)
-    back = to_smaller @ np.linalg.inv(homography)  # new pixels -> those of the resized one
-    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # Pillow counts from corners
+    back = to_smaller @ np.linalg.inv(homography)  # pixels of the view -> pixels of the resized photograph
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # Pillow measures from the corners of pixels
     back = half @ back @ np.linalg.inv(half)
     coefficients = (back / back[2, 2]).ravel()[:8].tolist()
     if smaller.size == (side, side) and np.allclose(coefficients, _IDENTITY, rtol=0.0, atol=1e-6):
@@ -127,10 +160,18 @@ def warp_photograph(photograph: Image.Image, homography: NDArray[np.float64], *,
 
 
 def read_intrinsics(text: str, names: Sequence[str]) -> list[NDArray[np.float64] | None]:
-    """The intrinsics of each photograph: "fx,fy,cx,cy" in pixels, or a JSON file.
+    """Read the intrinsics of each photograph.
 
-    The file holds one 3 x 3 matrix for all, a list with one for each of the photographs in their order, or an object of
-    file names and matrices, in which some may be missing. Raises UserError for anything else.
+    Args:
+        text: `fx,fy,cx,cy` in pixels, or the path of a JSON file. The file contains one 3 x 3 matrix for all
+            photographs, a list with one matrix per photograph, or an object of file names and matrices.
+        names: the file names of the photographs.
+
+    Returns:
+        A (3, 3) matrix per photograph; None for photographs that the object does not contain.
+
+    Raises:
+        UserError: the text or the file is anything else.
     """
     if not os.path.lexists(text):
         return [_parse_numbers(text)] * len(names)
@@ -188,7 +229,7 @@ def _check_matrix(values: object, source: str) -> NDArray[np.float64]:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
+    if picture.mode.startswith("I"):  # 16 bits: convert would clip at 255
         return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if picture.mode == "F":
         raise ValueError("a picture of floating-point numbers")
@@ -201,9 +242,13 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 def _resize_for_view(
     photograph: Image.Image, homography: NDArray[np.float64], *, side: int
 ) -> tuple[Image.Image, NDArray[np.float64]]:
-    """The photograph at about the size at which it will be seen, and the matrix from its pixels to the resized ones.
+    """Resize a photograph to about its size in the view.
 
-    What is enlarged so much that only a part of it is seen stays as it is, since the whole could be very large.
+    A photograph that is enlarged so much that only a part of it is visible keeps its size, because the whole of it
+    could become very large.
+
+    Returns:
+        The photograph, and the (3, 3) matrix from its pixels to those of the resized one.
     """
     width, height = photograph.size
     scale = _compute_scale_at(homography, np.array([(side - 1) / 2, (side - 1) / 2]))
@@ -217,7 +262,7 @@ def _resize_for_view(
 
 
 def _compute_scale_at(homography: NDArray[np.float64], pixel: NDArray[np.float64]) -> float:
-    """How much longer a short line is in the new picture, at a pixel (2,) of it."""
+    """Compute the local scale of a homography at a pixel (2,) of the view: view pixels per pixel of the photograph."""
     back = np.linalg.inv(homography)
     u, v, w = back @ [*pixel, 1.0]
     jacobian = back[:2, :2] / w - np.outer([u, v], back[2, :2]) / w**2

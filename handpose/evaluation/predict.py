@@ -17,9 +17,11 @@ from handpose.training.module import HandPose
 
 
 class PredictionModule(pl.LightningModule):
-    """Has a Trainer predict with a trained module, on the Trainer's device and in its precision.
+    """Lets a Trainer predict with a trained module, on the Trainer's device and in its precision.
 
-    views: those of each picture that a prediction is the mean of.
+    Args:
+        module: the trained module.
+        views: the views of each image whose predictions are averaged.
     """
 
     def __init__(self, module: HandPose, *, views: Views) -> None:
@@ -28,17 +30,26 @@ class PredictionModule(pl.LightningModule):
         self.views = views
 
     def predict_step(self, batch: HandBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Position in the split, (B,), and joints in metres in the batch's camera frame, (B, K, 3), of each image."""
+        """Predict the joints of each image.
+
+        Returns:
+            (B,) positions in the split, and (B, K, 3) joints in metres in the batch's camera frame.
+        """
         return batch.position, self.views.predict_xyz_m(self.module, to_view(batch), batch.scale_m)
 
 
 def compute_errors(
     predicted_m: NDArray[np.floating], target_m: NDArray[np.floating], intrinsics: NDArray[np.floating]
 ) -> dict[str, float]:
-    """Measure predictions by every metric of configs/metrics.
+    """Compute every metric of configs/metrics.
 
-    predicted_m, target_m: (N, K, 3) in metres, camera frame; intrinsics: (N, 3, 3) of the pictures as the network saw
-    them. Returns name, such as pa_mpjpe_mm, -> value.
+    Args:
+        predicted_m: (N, K, 3) predicted joints in metres, camera frame.
+        target_m: (N, K, 3) true joints in metres, camera frame.
+        intrinsics: (N, 3, 3) of the images that the network gets.
+
+    Returns:
+        Name, such as pa_mpjpe_mm, -> value.
     """
     predicted, target, camera = (
         torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m, intrinsics)
@@ -56,9 +67,12 @@ def compute_errors(
 def compute_true_size_rr_mpjpe_mm(
     predicted_m: NDArray[np.floating], target_m: NDArray[np.floating], assumed_m: float
 ) -> float:
-    """Root-relative error in mm if each hand's reference bone had been known.
+    """Compute the root-relative error in mm that the predictions would have with the true size of each hand.
 
-    predicted_m, target_m: (N, K, 3) in metres; assumed_m: the length that the predictions were made with.
+    Args:
+        predicted_m: (N, K, 3) predicted joints in metres.
+        target_m: (N, K, 3) true joints in metres.
+        assumed_m: length of the reference bone with which the predictions were made, in metres.
     """
     predicted, target = (torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m))
     length_m = compute_bone_lengths(target)[:, BONES.index(REFERENCE_BONE)]

@@ -7,7 +7,7 @@ from handpose.evaluation.scores import THRESHOLDS_MM
 
 
 def make_table(scores: Mapping[str, Any]) -> str:
-    """The scores of `handpose.evaluation.scores`, a few dozen lines."""
+    """Format the scores of `handpose.evaluation.scores` as a few dozen lines."""
     return "\n".join([*_format_protocols(scores), "", *_format_parts(scores), "", *_format_worst(scores)])
 
 

@@ -1,7 +1,7 @@
-"""What there is to say of predictions whose truth is known: errors by protocol, joint, finger and truncation.
+"""Scores of predictions whose true joints are known: errors by protocol, joint, finger and truncation.
 
-Two protocols are in use and both are given: FreiHAND's own (`handpose.metrics.official`), whose alignment may mirror a
-hand, and the papers', whose alignment may not. Letters: N hands, K keypoints.
+Two protocols are in use, and both are computed. FreiHAND's own (`handpose.metrics.official`) may mirror a hand when it
+aligns it. The protocol of the papers may not. Letters: N hands, K keypoints.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from handpose.skeleton import FINGERS, JOINT_NAMES
 
 THRESHOLDS_MM = (5, 10, 15, 20, 30)
 TRUNCATION = (("0", 0, 0), ("1-5", 1, 5), (">5", 6, len(JOINT_NAMES)))
-"""Name, least and most joints outside the picture."""
+"""Name of each bin, and the smallest and largest number of joints outside the image."""
 
 NUM_RESAMPLES, NUM_WORST = 2000, 20
 _MM_PER_M = 1000.0
@@ -27,18 +27,32 @@ Errors = NDArray[np.float64]
 
 
 class JointErrors(NamedTuple):
-    """The error of every joint of every hand, each (N, K)."""
+    """The error of every joint of every hand.
 
-    aligned_mm: Errors  # by rotation, scale and shift, without reflection
+    Attributes:
+        aligned_mm: (N, K) after alignment by rotation, scale and translation, without reflection.
+        root_relative_mm: (N, K) relative to the root joint.
+        absolute_mm: (N, K) as predicted, in the camera frame.
+        pixels: (N, K) in the image. NaN for all joints of a hand with a joint that has no projection, such as at depth
+            0.
+    """
+
+    aligned_mm: Errors
     root_relative_mm: Errors
-    absolute_mm: Errors  # as predicted, in the camera frame
-    pixels: Errors  # NaN for all joints of a hand of which one has no image, as at depth 0
+    absolute_mm: Errors
+    pixels: Errors
 
 
 def compute_joint_errors(
     predicted_m: NDArray[np.floating], target_m: NDArray[np.floating], intrinsics: NDArray[np.floating]
 ) -> JointErrors:
-    """Errors of predictions; predicted_m, target_m: (N, K, 3) metres, camera frame; intrinsics: (N, 3, 3)."""
+    """Compute the error of every joint.
+
+    Args:
+        predicted_m: (N, K, 3) predicted joints in metres, camera frame.
+        target_m: (N, K, 3) true joints in metres, camera frame.
+        intrinsics: (N, 3, 3) of the images.
+    """
     predicted, target, camera = (
         torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m, intrinsics)
     )
@@ -55,7 +69,16 @@ def compute_joint_errors(
 def count_joints_outside(
     target_m: NDArray[np.floating], intrinsics: NDArray[np.floating], size: tuple[int, int]
 ) -> NDArray[np.int64]:
-    """How many joints of each hand lie outside its picture of `size` (H, W): (N,)."""
+    """Count the joints of each hand that are outside the image.
+
+    Args:
+        target_m: (N, K, 3) true joints in metres, camera frame.
+        intrinsics: (N, 3, 3) of the images.
+        size: (H, W) of the images.
+
+    Returns:
+        (N,) counts.
+    """
     height, width = size
     uv = project(torch.as_tensor(np.asarray(target_m)), torch.as_tensor(np.asarray(intrinsics, target_m.dtype)))
     inside = (uv >= -0.5).all(-1) & (uv < uv.new_tensor([width - 0.5, height - 0.5])).all(-1)
@@ -71,14 +94,19 @@ def compute_scores(
     training_m: NDArray[np.floating],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything of evaluation.json, as plain values.
+    """Compute the content of evaluation.json as plain values.
 
-    A predicted joint at depth 0, as of a hand of zeros, has no image. All errors in mm count it as FreiHAND's own
-    evaluation does; errors in pixels are the means over the other hands, NaN where there are none, and
-    `num_hands_without_pixels` says how many are left out.
+    A predicted joint at depth 0, such as in a hand of zeros, has no projection. All errors in mm include it, as in
+    FreiHAND's own evaluation. Errors in pixels are means over the other hands, NaN if there are none, and
+    `num_hands_without_pixels` is the number of hands that they leave out.
 
-    predicted_m, target_m: (N, K, 3) in metres, camera frame; intrinsics: (N, 3, 3) of the pictures, whose size is
-    (H, W); training_m: (M, K, 3), for the mean pose; names: of the N hands.
+    Args:
+        predicted_m: (N, K, 3) predicted joints in metres, camera frame.
+        target_m: (N, K, 3) true joints in metres, camera frame.
+        intrinsics: (N, 3, 3) of the images.
+        size: (H, W) of the images.
+        training_m: (M, K, 3) joints of the training set in metres, for the mean pose.
+        names: names of the N hands.
     """
     errors = compute_joint_errors(predicted_m, target_m, intrinsics)
     official = compute_freihand_scores(predicted_m, target_m)
@@ -114,9 +142,13 @@ def compute_scores(
 
 
 def compute_bootstrap_interval(per_hand: Errors, *, seed: int = 0) -> list[float]:
-    """The 95 % interval of the mean over hands (N,) by the percentile bootstrap (Efron 1979), hands drawn singly.
+    """Compute the 95 % interval of the mean over hands by the percentile bootstrap (Efron 1979) over single hands.
 
-    Neighbouring frames of a sequence are alike, so for hands of sequences the true interval is wider.
+    Consecutive frames of a sequence are similar, so for hands from sequences the true interval is wider.
+
+    Args:
+        per_hand: (N,) errors.
+        seed: seed of the resampling.
     """
     generator = np.random.default_rng(seed)
     means = [per_hand[generator.integers(len(per_hand), size=len(per_hand))].mean() for _ in range(NUM_RESAMPLES)]
@@ -128,7 +160,7 @@ def _compute_distance(predicted: torch.Tensor, target: torch.Tensor) -> Errors:
 
 
 def _compute_pck(errors_mm: Errors) -> dict[str, float]:
-    """Share of the joints within each threshold."""
+    """Compute the fraction of the joints within each threshold."""
     return {str(threshold): float((errors_mm <= threshold).mean()) for threshold in THRESHOLDS_MM}
 
 
@@ -137,7 +169,7 @@ def _list_finger_joints(finger: str) -> list[int]:
 
 
 def _compute_means(errors: JointErrors, part: Any) -> dict[str, float]:
-    """The mean errors of some hands or joints."""
+    """Compute the mean errors of some hands or joints."""
     return {
         "pa_mpjpe_mm": float(errors.aligned_mm[part].mean()),
         "rr_mpjpe_mm": float(errors.root_relative_mm[part].mean()),
@@ -151,7 +183,7 @@ def _compute_mean_of_finite(values: Errors) -> float:
 
 
 def _group_by_truncation(errors: JointErrors, outside: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """One row for each bin of TRUNCATION that has hands."""
+    """Return one row for each bin of TRUNCATION that has hands."""
     rows: list[dict[str, Any]] = []
     for name, least, most in TRUNCATION:
         hands = np.flatnonzero((outside >= least) & (outside <= most))

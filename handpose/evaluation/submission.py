@@ -1,8 +1,8 @@
 """The two files of test predictions: the course's `test_preds.json.gz`, and `pred.json` in a zip for FreiHAND's server.
 
-Both are read back by the function beside the one that writes them, and by `read_predictions`. In the project
-predictions are metres in FreiHAND order; only the course's file is in millimetres and AIT order. A file appears under
-its name when it is whole, and the same predictions give the same bytes.
+Each file has a function that writes it and one that reads it; `read_predictions` reads both. Within the project,
+predictions are in metres and in FreiHAND order. Only the course's file is in millimetres and AIT order. Files are
+written atomically, and the same predictions always give the same bytes.
 """
 
 import gzip
@@ -27,9 +27,14 @@ _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def write_course(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
-    """Write the course's file: a gzipped JSON list (N, 21, 3) in mm and AIT order, to 1e-4 mm.
+    """Write the course's file: a gzipped JSON list (N, 21, 3) in mm and AIT order, rounded to 1e-4 mm.
 
-    xyz_m: (N, 21, 3) in metres, camera frame, FreiHAND order. Raises UserError when a prediction is not finite.
+    Args:
+        path: the file.
+        xyz_m: (N, 21, 3) joints in metres, camera frame, FreiHAND order.
+
+    Raises:
+        UserError: a prediction is not finite.
     """
     ait_mm = _check_keypoints(xyz_m, f"predictions for {path}")[:, AIT_FROM_FREIHAND] * _MM_PER_M
     text = _to_json(ait_mm.round(COURSE_DECIMALS_MM).tolist())
@@ -38,7 +43,14 @@ def write_course(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
 
 
 def read_course(path: str | Path) -> NDArray[np.float64]:
-    """Read the course's file: (N, 21, 3) in metres, FreiHAND order. Raises UserError for any other file."""
+    """Read the course's file.
+
+    Returns:
+        (N, 21, 3) joints in metres, FreiHAND order.
+
+    Raises:
+        UserError: the file is anything else.
+    """
     try:
         text = gzip.decompress(_read_bytes(path))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -47,10 +59,16 @@ def read_course(path: str | Path) -> NDArray[np.float64]:
 
 
 def write_official(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
-    """Write the file for the FreiHAND server: a zip holding `pred.json`, [xyz_list, verts_list], to 1e-7 m.
+    """Write the file for the FreiHAND server: a zip with `pred.json`, [xyz_list, verts_list], rounded to 1e-7 m.
 
-    path: the zip. xyz_m: (N, 21, 3) in metres, camera frame, FreiHAND order. The vertices are 778 zeros a hand, as a
-    method without a mesh takes part. Raises UserError when a prediction is not finite.
+    The vertices are 778 zeros per hand, as the server expects from a method without a mesh.
+
+    Args:
+        path: the zip file.
+        xyz_m: (N, 21, 3) joints in metres, camera frame, FreiHAND order.
+
+    Raises:
+        UserError: a prediction is not finite.
     """
     xyz = _to_json(_check_keypoints(xyz_m, f"predictions for {path}").round(OFFICIAL_DECIMALS_M).tolist())
     no_mesh = _to_json([[0.0] * 3] * NUM_VERTICES)
@@ -62,7 +80,14 @@ def write_official(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
 
 
 def read_official(path: str | Path) -> NDArray[np.float64]:
-    """Read the keypoints of the server's file: (N, 21, 3) in metres, FreiHAND order. UserError for any other file."""
+    """Read the keypoints of the FreiHAND server's file.
+
+    Returns:
+        (N, 21, 3) joints in metres, FreiHAND order.
+
+    Raises:
+        UserError: the file is anything else.
+    """
     try:
         with zipfile.ZipFile(_check_exists(path)) as archive:
             text = archive.read(_PRED_JSON)
@@ -72,9 +97,13 @@ def read_official(path: str | Path) -> NDArray[np.float64]:
 
 
 def read_predictions(path: str | Path) -> NDArray[np.float64]:
-    """Read the course's file, the server's zip, or the pred.json in it: (N, 21, 3) in metres, FreiHAND order.
+    """Read the course's file, the server's zip, or the pred.json in it, depending on the suffix.
 
-    The name's end tells which it is. Raises UserError for any other file.
+    Returns:
+        (N, 21, 3) joints in metres, FreiHAND order.
+
+    Raises:
+        UserError: the file is anything else.
     """
     if Path(path).suffix == ".zip":
         return read_official(path)
@@ -84,7 +113,7 @@ def read_predictions(path: str | Path) -> NDArray[np.float64]:
 
 
 def _parse_keypoints(content: object, source: str) -> NDArray[np.float64]:
-    """Of what is in pred.json; source: where that was found."""
+    """Check and return the keypoints of pred.json. `source` describes where it was found."""
     if not isinstance(content, list) or len(content) != 2 or not all(isinstance(part, list) for part in content):
         raise UserError(f"{source} must be the two lists [xyz_list, verts_list]")
     xyz, vertices = content

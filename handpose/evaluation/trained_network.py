@@ -1,4 +1,4 @@
-"""A trained network from its checkpoint alone, and the configuration that it was trained with."""
+"""A trained network, built from a checkpoint and the configuration in it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +15,12 @@ from handpose.yaml_files import load_yaml
 
 
 class TrainedNetwork(NamedTuple):
-    """A network with a checkpoint's weights, in eval mode on the CPU.
+    """A network with the weights of a checkpoint, in eval mode on the CPU.
 
-    views: those of a picture that a prediction is the mean of. image_size: side in pixels of the pictures it was
-    trained on; None where they had the size of their files.
+    Attributes:
+        module: the network.
+        views: the views of an image whose predictions are averaged.
+        image_size: side in pixels of the images that it was trained on; None if they had the size of their files.
     """
 
     module: HandPose
@@ -26,7 +28,11 @@ class TrainedNetwork(NamedTuple):
     image_size: int | None
 
     def choose_input_size(self, requested: int | None) -> int:
-        """Side in pixels of the pictures to show it; raises UserError where neither it nor `requested` says."""
+        """Return the side of the network's input images in pixels: the requested one, or else that of the training.
+
+        Raises:
+            UserError: neither is known, or the size is too small.
+        """
         size = requested or self.image_size
         if size is None:
             raise UserError(
@@ -39,9 +45,14 @@ class TrainedNetwork(NamedTuple):
 
 
 def read_network(path: Path, *, overrides: Sequence[str] = ()) -> TrainedNetwork:
-    """Build the network that a checkpoint holds; overrides: of its configuration, on top.
+    """Build the network of a checkpoint.
 
-    Raises UserError when the file is no checkpoint of ours.
+    Args:
+        path: the checkpoint.
+        overrides: overrides of its configuration.
+
+    Raises:
+        UserError: the file is not a checkpoint of this project.
     """
     checkpoint = read_checkpoint(path, key="--checkpoint")
     config = compose("train", [*list_network_overrides(checkpoint["config"]), *overrides])
@@ -53,26 +64,34 @@ def read_network(path: Path, *, overrides: Sequence[str] = ()) -> TrainedNetwork
 
 
 def list_network_overrides(config: Mapping[str, Any]) -> list[str]:
-    """Of a checkpoint's configuration the overrides that give its network, its read-out and its views at test time."""
-    every = list_architecture_overrides(config) | {
+    """List the overrides that give a checkpoint's network, read-out and test-time views.
+
+    Args:
+        config: the configuration in the checkpoint.
+    """
+    overrides = list_architecture_overrides(config) | {
         f"heatmap.{key}": value for key, value in _iterate_values(config["heatmap"])
     }
-    every["augment.rotation_deg"] = config["augment"].get("rotation_deg", 0.0)  # not every augmentation has it
-    return [quote_override(key, value) for key, value in every.items()]
+    overrides["augment.rotation_deg"] = config["augment"].get("rotation_deg", 0.0)  # not every augmentation has it
+    return [quote_override(key, value) for key, value in overrides.items()]
 
 
 def list_data_overrides(config: Mapping[str, Any]) -> list[str]:
-    """Of a checkpoint's configuration the overrides that give the data set it was trained on."""
+    """List the overrides that give the data set a checkpoint was trained on.
+
+    Args:
+        config: the configuration in the checkpoint.
+    """
     data = config["data"]
     source = {
         f"data.source.{key}": value for key, value in _iterate_values(data["source"]) if key not in _NOT_DATA_KEYS
     }
-    every = {"data": _find_data_choice(data["source"]["_target_"])} | source
-    every |= {f"data.{key}": data[key] for key in ("root", "image_size", "batch_size")}
-    return [quote_override(key, value) for key, value in every.items()]
+    overrides = {"data": _find_data_choice(data["source"]["_target_"])} | source
+    overrides |= {f"data.{key}": data[key] for key in ("root", "image_size", "batch_size")}
+    return [quote_override(key, value) for key, value in overrides.items()]
 
 
-_NOT_DATA_KEYS = ("root", "image_size", "num_workers")  # the first two are those of data
+_NOT_DATA_KEYS = ("root", "image_size", "num_workers")  # the first two also belong to `data`
 
 
 def _iterate_values(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -80,7 +99,7 @@ def _iterate_values(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _find_data_choice(target: str) -> str:
-    """The choice of the group `data` whose source is made by a target."""
+    """Find the option of the group `data` whose source has this `_target_`."""
     for name, path in find_options("data").items():
         if load_yaml(path)["source"]["_target_"] == target:
             return name

@@ -1,8 +1,8 @@
-"""Predicting from more than one view of a picture: turned, mirrored, zoomed, or cropped round a first prediction.
+"""Prediction from several views of an image: rotated, mirrored, zoomed, or cropped around a first prediction.
 
-Each view is what a virtual camera would have seen (Hartley and Zisserman 2004, section 8.4), so the joints found in it
-come back into the picture's own camera frame exactly, and are averaged there. Cropping by a camera that looks at the
-hand, not by cutting out pixels, is Yu et al. 2021 (PCLs).
+Each view is the image of a virtual camera (Hartley and Zisserman 2004, section 8.4). So the joints that are found in it
+can be converted exactly to the camera frame of the original image, and are averaged there. Crops are views of a camera
+that looks at the hand, not cut-out pixels, as in Yu et al. 2021 (PCLs).
 """
 
 import math
@@ -20,23 +20,27 @@ from handpose.heatmaps import Axes, CameraAxes
 from handpose.skeleton import ROOT
 
 MAX_ZOOM = 8.0
-"""How much a crop enlarges at most: a first prediction with all joints in one place has no size."""
+"""The largest enlargement of a crop. A first prediction with all joints at one point has no size."""
 
 
 class PosePredictor(Protocol):
-    """A network that finds joints in a view; HandPose is one."""
+    """A network that predicts the joints in a view, such as HandPose."""
 
     def predict_xyz_m(self, view: View, scale_m: Tensor) -> Tensor: ...
 
 
 class Views:
-    """The views of a picture that a test prediction is the mean of.
+    """The views of an image whose predictions are averaged.
 
-    num_rotations: views turned by up to rotation_deg to either side, evenly; 180 is the full circle. mirror: the mirror
-    image of each as well. scales: each of them zoomed about its centre by these factors. crop: None, or the longer side
-    of the joints' box as a fraction of the picture, once a first prediction has told where the hand is.
+    Args:
+        num_rotations: number of rotated views
+        rotation_deg: largest rotation of a view, to either side; 180: the full circle
+        mirror: also predict the mirror image of each view; only for networks trained with augment.mirror
+        scales: zoom factors; each view is predicted with each of them
+        crop: predict again on a crop of which the hand fills this fraction, e.g. 0.6; None: no crop
 
-    Raises UserError for a value out of its range.
+    Raises:
+        UserError: a value is out of range.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Views:
         self.crop = crop
 
     def check_axes(self, axes: Axes) -> None:
-        """Raise UserError where a network whose axes do not know the camera is to see through another one."""
+        """Raise UserError if the views change the camera but the axes of the network do not depend on the camera."""
         if isinstance(axes, CameraAxes) and (self.crop is not None or self.scales != [1.0]):
             raise UserError(
                 "test_time.crop and test_time.scales need a network that knows the camera; to one of "
@@ -66,15 +70,24 @@ class Views:
 
     @property
     def num_passes(self) -> int:
-        """How often the network sees each picture."""
+        """The number of images that the network gets for each prediction."""
         return len(self.angles) * len(self.scales) * (2 if self.mirror else 1) + (self.crop is not None)
 
     def predict_xyz_m(self, module: PosePredictor, view: View, scale_m: Tensor) -> Tensor:
-        """Joints in metres in the camera frame of the view, (B, K, 3); scale_m (B,) may be NaN."""
+        """Predict the joints in a view.
+
+        Args:
+            module: the network.
+            view: B images with their cameras.
+            scale_m: (B,) length of each hand's reference bone in metres; NaN if it is not known.
+
+        Returns:
+            (B, K, 3) joints in metres in the camera frame of the view.
+        """
         if self.crop is None:
             return self._predict_mean(module, view, scale_m)
-        found = project(module.predict_xyz_m(view, scale_m), view.intrinsics)
-        rotation, intrinsics = look_at_joints(found, view.intrinsics, view.size, fill=self.crop)
+        uv = project(module.predict_xyz_m(view, scale_m), view.intrinsics)
+        rotation, intrinsics = look_at_joints(uv, view.intrinsics, view.size, fill=self.crop)
         cropped_m = self._predict_mean(module, rotate_view(view, rotation, intrinsics), scale_m)
         return undo_rotation(cropped_m, rotation)
 
@@ -84,31 +97,39 @@ class Views:
     def _predict_views(self, module: PosePredictor, view: View, scale_m: Tensor) -> Iterator[Tensor]:
         for angle in self.angles:
             for scale in self.scales:
-                seen, rotation = _transform_view(view, angle, scale)
-                yield undo_rotation(module.predict_xyz_m(seen, scale_m), rotation)
+                transformed, rotation = _transform_view(view, angle, scale)
+                yield undo_rotation(module.predict_xyz_m(transformed, scale_m), rotation)
                 if self.mirror:
-                    reflected_m = module.predict_xyz_m(mirror_view(seen), scale_m)
+                    reflected_m = module.predict_xyz_m(mirror_view(transformed), scale_m)
                     yield undo_rotation(undo_mirror(reflected_m), rotation)
 
 
 def undo_mirror(xyz_m: Tensor) -> Tensor:
-    """Joints (..., 3) found in a mirror image, in the frame of the picture itself."""
+    """Convert joints (..., 3) that were found in a mirror image to the frame of the original image."""
     return xyz_m * xyz_m.new_tensor([-1.0, 1.0, 1.0])
 
 
 def look_at_joints(uv: Tensor, intrinsics: Tensor, size: tuple[int, int], *, fill: float) -> tuple[Tensor, Tensor]:
-    """The camera that looks at joints: its rotation (B, 3, 3) and intrinsics (B, 3, 3) for a picture of the same size.
+    """Compute the camera that looks at the joints, for an image of the same size.
 
-    uv: (B, K, 2) in pixels of a picture of `size` (H, W) with intrinsics (B, 3, 3). The longer side of the joints' box
-    fills that fraction of the shorter side of the new picture, whose middle is that of the box; it is enlarged by
-    MOST_ZOOM at most.
+    The longer side of the joints' bounding box fills a fraction of the shorter side of the new image, and the box is in
+    the middle. The enlargement is at most MAX_ZOOM.
+
+    Args:
+        uv: (B, K, 2) joints in pixels.
+        intrinsics: (B, 3, 3) of the camera.
+        size: (H, W) of the image.
+        fill: the fraction.
+
+    Returns:
+        (B, 3, 3) rotation and (B, 3, 3) intrinsics of the new camera.
     """
     rays = F.pad(normalize_image_points(uv, intrinsics), (0, 1), value=1.0)  # (B, K, 3)
     middle = (rays.amin(dim=1) + rays.amax(dim=1)) / 2.0
     rotation = _rotate_to_axis(F.normalize(middle, dim=-1))
     with disable_autocast(rays):
-        seen = rays @ rotation.transpose(1, 2)
-    points = seen[..., :2] / seen[..., 2:]
+        rotated = rays @ rotation.transpose(1, 2)
+    points = rotated[..., :2] / rotated[..., 2:]
     low, high = points.amin(dim=1), points.amax(dim=1)  # (B, 2)
     height, width = size
     focal = fill * min(size) / (high - low).amax(dim=-1)
@@ -123,11 +144,17 @@ def look_at_joints(uv: Tensor, intrinsics: Tensor, size: tuple[int, int], *, fil
 
 
 def average_views(xyz_m: Tensor) -> Tensor:
-    """The mean of predictions of one hand, (V, B, K, 3) -> (B, K, 3), all in one camera frame.
+    """Average predictions of the same hands.
 
-    The pose is the mean of the joints relative to the root. The root lies on the mean of its rays, at the mean of its
-    inverse depths: a picture measures a length over a depth, so there the errors are even to both sides (Civera et al.
-    2008), where the mean of the depths would lie too far.
+    The pose is the mean of the root-relative joints. The root is on the mean of its rays, at the depth whose inverse is
+    the mean of the inverse depths. An image measures a length divided by a depth, so the errors of the inverse depth
+    are symmetric (Civera et al. 2008). The mean of the depths would be too large.
+
+    Args:
+        xyz_m: (V, B, K, 3) joints of V predictions in one camera frame, in metres.
+
+    Returns:
+        (B, K, 3) joints in metres.
     """
     if len(xyz_m) == 1:
         return xyz_m[0]
@@ -139,7 +166,7 @@ def average_views(xyz_m: Tensor) -> Tensor:
 
 
 def _list_angles(num_rotations: int, reach: float) -> list[float]:
-    """Evenly over the full circle or from -reach to reach, in radians; one where nothing turns."""
+    """List angles in radians, evenly over the full circle or from -reach to reach; only 0 if nothing is rotated."""
     if num_rotations == 1 or reach == 0.0:
         return [0.0]
     if math.isclose(reach, math.pi):
@@ -148,27 +175,36 @@ def _list_angles(num_rotations: int, reach: float) -> list[float]:
 
 
 def _transform_view(view: View, angle: float, scale: float) -> tuple[View, Tensor]:
-    """The view turned and zoomed about its centre, and the rotation (B, 3, 3) of its camera."""
+    """Rotate and zoom a view about its centre. Return the view and the (B, 3, 3) rotation of its camera."""
     size, angles = view.size, view.intrinsics.new_full((len(view.image),), angle)
     rotation = rotate_about_center(angles, view.intrinsics, size)
     if angle == 0.0 and scale == 1.0:
-        return view, rotation  # a warp would cost time and change nothing
+        return view, rotation  # a warp would take time and change nothing
     no_shift = torch.zeros_like(view.intrinsics[:, :2, 0])
     intrinsics = zoom_intrinsics(view.intrinsics, torch.full_like(angles, scale), no_shift, size)
     return rotate_view(view, rotation, intrinsics), rotation
 
 
 def undo_rotation(xyz_m: Tensor, rotation: Tensor) -> Tensor:
-    """Joints (B, K, 3) in the frame of a camera turned by rotation (B, 3, 3) -> in that of the camera before."""
+    """Convert joints from the frame of a rotated camera to that of the camera before the rotation.
+
+    Args:
+        xyz_m: (B, K, 3) joints in the frame of the rotated camera.
+        rotation: (B, 3, 3) rotation of the camera.
+
+    Returns:
+        (B, K, 3) joints in the frame before the rotation.
+    """
     with disable_autocast(rotation):
         return xyz_m @ rotation
 
 
 def _rotate_to_axis(ray: Tensor) -> Tensor:
-    """The rotation without roll (B, 3, 3) that takes unit rays (B, 3), all to the front, to the optical axis."""
+    """Compute the (B, 3, 3) rotations without roll that map unit rays (B, 3), all with z > 0, to the optical axis."""
     x, y, z = ray.unbind(-1)
     zero = torch.zeros_like(x)
-    cross = torch.stack([zero, zero, -x, zero, zero, -y, x, y, zero], dim=-1).view(-1, 3, 3)  # of ray x axis
+    # Matrix of the cross product of ray and axis.
+    cross = torch.stack([zero, zero, -x, zero, zero, -y, x, y, zero], dim=-1).view(-1, 3, 3)
     with disable_autocast(ray):
         square = cross @ cross
     return torch.eye(3, device=ray.device, dtype=ray.dtype) + cross + square / (1.0 + z)[:, None, None]

@@ -1,7 +1,8 @@
-"""The moving average of the weights, which is what is validated, saved as the network, and exported.
+"""Exponential moving average of the weights. The averaged weights are validated, saved as the network, and exported.
 
-Lightning's WeightAveraging does the work: the average takes the network's place during validation, lies under
-`state_dict` in checkpoints, with the weights that are trained beside it to go on from, and stays when training ends.
+Lightning's WeightAveraging does the work. During validation the averaged weights replace the trained ones. Checkpoints
+hold the averaged weights under `state_dict`, and next to them the trained weights that are needed to resume. After
+training the network keeps the averaged weights.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from torch import Tensor
 
 
 class AveragedWeights(WeightAveraging):
-    """Exponential moving average of weights and of batch norm's statistics, updated after every step.
+    """Exponential moving average of the weights and of the batch norm statistics, updated after every step.
 
-    decay: of an old average, at most. After n updates it is min(decay, (1 + n) / (10 + n)), as TensorFlow's
-    ExponentialMovingAverage has it: else the average of a short run would be its random beginning.
+    Args:
+        decay: largest decay of the average. After n updates the decay is min(decay, (1 + n) / (10 + n)), as in
+            TensorFlow's ExponentialMovingAverage. With a constant decay the average of a short run would consist mainly
+            of the random initial weights.
     """
 
     def __init__(self, *, decay: float) -> None:
@@ -24,10 +27,13 @@ class AveragedWeights(WeightAveraging):
         self.decay = decay
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Lightning 2.6.6 would leave the average on the CPU: the network reaches its GPU only after this."""
+        """Create the averaged model on the device of the run.
+
+        Lightning 2.6.6 would leave it on the CPU, because it moves the network to the GPU only after this hook.
+        """
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
-        if self._average_model is not None:  # counted here, where asking for the count does not wait for a GPU
+        if self._average_model is not None:  # a count on the CPU can be read without waiting for the GPU
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     @torch.no_grad()
@@ -38,4 +44,4 @@ class AveragedWeights(WeightAveraging):
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(list(averaged), list(current), 1.0 - decay)
         else:
-            torch._foreach_copy_(list(averaged), list(current))  # counts, as of batch norm's updates
+            torch._foreach_copy_(list(averaged), list(current))  # integers, such as batch norm's number of updates

@@ -1,4 +1,4 @@
-"""Batch norm over all processes that share a training step, so that it sees the whole batch as one process does."""
+"""Batch norm over all processes that share a training step, so that it normalises over the whole batch."""
 
 from typing import Any, TypeVar
 
@@ -12,38 +12,44 @@ _DIMS, _SHAPE = (0, 2, 3), (1, -1, 1, 1)
 
 
 class SyncBatchNormPlugin(LayerSync):
-    """Lightning's plugin for it, which acts where a strategy has several processes.
+    """Lightning plugin that synchronises batch norm if the strategy has several processes.
 
-    on_gpu: whether they train on GPUs. Lightning's own, TorchSyncBatchNorm (2.6.6), uses torch's conversion, which
-    replaces timm's BatchNormAct2d by a norm without the activation: another network. It is for GPUs only, too.
+    Lightning's own TorchSyncBatchNorm (2.6.6) works on GPUs only. It also uses torch's conversion, which replaces
+    timm's BatchNormAct2d by a norm without the activation, and so changes the network.
+
+    Args:
+        on_gpu: whether the processes train on GPUs.
     """
 
     def __init__(self, *, on_gpu: bool) -> None:
         self._kind = GpuSyncBatchNorm if on_gpu else CpuSyncBatchNorm
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Exchange the norms within the model; the parameters remain the same objects."""
+        """Replace the batch norms of the model. The parameters remain the same objects."""
         for parent, name, child in _find_modules(model, _BatchNorm):
             setattr(parent, name, self._kind(child))
         return model
 
     def revert(self, model: _Module) -> _Module:
-        """Put back what was there."""
+        """Put the original batch norms back."""
         for parent, name, child in _find_modules(model, _SyncBatchNormBase):
             setattr(parent, name, child.restore())
         return model
 
 
 def _find_modules(model: nn.Module, kind: type) -> list[tuple[nn.Module, str, Any]]:
-    """Parent, name and module of all modules of a kind."""
+    """List the modules of a class, each as parent, name and module."""
     pairs = ((parent, *pair) for parent in model.modules() for pair in parent.named_children())
     return [each for each in pairs if isinstance(each[2], kind)]
 
 
 class _SyncBatchNormBase(_BatchNorm):
-    """Stands for a norm: has its parameters and statistics, and what follows it in timm's, dropout and activation.
+    """A synchronised replacement of a batch norm. Every process must have the same number of values.
 
-    Every process has equally many values. norm: that it stands for.
+    It shares the parameters and statistics of the original norm, and the dropout and activation that follow in timm's.
+
+    Args:
+        norm: the batch norm to replace.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -54,10 +60,10 @@ class _SyncBatchNormBase(_BatchNorm):
         self.drop: nn.Module = getattr(norm, "drop", nn.Identity())
         self.act: nn.Module = getattr(norm, "act", nn.Identity())
         self.train(norm.training)
-        self.__dict__["_norm"] = norm  # no submodule, whose parameters would count twice
+        self.__dict__["_norm"] = norm  # not a submodule, because its parameters would then count twice
 
     def restore(self) -> nn.Module:
-        """The norm that it stands for, with what has been learnt."""
+        """Return the original norm with the parameters and statistics learnt since."""
         norm: nn.Module = self.__dict__["_norm"]
         norm.__dict__["_parameters"].update(self._parameters)
         norm.__dict__["_buffers"].update(self._buffers)
@@ -69,13 +75,13 @@ class _SyncBatchNormBase(_BatchNorm):
 
 
 class GpuSyncBatchNorm(_SyncBatchNormBase, nn.SyncBatchNorm):
-    """With torch's kernels."""
+    """Synchronised batch norm with torch's GPU kernels."""
 
     process_group: Any = None
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """Over processes, with a gradient. torch has one in distributed.nn, which is deprecated (2.14)."""
+    """Sum over processes, with a gradient. torch.distributed.nn has one too, but it is deprecated (2.14)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -85,7 +91,7 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Each process has a part in every other one's loss."""
+        """Sum the gradients, because the input of each process contributes to the losses of all processes."""
         return _AllReduceSum.forward(ctx, grad)
 
 
@@ -95,7 +101,7 @@ def _all_reduce_sum(x: Tensor) -> Tensor:
 
 
 class CpuSyncBatchNorm(_SyncBatchNormBase, nn.BatchNorm2d):
-    """Ioffe and Szegedy 2015, with the sums over processes, whose gradients are summed too."""
+    """Batch norm (Ioffe and Szegedy 2015) with sums, and their gradients, over all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and distributed.is_initialized()):

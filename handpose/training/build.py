@@ -1,4 +1,4 @@
-"""A configuration made into the things that are trained. Below this file there are typed arguments only."""
+"""Build the network and the data module from a configuration. Code called from here takes only typed arguments."""
 
 import copy
 import json
@@ -23,12 +23,19 @@ from handpose.training.trainer import uses_gpu
 def build_training(
     config: DictConfig, *, pretrained: bool = True, quiet: bool = False, cache_data: bool = False
 ) -> tuple[HandPose, HandDataModule]:
-    """Make the module and the data module of a configuration, seeded; no data is read yet.
+    """Build the module and the data module of a configuration, after seeding.
 
-    pretrained: False where a checkpoint brings the weights, so that none are fetched. cache_data: read the training
-        data
-    now, unless the call before this one did, and keep them in memory for the next one; they must not change meanwhile.
-    Raises UserError for a value that its constructor refuses.
+    No data is read, except with `cache_data`.
+
+    Args:
+        config: the composed configuration.
+        pretrained: whether to fetch pretrained weights. False if a checkpoint provides the weights.
+        quiet: print nothing.
+        cache_data: read the training data now and keep it in memory for the next call with the same data set. The files
+            must not change in between.
+
+    Raises:
+        UserError: a constructor refuses a value.
     """
     keep_freed_memory()
     _set_num_threads(config.num_threads)
@@ -41,7 +48,10 @@ def build_training(
 
 
 def _set_num_threads(num_threads: int | None) -> None:
-    """By default one thread per core: torch starts as many as the machine has cores, whatever a container may use."""
+    """Set the number of torch threads; None: one per core.
+
+    torch starts one per core of the machine by default, even in a container that may use fewer.
+    """
     if num_threads is None:
         num_threads = min(torch.get_num_threads(), count_cores())  # OMP_NUM_THREADS may ask for fewer
     if num_threads != torch.get_num_threads():
@@ -64,11 +74,11 @@ def _build_module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandP
 
 
 def _build_net(config: DictConfig, *, pretrained: bool, quiet: bool) -> PoseNet:
-    known = {"image_size": config.data.image_size} | ({} if pretrained else {"pretrained": False, "weights": None})
-    wanted = list_parameters(config.model.encoder._target_)
+    available = {"image_size": config.data.image_size} | ({} if pretrained else {"pretrained": False, "weights": None})
+    accepted = list_parameters(config.model.encoder._target_)
     net = PoseNet(
         encoder=instantiate_key(
-            config, "model.encoder", **{name: value for name, value in known.items() if name in wanted}
+            config, "model.encoder", **{name: value for name, value in available.items() if name in accepted}
         ),
         decoder=instantiate_key(config, "model.decoder"),
         on_gpu=uses_gpu(config),
@@ -81,20 +91,27 @@ def _build_net(config: DictConfig, *, pretrained: bool, quiet: bool) -> PoseNet:
 
 
 def _check_optimizer(module: HandPose) -> None:
-    """The optimizer is made when training starts; what it refuses shows here."""
+    """Create the optimizer and the schedule for one parameter, so that invalid options fail before training."""
     parameters = [{"params": [torch.nn.Parameter(torch.zeros(1))]}]
     try:
         module.lr_schedule(module.optimizer(parameters), num_steps=2, steps_per_epoch=1)
-    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: foreach and fused together
+    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: foreach and fused are both set
         raise UserError(f"optimizer, lr_schedule: {error}") from error
 
 
 def build_data(
     config: DictConfig, *, masks: bool = False, quiet: bool = False, cache_data: bool = False
 ) -> HandDataModule:
-    """The data module of a configuration alone; masks: with those of the training images.
+    """Build only the data module of a configuration.
 
-    Otherwise as `build_training`.
+    Args:
+        config: the composed configuration.
+        masks: whether to load the masks of the training images.
+        quiet: print nothing.
+        cache_data: see `build_training`.
+
+    Raises:
+        UserError: a constructor refuses a value.
     """
     data = HandDataModule(
         instantiate_key(config, "data.source"),
@@ -112,17 +129,17 @@ def build_data(
 
 
 _cached_data: dict[str, HandDataModule] = {}
-"""The data set that was opened last, by what decides what is in it; no Trainer ever has this data module."""
+"""The data module opened last, under a key that determines its content. It is never given to a Trainer."""
 
 
 def _reuse_cached_data(data: HandDataModule, config: DictConfig) -> HandDataModule:
-    """The data module with annotations and packed images that an earlier one of the same data set has opened.
+    """Return the data module with the annotations and packed images of an earlier one for the same data set, if any.
 
-    Reading FreiHAND's annotations and looking at all its files takes a second or more, which is a step's time twenty
-    times over.
+    Reading FreiHAND's annotations and checking all its files takes a second or more, about as long as twenty training
+    steps.
     """
-    of_data = [to_plain_values(config.data)["source"], config.data.image_size, config.paths.packed]
-    key = json.dumps([*of_data, data.masks, data.train_on_val])
+    data_values = [to_plain_values(config.data)["source"], config.data.image_size, config.paths.packed]
+    key = json.dumps([*data_values, data.masks, data.train_on_val])
     if key not in _cached_data:
         _cached_data.clear()
         data.setup("fit")

@@ -1,4 +1,4 @@
-"""What happens beside the training: settings of a resumed run, and pictures in the log."""
+"""Callbacks: the optimizer settings of a resumed run, a final validation, and pictures in the log."""
 
 from typing import Any
 
@@ -16,9 +16,10 @@ from handpose.training.module import HandPose
 
 
 class ConfiguredOptimizer(pl.Callback):
-    """Lets the configuration's optimizer settings and schedule win over the checkpoint's that a run goes on from.
+    """Makes a resumed run use the optimizer settings and schedule of the configuration, not those of the checkpoint.
 
-    A checkpoint restores the learning rate that it was written with, and another one would be ignored without a word.
+    A checkpoint restores the learning rate that it was saved with. A learning rate set for the resumed run would be
+    ignored silently.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,11 @@ class ConfiguredOptimizer(pl.Callback):
 
 
 def _move_step_counts(optimizer: Optimizer) -> None:
-    """Step counts lie with the weights where the optimizer is fused, else on the CPU; the checkpoint's was another."""
+    """Move the step counts to the device where the optimizer expects them.
+
+    A fused or capturable optimizer has them on the device of the weights, any other on the CPU. The optimizer that
+    wrote the checkpoint may have been of the other kind.
+    """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
@@ -50,7 +55,7 @@ def _move_step_counts(optimizer: Optimizer) -> None:
 
 
 def _resume_schedule(schedule: Any) -> None:
-    """Put a schedule of ours, a LambdaLR, where its step count says, whatever the one before it was."""
+    """Set a schedule of this project, a LambdaLR, to its step count, whatever the schedule in the checkpoint was."""
     for i, (group, factor) in enumerate(zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True)):
         schedule.base_lrs[i] = group["initial_lr"]
         group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
@@ -61,10 +66,10 @@ def _get_settings(group: dict[str, Any]) -> dict[str, Any]:
 
 
 class FinalValidation(pl.Callback):
-    """Validates after the last step of a training that max_steps or max_time ends within an epoch.
+    """Validates after the last step if max_steps or max_time ends the training within an epoch.
 
-    Lightning ends it without a validation otherwise, so that the last steps, or all, would leave no checkpoint. Must
-    come after Lightning's Timer.
+    Lightning would end without a validation, so that the last steps, or all of them, would have no checkpoint. This
+    callback must come after Lightning's Timer.
     """
 
     def on_train_batch_end(
@@ -77,12 +82,19 @@ class FinalValidation(pl.Callback):
 
 
 class PredictionPictures(pl.Callback):
-    """Pictures of the same validation hands every N training steps and at the end: over the image, in 3-D, heatmaps."""
+    """Logs pictures of predictions for the same validation hands every N training steps and at the end.
+
+    The pictures show the keypoints over the image, the skeletons in 3-D, and the heatmaps.
+
+    Args:
+        every_n_steps: number of training steps between pictures.
+        num_hands: number of hands.
+    """
 
     def __init__(self, *, every_n_steps: int, num_hands: int) -> None:
         self.every_n_steps = every_n_steps
         self.num_hands = num_hands
-        self._last_step = 0  # after which pictures were drawn; a step may accumulate the gradients of several batches
+        self._last_step = 0  # of the last pictures; batches whose gradients are accumulated share a step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -99,7 +111,8 @@ class PredictionPictures(pl.Callback):
         loader = trainer.val_dataloaders
         if not trainer.is_global_zero or loader is None or not isinstance(module, HandPose):
             return
-        with torch.random.fork_rng(devices=[]):  # a loader's iterator draws a number, which the training would miss
+        # Creating the loader's iterator draws a random number, which would change the training.
+        with torch.random.fork_rng(devices=[]):
             batch = next(iter(loader))
         hands = HandBatch(*(field.to(module.device) for field in batch))
         for name, picture in draw_prediction_pictures(module, hands, num_hands=self.num_hands).items():
@@ -109,9 +122,17 @@ class PredictionPictures(pl.Callback):
 
 @torch.no_grad()
 def draw_prediction_pictures(module: HandPose, batch: HandBatch, *, num_hands: int) -> dict[str, np.ndarray]:
-    """Predictions for the first hands of a batch, which is on the module's device: name -> (H, W, 3) uint8.
+    """Draw the predictions for the first hands of a batch.
 
-    The network sees the whole batch, since a compiled one would be compiled again for another size.
+    The network gets the whole batch, because a compiled network would be compiled again for another batch size.
+
+    Args:
+        module: the network.
+        batch: validation data on the module's device.
+        num_hands: number of hands to draw.
+
+    Returns:
+        Name of the picture -> (H, W, 3) uint8.
     """
     was_training = module.training
     module.eval()

@@ -1,4 +1,4 @@
-"""Checkpoints: plain data that carries its configuration, written whole, and read while another run goes on writing."""
+"""Checkpoints: plain data with the configuration, written atomically, so that they can be read during training."""
 
 import contextlib
 import errno
@@ -23,11 +23,11 @@ from handpose.files import write_atomically
 from handpose.metrics.target import Mode, TargetMetric
 
 CHECKPOINT_FORMAT = 2
-"""Version of a checkpoint's keys, as its `format`; checkpoints of format 1 have none."""
+"""Version of the keys of a checkpoint, stored as `format`. Checkpoints of format 1 do not have this key."""
 
 
 class ConfigInCheckpoint(pl.Callback):
-    """Puts the composed configuration, as plain values, into every checkpoint under `config`."""
+    """Saves the composed configuration, as plain values, in every checkpoint under `config`."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -40,12 +40,17 @@ class ConfigInCheckpoint(pl.Callback):
 
 
 class BestAndLastCheckpoint(Checkpoint):
-    """Keeps the best epoch by a validation metric, with its value in the file name, and every last one as last.ckpt.
+    """Keeps the best checkpoint by a validation metric, with the value in the file name, and the last one as last.ckpt.
 
-    metric: None where no data is held out: then the last checkpoint counts as the best, unless its weights are not
-    finite. mode: `min` or `max`, the better direction of the metric. every_n_epochs: between checkpoints. Lightning's
-    ModelCheckpoint (2.6.6) writes last.ckpt only after an epoch that is a best one, and forgets the best checkpoint of
-    the run it resumes; here that one is taken along, if the same metric chose it.
+    Lightning's ModelCheckpoint (2.6.6) writes last.ckpt only after an epoch that is the best so far, and loses track of
+    the best checkpoint of the run that it resumes. This class copies that checkpoint if the same metric selected it.
+
+    Args:
+        folder: where checkpoints are saved.
+        metric: the validation metric. None if no data is held out: then the last checkpoint counts as the best, unless
+            its weights are not finite.
+        mode: `min` or `max`, the better direction of the metric.
+        every_n_epochs: number of epochs between checkpoints.
     """
 
     def __init__(self, folder: Path, *, metric: str | None, mode: Mode, every_n_epochs: int) -> None:
@@ -53,7 +58,7 @@ class BestAndLastCheckpoint(Checkpoint):
         self.metric = None if metric is None else TargetMetric(metric, mode)
         self.every_n_epochs = every_n_epochs
         self.best: Path | None = None
-        self.best_value = math.inf  # as a loss
+        self.best_value = math.inf  # the metric as a loss: lower is better
         self.last: Path | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -74,22 +79,22 @@ class BestAndLastCheckpoint(Checkpoint):
             self.best = self.last if is_finite else None
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
-        """Also after the last step of a training that is ended early, by max_steps or max_time."""
+        """Whether to save now. Always true after the last step of a training that max_steps or max_time ends."""
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0 or trainer.should_stop
 
     def _save_best(self, trainer: pl.Trainer, epochs: int, value: float) -> None:
-        before = self.best
+        previous = self.best
         assert self.metric is not None
-        # Set before it is saved, since they are part of what is saved.
+        # Set before saving, because the checkpoint contains both.
         self.best_value = self.metric.to_loss(value)
         self.best = self.folder / f"best-epoch{epochs:03d}{self._metric_in_name}{value:.3f}.ckpt"
         trainer.save_checkpoint(self.best)
-        if before is not None and before != self.best and trainer.is_global_zero:
-            before.unlink(missing_ok=True)
+        if previous is not None and previous != self.best and trainer.is_global_zero:
+            previous.unlink(missing_ok=True)
 
     @property
     def _metric_in_name(self) -> str:
-        """The metric in the name of a best checkpoint."""
+        """The part of the file name of a best checkpoint that names the metric."""
         assert self.metric is not None
         return f"-{self.metric.name.rpartition('/')[2]}"
 
@@ -98,17 +103,20 @@ class BestAndLastCheckpoint(Checkpoint):
         return {"best": str(self.best) if is_by_value else None, "best_value": self.best_value}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best of the run before along, as a copy, because that run may still be going on."""
+        """Copy the best checkpoint of the earlier run into this folder.
+
+        The original stays where it is, because the earlier run may still be training.
+        """
         if state_dict["best"] is None:
             return
-        before = Path(state_dict["best"])
-        if self.metric is not None and self._metric_in_name not in before.name:  # values of two metrics do not compare
+        previous = Path(state_dict["best"])
+        if self.metric is not None and self._metric_in_name not in previous.name:  # the values cannot be compared
             return
-        copy = self.folder / before.name
+        copy = self.folder / previous.name
         try:
-            if not copy.is_file():  # it is there where a run goes on in its own folder, maybe on another machine
-                _copy_file(before, copy)
-        except OSError:  # it has been replaced by a better one, or moved: the best of this run then
+            if not copy.is_file():  # it is if a run is resumed in its own folder, maybe on another machine
+                _copy_file(previous, copy)
+        except OSError:  # replaced by a better one, or moved: start without a best checkpoint
             return
         self.best, self.best_value = copy, state_dict["best_value"]
 
@@ -120,10 +128,14 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there, so that a reader sees the one before or the new one.
+    """Writes a checkpoint to a temporary file in its folder and renames it. Readers find the old or the new one.
 
-    Lightning writes to the system's temporary folder instead, and from there to another disk the move is a copy.
-    is_durable: only move it when it is on the disk, so that what is there is whole after a loss of power too.
+    Lightning instead writes to the system's temporary folder. Moving a file from there to another disk is a copy, not a
+    rename.
+
+    Args:
+        is_durable: flush the file to the disk before the rename, so that the checkpoint is complete after a power
+            failure as well.
     """
 
     def __init__(self, *, is_durable: bool = False) -> None:
@@ -146,7 +158,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 @contextlib.contextmanager
 def _raise_original_error() -> Iterator[None]:
-    """Raise what interrupted torch.save, a full disk or Ctrl-C, in place of the RuntimeError that torch raises then."""
+    """Raise the error that interrupted torch.save, such as a full disk or Ctrl-C, instead of torch's RuntimeError."""
     try:
         yield
     except RuntimeError as error:
@@ -156,10 +168,16 @@ def _raise_original_error() -> Iterator[None]:
 
 
 def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[str, Any]:
-    """Read a checkpoint as data, never as code, at once and as a whole: the run that wrote it may replace or delete it.
+    """Read a whole checkpoint into memory as data, without executing code.
 
-    key: of the configuration, that names it. Raises UserError when the file is missing, is no checkpoint, or holds more
-    than tensors and plain values.
+    Reading it at once matters because the run that wrote it may replace or delete the file.
+
+    Args:
+        path: the file.
+        key: the configuration key that names the file, for error messages.
+
+    Raises:
+        UserError: the file is missing, is not a checkpoint, or contains more than tensors and plain values.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -172,7 +190,7 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
     except IsADirectoryError as error:
         raise UserError(f"{path} is not a checkpoint of this project: it is a folder; give a file in it") from error
     except OSError as error:
-        if error.errno == errno.EINVAL:  # a file that was cut off: torch seeks to before its beginning
+        if error.errno == errno.EINVAL:  # a truncated file: torch seeks to a position before its start
             raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
         raise UserError(f"{key}={explain_file_error(error, path, verb='read')}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
@@ -186,9 +204,12 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
 
 
 def read_initial_weights(config: DictConfig) -> dict[str, Any] | None:
-    """The checkpoint that `model.weights` names, None where it names none; raises UserError where it does not fit.
+    """Read the checkpoint that `model.weights` names; None if it names none.
 
-    Of it the network's weights are taken and nothing else: a training begins with them.
+    Only the network's weights are used, as the initial weights of a training.
+
+    Raises:
+        UserError: the checkpoint does not fit the configuration.
     """
     if config.model.weights is None:
         return None
@@ -199,29 +220,45 @@ def read_initial_weights(config: DictConfig) -> dict[str, Any] | None:
 
 
 def check_architecture(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError, with the overrides that mend it, where a checkpoint was written by another network.
+    """Check that a checkpoint was written by the configured network.
 
-    config: composed, as plain values.
+    Args:
+        checkpoint: the checkpoint.
+        config: the composed configuration as plain values.
+        path: the file of the checkpoint, for the error message.
+
+    Raises:
+        UserError: the networks differ. The message gives the overrides that select the network of the checkpoint.
     """
-    theirs, ours = list_architecture_overrides(checkpoint["config"]), list_architecture_overrides(config)
-    lacking = sorted(key for key in ours.keys() - theirs.keys() if key.startswith("model."))
-    if lacking and theirs["model/decoder"] == ours["model/decoder"]:
+    saved, configured = list_architecture_overrides(checkpoint["config"]), list_architecture_overrides(config)
+    missing = sorted(key for key in configured.keys() - saved.keys() if key.startswith("model."))
+    if missing and saved["model/decoder"] == configured["model/decoder"]:
         raise UserError(
-            f"{path} was written by an earlier version of this project, whose network had no {', '.join(lacking)}; use "
+            f"{path} was written by an earlier version of this project, whose network had no {', '.join(missing)}; use "
             "that version, or train again"
         )
-    wrong = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-    if wrong:
-        said, give = (" ".join(quote_override(key, of[key]) for key in wrong if key in of) for of in (ours, theirs))
-        raise UserError(f"{path} was trained with another network than {said}; give {give}")
+    different = [key for key in {**saved, **configured} if saved.get(key) != configured.get(key)]
+    if different:
+        configured_text, saved_text = (
+            " ".join(quote_override(key, overrides[key]) for key in different if key in overrides)
+            for overrides in (configured, saved)
+        )
+        raise UserError(f"{path} was trained with another network than {configured_text}; give {saved_text}")
 
 
 _NOT_ARCHITECTURE = ("sigma", "target", "read_out")
-"""Of the heatmaps, what may be another one for weights that are there."""
+"""Options of the heatmaps that may differ from those a checkpoint was trained with."""
 
 
 def list_architecture_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a configuration the overrides that the shapes of the weights, and their meaning, depend on: key -> value."""
+    """List the overrides that determine the shapes and the meaning of the weights.
+
+    Args:
+        config: the composed configuration as plain values.
+
+    Returns:
+        Key -> value.
+    """
     model = config["model"]
     encoder = find_target("model/encoder", model["encoder"]["_target_"])
     depends_on_size = getattr(encoder, "depends_on_image_size", lambda options: False)(model["encoder"])
@@ -245,7 +282,11 @@ def _list_choice_and_values(group: str, values: Mapping[str, Any]) -> dict[str, 
 
 
 def load_weights(module: pl.LightningModule, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Give a module the weights of a checkpoint; raises UserError when they are not of its shapes."""
+    """Load the weights of a checkpoint into a module.
+
+    Raises:
+        UserError: the shapes of the weights do not match.
+    """
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

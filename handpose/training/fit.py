@@ -1,6 +1,6 @@
-"""From a composed configuration to a trained network, its test predictions, and the figures that describe both.
+"""Train a configuration, predict its test split, and measure the results.
 
-The one road for train.py, for a sweep's trials and for its retraining.
+train.py, the trials of a sweep, and the retraining of its winner all use this module.
 """
 
 import copy
@@ -55,7 +55,7 @@ from handpose.training.trainer import (
 
 
 class PreparedRun(NamedTuple):
-    """A network, its data, and the checkpoint that the network's weights came from, if any."""
+    """A network, its data, and the checkpoint with the network's weights, if any."""
 
     module: HandPose
     data: HandDataModule
@@ -63,12 +63,18 @@ class PreparedRun(NamedTuple):
 
 
 def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, quiet: bool = False) -> RunResult:
-    """Fit the configuration and predict the test split with its best checkpoint; with test=true only the latter.
+    """Train the configuration, then predict the test split with the best checkpoint. With test=true, only predict.
 
-    With train_on_val nothing is held out to call a checkpoint the best by: it is the last one. With
-    trainer.fast_dev_run a few batches of each stage are run, and all files lie in folders named fast_dev_run.
+    With train_on_val no data is held out to select the best checkpoint, so that the last one is used. With
+    trainer.fast_dev_run each stage runs a few batches only, and all files are saved in folders named fast_dev_run.
 
-    folders: made when everything has been checked, unless they are given. Raises UserError.
+    Args:
+        config: the composed configuration.
+        folders: where to save files; None: new folders, which are made after all checks.
+        quiet: print nothing.
+
+    Raises:
+        UserError: the configuration cannot be run on this machine or with this data.
     """
     config = apply_fast_dev_run(config)
     if folders is None:
@@ -103,7 +109,10 @@ def _explain_missing_checkpoint(config: DictConfig, training: TrainingResult) ->
 
 
 def _synchronize_processes() -> None:
-    """Let the processes of a run go at one moment: gloo's threads abort the one that another left behind (seen)."""
+    """Wait until all processes get here, so that they exit together.
+
+    If one process exits earlier than another, the gloo threads of the other abort it (observed).
+    """
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
@@ -119,11 +128,19 @@ def fit(
     cache_data: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> TrainingResult:
-    """Train the configuration; `model.checkpoint_path` or resume_from goes on from a checkpoint.
+    """Train the configuration. `model.checkpoint_path` or `resume_from` resumes a training from a checkpoint.
 
-    quiet: nothing on the terminal. cache_data: as `build_training` takes it, for a process that trains many.
-        process_group: processes of
-    which this is one. Raises UserError where machine, data, model or checkpoint do not fit.
+    Args:
+        config: the composed configuration.
+        folders: where to save files.
+        callbacks: further callbacks of the Trainer.
+        quiet: print nothing.
+        resume_from: the checkpoint to resume from. It takes precedence over `model.checkpoint_path`.
+        cache_data: keep the training data in memory for later trainings in this process; see `build_training`.
+        process_group: the processes that train together, this one included; None: Lightning starts them.
+
+    Raises:
+        UserError: the configuration does not fit the machine, the data, the model or the checkpoint.
     """
     checkpoint = resume_from or _get_checkpoint_path(config)
     prepared = prepare_run(config, stage="fit", checkpoint=checkpoint, quiet=quiet, cache_data=cache_data)
@@ -131,9 +148,10 @@ def fit(
 
 
 def test(config: DictConfig, folders: RunFolders, checkpoint: Path) -> dict[str, float]:
-    """Predict the test split with a checkpoint and write test_preds.json.gz, pred.zip and metrics.json.
+    """Predict the test split with a checkpoint. Write test_preds.json.gz, pred.zip and metrics.json.
 
-    Returns the metrics under test/ and the mean pose's under baseline/; empty where the test split has no joints.
+    Returns:
+        The metrics under test/, and those of the mean pose under baseline/. Empty if the test split has no joints.
     """
     return _test(config, prepare_run(config, stage="test", checkpoint=checkpoint), folders, quiet=False)
 
@@ -146,9 +164,19 @@ def prepare_run(
     quiet: bool = False,
     cache_data: bool = False,
 ) -> PreparedRun:
-    """Build the network, load the checkpoint's weights, make the data of a stage (None: of both) ready, and check them.
+    """Build the network and the data of a run, load the weights, and check everything.
 
-    Whatever is wrong with a run shows here, before work starts and before a folder is made. Raises UserError.
+    Mistakes in a configuration are found here, before the training starts and before a folder is made.
+
+    Args:
+        config: the composed configuration.
+        stage: the stage to prepare; None: both.
+        checkpoint: the file with the weights of the network, if any.
+        quiet: print nothing.
+        cache_data: see `build_training`.
+
+    Raises:
+        UserError: the configuration does not fit the machine, the data, the model or the checkpoint.
     """
     make_target_metric(config.checkpoints.metric, config.checkpoints.mode, group="checkpoints")
     check_trainer(config)
@@ -181,7 +209,7 @@ def prepare_run(
 
 
 def _check_limits(config: DictConfig, data: HandDataModule) -> None:
-    """Raise UserError where the Trainer's limits leave no batch of an epoch."""
+    """Raise UserError if the Trainer's limits leave an epoch without batches."""
     count_limited_batches(config, "train", len(data.train_dataloader()))
     if not config.train_on_val:
         count_limited_batches(config, "val", len(data.val_dataloader()))
@@ -191,7 +219,7 @@ def _check_limits(config: DictConfig, data: HandDataModule) -> None:
 def _warn_of_ignored_limits(config: DictConfig) -> None:
     for key in ("limit_test_batches", "limit_predict_batches"):
         limit = config.trainer.get(key)
-        if limit is not None and not (isinstance(limit, float) and limit == 1.0):  # 1 is one batch
+        if limit is not None and not (isinstance(limit, float) and limit == 1.0):  # the integer 1 means one batch
             print(
                 f"trainer.{key}={limit} is ignored: predictions cover the whole test split",
                 file=sys.stderr,
@@ -200,7 +228,7 @@ def _warn_of_ignored_limits(config: DictConfig) -> None:
 
 
 def _check_camera(module: HandPose) -> None:
-    """Raise UserError where the augmentation changes the camera and the network's axes do not know the camera."""
+    """Raise UserError if the augmentation changes the camera, but the network is trained for one camera."""
     given = {f"augment.{name}": value for name, value in module.augment.camera_options.items()}
     if isinstance(module.axes, CameraAxes) and given:
         raise UserError(
@@ -214,7 +242,7 @@ def _read_weights(config: DictConfig, stage: Literal["fit", "test"] | None, path
     checkpoint = read_checkpoint(path)
     check_architecture(checkpoint, to_plain_values(config), path)
     epochs = checkpoint["epoch"] + 1
-    if stage is None and epochs >= config.trainer.max_epochs:  # a trial may be given a checkpoint of the last epoch
+    if stage is None and epochs >= config.trainer.max_epochs:  # a trial may resume from a checkpoint of the last epoch
         raise UserError(
             f"{path} has {epochs} epochs behind it and trainer.max_epochs={config.trainer.max_epochs}; give a larger "
             "trainer.max_epochs to go on, or test=true to test it"
@@ -229,7 +257,7 @@ def _read_weights(config: DictConfig, stage: Literal["fit", "test"] | None, path
 
 
 def _check_parameter_groups(checkpoint: dict[str, Any], module: HandPose, path: Path) -> None:
-    """A run goes on with the optimizer of its checkpoint, whose parameters must be grouped as here."""
+    """Raise UserError if the parameter groups of the checkpoint's optimizer differ from those of this network."""
     groups = [len(group["params"]) for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
     if groups and groups != [len(group["params"]) for group in make_parameter_groups(module.net)]:
         raise UserError(
@@ -240,7 +268,10 @@ def _check_parameter_groups(checkpoint: dict[str, Any], module: HandPose, path: 
 
 @torch.no_grad()
 def _check_image_size(config: DictConfig, module: HandPose, loader: DataLoader[HandBatch]) -> None:
-    """Show a copy of the network black pictures: some encoders take one size only, and some sizes leave a 1 x 1 map."""
+    """Run a copy of the network on black images.
+
+    Some encoders accept only one image size, and some sizes leave a 1 x 1 feature map.
+    """
     size = loader.dataset.packed.image_size  # type: ignore[attr-defined]
     pictures = torch.zeros(min(2, config.data.batch_size), 3, size, size)
     try:
@@ -271,12 +302,12 @@ def _fit(
     with (
         suppress_library_output(),
         explain_trainer_errors(config),
-        add_file_name(folders.logs),
-    ):  # checkpoints have names of their own
+        add_file_name(folders.logs),  # errors about checkpoints name their own file
+    ):
         trainer = make_training_trainer(config, folders, callbacks=callbacks, quiet=quiet, process_group=process_group)
         try:
             trainer.fit(prepared.module, datamodule=prepared.data, ckpt_path=prepared.checkpoint, weights_only=True)
-        except (KeyboardInterrupt, SystemExit) as error:  # Lightning leaves with status 1 after Ctrl-C
+        except (KeyboardInterrupt, SystemExit) as error:  # Lightning exits with status 1 after Ctrl-C
             raise KeyboardInterrupt(_explain_how_to_resume(config, trainer)) from error
     saved, splits = _find_checkpoint_callback(trainer), prepared.data.splits
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -284,7 +315,7 @@ def _fit(
         metrics |= _compute_baseline(_require_xyz_m(splits.train.xyz_m), splits.val.xyz_m)
     return TrainingResult(
         metrics=metrics,
-        # Of several processes the first one's, which is there.
+        # With several processes, the paths of the first one, whose files exist.
         best_checkpoint=trainer.strategy.broadcast(saved.best) if saved else None,
         last_checkpoint=trainer.strategy.broadcast(saved.last) if saved else None,
         epochs=trainer.current_epoch,
@@ -303,9 +334,9 @@ def _explain_how_to_resume(config: DictConfig, trainer: pl.Trainer) -> str:
     saved = _find_checkpoint_callback(trainer)
     if saved is None or saved.last is None:
         return "interrupted before a checkpoint was written; start again with the same command"
-    begun = " model.weights=null" if config.model.weights is not None else ""
+    weights_override = " model.weights=null" if config.model.weights is not None else ""
     checkpoint = shlex.quote(quote_override("model.checkpoint_path", str(saved.last)))
-    return f"interrupted; to go on, give the same command and {checkpoint}{begun}"
+    return f"interrupted; to go on, give the same command and {checkpoint}{weights_override}"
 
 
 def _test(config: DictConfig, prepared: PreparedRun, folders: RunFolders, *, quiet: bool) -> dict[str, float]:
@@ -333,7 +364,17 @@ def _write_predictions(folder: Path, data: HandDataModule, predicted_m: np.ndarr
 def predict_loader(
     config: DictConfig, prepared: PreparedRun, loader: DataLoader[HandBatch], *, quiet: bool
 ) -> np.ndarray:
-    """Joints of all pictures of a loader in metres in the camera frame, (N, K, 3), in the order of their split."""
+    """Predict all images of a loader.
+
+    Args:
+        config: the composed configuration.
+        prepared: the network.
+        loader: batches of a split.
+        quiet: print nothing.
+
+    Returns:
+        (N, K, 3) joints in metres in the camera frame, in the order of the split.
+    """
     predictor = PredictionModule(prepared.module, views=instantiate_key(config, "test_time"))
     with suppress_library_output():
         try:
@@ -365,7 +406,7 @@ def _compute_test_metrics(prepared: PreparedRun, predicted_m: np.ndarray) -> dic
 
 
 def describe_hand_size(prepared: PreparedRun, split: Annotations) -> str:
-    """Where the size of the hands comes from that are predicted for a split, for a person."""
+    """Describe in words where the size of the predicted hands of a split comes from."""
     if isinstance(prepared.module.axes, CameraAxes):
         return "as predicted, in millimetres of the camera frame"
     if split.is_scale_given and split.scale_m is not None:

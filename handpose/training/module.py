@@ -1,4 +1,4 @@
-"""The LightningModule: one step of training, and the metrics of validation and test."""
+"""The LightningModule: training steps, the optimizer, and the metrics of the validation."""
 
 import math
 import re
@@ -20,7 +20,7 @@ from handpose.metrics.validation import make_metrics
 
 
 class _LossSums(NamedTuple):
-    """The terms of the loss, added up over the steps of an epoch."""
+    """Sums of the loss terms over the steps of an epoch."""
 
     names: tuple[str, ...]
     total: Tensor  # (number of names,)
@@ -28,16 +28,22 @@ class _LossSums(NamedTuple):
 
 
 class HandPose(pl.LightningModule):
-    """A network with what it takes to train it.
+    """A network with everything needed to train it.
 
-    net: pictures -> AxisLogits. axes: what the logits' axes mean. loss: called with logits, truth and axes, gives its
-    terms. augment: random views of a batch. optimizer: called with parameter groups. lr_schedule: called with the
-    optimizer, num_steps and steps_per_epoch. encoder_lr_factor: of the encoder's learning rate to that of the rest, for
-    an encoder that has been trained before. seed: of the augmentation, whose draws depend on it and on the number of
-    batches before alone, so that a resumed run goes on as it would have, and so do several processes that share its
-    batches.
+    It logs train/loss and the terms of the loss, and each metric of configs/metrics over all validation images, such as
+    val/pa_mpjpe_mm.
 
-    Logs train/loss and its terms, and each metric of configs/metrics over all validation pictures, as val/pa_mpjpe_mm.
+    Args:
+        net: images -> AxisLogits.
+        axes: the meaning of the logits' axes.
+        loss: called with logits, truth and axes; returns its terms by name.
+        augment: returns a random view of a batch.
+        optimizer: called with parameter groups.
+        lr_schedule: called with the optimizer, num_steps and steps_per_epoch.
+        encoder_lr_factor: the encoder's learning rate as a multiple of that of the other parameters, for a pretrained
+            encoder.
+        seed: seed of the augmentation. Its random numbers depend only on the seed and on the number of earlier batches.
+            So they are the same when a run is resumed, and when several processes divide its batches.
     """
 
     def __init__(
@@ -65,14 +71,26 @@ class HandPose(pl.LightningModule):
         self.val_metrics = make_metrics(prefix="val/")
 
     def forward(self, view: View) -> AxisLogits:
-        return self.net(view.image.to(next(self.net.parameters()).dtype))  # which trainer.precision=64-true changes
+        return self.net(view.image.to(next(self.net.parameters()).dtype))  # 64 bits with trainer.precision=64-true
 
     def predict_xyz_m(self, view: View, scale_m: Tensor) -> Tensor:
-        """Joints in metres in the camera frame of the view, (B, K, 3); scale_m (B,) may be NaN."""
+        """Predict the joints in a view.
+
+        Args:
+            view: B images with their cameras.
+            scale_m: (B,) length of each hand's reference bone in metres; NaN if it is not known.
+
+        Returns:
+            (B, K, 3) joints in metres in the camera frame of the view.
+        """
         return self.decode(self(view), view, scale_m)
 
     def decode(self, logits: AxisLogits, view: View, scale_m: Tensor) -> Tensor:
-        """Joints in metres in the camera frame of the view, (B, K, 3), that the network's logits for it mean."""
+        """Decode the network's logits for a view into joints.
+
+        Returns:
+            (B, K, 3) joints in metres in the camera frame of the view.
+        """
         return self.axes.decode(self.axes.read_out(logits), view.intrinsics, view.size, scale_m)
 
     def training_step(self, batch: HandBatch, batch_idx: int) -> Tensor:
@@ -85,15 +103,16 @@ class HandPose(pl.LightningModule):
         return values.sum()
 
     def _add_losses(self, names: Iterable[str], values: Tensor) -> None:
-        """Add up a step's terms of the loss, (number of terms,), on the device.
+        """Add the loss terms of a step, (number of terms,), to the sums of the epoch, without leaving the device.
 
-        A log_dict a step costs a millisecond of the default network's 50 on a CPU (Lightning 2.6.6).
+        Calling log_dict at every step would take 1 ms of the 50 ms of a step of the default network on a CPU (Lightning
+        2.6.6).
         """
-        before, count = (self._epoch.total, self._epoch.num_steps) if self._epoch else (torch.zeros_like(values), 0)
-        self._epoch = _LossSums(tuple(names), before + values, count + 1)
+        total, count = (self._epoch.total, self._epoch.num_steps) if self._epoch else (torch.zeros_like(values), 0)
+        self._epoch = _LossSums(tuple(names), total + values, count + 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the means over the epoch with its last batch; all batches have one size."""
+        """Log the means over the epoch after its last batch. All batches have the same size."""
         if self._epoch is None or not (self.trainer.is_last_batch or self.trainer.should_stop):
             return
         mean = self._epoch.total / self._epoch.num_steps
@@ -106,13 +125,13 @@ class HandPose(pl.LightningModule):
 
     def validation_step(self, batch: HandBatch, batch_idx: int) -> None:
         predicted_m = self.predict_xyz_m(to_view(batch), batch.scale_m)
-        self.val_metrics.update(  # each metric takes what its own `update` names
+        self.val_metrics.update(  # each metric receives the arguments that its `update` names
             predicted_m=predicted_m,
             target_m=batch.xyz_m,
             predicted_uv=geometry.project(predicted_m, batch.intrinsics),
             target_uv=geometry.project(batch.xyz_m, batch.intrinsics),
         )
-        # Metrics are handed over as objects: Lightning computes them once, from their sums over all pictures.
+        # Log the metric objects: Lightning then computes each metric once, from its sums over all images.
         self.log_dict(dict(self.val_metrics.items()), on_step=False, on_epoch=True, batch_size=len(batch.image))
 
     def configure_optimizers(self) -> Any:
@@ -123,39 +142,46 @@ class HandPose(pl.LightningModule):
         optimizer = self.optimizer(make_parameter_groups(self.net))
         for group in optimizer.param_groups:
             group["lr"] *= self.encoder_lr_factor if group["is_encoder"] else 1.0
-        # A fused optimizer would unscale the gradients of 16-mixed itself, after clipping, so Lightning (2.6.6) refuses
-        # to clip for it, in bf16-mixed too. Without this mark they are unscaled first, as for any other.
+        # A fused optimizer would unscale the gradients of 16-mixed itself, after clipping. So Lightning (2.6.6) refuses
+        # to clip gradients for it, in bf16-mixed too. With this attribute they are unscaled before clipping, as for
+        # other optimizers.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         schedule = self.lr_schedule(optimizer, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _count_steps_per_epoch(self) -> int:
-        """Of the optimizer. Trainer.estimated_stepping_batches would open the loader before a resumed run knows its
-        epoch, and the run would begin with the order of epoch 0 (Lightning 2.6.6)."""
+        """Count the optimizer steps of an epoch.
+
+        Trainer.estimated_stepping_batches would create the loader before a resumed run knows its epoch. The run would
+        then start with the order of epoch 0 (Lightning 2.6.6).
+        """
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         limit = self.trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
 
     def _make_generator(self) -> torch.Generator:
-        """Of the augmentation of this batch. Batches are counted, not steps, since a step may accumulate several."""
+        """Make the random generator for the augmentation of this batch.
+
+        It depends on the number of batches, not of steps, because a step may accumulate several batches.
+        """
         num_before = 0 if self._trainer is None else self._trainer.fit_loop.total_batch_idx
         return torch.Generator().manual_seed(self.seed * 1_000_003 + num_before)
 
 
 def make_parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
-    """Split the parameters of encoder and decoder into those with and those without weight decay.
+    """Split the parameters of encoder and decoder into groups with and without weight decay.
 
-    Norms and biases do not decay (RTMPose, Jiang et al. 2023), nor do positional embeddings and tokens, nor what a
-    module's `no_weight_decay()` names. No group is empty. The groups do not depend on the learning rates, so that a
-    checkpoint can be resumed with others.
+    Norms and biases do not decay (RTMPose, Jiang et al. 2023). Neither do positional embeddings and tokens, nor the
+    parameters that a module's `no_weight_decay()` names. No group is empty. The groups do not depend on the learning
+    rates, so that a checkpoint can be resumed with other ones.
     """
     undecayed = _list_no_decay_names(net)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            is_kept = parameter.ndim <= 1 or name in undecayed
-            groups.setdefault((is_kept, not name.startswith("encoder.")), []).append(parameter)
+            is_undecayed = parameter.ndim <= 1 or name in undecayed
+            groups.setdefault((is_undecayed, not name.startswith("encoder.")), []).append(parameter)
     return [
         {"params": groups[kept, rest], "is_encoder": not rest} | ({"weight_decay": 0.0} if kept else {})
         for kept, rest in sorted(groups)
@@ -164,13 +190,14 @@ def make_parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
 
 _EMBEDDING_NAME = re.compile(
     r"(^|\.)(pos_embed|cls_token|dist_token|reg_token|mask_token)[^.]*(\.\d+)?$"
-)  # or of a list
+)  # the number is for lists of embeddings
 
 
 def _list_no_decay_names(net: nn.Module) -> set[str]:
-    """Parameters of more than one dimension that do not decay: embeddings, and those that the modules themselves name.
+    """List the parameters with more than one dimension that do not decay.
 
-    `no_weight_decay()` is timm's convention: the names of a module's parameters, relative to it.
+    They are embeddings, and the parameters that modules name in `no_weight_decay()`. This is timm's convention: it
+    returns the names of the module's parameters, relative to the module.
     """
     names = {name for name, _ in net.named_parameters() if _EMBEDDING_NAME.search(name)}
     for prefix, module in net.named_modules():

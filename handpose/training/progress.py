@@ -1,4 +1,4 @@
-"""How far a run is: one line an epoch, and on a terminal a bar of what is going on."""
+"""Progress of a run: one line per epoch, and a progress bar on a terminal."""
 
 import time
 from typing import Any
@@ -10,7 +10,11 @@ from rich.progress import Progress as Bar
 
 
 class ProgressBar(pl.Callback):
-    """Writes to stderr; a log file gets the lines alone. metric: shown for each epoch beside PA-MPJPE."""
+    """Reports progress on stderr. If stderr is not a terminal, there are only the lines.
+
+    Args:
+        metric: the metric to show for each epoch, next to PA-MPJPE.
+    """
 
     def __init__(self, *, metric: str = "val/pa_mpjpe_mm") -> None:
         self.metric = metric
@@ -32,7 +36,7 @@ class ProgressBar(pl.Callback):
             self.bar.update(self.task, description=f"{_format_epoch(trainer)}, validating")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.task is not None:  # a resumed run ends the epoch of its checkpoint again
+        if self.task is not None:  # a resumed run ends its checkpoint's epoch again
             self._remove_bar()
             seconds = time.monotonic() - self.epoch_started
             print(

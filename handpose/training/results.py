@@ -1,4 +1,4 @@
-"""What a run leaves: its folders, and the figures that describe it."""
+"""The folders of a run, and the results that describe it."""
 
 import time
 from dataclasses import dataclass
@@ -14,23 +14,28 @@ from handpose.files import check_writable
 
 @dataclass(frozen=True)
 class RunFolders:
-    """Where a run leaves its log, its checkpoints and its predictions."""
+    """The folders in which a run saves its log, checkpoints and predictions."""
 
     logs: Path
     checkpoints: Path
     predictions: Path
 
     def subfolders(self, name: str) -> "RunFolders":
-        """The folders of this name in each of them; themselves for an empty name."""
+        """Return the subfolder of this name in each folder. With an empty name, return the folders themselves."""
         return RunFolders(self.logs / name, self.checkpoints / name, self.predictions / name)
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a fit ended with.
+    """The result of a training.
 
-    metrics: of the last validation, and the mean pose's on the validation split under baseline/. Checkpoints are None
-    where none were asked for. is_held_out: the validation split was not trained on.
+    Attributes:
+        metrics: the metrics of the last validation. Those of the mean pose on the validation split are under baseline/.
+        best_checkpoint: None if there is none.
+        last_checkpoint: None if there is none.
+        epochs: number of epochs trained.
+        seconds: duration of the training.
+        is_held_out: the validation split was not used for training.
     """
 
     metrics: dict[str, float]
@@ -41,7 +46,7 @@ class TrainingResult:
     is_held_out: bool
 
     def format_validation(self) -> str:
-        """The last validation in a line, for a person."""
+        """Format the last validation as one line."""
         if not self.is_held_out:
             return (
                 "validation  none: the validation split was trained on (train_on_val=true), the last checkpoint counts"
@@ -51,9 +56,14 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A training, or none, and the test of a checkpoint; `test_metrics` is empty where the test split has no joints.
+    """The result of a run: a training, if there was one, and the test of a checkpoint.
 
-    hand_size: where the size of the predicted test hands comes from, for a person.
+    Attributes:
+        folders: the folders of the run.
+        training: None if only the test was run.
+        checkpoint: the checkpoint that was tested, if any.
+        test_metrics: empty if the test split has no joints.
+        hand_size: where the size of the predicted test hands comes from, in words.
     """
 
     folders: RunFolders
@@ -63,7 +73,7 @@ class RunResult:
     hand_size: str = ""
 
     def format_summary(self) -> str:
-        """What came out, and where it lies, for a person."""
+        """Format the results and the folders as text."""
         lines = [self.training.format_validation()] if self.training else []
         if self.checkpoint is None:
             lines.append("test        nothing to predict with: checkpoints.enabled=false")
@@ -97,7 +107,7 @@ def _format_metrics(title: str, stage: str, metrics: dict[str, float], *, of_giv
 
 
 def _others(stage: str, metrics: dict[str, float]) -> str:
-    """The figures of the metrics that a user has added."""
+    """Format the metrics that a user has added."""
     own = (f"{stage}/{name}" for name in ("pa_mpjpe_mm", "rr_mpjpe_mm", "rr_mpjpe_true_size_mm", "pck_auc"))
     known = {*own, f"{stage}/keypoint_error_px"}
     added = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{stage}/")}
@@ -105,7 +115,7 @@ def _others(stage: str, metrics: dict[str, float]) -> str:
 
 
 def check_folders(config: DictConfig) -> None:
-    """Raise UserError where the folders of a run cannot be made or written to; nothing is made yet."""
+    """Raise UserError if the folders of a run cannot be made or written to. Nothing is made yet."""
     folders = _get_folders(config)
     for folder in (folders.logs, folders.checkpoints, folders.predictions):
         try:
@@ -120,14 +130,17 @@ def _make_write_error(folder: Path, error: OSError) -> UserError:
 
 
 def prepare_folders(config: DictConfig) -> RunFolders:
-    """Make the dated folders of a run, its own even when two start in one second, and save its configuration there.
+    """Make the folders of a run, named after date and time, and save the configuration in them.
 
-    With trainer.fast_dev_run the run gets folders of that name within them, since its files are not of a whole run.
-    Raises UserError when they cannot be made.
+    A run that starts in the same second as another one gets folders of its own. With trainer.fast_dev_run the folders
+    of the run are subfolders named fast_dev_run, because the files are not those of a complete run.
+
+    Raises:
+        UserError: the folders cannot be made.
     """
     inner = "fast_dev_run" if config.trainer.get("fast_dev_run") else ""
     folders = _get_folders(config)
-    if getattr(rank_zero_only, "rank", 0) != 0:  # of several processes the first one's are used
+    if getattr(rank_zero_only, "rank", 0) != 0:  # all processes use the folders that the first one makes
         return folders.subfolders(inner)
     while not _try_to_make_folders(folders):
         if folders.logs.name != config.paths.time:
@@ -148,7 +161,7 @@ def _get_folders(config: DictConfig) -> RunFolders:
 
 
 def _try_to_make_folders(folders: RunFolders) -> bool:
-    """Make the folders; False where there is a log already."""
+    """Make the folders. Return False if the log folder already exists."""
     try:
         folders.logs.mkdir(parents=True)
         folders.checkpoints.mkdir(parents=True, exist_ok=True)

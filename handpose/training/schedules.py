@@ -1,7 +1,7 @@
-"""Learning-rate schedules whose horizon is the run's own: a trial of 8 epochs decays within 8 epochs.
+"""Learning-rate schedules over the length of the run. A trial of 8 epochs decays within 8 epochs.
 
-Each is called with the optimizer, the steps of the whole run and the steps of an epoch, and gives a scheduler that
-Lightning steps after every batch.
+Each function takes the optimizer, the number of steps of the whole run and the number of steps of an epoch. It returns
+a scheduler that Lightning steps after every batch.
 """
 
 import math
@@ -16,7 +16,15 @@ from handpose.errors import UserError
 def warmup_cosine(
     optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int, warmup: float, final: float
 ) -> LambdaLR:
-    """Linear warm-up over the first `warmup` of the run, then a half cosine down to `final` of the learning rate."""
+    """Create a linear warm-up followed by a half cosine.
+
+    Args:
+        optimizer: the optimizer.
+        num_steps: number of steps of the run.
+        steps_per_epoch: number of steps of an epoch.
+        warmup: fraction of the run in which the learning rate rises to its full value
+        final: final learning rate as a fraction of the full one
+    """
     warmup_steps = max(1, round(warmup * num_steps))
 
     def factor(step: int) -> float:
@@ -30,8 +38,16 @@ def warmup_cosine(
 def flat_cosine(
     optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int, warmup: float, flat: float, final: float
 ) -> LambdaLR:
-    """Linear warm-up over the first `warmup` of the run, the learning rate as it is until `flat` of the run, and then a
-    half cosine down to `final` of it (RTMPose, Jiang et al. 2023)."""
+    """Create a linear warm-up, a constant part, and a half cosine (RTMPose, Jiang et al. 2023).
+
+    Args:
+        optimizer: the optimizer.
+        num_steps: number of steps of the run.
+        steps_per_epoch: number of steps of an epoch.
+        warmup: fraction of the run in which the learning rate rises to its full value
+        flat: fraction of the run, including the warm-up, after which the learning rate falls
+        final: final learning rate as a fraction of the full one
+    """
     warmup_steps = max(1, round(warmup * num_steps))
     flat_steps = max(warmup_steps, round(flat * num_steps))
 
@@ -46,10 +62,18 @@ def flat_cosine(
 def multistep(
     optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int, milestones: Sequence[float], gamma: float
 ) -> LambdaLR:
-    """Multiply the learning rate by gamma at each milestone.
+    """Create a schedule that multiplies the learning rate by `gamma` at each milestone.
 
-    milestones: fractions of the run, so that a run of any length reaches them. Raises UserError for other numbers, such
-    as epochs.
+    Args:
+        optimizer: the optimizer.
+        num_steps: number of steps of the run.
+        steps_per_epoch: number of steps of an epoch.
+        milestones: fractions of the run at which the learning rate falls, e.g. epochs 100 and 140 of 145 as
+            [0.689655172, 0.965517241]
+        gamma: factor on the learning rate at each milestone
+
+    Raises:
+        UserError: a milestone is not a fraction, for example because it is an epoch.
     """
     if not all(0.0 <= milestone < 1.0 for milestone in milestones):
         raise UserError(
@@ -65,10 +89,10 @@ def multistep(
 
 
 def constant(optimizer: Optimizer, *, num_steps: int, steps_per_epoch: int) -> LambdaLR:
-    """The learning rate as it is."""
+    """Create a schedule that keeps the learning rate constant."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
 def _compute_half_cosine(progress: float, final: float) -> float:
-    """From 1 down to `final` while progress goes from 0 to 1."""
+    """Return a factor that falls from 1 to `final` while `progress` rises from 0 to 1."""
     return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as this project uses it: its loggers, its silence, and what a machine cannot give."""
+"""Lightning's Trainer with this project's plugins, callbacks and loggers, and checks of what the machine supports."""
 
 import copy
 import importlib.util
@@ -31,7 +31,7 @@ from handpose.training.results import RunFolders
 
 
 class ProcessGroup(NamedTuple):
-    """Processes that somebody else has started to share each step, of which this is one."""
+    """The processes that train together. They were started outside Lightning, and this process is one of them."""
 
     strategy: Strategy
     environment: ClusterEnvironment
@@ -45,16 +45,22 @@ def make_training_trainer(
     quiet: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> pl.Trainer:
-    """A Trainer that fits: with checkpoints, a log, pictures and, unless quiet, progress.
+    """Make a Trainer for training, with checkpoints, a log, pictures and, unless quiet, progress.
 
-    process_group: that this process belongs to; None: Lightning starts what trainer.devices says.
+    Args:
+        config: the composed configuration.
+        folders: where to save files.
+        callbacks: further callbacks.
+        quiet: show no progress.
+        process_group: the processes that train together, this one included; None: Lightning starts as many as
+            trainer.devices says.
     """
     averaging = [AveragedWeights(decay=config.ema_decay)] if config.ema_decay > 0.0 else []
-    every = [*averaging, *callbacks, ConfigInCheckpoint(to_plain_values(config))]
+    all_callbacks = [*averaging, *callbacks, ConfigInCheckpoint(to_plain_values(config))]
     saving, pictures = config.checkpoints, config.pictures
     if saving.enabled:
         target = make_target_metric(saving.metric, saving.mode, group="checkpoints")
-        every.append(
+        all_callbacks.append(
             BestAndLastCheckpoint(
                 folders.checkpoints,
                 metric=None if config.train_on_val else target.name,
@@ -64,26 +70,27 @@ def make_training_trainer(
         )
     logger = _make_logger(config, folders)
     if logger and pictures.every_n_steps > 0:
-        every.append(PredictionPictures(every_n_steps=pictures.every_n_steps, num_hands=pictures.num_hands))
+        all_callbacks.append(PredictionPictures(every_n_steps=pictures.every_n_steps, num_hands=pictures.num_hands))
     trainer = _make_trainer(
         config,
-        callbacks=[*every, *_make_progress_callbacks(config, quiet)],
+        callbacks=[*all_callbacks, *_make_progress_callbacks(config, quiet)],
         logger=logger,
         enable_checkpointing=saving.enabled,
         default_root_dir=str(folders.logs),
-        **({"limit_val_batches": 0} if config.train_on_val else {}),  # nothing is held out
+        **({"limit_val_batches": 0} if config.train_on_val else {}),  # no data is held out
         **({"strategy": process_group.strategy, "devices": "auto"} if process_group else {}),
         environment=process_group.environment if process_group else None,
     )
-    trainer.callbacks.append(FinalValidation())  # type: ignore[attr-defined]  # behind Lightning's Timer
-    if config.trainer.get("profiler") is not None:  # without a file it writes to Lightning's log, which is silenced
+    trainer.callbacks.append(FinalValidation())  # after Lightning's Timer
+    # Without a file, the profiler writes to Lightning's log, which is silenced.
+    if config.trainer.get("profiler") is not None:
         profiler: Any = trainer.profiler  # type: ignore[attr-defined]
         profiler.dirpath, profiler.filename = folders.logs, "profile"
     return trainer
 
 
 def make_prediction_trainer(config: DictConfig, *, quiet: bool = False) -> pl.Trainer:
-    """A Trainer that predicts all it is given and writes no file."""
+    """Make a Trainer that predicts every batch it gets and writes no files."""
     return _make_trainer(
         config,
         callbacks=_make_progress_callbacks(config, quiet),
@@ -95,10 +102,15 @@ def make_prediction_trainer(config: DictConfig, *, quiet: bool = False) -> pl.Tr
 
 
 def apply_fast_dev_run(config: DictConfig) -> DictConfig:
-    """The configuration of a run of `trainer.fast_dev_run` batches in each stage; the same one where that is off.
+    """Return the configuration of a run with `trainer.fast_dev_run` batches in each stage.
 
-    Lightning's own fast_dev_run would skip checkpoints, so that the test predictions could not be tried. Raises
-    UserError where a training is to be resumed.
+    Lightning's own fast_dev_run would skip checkpoints, so that the test predictions could not be tried.
+
+    Returns:
+        A changed copy, or the same configuration if `trainer.fast_dev_run` is off.
+
+    Raises:
+        UserError: the configuration resumes a training.
     """
     num_batches = int(config.trainer.get("fast_dev_run") or 0)
     if not num_batches:
@@ -119,9 +131,17 @@ def apply_fast_dev_run(config: DictConfig) -> DictConfig:
 
 
 def count_limited_batches(config: DictConfig, stage: Literal["train", "val"], num_batches: int) -> int:
-    """Batches of an epoch that `trainer.limit_<stage>_batches` leaves, counted as Lightning does.
+    """Count the batches of an epoch under `trainer.limit_<stage>_batches`, as Lightning does.
 
-    A whole number is a number of batches, a float of at most 1.0 a part of them. Raises UserError where none is left.
+    A float of at most 1.0 is a fraction of the batches. Any other limit is a number of batches.
+
+    Args:
+        config: the composed configuration.
+        stage: the stage.
+        num_batches: number of batches without the limit.
+
+    Raises:
+        UserError: no batch is left.
     """
     key = f"limit_{stage}_batches"
     limit = config.trainer[key]
@@ -136,7 +156,7 @@ def count_limited_batches(config: DictConfig, stage: Literal["train", "val"], nu
 
 
 def check_trainer(config: DictConfig) -> None:
-    """See that this machine has what the configuration asks of it; raises UserError."""
+    """Raise UserError if this machine cannot run the configured Trainer."""
     if config.logger.name == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("logger=wandb needs the package wandb, which is not installed: pip install wandb")
     _check_devices(config.trainer.accelerator, config.trainer.devices)
@@ -167,11 +187,11 @@ def _make_trainer(config: DictConfig, *, environment: ClusterEnvironment | None 
         return instantiate_key(
             config,
             "trainer",
-            fast_dev_run=False,  # the function above has made it limits
+            fast_dev_run=False,  # apply_fast_dev_run has replaced it by limits
             limit_test_batches=1.0,
             limit_predict_batches=1.0,
-            use_distributed_sampler=False,  # the loader's own sampler shares the batches out
-            # Lightning's detection of Slurm goes wrong inside a trial (lightning #6389).
+            use_distributed_sampler=False,  # the loader's sampler divides the batches among processes
+            # Lightning's detection of Slurm fails inside a trial (lightning #6389).
             plugins=[
                 environment or LightningEnvironment(),
                 AtomicCheckpointIO(),
@@ -180,7 +200,7 @@ def _make_trainer(config: DictConfig, *, environment: ClusterEnvironment | None 
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=False,
-            _convert_="all",  # Lightning takes no DictConfig for max_time
+            _convert_="all",  # Lightning does not accept a DictConfig for max_time
             **arguments,
         )
     except InstantiationException as error:  # Lightning's MisconfigurationException
@@ -189,7 +209,7 @@ def _make_trainer(config: DictConfig, *, environment: ClusterEnvironment | None 
 
 @contextmanager
 def explain_trainer_errors(config: DictConfig) -> Iterator[None]:
-    """Turn what Lightning and torch raise during training because of the Trainer's arguments into UserError."""
+    """Convert errors that the Trainer's arguments cause in Lightning and torch during training to UserError."""
     try:
         yield
     except MisconfigurationException as error:
@@ -217,12 +237,12 @@ def _get_first_sentence(error: BaseException) -> str:
 
 
 def uses_gpu(config: DictConfig) -> bool:
-    """Whether the configured Trainer uses a GPU of this machine that torch reaches by CUDA or ROCm."""
+    """Whether the configured Trainer uses a GPU of this machine through CUDA or ROCm."""
     return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def count_local_processes(config: DictConfig) -> int:
-    """Training processes that Lightning starts on this machine: one for each device."""
+    """Count the training processes that Lightning starts on this machine: one per device."""
     devices = config.trainer.devices
     if isinstance(devices, int) and devices > 0:
         return devices
@@ -249,34 +269,38 @@ def _make_logger(config: DictConfig, folders: RunFolders) -> Logger | bool:
 
 
 class EpochLogger(TensorBoardLogger):
-    """Logs by epoch, counted from 1, as the trials of a sweep are, which lie beside it. All scalars are of an epoch."""
+    """TensorBoard logger whose steps are epochs, counted from 1, like those of the trials of a sweep.
+
+    All scalars of this project are per epoch.
+    """
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         scalars = dict(metrics)
-        epoch = scalars.pop("epoch", None)  # that Lightning adds
+        epoch = scalars.pop("epoch", None)  # added by Lightning
         super().log_metrics(scalars, step if epoch is None else int(epoch) + 1)
 
 
 _IGNORED_WARNINGS = (
-    r"The `srun` command is available",  # on a login node; where nobody asked for it
+    r"The `srun` command is available",  # on a login node of a cluster
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6.6 on torch 2.15
-    r".*does not have many workers",  # a batch is one gather
+    r".*does not have many workers",  # workers are not needed: a batch is one gather
     r".*is smaller than the logging interval",
-    r"Be aware that when using `ckpt_path`",  # of callbacks that are turned off on purpose
-    r"The checkpoint was not created with WeightAveraging",  # the average begins with what is gone on from
-    r".*exists and is not empty",  # a retraining's checkpoints lie beside its log
+    r"Be aware that when using `ckpt_path`",  # about callbacks that are deliberately off
+    # The average then starts with the weights of the checkpoint.
+    r"The checkpoint was not created with WeightAveraging",
+    r".*exists and is not empty",  # the log folder of a retraining contains its checkpoints
 )
 _LOG_LEVELS = {
     "pytorch_lightning": logging.WARNING,
     "lightning_fabric": logging.WARNING,
-    "huggingface_hub": logging.ERROR,  # a dozen lines of retries, where one sentence follows
-    "timm": logging.ERROR,  # of the classifier, whose weights a pyramid has no use for
+    "huggingface_hub": logging.ERROR,  # a dozen lines about retries, before our error message
+    "timm": logging.ERROR,  # about the weights of the classifier, which is not used
 }
 
 
 @contextmanager
 def suppress_library_output() -> Iterator[None]:
-    """Keep back what libraries say that a user can do nothing with: hints, hardware that is absent, deprecations."""
+    """Suppress messages of libraries that do not help the user: hints, missing hardware, deprecations."""
     logs = [logging.getLogger(name) for name in _LOG_LEVELS]
     levels = [log.level for log in logs]
     try:
