@@ -135,7 +135,7 @@ def run_measured(side: Side, overrides: Sequence[str], proposals: Sequence[Param
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "clocks").mkdir()
-        began = time.time()
+        started = time.time()
         place_overrides = (quote_override("sweep.folder", str(folder / "sweep")), "sweep.name=measured")
         config = compose("tune", [*overrides, *place_overrides])
         if side == "ours":
@@ -144,7 +144,7 @@ def run_measured(side: Side, overrides: Sequence[str], proposals: Sequence[Param
             ended = _run_plain(config, overrides, folder, proposals)
         trials = [json.loads(file.read_text(encoding="utf-8")) for file in (folder / "clocks").glob("*.json")]
     return {
-        "began": began,
+        "started": started,
         "ended": ended,
         "num_slots": config.ray.num_cpus or count_cores(),
         "trials": sorted(trials, key=lambda trial: trial["first_step"]),
