@@ -38,15 +38,16 @@ python train.py optimizer.lr=1e-3 --cfg job     # and of a training, as changed 
 Any key on this page can be set on the command line as `key=value`, and almost any can be searched
 ([search spaces](search_spaces.md)). A group is a folder in `configs/`, and each of its choices is a file there:
 `augment=none` selects `configs/augment/none.yaml`. A key that the configuration does not have, or a value that is not
-allowed, ends the program with one sentence before any work starts.
+allowed, ends the program with a one-sentence error before any work starts.
 
-`train.py` has all groups but `sweep`, `scheduler`, `searcher` and `ray`; the keys of both programs are the same.
+Both programs have the same keys, except that the groups `sweep`, `scheduler`, `searcher` and `ray` and the keys
+`search_space`, `retrain` and `report` are only for `tune.py`.
 
 <!-- Written by docs/make_configuration.py. Edit the comments in configs/ or the docstrings, and run it again. -->
 """
 
 GROUPS = {
-    "sweep": "How many trials, how long, on what, and what happens before and after them.",
+    "sweep": "Number of trials, budgets, resources, failures, confirmation and retraining ([resources](resources.md)).",
     "scheduler": "Which trials stop, pause or change during training ([schedulers](schedulers.md)).",
     "searcher": "Which configurations are tried ([searchers](searchers.md)).",
     "searcher/common": "Keys that every searcher has, as `searcher.KEY`.",
@@ -56,17 +57,17 @@ GROUPS = {
     "model/encoder": "The network's first half, a timm model.",
     "model/decoder": "The network's second half: from feature maps to logits along three axes.",
     "heatmap": "The axes along which joints are predicted, and the target heatmaps.",
-    "metrics": "Metrics of validation; all are measured, and `sweep.metric` names the one to optimise.",
-    "loss": "What training minimises.",
-    "augment": "Random changes of the training images. Labels change with them exactly.",
+    "metrics": "Metrics of validation and test. All are computed; `sweep.metric` selects the one to optimise.",
+    "loss": "The loss that training minimises.",
+    "augment": "Random changes of the training images; the labels are changed with them.",
     "optimizer": "The optimiser, with the arguments of its PyTorch class.",
     "lr_schedule": "The learning rate over the run. All lengths are fractions of the run.",
-    "test_time": "The views of an image whose predictions are averaged when testing and predicting.",
+    "test_time": "The views of an image over which test predictions are averaged.",
     "trainer": "The arguments of Lightning's Trainer ([training](training.md)).",
     "checkpoints": "The checkpoints of `train.py` and of the retraining.",
     "pictures": "Pictures of predictions in the log.",
     "logger": "Where losses, metrics and pictures are logged.",
-    "experiment": "Complete configurations, as `python train.py experiment=NAME`.",
+    "experiment": "Complete configurations, selected with `python train.py experiment=NAME`.",
 }
 """Every group, in the order of the page, with a sentence about it."""
 
