@@ -82,4 +82,6 @@ def _format_errors(name: str, errors: Mapping[str, Any]) -> str:
 
 
 def _format_worst(scores: Mapping[str, Any]) -> Iterator[str]:
-    yield "worst hands, PA-MPJPE without reflection in mm: " + ", ".join(f"{row['hand']} {row['pa_mpjpe_mm']:.1f}" for row in scores["worst"][:8])
+    yield "worst hands, PA-MPJPE without reflection in mm: " + ", ".join(
+        f"{row['hand']} {row['pa_mpjpe_mm']:.1f}" for row in scores["worst"][:8]
+    )

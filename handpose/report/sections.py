@@ -361,6 +361,12 @@ def _add_retrained(page: HtmlPage, record: SweepRecord) -> None:
     ]
     titles = {"test": "test", "val": "validation", "baseline": "mean pose"}
     page.add_markup(BLOCKS.table(["metric", *(titles[stage] for stage in columns)], rows, numeric=range(1, 4)))
+    if "pa_mpjpe_official_mm" in names:
+        page.add_text(
+            "pa_mpjpe_official_mm is the error to compare with papers on FreiHAND: it is aligned as in the official "
+            "eval.py, which allows a reflection. pa_mpjpe_mm and pck_auc never reflect a hand. The sweep optimised "
+            f"{record.metric}."
+        )
     for kind, title in (("worst", "Its worst hands"), ("best", "Its best hands"), ("other", "Some of its predictions")):
         hands = [hand for hand in record.retrained.hands if hand.kind == kind]
         if hands:

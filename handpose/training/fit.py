@@ -25,7 +25,12 @@ from handpose.data.sample import Annotations, HandBatch
 from handpose.errors import UserError, add_file_name
 from handpose.evaluation.baselines import compute_mean_pose_errors
 from handpose.evaluation.hand_pictures import write_hand_pictures
-from handpose.evaluation.predict import PredictionModule, compute_errors, compute_true_size_rr_mpjpe_mm
+from handpose.evaluation.predict import (
+    PredictionModule,
+    compute_errors,
+    compute_official_pa_mpjpe_mm,
+    compute_true_size_rr_mpjpe_mm,
+)
 from handpose.evaluation.submission import write_course, write_official
 from handpose.files import write_json
 from handpose.heatmaps import CameraAxes, ImageAxes
@@ -78,7 +83,8 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     folders = folders or prepare_folders(config)
     if config.test:
         metrics = _test(config, prepared, folders, quiet=quiet)
-        return RunResult(folders, None, checkpoint, metrics, describe_hand_size(prepared, prepared.data.splits.test))
+        hand_size = describe_hand_size(prepared, prepared.data.splits.test)
+        return RunResult(folders, None, checkpoint, metrics, hand_size, prepared.data.image_size)
     training = _fit(config, prepared, folders, callbacks=(), quiet=quiet)
     best = training.best_checkpoint
     if best is None:
@@ -88,7 +94,8 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     load_weights(prepared.module, read_checkpoint(best), best)
     metrics = _test(config, prepared._replace(checkpoint=best), folders, quiet=quiet)
     _synchronize_processes()
-    return RunResult(folders, training, best, metrics, describe_hand_size(prepared, prepared.data.splits.test))
+    hand_size = describe_hand_size(prepared, prepared.data.splits.test)
+    return RunResult(folders, training, best, metrics, hand_size, prepared.data.image_size)
 
 
 def _explain_missing_checkpoint(config: DictConfig, training: TrainingResult) -> str:
@@ -290,6 +297,7 @@ def _fit(
         epochs=trainer.current_epoch,
         seconds=time.monotonic() - started,
         is_held_out=not config.train_on_val,
+        image_size=prepared.data.image_size,
     )
 
 
@@ -358,6 +366,7 @@ def _compute_test_metrics(prepared: PreparedRun, predicted_m: np.ndarray) -> dic
     if truth is None:
         return {}
     measured = compute_errors(predicted_m, truth, tested.intrinsics.numpy())
+    measured["pa_mpjpe_official_mm"] = compute_official_pa_mpjpe_mm(predicted_m, truth)
     if isinstance(axes, ImageAxes) and not data.splits.test.is_scale_given:
         measured["rr_mpjpe_true_size_mm"] = compute_true_size_rr_mpjpe_mm(predicted_m, truth, axes.scale_m.item())
     baseline = _compute_baseline(_require_xyz_m(data.training_annotations.xyz_m), truth)

@@ -41,7 +41,9 @@ def test_its_predictions_score_the_same_when_they_are_read_from_the_file(evaluat
     of_checkpoint, _ = evaluate("--checkpoint", str(checkpoint))
     predictions = (tmp_path / "out/test_preds.json.gz").rename(tmp_path / "preds.json.gz")
     of_file, _ = evaluate("--predictions", str(predictions), *DATA, f"data.root={freihand}")
-    assert of_file["without_reflection"]["pa_mpjpe_mm"] == pytest.approx(of_checkpoint["without_reflection"]["pa_mpjpe_mm"], abs=1e-3)
+    assert of_file["without_reflection"]["pa_mpjpe_mm"] == pytest.approx(
+        of_checkpoint["without_reflection"]["pa_mpjpe_mm"], abs=1e-3
+    )
     assert of_file["official"] == pytest.approx(of_checkpoint["official"], abs=1e-3)
 
 
