@@ -12,11 +12,11 @@ from rich.progress import Progress as Bar
 class ProgressBar(pl.Callback):
     """Writes to stderr; a log file gets the lines alone. metric: shown for each epoch beside PA-MPJPE."""
 
-    def __init__(self, *, metric: str = "val/pa_mpjpe_mm") -> None:
+    def __init__(self, *, metric: str = "val/pa_mpjpe_mm", shows_bar: bool = True) -> None:
         self.metric = metric
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.bar = Bar(*columns, console=console, transient=True, disable=not (shows_bar and console.is_terminal))
         self.task: TaskID | None = None
         self.epoch_started = 0.0
 

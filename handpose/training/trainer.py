@@ -232,7 +232,9 @@ def count_local_processes(config: DictConfig) -> int:
 
 
 def _make_progress_callbacks(config: DictConfig, quiet: bool) -> list[pl.Callback]:
-    return [ProgressBar(metric=config.checkpoints.metric)] if config.trainer.enable_progress_bar and not quiet else []
+    if quiet:
+        return []
+    return [ProgressBar(metric=config.checkpoints.metric, shows_bar=bool(config.trainer.enable_progress_bar))]
 
 
 def _make_logger(config: DictConfig, folders: RunFolders) -> Logger | bool:
