@@ -111,14 +111,14 @@ class RayNodes:
         )
         missing = [host for host in others if not self._is_up(host)]
         if missing and not job_end.is_due:
-            log_line(f"goes on with {len(others) + 1 - len(missing)} nodes; not there yet: {', '.join(missing)}")
+            log_line(f"continues with {len(others) + 1 - len(missing)} nodes; not available yet: {', '.join(missing)}")
 
     def report_ended_nodes(self) -> None:
         """Say of each node that has ended by itself that it did."""
         for host in self._processes:
             if self._has_ended(host) and host not in self._gone:
                 self._gone[host] = time.monotonic()
-                log_line(f"the Ray node on {host} has ended; what it wrote last: {self._read_last_line(host)}")
+                log_line(f"the Ray node on {host} has ended; its last line of output: {self._read_last_line(host)}")
 
     def restart_ended_nodes(self, address: str) -> None:
         """Those that have been gone for a minute, of which something may have been wrong for once."""
@@ -127,7 +127,7 @@ class RayNodes:
             if is_due and host != self._allocation.hosts[0] and self._starts[host] < _MAX_STARTS:
                 del self._gone[host]
                 (self._folder / f"{host}.up").unlink(missing_ok=True)
-                log_line(f"starts the Ray node on {host} again")
+                log_line(f"restarting the Ray node on {host}")
                 self._start(host, [f"--head={address}"], is_here=False)
 
     @property
@@ -203,12 +203,16 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     """The options, and the arguments of tune.py, which follow two dashes."""
     before, arguments = split_arguments(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="of the job, which all hosts see")
-    parser.add_argument("--warning-s", type=float, required=True, help="from the signal to the end of the wall time")
-    parser.add_argument("--wait-s", type=float, default=300.0, help="for the nodes; those that have come are used then")
-    parser.add_argument("--cpus", type=int, help="of each host; all that the job has there")
-    parser.add_argument("--gpus", type=int, help="of each host; all that Ray finds there")
-    parser.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder of the job; all hosts must be able to access it"
+    )
+    parser.add_argument(
+        "--warning-s", type=float, required=True, help="seconds between the warning signal and the end of the wall time"
+    )
+    parser.add_argument("--wait-s", type=float, default=300.0, help="longest time to wait for nodes, in seconds")
+    parser.add_argument("--cpus", type=int, help="cores to use on each host; default: all that the job has")
+    parser.add_argument("--gpus", type=int, help="GPUs to use on each host; default: all that Ray finds")
+    parser.add_argument("--network", help="network for traffic between nodes, such as 10.1.0.0/16")
     return parser.parse_args(before), arguments
 
 
@@ -233,7 +237,9 @@ def run_job(
         nodes.report_ended_nodes()
         if process.poll() is None:
             log_line(
-                "the wall time ends; the sweep saves" if job_end.is_warned else "the sweep is told to end, and saves"
+                "the wall time ends; saving the sweep"
+                if job_end.is_warned
+                else "the job was told to end; saving the sweep"
             )
             process.terminate()
             _kill_at(process, time.monotonic() + max(options.warning_s - _MARGIN_S, options.warning_s / 2))
@@ -262,11 +268,13 @@ def _requeue(allocation: Allocation, place: Path, *, has_moved: bool, folder: Pa
     write_json(file, num_idle)
     goes_on = format_resume_command(folder)
     if num_idle >= _MAX_IDLE_JOBS:
-        log_line(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {goes_on}")
+        log_line(
+            f"not queued again: {num_idle} jobs in a row finished no epoch; resume with a longer wall time: {goes_on}"
+        )
         return 1
     reason = allocation.requeue()
     if reason is not None:
-        log_line(f"could not be queued again ({reason}); to go on: {goes_on}")
+        log_line(f"the job could not be queued again ({reason}); to resume: {goes_on}")
         return INTERRUPTED_STATUS
     log_line("queued again")
     return INTERRUPTED_STATUS

@@ -218,7 +218,7 @@ def test_a_run_is_tested_while_it_goes_on_then_interrupted_and_resumed(course):
     assert not list(course.glob(f"tested/logs/ckpts/{DATED}/*"))
 
     told = (course / "stderr.txt").read_text().splitlines()
-    sentence = f"interrupted; to go on, give the same command and model.checkpoint_path={find_one(course, last)}"
+    sentence = f"interrupted; to resume, give the same command and model.checkpoint_path={find_one(course, last)}"
     assert told[-1] == sentence
     assert not any("Traceback" in line for line in told)
 

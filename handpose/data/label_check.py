@@ -63,8 +63,8 @@ def find_suspicious_labels(
 def format_warning(split: str, files: Sequence[Path], suspicions: Sequence[SuspiciousLabel], *, num_poses: int) -> str:
     """A warning for the terminal that names the entries and their images; files: of the split."""
     lines = [
-        f"warning: {len(suspicions)} of {num_poses} hands of the {split} split have labels that are far from the rest; "
-        "look at them, and correct or remove those that are wrong"
+        f"warning: {len(suspicions)} of {num_poses} hands of the {split} split have unusual labels; "
+        "check them, and correct or remove wrong ones"
     ]
     for suspicion in suspicions[:_NUM_SHOWN]:
         file = files[suspicion.image]

@@ -59,8 +59,8 @@ class Views:
         """Raise UserError where a network whose axes do not know the camera is to see through another one."""
         if isinstance(axes, CameraAxes) and (self.crop is not None or self.scales != [1.0]):
             raise UserError(
-                "test_time.crop and test_time.scales need a network that knows the camera; to one of "
-                "heatmap=camera_axes an enlarged hand is a nearer one, so give test_time.crop=null "
+                "test_time.crop and test_time.scales do not work with "
+                "heatmap=camera_axes, to which an enlarged hand looks nearer; give test_time.crop=null "
                 "test_time.scales=[1.0]"
             )
 

@@ -44,8 +44,8 @@ def format_summary(
         lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; {use}")
     if retrained is not None:
         lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")
-    lines.append(f"look at it  tensorboard --logdir {shlex.quote(str(folder))}")
-    lines.append("again       " + shlex.join(["python", "train.py", quote_override("best", str(folder / "best.yaml"))]))
+    lines.append(f"view        tensorboard --logdir {shlex.quote(str(folder))}")
+    lines.append("train again " + shlex.join(["python", "train.py", quote_override("best", str(folder / "best.yaml"))]))
     return "\n".join(lines)
 
 
@@ -60,7 +60,7 @@ def _format_confirmation(confirmed: Mapping[str, Any] | None, num_trials: int) -
         return [f"            not confirmed (sweep.confirm): {optimistic}"]
     outs = [f"            {each['label']} is out: {each['out']}" for each in confirmed["candidates"] if each["out"]]
     if confirmed["winner"] is None:
-        return [f"confirmed   nothing: no finalist came through; {optimistic}", *outs]
+        return [f"confirmed   nothing: no finalist completed all its runs; {optimistic}", *outs]
     winner, metric = confirmed["candidates"][confirmed["winner"]], confirmed["metric"]
     seeds = ", ".join(map(str, confirmed["seeds"]))
     mean = f"{format_metric(metric, winner['mean'])}{format_interval(metric, winner['low'], winner['high'])}"

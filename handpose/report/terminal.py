@@ -65,9 +65,9 @@ def make_sweep_view(title: str, *, time_budget_s: float | None = None, used_s: f
 
 def format_warm_start(account: Mapping[str, Any]) -> str:
     """What became of the trials of one earlier sweep. account: as the study keeps it under `warm_start`."""
-    parts = [f"{account['brought']} trials brought in"]
+    parts = [f"{account['brought']} trials used"]
     parts += [f"{number} left out ({reason})" for reason, number in account["not_comparable"].items()]
-    parts += [f"{number} out of the range of {key}" for key, number in account["dropped_out_of_range"].items()]
+    parts += [f"{number} outside the range of {key}" for key, number in account["dropped_out_of_range"].items()]
     if account["tried_first"]:
         parts.append(f"its best {account['tried_first']} are tried first")
     return f"warm start  {account['sweep']}: " + ", ".join(parts)

@@ -173,10 +173,10 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
         raise UserError(f"{path} is not a checkpoint of this project: it is a folder; give a file in it") from error
     except OSError as error:
         if error.errno == errno.EINVAL:  # a file that was cut off: torch seeks to before its beginning
-            raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
+            raise UserError(f"{path} is not a checkpoint of this project, or it is incomplete") from error
         raise UserError(f"{key}={explain_file_error(error, path, verb='read')}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
+        raise UserError(f"{path} is not a checkpoint of this project, or it is incomplete") from error
     if checkpoint.get("format", 1) > CHECKPOINT_FORMAT:
         raise UserError(
             f"{path} is of format {checkpoint['format']}, but this version of the project reads formats up to "
@@ -207,7 +207,7 @@ def check_architecture(checkpoint: Mapping[str, Any], config: Mapping[str, Any],
     lacking = sorted(key for key in ours.keys() - theirs.keys() if key.startswith("model."))
     if lacking and theirs["model/decoder"] == ours["model/decoder"]:
         raise UserError(
-            f"{path} was written by an earlier version of this project, whose network had no {', '.join(lacking)}; use "
+            f"{path} was written by an earlier version of this project, whose network lacks {', '.join(lacking)}; use "
             "that version, or train again"
         )
     wrong = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]

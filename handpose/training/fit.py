@@ -211,8 +211,8 @@ def _check_camera(module: HandPose) -> None:
     given = {f"augment.{name}": value for name, value in module.augment.camera_options.items()}
     if isinstance(module.axes, CameraAxes) and given:
         raise UserError(
-            f"{', '.join(f'{key}={value:g}' for key, value in given.items())} shows the hand through another camera, "
-            "while a network of heatmap=camera_axes is trained on millimetres for one camera, so that its labels would "
+            f"{', '.join(f'{key}={value:g}' for key, value in given.items())} changes the camera, but a network with "
+            "heatmap=camera_axes is trained for one camera, so its labels would "
             f"be wrong; give {' '.join(f'{key}=0' for key in given)}, or heatmap=image_axes"
         )
 
@@ -223,14 +223,15 @@ def _read_weights(config: DictConfig, stage: Literal["fit", "test"] | None, path
     epochs = checkpoint["epoch"] + 1
     if stage is None and epochs >= config.trainer.max_epochs:  # a trial may be given a checkpoint of the last epoch
         raise UserError(
-            f"{path} has {epochs} epochs behind it and trainer.max_epochs={config.trainer.max_epochs}; give a larger "
-            "trainer.max_epochs to go on, or test=true to test it"
+            f"{path} was trained for {epochs} epochs and trainer.max_epochs={config.trainer.max_epochs}; give a larger "
+            "trainer.max_epochs to continue, or test=true to test it"
         )
     steps, max_steps = checkpoint.get("global_step", 0), config.trainer.get("max_steps", -1)
     if stage is None and 0 < max_steps <= steps:
         raise UserError(
-            f"{path} has {steps} steps behind it and trainer.max_steps={max_steps}; give a larger trainer.max_steps to "
-            "go on, or test=true to test it"
+            f"{path} was trained for {steps} steps and trainer.max_steps={max_steps}; give a larger "
+            f"trainer.max_steps to "
+            "continue, or test=true to test it"
         )
     return checkpoint
 
@@ -241,7 +242,7 @@ def _check_parameter_groups(checkpoint: dict[str, Any], module: HandPose, path: 
     if groups and groups != [len(group["params"]) for group in make_parameter_groups(module.net)]:
         raise UserError(
             f"{path} was written by another version, whose optimizer grouped the weights in {len(groups)}; give "
-            f"model.weights={path} to begin a training with its weights"
+            f"model.weights={path} to start a training with its weights"
         )
 
 
@@ -313,7 +314,7 @@ def _explain_how_to_resume(config: DictConfig, trainer: pl.Trainer) -> str:
         return "interrupted before a checkpoint was written; start again with the same command"
     begun = " model.weights=null" if config.model.weights is not None else ""
     checkpoint = shlex.quote(quote_override("model.checkpoint_path", str(saved.last)))
-    return f"interrupted; to go on, give the same command and {checkpoint}{begun}"
+    return f"interrupted; to resume, give the same command and {checkpoint}{begun}"
 
 
 def _test(config: DictConfig, prepared: PreparedRun, folders: RunFolders, *, quiet: bool) -> dict[str, float]:
@@ -398,9 +399,9 @@ def _get_checkpoint_path(config: DictConfig) -> Path | None:
     path = config.model.checkpoint_path
     if path is not None and config.model.weights is not None:
         raise UserError(
-            f"model.weights={config.model.weights} begins a training and model.checkpoint_path={path} goes on with "
-            "one; give one of them, and model.weights=null to go on"
+            f"model.weights={config.model.weights} starts a training and model.checkpoint_path={path} resumes "
+            "one; give only one of them (model.weights=null to resume)"
         )
     if path is None and (config.test or config.resume):
-        raise UserError("a checkpoint to go on from, or to test, is asked for: give model.checkpoint_path=FILE")
+        raise UserError("resume=true and test=true need a checkpoint: give model.checkpoint_path=FILE")
     return Path(path) if path else None

@@ -157,7 +157,7 @@ def prepare_folders(config: DictConfig) -> RunFolders:
         return folders.subfolders(inner)
     while not _try_to_make_folders(folders):
         if folders.logs.name != config.paths.time:
-            raise UserError(f"paths.logs={folders.logs} is there already; choose another folder")
+            raise UserError(f"paths.logs={folders.logs} already exists; choose another folder")
         time.sleep(0.2)
         _renew_time_stamp(config)
         folders = _get_folders(config)

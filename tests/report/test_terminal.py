@@ -197,8 +197,8 @@ def test_a_warm_start_is_told_in_a_line():
         "tried_first": 3,
     }
     assert format_warm_start(account) == (
-        "warm start  first: 5 trials brought in, 3 left out (its schedule ends at epoch 4), "
-        "2 out of the range of optimizer.lr, its best 3 are tried first"
+        "warm start  first: 5 trials used, 3 left out (its schedule ends at epoch 4), "
+        "2 outside the range of optimizer.lr, its best 3 are tried first"
     )
 
 
@@ -249,7 +249,7 @@ def test_the_summary_says_what_the_confirmation_found(tmp_path):
 def test_the_summary_says_where_nothing_was_confirmed(tmp_path):
     assert "not confirmed (sweep.confirm): the best of" in format_sweep_summary(tmp_path)
     nobody = make_confirmed_content(winner=None, gain_over_default=None)
-    assert "confirmed   nothing: no finalist came through" in format_sweep_summary(tmp_path, confirmed=nobody)
+    assert "confirmed   nothing: no finalist completed all its runs" in format_sweep_summary(tmp_path, confirmed=nobody)
 
 
 def test_the_summary_says_that_one_seed_tells_nothing_of_the_noise(tmp_path):

@@ -368,7 +368,7 @@ def test_weights_to_begin_with_are_named_when_they_are_missing(configure):
 def test_a_run_either_begins_with_weights_or_goes_on(trained, configure, folders):
     _, result, _ = trained
     both = [f"model.weights={result.best_checkpoint}", f"model.checkpoint_path={result.last_checkpoint}"]
-    with pytest.raises(UserError, match=r"give one of them, and model\.weights=null to go on"):
+    with pytest.raises(UserError, match=r"give only one of them \(model\.weights=null to resume\)"):
         fit(configure(*both), folders, quiet=True)
 
 
@@ -407,7 +407,7 @@ def test_the_steps_after_the_last_whole_epoch_are_validated(configure, folders):
 def test_a_run_that_max_steps_ended_goes_on_with_more_steps(configure, folders, tmp_path):
     fit(configure(*QUIET, "+trainer.max_steps=1"), folders, quiet=True)
     checkpoint = f"model.checkpoint_path={folders.checkpoints / 'last.ckpt'}"
-    with pytest.raises(UserError, match=r"has 1 steps behind it and trainer\.max_steps=1; give a larger"):
+    with pytest.raises(UserError, match=r"was trained for 1 steps and trainer\.max_steps=1; give a larger"):
         train_and_test(configure(*QUIET, "+trainer.max_steps=1", checkpoint), quiet=True)
     on = RunFolders(*[tmp_path] * 3)
     with pytest.warns(UserWarning, match="resuming from a checkpoint that ended before the epoch ended"):

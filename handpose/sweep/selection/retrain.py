@@ -168,7 +168,7 @@ def _train_in_process(
 
 
 def _make_interrupted_error(folder: Path) -> SweepInterruptedError:
-    return SweepInterruptedError(f"the retraining was interrupted; to go on: {format_resume_command(folder)}")
+    return SweepInterruptedError(f"the retraining was interrupted; to resume: {format_resume_command(folder)}")
 
 
 def _run_in_subprocess(folder: Path, devices: int, *, use_val: bool) -> None:
@@ -189,7 +189,7 @@ def _run_in_subprocess(folder: Path, devices: int, *, use_val: bool) -> None:
         raise _make_interrupted_error(folder)
     if status:
         raise UserError(
-            f"the retraining on {devices} devices {describe_exit(status)}; {format_resume_command(folder)} goes on"
+            f"the retraining on {devices} devices {describe_exit(status)}; to resume: {format_resume_command(folder)}"
         )
 
 
@@ -209,7 +209,7 @@ def _run_on_cluster(folder: Path, retrain_nodes: RetrainNodes, *, use_val: bool)
     except UserError as error:
         on = f"{retrain_nodes.num_devices} devices of {len(retrain_nodes.node_ids)} nodes"
         raise UserError(
-            f"the retraining on {on} has failed: {error}; {format_resume_command(folder)} goes on"
+            f"the retraining on {on} has failed: {error}; to resume: {format_resume_command(folder)}"
         ) from error
 
 

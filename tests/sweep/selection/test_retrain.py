@@ -99,7 +99,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "train_and_test", interrupted)
     write_winner(tmp_path / "sweep", 0.001)
-    with pytest.raises(SweepInterruptedError, match=r"to go on: python tune\.py sweep\.resume="):
+    with pytest.raises(SweepInterruptedError, match=r"to resume: python tune\.py sweep\.resume="):
         retrain_winner(tmp_path / "sweep")
 
 
