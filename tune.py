@@ -57,7 +57,7 @@ def run_steps(plan: SweepPlan, folder_sync: FolderSync | None) -> None:
         origin=plan.origin,
         confirmed=confirmed,
     )
-    retrained = plan.retrain_winner(use_val=use_val) if sweep.retrain else None
+    retrained = plan.retrain_winner(winner, use_val=use_val) if sweep.retrain else None
     found = format_summary(
         table=table,
         winner=winner,

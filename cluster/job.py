@@ -115,14 +115,14 @@ class RayNodes:
         )
         missing = [host for host in others if not self._is_up(host)]
         if missing and not job_end.is_due:
-            log_line(f"goes on with {len(others) + 1 - len(missing)} nodes; not there yet: {', '.join(missing)}")
+            log_line(f"continues with {len(others) + 1 - len(missing)} nodes; not available yet: {', '.join(missing)}")
 
     def report_ended_nodes(self) -> None:
         """Log each node that has ended by itself."""
         for host in self._processes:
             if self._has_ended(host) and host not in self._gone:
                 self._gone[host] = time.monotonic()
-                log_line(f"the Ray node on {host} has ended; what it wrote last: {self._read_last_line(host)}")
+                log_line(f"the Ray node on {host} has ended; its last line of output: {self._read_last_line(host)}")
 
     def restart_ended_nodes(self, address: str) -> None:
         """Restart the nodes that ended a minute ago, because the cause may have been temporary."""
@@ -131,7 +131,7 @@ class RayNodes:
             if is_due and host != self._allocation.hosts[0] and self._starts[host] < _MAX_STARTS:
                 del self._gone[host]
                 (self._folder / f"{host}.up").unlink(missing_ok=True)
-                log_line(f"starts the Ray node on {host} again")
+                log_line(f"restarting the Ray node on {host}")
                 self._start(host, [f"--head={address}"], is_here=False)
 
     @property
@@ -208,12 +208,16 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     """Parse the options, and return them with the arguments of tune.py, which follow `--`."""
     before, arguments = split_arguments(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="of the job, which all hosts see")
-    parser.add_argument("--warning-s", type=float, required=True, help="from the signal to the end of the wall time")
-    parser.add_argument("--wait-s", type=float, default=300.0, help="for the nodes; those that have come are used then")
-    parser.add_argument("--cpus", type=int, help="of each host; all that the job has there")
-    parser.add_argument("--gpus", type=int, help="of each host; all that Ray finds there")
-    parser.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder of the job; all hosts must be able to access it"
+    )
+    parser.add_argument(
+        "--warning-s", type=float, required=True, help="seconds between the warning signal and the end of the wall time"
+    )
+    parser.add_argument("--wait-s", type=float, default=300.0, help="longest time to wait for nodes, in seconds")
+    parser.add_argument("--cpus", type=int, help="cores to use on each host; default: all that the job has")
+    parser.add_argument("--gpus", type=int, help="GPUs to use on each host; default: all that Ray finds")
+    parser.add_argument("--network", help="network for traffic between nodes, such as 10.1.0.0/16")
     return parser.parse_args(before), arguments
 
 
@@ -242,7 +246,9 @@ def run_job(
         nodes.report_ended_nodes()
         if process.poll() is None:
             log_line(
-                "the wall time ends; the sweep saves" if job_end.is_warned else "the sweep is told to end, and saves"
+                "the wall time ends; saving the sweep"
+                if job_end.is_warned
+                else "the job was told to end; saving the sweep"
             )
             process.terminate()
             _kill_at(process, time.monotonic() + max(options.warning_s - _MARGIN_S, options.warning_s / 2))
@@ -274,11 +280,13 @@ def _requeue(allocation: Allocation, place: Path, *, has_moved: bool, folder: Pa
     write_json(file, num_idle)
     resume = format_resume_command(folder)
     if num_idle >= _MAX_IDLE_JOBS:
-        log_line(f"not queued again: in {num_idle} jobs no epoch was finished; give more wall time, then: {resume}")
+        log_line(
+            f"not queued again: {num_idle} jobs in a row finished no epoch; resume with a longer wall time: {resume}"
+        )
         return 1
     reason = allocation.requeue()
     if reason is not None:
-        log_line(f"could not be queued again ({reason}); to go on: {resume}")
+        log_line(f"the job could not be queued again ({reason}); to resume: {resume}")
         return INTERRUPTED_STATUS
     log_line("queued again")
     return INTERRUPTED_STATUS

@@ -113,33 +113,37 @@ def _check_submission(submission: Submission) -> None:
     given, name = submission.options, submission.name
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > _MAX_NAME_LENGTH:
         raise UserError(
-            f"sweep.name={name} must be a name of Kubernetes: at most {_MAX_NAME_LENGTH} small letters, digits and "
-            "dashes, and a letter first"
+            f"sweep.name={name} must be a valid Kubernetes name: at most {_MAX_NAME_LENGTH} lower-case letters, digits "
+            "and dashes, starting with a letter"
         )
     if re.search(r"[^\w./-]", given.project):
         raise UserError(f"--project {given.project} must be a path of letters, digits, dots, dashes and underlines")
     if given.cpus_per_node is None:
-        raise UserError("--cpus-per-node is missing: a pod says how many cores it takes")
+        raise UserError("--cpus-per-node is missing: a pod must request a number of cores")
     if not _QUANTITY.fullmatch(given.memory):
-        raise UserError(f"--memory {given.memory} must be a quantity of Kubernetes, as 32Gi")
+        raise UserError(f"--memory {given.memory} must be a Kubernetes quantity such as 32Gi")
     if given.retries < 0:
         raise UserError(f"--retries must be at least 0, but it is {given.retries}")
     if given.claim is None and not any(item.startswith("sweep.storage=") for item in submission.arguments):
-        raise UserError("--claim is missing: without a volume that all pods share nothing of the sweep outlives a pod")
+        raise UserError(
+            "--claim is missing: without a volume that all pods share, the sweep would be lost with its pods"
+        )
 
 
 def main(argv: list[str]) -> None:
     """Check the submission, print the manifest and apply it."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--image", required=True, help="that holds the project and its requirements")
-    parser.add_argument("--project", default="/handpose", help="where the project lies in it")
-    parser.add_argument("--memory", default="16Gi", help="of each pod")
+    parser.add_argument("--image", required=True, help="container image with the project and its requirements")
+    parser.add_argument("--project", default="/handpose", help="path of the project in the image")
+    parser.add_argument("--memory", default="16Gi", help="memory of each pod")
     parser.add_argument(
         "--claim", help="a PersistentVolumeClaim (ReadWriteMany) for data and results, mounted at /sweeps"
     )
-    parser.add_argument("--secret", help="a Secret whose entries become environment variables: keys of stores, W&B")
+    parser.add_argument(
+        "--secret", help="Secret whose entries become environment variables, such as keys of object stores or W&B"
+    )
     parser.add_argument("--namespace", default="default")
-    parser.add_argument("--retries", type=int, default=20, help="clusters that may be lost before the job has failed")
+    parser.add_argument("--retries", type=int, default=20, help="number of lost clusters after which the job fails")
     with exit_on_user_error():
         submission = read_submission(parser, argv, is_here=False)
         _check_submission(submission)
@@ -148,9 +152,9 @@ def main(argv: list[str]) -> None:
         if submission.options.dry_run:
             return
         if shutil.which("kubectl") is None:
-            raise UserError("there is no kubectl here; install it, or apply what --dry-run prints")
+            raise UserError("kubectl is not installed; install it, or apply the manifest that --dry-run prints")
         if subprocess.run(["kubectl", "apply", "-f", "-"], input=text, encoding="utf-8", check=False).returncode:
-            raise UserError("kubectl refused the manifest, as it says above")
+            raise UserError("kubectl rejected the manifest; its message is above")
 
 
 if __name__ == "__main__":

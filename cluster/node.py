@@ -47,7 +47,7 @@ def find_own_address(*, network: str | None, host: str, other: str | None) -> st
         addresses = list_addresses().values()
         inside = [each for each in addresses if ipaddress.ip_address(each) in ipaddress.ip_network(network)]
         if not inside:
-            raise ValueError(f"{host} has no address in --network {network}, only {', '.join(addresses)}")
+            raise ValueError(f"{host} has no address in --network {network}; its addresses are {', '.join(addresses)}")
         return inside[0]
     if other is not None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:  # connect sends nothing
@@ -97,13 +97,13 @@ def _find_free_port() -> int:
 def main() -> None:
     """Run the node. The exit status is that of `ray start`, or 0 after SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="of the job, where the node leaves word and its log")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the job, for the node's state and log")
     parser.add_argument("--host", required=True, help="the scheduler's name for this machine")
     parser.add_argument("--other", help="another host of the job")
-    parser.add_argument("--head", help="HOST:PORT of the head to join; without it this is the head")
-    parser.add_argument("--cpus", type=int, help="of this machine; all that this process may use")
-    parser.add_argument("--gpus", type=int, help="of this machine; all that Ray finds")
-    parser.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16")
+    parser.add_argument("--head", help="HOST:PORT of the head to join; default: this machine is the head")
+    parser.add_argument("--cpus", type=int, help="cores to use; default: all that this process may use")
+    parser.add_argument("--gpus", type=int, help="GPUs to use; default: all that Ray finds")
+    parser.add_argument("--network", help="network for traffic between nodes, such as 10.1.0.0/16")
     given = parser.parse_args()
     # For the job only; inherited by all processes of Ray.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})

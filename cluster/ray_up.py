@@ -109,12 +109,12 @@ def _check_submission(submission: Submission) -> None:
     if missing:
         raise UserError(f"--provider {given.provider} needs {', '.join(missing)}")
     if given.provider == "local" and given.nodes not in (1, len(given.hosts)):
-        raise UserError(f"--nodes {given.nodes}: --hosts names {len(given.hosts)} machines, and all of them are used")
+        raise UserError(f"--nodes {given.nodes}: --hosts names {len(given.hosts)} machines and uses all of them")
     num_machines = len(given.hosts) if given.provider == "local" else given.nodes
     if num_machines > 1 and not {"sweep.storage", "paths.output"} & set(map(override_key, submission.arguments)):
         raise UserError(
             "the machines share no folder: keep the sweep in an object store (sweep.storage=s3://BUCKET/sweeps), or "
-            "name one that --setup mounts on all of them (paths.output=FOLDER)"
+            "give a folder that --setup mounts on all of them (paths.output=FOLDER)"
         )
 
 
@@ -122,17 +122,19 @@ def main(argv: list[str]) -> None:
     """Check the submission, write the file, and print the three commands."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--provider", choices=("aws", "gcp", "local"), required=True)
-    parser.add_argument("--region", help="of the cloud")
-    parser.add_argument("--zone", help="of gcp")
-    parser.add_argument("--project-id", help="of gcp")
-    parser.add_argument("--instance-type", help="kind of machine, which decides its cores and GPUs")
-    parser.add_argument("--image", help="AMI, or sourceImage of gcp, with Python 3.11 or newer and the GPU's driver")
-    parser.add_argument("--disk-gb", type=int, default=200, help="of each machine of a cloud")
+    parser.add_argument("--region", help="region of the cloud")
+    parser.add_argument("--zone", help="zone, for gcp")
+    parser.add_argument("--project-id", help="project, for gcp")
+    parser.add_argument("--instance-type", help="machine type, which determines cores and GPUs")
+    parser.add_argument("--image", help="AMI, or sourceImage for gcp, with Python 3.11 or newer and the GPU driver")
+    parser.add_argument("--disk-gb", type=int, default=200, help="disk of each machine in a cloud")
     parser.add_argument("--hosts", nargs="+", help="addresses of your own machines, the head first")
-    parser.add_argument("--setup", default="", help="shell commands on each machine, before pip")
-    parser.add_argument("--python", default="python3", help="of each machine, 3.11 or newer")
+    parser.add_argument("--setup", default="", help="shell commands to run on each machine before pip")
+    parser.add_argument("--python", default="python3", help="Python on each machine, 3.11 or newer")
     parser.add_argument("--ssh-user", default="ubuntu")
-    parser.add_argument("--ssh-private-key", help="which opens all machines; the head gets it, to reach the others")
+    parser.add_argument(
+        "--ssh-private-key", help="key for all machines; copied to the head, which connects to the others"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the file to write")
     with exit_on_user_error():
         submission = read_submission(parser, argv, is_here=False)

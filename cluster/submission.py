@@ -55,21 +55,27 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--nodes", type=int, default=1, help="how many machines")
-    parser.add_argument("--gpus-per-node", type=int, default=0, help="0: trials run on cores")
-    parser.add_argument("--cpus-per-node", type=int, help="cores of each machine; without it the machines are whole")
-    parser.add_argument("--dry-run", action="store_true", help="prints what would be submitted, and ends")
+    parser.add_argument("--nodes", type=int, default=1, help="number of machines")
+    parser.add_argument("--gpus-per-node", type=int, default=0, help="GPUs of each machine; 0: trials run on cores")
+    parser.add_argument("--cpus-per-node", type=int, help="cores of each machine; default: whole machines")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and exit")
     return parser
 
 
 def make_job_parser(description: str) -> argparse.ArgumentParser:
     """Make a parser that also has the options for a job of a scheduler."""
     parser = make_parser(description)
-    parser.add_argument("--setup", default="", help="shell commands before Python, as 'module load cuda'")
-    parser.add_argument("--wall-time", required=True, help="of each job, HH:MM:SS; the sweep takes as many as it needs")
-    parser.add_argument("--warning-s", type=int, default=300, help="before its end the sweep is saved")
-    parser.add_argument("--wait-s", type=int, default=300, help="for the nodes; those that have come are used then")
-    parser.add_argument("--network", help="that the nodes are to talk in, as 10.1.0.0/16; else that of their names")
+    parser.add_argument("--setup", default="", help="shell commands to run before Python, such as 'module load cuda'")
+    parser.add_argument(
+        "--wall-time", required=True, help="wall time of each job, HH:MM:SS; a sweep uses as many jobs as needed"
+    )
+    parser.add_argument(
+        "--warning-s", type=int, default=300, help="seconds before the end of the wall time at which the sweep is saved"
+    )
+    parser.add_argument("--wait-s", type=int, default=300, help="longest time to wait for nodes, in seconds")
+    parser.add_argument(
+        "--network", help="network for traffic between nodes, such as 10.1.0.0/16; default: that of their names"
+    )
     return parser
 
 
@@ -91,7 +97,7 @@ def read_submission(
     before, arguments = split_arguments(argv)
     options, unknown = parser.parse_known_args(before)
     if reserved is None and unknown:
-        raise UserError(f"{unknown[0]} is no option (--help); the arguments of tune.py follow two dashes")
+        raise UserError(f"{unknown[0]} is not an option (see --help); put arguments of tune.py after two dashes")
     more = _select_scheduler_options(unknown, reserved or ())
     load_dotenv_file()
     _check_options(options)
@@ -119,13 +125,15 @@ def _select_scheduler_options(unknown: Sequence[str], reserved: Sequence[str]) -
         elif selected:
             selected[-1] += f" {shlex.quote(item)}"
         else:
-            raise UserError(f"{item} is no option; the arguments of tune.py follow two dashes: -- {item}")
+            raise UserError(f"{item} is not an option; put arguments of tune.py after two dashes: -- {item}")
     for item in selected:
         name = re.split(r"[= ]", item)[0]
         if name in reserved:
-            raise UserError(f"{item}: {name} is set by this launcher, from --wall-time, --nodes and the like (--help)")
+            raise UserError(
+                f"{item}: {name} is set by this launcher from its own options, such as --nodes (see --help)"
+            )
         if "\n" in item:
-            raise UserError(f"{item!r}: an option has one line")
+            raise UserError(f"{item!r}: an option must not contain a line break")
     return selected
 
 
@@ -135,7 +143,9 @@ def _check_options(options: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, but it is {value}")
     if "wall_time" in options and options.warning_s >= parse_wall_time(options.wall_time):
-        raise UserError(f"--warning-s {options.warning_s} leaves no time to train of --wall-time {options.wall_time}")
+        raise UserError(
+            f"--warning-s {options.warning_s} leaves no time to train within --wall-time {options.wall_time}"
+        )
 
 
 def parse_wall_time(wall_time: str) -> int:
@@ -154,7 +164,7 @@ def parse_wall_time(wall_time: str) -> int:
 def _check_arguments(arguments: Sequence[str]) -> None:
     for item in arguments:
         if override_key(item) in _FORBIDDEN_KEYS:
-            raise UserError(f"{item} has no place in a job, which has its own Ray, and finds the sweep by its name")
+            raise UserError(f"{item} cannot be set in a job, which starts its own Ray and finds the sweep by its name")
         if hide_password(item) != item:
             raise UserError(
                 f"{hide_password(item)} would write its password into the job's script; put the whole URL into "
@@ -165,9 +175,9 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 def _check_sweep(folder: Path, *, is_resumed: bool) -> None:
     there = (folder / "sweep.yaml").is_file()
     if is_resumed and not there:
-        raise UserError(f"sweep.resume={folder}: there is no sweep in it")
+        raise UserError(f"sweep.resume={folder}: this folder has no sweep")
     if there and not is_resumed:
-        raise UserError(f"there is a sweep in {folder}: give sweep.resume={folder}, or another sweep.name")
+        raise UserError(f"{folder} already has a sweep; give sweep.resume={folder}, or another sweep.name")
 
 
 def make_script(submission: Submission, directives: Sequence[str], *, before: Sequence[str] = ()) -> str:
@@ -209,7 +219,9 @@ def submit(submission: Submission, script: str, command: Sequence[str]) -> None:
         print(script, end="")
         return
     if shutil.which(command[0]) is None:
-        raise UserError(f"there is no {command[0]} here; go to a machine that has it, or print the job with --dry-run")
+        raise UserError(
+            f"{command[0]} is not installed on this machine; use a machine that has it, or print the job with --dry-run"
+        )
     submission.job_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (submission.job_folder / "idle_jobs.json").unlink(missing_ok=True)
     file = submission.job_folder / "job.sh"
@@ -218,7 +230,7 @@ def submit(submission: Submission, script: str, command: Sequence[str]) -> None:
         part.chmod(0o600)
     done = subprocess.run(command, input=script, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
-        raise UserError(f"{command[0]} refused {file}: {' '.join((done.stderr or done.stdout).split())}")
+        raise UserError(f"{command[0]} rejected {file}: {' '.join((done.stderr or done.stdout).split())}")
     print(script, done.stdout.strip(), f"log:    {submission.log}", sep="\n")
     shown = quote_override("sweep.status", str(submission.folder))
     print("status: " + shlex.join(["python", "tune.py", shown]))

@@ -50,7 +50,7 @@ def find_sweep_folder(arguments: Sequence[str]) -> Path:
     if resumed:
         return expand_home(str(resumed[-1])).resolve()
     if not any(override_key(item) == "sweep.name" for item in arguments):
-        raise UserError("sweep.name is missing: the next job finds the sweep by it")
+        raise UserError("sweep.name is missing; the next job needs it to find the sweep")
     return Path(compose("tune", list(arguments)).sweep.folder)
 
 

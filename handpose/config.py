@@ -126,7 +126,8 @@ def use_given_extensions(overrides: Sequence[str]) -> None:
     folder = Path(str(values.get("paths.base") or os.getcwd())) / expand_home(str(given))
     if not folder.is_dir():
         raise UserError(
-            f"paths.extensions={given}: there is no folder {folder}; it must hold your modules and their YAML files in "
+            f"paths.extensions={given}: the folder {folder} does not exist; it must hold your modules and their "
+            f"YAML files in "
             "configs/ (docs/extending.md)"
         )
     use_extensions(folder)
@@ -485,7 +486,7 @@ def _read_best_overrides(path: str) -> list[str]:
         if not isinstance(overrides, list):
             raise TypeError("overrides must be a list")
     except FileNotFoundError as error:
-        hint = "a finished sweep leaves one at sweeps/NAME/best.yaml"
+        hint = "a finished sweep writes sweeps/NAME/best.yaml"
         raise UserError(f"best={path}: there is no such file; {hint}") from error
     except OSError as error:
         raise UserError(f"best={explain_file_error(error, path, verb='read')}") from error
@@ -593,7 +594,7 @@ def _suggest_adding(config_name: ConfigName, groups: Sequence[Override], key: st
     node = OmegaConf.select(_compose_groups(config_name, groups), parent) if parent else None
     if node is None or "_target_" not in node or name not in list_parameters(node["_target_"]):
         return ""
-    return f"; to set what has no value yet, write +{key}=..."
+    return f"; to add a key that has no value yet, write +{key}=..."
 
 
 def _list_choices(group: str) -> list[str]:
@@ -607,8 +608,8 @@ def _find_wrong_choice(item: Override) -> str | None:
         return None
     near = difflib.get_close_matches(str(choice), choices, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(choices)}"
-    if "." in str(choice):  # a class name, which a checkpoint or sweep has if no file names the class
-        hint = f"if it is in a folder of your own, give paths.extensions=FOLDER; {hint}"
+    if "." in str(choice):  # the name of a class, which a checkpoint or a sweep has in place of a file
+        hint = f"if it is in your own folder, give paths.extensions=FOLDER; {hint}"
     return f"{group}={'null' if choice is None else choice}: no such choice; {hint}"
 
 
@@ -657,7 +658,7 @@ def _make_paths_absolute(config: DictConfig) -> None:
 def _check_is_utf8(key: str, value: str) -> None:
     if not is_utf8(value):
         raise UserError(
-            f"{key}={os.fsencode(value).decode('utf-8', 'backslashreplace')} is not UTF-8, as names of files have to "
+            f"{key}={os.fsencode(value).decode('utf-8', 'backslashreplace')} is not UTF-8, but names of files must "
             "be; rename the file or folder (convmv renames whole trees)"
         )
 

@@ -29,10 +29,10 @@ _REMEDIES = {
     errno.EROFS: "choose a folder that can be written (DIR_SCRATCH for results)",
     errno.EISDIR: "give a file",
     errno.ENOTDIR: "a part of the path is a file and not a folder",
-    errno.EEXIST: "a file or a broken link of this name is in the way",
+    errno.EEXIST: "a file or a broken link of this name already exists",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "raise the limit of open files of the machine",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the limit on open files of the machine",
     **dict.fromkeys(_DISK_FULL_ERRNOS, _DISK_FULL_REMEDY),
     **dict.fromkeys(_NO_LOCK_ERRNOS, "choose a folder on a file system with file locks, such as a local disk"),
 }
@@ -75,7 +75,7 @@ def explain_file_error(error: OSError, path: str | Path | None = None, *, verb: 
         reason += f": {_format_free_space(Path(os.fsdecode(named)))}"
     remedy = remedy or _REMEDIES.get(error.errno or 0, "")
     if named is None and reason == os.strerror(errno.ENOENT):  # raised by os.getcwd
-        return "the working folder does not exist any more; change to one that does"
+        return "the working folder no longer exists; change to another folder"
     if named is None:
         return f"{reason}; {remedy}" if remedy else reason
     verb = "written" if error.errno in (*_DISK_FULL_ERRNOS, errno.EROFS) else verb

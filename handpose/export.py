@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not max(comparison.max_difference.values()) <= TOLERANCE:  # also true for NaN
             options.output.unlink()
             print(
-                f"error: ONNX differs from PyTorch by more than {TOLERANCE}, so {options.output} is removed",
+                f"error: ONNX differs from PyTorch by more than {TOLERANCE}, so {options.output} was removed",
                 file=sys.stderr,
             )
             return 1
@@ -212,12 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.export", _DESCRIPTION)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of a training")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of a training")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures to compare on; default: the test split")
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="pictures for the comparison; default: the test split"
+    )
     parser.add_argument("--image-size", type=int, metavar="PX", help="side of the input; default: as trained")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="of the data set, as for train.py: data.root=DIR"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="override for the data set, as for train.py: data.root=DIR"
     )
     return parser.parse_intermixed_args(arguments)
 

@@ -106,7 +106,7 @@ def expand_home(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path}: there is no such home folder (HOME is not set?); give the path without ~") from error
+        raise UserError(f"{path}: the home folder cannot be found (is HOME set?); give the path without ~") from error
 
 
 def find_home_folder() -> Path | None:
@@ -136,7 +136,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:  # also raised for bytes that are not UTF-8
-        raise UserError(f"{path} does not hold JSON ({error}); it is damaged, or another file") from error
+        raise UserError(f"{path} does not hold JSON ({error}); it is damaged, or a file of another kind") from error
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

@@ -81,9 +81,13 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.predict", _DESCRIPTION)
     add = parser.add_argument
     add("photographs", nargs="+", type=Path, metavar="IMAGE|FOLDER")
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="of a training")
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of a training")
     camera = parser.add_mutually_exclusive_group()
-    camera.add_argument("--intrinsics", metavar="FILE|fx,fy,cx,cy", help="pixels; JSON with one K, a list, or by name")
+    camera.add_argument(
+        "--intrinsics",
+        metavar="FILE|fx,fy,cx,cy",
+        help="camera in pixels: a JSON file with one K, a list, or K by file name; or four numbers",
+    )
     camera.add_argument("--focal", type=float, metavar="PX", help="focal length in pixels of the photograph")
     add("--scale", type=float, metavar="MM", help="length of the middle finger's proximal bone")
     add(
@@ -92,13 +96,28 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         const=_FILL,
         metavar="FILL",
-        help=f"look again, at the hand: it fills this fraction of the picture ({_FILL} unless given)",
+        help=f"predict a second time, on a crop in which the hand fills this fraction of the picture ({_FILL} "
+        f"unless given)",
     )
-    add("--mirror", action="store_true", help="the hands are of the other side: left ones for a network of right ones")
-    add("--test-time", default="none", metavar="CHOICE", help="in configs/test_time; none: one pass")
-    add("--extensions", type=Path, metavar="FOLDER", help="paths.extensions of the training (docs/extending.md)")
-    add("--image-size", type=int, metavar="PX", help="side of what the network is shown; default: as trained")
-    add("--batch-size", type=int, default=8, metavar="N", help="photographs at a time; default: 8")
+    add(
+        "--mirror",
+        action="store_true",
+        help="the hands are of the other side: left hands for a network that was trained on right hands",
+    )
+    add(
+        "--test-time",
+        default="none",
+        metavar="CHOICE",
+        help="views to average, a file in configs/test_time; none: one pass",
+    )
+    add(
+        "--extensions",
+        type=Path,
+        metavar="FOLDER",
+        help="your own folder of extensions, as paths.extensions in the training (docs/extending.md)",
+    )
+    add("--image-size", type=int, metavar="PX", help="side of the network's input in pixels; default: as trained")
+    add("--batch-size", type=int, default=8, metavar="N", help="number of photographs per batch; default: 8")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
     add("--output", type=Path, default=Path("hands"), metavar="FOLDER", help="default: hands")
     return parser.parse_args(arguments)
@@ -113,7 +132,8 @@ def _check_options(options: argparse.Namespace, network: TrainedNetwork) -> None
         raise UserError(f"--crop must be above 0 and at most 1, but it is {options.crop}")
     if isinstance(network.module.axes, CameraAxes) and (options.crop or not (options.intrinsics or options.focal)):
         raise UserError(
-            "a network of heatmap=camera_axes knows one camera only: give --intrinsics or --focal of pictures like "
+            "a network with heatmap=camera_axes works for one camera only: give --intrinsics or --focal of "
+            "pictures like "
             "those it was trained on, and no --crop"
         )
 
@@ -124,7 +144,7 @@ def _choose_device(name: str) -> torch.device:
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name} is not there ({str(error).splitlines()[0]}); give cpu or auto") from error
+        raise UserError(f"--device {name} is not available ({str(error).splitlines()[0]}); give cpu or auto") from error
 
 
 def _check_output(folder: Path) -> None:
@@ -225,12 +245,13 @@ def _write_json_file(
 
 def _print_summary(hands: list[dict[str, Any]], folder: Path) -> None:
     found = [hand for hand in hands if "error" not in hand]
-    print(f"{len(found)} of {len(hands)} photographs: overlays and hands.json in {folder}")
+    print(f"{len(found)} of {len(hands)} photographs were predicted: overlays and hands.json are in {folder}")
     assumed = sum(hand["intrinsics_assumed"] for hand in found)
     if assumed:
         print(
-            f"The camera of {assumed} is not known: its focal length is assumed to be {ASSUMED_FOCAL} times the longer "
-            "side, so distances are a guess (--intrinsics or --focal tells it)"
+            f"The camera of {assumed} photographs is unknown: the focal length is assumed to be {ASSUMED_FOCAL} "
+            f"times the "
+            "longer side, so distances are a guess; give --intrinsics or --focal"
         )
 
 

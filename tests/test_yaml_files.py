@@ -1,4 +1,4 @@
-"""YAML files of users: a key that stands twice is refused, and what YAML allows is read as before."""
+"""YAML files of users: a key that is given twice is refused, and what YAML allows is read as before."""
 
 import shutil
 
@@ -16,11 +16,11 @@ from handpose.yaml_files import load_yaml, read_yaml
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("a: 1\nb: 2\na: 3\n", "the key a stands twice, in lines 1 and 3; keep one of them"),
-        ("a:\n  b: 1\n  c: 2\n  b: 3\n", "the key b stands twice, in lines 2 and 4"),
-        ("a: [{b: 1}, {b: 2, b: 3}]\n", "the key b stands twice, in lines 1 and 1"),
-        ('# a comment\n"a": 1\na: 1\n', "the key a stands twice, in lines 2 and 3"),
-        ("1: a\n1: b\n", "the key 1 stands twice, in lines 1 and 2"),
+        ("a: 1\nb: 2\na: 3\n", "the key a is given twice, in lines 1 and 3; keep one of them"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3\n", "the key b is given twice, in lines 2 and 4"),
+        ("a: [{b: 1}, {b: 2, b: 3}]\n", "the key b is given twice, in lines 1 and 1"),
+        ('# a comment\n"a": 1\na: 1\n', "the key a is given twice, in lines 2 and 3"),
+        ("1: a\n1: b\n", "the key 1 is given twice, in lines 1 and 2"),
     ],
 )
 def test_a_key_that_stands_twice_is_told_with_file_and_lines(tmp_path, text, sentence):
@@ -61,7 +61,7 @@ def test_a_configuration_group_with_a_key_twice_is_one_sentence(new_choice, grou
     file = new_choice(group, "_target_: torch.optim.AdamW\nlr: 0.1\nlr: 0.2\n")
     with pytest.raises(UserError) as told:
         compose("tune", [f"{group}=a_new_one"])
-    assert str(told.value) == f"{file}: the key lr stands twice, in lines 2 and 3; keep one of them"
+    assert str(told.value) == f"{file}: the key lr is given twice, in lines 2 and 3; keep one of them"
 
 
 def test_a_configuration_group_that_is_no_yaml_is_one_sentence(new_choice):
@@ -74,13 +74,13 @@ def test_a_configuration_group_that_is_no_yaml_is_one_sentence(new_choice):
 def test_a_best_yaml_with_a_key_twice_is_one_sentence(tmp_path):
     file = tmp_path / "best.yaml"
     file.write_text("overrides: [seed=1]\ntrial: 3\noverrides: [seed=2]\n")
-    with pytest.raises(UserError, match=r"best\.yaml: the key overrides stands twice, in lines 1 and 3"):
+    with pytest.raises(UserError, match=r"best\.yaml: the key overrides is given twice, in lines 1 and 3"):
         compose("train", [f"best={file}"])
-    with pytest.raises(UserError, match="the key overrides stands twice"):
+    with pytest.raises(UserError, match="the key overrides is given twice"):
         read_yaml(file)
 
 
 def test_a_data_set_of_the_user_with_a_key_twice_is_one_sentence(new_choice):
     new_choice("data", "source: {_target_: a.B}\nimage_size: 1\nimage_size: 2\n")
-    with pytest.raises(UserError, match="the key image_size stands twice"):
+    with pytest.raises(UserError, match="the key image_size is given twice"):
         trained_network._find_data_choice("no.such.Target")

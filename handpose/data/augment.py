@@ -442,7 +442,7 @@ class Augment(Augmentation):
 
 def _warp_masks(mask: Tensor, homography: Tensor | None, rows: Tensor) -> Tensor:
     """Return the masks of the given rows in the new view, (n, 1, H, W) in [0, 1]."""
-    assert mask.shape[1] == 1, "the loader was not asked for masks"
+    assert mask.shape[1] == 1, "the data loader does not load masks"
     rows = rows.to(mask.device)
     cover = mask[rows].float() / 255.0
     return cover if homography is None else warp(cover, homography[rows].float(), interpolation="bilinear")

@@ -245,8 +245,8 @@ def read_xyz_m(path: Path, layout: str) -> NDArray[np.float64]:
     median = float(np.median(length))
     if not _REFERENCE_BONE_LIMITS_M[0] < median < _REFERENCE_BONE_LIMITS_M[1]:
         raise UserError(
-            f"{path}: the bone between joints {REFERENCE_BONE[0]} and {REFERENCE_BONE[1]} is {median:.4g} long in the "
-            "median; xyz must be in metres (not millimetres) and in FreiHAND's order of joints"
+            f"{path}: the bone between joints {REFERENCE_BONE[0]} and {REFERENCE_BONE[1]} has a median length of "
+            f"{median:.4g}; xyz must be in metres (not millimetres) and in FreiHAND's order of joints"
         )
     return xyz_m
 

@@ -81,8 +81,8 @@ def format_warning(split: str, files: Sequence[Path], suspicions: Sequence[Suspi
         num_poses: number of poses in the split.
     """
     lines = [
-        f"warning: {len(suspicions)} of {num_poses} hands of the {split} split have labels that are far from the rest; "
-        "look at them, and correct or remove those that are wrong"
+        f"warning: {len(suspicions)} of {num_poses} hands of the {split} split have unusual labels; "
+        "check them, and correct or remove wrong ones"
     ]
     for suspicion in suspicions[:_NUM_SHOWN]:
         file = files[suspicion.image]

@@ -318,7 +318,10 @@ _IMAGES = StoreKind("images", 3, decode_dataset_image)
 def _read_side(path: str, image: NDArray[np.uint8]) -> int:
     height, width = image.shape[:2]
     if height != width:
-        raise UserError(f"{path} is {width} x {height} pixels, but images must be square; crop it and move K alike")
+        raise UserError(
+            f"{path} is {width} x {height} pixels, but images must be square; crop the image and "
+            f"shift the principal point in K accordingly"
+        )
     return height
 
 
@@ -327,7 +330,7 @@ def _check_same_side(paths: list[str], start: int, sides: list[int], size: int) 
         if side != size:
             raise UserError(
                 f"{paths[0]} is {size} x {size} pixels but {path} is {side} x {side}; "
-                "set data.image_size to bring all to one size"
+                "set data.image_size to resize all images to one size"
             )
 
 

@@ -76,7 +76,7 @@ def _check_orientation(path: str, content: bytes) -> None:
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
     if orientation not in (0, 1):  # some programs write 0 for "unknown"
         raise UserError(
-            f"{path} has the EXIF orientation {orientation}, so programs show it turned, while labels belong to the "
-            "pixels as they are stored; remove the tag (exiftool -Orientation= FILE) if the labels fit the stored "
-            "pixels, else turn the pixels"
+            f"{path} has the EXIF orientation {orientation}, so viewers rotate it, but labels refer to the "
+            "stored pixels; remove the tag (exiftool -Orientation= FILE) if the labels fit the stored pixels, else "
+            "rotate the pixels"
         )

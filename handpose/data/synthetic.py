@@ -333,9 +333,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m handpose.data.synthetic --sheet FILE` and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m handpose.data.synthetic", description="Look at synthetic hands.")
     parser.add_argument("--sheet", type=Path, required=True, metavar="FILE", help="picture file to write")
-    parser.add_argument("--num", type=int, default=24, help="hands on the sheet")
+    parser.add_argument("--num", type=int, default=24, help="number of hands")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data set")
-    parser.add_argument("--image-size", type=int, default=128, metavar="PX", help="side of a picture")
+    parser.add_argument("--image-size", type=int, default=128, metavar="PX", help="side of each picture in pixels")
     options = parser.parse_args(arguments)
     try:
         _check_count("num", options.num, 1)

@@ -33,7 +33,7 @@ _NUM_PICTURES = 8  # of the worst hands, and as many of the best
 
 _DESCRIPTION = """\
 Evaluate a checkpoint, or a file of predictions, on a split whose joints are known. Overrides are those of train.py; a
-checkpoint brings its network and its data set along, a file of predictions needs data=... where it is not the default.
+checkpoint knows its network and data set; a file of predictions needs data=... unless it is of the default data set.
 
   python -m handpose.evaluation --checkpoint FILE
   python -m handpose.evaluation --checkpoint FILE data=freihand data.root=DIR test_time=rotations --split val
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(folder / "evaluation.json", result, indent=2)
         print(
             f"{source} on the {options.split} split of {predicted.data.source.name}\n"
-            f"hand size {predicted.hand_size}\n\n{make_table(result)}\n\nin {folder}"
+            f"hand size: {predicted.hand_size}\n\n{make_table(result)}\n\nresults     {folder}"
         )
     return 0
 
@@ -77,11 +77,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.evaluation", _DESCRIPTION)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a training")
-    source.add_argument("--predictions", type=Path, metavar="FILE", help="test_preds.json.gz, pred.zip or pred.json")
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="checkpoint of a training")
+    source.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="file of predictions: test_preds.json.gz, pred.zip or pred.json",
+    )
     parser.add_argument("--split", choices=("test", "val", "train"), default="test")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: evaluation-SPLIT beside the file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the configuration, as for train.py")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for the results; default: evaluation-SPLIT next to the file",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="override of the configuration, as for train.py"
+    )
     return parser.parse_intermixed_args(arguments)
 
 
@@ -107,9 +119,9 @@ def _read_prediction_file(path: Path, split: Split, overrides: Sequence[str]) ->
     if len(dataset) != len(xyz_m):
         raise UserError(
             f"{path} has {len(xyz_m)} hands but the {split} split of {data.source.name} has {len(dataset)}; give the "
-            "data and the --split that it was predicted for"
+            "data and the --split of these predictions"
         )
-    return _Predictions(data, dataset, xyz_m, "as in the file")
+    return _Predictions(data, dataset, xyz_m, "as in the file of predictions")
 
 
 def _drop_overridden(ours: Sequence[str], given: Sequence[str]) -> list[str]:

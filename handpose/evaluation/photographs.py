@@ -60,12 +60,12 @@ def find_photographs(paths: Sequence[Path]) -> list[Path]:
         if place.is_dir():
             inside = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
             if not inside:
-                raise UserError(f"{place} holds no photograph; those are files that end in {', '.join(SUFFIXES)}")
+                raise UserError(f"{place} has no photographs, that is, files that end in {', '.join(SUFFIXES)}")
             found += inside
         elif place.is_file():
             found.append(place)
         else:
-            raise UserError(f"{place} does not exist; give photographs, or folders that hold some")
+            raise UserError(f"{place} does not exist; give photographs, or folders of photographs")
     return list(dict.fromkeys(found))
 
 

@@ -10,7 +10,7 @@ from handpose.data.augment import to_view
 from handpose.data.sample import HandBatch
 from handpose.evaluation.views import Views
 from handpose.geometry import compute_bone_lengths, project
-from handpose.metrics.mpjpe import RootRelativeMpjpe
+from handpose.metrics.mpjpe import PaMpjpe, RootRelativeMpjpe
 from handpose.metrics.validation import make_metrics
 from handpose.skeleton import BONES, REFERENCE_BONE
 from handpose.training.module import HandPose
@@ -62,6 +62,21 @@ def compute_errors(
         target_uv=project(target, camera),
     )
     return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def compute_official_pa_mpjpe_mm(predicted_m: NDArray[np.floating], target_m: NDArray[np.floating]) -> float:
+    """Compute PA-MPJPE as FreiHAND's official eval.py does: the alignment allows a reflection.
+
+    Args:
+        predicted_m: (N, K, 3) joints in metres.
+        target_m: (N, K, 3) joints in metres.
+
+    Returns:
+        The error in mm.
+    """
+    metric = PaMpjpe(reflection=True)
+    metric.update(*(torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m)))
+    return float(metric.compute())
 
 
 def compute_true_size_rr_mpjpe_mm(

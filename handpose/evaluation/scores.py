@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from handpose.evaluation.baselines import compute_mean_pose_errors
 from handpose.geometry import procrustes_align, project, to_root_relative
 from handpose.metrics.official import compute_freihand_scores, compute_pck_auc
-from handpose.skeleton import FINGERS, JOINT_NAMES
+from handpose.skeleton import FINGERS, JOINT_NAMES, ROOT
 
 THRESHOLDS_MM = (5, 10, 15, 20, 30)
 TRUNCATION = (("0", 0, 0), ("1-5", 1, 5), (">5", 6, len(JOINT_NAMES)))
@@ -41,6 +41,7 @@ class JointErrors(NamedTuple):
     root_relative_mm: Errors
     absolute_mm: Errors
     pixels: Errors
+    box_fraction: Errors
 
 
 def compute_joint_errors(
@@ -56,13 +57,15 @@ def compute_joint_errors(
     predicted, target, camera = (
         torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m, intrinsics)
     )
-    pixels = _compute_distance(project(predicted, camera), project(target, camera))
+    target_uv = project(target, camera)
+    pixels = _compute_distance(project(predicted, camera), target_uv)
     pixels[~np.isfinite(pixels).all(axis=1)] = np.nan
     return JointErrors(
         aligned_mm=_compute_distance(procrustes_align(predicted, target), target) * _MM_PER_M,
         root_relative_mm=_compute_distance(to_root_relative(predicted), to_root_relative(target)) * _MM_PER_M,
         absolute_mm=_compute_distance(predicted, target) * _MM_PER_M,
         pixels=pixels,
+        box_fraction=pixels / (target_uv.amax(dim=1) - target_uv.amin(dim=1)).amax(dim=-1, keepdim=True).numpy(),
     )
 
 
@@ -113,15 +116,20 @@ def compute_scores(
     per_hand = errors.aligned_mm.mean(axis=1)
     return {
         "num_hands": len(per_hand),
-        "papers": {
+        "without_reflection": {
             "pa_mpjpe_mm": official.pop("pa_mpjpe_mm"),
             "pa_mpjpe_mm_interval_95": compute_bootstrap_interval(per_hand),
             "pa_auc": official.pop("pa_auc"),
+        },
+        "root_relative": {
+            "root_joint": JOINT_NAMES[ROOT],
             "rr_mpjpe_mm": float(errors.root_relative_mm.mean()),
             "rr_auc": compute_pck_auc(errors.root_relative_mm / _MM_PER_M),
         },
         "official": official,
+        "image_size_px": list(size),
         "keypoint_error_px": _compute_mean_of_finite(errors.pixels),
+        "keypoint_error_box_fraction": _compute_mean_of_finite(errors.box_fraction),
         "num_hands_without_pixels": int(np.isnan(errors.pixels).all(axis=1).sum()),
         "pck": {
             "aligned": _compute_pck(errors.aligned_mm),

@@ -54,7 +54,9 @@ def read_course(path: str | Path) -> NDArray[np.float64]:
     try:
         text = gzip.decompress(_read_bytes(path))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not a whole gzip file ({error}); it is cut off or another file") from error
+        raise UserError(
+            f"{path} is not a complete gzip file ({error}); it is truncated or a file of another kind"
+        ) from error
     return _check_keypoints(_from_json(text, path), path)[:, FREIHAND_FROM_AIT] / _MM_PER_M
 
 
@@ -126,7 +128,9 @@ def _check_keypoints(xyz: object, source: str | Path) -> NDArray[np.float64]:
     try:
         array = np.asarray(xyz, dtype=np.float64)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{source} must hold N x {NUM_JOINTS} x 3 numbers, but it is uneven or holds more") from error
+        raise UserError(
+            f"{source} must hold N x {NUM_JOINTS} x 3 numbers, but its lists have unequal lengths or other content"
+        ) from error
     if array.ndim != 3 or array.shape[1:] != (NUM_JOINTS, 3):
         raise UserError(f"{source} must have the shape (N, {NUM_JOINTS}, 3), but it is {array.shape}")
     finite = np.isfinite(array).all(axis=(1, 2))

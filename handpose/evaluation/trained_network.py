@@ -36,8 +36,8 @@ class TrainedNetwork(NamedTuple):
         size = requested or self.image_size
         if size is None:
             raise UserError(
-                "the network was trained on pictures as the files were (data.image_size=null); give their side, as "
-                "--image-size 224"
+                "the network was trained on images in their original size (data.image_size=null); give this size, for "
+                "example --image-size 224"
             )
         if size < 32:
             raise UserError(f"--image-size must be at least 32, but it is {size}")
@@ -104,6 +104,6 @@ def _find_data_choice(target: str) -> str:
         if load_yaml(path)["source"]["_target_"] == target:
             return name
     raise UserError(
-        f"the checkpoint was trained on data of {target}, which configs/data does not have; give data=..., or "
-        "paths.extensions=FOLDER if it is in a folder of your own"
+        f"the checkpoint was trained on data of {target}, which is not in configs/data; give data=..., or "
+        "paths.extensions=FOLDER if it is in your own folder"
     )

@@ -63,8 +63,8 @@ class Views:
         """Raise UserError if the views change the camera but the axes of the network do not depend on the camera."""
         if isinstance(axes, CameraAxes) and (self.crop is not None or self.scales != [1.0]):
             raise UserError(
-                "test_time.crop and test_time.scales need a network that knows the camera; to one of "
-                "heatmap=camera_axes an enlarged hand is a nearer one, so give test_time.crop=null "
+                "test_time.crop and test_time.scales do not work with "
+                "heatmap=camera_axes, to which an enlarged hand looks nearer; give test_time.crop=null "
                 "test_time.scales=[1.0]"
             )
 

@@ -53,6 +53,11 @@ def compute_freihand_scores(predicted_m: NDArray[np.floating], target_m: NDArray
     }
 
 
+def format_official_pa_mpjpe(value_mm: float) -> str:
+    """Format a PA-MPJPE in mm that was computed with the official alignment, and name this alignment."""
+    return f"PA-MPJPE {value_mm:.2f} mm, aligned as in FreiHAND's official eval.py, which allows a reflection"
+
+
 def align(predicted: NDArray[np.float64], target: NDArray[np.float64], *, reflection: bool) -> NDArray[np.float64]:
     """Align one hand to its target by rotation, scale and translation.
 

@@ -263,7 +263,7 @@ def _create(
     except Exception as error:  # timm, the hub's client and torch raise exceptions of many types
         if isinstance(error, TypeError) and "drop_path_rate" in options and "drop_path_rate" in str(error):
             raise UserError(
-                f"model.encoder.drop_path={options['drop_path_rate']:g}: {name} has no branches to leave out; give "
+                f"model.encoder.drop_path={options['drop_path_rate']:g}: {name} has no residual branches to drop; give "
                 "model.encoder.drop_path=0.0"
             ) from error
         if weights is not None:
@@ -293,5 +293,5 @@ def _check_name(name: str) -> None:
             raise UserError(f"model.encoder.name={name}: {architecture} has no weights with the tag '{tag}'; {known}")
         return
     near = difflib.get_close_matches(name, timm.list_models(), n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists them"
-    raise UserError(f"model.encoder.name={name} is no timm model{hint}")
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists all models"
+    raise UserError(f"model.encoder.name={name} is not a timm model{hint}")

@@ -40,9 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.report", _DESCRIPTION)
-    parser.add_argument("places", nargs="+", metavar="DIR", help="of a sweep, or its URL in a store")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the one folder, or here")
-    parser.add_argument("--scientific", metavar="KEY", help="a searched key to compare the values of, others optimised")
+    parser.add_argument("places", nargs="+", metavar="DIR", help="folder of a sweep, or its URL in an object store")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write; default: report.html in the folder of the sweep, or in the working folder",
+    )
+    parser.add_argument(
+        "--scientific",
+        metavar="KEY",
+        help="searched key whose values are compared, with all other parameters optimised",
+    )
     return parser.parse_args(arguments)
 
 

@@ -121,18 +121,19 @@ def check_winner(record: SweepRecord) -> list[Finding]:
             return []
         evidence = f"best of {len(record.ranked)} trials, one run each"
         text = (
-            "The winner is the best of many noisy trials, so its value is better than its configuration is: confirm it "
-            "over seeds (sweep.confirm) before you report it."
+            "The winner is the best of many noisy trials, so its value is too good on average: train it again with "
+            "other seeds (sweep.confirm) before you report it."
         )
         return [Finding(question, "note", text, evidence)]
     winner = confirmed.winner
     if winner is None:
-        text = "No candidate came through the confirmation, so that the winner's value is one run's."
+        text = "No candidate completed the confirmation, so the winner's value comes from a single run."
         return [Finding(question, "act", text, f"{len(confirmed.candidates)} candidates, {len(confirmed.seeds)} seeds")]
-    evidence = f"{len(confirmed.seeds)} seeds of {len(confirmed.candidates)} configurations at epoch {confirmed.epochs}"
+    num_seeds = f"{len(confirmed.seeds)} seed{'' if len(confirmed.seeds) == 1 else 's'}"
+    evidence = f"{len(confirmed.candidates)} configurations with {num_seeds} each, at epoch {confirmed.epochs}"
     label, compared = winner.label.capitalize(), confirmed.compared
     if not compared:
-        text = f"{label} has the best mean, but whether it is better than the others is unknown: "
+        text = f"{label} has the best mean, but it is unknown whether it is better than the others: "
         return [Finding(question, "open", f"{text}{confirmed.why_not_compared}.", evidence)]
     equals = [each.label for each in compared if not each.is_distinguishable]
     if equals:
@@ -140,19 +141,26 @@ def check_winner(record: SweepRecord) -> list[Finding]:
         return [Finding(question, "note", text, evidence)]
     worse = [each.label for each in compared if each.difference and each.difference.mean * record.sign > 0]
     if not worse:
-        return [Finding(question, "note", f"{label} is the only one that can win, and is not the best.", evidence)]
-    return [Finding(question, "fine", f"{label} is better than {', '.join(worse)} over fresh seeds.", evidence)]
+        return [
+            Finding(
+                question,
+                "note",
+                f"{label} wins as the only candidate that may win, although another has a better mean.",
+                evidence,
+            )
+        ]
+    return [Finding(question, "fine", f"{label} is better than {', '.join(worse)} with new seeds.", evidence)]
 
 
 def check_range_edges(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
     """Check whether the best trials lie at an end of a searched range."""
-    question = "Do the best trials crowd an edge of a range?"
+    question = "Are the best trials at the edge of a range?"
     if (lacking := _make_missing_finding(record, question)) is not None:
         return [lacking]
     found = [_make_edge_finding(question, crowd) for crowd in find_crowded_edges(record, shown)]
     if found or shown:
         evidence = f"{len(select_best_trials(record))} best trials, {len(shown)} parameters with a shown effect"
-        return found or [Finding(question, "fine", "No range is shown to end too early.", evidence)]
+        return found or [Finding(question, "fine", "No range is shown to exclude better values.", evidence)]
     return [_make_no_effect_finding(question, record)]
 
 
@@ -163,8 +171,8 @@ def _make_edge_finding(question: str, crowd: CrowdedEdge) -> Finding:
     return Finding(
         question,
         "act",
-        f"The best trials crowd the {'upper' if is_upper else 'lower'} end of {parameter.key}, and the metric improves "
-        "towards it: a better value may lie beyond. Search a wider range, if the model allows it.",
+        f"The best trials are close to the {'upper' if is_upper else 'lower'} end of {parameter.key}, and the metric "
+        "improves towards it, so a better value may lie outside the range. Widen it if the model allows it.",
         f"{crowd.num_at_edge} of the {crowd.num_best} best trials lie at or near {format_value(end)}; "
         f"{_format_evidence(effect)}",
         f"{parameter.key}: {format_range(parameter, low, high)}",
@@ -177,7 +185,7 @@ def _format_evidence(effect: ShownEffect) -> str:
 
 def _make_no_effect_finding(question: str, record: SweepRecord) -> Finding:
     evidence = f"{len(record.ranked)} trials with a result, {len(record.parameters)} parameters"
-    return Finding(question, "open", "No parameter is shown to have an effect yet.", evidence)
+    return Finding(question, "open", "It is not known yet which parameters have an effect.", evidence)
 
 
 def check_density(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Finding]:
@@ -195,26 +203,33 @@ def check_density(record: SweepRecord, shown: Sequence[ShownEffect]) -> list[Fin
     evidence = f"{len(near)} of {len(others)} other trials within {NEAR_DISTANCE:.0%} of the range of {names}"
     if len(near) < 3:
         text = (
-            f"Few trials are near trial {best.number} in the parameters that are shown to matter, so there may be "
-            "better values close to it. Search a narrower space, or run more trials."
+            f"Few trials are close to trial {best.number} in the parameters that are shown to have an effect, so there "
+            "may be better values near it. Search a narrower space, or run more trials."
         )
         return [Finding(question, "act", text, evidence)]
-    return [Finding(question, "fine", f"Values near those of trial {best.number} were tried too.", evidence)]
+    return [Finding(question, "fine", f"Enough other trials are close to trial {best.number}.", evidence)]
 
 
 def check_failed_trials(record: SweepRecord) -> list[Finding]:
     """Check how many trials diverged, failed or were infeasible, and in which part of the search space."""
-    question = "How many trials came to nothing, and why?"
+    question = "How many trials gave no result, and why?"
     over = [trial for trial in record.trials if trial.state not in ("running", "waiting", "paused")]
     if len(over) < 5:
-        return [Finding(question, "open", "Too few trials have ended.", f"{len(over)}, at least 5 are needed")]
+        return [
+            Finding(
+                question,
+                "open",
+                "Too few trials have ended to judge failures.",
+                f"{len(over)} trials, at least 5 are needed",
+            )
+        ]
     lost = [trial for trial in over if trial.state in ("diverged", "infeasible", "failed")]
     counts = Counter(trial.state for trial in lost)
-    evidence = f"{len(lost)} of {len(over)}" + "".join(f", {number} {state}" for state, number in counts.items())
+    evidence = f"{len(lost)} of {len(over)} trials" + "".join(f", {number} {state}" for state, number in counts.items())
     if len(lost) < max(2, 0.1 * len(over)):
-        return [Finding(question, "fine", "Few or none.", evidence)]
+        return [Finding(question, "fine", "Few trials or none gave no result.", evidence)]
     key = find_distinguishing_key(record, over, lost)
-    text = f"{len(lost) / len(over):.0%} of the trials came to nothing. "
+    text = f"{len(lost) / len(over):.0%} of the trials gave no result. "
     if key is None:
         return [Finding(question, "note", text + _find_most_common_cause(lost), evidence)]
     sound = [trial for trial in over if trial not in lost]
@@ -225,7 +240,7 @@ def check_failed_trials(record: SweepRecord) -> list[Finding]:
 
 def _explain_location(parameter: Parameter, failed: Sequence[TrialRecord], successful: Sequence[TrialRecord]) -> str:
     ours, theirs = (_format_middle_half(parameter, trials) for trials in (failed, successful))
-    return f"They differ in {parameter.key}: the middle half of them lies {ours}, that of the others {theirs}."
+    return f"These trials differ in {parameter.key}: the middle half of them is {ours}, that of the others is {theirs}."
 
 
 def _format_middle_half(parameter: Parameter, trials: Sequence[TrialRecord]) -> str:
@@ -235,7 +250,7 @@ def _format_middle_half(parameter: Parameter, trials: Sequence[TrialRecord]) -> 
     """
     places = list_places(parameter, trials)
     if not places:
-        return "nowhere, as none has it"
+        return "undefined, because none has this parameter"
     low, high = (format_value(parameter.to_value(float(place))) for place in np.quantile(places, [0.25, 0.75]))
     return f"at {low}" if low == high else f"between {low} and {high}"
 
@@ -247,8 +262,8 @@ def _explain_choice(parameter: Parameter, failed: Sequence[TrialRecord], success
         for index, choice in enumerate(parameter.choices)
     ]
     ours, theirs, choice = max(counts, key=lambda each: each[0] / len(failed) - each[1] / max(1, len(successful)))
-    shares = f"{ours} of these {len(failed)}, {theirs} of the other {len(successful)}"
-    return f"They have {parameter.key} {format_value(choice)} more often: {shares}."
+    shares = f"{ours} of these {len(failed)} trials, {theirs} of the other {len(successful)}"
+    return f"These trials have {parameter.key}={format_value(choice)} more often: {shares}."
 
 
 def _count_with_choice(parameter: Parameter, index: int, trials: Sequence[TrialRecord]) -> int:
@@ -261,7 +276,7 @@ def _find_most_common_cause(failed: Sequence[TrialRecord]) -> str:
     return (
         f"Most common cause: {causes.most_common(1)[0][0]}"
         if causes
-        else "Nothing in their parameters sets them apart."
+        else "Their parameters do not differ clearly from those of the other trials."
     )
 
 
@@ -274,12 +289,15 @@ def check_overfitting(record: SweepRecord) -> list[Finding]:
     changes = [_compute_relative_change(quarters[:, place], quarters[:, 3]) for place in range(3)]
     worst = max(changes, key=lambda change: change.mean())
     low, _ = _compute_t_interval(worst, level=_TAIL_LEVEL / len(changes))
-    evidence = f"last quarter of the epochs {worst.mean():+.1%} against the best one before, of {len(worst)} trials"
+    evidence = (
+        f"loss in the last quarter of the epochs {worst.mean():+.1%} compared with the best earlier quarter, "
+        f"mean of {len(worst)} trials"
+    )
     if low > 0 and worst.mean() > _MIN_WORSENING:
-        text = "The best trials are past their best: they overfit, or their learning rate stays too high. Train them "
-        text += "for fewer epochs, or search weight decay and augmentation."
+        text = "The best trials get worse in their last epochs: they overfit, or their learning rate stays too high. "
+        text += "Train for fewer epochs, or search weight decay and augmentation."
         return [Finding(question, "act", text, evidence)]
-    return [Finding(question, "fine", "They are not shown to get worse.", evidence)]
+    return [Finding(question, "fine", "The best trials are not shown to get worse before the last epoch.", evidence)]
 
 
 def check_late_divergence(record: SweepRecord) -> list[Finding]:
@@ -288,7 +306,7 @@ def check_late_divergence(record: SweepRecord) -> list[Finding]:
     diverged = [trial for trial in record.trials if trial.state == "diverged" and trial.epochs > record.max_epochs / 2]
     evidence = f"{len(diverged)} of {len(record.trials)} trials diverged in the second half of their epochs"
     if len(diverged) < 2:
-        return [Finding(question, "fine", "No.", evidence)]
+        return [Finding(question, "fine", "At most one trial diverged late.", evidence)]
     text = "Some trials diverged after more than half of their epochs: trainer.gradient_clip_val or a smaller learning "
     text += "rate may help."
     return [Finding(question, "act", text, evidence)]
@@ -302,12 +320,15 @@ def check_unfinished_training(record: SweepRecord) -> list[Finding]:
         return [_make_too_short_finding(question, record)]
     gains = -_compute_relative_change(quarters[:, 2], quarters[:, 3])
     low, _ = _compute_t_interval(gains, level=_TAIL_LEVEL)
-    evidence = f"mean improvement from the third to the last quarter {gains.mean():.1%}, of {len(gains)} trials"
+    evidence = (
+        f"improvement of {gains.mean():.1%} from the third to the last quarter of the epochs, mean of "
+        f"{len(gains)} trials"
+    )
     if low > 0 and gains.mean() > _MIN_IMPROVEMENT:
         text = "The best trials still improve at the last epoch, so a longer training may rank them differently: raise "
         text += "sweep.max_epochs, or give the retraining more epochs (trainer.max_epochs)."
         return [Finding(question, "note", text, evidence)]
-    return [Finding(question, "fine", "Hardly: they change little in the last quarter of the epochs.", evidence)]
+    return [Finding(question, "fine", "The best trials change little in the last quarter of the epochs.", evidence)]
 
 
 def _average_quarters(record: SweepRecord) -> NDArray[np.float64] | None:
@@ -376,7 +397,8 @@ def summarise_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> list
     if small:
         names = ", ".join(shorten_names([each.key for each in small]).values())
         text = (
-            f"Little difference is made by {names}: less than half of what the best trial gained over the median one."
+            f"These parameters make little difference, less than half of the best trial's gain over the median trial: "
+            f"{names}."
         )
         bound = format_metric(record.metric, max(each.bound for each in small))
         evidence = f"differences below {bound} with {CONFIDENCE:.0%} confidence, {small[0].num_trials} trials at epoch "
@@ -385,14 +407,17 @@ def summarise_effects(record: SweepRecord, shown: Sequence[ShownEffect]) -> list
     rest = [parameter.key for parameter in record.parameters if parameter.key not in covered]
     if rest:
         names = ", ".join(shorten_names(rest).values())
-        text = f"Not shown either way: {names}. More trials would tell; this does not mean that they have no effect."
+        text = (
+            f"It is not known whether these parameters have an effect: {names}. More trials may show it. This does not "
+            "mean that they have no effect."
+        )
         found.append(Finding(question, "open", text, f"{len(record.ranked)} trials with a result"))
     return found
 
 
 def check_early_ranks(record: SweepRecord) -> list[Finding]:
     """Check whether the values at the first rung predict which trials will be good at the last epoch."""
-    question = "Do the rungs tell early which trials will be good?"
+    question = "Do early rungs predict which trials will be good?"
     if not record.rungs:
         return []
     epochs = sorted({*record.rungs, record.max_epochs})
@@ -402,18 +427,27 @@ def check_early_ranks(record: SweepRecord) -> list[Finding]:
     agreement = estimate_rank_agreement(losses_at)
     if agreement is None:
         num = len(record.get_values_at(record.max_epochs))
-        text = f"Too few trials were trained to epoch {record.max_epochs}."
-        return [Finding(question, "open", text, f"{num}, at least {LEAST_FULLY_TRAINED} are needed")]
+        text = f"Too few trials were trained to epoch {record.max_epochs} to compare the rungs with it."
+        return [Finding(question, "open", text, f"{num} trials, at least {LEAST_FULLY_TRAINED} are needed")]
     evidence = (
-        f"correlation of epochs {record.rungs[0]} and {record.max_epochs} among all trials, stopped ones included: "
-        f"{agreement.correlation:.2f} [{agreement.low:.2f}, {agreement.high:.2f}], {agreement.num_trials} trials"
+        f"correlation between epochs {record.rungs[0]} and {record.max_epochs}, estimated for all trials including "
+        f"the stopped ones: {agreement.correlation:.2f} [{agreement.low:.2f}, {agreement.high:.2f}], "
+        f"{agreement.num_trials} trials"
     )
     if agreement.high < _MIN_AGREEMENT:
-        text = "They do not, so good trials may have been stopped: raise scheduler.grace_period."
+        text = "The early rungs do not predict which trials will be good, so good trials may have been stopped: raise "
+        text += "scheduler.grace_period."
         return [Finding(question, "act", text, evidence)]
     if agreement.low > _MIN_AGREEMENT:
-        return [Finding(question, "fine", "They do.", evidence)]
-    return [Finding(question, "open", "Too few trials reached the last epoch to tell.", evidence)]
+        return [Finding(question, "fine", "The early rungs predict which trials will be good.", evidence)]
+    return [
+        Finding(
+            question,
+            "open",
+            "Too few trials reached the last epoch to know whether early rungs predict the result.",
+            evidence,
+        )
+    ]
 
 
 def _make_missing_finding(record: SweepRecord, question: str) -> Finding | None:
@@ -422,13 +456,13 @@ def _make_missing_finding(record: SweepRecord, question: str) -> Finding | None:
     return Finding(
         question,
         "open",
-        "Too few trials to say.",
-        f"{len(record.ranked)} with a result, at least {MIN_EFFECT_TRIALS} are needed",
+        "There are too few trials for an answer.",
+        f"{len(record.ranked)} trials with a result, at least {MIN_EFFECT_TRIALS} are needed",
     )
 
 
 def _make_too_short_finding(question: str, record: SweepRecord) -> Finding:
-    text = "Too few trials were trained to the last epoch, or for too few epochs."
+    text = "Too few trials were trained to the last epoch, or for too few epochs, to compare the ends of their curves."
     return Finding(
         question, "open", text, f"at least 3 trials of {record.max_epochs} epochs, and at least 4 epochs, are needed"
     )

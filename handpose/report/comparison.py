@@ -76,7 +76,8 @@ def _compare_pair(first: SweepRecord, second: SweepRecord) -> SweepComparison:
         second.list_compared_epochs(min_trials=_MIN_TRIALS)
     )
     if not epochs:
-        text = f"Neither are both confirmed, nor have both {_MIN_TRIALS} trials at one epoch: nothing can be said."
+        text = f"The sweeps cannot be compared: they are not both confirmed, and do not both have {_MIN_TRIALS} trials "
+        text += "at one epoch."
         return SweepComparison(*names, "none", text, math.nan)
     return _compare_trials(first, second, max(epochs))
 
@@ -84,14 +85,14 @@ def _compare_pair(first: SweepRecord, second: SweepRecord) -> SweepComparison:
 def explain_incomparable(first: SweepRecord, second: SweepRecord) -> str:
     """Return why the values of two sweeps cannot be compared; empty if they can."""
     if (first.metric, first.mode) != (second.metric, second.mode):
-        return f"One optimises {first.metric}, the other {second.metric}: their values do not compare."
+        return f"One optimises {first.metric}, the other {second.metric}: their values cannot be compared."
     data = [record.origin.get("data_fingerprint") for record in (first, second)]
     if data[0] != data[1]:
-        return "They were trained on different data: their values do not compare."
+        return "They were trained on different data: their values cannot be compared."
     if first.max_epochs != second.max_epochs:
         return (
-            f"One trains {first.max_epochs} epochs, the other {second.max_epochs}, and the schedule ends with them: "
-            "their values do not compare."
+            f"One trains for {first.max_epochs} epochs, the other for {second.max_epochs}, so their learning-rate "
+            "schedules differ: their values cannot be compared."
         )
     return ""
 
@@ -120,7 +121,7 @@ def _compare_trials(first: SweepRecord, second: SweepRecord, epoch: int) -> Swee
     test = f"all trials at epoch {epoch}, {len(ours)} and {len(theirs)}"
     text = f"a trial of {better[0]} is better in {better[1]:.0%} of the pairs"
     if not (_has_independent_trials(first, epoch) and _has_independent_trials(second, epoch)):
-        text += "; no test, since their trials depend on each other"
+        text += "; not tested, because their trials depend on each other"
         return SweepComparison(first.name, second.name, test, text, math.nan)
     return SweepComparison(first.name, second.name, f"{test} (Mann-Whitney)", text, float(result.pvalue))
 

@@ -92,6 +92,6 @@ def _draw_contour(record: SweepRecord, pair: tuple[Parameter, Parameter], epoch:
     )
     sentence = (
         f"{format_metric_name(record.metric)} at epoch {epoch} over {pair[0].key} and {pair[1].key}, smoothed between "
-        f"{len(trials)} trials (dots); where none is near, nothing is drawn."
+        f"{len(trials)} trials (dots); areas without trials nearby are left blank."
     )
     return drawn, sentence

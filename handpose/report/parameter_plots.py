@@ -86,9 +86,9 @@ def _trace_effects(
         "y": y,
         "mode": "markers",
         "marker": {"symbol": "line-ns-open", "size": 12, "color": "@ink", "line": {"width": 3, "color": "@ink"}},
-        "name": "what chance reaches",
+        "name": "largest share by chance",
         "showlegend": is_first,
-        "hovertemplate": "chance reaches %{x:.0%}<extra></extra>",
+        "hovertemplate": "by chance up to %{x:.0%}<extra></extra>",
     }
     return [shares, chance]
 

@@ -66,7 +66,7 @@ def format_trial_cost(rows: Sequence[PointRow], *, typical_s: float, gpu: str) -
     ]
     process_mb = max(row.process_mb for row in rows)
     if math.isfinite(process_mb):
-        parts.append(f"{process_mb / 1e3:.1f} GB a process")
+        parts.append(f"{process_mb / 1e3:.1f} GB of memory per process")
     return "a trial     " + ", ".join(parts)
 
 
@@ -93,14 +93,14 @@ def format_sweep_cost(
 
 def format_confirm_cost(*, num_runs: int, work: WorkEstimate) -> str:
     """Format what the confirmation of the finalists takes. It does not count towards the budgets of the sweep."""
-    return f"to confirm  {num_runs} runs at most, after that: {_format_work(work)}"
+    return f"to confirm  {num_runs} runs at most, afterwards: {_format_work(work)}"
 
 
 def format_retrain_cost(*, epochs: int, num_devices: int, wall_s: float) -> str:
     """Format what the retraining of the winner takes at the measured speed of trials."""
     devices = f"{num_devices} device{'' if num_devices == 1 else 's'}"
     return (
-        f"to retrain  {epochs} epochs on {devices}, after that: about {_format_rough_duration(wall_s)} at the speed of "
+        f"to retrain  {epochs} epochs on {devices}, afterwards: about {_format_rough_duration(wall_s)} at the speed of "
         "a trial"
     )
 
@@ -125,8 +125,8 @@ def format_disk_use(*, checkpoint_mb: float, needed_gb: float, budget_gb: float,
         folder: a folder on the disk.
     """
     return (
-        f"the disk    {checkpoint_mb:.0f} MB a checkpoint, {needed_gb:.2g} GB of them at the least, "
-        f"{budget_gb:g} GB at the most; {format_size(1e9 * free_gb)} are free in {folder}"
+        f"the disk    {checkpoint_mb:.0f} MB per checkpoint, at least {needed_gb:.2g} GB and at most "
+        f"{budget_gb:g} GB of checkpoints; {format_size(1e9 * free_gb)} free in {folder}"
     )
 
 

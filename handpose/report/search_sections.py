@@ -31,7 +31,9 @@ _MAX_SLICES = 6
 def add_progress_section(page: HtmlPage, record: SweepRecord) -> None:
     """Add the best trial over time, and all learning curves."""
     page.add_section(
-        "best-so-far", "Best so far", "What the sweep would have picked, had it ended after so much slot-time."
+        "best-so-far",
+        "Best so far",
+        "The trial that the sweep would have chosen if it had ended after a given slot-time.",
     )
     page.add_chart(
         plot_best_so_far([record]),

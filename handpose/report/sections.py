@@ -109,9 +109,9 @@ def format_status(record: SweepRecord) -> str:
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     how = {
         "finished": "finished",
-        "spent": "its budget is spent, and it can go on with a larger one",
-        "interrupted": "interrupted; it can go on",
-        "halted": "halted, since no trial worked",
+        "spent": "its budget is spent; it can be resumed with a larger one",
+        "interrupted": "interrupted; it can be resumed",
+        "halted": "halted because no trial worked",
         "": "running, or killed",
     }[record.end]
     return (
@@ -132,7 +132,7 @@ def _add_winner(page: HtmlPage, record: SweepRecord) -> None:
     if confirmation is None or confirmation.winner is None:
         sentence = (
             f"Trial {winner.number} leads by its own value after {winner.epochs} epochs. It was picked for that value, "
-            "one run of many, so that the value is optimistic: it has not been confirmed over fresh seeds."
+            "one run of many, so the value is optimistic: it has not been confirmed with new seeds."
         )
     else:
         sentence = (
@@ -303,7 +303,7 @@ def _add_failures(page: HtmlPage, record: SweepRecord) -> None:
         page.add_section("failures", "Failures", "No trial failed, diverged or cost too much.")
         return
     page.add_section(
-        "failures", "Failures", f"{len(lost)} trials came to nothing; {len(record.failures)} times a worker failed."
+        "failures", "Failures", f"{len(lost)} trials gave no result; {len(record.failures)} workers failed."
     )
     causes = Counter((each.kind, each.cause, each.is_retried) for each in record.failures)
     if causes:
@@ -347,7 +347,7 @@ def _explain_end(record: SweepRecord, trial: TrialRecord) -> str:
             f"{format_cost_name(name)}: above the limit of {format_cost_value(name, record.limits[name])}"
             for name in over
         ]
-        return "; ".join(reasons) or trial.error or "a cost cannot be told"
+        return "; ".join(reasons) or trial.error or "a cost could not be measured"
     if not math.isfinite(trial.value):
         return f"{format_metric_name(record.metric)} was not finite"
     return f"{format_metric_name(record.metric)} far worse than the trial's best"
@@ -359,7 +359,9 @@ def _explain_end(record: SweepRecord, trial: TrialRecord) -> str:
 def _add_retrained(page: HtmlPage, record: SweepRecord) -> None:
     assert record.retrained is not None
     page.add_section(
-        "retrained", "The retrained winner", "The winner with its full schedule; the test split was looked at once."
+        "retrained",
+        "The retrained winner",
+        "The winner trained with its full schedule, and the only use of the test split.",
     )
     metrics = record.retrained.metrics
     names = dict.fromkeys(name.partition("/")[2] for name in metrics)
@@ -370,10 +372,16 @@ def _add_retrained(page: HtmlPage, record: SweepRecord) -> None:
     ]
     titles = {"test": "test", "val": "validation", "baseline": "mean pose"}
     page.add_markup(BLOCKS.table(["metric", *(titles[stage] for stage in columns)], rows, numeric=range(1, 4)))
+    if "pa_mpjpe_official_mm" in names:
+        page.add_text(
+            "pa_mpjpe_official_mm is the error to compare with papers on FreiHAND: it is aligned as in the official "
+            "eval.py, which allows a reflection. pa_mpjpe_mm and pck_auc never reflect a hand. The sweep optimised "
+            f"{record.metric}."
+        )
     for kind, title in (("worst", "Its worst hands"), ("best", "Its best hands"), ("other", "Some of its predictions")):
         hands = [hand for hand in record.retrained.hands if hand.kind == kind]
         if hands:
-            page.add_text(f"{title} of the test split; the truth, where it is known, is the thin white line.")
+            page.add_text(f"{title} of the test split; the thin white line is the truth, where it is known.")
             page.add_markup(BLOCKS.pictures([(hand.jpeg, _format_caption(hand.name, hand.error_mm)) for hand in hands]))
 
 
@@ -383,7 +391,9 @@ def _format_caption(name: str, error_mm: float) -> str:
 
 def _add_trials(page: HtmlPage, record: SweepRecord) -> None:
     page.add_section(
-        "trials", "All trials", "The best first; a click on a column's head sorts by it. trials.csv has all of it."
+        "trials",
+        "All trials",
+        "The best trials first; click on a column title to sort by it. trials.csv has the whole table.",
     )
     ranked = {number: place for place, number in enumerate(record.ranked)}
     trials = sorted(record.trials, key=lambda trial: (ranked.get(trial.number, len(ranked)), trial.number))
@@ -417,7 +427,7 @@ def _add_trials(page: HtmlPage, record: SweepRecord) -> None:
 
 
 def _add_origin(page: HtmlPage, record: SweepRecord) -> None:
-    page.add_section("origin", "Configuration, data and versions", "What the sweep was, so that it can be had again.")
+    page.add_section("origin", "Configuration, data and versions", "Everything needed to run this sweep again.")
     origin = record.origin
     git = origin.get("git") or {}
     revision = f"{git.get('revision') or 'not known'}{', with changes' if git.get('dirty') else ''}"

@@ -82,9 +82,9 @@ def format_warm_start(account: Mapping[str, Any]) -> str:
     Args:
         account: an element of `InitialTrials.import_summaries`.
     """
-    parts = [f"{account['brought']} trials brought in"]
+    parts = [f"{account['brought']} trials used"]
     parts += [f"{number} left out ({reason})" for reason, number in account["not_comparable"].items()]
-    parts += [f"{number} out of the range of {key}" for key, number in account["dropped_out_of_range"].items()]
+    parts += [f"{number} outside the range of {key}" for key, number in account["dropped_out_of_range"].items()]
     if account["tried_first"]:
         parts.append(f"its best {account['tried_first']} are tried first")
     return f"warm start  {account['sweep']}: " + ", ".join(parts)

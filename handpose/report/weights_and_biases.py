@@ -79,7 +79,7 @@ class WandbLog:
             action(row)
         except Exception as error:  # wandb raises many kinds, for example without an account or network
             self._works = False
-            print(f"wandb: {' '.join(str(error).split())}; the sweep goes on without it", flush=True)
+            print(f"wandb: {' '.join(str(error).split())}; the sweep continues without it", flush=True)
 
     def _get_run(self, row: TrialRow) -> Any:
         if row.number not in self._runs:

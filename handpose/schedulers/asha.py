@@ -166,7 +166,7 @@ def _list_rung_epochs(grace_period: int, reduction_factor: float, max_epochs: in
 
 def _check_asha_options(mode: str, grace_period: int, reduction_factor: float, brackets: int, max_epochs: int) -> None:
     if mode not in ("stop", "promote"):
-        raise UserError(f"scheduler.mode={mode} is not known: configs/scheduler/asha.yaml takes stop or promote")
+        raise UserError(f"scheduler.mode={mode} is unknown; scheduler=asha takes stop or promote")
     if not 1 <= grace_period <= max_epochs:
         raise UserError(
             f"scheduler.grace_period={grace_period} must be at least 1 and at most sweep.max_epochs={max_epochs}: "
@@ -174,8 +174,8 @@ def _check_asha_options(mode: str, grace_period: int, reduction_factor: float, b
         )
     if not reduction_factor > 1:
         raise UserError(
-            f"scheduler.reduction_factor={reduction_factor:g} must be above 1: with configs/scheduler/asha.yaml one "
-            "trial in so many goes on at each rung"
+            f"scheduler.reduction_factor={reduction_factor:g} must be above 1: one trial in "
+            "reduction_factor continues at each rung (configs/scheduler/asha.yaml)"
         )
     if brackets < 1:
         raise UserError(f"scheduler.brackets={brackets} must be at least 1 (configs/scheduler/asha.yaml)")

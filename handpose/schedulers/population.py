@@ -237,12 +237,12 @@ def _check_pbt_options(interval: int, quantile_fraction: float, resample_probabi
     if not 1 <= interval < max_epochs:
         raise UserError(
             f"scheduler.perturbation_interval={interval} must be at least 1 and below "
-            f"sweep.max_epochs={max_epochs}, or nobody of the population changes (configs/scheduler/pbt.yaml)"
+            f"sweep.max_epochs={max_epochs}, or no trial would ever change (configs/scheduler/pbt.yaml)"
         )
     if not 0 < quantile_fraction <= 0.5:
         raise UserError(
-            f"scheduler.quantile_fraction={quantile_fraction:g} must be above 0 and at most 0.5: the best and the "
-            "worst of a population are not the same (configs/scheduler/pbt.yaml)"
+            f"scheduler.quantile_fraction={quantile_fraction:g} must be above 0 and at most 0.5, so that no trial "
+            "is among both the best and the worst (configs/scheduler/pbt.yaml)"
         )
     if not 0 <= resample_probability <= 1:
         raise UserError(

@@ -346,7 +346,8 @@ class OptunaSearcher(Searcher):
             count_grid_points(self._space)
             if warm_start:
                 raise UserError(
-                    "searcher=grid tries every point once, whatever is known: leave out searcher.warm_start"
+                    "searcher=grid tries every point once and cannot learn from other sweeps; leave out "
+                    "searcher.warm_start"
                 )
         try:
             with warnings.catch_warnings():
@@ -359,8 +360,8 @@ class OptunaSearcher(Searcher):
             if self._second_objective is None:
                 raise
             raise UserError(
-                f"sweep.second_objective={self._second_objective}: {type(sampler).__name__} proposes for one objective "
-                "alone; give searcher=tpe, nsga2, gp, qmc or random"
+                f"sweep.second_objective={self._second_objective}: {type(sampler).__name__} supports one objective "
+                "only; give searcher=tpe, nsga2, gp, qmc or random"
             ) from error
         if isinstance(sampler, GPSampler):
             _check_list_lengths(pending.distributions)
@@ -508,7 +509,7 @@ def _resolve_sampler(
 
 
 def _make_sampler_error(error: Exception) -> UserError:
-    return UserError(f"searcher.sampler: {' '.join(str(error).split())} (its values stand in configs/searcher/)")
+    return UserError(f"searcher.sampler: {' '.join(str(error).split())} (its values are in configs/searcher/)")
 
 
 def _keep_finite(values: Mapping[Any, float]) -> dict[Any, float]:

@@ -204,7 +204,7 @@ def fix_params(space: Space, fixed: Mapping[str, Any]) -> Space:
         is_searched = bool(trial.params)
     if not is_searched:
         raise UserError(
-            f"every key that {space.file} searches is given on the command line ({', '.join(fixed)}), so that all "
+            f"every key that {space.file} searches is given on the command line ({', '.join(fixed)}), so all "
             "trials would be the same; leave one of them out, or train once with train.py"
         )
     return less
@@ -328,7 +328,7 @@ def _load_yaml(file: Path) -> YamlSpace:
                 )
     if not parameters:
         raise UserError(
-            f"{file} searches nothing: every key has one value; give at least one interval, range or choice"
+            f"{file} has nothing to search: every key has one value; give at least one interval, range or choice"
         )
     return YamlSpace(file, parameters, fixed, {str(key): str(value) for key, value in content.items()})
 

@@ -183,7 +183,7 @@ def _open_database(url: str) -> BaseStorage:
     file = _find_sqlite_file(url)
     if file is not None and not file.is_absolute():  # a sweep may be resumed from another working directory
         raise UserError(
-            f"searcher.storage={url} must name a file from the root on, with four slashes: sqlite:////folder/study.db"
+            f"searcher.storage={url} must have an absolute path, with four slashes: sqlite:////folder/study.db"
         )
     try:
         return optuna.storages.get_storage(RDBStorage(url))
@@ -222,7 +222,7 @@ def create_study(storage: BaseStorage, name: str, objectives: Mapping[str, str],
             study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         except DuplicatedStudyError as error:
             where = "the sweep's folder" if url is None else f"searcher.storage={hide_password(url)}"
-            raise UserError(f"there is a study {name} in {where} already; choose another sweep.name") from error
+            raise UserError(f"{where} already has a study {name}; choose another sweep.name") from error
         study.set_metric_names(list(objectives))
     storage.set_study_user_attr(study._study_id, STUDY_ID_ATTRIBUTE, uuid.uuid4().hex)
     return study._study_id
@@ -263,7 +263,7 @@ def parse_limits(constraints: Mapping[str, float | None]) -> dict[str, float]:
     """
     for name, limit in constraints.items():
         if name not in COST_NAMES:
-            raise UserError(f"searcher.constraints.{name}: a trial is measured for {', '.join(COST_NAMES)} only")
+            raise UserError(f"searcher.constraints.{name}: only {', '.join(COST_NAMES)} are measured")
         is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
         if limit is not None and not (is_number and 0 < limit < math.inf):
             raise UserError(f"searcher.constraints.{name} must be a number above 0, or null, but it is {limit}")

@@ -382,7 +382,7 @@ def _read_earlier_sweep(given: str) -> _EarlierSweep:
         url = resolve_storage_url(config["searcher"].get("storage"))
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"searcher.warm_start: {file} is not that of a sweep, or damaged ({reason})") from error
+        raise UserError(f"searcher.warm_start: {file} is damaged, or not the file of a sweep ({reason})") from error
     study, trials = _read_study(url, folder, sweep["name"])
     return _EarlierSweep(folder, sweep["name"], study, revision, conditions, trials)
 

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from handpose.errors import UserError
-from handpose.report.trial_table import TrialTable
+from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo, Scheduler
 from handpose.schema import bind_arguments
 from handpose.search.searcher import Searcher, count_points
@@ -139,10 +139,11 @@ class SweepPlan:
             used_seeds=find_used_seeds(self.task.config.searcher.get("warm_start") or []),
         )
 
-    def retrain_winner(self, *, use_val: bool) -> dict[str, float]:
+    def retrain_winner(self, winner: TrialRow, *, use_val: bool) -> dict[str, float]:
         """Train the winner in best.yaml with its full schedule and test it.
 
         Args:
+            winner: trial of best.yaml. Its speed gives the expected time of the retraining.
             use_val: train on the training and the validation split.
 
         Returns:
@@ -155,6 +156,7 @@ class SweepPlan:
             sweep.path,
             devices=sweep.retrain_devices,
             use_val=use_val,
+            epoch_s=sweep.workers_per_trial * winner.seconds / winner.epochs if winner.epochs else None,
             find_nodes=self._find_retrain_nodes if is_shared else None,
         )
 

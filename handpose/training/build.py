@@ -41,7 +41,7 @@ def build_training(
     _set_num_threads(config.num_threads)
     encoder = config.model.encoder
     if pretrained and encoder.get("pretrained") and not quiet:
-        print(f"Getting the pretrained weights of {encoder.get('name', encoder._target_)}", file=sys.stderr, flush=True)
+        print(f"Loading the pretrained weights of {encoder.get('name', encoder._target_)}", file=sys.stderr, flush=True)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module = _build_module(config, pretrained=pretrained, quiet=quiet)
     return module, build_data(config, masks=module.augment.needs_masks, quiet=quiet, cache_data=cache_data)

@@ -191,10 +191,10 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
         raise UserError(f"{path} is not a checkpoint of this project: it is a folder; give a file in it") from error
     except OSError as error:
         if error.errno == errno.EINVAL:  # a truncated file: torch seeks to a position before its start
-            raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
+            raise UserError(f"{path} is not a checkpoint of this project, or it is incomplete") from error
         raise UserError(f"{key}={explain_file_error(error, path, verb='read')}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a checkpoint of this project, or not a whole one") from error
+        raise UserError(f"{path} is not a checkpoint of this project, or it is incomplete") from error
     if checkpoint.get("format", 1) > CHECKPOINT_FORMAT:
         raise UserError(
             f"{path} is of format {checkpoint['format']}, but this version of the project reads formats up to "
@@ -234,7 +234,7 @@ def check_architecture(checkpoint: Mapping[str, Any], config: Mapping[str, Any],
     missing = sorted(key for key in configured.keys() - saved.keys() if key.startswith("model."))
     if missing and saved["model/decoder"] == configured["model/decoder"]:
         raise UserError(
-            f"{path} was written by an earlier version of this project, whose network had no {', '.join(missing)}; use "
+            f"{path} was written by an earlier version of this project, whose network lacks {', '.join(missing)}; use "
             "that version, or train again"
         )
     different = [key for key in {**saved, **configured} if saved.get(key) != configured.get(key)]

@@ -25,7 +25,12 @@ from handpose.data.sample import Annotations, HandBatch
 from handpose.errors import UserError, add_file_name
 from handpose.evaluation.baselines import compute_mean_pose_errors
 from handpose.evaluation.hand_pictures import write_hand_pictures
-from handpose.evaluation.predict import PredictionModule, compute_errors, compute_true_size_rr_mpjpe_mm
+from handpose.evaluation.predict import (
+    PredictionModule,
+    compute_errors,
+    compute_official_pa_mpjpe_mm,
+    compute_true_size_rr_mpjpe_mm,
+)
 from handpose.evaluation.submission import write_course, write_official
 from handpose.files import write_json
 from handpose.heatmaps import CameraAxes, ImageAxes
@@ -84,7 +89,8 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     folders = folders or prepare_folders(config)
     if config.test:
         metrics = _test(config, prepared, folders, quiet=quiet)
-        return RunResult(folders, None, checkpoint, metrics, describe_hand_size(prepared, prepared.data.splits.test))
+        hand_size = describe_hand_size(prepared, prepared.data.splits.test)
+        return RunResult(folders, None, checkpoint, metrics, hand_size, prepared.data.image_size)
     training = _fit(config, prepared, folders, callbacks=(), quiet=quiet)
     best = training.best_checkpoint
     if best is None:
@@ -94,7 +100,8 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     load_weights(prepared.module, read_checkpoint(best), best)
     metrics = _test(config, prepared._replace(checkpoint=best), folders, quiet=quiet)
     _synchronize_processes()
-    return RunResult(folders, training, best, metrics, describe_hand_size(prepared, prepared.data.splits.test))
+    hand_size = describe_hand_size(prepared, prepared.data.splits.test)
+    return RunResult(folders, training, best, metrics, hand_size, prepared.data.image_size)
 
 
 def _explain_missing_checkpoint(config: DictConfig, training: TrainingResult) -> str:
@@ -232,8 +239,8 @@ def _check_camera(module: HandPose) -> None:
     given = {f"augment.{name}": value for name, value in module.augment.camera_options.items()}
     if isinstance(module.axes, CameraAxes) and given:
         raise UserError(
-            f"{', '.join(f'{key}={value:g}' for key, value in given.items())} shows the hand through another camera, "
-            "while a network of heatmap=camera_axes is trained on millimetres for one camera, so that its labels would "
+            f"{', '.join(f'{key}={value:g}' for key, value in given.items())} changes the camera, but a network with "
+            "heatmap=camera_axes is trained for one camera, so its labels would "
             f"be wrong; give {' '.join(f'{key}=0' for key in given)}, or heatmap=image_axes"
         )
 
@@ -244,14 +251,15 @@ def _read_weights(config: DictConfig, stage: Literal["fit", "test"] | None, path
     epochs = checkpoint["epoch"] + 1
     if stage is None and epochs >= config.trainer.max_epochs:  # a trial may resume from a checkpoint of the last epoch
         raise UserError(
-            f"{path} has {epochs} epochs behind it and trainer.max_epochs={config.trainer.max_epochs}; give a larger "
-            "trainer.max_epochs to go on, or test=true to test it"
+            f"{path} was trained for {epochs} epochs and trainer.max_epochs={config.trainer.max_epochs}; give a larger "
+            "trainer.max_epochs to continue, or test=true to test it"
         )
     steps, max_steps = checkpoint.get("global_step", 0), config.trainer.get("max_steps", -1)
     if stage is None and 0 < max_steps <= steps:
         raise UserError(
-            f"{path} has {steps} steps behind it and trainer.max_steps={max_steps}; give a larger trainer.max_steps to "
-            "go on, or test=true to test it"
+            f"{path} was trained for {steps} steps and trainer.max_steps={max_steps}; give a larger "
+            f"trainer.max_steps to "
+            "continue, or test=true to test it"
         )
     return checkpoint
 
@@ -262,7 +270,7 @@ def _check_parameter_groups(checkpoint: dict[str, Any], module: HandPose, path: 
     if groups and groups != [len(group["params"]) for group in make_parameter_groups(module.net)]:
         raise UserError(
             f"{path} was written by another version, whose optimizer grouped the weights in {len(groups)}; give "
-            f"model.weights={path} to begin a training with its weights"
+            f"model.weights={path} to start a training with its weights"
         )
 
 
@@ -321,6 +329,7 @@ def _fit(
         epochs=trainer.current_epoch,
         seconds=time.monotonic() - started,
         is_held_out=not config.train_on_val,
+        image_size=prepared.data.image_size,
     )
 
 
@@ -336,7 +345,7 @@ def _explain_how_to_resume(config: DictConfig, trainer: pl.Trainer) -> str:
         return "interrupted before a checkpoint was written; start again with the same command"
     weights_override = " model.weights=null" if config.model.weights is not None else ""
     checkpoint = shlex.quote(quote_override("model.checkpoint_path", str(saved.last)))
-    return f"interrupted; to go on, give the same command and {checkpoint}{weights_override}"
+    return f"interrupted; to resume, give the same command and {checkpoint}{weights_override}"
 
 
 def _test(config: DictConfig, prepared: PreparedRun, folders: RunFolders, *, quiet: bool) -> dict[str, float]:
@@ -399,6 +408,7 @@ def _compute_test_metrics(prepared: PreparedRun, predicted_m: np.ndarray) -> dic
     if truth is None:
         return {}
     measured = compute_errors(predicted_m, truth, tested.intrinsics.numpy())
+    measured["pa_mpjpe_official_mm"] = compute_official_pa_mpjpe_mm(predicted_m, truth)
     if isinstance(axes, ImageAxes) and not data.splits.test.is_scale_given:
         measured["rr_mpjpe_true_size_mm"] = compute_true_size_rr_mpjpe_mm(predicted_m, truth, axes.scale_m.item())
     baseline = _compute_baseline(_require_xyz_m(data.training_annotations.xyz_m), truth)
@@ -430,9 +440,9 @@ def _get_checkpoint_path(config: DictConfig) -> Path | None:
     path = config.model.checkpoint_path
     if path is not None and config.model.weights is not None:
         raise UserError(
-            f"model.weights={config.model.weights} begins a training and model.checkpoint_path={path} goes on with "
-            "one; give one of them, and model.weights=null to go on"
+            f"model.weights={config.model.weights} starts a training and model.checkpoint_path={path} resumes "
+            "one; give only one of them (model.weights=null to resume)"
         )
     if path is None and (config.test or config.resume):
-        raise UserError("a checkpoint to go on from, or to test, is asked for: give model.checkpoint_path=FILE")
+        raise UserError("resume=true and test=true need a checkpoint: give model.checkpoint_path=FILE")
     return Path(path) if path else None

@@ -16,11 +16,11 @@ class ProgressBar(pl.Callback):
         metric: the metric to show for each epoch, next to PA-MPJPE.
     """
 
-    def __init__(self, *, metric: str = "val/pa_mpjpe_mm") -> None:
+    def __init__(self, *, metric: str = "val/pa_mpjpe_mm", shows_bar: bool = True) -> None:
         self.metric = metric
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.bar = Bar(*columns, console=console, transient=True, disable=not (shows_bar and console.is_terminal))
         self.task: TaskID | None = None
         self.epoch_started = 0.0
 

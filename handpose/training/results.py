@@ -10,6 +10,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from handpose.config import save_config
 from handpose.errors import UserError, explain_file_error
 from handpose.files import check_writable
+from handpose.metrics.official import format_official_pa_mpjpe
+from handpose.skeleton import JOINT_NAMES, ROOT
+
+_OFFICIAL = "test/pa_mpjpe_official_mm"
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,13 @@ class TrainingResult:
     epochs: int
     seconds: float
     is_held_out: bool
+    image_size: int
 
     def format_validation(self) -> str:
         """Format the last validation as one line."""
         if not self.is_held_out:
-            return (
-                "validation  none: the validation split was trained on (train_on_val=true), the last checkpoint counts"
-            )
-        return _format_metrics("validation", "val", self.metrics)
+            return "validation  none: train_on_val=true trains on the validation split and keeps the last checkpoint"
+        return _format_metrics("validation", "val", self.metrics, image_size=self.image_size)
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,24 @@ class RunResult:
     checkpoint: Path | None
     test_metrics: dict[str, float]
     hand_size: str = ""
+    image_size: int | None = None
 
     def format_summary(self) -> str:
         """Format the results and the folders as text."""
         lines = [self.training.format_validation()] if self.training else []
         if self.checkpoint is None:
-            lines.append("test        nothing to predict with: checkpoints.enabled=false")
+            lines.append("test        no predictions, because checkpoints.enabled=false left no checkpoint to test")
         else:
             is_given = self.hand_size.startswith("given")
-            lines.append(_format_metrics("test", "test", self.test_metrics, of_given_size=is_given))
+            lines.append(
+                _format_metrics(
+                    "test", "test", self.test_metrics, image_size=self.image_size, uses_given_hand_size=is_given
+                )
+            )
+            if _OFFICIAL in self.test_metrics:
+                lines.append(
+                    f"{'':<12}to compare with papers: {format_official_pa_mpjpe(self.test_metrics[_OFFICIAL])}"
+                )
             if self.hand_size and not is_given:
                 lines.append(f"hand size   {self.hand_size}{self._format_true_size()}")
             lines.append(f"checkpoint  {self.checkpoint}")
@@ -89,19 +101,33 @@ class RunResult:
     def _format_true_size(self) -> str:
         name = "test/rr_mpjpe_true_size_mm"
         return (
-            f"; with the true size root-relative {self.test_metrics[name]:.2f} mm" if name in self.test_metrics else ""
+            f"; with the true size, the root-relative error is {self.test_metrics[name]:.2f} mm"
+            if name in self.test_metrics
+            else ""
         )
 
 
-def _format_metrics(title: str, stage: str, metrics: dict[str, float], *, of_given_size: bool = False) -> str:
+def _format_metrics(
+    title: str,
+    stage: str,
+    metrics: dict[str, float],
+    *,
+    image_size: int | None,
+    uses_given_hand_size: bool = False,
+) -> str:
     if f"{stage}/pa_mpjpe_mm" not in metrics:
-        reason = "no joints in this split: predictions only" if stage == "test" else "not reached"
+        reason = (
+            "predictions without errors, because this split has no joints"
+            if stage == "test"
+            else "none: the training ended before its first validation"
+        )
         return f"{title:<11} {reason}"
     pa, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics["baseline/pa_mpjpe_mm"]
-    which = "with the given hand size " if of_given_size else ""
+    which = "with the given hand size " if uses_given_hand_size else ""
     return (
-        f"{title:<11} PA-MPJPE {pa:.2f} mm (mean pose {mean_pose:.2f}, ratio {pa / mean_pose:.2f}), root-relative "
-        f"{which}{metrics[f'{stage}/rr_mpjpe_mm']:.2f} mm, {metrics[f'{stage}/keypoint_error_px']:.2f} px, "
+        f"{title:<11} PA-MPJPE {pa:.2f} mm without reflection (mean pose {mean_pose:.2f}, ratio {pa / mean_pose:.2f}), "
+        f"root-relative at {JOINT_NAMES[ROOT]} {which}{metrics[f'{stage}/rr_mpjpe_mm']:.2f} mm, "
+        f"{metrics[f'{stage}/keypoint_error_px']:.2f} px in images of {image_size} px, "
         f"AUC {metrics[f'{stage}/pck_auc']:.3f}{_others(stage, metrics)}"
     )
 
@@ -109,7 +135,7 @@ def _format_metrics(title: str, stage: str, metrics: dict[str, float], *, of_giv
 def _others(stage: str, metrics: dict[str, float]) -> str:
     """Format the metrics that a user has added."""
     own = (f"{stage}/{name}" for name in ("pa_mpjpe_mm", "rr_mpjpe_mm", "rr_mpjpe_true_size_mm", "pck_auc"))
-    known = {*own, f"{stage}/keypoint_error_px"}
+    known = {*own, f"{stage}/keypoint_error_px", _OFFICIAL}
     added = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{stage}/")}
     return "".join(f", {name} {value:.4g}" for name, value in added.items() if f"{stage}/{name}" not in known)
 
@@ -144,7 +170,7 @@ def prepare_folders(config: DictConfig) -> RunFolders:
         return folders.subfolders(inner)
     while not _try_to_make_folders(folders):
         if folders.logs.name != config.paths.time:
-            raise UserError(f"paths.logs={folders.logs} is there already; choose another folder")
+            raise UserError(f"paths.logs={folders.logs} already exists; choose another folder")
         time.sleep(0.2)
         _renew_time_stamp(config)
         folders = _get_folders(config)

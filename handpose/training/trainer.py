@@ -81,7 +81,7 @@ def make_training_trainer(
         **({"strategy": process_group.strategy, "devices": "auto"} if process_group else {}),
         environment=process_group.environment if process_group else None,
     )
-    trainer.callbacks.append(FinalValidation())  # after Lightning's Timer
+    trainer.callbacks.append(FinalValidation())  # type: ignore[attr-defined]  # after Lightning's Timer
     # Without a file, the profiler writes to Lightning's log, which is silenced.
     if config.trainer.get("profiler") is not None:
         profiler: Any = trainer.profiler  # type: ignore[attr-defined]
@@ -252,7 +252,9 @@ def count_local_processes(config: DictConfig) -> int:
 
 
 def _make_progress_callbacks(config: DictConfig, quiet: bool) -> list[pl.Callback]:
-    return [ProgressBar(metric=config.checkpoints.metric)] if config.trainer.enable_progress_bar and not quiet else []
+    if quiet:
+        return []
+    return [ProgressBar(metric=config.checkpoints.metric, shows_bar=bool(config.trainer.enable_progress_bar))]
 
 
 def _make_logger(config: DictConfig, folders: RunFolders) -> Logger | bool:

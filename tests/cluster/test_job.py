@@ -131,7 +131,7 @@ def test_a_node_that_ended_is_started_again_a_few_times(tmp_path, monkeypatch, c
         address = nodes.start_head(FakeEnding(), 60)
         nodes.start_others(address, FakeEnding(), 60)
         end = time.monotonic() + 60
-        while capsys.readouterr().out.count("has ended; what it wrote last: out of memory") < 1:
+        while capsys.readouterr().out.count("has ended; its last line of output: out of memory") < 1:
             nodes.report_ended_nodes()
             assert time.monotonic() < end
         while (tmp_path / "starts").read_text().count("there") < job._MAX_STARTS:
@@ -148,7 +148,7 @@ def test_a_node_that_ended_is_started_again_a_few_times(tmp_path, monkeypatch, c
         nodes.stop()
     starts = (tmp_path / "starts").read_text().splitlines()
     assert starts == ["here None", *["there 10.0.0.1:7"] * job._MAX_STARTS]
-    assert "job: starts the Ray node on there again" in capsys.readouterr().out
+    assert "job: restarting the Ray node on there" in capsys.readouterr().out
 
 
 def test_a_job_that_got_somewhere_comes_again(tmp_path, capsys):
@@ -162,13 +162,13 @@ def test_jobs_that_get_nowhere_do_not_come_again_for_ever(tmp_path, capsys):
     allocation = FakeAllocation()
     statuses = [job._requeue(allocation, tmp_path, has_moved=False, folder=Path("sweep")) for _ in range(2)]
     assert (statuses, allocation.num_asked) == ([75, 1], 1)
-    assert "in 2 jobs no epoch was finished" in capsys.readouterr().out
+    assert "2 jobs in a row finished no epoch" in capsys.readouterr().out
 
 
 def test_a_job_that_cannot_come_again_says_how_to_go_on(tmp_path, capsys):
     assert job._requeue(FakeAllocation("no rights"), tmp_path, has_moved=True, folder=Path("/sweep")) == 75
     told = capsys.readouterr().out
-    assert "could not be queued again (no rights); to go on: python tune.py sweep.resume=/sweep" in told
+    assert "could not be queued again (no rights); to resume: python tune.py sweep.resume=/sweep" in told
 
 
 def test_a_warning_reaches_neither_what_the_job_starts_nor_is_it_lost():
@@ -254,4 +254,4 @@ def test_a_sweep_on_two_nodes_is_warned_and_goes_on_in_the_next_job(tmp_path):
         assert not (place / "nodes_12" / "token").exists()
         assert subprocess.run(command, cwd=tmp_path, env=environment, stdout=out, stderr=out).returncode == 0
     assert (sweep / "retrain" / "metrics.json").is_file()
-    assert "goes on" in log.read_text()
+    assert "·  resumed" in log.read_text()

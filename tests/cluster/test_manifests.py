@@ -83,10 +83,10 @@ def test_arguments_reach_a_pod_as_they_are(manifest):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ([*POD, "--", "sweep.name=My_Hands"], "sweep.name=My_Hands must be a name of Kubernetes"),
+        ([*POD, "--", "sweep.name=My_Hands"], "sweep.name=My_Hands must be a valid Kubernetes name"),
         ([*POD[:-2], "--", "sweep.name=hands"], "--claim is missing"),
-        ([*POD, "--memory", "a lot", "--", "sweep.name=hands"], "--memory a lot must be a quantity"),
-        ([*POD, "--wall-time", "1", "--", "sweep.name=hands"], "--wall-time is no option"),
+        ([*POD, "--memory", "a lot", "--", "sweep.name=hands"], "--memory a lot must be a Kubernetes quantity"),
+        ([*POD, "--wall-time", "1", "--", "sweep.name=hands"], "--wall-time is not an option"),
     ],
 )
 def test_a_mistake_is_a_sentence(tmp_path, monkeypatch, capsys, argv, sentence):

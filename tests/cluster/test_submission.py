@@ -81,13 +81,13 @@ def test_a_sweep_without_a_name_gets_one_since_the_next_job_finds_it_by_that(wor
         (["--wall-time", "1h", "--"], r"--wall-time 1h must be HH:MM:SS"),
         (["--wall-time", "00:05:00", "--"], r"--warning-s 300 leaves no time"),
         (["--wall-time", "01:00:00", "--time=3", "--"], r"--time=3: --time is set by this launcher"),
-        (["--wall-time", "01:00:00", "sweep.name=x"], r"sweep\.name=x is no option; .* two dashes"),
-        (["--wall-time", "01:00:00", "--", "ray.address=auto"], r"ray\.address=auto has no place in a job"),
+        (["--wall-time", "01:00:00", "sweep.name=x"], r"sweep\.name=x is not an option; .* two dashes"),
+        (["--wall-time", "01:00:00", "--", "ray.address=auto"], r"ray\.address=auto cannot be set in a job"),
         (["--wall-time", "01:00:00", "--", "sweep.nam=x"], r"no configuration key sweep\.nam"),
         (["--wall-time", "01:00:00", "--", "search_space=none_such"], r"none_such"),
         (
             ["--wall-time", "01:00:00", "--", "sweep.resume=nowhere"],
-            r"sweep\.resume=.*nowhere: there is no sweep",
+            r"sweep\.resume=.*nowhere: this folder has no sweep",
         ),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_sweep_that_is_there_is_not_begun_again(working_folder, capsys):
 
 def test_a_scheduler_that_is_not_there_is_a_sentence(working_folder, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert "there is no sbatch here" in run_refused(slurm, capsys, *JOB, "--", *SWEEP)
+    assert "sbatch is not installed on this machine" in run_refused(slurm, capsys, *JOB, "--", *SWEEP)
 
 
 def test_the_script_that_is_handed_in_is_kept_for_its_owner_alone(working_folder, capsys, monkeypatch):

@@ -137,7 +137,7 @@ def test_folders_are_searched_and_names_are_in_order(tmp_path):
     with pytest.raises(UserError, match="does not exist; give photographs"):
         find_photographs([tmp_path / "nowhere.jpg"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no photograph"):
+    with pytest.raises(UserError, match="has no photographs"):
         find_photographs([tmp_path / "empty"])
 
 

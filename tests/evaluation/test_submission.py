@@ -114,7 +114,7 @@ def write_official_file(path: Path, content: object, name: str = "pred.json") ->
 HAND = [[0.0] * 3] * 21
 BAD_COURSE_FILES = {
     "does not exist": lambda path: None,
-    "not a whole gzip": lambda path: path.write_text("[]"),
+    "not a complete gzip": lambda path: path.write_text("[]"),
     "cut off": lambda path: path.write_bytes(gzip.compress(bytes(range(256)) * 50)[:60]),
     "does not hold JSON": lambda path: path.write_bytes(gzip.compress(b"[[")),
     "not finite": lambda path: write_course_file(path, [[*HAND[:-1], [0.0, 0.0, float("nan")]]]),

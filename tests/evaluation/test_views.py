@@ -184,7 +184,7 @@ def test_networks_without_intrinsics_are_not_shown_pictures_of_another_camera():
     axes = instantiate(compose("train", ["heatmap=camera_axes"]).heatmap)
     make_views(num_rotations=8, mirror=True).check_axes(axes)
     for options in ({"crop": 0.6}, {"scales": [0.9, 1.0]}):
-        with pytest.raises(UserError, match="need a network that knows the camera"):
+        with pytest.raises(UserError, match="do not work with heatmap=camera_axes"):
             make_views(**options).check_axes(axes)
 
 

@@ -259,9 +259,9 @@ def test_what_sets_trials_apart_that_came_to_nothing_is_told():
         values = [math.nan] if state == "diverged" else [3.0, 2.0, 1.0, 1.0]
         head = draws.choice(["heatmaps", "axes"])
         trials.append(make_trial(number, {"optimizer.lr": rate, "model.decoder.head": head}, values, state=state))
-    (found,) = find_answers(make_record(trials, [RATE, HEAD]), "nothing")
+    (found,) = find_answers(make_record(trials, [RATE, HEAD]), "gave no result")
     assert found.kind == "act"
-    assert "They differ in optimizer.lr: the middle half of them lies between" in found.text
+    assert "These trials differ in optimizer.lr: the middle half of them is between" in found.text
 
 
 def test_a_choice_under_which_trials_cost_too_much_is_told():
@@ -271,8 +271,8 @@ def test_a_choice_under_which_trials_cost_too_much_is_told():
         for number, kind in enumerate(kinds)
         for state in ["infeasible" if kind == "axes" else "complete"]
     ]
-    (found,) = find_answers(make_record(trials, [HEAD]), "nothing")
-    assert "model.decoder.head axes more often: 10 of these 10, 0 of the other 10" in found.text
+    (found,) = find_answers(make_record(trials, [HEAD]), "gave no result")
+    assert "model.decoder.head=axes more often: 10 of these 10 trials, 0 of the other 10" in found.text
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_late_divergence_is_told_from_early_one():
 @pytest.mark.parametrize(("order", "kind"), [(1, "fine"), (-1, "act")])
 def test_rungs_that_rank_otherwise_than_the_end_are_told(order, kind):
     trials = [make_trial(number, {}, [10.0 + order * number, 5.0, 4.0, 1.0 + number]) for number in range(10)]
-    assert find_answers(make_record(trials, rungs=(1,)), "rungs")[0].kind == kind
+    assert find_answers(make_record(trials, rungs=(1,)), "early rungs")[0].kind == kind
 
 
 def test_survivors_that_rank_differently_are_no_reason_to_stop_later():
@@ -321,7 +321,7 @@ def test_survivors_that_rank_differently_are_no_reason_to_stop_later():
             last = 0.8 * value + draws.gauss(0, 0.6)
             curve = [20 + value, 15, 12, 10 + last] if value <= cut else [20 + value]
             trials.append(make_trial(number, {}, curve, state="complete" if value <= cut else "stopped"))
-        calls += find_answers(make_record(trials, rungs=(1,)), "rungs")[0].kind == "act"
+        calls += find_answers(make_record(trials, rungs=(1,)), "early rungs")[0].kind == "act"
     assert calls == 0
 
 
@@ -376,7 +376,7 @@ def test_what_the_confirmation_cannot_tell_apart_is_said():
 
 def test_a_winner_is_trusted_only_over_what_it_was_shown_to_be_better_than():
     found = check_trust(make_confirmation(True, None))
-    assert (found.kind, found.text) == ("fine", "Trial 1 is better than trial 2 over fresh seeds.")
+    assert (found.kind, found.text) == ("fine", "Trial 1 is better than trial 2 with new seeds.")
     assert check_trust(make_confirmation(True, difference=-1.0)).kind == "note"  # the default, which costs too much
 
 
@@ -386,7 +386,7 @@ def test_without_evidence_nothing_is_claimed_of_the_winner(distinguishable):
         make_confirmation(*distinguishable, unknown={"not_distinguishable_from": "one seed shows nothing"})
     )
     assert found.kind == "open"
-    assert found.text.endswith("whether it is better than the others is unknown: one seed shows nothing.")
+    assert found.text.endswith("it is unknown whether it is better than the others: one seed shows nothing.")
     assert (
         "unknown" in check_trust(make_confirmation(*distinguishable)).text
     )  # a file of an earlier version has no reason

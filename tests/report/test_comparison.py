@@ -89,7 +89,7 @@ def test_sweeps_that_are_not_confirmed_are_compared_by_all_their_trials():
 def test_trials_that_depend_on_each_other_are_not_tested(rest):
     """A lucky trial of a searcher that learns has many followers: runs of one sweep then differ by more than chance."""
     (found,) = compare_sweeps([make_sweep("one", range(20), **rest), make_sweep("two", range(10, 30))])
-    assert "better in 88% of the pairs; no test, since their trials depend on each other" in found.text
+    assert "better in 88% of the pairs; not tested, because their trials depend on each other" in found.text
     assert math.isnan(found.p_value)
 
 
@@ -111,7 +111,7 @@ def test_equal_sweeps_are_seldom_called_different():
     ("rest", "reason"),
     [
         ({"origin": {"data_fingerprint": "other"}}, "different data"),
-        ({"max_epochs": 9}, "One trains 4 epochs, the other 9"),
+        ({"max_epochs": 9}, "One trains for 4 epochs, the other for 9"),
         ({"metric": "val/pck_auc"}, "One optimises"),
     ],
 )
@@ -128,4 +128,4 @@ def test_every_pair_is_compared_once():
 
 def test_too_few_trials_say_nothing():
     (found,) = compare_sweeps([make_sweep("one", range(3)), make_sweep("two", range(3))])
-    assert "nothing can be said" in found.text
+    assert "cannot be compared" in found.text

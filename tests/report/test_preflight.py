@@ -32,7 +32,7 @@ def test_the_line_of_a_trial_spans_the_points():
     rows = [make_row(), make_row(trial_s=600.0, memory_mb=221.0, process_mb=1400.0, num_parameters=2_500_000)]
     assert format_trial_cost(rows, typical_s=1800.0, gpu="") == (
         "a trial     about 30 min (10 min to 62 min), 1.6 to 2.5 million parameters, "
-        "88 to 221 MB at the peak of a step, 1.4 GB a process"
+        "88 to 221 MB at the peak of a step, 1.4 GB of memory per process"
     )
 
 
@@ -57,13 +57,13 @@ def test_a_budget_is_told_where_it_ends_the_sweep():
 
 def test_the_confirmation_is_told_as_work_that_comes_after_the_sweep():
     line = format_confirm_cost(num_runs=8, work=WorkEstimate(slot_s=7200.0, wall_s=3600.0))
-    assert line == "to confirm  8 runs at most, after that: 2 slot-hours, 60 min"
+    assert line == "to confirm  8 runs at most, afterwards: 2 slot-hours, 60 min"
 
 
 def test_the_line_of_the_disk_has_its_folder():
     line = format_disk_use(checkpoint_mb=19.7, needed_gb=0.0788, budget_gb=20.0, free_gb=69.4, folder="/scratch")
     assert line == (
-        "the disk    20 MB a checkpoint, 0.079 GB of them at the least, 20 GB at the most; 69 GB are free in /scratch"
+        "the disk    20 MB per checkpoint, at least 0.079 GB and at most 20 GB of checkpoints; 69 GB free in /scratch"
     )
 
 

@@ -118,4 +118,4 @@ def test_a_sweep_goes_on_without_a_site_that_does_not_answer(monkeypatch, tmp_pa
     log = make_log(tmp_path)
     train(log, TrialRow(0, {}), [1.0, 2.0], "complete")
     log.close()
-    assert capsys.readouterr().out == "wandb: no network; the sweep goes on without it\n"
+    assert capsys.readouterr().out == "wandb: no network; the sweep continues without it\n"

@@ -450,7 +450,7 @@ def test_at_the_end_of_a_short_sweep_the_best_goes_on_once_nothing_else_runs():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"mode": "halve"}, r"scheduler.mode=halve is not known: .*asha.yaml takes stop or promote"),
+        ({"mode": "halve"}, r"scheduler.mode=halve is unknown; scheduler=asha takes stop or promote"),
         ({"grace_period": 0}, r"scheduler.grace_period=0 must be at least 1"),
         ({"grace_period": 28}, r"grace_period=28 .* at most sweep.max_epochs=27.*configs/scheduler/asha.yaml"),
         ({"reduction_factor": 1.0}, r"scheduler.reduction_factor=1 must be above 1.*configs/scheduler/asha.yaml"),

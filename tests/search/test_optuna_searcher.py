@@ -1056,7 +1056,7 @@ def test_tpe_learns_where_the_front_is_also_from_stopped_trials(make, write_spac
 
 
 def test_a_sampler_of_one_objective_is_refused(make, write_space):
-    with pytest.raises(UserError, match=r"second_objective=num_parameters: CmaEsSampler proposes for one objective"):
+    with pytest.raises(UserError, match=r"second_objective=num_parameters: CmaEsSampler supports one objective"):
         make(write_space(NUMBERS), SAMPLERS["cmaes"], **TWO)
 
 
@@ -1093,8 +1093,8 @@ def test_what_was_never_trained_shows_its_cost_with_a_value_that_says_nothing(ma
         ({"constraints": {"latency_ms": 0}}, "constraints.latency_ms must be a number above 0, or null, but it is 0"),
         ({"constraints": {"latency_ms": "fast"}}, "constraints.latency_ms must be a number above 0"),
         ({"storage": "sqlite:////nowhere/at/all.db"}, "searcher.storage=sqlite:////nowhere/at/all.db cannot be opened"),
-        ({"storage": "sqlite:///study.db"}, "searcher.storage=sqlite:///study.db must name a file from the root on"),
-        ({"storage": "sqlite://"}, "searcher.storage=sqlite:// must name a file from the root on"),
+        ({"storage": "sqlite:///study.db"}, "searcher.storage=sqlite:///study.db must have an absolute path"),
+        ({"storage": "sqlite://"}, "searcher.storage=sqlite:// must have an absolute path"),
         ({"storage": "study.db"}, "searcher.storage=study.db cannot be opened"),
         ({"storage": "nonsense://me:secret@host/db"}, r"searcher.storage=nonsense://me:\*\*\*@host/db cannot be"),
         ({"seed": -1}, "sweep.seed must be at least 0, but it is -1"),
@@ -1134,7 +1134,7 @@ def test_two_sweeps_share_a_database_but_not_a_name(make, write_space, tmp_path)
     run_alone(make(space, folder="a", name="a", storage=storage), 2)
     other = make(space, folder="b", name="b", storage=storage)
     assert run_alone(other, 3) == run_alone(make(space, folder="c"), 3)
-    with pytest.raises(UserError, match=r"there is a study a in searcher.storage=sqlite:.* already; choose another"):
+    with pytest.raises(UserError, match=r"searcher.storage=sqlite:.* already has a study a; choose another"):
         make(space, folder="d", name="a", storage=storage)
     other.close()
     again = make(space, folder="b", name="b", storage=storage, resume=True)

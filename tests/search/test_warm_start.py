@@ -419,9 +419,9 @@ def write(content):
     ("damage", "sentence"),
     [
         (lambda folder: (folder / "sweep.yaml").unlink(), "is not the folder of a sweep: there is no .*sweep.yaml"),
-        (write("{"), "sweep.yaml is not that of a sweep, or damaged"),
-        (write(""), "sweep.yaml is not that of a sweep, or damaged"),
-        (write("config: {sweep: {name: a}}"), "sweep.yaml is not that of a sweep, or damaged .KeyError: 'metric'."),
+        (write("{"), "sweep.yaml is damaged, or not the file of a sweep"),
+        (write(""), "sweep.yaml is damaged, or not the file of a sweep"),
+        (write("config: {sweep: {name: a}}"), "sweep.yaml is damaged, or not the file of a sweep .KeyError: 'metric'."),
         (lambda folder: (folder / "study" / "journal.log").unlink(), "cannot be read: there is no .*journal.log"),
         (lambda folder: (folder / "study" / "journal.log").write_text(""), "cannot be read: there is no study before"),
         (lambda folder: (folder / "study" / "journal.log").write_text("{}\nx\n{}\n"), "the study of .* cannot be read"),

@@ -1063,7 +1063,7 @@ def test_a_promotion_that_should_have_come_first_is_found(swept, tmp_path):
 
 
 def test_a_folder_without_a_sweep_is_a_mistake(tmp_path):
-    with pytest.raises(UserError, match="holds no sweep"):
+    with pytest.raises(UserError, match="has no sweep"):
         audit(tmp_path)
 
 

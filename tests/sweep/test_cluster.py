@@ -60,7 +60,7 @@ def test_a_sweep_whose_head_is_lost_ends_and_can_go_on(drill):
     swept.do("begun", 1, lambda: None)
     cluster.kill("head")
     assert swept.status() == INTERRUPTED_STATUS
-    assert "the head of the Ray cluster does not answer any more; to go on: python tune.py sweep.resume=" in swept.log()
+    assert "the head of the Ray cluster no longer answers; to resume: python tune.py sweep.resume=" in swept.log()
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_a_node_that_does_not_see_the_folder_costs_no_trial_and_lets_no_sweep_be
 
     another = ClusterDrill(cluster, shared / "another", num_trials=12, num_workers=1)
     assert another.status() == 2
-    assert f"error: node blind does not see {shared}/another, the folder of the sweep" in another.log()
+    assert f"error: node blind cannot access {shared}/another, the folder of the sweep" in another.log()
     assert not (shared / "another").exists()
 
 

@@ -92,7 +92,7 @@ def test_a_mistake_is_one_sentence_and_status_2(swept, start, monkeypatch, capsy
         run_script("tune", exit_on_sweep_error)
     assert left.value.code == 2
     assert capsys.readouterr().err == (
-        f"error: there is a sweep in {swept[0]} already; choose another sweep.name, or continue that sweep with "
+        f"error: {swept[0]} already has a sweep; choose another sweep.name, or continue that sweep with "
         f"sweep.resume={swept[0]}\n"
     )
 
@@ -114,7 +114,7 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(start):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     go_on = f"python tune.py sweep.resume={sweeps / 'cut'}"
-    assert (process.returncode, err.splitlines()[-1]) == (75, f"the sweep was interrupted; to go on: {go_on}")
+    assert (process.returncode, err.splitlines()[-1]) == (75, f"the sweep was interrupted; to resume: {go_on}")
 
     def resumed():
         command = [sys.executable, str(REPOSITORY / "tune.py"), f"sweep.resume={sweeps / 'cut'}"]
@@ -129,7 +129,7 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(start):
     _wait_until((sweeps / "cut" / "retrain" / "checkpoints" / "last.ckpt").is_file)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert (process.returncode, err.splitlines()[-1]) == (75, f"the retraining was interrupted; to go on: {go_on}")
+    assert (process.returncode, err.splitlines()[-1]) == (75, f"the retraining was interrupted; to resume: {go_on}")
 
     process = resumed()
     _, err = process.communicate(timeout=300)

@@ -228,7 +228,7 @@ def test_a_checkpoint_of_an_earlier_version_is_told_from_one_of_another_choice(c
     before = {**config, "model": {**config["model"], "decoder": dict(config["model"]["decoder"])}}
     del before["model"]["decoder"]["conv"]
     with pytest.raises(
-        UserError, match=r"an earlier version of this project, whose network had no model\.decoder\.conv;"
+        UserError, match=r"an earlier version of this project, whose network lacks model\.decoder\.conv;"
     ):
         check_architecture({"config": before}, config, tmp_path)
 

@@ -3,6 +3,7 @@ import json
 import shlex
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from handpose.config import to_plain_values
 from handpose.errors import UserError
 from handpose.evaluation.submission import read_course, read_official
+from handpose.metrics.official import compute_freihand_scores
 from handpose.training.build import build_training
 from handpose.training.checkpoints import check_architecture, read_checkpoint
 from handpose.training.fit import fit, prepare_folders, prepare_run, train_and_test
@@ -150,7 +152,7 @@ def test_trained_on_validation_too_the_last_checkpoint_counts_and_is_gone_on_fro
     assert whole.best_checkpoint == whole.last_checkpoint == folders.checkpoints / "last.ckpt"
     assert [file.name for file in folders.checkpoints.iterdir()] == ["last.ckpt"]
     assert not any(name.startswith(("val/", "baseline/")) for name in whole.metrics)
-    assert "trained on" in whole.format_validation()
+    assert "trains on the validation split" in whole.format_validation()
     weights = read_checkpoint(whole.last_checkpoint)
     assert weights["global_step"] == 2 * (24 // 8)  # 18 hands to train on and 6 to validate, 8 a step
 
@@ -174,7 +176,7 @@ def test_training_on_validation_too_ends_in_test_predictions(configure):
     result = train_and_test(configure(*QUIET, "train_on_val=true"), quiet=True)
     assert result.checkpoint == result.folders.checkpoints / "last.ckpt"
     assert result.test_metrics["test/pa_mpjpe_mm"] > 0
-    assert "validation  none: the validation split was trained on" in result.format_summary()
+    assert "validation  none: train_on_val=true trains on the validation split" in result.format_summary()
 
 
 def test_the_test_writes_both_submissions_and_its_metrics(trained):
@@ -191,6 +193,9 @@ def test_the_test_writes_both_submissions_and_its_metrics(trained):
     assert zipfile.ZipFile(folders.predictions / "pred.zip").namelist() == ["pred.json"]
     assert json.loads((folders.predictions / "metrics.json").read_text())["metrics"] == metrics
     assert {"test/pa_mpjpe_mm", "test/keypoint_error_px", "baseline/pa_mpjpe_mm"} <= set(metrics)
+    truth = json.loads((Path(config.data.root) / "evaluation_xyz.json").read_text())
+    official_cm = compute_freihand_scores(course, np.array(truth))["xyz_al_mean3d_cm"]
+    assert metrics["test/pa_mpjpe_official_mm"] == pytest.approx(10 * official_cm, rel=1e-3)
 
 
 def test_test_predictions_do_not_use_the_true_size_of_the_hands_and_say_where_theirs_comes_from(
@@ -220,7 +225,7 @@ def test_test_predictions_do_not_use_the_true_size_of_the_hands_and_say_where_th
     assert said[0].startswith("given: ")
     assert said[1].startswith("assumed: the mean length of the reference bone in training")
     assert "with the given hand size" in given.format_summary()
-    assert f"with the true size root-relative {of_true_size:.2f} mm" in assumed.format_summary()
+    assert f"with the true size, the root-relative error is {of_true_size:.2f} mm" in assumed.format_summary()
 
 
 def test_pictures_and_scalars_are_in_the_log(configure, folders):
@@ -363,7 +368,7 @@ def test_weights_to_begin_with_are_named_when_they_are_missing(configure):
 def test_a_run_either_begins_with_weights_or_goes_on(trained, configure, folders):
     _, result, _ = trained
     both = [f"model.weights={result.best_checkpoint}", f"model.checkpoint_path={result.last_checkpoint}"]
-    with pytest.raises(UserError, match=r"give one of them, and model\.weights=null to go on"):
+    with pytest.raises(UserError, match=r"give only one of them \(model\.weights=null to resume\)"):
         fit(configure(*both), folders, quiet=True)
 
 
@@ -402,7 +407,7 @@ def test_the_steps_after_the_last_whole_epoch_are_validated(configure, folders):
 def test_a_run_that_max_steps_ended_goes_on_with_more_steps(configure, folders, tmp_path):
     fit(configure(*QUIET, "+trainer.max_steps=1"), folders, quiet=True)
     checkpoint = f"model.checkpoint_path={folders.checkpoints / 'last.ckpt'}"
-    with pytest.raises(UserError, match=r"has 1 steps behind it and trainer\.max_steps=1; give a larger"):
+    with pytest.raises(UserError, match=r"was trained for 1 steps and trainer\.max_steps=1; give a larger"):
         train_and_test(configure(*QUIET, "+trainer.max_steps=1", checkpoint), quiet=True)
     on = RunFolders(*[tmp_path] * 3)
     with pytest.warns(UserWarning, match="resuming from a checkpoint that ended before the epoch ended"):

@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import operator
+import re
 import sys
 import warnings
 from unittest.mock import MagicMock
@@ -88,8 +89,17 @@ def test_a_quiet_run_shows_no_progress(configure, folders, capfd):
     with suppress_library_output():
         trainer = make_training_trainer(configure("logger=none"), folders, quiet=True)
     assert trainer.progress_bar_callback is None
-    assert "Progress" not in {type(callback).__name__ for callback in trainer.callbacks}
+    assert "ProgressBar" not in {type(callback).__name__ for callback in trainer.callbacks}
     assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_bar_and_a_validation_each_epoch_has_a_line_with_its_loss(configure, folders, capfd):
+    fit(configure("train_on_val=true", "trainer.enable_progress_bar=false", "logger=none"), folders)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("epoch")]
+    assert [re.sub(r"\d+\.\d+|\d+ s", "_", line) for line in lines] == [
+        "epoch 1/2: loss _ (_)",
+        "epoch 2/2: loss _ (_)",
+    ]
 
 
 def test_calm_keeps_back_only_what_a_user_can_do_nothing_with():

@@ -61,12 +61,12 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         with_importance: whether to compute the importance of its parameters, which takes most of the time.
 
     Raises:
-        UserError: the folder holds no sweep, or its files are damaged.
+        UserError: the folder has no sweep, or its files are damaged.
     """
     kept = read_yaml(folder / "sweep.yaml")
     config = kept.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("sweep"), dict):
-        raise UserError(f"{folder} holds no sweep: there is no whole sweep.yaml in it; give the folder of a sweep")
+        raise UserError(f"{folder} has no sweep: sweep.yaml is missing or incomplete; give the folder of a sweep")
     settings = restore_settings(config["sweep"], folder)
     table = make_empty_table(settings)
     history = History(settings, scheduler=Fifo(), table=table)
@@ -250,7 +250,7 @@ def _read_confirmation(file: Path) -> Confirmation | None:
             unknown=dict(content.get("unknown") or {}),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is not as this version writes it ({type(error).__name__}: {error})") from error
+        raise UserError(f"{file} does not have the expected content ({type(error).__name__}: {error})") from error
 
 
 def _parse_candidate(content: Mapping[str, Any]) -> Candidate:

@@ -122,13 +122,16 @@ def _describe_progress(sweep_status: _SweepStatus, silent_s: float, go_on: str) 
         budget = sweep_status.history.spent_budget
         if reason == "spent" and budget is not None:
             return [
-                f"{budget.key}={budget.amount:g} is spent; to go on with a larger one:",
+                f"{budget.key}={budget.amount:g} is spent; to resume with a larger one:",
                 f"{go_on} {budget.larger_override}",
             ]
-        return [f"{reason}; to go on:", go_on]
+        return [f"{reason}; to resume:", go_on]
     if sweep_status.last is None or isinstance(sweep_status.last, SweepOpened):
-        return ["its workers are being started"]
-    return [f"the last event was {format_duration(silent_s, is_rough=True)} ago; should its process be gone:", go_on]
+        return ["its workers are starting"]
+    return [
+        f"the last event was {format_duration(silent_s, is_rough=True)} ago; if its process has ended, resume with:",
+        go_on,
+    ]
 
 
 def _describe_later_steps(folder: Path, metric: str) -> list[str]:

@@ -85,10 +85,10 @@ def audit(folder: Path) -> Findings:
     """Audit the sweep in a folder.
 
     Raises:
-        UserError: the folder holds no sweep.
+        UserError: the folder has no sweep.
     """
     if not (folder / "sweep.yaml").is_file() and not (folder / EVENTS_FILE).is_file():
-        raise UserError(f"{folder} holds no sweep: there is neither sweep.yaml nor {EVENTS_FILE} in it")
+        raise UserError(f"{folder} has no sweep: there is neither sweep.yaml nor {EVENTS_FILE} in it")
     found = list(dict.fromkeys(_audit_once(folder)))
     for _ in range(_NUM_ATTEMPTS):
         if not found or not _is_locked(folder):

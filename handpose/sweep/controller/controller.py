@@ -38,7 +38,7 @@ from handpose.sweep.record.events import (
 from handpose.sweep.record.settings import SweepSettings
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, TrialSegment, make_run_name
 
-NO_REPORT_CAUSE = "it came back without a report"
+NO_REPORT_CAUSE = "it ended without a report"
 """Cause recorded for a trial whose function returned without an error before its first report."""
 
 
@@ -202,7 +202,7 @@ class SweepController:
     def _suggest_trial(self) -> int:
         number = self._searcher.first_number + len(self.history.trials)
         params = self._searcher.suggest(number)
-        assert params is not None, "a grid has as many points as trials are asked for"
+        assert params is not None, "a grid has one point for each trial"
         self._record_event(TrialSuggested(self.elapsed_s(), number, params))
         return number
 

@@ -294,7 +294,7 @@ class History:
         if ours != theirs:
             raise UserError(
                 f"{place} decides {about} as {theirs}, where this version "
-                f"of the project decides {ours}; go on with the revision that sweep.yaml names"
+                f"of the project decides {ours}; resume with the revision that sweep.yaml names"
             )
 
     def find_contradiction(self, event: Event) -> str:

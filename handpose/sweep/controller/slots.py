@@ -108,7 +108,7 @@ def count_slots(
         gpus = float(num_gpus >= 1) if asked is None or asked == "auto" else asked
     if sweep.gpu_hours is not None and not gpus:
         raise UserError(
-            f"sweep.gpu_hours={sweep.gpu_hours:g} would never be used up: trials hold no GPU (Ray has {num_gpus:g}); "
+            f"sweep.gpu_hours={sweep.gpu_hours:g} would never be spent: trials use no GPU (Ray has {num_gpus:g}); "
             "give sweep.time_budget_s instead"
         )
     slots = recount_slots(sweep, Slots(0, sweep.cpus_per_trial, gpus, sweep.workers_per_trial, process_mb), nodes)
@@ -147,7 +147,7 @@ def format_memory(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[st
         return ""
     return (
         f"the memory  {_format_process(slots)}, and {_format_memory(nodes)}: {slots.num_slots} run at a time instead "
-        f"of {without_limit}; a smaller data.batch_size needs less"
+        f"of {without_limit}; a smaller data.batch_size needs less memory"
     )
 
 

@@ -108,7 +108,7 @@ class Recorder:
             if isinstance(event, SweepClosed):
                 self._close_logs()
             elif isinstance(event, NodeQuarantined):
-                self._view.show_note(f"node {event.node} is set aside: trials fail there, and work elsewhere")
+                self._view.show_note(f"node {event.node} is quarantined: trials fail there and work on other nodes")
             return
         if isinstance(event, SegmentStarted):
             for log in self._logs:

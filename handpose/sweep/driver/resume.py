@@ -290,8 +290,8 @@ def check_fingerprint(task: SweepTask, fingerprint: str) -> None:
     before = (task.origin or {}).get("data_fingerprint", fingerprint)
     if fingerprint != before:
         raise UserError(
-            f"{task.config.sweep.folder} was begun with other data (fingerprint {before}, and now {fingerprint}): "
-            "bring the data back, or begin a new sweep with searcher.warm_start"
+            f"{task.config.sweep.folder} was started with other data (fingerprint {before}, and now {fingerprint}): "
+            "bring the data back, or start a new sweep with searcher.warm_start"
         )
 
 
@@ -300,14 +300,12 @@ def _read_sweep_record(folder: Path) -> dict[str, Any]:
     try:
         record = load_yaml(file)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"sweep.resume={folder}: there is no {file}, so that there is no sweep to go on with"
-        ) from error
+        raise UserError(f"sweep.resume={folder}: there is no {file}, so there is no sweep to resume") from error
     except yaml.YAMLError as error:
         raise UserError(f"{file} is damaged ({' '.join(str(error).split())})") from error
     missing = [key for key in _TASK_KEYS if key not in (record or {})]
     if missing:
-        raise UserError(f"{file} lacks {', '.join(missing)}: it is not of a sweep that can go on")
+        raise UserError(f"{file} lacks {', '.join(missing)}: this sweep cannot be resumed")
     return upgrade(record, file)
 
 
@@ -315,8 +313,8 @@ def _check_overrides(given: Sequence[str]) -> None:
     fixed = [item for item in given if override_key(item) not in _CHANGEABLE_KEYS]
     if fixed:
         raise UserError(
-            f"{hide_password(fixed[0])}: a sweep that goes on keeps its configuration; beside sweep.resume there "
-            f"may be {', '.join(key for key in _CHANGEABLE_KEYS if key != 'sweep.resume')}"
+            f"{hide_password(fixed[0])}: a resumed sweep keeps its configuration; besides sweep.resume you can "
+            f"give {', '.join(key for key in _CHANGEABLE_KEYS if key != 'sweep.resume')}"
         )
 
 
@@ -329,7 +327,7 @@ def _check_config(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
         if ours.get(key) != theirs.get(key) and not key.startswith(free):
             raise UserError(
                 f"{folder / 'sweep.yaml'} has {key}={theirs.get(key)}, but configs/ now gives {ours.get(key)}: the "
-                "rest of the sweep would not compare with what it has; put configs/ back, or begin a new sweep"
+                "rest of the sweep would not be comparable with its first part; restore configs/, or start a new sweep"
             )
 
 
@@ -339,5 +337,5 @@ def _check_direction(before: Mapping[str, Any], folder: Path) -> None:
     if get_direction(metric) not in (None, mode):
         raise UserError(
             f"{folder / 'sweep.yaml'} has sweep.mode={mode}, which is the wrong direction of sweep.metric={metric}: "
-            f"the sweep cannot go on, but its trials can teach a new one: searcher.warm_start=[{folder}]"
+            f"the sweep cannot be resumed, but a new sweep can learn from its trials: searcher.warm_start=[{folder}]"
         )

@@ -55,7 +55,7 @@ from handpose.sweep.trainable.reporting import TrialFunction
 from handpose.yaml_files import read_yaml, write_yaml
 
 _UNLIMITED = str(10**6)
-_HEAD_LOST_MESSAGE = "the head of the Ray cluster does not answer any more"
+_HEAD_LOST_MESSAGE = "the head of the Ray cluster no longer answers"
 
 
 class SweepHaltedError(Exception):
@@ -190,8 +190,8 @@ def _search(run: SweepRun, slots: Slots) -> TrialTable:
         print(*map(format_warm_start, searcher.warm_start), sep="\n", end="\n" * bool(searcher.warm_start), flush=True)
         if searcher.num_points is not None and searcher.num_points < sweep.num_trials:
             print(
-                f"search_space={space.name} has {searcher.num_points} configurations, so that no more trials are run "
-                f"(sweep.num_trials={sweep.num_trials}): none is trained twice",
+                f"search_space={space.name} has {searcher.num_points} configurations, so fewer trials are run than "
+                f"sweep.num_trials={sweep.num_trials}: none is trained twice",
                 flush=True,
             )
         state = SweepController(sweep, log=log, history=run.make_history(), searcher=searcher)
@@ -269,7 +269,7 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
     table, retention = state.history.table, state.history.retention
     table.num_slots = slots.num_slots
     table.checkpoint_budget_bytes = retention.budget_bytes
-    title = f"sweep {sweep.name}  ·  {run.space.name}" + ("  ·  goes on" if state.last_event else "")
+    title = f"sweep {sweep.name}  ·  {run.space.name}" + ("  ·  resumed" if state.last_event else "")
     view = make_sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
     _raise_open_file_limit()
     with _add_resume_command(sweep), contextlib.closing(view), handle_interrupts(sweep, must_end) as is_interrupted:
@@ -294,11 +294,11 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         if not is_interrupted():
             state.close("finished")
     if is_interrupted():
-        raise SweepInterruptedError(f"the sweep was interrupted; to go on: {format_resume_command(sweep.resume_path)}")
+        raise SweepInterruptedError(f"the sweep was interrupted; to resume: {format_resume_command(sweep.resume_path)}")
     if state.halted_by is not None:
         raise SweepHaltedError(
             f"the first {sweep.stop_after_failures} trials failed before any had reported an epoch, the last one with: "
-            f"{state.halted_by.cause} (traceback: {sweep.path / 'trials.csv'}); when that is mended, go on with "
+            f"{state.halted_by.cause} (traceback: {sweep.path / 'trials.csv'}); correct the cause and resume with "
             f"{format_resume_command(sweep.resume_path)}"
         )
 
@@ -312,7 +312,7 @@ def _add_resume_command(sweep: SweepSettings) -> Iterator[None]:
         if isinstance(error, OSError) and not is_about_files(error):
             raise
         said = explain_file_error(error, error.filename or sweep.path) if isinstance(error, OSError) else error
-        raise UserError(f"{said}; to go on: {format_resume_command(sweep.resume_path)}") from error
+        raise UserError(f"{said}; to resume: {format_resume_command(sweep.resume_path)}") from error
 
 
 def _write_description(folder: Path, space: Space, description: Mapping[str, Any]) -> None:
@@ -352,7 +352,7 @@ def _make_node_listener(
         if names_by_id is not None:
             lost = [f"node {name} is gone" for node_id, name in names_by_id.items() if node_id not in fitting]
             joined = [f"node {node.name} has joined" for node in fitting.values() if node.id not in names_by_id]
-            left = f"{now.num_slots} trials at a time" if fitting else "no node is left, and the sweep waits for one"
+            left = f"{now.num_slots} trials at a time" if fitting else "no node is left; the sweep waits for one"
             if lost or joined:
                 view.show_note(f"{', '.join([*lost, *joined])}: {left}")
         names_by_id = {node.id: node.name for node in fitting.values()}
@@ -387,5 +387,5 @@ def describe_spent_budget(sweep: SweepSettings, table: TrialTable) -> str:
     num_over = sum(row.is_over for row in table.rows.values())
     return (
         f"budget      {budget.key}={budget.amount:g} is spent; {num_over} of {table.num_trials} trials have ended. "
-        f"To go on with a larger one: {format_resume_command(sweep.resume_path)} {budget.larger_override}"
+        f"To resume with a larger one: {format_resume_command(sweep.resume_path)} {budget.larger_override}"
     )

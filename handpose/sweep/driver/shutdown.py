@@ -35,7 +35,7 @@ def handle_interrupts(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> I
     def request(number: int, frame: FrameType | None) -> None:
         nonlocal is_requested
         if is_requested:
-            exit_at_once(sweep, "left at once")
+            exit_at_once(sweep, "stopped immediately")
         is_requested = True
 
     for number in before:
@@ -50,6 +50,6 @@ def handle_interrupts(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> I
 def exit_at_once(sweep: SweepSettings, why: str) -> NoReturn:
     """Print how to resume, and end the process immediately. Nothing is lost that was reported, just as with SIGKILL."""
     cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # shows the cursor, which the live view hides
-    message = f"{cursor}\n{why}; to go on: {format_resume_command(sweep.resume_path)}\n"
+    message = f"{cursor}\n{why}; to resume: {format_resume_command(sweep.resume_path)}\n"
     os.write(sys.stderr.fileno(), message.encode())
     os._exit(INTERRUPTED_STATUS)

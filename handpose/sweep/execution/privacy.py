@@ -66,8 +66,8 @@ def restrict_permissions(file: Path) -> None:
     if found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) & 0o077:
         file.chmod(0o600)
         print(
-            f"{file} could be read by others, and no longer can; where somebody may have read it, remove it: the next "
-            "sweep makes another one",
+            f"{file} could be read by other users; its permissions have been corrected. If somebody may have read it, "
+            "remove it: the next sweep creates a new one",
             file=sys.stderr,
         )
 

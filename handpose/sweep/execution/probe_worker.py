@@ -76,7 +76,7 @@ class ProbeWorker:
         except GetTimeoutError:
             refusal = ProbeFailure("time", f"a few steps of it take more than {_TIMEOUT_S / 60:.0f} minutes")
         except OutOfMemoryError:
-            refusal = ProbeFailure("memory", "the machine's memory was full")
+            refusal = ProbeFailure("memory", "the memory of the machine was full")
         except RayActorError as error:
             death = diagnose_worker_death(str(error))
             refusal = ProbeFailure("crashed" if death.is_crash else "killed", death.sentence)
@@ -110,7 +110,7 @@ class ProbeWorker:
             raise never_started()
         raise UserError(
             f"no slot (sweep.cpus_per_trial={self._cpus}, sweep.gpus_per_trial={self.gpus:g}) was free for "
-            f"{PATIENCE_S / 60:.0f} minutes: others use what Ray has; try again when they are done"
+            f"{PATIENCE_S / 60:.0f} minutes: other programs use the resources of the Ray cluster; try again later"
         )
 
     def _start_worker(self) -> None:

@@ -97,8 +97,10 @@ def _init_ray(cluster: RaySettings, settings: dict[str, Any]) -> None:
         if cluster.address is None:
             raise
         raise UserError(
-            f"ray.address={cluster.address}: no Ray cluster answers there, or not to this token (~/.ray/auth_token, "
-            "RAY_AUTH_TOKEN_PATH, RAY_AUTH_TOKEN); `ray start --head` begins one, and ray.address=null runs the sweep "
+            f"ray.address={cluster.address}: no Ray cluster answers there, or it does not accept this token "
+            f"(~/.ray/auth_token, "
+            "RAY_AUTH_TOKEN_PATH, RAY_AUTH_TOKEN); `ray start --head` starts a cluster; ray.address=null runs "
+            "the sweep "
             "on this machine"
         ) from error
     finally:

@@ -215,7 +215,7 @@ class BridgeScheduler(FIFOScheduler):
         if failure.kind == "lost" and found.is_dead and nodes.is_alive(found.node_id):
             failure = failure._replace(kind="killed")
         if trial.trial_id in self._hung:
-            failure = failure._replace(cause=f"no report for {self._bridge.hang_timeout_s:g} s: it was ended")
+            failure = failure._replace(cause=f"no report for {self._bridge.hang_timeout_s:g} s, so it was ended")
         on = failure.node or found.node_id or (trial.last_result or {}).get(NODE_ID_KEY, "")
         failure = failure._replace(node=nodes.get_name(on))
         self._bridge.ask_controller(

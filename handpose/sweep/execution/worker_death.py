@@ -21,7 +21,7 @@ _NO_TRACE = (
 
 
 _BY_RAY = "the worker process was killed by Ray because the memory of its node was almost full"
-_MEMORY_REMEDY = "fewer trials at a time (sweep.max_concurrent) or a smaller data.batch_size take less memory"
+_MEMORY_REMEDY = "fewer trials at a time (sweep.max_concurrent) or a smaller data.batch_size need less memory"
 
 
 class WorkerDeath(NamedTuple):

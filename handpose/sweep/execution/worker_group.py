@@ -300,8 +300,8 @@ def check_picklable(trial_function: TrialFunction) -> None:
         raise UserError(f"{name} cannot be sent to a worker: {type(error).__name__}: {error}") from error
     if len(pickled) > _MAX_PICKLED_BYTES:
         raise UserError(
-            f"{name} has {len(pickled) / 1e6:.0f} MB, which would be sent to every worker; let it read what it needs "
-            "there instead of carrying it"
+            f"{name} has {len(pickled) / 1e6:.0f} MB, which would be sent to every worker; let it read its data on "
+            "the worker instead"
         )
     if is_dataclass(trial_function) and copied != trial_function:
-        raise UserError(f"{name} does not arrive at a worker as it was sent: it is {copied}, not {trial_function}")
+        raise UserError(f"{name} changes when it is sent to a worker: it is {copied}, not {trial_function}")

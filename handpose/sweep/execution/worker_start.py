@@ -32,7 +32,8 @@ def never_started() -> UserError:
     reason = _last_line_of_raylet()
     said = f" ({reason})" if reason else ""
     return UserError(
-        f"Ray has not started a worker process within {PATIENCE_S / 60:.0f} minutes{said}; see that every node can run "
+        f"Ray has not started a worker process within {PATIENCE_S / 60:.0f} minutes{said}; check that every node "
+        f"can run "
         "this Python and import this project"
     )
 
@@ -82,7 +83,7 @@ class StartWatch:
             return
         if not self._probe.has_run():
             raise never_started()
-        self._say("all slots are taken by others: the sweep waits until one is free")
+        self._say("all slots are used by others; the sweep waits until one is free")
         self._has_said = True
 
 

@@ -68,7 +68,8 @@ def check_space(space: Space, overrides: Sequence[str], *, num_workers: int = 1)
             raise UserError(f"{space.file}: {error}") from error
         if config.train_on_val:
             raise UserError(
-                "train_on_val=true leaves nothing to choose trials by; retrain.use_val=true is for the winner alone"
+                "train_on_val=true leaves no validation split to compare trials by; retrain.use_val=true uses it "
+                "for the winner only"
             )
         _check_trainer(config.trainer)
 
@@ -213,7 +214,7 @@ def _check_gpus(sweep: SweepSettings) -> None:
     if gpus == "auto":
         if sweep.preflight == "off" and sweep.resume is None:
             raise UserError(
-                "sweep.gpus_per_trial=auto is found out by the preflight; with sweep.preflight=off give a number"
+                "sweep.gpus_per_trial=auto is determined by the preflight; give a number with sweep.preflight=off"
             )
     elif gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
         raise UserError(f"sweep.gpus_per_trial must be a whole number or a part of one GPU, but it is {gpus:g}")
@@ -238,7 +239,7 @@ def _check_folder(sweep: SweepSettings) -> None:
     folder = sweep.path
     if sweep.resume is None and folder.is_dir() and any(each.name != LOCK for each in folder.iterdir()):
         raise UserError(
-            f"there is a sweep in {folder} already; choose another sweep.name, or continue that sweep with "
+            f"{folder} already has a sweep; choose another sweep.name, or continue that sweep with "
             f"sweep.resume={folder}"
         )
     try:

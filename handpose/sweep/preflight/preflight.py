@@ -190,9 +190,11 @@ def _check_disk(sweep: SweepSettings, slots: Slots, scheduler: Scheduler, probed
     if sweep.checkpoint_budget_gb >= needed_gb:
         return [line]
     begin = (
-        "trials that wait at a rung begin anew" if scheduler.needs_checkpoints else "a damaged checkpoint has no other"
+        "paused trials may have to start again"
+        if scheduler.needs_checkpoints
+        else "a damaged checkpoint may have no copy"
     )
-    return [line, f"{budget} may be too small: the sweep may hold {needed_gb:.3g} GB, without which {begin}"]
+    return [line, f"{budget} may be too small: the sweep may need {needed_gb:.3g} GB; with less, {begin}"]
 
 
 def _check_gpu_memory(slots: Slots, probed: ProbeResults) -> list[str]:
@@ -233,7 +235,7 @@ def _check_second_objective(sweep: SweepSettings, space: Space, probed: ProbeRes
 
 def _list_warnings(space: Space, probed: ProbeResults, ineffective_keys: Sequence[str]) -> Iterator[str]:
     if probed.num_left_out:
-        yield f"{probed.num_left_out} more points were not tried, to be brief; sweep.preflight=only tries them all"
+        yield f"{probed.num_left_out} more points were not tried, to save time; sweep.preflight=only tries all of them"
     for key in dict.fromkeys(key for cost in probed.costs for key in cost.ignored):
         yield f"search_space={space.name}: {key} has no effect, because every trial has the sweep's own value"
     for key in ineffective_keys:
@@ -241,4 +243,4 @@ def _list_warnings(space: Space, probed: ProbeResults, ineffective_keys: Sequenc
     for point, cost in zip(probed.points, probed.costs, strict=True):
         if not all(map(math.isfinite, cost.trace)):
             where = format_params(point.params)
-            yield f"search_space={space.name}: within a few steps of random pictures this is not finite: {where}"
+            yield f"search_space={space.name}: not finite within a few steps on random pictures: {where}"

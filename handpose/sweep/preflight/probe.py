@@ -118,7 +118,7 @@ def _explain_failure(worker: ProbeWorker, params: Params, failure: ProbeFailure,
     if failure.kind not in ("memory", "killed"):
         return f"{what}: {failure.reason}"
     more = "a larger sweep.gpus_per_trial" if worker.gpus else "fewer trials at a time (sweep.max_concurrent)"
-    why = ", for want of memory" if failure.kind == "memory" else ""
+    why = ", because there is not enough memory" if failure.kind == "memory" else ""
     return f"{what}{why}: {failure.reason}; a narrower range, a smaller data.batch_size or {more} may help"
 
 

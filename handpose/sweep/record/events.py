@@ -420,7 +420,7 @@ def _parse_event(line: bytes, version: int) -> Event:
     try:
         values = json.loads(line)
     except ValueError as error:
-        raise _LineError(f"is damaged: it is no JSON ({error}); {_RESTORE_HINT}") from error
+        raise _LineError(f"is damaged: it is not JSON ({error}); {_RESTORE_HINT}") from error
     if not isinstance(values, dict) or not isinstance(values.get("event"), str):
         raise _LineError(f"is damaged: it names no event; {_RESTORE_HINT}")
     name = values.pop("event")

@@ -24,12 +24,14 @@ from omegaconf import DictConfig
 from handpose.config import compose, exit_on_user_error, interrupt_on_sigterm, override_key, quote_override
 from handpose.errors import UserError
 from handpose.files import read_json, write_json
+from handpose.report.formatting import format_duration, format_params
 from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError
 from handpose.sweep.execution.retrain_nodes import RetrainNodes, make_program_environment, run_on_nodes
 from handpose.sweep.execution.worker_death import describe_exit
 from handpose.sweep.record.settings import format_resume_command
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
+from handpose.training.trainer import count_local_processes
 from handpose.utf8 import use_utf8
 from handpose.yaml_files import load_yaml
 
@@ -43,6 +45,7 @@ def retrain_winner(
     *,
     devices: int | None = None,
     use_val: bool = False,
+    epoch_s: float | None = None,
     find_nodes: Callable[[int], AbstractContextManager[RetrainNodes | None]] | None = None,
 ) -> dict[str, float]:
     """Train the configuration of best.yaml as train.py would, and test it once the training is over.
@@ -57,6 +60,7 @@ def retrain_winner(
             images as in the trials.
         use_val: whether to train on both the training and the validation split. No split remains to choose a checkpoint
             by, so the last checkpoint is tested instead of the best one.
+        epoch_s: seconds that an epoch takes on one device, for the expected time that is printed. None: unknown.
         find_nodes: called with the batch size. Its context holds the nodes of the cluster that retrain instead of this
             machine, and that can access the folder; or None.
 
@@ -73,16 +77,35 @@ def retrain_winner(
     if (place / "metrics.json").is_file():
         return _read_metrics(place)
     config = compose("train", [_format_best_override(folder)])
+    announce = partial(_print_start, folder, config, epoch_s=epoch_s)
     if find_nodes is not None and not _has_devices(winner):
         with find_nodes(config.data.batch_size) as retrain_nodes:
             if retrain_nodes is not None:
+                announce(retrain_nodes.num_devices)
                 _run_on_cluster(folder, retrain_nodes, use_val=use_val)
                 return _read_metrics(place)
     number = _find_divisor(devices or _count_gpus(config, winner), config.data.batch_size)
+    announce(number if number > 1 else count_local_processes(config))
     if number == 1:
         return _train_in_process(folder, winner, devices=1, use_val=use_val)
     _run_in_subprocess(folder, number, use_val=use_val)
     return _read_metrics(place)
+
+
+def _print_start(folder: Path, config: DictConfig, num_devices: int, *, epoch_s: float | None) -> None:
+    best, max_epochs = load_yaml(folder / "best.yaml"), config.trainer.max_epochs
+    params = format_params(best.get("params") or {})
+    name = f"trial {best['trial']}" if "trial" in best else "the winner"
+    named = f"{name} ({params})" if params else name
+    trained = _count_trained_epochs(folder / "retrain" / "checkpoints")
+    if trained >= max_epochs:
+        print(f"retrain     {named}: all {max_epochs} epochs are done, the test follows", flush=True)
+        return
+    epochs = f"continues after epoch {trained} of {max_epochs}" if trained else f"{max_epochs} epochs"
+    on = f"on {num_devices} device{'' if num_devices == 1 else 's'}"
+    left_s = (max_epochs - trained) * (epoch_s or 0.0) / num_devices
+    time_left = f", about {format_duration(left_s, is_rough=True)} at the speed of its trial" if left_s else ""
+    print(f"retrain     {named}: {epochs} {on}{time_left}", flush=True)
 
 
 def _read_winner(folder: Path, *, use_val: bool) -> list[str]:
@@ -145,7 +168,7 @@ def _train_in_process(
 
 
 def _make_interrupted_error(folder: Path) -> SweepInterruptedError:
-    return SweepInterruptedError(f"the retraining was interrupted; to go on: {format_resume_command(folder)}")
+    return SweepInterruptedError(f"the retraining was interrupted; to resume: {format_resume_command(folder)}")
 
 
 def _run_in_subprocess(folder: Path, devices: int, *, use_val: bool) -> None:
@@ -166,7 +189,7 @@ def _run_in_subprocess(folder: Path, devices: int, *, use_val: bool) -> None:
         raise _make_interrupted_error(folder)
     if status:
         raise UserError(
-            f"the retraining on {devices} devices {describe_exit(status)}; {format_resume_command(folder)} goes on"
+            f"the retraining on {devices} devices {describe_exit(status)}; to resume: {format_resume_command(folder)}"
         )
 
 
@@ -186,7 +209,7 @@ def _run_on_cluster(folder: Path, retrain_nodes: RetrainNodes, *, use_val: bool)
     except UserError as error:
         on = f"{retrain_nodes.num_devices} devices of {len(retrain_nodes.node_ids)} nodes"
         raise UserError(
-            f"the retraining on {on} has failed: {error}; {format_resume_command(folder)} goes on"
+            f"the retraining on {on} has failed: {error}; to resume: {format_resume_command(folder)}"
         ) from error
 
 
@@ -205,9 +228,8 @@ def _archive_other_winner(place: Path, winner: list[str]) -> None:
 
 def _make_resume_overrides(checkpoints: Path, max_epochs: int) -> list[str]:
     """Return overrides that resume from the last checkpoint, or only test the best one if all epochs are done."""
-    try:
-        epochs = read_checkpoint(checkpoints / "last.ckpt")["epoch"] + 1
-    except UserError:  # there is no checkpoint yet, or it is incomplete
+    epochs = _count_trained_epochs(checkpoints)
+    if not epochs:
         return []
     begun = quote_override("model.weights", None)  # weights only initialise a new training
     if epochs < max_epochs:
@@ -217,6 +239,14 @@ def _make_resume_overrides(checkpoints: Path, max_epochs: int) -> list[str]:
         checkpoints.glob("best-*.ckpt"), key=lambda file: file.stat().st_mtime, default=checkpoints / "last.ckpt"
     )
     return [quote_override("model.checkpoint_path", str(best)), begun, "test=true"]
+
+
+def _count_trained_epochs(checkpoints: Path) -> int:
+    try:
+        epochs: int = read_checkpoint(checkpoints / "last.ckpt")["epoch"] + 1
+    except UserError:  # there is no checkpoint yet, or it is incomplete
+        return 0
+    return epochs
 
 
 def _end_with_parent(parent: int) -> None:

@@ -124,7 +124,7 @@ def explain_unshared_folder(file: Path, *, timeout_s: float = _NFS_TIMEOUT_S) ->
     while not (folder.is_dir() and file.name in os.listdir(folder)):  # not file.exists(): NFS caches a negative answer
         if time.monotonic() > end:
             return (
-                f"does not see {folder}, the folder of the sweep: keep it in an object store "
+                f"cannot access {folder}, the folder of the sweep: keep it in an object store "
                 "(sweep.storage=s3://bucket/folder), or put paths.output on a file system that all nodes share"
             )
         time.sleep(0.5)

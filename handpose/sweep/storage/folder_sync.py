@@ -40,7 +40,7 @@ _FULL_SYNC_EVERY_S = 60.0
 _MAX_DELAY_S = 60.0
 _FINAL_TIMEOUT_S = 300.0
 _NUM_THREADS = 8
-_RETRY_NOTE = "; the sweep goes on, and is copied when it answers"
+_RETRY_NOTE = "; the sweep continues and is copied when the store answers again"
 
 
 class SyncIncompleteError(Exception):
@@ -263,8 +263,8 @@ def sync_sweep_folder(sweep: SweepSettings) -> Iterator[FolderSync | None]:
     folder_sync = FolderSync(sweep.path, ObjectStore(url))
     folder_sync.connect()
     folder_sync.start()
-    print(f"storage     {url}, where any machine can go on: {format_resume_command(url)}", flush=True)
-    go_on = f"{format_resume_command(sweep.path)} copies it then"
+    print(f"storage     {url}, any machine can resume the sweep: {format_resume_command(url)}", flush=True)
+    go_on = f"{format_resume_command(sweep.path)} copies it later"
     try:
         yield folder_sync
     except BaseException:
@@ -272,7 +272,7 @@ def sync_sweep_folder(sweep: SweepSettings) -> Iterator[FolderSync | None]:
             folder_sync.finish(timeout_s=_FINAL_TIMEOUT_S / 5)
         except OSError as error:
             print(
-                f"storage     {url} lacks the last of the sweep ({summarise_store_error(error)}); {go_on}",
+                f"storage     {url} lacks the latest part of the sweep ({summarise_store_error(error)}); {go_on}",
                 file=sys.stderr,
             )
         raise
@@ -280,7 +280,7 @@ def sync_sweep_folder(sweep: SweepSettings) -> Iterator[FolderSync | None]:
         folder_sync.finish(timeout_s=_FINAL_TIMEOUT_S)
     except OSError as error:
         raise SyncIncompleteError(
-            f"the sweep is done, but {url} lacks the last of it ({summarise_store_error(error)}); {go_on}"
+            f"the sweep is done, but {url} lacks the latest part of it ({summarise_store_error(error)}); {go_on}"
         ) from error
 
 

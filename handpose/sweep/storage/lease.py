@@ -44,14 +44,14 @@ class Lease:
         if before is not None and not _is_holder_gone(before):
             who = f"process {before.get('pid')} on {before.get('host')}"
             print(
-                f"storage     {self._store} was run by {who}; seeing for {_EXPIRY_S:.0f} s whether it still is",
+                f"storage     {self._store} was used by {who}; waiting {_EXPIRY_S:.0f} s to see whether it still is",
                 flush=True,
             )
             end = time.monotonic() + _EXPIRY_S
             while time.monotonic() < end:
                 time.sleep(1.0)
                 if (now := self._read()) != before and now is not None:
-                    raise UserError(f"the sweep in {self._store} is running already, as {who}")
+                    raise UserError(f"the sweep in {self._store} is already running as {who}")
         self._write()
 
     def renew(self) -> None:
@@ -64,7 +64,8 @@ class Lease:
         now = self._read()
         if now is not None and now.get("id") != self._id:
             raise LeaseLostError(
-                f"storage     {self._store} is run by process {now.get('pid')} on {now.get('host')} now: this one stops"
+                f"storage     {self._store} is run by process {now.get('pid')} on {now.get('host')} now, so this "
+                f"process stops"
             )
         self._write()
 

@@ -138,11 +138,11 @@ class ObjectStore:
         except OSError as error:
             raise UserError(
                 f"sweep.storage={self.url} cannot be written and read ({summarise_store_error(error)}); "
-                "give a bucket or folder that "
-                "is there, and credentials in the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                "give an existing bucket or "
+                "folder, and credentials in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from error
         if not is_same:
-            raise UserError(f"sweep.storage={self.url} gives back something else than was written")
+            raise UserError(f"sweep.storage={self.url} returns other data than was written")
 
     def _get_path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -181,8 +181,8 @@ def _open_file_system(url: str) -> tuple[FileSystem, str]:
     parts = urlsplit(url)
     if parts.password or any(_SECRET.search(name) for name, _ in parse_qsl(parts.query)):
         raise UserError(
-            f"sweep.storage={_hide_secrets(url)} has a secret in it, which would be written down; give it in the "
-            "environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"sweep.storage={_hide_secrets(url)} contains a secret, which would be stored in files; give it in the "
+            "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     try:
         # By default pyarrow 26 retries requests to Google Cloud Storage for 15 minutes.
@@ -190,7 +190,8 @@ def _open_file_system(url: str) -> tuple[FileSystem, str]:
         files, path = FileSystem.from_uri(urlunsplit(parts._replace(query=query)))
     except (pyarrow.ArrowException, OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"sweep.storage={url} cannot be opened ({summarise_store_error(error)}); give a URL as s3://bucket/folder, gs://bucket/"
+            f"sweep.storage={url} cannot be opened ({summarise_store_error(error)}); give a URL such as "
+            f"s3://bucket/folder, gs://bucket/"
             "folder or file:///folder"
         ) from error
     return files, path.rstrip("/")

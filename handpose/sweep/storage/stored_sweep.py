@@ -34,11 +34,13 @@ def check_storage(sweep: SweepSettings) -> None:
     if sweep.storage is None or sweep.storage_url is None:
         return
     if not is_url(sweep.storage):
-        raise UserError(f"sweep.storage={sweep.storage} is no URL; give one as s3://bucket/folder or file:///folder")
+        raise UserError(
+            f"sweep.storage={sweep.storage} is not a URL; give one such as s3://bucket/folder or file:///folder"
+        )
     ObjectStore(sweep.storage).check()
     if sweep.resume is None and ObjectStore(sweep.storage_url).list_files().keys() - {LEASE_FILE}:
         raise UserError(
-            f"there is a sweep in {sweep.storage_url} already; choose another sweep.name, or continue that sweep with "
+            f"{sweep.storage_url} already has a sweep; choose another sweep.name, or continue that sweep with "
             f"sweep.resume={sweep.storage_url}"
         )
 
@@ -56,9 +58,7 @@ def download_sweep(url: str, folder: Path) -> None:
     with _convert_read_errors(url):
         store = ObjectStore(url)
         if "sweep.yaml" not in store.list_files():
-            raise UserError(
-                f"sweep.resume={url}: there is no sweep.yaml in it, so that there is no sweep to go on with"
-            )
+            raise UserError(f"sweep.resume={url}: there is no sweep.yaml in it, so there is no sweep to resume")
         restore_folder(store, folder)
 
 
@@ -115,8 +115,8 @@ def restore_folder(store: ObjectStore, folder: Path) -> dict[str, int]:
         common = min(len(theirs[log]), len(ours[log]))
         if theirs[log][:common] != ours[log][:common]:
             raise UserError(
-                f"{folder / log / EVENTS_FILE} and {store} have gone different ways since they were copied; rename "
-                f"{folder} to continue with what the store has"
+                f"{folder / log / EVENTS_FILE} and {store} have diverged since they were copied; rename "
+                f"{folder} to continue with the copy in the store"
             )
     stored_bytes = {log: len(content) for log, content in theirs.items()}
     if ours[""] and all(len(ours[log]) >= stored_bytes[log] for log in EVENT_LOGS):

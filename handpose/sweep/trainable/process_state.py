@@ -74,7 +74,7 @@ def _free_memory() -> None:
         torch.cuda.reset_peak_memory_stats(device)
         taken = torch.cuda.memory_allocated(device)
         if taken > _TOLERATED_BYTES:
-            raise UnfitWorkerError(f"a trial before this one has left {taken / 1e6:.0f} MB of GPU {device} taken")
+            raise UnfitWorkerError(f"an earlier trial has left {taken / 1e6:.0f} MB of GPU {device} in use")
 
 
 class ProcessSetting(NamedTuple):

@@ -236,7 +236,9 @@ class TrialReportCallback(pl.Callback):
         metric = self.training_function.metric
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if metric not in metrics:
-            raise UserError(f"sweep.metric={metric} is not validated; there are {', '.join(sorted(metrics))}")
+            raise UserError(
+                f"sweep.metric={metric} is not measured in validation; there are {', '.join(sorted(metrics))}"
+            )
         epoch, is_finite = trainer.current_epoch + 1, math.isfinite(metrics[metric])
         is_due = is_finite and epoch < (trainer.max_epochs or 0) and self.training_function.is_checkpoint_due(epoch)
         may_pause = epoch in self.training_function.rungs

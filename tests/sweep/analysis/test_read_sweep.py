@@ -104,12 +104,12 @@ def test_a_sweep_that_runs_is_read_up_to_its_last_whole_line(tmp_path):
 
 
 def test_a_folder_without_a_sweep_is_refused_in_a_sentence(tmp_path, capsys):
-    with pytest.raises(UserError, match="holds no sweep"):
+    with pytest.raises(UserError, match="has no sweep"):
         read_sweep(tmp_path)
     with pytest.raises(SystemExit) as left:
         main([str(tmp_path)])
     assert left.value.code == 2
-    assert "holds no sweep" in capsys.readouterr().err
+    assert "has no sweep" in capsys.readouterr().err
 
 
 def test_a_sweep_of_an_older_version_lacks_keys_and_is_read(swept, tmp_path):

@@ -64,7 +64,9 @@ def test_a_running_sweep_is_shown_as_its_table_has_it_and_nothing_is_touched(sta
     best = table.rank_trials()[0]
     assert f"best  PA-MPJPE {table.get_value(best):.2f} mm  trial {best.number} at epoch {best.epochs}/4" in text
     assert text.startswith("sweep test  ·  small")
-    assert f"should its process be gone:\npython tune.py sweep.resume={started_sweep.settings.path}\n" in text
+    assert (
+        f"if its process has ended, resume with:\npython tune.py sweep.resume={started_sweep.settings.path}\n" in text
+    )
 
 
 def test_a_finished_sweep_says_so_and_what_came_after_it(started_sweep):
@@ -108,7 +110,7 @@ def test_an_interrupted_sweep_is_told_with_the_command_that_goes_on(started_swee
     started_sweep.step()
     started_sweep.controller.close("interrupted")
     assert render_status_text(started_sweep).endswith(
-        f"interrupted; to go on:\npython tune.py sweep.resume={started_sweep.settings.path}\n"
+        f"interrupted; to resume:\npython tune.py sweep.resume={started_sweep.settings.path}\n"
     )
 
 
@@ -124,7 +126,7 @@ def test_a_spent_budget_is_told_with_a_command_that_gives_a_larger_one(started_s
         f"python tune.py sweep.resume={started_sweep.settings.path} sweep.time_budget_s={2 * started_sweep.clock.now:g}"
     )
     assert render_status_text(started_sweep).endswith(
-        f"sweep.time_budget_s=1 is spent; to go on with a larger one:\n{go_on}\n"
+        f"sweep.time_budget_s=1 is spent; to resume with a larger one:\n{go_on}\n"
     )
 
 

@@ -78,7 +78,7 @@ def test_slots_are_counted_anew_when_nodes_come_and_go(tmp_path):
 
 
 def test_a_budget_in_gpu_hours_is_refused_where_trials_hold_no_gpu(tmp_path):
-    with pytest.raises(UserError, match=r"sweep.gpu_hours=2 would never be used up.*sweep.time_budget_s"):
+    with pytest.raises(UserError, match=r"sweep.gpu_hours=2 would never be spent.*sweep.time_budget_s"):
         count_slots(make_settings(tmp_path, gpu_hours=2.0), [{"CPU": 4}])
     assert count_slots(make_settings(tmp_path, gpu_hours=2.0), [{"CPU": 4, "GPU": 1}]).gpus == 1.0
 

@@ -185,7 +185,7 @@ def test_the_direction_of_a_sweep_is_that_of_its_metric(tmp_path):
 def test_other_data_are_refused(folder):
     task = load_recorded_task(folder, [])
     check_fingerprint(task, "abc")
-    with pytest.raises(UserError, match=r"begun with other data \(fingerprint abc, and now xyz\)"):
+    with pytest.raises(UserError, match=r"started with other data \(fingerprint abc, and now xyz\)"):
         check_fingerprint(task, "xyz")
 
 

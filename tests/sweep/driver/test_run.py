@@ -215,7 +215,7 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sw
 
     handler = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(SweepInterruptedError, match=f"to go on: python tune.py sweep.resume={folder}"):
+    with pytest.raises(SweepInterruptedError, match=f"to resume: python tune.py sweep.resume={folder}"):
         sweep(space, grows_slowly, scheduler=Fifo, max_epochs=8, num_trials=3)
     assert signal.getsignal(signal.SIGTERM) is handler
     before = pd.read_csv(folder / "trials.csv").set_index("number")
@@ -251,7 +251,7 @@ def test_a_worker_that_hangs_is_ended_and_its_trial_tried_again(sweep, write_spa
     table, folder = sweep(write_space(GROWING), hangs_once, scheduler=Fifo, num_trials=2, hang_timeout_s=5.0)
     assert {row.state for row in table.rows.values()} == {"complete"}
     failed = [event for event in read_events(folder / "events.jsonl") if isinstance(event, SegmentFailed)]
-    assert {(event.kind, event.cause) for event in failed} == {("killed", "no report for 5 s: it was ended")}
+    assert {(event.kind, event.cause) for event in failed} == {("killed", "no report for 5 s, so it was ended")}
 
 
 @pytest.mark.slow
@@ -407,7 +407,7 @@ def test_a_full_disk_is_a_sentence_and_the_sweep_can_go_on(sweep, write_space, t
     space = write_space(GROWING)
     with pytest.raises(
         UserError,
-        match=r"events.jsonl cannot be written \(No space left on device: .* free are not enough\); .*; to go on: ",
+        match=r"events.jsonl cannot be written \(No space left on device: .* free are not enough\); .*; to resume: ",
     ):
         sweep(space, train_growing_weight, scheduler=Fifo, max_epochs=8, num_trials=3)
     monkeypatch.undo()
@@ -432,7 +432,7 @@ def test_a_cluster_that_does_not_answer_is_a_sentence_at_once(monkeypatch):
 def test_a_disk_that_fills_up_ends_the_sweep_with_one_sentence(sweep, write_space, disk, capfd, num_bytes):
     """Whichever file is the first that does not fit: TensorBoard's, the study's, the events, the table of trials."""
     folder = disk(num_bytes)
-    with exit_on_user_error(), pytest.raises(UserError, match=r"No space left on device.*; to go on: ") as raised:
+    with exit_on_user_error(), pytest.raises(UserError, match=r"No space left on device.*; to resume: ") as raised:
         sweep(write_space(GROWING), train_growing_weight, name="disk", scheduler=Fifo, max_epochs=8, num_trials=40)
     assert f"{folder}/" in str(raised.value)
     assert "Traceback" not in capfd.readouterr().err

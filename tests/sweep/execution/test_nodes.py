@@ -78,7 +78,7 @@ def test_nodes_that_come_and_go_are_shown_and_slots_counted_where_trials_may_run
     assert notes == [
         "node gpu2 has joined: 4 trials at a time",
         "node gpu1 is gone: 4 trials at a time",
-        "node gpu2 is gone: no node is left, and the sweep waits for one",
+        "node gpu2 is gone: no node is left; the sweep waits for one",
     ]
 
 

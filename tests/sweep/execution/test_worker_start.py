@@ -41,7 +41,7 @@ def test_a_sweep_ends_with_a_sentence_where_no_worker_can_be_started():
 def test_a_sweep_waits_for_slots_that_others_hold_and_says_so_once():
     watched = WatchedStart(starts=True)
     watched.after(10 * PATIENCE_S, PENDING, PENDING)
-    assert watched.said == ["all slots are taken by others: the sweep waits until one is free"]
+    assert watched.said == ["all slots are used by others; the sweep waits until one is free"]
     assert watched.num_probes == 1
 
 

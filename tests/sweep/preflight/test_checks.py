@@ -121,7 +121,7 @@ def test_a_sweep_is_never_written_over_another(tmp_path):
     (tmp_path / "sweep").mkdir()
     check_sweep(settings, ALONE)
     (tmp_path / "sweep" / "trials.csv").write_text("number\n")
-    with pytest.raises(UserError, match=r"^there is a sweep in .* already; choose another sweep.name"):
+    with pytest.raises(UserError, match=r".* already has a sweep; choose another sweep.name"):
         check_sweep(settings, ALONE)
 
 
@@ -254,7 +254,7 @@ def test_what_can_be_sent_is_sent():
     [
         (Locked(), r"^Locked cannot be sent to a worker: TypeError: cannot pickle"),
         (Heavy(bytes(51_000_000)), r"^Heavy has 51 MB, which would be sent to every worker"),
-        (Forgetful(), r"^Forgetful does not arrive at a worker as it was sent"),
+        (Forgetful(), r"^Forgetful changes when it is sent to a worker"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -331,7 +331,7 @@ def test_the_retraining_and_the_total_are_told(run_paper_preflight):
     retraining_s = 1 + full * 99
     told = run_paper_preflight(lambda params: cost, confirm=ConfirmSettings(top_k=1, seeds=2))
     assert (
-        f"to retrain  {full} epochs on 1 device, after that: about {format_duration(retraining_s, is_rough=True)}"
+        f"to retrain  {full} epochs on 1 device, afterwards: about {format_duration(retraining_s, is_rough=True)}"
         in told
     )
     sweep_s, confirmation_s = 4 * 397, 2 * 397  # 8 and 4 trials in 2 slots
@@ -410,7 +410,7 @@ def test_a_share_of_a_gpu_that_no_trial_fits_into_is_refused(run_paper_preflight
 def test_what_is_odd_is_noted(run_paper_preflight):
     told = run_paper_preflight(lambda params: COST._replace(ignored=("trainer.max_epochs",), trace=(float("nan"),)))
     assert "note        search_space=space: trainer.max_epochs has no effect, because every trial" in told
-    assert "within a few steps of random pictures this is not finite: lr 0.1" in told
+    assert "not finite within a few steps on random pictures: lr 0.1" in told
 
 
 def test_slots_that_memory_cannot_hold_are_not_used(run_paper_preflight):
@@ -543,7 +543,7 @@ def test_real_networks_are_measured(run_in_worker):
 
 def test_the_parameter_that_cannot_be_trained_is_named(run_in_worker):
     text = "optimizer.lr: interval(0.001, 0.01)\nmodel.decoder.width: choice(48, 1000000000000)"
-    named = r"space.yaml: model.decoder.width=1000000000000 cannot be trained, for want of memory"
+    named = r"space.yaml: model.decoder.width=1000000000000 cannot be trained, because there is not enough memory"
     with pytest.raises(UserError, match=named):
         run_in_worker(text, preflight="brief")
 
@@ -551,7 +551,9 @@ def test_the_parameter_that_cannot_be_trained_is_named(run_in_worker):
 @pytest.mark.parametrize("text", ["optimizer.lr: interval(0.1, 1)", "train_on_val: choice(true, false)"])
 def test_trials_cannot_be_chosen_by_what_they_are_trained_on(write_space, text):
     given = [] if "train_on_val" in text else ["train_on_val=true"]
-    with pytest.raises(UserError, match=r"train_on_val=true leaves nothing to choose trials by; retrain\.use_val=true"):
+    with pytest.raises(
+        UserError, match=r"train_on_val=true leaves no validation split to compare trials by; retrain\.use_val=true"
+    ):
         check_space(write_space(text), given)
 
 

@@ -93,7 +93,9 @@ def test_another_failure_on_the_way_clears_nobody():
             return ProbeFailure("memory", "full")
         return ProbeFailure("value", "a without b") if params["a"] else None
 
-    with pytest.raises(UserError, match=r"space.yaml: a=1 b=1 cannot be trained, for want of memory: full"):
+    with pytest.raises(
+        UserError, match=r"space.yaml: a=1 b=1 cannot be trained, because there is not enough memory: full"
+    ):
         run_probe(FakeProbeWorker(rule), [GOOD_PARAMS, BAD_PARAMS])
 
 

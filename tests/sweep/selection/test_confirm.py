@@ -379,7 +379,7 @@ def test_a_confirmation_that_was_cut_off_goes_on_where_it_was(ray_started, write
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(SweepInterruptedError, match=f"to go on: python tune.py sweep.resume={tmp_path / 'sweep'}$"):
+    with pytest.raises(SweepInterruptedError, match=f"to resume: python tune.py sweep.resume={tmp_path / 'sweep'}$"):
         confirmed()
     assert not (folder / "confirm.yaml").exists()
     found = confirmed()

@@ -43,6 +43,28 @@ def test_a_finished_retraining_is_not_done_again(training_calls, tmp_path):
     assert [config.optimizer.lr for config in training_calls] == [0.001]
 
 
+def test_a_retraining_that_starts_says_what_is_trained_and_how_long_it_may_take(training_calls, tmp_path, capsys):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    content = {"overrides": ["trainer.max_epochs=30"], "params": {"optimizer.lr": 0.002}, "trial": 7}
+    write_yaml(folder / "best.yaml", content)
+    retrain_winner(folder, epoch_s=60.0)
+    line = "retrain     trial 7 (lr 0.002): 30 epochs on 1 device, about 30 min at the speed of its trial\n"
+    assert capsys.readouterr().out == line
+    retrain_winner(folder, epoch_s=60.0)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_retraining_that_resumes_says_after_which_epoch(training_calls, tmp_path, capsys, monkeypatch):
+    write_winner(tmp_path / "sweep", 0.001)
+    monkeypatch.setattr(module, "_count_trained_epochs", lambda checkpoints: 5)
+    retrain_winner(tmp_path / "sweep", epoch_s=60.0)
+    expected = (
+        "retrain     the winner: continues after epoch 5 of 20 on 1 device, about 15 min at the speed of its trial"
+    )
+    assert capsys.readouterr().out.strip() == expected
+
+
 def test_with_the_validation_split_it_is_another_retraining(training_calls, tmp_path):
     folder = tmp_path / "sweep"
     write_winner(folder, 0.001)
@@ -77,7 +99,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "train_and_test", interrupted)
     write_winner(tmp_path / "sweep", 0.001)
-    with pytest.raises(SweepInterruptedError, match=r"to go on: python tune\.py sweep\.resume="):
+    with pytest.raises(SweepInterruptedError, match=r"to resume: python tune\.py sweep\.resume="):
         retrain_winner(tmp_path / "sweep")
 
 

@@ -48,10 +48,10 @@ def commit_checkpoint(files, epoch, *, segment=1, is_needed=False, content=b"wei
 def test_a_node_that_does_not_see_the_sweeps_folder_says_so_before_it_trains(tmp_path, monkeypatch):
     segment = TrialSegment(3, 1, {}, 0, [], str(tmp_path / "sweep"), None)
     monkeypatch.setattr(checkpoint_files.explain_unshared_folder, "__kwdefaults__", {"timeout_s": 0.0})
-    with pytest.raises(FileNotFoundError, match=r"does not see .*/sweep, the folder of the sweep: keep it in"):
+    with pytest.raises(FileNotFoundError, match=r"cannot access .*/sweep, the folder of the sweep: keep it in"):
         open_worker_files(segment, scratch=tmp_path).__enter__()
     (tmp_path / "sweep").mkdir()
-    with pytest.raises(FileNotFoundError, match="does not see"):
+    with pytest.raises(FileNotFoundError, match="cannot access"):
         open_worker_files(segment, scratch=tmp_path).__enter__()
     (tmp_path / "sweep" / "events.jsonl").touch()
     with open_worker_files(segment, scratch=tmp_path) as files:

@@ -206,7 +206,7 @@ def test_a_store_that_is_out_at_the_end_leaves_a_sweep_that_can_go_on(tmp_path, 
             folder_sync._store.is_out = True
 
     with pytest.raises(
-        SyncIncompleteError, match=rf"lacks the last of it .* python tune.py sweep.resume={settings.path}"
+        SyncIncompleteError, match=rf"lacks the latest part of it .* python tune.py sweep.resume={settings.path}"
     ):
         swept()
     assert "waiting for it" in capsys.readouterr().err
@@ -218,7 +218,7 @@ def test_logs_that_went_different_ways_are_a_sentence(simulate):
     swept.kill()
     lines = swept.file.read_text().splitlines(keepends=True)
     swept.file.write_text("".join(lines[:-3]) + lines[-1])
-    with pytest.raises(UserError, match="have gone different ways since they were copied"):
+    with pytest.raises(UserError, match="have diverged since they were copied"):
         swept.start()
 
 
@@ -231,7 +231,7 @@ def test_two_processes_do_not_run_one_sweep(simulate, monkeypatch):
         swept.mirror.sync_changes()
     monkeypatch.setattr(owner, "_EXPIRY_S", 5.0)
     monkeypatch.setattr(owner.time, "sleep", lambda seconds: other.sync_changes())
-    with pytest.raises(UserError, match=r"is running already, as process"):
+    with pytest.raises(UserError, match=r"is already running as process"):
         FolderSync(swept.settings.path, store).connect()
     other.finish(timeout_s=0.0)
     assert LEASE_FILE not in store.list_files()
@@ -250,10 +250,10 @@ def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(simulate, monk
 def test_a_name_that_is_taken_in_the_store_is_a_sentence(simulate, tmp_path):
     swept = start_sweep(simulate)
     swept.mirror.sync_changes()
-    with pytest.raises(UserError, match=r"there is a sweep in file://.*/store/sweep already"):
+    with pytest.raises(UserError, match=r"file://.*/store/sweep already has a sweep"):
         check_storage(swept.settings)
     check_storage(make_settings(tmp_path / "b", name="other", storage=swept.settings.storage))
-    with pytest.raises(UserError, match=r"sweep.storage=/shared is no URL"):
+    with pytest.raises(UserError, match=r"sweep.storage=/shared is not a URL"):
         check_storage(make_settings(tmp_path / "b", storage="/shared"))
 
 

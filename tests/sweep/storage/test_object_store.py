@@ -62,9 +62,9 @@ def test_a_reader_never_sees_half_a_file(store):
     [
         ("s4://bucket/folder", "sweep.storage=s4://bucket/folder cannot be opened"),
         ("folder", "sweep.storage=folder cannot be opened"),
-        ("s3://KEY:hunter2@bucket/folder", "has a secret in it"),
-        ("s3://bucket/folder?secret_key=hunter2", "has a secret in it"),
-        ("abfs://bucket@account.dfs.core.windows.net/x?sas_token=hunter2", "has a secret in it"),
+        ("s3://KEY:hunter2@bucket/folder", "contains a secret"),
+        ("s3://bucket/folder?secret_key=hunter2", "contains a secret"),
+        ("abfs://bucket@account.dfs.core.windows.net/x?sas_token=hunter2", "contains a secret"),
     ],
 )
 def test_a_url_that_cannot_be_meant_is_a_sentence_without_its_secret(url, sentence):

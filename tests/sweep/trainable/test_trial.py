@@ -162,7 +162,9 @@ def make_callback(overrides, tmp_path):
 
 
 def test_a_metric_that_is_not_validated_is_told_with_those_that_are(train, make_callback):
-    with pytest.raises(UserError, match=r"sweep.metric=val/nothing is not validated; there are .*val/pa_mpjpe_mm"):
+    with pytest.raises(
+        UserError, match=r"sweep.metric=val/nothing is not measured in validation; there are .*val/pa_mpjpe_mm"
+    ):
         train("trainer.max_epochs=1", callbacks=[make_callback("val/nothing")])
 
 

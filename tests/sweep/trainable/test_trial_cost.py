@@ -226,7 +226,7 @@ def test_a_parameter_that_the_sweep_sets_itself_is_told(measure):
     [
         ("data.batch_size=19", "value", "data.batch_size=19 is more than the 18 images of the training split"),
         ("model.encoder.weights=/nowhere.pth", "value", "model.encoder.weights: there is no file /nowhere.pth"),
-        ("model.encoder.name=mobilenet", "value", "model.encoder.name=mobilenet is no timm model"),
+        ("model.encoder.name=mobilenet", "value", "model.encoder.name=mobilenet is not a timm model"),
         ("model.decoder.width=1000000000000", "memory", "RuntimeError: "),
     ],
 )
