@@ -18,7 +18,7 @@ import optuna
 from filelock import FileLock, Timeout
 from hydra.utils import get_class, instantiate
 
-from handpose.config import exit_on_user_error, search_path_override, to_plain_values
+from handpose.config import exit_on_user_error, make_parser, search_path_override, to_plain_values
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.formats import rename_options
@@ -235,10 +235,13 @@ def compose_choices(overrides: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Print the findings; exit with status 1 if there are any."""
+    parser = make_parser(
+        "handpose.sweep.audit", "Compare the files of a sweep with each other and repeat its decisions."
+    )
+    parser.add_argument("folder", type=Path, help="folder of the sweep, such as outputs/sweeps/NAME")
+    given = parser.parse_args()
     with exit_on_user_error():
-        if len(sys.argv) != 2:
-            raise UserError("give the folder of a sweep")
-        found = audit(Path(sys.argv[1]).resolve())
+        found = audit(given.folder.resolve())
     for kind, sentences in found._asdict().items():
         print(f"{kind}: {len(sentences)}", *sentences, sep="\n  ")
     sys.exit(1 if found else 0)
