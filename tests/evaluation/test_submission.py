@@ -115,11 +115,11 @@ HAND = [[0.0] * 3] * 21
 BAD_COURSE_FILES = {
     "does not exist": lambda path: None,
     "not a complete gzip": lambda path: path.write_text("[]"),
-    "cut off": lambda path: path.write_bytes(gzip.compress(bytes(range(256)) * 50)[:60]),
+    "truncated": lambda path: path.write_bytes(gzip.compress(bytes(range(256)) * 50)[:60]),
     "does not hold JSON": lambda path: path.write_bytes(gzip.compress(b"[[")),
     "not finite": lambda path: write_course_file(path, [[*HAND[:-1], [0.0, 0.0, float("nan")]]]),
     r"\(1, 20, 3\)": lambda path: write_course_file(path, [HAND[:-1]]),
-    "uneven": lambda path: write_course_file(path, [HAND, HAND[:-1]]),
+    "unequal": lambda path: write_course_file(path, [HAND, HAND[:-1]]),
     r"N x 21 x 3": lambda path: write_course_file(path, {"xyz": HAND}),
 }
 BAD_OFFICIAL_FILES = {

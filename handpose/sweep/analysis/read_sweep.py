@@ -61,7 +61,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         with_importance: whether to compute the importance of its parameters, which takes most of the time.
 
     Raises:
-        UserError: the folder has no sweep, or its files are damaged.
+        UserError: the folder holds no sweep, or its files are damaged.
     """
     kept = read_yaml(folder / "sweep.yaml")
     config = kept.get("config")

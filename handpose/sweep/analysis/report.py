@@ -61,7 +61,7 @@ def write_report(folders: Sequence[Path], file: Path, *, scientific: str | None 
             comparison.
 
     Raises:
-        UserError: a folder has no sweep, its files are damaged, or the key is not searched.
+        UserError: a folder holds no sweep, its files are damaged, or the key is not searched.
     """
     page, records, findings, spaces = _render(folders, scientific, output=file)
     with write_atomically(file) as part:

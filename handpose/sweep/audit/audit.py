@@ -85,7 +85,7 @@ def audit(folder: Path) -> Findings:
     """Audit the sweep in a folder.
 
     Raises:
-        UserError: the folder has no sweep.
+        UserError: the folder holds no sweep.
     """
     if not (folder / "sweep.yaml").is_file() and not (folder / EVENTS_FILE).is_file():
         raise UserError(f"{folder} has no sweep: there is neither sweep.yaml nor {EVENTS_FILE} in it")
