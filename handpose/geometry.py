@@ -92,7 +92,7 @@ def procrustes_align(predicted: Tensor, target: Tensor, *, reflection: bool = Fa
     Args:
         predicted: (..., K, 3) joints.
         target: (..., K, 3) joints in the same unit.
-        reflection: allow mirroring as well, as FreiHAND's own evaluation does. Most papers do not.
+        reflection: allow mirroring as well, as FreiHAND's official eval.py does.
 
     Returns:
         (..., K, 3) aligned predictions in the dtype of `predicted`; they are computed in float64. If all joints of a

@@ -1,7 +1,7 @@
 """Scores of predictions whose true joints are known: errors by protocol, joint, finger and truncation.
 
-Two protocols are in use, and both are computed. FreiHAND's own (`handpose.metrics.official`) may mirror a hand when it
-aligns it. The protocol of the papers may not. Letters: N hands, K keypoints.
+Two alignments are computed. FreiHAND's official one (`handpose.metrics.official`), which papers report, may mirror a
+hand. The other one never does. Letters: N hands, K keypoints.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The two files of test predictions: the course's `test_preds.json.gz`, and `pred.json` in a zip for FreiHAND's server.
+"""The two files of test predictions: the course's `test_preds.json.gz`, and `pred.json` in a zip for FreiHAND's eval.py.
 
 Each file has a function that writes it and one that reads it; `read_predictions` reads both. Within the project,
 predictions are in metres and in FreiHAND order. Only the course's file is in millimetres and AIT order. Files are
@@ -61,9 +61,9 @@ def read_course(path: str | Path) -> NDArray[np.float64]:
 
 
 def write_official(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
-    """Write the file for the FreiHAND server: a zip with `pred.json`, [xyz_list, verts_list], rounded to 1e-7 m.
+    """Write the file for FreiHAND's official eval.py: a zip with `pred.json`, [xyz_list, verts_list], rounded to 1e-7 m.
 
-    The vertices are 778 zeros per hand, as the server expects from a method without a mesh.
+    The vertices are 778 zeros per hand, as eval.py expects from a method without a mesh.
 
     Args:
         path: the zip file.
@@ -82,7 +82,7 @@ def write_official(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
 
 
 def read_official(path: str | Path) -> NDArray[np.float64]:
-    """Read the keypoints of the FreiHAND server's file.
+    """Read the keypoints of the zip that `write_official` writes.
 
     Returns:
         (N, 21, 3) joints in metres, FreiHAND order.
@@ -99,7 +99,7 @@ def read_official(path: str | Path) -> NDArray[np.float64]:
 
 
 def read_predictions(path: str | Path) -> NDArray[np.float64]:
-    """Read the course's file, the server's zip, or the pred.json in it, depending on the suffix.
+    """Read the course's file, the official zip, or the pred.json in it, depending on the suffix.
 
     Returns:
         (N, 21, 3) joints in metres, FreiHAND order.

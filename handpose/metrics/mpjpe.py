@@ -46,7 +46,7 @@ class PaMpjpe(_MeanDistance):
     """PA-MPJPE in mm: mean joint error after each prediction is aligned by the best similarity transform.
 
     Args:
-        reflection: allow mirroring as well, as FreiHAND's own evaluation does. Papers do not.
+        reflection: allow mirroring as well, as FreiHAND's official eval.py does, whose figure papers report.
         **kwargs: arguments of torchmetrics.Metric.
     """
 

@@ -4,8 +4,9 @@ It follows the protocol that the authors publish (github.com/lmb-freiburg/freiha
 at 5 and 15 mm are left out: they are defined on mesh vertices, which a keypoint method does not have. There are two
 alignments:
 
-- official: centre, unit norm, `scipy.linalg.orthogonal_procrustes`, which may REFLECT the hand; gives `xyz_al_*`;
-- papers: the same with a proper rotation only; gives `pa_*`. The literature and this project call this PA-MPJPE.
+- official: centre, unit norm, `scipy.linalg.orthogonal_procrustes`, which may REFLECT the hand; gives `xyz_al_*`.
+  Papers on FreiHAND report these figures;
+- without reflection: the same with a proper rotation only; gives `pa_*`. A sweep optimises this PA-MPJPE.
 """
 
 import numpy as np
@@ -21,7 +22,7 @@ centroid."""
 
 
 def compute_freihand_scores(predicted_m: NDArray[np.floating], target_m: NDArray[np.floating]) -> dict[str, float]:
-    """Score predictions as the challenge does, and as papers do.
+    """Score predictions as the challenge does, and with an alignment without reflection.
 
     Args:
         predicted_m: (N, K, 3) joints in metres, camera frame, FreiHAND order.
@@ -30,7 +31,7 @@ def compute_freihand_scores(predicted_m: NDArray[np.floating], target_m: NDArray
     Returns:
         `xyz_mean3d_cm`, `xyz_auc3d`: error and AUC without alignment, so absolute position counts (official);
         `xyz_al_mean3d_cm`, `xyz_al_auc3d`: after alignment with reflection allowed (official);
-        `pa_mpjpe_mm`, `pa_auc`: after alignment without reflection (papers).
+        `pa_mpjpe_mm`, `pa_auc`: after alignment without reflection.
 
     Raises:
         ValueError: the shapes differ, or there is nothing to score.
