@@ -1,4 +1,4 @@
-"""The two files of test predictions: the course's `test_preds.json.gz`, and `pred.json` in a zip for FreiHAND's eval.py.
+"""The two files of test predictions: `test_preds.json.gz` for the course, and a zip for eval.py of FreiHAND.
 
 Each file has a function that writes it and one that reads it; `read_predictions` reads both. Within the project,
 predictions are in metres and in FreiHAND order. Only the course's file is in millimetres and AIT order. Files are
@@ -61,7 +61,7 @@ def read_course(path: str | Path) -> NDArray[np.float64]:
 
 
 def write_official(path: str | Path, xyz_m: NDArray[np.floating]) -> None:
-    """Write the file for FreiHAND's official eval.py: a zip with `pred.json`, [xyz_list, verts_list], rounded to 1e-7 m.
+    """Write the zip for FreiHAND's eval.py: `pred.json` with [xyz_list, verts_list], rounded to 1e-7 m.
 
     The vertices are 778 zeros per hand, as eval.py expects from a method without a mesh.
 
