@@ -96,7 +96,7 @@ def test_a_process_whose_gpu_memory_does_not_come_back_takes_no_other_trial(monk
     monkeypatch.setattr(torch, "cuda", gpu)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
     if is_worn:
-        with pytest.raises(UnfitWorkerError, match="has left 1000 MB of GPU 0 taken"):
+        with pytest.raises(UnfitWorkerError, match="has left 1000 MB of GPU 0 in use"):
             worker._free_memory()
     else:
         worker._free_memory()
