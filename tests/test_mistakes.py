@@ -141,13 +141,7 @@ def make_location_overrides(place: Path) -> list[str]:
         ("+trainer.num_nodes=2", "trainer.num_nodes=2 would wait for other nodes; start the same command on each"),
         ("+trainer.profiler=nonsense", "trainer: When passing string value for the `profiler` parameter"),
         ("checkpoints.every_n_epochs=3", "would save nothing within trainer.max_epochs=2"),
-        (
-            "checkpoints.metric=val/loss",
-            (
-                "checkpoints.metric=val/loss",
-                "val/loss is not measured; there are val/keypoint_error_px, val/pa_mpjpe_mm",
-            ),
-        ),
+        ("checkpoints.metric=val/loss", "val/loss is not measured; there are val/keypoint_error_px, val/pa_mpjpe_mm"),
         ("test_time.num_rotations=0", "test_time.num_rotations must be at least 1"),
         ("test_time.scales=[]", "test_time.scales must be factors between 0.1 and 10, but it is []"),
         ("seed=-1", "seed must be at least 0"),
