@@ -96,7 +96,7 @@ def test_it_goes_all_the_way(run, monkeypatch):
 
 
 def test_its_folder_is_read_in_that_locale(run):
-    (again,) = re.findall("^again +python train.py (.*)$", run.out, re.MULTILINE)
+    (again,) = re.findall("^train again +python train.py (.*)$", run.out, re.MULTILINE)
     commands = [
         [str(REPOSITORY / "tune.py"), f"sweep.status={run.folder}"],
         [str(REPOSITORY / "handpose" / "report" / "__main__.py"), str(run.folder)],
