@@ -23,7 +23,7 @@ from handpose.config import compose, exit_on_user_error, list_location_overrides
 from handpose.files import write_atomically
 from handpose.search.space import load_space
 from handpose.sweep.audit.audit import compose_choices
-from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.driver.resume import SweepTask, load_recorded_task, make_sweep_record
 from handpose.sweep.driver.run import SweepRun, run_sweep
 from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError

@@ -8,7 +8,7 @@ import random
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from handpose.report.trial_table import TrialTable
 from handpose.search.space import flatten_config, load_space
 from handpose.sweep.controller.controller import SweepController
 from handpose.sweep.controller.history import History
-from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler, make_searcher
 from handpose.sweep.record.events import EVENTS_FILE, EventLog
 
 LossFunction = Callable[[Mapping[str, Any], int, random.Random], float]
@@ -55,16 +55,14 @@ def fabricate_sweep(setup: SweepSetup, loss: LossFunction, folder: Path, *, seed
     space = load_space(setup.space)
     scheduler = bind_scheduler(instantiate(config.scheduler), sweep, space)
     _write_description(config, folder, setup, seed)
-    searcher = partial(
-        instantiate(config.searcher), defaults=flatten_config(to_plain_values(config)), fingerprint=None
-    )(
-        space=space,
+    searcher = make_searcher(
+        instantiate(config.searcher),
+        sweep,
+        space,
+        repeats=scheduler().perturbs_params,
         folder=folder / "study",
-        name=sweep.name,
-        metric=sweep.metric,
-        mode=sweep.target.mode,
-        max_epochs=sweep.max_epochs,
-        seed=seed,
+        defaults=flatten_config(to_plain_values(config)),
+        fingerprint=None,
     )
     log = EventLog(folder / EVENTS_FILE)
     table = TrialTable(sweep.metric, sweep.target.mode, sweep.num_trials, sweep.max_epochs)

@@ -52,7 +52,7 @@ from handpose.report.terminal import SweepClock, format_trial  # noqa: E402
 from handpose.search.optuna_searcher import OptunaSearcher  # noqa: E402
 from handpose.search.searcher import TrialSnapshot  # noqa: E402
 from handpose.search.space import Params, load_space  # noqa: E402
-from handpose.sweep.controller.scheduler_factory import bind_scheduler  # noqa: E402
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler  # noqa: E402
 from handpose.sweep.record.events import EVENTS_FILE  # noqa: E402
 from handpose.sweep.record.trial_segment import TrialSegment  # noqa: E402
 from handpose.sweep.trainable.reporting import report_epoch  # noqa: E402

@@ -127,8 +127,7 @@ def use_given_extensions(overrides: Sequence[str]) -> None:
     if not folder.is_dir():
         raise UserError(
             f"paths.extensions={given}: the folder {folder} does not exist; it must hold your modules and their "
-            f"YAML files in "
-            "configs/ (docs/extending.md)"
+            "YAML files in configs/ (docs/extending.md)"
         )
     use_extensions(folder)
 
@@ -437,8 +436,7 @@ def save_config(config: DictConfig, path: Path) -> None:
 
 def find_choice(group: str, target: str) -> str:
     """Return the option of a group with this `_target_`, such as `pyramid` of model/decoder, or else the target."""
-    targets = {load_yaml(path).get("_target_"): name for name, path in find_options(group).items()}
-    return targets.get(target, target)
+    return _read_targets(group).get(target, target)
 
 
 def find_target(group: str, target: str | None) -> Any:
@@ -447,8 +445,12 @@ def find_target(group: str, target: str | None) -> Any:
     Other targets are not imported. This is for files that may come from someone else, such as checkpoints and sweeps:
     they can only select from the options that exist here.
     """
-    known = {load_yaml(path).get("_target_") for path in find_options(group).values()}
-    return None if target is None or target not in known else pkgutil.resolve_name(target)
+    return None if target is None or target not in _read_targets(group) else pkgutil.resolve_name(target)
+
+
+def _read_targets(group: str) -> dict[str, str]:
+    """Return the `_target_` of each option of a group -> the option."""
+    return {load_yaml(path).get("_target_"): name for name, path in find_options(group).items()}
 
 
 def _compose_with_hydra(config_name: ConfigName, overrides: list[str]) -> DictConfig:
@@ -597,13 +599,9 @@ def _suggest_adding(config_name: ConfigName, groups: Sequence[Override], key: st
     return f"; to add a key that has no value yet, write +{key}=..."
 
 
-def _list_choices(group: str) -> list[str]:
-    return list(find_options(group))
-
-
 def _find_wrong_choice(item: Override) -> str | None:
     group, choice = item.key_or_group, item.value()
-    choices = _list_choices(group)
+    choices = list(find_options(group))
     if str(choice) in choices or (choice is None and group not in _REQUIRED_GROUPS):
         return None
     near = difflib.get_close_matches(str(choice), choices, n=1)
@@ -666,4 +664,4 @@ def _check_is_utf8(key: str, value: str) -> None:
 def _check_required_groups(config: DictConfig) -> None:
     for group in _REQUIRED_GROUPS:
         if config.get(group) is None:
-            raise UserError(f"there is no {group}; give {group}=one of {', '.join(_list_choices(group))}")
+            raise UserError(f"there is no {group}; give {group}=one of {', '.join(find_options(group))}")

@@ -131,6 +131,9 @@ def draw_skeletons_3d(
     return _render(axes)
 
 
+_DEPTH_LABEL = "near \N{LEFTWARDS ARROW} depth \N{RIGHTWARDS ARROW} far"
+
+
 def draw_heatmaps(
     images: PixelArray,
     u: FloatArray,
@@ -174,9 +177,8 @@ def draw_heatmaps(
         truth = None if target is None else target[hand, chosen]
         tops = peak_values or (None, None, None)
         background = _resize_to_box(images[hand], image_box)
-        _draw_image(
-            axes, image_box, _overlay_heatmaps(background, curves[0], curves[1], _COLOURS[chosen], peaks=tops[:2])
-        )
+        overlay = _overlay_heatmaps(background, curves[0], curves[1], _COLOURS[chosen], peaks=tops[:2])
+        _draw_image(axes, image_box, overlay)
         borders = (
             _Box(cell.left, cell.top, width, strip),
             _Box(cell.left + width, cell.top + strip, strip, height),
@@ -188,14 +190,7 @@ def draw_heatmaps(
                 _draw_marks(axes, box, truth[:, axis], _COLOURS[chosen], is_vertical=axis == 1)
         if truth is not None:
             _draw_crosses(axes, image_box, truth[:, :2])
-        _draw_label(
-            axes,
-            cell,
-            "near \N{LEFTWARDS ARROW} depth \N{RIGHTWARDS ARROW} far",
-            "#9aa0a6",
-            backdrop=_SKELETON_BACKGROUND,
-            at_bottom=True,
-        )
+        _draw_label(axes, cell, _DEPTH_LABEL, "#9aa0a6", backdrop=_SKELETON_BACKGROUND, at_bottom=True)
         if captions is not None:
             _draw_label(axes, image_box, captions[hand], "white", backdrop=_SKELETON_BACKGROUND)
     return _render(axes)

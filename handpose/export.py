@@ -140,8 +140,7 @@ def build_metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
         f"of the reference bone, {JOINT_NAMES[REFERENCE_BONE[0]]} to {JOINT_NAMES[REFERENCE_BONE[1]]}",
         "geometry": "with K of the input, rays (x, y, 1) = K^-1 (u, v, 1); Z = root_depth(rays, relative_depth, "
         "bone_lengths), in closed form (handpose.geometry.solve_root_depth); joints = rays * (Z + relative_depth) * "
-        "scale, "
-        "in the unit of scale, the length of the reference bone: scale_mm is its mean in the training set",
+        "scale, in the unit of scale, the length of the reference bone: scale_mm is its mean in the training set",
         "bones": json.dumps(BONES),
         "bone_lengths": to_json(axes.bone_lengths.tolist()),
         "scale_mm": to_json(1000.0 * float(axes.scale_m)),
@@ -252,8 +251,7 @@ def _format_summary(graph: OnnxGraph, path: Path, comparison: OnnxComparison, nu
             f"{path}: {path.stat().st_size / 1e6:.1f} MB, {parameters:.2f} M parameters, opset {OPSET}",
             f"largest difference from PyTorch on {num_pictures} pictures: {differences}",
             f"one picture on {torch.get_num_threads()} CPU thread(s): PyTorch {comparison.torch_ms:.1f} ms, ONNX "
-            "Runtime "
-            f"{comparison.onnx_ms:.1f} ms (medians of {_NUM_TIMED_RUNS})",
+            f"Runtime {comparison.onnx_ms:.1f} ms (medians of {_NUM_TIMED_RUNS})",
         )
     )
 

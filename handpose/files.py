@@ -36,7 +36,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def write_folder_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to write into. It is renamed to `path` at the end, and removed after an error.
 
     The remains of an earlier attempt, and an incomplete folder at `path`, are removed first. Only one process at a time

@@ -133,8 +133,7 @@ def _check_options(options: argparse.Namespace, network: TrainedNetwork) -> None
     if isinstance(network.module.axes, CameraAxes) and (options.crop or not (options.intrinsics or options.focal)):
         raise UserError(
             "a network with heatmap=camera_axes works for one camera only: give --intrinsics or --focal of "
-            "pictures like "
-            "those it was trained on, and no --crop"
+            "pictures like those it was trained on, and no --crop"
         )
 
 
@@ -250,8 +249,7 @@ def _print_summary(hands: list[dict[str, Any]], folder: Path) -> None:
     if assumed:
         print(
             f"The camera of {assumed} photographs is unknown: the focal length is assumed to be {ASSUMED_FOCAL} "
-            f"times the "
-            "longer side, so distances are a guess; give --intrinsics or --focal"
+            f"times the longer side, so distances are a guess; give --intrinsics or --focal"
         )
 
 

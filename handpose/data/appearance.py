@@ -109,8 +109,7 @@ def read_backgrounds(folder: str) -> Tensor:
     if not files:
         raise UserError(
             f"augment.background_folder={folder} has no pictures ({' '.join(_IMAGE_SUFFIXES)}); give another folder, "
-            "or null "
-            "for drawn backgrounds"
+            "or null for drawn backgrounds"
         )
     spread = np.linspace(0, len(files) - 1, min(len(files), _MAX_BACKGROUNDS)).round().astype(int)
     return torch.from_numpy(np.stack([_read_square(files[i]) for i in spread]).transpose(0, 3, 1, 2).copy())

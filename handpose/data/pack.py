@@ -30,7 +30,7 @@ from rich.progress import Progress
 from handpose.data.pictures import decode_dataset_image, resize_image
 from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError, add_file_name, explain_file_error, format_size, get_free_bytes
-from handpose.files import whole_folder, write_json
+from handpose.files import write_folder_atomically, write_json
 from handpose.locks import hold_write_lock
 from handpose.resources import count_cores
 
@@ -241,7 +241,7 @@ def _make_store(
     """Decode all files into a folder next to `store`, and rename it when it is complete. The caller holds the lock."""
     start = time.monotonic()
     try:
-        with whole_folder(store) as partial:
+        with write_folder_atomically(store) as partial:
             size = image_size or _read_side(files.paths[0], kind.decode(files.paths[0]))
             _check_space(store.parent, (len(files.paths), size, size, kind.channels))
             resize = image_size is not None
@@ -259,8 +259,7 @@ def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
     if needed > free:
         raise UserError(
             f"packing {shape[0]} images of {shape[1]} px needs {format_size(needed)} but {folder} has "
-            f"{format_size(free)} "
-            "free; set paths.packed to a larger disk, or a smaller data.image_size"
+            f"{format_size(free)} free; set paths.packed to a larger disk, or a smaller data.image_size"
         )
 
 

@@ -30,7 +30,7 @@ from handpose.data.freihand import FreiHand
 from handpose.data.hand_scene import Difficulty
 from handpose.data.sample import Splits
 from handpose.errors import UserError, explain_file_error, format_size, get_free_bytes, is_about_files
-from handpose.files import check_output_file, whole_folder, write_atomically, write_json
+from handpose.files import check_output_file, write_atomically, write_folder_atomically, write_json
 from handpose.locks import hold_write_lock
 from handpose.resources import count_cores
 from handpose.utf8 import use_utf8
@@ -166,7 +166,7 @@ class Synthetic:
         """
         start = time.monotonic()
         try:
-            with whole_folder(self.folder) as partial:
+            with write_folder_atomically(self.folder) as partial:
                 _check_space(self._root, sum(self.counts.values()) * self.image_size**2 * _BYTES_PER_PIXEL)
                 for split in hand_drawing.SPLITS:
                     (partial / split / "rgb").mkdir(parents=True)

@@ -130,8 +130,7 @@ def add_isolation_section(page: HtmlPage, record: SweepRecord, isolation: Isolat
         f"Values of epoch {isolation.epoch}. A value that was tried more often has a better best trial by luck alone; "
         f"the diamonds show what the best of {isolation.num_drawn} of its trials would be on average. They compare "
         "fairly if the trials were drawn at random. A searcher that learns also tunes the other parameters better for "
-        "the values that it tries often."
-        f"{left_out}",
+        f"the values that it tries often.{left_out}",
     )
 
 

@@ -292,8 +292,7 @@ def _add_slot_time(page: HtmlPage, record: SweepRecord) -> None:
         plot_slot_time(account),
         "Start-up is what the first epoch of a worker took longer than later ones; validation is part of training, "
         "since trials do not report it apart. Lost is what nobody heard of, or was trained again, after a failure or a "
-        "kill. "
-        "The hatched bar was not spent: what the stopped trials would still have taken.",
+        "kill. The hatched bar was not spent: what the stopped trials would still have taken.",
     )
 
 

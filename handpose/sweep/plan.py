@@ -17,7 +17,7 @@ from handpose.search.searcher import Searcher, count_points
 from handpose.search.warm_start import find_used_seeds
 from handpose.sweep.analysis.report import check_scientific_key
 from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
-from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.controller.slots import Slots
 from handpose.sweep.driver.resume import SweepTask, check_fingerprint, make_sweep_record, save_budgets
 from handpose.sweep.driver.run import SweepRun, run_preflight_alone, run_sweep

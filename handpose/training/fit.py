@@ -258,8 +258,7 @@ def _read_weights(config: DictConfig, stage: Literal["fit", "test"] | None, path
     if stage is None and 0 < max_steps <= steps:
         raise UserError(
             f"{path} was trained for {steps} steps and trainer.max_steps={max_steps}; give a larger "
-            f"trainer.max_steps to "
-            "continue, or test=true to test it"
+            f"trainer.max_steps to continue, or test=true to test it"
         )
     return checkpoint
 

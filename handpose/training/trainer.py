@@ -222,8 +222,7 @@ def explain_trainer_errors(config: DictConfig) -> Iterator[None]:
         if config.trainer.get("detect_anomaly") and "returned nan values" in str(error):
             raise UserError(
                 f"trainer.detect_anomaly=true: {_get_first_sentence(error)} (the warning above shows where in the "
-                "forward "
-                "pass); a smaller optimizer.lr may help"
+                "forward pass); a smaller optimizer.lr may help"
             ) from error
         raise
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handpose.search.space import load_space
-from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from tests.schedulers.test_schedulers import compute_cost, drive_scheduler, list_completed, list_reports, replay_calls
 
 TWO = "sweep.second_objective=latency_ms"

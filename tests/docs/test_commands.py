@@ -23,7 +23,7 @@ from handpose.config import _expand_multirun, compose
 from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
 from handpose.search.space import load_space
-from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.driver.resume import _CHANGEABLE_KEYS
 from tests.docs.pages import PAGES, Command, find_commands, find_files, read_page
 

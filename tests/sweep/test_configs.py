@@ -11,7 +11,7 @@ from handpose.errors import UserError
 from handpose.schema import bind_arguments
 from handpose.search.searcher import Searcher
 from handpose.search.space import load_space
-from handpose.sweep.controller.scheduler_factory import bind_scheduler, restore_scheduler
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler, restore_scheduler
 from handpose.sweep.record.settings import RaySettings, SweepSettings
 from tests.sweep.objectives import METRIC
 

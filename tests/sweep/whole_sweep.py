@@ -12,13 +12,12 @@ from hydra.utils import instantiate
 from handpose.config import compose, list_location_overrides, quote_override, save_config
 from handpose.report.terminal import PlainView, SweepClock
 from handpose.schedulers.scheduler import Fifo
-from handpose.schema import bind_arguments
 from handpose.search.space import fix_params, load_space
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.audit.audit import compose_choices
 from handpose.sweep.controller.controller import SegmentFailure, SweepController
 from handpose.sweep.controller.history import History, make_empty_table
-from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler, make_searcher
 from handpose.sweep.driver.recorder import Recorder
 from handpose.sweep.driver.resume import (
     SweepTask,
@@ -197,21 +196,16 @@ class WholeSweep:
         """The next process that runs it."""
         sweep, config = self.sweep, self.task.config
         scheduler = bind_scheduler(instantiate(config.scheduler), sweep, self.task.space)
-        searcher = bind_arguments(
+        searcher = make_searcher(
             instantiate(config.searcher),
-            space=self.task.space,
+            sweep,
+            self.task.space,
+            repeats=scheduler().perturbs_params,
             folder=self.folder / "study",
-            name=sweep.name,
-            metric=sweep.target.name,
-            mode=sweep.target.mode,
-            second_objective=sweep.second_objective,
-            max_epochs=sweep.max_epochs,
-            seed=sweep.seed,
             defaults=self.task.defaults,
             fingerprint="0123456789abcdef",
             resume=not is_new,
-            repeats=scheduler().perturbs_params,
-        )()
+        )
         return SweepProcess(sweep, searcher, scheduler, self.recipe, **self.options)
 
     def run(self, num_reports=math.inf, *, stops=(), last="finished", given=()):

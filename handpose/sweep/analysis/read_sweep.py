@@ -34,7 +34,7 @@ from handpose.search.space import flatten_config
 from handpose.sweep.analysis.importance import MIN_TRIALS, TrialDraws, compute_importance
 from handpose.sweep.analysis.searched_parameters import read_searched_space
 from handpose.sweep.controller.history import History, TrialHistory, make_empty_table
-from handpose.sweep.controller.scheduler_factory import restore_scheduler
+from handpose.sweep.controller.scheduler_and_searcher import restore_scheduler
 from handpose.sweep.record.events import (
     EVENTS_FILE,
     CostsMeasured,

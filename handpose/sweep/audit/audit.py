@@ -51,7 +51,7 @@ from handpose.sweep.audit.records import (
     get_first_number,
 )
 from handpose.sweep.audit.results import audit_results
-from handpose.sweep.controller.scheduler_factory import bind_scheduler
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.driver.resume import SweepTask, load_recorded_task
 from handpose.sweep.record.events import EVENTS_FILE, scan_event_lines
 from handpose.sweep.record.provenance import fill_in_modes

@@ -252,9 +252,11 @@ def load_recorded_task(
     place |= {} if storage is None else {"sweep.storage": storage}
     replaced = {*place, *(override_key(item) for item in (*new, *here))}
     kept = [item for item in record["overrides"] if override_key(item) not in replaced]
-    said = {override_key(item) for item in kept}  # they may set locations too; workers apply them last
+    kept_keys = {override_key(item) for item in kept}  # they may set locations too; workers apply them last
     before = (
-        record["locations"] if locations is None else [item for item in locations if override_key(item) not in said]
+        record["locations"]
+        if locations is None
+        else [item for item in locations if override_key(item) not in kept_keys]
     )
     locations = [item for item in before if override_key(item) not in replaced] + here
     locations += [quote_override(key, str(value) if isinstance(value, Path) else value) for key, value in place.items()]

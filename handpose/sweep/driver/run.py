@@ -19,11 +19,11 @@ from handpose.report.terminal import SweepView, format_warm_start, make_sweep_vi
 from handpose.report.trial_table import TrialTable
 from handpose.report.weights_and_biases import WandbLog
 from handpose.schedulers.scheduler import Scheduler
-from handpose.schema import bind_arguments
 from handpose.search.searcher import Searcher
 from handpose.search.space import Params, Space
 from handpose.sweep.controller.controller import SweepController
 from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.controller.scheduler_and_searcher import make_searcher
 from handpose.sweep.controller.slots import (
     MIN_PROCESS_MB,
     NodeCapacity,
@@ -110,21 +110,8 @@ class SweepRun:
 
     def make_searcher(self, folder: Path, **changes: Any) -> Searcher:
         """Make the searcher, with its study in a folder."""
-        sweep = self.sweep
-        make = bind_arguments(
-            self.searcher,
-            space=self.space,
-            name=sweep.name,
-            metric=sweep.target.name,
-            mode=sweep.target.mode,
-            second_objective=sweep.second_objective,
-            max_epochs=sweep.max_epochs,
-            seed=sweep.seed,
-            repeats=self.make_scheduler().perturbs_params,
-            folder=folder,
-            **changes,
-        )
-        return make()
+        repeats = self.make_scheduler().perturbs_params
+        return make_searcher(self.searcher, self.sweep, self.space, repeats=repeats, folder=folder, **changes)
 
 
 @contextlib.contextmanager

@@ -100,8 +100,7 @@ def _init_ray(cluster: RaySettings, settings: dict[str, Any]) -> None:
             f"ray.address={cluster.address}: no Ray cluster answers there, or it does not accept this token "
             f"(~/.ray/auth_token, "
             "RAY_AUTH_TOKEN_PATH, RAY_AUTH_TOKEN); `ray start --head` starts a cluster; ray.address=null runs "
-            "the sweep "
-            "on this machine"
+            "the sweep on this machine"
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -33,8 +33,7 @@ def never_started() -> UserError:
     said = f" ({reason})" if reason else ""
     return UserError(
         f"Ray has not started a worker process within {PATIENCE_S / 60:.0f} minutes{said}; check that every node "
-        f"can run "
-        "this Python and import this project"
+        f"can run this Python and import this project"
     )
 
 

@@ -49,8 +49,7 @@ class TrialsPerGpuChoice(NamedTuple):
         measured = ", ".join(f"{each.num_trials}: {each.steps_per_s:.3g}" for each in self.throughputs)
         return (
             f"a GPU       the largest trial takes {self.gpu_memory_fraction:.0%} of its memory; "
-            f"steps a second with so many "
-            f"trials on it: {measured}; so sweep.gpus_per_trial={self.gpus_per_trial:g}"
+            f"steps a second with so many trials on it: {measured}; so sweep.gpus_per_trial={self.gpus_per_trial:g}"
         )
 
 

@@ -455,8 +455,7 @@ def _explain_unknown(version: int) -> str:
     """Explain an event or field that the format of the file does not define."""
     return (
         f"the file is of format {version}, and this version of the project reads formats up to "
-        f"{EVENTS_FORMAT}; if a later "
-        "version wrote the line, use that version; nothing has been changed"
+        f"{EVENTS_FORMAT}; if a later version wrote the line, use that version; nothing has been changed"
     )
 
 

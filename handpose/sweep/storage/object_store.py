@@ -191,8 +191,7 @@ def _open_file_system(url: str) -> tuple[FileSystem, str]:
     except (pyarrow.ArrowException, OSError, ValueError, ImportError) as error:
         raise UserError(
             f"sweep.storage={url} cannot be opened ({summarise_store_error(error)}); give a URL such as "
-            f"s3://bucket/folder, gs://bucket/"
-            "folder or file:///folder"
+            f"s3://bucket/folder, gs://bucket/folder or file:///folder"
         ) from error
     return files, path.rstrip("/")
 

@@ -1,4 +1,4 @@
-"""Builds fresh schedulers from the configuration of a sweep."""
+"""Makes schedulers and searchers from the configuration and the settings of a sweep."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,6 +8,7 @@ from handpose.config import find_target
 from handpose.errors import UserError
 from handpose.schedulers.scheduler import Scheduler
 from handpose.schema import bind_arguments
+from handpose.search.searcher import Searcher
 from handpose.search.space import Space
 from handpose.sweep.record.settings import SweepSettings
 
@@ -39,6 +40,35 @@ def bind_scheduler(
             f"scheduler=asha or fifo: {type(fresh()).__name__} compares trials by one objective alone"
         )
     return fresh
+
+
+def make_searcher(
+    searcher: Callable[..., Searcher], sweep: SweepSettings, space: Space, *, repeats: bool, **arguments: Any
+) -> Searcher:
+    """Make the searcher of a sweep.
+
+    Args:
+        searcher: the partial class from configs/searcher. It receives those arguments that its signature asks for.
+        sweep: settings of the sweep.
+        space: search space of the sweep.
+        repeats: whether the same point may be suggested again, as for a population.
+        arguments: further arguments, such as `folder`, `resume` or `defaults`.
+
+    Raises:
+        UserError: the searcher refuses an option.
+    """
+    return bind_arguments(
+        searcher,
+        space=space,
+        name=sweep.name,
+        metric=sweep.target.name,
+        mode=sweep.target.mode,
+        second_objective=sweep.second_objective,
+        max_epochs=sweep.max_epochs,
+        seed=sweep.seed,
+        repeats=repeats,
+        **arguments,
+    )()
 
 
 def restore_scheduler(config: Mapping[str, Any], sweep: SweepSettings) -> Scheduler | None:
