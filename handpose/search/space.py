@@ -336,10 +336,11 @@ def _load_yaml(file: Path) -> YamlSpace:
 def _load_python(file: Path) -> PythonSpace:
     spec = importlib.util.spec_from_file_location(f"search_space_{file.stem}", file)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        # exec_module would write __pycache__ into the folder of the sweep, and would run it instead of a changed file
+        # that has the same size and was written in the same second.
+        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
     function = getattr(module, "space", None)

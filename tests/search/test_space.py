@@ -1,6 +1,8 @@
 """Search spaces: Hydra's expressions become distributions, and what cannot be searched is told in a sentence."""
 
 import math
+import os
+import sys
 import warnings
 from fractions import Fraction
 
@@ -174,6 +176,17 @@ def test_the_default_is_found_in_a_space_that_is_defined_by_running(write_space)
     assert find_default_point(space, defaults) == {"model/decoder": "pyramid", "model.decoder.depth": 3}
     assert find_default_point(space, defaults | {"model/decoder": "effpose"}) == {"model/decoder": "effpose"}
     assert find_default_point(space, defaults | {"model.decoder.depth": 9}) is None
+
+
+def test_a_python_space_is_read_from_its_source_and_leaves_no_bytecode(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "space.py"
+    text = "def space(trial):\n    return {'optimizer.lr': trial.suggest_float('lr', 0, LIMIT)}\n"
+    for limit in (1, 2):  # two texts of one size, written within one second
+        file.write_text(text.replace("LIMIT", str(limit)))
+        os.utime(file, (1, 1))
+        assert load_space(str(file)).sample(optuna.trial.FixedTrial({"lr": limit})) == {"optimizer.lr": limit}
+    assert os.listdir(tmp_path) == ["space.py"]
 
 
 def test_a_warning_within_a_python_space_does_not_lose_the_default(write_space):
