@@ -4,8 +4,8 @@ import sys
 
 from omegaconf import DictConfig
 
-from handpose.config import run_script
 from handpose.files import expand_home
+from handpose.program import run_script
 
 
 def main(config: DictConfig) -> None:

@@ -4,7 +4,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from handpose.config import list_task_overrides, run_script
+from handpose.program import list_task_overrides, run_script
 from handpose.report.pareto_front import format_front
 from handpose.report.summary import format_summary
 from handpose.sweep.analysis.report import REPORT_FILE, write_report

@@ -19,8 +19,9 @@ from pathlib import Path
 from hydra.utils import instantiate
 from ray import cloudpickle
 
-from handpose.config import compose, exit_on_user_error, list_location_overrides, quote_override
+from handpose.config import compose, list_location_overrides, quote_override
 from handpose.files import write_atomically
+from handpose.program import exit_on_user_error
 from handpose.search.space import load_space
 from handpose.sweep.audit.audit import compose_choices
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler

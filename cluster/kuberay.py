@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.submission import Submission, make_parser, read_submission
 from cluster.sweep import ARGUMENTS_VARIABLE
-from handpose.config import exit_on_user_error
 from handpose.errors import UserError
+from handpose.program import exit_on_user_error
 from handpose.resources import Memory
 from handpose.sweep.controller.slots import compute_trial_memory
 from handpose.sweep.execution.privacy import NO_USAGE_STATS

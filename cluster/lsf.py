@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.submission import Submission, make_job_parser, make_script, parse_wall_time, read_submission, submit
 from cluster.sweep import INTERRUPTED_STATUS
-from handpose.config import exit_on_user_error
+from handpose.program import exit_on_user_error
 from handpose.utf8 import use_utf8
 
 _RESERVED_OPTIONS = (

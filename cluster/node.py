@@ -18,8 +18,8 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import remove_scheduler_variables
-from handpose.config import exit_on_user_error
 from handpose.files import write_atomically
+from handpose.program import exit_on_user_error
 from handpose.resources import count_cores, list_addresses, measure_memory
 from handpose.sweep.controller.slots import compute_trial_memory
 from handpose.sweep.execution.privacy import NO_USAGE_STATS, make_private_folder

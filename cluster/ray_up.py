@@ -20,9 +20,10 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.submission import REPOSITORY, Submission, make_parser, read_submission
-from handpose.config import exit_on_user_error, override_key
+from handpose.config import override_key
 from handpose.errors import UserError
 from handpose.files import check_output_file, expand_home, write_atomically
+from handpose.program import exit_on_user_error
 from handpose.sweep.execution.privacy import NO_USAGE_STATS, ensure_token
 from handpose.utf8 import use_utf8
 

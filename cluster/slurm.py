@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.submission import Submission, make_job_parser, make_script, read_submission, submit
-from handpose.config import exit_on_user_error
+from handpose.program import exit_on_user_error
 from handpose.utf8 import use_utf8
 
 _RESERVED_OPTIONS = (

@@ -1,33 +1,23 @@
-"""Compose a checked configuration from Hydra overrides, for scripts, the workers of a sweep, and tests.
+"""Compose a checked configuration from Hydra overrides, in the programs and in the workers of a sweep.
 
 `compose` checks that all keys exist and that the values have the types of the constructors they are passed to. It makes
 paths absolute. A mistake raises UserError with one sentence that names the key and the remedy.
 """
 
-import argparse
 import difflib
-import io
-import itertools
 import os
 import pkgutil
 import re
 import shlex
-import signal
-import sys
-import threading
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import hydra
 import yaml
-from dotenv import find_dotenv, load_dotenv
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
@@ -35,11 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from handpose.config_files import config_folders, extension_configs, find_options, use_extensions
-from handpose.errors import UserError, explain_file_error, is_about_files
+from handpose.errors import UserError, explain_file_error, join_lines
 from handpose.files import expand_home, write_atomically
 from handpose.formats import rename_key
 from handpose.schema import check_config, explain_unknown_key, list_parameters
-from handpose.utf8 import is_utf8, read_utf8, use_utf8
+from handpose.utf8 import is_utf8, read_utf8
 from handpose.yaml_files import load_yaml
 
 ConfigName = Literal["train", "tune"]
@@ -95,11 +85,11 @@ def compose(config_name: ConfigName, overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: a mistake in the overrides or in a file that they name.
     """
-    given = [_quote_non_ascii(rename_key(item)) for item in overrides]
+    given = [quote_non_ascii(rename_key(item)) for item in overrides]
     for item in given:
         _check_is_utf8(override_key(item), item.partition("=")[2])
     path = _find_best_path(given)
-    all_overrides = _insert_best_overrides(given)
+    all_overrides = insert_best_overrides(given)
     use_given_extensions(all_overrides)
     try:
         return _compose_and_check(config_name, all_overrides)
@@ -117,9 +107,8 @@ def use_given_extensions(overrides: Sequence[str]) -> None:
     Raises:
         UserError: the folder does not exist.
     """
-    values = {
-        override_key(item): parse_override_value(item) for item in overrides if override_key(item) in _EXTENSION_KEYS
-    }
+    keys = ("paths.extensions", "paths.base")
+    values = {override_key(item): parse_override_value(item) for item in overrides if override_key(item) in keys}
     given = values.get("paths.extensions")
     if given in (None, ""):
         return
@@ -130,9 +119,6 @@ def use_given_extensions(overrides: Sequence[str]) -> None:
             "YAML files in configs/ (docs/extending.md)"
         )
     use_extensions(folder)
-
-
-_EXTENSION_KEYS = ("paths.extensions", "paths.base")
 
 
 def _can_compose(config_name: ConfigName, overrides: list[str]) -> bool:
@@ -154,7 +140,7 @@ def _compose_and_check(config_name: ConfigName, overrides: list[str]) -> DictCon
         for folder in config_folders():
             for path in folder.rglob("*.yaml"):
                 read_utf8(path)
-        raise UserError(_join_lines(error)) from error
+        raise UserError(join_lines(error)) from error
     except _HYDRA_ERRORS as error:
         raise UserError(_explain_compose_error(config_name, overrides, error)) from error
     _check_added_keys(config_name, config, overrides)
@@ -163,8 +149,114 @@ def _compose_and_check(config_name: ConfigName, overrides: list[str]) -> DictCon
         _make_paths_absolute(config)
         check_config(to_plain_values(config))
     except OmegaConfBaseException as error:  # an interpolation that cannot be resolved
-        raise UserError(_join_lines(error)) from error
+        raise UserError(join_lines(error)) from error
     return config
+
+
+def _compose_with_hydra(config_name: ConfigName, overrides: list[str]) -> DictConfig:
+    overrides = [*overrides, *search_path_override()]
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose(config_name, overrides)
+    with hydra.initialize_config_dir(str(config_folders()[0]), version_base="1.3"):
+        return hydra.compose(config_name, overrides)
+
+
+def search_path_override() -> list[str]:
+    """Return the override that lets Hydra find options in the user's folder; an empty list if there is no folder."""
+    folder = extension_configs()
+    return [] if folder is None else [quote_override("hydra.searchpath", [f"file://{folder}"])]
+
+
+def _find_best_path(overrides: list[str]) -> str | None:
+    given = [item for item in overrides if override_key(item) == "best"]
+    path = parse_override_value(given[-1]) if given else None
+    return None if path in (None, "") else str(path)
+
+
+def insert_best_overrides(overrides: list[str]) -> list[str]:
+    """Insert the overrides of the file in best=FILE, if it is given, before the others.
+
+    An override of the file that selects an option of a group is left out if the others select one too.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = _find_best_path(overrides)
+    if path is None:
+        return overrides
+    groups = {override_key(item) for item in overrides if is_group(override_key(item))}
+    return [item for item in _read_best_overrides(path) if override_key(item) not in groups] + overrides
+
+
+def _read_best_overrides(path: str) -> list[str]:
+    """Read the overrides in a sweep's best.yaml."""
+    try:
+        overrides = load_yaml(expand_home(path))["overrides"]
+        if not isinstance(overrides, list):
+            raise TypeError("overrides must be a list")
+    except FileNotFoundError as error:
+        hint = "a finished sweep writes sweeps/NAME/best.yaml"
+        raise UserError(f"best={path}: there is no such file; {hint}") from error
+    except OSError as error:
+        raise UserError(f"best={explain_file_error(error, path, verb='read')}") from error
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(f"best={path} is not the best.yaml of a sweep: it has no list `overrides`") from error
+    return [str(item) for item in overrides]
+
+
+@cache  # this opens every file, and a process composes many configurations
+def _check_package_directives(configs: Path) -> None:
+    """Refuse a byte-order mark before `# @package`, because Hydra would overlook the line and ignore the values."""
+    for path in configs.rglob("*.yaml"):
+        with path.open("rb") as file:
+            if re.match(rb"\xef\xbb\xbf\s*#\s*@", file.read(32)):
+                raise UserError(
+                    f"{path} begins with a byte-order mark, which hides its # @package from Hydra; save the file in "
+                    "UTF-8 without one"
+                )
+
+
+def _check_added_keys(config_name: ConfigName, config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse `+key=value` if nothing reads the key. Keys of a `_target_` are checked against its signature later."""
+    added = [item for item in map(_parse_override, overrides) if item.is_add() and not is_group(item.key_or_group)]
+    if not added:
+        return
+    known = _list_known_keys(config_name, [_parse_override(item) for item in overrides if is_group(override_key(item))])
+    for item in added:
+        if item.key_or_group not in known and not _has_target(config, item.key_or_group):
+            raise UserError(explain_unknown_key(item.key_or_group, known))
+
+
+def _has_target(config: DictConfig, key: str) -> bool:
+    parents = [key.rsplit(".", i)[0] for i in range(1, key.count(".") + 1)]
+    return any("_target_" in (OmegaConf.select(config, parent) or {}) for parent in parents)
+
+
+def _check_required_groups(config: DictConfig) -> None:
+    for group in _REQUIRED_GROUPS:
+        if config.get(group) is None:
+            raise UserError(f"there is no {group}; give {group}=one of {', '.join(find_options(group))}")
+
+
+def _make_paths_absolute(config: DictConfig) -> None:
+    base = Path(OmegaConf.select(config, "paths.base") or os.getcwd())
+    for key in PATH_KEYS:
+        value = OmegaConf.select(config, key)
+        if value is not None and not str(value).startswith("package:"):  # allowed for model.encoder.weights
+            path = str(base / expand_home(str(value)))
+            _check_is_utf8(key, path)
+            OmegaConf.update(config, key, path)
+
+
+def _check_is_utf8(key: str, value: str) -> None:
+    if not is_utf8(value):
+        raise UserError(
+            f"{key}={os.fsencode(value).decode('utf-8', 'backslashreplace')} is not UTF-8, but names of files must "
+            "be; rename the file or folder (convmv renames whole trees)"
+        )
+
+
+# --- parts of a configuration -----------------------------------------------------------------------------------------
 
 
 def instantiate_key(config: DictConfig, key: str, **arguments: Any) -> Any:
@@ -187,177 +279,19 @@ def instantiate_key(config: DictConfig, key: str, **arguments: Any) -> Any:
         if isinstance(cause, (UserError, OSError)):
             raise cause from error
         if isinstance(cause, (ValueError, TypeError)):
-            raise UserError(f"{key}: {_join_lines(cause)}") from error
+            raise UserError(f"{key}: {join_lines(cause)}") from error
         raise
 
 
-def run_script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
-    """Run the main function of a script with the configuration of the command line.
-
-    A mistake of the user prints one sentence to stderr and exits with status 2. Ctrl-C exits with status 130. A .env
-    file in the working folder or above it is loaded first. Variables that are already set keep their values.
-
-    Args:
-        config_name: the program.
-        main: the main function.
-    """
-    use_utf8()
-    with exit_on_user_error():
-        load_dotenv_file()
-        flags, overrides = _split_command_line()
-        overrides = [_quote_non_ascii(_rename_with_warning(item)) for item in overrides]
-        use_given_extensions(overrides)
-        if not {"-h", "--help", "--hydra-help", "--version"} & set(flags):
-            for run in _expand_multirun(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
-                compose(config_name, run)  # before Hydra does, because its messages have many lines
-        if {"-c", "--cfg", "-i", "--info"} & {flag.partition("=")[0] for flag in flags}:
-            overrides = _insert_best_overrides(overrides)  # Hydra prints the configuration and does not call main
-        # Hydra does not accept a flag between two overrides.
-        sys.argv[1:] = [*flags, *overrides, *search_path_override()]
-
-    @hydra.main(config_path=str(config_folders()[0]), config_name=config_name, version_base="1.3")
-    def entry(_: DictConfig) -> None:
-        with exit_on_user_error():
-            main(compose(config_name, _list_given_overrides()))
-
-    entry()
+def to_plain_values(config: DictConfig) -> dict[str, Any]:
+    """Convert the configuration to plain dictionaries, lists and scalars, with interpolations resolved."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=False))
 
 
-def make_parser(module: str, description: str) -> argparse.ArgumentParser:
-    """Make an argument parser for `python -m module`. Its help shows the description unchanged."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-
-def _rename_with_warning(override: str) -> str:
-    """Replace a key's former name by its current name, with a warning."""
-    renamed = rename_key(override)
-    if renamed != override:
-        old, new = override_key(override), override_key(renamed)
-        print(f"warning: {old} has been renamed to {new}; use the new name", file=sys.stderr)
-    return renamed
-
-
-@contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Convert UserError, errors about the user's files, Ctrl-C and SIGTERM to a one-line message and an exit status."""
-    hook = threading.excepthook
-    threading.excepthook = partial(_handle_thread_error, hook)
-    try:
-        with interrupt_on_sigterm():
-            yield
-    except UserError as error:
-        _exit(f"error: {_join_lines(error)}", 2)
-    except OSError as error:
-        if not is_about_files(error):
-            raise
-        _exit(f"error: {_join_lines(explain_file_error(error))}", 2)
-    except KeyboardInterrupt as error:
-        _exit(str(error) or "interrupted", 130)
-    finally:
-        threading.excepthook = hook
-
-
-def _handle_thread_error(hook: Callable[[threading.ExceptHookArgs], Any], arguments: threading.ExceptHookArgs) -> None:
-    """Print no traceback for an error that the thread passes on to the main thread, as TensorBoard's writer does."""
-    if getattr(arguments.thread, "exception", None) is not arguments.exc_value:
-        hook(arguments)
-
-
-@contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C within the block, unless SIGTERM has a handler already.
-
-    Lightning's handler would continue to the end of the batch, which may never come.
-    """
-    is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if not is_free or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _raise_keyboard_interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _exit(message: str, status: int) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
-    raise SystemExit(status)
-
-
-def load_dotenv_file() -> None:
-    """Load the .env file in the working folder or above it. Variables that are already set keep their values.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    path = find_dotenv(usecwd=True)
-    _unset_empty_variables()
-    try:
-        if path:
-            load_dotenv(stream=io.StringIO(read_utf8(Path(path))))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({_join_lines(error)}); it must hold lines like MP_DATA=DIR") from error
-    _unset_empty_variables()
-
-
-def _unset_empty_variables() -> None:
-    """Unset folder variables that are empty: an empty path would put the results directly into the working folder."""
-    for name in ("MP_DATA", "DIR_SCRATCH"):
-        if os.environ.get(name) == "":
-            del os.environ[name]
-
-
-def _split_command_line() -> tuple[list[str], list[str]]:
-    """Split the command line into Hydra's flags with their values, such as `--cfg job`, and the overrides."""
-    arguments = sys.argv[1:]
-    if not any(item.startswith("-") for item in arguments):
-        return [], arguments
-    overrides = [item for item in arguments if "=" in item and not item.startswith("-")]
-    return [item for item in arguments if item not in overrides], overrides
-
-
-def _expand_multirun(overrides: Sequence[str]) -> list[list[str]]:
-    """List the overrides of every run of a multirun. Each run has one of the values of, for example, `seed=0,1`."""
-    return [list(run) for run in itertools.product(*(_expand_override(item) for item in overrides))]
-
-
-def _expand_override(override: str) -> list[str]:
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException:
-        return [override]  # composing it will report the mistake
-    if not parsed.is_discrete_sweep():
-        return [override]
-    return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
-
-
-def list_task_overrides() -> list[str]:
-    """List the overrides of the running script, with those of the file in best=FILE instead of best=FILE."""
-    overrides = _insert_best_overrides(_list_given_overrides())
-    return [item for item in overrides if override_key(item) != "best"]
-
-
-def list_given_keys() -> list[str]:
-    """List the keys that the running script's command line sets by name, without those of best=FILE."""
-    return [override_key(item) for item in _list_given_overrides() if not item.startswith("~")]
-
-
-def _list_given_overrides() -> list[str]:
-    """List the running script's overrides with environment variables resolved, since other machines may not have them.
-
-    The overrides of the searcher stay unresolved: overrides are saved, and the URL of the database may contain a
-    password.
-    """
-    resolved = HydraConfig.get().overrides.task
-    written = typing.cast(list[str], OmegaConf.to_container(resolved, resolve=False))
-    return [item if override_key(item).startswith("searcher.") else resolved[i] for i, item in enumerate(written)]
+def save_config(config: DictConfig, path: Path) -> None:
+    """Write the configuration to a YAML file."""
+    with write_atomically(path) as part:
+        part.write_text(yaml.safe_dump(to_plain_values(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def list_location_overrides(config: DictConfig) -> list[str]:
@@ -366,6 +300,46 @@ def list_location_overrides(config: DictConfig) -> list[str]:
     values = {key: OmegaConf.select(config, key) for key in keys}
     path_overrides = [quote_override(key, value) for key, value in values.items() if value is not None]
     return [quote_override("paths.base", os.getcwd()), *path_overrides]
+
+
+def find_choice(group: str, target: str) -> str:
+    """Return the option of a group with this `_target_`, such as `pyramid` of model/decoder, or else the target."""
+    return _read_targets(group).get(target, target)
+
+
+def find_target(group: str, target: str | None) -> Any:
+    """Return the class or function of a `_target_` if a file of the group names it; otherwise None.
+
+    Other targets are not imported. This is for files that may come from someone else, such as checkpoints and sweeps:
+    they can only select from the options that exist here.
+    """
+    return None if target is None or target not in _read_targets(group) else pkgutil.resolve_name(target)
+
+
+def _read_targets(group: str) -> dict[str, str]:
+    """Return the `_target_` of each option of a group -> the option."""
+    return {load_yaml(path).get("_target_"): name for name, path in find_options(group).items()}
+
+
+def is_group(key: str) -> bool:
+    """Whether a configuration group of this name exists."""
+    return any((folder / key).is_dir() for folder in config_folders())
+
+
+def dotted_keys(values: object, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of nested dictionaries, both inner and outer ones."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            yield from dotted_keys(value, f"{prefix}{key}.")
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+
+def override_key(override: str) -> str:
+    """Return the key of an override, without a prefix such as `+`."""
+    return override.partition("=")[0].lstrip("+~")
 
 
 def quote_override(key: str, value: object) -> str:
@@ -395,25 +369,6 @@ def _quote_value(value: object) -> str:
     return "'" + doubled.replace("'", "\\'") + "'"
 
 
-def parse_override_value(override: str) -> object:
-    """Parse the value of an override as Hydra does. Return the text if it is not a single value for Hydra."""
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException:
-        parsed = None
-    if parsed is None or parsed.is_sweep_override():
-        return override.partition("=")[2].strip("'\"")
-    return parsed.value()
-
-
-def _quote_non_ascii(override: str) -> str:
-    """Quote a value such as /home/jürgen/hands, because Hydra's grammar allows non-ASCII letters only in quotes."""
-    key, equals, value = override.partition("=")
-    if value.isascii() or set(value) & set("'\"[]{}"):
-        return override
-    return f"{key}{equals}{_quote_value(value)}"
-
-
 def _needs_quotes(text: str) -> bool:
     """Whether Hydra would parse the unquoted text as something else than this string."""
     try:
@@ -423,127 +378,23 @@ def _needs_quotes(text: str) -> bool:
     return not (isinstance(parsed, str) and parsed == text)
 
 
-def to_plain_values(config: DictConfig) -> dict[str, Any]:
-    """Convert the configuration to plain dictionaries, lists and scalars, with interpolations resolved."""
-    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=False))
+def quote_non_ascii(override: str) -> str:
+    """Quote a value such as /home/jürgen/hands, because Hydra's grammar allows non-ASCII letters only in quotes."""
+    key, equals, value = override.partition("=")
+    if value.isascii() or set(value) & set("'\"[]{}"):
+        return override
+    return f"{key}{equals}{_quote_value(value)}"
 
 
-def save_config(config: DictConfig, path: Path) -> None:
-    """Write the configuration to a YAML file."""
-    with write_atomically(path) as part:
-        part.write_text(yaml.safe_dump(to_plain_values(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def find_choice(group: str, target: str) -> str:
-    """Return the option of a group with this `_target_`, such as `pyramid` of model/decoder, or else the target."""
-    return _read_targets(group).get(target, target)
-
-
-def find_target(group: str, target: str | None) -> Any:
-    """Return the class or function of a `_target_` if a file of the group names it; otherwise None.
-
-    Other targets are not imported. This is for files that may come from someone else, such as checkpoints and sweeps:
-    they can only select from the options that exist here.
-    """
-    return None if target is None or target not in _read_targets(group) else pkgutil.resolve_name(target)
-
-
-def _read_targets(group: str) -> dict[str, str]:
-    """Return the `_target_` of each option of a group -> the option."""
-    return {load_yaml(path).get("_target_"): name for name, path in find_options(group).items()}
-
-
-def _compose_with_hydra(config_name: ConfigName, overrides: list[str]) -> DictConfig:
-    overrides = [*overrides, *search_path_override()]
-    if GlobalHydra.instance().is_initialized():
-        return hydra.compose(config_name, overrides)
-    with hydra.initialize_config_dir(str(config_folders()[0]), version_base="1.3"):
-        return hydra.compose(config_name, overrides)
-
-
-def search_path_override() -> list[str]:
-    """Return the override that lets Hydra find options in the user's folder; an empty list if there is no folder."""
-    folder = extension_configs()
-    return [] if folder is None else [quote_override("hydra.searchpath", [f"file://{folder}"])]
-
-
-def _find_best_path(overrides: list[str]) -> str | None:
-    given = [item for item in overrides if override_key(item) == "best"]
-    path = parse_override_value(given[-1]) if given else None
-    return None if path in (None, "") else str(path)
-
-
-def _insert_best_overrides(overrides: list[str]) -> list[str]:
-    path = _find_best_path(overrides)
-    if path is None:
-        return overrides
-    groups = {override_key(item) for item in overrides if is_group(override_key(item))}
-    return [item for item in _read_best_overrides(path) if override_key(item) not in groups] + overrides
-
-
-def _read_best_overrides(path: str) -> list[str]:
-    """Read the overrides in a sweep's best.yaml."""
+def parse_override_value(override: str) -> object:
+    """Parse the value of an override as Hydra does. Return the text if it is not a single value for Hydra."""
     try:
-        overrides = load_yaml(expand_home(path))["overrides"]
-        if not isinstance(overrides, list):
-            raise TypeError("overrides must be a list")
-    except FileNotFoundError as error:
-        hint = "a finished sweep writes sweeps/NAME/best.yaml"
-        raise UserError(f"best={path}: there is no such file; {hint}") from error
-    except OSError as error:
-        raise UserError(f"best={explain_file_error(error, path, verb='read')}") from error
-    except (yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"best={path} is not the best.yaml of a sweep: it has no list `overrides`") from error
-    return [str(item) for item in overrides]
-
-
-def override_key(override: str) -> str:
-    """Return the key of an override, without a prefix such as `+`."""
-    return override.partition("=")[0].lstrip("+~")
-
-
-def is_group(key: str) -> bool:
-    """Whether a configuration group of this name exists."""
-    return any((folder / key).is_dir() for folder in config_folders())
-
-
-# Error messages of one sentence.
-
-
-def _join_lines(error: object) -> str:
-    return " ".join(str(error).split())
-
-
-def _make_yaml_error(error: yaml.YAMLError) -> UserError:
-    """Make the error for a configuration file that Hydra could not read."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return UserError(_join_lines(error))
-    try:
-        load_yaml(Path(mark.name))
-    except UserError as twice:
-        return twice
-    except (OSError, yaml.YAMLError):
-        pass
-    return UserError(f"{mark.name} is not valid YAML: {_join_lines(error)}")
-
-
-def _explain_compose_error(config_name: ConfigName, overrides: list[str], error: Exception) -> str:
-    """Explain why a configuration could not be composed: the first mistake in an override, or else Hydra's message."""
-    try:
-        parsed = [_parse_override(item) for item in overrides]
-    except UserError as unreadable:
-        return str(unreadable)
-    groups = [item for item in parsed if is_group(item.key_or_group) and not item.is_delete()]
-    wrong = [sentence for item in groups if (sentence := _find_wrong_choice(item))]
-    if wrong:
-        return wrong[0]
-    known = _list_known_keys(config_name, groups)
-    for item in parsed:
-        key = item.key_or_group
-        if not is_group(key) and not item.is_add() and key not in known:
-            return explain_unknown_key(key, known) + _suggest_adding(config_name, groups, key)
-    return _join_lines(error.__cause__ or error)
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        parsed = None
+    if parsed is None or parsed.is_sweep_override():
+        return override.partition("=")[2].strip("'\"")
+    return parsed.value()
 
 
 def _parse_override(override: str) -> Override:
@@ -574,29 +425,39 @@ def _format_for_shell(key: str, text: str) -> str:
     return shlex.quote(override) if re.search(r'["$`\\!]', override) else f'"{override}"'
 
 
-def _check_added_keys(config_name: ConfigName, config: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse `+key=value` if nothing reads the key. Keys of a `_target_` are checked against its signature later."""
-    added = [item for item in map(_parse_override, overrides) if item.is_add() and not is_group(item.key_or_group)]
-    if not added:
-        return
-    known = _list_known_keys(config_name, [_parse_override(item) for item in overrides if is_group(override_key(item))])
-    for item in added:
-        if item.key_or_group not in known and not _has_target(config, item.key_or_group):
-            raise UserError(explain_unknown_key(item.key_or_group, known))
+# --- error messages of one sentence -----------------------------------------------------------------------------------
 
 
-def _has_target(config: DictConfig, key: str) -> bool:
-    parents = [key.rsplit(".", i)[0] for i in range(1, key.count(".") + 1)]
-    return any("_target_" in (OmegaConf.select(config, parent) or {}) for parent in parents)
+def _make_yaml_error(error: yaml.YAMLError) -> UserError:
+    """Make the error for a configuration file that Hydra could not read."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return UserError(join_lines(error))
+    try:
+        load_yaml(Path(mark.name))
+    except UserError as twice:
+        return twice
+    except (OSError, yaml.YAMLError):
+        pass
+    return UserError(f"{mark.name} is not valid YAML: {join_lines(error)}")
 
 
-def _suggest_adding(config_name: ConfigName, groups: Sequence[Override], key: str) -> str:
-    """Return a hint if the key is a constructor argument of its parent that has no value in the configuration."""
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(_compose_groups(config_name, groups), parent) if parent else None
-    if node is None or "_target_" not in node or name not in list_parameters(node["_target_"]):
-        return ""
-    return f"; to add a key that has no value yet, write +{key}=..."
+def _explain_compose_error(config_name: ConfigName, overrides: list[str], error: Exception) -> str:
+    """Explain why a configuration could not be composed: the first mistake in an override, or else Hydra's message."""
+    try:
+        parsed = [_parse_override(item) for item in overrides]
+    except UserError as unreadable:
+        return str(unreadable)
+    groups = [item for item in parsed if is_group(item.key_or_group) and not item.is_delete()]
+    wrong = [sentence for item in groups if (sentence := _find_wrong_choice(item))]
+    if wrong:
+        return wrong[0]
+    known = _list_known_keys(config_name, groups)
+    for item in parsed:
+        key = item.key_or_group
+        if not is_group(key) and not item.is_add() and key not in known:
+            return explain_unknown_key(key, known) + _suggest_adding(config_name, groups, key)
+    return join_lines(error.__cause__ or error)
 
 
 def _find_wrong_choice(item: Override) -> str | None:
@@ -611,16 +472,17 @@ def _find_wrong_choice(item: Override) -> str | None:
     return f"{group}={'null' if choice is None else choice}: no such choice; {hint}"
 
 
+def _suggest_adding(config_name: ConfigName, groups: Sequence[Override], key: str) -> str:
+    """Return a hint if the key is a constructor argument of its parent that has no value in the configuration."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(_compose_groups(config_name, groups), parent) if parent else None
+    if node is None or "_target_" not in node or name not in list_parameters(node["_target_"]):
+        return ""
+    return f"; to add a key that has no value yet, write +{key}=..."
+
+
 def _list_known_keys(config_name: ConfigName, groups: Sequence[Override]) -> set[str]:
     return set(dotted_keys(OmegaConf.to_container(_compose_groups(config_name, groups), resolve=False)))
-
-
-def dotted_keys(values: object, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of nested dictionaries, both inner and outer ones."""
-    if isinstance(values, dict):
-        for key, value in values.items():
-            yield f"{prefix}{key}"
-            yield from dotted_keys(value, f"{prefix}{key}.")
 
 
 def _compose_groups(config_name: ConfigName, groups: Sequence[Override]) -> DictConfig:
@@ -629,39 +491,3 @@ def _compose_groups(config_name: ConfigName, groups: Sequence[Override]) -> Dict
         return _compose_with_hydra(config_name, [item.input_line for item in groups if item.input_line is not None])
     except _HYDRA_ERRORS:
         return _compose_with_hydra(config_name, [])
-
-
-@cache  # this opens every file, and a process composes many configurations
-def _check_package_directives(configs: Path) -> None:
-    """Refuse a byte-order mark before `# @package`, because Hydra would overlook the line and ignore the values."""
-    for path in configs.rglob("*.yaml"):
-        with path.open("rb") as file:
-            if re.match(rb"\xef\xbb\xbf\s*#\s*@", file.read(32)):
-                raise UserError(
-                    f"{path} begins with a byte-order mark, which hides its # @package from Hydra; save the file in "
-                    "UTF-8 without one"
-                )
-
-
-def _make_paths_absolute(config: DictConfig) -> None:
-    base = Path(OmegaConf.select(config, "paths.base") or os.getcwd())
-    for key in PATH_KEYS:
-        value = OmegaConf.select(config, key)
-        if value is not None and not str(value).startswith("package:"):  # allowed for model.encoder.weights
-            path = str(base / expand_home(str(value)))
-            _check_is_utf8(key, path)
-            OmegaConf.update(config, key, path)
-
-
-def _check_is_utf8(key: str, value: str) -> None:
-    if not is_utf8(value):
-        raise UserError(
-            f"{key}={os.fsencode(value).decode('utf-8', 'backslashreplace')} is not UTF-8, but names of files must "
-            "be; rename the file or folder (convmv renames whole trees)"
-        )
-
-
-def _check_required_groups(config: DictConfig) -> None:
-    for group in _REQUIRED_GROUPS:
-        if config.get(group) is None:
-            raise UserError(f"there is no {group}; give {group}=one of {', '.join(find_options(group))}")

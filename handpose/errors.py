@@ -45,6 +45,11 @@ class UserError(ValueError):
     """
 
 
+def join_lines(text: object) -> str:
+    """Return a text, such as the message of an exception, as a single line."""
+    return " ".join(str(text).split())
+
+
 def is_about_files(error: OSError) -> bool:
     """Whether an error is about a file or folder of the user, and not a bug in this project or a network problem.
 

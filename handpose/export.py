@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handpose.config import compose, exit_on_user_error, make_parser, use_given_extensions
+from handpose.config import compose, use_given_extensions
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
 from handpose.evaluation.photographs import (
@@ -33,6 +33,7 @@ from handpose.evaluation.photographs import (
 from handpose.evaluation.trained_network import TrainedNetwork, list_data_overrides, read_network
 from handpose.files import check_output_file, to_json, write_atomically
 from handpose.heatmaps import ImageAxes
+from handpose.program import exit_on_user_error, make_parser
 from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint

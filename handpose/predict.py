@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from handpose import drawing
-from handpose.config import exit_on_user_error, make_parser, quote_override, use_given_extensions
+from handpose.config import quote_override, use_given_extensions
 from handpose.errors import UserError, explain_file_error
 from handpose.evaluation.find_hands import find_hands
 from handpose.evaluation.photographs import (
@@ -29,6 +29,7 @@ from handpose.evaluation.trained_network import TrainedNetwork, read_network
 from handpose.files import check_writable, write_atomically, write_json
 from handpose.geometry import project, to_root_relative
 from handpose.heatmaps import CameraAxes
+from handpose.program import exit_on_user_error, make_parser
 from handpose.skeleton import JOINT_NAMES
 from handpose.utf8 import use_utf8
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from handpose.errors import UserError
+from handpose.errors import UserError, join_lines
 from handpose.files import write_atomically
 from handpose.formats import upgrade
 from handpose.utf8 import read_utf8
@@ -97,6 +97,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = load_yaml(path) if path.is_file() else {}
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path} is damaged ({join_lines(error)})") from error
     content = content if isinstance(content, dict) else {}
     return upgrade(content, path)

@@ -1,5 +1,4 @@
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -11,15 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from handpose import config_files
-from handpose.config import (
-    compose,
-    dotted_keys,
-    exit_on_user_error,
-    list_location_overrides,
-    quote_override,
-    run_script,
-    to_plain_values,
-)
+from handpose.config import compose, dotted_keys, list_location_overrides, quote_override, to_plain_values
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 
@@ -147,15 +138,6 @@ def test_the_best_of_a_sweep_comes_before_the_command_line(tmp_path):
     assert (config.model.decoder.depth, config.optimizer.lr) == (2, 0.25)
 
 
-def test_the_printed_configuration_has_the_values_of_best_yaml(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "best.yaml"
-    path.write_text(yaml.safe_dump({"overrides": ["model.decoder.depth=2", "optimizer.lr=0.5"]}))
-    monkeypatch.setattr(sys, "argv", ["train.py", f"best={path}", "optimizer.lr=0.25", "--cfg", "job"])
-    run_script("train", lambda _: pytest.fail("--cfg only prints"))
-    printed = yaml.safe_load(capsys.readouterr().out)
-    assert (printed["model"]["decoder"]["depth"], printed["optimizer"]["lr"]) == (2, 0.25)
-
-
 @pytest.mark.parametrize("name", ["a b", "it's", "x [1], y"])
 def test_the_best_of_a_sweep_may_lie_in_any_folder(tmp_path, name):
     (tmp_path / name).mkdir()
@@ -189,37 +171,8 @@ def test_a_key_is_accepted_under_its_former_name(old, new):
     assert now != before
 
 
-def test_a_script_warns_of_a_former_name_and_names_the_new_one(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["tune.py", "sweep.explosion_factor=5", "sweep.num_trials=7"])
-    composed = []
-    run_script("tune", composed.append)
-    assert (composed[0].sweep.divergence_factor, composed[0].sweep.num_trials) == (5, 7)
-    warning = "warning: sweep.explosion_factor has been renamed to sweep.divergence_factor; use the new name\n"
-    assert capsys.readouterr().err == warning
-
-
 def test_keys_of_leaves_and_of_what_holds_them_are_dotted():
     assert list(dotted_keys({"a": {"b": 1, "c": {"d": 2}}, "e": {}})) == ["a", "a.b", "a.c", "a.c.d", "e"]
-
-
-def test_sigterm_ends_a_program_with_a_sentence_as_ctrl_c_does(capsys):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as left, exit_on_user_error():
-        signal.raise_signal(signal.SIGTERM)
-    assert left.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_who_handles_sigterm_already_goes_on_doing_so():
-    received = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    try:
-        with exit_on_user_error():
-            os.kill(os.getpid(), signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert received == [signal.SIGTERM]
 
 
 @pytest.fixture

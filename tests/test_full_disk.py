@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from handpose.config import run_script
 from handpose.data import pack as packing
 from handpose.data import synthetic
 from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError, explain_file_error, format_size
 from handpose.evaluation.submission import write_course, write_official
 from handpose.files import check_writable, write_atomically, write_json
+from handpose.program import run_script
 from handpose.report.trial_table import TrialTable
 from handpose.sweep.record.events import EventLog, SweepOpened, TrialSuggested, read_events
 from handpose.training.checkpoints import AtomicCheckpointIO

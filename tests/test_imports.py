@@ -20,6 +20,7 @@ LAYERS = [
     {"losses", "data", "models", "metrics"},
     {"schema"},
     {"config"},
+    {"program"},
     {"training", "evaluation"},
     {"search", "schedulers", "sweep", "report", "predict", "export"},
 ]
@@ -102,8 +103,8 @@ def test_siblings_do_not_import_each_other(path):
     [
         ("ray", {"sweep"}),
         ("optuna", {"sweep", "search", "schedulers"}),
-        ("hydra", {"config", "training", "sweep", "search"}),
-        ("omegaconf", {"config", "training", "sweep", "search"}),
+        ("hydra", {"config", "program", "training", "sweep", "search"}),
+        ("omegaconf", {"config", "program", "training", "sweep", "search"}),
     ],
 )
 def test_a_library_is_imported_only_where_it_belongs(package, homes):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from handpose.config import compose, run_script
+from handpose.config import compose
+from handpose.program import run_script
 from handpose.training.fit import fit, prepare_run
 from handpose.training.results import RunFolders
 from tests import builders

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from handpose.config import run_script
 from handpose.evaluation.submission import read_course, read_official
+from handpose.program import run_script
 from tests.builders import write_course, write_freihand
 from train import main
 

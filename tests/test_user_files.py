@@ -16,10 +16,10 @@ import pytest
 from filelock import Timeout
 
 from handpose import export, predict
-from handpose.config import run_script
 from handpose.data import synthetic
 from handpose.evaluation import __main__ as evaluation
 from handpose.locks import hold_lock
+from handpose.program import run_script
 from handpose.report import __main__ as report
 from handpose.sweep.audit import audit
 from handpose.sweep.preflight.checks import check_sweep

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from handpose import config_files
-from handpose.config import compose, load_dotenv_file
+from handpose.config import compose
 from handpose.errors import UserError
+from handpose.program import load_dotenv_file
 from handpose.search.space import load_space
 from handpose.utf8 import read_utf8
 from handpose.yaml_files import load_yaml

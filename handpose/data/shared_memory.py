@@ -8,7 +8,7 @@ import mmap
 import shutil
 from pathlib import Path
 
-from handpose.errors import UserError
+from handpose.errors import UserError, join_lines
 from handpose.skeleton import NUM_JOINTS
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -70,7 +70,7 @@ def make_loader_error(num_workers: int, error: Exception) -> UserError:
     memory = f"; {SHARED_MEMORY} has {_format_mb(usage.free)} of {_format_mb(usage.total)} free" if usage else ""
     return UserError(
         f"data.num_workers={num_workers}: the worker processes of the data loader gave no batch "
-        f"({' '.join(str(error).split())[:200]}){memory}; give data.num_workers=0, or more shared memory"
+        f"({join_lines(error)[:200]}){memory}; give data.num_workers=0, or more shared memory"
     )
 
 

@@ -14,7 +14,7 @@ import yaml
 from torchmetrics import Metric, MetricCollection
 
 from handpose.config_files import find_options
-from handpose.errors import UserError
+from handpose.errors import UserError, join_lines
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.yaml_files import load_yaml
 
@@ -55,7 +55,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = load_yaml(file)
     except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} is not valid YAML: {join_lines(error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("_target_"), str):
         raise UserError(f"{file} must name the class of a metric as _target_")
     return content

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from handpose.config import exit_on_user_error, make_parser
+from handpose.program import exit_on_user_error, make_parser
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.storage.stored_sweep import open_sweep_for_reading
 from handpose.urls import is_url

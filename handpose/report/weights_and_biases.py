@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from handpose.errors import join_lines
 from handpose.report.trial_table import TrialRow
 
 _KEY_FILE = "key"
@@ -79,7 +80,7 @@ class WandbLog:
             action(row)
         except Exception as error:  # wandb raises many kinds, for example without an account or network
             self._works = False
-            print(f"wandb: {' '.join(str(error).split())}; the sweep continues without it", flush=True)
+            print(f"wandb: {join_lines(error)}; the sweep continues without it", flush=True)
 
     def _get_run(self, row: TrialRow) -> Any:
         if row.number not in self._runs:

@@ -31,7 +31,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseGASampler, BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from handpose.errors import UserError
+from handpose.errors import UserError, join_lines
 from handpose.plain_values import is_same, to_json_text
 from handpose.search.distributions import count_values, parse_label
 from handpose.search.points import (
@@ -509,7 +509,7 @@ def _resolve_sampler(
 
 
 def _make_sampler_error(error: Exception) -> UserError:
-    return UserError(f"searcher.sampler: {' '.join(str(error).split())} (its values are in configs/searcher/)")
+    return UserError(f"searcher.sampler: {join_lines(error)} (its values are in configs/searcher/)")
 
 
 def _keep_finite(values: Mapping[Any, float]) -> dict[Any, float]:

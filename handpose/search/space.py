@@ -30,7 +30,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from handpose.errors import UserError
+from handpose.errors import UserError, join_lines
 from handpose.files import expand_home
 from handpose.plain_values import is_equal, is_plain, is_same, to_json_text, to_plain
 from handpose.search.distributions import (
@@ -310,7 +310,7 @@ def _load_yaml(file: Path) -> YamlSpace:
     try:
         content = load_yaml(file)
     except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} is not valid YAML: {join_lines(error)}") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file} must map configuration keys to ranges, as in `optimizer.lr: interval(0.0001, 0.01)`")
     parameters: dict[str, BaseDistribution] = {}
@@ -389,7 +389,7 @@ def _parse_options(where: str, override: Override, sweep: Any) -> list[Any]:
     try:
         return [_unquote(value) for value in override.sweep_iterator()]
     except (HydraException, ValueError) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{where}: {join_lines(error)}") from error
 
 
 def _unquote(value: Any) -> Any:

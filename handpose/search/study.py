@@ -23,7 +23,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, Jour
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from handpose.errors import UserError, add_file_name
+from handpose.errors import UserError, add_file_name, join_lines
 from handpose.search.distributions import parse_label
 from handpose.search.space import Params
 
@@ -103,7 +103,7 @@ def resolve_storage_url(url: str | None) -> str | None:
     try:
         return OmegaConf.create({"url": url}).url
     except OmegaConfBaseException as error:
-        raise UserError(f"searcher.storage={url}: {' '.join(str(error).split())}") from error
+        raise UserError(f"searcher.storage={url}: {join_lines(error)}") from error
 
 
 def close_storage(storage: BaseStorage) -> None:
@@ -188,7 +188,7 @@ def _open_database(url: str) -> BaseStorage:
     try:
         return optuna.storages.get_storage(RDBStorage(url))
     except Exception as error:  # from SQLAlchemy or the driver, or the driver is missing
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = join_lines(error.__cause__ or error)
         raise UserError(
             f"searcher.storage={hide_password(url)} cannot be opened ({hide_password(reason)}); give the URL "
             "of a database, as sqlite:////folder/study.db, or null for a file in the sweep's folder"

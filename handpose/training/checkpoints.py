@@ -18,7 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from handpose.config import find_choice, find_target, quote_override, to_plain_values
-from handpose.errors import UserError, explain_file_error
+from handpose.errors import UserError, explain_file_error, join_lines
 from handpose.files import write_atomically
 from handpose.metrics.target import Mode, TargetMetric
 
@@ -290,5 +290,5 @@ def load_weights(module: pl.LightningModule, checkpoint: Mapping[str, Any], path
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = join_lines(error)[:200]
         raise UserError(f"the weights in {path} do not fit the configured network: {reason}") from error

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from handpose.config import instantiate_key, quote_override, to_plain_values
 from handpose.data.datamodule import HandDataModule
 from handpose.data.sample import Annotations, HandBatch
-from handpose.errors import UserError, add_file_name
+from handpose.errors import UserError, add_file_name, join_lines
 from handpose.evaluation.baselines import compute_mean_pose_errors
 from handpose.evaluation.hand_pictures import write_hand_pictures
 from handpose.evaluation.predict import (
@@ -285,7 +285,7 @@ def _check_image_size(config: DictConfig, module: HandPose, loader: DataLoader[H
         with torch.random.fork_rng(devices=[]):
             copy.deepcopy(module.net).train()(pictures)
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = join_lines(error)[:200]
         encoder = config.model.encoder
         named = f"model.encoder.name={encoder.name}" if "name" in encoder else f"the encoder {encoder._target_}"
         raise UserError(

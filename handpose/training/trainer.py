@@ -20,7 +20,7 @@ from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from handpose.config import instantiate_key, to_plain_values
-from handpose.errors import UserError
+from handpose.errors import UserError, join_lines
 from handpose.metrics.validation import make_target_metric
 from handpose.training.averaging import AveragedWeights
 from handpose.training.batch_norm import SyncBatchNormPlugin
@@ -228,11 +228,11 @@ def explain_trainer_errors(config: DictConfig) -> Iterator[None]:
 
 
 def _make_user_error(error: BaseException | None) -> UserError:
-    return UserError(f"trainer: {' '.join(str(error).split())}")
+    return UserError(f"trainer: {join_lines(error)}")
 
 
 def _get_first_sentence(error: BaseException) -> str:
-    return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+    return join_lines(error).partition(". ")[0].rstrip(".")
 
 
 def uses_gpu(config: DictConfig) -> bool:

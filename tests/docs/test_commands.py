@@ -19,9 +19,10 @@ import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.utils import instantiate
 
-from handpose.config import _expand_multirun, compose
+from handpose.config import compose
 from handpose.config_files import REPOSITORY
 from handpose.errors import UserError
+from handpose.program import expand_multirun
 from handpose.search.space import load_space
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.driver.resume import _CHANGEABLE_KEYS
@@ -212,7 +213,7 @@ def _module_name(script: str) -> str:
 
 def _check_hydra(script: str, arguments: Sequence[str], parse: Callable[..., argparse.Namespace]) -> None:
     given = parse(get_args_parser(), list(arguments))
-    for overrides in _expand_multirun(given.overrides) if given.multirun else [given.overrides]:
+    for overrides in expand_multirun(given.overrides) if given.multirun else [given.overrides]:
         _make_results(overrides)
         config = compose("tune" if script == "tune.py" else "train", overrides)
         if script != "tune.py" or config.sweep.status:

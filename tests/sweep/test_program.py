@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from handpose.config import run_script
 from handpose.config_files import REPOSITORY
 from handpose.evaluation.submission import read_course, read_official
+from handpose.program import run_script
 from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand
 from tests.report.test_tensorboard import hparams_tab

@@ -18,11 +18,12 @@ import optuna
 from filelock import FileLock, Timeout
 from hydra.utils import get_class, instantiate
 
-from handpose.config import exit_on_user_error, make_parser, search_path_override, to_plain_values
+from handpose.config import search_path_override, to_plain_values
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.formats import rename_options
 from handpose.plain_values import is_same
+from handpose.program import exit_on_user_error, make_parser
 from handpose.search.optuna_searcher import OptunaSearcher
 from handpose.search.searcher import count_points
 from handpose.search.space import flatten_config

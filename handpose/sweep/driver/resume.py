@@ -14,19 +14,12 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from handpose.config import (
-    compose,
-    list_given_keys,
-    list_location_overrides,
-    list_task_overrides,
-    override_key,
-    quote_override,
-    to_plain_values,
-)
-from handpose.errors import UserError
+from handpose.config import compose, list_location_overrides, override_key, quote_override, to_plain_values
+from handpose.errors import UserError, join_lines
 from handpose.files import expand_home
 from handpose.formats import SWEEP_YAML_FORMAT, upgrade
 from handpose.metrics.validation import get_direction
+from handpose.program import list_given_keys, list_task_overrides
 from handpose.search.space import Space, fix_params, flatten_config, list_keys, load_space
 from handpose.search.study import check_storage_url, hide_password
 from handpose.sweep.record.provenance import PROCESS_MB, fill_in_modes
@@ -304,7 +297,7 @@ def _read_sweep_record(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"sweep.resume={folder}: there is no {file}, so there is no sweep to resume") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{file} is damaged ({' '.join(str(error).split())})") from error
+        raise UserError(f"{file} is damaged ({join_lines(error)})") from error
     missing = [key for key in _TASK_KEYS if key not in (record or {})]
     if missing:
         raise UserError(f"{file} lacks {', '.join(missing)}: this sweep cannot be resumed")

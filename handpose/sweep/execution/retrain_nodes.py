@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from handpose.config_files import REPOSITORY
-from handpose.errors import UserError
+from handpose.errors import UserError, join_lines
 from handpose.sweep.controller.slots import Slots, count_fitting_workers, count_slots
 from handpose.sweep.execution.group_trainer import find_interface
 from handpose.sweep.execution.nodes import list_live_nodes
@@ -142,7 +142,7 @@ def run_on_nodes(
                 where, lines = f"on node {rank + 1} of {len(on)}", " ".join(last[rank])
                 raise UserError(f"it {describe_exit(said)} {where}: {lines}")
     except ray.exceptions.RayError as error:
-        raise UserError(f"it broke off ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"it broke off ({join_lines(error)[:200]})") from error
     finally:
         for each in running:
             with suppress(Exception):

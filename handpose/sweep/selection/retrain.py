@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from handpose.config import compose, exit_on_user_error, interrupt_on_sigterm, override_key, quote_override
+from handpose.config import compose, override_key, quote_override
 from handpose.errors import UserError
 from handpose.files import read_json, write_json
+from handpose.program import exit_on_user_error, interrupt_on_sigterm
 from handpose.report.formatting import format_duration, format_params
 from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError
 from handpose.sweep.execution.retrain_nodes import RetrainNodes, make_program_environment, run_on_nodes

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 import pyarrow
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-from handpose.errors import UserError
+from handpose.errors import UserError, join_lines
 from handpose.files import write_atomically
 from handpose.urls import join_url
 
@@ -168,8 +168,9 @@ class ObjectStore:
 
 def summarise_store_error(error: BaseException) -> str:
     """Summarise an error of a store in one line, without the request ID."""
-    text = " ".join(str(error).split())
-    return re.sub(r"^When .*?: (?=AWS Error)|; Details: .*| ?\(Request ID: [^)]*\)|\. Detail: .*", "", text)
+    return re.sub(
+        r"^When .*?: (?=AWS Error)|; Details: .*| ?\(Request ID: [^)]*\)|\. Detail: .*", "", join_lines(error)
+    )
 
 
 @lru_cache(maxsize=64)

@@ -21,8 +21,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from handpose.config import exit_on_user_error
 from handpose.errors import UserError
+from handpose.program import exit_on_user_error
 from handpose.report.trial_table import TrialTable
 from handpose.resources import measure_memory
 from handpose.schedulers.population import PopulationBased
