@@ -61,6 +61,7 @@ class SweepPlan:
         recipe: composes the configuration of a trial from its parameters.
         make_scheduler: returns a new scheduler.
         searcher: makes a searcher.
+        num_points: how many trials the searcher can propose; None: any number, or it is not known yet.
         origin: provenance of the sweep, from `collect_provenance`.
     """
 
@@ -71,6 +72,7 @@ class SweepPlan:
     recipe: TrialRecipe
     make_scheduler: Callable[[], Scheduler]
     searcher: partial[Searcher]
+    num_points: int | None
     origin: Mapping[str, Any]
 
     @property
@@ -110,7 +112,7 @@ class SweepPlan:
             preflight=self._bind_preflight(trial_function),
             folder_sync=folder_sync,
             on_resume=partial(save_budgets, self.task),
-            count_points=self._count_points,
+            num_points=self.num_points,
         )
         return run_sweep(run)
 
@@ -173,9 +175,6 @@ class SweepPlan:
                 )
             yield retrain_nodes
 
-    def _count_points(self) -> int | None:
-        return count_points(self.searcher, self.task.space, repeats=self.make_scheduler().perturbs_params)
-
     def _bind_preflight(self, trial_function: TrialFunction) -> Callable[[Slots], Slots]:
         preflight = Preflight(
             sweep=self.sweep,
@@ -205,7 +204,7 @@ def build_plan(task: SweepTask) -> SweepPlan:
     check_scientific_key(config.report.scientific, space)
     scheduler = bind_scheduler(instantiate(config.scheduler), sweep, space)
     searcher = instantiate(config.searcher)
-    count_points(searcher, space, repeats=scheduler().perturbs_params)  # raises if it cannot search the space
+    num_points = count_points(searcher, space, repeats=scheduler().perturbs_params)
     data = summarise_data(config)
     check_fingerprint(task, data.fingerprint)
     if (slots := slots_here(sweep, cluster)) is not None:
@@ -214,4 +213,4 @@ def build_plan(task: SweepTask) -> SweepPlan:
     check_validation_epochs(sweep, scheduler(), validation_interval=validates_every)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
     origin = task.origin or collect_provenance(data=data.fingerprint)
-    return SweepPlan(task, sweep, cluster, data, recipe, scheduler, searcher, origin)
+    return SweepPlan(task, sweep, cluster, data, recipe, scheduler, searcher, num_points, origin)

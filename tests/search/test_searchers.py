@@ -210,5 +210,5 @@ def test_a_whole_sweep_runs_with_a_searcher_of_one_python_and_one_yaml_file(tmp_
     monkeypatch.setattr("handpose.sweep.plan.check_loaders", lambda *arguments: None)
     plan = build_plan(replace(sweep.task, origin=None))
     assert isinstance(bind_arguments(plan.searcher, space=plan.task.space, seed=0, mode="min")(), LocalSearcher)
-    assert plan._count_points() is None
+    assert plan.num_points is None
     assert not plan.trial_function.needs_costs

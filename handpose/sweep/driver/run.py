@@ -79,7 +79,7 @@ class SweepRun:
         preflight: checks and measures trials before the first one starts, and returns the slots to use.
         folder_sync: copies the sweep's folder to a store; None: the sweep has no store.
         on_resume: called when a sweep is about to be resumed, while its lock is held.
-        count_points: returns how many different trials the space allows; None: any number.
+        num_points: how many trials the searcher can propose; None: any number, or it is not known yet.
         process_mb: main memory of a worker in MB, as far as it is known before the preflight. A resumed sweep uses the
             value that its own preflight measured.
     """
@@ -95,7 +95,7 @@ class SweepRun:
     preflight: Callable[[Slots], Slots] = lambda slots: slots
     folder_sync: FolderSync | None = None
     on_resume: Callable[[], None] = lambda: None
-    count_points: Callable[[], int | None] = lambda: None
+    num_points: int | None = None
     process_mb: float = MIN_PROCESS_MB
 
     @cached_property
@@ -128,7 +128,7 @@ def run_sweep(run: SweepRun) -> Iterator[TrialTable]:
     """
     if run.description is not None:
         _check_searcher(run)
-    elif finished := read_finished_table(run.sweep.path, run.make_history(), num_points=run.count_points()):
+    elif finished := read_finished_table(run.sweep.path, run.make_history(), num_points=run.num_points):
         yield finished
         return
     with contextlib.ExitStack() as stack:
@@ -209,7 +209,7 @@ def read_finished_table(folder: Path, history: History, *, num_points: int | Non
     Args:
         folder: the folder of the sweep.
         history: an empty history; the events are replayed into it.
-        num_points: how many trials the space allows; None: any number.
+        num_points: how many trials the searcher can propose; None: any number.
 
     Returns:
         The table; None: the sweep can continue.
