@@ -144,8 +144,12 @@ class OptunaSearcher(Searcher):
         self.constraints = parse_limits(constraints or {})
         self._space, self._name, self._seed, self._second_objective = space, name, seed, second_objective
         self._make_sampler = _resolve_sampler(sampler, num_objectives=1 if second_objective is None else 2)
-        self._check_sampler(warm_start or [])
-        begins_with = partial(
+        sampler_kind = self._check_sampler(has_warm_start=bool(warm_start))
+        # These two learn infeasibility from complete trials only, and a trial that is never trained is never complete.
+        self._completes_infeasible = issubclass(sampler_kind, (GPSampler, BaseGASampler))
+        self._max_ended = _MAX_ENDED_TRIALS if issubclass(sampler_kind, TPESampler) else None
+        self._num_draws = 2 if issubclass(sampler_kind, GPSampler) else _MAX_DRAWS  # it finds the same maximum again
+        prepare_trials = partial(
             prepare_initial_trials,
             space,
             Conditions(metric, mode, max_epochs, fingerprint, defaults),
@@ -155,11 +159,11 @@ class OptunaSearcher(Searcher):
             num_points=warm_start_points,
             limits=self.constraints,
         )
-        initial_trials = None if resume else begins_with()  # first, so that a mistake is reported before a file exists
+        initial_trials = None if resume else prepare_trials()  # before a file exists: it reports mistakes
         self._storage = open_storage(storage, folder)
         found = find_study(self._storage, name) if resume else None
         if found is None or _PLAN_ATTRIBUTE not in self._storage.get_study_user_attrs(found):
-            found = self._create_study(found, metric, mode, initial_trials or begins_with(), storage)
+            found = self._create_study(found, metric, mode, initial_trials or prepare_trials(), storage)
         self._study_id = found
         attributes = self._storage.get_study_user_attrs(found)
         self.warm_start: list[dict[str, Any]] = attributes[_WARM_START_ATTRIBUTE]
@@ -289,8 +293,7 @@ class OptunaSearcher(Searcher):
     def _draw_trial(
         self, view: SamplerView, number: int, point: Params | None, sampler: BaseSampler
     ) -> tuple[FrozenTrial, Params]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             pending, params = view.draw(self._space, sampler, number=number, point=point)
         if not is_same(params, {name: parse_label(value) for name, value in pending.params.items()}):
             pending.set_user_attr(PARAMS_ATTRIBUTE, params)
@@ -326,8 +329,7 @@ class OptunaSearcher(Searcher):
         if self._make_sampler is None:
             return RandomSampler(seed=seed)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 sampler = self._make_sampler(seed=seed)
                 if isinstance(sampler, QMCSampler):  # all trials are points of one sequence, with one seed
                     sampler = self._make_sampler(seed=self._seed, independent_sampler=RandomSampler(seed=seed))
@@ -335,25 +337,24 @@ class OptunaSearcher(Searcher):
             raise _make_sampler_error(error) from error
         return sampler
 
-    def _check_sampler(self, warm_start: Sequence[str]) -> None:
-        """Draw once, and raise UserError if the sampler rejects its options or the number of objectives."""
-        # These two learn infeasibility from complete trials only, and a trial that is never trained is never complete.
+    def _check_sampler(self, *, has_warm_start: bool) -> type[BaseSampler]:
+        """Draw once with a new sampler, and return its class.
+
+        Raises:
+            UserError: the sampler rejects its options, the space or the number of objectives.
+        """
         sampler = self._build_sampler(0)
-        self._completes_infeasible = isinstance(sampler, (GPSampler, BaseGASampler))
-        self._max_ended = _MAX_ENDED_TRIALS if isinstance(sampler, TPESampler) else None
-        self._num_draws = 2 if isinstance(sampler, GPSampler) else _MAX_DRAWS  # it finds the same maximum again
         if self._make_sampler is None:
             count_grid_points(self._space)
-            if warm_start:
+            if has_warm_start:
                 raise UserError(
                     "searcher=grid tries every point once and cannot learn from other sweeps; leave out "
                     "searcher.warm_start"
                 )
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 num_objectives = 1 if self._second_objective is None else 2
-                pending, _ = draw_trial(self._space, self._build_sampler(0), num_objectives=num_objectives)
+                pending, _ = draw_trial(self._space, sampler, num_objectives=num_objectives)
         except TypeError as error:
             raise _make_sampler_error(error) from error
         except ValueError as error:
@@ -365,6 +366,7 @@ class OptunaSearcher(Searcher):
             ) from error
         if isinstance(sampler, GPSampler):
             _check_list_lengths(pending.distributions)
+        return type(sampler)
 
     def _repeat_suggestion(self, number: int) -> Params:
         trial = self._get_trial(number)
@@ -388,26 +390,21 @@ class OptunaSearcher(Searcher):
         if trial.state != state and not trial.state.is_finished():
             self._storage.set_trial_state_values(trial._trial_id, state, values)
 
-    def _store_values(self, trial: FrozenTrial, values: Mapping[int, float]) -> None:
-        if not trial.state.is_finished():
-            for epoch, value in _keep_finite(values).items():
-                if epoch not in trial.intermediate_values:
-                    self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
-
-    def _store_costs(self, trial: FrozenTrial, costs: Mapping[str, float]) -> None:
-        if not trial.state.is_finished():
-            costs = _keep_finite(costs)
-            for name, cost in costs.items():
-                if name not in trial.user_attrs:
-                    self._storage.set_trial_user_attr(trial._trial_id, name, cost)
-            for key, part in compute_excess(costs, self.constraints).items():
-                if key not in trial.system_attrs:
-                    self._storage.set_trial_system_attr(trial._trial_id, key, part)
-
     def _update_trial(self, trial: FrozenTrial, snapshot: TrialSnapshot) -> None:
-        self._store_costs(trial, snapshot.costs)
-        self._store_values(trial, snapshot.values)
-        self._set_state(trial, *self._get_outcome(snapshot.state, _keep_finite(snapshot.values), snapshot.costs))
+        """Store what the study lacks of a trial, unless the trial has ended there."""
+        if trial.state.is_finished():
+            return
+        values, costs = _keep_finite(snapshot.values), _keep_finite(snapshot.costs)
+        for name, cost in costs.items():
+            if name not in trial.user_attrs:
+                self._storage.set_trial_user_attr(trial._trial_id, name, cost)
+        for key, excess in compute_excess(costs, self.constraints).items():
+            if key not in trial.system_attrs:
+                self._storage.set_trial_system_attr(trial._trial_id, key, excess)
+        for epoch, value in values.items():
+            if epoch not in trial.intermediate_values:
+                self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+        self._set_state(trial, *self._get_outcome(snapshot.state, values, costs))
 
     def _rebuild_trial(self, snapshot: TrialSnapshot) -> FrozenTrial:
         """Rebuild a trial that the study lacks from the events."""
@@ -431,8 +428,8 @@ class OptunaSearcher(Searcher):
 
         Args:
             state: the state in the table of trials.
-            values: epoch -> metric.
-            costs: the measured costs by name.
+            values: epoch -> metric, if it is finite.
+            costs: the measured costs by name, if they are finite.
         """
         if state == "running":
             return TrialState.RUNNING, None
@@ -440,8 +437,8 @@ class OptunaSearcher(Searcher):
             return TrialState.WAITING, None
         reached = [values[max(values)]] if values else None
         if reached and self._second_objective is not None:
-            cost = costs.get(self._second_objective, math.nan)
-            reached = [*reached, cost] if math.isfinite(cost) else None
+            cost = costs.get(self._second_objective)
+            reached = None if cost is None else [*reached, cost]
         if _STUDY_STATES[state] == TrialState.FAIL or (reached is None and state != "infeasible"):
             return TrialState.FAIL, None
         return _STUDY_STATES[state], reached

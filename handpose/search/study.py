@@ -216,8 +216,7 @@ def create_study(storage: BaseStorage, name: str, objectives: Mapping[str, str],
         UserError: the storage has a study of this name already.
     """
     directions = [StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE for mode in objectives.values()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # set_metric_names is experimental
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # set_metric_names is experimental
         try:
             study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         except DuplicatedStudyError as error:

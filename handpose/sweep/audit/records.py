@@ -9,6 +9,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -302,6 +303,7 @@ def _audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: 
     They must be those of the study's plan, and the trial must have them.
     """
     points = study.user_attrs.get("plan", {}).get("points", [])
+    list_points = cache(partial(find_finite_points, space))  # a Python space is called for each of its points
     for index, trial in enumerate(study.get_trials(deepcopy=False)[first_number:]):
         decided = trial.system_attrs.get(_DECIDED)
         if decided is None:  # the sampler drew all of its values
@@ -313,7 +315,7 @@ def _audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: 
                 yield Wrong(f"{place_of} has {said}")
         if index < len(points) and not is_same(decided, points[index]):
             yield Wrong(f"{place_of} was decided to be {decided}, but the plan has {points[index]}")
-        elif index >= len(points) and find_finite_points(space) is None:
+        elif index >= len(points) and list_points() is None:
             yield Lost(f"{place_of} was decided to be {decided}, which the plan does not have")
 
 

@@ -176,7 +176,7 @@ class History:
         """Decide whether a failed trial is retried.
 
         - Out of GPU memory on a fraction of a GPU: retried with twice the fraction, at most a whole GPU.
-        - Preempted, lost or worn: always retried.
+        - Preempted, lost, or sent to a worker process that was unfit for another trial: always retried.
         - Out of GPU memory without a larger fraction, or a mistake: the same failure would come again, so the trial is
           not retried. An exception is a mistake before the first report of any trial: it may be a bug that halts the
           sweep, and then the trial must be retried after the bug has been fixed.
@@ -199,11 +199,8 @@ class History:
         if kind in _BLAMELESS_FAILURES:
             return True, trial.gpus
         comes_again = kind == "gpu_memory" or (kind == "user_error" and self.num_reports)
-        left = (
-            (0 if comes_again else self._settings.max_retries)
-            - trial.num_failures
-            + self.health.count_excused_failures(number)
-        )
+        max_retries = 0 if comes_again else self._settings.max_retries
+        left = max_retries - trial.num_failures + self.health.count_excused_failures(number)
         return left > 0 or (left == 0 and self.health.is_excusable(node, number)), trial.gpus
 
     def should_quarantine(self, number: int, kind: FailureKind, node: str, *, capacity: NodeCapacity) -> bool:
@@ -248,7 +245,7 @@ class History:
         Args:
             now: current time, in seconds of the sweep's own time.
         """
-        return next((each for each in sorted(self.live["waiting"]) if self.trials[each].retry_at <= now), None)
+        return min((each for each in self.live["waiting"] if self.trials[each].retry_at <= now), default=None)
 
     def _is_exploding(self, number: int, value: float) -> bool:
         factor, best = self._settings.divergence_factor, self.trials[number].best_value
@@ -359,7 +356,7 @@ class History:
                 self._apply_closed(event)
 
     def _apply_opened(self, event: SweepOpened) -> None:
-        """Trials that ran when the previous process ended now wait to be resumed."""
+        """Start a process of the sweep: trials that ran when the previous one ended now wait to be resumed."""
         self.table.end = ""
         self.num_trials, self.gpus = event.num_trials, event.gpus
         self.health.reset()

@@ -299,23 +299,25 @@ def _classify_failure(error: Exception | None, text: str) -> FailureKind:
     if isinstance(error, RayActorError):
         if error.preempted:
             return "preempted"
-        return "lost" if any(said in text for said in _NODE_LOST_TEXTS) else "killed"
+        return "lost" if _is_node_lost(text) else "killed"
     raised = getattr(error, "cause", error)
     if isinstance(raised, UnfitWorkerError):
         return "unfit_worker"
     if isinstance(raised, LostWorkerError):
-        is_gone = raised.kind == "killed" and any(
-            said in text for said in _NODE_LOST_TEXTS
-        )  # the node was lost before any worker started
-        return "lost" if is_gone else raised.kind
+        is_lost = raised.kind == "killed" and _is_node_lost(text)  # before any worker of the trial had started
+        return "lost" if is_lost else raised.kind
     if isinstance(raised, UserError):
         return "user_error"
-    return "gpu_memory" if any(said in text for said in _GPU_MEMORY_TEXTS) else "error"
+    return "gpu_memory" if any(part in text for part in _GPU_MEMORY_TEXTS) else "error"
+
+
+def _is_node_lost(text: str) -> bool:
+    return any(part in text for part in _NODE_LOST_TEXTS)
 
 
 def summarise_error_text(text: str) -> str:
     """Summarise an error in one line: the last line of its traceback, or how the worker process died."""
-    if any(said in text for said in _NODE_LOST_TEXTS):
+    if _is_node_lost(text):
         return "its node was lost"
     if "The actor died" in text or "ActorDiedError" in text:
         return diagnose_worker_death(text).sentence
