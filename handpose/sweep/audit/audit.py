@@ -88,7 +88,7 @@ def audit(folder: Path) -> Findings:
         UserError: the folder holds no sweep.
     """
     if not (folder / "sweep.yaml").is_file() and not (folder / EVENTS_FILE).is_file():
-        raise UserError(f"{folder} has no sweep: there is neither sweep.yaml nor {EVENTS_FILE} in it")
+        raise UserError(f"{folder} has no sweep: it contains neither sweep.yaml nor {EVENTS_FILE}")
     found = list(dict.fromkeys(_audit_once(folder)))
     for _ in range(_NUM_ATTEMPTS):
         if not found or not _is_locked(folder):
@@ -208,22 +208,22 @@ def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     for key in {**written, **now}:
         is_compared = key.startswith(_COMPARED) and not key.startswith(_IGNORED_KEYS)
         if is_compared and written.get(key) != now.get(key):
-            yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but its overrides make it {now.get(key)}")
+            yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but its overrides give {now.get(key)}")
     for key, value in task.fixed.items():
         if not is_same(value, task.defaults.get(key.lstrip("+"))):
             made = task.defaults.get(key.lstrip("+"))
-            yield Wrong(f"sweep.yaml: fixed_params has {key}={value}, but its overrides make it {made}")
+            yield Wrong(f"sweep.yaml: fixed_params has {key}={value}, but its overrides give {made}")
     given = dict(each.partition("=")[::2] for each in record["locations"])
     overridden = {each.partition("=")[0] for each in record["overrides"]}
     for key in sorted({"paths.data", "paths.output", "paths.packed"} - overridden):
         if key not in given:
             yield Lost(f"sweep.yaml: locations has no {key}, but config has {written.get(key)}")
         elif str(written.get(key)) != given[key].strip("'"):
-            yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but its locations {given[key]}")
+            yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but locations has {given[key]}")
     choices = compose_choices(record["overrides"])
     for group, theirs, ours in find_differences(rename_options(record["choices"]), rename_options(choices)):
         if not group.startswith("hydra"):
-            yield Wrong(f"sweep.yaml: choices has {group}={theirs}, but its overrides make it {ours}")
+            yield Wrong(f"sweep.yaml: choices has {group}={theirs}, but its overrides give {ours}")
 
 
 def compose_choices(overrides: Sequence[str]) -> dict[str, Any]:
