@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--hosts", nargs="+", help="addresses of your own machines, the head first")
     parser.add_argument("--setup", default="", help="shell commands to run on each machine before pip")
     parser.add_argument("--python", default="python3", help="Python on each machine, 3.11 or newer")
-    parser.add_argument("--ssh-user", default="ubuntu")
+    parser.add_argument("--ssh-user", default="ubuntu", help="user for ssh on all machines; default: ubuntu")
     parser.add_argument(
         "--ssh-private-key", help="key for all machines; copied to the head, which connects to the others"
     )

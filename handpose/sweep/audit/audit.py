@@ -64,6 +64,18 @@ _NUM_ATTEMPTS = 5
 """Audits of a running sweep are repeated this often, to drop findings caused by a write in progress."""
 
 
+_DESCRIPTION = """\
+Check that no result of a sweep was lost, repeated or changed. The audit compares the files of the sweep with each
+other. It also repeats the decisions of the scheduler, those about retries, budgets and constraints, and the choice of
+the winner. It changes nothing.
+
+  python -m handpose.sweep.audit outputs/sweeps/NAME
+
+Each finding is one sentence under one of three headings: lost (something is missing), repeated (something exists twice)
+or wrong (two files contradict each other). The exit status is 1 if there is a finding, else 0.
+"""
+
+
 class Findings(NamedTuple):
     """Findings of an audit. Each one is a sentence that names the file and the place in it.
 
@@ -235,10 +247,8 @@ def compose_choices(overrides: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Print the findings; exit with status 1 if there are any."""
-    parser = make_parser(
-        "handpose.sweep.audit", "Compare the files of a sweep with each other and repeat its decisions."
-    )
-    parser.add_argument("folder", type=Path, help="folder of the sweep, such as outputs/sweeps/NAME")
+    parser = make_parser("handpose.sweep.audit", _DESCRIPTION)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the sweep, such as outputs/sweeps/NAME")
     given = parser.parse_args()
     with exit_on_user_error():
         found = audit(given.folder.resolve())
