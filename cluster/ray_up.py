@@ -121,7 +121,9 @@ def _check_submission(submission: Submission) -> None:
 def main(argv: list[str]) -> None:
     """Check the submission, write the file, and print the three commands."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--provider", choices=("aws", "gcp", "local"), required=True)
+    parser.add_argument(
+        "--provider", choices=("aws", "gcp", "local"), required=True, help="a cloud, or your own machines"
+    )
     parser.add_argument("--region", help="region of the cloud")
     parser.add_argument("--zone", help="zone, for gcp")
     parser.add_argument("--project-id", help="project, for gcp")
